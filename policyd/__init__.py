@@ -1,0 +1,1 @@
+"""policyd decides whether a request to an LLM API may go upstream."""

@@ -1,0 +1,148 @@
+"""What a Python gateway asks policyd with: a deadline, and many questions in one call.
+
+    async with PolicyClient("127.0.0.1:50051") as policyd:
+        answer = await policyd.evaluate(EvaluateRequest(key=key, has_user=False))
+
+Questions that are asked in the same turn of the event loop go out as one BatchEvaluate, which costs
+both sides a fraction of a call for each.
+"""
+
+import asyncio
+import time
+from types import TracebackType
+from typing import Self, TypeVar
+
+import grpc
+
+from policyd.errors import NoDecision
+from policyd.v1.policy_pb2 import (
+    BatchEvaluateItem,
+    BatchEvaluateRequest,
+    EvaluateRequest,
+    EvaluateResponse,
+)
+from policyd.v1.policy_pb2_grpc import PolicyServiceStub
+
+__all__ = ["NoDecision", "PolicyClient"]
+
+MAX_BATCH = 256
+"""Questions in one call. The server takes 1,000; smaller ones spread over more of its turns."""
+_OPTIONS = (
+    # A policyd that restarts is found again quickly.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.enable_retries", 0),  # Done here, so that the deadline is one.
+    ("grpc.max_send_message_length", -1),
+)
+_Waiting = tuple[EvaluateRequest, asyncio.Future[EvaluateResponse]]
+_Answer = EvaluateResponse | NoDecision
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+
+
+class PolicyClient:
+    """Asks a policyd at `target` (HOST:PORT) and waits at most `timeout` seconds for an answer.
+
+    `credentials` make it a TLS channel; `token` is what a policyd with --caller-token-file wants.
+    Belongs to the event loop that it is first used in.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float = 1.0,
+        credentials: grpc.ChannelCredentials | None = None,
+        token: str = "",
+    ) -> None:
+        self._timeout = timeout
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else None
+        self._channel = (
+            grpc.aio.secure_channel(target, credentials, options=_OPTIONS)
+            if credentials
+            else grpc.aio.insecure_channel(target, options=_OPTIONS)
+        )
+        self._stub = PolicyServiceStub(self._channel)
+        self._waiting: list[_Waiting] = []
+        self._calls: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the channel. Questions under way end with NoDecision."""
+        await self._channel.close()
+
+    async def evaluate(self, request: EvaluateRequest) -> EvaluateResponse:
+        """Ask for a decision. Raises NoDecision where none comes in time, for whatever cause."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[EvaluateResponse] = loop.create_future()
+        if not self._waiting:
+            loop.call_soon(self._send)
+        self._waiting.append((request, answer))
+        return await answer
+
+    def _send(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for start in range(0, len(waiting), MAX_BATCH):
+            task = asyncio.create_task(self._ask(waiting[start : start + MAX_BATCH]))
+            self._calls.add(task)
+            task.add_done_callback(self._calls.discard)
+
+    async def _ask(self, batch: list[_Waiting]) -> None:
+        try:
+            answers = await self._answers([request for request, _ in batch])
+        except grpc.aio.AioRpcError as error:
+            reason = f"{error.code().name}: {error.details()}"
+            answers = [NoDecision(f"policyd gave no decision ({reason})")] * len(batch)
+        except asyncio.CancelledError:
+            answers = [NoDecision("the client of policyd was closed")] * len(batch)
+        for (_, future), answer in zip(batch, answers, strict=True):
+            _settle(future, answer)
+
+    async def _answers(self, requests: list[EvaluateRequest]) -> list[_Answer]:
+        if len(requests) == 1:
+            return [await self._call(self._stub.Evaluate, requests[0])]
+        items = [
+            BatchEvaluateItem(id=str(number), request=request)
+            for number, request in enumerate(requests)
+        ]
+        batch = BatchEvaluateRequest(items=items)
+        results = (await self._call(self._stub.BatchEvaluate, batch)).results
+        return [
+            result.response
+            if result.HasField("response")
+            else NoDecision(f"policyd gave no decision ({result.status.message})")
+            for result in results
+        ]
+
+    async def _call(
+        self, method: grpc.aio.UnaryUnaryMultiCallable[_Request, _Response], request: _Request
+    ) -> _Response:
+        started = time.monotonic()
+        try:
+            return await method(request, timeout=self._timeout, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            left = self._timeout - (time.monotonic() - started)
+            # A policyd that is being replaced closes its connections; another takes the next call.
+            if error.code() is not grpc.StatusCode.UNAVAILABLE or left <= 0:
+                raise
+        return await method(request, timeout=left, metadata=self._metadata)
+
+
+def _settle(future: asyncio.Future[EvaluateResponse], answer: _Answer) -> None:
+    if future.done():  # Whoever asked has gone away.
+        return
+    if isinstance(answer, NoDecision):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)

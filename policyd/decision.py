@@ -1,0 +1,192 @@
+"""decide(): the one place where a request is allowed or denied. Pure and total.
+
+The rules are CONTRACT.md's sections 1 to 3:
+
+- the key's mode holds, or the server's default where the key has none;
+- a valid override header beats it, where the key lets it;
+- an invalid one never weakens it;
+- in scope, a request without a valid accepted identifier is denied (enforce) or flagged (audit).
+"""
+
+from functools import lru_cache
+
+from policyd import denial
+from policyd.model import (
+    SAFETY_IDENTIFIER,
+    USER,
+    Credential,
+    Decision,
+    Denial,
+    Descriptor,
+    Endpoint,
+    Explanation,
+    Flag,
+    Ignored,
+    KeySettings,
+    Mode,
+    Override,
+    Source,
+    UserState,
+)
+
+BLOCKED = Flag("policy_enforce_user_ids", denial.NO_USER)
+INVALID_OVERRIDE = Flag(
+    "invalid_override", "x-usagepanda-enforce-user-ids is not true or false, and was not followed"
+)
+_OVERRIDE_MODES = {"true": Mode.ENFORCE, "false": Mode.OFF}
+
+
+def decide(descriptor: Descriptor, settings: KeySettings | None, default: Mode) -> Decision:
+    """Decide one request.
+
+    `settings` are the key's, None where no key in force was given. `default` is the mode of a key
+    that sets none.
+    """
+    if settings is None:
+        return _refuse_key(descriptor.credential)
+    mode, source, ignored = _mode_in_force(descriptor.overrides, settings, default)
+    target = descriptor.target
+    if not target.in_scope:
+        return _decision(mode, source, ignored, False, "", UserState.UNKNOWN, "", settings.override)
+    identifier, state = _best_identifier(descriptor, settings.accept, target.endpoint)
+    operation = target.endpoint.operation if target.endpoint else ""
+    return _decision(mode, source, ignored, True, operation, state, identifier, settings.override)
+
+
+def _mode_in_force(
+    overrides: tuple[str, ...], settings: KeySettings, default: Mode
+) -> tuple[Mode, Source, Ignored]:
+    base = settings.mode or default
+    source = Source.KEY if settings.mode else Source.DEFAULT
+    if not overrides:
+        return base, source, Ignored.NOT_IGNORED
+    modes = {_OVERRIDE_MODES.get(value.strip(" \t").lower()) for value in overrides}
+    wanted = max((mode for mode in modes if mode), default=None)
+    if settings.override is Override.LOCKED:
+        return base, source, Ignored.INVALID if len(modes) > 1 or not wanted else Ignored.LOCKED
+    if len(modes) > 1 or wanted is None:
+        # Nobody knows what was meant, so it may make the mode stricter and never weaker.
+        return (*_stricter(base, source, wanted), Ignored.INVALID)
+    if settings.override is Override.TIGHTEN_ONLY and wanted < base:
+        return base, source, Ignored.TIGHTEN_ONLY
+    return wanted, Source.HEADER, Ignored.NOT_IGNORED
+
+
+def _stricter(base: Mode, source: Source, wanted: Mode | None) -> tuple[Mode, Source]:
+    if wanted is not None and wanted > base:
+        return wanted, Source.HEADER
+    return base, source
+
+
+def _best_identifier(
+    descriptor: Descriptor, accept: tuple[str, ...], endpoint: Endpoint | None
+) -> tuple[str, UserState]:
+    best = (accept[0], UserState.ABSENT)
+    for identifier in accept:
+        if endpoint is not None and identifier not in endpoint.identifiers:
+            continue
+        state = descriptor.user if identifier == USER else descriptor.safety_identifier
+        if state is UserState.VALID:
+            return identifier, state
+        if best[1] is UserState.ABSENT and state is not UserState.UNKNOWN:
+            best = (identifier, state)
+    return best
+
+
+def _refuse_key(credential: Credential) -> Decision:
+    refusal = denial.for_credential(credential)
+    summary = "Denied: " + _KEY_REFUSED[credential] + "."
+    explanation = Explanation(
+        None, None, Ignored.NOT_IGNORED, False, "", UserState.UNKNOWN, "", summary
+    )
+    return Decision(refusal, False, (), explanation)
+
+
+# There are only so many ways in which a request can be decided, so each is put into words once.
+@lru_cache(maxsize=4096)
+def _decision(
+    mode: Mode,
+    source: Source,
+    ignored: Ignored,
+    in_scope: bool,
+    operation: str,
+    state: UserState,
+    identifier: str,
+    override: Override,
+) -> Decision:
+    offends = in_scope and state is not UserState.VALID and mode is not Mode.OFF
+    refusal: Denial | None = None
+    if offends and mode is Mode.ENFORCE:
+        refusal = denial.for_user_state(state)
+    flags = (BLOCKED,) * offends + (INVALID_OVERRIDE,) * (ignored is Ignored.INVALID)
+    words = (
+        _outcome(refusal, offends, in_scope, mode, state, identifier),
+        _reason(mode, source),
+        _ignored_words(ignored, override),
+    )
+    summary = " ".join(filter(None, words))
+    explanation = Explanation(mode, source, ignored, in_scope, operation, state, identifier, summary)
+    return Decision(refusal, offends and refusal is None, flags, explanation)
+
+
+_STATE_WORDS = {
+    UserState.UNKNOWN: "could not be known",
+    UserState.VALID: "names an end user",
+    UserState.ABSENT: "is absent",
+    UserState.EMPTY: "is null, false, 0 or an empty string",
+    UserState.BLANK: "holds only white space or control characters",
+    UserState.NOT_STRING: "is not a string",
+    UserState.TOO_LONG: "is too long",
+    UserState.DUPLICATE: "stands there several times",
+    UserState.NOT_JSON: "cannot be read: the body is not well-formed JSON",
+    UserState.NOT_OBJECT: "cannot be there: the body is JSON but not an object",
+    UserState.TOO_COMPLEX: "cannot be read: the body is nested too deeply or has too many parts",
+    UserState.BAD_FORM: "cannot be read: the body is not a well-formed form",
+    UserState.BAD_ENCODING: "cannot be read: the body does not decompress",
+    UserState.UNSUPPORTED_ENCODING: "cannot be read: the body's Content-Encoding is not known",
+    UserState.TOO_LARGE: "cannot be read: the body is too large",
+}
+_MODE_WORDS = {Mode.OFF: "off", Mode.AUDIT: "audit", Mode.ENFORCE: "enforce"}
+_SOURCE_WORDS = {
+    Source.HEADER: "the request's x-usagepanda-enforce-user-ids header",
+    Source.KEY: "the API key's setting",
+    Source.DEFAULT: "the server's default",
+}
+_KEY_REFUSED = {
+    Credential.GIVEN: "the API key is not valid here",
+    Credential.MISSING: "no API key was given",
+    Credential.CONFLICTING: "two different API keys were given",
+}
+
+
+def _outcome(
+    refusal: Denial | None,
+    offends: bool,
+    in_scope: bool,
+    mode: Mode,
+    state: UserState,
+    identifier: str,
+) -> str:
+    if not in_scope:
+        return "Allowed: user IDs are not enforced on this method and path."
+    field = f"the field {identifier} {_STATE_WORDS[state]}"
+    if refusal is not None:
+        return f"Denied: {field}."
+    if offends:
+        return f"Allowed, but enforcing would deny it: {field}."
+    return f"Allowed: {field}." if state is UserState.VALID else f"Allowed: {field}, and may be."
+
+
+def _reason(mode: Mode, source: Source) -> str:
+    return f'Enforce User IDs is "{_MODE_WORDS[mode]}" by {_SOURCE_WORDS[source]}.'
+
+
+def _ignored_words(ignored: Ignored, override: Override) -> str:
+    if ignored is Ignored.LOCKED:
+        return "The override header was ignored: the key is locked."
+    if ignored is Ignored.TIGHTEN_ONLY:
+        return "The override header was ignored: the key lets it only switch enforcement on."
+    if ignored is Ignored.INVALID:
+        locked = ", and the key is locked" if override is Override.LOCKED else ""
+        return f"The override header cannot weaken this: it is not one clear true or false{locked}."
+    return ""

@@ -1,0 +1,86 @@
+"""Decision -> the exact HTTP response that the client gets: CONTRACT.md, section 4."""
+
+import json
+from functools import cache
+
+from policyd.model import Credential, Denial, UserState
+
+HEADERS = (
+    ("Access-Control-Allow-Headers", "*"),
+    ("Access-Control-Allow-Origin", "*"),
+    ("Access-Control-Allow-Methods", "OPTIONS,POST,GET"),
+    ("Content-Type", "application/json"),
+)
+PREFIX = "Usage Panda: "
+NO_USER = "Config set to block requests without user field"
+
+_UNREADABLE = {
+    UserState.NOT_JSON: (
+        400,
+        "The request body is not well-formed JSON, so its user field cannot be checked. "
+        "Send one JSON object, encoded in UTF-8 without a byte order mark",
+    ),
+    UserState.NOT_OBJECT: (
+        400,
+        "The request body is JSON but not an object, so it has no user field. "
+        "Send one JSON object",
+    ),
+    UserState.TOO_COMPLEX: (
+        400,
+        "The request body is nested too deeply or has too many parts for its user field to be checked. "
+        "Send a simpler JSON object",
+    ),
+    UserState.BAD_FORM: (
+        400,
+        "The request body is not a well-formed multipart/form-data form, so its user field cannot be checked. "
+        "Send a complete form, with its boundary in the Content-Type header",
+    ),
+    UserState.BAD_ENCODING: (
+        400,
+        "The request body does not decompress as its Content-Encoding header says, so its user field "
+        "cannot be checked. Send the complete compressed data, or send the body uncompressed",
+    ),
+    UserState.UNSUPPORTED_ENCODING: (
+        415,
+        "The request body's Content-Encoding is not known here, so its user field cannot be checked. "
+        "Use gzip, deflate, br or zstd, or send the body uncompressed",
+    ),
+    UserState.TOO_LARGE: (
+        413,
+        "The request body is too large for its user field to be checked. "
+        "Send a smaller one, or ask the gateway's operator to raise its limit",
+    ),
+}
+_KEY_REFUSED = {
+    Credential.MISSING: (
+        "No API key was given. Send yours in the x-usagepanda-api-key header"
+    ),
+    Credential.CONFLICTING: (
+        "Two different API keys were given. Send one x-usagepanda-api-key header"
+    ),
+    # A malformed, an unknown and a revoked key read alike, so that nobody learns which keys exist.
+    Credential.GIVEN: (
+        "The API key in the x-usagepanda-api-key header is not valid here. "
+        "Check that it is complete and has not been revoked, or create a new one"
+    ),
+}
+
+
+def render(status: int, messages: tuple[str, ...], error_type: str) -> Denial:
+    """The response with `status` for the violations that `messages` name."""
+    error = {"message": PREFIX + ", ".join(messages), "type": error_type, "param": None, "code": None}
+    body = json.dumps({"error": error}, ensure_ascii=False, separators=(",", ":"))
+    return Denial(status, HEADERS, body.encode())
+
+
+@cache
+def for_user_state(state: UserState) -> Denial:
+    """The response to a request whose user is in `state`, which is not VALID."""
+    status, message = _UNREADABLE.get(state, (422, NO_USER))
+    return render(status, (message,), "invalid_request")
+
+
+@cache
+def for_credential(credential: Credential) -> Denial:
+    """The response to a request with no API key that is in force, named as `credential` says."""
+    return render(403, (_KEY_REFUSED[credential],), "access_denied")

@@ -1,0 +1,273 @@
+"""HTTP request -> what the decision needs of it: its headers, and the user in its body.
+
+Bodies are read within bounds: of bytes, decompressed too, of depth and of parts. Whatever cannot be
+read for certain gets a state that says why, and never passes for a user.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import msgspec
+import multipart
+
+from policyd.content_encoding import UnreadableBody, decompress
+from policyd.model import SAFETY_IDENTIFIER, USER, Credential, Endpoint, UserState
+
+KEY_HEADER = "x-usagepanda-api-key"
+OVERRIDE_HEADER = "x-usagepanda-enforce-user-ids"
+TRACE_HEADER = "x-usagepanda-trace-id"
+PREFIX = "x-usagepanda-"
+
+MAX_BODY = 64 * 2**20
+"""Bytes of a body, as it came and decompressed, unless a caller sets its own bound."""
+MAX_DEPTH = 500
+"""How deep JSON may nest. Python's own parsers stop at about twice this."""
+MAX_TOKENS = 1_000_000
+"""How many strings and brackets a body may have where they have to be looked at one by one."""
+MAX_SAFETY_IDENTIFIER = 64
+"""Characters of a safety_identifier: OpenAI's limit."""
+_MAX_VALUE = 1024
+_MAX_FORM_PARTS = 1000
+
+
+class Identifier(NamedTuple):
+    """An end-user identifier as found in a body."""
+
+    state: UserState
+    value: str = ""
+    """Where it is a string: its first 1,024 characters."""
+
+
+class Facts(NamedTuple):
+    """What a body says that matters here."""
+
+    user: Identifier
+    safety_identifier: Identifier
+    model: str = ""
+
+
+_ABSENT = Identifier(UserState.ABSENT)
+
+
+# --- headers -----------------------------------------------------------------------------------
+
+
+def values(headers: Iterable[tuple[str, str]], name: str) -> tuple[str, ...]:
+    """The values of the header `name` (in lower case), repeats kept."""
+    return tuple(value for header, value in headers if header.lower() == name)
+
+
+def credential(given: tuple[str, ...]) -> tuple[Credential, str]:
+    """How the values of the key header name an API key, and which."""
+    keys = {value.strip(" \t") for value in given}
+    if not keys:
+        return Credential.MISSING, ""
+    if len(keys) > 1:
+        return Credential.CONFLICTING, ""
+    return Credential.GIVEN, keys.pop()
+
+
+# --- identifiers -------------------------------------------------------------------------------
+
+
+def classify(value: str, identifier: str = USER) -> UserState:
+    """What the string `value` is as an end-user identifier."""
+    if not value:
+        return UserState.EMPTY
+    if value.isspace() or all(_is_invisible(character) for character in value):
+        return UserState.BLANK
+    if identifier == SAFETY_IDENTIFIER and len(value) > MAX_SAFETY_IDENTIFIER:
+        return UserState.TOO_LONG
+    return UserState.VALID
+
+
+def worst(states: Iterable[UserState]) -> UserState:
+    """The state that is believed where several are claimed. VALID only if every one is."""
+    return max((state for state in states if state), default=UserState.UNKNOWN)
+
+
+def _is_invisible(character: str) -> bool:
+    # Cc are the control characters; Cf the invisible ones, such as the zero-width space.
+    return character.isspace() or unicodedata.category(character) in ("Cc", "Cf")
+
+
+# --- bodies ------------------------------------------------------------------------------------
+
+
+def read_body(
+    body: bytes,
+    content_type: str,
+    content_encoding: str,
+    endpoint: Endpoint | None,
+    limit: int = MAX_BODY,
+) -> Facts:
+    """Read the facts out of a body. Total: any bytes and strings will do.
+
+    `endpoint` is what the request asks for, None if that is not known; it settles whether the body
+    may be a form. Otherwise it is read as JSON, whatever its type claims, as upstreams do.
+    """
+    try:
+        decoded = decompress(body, content_encoding, limit)
+        if is_form(content_type) and (endpoint is None or endpoint.takes_form):
+            return _read_form(decoded, content_type)
+        return _read_json(decoded)
+    except UnreadableBody as problem:
+        return unreadable(problem.state)
+
+
+def unreadable(state: UserState) -> Facts:
+    """The facts of a body that cannot be read, for the reason that `state` names."""
+    return Facts(Identifier(state), Identifier(state))
+
+
+TOO_LARGE = unreadable(UserState.TOO_LARGE)
+"""The facts of a body over the bound."""
+
+
+def is_form(content_type: str) -> bool:
+    """Whether a Content-Type says multipart/form-data."""
+    return content_type.partition(";")[0].strip().lower() == "multipart/form-data"
+
+
+class _Body(msgspec.Struct):
+    user: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    safety_identifier: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    model: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_decoder = msgspec.json.Decoder(_Body)
+_string_decoder = msgspec.json.Decoder(str)
+
+
+def _escaped(name: str) -> bytes:
+    letters = (rf"(?:{re.escape(letter)}|\\u{ord(letter):04x})" for letter in name)
+    return "".join(letters).encode()
+
+
+# Every spelling of the two keys, wherever they stand: more than one wants a closer look.
+_IDENTIFIER_KEY = re.compile(
+    rb'"(?:(%s)|(%s))"[ \t\r\n]*:' % (_escaped(USER), _escaped(SAFETY_IDENTIFIER)), re.IGNORECASE
+)
+_TOKEN = re.compile(rb'("[^"\\]*+(?:\\.[^"\\]*+)*+")([ \t\r\n]*:[ \t\r\n]*)?|[\[\]{}]', re.DOTALL)
+_SCALAR = re.compile(rb"[^\s,\]}]+")
+
+
+def _read_json(body: bytes) -> Facts:
+    try:
+        body.decode()  # The decoder below does not look into the strings that it skips.
+        found = _decoder.decode(body)
+    except msgspec.ValidationError:
+        raise UnreadableBody(UserState.NOT_OBJECT) from None
+    except RecursionError:
+        raise UnreadableBody(UserState.TOO_COMPLEX) from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise UnreadableBody(UserState.NOT_JSON) from None
+    brackets = body.count(b"{") + body.count(b"[")
+    if brackets > MAX_DEPTH or _may_repeat(body):
+        found_users, found_safety = _scan(body)
+    else:
+        found_users, found_safety = _present(found.user), _present(found.safety_identifier)
+    return Facts(
+        _identifier(found_users, USER),
+        _identifier(found_safety, SAFETY_IDENTIFIER),
+        _json_string(found.model),
+    )
+
+
+def _present(raw: msgspec.Raw | msgspec.UnsetType) -> list[bytes]:
+    return [] if raw is msgspec.UNSET else [bytes(raw)]
+
+
+def _may_repeat(body: bytes) -> bool:
+    seen = [0, 0]
+    for match in _IDENTIFIER_KEY.finditer(body):
+        which = 0 if match[1] else 1
+        if seen[which]:
+            return True
+        seen[which] = 1
+    return False
+
+
+def _scan(body: bytes) -> tuple[list[bytes], list[bytes]]:
+    """Every value of the two identifiers at the top level of well-formed JSON."""
+    users: list[bytes] = []
+    safety_identifiers: list[bytes] = []
+    depth = 0
+    for count, match in enumerate(_TOKEN.finditer(body)):
+        if depth > MAX_DEPTH or count > MAX_TOKENS:
+            raise UnreadableBody(UserState.TOO_COMPLEX)
+        if match[1] is None:
+            depth += 1 if match[0] in b"[{" else -1
+        elif depth == 1 and match[2] is not None:
+            name = _string_decoder.decode(match[1])
+            if name == USER:
+                users.append(_value_at(body, match.end()))
+            elif name == SAFETY_IDENTIFIER:
+                safety_identifiers.append(_value_at(body, match.end()))
+    return users, safety_identifiers
+
+
+def _value_at(body: bytes, start: int) -> bytes:
+    match = _TOKEN.match(body, start) or _SCALAR.match(body, start)
+    assert match is not None  # A well-formed member has a value.
+    return match[1] if body[start] == 0x22 else match[0]
+
+
+def _identifier(raws: list[bytes], identifier: str) -> Identifier:
+    if not raws:
+        return _ABSENT
+    found = [_json_identifier(raw, identifier) for raw in raws]
+    return max(found, key=lambda one: one.state)
+
+
+def _json_identifier(raw: bytes, identifier: str) -> Identifier:
+    first = raw[:1]
+    if first == b'"':
+        value = _string_decoder.decode(raw)
+        return Identifier(classify(value, identifier), value[:_MAX_VALUE])
+    if first in (b"n", b"f"):
+        return Identifier(UserState.EMPTY)
+    if first in (b"t", b"[", b"{"):
+        return Identifier(UserState.NOT_STRING)
+    return Identifier(UserState.NOT_STRING if float(raw) else UserState.EMPTY)
+
+
+def _json_string(raw: msgspec.Raw | msgspec.UnsetType) -> str:
+    value = b"" if raw is msgspec.UNSET else bytes(raw)
+    return _string_decoder.decode(value)[:_MAX_VALUE] if value.startswith(b'"') else ""
+
+
+# --- forms -------------------------------------------------------------------------------------
+
+
+def _read_form(body: bytes, content_type: str) -> Facts:
+    boundary = multipart.parse_options_header(content_type)[1].get("boundary", "")
+    end = f"--{boundary}--".encode("utf-8", "surrogateescape")
+    # What stands after the end is read by some servers and not by others, so nothing may.
+    if not boundary or not body.rstrip(b" \t\r\n").endswith(end) or body.count(end) != 1:
+        raise UnreadableBody(UserState.BAD_FORM)
+    try:
+        fields = list(_form_fields(body, boundary))
+    except (multipart.MultipartError, ValueError):
+        raise UnreadableBody(UserState.BAD_FORM) from None
+    users = [value for name, value in fields if name == USER]
+    models = [value for name, value in fields if name == "model"]
+    user = max((Identifier(classify(v), v[:_MAX_VALUE]) for v in users), default=_ABSENT)
+    return Facts(user, _ABSENT, models[0][:_MAX_VALUE] if models else "")
+
+
+def _form_fields(body: bytes, boundary: str) -> Iterator[tuple[str, str]]:
+    with multipart.PushMultipartParser(
+        boundary, strict=True, max_segment_count=_MAX_FORM_PARTS
+    ) as parser:
+        segment: multipart.MultipartSegment | None = None
+        value = bytearray()
+        for event in parser.parse(body):
+            if isinstance(event, multipart.MultipartSegment):
+                segment, value = event, bytearray()
+            elif event is not None:
+                value += event if segment is not None and not segment.filename else b""
+            elif segment is not None and segment.filename is None:
+                yield segment.name, value.decode()

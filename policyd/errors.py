@@ -1,0 +1,58 @@
+"""The errors of policyd. They know no status code: services/errors.py maps them to gRPC's.
+
+PolicydError
+├── InvalidDescriptor      a request descriptor is malformed or says too little to decide
+├── InvalidArgument        any other value that a caller gave is malformed
+├── RevisionNotReached     the revision that a caller asked for is not in force here yet
+├── Unauthenticated        a caller did not show the listener's bearer token
+├── KeyNotFound            no API key has this ID
+├── KeyRevoked             a revoked API key cannot be changed
+├── EtagMismatch           the API key has changed since the caller read it
+├── StoreUnavailable       the database cannot be reached or used
+├── SettingsError          policyd cannot start with these settings
+└── NoDecision             policyd gave no decision in time (what clients raise)
+"""
+
+
+class PolicydError(Exception):
+    """Whatever policyd raises on purpose. The message names the cause and the mend."""
+
+
+class InvalidDescriptor(PolicydError):
+    """A request descriptor is malformed or says too little to decide."""
+
+
+class InvalidArgument(PolicydError):
+    """A value that a caller gave is malformed."""
+
+
+class RevisionNotReached(PolicydError):
+    """The revision that a caller asked for is not in force here yet."""
+
+
+class Unauthenticated(PolicydError):
+    """A caller did not show the listener's bearer token."""
+
+
+class KeyNotFound(PolicydError):
+    """No API key has this ID."""
+
+
+class KeyRevoked(PolicydError):
+    """A revoked API key cannot be changed."""
+
+
+class EtagMismatch(PolicydError):
+    """The API key has changed since the caller read it."""
+
+
+class StoreUnavailable(PolicydError):
+    """The database cannot be reached or used."""
+
+
+class SettingsError(PolicydError):
+    """policyd cannot start with these settings."""
+
+
+class NoDecision(PolicydError):
+    """policyd gave no decision in time."""

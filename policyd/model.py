@@ -1,0 +1,171 @@
+"""The values that policyd speaks about. Frozen, and of the standard library only.
+
+The enumerations have the numbers of protos/policyd/v1, so that a message's value is the model's.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+
+class Mode(IntEnum):
+    """How "Enforce User IDs" treats a request without a user. A larger one is stricter."""
+
+    OFF = 1
+    AUDIT = 2
+    ENFORCE = 3
+
+
+class Override(IntEnum):
+    """Who may override a key's mode by the request header."""
+
+    ANY = 1
+    TIGHTEN_ONLY = 2
+    LOCKED = 3
+
+
+class Source(IntEnum):
+    """Where the mode in force came from."""
+
+    HEADER = 1
+    KEY = 2
+    DEFAULT = 3
+
+
+class Ignored(IntEnum):
+    """Why an override header did not count."""
+
+    NOT_IGNORED = 0
+    LOCKED = 1
+    TIGHTEN_ONLY = 2
+    INVALID = 3
+
+
+class UserState(IntEnum):
+    """What is known about an end-user identifier. Only VALID counts as a user."""
+
+    UNKNOWN = 0
+    VALID = 1
+    ABSENT = 2
+    EMPTY = 3
+    BLANK = 4
+    NOT_STRING = 5
+    TOO_LONG = 6
+    DUPLICATE = 7
+    NOT_JSON = 8
+    NOT_OBJECT = 9
+    TOO_COMPLEX = 10
+    BAD_FORM = 11
+    BAD_ENCODING = 12
+    UNSUPPORTED_ENCODING = 13
+    TOO_LARGE = 14
+
+    @property
+    def is_unreadable(self) -> bool:
+        """Whether the body could not be read, so that nobody knows what it says."""
+        return self >= UserState.NOT_JSON
+
+
+class Credential(IntEnum):
+    """How the request names its API key."""
+
+    GIVEN = 0
+    MISSING = 1
+    CONFLICTING = 2
+
+
+USER = "user"
+SAFETY_IDENTIFIER = "safety_identifier"
+IDENTIFIERS = (USER, SAFETY_IDENTIFIER)
+
+
+class Endpoint(NamedTuple):
+    """An endpoint that "Enforce User IDs" applies to."""
+
+    operation: str
+    """What it does, in the log's words: chat_completion, embedding …"""
+    identifiers: tuple[str, ...]
+    """The fields of its body that can carry an end-user identifier."""
+    takes_form: bool = False
+    """Whether its body may be multipart/form-data."""
+
+
+class Target(NamedTuple):
+    """What a request's method and path ask for."""
+
+    in_scope: bool
+    endpoint: Endpoint | None = None
+    """None where it is out of scope, or where neither method nor path is known."""
+    path: str = ""
+    """The canonical path, percent-encoded. Empty if out of scope or not known."""
+
+
+class Descriptor(NamedTuple):
+    """What the decision depends on. (A named tuple: it is made for every request.)"""
+
+    target: Target
+    credential: Credential
+    key: str
+    """The API key, where `credential` is GIVEN."""
+    overrides: tuple[str, ...]
+    """The values of the override header, repeats kept."""
+    user: UserState
+    safety_identifier: UserState
+
+
+@dataclass(frozen=True, slots=True)
+class KeySettings:
+    """What deciding needs to know of one API key."""
+
+    key_id: str
+    mode: Mode | None = None
+    """None: the server's default."""
+    override: Override = Override.ANY
+    accept: tuple[str, ...] = (USER,)
+    """The identifiers that count as a user. At least one of IDENTIFIERS."""
+
+    def __post_init__(self) -> None:
+        if not self.accept or not set(self.accept) <= set(IDENTIFIERS):
+            raise ValueError(f"accept must name at least one of {', '.join(IDENTIFIERS)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """A mark on a request in the log."""
+
+    type: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """The HTTP response that refuses a request."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a request was decided as it was."""
+
+    mode: Mode | None
+    """None where the API key was refused, so that no mode was asked."""
+    source: Source | None
+    ignored: Ignored
+    in_scope: bool
+    operation: str
+    user_state: UserState
+    identifier: str
+    summary: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What was decided of one request. It is allowed where `denial` is None."""
+
+    denial: Denial | None
+    would_deny: bool
+    flags: tuple[Flag, ...]
+    explanation: Explanation

@@ -1,0 +1,1 @@
+"""Generated from protos/policyd/v1 by `make protos`. Never edited by hand."""
