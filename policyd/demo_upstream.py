@@ -14,6 +14,7 @@ Run it with `uvicorn --factory policyd.demo_upstream:DemoUpstream`.
 
 import asyncio
 import itertools
+import math
 import re
 import secrets
 import time
@@ -241,7 +242,7 @@ class _Out:
         headers = {
             "content-type": content_type,
             "openai-organization": "policyd-demo",
-            "openai-processing-ms": str(round((time.perf_counter() - self._began) * 1000)),
+            "openai-processing-ms": str(math.ceil((time.perf_counter() - self._began) * 1000)),
             "openai-version": "2020-10-01",
             "x-request-id": f"req_{secrets.token_hex(16)}",
             **more,

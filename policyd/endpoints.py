@@ -29,6 +29,7 @@ _PATH = re.compile(
     r"(?:/v1|/openai/v1|/openai/deployments/.+?|/openai)?(%s)" % "|".join(map(re.escape, ENDPOINTS)),
     re.DOTALL,
 )
+_TARGET = re.compile(r"(?:[a-z][a-z0-9+.-]*://[^/?#]*)?([^?#]*)", re.IGNORECASE | re.DOTALL)
 _OUT_OF_SCOPE = Target(in_scope=False)
 _NOT_SAID = Target(in_scope=True)
 _MAX_CACHED_PATH = 256
@@ -39,8 +40,9 @@ _LOOSE = "".join(c for c in map(chr, range(0x3001)) if c.isspace() or unicodedat
 def resolve(method: str, path: str) -> Target:
     """What `method` and `path` ask for. Total: any strings will do.
 
-    `path` is the request target's path as it came: percent-encoded, without a query string.
-    What is not said counts as in scope, so an empty method is taken for POST.
+    `path` is the request target's path as it came, percent-encoded. A query string, or a whole URL,
+    is understood too, lest a caller's slip takes a request out of scope. What is not said counts as
+    in scope, so an empty method is taken for POST.
     """
     if method and method.upper() != "POST":
         return _OUT_OF_SCOPE
@@ -56,8 +58,9 @@ def canonical_path(path: str) -> str:
     return _encode(_canonical(path))
 
 
-def _resolve(path: str) -> Target:
-    canonical = _canonical(path)
+def _resolve(target: str) -> Target:
+    path = _TARGET.match(target)
+    canonical = _canonical(path[1] if path else target)
     match = _PATH.fullmatch(canonical)
     if match is None:
         return _OUT_OF_SCOPE

@@ -4,6 +4,7 @@ The enumerations have the numbers of protos/policyd/v1, so that a message's valu
 """
 
 from dataclasses import dataclass
+from datetime import datetime
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -130,6 +131,39 @@ class KeySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ApiKey:
+    """An API key as its owner sees it. The key itself is nowhere kept."""
+
+    id: str
+    name: str
+    mode: Mode | None
+    """None: the server's default."""
+    override: Override
+    accept: tuple[str, ...]
+    created_at: datetime
+    updated_at: datetime
+    revoked_at: datetime | None
+    revision: int
+    """Of the settings, by the last change to this key. It is the key's etag too."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyChange:
+    """One key that changed: what `digest` now stands for. None: it is revoked."""
+
+    digest: bytes
+    settings: KeySettings | None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyChanges:
+    """The keys that changed up to `revision`."""
+
+    revision: int
+    changed: tuple[KeyChange, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Flag:
     """A mark on a request in the log."""
 
@@ -161,9 +195,12 @@ class Explanation:
     summary: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Decision:
-    """What was decided of one request. It is allowed where `denial` is None."""
+    """What was decided of one request. It is allowed where `denial` is None.
+
+    Compared by identity: equal ones are the same one, as decision.py makes each once.
+    """
 
     denial: Denial | None
     would_deny: bool

@@ -1,0 +1,112 @@
+# Needs only make and Python 3.11 or newer; everything else goes into .venv.
+
+# Where `make run` keeps its data and listens.
+DATA ?= ./data
+GATEWAY ?= 127.0.0.1:8080
+GRPC ?= 127.0.0.1:50051
+
+# The first of these that is new enough; `make PYTHON=...` names another.
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done)
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+OPENAI_0_27 := .venv-openai-0.27/.installed
+NODE_CLIENT := tests/clients/node/node_modules/.installed
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# `make protos OUT=...` generates elsewhere.
+OUT ?= .
+PROTOS := $(sort $(wildcard protos/policyd/v1/*.proto))
+
+.PHONY: help
+help: ## list the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/make \1	\2/p' Makefile
+
+.PHONY: install
+install: $(INSTALLED) ## set up .venv
+
+.PHONY: run
+run: $(INSTALLED) ## run the whole of policyd in one process, to try it
+	@$(BIN)/policyd demo --data $(DATA) --gateway $(GATEWAY) --grpc $(GRPC)
+
+.PHONY: test
+test: $(INSTALLED) $(OPENAI_0_27) $(NODE_CLIENT) ## run the tests
+	$(BIN)/pytest $(ARGS)
+
+.PHONY: check
+check: $(INSTALLED) ## check style, types, imports and protos
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
+	rm -rf .venv/protos && mkdir .venv/protos
+	$(MAKE) --no-print-directory protos OUT=.venv/protos
+	diff -r -x __init__.py -x __pycache__ policyd/v1 .venv/protos/policyd/v1
+
+.PHONY: format
+format: $(INSTALLED) ## put code and protos into the style that `check` asks for
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+	$(BIN)/buf format --write
+
+.PHONY: protos
+protos: $(INSTALLED) ## generate policyd/v1 from protos
+	@$(BIN)/python -m grpc_tools.protoc --proto_path=protos \
+		--plugin=$(BIN)/protoc-gen-mypy --plugin=$(BIN)/protoc-gen-mypy_grpc \
+		--python_out=$(OUT) --mypy_out=quiet:$(OUT) \
+		--grpc_python_out=$(OUT) --mypy_grpc_out=quiet:$(OUT) \
+		$(PROTOS)
+
+.PHONY: bench
+bench: $(INSTALLED) ## run the benchmarks
+	$(BIN)/python -m benchmarks $(ARGS)
+
+.PHONY: lock
+lock: $(INSTALLED) ## make the locks; with ARGS=--upgrade, of the newest versions
+	$(LOCK) --all-extras --group dev --output-file requirements.txt pyproject.toml
+	echo openai==0.27.8 | $(LOCK) --output-file tests/clients/openai-0.27.8.txt -
+	cd tests/clients/node && npm install --package-lock-only --ignore-scripts \
+		--no-audit --no-fund --omit-lockfile-registry-resolved
+
+# Universal: for every platform, and for every Python from 3.11 on.
+LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --custom-compile-command "make lock" $(ARGS)
+
+.PHONY: clean
+clean: ## remove what the other targets have made, but not the data
+	rm -rf .venv .venv-openai-0.27 tests/clients/node/node_modules dist
+	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(INSTALLED): requirements.txt pyproject.toml
+	$(call venv,.venv)
+	$(BIN)/pip install --quiet --require-hashes -r requirements.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+# The client of the seed: it needs an environment of its own beside today's.
+$(OPENAI_0_27): tests/clients/openai-0.27.8.txt
+	$(call venv,.venv-openai-0.27)
+	.venv-openai-0.27/bin/pip install --quiet --require-hashes -r $<
+	@touch $@
+
+# Without npm the tests of the Node client are skipped, unless everything is required.
+$(NODE_CLIENT): tests/clients/node/package.json tests/clients/node/package-lock.json
+	@if command -v npm >/dev/null; then \
+		cd tests/clients/node && npm ci --ignore-scripts --no-audit --no-fund && touch node_modules/.installed; \
+	else \
+		echo "npm is missing (Debian: apt-get install nodejs npm); the Node client cannot be tested."; \
+		test "$$POLICYD_TEST_REQUIRE_ALL" != 1; \
+	fi
+
+# A virtual environment at $(1), unless a working one is there.
+define venv
+	@test -n "$(PYTHON)" && $(PYTHON) -c '$(NEW_ENOUGH)' || \
+		{ echo "policyd needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3"; exit 1; }
+	@$(1)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(1)
+endef

@@ -1,0 +1,283 @@
+"""The command `policyd`."""
+
+import asyncio
+import json
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from policyd import explanation, options
+from policyd.errors import PolicydError
+from policyd.model import ApiKey, Mode, Override
+from policyd.options import option
+from policyd.server import Server
+from policyd.settings import Address, ServerSettings, check_environment
+from policyd.store import Store
+from policyd.supervisor import supervise
+
+MODES = {mode.name.lower(): mode for mode in Mode}
+OVERRIDES = {override.name.lower(): override for override in Override}
+
+
+class _Group(click.Group):
+    """Says what went wrong, without a traceback, and exits with 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """See click.Group."""
+        try:
+            return super().invoke(ctx)
+        except PolicydError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="policyd")
+def main() -> None:
+    """policyd decides whether a request to an LLM API may go upstream.
+
+    Options also come from the environment (POLICYD_*) and from --config FILE (YAML), in this order.
+
+    Exit status: 0 if all went well, 1 if not (`explain`: if the request would be denied), 2 if the
+    command or its settings are wrong.
+    """
+    check_environment(options.KNOWN)
+
+
+@main.command()
+@options.config
+@options.database_url
+@option("--grpc", default="127.0.0.1:50051", metavar="HOST:PORT", help="Where gateways ask.")
+@option("--admin", default="127.0.0.1:50052", metavar="HOST:PORT", help="Where keys are managed.")
+@option("--workers", default=1, type=click.IntRange(1, 256), help="Processes; one a core is enough.")
+@option("--default-mode", default="off", type=click.Choice(list(MODES)), help="For keys without one.")
+@option("--admin-token-file", type=click.Path(path_type=Path), help="Made if it is not there.")
+@option("--caller-token-file", type=click.Path(path_type=Path), help="Token that gateways must show.")
+@option("--tls-cert", type=click.Path(path_type=Path), help="PEM certificate chain of the server.")
+@option("--tls-key", type=click.Path(path_type=Path), help="PEM private key of the server.")
+@option("--tls-client-ca", type=click.Path(path_type=Path), help="Callers must have its certificate.")
+@option("--max-message", default=4 * 2**20, type=click.IntRange(1024), help="Bytes of a request.")
+@option("--max-staleness", default=300.0, type=click.FloatRange(1), help="Seconds without database.")
+@option("--grace", default=10.0, type=click.FloatRange(0), help="Seconds to finish calls at the end.")
+@option("--insecure", is_flag=True, help="Listen beyond this machine without TLS or authentication.")
+@options.log_level
+def serve(default_mode: str, log_level: str, admin_token_file: Path | None, **given: Any) -> None:
+    """Run policyd: answer gateways, and manage keys."""
+    options.start_logging(log_level)
+    given["grpc"] = Address.parse(given["grpc"], "--grpc")
+    given["admin"] = Address.parse(given["admin"], "--admin")
+    token_file = admin_token_file or options.beside_database(given["database_url"], "admin-token")
+    settings = ServerSettings(
+        default_mode=MODES[default_mode], admin_token_file=token_file, **given
+    )
+    asyncio.run(_serve(settings))
+
+
+async def _serve(settings: ServerSettings) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+    logging.getLogger(__name__).info("the administration token is in %s", settings.admin_token_file)
+    if settings.workers > 1:
+        await supervise(settings, stopping, _say_ready)
+        return
+    async with Server(settings) as server:
+        _say_ready(server.grpc, server.admin)
+        await stopping.wait()
+
+
+def _say_ready(grpc: Address, admin: Address) -> None:
+    click.echo(f"policyd is ready: grpc={grpc} admin={admin}")
+
+
+@main.group()
+def keys() -> None:
+    """Create, list, change and revoke API keys."""
+
+
+_settings_options = [
+    option("--enforce-user-ids", type=click.Choice([*MODES, "default"]), help="Requests without user."),
+    option("--override", type=click.Choice(list(OVERRIDES)), help="Who may override it by header."),
+    option("--accept", help="What counts as a user: user,safety_identifier or one of them."),
+]
+
+
+def _with_settings(command: Any) -> Any:
+    for add in reversed(_settings_options):
+        command = add(command)
+    return command
+
+
+def _changes(enforce_user_ids: str | None, override: str | None, accept: str | None) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    if enforce_user_ids is not None:
+        changes["mode"] = MODES.get(enforce_user_ids)
+    if override is not None:
+        changes["override"] = OVERRIDES[override]
+    if accept is not None:
+        changes["accept"] = tuple(name.strip() for name in accept.split(","))
+    return changes
+
+
+@keys.command()
+@click.argument("name")
+@_with_settings
+@options.common
+def create(name: str, database_url: str, as_json: bool, **settings: Any) -> None:
+    """Make the key NAME and print it. It is shown this once."""
+    with options.opened(database_url) as store:
+        key, secret = store.create_key(name, **_changes(**settings))
+    if as_json:
+        _print_json(_as_dict(key) | {"key": secret})
+        return
+    _print_key(key)
+    click.echo(f"\n{secret}\n\nThis is the key. Keep it: it is not shown again.")
+
+
+@keys.command("list")
+@click.option("--revoked", is_flag=True, help="Revoked keys too.")
+@options.common
+def list_(database_url: str, as_json: bool, revoked: bool) -> None:
+    """List the keys, oldest first."""
+    with options.opened(database_url) as store:
+        found = _all_keys(store, revoked)
+    if as_json:
+        _print_json([_as_dict(key) for key in found])
+    elif found:
+        rows = [("ID", "NAME", "ENFORCE", "OVERRIDE", "ACCEPT", "STATE"), *map(_row, found)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            click.echo("  ".join(cells).rstrip())
+    else:
+        click.echo("There are no keys. Make one: policyd keys create NAME", err=True)
+
+
+def _all_keys(store: Store, revoked: bool) -> list[ApiKey]:
+    found: list[ApiKey] = []
+    while page := store.list_keys(
+        after=found[-1].id if found else "", limit=1000, show_revoked=revoked
+    ):
+        found += page
+    return found
+
+
+def _row(key: ApiKey) -> tuple[str, ...]:
+    mode = _mode_name(key) or "default"
+    state = "revoked" if key.revoked_at else "in force"
+    return key.id, key.name, mode, key.override.name.lower(), ",".join(key.accept), state
+
+
+@keys.command()
+@click.argument("key_id", metavar="ID")
+@options.common
+def show(key_id: str, database_url: str, as_json: bool) -> None:
+    """Show the key with this ID."""
+    with options.opened(database_url) as store:
+        _report(store.get_key(key_id), as_json)
+
+
+@keys.command("set")
+@click.argument("key_id", metavar="ID")
+@click.option("--name", help="What people call it.")
+@_with_settings
+@options.common
+def set_(
+    key_id: str, database_url: str, as_json: bool, name: str | None, **settings: Any
+) -> None:
+    """Change the settings of the key with this ID; a running server follows within a second."""
+    changes = _changes(**settings) | ({} if name is None else {"name": name})
+    if not changes:
+        raise click.UsageError("nothing to change: give an option, such as --enforce-user-ids audit")
+    with options.opened(database_url) as store:
+        _report(store.update_key(key_id, changes), as_json)
+
+
+@keys.command()
+@click.argument("key_id", metavar="ID")
+@options.common
+def revoke(key_id: str, database_url: str, as_json: bool) -> None:
+    """Revoke the key with this ID for good."""
+    with options.opened(database_url) as store:
+        _report(store.revoke_key(key_id), as_json)
+
+
+def _report(key: ApiKey, as_json: bool) -> None:
+    if as_json:
+        _print_json(_as_dict(key))
+    else:
+        _print_key(key)
+
+
+def _print_key(key: ApiKey) -> None:
+    for name, value in _as_dict(key).items():
+        shown = ",".join(value) if isinstance(value, list) else value
+        click.echo(f"{name:18}{'-' if shown is None else shown}")
+
+
+def _mode_name(key: ApiKey) -> str | None:
+    return key.mode.name.lower() if key.mode else None
+
+
+def _as_dict(key: ApiKey) -> dict[str, Any]:
+    return {
+        "id": key.id,
+        "name": key.name,
+        "enforce_user_ids": _mode_name(key),
+        "override": key.override.name.lower(),
+        "accept": list(key.accept),
+        "created_at": key.created_at.isoformat(),
+        "updated_at": key.updated_at.isoformat(),
+        "revoked_at": key.revoked_at.isoformat() if key.revoked_at else None,
+        "revision": key.revision,
+    }
+
+
+def _print_json(value: object) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+@main.command()
+@option("--key", required=True, help="The API key. POLICYD_KEY keeps it out of the process list.")
+@click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="May be repeated.")
+@click.option("--method", default="", help="The HTTP method.")
+@click.option("--path", default="", help="The path. Without method and path, it is in scope.")
+@click.option("--has-user/--no-user", default=None, help="Whether the body names a user.")
+@click.option("--body", type=click.File("rb"), help="Read the user out of this body; - for stdin.")
+@option("--default-mode", default="off", type=click.Choice(list(MODES)), help="As the server has it.")
+@options.common
+def explain(database_url: str, as_json: bool, default_mode: str, **question: Any) -> None:
+    """Say what would be decided of a request, and why. Exits with 1 where it would be denied."""
+    request = explanation.request(**question)
+    with options.opened(database_url) as store:
+        decision, key = explanation.decide_now(store, request, MODES[default_mode])
+    if as_json:
+        _print_json(explanation.as_dict(decision, key))
+    else:
+        click.echo(explanation.as_text(decision, key))
+    sys.exit(1 if decision.denial else 0)
+
+
+@main.command()
+@options.config
+@option("--data", default="./policyd-data", type=click.Path(path_type=Path, file_okay=False),
+        help="Folder for the database and the administration token.")
+@option("--gateway", default="127.0.0.1:8080", metavar="HOST:PORT", help="Where clients connect.")
+@option("--grpc", default="127.0.0.1:50051", metavar="HOST:PORT", help="Where gateways ask.")
+@option("--upstream", metavar="URL", help="Forward there instead of to the built-in one.")
+@options.log_level
+def demo(log_level: str, **given: Any) -> None:
+    """Run policyd, its gateway and a small OpenAI-compatible upstream in one process.
+
+    Prints an API key and two requests to try: one is blocked, one passes. With OPENAI_API_KEY in
+    the environment, requests go to OpenAI instead.
+    """
+    # The gateway is an extra, which the other commands do without.
+    from policyd import demo as demonstration
+
+    options.start_logging(log_level)
+    demonstration.run(**given)

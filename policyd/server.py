@@ -1,0 +1,212 @@
+"""The composition root: one worker, with its store, its key table and its listeners."""
+
+import asyncio
+import logging
+import socket
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from policyd import tokens
+from policyd.errors import SettingsError
+from policyd.key_table import KeyTable
+from policyd.services.admin import AdminServicer
+from policyd.services.errors import ErrorInterceptor
+from policyd.services.policy import PolicyServicer
+from policyd.services.tokens import TokenInterceptor
+from policyd.settings import Address, ServerSettings
+from policyd.store import Store
+from policyd.v1 import admin_pb2, admin_pb2_grpc, policy_pb2, policy_pb2_grpc
+
+_log = logging.getLogger(__name__)
+
+_POLICY = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name
+_ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class Server:
+    """One worker: answers PolicyService and AdminService until it is stopped.
+
+    `async with Server(settings) as server:` runs it; `server.grpc` and `server.admin` are where it
+    listens. `shared` is for several workers on one port. Starting raises SettingsError or
+    StoreUnavailable.
+    """
+
+    def __init__(self, settings: ServerSettings, *, shared: bool = False) -> None:
+        self._settings = settings
+        self._shared = shared
+        self._store = Store(settings.database_url)
+        self._keys = KeyTable(self._store.changes_since)
+        self._listeners: list[_Listener] = []
+        self._following: list[asyncio.Task[None]] = []
+        self.grpc = settings.grpc
+        self.admin = settings.admin
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    async def _start(self) -> None:
+        await asyncio.to_thread(prepare, self._settings)
+        await self._keys.refresh()
+        credentials = _credentials(self._settings)
+        policy = self._policy_listener()
+        admin = self._admin_listener()
+        self.grpc = await policy.start(self._settings.grpc, "--grpc", credentials)
+        self.admin = await admin.start(self._settings.admin, "--admin", credentials)
+        self._following = [
+            asyncio.create_task(self._keys.follow(self._settings.poll_interval)),
+            asyncio.create_task(self._watch_staleness()),
+        ]
+
+    def _policy_listener(self) -> "_Listener":
+        guards: list[grpc.aio.ServerInterceptor] = []
+        if path := self._settings.caller_token_file:
+            token = tokens.load(path, "--caller-token-file")
+            guards.append(TokenInterceptor(token, f"ask policyd's operator for the one in {path.name}"))
+        listener = self._listener(_POLICY, guards)
+        servicer = PolicyServicer(self._keys, self._settings.default_mode)
+        policy_pb2_grpc.add_PolicyServiceServicer_to_server(servicer, listener.server)
+        return listener
+
+    def _admin_listener(self) -> "_Listener":
+        path = self._settings.admin_token_file
+        token = tokens.load(path, "--admin-token-file")
+        guards = [TokenInterceptor(token, f"it stands in {path.name}, which policyd serve names")]
+        listener = self._listener(_ADMIN, guards)
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(self._store), listener.server)
+        return listener
+
+    def _listener(self, service: str, guards: list[Any]) -> "_Listener":
+        listener = _Listener(service, guards, self._settings.max_message, self._shared)
+        self._listeners.append(listener)
+        return listener
+
+    async def _watch_staleness(self) -> None:
+        fresh = True
+        while True:
+            await asyncio.sleep(min(1.0, self._settings.max_staleness / 4))
+            was_fresh, fresh = fresh, self._keys.staleness() <= self._settings.max_staleness
+            if fresh != was_fresh:
+                _log.warning("health is now %s", "SERVING" if fresh else "NOT_SERVING: stale settings")
+                for listener in self._listeners:
+                    await listener.tell(_SERVING if fresh else _NOT_SERVING)
+
+    async def stop(self) -> None:
+        """Stop at once to take new calls, and wait for those under way up to the grace period."""
+        await asyncio.gather(*(one.stop(self._settings.grace) for one in self._listeners))
+        for task in self._following:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        self._store.close()
+
+
+class _Listener:
+    """A gRPC server with one service of ours, health and reflection."""
+
+    def __init__(self, service: str, guards: list[Any], max_message: int, shared: bool) -> None:
+        options = [
+            ("grpc.so_reuseport", int(shared)),
+            ("grpc.max_receive_message_length", max_message),
+        ]
+        self.server = grpc.aio.server(interceptors=[*guards, ErrorInterceptor()], options=options)
+        self._shared = shared
+        self._health = HealthServicer()
+        self._services = ("", service)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
+        names = (service, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self.server)
+
+    async def start(
+        self, address: Address, flag: str, credentials: grpc.ServerCredentials | None
+    ) -> Address:
+        """Listen. Returns the address with the port that it took. Raises SettingsError."""
+        if not self._shared:
+            check_free(address, flag)
+        try:
+            if credentials is None:
+                port = self.server.add_insecure_port(str(address))
+            else:
+                port = self.server.add_secure_port(str(address), credentials)
+        except RuntimeError:
+            raise _not_free(address, flag) from None
+        await self.server.start()
+        await self.tell(_SERVING)
+        return Address(address.host, port)
+
+    async def tell(self, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
+        """Report this health."""
+        for service in self._services:
+            await self._health.set(service, status)
+
+    async def stop(self, grace: float) -> None:
+        """Report NOT_SERVING, and wait for calls under way up to `grace` seconds."""
+        await self._health.enter_graceful_shutdown()
+        await self.server.stop(grace)
+
+
+def prepare(settings: ServerSettings) -> None:
+    """What must be there before a worker starts: the tables and the administration token."""
+    store = Store(settings.database_url)
+    try:
+        store.migrate()
+    finally:
+        store.close()
+    tokens.load_or_create(settings.admin_token_file)
+
+
+def check_free(address: Address, flag: str) -> None:
+    """Raises SettingsError where nobody can listen on `address`, or somebody does."""
+    try:
+        for family, kind, protocol, _, name in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
+            # Without SO_REUSEPORT, so that it fails even where the other one would share.
+            with socket.socket(family, kind, protocol) as alone:
+                alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                alone.bind(name)
+    except OSError:
+        raise _not_free(address, flag) from None
+
+
+def _not_free(address: Address, flag: str) -> SettingsError:
+    return SettingsError(
+        f"{flag} {address} cannot be listened on: another program has the port, or it is no address "
+        f"of this machine. Give {flag} another one; port 0 takes a free port"
+    )
+
+
+def _credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    pair = (_read(settings.tls_key, "--tls-key"), _read(settings.tls_cert, "--tls-cert"))
+    authority = None
+    if settings.tls_client_ca is not None:
+        authority = _read(settings.tls_client_ca, "--tls-client-ca")
+    return grpc.ssl_server_credentials([pair], authority, authority is not None)
+
+
+def _read(path: Path, flag: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"{flag} {path} cannot be read: {error.strerror}") from None

@@ -1,0 +1,120 @@
+"""AdminService: API keys and their settings. The store blocks, so it is asked in a thread."""
+
+import asyncio
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, TypeVar
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from policyd.errors import InvalidArgument
+from policyd.model import USER, ApiKey, Mode, Override
+from policyd.store import Store
+from policyd.v1 import admin_pb2 as pb
+from policyd.v1 import policy_pb2
+from policyd.v1.admin_pb2_grpc import AdminServiceServicer
+
+_Enum = TypeVar("_Enum", Mode, Override)
+_PAGE = 100
+_MAX_PAGE = 1000
+
+
+class AdminServicer(AdminServiceServicer):
+    """Manages the keys in `store`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def CreateApiKey(
+        self, request: pb.CreateApiKeyRequest, context: Any
+    ) -> pb.CreateApiKeyResponse:
+        """See admin.proto."""
+        wanted = _fields(request.api_key, ("name", "enforce_user_ids", "override_policy", "accept"))
+        key, secret = await asyncio.to_thread(self._store.create_key, **wanted)
+        return pb.CreateApiKeyResponse(api_key=_message(key), key=secret)
+
+    async def ListApiKeys(
+        self, request: pb.ListApiKeysRequest, context: Any
+    ) -> pb.ListApiKeysResponse:
+        """See admin.proto."""
+        if request.page_size < 0:
+            raise InvalidArgument("page_size is a number of keys, 0 or more")
+        size = min(request.page_size or _PAGE, _MAX_PAGE)
+        keys = await asyncio.to_thread(
+            self._store.list_keys,
+            after=request.page_token,
+            limit=size + 1,
+            show_revoked=request.show_revoked,
+        )
+        page = keys[:size]
+        more = page[-1].id if len(keys) > size else ""
+        return pb.ListApiKeysResponse(api_keys=map(_message, page), next_page_token=more)
+
+    async def GetApiKey(self, request: pb.GetApiKeyRequest, context: Any) -> pb.GetApiKeyResponse:
+        """See admin.proto."""
+        key = await asyncio.to_thread(self._store.get_key, request.id)
+        return pb.GetApiKeyResponse(api_key=_message(key))
+
+    async def UpdateApiKey(
+        self, request: pb.UpdateApiKeyRequest, context: Any
+    ) -> pb.UpdateApiKeyResponse:
+        """See admin.proto."""
+        wanted = request.api_key
+        changes = _fields(wanted, request.update_mask.paths)
+        key = await asyncio.to_thread(self._store.update_key, wanted.id, changes, wanted.etag)
+        return pb.UpdateApiKeyResponse(api_key=_message(key))
+
+    async def RevokeApiKey(
+        self, request: pb.RevokeApiKeyRequest, context: Any
+    ) -> pb.RevokeApiKeyResponse:
+        """See admin.proto."""
+        key = await asyncio.to_thread(self._store.revoke_key, request.id, request.etag)
+        return pb.RevokeApiKeyResponse(api_key=_message(key))
+
+
+def _fields(key: pb.ApiKey, paths: Iterable[str]) -> dict[str, Any]:
+    readers = {
+        "name": lambda: ("name", key.name),
+        "enforce_user_ids": lambda: ("mode", _mode(key.enforce_user_ids)),
+        "override_policy": lambda: ("override", _override(key.override_policy)),
+        "accept": lambda: ("accept", tuple(key.accept) or (USER,)),
+    }
+    if unknown := sorted(set(paths) - set(readers)):
+        raise InvalidArgument(f"{', '.join(unknown)} cannot be changed: {', '.join(readers)} can")
+    return dict(readers[path]() for path in paths)
+
+
+def _mode(number: int) -> Mode | None:
+    return _one_of(Mode, number, "enforce_user_ids") if number else None
+
+
+def _override(number: int) -> Override:
+    return _one_of(Override, number, "override_policy") if number else Override.ANY
+
+
+def _one_of(enumeration: type[_Enum], number: int, field: str) -> _Enum:
+    try:
+        return enumeration(number)
+    except ValueError:
+        raise InvalidArgument(f"{field} has no value {number}: see admin.proto") from None
+
+
+def _message(key: ApiKey) -> pb.ApiKey:
+    return pb.ApiKey(
+        id=key.id,
+        name=key.name,
+        enforce_user_ids=policy_pb2.EnforceMode.ValueType(key.mode or 0),
+        override_policy=pb.OverridePolicy.ValueType(key.override),
+        accept=key.accept,
+        create_time=_timestamp(key.created_at),
+        update_time=_timestamp(key.updated_at),
+        revoke_time=_timestamp(key.revoked_at) if key.revoked_at else None,
+        revision=key.revision,
+        etag=str(key.revision),
+    )
+
+
+def _timestamp(moment: datetime) -> Timestamp:
+    timestamp = Timestamp()
+    timestamp.FromDatetime(moment)
+    return timestamp

@@ -1,0 +1,94 @@
+"""policyd's errors as gRPC statuses: one table, and the one interceptor that uses it."""
+
+from __future__ import annotations  # gRPC's classes are generic for the type checker only.
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from policyd import errors
+
+_log = logging.getLogger(__name__)
+
+DOMAIN = "policyd"
+_Code = grpc.StatusCode
+TABLE: dict[type[errors.PolicydError], tuple[grpc.StatusCode, str]] = {
+    errors.InvalidDescriptor: (_Code.INVALID_ARGUMENT, "INVALID_DESCRIPTOR"),
+    errors.InvalidArgument: (_Code.INVALID_ARGUMENT, "INVALID_ARGUMENT"),
+    errors.RevisionNotReached: (_Code.UNAVAILABLE, "REVISION_NOT_REACHED"),
+    errors.Unauthenticated: (_Code.UNAUTHENTICATED, "UNAUTHENTICATED"),
+    errors.KeyNotFound: (_Code.NOT_FOUND, "KEY_NOT_FOUND"),
+    errors.KeyRevoked: (_Code.FAILED_PRECONDITION, "KEY_REVOKED"),
+    errors.EtagMismatch: (_Code.ABORTED, "ETAG_MISMATCH"),
+    errors.StoreUnavailable: (_Code.UNAVAILABLE, "STORE_UNAVAILABLE"),
+}
+"""Each error's status code, and the reason in its ErrorInfo."""
+
+_Continuation = Callable[
+    [grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any, Any] | None"]
+]
+
+
+def status_of(error: Exception) -> tuple[grpc.StatusCode, str, str]:
+    """The status code, the message and the reason that `error` is reported with."""
+    if type(error) in TABLE:
+        code, reason = TABLE[type(error)]  # type: ignore[index]  # checked in the line above
+        return code, str(error), reason
+    # Its text may hold anything, so it goes to the log alone.
+    _log.error("an unexpected error", exc_info=error)
+    return _Code.INTERNAL, "policyd failed; its log says more", "INTERNAL"
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> NoReturn:
+    """End an RPC with the status for `error`, an ErrorInfo in its details."""
+    code, message, reason = status_of(error)
+    info = any_pb2.Any()
+    info.Pack(error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN))
+    status = status_pb2.Status(code=code.value[0], message=message, details=[info])
+    details = ("grpc-status-details-bin", status.SerializeToString())
+    await context.abort(code, message, (details,))
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Reports what the servicers raise. Streams (health, reflection) report their own."""
+
+    def __init__(self) -> None:
+        # A handler is the same at every call, so it is wrapped once.
+        self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+
+    async def intercept_service(
+        self,
+        continuation: _Continuation,
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """See grpc.aio.ServerInterceptor."""
+        method = handler_call_details.method
+        if method in self._wrapped:
+            return self._wrapped[method]
+        handler = await continuation(handler_call_details)
+        if handler is None or handler.unary_unary is None:
+            return handler  # type: ignore[return-value]  # None: gRPC answers UNIMPLEMENTED
+        self._wrapped[method] = _reporting(handler)
+        return self._wrapped[method]
+
+
+def _reporting(handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+    answer: Any = handler.unary_unary
+
+    async def answer_or_abort(request: Any, context: Any) -> Any:
+        try:
+            return await answer(request, context)
+        except grpc.aio.AbortError:
+            raise  # The servicer has ended the RPC itself.
+        except Exception as error:  # noqa: BLE001  # abort() logs what is not expected
+            await abort(context, error)
+
+    return grpc.unary_unary_rpc_method_handler(
+        answer_or_abort,
+        request_deserializer=handler.request_deserializer,
+        response_serializer=handler.response_serializer,
+    )

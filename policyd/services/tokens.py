@@ -1,0 +1,36 @@
+"""Bearer tokens: which callers a listener lets in."""
+
+import hmac
+from typing import Any
+
+import grpc
+
+from policyd.errors import Unauthenticated
+from policyd.services.errors import abort
+
+_HEALTH = "/grpc.health.v1.Health/"  # Probes have no token, and health is no secret.
+
+
+class TokenInterceptor(grpc.aio.ServerInterceptor):
+    """Lets in who shows `authorization: Bearer TOKEN`, and everybody to the health service."""
+
+    def __init__(self, token: str, mend: str) -> None:
+        """`mend` tells a refused caller where to find the token."""
+        self._expected = f"Bearer {token}".encode()
+        self._mend = mend
+
+    async def intercept_service(
+        self, continuation: Any, handler_call_details: grpc.HandlerCallDetails
+    ) -> Any:
+        """See grpc.aio.ServerInterceptor."""
+        method = handler_call_details.method
+        if method.startswith(_HEALTH) or self._is_right(handler_call_details.invocation_metadata):
+            return await continuation(handler_call_details)
+        return grpc.unary_unary_rpc_method_handler(self._refuse)
+
+    def _is_right(self, metadata: Any) -> bool:
+        given = [value for name, value in metadata or () if name == "authorization"]
+        return len(given) == 1 and hmac.compare_digest(given[0].encode(), self._expected)
+
+    async def _refuse(self, _: object, context: Any) -> None:
+        await abort(context, Unauthenticated(f"the bearer token is missing or wrong: {self._mend}"))

@@ -1,0 +1,284 @@
+"""The database: its tables and queries, and the only SQL of policyd.
+
+One row counts revisions. A change locks it, writes the key with the new number and commits, so the
+order of commits is the order of revisions, and `WHERE revision > last` misses nothing.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+from policyd import api_keys, migrations
+from policyd.errors import (
+    EtagMismatch,
+    InvalidArgument,
+    KeyNotFound,
+    KeyRevoked,
+    SettingsError,
+    StoreUnavailable,
+)
+from policyd.model import (
+    IDENTIFIERS,
+    USER,
+    ApiKey,
+    KeyChange,
+    KeyChanges,
+    KeySettings,
+    Mode,
+    Override,
+)
+
+MAX_NAME = 200
+"""Characters of a key's name."""
+CHANGEABLE = ("name", "mode", "override", "accept")
+"""The fields of an ApiKey that update_key() takes."""
+_SQLITE_WAIT = 10.0
+"""Seconds that a writer waits for another one's transaction."""
+
+
+class _Moment(sa.TypeDecorator[datetime]):
+    """A moment in UTC. SQLite drops the zone, so it is put back."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_result_value(self, value: datetime | None, dialect: object) -> datetime | None:
+        return value.replace(tzinfo=UTC) if value and value.tzinfo is None else value
+
+
+metadata = sa.MetaData()
+_revision = sa.Table(
+    "revision",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("value", sa.BigInteger, nullable=False),
+)
+_keys = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("name", sa.String(MAX_NAME), nullable=False),
+    sa.Column("digest", sa.LargeBinary(32), nullable=False, unique=True),
+    sa.Column("mode", sa.SmallInteger),
+    sa.Column("override", sa.SmallInteger, nullable=False),
+    sa.Column("accept", sa.String(200), nullable=False),
+    sa.Column("created_at", _Moment, nullable=False),
+    sa.Column("updated_at", _Moment, nullable=False),
+    sa.Column("revoked_at", _Moment),
+    sa.Column("revision", sa.BigInteger, nullable=False, index=True),
+)
+
+
+class Store:
+    """The database at `url`, in SQLAlchemy's form. Threads may share it.
+
+    Every method raises StoreUnavailable where the database cannot be reached or used.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._engine = _engine(url)
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._engine.dispose()
+
+    def migrate(self) -> None:
+        """Bring the tables to this version's form. Several processes may do so at once."""
+        with _errors(), self._engine.connect() as connection:
+            connection = connection.execution_options(policyd_begin="BEGIN IMMEDIATE")
+            with connection.begin():
+                migrations.upgrade(connection)
+
+    def create_key(
+        self,
+        name: str,
+        mode: Mode | None = None,
+        override: Override = Override.ANY,
+        accept: tuple[str, ...] = (USER,),
+    ) -> tuple[ApiKey, str]:
+        """Make a key. Returns its settings, and the key itself: nobody can read it again."""
+        key = api_keys.generate()
+        row = _valid({"name": name, "mode": mode, "override": override, "accept": accept})
+        now = _now()
+        row |= {"id": api_keys.generate_id(), "digest": api_keys.digest(key)}
+        row |= {"created_at": now, "updated_at": now, "revoked_at": None}
+        with self._change() as (connection, revision):
+            row["revision"] = revision
+            connection.execute(sa.insert(_keys).values(row))
+            return _read(connection, row["id"]), key
+
+    def list_keys(
+        self, *, after: str = "", limit: int = 100, show_revoked: bool = False
+    ) -> list[ApiKey]:
+        """Up to `limit` keys, oldest first, from behind the key with the ID `after`."""
+        query = sa.select(_keys).order_by(_keys.c.created_at, _keys.c.id).limit(limit)
+        if not show_revoked:
+            query = query.where(_keys.c.revoked_at.is_(None))
+        with _errors(), self._engine.connect() as connection:
+            if after:
+                last = _read(connection, after)
+                place = sa.tuple_(_keys.c.created_at, _keys.c.id)
+                query = query.where(place > sa.tuple_(last.created_at, last.id))
+            return [_api_key(row) for row in connection.execute(query)]
+
+    def get_key(self, key_id: str) -> ApiKey:
+        """The key with this ID. Raises KeyNotFound."""
+        with _errors(), self._engine.connect() as connection:
+            return _read(connection, key_id)
+
+    def update_key(
+        self, key_id: str, changes: Mapping[str, object], etag: str | None = None
+    ) -> ApiKey:
+        """Change some of CHANGEABLE. Raises KeyNotFound, KeyRevoked, EtagMismatch, InvalidArgument."""
+        row = _valid(changes)
+        if not row:
+            raise InvalidArgument(f"nothing to change: name one of {', '.join(CHANGEABLE)}")
+        with self._change() as (connection, revision):
+            current = _read(connection, key_id, etag)
+            if current.revoked_at:
+                raise KeyRevoked(f"{key_id} is revoked and cannot be changed: create a new key")
+            return _write(connection, key_id, row, revision)
+
+    def revoke_key(self, key_id: str, etag: str | None = None) -> ApiKey:
+        """Revoke a key for good; once more changes nothing. Raises KeyNotFound, EtagMismatch."""
+        with self._change() as (connection, revision):
+            current = _read(connection, key_id, etag)
+            if current.revoked_at:
+                connection.rollback()
+                return current
+            return _write(connection, key_id, {"revoked_at": _now()}, revision)
+
+    def changes_since(self, revision: int) -> KeyChanges:
+        """The keys that changed after `revision`, up to some newer one; all of them for 0."""
+        with _errors(), self._engine.connect() as connection:
+            # The number first: what commits between the two reads is read again the next time.
+            latest = connection.execute(sa.select(_revision.c.value)).scalar_one()
+            if latest <= revision:
+                return KeyChanges(latest, ())
+            rows = connection.execute(sa.select(_keys).where(_keys.c.revision > revision))
+            return KeyChanges(latest, tuple(_key_change(row) for row in rows))
+
+    @contextmanager
+    def _change(self) -> Iterator[tuple[sa.Connection, int]]:
+        with _errors(), self._engine.begin() as connection:
+            # First of all, so that the transaction begins with the lock and writers queue up here.
+            count = sa.update(_revision).values(value=_revision.c.value + 1)
+            yield connection, connection.execute(count.returning(_revision.c.value)).scalar_one()
+
+
+def _engine(url: str) -> sa.Engine:
+    try:
+        engine = sa.create_engine(url, pool_pre_ping=True, hide_parameters=True)
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+        # The URL may hold a password, so the message does not repeat it.
+        raise SettingsError(
+            "--database-url is not usable: give sqlite:///FILE, or "
+            f"postgresql+psycopg://USER@HOST/NAME with the extra policyd[postgresql] ({type(error).__name__})"
+        ) from None
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _: object) -> None:
+    connection.isolation_level = None  # The driver leaves transactions to _begin_sqlite.
+    connection.execute(f"PRAGMA busy_timeout = {int(_SQLITE_WAIT * 1000)}")
+    connection.execute("PRAGMA journal_mode = WAL")  # Readers do not wait for a writer.
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    connection.exec_driver_sql(connection.get_execution_options().get("policyd_begin", "BEGIN"))
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file that a SQLite URL names, None for any other URL."""
+    try:
+        parsed = sa.make_url(url)
+    except ArgumentError:
+        return None
+    is_file = parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:")
+    return Path(str(parsed.database)) if is_file else None
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except SQLAlchemyError as error:
+        # The driver's own words; SQLAlchemy's would add the statement.
+        cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        raise StoreUnavailable(f"the database cannot be used: {cause}") from error
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _valid(changes: Mapping[str, Any]) -> dict[str, Any]:
+    if unknown := set(changes) - set(CHANGEABLE):
+        raise InvalidArgument(f"a key has no changeable field {', '.join(sorted(unknown))}")
+    row = dict(changes)
+    if "name" in row:
+        row["name"] = _valid_name(row["name"])
+    if "accept" in row:
+        row["accept"] = json.dumps(_valid_accept(row["accept"]))
+    return row
+
+
+def _valid_name(name: str) -> str:
+    name = name.strip()
+    if not name or len(name) > MAX_NAME or not name.isprintable():
+        raise InvalidArgument(f"a key's name has 1 to {MAX_NAME} printable characters")
+    return name
+
+
+def _valid_accept(accept: tuple[str, ...]) -> list[str]:
+    names = list(dict.fromkeys(accept))
+    if not names or not set(names) <= set(IDENTIFIERS):
+        raise InvalidArgument(f"accept takes one or more of {', '.join(IDENTIFIERS)}")
+    return names
+
+
+def _read(connection: sa.Connection, key_id: str, etag: str | None = None) -> ApiKey:
+    row = connection.execute(sa.select(_keys).where(_keys.c.id == key_id)).one_or_none()
+    if row is None:
+        raise KeyNotFound(f"no API key has the ID {key_id[:64]!r}: list them to see which there are")
+    key = _api_key(row)
+    if etag and etag != str(key.revision):
+        raise EtagMismatch(f"{key_id} has changed since it was read: read it again, then change it")
+    return key
+
+
+def _write(connection: sa.Connection, key_id: str, row: dict[str, Any], revision: int) -> ApiKey:
+    row = {**row, "updated_at": _now(), "revision": revision}
+    connection.execute(sa.update(_keys).where(_keys.c.id == key_id).values(row))
+    return _read(connection, key_id)
+
+
+def _api_key(row: Any) -> ApiKey:
+    return ApiKey(
+        id=row.id,
+        name=row.name,
+        mode=Mode(row.mode) if row.mode else None,
+        override=Override(row.override),
+        accept=tuple(json.loads(row.accept)),
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        revoked_at=row.revoked_at,
+        revision=row.revision,
+    )
+
+
+def _key_change(row: Any) -> KeyChange:
+    if row.revoked_at:
+        return KeyChange(row.digest, None)
+    key = _api_key(row)
+    return KeyChange(row.digest, KeySettings(key.id, key.mode, key.override, key.accept))

@@ -1,0 +1,48 @@
+"""Bearer tokens in files. The administration token is made at the first start, in a file that only its owner can read."""
+
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from policyd.errors import SettingsError
+
+
+def load_or_create(path: Path) -> str:
+    """The token in `path`, which is made with a new one if it is not there. Raises SettingsError."""
+    try:
+        _create(path)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise SettingsError(f"--admin-token-file {path} cannot be made: {error.strerror}") from None
+    return load(path, "--admin-token-file")
+
+
+def load(path: Path, flag: str) -> str:
+    """The token in `path`, which others must not be able to read. Raises SettingsError."""
+    try:
+        mode = path.stat().st_mode
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{flag} {path} cannot be read: {error}") from None
+    if mode & (stat.S_IRWXO | stat.S_IWGRP):
+        raise SettingsError(f"{flag} {path} is open to others: chmod 600 {path}")
+    if len(token) < 16 or not token.isascii() or not token.isprintable():
+        raise SettingsError(
+            f"{flag} {path} holds no token of 16 or more characters: write one, or remove the file"
+        )
+    return token
+
+
+def _create(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Written whole under another name first: a process that starts at the same time reads no half.
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(secrets.token_urlsafe(32) + "\n")
+        os.link(draft, path)
+    finally:
+        draft.unlink()

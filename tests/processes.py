@@ -1,0 +1,125 @@
+"""policyd's programs as real processes, for tests."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+BIN = Path(sys.executable).parent
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This environment without what would change how policyd or its gateway run."""
+    foreign = ("POLICYD_", "GATEWAY_", "OPENAI_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    return kept | {"PYTHONUNBUFFERED": "1"} | dict(extra or {})
+
+
+def run(
+    *command: str, stdin: bytes | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """Run one of our commands to its end."""
+    program = [str(BIN / command[0]), *command[1:]]
+    return subprocess.run(
+        program, input=stdin, capture_output=True, env=environment(env), timeout=60, check=False
+    )
+
+
+class Program:
+    """One of our servers. It has printed a line that matches `ready` when the constructor returns;
+    `match` is that line's match."""
+
+    def __init__(self, *command: str, ready: str, env: Mapping[str, str] | None = None) -> None:
+        self._process = subprocess.Popen(
+            [str(BIN / command[0]), *command[1:]],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(env),
+            text=True,
+            start_new_session=True,
+        )
+        self.output: list[str] = []
+        self.errors: list[str] = []
+        threading.Thread(target=self._collect_errors, daemon=True).start()
+        self.match = self._wait_for(ready)
+        threading.Thread(target=self._collect_output, daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def wait(self, timeout: float = 60) -> int:
+        """The exit status; negative for a signal."""
+        return self._process.wait(timeout)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send the signal and return the exit status."""
+        if self._process.poll() is None:
+            self.send(number)
+        return self.wait()
+
+    def _wait_for(self, ready: str) -> re.Match[str]:
+        assert self._process.stdout
+        for line in self._process.stdout:
+            self.output.append(line)
+            if match := re.search(ready, line):
+                return match
+        status = self.wait()
+        raise AssertionError(f"ended with {status}: {''.join(self.output + self.errors)}")
+
+    def _collect_output(self) -> None:
+        assert self._process.stdout
+        self.output.extend(self._process.stdout)
+
+    def _collect_errors(self) -> None:
+        assert self._process.stderr
+        self.errors.extend(self._process.stderr)
+
+
+class Policyd(Program):
+    """`policyd serve`, on free ports."""
+
+    def __init__(self, folder: Path, *flags: str, env: Mapping[str, str] | None = None) -> None:
+        self.folder = folder
+        self.database_url = f"sqlite:///{folder}/policyd.db"
+        super().__init__(
+            *("policyd", "serve", "--database-url", self.database_url),
+            *("--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0", *flags),
+            ready=r"policyd is ready: grpc=(\S+) admin=(\S+)",
+            env=env,
+        )
+        self.grpc, self.admin = self.match.groups()
+
+    def create_key(
+        self, mode: str | None = None, override: str | None = None, accept: str | None = None
+    ) -> str:
+        """A new API key, in force."""
+        given = {"--enforce-user-ids": mode, "--override": override, "--accept": accept}
+        flags = [word for flag, value in given.items() if value for word in (flag, value)]
+        made = run(
+            *("policyd", "keys", "create", "test", "--json", *flags),
+            *("--database-url", self.database_url),
+        )
+        assert made.returncode == 0, made.stderr
+        key = json.loads(made.stdout)
+        self.reach(key["revision"])
+        return str(key["key"])
+
+    def reach(self, revision: int) -> None:
+        """Wait until `revision` is in force."""
+        from policyd.v1.policy_pb2 import EvaluateRequest
+        from policyd.v1.policy_pb2_grpc import PolicyServiceStub
+
+        import grpc
+
+        with grpc.insecure_channel(self.grpc) as channel:
+            request = EvaluateRequest(has_user=True, min_revision=revision)
+            PolicyServiceStub(channel).Evaluate(request, timeout=30)
