@@ -1,6 +1,6 @@
 """API keys: "up-" and 48 of 0-9a-zA-Z, known here only by a digest.
 
-A key has 285 bits of randomness, so a plain SHA-256 cannot be searched backwards, and needs no salt.
+A key has 285 bits of randomness, so nobody finds it from a plain SHA-256, and it needs no salt.
 """
 
 import hashlib

@@ -52,17 +52,31 @@ def main() -> None:
 @options.database_url
 @option("--grpc", default="127.0.0.1:50051", metavar="HOST:PORT", help="Where gateways ask.")
 @option("--admin", default="127.0.0.1:50052", metavar="HOST:PORT", help="Where keys are managed.")
-@option("--workers", default=1, type=click.IntRange(1, 256), help="Processes; one a core is enough.")
-@option("--default-mode", default="off", type=click.Choice(list(MODES)), help="For keys without one.")
+@option(
+    "--workers", default=1, type=click.IntRange(1, 256), help="Processes; one a core is enough."
+)
+@option(
+    "--default-mode", default="off", type=click.Choice(list(MODES)), help="For keys without one."
+)
 @option("--admin-token-file", type=click.Path(path_type=Path), help="Made if it is not there.")
-@option("--caller-token-file", type=click.Path(path_type=Path), help="Token that gateways must show.")
+@option(
+    "--caller-token-file", type=click.Path(path_type=Path), help="Token that gateways must show."
+)
 @option("--tls-cert", type=click.Path(path_type=Path), help="PEM certificate chain of the server.")
 @option("--tls-key", type=click.Path(path_type=Path), help="PEM private key of the server.")
-@option("--tls-client-ca", type=click.Path(path_type=Path), help="Callers must have its certificate.")
+@option(
+    "--tls-client-ca", type=click.Path(path_type=Path), help="Callers must have its certificate."
+)
 @option("--max-message", default=4 * 2**20, type=click.IntRange(1024), help="Bytes of a request.")
-@option("--max-staleness", default=300.0, type=click.FloatRange(1), help="Seconds without database.")
-@option("--grace", default=10.0, type=click.FloatRange(0), help="Seconds to finish calls at the end.")
-@option("--insecure", is_flag=True, help="Listen beyond this machine without TLS or authentication.")
+@option(
+    "--max-staleness", default=300.0, type=click.FloatRange(1), help="Seconds without database."
+)
+@option(
+    "--grace", default=10.0, type=click.FloatRange(0), help="Seconds to finish calls at the end."
+)
+@option(
+    "--insecure", is_flag=True, help="Listen beyond this machine without TLS or authentication."
+)
 @options.log_level
 def serve(default_mode: str, log_level: str, admin_token_file: Path | None, **given: Any) -> None:
     """Run policyd: answer gateways, and manage keys."""
@@ -100,7 +114,9 @@ def keys() -> None:
 
 
 _settings_options = [
-    option("--enforce-user-ids", type=click.Choice([*MODES, "default"]), help="Requests without user."),
+    option(
+        "--enforce-user-ids", type=click.Choice([*MODES, "default"]), help="Requests without user."
+    ),
     option("--override", type=click.Choice(list(OVERRIDES)), help="Who may override it by header."),
     option("--accept", help="What counts as a user: user,safety_identifier or one of them."),
 ]
@@ -112,7 +128,9 @@ def _with_settings(command: Any) -> Any:
     return command
 
 
-def _changes(enforce_user_ids: str | None, override: str | None, accept: str | None) -> dict[str, Any]:
+def _changes(
+    enforce_user_ids: str | None, override: str | None, accept: str | None
+) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     if enforce_user_ids is not None:
         changes["mode"] = MODES.get(enforce_user_ids)
@@ -186,13 +204,13 @@ def show(key_id: str, database_url: str, as_json: bool) -> None:
 @click.option("--name", help="What people call it.")
 @_with_settings
 @options.common
-def set_(
-    key_id: str, database_url: str, as_json: bool, name: str | None, **settings: Any
-) -> None:
+def set_(key_id: str, database_url: str, as_json: bool, name: str | None, **settings: Any) -> None:
     """Change the settings of the key with this ID; a running server follows within a second."""
     changes = _changes(**settings) | ({} if name is None else {"name": name})
     if not changes:
-        raise click.UsageError("nothing to change: give an option, such as --enforce-user-ids audit")
+        raise click.UsageError(
+            "nothing to change: give an option, such as --enforce-user-ids audit"
+        )
     with options.opened(database_url) as store:
         _report(store.update_key(key_id, changes), as_json)
 
@@ -243,12 +261,16 @@ def _print_json(value: object) -> None:
 
 @main.command()
 @option("--key", required=True, help="The API key. POLICYD_KEY keeps it out of the process list.")
-@click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="May be repeated.")
+@click.option(
+    "--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="May be repeated."
+)
 @click.option("--method", default="", help="The HTTP method.")
 @click.option("--path", default="", help="The path. Without method and path, it is in scope.")
 @click.option("--has-user/--no-user", default=None, help="Whether the body names a user.")
 @click.option("--body", type=click.File("rb"), help="Read the user out of this body; - for stdin.")
-@option("--default-mode", default="off", type=click.Choice(list(MODES)), help="As the server has it.")
+@option(
+    "--default-mode", default="off", type=click.Choice(list(MODES)), help="As the server has it."
+)
 @options.common
 def explain(database_url: str, as_json: bool, default_mode: str, **question: Any) -> None:
     """Say what would be decided of a request, and why. Exits with 1 where it would be denied."""
@@ -264,8 +286,12 @@ def explain(database_url: str, as_json: bool, default_mode: str, **question: Any
 
 @main.command()
 @options.config
-@option("--data", default="./policyd-data", type=click.Path(path_type=Path, file_okay=False),
-        help="Folder for the database and the administration token.")
+@option(
+    "--data",
+    default="./policyd-data",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for the database and the administration token.",
+)
 @option("--gateway", default="127.0.0.1:8080", metavar="HOST:PORT", help="Where clients connect.")
 @option("--grpc", default="127.0.0.1:50051", metavar="HOST:PORT", help="Where gateways ask.")
 @option("--upstream", metavar="URL", help="Forward there instead of to the built-in one.")

@@ -104,14 +104,15 @@ class PolicyClient:
         except grpc.aio.AioRpcError as error:
             reason = f"{error.code().name}: {error.details()}"
             answers = [NoDecision(f"policyd gave no decision ({reason})")] * len(batch)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, grpc.aio.UsageError):
             answers = [NoDecision("the client of policyd was closed")] * len(batch)
         for (_, future), answer in zip(batch, answers, strict=True):
             _settle(future, answer)
 
     async def _answers(self, requests: list[EvaluateRequest]) -> list[_Answer]:
         if len(requests) == 1:
-            return [await self._call(self._stub.Evaluate, requests[0])]
+            only = await self._call(self._stub.Evaluate, requests[0])
+            return [only]
         items = [
             BatchEvaluateItem(id=str(number), request=request)
             for number, request in enumerate(requests)
@@ -126,7 +127,7 @@ class PolicyClient:
         ]
 
     async def _call(
-        self, method: grpc.aio.UnaryUnaryMultiCallable[_Request, _Response], request: _Request
+        self, method: "grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]", request: _Request
     ) -> _Response:
         started = time.monotonic()
         try:

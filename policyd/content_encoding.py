@@ -1,5 +1,6 @@
 """Content-Encoding: compressed bodies, decompressed within a bound."""
 
+import sys
 import zlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,13 +9,13 @@ import brotli
 
 from policyd.model import UserState
 
-try:
-    from compression import zstd  # type: ignore[import-not-found,unused-ignore]
-except ImportError:  # Python before 3.14
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
     from backports import zstd
 
 _MAX_CODINGS = 4
-# A gzip or zstd body may be several streams in a row. Each costs a copy of the rest, so not too many.
+# A gzip or zstd body may be several streams in a row. Each costs a copy of the rest.
 _MAX_MEMBERS = 10
 
 

@@ -12,7 +12,6 @@ from functools import lru_cache
 
 from policyd import denial
 from policyd.model import (
-    SAFETY_IDENTIFIER,
     USER,
     Credential,
     Decision,
@@ -125,7 +124,9 @@ def _decision(
         _ignored_words(ignored, override),
     )
     summary = " ".join(filter(None, words))
-    explanation = Explanation(mode, source, ignored, in_scope, operation, state, identifier, summary)
+    explanation = Explanation(
+        mode, source, ignored, in_scope, operation, state, identifier, summary
+    )
     return Decision(refusal, offends and refusal is None, flags, explanation)
 
 

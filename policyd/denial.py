@@ -22,27 +22,29 @@ _UNREADABLE = {
     ),
     UserState.NOT_OBJECT: (
         400,
-        "The request body is JSON but not an object, so it has no user field. "
-        "Send one JSON object",
+        "The request body is JSON but not an object, so it has no user field. Send one JSON object",
     ),
     UserState.TOO_COMPLEX: (
         400,
-        "The request body is nested too deeply or has too many parts for its user field to be checked. "
+        "The request body is nested too deeply or has too many parts for its user field to be "
+        "checked. "
         "Send a simpler JSON object",
     ),
     UserState.BAD_FORM: (
         400,
-        "The request body is not a well-formed multipart/form-data form, so its user field cannot be checked. "
+        "The request body is not a well-formed multipart form, so its user field cannot be "
+        "checked. "
         "Send a complete form, with its boundary in the Content-Type header",
     ),
     UserState.BAD_ENCODING: (
         400,
-        "The request body does not decompress as its Content-Encoding header says, so its user field "
+        "The request body does not decompress as its Content-Encoding says, so its user field "
         "cannot be checked. Send the complete compressed data, or send the body uncompressed",
     ),
     UserState.UNSUPPORTED_ENCODING: (
         415,
-        "The request body's Content-Encoding is not known here, so its user field cannot be checked. "
+        "The request body's Content-Encoding is not known here, so its user field cannot be "
+        "checked. "
         "Use gzip, deflate, br or zstd, or send the body uncompressed",
     ),
     UserState.TOO_LARGE: (
@@ -52,9 +54,7 @@ _UNREADABLE = {
     ),
 }
 _KEY_REFUSED = {
-    Credential.MISSING: (
-        "No API key was given. Send yours in the x-usagepanda-api-key header"
-    ),
+    Credential.MISSING: ("No API key was given. Send yours in the x-usagepanda-api-key header"),
     Credential.CONFLICTING: (
         "Two different API keys were given. Send one x-usagepanda-api-key header"
     ),
@@ -68,7 +68,12 @@ _KEY_REFUSED = {
 
 def render(status: int, messages: tuple[str, ...], error_type: str) -> Denial:
     """The response with `status` for the violations that `messages` name."""
-    error = {"message": PREFIX + ", ".join(messages), "type": error_type, "param": None, "code": None}
+    error = {
+        "message": PREFIX + ", ".join(messages),
+        "type": error_type,
+        "param": None,
+        "code": None,
+    }
     body = json.dumps({"error": error}, ensure_ascii=False, separators=(",", ":"))
     return Denial(status, HEADERS, body.encode())
 

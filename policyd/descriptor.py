@@ -244,9 +244,11 @@ def _json_string(raw: msgspec.Raw | msgspec.UnsetType) -> str:
 
 def _read_form(body: bytes, content_type: str) -> Facts:
     boundary = multipart.parse_options_header(content_type)[1].get("boundary", "")
-    end = f"--{boundary}--".encode("utf-8", "surrogateescape")
-    # What stands after the end is read by some servers and not by others, so nothing may.
-    if not boundary or not body.rstrip(b" \t\r\n").endswith(end) or body.count(end) != 1:
+    start = f"--{boundary}".encode("utf-8", "surrogateescape")
+    end = start + b"--"
+    # What stands before the start or after the end is read by some servers and not by others.
+    bare = body.strip(b" \t\r\n")
+    if not (boundary and bare.startswith(start) and bare.endswith(end) and bare.count(end) == 1):
         raise UnreadableBody(UserState.BAD_FORM)
     try:
         fields = list(_form_fields(body, boundary))
@@ -267,7 +269,9 @@ def _form_fields(body: bytes, boundary: str) -> Iterator[tuple[str, str]]:
         for event in parser.parse(body):
             if isinstance(event, multipart.MultipartSegment):
                 segment, value = event, bytearray()
+            elif segment is None or segment.filename is not None:
+                continue  # A file never counts.
             elif event is not None:
-                value += event if segment is not None and not segment.filename else b""
-            elif segment is not None and segment.filename is None:
-                yield segment.name, value.decode()
+                value += event
+            else:
+                yield segment.name or "", value.decode()

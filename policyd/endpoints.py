@@ -24,9 +24,10 @@ ENDPOINTS = {
 }
 """Every endpoint in scope, by its path without the API's prefix."""
 
-# A deployment's name may hold anything, slashes too: rather one path too many in scope than one too few.
+# A deployment's name may hold anything, slashes too: rather one path too many in scope than one
+# too few.
 _PATH = re.compile(
-    r"(?:/v1|/openai/v1|/openai/deployments/.+?|/openai)?(%s)" % "|".join(map(re.escape, ENDPOINTS)),
+    rf"(?:/v1|/openai/v1|/openai/deployments/.+?|/openai)?({'|'.join(map(re.escape, ENDPOINTS))})",
     re.DOTALL,
 )
 _TARGET = re.compile(r"(?:[a-z][a-z0-9+.-]*://[^/?#]*)?([^?#]*)", re.IGNORECASE | re.DOTALL)
@@ -34,7 +35,9 @@ _OUT_OF_SCOPE = Target(in_scope=False)
 _NOT_SAID = Target(in_scope=True)
 _MAX_CACHED_PATH = 256
 # White space and control characters, which many servers drop from the end of a path.
-_LOOSE = "".join(c for c in map(chr, range(0x3001)) if c.isspace() or unicodedata.category(c) == "Cc")
+_LOOSE = "".join(
+    c for c in map(chr, range(0x3001)) if c.isspace() or unicodedata.category(c) == "Cc"
+)
 
 
 def resolve(method: str, path: str) -> Target:

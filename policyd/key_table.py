@@ -1,4 +1,4 @@
-"""Every key's settings in memory, at one revision. Deciding reads it and never waits for a database."""
+"""Every key's settings in memory, at one revision: deciding waits for no database."""
 
 import asyncio
 import logging
@@ -57,13 +57,15 @@ class KeyTable:
             try:
                 await self.refresh()
                 if lost:
-                    _log.info("the database answers again; settings are at revision %d", self.revision)
+                    _log.info(
+                        "the database answers again; settings are at revision %d", self.revision
+                    )
                 lost = False
             except PolicydError as error:
                 if not lost:
                     _log.error("settings stay at revision %d: %s", self.revision, error)
                 lost = True
-            await self._pause(interval * random.uniform(0.9, 1.1))
+            await self._pause(interval * random.uniform(0.9, 1.1))  # noqa: S311  # keeps no secret
 
     async def reach(self, revision: int, timeout: float) -> None:
         """Wait until `revision` is in force. Raises RevisionNotReached after `timeout` seconds."""

@@ -83,7 +83,9 @@ class Server:
         guards: list[grpc.aio.ServerInterceptor] = []
         if path := self._settings.caller_token_file:
             token = tokens.load(path, "--caller-token-file")
-            guards.append(TokenInterceptor(token, f"ask policyd's operator for the one in {path.name}"))
+            guards.append(
+                TokenInterceptor(token, f"ask policyd's operator for the one in {path.name}")
+            )
         listener = self._listener(_POLICY, guards)
         servicer = PolicyServicer(self._keys, self._settings.default_mode)
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(servicer, listener.server)
@@ -94,7 +96,9 @@ class Server:
         token = tokens.load(path, "--admin-token-file")
         guards = [TokenInterceptor(token, f"it stands in {path.name}, which policyd serve names")]
         listener = self._listener(_ADMIN, guards)
-        admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(self._store), listener.server)
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(
+            AdminServicer(self._store), listener.server
+        )
         return listener
 
     def _listener(self, service: str, guards: list[Any]) -> "_Listener":
@@ -108,7 +112,9 @@ class Server:
             await asyncio.sleep(min(1.0, self._settings.max_staleness / 4))
             was_fresh, fresh = fresh, self._keys.staleness() <= self._settings.max_staleness
             if fresh != was_fresh:
-                _log.warning("health is now %s", "SERVING" if fresh else "NOT_SERVING: stale settings")
+                _log.warning(
+                    "health is now %s", "SERVING" if fresh else "NOT_SERVING: stale settings"
+                )
                 for listener in self._listeners:
                     await listener.tell(_SERVING if fresh else _NOT_SERVING)
 
@@ -155,7 +161,7 @@ class _Listener:
         await self.tell(_SERVING)
         return Address(address.host, port)
 
-    async def tell(self, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
+    async def tell(self, status: int) -> None:
         """Report this health."""
         for service in self._services:
             await self._health.set(service, status)
@@ -179,7 +185,9 @@ def prepare(settings: ServerSettings) -> None:
 def check_free(address: Address, flag: str) -> None:
     """Raises SettingsError where nobody can listen on `address`, or somebody does."""
     try:
-        for family, kind, protocol, _, name in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
+        for family, kind, protocol, _, name in socket.getaddrinfo(
+            *address, type=socket.SOCK_STREAM
+        ):
             # Without SO_REUSEPORT, so that it fails even where the other one would share.
             with socket.socket(family, kind, protocol) as alone:
                 alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -190,8 +198,8 @@ def check_free(address: Address, flag: str) -> None:
 
 def _not_free(address: Address, flag: str) -> SettingsError:
     return SettingsError(
-        f"{flag} {address} cannot be listened on: another program has the port, or it is no address "
-        f"of this machine. Give {flag} another one; port 0 takes a free port"
+        f"{flag} {address} cannot be listened on: another program has the port, or it is no "
+        f"address of this machine. Give {flag} another one; port 0 takes a free port"
     )
 
 

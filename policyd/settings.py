@@ -89,9 +89,9 @@ class ServerSettings:
             self.tls_cert and (self.tls_client_ca or self.caller_token_file)
         ):
             raise SettingsError(
-                f"--grpc {self.grpc} can be reached from other machines: give --tls-cert, --tls-key "
-                "and either --tls-client-ca or --caller-token-file, or --insecure if something else "
-                "protects it"
+                f"--grpc {self.grpc} can be reached from other machines: give --tls-cert, "
+                "--tls-key and either --tls-client-ca or --caller-token-file, or --insecure if "
+                "something else protects it"
             )
         if not self.admin.is_loopback and not self.tls_cert:
             raise SettingsError(

@@ -92,7 +92,7 @@ class Store:
     def migrate(self) -> None:
         """Bring the tables to this version's form. Several processes may do so at once."""
         with _errors(), self._engine.connect() as connection:
-            connection = connection.execution_options(policyd_begin="BEGIN IMMEDIATE")
+            connection.execution_options(policyd_begin="BEGIN IMMEDIATE")
             with connection.begin():
                 migrations.upgrade(connection)
 
@@ -136,7 +136,10 @@ class Store:
     def update_key(
         self, key_id: str, changes: Mapping[str, object], etag: str | None = None
     ) -> ApiKey:
-        """Change some of CHANGEABLE. Raises KeyNotFound, KeyRevoked, EtagMismatch, InvalidArgument."""
+        """Change some of CHANGEABLE.
+
+        Raises KeyNotFound, KeyRevoked, EtagMismatch or InvalidArgument.
+        """
         row = _valid(changes)
         if not row:
             raise InvalidArgument(f"nothing to change: name one of {', '.join(CHANGEABLE)}")
@@ -180,7 +183,8 @@ def _engine(url: str) -> sa.Engine:
         # The URL may hold a password, so the message does not repeat it.
         raise SettingsError(
             "--database-url is not usable: give sqlite:///FILE, or "
-            f"postgresql+psycopg://USER@HOST/NAME with the extra policyd[postgresql] ({type(error).__name__})"
+            "postgresql+psycopg://USER@HOST/NAME with the extra policyd[postgresql] "
+            f"({type(error).__name__})"
         ) from None
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
@@ -204,7 +208,11 @@ def sqlite_file(url: str) -> Path | None:
         parsed = sa.make_url(url)
     except ArgumentError:
         return None
-    is_file = parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:")
+    is_file = parsed.get_backend_name() == "sqlite" and parsed.database not in (
+        None,
+        "",
+        ":memory:",
+    )
     return Path(str(parsed.database)) if is_file else None
 
 
@@ -250,7 +258,9 @@ def _valid_accept(accept: tuple[str, ...]) -> list[str]:
 def _read(connection: sa.Connection, key_id: str, etag: str | None = None) -> ApiKey:
     row = connection.execute(sa.select(_keys).where(_keys.c.id == key_id)).one_or_none()
     if row is None:
-        raise KeyNotFound(f"no API key has the ID {key_id[:64]!r}: list them to see which there are")
+        raise KeyNotFound(
+            f"no API key has the ID {key_id[:64]!r}: list them to see which there are"
+        )
     key = _api_key(row)
     if etag and etag != str(key.revision):
         raise EtagMismatch(f"{key_id} has changed since it was read: read it again, then change it")

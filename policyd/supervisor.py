@@ -69,7 +69,8 @@ class _Worker:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(dump_settings(self._settings)).encode() + b"\n")
         answer = (await self._process.stdout.readline()).decode().strip()
         if answer != "ready":

@@ -1,4 +1,4 @@
-"""Bearer tokens in files. The administration token is made at the first start, in a file that only its owner can read."""
+"""Bearer tokens in files. The first start makes the administration token, for its owner only."""
 
 import os
 import secrets
@@ -9,7 +9,7 @@ from policyd.errors import SettingsError
 
 
 def load_or_create(path: Path) -> str:
-    """The token in `path`, which is made with a new one if it is not there. Raises SettingsError."""
+    """The token in `path`, made with a new one if it is not there. Raises SettingsError."""
     try:
         _create(path)
     except FileExistsError:

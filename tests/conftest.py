@@ -1,6 +1,7 @@
 """What the tests share."""
 
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -13,3 +14,15 @@ def policyd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policyd]:
     server = Policyd(tmp_path_factory.mktemp("policyd"))
     yield server
     assert server.stop() == 0, server.errors
+
+
+@pytest.fixture
+def unused_port() -> Callable[[], int]:
+    """Gives a port of this machine that nobody listens on."""
+
+    def find() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return int(probe.getsockname()[1])
+
+    return find

@@ -10,6 +10,11 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
+import grpc
+
+from policyd.v1.policy_pb2 import EvaluateRequest
+from policyd.v1.policy_pb2_grpc import PolicyServiceStub
+
 BIN = Path(sys.executable).parent
 
 
@@ -41,13 +46,14 @@ class Program:
             stderr=subprocess.PIPE,
             env=environment(env),
             text=True,
-            start_new_session=True,
         )
         self.output: list[str] = []
         self.errors: list[str] = []
-        threading.Thread(target=self._collect_errors, daemon=True).start()
+        self._readers = [threading.Thread(target=self._collect_errors)]
+        self._readers[0].start()
         self.match = self._wait_for(ready)
-        threading.Thread(target=self._collect_output, daemon=True).start()
+        self._readers.append(threading.Thread(target=self._collect_output))
+        self._readers[1].start()
 
     @property
     def pid(self) -> int:
@@ -58,7 +64,10 @@ class Program:
 
     def wait(self, timeout: float = 60) -> int:
         """The exit status; negative for a signal."""
-        return self._process.wait(timeout)
+        status = self._process.wait(timeout)
+        for reader in self._readers:
+            reader.join()
+        return status
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send the signal and return the exit status."""
@@ -77,11 +86,14 @@ class Program:
 
     def _collect_output(self) -> None:
         assert self._process.stdout
-        self.output.extend(self._process.stdout)
+        with self._process.stdout as lines:
+            self.output.extend(lines)
 
     def _collect_errors(self) -> None:
         assert self._process.stderr
-        self.errors.extend(self._process.stderr)
+        with self._process.stderr as lines:
+            for line in lines:
+                self.errors.append(line)
 
 
 class Policyd(Program):
@@ -115,11 +127,6 @@ class Policyd(Program):
 
     def reach(self, revision: int) -> None:
         """Wait until `revision` is in force."""
-        from policyd.v1.policy_pb2 import EvaluateRequest
-        from policyd.v1.policy_pb2_grpc import PolicyServiceStub
-
-        import grpc
-
         with grpc.insecure_channel(self.grpc) as channel:
             request = EvaluateRequest(has_user=True, min_revision=revision)
             PolicyServiceStub(channel).Evaluate(request, timeout=30)

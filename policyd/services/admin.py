@@ -1,7 +1,7 @@
 """AdminService: API keys and their settings. The store blocks, so it is asked in a thread."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -73,7 +73,7 @@ class AdminServicer(AdminServiceServicer):
 
 
 def _fields(key: pb.ApiKey, paths: Iterable[str]) -> dict[str, Any]:
-    readers = {
+    readers: dict[str, Callable[[], tuple[str, Any]]] = {
         "name": lambda: ("name", key.name),
         "enforce_user_ids": lambda: ("mode", _mode(key.enforce_user_ids)),
         "override_policy": lambda: ("override", _override(key.override_policy)),

@@ -10,7 +10,15 @@ from policyd import api_keys, descriptor, endpoints
 from policyd.decision import decide
 from policyd.errors import InvalidArgument, InvalidDescriptor, PolicydError
 from policyd.key_table import KeyTable
-from policyd.model import Credential, Decision, Descriptor, Mode, Target, UserState
+from policyd.model import (
+    SAFETY_IDENTIFIER,
+    Credential,
+    Decision,
+    Descriptor,
+    Mode,
+    Target,
+    UserState,
+)
 from policyd.services.errors import status_of
 from policyd.v1 import policy_pb2 as pb
 from policyd.v1.policy_pb2_grpc import PolicyServiceServicer
@@ -82,8 +90,8 @@ class PolicyServicer(PolicyServiceServicer):
 
 
 class _DecisionIds:
-    """IDs that nobody else gives, in the order of time: 12 hexadecimal digits of the millisecond, 12
-    of this process, and a count."""
+    """IDs that nobody else gives, in the order of time: 12 hexadecimal digits of the
+    millisecond, 12 of this process, 8 of a count."""
 
     def __init__(self) -> None:
         self._process = secrets.token_hex(6)
@@ -97,7 +105,9 @@ class _DecisionIds:
 def describe(request: pb.EvaluateRequest) -> Descriptor:
     """The descriptor that a message holds. Raises InvalidDescriptor where it says too little."""
     overrides, keys = _policy_headers(request)
-    credential, key = (Credential.GIVEN, request.key) if request.key else descriptor.credential(keys)
+    credential, key = (
+        (Credential.GIVEN, request.key) if request.key else descriptor.credential(keys)
+    )
     target = endpoints.resolve(request.method, request.path)
     user, safety_identifier = _identifiers(request, target)
     if target.in_scope and user is _UNKNOWN and safety_identifier is _UNKNOWN:
@@ -128,7 +138,7 @@ def _identifiers(request: pb.EvaluateRequest, target: Target) -> tuple[UserState
     if request.HasField("user"):
         user = max(user, descriptor.classify(request.user))
     if request.HasField("safety_identifier"):
-        claimed = descriptor.classify(request.safety_identifier, descriptor.SAFETY_IDENTIFIER)
+        claimed = descriptor.classify(request.safety_identifier, SAFETY_IDENTIFIER)
         safety_identifier = max(safety_identifier, claimed)
     if request.HasField("raw_body") and target.in_scope:
         facts = _read_raw_body(request, target)

@@ -1,0 +1,216 @@
+"""Reading the user out of bodies: forms, compressed ones, and those that are made to hurt."""
+
+import gzip
+import json
+import zlib
+
+import brotli
+import pytest
+
+from policyd import content_encoding, descriptor, endpoints
+from policyd.descriptor import MAX_DEPTH, Facts
+from policyd.model import UserState
+
+EDITS = endpoints.ENDPOINTS["/images/edits"]
+CHAT = endpoints.ENDPOINTS["/chat/completions"]
+FORM = "multipart/form-data; boundary=B"
+GOOD = b'{"user": "alice", "model": "gpt-4o"}'
+MIB = 2**20
+
+
+def read(body: bytes, kind: str = "application/json", coding: str = "", limit: int = MIB) -> Facts:
+    endpoint = EDITS if kind.startswith("multipart") else CHAT
+    return descriptor.read_body(body, kind, coding, endpoint, limit)
+
+
+def state(body: bytes, kind: str = "application/json", coding: str = "") -> UserState:
+    return read(body, kind, coding).user.state
+
+
+def form(*parts: tuple[str, bytes]) -> bytes:
+    chunks = [
+        f"--B\r\nContent-Disposition: form-data; {head}\r\n\r\n".encode() + value + b"\r\n"
+        for head, value in parts
+    ]
+    return b"".join(chunks) + b"--B--\r\n"
+
+
+def deflate(data: bytes) -> bytes:
+    compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return compressor.compress(data) + compressor.flush()
+
+
+CODINGS = {
+    "gzip": gzip.compress,
+    "x-gzip": gzip.compress,
+    "deflate": zlib.compress,
+    "br": brotli.compress,
+    "zstd": content_encoding.zstd.compress,
+}
+
+
+def test_json() -> None:
+    """User and model are read out of JSON, whatever its Content-Type says."""
+    for kind in ("application/json", "", "text/plain", "application/x-www-form-urlencoded"):
+        facts = read(GOOD, kind)
+        assert (facts.user.state, facts.user.value) == (UserState.VALID, "alice")
+        assert facts.model == "gpt-4o"
+
+
+def test_invalid_utf8() -> None:
+    """A body that is not UTF-8 is not JSON, even where nobody looks."""
+    assert state(b'{"user": "alice", "x": "\xff"}') is UserState.NOT_JSON
+    assert state(b'{"user": "\xff"}') is UserState.NOT_JSON
+
+
+def test_byte_order_mark() -> None:
+    """JSON has no byte order mark."""
+    assert state(b"\xef\xbb\xbf" + GOOD) is UserState.NOT_JSON
+    assert state(GOOD.decode().encode("utf-16")) is UserState.NOT_JSON
+
+
+@pytest.mark.parametrize("opening", ["[", '{"a":'])
+def test_deep_nesting(opening: str) -> None:
+    """Nesting is read to its bound and refused beyond, at 2,000 and at 200,000 levels alike."""
+    closing = "]" if opening == "[" else "}"
+    for depth, expected in (
+        (MAX_DEPTH - 1, UserState.VALID),
+        (MAX_DEPTH, UserState.TOO_COMPLEX),
+        (2_000, UserState.TOO_COMPLEX),
+        (100_000, UserState.TOO_COMPLEX),
+    ):
+        nested = opening * depth + ("1" if closing == "}" else "") + closing * depth
+        assert state(f'{{"user": "a", "x": {nested}}}'.encode()) is expected
+
+
+def test_brackets_in_strings_do_not_nest() -> None:
+    """Text with many brackets, such as source code, is as good as any."""
+    body = json.dumps({"messages": [{"content": '{["\\' * 5000}], "user": "alice"}).encode()
+    assert state(body) is UserState.VALID
+
+
+def test_many_parts() -> None:
+    """Where a body has to be looked at piece by piece, it may not have too many."""
+    many = b"[" + b"[]," * descriptor.MAX_TOKENS + b"1]"
+    facts = read(b'{"user": "a", "x": ' + many + b"}", limit=64 * MIB)
+    assert facts.user.state is UserState.TOO_COMPLEX
+
+
+def test_repeats_behind_a_tool_that_has_a_user_too() -> None:
+    """A property called user in a tool's schema is not the request's user."""
+    tool = {"function": {"parameters": {"properties": {"user": {"type": "string"}}}}}
+    assert state(json.dumps({"tools": [tool], "user": "a"}).encode()) is UserState.VALID
+    assert state(json.dumps({"tools": [tool, tool]}).encode()) is UserState.ABSENT
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_compressed(coding: str) -> None:
+    """Each coding is undone, once or several times, in any letter case."""
+    data = CODINGS[coding](GOOD)
+    assert state(data, coding=coding) is UserState.VALID
+    assert state(data, coding=f" {coding.upper()} ") is UserState.VALID
+    assert state(gzip.compress(data), coding=f"{coding}, gzip") is UserState.VALID
+    assert state(data, coding=f"identity,{coding}") is UserState.VALID
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_damaged(coding: str) -> None:
+    """Half a stream, one with something behind it, and none at all cannot be read."""
+    data = CODINGS[coding](GOOD * 100)
+    for damaged in (data[:-1], data[: len(data) // 2], data + b"\0\1", GOOD, b""):
+        assert state(damaged, coding=coding) is UserState.BAD_ENCODING
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_bomb(coding: str) -> None:
+    """What would grow over the bound is refused, one coding deep or two."""
+    bomb = CODINGS[coding](b" " * 32 * MIB)
+    assert state(bomb, coding=coding) is UserState.TOO_LARGE
+    assert state(gzip.compress(bomb), coding=f"{coding}, gzip") is UserState.TOO_LARGE
+
+
+def test_bare_deflate() -> None:
+    """deflate without zlib's header is understood too."""
+    assert state(deflate(GOOD), coding="deflate") is UserState.VALID
+
+
+def test_gzip_of_several_members() -> None:
+    """Members follow each other, but not without end."""
+    assert state(gzip.compress(GOOD) + gzip.compress(b" "), coding="gzip") is UserState.VALID
+    many = gzip.compress(GOOD) + gzip.compress(b"") * 1000
+    assert state(many, coding="gzip") is UserState.BAD_ENCODING
+
+
+@pytest.mark.parametrize("coding", ["snappy", "gzip, snappy", "gzip gzip", "gzip," * 5])
+def test_unknown_codings(coding: str) -> None:
+    """A coding that is not known, or too many of them, cannot be read."""
+    assert state(GOOD, coding=coding) is UserState.UNSUPPORTED_ENCODING
+
+
+def test_over_the_bound() -> None:
+    """A body over the bound is not read."""
+    assert read(b" " * 11, limit=10).user.state is UserState.TOO_LARGE
+    assert read(b" " * 10, limit=10).user.state is UserState.NOT_JSON
+
+
+def test_form() -> None:
+    """The form field `user` is the user, and `model` the model."""
+    facts = read(form(('name="user"', b"alice"), ('name="model"', b"dall-e-2")), FORM)
+    assert (facts.user.state, facts.user.value) == (UserState.VALID, "alice")
+    assert facts.model == "dall-e-2"
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ([], UserState.ABSENT),
+        ([('name="prompt"', b"user")], UserState.ABSENT),
+        ([('name="user"; filename="user"', b"alice")], UserState.ABSENT),
+        ([('name="user"; filename=""', b"alice")], UserState.ABSENT),
+        ([('name="image"; filename="user"', b'name="user"')], UserState.ABSENT),
+        ([('name="user"', b"")], UserState.EMPTY),
+        ([('name="user"', b" \t ")], UserState.BLANK),
+        ([('name="user"', b"a"), ('name="user"', b"")], UserState.EMPTY),
+        ([('name="user"', b"a"), ('name="user"', b"b")], UserState.VALID),
+        ([('name="user"', b"\xff")], UserState.BAD_FORM),
+        ([('name="image"; filename="i"', b"\xff\x00"), ('name="user"', b"a")], UserState.VALID),
+    ],
+)
+def test_form_fields(parts: list[tuple[str, bytes]], expected: UserState) -> None:
+    """File parts and file names never count, and repeats are judged by the worst."""
+    body = form(('name="x"', b"1"), *parts)
+    assert state(body, FORM) is expected
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (form(('name="user"', b"a")), "multipart/form-data"),
+        (form(('name="user"', b"a")), "multipart/form-data; boundary="),
+        (form(('name="user"', b"a")), "multipart/form-data; boundary=C"),
+        (form(('name="user"', b"a"))[:-6], FORM),
+        (form(('name="user"', b"a")) + b"more", FORM),
+        (form(('name="user"', b"a")) + form(('name="user"', b"")), FORM),
+        (b"preamble\r\n" + form(('name="user"', b"a")), FORM),
+        (GOOD, FORM),
+        (b"", FORM),
+        (b"--B\r\n\r\na\r\n--B--\r\n", FORM),
+        (form(*[('name="x"', b"1")] * 2000), FORM),
+    ],
+)
+def test_bad_forms(body: bytes, kind: str) -> None:
+    """A form that two servers could read differently is refused."""
+    assert state(body, kind) is UserState.BAD_FORM
+
+
+def test_a_form_is_no_json() -> None:
+    """Where the endpoint takes no form, a form is a body that is not JSON."""
+    body = form(('name="user"', b"a"))
+    assert descriptor.read_body(body, FORM, "", CHAT).user.state is UserState.NOT_JSON
+
+
+def test_long_values_are_cut() -> None:
+    """Only the first 1,024 characters of a user go any further."""
+    facts = read(json.dumps({"user": "a" * 5000}).encode())
+    assert facts.user.state is UserState.VALID
+    assert facts.user.value == "a" * 1024

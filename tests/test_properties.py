@@ -1,0 +1,181 @@
+"""What holds for every input, by hypothesis."""
+
+import gzip
+import json
+from urllib.parse import quote
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policyd import descriptor, endpoints
+from policyd.decision import decide
+from policyd.endpoints import ENDPOINTS
+from policyd.model import (
+    IDENTIFIERS,
+    Credential,
+    Descriptor,
+    KeySettings,
+    Mode,
+    Override,
+    Source,
+    Target,
+    UserState,
+)
+
+IN_SCOPE = Target(in_scope=True)
+modes = st.sampled_from(Mode)
+overrides = st.lists(st.one_of(st.sampled_from(["true", "false", "1", ""]), st.text())).map(tuple)
+accepts = st.sampled_from([("user",), ("safety_identifier",), ("user", "safety_identifier")])
+settings = st.builds(
+    KeySettings, st.just("key_1"), st.none() | modes, st.sampled_from(Override), accepts
+)
+targets = st.builds(endpoints.resolve, st.sampled_from(["", "POST", "GET"]), st.text()) | (
+    st.sampled_from([endpoints.resolve("POST", "/v1" + path) for path in ENDPOINTS])
+)
+descriptors = st.builds(
+    Descriptor,
+    targets,
+    st.sampled_from(Credential),
+    st.text(),
+    overrides,
+    st.sampled_from(UserState),
+    st.sampled_from(UserState),
+)
+
+
+@given(descriptors, st.none() | settings, modes)
+def test_every_request_is_decided(
+    described: Descriptor, key: KeySettings | None, default: Mode
+) -> None:
+    """decide() is total, and its answer does not contradict itself."""
+    decision = decide(described, key, default)
+    why = decision.explanation
+    assert not (decision.denial and decision.would_deny)
+    if key is None:
+        assert decision.denial is not None
+        assert decision.denial.status == 403
+    elif decision.denial:
+        assert why.mode is Mode.ENFORCE
+        assert why.in_scope
+        assert why.user_state is not UserState.VALID
+        assert decision.denial.status in (400, 413, 415, 422)
+    elif why.in_scope and why.user_state is not UserState.VALID:
+        assert why.mode is not Mode.ENFORCE
+
+
+@given(descriptors, settings, modes)
+def test_deciding_twice_gives_the_same(
+    described: Descriptor, key: KeySettings, default: Mode
+) -> None:
+    """decide() is pure."""
+    assert decide(described, key, default) is decide(described, key, default)
+
+
+@given(overrides, modes, accepts)
+def test_no_header_changes_a_locked_key(
+    values: tuple[str, ...], mode: Mode, accept: tuple[str, ...]
+) -> None:
+    """A locked key's mode holds, whatever the headers say."""
+    key = KeySettings("key_1", mode, Override.LOCKED, accept)
+    why = decide(_without_user(values), key, Mode.OFF).explanation
+    assert (why.mode, why.source) == (mode, Source.KEY)
+
+
+@given(overrides, modes)
+def test_no_header_weakens_a_key_that_may_only_be_tightened(
+    values: tuple[str, ...], mode: Mode
+) -> None:
+    """With tighten_only, the mode in force is never weaker than the key's."""
+    key = KeySettings("key_1", mode, Override.TIGHTEN_ONLY)
+    why = decide(_without_user(values), key, Mode.OFF).explanation
+    assert why.mode is not None
+    assert why.mode >= mode
+
+
+@given(overrides, modes)
+def test_only_a_clear_false_weakens_a_key(values: tuple[str, ...], mode: Mode) -> None:
+    """Where anybody may override, only headers that all say false make the mode weaker."""
+    why = decide(_without_user(values), KeySettings("key_1", mode), Mode.OFF).explanation
+    assert why.mode is not None
+    if {value.strip(" \t").lower() for value in values} != {"false"}:
+        assert why.mode >= mode
+
+
+def _without_user(values: tuple[str, ...]) -> Descriptor:
+    return Descriptor(IN_SCOPE, Credential.GIVEN, "k", values, UserState.ABSENT, UserState.ABSENT)
+
+
+@st.composite
+def spellings(draw: st.DrawFn) -> tuple[str, str]:
+    """A path in scope, and another spelling of it."""
+    prefix = draw(st.sampled_from(["", "/v1", "/openai/v1", "/openai/deployments/gpt-4"]))
+    path = prefix + draw(st.sampled_from(sorted(ENDPOINTS)))
+    words = [draw(_spelt(word)) for word in path.strip("/").split("/")]
+    slash = st.sampled_from(["/", "//", "/./", "/x/../", "\\", "%2F", "%5c", "/%2e/", "/;p=1/"])
+    spelt = draw(slash) + "".join(word + draw(slash) for word in words[:-1]) + words[-1]
+    ends = st.sampled_from(["", "/", "//", "%20", "%00", "%0A", ";v=1", "/.", "/x/..", "%09/%20"])
+    return path, spelt + "".join(draw(st.lists(ends, max_size=3)))
+
+
+def _spelt(word: str) -> st.SearchStrategy[str]:
+    letters = [
+        st.sampled_from([letter, letter.upper(), f"%{ord(letter):02x}", f"%{ord(letter):02X}"])
+        for letter in word
+    ]
+    return st.tuples(*letters).map("".join)
+
+
+@given(spellings())
+def test_no_spelling_of_a_path_escapes(paths: tuple[str, str]) -> None:
+    """Every spelling of a path in scope is in scope, and one path goes upstream for all of them."""
+    path, spelt = paths
+    target = endpoints.resolve("POST", spelt)
+    assert target == endpoints.resolve("POST", path)
+    assert target.in_scope
+    assert target.path == path
+
+
+@given(st.text() | st.binary().map(quote))
+def test_the_canonical_path_is_canonical(path: str) -> None:
+    """canonical_path() is total, and doing it twice changes nothing."""
+    canonical = endpoints.canonical_path(path)
+    assert canonical.startswith("/")
+    assert canonical.isascii()
+    assert endpoints.canonical_path(canonical) == canonical
+
+
+@given(st.binary(), st.text(), st.sampled_from(["", "gzip", "br", "deflate", "zstd"]) | st.text())
+def test_every_body_is_read(body: bytes, content_type: str, content_encoding: str) -> None:
+    """read_body() is total: any bytes get a state, and never that of a user by accident."""
+    form = endpoints.ENDPOINTS["/images/edits"]
+    for kind in (content_type, "application/json", "multipart/form-data; boundary=x"):
+        facts = descriptor.read_body(body, kind, content_encoding, form, limit=1000)
+        assert facts.user.state is not UserState.UNKNOWN
+        if facts.user.state is UserState.VALID:
+            assert b"user" in body or content_encoding or b"\\u" in body
+
+
+characters = st.characters(exclude_categories=["Cs"])  # Half a surrogate pair is not Unicode.
+numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+values = st.recursive(
+    st.none() | st.booleans() | numbers | st.text(characters),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(characters), inner),
+    max_leaves=10,
+)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([*IDENTIFIERS, "model", "messages"]), values), max_size=6),
+    st.booleans(),
+)
+def test_repeats_are_judged_by_the_worst(members: list[tuple[str, object]], compress: bool) -> None:
+    """A user that stands there several times is as good as its worst occurrence."""
+    text = "{" + ",".join(f"{json.dumps(k)}:{json.dumps(v)}" for k, v in members) + "}"
+    body = gzip.compress(text.encode()) if compress else text.encode()
+    facts = descriptor.read_body(body, "application/json", "gzip" if compress else "", None)
+    alone = [
+        descriptor.read_body(json.dumps({"user": value}).encode(), "", "", None).user.state
+        for name, value in members
+        if name == "user"
+    ]
+    assert facts.user.state == max(alone, default=UserState.ABSENT)

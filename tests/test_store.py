@@ -1,0 +1,227 @@
+"""The acceptance suite that every store passes."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from policyd import api_keys
+from policyd.errors import (
+    EtagMismatch,
+    InvalidArgument,
+    KeyNotFound,
+    KeyRevoked,
+    SettingsError,
+    StoreUnavailable,
+)
+from policyd.model import KeyChange, KeySettings, Mode, Override
+from policyd.store import Store, metadata
+
+BOTH = ("user", "safety_identifier")
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/policyd.db"
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[Store]:
+    store = Store(url)
+    store.migrate()
+    yield store
+    store.close()
+
+
+def test_a_new_key(store: Store) -> None:
+    """A key has the form of the contract, and the settings that it was made with."""
+    key, secret = store.create_key("app", Mode.AUDIT, Override.LOCKED, BOTH)
+    assert secret.startswith("up-")
+    assert len(secret) == 51
+    assert secret[3:].isalnum()
+    assert (key.mode, key.override, key.accept) == (Mode.AUDIT, Override.LOCKED, BOTH)
+    assert key.created_at == key.updated_at
+    assert key.created_at.tzinfo is not None
+    assert key.revoked_at is None
+    assert store.get_key(key.id) == key
+
+
+def test_a_key_without_settings(store: Store) -> None:
+    """It takes the server's default mode, and anybody may override it."""
+    key, _ = store.create_key("app")
+    assert (key.mode, key.override, key.accept) == (None, Override.ANY, ("user",))
+
+
+def test_the_key_itself_is_not_kept(store: Store, tmp_path: Path) -> None:
+    """Nothing of the secret is in the database's files."""
+    _, secret = store.create_key("app")
+    files = [file.read_bytes() for file in tmp_path.iterdir()]
+    assert any(api_keys.digest(secret) in content for content in files)
+    assert not any(secret.encode() in content for content in files)
+    assert not any(secret[3:19].encode() in content for content in files)
+
+
+@pytest.mark.parametrize("name", ["", "  ", "a\nb", "a" * 201, "\x1b[31m"])
+def test_bad_names(store: Store, name: str) -> None:
+    """A name has 1 to 200 printable characters."""
+    with pytest.raises(InvalidArgument):
+        store.create_key(name)
+    assert store.list_keys() == []
+
+
+def test_bad_accept(store: Store) -> None:
+    """A key accepts one of the known identifiers at least."""
+    for accept in ((), ("email",), ("user", "")):
+        with pytest.raises(InvalidArgument):
+            store.create_key("app", accept=accept)
+
+
+def test_an_update(store: Store) -> None:
+    """It changes what it names and nothing else, and counts a revision."""
+    key, _ = store.create_key("app", Mode.ENFORCE)
+    changed = store.update_key(key.id, {"override": Override.LOCKED, "name": "service"})
+    assert (changed.name, changed.mode, changed.override) == (
+        "service",
+        Mode.ENFORCE,
+        Override.LOCKED,
+    )
+    assert changed.revision == key.revision + 1
+    assert changed.updated_at >= key.updated_at
+    assert store.update_key(key.id, {"mode": None}).mode is None
+
+
+def test_bad_updates(store: Store) -> None:
+    """Each is refused with its reason, and changes nothing."""
+    key, _ = store.create_key("app")
+    with pytest.raises(InvalidArgument, match="nothing to change"):
+        store.update_key(key.id, {})
+    with pytest.raises(InvalidArgument, match="no changeable field digest"):
+        store.update_key(key.id, {"digest": b""})
+    with pytest.raises(KeyNotFound):
+        store.update_key("key_0", {"name": "x"})
+    with pytest.raises(EtagMismatch):
+        store.update_key(key.id, {"name": "x"}, etag="1")
+    assert store.get_key(key.id) == key
+
+
+def test_the_second_of_two_editors_is_told(store: Store) -> None:
+    """Who changes what has changed since it was read gets EtagMismatch."""
+    key, _ = store.create_key("app")
+    store.update_key(key.id, {"name": "first"}, etag=str(key.revision))
+    with pytest.raises(EtagMismatch):
+        store.update_key(key.id, {"name": "second"}, etag=str(key.revision))
+    assert store.get_key(key.id).name == "first"
+
+
+def test_revoking(store: Store) -> None:
+    """A revoked key stays revoked, cannot be changed, and is listed on demand only."""
+    key, _ = store.create_key("app")
+    revoked = store.revoke_key(key.id)
+    assert revoked.revoked_at is not None
+    assert store.revoke_key(key.id) == revoked
+    with pytest.raises(KeyRevoked):
+        store.update_key(key.id, {"name": "x"})
+    assert store.list_keys() == []
+    assert store.list_keys(show_revoked=True) == [revoked]
+
+
+def test_pages(store: Store) -> None:
+    """Pages follow each other without gap or repeat, oldest first."""
+    made = [store.create_key(f"key {number}")[0] for number in range(7)]
+    first = store.list_keys(limit=3)
+    second = store.list_keys(limit=3, after=first[-1].id)
+    third = store.list_keys(limit=3, after=second[-1].id)
+    assert first + second + third == made
+    assert store.list_keys(after=made[-1].id) == []
+    with pytest.raises(KeyNotFound):
+        store.list_keys(after="key_0")
+
+
+def test_changes(store: Store) -> None:
+    """What changed after a revision is found by it, revoked keys as tombstones."""
+    key, secret = store.create_key("app", Mode.ENFORCE, accept=BOTH)
+    digest = api_keys.digest(secret)
+    settings = KeySettings(key.id, Mode.ENFORCE, Override.ANY, BOTH)
+    everything = store.changes_since(0)
+    assert everything.revision == key.revision
+    assert everything.changed == (KeyChange(digest, settings),)
+    assert store.changes_since(key.revision).changed == ()
+    store.revoke_key(key.id)
+    later = store.changes_since(key.revision)
+    assert later.revision == key.revision + 1
+    assert later.changed == (KeyChange(digest, None),)
+
+
+def test_writers_at_once(store: Store) -> None:
+    """Changes made at the same time all count, each under a revision of its own."""
+    with ThreadPoolExecutor(8) as pool:
+        keys = list(pool.map(lambda number: store.create_key(f"key {number}")[0], range(40)))
+    assert len({key.revision for key in keys}) == 40
+    assert store.changes_since(0).revision == max(key.revision for key in keys)
+
+
+def test_a_reader_beside_writers_misses_nothing(store: Store) -> None:
+    """Whoever follows the changes while others write has, in the end, all of them."""
+    seen: dict[bytes, KeySettings | None] = {}
+    done = threading.Event()
+
+    def follow() -> None:
+        last = 0
+        while not done.is_set() or store.changes_since(last).changed:
+            changes = store.changes_since(last)
+            seen.update({change.digest: change.settings for change in changes.changed})
+            last = changes.revision
+
+    with ThreadPoolExecutor(5) as pool:
+        following = pool.submit(follow)
+        secrets = list(pool.map(lambda number: store.create_key(str(number))[1], range(60)))
+        done.set()
+        following.result()
+    assert seen.keys() == {api_keys.digest(secret) for secret in secrets}
+
+
+def test_migrating_at_once(url: str) -> None:
+    """Several processes may bring a new database to its form at the same time."""
+    stores = [Store(url) for _ in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(Store.migrate, stores))
+    assert stores[0].list_keys() == []
+    for store in stores:
+        store.close()
+
+
+def test_the_migrations_make_the_tables_that_the_store_uses(store: Store, url: str) -> None:
+    """The migrated database and the store's own idea of it are the same."""
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    engine = sa.create_engine(url)
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    engine.dispose()
+
+
+def test_a_newer_database(store: Store, url: str) -> None:
+    """A database that a newer policyd has used is refused, and left alone."""
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    engine.dispose()
+    with pytest.raises(StoreUnavailable, match="newer policyd"):
+        store.migrate()
+
+
+def test_no_database(tmp_path: Path) -> None:
+    """A database that cannot be opened or is none is named as the cause, without a password."""
+    with pytest.raises(StoreUnavailable, match="unable to open"):
+        Store(f"sqlite:///{tmp_path}/no/such/folder.db").migrate()
+    (tmp_path / "text.db").write_text("not a database " * 100)
+    with pytest.raises(StoreUnavailable, match="not a database"):
+        Store(f"sqlite:///{tmp_path}/text.db").migrate()
+    for url in ("nonsense", "mysql9://admin:hunter2@host/x", ""):
+        with pytest.raises(SettingsError) as caught:
+            Store(url)
+        assert "hunter2" not in str(caught.value)
