@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from policyd import explanation, options
-from policyd.errors import PolicydError
+from policyd.errors import PolicydError, SettingsError
 from policyd.model import ApiKey, Mode, Override
 from policyd.options import option
 from policyd.server import Server
@@ -30,6 +30,8 @@ class _Group(click.Group):
         """See click.Group."""
         try:
             return super().invoke(ctx)
+        except SettingsError as error:
+            raise click.UsageError(str(error)) from error
         except PolicydError as error:
             raise click.ClickException(str(error)) from error
 
@@ -295,6 +297,7 @@ def explain(database_url: str, as_json: bool, default_mode: str, **question: Any
 @option("--gateway", default="127.0.0.1:8080", metavar="HOST:PORT", help="Where clients connect.")
 @option("--grpc", default="127.0.0.1:50051", metavar="HOST:PORT", help="Where gateways ask.")
 @option("--upstream", metavar="URL", help="Forward there instead of to the built-in one.")
+@click.option("--openai-api-key", envvar="OPENAI_API_KEY", hidden=True)
 @options.log_level
 def demo(log_level: str, **given: Any) -> None:
     """Run policyd, its gateway and a small OpenAI-compatible upstream in one process.

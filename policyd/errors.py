@@ -10,6 +10,7 @@ PolicydError
 ├── EtagMismatch           the API key has changed since the caller read it
 ├── StoreUnavailable       the database cannot be reached or used
 ├── SettingsError          policyd cannot start with these settings
+├── CannotListen           an address to listen at is taken, or not this machine's
 └── NoDecision             policyd gave no decision in time (what clients raise)
 """
 
@@ -52,6 +53,10 @@ class StoreUnavailable(PolicydError):
 
 class SettingsError(PolicydError):
     """policyd cannot start with these settings."""
+
+
+class CannotListen(PolicydError):
+    """An address to listen at is taken, or not this machine's."""
 
 
 class NoDecision(PolicydError):

@@ -86,4 +86,5 @@ def start_logging(level: str) -> None:
     logging.basicConfig(
         level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # The demo says itself that it runs.
     logging.getLogger("alembic").setLevel(logging.WARNING)  # It tells of every start.

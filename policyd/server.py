@@ -14,7 +14,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from policyd import tokens
-from policyd.errors import SettingsError
+from policyd.errors import CannotListen, SettingsError
 from policyd.key_table import KeyTable
 from policyd.services.admin import AdminServicer
 from policyd.services.errors import ErrorInterceptor
@@ -36,8 +36,8 @@ class Server:
     """One worker: answers PolicyService and AdminService until it is stopped.
 
     `async with Server(settings) as server:` runs it; `server.grpc` and `server.admin` are where it
-    listens. `shared` is for several workers on one port. Starting raises SettingsError or
-    StoreUnavailable.
+    listens. `shared` is for several workers on one port. Starting raises SettingsError,
+    CannotListen or StoreUnavailable.
     """
 
     def __init__(self, settings: ServerSettings, *, shared: bool = False) -> None:
@@ -147,7 +147,7 @@ class _Listener:
     async def start(
         self, address: Address, flag: str, credentials: grpc.ServerCredentials | None
     ) -> Address:
-        """Listen. Returns the address with the port that it took. Raises SettingsError."""
+        """Listen. Returns the address with the port that it took. Raises CannotListen."""
         if not self._shared:
             check_free(address, flag)
         try:
@@ -183,7 +183,7 @@ def prepare(settings: ServerSettings) -> None:
 
 
 def check_free(address: Address, flag: str) -> None:
-    """Raises SettingsError where nobody can listen on `address`, or somebody does."""
+    """Raises CannotListen where nobody can listen on `address`, or somebody does."""
     try:
         for family, kind, protocol, _, name in socket.getaddrinfo(
             *address, type=socket.SOCK_STREAM
@@ -196,8 +196,8 @@ def check_free(address: Address, flag: str) -> None:
         raise _not_free(address, flag) from None
 
 
-def _not_free(address: Address, flag: str) -> SettingsError:
-    return SettingsError(
+def _not_free(address: Address, flag: str) -> CannotListen:
+    return CannotListen(
         f"{flag} {address} cannot be listened on: another program has the port, or it is no "
         f"address of this machine. Give {flag} another one; port 0 takes a free port"
     )

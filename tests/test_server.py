@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from policyd import tokens
 from policyd.client import NoDecision, PolicyClient
-from policyd.errors import SettingsError
+from policyd.errors import CannotListen, SettingsError
 from policyd.model import Mode, UserState
 from policyd.server import Server
 from policyd.services.policy import MAX_BATCH
@@ -26,6 +26,7 @@ from policyd.v1.admin_pb2_grpc import AdminServiceStub
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 
 LOCAL = Address("127.0.0.1", 0)
+ANYWHERE = Address("0.0.0.0", 0)  # noqa: S104  # It is refused, or not listened on.
 GOLDEN = Path(__file__).parent / "golden" / "no_user.json"
 CODE = grpc.StatusCode
 
@@ -374,8 +375,9 @@ async def test_without_the_database_decisions_go_on(tmp_path: Path) -> None:
 
 async def _until(health: Any, check: Any, status: int) -> None:
     async with asyncio.timeout(30):
-        while (await health.Check(check)).status != status:
-            await asyncio.sleep(0.05)
+        async for answer in health.Watch(check):
+            if answer.status == status:
+                return
 
 
 async def test_callers_with_a_token(tmp_path: Path) -> None:
@@ -395,8 +397,8 @@ async def test_callers_with_a_token(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"grpc": Address("0.0.0.0", 0)}, "--grpc .* can be reached from other machines"),
-        ({"admin": Address("0.0.0.0", 0)}, "--admin .* can be reached from other machines"),
+        ({"grpc": ANYWHERE}, "--grpc .* can be reached from other machines"),
+        ({"admin": ANYWHERE}, "--admin .* can be reached from other machines"),
         ({"tls_cert": Path("x")}, "go together"),
         ({"tls_client_ca": Path("x")}, "needs --tls-cert"),
     ],
@@ -405,13 +407,13 @@ def test_settings_that_do_not_fit(tmp_path: Path, changes: dict[str, Any], words
     """policyd refuses to listen to strangers it cannot tell apart, and says what to give."""
     with pytest.raises(SettingsError, match=words):
         settings(tmp_path, **changes)
-    settings(tmp_path, **{"grpc": Address("0.0.0.0", 0), "insecure": True})
+    settings(tmp_path, grpc=ANYWHERE, insecure=True)
 
 
 async def test_a_busy_port(tmp_path: Path) -> None:
     """It is named, with the flag that mends it."""
     async with Server(settings(tmp_path)) as server:
-        with pytest.raises(SettingsError, match=rf"--grpc {server.grpc} cannot be listened on"):
+        with pytest.raises(CannotListen, match=rf"--grpc {server.grpc} cannot be listened on"):
             async with Server(settings(tmp_path, grpc=server.grpc)):
                 pass
 

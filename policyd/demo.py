@@ -1,0 +1,134 @@
+"""`policyd demo`: policyd, its gateway and an upstream in one process, to try it."""
+
+import asyncio
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+
+import click
+import uvicorn
+
+from gateway.server import Server as GatewayServer
+from gateway.settings import Address as GatewayAddress
+from gateway.settings import Settings as GatewaySettings
+from policyd.demo_upstream import DemoUpstream
+from policyd.model import Mode
+from policyd.server import Server, check_free
+from policyd.settings import Address, ServerSettings
+from policyd.store import Store
+
+_OPENAI = "https://api.openai.com"
+_CHUNK_PAUSE = 0.05
+"""Seconds between the chunks of a built-in answer, so that streaming can be seen."""
+
+
+def run(
+    data: Path, gateway: str, grpc: str, upstream: str | None, openai_api_key: str | None
+) -> None:
+    """Run until Ctrl-C or SIGTERM. Raises SettingsError, CannotListen or StoreUnavailable."""
+    data.mkdir(parents=True, exist_ok=True)
+    settings = ServerSettings(
+        database_url=f"sqlite:///{data}/policyd.db",
+        grpc=Address.parse(grpc, "--grpc"),
+        admin=Address("127.0.0.1", 0),
+        admin_token_file=data / "admin-token",
+    )
+    listen = Address.parse(gateway, "--gateway")
+    asyncio.run(_run(settings, listen, upstream, openai_api_key))
+
+
+async def _run(
+    settings: ServerSettings, listen: Address, upstream: str | None, openai_api_key: str | None
+) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+    check_free(listen, "--gateway")
+    check_free(settings.grpc, "--grpc")
+    key = _first_key(settings.database_url)
+    async with AsyncExitStack() as running:
+        server = await running.enter_async_context(Server(settings))
+        if upstream is None:
+            upstream = _OPENAI
+            if not openai_api_key:
+                upstream = await running.enter_async_context(_own_upstream())
+        forwarding = GatewaySettings(
+            listen=GatewayAddress(*listen),
+            policyd=str(server.grpc),
+            upstream=upstream,
+            upstream_api_key=openai_api_key or "",
+        )
+        gateway = await running.enter_async_context(GatewayServer(forwarding))
+        click.echo(_welcome(gateway.url, server, upstream, settings, key))
+        await stopping.wait()
+
+
+def _first_key(database_url: str) -> str | None:
+    """The API key to try policyd with, None where an earlier run has shown one."""
+    store = Store(database_url)
+    try:
+        store.migrate()
+        if store.list_keys(limit=1, show_revoked=True):
+            return None
+        return store.create_key("demo", Mode.ENFORCE)[1]
+    finally:
+        store.close()
+
+
+@asynccontextmanager
+async def _own_upstream() -> AsyncIterator[str]:
+    app = DemoUpstream(pause=_CHUNK_PAUSE)
+    server = _Uvicorn(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        running = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            await running
+
+
+class _Uvicorn(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """The demo handles signals itself."""
+        yield
+
+
+def _welcome(
+    url: str, server: Server, upstream: str, settings: ServerSettings, key: str | None
+) -> str:
+    known = key or "$POLICYD_KEY"
+    message = '{"role": "user", "content": "Hello there"}'
+    without = f'{{"model": "gpt-4o-mini", "messages": [{message}]}}'
+    named = f'{{"model": "gpt-4o-mini", "user": "alice", "messages": [{message}]}}'
+    return f"""\
+The gateway listens on {url}; point any OpenAI client at {url}/v1.
+policyd answers gRPC on {server.grpc}. Requests that pass go to {upstream}.
+{_key_lines(settings, key)}
+
+Blocked, as it does not say whose request it is:
+  {_curl(url, known, without)}
+
+Passes:
+  {_curl(url, known, named)}
+
+Ctrl-C stops all of it. The data stays in {settings.admin_token_file.parent}."""
+
+
+def _key_lines(settings: ServerSettings, key: str | None) -> str:
+    if key:
+        return f"API key, which is shown this once: {key}"
+    return (
+        "The API key was shown at the first start. For one to put in place of $POLICYD_KEY:\n"
+        "  policyd keys create NAME --enforce-user-ids enforce "
+        f"--database-url {settings.database_url}"
+    )
+
+
+def _curl(url: str, key: str, body: str) -> str:
+    headers = f"-H 'Content-Type: application/json' -H \"x-usagepanda-api-key: {key}\""
+    return f"curl -i {url}/v1/chat/completions {headers} -d '{body}'"
