@@ -23,7 +23,7 @@ from policyd.v1.policy_pb2 import (
 )
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 
-__all__ = ["NoDecision", "PolicyClient"]
+__all__ = ["NoDecision", "PolicyClient", "tls_credentials"]
 
 MAX_BATCH = 256
 """Questions in one call. The server takes 1,000; smaller ones spread over more of its turns."""
@@ -106,6 +106,8 @@ class PolicyClient:
             answers = [NoDecision(f"policyd gave no decision ({reason})")] * len(batch)
         except (asyncio.CancelledError, grpc.aio.UsageError):
             answers = [NoDecision("the client of policyd was closed")] * len(batch)
+        except Exception as error:  # noqa: BLE001  # Whoever waits must be told, whatever it was.
+            answers = [NoDecision(f"policyd could not be asked ({error})")] * len(batch)
         for (_, future), answer in zip(batch, answers, strict=True):
             _settle(future, answer)
 
@@ -119,6 +121,8 @@ class PolicyClient:
         ]
         batch = BatchEvaluateRequest(items=items)
         results = (await self._call(self._stub.BatchEvaluate, batch)).results
+        if len(results) != len(requests):
+            raise NoDecision(f"{len(results)} answers to {len(requests)} questions")
         return [
             result.response
             if result.HasField("response")
@@ -138,6 +142,17 @@ class PolicyClient:
             if error.code() is not grpc.StatusCode.UNAVAILABLE or left <= 0:
                 raise
         return await method(request, timeout=left, metadata=self._metadata)
+
+
+def tls_credentials(
+    authorities: bytes | None = None, key: bytes | None = None, certificate: bytes | None = None
+) -> grpc.ChannelCredentials:
+    """What PolicyClient takes to ask over TLS, all as PEM.
+
+    `authorities` are those that policyd's certificate may be of, the system's if not given.
+    `key` and `certificate` are what a policyd with --tls-client-ca wants to see.
+    """
+    return grpc.ssl_channel_credentials(authorities, key, certificate)
 
 
 def _settle(future: asyncio.Future[EvaluateResponse], answer: _Answer) -> None:
