@@ -1,0 +1,1 @@
+"""The HTTP gateway of policyd: asks it about every request, then forwards or refuses."""

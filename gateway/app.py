@@ -1,0 +1,246 @@
+"""The gateway as a raw ASGI app: ask policyd about a request, then forward or refuse it.
+
+async with Gateway(settings) as app:
+    ...  # serve it
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any, Self
+
+from gateway import errors, question
+from gateway.errors import Reply, Send
+from gateway.headers import RequestHeaders, read_request
+from gateway.question import Scope
+from gateway.settings import Settings, policyd_client
+from gateway.upstream import (
+    Body,
+    ClientGone,
+    Receive,
+    Upload,
+    Upstream,
+    UpstreamBroke,
+    UpstreamFailed,
+)
+from policyd import endpoints
+from policyd.client import NoDecision, PolicyClient
+from policyd.descriptor import TOO_LARGE
+from policyd.v1.policy_pb2 import (
+    DECISION_ALLOW,
+    DECISION_DENY,
+    Denial,
+    EvaluateRequest,
+    EvaluateResponse,
+)
+
+log = logging.getLogger("gateway")
+
+Evaluate = Callable[[EvaluateRequest], Awaitable[EvaluateResponse]]
+
+
+class Gateway:
+    """The ASGI app. Use it as a context manager, in the event loop that serves it.
+
+    `evaluate` decides in place of the policyd that `settings` name.
+    """
+
+    def __init__(self, settings: Settings, evaluate: Evaluate | None = None) -> None:
+        self._settings = settings
+        self._evaluate = evaluate
+        self._policyd: PolicyClient | None = None
+        self._upstream: Upstream
+        self._undecided = _Tally()
+
+    async def __aenter__(self) -> Self:
+        settings = self._settings
+        if self._evaluate is None:
+            self._policyd = policyd_client(settings)
+            self._evaluate = self._policyd.evaluate
+        self._upstream = Upstream(settings)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._upstream.close()
+        if self._policyd is not None:
+            await self._policyd.close()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        exchange = _Exchange(scope, receive, send, read_request(scope["headers"]))
+        try:
+            await self._serve(exchange)
+        except ClientGone:
+            pass
+        except asyncio.CancelledError:
+            # The server is being stopped, and has waited long enough.
+            await exchange.give_up(errors.STOPPING)
+        except Exception:
+            log.exception("a fault of the gateway; the request was not answered")
+            await exchange.give_up(errors.FAULT)
+
+    async def _serve(self, exchange: "_Exchange") -> None:
+        refusal = _refusal(exchange)
+        if refusal is not None:
+            await refusal.send(exchange.send)
+            return
+        path = question.text(exchange.scope["raw_path"])
+        target = endpoints.resolve(exchange.scope["method"], path)
+        facts = None
+        body: Body = exchange.upload() if exchange.headers.has_body else None
+        if target.in_scope:
+            limit = self._settings.max_body
+            body = await exchange.read_body(limit)
+            facts = TOO_LARGE
+            if isinstance(body, bytes):
+                facts = await question.read(body, exchange.headers, target.endpoint, limit)
+        asked = question.ask(exchange.scope, path, exchange.headers, facts, self._settings.api_key)
+        verdict = await self._decide(asked)
+        if isinstance(verdict, Reply):
+            await verdict.send(exchange.send)
+        else:
+            await self._forward(exchange, verdict or path, body)
+
+    async def _decide(self, asked: EvaluateRequest) -> Reply | str:
+        """The refusal, or the path to send upstream: empty for the one that came."""
+        assert self._evaluate is not None
+        try:
+            answer = await self._evaluate(asked)
+            if answer.decision == DECISION_ALLOW:
+                return answer.upstream_path
+            if answer.decision == DECISION_DENY:
+                return _reply(answer.denial)
+            raise NoDecision(f"policyd answered with a decision of {answer.decision}")
+        except NoDecision as problem:
+            if self._settings.on_policy_error == "allow":
+                self._undecided.count("forwarded unchecked", problem)
+                return ""
+            self._undecided.count("refused", problem)
+            return errors.NO_DECISION
+
+    async def _forward(self, exchange: "_Exchange", path: str, body: Body) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        watcher = asyncio.create_task(_watch(exchange.receive, body, task))
+        try:
+            await self._relay(exchange, path, body)
+        except asyncio.CancelledError:
+            if not watcher.done():
+                raise
+            task.uncancel()  # The client has left, and nobody waits for an answer.
+        finally:
+            watcher.cancel()
+
+    async def _relay(self, exchange: "_Exchange", path: str, body: Body) -> None:
+        scope = exchange.scope
+        query = question.text(scope["query_string"])
+        method = scope["method"]
+        try:
+            answer = await self._upstream.ask(method, path, query, exchange.headers, body)
+        except UpstreamFailed as failure:
+            log.warning("no answer from upstream to %s %s: %s", method, path, failure)
+            await failure.reply.send(exchange.send)
+            return
+        exchange.is_answered = True
+        try:
+            await answer.relay(exchange.send)
+        except UpstreamBroke as problem:
+            # Returning before the response is complete makes the server cut the connection.
+            log.warning("upstream broke off its answer to %s %s: %s", method, path, problem)
+        finally:
+            answer.close()
+
+
+class _Exchange:
+    """One request and what became of it."""
+
+    __slots__ = ("headers", "is_answered", "receive", "scope", "send")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, headers: RequestHeaders) -> None:
+        self.scope = scope
+        self.receive = receive
+        self.send = send
+        self.headers = headers
+        self.is_answered = False
+        """Whether the upstream's answer has begun to go to the client."""
+
+    def upload(self, begun: bytes = b"") -> Upload:
+        """The body, or what follows `begun` of it, to be sent on as it comes."""
+        return Upload(self.receive, self.headers.content_length, begun)
+
+    async def read_body(self, limit: int) -> bytes | Upload:
+        """The whole body, or an upload where it is over `limit`. Raises ClientGone."""
+        if (self.headers.content_length or 0) > limit:
+            return self.upload()
+        chunk, more = await self._next_chunk()
+        if not more and len(chunk) <= limit:
+            return chunk
+        body = bytearray(chunk)
+        while more and len(body) <= limit:
+            chunk, more = await self._next_chunk()
+            body += chunk
+        if len(body) > limit:
+            return Upload(self.receive, self.headers.content_length, bytes(body), more)
+        return bytes(body)
+
+    async def _next_chunk(self) -> tuple[bytes, bool]:
+        message = await self.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        return message.get("body", b""), message.get("more_body", False)
+
+    async def give_up(self, reply: Reply) -> None:
+        """Answer with `reply`, unless another answer has begun: then that one is cut."""
+        if not self.is_answered:
+            self.is_answered = True
+            await reply.send(self.send)
+
+
+class _Tally:
+    """Requests without a decision: counted, and told of at most once a second."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+        self._told = -1.0
+
+    def count(self, outcome: str, problem: NoDecision) -> None:
+        self._counts[outcome] = self._counts.get(outcome, 0) + 1
+        now = time.monotonic()
+        if now - self._told >= 1:
+            self._told = now
+            log.error("a request was %s (%d so far): %s", outcome, self._counts[outcome], problem)
+
+
+def _refusal(exchange: _Exchange) -> Reply | None:
+    """What the gateway answers by itself."""
+    scope, headers = exchange.scope, exchange.headers
+    if scope["method"] == "OPTIONS":
+        return errors.PREFLIGHT
+    if headers.wants_websocket:
+        return errors.WEBSOCKET
+    if not scope["raw_path"].startswith(b"/"):
+        return errors.BAD_PATH
+    if question.is_too_large(scope["raw_path"], headers):
+        return errors.HEAD_TOO_LARGE
+    return None
+
+
+def _reply(denial: Denial) -> Reply:
+    headers = [(header.name, header.value) for header in denial.headers]
+    return Reply(denial.http_status, headers, denial.body)
+
+
+async def _watch(receive: Receive, body: Body, task: asyncio.Task[Any]) -> None:
+    """Cancel `task` when the client leaves."""
+    if isinstance(body, Upload):
+        await body.finished.wait()  # Until then it is the upload that receives.
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    task.cancel()

@@ -1,0 +1,176 @@
+"""Headers: what the gateway reads of them, which ones travel on, and their letter case."""
+
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import NamedTuple
+
+from policyd.descriptor import PREFIX
+
+RawHeaders = Iterable[tuple[bytes, bytes]]
+
+# RFC 9110, section 7.6.1, and the older names that it mentions: for one hop only.
+_HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"proxy-authenticate",
+        b"proxy-authentication-info",
+        b"proxy-authorization",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"expect",
+        b"http2-settings",
+    }
+)
+_NOT_FORWARDED = _HOP_BY_HOP | {b"host"}
+# A Connection header cannot name these: what was judged by them must reach the upstream.
+_END_TO_END = frozenset({b"authorization", b"content-encoding", b"content-length", b"content-type"})
+_READ = frozenset(
+    {
+        b"connection",
+        b"content-encoding",
+        b"content-length",
+        b"content-type",
+        b"openai-organization",
+        b"transfer-encoding",
+        b"upgrade",
+        b"user-agent",
+        b"x-request-id",
+    }
+)
+_OURS = PREFIX.encode()
+_OURS_OR_TWIN = _OURS.rstrip(b"-")
+_NONE: tuple[str, ...] = ()
+
+
+class RequestHeaders(NamedTuple):
+    """A request's headers, sorted by whom they are for."""
+
+    forwarded: list[tuple[str, str]]
+    """Those for the upstream, in order and letter case, as they came."""
+    ours: list[tuple[str, str]]
+    """x-usagepanda-*, names in lower case. An underscore twin is neither ours nor forwarded."""
+    values: dict[bytes, list[str]]
+    """What the gateway itself reads, by name in lower case."""
+
+    def all(self, name: bytes) -> list[str] | tuple[str, ...]:
+        """The values of a header that the gateway reads, repeats kept."""
+        return self.values.get(name, _NONE)
+
+    def first(self, name: bytes) -> str:
+        """The first value of a header that the gateway reads, or an empty string."""
+        return next(iter(self.all(name)), "")
+
+    @property
+    def has_body(self) -> bool:
+        """Whether they announce a body."""
+        return b"transfer-encoding" in self.values or self.first(b"content-length") not in ("", "0")
+
+    @property
+    def content_length(self) -> int | None:
+        """How many bytes of body they announce, where they say."""
+        value = self.first(b"content-length")
+        return int(value) if value else None
+
+    @property
+    def wants_websocket(self) -> bool:
+        """Whether the client asks to speak WebSocket from here on."""
+        return any("websocket" in value.lower() for value in self.all(b"upgrade"))
+
+
+def read_request(raw: RawHeaders) -> RequestHeaders:
+    """Sort a request's headers. Total: any bytes will do, names in any letter case."""
+    headers = RequestHeaders([], [], {})
+    for name, value in raw:
+        lower = name.lower()
+        text = _text(value)
+        if lower in _READ:
+            headers.values.setdefault(lower, []).append(text)
+        if lower[: len(_OURS_OR_TWIN)].replace(b"_", b"-") == _OURS_OR_TWIN:
+            if lower.startswith(_OURS):
+                headers.ours.append((lower.decode("latin-1"), value.decode("latin-1")))
+        elif lower not in _NOT_FORWARDED:
+            headers.forwarded.append((name.decode("latin-1"), text))
+    if b"connection" not in headers.values:
+        return headers
+    named = _named_by(",".join(headers.all(b"connection")))
+    return headers._replace(
+        forwarded=[pair for pair in headers.forwarded if pair[0].lower().encode() not in named]
+    )
+
+
+def _named_by(connection: str) -> set[bytes]:
+    options = connection.encode("utf-8", "replace").lower().split(b",")
+    return {option.strip(b" \t") for option in options} - _END_TO_END
+
+
+def _text(value: bytes) -> str:
+    # The HTTP client writes headers in UTF-8, so what is UTF-8 stays as it came, to the byte.
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+class HeaderName(bytes):
+    """A header's name that is sent in its own letter case. The server would lower it."""
+
+    __slots__ = ()
+
+    def lower(self) -> "HeaderName":
+        """Itself."""
+        return self
+
+
+class _FramingName(HeaderName):
+    """One that the server has to recognize all the same, as it counts the body's bytes by it."""
+
+    __slots__ = ()
+    __hash__ = bytes.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, bytes) and bytes.lower(self) == bytes.lower(other)
+
+
+CONTENT_LENGTH = _FramingName(b"Content-Length")
+_ALLOW_ORIGIN = (HeaderName(b"Access-Control-Allow-Origin"), b"*")
+
+
+# An upstream has a few dozen names, and the names of our own replies are fewer still.
+@lru_cache(maxsize=1024)
+def _names(name: bytes) -> tuple[bytes, HeaderName]:
+    lower = name.lower()
+    return lower, _FramingName(name) if lower == b"content-length" else HeaderName(name)
+
+
+def exact(name: str) -> HeaderName:
+    """The header name `name`, to be sent in its own letter case."""
+    return _names(name.encode("latin-1"))[1]
+
+
+def read_response(raw: RawHeaders, has_body: bool) -> list[tuple[bytes, bytes]]:
+    """The headers of the upstream's response as the client gets them.
+
+    `has_body` tells a Content-Length that counts bytes to come from one that, after HEAD or with
+    304, only says how many there would be.
+    """
+    headers: list[tuple[bytes, bytes]] = []
+    dropped: set[bytes] = set()
+    allows_origin = False
+    for name, value in raw:
+        lower, own = _names(name)
+        if lower == b"connection":
+            dropped |= _named_by(value.decode("latin-1"))
+        elif lower == b"transfer-encoding":
+            dropped.add(b"content-length")
+        elif lower not in _HOP_BY_HOP:
+            allows_origin |= lower == b"access-control-allow-origin"
+            headers.append((own if has_body else HeaderName(name), value))
+    if dropped:
+        headers = [pair for pair in headers if bytes.lower(pair[0]) not in dropped]
+    if not allows_origin:
+        headers.append(_ALLOW_ORIGIN)
+    return headers

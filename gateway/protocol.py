@@ -1,0 +1,88 @@
+"""uvicorn's HTTP/1.1, where a proxy needs it otherwise.
+
+- Header names reach the app in their own letter case.
+- What is not HTTP gets an answer in OpenAI's shape.
+- An Upgrade is not followed, as a server may (RFC 9110, section 7.8). The parser would take the
+  request's body for the other protocol, and Java's client offers h2c with every first request.
+- A request's head has a bound.
+"""
+
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from gateway import errors
+
+MAX_HEAD = 256 * 1024
+"""Bytes of a request line and its headers."""
+
+# Without one of these, which the parser takes for the same, Upgrade has no effect.
+_CONNECTION = (b"connection", b"proxy-connection")
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection of a client."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head: int | None = None
+        """Bytes so far of a head that is not complete."""
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._go_on_without_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse(errors.NOT_HTTP)
+        else:
+            if self._head is not None:
+                self._head += len(data)
+                if self._head > MAX_HEAD:
+                    self._refuse(errors.HEAD_TOO_LARGE)
+
+    def on_message_begin(self) -> None:
+        """See httptools."""
+        super().on_message_begin()
+        self._head = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """See httptools."""
+        if name.lower() == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """See httptools."""
+        self._head = None
+        if not self.parser.should_upgrade():
+            super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """See httptools."""
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
+    def _go_on_without_upgrade(self, rest: bytes) -> None:
+        """Read the request again without its Connection header, and then `rest`."""
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self._refuse(errors.NOT_HTTP)
+            return
+        version = self.parser.get_http_version().encode()
+        lines = [b"%s %s HTTP/%s" % (method, self.url, version)]
+        lines += [b"%s: %s" % pair for pair in self.headers if pair[0].lower() not in _CONNECTION]
+        if not self.parser.should_keep_alive():
+            lines.append(b"Connection: close")
+        self.parser = httptools.HttpRequestParser(self)
+        self.data_received(b"\r\n".join([*lines, b"", rest]))
+
+    def _refuse(self, reply: errors.Reply) -> None:
+        # A request under way sees that its connection is lost, and goes no further.
+        cycle: Any = self.cycle  # None before the first request
+        if cycle is None or not cycle.response_started or cycle.response_complete:
+            self.transport.write(reply.raw())
+        self.transport.close()

@@ -1,0 +1,78 @@
+"""An HTTP request -> the question that policyd is asked about it: facts, never the body."""
+
+import asyncio
+from typing import Any
+from urllib.parse import quote
+
+from gateway.headers import RequestHeaders
+from policyd.descriptor import KEY_HEADER, Facts, Identifier, read_body
+from policyd.model import Endpoint
+from policyd.v1.policy_pb2 import EvaluateRequest, Header, UserState
+
+Scope = dict[str, Any]
+
+MAX_PATH = 8 * 1024
+MAX_OWN_HEADERS = 8 * 1024
+"""Bytes of path, and of x-usagepanda-* headers: they go to policyd, many requests in a message."""
+_MAX_REMARK = 256
+"""Characters of what policyd only writes down."""
+_READ_AT_ONCE = 256 * 1024
+"""Bytes of body up to which reading it is quicker than handing it to a thread."""
+_ASCII = "".join(map(chr, range(0x80)))
+
+
+def is_too_large(path: bytes, headers: RequestHeaders) -> bool:
+    """Whether a question about this request would be larger than policyd should be sent."""
+    own = sum(len(name) + len(value) for name, value in headers.ours)
+    return len(path) > MAX_PATH or own > MAX_OWN_HEADERS
+
+
+def text(raw: bytes) -> str:
+    """A part of the request target as it came, but with bytes outside ASCII percent-encoded."""
+    return raw.decode() if raw.isascii() else quote(raw, safe=_ASCII)
+
+
+async def read(
+    body: bytes, headers: RequestHeaders, endpoint: Endpoint | None, limit: int
+) -> Facts:
+    """What the body says that matters to the policy."""
+    types = headers.all(b"content-type")
+    coding = ", ".join(headers.all(b"content-encoding"))
+    if len(set(types)) > 1:
+        # Nobody knows which one the upstream follows, so the body is read as neither kind.
+        return read_body(b"", "multipart/form-data", "", endpoint)
+    content_type = next(iter(types), "")
+    if len(body) <= _READ_AT_ONCE and not coding:
+        return read_body(body, content_type, coding, endpoint, limit)
+    return await asyncio.to_thread(read_body, body, content_type, coding, endpoint, limit)
+
+
+def ask(
+    scope: Scope, path: str, headers: RequestHeaders, facts: Facts | None, api_key: str
+) -> EvaluateRequest:
+    """The question. `facts` are None out of scope; `api_key` is used where the client sent none."""
+    question = EvaluateRequest(
+        headers=[Header(name=name, value=value) for name, value in headers.ours],
+        method=scope["method"],
+        path=path,
+        user_agent=headers.first(b"user-agent")[:_MAX_REMARK],
+        organization=headers.first(b"openai-organization")[:_MAX_REMARK],
+        request_id=headers.first(b"x-request-id")[:_MAX_REMARK],
+    )
+    if scope["client"]:
+        question.source_ip = scope["client"][0]
+    if api_key and not any(name == KEY_HEADER for name, _ in headers.ours):
+        question.key = api_key
+    if facts is not None:
+        question.model = facts.model[:_MAX_REMARK]
+        question.user_state = _state(facts.user)
+        question.safety_identifier_state = _state(facts.safety_identifier)
+        if facts.user.value:
+            question.user = facts.user.value
+        if facts.safety_identifier.value:
+            question.safety_identifier = facts.safety_identifier.value
+    return question
+
+
+def _state(identifier: Identifier) -> UserState.ValueType:
+    return UserState.ValueType(identifier.state)

@@ -1,0 +1,213 @@
+"""The way upstream: streams both ways and touches no byte."""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import aiohttp
+from aiohttp.abc import AbstractStreamWriter
+from multidict import CIMultiDict
+from yarl import URL
+
+from gateway import errors
+from gateway.errors import Reply, Send
+from gateway.headers import RequestHeaders, read_response
+from gateway.settings import Settings
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+
+# aiohttp would add these where the client sent none.
+_NOT_ADDED = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
+_MAX_HEADER = 64 * 1024
+_KEEPALIVE = 15.0
+"""Seconds that an idle connection is kept: less than servers wait, so that few close first."""
+_ILLEGAL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+class UpstreamFailed(Exception):
+    """The upstream gave no answer. `reply` is what the client is told."""
+
+    def __init__(self, reply: Reply, cause: object) -> None:
+        super().__init__(str(cause) or type(cause).__name__)
+        self.reply = reply
+
+
+class UpstreamBroke(Exception):
+    """The upstream broke off in the middle of its answer."""
+
+
+class ClientGone(Exception):
+    """The client left before its request was complete."""
+
+
+class WrongLength(Exception):
+    """The body is not as long as the client's Content-Length said."""
+
+
+class Upload(aiohttp.payload.Payload):
+    """A request body that goes upstream as it comes, once.
+
+    `begun` has been read already; `more` says whether the rest is still to come.
+    """
+
+    def __init__(
+        self, receive: Receive, length: int | None, begun: bytes = b"", more: bool = True
+    ) -> None:
+        super().__init__(None)
+        self._receive = receive
+        self._length = length
+        self._begun = begun
+        self._more = more
+        self.problem: ClientGone | WrongLength | None = None
+        self.finished = asyncio.Event()
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Not possible: the body is not here yet."""
+        raise TypeError("an upload cannot be decoded")
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        """Write it as it comes."""
+        await self.write_with_length(writer, None)
+
+    async def write_with_length(
+        self, writer: AbstractStreamWriter, content_length: int | None
+    ) -> None:
+        """Write it as it comes. Raises where it ends too early, so that it never ends cleanly."""
+        self._consumed = True  # Nobody may send it twice: what has been written is gone.
+        written = len(self._begun)
+        if self._begun:
+            await writer.write(self._begun)
+            self._begun = b""
+        while self._more:
+            chunk = await self._next()
+            written += len(chunk)
+            if chunk:
+                await writer.write(chunk)
+        if self._length is not None and written != self._length:
+            self.problem = WrongLength()
+            raise self.problem
+        self.finished.set()
+
+    async def _next(self) -> bytes:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self.problem = ClientGone()
+            raise self.problem
+        self._more = message.get("more_body", False)
+        return bytes(message.get("body", b""))
+
+
+Body = bytes | Upload | None
+
+
+class Answer:
+    """An upstream's response, its headers in and its body still to come."""
+
+    def __init__(self, response: aiohttp.ClientResponse, has_body: bool) -> None:
+        self._response = response
+        self._has_body = has_body
+
+    async def relay(self, send: Send) -> None:
+        """Hand it to the client, each piece as it comes. Raises UpstreamBroke."""
+        response = self._response
+        headers = read_response(response.raw_headers, self._has_body)
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        content = response.content
+        more = True
+        while more:
+            try:
+                chunk = await content.readany()
+            except (aiohttp.ClientError, OSError) as problem:
+                raise UpstreamBroke(str(problem) or type(problem).__name__) from None
+            more = not content.at_eof()
+            await send({"type": "http.response.body", "body": chunk, "more_body": more})
+
+    def close(self) -> None:
+        """Close the connection, unless the body is complete: then it serves another request."""
+        self._response.close()
+
+
+class Upstream:
+    """The API that the operator chose. Belongs to the event loop that it is opened in."""
+
+    def __init__(self, settings: Settings) -> None:
+        url = URL(settings.upstream)
+        self._scheme, self._authority = url.scheme, url.raw_authority
+        self._prefix = url.raw_path.rstrip("/")
+        self._key = settings.upstream_api_key
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE),
+            timeout=aiohttp.ClientTimeout(
+                total=None, connect=settings.connect_timeout, sock_read=settings.read_timeout
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            skip_auto_headers=_NOT_ADDED,
+            max_line_size=_MAX_HEADER,
+            max_field_size=_MAX_HEADER,
+        )
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._session.close()
+
+    async def ask(
+        self, method: str, path: str, query: str, headers: RequestHeaders, body: Body
+    ) -> Answer:
+        """Send a request, and wait for the answer's headers. Raises UpstreamFailed."""
+        try:
+            response = await self._session.request(
+                method,
+                self._url(path, query),
+                headers=self._headers(headers),
+                data=body,
+                allow_redirects=False,
+            )
+        except (aiohttp.ClientError, OSError, ValueError) as problem:
+            raise _failed(problem, body) from None
+        if not _is_sound(response):
+            response.close()
+            raise UpstreamFailed(errors.BROKE_OFF, "its answer is not HTTP that can be passed on")
+        return Answer(response, method != "HEAD" and response.status not in (204, 304))
+
+    def _url(self, path: str, query: str) -> URL:
+        if not path.startswith(self._prefix + "/"):
+            path = self._prefix + path
+        return URL.build(
+            scheme=self._scheme,
+            authority=self._authority,
+            path=path,
+            query_string=query,
+            encoded=True,  # As it came: nothing is quoted, unquoted or resolved.
+        )
+
+    def _headers(self, headers: RequestHeaders) -> CIMultiDict[str]:
+        spelled: dict[str, str] = {}
+        # Of repeats that differ in letter case, aiohttp would send the last one only.
+        pairs = [
+            (spelled.setdefault(name.lower(), name), value) for name, value in headers.forwarded
+        ]
+        if self._key:
+            pairs = [pair for pair in pairs if pair[0].lower() != "authorization"]
+            pairs.append(("Authorization", f"Bearer {self._key}"))
+        return CIMultiDict(pairs)
+
+
+def _is_sound(response: aiohttp.ClientResponse) -> bool:
+    """Whether the server can send it: it refuses to write what would break the client's parser."""
+    return 200 <= response.status <= 599 and not any(
+        _ILLEGAL.search(value) for _, value in response.raw_headers
+    )
+
+
+def _failed(problem: Exception, body: Body) -> UpstreamFailed:
+    if isinstance(body, Upload) and isinstance(body.problem, WrongLength):
+        return UpstreamFailed(errors.BAD_LENGTH, "the client's Content-Length is wrong")
+    if isinstance(problem, aiohttp.ConnectionTimeoutError):
+        return UpstreamFailed(errors.SLOW_TO_CONNECT, problem)
+    if isinstance(problem, asyncio.TimeoutError):
+        return UpstreamFailed(errors.SLOW_TO_ANSWER, problem)
+    if isinstance(problem, aiohttp.ClientConnectorError):
+        return UpstreamFailed(errors.UNREACHABLE, problem)
+    return UpstreamFailed(errors.BROKE_OFF, problem)
