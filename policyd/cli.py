@@ -11,11 +11,11 @@ from typing import Any
 import click
 
 from policyd import explanation, options
-from policyd.errors import PolicydError, SettingsError
+from policyd.configuration import Address, Group, start_logging
 from policyd.model import ApiKey, Mode, Override
-from policyd.options import option
+from policyd.options import OPTIONS, option
 from policyd.server import Server
-from policyd.settings import Address, ServerSettings, check_environment
+from policyd.settings import ServerSettings
 from policyd.store import Store
 from policyd.supervisor import supervise
 
@@ -23,20 +23,7 @@ MODES = {mode.name.lower(): mode for mode in Mode}
 OVERRIDES = {override.name.lower(): override for override in Override}
 
 
-class _Group(click.Group):
-    """Says what went wrong, without a traceback, and exits with 1."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """See click.Group."""
-        try:
-            return super().invoke(ctx)
-        except SettingsError as error:
-            raise click.UsageError(str(error)) from error
-        except PolicydError as error:
-            raise click.ClickException(str(error)) from error
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="policyd")
 def main() -> None:
     """policyd decides whether a request to an LLM API may go upstream.
@@ -46,11 +33,11 @@ def main() -> None:
     Exit status: 0 if all went well, 1 if not (`explain`: if the request would be denied), 2 if the
     command or its settings are wrong.
     """
-    check_environment(options.KNOWN)
+    OPTIONS.check_environment()
 
 
 @main.command()
-@options.config
+@OPTIONS.config
 @options.database_url
 @option("--grpc", default="127.0.0.1:50051", metavar="HOST:PORT", help="Where gateways ask.")
 @option("--admin", default="127.0.0.1:50052", metavar="HOST:PORT", help="Where keys are managed.")
@@ -79,10 +66,10 @@ def main() -> None:
 @option(
     "--insecure", is_flag=True, help="Listen beyond this machine without TLS or authentication."
 )
-@options.log_level
+@OPTIONS.log_level
 def serve(default_mode: str, log_level: str, admin_token_file: Path | None, **given: Any) -> None:
     """Run policyd: answer gateways, and manage keys."""
-    options.start_logging(log_level)
+    start_logging(log_level)
     given["grpc"] = Address.parse(given["grpc"], "--grpc")
     given["admin"] = Address.parse(given["admin"], "--admin")
     token_file = admin_token_file or options.beside_database(given["database_url"], "admin-token")
@@ -287,7 +274,7 @@ def explain(database_url: str, as_json: bool, default_mode: str, **question: Any
 
 
 @main.command()
-@options.config
+@OPTIONS.config
 @option(
     "--data",
     default="./policyd-data",
@@ -298,7 +285,7 @@ def explain(database_url: str, as_json: bool, default_mode: str, **question: Any
 @option("--grpc", default="127.0.0.1:50051", metavar="HOST:PORT", help="Where gateways ask.")
 @option("--upstream", metavar="URL", help="Forward there instead of to the built-in one.")
 @click.option("--openai-api-key", envvar="OPENAI_API_KEY", hidden=True)
-@options.log_level
+@OPTIONS.log_level
 def demo(log_level: str, **given: Any) -> None:
     """Run policyd, its gateway and a small OpenAI-compatible upstream in one process.
 
@@ -308,5 +295,5 @@ def demo(log_level: str, **given: Any) -> None:
     # The gateway is an extra, which the other commands do without.
     from policyd import demo as demonstration
 
-    options.start_logging(log_level)
+    start_logging(log_level)
     demonstration.run(**given)

@@ -13,10 +13,11 @@ import uvicorn
 from gateway.server import Server as GatewayServer
 from gateway.settings import Address as GatewayAddress
 from gateway.settings import Settings as GatewaySettings
+from policyd.configuration import Address
 from policyd.demo_upstream import DemoUpstream
 from policyd.model import Mode
 from policyd.server import Server, check_free
-from policyd.settings import Address, ServerSettings
+from policyd.settings import ServerSettings
 from policyd.store import Store
 
 _OPENAI = "https://api.openai.com"

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from policyd.errors import PolicydError, RevisionNotReached
+from policyd.errors import RevisionNotReached
 from policyd.model import KeyChanges, KeySettings
 
 _log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class KeyTable:
                         "the database answers again; settings are at revision %d", self.revision
                     )
                 lost = False
-            except PolicydError as error:
+            except Exception as error:  # noqa: BLE001  # Whatever it was, following goes on.
                 if not lost:
                     _log.error("settings stay at revision %d: %s", self.revision, error)
                 lost = True

@@ -14,13 +14,14 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from policyd import tokens
+from policyd.configuration import Address
 from policyd.errors import CannotListen, SettingsError
 from policyd.key_table import KeyTable
 from policyd.services.admin import AdminServicer
 from policyd.services.errors import ErrorInterceptor
 from policyd.services.policy import PolicyServicer
 from policyd.services.tokens import TokenInterceptor
-from policyd.settings import Address, ServerSettings
+from policyd.settings import ServerSettings
 from policyd.store import Store
 from policyd.v1 import admin_pb2, admin_pb2_grpc, policy_pb2, policy_pb2_grpc
 

@@ -1,55 +1,13 @@
-"""Settings of policyd: from flags, else the environment (POLICYD_*), else the --config file.
+"""The settings of `policyd serve`. It listens to strangers only where it can tell who they are."""
 
-Click keeps that order. Here is what it leaves open: which names there are, what the values must be,
-and that policyd does not listen to strangers unless it can tell who they are.
-"""
-
-import difflib
-import ipaddress
-import os
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any
 
-import yaml
-
+from policyd.configuration import Address
 from policyd.errors import SettingsError
 from policyd.model import Mode
-
-# Not settings: what the tests read, and what Kubernetes sets for a service called policyd.
-_FOREIGN = re.compile(r"POLICYD_(TEST_|SERVICE_|PORT$|PORT_)")
-
-
-class Address(NamedTuple):
-    """Where to listen. Port 0 takes a free one."""
-
-    host: str
-    port: int
-
-    @classmethod
-    def parse(cls, text: str, flag: str) -> Self:
-        """Read HOST:PORT, with an IPv6 host in brackets. Raises SettingsError."""
-        host, colon, port = text.strip().rpartition(":")
-        host = host.removeprefix("[").removesuffix("]")
-        if not colon or not host or not port.isascii() or not port.isdecimal() or int(port) > 65535:
-            raise SettingsError(
-                f"{flag} takes HOST:PORT, such as 127.0.0.1:50051 or [::1]:50051, not {text!r}"
-            )
-        return cls(host, int(port))
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine can reach it."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,37 +75,3 @@ def load_settings(values: Mapping[str, Any]) -> ServerSettings:
     for name in ("admin_token_file", "tls_cert", "tls_key", "tls_client_ca", "caller_token_file"):
         loaded[name] = Path(loaded[name]) if loaded[name] is not None else None
     return ServerSettings(**loaded | {"default_mode": Mode(loaded["default_mode"])})
-
-
-def read_config(path: Path, known: Iterable[str]) -> dict[str, Any]:
-    """The settings in a YAML file, by option name. Raises SettingsError for a name not `known`."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingsError(f"--config {path} cannot be read: {error}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise SettingsError(f"--config {path} must hold lines of NAME: VALUE")
-    settings = {str(name).replace("-", "_"): value for name, value in content.items()}
-    _refuse_unknown(settings, set(known), f"--config {path}")
-    return settings
-
-
-def check_environment(known: Iterable[str], environment: Mapping[str, str] | None = None) -> None:
-    """Raises SettingsError for a POLICYD_* variable that is not `known`: most are misspelt."""
-    names = os.environ if environment is None else environment
-    ours = {
-        name.removeprefix("POLICYD_").lower(): name
-        for name in names
-        if name.startswith("POLICYD_") and not _FOREIGN.match(name)
-    }
-    _refuse_unknown(ours, set(known), "the environment")
-
-
-def _refuse_unknown(given: Mapping[str, object], known: set[str], where: str) -> None:
-    for name in given:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(known))}"
-            raise SettingsError(f"{where} sets {name}, which is no setting of policyd: {hint}")

@@ -15,9 +15,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
-from policyd.errors import SettingsError
+from policyd.configuration import Address
+from policyd.errors import PolicydError, SettingsError
 from policyd.server import check_free, prepare
-from policyd.settings import Address, ServerSettings, dump_settings
+from policyd.settings import ServerSettings, dump_settings
 
 _log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class _Worker:
             await asyncio.sleep(_PAUSE)
             try:
                 await self.start()
-            except SettingsError as error:
+            except (PolicydError, OSError) as error:
                 _log.error("worker %d does not start: %s", self._number, error)
 
     async def stop(self) -> None:

@@ -5,8 +5,8 @@ import json
 import signal
 import sys
 
+from policyd.configuration import start_logging
 from policyd.errors import PolicydError
-from policyd.options import start_logging
 from policyd.server import Server
 from policyd.settings import load_settings
 

@@ -93,7 +93,7 @@ def test_errors(database: str, words: list[str], message: str) -> None:
         (["explain", "--key", "x"], {}, "give one of --has-user, --no-user and --body"),
         (["serve", "--grpc", "nowhere"], {}, "--grpc takes HOST:PORT"),
         (["serve", "--grpc", "0.0.0.0:0"], {}, "--insecure"),
-        (["serve"], {"POLICYD_WORKER": "2"}, "did you mean workers?"),
+        (["serve"], {"POLICYD_WORKER": "2"}, "did you mean POLICYD_WORKERS?"),
         (["serve"], {"POLICYD_WORKERS": "many"}, "'many' is not a valid integer"),
         (["serve", "--database-url", "nonsense"], {}, "--database-url is not usable"),
     ],

@@ -16,11 +16,12 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from policyd import tokens
 from policyd.client import NoDecision, PolicyClient
+from policyd.configuration import Address
 from policyd.errors import CannotListen, SettingsError
 from policyd.model import Mode, UserState
 from policyd.server import Server
 from policyd.services.policy import MAX_BATCH
-from policyd.settings import Address, ServerSettings
+from policyd.settings import ServerSettings
 from policyd.v1 import admin_pb2, policy_pb2
 from policyd.v1.admin_pb2_grpc import AdminServiceStub
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub

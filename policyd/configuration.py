@@ -1,0 +1,152 @@
+"""What both commands, policyd and policyd-gateway, do about settings.
+
+They come from flags, else the environment, else the --config file. Click keeps that order; here is
+what it leaves open: which names there are, and what the values must be.
+"""
+
+import difflib
+import ipaddress
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Self, TypeVar
+
+import click
+import yaml
+
+from policyd.errors import PolicydError, SettingsError
+
+__all__ = ["Address", "Group", "Options", "SettingsError", "start_logging"]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_LEVELS = ("debug", "info", "warning", "error")
+# Not settings: what tests read, what Kubernetes sets for a service of our name, and CGI.
+_FOREIGN = re.compile(r"TEST_.*|SERVICE_.*|PORT(_.*)?|INTERFACE")
+
+
+class Address(NamedTuple):
+    """Where to listen. Port 0 takes a free one."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str, flag: str) -> Self:
+        """Read HOST:PORT, with an IPv6 host in brackets. Raises SettingsError."""
+        host, colon, port = text.strip().rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        if not colon or not host or not port.isascii() or not port.isdecimal() or int(port) > 65535:
+            raise SettingsError(
+                f"{flag} takes HOST:PORT, such as 127.0.0.1:50051 or [::1]:50051, not {text!r}"
+            )
+        return cls(host, int(port))
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+class Options:
+    """Makes click options that also read `PREFIX_*` and --config, and knows their names."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix + "_"
+        self._known = {"config"}
+
+    def option(self, flag: str, **attributes: Any) -> Callable[[_Command], _Command]:
+        """A click option. Its default is shown, unless it is none or a flag's."""
+        name = flag.removeprefix("--").replace("-", "_")
+        self._known.add(name)
+        has_default = attributes.get("default") is not None and not attributes.get("is_flag")
+        envvar = self._prefix + name.upper()
+        return click.option(
+            flag, envvar=envvar, show_envvar=True, show_default=has_default, **attributes
+        )
+
+    def config(self, command: _Command) -> _Command:
+        """The option --config."""
+        add = click.option(
+            "--config",
+            type=click.Path(path_type=Path, dir_okay=False),
+            envvar=self._prefix + "CONFIG",
+            show_envvar=True,
+            is_eager=True,  # Before the options that it sets.
+            expose_value=False,
+            callback=self._read_config,
+            help="YAML file with settings, named as the options are.",
+        )
+        return add(command)
+
+    def log_level(self, command: _Command) -> _Command:
+        """The option --log-level."""
+        levels = click.Choice(_LEVELS)
+        add = self.option("--log-level", default="info", type=levels, help="How much is logged.")
+        return add(command)
+
+    def check_environment(self, environment: Mapping[str, str] | None = None) -> None:
+        """Raises SettingsError for a variable with our prefix that is no setting of ours."""
+        for variable in os.environ if environment is None else environment:
+            name = variable.removeprefix(self._prefix)
+            if name != variable and not _FOREIGN.fullmatch(name):
+                self._refuse_unknown(name.lower(), variable, "the environment")
+
+    def _read_config(self, context: click.Context, _: click.Parameter, path: Path | None) -> None:
+        if path is None:
+            return
+        settings = _read_yaml(path)
+        for name, spelling in {name.replace("-", "_"): name for name in settings}.items():
+            self._refuse_unknown(name, spelling, f"--config {path}")
+        given = {name.replace("-", "_"): value for name, value in settings.items()}
+        context.default_map = {**(context.default_map or {}), **given}
+
+    def _refuse_unknown(self, name: str, spelling: str, where: str) -> None:
+        if name in self._known:
+            return
+        in_environment = spelling.startswith(self._prefix)
+        names = [self._prefix + n.upper() if in_environment else n for n in sorted(self._known)]
+        close = difflib.get_close_matches(spelling, names, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+        raise SettingsError(f"{where} sets {spelling}, which is no setting: {hint}")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"--config {path} cannot be read: {error}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise SettingsError(f"--config {path} must hold lines of NAME: VALUE")
+    return {str(name): value for name, value in content.items()}
+
+
+class Group(click.Group):
+    """A group of commands that says what went wrong, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """See click.Group."""
+        try:
+            return super().invoke(ctx)
+        except SettingsError as error:
+            raise click.UsageError(str(error)) from error
+        except PolicydError as error:
+            raise click.ClickException(str(error)) from error
+
+
+def start_logging(level: str) -> None:
+    """Log to stderr."""
+    line = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=level.upper(), format=line)
+    for noisy in ("alembic", "uvicorn"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)  # They tell of every start.

@@ -1,0 +1,225 @@
+"""`policyd demo`, as somebody meets it who tries policyd for the first time."""
+
+import json
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.processes import Program, environment, run
+from tests.stack import Background, Upstream
+
+GOLDEN = Path(__file__).parent / "golden" / "no_user.json"
+FIRST_HEADERS = [
+    "Access-Control-Allow-Headers: *",
+    "Access-Control-Allow-Origin: *",
+    "Access-Control-Allow-Methods: OPTIONS,POST,GET",
+    "Content-Type: application/json",
+]
+FREE = "127.0.0.1:0"
+
+
+class Demo(Program):
+    """`policyd demo`, and what it has printed."""
+
+    def __init__(self, data: Path, *flags: str, env: Mapping[str, str] | None = None) -> None:
+        super().__init__(
+            *("policyd", "demo", "--data", str(data), "--gateway", FREE, "--grpc", FREE, *flags),
+            ready="Ctrl-C stops all of it",
+            env=env,
+        )
+        self.text = "".join(self.output)
+        self.keys = set(re.findall(r"up-\w+", self.text))
+        self.blocked, self.passes = re.findall(r"^ *(curl .*)$", self.text, re.MULTILINE)
+
+
+@contextmanager
+def demo(
+    data: Path, *flags: str, env: Mapping[str, str] | None = None, quiet: bool = True
+) -> Iterator[Demo]:
+    """A running demo, which must end well, and say nothing on stderr if it is to be `quiet`."""
+    running = Demo(data, *flags, env=env)
+    try:
+        yield running
+    finally:
+        status = running.stop(signal.SIGINT)
+    assert status == 0, running.errors
+    assert not (quiet and running.errors)
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    """An upstream other than the demo's own."""
+    background = Background()
+    with Upstream(background) as running:
+        yield running
+    background.close()
+
+
+def paste(command: str, env: Mapping[str, str] | None = None) -> tuple[int, list[str], bytes]:
+    """Run a printed curl line in a shell: the status, the lines of headers, and the body."""
+    if shutil.which("curl") is None:
+        return imitate(command, env or {})
+    shell = ["sh", "-c", command]
+    done = subprocess.run(shell, capture_output=True, env=environment(env), timeout=60, check=True)
+    head, _, body = done.stdout.partition(b"\r\n\r\n")
+    status, *headers = head.decode().split("\r\n")
+    return int(status.split()[1]), headers, body
+
+
+def imitate(command: str, env: Mapping[str, str]) -> tuple[int, list[str], bytes]:
+    """What curl does, where there is no curl."""
+    words = shlex.split(command)
+    for name, value in env.items():
+        words = [word.replace(f"${name}", value) for word in words]
+    headers = dict(words[n + 1].split(": ") for n, word in enumerate(words) if word == "-H")
+    url, body = words[2], words[words.index("-d") + 1]
+    request = urllib.request.Request(url, body.encode(), headers)
+    try:
+        answer = urllib.request.urlopen(request, timeout=60)
+    except urllib.error.HTTPError as error:
+        answer = error
+    with answer:
+        lines = [f"{name}: {value}" for name, value in answer.headers.items()]
+        return answer.status, lines, answer.read()
+
+
+def test_the_printed_requests(tmp_path: Path) -> None:
+    """Pasted as they are, the first is blocked with the exact error, and the second passes."""
+    with demo(tmp_path / "data") as running:
+        status, headers, body = paste(running.blocked)
+        assert (status, headers[:4]) == (422, FIRST_HEADERS)
+        assert body == GOLDEN.read_bytes()
+        status, _, body = paste(running.passes)
+        assert (status, json.loads(body)["object"]) == (200, "chat.completion")
+
+
+def test_a_second_start(tmp_path: Path) -> None:
+    """It keeps the data and does not show the key again; the key still works."""
+    with demo(tmp_path) as first:
+        (key,) = first.keys
+    with demo(tmp_path) as second:
+        assert not second.keys
+        assert "policyd keys create" in second.text
+        assert paste(second.blocked, {"POLICYD_KEY": key})[0] == 422
+        assert paste(second.passes, {"POLICYD_KEY": key})[0] == 200
+
+
+def test_the_command_for_another_key(tmp_path: Path) -> None:
+    """What the second start prints makes a key that works in place of the first."""
+    data = tmp_path / "a folder"
+    with demo(data):
+        pass
+    with demo(data) as second:
+        printed = re.search(r"^ *(policyd keys create .*)$", second.text, re.MULTILINE)
+        assert printed
+        made = run(*shlex.split(printed[1].replace("NAME", "another")))
+        (key,) = re.findall(r"up-\w+", made.stdout.decode())
+        wait_until(lambda: paste(second.passes, {"POLICYD_KEY": key})[0] == 200)
+        assert paste(second.blocked, {"POLICYD_KEY": key})[0] == 422
+
+
+@pytest.mark.parametrize("flag", ["--gateway", "--grpc"])
+def test_a_busy_port(tmp_path: Path, flag: str) -> None:
+    """It is named, with the flag that mends it, and nothing is printed that looks like success."""
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        busy = f"127.0.0.1:{stranger.getsockname()[1]}"
+        places = {"--gateway": FREE, "--grpc": FREE} | {flag: busy}
+        flags = [word for pair in places.items() for word in pair]
+        done = run("policyd", "demo", "--data", str(tmp_path), *flags)
+    assert done.returncode == 1
+    assert f"{flag} {busy}" in done.stderr.decode()
+    assert b"Traceback" not in done.stderr
+    assert not done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "env", "message"),
+    [
+        (["--upstream", "nonsense"], {}, "--upstream takes an http"),
+        (["--gateway", "nowhere"], {}, "--gateway takes HOST:PORT"),
+        (["--gateway", "0.0.0.0:0"], {}, "--gateway 0.0.0.0:0"),
+        (["--grpc", "0.0.0.0:0"], {}, "--grpc 0.0.0.0:0"),
+        ([], {"OPENAI_API_KEY": "two words"}, "OPENAI_API_KEY"),
+    ],
+)
+def test_wrong_settings(
+    tmp_path: Path, flags: list[str], env: dict[str, str], message: str
+) -> None:
+    """One is named without a traceback, and the next start still shows the key."""
+    places = ("--data", str(tmp_path), "--gateway", FREE, "--grpc", FREE)
+    done = run("policyd", "demo", *places, *flags, env=env)
+    assert done.returncode == 2
+    assert message in done.stderr.decode()
+    assert b"Traceback" not in done.stderr
+    with demo(tmp_path) as second:
+        assert second.keys
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopping(tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C and SIGTERM end it with status 0, and it says nothing of it."""
+    running = Demo(tmp_path)
+    assert running.stop(number) == 0
+    assert not running.errors
+
+
+def test_stopping_in_the_middle_of_a_stream(tmp_path: Path) -> None:
+    """Ctrl-C lets the stream come to its end."""
+    with demo(tmp_path) as running:
+        line = running.passes.replace("curl -i", "curl -sN").replace(
+            '{"model"', '{"stream":true,"model"'
+        )
+        shell = ["sh", "-c", line]
+        with subprocess.Popen(shell, stdout=subprocess.PIPE, env=environment()) as curl:
+            assert curl.stdout
+            first = curl.stdout.readline()
+            running.send(signal.SIGINT)
+            rest = curl.stdout.read()
+    assert first.startswith(b"data: {")
+    assert rest.endswith(b"data: [DONE]\n\n")
+
+
+def test_with_a_provider_key(tmp_path: Path, upstream: Upstream) -> None:
+    """It goes to the upstream in place of the client's, and is shown and stored nowhere."""
+    secret = "sk-proj-0123456789"
+    flags = ("--upstream", upstream.url, "--log-level", "debug")
+    with demo(tmp_path, *flags, env={"OPENAI_API_KEY": secret}, quiet=False) as running:
+        assert upstream.url in running.text
+        assert paste(running.blocked)[0] == 422
+        assert not upstream.received
+        status, _, body = paste(running.passes)
+    assert status == 200
+    (received,) = upstream.received
+    assert received.header(b"authorization") == f"Bearer {secret}"
+    assert not [name for name, _ in received.headers if name.startswith(b"x-usagepanda")]
+    said = "".join([*running.output, *running.errors, body.decode()])
+    assert secret not in said
+    stored = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+    assert secret.encode() not in stored
+
+
+def test_with_an_upstream_alone(tmp_path: Path, upstream: Upstream) -> None:
+    """Without OPENAI_API_KEY the client's own key goes there."""
+    with demo(tmp_path, "--upstream", upstream.url) as running:
+        own = running.passes.replace(" -d ", " -H 'Authorization: Bearer sk-own' -d ")
+        assert paste(own)[0] == 200
+    (received,) = upstream.received
+    assert received.header(b"authorization") == "Bearer sk-own"
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
