@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -27,7 +28,7 @@ from gateway.upstream import (
 )
 from policyd import endpoints
 from policyd.client import NoDecision, PolicyClient
-from policyd.descriptor import TOO_LARGE
+from policyd.descriptor import TOO_LARGE, read_body
 from policyd.v1.policy_pb2 import (
     DECISION_ALLOW,
     DECISION_DENY,
@@ -100,7 +101,8 @@ class Gateway:
             body = await exchange.read_body(limit)
             facts = TOO_LARGE
             if isinstance(body, bytes):
-                facts = await question.read(body, exchange.headers, target.endpoint, limit)
+                reader = partial(read_body, endpoint=target.endpoint, limit=limit)
+                facts = await question.read(body, exchange.headers, reader)
         asked = question.ask(exchange.scope, path, exchange.headers, facts, self._settings.api_key)
         verdict = await self._decide(asked)
         if isinstance(verdict, Reply):

@@ -1,83 +1,35 @@
 """The command `policyd-gateway`."""
 
 import asyncio
-import logging
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from gateway.server import CannotListen, Server
-from gateway.settings import (
-    Address,
-    Settings,
-    SettingsError,
-    check_environment,
-    read_config,
-    read_secret,
-)
+from gateway.server import Server
+from gateway.settings import Settings, read_secret
+from policyd.configuration import Address, Group, Options, start_logging
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 _FILE = click.Path(path_type=Path, dir_okay=False)
-_LEVELS = ("debug", "info", "warning", "error")
-_KNOWN: set[str] = {"config"}
+_OPTIONS = Options("GATEWAY")
+_option = _OPTIONS.option
 
 
-def _option(flag: str, **attributes: Any) -> Callable[[_Command], _Command]:
-    """A click option that also reads GATEWAY_* and --config."""
-    name = flag.removeprefix("--").replace("-", "_")
-    _KNOWN.add(name)
-    return click.option(
-        flag,
-        envvar=f"GATEWAY_{name.upper()}",
-        show_envvar=True,
-        show_default="default" in attributes,
-        **attributes,
-    )
-
-
-def _read_config(context: click.Context, _: click.Parameter, path: Path | None) -> None:
-    if path is not None:
-        context.default_map = {**(context.default_map or {}), **read_config(path, _KNOWN)}
-
-
-class _Group(click.Group):
-    """Says what is wrong, without a traceback."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """See click.Group."""
-        try:
-            return super().invoke(ctx)
-        except SettingsError as error:
-            raise click.UsageError(str(error)) from error
-        except CannotListen as error:
-            raise click.ClickException(str(error)) from error
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="policyd")
 def main() -> None:
     """policyd-gateway stands before an LLM API and lets through what policyd allows.
 
     Exit status: 0 if all went well, 1 if not, 2 if the command or its settings are wrong.
     """
-    check_environment(_KNOWN)
+    _OPTIONS.check_environment()
 
 
 @main.command()
-@click.option(
-    "--config",
-    type=_FILE,
-    envvar="GATEWAY_CONFIG",
-    show_envvar=True,
-    is_eager=True,  # Before the options that it sets.
-    expose_value=False,
-    callback=_read_config,
-    help="YAML file with settings, named as the options are.",
-)
+@_OPTIONS.config
 @_option("--listen", default="127.0.0.1:8080", metavar="HOST:PORT", help="Where clients connect.")
 @_option("--policyd", default="127.0.0.1:50051", metavar="HOST:PORT", help="The policyd to ask.")
 @_option(
@@ -132,17 +84,14 @@ def main() -> None:
 @_option("--policyd-key", type=_FILE, help="PEM private key of --policyd-cert.")
 @_option("--policyd-token-file", type=_FILE, help="Holds the token that policyd wants of callers.")
 @_option("--insecure", is_flag=True, help="Listen beyond this machine without TLS.")
-@_option("--log-level", type=click.Choice(_LEVELS), default="info", help="How much is logged.")
+@_OPTIONS.log_level
 def serve(log_level: str, **given: Any) -> None:
     """Run the gateway.
 
     Options also come from the environment (GATEWAY_*) and from --config FILE (YAML), in this order.
     Ctrl-C or SIGTERM finishes the requests under way; a second one cuts them.
     """
-    logging.basicConfig(
-        level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    start_logging(log_level)
     settings = _settings(given)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(settings))

@@ -1,15 +1,16 @@
 """An HTTP request -> the question that policyd is asked about it: facts, never the body."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
 from gateway.headers import RequestHeaders
-from policyd.descriptor import KEY_HEADER, Facts, Identifier, read_body
-from policyd.model import Endpoint
+from policyd.descriptor import KEY_HEADER, Facts, Identifier, agreed
 from policyd.v1.policy_pb2 import EvaluateRequest, Header, UserState
 
 Scope = dict[str, Any]
+Reader = Callable[[bytes, str | None, str], Facts]
 
 MAX_PATH = 8 * 1024
 MAX_OWN_HEADERS = 8 * 1024
@@ -32,19 +33,13 @@ def text(raw: bytes) -> str:
     return raw.decode() if raw.isascii() else quote(raw, safe=_ASCII)
 
 
-async def read(
-    body: bytes, headers: RequestHeaders, endpoint: Endpoint | None, limit: int
-) -> Facts:
-    """What the body says that matters to the policy."""
-    types = headers.all(b"content-type")
+async def read(body: bytes, headers: RequestHeaders, reader: Reader) -> Facts:
+    """What the body says that matters to the policy; `reader` is read_body() for the endpoint."""
+    content_type = agreed(headers.all(b"content-type"))
     coding = ", ".join(headers.all(b"content-encoding"))
-    if len(set(types)) > 1:
-        # Nobody knows which one the upstream follows, so the body is read as neither kind.
-        return read_body(b"", "multipart/form-data", "", endpoint)
-    content_type = next(iter(types), "")
     if len(body) <= _READ_AT_ONCE and not coding:
-        return read_body(body, content_type, coding, endpoint, limit)
-    return await asyncio.to_thread(read_body, body, content_type, coding, endpoint, limit)
+        return reader(body, content_type, coding)
+    return await asyncio.to_thread(reader, body, content_type, coding)
 
 
 def ask(

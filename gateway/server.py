@@ -12,15 +12,12 @@ import uvicorn
 
 from gateway.app import Evaluate, Gateway
 from gateway.protocol import Protocol
-from gateway.settings import Address, Settings, listener_tls
+from gateway.settings import Settings, listener_tls
+from policyd.configuration import Address, CannotListen
 
 _BACKLOG = 2048
 _KEEPALIVE = 75
 """Seconds that an idle client's connection is kept: longer than clients keep theirs."""
-
-
-class CannotListen(Exception):
-    """The address to listen at is taken, or is not this machine's."""
 
 
 class Server:

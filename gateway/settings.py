@@ -1,61 +1,13 @@
-"""Settings of the gateway: from flags, else the environment (GATEWAY_*), else the --config file.
+"""The settings of `policyd-gateway serve`. It listens to strangers only where they can use TLS."""
 
-Click keeps that order. Here is what it leaves open: which names there are, what the values must be,
-and that the gateway does not listen to strangers in the clear.
-"""
-
-import difflib
-import ipaddress
-import os
-import re
 import ssl
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Self
 
-import yaml
 from yarl import URL
 
 from policyd.client import PolicyClient, tls_credentials
-
-# Not settings: what Kubernetes sets for a service called gateway, and CGI.
-_FOREIGN = re.compile(r"GATEWAY_SERVICE_.*|GATEWAY_PORT(_.*)?|GATEWAY_INTERFACE")
-
-
-class SettingsError(Exception):
-    """The gateway cannot start with these settings. The message names the cause and the mend."""
-
-
-class Address(NamedTuple):
-    """A place to listen at."""
-
-    host: str
-    port: int
-
-    @classmethod
-    def parse(cls, text: str, flag: str) -> Self:
-        """Read HOST:PORT, with an IPv6 host in brackets. Raises SettingsError."""
-        host, colon, port = text.strip().rpartition(":")
-        host = host.removeprefix("[").removesuffix("]")
-        if not colon or not host or not port.isascii() or not port.isdecimal() or int(port) > 65535:
-            raise SettingsError(
-                f"{flag} takes HOST:PORT, such as 127.0.0.1:8080 or [::1]:8080, not {text!r}"
-            )
-        return cls(host, int(port))
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine can reach it."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
-
+from policyd.configuration import Address, SettingsError
 
 _LISTEN = Address("127.0.0.1", 8080)
 
@@ -175,46 +127,3 @@ def read_secret(path: Path) -> str:
     if not secret:
         raise SettingsError(f"{path} is empty: it should hold a secret")
     return secret
-
-
-def read_config(path: Path, known: Iterable[str]) -> dict[str, Any]:
-    """The settings in a YAML file, by option name. Raises SettingsError for a name not `known`."""
-    try:
-        content = yaml.safe_load(_read(path))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingsError(f"--config {path} is not YAML: {error}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise SettingsError(f"--config {path} must hold lines of NAME: VALUE")
-    settings = {str(name).replace("-", "_"): value for name, value in content.items()}
-    _refuse_unknown({name: name for name in settings}, known, f"--config {path}")
-    return settings
-
-
-def check_environment(known: Iterable[str], environment: Mapping[str, str] | None = None) -> None:
-    """Raises SettingsError for a GATEWAY_* variable that is not `known`: most are misspelt."""
-    names = os.environ if environment is None else environment
-    ours = {
-        name.removeprefix("GATEWAY_").lower(): name
-        for name in names
-        if name.startswith("GATEWAY_") and not _FOREIGN.fullmatch(name)
-    }
-    _refuse_unknown(ours, known, "the environment", "GATEWAY_", str.upper)
-
-
-def _refuse_unknown(
-    given: Mapping[str, str],
-    known: Iterable[str],
-    where: str,
-    prefix: str = "",
-    spell: Callable[[str], str] = str,
-) -> None:
-    names = sorted(known)
-    for name, spelling in given.items():
-        if name in names:
-            continue
-        close = difflib.get_close_matches(name, names, n=1) or names
-        listed = ", ".join(prefix + spell(one) for one in close)
-        hint = f"there are {listed}" if close is names else f"did you mean {listed}?"
-        raise SettingsError(f"{where} sets {spelling}, which is no setting of the gateway: {hint}")

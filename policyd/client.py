@@ -9,6 +9,7 @@ both sides a fraction of a call for each.
 
 import asyncio
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -27,6 +28,8 @@ __all__ = ["NoDecision", "PolicyClient", "tls_credentials"]
 
 MAX_BATCH = 256
 """Questions in one call. The server takes 1,000; smaller ones spread over more of its turns."""
+MAX_BATCH_BYTES = 1024 * 1024
+"""Bytes of questions in one call, so that a few large ones do not make it too large for all."""
 _OPTIONS = (
     # A policyd that restarts is found again quickly.
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -93,8 +96,8 @@ class PolicyClient:
 
     def _send(self) -> None:
         waiting, self._waiting = self._waiting, []
-        for start in range(0, len(waiting), MAX_BATCH):
-            task = asyncio.create_task(self._ask(waiting[start : start + MAX_BATCH]))
+        for batch in _batches(waiting):
+            task = asyncio.create_task(self._ask(batch))
             self._calls.add(task)
             task.add_done_callback(self._calls.discard)
 
@@ -142,6 +145,18 @@ class PolicyClient:
             if error.code() is not grpc.StatusCode.UNAVAILABLE or left <= 0:
                 raise
         return await method(request, timeout=left, metadata=self._metadata)
+
+
+def _batches(waiting: list[_Waiting]) -> Iterator[list[_Waiting]]:
+    batch: list[_Waiting] = []
+    size = 0
+    for question in waiting:
+        size += question[0].ByteSize()
+        if batch and (len(batch) == MAX_BATCH or size > MAX_BATCH_BYTES):
+            yield batch
+            batch, size = [], question[0].ByteSize()
+        batch.append(question)
+    yield batch
 
 
 def tls_credentials(

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple, Self, TypeVar
 import click
 import yaml
 
-from policyd.errors import PolicydError, SettingsError
+from policyd.errors import CannotListen, PolicydError, SettingsError
 
-__all__ = ["Address", "Group", "Options", "SettingsError", "start_logging"]
+__all__ = ["Address", "CannotListen", "Group", "Options", "SettingsError", "start_logging"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _LEVELS = ("debug", "info", "warning", "error")

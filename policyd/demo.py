@@ -1,19 +1,20 @@
 """`policyd demo`: policyd, its gateway and an upstream in one process, to try it."""
 
 import asyncio
+import shlex
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import uvicorn
 
 from gateway.server import Server as GatewayServer
-from gateway.settings import Address as GatewayAddress
 from gateway.settings import Settings as GatewaySettings
-from policyd.configuration import Address
+from policyd.configuration import Address, SettingsError
 from policyd.demo_upstream import DemoUpstream
 from policyd.model import Mode
 from policyd.server import Server, check_free
@@ -29,41 +30,56 @@ def run(
     data: Path, gateway: str, grpc: str, upstream: str | None, openai_api_key: str | None
 ) -> None:
     """Run until Ctrl-C or SIGTERM. Raises SettingsError, CannotListen or StoreUnavailable."""
-    data.mkdir(parents=True, exist_ok=True)
+    forwarding = GatewaySettings(
+        listen=_address(gateway, "--gateway"),
+        upstream=upstream or _OPENAI,
+        upstream_api_key=_word(openai_api_key or "", "OPENAI_API_KEY"),
+    )
     settings = ServerSettings(
         database_url=f"sqlite:///{data}/policyd.db",
-        grpc=Address.parse(grpc, "--grpc"),
+        grpc=_address(grpc, "--grpc"),
         admin=Address("127.0.0.1", 0),
         admin_token_file=data / "admin-token",
     )
-    listen = Address.parse(gateway, "--gateway")
-    asyncio.run(_run(settings, listen, upstream, openai_api_key))
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"--data {data} cannot be made: {error.strerror}") from None
+    asyncio.run(_run(settings, forwarding, built_in=not upstream and not openai_api_key))
 
 
-async def _run(
-    settings: ServerSettings, listen: Address, upstream: str | None, openai_api_key: str | None
-) -> None:
+def _address(text: str, flag: str) -> Address:
+    address = Address.parse(text, flag)
+    if not address.is_loopback:
+        raise SettingsError(
+            f"{flag} {address} can be reached from other machines, and the demo has no TLS: give "
+            "an address such as 127.0.0.1:0, or run policyd serve and policyd-gateway serve"
+        )
+    return address
+
+
+def _word(secret: str, name: str) -> str:
+    if not secret.isascii() or not secret.isprintable() or " " in secret:
+        raise SettingsError(f"{name} must be one word of printable ASCII: check what it holds")
+    return secret
+
+
+async def _run(settings: ServerSettings, forwarding: GatewaySettings, built_in: bool) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
-    check_free(listen, "--gateway")
+    check_free(forwarding.listen, "--gateway")
     check_free(settings.grpc, "--grpc")
     key = _first_key(settings.database_url)
     async with AsyncExitStack() as running:
         server = await running.enter_async_context(Server(settings))
-        if upstream is None:
-            upstream = _OPENAI
-            if not openai_api_key:
-                upstream = await running.enter_async_context(_own_upstream())
-        forwarding = GatewaySettings(
-            listen=GatewayAddress(*listen),
-            policyd=str(server.grpc),
-            upstream=upstream,
-            upstream_api_key=openai_api_key or "",
-        )
+        forwarding = replace(forwarding, policyd=str(server.grpc))
+        if built_in:
+            upstream = await running.enter_async_context(_own_upstream())
+            forwarding = replace(forwarding, upstream=upstream)
         gateway = await running.enter_async_context(GatewayServer(forwarding))
-        click.echo(_welcome(gateway.url, server, upstream, settings, key))
+        click.echo(_welcome(gateway.url, server, forwarding.upstream, settings, key))
         await stopping.wait()
 
 
@@ -126,7 +142,7 @@ def _key_lines(settings: ServerSettings, key: str | None) -> str:
     return (
         "The API key was shown at the first start. For one to put in place of $POLICYD_KEY:\n"
         "  policyd keys create NAME --enforce-user-ids enforce "
-        f"--database-url {settings.database_url}"
+        f"--database-url {shlex.quote(settings.database_url)}"
     )
 
 

@@ -59,6 +59,12 @@ def values(headers: Iterable[tuple[str, str]], name: str) -> tuple[str, ...]:
     return tuple(value for header, value in headers if header.lower() == name)
 
 
+def agreed(given: Iterable[str]) -> str | None:
+    """The value that all of them are: empty if there is none, None if they differ."""
+    found = set(given)
+    return None if len(found) > 1 else next(iter(found), "")
+
+
 def credential(given: tuple[str, ...]) -> tuple[Credential, str]:
     """How the values of the key header name an API key, and which."""
     keys = {value.strip(" \t") for value in given}
@@ -98,7 +104,7 @@ def _is_invisible(character: str) -> bool:
 
 def read_body(
     body: bytes,
-    content_type: str,
+    content_type: str | None,
     content_encoding: str,
     endpoint: Endpoint | None,
     limit: int = MAX_BODY,
@@ -107,10 +113,14 @@ def read_body(
 
     `endpoint` is what the request asks for, None if that is not known; it settles whether the body
     may be a form. Otherwise it is read as JSON, whatever its type claims, as upstreams do.
+    `content_type` is None where several headers differ: nobody knows which the upstream follows.
     """
+    takes_form = endpoint is None or endpoint.takes_form
+    if content_type is None:
+        return unreadable(UserState.BAD_FORM if takes_form else UserState.NOT_JSON)
     try:
         decoded = decompress(body, content_encoding, limit)
-        if is_form(content_type) and (endpoint is None or endpoint.takes_form):
+        if is_form(content_type) and takes_form:
             return _read_form(decoded, content_type)
         return _read_json(decoded)
     except UnreadableBody as problem:

@@ -28,6 +28,8 @@ MAX_BATCH = 1000
 MAX_WAIT = 5.0
 """Seconds to wait for a revision that a caller asks for, where its own deadline is no sooner."""
 _STATES = tuple(UserState)
+_TYPE = "content-type"
+_ENCODING = "content-encoding"
 _UNKNOWN = UserState.UNKNOWN
 
 
@@ -150,11 +152,9 @@ def _identifiers(request: pb.EvaluateRequest, target: Target) -> tuple[UserState
 def _read_raw_body(request: pb.EvaluateRequest, target: Target) -> descriptor.Facts:
     body = request.raw_body
     headers = [(header.name, header.value) for header in request.headers]
-    types = descriptor.values(headers, "content-type")
-    codings = descriptor.values(headers, "content-encoding")
-    content_type = body.content_type or ", ".join(types)
-    content_encoding = body.content_encoding or ", ".join(codings)
-    return descriptor.read_body(body.content, content_type, content_encoding, target.endpoint)
+    content_type = body.content_type or descriptor.agreed(descriptor.values(headers, _TYPE))
+    coding = body.content_encoding or ", ".join(descriptor.values(headers, _ENCODING))
+    return descriptor.read_body(body.content, content_type, coding, target.endpoint)
 
 
 def _state(number: int, field: str) -> UserState:

@@ -1,0 +1,126 @@
+"""No spelling of a path escapes the policy, and no other path is touched."""
+
+import pytest
+
+from tests.gateway.conftest import IN_SESSION, Serving
+from tests.gateway.support import CHAT, CHAT_WITH_USER, Demo, ask, serving_wire
+
+pytestmark = IN_SESSION
+
+SPELLINGS = [
+    "/v1/chat/completions",
+    "/chat/completions",
+    "/v1/chat/completions?x=1",
+    "/v1/chat/completions?",
+    "/v1/chat/completions/",
+    "/v1/chat/completions#fragment",
+    "/v1/Chat/Completions",
+    "/V1/CHAT/COMPLETIONS",
+    "//v1//chat//completions",
+    "/v1/./chat/../chat/completions",
+    "/v1/%63hat/completions",
+    "/v1/chat%2Fcompletions",
+    "/v1%2fchat%2fcompletions",
+    "/v1/chat/completions%20",
+    "/v1/chat/completions%0A",
+    "/v1/chat/completions%00",
+    "/v1/chat/completions%C2%A0",
+    "/v1\\chat\\completions",
+    "/v1/chat/completions;a=b",
+    "/v1;a/chat;b/completions",
+    "/x/..;/v1/chat/completions",
+    "http://elsewhere.test/v1/chat/completions",
+    "/openai/deployments/gpt/chat/completions?api-version=1",
+    "/openai/v1/chat/completions",
+]
+
+
+@pytest.mark.parametrize("target", SPELLINGS)
+async def test_spellings(gateway: str, upstream: Demo, enforced: str, target: str) -> None:
+    """Every spelling of a path in scope is refused without a user."""
+    headers = [("x-usagepanda-api-key", enforced)]
+    assert (await ask(gateway, "POST", target, headers, CHAT)).status == 422
+    assert not upstream.app.record
+
+
+@pytest.mark.parametrize("target", SPELLINGS)
+async def test_what_goes_upstream(gateway: str, upstream: Demo, enforced: str, target: str) -> None:
+    """In scope it is the canonical spelling, so that the upstream reads what policyd judged."""
+    headers = [("x-usagepanda-api-key", enforced)]
+    assert (await ask(gateway, "POST", target, headers, CHAT_WITH_USER)).status == 200
+    (passed,) = upstream.targets
+    prefix = (
+        passed.removesuffix("?x=1").removesuffix("?api-version=1").removesuffix("/chat/completions")
+    )
+    assert prefix in ("", "/v1", "/openai/v1", "/openai/deployments/gpt")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/v1/models",
+        "/v1/files?purpose=fine%2Dtune&a=%20b+c;d=%zz&&e=\"{}|^`'",
+        "/v1//Files/../%2e%2E/a%2Fb/;x=1/",
+        "/v1/models/ft%3Agpt-4?",
+        "/%E2%82%AC/%ff?%ff",
+    ],
+)
+async def test_other_paths(
+    open_door: Serving, upstream: Demo, unenforced: str, target: str
+) -> None:
+    """Out of scope, path and query go upstream byte for byte."""
+    async with serving_wire() as wire, open_door(wire.url) as server:
+        headers = [("x-usagepanda-api-key", unenforced)]
+        assert (await ask(server.url, "GET", target, headers)).status == 200
+    assert wire.head[0] == f"GET {target.removesuffix('?')} HTTP/1.1"
+
+
+async def test_the_query_in_scope(gateway: str, upstream: Demo, enforced: str) -> None:
+    """It goes upstream as it came."""
+    query = "?a=%20b+c;d=%2F//../&e=%zz"
+    headers = [("x-usagepanda-api-key", enforced)]
+    await ask(gateway, "POST", f"/v1/Embeddings/{query}", headers, b'{"user":"u"}')
+    assert upstream.targets == [f"/v1/embeddings{query}"]
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE", "PUT", "PATCH", "HEAD"])
+async def test_other_methods(gateway: str, upstream: Demo, enforced: str, method: str) -> None:
+    """They are not in scope, and pass with their body."""
+    headers = [("x-usagepanda-api-key", enforced)]
+    await ask(gateway, method, "/v1/chat/completions/", headers, CHAT)
+    (received,) = upstream.app.record
+    assert received.method == method
+    assert received.target == b"/v1/chat/completions/"
+    assert bytes(received.body) == CHAT
+
+
+@pytest.mark.parametrize(
+    ("base", "target", "passed"),
+    [
+        ("", "/v1/models", "/v1/models"),
+        ("/", "/v1/models", "/v1/models"),
+        ("/v1", "/v1/models", "/v1/models"),
+        ("/v1/", "/models", "/v1/models"),
+        ("/v1", "/v1beta/models", "/v1/v1beta/models"),
+        ("/team%20a/v1", "/models?x", "/team%20a/v1/models?x"),
+    ],
+)
+async def test_an_upstream_with_a_path(
+    open_door: Serving, base: str, target: str, passed: str
+) -> None:
+    """Its path stands before the request's, unless the request has it already."""
+    async with serving_wire() as wire, open_door(wire.url + base) as server:
+        await ask(server.url, "GET", target)
+    assert wire.head[0] == f"GET {passed} HTTP/1.1"
+
+
+async def test_the_upstream_is_the_operators_choice(open_door: Serving) -> None:
+    """No absolute target and no Host or forwarding header leads anywhere else."""
+    async with serving_wire() as wire, open_door(wire.url) as server:
+        headers = [("Host", "elsewhere.test"), ("X-Forwarded-Host", "elsewhere.test")]
+        target = "http://elsewhere.test:1/v1/models"
+        assert (await ask(server.url, "GET", target, headers)).status == 200
+    assert wire.head[0] == "GET /v1/models HTTP/1.1"
+    assert [line for line in wire.head if line.lower().startswith("host:")] == [
+        f"Host: {wire.url.removeprefix('http://')}"
+    ]

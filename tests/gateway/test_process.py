@@ -1,0 +1,302 @@
+"""`policyd-gateway serve` as a program: its settings, its messages, its end."""
+
+import json
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from gateway.settings import Settings
+from policyd.configuration import Address, Options, SettingsError
+from tests.gateway.support import CHAT, CHAT_WITH_USER, NO_USER
+from tests.processes import Policyd, Program, run
+
+FREE = "127.0.0.1:0"
+
+
+class _Upstream(BaseHTTPRequestHandler):
+    """Answers everything, `/v1/held` only once the test lets go."""
+
+    authorizations: ClassVar[list[str | None]] = []
+    let_go = threading.Event()
+    holding = threading.Event()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer()
+
+    def _answer(self) -> None:
+        self.authorizations.append(self.headers["Authorization"])
+        if self.path == "/v1/held":
+            self.holding.set()
+            self.let_go.wait(60)
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_: object) -> None:
+        """Keep quiet."""
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[str]:
+    """The URL of an upstream."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Upstream) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def start(
+    policyd: Policyd, upstream: str, *flags: str, env: Mapping[str, str] | None = None
+) -> Program:
+    """A gateway that is ready."""
+    place = ("--listen", FREE, "--policyd", policyd.grpc, "--upstream", upstream)
+    ready = r"^policyd-gateway is ready: (https?://127\.0\.0\.1:\d+)$"
+    waiting = ("--policy-timeout", "30")
+    return Program("policyd-gateway", "serve", *place, *waiting, *flags, ready=ready, env=env)
+
+
+def post(url: str, key: str, body: bytes, **headers: str) -> tuple[int, bytes]:
+    """Ask for a chat completion."""
+    named = {"x-usagepanda-api-key": key, "Content-Type": "application/json", **headers}
+    request = urllib.request.Request(f"{url}/v1/chat/completions", body, named)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_serves_and_stops(policyd: Policyd, upstream: str, number: signal.Signals) -> None:
+    """It prints one line when it is ready, judges and forwards, and ends with 0, silently."""
+    key = policyd.create_key("enforce")
+    gateway = start(policyd, upstream)
+    assert post(gateway.match[1], key, CHAT) == (422, NO_USER)
+    assert post(gateway.match[1], key, CHAT_WITH_USER) == (200, b"{}")
+    assert gateway.stop(number) == 0
+    assert len(gateway.output) == 1
+    assert gateway.errors == []
+
+
+def test_requests_under_way_are_finished(policyd: Policyd, upstream: str) -> None:
+    """SIGTERM closes the door, and then waits for the answers that are still due."""
+    key = policyd.create_key()
+    gateway = start(policyd, upstream)
+    client = HTTPConnection(gateway.match[1].removeprefix("http://"), timeout=60)
+    client.request("GET", "/v1/held", headers={"x-usagepanda-api-key": key})
+    assert _Upstream.holding.wait(60)
+    gateway.send(signal.SIGTERM)
+    while _listens(client.host, client.port):
+        pass
+    _Upstream.let_go.set()
+    assert client.getresponse().read() == b"{}"
+    client.close()
+    assert gateway.wait() == 0
+    assert gateway.errors == []
+
+
+def _listens(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port)):
+            return True
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("hurry", ["grace", "signal"])
+def test_requests_that_do_not_end(policyd: Policyd, hurry: str) -> None:
+    """Past the grace period, or at a second signal, they get 503 or are cut; still no traceback."""
+    key = policyd.create_key()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        flags = ("--grace", "0" if hurry == "grace" else "60")
+        gateway = start(policyd, address, *flags)
+        client = HTTPConnection(gateway.match[1].removeprefix("http://"), timeout=60)
+        client.request("GET", "/v1/models", headers={"x-usagepanda-api-key": key})
+        with silent.accept()[0]:
+            gateway.send(signal.SIGTERM)
+            if hurry == "signal":
+                gateway.send(signal.SIGINT)
+            assert gateway.wait() == 0
+            client.close()
+    assert "Traceback" not in "".join(gateway.errors)
+
+
+def test_keys_from_files(policyd: Policyd, upstream: str, tmp_path: Path) -> None:
+    """The operator's keys may stand in files, and are used, and never logged."""
+    (tmp_path / "key").write_text(policyd.create_key("enforce") + "\n")
+    (tmp_path / "upstream-key").write_text("sk-operator\n")
+    flags = ("--api-key-file", str(tmp_path / "key"), "--log-level", "debug")
+    env = {"GATEWAY_UPSTREAM_API_KEY_FILE": str(tmp_path / "upstream-key")}
+    gateway = start(policyd, upstream, *flags, env=env)
+    url = f"{gateway.match[1]}/v1/chat/completions"
+    _Upstream.authorizations.clear()
+    headers = {"Authorization": "Bearer sk-client"}
+    with urllib.request.urlopen(urllib.request.Request(url, CHAT_WITH_USER, headers)) as response:
+        assert response.status == 200
+    assert post(gateway.match[1], "up-wrong", CHAT_WITH_USER)[0] == 403
+    assert gateway.stop() == 0
+    assert _Upstream.authorizations == ["Bearer sk-operator"]
+    logged = "".join(gateway.errors)
+    for secret in ("sk-operator", "sk-client", (tmp_path / "key").read_text().strip(), "Hello"):
+        assert secret not in logged
+
+
+def test_where_settings_come_from(policyd: Policyd, upstream: str, tmp_path: Path) -> None:
+    """A flag beats the environment, which beats the file; the file's names may have - or _."""
+    config = tmp_path / "gateway.yaml"
+    config.write_text("max-body: 10\non_policy_error: allow\nlisten: 127.0.0.1:1\n")
+    key = policyd.create_key("enforce")
+    for env, flags, status in [
+        ({}, (), 413),
+        ({"GATEWAY_MAX_BODY": "1000"}, (), 200),
+        ({"GATEWAY_MAX_BODY": "1000"}, ("--max-body", "20"), 413),
+    ]:
+        gateway = start(policyd, upstream, "--config", str(config), *flags, env=env)
+        assert post(gateway.match[1], key, CHAT_WITH_USER)[0] == status
+        assert gateway.stop() == 0
+
+
+def test_https(policyd: Policyd, upstream: str, tmp_path: Path) -> None:
+    """With a certificate it speaks TLS, also to other machines."""
+    _make_certificate(tmp_path)
+    files = ("--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem"))
+    gateway = start(policyd, upstream, *files)
+    trusting = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+    request = urllib.request.Request(f"{gateway.match[1]}/v1/models", method="OPTIONS")
+    with urllib.request.urlopen(request, context=trusting) as response:
+        assert response.status == 200
+    assert gateway.match[1].startswith("https://")
+    assert gateway.stop() == 0
+
+
+def test_policyd_over_tls(upstream: str, tmp_path: Path) -> None:
+    """It asks a policyd over TLS that wants a certificate and a token of callers."""
+    _make_certificate(tmp_path)
+    (tmp_path / "token").write_text("t" * 40)
+    (tmp_path / "token").chmod(0o600)
+    cert, key, token = (str(tmp_path / name) for name in ("cert.pem", "key.pem", "token"))
+    make = ("keys", "create", "test", "--enforce-user-ids", "enforce", "--json")
+    made = run("policyd", *make, "--database-url", f"sqlite:///{tmp_path}/policyd.db")
+    guards = ("--tls-client-ca", cert, "--caller-token-file", token)
+    policyd = Policyd(tmp_path, "--tls-cert", cert, "--tls-key", key, *guards)
+    flags = ("--policyd-tls", "--policyd-ca", cert, "--policyd-token-file", token)
+    for shown, status in [(("--policyd-cert", cert, "--policyd-key", key), 422), ((), 503)]:
+        gateway = start(policyd, upstream, *flags, *shown)
+        assert post(gateway.match[1], json.loads(made.stdout)["key"], CHAT)[0] == status
+        assert gateway.stop() == 0
+    assert policyd.stop() == 0
+
+
+def _make_certificate(folder: Path) -> None:
+    subject = ("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1")
+    files = ("-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem"))
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *subject, *files]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def test_a_busy_port() -> None:
+    """It ends with 1, and names the port and what to do."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        ended = run("policyd-gateway", "serve", "--listen", address)
+    assert ended.returncode == 1
+    message = ended.stderr.decode()
+    assert re.fullmatch(f"Error: --listen {address} cannot be used .*in use.*\n", message)
+
+
+WRONG = {
+    "a host without a port": (["--listen", "localhost"], {}, "--listen takes HOST:PORT"),
+    "a port too large": (["--policyd", "localhost:70000"], {}, "--policyd takes HOST:PORT"),
+    "beyond this machine": (["--listen", "0.0.0.0:0"], {}, "--insecure"),
+    "no URL": (["--upstream", "api.openai.com"], {}, "http:// or https://"),
+    "a password in the URL": (["--upstream", "https://a:b@c"], {}, "--upstream-api-key"),
+    "a query in the URL": (["--upstream", "https://c/?a"], {}, "no ? or #"),
+    "half of TLS": (["--tls-cert", "cert.pem"], {}, "--tls-key"),
+    "no certificate": (["--tls-cert", "nowhere", "--tls-key", "nowhere"], {}, "cannot be used"),
+    "an unknown flag": (["--listn", "x"], {}, "--listen"),
+    "an unknown variable": ([], {"GATEWAY_LISTN": "x"}, "did you mean GATEWAY_LISTEN?"),
+    "no file": (["--api-key-file", "/nowhere"], {}, "/nowhere cannot be read"),
+    "a key of two words": ([], {"GATEWAY_API_KEY": "up-1 up-2"}, "--api-key must be one word"),
+}
+
+
+@pytest.mark.parametrize(("flags", "env", "message"), WRONG.values(), ids=WRONG)
+def test_wrong_settings(flags: list[str], env: dict[str, str], message: str) -> None:
+    """They end it with 2 before it listens, with the cause and the mend and no traceback."""
+    ended = run("policyd-gateway", "serve", "--listen", FREE, *flags, env=env)
+    assert ended.returncode == 2
+    assert ended.stdout == b""
+    error = ended.stderr.decode()
+    assert message in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("lisen: x", "did you mean listen?"),
+        ("- listen", "NAME: VALUE"),
+        ("listen: [", "cannot be read"),
+        ("max-body: many", "not a valid integer"),
+        ("\x00", "cannot be read"),
+    ],
+)
+def test_wrong_files(tmp_path: Path, content: str, message: str) -> None:
+    """The same for --config."""
+    config = tmp_path / "gateway.yaml"
+    config.write_text(content)
+    ended = run("policyd-gateway", "serve", "--listen", FREE, "--config", str(config))
+    assert ended.returncode == 2
+    assert message in ended.stderr.decode()
+
+
+def test_variables_of_others() -> None:
+    """What Kubernetes and CGI set for a service called gateway is no misspelt setting."""
+    others = ["GATEWAY_SERVICE_HOST", "GATEWAY_PORT", "GATEWAY_PORT_80_TCP", "GATEWAY_INTERFACE"]
+    options = Options("GATEWAY")
+    options.option("--listen")
+    options.check_environment(dict.fromkeys([*others, "GATEWAY_LISTEN"], "x"))
+    with pytest.raises(SettingsError, match="GATEWAY_PORTS"):
+        options.check_environment({"GATEWAY_PORTS": "x"})
+
+
+def test_secrets_are_not_shown() -> None:
+    """Settings do not show their secrets where they are printed."""
+    settings = Settings(api_key="up-1", upstream_api_key="sk-1", policyd_token="t-1")
+    assert not re.search("up-1|sk-1|t-1", repr(settings))
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:80", "[::1]:0", "localhost:65535"])
+def test_addresses(text: str) -> None:
+    """They are read and written alike, IPv6 in brackets."""
+    assert str(Address.parse(text, "--listen")) == text
+
+
+def test_help() -> None:
+    """It names every setting with its variable."""
+    shown = run("policyd-gateway", "serve", "--help").stdout.decode()
+    for name in ("listen", "policyd", "upstream", "api-key", "max-body", "on-policy-error"):
+        assert f"--{name} " in shown
+        assert f"GATEWAY_{name.upper().replace('-', '_')}" in " ".join(shown.split())
+    assert "https://api.openai.com" in shown
