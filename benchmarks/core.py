@@ -1,0 +1,81 @@
+"""The pure core, called in this process: what deciding costs without any network."""
+
+import time
+from collections.abc import Callable, Coroutine
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks import traffic
+from benchmarks.rounds import Plan, table, with_spread
+from policyd import api_keys
+from policyd.decision import decide
+from policyd.descriptor import read_body
+from policyd.key_table import KeyTable
+from policyd.model import KeyChange, KeyChanges, KeySettings, Mode
+from policyd.services.policy import PolicyServicer, describe
+
+_SETTINGS = KeySettings("key_benchmark", Mode.ENFORCE)
+_SIZES = {"1 KB": 1024, "100 KB": 100 * 1024, "1 MB": 2**20}
+Call = Callable[[], object]
+
+
+async def run(_: Path, plan: Plan) -> str:
+    """Measure, and give the result as Markdown."""
+    calls = await _calls()
+    counts = {name: _count(call, plan.seconds) for name, call in calls.items()}
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for _round in range(plan.rounds):
+        for name, call in calls.items():
+            found[name].append(1e6 * _seconds(call, counts[name]) / counts[name])
+    rows = [(name, with_spread(each, 1)) for name, each in found.items()]
+    return table("The core, in one process", ("call", "µs"), rows)
+
+
+async def _calls() -> dict[str, Call]:
+    key = api_keys.generate()
+    keys = KeyTable(lambda _: KeyChanges(1, (KeyChange(api_keys.digest(key), _SETTINGS),)))
+    await keys.refresh()
+    servicer = PolicyServicer(keys, Mode.OFF)
+    allowed, denied = traffic.asked(key), traffic.asked(key, user=None)
+    return {
+        "decide, allowed": partial(decide, describe(allowed), _SETTINGS, Mode.OFF),
+        "decide, denied": partial(decide, describe(denied), _SETTINGS, Mode.OFF),
+        "describe": partial(describe, allowed),
+        "Evaluate without gRPC, allowed": _finish(lambda: servicer.Evaluate(allowed, None)),
+        "Evaluate without gRPC, denied": _finish(lambda: servicer.Evaluate(denied, None)),
+        **{f"read_body, {name}": _reading(traffic.body(size)) for name, size in _SIZES.items()},
+        "read_body, 1 MB, user twice": _reading(b'{"user":"a",' + traffic.body(2**20)[1:]),
+    }
+
+
+def _reading(body: bytes) -> Call:
+    return partial(read_body, body, "application/json", "", traffic.ENDPOINT)
+
+
+def _finish(start: Callable[[], Coroutine[Any, Any, object]]) -> Call:
+    """A call that takes a coroutine to its end, which this one reaches without waiting."""
+
+    def call() -> None:
+        try:
+            start().send(None)
+        except StopIteration:
+            return
+        raise RuntimeError("the coroutine waits")
+
+    return call
+
+
+def _count(call: Call, seconds: float) -> int:
+    """How many calls take about so long."""
+    count = 1
+    while (taken := _seconds(call, count)) < seconds / 4:
+        count *= 2
+    return max(1, round(count * seconds / taken))
+
+
+def _seconds(call: Call, count: int) -> float:
+    started = time.perf_counter()
+    for _ in range(count):
+        call()
+    return time.perf_counter() - started

@@ -1,0 +1,59 @@
+"""`policyd serve` with a second service beside PolicyService, whose methods decide nothing."""
+
+from typing import Any
+from unittest.mock import patch
+
+import grpc
+from google.protobuf.empty_pb2 import Empty
+
+from policyd import cli
+from policyd.server import Server
+from policyd.services.policy import PolicyServicer
+from policyd.v1.policy_pb2 import EvaluateRequest, EvaluateResponse
+
+SERVICE = "policyd.benchmarks.Nothing"
+
+
+class _Nothing:
+    """Decides nothing, at the cost of a call."""
+
+    def __init__(self, policy: PolicyServicer) -> None:
+        self._policy = policy
+        self._answer: EvaluateResponse | None = None
+
+    async def empty(self, request: Empty, _: Any) -> Empty:
+        """Nothing for nothing."""
+        return request
+
+    async def same(self, request: EvaluateRequest, context: Any) -> EvaluateResponse:
+        """The messages of Evaluate: the answer to the first question, again and again."""
+        if self._answer is None:
+            self._answer = await self._policy.Evaluate(request, context)
+        return self._answer
+
+
+def _handler(nothing: _Nothing) -> grpc.GenericRpcHandler:
+    unary = grpc.unary_unary_rpc_method_handler
+    return grpc.method_handlers_generic_handler(
+        SERVICE,
+        {
+            "Empty": unary(nothing.empty, Empty.FromString, Empty.SerializeToString),
+            "Same": unary(
+                nothing.same, EvaluateRequest.FromString, EvaluateResponse.SerializeToString
+            ),
+        },
+    )
+
+
+class _Server(Server):
+    def _policy_listener(self) -> Any:
+        listener = super()._policy_listener()
+        policy = PolicyServicer(self._keys, self._settings.default_mode)
+        listener.server.add_generic_rpc_handlers((_handler(_Nothing(policy)),))
+        return listener
+
+
+if __name__ == "__main__":
+    # So that all else is as `policyd serve` has it.
+    with patch("policyd.cli.Server", _Server):
+        cli.main()

@@ -1,0 +1,44 @@
+"""The requests that the benchmarks make, and the question that the gateway asks about each."""
+
+import json
+
+from gateway import question
+from gateway.headers import read_request
+from policyd.descriptor import KEY_HEADER, read_body
+from policyd.endpoints import ENDPOINTS
+from policyd.v1.policy_pb2 import EvaluateRequest
+
+PATH = "/v1/chat/completions"
+ENDPOINT = ENDPOINTS["/chat/completions"]
+TEXT = "Tell me in a few words how the tide follows the moon, and why it is late. "
+
+
+def headers(key: str) -> list[tuple[str, str]]:
+    """What a client of OpenAI's sends besides the headers of the connection."""
+    return [
+        ("Authorization", "Bearer sk-benchmark"),
+        ("Content-Type", "application/json"),
+        ("User-Agent", "OpenAI/Python 3.54.0"),
+        ("X-Usagepanda-Api-Key", key),
+        ("X-Usagepanda-Trace-Id", "benchmark-1"),
+    ]
+
+
+def body(size: int = 1024, user: str | None = "user-1") -> bytes:
+    """A chat of about `size` bytes, `user` last where it has one."""
+    messages = [{"role": "system", "content": "You are brief."}]
+    for number in range(max(1, size // (len(TEXT) * 4))):
+        role = "assistant" if number % 2 else "user"
+        messages.append({"role": role, "content": TEXT * 4})
+    chat: dict[str, object] = {"model": "gpt-4o-mini", "messages": messages, "temperature": 0.2}
+    return json.dumps(chat | ({"user": user} if user else {})).encode()
+
+
+def asked(key: str, user: str | None = "user-1") -> EvaluateRequest:
+    """The question, as the gateway puts it."""
+    raw = [(name.encode(), value.encode()) for name, value in headers(key)]
+    facts = read_body(body(user=user), "application/json", "", ENDPOINT)
+    scope = {"method": "POST", "client": ("127.0.0.1", 50000)}
+    message = question.ask(scope, PATH, read_request(raw), facts, "")
+    assert any(header.name == KEY_HEADER for header in message.headers)
+    return message
