@@ -2,8 +2,6 @@
 
 import asyncio
 import signal
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import click
 
 from gateway.server import Server
 from gateway.settings import Settings, read_secret
-from policyd.configuration import Address, Group, Options, start_logging
+from policyd.configuration import Address, Group, Options, run, start_logging
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _OPTIONS = Options("GATEWAY")
@@ -92,9 +90,7 @@ def serve(log_level: str, **given: Any) -> None:
     Ctrl-C or SIGTERM finishes the requests under way; a second one cuts them.
     """
     start_logging(log_level)
-    settings = _settings(given)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(settings))
+    run(_serve(_settings(given)))
 
 
 def _settings(given: dict[str, Any]) -> Settings:
@@ -104,14 +100,6 @@ def _settings(given: dict[str, Any]) -> Settings:
         given[name] = given[name] or (read_secret(path) if path else "")
     given["listen"] = Address.parse(given["listen"], "--listen")
     return Settings(**given)
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    if sys.platform == "win32":
-        return None
-    import uvloop
-
-    return uvloop.new_event_loop
 
 
 async def _serve(settings: Settings) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from policyd import explanation, options
-from policyd.configuration import Address, Group, start_logging
+from policyd.configuration import Address, Group, run, start_logging
 from policyd.model import ApiKey, Mode, Override
 from policyd.options import OPTIONS, option
 from policyd.server import Server
@@ -76,7 +76,7 @@ def serve(default_mode: str, log_level: str, admin_token_file: Path | None, **gi
     settings = ServerSettings(
         default_mode=MODES[default_mode], admin_token_file=token_file, **given
     )
-    asyncio.run(_serve(settings))
+    run(_serve(settings))
 
 
 async def _serve(settings: ServerSettings) -> None:

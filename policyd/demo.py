@@ -14,6 +14,7 @@ import uvicorn
 
 from gateway.server import Server as GatewayServer
 from gateway.settings import Settings as GatewaySettings
+from policyd import configuration
 from policyd.configuration import Address, SettingsError
 from policyd.demo_upstream import DemoUpstream
 from policyd.model import Mode
@@ -45,7 +46,7 @@ def run(
         data.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SettingsError(f"--data {data} cannot be made: {error.strerror}") from None
-    asyncio.run(_run(settings, forwarding, built_in=not upstream and not openai_api_key))
+    configuration.run(_run(settings, forwarding, built_in=not upstream and not openai_api_key))
 
 
 def _address(text: str, flag: str) -> Address:

@@ -7,6 +7,7 @@ read for certain gets a state that says why, and never passes for a user.
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from typing import NamedTuple
 
 import msgspec
@@ -162,6 +163,9 @@ _IDENTIFIER_KEY = re.compile(
 )
 _TOKEN = re.compile(rb'("[^"\\]*+(?:\\.[^"\\]*+)*+")([ \t\r\n]*:[ \t\r\n]*)?|[\[\]{}]', re.DOTALL)
 _SCALAR = re.compile(rb"[^\s,\]}]+")
+_STRING = re.compile(rb'"[^"]*"')
+_NOT_STRUCTURE = bytes(set(range(256)) - set(b'"[]{}'))
+_STEPS = {ord(bracket): step for bracket, step in (("[", 1), ("{", 1), ("]", -1), ("}", -1))}
 
 
 def _read_json(body: bytes) -> Facts:
@@ -174,8 +178,9 @@ def _read_json(body: bytes) -> Facts:
         raise UnreadableBody(UserState.TOO_COMPLEX) from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise UnreadableBody(UserState.NOT_JSON) from None
-    brackets = body.count(b"{") + body.count(b"[")
-    if brackets > MAX_DEPTH or _may_repeat(body):
+    if body.count(b"{") + body.count(b"[") > MAX_DEPTH:
+        _check_depth(body)
+    if _may_repeat(body):
         found_users, found_safety = _scan(body)
     else:
         found_users, found_safety = _present(found.user), _present(found.safety_identifier)
@@ -200,13 +205,22 @@ def _may_repeat(body: bytes) -> bool:
     return False
 
 
+def _check_depth(body: bytes) -> None:
+    """Raises UnreadableBody where well-formed JSON nests too deeply."""
+    # Without escapes, a string ends at the next quotation mark, and regular expressions are quick.
+    plain = body.replace(rb"\\", b"").replace(rb"\"", b"") if b"\\" in body else body
+    brackets = _STRING.sub(b"", plain.translate(None, _NOT_STRUCTURE))
+    if len(brackets) > MAX_TOKENS or max(accumulate(map(_STEPS.__getitem__, brackets))) > MAX_DEPTH:
+        raise UnreadableBody(UserState.TOO_COMPLEX)
+
+
 def _scan(body: bytes) -> tuple[list[bytes], list[bytes]]:
     """Every value of the two identifiers at the top level of well-formed JSON."""
     users: list[bytes] = []
     safety_identifiers: list[bytes] = []
     depth = 0
     for count, match in enumerate(_TOKEN.finditer(body)):
-        if depth > MAX_DEPTH or count > MAX_TOKENS:
+        if count > MAX_TOKENS:
             raise UnreadableBody(UserState.TOO_COMPLEX)
         if match[1] is None:
             depth += 1 if match[0] in b"[{" else -1

@@ -5,13 +5,13 @@ import json
 import signal
 import sys
 
-from policyd.configuration import start_logging
+from policyd.configuration import run, start_logging
 from policyd.errors import PolicydError
 from policyd.server import Server
 from policyd.settings import load_settings
 
 
-async def _run() -> int:
+async def _work() -> None:
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
@@ -30,10 +30,9 @@ async def _run() -> int:
                 task.cancel()
     except PolicydError as error:
         sys.stdout.write(f"{error}\n")
-        return 1
-    return 0
+        sys.exit(1)
 
 
 if __name__ == "__main__":
     start_logging("info")
-    sys.exit(asyncio.run(_run()))
+    run(_work())
