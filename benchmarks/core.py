@@ -13,7 +13,8 @@ from policyd.decision import decide
 from policyd.descriptor import read_body
 from policyd.key_table import KeyTable
 from policyd.model import KeyChange, KeyChanges, KeySettings, Mode
-from policyd.services.policy import PolicyServicer, describe
+from policyd.services.messages import describe
+from policyd.services.policy import PolicyServicer
 
 _SETTINGS = KeySettings("key_benchmark", Mode.ENFORCE)
 _SIZES = {"1 KB": 1024, "100 KB": 100 * 1024, "1 MB": 2**20}

@@ -28,7 +28,7 @@ from gateway.upstream import (
 )
 from policyd import endpoints
 from policyd.client import NoDecision, PolicyClient
-from policyd.descriptor import TOO_LARGE, read_body
+from policyd.descriptor import TOO_LARGE, Facts, read_body
 from policyd.v1.policy_pb2 import (
     DECISION_ALLOW,
     DECISION_DENY,
@@ -92,23 +92,35 @@ class Gateway:
         if refusal is not None:
             await refusal.send(exchange.send)
             return
-        path = question.text(exchange.scope["raw_path"])
-        target = endpoints.resolve(exchange.scope["method"], path)
-        facts = None
-        body: Body = exchange.upload() if exchange.headers.has_body else None
-        if target.in_scope:
-            limit = self._settings.max_body
-            body = await exchange.read_body(limit)
-            facts = TOO_LARGE
-            if isinstance(body, bytes):
-                reader = partial(read_body, endpoint=target.endpoint, limit=limit)
-                facts = await question.read(body, exchange.headers, reader)
+        came = question.text(exchange.scope["raw_path"])
+        path = self._upstream.within(came)
+        if path is None:
+            await errors.OUTSIDE.send(exchange.send)
+            return
+        body, facts = await self._read(exchange, path)
         asked = question.ask(exchange.scope, path, exchange.headers, facts, self._settings.api_key)
         verdict = await self._decide(asked)
         if isinstance(verdict, Reply):
             await verdict.send(exchange.send)
         else:
-            await self._forward(exchange, verdict or path, body)
+            target = self._upstream.absolute(verdict or came)
+            await self._forward(exchange, target, body)
+
+    async def _read(self, exchange: "_Exchange", path: str) -> tuple[Body, Facts | None]:
+        """The body, and what it says that matters to the policy: None out of scope."""
+        headers = exchange.headers
+        target = endpoints.resolve(exchange.scope["method"], path)
+        if not target.in_scope:
+            return exchange.upload() if headers.has_body else None, None
+        if not (headers.names_key or self._settings.api_key):
+            # It is refused whatever it holds, so nobody reads it.
+            return exchange.upload(), TOO_LARGE
+        limit = self._settings.max_body
+        body = await exchange.read_body(limit)
+        if not isinstance(body, bytes):
+            return body, TOO_LARGE
+        reader = partial(read_body, endpoint=target.endpoint, limit=limit)
+        return body, await question.read(body, headers, reader)
 
     async def _decide(self, asked: EvaluateRequest) -> Reply | str:
         """The refusal, or the path to send upstream: empty for the one that came."""
@@ -121,7 +133,7 @@ class Gateway:
                 return _reply(answer.denial)
             raise NoDecision(f"policyd answered with a decision of {answer.decision}")
         except NoDecision as problem:
-            if self._settings.on_policy_error == "allow":
+            if self._settings.on_policy_error == "allow" and problem.is_outage:
                 self._undecided.count("forwarded unchecked", problem)
                 return ""
             self._undecided.count("refused", problem)
@@ -229,6 +241,8 @@ def _refusal(exchange: _Exchange) -> Reply | None:
         return errors.WEBSOCKET
     if not scope["raw_path"].startswith(b"/"):
         return errors.BAD_PATH
+    if headers.is_garbled:
+        return errors.BAD_HEADER
     if question.is_too_large(scope["raw_path"], headers):
         return errors.HEAD_TOO_LARGE
     return None

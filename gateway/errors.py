@@ -77,6 +77,16 @@ BAD_PATH = error(
     "invalid_request",
     "The request names no path. Send a path that begins with /, such as /v1/chat/completions",
 )
+OUTSIDE = error(
+    400,
+    "invalid_request",
+    "The request's path leads out of the upstream API's own path. Send a path without dot segments",
+)
+BAD_HEADER = error(
+    400,
+    "invalid_request",
+    "A header's value is not UTF-8, so it cannot be passed on as it came. Encode it in UTF-8",
+)
 BAD_LENGTH = error(
     400,
     "invalid_request",

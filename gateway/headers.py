@@ -1,10 +1,11 @@
 """Headers: what the gateway reads of them, which ones travel on, and their letter case."""
 
+import re
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
-from policyd.descriptor import PREFIX
+from policyd.descriptor import KEY_HEADER, PREFIX, credential
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
@@ -43,6 +44,7 @@ _READ = frozenset(
 )
 _OURS = PREFIX.encode()
 _OURS_OR_TWIN = _OURS.rstrip(b"-")
+_GARBLED = re.compile("[\udc80-\udcff]")
 _NONE: tuple[str, ...] = ()
 
 
@@ -76,6 +78,17 @@ class RequestHeaders(NamedTuple):
         return int(value) if value else None
 
     @property
+    def names_key(self) -> bool:
+        """Whether they name one API key."""
+        keys = tuple(value for name, value in self.ours if name == KEY_HEADER)
+        return bool(credential(keys)[1])
+
+    @property
+    def is_garbled(self) -> bool:
+        """Whether the value of one to be forwarded is not UTF-8."""
+        return any(not value.isascii() and _GARBLED.search(value) for _, value in self.forwarded)
+
+    @property
     def wants_websocket(self) -> bool:
         """Whether the client asks to speak WebSocket from here on."""
         return any("websocket" in value.lower() for value in self.all(b"upgrade"))
@@ -84,8 +97,9 @@ class RequestHeaders(NamedTuple):
 def read_request(raw: RawHeaders) -> RequestHeaders:
     """Sort a request's headers. Total: any bytes will do, names in any letter case."""
     headers = RequestHeaders([], [], {})
-    for name, value in raw:
+    for name, padded in raw:
         lower = name.lower()
+        value = padded.strip(b" \t")
         text = _text(value)
         if lower in _READ:
             headers.values.setdefault(lower, []).append(text)
@@ -108,11 +122,9 @@ def _named_by(connection: str) -> set[bytes]:
 
 
 def _text(value: bytes) -> str:
-    # The HTTP client writes headers in UTF-8, so what is UTF-8 stays as it came, to the byte.
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return value.decode("latin-1")
+    # The HTTP client writes headers in UTF-8, so what is UTF-8 stays as it came, to the byte. What
+    # is not becomes half a surrogate pair, which is_garbled finds.
+    return value.decode("utf-8", "surrogateescape")
 
 
 class HeaderName(bytes):

@@ -4,7 +4,7 @@
 - What is not HTTP gets an answer in OpenAI's shape.
 - An Upgrade is not followed, as a server may (RFC 9110, section 7.8). The parser would take the
   request's body for the other protocol, and Java's client offers h2c with every first request.
-- A request's head has a bound.
+- A request's head has a bound, and its trailers, which count for nothing, have one too.
 """
 
 from typing import Any
@@ -26,59 +26,79 @@ class Protocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._head: int | None = None
-        """Bytes so far of a head that is not complete."""
+        self._unread: int | None = None
+        """Bytes so far of a head, or of trailers, that are not complete."""
+        self._is_body = False
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
         self._unset_keepalive_if_required()
+        rest: bytes | None = data
+        while rest is not None:
+            rest = self._feed(rest)
+
+    def _feed(self, data: bytes) -> bytes | None:
+        """Parse `data`. Returns what is to be parsed in its place, where that is something else."""
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._go_on_without_upgrade(data[upgrade.args[0] :])
+            return self._without_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError:
             self._refuse(errors.NOT_HTTP)
         else:
-            if self._head is not None:
-                self._head += len(data)
-                if self._head > MAX_HEAD:
+            if self._unread is not None:
+                self._unread += len(data)
+                if self._unread > MAX_HEAD:
                     self._refuse(errors.HEAD_TOO_LARGE)
+        return None
 
     def on_message_begin(self) -> None:
         """See httptools."""
         super().on_message_begin()
-        self._head = 0
+        self._unread = 0
+        self._is_body = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """See httptools."""
+        if self._is_body:
+            return  # A trailer is no header: whoever stands before us has not seen it.
         if name.lower() == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """See httptools."""
-        self._head = None
+        self._unread = None
+        self._is_body = True
         if not self.parser.should_upgrade():
             super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """See httptools."""
+        self._unread = None
         if not self.parser.should_upgrade():
             super().on_message_complete()
 
-    def _go_on_without_upgrade(self, rest: bytes) -> None:
-        """Read the request again without its Connection header, and then `rest`."""
+    def on_chunk_header(self) -> None:
+        """See httptools. Behind the last chunk, trailers may come."""
+        self._unread = 0
+
+    def on_body(self, body: bytes) -> None:
+        """See httptools."""
+        self._unread = None
+        super().on_body(body)
+
+    def _without_upgrade(self, rest: bytes) -> bytes | None:
+        """The request once more, without its Connection header, and then `rest`."""
         method = self.parser.get_method()
         if method == b"CONNECT":
             self._refuse(errors.NOT_HTTP)
-            return
+            return None
         version = self.parser.get_http_version().encode()
         lines = [b"%s %s HTTP/%s" % (method, self.url, version)]
         lines += [b"%s: %s" % pair for pair in self.headers if pair[0].lower() not in _CONNECTION]
-        if not self.parser.should_keep_alive():
-            lines.append(b"Connection: close")
         self.parser = httptools.HttpRequestParser(self)
-        self.data_received(b"\r\n".join([*lines, b"", rest]))
+        return b"\r\n".join([*lines, b"", rest])
 
     def _refuse(self, reply: errors.Reply) -> None:
         # A request under way sees that its connection is lost, and goes no further.

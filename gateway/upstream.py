@@ -14,6 +14,7 @@ from gateway import errors
 from gateway.errors import Reply, Send
 from gateway.headers import RequestHeaders, read_response
 from gateway.settings import Settings
+from policyd import endpoints
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 
@@ -135,6 +136,7 @@ class Upstream:
         url = URL(settings.upstream)
         self._scheme, self._authority = url.scheme, url.raw_authority
         self._prefix = url.raw_path.rstrip("/")
+        self._canonical_prefix = endpoints.canonical_path(self._prefix) if self._prefix else ""
         self._key = settings.upstream_api_key
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE),
@@ -148,6 +150,21 @@ class Upstream:
             max_field_size=_MAX_HEADER,
         )
 
+    def within(self, path: str) -> str | None:
+        """The part of `path` behind the upstream's own path, canonical if there is such a path: it
+        is what the policy judges. None where `path` leads out of what the operator chose.
+        """
+        if not self._prefix:
+            return path
+        canonical = endpoints.canonical_path(self.absolute(path))
+        if not (canonical + "/").startswith(self._canonical_prefix + "/"):
+            return None
+        return canonical[len(self._canonical_prefix) :] or "/"
+
+    def absolute(self, path: str) -> str:
+        """A client's path as it goes upstream: behind the upstream's own, unless it has that."""
+        return path if path.startswith(self._prefix + "/") else self._prefix + path
+
     async def close(self) -> None:
         """Close every connection."""
         await self._session.close()
@@ -155,7 +172,10 @@ class Upstream:
     async def ask(
         self, method: str, path: str, query: str, headers: RequestHeaders, body: Body
     ) -> Answer:
-        """Send a request, and wait for the answer's headers. Raises UpstreamFailed."""
+        """Send a request for the absolute `path`, and wait for the answer's headers.
+
+        Raises UpstreamFailed, or ClientGone where the client broke off its upload.
+        """
         try:
             response = await self._session.request(
                 method,
@@ -165,6 +185,8 @@ class Upstream:
                 allow_redirects=False,
             )
         except (aiohttp.ClientError, OSError, ValueError) as problem:
+            if isinstance(body, Upload) and isinstance(body.problem, ClientGone):
+                raise body.problem from None
             raise _failed(problem, body) from None
         if not _is_sound(response):
             response.close()
@@ -172,8 +194,6 @@ class Upstream:
         return Answer(response, method != "HEAD" and response.status not in (204, 304))
 
     def _url(self, path: str, query: str) -> URL:
-        if not path.startswith(self._prefix + "/"):
-            path = self._prefix + path
         return URL.build(
             scheme=self._scheme,
             authority=self._authority,

@@ -13,7 +13,7 @@ import click
 from policyd import explanation, options
 from policyd.configuration import Address, Group, run, start_logging
 from policyd.model import ApiKey, Mode, Override
-from policyd.options import OPTIONS, option
+from policyd.options import OPTIONS, HeaderLine, option
 from policyd.server import Server
 from policyd.settings import ServerSettings
 from policyd.store import Store
@@ -136,7 +136,7 @@ def _changes(
 @options.common
 def create(name: str, database_url: str, as_json: bool, **settings: Any) -> None:
     """Make the key NAME and print it. It is shown this once."""
-    with options.opened(database_url) as store:
+    with options.opened(database_url, create=True) as store:
         key, secret = store.create_key(name, **_changes(**settings))
     if as_json:
         _print_json(_as_dict(key) | {"key": secret})
@@ -146,7 +146,7 @@ def create(name: str, database_url: str, as_json: bool, **settings: Any) -> None
 
 
 @keys.command("list")
-@click.option("--revoked", is_flag=True, help="Revoked keys too.")
+@option("--revoked", is_flag=True, help="Revoked keys too.")
 @options.common
 def list_(database_url: str, as_json: bool, revoked: bool) -> None:
     """List the keys, oldest first."""
@@ -190,7 +190,7 @@ def show(key_id: str, database_url: str, as_json: bool) -> None:
 
 @keys.command("set")
 @click.argument("key_id", metavar="ID")
-@click.option("--name", help="What people call it.")
+@option("--name", help="What people call it.")
 @_with_settings
 @options.common
 def set_(key_id: str, database_url: str, as_json: bool, name: str | None, **settings: Any) -> None:
@@ -250,13 +250,11 @@ def _print_json(value: object) -> None:
 
 @main.command()
 @option("--key", required=True, help="The API key. POLICYD_KEY keeps it out of the process list.")
-@click.option(
-    "--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="May be repeated."
-)
-@click.option("--method", default="", help="The HTTP method.")
-@click.option("--path", default="", help="The path. Without method and path, it is in scope.")
-@click.option("--has-user/--no-user", default=None, help="Whether the body names a user.")
-@click.option("--body", type=click.File("rb"), help="Read the user out of this body; - for stdin.")
+@option("--header", "headers", type=HeaderLine(), multiple=True, help="May be repeated.")
+@option("--method", default="", help="The HTTP method.")
+@option("--path", default="", help="The path. Without method and path, it is in scope.")
+@option("--has-user/--no-user", default=None, help="Whether the body names a user.")
+@option("--body", type=click.File("rb"), help="Read the user out of this body; - for stdin.")
 @option(
     "--default-mode", default="off", type=click.Choice(list(MODES)), help="As the server has it."
 )
@@ -285,12 +283,14 @@ def explain(database_url: str, as_json: bool, default_mode: str, **question: Any
 @option("--grpc", default="127.0.0.1:50051", metavar="HOST:PORT", help="Where gateways ask.")
 @option("--upstream", metavar="URL", help="Forward there instead of to the built-in one.")
 @click.option("--openai-api-key", envvar="OPENAI_API_KEY", hidden=True)
+@click.option("--openai-base-url", envvar="OPENAI_BASE_URL", hidden=True)
 @OPTIONS.log_level
 def demo(log_level: str, **given: Any) -> None:
     """Run policyd, its gateway and a small OpenAI-compatible upstream in one process.
 
     Prints an API key and two requests to try: one is blocked, one passes. With OPENAI_API_KEY in
-    the environment, requests go to OpenAI instead.
+    the environment, requests go to OpenAI with that key, or to OPENAI_BASE_URL; with --upstream,
+    they go there with the key that the client sends.
     """
     # The gateway is an extra, which the other commands do without.
     from policyd import demo as demonstration

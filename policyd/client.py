@@ -38,6 +38,7 @@ _OPTIONS = (
     ("grpc.enable_retries", 0),  # Done here, so that the deadline is one.
     ("grpc.max_send_message_length", -1),
 )
+_OUTAGES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 _Waiting = tuple[EvaluateRequest, asyncio.Future[EvaluateResponse]]
 _Answer = EvaluateResponse | NoDecision
 _Request = TypeVar("_Request")
@@ -106,7 +107,9 @@ class PolicyClient:
             answers = await self._answers([request for request, _ in batch])
         except grpc.aio.AioRpcError as error:
             reason = f"{error.code().name}: {error.details()}"
-            answers = [NoDecision(f"policyd gave no decision ({reason})")] * len(batch)
+            is_outage = error.code() in _OUTAGES
+            problem = NoDecision(f"policyd gave no decision ({reason})", is_outage=is_outage)
+            answers = [problem] * len(batch)
         except (asyncio.CancelledError, grpc.aio.UsageError):
             answers = [NoDecision("the client of policyd was closed")] * len(batch)
         except Exception as error:  # noqa: BLE001  # Whoever waits must be told, whatever it was.

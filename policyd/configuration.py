@@ -24,8 +24,8 @@ __all__ = ["Address", "CannotListen", "Group", "Options", "SettingsError", "run"
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _LEVELS = ("debug", "info", "warning", "error")
-# Not settings: what tests read, what Kubernetes sets for a service of our name, and CGI.
-_FOREIGN = re.compile(r"TEST_.*|SERVICE_.*|PORT(_.*)?|INTERFACE")
+# Not settings: what tests read, what Kubernetes sets for services of our name, and CGI.
+_FOREIGN = re.compile(r"TEST_.*|(.*_)?(SERVICE_(HOST|PORT)(_.*)?|PORT(_\d+_.*)?)|INTERFACE")
 
 
 class Address(NamedTuple):
@@ -65,14 +65,14 @@ class Options:
         self._prefix = prefix + "_"
         self._known = {"config"}
 
-    def option(self, flag: str, **attributes: Any) -> Callable[[_Command], _Command]:
+    def option(self, *names: str, **attributes: Any) -> Callable[[_Command], _Command]:
         """A click option. Its default is shown, unless it is none or a flag's."""
-        name = flag.removeprefix("--").replace("-", "_")
+        name = names[0].partition("/")[0].removeprefix("--").replace("-", "_")
         self._known.add(name)
         has_default = attributes.get("default") is not None and not attributes.get("is_flag")
         envvar = self._prefix + name.upper()
         return click.option(
-            flag, envvar=envvar, show_envvar=True, show_default=has_default, **attributes
+            *names, envvar=envvar, show_envvar=True, show_default=has_default, **attributes
         )
 
     def config(self, command: _Command) -> _Command:

@@ -14,7 +14,11 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-_MAX_CODINGS = 4
+_MAX_CODINGS = 2
+_MAX_RATIO = 100
+"""How many times its size a body may grow to. JSON compresses to a tenth, seldom to less."""
+_ALWAYS_ALLOWED = 256 * 1024
+"""Bytes that any body may grow to."""
 # A gzip or zstd body may be several streams in a row. Each costs a copy of the rest.
 _MAX_MEMBERS = 10
 
@@ -70,7 +74,8 @@ _CODINGS: dict[str, Callable[[bytes], _Decompressor]] = {
 
 
 def decompress(body: bytes, content_encoding: str, limit: int) -> bytes:
-    """The body without its codings. `limit` bounds the bytes that go in and those that come out.
+    """The body without its codings. `limit` bounds the bytes that go in and those that come out;
+    those are bounded by the size of what goes in, too, so that a small request costs little.
 
     Raises UnreadableBody: TOO_LARGE, UNSUPPORTED_ENCODING or BAD_ENCODING.
     """
@@ -82,9 +87,15 @@ def decompress(body: bytes, content_encoding: str, limit: int) -> bytes:
     codings = [coding for coding in codings if coding not in ("", "identity")]
     if len(codings) > _MAX_CODINGS or not set(codings) <= _CODINGS.keys():
         raise UnreadableBody(UserState.UNSUPPORTED_ENCODING)
+    limit = decoded_limit(len(body), limit)
     for coding in reversed(codings):
         body = _decode(body, _CODINGS[coding], limit)
     return body
+
+
+def decoded_limit(size: int, limit: int) -> int:
+    """The bytes that a compressed body of `size` bytes may grow to."""
+    return min(limit, max(_ALWAYS_ALLOWED, _MAX_RATIO * size))
 
 
 def _decode(body: bytes, start: Callable[[bytes], _Decompressor], limit: int) -> bytes:

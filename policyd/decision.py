@@ -80,16 +80,16 @@ def _stricter(base: Mode, source: Source, wanted: Mode | None) -> tuple[Mode, So
 def _best_identifier(
     descriptor: Descriptor, accept: tuple[str, ...], endpoint: Endpoint | None
 ) -> tuple[str, UserState]:
-    best = (accept[0], UserState.ABSENT)
+    found: list[tuple[str, UserState]] = []
     for identifier in accept:
-        if endpoint is not None and identifier not in endpoint.identifiers:
-            continue
-        state = descriptor.user if identifier == USER else descriptor.safety_identifier
-        if state is UserState.VALID:
-            return identifier, state
-        if best[1] is UserState.ABSENT and state is not UserState.UNKNOWN:
-            best = (identifier, state)
-    return best
+        if endpoint is None or identifier in endpoint.identifiers:
+            state = descriptor.user if identifier == USER else descriptor.safety_identifier
+            if state is UserState.VALID:
+                return identifier, state
+            found.append((identifier, state))
+    # Of those that do not count, the one of which there is something to say.
+    telling = [one for one in found if one[1] not in (UserState.ABSENT, UserState.UNKNOWN)]
+    return next(iter(telling or found), (accept[0], UserState.ABSENT))
 
 
 def _refuse_key(credential: Credential) -> Decision:

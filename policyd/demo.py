@@ -28,13 +28,19 @@ _CHUNK_PAUSE = 0.05
 
 
 def run(
-    data: Path, gateway: str, grpc: str, upstream: str | None, openai_api_key: str | None
+    data: Path,
+    gateway: str,
+    grpc: str,
+    upstream: str | None,
+    openai_api_key: str | None,
+    openai_base_url: str | None,
 ) -> None:
     """Run until Ctrl-C or SIGTERM. Raises SettingsError, CannotListen or StoreUnavailable."""
     forwarding = GatewaySettings(
         listen=_address(gateway, "--gateway"),
-        upstream=upstream or _OPENAI,
-        upstream_api_key=_word(openai_api_key or "", "OPENAI_API_KEY"),
+        upstream=upstream or openai_base_url or _OPENAI,
+        # A key for OpenAI is sent to nobody else.
+        upstream_api_key="" if upstream else _word(openai_api_key or "", "OPENAI_API_KEY"),
     )
     settings = ServerSettings(
         database_url=f"sqlite:///{data}/policyd.db",

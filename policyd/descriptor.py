@@ -6,13 +6,13 @@ read for certain gets a state that says why, and never passes for a user.
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import accumulate
 from typing import NamedTuple
 
 import msgspec
-import multipart
 
+from policyd import form
 from policyd.content_encoding import UnreadableBody, decompress
 from policyd.model import SAFETY_IDENTIFIER, USER, Credential, Endpoint, UserState
 
@@ -23,14 +23,15 @@ PREFIX = "x-usagepanda-"
 
 MAX_BODY = 64 * 2**20
 """Bytes of a body, as it came and decompressed, unless a caller sets its own bound."""
+MAX_RAW_BODY = 4 * 2**20
+"""The same of a body that a caller of PolicyService sends in place of what it says."""
 MAX_DEPTH = 500
 """How deep JSON may nest. Python's own parsers stop at about twice this."""
-MAX_TOKENS = 1_000_000
+MAX_TOKENS = 250_000
 """How many strings and brackets a body may have where they have to be looked at one by one."""
 MAX_SAFETY_IDENTIFIER = 64
 """Characters of a safety_identifier: OpenAI's limit."""
 _MAX_VALUE = 1024
-_MAX_FORM_PARTS = 1000
 
 
 class Identifier(NamedTuple):
@@ -49,6 +50,7 @@ class Facts(NamedTuple):
     model: str = ""
 
 
+_TRACE_ID = re.compile(r"[0-9A-Za-z_-]{1,99}")
 _ABSENT = Identifier(UserState.ABSENT)
 
 
@@ -64,6 +66,11 @@ def agreed(given: Iterable[str]) -> str | None:
     """The value that all of them are: empty if there is none, None if they differ."""
     found = set(given)
     return None if len(found) > 1 else next(iter(found), "")
+
+
+def trace_id(given: str) -> str:
+    """The trace ID `given`, empty where it has not the right form."""
+    return given if _TRACE_ID.fullmatch(given) else ""
 
 
 def credential(given: tuple[str, ...]) -> tuple[Credential, str]:
@@ -83,7 +90,8 @@ def classify(value: str, identifier: str = USER) -> UserState:
     """What the string `value` is as an end-user identifier."""
     if not value:
         return UserState.EMPTY
-    if value.isspace() or all(_is_invisible(character) for character in value):
+    # Only so far: who hides a name behind a thousand invisible characters names nobody.
+    if all(_is_invisible(character) for character in value[:_MAX_VALUE]):
         return UserState.BLANK
     if identifier == SAFETY_IDENTIFIER and len(value) > MAX_SAFETY_IDENTIFIER:
         return UserState.TOO_LONG
@@ -113,7 +121,8 @@ def read_body(
     """Read the facts out of a body. Total: any bytes and strings will do.
 
     `endpoint` is what the request asks for, None if that is not known; it settles whether the body
-    may be a form. Otherwise it is read as JSON, whatever its type claims, as upstreams do.
+    may be a form. Otherwise it is read as JSON, whatever its type claims, as upstreams do; one that
+    an upstream could take for an urlencoded form is refused.
     `content_type` is None where several headers differ: nobody knows which the upstream follows.
     """
     takes_form = endpoint is None or endpoint.takes_form
@@ -121,8 +130,10 @@ def read_body(
         return unreadable(UserState.BAD_FORM if takes_form else UserState.NOT_JSON)
     try:
         decoded = decompress(body, content_encoding, limit)
-        if is_form(content_type) and takes_form:
+        if form.is_form(content_type) and takes_form:
             return _read_form(decoded, content_type)
+        if _is_urlencoded(content_type) and _FORM_FIELD.search(decoded):
+            return unreadable(UserState.NOT_JSON)
         return _read_json(decoded)
     except UnreadableBody as problem:
         return unreadable(problem.state)
@@ -137,9 +148,8 @@ TOO_LARGE = unreadable(UserState.TOO_LARGE)
 """The facts of a body over the bound."""
 
 
-def is_form(content_type: str) -> bool:
-    """Whether a Content-Type says multipart/form-data."""
-    return content_type.partition(";")[0].strip().lower() == "multipart/form-data"
+def _is_urlencoded(content_type: str) -> bool:
+    return content_type.partition(";")[0].strip().lower() == "application/x-www-form-urlencoded"
 
 
 class _Body(msgspec.Struct):
@@ -162,6 +172,7 @@ _IDENTIFIER_KEY = re.compile(
     rb'"(?:(%s)|(%s))"[ \t\r\n]*:' % (_escaped(USER), _escaped(SAFETY_IDENTIFIER)), re.IGNORECASE
 )
 _TOKEN = re.compile(rb'("[^"\\]*+(?:\\.[^"\\]*+)*+")([ \t\r\n]*:[ \t\r\n]*)?|[\[\]{}]', re.DOTALL)
+_FORM_FIELD = re.compile(rb"&[^&=]+=")
 _SCALAR = re.compile(rb"[^\s,\]}]+")
 _STRING = re.compile(rb'"[^"]*"')
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'"[]{}'))
@@ -178,8 +189,9 @@ def _read_json(body: bytes) -> Facts:
         raise UnreadableBody(UserState.TOO_COMPLEX) from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise UnreadableBody(UserState.NOT_JSON) from None
-    if body.count(b"{") + body.count(b"[") > MAX_DEPTH:
-        _check_depth(body)
+    brackets = body.count(b"{") + body.count(b"[")
+    if brackets > MAX_DEPTH:
+        _check_depth(body, brackets)
     if _may_repeat(body):
         found_users, found_safety = _scan(body)
     else:
@@ -205,12 +217,14 @@ def _may_repeat(body: bytes) -> bool:
     return False
 
 
-def _check_depth(body: bytes) -> None:
+def _check_depth(body: bytes, brackets: int) -> None:
     """Raises UnreadableBody where well-formed JSON nests too deeply."""
+    if max(brackets, body.count(b'"') // 2) > MAX_TOKENS:
+        raise UnreadableBody(UserState.TOO_COMPLEX)
     # Without escapes, a string ends at the next quotation mark, and regular expressions are quick.
     plain = body.replace(rb"\\", b"").replace(rb"\"", b"") if b"\\" in body else body
-    brackets = _STRING.sub(b"", plain.translate(None, _NOT_STRUCTURE))
-    if len(brackets) > MAX_TOKENS or max(accumulate(map(_STEPS.__getitem__, brackets))) > MAX_DEPTH:
+    structure = _STRING.sub(b"", plain.translate(None, _NOT_STRUCTURE))
+    if max(accumulate(map(_STEPS.__getitem__, structure))) > MAX_DEPTH:
         raise UnreadableBody(UserState.TOO_COMPLEX)
 
 
@@ -267,35 +281,8 @@ def _json_string(raw: msgspec.Raw | msgspec.UnsetType) -> str:
 
 
 def _read_form(body: bytes, content_type: str) -> Facts:
-    boundary = multipart.parse_options_header(content_type)[1].get("boundary", "")
-    start = f"--{boundary}".encode("utf-8", "surrogateescape")
-    end = start + b"--"
-    # What stands before the start or after the end is read by some servers and not by others.
-    bare = body.strip(b" \t\r\n")
-    if not (boundary and bare.startswith(start) and bare.endswith(end) and bare.count(end) == 1):
-        raise UnreadableBody(UserState.BAD_FORM)
-    try:
-        fields = list(_form_fields(body, boundary))
-    except (multipart.MultipartError, ValueError):
-        raise UnreadableBody(UserState.BAD_FORM) from None
-    users = [value for name, value in fields if name == USER]
-    models = [value for name, value in fields if name == "model"]
+    fields = form.fields(body, content_type)
+    users = [field.value for field in fields if field.name == USER]
+    models = [field.value for field in fields if field.name == "model"]
     user = max((Identifier(classify(v), v[:_MAX_VALUE]) for v in users), default=_ABSENT)
     return Facts(user, _ABSENT, models[0][:_MAX_VALUE] if models else "")
-
-
-def _form_fields(body: bytes, boundary: str) -> Iterator[tuple[str, str]]:
-    with multipart.PushMultipartParser(
-        boundary, strict=True, max_segment_count=_MAX_FORM_PARTS
-    ) as parser:
-        segment: multipart.MultipartSegment | None = None
-        value = bytearray()
-        for event in parser.parse(body):
-            if isinstance(event, multipart.MultipartSegment):
-                segment, value = event, bytearray()
-            elif segment is None or segment.filename is not None:
-                continue  # A file never counts.
-            elif event is not None:
-                value += event
-            else:
-                yield segment.name or "", value.decode()

@@ -31,6 +31,7 @@ _PATH = re.compile(
     re.DOTALL,
 )
 _TARGET = re.compile(r"(?:[a-z][a-z0-9+.-]*://[^/?#]*)?([^?#]*)", re.IGNORECASE | re.DOTALL)
+_HOST = re.compile(r"[/\\]{2,}[^/\\]+")
 _OUT_OF_SCOPE = Target(in_scope=False)
 _NOT_SAID = Target(in_scope=True)
 _MAX_CACHED_PATH = 256
@@ -47,7 +48,7 @@ def resolve(method: str, path: str) -> Target:
     is understood too, lest a caller's slip takes a request out of scope. What is not said counts as
     in scope, so an empty method is taken for POST.
     """
-    if method and method.upper() != "POST":
+    if method and method.strip().upper() != "POST":
         return _OUT_OF_SCOPE
     if not path:
         return _NOT_SAID
@@ -63,11 +64,18 @@ def canonical_path(path: str) -> str:
 
 def _resolve(target: str) -> Target:
     path = _TARGET.match(target)
-    canonical = _canonical(path[1] if path else target)
-    match = _PATH.fullmatch(canonical)
-    if match is None:
-        return _OUT_OF_SCOPE
-    return Target(True, ENDPOINTS[match[1]], _encode(canonical))
+    for spelling in _readings(path[1] if path else target):
+        canonical = _canonical(spelling)
+        match = _PATH.fullmatch(canonical)
+        if match is not None:
+            return Target(True, ENDPOINTS[match[1]], _encode(canonical))
+    return _OUT_OF_SCOPE
+
+
+def _readings(path: str) -> tuple[str, ...]:
+    """How servers may read `path`: some take what follows two slashes for a host."""
+    host = _HOST.match(path)
+    return (path, path[host.end() :]) if host else (path,)
 
 
 _resolve_cached = lru_cache(maxsize=4096)(_resolve)

@@ -11,7 +11,7 @@ PolicydError
 ├── StoreUnavailable       the database cannot be reached or used
 ├── SettingsError          policyd cannot start with these settings
 ├── CannotListen           an address to listen at is taken, or not this machine's
-└── NoDecision             policyd gave no decision in time (what clients raise)
+└── NoDecision             policyd gave no decision (what clients raise)
 """
 
 
@@ -60,4 +60,11 @@ class CannotListen(PolicydError):
 
 
 class NoDecision(PolicydError):
-    """policyd gave no decision in time."""
+    """policyd gave no decision.
+
+    `is_outage` tells that it could not be reached in time from that it would not decide.
+    """
+
+    def __init__(self, message: str, *, is_outage: bool = False) -> None:
+        super().__init__(message)
+        self.is_outage = is_outage

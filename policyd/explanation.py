@@ -6,9 +6,8 @@ import click
 
 from policyd import api_keys
 from policyd.decision import decide
-from policyd.errors import InvalidArgument
 from policyd.model import Credential, Decision, KeySettings, Mode
-from policyd.services.policy import describe
+from policyd.services.messages import describe
 from policyd.store import Store
 from policyd.v1 import policy_pb2 as pb
 
@@ -32,9 +31,7 @@ def request(
 
 
 def _header(line: str) -> pb.Header:
-    name, colon, value = line.partition(":")
-    if not colon or not name.strip():
-        raise InvalidArgument(f"--header takes 'NAME: VALUE', not {name!r}")
+    name, _, value = line.partition(":")
     return pb.Header(name=name.strip(), value=value.strip())
 
 
@@ -42,7 +39,7 @@ def decide_now(
     store: Store, question: pb.EvaluateRequest, default: Mode
 ) -> tuple[Decision, KeySettings | None]:
     """The decision, and the settings of the key if it is in force."""
-    described = describe(question)
+    described, _ = describe(question)
     settings = None
     if described.credential is Credential.GIVEN:
         wanted = api_keys.digest(described.key)

@@ -39,6 +39,8 @@ class KeyTable:
         """Read what changed. Raises StoreUnavailable."""
         asked_at = time.monotonic()
         changes = await asyncio.to_thread(self._changes_since, self.revision)
+        if changes.everything:
+            self._settings = {}
         for change in changes.changed:
             if change.settings is None:
                 self._settings.pop(change.digest, None)

@@ -161,6 +161,8 @@ class KeyChanges:
 
     revision: int
     changed: tuple[KeyChange, ...]
+    everything: bool = False
+    """Whether these are all keys there are, so that others known before are gone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,33 @@ from typing import Any, TypeVar
 import click
 
 from policyd.configuration import Options
+from policyd.errors import StoreUnavailable
 from policyd.store import Store, sqlite_file
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 OPTIONS = Options("POLICYD")
 option = OPTIONS.option
+
+
+class HeaderLine(click.ParamType[str]):
+    """An HTTP header. The environment has one a line."""
+
+    name = "'NAME: VALUE'"
+    envvar_list_splitter = "\n"
+
+    def convert(self, value: str, param: Any, ctx: Any) -> str:
+        """See click.ParamType."""
+        name, colon, _ = value.partition(":")
+        if not colon or not name.strip():
+            self.fail(f"{name!r} is not 'NAME: VALUE'", param, ctx)
+        return value
+
+    def get_metavar(self, param: Any, ctx: Any = None) -> str:
+        """See click.ParamType."""
+        return self.name
+
+
 database_url = option(
     "--database-url",
     default="sqlite:///policyd.db",
@@ -24,14 +45,23 @@ database_url = option(
 
 def common(command: _Command) -> _Command:
     """The options of the commands that use the database and exit."""
-    as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+    as_json = option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
     return OPTIONS.config(database_url(as_json(command)))
 
 
 @contextmanager
-def opened(url: str) -> Iterator[Store]:
-    """The store at `url`, brought to this version's form."""
+def opened(url: str, *, create: bool = False) -> Iterator[Store]:
+    """The store at `url`, brought to this version's form.
+
+    Raises StoreUnavailable where there is none and it is not to be made.
+    """
     store = Store(url)
+    file = sqlite_file(url)
+    if file is not None and not create and not file.exists():
+        raise StoreUnavailable(
+            f"there is no database {file}: check --database-url, or make the first key "
+            "(policyd keys create NAME) or start policyd serve, which make it"
+        )
     try:
         store.migrate()
         yield store

@@ -163,10 +163,12 @@ class Store:
         with _errors(), self._engine.connect() as connection:
             # The number first: what commits between the two reads is read again the next time.
             latest = connection.execute(sa.select(_revision.c.value)).scalar_one()
-            if latest <= revision:
+            if latest == revision:
                 return KeyChanges(latest, ())
-            rows = connection.execute(sa.select(_keys).where(_keys.c.revision > revision))
-            return KeyChanges(latest, tuple(_key_change(row) for row in rows))
+            # A number that went back is a database put back from a copy: all of it is news.
+            since = revision if latest > revision else 0
+            rows = connection.execute(sa.select(_keys).where(_keys.c.revision > since))
+            return KeyChanges(latest, tuple(map(_key_change, rows)), everything=since == 0)
 
     @contextmanager
     def _change(self) -> Iterator[tuple[sa.Connection, int]]:
@@ -179,7 +181,7 @@ class Store:
 def _engine(url: str) -> sa.Engine:
     try:
         engine = sa.create_engine(url, pool_pre_ping=True, hide_parameters=True)
-    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, ValueError) as error:
         # The URL may hold a password, so the message does not repeat it.
         raise SettingsError(
             "--database-url is not usable: give sqlite:///FILE, or "
@@ -187,6 +189,10 @@ def _engine(url: str) -> sa.Engine:
             f"({type(error).__name__})"
         ) from None
     if engine.dialect.name == "sqlite":
+        if sqlite_file(url) is None:
+            raise SettingsError(
+                "--database-url must name a file: a database in memory cannot be shared"
+            )
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -206,7 +212,7 @@ def sqlite_file(url: str) -> Path | None:
     """The file that a SQLite URL names, None for any other URL."""
     try:
         parsed = sa.make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         return None
     is_file = parsed.get_backend_name() == "sqlite" and parsed.database not in (
         None,

@@ -58,6 +58,10 @@ def _reserve(address: Address, flag: str, held: ExitStack) -> Address:
     return Address(address.host, shared.getsockname()[1])
 
 
+def _log_level() -> str:
+    return logging.getLevelName(logging.getLogger().level).lower()
+
+
 class _Worker:
     def __init__(self, number: int, settings: ServerSettings) -> None:
         self._number = number
@@ -66,7 +70,7 @@ class _Worker:
 
     async def start(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "policyd.worker"),
+            *(sys.executable, "-m", "policyd.worker", _log_level()),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )

@@ -34,5 +34,5 @@ async def _work() -> None:
 
 
 if __name__ == "__main__":
-    start_logging("info")
+    start_logging(sys.argv[1])
     run(_work())

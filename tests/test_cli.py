@@ -59,6 +59,11 @@ def test_the_life_of_a_key(database: str) -> None:
 
 def test_for_people(database: str) -> None:
     """Without --json the same is readable, and an empty list says what to do."""
+    missing = run("policyd", "keys", "list", "--database-url", database)
+    assert missing.returncode == 1
+    assert b"there is no database" in missing.stderr
+    gone = keys(database, "create", "gone")["id"]
+    keys(database, "revoke", gone)
     empty = run("policyd", "keys", "list", "--database-url", database)
     assert b"policyd keys create NAME" in empty.stderr
     made = run("policyd", "keys", "create", "my app", "--database-url", database)
@@ -74,12 +79,16 @@ def test_for_people(database: str) -> None:
         (["keys", "show", "key_0"], "no API key has the ID 'key_0'"),
         (["keys", "create", ""], "a key's name has 1 to 200"),
         (["keys", "create", "x", "--accept", "email"], "accept takes one or more of"),
-        (["explain", "--key", "x", "--has-user", "--header", "nonsense"], "NAME: VALUE"),
+        (
+            ["explain", "--key", "x", "--has-user", "--database-url", "sqlite:///no.db"],
+            "no database",
+        ),
     ],
 )
 def test_errors(database: str, words: list[str], message: str) -> None:
     """What goes wrong is named on stderr, with status 1 and without a traceback."""
-    done = run("policyd", *words, "--database-url", database)
+    keys(database, "create", "first")
+    done = run("policyd", *words, env={"POLICYD_DATABASE_URL": database})
     assert done.returncode == 1
     assert message in done.stderr.decode()
     assert b"Traceback" not in done.stderr
@@ -91,6 +100,9 @@ def test_errors(database: str, words: list[str], message: str) -> None:
         (["keys", "set", "key_0"], {}, "nothing to change"),
         (["keys", "create", "x", "--override", "never"], {}, "'never' is not one of"),
         (["explain", "--key", "x"], {}, "give one of --has-user, --no-user and --body"),
+        (["explain", "--key", "x", "--has-user", "--header", "no"], {}, "'NAME: VALUE'"),
+        (["serve", "--database-url", "sqlite://"], {}, "must name a file"),
+        (["serve", "--database-url", "postgresql+psycopg://h:s3cret"], {}, "is not usable"),
         (["serve", "--grpc", "nowhere"], {}, "--grpc takes HOST:PORT"),
         (["serve", "--grpc", "0.0.0.0:0"], {}, "--insecure"),
         (["serve"], {"POLICYD_WORKER": "2"}, "did you mean POLICYD_WORKERS?"),
@@ -106,6 +118,7 @@ def test_wrong_settings(
     assert done.returncode == 2
     assert message in done.stderr.decode()
     assert b"Traceback" not in done.stderr
+    assert b"s3cret" not in done.stderr
 
 
 def _empty_config(folder: Path) -> Path:
@@ -170,6 +183,13 @@ def test_explain(database: str, tmp_path: Path) -> None:
     assert (status, blank["user_state"], blank["operation"]) == (1, "blank", "embedding")
     status, piped = explain(database, "--key", secret, "--body", "-", stdin=b'{"user": "a"}')
     assert (status, piped["user_state"]) == (0, "valid")
+
+    from_environment = {
+        "POLICYD_HEADER": "x-other: 1\nx-usagepanda-enforce-user-ids: false",
+        "POLICYD_HAS_USER": "false",
+    }
+    status, overridden = explain(database, "--key", secret, env=from_environment)
+    assert (status, overridden["source"]) == (0, "header")
 
     status, outside = explain(
         database, "--key", secret, "--no-user", "--method", "GET", "--path", "/v1/models"

@@ -8,7 +8,7 @@ import yaml
 
 from policyd.decision import decide
 from policyd.model import KeySettings, Mode, Override
-from policyd.services.policy import describe
+from policyd.services.messages import describe
 from policyd.v1 import policy_pb2 as pb
 
 TABLES = sorted((Path(__file__).parent / "decisions").glob("*.yaml"))
@@ -51,7 +51,7 @@ def test_case(case: dict[str, Any]) -> None:
     if case.get("no_key"):
         question.key = ""
     default = Mode[case.get("default", "off").upper()]
-    decision = decide(describe(question), settings(case), default)
+    decision = decide(describe(question)[0], settings(case), default)
     why = decision.explanation
     actual = {
         "decision": "deny" if decision.denial else "allow",

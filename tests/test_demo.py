@@ -1,5 +1,6 @@
 """`policyd demo`, as somebody meets it who tries policyd for the first time."""
 
+import itertools
 import json
 import re
 import shlex
@@ -13,6 +14,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from string import Template
 
 import pytest
 
@@ -79,19 +81,23 @@ def paste(command: str, env: Mapping[str, str] | None = None) -> tuple[int, list
 
 def imitate(command: str, env: Mapping[str, str]) -> tuple[int, list[str], bytes]:
     """What curl does, where there is no curl."""
-    words = shlex.split(command)
-    for name, value in env.items():
-        words = [word.replace(f"${name}", value) for word in words]
-    headers = dict(words[n + 1].split(": ") for n, word in enumerate(words) if word == "-H")
-    url, body = words[2], words[words.index("-d") + 1]
-    request = urllib.request.Request(url, body.encode(), headers)
     try:
-        answer = urllib.request.urlopen(request, timeout=60)
+        answer = urllib.request.urlopen(as_request(command, env), timeout=60)
     except urllib.error.HTTPError as error:
         answer = error
     with answer:
         lines = [f"{name}: {value}" for name, value in answer.headers.items()]
         return answer.status, lines, answer.read()
+
+
+def as_request(command: str, env: Mapping[str, str]) -> urllib.request.Request:
+    """What a printed curl line asks for."""
+    words = shlex.split(Template(command).safe_substitute(env))
+    values: dict[str, list[str]] = {"-H": [], "-d": []}
+    for option, value in itertools.pairwise(words):
+        values.get(option, []).append(value)
+    headers = dict(header.split(": ") for header in values["-H"])
+    return urllib.request.Request(words[2], values["-d"][0].encode(), headers)
 
 
 def test_the_printed_requests(tmp_path: Path) -> None:
@@ -143,79 +149,80 @@ def test_a_busy_port(tmp_path: Path, flag: str) -> None:
     assert not done.stdout
 
 
-@pytest.mark.parametrize(
-    ("flags", "env", "message"),
-    [
-        (["--upstream", "nonsense"], {}, "--upstream takes an http"),
-        (["--gateway", "nowhere"], {}, "--gateway takes HOST:PORT"),
-        (["--gateway", "0.0.0.0:0"], {}, "--gateway 0.0.0.0:0"),
-        (["--grpc", "0.0.0.0:0"], {}, "--grpc 0.0.0.0:0"),
-        ([], {"OPENAI_API_KEY": "two words"}, "OPENAI_API_KEY"),
-    ],
-)
-def test_wrong_settings(
-    tmp_path: Path, flags: list[str], env: dict[str, str], message: str
-) -> None:
+WRONG: list[tuple[list[str], dict[str, str], str]] = [
+    (["--upstream", "nonsense"], {}, "--upstream takes an http"),
+    (["--gateway", "nowhere"], {}, "--gateway takes HOST:PORT"),
+    (["--gateway", "0.0.0.0:0"], {}, "--gateway 0.0.0.0:0"),
+    (["--grpc", "0.0.0.0:0"], {}, "--grpc 0.0.0.0:0"),
+    ([], {"OPENAI_API_KEY": "two words"}, "OPENAI_API_KEY"),
+]
+
+
+def test_wrong_settings(tmp_path: Path) -> None:
     """One is named without a traceback, and the next start still shows the key."""
-    places = ("--data", str(tmp_path), "--gateway", FREE, "--grpc", FREE)
-    done = run("policyd", "demo", *places, *flags, env=env)
-    assert done.returncode == 2
-    assert message in done.stderr.decode()
-    assert b"Traceback" not in done.stderr
-    with demo(tmp_path) as second:
-        assert second.keys
+    for flags, env, message in WRONG:
+        places = ("--data", str(tmp_path), "--gateway", FREE, "--grpc", FREE)
+        done = run("policyd", "demo", *places, *flags, env=env)
+        said = done.stderr.decode()
+        assert "Traceback" not in said
+        assert (done.returncode, message in said) == (2, True), said
+    with demo(tmp_path) as at_last:
+        assert at_last.keys
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopping(tmp_path: Path, number: signal.Signals) -> None:
-    """Ctrl-C and SIGTERM end it with status 0, and it says nothing of it."""
+def test_sigterm(tmp_path: Path) -> None:
+    """It ends the demo as Ctrl-C does: with status 0, and without a word."""
     running = Demo(tmp_path)
-    assert running.stop(number) == 0
+    assert running.stop(signal.SIGTERM) == 0
     assert not running.errors
 
 
 def test_stopping_in_the_middle_of_a_stream(tmp_path: Path) -> None:
     """Ctrl-C lets the stream come to its end."""
     with demo(tmp_path) as running:
-        line = running.passes.replace("curl -i", "curl -sN").replace(
-            '{"model"', '{"stream":true,"model"'
-        )
-        shell = ["sh", "-c", line]
-        with subprocess.Popen(shell, stdout=subprocess.PIPE, env=environment()) as curl:
-            assert curl.stdout
-            first = curl.stdout.readline()
+        line = running.passes.replace('{"model"', '{"stream": true, "model"')
+        with urllib.request.urlopen(as_request(line, {}), timeout=60) as stream:
+            first = stream.readline()
             running.send(signal.SIGINT)
-            rest = curl.stdout.read()
+            rest = stream.read()
     assert first.startswith(b"data: {")
     assert rest.endswith(b"data: [DONE]\n\n")
 
 
+PROVIDER_KEY = "sk-proj-0123456789"
+
+
 def test_with_a_provider_key(tmp_path: Path, upstream: Upstream) -> None:
-    """It goes to the upstream in place of the client's, and is shown and stored nowhere."""
-    secret = "sk-proj-0123456789"
-    flags = ("--upstream", upstream.url, "--log-level", "debug")
-    with demo(tmp_path, *flags, env={"OPENAI_API_KEY": secret}, quiet=False) as running:
+    """It goes to the provider in place of the client's, and is shown and stored nowhere."""
+    env = {"OPENAI_API_KEY": PROVIDER_KEY, "OPENAI_BASE_URL": f"{upstream.url}/v1"}
+    with demo(tmp_path, "--log-level", "debug", env=env, quiet=False) as running:
         assert upstream.url in running.text
         assert paste(running.blocked)[0] == 422
         assert not upstream.received
-        status, _, body = paste(running.passes)
+        status, _, body = paste(with_own_key(running.passes))
     assert status == 200
     (received,) = upstream.received
-    assert received.header(b"authorization") == f"Bearer {secret}"
+    assert received.header(b"authorization") == f"Bearer {PROVIDER_KEY}"
     assert not [name for name, _ in received.headers if name.startswith(b"x-usagepanda")]
     said = "".join([*running.output, *running.errors, body.decode()])
-    assert secret not in said
+    assert PROVIDER_KEY not in said
     stored = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
-    assert secret.encode() not in stored
+    assert PROVIDER_KEY.encode() not in stored
 
 
-def test_with_an_upstream_alone(tmp_path: Path, upstream: Upstream) -> None:
-    """Without OPENAI_API_KEY the client's own key goes there."""
-    with demo(tmp_path, "--upstream", upstream.url) as running:
-        own = running.passes.replace(" -d ", " -H 'Authorization: Bearer sk-own' -d ")
-        assert paste(own)[0] == 200
-    (received,) = upstream.received
-    assert received.header(b"authorization") == "Bearer sk-own"
+@pytest.mark.parametrize("env", [{}, {"OPENAI_API_KEY": PROVIDER_KEY}])
+def test_with_another_upstream(tmp_path: Path, upstream: Upstream, env: dict[str, str]) -> None:
+    """What --upstream names gets the client's own key, and never the one for OpenAI."""
+    with demo(tmp_path, "--upstream", upstream.url, env=env) as running:
+        assert paste(with_own_key(running.passes))[0] == 200
+        assert paste(running.passes)[0] == 200
+    own, none = (received.header(b"authorization") for received in upstream.received)
+    assert (own, none) == ("Bearer sk-own", "")
+
+
+def with_own_key(command: str) -> str:
+    """A printed curl line with a provider's key of the client's own."""
+    return command.replace(" -d ", " -H 'Authorization: Bearer sk-own' -d ")
 
 
 def wait_until(holds: Callable[[], bool]) -> None:

@@ -7,14 +7,13 @@ import asyncio
 import contextlib
 import json
 import logging
-import re
-import shutil
+import os
 import signal
 import sqlite3
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +21,8 @@ from typing import Any, Protocol
 import aiohttp
 import grpc
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from policyd.v1.policy_pb2 import DECISION_ALLOW, EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
@@ -31,7 +32,17 @@ from tests.stack import Background, Gateway, Upstream
 log = logging.getLogger(__name__)
 
 CLIENTS = 8
+PAUSE = 0.01
+"""Seconds between a client's requests: what is restarted needs the processors too."""
 DECIDED = {200, 422}
+WAITS = "30"
+"""Seconds that the gateway waits for policyd: more than any machine should take."""
+WAITS_BRIEFLY = "0.5"
+MODE = ("--enforce-user-ids",)
+SERVING = HealthCheckResponse.SERVING
+NOT_SERVING = HealthCheckResponse.NOT_SERVING
+SEVERAL_POLLS = 0.6
+"""Seconds in which policyd looks at its database a few times."""
 PATIENCE = 60
 """Seconds after which a test gives up: far more than any machine should take."""
 
@@ -53,9 +64,9 @@ class Stack:
 
 
 class MakeStack(Protocol):
-    """Starts policyd with these flags, and the rest."""
+    """Starts policyd with these flags, and a gateway with this --policy-timeout."""
 
-    def __call__(self, *flags: str) -> Stack: ...
+    def __call__(self, *flags: str, policy_timeout: str = WAITS) -> Stack: ...
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +99,28 @@ def start() -> Iterator[Callable[..., Any]]:
 
 @pytest.fixture
 def make_stack(tmp_path: Path, upstream: Upstream, start: Callable[..., Any]) -> MakeStack:
-    def make(*flags: str) -> Stack:
+    def make(*flags: str, policy_timeout: str = WAITS) -> Stack:
+        # Before policyd starts, so that every worker knows it from the beginning.
+        key = keys(f"sqlite:///{tmp_path}/policyd.db", "create", "test", *MODE, "enforce")["key"]
         policyd = start(Policyd, tmp_path, *flags)
-        gateway = start(Gateway, policyd.grpc, upstream.url, "--policy-timeout", "0.5")
-        return Stack(policyd, gateway, upstream, policyd.create_key("enforce"), start)
+        gateway = start(Gateway, policyd.grpc, upstream.url, "--policy-timeout", policy_timeout)
+        return Stack(policyd, gateway, upstream, key, start)
 
     return make
+
+
+def keys(database_url: str, *words: str) -> Any:
+    """What `policyd keys` prints."""
+    done = run("policyd", "keys", *words, "--json", "--database-url", database_url)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait for what other processes bring about."""
+    async with asyncio.timeout(PATIENCE):
+        while not holds():  # noqa: ASYNC110 - they set no event here
+            await asyncio.sleep(0.005)
 
 
 # Load
@@ -109,12 +136,20 @@ class Answer:
     body: bytes
 
 
+async def ask(
+    http: aiohttp.ClientSession, stack: Stack, **fields: object
+) -> aiohttp.ClientResponse:
+    """Ask for a chat completion."""
+    headers = {"x-usagepanda-api-key": stack.key}
+    body = {"model": "m", "messages": [{"role": "user", "content": "Hello"}], **fields}
+    return await http.post(f"{stack.gateway.url}/v1/chat/completions", json=body, headers=headers)
+
+
 class Load:
-    """Clients that ask without a pause, every other time without a user."""
+    """Clients that ask again and again, every other time without a user."""
 
     def __init__(self, stack: Stack) -> None:
-        self._url = f"{stack.gateway.url}/v1/chat/completions"
-        self._headers = {"x-usagepanda-api-key": stack.key}
+        self._stack = stack
         self._stopping = False
         self.answers: list[Answer] = []
         self.sent = 0
@@ -125,9 +160,13 @@ class Load:
     async def more(self, number: int, *statuses: int) -> None:
         """Wait until so many answers more have come, with one of `statuses` if any are named."""
         begun = len(self.answers)
-        async with asyncio.timeout(PATIENCE):
-            while self._count(begun, statuses) < number:
-                await asyncio.sleep(0.005)
+        await until(lambda: self._count(begun, statuses) >= number)
+
+    async def until_without_user_is(self, status: int) -> None:
+        """Wait until a request without a user is answered so."""
+        begun = len(self.answers)
+        expected = (False, status)
+        await until(lambda: expected in {(a.with_user, a.status) for a in self.answers[begun:]})
 
     def _count(self, begun: int, statuses: tuple[int, ...]) -> int:
         return sum(not statuses or one.status in statuses for one in self.answers[begun:])
@@ -137,7 +176,7 @@ class Load:
         """Every request is answered when this ends."""
         timeout = aiohttp.ClientTimeout(total=PATIENCE)
         async with (
-            aiohttp.ClientSession(headers=self._headers, timeout=timeout) as http,
+            aiohttp.ClientSession(timeout=timeout) as http,
             asyncio.TaskGroup() as clients,
         ):
             for number in range(CLIENTS):
@@ -149,13 +188,12 @@ class Load:
         while not self._stopping:
             self.sent += 1
             self.answers.append(await self._ask(http, with_user))
+            await asyncio.sleep(PAUSE)
             with_user = not with_user
 
     async def _ask(self, http: aiohttp.ClientSession, with_user: bool) -> Answer:
-        body = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
-        if with_user:
-            body["user"] = "alice"
-        async with http.post(self._url, json=body) as answer:
+        named = {"user": "alice"} if with_user else {}
+        async with await ask(http, self._stack, **named) as answer:
             retry_after = answer.headers.get("Retry-After")
             return Answer(with_user, answer.status, retry_after, await answer.read())
 
@@ -192,9 +230,7 @@ def check(answer: Answer) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-async def test_policyd_ends_and_is_restarted(
-    make_stack: MakeStack, number: signal.Signals
-) -> None:
+async def test_policyd_ends_and_is_restarted(make_stack: MakeStack, number: signal.Signals) -> None:
     """Without policyd there is 503 and nothing goes upstream; with it back, decisions flow."""
     stack = make_stack()
     async with under_load(stack) as load:
@@ -206,7 +242,7 @@ async def test_policyd_ends_and_is_restarted(
 
 async def test_policyd_is_stopped_and_continued(make_stack: MakeStack) -> None:
     """A policyd that does not answer is as none: 503 in time, and nothing goes upstream."""
-    stack = make_stack()
+    stack = make_stack(policy_timeout=WAITS_BRIEFLY)
     async with under_load(stack) as load:
         stack.policyd.send(signal.SIGSTOP)
         await load.more(2 * CLIENTS, 503)
@@ -215,7 +251,7 @@ async def test_policyd_is_stopped_and_continued(make_stack: MakeStack) -> None:
 
 async def test_policyd_is_stopped_and_replaced(make_stack: MakeStack) -> None:
     """One that hangs is killed and another started on its port, while the load goes on."""
-    stack = make_stack()
+    stack = make_stack(policy_timeout=WAITS_BRIEFLY)
     async with under_load(stack) as load:
         stack.policyd.send(signal.SIGSTOP)
         await load.more(CLIENTS, 503)
@@ -232,6 +268,14 @@ def workers(policyd: Policyd) -> set[int]:
     return {int(pid) for pid in children if is_running(int(pid))}
 
 
+def listeners(policyd: Policyd) -> int:
+    """How many processes listen where gateways ask."""
+    place = f":{int(policyd.grpc.rpartition(':')[2]):04X}"
+    tables = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+    rows = [row.split() for table in tables for row in table.read_text().splitlines()]
+    return sum(row[1].endswith(place) and row[3] == "0A" for row in rows)
+
+
 def is_running(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -240,20 +284,14 @@ def is_running(pid: int) -> bool:
     return state not in "ZX"  # Ended; whether it has been reaped is its parent's matter.
 
 
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not holds():
-            await asyncio.sleep(0.02)
-
-
 async def test_workers_are_killed_one_by_one(make_stack: MakeStack) -> None:
     """Each is started again, and the other answers meanwhile."""
     stack = make_stack("--workers", "2")
     async with under_load(stack) as load:
         for victim in workers(stack.policyd):
-            before = workers(stack.policyd)
             kill(victim)
-            await until(lambda gone={victim}: len(workers(stack.policyd) - gone) == len(before))
+            await until(lambda gone=victim: not is_running(gone))
+            await until(lambda: listeners(stack.policyd) == 2)
             await load.more(40, *DECIDED)
     assert sum("is started again" in line for line in stack.policyd.errors) == 2
 
@@ -285,20 +323,127 @@ def kill(pid: int) -> None:
 
 @pytest.mark.parametrize("count", ["1", "2"])
 async def test_sigterm_drains_policyd(
-    make_stack: MakeStack, start: Callable[..., Any], tmp_path: Path, count: str
+    start: Callable[..., Any], tmp_path: Path, count: str
 ) -> None:
-    """A question that is being answered when it comes is answered; then policyd exits with 0."""
+    """A question that is under way when it comes is answered; then policyd exits with 0."""
     policyd = start(Policyd, tmp_path, "--workers", count)
-    key = json.loads(keys(policyd, "create", "test"))
+    key = keys(policyd.database_url, "create", "test")
     policyd.reach(key["revision"])
     waiting = EvaluateRequest(key=key["key"], has_user=True, min_revision=key["revision"] + 1)
     async with grpc.aio.insecure_channel(policyd.grpc) as channel:
         answer = PolicyServiceStub(channel).Evaluate(waiting, timeout=PATIENCE)
-        await answer.wait_for_connection()
-        await asyncio.sleep(0.2)
+        watch = HealthStub(channel).Watch(HealthCheckRequest())
+        assert (await watch.read()).status == SERVING  # So what was asked before it is under way.
         policyd.send(signal.SIGTERM)
-        await asyncio.sleep(0.2)
-        await asyncio.to_thread(keys, policyd, "set", key["id"], "--name", "changed")
+        assert (await watch.read()).status == NOT_SERVING
+        watch.cancel()
+        await asyncio.to_thread(keys, policyd.database_url, "set", key["id"], "--name", "changed")
         assert (await answer).decision == DECISION_ALLOW
     assert await asyncio.to_thread(policyd.wait) == 0
     assert not any("Traceback" in line for line in policyd.errors)
+
+
+async def test_the_gateway_is_killed(make_stack: MakeStack, start: Callable[..., Any]) -> None:
+    """policyd does not mind, and answers the gateway that takes its place on the same port."""
+    stack = make_stack()
+    async with under_load(stack):
+        pass
+    async with aiohttp.ClientSession() as http:
+        stack.upstream.hold()
+        cut = await ask(http, stack, user="alice", stream=True)
+        await asyncio.to_thread(stack.gateway.stop, signal.SIGKILL)
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await cut.read()
+        stack.upstream.let_go()
+    place = stack.gateway.url.removeprefix("http://")
+    flags = ("--policy-timeout", WAITS, "--listen", place)
+    stack.gateway = start(Gateway, stack.policyd.grpc, stack.upstream.url, *flags)
+    stack.upstream.forget()
+    async with under_load(stack):
+        pass
+    assert not any("Traceback" in line for line in stack.policyd.errors)
+
+
+# Settings and the database
+
+
+async def test_a_change_in_another_process(make_stack: MakeStack) -> None:
+    """`policyd keys set` is in force soon in the server that runs."""
+    stack = make_stack()
+    await change(stack, "off")
+    await change(stack, "enforce")
+
+
+async def change(stack: Stack, mode: str) -> None:
+    """Set the key to `mode` in a process of its own, and wait until it is in force."""
+    database = stack.policyd.database_url
+    (key,) = keys(database, "list")
+    load = Load(stack)
+    async with load.running():
+        await load.more(20, *DECIDED)
+        begun = time.monotonic()
+        await asyncio.to_thread(keys, database, "set", key["id"], *MODE, mode)
+        saved = time.monotonic()
+        await load.until_without_user_is(200 if mode == "off" else 422)
+    took, more = saved - begun, time.monotonic() - saved
+    log.info("%s: the command took %.3f s, and %.3f s after it, it was in force", mode, took, more)
+    assert load.statuses()[503] == 0
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Another process holds the database."""
+    with contextlib.closing(sqlite3.connect(folder / "policyd.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        yield
+        other.execute("ROLLBACK")
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Nobody may write to the database or beside it; it means nothing to root."""
+    files = [*folder.iterdir()]
+    for path in (*files, folder):
+        path.chmod(path.stat().st_mode & ~0o222)
+    yield
+    for path in (folder, *files):
+        path.chmod(path.stat().st_mode | 0o200)
+
+
+@contextmanager
+def lost(folder: Path) -> Iterator[None]:
+    """The folder is gone."""
+    away = folder.rename(folder.with_name("away"))
+    yield
+    away.rename(folder)
+
+
+def spoil(folder: Path) -> None:
+    """Make the database something else."""
+    for path in folder.glob("policyd.db*"):
+        with path.open("r+b") as file:
+            file.write(b"nonsense" * 1024)
+
+
+async def test_without_the_database(make_stack: MakeStack) -> None:
+    """Decisions go on as if nothing had happened, and once it is back, changes are followed."""
+    stack = make_stack()
+    async with under_load(stack) as load:
+        for disaster in (locked, read_only, lost):
+            with disaster(stack.policyd.folder):
+                await asyncio.sleep(SEVERAL_POLLS)
+                await load.more(60, *DECIDED)
+    assert load.statuses()[503] == 0
+    assert not any("Traceback" in line for line in stack.policyd.errors)
+    await change(stack, "off")
+
+
+async def test_a_spoilt_database(make_stack: MakeStack) -> None:
+    """Decisions go on by what was read before."""
+    stack = make_stack()
+    async with under_load(stack) as load:
+        spoil(stack.policyd.folder)
+        await asyncio.sleep(SEVERAL_POLLS)
+        await load.more(60, *DECIDED)
+    assert load.statuses()[503] == 0
+    assert not any("Traceback" in line for line in stack.policyd.errors)

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from policyd.errors import InvalidArgument
+from policyd.errors import InvalidArgument, KeyNotFound
 from policyd.model import USER, ApiKey, Mode, Override
 from policyd.store import Store
 from policyd.v1 import admin_pb2 as pb
@@ -40,12 +40,15 @@ class AdminServicer(AdminServiceServicer):
         if request.page_size < 0:
             raise InvalidArgument("page_size is a number of keys, 0 or more")
         size = min(request.page_size or _PAGE, _MAX_PAGE)
-        keys = await asyncio.to_thread(
-            self._store.list_keys,
-            after=request.page_token,
-            limit=size + 1,
-            show_revoked=request.show_revoked,
-        )
+        try:
+            keys = await asyncio.to_thread(
+                self._store.list_keys,
+                after=request.page_token,
+                limit=size + 1,
+                show_revoked=request.show_revoked,
+            )
+        except KeyNotFound:
+            raise InvalidArgument("page_token is not one that ListApiKeys gave") from None
         page = keys[:size]
         more = page[-1].id if len(keys) > size else ""
         return pb.ListApiKeysResponse(api_keys=map(_message, page), next_page_token=more)

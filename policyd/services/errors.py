@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import grpc
 from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from policyd import errors
@@ -78,17 +79,23 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
 def _reporting(handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
     answer: Any = handler.unary_unary
+    parse: Any = handler.request_deserializer
 
-    async def answer_or_abort(request: Any, context: Any) -> Any:
+    async def answer_or_abort(data: bytes, context: Any) -> Any:
         try:
-            return await answer(request, context)
+            return await answer(_parsed(parse, data), context)
         except grpc.aio.AbortError:
             raise  # The servicer has ended the RPC itself.
         except Exception as error:  # noqa: BLE001  # abort() logs what is not expected
             await abort(context, error)
 
     return grpc.unary_unary_rpc_method_handler(
-        answer_or_abort,
-        request_deserializer=handler.request_deserializer,
-        response_serializer=handler.response_serializer,
+        answer_or_abort, response_serializer=handler.response_serializer
     )
+
+
+def _parsed(parse: Callable[[bytes], Any], data: bytes) -> Any:
+    try:
+        return parse(data)
+    except DecodeError:
+        raise errors.InvalidArgument("the request is not a message of this method") from None

@@ -1,36 +1,32 @@
 """PolicyService: descriptor in, decision out."""
 
+import asyncio
 import itertools
 import secrets
 import time
-from functools import lru_cache
+from contextlib import suppress
 from typing import Any
 
-from policyd import api_keys, descriptor, endpoints
+from policyd import api_keys
+from policyd.content_encoding import decoded_limit
 from policyd.decision import decide
-from policyd.errors import InvalidArgument, InvalidDescriptor, PolicydError
+from policyd.descriptor import MAX_RAW_BODY
+from policyd.errors import InvalidArgument, InvalidDescriptor, RevisionNotReached
 from policyd.key_table import KeyTable
-from policyd.model import (
-    SAFETY_IDENTIFIER,
-    Credential,
-    Decision,
-    Descriptor,
-    Mode,
-    Target,
-    UserState,
-)
+from policyd.model import Credential, Mode
+from policyd.services import messages
 from policyd.services.errors import status_of
 from policyd.v1 import policy_pb2 as pb
 from policyd.v1.policy_pb2_grpc import PolicyServiceServicer
 
 MAX_BATCH = 1000
 """Items in one BatchEvaluate."""
+MAX_BATCH_BODIES = 16 * 2**20
+"""Bytes that the raw bodies of one BatchEvaluate may decompress to."""
 MAX_WAIT = 5.0
 """Seconds to wait for a revision that a caller asks for, where its own deadline is no sooner."""
-_STATES = tuple(UserState)
-_TYPE = "content-type"
-_ENCODING = "content-encoding"
-_UNKNOWN = UserState.UNKNOWN
+_AT_ONCE = 64 * 1024
+"""Bytes of raw body up to which reading it holds up others less than handing it to a thread."""
 
 
 class PolicyServicer(PolicyServiceServicer):
@@ -45,7 +41,9 @@ class PolicyServicer(PolicyServiceServicer):
         """See policy.proto."""
         if request.min_revision > self._keys.revision:
             await self._reach(request.min_revision, context)
-        return self._evaluate(request)
+        if _body_size(request) > _AT_ONCE:
+            return await asyncio.to_thread(self.evaluate, request)
+        return self.evaluate(request)
 
     async def BatchEvaluate(
         self, request: pb.BatchEvaluateRequest, context: Any
@@ -58,37 +56,67 @@ class PolicyServicer(PolicyServiceServicer):
             raise InvalidArgument("each item of a batch needs an id of its own")
         wanted = max((item.request.min_revision for item in items), default=0)
         if wanted > self._keys.revision:
-            await self._reach(wanted, context)
-        return pb.BatchEvaluateResponse(results=[self._result(item) for item in items])
+            with suppress(RevisionNotReached):  # The items that it concerns say so themselves.
+                await self._reach(wanted, context)
+        if sum(_body_size(item.request) for item in items) > _AT_ONCE:
+            results = await asyncio.to_thread(self._results, items)
+        else:
+            results = self._results(items)
+        return pb.BatchEvaluateResponse(results=results)
 
     async def _reach(self, revision: int, context: Any) -> None:
         left = context.time_remaining()
         # A little before the caller gives up, so that it gets the reason.
         await self._keys.reach(revision, MAX_WAIT if left is None else min(MAX_WAIT, left * 0.9))
 
-    def _result(self, item: pb.BatchEvaluateItem) -> pb.BatchEvaluateResult:
+    def _results(self, items: Any) -> list[pb.BatchEvaluateResult]:
+        results = []
+        bodies = 0
+        for item in items:
+            bodies += _body_size(item.request)
+            results.append(self._result(item, bodies))
+        return results
+
+    def _result(self, item: pb.BatchEvaluateItem, bodies: int) -> pb.BatchEvaluateResult:
         try:
-            return pb.BatchEvaluateResult(id=item.id, response=self._evaluate(item.request))
-        except PolicydError as error:
+            if bodies > MAX_BATCH_BODIES:
+                raise InvalidDescriptor("the batch's raw bodies are too large: send fewer at once")
+            return pb.BatchEvaluateResult(id=item.id, response=self.evaluate(item.request))
+        except Exception as error:  # noqa: BLE001  # One item's fault costs no other its answer.
             code, message, reason = status_of(error)
             status = pb.ItemStatus(code=code.value[0], message=message, reason=reason)
             return pb.BatchEvaluateResult(id=item.id, status=status)
 
-    def _evaluate(self, request: pb.EvaluateRequest) -> pb.EvaluateResponse:
-        described = describe(request)
+    def evaluate(self, request: pb.EvaluateRequest) -> pb.EvaluateResponse:
+        """Decide with the settings at hand. Raises InvalidDescriptor or RevisionNotReached."""
+        revision = self._keys.revision
+        if request.min_revision > revision:
+            raise RevisionNotReached(f"settings are at revision {revision}: ask again")
+        described, trace_id = messages.describe(request)
         settings = None
         if described.credential is Credential.GIVEN:
             settings = self._keys.settings(api_keys.digest(described.key))
         decision = decide(described, settings, self._default)
         response = pb.EvaluateResponse()
-        response.CopyFrom(_template(decision))
+        response.CopyFrom(messages.answer(decision))
         response.decision_id = self._ids.next()
-        response.revision = self._keys.revision
+        response.revision = revision
         if settings is not None:
             response.api_key_id = settings.key_id
         if described.target.path:
             response.upstream_path = described.target.path
+        if trace_id:
+            response.trace_id = trace_id
         return response
+
+
+def _body_size(request: pb.EvaluateRequest) -> int:
+    """Bytes that a raw body may take to read, decompressed."""
+    if not request.HasField("raw_body"):
+        return 0
+    size = len(request.raw_body.content)
+    is_compressed = messages.content_encoding(request) != ""
+    return decoded_limit(size, MAX_RAW_BODY) if is_compressed else size
 
 
 class _DecisionIds:
@@ -102,87 +130,3 @@ class _DecisionIds:
     def next(self) -> str:
         now = time.time_ns() // 1_000_000
         return f"{now:012x}{self._process}{next(self._count) & 0xFFFFFFFF:08x}"
-
-
-def describe(request: pb.EvaluateRequest) -> Descriptor:
-    """The descriptor that a message holds. Raises InvalidDescriptor where it says too little."""
-    overrides, keys = _policy_headers(request)
-    credential, key = (
-        (Credential.GIVEN, request.key) if request.key else descriptor.credential(keys)
-    )
-    target = endpoints.resolve(request.method, request.path)
-    user, safety_identifier = _identifiers(request, target)
-    if target.in_scope and user is _UNKNOWN and safety_identifier is _UNKNOWN:
-        raise InvalidDescriptor(
-            "nobody can tell whether this request has a user: "
-            "set has_user, user_state or user, or send the body as raw_body"
-        )
-    return Descriptor(target, credential, key, overrides, user, safety_identifier)
-
-
-def _policy_headers(request: pb.EvaluateRequest) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    overrides: tuple[str, ...] = ()
-    keys: tuple[str, ...] = ()
-    for header in request.headers:
-        name = header.name.lower()
-        if name == descriptor.OVERRIDE_HEADER:
-            overrides += (header.value,)
-        elif name == descriptor.KEY_HEADER:
-            keys += (header.value,)
-    return overrides, keys
-
-
-def _identifiers(request: pb.EvaluateRequest, target: Target) -> tuple[UserState, UserState]:
-    user = _state(request.user_state, "user_state")
-    safety_identifier = _state(request.safety_identifier_state, "safety_identifier_state")
-    if request.HasField("has_user"):
-        user = max(user, UserState.VALID if request.has_user else UserState.ABSENT)
-    if request.HasField("user"):
-        user = max(user, descriptor.classify(request.user))
-    if request.HasField("safety_identifier"):
-        claimed = descriptor.classify(request.safety_identifier, SAFETY_IDENTIFIER)
-        safety_identifier = max(safety_identifier, claimed)
-    if request.HasField("raw_body") and target.in_scope:
-        facts = _read_raw_body(request, target)
-        user = max(user, facts.user.state)
-        safety_identifier = max(safety_identifier, facts.safety_identifier.state)
-    return user, safety_identifier
-
-
-def _read_raw_body(request: pb.EvaluateRequest, target: Target) -> descriptor.Facts:
-    body = request.raw_body
-    headers = [(header.name, header.value) for header in request.headers]
-    content_type = body.content_type or descriptor.agreed(descriptor.values(headers, _TYPE))
-    coding = body.content_encoding or ", ".join(descriptor.values(headers, _ENCODING))
-    return descriptor.read_body(body.content, content_type, coding, target.endpoint)
-
-
-def _state(number: int, field: str) -> UserState:
-    if 0 <= number < len(_STATES):
-        return _STATES[number]
-    raise InvalidDescriptor(f"{field} has no value {number}: see UserState in policy.proto")
-
-
-@lru_cache(maxsize=4096)
-def _template(decision: Decision) -> pb.EvaluateResponse:
-    why = decision.explanation
-    response = pb.EvaluateResponse(
-        decision=pb.DECISION_DENY if decision.denial else pb.DECISION_ALLOW,
-        flags=[pb.Flag(type=flag.type, description=flag.description) for flag in decision.flags],
-        would_deny=decision.would_deny,
-        explanation=pb.Explanation(
-            mode=pb.EnforceMode.ValueType(why.mode or 0),
-            source=pb.SettingSource.ValueType(why.source or 0),
-            override_ignored=pb.OverrideIgnored.ValueType(why.ignored),
-            in_scope=why.in_scope,
-            operation=why.operation,
-            user_state=pb.UserState.ValueType(why.user_state),
-            identifier=why.identifier,
-            summary=why.summary,
-        ),
-    )
-    if refusal := decision.denial:
-        headers = [pb.Header(name=name, value=value) for name, value in refusal.headers]
-        denial = pb.Denial(http_status=refusal.status, headers=headers, body=refusal.body)
-        response.denial.CopyFrom(denial)
-    return response

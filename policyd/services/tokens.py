@@ -16,7 +16,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, token: str, mend: str) -> None:
         """`mend` tells a refused caller where to find the token."""
-        self._expected = f"Bearer {token}".encode()
+        self._token = token.encode()
         self._mend = mend
 
     async def intercept_service(
@@ -30,7 +30,9 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
 
     def _is_right(self, metadata: Any) -> bool:
         given = [value for name, value in metadata or () if name == "authorization"]
-        return len(given) == 1 and hmac.compare_digest(given[0].encode(), self._expected)
+        scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+        is_bearer = scheme.lower() == "bearer"
+        return hmac.compare_digest(token.strip().encode(), self._token) and is_bearer
 
     async def _refuse(self, _: object, context: Any) -> None:
         await abort(context, Unauthenticated(f"the bearer token is missing or wrong: {self._mend}"))

@@ -36,7 +36,7 @@ class _UserStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UserState.V
     USER_STATE_EMPTY: _UserState.ValueType  # 3
     """null, "", false or 0."""
     USER_STATE_BLANK: _UserState.ValueType  # 4
-    """A string of white space and control characters only."""
+    """A string of white space, control and invisible characters only."""
     USER_STATE_NOT_STRING: _UserState.ValueType  # 5
     """Any other number, true, an array or an object."""
     USER_STATE_TOO_LONG: _UserState.ValueType  # 6
@@ -72,7 +72,7 @@ USER_STATE_ABSENT: UserState.ValueType  # 2
 USER_STATE_EMPTY: UserState.ValueType  # 3
 """null, "", false or 0."""
 USER_STATE_BLANK: UserState.ValueType  # 4
-"""A string of white space and control characters only."""
+"""A string of white space, control and invisible characters only."""
 USER_STATE_NOT_STRING: UserState.ValueType  # 5
 """Any other number, true, an array or an object."""
 USER_STATE_TOO_LONG: UserState.ValueType  # 6
@@ -261,7 +261,7 @@ class EvaluateRequest(_message.Message):
     """The organization that the request is billed to (OpenAI-Organization)."""
     trace_id: _builtins.str
     """The trace that the request belongs to: under 100 of [0-9A-Za-z_-]. Empty: it is taken from the
-    headers (x-usagepanda-trace-id).
+    headers (x-usagepanda-trace-id). One of another form counts as none.
     """
     request_id: _builtins.str
     """The caller's own ID of the request."""
@@ -353,7 +353,10 @@ class RawBody(_message.Message):
     CONTENT_TYPE_FIELD_NUMBER: _builtins.int
     CONTENT_ENCODING_FIELD_NUMBER: _builtins.int
     content: _builtins.bytes
-    """The bytes, still compressed if they came compressed."""
+    """The bytes, still compressed if they came compressed. Up to 4 MiB of them are read, compressed and
+    decompressed; over that the user's state is USER_STATE_TOO_LARGE. A caller with larger bodies
+    reads the user itself.
+    """
     content_type: _builtins.str
     """The Content-Type. Empty: it is taken from the headers."""
     content_encoding: _builtins.str
@@ -388,6 +391,7 @@ class EvaluateResponse(_message.Message):
     WOULD_DENY_FIELD_NUMBER: _builtins.int
     UPSTREAM_PATH_FIELD_NUMBER: _builtins.int
     API_KEY_ID_FIELD_NUMBER: _builtins.int
+    TRACE_ID_FIELD_NUMBER: _builtins.int
     decision: Global___Decision.ValueType
     """Allow or deny."""
     decision_id: _builtins.str
@@ -402,6 +406,8 @@ class EvaluateResponse(_message.Message):
     """
     api_key_id: _builtins.str
     """The ID of the API key, where it is known."""
+    trace_id: _builtins.str
+    """The trace that the request belongs to. Empty: it named none, or none of the right form."""
     @_builtins.property
     def denial(self) -> Global___Denial:
         """The HTTP response to give the client. Set if and only if the decision is to deny."""
@@ -426,10 +432,11 @@ class EvaluateResponse(_message.Message):
         would_deny: _builtins.bool = ...,
         upstream_path: _builtins.str = ...,
         api_key_id: _builtins.str = ...,
+        trace_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["denial", b"denial", "explanation", b"explanation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key_id", b"api_key_id", "decision", b"decision", "decision_id", b"decision_id", "denial", b"denial", "explanation", b"explanation", "flags", b"flags", "revision", b"revision", "upstream_path", b"upstream_path", "would_deny", b"would_deny"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key_id", b"api_key_id", "decision", b"decision", "decision_id", b"decision_id", "denial", b"denial", "explanation", b"explanation", "flags", b"flags", "revision", b"revision", "trace_id", b"trace_id", "upstream_path", b"upstream_path", "would_deny", b"would_deny"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -554,7 +561,9 @@ class BatchEvaluateRequest(_message.Message):
     ITEMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchEvaluateItem]:
-        """At most 1,000."""
+        """At most 1,000. All their raw bodies together are read up to 16 MiB, decompressed; an item over
+        that has no decision, and the status INVALID_DESCRIPTOR.
+        """
 
     def __init__(
         self,

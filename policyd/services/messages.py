@@ -1,0 +1,135 @@
+"""PolicyService's messages -> the model, and back."""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from policyd import descriptor, endpoints
+from policyd.descriptor import Facts
+from policyd.errors import InvalidDescriptor
+from policyd.model import (
+    SAFETY_IDENTIFIER,
+    Credential,
+    Decision,
+    Descriptor,
+    Target,
+    UserState,
+)
+from policyd.v1 import policy_pb2 as pb
+
+_STATES = tuple(UserState)
+_UNKNOWN = UserState.UNKNOWN
+_TYPE = "content-type"
+_ENCODING = "content-encoding"
+
+
+class _OwnHeaders(NamedTuple):
+    """The values of the x-usagepanda-* headers, repeats kept."""
+
+    overrides: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    traces: tuple[str, ...] = ()
+
+
+def describe(request: pb.EvaluateRequest) -> tuple[Descriptor, str]:
+    """The descriptor that a message holds, and its trace ID.
+
+    Raises InvalidDescriptor where it is malformed or says too little.
+    """
+    headers = _own_headers(request)
+    credential, key = Credential.GIVEN, request.key
+    if not key:
+        credential, key = descriptor.credential(headers.keys)
+    target = endpoints.resolve(request.method, request.path)
+    user, safety_identifier = _identifiers(request, target)
+    if target.in_scope and user is _UNKNOWN and safety_identifier is _UNKNOWN:
+        raise InvalidDescriptor(
+            "nobody can tell whether this request has a user: "
+            "set has_user, user_state or user, or send the body as raw_body"
+        )
+    trace_id = descriptor.trace_id(request.trace_id or next(iter(headers.traces), ""))
+    described = Descriptor(target, credential, key, headers.overrides, user, safety_identifier)
+    return described, trace_id
+
+
+def _own_headers(request: pb.EvaluateRequest) -> _OwnHeaders:
+    headers = request.headers
+    if not headers:
+        return _NO_HEADERS
+    pairs = [(header.name.lower(), header.value) for header in headers]
+    return _OwnHeaders(
+        tuple(value for name, value in pairs if name == descriptor.OVERRIDE_HEADER),
+        tuple(value for name, value in pairs if name == descriptor.KEY_HEADER),
+        tuple(value for name, value in pairs if name == descriptor.TRACE_HEADER),
+    )
+
+
+_NO_HEADERS = _OwnHeaders()
+
+
+def _identifiers(request: pb.EvaluateRequest, target: Target) -> tuple[UserState, UserState]:
+    """What is known of user and safety_identifier: of each, the worst that is claimed."""
+    user = _state(request.user_state, "user_state")
+    safety_identifier = _state(request.safety_identifier_state, "safety_identifier_state")
+    if request.HasField("has_user"):
+        user = max(user, UserState.VALID if request.has_user else UserState.ABSENT)
+    if request.HasField("user"):
+        user = max(user, descriptor.classify(request.user))
+    if request.HasField("safety_identifier"):
+        claimed = descriptor.classify(request.safety_identifier, SAFETY_IDENTIFIER)
+        safety_identifier = max(safety_identifier, claimed)
+    if request.HasField("raw_body") and target.in_scope:
+        facts = _read_raw_body(request, target)
+        user = max(user, facts.user.state)
+        safety_identifier = max(safety_identifier, facts.safety_identifier.state)
+    # A body that cannot be read says nothing of either.
+    unreadable = max(user, safety_identifier)
+    return (unreadable, unreadable) if unreadable.is_unreadable else (user, safety_identifier)
+
+
+def _state(number: int, field: str) -> UserState:
+    if 0 <= number < len(_STATES):
+        return _STATES[number]
+    raise InvalidDescriptor(f"{field} has no value {number}: see UserState in policy.proto")
+
+
+def content_encoding(request: pb.EvaluateRequest) -> str:
+    """How the raw body is compressed: as it says itself, or else as the headers say."""
+    headers = [(header.name, header.value) for header in request.headers]
+    return request.raw_body.content_encoding or ", ".join(descriptor.values(headers, _ENCODING))
+
+
+def _read_raw_body(request: pb.EvaluateRequest, target: Target) -> Facts:
+    headers = [(header.name, header.value) for header in request.headers]
+    body = request.raw_body
+    content_type = body.content_type or descriptor.agreed(descriptor.values(headers, _TYPE))
+    coding = content_encoding(request)
+    return descriptor.read_body(
+        body.content, content_type, coding, target.endpoint, descriptor.MAX_RAW_BODY
+    )
+
+
+# The same few decisions come again and again, and most of an answer is the decision's.
+@lru_cache(maxsize=4096)
+def answer(decision: Decision) -> pb.EvaluateResponse:
+    """The answer that reports `decision`. It is shared: copy it before you add to it."""
+    why = decision.explanation
+    response = pb.EvaluateResponse(
+        decision=pb.DECISION_DENY if decision.denial else pb.DECISION_ALLOW,
+        flags=[pb.Flag(type=flag.type, description=flag.description) for flag in decision.flags],
+        would_deny=decision.would_deny,
+        explanation=pb.Explanation(
+            mode=pb.EnforceMode.ValueType(why.mode or 0),
+            source=pb.SettingSource.ValueType(why.source or 0),
+            override_ignored=pb.OverrideIgnored.ValueType(why.ignored),
+            in_scope=why.in_scope,
+            operation=why.operation,
+            user_state=pb.UserState.ValueType(why.user_state),
+            identifier=why.identifier,
+            summary=why.summary,
+        ),
+    )
+    if refusal := decision.denial:
+        headers = [pb.Header(name=name, value=value) for name, value in refusal.headers]
+        denial = pb.Denial(http_status=refusal.status, headers=headers, body=refusal.body)
+        response.denial.CopyFrom(denial)
+    return response

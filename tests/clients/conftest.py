@@ -1,0 +1,69 @@
+"""A policyd and a gateway before a demo upstream, and keys of every kind."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.processes import Policyd
+from tests.stack import Background, Gateway, Upstream, Wire
+
+
+@pytest.fixture(scope="session")
+def background() -> Iterator[Background]:
+    loop = Background()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture(scope="session")
+def running_upstream(background: Background) -> Iterator[Upstream]:
+    with Upstream(background) as running:
+        yield running
+
+
+@pytest.fixture
+def upstream(running_upstream: Upstream) -> Iterator[Upstream]:
+    """The demo upstream, having received nothing."""
+    running_upstream.forget()
+    yield running_upstream
+    running_upstream.let_go()
+
+
+@pytest.fixture(scope="session")
+def gateway(policyd: Policyd, running_upstream: Upstream) -> Iterator[Gateway]:
+    """A gateway that waits for policyd longer than any machine should take."""
+    server = Gateway(policyd.grpc, running_upstream.url, "--policy-timeout", "30")
+    yield server
+    assert server.stop() == 0, server.errors
+    assert not server.errors
+
+
+@pytest.fixture
+def wire(background: Background, gateway: Gateway) -> Iterator[Wire]:
+    """The way to the gateway, with every request counted."""
+    with Wire(background, gateway.url) as counting:
+        yield counting
+
+
+@pytest.fixture(scope="session")
+def enforcing(policyd: Policyd) -> str:
+    """An API key that enforces user IDs."""
+    return policyd.create_key("enforce")
+
+
+@pytest.fixture(scope="session")
+def off(policyd: Policyd) -> str:
+    """An API key that does not."""
+    return policyd.create_key("off")
+
+
+@pytest.fixture(scope="session")
+def locked(policyd: Policyd) -> str:
+    """An API key that enforces user IDs, whatever the headers say."""
+    return policyd.create_key("enforce", override="locked")
+
+
+@pytest.fixture(scope="session")
+def accepting(policyd: Policyd) -> str:
+    """An API key that enforces user IDs, and takes a safety identifier for one."""
+    return policyd.create_key("enforce", accept="user,safety_identifier")

@@ -1,0 +1,103 @@
+"""OpenAI's client for Node, against a real gateway and policyd."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import requirements
+from tests.processes import environment
+from tests.stack import Upstream, Wire
+
+NODE = Path(__file__).parent / "node"
+MESSAGE = "Usage Panda: Config set to block requests without user field"
+CALLS: dict[str, dict[str, Any]] = {
+    "completions.create": {"model": "gpt-3.5-turbo-instruct", "prompt": "Hello there"},
+    "chat.completions.create": {
+        "model": "gpt-4o-mini",
+        "messages": [{"role": "user", "content": "Hello there"}],
+    },
+    "responses.create": {"model": "gpt-4o-mini", "input": "Hello there"},
+    "embeddings.create": {"model": "text-embedding-3-small", "input": "Hello there"},
+    "images.generate": {"model": "gpt-image-1", "prompt": "a panda"},
+    "images.edit": {"model": "gpt-image-1", "prompt": "a panda", "image": "PNG"},
+}
+STREAMS = ["completions.create", "chat.completions.create", "responses.create"]
+every_call = pytest.mark.parametrize("method", CALLS)
+every_stream = pytest.mark.parametrize("method", STREAMS)
+
+
+def command(wire: Wire, key: str, method: str, **more: Any) -> list[str]:
+    """The command that makes one call."""
+    node = requirements.program("node", "nodejs")
+    requirements.file(NODE / "node_modules/openai", "make test installs it with npm")
+    parameters = json.dumps(CALLS[method] | more)
+    return [node, str(NODE / "ask.mjs"), f"{wire.url}/v1", key, method, parameters]
+
+
+def ask(wire: Wire, key: str, method: str, **more: Any) -> list[dict[str, Any]]:
+    """What comes of a call."""
+    done = subprocess.run(
+        command(wire, key, method, **more),
+        capture_output=True,
+        env=environment(),
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def is_denial(printed: list[dict[str, Any]]) -> bool:
+    """Whether the call failed as CONTRACT.md says."""
+    error = {
+        "class": "UnprocessableEntityError",
+        "status": 422,
+        "message": f"422 {MESSAGE}",
+        "type": "invalid_request",
+    }
+    return printed == [error]
+
+
+@every_call
+def test_without_user(wire: Wire, upstream: Upstream, enforcing: str, method: str) -> None:
+    """It throws UnprocessableEntityError after one request, and nothing goes upstream."""
+    assert is_denial(ask(wire, enforcing, method))
+    assert wire.requests == 1
+    assert not upstream.received
+
+
+@every_stream
+def test_a_stream_without_user(wire: Wire, upstream: Upstream, enforcing: str, method: str) -> None:
+    """It is refused as everything else is, before there is a stream."""
+    assert is_denial(ask(wire, enforcing, method, stream=True))
+    assert wire.requests == 1
+    assert not upstream.received
+
+
+@every_call
+def test_with_user(wire: Wire, upstream: Upstream, enforcing: str, method: str) -> None:
+    """It is answered."""
+    assert ask(wire, enforcing, method, user="alice") == [{"answered": True}]
+    assert wire.requests == 1
+    assert len(upstream.received) == 1
+
+
+@every_stream
+def test_a_stream_comes_chunk_by_chunk(
+    wire: Wire, upstream: Upstream, enforcing: str, method: str
+) -> None:
+    """The first chunk arrives before the upstream may send the second."""
+    upstream.hold()
+    words = command(wire, enforcing, method, user="alice", stream=True)
+    with subprocess.Popen(words, stdout=subprocess.PIPE, env=environment(), text=True) as node:
+        assert node.stdout
+        first = json.loads(node.stdout.readline())
+        upstream.let_go()
+        rest = [json.loads(line) for line in node.stdout]
+    assert "chunk" in first
+    assert len(rest) > 5
+    assert rest[-1] == {"answered": True}
+    assert wire.requests == 1

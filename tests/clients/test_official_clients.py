@@ -1,0 +1,233 @@
+"""OpenAI's own clients, of the seed's day and of today, against a real gateway and policyd."""
+
+import inspect
+import subprocess
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from tests import requirements
+from tests.processes import environment
+from tests.stack import Gateway, Upstream, Wire
+
+HERE = Path(__file__).parent
+MESSAGE = "Usage Panda: Config set to block requests without user field"
+ERROR = {"message": MESSAGE, "type": "invalid_request", "param": None, "code": None}
+HELLO = [{"role": "user", "content": "Hello there"}]
+PNG = ("image.png", b"\x89PNG\r\n\x1a\n", "image/png")
+
+Call = Callable[..., Any]
+CALLS: dict[str, Call] = {
+    "completions": lambda client, **more: client.completions.create(
+        model="gpt-3.5-turbo-instruct", prompt="Hello there", **more
+    ),
+    "chat": lambda client, **more: client.chat.completions.create(
+        model="gpt-4o-mini", messages=HELLO, **more
+    ),
+    "responses": lambda client, **more: client.responses.create(
+        model="gpt-4o-mini", input="Hello there", **more
+    ),
+    "embeddings": lambda client, **more: client.embeddings.create(
+        model="text-embedding-3-small", input="Hello there", **more
+    ),
+    "images.generate": lambda client, **more: client.images.generate(
+        model="gpt-image-1", prompt="a panda", **more
+    ),
+    "images.edit": lambda client, **more: client.images.edit(
+        model="gpt-image-1", image=PNG, prompt="a panda", **more
+    ),
+    "images.create_variation": lambda client, **more: client.images.create_variation(
+        image=PNG, **more
+    ),
+}
+STREAMS = ["completions", "chat", "responses"]
+DEPRECATED = pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
+every_call = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=DEPRECATED if name == "images.create_variation" else ())
+        for name in CALLS
+    ],
+)
+every_stream = pytest.mark.parametrize("name", STREAMS)
+
+
+def new_client(kind: Any, wire: Wire, key: str) -> Any:
+    """A client of today, with its own defaults, that sends `key`."""
+    headers = {"x-usagepanda-api-key": key}
+    return kind(api_key="sk-any", base_url=f"{wire.url}/v1", default_headers=headers)
+
+
+@pytest.fixture(params=[openai.OpenAI, openai.AsyncOpenAI])
+def make_client(request: pytest.FixtureRequest, wire: Wire) -> Callable[[str], Any]:
+    """Makes a client that sends the key it is given: a synchronous or an asynchronous one."""
+    return partial(new_client, request.param, wire)
+
+
+async def outcome(client: Any, call: Call, **more: Any) -> Any:
+    """What a synchronous or asynchronous client gives; it is closed then."""
+    try:
+        answer = call(client, **more)
+        return await answer if inspect.isawaitable(answer) else answer
+    finally:
+        closed = client.close()
+        if inspect.isawaitable(closed):
+            await closed
+
+
+async def refusal(client: Any, call: Call, **more: Any) -> openai.UnprocessableEntityError:
+    """The exception that a denied call raises."""
+    with pytest.raises(openai.UnprocessableEntityError) as caught:
+        await outcome(client, call, **more)
+    assert caught.type is openai.UnprocessableEntityError
+    return caught.value
+
+
+# The client of the seed
+
+
+def old_python(program: str, gateway: Gateway, key: str) -> subprocess.CompletedProcess[str]:
+    """Run a program that uses openai==0.27.8."""
+    python = HERE.parents[1] / ".venv-openai-0.27/bin/python"
+    requirements.file(python, "make test sets it up")
+    env = environment({"GATEWAY": gateway.url, "USAGE_PANDA_KEY": key})
+    command = [python, "-W", "ignore", "-c", program]
+    return subprocess.run(command, capture_output=True, env=env, text=True, timeout=60, check=False)
+
+
+def test_the_seeds_snippet(gateway: Gateway, upstream: Upstream, off: str) -> None:
+    """It ends with the seed's exception, to the letter up to the date; its header alone does so."""
+    done = old_python((HERE / "seed_snippet.py").read_text(), gateway, off)
+    seed = (HERE / "seed_exception.txt").read_text()
+    printed = done.stderr.splitlines()[-1]
+    assert printed.partition("'Date'")[:2] == seed.partition("'Date'")[:2]
+    assert done.returncode == 1
+    assert not upstream.received
+
+
+def test_the_seeds_snippet_with_user(gateway: Gateway, upstream: Upstream, off: str) -> None:
+    """It is answered once it names its user."""
+    snippet = (HERE / "seed_snippet.py").read_text()
+    named = snippet.replace('prompt="Hello there",', 'prompt="Hello there", user="alice",')
+    done = old_python(f"{named}print(output)", gateway, off)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert len(upstream.received) == 1
+
+
+# Today's client for Python
+
+
+@every_call
+async def test_without_user(
+    make_client: Call, enforcing: str, wire: Wire, upstream: Upstream, name: str
+) -> None:
+    """It raises UnprocessableEntityError after one request, and nothing goes upstream."""
+    error = await refusal(make_client(enforcing), CALLS[name])
+    assert error.status_code == 422
+    assert error.body == ERROR
+    assert MESSAGE in str(error)
+    assert wire.requests == 1
+    assert not upstream.received
+
+
+@every_stream
+async def test_a_stream_without_user(
+    make_client: Call, enforcing: str, wire: Wire, upstream: Upstream, name: str
+) -> None:
+    """It is refused as everything else is, before there is a stream."""
+    error = await refusal(make_client(enforcing), CALLS[name], stream=True)
+    assert error.body == ERROR
+    assert wire.requests == 1
+    assert not upstream.received
+
+
+@every_call
+async def test_with_user(
+    make_client: Call, enforcing: str, wire: Wire, upstream: Upstream, name: str
+) -> None:
+    """It is answered."""
+    answer = await outcome(make_client(enforcing), CALLS[name], user="alice")
+    assert answer.model_dump()
+    assert wire.requests == 1
+    assert len(upstream.received) == 1
+    assert b"alice" in upstream.received[0].body
+
+
+@every_stream
+def test_a_stream_comes_chunk_by_chunk(
+    wire: Wire, upstream: Upstream, enforcing: str, name: str
+) -> None:
+    """The first chunk arrives before the upstream may send the second."""
+    upstream.hold()
+    with new_client(openai.OpenAI, wire, enforcing) as client:
+        stream = CALLS[name](client, user="alice", stream=True)
+        first = next(stream)
+        upstream.let_go()
+        rest = list(stream)
+    assert first
+    assert len(rest) > 5
+    assert wire.requests == 1
+
+
+@every_stream
+async def test_an_asynchronous_stream_comes_chunk_by_chunk(
+    wire: Wire, upstream: Upstream, enforcing: str, name: str
+) -> None:
+    """Likewise with the asynchronous client."""
+    upstream.hold()
+    async with new_client(openai.AsyncOpenAI, wire, enforcing) as client:
+        stream = await CALLS[name](client, user="alice", stream=True)
+        first = await anext(stream)
+        upstream.let_go()
+        rest = [chunk async for chunk in stream]
+    assert first
+    assert len(rest) > 5
+    assert wire.requests == 1
+
+
+@every_call
+async def test_the_header_switches_off(make_client: Call, enforcing: str, name: str) -> None:
+    """With `false` in the header, an enforcing key lets the request pass."""
+    headers = {"x-usagepanda-enforce-user-ids": "false"}
+    assert await outcome(make_client(enforcing), CALLS[name], extra_headers=headers)
+
+
+@every_call
+async def test_the_header_switches_on(make_client: Call, off: str, name: str) -> None:
+    """With `true` in the header, a key that does not enforce refuses it."""
+    headers = {"x-usagepanda-enforce-user-ids": "true"}
+    error = await refusal(make_client(off), CALLS[name], extra_headers=headers)
+    assert error.body == ERROR
+
+
+@every_call
+async def test_a_locked_key(make_client: Call, locked: str, upstream: Upstream, name: str) -> None:
+    """It refuses, whatever the header says."""
+    headers = {"x-usagepanda-enforce-user-ids": "false"}
+    error = await refusal(make_client(locked), CALLS[name], extra_headers=headers)
+    assert error.body == ERROR
+    assert not upstream.received
+
+
+@pytest.mark.parametrize("name", ["chat", "responses"])
+async def test_a_safety_identifier(
+    make_client: Call, accepting: str, enforcing: str, name: str
+) -> None:
+    """It counts as a user for a key that accepts it, and for no other."""
+    named = {"safety_identifier": "5f4dcc3b"}
+    assert await outcome(make_client(accepting), CALLS[name], **named)
+    assert (await refusal(make_client(enforcing), CALLS[name], **named)).body == ERROR
+
+
+async def test_a_wrong_key(make_client: Call, wire: Wire, upstream: Upstream) -> None:
+    """It raises PermissionDeniedError after one request."""
+    with pytest.raises(openai.PermissionDeniedError) as caught:
+        await outcome(make_client("up-wrong"), CALLS["chat"], user="alice")
+    assert caught.value.type == "access_denied"
+    assert wire.requests == 1
+    assert not upstream.received
