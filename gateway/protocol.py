@@ -97,6 +97,8 @@ class Protocol(HttpToolsProtocol):
         version = self.parser.get_http_version().encode()
         lines = [b"%s %s HTTP/%s" % (method, self.url, version)]
         lines += [b"%s: %s" % pair for pair in self.headers if pair[0].lower() not in _CONNECTION]
+        if not self.parser.should_keep_alive():
+            lines.append(b"Connection: close")
         self.parser = httptools.HttpRequestParser(self)
         return b"\r\n".join([*lines, b"", rest])
 

@@ -37,8 +37,13 @@ _OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.enable_retries", 0),  # Done here, so that the deadline is one.
     ("grpc.max_send_message_length", -1),
+    # A policyd that hangs, or is gone without a word, is left for another.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 2_000),
 )
 _OUTAGES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+_RETRIES = (0.01, 0.05)
+"""Seconds before the second and the third try."""
 _Waiting = tuple[EvaluateRequest, asyncio.Future[EvaluateResponse]]
 _Answer = EvaluateResponse | NoDecision
 _Request = TypeVar("_Request")
@@ -139,14 +144,17 @@ class PolicyClient:
     async def _call(
         self, method: "grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]", request: _Request
     ) -> _Response:
-        started = time.monotonic()
-        try:
-            return await method(request, timeout=self._timeout, metadata=self._metadata)
-        except grpc.aio.AioRpcError as error:
-            left = self._timeout - (time.monotonic() - started)
-            # A policyd that is being replaced closes its connections; another takes the next call.
-            if error.code() is not grpc.StatusCode.UNAVAILABLE or left <= 0:
-                raise
+        deadline = time.monotonic() + self._timeout
+        # A policyd that is being replaced closes its connections; another takes the next call.
+        for pause in _RETRIES:
+            left = deadline - time.monotonic()
+            try:
+                return await method(request, timeout=left, metadata=self._metadata)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE or left <= pause:
+                    raise
+            await asyncio.sleep(pause)
+        left = max(deadline - time.monotonic(), 0)
         return await method(request, timeout=left, metadata=self._metadata)
 
 

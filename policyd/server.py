@@ -136,10 +136,13 @@ class _Listener:
         options = [
             ("grpc.so_reuseport", int(shared)),
             ("grpc.max_receive_message_length", max_message),
+            # Clients may ask every few seconds whether the connection still lives.
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+            ("grpc.keepalive_permit_without_calls", 1),
         ]
         self.server = grpc.aio.server(interceptors=[*guards, ErrorInterceptor()], options=options)
         self._shared = shared
-        self._health = HealthServicer()
+        self._health = _Health()
         self._services = ("", service)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         names = (service, "grpc.health.v1.Health", reflection.SERVICE_NAME)
@@ -169,8 +172,34 @@ class _Listener:
 
     async def stop(self, grace: float) -> None:
         """Report NOT_SERVING, and wait for calls under way up to `grace` seconds."""
-        await self._health.enter_graceful_shutdown()
+        await self._health.end_watches()
         await self.server.stop(grace)
+
+
+class _Health(HealthServicer):
+    """Ends the streams of Watch when the server stops: they would last as long as the grace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stopping = asyncio.Event()
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:  # noqa: N802  # gRPC's name
+        """See grpc.health.v1."""
+        watching = asyncio.ensure_future(super().Watch(request, context))
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait([watching, stopping], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await watching
+
+    async def end_watches(self) -> None:
+        """Tell whoever watches NOT_SERVING, and end."""
+        await self.enter_graceful_shutdown()
+        await asyncio.sleep(0)  # The watches wake, and send it.
+        self._stopping.set()
 
 
 def prepare(settings: ServerSettings) -> None:

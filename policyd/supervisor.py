@@ -8,7 +8,6 @@ even a killed supervisor leaves workers behind.
 import asyncio
 import json
 import logging
-import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -24,6 +23,8 @@ _log = logging.getLogger(__name__)
 
 _PAUSE = 1.0
 """Seconds before a worker that ended is started again."""
+_SILENCE = 10.0
+"""Seconds without a sign of life, of which one comes a second, until a worker is killed."""
 
 
 async def supervise(
@@ -83,14 +84,27 @@ class _Worker:
 
     async def keep_running(self) -> None:
         while True:
-            assert self._process
-            status = await self._process.wait()
+            status = await self._end()
             _log.error("worker %d ended (status %d) and is started again", self._number, status)
             await asyncio.sleep(_PAUSE)
             try:
                 await self.start()
             except (PolicydError, OSError) as error:
                 _log.error("worker %d does not start: %s", self._number, error)
+
+    async def _end(self) -> int:
+        """Wait for the worker's end, and bring it about where it hangs. Returns its status."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        try:
+            while True:
+                async with asyncio.timeout(_SILENCE):
+                    if not await self._process.stdout.readline():
+                        break
+        except TimeoutError:
+            _log.error("worker %d hangs and is killed", self._number)
+            self._process.kill()
+        return await self._process.wait()
 
     async def stop(self) -> None:
         process = self._process
@@ -102,5 +116,5 @@ class _Worker:
                 await process.wait()
         except TimeoutError:
             _log.error("worker %d does not stop and is killed", self._number)
-            process.send_signal(signal.SIGKILL)
+            process.kill()
             await process.wait()

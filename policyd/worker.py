@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 import sys
+from contextlib import suppress
 
 from policyd.configuration import run, start_logging
 from policyd.errors import PolicydError
@@ -22,15 +23,29 @@ async def _work() -> None:
     loop.add_signal_handler(signal.SIGINT, lambda: None)
     try:
         async with Server(settings, shared=True):
-            sys.stdout.write("ready\n")
-            sys.stdout.flush()
-            told = [asyncio.create_task(reader.read()), asyncio.create_task(stopping.wait())]
-            await asyncio.wait(told, return_when=asyncio.FIRST_COMPLETED)
-            for task in told:
+            _say("ready")
+            until = [reader.read(), stopping.wait(), _beat()]
+            tasks = [asyncio.create_task(one) for one in until]
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
                 task.cancel()
     except PolicydError as error:
-        sys.stdout.write(f"{error}\n")
+        _say(str(error))
         sys.exit(1)
+
+
+async def _beat() -> None:
+    """Tell the supervisor that the event loop still turns."""
+    while True:
+        await asyncio.sleep(1)
+        _say("alive")
+
+
+def _say(line: str) -> None:
+    # A supervisor that is gone hears nothing, and the closed input ends this worker.
+    with suppress(BrokenPipeError):
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -91,9 +91,14 @@ def test_brackets_in_strings_do_not_nest() -> None:
 
 def test_many_parts() -> None:
     """Where a body has to be looked at piece by piece, it may not have too many."""
-    many = b"[" + b"[]," * descriptor.MAX_TOKENS + b"1]"
-    facts = read(b'{"user": "a", "x": ' + many + b"}", limit=64 * MIB)
-    assert facts.user.state is UserState.TOO_COMPLEX
+    nested = b"[]," * 600
+    for many in (b"[]," * descriptor.MAX_TOKENS, nested + b'"",' * descriptor.MAX_TOKENS):
+        facts = read(b'{"user": "a", "x": [' + many + b"1]}", limit=64 * MIB)
+        assert facts.user.state is UserState.TOO_COMPLEX
+    flat = b'"",' * 2 * descriptor.MAX_TOKENS
+    assert read(b'{"user": "a", "x": [' + flat + b"1]}", limit=64 * MIB).user.state == 1
+    twice = b'{"user": "a", "user": "b", "x": [' + flat + b"1]}"
+    assert read(twice, limit=64 * MIB).user.state is UserState.TOO_COMPLEX
 
 
 def test_repeats_behind_a_tool_that_has_a_user_too() -> None:
@@ -127,6 +132,28 @@ def test_bomb(coding: str) -> None:
     bomb = CODINGS[coding](b" " * 32 * MIB)
     assert state(bomb, coding=coding) is UserState.TOO_LARGE
     assert state(gzip.compress(bomb), coding=f"{coding}, gzip") is UserState.TOO_LARGE
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_small_bomb(coding: str) -> None:
+    """A small body may grow a hundredfold and no more, however large the bound is."""
+    bomb = CODINGS[coding](GOOD + b" " * 16 * MIB)
+    assert read(bomb, coding=coding, limit=64 * MIB).user.state is UserState.TOO_LARGE
+    plain = CODINGS[coding](GOOD + b" " * 200_000)
+    assert read(plain, coding=coding, limit=64 * MIB).user.state is UserState.VALID
+
+
+def test_a_name_behind_invisible_characters() -> None:
+    """It is looked for among the first thousand characters only."""
+    hidden = json.dumps({"user": "\u200b" * 100_000 + "alice"}).encode()
+    assert state(hidden) is UserState.BLANK
+
+
+def test_an_urlencoded_form() -> None:
+    """JSON that an upstream could take for a form without a user is refused."""
+    kind = "application/x-www-form-urlencoded; charset=utf-8"
+    assert state(b'{"user": "a", "x": "&model=gpt-4o&prompt=hi&"}', kind) is UserState.NOT_JSON
+    assert state(b'{"user": "Tom & Jerry"}', kind) is UserState.VALID
 
 
 def test_bare_deflate() -> None:
@@ -174,6 +201,9 @@ def test_form() -> None:
         ([('name="user"', b"a"), ('name="user"', b"b")], UserState.VALID),
         ([('name="user"', b"\xff")], UserState.BAD_FORM),
         ([('name="image"; filename="i"', b"\xff\x00"), ('name="user"', b"a")], UserState.VALID),
+        ([("name=\"user\"; filename*=utf-8''a", b"alice")], UserState.ABSENT),
+        ([("name=user", b"a")], UserState.VALID),
+        ([('name="user"\r\nContent-Type: text/plain; charset="UTF-8"', b"a")], UserState.VALID),
     ],
 )
 def test_form_fields(parts: list[tuple[str, bytes]], expected: UserState) -> None:
@@ -196,6 +226,21 @@ def test_form_fields(parts: list[tuple[str, bytes]], expected: UserState) -> Non
         (b"", FORM),
         (b"--B\r\n\r\na\r\n--B--\r\n", FORM),
         (form(*[('name="x"', b"1")] * 2000), FORM),
+        (form(('name="user"', b"a")), "multipart/form-data; boundary=B; boundary=B"),
+        (form(('name="user"', b"a")), "multipart/form-data; boundary*=utf-8''B"),
+        (form(('name="user"', b"a")).replace(b"--B\r\n", b"--B  \r\n"), FORM),
+        (form(('name="user"', b"a")).replace(b"\r\n", b"\n"), FORM),
+        (form(('name="x"; name="user"', b"a")), FORM),
+        (form(("name*=utf-8''user", b"a")), FORM),
+        (form(('name="user"; x="\\"; filename="a"', b"a")), FORM),
+        (form(('name="user"; filename*0="a"', b"a")), FORM),
+        (form(('name="user"\r\nContent-Disposition: form-data; name="x"', b"a")), FORM),
+        (form(('name="user"\r\nContent-Transfer-Encoding: base64', b"ICAg")), FORM),
+        (form(('name="user"\r\nContent-Type: text/plain; charset=utf-7', b"+ACA-")), FORM),
+        (form(('name="user"\r\nContent-Type: multipart/mixed; boundary=C', b"a")), FORM),
+        (form(('name="user"\r\nX: a\rb', b"a")), FORM),
+        (form(('name="_charset_"', b"utf-16"), ('name="user"', b"a")), FORM),
+        (form(('name="user"', b"a")).replace(b"Disposition:", b"Disposition :"), FORM),
     ],
 )
 def test_bad_forms(body: bytes, kind: str) -> None:

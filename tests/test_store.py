@@ -155,6 +155,17 @@ def test_changes(store: Store) -> None:
     assert later.changed == (KeyChange(digest, None),)
 
 
+def test_a_database_put_back_from_a_copy(store: Store, url: str) -> None:
+    """Where the revision went back, everything is read again, and what is gone is gone."""
+    key, _ = store.create_key("old")
+    assert store.changes_since(0).everything
+    assert not store.changes_since(key.revision - 1).everything
+    back = store.changes_since(key.revision + 5)
+    assert back.everything
+    assert back.revision == key.revision
+    assert [change.settings.key_id for change in back.changed if change.settings] == [key.id]
+
+
 def test_writers_at_once(store: Store) -> None:
     """Changes made at the same time all count, each under a revision of its own."""
     with ThreadPoolExecutor(8) as pool:

@@ -39,7 +39,7 @@ async def test_request_headers(open_door: Serving) -> None:
         ("X-TWO", "2"),
         ("Content-Type", "text/plain"),
         ("Cookie", "a=b; a=c"),
-        ("X-Latin", "é".encode("latin-1").decode("latin-1")),
+        ("X-Name", "é".encode().decode("latin-1")),
         ("x-empty", ""),
     ]
     dropped = [
@@ -64,7 +64,7 @@ async def test_request_headers(open_door: Serving) -> None:
     sent = [f"{name}: {value}".replace("X-TWO", "x-Two") for name, value in passed]
     assert wire.head[0] == "GET /v1/models HTTP/1.1"
     assert wire.head[1].startswith("Host: 127.0.0.1:")
-    assert bytes("\n".join(wire.head[2:]), "latin-1").decode() == "\n".join(sent)
+    assert wire.head[2:] == sent
 
 
 async def test_no_header_is_added(open_door: Serving) -> None:

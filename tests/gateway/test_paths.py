@@ -2,6 +2,7 @@
 
 import pytest
 
+from policyd.endpoints import canonical_path
 from tests.gateway.conftest import IN_SESSION, Serving
 from tests.gateway.support import CHAT, CHAT_WITH_USER, Demo, ask, serving_wire
 
@@ -29,6 +30,7 @@ SPELLINGS = [
     "/v1/chat/completions;a=b",
     "/v1;a/chat;b/completions",
     "/x/..;/v1/chat/completions",
+    "//elsewhere.test/v1/chat/completions",
     "http://elsewhere.test/v1/chat/completions",
     "/openai/deployments/gpt/chat/completions?api-version=1",
     "/openai/v1/chat/completions",
@@ -41,6 +43,41 @@ async def test_spellings(gateway: str, upstream: Demo, enforced: str, target: st
     headers = [("x-usagepanda-api-key", enforced)]
     assert (await ask(gateway, "POST", target, headers, CHAT)).status == 422
     assert not upstream.app.record
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/v1/chat/completions",
+        "/chat/completions",
+        "/api/v1/chat/completions",
+        "/API/../api/v1/chat/completions",
+        "/../../api/v1/chat/completions",
+        "/api/v1/chat/%63ompletions",
+        "//x/../api/v1//chat/completions",
+    ],
+)
+async def test_behind_a_path_of_the_upstream(serving: Serving, enforced: str, target: str) -> None:
+    """Where the upstream has a path of its own, no spelling slips past either."""
+    headers = [("x-usagepanda-api-key", enforced)]
+    async with serving_wire() as wire, serving(f"{wire.url}/api/v1") as server:
+        answer = await ask(server.url, "POST", target, headers, CHAT)
+        if answer.status == 200:
+            came = canonical_path(wire.head[0].split()[1])
+            assert came == "/api/v1/api/v1/chat/completions", "that is another path"
+        else:
+            assert answer.status in (400, 422)
+            assert not wire.received
+
+
+@pytest.mark.parametrize("target", ["/../other", "/%2e%2e/other", "/api/v1/../../other", "/..;/x"])
+async def test_out_of_the_path_of_the_upstream(open_door: Serving, target: str) -> None:
+    """Nobody gets at what the operator did not choose."""
+    async with serving_wire() as wire, open_door(f"{wire.url}/api/v1") as server:
+        assert (await ask(server.url, "GET", target)).status == 400
+        assert not wire.received
+        assert (await ask(server.url, "GET", "/models/a%2Fb")).status == 200
+    assert wire.head[0] == "GET /api/v1/models/a%2Fb HTTP/1.1"
 
 
 @pytest.mark.parametrize("target", SPELLINGS)

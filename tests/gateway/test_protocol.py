@@ -1,5 +1,6 @@
 """What is not quite HTTP/1.1 is refused in OpenAI's shape, and never smuggled on."""
 
+import asyncio
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from tests.gateway.support import (
     CHAT,
     CHAT_WITH_USER,
     Demo,
+    ask,
     connect,
     exchange,
     parse,
@@ -96,7 +98,7 @@ async def test_upgrades_smuggle_nothing(open_door: Serving) -> None:
     inner = b"GET /v1/hidden HTTP/1.1\r\nHost: x\r\n\r\n"
     async with serving_wire() as wire, open_door(wire.url) as server:
         for name in ("Connection", "Proxy-Connection"):
-            head = [("Upgrade", "anything"), (name, "upgrade")]
+            head = [("Upgrade", "anything"), (name, "upgrade"), ("x-usagepanda-api-key", "up-1")]
             data = request("POST", "/v1/chat/completions", head, inner)
             assert parse(await exchange(server.url, data)).status == 200
         assert (
@@ -110,3 +112,55 @@ async def test_http_1_0(gateway: str, enforced: str) -> None:
     data = request("GET", "/v1/models", [("x-usagepanda-api-key", enforced)])
     response = parse(await exchange(gateway, data.replace(b"HTTP/1.1", b"HTTP/1.0")))
     assert response.status == 200
+
+
+async def test_trailers_are_no_headers(gateway: str, upstream: Demo, enforced: str) -> None:
+    """What comes behind the body's last chunk counts for nothing and goes no further."""
+    head = [("Transfer-Encoding", "chunked"), ("Content-Type", "application/json")]
+    chunks = b"%x\r\n%s\r\n0\r\n" % (len(CHAT_WITH_USER), CHAT_WITH_USER)
+    trailer = f"x-usagepanda-api-key: {enforced}\r\nX-Foo: 1\r\n\r\n".encode()
+    data = request("POST", "/v1/chat/completions", head)
+    assert parse(await exchange(gateway, data + chunks + trailer)).status == 403
+    assert not upstream.app.record
+    data = request("POST", "/v1/chat/completions", [*head, ("x-usagepanda-api-key", enforced)])
+    assert parse(await exchange(gateway, data + chunks + trailer)).status == 200
+    assert upstream.app.record[0].header(b"x-foo") == ""
+
+
+async def test_trailers_have_a_bound(gateway: str) -> None:
+    """Trailers without end are cut off."""
+    _, writer = await connect(gateway)
+    head = [("Transfer-Encoding", "chunked"), ("x-usagepanda-api-key", "up-1")]
+    writer.write(request("POST", "/v1/chat/completions", head) + b"0\r\n")
+
+    async def flood() -> None:
+        for _ in range(200):
+            writer.write(b"X-Foo: " + b"x" * 65536 + b"\r\n")
+            await writer.drain()
+            await asyncio.sleep(0.001)
+
+    with pytest.raises(ConnectionError):
+        await flood()
+    writer.close()
+
+
+async def test_many_upgrades_in_one_packet(open_door: Serving) -> None:
+    """They are all answered: one behind the other, not one within the other."""
+    one = b"GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
+    last = request("GET", "/v1/models")
+    async with serving_wire() as wire, open_door(wire.url) as server:
+        raw = await exchange(server.url, one * 100 + last)
+    assert raw.count(b"HTTP/1.1 200") == 101
+
+
+async def test_header_values(open_door: Serving) -> None:
+    """White space around them is not theirs, and what is not UTF-8 is refused, not changed."""
+    async with serving_wire() as wire, open_door(wire.url) as server:
+        padded = [("X-Padded", " a\t "), ("Content-Length", "3 ")]
+        data = request("POST", "/v1/files", padded, framed=False) + b"abc"
+        assert parse(await exchange(server.url, data)).status == 200
+        assert "X-Padded: a" in wire.head
+        latin = [("Authorization", "Bearer \xe9")]
+        refused = await ask(server.url, "GET", "/v1/models", latin)
+    assert refused.status == 400
+    assert b"not UTF-8" in refused.body
