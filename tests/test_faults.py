@@ -296,6 +296,18 @@ async def test_workers_are_killed_one_by_one(make_stack: MakeStack) -> None:
     assert sum("is started again" in line for line in stack.policyd.errors) == 2
 
 
+async def test_a_worker_that_hangs_is_replaced(make_stack: MakeStack) -> None:
+    """It is killed and another started, so that its callers are not left to it for good."""
+    stack = make_stack("--workers", "2", policy_timeout=WAITS_BRIEFLY)
+    async with under_load(stack) as load:
+        for hanging in workers(stack.policyd):
+            os.kill(hanging, signal.SIGSTOP)
+        await load.more(CLIENTS, 503)
+        await until(lambda: any("hangs and is killed" in line for line in stack.policyd.errors))
+        await until(lambda: listeners(stack.policyd) == 2)
+        await load.more(40, *DECIDED)
+
+
 async def test_the_supervisor_is_killed(make_stack: MakeStack) -> None:
     """Its workers end with it: none is left to answer by settings that nobody keeps."""
     stack = make_stack("--workers", "2")
