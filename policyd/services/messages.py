@@ -1,7 +1,6 @@
 """PolicyService's messages -> the model, and back."""
 
 from functools import lru_cache
-from typing import NamedTuple
 
 from policyd import descriptor, endpoints
 from policyd.descriptor import Facts
@@ -22,23 +21,15 @@ _TYPE = "content-type"
 _ENCODING = "content-encoding"
 
 
-class _OwnHeaders(NamedTuple):
-    """The values of the x-usagepanda-* headers, repeats kept."""
-
-    overrides: tuple[str, ...] = ()
-    keys: tuple[str, ...] = ()
-    traces: tuple[str, ...] = ()
-
-
 def describe(request: pb.EvaluateRequest) -> tuple[Descriptor, str]:
     """The descriptor that a message holds, and its trace ID.
 
     Raises InvalidDescriptor where it is malformed or says too little.
     """
-    headers = _own_headers(request)
+    overrides, keys, traces = _own_headers(request)
     credential, key = Credential.GIVEN, request.key
     if not key:
-        credential, key = descriptor.credential(headers.keys)
+        credential, key = descriptor.credential(keys)
     target = endpoints.resolve(request.method, request.path)
     user, safety_identifier = _identifiers(request, target)
     if target.in_scope and user is _UNKNOWN and safety_identifier is _UNKNOWN:
@@ -46,24 +37,28 @@ def describe(request: pb.EvaluateRequest) -> tuple[Descriptor, str]:
             "nobody can tell whether this request has a user: "
             "set has_user, user_state or user, or send the body as raw_body"
         )
-    trace_id = descriptor.trace_id(request.trace_id or next(iter(headers.traces), ""))
-    described = Descriptor(target, credential, key, headers.overrides, user, safety_identifier)
-    return described, trace_id
+    trace_id = request.trace_id or (traces[0] if traces else "")
+    described = Descriptor(target, credential, key, overrides, user, safety_identifier)
+    return described, descriptor.trace_id(trace_id) if trace_id else ""
 
 
-def _own_headers(request: pb.EvaluateRequest) -> _OwnHeaders:
-    headers = request.headers
-    if not headers:
-        return _NO_HEADERS
-    pairs = [(header.name.lower(), header.value) for header in headers]
-    return _OwnHeaders(
-        tuple(value for name, value in pairs if name == descriptor.OVERRIDE_HEADER),
-        tuple(value for name, value in pairs if name == descriptor.KEY_HEADER),
-        tuple(value for name, value in pairs if name == descriptor.TRACE_HEADER),
-    )
+_Values = tuple[str, ...]
 
 
-_NO_HEADERS = _OwnHeaders()
+def _own_headers(request: pb.EvaluateRequest) -> tuple[_Values, _Values, _Values]:
+    """The values of the override, key and trace headers, repeats kept."""
+    overrides: _Values = ()
+    keys: _Values = ()
+    traces: _Values = ()
+    for header in request.headers:
+        name = header.name.lower()
+        if name == descriptor.KEY_HEADER:
+            keys += (header.value,)
+        elif name == descriptor.OVERRIDE_HEADER:
+            overrides += (header.value,)
+        elif name == descriptor.TRACE_HEADER:
+            traces += (header.value,)
+    return overrides, keys, traces
 
 
 def _identifiers(request: pb.EvaluateRequest, target: Target) -> tuple[UserState, UserState]:
