@@ -30,7 +30,7 @@ install: $(INSTALLED) ## set up .venv
 
 .PHONY: run
 run: $(INSTALLED) ## run the whole of policyd in one process, to try it
-	@$(BIN)/policyd demo --data $(DATA) --gateway $(GATEWAY) --grpc $(GRPC)
+	@$(BIN)/policyd demo --data '$(DATA)' --gateway $(GATEWAY) --grpc $(GRPC)
 
 .PHONY: test
 test: $(INSTALLED) $(OPENAI_0_27) $(NODE_CLIENT) ## run the tests
@@ -84,6 +84,7 @@ clean: ## remove what the other targets have made, but not the data
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(INSTALLED): requirements.txt pyproject.toml
+	@echo "Installing into .venv, which takes about half a minute, once."
 	$(call venv,.venv)
 	$(BIN)/pip install --quiet --require-hashes -r requirements.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .

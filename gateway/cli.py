@@ -86,7 +86,7 @@ def main() -> None:
 def serve(log_level: str, **given: Any) -> None:
     """Run the gateway.
 
-    Options also come from the environment (GATEWAY_*) and from --config FILE (YAML), in this order.
+    A flag wins over the environment (GATEWAY_*), and that over --config FILE (YAML).
     Ctrl-C or SIGTERM finishes the requests under way; a second one cuts them.
     """
     start_logging(log_level)

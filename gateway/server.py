@@ -101,11 +101,10 @@ def _listen(address: Address) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
         return socket.create_server(address, family=family, backlog=_BACKLOG)
-    except OSError as problem:
-        reason = problem.strerror or str(problem)
+    except OSError:
         raise CannotListen(
-            f"--listen {address} cannot be used ({reason.lower()}): stop what uses that port, or "
-            "choose another; port 0 takes a free one"
+            f"--listen {address} cannot be listened on: another program has the port, or it is no "
+            "address of this machine. Give --listen another one; port 0 takes a free port"
         ) from None
 
 

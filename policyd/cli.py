@@ -28,7 +28,7 @@ OVERRIDES = {override.name.lower(): override for override in Override}
 def main() -> None:
     """policyd decides whether a request to an LLM API may go upstream.
 
-    Options also come from the environment (POLICYD_*) and from --config FILE (YAML), in this order.
+    A flag wins over the environment (POLICYD_*), and that over --config FILE (YAML).
 
     Exit status: 0 if all went well, 1 if not (`explain`: if the request would be denied), 2 if the
     command or its settings are wrong.
@@ -45,9 +45,16 @@ def main() -> None:
     "--workers", default=1, type=click.IntRange(1, 256), help="Processes; one a core is enough."
 )
 @option(
-    "--default-mode", default="off", type=click.Choice(list(MODES)), help="For keys without one."
+    "--default-mode",
+    default="off",
+    type=click.Choice(list(MODES)),
+    help="What keys do that set no mode.",
 )
-@option("--admin-token-file", type=click.Path(path_type=Path), help="Made if it is not there.")
+@option(
+    "--admin-token-file",
+    type=click.Path(path_type=Path),
+    help="Made if it is not there; by default admin-token beside the database.",
+)
 @option(
     "--caller-token-file", type=click.Path(path_type=Path), help="Token that gateways must show."
 )
@@ -58,7 +65,10 @@ def main() -> None:
 )
 @option("--max-message", default=4 * 2**20, type=click.IntRange(1024), help="Bytes of a request.")
 @option(
-    "--max-staleness", default=300.0, type=click.FloatRange(1), help="Seconds without database."
+    "--max-staleness",
+    default=300.0,
+    type=click.FloatRange(1),
+    help="Seconds without database until health says NOT_SERVING.",
 )
 @option(
     "--grace", default=10.0, type=click.FloatRange(0), help="Seconds to finish calls at the end."
@@ -104,7 +114,9 @@ def keys() -> None:
 
 _settings_options = [
     option(
-        "--enforce-user-ids", type=click.Choice([*MODES, "default"]), help="Requests without user."
+        "--enforce-user-ids",
+        type=click.Choice([*MODES, "default"]),
+        help="What to do with requests that name no user.",
     ),
     option("--override", type=click.Choice(list(OVERRIDES)), help="Who may override it by header."),
     option("--accept", help="What counts as a user: user,safety_identifier or one of them."),

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 import click
 import yaml
 
-from policyd.errors import CannotListen, PolicydError, SettingsError
+from policyd.errors import CannotListen, InvalidArgument, PolicydError, SettingsError
 
 __all__ = ["Address", "CannotListen", "Group", "Options", "SettingsError", "run", "start_logging"]
 
@@ -63,12 +63,16 @@ class Options:
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix + "_"
-        self._known = {"config"}
+        self._known = {"config": "config"}
+        """What click calls each setting, by its name."""
+        self._many: set[str] = set()
 
     def option(self, *names: str, **attributes: Any) -> Callable[[_Command], _Command]:
         """A click option. Its default is shown, unless it is none or a flag's."""
         name = names[0].partition("/")[0].removeprefix("--").replace("-", "_")
-        self._known.add(name)
+        self._known[name] = next((word for word in names if word[0] != "-"), name)
+        if attributes.get("multiple"):
+            self._many.add(name)
         has_default = attributes.get("default") is not None and not attributes.get("is_flag")
         envvar = self._prefix + name.upper()
         return click.option(
@@ -105,10 +109,15 @@ class Options:
     def _read_config(self, context: click.Context, _: click.Parameter, path: Path | None) -> None:
         if path is None:
             return
-        settings = _read_yaml(path)
-        for name, spelling in {name.replace("-", "_"): name for name in settings}.items():
+        given = {}
+        for spelling, value in _read_yaml(path).items():
+            name = spelling.replace("-", "_")
             self._refuse_unknown(name, spelling, f"--config {path}")
-        given = {name.replace("-", "_"): value for name, value in settings.items()}
+            takes_many = name in self._many
+            if not value or not isinstance(value, list if takes_many else str):
+                kind = "a list" if takes_many else "one value"
+                raise SettingsError(f"--config {path} sets {spelling} wrong: it takes {kind}")
+            given[self._known[name]] = value
         context.default_map = {**(context.default_map or {}), **given}
 
     def _refuse_unknown(self, name: str, spelling: str, where: str) -> None:
@@ -123,10 +132,12 @@ class Options:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        # Words stay words: YAML would read `off` as false, and options know best what they take.
+        content = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506  # It makes strings only.
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SettingsError(f"--config {path} cannot be read: {error}") from None
-    if content is None:
+    if not content:
         return {}
     if not isinstance(content, dict):
         raise SettingsError(f"--config {path} must hold lines of NAME: VALUE")
@@ -140,7 +151,7 @@ class Group(click.Group):
         """See click.Group."""
         try:
             return super().invoke(ctx)
-        except SettingsError as error:
+        except (SettingsError, InvalidArgument) as error:
             raise click.UsageError(str(error)) from error
         except PolicydError as error:
             raise click.ClickException(str(error)) from error
@@ -161,5 +172,5 @@ def start_logging(level: str) -> None:
     """Log to stderr."""
     line = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(level=level.upper(), format=line)
-    for noisy in ("alembic", "uvicorn"):
+    for noisy in ("alembic", "grpc", "uvicorn"):
         logging.getLogger(noisy).setLevel(logging.WARNING)  # They tell of every start.

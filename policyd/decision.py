@@ -169,7 +169,7 @@ def _outcome(
     identifier: str,
 ) -> str:
     if not in_scope:
-        return "Allowed: user IDs are not enforced on this method and path."
+        return "Allowed: this method and path are out of scope."
     field = f"the field {identifier} {_STATE_WORDS[state]}"
     if refusal is not None:
         return f"Denied: {field}."
@@ -189,5 +189,5 @@ def _ignored_words(ignored: Ignored, override: Override) -> str:
         return "The override header was ignored: the key lets it only switch enforcement on."
     if ignored is Ignored.INVALID:
         locked = ", and the key is locked" if override is Override.LOCKED else ""
-        return f"The override header cannot weaken this: it is not one clear true or false{locked}."
+        return f"The override header weakens nothing: it is not one clear true or false{locked}."
     return ""

@@ -4,6 +4,7 @@ import asyncio
 import shlex
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -148,7 +149,7 @@ def _key_lines(settings: ServerSettings, key: str | None) -> str:
         return f"API key, which is shown this once: {key}"
     return (
         "The API key was shown at the first start. For one to put in place of $POLICYD_KEY:\n"
-        "  policyd keys create NAME --enforce-user-ids enforce "
+        f"  {shlex.quote(sys.argv[0])} keys create NAME --enforce-user-ids enforce "
         f"--database-url {shlex.quote(settings.database_url)}"
     )
 

@@ -57,7 +57,10 @@ def opened(url: str, *, create: bool = False) -> Iterator[Store]:
     """
     store = Store(url)
     file = sqlite_file(url)
-    if file is not None and not create and not file.exists():
+    is_new = file is not None and not file.exists()
+    if is_new and create:
+        click.echo(f"There is no database {file} yet; it is made.", err=True)
+    elif is_new:
         raise StoreUnavailable(
             f"there is no database {file}: check --database-url, or make the first key "
             "(policyd keys create NAME) or start policyd serve, which make it"

@@ -77,8 +77,6 @@ def test_for_people(database: str) -> None:
     ("words", "message"),
     [
         (["keys", "show", "key_0"], "no API key has the ID 'key_0'"),
-        (["keys", "create", ""], "a key's name has 1 to 200"),
-        (["keys", "create", "x", "--accept", "email"], "accept takes one or more of"),
         (
             ["explain", "--key", "x", "--has-user", "--database-url", "sqlite:///no.db"],
             "no database",
@@ -98,6 +96,8 @@ def test_errors(database: str, words: list[str], message: str) -> None:
     ("words", "env", "message"),
     [
         (["keys", "set", "key_0"], {}, "nothing to change"),
+        (["keys", "create", ""], {}, "a key's name has 1 to 200"),
+        (["keys", "create", "x", "--accept", "email"], {}, "accept takes one or more of"),
         (["keys", "create", "x", "--override", "never"], {}, "'never' is not one of"),
         (["explain", "--key", "x"], {}, "give one of --has-user, --no-user and --body"),
         (["explain", "--key", "x", "--has-user", "--header", "no"], {}, "'NAME: VALUE'"),
@@ -141,6 +141,21 @@ def test_where_settings_come_from(tmp_path: Path) -> None:
     run(*create, "--database-url", by_flag, env={"POLICYD_DATABASE_URL": by_env})
     assert (tmp_path / "c.db").exists()
 
+    config.write_text(f"database_url: {by_file}\nenforce-user-ids: off\njson: true\n")
+    made = run("policyd", "keys", "create", "x", "--config", str(config))
+    assert json.loads(made.stdout)["enforce_user_ids"] == "off"
+    secret = json.loads(made.stdout)["key"]
+    config.write_text(
+        f"database_url: {by_file}\nheader:\n- 'x-usagepanda-enforce-user-ids: true'\n"
+    )
+    asked = ("policyd", "explain", "--key", secret, "--no-user", "--config", str(config))
+    assert run(*asked).returncode == 1
+
+    for wrong in ("workers: [1, 2]", "grpc:", "tls-cert: {a: 1}", "header: x"):
+        config.write_text(wrong + "\n")
+        refused = run(*asked)
+        assert refused.returncode == 2
+        assert b"it takes" in refused.stderr
     config.write_text("databse_url: x\n")
     refused = run(*create)
     assert refused.returncode == 2

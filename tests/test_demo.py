@@ -127,7 +127,7 @@ def test_the_command_for_another_key(tmp_path: Path) -> None:
     with demo(data):
         pass
     with demo(data) as second:
-        printed = re.search(r"^ *(policyd keys create .*)$", second.text, re.MULTILINE)
+        printed = re.search(r"^ *(\S*policyd keys create .*)$", second.text, re.MULTILINE)
         assert printed
         made = run(*shlex.split(printed[1].replace("NAME", "another")))
         (key,) = re.findall(r"up-\w+", made.stdout.decode())

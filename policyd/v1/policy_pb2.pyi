@@ -132,7 +132,7 @@ class _EnforceModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EnforceMo
     ENFORCE_MODE_OFF: _EnforceMode.ValueType  # 1
     """Allowed."""
     ENFORCE_MODE_AUDIT: _EnforceMode.ValueType  # 2
-    """Allowed, flagged and counted."""
+    """Allowed and flagged, and would_deny is set."""
     ENFORCE_MODE_ENFORCE: _EnforceMode.ValueType  # 3
     """Denied."""
 
@@ -144,7 +144,7 @@ ENFORCE_MODE_UNSPECIFIED: EnforceMode.ValueType  # 0
 ENFORCE_MODE_OFF: EnforceMode.ValueType  # 1
 """Allowed."""
 ENFORCE_MODE_AUDIT: EnforceMode.ValueType  # 2
-"""Allowed, flagged and counted."""
+"""Allowed and flagged, and would_deny is set."""
 ENFORCE_MODE_ENFORCE: EnforceMode.ValueType  # 3
 """Denied."""
 Global___EnforceMode: _TypeAlias = EnforceMode  # noqa: Y015
@@ -266,7 +266,9 @@ class EvaluateRequest(_message.Message):
     request_id: _builtins.str
     """The caller's own ID of the request."""
     min_revision: _builtins.int
-    """Decide with settings at least as new as this revision, or fail with REVISION_NOT_REACHED."""
+    """Decide with settings at least as new as this revision. policyd waits for it, up to 5 s or the
+    deadline, and then fails with REVISION_NOT_REACHED.
+    """
     @_builtins.property
     def headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Header]:
         """The request's headers, in order, repeats kept. Only x-usagepanda-*, Content-Type and
@@ -395,7 +397,7 @@ class EvaluateResponse(_message.Message):
     decision: Global___Decision.ValueType
     """Allow or deny."""
     decision_id: _builtins.str
-    """Names this decision in the log."""
+    """Names this decision: nobody else has it, and later ones sort behind it."""
     revision: _builtins.int
     """The revision of the settings that the decision was made with."""
     would_deny: _builtins.bool
@@ -414,7 +416,7 @@ class EvaluateResponse(_message.Message):
 
     @_builtins.property
     def flags(self) -> _containers.RepeatedCompositeFieldContainer[Global___Flag]:
-        """What the log shows of this request."""
+        """Marks that the caller's log should show with this request."""
 
     @_builtins.property
     def explanation(self) -> Global___Explanation:

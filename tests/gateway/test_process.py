@@ -222,7 +222,7 @@ def test_a_busy_port() -> None:
         ended = run("policyd-gateway", "serve", "--listen", address)
     assert ended.returncode == 1
     message = ended.stderr.decode()
-    assert re.fullmatch(f"Error: --listen {address} cannot be used .*in use.*\n", message)
+    assert re.fullmatch(f"Error: --listen {address} cannot be listened on: .*\n", message)
 
 
 WRONG = {
