@@ -75,7 +75,7 @@ class RequestHeaders(NamedTuple):
     def content_length(self) -> int | None:
         """How many bytes of body they announce, where they say."""
         value = self.first(b"content-length")
-        return int(value) if value else None
+        return int(value.lstrip("0") or "0") if value else None
 
     @property
     def names_key(self) -> bool:

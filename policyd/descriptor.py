@@ -27,7 +27,7 @@ MAX_RAW_BODY = 4 * 2**20
 """The same of a body that a caller of PolicyService sends in place of what it says."""
 MAX_DEPTH = 500
 """How deep JSON may nest. Python's own parsers stop at about twice this."""
-MAX_TOKENS = 250_000
+MAX_TOKENS = 500_000
 """How many strings and brackets a body may have where they have to be looked at one by one."""
 MAX_SAFETY_IDENTIFIER = 64
 """Characters of a safety_identifier: OpenAI's limit."""
@@ -132,7 +132,7 @@ def read_body(
         decoded = decompress(body, content_encoding, limit)
         if form.is_form(content_type) and takes_form:
             return _read_form(decoded, content_type)
-        if _is_urlencoded(content_type) and _FORM_FIELD.search(decoded):
+        if _may_be_other_than_json(content_type, decoded):
             return unreadable(UserState.NOT_JSON)
         return _read_json(decoded)
     except UnreadableBody as problem:
@@ -148,8 +148,13 @@ TOO_LARGE = unreadable(UserState.TOO_LARGE)
 """The facts of a body over the bound."""
 
 
-def _is_urlencoded(content_type: str) -> bool:
-    return content_type.partition(";")[0].strip().lower() == "application/x-www-form-urlencoded"
+def _may_be_other_than_json(content_type: str, body: bytes) -> bool:
+    """Whether an upstream that goes by the Content-Type may read something else than this JSON."""
+    kind = content_type.lower()
+    if any(charset not in _CHARSETS for charset in _CHARSET.findall(kind)):
+        return True
+    is_urlencoded = kind.partition(";")[0].strip() == "application/x-www-form-urlencoded"
+    return is_urlencoded and _FORM_FIELD.search(body) is not None
 
 
 class _Body(msgspec.Struct):
@@ -162,16 +167,27 @@ _decoder = msgspec.json.Decoder(_Body)
 _string_decoder = msgspec.json.Decoder(str)
 
 
-def _escaped(name: str) -> bytes:
-    letters = (rf"(?:{re.escape(letter)}|\\u{ord(letter):04x})" for letter in name)
-    return "".join(letters).encode()
+def _spellings(name: str) -> bytes:
+    """A pattern for every way to write `name` in JSON, in any letter case, as some servers read."""
+    return b"".join(map(_letter, name))
+
+
+def _letter(letter: str) -> bytes:
+    kinds = [letter, letter.upper(), *("\u017f" if letter == "s" else "")]
+    escapes = "|".join(rf"\\u{ord(kind):04x}" for kind in kinds)
+    return f"(?:{'|'.join(map(re.escape, kinds))}|{escapes})".encode()
 
 
 # Every spelling of the two keys, wherever they stand: more than one wants a closer look.
 _IDENTIFIER_KEY = re.compile(
-    rb'"(?:(%s)|(%s))"[ \t\r\n]*:' % (_escaped(USER), _escaped(SAFETY_IDENTIFIER)), re.IGNORECASE
+    rb'"(?:(%s)|(%s))"[ \t\r\n]*:' % (_spellings(USER), _spellings(SAFETY_IDENTIFIER)),
+    re.IGNORECASE,
 )
 _TOKEN = re.compile(rb'("[^"\\]*+(?:\\.[^"\\]*+)*+")([ \t\r\n]*:[ \t\r\n]*)?|[\[\]{}]', re.DOTALL)
+_CHARSET = re.compile(r"charset[^=;]*=[\s\"']*([^\s\"';,]*)")
+# Under the last two, JSON in UTF-8 reads otherwise, but nothing in it turns blank.
+_CHARSETS = ("utf-8", "utf8", "us-ascii", "iso-8859-1", "windows-1252")
+_LIKE_USER = re.compile(r"[^0-9a-z]*user(?![0-9a-z_-]).*", re.IGNORECASE | re.DOTALL)
 _FORM_FIELD = re.compile(rb"&[^&=]+=")
 _SCALAR = re.compile(rb"[^\s,\]}]+")
 _STRING = re.compile(rb'"[^"]*"')
@@ -192,6 +208,8 @@ def _read_json(body: bytes) -> Facts:
     brackets = body.count(b"{") + body.count(b"[")
     if brackets > MAX_DEPTH:
         _check_depth(body, brackets)
+    if body.count(b'"') > 4 * MAX_TOKENS:
+        raise UnreadableBody(UserState.TOO_COMPLEX)
     if _may_repeat(body):
         found_users, found_safety = _scan(body)
     else:
@@ -229,9 +247,12 @@ def _check_depth(body: bytes, brackets: int) -> None:
 
 
 def _scan(body: bytes) -> tuple[list[bytes], list[bytes]]:
-    """Every value of the two identifiers at the top level of well-formed JSON."""
-    users: list[bytes] = []
-    safety_identifiers: list[bytes] = []
+    """Every value of the two identifiers at the top level of well-formed JSON.
+
+    Some servers read names in any letter case, so those count too, where the right one is there.
+    """
+    found: dict[str, list[bytes]] = {USER: [], SAFETY_IDENTIFIER: []}
+    exact: set[str] = set()
     depth = 0
     for count, match in enumerate(_TOKEN.finditer(body)):
         if count > MAX_TOKENS:
@@ -240,10 +261,10 @@ def _scan(body: bytes) -> tuple[list[bytes], list[bytes]]:
             depth += 1 if match[0] in b"[{" else -1
         elif depth == 1 and match[2] is not None:
             name = _string_decoder.decode(match[1])
-            if name == USER:
-                users.append(_value_at(body, match.end()))
-            elif name == SAFETY_IDENTIFIER:
-                safety_identifiers.append(_value_at(body, match.end()))
+            if name.casefold() in found:
+                found[name.casefold()].append(_value_at(body, match.end()))
+                exact.add(name)
+    users, safety_identifiers = (found[name] if name in exact else [] for name in found)
     return users, safety_identifiers
 
 
@@ -281,8 +302,15 @@ def _json_string(raw: msgspec.Raw | msgspec.UnsetType) -> str:
 
 
 def _read_form(body: bytes, content_type: str) -> Facts:
-    fields = form.fields(body, content_type)
-    users = [field.value for field in fields if field.name == USER]
-    models = [field.value for field in fields if field.name == "model"]
-    user = max((Identifier(classify(v), v[:_MAX_VALUE]) for v in users), default=_ABSENT)
+    fields = form.fields(body, content_type, USER, "model")
+    users = [_form_identifier(field) for field in fields if _LIKE_USER.fullmatch(field.name)]
+    models = [field.value for field in fields if field.name == "model" and field.value]
+    user = max(users, default=_ABSENT)
     return Facts(user, _ABSENT, models[0][:_MAX_VALUE] if models else "")
+
+
+def _form_identifier(field: form.Field) -> Identifier:
+    # A file, or a name that only some servers take for `user`, is none, whatever else is there.
+    if field.name != USER or field.value is None:
+        return _ABSENT
+    return Identifier(classify(field.value), field.value[:_MAX_VALUE])

@@ -34,6 +34,8 @@ _TARGET = re.compile(r"(?:[a-z][a-z0-9+.-]*://[^/?#]*)?([^?#]*)", re.IGNORECASE 
 _HOST = re.compile(r"[/\\]{2,}[^/\\]+")
 _OUT_OF_SCOPE = Target(in_scope=False)
 _NOT_SAID = Target(in_scope=True)
+MAX_PATH = 16 * 1024
+"""Characters of a path that are read. What a longer one asks for counts as not said."""
 _MAX_CACHED_PATH = 256
 # White space and control characters, which many servers drop from the end of a path.
 _LOOSE = "".join(
@@ -50,7 +52,7 @@ def resolve(method: str, path: str) -> Target:
     """
     if method and method.strip().upper() != "POST":
         return _OUT_OF_SCOPE
-    if not path:
+    if not path or len(path) > MAX_PATH:
         return _NOT_SAID
     if len(path) <= _MAX_CACHED_PATH:
         return _resolve_cached(path)

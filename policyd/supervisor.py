@@ -23,6 +23,8 @@ _log = logging.getLogger(__name__)
 
 _PAUSE = 1.0
 """Seconds before a worker that ended is started again."""
+_START = 60.0
+"""Seconds that a worker has to start."""
 _SILENCE = 10.0
 """Seconds without a sign of life, of which one comes a second, until a worker is killed."""
 
@@ -78,7 +80,12 @@ class _Worker:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(dump_settings(self._settings)).encode() + b"\n")
-        answer = (await self._process.stdout.readline()).decode().strip()
+        try:
+            async with asyncio.timeout(_START):
+                answer = (await self._process.stdout.readline()).decode().strip()
+        except TimeoutError:
+            self._process.kill()
+            answer = f"worker {self._number} was not ready after {_START:.0f} s"
         if answer != "ready":
             raise SettingsError(answer or f"worker {self._number} ended while it was starting")
 

@@ -95,7 +95,7 @@ def test_many_parts() -> None:
     for many in (b"[]," * descriptor.MAX_TOKENS, nested + b'"",' * descriptor.MAX_TOKENS):
         facts = read(b'{"user": "a", "x": [' + many + b"1]}", limit=64 * MIB)
         assert facts.user.state is UserState.TOO_COMPLEX
-    flat = b'"",' * 2 * descriptor.MAX_TOKENS
+    flat = b'"",' * (descriptor.MAX_TOKENS + 1)
     assert read(b'{"user": "a", "x": [' + flat + b"1]}", limit=64 * MIB).user.state == 1
     twice = b'{"user": "a", "user": "b", "x": [' + flat + b"1]}"
     assert read(twice, limit=64 * MIB).user.state is UserState.TOO_COMPLEX
@@ -156,6 +156,23 @@ def test_an_urlencoded_form() -> None:
     assert state(b'{"user": "Tom & Jerry"}', kind) is UserState.VALID
 
 
+def test_another_charset() -> None:
+    """JSON that reads otherwise in the charset that its type names is refused."""
+    for kind in ("application/json; charset=utf-7", "application/json;charset = 'utf-16'"):
+        assert state(GOOD, kind) is UserState.NOT_JSON
+    for kind in ("application/json; charset=UTF-8", 'application/json; charset="utf-8"'):
+        assert state(GOOD, kind) is UserState.VALID
+
+
+@pytest.mark.parametrize("name", ["USER", "User", "U\\u0053er", "u\u017fer", "u\\u017Fer"])
+def test_names_in_other_letter_case(name: str) -> None:
+    """Servers that read any letter case may take them, so with `user` beside them they count."""
+    for first, second in (('"user": "a"', f'"{name}": ""'), (f'"{name}": ""', '"user": "a"')):
+        assert state(f"{{{first}, {second}}}".encode()) is UserState.EMPTY
+    assert state(f'{{"{name}": "a"}}'.encode()) is UserState.ABSENT
+    assert state(f'{{"{name}": "a", "{name}": "b"}}'.encode()) is UserState.ABSENT
+
+
 def test_bare_deflate() -> None:
     """deflate without zlib's header is understood too."""
     assert state(deflate(GOOD), coding="deflate") is UserState.VALID
@@ -203,6 +220,13 @@ def test_form() -> None:
         ([('name="image"; filename="i"', b"\xff\x00"), ('name="user"', b"a")], UserState.VALID),
         ([("name=\"user\"; filename*=utf-8''a", b"alice")], UserState.ABSENT),
         ([("name=user", b"a")], UserState.VALID),
+        ([('name="user"; filename=""', b""), ('name="user"', b"a")], UserState.ABSENT),
+        ([('name="user[]"', b"a"), ('name="user"', b"a")], UserState.ABSENT),
+        ([('name=" user"', b""), ('name="user"', b"a")], UserState.ABSENT),
+        ([('name="user_id"', b""), ('name="user"', b"a")], UserState.VALID),
+        ([('name="user"\r\nContent-Length: 1', b"a")], UserState.VALID),
+        ([('name="user"\r\nContent-Type: text/plain; charset=ISO-8859-1', b"a")], UserState.VALID),
+        ([('name="prompt"', b"\xe9"), ('name="user"', b"a")], UserState.VALID),
         ([('name="user"\r\nContent-Type: text/plain; charset="UTF-8"', b"a")], UserState.VALID),
     ],
 )
@@ -241,6 +265,16 @@ def test_form_fields(parts: list[tuple[str, bytes]], expected: UserState) -> Non
         (form(('name="user"\r\nX: a\rb', b"a")), FORM),
         (form(('name="_charset_"', b"utf-16"), ('name="user"', b"a")), FORM),
         (form(('name="user"', b"a")).replace(b"Disposition:", b"Disposition :"), FORM),
+        (form(('name="user"', b"a")), FORM + "; boundary*=utf-8''C"),
+        (form(('name="user"', b"a")), "multipart/form-data; xboundary=C; boundary=B"),
+        (form(('name="user"', b"a")), FORM + "; charset=utf-7"),
+        (form(('name="x"', b'x\n--B\nContent-Disposition: form-data; name="user"\n\n ')), FORM),
+        (form(('name="us\\er"', b"")), FORM),
+        (form(('filename="a"; name="user"', b"a")), FORM),
+        (form(('name="user"\r\nContent-Type: application/octet-stream', b"a")), FORM),
+        (form(('name="user"\r\nX-Other: a', b"a")), FORM),
+        (form(('name="user"\r\nContent-Length: 0', b"a")), FORM),
+        (form((f'name="x"; filename="{"a" * 10_000}"', b"a")), FORM),
     ],
 )
 def test_bad_forms(body: bytes, kind: str) -> None:
