@@ -40,8 +40,8 @@ async def _calls() -> dict[str, Call]:
     servicer = PolicyServicer(keys, Mode.OFF)
     allowed, denied = traffic.asked(key), traffic.asked(key, user=None)
     return {
-        "decide, allowed": partial(decide, describe(allowed), _SETTINGS, Mode.OFF),
-        "decide, denied": partial(decide, describe(denied), _SETTINGS, Mode.OFF),
+        "decide, allowed": partial(decide, describe(allowed)[0], _SETTINGS, Mode.OFF),
+        "decide, denied": partial(decide, describe(denied)[0], _SETTINGS, Mode.OFF),
         "describe": partial(describe, allowed),
         "Evaluate without gRPC, allowed": _finish(lambda: servicer.Evaluate(allowed, None)),
         "Evaluate without gRPC, denied": _finish(lambda: servicer.Evaluate(denied, None)),
