@@ -82,11 +82,7 @@ def _field(part: bytes, wanted: tuple[str, ...]) -> Field:
     encoding = headers.pop("content-transfer-encoding", "binary").lower()
     if kind != "form-data" or encoding not in _IDENTITIES:
         raise ValueError("a part that is no field")
-    if next(iter(parameters)) != "name" or not parameters.keys() <= {
-        "name",
-        "filename",
-        "filename*",
-    }:
+    if next(iter(parameters), "") != "name" or not parameters.keys() <= _PARAMETERS:
         raise ValueError("parameters that servers read differently")
     name = parameters["name"]
     if "\\" in name or name == "_charset_":

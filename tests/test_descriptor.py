@@ -255,6 +255,7 @@ def test_form_fields(parts: list[tuple[str, bytes]], expected: UserState) -> Non
         (form(('name="user"', b"a")).replace(b"--B\r\n", b"--B  \r\n"), FORM),
         (form(('name="user"', b"a")).replace(b"\r\n", b"\n"), FORM),
         (form(('name="x"; name="user"', b"a")), FORM),
+        (b"--B\r\nContent-Disposition: form-data\r\n\r\na\r\n--B--\r\n", FORM),
         (form(("name*=utf-8''user", b"a")), FORM),
         (form(('name="user"; x="\\"; filename="a"', b"a")), FORM),
         (form(('name="user"; filename*0="a"', b"a")), FORM),

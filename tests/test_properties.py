@@ -179,3 +179,36 @@ def test_repeats_are_judged_by_the_worst(members: list[tuple[str, object]], comp
         if name == "user"
     ]
     assert facts.user.state == max(alone, default=UserState.ABSENT)
+
+
+heads = st.lists(
+    st.sampled_from(
+        [
+            "Content-Disposition: form-data",
+            'Content-Disposition: form-data; name="user"',
+            'Content-Disposition: form-data; name="user"; filename="a"',
+            "Content-Disposition: form-data; name",
+            "Content-Disposition:",
+            "Content-Disposition: form-data;",
+            "Content-Type: text/plain; charset=utf-7",
+            "Content-Type:",
+            "Content-Length: 1",
+            "",
+        ]
+    )
+    | st.text(max_size=20),
+    max_size=3,
+).map("\r\n".join)
+parts = st.tuples(heads, st.sampled_from(["\r\n\r\n", "\r\n", "\n\n"]), st.text(max_size=5))
+
+
+@given(st.lists(parts.map("".join), max_size=3), st.sampled_from(["--x--\r\n", "--x--", "--x", ""]))
+def test_every_form_is_read(bodies: list[str], end: str) -> None:
+    """Whatever the parts of a form look like, they get a state."""
+    body = "".join(f"--x\r\n{part}\r\n" for part in bodies) + end
+    kind = "multipart/form-data; boundary=x"
+    facts = descriptor.read_body(
+        body.encode("utf-8", "surrogatepass"), kind, "", endpoints.ENDPOINTS["/images/edits"]
+    )
+    assert facts.user.state in UserState
+    assert facts.user.state is not UserState.UNKNOWN
