@@ -1,6 +1,7 @@
 """Evaluate beside methods of the same server that decide nothing, and beside itself in batches."""
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -79,7 +80,7 @@ def _batch_asks(channel: grpc.aio.Channel, key: str) -> dict[str, Ask]:
     for size in BATCHES:
         items = [BatchEvaluateItem(id=str(number), request=question) for number in range(size)]
         batch = BatchEvaluateRequest(items=items)
-        asks[str(size)] = lambda batch=batch: stub.BatchEvaluate(batch)  # type: ignore[misc]
+        asks[str(size)] = partial(stub.BatchEvaluate, batch)
     return asks
 
 

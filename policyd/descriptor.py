@@ -98,11 +98,6 @@ def classify(value: str, identifier: str = USER) -> UserState:
     return UserState.VALID
 
 
-def worst(states: Iterable[UserState]) -> UserState:
-    """The state that is believed where several are claimed. VALID only if every one is."""
-    return max((state for state in states if state), default=UserState.UNKNOWN)
-
-
 def _is_invisible(character: str) -> bool:
     # Cc are the control characters; Cf the invisible ones, such as the zero-width space.
     return character.isspace() or unicodedata.category(character) in ("Cc", "Cf")
@@ -205,11 +200,7 @@ def _read_json(body: bytes) -> Facts:
         raise UnreadableBody(UserState.TOO_COMPLEX) from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise UnreadableBody(UserState.NOT_JSON) from None
-    brackets = body.count(b"{") + body.count(b"[")
-    if brackets > MAX_DEPTH:
-        _check_depth(body, brackets)
-    if body.count(b'"') > 4 * MAX_TOKENS:
-        raise UnreadableBody(UserState.TOO_COMPLEX)
+    _check_complexity(body)
     if _may_repeat(body):
         found_users, found_safety = _scan(body)
     else:
@@ -235,15 +226,22 @@ def _may_repeat(body: bytes) -> bool:
     return False
 
 
-def _check_depth(body: bytes, brackets: int) -> None:
-    """Raises UnreadableBody where well-formed JSON nests too deeply."""
-    if max(brackets, body.count(b'"') // 2) > MAX_TOKENS:
+def _check_complexity(body: bytes) -> None:
+    """Raises UnreadableBody where well-formed JSON would take too long to look through."""
+    brackets = body.count(b"{") + body.count(b"[")
+    strings = body.count(b'"') // 2
+    if strings > 2 * MAX_TOKENS or (brackets > MAX_DEPTH and max(brackets, strings) > MAX_TOKENS):
         raise UnreadableBody(UserState.TOO_COMPLEX)
+    if brackets > MAX_DEPTH and _depth(body) > MAX_DEPTH:
+        raise UnreadableBody(UserState.TOO_COMPLEX)
+
+
+def _depth(body: bytes) -> int:
+    """How deep well-formed JSON with brackets nests."""
     # Without escapes, a string ends at the next quotation mark, and regular expressions are quick.
     plain = body.replace(rb"\\", b"").replace(rb"\"", b"") if b"\\" in body else body
     structure = _STRING.sub(b"", plain.translate(None, _NOT_STRUCTURE))
-    if max(accumulate(map(_STEPS.__getitem__, structure))) > MAX_DEPTH:
-        raise UnreadableBody(UserState.TOO_COMPLEX)
+    return max(accumulate(map(_STEPS.__getitem__, structure)))
 
 
 def _scan(body: bytes) -> tuple[list[bytes], list[bytes]]:

@@ -33,6 +33,7 @@ class PolicyServiceStub:
 
     Errors carry a google.rpc.ErrorInfo in their details, domain "policyd", with one of these reasons:
     INVALID_DESCRIPTOR    INVALID_ARGUMENT     the request is malformed or says too little
+    INVALID_ARGUMENT      INVALID_ARGUMENT     it is no message of this method, or a batch breaks its rules
     REVISION_NOT_REACHED  UNAVAILABLE          min_revision is not in force here yet: ask again
     UNAUTHENTICATED       UNAUTHENTICATED      this listener wants a bearer token
     INTERNAL              INTERNAL             a fault of policyd; its log names the decision's error
@@ -66,6 +67,7 @@ class PolicyServiceServicer:
 
     Errors carry a google.rpc.ErrorInfo in their details, domain "policyd", with one of these reasons:
     INVALID_DESCRIPTOR    INVALID_ARGUMENT     the request is malformed or says too little
+    INVALID_ARGUMENT      INVALID_ARGUMENT     it is no message of this method, or a batch breaks its rules
     REVISION_NOT_REACHED  UNAVAILABLE          min_revision is not in force here yet: ask again
     UNAUTHENTICATED       UNAUTHENTICATED      this listener wants a bearer token
     INTERNAL              INTERNAL             a fault of policyd; its log names the decision's error
@@ -116,6 +118,7 @@ class PolicyService:
 
     Errors carry a google.rpc.ErrorInfo in their details, domain "policyd", with one of these reasons:
     INVALID_DESCRIPTOR    INVALID_ARGUMENT     the request is malformed or says too little
+    INVALID_ARGUMENT      INVALID_ARGUMENT     it is no message of this method, or a batch breaks its rules
     REVISION_NOT_REACHED  UNAVAILABLE          min_revision is not in force here yet: ask again
     UNAUTHENTICATED       UNAUTHENTICATED      this listener wants a bearer token
     INTERNAL              INTERNAL             a fault of policyd; its log names the decision's error

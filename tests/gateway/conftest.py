@@ -48,7 +48,7 @@ def serving(policyd: Policyd) -> Serving:
 
     def serve(upstream: str, **settings: object) -> Server:
         given = {"listen": FREE, "policyd": policyd.grpc, "policy_timeout": 30.0, **settings}
-        return Server(Settings(upstream=upstream, **given))  # type: ignore[arg-type]
+        return Server(Settings(upstream=upstream, **given))  # type: ignore[arg-type]  # any of them
 
     return serve
 
@@ -61,7 +61,8 @@ def open_door() -> Serving:
         return EvaluateResponse(decision=DECISION_ALLOW)
 
     def serve(upstream: str, **settings: object) -> Server:
-        return Server(Settings(upstream=upstream, listen=FREE, **settings), allow)  # type: ignore[arg-type]
+        given = Settings(upstream=upstream, listen=FREE, **settings)  # type: ignore[arg-type]  # any
+        return Server(given, allow)
 
     return serve
 

@@ -116,7 +116,7 @@ class Demo:
 @asynccontextmanager
 async def serving_demo(**options: object) -> AsyncIterator[Demo]:
     """Run a demo upstream that keeps what it gets."""
-    app = DemoUpstream(record=1000, **options)  # type: ignore[arg-type]
+    app = DemoUpstream(record=1000, **options)  # type: ignore[arg-type]  # any of its settings
     config = uvicorn.Config(app, port=0, log_level="critical", lifespan="off", ws="none")
     server = uvicorn.Server(config)
     running = asyncio.create_task(server.serve())

@@ -7,13 +7,9 @@ import zlib
 import brotli
 import pytest
 
+from policyd.content_encoding import zstd
 from tests.gateway.conftest import IN_SESSION, Serving
 from tests.gateway.support import CHAT, CHAT_WITH_USER, Demo, ask, exchange, parse, post
-
-try:
-    from compression import zstd  # type: ignore[import-not-found,unused-ignore]
-except ImportError:  # Python before 3.14
-    from backports import zstd
 
 pytestmark = IN_SESSION
 
