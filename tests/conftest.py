@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.postgresql import PostgreSQL
 from tests.processes import Policyd
 
 
@@ -14,6 +15,13 @@ def policyd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policyd]:
     server = Policyd(tmp_path_factory.mktemp("policyd"))
     yield server
     assert server.stop() == 0, server.errors
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """A running PostgreSQL, of Debian's programs."""
+    with PostgreSQL() as server:
+        yield server
 
 
 @pytest.fixture

@@ -97,14 +97,21 @@ class Program:
 
 
 class Policyd(Program):
-    """`policyd serve`, on free ports."""
+    """`policyd serve`, on free ports; on a SQLite database in `folder` unless another is given."""
 
-    def __init__(self, folder: Path, *flags: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *flags: str,
+        database_url: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = folder
-        self.database_url = f"sqlite:///{folder}/policyd.db"
+        self.database_url = database_url or f"sqlite:///{folder}/policyd.db"
         super().__init__(
             *("policyd", "serve", "--database-url", self.database_url),
-            *("--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0", *flags),
+            *("--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0"),
+            *("--admin-token-file", str(folder / "admin-token"), *flags),
             ready=r"policyd is ready: grpc=(\S+) admin=(\S+)",
             env=env,
         )

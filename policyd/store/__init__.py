@@ -7,13 +7,9 @@ order of commits is the order of revisions, and `WHERE revision > last` misses n
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import event
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from policyd import api_keys, migrations
 from policyd.errors import (
@@ -21,8 +17,6 @@ from policyd.errors import (
     InvalidArgument,
     KeyNotFound,
     KeyRevoked,
-    SettingsError,
-    StoreUnavailable,
 )
 from policyd.model import (
     IDENTIFIERS,
@@ -34,26 +28,24 @@ from policyd.model import (
     Mode,
     Override,
 )
+from policyd.store.database import (
+    Moment,
+    errors,
+    metadata,
+    now,
+    open_engine,
+    reading,
+    sqlite_file,
+    writing,
+)
+
+__all__ = ["CHANGEABLE", "MAX_NAME", "Store", "metadata", "sqlite_file"]
 
 MAX_NAME = 200
 """Characters of a key's name."""
 CHANGEABLE = ("name", "mode", "override", "accept")
 """The fields of an ApiKey that update_key() takes."""
-_SQLITE_WAIT = 10.0
-"""Seconds that a writer waits for another one's transaction."""
 
-
-class _Moment(sa.TypeDecorator[datetime]):
-    """A moment in UTC. SQLite drops the zone, so it is put back."""
-
-    impl = sa.DateTime(timezone=True)
-    cache_ok = True
-
-    def process_result_value(self, value: datetime | None, dialect: object) -> datetime | None:
-        return value.replace(tzinfo=UTC) if value and value.tzinfo is None else value
-
-
-metadata = sa.MetaData()
 _revision = sa.Table(
     "revision",
     metadata,
@@ -69,9 +61,9 @@ _keys = sa.Table(
     sa.Column("mode", sa.SmallInteger),
     sa.Column("override", sa.SmallInteger, nullable=False),
     sa.Column("accept", sa.String(200), nullable=False),
-    sa.Column("created_at", _Moment, nullable=False),
-    sa.Column("updated_at", _Moment, nullable=False),
-    sa.Column("revoked_at", _Moment),
+    sa.Column("created_at", Moment, nullable=False),
+    sa.Column("updated_at", Moment, nullable=False),
+    sa.Column("revoked_at", Moment),
     sa.Column("revision", sa.BigInteger, nullable=False, index=True),
 )
 
@@ -83,7 +75,7 @@ class Store:
     """
 
     def __init__(self, url: str) -> None:
-        self._engine = _engine(url)
+        self._engine = open_engine(url)
 
     def close(self) -> None:
         """Close every connection."""
@@ -91,10 +83,8 @@ class Store:
 
     def migrate(self) -> None:
         """Bring the tables to this version's form. Several processes may do so at once."""
-        with _errors(), self._engine.connect() as connection:
-            connection.execution_options(policyd_begin="BEGIN IMMEDIATE")
-            with connection.begin():
-                migrations.upgrade(connection)
+        with writing(self._engine) as connection:
+            migrations.upgrade(connection)
 
     def create_key(
         self,
@@ -106,9 +96,9 @@ class Store:
         """Make a key. Returns its settings, and the key itself: nobody can read it again."""
         key = api_keys.generate()
         row = _valid({"name": name, "mode": mode, "override": override, "accept": accept})
-        now = _now()
+        at = now()
         row |= {"id": api_keys.generate_id(), "digest": api_keys.digest(key)}
-        row |= {"created_at": now, "updated_at": now, "revoked_at": None}
+        row |= {"created_at": at, "updated_at": at, "revoked_at": None}
         with self._change() as (connection, revision):
             row["revision"] = revision
             connection.execute(sa.insert(_keys).values(row))
@@ -121,7 +111,7 @@ class Store:
         query = sa.select(_keys).order_by(_keys.c.created_at, _keys.c.id).limit(limit)
         if not show_revoked:
             query = query.where(_keys.c.revoked_at.is_(None))
-        with _errors(), self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             if after:
                 last = _read(connection, after)
                 place = sa.tuple_(_keys.c.created_at, _keys.c.id)
@@ -130,7 +120,7 @@ class Store:
 
     def get_key(self, key_id: str) -> ApiKey:
         """The key with this ID. Raises KeyNotFound."""
-        with _errors(), self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return _read(connection, key_id)
 
     def update_key(
@@ -156,11 +146,11 @@ class Store:
             if current.revoked_at:
                 connection.rollback()
                 return current
-            return _write(connection, key_id, {"revoked_at": _now()}, revision)
+            return _write(connection, key_id, {"revoked_at": now()}, revision)
 
     def changes_since(self, revision: int) -> KeyChanges:
         """The keys that changed after `revision`, up to some newer one; all of them for 0."""
-        with _errors(), self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             # The number first: what commits between the two reads is read again the next time.
             latest = connection.execute(sa.select(_revision.c.value)).scalar_one()
             if latest == revision:
@@ -172,68 +162,10 @@ class Store:
 
     @contextmanager
     def _change(self) -> Iterator[tuple[sa.Connection, int]]:
-        with _errors(), self._engine.begin() as connection:
+        with errors(), self._engine.begin() as connection:
             # First of all, so that the transaction begins with the lock and writers queue up here.
             count = sa.update(_revision).values(value=_revision.c.value + 1)
             yield connection, connection.execute(count.returning(_revision.c.value)).scalar_one()
-
-
-def _engine(url: str) -> sa.Engine:
-    try:
-        engine = sa.create_engine(url, pool_pre_ping=True, hide_parameters=True)
-    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, ValueError) as error:
-        # The URL may hold a password, so the message does not repeat it.
-        raise SettingsError(
-            "--database-url is not usable: give sqlite:///FILE, or "
-            "postgresql+psycopg://USER@HOST/NAME with the extra policyd[postgresql] "
-            f"({type(error).__name__})"
-        ) from None
-    if engine.dialect.name == "sqlite":
-        if sqlite_file(url) is None:
-            raise SettingsError(
-                "--database-url must name a file: a database in memory cannot be shared"
-            )
-        event.listen(engine, "connect", _prepare_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
-    return engine
-
-
-def _prepare_sqlite(connection: Any, _: object) -> None:
-    connection.isolation_level = None  # The driver leaves transactions to _begin_sqlite.
-    connection.execute(f"PRAGMA busy_timeout = {int(_SQLITE_WAIT * 1000)}")
-    connection.execute("PRAGMA journal_mode = WAL")  # Readers do not wait for a writer.
-
-
-def _begin_sqlite(connection: sa.Connection) -> None:
-    connection.exec_driver_sql(connection.get_execution_options().get("policyd_begin", "BEGIN"))
-
-
-def sqlite_file(url: str) -> Path | None:
-    """The file that a SQLite URL names, None for any other URL."""
-    try:
-        parsed = sa.make_url(url)
-    except (ArgumentError, ValueError):
-        return None
-    is_file = parsed.get_backend_name() == "sqlite" and parsed.database not in (
-        None,
-        "",
-        ":memory:",
-    )
-    return Path(str(parsed.database)) if is_file else None
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    try:
-        yield
-    except SQLAlchemyError as error:
-        # The driver's own words; SQLAlchemy's would add the statement.
-        cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        raise StoreUnavailable(f"the database cannot be used: {cause}") from error
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 def _valid(changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -274,7 +206,7 @@ def _read(connection: sa.Connection, key_id: str, etag: str | None = None) -> Ap
 
 
 def _write(connection: sa.Connection, key_id: str, row: dict[str, Any], revision: int) -> ApiKey:
-    row = {**row, "updated_at": _now(), "revision": revision}
+    row = {**row, "updated_at": now(), "revision": revision}
     connection.execute(sa.update(_keys).where(_keys.c.id == key_id).values(row))
     return _read(connection, key_id)
 

@@ -1,0 +1,107 @@
+"""How policyd talks to SQLite and PostgreSQL: the engine, its errors, and what they do unlike."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+from policyd.errors import SettingsError, StoreUnavailable
+
+_SQLITE_WAIT = 10.0
+"""Seconds that a writer waits for another one's transaction."""
+
+metadata = sa.MetaData()
+
+
+class Moment(sa.TypeDecorator[datetime]):
+    """A moment in UTC. SQLite drops the zone, so it is put back."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_result_value(self, value: datetime | None, dialect: object) -> datetime | None:
+        return value.replace(tzinfo=UTC) if value and value.tzinfo is None else value
+
+
+def now() -> datetime:
+    """This moment, in UTC."""
+    return datetime.now(UTC)
+
+
+def open_engine(url: str) -> sa.Engine:
+    """The engine for `url`. Raises SettingsError."""
+    try:
+        engine = sa.create_engine(url, pool_pre_ping=True, hide_parameters=True)
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, ValueError) as error:
+        # The URL may hold a password, so the message does not repeat it.
+        raise SettingsError(
+            "--database-url is not usable: give sqlite:///FILE, or "
+            "postgresql+psycopg://USER@HOST/NAME with the extra policyd[postgresql] "
+            f"({type(error).__name__})"
+        ) from None
+    if engine.dialect.name == "sqlite":
+        if sqlite_file(url) is None:
+            raise SettingsError(
+                "--database-url must name a file: a database in memory cannot be shared"
+            )
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _: object) -> None:
+    connection.isolation_level = None  # The driver leaves transactions to _begin_sqlite.
+    connection.execute(f"PRAGMA busy_timeout = {int(_SQLITE_WAIT * 1000)}")
+    connection.execute("PRAGMA journal_mode = WAL")  # Readers do not wait for a writer.
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    connection.exec_driver_sql(connection.get_execution_options().get("policyd_begin", "BEGIN"))
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file that a SQLite URL names, None for any other URL."""
+    try:
+        parsed = sa.make_url(url)
+    except (ArgumentError, ValueError):
+        return None
+    is_file = parsed.get_backend_name() == "sqlite" and parsed.database not in (
+        None,
+        "",
+        ":memory:",
+    )
+    return Path(str(parsed.database)) if is_file else None
+
+
+@contextmanager
+def errors() -> Iterator[None]:
+    """Report what the database says as StoreUnavailable."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        # The driver's own words; SQLAlchemy's would add the statement.
+        words = str(getattr(error, "orig", None) or error).strip().splitlines()
+        cause = words[0] if words else type(error).__name__
+        raise StoreUnavailable(f"the database cannot be used: {cause}") from error
+
+
+@contextmanager
+def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A connection to read by. Raises StoreUnavailable."""
+    with errors(), engine.connect() as connection:
+        yield connection
+
+
+@contextmanager
+def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A transaction that writes, committed at the end. Raises StoreUnavailable."""
+    with errors(), engine.connect() as connection:
+        # SQLite: a transaction that reads first could not write once another one has written.
+        connection.execution_options(policyd_begin="BEGIN IMMEDIATE")
+        with connection.begin():
+            yield connection

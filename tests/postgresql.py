@@ -1,0 +1,92 @@
+"""A real PostgreSQL for tests: a cluster of its own in a temporary folder, on a socket only."""
+
+import itertools
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psycopg
+
+from tests.requirements import missing
+
+_DEBIAN = Path("/usr/lib/postgresql")
+
+
+class PostgreSQL:
+    """Starts with the newest PostgreSQL that Debian's packages have installed."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count()
+        # PostgreSQL refuses to run as root; Debian's package brings a user for it.
+        self._user = "postgres" if os.getuid() == 0 else None
+
+    def __enter__(self) -> Self:
+        programs = _programs()
+        self._folder = Path(tempfile.mkdtemp(prefix="policyd-postgresql-"))
+        if self._user:
+            owner = pwd.getpwnam(self._user)
+            os.chown(self._folder, owner.pw_uid, owner.pw_gid)
+        data = str(self._folder / "data")
+        flags = ("--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C.UTF-8")
+        self._run(programs / "initdb", "--pgdata", data, "--no-sync", *flags)
+        self._pg_ctl = programs / "pg_ctl"
+        options = f"-c listen_addresses= -c unix_socket_directories={self._folder} -c fsync=off"
+        log = str(self._folder / "log")
+        self._run(self._pg_ctl, "start", "--wait", "-D", data, "-l", log, "-o", options)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        pid = int((self._folder / "data" / "postmaster.pid").read_text().split()[0])
+        os.kill(pid, signal.SIGINT)  # Its fast shutdown: it waits for nobody.
+        self._run(self._pg_ctl, "stop", "--wait", "-D", str(self._folder / "data"), check=False)
+        shutil.rmtree(self._folder)
+
+    @contextmanager
+    def database(self) -> Iterator[str]:
+        """The URL of a new, empty database."""
+        name = f"test{next(self._numbers)}"
+        self._execute(f"CREATE DATABASE {name}")
+        try:
+            yield f"postgresql+psycopg://postgres@/{name}?host={self._folder}"
+        finally:
+            self._execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def _execute(self, statement: str) -> None:
+        with psycopg.connect(
+            host=str(self._folder), user="postgres", dbname="postgres", autocommit=True
+        ) as connection:
+            connection.execute(statement.encode())
+
+    def _run(self, program: Path, *arguments: str, check: bool = True) -> None:
+        done = subprocess.run(
+            [program, *arguments],
+            user=self._user,
+            cwd=self._folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            # A server that pg_ctl leaves behind keeps its output, so nobody may wait for its end.
+            stderr=subprocess.DEVNULL,
+            check=False,
+            timeout=60,
+        )
+        assert not check or done.returncode == 0, done.stdout.decode()
+
+
+def _programs() -> Path:
+    found = sorted(_DEBIAN.glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    if not found:
+        missing("PostgreSQL is missing (Debian: apt-get install postgresql)")
+    return found[-1].parent
