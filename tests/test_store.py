@@ -60,9 +60,14 @@ def test_a_key_without_settings(store: Store) -> None:
     assert (key.mode, key.override, key.accept) == (None, Override.ANY, ("user",))
 
 
-def test_the_key_itself_is_not_kept(store: Store, url: str) -> None:
-    """Nothing of the secret is in the database."""
+def test_the_key_itself_is_not_kept(store: Store, url: str, tmp_path: Path) -> None:
+    """Nothing of the secret is in the tables, nor in the files where SQLite keeps them."""
     _, secret = store.create_key("app")
+    if url.startswith("sqlite"):
+        files = [file.read_bytes() for file in tmp_path.iterdir()]
+        assert any(api_keys.digest(secret) in content for content in files)
+        assert not any(secret.encode() in content for content in files)
+        assert not any(secret[3:19].encode() in content for content in files)
     content = _content(url)
     assert repr(api_keys.digest(secret)) in content
     assert secret[3:19] not in content

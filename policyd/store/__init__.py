@@ -30,7 +30,6 @@ from policyd.model import (
 )
 from policyd.store.database import (
     Moment,
-    errors,
     metadata,
     now,
     open_engine,
@@ -162,7 +161,7 @@ class Store:
 
     @contextmanager
     def _change(self) -> Iterator[tuple[sa.Connection, int]]:
-        with errors(), self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             # First of all, so that the transaction begins with the lock and writers queue up here.
             count = sa.update(_revision).values(value=_revision.c.value + 1)
             yield connection, connection.execute(count.returning(_revision.c.value)).scalar_one()
