@@ -26,12 +26,14 @@ if _version_not_supported:
 
 
 class AdminServiceStub:
-    """Manages API keys and their settings. It has a listener of its own and wants the metadata
-    `authorization: Bearer TOKEN`; the token stands in the file that `policyd serve` names at its start.
+    """Manages API keys and their settings, and reads the decision log. It has a listener of its own and
+    wants the metadata `authorization: Bearer TOKEN`; the token stands in the file that `policyd serve`
+    names at its start.
 
     Errors carry a google.rpc.ErrorInfo in their details, domain "policyd", with one of these reasons:
     INVALID_ARGUMENT   INVALID_ARGUMENT  a field is malformed; the message names it
     KEY_NOT_FOUND      NOT_FOUND         no key has this ID
+    DECISION_NOT_FOUND NOT_FOUND         the log has no decision with this ID
     KEY_REVOKED        FAILED_PRECONDITION  a revoked key cannot be changed
     ETAG_MISMATCH      ABORTED           the key was changed since it was read: read it again
     STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached: try again
@@ -69,15 +71,32 @@ class AdminServiceStub:
                 request_serializer=policyd_dot_v1_dot_admin__pb2.RevokeApiKeyRequest.SerializeToString,
                 response_deserializer=policyd_dot_v1_dot_admin__pb2.RevokeApiKeyResponse.FromString,
                 _registered_method=True)
+        self.ListDecisions = channel.unary_unary(
+                '/policyd.v1.AdminService/ListDecisions',
+                request_serializer=policyd_dot_v1_dot_admin__pb2.ListDecisionsRequest.SerializeToString,
+                response_deserializer=policyd_dot_v1_dot_admin__pb2.ListDecisionsResponse.FromString,
+                _registered_method=True)
+        self.GetDecision = channel.unary_unary(
+                '/policyd.v1.AdminService/GetDecision',
+                request_serializer=policyd_dot_v1_dot_admin__pb2.GetDecisionRequest.SerializeToString,
+                response_deserializer=policyd_dot_v1_dot_admin__pb2.GetDecisionResponse.FromString,
+                _registered_method=True)
+        self.GetLogStatus = channel.unary_unary(
+                '/policyd.v1.AdminService/GetLogStatus',
+                request_serializer=policyd_dot_v1_dot_admin__pb2.GetLogStatusRequest.SerializeToString,
+                response_deserializer=policyd_dot_v1_dot_admin__pb2.GetLogStatusResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
-    """Manages API keys and their settings. It has a listener of its own and wants the metadata
-    `authorization: Bearer TOKEN`; the token stands in the file that `policyd serve` names at its start.
+    """Manages API keys and their settings, and reads the decision log. It has a listener of its own and
+    wants the metadata `authorization: Bearer TOKEN`; the token stands in the file that `policyd serve`
+    names at its start.
 
     Errors carry a google.rpc.ErrorInfo in their details, domain "policyd", with one of these reasons:
     INVALID_ARGUMENT   INVALID_ARGUMENT  a field is malformed; the message names it
     KEY_NOT_FOUND      NOT_FOUND         no key has this ID
+    DECISION_NOT_FOUND NOT_FOUND         the log has no decision with this ID
     KEY_REVOKED        FAILED_PRECONDITION  a revoked key cannot be changed
     ETAG_MISMATCH      ABORTED           the key was changed since it was read: read it again
     STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached: try again
@@ -119,6 +138,27 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDecisions(self, request, context):
+        """Lists decisions from the log, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDecision(self, request, context):
+        """Reads one decision from the log.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetLogStatus(self, request, context):
+        """Tells how the log is: how many decisions it holds, and how many were never logged.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -147,6 +187,21 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=policyd_dot_v1_dot_admin__pb2.RevokeApiKeyRequest.FromString,
                     response_serializer=policyd_dot_v1_dot_admin__pb2.RevokeApiKeyResponse.SerializeToString,
             ),
+            'ListDecisions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDecisions,
+                    request_deserializer=policyd_dot_v1_dot_admin__pb2.ListDecisionsRequest.FromString,
+                    response_serializer=policyd_dot_v1_dot_admin__pb2.ListDecisionsResponse.SerializeToString,
+            ),
+            'GetDecision': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDecision,
+                    request_deserializer=policyd_dot_v1_dot_admin__pb2.GetDecisionRequest.FromString,
+                    response_serializer=policyd_dot_v1_dot_admin__pb2.GetDecisionResponse.SerializeToString,
+            ),
+            'GetLogStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLogStatus,
+                    request_deserializer=policyd_dot_v1_dot_admin__pb2.GetLogStatusRequest.FromString,
+                    response_serializer=policyd_dot_v1_dot_admin__pb2.GetLogStatusResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'policyd.v1.AdminService', rpc_method_handlers)
@@ -156,12 +211,14 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService:
-    """Manages API keys and their settings. It has a listener of its own and wants the metadata
-    `authorization: Bearer TOKEN`; the token stands in the file that `policyd serve` names at its start.
+    """Manages API keys and their settings, and reads the decision log. It has a listener of its own and
+    wants the metadata `authorization: Bearer TOKEN`; the token stands in the file that `policyd serve`
+    names at its start.
 
     Errors carry a google.rpc.ErrorInfo in their details, domain "policyd", with one of these reasons:
     INVALID_ARGUMENT   INVALID_ARGUMENT  a field is malformed; the message names it
     KEY_NOT_FOUND      NOT_FOUND         no key has this ID
+    DECISION_NOT_FOUND NOT_FOUND         the log has no decision with this ID
     KEY_REVOKED        FAILED_PRECONDITION  a revoked key cannot be changed
     ETAG_MISMATCH      ABORTED           the key was changed since it was read: read it again
     STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached: try again
@@ -293,6 +350,87 @@ class AdminService:
             '/policyd.v1.AdminService/RevokeApiKey',
             policyd_dot_v1_dot_admin__pb2.RevokeApiKeyRequest.SerializeToString,
             policyd_dot_v1_dot_admin__pb2.RevokeApiKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDecisions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/policyd.v1.AdminService/ListDecisions',
+            policyd_dot_v1_dot_admin__pb2.ListDecisionsRequest.SerializeToString,
+            policyd_dot_v1_dot_admin__pb2.ListDecisionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDecision(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/policyd.v1.AdminService/GetDecision',
+            policyd_dot_v1_dot_admin__pb2.GetDecisionRequest.SerializeToString,
+            policyd_dot_v1_dot_admin__pb2.GetDecisionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLogStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/policyd.v1.AdminService/GetLogStatus',
+            policyd_dot_v1_dot_admin__pb2.GetLogStatusRequest.SerializeToString,
+            policyd_dot_v1_dot_admin__pb2.GetLogStatusResponse.FromString,
             options,
             channel_credentials,
             insecure,

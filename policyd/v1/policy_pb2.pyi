@@ -7,6 +7,7 @@ allow or deny, and with a denial the exact HTTP response to give the client.
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -204,6 +205,38 @@ OVERRIDE_IGNORED_TIGHTEN_ONLY: OverrideIgnored.ValueType  # 2
 OVERRIDE_IGNORED_INVALID: OverrideIgnored.ValueType  # 3
 """Its value is not true or false, or two of them disagree."""
 Global___OverrideIgnored: _TypeAlias = OverrideIgnored  # noqa: Y015
+
+class _Ending:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EndingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Ending.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ENDING_UNSPECIFIED: _Ending.ValueType  # 0
+    """Not known."""
+    ENDING_COMPLETE: _Ending.ValueType  # 1
+    """The upstream's answer reached the client, whatever its status."""
+    ENDING_CLIENT_LEFT: _Ending.ValueType  # 2
+    """The client left before the answer was complete."""
+    ENDING_UPSTREAM_BROKE: _Ending.ValueType  # 3
+    """The upstream broke off its answer."""
+    ENDING_NO_ANSWER: _Ending.ValueType  # 4
+    """The upstream gave no answer."""
+
+class Ending(_Ending, metaclass=_EndingEnumTypeWrapper):
+    """How a request that was allowed ended."""
+
+ENDING_UNSPECIFIED: Ending.ValueType  # 0
+"""Not known."""
+ENDING_COMPLETE: Ending.ValueType  # 1
+"""The upstream's answer reached the client, whatever its status."""
+ENDING_CLIENT_LEFT: Ending.ValueType  # 2
+"""The client left before the answer was complete."""
+ENDING_UPSTREAM_BROKE: Ending.ValueType  # 3
+"""The upstream broke off its answer."""
+ENDING_NO_ANSWER: Ending.ValueType  # 4
+"""The upstream gave no answer."""
+Global___Ending: _TypeAlias = Ending  # noqa: Y015
 
 @_typing.final
 class EvaluateRequest(_message.Message):
@@ -697,3 +730,158 @@ class ItemStatus(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ItemStatus: _TypeAlias = ItemStatus  # noqa: Y015
+
+@_typing.final
+class ReportOutcomeRequest(_message.Message):
+    """What became of requests that were allowed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Outcome]:
+        """At most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        outcomes: _abc.Iterable[Global___Outcome] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcomes", b"outcomes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportOutcomeRequest: _TypeAlias = ReportOutcomeRequest  # noqa: Y015
+
+@_typing.final
+class Outcome(_message.Message):
+    """What became of one request that was allowed. What is not known is left out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECISION_ID_FIELD_NUMBER: _builtins.int
+    ENDING_FIELD_NUMBER: _builtins.int
+    HTTP_STATUS_FIELD_NUMBER: _builtins.int
+    TIME_TO_FIRST_BYTE_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    OPENAI_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    ORGANIZATION_FIELD_NUMBER: _builtins.int
+    INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    decision_id: _builtins.str
+    """The decision_id that the request was answered with."""
+    ending: Global___Ending.ValueType
+    """How it ended."""
+    http_status: _builtins.int
+    """The status of the upstream's answer. 0: there was none."""
+    openai_id: _builtins.str
+    """The answer's `id` (chatcmpl-…), or else the upstream's X-Request-Id."""
+    model: _builtins.str
+    """The model that answered, as the answer names it."""
+    organization: _builtins.str
+    """The organization that the answer names (OpenAI-Organization)."""
+    input_tokens: _builtins.int
+    """Tokens of context, of the answer's `usage`; the cached ones are among them."""
+    output_tokens: _builtins.int
+    """Tokens that were generated, of the answer's `usage`."""
+    cached_tokens: _builtins.int
+    """Tokens of context that the upstream had in its cache."""
+    @_builtins.property
+    def time_to_first_byte(self) -> _duration_pb2.Duration:
+        """From the question to policyd until the first byte of the upstream's answer."""
+
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """From the question to policyd until the last byte of the upstream's answer."""
+
+    def __init__(
+        self,
+        *,
+        decision_id: _builtins.str = ...,
+        ending: Global___Ending.ValueType = ...,
+        http_status: _builtins.int = ...,
+        time_to_first_byte: _duration_pb2.Duration | None = ...,
+        duration: _duration_pb2.Duration | None = ...,
+        openai_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        organization: _builtins.str = ...,
+        input_tokens: _builtins.int | None = ...,
+        output_tokens: _builtins.int | None = ...,
+        cached_tokens: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cached_tokens", b"_cached_tokens", "_input_tokens", b"_input_tokens", "_output_tokens", b"_output_tokens", "cached_tokens", b"cached_tokens", "duration", b"duration", "input_tokens", b"input_tokens", "output_tokens", b"output_tokens", "time_to_first_byte", b"time_to_first_byte"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cached_tokens", b"_cached_tokens", "_input_tokens", b"_input_tokens", "_output_tokens", b"_output_tokens", "cached_tokens", b"cached_tokens", "decision_id", b"decision_id", "duration", b"duration", "ending", b"ending", "http_status", b"http_status", "input_tokens", b"input_tokens", "model", b"model", "openai_id", b"openai_id", "organization", b"organization", "output_tokens", b"output_tokens", "time_to_first_byte", b"time_to_first_byte"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cached_tokens: _TypeAlias = _typing.Literal["cached_tokens"]  # noqa: Y015
+    _WhichOneofArgType__cached_tokens: _TypeAlias = _typing.Literal["_cached_tokens", b"_cached_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__input_tokens: _TypeAlias = _typing.Literal["input_tokens"]  # noqa: Y015
+    _WhichOneofArgType__input_tokens: _TypeAlias = _typing.Literal["_input_tokens", b"_input_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__output_tokens: _TypeAlias = _typing.Literal["output_tokens"]  # noqa: Y015
+    _WhichOneofArgType__output_tokens: _TypeAlias = _typing.Literal["_output_tokens", b"_output_tokens"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cached_tokens) -> _WhichOneofReturnType__cached_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__input_tokens) -> _WhichOneofReturnType__input_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__output_tokens) -> _WhichOneofReturnType__output_tokens | None: ...
+
+Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
+
+@_typing.final
+class ReportOutcomeResponse(_message.Message):
+    """What was taken of the outcomes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    REJECTED_FIELD_NUMBER: _builtins.int
+    accepted: _builtins.int
+    """How many were taken."""
+    @_builtins.property
+    def rejected(self) -> _containers.RepeatedCompositeFieldContainer[Global___RejectedOutcome]:
+        """Those that were not, as they are malformed; sending them again is of no use."""
+
+    def __init__(
+        self,
+        *,
+        accepted: _builtins.int = ...,
+        rejected: _abc.Iterable[Global___RejectedOutcome] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "rejected", b"rejected"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportOutcomeResponse: _TypeAlias = ReportOutcomeResponse  # noqa: Y015
+
+@_typing.final
+class RejectedOutcome(_message.Message):
+    """An outcome that was not taken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Its place in the request, from 0."""
+    message: _builtins.str
+    """What is wrong with it."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RejectedOutcome: _TypeAlias = RejectedOutcome  # noqa: Y015

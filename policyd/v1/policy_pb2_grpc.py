@@ -36,6 +36,7 @@ class PolicyServiceStub:
     INVALID_ARGUMENT      INVALID_ARGUMENT     it is no message of this method, or a batch breaks its rules
     REVISION_NOT_REACHED  UNAVAILABLE          min_revision is not in force here yet: ask again
     UNAUTHENTICATED       UNAUTHENTICATED      this listener wants a bearer token
+    LOG_FULL              RESOURCE_EXHAUSTED   the decision cannot be logged, and --log-full is deny
     INTERNAL              INTERNAL             a fault of policyd; its log names the decision's error
     A message over the server's limit (4 MiB unless set otherwise) is refused with RESOURCE_EXHAUSTED
     before policyd sees it, so that error has no ErrorInfo.
@@ -57,6 +58,11 @@ class PolicyServiceStub:
                 request_serializer=policyd_dot_v1_dot_policy__pb2.BatchEvaluateRequest.SerializeToString,
                 response_deserializer=policyd_dot_v1_dot_policy__pb2.BatchEvaluateResponse.FromString,
                 _registered_method=True)
+        self.ReportOutcome = channel.unary_unary(
+                '/policyd.v1.PolicyService/ReportOutcome',
+                request_serializer=policyd_dot_v1_dot_policy__pb2.ReportOutcomeRequest.SerializeToString,
+                response_deserializer=policyd_dot_v1_dot_policy__pb2.ReportOutcomeResponse.FromString,
+                _registered_method=True)
 
 
 class PolicyServiceServicer:
@@ -70,6 +76,7 @@ class PolicyServiceServicer:
     INVALID_ARGUMENT      INVALID_ARGUMENT     it is no message of this method, or a batch breaks its rules
     REVISION_NOT_REACHED  UNAVAILABLE          min_revision is not in force here yet: ask again
     UNAUTHENTICATED       UNAUTHENTICATED      this listener wants a bearer token
+    LOG_FULL              RESOURCE_EXHAUSTED   the decision cannot be logged, and --log-full is deny
     INTERNAL              INTERNAL             a fault of policyd; its log names the decision's error
     A message over the server's limit (4 MiB unless set otherwise) is refused with RESOURCE_EXHAUSTED
     before policyd sees it, so that error has no ErrorInfo.
@@ -89,6 +96,14 @@ class PolicyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportOutcome(self, request, context):
+        """Reports what became of requests that were allowed, for the decision log. Not on the client's path: send
+        outcomes in batches, when there is time. Reporting one again changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PolicyServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -101,6 +116,11 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     servicer.BatchEvaluate,
                     request_deserializer=policyd_dot_v1_dot_policy__pb2.BatchEvaluateRequest.FromString,
                     response_serializer=policyd_dot_v1_dot_policy__pb2.BatchEvaluateResponse.SerializeToString,
+            ),
+            'ReportOutcome': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportOutcome,
+                    request_deserializer=policyd_dot_v1_dot_policy__pb2.ReportOutcomeRequest.FromString,
+                    response_serializer=policyd_dot_v1_dot_policy__pb2.ReportOutcomeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -121,6 +141,7 @@ class PolicyService:
     INVALID_ARGUMENT      INVALID_ARGUMENT     it is no message of this method, or a batch breaks its rules
     REVISION_NOT_REACHED  UNAVAILABLE          min_revision is not in force here yet: ask again
     UNAUTHENTICATED       UNAUTHENTICATED      this listener wants a bearer token
+    LOG_FULL              RESOURCE_EXHAUSTED   the decision cannot be logged, and --log-full is deny
     INTERNAL              INTERNAL             a fault of policyd; its log names the decision's error
     A message over the server's limit (4 MiB unless set otherwise) is refused with RESOURCE_EXHAUSTED
     before policyd sees it, so that error has no ErrorInfo.
@@ -170,6 +191,33 @@ class PolicyService:
             '/policyd.v1.PolicyService/BatchEvaluate',
             policyd_dot_v1_dot_policy__pb2.BatchEvaluateRequest.SerializeToString,
             policyd_dot_v1_dot_policy__pb2.BatchEvaluateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportOutcome(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/policyd.v1.PolicyService/ReportOutcome',
+            policyd_dot_v1_dot_policy__pb2.ReportOutcomeRequest.SerializeToString,
+            policyd_dot_v1_dot_policy__pb2.ReportOutcomeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,7 @@ class PolicyServiceStub:
       INVALID_ARGUMENT      INVALID_ARGUMENT     it is no message of this method, or a batch breaks its rules
       REVISION_NOT_REACHED  UNAVAILABLE          min_revision is not in force here yet: ask again
       UNAUTHENTICATED       UNAUTHENTICATED      this listener wants a bearer token
+      LOG_FULL              RESOURCE_EXHAUSTED   the decision cannot be logged, and --log-full is deny
       INTERNAL              INTERNAL             a fault of policyd; its log names the decision's error
     A message over the server's limit (4 MiB unless set otherwise) is refused with RESOURCE_EXHAUSTED
     before policyd sees it, so that error has no ErrorInfo.
@@ -52,6 +53,10 @@ class PolicyServiceStub:
     """Decides one request."""
     BatchEvaluate: _grpc.UnaryUnaryMultiCallable[_policy_pb2.BatchEvaluateRequest, _policy_pb2.BatchEvaluateResponse]
     """Decides many requests in one call. Much cheaper for each than Evaluate under load."""
+    ReportOutcome: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ReportOutcomeRequest, _policy_pb2.ReportOutcomeResponse]
+    """Reports what became of requests that were allowed, for the decision log. Not on the client's path: send
+    outcomes in batches, when there is time. Reporting one again changes nothing.
+    """
 
 @_typing.type_check_only
 class PolicyServiceAsyncStub(PolicyServiceStub):
@@ -65,6 +70,7 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
       INVALID_ARGUMENT      INVALID_ARGUMENT     it is no message of this method, or a batch breaks its rules
       REVISION_NOT_REACHED  UNAVAILABLE          min_revision is not in force here yet: ask again
       UNAUTHENTICATED       UNAUTHENTICATED      this listener wants a bearer token
+      LOG_FULL              RESOURCE_EXHAUSTED   the decision cannot be logged, and --log-full is deny
       INTERNAL              INTERNAL             a fault of policyd; its log names the decision's error
     A message over the server's limit (4 MiB unless set otherwise) is refused with RESOURCE_EXHAUSTED
     before policyd sees it, so that error has no ErrorInfo.
@@ -75,6 +81,10 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     """Decides one request."""
     BatchEvaluate: _aio.UnaryUnaryMultiCallable[_policy_pb2.BatchEvaluateRequest, _policy_pb2.BatchEvaluateResponse]  # type: ignore[assignment]
     """Decides many requests in one call. Much cheaper for each than Evaluate under load."""
+    ReportOutcome: _aio.UnaryUnaryMultiCallable[_policy_pb2.ReportOutcomeRequest, _policy_pb2.ReportOutcomeResponse]  # type: ignore[assignment]
+    """Reports what became of requests that were allowed, for the decision log. Not on the client's path: send
+    outcomes in batches, when there is time. Reporting one again changes nothing.
+    """
 
 class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
     """Decides whether requests to an LLM API may go upstream.
@@ -87,6 +97,7 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
       INVALID_ARGUMENT      INVALID_ARGUMENT     it is no message of this method, or a batch breaks its rules
       REVISION_NOT_REACHED  UNAVAILABLE          min_revision is not in force here yet: ask again
       UNAUTHENTICATED       UNAUTHENTICATED      this listener wants a bearer token
+      LOG_FULL              RESOURCE_EXHAUSTED   the decision cannot be logged, and --log-full is deny
       INTERNAL              INTERNAL             a fault of policyd; its log names the decision's error
     A message over the server's limit (4 MiB unless set otherwise) is refused with RESOURCE_EXHAUSTED
     before policyd sees it, so that error has no ErrorInfo.
@@ -107,5 +118,15 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.BatchEvaluateResponse, _abc.Awaitable[_policy_pb2.BatchEvaluateResponse]]:
         """Decides many requests in one call. Much cheaper for each than Evaluate under load."""
+
+    @_abc_1.abstractmethod
+    def ReportOutcome(
+        self,
+        request: _policy_pb2.ReportOutcomeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.ReportOutcomeResponse, _abc.Awaitable[_policy_pb2.ReportOutcomeResponse]]:
+        """Reports what became of requests that were allowed, for the decision log. Not on the client's path: send
+        outcomes in batches, when there is time. Reporting one again changes nothing.
+        """
 
 def add_PolicyServiceServicer_to_server(servicer: PolicyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
