@@ -41,9 +41,7 @@ class PolicyServicer(PolicyServiceServicer):
         """See policy.proto."""
         if request.min_revision > self._keys.revision:
             await self._reach(request.min_revision, context)
-        if _body_size(request) > _AT_ONCE:
-            return await asyncio.to_thread(self.evaluate, request)
-        return self.evaluate(request)
+        return await self.answer(request)
 
     async def BatchEvaluate(
         self, request: pb.BatchEvaluateRequest, context: Any
@@ -86,6 +84,15 @@ class PolicyServicer(PolicyServiceServicer):
             code, message, reason = status_of(error)
             status = pb.ItemStatus(code=code.value[0], message=message, reason=reason)
             return pb.BatchEvaluateResult(id=item.id, status=status)
+
+    async def answer(self, request: pb.EvaluateRequest) -> pb.EvaluateResponse:
+        """Decide with the settings at hand: what every adapter asks.
+
+        Raises InvalidDescriptor or RevisionNotReached.
+        """
+        if _body_size(request) > _AT_ONCE:
+            return await asyncio.to_thread(self.evaluate, request)
+        return self.evaluate(request)
 
     def evaluate(self, request: pb.EvaluateRequest) -> pb.EvaluateResponse:
         """Decide with the settings at hand. Raises InvalidDescriptor or RevisionNotReached."""
