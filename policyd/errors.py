@@ -6,6 +6,8 @@ PolicydError
 ├── RevisionNotReached     the revision that a caller asked for is not in force here yet
 ├── Unauthenticated        a caller did not show the listener's bearer token
 ├── KeyNotFound            no API key has this ID
+├── DecisionNotFound       the log has no decision with this ID
+├── LogFull                a decision cannot be logged, so it must not be answered
 ├── KeyRevoked             a revoked API key cannot be changed
 ├── EtagMismatch           the API key has changed since the caller read it
 ├── StoreUnavailable       the database cannot be reached or used
@@ -37,6 +39,14 @@ class Unauthenticated(PolicydError):
 
 class KeyNotFound(PolicydError):
     """No API key has this ID."""
+
+
+class DecisionNotFound(PolicydError):
+    """The log has no decision with this ID."""
+
+
+class LogFull(PolicydError):
+    """A decision cannot be logged, so it must not be answered."""
 
 
 class KeyRevoked(PolicydError):

@@ -37,8 +37,21 @@ from policyd.store.database import (
     sqlite_file,
     writing,
 )
+from policyd.store.log import Log, LogFilter, LogStatus
+from policyd.store.statistics import Counts, Statistics
+from policyd.store.workers import Worker, Workers
 
-__all__ = ["CHANGEABLE", "MAX_NAME", "Store", "metadata", "sqlite_file"]
+__all__ = [
+    "CHANGEABLE",
+    "MAX_NAME",
+    "Counts",
+    "LogFilter",
+    "LogStatus",
+    "Store",
+    "Worker",
+    "metadata",
+    "sqlite_file",
+]
 
 MAX_NAME = 200
 """Characters of a key's name."""
@@ -75,6 +88,9 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self._engine = open_engine(url)
+        self.log = Log(self._engine)
+        self.statistics = Statistics(self._engine)
+        self.workers = Workers(self._engine)
 
     def close(self) -> None:
         """Close every connection."""

@@ -1,6 +1,6 @@
 """How policyd talks to SQLite and PostgreSQL: the engine, its errors, and what they do unlike."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,6 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from policyd.errors import SettingsError, StoreUnavailable
@@ -16,6 +17,9 @@ _SQLITE_WAIT = 10.0
 """Seconds that a writer waits for another one's transaction."""
 
 metadata = sa.MetaData()
+
+Id = sa.String(32).with_variant(sa.String(32, collation="C"), "postgresql")
+"""An ID whose order is that of its bytes, whatever the database's language."""
 
 
 class Moment(sa.TypeDecorator[datetime]):
@@ -105,3 +109,27 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
         connection.execution_options(policyd_begin="BEGIN IMMEDIATE")
         with connection.begin():
             yield connection
+
+
+def upsert(
+    connection: sa.Connection,
+    table: sa.Table,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    add: Sequence[str] = (),
+    replace: Sequence[str] = (),
+) -> None:
+    """Insert the rows; where one is there already, add to some columns and replace others."""
+    if not rows:
+        return
+    dialect: Any = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement = dialect.insert(table)
+    new = statement.excluded
+    changes = {name: table.c[name] + new[name] for name in add}
+    changes |= {name: new[name] for name in replace}
+    key = list(table.primary_key.columns)
+    if changes:
+        statement = statement.on_conflict_do_update(index_elements=key, set_=changes)
+    else:
+        statement = statement.on_conflict_do_nothing(index_elements=key)
+    connection.execute(statement, rows)

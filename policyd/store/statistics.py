@@ -1,0 +1,186 @@
+"""Counts of the decision log, kept while it is written: by hour and key, and by day and user."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from policyd.model import UserState
+from policyd.record import Outcome, Record, Verdict, moment
+from policyd.store.database import metadata, reading, upsert
+
+_HOUR = 3600
+_DAY = 24 * _HOUR
+_KEEP = timedelta(days=400)
+"""How long the counts by hour are kept: so long that a year can be compared with the last."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What was counted of some requests."""
+
+    requests: int = 0
+    denied: int = 0
+    would_deny: int = 0
+    attributed: int = 0
+    """In scope, with a valid user."""
+    unattributed: int = 0
+    """In scope, without one. What is out of scope, or had no key in force, is in neither."""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_nano: int = 0
+    """Billionths of a US dollar, of the requests of which the cost is known."""
+
+
+_NAMES = tuple(field.name for field in fields(Counts))
+
+
+def _counts() -> list[sa.Column[int]]:
+    return [sa.Column(name, sa.BigInteger, nullable=False) for name in _NAMES]
+
+
+_hourly = sa.Table(
+    "hourly_counts",
+    metadata,
+    sa.Column("hour", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("key_id", sa.String(32), primary_key=True),
+    *_counts(),
+)
+_daily = sa.Table(
+    "daily_user_counts",
+    metadata,
+    sa.Column("day", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("key_id", sa.String(32), primary_key=True),
+    sa.Column("end_user", sa.String(256), primary_key=True),
+    *_counts(),
+)
+_SORTS = {
+    "requests": _daily.c.requests,
+    "denied": _daily.c.denied,
+    "tokens": _daily.c.input_tokens + _daily.c.output_tokens,
+    "cost": _daily.c.cost_nano,
+}
+SORTS = (*_SORTS, "user")
+"""What users can be sorted by."""
+
+
+class Tally:
+    """Counts up what one transaction adds."""
+
+    def __init__(self) -> None:
+        self._hours: dict[tuple[Any, ...], Counts] = defaultdict(Counts)
+        self._users: dict[tuple[Any, ...], Counts] = defaultdict(Counts)
+
+    def count(self, record: Record) -> None:
+        """Count one decision."""
+        is_known = record.in_scope and record.mode is not None
+        has_user = record.user_state is UserState.VALID
+        for counts in self._of(record.id, record.key_id, record.end_user):
+            counts.requests += 1
+            counts.denied += record.verdict is Verdict.DENIED
+            counts.would_deny += record.verdict is Verdict.WOULD_DENY
+            counts.attributed += is_known and has_user
+            counts.unattributed += is_known and not has_user
+
+    def add_outcome(self, outcome: Outcome, key_id: str, end_user: str) -> None:
+        """Count what became of one."""
+        for counts in self._of(outcome.decision_id, key_id, end_user):
+            counts.input_tokens += outcome.input_tokens or 0
+            counts.output_tokens += outcome.output_tokens or 0
+            counts.cost_nano += outcome.cost_nano or 0
+
+    def write(self, connection: sa.Connection) -> None:
+        """Add it to what the database has."""
+        # In one order, so that two writers never wait for each other.
+        for table, counted in ((_hourly, self._hours), (_daily, self._users)):
+            keys = table.primary_key.columns.keys()
+            rows = [
+                dict(zip(keys, key, strict=True)) | {name: getattr(counts, name) for name in _NAMES}
+                for key, counts in sorted(counted.items())
+            ]
+            upsert(connection, table, rows, add=_NAMES)
+
+    def _of(self, decision_id: str, key_id: str, end_user: str) -> tuple[Counts, Counts]:
+        seconds = int(moment(decision_id).timestamp())
+        user = end_user.replace("\0", "\N{REPLACEMENT CHARACTER}")
+        return (
+            self._hours[seconds // _HOUR, key_id],
+            self._users[seconds // _DAY, key_id, user],
+        )
+
+
+def forget_users(connection: sa.Connection, oldest: datetime) -> None:
+    """Delete the counts of users of days before `oldest`, and of hours long ago."""
+    seconds = int(oldest.timestamp())
+    connection.execute(sa.delete(_daily).where(_daily.c.day < seconds // _DAY))
+    kept = int((oldest - _KEEP).timestamp()) // _HOUR
+    connection.execute(sa.delete(_hourly).where(_hourly.c.hour < kept))
+
+
+class Statistics:
+    """The counts in the database of `engine`."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    def hours(
+        self, since: datetime, until: datetime, key_id: str = ""
+    ) -> list[tuple[datetime, Counts]]:
+        """By the hour, in order of time; hours without a request are left out."""
+        query = sa.select(_hourly.c.hour, *_sums(_hourly)).where(_within_hours(since, until))
+        if key_id:
+            query = query.where(_hourly.c.key_id == key_id)
+        rows = self._rows(query.group_by(_hourly.c.hour).order_by(_hourly.c.hour))
+        return [(datetime.fromtimestamp(hour * _HOUR, UTC), counts) for hour, counts in rows]
+
+    def keys(self, since: datetime, until: datetime) -> list[tuple[str, Counts]]:
+        """By the key's ID, most requests first. "" stands for keys that were refused."""
+        query = sa.select(_hourly.c.key_id, *_sums(_hourly)).where(_within_hours(since, until))
+        most = sa.func.sum(_hourly.c.requests).desc()
+        return self._rows(query.group_by(_hourly.c.key_id).order_by(most, _hourly.c.key_id))
+
+    def users(
+        self,
+        since: datetime,
+        until: datetime,
+        *,
+        key_id: str = "",
+        sort: str = "requests",
+        descending: bool = True,
+        offset: int = 0,
+        limit: int = 50,
+    ) -> list[tuple[str, Counts]]:
+        """By the end user, over whole days of UTC. "" stands for requests that named nobody.
+
+        `sort` is one of SORTS.
+        """
+        user = _daily.c.end_user
+        key = user if sort == "user" else sa.func.sum(_SORTS[sort])
+        query = (
+            sa.select(user, *_sums(_daily))
+            .where(_daily.c.day.between(_number(since, _DAY), _number(until, _DAY)))
+            .group_by(user)
+            .order_by(key.desc() if descending else key, user)
+            .offset(offset)
+            .limit(limit)
+        )
+        return self._rows(query.where(_daily.c.key_id == key_id) if key_id else query)
+
+    def _rows(self, query: sa.Select[Any]) -> list[tuple[Any, Counts]]:
+        with reading(self._engine) as connection:
+            return [(key, Counts(*map(int, counts))) for key, *counts in connection.execute(query)]
+
+
+def _sums(table: sa.Table) -> Sequence[sa.ColumnElement[int]]:
+    return [sa.func.sum(table.c[name]).label(name) for name in _NAMES]
+
+
+def _number(at: datetime, seconds: int) -> int:
+    return int(at.timestamp()) // seconds
+
+
+def _within_hours(since: datetime, until: datetime) -> sa.ColumnElement[bool]:
+    return _hourly.c.hour.between(_number(since, _HOUR), _number(until, _HOUR))
