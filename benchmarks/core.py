@@ -37,7 +37,7 @@ async def _calls() -> dict[str, Call]:
     key = api_keys.generate()
     keys = KeyTable(lambda _: KeyChanges(1, (KeyChange(api_keys.digest(key), _SETTINGS),)))
     await keys.refresh()
-    servicer = PolicyServicer(keys, Mode.OFF)
+    servicer = PolicyServicer(keys, Mode.OFF, "benchmark", lambda _: None)
     allowed, denied = traffic.asked(key), traffic.asked(key, user=None)
     return {
         "decide, allowed": partial(decide, describe(allowed)[0], _SETTINGS, Mode.OFF),

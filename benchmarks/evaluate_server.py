@@ -48,7 +48,8 @@ def _handler(nothing: _Nothing) -> grpc.GenericRpcHandler:
 class _Server(Server):
     def _policy_listener(self) -> Any:
         listener = super()._policy_listener()
-        policy = PolicyServicer(self._keys, self._settings.default_mode)
+        mode = self._settings.default_mode
+        policy = PolicyServicer(self._keys, mode, "benchmark", lambda _: None)
         listener.server.add_generic_rpc_handlers((_handler(_Nothing(policy)),))
         return listener
 

@@ -74,17 +74,58 @@ def main() -> None:
     "--grace", default=10.0, type=click.FloatRange(0), help="Seconds to finish calls at the end."
 )
 @option(
+    "--spool",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder where log entries wait for the database; by default FILE-spool beside SQLite's "
+    "FILE, else policyd-spool.",
+)
+@option(
+    "--spool-limit",
+    default=4 * 2**30,
+    type=click.IntRange(2**16),
+    help="Bytes that may wait there.",
+)
+@option(
+    "--log-full",
+    default="deny",
+    type=click.Choice(["deny", "drop"]),
+    help="Where no more can wait: answer no request, or answer and count what is not logged.",
+)
+@option(
+    "--log-retention",
+    default=90.0,
+    type=click.FloatRange(0, min_open=True),
+    help="Days that a decision stays in the log.",
+)
+@option(
+    "--log-max-rows",
+    default=10_000_000,
+    type=click.IntRange(0),
+    help="Decisions that stay in the log.",
+)
+@option(
     "--insecure", is_flag=True, help="Listen beyond this machine without TLS or authentication."
 )
 @OPTIONS.log_level
-def serve(default_mode: str, log_level: str, admin_token_file: Path | None, **given: Any) -> None:
+def serve(
+    default_mode: str,
+    log_level: str,
+    admin_token_file: Path | None,
+    spool: Path | None,
+    log_full: str,
+    **given: Any,
+) -> None:
     """Run policyd: answer gateways, and manage keys."""
     start_logging(log_level)
     given["grpc"] = Address.parse(given["grpc"], "--grpc")
     given["admin"] = Address.parse(given["admin"], "--admin")
-    token_file = admin_token_file or options.beside_database(given["database_url"], "admin-token")
+    url = given["database_url"]
     settings = ServerSettings(
-        default_mode=MODES[default_mode], admin_token_file=token_file, **given
+        default_mode=MODES[default_mode],
+        admin_token_file=admin_token_file or options.beside_database(url, "admin-token"),
+        spool=spool or options.spool(url),
+        drop_when_full=log_full == "drop",
+        **given,
     )
     run(_serve(settings))
 

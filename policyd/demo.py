@@ -48,6 +48,7 @@ def run(
         grpc=_address(grpc, "--grpc"),
         admin=Address("127.0.0.1", 0),
         admin_token_file=data / "admin-token",
+        spool=data / "policyd.db-spool",
     )
     try:
         data.mkdir(parents=True, exist_ok=True)

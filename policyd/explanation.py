@@ -39,7 +39,7 @@ def decide_now(
     store: Store, question: pb.EvaluateRequest, default: Mode
 ) -> tuple[Decision, KeySettings | None]:
     """The decision, and the settings of the key if it is in force."""
-    described, _ = describe(question)
+    described = describe(question).descriptor
     settings = None
     if described.credential is Credential.GIVEN:
         wanted = api_keys.digest(described.key)

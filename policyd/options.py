@@ -72,6 +72,12 @@ def opened(url: str, *, create: bool = False) -> Iterator[Store]:
         store.close()
 
 
+def spool(url: str) -> Path:
+    """The folder where the entries of this database's log wait for it."""
+    file = sqlite_file(url)
+    return beside_database(url, f"{file.name}-spool" if file else "policyd-spool")
+
+
 def beside_database(url: str, name: str) -> Path:
     """A file called `name` in the database's folder, or here if it is no file."""
     file = sqlite_file(url)

@@ -3,8 +3,10 @@
 Records are msgspec structs: one form for what the spool writes, the store keeps and people read.
 """
 
+import re
 from datetime import UTC, datetime
 from enum import IntEnum
+from typing import Annotated
 
 import msgspec
 
@@ -14,12 +16,26 @@ MAX_TEXT = 256
 """Characters of a text in a record; what is longer is cut."""
 MAX_AGENT = 512
 """Characters of a user agent or a path."""
+MAX_TIME = 2**40
+"""Microseconds that a request may take: twelve days."""
+MAX_TOKENS = 10**9
+"""Tokens that a request may take."""
 FLAG_SETS = (
     "policy_enforce_user_ids",
     "invalid_override",
     "policy_enforce_user_ids,invalid_override",
 )
 """What `flags` can be, where it is not empty: see decision.py."""
+
+_ID = re.compile("[0-9a-f]{32}")
+# What is read from a file is checked, so that nothing the store cannot take gets as far as that.
+_Id = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+_Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
+_Agent = Annotated[str, msgspec.Meta(max_length=MAX_AGENT)]
+_Name = Annotated[str, msgspec.Meta(max_length=32)]
+_Status = Annotated[int, msgspec.Meta(ge=0, le=999)]
+_Time = Annotated[int, msgspec.Meta(ge=0, le=MAX_TIME)]
+_Tokens = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
 
 
 class Verdict(IntEnum):
@@ -43,65 +59,65 @@ class Ending(IntEnum):
 class Outcome(msgspec.Struct, frozen=True, array_like=True, tag="O"):
     """What became of one request that was allowed. None and "" stand for what is not known."""
 
-    decision_id: str
+    decision_id: _Id
     ending: Ending = Ending.UNKNOWN
-    status: int = 0
+    status: _Status = 0
     """Of the upstream's answer. 0: there was none."""
-    first_byte_us: int | None = None
+    first_byte_us: _Time | None = None
     """Microseconds from the question until the first byte of the upstream's answer."""
-    duration_us: int | None = None
+    duration_us: _Time | None = None
     """Microseconds from the question until its last byte."""
-    openai_id: str = ""
-    model: str = ""
+    openai_id: _Text = ""
+    model: _Text = ""
     """As the answer names it."""
-    organization: str = ""
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cached_tokens: int | None = None
+    organization: _Text = ""
+    input_tokens: _Tokens | None = None
+    output_tokens: _Tokens | None = None
+    cached_tokens: _Tokens | None = None
     """Those of the input that the upstream had in its cache."""
-    cost_nano: int | None = None
+    cost_nano: Annotated[int, msgspec.Meta(ge=0, lt=2**53)] | None = None
     """Billionths of a US dollar, by the public prices of its day. None: not known."""
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True, tag="D"):
     """One decision. It holds no prompt, no answer and no key."""
 
-    id: str
+    id: _Id
     verdict: Verdict
-    status: int
+    status: _Status
     """Of the denial. 0: the request was allowed."""
-    key_id: str
+    key_id: _Name
     """Empty: no key in force was given."""
-    operation: str
+    operation: _Name
     mode: Mode | None
     source: Source | None
     ignored: Ignored
     in_scope: bool
     user_state: UserState
     """Of the identifier that decided."""
-    identifier: str
-    summary: str
+    identifier: _Name
+    summary: Annotated[str, msgspec.Meta(max_length=500)]
     """The explanation in words."""
-    flags: str
+    flags: Annotated[str, msgspec.Meta(max_length=100)]
     """The types of the flags, separated by commas."""
-    revision: int
+    revision: Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
     body_user: UserState
     """What was known of `user`, and ..."""
     body_safety_identifier: UserState
     """... of `safety_identifier`: with `overrides`, enough to decide once more."""
-    overrides: str
+    overrides: _Name
     """What the override headers asked for, in alphabetical order: "false", "true", "invalid"."""
-    end_user: str = ""
-    model: str = ""
+    end_user: _Text = ""
+    model: _Text = ""
     """As the request names it."""
-    method: str = ""
-    path: str = ""
+    method: _Text = ""
+    path: _Agent = ""
     """Without a query string."""
-    source_ip: str = ""
-    user_agent: str = ""
-    organization: str = ""
-    trace_id: str = ""
-    request_id: str = ""
+    source_ip: _Text = ""
+    user_agent: _Agent = ""
+    organization: _Text = ""
+    trace_id: Annotated[str, msgspec.Meta(max_length=100)] = ""
+    request_id: _Text = ""
     sample: bool = False
     """Whether it is no real request, but one that `policyd demo` made up."""
     outcome: Outcome | None = None
@@ -111,6 +127,11 @@ class Record(msgspec.Struct, frozen=True, array_like=True, tag="D"):
     def time(self) -> datetime:
         """When it was decided: its ID begins with the millisecond."""
         return moment(self.id)
+
+
+def is_decision_id(text: str) -> bool:
+    """Whether this is an ID such as policyd gives to decisions."""
+    return _ID.fullmatch(text) is not None
 
 
 def moment(decision_id: str) -> datetime:

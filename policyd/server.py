@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import secrets
 import socket
 from contextlib import suppress
 from pathlib import Path
@@ -13,20 +14,25 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
-from policyd import tokens
+from policyd import spool, tokens
+from policyd.child import Child
 from policyd.configuration import Address
-from policyd.errors import CannotListen, SettingsError
+from policyd.decision_log import DecisionLog
+from policyd.errors import CannotListen, RevisionNotReached, SettingsError, StoreUnavailable
 from policyd.key_table import KeyTable
 from policyd.services.admin import AdminServicer
 from policyd.services.errors import ErrorInterceptor
 from policyd.services.policy import PolicyServicer
 from policyd.services.tokens import TokenInterceptor
 from policyd.settings import ServerSettings
+from policyd.spool import SpoolWriter
 from policyd.store import Store
 from policyd.v1 import admin_pb2, admin_pb2_grpc, policy_pb2, policy_pb2_grpc
 
 _log = logging.getLogger(__name__)
 
+_BEAT = 2.0
+"""Seconds between two signs of life for the store; a new revision is told at once."""
 _POLICY = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name
 _ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -48,6 +54,9 @@ class Server:
         self._keys = KeyTable(self._store.changes_since)
         self._listeners: list[_Listener] = []
         self._following: list[asyncio.Task[None]] = []
+        self._spool: SpoolWriter | None = None
+        self._office: Child | None = None
+        self._id = secrets.token_hex(6)
         self.grpc = settings.grpc
         self.admin = settings.admin
 
@@ -68,8 +77,13 @@ class Server:
         await self.stop()
 
     async def _start(self) -> None:
-        await asyncio.to_thread(prepare, self._settings)
+        if not self._shared:
+            await asyncio.to_thread(prepare, self._settings)
+            # Before gRPC starts threads, which it would not like to see forked.
+            self._office = back_office(self._settings)
+            await self._office.start()
         await self._keys.refresh()
+        self._spool = SpoolWriter(self._settings.spool, self._id, self._settings.spool_limit)
         credentials = _credentials(self._settings)
         policy = self._policy_listener()
         admin = self._admin_listener()
@@ -78,7 +92,10 @@ class Server:
         self._following = [
             asyncio.create_task(self._keys.follow(self._settings.poll_interval)),
             asyncio.create_task(self._watch_staleness()),
+            asyncio.create_task(self._beat()),
         ]
+        if self._office is not None:
+            self._following.append(asyncio.create_task(self._office.keep_running()))
 
     def _policy_listener(self) -> "_Listener":
         guards: list[grpc.aio.ServerInterceptor] = []
@@ -88,7 +105,9 @@ class Server:
                 TokenInterceptor(token, f"ask policyd's operator for the one in {path.name}")
             )
         listener = self._listener(_POLICY, guards)
-        servicer = PolicyServicer(self._keys, self._settings.default_mode)
+        assert self._spool is not None
+        log = DecisionLog(self._spool, drop_when_full=self._settings.drop_when_full)
+        servicer = PolicyServicer(self._keys, self._settings.default_mode, self._id, log.append)
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(servicer, listener.server)
         return listener
 
@@ -119,6 +138,16 @@ class Server:
                 for listener in self._listeners:
                     await listener.tell(_SERVING if fresh else _NOT_SERVING)
 
+    async def _beat(self) -> None:
+        """Tell the store that this worker runs, and at which revision."""
+        host = socket.gethostname()
+        while True:
+            told = self._keys.revision
+            with suppress(StoreUnavailable):
+                await asyncio.to_thread(self._store.workers.beat, self._id, host, told)
+            with suppress(RevisionNotReached):
+                await self._keys.reach(told + 1, _BEAT)
+
     async def stop(self) -> None:
         """Stop at once to take new calls, and wait for those under way up to the grace period."""
         await asyncio.gather(*(one.stop(self._settings.grace) for one in self._listeners))
@@ -126,6 +155,14 @@ class Server:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
+        with suppress(StoreUnavailable):
+            await asyncio.to_thread(self._store.workers.leave, self._id)
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
+        if self._office is not None:
+            # Last, so that it ships all that was written.
+            await self._office.stop()
         self._store.close()
 
 
@@ -203,13 +240,22 @@ class _Health(HealthServicer):
 
 
 def prepare(settings: ServerSettings) -> None:
-    """What must be there before a worker starts: the tables and the administration token."""
+    """What must be there before a worker starts: the tables, the administration token, the spool.
+
+    Raises SettingsError or StoreUnavailable.
+    """
     store = Store(settings.database_url)
     try:
         store.migrate()
+        spool.prepare(settings.spool, store.identity())
     finally:
         store.close()
     tokens.load_or_create(settings.admin_token_file)
+
+
+def back_office(settings: ServerSettings) -> Child:
+    """The process that ships the log to the store: see back_office.py."""
+    return Child("the back office", "policyd.back_office", settings)
 
 
 def check_free(address: Address, flag: str) -> None:

@@ -34,6 +34,16 @@ class ServerSettings:
     """Callers must show a certificate of this authority."""
     caller_token_file: Path | None = None
     """Callers of PolicyService must show the bearer token in this file."""
+    spool: Path
+    """Folder where the decision log is safe until the store has it. On a local disk."""
+    spool_limit: int = 4 * 2**30
+    """Bytes that the spool may take."""
+    drop_when_full: bool = False
+    """Whether decisions go on, unlogged and counted, where the spool can take no more."""
+    log_retention: float = 90.0
+    """Days that a decision stays in the log."""
+    log_max_rows: int = 10_000_000
+    """Decisions that stay in the log."""
     insecure: bool = False
 
     def __post_init__(self) -> None:
@@ -58,6 +68,9 @@ class ServerSettings:
             )
 
 
+_PATHS = ("admin_token_file", "caller_token_file", "spool", "tls_cert", "tls_key", "tls_client_ca")
+
+
 def dump_settings(settings: ServerSettings) -> dict[str, Any]:
     """The settings as JSON values, for a worker."""
     values = {name.name: getattr(settings, name.name) for name in fields(settings)}
@@ -72,6 +85,6 @@ def load_settings(values: Mapping[str, Any]) -> ServerSettings:
     loaded = dict(values)
     for name in ("grpc", "admin"):
         loaded[name] = Address.parse(loaded[name], name)
-    for name in ("admin_token_file", "tls_cert", "tls_key", "tls_client_ca", "caller_token_file"):
+    for name in _PATHS:
         loaded[name] = Path(loaded[name]) if loaded[name] is not None else None
     return ServerSettings(**loaded | {"default_mode": Mode(loaded["default_mode"])})

@@ -39,6 +39,7 @@ def settings(folder: Path, **changes: Any) -> ServerSettings:
         "grpc": LOCAL,
         "admin": LOCAL,
         "admin_token_file": folder / "admin-token",
+        "spool": folder / "spool",
         "poll_interval": 0.05,
         "grace": 2.0,
     }

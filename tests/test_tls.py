@@ -36,6 +36,7 @@ def settings(tmp_path: Path, authority: trustme.CA) -> Settings:
             grpc=Address("127.0.0.1", 0),
             admin=Address("127.0.0.1", 0),
             admin_token_file=tmp_path / "admin-token",
+            spool=tmp_path / "spool",
             tls_cert=tmp_path / "cert.pem",
             tls_key=tmp_path / "key.pem",
             **changes,  # type: ignore[arg-type]  # whatever the test wants

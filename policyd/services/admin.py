@@ -1,14 +1,16 @@
-"""AdminService: API keys and their settings. The store blocks, so it is asked in a thread."""
+"""AdminService: API keys and their settings, and the decision log.
+
+The store blocks, so it is asked in a thread.
+"""
 
 import asyncio
 from collections.abc import Callable, Iterable
-from datetime import datetime
 from typing import Any, TypeVar
-
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from policyd.errors import InvalidArgument, KeyNotFound
 from policyd.model import USER, ApiKey, Mode, Override
+from policyd.services import decisions
+from policyd.services.decisions import timestamp
 from policyd.store import Store
 from policyd.v1 import admin_pb2 as pb
 from policyd.v1 import policy_pb2
@@ -20,7 +22,7 @@ _MAX_PAGE = 1000
 
 
 class AdminServicer(AdminServiceServicer):
-    """Manages the keys in `store`."""
+    """Manages the keys in `store`, and reads its decision log."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -37,9 +39,7 @@ class AdminServicer(AdminServiceServicer):
         self, request: pb.ListApiKeysRequest, context: Any
     ) -> pb.ListApiKeysResponse:
         """See admin.proto."""
-        if request.page_size < 0:
-            raise InvalidArgument("page_size is a number of keys, 0 or more")
-        size = min(request.page_size or _PAGE, _MAX_PAGE)
+        size = _page_size(request.page_size)
         try:
             keys = await asyncio.to_thread(
                 self._store.list_keys,
@@ -73,6 +73,44 @@ class AdminServicer(AdminServiceServicer):
         """See admin.proto."""
         key = await asyncio.to_thread(self._store.revoke_key, request.id, request.etag)
         return pb.RevokeApiKeyResponse(api_key=_message(key))
+
+    async def ListDecisions(
+        self, request: pb.ListDecisionsRequest, context: Any
+    ) -> pb.ListDecisionsResponse:
+        """See admin.proto."""
+        size = _page_size(request.page_size)
+        wanted = decisions.log_filter(request)
+        found = await asyncio.to_thread(
+            self._store.log.page, wanted, after=request.page_token, limit=size + 1
+        )
+        page = found[:size]
+        more = page[-1].id if len(found) > size else ""
+        return pb.ListDecisionsResponse(
+            decisions=map(decisions.message, page), next_page_token=more
+        )
+
+    async def GetDecision(
+        self, request: pb.GetDecisionRequest, context: Any
+    ) -> pb.GetDecisionResponse:
+        """See admin.proto."""
+        record = await asyncio.to_thread(self._store.log.get, request.id)
+        return pb.GetDecisionResponse(decision=decisions.message(record))
+
+    async def GetLogStatus(
+        self, request: pb.GetLogStatusRequest, context: Any
+    ) -> pb.GetLogStatusResponse:
+        """See admin.proto."""
+        status = await asyncio.to_thread(self._store.log.status)
+        oldest = timestamp(status.oldest) if status.oldest else None
+        return pb.GetLogStatusResponse(
+            decisions=status.decisions, lost=status.lost, oldest_time=oldest
+        )
+
+
+def _page_size(wanted: int) -> int:
+    if wanted < 0:
+        raise InvalidArgument("page_size is a number of rows, 0 or more")
+    return min(wanted or _PAGE, _MAX_PAGE)
 
 
 def _fields(key: pb.ApiKey, paths: Iterable[str]) -> dict[str, Any]:
@@ -109,15 +147,9 @@ def _message(key: ApiKey) -> pb.ApiKey:
         enforce_user_ids=policy_pb2.EnforceMode.ValueType(key.mode or 0),
         override_policy=pb.OverridePolicy.ValueType(key.override),
         accept=key.accept,
-        create_time=_timestamp(key.created_at),
-        update_time=_timestamp(key.updated_at),
-        revoke_time=_timestamp(key.revoked_at) if key.revoked_at else None,
+        create_time=timestamp(key.created_at),
+        update_time=timestamp(key.updated_at),
+        revoke_time=timestamp(key.revoked_at) if key.revoked_at else None,
         revision=key.revision,
         etag=str(key.revision),
     )
-
-
-def _timestamp(moment: datetime) -> Timestamp:
-    timestamp = Timestamp()
-    timestamp.FromDatetime(moment)
-    return timestamp

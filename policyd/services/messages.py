@@ -1,6 +1,7 @@
 """PolicyService's messages -> the model, and back."""
 
 from functools import lru_cache
+from typing import NamedTuple
 
 from policyd import descriptor, endpoints
 from policyd.descriptor import Facts
@@ -21,8 +22,17 @@ _TYPE = "content-type"
 _ENCODING = "content-encoding"
 
 
-def describe(request: pb.EvaluateRequest) -> tuple[Descriptor, str]:
-    """The descriptor that a message holds, and its trace ID.
+class Described(NamedTuple):
+    """What a message says."""
+
+    descriptor: Descriptor
+    trace_id: str
+    facts: Facts | None
+    """What its raw body says, if it has one that was read."""
+
+
+def describe(request: pb.EvaluateRequest) -> Described:
+    """Read a message.
 
     Raises InvalidDescriptor where it is malformed or says too little.
     """
@@ -31,7 +41,10 @@ def describe(request: pb.EvaluateRequest) -> tuple[Descriptor, str]:
     if not key:
         credential, key = descriptor.credential(keys)
     target = endpoints.resolve(request.method, request.path)
-    user, safety_identifier = _identifiers(request, target)
+    facts = None
+    if request.HasField("raw_body") and target.in_scope:
+        facts = _read_raw_body(request, target)
+    user, safety_identifier = _identifiers(request, facts)
     if target.in_scope and user is _UNKNOWN and safety_identifier is _UNKNOWN:
         raise InvalidDescriptor(
             "nobody can tell whether this request has a user: "
@@ -39,7 +52,7 @@ def describe(request: pb.EvaluateRequest) -> tuple[Descriptor, str]:
         )
     trace_id = request.trace_id or (traces[0] if traces else "")
     described = Descriptor(target, credential, key, overrides, user, safety_identifier)
-    return described, descriptor.trace_id(trace_id) if trace_id else ""
+    return Described(described, descriptor.trace_id(trace_id) if trace_id else "", facts)
 
 
 _Values = tuple[str, ...]
@@ -61,7 +74,7 @@ def _own_headers(request: pb.EvaluateRequest) -> tuple[_Values, _Values, _Values
     return overrides, keys, traces
 
 
-def _identifiers(request: pb.EvaluateRequest, target: Target) -> tuple[UserState, UserState]:
+def _identifiers(request: pb.EvaluateRequest, facts: Facts | None) -> tuple[UserState, UserState]:
     """What is known of user and safety_identifier: of each, the worst that is claimed."""
     user = _state(request.user_state, "user_state")
     safety_identifier = _state(request.safety_identifier_state, "safety_identifier_state")
@@ -72,8 +85,7 @@ def _identifiers(request: pb.EvaluateRequest, target: Target) -> tuple[UserState
     if request.HasField("safety_identifier"):
         claimed = descriptor.classify(request.safety_identifier, SAFETY_IDENTIFIER)
         safety_identifier = max(safety_identifier, claimed)
-    if request.HasField("raw_body") and target.in_scope:
-        facts = _read_raw_body(request, target)
+    if facts is not None:
         user = max(user, facts.user.state)
         safety_identifier = max(safety_identifier, facts.safety_identifier.state)
     # A body that cannot be read says nothing of either.

@@ -2,8 +2,8 @@
 
 import asyncio
 import itertools
-import secrets
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -14,7 +14,8 @@ from policyd.descriptor import MAX_RAW_BODY
 from policyd.errors import InvalidArgument, InvalidDescriptor, RevisionNotReached
 from policyd.key_table import KeyTable
 from policyd.model import Credential, Mode
-from policyd.services import messages
+from policyd.record import Outcome, Record
+from policyd.services import messages, records
 from policyd.services.errors import status_of
 from policyd.v1 import policy_pb2 as pb
 from policyd.v1.policy_pb2_grpc import PolicyServiceServicer
@@ -30,12 +31,23 @@ _AT_ONCE = 64 * 1024
 
 
 class PolicyServicer(PolicyServiceServicer):
-    """Decides with the settings in `keys`; `default` is the mode of keys that set none."""
+    """Decides with the settings in `keys`; `default` is the mode of keys that set none.
 
-    def __init__(self, keys: KeyTable, default: Mode) -> None:
+    `log` makes entries durable or raises LogFull. `process` are 12 hexadecimal digits that no other
+    process has: they stand in the IDs of decisions.
+    """
+
+    def __init__(
+        self,
+        keys: KeyTable,
+        default: Mode,
+        process: str,
+        log: Callable[[Sequence[Record | Outcome]], None],
+    ) -> None:
         self._keys = keys
         self._default = default
-        self._ids = _DecisionIds()
+        self._log = log
+        self._ids = _DecisionIds(process)
 
     async def Evaluate(self, request: pb.EvaluateRequest, context: Any) -> pb.EvaluateResponse:
         """See policy.proto."""
@@ -57,49 +69,77 @@ class PolicyServicer(PolicyServiceServicer):
             with suppress(RevisionNotReached):  # The items that it concerns say so themselves.
                 await self._reach(wanted, context)
         if sum(_body_size(item.request) for item in items) > _AT_ONCE:
-            results = await asyncio.to_thread(self._results, items)
+            results, decided = await asyncio.to_thread(self._results, items)
         else:
-            results = self._results(items)
+            results, decided = self._results(items)
+        if decided:
+            self._log(decided)
         return pb.BatchEvaluateResponse(results=results)
+
+    async def ReportOutcome(
+        self, request: pb.ReportOutcomeRequest, context: Any
+    ) -> pb.ReportOutcomeResponse:
+        """See policy.proto."""
+        if len(request.outcomes) > MAX_BATCH:
+            raise InvalidArgument(
+                f"a report has at most {MAX_BATCH} outcomes, not {len(request.outcomes)}"
+            )
+        accepted, rejected = [], []
+        for index, outcome in enumerate(request.outcomes):
+            try:
+                accepted.append(records.outcome(outcome))
+            except InvalidArgument as error:
+                rejected.append(pb.RejectedOutcome(index=index, message=str(error)))
+        if accepted:
+            self._log(accepted)
+        return pb.ReportOutcomeResponse(accepted=len(accepted), rejected=rejected)
 
     async def _reach(self, revision: int, context: Any) -> None:
         left = context.time_remaining()
         # A little before the caller gives up, so that it gets the reason.
         await self._keys.reach(revision, MAX_WAIT if left is None else min(MAX_WAIT, left * 0.9))
 
-    def _results(self, items: Any) -> list[pb.BatchEvaluateResult]:
+    def _results(self, items: Any) -> tuple[list[pb.BatchEvaluateResult], list[Record]]:
         results = []
+        decided: list[Record] = []
         bodies = 0
         for item in items:
             bodies += _body_size(item.request)
-            results.append(self._result(item, bodies))
-        return results
+            results.append(self._result(item, bodies, decided))
+        return results, decided
 
-    def _result(self, item: pb.BatchEvaluateItem, bodies: int) -> pb.BatchEvaluateResult:
+    def _result(
+        self, item: pb.BatchEvaluateItem, bodies: int, decided: list[Record]
+    ) -> pb.BatchEvaluateResult:
         try:
             if bodies > MAX_BATCH_BODIES:
                 raise InvalidDescriptor("the batch's raw bodies are too large: send fewer at once")
-            return pb.BatchEvaluateResult(id=item.id, response=self.evaluate(item.request))
+            response, record = self._evaluate(item.request)
+            decided.append(record)
+            return pb.BatchEvaluateResult(id=item.id, response=response)
         except Exception as error:  # noqa: BLE001  # One item's fault costs no other its answer.
             code, message, reason = status_of(error)
             status = pb.ItemStatus(code=code.value[0], message=message, reason=reason)
             return pb.BatchEvaluateResult(id=item.id, status=status)
 
     async def answer(self, request: pb.EvaluateRequest) -> pb.EvaluateResponse:
-        """Decide with the settings at hand: what every adapter asks.
+        """Decide with the settings at hand, and log it: what every adapter asks.
 
-        Raises InvalidDescriptor or RevisionNotReached.
+        Raises InvalidDescriptor, RevisionNotReached or LogFull.
         """
         if _body_size(request) > _AT_ONCE:
-            return await asyncio.to_thread(self.evaluate, request)
-        return self.evaluate(request)
+            response, record = await asyncio.to_thread(self._evaluate, request)
+        else:
+            response, record = self._evaluate(request)
+        self._log((record,))
+        return response
 
-    def evaluate(self, request: pb.EvaluateRequest) -> pb.EvaluateResponse:
-        """Decide with the settings at hand. Raises InvalidDescriptor or RevisionNotReached."""
+    def _evaluate(self, request: pb.EvaluateRequest) -> tuple[pb.EvaluateResponse, Record]:
         revision = self._keys.revision
         if request.min_revision > revision:
             raise RevisionNotReached(f"settings are at revision {revision}: ask again")
-        described, trace_id = messages.describe(request)
+        said = messages.describe(request)
+        described = said.descriptor
         settings = None
         if described.credential is Credential.GIVEN:
             settings = self._keys.settings(api_keys.digest(described.key))
@@ -112,9 +152,9 @@ class PolicyServicer(PolicyServiceServicer):
             response.api_key_id = settings.key_id
         if described.target.path:
             response.upstream_path = described.target.path
-        if trace_id:
-            response.trace_id = trace_id
-        return response
+        if said.trace_id:
+            response.trace_id = said.trace_id
+        return response, records.record(request, said, decision, response)
 
 
 def _body_size(request: pb.EvaluateRequest) -> int:
@@ -130,8 +170,8 @@ class _DecisionIds:
     """IDs that nobody else gives, in the order of time: 12 hexadecimal digits of the
     millisecond, 12 of this process, 8 of a count."""
 
-    def __init__(self) -> None:
-        self._process = secrets.token_hex(6)
+    def __init__(self, process: str) -> None:
+        self._process = process
         self._count = itertools.count()
 
     def next(self) -> str:

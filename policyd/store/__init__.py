@@ -64,6 +64,12 @@ _revision = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("value", sa.BigInteger, nullable=False),
 )
+_installation = sa.Table(
+    "installation",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("identity", sa.String(32), nullable=False),
+)
 _keys = sa.Table(
     "api_keys",
     metadata,
@@ -91,6 +97,11 @@ class Store:
         self.log = Log(self._engine)
         self.statistics = Statistics(self._engine)
         self.workers = Workers(self._engine)
+
+    def identity(self) -> str:
+        """What tells this database from every other one, copies of it aside."""
+        with reading(self._engine) as connection:
+            return str(connection.execute(sa.select(_installation.c.identity)).scalar_one())
 
     def close(self) -> None:
         """Close every connection."""

@@ -1,4 +1,6 @@
-"""The decision log, its counts, and the workers."""
+"""The decision log, its counts, the workers, and what tells one database from another."""
+
+import secrets
 
 import sqlalchemy as sa
 from alembic import op
@@ -55,6 +57,12 @@ def upgrade() -> None:
         sa.Column("process", sa.String(32), primary_key=True),
         sa.Column("decisions", sa.BigInteger, nullable=False),
     )
+    installation = op.create_table(
+        "installation",
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("identity", sa.String(32), nullable=False),
+    )
+    op.bulk_insert(installation, [{"id": 1, "identity": secrets.token_hex(16)}])
     op.create_table(
         "workers",
         sa.Column("id", sa.String(32), primary_key=True),

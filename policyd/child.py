@@ -1,0 +1,155 @@
+"""Child processes of policyd: started, watched, restarted and ended together with their parent.
+
+Each is a new process that reads its settings from its standard input, so they show in no process
+list, says "ready", then once a second that it lives, and ends when its input closes: not even a
+killed parent leaves children behind.
+"""
+
+import asyncio
+import json
+import logging
+import signal
+import sys
+from collections.abc import Coroutine
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+
+from policyd.errors import PolicydError, SettingsError
+from policyd.settings import ServerSettings, dump_settings, load_settings
+
+_log = logging.getLogger(__name__)
+
+_PAUSE = 1.0
+"""Seconds before a child that ended is started again."""
+_START = 60.0
+"""Seconds that a child has to start."""
+_SILENCE = 10.0
+"""Seconds without a sign of life, of which one comes a second, until a child is killed."""
+
+
+class Child:
+    """A child, as its parent has it: `module` is what it runs, `name` what people call it."""
+
+    def __init__(self, name: str, module: str, settings: ServerSettings) -> None:
+        self._name = name
+        self._module = module
+        self._settings = settings
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        """Start it, and wait until it is ready. Raises SettingsError."""
+        level = logging.getLevelName(logging.getLogger().level).lower()
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", self._module, level),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(dump_settings(self._settings)).encode() + b"\n")
+        try:
+            async with asyncio.timeout(_START):
+                answer = (await self._process.stdout.readline()).decode().strip()
+        except TimeoutError:
+            self._process.kill()
+            answer = f"{self._name} was not ready after {_START:.0f} s"
+        if answer != "ready":
+            raise SettingsError(answer or f"{self._name} ended while it was starting")
+
+    async def keep_running(self) -> None:
+        """Start it again whenever it ends, until cancelled."""
+        while True:
+            status = await self._end()
+            _log.error("%s ended (status %d) and is started again", self._name, status)
+            await asyncio.sleep(_PAUSE)
+            try:
+                await self.start()
+            except (PolicydError, OSError) as error:
+                _log.error("%s does not start: %s", self._name, error)
+
+    async def _end(self) -> int:
+        """Wait for its end, and bring it about where it hangs. Returns its status."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        try:
+            while True:
+                async with asyncio.timeout(_SILENCE):
+                    if not await self._process.stdout.readline():
+                        break
+        except TimeoutError:
+            _log.error("%s hangs and is killed", self._name)
+            self._process.kill()
+        return await self._process.wait()
+
+    async def stop(self) -> None:
+        """End it, and wait until it has finished what it does, up to the grace period."""
+        process = self._process
+        if process is None or process.returncode is not None or process.stdin is None:
+            return
+        process.stdin.close()
+        try:
+            async with asyncio.timeout(self._settings.grace + 5):
+                await process.wait()
+        except TimeoutError:
+            _log.error("%s does not stop and is killed", self._name)
+            process.kill()
+            await process.wait()
+
+
+class Parent:
+    """The parent, as a child has it. `async with Parent() as parent:` gives the `settings`; what
+    PolicydError ends the block is told to the parent."""
+
+    settings: ServerSettings
+
+    async def __aenter__(self) -> Self:
+        self._reader = asyncio.StreamReader()
+        loop = asyncio.get_running_loop()
+        protocol = asyncio.StreamReaderProtocol(self._reader)
+        await loop.connect_read_pipe(lambda: protocol, sys.stdin)
+        self.settings = load_settings(json.loads(await self._reader.readline()))
+        self._stopping = asyncio.Event()
+        loop.add_signal_handler(signal.SIGTERM, self._stopping.set)
+        # Ctrl-C reaches the whole group; the parent tells its children itself.
+        loop.add_signal_handler(signal.SIGINT, lambda: None)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, PolicydError):
+            _say(str(error))
+            sys.exit(1)
+
+    def ready(self) -> None:
+        """Tell the parent that the start is over."""
+        _say("ready")
+
+    async def gone_during(self, *work: Coroutine[Any, Any, None]) -> None:
+        """Do all of `work` until the parent goes, or wants this child to end."""
+        until = [self._reader.read(), self._stopping.wait(), _beat(), *work]
+        tasks = [asyncio.create_task(one) for one in until]
+        done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+        for task in done:
+            task.result()
+
+
+async def _beat() -> None:
+    """Tell the parent that the event loop still turns."""
+    while True:
+        await asyncio.sleep(1)
+        _say("alive")
+
+
+def _say(line: str) -> None:
+    # A parent that is gone hears nothing, and the closed input ends this child.
+    with suppress(BrokenPipeError):
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()

@@ -1,0 +1,269 @@
+"""The spool: a folder of append-only files, where log entries are safe until the store has them.
+
+One worker writes one file at a time and holds a lock on it. What one write() has taken survives the
+worker's end, kill -9 included, as the kernel has it then; it does not survive the machine's. The
+shipper deletes a file that the store has all of and nobody locks any more.
+
+    {process}-{number}.jsonl   a line of JSON for each entry
+    {process}.lost             how many entries the process could not keep
+    shipper.lock               held by the one process that ships
+    database                   which database the entries belong to
+"""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from policyd.errors import LogFull, SettingsError
+
+_SEGMENT = 8 * 2**20
+"""Bytes after which a new file is begun."""
+_SEGMENTS = 8
+"""Files that the spool holds at least before it is full."""
+_LOOK = 1.0
+"""Seconds between two looks at what all workers together have written."""
+_DIGITS = 20
+
+
+def prepare(folder: Path, database: str) -> None:
+    """Make the folder, for the entries of this database. Raises SettingsError."""
+    mark = folder / "database"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        known = mark.read_text(encoding="utf-8") if mark.exists() else database
+        if known != database and any(file.stat().st_size for file in folder.glob("*.jsonl")):
+            raise SettingsError(
+                f"--spool {folder} holds entries of another database, which that one has not got "
+                "yet: run policyd with that database, or give --spool another folder"
+            )
+        draft = folder / f"database.{os.getpid()}.tmp"
+        draft.write_text(database, encoding="utf-8")
+        draft.replace(mark)
+    except OSError as error:
+        raise _unusable(folder, error) from None
+
+
+def _unusable(folder: Path, error: OSError) -> SettingsError:
+    return SettingsError(
+        f"--spool {folder} cannot be used: {error.strerror}. Give it a folder that policyd may "
+        "write to, on a local disk"
+    )
+
+
+def _open_folder(folder: Path) -> int:
+    try:
+        return os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise _unusable(folder, error) from None
+
+
+def _lock(descriptor: int) -> bool:
+    """Take the file's lock, unless another process has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+class SpoolWriter:
+    """Writes the entries of one process. `limit` is the bytes of the whole folder.
+
+    Raises SettingsError where the folder cannot be used.
+    """
+
+    def __init__(self, folder: Path, process: str, limit: int) -> None:
+        self._folder = _open_folder(folder)
+        self._process = process
+        self._limit = limit
+        self._segment_size = max(min(_SEGMENT, limit // _SEGMENTS), 1)
+        self._number = 0
+        self._segment = -1
+        self._size = 0
+        self._used = 0
+        self._looked_at = 0.0
+        self._lost = 0
+        try:
+            self._losses = self._create(f"{process}.lost")
+            # Written now, so that it has its place on a disk that is full later.
+            os.pwrite(self._losses, b"0" * _DIGITS, 0)
+            self._begin_segment()
+        except OSError as error:
+            raise _unusable(folder, error) from None
+
+    def write(self, lines: bytes) -> None:
+        """Write all of it or nothing. Raises LogFull."""
+        if self._size >= self._segment_size:
+            self._rotate()
+        now = time.monotonic()
+        if now - self._looked_at > _LOOK or self._used + len(lines) > self._limit:
+            self._look(now)
+        if self._used + len(lines) > self._limit:
+            raise LogFull(
+                "the decision log is full (--spool-limit), as the database does not take it: "
+                "see to the database, or serve with --log-full drop"
+            )
+        self._append(lines)
+
+    def drop(self, entries: int) -> None:
+        """Count entries that are not kept."""
+        self._lost += entries
+        os.pwrite(self._losses, b"%0*d" % (_DIGITS, self._lost), 0)
+
+    def close(self) -> None:
+        """Leave the files to the shipper."""
+        for descriptor in (self._segment, self._losses, self._folder):
+            os.close(descriptor)
+
+    def _append(self, lines: bytes) -> None:
+        written = 0
+        try:
+            while written < len(lines):
+                written += os.write(self._segment, lines[written:] if written else lines)
+        except OSError as error:
+            # Half a batch must not be read as one.
+            with suppress(OSError):
+                os.ftruncate(self._segment, self._size)
+            raise LogFull(
+                f"the decision log cannot be written ({error.strerror}): "
+                "see to the disk that --spool names, or serve with --log-full drop"
+            ) from None
+        self._size += written
+        self._used += written
+
+    def _look(self, now: float) -> None:
+        """See how much all workers have written. At the limit, at most a few times a second."""
+        if now - self._looked_at > _LOOK / 10:
+            self._used = sum(size for _, size in _segments(self._folder))
+            self._looked_at = now
+
+    def _rotate(self) -> None:
+        before = self._segment
+        try:
+            self._begin_segment()
+        except OSError:
+            return  # The old one goes on, and write() says what is wrong with the disk.
+        os.close(before)
+
+    def _begin_segment(self) -> None:
+        while True:
+            self._number += 1
+            segment = self._create(f"{self._process}-{self._number:08d}.jsonl")
+            # The shipper may have come between, and taken it for one that nobody writes any more.
+            if os.fstat(segment).st_nlink:
+                break
+            os.close(segment)
+        self._segment, self._size = segment, 0
+
+    def _create(self, name: str) -> int:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL
+        if name.endswith(".lost"):
+            flags &= ~os.O_APPEND
+        descriptor = os.open(name, flags, 0o600, dir_fd=self._folder)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return descriptor
+
+
+def _segments(folder: int) -> list[tuple[str, int]]:
+    """The names and sizes of the files with entries, by name."""
+    found = []
+    with os.scandir(folder) as files:
+        for file in files:
+            if file.name.endswith(".jsonl"):
+                with suppress(FileNotFoundError):
+                    found.append((file.name, os.stat(file.name, dir_fd=folder).st_size))
+    return sorted(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Whole lines of one file."""
+
+    name: str
+    lines: list[bytes]
+    end: int
+    """Where the next chunk begins."""
+
+
+class SpoolReader:
+    """Reads what all processes have written, once it has the folder's lock."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = _open_folder(folder)
+        self._shipping = -1
+        self._ends: dict[str, int] = {}
+
+    def lock(self) -> bool:
+        """Become the one that ships, unless another process is."""
+        if self._shipping < 0:
+            flags = os.O_WRONLY | os.O_CREAT
+            descriptor = os.open("shipper.lock", flags, 0o600, dir_fd=self._folder)
+            if not _lock(descriptor):
+                os.close(descriptor)
+                return False
+            self._shipping = descriptor
+        return True
+
+    def chunks(self, size: int) -> Iterator[Chunk]:
+        """What is not read yet, in pieces of about `size` bytes. Files read to their end go."""
+        for name, _ in _segments(self._folder):
+            while chunk := self._chunk(name, size):
+                yield chunk
+
+    def done(self, chunk: Chunk) -> None:
+        """The store has it."""
+        self._ends[chunk.name] = chunk.end
+
+    def losses(self) -> dict[str, int]:
+        """How many entries each process has lost, of those that lost any."""
+        found = {}
+        for name in self._loss_files():
+            with suppress(FileNotFoundError, ValueError), self._opened(name) as descriptor:
+                found[name.removesuffix(".lost")] = int(os.pread(descriptor, _DIGITS, 0))
+        return {process: lost for process, lost in found.items() if lost}
+
+    def forget_losses(self, known: dict[str, int]) -> None:
+        """Delete the counts of processes that have ended, where the store has the same ones."""
+        for name in self._loss_files():
+            with suppress(FileNotFoundError, ValueError), self._opened(name) as descriptor:
+                if _lock(descriptor):
+                    lost = int(os.pread(descriptor, _DIGITS, 0) or b"0")
+                    if lost == known.get(name.removesuffix(".lost"), 0):
+                        os.unlink(name, dir_fd=self._folder)
+
+    def close(self) -> None:
+        """Let another process ship."""
+        for descriptor in (self._shipping, self._folder):
+            if descriptor >= 0:
+                os.close(descriptor)
+
+    def _chunk(self, name: str, size: int) -> Chunk | None:
+        start = self._ends.get(name, 0)
+        with suppress(FileNotFoundError), self._opened(name) as descriptor:
+            # In this order: what nobody writes any more is read to its end.
+            is_left = _lock(descriptor)
+            content = os.pread(descriptor, size, start)
+            whole = content[: content.rfind(b"\n") + 1]
+            if whole:
+                return Chunk(name, whole[:-1].split(b"\n"), start + len(whole))
+            if is_left:
+                # Half a line at the end belongs to a decision that was never answered.
+                os.unlink(name, dir_fd=self._folder)
+                self._ends.pop(name, None)
+        return None
+
+    def _loss_files(self) -> list[str]:
+        with os.scandir(self._folder) as files:
+            return [file.name for file in files if file.name.endswith(".lost")]
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[int]:
+        descriptor = os.open(name, os.O_RDONLY, dir_fd=self._folder)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
