@@ -1,0 +1,96 @@
+"""The decision log as CSV and JSON Lines."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from policyd.export import COLUMNS, csv_rows, json_line
+from policyd.model import Ignored, Mode, Source, UserState
+from policyd.record import Ending, Outcome, Record, Verdict
+
+RECORD = Record(
+    id="019a0000000000000000000000000001",
+    verdict=Verdict.ALLOWED,
+    status=0,
+    key_id="key_1",
+    operation="chat_completion",
+    mode=Mode.AUDIT,
+    source=Source.KEY,
+    ignored=Ignored.NOT_IGNORED,
+    in_scope=True,
+    user_state=UserState.VALID,
+    identifier="user",
+    summary='Allowed: the field user names an end user. Enforce User IDs is "audit".',
+    flags="",
+    revision=7,
+    body_user=UserState.VALID,
+    body_safety_identifier=UserState.ABSENT,
+    overrides="",
+    end_user="alice",
+    model="gpt-4o",
+)
+OUTCOME = Outcome(
+    RECORD.id, Ending.COMPLETE, 200, 1500, 2_000_000, "chatcmpl-1", "gpt-4o-2024", "org", 9, 12, 0
+)
+
+
+def _replaced(**changes: object) -> Record:
+    return Record(**{name: getattr(RECORD, name) for name in Record.__struct_fields__} | changes)  # type: ignore[arg-type]  # whatever the test wants
+
+
+def _read(record: Record) -> dict[str, str]:
+    text = "".join(csv_rows([record]))
+    return next(csv.DictReader(io.StringIO(text, newline="")))
+
+
+def test_no_decision() -> None:
+    """A log without decisions is the line of the columns."""
+    assert "".join(csv_rows([])) == ",".join(COLUMNS) + "\r\n"
+
+
+def test_a_decision_without_an_outcome() -> None:
+    """What is not known is an empty cell in CSV and null in JSON."""
+    row = _read(RECORD)
+    assert (row["time"], row["verdict"]) == ("2025-10-20T05:03:11.360Z", "allowed")
+    assert (row["ending"], row["input_tokens"], row["cost_usd"]) == ("", "", "")
+    fields = json.loads(json_line(RECORD))
+    assert tuple(fields) == COLUMNS
+    assert (fields["flags"], fields["duration_ms"], fields["cost_usd"]) == ([], None, None)
+
+
+def test_a_decision_with_its_outcome() -> None:
+    """Times are milliseconds, and cost is dollars; zero is not the same as unknown."""
+    record = _replaced(outcome=OUTCOME, flags="policy_enforce_user_ids,invalid_override")
+    fields = json.loads(json_line(record))
+    assert (fields["first_byte_ms"], fields["duration_ms"]) == (1.5, 2000)
+    assert (fields["cached_tokens"], fields["cost_usd"]) == (0, None)
+    assert fields["flags"] == ["policy_enforce_user_ids", "invalid_override"]
+    row = _read(record)
+    assert (row["first_byte_ms"], row["duration_ms"], row["cached_tokens"]) == ("1.5", "2000", "0")
+    assert row["flags"] == "policy_enforce_user_ids,invalid_override"
+
+
+def test_a_small_cost() -> None:
+    """A billionth of a dollar is written out, without an exponent."""
+    outcome = Outcome(RECORD.id, cost_nano=1)
+    assert _read(_replaced(outcome=outcome))["cost_usd"] == "0.000000001"
+
+
+@pytest.mark.parametrize(
+    "text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", " =1", "\uff1d1"]
+)
+def test_a_formula(text: str) -> None:
+    """A text that a spreadsheet would run is quoted, in CSV; JSON keeps it as it is."""
+    record = _replaced(user_agent=text)
+    assert _read(record)["user_agent"] == "'" + text
+    assert json.loads(json_line(record))["user_agent"] == text
+
+
+def test_hostile_text() -> None:
+    """Quotes, commas and line breaks stay within their cell, and within one line of JSON."""
+    text = 'a",b\r\nc\u2028\u202e<script>'
+    record = _replaced(user_agent=text)
+    assert _read(record)["user_agent"] == text
+    assert json_line(record).count("\n") == 1
