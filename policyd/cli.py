@@ -12,15 +12,13 @@ import click
 
 from policyd import explanation, options
 from policyd.configuration import Address, Group, run, start_logging
-from policyd.model import ApiKey, Mode, Override
-from policyd.options import OPTIONS, HeaderLine, option
+from policyd.log_commands import logs, simulate
+from policyd.model import ApiKey
+from policyd.options import MODES, OPTIONS, HeaderLine, option
 from policyd.server import Server
 from policyd.settings import ServerSettings
 from policyd.store import Store
 from policyd.supervisor import supervise
-
-MODES = {mode.name.lower(): mode for mode in Mode}
-OVERRIDES = {override.name.lower(): override for override in Override}
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -34,6 +32,10 @@ def main() -> None:
     command or its settings are wrong.
     """
     OPTIONS.check_environment()
+
+
+main.add_command(logs)
+main.add_command(simulate)
 
 
 @main.command()
@@ -153,44 +155,14 @@ def keys() -> None:
     """Create, list, change and revoke API keys."""
 
 
-_settings_options = [
-    option(
-        "--enforce-user-ids",
-        type=click.Choice([*MODES, "default"]),
-        help="What to do with requests that name no user.",
-    ),
-    option("--override", type=click.Choice(list(OVERRIDES)), help="Who may override it by header."),
-    option("--accept", help="What counts as a user: user,safety_identifier or one of them."),
-]
-
-
-def _with_settings(command: Any) -> Any:
-    for add in reversed(_settings_options):
-        command = add(command)
-    return command
-
-
-def _changes(
-    enforce_user_ids: str | None, override: str | None, accept: str | None
-) -> dict[str, Any]:
-    changes: dict[str, Any] = {}
-    if enforce_user_ids is not None:
-        changes["mode"] = MODES.get(enforce_user_ids)
-    if override is not None:
-        changes["override"] = OVERRIDES[override]
-    if accept is not None:
-        changes["accept"] = tuple(name.strip() for name in accept.split(","))
-    return changes
-
-
 @keys.command()
 @click.argument("name")
-@_with_settings
+@options.key_settings
 @options.common
 def create(name: str, database_url: str, as_json: bool, **settings: Any) -> None:
     """Make the key NAME and print it. It is shown this once."""
     with options.opened(database_url, create=True) as store:
-        key, secret = store.create_key(name, **_changes(**settings))
+        key, secret = store.create_key(name, **options.changes(**settings))
     if as_json:
         _print_json(_as_dict(key) | {"key": secret})
         return
@@ -244,11 +216,11 @@ def show(key_id: str, database_url: str, as_json: bool) -> None:
 @keys.command("set")
 @click.argument("key_id", metavar="ID")
 @option("--name", help="What people call it.")
-@_with_settings
+@options.key_settings
 @options.common
 def set_(key_id: str, database_url: str, as_json: bool, name: str | None, **settings: Any) -> None:
     """Change the settings of the key with this ID; a running server follows within a second."""
-    changes = _changes(**settings) | ({} if name is None else {"name": name})
+    changes = options.changes(**settings) | ({} if name is None else {"name": name})
     if not changes:
         raise click.UsageError(
             "nothing to change: give an option, such as --enforce-user-ids audit"

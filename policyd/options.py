@@ -9,12 +9,15 @@ import click
 
 from policyd.configuration import Options
 from policyd.errors import StoreUnavailable
+from policyd.model import Mode, Override
 from policyd.store import Store, sqlite_file
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 OPTIONS = Options("POLICYD")
 option = OPTIONS.option
+MODES = {mode.name.lower(): mode for mode in Mode}
+OVERRIDES = {override.name.lower(): override for override in Override}
 
 
 class HeaderLine(click.ParamType[str]):
@@ -41,6 +44,38 @@ database_url = option(
     metavar="URL",
     help="sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME.",
 )
+
+
+_key_settings = [
+    option(
+        "--enforce-user-ids",
+        type=click.Choice([*MODES, "default"]),
+        help="What to do with requests that name no user.",
+    ),
+    option("--override", type=click.Choice(list(OVERRIDES)), help="Who may override it by header."),
+    option("--accept", help="What counts as a user: user,safety_identifier or one of them."),
+]
+
+
+def key_settings(command: _Command) -> _Command:
+    """The options that set a key's settings; see changes()."""
+    for add in reversed(_key_settings):
+        command = add(command)
+    return command
+
+
+def changes(
+    enforce_user_ids: str | None, override: str | None, accept: str | None
+) -> dict[str, Any]:
+    """What the options of key_settings() ask for, as Store.update_key() takes it."""
+    changes: dict[str, Any] = {}
+    if enforce_user_ids is not None:
+        changes["mode"] = MODES.get(enforce_user_ids)
+    if override is not None:
+        changes["override"] = OVERRIDES[override]
+    if accept is not None:
+        changes["accept"] = tuple(name.strip() for name in accept.split(","))
+    return changes
 
 
 def common(command: _Command) -> _Command:

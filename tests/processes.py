@@ -59,6 +59,10 @@ class Program:
     def pid(self) -> int:
         return self._process.pid
 
+    def poll(self) -> int | None:
+        """The exit status, None while it runs."""
+        return self._process.poll()
+
     def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
@@ -111,7 +115,8 @@ class Policyd(Program):
         super().__init__(
             *("policyd", "serve", "--database-url", self.database_url),
             *("--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0"),
-            *("--admin-token-file", str(folder / "admin-token"), *flags),
+            *("--admin-token-file", str(folder / "admin-token")),
+            *("--spool", str(folder / "policyd.db-spool"), *flags),
             ready=r"policyd is ready: grpc=(\S+) admin=(\S+)",
             env=env,
         )

@@ -262,10 +262,16 @@ async def test_policyd_is_stopped_and_replaced(make_stack: MakeStack) -> None:
 # Workers
 
 
+def children(policyd: Policyd) -> set[int]:
+    """The processes that policyd has started and that live: workers, and the back office."""
+    found = Path(f"/proc/{policyd.pid}/task/{policyd.pid}/children").read_text().split()
+    return {int(pid) for pid in found if is_running(int(pid))}
+
+
 def workers(policyd: Policyd) -> set[int]:
-    """The processes that a supervisor has started and that live."""
-    children = Path(f"/proc/{policyd.pid}/task/{policyd.pid}/children").read_text().split()
-    return {int(pid) for pid in children if is_running(int(pid))}
+    """Those that decide."""
+    words = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children(policyd)}
+    return {pid for pid, line in words.items() if b"policyd.worker" in line}
 
 
 def listeners(policyd: Policyd) -> int:
@@ -285,15 +291,15 @@ def is_running(pid: int) -> bool:
 
 
 async def test_workers_are_killed_one_by_one(make_stack: MakeStack) -> None:
-    """Each is started again, and the other answers meanwhile."""
+    """Each is started again, and the other answers meanwhile; so is the back office."""
     stack = make_stack("--workers", "2")
     async with under_load(stack) as load:
-        for victim in workers(stack.policyd):
+        for victim in children(stack.policyd):
             kill(victim)
             await until(lambda gone=victim: not is_running(gone))
             await until(lambda: listeners(stack.policyd) == 2)
             await load.more(40, *DECIDED)
-    assert sum("is started again" in line for line in stack.policyd.errors) == 2
+    assert sum("is started again" in line for line in stack.policyd.errors) == 3
 
 
 async def test_a_worker_that_hangs_is_replaced(make_stack: MakeStack) -> None:
@@ -312,8 +318,8 @@ async def test_the_supervisor_is_killed(make_stack: MakeStack) -> None:
     """Its workers end with it: none is left to answer by settings that nobody keeps."""
     stack = make_stack("--workers", "2")
     async with under_load(stack) as load:
-        orphans = workers(stack.policyd)
-        assert len(orphans) == 2
+        orphans = children(stack.policyd)
+        assert len(orphans) == 3
         stack.policyd.send(signal.SIGKILL)
         try:
             await until(lambda: not any(is_running(pid) for pid in orphans))

@@ -149,6 +149,8 @@ class Facts:
     model: str
     user_agent: str
     requests: int
+    newest: str
+    """The ID of the newest one."""
 
 
 class Log:
@@ -210,10 +212,9 @@ class Log:
 
     def facts(self, key_id: str, since: datetime, until: datetime) -> list[Facts]:
         """What a key's requests between the two moments were, alike ones together."""
-        named = (_decisions.c[name] for name in Facts.__slots__ if name != "requests")
-        columns = tuple(named)
+        columns = [_decisions.c[name] for name in Facts.__slots__[:-2]]
         query = (
-            sa.select(*columns, sa.func.count())
+            sa.select(*columns, sa.func.count(), sa.func.max(_decisions.c.id))
             .where(*_conditions(LogFilter(key_id=key_id, since=since, until=until)))
             .group_by(*columns)
         )

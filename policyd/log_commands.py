@@ -1,0 +1,309 @@
+"""`policyd logs` and `policyd simulate`: the decision log, read from the store."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, TextIO
+
+import click
+
+from policyd import options
+from policyd.errors import InvalidArgument
+from policyd.export import csv_rows, json_line, values
+from policyd.model import ApiKey, KeySettings, Mode
+from policyd.options import option
+from policyd.record import Record, Verdict, is_decision_id
+from policyd.simulation import Simulation
+from policyd.simulation import simulate as simulate_requests
+from policyd.store import LogFilter, Store
+
+_VERDICTS = {verdict.name.lower(): verdict for verdict in Verdict}
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_CHUNK = 1000
+_LOOK = 0.5
+"""Seconds between two looks for what is new."""
+_LATE = timedelta(seconds=30)
+"""How late a decision may arrive in the store and still be seen by `tail`."""
+_COLUMNS = (
+    ("TIME", 23),
+    ("DECISION", 11),
+    ("KEY", 20),
+    ("OPERATION", 16),
+    ("USER", 16),
+    ("MODEL", 18),
+)
+
+
+class Moment(click.ParamType[datetime]):
+    """A moment, or how long ago it was."""
+
+    name = "TIME"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> datetime:
+        """See click.ParamType."""
+        if isinstance(value, datetime):
+            return value
+        try:
+            if value[-1:] in _UNITS and value[:-1].isdecimal():
+                return datetime.now(UTC) - timedelta(**{_UNITS[value[-1]]: int(value[:-1])})
+            moment = datetime.fromisoformat(value)
+        except (ValueError, OverflowError):
+            self.fail(
+                f"{value!r} is no moment: give one such as 2026-11-25T09:30:00Z, or how long ago, "
+                "such as 30m, 24h or 7d",
+                param,
+                ctx,
+            )
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+_filters = [
+    option("--key-id", default="", metavar="ID", help="Of this API key."),
+    option("--decision", type=click.Choice(list(_VERDICTS)), help="How the request fared."),
+    option("--flag", default="", help="With this flag, such as policy_enforce_user_ids."),
+    option("--operation", default="", help="Such as chat_completion or embedding."),
+    option("--user", default="", help="Of this end user."),
+    option("--trace-id", default="", help="Of this trace."),
+    option("--since", type=Moment(), help="Made then or later: 2026-11-25T09:30Z, or 24h ago."),
+    option("--until", type=Moment(), help="Made before then."),
+]
+
+
+def _with_filters(command: Callable[..., Any]) -> Callable[..., Any]:
+    for add in reversed(_filters):
+        command = add(command)
+    return command
+
+
+def _filter(
+    key_id: str,
+    decision: str | None,
+    flag: str,
+    operation: str,
+    user: str,
+    trace_id: str,
+    since: datetime | None,
+    until: datetime | None,
+) -> LogFilter:
+    verdict = _VERDICTS[decision] if decision else None
+    return LogFilter(key_id, verdict, flag, operation, user, trace_id, since, until)
+
+
+@click.group()
+def logs() -> None:
+    """Read the decision log: list it, follow it, export it."""
+
+
+@logs.command("list")
+@option("--limit", default=50, type=click.IntRange(1), help="How many, newest first.")
+@option("--after", default="", metavar="ID", help="Go on behind this decision.")
+@_with_filters
+@options.common
+def list_(database_url: str, as_json: bool, limit: int, after: str, **given: Any) -> None:
+    """List decisions, newest first. --json prints JSON Lines with every field."""
+    if after and not is_decision_id(after):
+        raise click.UsageError("--after takes the ID of a decision, as the list shows it")
+    write = _writer(as_json)
+    last = ""
+    with options.opened(database_url) as store:
+        for count, record in enumerate(_newest_first(store, _filter(**given), after)):
+            if count == limit:
+                command = "For older ones: --after"
+                click.echo(f"{command} {last}", err=True)
+                return
+            write(record)
+            last = record.id
+    if not last:
+        click.echo("No decision is logged that fits.", err=True)
+
+
+@logs.command()
+@option("--lines", default=10, type=click.IntRange(0), help="How many older ones come first.")
+@_with_filters
+@options.common
+def tail(database_url: str, as_json: bool, lines: int, **given: Any) -> None:
+    """Print decisions as they are logged, until Ctrl-C."""
+    wanted = _filter(**given)
+    write = _writer(as_json)
+    with options.opened(database_url) as store:
+        first = store.log.page(wanted, limit=lines) if lines else []
+        for record in reversed(first):
+            write(record)
+        for record in _arriving(store, wanted):
+            write(record)
+
+
+@logs.command()
+@click.argument("decision_id", metavar="ID")
+@options.common
+def show(database_url: str, as_json: bool, decision_id: str) -> None:
+    """Show everything that is logged of the decision with this ID."""
+    with options.opened(database_url) as store:
+        record = store.log.get(decision_id)
+    if as_json:
+        click.echo(json_line(record), nl=False)
+        return
+    for name, value in values(record).items():
+        if value not in (None, "", []):
+            shown = ", ".join(value) if isinstance(value, list) else value
+            click.echo(f"{name:20}{_printable(str(shown))}")
+
+
+@logs.command()
+@option(
+    "--format",
+    "form",
+    default="jsonl",
+    type=click.Choice(["jsonl", "csv"]),
+    help="JSON Lines, or CSV in which no spreadsheet finds a formula.",
+)
+@option(
+    "--output",
+    default="-",
+    type=click.File("w", encoding="utf-8", lazy=False),
+    help="A file; - for stdout.",
+)
+@_with_filters
+@options.OPTIONS.config
+@options.database_url
+def export(database_url: str, form: str, output: TextIO, **given: Any) -> None:
+    """Write all decisions that fit to a file, newest first."""
+    with options.opened(database_url) as store:
+        records = _counted(_newest_first(store, _filter(**given), ""))
+        lines = csv_rows(records) if form == "csv" else map(json_line, records)
+        for line in lines:
+            output.write(line)
+
+
+def _counted(records: Iterator[Record]) -> Iterator[Record]:
+    """Tells on stderr how far it is, where somebody looks."""
+    count = 0
+    said_at = time.monotonic()
+    for record in records:
+        yield record
+        count += 1
+        if sys.stderr.isatty() and time.monotonic() - said_at > 1:
+            said_at = time.monotonic()
+            click.echo(f"\r{count} decisions …", nl=False, err=True)
+    if sys.stderr.isatty():
+        click.echo(f"\r{count} decisions.  ", err=True)
+
+
+def _newest_first(store: Store, wanted: LogFilter, after: str) -> Iterator[Record]:
+    while page := store.log.page(wanted, after=after, limit=_CHUNK):
+        yield from page
+        after = page[-1].id
+
+
+def _arriving(store: Store, wanted: LogFilter) -> Iterator[Record]:
+    """What is logged from now on, for ever. Decisions of several workers may arrive out of turn."""
+    known = {record.id for record in _recent(store, wanted)}
+    while True:
+        time.sleep(_LOOK)
+        recent = _recent(store, wanted)
+        yield from (record for record in reversed(recent) if record.id not in known)
+        known = {record.id for record in recent}
+
+
+def _recent(store: Store, wanted: LogFilter) -> list[Record]:
+    back = datetime.now(UTC) - _LATE
+    since = max(back, wanted.since) if wanted.since else back
+    return list(_newest_first(store, replace(wanted, since=since), ""))
+
+
+def _writer(as_json: bool) -> Callable[[Record], None]:
+    if as_json:
+        return lambda record: click.echo(json_line(record), nl=False)
+    click.echo("  ".join(name.ljust(width) for name, width in _COLUMNS) + "  ID")
+    return lambda record: click.echo(_line(record))
+
+
+def _line(record: Record) -> str:
+    facts = values(record)
+    names = ("time", "verdict", "api_key_id", "operation", "user", "model")
+    cells = (
+        _printable(str(facts[name] or "-"))[:width].ljust(width)
+        for name, (_, width) in zip(names, _COLUMNS, strict=True)
+    )
+    return "  ".join(cells) + "  " + record.id
+
+
+def _printable(text: str) -> str:
+    """Nothing that steers a terminal or turns the line around: it comes from strangers."""
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
+
+
+@click.command()
+@click.argument("key_id", metavar="ID")
+@option("--since", default="7d", type=Moment(), help="From then until now.")
+@options.key_settings
+@option(
+    "--default-mode",
+    default="off",
+    type=click.Choice(list(options.MODES)),
+    help="As the server has it.",
+)
+@options.common
+def simulate(
+    database_url: str, as_json: bool, key_id: str, since: datetime, default_mode: str, **given: Any
+) -> None:
+    """Say what other settings would have done to the logged requests of the key with this ID.
+
+    Without options: what "enforce" would have blocked. It changes nothing.
+    """
+    with options.opened(database_url) as store:
+        key = store.get_key(key_id)
+        settings = _settings(key, {"mode": Mode.ENFORCE} | options.changes(**given))
+        now = datetime.now(UTC)
+        default = options.MODES[default_mode]
+        found = simulate_requests(store, key.id, settings, since, now, default)
+    if as_json:
+        click.echo(json.dumps(_simulation(found, settings), ensure_ascii=False))
+    else:
+        click.echo(_report(found, settings))
+
+
+def _settings(key: ApiKey, changes: dict[str, Any]) -> KeySettings:
+    try:
+        return replace(KeySettings(key.id, key.mode, key.override, key.accept), **changes)
+    except ValueError as error:
+        raise InvalidArgument(str(error)) from None
+
+
+def _simulation(found: Simulation, settings: KeySettings) -> dict[str, Any]:
+    return {
+        "key_id": settings.key_id,
+        "enforce_user_ids": settings.mode.name.lower() if settings.mode else None,
+        "override": settings.override.name.lower(),
+        "accept": list(settings.accept),
+        "requests": found.requests,
+        "blocked": found.blocked,
+        "by_operation": dict(found.by_operation),
+        "by_model": dict(found.by_model),
+        "by_user_agent": dict(found.by_user_agent),
+        "examples": [values(record) for record in found.examples],
+    }
+
+
+def _report(found: Simulation, settings: KeySettings) -> str:
+    mode = settings.mode.name.lower() if settings.mode else "default"
+    share = f" ({found.blocked / found.requests:.1%})" if found.requests else ""
+    lines = [
+        f'With "{mode}", override {settings.override.name.lower()}, accepting '
+        f"{', '.join(settings.accept)}: {found.blocked} of {found.requests} requests{share} "
+        "would have been blocked."
+    ]
+    lists = (
+        ("operation", found.by_operation),
+        ("model", found.by_model),
+        ("user agent", found.by_user_agent),
+    )
+    for title, rows in lists:
+        lines += [f"\nBlocked by {title}:"] if rows else []
+        lines += [f"{count:>10}  {_printable(name) or '(not known)'}" for name, count in rows]
+    lines += ["\nFor example:"] if found.examples else []
+    lines += [f"  {_line(record)}" for record in found.examples]
+    return "\n".join(lines)
