@@ -128,6 +128,8 @@ class SpoolWriter:
             # Half a batch must not be read as one.
             with suppress(OSError):
                 os.ftruncate(self._segment, self._size)
+            if self._size:
+                self._rotate()  # So that the shipper can make room by deleting this file.
             raise LogFull(
                 f"the decision log cannot be written ({error.strerror}): "
                 "see to the disk that --spool names, or serve with --log-full drop"

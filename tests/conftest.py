@@ -1,12 +1,17 @@
 """What the tests share."""
 
+import signal
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.load import MODE, WAITS, MakeStack, Stack, keys
 from tests.postgresql import PostgreSQL
-from tests.processes import Policyd
+from tests.processes import Policyd, Program
+from tests.stack import Background, Gateway, Upstream
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +39,44 @@ def unused_port() -> Callable[[], int]:
             return int(probe.getsockname()[1])
 
     return find
+
+
+@pytest.fixture(scope="module")
+def background() -> Iterator[Background]:
+    loop = Background()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture
+def upstream(background: Background) -> Iterator[Upstream]:
+    with Upstream(background) as running:
+        yield running
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Any]]:
+    """Starts programs, which end with the test in whatever state it leaves them."""
+    programs: list[Program] = []
+
+    def begin(program: type[Program], *arguments: Any, **options: Any) -> Program:
+        programs.append(program(*arguments, **options))
+        return programs[-1]
+
+    yield begin
+    for program in reversed(programs):
+        program.send(signal.SIGCONT)
+        program.stop(signal.SIGKILL)
+
+
+@pytest.fixture
+def make_stack(tmp_path: Path, upstream: Upstream, start: Callable[..., Any]) -> MakeStack:
+    def make(*flags: str, policy_timeout: str = WAITS, database_url: str | None = None) -> Stack:
+        url = database_url or f"sqlite:///{tmp_path}/policyd.db"
+        # Before policyd starts, so that every worker knows it from the beginning.
+        key = keys(url, "create", "test", *MODE, "enforce")["key"]
+        policyd = start(Policyd, tmp_path, *flags, database_url=url)
+        gateway = start(Gateway, policyd.grpc, upstream.url, "--policy-timeout", policy_timeout)
+        return Stack(policyd, gateway, upstream, key, start)
+
+    return make

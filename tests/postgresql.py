@@ -33,13 +33,11 @@ class PostgreSQL:
         if self._user:
             owner = pwd.getpwnam(self._user)
             os.chown(self._folder, owner.pw_uid, owner.pw_gid)
-        data = str(self._folder / "data")
+        data = self._data = str(self._folder / "data")
         flags = ("--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C.UTF-8")
         self._run(programs / "initdb", "--pgdata", data, "--no-sync", *flags)
         self._pg_ctl = programs / "pg_ctl"
-        options = f"-c listen_addresses= -c unix_socket_directories={self._folder} -c fsync=off"
-        log = str(self._folder / "log")
-        self._run(self._pg_ctl, "start", "--wait", "-D", data, "-l", log, "-o", options)
+        self.start()
         return self
 
     def __exit__(
@@ -48,9 +46,18 @@ class PostgreSQL:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # Its fast shutdown, which waits for no client.
-        self._run(self._pg_ctl, "stop", "--wait", "-m", "fast", "-D", str(self._folder / "data"))
+        self.stop()
         shutil.rmtree(self._folder)
+
+    def start(self) -> None:
+        """Start it again after stop()."""
+        options = f"-c listen_addresses= -c unix_socket_directories={self._folder} -c fsync=off"
+        log = str(self._folder / "log")
+        self._run(self._pg_ctl, "start", "--wait", "-D", self._data, "-l", log, "-o", options)
+
+    def stop(self) -> None:
+        """Stop it, without waiting for clients; the databases stay."""
+        self._run(self._pg_ctl, "stop", "--wait", "-m", "fast", "-D", self._data)
 
     @contextmanager
     def database(self) -> Iterator[str]:

@@ -86,6 +86,7 @@ class Program:
             if match := re.search(ready, line):
                 return match
         status = self.wait()
+        self._process.stdout.close()
         raise AssertionError(f"ended with {status}: {''.join(self.output + self.errors)}")
 
     def _collect_output(self) -> None:
