@@ -10,13 +10,14 @@ from pathlib import Path
 import click
 import uvloop
 
-from benchmarks import core, evaluate, gateway
+from benchmarks import core, evaluate, gateway, log
 from benchmarks.rounds import Plan
 
-PARTS = {"evaluate": evaluate.run, "gateway": gateway.run, "core": core.run}
+PARTS = {"evaluate": evaluate.run, "gateway": gateway.run, "log": log.run, "core": core.run}
 PLANS = {
     "evaluate": Plan(rounds=9, seconds=0.35),
     "gateway": Plan(rounds=9, seconds=0.5),
+    "log": Plan(rounds=9, seconds=0.5),
     "core": Plan(rounds=9, seconds=0.02),
 }
 QUICK = Plan(rounds=2, seconds=0.1)
@@ -24,7 +25,7 @@ QUICK = Plan(rounds=2, seconds=0.1)
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--quick", is_flag=True, help="A few seconds, to try it; the figures mean little.")
-@click.option("--only", type=click.Choice(list(PARTS)), help="One part of the three.")
+@click.option("--only", type=click.Choice(list(PARTS)), help="One part of all.")
 def main(quick: bool, only: str | None) -> None:
     """Measure policyd and its gateway, and print what was found as Markdown.
 

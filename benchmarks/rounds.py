@@ -46,13 +46,19 @@ Turns = Mapping[str, list[Turn]]
 """By case, one for each round."""
 
 
-async def take_turns(cases: Sequence[Case], concurrency: int, plan: Plan) -> Turns:
-    """Measure the cases. The order turns round every time: ABC, CBA, ABC …"""
+async def take_turns(
+    cases: Sequence[Case], concurrency: int, plan: Plan, pause: float = 0.0
+) -> Turns:
+    """Measure the cases. The order turns round every time: ABC, CBA, ABC …
+
+    `pause` are the seconds between two turns.
+    """
     for case in cases:
         await _turn(case, concurrency, plan.seconds / 2)  # To get warm.
     turns: dict[str, list[Turn]] = {case.name: [] for case in cases}
     for number in range(plan.rounds):
         for case in cases if number % 2 == 0 else reversed(cases):
+            await asyncio.sleep(pause)
             turns[case.name].append(await _turn(case, concurrency, plan.seconds))
     sys.stderr.write(f"  {concurrency} at once: {'; '.join(turns)}\n")
     return turns

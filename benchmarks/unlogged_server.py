@@ -1,0 +1,20 @@
+"""`policyd serve` that logs nothing: what Evaluate with its log is measured beside."""
+
+from typing import Any
+from unittest.mock import patch
+
+from policyd import cli
+from policyd.key_table import KeyTable
+from policyd.model import Mode
+from policyd.services.policy import PolicyServicer
+
+
+class _Unlogged(PolicyServicer):
+    def __init__(self, keys: KeyTable, default: Mode, process: str, _: Any) -> None:
+        super().__init__(keys, default, process, lambda _: None)
+
+
+if __name__ == "__main__":
+    # So that all else is as `policyd serve` has it.
+    with patch("policyd.server.PolicyServicer", _Unlogged):
+        cli.main()
