@@ -32,7 +32,7 @@ _NICE = 5
 
 
 async def _work() -> None:
-    async with child.Parent() as parent, AsyncExitStack() as running:
+    async with child.Parent(ends_by_itself=False) as parent, AsyncExitStack() as running:
         settings = parent.settings
         store = Store(settings.database_url)
         running.callback(store.close)

@@ -99,9 +99,16 @@ class Child:
 
 class Parent:
     """The parent, as a child has it. `async with Parent() as parent:` gives the `settings`; what
-    PolicydError ends the block is told to the parent."""
+    PolicydError ends the block is told to the parent.
+
+    Without `ends_by_itself`, SIGTERM does nothing: a service manager sends it to all processes at
+    once, and this one has to outlive the others.
+    """
 
     settings: ServerSettings
+
+    def __init__(self, *, ends_by_itself: bool = True) -> None:
+        self._ends_by_itself = ends_by_itself
 
     async def __aenter__(self) -> Self:
         self._reader = asyncio.StreamReader()
@@ -110,9 +117,11 @@ class Parent:
         await loop.connect_read_pipe(lambda: protocol, sys.stdin)
         self.settings = load_settings(json.loads(await self._reader.readline()))
         self._stopping = asyncio.Event()
-        loop.add_signal_handler(signal.SIGTERM, self._stopping.set)
         # Ctrl-C reaches the whole group; the parent tells its children itself.
         loop.add_signal_handler(signal.SIGINT, lambda: None)
+        loop.add_signal_handler(
+            signal.SIGTERM, self._stopping.set if self._ends_by_itself else lambda: None
+        )
         return self
 
     async def __aexit__(

@@ -307,6 +307,11 @@ def explain(database_url: str, as_json: bool, default_mode: str, **question: Any
 @option("--gateway", default="127.0.0.1:8080", metavar="HOST:PORT", help="Where clients connect.")
 @option("--grpc", default="127.0.0.1:50051", metavar="HOST:PORT", help="Where gateways ask.")
 @option("--upstream", metavar="URL", help="Forward there instead of to the built-in one.")
+@option(
+    "--sample/--no-sample",
+    default=True,
+    help="Whether the log of a new database begins with a made-up week, marked as a sample.",
+)
 @click.option("--openai-api-key", envvar="OPENAI_API_KEY", hidden=True)
 @click.option("--openai-base-url", envvar="OPENAI_BASE_URL", hidden=True)
 @OPTIONS.log_level

@@ -15,7 +15,7 @@ import uvicorn
 
 from gateway.server import Server as GatewayServer
 from gateway.settings import Settings as GatewaySettings
-from policyd import configuration
+from policyd import configuration, demo_sample
 from policyd.configuration import Address, SettingsError
 from policyd.demo_upstream import DemoUpstream
 from policyd.model import Mode
@@ -35,6 +35,7 @@ def run(
     upstream: str | None,
     openai_api_key: str | None,
     openai_base_url: str | None,
+    sample: bool,
 ) -> None:
     """Run until Ctrl-C or SIGTERM. Raises SettingsError, CannotListen or StoreUnavailable."""
     forwarding = GatewaySettings(
@@ -54,7 +55,8 @@ def run(
         data.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SettingsError(f"--data {data} cannot be made: {error.strerror}") from None
-    configuration.run(_run(settings, forwarding, built_in=not upstream and not openai_api_key))
+    built_in = not upstream and not openai_api_key
+    configuration.run(_run(settings, forwarding, built_in, sample))
 
 
 def _address(text: str, flag: str) -> Address:
@@ -73,14 +75,16 @@ def _word(secret: str, name: str) -> str:
     return secret
 
 
-async def _run(settings: ServerSettings, forwarding: GatewaySettings, built_in: bool) -> None:
+async def _run(
+    settings: ServerSettings, forwarding: GatewaySettings, built_in: bool, sample: bool
+) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
     check_free(forwarding.listen, "--gateway")
     check_free(settings.grpc, "--grpc")
-    key = _first_key(settings.database_url)
+    key = _first_key(settings.database_url, sample)
     async with AsyncExitStack() as running:
         server = await running.enter_async_context(Server(settings))
         forwarding = replace(forwarding, policyd=str(server.grpc))
@@ -92,14 +96,17 @@ async def _run(settings: ServerSettings, forwarding: GatewaySettings, built_in: 
         await stopping.wait()
 
 
-def _first_key(database_url: str) -> str | None:
+def _first_key(database_url: str, sample: bool) -> str | None:
     """The API key to try policyd with, None where an earlier run has shown one."""
     store = Store(database_url)
     try:
         store.migrate()
         if store.list_keys(limit=1, show_revoked=True):
             return None
-        return store.create_key("demo", Mode.ENFORCE)[1]
+        key, secret = store.create_key("demo", Mode.ENFORCE)
+        if sample:
+            demo_sample.fill(store, key.id)
+        return secret
     finally:
         store.close()
 

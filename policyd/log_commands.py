@@ -228,7 +228,7 @@ def _line(record: Record) -> str:
         _printable(str(facts[name] or "-"))[:width].ljust(width)
         for name, (_, width) in zip(names, _COLUMNS, strict=True)
     )
-    return "  ".join(cells) + "  " + record.id
+    return "  ".join(cells) + "  " + record.id + ("  (sample)" if record.sample else "")
 
 
 def _printable(text: str) -> str:

@@ -230,3 +230,19 @@ def wait_until(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
+
+
+def test_the_sample(tmp_path: Path) -> None:
+    """A new demo has some traffic to look at, marked as a sample; --no-sample asks for none."""
+    for flags, is_there in (((), True), (("--no-sample",), False)):
+        data = tmp_path / f"data{is_there}"
+        places = ("--gateway", "127.0.0.1:0", "--grpc", "127.0.0.1:0")
+        demo = Program("policyd", "demo", "--data", str(data), *places, *flags, ready="API key")
+        listed = run("policyd", "logs", "export", "--database-url", f"sqlite:///{data}/policyd.db")
+        assert demo.stop() == 0, demo.errors
+        entries = [json.loads(line) for line in listed.stdout.splitlines()]
+        assert all(entry["sample"] for entry in entries)
+        assert {"allowed", "would_deny", "denied"} == {
+            e["verdict"] for e in entries
+        } or not is_there
+        assert bool(entries) is is_there
