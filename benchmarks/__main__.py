@@ -10,17 +10,24 @@ from pathlib import Path
 import click
 import uvloop
 
-from benchmarks import core, evaluate, gateway, log
+from benchmarks import core, evaluate, gateway, log, store
 from benchmarks.rounds import Plan
 
-PARTS = {"evaluate": evaluate.run, "gateway": gateway.run, "log": log.run, "core": core.run}
+PARTS = {
+    "evaluate": evaluate.run,
+    "gateway": gateway.run,
+    "log": log.run,
+    "core": core.run,
+    "store": store.run,
+}
 PLANS = {
     "evaluate": Plan(rounds=9, seconds=0.35),
     "gateway": Plan(rounds=9, seconds=0.5),
     "log": Plan(rounds=9, seconds=0.5),
     "core": Plan(rounds=9, seconds=0.02),
+    "store": Plan(rounds=10, seconds=0, rows=1_000_000),
 }
-QUICK = Plan(rounds=2, seconds=0.1)
+QUICK = Plan(rounds=2, seconds=0.1, rows=10_000)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -29,7 +36,7 @@ QUICK = Plan(rounds=2, seconds=0.1)
 def main(quick: bool, only: str | None) -> None:
     """Measure policyd and its gateway, and print what was found as Markdown.
 
-    It takes about two minutes and both cores of a small machine; leave that alone meanwhile.
+    It takes about ten minutes and both cores of a small machine; leave that alone meanwhile.
     Figures with a range are medians over the rounds, and the range holds the middle half of them.
     """
     started = time.monotonic()

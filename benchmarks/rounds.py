@@ -18,6 +18,8 @@ class Plan(NamedTuple):
     rounds: int
     seconds: float
     """Of each case in each round."""
+    rows: int = 0
+    """Of a log that is read."""
 
 
 class Case(NamedTuple):
