@@ -1,4 +1,4 @@
-"""What the console and `policyd logs` ask of the store, over a log of many rows, on both databases."""
+"""What the console and `policyd logs` ask of the store, over a log of many rows."""
 
 import random
 import sys
