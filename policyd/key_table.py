@@ -69,9 +69,17 @@ class KeyTable:
                 lost = True
             await self._pause(interval * random.uniform(0.9, 1.1))  # noqa: S311  # keeps no secret
 
-    async def reach(self, revision: int, timeout: float) -> None:
-        """Wait until `revision` is in force. Raises RevisionNotReached after `timeout` seconds."""
+    def hint(self) -> None:
+        """Something may have changed: look soon."""
         self._wanted.set()
+
+    async def reach(self, revision: int, timeout: float) -> None:
+        """Look for `revision`, and wait for it. Raises RevisionNotReached after `timeout` s."""
+        self.hint()
+        await self.wait_for(revision, timeout)
+
+    async def wait_for(self, revision: int, timeout: float) -> None:
+        """Wait until `revision` is in force. Raises RevisionNotReached after `timeout` seconds."""
         try:
             async with asyncio.timeout(timeout), self._arrived:
                 await self._arrived.wait_for(lambda: self.revision >= revision)

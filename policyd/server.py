@@ -26,11 +26,14 @@ from policyd.services.policy import PolicyServicer
 from policyd.services.tokens import TokenInterceptor
 from policyd.settings import ServerSettings
 from policyd.spool import SpoolWriter
-from policyd.store import Store
+from policyd.store import Store, sqlite_file
 from policyd.v1 import admin_pb2, admin_pb2_grpc, policy_pb2, policy_pb2_grpc
 
 _log = logging.getLogger(__name__)
 
+_POLL_EMBEDDED = 0.2
+_POLL = 1.0
+"""Seconds between two looks for changed keys. One at SQLite costs little, and it gives no hints."""
 _BEAT = 2.0
 """Seconds between two signs of life for the store; a new revision is told at once."""
 _POLICY = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name
@@ -90,7 +93,8 @@ class Server:
         self.grpc = await policy.start(self._settings.grpc, "--grpc", credentials)
         self.admin = await admin.start(self._settings.admin, "--admin", credentials)
         self._following = [
-            asyncio.create_task(self._keys.follow(self._settings.poll_interval)),
+            asyncio.create_task(self._keys.follow(self._poll_interval())),
+            asyncio.create_task(self._follow_hints()),
             asyncio.create_task(self._watch_staleness()),
             asyncio.create_task(self._beat()),
         ]
@@ -138,6 +142,14 @@ class Server:
                 for listener in self._listeners:
                     await listener.tell(_SERVING if fresh else _NOT_SERVING)
 
+    def _poll_interval(self) -> float:
+        is_embedded = sqlite_file(self._settings.database_url) is not None
+        return self._settings.poll_interval or (_POLL_EMBEDDED if is_embedded else _POLL)
+
+    async def _follow_hints(self) -> None:
+        async for _ in self._store.hints():
+            self._keys.hint()
+
     async def _beat(self) -> None:
         """Tell the store that this worker runs, and at which revision."""
         host = socket.gethostname()
@@ -146,7 +158,7 @@ class Server:
             with suppress(StoreUnavailable):
                 await asyncio.to_thread(self._store.workers.beat, self._id, host, told)
             with suppress(RevisionNotReached):
-                await self._keys.reach(told + 1, _BEAT)
+                await self._keys.wait_for(told + 1, _BEAT)
 
     async def stop(self) -> None:
         """Stop at once to take new calls, and wait for those under way up to the grace period."""

@@ -22,8 +22,8 @@ class ServerSettings:
     default_mode: Mode = Mode.OFF
     max_message: int = 4 * 2**20
     """Bytes of a gRPC request."""
-    poll_interval: float = 0.2
-    """Seconds between two looks at the store."""
+    poll_interval: float | None = None
+    """Seconds between two looks at the store. None: what suits the database."""
     max_staleness: float = 300.0
     """Seconds without the store after which health says NOT_SERVING."""
     grace: float = 10.0

@@ -1,10 +1,17 @@
 """policyd with PostgreSQL as its database, as a real process."""
 
+import asyncio
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
 import pytest
+import sqlalchemy as sa
 
+from policyd.errors import RevisionNotReached
+from policyd.key_table import KeyTable
+from policyd.model import ApiKey
+from policyd.store import Store
 from policyd.v1.policy_pb2 import DECISION_ALLOW, DECISION_DENY, EvaluateRequest, EvaluateResponse
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 from tests.postgresql import PostgreSQL
@@ -40,6 +47,48 @@ def test_a_revoked_key(postgresql: PostgreSQL, tmp_path: Path) -> None:
         asked = EvaluateRequest(key=key, has_user=True, min_revision=answer.revision + 1)
         assert _ask(server, asked).denial.http_status == 403
         assert server.stop() == 0
+
+
+async def test_hints(postgresql: PostgreSQL, tmp_path: Path) -> None:
+    """A change is followed at once, without waiting for the next look at the database; a lost
+    connection is made again."""
+    with postgresql.database() as url:
+        store = Store(url)
+        store.migrate()
+        keys = KeyTable(store.changes_since)
+        await keys.refresh()
+        listening = [asyncio.create_task(keys.follow(3600)), asyncio.create_task(hint(store, keys))]
+        for _ in range(2):
+            key = await until_followed(store, keys)
+            assert keys.revision >= key.revision
+            # Whoever listens is cut off, and begins again.
+            await asyncio.to_thread(cut_connections, url)
+        for task in listening:
+            task.cancel()
+        await asyncio.gather(*listening, return_exceptions=True)
+        store.close()
+
+
+async def hint(store: Store, keys: KeyTable) -> None:
+    async for _ in store.hints():
+        keys.hint()
+
+
+async def until_followed(store: Store, keys: KeyTable) -> ApiKey:
+    """A key that was followed. Hints are lost while nobody listens, so there are some more."""
+    while True:
+        key, _ = await asyncio.to_thread(store.create_key, "app")
+        with suppress(RevisionNotReached):
+            await keys.wait_for(key.revision, 2)
+            return key
+
+
+def cut_connections(url: str) -> None:
+    engine = sa.create_engine(url)
+    others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%%'"
+    with engine.connect() as connection:
+        connection.exec_driver_sql(others)
+    engine.dispose()
 
 
 def test_no_server() -> None:

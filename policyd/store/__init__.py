@@ -5,7 +5,7 @@ order of commits is the order of revisions, and `WHERE revision > last` misses n
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +28,7 @@ from policyd.model import (
     Mode,
     Override,
 )
+from policyd.store import hints
 from policyd.store.database import (
     Moment,
     metadata,
@@ -102,6 +103,10 @@ class Store:
         """What tells this database from every other one, copies of it aside."""
         with reading(self._engine) as connection:
             return str(connection.execute(sa.select(_installation.c.identity)).scalar_one())
+
+    def hints(self) -> AsyncIterator[None]:
+        """Yields when somebody has changed a key, where the database tells: see hints.py."""
+        return hints.follow(self._engine)
 
     def close(self) -> None:
         """Close every connection."""
@@ -191,7 +196,9 @@ class Store:
         with writing(self._engine) as connection:
             # First of all, so that the transaction begins with the lock and writers queue up here.
             count = sa.update(_revision).values(value=_revision.c.value + 1)
-            yield connection, connection.execute(count.returning(_revision.c.value)).scalar_one()
+            revision = connection.execute(count.returning(_revision.c.value)).scalar_one()
+            hints.give(connection)
+            yield connection, revision
 
 
 def _valid(changes: Mapping[str, Any]) -> dict[str, Any]:
