@@ -9,7 +9,7 @@ import hashlib
 import json
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from typing import Any
 
 import grpc
@@ -39,7 +39,7 @@ from tests.gateway.support import (
     serving_demo,
     serving_wire,
 )
-from tests.reports import Recorder, make_recorder, until
+from tests.reports import Recorder, chat, check_times, encode, load, make_recorder, tokens, until
 
 JSON = "Content-Type: application/json"
 EVENTS = "Content-Type: text/event-stream"
@@ -66,30 +66,12 @@ def gateway(policyd: Recorder, upstream: str, **settings: Any) -> Server:
     return Server(Settings(upstream=upstream, **given | settings))
 
 
-def encode(value: object) -> bytes:
-    return json.dumps(value).encode()
-
-
-def chat(model: str = "gpt-4o-mini", **more: object) -> bytes:
-    return encode({"model": model, "messages": [{"content": "a b c"}], "user": "u-1", **more})
-
-
 async def reported(policyd: Recorder) -> Outcome:
     """The one outcome, which belongs to the one decision."""
     await until(lambda: bool(policyd.outcomes))
     (outcome,) = policyd.outcomes
     assert [outcome.decision_id] == policyd.allowed
     return outcome
-
-
-def tokens(outcome: Outcome) -> tuple[int | None, ...]:
-    names = ("input_tokens", "output_tokens", "cached_tokens")
-    return tuple(getattr(outcome, name) if outcome.HasField(name) else None for name in names)
-
-
-def check_times(outcome: Outcome) -> None:
-    first, last = (time.ToNanoseconds() for time in (outcome.time_to_first_byte, outcome.duration))
-    assert 0 < first <= last
 
 
 def http(body: bytes, *headers: str, status: str = "200 OK") -> bytes:
@@ -152,14 +134,14 @@ async def test_what_policyd_learns_with_the_question(policyd: Recorder, demo: De
     ]
     async with gateway(policyd, demo.url) as server:
         await post(server.url, policyd.key, chat("gpt-4o-mini"), *headers)
-    (question,) = policyd.asked
-    assert question.model == "gpt-4o-mini"
-    assert question.user == "u-1"
-    assert question.source_ip == "127.0.0.1"
-    assert question.user_agent == "agent/1"
-    assert question.organization == "org-1"
-    assert question.request_id == "r-1"
-    assert ("x-usagepanda-trace-id", "t-1") in [(one.name, one.value) for one in question.headers]
+    (decision,) = policyd.decisions
+    assert decision.model == "gpt-4o-mini"
+    assert decision.end_user == "u-1"
+    assert decision.source_ip == "127.0.0.1"
+    assert decision.user_agent == "agent/1"
+    assert decision.organization == "org-1"
+    assert decision.request_id == "r-1"
+    assert decision.trace_id == "t-1"
 
 
 async def test_out_of_scope(policyd: Recorder, demo: Demo) -> None:
@@ -286,7 +268,7 @@ async def test_what_is_not_what_it_says(policyd: Recorder) -> None:
     """An answer that is no JSON passes, and nothing is known of it but its status."""
     for body in (b"<html>", b"{" * 100_000, b"\xff\xfe\x00", b""):
         policyd.batches.clear()
-        policyd.allowed.clear()
+        policyd.decisions.clear()
         response, outcome = await through(policyd, http(body, JSON, status="201 Created"))
         assert response.body == body
         assert (outcome.http_status, outcome.openai_id, outcome.model) == (201, "", "")
@@ -483,25 +465,6 @@ async def test_an_old_policyd(policyd: Recorder, demo: Demo) -> None:
         for _ in range(3):
             assert (await post(server.url, policyd.key, CHAT_WITH_USER)).status == 200
             await until(lambda: policyd.calls == 1)
-
-
-@asynccontextmanager
-async def load(url: str, key: str) -> AsyncIterator[list[int]]:
-    """Clients that ask again and again; their answers' statuses."""
-    statuses: list[int] = []
-    going = True
-
-    async def keep_asking(stream: bool) -> None:
-        while going:
-            response = await post(url, key, chat(stream=stream))
-            statuses.append(response.status)
-            await asyncio.sleep(0.01)
-
-    async with asyncio.TaskGroup() as clients:
-        for number in range(6):
-            clients.create_task(keep_asking(number % 2 == 0))
-        yield statuses
-        going = False
 
 
 async def test_policyd_goes_and_comes_back(demo: Demo) -> None:

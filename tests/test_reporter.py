@@ -173,16 +173,16 @@ async def test_those_that_policyd_rejects(
     policyd: Recorder, caplog: pytest.LogCaptureFixture
 ) -> None:
     """They are counted, not sent again; the others of their call count as taken."""
-    policyd.rejects = lambda outcome: outcome.decision_id.endswith("1")
+    sent = outcomes(3)
+    sent[1].http_status = -1
     async with PolicyClient(policyd.address) as client:
-        for outcome in outcomes(3):
+        for outcome in sent:
             client.report(outcome)
         await until(lambda: client.outcomes_lost == 1)
     assert policyd.calls == 1
-    assert policyd.outcomes == [outcomes(3)[0], outcomes(3)[2]]
-    assert losses(caplog) == [
-        "what became of requests was not reported (1 so far): it is malformed"
-    ]
+    assert policyd.outcomes == [sent[0], sent[2]]
+    (line,) = losses(caplog)
+    assert "(1 so far): http_status is a number from 0 to 999" in line
 
 
 async def test_an_old_policyd(policyd: Recorder, caplog: pytest.LogCaptureFixture) -> None:
