@@ -26,7 +26,7 @@ class Answer(Protocol):
 
 
 class Course:
-    """One request's way. It may set `ending`, and never fails: a fault of its own is logged.
+    """One request's way. Who sees it end sets `ending`. It never fails: its own faults are logged.
 
     `asked` is when policyd was asked, in nanoseconds of time.perf_counter_ns(). With no
     `decision_id` nobody will want to know, and nothing is read.

@@ -52,18 +52,15 @@ def reader(content_type: str, content_encoding: str) -> Reader | None:
 class _Ends:
     """The two ends of a document that comes in pieces."""
 
-    __slots__ = ("_head", "_size", "_tail")
+    __slots__ = ("_head", "_tail", "size")
 
     def __init__(self) -> None:
         self._head = bytearray()
         self._tail = bytearray()
-        self._size = 0
-
-    def __bool__(self) -> bool:
-        return self._size > 0
+        self.size = 0
 
     def add(self, data: bytes) -> None:
-        self._size += len(data)
+        self.size += len(data)
         room = END - len(self._head)
         if room > 0:
             self._head += data[:room]
@@ -74,7 +71,7 @@ class _Ends:
 
     def parts(self) -> tuple[bytes, bytes]:
         """The whole and nothing, or the head and the tail."""
-        if self._size <= 2 * END:
+        if self.size <= 2 * END:
             return bytes(self._head + self._tail), b""
         return bytes(self._head), bytes(self._tail[-END:])
 
@@ -83,16 +80,15 @@ def _read(head: bytes, tail: bytes) -> Said:
     return usage.of_ends(head, tail) if tail else usage.of_document(head)
 
 
-class JsonReader:
+class JsonReader(_Ends):
     """Reads an answer that is one JSON document."""
 
-    def __init__(self) -> None:
-        self._ends = _Ends()
-        self.feed = self._ends.add
+    __slots__ = ()
+    feed = _Ends.add
 
     def said(self) -> Said:
         """See Reader."""
-        return _read(*self._ends.parts())
+        return _read(*self.parts())
 
 
 class EventReader:
@@ -103,18 +99,21 @@ class EventReader:
         """The line that has begun."""
         self._said = Said()
         self._events = 0
+        self._is_new = True
+        """Whether the stream has yet to say whose it is, and may still do so."""
 
     def feed(self, data: bytes) -> None:
         """See Reader."""
         end = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
         begin = 0
-        if end and self._line:
+        if end and self._line.size:
             line_end = _LINE_END.search(data)
             assert line_end is not None
             begin = line_end.end()
             self._line.add(data[: line_end.start()])
             self._end_line()
-        if begin < end:
+        # Most events bring a word of the answer and nothing else: a glance has to do for them.
+        if begin < end and (self._is_new or _USAGE.search(data, begin, end)):
             self._read_lines(data[begin:end])
         if end < len(data):
             self._line.add(data[end:])
@@ -131,9 +130,6 @@ class EventReader:
             self._read(head[_NAME:], tail)
 
     def _read_lines(self, lines: bytes) -> None:
-        # Most events bring a word of the answer and nothing else: a glance has to do for them.
-        if not self._is_new and not _USAGE.search(lines):
-            return
         for event in _EVENT.finditer(lines):
             # Bounded as if it had come in pieces, with its name before it.
             if len(event[1]) + _NAME <= 2 * END:
@@ -145,11 +141,7 @@ class EventReader:
         if self._is_new or _USAGE.search(head) or _USAGE.search(tail):
             self._events += 1
             self._said = self._said.then(_read(head, tail))
-
-    @property
-    def _is_new(self) -> bool:
-        """Whether the stream has yet to say whose it is, and may still do so."""
-        return self._events < FIRST_EVENTS and not self._said.is_named
+            self._is_new = self._events < FIRST_EVENTS and not self._said.is_named
 
 
 class DecompressingReader:

@@ -116,8 +116,9 @@ class Answer:
 
     def header(self, name: str) -> str:
         """The first value of a header, or an empty string."""
+        value = self._response.headers.get(name, "")
         # What is not UTF-8 comes as half a surrogate pair, which is no text.
-        return self._response.headers.get(name, "").encode(errors="replace").decode()
+        return value if value.isascii() else value.encode(errors="replace").decode()
 
     async def relay(self, send: Send, note: Callable[[bytes], None]) -> None:
         """Hand it to the client, each piece as it comes, and call `note` with what has gone.

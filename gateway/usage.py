@@ -7,7 +7,7 @@ there, or not what it should be, is unknown.
 import re
 from collections.abc import Iterator
 from itertools import islice
-from typing import Annotated, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -39,37 +39,15 @@ class Said(NamedTuple):
         return Said(later.openai_id or self.openai_id, later.model or self.model, *tokens)
 
 
-_Raw = msgspec.Raw | msgspec.UnsetType
-
-
 class _Answer(msgspec.Struct):
-    id: _Raw = msgspec.UNSET
-    model: _Raw = msgspec.UNSET
-    usage: _Raw = msgspec.UNSET
-    response: _Raw = msgspec.UNSET
+    id: Any = None
+    model: Any = None
+    usage: Any = None
+    response: "_Answer | None" = None
     """In the events of the responses API, where the rest is within."""
 
 
-class _Usage(msgspec.Struct):
-    prompt_tokens: _Raw = msgspec.UNSET
-    completion_tokens: _Raw = msgspec.UNSET
-    prompt_tokens_details: _Raw = msgspec.UNSET
-    # Of responses and images.
-    input_tokens: _Raw = msgspec.UNSET
-    output_tokens: _Raw = msgspec.UNSET
-    input_tokens_details: _Raw = msgspec.UNSET
-    total_tokens: _Raw = msgspec.UNSET
-
-
-class _Details(msgspec.Struct):
-    cached_tokens: _Raw = msgspec.UNSET
-
-
-_answer = msgspec.json.Decoder(_Answer)
-_usage = msgspec.json.Decoder(_Usage)
-_details = msgspec.json.Decoder(_Details)
-_text = msgspec.json.Decoder(str)
-_count = msgspec.json.Decoder(Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)])
+_decoder = msgspec.json.Decoder(_Answer)
 _UNREADABLE = (ValueError, RecursionError)  # msgspec's errors and UnicodeDecodeError are the former
 
 
@@ -115,50 +93,40 @@ def _first(documents: Iterator[bytes]) -> Said:
 
 def _read(document: bytes) -> _Answer | None:
     try:
-        answer = _answer.decode(document)
-        return answer if answer.response is msgspec.UNSET else _answer.decode(answer.response)
+        answer = _decoder.decode(document)
     except _UNREADABLE:
         return None
+    return answer.response or answer
 
 
 def _said(answer: _Answer) -> Said:
-    return Said(_string(answer.id), _string(answer.model), *_tokens(answer.usage))
+    return Said(_text(answer.id), _text(answer.model), *_tokens(answer.usage))
 
 
-def _string(raw: _Raw) -> str:
-    return (_value(_text, raw) or "")[:MAX_TEXT]
+def _text(value: object) -> str:
+    return value[:MAX_TEXT] if isinstance(value, str) else ""
 
 
-def _tokens(raw: _Raw) -> tuple[int | None, int | None, int | None]:
+def _tokens(usage: object) -> tuple[int | None, int | None, int | None]:
     """Those of context, those generated, and how many of the former were cached."""
-    usage = _value(_usage, raw)
-    if usage is None:
+    if not isinstance(usage, dict):
         return None, None, None
-    given = _either(usage.prompt_tokens, usage.input_tokens)
-    generated = _either(usage.completion_tokens, usage.output_tokens)
-    total = _value(_count, usage.total_tokens)
-    if generated is None and given is not None and given == total:
+    # The latter names are those of responses and images.
+    given = _count(usage, "prompt_tokens", "input_tokens")
+    generated = _count(usage, "completion_tokens", "output_tokens")
+    if generated is None and given is not None and given == _count(usage, "total_tokens"):
         generated = 0  # As embeddings say it.
-    details = _value(_details, usage.prompt_tokens_details)
-    details = details or _value(_details, usage.input_tokens_details)
-    cached = _value(_count, details.cached_tokens) if details else None
+    details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
+    cached = _count(details, "cached_tokens") if isinstance(details, dict) else None
     if cached is not None and (given is None or cached > given):
         cached = None
     return given, generated, cached
 
 
-def _either(one: _Raw, other: _Raw) -> int | None:
-    found = _value(_count, one)
-    return _value(_count, other) if found is None else found
-
-
-_Value = TypeVar("_Value")
-
-
-def _value(decoder: "msgspec.json.Decoder[_Value]", raw: _Raw) -> _Value | None:
-    if raw is msgspec.UNSET:
-        return None
-    try:
-        return decoder.decode(raw)
-    except _UNREADABLE:
-        return None
+def _count(counts: dict[str, object], *names: str) -> int | None:
+    """The first of the numbers with these names that can be one of tokens."""
+    for name in names:
+        value = counts.get(name)
+        if type(value) is int and 0 <= value <= MAX_TOKENS:
+            return value
+    return None
