@@ -10,9 +10,10 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from gateway import errors, question
+from gateway.course import Course
 from gateway.errors import Reply, Send
 from gateway.headers import RequestHeaders, read_request
 from gateway.question import Scope
@@ -32,6 +33,10 @@ from policyd.descriptor import TOO_LARGE, Facts, read_body
 from policyd.v1.policy_pb2 import (
     DECISION_ALLOW,
     DECISION_DENY,
+    ENDING_CLIENT_LEFT,
+    ENDING_COMPLETE,
+    ENDING_NO_ANSWER,
+    ENDING_UPSTREAM_BROKE,
     Denial,
     EvaluateRequest,
     EvaluateResponse,
@@ -99,12 +104,18 @@ class Gateway:
             return
         body, facts = await self._read(exchange, path)
         asked = question.ask(exchange.scope, path, exchange.headers, facts, self._settings.api_key)
+        began = time.perf_counter_ns()
         verdict = await self._decide(asked)
         if isinstance(verdict, Reply):
             await verdict.send(exchange.send)
-        else:
-            target = self._upstream.absolute(verdict or came)
-            await self._forward(exchange, target, body)
+            return
+        target = self._upstream.absolute(verdict.path or came)
+        course = Course(verdict.decision_id, began)
+        try:
+            await self._forward(exchange, target, body, course)
+        finally:
+            if self._policyd is not None and verdict.decision_id:
+                self._policyd.report(course.outcome())
 
     async def _read(self, exchange: "_Exchange", path: str) -> tuple[Body, Facts | None]:
         """The body, and what it says that matters to the policy: None out of scope."""
@@ -122,37 +133,41 @@ class Gateway:
         reader = partial(read_body, endpoint=target.endpoint, limit=limit)
         return body, await question.read(body, headers, reader)
 
-    async def _decide(self, asked: EvaluateRequest) -> Reply | str:
-        """The refusal, or the path to send upstream: empty for the one that came."""
+    async def _decide(self, asked: EvaluateRequest) -> "Reply | _Permission":
+        """The refusal, or the permission to forward."""
         assert self._evaluate is not None
         try:
             answer = await self._evaluate(asked)
             if answer.decision == DECISION_ALLOW:
-                return answer.upstream_path
+                return _Permission(answer.upstream_path, answer.decision_id)
             if answer.decision == DECISION_DENY:
                 return _reply(answer.denial)
             raise NoDecision(f"policyd answered with a decision of {answer.decision}")
         except NoDecision as problem:
             if self._settings.on_policy_error == "allow" and problem.is_outage:
                 self._undecided.count("forwarded unchecked", problem)
-                return ""
+                return _Permission()
             self._undecided.count("refused", problem)
             return errors.NO_DECISION
 
-    async def _forward(self, exchange: "_Exchange", path: str, body: Body) -> None:
+    async def _forward(self, exchange: "_Exchange", path: str, body: Body, course: Course) -> None:
         task = asyncio.current_task()
         assert task is not None
         watcher = asyncio.create_task(_watch(exchange.receive, body, task))
         try:
-            await self._relay(exchange, path, body)
+            await self._relay(exchange, path, body, course)
+        except ClientGone:
+            course.ending = ENDING_CLIENT_LEFT
+            raise
         except asyncio.CancelledError:
             if not watcher.done():
                 raise
             task.uncancel()  # The client has left, and nobody waits for an answer.
+            course.ending = ENDING_CLIENT_LEFT
         finally:
             watcher.cancel()
 
-    async def _relay(self, exchange: "_Exchange", path: str, body: Body) -> None:
+    async def _relay(self, exchange: "_Exchange", path: str, body: Body, course: Course) -> None:
         scope = exchange.scope
         query = question.text(scope["query_string"])
         method = scope["method"]
@@ -160,16 +175,29 @@ class Gateway:
             answer = await self._upstream.ask(method, path, query, exchange.headers, body)
         except UpstreamFailed as failure:
             log.warning("no answer from upstream to %s %s: %s", method, path, failure)
+            course.ending = ENDING_NO_ANSWER
             await failure.reply.send(exchange.send)
             return
         exchange.is_answered = True
+        course.answered(answer)
         try:
-            await answer.relay(exchange.send)
+            await answer.relay(exchange.send, course.note)
+            course.ending = ENDING_COMPLETE
         except UpstreamBroke as problem:
             # Returning before the response is complete makes the server cut the connection.
             log.warning("upstream broke off its answer to %s %s: %s", method, path, problem)
+            course.ending = ENDING_UPSTREAM_BROKE
         finally:
             answer.close()
+
+
+class _Permission(NamedTuple):
+    """That a request may go upstream."""
+
+    path: str = ""
+    """The path to send upstream; empty for the one that came."""
+    decision_id: str = ""
+    """Empty where policyd could not be asked."""
 
 
 class _Exchange:

@@ -109,8 +109,22 @@ class Answer:
         self._response = response
         self._has_body = has_body
 
-    async def relay(self, send: Send) -> None:
-        """Hand it to the client, each piece as it comes. Raises UpstreamBroke."""
+    @property
+    def status(self) -> int:
+        """Its HTTP status."""
+        return self._response.status
+
+    def header(self, name: str) -> str:
+        """The first value of a header, or an empty string."""
+        value = self._response.headers.get(name, "")
+        # What is not UTF-8 comes as half a surrogate pair, which is no text.
+        return value if value.isascii() else value.encode(errors="replace").decode()
+
+    async def relay(self, send: Send, note: Callable[[bytes], None]) -> None:
+        """Hand it to the client, each piece as it comes, and call `note` with what has gone.
+
+        Raises UpstreamBroke.
+        """
         response = self._response
         headers = read_response(response.raw_headers, self._has_body)
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
@@ -123,6 +137,7 @@ class Answer:
                 raise UpstreamBroke(str(problem) or type(problem).__name__) from None
             more = not content.at_eof()
             await send({"type": "http.response.body", "body": chunk, "more_body": more})
+            note(chunk)
 
     def close(self) -> None:
         """Close the connection, unless the body is complete: then it serves another request."""

@@ -4,7 +4,7 @@
         answer = await policyd.evaluate(EvaluateRequest(key=key, has_user=False))
 
 Questions that are asked in the same turn of the event loop go out as one BatchEvaluate, which costs
-both sides a fraction of a call for each.
+both sides a fraction of a call for each. What became of the requests is reported in batches, too.
 """
 
 import asyncio
@@ -16,11 +16,15 @@ from typing import Self, TypeVar
 import grpc
 
 from policyd.errors import NoDecision
+from policyd.reporter import Reporter
 from policyd.v1.policy_pb2 import (
     BatchEvaluateItem,
     BatchEvaluateRequest,
     EvaluateRequest,
     EvaluateResponse,
+    Outcome,
+    ReportOutcomeRequest,
+    ReportOutcomeResponse,
 )
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 
@@ -44,6 +48,8 @@ _OPTIONS = (
 _OUTAGES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 _RETRIES = (0.01, 0.05)
 """Seconds before the second and the third try."""
+_REPORT_TIMEOUT = 5.0
+"""Seconds that a call with outcomes may take: nobody waits for it."""
 _Waiting = tuple[EvaluateRequest, asyncio.Future[EvaluateResponse]]
 _Answer = EvaluateResponse | NoDecision
 _Request = TypeVar("_Request")
@@ -75,6 +81,7 @@ class PolicyClient:
         self._stub = PolicyServiceStub(self._channel)
         self._waiting: list[_Waiting] = []
         self._calls: set[asyncio.Task[None]] = set()
+        self._reporter = Reporter(self._report)
 
     async def __aenter__(self) -> Self:
         return self
@@ -88,7 +95,9 @@ class PolicyClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the channel. Questions under way end with NoDecision."""
+        """Report what waits to be reported, as far as that takes no more than 2 s, and close the
+        channel. Questions under way end with NoDecision."""
+        await self._reporter.close()
         await self._channel.close()
 
     async def evaluate(self, request: EvaluateRequest) -> EvaluateResponse:
@@ -99,6 +108,24 @@ class PolicyClient:
             loop.call_soon(self._send)
         self._waiting.append((request, answer))
         return await answer
+
+    def report(self, outcome: Outcome) -> None:
+        """Report what became of a request that was allowed. It returns at once and never fails.
+
+        Outcomes go out in batches. While policyd cannot be reached they wait, up to 20,000 of them;
+        what is lost beyond that is counted, and logged now and then. A policyd that does not know
+        of outcomes yet gets none.
+        """
+        self._reporter.report(outcome)
+
+    @property
+    def outcomes_lost(self) -> int:
+        """How many outcomes that were given to report() policyd will not get."""
+        return self._reporter.lost
+
+    async def _report(self, outcomes: ReportOutcomeRequest) -> ReportOutcomeResponse:
+        method = self._stub.ReportOutcome
+        return await method(outcomes, timeout=_REPORT_TIMEOUT, metadata=self._metadata)
 
     def _send(self) -> None:
         waiting, self._waiting = self._waiting, []

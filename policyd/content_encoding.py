@@ -83,14 +83,19 @@ def decompress(body: bytes, content_encoding: str, limit: int) -> bytes:
         raise UnreadableBody(UserState.TOO_LARGE)
     if not content_encoding:
         return body
-    codings = [coding.strip().lower() for coding in content_encoding.split(",")]
-    codings = [coding for coding in codings if coding not in ("", "identity")]
-    if len(codings) > _MAX_CODINGS or not set(codings) <= _CODINGS.keys():
-        raise UnreadableBody(UserState.UNSUPPORTED_ENCODING)
+    codings = _codings(content_encoding)
     limit = decoded_limit(len(body), limit)
     for coding in reversed(codings):
         body = _decode(body, _CODINGS[coding], limit)
     return body
+
+
+def _codings(content_encoding: str) -> list[str]:
+    codings = [coding.strip().lower() for coding in content_encoding.split(",")]
+    codings = [coding for coding in codings if coding not in ("", "identity")]
+    if len(codings) > _MAX_CODINGS or not set(codings) <= _CODINGS.keys():
+        raise UnreadableBody(UserState.UNSUPPORTED_ENCODING)
+    return codings
 
 
 def decoded_limit(size: int, limit: int) -> int:
@@ -102,10 +107,7 @@ def _decode(body: bytes, start: Callable[[bytes], _Decompressor], limit: int) ->
     decoded = bytearray()
     for _ in range(_MAX_MEMBERS):
         stream = start(body)
-        try:
-            decoded += stream.feed(body, limit + 1 - len(decoded))
-        except (zlib.error, brotli.error, zstd.ZstdError, MemoryError):
-            raise UnreadableBody(UserState.BAD_ENCODING) from None
+        decoded += _feed(stream, body, limit + 1 - len(decoded))
         if len(decoded) > limit:
             raise UnreadableBody(UserState.TOO_LARGE)
         if not stream.is_finished():
@@ -114,3 +116,46 @@ def _decode(body: bytes, start: Callable[[bytes], _Decompressor], limit: int) ->
         if not body:
             return bytes(decoded)
     raise UnreadableBody(UserState.BAD_ENCODING)
+
+
+def _feed(stream: _Decompressor, data: bytes, most: int) -> bytes:
+    try:
+        return stream.feed(data, most)
+    except (zlib.error, brotli.error, zstd.ZstdError, MemoryError):
+        raise UnreadableBody(UserState.BAD_ENCODING) from None
+
+
+class Decompression:
+    """A body decompressed piece by piece as it comes, of one stream in one coding.
+
+    `limit` bounds the bytes that come out of it, and `piece_limit` those that come out at once.
+    """
+
+    def __init__(self, content_encoding: str, limit: int, piece_limit: int) -> None:
+        self._content_encoding = content_encoding
+        self._left = limit
+        self._piece_limit = piece_limit
+        self._stream: _Decompressor | None = None
+
+    def feed(self, data: bytes) -> bytes:
+        """What the next piece decompresses to.
+
+        Raises UnreadableBody: TOO_LARGE, UNSUPPORTED_ENCODING or BAD_ENCODING. It ends there.
+        """
+        if not data:
+            return b""
+        stream = self._stream = self._stream or self._start(data)
+        if stream.is_finished():
+            raise UnreadableBody(UserState.BAD_ENCODING)
+        most = min(self._left, self._piece_limit)
+        decoded = _feed(stream, data, most + 1)
+        self._left -= len(decoded)
+        if len(decoded) > most:
+            raise UnreadableBody(UserState.TOO_LARGE)
+        return decoded
+
+    def _start(self, data: bytes) -> _Decompressor:
+        codings = _codings(self._content_encoding)
+        if len(codings) != 1:
+            raise UnreadableBody(UserState.UNSUPPORTED_ENCODING)
+        return _CODINGS[codings[0]](data)

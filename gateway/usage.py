@@ -1,0 +1,132 @@
+"""What an upstream's answer says of itself: its ID, its model and its tokens, of any endpoint.
+
+Answers are JSON documents, whole or only both ends of them. Every function is total: what is not
+there, or not what it should be, is unknown.
+"""
+
+import re
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, NamedTuple
+
+import msgspec
+
+MAX_TEXT = 256
+"""Characters of an ID or a name. Longer ones are cut."""
+MAX_TOKENS = 10**9
+"""Tokens that an answer may claim. A number beyond that is none."""
+_TRIES = 8
+"""Places at each end of a cut document where its members may begin or end."""
+
+
+class Said(NamedTuple):
+    """What an answer says of itself. None and "" stand for what it does not say."""
+
+    openai_id: str = ""
+    model: str = ""
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+
+    @property
+    def is_named(self) -> bool:
+        """Whether it says both its ID and its model."""
+        return bool(self.openai_id and self.model)
+
+    def then(self, later: "Said") -> "Said":
+        """What both say; where both do, the later one counts."""
+        tokens = self[2:] if later.input_tokens is later.output_tokens is None else later[2:]
+        return Said(later.openai_id or self.openai_id, later.model or self.model, *tokens)
+
+
+class _Answer(msgspec.Struct):
+    id: Any = None
+    model: Any = None
+    usage: Any = None
+    response: "_Answer | None" = None
+    """In the events of the responses API, where the rest is within."""
+
+
+_decoder = msgspec.json.Decoder(_Answer)
+_UNREADABLE = (ValueError, RecursionError)  # msgspec's errors and UnicodeDecodeError are the former
+
+
+def of_document(document: bytes) -> Said:
+    """What a JSON document says."""
+    answer = _read(document)
+    return Said() if answer is None else _said(answer)
+
+
+def of_ends(head: bytes, tail: bytes) -> Said:
+    """What a JSON document says whose middle is missing.
+
+    A member counts if the document closes, or has opened, as many brackets as it must around it.
+    """
+    is_event = _RESPONSE_EVENT.search(head) is not None
+    begun = _first(_heads(head, b"}}" if is_event else b"}"))
+    ended = _first(_tails(tail, b'{"response":{' if is_event else b"{"))
+    return begun.then(ended)
+
+
+_RESPONSE_EVENT = re.compile(rb'"type"\s*:\s*"response\.')
+_NAME = re.compile(rb'"(?:id|model)"\s*:\s*"(?:[^"\\]|\\.)*+"')
+_MEMBER = re.compile(rb'"(?:id|model|usage)"\s*:')
+
+
+def _heads(head: bytes, closing: bytes) -> Iterator[bytes]:
+    """What may be the document up to one of its members, the longest first."""
+    ends = [match.end() for match in islice(_NAME.finditer(head), _TRIES)]
+    return (head[:end] + closing for end in reversed(ends))
+
+
+def _tails(tail: bytes, opening: bytes) -> Iterator[bytes]:
+    """What may be the document from one of its members on, the longest first."""
+    begins = [match.start() for match in _MEMBER.finditer(tail)]
+    return (opening + tail[begin:] for begin in begins[-_TRIES:])
+
+
+def _first(documents: Iterator[bytes]) -> Said:
+    """What the first of them says that is a document at all."""
+    answers = (_read(document) for document in documents)
+    return next((_said(answer) for answer in answers if answer is not None), Said())
+
+
+def _read(document: bytes) -> _Answer | None:
+    try:
+        answer = _decoder.decode(document)
+    except _UNREADABLE:
+        return None
+    return answer.response or answer
+
+
+def _said(answer: _Answer) -> Said:
+    return Said(_text(answer.id), _text(answer.model), *_tokens(answer.usage))
+
+
+def _text(value: object) -> str:
+    return value[:MAX_TEXT] if isinstance(value, str) else ""
+
+
+def _tokens(usage: object) -> tuple[int | None, int | None, int | None]:
+    """Those of context, those generated, and how many of the former were cached."""
+    if not isinstance(usage, dict):
+        return None, None, None
+    # The latter names are those of responses and images.
+    given = _count(usage, "prompt_tokens", "input_tokens")
+    generated = _count(usage, "completion_tokens", "output_tokens")
+    if generated is None and given is not None and given == _count(usage, "total_tokens"):
+        generated = 0  # As embeddings say it.
+    details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
+    cached = _count(details, "cached_tokens") if isinstance(details, dict) else None
+    if cached is not None and (given is None or cached > given):
+        cached = None
+    return given, generated, cached
+
+
+def _count(counts: dict[str, object], *names: str) -> int | None:
+    """The first of the numbers with these names that can be one of tokens."""
+    for name in names:
+        value = counts.get(name)
+        if type(value) is int and 0 <= value <= MAX_TOKENS:
+            return value
+    return None
