@@ -1,4 +1,4 @@
-"""PostgreSQL's hints that settings have changed. They may be lost, so who follows them polls too."""
+"""Hints that settings have changed. They may be lost, so whoever follows them polls as well."""
 
 import asyncio
 import contextlib
