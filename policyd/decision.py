@@ -2,8 +2,8 @@
 
 The rules are CONTRACT.md's sections 1 to 3:
 
-- the key's mode holds, or the server's default where the key has none;
-- a valid override header beats it, where the key lets it;
+- the route's mode holds where it has one, else the key's, else the server's default;
+- a valid override header beats it, where the route or else the key lets it;
 - an invalid one never weakens it;
 - in scope, a request without a valid accepted identifier is denied (enforce) or flagged (audit).
 """
@@ -24,6 +24,7 @@ from policyd.model import (
     KeySettings,
     Mode,
     Override,
+    RouteSettings,
     Source,
     UserState,
 )
@@ -32,41 +33,54 @@ BLOCKED = Flag("policy_enforce_user_ids", denial.NO_USER)
 INVALID_OVERRIDE = Flag(
     "invalid_override", "x-usagepanda-enforce-user-ids is not true or false, and was not followed"
 )
+NO_ROUTE = RouteSettings()
 _OVERRIDE_MODES = {"true": Mode.ENFORCE, "false": Mode.OFF}
 
 
-def decide(descriptor: Descriptor, settings: KeySettings | None, default: Mode) -> Decision:
+def decide(
+    descriptor: Descriptor,
+    settings: KeySettings | None,
+    default: Mode,
+    route: RouteSettings = NO_ROUTE,
+) -> Decision:
     """Decide one request.
 
-    `settings` are the key's, None where no key in force was given. `default` is the mode of a key
-    that sets none.
+    `settings` are the key's, None where no key in force was given. `default` is the mode where
+    neither `route` nor the key sets one.
     """
     if settings is None:
         return _refuse_key(descriptor.credential)
-    mode, source, ignored = _mode_in_force(descriptor.overrides, settings, default)
+    override = route.override or settings.override
+    base, source = _base(settings, default, route)
+    mode, source, ignored = _mode_in_force(descriptor.overrides, override, base, source)
     target = descriptor.target
     if not target.in_scope:
-        return _decision(mode, source, ignored, False, "", UserState.UNKNOWN, "", settings.override)
-    identifier, state = _best_identifier(descriptor, settings.accept, target.endpoint)
+        return _decision(mode, source, ignored, False, "", UserState.UNKNOWN, "", override)
+    accept = route.accept or settings.accept
+    identifier, state = _best_identifier(descriptor, accept, target.endpoint)
     operation = target.endpoint.operation if target.endpoint else ""
-    return _decision(mode, source, ignored, True, operation, state, identifier, settings.override)
+    return _decision(mode, source, ignored, True, operation, state, identifier, override)
+
+
+def _base(settings: KeySettings, default: Mode, route: RouteSettings) -> tuple[Mode, Source]:
+    if route.mode:
+        return route.mode, Source.ROUTE
+    return (settings.mode, Source.KEY) if settings.mode else (default, Source.DEFAULT)
 
 
 def _mode_in_force(
-    overrides: tuple[str, ...], settings: KeySettings, default: Mode
+    overrides: tuple[str, ...], override: Override, base: Mode, source: Source
 ) -> tuple[Mode, Source, Ignored]:
-    base = settings.mode or default
-    source = Source.KEY if settings.mode else Source.DEFAULT
     if not overrides:
         return base, source, Ignored.NOT_IGNORED
     modes = {_OVERRIDE_MODES.get(value.strip(" \t").lower()) for value in overrides}
     wanted = max((mode for mode in modes if mode), default=None)
-    if settings.override is Override.LOCKED:
+    if override is Override.LOCKED:
         return base, source, Ignored.INVALID if len(modes) > 1 or not wanted else Ignored.LOCKED
     if len(modes) > 1 or wanted is None:
         # Nobody knows what was meant, so it may make the mode stricter and never weaker.
         return (*_stricter(base, source, wanted), Ignored.INVALID)
-    if settings.override is Override.TIGHTEN_ONLY and wanted < base:
+    if override is Override.TIGHTEN_ONLY and wanted < base:
         return base, source, Ignored.TIGHTEN_ONLY
     return wanted, Source.HEADER, Ignored.NOT_IGNORED
 
@@ -152,6 +166,7 @@ _SOURCE_WORDS = {
     Source.HEADER: "the request's x-usagepanda-enforce-user-ids header",
     Source.KEY: "the API key's setting",
     Source.DEFAULT: "the server's default",
+    Source.ROUTE: "the route's setting",
 }
 _KEY_REFUSED = {
     Credential.GIVEN: "the API key is not valid here",
@@ -184,10 +199,10 @@ def _reason(mode: Mode, source: Source) -> str:
 
 def _ignored_words(ignored: Ignored, override: Override) -> str:
     if ignored is Ignored.LOCKED:
-        return "The override header was ignored: the key is locked."
+        return "The override header was ignored: the setting is locked."
     if ignored is Ignored.TIGHTEN_ONLY:
-        return "The override header was ignored: the key lets it only switch enforcement on."
+        return "The override header was ignored: it may only switch enforcement on."
     if ignored is Ignored.INVALID:
-        locked = ", and the key is locked" if override is Override.LOCKED else ""
+        locked = ", and the setting is locked" if override is Override.LOCKED else ""
         return f"The override header weakens nothing: it is not one clear true or false{locked}."
     return ""

@@ -36,6 +36,7 @@ class Source(_Number):
     HEADER = 1
     KEY = 2
     DEFAULT = 3
+    ROUTE = 4
 
 
 class Ignored(_Number):
@@ -133,6 +134,16 @@ class KeySettings:
     def __post_init__(self) -> None:
         if not self.accept or not set(self.accept) <= set(IDENTIFIERS):
             raise ValueError(f"accept must name at least one of {', '.join(IDENTIFIERS)}")
+
+
+@dataclass(frozen=True, slots=True)
+class RouteSettings:
+    """What a gateway's operator sets for a route. It stands above what the key sets."""
+
+    mode: Mode | None = None
+    override: Override | None = None
+    accept: tuple[str, ...] = ()
+    """The identifiers that count as a user. What is None or empty is the key's matter."""
 
 
 @dataclass(frozen=True, slots=True)

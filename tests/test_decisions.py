@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from policyd.decision import decide
-from policyd.model import KeySettings, Mode, Override
+from policyd.model import KeySettings, Mode, Override, RouteSettings
 from policyd.services.messages import describe
 from policyd.v1 import policy_pb2 as pb
 
@@ -44,6 +44,15 @@ def settings(case: dict[str, Any]) -> KeySettings | None:
     )
 
 
+def route(case: dict[str, Any]) -> RouteSettings:
+    given = case.get("route", {})
+    return RouteSettings(
+        Mode[given["mode"].upper()] if "mode" in given else None,
+        Override[given["override"].upper()] if "override" in given else None,
+        tuple(given.get("accept", [])),
+    )
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_case(case: dict[str, Any]) -> None:
     """Every case of the tables is decided as it says."""
@@ -51,7 +60,7 @@ def test_case(case: dict[str, Any]) -> None:
     if case.get("no_key"):
         question.key = ""
     default = Mode[case.get("default", "off").upper()]
-    decision = decide(describe(question)[0], settings(case), default)
+    decision = decide(describe(question)[0], settings(case), default, route(case))
     why = decision.explanation
     actual = {
         "decision": "deny" if decision.denial else "allow",
@@ -73,5 +82,5 @@ def test_case(case: dict[str, Any]) -> None:
 
 def test_there_are_tables() -> None:
     """The tables are found."""
-    assert len(TABLES) == 4
+    assert len(TABLES) == 5
     assert len(CASES) > 100

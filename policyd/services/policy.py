@@ -9,11 +9,11 @@ from typing import Any
 
 from policyd import api_keys
 from policyd.content_encoding import decoded_limit
-from policyd.decision import decide
+from policyd.decision import NO_ROUTE, decide
 from policyd.descriptor import MAX_RAW_BODY
 from policyd.errors import InvalidArgument, InvalidDescriptor, RevisionNotReached
 from policyd.key_table import KeyTable
-from policyd.model import Credential, Mode
+from policyd.model import Credential, Mode, RouteSettings
 from policyd.record import Outcome, Record
 from policyd.services import messages, records
 from policyd.services.errors import status_of
@@ -122,19 +122,24 @@ class PolicyServicer(PolicyServiceServicer):
             status = pb.ItemStatus(code=code.value[0], message=message, reason=reason)
             return pb.BatchEvaluateResult(id=item.id, status=status)
 
-    async def answer(self, request: pb.EvaluateRequest) -> pb.EvaluateResponse:
+    async def answer(
+        self, request: pb.EvaluateRequest, route: RouteSettings = NO_ROUTE
+    ) -> pb.EvaluateResponse:
         """Decide with the settings at hand, and log it: what every adapter asks.
 
-        Raises InvalidDescriptor, RevisionNotReached or LogFull.
+        `route` is what the gateway's operator sets for the request's route. Raises
+        InvalidDescriptor, RevisionNotReached or LogFull.
         """
         if _body_size(request) > _AT_ONCE:
-            response, record = await asyncio.to_thread(self._evaluate, request)
+            response, record = await asyncio.to_thread(self._evaluate, request, route)
         else:
-            response, record = self._evaluate(request)
+            response, record = self._evaluate(request, route)
         self._log((record,))
         return response
 
-    def _evaluate(self, request: pb.EvaluateRequest) -> tuple[pb.EvaluateResponse, Record]:
+    def _evaluate(
+        self, request: pb.EvaluateRequest, route: RouteSettings = NO_ROUTE
+    ) -> tuple[pb.EvaluateResponse, Record]:
         revision = self._keys.revision
         if request.min_revision > revision:
             raise RevisionNotReached(f"settings are at revision {revision}: ask again")
@@ -143,7 +148,7 @@ class PolicyServicer(PolicyServiceServicer):
         settings = None
         if described.credential is Credential.GIVEN:
             settings = self._keys.settings(api_keys.digest(described.key))
-        decision = decide(described, settings, self._default)
+        decision = decide(described, settings, self._default, route)
         response = pb.EvaluateResponse()
         response.CopyFrom(messages.answer(decision))
         response.decision_id = self._ids.next()

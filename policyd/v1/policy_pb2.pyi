@@ -164,6 +164,8 @@ class _SettingSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Setting
     """The API key's setting."""
     SETTING_SOURCE_DEFAULT: _SettingSource.ValueType  # 3
     """The server's default."""
+    SETTING_SOURCE_ROUTE: _SettingSource.ValueType  # 4
+    """What the gateway's operator set for the route. It stands above the API key's setting."""
 
 class SettingSource(_SettingSource, metaclass=_SettingSourceEnumTypeWrapper):
     """Where a setting came from."""
@@ -176,6 +178,8 @@ SETTING_SOURCE_KEY: SettingSource.ValueType  # 2
 """The API key's setting."""
 SETTING_SOURCE_DEFAULT: SettingSource.ValueType  # 3
 """The server's default."""
+SETTING_SOURCE_ROUTE: SettingSource.ValueType  # 4
+"""What the gateway's operator set for the route. It stands above the API key's setting."""
 Global___SettingSource: _TypeAlias = SettingSource  # noqa: Y015
 
 class _OverrideIgnored:
