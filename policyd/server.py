@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
+from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
@@ -21,6 +22,7 @@ from policyd.decision_log import DecisionLog
 from policyd.errors import CannotListen, RevisionNotReached, SettingsError, StoreUnavailable
 from policyd.key_table import KeyTable
 from policyd.services.admin import AdminServicer
+from policyd.services.envoy import AuthorizationServicer
 from policyd.services.errors import ErrorInterceptor
 from policyd.services.policy import PolicyServicer
 from policyd.services.tokens import TokenInterceptor
@@ -37,6 +39,7 @@ _POLL = 1.0
 _BEAT = 2.0
 """Seconds between two signs of life for the store; a new revision is told at once."""
 _POLICY = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name
+_AUTHORIZATION = external_auth_pb2.DESCRIPTOR.services_by_name["Authorization"].full_name
 _ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -108,25 +111,28 @@ class Server:
             guards.append(
                 TokenInterceptor(token, f"ask policyd's operator for the one in {path.name}")
             )
-        listener = self._listener(_POLICY, guards)
+        listener = self._listener((_POLICY, _AUTHORIZATION), guards)
         assert self._spool is not None
         log = DecisionLog(self._spool, drop_when_full=self._settings.drop_when_full)
         servicer = PolicyServicer(self._keys, self._settings.default_mode, self._id, log.append)
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(servicer, listener.server)
+        external_auth_pb2_grpc.add_AuthorizationServicer_to_server(
+            AuthorizationServicer(servicer), listener.server
+        )
         return listener
 
     def _admin_listener(self) -> "_Listener":
         path = self._settings.admin_token_file
         token = tokens.load(path, "--admin-token-file")
         guards = [TokenInterceptor(token, f"it stands in {path.name}, which policyd serve names")]
-        listener = self._listener(_ADMIN, guards)
+        listener = self._listener((_ADMIN,), guards)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(
             AdminServicer(self._store), listener.server
         )
         return listener
 
-    def _listener(self, service: str, guards: list[Any]) -> "_Listener":
-        listener = _Listener(service, guards, self._settings.max_message, self._shared)
+    def _listener(self, services: tuple[str, ...], guards: list[Any]) -> "_Listener":
+        listener = _Listener(services, guards, self._settings.max_message, self._shared)
         self._listeners.append(listener)
         return listener
 
@@ -179,9 +185,11 @@ class Server:
 
 
 class _Listener:
-    """A gRPC server with one service of ours, health and reflection."""
+    """A gRPC server with `services` of ours, health and reflection."""
 
-    def __init__(self, service: str, guards: list[Any], max_message: int, shared: bool) -> None:
+    def __init__(
+        self, services: tuple[str, ...], guards: list[Any], max_message: int, shared: bool
+    ) -> None:
         options = [
             ("grpc.so_reuseport", int(shared)),
             ("grpc.max_receive_message_length", max_message),
@@ -192,9 +200,9 @@ class _Listener:
         self.server = grpc.aio.server(interceptors=[*guards, ErrorInterceptor()], options=options)
         self._shared = shared
         self._health = _Health()
-        self._services = ("", service)
+        self._services = ("", *services)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
-        names = (service, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+        names = (*services, "grpc.health.v1.Health", reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self.server)
 
     async def start(
