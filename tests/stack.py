@@ -5,6 +5,7 @@ import re
 import socket
 import threading
 from collections.abc import Coroutine, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
@@ -45,15 +46,21 @@ async def _cancel_the_rest() -> None:
 
 
 class Upstream:
-    """A demo upstream on a free port, which keeps what it gets."""
+    """A demo upstream on a free port, which keeps what it gets.
 
-    def __init__(self, background: Background) -> None:
+    It speaks TLS where it is given the file of a certificate and its key.
+    """
+
+    def __init__(self, background: Background, certificate: Path | None = None) -> None:
         self._background = background
         self._app = DemoUpstream(record=100_000)
-        config = uvicorn.Config(self._app, log_level="critical", lifespan="off", ws="none")
+        config = uvicorn.Config(
+            self._app, log_level="critical", lifespan="off", ws="none", ssl_certfile=certificate
+        )
         self._server = uvicorn.Server(config)
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        scheme = "https" if certificate else "http"
+        self.url = f"{scheme}://127.0.0.1:{self._listener.getsockname()[1]}"
 
     def __enter__(self) -> Self:
         self._background.run(self._start())
