@@ -4,6 +4,7 @@ Istio and Envoy Gateway speak it too. What they must be told is in integrations/
 """
 
 import logging
+from email.utils import formatdate
 from typing import Any
 
 from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
@@ -88,10 +89,11 @@ def _denied(answer: pb.EvaluateResponse, arrival: Arrival) -> DeniedHttpResponse
     is_unread = answer.explanation.user_state == pb.USER_STATE_TOO_LARGE
     if is_unread and arrival in _UNREAD:
         body = denial.render(refusal.http_status, (_UNREAD[arrival],), "invalid_request").body
+    headers = [_header(header.name, header.value) for header in refusal.headers]
+    # Envoy would put its own behind Content-Length, where the original product has it before.
+    headers.append(_header("Date", formatdate(usegmt=True)))
     return DeniedHttpResponse(
-        status=HttpStatus(code=refusal.http_status),
-        headers=[_header(header.name, header.value) for header in refusal.headers],
-        body=body,
+        status=HttpStatus(code=refusal.http_status), headers=headers, body=body
     )
 
 
