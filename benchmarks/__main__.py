@@ -10,12 +10,13 @@ from pathlib import Path
 import click
 import uvloop
 
-from benchmarks import core, evaluate, gateway, log, store
+from benchmarks import core, envoy, evaluate, gateway, log, store
 from benchmarks.rounds import Plan
 
 PARTS = {
     "evaluate": evaluate.run,
     "gateway": gateway.run,
+    "envoy": envoy.run,
     "log": log.run,
     "core": core.run,
     "store": store.run,
@@ -23,6 +24,7 @@ PARTS = {
 PLANS = {
     "evaluate": Plan(rounds=9, seconds=0.35),
     "gateway": Plan(rounds=9, seconds=0.5),
+    "envoy": Plan(rounds=9, seconds=0.5),
     "log": Plan(rounds=9, seconds=0.5),
     "core": Plan(rounds=9, seconds=0.02),
     "store": Plan(rounds=10, seconds=0, rows=1_000_000),

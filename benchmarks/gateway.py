@@ -1,6 +1,6 @@
 """The gateway beside its own pass-through, which asks no policy; and its refusals."""
 
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from benchmarks.rounds import CONCURRENCIES, Case, Plan, Turns, ratios, table, t
 
 PASS_THROUGH, CHECKED, REFUSED = "pass-through", "checked", "refused (422)"
 GATEWAY, POLICYD, UPSTREAM = "gateway", "policyd", "upstream"
-_READY = r"policyd-gateway is ready: (\S+)"
+READY = r"policyd-gateway is ready: (\S+)"
 
 
 class _Programs(NamedTuple):
@@ -39,22 +39,25 @@ def _start(folder: Path, running: ExitStack) -> _Programs:
     database_url = f"sqlite:///{folder}/gateway.db"
     key = create_key(database_url)
     server = running.enter_context(started(*policyd(database_url), ready=POLICYD_IS_READY))
-    upstream = running.enter_context(
-        started(
-            *("uvicorn", "--factory", "policyd.demo_upstream:DemoUpstream"),
-            *("--port", "0", "--no-access-log", "--no-use-colors"),
-            ready=r"running on (http://\S+)",
-        )
-    )
+    upstream = running.enter_context(start_upstream())
     flags = (
         *("serve", "--listen", "127.0.0.1:0"),
         *("--policyd", server.places[0], "--upstream", upstream.places[0]),
     )
-    checking = running.enter_context(started("policyd-gateway", *flags, ready=_READY))
+    checking = running.enter_context(started("policyd-gateway", *flags, ready=READY))
     passing = running.enter_context(
-        started("python", "-m", "benchmarks.pass_through", *flags, ready=_READY)
+        started("python", "-m", "benchmarks.pass_through", *flags, ready=READY)
     )
     return _Programs(key, server, upstream, checking, passing)
+
+
+def start_upstream() -> AbstractContextManager[Program]:
+    """The demo upstream, in a process of its own until the end of the block."""
+    return started(
+        *("uvicorn", "--factory", "policyd.demo_upstream:DemoUpstream"),
+        *("--port", "0", "--no-access-log", "--no-use-colors"),
+        ready=r"running on (http://\S+)",
+    )
 
 
 def _cases(session: aiohttp.ClientSession, programs: _Programs) -> list[Case]:
@@ -64,7 +67,7 @@ def _cases(session: aiohttp.ClientSession, programs: _Programs) -> list[Case]:
         UPSTREAM: programs.upstream.pid,
     }
     passed = checked | {GATEWAY: programs.passing.pid}
-    asker = _Asker(session, traffic.headers(programs.key))
+    asker = Asker(session, traffic.headers(programs.key))
     chat, anonymous = traffic.body(), traffic.body(user=None)
     passing, checking = programs.passing.places[0], programs.checking.places[0]
     return [
@@ -74,12 +77,15 @@ def _cases(session: aiohttp.ClientSession, programs: _Programs) -> list[Case]:
     ]
 
 
-class _Asker:
+class Asker:
+    """Posts chats with these headers, and expects a status."""
+
     def __init__(self, session: aiohttp.ClientSession, headers: list[tuple[str, str]]) -> None:
         self._session = session
         self._headers = headers
 
     async def ask(self, gateway: str, body: bytes, expected: int) -> None:
+        """Raises RuntimeError where the status is another."""
         asking = self._session.post(gateway + traffic.PATH, data=body, headers=self._headers)
         async with asking as response:
             answer = await response.read()

@@ -1,7 +1,7 @@
 """Envoy's CheckRequest -> the question that PolicyServicer is asked, and the route's settings."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
@@ -57,7 +57,7 @@ async def read(attributes: Any) -> Check:
     arrival = _arrival(http, headers, body)
     path = http.path.partition("?")[0]
     question = pb.EvaluateRequest(
-        headers=[pb.Header(name=n, value=v) for n, v in headers if n.startswith(PREFIX)],
+        headers=_for_policyd(headers),
         method=http.method,
         path=path,
         source_ip=attributes.source.address.socket_address.address,
@@ -71,24 +71,23 @@ async def read(attributes: Any) -> Check:
         if arrival is Arrival.WHOLE:
             facts = await _read_body(body, headers, target.endpoint)
         _add_facts(question, facts)
-    return Check(question, http.path, tuple(filter(_is_own, dict(headers))), arrival)
+    return Check(question, http.path, tuple(filter(_is_own, headers)), arrival)
 
 
 # --- headers -----------------------------------------------------------------------------------
 
 
-_Headers = list[tuple[str, str]]
+_Headers = dict[str, list[str]]
+"""Values by name in lower case, repeats kept as far as they can be told."""
 
 
 def _headers(http: HttpRequest) -> _Headers:
-    """The request's headers, names in lower case, repeats kept as far as they can be told."""
-    if http.HasField("header_map"):
-        return [(one.key.lower(), _value(one)) for one in http.header_map.headers]
-    return [
-        (name.lower(), value)
-        for name, joined in http.headers.items()
-        for value in _repeats(name.lower(), joined)
-    ]
+    if not http.HasField("header_map"):
+        return {name.lower(): _repeats(name.lower(), one) for name, one in http.headers.items()}
+    headers: _Headers = {}
+    for one in http.header_map.headers:
+        headers.setdefault(one.key.lower(), []).append(_value(one))
+    return headers
 
 
 def _value(header: Any) -> str:
@@ -96,16 +95,21 @@ def _value(header: Any) -> str:
     return str(header.value) or header.raw_value.decode(errors="replace")
 
 
-def _repeats(name: str, joined: str) -> Iterable[str]:
+def _repeats(name: str, joined: str) -> list[str]:
     if "," not in joined or name not in _ONE_VALUE:
-        return (joined,)
+        return [joined]
     values = [value.strip() for value in joined.split(",")]
     # One header may hold the comma itself. Then it is neither true nor false, and weakens nothing.
     return [*values, joined] if name == OVERRIDE_HEADER else values
 
 
+def _for_policyd(headers: _Headers) -> list[pb.Header]:
+    own = [name for name in headers if name.startswith(PREFIX)]
+    return [pb.Header(name=name, value=value) for name in own for value in headers[name]]
+
+
 def _first(headers: _Headers, name: str) -> str:
-    return next(iter(descriptor.values(headers, name)), "")
+    return headers[name][0] if name in headers else ""
 
 
 def _is_own(name: str) -> bool:
@@ -117,8 +121,8 @@ def _is_own(name: str) -> bool:
 
 
 def _arrival(http: HttpRequest, headers: _Headers, body: bytes) -> Arrival:
-    partial = {value.strip().lower() for value in descriptor.values(headers, _PARTIAL)}
-    length = descriptor.agreed(descriptor.values(headers, _LENGTH))
+    partial = {value.strip().lower() for value in headers.get(_PARTIAL, ())}
+    length = descriptor.agreed(headers.get(_LENGTH, ()))
     if partial - {"false"}:
         return Arrival.CUT
     if body:
@@ -126,7 +130,7 @@ def _arrival(http: HttpRequest, headers: _Headers, body: bytes) -> Arrival:
     if length == "0" or (partial and not _number(length)):
         return Arrival.WHOLE
     # In HTTP/1 one of two headers announces a body; in HTTP/2 nothing need to.
-    is_announced = length != "" or bool(descriptor.values(headers, "transfer-encoding"))
+    is_announced = length != "" or "transfer-encoding" in headers
     return Arrival.MISSING if is_announced or http.protocol[:6] != "HTTP/1" else Arrival.WHOLE
 
 
@@ -135,8 +139,8 @@ def _number(length: str | None) -> int:
 
 
 async def _read_body(body: bytes, headers: _Headers, endpoint: Endpoint | None) -> descriptor.Facts:
-    content_type = descriptor.agreed(descriptor.values(headers, _TYPE))
-    coding = ", ".join(descriptor.values(headers, "content-encoding"))
+    content_type = descriptor.agreed(headers.get(_TYPE, ()))
+    coding = ", ".join(headers.get("content-encoding", ()))
     # Who lets larger messages in, by --max-message, wants larger bodies read.
     limit = max(MAX_RAW_BODY, len(body))
     if len(body) <= _AT_ONCE and not coding:
