@@ -12,6 +12,8 @@ from envoy.service.auth.v3.external_auth_pb2_grpc import AuthorizationStub
 CHAT = b'{"model":"gpt-4o-mini","messages":[]}'
 CHAT_WITH_USER = b'{"model":"gpt-4o-mini","messages":[],"user":"u-1"}'
 PATH = "/v1/chat/completions"
+KEY = "x-usagepanda-api-key"
+OVERRIDE = "x-usagepanda-enforce-user-ids"
 BUFFERED = {"x-envoy-auth-partial-body": "false"}
 
 

@@ -8,6 +8,7 @@ import pytest
 import trustme
 
 from tests import requirements
+from tests.envoy.check import Checker
 from tests.envoy.proxy import Envoy, bootstrap
 from tests.processes import BIN, Policyd
 from tests.stack import Background, Upstream
@@ -79,6 +80,14 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
 def envoy(config: Callable[..., Config], start: Start) -> Envoy:
     """An Envoy with the shipped bootstrap."""
     return start(config())
+
+
+@pytest.fixture(scope="session")
+def checker(policyd: Policyd) -> Iterator[Checker]:
+    """Asks policyd as Envoy does."""
+    asking = Checker(policyd.grpc)
+    yield asking
+    asking.close()
 
 
 @pytest.fixture(scope="session")

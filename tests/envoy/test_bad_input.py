@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.envoy.check import CHAT, CHAT_WITH_USER
+from tests.envoy.check import CHAT, CHAT_WITH_USER, KEY, OVERRIDE
 from tests.envoy.proxy import Envoy, ext_authz
-from tests.envoy.test_envoy import GOLDEN, JSON, KEY, OVERRIDE, ask
+from tests.envoy.test_envoy import GOLDEN, JSON, ask
 from tests.stack import Upstream
 
 EDITS = "/v1/images/edits"

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +13,20 @@ from tests.envoy.check import (
     BUFFERED,
     CHAT,
     CHAT_WITH_USER,
+    KEY,
+    OVERRIDE,
     Checker,
     flags,
     request,
     status,
 )
-from tests.processes import Policyd
+from tests.processes import Policyd, run
 
-KEY = "x-usagepanda-api-key"
-OVERRIDE = "x-usagepanda-enforce-user-ids"
 GOLDEN = Path(__file__).parents[1] / "golden" / "no_user.json"
-
-
-@pytest.fixture(scope="module")
-def checker(policyd: Policyd) -> Iterator[Checker]:
-    asking = Checker(policyd.grpc)
-    yield asking
-    asking.close()
 
 
 def message(answer: Any) -> str:
     return str(json.loads(answer.denied_response.body)["error"]["message"])
-
-
-def failure(checker: Checker, asked: CheckRequest) -> grpc.RpcError:
-    with pytest.raises(grpc.RpcError) as caught:
-        checker.ask(asked)
-    return caught.value
 
 
 def test_a_denial(checker: Checker, enforcing: str) -> None:
@@ -223,53 +209,39 @@ def test_two_content_types(checker: Checker, enforcing: str, joined: bool) -> No
 
 def test_what_is_no_http_request(checker: Checker) -> None:
     """It gets an error, with which Envoy refuses it."""
-    error = failure(checker, CheckRequest())
-    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert "network" in error.details()
+    with pytest.raises(grpc.RpcError, match="network") as caught:
+        checker.ask(CheckRequest())
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_the_routes_settings(checker: Checker, enforcing: str, off: str, locked: str) -> None:
-    """A route sets mode, who may override it, and what counts as a user."""
-    assert status(checker.ask(request({KEY: enforcing}, CHAT, {"policyd.mode": "audit"}))) == 0
-    assert status(checker.ask(request({KEY: off}, CHAT, {"policyd.mode": "enforce"}))) == 422
-    overridden = {KEY: enforcing, OVERRIDE: "false"}
-    fixed = {"policyd.override": "locked"}
-    assert status(checker.ask(request(overridden, CHAT, fixed))) == 422
-    loosened = {"policyd.override": "any", "someone.else": "x"}
-    assert status(checker.ask(request(overridden | {KEY: locked}, CHAT, loosened))) == 0
-    body = CHAT[:-1] + b',"safety_identifier":"s-1"}'
-    accepting = {"policyd.accept": "user, safety_identifier"}
-    assert status(checker.ask(request({KEY: enforcing}, body, accepting))) == 0
-    assert status(checker.ask(request({KEY: enforcing}, body))) == 422
+def test_the_decision_log(checker: Checker, policyd: Policyd, enforcing: str) -> None:
+    """A Check is logged as any other decision is, with what Envoy says of its request."""
+    headers = {KEY: enforcing, "user-agent": "test/1", "openai-organization": "org-1"}
+    answer = checker.ask(
+        request(headers, CHAT_WITH_USER, {"policyd.mode": "audit"}, path="/v1/a?b")
+    )
+    unscoped = logged(policyd, answer.dynamic_metadata["decision_id"])
+    assert (unscoped["source"], unscoped["path"]) == ("route", "/v1/a")
+    answer = checker.ask(request(headers, CHAT_WITH_USER))
+    entry = logged(policyd, answer.dynamic_metadata["decision_id"])
+    expected = {
+        "source": "key",
+        "operation": "chat_completion",
+        "user": "u-1",
+        "model": "gpt-4o-mini",
+        "source_ip": "192.0.2.7",
+        "user_agent": "test/1",
+        "organization": "org-1",
+    }
+    assert {name: entry.get(name) for name in expected} == expected
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "said"),
-    [
-        ("policyd.mode", "on", "one of off, audit, enforce"),
-        ("policyd.mode", "", "one of off, audit, enforce"),
-        ("policyd.override", "ANY", "one of any, tighten_only, locked"),
-        ("policyd.accept", "user,email", "a list of user and safety_identifier"),
-        ("policyd.mood", "audit", "policyd.mode, policyd.override, policyd.accept"),
-        ("Policyd-Mode", "audit", "policyd.mode, policyd.override, policyd.accept"),
-    ],
-)
-def test_unknown_settings_of_a_route(
-    checker: Checker, policyd: Policyd, off: str, name: str, value: str, said: str
-) -> None:
-    """They get no decision, so that nothing passes by a slip, and policyd's log says why, once."""
-    for _ in range(2):
-        error = failure(checker, request({KEY: off}, CHAT_WITH_USER, {name: value}))
-        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert said in error.details()
-    assert lines_with(policyd, error.details()) == 1
-
-
-def lines_with(policyd: Policyd, words: str) -> int:
-    """How many lines of its log hold these words; waits for the first."""
+def logged(policyd: Policyd, decision_id: str) -> dict[str, Any]:
+    """The entry of the decision log, once it is in the store."""
+    command = ("policyd", "logs", "show", decision_id, "--json")
     deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        if count := sum(words in line for line in list(policyd.errors)):
-            return count
-        time.sleep(0.02)
-    return 0
+    while True:
+        done = run(*command, "--database-url", policyd.database_url)
+        if done.returncode == 0:
+            return dict(json.loads(done.stdout))
+        assert time.monotonic() < deadline, done.stderr

@@ -14,13 +14,11 @@ import pytest
 
 from gateway import errors
 from tests import requirements
-from tests.envoy.check import CHAT, CHAT_WITH_USER, PATH
+from tests.envoy.check import CHAT, CHAT_WITH_USER, KEY, PATH
 from tests.envoy.proxy import SHIPPED, Envoy, routes
 from tests.processes import BIN
 from tests.stack import Upstream
 
-KEY = "x-usagepanda-api-key"
-OVERRIDE = "x-usagepanda-enforce-user-ids"
 GOLDEN = Path(__file__).parents[1] / "golden" / "no_user.json"
 DENIAL = [
     ("Access-Control-Allow-Headers", "*"),

@@ -2,19 +2,15 @@
 
 import gzip
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import grpc
-import pytest
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.envoy.check import CHAT, PATH, Checker, request, status
-from tests.processes import Policyd
+from tests.envoy.check import CHAT, KEY, PATH, Checker, request, status
 
-KEY = "x-usagepanda-api-key"
 characters = st.characters(exclude_categories=["Cs"])
 text = st.text(characters, max_size=20)
 flags = st.sampled_from(["true", "false", "false,true", ""]) | text
@@ -50,13 +46,6 @@ paths = st.sampled_from(
     [PATH, "/v1//chat/%63ompletions?x", "/embeddings", "/v1/images/edits/", "/v1/responses;a"]
 )
 protocols = st.sampled_from(["HTTP/1.1", "HTTP/2", ""])
-
-
-@pytest.fixture(scope="module")
-def checker(policyd: Policyd) -> Iterator[Checker]:
-    asking = Checker(policyd.grpc)
-    yield asking
-    asking.close()
 
 
 @settings(deadline=None, max_examples=200)
