@@ -23,13 +23,25 @@ def bootstrap(policyd: str, upstream: str, authority: Path) -> dict[str, Any]:
     shipped: dict[str, Any] = yaml.safe_load(SHIPPED.read_text())
     shipped["admin"] = {"address": _address("127.0.0.1:0")}
     resources = shipped["static_resources"]
-    resources["listeners"][0]["address"] = _address("127.0.0.1:0")
+    listener(shipped)["address"] = _address("127.0.0.1:0")
     policy, openai = resources["clusters"]
     _endpoint(policy)["address"] = _address(policyd)
     _endpoint(openai)["address"] = _address(urlsplit(upstream).netloc)
     tls = openai["transport_socket"]["typed_config"]["common_tls_context"]
     tls["validation_context"]["trusted_ca"]["filename"] = str(authority)
     return shipped
+
+
+def manifest(path: str) -> dict[str, Any]:
+    """One of the manifests that are shipped for Kubernetes."""
+    made: dict[str, Any] = yaml.safe_load((SHIPPED.parent / path).read_text())
+    return made
+
+
+def listener(config: dict[str, Any]) -> dict[str, Any]:
+    """Its listener."""
+    (found,) = config["static_resources"]["listeners"]
+    return found
 
 
 def ext_authz(config: dict[str, Any]) -> dict[str, Any]:
@@ -43,7 +55,7 @@ def routes(config: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _manager(config: dict[str, Any]) -> dict[str, Any]:
-    (chain,) = config["static_resources"]["listeners"][0]["filter_chains"]
+    (chain,) = listener(config)["filter_chains"]
     return chain["filters"][0]["typed_config"]
 
 
@@ -69,8 +81,8 @@ class Envoy(Program):
             ready="starting main dispatch loop",
         )
         with urllib.request.urlopen(f"http://{admin.read_text()}/listeners?format=json") as found:
-            (listener,) = json.load(found)["listener_statuses"]
-        place = listener["local_address"]["socket_address"]
+            (status,) = json.load(found)["listener_statuses"]
+        place = status["local_address"]["socket_address"]
         self.url = f"http://{place['address']}:{place['port_value']}"
 
     @property

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from tests.envoy.check import CHAT, CHAT_WITH_USER, KEY, OVERRIDE
-from tests.envoy.proxy import Envoy, ext_authz
+from tests.envoy.proxy import Envoy, ext_authz, listener, manifest
 from tests.envoy.test_envoy import GOLDEN, JSON, ask
 from tests.stack import Upstream
+
+Config = dict[str, Any]
 
 EDITS = "/v1/images/edits"
 FORM = ("Content-Type", "multipart/form-data; boundary=x")
@@ -21,28 +23,37 @@ USER = b'--x\r\nContent-Disposition: form-data; name="user"\r\n\r\nu-1\r\n'
 GZIP = ("Content-Encoding", "gzip")
 
 
-def as_shipped(_: dict[str, Any]) -> None:
+def as_shipped(_: Config) -> None:
     """The bootstrap of integrations/envoy."""
 
 
-def as_istio(filter_: dict[str, Any]) -> None:
-    """Headers in a map, all of them, and bodies as bytes."""
-    filter_["encode_raw_headers"] = False
-    del filter_["allowed_headers"]
+def as_istio(config: Config) -> None:
+    """All headers, in a map; bodies as the manifest says, in buffers of Envoy's own size."""
+    providers = manifest("istio/mesh-config.yaml")["spec"]["meshConfig"]["extensionProviders"]
+    told = providers[0]["envoyExtAuthzGrpc"]["includeRequestBodyInCheck"]
+    _in_a_map(config)
+    ext_authz(config)["with_request_body"] = {
+        "max_request_bytes": told["maxRequestBytes"],
+        "allow_partial_message": told["allowPartialMessage"],
+        "pack_as_bytes": told["packAsBytes"],
+    }
+    del listener(config)["per_connection_buffer_limit_bytes"]
 
 
-def as_text(filter_: dict[str, Any]) -> None:
-    """Likewise, and bodies as text."""
-    as_istio(filter_)
-    filter_["with_request_body"]["pack_as_bytes"] = False
+def as_envoy_gateway(config: Config) -> None:
+    """All headers, in a map; bodies as text, whole or not at all, in small buffers."""
+    told = manifest("gateway/security-policy.yaml")["spec"]["extAuth"]["bodyToExtAuth"]
+    _in_a_map(config)
+    ext_authz(config)["with_request_body"] = {"max_request_bytes": told["maxRequestBytes"]}
+    listener(config)["per_connection_buffer_limit_bytes"] = 32768
 
 
-def without_bodies(filter_: dict[str, Any]) -> None:
-    """An operator who has forgotten with_request_body."""
-    del filter_["with_request_body"]
+def _in_a_map(config: Config) -> None:
+    ext_authz(config)["encode_raw_headers"] = False
+    del ext_authz(config)["allowed_headers"]
 
 
-FLAVOURS = [as_shipped, as_istio, as_text]
+FLAVOURS = [as_shipped, as_istio, as_envoy_gateway]
 
 
 @pytest.fixture(scope="module", params=FLAVOURS, ids=lambda flavour: flavour.__name__)
@@ -51,7 +62,7 @@ def flavour(
 ) -> tuple[str, Envoy]:
     """A name, and an Envoy that is configured so."""
     made = config()
-    request.param(ext_authz(made))
+    request.param(made)
     return request.param.__name__, start(made)
 
 
@@ -74,19 +85,28 @@ def test_keys(proxy: Envoy, upstream: Upstream, enforcing: str, off: str) -> Non
     assert ask(proxy, enforcing, CHAT_WITH_USER, JSON, (KEY.title(), enforcing)).status == 200
 
 
-def test_a_large_body(proxy: Envoy, upstream: Upstream, enforcing: str, off: str) -> None:
+BODY = b'{"model":"m","messages":[],"user":"u-1","x":"%b"}'
+LIMITS = {"as_shipped": 4_000_000, "as_istio": 1_000_000, "as_envoy_gateway": 4_000_000}
+
+
+def test_a_large_body(
+    flavour: tuple[str, Envoy], upstream: Upstream, enforcing: str, off: str
+) -> None:
     """Up to max_request_bytes it is read; over that it is refused with the setting's name, however
     its length is given, and passes whole where nothing is enforced."""
-    body = b'{"model":"m","messages":[],"user":"u-1","x":"%b"}'
-    assert ask(proxy, enforcing, body % (b"x" * 3_900_000), JSON).status == 200
+    name, proxy = flavour
+    assert ask(proxy, enforcing, BODY % (b"x" * (LIMITS[name] - 50)), JSON).status == 200
     upstream.forget()
-    over = body % (b"x" * 4_500_000)
+    over = BODY % (b"x" * (LIMITS[name] + 500_000))
     answer = ask(proxy, enforcing, over, JSON)
     assert answer.status == 413
-    assert "with_request_body.max_request_bytes" in answer.message
     chunked = b"%x\r\n%b\r\n0\r\n\r\n" % (len(over), over)
     assert ask(proxy, enforcing, chunked, JSON, ("Transfer-Encoding", "chunked")).status == 413
     assert not upstream.received
+    if name == "as_envoy_gateway":  # Envoy asks nobody, and says so itself.
+        assert answer.body == b"Payload Too Large"
+        return
+    assert "with_request_body.max_request_bytes" in answer.message
     assert ask(proxy, off, over, JSON).status == 200
     assert upstream.received[0].length == len(over)
 
@@ -129,7 +149,7 @@ def test_gzip(flavour: tuple[str, Envoy], upstream: Upstream, enforcing: str) ->
     """A compressed body is read; where Envoy spoils it by sending it as text, it is refused."""
     name, proxy = flavour
     packed = gzip.compress(CHAT_WITH_USER)
-    passes = name != "as_text"
+    passes = name != "as_envoy_gateway"
     assert ask(proxy, enforcing, packed, JSON, GZIP).status == (200 if passes else 400)
     assert [bytes(one.body) for one in upstream.received] == [packed] * passes
     upstream.forget()
@@ -198,7 +218,7 @@ def test_without_bodies(
 ) -> None:
     """Where Envoy sends no bodies at all, nothing is taken for having a user or for having none."""
     made = config()
-    without_bodies(ext_authz(made))
+    del ext_authz(made)["with_request_body"]
     proxy = start(made)
     answer = ask(proxy, enforcing, CHAT_WITH_USER, JSON)
     assert answer.status == 413

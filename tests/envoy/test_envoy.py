@@ -15,8 +15,8 @@ import pytest
 from gateway import errors
 from tests import requirements
 from tests.envoy.check import CHAT, CHAT_WITH_USER, KEY, PATH
-from tests.envoy.proxy import SHIPPED, Envoy, routes
-from tests.processes import BIN
+from tests.envoy.proxy import SHIPPED, Envoy, ext_authz, routes
+from tests.processes import BIN, Policyd
 from tests.stack import Upstream
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "no_user.json"
@@ -175,6 +175,25 @@ def test_policyd_down(
                 assert answer.status == 503
                 assert {*DENIAL, ("Retry-After", "1")} <= {*answer.headers}
                 assert answer.body == body_of(errors.NO_DECISION)
+    assert not upstream.received
+
+
+def test_the_callers_token(
+    config: Callable[..., Any], start: Callable[..., Envoy], tmp_path: Path, upstream: Upstream
+) -> None:
+    """With initial_metadata, Envoy shows policyd the token; without it, everything is refused."""
+    file = tmp_path / "token"
+    file.write_text("a-token-of-some-length-0123456789\n")
+    file.chmod(0o600)
+    guarded = Policyd(tmp_path, "--caller-token-file", str(file))
+    made = config(at=guarded.grpc)
+    shown = {"key": "authorization", "value": f"Bearer {file.read_text().strip()}"}
+    try:
+        assert ask(start(made), "up-any", CHAT_WITH_USER, JSON).status == 503
+        ext_authz(made)["grpc_service"]["initial_metadata"] = [shown]
+        assert ask(start(made), "up-any", CHAT_WITH_USER, JSON).status == 403
+    finally:
+        guarded.stop()
     assert not upstream.received
 
 
