@@ -16,7 +16,7 @@ def buf_curl(policyd: Policyd, method: str, message: dict[str, Any]) -> dict[str
     command = [BIN / "buf", "curl", "--protocol", "grpc", "--http2-prior-knowledge"]
     url = f"http://{policyd.grpc}/{method}"
     done = subprocess.run(
-        [*command, "--data", json.dumps(message), url], capture_output=True, timeout=60, check=False
+        [*command, "-d", json.dumps(message), url], capture_output=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
