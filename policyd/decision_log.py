@@ -17,7 +17,10 @@ _REMIND = 10.0
 
 
 class DecisionLog:
-    """Appends to the spool. Where that is full, it refuses (deny), or counts what it drops."""
+    """Appends to the spool. Where that is full, it refuses (deny), or counts decisions that it drops.
+
+    Outcomes are refused either way: no client waits for them, and whoever reports them tries again.
+    """
 
     def __init__(self, spool: SpoolWriter, *, drop_when_full: bool) -> None:
         self._spool = spool
@@ -30,7 +33,7 @@ class DecisionLog:
             self._spool.write(_encode_lines(entries))
         except LogFull as error:
             self._say(error)
-            if not self._drop_when_full:
+            if not self._drop_when_full or isinstance(entries[0], Outcome):
                 raise
             self._spool.drop(len(entries))
 

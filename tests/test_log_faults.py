@@ -86,6 +86,7 @@ def answered(answers: list[Answer], status: int) -> set[str]:
     return {one.trace_id for one in answers if one.status == status}
 
 
+@pytest.mark.timeout(120 + 20 * KILLS)
 async def test_killed_again_and_again(make_stack: MakeStack) -> None:
     """policyd and its back office are killed at any moment: every 422 and 200 that a client got
     is in the log, and nothing is there twice."""
@@ -144,6 +145,7 @@ def stopped(server: PostgreSQL) -> Iterator[None]:
     server.start()
 
 
+@pytest.mark.timeout(120 + 2 * AWAY)
 async def test_the_store_is_away(
     make_stack: MakeStack, database: tuple[str, PostgreSQL | None]
 ) -> None:
