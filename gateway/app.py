@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, Self
 
 from gateway import errors, question
 from gateway.course import Course
-from gateway.errors import Reply, Send
 from gateway.headers import RequestHeaders, read_request
 from gateway.question import Scope
 from gateway.settings import Settings, policyd_client
@@ -30,6 +29,7 @@ from gateway.upstream import (
 from policyd import endpoints
 from policyd.client import NoDecision, PolicyClient
 from policyd.descriptor import TOO_LARGE, Facts, read_body
+from policyd.http.reply import HEAD_TOO_LARGE, WEBSOCKET, Reply, Send
 from policyd.v1.policy_pb2 import (
     DECISION_ALLOW,
     DECISION_DENY,
@@ -266,13 +266,13 @@ def _refusal(exchange: _Exchange) -> Reply | None:
     if scope["method"] == "OPTIONS":
         return errors.PREFLIGHT
     if headers.wants_websocket:
-        return errors.WEBSOCKET
+        return WEBSOCKET
     if not scope["raw_path"].startswith(b"/"):
         return errors.BAD_PATH
     if headers.is_garbled:
         return errors.BAD_HEADER
     if question.is_too_large(scope["raw_path"], headers):
-        return errors.HEAD_TOO_LARGE
+        return HEAD_TOO_LARGE
     return None
 
 

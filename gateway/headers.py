@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Iterable
-from functools import lru_cache
 from typing import NamedTuple
 
 from policyd.descriptor import KEY_HEADER, PREFIX, credential
+from policyd.http.reply import HeaderName, exact
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
@@ -127,40 +127,7 @@ def _text(value: bytes) -> str:
     return value.decode("utf-8", "surrogateescape")
 
 
-class HeaderName(bytes):
-    """A header's name that is sent in its own letter case. The server would lower it."""
-
-    __slots__ = ()
-
-    def lower(self) -> "HeaderName":
-        """Itself."""
-        return self
-
-
-class _FramingName(HeaderName):
-    """One that the server has to recognize all the same, as it counts the body's bytes by it."""
-
-    __slots__ = ()
-    __hash__ = bytes.__hash__
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, bytes) and bytes.lower(self) == bytes.lower(other)
-
-
-CONTENT_LENGTH = _FramingName(b"Content-Length")
 _ALLOW_ORIGIN = (HeaderName(b"Access-Control-Allow-Origin"), b"*")
-
-
-# An upstream has a few dozen names, and the names of our own replies are fewer still.
-@lru_cache(maxsize=1024)
-def _names(name: bytes) -> tuple[bytes, HeaderName]:
-    lower = name.lower()
-    return lower, _FramingName(name) if lower == b"content-length" else HeaderName(name)
-
-
-def exact(name: str) -> HeaderName:
-    """The header name `name`, to be sent in its own letter case."""
-    return _names(name.encode("latin-1"))[1]
 
 
 def read_response(raw: RawHeaders, has_body: bool) -> list[tuple[bytes, bytes]]:
@@ -173,7 +140,8 @@ def read_response(raw: RawHeaders, has_body: bool) -> list[tuple[bytes, bytes]]:
     dropped: set[bytes] = set()
     allows_origin = False
     for name, value in raw:
-        lower, own = _names(name)
+        own = exact(name)
+        lower = bytes.lower(name)
         if lower == b"connection":
             dropped |= _named_by(value.decode("latin-1"))
         elif lower == b"transfer-encoding":

@@ -6,8 +6,9 @@ from typing import Any
 from urllib.parse import quote
 
 from gateway.headers import RequestHeaders
-from policyd.descriptor import KEY_HEADER, Facts, Identifier, agreed
-from policyd.v1.policy_pb2 import EvaluateRequest, Header, UserState
+from policyd.descriptor import KEY_HEADER, Facts, agreed
+from policyd.facts import MAX_REMARK, put_facts
+from policyd.v1.policy_pb2 import EvaluateRequest, Header
 
 Scope = dict[str, Any]
 Reader = Callable[[bytes, str | None, str], Facts]
@@ -15,8 +16,6 @@ Reader = Callable[[bytes, str | None, str], Facts]
 MAX_PATH = 8 * 1024
 MAX_OWN_HEADERS = 8 * 1024
 """Bytes of path, and of x-usagepanda-* headers: they go to policyd, many requests in a message."""
-_MAX_REMARK = 256
-"""Characters of what policyd only writes down."""
 _READ_AT_ONCE = 256 * 1024
 """Bytes of body up to which reading it is quicker than handing it to a thread."""
 _ASCII = "".join(map(chr, range(0x80)))
@@ -50,24 +49,14 @@ def ask(
         headers=[Header(name=name, value=value) for name, value in headers.ours],
         method=scope["method"],
         path=path,
-        user_agent=headers.first(b"user-agent")[:_MAX_REMARK],
-        organization=headers.first(b"openai-organization")[:_MAX_REMARK],
-        request_id=headers.first(b"x-request-id")[:_MAX_REMARK],
+        user_agent=headers.first(b"user-agent")[:MAX_REMARK],
+        organization=headers.first(b"openai-organization")[:MAX_REMARK],
+        request_id=headers.first(b"x-request-id")[:MAX_REMARK],
     )
     if scope["client"]:
         question.source_ip = scope["client"][0]
     if api_key and not any(name == KEY_HEADER for name, _ in headers.ours):
         question.key = api_key
     if facts is not None:
-        question.model = facts.model[:_MAX_REMARK]
-        question.user_state = _state(facts.user)
-        question.safety_identifier_state = _state(facts.safety_identifier)
-        if facts.user.value:
-            question.user = facts.user.value
-        if facts.safety_identifier.value:
-            question.safety_identifier = facts.safety_identifier.value
+        put_facts(question, facts)
     return question
-
-
-def _state(identifier: Identifier) -> UserState.ValueType:
-    return UserState.ValueType(identifier.state)

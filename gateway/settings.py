@@ -1,6 +1,5 @@
 """The settings of `policyd-gateway serve`. It listens to strangers only where they can use TLS."""
 
-import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,21 +81,6 @@ def _check_secret(name: str, value: str) -> None:
         raise SettingsError(
             f"{flag} must be one word of printable ASCII; check for stray characters"
         )
-
-
-def listener_tls(settings: Settings) -> ssl.SSLContext | None:
-    """What to listen with, None for plain HTTP. Raises SettingsError."""
-    if settings.tls_cert is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(settings.tls_cert, settings.tls_key)
-    except (OSError, ssl.SSLError) as problem:
-        raise SettingsError(
-            f"--tls-cert {settings.tls_cert} and --tls-key {settings.tls_key} cannot be used "
-            f"({problem}): give a PEM certificate chain and its PEM key, without a password"
-        ) from None
-    return context
 
 
 def policyd_client(settings: Settings) -> PolicyClient:

@@ -11,10 +11,10 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from gateway import errors
-from gateway.errors import Reply, Send
 from gateway.headers import RequestHeaders, read_response
 from gateway.settings import Settings
 from policyd import endpoints
+from policyd.http.reply import Reply, Send
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 

@@ -43,6 +43,7 @@ main.add_command(simulate)
 @options.database_url
 @option("--grpc", default="127.0.0.1:50051", metavar="HOST:PORT", help="Where gateways ask.")
 @option("--admin", default="127.0.0.1:50052", metavar="HOST:PORT", help="Where keys are managed.")
+@option("--http", metavar="HOST:PORT", help="Where proxies without gRPC ask; off unless given.")
 @option(
     "--workers", default=1, type=click.IntRange(1, 256), help="Processes; one a core is enough."
 )
@@ -66,6 +67,12 @@ main.add_command(simulate)
     "--tls-client-ca", type=click.Path(path_type=Path), help="Callers must have its certificate."
 )
 @option("--max-message", default=4 * 2**20, type=click.IntRange(1024), help="Bytes of a request.")
+@option(
+    "--max-body",
+    default=64 * 2**20,
+    type=click.IntRange(1),
+    help="Bytes of a body that --http reads, as it came and decompressed.",
+)
 @option(
     "--max-staleness",
     default=300.0,
@@ -121,6 +128,8 @@ def serve(
     start_logging(log_level)
     given["grpc"] = Address.parse(given["grpc"], "--grpc")
     given["admin"] = Address.parse(given["admin"], "--admin")
+    if given["http"] is not None:
+        given["http"] = Address.parse(given["http"], "--http")
     url = given["database_url"]
     settings = ServerSettings(
         default_mode=MODES[default_mode],
@@ -142,12 +151,13 @@ async def _serve(settings: ServerSettings) -> None:
         await supervise(settings, stopping, _say_ready)
         return
     async with Server(settings) as server:
-        _say_ready(server.grpc, server.admin)
+        _say_ready(server.grpc, server.admin, server.http)
         await stopping.wait()
 
 
-def _say_ready(grpc: Address, admin: Address) -> None:
-    click.echo(f"policyd is ready: grpc={grpc} admin={admin}")
+def _say_ready(grpc: Address, admin: Address, http: Address | None) -> None:
+    where = f" http={http}" if http else ""
+    click.echo(f"policyd is ready: grpc={grpc} admin={admin}{where}")
 
 
 @main.group()

@@ -20,6 +20,8 @@ from policyd.child import Child
 from policyd.configuration import Address
 from policyd.decision_log import DecisionLog
 from policyd.errors import CannotListen, RevisionNotReached, SettingsError, StoreUnavailable
+from policyd.http.app import HttpCheck
+from policyd.http.listener import Listener, open_socket, tls_context
 from policyd.key_table import KeyTable
 from policyd.services.admin import AdminServicer
 from policyd.services.envoy import AuthorizationServicer
@@ -48,9 +50,9 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 class Server:
     """One worker: answers PolicyService and AdminService until it is stopped.
 
-    `async with Server(settings) as server:` runs it; `server.grpc` and `server.admin` are where it
-    listens. `shared` is for several workers on one port. Starting raises SettingsError,
-    CannotListen or StoreUnavailable.
+    `async with Server(settings) as server:` runs it; `server.grpc`, `server.admin` and
+    `server.http` are where it listens. `shared` is for several workers on one port. Starting raises
+    SettingsError, CannotListen or StoreUnavailable.
     """
 
     def __init__(self, settings: ServerSettings, *, shared: bool = False) -> None:
@@ -65,6 +67,8 @@ class Server:
         self._id = secrets.token_hex(6)
         self.grpc = settings.grpc
         self.admin = settings.admin
+        self.http = settings.http
+        self._http: Listener | None = None
 
     async def __aenter__(self) -> Self:
         try:
@@ -95,6 +99,8 @@ class Server:
         admin = self._admin_listener()
         self.grpc = await policy.start(self._settings.grpc, "--grpc", credentials)
         self.admin = await admin.start(self._settings.admin, "--admin", credentials)
+        if self._settings.http is not None:
+            self.http = await self._listen_http(self._settings.http)
         self._following = [
             asyncio.create_task(self._keys.follow(self._poll_interval())),
             asyncio.create_task(self._follow_hints()),
@@ -114,10 +120,11 @@ class Server:
         listener = self._listener((_POLICY, _AUTHORIZATION), guards)
         assert self._spool is not None
         log = DecisionLog(self._spool, drop_when_full=self._settings.drop_when_full)
-        servicer = PolicyServicer(self._keys, self._settings.default_mode, self._id, log.append)
-        policy_pb2_grpc.add_PolicyServiceServicer_to_server(servicer, listener.server)
+        default = self._settings.default_mode
+        self._policy = PolicyServicer(self._keys, default, self._id, log.append)
+        policy_pb2_grpc.add_PolicyServiceServicer_to_server(self._policy, listener.server)
         external_auth_pb2_grpc.add_AuthorizationServicer_to_server(
-            AuthorizationServicer(servicer), listener.server
+            AuthorizationServicer(self._policy), listener.server
         )
         return listener
 
@@ -130,6 +137,28 @@ class Server:
             AdminServicer(self._store), listener.server
         )
         return listener
+
+    async def _listen_http(self, address: Address) -> Address:
+        settings = self._settings
+        tls = tls_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+        path = settings.caller_token_file
+        token = tokens.load(path, "--caller-token-file") if path else ""
+        app = HttpCheck(
+            self._policy.answer,
+            token=token,
+            max_body=settings.max_body,
+            max_message=settings.max_message,
+        )
+        if not self._shared:
+            check_free(address, "--http")
+        try:
+            listening = open_socket(address, shared=self._shared)
+        except OSError:
+            raise _not_free(address, "--http") from None
+        port = listening.getsockname()[1]
+        self._http = Listener(app, tls=tls, grace=settings.grace)
+        await self._http.start(listening)
+        return Address(address.host, port)
 
     def _listener(self, services: tuple[str, ...], guards: list[Any]) -> "_Listener":
         listener = _Listener(services, guards, self._settings.max_message, self._shared)
@@ -168,7 +197,10 @@ class Server:
 
     async def stop(self) -> None:
         """Stop at once to take new calls, and wait for those under way up to the grace period."""
-        await asyncio.gather(*(one.stop(self._settings.grace) for one in self._listeners))
+        stopping = [one.stop(self._settings.grace) for one in self._listeners]
+        if self._http is not None:
+            stopping.append(self._http.stop())
+        await asyncio.gather(*stopping)
         for task in self._following:
             task.cancel()
             with suppress(asyncio.CancelledError):

@@ -18,6 +18,10 @@ class ServerSettings:
     grpc: Address
     admin: Address
     admin_token_file: Path
+    http: Address | None = None
+    """Where proxies without gRPC ask."""
+    max_body: int = 64 * 2**20
+    """Bytes of a body that a proxy sends along to `http`, as it came and decompressed."""
     workers: int = 1
     default_mode: Mode = Mode.OFF
     max_message: int = 4 * 2**20
@@ -33,7 +37,7 @@ class ServerSettings:
     tls_client_ca: Path | None = None
     """Callers must show a certificate of this authority."""
     caller_token_file: Path | None = None
-    """Callers of PolicyService must show the bearer token in this file."""
+    """Callers of PolicyService, and of `http`, must show the token in this file."""
     spool: Path
     """Folder where the decision log is safe until the store has it. On a local disk."""
     spool_limit: int = 4 * 2**30
@@ -53,18 +57,23 @@ class ServerSettings:
             raise SettingsError("--tls-client-ca needs --tls-cert and --tls-key")
         if self.insecure:
             return
-        if not self.grpc.is_loopback and not (
-            self.tls_cert and (self.tls_client_ca or self.caller_token_file)
-        ):
-            raise SettingsError(
-                f"--grpc {self.grpc} can be reached from other machines: give --tls-cert, "
-                "--tls-key and either --tls-client-ca or --caller-token-file, or --insecure if "
-                "something else protects it"
-            )
+        self._check_asking(self.grpc, "--grpc")
+        if self.http is not None:
+            self._check_asking(self.http, "--http")
         if not self.admin.is_loopback and not self.tls_cert:
             raise SettingsError(
                 f"--admin {self.admin} can be reached from other machines: give --tls-cert and "
                 "--tls-key, or --insecure if something else protects it"
+            )
+
+    def _check_asking(self, address: Address, flag: str) -> None:
+        if not address.is_loopback and not (
+            self.tls_cert and (self.tls_client_ca or self.caller_token_file)
+        ):
+            raise SettingsError(
+                f"{flag} {address} can be reached from other machines: give --tls-cert, "
+                "--tls-key and either --tls-client-ca or --caller-token-file, or --insecure if "
+                "something else protects it"
             )
 
 
@@ -83,8 +92,8 @@ def dump_settings(settings: ServerSettings) -> dict[str, Any]:
 def load_settings(values: Mapping[str, Any]) -> ServerSettings:
     """The settings that dump_settings() gave."""
     loaded = dict(values)
-    for name in ("grpc", "admin"):
-        loaded[name] = Address.parse(loaded[name], name)
+    for name in ("grpc", "admin", "http"):
+        loaded[name] = Address.parse(loaded[name], name) if loaded[name] is not None else None
     for name in _PATHS:
         loaded[name] = Path(loaded[name]) if loaded[name] is not None else None
     return ServerSettings(**loaded | {"default_mode": Mode(loaded["default_mode"])})

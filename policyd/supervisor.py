@@ -14,22 +14,24 @@ from policyd.configuration import Address
 from policyd.server import back_office, check_free, prepare
 from policyd.settings import ServerSettings
 
+Ready = Callable[[Address, Address, Address | None], None]
+"""Is told where gRPC, administration and HTTP listen."""
 
-async def supervise(
-    settings: ServerSettings, stopping: asyncio.Event, ready: Callable[[Address, Address], None]
-) -> None:
+
+async def supervise(settings: ServerSettings, stopping: asyncio.Event, ready: Ready) -> None:
     """Run the workers until `stopping` is set. Raises SettingsError or StoreUnavailable."""
     await asyncio.to_thread(prepare, settings)
     with ExitStack() as held:
         grpc = _reserve(settings.grpc, "--grpc", held)
         admin = _reserve(settings.admin, "--admin", held)
-        settings = replace(settings, grpc=grpc, admin=admin)
+        http = _reserve(settings.http, "--http", held) if settings.http else None
+        settings = replace(settings, grpc=grpc, admin=admin, http=http)
         numbers = range(1, settings.workers + 1)
         workers = [Child(f"worker {n}", "policyd.worker", settings) for n in numbers]
         office = back_office(settings)
         try:
             await asyncio.gather(office.start(), *(worker.start() for worker in workers))
-            ready(grpc, admin)
+            ready(grpc, admin, http)
             watching = [asyncio.create_task(one.keep_running()) for one in (office, *workers)]
             await stopping.wait()
             for task in watching:

@@ -12,7 +12,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from gateway import errors
+from policyd.http.reply import HEAD_TOO_LARGE, NOT_HTTP, Reply
 
 MAX_HEAD = 256 * 1024
 """Bytes of a request line and its headers."""
@@ -44,12 +44,12 @@ class Protocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             return self._without_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError:
-            self._refuse(errors.NOT_HTTP)
+            self._refuse(NOT_HTTP)
         else:
             if self._unread is not None:
                 self._unread += len(data)
                 if self._unread > MAX_HEAD:
-                    self._refuse(errors.HEAD_TOO_LARGE)
+                    self._refuse(HEAD_TOO_LARGE)
         return None
 
     def on_message_begin(self) -> None:
@@ -70,6 +70,8 @@ class Protocol(HttpToolsProtocol):
         """See httptools."""
         self._unread = None
         self._is_body = True
+        # A fragment is in no other part of the scope, and a proxy may see a path in it.
+        self.scope["has_fragment"] = b"#" in self.url  # type: ignore[typeddict-unknown-key]
         if not self.parser.should_upgrade():
             super().on_headers_complete()
 
@@ -92,7 +94,7 @@ class Protocol(HttpToolsProtocol):
         """The request once more, without its Connection header, and then `rest`."""
         method = self.parser.get_method()
         if method == b"CONNECT":
-            self._refuse(errors.NOT_HTTP)
+            self._refuse(NOT_HTTP)
             return None
         version = self.parser.get_http_version().encode()
         lines = [b"%s %s HTTP/%s" % (method, self.url, version)]
@@ -102,7 +104,7 @@ class Protocol(HttpToolsProtocol):
         self.parser = httptools.HttpRequestParser(self)
         return b"\r\n".join([*lines, b"", rest])
 
-    def _refuse(self, reply: errors.Reply) -> None:
+    def _refuse(self, reply: Reply) -> None:
         # A request under way sees that its connection is lost, and goes no further.
         cycle: Any = self.cycle  # None before the first request
         if cycle is None or not cycle.response_started or cycle.response_complete:

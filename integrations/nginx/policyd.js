@@ -1,0 +1,59 @@
+// Asks policyd about each request, and lets nginx forward it or answers with the denial.
+
+const OWN = 'x-usagepanda-';
+// nginx removes headers by their full names only: these are the ones that nginx.conf removes.
+const REMOVED = ['x-usagepanda-api-key', 'x-usagepanda-enforce-user-ids', 'x-usagepanda-trace-id'];
+
+async function check(r) {
+    if (r.method === 'OPTIONS') {
+        answer(r, 200, [['Access-Control-Allow-Headers', '*, Authorization']], '{}');
+        return;
+    }
+    const stray = r.rawHeadersIn.map(pair => pair[0].toLowerCase())
+        .find(name => name.startsWith(OWN) && !REMOVED.includes(name));
+    if (stray !== undefined) {
+        fail(r, 400, 'invalid_request', 'This gateway cannot keep the header ' + stray +
+            ' from the upstream. Leave it out, or ask the operator to remove it in nginx.conf');
+        return;
+    }
+    // The subrequest takes the body along, from memory or from nginx's file.
+    const reply = await r.subrequest('/policyd-check', {method: 'POST'});
+    const headers = reply.headersOut;
+    const decided = headers['X-Policyd-Decision-Id'] !== undefined;
+    if (reply.status === 200 && decided) {
+        forward(r, headers['X-Policyd-Upstream-Path']);
+    } else if (reply.status >= 400 && reply.status !== 401 &&
+            (headers['Content-Type'] || '').startsWith('application/json')) {
+        answer(r, reply.status, [], reply.responseBuffer);
+    } else {
+        r.error('policyd gave no decision: status ' + reply.status);
+        fail(r, 503, 'server_error', 'The policy service gave no decision, so the request was ' +
+            'not sent upstream. Try again; if it lasts, ask the gateway\'s operator');
+    }
+}
+
+// Where the policy applies, the path goes upstream in its one canonical form.
+function forward(r, path) {
+    r.variables.policyd_target = path === undefined ? r.variables.request_uri
+        : path + (r.variables.args ? '?' + r.variables.args : '');
+    r.internalRedirect('@upstream');
+}
+
+function fail(r, status, type, message) {
+    const error = {message: 'Usage Panda: ' + message, type: type, param: null, code: null};
+    const retry = status === 503 ? [['Retry-After', '1']] : [];
+    answer(r, status, retry, JSON.stringify({error: error}));
+}
+
+function answer(r, status, headers, body) {
+    const all = [
+        ['Access-Control-Allow-Headers', '*'],
+        ['Access-Control-Allow-Origin', '*'],
+        ['Access-Control-Allow-Methods', 'OPTIONS,POST,GET'],
+        ['Content-Type', 'application/json'],
+    ].concat(headers);
+    all.forEach(pair => { r.headersOut[pair[0]] = pair[1]; });
+    r.return(status, body);
+}
+
+export default {check};

@@ -1,0 +1,170 @@
+"""The ASGI app behind --http: the check, the descriptor in JSON, and AuthZEN."""
+
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from google.protobuf import json_format
+
+from policyd import errors
+from policyd.errors import InvalidArgument, PolicydError, Unauthenticated
+from policyd.http import authzen, check
+from policyd.http.reply import RETRY, Reply, Send, error
+from policyd.http.request import ClientGone, Receive, Request
+from policyd.v1.policy_pb2 import EvaluateRequest, EvaluateResponse
+
+_log = logging.getLogger(__name__)
+
+EVALUATE = "/v1/evaluate"
+_HOST = re.compile(r"[0-9A-Za-z._~:\[\]-]+")
+# Whatever else is wrong may be right again soon.
+_STATUS = {
+    errors.InvalidArgument: 400,
+    errors.InvalidDescriptor: 400,
+    errors.Unauthenticated: 401,
+}
+_TYPES = {400: "invalid_request", 401: "access_denied"}
+_STOPPING = error(503, "server_error", "policyd is being stopped. Try again", RETRY)
+_FAULT = error(500, "server_error", "policyd failed on this check. Its log says how")
+_NOT_FOUND = error(
+    404,
+    "invalid_request",
+    f"There is nothing here. Ask {check.PATH}, {EVALUATE}, {authzen.EVALUATION} or "
+    f"{authzen.EVALUATIONS}",
+)
+_TOO_LARGE = error(
+    413,
+    "invalid_request",
+    "The question is too large. Send a smaller one, or have policyd's operator raise --max-message",
+)
+
+Answer = Callable[[EvaluateRequest], Awaitable[EvaluateResponse]]
+
+
+class HttpCheck:
+    """The ASGI app. `answer` decides; callers must show `token` where there is one.
+
+    Of a body that a proxy sends along, `max_body` bytes are read, and `max_message` of a question.
+    """
+
+    def __init__(self, answer: Answer, *, token: str, max_body: int, max_message: int) -> None:
+        self._answer = answer
+        self._token = token
+        self._max_body = max_body
+        self._max_message = max_message
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        request = Request(scope, receive)
+        try:
+            reply = await self._reply(request)
+            await request.drain()
+        except ClientGone:
+            return
+        except asyncio.CancelledError:
+            reply = _STOPPING  # The server has waited long enough.
+        except Exception:  # noqa: BLE001  # Whatever it was, nothing is allowed.
+            _log.exception("a fault of policyd; a check was not answered")
+            reply = _FAULT
+        await reply.send(send)
+
+    async def _reply(self, request: Request) -> Reply:
+        if request.path in (authzen.EVALUATION, authzen.EVALUATIONS, authzen.CONFIGURATION):
+            reply = await self._authzen(request)
+            identifier = request.one("x-request-id")
+            return reply.with_headers([("X-Request-ID", identifier)]) if identifier else reply
+        try:
+            if check.is_check(request.path):
+                return await self._check(request)
+            if request.path == EVALUATE:
+                return await self._evaluate(request)
+        except PolicydError as problem:
+            return _problem(problem)
+        return _NOT_FOUND
+
+    async def _check(self, request: Request) -> Reply:
+        # Authorization is the client's own, for the upstream.
+        self._authenticate(request, bearer=False)
+        refusal = check.refusal(request)
+        if refusal is not None:
+            return refusal
+        asked, unread = await check.question(request, self._max_body)
+        return check.reply(await self._answer(asked), unread, b"{}")
+
+    async def _evaluate(self, request: Request) -> Reply:
+        self._authenticate(request, bearer=True)
+        body = await request.body(self._max_message)
+        if body is None:
+            return _TOO_LARGE
+        response = await self._answer(_descriptor(request, body))
+        shown = json_format.MessageToJson(response, indent=None, ensure_ascii=False)
+        return check.reply(response, None, shown.encode())
+
+    async def _authzen(self, request: Request) -> Reply:
+        if request.path == authzen.CONFIGURATION:
+            return _configuration(request)
+        if request.method != "POST":
+            return _text(405, "send a POST request", (("Allow", "POST"),))
+        decide = authzen.evaluation if request.path == authzen.EVALUATION else authzen.evaluations
+        try:
+            self._authenticate(request, bearer=True)
+            if request.one("content-type").partition(";")[0].strip().lower() != "application/json":
+                raise InvalidArgument("send JSON, with the Content-Type application/json")
+            body = await request.body(self._max_message)
+            if body is None:
+                return _text(413, "send a smaller request, or raise --max-message")
+            return _json(await decide(body, self._answer))
+        except Unauthenticated as problem:
+            return _text(401, str(problem), (("WWW-Authenticate", 'Bearer realm="policyd"'),))
+        except InvalidArgument as problem:
+            return _text(400, str(problem))
+
+    def _authenticate(self, request: Request, *, bearer: bool) -> None:
+        if self._token and not request.shows(self._token, bearer=bearer):
+            where = "X-Policyd-Token, or as a bearer token" if bearer else "X-Policyd-Token"
+            raise Unauthenticated(
+                "The token of --caller-token-file is missing or wrong: the gateway's operator "
+                f"should have it sent in {where}"
+            )
+
+
+def _problem(problem: PolicydError) -> Reply:
+    status = _STATUS.get(type(problem), 503)
+    message = str(problem)
+    headers = RETRY if status == 503 else ()
+    kind = _TYPES.get(status, "server_error")
+    return error(status, kind, message[:1].upper() + message[1:], headers)
+
+
+def _descriptor(request: Request, body: bytes) -> EvaluateRequest:
+    if request.method != "POST":
+        raise InvalidArgument("send the descriptor in a POST request")
+    try:
+        return json_format.Parse(body, EvaluateRequest(), max_recursion_depth=20)
+    except (json_format.ParseError, ValueError, RecursionError) as problem:
+        raise InvalidArgument(
+            f"this is no descriptor, which is policyd.v1.EvaluateRequest in JSON: {problem}"
+        ) from None
+
+
+def _configuration(request: Request) -> Reply:
+    host = request.one("host")
+    if request.method not in ("GET", "HEAD"):
+        return _text(405, "send a GET request", (("Allow", "GET, HEAD"),))
+    if not _HOST.fullmatch(host):
+        return _text(400, "send one Host header, from which the URLs are made")
+    # The standard has whoever asks compare the URL with the one that it has used.
+    scheme = "https" if request.one("x-forwarded-proto") == "https" else request.scheme
+    return _json(authzen.configuration(f"{scheme}://{host}"))
+
+
+def _json(content: object) -> Reply:
+    return Reply(200, (("Content-Type", "application/json"),), msgspec.json.encode(content))
+
+
+def _text(status: int, message: str, headers: tuple[tuple[str, str], ...] = ()) -> Reply:
+    kind = (("Content-Type", "text/plain; charset=utf-8"),)
+    return Reply(status, (*kind, *headers), message.encode())

@@ -1,0 +1,164 @@
+"""/v1/check: a request that a proxy asks about -> the question, and the answer -> a response.
+
+Which request it is stands in X-Forwarded-Method and X-Forwarded-Uri, or X-Original-Method and
+X-Original-URI (or X-Original-URL), which the proxy sets and the client cannot. Or it stands in the
+check's own first line: /v1/check/v1/chat/completions. The headers and the body are the request's.
+
+A body that does not come is unknown, never absent: nobody knows whether the proxy has kept it.
+"""
+
+import asyncio
+import re
+
+from policyd import descriptor, endpoints
+from policyd.descriptor import TOO_LARGE, Facts, read_body, unreadable
+from policyd.errors import InvalidArgument
+from policyd.facts import MAX_REMARK, put_facts
+from policyd.http.reply import WEBSOCKET, Reply, error
+from policyd.http.request import Request, printable
+from policyd.model import Target, UserState
+from policyd.v1.policy_pb2 import DECISION_ALLOW, EvaluateRequest, EvaluateResponse, Header
+
+PATH = "/v1/check"
+_METHODS = ("x-forwarded-method", "x-original-method")
+_TARGETS = ("x-forwarded-uri", "x-original-uri", "x-original-url")
+_METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+# Without white space, which would be two targets in one header, and without a fragment, where
+# servers part ways.
+_TARGET = re.compile(r"(?:/|\*$|[A-Za-z][A-Za-z0-9+.-]*://)[\x21\x22\x24-\x7e\x80-\xff]*")
+_READ_AT_ONCE = 256 * 1024
+"""Bytes of body up to which reading it is quicker than handing it to a thread."""
+
+NO_BODY = error(
+    400,
+    "invalid_request",
+    "The request body did not come to the policy check, so its user field cannot be checked. "
+    "Send a JSON object; if you did, ask the gateway's operator to have it send bodies to policyd",
+)
+CUT_BODY = error(
+    413,
+    "invalid_request",
+    "The request body came to the policy check incomplete, so its user field cannot be checked. "
+    "Send a smaller one, or ask the gateway's operator to let it buffer larger bodies",
+)
+
+
+def is_check(path: str) -> bool:
+    """Whether a request for `path` is a check."""
+    return path == PATH or path.startswith(PATH + "/")
+
+
+def refusal(request: Request) -> Reply | None:
+    """The answer to a check that no decision is needed for."""
+    if any("websocket" in value.lower() for value in request.all("upgrade")):
+        return WEBSOCKET
+    return None
+
+
+async def question(request: Request, limit: int) -> tuple[EvaluateRequest, Reply | None]:
+    """The question, and what to answer in place of a denial that only says what was not read.
+
+    Of a body, `limit` bytes are read. Raises InvalidArgument or ClientGone.
+    """
+    method, path = _original(request)
+    target = endpoints.resolve(method, path)
+    asked = EvaluateRequest(
+        headers=[
+            Header(name=name, value=value)
+            for name, value in request.headers
+            if name.startswith(descriptor.PREFIX)
+        ],
+        method=method,
+        path=path,
+        source_ip=request.source_ip,
+        user_agent=request.one("user-agent")[:MAX_REMARK],
+        organization=request.one("openai-organization")[:MAX_REMARK],
+        request_id=request.one("x-request-id")[:MAX_REMARK],
+    )
+    if not target.in_scope:
+        return asked, None
+    keys = tuple(request.all(descriptor.KEY_HEADER))
+    if not descriptor.credential(keys)[1]:
+        # It is refused whatever it holds, so nobody reads it.
+        put_facts(asked, TOO_LARGE)
+        return asked, None
+    body = await request.body(limit)
+    if _is_cut(request):
+        put_facts(asked, TOO_LARGE)
+        return asked, CUT_BODY
+    if body == b"":
+        put_facts(asked, unreadable(UserState.NOT_JSON))
+        return asked, NO_BODY
+    put_facts(asked, await _facts(request, target, body, limit))
+    return asked, None
+
+
+def _original(request: Request) -> tuple[str, str]:
+    """Method and path of the request that is asked about."""
+    if request.path == PATH:
+        method = _said(request, _METHODS, "X-Forwarded-Method")
+        target = printable(_said(request, _TARGETS, "X-Forwarded-Uri"))
+    else:
+        method, target = request.method, printable(request.path[len(PATH) :])
+    if not _METHOD.fullmatch(method):
+        raise InvalidArgument("the check names no HTTP method: send one, such as POST")
+    if not _TARGET.fullmatch(target) or request.has_fragment:
+        raise InvalidArgument(
+            "the check names no request target: send a path that begins with / and has neither "
+            "white space nor #"
+        )
+    return method, target.partition("?")[0]
+
+
+def _said(request: Request, names: tuple[str, ...], name: str) -> str:
+    said = descriptor.agreed(value for one in names for value in request.all(one))
+    if said:
+        return said
+    what = "does not say" if said == "" else "says twice, and differently,"
+    raise InvalidArgument(
+        f"the check {what} which request it is about. The gateway's operator should have it set "
+        f"{name}, in place of the client's own"
+    )
+
+
+def _is_cut(request: Request) -> bool:
+    """Whether the proxy says that it has sent less than the whole body."""
+    envoy = {value.lower() for value in request.all("x-envoy-auth-partial-body")}
+    return "partial" in request.all("x-policyd-body") or bool(envoy - {"false"})
+
+
+async def _facts(request: Request, target: Target, body: bytes | None, limit: int) -> Facts:
+    if body is None:
+        return TOO_LARGE
+    content_type = descriptor.agreed(request.all("content-type"))
+    coding = ", ".join(request.all("content-encoding"))
+    arguments = (body, content_type, coding, target.endpoint, limit)
+    if len(body) <= _READ_AT_ONCE and not coding:
+        return read_body(*arguments)
+    return await asyncio.to_thread(read_body, *arguments)
+
+
+def reply(response: EvaluateResponse, unread: Reply | None, allowed: bytes) -> Reply:
+    """200 with the body `allowed` where the request may go upstream, else the denial itself.
+
+    `unread` takes the place of a denial for a body that could not be read.
+    """
+    if response.decision == DECISION_ALLOW:
+        path = [("X-Policyd-Upstream-Path", response.upstream_path)] * bool(response.upstream_path)
+        headers = [("Content-Type", "application/json"), *_remarks(response), *path]
+        return Reply(200, headers, allowed)
+    if unread is not None and UserState(response.explanation.user_state).is_unreadable:
+        return unread.with_headers(_remarks(response))
+    denial = response.denial
+    given = [(header.name, header.value) for header in denial.headers]
+    return Reply(denial.http_status, [*given, *_remarks(response)], denial.body)
+
+
+def _remarks(response: EvaluateResponse) -> list[tuple[str, str]]:
+    """What the proxy is told about the decision. Its presence tells that one was made."""
+    remarks = {
+        "X-Policyd-Decision-Id": response.decision_id,
+        "X-Policyd-Revision": str(response.revision),
+        "X-Policyd-Flags": ",".join(flag.type for flag in response.flags),
+    }
+    return [(name, value) for name, value in remarks.items() if value]

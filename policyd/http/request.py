@@ -1,0 +1,87 @@
+"""A request that has come, as the check reads it: headers by name, and a body within a bound."""
+
+import hmac
+import ipaddress
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import quote
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+_ASCII = "".join(map(chr, range(0x80)))
+
+
+class ClientGone(Exception):
+    """The client left before its request was complete."""
+
+
+class Request:
+    """One request: `scope` and `receive` are ASGI's."""
+
+    def __init__(self, scope: dict[str, Any], receive: Receive) -> None:
+        self.method: str = scope["method"]
+        self.path = scope["raw_path"].decode("latin-1")
+        self.query = scope["query_string"].decode("latin-1")
+        self.has_fragment: bool = scope["has_fragment"]
+        self.scheme: str = scope["scheme"]
+        self.headers = [
+            (name.decode("latin-1").lower(), value.decode("latin-1").strip(" \t"))
+            for name, value in scope["headers"]
+        ]
+        self._receive = receive
+        self._more = True
+
+    def all(self, name: str) -> list[str]:
+        """The values of a header, repeats kept."""
+        return [value for header, value in self.headers if header == name]
+
+    def one(self, name: str) -> str:
+        """The value of a header that stands there once, or an empty string."""
+        values = self.all(name)
+        return values[0] if len(values) == 1 else ""
+
+    def shows(self, token: str, *, bearer: bool) -> bool:
+        """Whether it shows `token` in X-Policyd-Token or, where that will do, as a bearer token."""
+        given = self.all("x-policyd-token")
+        if bearer and not given:
+            scheme, _, word = self.one("authorization").partition(" ")
+            given = [word.strip()] if scheme.lower() == "bearer" else []
+        return len(given) == 1 and hmac.compare_digest(given[0].encode(), token.encode())
+
+    @property
+    def source_ip(self) -> str:
+        """Who the asking proxy says has connected to it: the last address of X-Forwarded-For."""
+        last = ",".join(self.all("x-forwarded-for")).rpartition(",")[2].strip()
+        try:
+            return str(ipaddress.ip_address(last))
+        except ValueError:
+            return ""
+
+    async def body(self, limit: int) -> bytes | None:
+        """The whole body, None where it is over `limit` bytes. Raises ClientGone."""
+        body = bytearray()
+        while self._more:
+            body += await self._chunk()
+            if len(body) > limit:
+                return None
+        return bytes(body)
+
+    async def drain(self) -> None:
+        """Throw away what is left of the body. Raises ClientGone.
+
+        A client that is still sending when its connection is closed may never see the answer.
+        """
+        while self._more:
+            await self._chunk()
+
+    async def _chunk(self) -> bytes:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        self._more = message.get("more_body", False)
+        chunk: bytes = message.get("body", b"")
+        return chunk
+
+
+def printable(text: str) -> str:
+    """What a header holds, with what lies outside ASCII percent-encoded."""
+    return text if text.isascii() else quote(text, safe=_ASCII, encoding="latin-1")
