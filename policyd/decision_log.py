@@ -17,7 +17,7 @@ _REMIND = 10.0
 
 
 class DecisionLog:
-    """Appends to the spool. Where that is full, it refuses (deny), or counts decisions that it drops.
+    """Appends to the spool. Where that is full, it refuses, or counts decisions that it drops.
 
     Outcomes are refused either way: no client waits for them, and whoever reports them tries again.
     """
