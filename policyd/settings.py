@@ -1,13 +1,18 @@
 """The settings of `policyd serve`. It listens to strangers only where it can tell who they are."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from policyd.configuration import Address
 from policyd.errors import SettingsError
 from policyd.model import Mode
+
+# It stands in commands to copy: nothing that a shell or a program would read as its own.
+_PLAIN_URL = re.compile(r"https?://[A-Za-z0-9.:/_~\[\]-]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,12 +54,17 @@ class ServerSettings:
     log_max_rows: int = 10_000_000
     """Decisions that stay in the log."""
     insecure: bool = False
+    console: Address | None = None
+    """Where the console listens. None: there is none."""
+    console_gateway_url: str = "http://127.0.0.1:8080"
+    """Where clients reach the gateway, as the console tells them."""
 
     def __post_init__(self) -> None:
         if (self.tls_cert is None) != (self.tls_key is None):
             raise SettingsError("--tls-cert and --tls-key go together: give both or neither")
         if self.tls_client_ca and not self.tls_cert:
             raise SettingsError("--tls-client-ca needs --tls-cert and --tls-key")
+        _check_url(self.console_gateway_url)
         if self.insecure:
             return
         self._check_asking(self.grpc, "--grpc")
@@ -64,6 +74,11 @@ class ServerSettings:
             raise SettingsError(
                 f"--admin {self.admin} can be reached from other machines: give --tls-cert and "
                 "--tls-key, or --insecure if something else protects it"
+            )
+        if self.console and not self.console.is_loopback and not self.tls_cert:
+            raise SettingsError(
+                f"--console {self.console} can be reached from other machines: give --tls-cert "
+                "and --tls-key, or --insecure if something else protects it"
             )
 
     def _check_asking(self, address: Address, flag: str) -> None:
@@ -75,6 +90,19 @@ class ServerSettings:
                 "--tls-key and either --tls-client-ca or --caller-token-file, or --insecure if "
                 "something else protects it"
             )
+
+
+def _check_url(text: str) -> None:
+    try:
+        url = urlsplit(text)
+        is_usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        is_usable = False
+    if not is_usable or not _PLAIN_URL.fullmatch(text):
+        raise SettingsError(
+            "--console-gateway-url takes the gateway's URL, such as https://llm.example.com, "
+            f"not {text!r}"
+        )
 
 
 _PATHS = ("admin_token_file", "caller_token_file", "spool", "tls_cert", "tls_key", "tls_client_ca")
@@ -92,8 +120,9 @@ def dump_settings(settings: ServerSettings) -> dict[str, Any]:
 def load_settings(values: Mapping[str, Any]) -> ServerSettings:
     """The settings that dump_settings() gave."""
     loaded = dict(values)
-    for name in ("grpc", "admin", "http"):
-        loaded[name] = Address.parse(loaded[name], name) if loaded[name] is not None else None
+    for name in ("grpc", "admin", "http", "console"):
+        if loaded[name] is not None:
+            loaded[name] = Address.parse(loaded[name], name)
     for name in _PATHS:
         loaded[name] = Path(loaded[name]) if loaded[name] is not None else None
     return ServerSettings(**loaded | {"default_mode": Mode(loaded["default_mode"])})

@@ -29,6 +29,7 @@ from policyd.model import (
     Override,
 )
 from policyd.store import hints
+from policyd.store.administrator import Administrator
 from policyd.store.database import (
     Moment,
     metadata,
@@ -98,6 +99,7 @@ class Store:
         self.log = Log(self._engine)
         self.statistics = Statistics(self._engine)
         self.workers = Workers(self._engine)
+        self.administrator = Administrator(self._engine)
 
     def identity(self) -> str:
         """What tells this database from every other one, copies of it aside."""

@@ -1,0 +1,91 @@
+"""The console's application: its pages, and what stands before them."""
+
+import logging
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+from policyd.console import dashboard, end_users, key_settings, keys, log_details, logs, sign_in
+from policyd.console.guards import OwnHost, SafeHeaders, SameOrigin, SignedIn
+from policyd.console.pages import HERE, Console, refuse
+from policyd.errors import DecisionNotFound, KeyNotFound, PolicydError, StoreUnavailable
+
+_log = logging.getLogger(__name__)
+
+_MAX_BODY = 64 * 2**10
+"""Bytes of a form."""
+_AWAY = (
+    "The console cannot reach the database, so it has nothing to show. Decisions go on: they need "
+    "no database. Check the database, then reload this page."
+)
+
+
+def application(console: Console) -> Starlette:
+    """The ASGI application."""
+    before = [Middleware(SafeHeaders)]
+    if console.settings.console and console.settings.console.is_loopback:
+        before.append(Middleware(OwnHost, refuse))
+    before.append(Middleware(SameOrigin, refuse))
+    guard = Middleware(SignedIn, sign_in.is_signed_in, sign_in.ask)
+    modules = (dashboard, keys, key_settings, logs, log_details, end_users)
+    private = [route for module in modules for route in module.ROUTES]
+    app = Starlette(
+        routes=[
+            Mount("/static", _Static(directory=HERE / "static")),
+            *sign_in.PUBLIC,
+            Mount("/", routes=[*private, *sign_in.PRIVATE], middleware=[guard]),
+        ],
+        middleware=before,
+        exception_handlers={
+            HTTPException: _http_error,
+            StoreUnavailable: _store_away,
+            KeyNotFound: _not_found,
+            DecisionNotFound: _not_found,
+            Exception: _unexpected,
+        },
+        max_body_size=_MAX_BODY,
+    )
+    app.state.console = console
+    return app
+
+
+class _Static(StaticFiles):
+    """Files that may be kept: their URLs change with their content."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        """See StaticFiles."""
+        response = await super().get_response(path, scope)
+        if response.status_code == 200:
+            response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
+        return response
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    why = {
+        404: "There is no such page. It may have moved, or the link is incomplete.",
+        405: "This page cannot be used in that way.",
+        413: "More was sent than a form of this console holds.",
+    }.get(error.status_code, error.detail)
+    return refuse(request, error.status_code, why, headers=dict(error.headers or {}))
+
+
+async def _store_away(request: Request, error: Exception) -> Response:
+    _log.warning("a page cannot be shown: %s", error)
+    return refuse(request, 503, _AWAY, headers={"Retry-After": "5"})
+
+
+async def _not_found(request: Request, error: Exception) -> Response:
+    assert isinstance(error, PolicydError)
+    message = str(error)
+    return refuse(request, 404, message[:1].upper() + message[1:] + ".")
+
+
+async def _unexpected(request: Request, _: Exception) -> Response:
+    return refuse(request, 500, "The server's log tells what happened. Go back and try again.")

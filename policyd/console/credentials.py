@@ -1,0 +1,61 @@
+"""The administrator's password: what it must be, its hash, and whether somebody knows it."""
+
+import hmac
+import threading
+import unicodedata
+from hashlib import sha256
+
+from argon2 import PasswordHasher
+from argon2.exceptions import InvalidHashError, VerificationError
+
+MIN_LENGTH = 12
+MAX_LENGTH = 200
+_MIN_VARIETY = 5
+_hasher = PasswordHasher()
+# A hash takes 64 MiB and 50 ms of four threads: a crowd at the door waits for its turn.
+_at_once = threading.BoundedSemaphore(2)
+_NOBODYS = _hasher.hash("no password was set")
+"""Checked where there is no hash, so that it takes as long."""
+
+
+def fault(password: str, repeated: str) -> str:
+    """What is wrong with a new password, in words. Empty: nothing."""
+    if len(password) < MIN_LENGTH:
+        return f"Use at least {MIN_LENGTH} characters: three or four words will do."
+    if len(password) > MAX_LENGTH:
+        return f"Use at most {MAX_LENGTH} characters."
+    if len(set(password)) < _MIN_VARIETY:
+        return f"Use at least {_MIN_VARIETY} different characters."
+    if password != repeated:
+        return "The two passwords differ. Type the same one twice."
+    return ""
+
+
+def digest(password: str) -> str:
+    """The hash to keep of a password."""
+    with _at_once:
+        return _hasher.hash(_normal(password))
+
+
+def matches(secret: str, password_hash: str, token: str) -> bool:
+    """Whether `secret` is the password or the administration token. It always takes as long."""
+    is_token = hmac.compare_digest(_digest(secret.strip()), _digest(token))
+    return _is_password(secret[: MAX_LENGTH + 1], password_hash) or is_token
+
+
+def _is_password(secret: str, password_hash: str) -> bool:
+    with _at_once:
+        try:
+            _hasher.verify(password_hash or _NOBODYS, _normal(secret))
+        except (VerificationError, InvalidHashError):
+            return False
+    return bool(password_hash)
+
+
+def _normal(password: str) -> bytes:
+    # Keyboards differ in how they compose a letter with an accent.
+    return unicodedata.normalize("NFKC", password).encode("utf-8", "surrogatepass")
+
+
+def _digest(text: str) -> bytes:
+    return sha256(text.encode("utf-8", "surrogatepass")).digest()

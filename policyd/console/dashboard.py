@@ -1,0 +1,48 @@
+"""Dashboard: requests, blocks and the attributed share, over time and by key."""
+
+from datetime import UTC, datetime
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from policyd.console import charts, periods
+from policyd.console.logs import key_names
+from policyd.console.pages import console, render
+from policyd.store import LogFilter
+
+_REQUESTS = (
+    charts.Series("denied", "Blocked", lambda counts: counts.denied),
+    charts.Series("would-deny", "Would be blocked", lambda counts: counts.would_deny),
+    charts.Series(
+        "allowed", "Allowed", lambda one: max(one.requests - one.denied - one.would_deny, 0)
+    ),
+)
+
+
+def _show(request: Request) -> Response:
+    here = console(request)
+    period = periods.last_hours(request.query_params.get("period", ""), datetime.now(UTC))
+    names = key_names(here.store)
+    keys = here.store.statistics.keys(period.since, period.last)
+    hours = here.store.statistics.hours(period.since, period.last)
+    buckets = period.buckets(hours)
+    newest = here.store.log.page(LogFilter(), limit=5)
+    return render(
+        request,
+        "dashboard.html",
+        period=period,
+        periods=periods.DASHBOARD,
+        total=periods.total(hours),
+        requests=charts.stacked("Requests", _REQUESTS, buckets, period.step),
+        shares=charts.shares("Share of requests with a user", buckets, period.step),
+        by_key=keys,
+        keys=names,
+        newest=newest,
+        log=here.store.log.status(),
+        workers=here.store.workers.list(),
+        gateway=here.settings.console_gateway_url,
+    )
+
+
+ROUTES = [Route("/", _show)]

@@ -1,0 +1,100 @@
+"""End users: requests, blocks, tokens and cost of each."""
+
+from datetime import UTC, datetime
+from urllib.parse import urlencode
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from policyd.console import charts, periods
+from policyd.console.logs import key_names
+from policyd.console.pages import console, render
+from policyd.console.periods import Period
+
+PAGE = 50
+_COLUMNS = {
+    "user": "End user",
+    "requests": "Requests",
+    "denied": "Blocked",
+    "tokens": "Tokens",
+    "cost": "Cost",
+}
+_MAX_OFFSET = 1_000_000
+_ATTRIBUTION = (
+    charts.Series("attributed", "With a user", lambda counts: counts.attributed),
+    charts.Series("unattributed", "Without a user", lambda counts: counts.unattributed),
+)
+
+
+class Table:
+    """What the table of users was asked for."""
+
+    def __init__(self, request: Request, period: Period) -> None:
+        asked = request.query_params
+        self.key_id = asked.get("key", "")
+        self.sort = asked["sort"] if asked.get("sort") in _COLUMNS else "requests"
+        # Names read from A to Z, numbers from the largest.
+        usual = "up" if self.sort == "user" else "down"
+        self.order = asked["order"] if asked.get("order") in ("up", "down") else usual
+        offset = asked.get("offset", "0")
+        is_number = offset.isascii() and offset.isdecimal() and len(offset) < 8
+        self.offset = min(int(offset), _MAX_OFFSET) if is_number else 0
+        self._period = {"period": period.name}
+        if period.name == "days":
+            self._period |= {name: asked.get(name, "") for name in ("since", "until")}
+
+    def url(self, **changes: str) -> str:
+        """This table with some changes; a new order begins on the first page."""
+        parameters = {**self._period, "key": self.key_id, "sort": self.sort, "order": self.order}
+        given = {name: value for name, value in (parameters | changes).items() if value}
+        return "/users?" + urlencode(given, errors="replace")
+
+    def sort_url(self, column: str) -> str:
+        """This table sorted by a column, or the other way round where it is so already."""
+        turned = "up" if self.order == "down" else "down"
+        order = turned if column == self.sort else "up" if column == "user" else "down"
+        return self.url(sort=column, order=order)
+
+    def direction(self, column: str) -> str:
+        """What aria-sort says of a column."""
+        if column != self.sort:
+            return "none"
+        return "ascending" if self.order == "up" else "descending"
+
+
+def _show(request: Request) -> Response:
+    statistics = console(request).store.statistics
+    period, problem = periods.whole_days(request.query_params, datetime.now(UTC))
+    table = Table(request, period)
+    last = period.last
+    users = statistics.users(
+        period.since,
+        last,
+        key_id=table.key_id,
+        sort=table.sort,
+        descending=table.order == "down",
+        offset=table.offset,
+        limit=PAGE + 1,
+    )
+    hours = statistics.hours(period.since, last, table.key_id)
+    return render(
+        request,
+        "end_users.html",
+        status=400 if problem else 200,
+        problem=problem,
+        period=period,
+        periods=periods.USERS,
+        last=last,
+        table=table,
+        columns=_COLUMNS,
+        users=users[:PAGE],
+        next=table.url(offset=str(table.offset + PAGE)) if len(users) > PAGE else "",
+        previous=table.url(offset=str(max(table.offset - PAGE, 0))) if table.offset else "",
+        total=periods.total(hours),
+        chart=charts.stacked("Requests", _ATTRIBUTION, period.buckets(hours), period.step),
+        keys=key_names(console(request).store),
+    )
+
+
+ROUTES = [Route("/users", _show)]

@@ -1,0 +1,135 @@
+"""What every request passes before it reaches a page, and what every answer carries."""
+
+import ipaddress
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+Answer = Callable[[Request, int, str], Response]
+"""Makes the page that says with which status, and why, a request is refused."""
+
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self'",
+        "connect-src 'self'",
+        "form-action 'self'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+_HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    # With no-referrer, browsers would send `Origin: null` with our own forms.
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+}
+
+
+class SafeHeaders:
+    """Adds the headers that keep a page from running, loading or telling what is not ours."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.update(_HEADERS)
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+
+class OwnHost:
+    """Refuses requests to another host name than a loopback one: that is DNS rebinding."""
+
+    def __init__(self, app: ASGIApp, answer: Answer) -> None:
+        self._app = app
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        host = Headers(scope=scope).get("host", "")
+        if is_loopback(host):
+            await self._app(scope, receive, send)
+            return
+        why = (
+            "This console listens on this machine only, and was asked for under another name. "
+            "Open it as 127.0.0.1 or localhost."
+        )
+        await self._answer(Request(scope), 421, why)(scope, receive, send)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a Host header names this machine."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+class SameOrigin:
+    """Refuses what another site has a browser send (CSRF)."""
+
+    def __init__(self, app: ASGIApp, answer: Answer) -> None:
+        self._app = app
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope)
+        if request.method in _SAFE_METHODS or _is_same_origin(request):
+            await self._app(scope, receive, send)
+            return
+        why = (
+            "This request did not come from a page of this console. Go back, reload the page, and "
+            "try again. Behind a proxy, let it pass on the Host header as the browser sends it."
+        )
+        await self._answer(request, 403, why)(scope, receive, send)
+
+
+def _is_same_origin(request: Request) -> bool:
+    """A request must show at least one of the two headers that browsers send, and none wrong."""
+    site = request.headers.get("sec-fetch-site")
+    origin = request.headers.get("origin")
+    if site is None and origin is None:
+        return False
+    # "none": the person did it, not a page.
+    if site not in (None, "same-origin", "none"):
+        return False
+    return origin is None or urlsplit(origin).netloc == request.headers.get("host")
+
+
+class SignedIn:
+    """Lets pass who is signed in; others are asked to sign in, and come back then."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        is_signed_in: Callable[[Request], bool],
+        ask: Callable[[Request], Response],
+    ) -> None:
+        self._app = app
+        self._is_signed_in = is_signed_in
+        self._ask = ask
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope)
+        if await run_in_threadpool(self._is_signed_in, request):
+            await self._app(scope, receive, send)
+        else:
+            await self._ask(request)(scope, receive, send)

@@ -1,0 +1,130 @@
+"""The console behind its listener: uvicorn, started and stopped."""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
+
+import uvicorn
+
+from policyd import tokens
+from policyd.configuration import Address
+from policyd.console.app import application
+from policyd.console.attempts import Attempts
+from policyd.console.pages import Console
+from policyd.console.sessions import Sessions
+from policyd.errors import CannotListen, SettingsError
+from policyd.settings import ServerSettings
+from policyd.store import Store
+
+_GRACE = 3
+"""Seconds that pages under way have when the console stops."""
+
+
+class ConsoleServer:
+    """Runs the console at `settings.console`, on a store that is migrated.
+
+    `async with ConsoleServer(settings, store) as server:`; `server.url` is where it listens.
+    Starting raises SettingsError or CannotListen.
+    """
+
+    def __init__(self, settings: ServerSettings, store: Store) -> None:
+        assert settings.console is not None
+        self._address = settings.console
+        self._tls = _tls(settings)
+        token = tokens.load(settings.admin_token_file, "--admin-token-file")
+        sessions = Sessions(token, secure=self._tls is not None)
+        self._console = Console(settings, store, token, sessions, Attempts())
+        self._server: _Uvicorn
+        self._running: asyncio.Task[None]
+        self.url = ""
+
+    async def __aenter__(self) -> Self:
+        listener = _listen(self._address)
+        tls = self._tls
+        config = uvicorn.Config(
+            application(self._console),
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,  # It would tell the one-time link.
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=_GRACE,
+            ssl_context_factory=(lambda *_: tls) if tls else None,
+        )
+        self._server = _Uvicorn(config)
+        self._running = asyncio.create_task(self._server.serve(sockets=[listener]))
+        self._running.add_done_callback(lambda _: self._server.listening.set())
+        await self._server.listening.wait()
+        if self._running.done():
+            await self._running  # It failed; this raises why.
+        here = Address(self._address.host, listener.getsockname()[1])
+        self.url = f"{'https' if tls else 'http'}://{here}"
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._server.should_exit = True
+        await self._running
+
+    def first_link(self) -> str | None:
+        """The one-time link by which the administrator sets the password; None once it is set.
+
+        It is a secret, good for a day. Raises StoreUnavailable.
+        """
+        known = self._console.store.administrator.get()
+        if known.password_hash:
+            return None
+        return f"{self.url}/first-password?code={self._console.sessions.link_code(known.epoch)}"
+
+
+class _Uvicorn(uvicorn.Server):
+    """Says when it listens, and leaves signals alone."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn.Server."""
+        await super().startup(sockets)
+        self.listening.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Whoever runs the console handles signals."""
+        yield
+
+
+def _listen(address: Address) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        return socket.create_server(address, family=family)
+    except OSError:
+        raise CannotListen(
+            f"--console {address} cannot be listened on: another program has the port, or it is "
+            "no address of this machine. Give --console another one; port 0 takes a free port"
+        ) from None
+
+
+def _tls(settings: ServerSettings) -> ssl.SSLContext | None:
+    if settings.tls_cert is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    except (OSError, ssl.SSLError) as problem:
+        raise SettingsError(
+            f"--tls-cert {settings.tls_cert} and --tls-key {settings.tls_key} cannot be used "
+            f"({problem}): give a PEM certificate chain and its PEM key, without a password"
+        ) from None
+    return context

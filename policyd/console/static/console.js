@@ -1,0 +1,70 @@
+"use strict";
+// What the console does beyond plain HTML: copying, the pause of the live log, and tooltips.
+document.documentElement.classList.add("js");
+
+function said(button, word) {
+  const label = button.querySelector("span");
+  const before = label.textContent;
+  label.textContent = word;
+  setTimeout(() => { label.textContent = before; }, 2000);
+}
+
+async function copy(button, text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    said(button, "Copied");
+  } catch {
+    said(button, "Select it and copy");
+  }
+}
+
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-copy], [data-copy-link]");
+  if (!button) return;
+  const source = button.dataset.copy;
+  copy(button, source ? document.querySelector(source).textContent : location.href);
+});
+
+// A tooltip goes away by Escape, without the pointer or the focus having to move.
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape") return;
+  for (const tipped of document.querySelectorAll(".tipped:hover, .tipped:focus-within")) {
+    tipped.classList.add("dismissed");
+    const again = () => tipped.classList.remove("dismissed");
+    tipped.addEventListener("mouseleave", again, { once: true });
+    tipped.addEventListener("focusout", again, { once: true });
+  }
+});
+
+let paused = false;
+
+function tellLive(state) {
+  const live = document.getElementById("live");
+  if (!live || live.dataset.state === state) return;
+  live.dataset.state = state;
+  live.textContent = live.dataset[state];
+}
+
+document.addEventListener("htmx:beforeRequest", (event) => {
+  if (event.target.id !== "rows") return;
+  // Rows do not move away under a tooltip, or under the keyboard's focus.
+  const isRead = event.target.querySelector(".tipped:hover, :focus-visible");
+  if (paused || isRead || document.hidden) event.preventDefault();
+});
+document.addEventListener("htmx:afterRequest", (event) => {
+  if (event.target.id !== "rows" || paused) return;
+  const status = event.detail.xhr.status;
+  tellLive(status >= 200 && status < 300 ? "live" : "away");
+});
+
+document.addEventListener("DOMContentLoaded", () => {
+  const pause = document.getElementById("pause");
+  pause?.addEventListener("click", () => {
+    paused = !paused;
+    pause.setAttribute("aria-pressed", String(paused));
+    tellLive(paused ? "paused" : "live");
+  });
+  // Reloading the page that shows a new key must not make another one.
+  const once = document.querySelector("[data-once]");
+  if (once) history.replaceState(null, "", once.dataset.once);
+});

@@ -1,0 +1,42 @@
+"""Text from strangers, shown so that it does no harm and hides nothing."""
+
+import unicodedata
+from itertools import groupby
+
+from markupsafe import Markup, escape
+
+# Controls, invisible formatting (of which the direction marks are the dangerous ones), surrogates,
+# private and unassigned characters, and the separators that browsers treat as line breaks.
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_PICTURES = 0x2400
+_DELETE = 0x7F
+
+
+def visible(text: str) -> Markup:
+    """`text` as HTML of its own direction, its hidden characters made visible."""
+    parts = [
+        _shown(characters) if is_hidden else escape("".join(characters))
+        for is_hidden, characters in groupby(text, _is_hidden)
+    ]
+    return Markup("<bdi>{}</bdi>").format(Markup("").join(parts))
+
+
+def _is_hidden(character: str) -> bool:
+    return unicodedata.category(character) in _HIDDEN
+
+
+def _shown(characters: object) -> Markup:
+    names = "".join(map(_picture, characters))  # type: ignore[call-overload]  # groupby's iterator
+    return Markup('<span class="hidden-character">{}</span>').format(names)
+
+
+def _picture(character: str) -> str:
+    code = ord(character)
+    if code < ord(" "):
+        return chr(_PICTURES + code)
+    return "\N{SYMBOL FOR DELETE}" if code == _DELETE else f"\u2039U+{code:04X}\u203a"
+
+
+def plain(text: str) -> str:
+    """The same for places that take no HTML, such as attributes and titles."""
+    return "".join(_picture(one) if _is_hidden(one) else one for one in text)

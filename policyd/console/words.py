@@ -1,0 +1,122 @@
+"""What the console calls things, and how it writes numbers."""
+
+from datetime import datetime
+
+from policyd.model import Ignored, Mode, Override, Source, UserState
+from policyd.record import Ending, Record, Verdict
+
+UNKNOWN = "\N{EM DASH}"
+
+VERDICTS = {
+    Verdict.ALLOWED: "Allowed",
+    Verdict.WOULD_DENY: "Would be blocked",
+    Verdict.DENIED: "Blocked",
+}
+MODES = {
+    Mode.OFF: ("Off", "Requests without a user pass."),
+    Mode.AUDIT: ("Audit", "They pass, and are flagged as would-be-blocked."),
+    Mode.ENFORCE: ("Enforce", "They are blocked with a 422 and never reach the provider."),
+}
+OVERRIDES = {
+    Override.ANY: ("Any request", "The header wins both ways."),
+    Override.TIGHTEN_ONLY: ("Only to tighten", "The header can only switch enforcement on."),
+    Override.LOCKED: ("Nobody", "The header is ignored, and the log says so."),
+}
+IDENTIFIERS = {
+    "user": "The body's top-level field user.",
+    "safety_identifier": "OpenAI's successor of user on chat completions and responses.",
+}
+SOURCES = {
+    Source.HEADER: "the request's header",
+    Source.KEY: "the API key",
+    Source.DEFAULT: "the server's default",
+}
+IGNORED = {
+    Ignored.NOT_IGNORED: "No",
+    Ignored.LOCKED: "Yes: the key is locked",
+    Ignored.TIGHTEN_ONLY: "Yes: the key lets it only tighten",
+    Ignored.INVALID: "Yes: it was not one clear true or false",
+}
+ENDINGS = {
+    Ending.UNKNOWN: "Not known",
+    Ending.COMPLETE: "Complete",
+    Ending.CLIENT_LEFT: "The client left before the end",
+    Ending.UPSTREAM_BROKE: "The provider broke off",
+    Ending.NO_ANSWER: "The provider gave no answer",
+}
+BLOCKED_FLAG = "policy_enforce_user_ids"
+OVERRIDE_FLAG = "invalid_override"
+FLAGS = {
+    BLOCKED_FLAG: "Enforce User IDs",
+    OVERRIDE_FLAG: "Invalid override",
+}
+
+
+def flag_words(record: Record, flag: str) -> str:
+    """What a flag on a decision means, in plain words."""
+    if flag == OVERRIDE_FLAG:
+        return (
+            "The header x-usagepanda-enforce-user-ids was neither true nor false, so it was not "
+            "followed."
+        )
+    if record.user_state.is_unreadable:
+        cause = "Its body could not be read, so nobody could tell whose request it is"
+    elif record.user_state is UserState.ABSENT:
+        cause = "It carried no user"
+    else:
+        cause = f"It carried no usable {record.identifier or 'user'}"
+    if record.verdict is Verdict.DENIED:
+        return f"This request was blocked. {cause}, and this API key lets no such request pass."
+    return f"This request passed. {cause}; with Enforce User IDs on, it would have been blocked."
+
+
+def words(name: str) -> str:
+    """An identifier of the log as words: chat_completion is "Chat completion"."""
+    return name.replace("_", " ").capitalize()
+
+
+def number(value: int | None) -> str:
+    """A count, its thousands apart."""
+    return UNKNOWN if value is None else f"{value:,}"
+
+
+def money(nano: int | None) -> str:
+    """Billionths of a dollar as dollars, to the digits that say something."""
+    if nano is None:
+        return UNKNOWN
+    dollars = nano / 1e9
+    if dollars >= 1 or nano == 0:
+        return f"${dollars:,.2f}"
+    return f"${dollars:.6f}" if dollars < 0.01 else f"${dollars:.4f}"
+
+
+def duration(microseconds: int | None) -> str:
+    """Microseconds, in the unit that fits."""
+    if microseconds is None:
+        return UNKNOWN
+    if microseconds < 10_000:
+        return f"{microseconds / 1000:.1f} ms"
+    if microseconds < 1_000_000:
+        return f"{microseconds / 1000:.0f} ms"
+    return f"{microseconds / 1e6:.1f} s"
+
+
+def share(part: int, rest: int) -> str:
+    """`part` of both, in per cent; never 100 % or 0 % where it is not quite so."""
+    whole = part + rest
+    if not whole:
+        return UNKNOWN
+    percent = 100 * part / whole
+    if part and rest:
+        percent = min(max(percent, 0.1), 99.9)
+    return f"{percent:.1f} %".replace(".0 %", " %") if part and rest else f"{percent:.0f} %"
+
+
+def moment(at: datetime | None) -> str:
+    """A moment, to the second."""
+    return at.strftime("%Y-%m-%d %H:%M:%S") if at else UNKNOWN
+
+
+def times(count: int, noun: str) -> str:
+    """A count and its noun: 1 worker, 2 workers."""
+    return f"{number(count)} {noun}{'' if count == 1 else 's'}"
