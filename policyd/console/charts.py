@@ -53,8 +53,8 @@ class Chart:
     columns: Sequence[Column]
     top: str
     """What stands at the top of the scale."""
-    labels: Sequence[str]
-    """What stands under it, from left to right."""
+    labels: Sequence[tuple[float, str]]
+    """What stands under it, and where: in per cent from the left."""
     is_empty: bool
 
 
@@ -93,15 +93,15 @@ def shares(title: str, buckets: _Buckets, step: timedelta) -> Chart:
         columns.append(Column(_label(start, step), shown, x, bars))
     is_empty = not any(column.bars for column in columns)
     names = [("attributed", "Attributed"), ("unattributed", "Not attributed")]
-    return Chart(title, names, columns, "100 %", _labels(buckets, step), is_empty)
+    return Chart(title, names, columns, "100%", _labels(buckets, step), is_empty)
 
 
 def _nice(value: int) -> int:
-    """The next number that reads well on a scale: 1, 2 or 5 and noughts."""
+    """The next number that reads well on a scale: one digit and noughts."""
     if value <= 1:
         return 1
     power = int(10 ** math.floor(math.log10(value)))
-    return next(step * power for step in (1, 2, 5, 10) if step * power >= value)
+    return next(step * power for step in (1, 2, 3, 4, 5, 6, 8, 10) if step * power >= value)
 
 
 def _label(start: datetime, step: timedelta) -> str:
@@ -112,10 +112,11 @@ def _label(start: datetime, step: timedelta) -> str:
     )
 
 
-def _labels(buckets: _Buckets, step: timedelta) -> list[str]:
+def _labels(buckets: _Buckets, step: timedelta) -> list[tuple[float, str]]:
     every = max(1, math.ceil(len(buckets) / _LABELS))
     is_one_day = len(buckets) * step <= timedelta(days=1)
-    return [
+    texts = [
         f"{start:%H:%M}" if is_one_day else f"{start:%b} {start.day}"
         for start, _ in buckets[::every]
     ]
+    return [(round(100 * n * every / len(buckets), 2), one) for n, one in enumerate(texts)]

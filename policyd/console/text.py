@@ -8,8 +8,6 @@ from markupsafe import Markup, escape
 # Controls, invisible formatting (of which the direction marks are the dangerous ones), surrogates,
 # private and unassigned characters, and the separators that browsers treat as line breaks.
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-_PICTURES = 0x2400
-_DELETE = 0x7F
 
 
 def visible(text: str) -> Markup:
@@ -26,17 +24,14 @@ def _is_hidden(character: str) -> bool:
 
 
 def _shown(characters: object) -> Markup:
-    names = "".join(map(_picture, characters))  # type: ignore[call-overload]  # groupby's iterator
+    names = "".join(map(_name, characters))  # type: ignore[call-overload]  # groupby's iterator
     return Markup('<span class="hidden-character">{}</span>').format(names)
 
 
-def _picture(character: str) -> str:
-    code = ord(character)
-    if code < ord(" "):
-        return chr(_PICTURES + code)
-    return "\N{SYMBOL FOR DELETE}" if code == _DELETE else f"\u2039U+{code:04X}\u203a"
+def _name(character: str) -> str:
+    return f"\u2039U+{ord(character):04X}\u203a"
 
 
 def plain(text: str) -> str:
     """The same for places that take no HTML, such as attributes and titles."""
-    return "".join(_picture(one) if _is_hidden(one) else one for one in text)
+    return "".join(_name(one) if _is_hidden(one) else one for one in text)

@@ -27,9 +27,9 @@ IDENTIFIERS = {
     "safety_identifier": "OpenAI's successor of user on chat completions and responses.",
 }
 SOURCES = {
-    Source.HEADER: "the request's header",
-    Source.KEY: "the API key",
-    Source.DEFAULT: "the server's default",
+    Source.HEADER: "The request's header",
+    Source.KEY: "The API key",
+    Source.DEFAULT: "The server's default",
 }
 IGNORED = {
     Ignored.NOT_IGNORED: "No",
@@ -80,14 +80,14 @@ def number(value: int | None) -> str:
     return UNKNOWN if value is None else f"{value:,}"
 
 
-def money(nano: int | None) -> str:
-    """Billionths of a dollar as dollars, to the digits that say something."""
+def money(nano: int | None, digits: int = 4) -> str:
+    """Billionths of a dollar as dollars; cents where they are enough, `digits` where not."""
     if nano is None:
         return UNKNOWN
-    dollars = nano / 1e9
-    if dollars >= 1 or nano == 0:
-        return f"${dollars:,.2f}"
-    return f"${dollars:.6f}" if dollars < 0.01 else f"${dollars:.4f}"
+    if nano >= 1e9 or nano == 0:
+        return f"${nano / 1e9:,.2f}"
+    least = 10**-digits
+    return f"<${least:.{digits}f}" if nano / 1e9 < least else f"${nano / 1e9:.{digits}f}"
 
 
 def duration(microseconds: int | None) -> str:
@@ -102,14 +102,14 @@ def duration(microseconds: int | None) -> str:
 
 
 def share(part: int, rest: int) -> str:
-    """`part` of both, in per cent; never 100 % or 0 % where it is not quite so."""
+    """`part` of both, in per cent; never 100% or 0% where it is not quite so."""
     whole = part + rest
     if not whole:
         return UNKNOWN
     percent = 100 * part / whole
     if part and rest:
         percent = min(max(percent, 0.1), 99.9)
-    return f"{percent:.1f} %".replace(".0 %", " %") if part and rest else f"{percent:.0f} %"
+    return f"{percent:.1f}%".replace(".0%", "%")
 
 
 def moment(at: datetime | None) -> str:

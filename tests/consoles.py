@@ -1,0 +1,111 @@
+"""A console on a free port, and visitors, for tests."""
+
+import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import aiohttp
+
+from policyd.configuration import Address
+from policyd.console import ConsoleServer
+from policyd.server import prepare
+from policyd.settings import ServerSettings
+from policyd.store import Store
+
+PASSWORD = "correct horse battery"
+
+
+class Page(NamedTuple):
+    """What a console answered."""
+
+    status: int
+    headers: Mapping[str, str]
+    text: str
+
+    def field(self, name: str) -> str:
+        """The value of a hidden field."""
+        match = re.search(rf'name="{name}" value="([^"]*)"', self.text)
+        assert match, self.text
+        return match[1]
+
+
+class Visitor:
+    """A browser without JavaScript, as far as a console can tell."""
+
+    def __init__(self, url: str, **session: Any) -> None:
+        self.url = url
+        jar = aiohttp.CookieJar(unsafe=True)  # It takes cookies of an IP address too.
+        self.session = aiohttp.ClientSession(cookie_jar=jar, auto_decompress=True, **session)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.session.close()
+
+    async def get(self, path: str, *, follow: bool = True, **headers: str) -> Page:
+        """A page; `headers` have _ in place of -."""
+        return await self._ask("GET", path, follow, None, headers)
+
+    async def post(
+        self, path: str, form: Any = None, *, follow: bool = True, **headers: str
+    ) -> Page:
+        """Send a form, as a page of this console would."""
+        return await self._ask("POST", path, follow, form, {"Origin": self.url} | headers)
+
+    async def _ask(
+        self, method: str, path: str, follow: bool, form: Any, headers: Mapping[str, str]
+    ) -> Page:
+        named = {name.replace("_", "-"): value for name, value in headers.items() if value}
+        url = path if path.startswith("http") else self.url + path
+        async with self.session.request(
+            method, url, data=form, headers=named, allow_redirects=follow
+        ) as answer:
+            return Page(answer.status, answer.headers, await answer.text())
+
+    async def sign_in(self, password: str, target: str = "") -> Page:
+        """Through the form; where that leads to is not followed."""
+        return await self.post("/sign-in", {"password": password, "next": target}, follow=False)
+
+
+class Console:
+    """A console with a database of its own, and its administrator."""
+
+    def __init__(self, server: ConsoleServer, store: Store, settings: ServerSettings) -> None:
+        self.server = server
+        self.store = store
+        self.settings = settings
+        self.url = server.url
+        self.token = settings.admin_token_file.read_text().strip()
+
+
+def settings(folder: Path, **changes: Any) -> ServerSettings:
+    """Settings of a console on a free port, with a database in `folder`."""
+    usual: dict[str, Any] = {
+        "database_url": f"sqlite:///{folder}/policyd.db",
+        "grpc": Address("127.0.0.1", 0),
+        "admin": Address("127.0.0.1", 0),
+        "admin_token_file": folder / "admin-token",
+        "console": Address("127.0.0.1", 0),
+    }
+    return ServerSettings(**usual | changes)
+
+
+@asynccontextmanager
+async def running(chosen: ServerSettings) -> AsyncIterator[Console]:
+    """A console that runs with these settings."""
+    prepare(chosen)
+    store = Store(chosen.database_url)
+    try:
+        async with ConsoleServer(chosen, store) as server:
+            yield Console(server, store, chosen)
+    finally:
+        store.close()
