@@ -94,6 +94,7 @@ def settings(folder: Path, **changes: Any) -> ServerSettings:
         "grpc": Address("127.0.0.1", 0),
         "admin": Address("127.0.0.1", 0),
         "admin_token_file": folder / "admin-token",
+        "spool": folder / "spool",
         "console": Address("127.0.0.1", 0),
     }
     return ServerSettings(**usual | changes)

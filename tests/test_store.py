@@ -19,6 +19,7 @@ from policyd.errors import (
 )
 from policyd.model import KeyChange, KeySettings, Mode, Override
 from policyd.store import Store, metadata
+from policyd.store.administrator import Credentials
 
 BOTH = ("user", "safety_identifier")
 
@@ -256,3 +257,25 @@ def test_no_database(tmp_path: Path) -> None:
         with pytest.raises(SettingsError) as caught:
             Store(url)
         assert "hunter2" not in str(caught.value)
+
+
+def test_the_administrator(store: Store) -> None:
+    """There is no password at first; setting one, and ending the sessions, begins a new epoch."""
+    first = store.administrator.get()
+    assert first.password_hash == ""
+    epoch = store.administrator.set_password("hash", first.epoch)
+    assert epoch != first.epoch
+    assert store.administrator.get() == Credentials("hash", epoch or 0)
+    store.administrator.end_sessions()
+    assert store.administrator.get().epoch not in (first.epoch, epoch)
+    assert store.administrator.get().password_hash == "hash"
+
+
+def test_two_first_passwords(store: Store) -> None:
+    """Of several that are set by one link, one counts."""
+    epoch = store.administrator.get().epoch
+    with ThreadPoolExecutor(8) as pool:
+        hashes = [f"hash {number}" for number in range(8)]
+        done = list(pool.map(lambda one: store.administrator.set_password(one, epoch), hashes))
+    (won,) = [one for one, new in zip(hashes, done, strict=True) if new is not None]
+    assert store.administrator.get().password_hash == won

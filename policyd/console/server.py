@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import socket
 import ssl
 from collections.abc import Iterator
@@ -51,7 +52,7 @@ class ConsoleServer:
             ws="none",
             lifespan="off",
             log_config=None,
-            access_log=False,  # It would tell the one-time link.
+            access_log=False,
             proxy_headers=False,
             server_header=False,
             timeout_graceful_shutdown=_GRACE,
@@ -128,3 +129,7 @@ def _tls(settings: ServerSettings) -> ssl.SSLContext | None:
             f"({problem}): give a PEM certificate chain and its PEM key, without a password"
         ) from None
     return context
+
+
+# It would tell the one-time link: whatever handlers somebody gives it, it stays silent.
+logging.getLogger("uvicorn.access").disabled = True
