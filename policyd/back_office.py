@@ -39,6 +39,11 @@ async def _work() -> None:
         spool = SpoolReader(settings.spool)
         running.callback(spool.close)
         office = _Office(Shipper(store, spool), settings)
+        if settings.console is not None:
+            # Only who has a console waits for all that it is made of.
+            from policyd.console import ConsoleServer
+
+            await running.enter_async_context(ConsoleServer(settings, store))
         parent.ready()
         await parent.gone_during(office.ship(), office.retire())
         await office.finish()

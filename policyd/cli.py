@@ -5,6 +5,9 @@ import json
 import logging
 import signal
 import sys
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from policyd.configuration import Address, Group, run, start_logging
 from policyd.log_commands import logs, simulate
 from policyd.model import ApiKey
 from policyd.options import MODES, OPTIONS, HeaderLine, option
-from policyd.server import Server
+from policyd.server import Server, reserve
 from policyd.settings import ServerSettings
 from policyd.store import Store
 from policyd.supervisor import supervise
@@ -112,6 +115,13 @@ main.add_command(simulate)
     type=click.IntRange(0),
     help="Decisions that stay in the log.",
 )
+@option("--console", metavar="HOST:PORT", help="Where the web console is; none without it.")
+@option(
+    "--console-gateway-url",
+    default="http://127.0.0.1:8080",
+    metavar="URL",
+    help="Where clients reach the gateway, for the console's snippets.",
+)
 @option(
     "--insecure", is_flag=True, help="Listen beyond this machine without TLS or authentication."
 )
@@ -122,6 +132,7 @@ def serve(
     admin_token_file: Path | None,
     spool: Path | None,
     log_full: str,
+    console: str | None,
     **given: Any,
 ) -> None:
     """Run policyd: answer gateways, and manage keys."""
@@ -136,6 +147,7 @@ def serve(
         admin_token_file=admin_token_file or options.beside_database(url, "admin-token"),
         spool=spool or options.spool(url),
         drop_when_full=log_full == "drop",
+        console=Address.parse(console, "--console") if console else None,
         **given,
     )
     run(_serve(settings))
@@ -147,17 +159,32 @@ async def _serve(settings: ServerSettings) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
     logging.getLogger(__name__).info("the administration token is in %s", settings.admin_token_file)
-    if settings.workers > 1:
-        await supervise(settings, stopping, _say_ready)
-        return
-    async with Server(settings) as server:
-        _say_ready(server.grpc, server.admin, server.http)
-        await stopping.wait()
+    with ExitStack() as held:
+        if settings.console is not None:
+            taken = reserve(settings.console, "--console", held)
+            settings = replace(settings, console=taken)
+        say_ready = partial(_say_ready, settings)
+        if settings.workers > 1:
+            await supervise(settings, stopping, say_ready)
+            return
+        async with Server(settings) as server:
+            say_ready(server.grpc, server.admin, server.http)
+            await stopping.wait()
 
 
-def _say_ready(grpc: Address, admin: Address, http: Address | None) -> None:
-    where = f" http={http}" if http else ""
-    click.echo(f"policyd is ready: grpc={grpc} admin={admin}{where}")
+def _say_ready(
+    settings: ServerSettings, grpc: Address, admin: Address, http: Address | None
+) -> None:
+    at = f"grpc={grpc} admin={admin}" + (f" http={http}" if http else "")
+    if settings.console is not None:
+        # Only who has a console waits for all that it is made of.
+        from policyd.console import console_url, first_link
+
+        at += f" console={console_url(settings)}"
+        with options.opened(settings.database_url) as store:
+            if link := first_link(settings, store):
+                click.echo(f"The console has no password yet. Set it by this one-time link: {link}")
+    click.echo(f"policyd is ready: {at}")
 
 
 @main.group()

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import secrets
 import socket
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -322,6 +322,16 @@ def check_free(address: Address, flag: str) -> None:
                 alone.bind(name)
     except OSError:
         raise _not_free(address, flag) from None
+
+
+def reserve(address: Address, flag: str, held: ExitStack) -> Address:
+    """Take the port for our own processes, so that no stranger shares it. Raises CannotListen."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    check_free(address, flag)
+    shared = held.enter_context(socket.socket(family, socket.SOCK_STREAM))
+    shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    shared.bind((address.host, address.port))
+    return Address(address.host, shared.getsockname()[1])
 
 
 def _not_free(address: Address, flag: str) -> CannotListen:

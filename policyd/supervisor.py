@@ -4,14 +4,13 @@ The kernel spreads connections over the workers (SO_REUSEPORT).
 """
 
 import asyncio
-import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
 from policyd.child import Child
 from policyd.configuration import Address
-from policyd.server import back_office, check_free, prepare
+from policyd.server import back_office, prepare, reserve
 from policyd.settings import ServerSettings
 
 Ready = Callable[[Address, Address, Address | None], None]
@@ -22,9 +21,9 @@ async def supervise(settings: ServerSettings, stopping: asyncio.Event, ready: Re
     """Run the workers until `stopping` is set. Raises SettingsError or StoreUnavailable."""
     await asyncio.to_thread(prepare, settings)
     with ExitStack() as held:
-        grpc = _reserve(settings.grpc, "--grpc", held)
-        admin = _reserve(settings.admin, "--admin", held)
-        http = _reserve(settings.http, "--http", held) if settings.http else None
+        grpc = reserve(settings.grpc, "--grpc", held)
+        admin = reserve(settings.admin, "--admin", held)
+        http = reserve(settings.http, "--http", held) if settings.http else None
         settings = replace(settings, grpc=grpc, admin=admin, http=http)
         numbers = range(1, settings.workers + 1)
         workers = [Child(f"worker {n}", "policyd.worker", settings) for n in numbers]
@@ -41,13 +40,3 @@ async def supervise(settings: ServerSettings, stopping: asyncio.Event, ready: Re
             await asyncio.gather(*(worker.stop() for worker in workers))
             # Last, so that it ships what they have written.
             await office.stop()
-
-
-def _reserve(address: Address, flag: str, held: ExitStack) -> Address:
-    """Take the port for the workers, so that no stranger shares it."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    check_free(address, flag)
-    shared = held.enter_context(socket.socket(family, socket.SOCK_STREAM))
-    shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    shared.bind((address.host, address.port))
-    return Address(address.host, shared.getsockname()[1])

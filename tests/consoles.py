@@ -3,6 +3,7 @@
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple, Self
 import aiohttp
 
 from policyd.configuration import Address
-from policyd.console import ConsoleServer
+from policyd.console import ConsoleServer, console_url, first_link
 from policyd.server import prepare
 from policyd.settings import ServerSettings
 from policyd.store import Store
@@ -82,9 +83,14 @@ class Console:
     def __init__(self, server: ConsoleServer, store: Store, settings: ServerSettings) -> None:
         self.server = server
         self.store = store
-        self.settings = settings
-        self.url = server.url
+        self.settings = replace(settings, console=server.address)
+        self.url = console_url(self.settings)
         self.token = settings.admin_token_file.read_text().strip()
+
+    @property
+    def first_link(self) -> str | None:
+        """The one-time link."""
+        return first_link(self.settings, self.store)
 
 
 def settings(folder: Path, **changes: Any) -> ServerSettings:

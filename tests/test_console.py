@@ -571,7 +571,10 @@ async def test_the_store_is_away(tmp_path: Path) -> None:
     chosen = settings(tmp_path)
     prepare(chosen)
     away = Store(f"sqlite:///{tmp_path}/nowhere/policyd.db")
-    async with ConsoleServer(chosen, away) as server, Visitor(server.url) as visitor:
+    async with (
+        ConsoleServer(chosen, away) as server,
+        Visitor(f"http://{server.address}") as visitor,
+    ):
         for path in ("/", "/keys", "/logs", "/users", "/sign-in", "/first-password?code=x"):
             answer = await visitor.get(path)
             assert answer.status == 503

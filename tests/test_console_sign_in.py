@@ -32,7 +32,7 @@ async def visitor(console: Console) -> AsyncIterator[Visitor]:
 
 
 def _link(console: Console) -> str:
-    link = console.server.first_link()
+    link = console.first_link
     assert link
     return link
 
@@ -52,7 +52,7 @@ async def test_the_first_link(console: Console, visitor: Visitor) -> None:
     link = _link(console)
     assert (await visitor.get(link)).status == 200
     await _set_password(console, visitor)
-    assert console.server.first_link() is None
+    assert console.first_link is None
     async with Visitor(console.url) as other:
         assert "no longer good" in (await other.get(link)).text
         code = urlsplit(link).query.removeprefix("code=")

@@ -3,6 +3,7 @@
 import hmac
 import threading
 import unicodedata
+from functools import cache
 from hashlib import sha256
 
 from argon2 import PasswordHasher
@@ -14,8 +15,6 @@ _MIN_VARIETY = 5
 _hasher = PasswordHasher()
 # A hash takes 64 MiB and 50 ms of four threads: a crowd at the door waits for its turn.
 _at_once = threading.BoundedSemaphore(2)
-_NOBODYS = _hasher.hash("no password was set")
-"""Checked where there is no hash, so that it takes as long."""
 
 
 def fault(password: str, repeated: str) -> str:
@@ -46,10 +45,16 @@ def matches(secret: str, password_hash: str, token: str) -> bool:
 def _is_password(secret: str, password_hash: str) -> bool:
     with _at_once:
         try:
-            _hasher.verify(password_hash or _NOBODYS, _normal(secret))
+            _hasher.verify(password_hash or _nobodys_hash(), _normal(secret))
         except (VerificationError, InvalidHashError):
             return False
     return bool(password_hash)
+
+
+@cache
+def _nobodys_hash() -> str:
+    """Checked where there is no hash, so that it takes as long."""
+    return _hasher.hash("no password was set")
 
 
 def _normal(password: str) -> bytes:

@@ -23,12 +23,13 @@ from policyd.store import Store
 
 _GRACE = 3
 """Seconds that pages under way have when the console stops."""
+_EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  # compared, not listened on
 
 
 class ConsoleServer:
     """Runs the console at `settings.console`, on a store that is migrated.
 
-    `async with ConsoleServer(settings, store) as server:`; `server.url` is where it listens.
+    `async with ConsoleServer(settings, store) as server:`; `server.address` is where it listens.
     Starting raises SettingsError or CannotListen.
     """
 
@@ -36,12 +37,10 @@ class ConsoleServer:
         assert settings.console is not None
         self._address = settings.console
         self._tls = _tls(settings)
-        token = tokens.load(settings.admin_token_file, "--admin-token-file")
-        sessions = Sessions(token, secure=self._tls is not None)
-        self._console = Console(settings, store, token, sessions, Attempts())
+        self._console = Console(settings, store, _token(settings), _sessions(settings), Attempts())
         self._server: _Uvicorn
         self._running: asyncio.Task[None]
-        self.url = ""
+        self.address = self._address
 
     async def __aenter__(self) -> Self:
         listener = _listen(self._address)
@@ -64,8 +63,7 @@ class ConsoleServer:
         await self._server.listening.wait()
         if self._running.done():
             await self._running  # It failed; this raises why.
-        here = Address(self._address.host, listener.getsockname()[1])
-        self.url = f"{'https' if tls else 'http'}://{here}"
+        self.address = Address(self._address.host, listener.getsockname()[1])
         return self
 
     async def __aexit__(
@@ -77,15 +75,33 @@ class ConsoleServer:
         self._server.should_exit = True
         await self._running
 
-    def first_link(self) -> str | None:
-        """The one-time link by which the administrator sets the password; None once it is set.
 
-        It is a secret, good for a day. Raises StoreUnavailable.
-        """
-        known = self._console.store.administrator.get()
-        if known.password_hash:
-            return None
-        return f"{self.url}/first-password?code={self._console.sessions.link_code(known.epoch)}"
+def console_url(settings: ServerSettings) -> str:
+    """Where a browser on this machine finds the console."""
+    assert settings.console is not None
+    host, port = settings.console
+    reached = Address(socket.gethostname() if host in _EVERYWHERE else host, port)
+    return f"{'https' if settings.tls_cert else 'http'}://{reached}"
+
+
+def first_link(settings: ServerSettings, store: Store) -> str | None:
+    """The one-time link by which the administrator sets the password; None once it is set.
+
+    It is a secret, good for a day. Raises SettingsError or StoreUnavailable.
+    """
+    known = store.administrator.get()
+    if known.password_hash:
+        return None
+    code = _sessions(settings).link_code(known.epoch)
+    return f"{console_url(settings)}/first-password?code={code}"
+
+
+def _token(settings: ServerSettings) -> str:
+    return tokens.load(settings.admin_token_file, "--admin-token-file")
+
+
+def _sessions(settings: ServerSettings) -> Sessions:
+    return Sessions(_token(settings), secure=settings.tls_cert is not None)
 
 
 class _Uvicorn(uvicorn.Server):
@@ -108,8 +124,9 @@ class _Uvicorn(uvicorn.Server):
 
 def _listen(address: Address) -> socket.socket:
     try:
+        # Shared with the parent process, which holds the port while this one is replaced.
         family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        return socket.create_server(address, family=family)
+        return socket.create_server(address, family=family, reuse_port=True)
     except OSError:
         raise CannotListen(
             f"--console {address} cannot be listened on: another program has the port, or it is "
