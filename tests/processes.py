@@ -118,10 +118,10 @@ class Policyd(Program):
             *("--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0"),
             *("--admin-token-file", str(folder / "admin-token")),
             *("--spool", str(folder / "policyd.db-spool"), *flags),
-            ready=r"policyd is ready: grpc=(\S+) admin=(\S+)(?: http=(\S+))?",
+            ready=r"policyd is ready: grpc=(\S+) admin=(\S+)(?: http=(\S+))?(?: console=(\S+))?",
             env=env,
         )
-        self.grpc, self.admin, self.http = self.match.groups()
+        self.grpc, self.admin, self.http, self.console = self.match.groups()
 
     def create_key(
         self, mode: str | None = None, override: str | None = None, accept: str | None = None
