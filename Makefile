@@ -4,6 +4,7 @@
 DATA ?= ./data
 GATEWAY ?= 127.0.0.1:8080
 GRPC ?= 127.0.0.1:50051
+CONSOLE ?= 127.0.0.1:8081
 
 # The first of these that is new enough; `make PYTHON=...` names another.
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -30,7 +31,7 @@ install: $(INSTALLED) ## set up .venv
 
 .PHONY: run
 run: $(INSTALLED) ## run the whole of policyd in one process, to try it
-	@$(BIN)/policyd demo --data '$(DATA)' --gateway $(GATEWAY) --grpc $(GRPC)
+	@$(BIN)/policyd demo --data '$(DATA)' --gateway $(GATEWAY) --grpc $(GRPC) --console $(CONSOLE)
 
 .PHONY: test
 test: $(INSTALLED) $(OPENAI_0_27) $(NODE_CLIENT) ## run the tests

@@ -343,6 +343,7 @@ def explain(database_url: str, as_json: bool, default_mode: str, **question: Any
 )
 @option("--gateway", default="127.0.0.1:8080", metavar="HOST:PORT", help="Where clients connect.")
 @option("--grpc", default="127.0.0.1:50051", metavar="HOST:PORT", help="Where gateways ask.")
+@option("--console", default="127.0.0.1:8081", metavar="HOST:PORT", help="The web console.")
 @option("--upstream", metavar="URL", help="Forward there instead of to the built-in one.")
 @option(
     "--sample/--no-sample",

@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +17,10 @@ from gateway.server import Server as GatewayServer
 from gateway.settings import Settings as GatewaySettings
 from policyd import configuration, demo_sample
 from policyd.configuration import Address, SettingsError
+from policyd.console import console_url, first_link
 from policyd.demo_upstream import DemoUpstream
 from policyd.model import Mode
-from policyd.server import Server, check_free
+from policyd.server import Server, check_free, reserve
 from policyd.settings import ServerSettings
 from policyd.store import Store
 
@@ -32,14 +33,16 @@ def run(
     data: Path,
     gateway: str,
     grpc: str,
+    console: str,
     upstream: str | None,
     openai_api_key: str | None,
     openai_base_url: str | None,
     sample: bool,
 ) -> None:
     """Run until Ctrl-C or SIGTERM. Raises SettingsError, CannotListen or StoreUnavailable."""
+    listen = _with_port(_address(gateway, "--gateway"), "--gateway")
     forwarding = GatewaySettings(
-        listen=_address(gateway, "--gateway"),
+        listen=listen,
         upstream=upstream or openai_base_url or _OPENAI,
         # A key for OpenAI is sent to nobody else.
         upstream_api_key="" if upstream else _word(openai_api_key or "", "OPENAI_API_KEY"),
@@ -50,6 +53,8 @@ def run(
         admin=Address("127.0.0.1", 0),
         admin_token_file=data / "admin-token",
         spool=data / "policyd.db-spool",
+        console=_with_port(_address(console, "--console"), "--console"),
+        console_gateway_url=f"http://{listen}",
     )
     try:
         data.mkdir(parents=True, exist_ok=True)
@@ -69,6 +74,12 @@ def _address(text: str, flag: str) -> Address:
     return address
 
 
+def _with_port(address: Address, flag: str) -> Address:
+    """The address with a port that is free now, so that others can be told of it beforehand."""
+    with ExitStack() as held:
+        return reserve(address, flag, held)
+
+
 def _word(secret: str, name: str) -> str:
     if not secret.isascii() or not secret.isprintable() or " " in secret:
         raise SettingsError(f"{name} must be one word of printable ASCII: check what it holds")
@@ -82,7 +93,6 @@ async def _run(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
-    check_free(forwarding.listen, "--gateway")
     check_free(settings.grpc, "--grpc")
     key = _first_key(settings.database_url, sample)
     async with AsyncExitStack() as running:
@@ -141,6 +151,7 @@ def _welcome(
     return f"""\
 The gateway listens on {url}; point any OpenAI client at {url}/v1.
 policyd answers gRPC on {server.grpc}. Requests that pass go to {upstream}.
+{_console_line(settings)}
 {_key_lines(settings, key)}
 
 Blocked, as it does not say whose request it is:
@@ -150,6 +161,17 @@ Passes:
   {_curl(url, known, named)}
 
 Ctrl-C stops all of it. The data stays in {settings.admin_token_file.parent}."""
+
+
+def _console_line(settings: ServerSettings) -> str:
+    store = Store(settings.database_url)
+    try:
+        link = first_link(settings, store)
+    finally:
+        store.close()
+    if link:
+        return f"The console, where this one-time link sets your password: {link}"
+    return f"The console: {console_url(settings)}"
 
 
 def _key_lines(settings: ServerSettings, key: str | None) -> str:

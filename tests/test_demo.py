@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from string import Template
+from urllib.parse import urlencode
 
 import pytest
 
@@ -36,7 +37,8 @@ class Demo(Program):
 
     def __init__(self, data: Path, *flags: str, env: Mapping[str, str] | None = None) -> None:
         super().__init__(
-            *("policyd", "demo", "--data", str(data), "--gateway", FREE, "--grpc", FREE, *flags),
+            *("policyd", "demo", "--data", str(data)),
+            *("--gateway", FREE, "--grpc", FREE, "--console", FREE, *flags),
             ready="Ctrl-C stops all of it",
             env=env,
         )
@@ -135,12 +137,12 @@ def test_the_command_for_another_key(tmp_path: Path) -> None:
         assert paste(second.blocked, {"POLICYD_KEY": key})[0] == 422
 
 
-@pytest.mark.parametrize("flag", ["--gateway", "--grpc"])
+@pytest.mark.parametrize("flag", ["--gateway", "--grpc", "--console"])
 def test_a_busy_port(tmp_path: Path, flag: str) -> None:
     """It is named, with the flag that mends it, and nothing is printed that looks like success."""
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         busy = f"127.0.0.1:{stranger.getsockname()[1]}"
-        places = {"--gateway": FREE, "--grpc": FREE} | {flag: busy}
+        places = {"--gateway": FREE, "--grpc": FREE, "--console": FREE} | {flag: busy}
         flags = [word for pair in places.items() for word in pair]
         done = run("policyd", "demo", "--data", str(tmp_path), *flags)
     assert done.returncode == 1
@@ -154,6 +156,7 @@ WRONG: list[tuple[list[str], dict[str, str], str]] = [
     (["--gateway", "nowhere"], {}, "--gateway takes HOST:PORT"),
     (["--gateway", "0.0.0.0:0"], {}, "--gateway 0.0.0.0:0"),
     (["--grpc", "0.0.0.0:0"], {}, "--grpc 0.0.0.0:0"),
+    (["--console", "0.0.0.0:0"], {}, "--console 0.0.0.0:0"),
     ([], {"OPENAI_API_KEY": "two words"}, "OPENAI_API_KEY"),
 ]
 
@@ -161,13 +164,33 @@ WRONG: list[tuple[list[str], dict[str, str], str]] = [
 def test_wrong_settings(tmp_path: Path) -> None:
     """One is named without a traceback, and the next start still shows the key."""
     for flags, env, message in WRONG:
-        places = ("--data", str(tmp_path), "--gateway", FREE, "--grpc", FREE)
+        places = ("--data", str(tmp_path), "--gateway", FREE, "--grpc", FREE, "--console", FREE)
         done = run("policyd", "demo", *places, *flags, env=env)
         said = done.stderr.decode()
         assert "Traceback" not in said
         assert (done.returncode, message in said) == (2, True), said
     with demo(tmp_path) as at_last:
         assert at_last.keys
+
+
+def test_the_console(tmp_path: Path) -> None:
+    """The first start prints the link that sets its password; its snippets name the gateway."""
+    with demo(tmp_path) as running:
+        (link,) = re.findall(r"http://\S+/first-password\S+", running.text)
+        with urllib.request.urlopen(link, timeout=60) as page:
+            assert b"Set the administrator" in page.read()
+        (gateway,) = re.findall(r"The gateway listens on (\S+);", running.text)
+        data = {"password": (tmp_path / "admin-token").read_text().strip()}
+        console = link.partition("/first-password")[0]
+        browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+        browser.addheaders = [("Origin", console)]
+        browser.open(f"{console}/sign-in", urlencode(data).encode(), timeout=60).close()
+        with browser.open(f"{console}/keys", b"name=another", timeout=60) as made:
+            assert f"{gateway}/v1/chat/completions" in made.read().decode()
+        with browser.open(f"{console}/logs", timeout=60) as logs:
+            assert ">Sample<" in logs.read().decode()
+        with browser.open(f"{console}/", timeout=60) as dashboard:
+            assert "policyd demo</code> made up" in dashboard.read().decode()
 
 
 def test_sigterm(tmp_path: Path) -> None:
@@ -236,7 +259,7 @@ def test_the_sample(tmp_path: Path) -> None:
     """A new demo has some traffic to look at, marked as a sample; --no-sample asks for none."""
     for flags, is_there in (((), True), (("--no-sample",), False)):
         data = tmp_path / f"data{is_there}"
-        places = ("--gateway", "127.0.0.1:0", "--grpc", "127.0.0.1:0")
+        places = ("--gateway", FREE, "--grpc", FREE, "--console", FREE)
         demo = Program("policyd", "demo", "--data", str(data), *places, *flags, ready="API key")
         listed = run("policyd", "logs", "export", "--database-url", f"sqlite:///{data}/policyd.db")
         assert demo.stop() == 0, demo.errors

@@ -119,4 +119,6 @@ def _labels(buckets: _Buckets, step: timedelta) -> list[tuple[float, str]]:
         f"{start:%H:%M}" if is_one_day else f"{start:%b} {start.day}"
         for start, _ in buckets[::every]
     ]
-    return [(round(100 * n * every / len(buckets), 2), one) for n, one in enumerate(texts)]
+    places = [round(100 * number * every / len(buckets), 2) for number in range(len(texts))]
+    # The last one would not fit into the picture where it begins close to its end.
+    return [(place, one) for place, one in zip(places, texts, strict=True) if place < 93]

@@ -7,7 +7,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from policyd.console import charts, periods
-from policyd.console.logs import key_names
+from policyd.console.logs import holds_samples, key_names
 from policyd.console.pages import console, render
 from policyd.store import LogFilter
 
@@ -27,7 +27,8 @@ def _show(request: Request) -> Response:
     keys = here.store.statistics.keys(period.since, period.last)
     hours = here.store.statistics.hours(period.since, period.last)
     buckets = period.buckets(hours)
-    newest = here.store.log.page(LogFilter(), limit=5)
+    status = here.store.log.status()
+    newest = here.store.log.page(LogFilter(), limit=1)
     return render(
         request,
         "dashboard.html",
@@ -39,7 +40,8 @@ def _show(request: Request) -> Response:
         by_key=keys,
         keys=names,
         newest=newest,
-        log=here.store.log.status(),
+        log=status,
+        has_samples=holds_samples(here.store, status.oldest),
         workers=here.store.workers.list(),
         gateway=here.settings.console_gateway_url,
     )

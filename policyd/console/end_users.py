@@ -8,7 +8,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from policyd.console import charts, periods
-from policyd.console.logs import key_names
+from policyd.console.logs import holds_samples, key_names
 from policyd.console.pages import console, render
 from policyd.console.periods import Period
 
@@ -64,7 +64,8 @@ class Table:
 
 
 def _show(request: Request) -> Response:
-    statistics = console(request).store.statistics
+    store = console(request).store
+    statistics = store.statistics
     period, problem = periods.whole_days(request.query_params, datetime.now(UTC))
     table = Table(request, period)
     last = period.last
@@ -93,7 +94,8 @@ def _show(request: Request) -> Response:
         previous=table.url(offset=str(max(table.offset - PAGE, 0))) if table.offset else "",
         total=periods.total(hours),
         chart=charts.stacked("Requests", _ATTRIBUTION, period.buckets(hours), period.step),
-        keys=key_names(console(request).store),
+        keys=key_names(store),
+        has_samples=holds_samples(store, store.log.status().oldest),
     )
 
 

@@ -1,7 +1,7 @@
 """Logs: the decisions, newest first, filtered, live, and as files."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 
 from starlette.requests import Request
@@ -24,6 +24,15 @@ _MAX_KEYS = 1000
 def key_names(store: Store) -> dict[str, str]:
     """The names of the keys by ID, oldest first, revoked ones too."""
     return {key.id: key.name for key in store.list_keys(limit=_MAX_KEYS, show_revoked=True)}
+
+
+def holds_samples(store: Store, oldest: datetime | None) -> bool:
+    """Whether the log, of which `oldest` is the begin, holds what `policyd demo` made up: that is
+    where such a log begins."""
+    if oldest is None:
+        return False
+    first = store.log.page(LogFilter(until=oldest + timedelta(seconds=1)), limit=1)
+    return any(record.sample for record in first)
 
 
 def _page(request: Request) -> Response:
