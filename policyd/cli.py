@@ -117,6 +117,12 @@ main.add_command(simulate)
 )
 @option("--console", metavar="HOST:PORT", help="Where the web console is; none without it.")
 @option(
+    "--console-url",
+    default="",
+    metavar="URL",
+    help="Where browsers find the console, if that is behind a proxy.",
+)
+@option(
     "--console-gateway-url",
     default="http://127.0.0.1:8080",
     metavar="URL",

@@ -56,6 +56,8 @@ class ServerSettings:
     insecure: bool = False
     console: Address | None = None
     """Where the console listens. None: there is none."""
+    console_url: str = ""
+    """Where browsers find the console, if that is behind a proxy."""
     console_gateway_url: str = "http://127.0.0.1:8080"
     """Where clients reach the gateway, as the console tells them."""
 
@@ -64,7 +66,11 @@ class ServerSettings:
             raise SettingsError("--tls-cert and --tls-key go together: give both or neither")
         if self.tls_client_ca and not self.tls_cert:
             raise SettingsError("--tls-client-ca needs --tls-cert and --tls-key")
-        _check_url(self.console_gateway_url)
+        _check_url(self.console_gateway_url, "--console-gateway-url")
+        if self.console_url:
+            _check_url(self.console_url, "--console-url")
+            if urlsplit(self.console_url).path.strip("/"):
+                raise SettingsError("--console-url has no path: give the console a name of its own")
         if self.insecure:
             return
         self._check_asking(self.grpc, "--grpc")
@@ -92,17 +98,14 @@ class ServerSettings:
             )
 
 
-def _check_url(text: str) -> None:
+def _check_url(text: str, flag: str) -> None:
     try:
         url = urlsplit(text)
         is_usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
     except ValueError:
         is_usable = False
     if not is_usable or not _PLAIN_URL.fullmatch(text):
-        raise SettingsError(
-            "--console-gateway-url takes the gateway's URL, such as https://llm.example.com, "
-            f"not {text!r}"
-        )
+        raise SettingsError(f"{flag} takes a URL such as https://llm.example.com, not {text!r}")
 
 
 _PATHS = ("admin_token_file", "caller_token_file", "spool", "tls_cert", "tls_key", "tls_client_ca")

@@ -384,6 +384,24 @@ async def test_tls(tmp_path: Path) -> None:
         assert (await visitor.get("/keys", follow=False)).status == 200
 
 
+async def test_behind_a_proxy(tmp_path: Path) -> None:
+    """Browsers see another URL: it is the one that counts, whatever host the proxy gives."""
+    public = "https://policyd.example.com"
+    async with running(settings(tmp_path, console_url=public)) as console:
+        assert console.url == public
+        assert (console.first_link or "").startswith(public)
+        async with Visitor(f"http://{console.server.address}") as visitor:
+            for host in ("policyd.example.com", "127.0.0.1:8081"):
+                form = {"password": console.token}
+                through = {"Host": host, "Origin": public}
+                done = await visitor.post("/sign-in", form, follow=False, **through)
+                assert (done.status, done.headers["Location"]) == (303, "/")
+                assert done.headers["Set-Cookie"].startswith("__Host-")
+                direct = {"Host": host, "Origin": f"http://{host}"}
+                assert (await visitor.post("/sign-in", form, **direct)).status == 403
+            assert (await visitor.get("/sign-in", Host="evil.example")).status == 421
+
+
 def test_beyond_this_machine(tmp_path: Path) -> None:
     """Without TLS the console listens on loopback only, unless told otherwise."""
     public = Address("0.0.0.0", 0)  # noqa: S104  # it is refused
@@ -405,3 +423,5 @@ def test_a_gateway_url_that_is_none(tmp_path: Path, url: str) -> None:
     """It is refused at the start: it stands in commands that people copy."""
     with pytest.raises(SettingsError, match="--console-gateway-url"):
         settings(tmp_path, console_gateway_url=url)
+    with pytest.raises(SettingsError, match="--console-url"):
+        settings(tmp_path, console_url=url or "https://x/path")

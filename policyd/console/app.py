@@ -1,6 +1,7 @@
 """The console's application: its pages, and what stands before them."""
 
 import logging
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -28,10 +29,11 @@ _AWAY = (
 
 def application(console: Console) -> Starlette:
     """The ASGI application."""
+    public = console.settings.console_url.rstrip("/")
     before = [Middleware(SafeHeaders)]
     if console.settings.console and console.settings.console.is_loopback:
-        before.append(Middleware(OwnHost, refuse))
-    before.append(Middleware(SameOrigin, refuse))
+        before.append(Middleware(OwnHost, refuse, urlsplit(public).netloc))
+    before.append(Middleware(SameOrigin, refuse, public))
     guard = Middleware(SignedIn, sign_in.is_signed_in, sign_in.ask)
     modules = (dashboard, keys, key_settings, logs, log_details, end_users)
     private = [route for module in modules for route in module.ROUTES]

@@ -56,20 +56,21 @@ class SafeHeaders:
 
 
 class OwnHost:
-    """Refuses requests to another host name than a loopback one: that is DNS rebinding."""
+    """Refuses requests to another host name than a loopback one or `public`: DNS rebinding."""
 
-    def __init__(self, app: ASGIApp, answer: Answer) -> None:
+    def __init__(self, app: ASGIApp, answer: Answer, public: str) -> None:
         self._app = app
         self._answer = answer
+        self._public = public
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         host = Headers(scope=scope).get("host", "")
-        if is_loopback(host):
+        if is_loopback(host) or (self._public and host == self._public):
             await self._app(scope, receive, send)
             return
         why = (
             "This console listens on this machine only, and was asked for under another name. "
-            "Open it as 127.0.0.1 or localhost."
+            "Open it as 127.0.0.1 or localhost; behind a proxy, start policyd with --console-url."
         )
         await self._answer(Request(scope), 421, why)(scope, receive, send)
 
@@ -84,25 +85,27 @@ def is_loopback(host: str) -> bool:
 
 
 class SameOrigin:
-    """Refuses what another site has a browser send (CSRF)."""
+    """Refuses what another site has a browser send (CSRF). `public` is the origin that browsers
+    see behind a proxy."""
 
-    def __init__(self, app: ASGIApp, answer: Answer) -> None:
+    def __init__(self, app: ASGIApp, answer: Answer, public: str) -> None:
         self._app = app
         self._answer = answer
+        self._public = public
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
-        if request.method in _SAFE_METHODS or _is_same_origin(request):
+        if request.method in _SAFE_METHODS or _is_same_origin(request, self._public):
             await self._app(scope, receive, send)
             return
         why = (
             "This request did not come from a page of this console. Go back, reload the page, and "
-            "try again. Behind a proxy, let it pass on the Host header as the browser sends it."
+            "try again. Behind a proxy, start policyd with --console-url."
         )
         await self._answer(request, 403, why)(scope, receive, send)
 
 
-def _is_same_origin(request: Request) -> bool:
+def _is_same_origin(request: Request, public: str) -> bool:
     """A request must show at least one of the two headers that browsers send, and none wrong."""
     site = request.headers.get("sec-fetch-site")
     origin = request.headers.get("origin")
@@ -111,7 +114,8 @@ def _is_same_origin(request: Request) -> bool:
     # "none": the person did it, not a page.
     if site not in (None, "same-origin", "none"):
         return False
-    return origin is None or urlsplit(origin).netloc == request.headers.get("host")
+    own = public or f"{request.url.scheme}://{request.headers.get('host')}"
+    return origin is None or origin == own
 
 
 class SignedIn:

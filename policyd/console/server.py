@@ -77,8 +77,10 @@ class ConsoleServer:
 
 
 def console_url(settings: ServerSettings) -> str:
-    """Where a browser on this machine finds the console."""
+    """Where a browser finds the console."""
     assert settings.console is not None
+    if settings.console_url:
+        return settings.console_url.rstrip("/")
     host, port = settings.console
     reached = Address(socket.gethostname() if host in _EVERYWHERE else host, port)
     return f"{'https' if settings.tls_cert else 'http'}://{reached}"
@@ -101,7 +103,7 @@ def _token(settings: ServerSettings) -> str:
 
 
 def _sessions(settings: ServerSettings) -> Sessions:
-    return Sessions(_token(settings), secure=settings.tls_cert is not None)
+    return Sessions(_token(settings), secure=console_url(settings).startswith("https:"))
 
 
 class _Uvicorn(uvicorn.Server):
