@@ -1,6 +1,8 @@
 """Signing in to the console, and what keeps others out."""
 
+import asyncio
 import logging
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -15,7 +17,9 @@ from starlette.responses import Response
 from policyd.configuration import Address
 from policyd.console.sessions import LIFETIME, LINK_LIFETIME, Sessions
 from policyd.errors import CannotListen, SettingsError
+from policyd.settings import ServerSettings
 from tests.consoles import PASSWORD, Console, Visitor, running, settings
+from tests.processes import run
 
 
 @pytest.fixture
@@ -410,12 +414,22 @@ def test_beyond_this_machine(tmp_path: Path) -> None:
     assert settings(tmp_path, console=public, insecure=True).console == public
 
 
-async def test_a_port_that_is_taken(console: Console, tmp_path: Path) -> None:
-    """It is said so."""
-    taken = Address("127.0.0.1", urlsplit(console.url).port or 0)
-    with pytest.raises(CannotListen, match="--console"):
-        async with running(settings(tmp_path, console=taken)):
-            pass
+def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    """It is said so, with the flag that mends it, by `policyd serve` and by the console itself."""
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        taken = Address("127.0.0.1", stranger.getsockname()[1])
+        chosen = settings(tmp_path, console=taken)
+        places = ("--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--console", str(taken))
+        done = run("policyd", "serve", "--database-url", chosen.database_url, *places)
+        assert done.returncode == 1
+        assert f"--console {taken} cannot be listened on" in done.stderr.decode()
+        with pytest.raises(CannotListen, match="--console"):
+            asyncio.run(_run(chosen))
+
+
+async def _run(chosen: ServerSettings) -> None:
+    async with running(chosen):
+        pass
 
 
 @pytest.mark.parametrize("url", ["", "ftp://x", "https://", "http://x/'; rm -rf", "http://x:99999"])
