@@ -17,6 +17,7 @@ from policyd.record import Verdict
 from policyd.server import prepare
 from policyd.store import Counts, Store
 from tests.consoles import Console, Visitor, running, settings
+from tests.postgresql import PostgreSQL
 from tests.records import denied, outcome, record
 
 HOSTILE = "<script>alert(1)</script>\u202e\x1b[31m\x07\u2028\"'&"
@@ -582,6 +583,28 @@ async def test_the_store_is_away(tmp_path: Path) -> None:
             assert "cannot reach the database" in answer.text
         assert (await visitor.post("/sign-in", {"password": "x"})).status == 503
     away.close()
+
+
+async def test_on_postgresql(postgresql: PostgreSQL, tmp_path: Path) -> None:
+    """Every page works there too, hostile strings and odd filters included."""
+    with postgresql.database() as url:
+        chosen = settings(tmp_path, database_url=url)
+        async with running(chosen) as console, Visitor(console.url) as admin:
+            await admin.sign_in(console.token)
+            key, _ = console.store.create_key("app")
+            one = denied(_now(), key_id=key.id, end_user=HOSTILE + "\0", trace_id="t-1")
+            console.store.log.append([one, record(_now(), trace_id="t-1"), outcome(one)])
+            for path in (
+                *("/", "/keys", f"/keys/{key.id}", f"/keys/{key.id}/simulation", "/users"),
+                *("/logs", "/logs?user=%00x&flag=invalid_override", f"/logs/{one.id}", "/account"),
+                *("/users?period=today&sort=cost", "/logs/export.csv", "/logs/rows"),
+            ):
+                assert (await admin.get(path)).status == 200, path
+            assert SHOWN in (await admin.get(f"/logs/{one.id}")).text
+            form = _form("chat", str(key.revision))
+            assert "Saved." in (await admin.post(f"/keys/{key.id}", form)).text
+            for path in ("/keys/%00", "/logs/%00", "/keys?after=%00"):
+                assert (await admin.get(path)).status == 404, path
 
 
 def test_buckets() -> None:

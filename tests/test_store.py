@@ -121,8 +121,9 @@ def test_bad_updates(store: Store) -> None:
         store.update_key(key.id, {})
     with pytest.raises(InvalidArgument, match="no changeable field digest"):
         store.update_key(key.id, {"digest": b""})
-    with pytest.raises(KeyNotFound):
-        store.update_key("key_0", {"name": "x"})
+    for unknown in ("key_0", "", "\0", "'; --"):
+        with pytest.raises(KeyNotFound):
+            store.update_key(unknown, {"name": "x"})
     with pytest.raises(EtagMismatch):
         store.update_key(key.id, {"name": "x"}, etag="1")
     assert store.get_key(key.id) == key

@@ -1,6 +1,7 @@
 """Text from strangers, shown so that it does no harm and hides nothing."""
 
 import unicodedata
+from collections.abc import Iterable
 from itertools import groupby
 
 from markupsafe import Markup, escape
@@ -12,6 +13,8 @@ _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 def visible(text: str) -> Markup:
     """`text` as HTML of its own direction, its hidden characters made visible."""
+    if text.isprintable():  # Most are, and it is told quickly.
+        return Markup("<bdi>") + text + Markup("</bdi>")
     parts = [
         _shown(characters) if is_hidden else escape("".join(characters))
         for is_hidden, characters in groupby(text, _is_hidden)
@@ -23,8 +26,8 @@ def _is_hidden(character: str) -> bool:
     return unicodedata.category(character) in _HIDDEN
 
 
-def _shown(characters: object) -> Markup:
-    names = "".join(map(_name, characters))  # type: ignore[call-overload]  # groupby's iterator
+def _shown(characters: Iterable[str]) -> Markup:
+    names = "".join(map(_name, characters))
     return Markup('<span class="hidden-character">{}</span>').format(names)
 
 

@@ -229,7 +229,9 @@ def _valid_accept(accept: tuple[str, ...]) -> list[str]:
 
 
 def _read(connection: sa.Connection, key_id: str, etag: str | None = None) -> ApiKey:
-    row = connection.execute(sa.select(_keys).where(_keys.c.id == key_id)).one_or_none()
+    # PostgreSQL takes no NUL in a text.
+    wanted = sa.select(_keys).where(_keys.c.id == key_id.replace("\0", ""))
+    row = connection.execute(wanted).one_or_none()
     if row is None:
         raise KeyNotFound(
             f"no API key has the ID {key_id[:64]!r}: list them to see which there are"
