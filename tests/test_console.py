@@ -209,8 +209,9 @@ async def test_two_administrators(console: Console, admin: Visitor) -> None:
     answer = await admin.post(f"/keys/{key.id}", mine)
     assert answer.status == 409
     assert "Somebody else has saved this key" in answer.text
-    for shown in ("theirs", "mine", "audit", "enforce", 'value="locked" checked'):
+    for shown in ("theirs", "mine", "<bdi>Audit", "<bdi>Enforce", "<bdi>Nobody"):
         assert shown in answer.text
+    assert 'value="locked" checked' in answer.text
     assert console.store.get_key(key.id).name == "theirs"
     again = await admin.post(f"/keys/{key.id}", mine | {"etag": answer.field("etag")})
     assert "Saved." in again.text

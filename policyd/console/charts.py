@@ -11,6 +11,7 @@ from policyd.store import Counts
 HEIGHT = 100
 """Units of a chart's height; each bucket is one unit wide."""
 _LABELS = 6
+_DAY = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +115,14 @@ def _label(start: datetime, step: timedelta) -> str:
 
 def _labels(buckets: _Buckets, step: timedelta) -> list[tuple[float, str]]:
     every = max(1, math.ceil(len(buckets) / _LABELS))
-    is_one_day = len(buckets) * step <= timedelta(days=1)
+    is_one_day = len(buckets) * step <= _DAY
+    if step < _DAY and not is_one_day:
+        a_day = _DAY // step
+        every = math.ceil(every / a_day) * a_day
     texts = [
         f"{start:%H:%M}" if is_one_day else f"{start:%b} {start.day}"
         for start, _ in buckets[::every]
     ]
     places = [round(100 * number * every / len(buckets), 2) for number in range(len(texts))]
     # The last one would not fit into the picture where it begins close to its end.
-    return [(place, one) for place, one in zip(places, texts, strict=True) if place < 93]
+    return [(place, one) for place, one in zip(places, texts, strict=True) if place < 87]

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Self
+from enum import IntEnum
+from typing import Any, Self, TypeVar
 
 from starlette.datastructures import FormData, QueryParams
 from starlette.requests import Request
@@ -18,6 +19,7 @@ from policyd.model import IDENTIFIERS, ApiKey, KeySettings, Mode, Override
 from policyd.simulation import simulate
 from policyd.store import MAX_NAME
 
+_Kind = TypeVar("_Kind", bound=IntEnum)
 PERIODS = {"24h": ("Last 24 hours", timedelta(days=1)), "7d": ("Last 7 days", timedelta(days=7))}
 
 
@@ -57,10 +59,16 @@ class Typed:
         """Each setting's name and value, for people."""
         return {
             "Name": self.name,
-            "Enforce User IDs": self.mode or "server's default",
-            "Who may override": words.words(self.override),
+            "Enforce User IDs": _label(Mode, words.MODES, self.mode) or "Server's default",
+            "Who may override": _label(Override, words.OVERRIDES, self.override),
             "Accepted identifiers": ", ".join(self.accept) or "none",
         }
+
+
+def _label(kind: type[_Kind], labels: Mapping[_Kind, tuple[str, str]], name: str) -> str:
+    """What people call the member of `kind` with this name; any other name as it is."""
+    member = kind.__members__.get(name.upper())
+    return labels[member][0] if member else name
 
 
 def _show(request: Request) -> Response:
