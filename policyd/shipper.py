@@ -27,6 +27,7 @@ class Shipper:
         self._spool = spool
         self._id = f"shipper-{secrets.token_hex(6)}"
         self._unreadable = 0
+        self._told: dict[str, int] = {}
         # When policyd ends, what was begun goes on beside what ships the rest.
         self._shipping = threading.Lock()
 
@@ -38,35 +39,39 @@ class Shipper:
     def _ship(self) -> int:
         shipped = 0
         for chunk in self._spool.chunks(_CHUNK):
-            entries = self._entries(chunk)
+            entries = _entries(chunk)
             self._store.log.append(entries)
             self._spool.done(chunk)
+            self._unreadable += len(chunk.lines) - len(entries)
             shipped += len(entries)
         self._ship_losses()
         return shipped
 
-    def retire(self, keep: timedelta, max_rows: int) -> None:
-        """Delete what the log need not keep any longer. Raises StoreUnavailable."""
-        if self._spool.lock() and (retired := self._store.log.expire(now() - keep, max_rows)):
-            _log.info("%d decisions of the log were old enough to go", retired)
+    def retire(self, keep: timedelta, max_rows: int) -> int:
+        """Delete some of what the log need not keep any longer. Returns how many; 0: that was all.
 
-    def _entries(self, chunk: Chunk) -> list[Record | Outcome]:
-        entries = []
-        for line in chunk.lines:
-            try:
-                entries.append(_priced(_decode(line)))
-            except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
-                self._unreadable += 1
-                _log.error("an entry in the spool cannot be read and is lost: %s", error)
-        return entries
+        Raises StoreUnavailable.
+        """
+        return self._store.log.expire(now() - keep, max_rows) if self._spool.lock() else 0
 
     def _ship_losses(self) -> None:
         losses = self._spool.losses()
         if self._unreadable:
             losses[self._id] = self._unreadable
-        if losses:
+        if losses != self._told:
             self._store.log.lose(losses)
+            self._told = losses
         self._spool.forget_losses(losses)
+
+
+def _entries(chunk: Chunk) -> list[Record | Outcome]:
+    entries = []
+    for line in chunk.lines:
+        try:
+            entries.append(_priced(_decode(line)))
+        except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
+            _log.error("an entry in the spool cannot be read and is lost: %s", error)
+    return entries
 
 
 def _priced(entry: Record | Outcome) -> Record | Outcome:

@@ -35,16 +35,31 @@ def prepare(folder: Path, database: str) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         known = mark.read_text(encoding="utf-8") if mark.exists() else database
-        if known != database and any(file.stat().st_size for file in folder.glob("*.jsonl")):
-            raise SettingsError(
-                f"--spool {folder} holds entries of another database, which that one has not got "
-                "yet: run policyd with that database, or give --spool another folder"
-            )
+        if known != database:
+            _check_unused(folder)
         draft = folder / f"database.{os.getpid()}.tmp"
         draft.write_text(database, encoding="utf-8")
         draft.replace(mark)
     except OSError as error:
         raise _unusable(folder, error) from None
+
+
+def _check_unused(folder: Path) -> None:
+    """Raises SettingsError where the entries of another database wait, or could any moment."""
+    if any(file.stat().st_size for file in folder.glob("*.jsonl")):
+        raise SettingsError(
+            f"--spool {folder} holds entries of another database, which that one has not got "
+            "yet: run policyd with that database, or give --spool another folder"
+        )
+    reader = SpoolReader(folder)
+    try:
+        if not reader.lock():
+            raise SettingsError(
+                f"--spool {folder} is in use by a policyd with another database: "
+                "give --spool another folder"
+            )
+    finally:
+        reader.close()
 
 
 def _unusable(folder: Path, error: OSError) -> SettingsError:
@@ -84,6 +99,7 @@ class SpoolWriter:
         self._number = 0
         self._segment = -1
         self._size = 0
+        self._is_torn = False
         self._used = 0
         self._looked_at = 0.0
         self._lost = 0
@@ -97,8 +113,12 @@ class SpoolWriter:
 
     def write(self, lines: bytes) -> None:
         """Write all of it or nothing. Raises LogFull."""
-        if self._size >= self._segment_size:
+        if self._size >= self._segment_size or self._is_torn:
             self._rotate()
+        if self._is_torn:
+            raise LogFull(
+                "the decision log cannot begin a new file: see to the disk that --spool names"
+            )
         now = time.monotonic()
         if now - self._looked_at > _LOOK or self._used + len(lines) > self._limit:
             self._look(now)
@@ -125,17 +145,23 @@ class SpoolWriter:
             while written < len(lines):
                 written += os.write(self._segment, lines[written:] if written else lines)
         except OSError as error:
-            # Half a batch must not be read as one.
-            with suppress(OSError):
-                os.ftruncate(self._segment, self._size)
-            if self._size:
-                self._rotate()  # So that the shipper can make room by deleting this file.
+            self._take_back(written)
             raise LogFull(
                 f"the decision log cannot be written ({error.strerror}): "
                 "see to the disk that --spool names, or serve with --log-full drop"
             ) from None
         self._size += written
         self._used += written
+
+    def _take_back(self, written: int) -> None:
+        """Half a batch must not be read as one."""
+        with suppress(OSError):
+            os.ftruncate(self._segment, self._size)
+        # The shipper can make room by deleting this file. And it may have read the half batch: it
+        # would look for what follows behind that.
+        self._is_torn = self._is_torn or written > 0
+        if self._size or self._is_torn:
+            self._rotate()
 
     def _look(self, now: float) -> None:
         """See how much all workers have written. At the limit, at most a few times a second."""
@@ -144,30 +170,36 @@ class SpoolWriter:
             self._looked_at = now
 
     def _rotate(self) -> None:
-        before = self._segment
+        before, is_empty = self._segment, not self._size
         try:
             self._begin_segment()
         except OSError:
             return  # The old one goes on, and write() says what is wrong with the disk.
+        if is_empty:
+            # On a full disk there may be many, and a shipper without a store deletes none.
+            with suppress(OSError):
+                os.unlink(self._segment_name(self._number - 1), dir_fd=self._folder)
         os.close(before)
 
     def _begin_segment(self) -> None:
-        while True:
-            self._number += 1
-            segment = self._create(f"{self._process}-{self._number:08d}.jsonl")
-            # The shipper may have come between, and taken it for one that nobody writes any more.
-            if os.fstat(segment).st_nlink:
-                break
-            os.close(segment)
-        self._segment, self._size = segment, 0
+        self._segment = self._create(self._segment_name(self._number + 1))
+        self._number += 1
+        self._size, self._is_torn = 0, False
+
+    def _segment_name(self, number: int) -> str:
+        return f"{self._process}-{number:08d}.jsonl"
 
     def _create(self, name: str) -> int:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL
         if name.endswith(".lost"):
             flags &= ~os.O_APPEND
-        descriptor = os.open(name, flags, 0o600, dir_fd=self._folder)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        return descriptor
+        while True:
+            descriptor = os.open(name, flags, 0o600, dir_fd=self._folder)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # The shipper may have come between, and taken it for one that nobody writes any more.
+            if os.fstat(descriptor).st_nlink:
+                return descriptor
+            os.close(descriptor)
 
 
 def _segments(folder: int) -> list[tuple[str, int]]:
@@ -189,6 +221,8 @@ class Chunk:
     lines: list[bytes]
     end: int
     """Where the next chunk begins."""
+    is_last: bool
+    """Whether that has yet to be written."""
 
 
 class SpoolReader:
@@ -211,10 +245,15 @@ class SpoolReader:
         return True
 
     def chunks(self, size: int) -> Iterator[Chunk]:
-        """What is not read yet, in pieces of about `size` bytes. Files read to their end go."""
+        """What is not read yet, in pieces of about `size` bytes. Files read to their end go.
+
+        A file that grows meanwhile has its turn again in the next round.
+        """
         for name, _ in _segments(self._folder):
             while chunk := self._chunk(name, size):
                 yield chunk
+                if chunk.is_last:
+                    break
 
     def done(self, chunk: Chunk) -> None:
         """The store has it."""
@@ -251,7 +290,8 @@ class SpoolReader:
             content = os.pread(descriptor, size, start)
             whole = content[: content.rfind(b"\n") + 1]
             if whole:
-                return Chunk(name, whole[:-1].split(b"\n"), start + len(whole))
+                is_last = not is_left and len(content) < size
+                return Chunk(name, whole[:-1].split(b"\n"), start + len(whole), is_last)
             if is_left:
                 # Half a line at the end belongs to a decision that was never answered.
                 os.unlink(name, dir_fd=self._folder)

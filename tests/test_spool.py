@@ -1,0 +1,162 @@
+"""The spool between those who write it and the one who ships it."""
+
+import fcntl
+import os
+import resource
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from policyd import spool
+from policyd.errors import LogFull, SettingsError, StoreUnavailable
+from policyd.record import Record
+from policyd.shipper import Shipper
+from policyd.spool import SpoolReader, SpoolWriter
+from policyd.store import LogFilter, Store
+from tests.records import record
+
+LIMIT = 2**20
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    spool.prepare(tmp_path / "spool", "database")
+    return tmp_path / "spool"
+
+
+@pytest.fixture
+def writer(folder: Path) -> Iterator[SpoolWriter]:
+    writer = SpoolWriter(folder, "worker", LIMIT)
+    yield writer
+    writer.close()
+
+
+@pytest.fixture
+def reader(folder: Path) -> Iterator[SpoolReader]:
+    reader = SpoolReader(folder)
+    assert reader.lock()
+    yield reader
+    reader.close()
+
+
+def shipped(reader: SpoolReader) -> list[bytes]:
+    """All lines that there are to ship now."""
+    lines = []
+    for chunk in reader.chunks(LIMIT):
+        lines += chunk.lines
+        reader.done(chunk)
+    return lines
+
+
+def test_a_busy_writer_keeps_no_other_waiting(
+    folder: Path, writer: SpoolWriter, reader: SpoolReader
+) -> None:
+    """A round of shipping ends, and comes to every file, however fast one of them grows."""
+    other = SpoolWriter(folder, "zother", LIMIT)
+    other.write(b"other\n")
+    writer.write(b"0\n")
+    lines = []
+    for number, chunk in enumerate(reader.chunks(LIMIT), 1):
+        assert number < 10
+        lines += chunk.lines
+        reader.done(chunk)
+        writer.write(b"%d\n" % number)
+    assert lines == [b"0", b"other"]
+    other.close()
+    assert shipped(reader) == [b"1", b"2"]
+    assert not list(folder.glob("zother*.jsonl"))
+
+
+def test_a_write_of_which_half_was_read(
+    writer: SpoolWriter, reader: SpoolReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the disk takes half a batch and the shipper has read that, the next one is not lost."""
+    truncate = os.ftruncate
+
+    def read_first(descriptor: int, size: int) -> None:
+        assert shipped(reader) == [b"torn"]
+        truncate(descriptor, size)
+
+    monkeypatch.setattr(os, "ftruncate", read_first)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8, limits[1]))
+    try:
+        with pytest.raises(LogFull, match="cannot be written"):
+            writer.write(b"torn\ntorn, too\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    writer.write(b"a\nb\n")
+    assert shipped(reader) == [b"a", b"b"]
+
+
+def test_losses_of_a_process_that_starts(
+    folder: Path, reader: SpoolReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shipper does not take the count of one that is about to lock it for one that ended."""
+    lock = fcntl.flock
+    writing: list[Any] = []
+
+    def come_between(descriptor: int, operation: int) -> None:
+        if operation == fcntl.LOCK_EX and not writing:
+            writing.append(descriptor)
+            reader.forget_losses({})
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", come_between)
+    writer = SpoolWriter(folder, "worker", LIMIT)
+    writer.drop(3)
+    assert reader.losses() == {"worker": 3}
+    writer.close()
+
+
+def test_a_spool_in_use_for_another_database(folder: Path) -> None:
+    """Nobody moves in while policyd ships from there to another database, even if it is empty."""
+    reader = SpoolReader(folder)
+    assert reader.lock()
+    spool.prepare(folder, "database")
+    with pytest.raises(SettingsError, match="another database"):
+        spool.prepare(folder, "another")
+    reader.close()
+    spool.prepare(folder, "another")
+
+
+def test_an_entry_that_cannot_be_read(
+    tmp_path: Path, writer: SpoolWriter, reader: SpoolReader
+) -> None:
+    """It holds up no other one, and is counted once, however often the store was away."""
+    place = tmp_path / "store"
+    store = Store(f"sqlite:///{place}/policyd.db")
+    shipper = Shipper(store, reader)
+    good: Record = record()
+    writer.write(b'["D","nonsense"]\n' + msgspec.json.encode(good) + b"\n")
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable):
+            shipper.ship()
+    place.mkdir()
+    store.migrate()
+    assert shipper.ship() == 1
+    assert store.log.page(LogFilter()) == [good]
+    assert store.log.status().lost == 1
+    store.close()
+
+
+def test_losses_are_told_once(tmp_path: Path, writer: SpoolWriter, reader: SpoolReader) -> None:
+    """While nothing more is lost or written, the store is left alone."""
+    store = Store(f"sqlite:///{tmp_path}/policyd.db")
+    store.migrate()
+    shipper = Shipper(store, reader)
+    writer.drop(2)
+    shipper.ship()
+    with closing(sqlite3.connect(f"{tmp_path}/policyd.db")) as busy:
+        busy.execute("BEGIN IMMEDIATE")
+        shipper.ship()  # It would say that the store is locked.
+        busy.rollback()
+    writer.drop(1)
+    shipper.ship()
+    assert store.log.status().lost == 3
+    store.close()
