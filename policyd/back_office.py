@@ -64,12 +64,20 @@ class _Office:
 
     async def retire(self) -> None:
         keep = timedelta(days=self._settings.log_retention)
+        retired = 0
         while True:
+            some = 0
             try:
-                await asyncio.to_thread(self._shipper.retire, keep, self._settings.log_max_rows)
+                some = await asyncio.to_thread(
+                    self._shipper.retire, keep, self._settings.log_max_rows
+                )
             except StoreUnavailable as error:
                 _log.debug("old decisions stay for now: %s", error)
-            await asyncio.sleep(_RETIRE)
+            retired += some
+            if retired and not some:
+                _log.info("%d decisions of the log were old enough to go", retired)
+                retired = 0
+            await asyncio.sleep(_PAUSE if some else _RETIRE)
 
     async def finish(self) -> None:
         """Ship what is left, if the store is there; else the next start does."""

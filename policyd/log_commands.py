@@ -50,6 +50,7 @@ class Moment(click.ParamType[datetime]):
             if value[-1:] in _UNITS and value[:-1].isdecimal():
                 return datetime.now(UTC) - timedelta(**{_UNITS[value[-1]]: int(value[:-1])})
             moment = datetime.fromisoformat(value)
+            return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
         except (ValueError, OverflowError):
             self.fail(
                 f"{value!r} is no moment: give one such as 2026-11-25T09:30:00Z, or how long ago, "
@@ -57,7 +58,6 @@ class Moment(click.ParamType[datetime]):
                 param,
                 ctx,
             )
-        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 _filters = [

@@ -28,6 +28,8 @@ FLAG_SETS = (
 """What `flags` can be, where it is not empty: see decision.py."""
 
 _ID = re.compile("[0-9a-f]{32}")
+_LAST = f"{253402300799999:012x}"
+"""What the ID of a decision of the year 9999 begins with at most."""
 # What is read from a file is checked, so that nothing the store cannot take gets as far as that.
 _Id = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
 _Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
@@ -131,7 +133,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True, tag="D"):
 
 def is_decision_id(text: str) -> bool:
     """Whether this is an ID such as policyd gives to decisions."""
-    return _ID.fullmatch(text) is not None
+    return _ID.fullmatch(text) is not None and text[:12] <= _LAST
 
 
 def moment(decision_id: str) -> datetime:

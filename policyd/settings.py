@@ -13,6 +13,8 @@ from policyd.model import Mode
 
 # It stands in commands to copy: nothing that a shell or a program would read as its own.
 _PLAIN_URL = re.compile(r"https?://[A-Za-z0-9.:/_~\[\]-]+")
+MAX_RETENTION = 36_500
+"""Days that a decision can stay in the log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +64,8 @@ class ServerSettings:
     """Where clients reach the gateway, as the console tells them."""
 
     def __post_init__(self) -> None:
+        if not 0 < self.log_retention <= MAX_RETENTION:
+            raise SettingsError(f"--log-retention takes days, up to {MAX_RETENTION}: 100 years")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise SettingsError("--tls-cert and --tls-key go together: give both or neither")
         if self.tls_client_ca and not self.tls_cert:

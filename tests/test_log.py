@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from policyd.errors import DecisionNotFound
 from policyd.model import UserState
-from policyd.record import FLAG_SETS, Record, Verdict
+from policyd.record import FLAG_SETS, Record, Verdict, is_decision_id, moment
 from policyd.store import Counts, LogFilter, Store
 from policyd.store.database import open_engine
-from policyd.store.log import page_query
+from policyd.store.decisions import page_query
 from policyd.store.statistics import SORTS
 from tests.records import START, denied, outcome, record
 
@@ -91,6 +91,21 @@ def test_outcomes_of_one_moment(store: Store) -> None:
     assert all(one.outcome for one in store.log.page(EVERYTHING, limit=200))
 
 
+def test_two_servers_with_one_outcome(url: str, store: Store) -> None:
+    """A gateway that repeats a report may reach another server: it is counted once."""
+    entries = [record() for _ in range(300)]
+    store.log.append(entries)
+    reports = [outcome(one) for one in entries]
+    other = Store(url)
+    with ThreadPoolExecutor(2) as threads:
+        for start in range(0, 300, 10):
+            some = reports[start : start + 10]
+            list(threads.map(lambda one: one.log.append(some), (store, other)))  # noqa: B023
+    other.close()
+    [(_, counts)] = store.statistics.hours(START, START)
+    assert counts.input_tokens == 3000
+
+
 def test_hostile_texts(store: Store) -> None:
     """Whatever a text holds is kept, but for NUL, which PostgreSQL cannot keep."""
     text = "<script>alert(1)</script>\u202e\x1b[31m\n'\"\\ =cmd|' /C calc'!A0 \U0001f600"
@@ -162,6 +177,14 @@ def test_counts(store: Store) -> None:
     assert [user for user, _ in store.statistics.users(START, START, key_id="key_1")] == ["", "ada"]
 
 
+def test_counts_that_are_too_large(store: Store) -> None:
+    """A sum that no number of the database can hold holds up nothing."""
+    for _ in range(3):
+        store.log.append([one := record(), outcome(one, cost_nano=4 * 10**18)])
+    [(_, counts)] = store.statistics.hours(START, START)
+    assert (counts.requests, counts.cost_nano) == (3, 2**62)
+
+
 def test_users_in_order(store: Store) -> None:
     """They can be sorted by whatever is shown of them, in pages."""
     store.log.append([record(end_user=f"user-{n % 5}") for n in range(15)])
@@ -191,6 +214,17 @@ def test_retention(store: Store) -> None:
     assert store.log.status().oldest == young[5].time
     assert [user for user, _ in store.statistics.users(START, START + DAY)] == ["bob"]
     assert sum(counts.requests for _, counts in store.statistics.hours(START, START + DAY)) == 20
+
+
+def test_two_servers_retire(url: str, store: Store) -> None:
+    """What both of them find too old is taken from the count once."""
+    other = Store(url)
+    with ThreadPoolExecutor(2) as threads:
+        for _ in range(10):
+            store.log.append([record() for _ in range(100)])
+            list(threads.map(lambda one: one.log.expire(START + DAY, 0), (store, other)))
+    other.close()
+    assert store.log.status().decisions == len(store.log.page(EVERYTHING)) == 0
 
 
 def test_lost_decisions(store: Store) -> None:
@@ -228,6 +262,8 @@ def test_facts(store: Store) -> None:
         LogFilter(operation="embedding"),
         LogFilter(end_user="ada"),
         LogFilter(trace_id="t-1"),
+        LogFilter(trace_id="t-1", key_id="key_1", verdict=Verdict.DENIED),
+        LogFilter(end_user="bob", key_id="key_1", verdict=Verdict.ALLOWED),
         LogFilter(since=START, until=START + DAY),
     ],
     ids=str,
@@ -247,6 +283,8 @@ def test_query_plans(url: str, store: Store, wanted: LogFilter) -> None:
             assert all("USING" in step for step in steps), plan
             # What is merged of several flags is sorted: a few pages at most.
             assert wanted.flag or "TEMP B-TREE" not in plan, plan
+            assert not wanted.trace_id or "ix_decisions_trace" in plan, plan
+            assert wanted.end_user != "bob" or "ix_decisions_end_user" in plan, plan
         else:
             connection.exec_driver_sql("SET enable_seqscan = off")
             connection.exec_driver_sql("ANALYZE decisions")
@@ -255,6 +293,15 @@ def test_query_plans(url: str, store: Store, wanted: LogFilter) -> None:
             assert "Seq Scan on decisions" not in plan, plan
             assert "Index" in plan, plan
     engine.dispose()
+
+
+def test_ids() -> None:
+    """Only what tells a moment that there is can be the ID of a decision."""
+    last = "e677d21fdbff" + "f" * 20
+    assert is_decision_id(last)
+    assert moment(last).year == 9999
+    for no_id in ("e677d21fdc00" + "0" * 20, "f" * 32, "0" * 31, "0" * 32 + "\n", ""):
+        assert not is_decision_id(no_id)
 
 
 def test_moments() -> None:

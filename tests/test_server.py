@@ -449,10 +449,13 @@ async def test_callers_with_a_token(tmp_path: Path) -> None:
         ({"admin": ANYWHERE}, "--admin .* can be reached from other machines"),
         ({"tls_cert": Path("x")}, "go together"),
         ({"tls_client_ca": Path("x")}, "needs --tls-cert"),
+        ({"log_retention": 1e6}, "--log-retention takes days, up to 36500"),
+        ({"log_retention": float("nan")}, "--log-retention takes days"),
     ],
 )
 def test_settings_that_do_not_fit(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
-    """policyd refuses to listen to strangers it cannot tell apart, and says what to give."""
+    """policyd refuses to listen to strangers it cannot tell apart, and what no calendar has; it
+    says what to give."""
     with pytest.raises(SettingsError, match=words):
         settings(tmp_path, **changes)
     settings(tmp_path, grpc=ANYWHERE, insecure=True)

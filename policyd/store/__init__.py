@@ -39,7 +39,8 @@ from policyd.store.database import (
     sqlite_file,
     writing,
 )
-from policyd.store.log import Log, LogFilter, LogStatus
+from policyd.store.decisions import LogFilter
+from policyd.store.log import Log, LogStatus
 from policyd.store.statistics import Counts, Statistics
 from policyd.store.workers import Worker, Workers
 

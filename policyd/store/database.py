@@ -16,6 +16,9 @@ from policyd.errors import SettingsError, StoreUnavailable
 _SQLITE_WAIT = 10.0
 """Seconds that a writer waits for another one's transaction."""
 
+_MOST = 2**62
+"""Of a count: it fits into a BIGINT."""
+
 metadata = sa.MetaData()
 
 Id = sa.String(32).with_variant(sa.String(32, collation="C"), "postgresql")
@@ -111,6 +114,11 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
             yield connection
 
 
+def _sum(one: sa.ColumnElement[int], other: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
+    # A number that does not fit would fail the transaction, however often it is tried.
+    return sa.case((one > _MOST - other, _MOST), else_=one + other)
+
+
 def upsert(
     connection: sa.Connection,
     table: sa.Table,
@@ -119,13 +127,16 @@ def upsert(
     add: Sequence[str] = (),
     replace: Sequence[str] = (),
 ) -> None:
-    """Insert the rows; where one is there already, add to some columns and replace others."""
+    """Insert the rows; where one is there already, add to some columns and replace others.
+
+    What is added to grows up to 2**62.
+    """
     if not rows:
         return
     dialect: Any = postgresql if connection.dialect.name == "postgresql" else sqlite
     statement = dialect.insert(table)
     new = statement.excluded
-    changes = {name: table.c[name] + new[name] for name in add}
+    changes: dict[str, Any] = {name: _sum(table.c[name], new[name]) for name in add}
     changes |= {name: new[name] for name in replace}
     key = list(table.primary_key.columns)
     if changes:

@@ -1,0 +1,152 @@
+"""The table of decisions, and the queries that read pages of it along its indexes."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from policyd.record import FLAG_SETS, Outcome, Record, Verdict, first_id
+from policyd.store.database import Id, metadata
+
+FIELDS = Record.__struct_fields__[:-1]
+"""The columns of a decision, in the order of Record."""
+OUTCOME_COLUMNS = tuple("outcome_" + name for name in Outcome.__struct_fields__[1:])
+"""Those of its outcome, in the order of Outcome."""
+
+
+def _text(name: str, length: int) -> sa.Column[str]:
+    return sa.Column(name, sa.String(length), nullable=False, default="")
+
+
+decisions = sa.Table(
+    "decisions",
+    metadata,
+    sa.Column("id", Id, primary_key=True),
+    sa.Column("verdict", sa.SmallInteger, nullable=False),
+    sa.Column("status", sa.SmallInteger, nullable=False),
+    _text("key_id", 32),
+    _text("operation", 32),
+    sa.Column("mode", sa.SmallInteger),
+    sa.Column("source", sa.SmallInteger),
+    sa.Column("ignored", sa.SmallInteger, nullable=False),
+    sa.Column("in_scope", sa.Boolean, nullable=False),
+    sa.Column("user_state", sa.SmallInteger, nullable=False),
+    _text("identifier", 32),
+    _text("summary", 500),
+    _text("flags", 100),
+    sa.Column("revision", sa.BigInteger, nullable=False),
+    sa.Column("body_user", sa.SmallInteger, nullable=False),
+    sa.Column("body_safety_identifier", sa.SmallInteger, nullable=False),
+    _text("overrides", 32),
+    _text("end_user", 256),
+    _text("model", 256),
+    _text("method", 256),
+    _text("path", 512),
+    _text("source_ip", 256),
+    _text("user_agent", 512),
+    _text("organization", 256),
+    _text("trace_id", 100),
+    _text("request_id", 256),
+    sa.Column("sample", sa.Boolean, nullable=False),
+    sa.Column("outcome_ending", sa.SmallInteger),
+    sa.Column("outcome_status", sa.SmallInteger),
+    sa.Column("outcome_first_byte_us", sa.BigInteger),
+    sa.Column("outcome_duration_us", sa.BigInteger),
+    sa.Column("outcome_openai_id", sa.String(256)),
+    sa.Column("outcome_model", sa.String(256)),
+    sa.Column("outcome_organization", sa.String(256)),
+    sa.Column("outcome_input_tokens", sa.BigInteger),
+    sa.Column("outcome_output_tokens", sa.BigInteger),
+    sa.Column("outcome_cached_tokens", sa.BigInteger),
+    sa.Column("outcome_cost_nano", sa.BigInteger),
+    sa.Index("ix_decisions_key", "key_id", "id"),
+    sa.Index("ix_decisions_key_verdict", "key_id", "verdict", "id"),
+    sa.Index("ix_decisions_verdict", "verdict", "id"),
+    sa.Index("ix_decisions_operation", "operation", "id"),
+    sqlite_with_rowid=False,
+)
+
+
+def _sparse(name: str, column: str) -> None:
+    # Most rows have "" there, which nobody looks for.
+    filled = decisions.c[column] != sa.literal_column("''")
+    sa.Index(
+        name, decisions.c[column], decisions.c.id, sqlite_where=filled, postgresql_where=filled
+    )
+
+
+_sparse("ix_decisions_flags", "flags")
+_sparse("ix_decisions_end_user", "end_user")
+_sparse("ix_decisions_trace", "trace_id")
+
+
+@dataclass(frozen=True, slots=True)
+class LogFilter:
+    """Which decisions are wanted. Empty and None ask for nothing in particular."""
+
+    key_id: str = ""
+    verdict: Verdict | None = None
+    flag: str = ""
+    operation: str = ""
+    end_user: str = ""
+    trace_id: str = ""
+    since: datetime | None = None
+    until: datetime | None = None
+    """Before, not at."""
+
+
+def page_query(wanted: LogFilter, after: str, newer_than: str, limit: int) -> sa.Select[Any]:
+    """The query of Log.page(): it follows an index from its newest end and stops at `limit`."""
+    query = sa.select(decisions).where(*conditions(wanted))
+    if after:
+        query = query.where(decisions.c.id < after)
+    if newer_than:
+        query = query.where(decisions.c.id > newer_than)
+    if not wanted.flag:
+        return query.order_by(decisions.c.id.desc()).limit(limit)
+    # Each set of flags lies in order of time, and together they do not: so a few of each.
+    sets = [one for one in FLAG_SETS if wanted.flag in one.split(",")]
+    parts = [
+        sa.select(
+            query.where(decisions.c.flags == one, decisions.c.flags != sa.literal_column("''"))
+            .order_by(decisions.c.id.desc())
+            .limit(limit)
+            .subquery()
+        )
+        for one in sets or [""]
+    ]
+    every = sa.union_all(*parts).subquery()
+    return sa.select(every).order_by(every.c.id.desc()).limit(limit)
+
+
+def conditions(wanted: LogFilter) -> list[sa.ColumnElement[bool]]:
+    """What is true of the decisions that are wanted."""
+    column = decisions.c
+    found: list[sa.ColumnElement[bool]] = []
+    for name in ("key_id", "operation", "end_user", "trace_id"):
+        if value := getattr(wanted, name).replace("\0", ""):
+            found.append(column[name] == value)
+            if name in ("end_user", "trace_id"):
+                # So that SQLite sees that the partial index holds whatever is asked for.
+                found.append(column[name] != sa.literal_column("''"))
+    if wanted.verdict is not None:
+        # SQLite would take the index of key and verdict, which leads to most rows of a key, for
+        # better than that of a trace.
+        is_rare = wanted.end_user or wanted.trace_id or wanted.flag
+        verdict = column.verdict + 0 if is_rare else column.verdict
+        found.append(verdict == int(wanted.verdict))
+    if wanted.since is not None:
+        found.append(column.id >= first_id(wanted.since))
+    if wanted.until is not None:
+        found.append(column.id < first_id(wanted.until))
+    return found
+
+
+def read_record(row: Any) -> Record:
+    """A row of the table as the decision that it holds."""
+    values = list(row)
+    fields, outcome = values[: len(FIELDS)], values[len(FIELDS) :]
+    reported = None if row.outcome_ending is None else ["O", row.id, *outcome]
+    return msgspec.convert(["D", *fields, reported], Record)
