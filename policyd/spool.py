@@ -113,15 +113,15 @@ class SpoolWriter:
 
     def write(self, lines: bytes) -> None:
         """Write all of it or nothing. Raises LogFull."""
+        now = time.monotonic()
+        if now - self._looked_at > _LOOK or self._used + len(lines) > self._limit:
+            self._look(now)
         if self._size >= self._segment_size or self._is_torn:
             self._rotate()
         if self._is_torn:
             raise LogFull(
-                "the decision log cannot begin a new file: see to the disk that --spool names"
+                "the decision log cannot begin a new file: see to the folder that --spool names"
             )
-        now = time.monotonic()
-        if now - self._looked_at > _LOOK or self._used + len(lines) > self._limit:
-            self._look(now)
         if self._used + len(lines) > self._limit:
             raise LogFull(
                 "the decision log is full (--spool-limit), as the database does not take it: "
@@ -168,6 +168,9 @@ class SpoolWriter:
         if now - self._looked_at > _LOOK / 10:
             self._used = sum(size for _, size in _segments(self._folder))
             self._looked_at = now
+            if not os.fstat(self._segment).st_nlink:
+                # Somebody has deleted it, and nobody would ever read what is written there.
+                self._is_torn = True
 
     def _rotate(self) -> None:
         before, is_empty = self._segment, not self._size

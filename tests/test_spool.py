@@ -3,6 +3,7 @@
 import fcntl
 import os
 import resource
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -92,6 +93,21 @@ def test_a_write_of_which_half_was_read(
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     writer.write(b"a\nb\n")
     assert shipped(reader) == [b"a", b"b"]
+
+
+def test_a_spool_that_is_deleted(
+    folder: Path, writer: SpoolWriter, reader: SpoolReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing goes on into a file that nobody can read: there is a new one, or it is refused."""
+    monkeypatch.setattr(spool, "_LOOK", 0.0)
+    writer.write(b"gone\n")
+    for file in folder.glob("*.jsonl"):
+        file.unlink()
+    writer.write(b"kept\n")
+    assert shipped(reader) == [b"kept"]
+    shutil.rmtree(folder)
+    with pytest.raises(LogFull, match="cannot begin a new file"):
+        writer.write(b"refused\n")
 
 
 def test_losses_of_a_process_that_starts(
