@@ -1,7 +1,6 @@
 """What would break: the requests that the log has, decided once more by other settings."""
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -10,7 +9,7 @@ from policyd.endpoints import ENDPOINTS
 from policyd.model import Credential, Descriptor, KeySettings, Mode, Target, UserState
 from policyd.record import Record
 from policyd.store import Store
-from policyd.store.log import Facts
+from policyd.store.history import Kind
 
 MOST = 10
 """Rows of each list."""
@@ -29,7 +28,7 @@ class Simulation:
     by_model: list[tuple[str, int]]
     by_user_agent: list[tuple[str, int]]
     examples: list[Record]
-    """Of the blocked ones, the newest of different kinds first."""
+    """The newest of the blocked ones."""
 
 
 def simulate(
@@ -41,33 +40,29 @@ def simulate(
     default: Mode,
 ) -> Simulation:
     """Decide a key's requests between the two moments by `settings`. Raises StoreUnavailable."""
-    facts = store.log.facts(key_id, since, until)
-    blocked = [one for one in facts if _would_block(one, settings, default)]
-    newest = sorted((one.newest for one in blocked), reverse=True)[:EXAMPLES]
+    history = store.history(key_id, since, until)
+    kinds = history.kinds()
+    blocked = {kind: count for kind, count in kinds if _would_block(kind, settings, default)}
+    by_operation: Counter[str] = Counter()
+    for kind, count in blocked.items():
+        by_operation[kind.operation] += count
     return Simulation(
-        requests=sum(one.requests for one in facts),
-        blocked=sum(one.requests for one in blocked),
-        by_operation=_most((one.operation, one.requests) for one in blocked),
-        by_model=_most((one.model, one.requests) for one in blocked),
-        by_user_agent=_most((one.user_agent, one.requests) for one in blocked),
-        examples=[store.log.get(decision_id) for decision_id in newest],
+        requests=sum(count for _, count in kinds),
+        blocked=by_operation.total(),
+        by_operation=by_operation.most_common(MOST),
+        by_model=history.most(blocked, "model", MOST) if blocked else [],
+        by_user_agent=history.most(blocked, "user_agent", MOST) if blocked else [],
+        examples=history.newest(blocked, EXAMPLES) if blocked else [],
     )
 
 
-def _would_block(facts: Facts, settings: KeySettings, default: Mode) -> bool:
+def _would_block(kind: Kind, settings: KeySettings, default: Mode) -> bool:
     described = Descriptor(
-        Target(facts.in_scope, _BY_OPERATION.get(facts.operation)),
+        Target(kind.in_scope, _BY_OPERATION.get(kind.operation)),
         Credential.GIVEN,
         "",
-        tuple(facts.overrides.split(",")) if facts.overrides else (),
-        UserState(facts.body_user),
-        UserState(facts.body_safety_identifier),
+        tuple(kind.overrides.split(",")) if kind.overrides else (),
+        UserState(kind.body_user),
+        UserState(kind.body_safety_identifier),
     )
     return decide(described, settings, default).denial is not None
-
-
-def _most(counts: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
-    total: Counter[str] = Counter()
-    for name, count in counts:
-        total[name] += count
-    return total.most_common(MOST)

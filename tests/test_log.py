@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policyd.errors import DecisionNotFound
-from policyd.model import UserState
+from policyd.model import Source, UserState
 from policyd.record import FLAG_SETS, Record, Verdict, is_decision_id, moment
 from policyd.store import Counts, LogFilter, Store
 from policyd.store.database import open_engine
@@ -244,11 +244,17 @@ def test_workers(store: Store) -> None:
     assert [one.id for one in store.workers.list()] == ["w1"]
 
 
-def test_facts(store: Store) -> None:
-    """Requests that were alike are counted together."""
+def test_history(store: Store) -> None:
+    """Requests that were alike are one kind, whoever sent them; those of a route stay out."""
     store.log.append([record(), record(end_user="bob"), denied(), record(START + DAY)])
-    facts = store.log.facts("key_1", START, START + DAY)
-    assert sorted((one.body_user, one.requests) for one in facts) == [(1, 2), (2, 1)]
+    store.log.append([denied(source=Source.ROUTE), denied(model="b"), denied(key_id="key_2")])
+    history = store.history("key_1", START, START + DAY)
+    kinds = dict(history.kinds())
+    assert sorted((kind.body_user, count) for kind, count in kinds.items()) == [(1, 2), (2, 2)]
+    [absent] = [kind for kind in kinds if kind.body_user == UserState.ABSENT]
+    assert history.most([absent], "model", 5) == [("b", 1), ("gpt-4o-mini", 1)]
+    assert history.most(kinds, "model", 1) == [("gpt-4o-mini", 3)]
+    assert [one.model for one in history.newest([absent], 5)] == ["b", "gpt-4o-mini"]
 
 
 @pytest.mark.parametrize(

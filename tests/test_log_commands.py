@@ -151,7 +151,7 @@ def test_a_simulation(store: Store, url: str, key_id: str) -> None:
     assert found["by_user_agent"] == {"browser": 3, "script": 2, "": 1}
     assert found["by_operation"] == {"chat_completion": 4, "embedding": 2}
     assert found["by_model"]["gpt-4o"] == 3
-    assert len(found["examples"]) == 3
+    assert len(found["examples"]) == 5
     locked = json.loads(ask(url, "simulate", key_id, "--json", "--override", "locked"))
     assert locked["blocked"] == 7
     accepting = ("--accept", "user,safety_identifier")

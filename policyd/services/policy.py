@@ -4,8 +4,9 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from policyd import api_keys
 from policyd.content_encoding import decoded_limit
@@ -26,6 +27,9 @@ MAX_BATCH_BODIES = 16 * 2**20
 """Bytes that the raw bodies of one BatchEvaluate may decompress to."""
 MAX_WAIT = 5.0
 """Seconds to wait for a revision that a caller asks for, where its own deadline is no sooner."""
+_READERS = 4
+"""Threads that read larger bodies."""
+_Result = TypeVar("_Result")
 _AT_ONCE = 64 * 1024
 """Bytes of raw body up to which reading it holds up others less than handing it to a thread."""
 
@@ -48,6 +52,8 @@ class PolicyServicer(PolicyServiceServicer):
         self._default = default
         self._log = log
         self._ids = _DecisionIds(process)
+        # Threads of their own: those that wait for the database must not hold up decisions.
+        self._readers = ThreadPoolExecutor(_READERS, "bodies")
 
     async def Evaluate(self, request: pb.EvaluateRequest, context: Any) -> pb.EvaluateResponse:
         """See policy.proto."""
@@ -69,7 +75,7 @@ class PolicyServicer(PolicyServiceServicer):
             with suppress(RevisionNotReached):  # The items that it concerns say so themselves.
                 await self._reach(wanted, context)
         if sum(_body_size(item.request) for item in items) > _AT_ONCE:
-            results, decided = await asyncio.to_thread(self._results, items)
+            results, decided = await self._in_thread(self._results, items)
         else:
             results, decided = self._results(items)
         if decided:
@@ -131,11 +137,15 @@ class PolicyServicer(PolicyServiceServicer):
         InvalidDescriptor, RevisionNotReached or LogFull.
         """
         if _body_size(request) > _AT_ONCE:
-            response, record = await asyncio.to_thread(self._evaluate, request, route)
+            response, record = await self._in_thread(self._evaluate, request, route)
         else:
             response, record = self._evaluate(request, route)
         self._log((record,))
         return response
+
+    async def _in_thread(self, read: Callable[..., _Result], *arguments: Any) -> _Result:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._readers, read, *arguments)
 
     def _evaluate(
         self, request: pb.EvaluateRequest, route: RouteSettings = NO_ROUTE

@@ -7,6 +7,7 @@ order of commits is the order of revisions, and `WHERE revision > last` misses n
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -40,6 +41,7 @@ from policyd.store.database import (
     writing,
 )
 from policyd.store.decisions import LogFilter
+from policyd.store.history import History
 from policyd.store.log import Log, LogStatus
 from policyd.store.statistics import Counts, Statistics
 from policyd.store.workers import Worker, Workers
@@ -110,6 +112,10 @@ class Store:
     def hints(self) -> AsyncIterator[None]:
         """Yields when somebody has changed a key, where the database tells: see hints.py."""
         return hints.follow(self._engine)
+
+    def history(self, key_id: str, since: datetime, until: datetime) -> History:
+        """A key's logged requests between two moments."""
+        return History(self._engine, key_id, since, until)
 
     def close(self) -> None:
         """Close every connection."""

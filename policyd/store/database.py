@@ -19,6 +19,10 @@ _SQLITE_WAIT = 10.0
 _MOST = 2**62
 """Of a count: it fits into a BIGINT."""
 
+_PATIENCE = {"connect_timeout": "10", "tcp_user_timeout": "30000"}
+"""How long PostgreSQL's client waits for a server that says nothing, in s and ms. The URL may say
+otherwise."""
+
 metadata = sa.MetaData()
 
 Id = sa.String(32).with_variant(sa.String(32, collation="C"), "postgresql")
@@ -43,7 +47,10 @@ def now() -> datetime:
 def open_engine(url: str) -> sa.Engine:
     """The engine for `url`. Raises SettingsError."""
     try:
-        engine = sa.create_engine(url, pool_pre_ping=True, hide_parameters=True)
+        parsed = sa.make_url(url)
+        if parsed.get_backend_name() == "postgresql":
+            parsed = parsed.set(query=_PATIENCE | dict(parsed.query))
+        engine = sa.create_engine(parsed, pool_pre_ping=True, hide_parameters=True)
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, ValueError) as error:
         # The URL may hold a password, so the message does not repeat it.
         raise SettingsError(

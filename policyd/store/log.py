@@ -19,7 +19,6 @@ from policyd.store.decisions import (
     FIELDS,
     OUTCOME_COLUMNS,
     LogFilter,
-    conditions,
     decisions,
     page_query,
     read_record,
@@ -61,22 +60,6 @@ class LogStatus:
     lost: int
     """Decisions that were answered and never logged, of all time."""
     oldest: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """Requests that were alike in all that a decision depends on, and how many there were."""
-
-    in_scope: bool
-    operation: str
-    body_user: int
-    body_safety_identifier: int
-    overrides: str
-    model: str
-    user_agent: str
-    requests: int
-    newest: str
-    """The ID of the newest one."""
 
 
 class Log:
@@ -135,17 +118,6 @@ class Log:
         rows = [{"process": process, "decisions": count} for process, count in lost.items()]
         with writing(self._engine) as connection:
             upsert(connection, _lost, rows, replace=("decisions",))
-
-    def facts(self, key_id: str, since: datetime, until: datetime) -> list[Facts]:
-        """What a key's requests between the two moments were, alike ones together."""
-        columns = [decisions.c[name] for name in Facts.__slots__[:-2]]
-        query = (
-            sa.select(*columns, sa.func.count(), sa.func.max(decisions.c.id))
-            .where(*conditions(LogFilter(key_id=key_id, since=since, until=until)))
-            .group_by(*columns)
-        )
-        with reading(self._engine) as connection:
-            return [Facts(*tuple(row)) for row in connection.execute(query)]
 
     def expire(self, before: datetime, max_rows: int) -> int:
         """Delete what is older than `before`, and the oldest beyond `max_rows`: some of it, so
