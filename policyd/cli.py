@@ -14,11 +14,12 @@ from typing import Any
 import click
 
 from policyd import explanation, options
+from policyd.addresses import reserve
 from policyd.configuration import Address, Group, run, start_logging
 from policyd.log_commands import logs, simulate
 from policyd.model import ApiKey
 from policyd.options import MODES, OPTIONS, HeaderLine, option
-from policyd.server import Server, reserve
+from policyd.server import Server
 from policyd.settings import ServerSettings
 from policyd.store import Store
 from policyd.supervisor import supervise

@@ -16,11 +16,12 @@ import uvicorn
 from gateway.server import Server as GatewayServer
 from gateway.settings import Settings as GatewaySettings
 from policyd import configuration, demo_sample
+from policyd.addresses import check_free, reserve
 from policyd.configuration import Address, SettingsError
 from policyd.console import console_url, first_link
 from policyd.demo_upstream import DemoUpstream
 from policyd.model import Mode
-from policyd.server import Server, check_free, reserve
+from policyd.server import Server
 from policyd.settings import ServerSettings
 from policyd.store import Store
 

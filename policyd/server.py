@@ -4,28 +4,25 @@ import asyncio
 import logging
 import secrets
 import socket
-from contextlib import ExitStack, suppress
-from pathlib import Path
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
-from grpc_reflection.v1alpha import reflection
 
 from policyd import spool, tokens
+from policyd.addresses import check_free, not_free
 from policyd.child import Child
 from policyd.configuration import Address
 from policyd.decision_log import DecisionLog
-from policyd.errors import CannotListen, RevisionNotReached, SettingsError, StoreUnavailable
+from policyd.errors import RevisionNotReached, StoreUnavailable
 from policyd.http.app import HttpCheck
 from policyd.http.listener import Listener, open_socket, tls_context
 from policyd.key_table import KeyTable
 from policyd.services.admin import AdminServicer
 from policyd.services.envoy import AuthorizationServicer
-from policyd.services.errors import ErrorInterceptor
+from policyd.services.listener import NOT_SERVING, SERVING, GrpcListener, credentials
 from policyd.services.policy import PolicyServicer
 from policyd.services.tokens import TokenInterceptor
 from policyd.settings import ServerSettings
@@ -43,8 +40,6 @@ _BEAT = 2.0
 _POLICY = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name
 _AUTHORIZATION = external_auth_pb2.DESCRIPTOR.services_by_name["Authorization"].full_name
 _ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
-_SERVING = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class Server:
@@ -60,7 +55,7 @@ class Server:
         self._shared = shared
         self._store = Store(settings.database_url)
         self._keys = KeyTable(self._store.changes_since)
-        self._listeners: list[_Listener] = []
+        self._listeners: list[GrpcListener] = []
         self._following: list[asyncio.Task[None]] = []
         self._spool: SpoolWriter | None = None
         self._office: Child | None = None
@@ -94,11 +89,11 @@ class Server:
             await self._office.start()
         await self._keys.refresh()
         self._spool = SpoolWriter(self._settings.spool, self._id, self._settings.spool_limit)
-        credentials = _credentials(self._settings)
+        tls = credentials(self._settings)
         policy = self._policy_listener()
         admin = self._admin_listener()
-        self.grpc = await policy.start(self._settings.grpc, "--grpc", credentials)
-        self.admin = await admin.start(self._settings.admin, "--admin", credentials)
+        self.grpc = await policy.start(self._settings.grpc, "--grpc", tls)
+        self.admin = await admin.start(self._settings.admin, "--admin", tls)
         if self._settings.http is not None:
             self.http = await self._listen_http(self._settings.http)
         self._following = [
@@ -110,7 +105,7 @@ class Server:
         if self._office is not None:
             self._following.append(asyncio.create_task(self._office.keep_running()))
 
-    def _policy_listener(self) -> "_Listener":
+    def _policy_listener(self) -> GrpcListener:
         guards: list[grpc.aio.ServerInterceptor] = []
         if path := self._settings.caller_token_file:
             token = tokens.load(path, "--caller-token-file")
@@ -128,7 +123,7 @@ class Server:
         )
         return listener
 
-    def _admin_listener(self) -> "_Listener":
+    def _admin_listener(self) -> GrpcListener:
         path = self._settings.admin_token_file
         token = tokens.load(path, "--admin-token-file")
         guards = [TokenInterceptor(token, f"it stands in {path.name}, which policyd serve names")]
@@ -154,14 +149,14 @@ class Server:
         try:
             listening = open_socket(address, shared=self._shared)
         except OSError:
-            raise _not_free(address, "--http") from None
+            raise not_free(address, "--http") from None
         port = listening.getsockname()[1]
         self._http = Listener(app, tls=tls, grace=settings.grace)
         await self._http.start(listening)
         return Address(address.host, port)
 
-    def _listener(self, services: tuple[str, ...], guards: list[Any]) -> "_Listener":
-        listener = _Listener(services, guards, self._settings.max_message, self._shared)
+    def _listener(self, services: tuple[str, ...], guards: list[Any]) -> GrpcListener:
+        listener = GrpcListener(services, guards, self._settings.max_message, self._shared)
         self._listeners.append(listener)
         return listener
 
@@ -175,7 +170,7 @@ class Server:
                     "health is now %s", "SERVING" if fresh else "NOT_SERVING: stale settings"
                 )
                 for listener in self._listeners:
-                    await listener.tell(_SERVING if fresh else _NOT_SERVING)
+                    await listener.tell(SERVING if fresh else NOT_SERVING)
 
     def _poll_interval(self) -> float:
         is_embedded = sqlite_file(self._settings.database_url) is not None
@@ -216,81 +211,6 @@ class Server:
         self._store.close()
 
 
-class _Listener:
-    """A gRPC server with `services` of ours, health and reflection."""
-
-    def __init__(
-        self, services: tuple[str, ...], guards: list[Any], max_message: int, shared: bool
-    ) -> None:
-        options = [
-            ("grpc.so_reuseport", int(shared)),
-            ("grpc.max_receive_message_length", max_message),
-            # Clients may ask every few seconds whether the connection still lives.
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-            ("grpc.keepalive_permit_without_calls", 1),
-        ]
-        self.server = grpc.aio.server(interceptors=[*guards, ErrorInterceptor()], options=options)
-        self._shared = shared
-        self._health = _Health()
-        self._services = ("", *services)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
-        names = (*services, "grpc.health.v1.Health", reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self.server)
-
-    async def start(
-        self, address: Address, flag: str, credentials: grpc.ServerCredentials | None
-    ) -> Address:
-        """Listen. Returns the address with the port that it took. Raises CannotListen."""
-        if not self._shared:
-            check_free(address, flag)
-        try:
-            if credentials is None:
-                port = self.server.add_insecure_port(str(address))
-            else:
-                port = self.server.add_secure_port(str(address), credentials)
-        except RuntimeError:
-            raise _not_free(address, flag) from None
-        await self.server.start()
-        await self.tell(_SERVING)
-        return Address(address.host, port)
-
-    async def tell(self, status: int) -> None:
-        """Report this health."""
-        for service in self._services:
-            await self._health.set(service, status)
-
-    async def stop(self, grace: float) -> None:
-        """Report NOT_SERVING, and wait for calls under way up to `grace` seconds."""
-        await self._health.end_watches()
-        await self.server.stop(grace)
-
-
-class _Health(HealthServicer):
-    """Ends the streams of Watch when the server stops: they would last as long as the grace."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._stopping = asyncio.Event()
-
-    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:  # noqa: N802  # gRPC's name
-        """See grpc.health.v1."""
-        watching = asyncio.ensure_future(super().Watch(request, context))
-        stopping = asyncio.ensure_future(self._stopping.wait())
-        try:
-            await asyncio.wait([watching, stopping], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stopping.cancel()
-            watching.cancel()
-            with suppress(asyncio.CancelledError):
-                await watching
-
-    async def end_watches(self) -> None:
-        """Tell whoever watches NOT_SERVING, and end."""
-        await self.enter_graceful_shutdown()
-        await asyncio.sleep(0)  # The watches wake, and send it.
-        self._stopping.set()
-
-
 def prepare(settings: ServerSettings) -> None:
     """What must be there before a worker starts: the tables, the administration token, the spool.
 
@@ -308,51 +228,3 @@ def prepare(settings: ServerSettings) -> None:
 def back_office(settings: ServerSettings) -> Child:
     """The process that ships the log to the store: see back_office.py."""
     return Child("the back office", "policyd.back_office", settings)
-
-
-def check_free(address: Address, flag: str) -> None:
-    """Raises CannotListen where nobody can listen on `address`, or somebody does."""
-    try:
-        for family, kind, protocol, _, name in socket.getaddrinfo(
-            *address, type=socket.SOCK_STREAM
-        ):
-            # Without SO_REUSEPORT, so that it fails even where the other one would share.
-            with socket.socket(family, kind, protocol) as alone:
-                alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                alone.bind(name)
-    except OSError:
-        raise _not_free(address, flag) from None
-
-
-def reserve(address: Address, flag: str, held: ExitStack) -> Address:
-    """Take the port for our own processes, so that no stranger shares it. Raises CannotListen."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    check_free(address, flag)
-    shared = held.enter_context(socket.socket(family, socket.SOCK_STREAM))
-    shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    shared.bind((address.host, address.port))
-    return Address(address.host, shared.getsockname()[1])
-
-
-def _not_free(address: Address, flag: str) -> CannotListen:
-    return CannotListen(
-        f"{flag} {address} cannot be listened on: another program has the port, or it is no "
-        f"address of this machine. Give {flag} another one; port 0 takes a free port"
-    )
-
-
-def _credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
-    if settings.tls_cert is None or settings.tls_key is None:
-        return None
-    pair = (_read(settings.tls_key, "--tls-key"), _read(settings.tls_cert, "--tls-cert"))
-    authority = None
-    if settings.tls_client_ca is not None:
-        authority = _read(settings.tls_client_ca, "--tls-client-ca")
-    return grpc.ssl_server_credentials([pair], authority, authority is not None)
-
-
-def _read(path: Path, flag: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise SettingsError(f"{flag} {path} cannot be read: {error.strerror}") from None

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
+from policyd.addresses import reserve
 from policyd.child import Child
 from policyd.configuration import Address
-from policyd.server import back_office, prepare, reserve
+from policyd.server import back_office, prepare
 from policyd.settings import ServerSettings
 
 Ready = Callable[[Address, Address, Address | None], None]

@@ -1,0 +1,115 @@
+"""A gRPC listener: one port with services of ours, health and reflection."""
+
+import asyncio
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from policyd.addresses import check_free, not_free
+from policyd.configuration import Address
+from policyd.errors import SettingsError
+from policyd.services.errors import ErrorInterceptor
+from policyd.settings import ServerSettings
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class GrpcListener:
+    """A gRPC server with `services` of ours, health and reflection."""
+
+    def __init__(
+        self, services: tuple[str, ...], guards: list[Any], max_message: int, shared: bool
+    ) -> None:
+        options = [
+            ("grpc.so_reuseport", int(shared)),
+            ("grpc.max_receive_message_length", max_message),
+            # Clients may ask every few seconds whether the connection still lives.
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+        ]
+        self.server = grpc.aio.server(interceptors=[*guards, ErrorInterceptor()], options=options)
+        self._shared = shared
+        self._health = _Health()
+        self._services = ("", *services)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
+        names = (*services, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self.server)
+
+    async def start(
+        self, address: Address, flag: str, credentials: grpc.ServerCredentials | None
+    ) -> Address:
+        """Listen. Returns the address with the port that it took. Raises CannotListen."""
+        if not self._shared:
+            check_free(address, flag)
+        try:
+            if credentials is None:
+                port = self.server.add_insecure_port(str(address))
+            else:
+                port = self.server.add_secure_port(str(address), credentials)
+        except RuntimeError:
+            raise not_free(address, flag) from None
+        await self.server.start()
+        await self.tell(SERVING)
+        return Address(address.host, port)
+
+    async def tell(self, status: int) -> None:
+        """Report this health."""
+        for service in self._services:
+            await self._health.set(service, status)
+
+    async def stop(self, grace: float) -> None:
+        """Report NOT_SERVING, and wait for calls under way up to `grace` seconds."""
+        await self._health.end_watches()
+        await self.server.stop(grace)
+
+
+class _Health(HealthServicer):
+    """Ends the streams of Watch when the server stops: they would last as long as the grace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stopping = asyncio.Event()
+
+    async def Watch(
+        self, request: health_pb2.HealthCheckRequest, context: Any
+    ) -> None:  # gRPC's name
+        """See grpc.health.v1."""
+        watching = asyncio.ensure_future(super().Watch(request, context))
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait([watching, stopping], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await watching
+
+    async def end_watches(self) -> None:
+        """Tell whoever watches NOT_SERVING, and end."""
+        await self.enter_graceful_shutdown()
+        await asyncio.sleep(0)  # The watches wake, and send it.
+        self._stopping.set()
+
+
+def credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
+    """What TLS needs, None without TLS. Raises SettingsError."""
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    pair = (_read(settings.tls_key, "--tls-key"), _read(settings.tls_cert, "--tls-cert"))
+    authority = None
+    if settings.tls_client_ca is not None:
+        authority = _read(settings.tls_client_ca, "--tls-client-ca")
+    return grpc.ssl_server_credentials([pair], authority, authority is not None)
+
+
+def _read(path: Path, flag: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"{flag} {path} cannot be read: {error.strerror}") from None
