@@ -5,30 +5,47 @@
 
 Questions that are asked in the same turn of the event loop go out as one BatchEvaluate, which costs
 both sides a fraction of a call for each. What became of the requests is reported in batches, too.
+policyd.sync_client is the same for threads.
 """
 
 import asyncio
 import time
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 import grpc
+from grpc import ChannelCredentials
 
+from policyd import denial
 from policyd.errors import NoDecision
 from policyd.reporter import Reporter
 from policyd.v1.policy_pb2 import (
+    DECISION_ALLOW,
+    DECISION_DENY,
     BatchEvaluateItem,
     BatchEvaluateRequest,
     EvaluateRequest,
     EvaluateResponse,
+    Explanation,
+    Header,
     Outcome,
     ReportOutcomeRequest,
     ReportOutcomeResponse,
 )
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 
-__all__ = ["NoDecision", "PolicyClient", "tls_credentials"]
+__all__ = ["ChannelCredentials", "NoDecision", "OnError", "PolicyClient", "tls_credentials"]
+
+OnError = Literal["raise", "deny", "allow"]
+"""What evaluate() does where there is no decision.
+
+raise: it raises NoDecision.
+deny: it answers with a denial of its own, 503 with Retry-After.
+allow: it allows, where policyd could not be reached in time; where policyd would not decide, as
+its log is full or the question is malformed, it denies all the same.
+Such an answer has no decision_id, and says the cause in explanation.summary.
+"""
 
 MAX_BATCH = 256
 """Questions in one call. The server takes 1,000; smaller ones spread over more of its turns."""
@@ -50,6 +67,7 @@ _RETRIES = (0.01, 0.05)
 """Seconds before the second and the third try."""
 _REPORT_TIMEOUT = 5.0
 """Seconds that a call with outcomes may take: nobody waits for it."""
+CLOSED = "the client of policyd was closed"
 _Waiting = tuple[EvaluateRequest, asyncio.Future[EvaluateResponse]]
 _Answer = EvaluateResponse | NoDecision
 _Request = TypeVar("_Request")
@@ -57,10 +75,11 @@ _Response = TypeVar("_Response")
 
 
 class PolicyClient:
-    """Asks a policyd at `target` (HOST:PORT) and waits at most `timeout` seconds for an answer.
+    """Asks a policyd at `target` (HOST:PORT) and waits at most `timeout` seconds for an answer,
+    in which a policyd that cannot be reached is tried again, up to twice.
 
     `credentials` make it a TLS channel; `token` is what a policyd with --caller-token-file wants.
-    Belongs to the event loop that it is first used in.
+    Belongs to the event loop that it is made in.
     """
 
     def __init__(
@@ -68,10 +87,12 @@ class PolicyClient:
         target: str,
         *,
         timeout: float = 1.0,
-        credentials: grpc.ChannelCredentials | None = None,
+        credentials: ChannelCredentials | None = None,
         token: str = "",
+        on_error: OnError = "raise",
     ) -> None:
         self._timeout = timeout
+        self._on_error = on_error
         self._metadata = (("authorization", f"Bearer {token}"),) if token else None
         self._channel = (
             grpc.aio.secure_channel(target, credentials, options=_OPTIONS)
@@ -101,7 +122,13 @@ class PolicyClient:
         await self._channel.close()
 
     async def evaluate(self, request: EvaluateRequest) -> EvaluateResponse:
-        """Ask for a decision. Raises NoDecision where none comes in time, for whatever cause."""
+        """Ask for a decision. Where none comes in time, for whatever cause, `on_error` holds."""
+        try:
+            return await self._decision(request)
+        except NoDecision as problem:
+            return instead(problem, self._on_error)
+
+    async def _decision(self, request: EvaluateRequest) -> EvaluateResponse:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[EvaluateResponse] = loop.create_future()
         if not self._waiting:
@@ -143,7 +170,7 @@ class PolicyClient:
             problem = NoDecision(f"policyd gave no decision ({reason})", is_outage=is_outage)
             answers = [problem] * len(batch)
         except (asyncio.CancelledError, grpc.aio.UsageError):
-            answers = [NoDecision("the client of policyd was closed")] * len(batch)
+            answers = [NoDecision(CLOSED)] * len(batch)
         except Exception as error:  # noqa: BLE001  # Whoever waits must be told, whatever it was.
             answers = [NoDecision(f"policyd could not be asked ({error})")] * len(batch)
         for (_, future), answer in zip(batch, answers, strict=True):
@@ -199,13 +226,28 @@ def _batches(waiting: list[_Waiting]) -> Iterator[list[_Waiting]]:
 
 def tls_credentials(
     authorities: bytes | None = None, key: bytes | None = None, certificate: bytes | None = None
-) -> grpc.ChannelCredentials:
+) -> ChannelCredentials:
     """What PolicyClient takes to ask over TLS, all as PEM.
 
     `authorities` are those that policyd's certificate may be of, the system's if not given.
     `key` and `certificate` are what a policyd with --tls-client-ca wants to see.
     """
     return grpc.ssl_channel_credentials(authorities, key, certificate)
+
+
+def instead(problem: NoDecision, on_error: OnError) -> EvaluateResponse:
+    """The answer in place of a decision. Raises `problem` where the caller wants that."""
+    if on_error == "raise":
+        raise problem
+    answer = EvaluateResponse(explanation=Explanation(summary=f"No decision: {problem}."))
+    if on_error == "allow" and problem.is_outage:
+        answer.decision = DECISION_ALLOW
+        return answer
+    refusal = denial.NO_DECISION
+    answer.decision = DECISION_DENY
+    answer.denial.http_status, answer.denial.body = refusal.status, refusal.body
+    answer.denial.headers.extend(Header(name=name, value=text) for name, text in refusal.headers)
+    return answer
 
 
 def _settle(future: asyncio.Future[EvaluateResponse], answer: _Answer) -> None:

@@ -1,6 +1,7 @@
 """Decision -> the exact HTTP response that the client gets: CONTRACT.md, section 4."""
 
 import json
+from dataclasses import replace
 from functools import cache
 
 from policyd.model import Credential, Denial, UserState
@@ -76,6 +77,19 @@ def render(status: int, messages: tuple[str, ...], error_type: str) -> Denial:
     }
     body = json.dumps({"error": error}, ensure_ascii=False, separators=(",", ":"))
     return Denial(status, HEADERS, body.encode())
+
+
+_UNDECIDED = render(
+    503,
+    (
+        "The policy service gave no decision in time, so the request was not sent upstream. "
+        "Try again; if it lasts, ask the gateway's operator whether policyd runs and can be "
+        "reached",
+    ),
+    "server_error",
+)
+NO_DECISION = replace(_UNDECIDED, headers=(*HEADERS, ("Retry-After", "1")))
+"""The response to a request that policyd could not be asked about: CONTRACT.md, section 5."""
 
 
 @cache
