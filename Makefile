@@ -15,6 +15,11 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 OPENAI_0_27 := .venv-openai-0.27/.installed
 NODE_CLIENT := tests/clients/node/node_modules/.installed
+LITELLM := .venv-litellm/.installed
+GATEWAYS := integrations/clients
+NODE_GATEWAY := $(GATEWAYS)/node/dist/gateway.js
+GO_GATEWAY := $(GATEWAYS)/go/gateway
+JAVA_GATEWAY := $(GATEWAYS)/java/target/classes/example/Gateway.class
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -36,6 +41,10 @@ run: $(INSTALLED) ## run the whole of policyd in one process, to try it
 .PHONY: test
 test: $(INSTALLED) $(OPENAI_0_27) $(NODE_CLIENT) ## run the tests
 	$(BIN)/pytest $(ARGS)
+
+.PHONY: interop
+interop: $(INSTALLED) $(LITELLM) $(NODE_GATEWAY) $(GO_GATEWAY) $(JAVA_GATEWAY) ## build and try the integrations
+	$(BIN)/pytest integrations/clients integrations/litellm -rs $(ARGS)
 
 .PHONY: check
 check: $(INSTALLED) ## check style, types, imports and protos
@@ -73,6 +82,9 @@ lock: $(INSTALLED) ## make the locks; with ARGS=--upgrade, of the newest version
 	echo openai==0.27.8 | $(LOCK) --output-file tests/clients/openai-0.27.8.txt -
 	cd tests/clients/node && npm install --package-lock-only --ignore-scripts \
 		--no-audit --no-fund --omit-lockfile-registry-resolved
+	cd $(GATEWAYS)/node && npm install --package-lock-only --ignore-scripts \
+		--no-audit --no-fund --omit-lockfile-registry-resolved
+	$(LOCK) --output-file integrations/litellm/requirements.txt integrations/litellm/requirements.in
 
 # Universal: for every platform, and for every Python from 3.11 on.
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
@@ -80,7 +92,8 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generat
 
 .PHONY: clean
 clean: ## remove what the other targets have made, but not the data
-	rm -rf .venv .venv-openai-0.27 tests/clients/node/node_modules dist
+	rm -rf .venv .venv-openai-0.27 .venv-litellm tests/clients/node/node_modules dist
+	cd $(GATEWAYS) && rm -rf node/node_modules node/dist node/src/stubs go/gateway go/stubs java/target
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
@@ -105,6 +118,36 @@ $(NODE_CLIENT): tests/clients/node/package.json tests/clients/node/package-lock.
 		echo "npm is missing (Debian: apt-get install nodejs npm); the Node client cannot be tested."; \
 		test "$$POLICYD_TEST_REQUIRE_ALL" != 1; \
 	fi
+
+$(LITELLM): integrations/litellm/requirements.txt
+	@echo "Installing LiteLLM into .venv-litellm (0.8 GB), which takes some minutes, once."
+	$(call venv,.venv-litellm)
+	.venv-litellm/bin/pip install --quiet --require-hashes -r $<
+	.venv-litellm/bin/pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+# The example gateways are built where their toolchains are, and otherwise skipped with a word.
+$(NODE_GATEWAY): $(wildcard $(GATEWAYS)/node/*.json $(GATEWAYS)/node/src/*.ts) $(PROTOS)
+	$(call with,npm,nodejs npm,\
+		cd $(GATEWAYS)/node && npm ci --ignore-scripts --no-audit --no-fund && npm run --silent build && touch dist/gateway.js)
+
+$(GO_GATEWAY): $(wildcard $(GATEWAYS)/go/main.go $(GATEWAYS)/go/go.* $(GATEWAYS)/go/buf.gen.yaml) $(PROTOS)
+	$(call with,go,golang-go,\
+		cd $(GATEWAYS)/go && PATH="$(CURDIR)/$(BIN):$$PATH" go generate && go build -o gateway)
+
+# Maven checks what it fetches against the repository only, so the libraries' digests are checked here.
+$(JAVA_GATEWAY): $(GATEWAYS)/java/pom.xml $(wildcard $(GATEWAYS)/java/src/main/java/example/*.java) $(PROTOS)
+	$(call with,mvn,default-jdk-headless maven,\
+		cd $(GATEWAYS)/java && mvn --batch-mode --quiet --strict-checksums process-classes && \
+		cd target/libraries && sha256sum --check --quiet --strict ../../libraries.sha256 && touch ../classes/example/Gateway.class)
+
+# Runs $(3) if there is a program $(1), which Debian's package $(2) brings.
+define with
+	@if command -v $(1) >/dev/null; then $(3); else \
+		echo "$(1) is missing (Debian: apt-get install $(2)): $@ is not built, and its tests are skipped."; \
+		test "$$POLICYD_TEST_REQUIRE_ALL" != 1; \
+	fi
+endef
 
 # A virtual environment at $(1), unless a working one is there.
 define venv

@@ -1,0 +1,221 @@
+// A small gateway for OpenAI-compatible APIs that asks policyd about every request before it forwards it.
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	policy "example/gateway/stubs/policyd/v1"
+)
+
+//go:generate buf generate
+
+const (
+	// What policyd reads of a body is 4 MiB, and a message to it is no larger; headers need room, too.
+	maxBody = 4<<20 - 64<<10
+	// A policyd that is being replaced closes its connections: one more try finds the next.
+	retry = `{"methodConfig": [{
+		"name": [{"service": "policyd.v1.PolicyService"}],
+		"retryPolicy": {
+			"maxAttempts": 2, "initialBackoff": "0.05s", "maxBackoff": "0.05s", "backoffMultiplier": 1,
+			"retryableStatusCodes": ["UNAVAILABLE"]
+		}
+	}]}`
+)
+
+type gateway struct {
+	policyd       policy.PolicyServiceClient
+	policyTimeout time.Duration
+	upstream      *url.URL
+	proxy         *httputil.ReverseProxy
+}
+
+func main() {
+	listen := flag.String("listen", "127.0.0.1:8080", "where clients ask")
+	policyd := flag.String("policyd", "127.0.0.1:50051", "where policyd answers gRPC")
+	timeout := flag.Int("policy-timeout", 1, "how many seconds to wait for a decision")
+	upstream := flag.String("upstream", "https://api.openai.com", "where allowed requests go")
+	flag.Parse()
+	if err := serve(*listen, *policyd, time.Duration(*timeout)*time.Second, *upstream); err != nil {
+		log.Fatal(err)
+	}
+}
+
+func serve(listen, policyd string, timeout time.Duration, upstream string) error {
+	target, err := url.Parse(upstream)
+	if err != nil {
+		return err
+	}
+	connection, err := grpc.NewClient(policyd,
+		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultServiceConfig(retry))
+	if err != nil {
+		return err
+	}
+	defer connection.Close()
+	listener, err := net.Listen("tcp", listen)
+	if err != nil {
+		return err
+	}
+	server := &http.Server{
+		Handler:           newGateway(policy.NewPolicyServiceClient(connection), timeout, target),
+		ReadHeaderTimeout: 10 * time.Second,
+	}
+	stopped, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(stopped, func() { server.Shutdown(context.Background()) })
+	fmt.Printf("gateway is ready: http://%s\n", listener.Addr())
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+func newGateway(policyd policy.PolicyServiceClient, timeout time.Duration, upstream *url.URL) *gateway {
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.DisableCompression = true // Answers go back as they came.
+	g := &gateway{policyd: policyd, policyTimeout: timeout, upstream: upstream}
+	g.proxy = &httputil.ReverseProxy{
+		Rewrite:        g.rewrite,
+		ModifyResponse: allowOrigin,
+		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
+			log.Printf("no answer from upstream: %v", err)
+			refuse(w, http.StatusBadGateway, "server_error", "The upstream API cannot be reached. Try again")
+		},
+		FlushInterval: -1, // Streams go on chunk by chunk.
+		Transport:     transport,
+	}
+	return g
+}
+
+type upstreamPath struct{} // The key of the path to send upstream in a request's context.
+
+func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	switch {
+	case r.Method == http.MethodOptions:
+		answer(w, http.StatusOK, "*, Authorization", []byte("{}"))
+		return
+	case r.Header.Get("Upgrade") != "":
+		refuse(w, http.StatusNotImplemented, "invalid_request", "No policy can see into other protocols. Ask over HTTP")
+		return
+	case !strings.HasPrefix(r.RequestURI, "/"):
+		refuse(w, http.StatusBadRequest, "invalid_request", "Send a path that begins with /")
+		return
+	}
+	begun, err := io.ReadAll(io.LimitReader(r.Body, maxBody+1))
+	if err != nil {
+		refuse(w, http.StatusBadRequest, "invalid_request", "The body is not as its headers say")
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), g.policyTimeout)
+	decided, err := g.policyd.Evaluate(ctx, question(r, begun))
+	cancel()
+	switch {
+	case err != nil:
+		// Fail closed: without a decision nothing goes upstream.
+		log.Printf("no decision: %v", err)
+		w.Header().Set("Retry-After", "1")
+		refuse(w, http.StatusServiceUnavailable, "server_error", "The policy service gave no decision. Try again")
+	case decided.Decision == policy.Decision_DECISION_ALLOW:
+		r.Body = io.NopCloser(io.MultiReader(bytes.NewReader(begun), r.Body))
+		path := context.WithValue(r.Context(), upstreamPath{}, decided.UpstreamPath)
+		g.proxy.ServeHTTP(w, r.WithContext(path))
+	default:
+		// A client that is still sending would not read the answer.
+		io.CopyN(io.Discard, r.Body, maxBody)
+		deny(w, decided.Denial)
+	}
+}
+
+// question describes a request to policyd, which reads the body itself.
+func question(r *http.Request, body []byte) *policy.EvaluateRequest {
+	path, _, _ := strings.Cut(r.RequestURI, "?")
+	asked := &policy.EvaluateRequest{Method: r.Method, Path: path, UserAgent: r.UserAgent()}
+	if host, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
+		asked.SourceIp = host
+	}
+	for name, values := range r.Header {
+		if isOurs(name) || name == "Content-Type" || name == "Content-Encoding" {
+			for _, value := range values {
+				asked.Headers = append(asked.Headers, &policy.Header{Name: name, Value: value})
+			}
+		}
+	}
+	if len(body) > maxBody {
+		asked.UserState = policy.UserState_USER_STATE_TOO_LARGE
+	} else {
+		asked.RawBody = &policy.RawBody{Content: body}
+	}
+	return asked
+}
+
+func isOurs(header string) bool {
+	return strings.HasPrefix(strings.ToLower(header), "x-usagepanda-")
+}
+
+// rewrite sends a request upstream in the spelling that was judged, and otherwise as it came.
+func (g *gateway) rewrite(r *httputil.ProxyRequest) {
+	r.SetURL(g.upstream)
+	path, query, hasQuery := strings.Cut(r.In.RequestURI, "?")
+	if judged := r.In.Context().Value(upstreamPath{}).(string); judged != "" {
+		path = judged
+	}
+	r.Out.URL = &url.URL{
+		Scheme: g.upstream.Scheme, Host: g.upstream.Host,
+		// Opaque: so that net/url spells nothing anew. It takes two slashes for the beginning of a host.
+		Opaque:   strings.TrimSuffix(g.upstream.Path, "/") + "/" + strings.TrimLeft(path, "/"),
+		RawQuery: query, ForceQuery: hasQuery,
+	}
+	for name := range r.Out.Header {
+		if isOurs(name) {
+			r.Out.Header.Del(name)
+		}
+	}
+}
+
+// allowOrigin lets browsers read the upstream's answer.
+func allowOrigin(r *http.Response) error {
+	if r.Header.Get("Access-Control-Allow-Origin") == "" {
+		r.Header.Set("Access-Control-Allow-Origin", "*")
+	}
+	return nil
+}
+
+// deny answers with policyd's denial, byte for byte.
+func deny(w http.ResponseWriter, denial *policy.Denial) {
+	for _, header := range denial.Headers {
+		w.Header().Add(header.Name, header.Value)
+	}
+	w.WriteHeader(int(denial.HttpStatus))
+	w.Write(denial.Body)
+}
+
+// refuse answers with an error of the gateway's own, in the shape of OpenAI's.
+func refuse(w http.ResponseWriter, status int, kind, message string) {
+	body := fmt.Sprintf(`{"error":{"message":"Usage Panda: %s","type":"%s","param":null,"code":null}}`, message, kind)
+	answer(w, status, "*", []byte(body))
+}
+
+func answer(w http.ResponseWriter, status int, allowedHeaders string, body []byte) {
+	w.Header().Set("Access-Control-Allow-Headers", allowedHeaders)
+	w.Header().Set("Access-Control-Allow-Origin", "*")
+	w.Header().Set("Access-Control-Allow-Methods", "OPTIONS,POST,GET")
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	w.Write(body)
+}

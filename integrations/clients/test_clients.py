@@ -1,0 +1,200 @@
+"""The example gateways in Node, Go and Java, before a demo upstream and a real policyd."""
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests import conformance, requirements
+from tests.conformance import Keys, Vector
+from tests.gateway.support import CHAT, CHAT_WITH_USER, ask, connect, parse, post, request
+from tests.processes import Policyd, Program
+from tests.stack import Background, Upstream
+
+FOLDER = Path(__file__).parent
+OFF = conformance.Key(mode="off")
+ENFORCE = conformance.Key(mode="enforce")
+LARGE = CHAT_WITH_USER + b" " * 4 * 2**20
+
+
+class Client(NamedTuple):
+    """An example gateway."""
+
+    program: str
+    package: str
+    """Debian's package that brings it."""
+    built: Path
+    command: tuple[str, ...]
+    is_exact: bool
+    """Whether its HTTP server leaves the order of a denial's headers alone."""
+    refuses: frozenset[str]
+    """Vectors whose requests its HTTP server itself refuses."""
+
+
+CLIENTS = {
+    "node": Client(
+        *("node", "nodejs", FOLDER / "node/dist/gateway.js"),
+        ("node", str(FOLDER / "node/dist/gateway.js")),
+        is_exact=True,
+        refuses=frozenset(),
+    ),
+    "go": Client(
+        *("go", "golang-go", FOLDER / "go/gateway"),
+        (str(FOLDER / "go/gateway"),),
+        is_exact=False,  # net/http sorts them.
+        refuses=frozenset(),
+    ),
+    "java": Client(
+        *("java", "default-jdk-headless", FOLDER / "java/target/classes/example/Gateway.class"),
+        *(("java", "-cp", f"{FOLDER}/java/target/classes:{FOLDER}/java/target/libraries/*"),),
+        is_exact=True,
+        # A path that leads above the root, and one with a NUL in it.
+        refuses=frozenset({"scope/spelling_dots_above_root", "scope/spelling_nul"}),
+    ),
+}
+
+
+@pytest.fixture(scope="session")
+def upstream() -> Iterator[Upstream]:
+    """A demo upstream."""
+    background = Background()
+    with Upstream(background) as running:
+        yield running
+    background.close()
+
+
+@pytest.fixture(scope="session")
+def keys(policyd: Policyd) -> Keys:
+    return Keys(policyd)
+
+
+def start(client: Client, policyd: str, upstream: str) -> Program:
+    """The gateway as a process."""
+    program = requirements.program(client.program, client.package)
+    requirements.file(client.built, "make interop builds it")
+    first, *rest = client.command
+    words = [program if first == client.program else first, *rest]
+    if client.program == "java":
+        words.append("example.Gateway")
+    where = ("--listen", "127.0.0.1:0", "--policyd", policyd, "--upstream", upstream)
+    # The first question takes a JVM its time.
+    where += ("--policy-timeout", "30")
+    return Program(*words, *where, ready=r"gateway is ready: (\S+)")
+
+
+class Gateway(NamedTuple):
+    """One that is running."""
+
+    client: Client
+    url: str
+
+
+@pytest.fixture(scope="module", params=CLIENTS)
+def gateway(
+    request: pytest.FixtureRequest, policyd: Policyd, upstream: Upstream
+) -> Iterator[Gateway]:
+    client = CLIENTS[request.param]
+    server = start(client, policyd.grpc, upstream.url)
+    yield Gateway(client, server.match[1])
+    assert server.stop() in (0, 143)  # Java reports the signal.
+
+
+@conformance.over_http
+def test_vectors(gateway: Gateway, vector: Vector, keys: Keys, upstream: Upstream) -> None:
+    """Each passes the conformance vectors."""
+    conformance.check_over_http(
+        *(vector, gateway.url, keys.secret(vector.key), upstream),
+        exact=gateway.client.is_exact,
+        refused=gateway.client.refuses,
+    )
+
+
+def test_a_stream_comes_chunk_by_chunk(gateway: Gateway, keys: Keys, upstream: Upstream) -> None:
+    """The first chunk arrives before the upstream may send the second."""
+    body = json.dumps({**json.loads(CHAT_WITH_USER), "stream": True}).encode()
+    headers = [("x-usagepanda-api-key", keys.secret(ENFORCE)), ("Content-Type", "application/json")]
+    sent = request("POST", "/v1/chat/completions", headers, body)
+
+    async def exchange() -> bytes:
+        reader, writer = await connect(gateway.url)
+        writer.write(sent)
+        first = await asyncio.wait_for(reader.readuntil(b"data: "), 30)
+        await asyncio.to_thread(upstream.let_go)
+        rest = await reader.read()
+        writer.close()
+        return first + rest
+
+    upstream.hold()
+    response = parse(asyncio.run(exchange()))
+    assert response.status == 200
+    assert response.is_whole
+    assert b"data: [DONE]" in response.body
+
+
+def test_a_body_that_is_too_large(gateway: Gateway, keys: Keys, upstream: Upstream) -> None:
+    """Where the key enforces it is refused, and where it is off it goes upstream whole."""
+    upstream.forget()
+    refused = asyncio.run(post(gateway.url, keys.secret(ENFORCE), LARGE))
+    assert refused.status == 413
+    assert not upstream.received
+    assert asyncio.run(post(gateway.url, keys.secret(OFF), LARGE)).status == 200
+    assert [received.length for received in upstream.received] == [len(LARGE)]
+
+
+def test_preflight(gateway: Gateway, upstream: Upstream) -> None:
+    """OPTIONS is answered before any authentication."""
+    upstream.forget()
+    response = asyncio.run(ask(gateway.url, "OPTIONS", "/v1/chat/completions"))
+    assert response.status == 200
+    assert response.all("access-control-allow-headers") == ["*, Authorization"]
+    assert not upstream.received
+
+
+def test_websockets(gateway: Gateway, keys: Keys, upstream: Upstream) -> None:
+    """An upgrade is refused."""
+    upstream.forget()
+    lines = (
+        *("GET /v1/realtime HTTP/1.1", "Host: x", "Connection: Upgrade", "Upgrade: websocket"),
+        *(f"x-usagepanda-api-key: {keys.secret(OFF)}", "", ""),
+    )
+
+    async def exchange() -> bytes:
+        reader, writer = await connect(gateway.url)
+        writer.write("\r\n".join(lines).encode())
+        status = await asyncio.wait_for(reader.readline(), 30)
+        writer.close()
+        return status
+
+    assert asyncio.run(exchange()).startswith(b"HTTP/1.1 501 ")
+    assert not upstream.received
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_without_policyd(
+    name: str, upstream: Upstream, keys: Keys, unused_port: Callable[[], int]
+) -> None:
+    """Nothing goes upstream, and the client is told to try again."""
+    upstream.forget()
+    server = start(CLIENTS[name], f"127.0.0.1:{unused_port()}", upstream.url)
+    for body in (CHAT, CHAT_WITH_USER):
+        response = asyncio.run(post(server.match[1], keys.secret(OFF), body))
+        assert response.status == 503
+        assert json.loads(response.body)["error"]["type"] == "server_error"
+        assert response.all("retry-after") == ["1"]
+    assert not upstream.received
+    server.stop()
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_without_upstream(
+    name: str, policyd: Policyd, keys: Keys, unused_port: Callable[[], int]
+) -> None:
+    """A request that may pass is answered 502, one that may not as always."""
+    server = start(CLIENTS[name], policyd.grpc, f"http://127.0.0.1:{unused_port()}")
+    passes = asyncio.run(post(server.match[1], keys.secret(ENFORCE), CHAT_WITH_USER))
+    denied = asyncio.run(post(server.match[1], keys.secret(ENFORCE), CHAT))
+    assert (passes.status, denied.status) == (502, 422)
+    server.stop()

@@ -1,0 +1,3 @@
+"""What the tests of the LiteLLM hook need."""
+
+from tests.conftest import policyd as policyd

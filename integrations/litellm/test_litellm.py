@@ -1,0 +1,266 @@
+"""The hook in a real LiteLLM proxy, before a demo upstream and a real policyd."""
+
+import asyncio
+import json
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import yaml
+
+from policyd import denial
+from tests import conformance, requirements
+from tests.conformance import Key, Keys, Vector
+from tests.gateway.support import NO_USER, Headers, Response, ask
+from tests.processes import Policyd, Program
+from tests.stack import Background, Upstream
+
+FOLDER = Path(__file__).parent
+LITELLM = FOLDER.parent.parent / ".venv-litellm/bin/litellm"
+MASTER = ("Authorization", "Bearer sk-master")
+JSON = ("Content-Type", "application/json")
+CHAT = b'{"model":"gpt-4o-mini","messages":[{"role":"user","content":"Hello there"}]}'
+CHAT_WITH_USER = CHAT[:-1] + b',"user":"alice"}'
+ENFORCE = Key(mode="enforce")
+# LiteLLM takes seconds to start, and the first requests take it seconds, too.
+pytestmark = pytest.mark.timeout(600)
+
+# Of a repeated header LiteLLM hands the last one to the hook, which sees no contradiction.
+WEAKER = {"override/disagree_over_enforce", "override/false_beside_invalid"}
+
+
+def unused_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class LiteLLM(Program):
+    """`litellm` with a config, before `upstream`."""
+
+    def __init__(self, config: Path, port: int, upstream: str, env: Mapping[str, str]) -> None:
+        requirements.file(LITELLM, "make interop installs it")
+        given = {
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # or it fetches one from elsewhere
+            "LITELLM_MASTER_KEY": "sk-master",
+            "OPENAI_API_KEY": "sk-upstream",
+            "OPENAI_BASE_URL": f"{upstream}/v1",
+        }
+        words = f"exec {LITELLM} --config {config} --host 127.0.0.1 --port {port} 2>&1"
+        super().__init__(
+            *("/bin/sh", "-c", words),
+            ready=r"Uvicorn running on (\S+)",
+            env=given | dict(env),
+        )
+        self.url = self.match[1]
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Upstream]:
+    """A demo upstream."""
+    background = Background()
+    with Upstream(background) as running:
+        yield running
+    background.close()
+
+
+@pytest.fixture(scope="module")
+def keys(policyd: Policyd) -> Keys:
+    return Keys(policyd)
+
+
+@pytest.fixture(scope="module")
+def proxy(policyd: Policyd, upstream: Upstream) -> Iterator[LiteLLM]:
+    """LiteLLM with the hook, as config.yaml has it."""
+    env = {"POLICYD_TARGET": policyd.grpc, "POLICYD_TIMEOUT": "30"}
+    server = LiteLLM(FOLDER / "config.yaml", unused_port(), upstream.url, env)
+    yield server
+    server.stop()
+
+
+def send(
+    proxy: LiteLLM, target: str, body: bytes, headers: Headers = (), method: str = "POST"
+) -> Response:
+    return asyncio.run(ask(proxy.url, method, target, [MASTER, JSON, *headers], body))
+
+
+def chat(proxy: LiteLLM, key: str, body: bytes, *headers: tuple[str, str]) -> Response:
+    """Ask for a chat completion."""
+    pairs = [("x-usagepanda-api-key", key), *headers]
+    return send(proxy, "/v1/chat/completions", body, pairs)
+
+
+def test_the_seeds_request(proxy: LiteLLM, keys: Keys, upstream: Upstream) -> None:
+    """It is refused: the contract's status, content type and bytes, and nothing goes upstream."""
+    upstream.forget()
+    response = chat(proxy, keys.secret(ENFORCE), CHAT, ("Origin", "http://page.test"))
+    assert (response.status, response.body) == (422, NO_USER)
+    assert response.all("content-type") == ["application/json"]
+    assert response.all("access-control-allow-origin") == ["*"]
+    assert not upstream.received
+
+
+def test_with_user(proxy: LiteLLM, keys: Keys, upstream: Upstream) -> None:
+    """It is answered, and the user goes upstream."""
+    upstream.forget()
+    assert chat(proxy, keys.secret(ENFORCE), CHAT_WITH_USER).status == 200
+    (received,) = upstream.received
+    assert json.loads(received.body)["user"] == "alice"
+    assert not [name for name, _ in received.headers if name.startswith(b"x-usagepanda-")]
+
+
+@pytest.mark.parametrize("user", ["null", '""', '" "', "false", "0", "1", "true", "[]", "{}"])
+def test_what_is_no_user(proxy: LiteLLM, keys: Keys, upstream: Upstream, user: str) -> None:
+    """It is refused with the contract's bytes."""
+    upstream.forget()
+    body = CHAT[:-1] + b',"user":' + user.encode() + b"}"
+    response = chat(proxy, keys.secret(ENFORCE), body)
+    assert (response.status, response.body) == (422, NO_USER)
+    assert not upstream.received
+
+
+def test_a_stream_comes_chunk_by_chunk(proxy: LiteLLM, keys: Keys, upstream: Upstream) -> None:
+    """The first chunk arrives before the upstream may send the second; without user, none does."""
+    stream = CHAT_WITH_USER[:-1] + b',"stream":true}'
+    chat(proxy, keys.secret(ENFORCE), stream)
+    upstream.hold()
+
+    async def exchange() -> bytes:
+        host, port = proxy.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        head = [
+            *("POST /v1/chat/completions HTTP/1.1", "Host: x", "Connection: close"),
+            *(": ".join(MASTER), ": ".join(JSON), f"Content-Length: {len(stream)}"),
+            *(f"x-usagepanda-api-key: {keys.secret(ENFORCE)}", "", ""),
+        ]
+        writer.write("\r\n".join(head).encode() + stream)
+        first = await asyncio.wait_for(reader.readuntil(b"data: "), 60)
+        await asyncio.to_thread(upstream.let_go)
+        rest = await reader.read()
+        writer.close()
+        return first + rest
+
+    assert b"data: [DONE]" in asyncio.run(exchange())
+    refused = chat(proxy, keys.secret(ENFORCE), CHAT[:-1] + b',"stream":true}')
+    assert (refused.status, refused.body) == (422, NO_USER)
+    assert refused.all("content-type") == ["application/json"]
+
+
+def test_keys(proxy: LiteLLM, upstream: Upstream) -> None:
+    """Without a policyd key, or with one that nobody has, a request is refused with 403."""
+    upstream.forget()
+    missing = send(proxy, "/v1/chat/completions", CHAT_WITH_USER)
+    unknown = chat(proxy, "up-" + "0" * 48, CHAT_WITH_USER)
+    assert (missing.status, unknown.status) == (403, 403)
+    assert b"No API key was given" in missing.body
+    assert b"is not valid here" in unknown.body
+    assert not upstream.received
+
+
+@pytest.mark.parametrize(
+    ("target", "body"),
+    [
+        ("/v1/completions", b'{"model":"gpt-3.5-turbo-instruct","prompt":"Hello"}'),
+        ("/v1/embeddings", b'{"model":"text-embedding-3-small","input":"Hello"}'),
+        ("/v1/responses", b'{"model":"gpt-4o-mini","input":"Hello"}'),
+        ("/chat/completions", CHAT),
+        ("/engines/gpt-4o-mini/chat/completions", CHAT),
+        ("/openai/deployments/gpt-4o-mini/chat/completions", CHAT),
+        ("/v1/images/generations", b'{"model":"gpt-image-1","prompt":"Hello"}'),
+    ],
+)
+def test_the_other_endpoints(
+    proxy: LiteLLM, keys: Keys, upstream: Upstream, target: str, body: bytes
+) -> None:
+    """Each refuses a request without a user, and answers one with a user."""
+    upstream.forget()
+    headers = [("x-usagepanda-api-key", keys.secret(ENFORCE))]
+    refused = send(proxy, target, body, headers)
+    assert refused.status == 422
+    # Of images LiteLLM writes the error anew, with the status for a code.
+    is_rewritten = target == "/v1/images/generations"
+    assert refused.body == (
+        NO_USER.replace(b'"code":null', b'"code":"422"') if is_rewritten else NO_USER
+    )
+    assert not upstream.received
+    assert send(proxy, target, body[:-1] + b',"user":"alice"}', headers).status == 200
+    assert len(upstream.received) == 1
+
+
+def test_what_litellm_passes_through(proxy: LiteLLM, keys: Keys, upstream: Upstream) -> None:
+    """It tells the hook no headers, so such a request is refused unless the operator gave a key."""
+    upstream.forget()
+    headers = [("x-usagepanda-api-key", keys.secret(ENFORCE))]
+    response = send(proxy, "/openai/v1/chat/completions", CHAT, headers)
+    assert response.status == 403
+    assert not upstream.received
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> Counter[str]:
+    return Counter()
+
+
+@conformance.over_http
+def test_vectors(
+    proxy: LiteLLM, keys: Keys, upstream: Upstream, vector: Vector, outcomes: Counter[str]
+) -> None:
+    """No vector that is to be denied goes upstream, but for those that say why.
+
+    LiteLLM writes requests anew, so of those that are allowed it only matters that they arrive.
+    """
+    upstream.forget()
+    request = vector.request
+    headers = request.headers_with(keys.secret(vector.key))
+    headers = [pair for pair in headers if pair[0] != MASTER[0]]
+    response = asyncio.run(
+        ask(proxy.url, request.method, request.target, [MASTER, *headers], request.content)
+    )
+    if vector.response:
+        is_exact = (response.status, response.body.decode()) == (
+            vector.response.status,
+            vector.response.body,
+        )
+        outcomes["the contract's denial" if is_exact else "another refusal"] += 1
+        assert response.status >= 300 or vector.id in WEAKER
+        assert not upstream.received or vector.id in WEAKER
+    else:
+        outcomes["went upstream" if upstream.received else "not served by LiteLLM"] += 1
+
+
+def test_the_count_of_vectors(outcomes: Counter[str], record_property: Callable[..., None]) -> None:
+    """Most are treated to the byte as everywhere else."""
+    for name, count in outcomes.items():
+        record_property(name, count)
+    assert outcomes["the contract's denial"] > 100 or not outcomes
+
+
+def test_without_policyd(upstream: Upstream, keys: Keys) -> None:
+    """Nothing goes upstream, and the client is told to try again."""
+    upstream.forget()
+    env = {"POLICYD_TARGET": f"127.0.0.1:{unused_port()}"}
+    proxy = LiteLLM(FOLDER / "config.yaml", unused_port(), upstream.url, env)
+    for body in (CHAT, CHAT_WITH_USER):
+        response = chat(proxy, keys.secret(ENFORCE), body)
+        assert (response.status, response.body) == (503, denial.NO_DECISION.body)
+        assert response.all("retry-after") == ["1"]
+    assert not upstream.received
+    proxy.stop()
+
+
+def test_litellms_own_enforce_user_param(upstream: Upstream, tmp_path: Path) -> None:
+    """It lets null and an empty string pass, and answers 401: what the README says of it."""
+    config = yaml.safe_load((FOLDER / "config.yaml").read_text())
+    del config["litellm_settings"]["callbacks"]
+    config["general_settings"]["enforce_user_param"] = True
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    proxy = LiteLLM(path, unused_port(), upstream.url, {})
+    assert send(proxy, "/v1/chat/completions", CHAT).status == 401
+    for user in ("null", '""', '" "'):
+        body = CHAT[:-1] + b',"user":' + user.encode() + b"}"
+        assert send(proxy, "/v1/chat/completions", body).status == 200
+    proxy.stop()
