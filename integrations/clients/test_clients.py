@@ -144,6 +144,31 @@ def test_a_body_that_is_too_large(gateway: Gateway, keys: Keys, upstream: Upstre
     assert [received.length for received in upstream.received] == [len(LARGE)]
 
 
+def test_a_body_that_breaks_off(gateway: Gateway, keys: Keys, upstream: Upstream) -> None:
+    """It goes nowhere, though it is well-formed and has a user so far."""
+    upstream.forget()
+    headers = [
+        ("x-usagepanda-api-key", keys.secret(ENFORCE)),
+        ("Content-Length", str(len(CHAT_WITH_USER) + 10)),
+    ]
+    sent = request("POST", "/v1/chat/completions", headers, CHAT_WITH_USER, framed=False)
+
+    async def exchange() -> bytes:
+        reader, writer = await connect(gateway.url)
+        writer.write(sent)
+        writer.write_eof()
+        try:
+            return await asyncio.wait_for(reader.read(), 30)
+        except ConnectionError:
+            return b""
+        finally:
+            writer.close()
+
+    assert not asyncio.run(exchange()).startswith(b"HTTP/1.1 2")
+    assert asyncio.run(post(gateway.url, keys.secret(ENFORCE), CHAT_WITH_USER)).status == 200
+    assert len(upstream.received) == 1
+
+
 def test_preflight(gateway: Gateway, upstream: Upstream) -> None:
     """OPTIONS is answered before any authentication."""
     upstream.forget()

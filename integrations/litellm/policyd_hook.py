@@ -18,6 +18,7 @@ from policyd.v1.policy_pb2 import (
     USER_STATE_ABSENT,
     USER_STATE_EMPTY,
     USER_STATE_NOT_STRING,
+    USER_STATE_UNSUPPORTED_ENCODING,
     Denial,
     EvaluateRequest,
     Header,
@@ -123,6 +124,9 @@ def question(data: dict[str, Any], call_type: str, key: str) -> EvaluateRequest:
     )
     if "x-usagepanda-api-key" not in headers:
         asked.key = key
+    if headers.get("content-encoding", "identity").strip().lower() != "identity":
+        asked.user_state = USER_STATE_UNSUPPORTED_ENCODING  # LiteLLM undoes none.
+        return asked
     body = came["body"] or {}
     _tell(asked, "user", body.get("user", _MISSING))
     _tell(asked, "safety_identifier", body.get("safety_identifier", _MISSING))
