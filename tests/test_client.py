@@ -33,6 +33,7 @@ class Failing(PolicyServiceServicer):
     def __init__(self, *codes: grpc.StatusCode) -> None:
         self.codes = list(codes)
         self.calls: list[str] = []
+        self.reported: list[str] = []
         self.asked = asyncio.Event()
         self.hold = asyncio.Event()
         self.hold.set()
@@ -51,8 +52,11 @@ class Failing(PolicyServiceServicer):
         results = [pb.BatchEvaluateResult(id=item.id, response=allowed) for item in request.items]
         return pb.BatchEvaluateResponse(results=results)
 
-    async def ReportOutcome(self, request: Any, context: Any) -> Any:  # noqa: N802
-        return pb.ReportOutcomeResponse()
+    async def ReportOutcome(  # noqa: N802
+        self, request: pb.ReportOutcomeRequest, context: Any
+    ) -> pb.ReportOutcomeResponse:
+        self.reported += [outcome.decision_id for outcome in request.outcomes]
+        return pb.ReportOutcomeResponse(accepted=len(request.outcomes))
 
     async def _begin(self, name: str, context: Any) -> None:
         self.calls.append(name)
@@ -248,6 +252,21 @@ async def test_threads_coalesce(serving: Serving) -> None:
     answers = await asyncio.to_thread(ask_all)
     assert {answer.decision for answer in answers} == {pb.DECISION_ALLOW}
     assert len(servicer.calls) < 32
+
+
+async def test_threads_report(serving: Serving) -> None:
+    """What they report has arrived when the client is closed, and later reports do no harm."""
+    servicer = Failing()
+    target = await serving(servicer)
+
+    def report_all() -> None:
+        with SyncPolicyClient(target, timeout=60) as client:
+            for number in range(3):
+                client.report(pb.Outcome(decision_id=str(number)))
+        client.report(pb.Outcome(decision_id="late"))
+
+    await asyncio.to_thread(report_all)
+    assert servicer.reported == ["0", "1", "2"]
 
 
 def test_a_thread_without_a_server(unused_port: Callable[[], int]) -> None:
