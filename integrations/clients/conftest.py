@@ -17,7 +17,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.getreports(outcome):
             if match := _VECTOR.search(report.nodeid):
-                counts.setdefault(match[1], Counter())[outcome] += 1
+                is_refused = ("refused", True) in report.user_properties
+                counts.setdefault(match[1], Counter())["refused" if is_refused else outcome] += 1
     for name, count in counts.items():
-        total = count.total()
-        terminalreporter.write_line(f"{name} passes {count['passed']} of {total} vectors")
+        passed = f"{name} passes {count['passed']} of {count.total()} vectors"
+        refused = f", and refuses {count['refused']} requests by itself" if count["refused"] else ""
+        terminalreporter.write_line(passed + refused)

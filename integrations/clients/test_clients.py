@@ -103,8 +103,16 @@ def gateway(
 
 
 @conformance.over_http
-def test_vectors(gateway: Gateway, vector: Vector, keys: Keys, upstream: Upstream) -> None:
+def test_vectors(
+    gateway: Gateway,
+    vector: Vector,
+    keys: Keys,
+    upstream: Upstream,
+    record_property: Callable[[str, bool], None],
+) -> None:
     """Each passes the conformance vectors."""
+    if vector.id in gateway.client.refuses:
+        record_property("refused", True)
     conformance.check_over_http(
         *(vector, gateway.url, keys.secret(vector.key), upstream),
         exact=gateway.client.is_exact,
