@@ -8,7 +8,6 @@ from tests.envoy.proxy import Envoy
 from tests.processes import Policyd
 from tests.stack import Upstream
 
-
 # They begin like an upload, which the bootstrap lets through without its body, so that policyd
 # judges them without one: 413.
 REFUSED = {"scope/spelling_dots", "scope/spelling_encoded_dots", "scope/upstream_dots"}
