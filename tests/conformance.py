@@ -237,6 +237,26 @@ def _name(enumeration: object, number: int) -> str:
     return name.removeprefix(next(filter(name.startswith, prefixes)))
 
 
+def send(
+    vector: Vector,
+    url: str,
+    secret: str,
+    *,
+    method: str = "",
+    target: str = "",
+    headers: Iterable[tuple[str, str]] = (),
+) -> support.Response:
+    """Send the vector's request; another `method`, `target` and more `headers` where given."""
+    request = vector.request
+    pairs = [*request.headers_with(secret), *headers]
+    if request.body and not request.content:
+        pairs.append(("Content-Length", "0"))
+    asked = support.ask(
+        *(url, method or request.method, target or request.target, pairs, request.content)
+    )
+    return asyncio.run(asked)
+
+
 def check_response(vector: Vector, response: support.Response, *, exact: bool = True) -> None:
     """Whether a denied request was answered as the vector says.
 
@@ -267,9 +287,7 @@ def check_over_http(
     """
     upstream.forget()
     request = vector.request
-    headers = request.headers_with(secret)
-    asked = support.ask(url, request.method, request.target, headers, request.content)
-    response = asyncio.run(asked)
+    response = send(vector, url, secret)
     received = [(got.target.decode("latin-1"), bytes(got.body)) for got in upstream.received]
     if vector.id in refused:
         assert 400 <= response.status < 500
