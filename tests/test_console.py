@@ -262,8 +262,13 @@ async def test_no_decisions_yet(console: Console, admin: Visitor) -> None:
     """Every page that would show some says how to get them."""
     console.store.create_key("app")
     assert "Point a client at the gateway" in (await admin.get("/")).text
-    assert "No decisions yet" in (await admin.get("/logs")).text
+    empty = (await admin.get("/logs")).text
+    assert "No decisions yet" in empty
     assert "Nobody in this time" in (await admin.get("/users")).text
+    path = html.unescape(empty.partition('empty" hx-get="')[2].partition('"')[0])
+    assert (await admin.get(path)).status == 204
+    console.store.log.append([record(_now())])
+    assert (await admin.get(path)).headers["HX-Refresh"] == "true"
 
 
 async def test_a_blocked_request(console: Console, admin: Visitor) -> None:
