@@ -262,8 +262,13 @@ async def test_no_decisions_yet(console: Console, admin: Visitor) -> None:
     """Every page that would show some says how to get them."""
     console.store.create_key("app")
     assert "Point a client at the gateway" in (await admin.get("/")).text
-    assert "No decisions yet" in (await admin.get("/logs")).text
+    empty = (await admin.get("/logs")).text
+    assert "No decisions yet" in empty
     assert "Nobody in this time" in (await admin.get("/users")).text
+    path = html.unescape(empty.partition('empty" hx-get="')[2].partition('"')[0])
+    assert (await admin.get(path)).status == 204
+    console.store.log.append([record(_now())])
+    assert (await admin.get(path)).headers["HX-Refresh"] == "true"
 
 
 async def test_a_blocked_request(console: Console, admin: Visitor) -> None:
@@ -271,16 +276,16 @@ async def test_a_blocked_request(console: Console, admin: Visitor) -> None:
     console.store.log.append([denied(_now()), record(_now())])
     text = (await admin.get("/logs")).text
     assert text.count('class="flag blocked"') == 1
-    assert "This request was blocked. It carried no user" in text
+    assert "This request carried no user. It was blocked" in text
     assert 'role="tooltip"' in text
 
 
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        ({"verdict": Verdict.WOULD_DENY, "status": 0}, "it would have been blocked"),
+        ({"verdict": Verdict.WOULD_DENY, "status": 0}, "enforcing would have blocked it"),
         ({"user_state": UserState.EMPTY}, "no usable user"),
-        ({"user_state": UserState.NOT_JSON, "status": 400}, "body could not be read"),
+        ({"user_state": UserState.NOT_JSON, "status": 400}, "could not be read"),
         ({"flags": "invalid_override"}, "neither true nor false"),
     ],
 )
@@ -426,7 +431,7 @@ async def test_log_details(console: Console, admin: Visitor) -> None:
     ):
         assert shown in text, shown
     blocked = (await admin.get(f"/logs/{other.id}")).text
-    for shown in ("Refused by policyd", "422", "policy_enforce_user_ids", "was blocked"):
+    for shown in ("Refused by policyd", "422", "policy_enforce_user_ids", "It was blocked"):
         assert shown in blocked
 
 
@@ -524,9 +529,11 @@ async def test_many_users(console: Console, admin: Visitor) -> None:
         "period=days&since=x&until=y",
         "period=days&since=2026-02-01&until=2026-01-01",
         "period=days&since=1900-01-01&until=2026-01-01",
+        "key=nonsense",
+        "key=%00",
     ],
 )
-async def test_a_time_that_is_none(admin: Visitor, query: str) -> None:
+async def test_users_of_nonsense(admin: Visitor, query: str) -> None:
     """It gets a message."""
     answer = await admin.get(f"/users?{query}")
     assert answer.status == 400
@@ -541,7 +548,6 @@ async def test_an_order_that_is_none(console: Console, admin: Visitor) -> None:
         "offset=-1",
         "offset=x",
         "offset=99999999999999999999",
-        "key=%00",
     ):
         assert (await admin.get(f"/users?{query}")).status == 200
 
@@ -606,6 +612,8 @@ async def test_on_postgresql(postgresql: PostgreSQL, tmp_path: Path) -> None:
             assert "Saved." in (await admin.post(f"/keys/{key.id}", form)).text
             for path in ("/keys/%00", "/logs/%00", "/keys?after=%00"):
                 assert (await admin.get(path)).status == 404, path
+            for path in ("/users?key=%00", "/logs?key=%00", "/logs?trace=%00x"):
+                assert (await admin.get(path)).status == 400, path
 
 
 def test_buckets() -> None:

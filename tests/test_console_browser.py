@@ -200,7 +200,7 @@ def test_the_seed(browser: Browser, policyd: Policyd, gateway: Gateway, token: s
         expect(tooltip).to_be_hidden()
         row.get_by_role("button", name="Flag: Enforce User IDs").hover()
         expect(tooltip).to_be_visible()
-        expect(tooltip).to_contain_text("This request was blocked. It carried no user")
+        expect(tooltip).to_contain_text("This request carried no user. It was blocked")
         page.keyboard.press("Escape")
         expect(tooltip).to_be_hidden()
 

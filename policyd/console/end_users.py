@@ -8,6 +8,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from policyd.console import charts, periods
+from policyd.console.log_query import KEY_ID
 from policyd.console.logs import holds_samples, key_names
 from policyd.console.pages import console, render
 from policyd.console.periods import Period
@@ -33,6 +34,9 @@ class Table:
     def __init__(self, request: Request, period: Period) -> None:
         asked = request.query_params
         self.key_id = asked.get("key", "")
+        self.problem = ""
+        if self.key_id and not KEY_ID.fullmatch(self.key_id):
+            self.key_id, self.problem = "", "There is no such API key; these are all of them."
         self.sort = asked["sort"] if asked.get("sort") in _COLUMNS else "requests"
         # Names read from A to Z, numbers from the largest.
         usual = "up" if self.sort == "user" else "down"
@@ -82,8 +86,8 @@ def _show(request: Request) -> Response:
     return render(
         request,
         "end_users.html",
-        status=400 if problem else 200,
-        problem=problem,
+        status=400 if problem or table.problem else 200,
+        problem=problem or table.problem,
         period=period,
         periods=periods.USERS,
         last=last,

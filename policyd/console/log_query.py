@@ -16,7 +16,7 @@ NAMES = ("key", "decision", "flag", "operation", "user", "trace", "since", "unti
 """The filters, in the order of the form."""
 DECISIONS = {verdict.name.lower(): label for verdict, label in words.VERDICTS.items()}
 OPERATIONS = tuple(endpoint.operation for endpoint in ENDPOINTS.values())
-_KEY = re.compile(r"key_[0-9a-f]{1,27}")
+KEY_ID = re.compile(r"key_[0-9a-f]{1,27}")
 _TRACE = re.compile(r"[0-9A-Za-z_-]{1,99}")
 _ID = re.compile(r"[0-9a-f]{32}")
 
@@ -66,7 +66,7 @@ def read(parameters: Mapping[str, str]) -> LogQuery:
 
 
 def _key(value: str) -> str:
-    if not _KEY.fullmatch(value):
+    if not KEY_ID.fullmatch(value):
         raise ValueError("Choose one of the API keys; an ID looks like key_0123456789abcdef.")
     return value
 

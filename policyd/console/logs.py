@@ -64,6 +64,8 @@ def _rows(request: Request) -> Response:
     seen = _fingerprint(records)
     if not query.is_live or request.query_params.get("seen") == seen:
         return Response(status_code=204)
+    if "first" in request.query_params:  # Until now there was no table to put them in.
+        return Response(headers={"HX-Refresh": "true"})
     return render(
         request, "log_rows.html", query=query, records=records, keys=key_names(store), seen=seen
     )

@@ -60,14 +60,14 @@ def flag_words(record: Record, flag: str) -> str:
             "followed."
         )
     if record.user_state.is_unreadable:
-        cause = "Its body could not be read, so nobody could tell whose request it is"
+        cause = "The body of this request could not be read, so nobody could tell whose it is"
     elif record.user_state is UserState.ABSENT:
-        cause = "It carried no user"
+        cause = "This request carried no user"
     else:
-        cause = f"It carried no usable {record.identifier or 'user'}"
+        cause = f"This request carried no usable {record.identifier or 'user'}"
     if record.verdict is Verdict.DENIED:
-        return f"This request was blocked. {cause}, and this API key lets no such request pass."
-    return f"This request passed. {cause}; with Enforce User IDs on, it would have been blocked."
+        return f"{cause}. It was blocked: Enforce User IDs lets only requests pass that name one."
+    return f"{cause}. It passed, as Enforce User IDs only watched; enforcing would have blocked it."
 
 
 def words(name: str) -> str:
