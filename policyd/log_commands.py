@@ -153,6 +153,21 @@ def show(database_url: str, as_json: bool, decision_id: str) -> None:
 
 
 @logs.command()
+@options.common
+def status(database_url: str, as_json: bool) -> None:
+    """Show how many decisions the log holds, since when, and how many were never logged."""
+    with options.opened(database_url) as store:
+        found = store.log.status()
+    oldest = found.oldest.isoformat(timespec="milliseconds") if found.oldest else None
+    facts = {"decisions": found.decisions, "lost": found.lost, "oldest": oldest}
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        click.echo(f"{name:20}{'-' if value is None else value}")
+
+
+@logs.command()
 @option(
     "--format",
     "form",

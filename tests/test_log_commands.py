@@ -69,6 +69,17 @@ def test_a_list(store: Store, url: str) -> None:
     assert [one["id"] for one in listed(url, "--after", after)] == [entries[1].id, old.id]
 
 
+def test_the_status(store: Store, url: str) -> None:
+    """It tells how much the log holds, since when, and what was lost."""
+    assert json.loads(ask(url, "logs", "status", "--json"))["oldest"] is None
+    store.log.append([one := record(NOW), denied(NOW)])
+    store.log.lose({"process": 3})
+    found = json.loads(ask(url, "logs", "status", "--json"))
+    assert (found["decisions"], found["lost"]) == (2, 3)
+    assert datetime.fromisoformat(found["oldest"]) == one.time
+    assert "lost                3\n" in ask(url, "logs", "status")
+
+
 def test_hostile_texts_in_a_terminal(store: Store, url: str) -> None:
     """Nothing that a client sent steers the terminal."""
     hostile = record(NOW, end_user="\x1b[2J\u202e", model="a\nb\x07", user_agent="\x9b31m")
