@@ -16,11 +16,12 @@ import click
 from policyd import explanation, options
 from policyd.addresses import reserve
 from policyd.configuration import Address, Group, run, start_logging
-from policyd.log_commands import logs, simulate
+from policyd.log_commands import logs
 from policyd.model import ApiKey
 from policyd.options import MODES, OPTIONS, HeaderLine, option
 from policyd.server import Server
 from policyd.settings import ServerSettings
+from policyd.simulate_command import simulate
 from policyd.store import Store
 from policyd.supervisor import supervise
 

@@ -1,4 +1,4 @@
-"""`policyd logs` and `policyd simulate`: the decision log, read from the store."""
+"""`policyd logs`: the decision log, read from the store."""
 
 import json
 import sys
@@ -10,56 +10,18 @@ from typing import Any, TextIO
 
 import click
 
-from policyd import options
-from policyd.errors import InvalidArgument
+from policyd import options, terminal
 from policyd.export import csv_rows, json_line, values
-from policyd.model import ApiKey, KeySettings, Mode
-from policyd.options import option
+from policyd.options import Moment, option
 from policyd.record import Record, Verdict, is_decision_id
-from policyd.simulation import Simulation
-from policyd.simulation import simulate as simulate_requests
 from policyd.store import LogFilter, Store
 
 _VERDICTS = {verdict.name.lower(): verdict for verdict in Verdict}
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _CHUNK = 1000
 _LOOK = 0.5
 """Seconds between two looks for what is new."""
 _LATE = timedelta(seconds=30)
 """How late a decision may arrive in the store and still be seen by `tail`."""
-_COLUMNS = (
-    ("TIME", 23),
-    ("DECISION", 11),
-    ("KEY", 20),
-    ("OPERATION", 16),
-    ("USER", 16),
-    ("MODEL", 18),
-)
-
-
-class Moment(click.ParamType[datetime]):
-    """A moment, or how long ago it was."""
-
-    name = "TIME"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> datetime:
-        """See click.ParamType."""
-        if isinstance(value, datetime):
-            return value
-        try:
-            if value[-1:] in _UNITS and value[:-1].isdecimal():
-                return datetime.now(UTC) - timedelta(**{_UNITS[value[-1]]: int(value[:-1])})
-            moment = datetime.fromisoformat(value)
-            return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
-        except (ValueError, OverflowError):
-            self.fail(
-                f"{value!r} is no moment: give one such as 2026-11-25T09:30:00Z, or how long ago, "
-                "such as 30m, 24h or 7d",
-                param,
-                ctx,
-            )
-
-
 _filters = [
     option("--key-id", default="", metavar="ID", help="Of this API key."),
     option("--decision", type=click.Choice(list(_VERDICTS)), help="How the request fared."),
@@ -149,7 +111,7 @@ def show(database_url: str, as_json: bool, decision_id: str) -> None:
     for name, value in values(record).items():
         if value not in (None, "", []):
             shown = ", ".join(value) if isinstance(value, list) else value
-            click.echo(f"{name:20}{_printable(str(shown))}")
+            click.echo(f"{name:20}{terminal.printable(str(shown))}")
 
 
 @logs.command()
@@ -232,93 +194,5 @@ def _recent(store: Store, wanted: LogFilter) -> list[Record]:
 def _writer(as_json: bool) -> Callable[[Record], None]:
     if as_json:
         return lambda record: click.echo(json_line(record), nl=False)
-    click.echo("  ".join(name.ljust(width) for name, width in _COLUMNS) + "  ID")
-    return lambda record: click.echo(_line(record))
-
-
-def _line(record: Record) -> str:
-    facts = values(record)
-    names = ("time", "verdict", "api_key_id", "operation", "user", "model")
-    cells = (
-        _printable(str(facts[name] or "-"))[:width].ljust(width)
-        for name, (_, width) in zip(names, _COLUMNS, strict=True)
-    )
-    return "  ".join(cells) + "  " + record.id + ("  (sample)" if record.sample else "")
-
-
-def _printable(text: str) -> str:
-    """Nothing that steers a terminal or turns the line around: it comes from strangers."""
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
-
-
-@click.command()
-@click.argument("key_id", metavar="ID")
-@option("--since", default="7d", type=Moment(), help="From then until now.")
-@options.key_settings
-@option(
-    "--default-mode",
-    default="off",
-    type=click.Choice(list(options.MODES)),
-    help="As the server has it.",
-)
-@options.common
-def simulate(
-    database_url: str, as_json: bool, key_id: str, since: datetime, default_mode: str, **given: Any
-) -> None:
-    """Say what other settings would have done to the logged requests of the key with this ID.
-
-    Without options: what "enforce" would have blocked. It changes nothing.
-    """
-    with options.opened(database_url) as store:
-        key = store.get_key(key_id)
-        settings = _settings(key, {"mode": Mode.ENFORCE} | options.changes(**given))
-        now = datetime.now(UTC)
-        default = options.MODES[default_mode]
-        found = simulate_requests(store, key.id, settings, since, now, default)
-    if as_json:
-        click.echo(json.dumps(_simulation(found, settings), ensure_ascii=False))
-    else:
-        click.echo(_report(found, settings))
-
-
-def _settings(key: ApiKey, changes: dict[str, Any]) -> KeySettings:
-    try:
-        return replace(KeySettings(key.id, key.mode, key.override, key.accept), **changes)
-    except ValueError as error:
-        raise InvalidArgument(str(error)) from None
-
-
-def _simulation(found: Simulation, settings: KeySettings) -> dict[str, Any]:
-    return {
-        "key_id": settings.key_id,
-        "enforce_user_ids": settings.mode.name.lower() if settings.mode else None,
-        "override": settings.override.name.lower(),
-        "accept": list(settings.accept),
-        "requests": found.requests,
-        "blocked": found.blocked,
-        "by_operation": dict(found.by_operation),
-        "by_model": dict(found.by_model),
-        "by_user_agent": dict(found.by_user_agent),
-        "examples": [values(record) for record in found.examples],
-    }
-
-
-def _report(found: Simulation, settings: KeySettings) -> str:
-    mode = settings.mode.name.lower() if settings.mode else "default"
-    share = f" ({found.blocked / found.requests:.1%})" if found.requests else ""
-    lines = [
-        f'With "{mode}", override {settings.override.name.lower()}, accepting '
-        f"{', '.join(settings.accept)}: {found.blocked} of {found.requests} requests{share} "
-        "would have been blocked."
-    ]
-    lists = (
-        ("operation", found.by_operation),
-        ("model", found.by_model),
-        ("user agent", found.by_user_agent),
-    )
-    for title, rows in lists:
-        lines += [f"\nBlocked by {title}:"] if rows else []
-        lines += [f"{count:>10}  {_printable(name) or '(not known)'}" for name, count in rows]
-    lines += ["\nFor example:"] if found.examples else []
-    lines += [f"  {_line(record)}" for record in found.examples]
-    return "\n".join(lines)
+    click.echo(terminal.HEADING)
+    return lambda record: click.echo(terminal.line(record))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 OPTIONS = Options("POLICYD")
 option = OPTIONS.option
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 MODES = {mode.name.lower(): mode for mode in Mode}
 OVERRIDES = {override.name.lower(): override for override in Override}
 
@@ -36,6 +38,29 @@ class HeaderLine(click.ParamType[str]):
     def get_metavar(self, param: Any, ctx: Any = None) -> str:
         """See click.ParamType."""
         return self.name
+
+
+class Moment(click.ParamType[datetime]):
+    """A moment, or how long ago it was."""
+
+    name = "TIME"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> datetime:
+        """See click.ParamType."""
+        if isinstance(value, datetime):
+            return value
+        try:
+            if value[-1:] in _UNITS and value[:-1].isdecimal():
+                return datetime.now(UTC) - timedelta(**{_UNITS[value[-1]]: int(value[:-1])})
+            moment = datetime.fromisoformat(value)
+            return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+        except (ValueError, OverflowError):
+            self.fail(
+                f"{value!r} is no moment: give one such as 2026-11-25T09:30:00Z, or how long ago, "
+                "such as 30m, 24h or 7d",
+                param,
+                ctx,
+            )
 
 
 database_url = option(
