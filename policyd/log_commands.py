@@ -1,6 +1,5 @@
 """`policyd logs`: the decision log, read from the store."""
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -123,7 +122,7 @@ def status(database_url: str, as_json: bool) -> None:
     oldest = found.oldest.isoformat(timespec="milliseconds") if found.oldest else None
     facts = {"decisions": found.decisions, "lost": found.lost, "oldest": oldest}
     if as_json:
-        click.echo(json.dumps(facts))
+        options.print_json(facts)
         return
     for name, value in facts.items():
         click.echo(f"{name:20}{'-' if value is None else value}")

@@ -1,5 +1,6 @@
 """Options that several commands of policyd share."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -136,6 +137,11 @@ def spool(url: str) -> Path:
     """The folder where the entries of this database's log wait for it."""
     file = sqlite_file(url)
     return beside_database(url, f"{file.name}-spool" if file else "policyd-spool")
+
+
+def print_json(value: object) -> None:
+    """Print a value for machines, on one line."""
+    click.echo(json.dumps(value, ensure_ascii=False))
 
 
 def beside_database(url: str, name: str) -> Path:

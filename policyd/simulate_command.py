@@ -1,6 +1,5 @@
 """`policyd simulate`: what other settings would have done, from the decision log."""
 
-import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -42,7 +41,7 @@ def simulate(
         default = options.MODES[default_mode]
         found = simulate_requests(store, key.id, settings, since, now, default)
     if as_json:
-        click.echo(json.dumps(_simulation(found, settings), ensure_ascii=False))
+        options.print_json(_simulation(found, settings))
     else:
         click.echo(_report(found, settings))
 
