@@ -30,7 +30,8 @@ _PATH = re.compile(
     rf"(?:/v1|/openai/v1|/openai/deployments/.+?|/openai)?({'|'.join(map(re.escape, ENDPOINTS))})",
     re.DOTALL,
 )
-_TARGET = re.compile(r"(?:[a-z][a-z0-9+.-]*://[^/?#]*)?([^?#]*)", re.IGNORECASE | re.DOTALL)
+# A backslash ends a URL's host where it is read as browsers do.
+_TARGET = re.compile(r"(?:[a-z][a-z0-9+.-]*://[^/?#\\]*)?([^?#]*)", re.IGNORECASE | re.DOTALL)
 _HOST = re.compile(r"[/\\]{2,}[^/\\]+")
 _OUT_OF_SCOPE = Target(in_scope=False)
 _NOT_SAID = Target(in_scope=True)
@@ -66,6 +67,9 @@ def canonical_path(path: str) -> str:
 
 def _resolve(target: str) -> Target:
     path = _TARGET.match(target)
+    if path and not path[1]:
+        # https://host?/v1/embeddings: some take the question mark for a part of the host.
+        return _NOT_SAID
     for spelling in _readings(path[1] if path else target):
         canonical = _canonical(spelling)
         match = _PATH.fullmatch(canonical)

@@ -252,6 +252,16 @@ async def test_which_request_it_is(url: str, enforced: str, headers: Pairs) -> N
 
 
 @pytest.mark.parametrize(
+    "target", [f"https://x?{PATH}", "https://x", "http://x" + PATH.replace("/", "\\")]
+)
+async def test_urls_without_a_clear_path(url: str, enforced: str, target: str) -> None:
+    """Where servers may part ways on where a URL's host ends, the request counts as in scope."""
+    pairs = [("x-usagepanda-api-key", enforced), *about("POST", target)]
+    assert (await ask(url, "POST", "/v1/check", pairs, CHAT)).status == 422
+    assert (await ask(url, "POST", "/v1/check", pairs, CHAT_WITH_USER)).status == 200
+
+
+@pytest.mark.parametrize(
     ("method", "target"),
     [
         ("GET", "/"),

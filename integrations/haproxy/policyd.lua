@@ -27,7 +27,7 @@ local function headers_of(txn)
         end
     end
     headers["x-forwarded-method"] = {txn.f:method()}
-    headers["x-forwarded-uri"] = {txn.f:url()}
+    headers["x-forwarded-uri"] = {txn.f:pathq()}
     headers["x-forwarded-for"] = {txn.f:src()}
     headers["x-policyd-token"] = {os.getenv("POLICYD_TOKEN")}
     return headers
