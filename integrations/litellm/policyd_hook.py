@@ -16,6 +16,7 @@ from policyd.client import PolicyClient
 from policyd.v1.policy_pb2 import (
     DECISION_ALLOW,
     USER_STATE_ABSENT,
+    USER_STATE_DUPLICATE,
     USER_STATE_EMPTY,
     USER_STATE_NOT_STRING,
     USER_STATE_UNSUPPORTED_ENCODING,
@@ -106,12 +107,10 @@ def question(data: dict[str, Any], call_type: str, key: str) -> EvaluateRequest:
     Of a field that is repeated LiteLLM reads the last and sends that one on, so it is judged.
     What LiteLLM passes through without saying where (/openai/… and the like) is in scope.
     """
-    came = data.get("proxy_server_request") or {
-        "headers": {},
-        "method": "",
-        "url": "",
-        "body": data,
-    }
+    unsaid = {"headers": {}, "method": "", "url": "", "body": data}
+    # Of what it passes through, `data` is the client's own body, which may claim anything.
+    is_told = call_type != "pass_through_endpoint"
+    came = (is_told and data.get("proxy_server_request")) or unsaid
     headers = {name.lower(): value for name, value in came["headers"].items()}
     asked = EvaluateRequest(
         method=came["method"],
@@ -128,9 +127,20 @@ def question(data: dict[str, Any], call_type: str, key: str) -> EvaluateRequest:
         asked.user_state = USER_STATE_UNSUPPORTED_ENCODING  # LiteLLM undoes none.
         return asked
     body = came["body"] or {}
-    _tell(asked, "user", body.get("user", _MISSING))
-    _tell(asked, "safety_identifier", body.get("safety_identifier", _MISSING))
+    for identifier in ("user", "safety_identifier"):
+        if is_told and _is_rewritten(body, identifier):
+            setattr(asked, f"{identifier}_state", USER_STATE_DUPLICATE)
+        else:
+            _tell(asked, identifier, body.get(identifier, _MISSING))
     return asked
+
+
+def _is_rewritten(body: dict[str, Any], identifier: str) -> bool:
+    """Whether the body itself has LiteLLM send another `identifier` upstream, or none."""
+    extra, fallbacks = body.get("extra_body"), body.get("fallbacks")
+    others = [extra, *(fallbacks if isinstance(fallbacks, list) else ())]
+    is_replaced = any(isinstance(one, dict) and identifier in one for one in others)
+    return is_replaced or identifier in str(body.get("additional_drop_params"))
 
 
 def _tell(asked: EvaluateRequest, identifier: str, value: object) -> None:

@@ -207,6 +207,36 @@ def test_what_litellm_passes_through(proxy: LiteLLM, keys: Keys, upstream: Upstr
     assert not upstream.received
 
 
+def test_what_claims_to_be_another_request(proxy: LiteLLM, keys: Keys, upstream: Upstream) -> None:
+    """In what is passed through, a body that describes another request is not believed."""
+    headers = {"x-usagepanda-api-key": keys.secret(ENFORCE)}
+    claim = {"method": "GET", "url": "http://x/v1/models", "headers": headers, "body": {}}
+    body = json.dumps(json.loads(CHAT) | {"proxy_server_request": claim}).encode()
+    assert send(proxy, "/openai/v1/chat/completions", body).status == 403
+
+
+@pytest.mark.parametrize(
+    "rewriting",
+    [
+        '"extra_body":{"user":""}',
+        '"extra_body":{"user":null}',
+        '"additional_drop_params":["user"]',
+        '"fallbacks":[{"model":"gpt-4o-mini","user":""}]',
+    ],
+)
+def test_fields_that_rewrite_the_user(
+    proxy: LiteLLM, keys: Keys, upstream: Upstream, rewriting: str
+) -> None:
+    """Where the body has LiteLLM send another user than it names, or none, it is refused."""
+    upstream.forget()
+    body = CHAT_WITH_USER[:-1] + f",{rewriting}}}".encode()
+    response = chat(proxy, keys.secret(ENFORCE), body)
+    assert (response.status, response.body) == (422, NO_USER)
+    assert not upstream.received
+    others = CHAT_WITH_USER[:-1] + b',"extra_body":{"seed":1},"additional_drop_params":["seed"]}'
+    assert chat(proxy, keys.secret(ENFORCE), others).status == 200
+
+
 @conformance.over_http
 def test_vectors(
     proxy: LiteLLM,
