@@ -91,6 +91,16 @@ _UNDECIDED = render(
 NO_DECISION = replace(_UNDECIDED, headers=(*HEADERS, ("Retry-After", "1")))
 """The response to a request that policyd could not be asked about: CONTRACT.md, section 5."""
 
+WEBSOCKET = render(
+    501,
+    (
+        "This gateway does not pass WebSocket connections on, because no policy can see into them. "
+        "Send the request over HTTP, with stream: true for a stream",
+    ),
+    "invalid_request",
+)
+"""The response to a request that asks for a WebSocket."""
+
 
 @cache
 def for_user_state(state: UserState) -> Denial:

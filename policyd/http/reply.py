@@ -7,6 +7,8 @@ from email.utils import formatdate
 from functools import lru_cache
 from typing import Any
 
+from policyd import denial
+
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 HEADERS = (
@@ -113,9 +115,4 @@ HEAD_TOO_LARGE = error(
     "invalid_request",
     "The request's path or headers are too large. Send shorter ones",
 )
-WEBSOCKET = error(
-    501,
-    "invalid_request",
-    "This gateway does not pass WebSocket connections on, because no policy can see into them. "
-    "Send the request over HTTP, with stream: true for a stream",
-)
+WEBSOCKET = Reply(denial.WEBSOCKET.status, denial.WEBSOCKET.headers, denial.WEBSOCKET.body)

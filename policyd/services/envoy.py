@@ -55,6 +55,8 @@ class AuthorizationServicer:
         """See envoy.service.auth.v3. Raises InvalidArgument or InvalidDescriptor."""
         route = self._route(request)
         check = await envoy_request.read(request.attributes)
+        if check.is_websocket:
+            return CheckResponse(status=_REFUSED, denied_response=_WEBSOCKET)
         answer = await self._policy.answer(check.question, route)
         metadata = _metadata(answer)
         if answer.decision == pb.DECISION_ALLOW:
@@ -99,6 +101,13 @@ def _denied(answer: pb.EvaluateResponse, arrival: Arrival) -> DeniedHttpResponse
 
 def _header(name: str, value: str) -> HeaderValueOption:
     return HeaderValueOption(header=HeaderValue(key=name, value=value), append_action=_SET)
+
+
+_WEBSOCKET = DeniedHttpResponse(
+    status=HttpStatus(code=denial.WEBSOCKET.status),
+    headers=[_header(name, value) for name, value in denial.WEBSOCKET.headers],
+    body=denial.WEBSOCKET.body,
+)
 
 
 def _metadata(answer: pb.EvaluateResponse) -> Struct:

@@ -43,6 +43,8 @@ class Check(NamedTuple):
     own_headers: tuple[str, ...]
     """The names of those that must not go upstream."""
     arrival: Arrival
+    is_websocket: bool
+    """Whether it asks for a connection that no policy can see into."""
 
 
 async def read(attributes: Any) -> Check:
@@ -71,7 +73,8 @@ async def read(attributes: Any) -> Check:
         if arrival is Arrival.WHOLE:
             facts = await _read_body(body, headers, target.endpoint)
         _add_facts(question, facts)
-    return Check(question, http.path, tuple(filter(_is_own, headers)), arrival)
+    is_websocket = any("websocket" in value.lower() for value in headers.get("upgrade", ()))
+    return Check(question, http.path, tuple(filter(_is_own, headers)), arrival, is_websocket)
 
 
 # --- headers -----------------------------------------------------------------------------------

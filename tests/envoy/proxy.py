@@ -46,15 +46,16 @@ def listener(config: dict[str, Any]) -> dict[str, Any]:
 
 def ext_authz(config: dict[str, Any]) -> dict[str, Any]:
     """The settings of its filter ext_authz."""
-    return _manager(config)["http_filters"][0]["typed_config"]
+    return manager(config)["http_filters"][0]["typed_config"]
 
 
 def routes(config: dict[str, Any]) -> list[dict[str, Any]]:
     """Its routes."""
-    return _manager(config)["route_config"]["virtual_hosts"][0]["routes"]
+    return manager(config)["route_config"]["virtual_hosts"][0]["routes"]
 
 
-def _manager(config: dict[str, Any]) -> dict[str, Any]:
+def manager(config: dict[str, Any]) -> dict[str, Any]:
+    """Its HTTP connection manager."""
     (chain,) = listener(config)["filter_chains"]
     return chain["filters"][0]["typed_config"]
 

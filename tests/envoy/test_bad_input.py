@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.envoy.check import CHAT, CHAT_WITH_USER, KEY, OVERRIDE
-from tests.envoy.proxy import Envoy, ext_authz, listener, manifest
+from tests.envoy.proxy import Envoy, ext_authz, listener, manager, manifest
 from tests.envoy.test_envoy import GOLDEN, JSON, ask
 from tests.stack import Upstream
 
@@ -31,7 +31,7 @@ def as_istio(config: Config) -> None:
     """All headers, in a map; bodies as the manifest says, in buffers of Envoy's own size."""
     providers = manifest("istio/mesh-config.yaml")["spec"]["meshConfig"]["extensionProviders"]
     told = providers[0]["envoyExtAuthzGrpc"]["includeRequestBodyInCheck"]
-    _in_a_map(config)
+    _as_control_planes_do(config)
     ext_authz(config)["with_request_body"] = {
         "max_request_bytes": told["maxRequestBytes"],
         "allow_partial_message": told["allowPartialMessage"],
@@ -43,12 +43,13 @@ def as_istio(config: Config) -> None:
 def as_envoy_gateway(config: Config) -> None:
     """All headers, in a map; bodies as text, whole or not at all, in small buffers."""
     told = manifest("gateway/security-policy.yaml")["spec"]["extAuth"]["bodyToExtAuth"]
-    _in_a_map(config)
+    _as_control_planes_do(config)
     ext_authz(config)["with_request_body"] = {"max_request_bytes": told["maxRequestBytes"]}
     listener(config)["per_connection_buffer_limit_bytes"] = 32768
 
 
-def _in_a_map(config: Config) -> None:
+def _as_control_planes_do(config: Config) -> None:
+    manager(config)["upgrade_configs"] = [{"upgrade_type": "websocket"}]
     ext_authz(config)["encode_raw_headers"] = False
     del ext_authz(config)["allowed_headers"]
 
@@ -136,6 +137,15 @@ def test_bodies(proxy: Envoy, upstream: Upstream, enforcing: str, body: bytes, s
     answer = ask(proxy, enforcing, body, JSON)
     assert answer.status == status
     assert list(json.loads(answer.body)["error"]) == ["message", "type", "param", "code"]
+    assert not upstream.received
+
+
+def test_websockets(proxy: Envoy, upstream: Upstream, off: str) -> None:
+    """They are refused with 501, though control planes have Envoy pass them on."""
+    headers = [("Connection", "Upgrade"), ("Upgrade", "WebSocket"), ("Sec-WebSocket-Key", "x")]
+    answer = ask(proxy, off, None, *headers, method="GET", path="/v1/responses")
+    assert answer.status == 501
+    assert "WebSocket" in answer.message
     assert not upstream.received
 
 

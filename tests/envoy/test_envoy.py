@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from gateway import errors
+from policyd import denial
 from tests import requirements
 from tests.envoy.check import CHAT, CHAT_WITH_USER, KEY, PATH
 from tests.envoy.proxy import SHIPPED, Envoy, ext_authz, routes
@@ -152,7 +153,7 @@ def test_websockets(envoy: Envoy, upstream: Upstream, off: str) -> None:
     headers = [("Connection", "Upgrade"), ("Upgrade", "websocket"), ("Sec-WebSocket-Key", "x")]
     answer = ask(envoy, off, None, *headers, method="GET", path="/v1/realtime")
     assert answer.status == 501
-    assert answer.body == body_of(errors.WEBSOCKET)
+    assert answer.body == denial.WEBSOCKET.body
     assert not upstream.received
 
 
