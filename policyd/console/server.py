@@ -15,6 +15,8 @@ from policyd import tokens
 from policyd.configuration import Address
 from policyd.console.app import application
 from policyd.console.attempts import Attempts
+from policyd.console.connection import Connection
+from policyd.console.guards import public_origin
 from policyd.console.pages import Console
 from policyd.console.sessions import Sessions
 from policyd.errors import CannotListen, SettingsError
@@ -47,7 +49,7 @@ class ConsoleServer:
         tls = self._tls
         config = uvicorn.Config(
             application(self._console),
-            http="httptools",
+            http=Connection,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -80,7 +82,7 @@ def console_url(settings: ServerSettings) -> str:
     """Where a browser finds the console."""
     assert settings.console is not None
     if settings.console_url:
-        return settings.console_url.rstrip("/")
+        return public_origin(settings.console_url)
     host, port = settings.console
     reached = Address(socket.gethostname() if host in _EVERYWHERE else host, port)
     return f"{'https' if settings.tls_cert else 'http'}://{reached}"
