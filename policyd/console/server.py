@@ -23,6 +23,8 @@ from policyd.errors import CannotListen, SettingsError
 from policyd.settings import ServerSettings
 from policyd.store import Store
 
+_MAX_HEAD = 64 * 2**10
+"""Bytes of a request line and its headers: the cookies of all that a machine serves add up."""
 _GRACE = 3
 """Seconds that pages under way have when the console stops."""
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  # compared, not listened on
@@ -50,6 +52,7 @@ class ConsoleServer:
         config = uvicorn.Config(
             application(self._console),
             http=Connection,
+            h11_max_incomplete_event_size=_MAX_HEAD,
             ws="none",
             lifespan="off",
             log_config=None,
