@@ -7,8 +7,9 @@ its standard input closes, after it has shipped what is left.
 import asyncio
 import logging
 import os
+import resource
 import sys
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 
 from policyd import child
@@ -102,7 +103,15 @@ class _Office:
         return shipped
 
 
+def _open_many_files() -> None:
+    """Take all the files that may be had: the console's visitors must leave some for the log."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # Not every system gives what it says may be had.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 if __name__ == "__main__":
     start_logging(sys.argv[1])
     os.nice(_NICE)
+    _open_many_files()
     run(_work())

@@ -1,20 +1,25 @@
 """The decision log as files: CSV and JSON Lines, with one set of columns.
 
-A spreadsheet runs what looks like a formula, so in CSV a text that begins like one gets a `'` in
-front.
+A spreadsheet runs what looks like a formula, so in CSV what begins like one gets a `'` in front: a
+text, and what follows a semicolon or a tab in it.
 """
 
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
 from typing import Any
 
 from policyd.record import Outcome, Record
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""How a formula can begin; the last four are the wide forms of the first."""
+_SIGNS = "=+@\uff1d\uff0b\uff0d\uff20-"
+"""How a formula can begin, the wide forms too."""
+_FORMULA = (*_SIGNS, "\t", "\r", "\n")
+_WITHIN = re.compile(rf'([;\t\r\n][\s"]*)(?=[{_SIGNS}])')
+"""Where one can begin within a text: spreadsheets of many languages end cells at semicolons, and
+take no notice then of quotes that do not begin one."""
 
 
 def _word(value: IntEnum | None) -> str | None:
@@ -111,4 +116,5 @@ def _cell(value: Any) -> str:
         # Without an exponent, which some spreadsheets take for text.
         return f"{value:.9f}".rstrip("0").rstrip(".")
     text = ",".join(value) if isinstance(value, list) else str(value)
+    text = _WITHIN.sub(r"\1'", text)
     return "'" + text if text.startswith(_FORMULA) or text.lstrip().startswith(_FORMULA) else text

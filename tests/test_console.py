@@ -131,6 +131,12 @@ async def test_revoking(console: Console, admin: Visitor) -> None:
     assert "cannot be changed" in (await admin.get(f"/keys/{key.id}")).text
 
 
+async def test_a_link_that_tells_of_a_revocation(console: Console, admin: Visitor) -> None:
+    """It says so only of a key that is revoked."""
+    key, _ = console.store.create_key("app")
+    assert "is revoked" not in (await admin.get(f"/keys?done={key.id}")).text
+
+
 async def test_revoking_what_has_changed(console: Console, admin: Visitor) -> None:
     """Who did not see the change is asked once more."""
     key, _ = console.store.create_key("app")
@@ -218,11 +224,25 @@ async def test_two_administrators(console: Console, admin: Visitor) -> None:
     assert console.store.get_key(key.id).name == "mine"
 
 
+async def test_two_administrators_and_a_mistake(console: Console, admin: Visitor) -> None:
+    """Who has to mend the form first is still told that somebody else has saved meanwhile."""
+    key, _ = console.store.create_key("app")
+    page = await admin.get(f"/keys/{key.id}")
+    theirs = console.store.update_key(key.id, {"override": Override.LOCKED})
+    mistake = await admin.post(f"/keys/{key.id}", _form(" ", page.field("etag")))
+    assert mistake.status == 422
+    mended = await admin.post(f"/keys/{key.id}", _form("mine", mistake.field("etag")))
+    assert mended.status == 409
+    assert "Somebody else has saved this key" in mended.text
+    assert console.store.get_key(key.id) == theirs
+
+
 async def test_a_form_without_an_etag(console: Console, admin: Visitor) -> None:
-    """It overwrites nothing."""
+    """It overwrites and revokes nothing."""
     key, _ = console.store.create_key("app")
     form = _form("mine", "")
-    assert (await admin.post(f"/keys/{key.id}", form)).status == 409
+    for path in (f"/keys/{key.id}", f"/keys/{key.id}/revoke"):
+        assert (await admin.post(path, form)).status == 409
     assert console.store.get_key(key.id) == key
 
 
@@ -529,6 +549,8 @@ async def test_many_users(console: Console, admin: Visitor) -> None:
         "period=days&since=x&until=y",
         "period=days&since=2026-02-01&until=2026-01-01",
         "period=days&since=1900-01-01&until=2026-01-01",
+        "period=days&since=9999-12-31&until=9999-12-31",
+        "period=days&since=9998-12-31&until=9999-12-30",
         "key=nonsense",
         "key=%00",
     ],

@@ -1,6 +1,7 @@
 """Signing in to the console, and what keeps others out."""
 
 import asyncio
+import contextlib
 import logging
 import socket
 import ssl
@@ -9,12 +10,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import aiohttp
 import pytest
 import trustme
 from starlette.requests import Request
 from starlette.responses import Response
 
 from policyd.configuration import Address
+from policyd.console import connection
 from policyd.console.sessions import LIFETIME, LINK_LIFETIME, Sessions
 from policyd.errors import CannotListen, SettingsError
 from policyd.settings import ServerSettings
@@ -315,6 +318,70 @@ async def test_headers(console: Console, visitor: Visitor) -> None:
         assert "Server" not in headers
 
 
+async def test_headers_of_a_failure(
+    console: Console, visitor: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page that says that something went wrong is kept as safe, and tells no more."""
+
+    def fail(_: object) -> None:
+        raise ValueError("a detail of ours")
+
+    monkeypatch.setattr(console.server._console.store.administrator, "get", fail)
+    answer = await visitor.get("/sign-in")
+    assert answer.status == 500
+    assert "a detail of ours" not in answer.text
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert answer.headers["Cache-Control"] == "no-store"
+
+
+async def test_a_head_without_end(console: Console) -> None:
+    """A request's headers have a bound, whoever sends them."""
+    reader, writer = await asyncio.open_connection(*console.server.address)
+    writer.write(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+    for _ in range(100):
+        writer.write(b"x: " + b"a" * 2000 + b"\r\n")
+    async with asyncio.timeout(30):
+        assert (await reader.readline()).startswith(b"HTTP/1.1 4")
+    writer.close()
+
+
+async def test_connections_that_ask_for_nothing(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are ended, as are those that never finish a request, whether it is the first or not."""
+    monkeypatch.setattr(connection, "PATIENCE", 0.2)
+    sign_in = b"GET /sign-in HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    form = f"POST /sign-in HTTP/1.1\r\nHost: 127.0.0.1\r\nOrigin: {console.url}\r\n".encode()
+    form += b"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 99\r\n\r\na="
+    for begun in (b"", sign_in[:20], sign_in + sign_in[:20], form):
+        reader, writer = await asyncio.open_connection(*console.server.address)
+        writer.write(begun)
+        with contextlib.suppress(ConnectionResetError):
+            async with asyncio.timeout(30):
+                await reader.read()
+        writer.close()
+
+
+async def test_too_many_connections(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those beyond a number are ended at once, and there is room again when some go."""
+    monkeypatch.setattr(connection, "MAX_CONNECTIONS", 3)
+    held = [await asyncio.open_connection(*console.server.address) for _ in range(3)]
+    reader, writer = await asyncio.open_connection(*console.server.address)
+    with contextlib.suppress(ConnectionResetError):
+        async with asyncio.timeout(5):
+            assert await reader.read() == b""
+    writer.close()
+    for _, one in held:
+        one.close()
+        await one.wait_closed()
+    async with asyncio.timeout(30):
+        while True:
+            with contextlib.suppress(aiohttp.ClientError):
+                async with Visitor(console.url) as visitor:
+                    assert (await visitor.get("/sign-in")).status == 200
+                    return
+
+
 async def test_no_inline_script_or_style(console: Console, visitor: Visitor) -> None:
     """No page needs what the policy forbids."""
     await visitor.sign_in(console.token)
@@ -362,6 +429,11 @@ async def test_odd_forms(console: Console, visitor: Visitor) -> None:
     assert (await visitor.post("/sign-in", many.encode(), **form)).status == 400
     binary = b"password=%ff%fe&next=%00"
     assert (await visitor.post("/sign-in", binary, **form)).status == 401
+    for charset in ("undefined", "utf-7", "unicode_escape"):
+        parts = {"Content_Type": f"multipart/form-data; boundary=x; charset={charset}"}
+        body = b'--x\r\nContent-Disposition: form-data; name="password"\r\n\r\n+2AA-\r\n--x--\r\n'
+        answer = await visitor.post("/sign-in", body, **parts)
+        assert (answer.status, "not sent in parts" in answer.text) == (400, True)
     await visitor.sign_in(console.token)
     origin = {"Origin": console.url}
     async with visitor.session.put(console.url + "/keys", headers=origin) as answer:
@@ -388,10 +460,13 @@ async def test_tls(tmp_path: Path) -> None:
         assert (await visitor.get("/keys", follow=False)).status == 200
 
 
-async def test_behind_a_proxy(tmp_path: Path) -> None:
-    """Browsers see another URL: it is the one that counts, whatever host the proxy gives."""
+@pytest.mark.parametrize("ending", ["", "/", ":443"])
+@pytest.mark.parametrize("host", ["policyd.example.com", "Policyd.Example.com"])
+async def test_behind_a_proxy(tmp_path: Path, host: str, ending: str) -> None:
+    """Browsers see another URL: it is the one that counts, however it was written, and whatever
+    host the proxy gives."""
     public = "https://policyd.example.com"
-    async with running(settings(tmp_path, console_url=public)) as console:
+    async with running(settings(tmp_path, console_url=f"https://{host}{ending}")) as console:
         assert console.url == public
         assert (console.first_link or "").startswith(public)
         async with Visitor(f"http://{console.server.address}") as visitor:

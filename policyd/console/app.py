@@ -10,10 +10,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
-from starlette.types import Scope
+from starlette.types import ASGIApp, Scope
 
 from policyd.console import dashboard, end_users, key_settings, keys, log_details, logs, sign_in
-from policyd.console.guards import OwnHost, SafeHeaders, SameOrigin, SignedIn
+from policyd.console.guards import OwnHost, SafeHeaders, SameOrigin, SignedIn, public_origin
 from policyd.console.pages import HERE, Console, refuse
 from policyd.errors import DecisionNotFound, KeyNotFound, PolicydError, StoreUnavailable
 
@@ -27,10 +27,11 @@ _AWAY = (
 )
 
 
-def application(console: Console) -> Starlette:
+def application(console: Console) -> ASGIApp:
     """The ASGI application."""
-    public = console.settings.console_url.rstrip("/")
-    before = [Middleware(SafeHeaders)]
+    url = console.settings.console_url
+    public = public_origin(url) if url else ""
+    before = []
     if console.settings.console and console.settings.console.is_loopback:
         before.append(Middleware(OwnHost, refuse, urlsplit(public).netloc))
     before.append(Middleware(SameOrigin, refuse, public))
@@ -54,7 +55,8 @@ def application(console: Console) -> Starlette:
         max_body_size=_MAX_BODY,
     )
     app.state.console = console
-    return app
+    # Outermost, so that a failure's page has them too.
+    return SafeHeaders(app)
 
 
 class _Static(StaticFiles):

@@ -38,6 +38,13 @@ _HEADERS = {
 }
 
 
+def public_origin(url: str) -> str:
+    """The origin of a URL as browsers write it: in lower case, without the usual port."""
+    parts = urlsplit(url)
+    usual = {"http": ":80", "https": ":443"}[parts.scheme]
+    return f"{parts.scheme}://{parts.netloc.lower().removesuffix(usual)}"
+
+
 class SafeHeaders:
     """Adds the headers that keep a page from running, loading or telling what is not ours."""
 

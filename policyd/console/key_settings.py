@@ -12,7 +12,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from policyd.console import words
-from policyd.console.keys import read_mode
+from policyd.console.keys import read_etag, read_mode
 from policyd.console.pages import console, is_fragment, posted, render
 from policyd.errors import EtagMismatch, InvalidArgument, KeyRevoked
 from policyd.model import IDENTIFIERS, ApiKey, KeySettings, Mode, Override
@@ -83,6 +83,7 @@ def _form(
     problem: str = "",
     status: int = 200,
     *,
+    etag: str = "",
     conflict: bool = False,
 ) -> Response:
     here = console(request)
@@ -96,6 +97,7 @@ def _form(
         status=status,
         key=key,
         typed=typed,
+        etag=etag or str(key.revision),
         problem=problem,
         differing=differing if conflict else [],
         default=here.settings.default_mode,
@@ -112,13 +114,14 @@ def _save(request: Request, form: FormData) -> Response:
     store = console(request).store
     key_id = request.path_params["key_id"]
     typed = Typed.read(form)
+    etag = read_etag(form)
     try:
-        store.update_key(key_id, typed.changes(), str(form.get("etag") or "missing"))
+        store.update_key(key_id, typed.changes(), etag)
     except InvalidArgument as error:
         message = str(error)
-        return _form(
-            request, store.get_key(key_id), typed, f"{message[:1].upper()}{message[1:]}.", 422
-        )
+        problem = f"{message[:1].upper()}{message[1:]}."
+        # With the etag that came: what somebody else has saved meanwhile is still to be told.
+        return _form(request, store.get_key(key_id), typed, problem, 422, etag=etag)
     except EtagMismatch:
         problem = (
             "Somebody else has saved this key since you opened it, so nothing was saved yet. Your "

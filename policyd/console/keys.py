@@ -26,12 +26,14 @@ def _list(request: Request) -> Response:
         is_first=not after,
         show_revoked=show_revoked,
         default=here.settings.default_mode,
-        just_revoked=_name(request, request.query_params.get("done", "")),
+        just_revoked=_revoked_name(request, request.query_params.get("done", "")),
     )
 
 
-def _name(request: Request, key_id: str) -> str:
-    return console(request).store.get_key(key_id).name if key_id else ""
+def _revoked_name(request: Request, key_id: str) -> str:
+    # Whatever a link says, only what is revoked is called so.
+    key = console(request).store.get_key(key_id) if key_id else None
+    return key.name if key and key.revoked_at else ""
 
 
 def _new(request: Request) -> Response:
@@ -73,6 +75,11 @@ def read_mode(value: str) -> Mode | None:
         raise InvalidArgument("Enforce User IDs is off, audit, enforce or empty") from None
 
 
+def read_etag(form: FormData) -> str:
+    """The etag of a form; without one, one that fits nothing."""
+    return text(form, "etag") or "missing"
+
+
 def _ask_to_revoke(request: Request) -> Response:
     return _revoke_form(request, console(request).store.get_key(request.path_params["key_id"]))
 
@@ -87,7 +94,7 @@ def _revoke(request: Request, form: FormData) -> Response:
     store = console(request).store
     key_id = request.path_params["key_id"]
     try:
-        store.revoke_key(key_id, text(form, "etag") or None)
+        store.revoke_key(key_id, read_etag(form))
     except EtagMismatch:
         changed = "Somebody has changed this key since this page was opened. Look again."
         return _revoke_form(request, store.get_key(key_id), changed)

@@ -10,6 +10,7 @@ from typing import Any, cast
 import jinja2
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
@@ -89,6 +90,9 @@ def posted(handler: Posted) -> Callable[[Request], Awaitable[Response]]:
     """An endpoint that gives `handler` the form, in a thread: the store blocks."""
 
     async def endpoint(request: Request) -> Response:
+        # In parts, a form may name any charset of Python's, which not everybody can write again.
+        if request.headers.get("content-type", "").strip().lower().startswith("multipart/"):
+            raise HTTPException(400, "The forms of this console are not sent in parts.")
         async with request.form(max_files=0, max_fields=_MAX_FIELDS) as form:
             return await run_in_threadpool(handler, request, form)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime, timedelta
+from datetime import MAXYEAR, datetime, timedelta
 
 from policyd.console.log_query import moment
 from policyd.store import Counts
@@ -95,10 +95,13 @@ def whole_days(parameters: Mapping[str, str], now: datetime) -> tuple[Period, st
         since, until = (_midnight(parameters.get(end, "")) for end in ("since", "until"))
     except ValueError:
         return usual, "Give two days such as 2026-11-25; until then, these are 7 days."
-    if not since <= until < since + timedelta(days=400):
+    if not timedelta() <= until - since < timedelta(days=400):
         return usual, "The first day comes first, and at most 400 days fit; these are 7 days."
     return Period("days", since, until + _DAY), ""
 
 
 def _midnight(text: str) -> datetime:
-    return moment(text).astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    at = moment(text).replace(hour=0, minute=0, second=0, microsecond=0)
+    if at.year == MAXYEAR:
+        raise ValueError("there is no day behind the last one")
+    return at

@@ -15,12 +15,16 @@ from policyd import tokens
 from policyd.configuration import Address
 from policyd.console.app import application
 from policyd.console.attempts import Attempts
+from policyd.console.connection import Connection
+from policyd.console.guards import public_origin
 from policyd.console.pages import Console
 from policyd.console.sessions import Sessions
 from policyd.errors import CannotListen, SettingsError
 from policyd.settings import ServerSettings
 from policyd.store import Store
 
+_MAX_HEAD = 64 * 2**10
+"""Bytes of a request line and its headers: the cookies of all that a machine serves add up."""
 _GRACE = 3
 """Seconds that pages under way have when the console stops."""
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  # compared, not listened on
@@ -47,7 +51,8 @@ class ConsoleServer:
         tls = self._tls
         config = uvicorn.Config(
             application(self._console),
-            http="httptools",
+            http=Connection,
+            h11_max_incomplete_event_size=_MAX_HEAD,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -80,7 +85,7 @@ def console_url(settings: ServerSettings) -> str:
     """Where a browser finds the console."""
     assert settings.console is not None
     if settings.console_url:
-        return settings.console_url.rstrip("/")
+        return public_origin(settings.console_url)
     host, port = settings.console
     reached = Address(socket.gethostname() if host in _EVERYWHERE else host, port)
     return f"{'https' if settings.tls_cert else 'http'}://{reached}"
