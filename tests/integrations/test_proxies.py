@@ -13,6 +13,7 @@ from pathlib import Path
 import openai
 import pytest
 
+from policyd.demo_upstream import Received
 from tests import requirements
 from tests.gateway.support import (
     CHAT,
@@ -329,10 +330,19 @@ async def test_other_protocols(proxied: Stack) -> None:
     await _ask_for_h2c(proxied)
 
 
+H2C = "as-h2c"
+
+
+def sent_up(at: Stack) -> list[Received]:
+    """What the upstream got. Not what Caddy sends of a request for h2c when its client has left:
+    that may still come while the next test runs."""
+    return [one for one in at.upstream.received if not one.target.endswith(H2C.encode())]
+
+
 async def _ask_for_h2c(at: Stack) -> None:
     upgrade = ("Upgrade", "h2c"), ("HTTP2-Settings", "AAMAAABkAARAAAAAAAIAAAAA")
     key = ("x-usagepanda-api-key", at.enforced)
-    data = raw_request("GET", "/v1/models", [key, *upgrade])
+    data = raw_request("GET", f"/v1/models?{H2C}", [key, *upgrade])
     data = data.replace(b"Connection: close", b"Connection: close, Upgrade, HTTP2-Settings")
     # Caddy may follow it itself: then it sees into every request.
     ours = 101 if at.name == "caddy" else 200
@@ -349,7 +359,7 @@ async def test_clients_that_leave(proxied: Stack) -> None:
         with socket.create_connection(("127.0.0.1", int(proxied.url.rpartition(":")[2]))) as one:
             one.sendall(data)
     assert (await post(proxied, CHAT)).status == 422
-    assert not proxied.upstream.received
+    assert not sent_up(proxied)
 
 
 async def test_preflight_and_websocket(proxied: Stack) -> None:
@@ -364,7 +374,7 @@ async def test_preflight_and_websocket(proxied: Stack) -> None:
     data = head.replace(b"Connection: close", b"Connection: Upgrade")
     answer = await _first_bytes(proxied.url, data)
     assert answer.startswith(b"HTTP/1.1 501")
-    assert not proxied.upstream.received
+    assert not sent_up(proxied)
 
 
 async def _first_bytes(url: str, data: bytes) -> bytes:
