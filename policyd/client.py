@@ -63,8 +63,8 @@ _OPTIONS = (
     ("grpc.keepalive_timeout_ms", 2_000),
 )
 _OUTAGES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-_RETRIES = (0.01, 0.05)
-"""Seconds before the second and the third try."""
+_RETRY_PAUSE = 0.02
+"""Seconds before the second try."""
 _REPORT_TIMEOUT = 5.0
 """Seconds that a call with outcomes may take: nobody waits for it."""
 CLOSED = "the client of policyd was closed"
@@ -200,14 +200,13 @@ class PolicyClient:
     ) -> _Response:
         deadline = time.monotonic() + self._timeout
         # A policyd that is being replaced closes its connections; another takes the next call.
-        for pause in _RETRIES:
+        try:
+            return await method(request, timeout=self._timeout, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
             left = deadline - time.monotonic()
-            try:
-                return await method(request, timeout=left, metadata=self._metadata)
-            except grpc.aio.AioRpcError as error:
-                if error.code() is not grpc.StatusCode.UNAVAILABLE or left <= pause:
-                    raise
-            await asyncio.sleep(pause)
+            if error.code() is not grpc.StatusCode.UNAVAILABLE or left <= _RETRY_PAUSE:
+                raise
+        await asyncio.sleep(_RETRY_PAUSE)
         left = max(deadline - time.monotonic(), 0)
         return await method(request, timeout=left, metadata=self._metadata)
 

@@ -118,7 +118,7 @@ async def test_it_is_not_tried_for_ever(serving: Serving) -> None:
         with pytest.raises(NoDecision, match="UNAVAILABLE: as the test says") as caught:
             await client.evaluate(QUESTION)
     assert caught.value.is_outage
-    assert len(servicer.calls) == 3
+    assert len(servicer.calls) == 2
 
 
 @pytest.mark.parametrize(
