@@ -1,5 +1,7 @@
 """The administrator of the console."""
 
+import secrets
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -14,4 +16,6 @@ def upgrade() -> None:
         sa.Column("password_hash", sa.String(300), nullable=False),
         sa.Column("epoch", sa.BigInteger, nullable=False),
     )
-    op.bulk_insert(administrator, [{"id": 1, "password_hash": "", "epoch": 1}])
+    # Sessions of another database, under the same token, are of another epoch.
+    epoch = secrets.randbits(48)
+    op.bulk_insert(administrator, [{"id": 1, "password_hash": "", "epoch": epoch}])
