@@ -66,9 +66,9 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True, tag="O"):
     status: _Status = 0
     """Of the upstream's answer. 0: there was none."""
     first_byte_us: _Time | None = None
-    """Microseconds from the question until the first byte of the upstream's answer."""
+    """Microseconds from the question until the head of the upstream's answer was in."""
     duration_us: _Time | None = None
-    """Microseconds from the question until its last byte."""
+    """Microseconds from the question until its last byte, or until it ended otherwise."""
     openai_id: _Text = ""
     model: _Text = ""
     """As the answer names it."""

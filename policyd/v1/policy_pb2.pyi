@@ -796,11 +796,13 @@ class Outcome(_message.Message):
     """Tokens of context that the upstream had in its cache."""
     @_builtins.property
     def time_to_first_byte(self) -> _duration_pb2.Duration:
-        """From the question to policyd until the first byte of the upstream's answer."""
+        """From the question to policyd until the head of the upstream's answer was in."""
 
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration:
-        """From the question to policyd until the last byte of the upstream's answer."""
+        """From the question to policyd until the last byte of the upstream's answer, or until it ended
+        otherwise.
+        """
 
     def __init__(
         self,
