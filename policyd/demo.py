@@ -3,15 +3,13 @@
 import asyncio
 import shlex
 import signal
-import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import click
-import uvicorn
 
 from gateway.server import Server as GatewayServer
 from gateway.settings import Settings as GatewaySettings
@@ -20,12 +18,15 @@ from policyd.addresses import check_free, reserve
 from policyd.configuration import Address, SettingsError
 from policyd.console import console_url, first_link
 from policyd.demo_upstream import DemoUpstream
+from policyd.http.listener import Listener, open_socket
 from policyd.model import Mode
 from policyd.server import Server
 from policyd.settings import ServerSettings
 from policyd.store import Store
 
 _OPENAI = "https://api.openai.com"
+_GRACE = 3.0
+"""Seconds that the built-in upstream has to finish its answers."""
 _CHUNK_PAUSE = 0.05
 """Seconds between the chunks of a built-in answer, so that streaming can be seen."""
 
@@ -124,22 +125,14 @@ def _first_key(database_url: str, sample: bool) -> str | None:
 
 @asynccontextmanager
 async def _own_upstream() -> AsyncIterator[str]:
-    app = DemoUpstream(pause=_CHUNK_PAUSE)
-    server = _Uvicorn(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        running = asyncio.create_task(server.serve(sockets=[listener]))
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            await running
-
-
-class _Uvicorn(uvicorn.Server):
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """The demo handles signals itself."""
-        yield
+    listening = open_socket(Address("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    listener = Listener(DemoUpstream(pause=_CHUNK_PAUSE), tls=None, grace=_GRACE, http="httptools")
+    await listener.start(listening)
+    try:
+        yield url
+    finally:
+        await listener.stop()
 
 
 def _welcome(

@@ -24,27 +24,29 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 class Listener:
     """Serves the ASGI app `app` until it is stopped.
 
-    `grace` is how many seconds requests under way have then.
+    `grace` is how many seconds requests under way have then. By default it speaks as a gateway
+    does; `options` are uvicorn's, for who wants it otherwise.
     """
 
-    def __init__(self, app: App, *, tls: ssl.SSLContext | None, grace: float) -> None:
-        config = uvicorn.Config(
-            app,
-            http=Protocol,
-            ws="none",
-            lifespan="off",
-            interface="asgi3",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            date_header=False,
-            backlog=BACKLOG,
-            timeout_keep_alive=_KEEPALIVE,
-            timeout_graceful_shutdown=grace,  # type: ignore[arg-type]  # it may be a float
-            ssl_context_factory=(lambda *_: tls) if tls else None,
-        )
-        self._server = _Uvicorn(config)
+    def __init__(
+        self, app: App, *, tls: ssl.SSLContext | None, grace: float, **options: Any
+    ) -> None:
+        usual: dict[str, Any] = {
+            "http": Protocol,
+            "ws": "none",
+            "lifespan": "off",
+            "interface": "asgi3",
+            "log_config": None,
+            "access_log": False,
+            "proxy_headers": False,
+            "server_header": False,
+            "date_header": False,
+            "backlog": BACKLOG,
+            "timeout_keep_alive": _KEEPALIVE,
+            "timeout_graceful_shutdown": grace,
+            "ssl_context_factory": (lambda *_: tls) if tls else None,
+        }
+        self._server = _Uvicorn(uvicorn.Config(app, **usual | options))
         self._running: asyncio.Task[None] | None = None
 
     async def start(self, listening: socket.socket) -> None:
