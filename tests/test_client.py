@@ -112,7 +112,7 @@ async def test_unavailable_is_tried_again(serving: Serving) -> None:
 
 
 async def test_it_is_not_tried_for_ever(serving: Serving) -> None:
-    """Three times, and then there is no decision."""
+    """Twice, and then there is no decision."""
     servicer = Failing(*[CODE.UNAVAILABLE] * 10)
     async with PolicyClient(await serving(servicer), timeout=30) as client:
         with pytest.raises(NoDecision, match="UNAVAILABLE: as the test says") as caught:
