@@ -127,7 +127,9 @@ def _first_key(database_url: str, sample: bool) -> str | None:
 async def _own_upstream() -> AsyncIterator[str]:
     listening = open_socket(Address("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-    listener = Listener(DemoUpstream(pause=_CHUNK_PAUSE), tls=None, grace=_GRACE, http="httptools")
+    app = DemoUpstream(pause=_CHUNK_PAUSE)
+    # An ordinary server, as an upstream is: with a date, and nothing exact about its bytes.
+    listener = Listener(app, tls=None, grace=_GRACE, http="httptools", date_header=True)
     await listener.start(listening)
     try:
         yield url
