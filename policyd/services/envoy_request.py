@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 from policyd import descriptor, endpoints
 from policyd.descriptor import KEY_HEADER, MAX_RAW_BODY, OVERRIDE_HEADER, PREFIX, TRACE_HEADER
 from policyd.errors import InvalidArgument, InvalidDescriptor
+from policyd.facts import put_facts
 from policyd.model import IDENTIFIERS, Endpoint, Mode, Override, RouteSettings
 from policyd.v1 import policy_pb2 as pb
 
@@ -72,7 +73,7 @@ async def read(attributes: Any) -> Check:
         facts = descriptor.TOO_LARGE
         if arrival is Arrival.WHOLE:
             facts = await _read_body(body, headers, target.endpoint)
-        _add_facts(question, facts)
+        put_facts(question, facts)
     is_websocket = any("websocket" in value.lower() for value in headers.get("upgrade", ()))
     return Check(question, http.path, tuple(filter(_is_own, headers)), arrival, is_websocket)
 
@@ -151,16 +152,6 @@ async def _read_body(body: bytes, headers: _Headers, endpoint: Endpoint | None) 
     return await asyncio.to_thread(
         descriptor.read_body, body, content_type, coding, endpoint, limit
     )
-
-
-def _add_facts(question: pb.EvaluateRequest, facts: descriptor.Facts) -> None:
-    question.model = facts.model
-    question.user_state = pb.UserState.ValueType(facts.user.state)
-    question.safety_identifier_state = pb.UserState.ValueType(facts.safety_identifier.state)
-    if facts.user.value:
-        question.user = facts.user.value
-    if facts.safety_identifier.value:
-        question.safety_identifier = facts.safety_identifier.value
 
 
 # --- the route's settings ----------------------------------------------------------------------
