@@ -15,12 +15,12 @@ else:
     from backports import zstd
 
 _MAX_CODINGS = 2
+_MAX_HEADER = 256
+"""Characters of a Content-Encoding that are read."""
 _MAX_RATIO = 100
 """How many times its size a body may grow to. JSON compresses to a tenth, seldom to less."""
 _ALWAYS_ALLOWED = 256 * 1024
 """Bytes that any body may grow to."""
-# A gzip or zstd body may be several streams in a row. Each costs a copy of the rest.
-_MAX_MEMBERS = 10
 
 
 class UnreadableBody(Exception):
@@ -44,13 +44,7 @@ def _zlib(window_bits: int) -> _Decompressor:
     return _Decompressor(stream.decompress, lambda: stream.eof, lambda: stream.unused_data)
 
 
-def _deflate(body: bytes) -> _Decompressor:
-    # "deflate" is zlib's format by the standard, and bare deflate by a habit as old.
-    is_zlib = len(body) > 1 and body[0] & 0x0F == 8 and (body[0] * 256 + body[1]) % 31 == 0
-    return _zlib(zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS)
-
-
-def _brotli(_: bytes) -> _Decompressor:
+def _brotli() -> _Decompressor:
     stream = brotli.Decompressor()
     return _Decompressor(
         lambda data, most: stream.process(data, output_buffer_limit=most),
@@ -59,23 +53,33 @@ def _brotli(_: bytes) -> _Decompressor:
     )
 
 
-def _zstd(_: bytes) -> _Decompressor:
+def _zstd() -> _Decompressor:
     stream = zstd.ZstdDecompressor()
     return _Decompressor(stream.decompress, lambda: stream.eof, lambda: stream.unused_data)
 
 
-_CODINGS: dict[str, Callable[[bytes], _Decompressor]] = {
-    "gzip": lambda _: _zlib(zlib.MAX_WBITS | 16),
-    "x-gzip": lambda _: _zlib(zlib.MAX_WBITS | 16),
-    "deflate": _deflate,
+_CODINGS: dict[str, Callable[[], _Decompressor]] = {
+    "gzip": lambda: _zlib(zlib.MAX_WBITS | 16),
+    "x-gzip": lambda: _zlib(zlib.MAX_WBITS | 16),
+    # zlib's format, as the standard has it. Bare deflate is what some send, and some do not read;
+    # it can be made to look like any text.
+    "deflate": lambda: _zlib(zlib.MAX_WBITS),
     "br": _brotli,
     "zstd": _zstd,
 }
 
 
-def decompress(body: bytes, content_encoding: str, limit: int) -> bytes:
-    """The body without its codings. `limit` bounds the bytes that go in and those that come out;
-    those are bounded by the size of what goes in, too, so that a small request costs little.
+def decompress(
+    body: bytes,
+    content_encoding: str,
+    limit: int,
+    is_readable: Callable[[bytes], bool] = lambda _: False,
+) -> bytes:
+    """The body without its codings, or itself where it has none.
+
+    `limit` bounds the bytes that go in and those that come out; those are bounded by the size of
+    what goes in, too, so that a small request costs little. `is_readable` tells of a body, while a
+    coding is still on it, whether a server that does not undo that one could read it.
 
     Raises UnreadableBody: TOO_LARGE, UNSUPPORTED_ENCODING or BAD_ENCODING.
     """
@@ -86,12 +90,16 @@ def decompress(body: bytes, content_encoding: str, limit: int) -> bytes:
     codings = _codings(content_encoding)
     limit = decoded_limit(len(body), limit)
     for coding in reversed(codings):
-        body = _decode(body, _CODINGS[coding], limit)
+        if is_readable(body):
+            raise UnreadableBody(UserState.BAD_ENCODING)
+        body = _decode(body, _CODINGS[coding](), limit)
     return body
 
 
 def _codings(content_encoding: str) -> list[str]:
-    codings = [coding.strip().lower() for coding in content_encoding.split(",")]
+    if len(content_encoding) > _MAX_HEADER:
+        raise UnreadableBody(UserState.UNSUPPORTED_ENCODING)
+    codings = [coding.strip(" \t").lower() for coding in content_encoding.split(",")]
     codings = [coding for coding in codings if coding not in ("", "identity")]
     if len(codings) > _MAX_CODINGS or not set(codings) <= _CODINGS.keys():
         raise UnreadableBody(UserState.UNSUPPORTED_ENCODING)
@@ -103,19 +111,14 @@ def decoded_limit(size: int, limit: int) -> int:
     return min(limit, max(_ALWAYS_ALLOWED, _MAX_RATIO * size))
 
 
-def _decode(body: bytes, start: Callable[[bytes], _Decompressor], limit: int) -> bytes:
-    decoded = bytearray()
-    for _ in range(_MAX_MEMBERS):
-        stream = start(body)
-        decoded += _feed(stream, body, limit + 1 - len(decoded))
-        if len(decoded) > limit:
-            raise UnreadableBody(UserState.TOO_LARGE)
-        if not stream.is_finished():
-            raise UnreadableBody(UserState.BAD_ENCODING)
-        body = stream.left_over()
-        if not body:
-            return bytes(decoded)
-    raise UnreadableBody(UserState.BAD_ENCODING)
+def _decode(body: bytes, stream: _Decompressor, limit: int) -> bytes:
+    decoded = _feed(stream, body, limit + 1)
+    if len(decoded) > limit:
+        raise UnreadableBody(UserState.TOO_LARGE)
+    # Of several streams in a row, some servers read the first only.
+    if not stream.is_finished() or stream.left_over():
+        raise UnreadableBody(UserState.BAD_ENCODING)
+    return decoded
 
 
 def _feed(stream: _Decompressor, data: bytes, most: int) -> bytes:
@@ -144,7 +147,7 @@ class Decompression:
         """
         if not data:
             return b""
-        stream = self._stream = self._stream or self._start(data)
+        stream = self._stream = self._stream or self._start()
         if stream.is_finished():
             raise UnreadableBody(UserState.BAD_ENCODING)
         most = min(self._left, self._piece_limit)
@@ -154,8 +157,8 @@ class Decompression:
             raise UnreadableBody(UserState.TOO_LARGE)
         return decoded
 
-    def _start(self, data: bytes) -> _Decompressor:
+    def _start(self) -> _Decompressor:
         codings = _codings(self._content_encoding)
         if len(codings) != 1:
             raise UnreadableBody(UserState.UNSUPPORTED_ENCODING)
-        return _CODINGS[codings[0]](data)
+        return _CODINGS[codings[0]]()

@@ -153,11 +153,14 @@ _STATE_WORDS = {
     UserState.NOT_STRING: "is not a string",
     UserState.TOO_LONG: "is too long",
     UserState.DUPLICATE: "stands there several times",
-    UserState.NOT_JSON: "cannot be read: the body is not well-formed JSON",
+    UserState.NOT_JSON: (
+        "cannot be read: the body is not well-formed JSON, or its Content-Type lets a server "
+        "read it as something else"
+    ),
     UserState.NOT_OBJECT: "cannot be there: the body is JSON but not an object",
-    UserState.TOO_COMPLEX: "cannot be read: the body is nested too deeply or has too many parts",
-    UserState.BAD_FORM: "cannot be read: the body is not a well-formed form",
-    UserState.BAD_ENCODING: "cannot be read: the body does not decompress",
+    UserState.TOO_COMPLEX: "cannot be read: the body is nested too deeply or has too many strings",
+    UserState.BAD_FORM: "cannot be read: the body is not a form that every server reads alike",
+    UserState.BAD_ENCODING: "cannot be read: the body does not decompress, or can be read without",
     UserState.UNSUPPORTED_ENCODING: "cannot be read: the body's Content-Encoding is not known",
     UserState.TOO_LARGE: "cannot be read: the body is too large",
 }

@@ -18,8 +18,10 @@ NO_USER = "Config set to block requests without user field"
 _UNREADABLE = {
     UserState.NOT_JSON: (
         400,
-        "The request body is not well-formed JSON, so its user field cannot be checked. "
-        "Send one JSON object, encoded in UTF-8 without a byte order mark",
+        "The request body is not well-formed JSON, or its Content-Type header lets a server read "
+        "it as something else, such as a form or another charset, so its user field cannot be "
+        "checked. Send one JSON object, encoded in UTF-8 without a byte order mark, with the "
+        "header Content-Type: application/json",
     ),
     UserState.NOT_OBJECT: (
         400,
@@ -27,20 +29,20 @@ _UNREADABLE = {
     ),
     UserState.TOO_COMPLEX: (
         400,
-        "The request body is nested too deeply or has too many parts for its user field to be "
-        "checked. "
-        "Send a simpler JSON object",
+        "The request body is nested more than 500 levels deep, or has too many strings, arrays and "
+        "objects for its user field to be checked. Send a simpler JSON object",
     ),
     UserState.BAD_FORM: (
         400,
-        "The request body is not a well-formed multipart form, so its user field cannot be "
-        "checked. "
-        "Send a complete form, with its boundary in the Content-Type header",
+        "The request body is not a well-formed multipart form that every server reads alike, so "
+        "its user field cannot be checked. Send a complete form, with the header Content-Type: "
+        "multipart/form-data; boundary=... and each part's name in plain text",
     ),
     UserState.BAD_ENCODING: (
         400,
-        "The request body does not decompress as its Content-Encoding says, so its user field "
-        "cannot be checked. Send the complete compressed data, or send the body uncompressed",
+        "The request body does not decompress as its Content-Encoding says, or can be read without "
+        "that, so its user field cannot be checked. Send the complete compressed data as one "
+        "stream (deflate is zlib's format), or send the body uncompressed",
     ),
     UserState.UNSUPPORTED_ENCODING: (
         415,

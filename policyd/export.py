@@ -17,9 +17,10 @@ from policyd.record import Outcome, Record
 _SIGNS = "=+@\uff1d\uff0b\uff0d\uff20-"
 """How a formula can begin, the wide forms too."""
 _FORMULA = (*_SIGNS, "\t", "\r", "\n")
-_WITHIN = re.compile(rf'([;\t\r\n][\s"]*)(?=[{_SIGNS}])')
+_WITHIN = re.compile(rf'([;\t\r\n][\s"]*+)([{_SIGNS}]?+)')
 """Where one can begin within a text: spreadsheets of many languages end cells at semicolons, and
-take no notice then of quotes that do not begin one."""
+take no notice then of quotes that do not begin one. It takes in the gaps that no formula follows
+too: so none is looked at twice."""
 
 
 def _word(value: IntEnum | None) -> str | None:
@@ -116,5 +117,9 @@ def _cell(value: Any) -> str:
         # Without an exponent, which some spreadsheets take for text.
         return f"{value:.9f}".rstrip("0").rstrip(".")
     text = ",".join(value) if isinstance(value, list) else str(value)
-    text = _WITHIN.sub(r"\1'", text)
+    text = _WITHIN.sub(_disarm, text)
     return "'" + text if text.startswith(_FORMULA) or text.lstrip().startswith(_FORMULA) else text
+
+
+def _disarm(gap: re.Match[str]) -> str:
+    return f"{gap[1]}'{gap[2]}" if gap[2] else gap[0]

@@ -10,22 +10,18 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from policyd.content_encoding import UnreadableBody
+from policyd.media_type import ASCII_ALIKE, MULTIPART, UTF_8, media_type, parse
 from policyd.model import UserState
 
 MAX_PARTS = 1000
 MAX_PART_HEAD = 8 * 1024
 """Bytes of a part's headers."""
-_WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-# A backslash may stand in a file name, but not before a quotation mark: readers differ there.
-_PARAMETER = re.compile(
-    rf';[ \t]*({_WORD})=(?:"((?:[^"\\\r\n]|\\(?!"))*)"|({_WORD}))[ \t]*', re.ASCII
-)
-_BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=?-]{1,70}", re.ASCII)
-_HEADER = re.compile(rf"({_WORD}):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)", re.ASCII)
+# Without the comma, at which some proxies split a header, and white space, which some drop.
+_BOUNDARY = re.compile(r"[0-9A-Za-z'()+_./:=?-]{1,70}", re.ASCII)
+_HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]++):([^\x00-\x08\x0a-\x1f\x7f]*+)", re.ASCII)
+_NOT_LETTERS = re.compile(r"[^a-z_]++")
 _PARAMETERS = {"name", "filename", "filename*"}
 _IDENTITIES = ("7bit", "8bit", "binary")
-_CHARSETS = ("utf-8", "us-ascii")
-_ASCII_ALIKE = ("iso-8859-1", "windows-1252")
 
 
 class Field(NamedTuple):
@@ -36,28 +32,26 @@ class Field(NamedTuple):
     """None for a file, which never counts, and where nobody asked for it."""
 
 
-def is_form(content_type: str) -> bool:
-    """Whether a Content-Type says multipart/form-data."""
-    return content_type.partition(";")[0].strip().lower() == "multipart/form-data"
-
-
-def fields(body: bytes, content_type: str, *wanted: str) -> list[Field]:
-    """The parts of a form, with the values of the `wanted` fields. Raises UnreadableBody."""
+def boundary(content_type: str) -> bytes:
+    """What stands between the parts of a form of this type. Raises UnreadableBody."""
     try:
-        return list(_fields(body, _boundary(content_type), wanted))
+        kind, parameters = media_type(content_type)
+        found = parameters.pop("boundary")
+        charset = parameters.pop("charset", "utf-8").lower()
     except (ValueError, KeyError):
         raise UnreadableBody(UserState.BAD_FORM) from None
+    is_sound = kind == MULTIPART and not parameters and charset in UTF_8
+    if not is_sound or not _BOUNDARY.fullmatch(found):
+        raise UnreadableBody(UserState.BAD_FORM)
+    return found.encode()
 
 
-def _boundary(content_type: str) -> bytes:
-    kind, parameters = _read_value(content_type)
-    boundary = parameters.pop("boundary")
-    charset = parameters.pop("charset", "utf-8").lower()
-    if kind != "multipart/form-data" or parameters or charset not in _CHARSETS:
-        raise ValueError("parameters that servers read differently")
-    if not _BOUNDARY.fullmatch(boundary):
-        raise ValueError("no boundary that can be trusted")
-    return boundary.encode()
+def fields(body: bytes, boundary: bytes, *wanted: str) -> list[Field]:
+    """The parts of a form, with the values of the `wanted` fields. Raises UnreadableBody."""
+    try:
+        return list(_fields(body, boundary, wanted))
+    except (ValueError, KeyError):
+        raise UnreadableBody(UserState.BAD_FORM) from None
 
 
 def _fields(body: bytes, boundary: bytes, wanted: tuple[str, ...]) -> Iterator[Field]:
@@ -78,28 +72,57 @@ def _field(part: bytes, wanted: tuple[str, ...]) -> Field:
     if not start.startswith(b"\r\n") or not empty_line or len(start) > MAX_PART_HEAD:
         raise ValueError("a part without headers, or with too many")
     headers = _read_headers(start[2:].decode("utf-8", "surrogateescape"))
-    kind, parameters = _read_value(headers.pop("content-disposition"))
+    name, is_file = _read_disposition(headers.pop("content-disposition"), wanted)
     encoding = headers.pop("content-transfer-encoding", "binary").lower()
-    if kind != "form-data" or encoding not in _IDENTITIES:
-        raise ValueError("a part that is no field")
-    if next(iter(parameters), "") != "name" or not parameters.keys() <= _PARAMETERS:
-        raise ValueError("parameters that servers read differently")
-    name = parameters["name"]
-    if "\\" in name or name == "_charset_":
-        raise ValueError("a name that servers read differently")
-    if len(parameters) > 1 or name not in wanted:
+    kind = headers.get("content-type", "").lower()
+    if encoding not in _IDENTITIES or "multipart" in kind or "message" in kind:
+        raise ValueError("a part that some servers look into")
+    if is_file or name not in wanted:
         return Field(name, None)
     return Field(name, _value(value, headers))
 
 
+def _read_disposition(text: str, wanted: tuple[str, ...]) -> tuple[str, bool]:
+    """A part's name, and whether it is a file."""
+    kind, parameters = parse(text)
+    if kind != "form-data" or "=?" in text:
+        raise ValueError("a part that is no field, or a name in MIME's code")
+    if next(iter(parameters), "") != "name" or not parameters.keys() <= _PARAMETERS:
+        raise ValueError("parameters that servers read differently")
+    if any(map(_may_hold_parameter, parameters.values())):
+        raise ValueError("a value in which some servers find another parameter")
+    name = parameters["name"]
+    if "\\" in name:
+        name = _unescaped(name, wanted)
+    if name == "_charset_":
+        raise ValueError("a field that names the charset of the others")
+    return name, len(parameters) > 1
+
+
+def _may_hold_parameter(value: str) -> bool:
+    """Whether a server that takes no notice of quotation marks might find a parameter in it."""
+    return "=" in value and (";" in value or '\\"' in value or "name" in value.lower())
+
+
+def _unescaped(name: str, wanted: tuple[str, ...]) -> str:
+    """A name with quotation marks in it, which is none that matters to any server."""
+    letters = _NOT_LETTERS.sub("", name.lower())
+    plain = name.replace('\\"', '"')
+    if "\\" in plain or any(one in letters for one in wanted):
+        raise ValueError("a name that servers read differently")
+    return plain
+
+
 def _value(value: bytes, headers: dict[str, str]) -> str:
     """The text of a field whose other headers are `headers`."""
-    kind, options = _read_value(headers.pop("content-type", "text/plain"))
+    kind, options = media_type(headers.pop("content-type", "text/plain"))
     length = headers.pop("content-length", str(len(value)))
     charset = options.pop("charset", "utf-8").lower()
-    is_known = charset in _CHARSETS or (charset in _ASCII_ALIKE and value.isascii())
+    is_known = charset in UTF_8 or (charset in ASCII_ALIKE and value.isascii())
     if headers or options or kind != "text/plain" or length != str(len(value)) or not is_known:
         raise ValueError("a field that servers read differently")
+    if b"\0" in value:
+        raise ValueError("a value that ends early to some")
     return value.decode()
 
 
@@ -109,19 +132,5 @@ def _read_headers(text: str) -> dict[str, str]:
         match = _HEADER.fullmatch(line)
         if match is None or match[1].lower() in headers:
             raise ValueError("a malformed header, or one that stands there twice")
-        headers[match[1].lower()] = match[2].rstrip(" \t")
+        headers[match[1].lower()] = match[2].strip(" \t")
     return headers
-
-
-def _read_value(text: str) -> tuple[str, dict[str, str]]:
-    """A header's value in lower case and its parameters."""
-    value = text.partition(";")[0]
-    parameters: dict[str, str] = {}
-    position = len(value)
-    while position < len(text):
-        match = _PARAMETER.match(text, position)
-        if match is None or match[1].lower() in parameters:
-            raise ValueError("a malformed parameter, or one that stands there twice")
-        parameters[match[1].lower()] = match[3] if match[2] is None else match[2]
-        position = match.end()
-    return value.strip(" \t").lower(), parameters

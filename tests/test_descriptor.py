@@ -7,8 +7,9 @@ import zlib
 import brotli
 import pytest
 
-from policyd import content_encoding, descriptor, endpoints
-from policyd.descriptor import MAX_DEPTH, Facts
+from policyd import content_encoding, descriptor, endpoints, json_body
+from policyd.descriptor import Facts
+from policyd.json_body import MAX_DEPTH
 from policyd.model import UserState
 
 EDITS = endpoints.ENDPOINTS["/images/edits"]
@@ -91,14 +92,28 @@ def test_brackets_in_strings_do_not_nest() -> None:
 
 def test_many_parts() -> None:
     """Where a body has to be looked at piece by piece, it may not have too many."""
-    nested = b"[]," * 600
-    for many in (b"[]," * descriptor.MAX_TOKENS, nested + b'"",' * descriptor.MAX_TOKENS):
-        facts = read(b'{"user": "a", "x": [' + many + b"1]}", limit=64 * MIB)
-        assert facts.user.state is UserState.TOO_COMPLEX
-    flat = b'"",' * (descriptor.MAX_TOKENS + 1)
+    many = b"[]," * (json_body.MAX_TOKENS + 1)
+    facts = read(b'{"user": "a", "x": [' + many + b"1]}", limit=64 * MIB)
+    assert facts.user.state is UserState.TOO_COMPLEX
+    flat = b'"",' * (json_body.MAX_TOKENS + 1)
     assert read(b'{"user": "a", "x": [' + flat + b"1]}", limit=64 * MIB).user.state == 1
     twice = b'{"user": "a", "user": "b", "x": [' + flat + b"1]}"
     assert read(twice, limit=64 * MIB).user.state is UserState.TOO_COMPLEX
+    strings = b'"",' * (json_body.MAX_STRINGS + 1)
+    facts = read(b'{"user": "a", "x": [' + strings + b"1]}", limit=64 * MIB)
+    assert facts.user.state is UserState.TOO_COMPLEX
+
+
+@pytest.mark.parametrize("text", ['"', '["', '{\\"}]', "[[[[{{{{", '\\\\"', "\\"])
+def test_what_stands_in_strings_is_no_structure(text: str) -> None:
+    """Code, JSON in JSON and quotations do not count, however many there are."""
+    content = text * (3 * json_body.MAX_TOKENS // len(text))
+    body = json.dumps({"messages": [{"content": content}], "user": "alice"}).encode()
+    assert read(body, limit=64 * MIB).user == (UserState.VALID, "alice")
+    nested = body[:-1] + b', "x": ' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}"
+    assert read(nested, limit=64 * MIB).user.state is UserState.TOO_COMPLEX
+    less = body[:-1] + b', "x": ' + b"[" * (MAX_DEPTH - 1) + b"]" * (MAX_DEPTH - 1) + b"}"
+    assert read(less, limit=64 * MIB).user.state is UserState.VALID
 
 
 def test_repeats_behind_a_tool_that_has_a_user_too() -> None:
@@ -149,19 +164,109 @@ def test_a_name_behind_invisible_characters() -> None:
     assert state(hidden) is UserState.BLANK
 
 
-def test_an_urlencoded_form() -> None:
-    """JSON that an upstream could take for a form without a user is refused."""
-    kind = "application/x-www-form-urlencoded; charset=utf-8"
-    assert state(b'{"user": "a", "x": "&model=gpt-4o&prompt=hi&"}', kind) is UserState.NOT_JSON
-    assert state(b'{"user": "Tom & Jerry"}', kind) is UserState.VALID
+URLENCODED = "application/x-www-form-urlencoded"
 
 
-def test_another_charset() -> None:
-    """JSON that reads otherwise in the charset that its type names is refused."""
-    for kind in ("application/json; charset=utf-7", "application/json;charset = 'utf-16'"):
-        assert state(GOOD, kind) is UserState.NOT_JSON
-    for kind in ("application/json; charset=UTF-8", 'application/json; charset="utf-8"'):
-        assert state(GOOD, kind) is UserState.VALID
+@pytest.mark.parametrize(
+    "text",
+    [
+        "&model=gpt-4o&prompt=hi&",
+        ";model=gpt-4o;prompt=hi;",
+        "&%6dodel=gpt-4o&",
+        "& MODEL =gpt-4o&",
+        "&messages[0][content]=hi",
+        "&image[]=a",
+        "&user=bob",
+        "&+input=a",
+        "&" * 2 + "model=",
+        ";a=" * 2000,
+    ],
+)
+def test_a_field_that_an_endpoint_asks_for(text: str) -> None:
+    """JSON that an upstream could take for a form is refused, if its type says that it is one."""
+    body = json.dumps({"user": "a", "x": text}).encode()
+    for kind in (URLENCODED, URLENCODED.upper() + "; charset=utf-8", URLENCODED + "+json"):
+        assert state(body, kind) is UserState.NOT_JSON
+    assert state(body) is UserState.VALID
+
+
+@pytest.mark.parametrize(
+    "text", ["Tom & Jerry", "a&b=2", "if (a && b) x = 1; y = 2;", "https://e.org/?a=1&utm_source=b"]
+)
+def test_what_curl_sends_without_a_content_type(text: str) -> None:
+    """JSON is read as JSON though curl calls it a form, where nobody could ask with that form."""
+    body = json.dumps({"user": "a", "prompt": text}).encode()
+    assert state(body, URLENCODED) is UserState.VALID
+    assert state(gzip.compress(body), URLENCODED, "gzip") is UserState.NOT_JSON
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "application/json;",
+        "application/json; charset=UTF-8",
+        'application/json;charset="utf-8" ;',
+        "application/json; charset=utf8",
+        "text/plain;charset=UTF-8",
+        "application/vnd.api+json; profile=x",
+        " application/json ",
+        "json",
+        "application/json; charset=us-ascii",
+        "text/plain; charset=ISO-8859-1",
+    ],
+)
+def test_content_types_of_json(kind: str) -> None:
+    """A type by which JSON is read as JSON, or not at all, is as good as any."""
+    assert state(GOOD, kind) is UserState.VALID
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "application/json; charset=utf-7",
+        "application/json;charset = 'utf-16'",
+        "application/json; charset*=utf-8''utf-7",
+        "application/json; charset*0=utf-; charset*1=7",
+        'application/json; charset="utf\\-7"',
+        "application/json; charset=utf-8; charset=utf-7",
+        "application/json; charset=utf-8; CHARSET=utf-8",
+        "application/json; xcharset=utf-7",
+        'application/json; x="; charset=utf-7"',
+        "application/json; charset=",
+        'application/json; charset=""',
+        "application/json charset=utf-8",
+        "application/json, text/plain",
+        "application/json;\tcharset=utf-8",
+        "application/json;; charset=utf-8",
+        "application/json; charset",
+        "application/json\x00",
+        "application/json\u00a0",
+        f"{URLENCODED} x",
+        f"{URLENCODED}, application/json",
+        f"application/json, {URLENCODED}",
+        f"{URLENCODED}\x0b",
+        "multipart/form-data; boundary=B",
+        "multipart/form-data x",
+        "multipart/mixed; boundary=B",
+        "application/json/multipart",
+        "/",
+        "application/",
+        "\u017fon",
+        "application/json; x=" + "a" * 2000,
+    ],
+)
+def test_content_types_that_servers_read_differently(kind: str) -> None:
+    """JSON under such a type is refused: it may be something else to the upstream."""
+    facts = descriptor.read_body(GOOD, kind, "", CHAT)
+    assert facts.user.state is UserState.NOT_JSON
+
+
+@pytest.mark.parametrize("charset", ["us-ascii", "iso-8859-1", "windows-1252", "latin1"])
+def test_charsets_that_differ_outside_ascii(charset: str) -> None:
+    """They are UTF-8 as long as the body is ASCII, and no longer."""
+    assert state('{"user": "Zo\u00eb"}'.encode(), f"text/plain; charset={charset}") is (
+        UserState.NOT_JSON
+    )
 
 
 @pytest.mark.parametrize("name", ["USER", "User", "U\\u0053er", "u\u017fer", "u\\u017Fer"])
@@ -174,15 +279,44 @@ def test_names_in_other_letter_case(name: str) -> None:
 
 
 def test_bare_deflate() -> None:
-    """deflate without zlib's header is understood too."""
-    assert state(deflate(GOOD), coding="deflate") is UserState.VALID
+    """deflate is zlib's format: without its header a body can be text, to be read as it came."""
+    assert state(deflate(GOOD), coding="deflate") is UserState.BAD_ENCODING
 
 
-def test_gzip_of_several_members() -> None:
-    """Members follow each other, but not without end."""
-    assert state(gzip.compress(GOOD) + gzip.compress(b" "), coding="gzip") is UserState.VALID
-    many = gzip.compress(GOOD) + gzip.compress(b"") * 1000
-    assert state(many, coding="gzip") is UserState.BAD_ENCODING
+def test_several_streams() -> None:
+    """Some servers read the first of them only."""
+    for coding, compress in CODINGS.items():
+        several = compress(GOOD) + compress(b" ")
+        assert state(several, coding=coding) is UserState.BAD_ENCODING
+
+
+def brotli_like_json(body: bytes) -> bytes:
+    """`body` in Brotli's format, of one piece that is not compressed, beginning with a brace."""
+    return b"\r{\x80" + body.ljust(247) + b"\x03"
+
+
+def test_a_coded_body_that_begins_like_json() -> None:
+    """What a server might read without undoing the coding is refused, one coding deep or two."""
+    data = brotli_like_json(GOOD)
+    assert brotli.decompress(data).strip() == GOOD
+    assert state(data, coding="br") is UserState.BAD_ENCODING
+    assert state(gzip.compress(data), coding="br, gzip") is UserState.BAD_ENCODING
+    for begin in (b"{", b" \r\n\t{", b"\xef\xbb\xbf{", b"\xff\xfe{\0", b"\0{", b"/*", b" " * 2000):
+        assert json_body.begins_like_json(begin)
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_a_coded_form_that_reads_as_another(coding: str) -> None:
+    """A coded form is read, unless its boundary can be found without undoing the coding."""
+    prompt = " ".join(map(str, range(500))).encode()
+    body = form(('name="prompt"', prompt), ('name="user"', b"alice"))
+    data = CODINGS[coding](body)
+    assert read(data, FORM, coding).user.state is UserState.VALID
+    other = form(('name="prompt"', b"hi"))
+    extra = len(other).to_bytes(2, "little") + other
+    with_other = b"\x1f\x8b\x08\x04" + bytes(6) + extra + gzip.compress(body, mtime=0)[10:]
+    assert gzip.decompress(with_other) == body
+    assert read(with_other, FORM, "gzip").user.state is UserState.BAD_ENCODING
 
 
 @pytest.mark.parametrize("coding", ["snappy", "gzip, snappy", "gzip gzip", "gzip," * 5])
@@ -226,14 +360,25 @@ def test_form() -> None:
         ([('name="user_id"', b""), ('name="user"', b"a")], UserState.VALID),
         ([('name="user"\r\nContent-Length: 1', b"a")], UserState.VALID),
         ([('name="user"\r\nContent-Type: text/plain; charset=ISO-8859-1', b"a")], UserState.VALID),
+        ([('name="image"; filename="a\\"q.png"', b"x"), ('name="user"', b"a")], UserState.VALID),
+        ([('name="image"; filename="a\\\\q.png"', b"x"), ('name="user"', b"a")], UserState.VALID),
+        ([('name="image"; filename="a%22q.png"', b"x"), ('name="user"', b"a")], UserState.VALID),
+        ([('name="image"; filename="a;b.png"', b"x"), ('name="user"', b"a")], UserState.VALID),
+        ([('name="image"; filename="a=b.png"', b"x"), ('name="user"', b"a")], UserState.VALID),
+        ([('name="a\\"b"', b"x"), ('name="user"', b"a")], UserState.VALID),
+        ([('name="a%22b"', b"x"), ('name="user"', b"a")], UserState.VALID),
+        ([('name="%75ser"', b""), ('name="user"', b"a")], UserState.ABSENT),
+        ([('name="%22user%22"', b""), ('name="user"', b"a")], UserState.ABSENT),
+        ([('name="image"; filename=a.png', b"x"), ("name=user", b"a")], UserState.VALID),
+        ([('name="i"; filename="a"\r\nContent-Type: image/png', b""), ('name="user"', b"a")], 1),
         ([('name="prompt"', b"\xe9"), ('name="user"', b"a")], UserState.VALID),
         ([('name="user"\r\nContent-Type: text/plain; charset="UTF-8"', b"a")], UserState.VALID),
     ],
 )
-def test_form_fields(parts: list[tuple[str, bytes]], expected: UserState) -> None:
+def test_form_fields(parts: list[tuple[str, bytes]], expected: int) -> None:
     """File parts and file names never count, and repeats are judged by the worst."""
     body = form(('name="x"', b"1"), *parts)
-    assert state(body, FORM) is expected
+    assert state(body, FORM) == expected
 
 
 @pytest.mark.parametrize(
@@ -275,6 +420,36 @@ def test_form_fields(parts: list[tuple[str, bytes]], expected: UserState) -> Non
         (form(('name="user"\r\nContent-Type: application/octet-stream', b"a")), FORM),
         (form(('name="user"\r\nX-Other: a', b"a")), FORM),
         (form(('name="user"\r\nContent-Length: 0', b"a")), FORM),
+        (form(('name="image"; filename="a;name=user"', b"x"), ('name="user"', b"a")), FORM),
+        (form(('name="image"; filename="a\\"; name=\\"user"', b"x"), ('name="user"', b"a")), FORM),
+        (form(('name="image"; filename="name=user"', b"x"), ('name="user"', b"a")), FORM),
+        (form(('name="image"; filename="a\\"', b"x"), ('name="user"', b"a")), FORM),
+        (form(('name="image";\tfilename="a"', b"x"), ('name="user"', b"a")), FORM),
+        (form(('name="image"; filename="a\tb"', b"x"), ('name="user"', b"a")), FORM),
+        (form(('name="image"; filename="a";', b"x"), ('name="user"', b"a")), FORM),
+        (form(('name="user\\""', b"x"), ('name="user"', b"a")), FORM),
+        (form(('name="us\\"er"', b"x"), ('name="user"', b"a")), FORM),
+        (form(('name="=?utf-8?q?user?="', b"x"), ('name="user"', b"a")), FORM),
+        (form(('name="i"; filename="=?utf-8?b?dXNlcg==?="', b"x"), ('name="user"', b"a")), FORM),
+        (form(('name*0="us"; name*1="er"', b"x"), ('name="user"', b"a")), FORM),
+        (form(('name="x";\r\n name="user"', b"x"), ('name="user"', b"a")), FORM),
+        (form(('name="x"\r\nContent-Type: multipart/mixed; boundary=C', b"x")), FORM),
+        (form(('name="x"; filename="a"\r\nContent-Type: Multipart/x', b"x")), FORM),
+        (form(('name="x"; filename="a"\r\nContent-Type: message/rfc822', b"x")), FORM),
+        (form(('name="x"; filename="a\x00b"', b"x")), FORM),
+        (form(('name="user"', b"\x00alice")), FORM),
+        (form(('name="user"', b"a")).replace(b"--B", b"--B,C"), FORM.replace("B", '"B,C"')),
+        (form(('name="user"', b"a")).replace(b"--B", b"--B C"), FORM.replace("B", '"B C"')),
+        (form(('name="user"', b"a")), FORM + ";"),
+        (form(('name="user"', b"a")), FORM.replace("; ", ";\t")),
+        (form(('name="user"', b"a")), FORM.replace("=B", '="\\B"')),
+        (form(('name="user"', b"a")), FORM.replace("form-data", "form-data x")),
+        (form(('name="user"', b"a")), FORM + ", application/json"),
+        (form(('name="user"', b"a")), FORM + '; x="boundary=C"'),
+        (form(('name="user"', b"a")), FORM + "; charset=us-ascii"),
+        (form(('name="user"', b"a")), FORM.replace("form-data", "mixed")),
+        (form(('name="user"', b"a")), "multipart/form-data/x; boundary=B"),
+        (form(('name="user"', b"a")), FORM + "; x=" + "a" * 2000),
         (form((f'name="x"; filename="{"a" * 10_000}"', b"a")), FORM),
     ],
 )

@@ -20,6 +20,7 @@ _STATES = tuple(UserState)
 _UNKNOWN = UserState.UNKNOWN
 _TYPE = "content-type"
 _ENCODING = "content-encoding"
+_OWN = (descriptor.OVERRIDE_HEADER, descriptor.KEY_HEADER, descriptor.TRACE_HEADER)
 
 
 class Described(NamedTuple):
@@ -60,18 +61,13 @@ _Values = tuple[str, ...]
 
 def _own_headers(request: pb.EvaluateRequest) -> tuple[_Values, _Values, _Values]:
     """The values of the override, key and trace headers, repeats kept."""
-    overrides: _Values = ()
-    keys: _Values = ()
-    traces: _Values = ()
+    found: dict[str, list[str]] = {name: [] for name in _OWN}
     for header in request.headers:
         name = header.name.lower()
-        if name == descriptor.KEY_HEADER:
-            keys += (header.value,)
-        elif name == descriptor.OVERRIDE_HEADER:
-            overrides += (header.value,)
-        elif name == descriptor.TRACE_HEADER:
-            traces += (header.value,)
-    return overrides, keys, traces
+        if name in found:
+            found[name].append(header.value)
+    overrides, keys, traces = found.values()
+    return tuple(map(descriptor.override, overrides)), tuple(keys), tuple(traces)
 
 
 def _identifiers(request: pb.EvaluateRequest, facts: Facts | None) -> tuple[UserState, UserState]:

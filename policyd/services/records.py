@@ -73,7 +73,6 @@ def _outline(decision: Decision) -> tuple[Verdict, int, str]:
     return verdict, decision.denial.status if decision.denial else 0, flags
 
 
-@lru_cache(maxsize=1024)
 def _asked(overrides: tuple[str, ...]) -> str:
     """What the override headers asked for: all that deciding once more needs to know of them."""
     asked = {value.strip(" \t").lower() for value in overrides}

@@ -47,15 +47,19 @@ class _UserStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UserState.V
     gives the worst one's state instead, as policyd does.
     """
     USER_STATE_NOT_JSON: _UserState.ValueType  # 8
-    """The body is not well-formed JSON in UTF-8."""
+    """The body is not well-formed JSON in UTF-8, or has a Content-Type by which a server may read it
+    as something else: a form, another charset, or one that is malformed.
+    """
     USER_STATE_NOT_OBJECT: _UserState.ValueType  # 9
     """The body is JSON, but no object."""
     USER_STATE_TOO_COMPLEX: _UserState.ValueType  # 10
     """The body is JSON nested too deeply, or of too many pieces, to be read safely."""
     USER_STATE_BAD_FORM: _UserState.ValueType  # 11
-    """The body is no well-formed multipart form."""
+    """The body is no well-formed multipart form, or one that servers read differently."""
     USER_STATE_BAD_ENCODING: _UserState.ValueType  # 12
-    """The body's compressed data is damaged or incomplete."""
+    """The body's compressed data is damaged, incomplete, more than one stream, or readable by a server
+    that does not decompress it.
+    """
     USER_STATE_UNSUPPORTED_ENCODING: _UserState.ValueType  # 13
     """The body is compressed in a way that policyd does not know."""
     USER_STATE_TOO_LARGE: _UserState.ValueType  # 14
@@ -83,15 +87,19 @@ USER_STATE_DUPLICATE: UserState.ValueType  # 7
 gives the worst one's state instead, as policyd does.
 """
 USER_STATE_NOT_JSON: UserState.ValueType  # 8
-"""The body is not well-formed JSON in UTF-8."""
+"""The body is not well-formed JSON in UTF-8, or has a Content-Type by which a server may read it
+as something else: a form, another charset, or one that is malformed.
+"""
 USER_STATE_NOT_OBJECT: UserState.ValueType  # 9
 """The body is JSON, but no object."""
 USER_STATE_TOO_COMPLEX: UserState.ValueType  # 10
 """The body is JSON nested too deeply, or of too many pieces, to be read safely."""
 USER_STATE_BAD_FORM: UserState.ValueType  # 11
-"""The body is no well-formed multipart form."""
+"""The body is no well-formed multipart form, or one that servers read differently."""
 USER_STATE_BAD_ENCODING: UserState.ValueType  # 12
-"""The body's compressed data is damaged or incomplete."""
+"""The body's compressed data is damaged, incomplete, more than one stream, or readable by a server
+that does not decompress it.
+"""
 USER_STATE_UNSUPPORTED_ENCODING: UserState.ValueType  # 13
 """The body is compressed in a way that policyd does not know."""
 USER_STATE_TOO_LARGE: UserState.ValueType  # 14
@@ -397,9 +405,11 @@ class RawBody(_message.Message):
     reads the user itself.
     """
     content_type: _builtins.str
-    """The Content-Type. Empty: it is taken from the headers."""
+    """The Content-Type, of at most 1,024 characters. Empty: it is taken from the headers."""
     content_encoding: _builtins.str
-    """The Content-Encoding: gzip, deflate, br or zstd. Empty: it is taken from the headers."""
+    """The Content-Encoding: gzip, deflate (zlib's format), br or zstd, at most two of them. Empty: it
+    is taken from the headers.
+    """
     def __init__(
         self,
         *,
