@@ -5,16 +5,16 @@ read for certain gets a state that says why, and never passes for a user.
 """
 
 import re
-import unicodedata
 from collections.abc import Iterable
 from itertools import accumulate
 from typing import NamedTuple
 
 import msgspec
 
-from policyd import form
+from policyd import form, identifiers
 from policyd.content_encoding import UnreadableBody, decompress
-from policyd.model import SAFETY_IDENTIFIER, USER, Credential, Endpoint, UserState
+from policyd.identifiers import classify
+from policyd.model import IDENTIFIERS, SAFETY_IDENTIFIER, USER, Credential, Endpoint, UserState
 
 KEY_HEADER = "x-usagepanda-api-key"
 OVERRIDE_HEADER = "x-usagepanda-enforce-user-ids"
@@ -29,9 +29,7 @@ MAX_DEPTH = 500
 """How deep JSON may nest. Python's own parsers stop at about twice this."""
 MAX_TOKENS = 500_000
 """How many strings and brackets a body may have where they have to be looked at one by one."""
-MAX_SAFETY_IDENTIFIER = 64
-"""Characters of a safety_identifier: OpenAI's limit."""
-_MAX_VALUE = 1024
+_MAX_VALUE = identifiers.MAX_VALUE
 
 
 class Identifier(NamedTuple):
@@ -81,26 +79,6 @@ def credential(given: tuple[str, ...]) -> tuple[Credential, str]:
     if len(keys) > 1:
         return Credential.CONFLICTING, ""
     return Credential.GIVEN, keys.pop()
-
-
-# --- identifiers -------------------------------------------------------------------------------
-
-
-def classify(value: str, identifier: str = USER) -> UserState:
-    """What the string `value` is as an end-user identifier."""
-    if not value:
-        return UserState.EMPTY
-    # Only so far: who hides a name behind a thousand invisible characters names nobody.
-    if all(_is_invisible(character) for character in value[:_MAX_VALUE]):
-        return UserState.BLANK
-    if identifier == SAFETY_IDENTIFIER and len(value) > MAX_SAFETY_IDENTIFIER:
-        return UserState.TOO_LONG
-    return UserState.VALID
-
-
-def _is_invisible(character: str) -> bool:
-    # Cc are the control characters; Cf the invisible ones, such as the zero-width space.
-    return character.isspace() or unicodedata.category(character) in ("Cc", "Cf")
 
 
 # --- bodies ------------------------------------------------------------------------------------
@@ -182,7 +160,11 @@ _TOKEN = re.compile(rb'("[^"\\]*+(?:\\.[^"\\]*+)*+")([ \t\r\n]*:[ \t\r\n]*)?|[\[
 _CHARSET = re.compile(r"charset[^=;]*=[\s\"']*([^\s\"';,]*)")
 # Under the last two, JSON in UTF-8 reads otherwise, but nothing in it turns blank.
 _CHARSETS = ("utf-8", "utf8", "us-ascii", "iso-8859-1", "windows-1252")
-_LIKE_USER = re.compile(r"[^0-9a-z]*user(?![0-9a-z_-]).*", re.IGNORECASE | re.DOTALL)
+_LIKE = {
+    name: re.compile(rf"[^0-9a-z]*{name}(?![0-9a-z_-]).*", re.IGNORECASE | re.DOTALL)
+    for name in IDENTIFIERS
+}
+"""What some servers take for the form field `name`: `user[]`, say."""
 _FORM_FIELD = re.compile(rb"&[^&=]+=")
 _SCALAR = re.compile(rb"[^\s,\]}]+")
 _STRING = re.compile(rb'"[^"]*"')
@@ -300,15 +282,19 @@ def _json_string(raw: msgspec.Raw | msgspec.UnsetType) -> str:
 
 
 def _read_form(body: bytes, content_type: str) -> Facts:
-    fields = form.fields(body, content_type, USER, "model")
-    users = [_form_identifier(field) for field in fields if _LIKE_USER.fullmatch(field.name)]
+    fields = form.fields(body, content_type, *IDENTIFIERS, "model")
+    user, safety_identifier = (_worst_field(fields, name) for name in IDENTIFIERS)
     models = [field.value for field in fields if field.name == "model" and field.value]
-    user = max(users, default=_ABSENT)
-    return Facts(user, _ABSENT, models[0][:_MAX_VALUE] if models else "")
+    return Facts(user, safety_identifier, models[0][:_MAX_VALUE] if models else "")
 
 
-def _form_identifier(field: form.Field) -> Identifier:
-    # A file, or a name that only some servers take for `user`, is none, whatever else is there.
-    if field.name != USER or field.value is None:
+def _worst_field(fields: list[form.Field], name: str) -> Identifier:
+    found = [_form_identifier(field, name) for field in fields if _LIKE[name].fullmatch(field.name)]
+    return max(found, default=_ABSENT)
+
+
+def _form_identifier(field: form.Field, name: str) -> Identifier:
+    # A file, or a name that only some servers take for `name`, is none, whatever else is there.
+    if field.name != name or field.value is None:
         return _ABSENT
-    return Identifier(classify(field.value), field.value[:_MAX_VALUE])
+    return Identifier(classify(field.value, name), field.value[:_MAX_VALUE])

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from policyd import descriptor, endpoints
 from policyd.descriptor import Facts
 from policyd.errors import InvalidDescriptor
+from policyd.identifiers import classify
 from policyd.model import (
     SAFETY_IDENTIFIER,
     Credential,
@@ -88,9 +89,9 @@ def _identifiers(request: pb.EvaluateRequest, facts: Facts | None) -> tuple[User
     if request.HasField("has_user"):
         user = max(user, UserState.VALID if request.has_user else UserState.ABSENT)
     if request.HasField("user"):
-        user = max(user, descriptor.classify(request.user))
+        user = max(user, classify(request.user))
     if request.HasField("safety_identifier"):
-        claimed = descriptor.classify(request.safety_identifier, SAFETY_IDENTIFIER)
+        claimed = classify(request.safety_identifier, SAFETY_IDENTIFIER)
         safety_identifier = max(safety_identifier, claimed)
     if facts is not None:
         user = max(user, facts.user.state)

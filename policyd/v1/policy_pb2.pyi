@@ -37,11 +37,11 @@ class _UserStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UserState.V
     USER_STATE_EMPTY: _UserState.ValueType  # 3
     """null, "", false or 0."""
     USER_STATE_BLANK: _UserState.ValueType  # 4
-    """A string of white space, control and invisible characters only."""
+    """A string only of white space, control and invisible characters, blank symbols and combining marks."""
     USER_STATE_NOT_STRING: _UserState.ValueType  # 5
     """Any other number, true, an array or an object."""
     USER_STATE_TOO_LONG: _UserState.ValueType  # 6
-    """A string over the identifier's limit: 64 characters for safety_identifier."""
+    """A string over the identifier's limit: 128 characters for safety_identifier."""
     USER_STATE_DUPLICATE: _UserState.ValueType  # 7
     """It stands there several times, and the caller cannot say what each one is. A caller that can
     gives the worst one's state instead, as policyd does.
@@ -73,11 +73,11 @@ USER_STATE_ABSENT: UserState.ValueType  # 2
 USER_STATE_EMPTY: UserState.ValueType  # 3
 """null, "", false or 0."""
 USER_STATE_BLANK: UserState.ValueType  # 4
-"""A string of white space, control and invisible characters only."""
+"""A string only of white space, control and invisible characters, blank symbols and combining marks."""
 USER_STATE_NOT_STRING: UserState.ValueType  # 5
 """Any other number, true, an array or an object."""
 USER_STATE_TOO_LONG: UserState.ValueType  # 6
-"""A string over the identifier's limit: 64 characters for safety_identifier."""
+"""A string over the identifier's limit: 128 characters for safety_identifier."""
 USER_STATE_DUPLICATE: UserState.ValueType  # 7
 """It stands there several times, and the caller cannot say what each one is. A caller that can
 gives the worst one's state instead, as policyd does.
@@ -282,7 +282,9 @@ class EvaluateRequest(_message.Message):
     user: _builtins.str
     """The value of the body's top-level `user`, where it is a string."""
     safety_identifier_state: Global___UserState.ValueType
-    """What the body's top-level `safety_identifier` is. It counts where the key accepts it."""
+    """What the body's top-level `safety_identifier` is. It counts where the endpoint has it and the key
+    accepts it, as keys do unless set otherwise.
+    """
     safety_identifier: _builtins.str
     """The value of the body's top-level `safety_identifier`, where it is a string."""
     method: _builtins.str
@@ -574,12 +576,15 @@ class Explanation(_message.Message):
     """Whether "Enforce User IDs" applies to the request's method and path."""
     operation: _builtins.str
     """What the request asks for: chat_completion, completion, image_generation, image_edit,
-    image_variation, embedding or response. Empty if out of scope or not known.
+    image_variation, embedding, response, decision or chatkit_session. Empty if out of scope or not
+    known.
     """
     user_state: Global___UserState.ValueType
     """What the identifier that decided was."""
     identifier: _builtins.str
-    """The identifier that decided: user or safety_identifier."""
+    """The identifier that decided: user or safety_identifier. Empty: the endpoint has none that is
+    accepted, not even user, or the request is out of scope.
+    """
     summary: _builtins.str
     """All this in a sentence."""
     def __init__(
