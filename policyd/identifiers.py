@@ -36,9 +36,8 @@ _NONCHARACTERS = (
     "\ufdd0\ufdef",
     *(chr(plane + 0xFFFE) + chr(plane + 0xFFFF) for plane in range(0, 0x110000, 0x10000)),
 )
-_BLANK = re.compile(
-    "[%s]" % "".join(f"{r[0]}-{r[-1]}" for r in _IGNORABLE + _BLANK_SYMBOLS + _NONCHARACTERS)
-)
+_RANGES = (f"{each[0]}-{each[-1]}" for each in _IGNORABLE + _BLANK_SYMBOLS + _NONCHARACTERS)
+_BLANK = re.compile(f"[{''.join(_RANGES)}]")
 # Control, format, surrogate; marks that are drawn over, beside and around a letter.
 _BLANK_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Mn", "Mc", "Me"})
 
