@@ -5,13 +5,15 @@ The rules are CONTRACT.md's sections 1 to 3:
 - the route's mode holds where it has one, else the key's, else the server's default;
 - a valid override header beats it, where the route or else the key lets it;
 - an invalid one never weakens it;
-- in scope, a request without a valid accepted identifier is denied (enforce) or flagged (audit).
+- in scope, a request without a valid accepted identifier is denied (enforce) or flagged (audit);
+- where the endpoint has none of those that are accepted, `user` is, if it has that.
 """
 
 from functools import lru_cache
 
 from policyd import denial
 from policyd.model import (
+    MAX_SAFETY_IDENTIFIER,
     USER,
     Credential,
     Decision,
@@ -95,15 +97,23 @@ def _best_identifier(
     descriptor: Descriptor, accept: tuple[str, ...], endpoint: Endpoint | None
 ) -> tuple[str, UserState]:
     found: list[tuple[str, UserState]] = []
-    for identifier in accept:
-        if endpoint is None or identifier in endpoint.identifiers:
-            state = descriptor.user if identifier == USER else descriptor.safety_identifier
-            if state is UserState.VALID:
-                return identifier, state
-            found.append((identifier, state))
+    for identifier in _places(accept, endpoint):
+        state = descriptor.user if identifier == USER else descriptor.safety_identifier
+        if state is UserState.VALID:
+            return identifier, state
+        found.append((identifier, state))
     # Of those that do not count, the one of which there is something to say.
     telling = [one for one in found if one[1] not in (UserState.ABSENT, UserState.UNKNOWN)]
-    return next(iter(telling or found), (accept[0], UserState.ABSENT))
+    return next(iter(telling or found), ("", UserState.ABSENT))
+
+
+def _places(accept: tuple[str, ...], endpoint: Endpoint | None) -> tuple[str, ...]:
+    """The identifiers that count. Where the endpoint has none that is accepted, `user` counts if
+    the endpoint has that, lest a key be shut out of it."""
+    if endpoint is None:
+        return accept
+    places = tuple(identifier for identifier in accept if identifier in endpoint.identifiers)
+    return places or tuple(one for one in endpoint.identifiers if one == USER)
 
 
 def _refuse_key(credential: Credential) -> Decision:
@@ -149,9 +159,9 @@ _STATE_WORDS = {
     UserState.VALID: "names an end user",
     UserState.ABSENT: "is absent",
     UserState.EMPTY: "is null, false, 0 or an empty string",
-    UserState.BLANK: "holds only white space or control characters",
-    UserState.NOT_STRING: "is not a string",
-    UserState.TOO_LONG: "is too long",
+    UserState.BLANK: "holds only white space, control characters or others that show nothing",
+    UserState.NOT_STRING: "is of the wrong type: it has to be a string",
+    UserState.TOO_LONG: f"is too long: OpenAI takes up to {MAX_SAFETY_IDENTIFIER} characters",
     UserState.DUPLICATE: "stands there several times",
     UserState.NOT_JSON: (
         "cannot be read: the body is not well-formed JSON, or its Content-Type lets a server "
@@ -164,6 +174,7 @@ _STATE_WORDS = {
     UserState.UNSUPPORTED_ENCODING: "cannot be read: the body's Content-Encoding is not known",
     UserState.TOO_LARGE: "cannot be read: the body is too large",
 }
+_NO_PLACE = "no field of this endpoint is one that the API key accepts as an end user"
 _MODE_WORDS = {Mode.OFF: "off", Mode.AUDIT: "audit", Mode.ENFORCE: "enforce"}
 _SOURCE_WORDS = {
     Source.HEADER: "the request's x-usagepanda-enforce-user-ids header",
@@ -187,13 +198,15 @@ def _outcome(
     identifier: str,
 ) -> str:
     if not in_scope:
-        return "Allowed: this method and path are out of scope."
-    field = f"the field {identifier} {_STATE_WORDS[state]}"
+        return "Allowed: this call is out of scope."
+    field = f"the field {identifier} {_STATE_WORDS[state]}" if identifier else _NO_PLACE
     if refusal is not None:
         return f"Denied: {field}."
     if offends:
         return f"Allowed, but enforcing would deny it: {field}."
-    return f"Allowed: {field}." if state is UserState.VALID else f"Allowed: {field}, and may be."
+    if state is UserState.VALID or not identifier:
+        return f"Allowed: {field}."
+    return f"Allowed: {field}, and may be."
 
 
 def _reason(mode: Mode, source: Source) -> str:

@@ -5,14 +5,14 @@ read for certain gets a state that says why, and never passes for a user.
 """
 
 import re
-import unicodedata
 from collections.abc import Iterable
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from policyd import form, json_body, media_type
+from policyd import form, identifiers, json_body, media_type
 from policyd.content_encoding import UnreadableBody, decompress
-from policyd.model import SAFETY_IDENTIFIER, USER, Credential, Endpoint, UserState
+from policyd.identifiers import classify
+from policyd.model import IDENTIFIERS, SAFETY_IDENTIFIER, USER, Credential, Endpoint, UserState
 
 KEY_HEADER = "x-usagepanda-api-key"
 OVERRIDE_HEADER = "x-usagepanda-enforce-user-ids"
@@ -23,9 +23,7 @@ MAX_BODY = 64 * 2**20
 """Bytes of a body, as it came and decompressed, unless a caller sets its own bound."""
 MAX_RAW_BODY = 4 * 2**20
 """The same of a body that a caller of PolicyService sends in place of what it says."""
-MAX_SAFETY_IDENTIFIER = 64
-"""Characters of a safety_identifier: OpenAI's limit."""
-_MAX_VALUE = 1024
+_MAX_VALUE = identifiers.MAX_VALUE
 _MAX_OVERRIDE = 64
 _TOO_LONG = "too long"
 
@@ -47,8 +45,11 @@ class Facts(NamedTuple):
 
 
 _TRACE_ID = re.compile(r"[0-9A-Za-z_-]{1,99}")
-# Names that some server might take for `user`.
-_LIKE_USER = re.compile(r"[^0-9a-z]*+user(?![0-9a-z_-]).*", re.IGNORECASE | re.DOTALL)
+_LIKE = {
+    name: re.compile(rf"[^0-9a-z]*+{name}(?![0-9a-z_-]).*", re.IGNORECASE | re.DOTALL)
+    for name in IDENTIFIERS
+}
+"""What some server might take for the form field `name`: `user[]`, say."""
 _ABSENT = Identifier(UserState.ABSENT)
 
 
@@ -84,26 +85,6 @@ def credential(given: tuple[str, ...]) -> tuple[Credential, str]:
     if len(keys) > 1:
         return Credential.CONFLICTING, ""
     return Credential.GIVEN, keys.pop()
-
-
-# --- identifiers -------------------------------------------------------------------------------
-
-
-def classify(value: str, identifier: str = USER) -> UserState:
-    """What the string `value` is as an end-user identifier."""
-    if not value:
-        return UserState.EMPTY
-    # Only so far: who hides a name behind a thousand invisible characters names nobody.
-    if all(_is_invisible(character) for character in value[:_MAX_VALUE]):
-        return UserState.BLANK
-    if identifier == SAFETY_IDENTIFIER and len(value) > MAX_SAFETY_IDENTIFIER:
-        return UserState.TOO_LONG
-    return UserState.VALID
-
-
-def _is_invisible(character: str) -> bool:
-    # Cc are the control characters; Cf the invisible ones, such as the zero-width space.
-    return character.isspace() or unicodedata.category(character) in ("Cc", "Cf")
 
 
 # --- bodies ------------------------------------------------------------------------------------
@@ -181,19 +162,23 @@ def _read_form(body: bytes, content_type: str, content_encoding: str, limit: int
     boundary = form.boundary(content_type)
     delimiter = b"--" + boundary
     decoded = decompress(body, content_encoding, limit, lambda coded: delimiter in coded)
-    fields = form.fields(decoded, boundary, USER, "model")
-    users = [_form_identifier(field) for field in fields if _is_like_user(field.name)]
+    fields = form.fields(decoded, boundary, *IDENTIFIERS, "model")
+    user, safety_identifier = (_worst_field(fields, name) for name in IDENTIFIERS)
     models = [field.value for field in fields if field.name == "model" and field.value]
-    user = max(users, default=_ABSENT)
-    return Facts(user, _ABSENT, models[0][:_MAX_VALUE] if models else "")
+    return Facts(user, safety_identifier, models[0][:_MAX_VALUE] if models else "")
 
 
-def _is_like_user(name: str) -> bool:
-    return any(_LIKE_USER.fullmatch(spelling) for spelling in (name, unquote(name)))
+def _worst_field(fields: list[form.Field], name: str) -> Identifier:
+    found = [_form_identifier(field, name) for field in fields if _is_like(name, field.name)]
+    return max(found, default=_ABSENT)
 
 
-def _form_identifier(field: form.Field) -> Identifier:
-    # A file, or a name that only some servers take for `user`, is none, whatever else is there.
-    if field.name != USER or field.value is None:
+def _is_like(name: str, given: str) -> bool:
+    return any(_LIKE[name].fullmatch(spelling) for spelling in (given, unquote(given)))
+
+
+def _form_identifier(field: form.Field, name: str) -> Identifier:
+    # A file, or a name that only some servers take for `name`, is none, whatever else is there.
+    if field.name != name or field.value is None:
         return _ABSENT
-    return Identifier(classify(field.value), field.value[:_MAX_VALUE])
+    return Identifier(classify(field.value, name), field.value[:_MAX_VALUE])

@@ -16,11 +16,13 @@ _WITH_SUCCESSOR = (USER, SAFETY_IDENTIFIER)
 ENDPOINTS = {
     "/completions": Endpoint("completion", (USER,)),
     "/chat/completions": Endpoint("chat_completion", _WITH_SUCCESSOR),
-    "/images/generations": Endpoint("image_generation", (USER,)),
-    "/images/edits": Endpoint("image_edit", (USER,), takes_form=True),
+    "/images/generations": Endpoint("image_generation", _WITH_SUCCESSOR),
+    "/images/edits": Endpoint("image_edit", _WITH_SUCCESSOR, takes_form=True),
     "/images/variations": Endpoint("image_variation", (USER,), takes_form=True),
     "/embeddings": Endpoint("embedding", (USER,)),
     "/responses": Endpoint("response", _WITH_SUCCESSOR),
+    "/decisions": Endpoint("decision", (SAFETY_IDENTIFIER,)),
+    "/chatkit/sessions": Endpoint("chatkit_session", (USER,)),
 }
 """Every endpoint in scope, by its path without the API's prefix."""
 

@@ -84,6 +84,10 @@ class Credential(_Number):
 USER = "user"
 SAFETY_IDENTIFIER = "safety_identifier"
 IDENTIFIERS = (USER, SAFETY_IDENTIFIER)
+"""The fields of a body that can carry an end-user identifier. An API key that names none accepts
+them all."""
+MAX_SAFETY_IDENTIFIER = 128
+"""Characters of a safety_identifier: OpenAI's limit."""
 
 
 class Endpoint(NamedTuple):
@@ -128,7 +132,7 @@ class KeySettings:
     mode: Mode | None = None
     """None: the server's default."""
     override: Override = Override.ANY
-    accept: tuple[str, ...] = (USER,)
+    accept: tuple[str, ...] = IDENTIFIERS
     """The identifiers that count as a user. At least one of IDENTIFIERS."""
 
     def __post_init__(self) -> None:

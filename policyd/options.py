@@ -79,7 +79,10 @@ _key_settings = [
         help="What to do with requests that name no user.",
     ),
     option("--override", type=click.Choice(list(OVERRIDES)), help="Who may override it by header."),
-    option("--accept", help="What counts as a user: user,safety_identifier or one of them."),
+    option(
+        "--accept",
+        help="What counts as a user: user,safety_identifier, as new keys have it, or one of them.",
+    ),
 ]
 
 

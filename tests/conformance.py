@@ -53,7 +53,7 @@ class Key(_Struct):
 
     mode: Mode | None = None
     override: Literal["any", "tighten_only", "locked"] = "any"
-    accept: tuple[Identifier, ...] = ("user",)
+    accept: tuple[Identifier, ...] = ("user", "safety_identifier")
 
 
 class Body(_Struct):

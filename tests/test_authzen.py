@@ -108,7 +108,7 @@ async def test_an_allowed_request(url: str, enforced: str) -> None:
         ({"user": "u-1"}, True),
         ({"user": " "}, False),
         ({"user": "u-1", "has_user": False}, False),
-        ({"safety_identifier": "u-1"}, False),
+        ({"safety_identifier": "u-1"}, True),
         ({"time": "2026-11-25T10:00:00Z"}, False),
         ({"has_user": False, "headers": {"X-UsagePanda-Enforce-User-IDs": "false"}}, True),
         ({"has_user": False,

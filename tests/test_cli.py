@@ -40,15 +40,15 @@ def test_the_life_of_a_key(database: str) -> None:
     assert made["name"] == "app"
     assert made["enforce_user_ids"] == "enforce"
     assert made["override"] == "locked"
-    assert made["accept"] == ["user"]
+    assert made["accept"] == ["user", "safety_identifier"]
     assert keys(database, "list") == [made]
     assert keys(database, "show", made["id"]) == made
 
-    accept = ("--accept", "user,safety_identifier")
+    accept = ("--accept", "safety_identifier")
     changed = keys(database, "set", made["id"], "--enforce-user-ids", "audit", *accept)
     assert changed["enforce_user_ids"] == "audit"
     assert changed["override"] == "locked"
-    assert changed["accept"] == ["user", "safety_identifier"]
+    assert changed["accept"] == ["safety_identifier"]
     default = keys(database, "set", made["id"], "--enforce-user-ids", "default")
     assert default["enforce_user_ids"] is None
 

@@ -40,7 +40,7 @@ def settings(case: dict[str, Any]) -> KeySettings | None:
         "key_test",
         Mode[key["mode"].upper()] if "mode" in key else None,
         Override[key.get("override", "any").upper()],
-        tuple(key.get("accept", ["user"])),
+        tuple(key.get("accept", ["user", "safety_identifier"])),
     )
 
 
@@ -76,6 +76,7 @@ def test_case(case: dict[str, Any]) -> None:
         "identifier": why.identifier,
     }
     expected = {"flags": [], "would_deny": False} | case["expect"]
+    assert expected.pop("says", "") in why.summary
     assert {name: actual[name] for name in expected} == expected
     assert why.summary.startswith("Denied" if decision.denial else "Allowed")
 

@@ -158,18 +158,18 @@ def test_a_simulation(store: Store, url: str, key_id: str) -> None:
     """The log's requests are decided once more, by settings that nobody has saved yet."""
     store.log.append(logged(key_id))
     found = json.loads(ask(url, "simulate", key_id, "--json"))
-    assert (found["requests"], found["blocked"]) == (8, 6)
-    assert found["by_user_agent"] == {"browser": 3, "script": 2, "": 1}
-    assert found["by_operation"] == {"chat_completion": 4, "embedding": 2}
+    assert (found["requests"], found["blocked"]) == (8, 5)
+    assert found["by_user_agent"] == {"browser": 3, "script": 2}
+    assert found["by_operation"] == {"chat_completion": 3, "embedding": 2}
     assert found["by_model"]["gpt-4o"] == 3
     assert len(found["examples"]) == 5
     locked = json.loads(ask(url, "simulate", key_id, "--json", "--override", "locked"))
-    assert locked["blocked"] == 7
-    accepting = ("--accept", "user,safety_identifier")
-    assert json.loads(ask(url, "simulate", key_id, "--json", *accepting))["blocked"] == 5
+    assert locked["blocked"] == 6
+    accepting = ("--accept", "user")
+    assert json.loads(ask(url, "simulate", key_id, "--json", *accepting))["blocked"] == 6
     off = ("--enforce-user-ids", "off")
     assert json.loads(ask(url, "simulate", key_id, "--json", *off))["blocked"] == 0
-    assert "6 of 8 requests (75.0%) would have been blocked" in ask(url, "simulate", key_id)
+    assert "5 of 8 requests (62.5%) would have been blocked" in ask(url, "simulate", key_id)
     assert store.get_key(key_id).mode is None
 
 

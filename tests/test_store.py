@@ -56,9 +56,9 @@ def test_a_new_key(store: Store) -> None:
 
 
 def test_a_key_without_settings(store: Store) -> None:
-    """It takes the server's default mode, and anybody may override it."""
+    """It takes the server's default mode and both identifiers, and anybody may override it."""
     key, _ = store.create_key("app")
-    assert (key.mode, key.override, key.accept) == (None, Override.ANY, ("user",))
+    assert (key.mode, key.override, key.accept) == (None, Override.ANY, BOTH)
 
 
 def test_the_key_itself_is_not_kept(store: Store, url: str, tmp_path: Path) -> None:

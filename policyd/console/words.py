@@ -24,7 +24,7 @@ OVERRIDES = {
 }
 IDENTIFIERS = {
     "user": "The body's top-level field user.",
-    "safety_identifier": "OpenAI's successor of user on chat completions and responses.",
+    "safety_identifier": "OpenAI's successor of user, on chat completions, responses and images.",
 }
 SOURCES = {
     Source.HEADER: "The request's header",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from policyd.errors import InvalidArgument, KeyNotFound
-from policyd.model import USER, ApiKey, Mode, Override
+from policyd.model import IDENTIFIERS, ApiKey, Mode, Override
 from policyd.services import decisions
 from policyd.services.decisions import timestamp
 from policyd.store import Store
@@ -118,7 +118,7 @@ def _fields(key: pb.ApiKey, paths: Iterable[str]) -> dict[str, Any]:
         "name": lambda: ("name", key.name),
         "enforce_user_ids": lambda: ("mode", _mode(key.enforce_user_ids)),
         "override_policy": lambda: ("override", _override(key.override_policy)),
-        "accept": lambda: ("accept", tuple(key.accept) or (USER,)),
+        "accept": lambda: ("accept", tuple(key.accept) or IDENTIFIERS),
     }
     if unknown := sorted(set(paths) - set(readers)):
         raise InvalidArgument(f"{', '.join(unknown)} cannot be changed: {', '.join(readers)} can")

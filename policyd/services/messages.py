@@ -6,6 +6,7 @@ from typing import NamedTuple
 from policyd import descriptor, endpoints
 from policyd.descriptor import Facts
 from policyd.errors import InvalidDescriptor
+from policyd.identifiers import classify
 from policyd.model import (
     SAFETY_IDENTIFIER,
     Credential,
@@ -41,7 +42,7 @@ def describe(request: pb.EvaluateRequest) -> Described:
     credential, key = Credential.GIVEN, request.key
     if not key:
         credential, key = descriptor.credential(keys)
-    target = endpoints.resolve(request.method, request.path)
+    target = _target(request)
     facts = None
     if request.HasField("raw_body") and target.in_scope:
         facts = _read_raw_body(request, target)
@@ -54,6 +55,13 @@ def describe(request: pb.EvaluateRequest) -> Described:
     trace_id = request.trace_id or (traces[0] if traces else "")
     described = Descriptor(target, credential, key, overrides, user, safety_identifier)
     return Described(described, descriptor.trace_id(trace_id) if trace_id else "", facts)
+
+
+def _target(request: pb.EvaluateRequest) -> Target:
+    # A caller's word never takes a path out of scope: it counts only where there is none to judge.
+    if not request.method and not request.path and request.HasField("in_scope"):
+        return Target(request.in_scope)
+    return endpoints.resolve(request.method, request.path)
 
 
 _Values = tuple[str, ...]
@@ -77,9 +85,9 @@ def _identifiers(request: pb.EvaluateRequest, facts: Facts | None) -> tuple[User
     if request.HasField("has_user"):
         user = max(user, UserState.VALID if request.has_user else UserState.ABSENT)
     if request.HasField("user"):
-        user = max(user, descriptor.classify(request.user))
+        user = max(user, classify(request.user))
     if request.HasField("safety_identifier"):
-        claimed = descriptor.classify(request.safety_identifier, SAFETY_IDENTIFIER)
+        claimed = classify(request.safety_identifier, SAFETY_IDENTIFIER)
         safety_identifier = max(safety_identifier, claimed)
     if facts is not None:
         user = max(user, facts.user.state)

@@ -21,7 +21,6 @@ from policyd.errors import (
 )
 from policyd.model import (
     IDENTIFIERS,
-    USER,
     ApiKey,
     KeyChange,
     KeyChanges,
@@ -131,7 +130,7 @@ class Store:
         name: str,
         mode: Mode | None = None,
         override: Override = Override.ANY,
-        accept: tuple[str, ...] = (USER,),
+        accept: tuple[str, ...] = IDENTIFIERS,
     ) -> tuple[ApiKey, str]:
         """Make a key. Returns its settings, and the key itself: nobody can read it again."""
         key = api_keys.generate()

@@ -108,7 +108,7 @@ class ApiKey(_message.Message):
     """Names this state of the key. Give it with an update, and the update fails if the key has changed."""
     @_builtins.property
     def accept(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The identifiers that count as a user: "user", "safety_identifier". Empty: "user" alone."""
+        """The identifiers that count as a user: "user", "safety_identifier". Empty: both."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:

@@ -64,6 +64,6 @@ def locked(policyd: Policyd) -> str:
 
 
 @pytest.fixture(scope="session")
-def accepting(policyd: Policyd) -> str:
-    """An API key that enforces user IDs, and takes a safety identifier for one."""
-    return policyd.create_key("enforce", accept="user,safety_identifier")
+def user_alone(policyd: Policyd) -> str:
+    """An API key that enforces user IDs, and takes no safety identifier for one."""
+    return policyd.create_key("enforce", accept="user")

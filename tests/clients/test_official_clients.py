@@ -214,14 +214,16 @@ async def test_a_locked_key(make_client: Call, locked: str, upstream: Upstream, 
     assert not upstream.received
 
 
-@pytest.mark.parametrize("name", ["chat", "responses"])
+@pytest.mark.parametrize("name", ["chat", "responses", "images.generate", "images.edit"])
 async def test_a_safety_identifier(
-    make_client: Call, accepting: str, enforcing: str, name: str
+    make_client: Call, enforcing: str, user_alone: str, name: str
 ) -> None:
-    """It counts as a user for a key that accepts it, and for no other."""
-    named = {"safety_identifier": "5f4dcc3b"}
-    assert await outcome(make_client(accepting), CALLS[name], **named)
-    assert (await refusal(make_client(enforcing), CALLS[name], **named)).body == ERROR
+    """It counts as a user, unless the key accepts `user` alone or it is too long."""
+    named = {"safety_identifier": "5" * 128}
+    assert await outcome(make_client(enforcing), CALLS[name], **named)
+    assert (await refusal(make_client(user_alone), CALLS[name], **named)).body == ERROR
+    long = {"safety_identifier": "5" * 129}
+    assert (await refusal(make_client(enforcing), CALLS[name], **long)).body == ERROR
 
 
 async def test_a_wrong_key(make_client: Call, wire: Wire, upstream: Upstream) -> None:

@@ -21,7 +21,8 @@ def test_the_routes_settings(checker: Checker, enforcing: str, off: str, locked:
     body = CHAT[:-1] + b',"safety_identifier":"s-1"}'
     accepting = {"policyd.accept": "user, safety_identifier"}
     assert status(checker.ask(request({KEY: enforcing}, body, accepting))) == 0
-    assert status(checker.ask(request({KEY: enforcing}, body))) == 422
+    assert status(checker.ask(request({KEY: enforcing}, body))) == 0
+    assert status(checker.ask(request({KEY: enforcing}, body, {"policyd.accept": "user"}))) == 422
 
 
 @pytest.mark.parametrize(

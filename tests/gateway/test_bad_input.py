@@ -46,7 +46,7 @@ BODIES = {
     "blank user": (chat('"user":"\\u0000 \\u200b"'), 422),
     "an int beyond 64 bits": (chat('"user":99999999999999999999999999'), 422),
     "an array of users": (chat('"user":["u-1"]'), 422),
-    "safety_identifier where it is not accepted": (chat('"safety_identifier":"u-1"'), 422),
+    "a safety_identifier that is too long": (chat(f'"safety_identifier":"{"u" * 129}"'), 422),
 }
 
 

@@ -1,0 +1,90 @@
+"""What a string is as an end-user identifier: characters that show nothing, and lengths."""
+
+import re
+import time
+import unicodedata
+
+import pytest
+import regex
+
+from policyd.identifiers import MAX_VALUE, classify, is_blank
+from policyd.model import MAX_SAFETY_IDENTIFIER, SAFETY_IDENTIFIER, USER, UserState
+
+EVERYTHING = [chr(number) for number in range(0x110000)]
+# What the module's docstring says, in the words of a library that knows Unicode's properties.
+BLANK = regex.compile(
+    r"[\p{White_Space}\p{Control}\p{Format}\p{Surrogate}\p{Mark}\p{Default_Ignorable_Code_Point}"
+    r"\p{Noncharacter_Code_Point}\x1c-\x1f\u2800\ufffc\U0001d159\U00013441\U00013442]"
+)
+# The words with which Unicode names what shows nothing, and speaks of it.
+NAMED = re.compile(
+    r"\b(BLANK|FILLER|NULL|EMPTY|INVISIBLE|SPACE|VOID|PLACEHOLDER|HIDDEN|TRANSPARENT|REPLACEMENT)\b"
+)
+# Such names of what is drawn all the same.
+DRAWN = (
+    r"SYMBOL FOR (NULL|SPACE)|BLANK SYMBOL",
+    r"EMPTY (SET.*|NOTE.*|DOCUMENT|PAGES?|NEST)|REVERSED EMPTY SET",
+    r"(DEVANAGARI|NEWA|DIVES AKURU|BHAIKSUKI) GAP FILLER.*|MANICHAEAN PUNCTUATION LINE FILLER",
+    r"(NORTH INDIC|NEWA) PLACEHOLDER MARK|INDIC SIYAQ PLACEHOLDER",
+    r"IDEOGRAPHIC HALF FILL SPACE|MUSICAL SYMBOL VOID NOTEHEAD|REPLACEMENT CHARACTER",
+    r"SIGNWRITING LOCATION-(WALL|FLOOR)PLANE SPACE",
+)
+
+
+def test_every_character() -> None:
+    """The whole code space is blank, or not, as the library says.
+
+    It may know of characters that this Python does not know yet: those count as unassigned here.
+    """
+    mine = {character for character in EVERYTHING if is_blank(character)}
+    theirs = set(BLANK.findall("".join(EVERYTHING)))
+    assert not mine - theirs
+    assert {unicodedata.category(character) for character in theirs - mine} <= {"Cn"}
+    ignorable = set(regex.findall(r"\p{Default_Ignorable_Code_Point}", "".join(EVERYTHING)))
+    assert len(ignorable) > 4000
+    assert ignorable <= mine
+
+
+def test_names_of_blanks() -> None:
+    """A character that Unicode names a blank is one, or is known to be drawn."""
+    drawn = re.compile("|".join(DRAWN))
+    named = {one: unicodedata.name(one, "") for one in EVERYTHING if not is_blank(one)}
+    missed = {one for one, name in named.items() if NAMED.search(name)}
+    assert not {named[one] for one in missed if not drawn.fullmatch(named[one])}
+
+
+@pytest.mark.parametrize(
+    "value", ["alice", "0", "\u00e9", "\u5f20", "\u0628", "\U0001f43c", "\ue000", "\u0378"]
+)
+def test_what_names_somebody(value: str) -> None:
+    """Letters, digits, symbols; what is private use or unassigned, too."""
+    assert classify(value) is UserState.VALID
+    assert classify(f"\u3164{value}\u2800") is UserState.VALID
+
+
+def test_lengths() -> None:
+    """A safety_identifier has up to 128 characters. `user` has no bound."""
+    longest = "\U0001f43c" * MAX_SAFETY_IDENTIFIER
+    assert MAX_SAFETY_IDENTIFIER == 128
+    assert classify(longest, SAFETY_IDENTIFIER) is UserState.VALID
+    assert classify(longest + "x", SAFETY_IDENTIFIER) is UserState.TOO_LONG
+    assert classify(longest + "x", USER) is UserState.VALID
+    assert classify(" " * 129, SAFETY_IDENTIFIER) is UserState.BLANK
+
+
+@pytest.mark.parametrize("blank", [" ", "\u3164", "\u0301", "\U000e0001"])
+def test_the_time_it_takes(blank: str) -> None:
+    """However long a value of blanks is, no more than so many characters are looked at."""
+    assert classify(blank * MAX_VALUE + "a") is UserState.BLANK
+    assert _seconds(blank * MAX_VALUE * 1024) < 16 * _seconds(blank * MAX_VALUE)
+
+
+def _seconds(value: str) -> float:
+    """The best of several tries."""
+    return min(_once(value) for _ in range(5))
+
+
+def _once(value: str) -> float:
+    start = time.perf_counter()
+    classify(value)
+    return time.perf_counter() - start

@@ -1,0 +1,133 @@
+"""The table of endpoints against OpenAI's own package: when its calls move, this tells."""
+
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Iterator
+from types import FunctionType, ModuleType
+
+import openai.resources
+import openai.types
+import pytest
+from typing_extensions import is_typeddict
+
+from policyd.endpoints import ENDPOINTS
+from policyd.model import IDENTIFIERS, MAX_SAFETY_IDENTIFIER
+
+# Calls that take an identifier and are no endpoint of the table, each with the reason.
+CALLS_OUT_OF_SCOPE = {
+    "beta.chatkit.threads.Threads.list": "a GET: the user is what is looked for",
+    "responses.responses.ResponsesResponseResource.create": "an event on a WebSocket: 426",
+    "beta.responses.responses.ResponsesResponseResource.create": "an event on a WebSocket: 426",
+}
+# What posts as `create` of the same class does.
+HELPERS = (".parse", ".stream")
+# Types with an identifier that are no call's own arguments, each with the reason.
+_LIVE = "the session of a live call, to be judged by OpenAI-Safety-Identifier"
+_SHELL = "the account that a command runs under in the model's sandbox"
+_EVENT = "an event on a WebSocket: 426"
+TYPES_OUT_OF_SCOPE = {
+    "beta.beta_response_input_item_param.LocalShellCallAction": _SHELL,
+    "beta.beta_response_input_param.LocalShellCallAction": _SHELL,
+    "responses.response_input_item_param.LocalShellCallAction": _SHELL,
+    "responses.response_input_param.LocalShellCallAction": _SHELL,
+    "beta.beta_responses_client_event_param.ResponseCreate": _EVENT,
+    "responses.responses_client_event_param.ResponseCreate": _EVENT,
+    "beta.chatkit.thread_list_params.ThreadListParams": "a GET's query",
+    "live.media_session_config_param.MediaSessionConfigParam": _LIVE,
+    "live.session_accept_params.Session": _LIVE,
+    "live.session_config_param.SessionConfigParam": _LIVE,
+}
+
+
+def modules(package: ModuleType) -> Iterator[ModuleType]:
+    """Every module of `package`."""
+    for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        yield importlib.import_module(found.name)
+
+
+def members(package: ModuleType) -> Iterator[tuple[str, type]]:
+    """Every class that a module of `package` defines, by its name from there on."""
+    for module in modules(package):
+        for name, kind in vars(module).items():
+            if inspect.isclass(kind) and kind.__module__ == module.__name__:
+                yield f"{module.__name__}.{name}".removeprefix(f"{package.__name__}."), kind
+
+
+def calls() -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """Every synchronous call that takes an identifier: its name, which ones, and its source."""
+    for name, kind in members(openai.resources):
+        if "Async" in name:
+            continue
+        for method, function in vars(kind).items():
+            if isinstance(function, FunctionType):
+                given = inspect.signature(inspect.unwrap(function)).parameters
+                if taken := tuple(one for one in IDENTIFIERS if one in given):
+                    yield f"{name}.{method}", taken, inspect.getsource(inspect.unwrap(function))
+
+
+CALLS = {name: (taken, source) for name, taken, source in calls()}
+TYPES = {
+    name: kind
+    for name, kind in members(openai.types)
+    if is_typeddict(kind) and set(IDENTIFIERS) & set(kind.__annotations__)
+}
+
+
+def path(source: str) -> str:
+    """The path that a call posts to."""
+    found = re.findall(r"self\._post\(\s*f?\"([^\"?]*)", source)
+    assert len(found) == 1, source
+    return str(found[0])
+
+
+IN_SCOPE = [one for one in sorted(CALLS.keys() - CALLS_OUT_OF_SCOPE) if not one.endswith(HELPERS)]
+
+
+@pytest.mark.parametrize("name", IN_SCOPE)
+def test_calls(name: str) -> None:
+    """Each posts to an endpoint of the table, which has the same identifiers."""
+    taken, source = CALLS[name]
+    assert ENDPOINTS[path(source)].identifiers == taken
+
+
+def test_endpoints() -> None:
+    """Each is one that the package still has a call for."""
+    assert {path(CALLS[name][1]) for name in IN_SCOPE} == set(ENDPOINTS)
+
+
+def test_types() -> None:
+    """A type with an identifier is the arguments of a call above, or there is a reason."""
+    sources = "".join(source for _, source in CALLS.values())
+    own = {name for name in TYPES if f"{name.split('.')[-2]}." in sources}
+    assert own
+    assert TYPES.keys() - own <= TYPES_OUT_OF_SCOPE.keys()
+
+
+def test_reasons_are_needed() -> None:
+    """What is excepted is there."""
+    assert CALLS_OUT_OF_SCOPE.keys() <= CALLS.keys()
+    assert TYPES_OUT_OF_SCOPE.keys() <= TYPES.keys()
+    helpers = [name for name in CALLS if name.endswith(HELPERS)]
+    assert helpers
+    for name in helpers:
+        assert CALLS[f"{name.rpartition('.')[0]}.create"][0] == CALLS[name][0]
+
+
+def test_forms() -> None:
+    """Calls that upload files are those whose endpoint takes a form."""
+    sources = [CALLS[name][1] for name in IN_SCOPE]
+    uploads = {path(source) for source in sources if "multipart/form-data" in source}
+    assert uploads == {name for name, endpoint in ENDPOINTS.items() if endpoint.takes_form}
+
+
+def test_the_longest_safety_identifier() -> None:
+    """OpenAI's limit is ours."""
+    sources = {inspect.getsource(inspect.getmodule(kind) or kind) for kind in TYPES.values()}
+    said = re.findall(
+        r"safety_identifier: (?:(?!\"\"\").)*\"\"\"(?:(?!\"\"\").)*?maximum\s+length\s+of\s+(\d+)",
+        "".join(sources),
+        re.DOTALL,
+    )
+    assert {int(number) for number in said} == {MAX_SAFETY_IDENTIFIER}
