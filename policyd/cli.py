@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from contextlib import ExitStack
@@ -18,6 +19,7 @@ from policyd.configuration import Address, Group, run, start_logging
 from policyd.key_commands import keys
 from policyd.log_commands import logs
 from policyd.options import MODES, OPTIONS, HeaderLine, option
+from policyd.private_files import UMASK
 from policyd.server import Server
 from policyd.settings import ServerSettings
 from policyd.simulate_command import simulate
@@ -34,6 +36,7 @@ def main() -> None:
     Exit status: 0 if all went well, 1 if not (`explain`: if the request would be denied), 2 if the
     command or its settings are wrong.
     """
+    os.umask(UMASK)
     OPTIONS.check_environment()
 
 
