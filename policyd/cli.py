@@ -127,6 +127,13 @@ main.add_command(simulate)
     help="Where browsers find the console, if that is behind a proxy.",
 )
 @option(
+    "--console-trusted-proxies",
+    default="",
+    metavar="NETWORKS",
+    help="Proxies before the console, such as 10.0.0.7,192.168.0.0/16, whose X-Forwarded-For tells "
+    "who tries to sign in; none unless given.",
+)
+@option(
     "--console-gateway-url",
     default="http://127.0.0.1:8080",
     metavar="URL",
@@ -143,6 +150,7 @@ def serve(
     spool: Path | None,
     log_full: str,
     console: str | None,
+    console_trusted_proxies: str,
     **given: Any,
 ) -> None:
     """Run policyd: answer gateways, and manage keys."""
@@ -158,6 +166,7 @@ def serve(
         spool=spool or options.spool(url),
         drop_when_full=log_full == "drop",
         console=Address.parse(console, "--console") if console else None,
+        console_trusted_proxies=options.listed(console_trusted_proxies),
         **given,
     )
     run(_serve(settings))
