@@ -32,7 +32,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 @contextmanager
-def started(*command: str, ready: str) -> Iterator[Program]:
+def started(*command: str, ready: str, cwd: Path = ROOT) -> Iterator[Program]:
     """Run a command until the end of the block, which begins once it has printed `ready`."""
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
@@ -40,7 +40,7 @@ def started(*command: str, ready: str) -> Iterator[Program]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            cwd=ROOT,
+            cwd=cwd,
             env=_environment(),
         )
         try:
@@ -58,12 +58,14 @@ def policyd(database_url: str, *command: str) -> tuple[str, ...]:
 POLICYD_IS_READY = r"policyd is ready: grpc=(\S+) admin=(\S+)"
 
 
-def create_key(database_url: str) -> str:
-    """A new API key that enforces user IDs."""
+def create_key(database_url: str, *command: str, cwd: Path = ROOT) -> str:
+    """A new API key that enforces user IDs; `command` makes it, if not `policyd` itself."""
+    program, *words = command or ("policyd",)
     flags = ("--enforce-user-ids", "enforce", "--json", "--database-url", database_url)
     made = subprocess.run(
-        [str(BIN / "policyd"), "keys", "create", "benchmark", *flags],
+        [str(BIN / program), *words, "keys", "create", "benchmark", *flags],
         capture_output=True,
+        cwd=cwd,
         env=_environment(),
         check=True,
         timeout=_PATIENCE,

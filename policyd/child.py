@@ -8,12 +8,14 @@ killed parent leaves children behind.
 import asyncio
 import json
 import logging
+import math
+import os
 import signal
 import sys
 from collections.abc import Coroutine
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from policyd.errors import PolicydError, SettingsError
 from policyd.settings import ServerSettings, dump_settings, load_settings
@@ -22,10 +24,16 @@ _log = logging.getLogger(__name__)
 
 _PAUSE = 1.0
 """Seconds before a child that ended is started again."""
-_START = 60.0
-"""Seconds that a child has to start."""
-_SILENCE = 10.0
-"""Seconds without a sign of life, of which one comes a second, until a child is killed."""
+_TURN = 1.0
+"""Seconds between two looks at a child. What a child has to do in time is counted in these turns
+and not by a clock: a clock goes on while the parent, or the machine, stands still, and would find a
+child silent whose signs of life only nobody has read."""
+_START = 60
+"""Turns that a child has to start."""
+_SILENCE = 10
+"""Turns without a sign of life, of which one comes a second, until a child is killed."""
+
+_Result = TypeVar("_Result")
 
 
 class Child:
@@ -49,11 +57,10 @@ class Child:
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(dump_settings(self._settings)).encode() + b"\n")
         try:
-            async with asyncio.timeout(_START):
-                answer = (await self._process.stdout.readline()).decode().strip()
+            answer = (await _within(_START, self._process.stdout.readline())).decode().strip()
         except TimeoutError:
             self._process.kill()
-            answer = f"{self._name} was not ready after {_START:.0f} s"
+            answer = f"{self._name} was not ready after {_START * _TURN:.0f} s"
         if answer != "ready":
             raise SettingsError(answer or f"{self._name} ended while it was starting")
 
@@ -73,10 +80,8 @@ class Child:
         assert self._process is not None
         assert self._process.stdout is not None
         try:
-            while True:
-                async with asyncio.timeout(_SILENCE):
-                    if not await self._process.stdout.readline():
-                        break
+            while await _within(_SILENCE, self._process.stdout.readline()):
+                pass
         except TimeoutError:
             _log.error("%s hangs and is killed", self._name)
             self._process.kill()
@@ -89,12 +94,25 @@ class Child:
             return
         process.stdin.close()
         try:
-            async with asyncio.timeout(self._settings.grace + 5):
-                await process.wait()
+            await _within(math.ceil(self._settings.grace / _TURN) + 5, process.wait())
         except TimeoutError:
             _log.error("%s does not stop and is killed", self._name)
             process.kill()
             await process.wait()
+
+
+async def _within(turns: int, work: Coroutine[Any, Any, _Result]) -> _Result:
+    """What `work` comes to. Raises TimeoutError where that takes more than `turns` of our own."""
+    task = asyncio.ensure_future(work)
+    try:
+        # One more, as what came while we stood still in the last one is only read after it.
+        for _ in range(turns + 1):
+            done, _ = await asyncio.wait({task}, timeout=_TURN)
+            if done:
+                return task.result()
+        raise TimeoutError
+    finally:
+        task.cancel()
 
 
 class Parent:
@@ -137,6 +155,9 @@ class Parent:
     def ready(self) -> None:
         """Tell the parent that the start is over."""
         _say("ready")
+        # A parent that stands still reads nothing. The pipe fills, and to wait for it would stop
+        # this child too: a sign of life that finds no room is one too many.
+        os.set_blocking(sys.stdout.fileno(), False)
 
     async def gone_during(self, *work: Coroutine[Any, Any, None]) -> None:
         """Do all of `work` until the parent goes, or wants this child to end."""
@@ -159,6 +180,5 @@ async def _beat() -> None:
 
 def _say(line: str) -> None:
     # A parent that is gone hears nothing, and the closed input ends this child.
-    with suppress(BrokenPipeError):
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
+    with suppress(BrokenPipeError, BlockingIOError):
+        os.write(sys.stdout.fileno(), line.encode() + b"\n")

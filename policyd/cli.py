@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from contextlib import ExitStack
@@ -18,6 +19,7 @@ from policyd.configuration import Address, Group, run, start_logging
 from policyd.key_commands import keys
 from policyd.log_commands import logs
 from policyd.options import MODES, OPTIONS, HeaderLine, option
+from policyd.private_files import UMASK
 from policyd.server import Server
 from policyd.settings import ServerSettings
 from policyd.simulate_command import simulate
@@ -34,6 +36,7 @@ def main() -> None:
     Exit status: 0 if all went well, 1 if not (`explain`: if the request would be denied), 2 if the
     command or its settings are wrong.
     """
+    os.umask(UMASK)
     OPTIONS.check_environment()
 
 
@@ -124,6 +127,13 @@ main.add_command(simulate)
     help="Where browsers find the console, if that is behind a proxy.",
 )
 @option(
+    "--console-trusted-proxies",
+    default="",
+    metavar="NETWORKS",
+    help="Proxies before the console, such as 10.0.0.7,192.168.0.0/16, whose X-Forwarded-For tells "
+    "who tries to sign in; none unless given.",
+)
+@option(
     "--console-gateway-url",
     default="http://127.0.0.1:8080",
     metavar="URL",
@@ -140,6 +150,7 @@ def serve(
     spool: Path | None,
     log_full: str,
     console: str | None,
+    console_trusted_proxies: str,
     **given: Any,
 ) -> None:
     """Run policyd: answer gateways, and manage keys."""
@@ -155,6 +166,7 @@ def serve(
         spool=spool or options.spool(url),
         drop_when_full=log_full == "drop",
         console=Address.parse(console, "--console") if console else None,
+        console_trusted_proxies=options.listed(console_trusted_proxies),
         **given,
     )
     run(_serve(settings))

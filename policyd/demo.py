@@ -20,6 +20,7 @@ from policyd.console import console_url, first_link
 from policyd.demo_upstream import DemoUpstream
 from policyd.http.listener import Listener, open_socket
 from policyd.model import Mode
+from policyd.private_files import make_folder
 from policyd.server import Server
 from policyd.settings import ServerSettings
 from policyd.store import Store
@@ -59,7 +60,7 @@ def run(
         console_gateway_url=f"http://{listen}",
     )
     try:
-        data.mkdir(parents=True, exist_ok=True)
+        make_folder(data)
     except OSError as error:
         raise SettingsError(f"--data {data} cannot be made: {error.strerror}") from None
     built_in = not upstream and not openai_api_key

@@ -103,8 +103,13 @@ def changes(
     if override is not None:
         changes["override"] = OVERRIDES[override]
     if accept is not None:
-        changes["accept"] = tuple(name.strip() for name in accept.split(","))
+        changes["accept"] = listed(accept)
     return changes
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """What stands between the commas of a setting's value; none where that is empty."""
+    return tuple(word.strip() for word in text.split(",")) if text.strip() else ()
 
 
 def common(command: _Command) -> _Command:

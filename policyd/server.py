@@ -20,6 +20,7 @@ from policyd.errors import RevisionNotReached, StoreUnavailable
 from policyd.http.app import HttpCheck
 from policyd.http.listener import Listener, open_socket, tls_context
 from policyd.key_table import KeyTable
+from policyd.private_files import warn_of_open_folders
 from policyd.services.admin import AdminServicer
 from policyd.services.envoy import AuthorizationServicer
 from policyd.services.listener import NOT_SERVING, SERVING, GrpcListener, credentials
@@ -223,6 +224,13 @@ def prepare(settings: ServerSettings) -> None:
     finally:
         store.close()
     tokens.load_or_create(settings.admin_token_file)
+    file = sqlite_file(settings.database_url)
+    kept = (
+        settings.spool,
+        settings.admin_token_file.parent,
+        *([file.resolve().parent] if file else []),
+    )
+    warn_of_open_folders(kept)
 
 
 def back_office(settings: ServerSettings) -> Child:

@@ -1,5 +1,6 @@
 """The settings of `policyd serve`. It listens to strangers only where it can tell who they are."""
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -60,6 +61,9 @@ class ServerSettings:
     """Where the console listens. None: there is none."""
     console_url: str = ""
     """Where browsers find the console, if that is behind a proxy."""
+    console_trusted_proxies: tuple[str, ...] = ()
+    """Addresses and networks of the proxies before the console: their X-Forwarded-For is believed,
+    so that each client has its own limit of attempts to sign in."""
     console_gateway_url: str = "http://127.0.0.1:8080"
     """Where clients reach the gateway, as the console tells them."""
 
@@ -70,11 +74,7 @@ class ServerSettings:
             raise SettingsError("--tls-cert and --tls-key go together: give both or neither")
         if self.tls_client_ca and not self.tls_cert:
             raise SettingsError("--tls-client-ca needs --tls-cert and --tls-key")
-        _check_url(self.console_gateway_url, "--console-gateway-url")
-        if self.console_url:
-            _check_url(self.console_url, "--console-url")
-            if urlsplit(self.console_url).path.strip("/"):
-                raise SettingsError("--console-url has no path: give the console a name of its own")
+        self._check_console()
         if self.insecure:
             return
         self._check_asking(self.grpc, "--grpc")
@@ -90,6 +90,15 @@ class ServerSettings:
                 f"--console {self.console} can be reached from other machines: give --tls-cert "
                 "and --tls-key, or --insecure if something else protects it"
             )
+
+    def _check_console(self) -> None:
+        _check_url(self.console_gateway_url, "--console-gateway-url")
+        if self.console_url:
+            _check_url(self.console_url, "--console-url")
+            if urlsplit(self.console_url).path.strip("/"):
+                raise SettingsError("--console-url has no path: give the console a name of its own")
+        for proxy in self.console_trusted_proxies:
+            _check_proxy(proxy)
 
     def _check_asking(self, address: Address, flag: str) -> None:
         if not address.is_loopback and not (
@@ -112,6 +121,24 @@ def _check_url(text: str, flag: str) -> None:
         raise SettingsError(f"{flag} takes a URL such as https://llm.example.com, not {text!r}")
 
 
+def _check_proxy(text: str) -> None:
+    flag = "--console-trusted-proxies"
+    try:
+        network = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise SettingsError(
+            f"{flag} takes addresses and networks such as 10.0.0.7,192.168.0.0/16, not {text!r}"
+        ) from None
+    if not network.prefixlen:
+        raise SettingsError(
+            f"{flag} {text} is everybody, who could claim any address: name proxies"
+        )
+    if "/" in text and ipaddress.ip_interface(text).ip != network.network_address:
+        raise SettingsError(
+            f"{flag} {text} is an address within a network: did you mean {network}?"
+        )
+
+
 _PATHS = ("admin_token_file", "caller_token_file", "spool", "tls_cert", "tls_key", "tls_client_ca")
 
 
@@ -132,4 +159,5 @@ def load_settings(values: Mapping[str, Any]) -> ServerSettings:
             loaded[name] = Address.parse(loaded[name], name)
     for name in _PATHS:
         loaded[name] = Path(loaded[name]) if loaded[name] is not None else None
+    loaded["console_trusted_proxies"] = tuple(loaded["console_trusted_proxies"])
     return ServerSettings(**loaded | {"default_mode": Mode(loaded["default_mode"])})

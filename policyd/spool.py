@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from policyd.errors import LogFull, SettingsError
+from policyd.private_files import make_file, make_folder
 
 _SEGMENT = 8 * 2**20
 """Bytes after which a new file is begun."""
@@ -33,11 +34,12 @@ def prepare(folder: Path, database: str) -> None:
     """Make the folder, for the entries of this database. Raises SettingsError."""
     mark = folder / "database"
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder)
         known = mark.read_text(encoding="utf-8") if mark.exists() else database
         if known != database:
             _check_unused(folder)
         draft = folder / f"database.{os.getpid()}.tmp"
+        make_file(draft)
         draft.write_text(database, encoding="utf-8")
         draft.replace(mark)
     except OSError as error:

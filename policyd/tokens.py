@@ -6,6 +6,7 @@ import stat
 from pathlib import Path
 
 from policyd.errors import SettingsError
+from policyd.private_files import make_folder
 
 
 def load_or_create(path: Path) -> str:
@@ -36,7 +37,7 @@ def load(path: Path, flag: str) -> str:
 
 
 def _create(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     # Written whole under another name first: a process that starts at the same time reads no half.
     draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

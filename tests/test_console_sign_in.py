@@ -205,19 +205,19 @@ def test_the_end_of_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
     code = sessions.link_code(1)
     cookie = response.headers["set-cookie"].partition(";")[0]
     request = Request({"type": "http", "headers": [(b"cookie", cookie.encode())]})
-    assert sessions.is_signed_in(request, 1)
-    assert not sessions.is_signed_in(request, 2)
-    assert not Sessions("another token", secure=False).is_signed_in(request, 1)
+    assert sessions.session(request, 1)
+    assert not sessions.session(request, 2)
+    assert not Sessions("another token", secure=False).session(request, 1)
     # A link is no session, and the other way round.
     swapped = Request(
         {"type": "http", "headers": [(b"cookie", f"policyd-session={code}".encode())]}
     )
-    assert not sessions.is_signed_in(swapped, 1)
+    assert not sessions.session(swapped, 1)
     assert sessions.is_link_code(code, 1)
     assert not sessions.is_link_code(code, 2)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + LIFETIME + 2)
-    assert not sessions.is_signed_in(request, 1)
+    assert not sessions.session(request, 1)
     assert sessions.is_link_code(code, 1)
     monkeypatch.setattr(time, "time", lambda: now + LINK_LIFETIME + 2)
     assert not sessions.is_link_code(code, 1)

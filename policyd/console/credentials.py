@@ -38,8 +38,13 @@ def digest(password: str) -> str:
 
 def matches(secret: str, password_hash: str, token: str) -> bool:
     """Whether `secret` is the password or the administration token. It always takes as long."""
-    is_token = hmac.compare_digest(_digest(secret.strip()), _digest(token))
-    return _is_password(secret[: MAX_LENGTH + 1], password_hash) or is_token
+    right = is_token(secret, token)
+    return _is_password(secret[: MAX_LENGTH + 1], password_hash) or right
+
+
+def is_token(secret: str, token: str) -> bool:
+    """Whether `secret` is the administration token."""
+    return hmac.compare_digest(_digest(secret.strip()), _digest(token))
 
 
 def _is_password(secret: str, password_hash: str) -> bool:

@@ -1,7 +1,7 @@
 """Renders pages: the templates, their filters, and what all of them know."""
 
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from starlette.responses import HTMLResponse, Response
 
 from policyd.console import words
 from policyd.console.attempts import Attempts
+from policyd.console.client_address import Network
 from policyd.console.sessions import Sessions
 from policyd.console.text import plain, visible
 from policyd.settings import ServerSettings
@@ -35,6 +36,8 @@ class Console:
     """The administration token."""
     sessions: Sessions
     attempts: Attempts
+    proxies: Sequence[Network] = ()
+    """Whose X-Forwarded-For is believed."""
 
 
 def console(request: Request) -> Console:

@@ -1,5 +1,6 @@
 """The console behind its listener."""
 
+import ipaddress
 import logging
 import socket
 from types import TracebackType
@@ -38,7 +39,10 @@ class ConsoleServer:
         assert settings.console is not None
         self._address = settings.console
         self._settings = settings
-        self._console = Console(settings, store, _token(settings), _sessions(settings), Attempts())
+        proxies = [ipaddress.ip_network(one) for one in settings.console_trusted_proxies]
+        self._console = Console(
+            settings, store, _token(settings), _sessions(settings), Attempts(), proxies
+        )
         self._listener: Listener
         self.address = self._address
 

@@ -1,5 +1,6 @@
 """Signing in and out, the one-time link, and the administrator's account."""
 
+from datetime import timedelta
 from urllib.parse import urlencode
 
 from starlette.datastructures import FormData
@@ -8,19 +9,33 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from policyd.console import credentials
+from policyd.console.client_address import client_address, neighbours
 from policyd.console.pages import Console, console, is_fragment, posted, render, text
+from policyd.console.sessions import LIFETIME
 from policyd.store.administrator import Credentials
+from policyd.store.database import now
 
 _LINK_USED = (
     "This link is no longer good: it was used, or is older than a day. Sign in below, or start "
     "policyd again for a new one if no password was set yet."
 )
+_TOO_MANY = "Too many attempts. Wait {} seconds, then try again."
+_TOO_MANY_OF_ALL = (
+    "Too many attempts were made from all sides. Wait {} seconds, then try again; or sign in with "
+    "the administration token, or on a device that has signed in before."
+)
 
 
 def is_signed_in(request: Request) -> bool:
     """Whether the request comes from the administrator. Raises StoreUnavailable."""
+    return bool(_session(request, console(request).store.administrator.get()))
+
+
+def _session(request: Request, known: Credentials) -> str:
+    """The ID of the session that the request is part of; empty: of none that lasts."""
     here = console(request)
-    return here.sessions.is_signed_in(request, here.store.administrator.get().epoch)
+    session = here.sessions.session(request, known.epoch)
+    return "" if session and here.store.administrator.has_ended(session) else session
 
 
 def ask(request: Request) -> Response:
@@ -39,7 +54,7 @@ def _sign_in_page(request: Request) -> Response:
     here = console(request)
     known = here.store.administrator.get()
     wanted = _local(request.query_params.get("next", ""))
-    if here.sessions.is_signed_in(request, known.epoch):
+    if _session(request, known):
         return RedirectResponse(wanted, 303)
     return _sign_in_form(request, known, wanted)
 
@@ -64,23 +79,33 @@ def _sign_in(request: Request, form: FormData) -> Response:
     here = console(request)
     known = here.store.administrator.get()
     wanted = _local(text(form, "next"))
-    if wait := here.attempts.wait(_address(request)):
-        problem = f"Too many attempts. Wait {wait} seconds, then try again."
+    secret = text(form, "password")
+    device = here.sessions.device(request, known.epoch)
+    source = f"device {device}" if device else neighbours(_address(request))
+    is_stranger = not device and not credentials.is_token(secret, here.token)
+    if wait := here.attempts.wait(source):
+        problem = _TOO_MANY.format(wait)
         return _sign_in_form(request, known, wanted, problem, wait=wait)
-    if not credentials.matches(text(form, "password"), known.password_hash, here.token):
+    if is_stranger and (wait := here.attempts.wait_for_all()):
+        problem = _TOO_MANY_OF_ALL.format(wait)
+        return _sign_in_form(request, known, wanted, problem, wait=wait)
+    if not credentials.matches(secret, known.password_hash, here.token):
         problem = "This is neither the password nor the administration token."
         return _sign_in_form(request, known, wanted, problem)
-    return _begin(here, known.epoch, wanted)
+    here.attempts.succeeded(source, counted_for_all=is_stranger)
+    return _begin(here, known.epoch, wanted, device)
 
 
-def _begin(here: Console, epoch: int, target: str) -> Response:
+def _begin(here: Console, epoch: int, target: str, device: str) -> Response:
     response = RedirectResponse(target, 303)
-    here.sessions.begin(response, epoch)
+    here.sessions.begin(response, epoch, device)
     return response
 
 
 def _address(request: Request) -> str:
-    return request.client.host if request.client else ""
+    peer = request.client.host if request.client else ""
+    forwarded = request.headers.getlist("x-forwarded-for")
+    return client_address(peer, forwarded, console(request).proxies)
 
 
 def _local(target: str) -> str:
@@ -90,14 +115,22 @@ def _local(target: str) -> str:
 
 
 def _sign_out(request: Request, _: FormData) -> Response:
+    administrator = console(request).store.administrator
+    # None where somebody has signed out everywhere meanwhile.
+    if session := console(request).sessions.session(request, administrator.get().epoch):
+        administrator.end_session(session, now() + timedelta(seconds=LIFETIME))
+    return _signed_out(request)
+
+
+def _sign_out_everywhere(request: Request, _: FormData) -> Response:
+    console(request).store.administrator.end_sessions()
+    return _signed_out(request)
+
+
+def _signed_out(request: Request) -> Response:
     response = RedirectResponse("/sign-in", 303)
     console(request).sessions.end(response)
     return response
-
-
-def _sign_out_everywhere(request: Request, form: FormData) -> Response:
-    console(request).store.administrator.end_sessions()
-    return _sign_out(request, form)
 
 
 def _link_page(request: Request) -> Response:
@@ -132,7 +165,7 @@ def _set_first_password(request: Request, form: FormData) -> Response:
     epoch = here.store.administrator.set_password(credentials.digest(password), known.epoch)
     if epoch is None:
         return _sign_in_form(request, here.store.administrator.get(), "/", _LINK_USED)
-    return _begin(here, epoch, "/")
+    return _begin(here, epoch, "/", here.sessions.device(request, known.epoch))
 
 
 def _account_page(request: Request) -> Response:
@@ -154,19 +187,22 @@ def _account(request: Request, problem: str = "", status: int = 422) -> Response
 def _change_password(request: Request, form: FormData) -> Response:
     here = console(request)
     known = here.store.administrator.get()
-    if wait := here.attempts.wait(_address(request)):
-        return _account(request, f"Too many attempts. Wait {wait} seconds, then try again.", 429)
+    # What strangers try keeps nobody waiting who is in.
+    source = f"session {here.sessions.session(request, known.epoch)}"
+    if wait := here.attempts.wait(source):
+        return _account(request, _TOO_MANY.format(wait), 429)
     if not credentials.matches(text(form, "current"), known.password_hash, here.token):
         return _account(
             request, "The current password is wrong. The administration token does too."
         )
+    here.attempts.succeeded(source, counted_for_all=False)
     password = text(form, "password")
     if problem := credentials.fault(password, text(form, "repeated")):
         return _account(request, problem)
     epoch = here.store.administrator.set_password(credentials.digest(password), known.epoch)
     if epoch is None:
         return _account(request, "Somebody else has just changed it. Sign in again.", 409)
-    return _begin(here, epoch, "/account?changed")
+    return _begin(here, epoch, "/account?changed", here.sessions.device(request, known.epoch))
 
 
 PUBLIC = [

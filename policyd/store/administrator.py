@@ -1,15 +1,17 @@
-"""The administrator of the console: a digest of the password, and the epoch of the sessions.
+"""The administrator of the console: a digest of the password, and which sessions have ended.
 
 Sessions and the link of the first start are signed for one epoch, so a new epoch ends all of them.
+A session that ends alone is kept by its ID for as long as its cookie would be good.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
-from policyd.store.database import metadata, reading, writing
+from policyd.store.database import Moment, metadata, now, reading, upsert, writing
 
 _administrator = sa.Table(
     "administrator",
@@ -18,7 +20,15 @@ _administrator = sa.Table(
     sa.Column("password_hash", sa.String(300), nullable=False),
     sa.Column("epoch", sa.BigInteger, nullable=False),
 )
+_ended = sa.Table(
+    "ended_sessions",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("expires_at", Moment, nullable=False),
+)
 _NEXT = _administrator.c.epoch + 1
+MAX_ENDED = 10_000
+"""Sessions that are kept as ended. One more ends all there are, and none needs to be kept then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +63,23 @@ class Administrator:
     def end_sessions(self) -> None:
         """End every session."""
         self._update(sa.true(), {"epoch": _NEXT})
+
+    def end_session(self, session: str, expires_at: datetime) -> None:
+        """End one session, whose cookie is good until `expires_at`."""
+        row = {"id": session, "expires_at": expires_at}
+        with writing(self._engine) as connection:
+            connection.execute(sa.delete(_ended).where(_ended.c.expires_at < now()))
+            upsert(connection, _ended, [row])
+            count = connection.execute(sa.select(sa.func.count()).select_from(_ended)).scalar_one()
+            if count > MAX_ENDED:
+                connection.execute(sa.update(_administrator).values(epoch=_NEXT))
+                connection.execute(sa.delete(_ended))
+
+    def has_ended(self, session: str) -> bool:
+        """Whether this session was ended by itself."""
+        query = sa.select(sa.exists().where(_ended.c.id == session))
+        with reading(self._engine) as connection:
+            return bool(connection.execute(query).scalar_one())
 
     def _update(self, where: sa.ColumnElement[bool], new: Mapping[str, Any]) -> int | None:
         statement = sa.update(_administrator).where(where).values(new)

@@ -12,6 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from policyd.errors import SettingsError, StoreUnavailable
+from policyd.private_files import close_to_others, make_file
 
 _SQLITE_WAIT = 10.0
 """Seconds that a writer waits for another one's transaction."""
@@ -22,6 +23,9 @@ _MOST = 2**62
 _PATIENCE = {"connect_timeout": "10", "tcp_user_timeout": "30000"}
 """How long PostgreSQL's client waits for a server that says nothing, in s and ms. The URL may say
 otherwise."""
+
+_BESIDE = ("-wal", "-shm", "-journal")
+"""Of SQLite's files beside a database, which have its mode when they are made."""
 
 metadata = sa.MetaData()
 
@@ -59,13 +63,23 @@ def open_engine(url: str) -> sa.Engine:
             f"({type(error).__name__})"
         ) from None
     if engine.dialect.name == "sqlite":
-        if sqlite_file(url) is None:
+        file = sqlite_file(url)
+        if file is None:
             raise SettingsError(
                 "--database-url must name a file: a database in memory cannot be shared"
             )
+        real = file.resolve()  # SQLite puts its other files beside that.
+        for ending in ("", *_BESIDE):
+            close_to_others(real.with_name(real.name + ending))
+        event.listen(engine, "do_connect", _make_sqlite_file)
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _make_sqlite_file(_: object, __: object, where: Sequence[Any], how: Mapping[str, Any]) -> None:
+    if not how.get("uri"):
+        make_file(Path(where[0]))
 
 
 def _prepare_sqlite(connection: Any, _: object) -> None:

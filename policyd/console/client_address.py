@@ -1,0 +1,60 @@
+"""Where a request comes from, also behind proxies, and which addresses count as one."""
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_CUSTOMER = 64
+"""Bits of an IPv6 address that one customer has at least, and hops through the rest of at will."""
+
+
+def client_address(peer: str, forwarded: Iterable[str], proxies: Sequence[Network]) -> str:
+    """The client's address: `peer`, or where that is one of `proxies`, what X-Forwarded-For says.
+
+    Each proxy adds at the right whom it was asked by, and what stands left of that is the client's
+    to make up. So it is read from the right, up to the first address that is no proxy of ours. A
+    header that cannot be read so far is not followed: the peer counts.
+    """
+    address = _parse(peer)
+    if address is None:
+        return peer
+    for hop in reversed(",".join(forwarded).split(",")):
+        if not any(address in network for network in proxies):
+            break
+        said = _parse(_without_port(hop.strip()))
+        if said is None:
+            return peer
+        address = said
+    return str(address)
+
+
+def neighbours(address: str) -> str:
+    """What counts as one address: of IPv6, the network that one customer has."""
+    parsed = _parse(address)
+    if parsed is None:
+        return "unknown"
+    if isinstance(parsed, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((parsed, _CUSTOMER), strict=False))
+    return str(parsed)
+
+
+def _parse(text: str) -> _Address | None:
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        return address.ipv4_mapped
+    return address
+
+
+def _without_port(hop: str) -> str:
+    """Some proxies add 192.0.2.1:4711 or [2001:db8::1]:4711."""
+    host, colon, port = hop.rpartition(":")
+    if not colon or not (port.isascii() and port.isdecimal()):
+        return hop.removeprefix("[").removesuffix("]") if hop.startswith("[") else hop
+    if host.startswith("[") and host.endswith("]"):
+        return host[1:-1]
+    return hop if ":" in host else host

@@ -1,0 +1,69 @@
+"""Files and folders of policyd's own: for their owner only, from the first byte on.
+
+They hold keys' settings, end users' names and tokens, so no umask decides who may read them.
+"""
+
+import logging
+import os
+import stat
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+_log = logging.getLogger(__name__)
+
+UMASK = 0o077
+"""What the command sets, for files that are made by others: SQLite, and libraries of any kind."""
+_FILE = 0o600
+_FOLDER = 0o700
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder, and those above it, unless they are there. Raises OSError."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    for one in reversed(missing):
+        # One at a time: the `parents` of mkdir() take no mode.
+        one.mkdir(mode=_FOLDER, exist_ok=True)
+    if not folder.is_dir():
+        raise NotADirectoryError(20, "it is no folder", str(folder))
+
+
+def make_file(path: Path) -> None:
+    """Make the file, empty, unless it is there. Where it cannot be made, its user says so."""
+    with suppress(OSError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _FILE))
+
+
+def close_to_others(path: Path) -> None:
+    """Take from others what rights they have to a file, and say so; it need not be there."""
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError:
+        return
+    if not mode & (stat.S_IRWXG | stat.S_IRWXO):
+        return
+    try:
+        path.chmod(_FILE)
+    except OSError as error:
+        _log.warning(
+            "%s is open to others (%04o), which cannot be changed (%s): chmod 600 %s as its owner",
+            *(path, mode, error.strerror, path),
+        )
+    else:
+        _log.warning("%s was open to others (%04o) and is 0600 now", path, mode)
+
+
+def warn_of_open_folders(folders: Iterable[Path]) -> None:
+    """Name the folders that everybody on this machine may look into or write to.
+
+    They stay as they are: others may have a reason to use them.
+    """
+    for folder in sorted({one.absolute() for one in folders}):
+        with suppress(OSError):
+            mode = stat.S_IMODE(folder.stat().st_mode)
+            if mode & (stat.S_IROTH | stat.S_IWOTH):
+                _log.warning(
+                    "every user of this machine may %s %s (%04o), where policyd keeps its data: "
+                    "chmod 700 it, or give policyd a folder of its own",
+                    *("write to" if mode & stat.S_IWOTH else "list", folder, mode),
+                )

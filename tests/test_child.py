@@ -1,0 +1,177 @@
+"""Child processes, and a parent that stands still: stopped, or busy for too long."""
+
+import array
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from policyd import child
+from policyd.child import Child
+from policyd.server import back_office, prepare
+from policyd.settings import dump_settings
+from tests.consoles import settings
+from tests.load import PATIENCE
+from tests.processes import Policyd
+from tests.test_faults import children
+
+SILENCE = child._SILENCE * child._TURN
+TURN = 0.25
+"""Seconds: a child's beat comes once a second, so ten turns hold two."""
+
+
+@pytest.fixture
+async def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Child]:
+    """A back office that is watched, in a hurry."""
+    monkeypatch.setattr(child, "_TURN", TURN)
+    chosen = settings(tmp_path, console=None)
+    await asyncio.to_thread(prepare, chosen)
+    office = back_office(chosen)
+    # It need not be ready as soon as it has to give signs of life.
+    monkeypatch.setattr(child, "_START", int(PATIENCE / TURN))
+    await office.start()
+    watching = asyncio.create_task(office.keep_running())
+    yield office
+    watching.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await watching
+    await office.stop()
+
+
+def pid(running: Child) -> int:
+    assert running._process is not None
+    return running._process.pid
+
+
+async def test_a_parent_that_is_stopped_and_continued(
+    tmp_path: Path, start: Callable[..., Any]
+) -> None:
+    """As by a shell, or with a machine that is suspended: its children stay the same ones, be it
+    a server with its back office or a supervisor with workers."""
+    servers: dict[Policyd, set[int]] = {}
+    for count in (1, 2):
+        (tmp_path / str(count)).mkdir()
+        policyd = start(Policyd, tmp_path / str(count), "--workers", str(count))
+        servers[policyd] = children(policyd)
+        assert len(servers[policyd]) == (1 if count == 1 else count + 1)
+    for number, pause in ((signal.SIGSTOP, SILENCE * 1.6), (signal.SIGCONT, SILENCE / 3)):
+        for policyd in servers:
+            policyd.send(number)
+        await asyncio.sleep(pause)
+    for policyd, before in servers.items():
+        assert children(policyd) == before
+        assert not [line for line in policyd.errors if "hangs" in line or "ended" in line]
+        assert await asyncio.to_thread(policyd.stop) == 0
+
+
+async def test_a_parent_that_is_busy(running: Child, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever holds its event loop, and again and again: the child is no less alive for it."""
+    before = pid(running)
+    for _ in range(2):
+        time.sleep(child._SILENCE * TURN * 1.5)  # noqa: ASYNC251  # That is what is tested.
+        await asyncio.sleep(TURN / 2)
+    await asyncio.sleep(4 * TURN)
+    assert pid(running) == before
+    assert "hangs" not in caplog.text
+
+
+async def test_a_parent_and_a_child_that_are_stopped(
+    running: Child, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As by Ctrl-Z, which reaches both: the child has its time from when the parent goes on."""
+    before = pid(running)
+    os.kill(before, signal.SIGSTOP)
+    time.sleep(child._SILENCE * TURN * 1.5)  # noqa: ASYNC251  # The parent, which is this process.
+    os.kill(before, signal.SIGCONT)
+    await asyncio.sleep(child._SILENCE * TURN)
+    assert pid(running) == before
+    assert "hangs" not in caplog.text
+
+
+async def test_a_child_that_hangs(running: Child, caplog: pytest.LogCaptureFixture) -> None:
+    """It is killed and replaced in bounded time, though the parent stands still now and then."""
+    before = pid(running)
+    os.kill(before, signal.SIGSTOP)
+    async with asyncio.timeout(PATIENCE):
+        while pid(running) == before:
+            time.sleep(2 * TURN)  # noqa: ASYNC251
+            await asyncio.sleep(TURN)
+    assert "hangs and is killed" in caplog.text
+
+
+async def test_a_parent_that_is_busy_at_the_start_and_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A child that has started, or ended, in time meanwhile is taken for what it is."""
+    chosen = settings(tmp_path, console=None, grace=0.0)
+    await asyncio.to_thread(prepare, chosen)
+    office = back_office(chosen)
+    monkeypatch.setattr(child, "_START", 2)
+    starting = asyncio.create_task(office.start())
+    await asyncio.sleep(0.1)
+    time.sleep(4)  # noqa: ASYNC251  # More than it may take.
+    await starting
+    stopping = asyncio.create_task(office.stop())
+    await asyncio.sleep(0)
+    time.sleep(6)  # noqa: ASYNC251
+    await stopping
+    assert office._process is not None
+    assert office._process.returncode == 0
+    assert "killed" not in caplog.text
+
+
+async def test_a_child_that_never_gets_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is killed, which is told."""
+    monkeypatch.setattr(child, "_TURN", TURN)
+    monkeypatch.setattr(child, "_START", 4)
+    silent = Child("a module that says nothing", "asyncio.__main__", settings(tmp_path))
+    with pytest.raises(child.SettingsError, match="was not ready after 1 s"):
+        await silent.start()
+    assert silent._process is not None
+    async with asyncio.timeout(PATIENCE):
+        assert await silent._process.wait() == -signal.SIGKILL
+
+
+def test_a_parent_that_reads_nothing(tmp_path: Path) -> None:
+    """Its child works on, however many signs of life lie unread, and ends when it is told to."""
+    chosen = settings(tmp_path, console=None)
+    prepare(chosen)
+    reading, writing = os.pipe()
+    room = fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    filled = os.write(writing, b"x" * (room - len("ready\n") - 1))
+    command = (sys.executable, "-m", "policyd.back_office", "info")
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=writing)
+    try:
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(dump_settings(chosen)).encode() + b"\n")
+        process.stdin.flush()
+        give_up = time.monotonic() + PATIENCE
+        while _unread(reading) == filled and time.monotonic() < give_up:
+            time.sleep(0.05)
+        time.sleep(2.5)  # Two signs of life find no room.
+        process.stdin.close()
+        assert process.wait(PATIENCE) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(reading)
+        os.close(writing)
+
+
+def _unread(descriptor: int) -> int:
+    found = array.array("i", [0])
+    fcntl.ioctl(descriptor, termios.FIONREAD, found)
+    return found[0]
