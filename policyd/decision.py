@@ -184,7 +184,7 @@ def _outcome(
     identifier: str,
 ) -> str:
     if not in_scope:
-        return "Allowed: this method and path are out of scope."
+        return "Allowed: this call is out of scope."
     field = f"the field {identifier} {_STATE_WORDS[state]}"
     if refusal is not None:
         return f"Denied: {field}."

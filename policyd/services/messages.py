@@ -40,7 +40,7 @@ def describe(request: pb.EvaluateRequest) -> Described:
     credential, key = Credential.GIVEN, request.key
     if not key:
         credential, key = descriptor.credential(keys)
-    target = endpoints.resolve(request.method, request.path)
+    target = _target(request)
     facts = None
     if request.HasField("raw_body") and target.in_scope:
         facts = _read_raw_body(request, target)
@@ -53,6 +53,13 @@ def describe(request: pb.EvaluateRequest) -> Described:
     trace_id = request.trace_id or (traces[0] if traces else "")
     described = Descriptor(target, credential, key, overrides, user, safety_identifier)
     return Described(described, descriptor.trace_id(trace_id) if trace_id else "", facts)
+
+
+def _target(request: pb.EvaluateRequest) -> Target:
+    # A caller's word never takes a path out of scope: it counts only where there is none to judge.
+    if not request.method and not request.path and request.HasField("in_scope"):
+        return Target(request.in_scope)
+    return endpoints.resolve(request.method, request.path)
 
 
 _Values = tuple[str, ...]

@@ -270,6 +270,7 @@ class EvaluateRequest(_message.Message):
     TRACE_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     MIN_REVISION_FIELD_NUMBER: _builtins.int
+    IN_SCOPE_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """The policyd API key, "up-" and 48 of 0-9a-zA-Z. Empty: it is taken from the headers
     (x-usagepanda-api-key).
@@ -285,7 +286,7 @@ class EvaluateRequest(_message.Message):
     safety_identifier: _builtins.str
     """The value of the body's top-level `safety_identifier`, where it is a string."""
     method: _builtins.str
-    """The HTTP method. With no method and no path, the request is in scope."""
+    """The HTTP method. With no method and no path, the request is in scope, unless in_scope is false."""
     path: _builtins.str
     """The request target's path as it came, percent-encoding kept, without the query string."""
     model: _builtins.str
@@ -305,6 +306,11 @@ class EvaluateRequest(_message.Message):
     min_revision: _builtins.int
     """Decide with settings at least as new as this revision. policyd waits for it, up to 5 s or the
     deadline, and then fails with REVISION_NOT_REACHED.
+    """
+    in_scope: _builtins.bool
+    """Whether the call is one of the endpoints that "Enforce User IDs" applies to, for a caller that has
+    no method and path to name. false: it is known to be none of them, an MCP tool call, say. Unset or
+    true: it is in scope. Where a method or a path is given, they decide, and this is not read.
     """
     @_builtins.property
     def headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Header]:
@@ -336,19 +342,24 @@ class EvaluateRequest(_message.Message):
         trace_id: _builtins.str = ...,
         request_id: _builtins.str = ...,
         min_revision: _builtins.int = ...,
+        in_scope: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_has_user", b"_has_user", "_safety_identifier", b"_safety_identifier", "_user", b"_user", "has_user", b"has_user", "raw_body", b"raw_body", "safety_identifier", b"safety_identifier", "user", b"user"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_has_user", b"_has_user", "_in_scope", b"_in_scope", "_safety_identifier", b"_safety_identifier", "_user", b"_user", "has_user", b"has_user", "in_scope", b"in_scope", "raw_body", b"raw_body", "safety_identifier", b"safety_identifier", "user", b"user"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_has_user", b"_has_user", "_safety_identifier", b"_safety_identifier", "_user", b"_user", "has_user", b"has_user", "headers", b"headers", "key", b"key", "method", b"method", "min_revision", b"min_revision", "model", b"model", "organization", b"organization", "path", b"path", "raw_body", b"raw_body", "request_id", b"request_id", "safety_identifier", b"safety_identifier", "safety_identifier_state", b"safety_identifier_state", "source_ip", b"source_ip", "trace_id", b"trace_id", "user", b"user", "user_agent", b"user_agent", "user_state", b"user_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_has_user", b"_has_user", "_in_scope", b"_in_scope", "_safety_identifier", b"_safety_identifier", "_user", b"_user", "has_user", b"has_user", "headers", b"headers", "in_scope", b"in_scope", "key", b"key", "method", b"method", "min_revision", b"min_revision", "model", b"model", "organization", b"organization", "path", b"path", "raw_body", b"raw_body", "request_id", b"request_id", "safety_identifier", b"safety_identifier", "safety_identifier_state", b"safety_identifier_state", "source_ip", b"source_ip", "trace_id", b"trace_id", "user", b"user", "user_agent", b"user_agent", "user_state", b"user_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__has_user: _TypeAlias = _typing.Literal["has_user"]  # noqa: Y015
     _WhichOneofArgType__has_user: _TypeAlias = _typing.Literal["_has_user", b"_has_user"]  # noqa: Y015
+    _WhichOneofReturnType__in_scope: _TypeAlias = _typing.Literal["in_scope"]  # noqa: Y015
+    _WhichOneofArgType__in_scope: _TypeAlias = _typing.Literal["_in_scope", b"_in_scope"]  # noqa: Y015
     _WhichOneofReturnType__safety_identifier: _TypeAlias = _typing.Literal["safety_identifier"]  # noqa: Y015
     _WhichOneofArgType__safety_identifier: _TypeAlias = _typing.Literal["_safety_identifier", b"_safety_identifier"]  # noqa: Y015
     _WhichOneofReturnType__user: _TypeAlias = _typing.Literal["user"]  # noqa: Y015
     _WhichOneofArgType__user: _TypeAlias = _typing.Literal["_user", b"_user"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__has_user) -> _WhichOneofReturnType__has_user | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__in_scope) -> _WhichOneofReturnType__in_scope | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__safety_identifier) -> _WhichOneofReturnType__safety_identifier | None: ...
     @_typing.overload
