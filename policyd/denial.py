@@ -94,14 +94,18 @@ NO_DECISION = replace(_UNDECIDED, headers=(*HEADERS, ("Retry-After", "1")))
 """The response to a request that policyd could not be asked about: CONTRACT.md, section 5."""
 
 WEBSOCKET = render(
-    501,
+    426,
     (
         "This gateway does not pass WebSocket connections on, because no policy can see into them. "
         "Send the request over HTTP, with stream: true for a stream",
     ),
     "invalid_request",
 )
-"""The response to a request that asks for a WebSocket."""
+"""The response to a request that asks for a WebSocket. Clients that can ask over HTTP, too, do so at
+once after a 426, and try again and again after a 5xx."""
+WEBSOCKET_HEADERS = (*WEBSOCKET.headers, ("Upgrade", "HTTP/1.1"), ("Connection", "Upgrade"))
+"""Its headers where no proxy stands between: with a 426 the protocol is named that is spoken here, for
+this connection alone (RFC 9110, section 15.5.22)."""
 
 
 @cache

@@ -280,11 +280,11 @@ async def test_other_paths(url: str, enforced: str, method: str, target: str) ->
 
 
 async def test_web_sockets(url: str, enforced: str) -> None:
-    """They are refused with 501, as no policy can see into them."""
+    """They are refused with 426, as no policy can see into them."""
     headers = [("x-usagepanda-api-key", enforced), *about("GET", "/v1/realtime")]
     upgrade = [("Connection", "Upgrade"), ("Upgrade", "websocket")]
     data = request("GET", "/v1/check", [*headers, *upgrade])
-    assert parse(await exchange(url, data)).status == 501
+    assert parse(await exchange(url, data)).status == 426
 
 
 async def test_what_is_not_http(url: str) -> None:

@@ -201,7 +201,7 @@ def test_websockets(gateway: Gateway, keys: Keys, upstream: Upstream) -> None:
         writer.close()
         return status
 
-    assert asyncio.run(exchange()).startswith(b"HTTP/1.1 501 ")
+    assert asyncio.run(exchange()).startswith(b"HTTP/1.1 426 ")
     assert not upstream.received
 
 

@@ -1,16 +1,18 @@
 """Asks policyd about each request to a LiteLLM proxy, and refuses those that it denies.
 
 LiteLLM finds `hook` by the config's `callbacks: policyd_hook.hook`. Where policyd gives no decision
-the request is refused with 503.
+the request is refused with 503. What counts is what LiteLLM sends upstream: a client's path says
+little of that, so a request is judged by the call that LiteLLM makes of it (`call_type`).
 """
 
 import json
 import os
-from typing import Any, NoReturn
-from urllib.parse import urlsplit
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, NoReturn
 
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.proxy._types import ProxyException, UserAPIKeyAuth
+from litellm.types.proxy.litellm_pre_call_utils import RedactedDict
 
 from policyd.client import PolicyClient
 from policyd.v1.policy_pb2 import (
@@ -20,28 +22,105 @@ from policyd.v1.policy_pb2 import (
     USER_STATE_EMPTY,
     USER_STATE_NOT_STRING,
     USER_STATE_UNSUPPORTED_ENCODING,
-    Denial,
     EvaluateRequest,
+    EvaluateResponse,
     Header,
     UserState,
 )
 
-# LiteLLM serves these at many paths (/engines/NAME/…, /openai/deployments/NAME/… and more), so they
-# go by what it makes of them. Every other request goes by its path.
-_PATHS = {
-    "acompletion": "/v1/chat/completions",
-    "completion": "/v1/chat/completions",
-    "atext_completion": "/v1/completions",
-    "text_completion": "/v1/completions",
-    "aembedding": "/v1/embeddings",
-    "embeddings": "/v1/embeddings",
-    "aimage_generation": "/v1/images/generations",
-    "image_generation": "/v1/images/generations",
-    "aimage_edit": "/v1/images/edits",
-    "aresponses": "/v1/responses",
-    "responses": "/v1/responses",
+Data = dict[str, Any]
+"""A request's fields, LiteLLM's own among them."""
+
+
+class Call(NamedTuple):
+    """What LiteLLM sends upstream for a call type that is in scope."""
+
+    path: str
+    """The endpoint; none where it may be any, which is in scope, too."""
+    identifiers: tuple[str, ...] = ("user",)
+    """The fields that LiteLLM sends on as what they are."""
+
+
+_CHAT = Call("/v1/chat/completions", ("user", "safety_identifier"))
+_MESSAGES = Call("/v1/chat/completions", ("metadata.user_id",))
+_NOTHING_MAPPED = Call("/v1/chat/completions", ())
+_RESPONSES = Call("/v1/responses", ("user", "safety_identifier"))
+_GENERATIONS = Call("/v1/images/generations")
+
+IN_SCOPE = {
+    **dict.fromkeys(("acompletion", "completion"), _CHAT),
+    **dict.fromkeys(("atext_completion", "text_completion"), Call("/v1/completions")),
+    **dict.fromkeys(("aembedding", "embedding", "embeddings"), Call("/v1/embeddings")),
+    **dict.fromkeys(("aresponses", "responses"), _RESPONSES),
+    **dict.fromkeys(("aimage_generation", "image_generation"), _GENERATIONS),
+    **dict.fromkeys(("aimage_edit", "image_edit"), Call("/v1/images/edits")),
+    # LiteLLM asks chat completions or responses for these, of models that speak nothing else.
+    **dict.fromkeys(("anthropic_messages", "aanthropic_messages"), _MESSAGES),
+    **dict.fromkeys(("generate_content", "agenerate_content"), _NOTHING_MAPPED),
+    **dict.fromkeys(("generate_content_stream", "agenerate_content_stream"), _NOTHING_MAPPED),
+    **dict.fromkeys(("create_interaction", "acreate_interaction"), Call("/v1/responses")),
+    **dict.fromkeys(("send_message", "asend_message"), _NOTHING_MAPPED),
+    **dict.fromkeys(("decisions", "adecisions"), Call("/v1/decisions", ("safety_identifier",))),
+    # Over a WebSocket the client sends what no hook sees.
+    "_aresponses_websocket": Call("/v1/responses", ()),
+    "_arealtime": Call("", ()),
+    # What LiteLLM passes through without saying where. A body there is the client's own.
+    "pass_through_endpoint": Call("", ("user", "safety_identifier")),
+    **dict.fromkeys(("llm_passthrough_route", "allm_passthrough_route"), Call("", ())),
 }
+"""Call types that may reach an endpoint which carries an end user."""
+
+OUT_OF_SCOPE = frozenset(
+    """
+    moderation amoderation transcription atranscription speech aspeech rerank arerank
+    search asearch systemone asystemone ocr aocr ingest aingest query aquery
+    acreate_realtime_client_secret arealtime_calls acreate_realtime_transcription_session
+    create_batch acreate_batch retrieve_batch aretrieve_batch cancel_batch acancel_batch
+    alist_batches create_file acreate_file file_retrieve afile_retrieve file_delete afile_delete
+    file_list afile_list file_content afile_content
+    create_assistants acreate_assistants get_assistants aget_assistants
+    delete_assistant adelete_assistant create_thread acreate_thread get_thread aget_thread
+    add_message a_add_message get_messages aget_messages run_thread arun_thread
+    run_thread_stream arun_thread_stream
+    create_fine_tuning_job acreate_fine_tuning_job cancel_fine_tuning_job
+    acancel_fine_tuning_job list_fine_tuning_jobs alist_fine_tuning_jobs
+    retrieve_fine_tuning_job aretrieve_fine_tuning_job
+    create_video acreate_video video_generation avideo_generation video_retrieve avideo_retrieve
+    video_content avideo_content video_remix avideo_remix video_list avideo_list
+    video_retrieve_job avideo_retrieve_job video_delete avideo_delete avideo_status
+    video_create_character avideo_create_character video_get_character avideo_get_character
+    video_edit avideo_edit video_extension avideo_extension
+    vector_store_create avector_store_create vector_store_search avector_store_search
+    avector_store_retrieve avector_store_list avector_store_update avector_store_delete
+    vector_store_file_create avector_store_file_create
+    vector_store_file_list avector_store_file_list
+    vector_store_file_retrieve avector_store_file_retrieve
+    vector_store_file_content avector_store_file_content
+    vector_store_file_update avector_store_file_update
+    vector_store_file_delete avector_store_file_delete
+    create_container acreate_container list_containers alist_containers
+    retrieve_container aretrieve_container delete_container adelete_container
+    list_container_files alist_container_files upload_container_file aupload_container_file
+    aretrieve_container_file adelete_container_file aretrieve_container_file_content
+    create_sandbox acreate_sandbox delete_sandbox adelete_sandbox run_code arun_code
+    code_interpreter_tool acode_interpreter_tool
+    get_responses aget_responses delete_responses adelete_responses
+    cancel_responses acancel_responses compact_responses acompact_responses alist_input_items
+    aget_interaction adelete_interaction acancel_interaction
+    acreate_agent alist_agents aget_agent adelete_agent alist_agent_versions
+    acreate_skill alist_skills aget_skill adelete_skill
+    acreate_eval alist_evals aget_eval aupdate_eval adelete_eval acancel_eval
+    acreate_run alist_runs aget_run acancel_run adelete_run
+    call_mcp_tool list_mcp_tools
+    """.split()
+)
+"""Call types that are known to be none of the endpoints. One in neither table is in scope."""
+
+_UNKNOWN = Call("", ())
+_OWN = "x-usagepanda-"
+_KEY = "x-usagepanda-api-key"
 _MAX_REMARK = 256
+_UPSTREAM_CUTS_AT = 64  # Of metadata.user_id LiteLLM may send so many characters.
 _MISSING = object()
 
 
@@ -51,6 +130,9 @@ class PolicydHook(CustomLogger):  # type: ignore[misc]  # LiteLLM's types are no
     A request names its policyd key in x-usagepanda-api-key. One that does not is judged by the
     `policyd_api_key` in its LiteLLM key's metadata, or else by `key`.
     """
+
+    enforces_request_content = True
+    """Has LiteLLM show each line of a batch file that is uploaded, as if it were a request."""
 
     def __init__(
         self, target: str, *, key: str = "", token: str = "", timeout: float = 1.0
@@ -64,29 +146,39 @@ class PolicydHook(CustomLogger):  # type: ignore[misc]  # LiteLLM's types are no
 
     async def async_pre_call_hook(
         self,
-        user_api_key_dict: UserAPIKeyAuth,
+        user_api_key_dict: UserAPIKeyAuth | None,
         cache: Any,
-        data: dict[str, Any],
+        data: Data,
         call_type: str,
-    ) -> dict[str, Any]:
+    ) -> Data:
         """Let the request pass, or raise policyd's denial."""
         if self._policyd is None:  # It belongs to the event loop, which runs by now.
             self._policyd = PolicyClient(
                 self._target, token=self._token, timeout=self._timeout, on_error="deny"
             )
-        key = (user_api_key_dict.metadata or {}).get("policyd_api_key") or self._key
-        answer = await self._policyd.evaluate(question(data, call_type, str(key)))
+        known = (user_api_key_dict and user_api_key_dict.metadata) or {}
+        key = str(known.get("policyd_api_key") or self._key)
+        headers = _headers(data, call_type)
+        if call_type in OUT_OF_SCOPE and headers is None and not key:
+            return data  # Nothing to decide, and no way for the client to name a key.
+        answer = await self._policyd.evaluate(question(data, call_type, key, headers or ()))
         if answer.decision != DECISION_ALLOW:
-            refuse(answer.denial)
+            refuse(answer)
+        if _came_whole(data):
+            _keep_back_own_headers(data)
+            _keep_user(data, call_type)
         return data
 
 
 class Denied(ProxyException):  # type: ignore[misc]  # as above
     """policyd's denial, in the one kind of exception that LiteLLM passes on as it is."""
 
-    def __init__(self, denial: Denial, error: dict[str, Any]) -> None:
+    def __init__(self, answer: EvaluateResponse, error: dict[str, Any]) -> None:
+        denial = answer.denial
         # LiteLLM adds its own to these; Content-Type it sets itself, to the same.
         headers = {h.name: h.value for h in denial.headers if h.name.lower() != "content-type"}
+        if answer.decision_id:
+            headers["x-request-id"] = answer.decision_id
         super().__init__(**error, headers=headers)
         self.code = str(denial.http_status)
         self._error = error
@@ -96,59 +188,97 @@ class Denied(ProxyException):  # type: ignore[misc]  # as above
         return self._error
 
 
-def refuse(denial: Denial) -> NoReturn:
-    """Raise `denial`."""
-    raise Denied(denial, json.loads(denial.body)["error"])
+def refuse(answer: EvaluateResponse) -> NoReturn:
+    """Raise the denial of `answer`."""
+    raise Denied(answer, json.loads(answer.denial.body)["error"])
 
 
-def question(data: dict[str, Any], call_type: str, key: str) -> EvaluateRequest:
-    """Describe a request. `key` is used where it names no policyd key itself.
+# --- the request that policyd is asked about ---------------------------------------------------
 
-    Of a field that is repeated LiteLLM reads the last and sends that one on, so it is judged.
-    What LiteLLM passes through without saying where (/openai/… and the like) is in scope.
-    """
-    unsaid = {"headers": {}, "method": "", "url": "", "body": data}
-    # Of what it passes through, `data` is the client's own body, which may claim anything.
-    is_told = call_type != "pass_through_endpoint"
-    came = (is_told and data.get("proxy_server_request")) or unsaid
-    headers = {name.lower(): value for name, value in came["headers"].items()}
+_Pairs = Iterable[tuple[str, str]]
+
+
+def question(data: Data, call_type: str, key: str, headers: _Pairs) -> EvaluateRequest:
+    """Describe a request. `key` is used where it names no policyd key itself."""
+    named = dict(headers)
     asked = EvaluateRequest(
-        method=came["method"],
-        path=_PATHS.get(call_type) or urlsplit(came["url"]).path,
-        headers=[
-            Header(name=n, value=v) for n, v in headers.items() if n.startswith("x-usagepanda-")
-        ],
+        headers=[Header(name=n, value=v) for n, v in headers if n.startswith(_OWN)],
         model=str(data.get("model") or "")[:_MAX_REMARK],
-        user_agent=headers.get("user-agent", "")[:_MAX_REMARK],
+        user_agent=named.get("user-agent", "")[:_MAX_REMARK],
     )
-    if "x-usagepanda-api-key" not in headers:
+    if _KEY not in named:
         asked.key = key
-    if headers.get("content-encoding", "identity").strip().lower() != "identity":
+    if call_type in OUT_OF_SCOPE:
+        asked.in_scope = False
+        return asked
+    call = IN_SCOPE.get(call_type, _UNKNOWN)
+    if call.path:
+        asked.method, asked.path = "POST", call.path
+    if named.get("content-encoding", "identity").strip().lower() != "identity":
         asked.user_state = USER_STATE_UNSUPPORTED_ENCODING  # LiteLLM undoes none.
         return asked
-    body = came["body"] or {}
-    for identifier in ("user", "safety_identifier"):
-        if is_told and _is_rewritten(body, identifier):
-            setattr(asked, f"{identifier}_state", USER_STATE_DUPLICATE)
-        else:
-            _tell(asked, identifier, body.get(identifier, _MISSING))
+    _tell_identifiers(asked, data, call)
     return asked
 
 
-def _is_rewritten(body: dict[str, Any], identifier: str) -> bool:
-    """Whether the body itself has LiteLLM send another `identifier` upstream, or none."""
-    extra, fallbacks = body.get("extra_body"), body.get("fallbacks")
-    others = [extra, *(fallbacks if isinstance(fallbacks, list) else ())]
-    is_replaced = any(isinstance(one, dict) and identifier in one for one in others)
-    return is_replaced or identifier in str(body.get("additional_drop_params"))
+def _came_whole(data: Data) -> bool:
+    """Whether `data` is a request that LiteLLM has prepared: then what it says of it is true.
+
+    A body that is passed through and a line of a batch may claim anything, but hold no such object.
+    """
+    secret = data.get("secret_fields")
+    return isinstance(secret, dict) and isinstance(secret.get("raw_headers"), RedactedDict)
 
 
-def _tell(asked: EvaluateRequest, identifier: str, value: object) -> None:
+def _headers(data: Data, call_type: str) -> list[tuple[str, str]] | None:
+    """The client's headers, names in lower case; None where LiteLLM does not show them."""
+    if not _came_whole(data):
+        return None if call_type == "pass_through_endpoint" else _remembered_headers(data)
+    # Of a repeated header the one has the first value and the other the last.
+    first = data["secret_fields"]["raw_headers"]
+    last = data["proxy_server_request"]["headers"]
+    found = {(str(name).lower(), str(v)): None for one in (first, last) for name, v in one.items()}
+    return list(found)
+
+
+def _remembered_headers(data: Data) -> list[tuple[str, str]] | None:
+    """Those of the upload that a batch's line is part of, or of an MCP client."""
+    for bag in ("litellm_metadata", "metadata"):
+        kept = data.get(bag)
+        headers = kept.get("headers") if isinstance(kept, dict) else None
+        if isinstance(headers, Mapping) and headers:
+            return [(str(name).lower(), str(value)) for name, value in headers.items()]
+    return None
+
+
+# --- the end user ------------------------------------------------------------------------------
+
+
+def _tell_identifiers(asked: EvaluateRequest, data: Data, call: Call) -> None:
+    asked.user_state = asked.safety_identifier_state = USER_STATE_ABSENT
+    is_rewritten = _came_whole(data) and _is_rewritten(data, call)
+    for place in call.identifiers:
+        name = "safety_identifier" if place == "safety_identifier" else "user"
+        if is_rewritten:
+            setattr(asked, f"{name}_state", USER_STATE_DUPLICATE)
+        else:
+            _tell(asked, name, _value(data, place))
+
+
+def _value(data: Data, place: str) -> object:
+    if place != "metadata.user_id":
+        return data.get(place, _MISSING)
+    metadata = data.get("metadata")
+    value = metadata.get("user_id", _MISSING) if isinstance(metadata, dict) else _MISSING
+    return value[:_UPSTREAM_CUTS_AT] if isinstance(value, str) else value
+
+
+def _tell(asked: EvaluateRequest, name: str, value: object) -> None:
     if isinstance(value, str):
-        setattr(asked, identifier, value)
+        asked.ClearField("user_state" if name == "user" else "safety_identifier_state")
+        setattr(asked, name, value)
     else:
-        state = "user_state" if identifier == "user" else f"{identifier}_state"
-        setattr(asked, state, _state(value))
+        setattr(asked, f"{name}_state", _state(value))
 
 
 def _state(value: object) -> UserState.ValueType:
@@ -156,6 +286,96 @@ def _state(value: object) -> UserState.ValueType:
         return USER_STATE_ABSENT
     is_empty = value is None or value is False or (isinstance(value, int | float) and not value)
     return USER_STATE_EMPTY if is_empty else USER_STATE_NOT_STRING
+
+
+# Fields whose content is the client's conversation, or LiteLLM's own: they rewrite nothing.
+_CONTENT = frozenset(
+    """
+    user safety_identifier metadata litellm_metadata proxy_server_request secret_fields
+    litellm_logging_obj messages input prompt instructions system text conversation
+    tools tool_choice functions function_call response_format reasoning prediction
+    stop logit_bias image mask document contents config generationConfig generation_config
+    systemInstruction system_instruction message params
+    """.split()
+)
+_REPLACED = frozenset({"user", "safety_identifier", "allowed_openai_params"})
+_DROPPING = "additional_drop_params"
+
+
+def _is_rewritten(data: Data, call: Call) -> bool:
+    """Whether the request has LiteLLM send another identifier upstream than it names, or none.
+
+    On a second try LiteLLM lays fields of `fallbacks` and the like over the request; it merges
+    `extra_body` into the body, and drops what it is told to. So no field but the content may name
+    an identifier, at any depth.
+    """
+    names = _REPLACED
+    if call is _MESSAGES:
+        names |= {"metadata", "user_id"}
+        if "user" in data and not str(data["user"] or "").strip():
+            return True
+    fields = {name: value for name, value in data.items() if name not in _CONTENT}
+    fields.pop("allowed_openai_params", None)  # It is added to; see _keep_user.
+    return any(name in names or _drops(name, value) for name, value in _walk(fields))
+
+
+def _drops(name: str, value: object) -> bool:
+    if name != _DROPPING:
+        return False
+    told = str(value)
+    return any(one in told for one in ("user", "safety_identifier", "metadata"))
+
+
+def _walk(value: object) -> Iterator[tuple[str, object]]:
+    """Every key and its value, at any depth, JSON in strings looked into as LiteLLM does in forms."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str):
+            one = _json(one)
+        if isinstance(one, Mapping):
+            yield from ((str(name), inner) for name, inner in one.items())
+            waiting.extend(one.values())
+        elif isinstance(one, list | tuple):
+            waiting.extend(one)
+
+
+def _json(text: str) -> object:
+    if text.lstrip()[:1] not in ("{", "["):
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+# --- what goes upstream ------------------------------------------------------------------------
+
+
+_MAY_DROP = (_CHAT, _MESSAGES, _RESPONSES, IN_SCOPE["aembedding"], IN_SCOPE["acreate_interaction"])
+
+
+def _keep_user(data: Data, call_type: str) -> None:
+    """LiteLLM drops `user` for models that it does not know as OpenAI's, and where it asks another
+    endpoint than the client named, unless told to keep it."""
+    if IN_SCOPE.get(call_type) in _MAY_DROP:
+        allowed = data.get("allowed_openai_params")
+        kept = allowed if isinstance(allowed, list) else []
+        data["allowed_openai_params"] = [*kept, *("user")]
+
+
+def _keep_back_own_headers(data: Data) -> None:
+    """Where LiteLLM is set to pass a client's headers on, policyd's own stay here."""
+    for field in ("headers", "extra_headers"):
+        headers = data.get(field)
+        if isinstance(headers, dict):
+            for name in [one for one in headers if _is_own(str(one))]:
+                del headers[name]
+
+
+def _is_own(name: str) -> bool:
+    # An underscore is a dash to some upstreams.
+    return name.lower().replace("_", "-").startswith(_OWN)
 
 
 _setting = os.environ.get  # noqa: TID251  # LiteLLM makes a hook without arguments.

@@ -115,4 +115,4 @@ HEAD_TOO_LARGE = error(
     "invalid_request",
     "The request's path or headers are too large. Send shorter ones",
 )
-WEBSOCKET = Reply(denial.WEBSOCKET.status, denial.WEBSOCKET.headers, denial.WEBSOCKET.body)
+WEBSOCKET = Reply(denial.WEBSOCKET.status, denial.WEBSOCKET_HEADERS, denial.WEBSOCKET.body)

@@ -141,10 +141,10 @@ def test_bodies(proxy: Envoy, upstream: Upstream, enforcing: str, body: bytes, s
 
 
 def test_websockets(proxy: Envoy, upstream: Upstream, off: str) -> None:
-    """They are refused with 501, though control planes have Envoy pass them on."""
+    """They are refused with 426, though control planes have Envoy pass them on."""
     headers = [("Connection", "Upgrade"), ("Upgrade", "WebSocket"), ("Sec-WebSocket-Key", "x")]
     answer = ask(proxy, off, None, *headers, method="GET", path="/v1/responses")
-    assert answer.status == 501
+    assert answer.status == 426
     assert "WebSocket" in answer.message
     assert not upstream.received
 

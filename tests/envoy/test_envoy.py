@@ -149,10 +149,10 @@ def test_preflight(envoy: Envoy, upstream: Upstream) -> None:
 
 
 def test_websockets(envoy: Envoy, upstream: Upstream, off: str) -> None:
-    """An upgrade is refused with 501 and a reason."""
+    """An upgrade is refused with 426 and a reason."""
     headers = [("Connection", "Upgrade"), ("Upgrade", "websocket"), ("Sec-WebSocket-Key", "x")]
     answer = ask(envoy, off, None, *headers, method="GET", path="/v1/realtime")
-    assert answer.status == 501
+    assert answer.status == 426
     assert answer.body == denial.WEBSOCKET.body
     assert not upstream.received
 

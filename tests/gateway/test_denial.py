@@ -147,7 +147,7 @@ async def test_preflight(gateway: str, upstream: Demo) -> None:
 
 
 async def test_websockets(gateway: str, upstream: Demo, unenforced: str) -> None:
-    """An upgrade to WebSocket is refused with 501 and a reason, however it is asked for."""
+    """An upgrade to WebSocket is refused with 426 and a reason, however it is asked for."""
     for connection in ([], [("Connection", "keep-alive, Upgrade")]):
         headers = [("Upgrade", "WebSocket"), ("x-usagepanda-api-key", unenforced), *connection]
         reader, writer = await connect(gateway)
@@ -155,7 +155,13 @@ async def test_websockets(gateway: str, upstream: Demo, unenforced: str) -> None
         head = await reader.readuntil(b"\r\n\r\n")
         body = await reader.readuntil(b"}}")
         writer.close()
-        assert parse(head).status == 501
+        refusal = parse(head)
+        assert refusal.status == 426
+        # RFC 9110: with a 426 the protocol is named that is spoken here; behind the contract's own.
+        names = [name for name, _ in refusal.headers[:6]]
+        assert names[4:] == ["Upgrade", "Connection"]
+        assert refusal.all("upgrade") == ["HTTP/1.1"]
+        assert "Upgrade" in refusal.all("connection")
         assert "WebSocket" in json.loads(body)["error"]["message"]
     assert not upstream.app.record
 

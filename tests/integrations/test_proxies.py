@@ -363,7 +363,7 @@ async def test_clients_that_leave(proxied: Stack) -> None:
 
 
 async def test_preflight_and_websocket(proxied: Stack) -> None:
-    """OPTIONS is answered without a key, and a WebSocket is refused with 501."""
+    """OPTIONS is answered without a key, and a WebSocket is refused with 426."""
     preflight = await ask(proxied.url, "OPTIONS", PATH)
     assert (preflight.status, preflight.body) == (200, b"{}")
     assert preflight.all("access-control-allow-headers") == ["*, Authorization"]
@@ -373,7 +373,7 @@ async def test_preflight_and_websocket(proxied: Stack) -> None:
     )
     data = head.replace(b"Connection: close", b"Connection: Upgrade")
     answer = await _first_bytes(proxied.url, data)
-    assert answer.startswith(b"HTTP/1.1 501")
+    assert answer.startswith(b"HTTP/1.1 426")
     assert not sent_up(proxied)
 
 
