@@ -148,6 +148,7 @@ class Server:
             token=token,
             max_body=settings.max_body,
             max_message=settings.max_message,
+            not_ready=self._not_ready,
         )
         if not self._shared:
             check_free(address, "--http")
@@ -165,11 +166,17 @@ class Server:
         self._listeners.append(listener)
         return listener
 
+    def _is_fresh(self) -> bool:
+        return self._keys.staleness() <= self._settings.max_staleness
+
+    async def _not_ready(self) -> str:
+        return "" if self._is_fresh() else "the settings are stale: the database is away"
+
     async def _watch_staleness(self) -> None:
         fresh = True
         while True:
             await asyncio.sleep(min(1.0, self._settings.max_staleness / 4))
-            was_fresh, fresh = fresh, self._keys.staleness() <= self._settings.max_staleness
+            was_fresh, fresh = fresh, self._is_fresh()
             if fresh != was_fresh:
                 _log.warning(
                     "health is now %s", "SERVING" if fresh else "NOT_SERVING: stale settings"
