@@ -13,7 +13,16 @@ from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from policyd.console import dashboard, end_users, key_settings, keys, log_details, logs, sign_in
+from policyd.console import (
+    dashboard,
+    end_users,
+    key_settings,
+    keys,
+    log_details,
+    logs,
+    refused_keys,
+    sign_in,
+)
 from policyd.console.guards import OwnHost, SafeHeaders, SameOrigin, SignedIn, public_origin
 from policyd.console.pages import HERE, Console, refuse
 from policyd.errors import DecisionNotFound, KeyNotFound, PolicydError, StoreUnavailable
@@ -38,7 +47,7 @@ def application(console: Console) -> ASGIApp:
         before.append(Middleware(OwnHost, refuse, urlsplit(public).netloc))
     before.append(Middleware(SameOrigin, refuse, public))
     guard = Middleware(SignedIn, sign_in.is_signed_in, sign_in.ask)
-    modules = (dashboard, keys, key_settings, logs, log_details, end_users)
+    modules = (dashboard, keys, key_settings, logs, log_details, end_users, refused_keys)
     private = [route for module in modules for route in module.ROUTES]
     app = Starlette(
         routes=[

@@ -185,7 +185,7 @@ class Statistics:
         return self._rows(query.group_by(_hourly.c.key_id).order_by(most, _hourly.c.key_id))
 
     def placeholders(
-        self, since: datetime, until: datetime, *, limit: int = 10
+        self, since: datetime, until: datetime, *, key_id: str = "", limit: int = 10
     ) -> list[tuple[str, str, int]]:
         """Values of users that are placeholders, the key that sent each and in how many requests,
         most first, over whole days of UTC."""
@@ -197,6 +197,8 @@ class Statistics:
             .order_by(count.desc(), _daily.c.end_user, _daily.c.key_id)
             .limit(limit)
         )
+        if key_id:
+            query = query.where(_daily.c.key_id == key_id)
         with reading(self._engine) as connection:
             return [(user, key, int(number)) for user, key, number in connection.execute(query)]
 
