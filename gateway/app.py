@@ -29,6 +29,7 @@ from gateway.upstream import (
 from policyd import endpoints
 from policyd.client import NoDecision, PolicyClient
 from policyd.descriptor import TOO_LARGE, Facts, read_body
+from policyd.http.probes import PATIENCE, Probes
 from policyd.http.reply import HEAD_TOO_LARGE, WEBSOCKET, Reply, Send
 from policyd.v1.policy_pb2 import (
     DECISION_ALLOW,
@@ -59,6 +60,7 @@ class Gateway:
         self._policyd: PolicyClient | None = None
         self._upstream: Upstream
         self._undecided = _Tally()
+        self._probes = Probes(self._not_ready)
 
     async def __aenter__(self) -> Self:
         settings = self._settings
@@ -98,6 +100,9 @@ class Gateway:
             await refusal.send(exchange.send)
             return
         came = question.text(exchange.scope["raw_path"])
+        if probed := await self._probes.answer(exchange.scope["method"], came):
+            await Reply(*probed).send(exchange.send)
+            return
         path = self._upstream.within(came)
         if path is None:
             await errors.OUTSIDE.send(exchange.send)
@@ -116,6 +121,14 @@ class Gateway:
         finally:
             if self._policyd is not None and verdict.decision_id:
                 self._policyd.report(course.outcome())
+
+    async def _not_ready(self) -> str:
+        """Why a balancer should send requests elsewhere; "" where it need not."""
+        # Where the operator lets requests pass without a decision, they pass here as anywhere.
+        if self._policyd is None or self._settings.on_policy_error == "allow":
+            return ""
+        is_there = await self._policyd.can_reach(PATIENCE)
+        return "" if is_there else "policyd cannot be reached"
 
     async def _read(self, exchange: "_Exchange", path: str) -> tuple[Body, Facts | None]:
         """The body, and what it says that matters to the policy: None out of scope."""

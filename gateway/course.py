@@ -92,6 +92,8 @@ def _add(outcome: Outcome, said: Said) -> None:
         outcome.output_tokens = said.output_tokens
     if said.cached_tokens is not None:
         outcome.cached_tokens = said.cached_tokens
+    if said.cache_write_tokens is not None:
+        outcome.cache_write_tokens = said.cache_write_tokens
 
 
 def _set(duration: Duration, nanoseconds: int) -> None:

@@ -27,6 +27,7 @@ class Said(NamedTuple):
     input_tokens: int | None = None
     output_tokens: int | None = None
     cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
 
     @property
     def is_named(self) -> bool:
@@ -107,20 +108,49 @@ def _text(value: object) -> str:
     return value[:MAX_TEXT] if isinstance(value, str) else ""
 
 
-def _tokens(usage: object) -> tuple[int | None, int | None, int | None]:
-    """Those of context, those generated, and how many of the former were cached."""
+class _Tokens(NamedTuple):
+    """The last members of Said."""
+
+    given: int | None = None
+    generated: int | None = None
+    cached: int | None = None
+    cache_write: int | None = None
+
+
+def _tokens(usage: object) -> _Tokens:
+    """Those of context, those generated, and how many of the former were read from the upstream's
+    cache and put into it."""
     if not isinstance(usage, dict):
-        return None, None, None
+        return _Tokens()
     # The latter names are those of responses and images.
     given = _count(usage, "prompt_tokens", "input_tokens")
     generated = _count(usage, "completion_tokens", "output_tokens")
     if generated is None and given is not None and given == _count(usage, "total_tokens"):
         generated = 0  # As embeddings say it.
+    cached, written, is_apart = _cache(usage)
+    of_cache = (cached or 0) + (written or 0)
+    if given is not None and is_apart:
+        given += of_cache
+    if given is None or not of_cache <= given <= MAX_TOKENS:
+        return _Tokens(None if is_apart else given, generated)
+    return _Tokens(given, generated, cached, written)
+
+
+def _cache(usage: dict[str, object]) -> tuple[int | None, int | None, bool]:
+    """Tokens read from the cache and put into it, and whether those of context leave them out."""
     details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
-    cached = _count(details, "cached_tokens") if isinstance(details, dict) else None
-    if cached is not None and (given is None or cached > given):
-        cached = None
-    return given, generated, cached
+    if not isinstance(details, dict):
+        details = {}
+    read = _count(details, "cached_tokens")
+    written = _count(details, "cache_write_tokens", "cache_creation_tokens")
+    # Anthropic's names. Its own input_tokens leave both out, the prompt_tokens of servers that
+    # translate for it do not.
+    is_apart = read is written is None and "prompt_tokens" not in usage
+    if read is None:
+        read = _count(usage, "cache_read_input_tokens")
+    if written is None:
+        written = _count(usage, "cache_creation_input_tokens")
+    return read, written, is_apart
 
 
 def _count(counts: dict[str, object], *names: str) -> int | None:

@@ -65,6 +65,7 @@ _OPTIONS = (
 _OUTAGES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 _RETRY_PAUSE = 0.02
 """Seconds before the second try."""
+_HEALTH = "/grpc.health.v1.Health/Check"
 _REPORT_TIMEOUT = 5.0
 """Seconds that a call with outcomes may take: nobody waits for it."""
 CLOSED = "the client of policyd was closed"
@@ -149,6 +150,20 @@ class PolicyClient:
     def outcomes_lost(self) -> int:
         """How many outcomes that were given to report() policyd will not get."""
         return self._reporter.lost
+
+    async def can_reach(self, timeout: float) -> bool:
+        """Whether a policyd answers within `timeout` seconds, whatever it says of its health: it
+        decides for as long as it answers."""
+        # Of the health service's messages nothing matters here, so they stay bytes.
+        method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
+        method = self._channel.unary_unary(_HEALTH)
+        try:
+            await method(b"", timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            return error.code() not in _OUTAGES
+        except grpc.aio.UsageError:  # It is closed.
+            return False
+        return True
 
     async def _report(self, outcomes: ReportOutcomeRequest) -> ReportOutcomeResponse:
         method = self._stub.ReportOutcome

@@ -79,9 +79,9 @@ def _record(
     decision = decide(described.descriptor, settings, Mode.OFF)
     decision_id = f"{first_id(at)}{chance.getrandbits(48):012x}{number:08x}"
     response = pb.EvaluateResponse(decision_id=decision_id, revision=1, api_key_id=key_id)
-    return msgspec.structs.replace(
-        records.record(request, described, decision, response), sample=True
-    )
+    record = records.record(request, described, decision, response)
+    assert isinstance(record, Record)
+    return msgspec.structs.replace(record, sample=True)
 
 
 def _outcome(chance: random.Random, record: Record) -> Outcome:
@@ -100,5 +100,5 @@ def _outcome(chance: random.Random, record: Record) -> Outcome:
         input_tokens=tokens,
         output_tokens=generated,
         cached_tokens=0,
-        cost_nano=cost(record.model, tokens, generated, 0, record.time),
+        cost_nano=cost(record.model, tokens, generated, 0, 0, record.time),
     )

@@ -42,7 +42,8 @@ def _time(record: Record) -> str:
 _DECISION: dict[str, Callable[[Record], Any]] = {
     "id": lambda record: record.id,
     "time": _time,
-    "verdict": lambda record: _word(record.verdict),
+    # An older policyd logged refused keys as well; no policy denied those requests.
+    "verdict": lambda one: "key_refused" if one.is_key_refused else _word(one.verdict),
     "denial_status": lambda record: record.status or None,
     "api_key_id": lambda record: record.key_id,
     "operation": lambda record: record.operation,
@@ -77,6 +78,7 @@ _OUTCOME: dict[str, Callable[[Outcome], Any]] = {
     "input_tokens": lambda outcome: outcome.input_tokens,
     "output_tokens": lambda outcome: outcome.output_tokens,
     "cached_tokens": lambda outcome: outcome.cached_tokens,
+    "cache_write_tokens": lambda outcome: outcome.cache_write_tokens,
     "cost_usd": lambda outcome: _usd(outcome.cost_nano),
 }
 COLUMNS = (*_DECISION, *_OUTCOME)

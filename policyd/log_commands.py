@@ -9,7 +9,8 @@ from typing import Any, TextIO
 
 import click
 
-from policyd import options, terminal
+from policyd import options, refused_report, terminal
+from policyd.errors import DecisionNotFound
 from policyd.export import csv_rows, json_line, values
 from policyd.options import Moment, option
 from policyd.record import Record, Verdict, is_decision_id
@@ -28,6 +29,12 @@ _filters = [
     option("--operation", default="", help="Such as chat_completion or embedding."),
     option("--user", default="", help="Of this end user."),
     option("--trace-id", default="", help="Of this trace."),
+    option(
+        "--any-id",
+        default="",
+        metavar="ID",
+        help="With this ID: a decision's, the caller's of a request, a trace's or OpenAI's.",
+    ),
     option("--since", type=Moment(), help="Made then or later: 2026-11-25T09:30Z, or 24h ago."),
     option("--until", type=Moment(), help="Made before then."),
 ]
@@ -46,11 +53,12 @@ def _filter(
     operation: str,
     user: str,
     trace_id: str,
+    any_id: str,
     since: datetime | None,
     until: datetime | None,
 ) -> LogFilter:
     verdict = _VERDICTS[decision] if decision else None
-    return LogFilter(key_id, verdict, flag, operation, user, trace_id, since, until)
+    return LogFilter(key_id, verdict, flag, operation, user, trace_id, since, until, any_id)
 
 
 @click.group()
@@ -98,12 +106,16 @@ def tail(database_url: str, as_json: bool, lines: int, **given: Any) -> None:
 
 
 @logs.command()
-@click.argument("decision_id", metavar="ID")
+@click.argument("any_id", metavar="ID")
 @options.common
-def show(database_url: str, as_json: bool, decision_id: str) -> None:
-    """Show everything that is logged of the decision with this ID."""
+def show(database_url: str, as_json: bool, any_id: str) -> None:
+    """Show everything that is logged of one request.
+
+    ID is that of its decision, which a denial carries as x-request-id; or the caller's own, its
+    trace's or OpenAI's, where that leads to one request only.
+    """
     with options.opened(database_url) as store:
-        record = store.log.get(decision_id)
+        record = _one(store, "".join(any_id.split()))
     if as_json:
         click.echo(json_line(record), nl=False)
         return
@@ -113,19 +125,60 @@ def show(database_url: str, as_json: bool, decision_id: str) -> None:
             click.echo(f"{name:20}{terminal.printable(str(shown))}")
 
 
+def _one(store: Store, any_id: str) -> Record:
+    """The one request that `any_id` leads to. Raises DecisionNotFound or UsageError."""
+    found = store.log.page(LogFilter(any_id=any_id), limit=2)
+    if len(found) > 1:
+        raise click.UsageError(
+            "several requests have this ID: list them by policyd logs list --any-id, and show one "
+            "by its decision's"
+        )
+    if found:
+        return found[0]
+    if store.refusals.sample(any_id):
+        raise DecisionNotFound(
+            "this request's API key was refused, so no policy was asked: see policyd logs refused"
+        )
+    return store.log.get(any_id)
+
+
 @logs.command()
 @options.common
 def status(database_url: str, as_json: bool) -> None:
-    """Show how many decisions the log holds, since when, and how many were never logged."""
+    """Show how many decisions the log holds, since when, and how many were never logged.
+
+    And how many requests were refused for their API key: those are counted, and not logged.
+    """
     with options.opened(database_url) as store:
         found = store.log.status()
+        refused = store.refusals.total()
     oldest = found.oldest.isoformat(timespec="milliseconds") if found.oldest else None
-    facts = {"decisions": found.decisions, "lost": found.lost, "oldest": oldest}
+    facts = {
+        "decisions": found.decisions,
+        "lost": found.lost,
+        "oldest": oldest,
+        "refused_keys": refused,
+    }
     if as_json:
         options.print_json(facts)
         return
     for name, value in facts.items():
         click.echo(f"{name:20}{'-' if value is None else value}")
+
+
+@logs.command()
+@option("--since", default="24h", type=Moment(), help="Then or later, up to 30 days ago.")
+@option("--limit", default=20, type=click.IntRange(1, 1000), help="How many sources and samples.")
+@options.common
+def refused(database_url: str, as_json: bool, since: datetime, limit: int) -> None:
+    """Show who sent requests without an API key in force: counts by source, and a few samples."""
+    with options.opened(database_url) as store:
+        sources = store.refusals.sources(since, datetime.now(UTC), limit=limit)
+        samples = store.refusals.samples(since, limit=limit)
+    if as_json:
+        options.print_json(refused_report.as_dict(sources, samples))
+    else:
+        click.echo(refused_report.as_text(sources, samples))
 
 
 @logs.command()

@@ -31,7 +31,7 @@ _ID = re.compile("[0-9a-f]{32}")
 _LAST = f"{253402300799999:012x}"
 """What the ID of a decision of the year 9999 begins with at most."""
 # What is read from a file is checked, so that nothing the store cannot take gets as far as that.
-_Id = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+DecisionId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
 _Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
 _Agent = Annotated[str, msgspec.Meta(max_length=MAX_AGENT)]
 _Name = Annotated[str, msgspec.Meta(max_length=32)]
@@ -61,7 +61,7 @@ class Ending(IntEnum):
 class Outcome(msgspec.Struct, frozen=True, array_like=True, tag="O"):
     """What became of one request that was allowed. None and "" stand for what is not known."""
 
-    decision_id: _Id
+    decision_id: DecisionId
     ending: Ending = Ending.UNKNOWN
     status: _Status = 0
     """Of the upstream's answer. 0: there was none."""
@@ -79,17 +79,20 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True, tag="O"):
     """Those of the input that the upstream had in its cache."""
     cost_nano: Annotated[int, msgspec.Meta(ge=0, lt=2**53)] | None = None
     """Billionths of a US dollar, by the public prices of its day. None: not known."""
+    # Last, so that what an older policyd has left in the spool is still read.
+    cache_write_tokens: _Tokens | None = None
+    """Those of the input that the upstream has put into its cache."""
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True, tag="D"):
     """One decision. It holds no prompt, no answer and no key."""
 
-    id: _Id
+    id: DecisionId
     verdict: Verdict
     status: _Status
     """Of the denial. 0: the request was allowed."""
     key_id: _Name
-    """Empty: no key in force was given."""
+    """Empty: no key in force was given. Such requests are logged no longer: see refusal.py."""
     operation: _Name
     mode: Mode | None
     source: Source | None
@@ -124,6 +127,16 @@ class Record(msgspec.Struct, frozen=True, array_like=True, tag="D"):
     """Whether it is no real request, but one that `policyd demo` made up."""
     outcome: Outcome | None = None
     """None: nobody has reported it yet."""
+
+    @property
+    def is_key_refused(self) -> bool:
+        """Whether its key was refused, so that no policy was asked."""
+        return not self.key_id
+
+    @property
+    def has_unnamed_user(self) -> bool:
+        """Whether the request named a user of which only that much is known."""
+        return not self.end_user and self.user_state is UserState.VALID
 
     @property
     def time(self) -> datetime:

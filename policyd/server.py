@@ -36,6 +36,8 @@ _log = logging.getLogger(__name__)
 _POLL_EMBEDDED = 0.2
 _POLL = 1.0
 """Seconds between two looks for changed keys. One at SQLite costs little, and it gives no hints."""
+_FLUSH = 5.0
+"""Seconds between two times that refused keys, which are counted in memory, are written."""
 _BEAT = 2.0
 """Seconds between two signs of life for the store; a new revision is told at once."""
 _POLICY = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name
@@ -59,6 +61,7 @@ class Server:
         self._listeners: list[GrpcListener] = []
         self._following: list[asyncio.Task[None]] = []
         self._spool: SpoolWriter | None = None
+        self._log: DecisionLog | None = None
         self._office: Child | None = None
         self._id = secrets.token_hex(6)
         self.grpc = settings.grpc
@@ -90,6 +93,8 @@ class Server:
             await self._office.start()
         await self._keys.refresh()
         self._spool = SpoolWriter(self._settings.spool, self._id, self._settings.spool_limit)
+        drops = self._settings.drop_when_full
+        self._log = DecisionLog(self._spool, self._id, drop_when_full=drops)
         tls = credentials(self._settings)
         policy = self._policy_listener()
         admin = self._admin_listener()
@@ -102,6 +107,7 @@ class Server:
             asyncio.create_task(self._follow_hints()),
             asyncio.create_task(self._watch_staleness()),
             asyncio.create_task(self._beat()),
+            asyncio.create_task(self._flush(self._log)),
         ]
         if self._office is not None:
             self._following.append(asyncio.create_task(self._office.keep_running()))
@@ -114,10 +120,9 @@ class Server:
                 TokenInterceptor(token, f"ask policyd's operator for the one in {path.name}")
             )
         listener = self._listener((_POLICY, _AUTHORIZATION), guards)
-        assert self._spool is not None
-        log = DecisionLog(self._spool, drop_when_full=self._settings.drop_when_full)
+        assert self._log is not None
         default = self._settings.default_mode
-        self._policy = PolicyServicer(self._keys, default, self._id, log.append)
+        self._policy = PolicyServicer(self._keys, default, self._id, self._log.append)
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(self._policy, listener.server)
         external_auth_pb2_grpc.add_AuthorizationServicer_to_server(
             AuthorizationServicer(self._policy), listener.server
@@ -144,6 +149,7 @@ class Server:
             token=token,
             max_body=settings.max_body,
             max_message=settings.max_message,
+            not_ready=self._not_ready,
         )
         if not self._shared:
             check_free(address, "--http")
@@ -161,11 +167,17 @@ class Server:
         self._listeners.append(listener)
         return listener
 
+    def _is_fresh(self) -> bool:
+        return self._keys.staleness() <= self._settings.max_staleness
+
+    async def _not_ready(self) -> str:
+        return "" if self._is_fresh() else "the settings are stale: the database is away"
+
     async def _watch_staleness(self) -> None:
         fresh = True
         while True:
             await asyncio.sleep(min(1.0, self._settings.max_staleness / 4))
-            was_fresh, fresh = fresh, self._keys.staleness() <= self._settings.max_staleness
+            was_fresh, fresh = fresh, self._is_fresh()
             if fresh != was_fresh:
                 _log.warning(
                     "health is now %s", "SERVING" if fresh else "NOT_SERVING: stale settings"
@@ -191,6 +203,12 @@ class Server:
             with suppress(RevisionNotReached):
                 await self._keys.wait_for(told + 1, _BEAT)
 
+    async def _flush(self, log: DecisionLog) -> None:
+        """Write what was counted of refused keys."""
+        while True:
+            await asyncio.sleep(_FLUSH)
+            log.flush()
+
     async def stop(self) -> None:
         """Stop at once to take new calls, and wait for those under way up to the grace period."""
         stopping = [one.stop(self._settings.grace) for one in self._listeners]
@@ -203,6 +221,9 @@ class Server:
                 await task
         with suppress(StoreUnavailable):
             await asyncio.to_thread(self._store.workers.leave, self._id)
+        if self._log is not None:
+            self._log.flush()
+            self._log = None
         if self._spool is not None:
             self._spool.close()
             self._spool = None

@@ -9,6 +9,7 @@ import msgspec
 
 from policyd.pricing import cost
 from policyd.record import Outcome, Record, moment
+from policyd.refusal import Refusal, RefusalCount
 from policyd.spool import Chunk, SpoolReader
 from policyd.store import Store
 from policyd.store.database import now
@@ -16,7 +17,8 @@ from policyd.store.database import now
 _log = logging.getLogger(__name__)
 _CHUNK = 2**20
 """Bytes of the spool in one transaction."""
-_decode = msgspec.json.Decoder(Record | Outcome).decode
+_Entry = Record | Outcome | Refusal | RefusalCount
+_decode = msgspec.json.Decoder(_Entry).decode
 
 
 class Shipper:
@@ -64,7 +66,7 @@ class Shipper:
         self._spool.forget_losses(losses)
 
 
-def _entries(chunk: Chunk) -> list[Record | Outcome]:
+def _entries(chunk: Chunk) -> list[_Entry]:
     entries = []
     for line in chunk.lines:
         try:
@@ -74,14 +76,15 @@ def _entries(chunk: Chunk) -> list[Record | Outcome]:
     return entries
 
 
-def _priced(entry: Record | Outcome) -> Record | Outcome:
-    if isinstance(entry, Record) or entry.input_tokens is None:
+def _priced(entry: _Entry) -> _Entry:
+    if not isinstance(entry, Outcome) or entry.input_tokens is None:
         return entry
     dollars = cost(
         entry.model,
         entry.input_tokens,
         entry.output_tokens or 0,
         entry.cached_tokens or 0,
+        entry.cache_write_tokens or 0,
         moment(entry.decision_id),
     )
     return msgspec.structs.replace(entry, cost_nano=dollars)

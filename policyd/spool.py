@@ -131,6 +131,11 @@ class SpoolWriter:
             )
         self._append(lines)
 
+    def is_fuller_than(self, share: float) -> bool:
+        """Whether more than this share of the limit is used. Raises OSError."""
+        self._look(time.monotonic())
+        return self._used > share * self._limit
+
     def drop(self, entries: int) -> None:
         """Count entries that are not kept."""
         self._lost += entries

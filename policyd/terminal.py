@@ -18,6 +18,8 @@ HEADING = "  ".join(name.ljust(width) for name, width in _COLUMNS) + "  ID"
 def line(record: Record) -> str:
     """A decision in one line."""
     facts = values(record)
+    if record.has_unnamed_user:
+        facts["user"] = "(not named)"
     names = ("time", "verdict", "api_key_id", "operation", "user", "model")
     cells = (
         printable(str(facts[name] or "-"))[:width].ljust(width)

@@ -12,14 +12,16 @@ from urllib.parse import quote
 import pytest
 
 from policyd.console import ConsoleServer, charts, periods, words
-from policyd.model import Mode, Override, UserState
-from policyd.record import Verdict
+from policyd.model import Ignored, Mode, Override, Source, UserState
+from policyd.record import FLAG_SETS, Ending, Verdict
+from policyd.refusal import Refusal, RefusalCount, RefusalReason
 from policyd.server import prepare
 from policyd.store import Counts, Store
 from tests.consoles import Console, Visitor, running, settings
 from tests.postgresql import PostgreSQL
-from tests.records import denied, outcome, record
+from tests.records import decision_id, denied, outcome, record
 
+SOURCES = ("192.0.2.1", "others", "")
 HOSTILE = "<script>alert(1)</script>\u202e\x1b[31m\x07\u2028\"'&"
 SHOWN = (
     "&lt;script&gt;alert(1)&lt;/script&gt;"
@@ -586,14 +588,145 @@ async def test_the_dashboard(console: Console, admin: Visitor) -> None:
     )
     for query in ("", "?period=7d", "?period=30d", "?period=nonsense"):
         text = (await admin.get("/" + query)).text
-        assert ">1,237<" in text
+        assert ">1,236<" in text
         assert ">99.8%<" in text
         assert "Support chat" in text
-        assert "No valid key" in text
+        assert "No valid key" not in text
+        assert "placeholder" not in text
         assert text.count("<svg viewBox=") == 2
     assert "could not be logged" not in text
     console.store.log.lose({"one": 3})
     assert "3 decisions could not be logged" in (await admin.get("/")).text
+
+
+async def test_refused_keys(console: Console, admin: Visitor) -> None:
+    """They are a number of their own, with sources and examples, and blocks of no policy."""
+    at = _now()
+    assert "None in this time" in (await admin.get("/refused")).text
+    minute = int(at.timestamp()) // 60
+    console.store.log.append(
+        [RefusalCount("a", n, minute, source, 1, 1200, 3) for n, source in enumerate(SOURCES)]
+    )
+    assert "3,612 requests came without an API key" in (await admin.get("/")).text
+    one = Refusal(decision_id(at), RefusalReason.UNKNOWN, "192.0.2.1", "POST", HOSTILE, HOSTILE)
+    console.store.log.append([record(at), one])
+    text = (await admin.get("/")).text
+    assert '<dt>Refused keys</dt><dd class="big">3,612</dd>' in text
+    assert '<dt>Blocked</dt><dd class="big">0</dd>' in text
+    assert '<dt>Requests</dt><dd class="big">1</dd>' in text
+    for period in ("", "24h", "7d", "30d", "90d", "nonsense"):
+        text = (await admin.get(f"/refused?period={period}")).text
+        assert ">3,612<" in text
+        assert text.count(SHOWN) == 2
+        assert all(shown in text for shown in ("192.0.2.1", "All other addr", "Address not known"))
+    assert "counted apart" in (await admin.get("/logs")).text
+    found = await admin.get(f"/logs?find={one.id}")
+    assert f"/refused#r-{one.id}" in found.text
+
+
+async def test_refused_keys_of_an_older_policyd(console: Console, admin: Visitor) -> None:
+    """They stay in the log under a name of their own."""
+    refused = denied(_now(), key_id="", mode=None, source=None, in_scope=False, status=403)
+    console.store.log.append([refused])
+    for path in ("/logs", f"/logs/{refused.id}"):
+        text = (await admin.get(path)).text
+        assert "Key refused" in text
+        assert 'v3">Blocked<' not in text
+    assert "No decision matches" in (await admin.get("/logs?decision=denied")).text
+
+
+async def test_found_by_an_id(console: Console, admin: Visitor) -> None:
+    """The search takes any of a request's IDs, pasted with spaces or without."""
+    one = record(_now(), request_id="req-1", trace_id="t-1")
+    other = denied(_now(), trace_id="t-1")
+    console.store.log.append([one, other, outcome(one, openai_id="chatcmpl-1")])
+    spaced = f" {one.id[:8]} {one.id[8:]}\n"
+    for wanted in (one.id, spaced, "req-1", "chatcmpl-1"):
+        found = await admin.get(f"/logs?find={quote(wanted)}", follow=False)
+        assert (found.status, found.headers["Location"]) == (303, f"/logs/{one.id}"), wanted
+    text = (await admin.get("/logs?find=t-1")).text
+    assert all(f'href="/logs/{each.id}"' in text for each in (one, other))
+    filtered = (await admin.get("/logs?find=t-1&decision=denied")).text
+    assert f'href="/logs/{other.id}"' in filtered
+    assert f'href="/logs/{one.id}"' not in filtered
+    for wanted in ("nothing", "%00", quote(HOSTILE), "f" * 32):
+        found = await admin.get(f"/logs?find={wanted}")
+        assert found.status == 200
+        assert "No decision matches" in found.text
+        assert HOSTILE not in found.text
+    assert (await admin.get("/logs?find=" + "x" * 257)).status == 400
+    exported = (await admin.get("/logs/export.jsonl?find=t-1")).text
+    assert len(exported.splitlines()) == 2
+
+
+MEMBERS = [
+    *({"source": one} for one in Source),
+    *({"ignored": one} for one in Ignored),
+    *({"mode": one} for one in Mode),
+    *({"user_state": one, "end_user": ""} for one in UserState),
+    *({"verdict": one, "flags": flags} for one in Verdict for flags in FLAG_SETS),
+    {"mode": None, "source": None},
+]
+
+
+async def test_details_of_all_there_can_be(console: Console, admin: Visitor) -> None:
+    """Log Details has words for whatever a decision and its end can be."""
+    at = _now()
+    ended = [record(at) for _ in Ending]
+    entries = [record(at, **given) for given in MEMBERS]
+    console.store.log.append(entries + ended)
+    console.store.log.append(
+        [outcome(one, ending=ending) for one, ending in zip(ended, Ending, strict=True)]
+    )
+    entries += ended
+    for one in entries:
+        assert (await admin.get(f"/logs/{one.id}")).status == 200, one
+    for path in ("/logs", "/", "/users", "/logs/export.csv", "/logs/export.jsonl"):
+        assert (await admin.get(path)).status == 200
+
+
+async def test_a_user_that_is_not_named(console: Console, admin: Visitor) -> None:
+    """It is told from no user."""
+    told, without = record(_now(), end_user=""), denied(_now())
+    console.store.log.append([told, without])
+    for one, words_ in ((told, "A user, not named"), (without, "No user")):
+        text = (await admin.get(f"/logs/{one.id}")).text
+        assert words_ in text
+    text = (await admin.get("/logs")).text
+    assert text.count("A user, not named") == text.count(">No user<") == 1
+    assert "one not named (1)" in (await admin.get("/users")).text
+
+
+async def test_what_is_told_of_end_users(console: Console, admin: Visitor) -> None:
+    """Flags, errors and latency of each, which they can be sorted by."""
+    at = _now()
+    entries = [record(at, end_user=name) for name in ("ada", "ada", "bob")]
+    flagged = record(at, end_user="bob", flags="invalid_override")
+    console.store.log.append([*entries, flagged])
+    ends = [{"status": 500, "duration_us": 2_000_000}, {"duration_us": 1_000_000}, {}]
+    console.store.log.append([outcome(one, **end) for one, end in zip(entries, ends, strict=True)])
+    for sort, first in (("errors", "ada"), ("flagged", "bob"), ("latency", "ada")):
+        text = (await admin.get(f"/users?sort={sort}")).text
+        rows = text.partition('<caption class="off-screen">End users')[2]
+        assert rows.partition("<bdi>")[2].startswith(first), sort
+    assert ">1.5 s<" in text
+    assert ">Blocked<" not in text
+
+
+async def test_placeholders(console: Console, admin: Visitor) -> None:
+    """Users that are none are warned of, with the values and the keys that send them."""
+    key, _ = console.store.create_key("Support chat")
+    named = [record(_now(), key_id=key.id) for _ in range(97)]
+    empty = [record(_now(), key_id=key.id, end_user="undefined") for _ in range(3)]
+    console.store.log.append(named + empty)
+    for path in ("/", "/users", f"/users?key={key.id}"):
+        text = (await admin.get(path)).text
+        assert "3% of users are placeholders" in text
+        assert "<code><bdi>undefined</bdi></code> (API key <bdi>Support chat</bdi>)" in text
+    assert text.count("Placeholder</span>") == 1
+    console.store.log.append([record(_now(), end_user="<script>alert(1)</script>")])
+    assert "<script>alert" not in (await admin.get("/users")).text
+    assert "are placeholders" not in (await admin.get("/users?key=key_0")).text
 
 
 async def test_the_store_is_away(tmp_path: Path) -> None:
@@ -626,7 +759,8 @@ async def test_on_postgresql(postgresql: PostgreSQL, tmp_path: Path) -> None:
             for path in (
                 *("/", "/keys", f"/keys/{key.id}", f"/keys/{key.id}/simulation", "/users"),
                 *("/logs", "/logs?user=%00x&flag=invalid_override", f"/logs/{one.id}", "/account"),
-                *("/users?period=today&sort=cost", "/logs/export.csv", "/logs/rows"),
+                *("/users?period=today&sort=cost", "/logs/export.csv", "/logs/rows", "/refused"),
+                *("/users?sort=latency", "/users?sort=errors", "/logs?find=%00", "/logs?find=t-1"),
             ):
                 assert (await admin.get(path)).status == 200, path
             assert SHOWN in (await admin.get(f"/logs/{one.id}")).text

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from policyd.errors import DecisionNotFound
 from policyd.model import Source, UserState
-from policyd.record import FLAG_SETS, Record, Verdict, is_decision_id, moment
+from policyd.record import FLAG_SETS, Ending, Record, Verdict, is_decision_id, moment
 from policyd.store import Counts, LogFilter, Store
 from policyd.store.database import open_engine
 from policyd.store.decisions import page_query
@@ -165,16 +165,77 @@ def test_counts(store: Store) -> None:
     store.log.append([outcome(first), outcome(other, output_tokens=None, cost_nano=None)])
     hours = store.statistics.hours(START, START + DAY)
     assert [at for at, _ in hours] == [START, START + DAY]
-    assert hours[0][1] == Counts(5, 2, 1, 1, 2, 10, 5, 4500)
+    assert hours[0][1] == Counts(4, 1, 1, 1, 2, 10, 5, 4500, flagged=2)
     assert store.statistics.hours(START, START + DAY, "key_2")[0][1] == hours[1][1]
-    assert [key for key, _ in store.statistics.keys(START, START + DAY)] == ["key_1", "", "key_2"]
+    assert [key for key, _ in store.statistics.keys(START, START + DAY)] == ["key_1", "key_2"]
     users = dict(store.statistics.users(START, START + DAY))
     assert users == {
         "ada": Counts(1, 0, 0, 1, 0, 10, 5, 4500),
         "bob": Counts(1, 0, 0, 1, 0, 10, 0, 0),
-        "": Counts(4, 2, 1, 0, 2, 0, 0, 0),
+        "": Counts(3, 1, 1, 0, 2, 0, 0, 0, flagged=2),
     }
     assert [user for user, _ in store.statistics.users(START, START, key_id="key_1")] == ["", "ada"]
+
+
+def test_counts_of_what_became(store: Store) -> None:
+    """Errors, flags and how long requests took are counted of each user, by what was reported."""
+    ends = [
+        {"status": 200, "duration_us": 1000},
+        {"status": 404, "duration_us": 3000},
+        {"status": 200, "ending": Ending.UPSTREAM_BROKE},
+        {"status": 0, "ending": Ending.NO_ANSWER},
+        {"status": 200, "ending": Ending.CLIENT_LEFT},
+    ]
+    entries = [record(flags="invalid_override") for _ in ends]
+    store.log.append(entries)
+    store.log.append([outcome(one, **end) for one, end in zip(entries, ends, strict=True)])
+    for [(_, counts)] in (
+        store.statistics.users(START, START),
+        store.statistics.hours(START, START),
+    ):
+        assert (counts.flagged, counts.errors, counts.timed) == (5, 3, 2)
+        assert counts.latency_us == 2000
+
+
+def test_counts_of_placeholders(store: Store) -> None:
+    """Users that are none are counted, and it is told which, by which key."""
+    store.log.append([record(end_user="undefined", key_id="key_2") for _ in range(3)])
+    store.log.append([record(end_user="{{user}}"), record(), record(in_scope=False)])
+    assert store.statistics.placeholders(START, START) == [
+        ("undefined", "key_2", 3),
+        ("{{user}}", "key_1", 1),
+    ]
+    assert store.statistics.placeholders(START, START, limit=1) == [("undefined", "key_2", 3)]
+    assert store.statistics.placeholders(START + DAY, START + DAY) == []
+    [(_, counts)] = store.statistics.hours(START, START)
+    assert (counts.placeholders, counts.attributed) == (4, 5)
+
+
+def test_refused_keys_of_an_older_policyd(store: Store) -> None:
+    """They stay in the log, and are no denials."""
+    refused = denied(key_id="", mode=None, source=None, in_scope=False, status=403)
+    store.log.append([blocked := denied(), refused, outcome(refused)])
+    assert store.log.page(LogFilter(verdict=Verdict.DENIED)) == [blocked]
+    assert len(store.log.page(EVERYTHING)) == 2
+    [(_, counts)] = store.statistics.hours(START, START)
+    assert (counts.requests, counts.denied) == (1, 1)
+
+
+def test_found_by_any_id(store: Store) -> None:
+    """A request is found by its decision, the caller's ID of it, its trace and OpenAI's ID."""
+    one = record(START, request_id="req-1", trace_id="t-1", flags="invalid_override")
+    other = denied(START + HOUR, request_id="t-1", trace_id="t-1")
+    store.log.append([one, other, record(), outcome(one, openai_id="chatcmpl-1")])
+
+    def found(any_id: str, **wanted: object) -> list[str]:
+        page = store.log.page(LogFilter(any_id=any_id, **wanted))  # type: ignore[arg-type]
+        return [each.id for each in page]
+
+    assert found(one.id) == found("req-1") == found("chatcmpl-1") == [one.id]
+    assert found("t-1") == [other.id, one.id]
+    assert found("t-1", verdict=Verdict.DENIED) == [other.id]
+    assert found("t-1", flag="invalid_override") == [one.id]
+    assert found("t-1", flag="no_such_flag") == found("nothing") == found("\0") == []
 
 
 def test_counts_that_are_too_large(store: Store) -> None:
@@ -270,6 +331,8 @@ def test_history(store: Store) -> None:
         LogFilter(trace_id="t-1"),
         LogFilter(trace_id="t-1", key_id="key_1", verdict=Verdict.DENIED),
         LogFilter(end_user="bob", key_id="key_1", verdict=Verdict.ALLOWED),
+        LogFilter(any_id="t-1"),
+        LogFilter(any_id="t-1", key_id="key_1", verdict=Verdict.DENIED),
         LogFilter(since=START, until=START + DAY),
     ],
     ids=str,
@@ -288,8 +351,10 @@ def test_query_plans(url: str, store: Store, wanted: LogFilter) -> None:
             assert steps, plan
             assert all("USING" in step for step in steps), plan
             # What is merged of several flags is sorted: a few pages at most.
-            assert wanted.flag or "TEMP B-TREE" not in plan, plan
+            assert wanted.flag or wanted.any_id or "TEMP B-TREE" not in plan, plan
             assert not wanted.trace_id or "ix_decisions_trace" in plan, plan
+            for index in ("request", "trace", "openai") if wanted.any_id else ():
+                assert f"ix_decisions_{index} " in plan, plan
             assert wanted.end_user != "bob" or "ix_decisions_end_user" in plan, plan
         else:
             connection.exec_driver_sql("SET enable_seqscan = off")

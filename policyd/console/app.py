@@ -4,18 +4,29 @@ import logging
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from policyd.console import dashboard, end_users, key_settings, keys, log_details, logs, sign_in
+from policyd.console import (
+    dashboard,
+    end_users,
+    key_settings,
+    keys,
+    log_details,
+    logs,
+    refused_keys,
+    sign_in,
+)
 from policyd.console.guards import OwnHost, SafeHeaders, SameOrigin, SignedIn, public_origin
 from policyd.console.pages import HERE, Console, refuse
 from policyd.errors import DecisionNotFound, KeyNotFound, PolicydError, StoreUnavailable
+from policyd.http.probes import Probes
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +47,7 @@ def application(console: Console) -> ASGIApp:
         before.append(Middleware(OwnHost, refuse, urlsplit(public).netloc))
     before.append(Middleware(SameOrigin, refuse, public))
     guard = Middleware(SignedIn, sign_in.is_signed_in, sign_in.ask)
-    modules = (dashboard, keys, key_settings, logs, log_details, end_users)
+    modules = (dashboard, keys, key_settings, logs, log_details, end_users, refused_keys)
     private = [route for module in modules for route in module.ROUTES]
     app = Starlette(
         routes=[
@@ -56,7 +67,29 @@ def application(console: Console) -> ASGIApp:
     )
     app.state.console = console
     # Outermost, so that a failure's page has them too.
-    return SafeHeaders(app)
+    return _Probed(SafeHeaders(app), console)
+
+
+class _Probed:
+    """Answers probes before anything asks who they are: they come under any host's name."""
+
+    def __init__(self, app: ASGIApp, console: Console) -> None:
+        self._app = app
+        self._console = console
+        self._probes = Probes(self._not_ready)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app
+        if probed := await self._probes.answer(scope["method"], scope["path"]):
+            app = Response(probed.body, probed.status, dict(probed.headers))
+        await app(scope, receive, send)
+
+    async def _not_ready(self) -> str:
+        try:
+            await run_in_threadpool(self._console.store.identity)
+        except StoreUnavailable:
+            return "the database cannot be reached"
+        return ""
 
 
 class _Static(StaticFiles):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from policyd.console import words
 from policyd.store import Counts
@@ -21,7 +22,8 @@ class Series:
     style: str
     """The class that colours it."""
     label: str
-    read: Callable[[Counts], int]
+    read: Callable[[Any], int]
+    """Of what is counted: Counts or RefusalCounts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,9 @@ class Chart:
 _Buckets = Sequence[tuple[datetime, Counts]]
 
 
-def stacked(title: str, series: Sequence[Series], buckets: _Buckets, step: timedelta) -> Chart:
+def stacked(
+    title: str, series: Sequence[Series], buckets: Sequence[tuple[datetime, Any]], step: timedelta
+) -> Chart:
     """Bars that stand on each other, the first series at the bottom."""
     heights = [[one.read(counts) for one in series] for _, counts in buckets]
     top = _nice(max(map(sum, heights), default=0))
@@ -113,7 +117,7 @@ def _label(start: datetime, step: timedelta) -> str:
     )
 
 
-def _labels(buckets: _Buckets, step: timedelta) -> list[tuple[float, str]]:
+def _labels(buckets: Sequence[tuple[datetime, Any]], step: timedelta) -> list[tuple[float, str]]:
     every = max(1, math.ceil(len(buckets) / _LABELS))
     is_one_day = len(buckets) * step <= _DAY
     if step < _DAY and not is_one_day:

@@ -29,12 +29,16 @@ def _show(request: Request) -> Response:
     buckets = period.buckets(hours)
     status = here.store.log.status()
     newest = here.store.log.page(LogFilter(), limit=1)
+    total = periods.total(hours)
+    refused = periods.total_refusals(here.store.refusals.hours(period.since, period.last))
     return render(
         request,
         "dashboard.html",
         period=period,
         periods=periods.DASHBOARD,
-        total=periods.total(hours),
+        total=total,
+        refused=refused,
+        placeholders=here.store.statistics.placeholders(period.since, period.last),
         requests=charts.stacked("Requests", _REQUESTS, buckets, period.step),
         shares=charts.shares("Share of requests with a user", buckets, period.step),
         by_key=keys,

@@ -1,4 +1,4 @@
-"""End users: requests, blocks, tokens and cost of each."""
+"""End users: requests, flags, errors, latency, tokens and cost of each."""
 
 from datetime import UTC, datetime
 from urllib.parse import urlencode
@@ -12,12 +12,15 @@ from policyd.console.log_query import KEY_ID
 from policyd.console.logs import holds_samples, key_names
 from policyd.console.pages import console, render
 from policyd.console.periods import Period
+from policyd.placeholders import is_placeholder
 
 PAGE = 50
 _COLUMNS = {
     "user": "End user",
     "requests": "Requests",
-    "denied": "Blocked",
+    "flagged": "Flagged",
+    "errors": "Errors",
+    "latency": "Latency",
     "tokens": "Tokens",
     "cost": "Cost",
 }
@@ -83,6 +86,8 @@ def _show(request: Request) -> Response:
         limit=PAGE + 1,
     )
     hours = statistics.hours(period.since, last, table.key_id)
+    total = periods.total(hours)
+    placeholders = statistics.placeholders(period.since, last, key_id=table.key_id)
     return render(
         request,
         "end_users.html",
@@ -96,7 +101,9 @@ def _show(request: Request) -> Response:
         users=users[:PAGE],
         next=table.url(offset=str(table.offset + PAGE)) if len(users) > PAGE else "",
         previous=table.url(offset=str(max(table.offset - PAGE, 0))) if table.offset else "",
-        total=periods.total(hours),
+        total=total,
+        placeholders=placeholders,
+        is_placeholder=is_placeholder,
         chart=charts.stacked("Requests", _ATTRIBUTION, period.buckets(hours), period.step),
         keys=key_names(store),
         has_samples=holds_samples(store, store.log.status().oldest),

@@ -12,7 +12,7 @@ from policyd.endpoints import ENDPOINTS
 from policyd.record import MAX_TEXT, Verdict
 from policyd.store import LogFilter
 
-NAMES = ("key", "decision", "flag", "operation", "user", "trace", "since", "until")
+NAMES = ("find", "key", "decision", "flag", "operation", "user", "trace", "since", "until")
 """The filters, in the order of the form."""
 DECISIONS = {verdict.name.lower(): label for verdict, label in words.VERDICTS.items()}
 OPERATIONS = tuple(endpoint.operation for endpoint in ENDPOINTS.values())
@@ -32,6 +32,11 @@ class LogQuery:
     wanted: LogFilter = field(default_factory=LogFilter)
     problems: dict[str, str] = field(default_factory=dict)
     """What is wrong with what was asked for, by its name."""
+
+    @property
+    def filters(self) -> dict[str, str]:
+        """What was asked for besides the ID of a request."""
+        return {name: value for name, value in self.given.items() if name != "find"}
 
     @property
     def is_live(self) -> bool:
@@ -63,6 +68,14 @@ def read(parameters: Mapping[str, str]) -> LogQuery:
         problems["until"] = "Give a later moment than in From."
     # A filter that is not understood finds nothing: rather nothing than too much.
     return LogQuery(given, after, LogFilter() if problems else LogFilter(**wanted), problems)
+
+
+def _find(value: str) -> str:
+    # As it was copied from a terminal or a mail, over the end of a line perhaps.
+    text = "".join(value.split())
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"The log keeps at most {MAX_TEXT} characters of an ID.")
+    return text
 
 
 def _key(value: str) -> str:
@@ -111,6 +124,7 @@ def moment(value: str) -> datetime:
 
 
 _PARSERS: dict[str, tuple[str, Any]] = {
+    "find": ("any_id", _find),
     "key": ("key_id", _key),
     "decision": ("verdict", _decision),
     "flag": ("flag", _flag),

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from policyd.console import log_query, words
@@ -40,9 +40,13 @@ def _page(request: Request) -> Response:
     store = console(request).store
     names = key_names(store)
     records = _find(store, query)
+    wanted = query.wanted.any_id
+    if wanted and len(records) == 1 and not query.filters and not query.after:
+        return RedirectResponse(f"/logs/{records[0].id}", 303)
     return render(
         request,
         "logs.html",
+        refused=store.refusals.sample(wanted) if wanted and not records else None,
         status=400 if query.problems else 200,
         query=query,
         records=records[:PAGE],

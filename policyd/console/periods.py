@@ -1,15 +1,17 @@
 """Stretches of time to look at, and the buckets that a chart divides them into."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import MAXYEAR, datetime, timedelta
+from typing import TypeVar
 
 from policyd.console.log_query import moment
-from policyd.store import Counts
+from policyd.store import Counts, RefusalCounts
 
 _HOUR = timedelta(hours=1)
 _DAY = timedelta(days=1)
 _MAX_BUCKETS = 60
+_Counted = TypeVar("_Counted", Counts, RefusalCounts)
 _STEPS = (_HOUR, 3 * _HOUR, 6 * _HOUR, 12 * _HOUR, _DAY, 2 * _DAY, 7 * _DAY)
 
 
@@ -34,7 +36,18 @@ class Period:
 
     def buckets(self, hours: Iterable[tuple[datetime, Counts]]) -> list[tuple[datetime, Counts]]:
         """The counts of the hours, summed up by bucket; buckets with nothing in them too."""
-        found = {start: Counts() for start in self._starts()}
+        return self._buckets(hours, Counts)
+
+    def refusals(
+        self, hours: Iterable[tuple[datetime, RefusalCounts]]
+    ) -> list[tuple[datetime, RefusalCounts]]:
+        """The same of refused keys."""
+        return self._buckets(hours, RefusalCounts)
+
+    def _buckets(
+        self, hours: Iterable[tuple[datetime, _Counted]], empty: Callable[[], _Counted]
+    ) -> list[tuple[datetime, _Counted]]:
+        found = {start: empty() for start in self._starts()}
         for hour, counts in hours:
             start = self.since + (hour - self.since) // self.step * self.step
             if start in found:
@@ -48,15 +61,23 @@ class Period:
             start += self.step
 
 
-def add(total: Counts, more: Counts) -> None:
+def add(total: _Counted, more: _Counted) -> None:
     """Add `more` to `total`."""
-    for field in fields(Counts):
+    for field in fields(total):
         setattr(total, field.name, getattr(total, field.name) + getattr(more, field.name))
 
 
 def total(counted: Iterable[tuple[object, Counts]]) -> Counts:
     """All of it in one."""
-    whole = Counts()
+    return _total(counted, Counts())
+
+
+def total_refusals(counted: Iterable[tuple[object, RefusalCounts]]) -> RefusalCounts:
+    """The same of refused keys."""
+    return _total(counted, RefusalCounts())
+
+
+def _total(counted: Iterable[tuple[object, _Counted]], whole: _Counted) -> _Counted:
     for _, counts in counted:
         add(whole, counts)
     return whole

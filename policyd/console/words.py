@@ -4,6 +4,7 @@ from datetime import datetime
 
 from policyd.model import Ignored, Mode, Override, Source, UserState
 from policyd.record import Ending, Record, Verdict
+from policyd.refusal import OTHERS, RefusalReason
 
 UNKNOWN = "\N{EM DASH}"
 
@@ -30,6 +31,7 @@ SOURCES = {
     Source.HEADER: "The request's header",
     Source.KEY: "The API key",
     Source.DEFAULT: "The server's default",
+    Source.ROUTE: "The gateway's setting for the route",
 }
 IGNORED = {
     Ignored.NOT_IGNORED: "No",
@@ -43,6 +45,11 @@ ENDINGS = {
     Ending.CLIENT_LEFT: "The client left before the end",
     Ending.UPSTREAM_BROKE: "The provider broke off",
     Ending.NO_ANSWER: "The provider gave no answer",
+}
+REASONS = {
+    RefusalReason.MISSING: "No key",
+    RefusalReason.UNKNOWN: "Not valid",
+    RefusalReason.CONFLICTING: "Two keys",
 }
 BLOCKED_FLAG = "policy_enforce_user_ids"
 OVERRIDE_FLAG = "invalid_override"
@@ -68,6 +75,17 @@ def flag_words(record: Record, flag: str) -> str:
     if record.verdict is Verdict.DENIED:
         return f"{cause}. It was blocked: Enforce User IDs lets only requests pass that name one."
     return f"{cause}. It passed, as Enforce User IDs only watched; enforcing would have blocked it."
+
+
+def verdict_words(record: Record) -> str:
+    """How a request fared. Blocked is what a policy denies: an older policyd logged refused keys
+    as well."""
+    return "Key refused" if record.is_key_refused else VERDICTS[record.verdict]
+
+
+def source_words(source: str) -> str:
+    """Where requests came from."""
+    return {"": "Address not known", OTHERS: "All other addresses"}.get(source, source)
 
 
 def words(name: str) -> str:

@@ -12,6 +12,7 @@ from google.protobuf import json_format
 from policyd import errors
 from policyd.errors import InvalidArgument, PolicydError, Unauthenticated
 from policyd.http import authzen, check
+from policyd.http.probes import Check, Probes
 from policyd.http.reply import RETRY, Reply, Send, error
 from policyd.http.request import ClientGone, Receive, Request
 from policyd.v1.policy_pb2 import EvaluateRequest, EvaluateResponse
@@ -47,11 +48,16 @@ Answer = Callable[[EvaluateRequest], Awaitable[EvaluateResponse]]
 class HttpCheck:
     """The ASGI app. `answer` decides; callers must show `token` where there is one.
 
+    `not_ready` says why a balancer should send no checks here.
+
     Of a body that a proxy sends along, `max_body` bytes are read, and `max_message` of a question.
     """
 
-    def __init__(self, answer: Answer, *, token: str, max_body: int, max_message: int) -> None:
+    def __init__(
+        self, answer: Answer, *, token: str, max_body: int, max_message: int, not_ready: Check
+    ) -> None:
         self._answer = answer
+        self._probes = Probes(not_ready)
         self._token = token
         self._max_body = max_body
         self._max_message = max_message
@@ -72,6 +78,8 @@ class HttpCheck:
         await reply.send(send)
 
     async def _reply(self, request: Request) -> Reply:
+        if probed := await self._probes.answer(request.method, request.path):
+            return Reply(*probed)
         if request.path in (authzen.EVALUATION, authzen.EVALUATIONS, authzen.CONFIGURATION):
             reply = await self._authzen(request)
             identifier = request.one("x-request-id")

@@ -102,8 +102,12 @@ class AdminServicer(AdminServiceServicer):
         """See admin.proto."""
         status = await asyncio.to_thread(self._store.log.status)
         oldest = timestamp(status.oldest) if status.oldest else None
+        refused = await asyncio.to_thread(self._store.refusals.total)
         return pb.GetLogStatusResponse(
-            decisions=status.decisions, lost=status.lost, oldest_time=oldest
+            decisions=status.decisions,
+            lost=status.lost,
+            oldest_time=oldest,
+            refused_keys=refused,
         )
 
 

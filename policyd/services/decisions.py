@@ -29,6 +29,7 @@ def log_filter(request: pb.ListDecisionsRequest) -> LogFilter:
         trace_id=request.trace_id,
         since=_moment(request, "start_time"),
         until=_moment(request, "end_time"),
+        any_id=request.any_id,
     )
 
 
@@ -94,6 +95,7 @@ def _outcome(outcome: Outcome) -> policy_pb2.Outcome:
         input_tokens=outcome.input_tokens,
         output_tokens=outcome.output_tokens,
         cached_tokens=outcome.cached_tokens,
+        cache_write_tokens=outcome.cache_write_tokens,
     )
 
 

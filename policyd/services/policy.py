@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 from policyd import api_keys
 from policyd.content_encoding import decoded_limit
 from policyd.decision import NO_ROUTE, decide
+from policyd.decision_log import Entry
 from policyd.descriptor import MAX_RAW_BODY
 from policyd.errors import InvalidArgument, InvalidDescriptor, RevisionNotReached
 from policyd.key_table import KeyTable
 from policyd.model import Credential, Mode, RouteSettings
-from policyd.record import Outcome, Record
 from policyd.services import messages, records
 from policyd.services.errors import status_of
 from policyd.v1 import policy_pb2 as pb
@@ -46,7 +46,7 @@ class PolicyServicer(PolicyServiceServicer):
         keys: KeyTable,
         default: Mode,
         process: str,
-        log: Callable[[Sequence[Record | Outcome]], None],
+        log: Callable[[Sequence[Entry]], None],
     ) -> None:
         self._keys = keys
         self._default = default
@@ -105,9 +105,9 @@ class PolicyServicer(PolicyServiceServicer):
         # A little before the caller gives up, so that it gets the reason.
         await self._keys.reach(revision, MAX_WAIT if left is None else min(MAX_WAIT, left * 0.9))
 
-    def _results(self, items: Any) -> tuple[list[pb.BatchEvaluateResult], list[Record]]:
+    def _results(self, items: Any) -> tuple[list[pb.BatchEvaluateResult], list[Entry]]:
         results = []
-        decided: list[Record] = []
+        decided: list[Entry] = []
         bodies = 0
         for item in items:
             bodies += _body_size(item.request)
@@ -115,7 +115,7 @@ class PolicyServicer(PolicyServiceServicer):
         return results, decided
 
     def _result(
-        self, item: pb.BatchEvaluateItem, bodies: int, decided: list[Record]
+        self, item: pb.BatchEvaluateItem, bodies: int, decided: list[Entry]
     ) -> pb.BatchEvaluateResult:
         try:
             if bodies > MAX_BATCH_BODIES:
@@ -149,7 +149,7 @@ class PolicyServicer(PolicyServiceServicer):
 
     def _evaluate(
         self, request: pb.EvaluateRequest, route: RouteSettings = NO_ROUTE
-    ) -> tuple[pb.EvaluateResponse, Record]:
+    ) -> tuple[pb.EvaluateResponse, Entry]:
         revision = self._keys.revision
         if request.min_revision > revision:
             raise RevisionNotReached(f"settings are at revision {revision}: ask again")

@@ -17,6 +17,8 @@ from policyd.record import (
     Verdict,
     is_decision_id,
 )
+from policyd.refusal import MAX_TEXT as MAX_SAMPLE
+from policyd.refusal import REASONS, Refusal
 from policyd.services.messages import Described
 from policyd.v1 import policy_pb2 as pb
 
@@ -28,8 +30,36 @@ def record(
     described: Described,
     decision: Decision,
     response: pb.EvaluateResponse,
-) -> Record:
+) -> Record | Refusal:
     """The entry for `decision`, which `response` answers `request` with."""
+    if not response.api_key_id:
+        return _refusal(request, described, response)
+    return _record(request, described, decision, response)
+
+
+def _refusal(
+    request: pb.EvaluateRequest, described: Described, response: pb.EvaluateResponse
+) -> Refusal:
+    facts = described.facts
+    return Refusal(
+        response.decision_id,
+        REASONS[described.descriptor.credential],
+        request.source_ip[:MAX_SAMPLE],
+        request.method[:MAX_SAMPLE],
+        request.path.partition("?")[0][:MAX_SAMPLE],
+        (request.model or (facts.model if facts else ""))[:MAX_SAMPLE],
+        request.user_agent[:MAX_SAMPLE],
+        described.trace_id,
+        request.request_id[:MAX_SAMPLE],
+    )
+
+
+def _record(
+    request: pb.EvaluateRequest,
+    described: Described,
+    decision: Decision,
+    response: pb.EvaluateResponse,
+) -> Record:
     why = decision.explanation
     descriptor, trace_id, facts = described
     verdict, status, flags = _outline(decision)
@@ -109,6 +139,7 @@ def outcome(message: pb.Outcome) -> Outcome:
         _tokens(message, "input_tokens"),
         _tokens(message, "output_tokens"),
         _tokens(message, "cached_tokens"),
+        cache_write_tokens=_tokens(message, "cache_write_tokens"),
     )
 
 
@@ -120,7 +151,7 @@ def _microseconds(message: pb.Outcome, field: str) -> int | None:
 
 
 def _tokens(message: pb.Outcome, field: str) -> int | None:
-    if not message.HasField(field):  # type: ignore[arg-type]  # one of three names
+    if not message.HasField(field):  # type: ignore[arg-type]  # one of four names
         return None
     return _number(getattr(message, field), field, MAX_TOKENS)
 

@@ -42,6 +42,7 @@ from policyd.store.database import (
 from policyd.store.decisions import LogFilter
 from policyd.store.history import History
 from policyd.store.log import Log, LogStatus
+from policyd.store.refusals import RefusalCounts, Refusals, RefusedSource
 from policyd.store.statistics import Counts, Statistics
 from policyd.store.workers import Worker, Workers
 
@@ -51,6 +52,8 @@ __all__ = [
     "Counts",
     "LogFilter",
     "LogStatus",
+    "RefusalCounts",
+    "RefusedSource",
     "Store",
     "Worker",
     "metadata",
@@ -99,6 +102,7 @@ class Store:
     def __init__(self, url: str) -> None:
         self._engine = open_engine(url)
         self.log = Log(self._engine)
+        self.refusals = Refusals(self._engine)
         self.statistics = Statistics(self._engine)
         self.workers = Workers(self._engine)
         self.administrator = Administrator(self._engine)

@@ -48,6 +48,11 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
+def storable(value: Any) -> Any:
+    """`value` as every database takes it: PostgreSQL has no way to keep a NUL in a text."""
+    return value.replace("\0", "\N{REPLACEMENT CHARACTER}") if isinstance(value, str) else value
+
+
 def open_engine(url: str) -> sa.Engine:
     """The engine for `url`. Raises SettingsError."""
     try:

@@ -61,6 +61,7 @@ decisions = sa.Table(
     sa.Column("outcome_output_tokens", sa.BigInteger),
     sa.Column("outcome_cached_tokens", sa.BigInteger),
     sa.Column("outcome_cost_nano", sa.BigInteger),
+    sa.Column("outcome_cache_write_tokens", sa.BigInteger),
     sa.Index("ix_decisions_key", "key_id", "id"),
     sa.Index("ix_decisions_key_verdict", "key_id", "verdict", "id"),
     sa.Index("ix_decisions_verdict", "verdict", "id"),
@@ -80,6 +81,12 @@ def _sparse(name: str, column: str) -> None:
 _sparse("ix_decisions_flags", "flags")
 _sparse("ix_decisions_end_user", "end_user")
 _sparse("ix_decisions_trace", "trace_id")
+_sparse("ix_decisions_request", "request_id")
+_sparse("ix_decisions_openai", "outcome_openai_id")
+_SPARSE = ("flags", "end_user", "trace_id", "request_id", "outcome_openai_id")
+"""The columns with a partial index."""
+_IDS = ("id", "request_id", "trace_id", "outcome_openai_id")
+"""The columns by which a request is found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +102,8 @@ class LogFilter:
     since: datetime | None = None
     until: datetime | None = None
     """Before, not at."""
+    any_id: str = ""
+    """The decision's own ID, the caller's of the request, the trace's, or OpenAI's."""
 
 
 def page_query(wanted: LogFilter, after: str, newer_than: str, limit: int) -> sa.Select[Any]:
@@ -104,21 +113,42 @@ def page_query(wanted: LogFilter, after: str, newer_than: str, limit: int) -> sa
         query = query.where(decisions.c.id < after)
     if newer_than:
         query = query.where(decisions.c.id > newer_than)
-    if not wanted.flag:
+    if not (wanted.flag or wanted.any_id):
         return query.order_by(decisions.c.id.desc()).limit(limit)
-    # Each set of flags lies in order of time, and together they do not: so a few of each.
-    sets = [one for one in FLAG_SETS if wanted.flag in one.split(",")]
+    # What is found along one index lies in order of time, and together it does not: so a few of
+    # each, and each once.
+    flags, ids = _flags(wanted.flag), _ids(wanted.any_id)
+    if flags and ids:
+        query = query.where(sa.or_(*(sa.and_(*one) for one in flags)))
     parts = [
-        sa.select(
-            query.where(decisions.c.flags == one, decisions.c.flags != sa.literal_column("''"))
-            .order_by(decisions.c.id.desc())
-            .limit(limit)
-            .subquery()
-        )
-        for one in sets or [""]
+        sa.select(query.where(*one).order_by(decisions.c.id.desc()).limit(limit).subquery())
+        for one in ids or flags
     ]
-    every = sa.union_all(*parts).subquery()
+    every = (sa.union if ids else sa.union_all)(*parts).subquery()
     return sa.select(every).order_by(every.c.id.desc()).limit(limit)
+
+
+def _flags(flag: str) -> list[list[sa.ColumnElement[bool]]]:
+    """The sets of flags that `flag` stands in."""
+    if not flag:
+        return []
+    sets = [one for one in FLAG_SETS if flag in one.split(",")]
+    return [_equal("flags", one) for one in sets or [""]]
+
+
+def _ids(any_id: str) -> list[list[sa.ColumnElement[bool]]]:
+    """The places where `any_id` may stand."""
+    text = any_id.replace("\0", "")
+    return [_equal(name, text) for name in _IDS] if any_id else []
+
+
+def _equal(name: str, value: str) -> list[sa.ColumnElement[bool]]:
+    column = decisions.c[name]
+    found: list[sa.ColumnElement[bool]] = [column == value]
+    if name in _SPARSE:
+        # So that SQLite sees that the partial index holds what is asked for.
+        found.append(column != sa.literal_column("''"))
+    return found
 
 
 def conditions(wanted: LogFilter) -> list[sa.ColumnElement[bool]]:
@@ -127,16 +157,15 @@ def conditions(wanted: LogFilter) -> list[sa.ColumnElement[bool]]:
     found: list[sa.ColumnElement[bool]] = []
     for name in ("key_id", "operation", "end_user", "trace_id"):
         if value := getattr(wanted, name).replace("\0", ""):
-            found.append(column[name] == value)
-            if name in ("end_user", "trace_id"):
-                # So that SQLite sees that the partial index holds whatever is asked for.
-                found.append(column[name] != sa.literal_column("''"))
+            found += _equal(name, value)
     if wanted.verdict is not None:
         # SQLite would take the index of key and verdict, which leads to most rows of a key, for
         # better than that of a trace.
-        is_rare = wanted.end_user or wanted.trace_id or wanted.flag
+        is_rare = wanted.end_user or wanted.trace_id or wanted.flag or wanted.any_id
         verdict = column.verdict + 0 if is_rare else column.verdict
         found.append(verdict == int(wanted.verdict))
+        # An older policyd logged refused keys as denials; no policy denied them.
+        found.append(column.key_id != sa.literal_column("''"))
     if wanted.since is not None:
         found.append(column.id >= first_id(wanted.since))
     if wanted.until is not None:

@@ -14,7 +14,8 @@ import sqlalchemy as sa
 
 from policyd.errors import DecisionNotFound
 from policyd.record import Outcome, Record, first_id, moment
-from policyd.store.database import Id, Moment, metadata, now, reading, upsert, writing
+from policyd.refusal import Refusal, RefusalCount
+from policyd.store.database import Id, Moment, metadata, now, reading, storable, upsert, writing
 from policyd.store.decisions import (
     FIELDS,
     OUTCOME_COLUMNS,
@@ -23,6 +24,7 @@ from policyd.store.decisions import (
     page_query,
     read_record,
 )
+from policyd.store.refusals import add_refusals, forget_refusals
 from policyd.store.statistics import Tally, forget_users
 
 _CHUNK = 5000
@@ -68,10 +70,14 @@ class Log:
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
 
-    def append(self, entries: Sequence[Record | Outcome]) -> None:
-        """Add decisions and outcomes: all of them, or none. What is there already stays."""
+    def append(self, entries: Sequence[Record | Outcome | Refusal | RefusalCount]) -> None:
+        """Add decisions and outcomes, and what was counted of refused keys: all of it, or nothing.
+
+        What is there already stays.
+        """
         records = {entry.id: entry for entry in entries if isinstance(entry, Record)}
         outcomes = {entry.decision_id: entry for entry in entries if isinstance(entry, Outcome)}
+        refused = [entry for entry in entries if isinstance(entry, Refusal | RefusalCount)]
         tally = Tally()
         with writing(self._engine) as connection:
             for known in _known(connection, decisions.c.id, records):
@@ -83,6 +89,7 @@ class Log:
             _put_aside(connection, missing)
             _forget_waiting(connection, stored)
             tally.write(connection)
+            add_refusals(connection, refused)
 
     def page(
         self, wanted: LogFilter, *, after: str = "", newer_than: str = "", limit: int = 50
@@ -130,6 +137,7 @@ class Log:
         with writing(self._engine) as connection:
             oldest = connection.execute(sa.select(sa.func.min(decisions.c.id))).scalar_one()
             forget_users(connection, moment(oldest) if oldest else before)
+        forget_refusals(self._engine, before, now())
         return deleted
 
     def _settle(self) -> None:
@@ -184,7 +192,7 @@ def _known(
 def _insert(connection: sa.Connection, records: Iterable[Record], tally: Tally) -> None:
     rows = []
     for record in records:
-        rows.append(dict(zip(FIELDS, map(_storable, _builtins(record)), strict=False)))
+        rows.append(dict(zip(FIELDS, map(storable, _builtins(record)), strict=False)))
         tally.count(record)
     if rows:
         connection.execute(sa.insert(decisions), rows)
@@ -194,11 +202,6 @@ def _insert(connection: sa.Connection, records: Iterable[Record], tally: Tally) 
 def _builtins(entry: Record | Outcome) -> list[Any]:
     values: list[Any] = msgspec.to_builtins(entry)
     return values[1:]
-
-
-def _storable(value: Any) -> Any:
-    # PostgreSQL has no way to keep a NUL in a text.
-    return value.replace("\0", "\N{REPLACEMENT CHARACTER}") if isinstance(value, str) else value
 
 
 def _attach(
@@ -212,7 +215,7 @@ def _attach(
     for row in _known(connection, column.id, sorted(outcomes), *more, query=_locked):
         outcome = missing.pop(row.id)
         if row.outcome_ending is None:
-            values = map(_storable, _builtins(outcome)[1:])
+            values = map(storable, _builtins(outcome)[1:])
             rows.append({"decision": row.id} | dict(zip(OUTCOME_COLUMNS, values, strict=True)))
             tally.add_outcome(outcome, row.key_id, row.end_user)
     if rows:

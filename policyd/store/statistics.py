@@ -9,11 +9,15 @@ from typing import Any
 import sqlalchemy as sa
 
 from policyd.model import UserState
-from policyd.record import Outcome, Record, Verdict, moment
+from policyd.placeholders import is_placeholder
+from policyd.record import Ending, Outcome, Record, Verdict, moment
 from policyd.store.database import metadata, reading, upsert
 
 _HOUR = 3600
 _DAY = 24 * _HOUR
+_ERROR = 400
+"""The first status that is an error."""
+_BROKEN = (Ending.UPSTREAM_BROKE, Ending.NO_ANSWER)
 _KEEP = timedelta(days=400)
 """How long the counts by hour are kept: so long that a year can be compared with the last."""
 
@@ -28,11 +32,25 @@ class Counts:
     attributed: int = 0
     """In scope, with a valid user."""
     unattributed: int = 0
-    """In scope, without one. What is out of scope, or had no key in force, is in neither."""
+    """In scope, without one. What is out of scope is in neither."""
     input_tokens: int = 0
     output_tokens: int = 0
     cost_nano: int = 0
     """Billionths of a US dollar, of the requests of which the cost is known."""
+    flagged: int = 0
+    errors: int = 0
+    """Answered with a status of 400 or more, cut short by the upstream, or not answered at all."""
+    timed: int = 0
+    """Those of which it is known how long they took, and ..."""
+    duration_us: int = 0
+    """... how long all of them together, in microseconds."""
+    placeholders: int = 0
+    """Attributed to what is no more than a placeholder of a user: see placeholders.py."""
+
+    @property
+    def latency_us(self) -> int | None:
+        """How long a request took on average; None: not known."""
+        return self.duration_us // self.timed if self.timed else None
 
 
 _NAMES = tuple(field.name for field in fields(Counts))
@@ -57,11 +75,24 @@ _daily = sa.Table(
     sa.Column("end_user", sa.String(256), primary_key=True),
     *_counts(),
 )
-_SORTS = {
-    "requests": _daily.c.requests,
-    "denied": _daily.c.denied,
-    "tokens": _daily.c.input_tokens + _daily.c.output_tokens,
-    "cost": _daily.c.cost_nano,
+_has_placeholders = _daily.c.placeholders > sa.literal_column("0")
+sa.Index(
+    "ix_daily_user_counts_placeholders",
+    _daily.c.day,
+    sqlite_where=_has_placeholders,
+    postgresql_where=_has_placeholders,
+)
+_sum = sa.func.sum
+_SORTS: dict[str, sa.ColumnElement[Any]] = {
+    "requests": _sum(_daily.c.requests),
+    "flagged": _sum(_daily.c.flagged),
+    "errors": _sum(_daily.c.errors),
+    # Databases part ways over where NULL stands.
+    "latency": sa.func.coalesce(
+        _sum(_daily.c.duration_us) / sa.func.nullif(_sum(_daily.c.timed), 0), -1
+    ),
+    "tokens": _sum(_daily.c.input_tokens + _daily.c.output_tokens),
+    "cost": _sum(_daily.c.cost_nano),
 }
 SORTS = (*_SORTS, "user")
 """What users can be sorted by."""
@@ -75,22 +106,33 @@ class Tally:
         self._users: dict[tuple[Any, ...], Counts] = defaultdict(Counts)
 
     def count(self, record: Record) -> None:
-        """Count one decision."""
+        """Count one decision. One whose key was refused is none: an older policyd logged them."""
+        if record.is_key_refused:
+            return
         is_known = record.in_scope and record.mode is not None
         has_user = record.user_state is UserState.VALID
+        is_empty = is_known and has_user and is_placeholder(record.end_user)
         for counts in self._of(record.id, record.key_id, record.end_user):
             counts.requests += 1
             counts.denied += record.verdict is Verdict.DENIED
             counts.would_deny += record.verdict is Verdict.WOULD_DENY
             counts.attributed += is_known and has_user
             counts.unattributed += is_known and not has_user
+            counts.flagged += record.flags != ""
+            counts.placeholders += is_empty
 
     def add_outcome(self, outcome: Outcome, key_id: str, end_user: str) -> None:
         """Count what became of one."""
+        if not key_id:
+            return
+        is_error = outcome.status >= _ERROR or outcome.ending in _BROKEN
         for counts in self._of(outcome.decision_id, key_id, end_user):
             counts.input_tokens += outcome.input_tokens or 0
             counts.output_tokens += outcome.output_tokens or 0
             counts.cost_nano += outcome.cost_nano or 0
+            counts.errors += is_error
+            counts.timed += outcome.duration_us is not None
+            counts.duration_us += outcome.duration_us or 0
 
     def write(self, connection: sa.Connection) -> None:
         """Add it to what the database has."""
@@ -137,10 +179,28 @@ class Statistics:
         return [(datetime.fromtimestamp(hour * _HOUR, UTC), counts) for hour, counts in rows]
 
     def keys(self, since: datetime, until: datetime) -> list[tuple[str, Counts]]:
-        """By the key's ID, most requests first. "" stands for keys that were refused."""
+        """By the key's ID, most requests first."""
         query = sa.select(_hourly.c.key_id, *_sums(_hourly)).where(_within_hours(since, until))
-        most = sa.func.sum(_hourly.c.requests).desc()
+        most = _sum(_hourly.c.requests).desc()
         return self._rows(query.group_by(_hourly.c.key_id).order_by(most, _hourly.c.key_id))
+
+    def placeholders(
+        self, since: datetime, until: datetime, *, key_id: str = "", limit: int = 10
+    ) -> list[tuple[str, str, int]]:
+        """Values of users that are placeholders, the key that sent each and in how many requests,
+        most first, over whole days of UTC."""
+        count = _sum(_daily.c.placeholders)
+        query = (
+            sa.select(_daily.c.end_user, _daily.c.key_id, count)
+            .where(_within_days(since, until), _has_placeholders)
+            .group_by(_daily.c.end_user, _daily.c.key_id)
+            .order_by(count.desc(), _daily.c.end_user, _daily.c.key_id)
+            .limit(limit)
+        )
+        if key_id:
+            query = query.where(_daily.c.key_id == key_id)
+        with reading(self._engine) as connection:
+            return [(user, key, int(number)) for user, key, number in connection.execute(query)]
 
     def users(
         self,
@@ -153,15 +213,16 @@ class Statistics:
         offset: int = 0,
         limit: int = 50,
     ) -> list[tuple[str, Counts]]:
-        """By the end user, over whole days of UTC. "" stands for requests that named nobody.
+        """By the end user, over whole days of UTC. "" stands for requests that named none, or of
+        which only that much is known that they did.
 
         `sort` is one of SORTS.
         """
         user = _daily.c.end_user
-        key = user if sort == "user" else sa.func.sum(_SORTS[sort])
+        key = user if sort == "user" else _SORTS[sort]
         query = (
             sa.select(user, *_sums(_daily))
-            .where(_daily.c.day.between(_number(since, _DAY), _number(until, _DAY)))
+            .where(_within_days(since, until), _of_keys(_daily))
             .group_by(user)
             .order_by(key.desc() if descending else key, user)
             .offset(offset)
@@ -175,7 +236,7 @@ class Statistics:
 
 
 def _sums(table: sa.Table) -> Sequence[sa.ColumnElement[int]]:
-    return [sa.func.sum(table.c[name]).label(name) for name in _NAMES]
+    return [_sum(table.c[name]).label(name) for name in _NAMES]
 
 
 def _number(at: datetime, seconds: int) -> int:
@@ -183,4 +244,14 @@ def _number(at: datetime, seconds: int) -> int:
 
 
 def _within_hours(since: datetime, until: datetime) -> sa.ColumnElement[bool]:
-    return _hourly.c.hour.between(_number(since, _HOUR), _number(until, _HOUR))
+    hours = _hourly.c.hour.between(_number(since, _HOUR), _number(until, _HOUR))
+    return sa.and_(hours, _of_keys(_hourly))
+
+
+def _within_days(since: datetime, until: datetime) -> sa.ColumnElement[bool]:
+    return _daily.c.day.between(_number(since, _DAY), _number(until, _DAY))
+
+
+def _of_keys(table: sa.Table) -> sa.ColumnElement[bool]:
+    # An older policyd counted refused keys here, under no key.
+    return table.c.key_id != sa.literal_column("''")

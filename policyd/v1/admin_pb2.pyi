@@ -420,6 +420,7 @@ class ListDecisionsRequest(_message.Message):
     TRACE_ID_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    ANY_ID_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """At most this many; 0 means 100, and more than 1,000 means 1,000."""
     page_token: _builtins.str
@@ -427,7 +428,7 @@ class ListDecisionsRequest(_message.Message):
     api_key_id: _builtins.str
     """Of the API key with this ID."""
     verdict: Global___Verdict.ValueType
-    """With this verdict."""
+    """With this verdict. Requests whose key was refused have none: no policy was asked about them."""
     flag: _builtins.str
     """With the flag of this type."""
     operation: _builtins.str
@@ -436,6 +437,8 @@ class ListDecisionsRequest(_message.Message):
     """Of this end user."""
     trace_id: _builtins.str
     """Of this trace."""
+    any_id: _builtins.str
+    """With this ID: the decision's own, the caller's of the request, the trace's or OpenAI's."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Made at this moment or later."""
@@ -457,10 +460,11 @@ class ListDecisionsRequest(_message.Message):
         trace_id: _builtins.str = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        any_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key_id", b"api_key_id", "end_time", b"end_time", "flag", b"flag", "operation", b"operation", "page_size", b"page_size", "page_token", b"page_token", "start_time", b"start_time", "trace_id", b"trace_id", "user", b"user", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["any_id", b"any_id", "api_key_id", b"api_key_id", "end_time", b"end_time", "flag", b"flag", "operation", b"operation", "page_size", b"page_size", "page_token", b"page_token", "start_time", b"start_time", "trace_id", b"trace_id", "user", b"user", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -571,7 +575,7 @@ class LoggedDecision(_message.Message):
     verdict: Global___Verdict.ValueType
     """How the request fared."""
     api_key_id: _builtins.str
-    """The ID of the API key. Empty: none that was in force."""
+    """The ID of the API key. Empty: none that was in force, in what an older policyd logged."""
     denial_status: _builtins.int
     """The status of the denial, 0 where the request was allowed."""
     revision: _builtins.int
@@ -674,10 +678,15 @@ class GetLogStatusResponse(_message.Message):
     DECISIONS_FIELD_NUMBER: _builtins.int
     LOST_FIELD_NUMBER: _builtins.int
     OLDEST_TIME_FIELD_NUMBER: _builtins.int
+    REFUSED_KEYS_FIELD_NUMBER: _builtins.int
     decisions: _builtins.int
     """Decisions that the log holds, about."""
     lost: _builtins.int
     """Decisions that were answered and never logged, since the log was begun."""
+    refused_keys: _builtins.int
+    """Requests that were refused as they brought no API key in force, of the last 400 days. They are
+    counted and not logged one by one, so they are in none of the other numbers.
+    """
     @_builtins.property
     def oldest_time(self) -> _timestamp_pb2.Timestamp:
         """The oldest decision that the log holds."""
@@ -688,10 +697,11 @@ class GetLogStatusResponse(_message.Message):
         decisions: _builtins.int = ...,
         lost: _builtins.int = ...,
         oldest_time: _timestamp_pb2.Timestamp | None = ...,
+        refused_keys: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["oldest_time", b"oldest_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "lost", b"lost", "oldest_time", b"oldest_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "lost", b"lost", "oldest_time", b"oldest_time", "refused_keys", b"refused_keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -802,6 +802,7 @@ class Outcome(_message.Message):
     INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHE_WRITE_TOKENS_FIELD_NUMBER: _builtins.int
     decision_id: _builtins.str
     """The decision_id that the request was answered with."""
     ending: Global___Ending.ValueType
@@ -820,6 +821,10 @@ class Outcome(_message.Message):
     """Tokens that were generated, of the answer's `usage`."""
     cached_tokens: _builtins.int
     """Tokens of context that the upstream had in its cache."""
+    cache_write_tokens: _builtins.int
+    """Tokens of context that the upstream has put into its cache, which some charge for. They are among
+    input_tokens too.
+    """
     @_builtins.property
     def time_to_first_byte(self) -> _duration_pb2.Duration:
         """From the question to policyd until the head of the upstream's answer was in."""
@@ -844,17 +849,22 @@ class Outcome(_message.Message):
         input_tokens: _builtins.int | None = ...,
         output_tokens: _builtins.int | None = ...,
         cached_tokens: _builtins.int | None = ...,
+        cache_write_tokens: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cached_tokens", b"_cached_tokens", "_input_tokens", b"_input_tokens", "_output_tokens", b"_output_tokens", "cached_tokens", b"cached_tokens", "duration", b"duration", "input_tokens", b"input_tokens", "output_tokens", b"output_tokens", "time_to_first_byte", b"time_to_first_byte"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_write_tokens", b"_cache_write_tokens", "_cached_tokens", b"_cached_tokens", "_input_tokens", b"_input_tokens", "_output_tokens", b"_output_tokens", "cache_write_tokens", b"cache_write_tokens", "cached_tokens", b"cached_tokens", "duration", b"duration", "input_tokens", b"input_tokens", "output_tokens", b"output_tokens", "time_to_first_byte", b"time_to_first_byte"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cached_tokens", b"_cached_tokens", "_input_tokens", b"_input_tokens", "_output_tokens", b"_output_tokens", "cached_tokens", b"cached_tokens", "decision_id", b"decision_id", "duration", b"duration", "ending", b"ending", "http_status", b"http_status", "input_tokens", b"input_tokens", "model", b"model", "openai_id", b"openai_id", "organization", b"organization", "output_tokens", b"output_tokens", "time_to_first_byte", b"time_to_first_byte"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_write_tokens", b"_cache_write_tokens", "_cached_tokens", b"_cached_tokens", "_input_tokens", b"_input_tokens", "_output_tokens", b"_output_tokens", "cache_write_tokens", b"cache_write_tokens", "cached_tokens", b"cached_tokens", "decision_id", b"decision_id", "duration", b"duration", "ending", b"ending", "http_status", b"http_status", "input_tokens", b"input_tokens", "model", b"model", "openai_id", b"openai_id", "organization", b"organization", "output_tokens", b"output_tokens", "time_to_first_byte", b"time_to_first_byte"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cache_write_tokens: _TypeAlias = _typing.Literal["cache_write_tokens"]  # noqa: Y015
+    _WhichOneofArgType__cache_write_tokens: _TypeAlias = _typing.Literal["_cache_write_tokens", b"_cache_write_tokens"]  # noqa: Y015
     _WhichOneofReturnType__cached_tokens: _TypeAlias = _typing.Literal["cached_tokens"]  # noqa: Y015
     _WhichOneofArgType__cached_tokens: _TypeAlias = _typing.Literal["_cached_tokens", b"_cached_tokens"]  # noqa: Y015
     _WhichOneofReturnType__input_tokens: _TypeAlias = _typing.Literal["input_tokens"]  # noqa: Y015
     _WhichOneofArgType__input_tokens: _TypeAlias = _typing.Literal["_input_tokens", b"_input_tokens"]  # noqa: Y015
     _WhichOneofReturnType__output_tokens: _TypeAlias = _typing.Literal["output_tokens"]  # noqa: Y015
     _WhichOneofArgType__output_tokens: _TypeAlias = _typing.Literal["_output_tokens", b"_output_tokens"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cache_write_tokens) -> _WhichOneofReturnType__cache_write_tokens | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cached_tokens) -> _WhichOneofReturnType__cached_tokens | None: ...
     @_typing.overload

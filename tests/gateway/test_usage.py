@@ -25,7 +25,7 @@ UNKNOWN = Said()
 CHAT = demo_replies.chat(Ask("gpt-4o-mini", {"messages": [{"content": "a b"}]}, "", b"", 0))
 RESPONSE = demo_replies.response(Ask("gpt-4o-mini", {"input": "a b"}, "", b"", 0))
 CHAT_SAYS = Said(CHAT["id"], "gpt-4o-mini", 2, CHAT["usage"]["completion_tokens"])
-RESPONSE_SAYS = Said(RESPONSE["id"], "gpt-4o-mini", 2, RESPONSE["usage"]["output_tokens"], 0)
+RESPONSE_SAYS = Said(RESPONSE["id"], "gpt-4o-mini", 2, RESPONSE["usage"]["output_tokens"], 0, 0)
 CHAT_STREAM = b"".join(demo_streams.chat_events(CHAT, True))
 RESPONSE_STREAM = b"".join(demo_streams.response_events(RESPONSE, False))
 _PATIENTLY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -53,6 +53,69 @@ def pieces(data: bytes, size: int) -> list[bytes]:
 @pytest.mark.parametrize(
     ("usage", "tokens"),
     [
+        (
+            {
+                "input_tokens": 2006,
+                "output_tokens": 300,
+                "input_tokens_details": {"cached_tokens": 1000, "cache_write_tokens": 900},
+            },
+            (2006, 300, 1000, 900),
+        ),
+        (
+            {
+                "prompt_tokens": 2006,
+                "completion_tokens": 300,
+                "prompt_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 2006},
+            },
+            (2006, 300, 0, 2006),
+        ),
+        # Anthropic's own, where input_tokens are those beside the cache.
+        (
+            {
+                "input_tokens": 6,
+                "output_tokens": 300,
+                "cache_creation_input_tokens": 1500,
+                "cache_read_input_tokens": 500,
+            },
+            (2006, 300, 500, 1500),
+        ),
+        (
+            {"input_tokens": 6, "output_tokens": 3, "cache_creation_input_tokens": 4},
+            (10, 3, None, 4),
+        ),
+        # A server that translates for it.
+        (
+            {
+                "prompt_tokens": 2006,
+                "completion_tokens": 300,
+                "prompt_tokens_details": {"cached_tokens": 500, "cache_creation_tokens": 1500},
+                "cache_creation_input_tokens": 1500,
+                "cache_read_input_tokens": 500,
+            },
+            (2006, 300, 500, 1500),
+        ),
+        (
+            {
+                "prompt_tokens": 2006,
+                "completion_tokens": 300,
+                "prompt_tokens_details": {"cached_tokens": 500},
+                "cache_creation_input_tokens": 1500,
+            },
+            (2006, 300, 500, 1500),
+        ),
+        # More than there was of context.
+        (
+            {
+                "input_tokens": 9,
+                "output_tokens": 3,
+                "input_tokens_details": {"cached_tokens": 5, "cache_write_tokens": 5},
+            },
+            (9, 3, None, None),
+        ),
+        (
+            {"input_tokens": 9, "output_tokens": 3, "cache_creation_input_tokens": MAX_TOKENS},
+            (None, 3, None, None),
+        ),
         ({"prompt_tokens": 9, "completion_tokens": 12, "total_tokens": 21}, (9, 12, None)),
         (
             {
@@ -83,7 +146,21 @@ def pieces(data: bytes, size: int) -> list[bytes]:
             (50, 4160, None),
         ),
     ],
-    ids=["completions", "chat", "responses", "embeddings", "images"],
+    ids=[
+        "cache",
+        "cache of chat",
+        "anthropic",
+        "anthropic, half",
+        "translated",
+        "translated, older",
+        "too much",
+        "too much, anthropic",
+        "completions",
+        "chat",
+        "responses",
+        "embeddings",
+        "images",
+    ],
 )
 def test_every_shape_of_usage(usage: object, tokens: tuple[int | None, ...]) -> None:
     """The endpoints name their tokens differently."""
@@ -308,7 +385,7 @@ def test_split_anywhere(
 def test_a_stream_without_usage() -> None:
     """Who answered is known, the tokens are not."""
     stream = b"".join(demo_streams.chat_events(CHAT, False))
-    assert fed(EventReader(), pieces(stream, 100)) == (*CHAT_SAYS[:2], None, None, None)
+    assert fed(EventReader(), pieces(stream, 100)) == (*CHAT_SAYS[:2], *(None,) * 4)
 
 
 def test_a_stream_that_counts_as_it_goes() -> None:
@@ -384,7 +461,7 @@ def test_badly_compressed(coding: str) -> None:
     """Of one that is damaged, cut or followed by something, nothing fails."""
     packed = CODINGS[coding](encode(large("a word " * 20_000)))
     for answer in (packed[:-20], b"x" + packed, packed[:50] + packed[60:], encode(CHAT)):
-        assert fed(reading.reader(JSON, coding), pieces(answer, 64))[2:] == (None, None, None)
+        assert fed(reading.reader(JSON, coding), pieces(answer, 64))[2:] == (None,) * 4
     followed = [*pieces(packed, 64), *pieces(packed, 64)]
     assert fed(reading.reader(JSON, coding), followed) == LARGE_SAYS
 
@@ -406,7 +483,7 @@ def test_more_than_is_decompressed(coding: str, monkeypatch: pytest.MonkeyPatch)
     for bound in (100_000, 10**9):
         monkeypatch.setattr(reading, "MAX_DECOMPRESSED", bound)
         tokens = fed(reading.reader(JSON, coding), answer)[2:]
-        assert tokens == (LARGE_SAYS[2:] if bound == 10**9 else (None, None, None))
+        assert tokens == (LARGE_SAYS[2:] if bound == 10**9 else (None,) * 4)
 
 
 def _bomb(pack: Callable[[bytes], bytes]) -> list[bytes]:

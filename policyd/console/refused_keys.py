@@ -1,0 +1,38 @@
+"""Refused keys: requests that brought no API key in force, by time, source and example."""
+
+from datetime import UTC, datetime
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from policyd.console import charts, periods
+from policyd.console.pages import console, render
+
+_REASONS = (
+    charts.Series("denied", "Not valid", lambda counts: counts.unknown),
+    charts.Series("would-deny", "No key", lambda counts: counts.missing),
+    charts.Series("allowed", "Two keys", lambda counts: counts.conflicting),
+)
+_SOURCES = 50
+_SAMPLES = 50
+
+
+def _show(request: Request) -> Response:
+    refusals = console(request).store.refusals
+    period = periods.last_hours(request.query_params.get("period", ""), datetime.now(UTC))
+    hours = refusals.hours(period.since, period.last)
+    buckets = period.refusals(hours)
+    return render(
+        request,
+        "refused_keys.html",
+        period=period,
+        periods=periods.DASHBOARD,
+        total=periods.total_refusals(hours),
+        chart=charts.stacked("Refused keys", _REASONS, buckets, period.step),
+        sources=refusals.sources(period.since, period.last, limit=_SOURCES),
+        samples=refusals.samples(period.since, limit=_SAMPLES),
+    )
+
+
+ROUTES = [Route("/refused", _show)]

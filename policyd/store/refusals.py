@@ -1,0 +1,226 @@
+"""Refused keys in the store: counts by minute and source, by the hour, and a few samples.
+
+What is kept is bounded however many requests there were: MAX_ROWS counts and MAX_SAMPLES samples
+of the last KEEP, and a row an hour for as long as the log's own counts by the hour.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, fields
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from policyd.refusal import Refusal, RefusalCount
+from policyd.store.database import Id, metadata, reading, storable, upsert, writing
+
+KEEP = timedelta(days=30)
+"""How long sources and samples stay, where the log itself does not stay for a shorter time."""
+MAX_ROWS = 50_000
+MAX_SAMPLES = 2_000
+_KEEP_HOURS = timedelta(days=400)
+_MINUTE = 60
+_HOUR = 60
+"""In minutes."""
+
+
+@dataclass(slots=True)
+class RefusalCounts:
+    """How many keys were refused, by the reason."""
+
+    missing: int = 0
+    unknown: int = 0
+    conflicting: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(astuple(self))
+
+
+_NAMES = tuple(field.name for field in fields(RefusalCounts))
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedSource:
+    """What one source sent."""
+
+    source: str
+    """An address, an IPv6 network, "others", or "" where it is not known."""
+    counts: RefusalCounts
+    last: datetime
+    """The minute in which it was last heard of."""
+
+
+def _counts() -> list[sa.Column[int]]:
+    return [sa.Column(name, sa.BigInteger, nullable=False) for name in _NAMES]
+
+
+_sources = sa.Table(
+    "refused_keys",
+    metadata,
+    sa.Column("process", sa.String(32), primary_key=True),
+    sa.Column("stretch", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("source", sa.String(64), primary_key=True),
+    sa.Column("minute", sa.BigInteger, nullable=False),
+    *_counts(),
+    sa.Index("ix_refused_keys_minute", "minute"),
+)
+_hourly = sa.Table(
+    "hourly_refused_keys",
+    metadata,
+    sa.Column("hour", sa.BigInteger, primary_key=True, autoincrement=False),
+    *_counts(),
+)
+_SAMPLE_FIELDS = Refusal.__struct_fields__
+_samples = sa.Table(
+    "refused_samples",
+    metadata,
+    sa.Column("id", Id, primary_key=True),
+    sa.Column("reason", sa.SmallInteger, nullable=False),
+    *(sa.Column(name, sa.String(200), nullable=False) for name in _SAMPLE_FIELDS[2:]),
+)
+
+
+def add_refusals(connection: sa.Connection, entries: Iterable[Refusal | RefusalCount]) -> None:
+    """Add counts and samples. What is there already changes nothing."""
+    counts = []
+    samples = []
+    for entry in entries:
+        if isinstance(entry, RefusalCount):
+            counts.append(entry)
+        else:
+            values = map(storable, msgspec.to_builtins(entry)[1:])
+            samples.append(dict(zip(_SAMPLE_FIELDS, values, strict=True)))
+    if counts:
+        _add_counts(connection, counts)
+    upsert(connection, _samples, samples)
+
+
+def _add_counts(connection: sa.Connection, counts: Sequence[RefusalCount]) -> None:
+    # A count comes again with larger numbers: those are in force, and what they add is new.
+    latest = {(one.process, one.stretch, one.source): one for one in counts}
+    known = _known(connection, counts)
+    hours: dict[int, RefusalCounts] = defaultdict(RefusalCounts)
+    rows = []
+    for key, one in sorted(latest.items()):
+        before = known.get(key, RefusalCounts())
+        row = {name: max(getattr(one, name), getattr(before, name)) for name in _NAMES}
+        hour = hours[one.minute // _HOUR]
+        for name, number in row.items():
+            setattr(hour, name, getattr(hour, name) + number - getattr(before, name))
+        rows.append(dict(zip(_KEY, key, strict=True)) | {"minute": one.minute} | row)
+    upsert(connection, _sources, rows, replace=_NAMES)
+    gained = [
+        {"hour": hour} | dict(zip(_NAMES, astuple(one), strict=True))
+        for hour, one in sorted(hours.items())
+    ]
+    upsert(connection, _hourly, gained, add=_NAMES)
+
+
+_KEY = ("process", "stretch", "source")
+
+
+def _known(
+    connection: sa.Connection, counts: Iterable[RefusalCount]
+) -> dict[tuple[str, int, str], RefusalCounts]:
+    column = _sources.c
+    stretches: dict[str, list[int]] = defaultdict(list)
+    for one in counts:
+        stretches[one.process].append(one.stretch)
+    found = {}
+    for process, numbers in stretches.items():
+        wanted = (column.process == process, column.stretch.between(min(numbers), max(numbers)))
+        for row in connection.execute(sa.select(_sources).where(*wanted)):
+            known = RefusalCounts(*(getattr(row, name) for name in _NAMES))
+            found[row.process, row.stretch, row.source] = known
+    return found
+
+
+def forget_refusals(engine: sa.Engine, before: datetime, now: datetime) -> None:
+    """Delete what is older than `before` or KEEP, and the oldest of what is too much."""
+    minute = int(max(before, now - KEEP).timestamp()) // _MINUTE
+    with writing(engine) as connection:
+        _forget(connection, _sources.c.minute, minute, MAX_ROWS)
+        first_id = f"{max(minute, 0) * _MINUTE * 1000:012x}"
+        _forget(connection, _samples.c.id, first_id, MAX_SAMPLES)
+        kept = int((now - _KEEP_HOURS).timestamp()) // _MINUTE // _HOUR
+        connection.execute(sa.delete(_hourly).where(_hourly.c.hour < kept))
+
+
+def _forget(connection: sa.Connection, column: sa.Column[Any], first: Any, most: int) -> None:
+    beyond = sa.select(column).order_by(column.desc()).offset(most).limit(1)
+    excess = connection.execute(beyond).scalar_one_or_none()
+    old = column < first
+    if excess is not None:
+        old = sa.or_(old, column <= excess)
+    connection.execute(sa.delete(column.table).where(old))
+
+
+class Refusals:
+    """The refused keys in the database of `engine`."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    def total(self) -> int:
+        """How many requests were refused for their key, as far back as hours are counted."""
+        sums = [sa.func.coalesce(sa.func.sum(_hourly.c[name]), 0) for name in _NAMES]
+        with reading(self._engine) as connection:
+            return sum(map(int, connection.execute(sa.select(*sums)).one()))
+
+    def hours(self, since: datetime, until: datetime) -> list[tuple[datetime, RefusalCounts]]:
+        """By the hour, in order of time; hours without a refused key are left out."""
+        within = _hourly.c.hour.between(_minutes(since) // _HOUR, _minutes(until) // _HOUR)
+        query = sa.select(_hourly).where(within).order_by(_hourly.c.hour)
+        with reading(self._engine) as connection:
+            return [
+                (_moment(hour * _HOUR), RefusalCounts(*counts))
+                for hour, *counts in connection.execute(query)
+            ]
+
+    def sources(self, since: datetime, until: datetime, *, limit: int = 50) -> list[RefusedSource]:
+        """By the source, most requests first."""
+        column = _sources.c
+        sums = [sa.func.sum(column[name]) for name in _NAMES]
+        query = (
+            sa.select(column.source, sa.func.max(column.minute), *sums)
+            .where(column.minute.between(_minutes(since), _minutes(until)))
+            .group_by(column.source)
+            .order_by(sum(sums[1:], sums[0]).desc(), column.source)
+            .limit(limit)
+        )
+        with reading(self._engine) as connection:
+            return [
+                RefusedSource(source, RefusalCounts(*map(int, counts)), _moment(last))
+                for source, last, *counts in connection.execute(query)
+            ]
+
+    def samples(self, since: datetime, *, limit: int = 50) -> list[Refusal]:
+        """The newest samples, newest first."""
+        first = f"{max(int(since.timestamp() * 1000), 0):012x}"
+        query = sa.select(_samples).where(_samples.c.id >= first)
+        with reading(self._engine) as connection:
+            rows = connection.execute(query.order_by(_samples.c.id.desc()).limit(limit))
+            return [_sample(row) for row in rows]
+
+    def sample(self, decision_id: str) -> Refusal | None:
+        """The sample with this decision's ID, if that request is one."""
+        wanted = sa.select(_samples).where(_samples.c.id == decision_id.replace("\0", ""))
+        with reading(self._engine) as connection:
+            row = connection.execute(wanted).one_or_none()
+        return None if row is None else _sample(row)
+
+
+def _sample(row: Any) -> Refusal:
+    return msgspec.convert(["S", *row], Refusal)
+
+
+def _minutes(at: datetime) -> int:
+    return int(at.timestamp()) // _MINUTE
+
+
+def _moment(minutes: int) -> datetime:
+    return datetime.fromtimestamp(minutes * _MINUTE, UTC)
