@@ -3,6 +3,7 @@
 They hold keys' settings, end users' names and tokens, so no umask decides who may read them.
 """
 
+import errno
 import logging
 import os
 import stat
@@ -25,7 +26,7 @@ def make_folder(folder: Path) -> None:
         # One at a time: the `parents` of mkdir() take no mode.
         one.mkdir(mode=_FOLDER, exist_ok=True)
     if not folder.is_dir():
-        raise NotADirectoryError(20, "it is no folder", str(folder))
+        raise NotADirectoryError(errno.ENOTDIR, "it is no folder", str(folder))
 
 
 def make_file(path: Path) -> None:
@@ -37,10 +38,11 @@ def make_file(path: Path) -> None:
 def close_to_others(path: Path) -> None:
     """Take from others what rights they have to a file, and say so; it need not be there."""
     try:
-        mode = stat.S_IMODE(path.stat().st_mode)
+        found = path.stat().st_mode
     except OSError:
         return
-    if not mode & (stat.S_IRWXG | stat.S_IRWXO):
+    mode = stat.S_IMODE(found)
+    if not stat.S_ISREG(found) or not mode & (stat.S_IRWXG | stat.S_IRWXO):
         return
     try:
         path.chmod(_FILE)

@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import os
 import secrets
 import socket
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -249,7 +251,7 @@ def prepare(settings: ServerSettings) -> None:
     kept = (
         settings.spool,
         settings.admin_token_file.parent,
-        *([file.resolve().parent] if file else []),
+        *([Path(os.path.realpath(file)).parent] if file else []),
     )
     warn_of_open_folders(kept)
 

@@ -15,20 +15,25 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from policyd import child
 from policyd.child import Child
 from policyd.server import back_office, prepare
 from policyd.settings import dump_settings
+from policyd.v1.policy_pb2 import DECISION_DENY, EvaluateRequest
+from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 from tests.consoles import settings
 from tests.load import PATIENCE
 from tests.processes import Policyd
-from tests.test_faults import children
+from tests.test_faults import children, is_running
 
 SILENCE = child._SILENCE * child._TURN
-TURN = 0.25
-"""Seconds: a child's beat comes once a second, so ten turns hold two."""
+TURN = 0.5
+"""Seconds: a child's beat comes once a second, so ten turns hold five."""
 
 
 @pytest.fixture
@@ -47,6 +52,13 @@ async def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     with contextlib.suppress(asyncio.CancelledError):
         await watching
     await office.stop()
+
+
+def stand_still(seconds: float, until: Callable[[], bool] = lambda: True) -> None:
+    """As a parent does that is stopped, or busy: its event loop does not turn."""
+    began = time.monotonic()
+    while (spent := time.monotonic() - began) < seconds or not (until() or spent > PATIENCE):
+        time.sleep(0.05)
 
 
 def pid(running: Child) -> int:
@@ -75,11 +87,35 @@ async def test_a_parent_that_is_stopped_and_continued(
         assert await asyncio.to_thread(policyd.stop) == 0
 
 
+async def test_a_server_that_is_stopped_and_continued(
+    tmp_path: Path, start: Callable[..., Any]
+) -> None:
+    """For longer than settings may be stale: it says so until it has looked, and serves again."""
+    policyd = start(Policyd, tmp_path, "--max-staleness", "1")
+    key = policyd.create_key("enforce")
+    async with grpc.aio.insecure_channel(policyd.grpc) as channel:
+        policyd.send(signal.SIGSTOP)
+        await asyncio.sleep(3)
+        policyd.send(signal.SIGCONT)
+        question = EvaluateRequest(key=key, has_user=False)
+        answer = await PolicyServiceStub(channel).Evaluate(question, timeout=PATIENCE)
+        assert answer.decision == DECISION_DENY
+        async with asyncio.timeout(PATIENCE):
+            # Two seconds in a row, as the first look may come before the first reading.
+            since = time.monotonic()
+            while time.monotonic() < since + 2:
+                health = await HealthStub(channel).Check(HealthCheckRequest(), timeout=PATIENCE)
+                if health.status != HealthCheckResponse.SERVING:
+                    since = time.monotonic()
+                await asyncio.sleep(0.1)
+    assert not [line for line in policyd.errors if "settings stay at" in line]
+
+
 async def test_a_parent_that_is_busy(running: Child, caplog: pytest.LogCaptureFixture) -> None:
     """Whatever holds its event loop, and again and again: the child is no less alive for it."""
     before = pid(running)
     for _ in range(2):
-        time.sleep(child._SILENCE * TURN * 1.5)  # noqa: ASYNC251  # That is what is tested.
+        stand_still(child._SILENCE * TURN * 1.5)
         await asyncio.sleep(TURN / 2)
     await asyncio.sleep(4 * TURN)
     assert pid(running) == before
@@ -92,7 +128,7 @@ async def test_a_parent_and_a_child_that_are_stopped(
     """As by Ctrl-Z, which reaches both: the child has its time from when the parent goes on."""
     before = pid(running)
     os.kill(before, signal.SIGSTOP)
-    time.sleep(child._SILENCE * TURN * 1.5)  # noqa: ASYNC251  # The parent, which is this process.
+    stand_still(child._SILENCE * TURN * 1.5)  # The parent is this process.
     os.kill(before, signal.SIGCONT)
     await asyncio.sleep(child._SILENCE * TURN)
     assert pid(running) == before
@@ -105,7 +141,7 @@ async def test_a_child_that_hangs(running: Child, caplog: pytest.LogCaptureFixtu
     os.kill(before, signal.SIGSTOP)
     async with asyncio.timeout(PATIENCE):
         while pid(running) == before:
-            time.sleep(2 * TURN)  # noqa: ASYNC251
+            stand_still(2 * TURN)
             await asyncio.sleep(TURN)
     assert "hangs and is killed" in caplog.text
 
@@ -119,14 +155,16 @@ async def test_a_parent_that_is_busy_at_the_start_and_the_end(
     office = back_office(chosen)
     monkeypatch.setattr(child, "_START", 2)
     starting = asyncio.create_task(office.start())
-    await asyncio.sleep(0.1)
-    time.sleep(4)  # noqa: ASYNC251  # More than it may take.
+    while office._process is None:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    pipe = office._process._transport.get_pipe_transport(1)  # type: ignore[attr-defined]
+    stand_still(4, until=lambda: _unread(pipe.get_extra_info("pipe").fileno()) > 0)
     await starting
     stopping = asyncio.create_task(office.stop())
-    await asyncio.sleep(0)
-    time.sleep(6)  # noqa: ASYNC251
+    await asyncio.sleep(0.1)  # Its standard input is closed meanwhile.
+    number = pid(office)
+    stand_still(7, until=lambda: not is_running(number))
     await stopping
-    assert office._process is not None
     assert office._process.returncode == 0
     assert "killed" not in caplog.text
 
@@ -137,8 +175,10 @@ async def test_a_child_that_never_gets_ready(
     """It is killed, which is told."""
     monkeypatch.setattr(child, "_TURN", TURN)
     monkeypatch.setattr(child, "_START", 4)
-    silent = Child("a module that says nothing", "asyncio.__main__", settings(tmp_path))
-    with pytest.raises(child.SettingsError, match="was not ready after 1 s"):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "silent.py").write_text("import time\ntime.sleep(600)\n")
+    silent = Child("a module that says nothing", "silent", settings(tmp_path))
+    with pytest.raises(child.SettingsError, match="was not ready after 2 s"):
         await silent.start()
     assert silent._process is not None
     async with asyncio.timeout(PATIENCE):

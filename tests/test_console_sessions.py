@@ -45,10 +45,13 @@ async def test_a_cookie_that_was_copied(console: Console) -> None:
         await visitor.post("/sign-out")
         assert not await is_good(console.url, copied)
         assert await is_good(console.url, kept)
-        # Nor does it come back with a new session of the same browser.
+        # Nor does it come back with a new session of the same browser, which ends with a newer.
         again = cookies(await visitor.sign_in(console.token))
         assert not await is_good(console.url, copied)
         assert await is_good(console.url, again)
+        newer = cookies(await visitor.sign_in(console.token))
+        assert not await is_good(console.url, again)
+        assert await is_good(console.url, newer)
         async with Visitor(console.url) as thief:
             form = await thief.get("/sign-in", Cookie=copied)
             assert "<h1>Sign in</h1>" in form.text

@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from policyd.errors import SettingsError
 from policyd.private_files import make_folder
 from policyd.server import Server, prepare
 from policyd.store import Store
@@ -173,3 +174,27 @@ def test_a_database_by_a_link(tmp_path: Path) -> None:
         (tmp_path / "elsewhere.db").chmod(0o644)
         Store(url).close()
         assert modes(tmp_path)["elsewhere.db"] == 0o600
+
+
+@pytest.mark.parametrize("name", ["", "folder", "folder/", "file/policyd.db", "loop"])
+def test_what_is_no_database(tmp_path: Path, name: str) -> None:
+    """It is told, and stays as it is."""
+    (tmp_path / "folder").mkdir(mode=0o755)
+    (tmp_path / "file").touch(mode=0o644)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    before = modes(tmp_path)
+    made = run("policyd", "keys", "create", "app", "--database-url", f"sqlite:///{tmp_path}/{name}")
+    assert made.returncode == 1
+    assert b"unable to open database file" in made.stderr
+    assert b"Traceback" not in made.stderr
+    assert modes(tmp_path) == before
+
+
+def test_folders_that_are_none(tmp_path: Path) -> None:
+    """They are told by the setting that names them."""
+    (tmp_path / "file").touch()
+    for spool in (tmp_path / "file", tmp_path / "file" / "spool"):
+        with pytest.raises(SettingsError, match=r"--spool .* cannot be used"):
+            prepare(settings(tmp_path, spool=spool))
+    with pytest.raises(SettingsError, match=r"--admin-token-file .* cannot be made"):
+        prepare(settings(tmp_path, admin_token_file=tmp_path / "file" / "token"))

@@ -17,15 +17,15 @@ def client_address(peer: str, forwarded: Iterable[str], proxies: Sequence[Networ
     to make up. So it is read from the right, up to the first address that is no proxy of ours. A
     header that cannot be read so far is not followed: the peer counts.
     """
-    address = _parse(peer)
-    if address is None:
+    address = nearest = _parse(peer)
+    if address is None or nearest is None:
         return peer
     for hop in reversed(",".join(forwarded).split(",")):
         if not any(address in network for network in proxies):
             break
         said = _parse(_without_port(hop.strip()))
         if said is None:
-            return peer
+            return str(nearest)
         address = said
     return str(address)
 

@@ -19,6 +19,8 @@ from policyd.http.listener import Listener, open_socket, tls_context
 from policyd.settings import ServerSettings
 from policyd.store import Store
 
+_log = logging.getLogger(__name__)
+
 _MAX_HEAD = 64 * 2**10
 """Bytes of a request line and its headers: the cookies of all that a machine serves add up."""
 _GRACE = 3
@@ -49,6 +51,12 @@ class ConsoleServer:
     async def __aenter__(self) -> Self:
         settings = self._settings
         listening = _listen(self._address)
+        if settings.console_url and not settings.console_trusted_proxies:
+            _log.info(
+                "all who sign in by way of %s count as one address in the limits of attempts: if "
+                "that is a proxy, name it in --console-trusted-proxies",
+                settings.console_url,
+            )
         self._listener = Listener(
             application(self._console),
             tls=tls_context(settings.tls_cert, settings.tls_key),

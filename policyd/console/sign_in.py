@@ -93,6 +93,8 @@ def _sign_in(request: Request, form: FormData) -> Response:
         problem = "This is neither the password nor the administration token."
         return _sign_in_form(request, known, wanted, problem)
     here.attempts.succeeded(source, counted_for_all=is_stranger)
+    # The new session takes the place of one that this browser has.
+    _end_session(request, known)
     return _begin(here, known.epoch, wanted, device)
 
 
@@ -115,11 +117,15 @@ def _local(target: str) -> str:
 
 
 def _sign_out(request: Request, _: FormData) -> Response:
-    administrator = console(request).store.administrator
-    # None where somebody has signed out everywhere meanwhile.
-    if session := console(request).sessions.session(request, administrator.get().epoch):
-        administrator.end_session(session, now() + timedelta(seconds=LIFETIME))
+    _end_session(request, console(request).store.administrator.get())
     return _signed_out(request)
+
+
+def _end_session(request: Request, known: Credentials) -> None:
+    """End the session that the request is part of, if there is one."""
+    if session := _session(request, known):
+        until = now() + timedelta(seconds=LIFETIME)
+        console(request).store.administrator.end_session(session, until)
 
 
 def _sign_out_everywhere(request: Request, _: FormData) -> Response:

@@ -1,5 +1,6 @@
 """How policyd talks to SQLite and PostgreSQL: the engine, its errors, and what they do unlike."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -73,9 +74,9 @@ def open_engine(url: str) -> sa.Engine:
             raise SettingsError(
                 "--database-url must name a file: a database in memory cannot be shared"
             )
-        real = file.resolve()  # SQLite puts its other files beside that.
+        real = os.path.realpath(file)  # SQLite puts its other files beside that.
         for ending in ("", *_BESIDE):
-            close_to_others(real.with_name(real.name + ending))
+            close_to_others(Path(real + ending))
         event.listen(engine, "do_connect", _make_sqlite_file)
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
