@@ -147,7 +147,7 @@ class Decompression:
         """
         if not data:
             return b""
-        stream = self._stream = self._stream or self._start()
+        stream = self._stream = self._stream or self._start(data)
         if stream.is_finished():
             raise UnreadableBody(UserState.BAD_ENCODING)
         most = min(self._left, self._piece_limit)
@@ -157,8 +157,15 @@ class Decompression:
             raise UnreadableBody(UserState.TOO_LARGE)
         return decoded
 
-    def _start(self) -> _Decompressor:
+    def _start(self, data: bytes) -> _Decompressor:
         codings = _codings(self._content_encoding)
         if len(codings) != 1:
             raise UnreadableBody(UserState.UNSUPPORTED_ENCODING)
+        if codings == ["deflate"] and not _is_zlib(data):
+            # Bare deflate is an old habit of servers. Nothing is decided by what they answer.
+            return _zlib(-zlib.MAX_WBITS)
         return _CODINGS[codings[0]]()
+
+
+def _is_zlib(data: bytes) -> bool:
+    return len(data) > 1 and data[0] & 0x0F == 8 and (data[0] * 256 + data[1]) % 31 == 0

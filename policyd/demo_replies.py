@@ -36,6 +36,8 @@ _PIXEL = (  # a PNG
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJ"
     "AAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
+_FILE_NAME = re.compile(rb'filename="([^"\r\n]*+)"')
+_PURPOSE = re.compile(rb'\r\n[^\r\n]*? name="purpose"\r\n\r\n([^\r\n]*+)\r\n')
 _HARMS = (
     *("harassment", "hate", "illicit", "self-harm", "sexual", "violence"),
     *("harassment/threatening", "hate/threatening", "illicit/violent", "violence/graphic"),
@@ -172,14 +174,13 @@ def moderation(ask: Ask) -> Json:
 
 def file_upload(ask: Ask) -> Json:
     """POST /files: nothing is kept, and `bytes` counts the whole form, boundaries included."""
-    purpose = rb'name="purpose"[^\r\n]*\r\n\r\n([^\r\n]*)\r\n'
     return {
         "id": _new_id("file-"),
         "object": "file",
         "bytes": ask.length,
         "created_at": int(time.time()),
-        "filename": _in_form(ask, rb'filename="([^"\r\n]*)"', "upload"),
-        "purpose": _in_form(ask, purpose, "user_data"),
+        "filename": _in_form(ask, _FILE_NAME, "upload"),
+        "purpose": _in_form(ask, _PURPOSE, "user_data"),
         "status": "processed",
     }
 
@@ -270,8 +271,8 @@ def _count(ask: Ask, field: str, default: int, most: int) -> int:
     return value
 
 
-def _in_form(ask: Ask, pattern: bytes, default: str) -> str:
-    found = re.search(pattern, ask.head)
+def _in_form(ask: Ask, pattern: re.Pattern[bytes], default: str) -> str:
+    found = pattern.search(ask.head)
     return found[1].decode(errors="replace") if found else default
 
 

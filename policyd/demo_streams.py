@@ -13,6 +13,7 @@ import msgspec
 Json = dict[str, Any]
 
 _DONE = b"data: [DONE]\n\n"
+_WORD = re.compile(r"\S++\s*+")
 
 
 def chat_events(answer: Json, with_usage: bool) -> Iterator[bytes]:
@@ -73,7 +74,7 @@ def _chunks(answer: Json, choices: Iterable[Json], with_usage: bool) -> Iterator
 
 
 def _pieces(text: str) -> list[str]:
-    return re.findall(r"\S+\s*", text)
+    return _WORD.findall(text)
 
 
 def _event(data: Json, name: str | None = None) -> bytes:

@@ -49,7 +49,7 @@ _KEY = re.compile(rb'"(?:user|safety_identifier)"[ \t\r\n]*+:', re.IGNORECASE)
 # How a letter of those names can be escaped, and a letter that some servers take for an s.
 _OTHER_LETTERS = (b"\\u00", b"\\u01", b"\xc5\xbf")
 _TOKEN = re.compile(
-    rb'("[^"\\]*+(?:\\.[^"\\]*+)*+")([ \t\r\n]*+:[ \t\r\n]*+)?+|[\[\]{}]', re.DOTALL
+    rb'("[^"\\]*+(?:\\.[^"\\]*+)*+"?+)([ \t\r\n]*+:[ \t\r\n]*+)?+|[\[\]{}]', re.DOTALL
 )
 _NAME = re.compile(
     rb'[{,][ \t\r\n]*+("[^"\\]*+(?:\\.[^"\\]*+)*+")[ \t\r\n]*+:[ \t\r\n]*+', re.DOTALL

@@ -1,5 +1,6 @@
 """No malformed request slips past the policy: none of these reaches the upstream."""
 
+import asyncio
 import gzip
 import json
 import zlib
@@ -68,6 +69,22 @@ async def test_big_numbers_do_no_harm(gateway: str, upstream: Demo, enforced: st
     """An int beyond 64 bits elsewhere in the body is the upstream's matter."""
     response = await post(gateway, enforced, chat(f'{USER},"seed":99999999999999999999999999'))
     assert response.status == 200
+    assert len(upstream.app.record) == 1
+
+
+@pytest.mark.parametrize("name", ["Content-Type", "Content-Encoding", "x-usagepanda-trace-id"])
+@pytest.mark.parametrize("word", ["charset", "charset=", ";a=", 'a="', "gzip,", "\t"])
+async def test_a_long_header_holds_nobody_up(
+    gateway: str, upstream: Demo, enforced: str, name: str, word: str
+) -> None:
+    """A quarter of a million bytes in a header are refused long before others give up waiting."""
+    long = (name, "a" + word * (250_000 // len(word)) + "a")
+    key = ("x-usagepanda-api-key", enforced)
+    hostile = ask(gateway, "POST", "/v1/chat/completions", [key, long], CHAT_WITH_USER)
+    async with asyncio.timeout(20):
+        refused, answered = await asyncio.gather(hostile, post(gateway, enforced, CHAT_WITH_USER))
+    assert refused.status in (400, 415, 431)
+    assert answered.status == 200
     assert len(upstream.app.record) == 1
 
 
