@@ -101,6 +101,17 @@ WEBSOCKET = render(
 )
 """The response to a request that asks for a WebSocket."""
 
+AMBIGUOUS_PATH = render(
+    400,
+    (
+        "Servers may read the request's path in more than one way, so it cannot be told which "
+        "endpoint it asks for. Send the path in its plain form, such as /v1/chat/completions, "
+        "without dot segments and percent-encoded at most once",
+    ),
+    "invalid_request",
+)
+"""The response to a request whose path must not go upstream: CONTRACT.md, section 2."""
+
 
 @cache
 def for_user_state(state: UserState) -> Denial:

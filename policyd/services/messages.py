@@ -3,7 +3,7 @@
 from functools import lru_cache
 from typing import NamedTuple
 
-from policyd import descriptor, endpoints
+from policyd import descriptor, endpoints, method_override
 from policyd.descriptor import Facts
 from policyd.errors import InvalidDescriptor
 from policyd.model import (
@@ -40,12 +40,13 @@ def describe(request: pb.EvaluateRequest) -> Described:
     credential, key = Credential.GIVEN, request.key
     if not key:
         credential, key = descriptor.credential(keys)
-    target = endpoints.resolve(request.method, request.path)
+    target = _target(request)
     facts = None
     if request.HasField("raw_body") and target.in_scope:
         facts = _read_raw_body(request, target)
     user, safety_identifier = _identifiers(request, facts)
-    if target.in_scope and user is _UNKNOWN and safety_identifier is _UNKNOWN:
+    says_nothing = user is _UNKNOWN and safety_identifier is _UNKNOWN
+    if says_nothing and target.in_scope and not target.is_ambiguous:
         raise InvalidDescriptor(
             "nobody can tell whether this request has a user: "
             "set has_user, user_state or user, or send the body as raw_body"
@@ -53,6 +54,14 @@ def describe(request: pb.EvaluateRequest) -> Described:
     trace_id = request.trace_id or (traces[0] if traces else "")
     described = Descriptor(target, credential, key, overrides, user, safety_identifier)
     return Described(described, descriptor.trace_id(trace_id) if trace_id else "", facts)
+
+
+def _target(request: pb.EvaluateRequest) -> Target:
+    method, path = request.method, request.path
+    if not method_override.is_post(method):
+        headers = [(header.name, header.value) for header in request.headers]
+        method = method_override.in_force(method, headers, path.partition("?")[2])
+    return endpoints.resolve(method, path)
 
 
 _Values = tuple[str, ...]
