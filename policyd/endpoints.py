@@ -89,8 +89,7 @@ def resolve(method: str, path: str) -> Target:
 def canonical_path(path: str) -> str:
     """The one spelling of `path`, percent-encoded. Doing it twice changes nothing."""
     names = paths.names(paths.in_ascii(path))
-    words = _endpoint(names) or ()
-    return paths.join([*_head(names, words), *_tail(words)])
+    return _written(names, _endpoint(names) or ())
 
 
 def _resolve(target: str) -> Target:
@@ -104,10 +103,10 @@ def _resolve(target: str) -> Target:
     if words is None:
         return Target(True, is_ambiguous=True) if _may_be_in_scope(path) else _OUT_OF_SCOPE
     endpoint = _BY_WORDS[words]
-    head, tail = _head(names, words), _tail(words)
-    if _may_be_another(paths.join(head), tail, words):
+    canonical = _written(names, words)
+    if _may_be_another(canonical, words):
         return Target(True, endpoint, is_ambiguous=True)
-    return Target(True, endpoint, paths.join([*head, *tail]))
+    return Target(True, endpoint, canonical)
 
 
 _resolve_cached = lru_cache(maxsize=4096)(_resolve)
@@ -123,22 +122,17 @@ def _endpoint(names: list[Name]) -> _Words | None:
     return next((tail for tail in tails if tail in _BY_WORDS), None)
 
 
-def _head(names: list[Name], endpoint: _Words) -> list[str]:
-    """What stands before the endpoint: the API's own words in small letters, names as they came."""
-    before = names[: len(names) - len(endpoint)]
+def _written(names: list[Name], endpoint: _Words) -> str:
+    """A path that ends in `endpoint`: the API's own words in small letters, names as they came."""
     written = []
     was_fixed, in_name = True, False
-    for name in before:
+    for name in names[: len(names) - len(endpoint)]:
         is_fixed = not in_name and name.word in _FIXED
         joint = "/" if was_fixed or is_fixed else name.joint
         written.append(joint + (name.word if is_fixed else name.spelling))
         in_name = in_name or (is_fixed and name.word in _NAMING)
         was_fixed = is_fixed
-    return written
-
-
-def _tail(endpoint: _Words) -> list[str]:
-    return [f"/{word}" for word in endpoint]
+    return paths.join([*written, *(f"/{word}" for word in endpoint)])
 
 
 # --- other readings ----------------------------------------------------------------------------
@@ -154,20 +148,27 @@ def _may_be_in_scope(path: str) -> bool:
     return _holds_endpoint(text)
 
 
-def _may_be_another(head: str, tail: list[str], endpoint: _Words) -> bool:
-    """Whether a server might read another endpoint than the canonical form's, head and tail."""
-    text = paths.last_reading(head)
-    if text is None:
+def _may_be_another(canonical: str, endpoint: _Words) -> bool:
+    """Whether a server might read another endpoint than the one that the canonical form ends in."""
+    text = paths.last_reading(canonical)
+    if text is None or paths.climbs(text):
         return True
-    if not paths.is_read_alike(text) and _holds_endpoint(text):
+    if not paths.is_read_alike(text) and _holds_endpoint(text, endpoint):
         return True
-    return _endpoint(paths.names_of_text(text + "".join(tail))) != endpoint
+    return _endpoint(paths.names_of_text(text)) != endpoint
 
 
-def _holds_endpoint(text: str) -> bool:
-    """Whether an endpoint's words stand in a decoded path in their order, others between them."""
+def _holds_endpoint(text: str, end: _Words = ()) -> bool:
+    """Whether an endpoint's words stand in a decoded path in their order, others between them.
+
+    `end` is the endpoint that it ends in, which is none of those looked for.
+    """
     found = paths.words(text)
-    return any(_are_in_order(words, found) for words in _BY_WORDS)
+    before = found[: len(found) - len(end)]
+    return any(
+        _are_in_order(words, before if end[-len(words) :] == words else found)
+        for words in _BY_WORDS
+    )
 
 
 def _are_in_order(words: _Words, found: list[str]) -> bool:
