@@ -42,6 +42,7 @@ def _words(path: str) -> _Words:
 _BY_WORDS = {_words(path): endpoint for path, endpoint in ENDPOINTS.items()}
 # Azure's first API for images, which openai 0.27 asks.
 _BY_WORDS["images", "generations:submit"] = ENDPOINTS["/images/generations"]
+_LAST_WORDS = frozenset(words[-1] for words in _BY_WORDS)
 _LONGEST = max(map(len, _BY_WORDS))
 
 _FIXED = frozenset(
@@ -98,10 +99,13 @@ def _resolve(target: str) -> Target:
     if not path:
         # https://host?/v1/embeddings: some take the question mark for a part of the host.
         return _NOT_SAID
+    text = paths.last_reading(path)
+    if text is not None and not any(word in text.casefold() for word in _LAST_WORDS):
+        return _OUT_OF_SCOPE  # Most paths, and found so without a closer look.
     names = paths.names(path)
     words = _endpoint(names)
     if words is None:
-        return Target(True, is_ambiguous=True) if _may_be_in_scope(path) else _OUT_OF_SCOPE
+        return Target(True, is_ambiguous=True) if _may_be_in_scope(text) else _OUT_OF_SCOPE
     endpoint = _BY_WORDS[words]
     canonical = _written(names, words)
     if _may_be_another(canonical, words):
@@ -138,9 +142,11 @@ def _written(names: list[Name], endpoint: _Words) -> str:
 # --- other readings ----------------------------------------------------------------------------
 
 
-def _may_be_in_scope(path: str) -> bool:
-    """Whether a server might read an endpoint where the canonical form ends in none."""
-    text = paths.last_reading(path)
+def _may_be_in_scope(text: str | None) -> bool:
+    """Whether a server might read an endpoint where the canonical form ends in none.
+
+    `text` is the path's last reading, None where there is no last one.
+    """
     if text is None:
         return True
     if paths.is_read_alike(text):
