@@ -24,7 +24,9 @@ async function check(r) {
         forward(r, headers['X-Policyd-Upstream-Path']);
     } else if (reply.status >= 400 && reply.status !== 401 &&
             (headers['Content-Type'] || '').startsWith('application/json')) {
-        answer(r, reply.status, [], reply.responseBuffer);
+        // OpenAI's clients show it as the error's request_id.
+        const id = headers['x-request-id'];
+        answer(r, reply.status, id ? [['x-request-id', id]] : [], reply.responseBuffer);
     } else {
         r.error('policyd gave no decision: status ' + reply.status);
         fail(r, 503, 'server_error', 'The policy service gave no decision, so the request was ' +

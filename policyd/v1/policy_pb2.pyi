@@ -298,7 +298,9 @@ class EvaluateRequest(_message.Message):
     method: _builtins.str
     """The HTTP method. With no method and no path, the request is in scope, unless in_scope is false."""
     path: _builtins.str
-    """The request target's path as it came, percent-encoding kept, without the query string."""
+    """The path that is to go upstream, as it came, percent-encoding kept. A query string may follow; of it
+    only the field _method is read, which overrides the method as the headers do, and none is logged.
+    """
     model: _builtins.str
     """The model that the request names."""
     source_ip: _builtins.str
@@ -324,8 +326,9 @@ class EvaluateRequest(_message.Message):
     """
     @_builtins.property
     def headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Header]:
-        """The request's headers, in order, repeats kept. Only x-usagepanda-*, Content-Type and
-        Content-Encoding are read. Leave Authorization out.
+        """The request's headers, in order, repeats kept. Only x-usagepanda-*, Content-Type, Content-Encoding
+        and, where the method is not POST, X-HTTP-Method-Override, X-HTTP-Method and X-Method-Override are
+        read: a request that one of these makes a POST of is judged as one. Leave Authorization out.
         """
 
     @_builtins.property
@@ -463,8 +466,9 @@ class EvaluateResponse(_message.Message):
     would_deny: _builtins.bool
     """Audit mode: the request is allowed, and enforcing would have denied it."""
     upstream_path: _builtins.str
-    """The path to send upstream: the canonical form where the request is in scope and named a path,
-    else empty, which means "as it came".
+    """The path to send upstream: the canonical form where the request is in scope and named a path, in
+    which names such as a deployment's are as they came; else empty, which means "as it came". A path
+    that servers may read as different endpoints is denied with 400, whatever the mode.
     """
     api_key_id: _builtins.str
     """The ID of the API key, where it is known."""
@@ -519,7 +523,9 @@ class Denial(_message.Message):
     """The body, to be sent byte for byte."""
     @_builtins.property
     def headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Header]:
-        """The headers, to be sent first, in this order and letter case."""
+        """The headers, to be sent first, in this order and letter case. Last of all, behind Date and
+        Content-Length, send x-request-id with the decision_id: OpenAI's clients show it.
+        """
 
     def __init__(
         self,
