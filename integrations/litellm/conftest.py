@@ -1,10 +1,38 @@
 """What the tests of the LiteLLM hook need, and the count of vectors by what became of them."""
 
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 
+from integrations.litellm.proxy import FOLDER, LiteLLM, unused_port
+from tests.conformance import Keys
 from tests.conftest import policyd as policyd
+from tests.processes import Policyd
+from tests.stack import Background, Upstream
+
+
+@pytest.fixture(scope="session")
+def upstream() -> Iterator[Upstream]:
+    """A demo upstream."""
+    background = Background()
+    with Upstream(background) as running:
+        yield running
+    background.close()
+
+
+@pytest.fixture(scope="session")
+def keys(policyd: Policyd) -> Keys:
+    return Keys(policyd)
+
+
+@pytest.fixture(scope="session")
+def proxy(policyd: Policyd, upstream: Upstream) -> Iterator[LiteLLM]:
+    """LiteLLM with the hook, as config.yaml has it."""
+    env = {"POLICYD_TARGET": policyd.grpc, "POLICYD_TIMEOUT": "30"}
+    server = LiteLLM(FOLDER / "config.yaml", unused_port(), upstream.url, env)
+    yield server
+    server.stop()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

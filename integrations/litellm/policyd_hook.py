@@ -7,7 +7,7 @@ little of that, so a request is judged by the call that LiteLLM makes of it (`ca
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from litellm.integrations.custom_logger import CustomLogger
@@ -70,8 +70,7 @@ IN_SCOPE = {
 }
 """Call types that may reach an endpoint which carries an end user."""
 
-OUT_OF_SCOPE = frozenset(
-    """
+_OUT_OF_SCOPE = """
     moderation amoderation transcription atranscription speech aspeech rerank arerank
     search asearch systemone asystemone ocr aocr ingest aingest query aquery
     acreate_realtime_client_secret arealtime_calls acreate_realtime_transcription_session
@@ -111,11 +110,13 @@ OUT_OF_SCOPE = frozenset(
     acreate_skill alist_skills aget_skill adelete_skill
     acreate_eval alist_evals aget_eval aupdate_eval adelete_eval acancel_eval
     acreate_run alist_runs aget_run acancel_run adelete_run
-    call_mcp_tool list_mcp_tools
-    """.split()
-)
+    call_mcp_tool list_mcp_tools apply_guardrail
+"""
+OUT_OF_SCOPE = frozenset(_OUT_OF_SCOPE.split())
 """Call types that are known to be none of the endpoints. One in neither table is in scope."""
 
+_KEYLESS = frozenset({"call_mcp_tool", "list_mcp_tools"})
+"""Those of them whose clients speak another protocol, and in it need name no API key."""
 _UNKNOWN = Call("", ())
 _OWN = "x-usagepanda-"
 _KEY = "x-usagepanda-api-key"
@@ -158,10 +159,10 @@ class PolicydHook(CustomLogger):  # type: ignore[misc]  # LiteLLM's types are no
             )
         known = (user_api_key_dict and user_api_key_dict.metadata) or {}
         key = str(known.get("policyd_api_key") or self._key)
-        headers = _headers(data, call_type)
-        if call_type in OUT_OF_SCOPE and headers is None and not key:
-            return data  # Nothing to decide, and no way for the client to name a key.
-        answer = await self._policyd.evaluate(question(data, call_type, key, headers or ()))
+        asked = question(data, call_type, key)
+        if call_type in _KEYLESS and _is_keyless(asked):
+            return data
+        answer = await self._policyd.evaluate(asked)
         if answer.decision != DECISION_ALLOW:
             refuse(answer)
         if _came_whole(data):
@@ -195,11 +196,10 @@ def refuse(answer: EvaluateResponse) -> NoReturn:
 
 # --- the request that policyd is asked about ---------------------------------------------------
 
-_Pairs = Iterable[tuple[str, str]]
 
-
-def question(data: Data, call_type: str, key: str, headers: _Pairs) -> EvaluateRequest:
+def question(data: Data, call_type: str, key: str) -> EvaluateRequest:
     """Describe a request. `key` is used where it names no policyd key itself."""
+    headers = _headers(data, call_type)
     named = dict(headers)
     asked = EvaluateRequest(
         headers=[Header(name=n, value=v) for n, v in headers if n.startswith(_OWN)],
@@ -230,10 +230,14 @@ def _came_whole(data: Data) -> bool:
     return isinstance(secret, dict) and isinstance(secret.get("raw_headers"), RedactedDict)
 
 
-def _headers(data: Data, call_type: str) -> list[tuple[str, str]] | None:
-    """The client's headers, names in lower case; None where LiteLLM does not show them."""
+def _is_keyless(asked: EvaluateRequest) -> bool:
+    return not asked.key and not any(header.name == _KEY for header in asked.headers)
+
+
+def _headers(data: Data, call_type: str) -> list[tuple[str, str]]:
+    """The client's headers, names in lower case; none where LiteLLM does not show them."""
     if not _came_whole(data):
-        return None if call_type == "pass_through_endpoint" else _remembered_headers(data)
+        return [] if call_type == "pass_through_endpoint" else _remembered_headers(data)
     # Of a repeated header the one has the first value and the other the last.
     first = data["secret_fields"]["raw_headers"]
     last = data["proxy_server_request"]["headers"]
@@ -241,14 +245,14 @@ def _headers(data: Data, call_type: str) -> list[tuple[str, str]] | None:
     return list(found)
 
 
-def _remembered_headers(data: Data) -> list[tuple[str, str]] | None:
+def _remembered_headers(data: Data) -> list[tuple[str, str]]:
     """Those of the upload that a batch's line is part of, or of an MCP client."""
     for bag in ("litellm_metadata", "metadata"):
         kept = data.get(bag)
         headers = kept.get("headers") if isinstance(kept, dict) else None
         if isinstance(headers, Mapping) and headers:
             return [(str(name).lower(), str(value)) for name, value in headers.items()]
-    return None
+    return []
 
 
 # --- the end user ------------------------------------------------------------------------------
@@ -289,15 +293,14 @@ def _state(value: object) -> UserState.ValueType:
 
 
 # Fields whose content is the client's conversation, or LiteLLM's own: they rewrite nothing.
-_CONTENT = frozenset(
-    """
+_CONTENT = """
     user safety_identifier metadata litellm_metadata proxy_server_request secret_fields
     litellm_logging_obj messages input prompt instructions system text conversation
     tools tool_choice functions function_call response_format reasoning prediction
     stop logit_bias image mask document contents config generationConfig generation_config
     systemInstruction system_instruction message params
-    """.split()
-)
+"""
+_LOOKED_PAST = frozenset(_CONTENT.split())
 _REPLACED = frozenset({"user", "safety_identifier", "allowed_openai_params"})
 _DROPPING = "additional_drop_params"
 
@@ -314,7 +317,7 @@ def _is_rewritten(data: Data, call: Call) -> bool:
         names |= {"metadata", "user_id"}
         if "user" in data and not str(data["user"] or "").strip():
             return True
-    fields = {name: value for name, value in data.items() if name not in _CONTENT}
+    fields = {name: value for name, value in data.items() if name not in _LOOKED_PAST}
     fields.pop("allowed_openai_params", None)  # It is added to; see _keep_user.
     return any(name in names or _drops(name, value) for name, value in _walk(fields))
 
@@ -327,7 +330,7 @@ def _drops(name: str, value: object) -> bool:
 
 
 def _walk(value: object) -> Iterator[tuple[str, object]]:
-    """Every key and its value, at any depth, JSON in strings looked into as LiteLLM does in forms."""
+    """Every key and its value, at any depth. JSON in strings is looked into, as forms hold it."""
     waiting = [value]
     while waiting:
         one = waiting.pop()
@@ -361,7 +364,7 @@ def _keep_user(data: Data, call_type: str) -> None:
     if IN_SCOPE.get(call_type) in _MAY_DROP:
         allowed = data.get("allowed_openai_params")
         kept = allowed if isinstance(allowed, list) else []
-        data["allowed_openai_params"] = [*kept, *("user")]
+        data["allowed_openai_params"] = [*kept, "user"]
 
 
 def _keep_back_own_headers(data: Data) -> None:

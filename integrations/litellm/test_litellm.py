@@ -2,103 +2,40 @@
 
 import asyncio
 import json
-import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
+from integrations.litellm.proxy import (
+    CHAT,
+    CHAT_WITH_USER,
+    ENFORCE,
+    FOLDER,
+    JSON,
+    MASTER,
+    LiteLLM,
+    chat,
+    send,
+    unused_port,
+)
 from policyd import denial
-from tests import conformance, requirements
-from tests.conformance import Key, Keys, Vector
-from tests.gateway.support import NO_USER, Headers, Response, ask
-from tests.processes import Policyd, Program
-from tests.stack import Background, Upstream
+from tests import conformance
+from tests.conformance import Keys, Vector
+from tests.gateway.support import NO_USER
+from tests.stack import Upstream
 
-FOLDER = Path(__file__).parent
-LITELLM = FOLDER.parent.parent / ".venv-litellm/bin/litellm"
-MASTER = ("Authorization", "Bearer sk-master")
-JSON = ("Content-Type", "application/json")
-CHAT = b'{"model":"gpt-4o-mini","messages":[{"role":"user","content":"Hello there"}]}'
-CHAT_WITH_USER = CHAT[:-1] + b',"user":"alice"}'
-ENFORCE = Key(mode="enforce")
 # LiteLLM takes seconds to start, and the first requests take it seconds, too.
 pytestmark = pytest.mark.timeout(600)
 
 # Denied vectors that LiteLLM does not deny, and why.
 WEAKER = {
-    # Of a repeated header it hands the last one to the hook, which sees no contradiction.
-    "override/disagree_over_enforce": "headers",
-    "override/disagree_over_off_turned": "headers",
-    "override/true_beside_invalid": "headers",
     # Of a repeated field it sends the last one upstream.
     "forms/twice_blank_first": "field",
     # It answers by itself, and calls no hook.
     "keys/missing_out_of_scope": "models",
 }
-
-
-def unused_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class LiteLLM(Program):
-    """`litellm` with a config, before `upstream`."""
-
-    def __init__(self, config: Path, port: int, upstream: str, env: Mapping[str, str]) -> None:
-        requirements.file(LITELLM, "make interop installs it")
-        given = {
-            "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # or it fetches one from elsewhere
-            "LITELLM_MASTER_KEY": "sk-master",
-            "OPENAI_API_KEY": "sk-upstream",
-            "OPENAI_BASE_URL": f"{upstream}/v1",
-        }
-        words = f"exec {LITELLM} --config {config} --host 127.0.0.1 --port {port} 2>&1"
-        super().__init__(
-            *("/bin/sh", "-c", words),
-            ready=r"Uvicorn running on (\S+)",
-            env=given | dict(env),
-        )
-        self.url = self.match[1]
-
-
-@pytest.fixture(scope="module")
-def upstream() -> Iterator[Upstream]:
-    """A demo upstream."""
-    background = Background()
-    with Upstream(background) as running:
-        yield running
-    background.close()
-
-
-@pytest.fixture(scope="module")
-def keys(policyd: Policyd) -> Keys:
-    return Keys(policyd)
-
-
-@pytest.fixture(scope="module")
-def proxy(policyd: Policyd, upstream: Upstream) -> Iterator[LiteLLM]:
-    """LiteLLM with the hook, as config.yaml has it."""
-    env = {"POLICYD_TARGET": policyd.grpc, "POLICYD_TIMEOUT": "30"}
-    server = LiteLLM(FOLDER / "config.yaml", unused_port(), upstream.url, env)
-    yield server
-    server.stop()
-
-
-def send(
-    proxy: LiteLLM, target: str, body: bytes, headers: Headers = (), method: str = "POST"
-) -> Response:
-    return asyncio.run(ask(proxy.url, method, target, [MASTER, JSON, *headers], body))
-
-
-def chat(proxy: LiteLLM, key: str, body: bytes, *headers: tuple[str, str]) -> Response:
-    """Ask for a chat completion."""
-    pairs = [("x-usagepanda-api-key", key), *headers]
-    return send(proxy, "/v1/chat/completions", body, pairs)
 
 
 def test_the_seeds_request(proxy: LiteLLM, keys: Keys, upstream: Upstream) -> None:
@@ -178,6 +115,7 @@ def test_keys(proxy: LiteLLM, upstream: Upstream) -> None:
         ("/engines/gpt-4o-mini/chat/completions", CHAT),
         ("/openai/deployments/gpt-4o-mini/chat/completions", CHAT),
         ("/v1/images/generations", b'{"model":"gpt-image-1","prompt":"Hello"}'),
+        ("/interactions", b'{"model":"gpt-4o-mini","input":"Hello"}'),
     ],
 )
 def test_the_other_endpoints(

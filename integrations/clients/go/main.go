@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
+	"net/textproto"
 	"net/url"
 	"os/signal"
 	"strings"
@@ -110,8 +111,11 @@ func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case r.Method == http.MethodOptions:
 		answer(w, http.StatusOK, "*, Authorization", []byte("{}"))
 		return
-	case r.Header.Get("Upgrade") != "":
-		refuse(w, http.StatusNotImplemented, "invalid_request", "No policy can see into other protocols. Ask over HTTP")
+	case strings.Contains(strings.ToLower(r.Header.Get("Upgrade")), "websocket"):
+		// With a 426, clients that know HTTP as well ask over HTTP at once.
+		w.Header().Set("Upgrade", "HTTP/1.1")
+		w.Header().Set("Connection", "Upgrade")
+		refuse(w, http.StatusUpgradeRequired, "invalid_request", "No policy can see into WebSockets. Ask over HTTP")
 		return
 	case !strings.HasPrefix(r.RequestURI, "/"):
 		refuse(w, http.StatusBadRequest, "invalid_request", "Send a path that begins with /")
@@ -133,24 +137,28 @@ func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusServiceUnavailable, "server_error", "The policy service gave no decision. Try again")
 	case decided.Decision == policy.Decision_DECISION_ALLOW:
 		r.Body = io.NopCloser(io.MultiReader(bytes.NewReader(begun), r.Body))
+		keepEndToEnd(r.Header)
 		path := context.WithValue(r.Context(), upstreamPath{}, decided.UpstreamPath)
 		g.proxy.ServeHTTP(w, r.WithContext(path))
 	default:
 		// A client that is still sending would not read the answer.
 		io.CopyN(io.Discard, r.Body, maxBody)
-		deny(w, decided.Denial)
+		deny(w, decided.Denial, decided.DecisionId)
 	}
 }
 
 // question describes a request to policyd, which reads the body itself.
 func question(r *http.Request, body []byte) *policy.EvaluateRequest {
-	path, _, _ := strings.Cut(r.RequestURI, "?")
+	path := r.RequestURI // A query string may make a POST of another method: ?_method=POST.
+	if r.Method == http.MethodPost {
+		path, _, _ = strings.Cut(path, "?")
+	}
 	asked := &policy.EvaluateRequest{Method: r.Method, Path: path, UserAgent: r.UserAgent()}
 	if host, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
 		asked.SourceIp = host
 	}
 	for name, values := range r.Header {
-		if isOurs(name) || name == "Content-Type" || name == "Content-Encoding" {
+		if isRead(name) {
 			for _, value := range values {
 				asked.Headers = append(asked.Headers, &policy.Header{Name: name, Value: value})
 			}
@@ -164,8 +172,41 @@ func question(r *http.Request, body []byte) *policy.EvaluateRequest {
 	return asked
 }
 
+// isRead tells what policyd reads. Some servers take the method from a header.
+func isRead(header string) bool {
+	switch dashed(header) {
+	case "content-type", "content-encoding", "x-http-method-override", "x-http-method", "x-method-override":
+		return true
+	}
+	return isOurs(header)
+}
+
+// isOurs tells a header of policyd's, or one that a server may take for it.
 func isOurs(header string) bool {
-	return strings.HasPrefix(strings.ToLower(header), "x-usagepanda-")
+	return strings.HasPrefix(dashed(header), "x-usagepanda-")
+}
+
+// dashed is a header's name as those servers read it to whom an underscore is a dash.
+func dashed(header string) string {
+	return strings.ReplaceAll(strings.ToLower(header), "_", "-")
+}
+
+// keepEndToEnd lets a client's Connection header take away nothing that a request is judged and read
+// by, and asks the upstream for no other protocol.
+func keepEndToEnd(header http.Header) {
+	var kept []string
+	for _, value := range header["Connection"] {
+		for _, name := range strings.Split(value, ",") {
+			switch name = textproto.TrimString(name); strings.ToLower(name) {
+			case "authorization", "content-encoding", "content-length", "content-type", "upgrade":
+			default:
+				kept = append(kept, name)
+			}
+		}
+	}
+	header.Set("Connection", strings.Join(kept, ","))
+	header.Del("Upgrade")
+	header.Del("Http2-Settings")
 }
 
 // rewrite sends a request upstream in the spelling that was judged, and otherwise as it came.
@@ -197,7 +238,8 @@ func allowOrigin(r *http.Response) error {
 }
 
 // deny answers with policyd's denial, byte for byte.
-func deny(w http.ResponseWriter, denial *policy.Denial) {
+func deny(w http.ResponseWriter, denial *policy.Denial, decision string) {
+	w.Header().Set("X-Request-Id", decision)
 	for _, header := range denial.Headers {
 		w.Header().Add(header.Name, header.Value)
 	}

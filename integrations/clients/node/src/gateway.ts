@@ -32,7 +32,11 @@ const RETRY = {
   ],
 };
 const CORS = ["Access-Control-Allow-Origin", "*", "Access-Control-Allow-Methods", "OPTIONS,POST,GET", "Content-Type", "application/json"];
-const HOP_BY_HOP = new Set(["connection", "keep-alive", "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "expect", "host"]);
+const HOP_BY_HOP = new Set(["connection", "keep-alive", "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "http2-settings", "expect", "host"]);
+// A client's Connection header takes none of these away: they are what a request is judged and read by.
+const END_TO_END = /^(authorization|content-(encoding|length|type))$/;
+// What policyd reads. Some servers take the method from one of the last, and an underscore for a dash.
+const READ = /^(x-usagepanda-.*|content-(type|encoding)|x[-_](http[-_]method([-_]override)?|method[-_]override))$/i;
 
 const { values: settings } = parseArgs({
   options: {
@@ -79,8 +83,9 @@ async function serve(request: IncomingMessage, response: ServerResponse): Promis
     response.writeHead(200, ["Access-Control-Allow-Headers", "*, Authorization", ...CORS]).end("{}");
     return;
   }
-  if (request.headers.upgrade) {
-    return refuse(response, 501, "invalid_request", "No policy can see into other protocols. Ask over HTTP");
+  if (/websocket/i.test(request.headers.upgrade ?? "")) {
+    // With a 426, clients that know HTTP as well ask over HTTP at once.
+    return refuse(response, 426, "invalid_request", "No policy can see into WebSockets. Ask over HTTP", ["Upgrade", "HTTP/1.1", "Connection", "Upgrade"]);
   }
   if (!request.url?.startsWith("/")) {
     return refuse(response, 400, "invalid_request", "Send a path that begins with /");
@@ -98,6 +103,7 @@ async function serve(request: IncomingMessage, response: ServerResponse): Promis
     await forward(request, response, begun, answer.upstreamPath);
   } else if (answer.denial) {
     const headers = answer.denial.headers.flatMap(({ name, value }) => [name, value]);
+    headers.push("Date", new Date().toUTCString(), "Content-Length", String(answer.denial.body.length), "x-request-id", answer.decisionId);
     response.writeHead(answer.denial.httpStatus, headers).end(answer.denial.body);
   }
 }
@@ -116,10 +122,11 @@ async function readUpTo(request: IncomingMessage, limit: number): Promise<Buffer
 
 /** Describes a request to policyd, which reads the body itself. */
 function question(request: IncomingMessage, body: Buffer): EvaluateRequest {
-  const read = pairs(request.rawHeaders).filter(([name]) => isOurs(name) || /^content-(type|encoding)$/i.test(name));
+  const read = pairs(request.rawHeaders).filter(([name]) => READ.test(name));
   return {
     method: request.method ?? "",
-    path: splitTarget(request).path,
+    // A query string may make a POST of another method: ?_method=POST.
+    path: request.method === "POST" ? splitTarget(request).path : (request.url ?? ""),
     headers: read.map(([name, value]) => ({ name, value })),
     sourceIp: request.socket.remoteAddress ?? "",
     userAgent: request.headers["user-agent"] ?? "",
@@ -130,7 +137,9 @@ function question(request: IncomingMessage, body: Buffer): EvaluateRequest {
 /** Sends a request upstream in the spelling that was judged, and otherwise as it came. */
 async function forward(request: IncomingMessage, response: ServerResponse, begun: Buffer, judgedPath: string): Promise<void> {
   const { path, query } = splitTarget(request);
-  const passedOn = pairs(request.rawHeaders).filter(([name]) => !isOurs(name) && !HOP_BY_HOP.has(name.toLowerCase()));
+  const named = (request.headers.connection ?? "").toLowerCase().split(",").map((name) => name.trim());
+  const forOneHop = new Set([...HOP_BY_HOP, ...named.filter((name) => !END_TO_END.test(name))]);
+  const passedOn = pairs(request.rawHeaders).filter(([name]) => !isOurs(name) && !forOneHop.has(name.toLowerCase()));
   const outgoing = (isSecure ? https : http).request({
     agent,
     hostname: upstream.hostname,
@@ -179,8 +188,9 @@ function splitTarget(request: IncomingMessage): { path: string; query: string } 
   return end < 0 ? { path: target, query: "" } : { path: target.slice(0, end), query: target.slice(end) };
 }
 
+/** Whether a header is policyd's, or one that a server may take for it: an underscore is a dash to some. */
 function isOurs(header: string): boolean {
-  return header.toLowerCase().startsWith("x-usagepanda-");
+  return /^x[-_]usagepanda[-_]/i.test(header);
 }
 
 function pairs(raw: string[]): [string, string][] {

@@ -14,6 +14,7 @@ import java.nio.charset.StandardCharsets;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
+import java.util.Set;
 import java.util.concurrent.TimeUnit;
 import org.eclipse.jetty.http.DateGenerator;
 import org.eclipse.jetty.http.HttpField;
@@ -62,6 +63,19 @@ public final class Gateway extends ProxyHandler {
                       "maxBackoff", "0.05s",
                       "backoffMultiplier", 1.0,
                       "retryableStatusCodes", List.of("UNAVAILABLE")))));
+
+  /** What policyd reads beside its own headers. Some servers take the method from a header. */
+  private static final Set<String> READ =
+      Set.of(
+          "content-type",
+          "content-encoding",
+          "x-http-method-override",
+          "x-http-method",
+          "x-method-override");
+
+  /** A client's Connection header takes none of these away: a request is judged and read by them. */
+  private static final Set<String> END_TO_END =
+      Set.of("authorization", "content-encoding", "content-length", "content-type");
 
   private static final String JUDGED_PATH = "policyd.upstream_path";
 
@@ -118,12 +132,18 @@ public final class Gateway extends ProxyHandler {
   public boolean handle(Request request, Response response, Callback callback) {
     if (request.getMethod().equals("OPTIONS")) {
       answer(response, callback, 200, "*, Authorization", "{}");
-    } else if (request.getHeaders().contains(HttpHeader.UPGRADE)) {
-      refuse(response, callback, 501, "invalid_request", "No policy can see into other protocols. Ask over HTTP");
+    } else if (asksForWebSocket(request)) {
+      // With a 426, clients that know HTTP as well ask over HTTP at once.
+      refuse(response, callback, 426, "invalid_request", "No policy can see into WebSockets. Ask over HTTP");
     } else {
       judge(request, response, callback);
     }
     return true;
+  }
+
+  private static boolean asksForWebSocket(Request request) {
+    return request.getHeaders().getValuesList(HttpHeader.UPGRADE).stream()
+        .anyMatch(value -> value.toLowerCase(Locale.ROOT).contains("websocket"));
   }
 
   private void judge(Request request, Response response, Callback callback) {
@@ -139,7 +159,7 @@ public final class Gateway extends ProxyHandler {
         InputStream whole = new SequenceInputStream(new ByteArrayInputStream(begun), body);
         super.handle(new Replayed(request, Content.Source.from(whole)), response, callback);
       } else {
-        deny(response, callback, decided.getDenial());
+        deny(response, callback, decided);
       }
     } catch (StatusRuntimeException noDecision) {
       // Fail closed: without a decision nothing goes upstream.
@@ -153,13 +173,16 @@ public final class Gateway extends ProxyHandler {
 
   /** Describes a request to policyd, which reads the body itself. */
   private static EvaluateRequest question(Request request, byte[] body) {
+    HttpURI uri = request.getHttpURI();
+    boolean isPost = request.getMethod().equals("POST");
     EvaluateRequest.Builder asked =
         EvaluateRequest.newBuilder()
             .setMethod(request.getMethod())
-            .setPath(request.getHttpURI().getPath())
+            // A query string may make a POST of another method: ?_method=POST.
+            .setPath(isPost ? uri.getPath() : uri.getPathQuery())
             .setSourceIp(Request.getRemoteAddr(request));
     for (HttpField field : request.getHeaders()) {
-      if (isOurs(field) || field.is("Content-Type") || field.is("Content-Encoding")) {
+      if (READ.contains(dashed(field)) || isOurs(field)) {
         String value = field.getValue() == null ? "" : field.getValue();
         asked.addHeaders(Header.newBuilder().setName(field.getName()).setValue(value));
       }
@@ -172,8 +195,14 @@ public final class Gateway extends ProxyHandler {
         .build();
   }
 
+  /** Whether a header is policyd's, or one that a server may take for it. */
   private static boolean isOurs(HttpField field) {
-    return field.getName().toLowerCase(Locale.ROOT).startsWith("x-usagepanda-");
+    return dashed(field).startsWith("x-usagepanda-");
+  }
+
+  /** A header's name as those servers read it to whom an underscore is a dash. */
+  private static String dashed(HttpField field) {
+    return field.getName().toLowerCase(Locale.ROOT).replace('_', '-');
   }
 
   // --- the way upstream --------------------------------------------------------------------------
@@ -202,6 +231,9 @@ public final class Gateway extends ProxyHandler {
     for (HttpField field : request.getHeaders()) {
       if (isOurs(field)) {
         outgoing.headers(headers -> headers.remove(field.getName()));
+      } else if (END_TO_END.contains(field.getLowerCaseName())
+          && !outgoing.getHeaders().contains(field)) {
+        outgoing.headers(headers -> headers.add(field));
       }
     }
   }
@@ -230,12 +262,14 @@ public final class Gateway extends ProxyHandler {
 
   // --- answers -----------------------------------------------------------------------------------
 
-  /** Answers with policyd's denial, byte for byte. */
-  private static void deny(Response response, Callback callback, Denial denial) {
+  /** Answers with policyd's denial, byte for byte, and the decision's ID behind it. */
+  private static void deny(Response response, Callback callback, EvaluateResponse decided) {
+    Denial denial = decided.getDenial();
     for (Header header : denial.getHeadersList()) {
       response.getHeaders().add(header.getName(), header.getValue());
     }
-    send(response, callback, denial.getHttpStatus(), denial.getBody().asReadOnlyByteBuffer());
+    HttpField id = new HttpField("x-request-id", decided.getDecisionId());
+    send(response, callback, denial.getHttpStatus(), denial.getBody().asReadOnlyByteBuffer(), id);
   }
 
   /** Answers with an error of the gateway's own, in the shape of OpenAI's. */
@@ -252,12 +286,20 @@ public final class Gateway extends ProxyHandler {
     response.getHeaders().add("Access-Control-Allow-Origin", "*");
     response.getHeaders().add("Access-Control-Allow-Methods", "OPTIONS,POST,GET");
     response.getHeaders().add("Content-Type", "application/json");
-    send(response, callback, status, StandardCharsets.UTF_8.encode(body));
+    HttpField[] more = {
+      new HttpField(HttpHeader.UPGRADE, "HTTP/1.1"), new HttpField(HttpHeader.CONNECTION, "Upgrade")
+    };
+    HttpField[] none = {};
+    send(response, callback, status, StandardCharsets.UTF_8.encode(body), status == 426 ? more : none);
   }
 
-  private static void send(Response response, Callback callback, int status, ByteBuffer body) {
+  private static void send(
+      Response response, Callback callback, int status, ByteBuffer body, HttpField... more) {
     response.setStatus(status);
     response.getHeaders().add(HttpHeader.DATE, DateGenerator.formatDate(System.currentTimeMillis()));
+    for (HttpField field : more) {
+      response.getHeaders().add(field);
+    }
     response.write(true, body, callback);
   }
 
