@@ -693,7 +693,7 @@ async def test_a_user_that_is_not_named(console: Console, admin: Visitor) -> Non
         text = (await admin.get(f"/logs/{one.id}")).text
         assert words_ in text
     text = (await admin.get("/logs")).text
-    assert text.count("A user, not named") == text.count(">No user<") == 1
+    assert text.count(">Not named<") == text.count(">No user<") == 1
     assert "one not named (1)" in (await admin.get("/users")).text
 
 

@@ -14,9 +14,10 @@ import pytest
 
 from policyd.model import UserState
 from policyd.record import Record, Verdict
+from policyd.refusal import Refusal, RefusalCount, RefusalReason
 from policyd.store import Store
 from tests.processes import Program, run
-from tests.records import denied, outcome, record
+from tests.records import decision_id, denied, outcome, record
 
 NOW = datetime.now(UTC)
 
@@ -78,6 +79,57 @@ def test_the_status(store: Store, url: str) -> None:
     assert (found["decisions"], found["lost"]) == (2, 3)
     assert datetime.fromisoformat(found["oldest"]) == one.time
     assert "lost                3\n" in ask(url, "logs", "status")
+
+
+def test_shown_by_any_id(store: Store, url: str) -> None:
+    """A request is shown by any ID of it that leads to it alone."""
+    one = record(NOW, request_id="req-1", trace_id="t-1")
+    store.log.append([one, denied(NOW, trace_id="t-1"), outcome(one, openai_id="chatcmpl-1")])
+    for any_id in (one.id, f"{one.id[:8]} {one.id[8:]}", "req-1", "chatcmpl-1"):
+        assert json.loads(ask(url, "logs", "show", any_id, "--json"))["id"] == one.id
+    assert len(listed(url, "--any-id", "t-1")) == 2
+    assert [each["id"] for each in listed(url, "--any-id", "t-1", "--user", "ada")] == [one.id]
+    done = run("policyd", "logs", "show", "t-1", "--database-url", url)
+    assert "several requests have this ID" in done.stderr.decode()
+
+
+def test_refused_keys(store: Store, url: str) -> None:
+    """They are counted apart, by source, with samples in which nothing steers the terminal."""
+    assert "No request was refused" in ask(url, "logs", "refused")
+    minute = int(NOW.timestamp()) // 60
+    sample = Refusal(decision_id(NOW), RefusalReason.MISSING, "192.0.2.1", user_agent="\x1b[2J")
+    store.log.append([RefusalCount("a", 0, minute, "192.0.2.1", 5, 2, 0), sample])
+    store.log.append([RefusalCount("a", 0, minute, "", 0, 1, 0)])
+    found = json.loads(ask(url, "logs", "status", "--json"))
+    assert (found["decisions"], found["refused_keys"]) == (0, 8)
+    assert "refused_keys        8\n" in ask(url, "logs", "status")
+    shown = ask(url, "logs", "refused")
+    assert "192.0.2.1" in shown
+    assert "(not known)" in shown
+    assert all(c.isprintable() or c == "\n" for c in shown)
+    found = json.loads(ask(url, "logs", "refused", "--json"))
+    assert [(one["source"], one["requests"]) for one in found["sources"]] == [
+        ("192.0.2.1", 7),
+        ("", 1),
+    ]
+    [told] = found["samples"]
+    assert (told["id"], told["reason"]) == (sample.id, "missing")
+    assert json.loads(ask(url, "logs", "refused", "--since", "0s", "--json"))["samples"] == []
+    done = run("policyd", "logs", "show", sample.id, "--database-url", url)
+    assert "API key was refused" in done.stderr.decode()
+
+
+def test_refused_keys_of_an_older_policyd(store: Store, url: str) -> None:
+    """They are no denials."""
+    store.log.append([denied(NOW, key_id="", mode=None, status=403), one := denied(NOW)])
+    assert [each["id"] for each in listed(url, "--decision", "denied")] == [one.id]
+    assert {each["verdict"] for each in listed(url)} == {"denied", "key_refused"}
+
+
+def test_a_user_that_is_not_named(store: Store, url: str) -> None:
+    """It is told from none."""
+    store.log.append([record(NOW, end_user="")])
+    assert "(not named)" in ask(url, "logs", "list")
 
 
 def test_hostile_texts_in_a_terminal(store: Store, url: str) -> None:

@@ -8,6 +8,7 @@ from starlette.routing import Route
 
 from policyd.console import charts, periods
 from policyd.console.pages import console, render
+from policyd.refusal_tally import MAX_SOURCES
 
 _REASONS = (
     charts.Series("denied", "Not valid", lambda counts: counts.unknown),
@@ -31,6 +32,7 @@ def _show(request: Request) -> Response:
         total=periods.total_refusals(hours),
         chart=charts.stacked("Refused keys", _REASONS, buckets, period.step),
         sources=refusals.sources(period.since, period.last, limit=_SOURCES),
+        most_sources=MAX_SOURCES,
         samples=refusals.samples(period.since, limit=_SAMPLES),
     )
 
