@@ -28,7 +28,8 @@ class Server:
         listening = _listen(self._settings.listen)
         port = listening.getsockname()[1]
         app = await self._gateway.__aenter__()
-        self._listener = Listener(app, tls=tls, grace=self._settings.grace)
+        settings = self._settings
+        self._listener = Listener(app, tls=tls, grace=settings.grace, limits=settings.limits)
         await self._listener.start(listening)
         scheme = "https" if tls else "http"
         self.url = f"{scheme}://{Address(self._settings.listen.host, port)}"

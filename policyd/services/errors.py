@@ -88,6 +88,8 @@ def _reporting(handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandle
             return await answer(_parsed(parse, data), context)
         except grpc.aio.AbortError:
             raise  # The servicer has ended the RPC itself.
+        except NotImplementedError:
+            await context.abort(_Code.UNIMPLEMENTED, "this policyd does not have the method")
         except Exception as error:  # noqa: BLE001  # abort() logs what is not expected
             await abort(context, error)
 
