@@ -37,6 +37,7 @@ class PolicyServiceStub:
     REVISION_NOT_REACHED  UNAVAILABLE          min_revision is not in force here yet: ask again
     UNAUTHENTICATED       UNAUTHENTICATED      this listener wants a bearer token
     LOG_FULL              RESOURCE_EXHAUSTED   the decision cannot be logged, and --log-full is deny
+    LOG_UNWRITABLE        RESOURCE_EXHAUSTED   it cannot be logged, as the disk or the process fails
     INTERNAL              INTERNAL             a fault of policyd; its log names the decision's error
     A message over the server's limit (4 MiB unless set otherwise) is refused with RESOURCE_EXHAUSTED
     before policyd sees it, so that error has no ErrorInfo.
@@ -77,6 +78,7 @@ class PolicyServiceServicer:
     REVISION_NOT_REACHED  UNAVAILABLE          min_revision is not in force here yet: ask again
     UNAUTHENTICATED       UNAUTHENTICATED      this listener wants a bearer token
     LOG_FULL              RESOURCE_EXHAUSTED   the decision cannot be logged, and --log-full is deny
+    LOG_UNWRITABLE        RESOURCE_EXHAUSTED   it cannot be logged, as the disk or the process fails
     INTERNAL              INTERNAL             a fault of policyd; its log names the decision's error
     A message over the server's limit (4 MiB unless set otherwise) is refused with RESOURCE_EXHAUSTED
     before policyd sees it, so that error has no ErrorInfo.
@@ -142,6 +144,7 @@ class PolicyService:
     REVISION_NOT_REACHED  UNAVAILABLE          min_revision is not in force here yet: ask again
     UNAUTHENTICATED       UNAUTHENTICATED      this listener wants a bearer token
     LOG_FULL              RESOURCE_EXHAUSTED   the decision cannot be logged, and --log-full is deny
+    LOG_UNWRITABLE        RESOURCE_EXHAUSTED   it cannot be logged, as the disk or the process fails
     INTERNAL              INTERNAL             a fault of policyd; its log names the decision's error
     A message over the server's limit (4 MiB unless set otherwise) is refused with RESOURCE_EXHAUSTED
     before policyd sees it, so that error has no ErrorInfo.
