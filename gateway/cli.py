@@ -63,9 +63,9 @@ def main() -> None:
 @_option(
     "--body-memory",
     type=click.IntRange(1),
-    default=512 * 2**20,
-    help="Bytes of all bodies over 64 KiB that are held at once, also decompressed. Beyond it, "
-    "requests get 503.",
+    default=None,
+    help="Bytes of all bodies over 64 KiB that are held at once, also decompressed; by default 512 "
+    "MiB, or four times --max-body. Beyond it, requests get 503.",
 )
 @_option(
     "--max-connections",

@@ -29,8 +29,9 @@ class Settings:
     policy_timeout: float = 1.0
     max_body: int = 64 * 2**20
     """Bytes of a request body that is read, as it came and decompressed."""
-    body_memory: int = 512 * 2**20
-    """Bytes of all bodies over 64 KiB that are held at once, as they came and decompressed."""
+    body_memory: int | None = None
+    """Bytes of all bodies over 64 KiB that are held at once, as they came and decompressed. None:
+    512 MiB, or four times `max_body`."""
     max_connections: int | None = None
     """Clients' connections. None: 10,000, or as many as the limit of open files allows."""
     head_timeout: float = 10.0
@@ -66,7 +67,17 @@ class Settings:
             write=self.write_timeout,
         )
 
+    @property
+    def memory(self) -> int:
+        """`body_memory`, or what it is by default."""
+        return self.body_memory or max(512 * 2**20, 4 * self.max_body)
+
     def __post_init__(self) -> None:
+        if self.memory < 2 * self.max_body:
+            raise SettingsError(
+                "--body-memory must be at least twice --max-body: a body is held as it came and "
+                "decompressed"
+            )
         Address.parse(self.policyd, "--policyd")
         _check_upstream(self.upstream)
         for name in ("api_key", "upstream_api_key", "policyd_token"):

@@ -80,10 +80,10 @@ main.add_command(simulate)
 )
 @option(
     "--body-memory",
-    default=512 * 2**20,
+    default=None,
     type=click.IntRange(1),
-    help="Bytes of all bodies over 64 KiB that --http holds at once, also decompressed. Beyond it, "
-    "checks get 503.",
+    help="Bytes of all bodies over 64 KiB that are held at once, also decompressed; by default 512 "
+    "MiB, or four times --max-body. Beyond it, checks get 503.",
 )
 @option(
     "--max-connections",

@@ -13,6 +13,7 @@ from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
 
 from policyd import spool, tokens
 from policyd.addresses import check_free, not_free
+from policyd.bodies import Bodies
 from policyd.child import Child
 from policyd.configuration import Address
 from policyd.decision_log import DecisionLog
@@ -120,10 +121,11 @@ class Server:
         assert self._spool is not None
         log = DecisionLog(self._spool, drop_when_full=self._settings.drop_when_full)
         default = self._settings.default_mode
+        self._bodies = Bodies(self._settings.memory)
         self._policy = PolicyServicer(self._keys, default, self._id, log.append)
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(self._policy, listener.server)
         external_auth_pb2_grpc.add_AuthorizationServicer_to_server(
-            AuthorizationServicer(self._policy), listener.server
+            AuthorizationServicer(self._policy, self._bodies), listener.server
         )
         return listener
 
@@ -144,9 +146,12 @@ class Server:
         token = tokens.load(path, "--caller-token-file") if path else ""
         app = HttpCheck(
             self._policy.answer,
+            self._policy.knows,
+            self._bodies,
             token=token,
             max_body=settings.max_body,
             max_message=settings.max_message,
+            patience=settings.body_timeout,
         )
         if not self._shared:
             check_free(address, "--http")

@@ -30,8 +30,9 @@ class ServerSettings:
     """Where proxies without gRPC ask."""
     max_body: int = 64 * 2**20
     """Bytes of a body that a proxy sends along to `http`, as it came and decompressed."""
-    body_memory: int = 512 * 2**20
-    """Bytes of all bodies over 64 KiB that `http` holds at once, as they came and decompressed."""
+    body_memory: int | None = None
+    """Bytes of all bodies over 64 KiB that are held at once, as they came and decompressed. None:
+    512 MiB, or four times `max_body`."""
     max_connections: int | None = None
     """Of `grpc` and of `http`. None: 10,000, or as many as the limit of open files allows."""
     head_timeout: float = 10.0
@@ -84,7 +85,13 @@ class ServerSettings:
         each = 1 if self.http is None else 2
         return share(self.max_connections, each=each, flag="--max-connections")
 
+    @property
+    def memory(self) -> int:
+        """`body_memory`, or what it is by default."""
+        return self.body_memory or max(512 * 2**20, 4 * self.max_body)
+
     def __post_init__(self) -> None:
+        _check_memory(self.memory, self.max_body)
         if not 0 < self.log_retention <= MAX_RETENTION:
             raise SettingsError(f"--log-retention takes days, up to {MAX_RETENTION}: 100 years")
         if (self.tls_cert is None) != (self.tls_key is None):
@@ -121,6 +128,14 @@ class ServerSettings:
                 "--tls-key and either --tls-client-ca or --caller-token-file, or --insecure if "
                 "something else protects it"
             )
+
+
+def _check_memory(memory: int, max_body: int) -> None:
+    if memory < 2 * max_body:
+        raise SettingsError(
+            "--body-memory must be at least twice --max-body: a body is held as it came and "
+            "decompressed"
+        )
 
 
 def _check_url(text: str, flag: str) -> None:

@@ -26,6 +26,7 @@ TABLE: dict[type[errors.PolicydError], tuple[grpc.StatusCode, str]] = {
     errors.DecisionNotFound: (_Code.NOT_FOUND, "DECISION_NOT_FOUND"),
     errors.LogFull: (_Code.RESOURCE_EXHAUSTED, "LOG_FULL"),
     errors.LogUnwritable: (_Code.RESOURCE_EXHAUSTED, "LOG_UNWRITABLE"),
+    errors.BodiesFull: (_Code.RESOURCE_EXHAUSTED, "BODIES_FULL"),
     errors.KeyRevoked: (_Code.FAILED_PRECONDITION, "KEY_REVOKED"),
     errors.EtagMismatch: (_Code.ABORTED, "ETAG_MISMATCH"),
     errors.StoreUnavailable: (_Code.UNAVAILABLE, "STORE_UNAVAILABLE"),

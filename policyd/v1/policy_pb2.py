@@ -25,25 +25,25 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17policyd/v1/policy.proto\x12\npolicyd.v1\x1a\x1egoogle/protobuf/duration.proto\"\xe9\x03\n\x0f\x45valuateRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x07headers\x18\x02 \x03(\x0b\x32\x12.policyd.v1.Header\x12\x15\n\x08has_user\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12)\n\nuser_state\x18\x04 \x01(\x0e\x32\x15.policyd.v1.UserState\x12\x11\n\x04user\x18\x05 \x01(\tH\x01\x88\x01\x01\x12\x36\n\x17safety_identifier_state\x18\x06 \x01(\x0e\x32\x15.policyd.v1.UserState\x12\x1e\n\x11safety_identifier\x18\x07 \x01(\tH\x02\x88\x01\x01\x12\x0e\n\x06method\x18\x08 \x01(\t\x12\x0c\n\x04path\x18\t \x01(\t\x12%\n\x08raw_body\x18\n \x01(\x0b\x32\x13.policyd.v1.RawBody\x12\r\n\x05model\x18\x0b \x01(\t\x12\x11\n\tsource_ip\x18\x0c \x01(\t\x12\x12\n\nuser_agent\x18\r \x01(\t\x12\x14\n\x0corganization\x18\x0e \x01(\t\x12\x10\n\x08trace_id\x18\x0f \x01(\t\x12\x12\n\nrequest_id\x18\x10 \x01(\t\x12\x14\n\x0cmin_revision\x18\x11 \x01(\x03\x42\x0b\n\t_has_userB\x07\n\x05_userB\x14\n\x12_safety_identifier\"%\n\x06Header\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"J\n\x07RawBody\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\x12\x18\n\x10\x63ontent_encoding\x18\x03 \x01(\t\"\xa5\x02\n\x10\x45valuateResponse\x12&\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0e\x32\x14.policyd.v1.Decision\x12\"\n\x06\x64\x65nial\x18\x02 \x01(\x0b\x32\x12.policyd.v1.Denial\x12\x1f\n\x05\x66lags\x18\x03 \x03(\x0b\x32\x10.policyd.v1.Flag\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x04 \x01(\t\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12,\n\x0b\x65xplanation\x18\x06 \x01(\x0b\x32\x17.policyd.v1.Explanation\x12\x12\n\nwould_deny\x18\x07 \x01(\x08\x12\x15\n\rupstream_path\x18\x08 \x01(\t\x12\x12\n\napi_key_id\x18\t \x01(\t\x12\x10\n\x08trace_id\x18\n \x01(\t\"P\n\x06\x44\x65nial\x12\x13\n\x0bhttp_status\x18\x01 \x01(\x05\x12#\n\x07headers\x18\x02 \x03(\x0b\x32\x12.policyd.v1.Header\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\")\n\x04\x46lag\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\"\x8b\x02\n\x0b\x45xplanation\x12%\n\x04mode\x18\x01 \x01(\x0e\x32\x17.policyd.v1.EnforceMode\x12)\n\x06source\x18\x02 \x01(\x0e\x32\x19.policyd.v1.SettingSource\x12\x35\n\x10override_ignored\x18\x03 \x01(\x0e\x32\x1b.policyd.v1.OverrideIgnored\x12\x10\n\x08in_scope\x18\x04 \x01(\x08\x12\x11\n\toperation\x18\x05 \x01(\t\x12)\n\nuser_state\x18\x06 \x01(\x0e\x32\x15.policyd.v1.UserState\x12\x12\n\nidentifier\x18\x07 \x01(\t\x12\x0f\n\x07summary\x18\x08 \x01(\t\"D\n\x14\x42\x61tchEvaluateRequest\x12,\n\x05items\x18\x01 \x03(\x0b\x32\x1d.policyd.v1.BatchEvaluateItem\"M\n\x11\x42\x61tchEvaluateItem\x12\n\n\x02id\x18\x01 \x01(\t\x12,\n\x07request\x18\x02 \x01(\x0b\x32\x1b.policyd.v1.EvaluateRequest\"I\n\x15\x42\x61tchEvaluateResponse\x12\x30\n\x07results\x18\x01 \x03(\x0b\x32\x1f.policyd.v1.BatchEvaluateResult\"\x87\x01\n\x13\x42\x61tchEvaluateResult\x12\n\n\x02id\x18\x01 \x01(\t\x12\x30\n\x08response\x18\x02 \x01(\x0b\x32\x1c.policyd.v1.EvaluateResponseH\x00\x12(\n\x06status\x18\x03 \x01(\x0b\x32\x16.policyd.v1.ItemStatusH\x00\x42\x08\n\x06result\";\n\nItemStatus\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"=\n\x14ReportOutcomeRequest\x12%\n\x08outcomes\x18\x01 \x03(\x0b\x32\x13.policyd.v1.Outcome\"\xfb\x02\n\x07Outcome\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\x12\"\n\x06\x65nding\x18\x02 \x01(\x0e\x32\x12.policyd.v1.Ending\x12\x13\n\x0bhttp_status\x18\x03 \x01(\x05\x12\x35\n\x12time_to_first_byte\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x64uration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\topenai_id\x18\x06 \x01(\t\x12\r\n\x05model\x18\x07 \x01(\t\x12\x14\n\x0corganization\x18\x08 \x01(\t\x12\x19\n\x0cinput_tokens\x18\t \x01(\x03H\x00\x88\x01\x01\x12\x1a\n\routput_tokens\x18\n \x01(\x03H\x01\x88\x01\x01\x12\x1a\n\rcached_tokens\x18\x0b \x01(\x03H\x02\x88\x01\x01\x42\x0f\n\r_input_tokensB\x10\n\x0e_output_tokensB\x10\n\x0e_cached_tokens\"X\n\x15ReportOutcomeResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x05\x12-\n\x08rejected\x18\x02 \x03(\x0b\x32\x1b.policyd.v1.RejectedOutcome\"1\n\x0fRejectedOutcome\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t*\x93\x03\n\tUserState\x12\x1a\n\x16USER_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10USER_STATE_VALID\x10\x01\x12\x15\n\x11USER_STATE_ABSENT\x10\x02\x12\x14\n\x10USER_STATE_EMPTY\x10\x03\x12\x14\n\x10USER_STATE_BLANK\x10\x04\x12\x19\n\x15USER_STATE_NOT_STRING\x10\x05\x12\x17\n\x13USER_STATE_TOO_LONG\x10\x06\x12\x18\n\x14USER_STATE_DUPLICATE\x10\x07\x12\x17\n\x13USER_STATE_NOT_JSON\x10\x08\x12\x19\n\x15USER_STATE_NOT_OBJECT\x10\t\x12\x1a\n\x16USER_STATE_TOO_COMPLEX\x10\n\x12\x17\n\x13USER_STATE_BAD_FORM\x10\x0b\x12\x1b\n\x17USER_STATE_BAD_ENCODING\x10\x0c\x12#\n\x1fUSER_STATE_UNSUPPORTED_ENCODING\x10\r\x12\x18\n\x14USER_STATE_TOO_LARGE\x10\x0e*K\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44\x45\x43ISION_ALLOW\x10\x01\x12\x11\n\rDECISION_DENY\x10\x02*s\n\x0b\x45nforceMode\x12\x1c\n\x18\x45NFORCE_MODE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45NFORCE_MODE_OFF\x10\x01\x12\x16\n\x12\x45NFORCE_MODE_AUDIT\x10\x02\x12\x18\n\x14\x45NFORCE_MODE_ENFORCE\x10\x03*\x98\x01\n\rSettingSource\x12\x1e\n\x1aSETTING_SOURCE_UNSPECIFIED\x10\x00\x12\x19\n\x15SETTING_SOURCE_HEADER\x10\x01\x12\x16\n\x12SETTING_SOURCE_KEY\x10\x02\x12\x1a\n\x16SETTING_SOURCE_DEFAULT\x10\x03\x12\x18\n\x14SETTING_SOURCE_ROUTE\x10\x04*\x91\x01\n\x0fOverrideIgnored\x12 \n\x1cOVERRIDE_IGNORED_UNSPECIFIED\x10\x00\x12\x1b\n\x17OVERRIDE_IGNORED_LOCKED\x10\x01\x12!\n\x1dOVERRIDE_IGNORED_TIGHTEN_ONLY\x10\x02\x12\x1c\n\x18OVERRIDE_IGNORED_INVALID\x10\x03*~\n\x06\x45nding\x12\x16\n\x12\x45NDING_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x45NDING_COMPLETE\x10\x01\x12\x16\n\x12\x45NDING_CLIENT_LEFT\x10\x02\x12\x19\n\x15\x45NDING_UPSTREAM_BROKE\x10\x03\x12\x14\n\x10\x45NDING_NO_ANSWER\x10\x04\x32\x82\x02\n\rPolicyService\x12\x45\n\x08\x45valuate\x12\x1b.policyd.v1.EvaluateRequest\x1a\x1c.policyd.v1.EvaluateResponse\x12T\n\rBatchEvaluate\x12 .policyd.v1.BatchEvaluateRequest\x1a!.policyd.v1.BatchEvaluateResponse\x12T\n\rReportOutcome\x12 .policyd.v1.ReportOutcomeRequest\x1a!.policyd.v1.ReportOutcomeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17policyd/v1/policy.proto\x12\npolicyd.v1\x1a\x1egoogle/protobuf/duration.proto\"\xe9\x03\n\x0f\x45valuateRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x07headers\x18\x02 \x03(\x0b\x32\x12.policyd.v1.Header\x12\x15\n\x08has_user\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12)\n\nuser_state\x18\x04 \x01(\x0e\x32\x15.policyd.v1.UserState\x12\x11\n\x04user\x18\x05 \x01(\tH\x01\x88\x01\x01\x12\x36\n\x17safety_identifier_state\x18\x06 \x01(\x0e\x32\x15.policyd.v1.UserState\x12\x1e\n\x11safety_identifier\x18\x07 \x01(\tH\x02\x88\x01\x01\x12\x0e\n\x06method\x18\x08 \x01(\t\x12\x0c\n\x04path\x18\t \x01(\t\x12%\n\x08raw_body\x18\n \x01(\x0b\x32\x13.policyd.v1.RawBody\x12\r\n\x05model\x18\x0b \x01(\t\x12\x11\n\tsource_ip\x18\x0c \x01(\t\x12\x12\n\nuser_agent\x18\r \x01(\t\x12\x14\n\x0corganization\x18\x0e \x01(\t\x12\x10\n\x08trace_id\x18\x0f \x01(\t\x12\x12\n\nrequest_id\x18\x10 \x01(\t\x12\x14\n\x0cmin_revision\x18\x11 \x01(\x03\x42\x0b\n\t_has_userB\x07\n\x05_userB\x14\n\x12_safety_identifier\"%\n\x06Header\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"J\n\x07RawBody\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\x12\x18\n\x10\x63ontent_encoding\x18\x03 \x01(\t\"\xa5\x02\n\x10\x45valuateResponse\x12&\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0e\x32\x14.policyd.v1.Decision\x12\"\n\x06\x64\x65nial\x18\x02 \x01(\x0b\x32\x12.policyd.v1.Denial\x12\x1f\n\x05\x66lags\x18\x03 \x03(\x0b\x32\x10.policyd.v1.Flag\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x04 \x01(\t\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12,\n\x0b\x65xplanation\x18\x06 \x01(\x0b\x32\x17.policyd.v1.Explanation\x12\x12\n\nwould_deny\x18\x07 \x01(\x08\x12\x15\n\rupstream_path\x18\x08 \x01(\t\x12\x12\n\napi_key_id\x18\t \x01(\t\x12\x10\n\x08trace_id\x18\n \x01(\t\"P\n\x06\x44\x65nial\x12\x13\n\x0bhttp_status\x18\x01 \x01(\x05\x12#\n\x07headers\x18\x02 \x03(\x0b\x32\x12.policyd.v1.Header\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\")\n\x04\x46lag\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\"\x8b\x02\n\x0b\x45xplanation\x12%\n\x04mode\x18\x01 \x01(\x0e\x32\x17.policyd.v1.EnforceMode\x12)\n\x06source\x18\x02 \x01(\x0e\x32\x19.policyd.v1.SettingSource\x12\x35\n\x10override_ignored\x18\x03 \x01(\x0e\x32\x1b.policyd.v1.OverrideIgnored\x12\x10\n\x08in_scope\x18\x04 \x01(\x08\x12\x11\n\toperation\x18\x05 \x01(\t\x12)\n\nuser_state\x18\x06 \x01(\x0e\x32\x15.policyd.v1.UserState\x12\x12\n\nidentifier\x18\x07 \x01(\t\x12\x0f\n\x07summary\x18\x08 \x01(\t\"a\n\x0f\x43heckKeyRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x07headers\x18\x02 \x03(\x0b\x32\x12.policyd.v1.Header\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\"J\n\x10\x43heckKeyResponse\x12\x10\n\x08in_force\x18\x01 \x01(\x08\x12\x12\n\nneeds_body\x18\x02 \x01(\x08\x12\x10\n\x08revision\x18\x03 \x01(\x03\"D\n\x14\x42\x61tchEvaluateRequest\x12,\n\x05items\x18\x01 \x03(\x0b\x32\x1d.policyd.v1.BatchEvaluateItem\"M\n\x11\x42\x61tchEvaluateItem\x12\n\n\x02id\x18\x01 \x01(\t\x12,\n\x07request\x18\x02 \x01(\x0b\x32\x1b.policyd.v1.EvaluateRequest\"I\n\x15\x42\x61tchEvaluateResponse\x12\x30\n\x07results\x18\x01 \x03(\x0b\x32\x1f.policyd.v1.BatchEvaluateResult\"\x87\x01\n\x13\x42\x61tchEvaluateResult\x12\n\n\x02id\x18\x01 \x01(\t\x12\x30\n\x08response\x18\x02 \x01(\x0b\x32\x1c.policyd.v1.EvaluateResponseH\x00\x12(\n\x06status\x18\x03 \x01(\x0b\x32\x16.policyd.v1.ItemStatusH\x00\x42\x08\n\x06result\";\n\nItemStatus\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"=\n\x14ReportOutcomeRequest\x12%\n\x08outcomes\x18\x01 \x03(\x0b\x32\x13.policyd.v1.Outcome\"\xfb\x02\n\x07Outcome\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\x12\"\n\x06\x65nding\x18\x02 \x01(\x0e\x32\x12.policyd.v1.Ending\x12\x13\n\x0bhttp_status\x18\x03 \x01(\x05\x12\x35\n\x12time_to_first_byte\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x64uration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\topenai_id\x18\x06 \x01(\t\x12\r\n\x05model\x18\x07 \x01(\t\x12\x14\n\x0corganization\x18\x08 \x01(\t\x12\x19\n\x0cinput_tokens\x18\t \x01(\x03H\x00\x88\x01\x01\x12\x1a\n\routput_tokens\x18\n \x01(\x03H\x01\x88\x01\x01\x12\x1a\n\rcached_tokens\x18\x0b \x01(\x03H\x02\x88\x01\x01\x42\x0f\n\r_input_tokensB\x10\n\x0e_output_tokensB\x10\n\x0e_cached_tokens\"X\n\x15ReportOutcomeResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x05\x12-\n\x08rejected\x18\x02 \x03(\x0b\x32\x1b.policyd.v1.RejectedOutcome\"1\n\x0fRejectedOutcome\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t*\x93\x03\n\tUserState\x12\x1a\n\x16USER_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10USER_STATE_VALID\x10\x01\x12\x15\n\x11USER_STATE_ABSENT\x10\x02\x12\x14\n\x10USER_STATE_EMPTY\x10\x03\x12\x14\n\x10USER_STATE_BLANK\x10\x04\x12\x19\n\x15USER_STATE_NOT_STRING\x10\x05\x12\x17\n\x13USER_STATE_TOO_LONG\x10\x06\x12\x18\n\x14USER_STATE_DUPLICATE\x10\x07\x12\x17\n\x13USER_STATE_NOT_JSON\x10\x08\x12\x19\n\x15USER_STATE_NOT_OBJECT\x10\t\x12\x1a\n\x16USER_STATE_TOO_COMPLEX\x10\n\x12\x17\n\x13USER_STATE_BAD_FORM\x10\x0b\x12\x1b\n\x17USER_STATE_BAD_ENCODING\x10\x0c\x12#\n\x1fUSER_STATE_UNSUPPORTED_ENCODING\x10\r\x12\x18\n\x14USER_STATE_TOO_LARGE\x10\x0e*K\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44\x45\x43ISION_ALLOW\x10\x01\x12\x11\n\rDECISION_DENY\x10\x02*s\n\x0b\x45nforceMode\x12\x1c\n\x18\x45NFORCE_MODE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45NFORCE_MODE_OFF\x10\x01\x12\x16\n\x12\x45NFORCE_MODE_AUDIT\x10\x02\x12\x18\n\x14\x45NFORCE_MODE_ENFORCE\x10\x03*\x98\x01\n\rSettingSource\x12\x1e\n\x1aSETTING_SOURCE_UNSPECIFIED\x10\x00\x12\x19\n\x15SETTING_SOURCE_HEADER\x10\x01\x12\x16\n\x12SETTING_SOURCE_KEY\x10\x02\x12\x1a\n\x16SETTING_SOURCE_DEFAULT\x10\x03\x12\x18\n\x14SETTING_SOURCE_ROUTE\x10\x04*\x91\x01\n\x0fOverrideIgnored\x12 \n\x1cOVERRIDE_IGNORED_UNSPECIFIED\x10\x00\x12\x1b\n\x17OVERRIDE_IGNORED_LOCKED\x10\x01\x12!\n\x1dOVERRIDE_IGNORED_TIGHTEN_ONLY\x10\x02\x12\x1c\n\x18OVERRIDE_IGNORED_INVALID\x10\x03*~\n\x06\x45nding\x12\x16\n\x12\x45NDING_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x45NDING_COMPLETE\x10\x01\x12\x16\n\x12\x45NDING_CLIENT_LEFT\x10\x02\x12\x19\n\x15\x45NDING_UPSTREAM_BROKE\x10\x03\x12\x14\n\x10\x45NDING_NO_ANSWER\x10\x04\x32\xc9\x02\n\rPolicyService\x12\x45\n\x08\x45valuate\x12\x1b.policyd.v1.EvaluateRequest\x1a\x1c.policyd.v1.EvaluateResponse\x12T\n\rBatchEvaluate\x12 .policyd.v1.BatchEvaluateRequest\x1a!.policyd.v1.BatchEvaluateResponse\x12\x45\n\x08\x43heckKey\x12\x1b.policyd.v1.CheckKeyRequest\x1a\x1c.policyd.v1.CheckKeyResponse\x12T\n\rReportOutcome\x12 .policyd.v1.ReportOutcomeRequest\x1a!.policyd.v1.ReportOutcomeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'policyd.v1.policy_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_USERSTATE']._serialized_start=2379
-  _globals['_USERSTATE']._serialized_end=2782
-  _globals['_DECISION']._serialized_start=2784
-  _globals['_DECISION']._serialized_end=2859
-  _globals['_ENFORCEMODE']._serialized_start=2861
-  _globals['_ENFORCEMODE']._serialized_end=2976
-  _globals['_SETTINGSOURCE']._serialized_start=2979
-  _globals['_SETTINGSOURCE']._serialized_end=3131
-  _globals['_OVERRIDEIGNORED']._serialized_start=3134
-  _globals['_OVERRIDEIGNORED']._serialized_end=3279
-  _globals['_ENDING']._serialized_start=3281
-  _globals['_ENDING']._serialized_end=3407
+  _globals['_USERSTATE']._serialized_start=2554
+  _globals['_USERSTATE']._serialized_end=2957
+  _globals['_DECISION']._serialized_start=2959
+  _globals['_DECISION']._serialized_end=3034
+  _globals['_ENFORCEMODE']._serialized_start=3036
+  _globals['_ENFORCEMODE']._serialized_end=3151
+  _globals['_SETTINGSOURCE']._serialized_start=3154
+  _globals['_SETTINGSOURCE']._serialized_end=3306
+  _globals['_OVERRIDEIGNORED']._serialized_start=3309
+  _globals['_OVERRIDEIGNORED']._serialized_end=3454
+  _globals['_ENDING']._serialized_start=3456
+  _globals['_ENDING']._serialized_end=3582
   _globals['_EVALUATEREQUEST']._serialized_start=72
   _globals['_EVALUATEREQUEST']._serialized_end=561
   _globals['_HEADER']._serialized_start=563
@@ -58,24 +58,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FLAG']._serialized_end=1097
   _globals['_EXPLANATION']._serialized_start=1100
   _globals['_EXPLANATION']._serialized_end=1367
-  _globals['_BATCHEVALUATEREQUEST']._serialized_start=1369
-  _globals['_BATCHEVALUATEREQUEST']._serialized_end=1437
-  _globals['_BATCHEVALUATEITEM']._serialized_start=1439
-  _globals['_BATCHEVALUATEITEM']._serialized_end=1516
-  _globals['_BATCHEVALUATERESPONSE']._serialized_start=1518
-  _globals['_BATCHEVALUATERESPONSE']._serialized_end=1591
-  _globals['_BATCHEVALUATERESULT']._serialized_start=1594
-  _globals['_BATCHEVALUATERESULT']._serialized_end=1729
-  _globals['_ITEMSTATUS']._serialized_start=1731
-  _globals['_ITEMSTATUS']._serialized_end=1790
-  _globals['_REPORTOUTCOMEREQUEST']._serialized_start=1792
-  _globals['_REPORTOUTCOMEREQUEST']._serialized_end=1853
-  _globals['_OUTCOME']._serialized_start=1856
-  _globals['_OUTCOME']._serialized_end=2235
-  _globals['_REPORTOUTCOMERESPONSE']._serialized_start=2237
-  _globals['_REPORTOUTCOMERESPONSE']._serialized_end=2325
-  _globals['_REJECTEDOUTCOME']._serialized_start=2327
-  _globals['_REJECTEDOUTCOME']._serialized_end=2376
-  _globals['_POLICYSERVICE']._serialized_start=3410
-  _globals['_POLICYSERVICE']._serialized_end=3668
+  _globals['_CHECKKEYREQUEST']._serialized_start=1369
+  _globals['_CHECKKEYREQUEST']._serialized_end=1466
+  _globals['_CHECKKEYRESPONSE']._serialized_start=1468
+  _globals['_CHECKKEYRESPONSE']._serialized_end=1542
+  _globals['_BATCHEVALUATEREQUEST']._serialized_start=1544
+  _globals['_BATCHEVALUATEREQUEST']._serialized_end=1612
+  _globals['_BATCHEVALUATEITEM']._serialized_start=1614
+  _globals['_BATCHEVALUATEITEM']._serialized_end=1691
+  _globals['_BATCHEVALUATERESPONSE']._serialized_start=1693
+  _globals['_BATCHEVALUATERESPONSE']._serialized_end=1766
+  _globals['_BATCHEVALUATERESULT']._serialized_start=1769
+  _globals['_BATCHEVALUATERESULT']._serialized_end=1904
+  _globals['_ITEMSTATUS']._serialized_start=1906
+  _globals['_ITEMSTATUS']._serialized_end=1965
+  _globals['_REPORTOUTCOMEREQUEST']._serialized_start=1967
+  _globals['_REPORTOUTCOMEREQUEST']._serialized_end=2028
+  _globals['_OUTCOME']._serialized_start=2031
+  _globals['_OUTCOME']._serialized_end=2410
+  _globals['_REPORTOUTCOMERESPONSE']._serialized_start=2412
+  _globals['_REPORTOUTCOMERESPONSE']._serialized_end=2500
+  _globals['_REJECTEDOUTCOME']._serialized_start=2502
+  _globals['_REJECTEDOUTCOME']._serialized_end=2551
+  _globals['_POLICYSERVICE']._serialized_start=3585
+  _globals['_POLICYSERVICE']._serialized_end=3914
 # @@protoc_insertion_point(module_scope)
