@@ -80,6 +80,11 @@ class Gateway:
         if self._policyd is not None:
             await self._policyd.close()
 
+    @property
+    def held(self) -> int:
+        """Bytes of large bodies that are held."""
+        return self._intake.held
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         held = self._intake.hold()

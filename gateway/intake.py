@@ -47,6 +47,11 @@ class Intake:
         """What the body of one request is held by."""
         return self._bodies.hold()
 
+    @property
+    def held(self) -> int:
+        """Bytes of large bodies that are held."""
+        return self._bodies.held
+
     def close(self) -> None:
         """Read no more."""
         self._bodies.close()

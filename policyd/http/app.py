@@ -20,6 +20,8 @@ from policyd.v1.policy_pb2 import EvaluateRequest, EvaluateResponse
 _log = logging.getLogger(__name__)
 
 EVALUATE = "/v1/evaluate"
+_THROWN_AWAY = 64 * 2**20
+"""Bytes of a body that is not needed, after which its client is cut, at the least."""
 _HOST = re.compile(r"[0-9A-Za-z._~:\[\]-]+")
 # Whatever else is wrong may be right again soon.
 _STATUS = {
@@ -76,7 +78,7 @@ class HttpCheck:
         request = Request(scope, receive, self._patience)
         try:
             reply = await self._reply(request)
-            await request.drain(self._max_body)
+            await request.drain(max(self._max_body, _THROWN_AWAY))
         except TimeoutError:
             reply = TOO_SLOW
         except ClientGone:

@@ -263,8 +263,14 @@ class Bounded:
         """Whether some of the next request's head is there."""
         return False
 
+    def has_refused(self) -> bool:
+        """Whether the connection is to end, as the client has broken its rules."""
+        return False
+
     def _state(self) -> State:
         cycle = self.cycle  # None before the first request
+        if self.has_refused():
+            return State.CLOSING
         if cycle is None:
             return State.OPENING
         if not cycle.response_complete:

@@ -42,22 +42,23 @@ class _Http(HttpToolsProtocol):
         """Whether a head has begun that is not complete."""
         self._is_boundary = False
         """Whether what was parsed last has ended within what the parser was fed."""
+        self._is_deaf = False
+        """Whether the rest of what the client sends is thrown away."""
+        self._closes = False
+        """Whether the connection ends with the request's body, as its answer has been given."""
         self._answering: Any = None
         """The request that the app is at work on; others may wait behind it."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol. Every request is told, not the last one alone."""
         super().connection_lost(exc)
-        self.pipeline.clear()
-        if self._answering is not None and not self._answering.response_complete:
-            self._answering.disconnected = True
-            self._answering.message_event.set()
+        self._abandon()
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
         self._unset_keepalive_if_required()
         view, begin = memoryview(data), 0
-        while begin < len(data) and not self.transport.is_closing():
+        while begin < len(data) and not (self._is_deaf or self.transport.is_closing()):
             if self._unread == MAX_HEAD:
                 self._refuse(HEAD_TOO_LARGE)
                 return
@@ -114,6 +115,9 @@ class _Http(HttpToolsProtocol):
         self.scope["has_fragment"] = b"#" in self.url  # type: ignore[typeddict-unknown-key]
         if not self.parser.should_upgrade():
             super().on_headers_complete()
+            cycle: Any = self.cycle
+            if not cycle.keep_alive:
+                cycle.transport = _Lingering(self)
 
     def on_message_complete(self) -> None:
         """See httptools."""
@@ -123,6 +127,8 @@ class _Http(HttpToolsProtocol):
             super().on_message_complete()
             # uvicorn leaves it so where the answer was quicker than the body.
             self.cycle.more_body = False
+            if self._closes:
+                self.transport.close()
 
     def on_chunk_header(self) -> None:
         """See httptools. Behind the last chunk, trailers may come."""
@@ -157,7 +163,50 @@ class _Http(HttpToolsProtocol):
         cycle: Any = self.cycle  # None before the first request
         if cycle is None or not cycle.response_started or cycle.response_complete:
             self.transport.write(reply.raw())
-        self.transport.close()
+        self._abandon()
+        self._is_deaf = True
+        self.end_writing()
+
+    def _abandon(self) -> None:
+        """Tell the requests under way that nobody waits for their answers."""
+        self.pipeline.clear()
+        for cycle in (self._answering, self.cycle):
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+
+    def end_writing(self) -> None:
+        """Say that no more comes, and wait for the client to say so, too.
+
+        A client that is still sending when its connection is closed may never see the answer.
+        """
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        else:
+            self.transport.close()
+
+    def linger(self) -> None:
+        """Close the connection once the request is complete, whose answer is."""
+        if self.cycle.more_body and not self.transport.is_closing():
+            self._closes = True
+            self.end_writing()
+        else:
+            self.transport.close()
+
+
+class _Lingering:
+    """A transport, as a request has it whose connection ends with it."""
+
+    __slots__ = ("_protocol", "is_closing", "write")
+
+    def __init__(self, protocol: _Http) -> None:
+        self._protocol = protocol
+        self.write = protocol.transport.write
+        self.is_closing = protocol.transport.is_closing
+
+    def close(self) -> None:
+        """See asyncio.Transport."""
+        self._protocol.linger()
 
 
 class Protocol(Bounded, _Http):
@@ -173,6 +222,10 @@ class Protocol(Bounded, _Http):
             self._refuse(TOO_SLOW)
         else:
             self.transport.close()
+
+    def has_refused(self) -> bool:
+        """See Bounded."""
+        return self._is_deaf
 
 
 def _head_end(tail: bytes, data: bytes, begin: int) -> int:
