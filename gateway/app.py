@@ -8,13 +8,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from gateway import errors, question
 from gateway.course import Course
 from gateway.headers import RequestHeaders, read_request
+from gateway.intake import Intake, Refused
 from gateway.question import Scope
 from gateway.settings import Settings, policyd_client
 from gateway.upstream import (
@@ -26,11 +26,10 @@ from gateway.upstream import (
     UpstreamBroke,
     UpstreamFailed,
 )
+from policyd.bodies import Held
 from policyd.client import NoDecision, PolicyClient
-from policyd.descriptor import TOO_LARGE, Facts, read_body
 from policyd.http.probes import PATIENCE, Probes
 from policyd.http.reply import HEAD_TOO_LARGE, WEBSOCKET, Reply, Send
-from policyd.model import Target
 from policyd.v1.policy_pb2 import (
     DECISION_ALLOW,
     DECISION_DENY,
@@ -58,6 +57,7 @@ class Gateway:
         self._evaluate = evaluate
         self._policyd: PolicyClient | None = None
         self._upstream: Upstream
+        self._intake: Intake
         self._undecided = _Tally()
         self._probes = Probes(self._not_ready)
 
@@ -67,6 +67,7 @@ class Gateway:
             self._policyd = policyd_client(settings)
             self._evaluate = self._policyd.evaluate
         self._upstream = Upstream(settings)
+        self._intake = Intake(settings, self._policyd.check_key if self._policyd else None)
         return self
 
     async def __aexit__(
@@ -76,14 +77,22 @@ class Gateway:
         trace: TracebackType | None,
     ) -> None:
         await self._upstream.close()
+        self._intake.close()
         if self._policyd is not None:
             await self._policyd.close()
 
+    @property
+    def held(self) -> int:
+        """Bytes of large bodies that are held."""
+        return self._intake.held
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        exchange = _Exchange(scope, receive, send, read_request(scope["headers"]))
+        held = self._intake.hold()
+        exchange = _Exchange(scope, receive, send, read_request(scope["headers"]), held)
         try:
-            await self._serve(exchange)
+            with held:
+                await self._serve(exchange)
         except ClientGone:
             pass
         except asyncio.CancelledError:
@@ -108,7 +117,13 @@ class Gateway:
         if prefix.restored(asked_for.path or path) is None:
             await errors.OUTSIDE.send(exchange.send)
             return
-        body, facts = await self._read(exchange, asked_for)
+        try:
+            body, facts = await self._intake.read(
+                exchange.scope, exchange.receive, exchange.headers, path, asked_for, exchange.held
+            )
+        except Refused as refused:
+            await refused.reply.send(exchange.send)
+            return
         asked = question.ask(exchange.scope, path, exchange.headers, facts, self._settings.api_key)
         began = time.perf_counter_ns()
         verdict = await self._decide(asked)
@@ -133,21 +148,6 @@ class Gateway:
             return ""
         is_there = await self._policyd.can_reach(PATIENCE)
         return "" if is_there else "policyd cannot be reached"
-
-    async def _read(self, exchange: "_Exchange", target: Target) -> tuple[Body, Facts | None]:
-        """The body, and what it says that matters to the policy: None out of scope."""
-        headers = exchange.headers
-        if not target.in_scope:
-            return exchange.upload() if headers.has_body else None, None
-        if not (headers.names_key or self._settings.api_key):
-            # It is refused whatever it holds, so nobody reads it.
-            return exchange.upload(), TOO_LARGE
-        limit = self._settings.max_body
-        body = await exchange.read_body(limit)
-        if not isinstance(body, bytes):
-            return body, TOO_LARGE
-        reader = partial(read_body, endpoint=target.endpoint, limit=limit)
-        return body, await question.read(body, headers, reader)
 
     async def _decide(self, asked: EvaluateRequest) -> "Reply | _Permission":
         """The refusal, or the permission to forward."""
@@ -219,40 +219,19 @@ class _Permission(NamedTuple):
 class _Exchange:
     """One request and what became of it."""
 
-    __slots__ = ("headers", "is_answered", "receive", "scope", "send")
+    __slots__ = ("headers", "held", "is_answered", "receive", "scope", "send")
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, headers: RequestHeaders) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, headers: RequestHeaders, held: Held
+    ) -> None:
         self.scope = scope
         self.receive = receive
         self.send = send
         self.headers = headers
+        self.held = held
+        """Its body, as far as it is held."""
         self.is_answered = False
         """Whether the upstream's answer has begun to go to the client."""
-
-    def upload(self, begun: bytes = b"") -> Upload:
-        """The body, or what follows `begun` of it, to be sent on as it comes."""
-        return Upload(self.receive, self.headers.content_length, begun)
-
-    async def read_body(self, limit: int) -> bytes | Upload:
-        """The whole body, or an upload where it is over `limit`. Raises ClientGone."""
-        if (self.headers.content_length or 0) > limit:
-            return self.upload()
-        chunk, more = await self._next_chunk()
-        if not more and len(chunk) <= limit:
-            return chunk
-        body = bytearray(chunk)
-        while more and len(body) <= limit:
-            chunk, more = await self._next_chunk()
-            body += chunk
-        if len(body) > limit:
-            return Upload(self.receive, self.headers.content_length, bytes(body), more)
-        return bytes(body)
-
-    async def _next_chunk(self) -> tuple[bytes, bool]:
-        message = await self.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        return message.get("body", b""), message.get("more_body", False)
 
     async def give_up(self, reply: Reply) -> None:
         """Answer with `reply`, unless another answer has begun: then that one is cut."""

@@ -10,6 +10,7 @@ import click
 from gateway.server import Server
 from gateway.settings import KEY_HEADERS, Settings, read_secret
 from policyd.configuration import Address, Group, Options, run, start_logging
+from policyd.files import raise_limit
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _OPTIONS = Options("GATEWAY")
@@ -68,6 +69,44 @@ def main() -> None:
     help="Bytes of a body that is checked, also decompressed. A larger one is refused if enforced.",
 )
 @_option(
+    "--body-memory",
+    type=click.IntRange(1),
+    default=None,
+    help="Bytes of all bodies over 64 KiB that are held at once, also decompressed; by default 512 "
+    "MiB, or four times --max-body. Beyond it, requests get 503.",
+)
+@_option(
+    "--max-connections",
+    type=click.IntRange(1),
+    default=None,
+    help="Clients' connections; by default 10,000, or half of what the limit of open files leaves. "
+    "Beyond it, those that wait longest are closed for new ones.",
+)
+@_option(
+    "--head-timeout",
+    type=click.FloatRange(0.001),
+    default=10.0,
+    help="Seconds for a TLS handshake, and for a request's headers to be complete.",
+)
+@_option(
+    "--body-timeout",
+    type=click.FloatRange(0.001),
+    default=120.0,
+    help="Seconds for a body that is checked. One that streams through brings 1 KiB a second.",
+)
+@_option(
+    "--idle-timeout",
+    type=click.FloatRange(0.001),
+    default=75.0,
+    help="Seconds that a connection is kept between two requests.",
+)
+@_option(
+    "--write-timeout",
+    type=click.FloatRange(0.001),
+    default=60.0,
+    help="Seconds for a client to take more of its answer, once 64 KiB of it wait.",
+)
+@_option(
     "--connect-timeout", type=click.FloatRange(0.001), default=10.0, help="Seconds to connect."
 )
 @_option(
@@ -98,6 +137,7 @@ def serve(log_level: str, **given: Any) -> None:
     Ctrl-C or SIGTERM finishes the requests under way; a second one cuts them.
     """
     start_logging(log_level)
+    raise_limit()
     run(_serve(_settings(given)))
 
 

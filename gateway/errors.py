@@ -31,6 +31,13 @@ NO_DECISION = error(
     "Try again; if it lasts, ask the gateway's operator whether policyd runs and can be reached",
     RETRY,
 )
+BODIES_FULL = error(
+    503,
+    "server_error",
+    "The gateway holds as many request bodies as it may. Try again; if it lasts, ask its operator "
+    "to raise --body-memory",
+    RETRY,
+)
 STOPPING = error(
     503, "server_error", "The gateway is being stopped. Try again; another may answer", RETRY
 )

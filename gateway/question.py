@@ -1,19 +1,17 @@
 """An HTTP request -> the question that policyd is asked about it: facts, never the body."""
 
-import asyncio
-from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
 from gateway.headers import RequestHeaders
 from policyd import endpoints, method_override
+from policyd.bodies import Bodies, Held
 from policyd.descriptor import KEY_HEADER, Facts, agreed
 from policyd.facts import MAX_REMARK, put_facts
-from policyd.model import Target
-from policyd.v1.policy_pb2 import EvaluateRequest, Header
+from policyd.model import Endpoint, Target
+from policyd.v1.policy_pb2 import CheckKeyRequest, EvaluateRequest, Header
 
 Scope = dict[str, Any]
-Reader = Callable[[bytes, str | None, str], Facts]
 
 MAX_PATH = 8 * 1024
 MAX_OWN_HEADERS = 8 * 1024
@@ -46,13 +44,31 @@ def _overriding(scope: Scope, headers: RequestHeaders) -> method_override.Header
     return method_override.overriding(scope["method"], headers.read, query)
 
 
-async def read(body: bytes, headers: RequestHeaders, reader: Reader) -> Facts:
-    """What the body says that matters to the policy; `reader` is read_body() for the endpoint."""
+async def read(
+    bodies: Bodies,
+    held: Held,
+    body: bytes,
+    headers: RequestHeaders,
+    endpoint: Endpoint | None,
+    limit: int,
+) -> Facts:
+    """What the body says that matters to the policy. Raises BodiesFull."""
     content_type = agreed(headers.all(b"content-type"))
     coding = ", ".join(headers.all(b"content-encoding"))
-    if len(body) <= _READ_AT_ONCE and not coding:
-        return reader(body, content_type, coding)
-    return await asyncio.to_thread(reader, body, content_type, coding)
+    return await bodies.read(held, body, content_type, coding, endpoint, limit, _READ_AT_ONCE)
+
+
+def about_key(scope: Scope, path: str, headers: RequestHeaders, api_key: str) -> CheckKeyRequest:
+    """The question whether the request's key is in force, before its body is read."""
+    told = [*headers.ours, *_overriding(scope, headers)]
+    question = CheckKeyRequest(
+        headers=[Header(name=name, value=value) for name, value in told],
+        method=scope["method"],
+        path=path,
+    )
+    if api_key and not any(name == KEY_HEADER for name, _ in headers.ours):
+        question.key = api_key
+    return question
 
 
 def ask(

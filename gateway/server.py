@@ -19,7 +19,7 @@ class Server:
 
     def __init__(self, settings: Settings, evaluate: Evaluate | None = None) -> None:
         self._settings = settings
-        self._gateway = Gateway(settings, evaluate)
+        self.gateway = Gateway(settings, evaluate)
         self._listener: Listener
         self.url = ""
 
@@ -27,8 +27,9 @@ class Server:
         tls = tls_context(self._settings.tls_cert, self._settings.tls_key)
         listening = _listen(self._settings.listen)
         port = listening.getsockname()[1]
-        app = await self._gateway.__aenter__()
-        self._listener = Listener(app, tls=tls, grace=self._settings.grace)
+        app = await self.gateway.__aenter__()
+        settings = self._settings
+        self._listener = Listener(app, tls=tls, grace=settings.grace, limits=settings.limits)
         await self._listener.start(listening)
         scheme = "https" if tls else "http"
         self.url = f"{scheme}://{Address(self._settings.listen.host, port)}"
@@ -41,7 +42,7 @@ class Server:
         trace: TracebackType | None,
     ) -> None:
         await self._listener.stop()
-        await self._gateway.__aexit__(kind, error, trace)
+        await self.gateway.__aexit__(kind, error, trace)
 
     def hurry(self) -> None:
         """Cut the requests under way, where it is being stopped."""

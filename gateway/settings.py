@@ -8,6 +8,8 @@ from yarl import URL
 from policyd import endpoints
 from policyd.client import PolicyClient, tls_credentials
 from policyd.configuration import Address, SettingsError
+from policyd.files import share
+from policyd.http.connections import Limits
 
 _LISTEN = Address("127.0.0.1", 8080)
 KEY_HEADERS = ("Authorization", "api-key", "x-api-key", "x-goog-api-key")
@@ -45,6 +47,19 @@ class Settings:
     policy_timeout: float = 1.0
     max_body: int = 64 * 2**20
     """Bytes of a request body that is read, as it came and decompressed."""
+    body_memory: int | None = None
+    """Bytes of all bodies over 64 KiB that are held at once, as they came and decompressed. None:
+    512 MiB, or four times `max_body`."""
+    max_connections: int | None = None
+    """Clients' connections. None: 10,000, or as many as the limit of open files allows."""
+    head_timeout: float = 10.0
+    """Seconds for a TLS handshake, and for a request's head."""
+    body_timeout: float = 120.0
+    """Seconds for a body that is held; one that is passed on has to keep a pace."""
+    idle_timeout: float = 75.0
+    """Seconds that a connection is kept between two requests."""
+    write_timeout: float = 60.0
+    """Seconds for a client to take more of its answer."""
     connect_timeout: float = 10.0
     read_timeout: float = 600.0
     """Seconds until the upstream's first byte, and between two of its bytes."""
@@ -59,7 +74,28 @@ class Settings:
     policyd_token: str = field(default="", repr=False)
     insecure: bool = False
 
+    @property
+    def limits(self) -> Limits:
+        """What bounds the clients' connections. With each, one to the upstream may be open."""
+        return Limits(
+            connections=share(self.max_connections, each=2, flag="--max-connections"),
+            head=self.head_timeout,
+            body=self.body_timeout,
+            idle=self.idle_timeout,
+            write=self.write_timeout,
+        )
+
+    @property
+    def memory(self) -> int:
+        """`body_memory`, or what it is by default."""
+        return self.body_memory or max(512 * 2**20, 4 * self.max_body)
+
     def __post_init__(self) -> None:
+        if self.memory < 2 * self.max_body:
+            raise SettingsError(
+                "--body-memory must be at least twice --max-body: a body is held as it came and "
+                "decompressed"
+            )
         Address.parse(self.policyd, "--policyd")
         _check_upstream(self.upstream)
         if self.upstream_api_key_header not in ("", *KEY_HEADERS):

@@ -7,14 +7,14 @@ its standard input closes, after it has shipped what is left.
 import asyncio
 import logging
 import os
-import resource
 import sys
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from datetime import timedelta
 
 from policyd import child
 from policyd.configuration import run, start_logging
 from policyd.errors import StoreUnavailable
+from policyd.files import raise_limit
 from policyd.settings import ServerSettings
 from policyd.shipper import Shipper
 from policyd.spool import SpoolReader
@@ -103,15 +103,8 @@ class _Office:
         return shipped
 
 
-def _open_many_files() -> None:
-    """Take all the files that may be had: the console's visitors must leave some for the log."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # Not every system gives what it says may be had.
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
 if __name__ == "__main__":
     start_logging(sys.argv[1])
     os.nice(_NICE)
-    _open_many_files()
+    raise_limit()
     run(_work())

@@ -16,6 +16,7 @@ import click
 from policyd import explanation, options
 from policyd.addresses import reserve
 from policyd.configuration import Address, Group, run, start_logging
+from policyd.files import raise_limit
 from policyd.key_commands import keys
 from policyd.log_commands import logs
 from policyd.options import MODES, OPTIONS, HeaderLine, option
@@ -79,6 +80,51 @@ main.add_command(simulate)
     default=64 * 2**20,
     type=click.IntRange(1),
     help="Bytes of a body that --http reads, as it came and decompressed.",
+)
+@option(
+    "--body-memory",
+    default=None,
+    type=click.IntRange(1),
+    help="Bytes of all bodies over 64 KiB that are held at once, also decompressed; by default 512 "
+    "MiB, or four times --max-body. Beyond it, checks get 503.",
+)
+@option(
+    "--max-connections",
+    default=None,
+    type=click.IntRange(1),
+    help="Connections to --grpc, and to --http; by default 10,000, or what the limit of open files "
+    "leaves. Beyond it, --grpc takes no new ones, and --http closes those that wait longest.",
+)
+@option(
+    "--max-connection-age",
+    default=600.0,
+    type=click.FloatRange(0.1),
+    help="Seconds, give or take a tenth, after which a gRPC client is asked to connect anew, so "
+    "that balancers spread. No call is cut.",
+)
+@option(
+    "--head-timeout",
+    default=10.0,
+    type=click.FloatRange(0.001),
+    help="Seconds for a TLS or HTTP/2 handshake, and for the headers of a request to --http.",
+)
+@option(
+    "--body-timeout",
+    default=120.0,
+    type=click.FloatRange(0.001),
+    help="Seconds for a body that is sent to --http.",
+)
+@option(
+    "--idle-timeout",
+    default=75.0,
+    type=click.FloatRange(0.001),
+    help="Seconds that a connection to --http is kept between two requests.",
+)
+@option(
+    "--write-timeout",
+    default=60.0,
+    type=click.FloatRange(0.001),
+    help="Seconds for a client of --http to take more of its answer, once 64 KiB of it wait.",
 )
 @option(
     "--max-staleness",
@@ -155,6 +201,7 @@ def serve(
 ) -> None:
     """Run policyd: answer gateways, and manage keys."""
     start_logging(log_level)
+    raise_limit()
     given["grpc"] = Address.parse(given["grpc"], "--grpc")
     given["admin"] = Address.parse(given["admin"], "--admin")
     if given["http"] is not None:
@@ -260,4 +307,5 @@ def demo(log_level: str, **given: Any) -> None:
     from policyd import demo as demonstration
 
     start_logging(log_level)
+    raise_limit()
     demonstration.run(**given)

@@ -25,6 +25,8 @@ from policyd.v1.policy_pb2 import (
     DECISION_DENY,
     BatchEvaluateItem,
     BatchEvaluateRequest,
+    CheckKeyRequest,
+    CheckKeyResponse,
     EvaluateRequest,
     EvaluateResponse,
     Explanation,
@@ -129,6 +131,24 @@ class PolicyClient:
         except NoDecision as problem:
             return instead(problem, self._on_error)
 
+    async def check_key(self, request: CheckKeyRequest) -> CheckKeyResponse:
+        """Ask whether a key is in force and the request's body needed, before it is held.
+
+        A policyd that does not know the question yet counts as one that needs the body. Raises
+        NoDecision.
+        """
+        try:
+            return await self._call(self._stub.CheckKey, request)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                return CheckKeyResponse(in_force=True, needs_body=True)
+            raise _no_decision(error) from None
+        except (asyncio.CancelledError, grpc.aio.UsageError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
+                raise
+            raise NoDecision(CLOSED) from None
+
     async def _decision(self, request: EvaluateRequest) -> EvaluateResponse:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[EvaluateResponse] = loop.create_future()
@@ -180,10 +200,7 @@ class PolicyClient:
         try:
             answers = await self._answers([request for request, _ in batch])
         except grpc.aio.AioRpcError as error:
-            reason = f"{error.code().name}: {error.details()}"
-            is_outage = error.code() in _OUTAGES
-            problem = NoDecision(f"policyd gave no decision ({reason})", is_outage=is_outage)
-            answers = [problem] * len(batch)
+            answers = [_no_decision(error)] * len(batch)
         except (asyncio.CancelledError, grpc.aio.UsageError):
             answers = [NoDecision(CLOSED)] * len(batch)
         except Exception as error:  # noqa: BLE001  # Whoever waits must be told, whatever it was.
@@ -224,6 +241,12 @@ class PolicyClient:
         await asyncio.sleep(_RETRY_PAUSE)
         left = max(deadline - time.monotonic(), 0)
         return await method(request, timeout=left, metadata=self._metadata)
+
+
+def _no_decision(error: grpc.aio.AioRpcError) -> NoDecision:
+    reason = f"{error.code().name}: {error.details()}"
+    is_outage = error.code() in _OUTAGES
+    return NoDecision(f"policyd gave no decision ({reason})", is_outage=is_outage)
 
 
 def _batches(waiting: list[_Waiting]) -> Iterator[list[_Waiting]]:

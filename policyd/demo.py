@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.server import Server as GatewayServer
 from gateway.settings import Settings as GatewaySettings
@@ -18,6 +19,7 @@ from policyd.addresses import check_free, reserve
 from policyd.configuration import Address, SettingsError
 from policyd.console import console_url, first_link
 from policyd.demo_upstream import DemoUpstream
+from policyd.http.connections import Bounded
 from policyd.http.listener import Listener, open_socket
 from policyd.model import Mode
 from policyd.private_files import make_folder
@@ -124,13 +126,17 @@ def _first_key(database_url: str, sample: bool) -> str | None:
         store.close()
 
 
+class _Ordinary(Bounded, HttpToolsProtocol):
+    """uvicorn's own HTTP/1.1."""
+
+
 @asynccontextmanager
 async def _own_upstream() -> AsyncIterator[str]:
     listening = open_socket(Address("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     app = DemoUpstream(pause=_CHUNK_PAUSE)
     # An ordinary server, as an upstream is: with a date, and nothing exact about its bytes.
-    listener = Listener(app, tls=None, grace=_GRACE, http="httptools", date_header=True)
+    listener = Listener(app, tls=None, grace=_GRACE, http=_Ordinary, date_header=True)
     await listener.start(listening)
     try:
         yield url

@@ -8,6 +8,8 @@ PolicydError
 ├── KeyNotFound            no API key has this ID
 ├── DecisionNotFound       the log has no decision with this ID
 ├── LogFull                a decision cannot be logged, so it must not be answered
+│   └── LogUnwritable      ... for another reason than that there is no room for it
+├── BodiesFull             as many bytes of request bodies are held as may be
 ├── KeyRevoked             a revoked API key cannot be changed
 ├── EtagMismatch           the API key has changed since the caller read it
 ├── StoreUnavailable       the database cannot be reached or used
@@ -47,6 +49,14 @@ class DecisionNotFound(PolicydError):
 
 class LogFull(PolicydError):
     """A decision cannot be logged, so it must not be answered."""
+
+
+class LogUnwritable(LogFull):
+    """A decision cannot be logged, though there would be room: the disk or the process fails."""
+
+
+class BodiesFull(PolicydError):
+    """As many bytes of request bodies are held as may be."""
 
 
 class KeyRevoked(PolicydError):

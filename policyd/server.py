@@ -15,17 +15,19 @@ from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
 
 from policyd import spool, tokens
 from policyd.addresses import check_free, not_free
+from policyd.bodies import Bodies
 from policyd.child import Child
 from policyd.configuration import Address
 from policyd.decision_log import DecisionLog
 from policyd.errors import RevisionNotReached, StoreUnavailable
 from policyd.http.app import HttpCheck
+from policyd.http.connections import Limits
 from policyd.http.listener import Listener, open_socket, tls_context
 from policyd.key_table import KeyTable
 from policyd.private_files import warn_of_open_folders
 from policyd.services.admin import AdminServicer
 from policyd.services.envoy import AuthorizationServicer
-from policyd.services.listener import NOT_SERVING, SERVING, GrpcListener, credentials
+from policyd.services.listener import NOT_SERVING, SERVING, Bounds, GrpcListener, credentials
 from policyd.services.policy import PolicyServicer
 from policyd.services.tokens import TokenInterceptor
 from policyd.settings import ServerSettings
@@ -40,6 +42,8 @@ _POLL = 1.0
 """Seconds between two looks for changed keys. One at SQLite costs little, and it gives no hints."""
 _FLUSH = 5.0
 """Seconds between two times that refused keys, which are counted in memory, are written."""
+_ADMINISTRATORS = 32
+"""Connections to AdminService."""
 _BEAT = 2.0
 """Seconds between two signs of life for the store; a new revision is told at once."""
 _POLICY = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name
@@ -121,13 +125,15 @@ class Server:
             guards.append(
                 TokenInterceptor(token, f"ask policyd's operator for the one in {path.name}")
             )
-        listener = self._listener((_POLICY, _AUTHORIZATION), guards)
+        connections = self._settings.connections
+        listener = self._listener((_POLICY, _AUTHORIZATION), guards, connections)
         assert self._log is not None
         default = self._settings.default_mode
+        self._bodies = Bodies(self._settings.memory)
         self._policy = PolicyServicer(self._keys, default, self._id, self._log.append)
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(self._policy, listener.server)
         external_auth_pb2_grpc.add_AuthorizationServicer_to_server(
-            AuthorizationServicer(self._policy), listener.server
+            AuthorizationServicer(self._policy, self._bodies), listener.server
         )
         return listener
 
@@ -135,7 +141,7 @@ class Server:
         path = self._settings.admin_token_file
         token = tokens.load(path, "--admin-token-file")
         guards = [TokenInterceptor(token, f"it stands in {path.name}, which policyd serve names")]
-        listener = self._listener((_ADMIN,), guards)
+        listener = self._listener((_ADMIN,), guards, _ADMINISTRATORS)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(
             AdminServicer(self._store), listener.server
         )
@@ -148,9 +154,12 @@ class Server:
         token = tokens.load(path, "--caller-token-file") if path else ""
         app = HttpCheck(
             self._policy.answer,
+            self._policy.knows,
+            self._bodies,
             token=token,
             max_body=settings.max_body,
             max_message=settings.max_message,
+            patience=settings.body_timeout,
             not_ready=self._not_ready,
         )
         if not self._shared:
@@ -160,12 +169,22 @@ class Server:
         except OSError:
             raise not_free(address, "--http") from None
         port = listening.getsockname()[1]
-        self._http = Listener(app, tls=tls, grace=settings.grace)
+        limits = _http_limits(settings)
+        self._http = Listener(app, tls=tls, grace=settings.grace, limits=limits)
         await self._http.start(listening)
         return Address(address.host, port)
 
-    def _listener(self, services: tuple[str, ...], guards: list[Any]) -> GrpcListener:
-        listener = GrpcListener(services, guards, self._settings.max_message, self._shared)
+    def _listener(
+        self, services: tuple[str, ...], guards: list[Any], connections: int
+    ) -> GrpcListener:
+        settings = self._settings
+        bounds = Bounds(
+            max_message=settings.max_message,
+            connections=connections,
+            handshake=settings.head_timeout,
+            age=settings.max_connection_age,
+        )
+        listener = GrpcListener(services, guards, bounds, self._shared)
         self._listeners.append(listener)
         return listener
 
@@ -233,6 +252,16 @@ class Server:
             # Last, so that it ships all that was written.
             await self._office.stop()
         self._store.close()
+
+
+def _http_limits(settings: ServerSettings) -> Limits:
+    return Limits(
+        connections=settings.connections,
+        head=settings.head_timeout,
+        body=settings.body_timeout,
+        idle=settings.idle_timeout,
+        write=settings.write_timeout,
+    )
 
 
 def prepare(settings: ServerSettings) -> None:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from policyd.configuration import Address
 from policyd.errors import SettingsError
+from policyd.files import share
 from policyd.model import Mode
 
 # It stands in commands to copy: nothing that a shell or a program would read as its own.
@@ -30,6 +31,21 @@ class ServerSettings:
     """Where proxies without gRPC ask."""
     max_body: int = 64 * 2**20
     """Bytes of a body that a proxy sends along to `http`, as it came and decompressed."""
+    body_memory: int | None = None
+    """Bytes of all bodies over 64 KiB that are held at once, as they came and decompressed. None:
+    512 MiB, or four times `max_body`."""
+    max_connections: int | None = None
+    """Of `grpc` and of `http`. None: 10,000, or as many as the limit of open files allows."""
+    head_timeout: float = 10.0
+    """Seconds for a TLS or HTTP/2 handshake, and for the head of a request to `http`."""
+    body_timeout: float = 120.0
+    """Seconds for a body that is sent to `http`."""
+    idle_timeout: float = 75.0
+    """Seconds that a connection to `http` is kept between two requests."""
+    write_timeout: float = 60.0
+    """Seconds for a client of `http` to take more of its answer."""
+    max_connection_age: float = 600.0
+    """Seconds after which a gRPC connection is to be made anew, so that balancers spread."""
     workers: int = 1
     default_mode: Mode = Mode.OFF
     max_message: int = 4 * 2**20
@@ -67,7 +83,19 @@ class ServerSettings:
     console_gateway_url: str = "http://127.0.0.1:8080"
     """Where clients reach the gateway, as the console tells them."""
 
+    @property
+    def connections(self) -> int:
+        """How many connections `grpc` takes, and as many again `http`."""
+        each = 1 if self.http is None else 2
+        return share(self.max_connections, each=each, flag="--max-connections")
+
+    @property
+    def memory(self) -> int:
+        """`body_memory`, or what it is by default."""
+        return self.body_memory or max(512 * 2**20, 4 * self.max_body)
+
     def __post_init__(self) -> None:
+        _check_memory(self.memory, self.max_body)
         if not 0 < self.log_retention <= MAX_RETENTION:
             raise SettingsError(f"--log-retention takes days, up to {MAX_RETENTION}: 100 years")
         if (self.tls_cert is None) != (self.tls_key is None):
@@ -109,6 +137,14 @@ class ServerSettings:
                 "--tls-key and either --tls-client-ca or --caller-token-file, or --insecure if "
                 "something else protects it"
             )
+
+
+def _check_memory(memory: int, max_body: int) -> None:
+    if memory < 2 * max_body:
+        raise SettingsError(
+            "--body-memory must be at least twice --max-body: a body is held as it came and "
+            "decompressed"
+        )
 
 
 def _check_url(text: str, flag: str) -> None:

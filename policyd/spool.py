@@ -10,16 +10,22 @@ shipper deletes a file that the store has all of and nobody locks any more.
     database                   which database the entries belong to
 """
 
+import errno
 import fcntl
+import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from policyd.errors import LogFull, SettingsError
+from policyd.errors import LogFull, LogUnwritable, SettingsError
 from policyd.private_files import make_file, make_folder
+
+_log = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
 
 _SEGMENT = 8 * 2**20
 """Bytes after which a new file is begun."""
@@ -27,6 +33,10 @@ _SEGMENTS = 8
 """Files that the spool holds at least before it is full."""
 _LOOK = 1.0
 """Seconds between two looks at what all workers together have written."""
+_SPARES = 4
+"""Descriptors that are kept for looking and for a new file, where the process has no other left."""
+_NO_FILES = frozenset({errno.EMFILE, errno.ENFILE})
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 _DIGITS = 20
 
 
@@ -105,6 +115,11 @@ class SpoolWriter:
         self._used = 0
         self._looked_at = 0.0
         self._lost = 0
+        self._spares = _Spares(self._folder)
+        self._is_blind = False
+        """Whether the last look failed."""
+        self._problem: OSError | None = None
+        """Why there was no new file when one was due."""
         try:
             self._losses = self._create(f"{process}.lost")
             # Written now, so that it has its place on a disk that is full later.
@@ -114,16 +129,14 @@ class SpoolWriter:
             raise _unusable(folder, error) from None
 
     def write(self, lines: bytes) -> None:
-        """Write all of it or nothing. Raises LogFull."""
+        """Write all of it or nothing. Raises LogFull or LogUnwritable."""
         now = time.monotonic()
         if now - self._looked_at > _LOOK or self._used + len(lines) > self._limit:
             self._look(now)
         if self._size >= self._segment_size or self._is_torn:
             self._rotate()
         if self._is_torn:
-            raise LogFull(
-                "the decision log cannot begin a new file: see to the folder that --spool names"
-            )
+            raise _unwritable("begin a new file", self._problem)
         if self._used + len(lines) > self._limit:
             raise LogFull(
                 "the decision log is full (--spool-limit), as the database does not take it: "
@@ -143,6 +156,7 @@ class SpoolWriter:
 
     def close(self) -> None:
         """Leave the files to the shipper."""
+        self._spares.close()
         for descriptor in (self._segment, self._losses, self._folder):
             os.close(descriptor)
 
@@ -153,10 +167,7 @@ class SpoolWriter:
                 written += os.write(self._segment, lines[written:] if written else lines)
         except OSError as error:
             self._take_back(written)
-            raise LogFull(
-                f"the decision log cannot be written ({error.strerror}): "
-                "see to the disk that --spool names, or serve with --log-full drop"
-            ) from None
+            raise _unwritable("be written", error) from None
         self._size += written
         self._used += written
 
@@ -173,8 +184,17 @@ class SpoolWriter:
     def _look(self, now: float) -> None:
         """See how much all workers have written. At the limit, at most a few times a second."""
         if now - self._looked_at > _LOOK / 10:
-            self._used = sum(size for _, size in _segments(self._folder))
             self._looked_at = now
+            try:
+                found = self._spares.lend(lambda: _segments(self._folder))
+            except OSError as error:
+                # What this process writes is counted all the same, and decisions go on.
+                if not self._is_blind:
+                    _log.error("the spool cannot be looked through: %s", _cause(error))
+                self._is_blind = True
+            else:
+                self._used = sum(size for _, size in found)
+                self._is_blind = False
             if not os.fstat(self._segment).st_nlink:
                 # Somebody has deleted it, and nobody would ever read what is written there.
                 self._is_torn = True
@@ -182,9 +202,10 @@ class SpoolWriter:
     def _rotate(self) -> None:
         before, is_empty = self._segment, not self._size
         try:
-            self._begin_segment()
-        except OSError:
-            return  # The old one goes on, and write() says what is wrong with the disk.
+            self._spares.lend(self._begin_segment)
+        except OSError as error:
+            self._problem = error
+            return  # The old one goes on, and write() says what is wrong.
         if is_empty:
             # On a full disk there may be many, and a shipper without a store deletes none.
             with suppress(OSError):
@@ -210,6 +231,54 @@ class SpoolWriter:
             if os.fstat(descriptor).st_nlink:
                 return descriptor
             os.close(descriptor)
+
+
+class _Spares:
+    """Descriptors in reserve: given up for a moment where the process has used up all others."""
+
+    def __init__(self, folder: int) -> None:
+        self._folder = folder
+        self._kept: list[int] = []
+        self._fill()
+
+    def lend(self, work: Callable[[], _Result]) -> _Result:
+        """Do `work`, which opens a file. Raises what it raises."""
+        try:
+            return work()
+        except OSError as error:
+            if error.errno not in _NO_FILES or not self._kept:
+                raise
+            os.close(self._kept.pop())
+            return work()
+        finally:
+            if len(self._kept) < _SPARES:
+                self._fill()
+
+    def close(self) -> None:
+        """Give all of them up."""
+        while self._kept:
+            os.close(self._kept.pop())
+
+    def _fill(self) -> None:
+        with suppress(OSError):  # Then there are fewer for now.
+            while len(self._kept) < _SPARES:
+                self._kept.append(os.dup(self._folder))
+
+
+def _unwritable(what: str, error: OSError | None) -> LogFull:
+    kind = LogFull if error is not None and error.errno in _NO_ROOM else LogUnwritable
+    return kind(f"the decision log cannot {what}: {_cause(error)}")
+
+
+def _cause(error: OSError | None) -> str:
+    """What is wrong, and what is to be done about it."""
+    if error is not None and error.errno in _NO_FILES:
+        return (
+            f"{error.strerror}. Raise the limit of open files (ulimit -n; LimitNOFILE= of a "
+            "systemd unit), or lower --max-connections"
+        )
+    why = f" ({error.strerror})" if error is not None else ""
+    return f"see to the folder and the disk that --spool names{why}, or serve with --log-full drop"
 
 
 def _segments(folder: int) -> list[tuple[str, int]]:

@@ -12,7 +12,13 @@ from types import TracebackType
 from typing import Self
 
 from policyd.client import CLOSED, ChannelCredentials, NoDecision, OnError, PolicyClient, instead
-from policyd.v1.policy_pb2 import EvaluateRequest, EvaluateResponse, Outcome
+from policyd.v1.policy_pb2 import (
+    CheckKeyRequest,
+    CheckKeyResponse,
+    EvaluateRequest,
+    EvaluateResponse,
+    Outcome,
+)
 
 
 class SyncPolicyClient:
@@ -88,6 +94,17 @@ class SyncPolicyClient:
             return asked.result()
         except CancelledError:
             return instead(NoDecision(CLOSED), self._on_error)
+
+    def check_key(self, request: CheckKeyRequest) -> CheckKeyResponse:
+        """Ask about a key before a body is held, as PolicyClient.check_key() does."""
+        with self._lock:
+            if self._closed:
+                raise NoDecision(CLOSED)
+            asked = asyncio.run_coroutine_threadsafe(self._client.check_key(request), self._loop)
+        try:
+            return asked.result()
+        except CancelledError:
+            raise NoDecision(CLOSED) from None
 
     def report(self, outcome: Outcome) -> None:
         """Report what became of a request that was allowed, as PolicyClient.report() does."""

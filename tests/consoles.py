@@ -12,6 +12,7 @@ import aiohttp
 
 from policyd.configuration import Address
 from policyd.console import ConsoleServer, console_url, first_link
+from policyd.console.connection import LIMITS
 from policyd.server import prepare
 from policyd.settings import ServerSettings
 from policyd.store import Store
@@ -107,12 +108,12 @@ def settings(folder: Path, **changes: Any) -> ServerSettings:
 
 
 @asynccontextmanager
-async def running(chosen: ServerSettings) -> AsyncIterator[Console]:
-    """A console that runs with these settings."""
+async def running(chosen: ServerSettings, **bounds: Any) -> AsyncIterator[Console]:
+    """A console that runs with these settings; `bounds` are those of its connections."""
     prepare(chosen)
     store = Store(chosen.database_url)
     try:
-        async with ConsoleServer(chosen, store) as server:
+        async with ConsoleServer(chosen, store, replace(LIMITS, **bounds)) as server:
             yield Console(server, store, chosen)
     finally:
         store.close()

@@ -10,14 +10,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import aiohttp
 import pytest
 import trustme
 from starlette.requests import Request
 from starlette.responses import Response
 
 from policyd.configuration import Address
-from policyd.console import connection
 from policyd.console.sessions import LIFETIME, LINK_LIFETIME, Sessions
 from policyd.errors import CannotListen, SettingsError
 from policyd.settings import ServerSettings
@@ -345,41 +343,31 @@ async def test_a_head_without_end(console: Console) -> None:
     writer.close()
 
 
-async def test_connections_that_ask_for_nothing(
-    console: Console, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_connections_that_ask_for_nothing(tmp_path: Path) -> None:
     """They are ended, as are those that never finish a request, whether it is the first or not."""
-    monkeypatch.setattr(connection, "PATIENCE", 0.2)
     sign_in = b"GET /sign-in HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
-    form = f"POST /sign-in HTTP/1.1\r\nHost: 127.0.0.1\r\nOrigin: {console.url}\r\n".encode()
+    form = b"POST /sign-in HTTP/1.1\r\nHost: 127.0.0.1\r\n"
     form += b"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 99\r\n\r\na="
-    for begun in (b"", sign_in[:20], sign_in + sign_in[:20], form):
-        reader, writer = await asyncio.open_connection(*console.server.address)
-        writer.write(begun)
-        with contextlib.suppress(ConnectionResetError):
-            async with asyncio.timeout(30):
-                await reader.read()
-        writer.close()
+    async with running(settings(tmp_path), head=0.2, body=0.2, idle=0.2) as console:
+        for begun in (b"", sign_in, sign_in[:20], sign_in + sign_in[:20], form):
+            reader, writer = await asyncio.open_connection(*console.server.address)
+            writer.write(begun)
+            with contextlib.suppress(ConnectionResetError):
+                async with asyncio.timeout(30):
+                    await reader.read()
+            writer.close()
 
 
-async def test_too_many_connections(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those beyond a number are ended at once, and there is room again when some go."""
-    monkeypatch.setattr(connection, "MAX_CONNECTIONS", 3)
-    held = [await asyncio.open_connection(*console.server.address) for _ in range(3)]
-    reader, writer = await asyncio.open_connection(*console.server.address)
-    with contextlib.suppress(ConnectionResetError):
-        async with asyncio.timeout(5):
-            assert await reader.read() == b""
-    writer.close()
-    for _, one in held:
-        one.close()
-        await one.wait_closed()
-    async with asyncio.timeout(30):
-        while True:
-            with contextlib.suppress(aiohttp.ClientError):
-                async with Visitor(console.url) as visitor:
-                    assert (await visitor.get("/sign-in")).status == 200
-                    return
+async def test_too_many_connections(tmp_path: Path) -> None:
+    """Those that only hold connections are ended for those that ask."""
+    async with running(settings(tmp_path), connections=3) as console:
+        held = [await asyncio.open_connection(*console.server.address) for _ in range(5)]
+        async with asyncio.timeout(30), Visitor(console.url) as visitor:
+            assert (await visitor.get("/sign-in")).status == 200
+            for reader, _ in held[:3]:
+                assert await reader.read() == b""
+        for _, one in held:
+            one.close()
 
 
 async def test_no_inline_script_or_style(console: Console, visitor: Visitor) -> None:

@@ -1,12 +1,13 @@
 """The spool between those who write it and the one who ships it."""
 
+import errno
 import fcntl
 import os
 import resource
 import shutil
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import msgspec
 import pytest
 
 from policyd import spool
-from policyd.errors import LogFull, SettingsError, StoreUnavailable
+from policyd.errors import LogFull, LogUnwritable, SettingsError, StoreUnavailable
 from policyd.record import Record
 from policyd.shipper import Shipper
 from policyd.spool import SpoolReader, SpoolWriter
@@ -176,3 +177,69 @@ def test_losses_are_told_once(tmp_path: Path, writer: SpoolWriter, reader: Spool
     shipper.ship()
     assert store.log.status().lost == 3
     store.close()
+
+
+@contextmanager
+def _without_files(left: int) -> Iterator[None]:
+    """Let this process open no more than `left` files."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, before[1]))
+    taken = []
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.open("/dev/null", os.O_RDONLY))
+        for _ in range(left):
+            os.close(taken.pop())
+        yield
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_no_files_left(
+    folder: Path, writer: SpoolWriter, reader: SpoolReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where connections have taken all files, decisions go on, in new files too."""
+    monkeypatch.setattr(spool, "_LOOK", 0.0)
+    lines = [b"%06d" % number + b"x" * 1000 for number in range(300)]
+    with _without_files(0):
+        for line in lines:
+            writer.write(line + b"\n")
+        with pytest.raises(LogFull, match="--spool-limit"):
+            writer.write(b"x" * LIMIT)
+    assert len(list(folder.glob("*.jsonl"))) > 2
+    assert shipped(reader) == lines
+
+
+def test_a_file_that_cannot_be_had(
+    folder: Path, writer: SpoolWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where not even the reserve helps, the cause is told, and how it is ended."""
+    monkeypatch.setattr(spool, "_LOOK", 0.0)
+    writer.write(b"before\n")
+    writer._spares.close()
+    files = list(folder.glob("*.jsonl"))
+    with _without_files(0):
+        writer.write(b"known all the same\n")
+        for file in files:
+            file.unlink()
+        writer._is_torn = True  # As the next look would find it.
+        with pytest.raises(LogUnwritable, match=r"Too many open files.*LimitNOFILE"):
+            writer.write(b"refused\n")
+    writer.write(b"after\n")
+
+
+def test_a_disk_that_fails(writer: SpoolWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told apart from one that is full."""
+    for number, kind in ((errno.EIO, LogUnwritable), (errno.ENOSPC, LogFull)):
+
+        def fail(*_: object, number: int = number) -> int:
+            raise OSError(number, os.strerror(number))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", fail)
+            with pytest.raises(LogFull) as caught:
+                writer.write(b"refused\n")
+        assert type(caught.value) is kind

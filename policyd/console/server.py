@@ -10,11 +10,12 @@ from policyd import tokens
 from policyd.configuration import Address
 from policyd.console.app import application
 from policyd.console.attempts import Attempts
-from policyd.console.connection import Connection
+from policyd.console.connection import LIMITS, Connection
 from policyd.console.guards import public_origin
 from policyd.console.pages import Console
 from policyd.console.sessions import Sessions
 from policyd.errors import CannotListen
+from policyd.http.connections import Limits
 from policyd.http.listener import Listener, open_socket, tls_context
 from policyd.settings import ServerSettings
 from policyd.store import Store
@@ -25,8 +26,6 @@ _MAX_HEAD = 64 * 2**10
 """Bytes of a request line and its headers: the cookies of all that a machine serves add up."""
 _GRACE = 3
 """Seconds that pages under way have when the console stops."""
-_KEEPALIVE = 5
-"""Seconds that an idle browser's connection is kept."""
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  # compared, not listened on
 
 
@@ -37,7 +36,7 @@ class ConsoleServer:
     Making and starting it raise SettingsError or CannotListen.
     """
 
-    def __init__(self, settings: ServerSettings, store: Store) -> None:
+    def __init__(self, settings: ServerSettings, store: Store, limits: Limits = LIMITS) -> None:
         assert settings.console is not None
         self._address = settings.console
         self._settings = settings
@@ -45,6 +44,7 @@ class ConsoleServer:
         self._console = Console(
             settings, store, _token(settings), _sessions(settings), Attempts(), proxies
         )
+        self._limits = limits
         self._listener: Listener
         self.address = self._address
 
@@ -61,10 +61,10 @@ class ConsoleServer:
             application(self._console),
             tls=tls_context(settings.tls_cert, settings.tls_key),
             grace=_GRACE,
+            limits=self._limits,
             http=Connection,
             h11_max_incomplete_event_size=_MAX_HEAD,
             date_header=True,
-            timeout_keep_alive=_KEEPALIVE,
         )
         self.address = Address(self._address.host, listening.getsockname()[1])
         await self._listener.start(listening)

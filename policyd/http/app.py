@@ -10,16 +10,19 @@ import msgspec
 from google.protobuf import json_format
 
 from policyd import errors
-from policyd.errors import InvalidArgument, PolicydError, Unauthenticated
+from policyd.bodies import Bodies
+from policyd.errors import BodiesFull, InvalidArgument, PolicydError, Unauthenticated
 from policyd.http import authzen, check
 from policyd.http.probes import Check, Probes
-from policyd.http.reply import RETRY, Reply, Send, error
+from policyd.http.reply import RETRY, TOO_SLOW, Reply, Send, error
 from policyd.http.request import ClientGone, Receive, Request
 from policyd.v1.policy_pb2 import EvaluateRequest, EvaluateResponse
 
 _log = logging.getLogger(__name__)
 
 EVALUATE = "/v1/evaluate"
+_THROWN_AWAY = 64 * 2**20
+"""Bytes of a body that is not needed, after which its client is cut, at the least."""
 _HOST = re.compile(r"[0-9A-Za-z._~:\[\]-]+")
 # Whatever else is wrong may be right again soon.
 _STATUS = {
@@ -48,15 +51,27 @@ Answer = Callable[[EvaluateRequest], Awaitable[EvaluateResponse]]
 class HttpCheck:
     """The ASGI app. `answer` decides; callers must show `token` where there is one.
 
-    `not_ready` says why a balancer should send no checks here.
-
-    Of a body that a proxy sends along, `max_body` bytes are read, and `max_message` of a question.
+    Of a body that a proxy sends along, `max_body` bytes are read, where `knows` finds the key in
+    force, and `max_message` of a question. Either has `patience` seconds to come. `not_ready` says
+    why a balancer should send no checks here.
     """
 
     def __init__(
-        self, answer: Answer, *, token: str, max_body: int, max_message: int, not_ready: Check
+        self,
+        answer: Answer,
+        knows: Callable[[EvaluateRequest], bool],
+        bodies: Bodies,
+        *,
+        token: str,
+        max_body: int,
+        max_message: int,
+        patience: float,
+        not_ready: Check,
     ) -> None:
         self._answer = answer
+        self._knows = knows
+        self._bodies = bodies
+        self._patience = patience
         self._probes = Probes(not_ready)
         self._token = token
         self._max_body = max_body
@@ -64,10 +79,12 @@ class HttpCheck:
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request."""
-        request = Request(scope, receive)
+        request = Request(scope, receive, self._patience)
         try:
             reply = await self._reply(request)
-            await request.drain()
+            await request.drain(max(self._max_body, _THROWN_AWAY))
+        except TimeoutError:
+            reply = TOO_SLOW
         except ClientGone:
             return
         except asyncio.CancelledError:
@@ -99,15 +116,16 @@ class HttpCheck:
         refusal = check.refusal(request)
         if refusal is not None:
             return refusal
-        asked, unread = await check.question(request, self._max_body)
+        asked, unread = await check.question(request, self._max_body, self._bodies, self._knows)
         return check.reply(await self._answer(asked), unread, b"{}")
 
     async def _evaluate(self, request: Request) -> Reply:
         self._authenticate(request, bearer=True)
-        body = await request.body(self._max_message)
-        if body is None:
-            return _TOO_LARGE
-        response = await self._answer(_descriptor(request, body))
+        with self._bodies.hold() as held:
+            body = await request.body(self._max_message, held)
+            if body is None:
+                return _TOO_LARGE
+            response = await self._answer(_descriptor(request, body))
         shown = json_format.MessageToJson(response, indent=None, ensure_ascii=False)
         return check.reply(response, None, shown.encode())
 
@@ -121,10 +139,13 @@ class HttpCheck:
             self._authenticate(request, bearer=True)
             if request.one("content-type").partition(";")[0].strip().lower() != "application/json":
                 raise InvalidArgument("send JSON, with the Content-Type application/json")
-            body = await request.body(self._max_message)
-            if body is None:
-                return _text(413, "send a smaller request, or raise --max-message")
-            return _json(await decide(body, self._answer))
+            with self._bodies.hold() as held:
+                body = await request.body(self._max_message, held)
+                if body is None:
+                    return _text(413, "send a smaller request, or raise --max-message")
+                return _json(await decide(body, self._answer))
+        except BodiesFull as problem:
+            return _text(503, str(problem), RETRY)
         except Unauthenticated as problem:
             return _text(401, str(problem), (("WWW-Authenticate", 'Bearer realm="policyd"'),))
         except InvalidArgument as problem:

@@ -7,11 +7,12 @@ check's own first line: /v1/check/v1/chat/completions. The headers and the body 
 A body that does not come is unknown, never absent: nobody knows whether the proxy has kept it.
 """
 
-import asyncio
 import re
+from collections.abc import Callable
 
 from policyd import descriptor, endpoints, method_override
-from policyd.descriptor import TOO_LARGE, Facts, read_body, unreadable
+from policyd.bodies import Bodies, Held
+from policyd.descriptor import TOO_LARGE, unreadable
 from policyd.errors import InvalidArgument
 from policyd.facts import MAX_REMARK, put_facts
 from policyd.http.reply import WEBSOCKET, Reply, error
@@ -55,10 +56,13 @@ def refusal(request: Request) -> Reply | None:
     return None
 
 
-async def question(request: Request, limit: int) -> tuple[EvaluateRequest, Reply | None]:
+async def question(
+    request: Request, limit: int, bodies: Bodies, knows: Callable[[EvaluateRequest], bool]
+) -> tuple[EvaluateRequest, Reply | None]:
     """The question, and what to answer in place of a denial that only says what was not read.
 
-    Of a body, `limit` bytes are read. Raises InvalidArgument or ClientGone.
+    Of a body, `limit` bytes are read, where `knows` finds the key in force. Raises InvalidArgument,
+    BodiesFull, TimeoutError or ClientGone.
     """
     method, path, query = _original(request)
     overriding = method_override.overriding(method, request.headers, query)
@@ -75,19 +79,37 @@ async def question(request: Request, limit: int) -> tuple[EvaluateRequest, Reply
     )
     if not target.in_scope:
         return asked, None
-    keys = tuple(request.all(descriptor.KEY_HEADER))
-    if not descriptor.credential(keys)[1]:
+    if not knows(asked):
         # It is refused whatever it holds, so nobody reads it.
         put_facts(asked, TOO_LARGE)
         return asked, None
-    body = await request.body(limit)
+    with bodies.hold() as held:
+        return await _with_body(request, target, asked, limit, bodies, held)
+
+
+async def _with_body(
+    request: Request,
+    target: Target,
+    asked: EvaluateRequest,
+    limit: int,
+    bodies: Bodies,
+    held: Held,
+) -> tuple[EvaluateRequest, Reply | None]:
+    body = await request.body(limit, held)
     if _is_cut(request):
         put_facts(asked, TOO_LARGE)
         return asked, CUT_BODY
     if body == b"":
         put_facts(asked, unreadable(UserState.NOT_JSON))
         return asked, NO_BODY
-    put_facts(asked, await _facts(request, target, body, limit))
+    facts = TOO_LARGE
+    if body is not None:
+        content_type = descriptor.agreed(request.all("content-type"))
+        coding = ", ".join(request.all("content-encoding"))
+        facts = await bodies.read(
+            held, body, content_type, coding, target.endpoint, limit, _READ_AT_ONCE
+        )
+    put_facts(asked, facts)
     return asked, None
 
 
@@ -124,17 +146,6 @@ def _is_cut(request: Request) -> bool:
     """Whether the proxy says that it has sent less than the whole body."""
     envoy = {value.lower() for value in request.all("x-envoy-auth-partial-body")}
     return "partial" in request.all("x-policyd-body") or bool(envoy - {"false"})
-
-
-async def _facts(request: Request, target: Target, body: bytes | None, limit: int) -> Facts:
-    if body is None:
-        return TOO_LARGE
-    content_type = descriptor.agreed(request.all("content-type"))
-    coding = ", ".join(request.all("content-encoding"))
-    arguments = (body, content_type, coding, target.endpoint, limit)
-    if len(body) <= _READ_AT_ONCE and not coding:
-        return read_body(*arguments)
-    return await asyncio.to_thread(read_body, *arguments)
 
 
 def reply(response: EvaluateResponse, unread: Reply | None, allowed: bytes) -> Reply:

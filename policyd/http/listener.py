@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
 import socket
 import ssl
@@ -12,11 +13,20 @@ from typing import Any
 import uvicorn
 
 from policyd.configuration import Address, SettingsError
+from policyd.http.connections import Bounded, Connections, Limits, Visit, keep_sweeping
 from policyd.http.protocol import Protocol
+from policyd.http.reply import NO_ROOM
 
 BACKLOG = 2048
-_KEEPALIVE = 75
-"""Seconds that an idle client's connection is kept: longer than clients keep theirs."""
+_AT_ONCE = 100
+"""Connections that are taken in one turn of the event loop."""
+_NO_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_PAUSE = 0.1
+"""Seconds until the next try where the system has no file for a connection."""
+_FOR_EVER = 10**9
+"""uvicorn's seconds for an idle connection: the door's own table has them."""
+
+_log = logging.getLogger(__name__)
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -24,12 +34,18 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 class Listener:
     """Serves the ASGI app `app` until it is stopped.
 
-    `grace` is how many seconds requests under way have then. By default it speaks as a gateway
-    does; `options` are uvicorn's, for who wants it otherwise.
+    `grace` is how many seconds requests under way have then, and `limits` bound its connections.
+    By default it speaks as a gateway does; `options` are uvicorn's, for who wants it otherwise.
     """
 
     def __init__(
-        self, app: App, *, tls: ssl.SSLContext | None, grace: float, **options: Any
+        self,
+        app: App,
+        *,
+        tls: ssl.SSLContext | None,
+        grace: float,
+        limits: Limits | None = None,
+        **options: Any,
     ) -> None:
         usual: dict[str, Any] = {
             "http": Protocol,
@@ -42,12 +58,17 @@ class Listener:
             "server_header": False,
             "date_header": False,
             "backlog": BACKLOG,
-            "timeout_keep_alive": _KEEPALIVE,
+            "timeout_keep_alive": _FOR_EVER,
             "timeout_graceful_shutdown": grace,
-            "ssl_context_factory": (lambda *_: tls) if tls else None,
         }
-        self._server = _Uvicorn(uvicorn.Config(app, **usual | options))
+        config = uvicorn.Config(app, **usual | options)
+        self._server = _Uvicorn(config, tls, limits or Limits())
         self._running: asyncio.Task[None] | None = None
+
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return self._server.connections
 
     async def start(self, listening: socket.socket) -> None:
         """Serve what connects to `listening`, which it closes at the end."""
@@ -69,21 +90,143 @@ class Listener:
 
 
 class _Uvicorn(uvicorn.Server):
-    """Says when it listens, and leaves signals alone."""
+    """Says when it listens, lets clients in by a door of its own, and leaves signals alone."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, tls: ssl.SSLContext | None, limits: Limits) -> None:
         super().__init__(config)
+        self._tls = tls
+        self._limits = limits
+        self._doors: list[_Door] = []
         self.listening = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """See uvicorn.Server."""
-        await super().startup(sockets)
+        await self.lifespan.startup()
+        self._doors = [_Door(one, self._protocol, self._tls, self._limits) for one in sockets or ()]
+        self.servers = self._doors  # type: ignore[assignment]  # It closes them, and no more.
+        self.started = True
         self.listening.set()
+
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return sum(len(door.crowd) for door in self._doors)
+
+    def _protocol(self) -> Bounded:
+        made: Any = self.config.http_protocol_class
+        protocol: Bounded = made(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn.Server."""
+        try:
+            await super().shutdown(sockets)
+        finally:
+            for door in self._doors:
+                door.cut()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Whoever runs it handles signals."""
         yield
+
+
+class _Door:
+    """Lets clients in at one socket, as many as there is room for."""
+
+    def __init__(
+        self,
+        listening: socket.socket,
+        protocol: Callable[[], Bounded],
+        tls: ssl.SSLContext | None,
+        limits: Limits,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._listening = listening
+        self._make_protocol = protocol
+        self._tls = tls
+        self._handshake = {"ssl_handshake_timeout": limits.head} if tls else {}
+        self.crowd = Connections(limits, self._loop.time)
+        self._opening: set[asyncio.Task[None]] = set()
+        self._sweeping = self._loop.create_task(keep_sweeping(self.crowd))
+        self._pause: asyncio.TimerHandle | None = None
+        self._is_closed = False
+        listening.setblocking(False)
+        self._open()
+
+    def close(self) -> None:
+        """Let no more in."""
+        self._loop.remove_reader(self._listening)
+        if self._pause is not None:
+            self._pause.cancel()
+        self._is_closed = True
+
+    async def wait_closed(self) -> None:
+        """See asyncio.Server."""
+
+    def cut(self) -> None:
+        """End those that are still in."""
+        self._sweeping.cancel()
+        self.crowd.cut_all()
+
+    def _open(self) -> None:
+        self._pause = None
+        self._loop.add_reader(self._listening, self._let_in)
+
+    def _let_in(self) -> None:
+        for _ in range(_AT_ONCE):
+            try:
+                client, _address = self._listening.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as problem:
+                if problem.errno in _NO_FILES and not self.crowd.make_room():
+                    self._loop.remove_reader(self._listening)
+                    self._pause = self._loop.call_later(_PAUSE, self._open)
+                return
+            if self.crowd.has_room():
+                self._begin(client)
+            else:
+                self._send_away(client)
+
+    def _begin(self, client: socket.socket) -> None:
+        client.setblocking(False)
+        visit = Visit()
+        self.crowd.enter(visit)
+        task = self._loop.create_task(self._connect(client, visit))
+        visit.cut = visit.dismiss = task.cancel
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+
+    async def _connect(self, client: socket.socket, visit: Visit) -> None:
+        """Wait until the connection is made, its TLS handshake over."""
+
+        def make() -> Any:
+            protocol = self._make_protocol()
+            protocol.visit, protocol.crowd = visit, self.crowd
+            return protocol
+
+        protocol: Any = None
+        try:
+            _, protocol = await self._loop.connect_accepted_socket(
+                make, client, ssl=self._tls, **self._handshake
+            )
+            if self._is_closed:
+                protocol.shutdown()
+        except OSError as problem:  # It is no TLS, or its client has left. A timeout is one, too.
+            _log.debug("a connection was not made: %s", problem)
+        finally:
+            if protocol is None:
+                self.crowd.leave(visit)
+                client.close()
+
+    def _send_away(self, client: socket.socket) -> None:
+        with client, contextlib.suppress(OSError):
+            client.setblocking(False)
+            if self._tls is None:
+                client.send(NO_ROOM.raw())
 
 
 def open_socket(address: Address, *, shared: bool = False) -> socket.socket:

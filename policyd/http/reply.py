@@ -127,4 +127,17 @@ HEAD_TOO_LARGE = error(
     "invalid_request",
     "The request's path or headers are too large. Send shorter ones",
 )
+TOO_SLOW = error(
+    408,
+    "invalid_request",
+    "The request did not come in time. Send it again, without pauses; if the network is slow, ask "
+    "the gateway's operator to raise --head-timeout or --body-timeout",
+)
+NO_ROOM = error(
+    503,
+    "server_error",
+    "There are as many connections as there may be. Try again; if it lasts, ask the gateway's "
+    "operator to raise --max-connections, and the process's limit of open files",
+    RETRY,
+)
 WEBSOCKET = Reply(denial.WEBSOCKET.status, denial.WEBSOCKET_HEADERS, denial.WEBSOCKET.body)

@@ -1,10 +1,14 @@
 """A request that has come, as the check reads it: headers by name, and a body within a bound."""
 
+import asyncio
 import hmac
 import ipaddress
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
+
+from policyd.bodies import Held
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 _ASCII = "".join(map(chr, range(0x80)))
@@ -17,7 +21,9 @@ class ClientGone(Exception):
 class Request:
     """One request: `scope` and `receive` are ASGI's."""
 
-    def __init__(self, scope: dict[str, Any], receive: Receive) -> None:
+    def __init__(self, scope: dict[str, Any], receive: Receive, patience: float) -> None:
+        """A body has `patience` seconds to come."""
+        self._patience = patience
         self.method: str = scope["method"]
         self.path = scope["raw_path"].decode("latin-1")
         self.query = scope["query_string"].decode("latin-1")
@@ -56,22 +62,29 @@ class Request:
         except ValueError:
             return ""
 
-    async def body(self, limit: int) -> bytes | None:
-        """The whole body, None where it is over `limit` bytes. Raises ClientGone."""
+    async def body(self, limit: int, held: Held) -> bytes | None:
+        """The whole body, None where it is over `limit` bytes.
+
+        Raises ClientGone, BodiesFull, or TimeoutError where it does not come in time.
+        """
         body = bytearray()
-        while self._more:
-            body += await self._chunk()
-            if len(body) > limit:
-                return None
+        async with asyncio.timeout(self._patience):
+            while self._more:
+                body += await self._chunk()
+                if len(body) > limit:
+                    return None
+                held.grow(len(body))
         return bytes(body)
 
-    async def drain(self) -> None:
-        """Throw away what is left of the body. Raises ClientGone.
+    async def drain(self, limit: int) -> None:
+        """Throw away what is left of the body, up to `limit` bytes. Raises ClientGone.
 
         A client that is still sending when its connection is closed may never see the answer.
         """
-        while self._more:
-            await self._chunk()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._patience):
+                while self._more and limit > 0:
+                    limit -= len(await self._chunk())
 
     async def _chunk(self) -> bytes:
         message = await self._receive()

@@ -19,6 +19,7 @@ from google.protobuf.struct_pb2 import Struct
 from google.rpc import code_pb2, status_pb2
 
 from policyd import denial
+from policyd.bodies import Bodies
 from policyd.errors import InvalidArgument
 from policyd.model import Mode, RouteSettings
 from policyd.services import envoy_request
@@ -47,14 +48,15 @@ _UNREAD = {
 class AuthorizationServicer:
     """Answers Check by what `policy` decides. An error is no decision: Envoy then fails closed."""
 
-    def __init__(self, policy: PolicyServicer) -> None:
+    def __init__(self, policy: PolicyServicer, bodies: Bodies) -> None:
         self._policy = policy
+        self._bodies = bodies
         self._told: set[str] = set()
 
     async def Check(self, request: CheckRequest, context: Any) -> CheckResponse:
         """See envoy.service.auth.v3. Raises InvalidArgument or InvalidDescriptor."""
         route = self._route(request)
-        check = await envoy_request.read(request.attributes)
+        check = await envoy_request.read(request.attributes, self._bodies, self._policy.knows)
         if check.is_websocket:
             return CheckResponse(status=_REFUSED, denied_response=_WEBSOCKET)
         answer = await self._policy.answer(check.question, route)

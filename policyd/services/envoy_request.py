@@ -1,12 +1,12 @@
 """Envoy's CheckRequest -> the question that PolicyServicer is asked, and the route's settings."""
 
-import asyncio
 from collections.abc import Callable, Mapping
 from enum import Enum
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 from policyd import descriptor, endpoints, method_override
+from policyd.bodies import Bodies
 from policyd.descriptor import KEY_HEADER, MAX_RAW_BODY, OVERRIDE_HEADER, PREFIX, TRACE_HEADER
 from policyd.errors import InvalidArgument, InvalidDescriptor
 from policyd.facts import put_facts
@@ -19,8 +19,6 @@ HttpRequest = Any
 _PARTIAL = "x-envoy-auth-partial-body"
 _LENGTH = "content-length"
 _TYPE = "content-type"
-_AT_ONCE = 64 * 1024
-"""Bytes of body up to which reading it holds up others less than handing it to a thread."""
 # Envoy's map joins repeats by commas. None of these has a comma of its own in it.
 _ONE_VALUE = frozenset({KEY_HEADER, OVERRIDE_HEADER, TRACE_HEADER, _LENGTH, _TYPE})
 
@@ -48,8 +46,13 @@ class Check(NamedTuple):
     """Whether it asks for a connection that no policy can see into."""
 
 
-async def read(attributes: Any) -> Check:
-    """Read the attributes of a CheckRequest. Raises InvalidDescriptor where none are of HTTP."""
+async def read(
+    attributes: Any, bodies: Bodies, knows: Callable[[pb.EvaluateRequest], bool]
+) -> Check:
+    """Read the attributes of a CheckRequest. The body is read where `knows` finds the key in force.
+
+    Raises InvalidDescriptor where none are of HTTP.
+    """
     if not attributes.request.HasField("http"):
         raise InvalidDescriptor(
             "policyd decides HTTP requests: use Envoy's HTTP filter ext_authz, not the network one"
@@ -72,8 +75,8 @@ async def read(attributes: Any) -> Check:
     target = endpoints.resolve("POST" if overriding else http.method, path)
     if target.in_scope:
         facts = descriptor.TOO_LARGE
-        if arrival is Arrival.WHOLE:
-            facts = await _read_body(body, headers, target.endpoint)
+        if arrival is Arrival.WHOLE and knows(question):
+            facts = await _read_body(bodies, body, headers, target.endpoint)
         put_facts(question, facts)
     is_websocket = any("websocket" in value.lower() for value in headers.get("upgrade", ()))
     return Check(question, http.path, tuple(filter(_is_own, headers)), arrival, is_websocket)
@@ -146,16 +149,15 @@ def _number(length: str | None) -> int:
     return int(length) if length and length.isdecimal() and len(length) < 20 else 0
 
 
-async def _read_body(body: bytes, headers: _Headers, endpoint: Endpoint | None) -> descriptor.Facts:
+async def _read_body(
+    bodies: Bodies, body: bytes, headers: _Headers, endpoint: Endpoint | None
+) -> descriptor.Facts:
     content_type = descriptor.agreed(headers.get(_TYPE, ()))
     coding = ", ".join(headers.get("content-encoding", ()))
     # Who lets larger messages in, by --max-message, wants larger bodies read.
     limit = max(MAX_RAW_BODY, len(body))
-    if len(body) <= _AT_ONCE and not coding:
-        return descriptor.read_body(body, content_type, coding, endpoint, limit)
-    return await asyncio.to_thread(
-        descriptor.read_body, body, content_type, coding, endpoint, limit
-    )
+    with bodies.hold() as held:
+        return await bodies.read(held, body, content_type, coding, endpoint, limit)
 
 
 # --- the route's settings ----------------------------------------------------------------------

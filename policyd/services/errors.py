@@ -25,6 +25,8 @@ TABLE: dict[type[errors.PolicydError], tuple[grpc.StatusCode, str]] = {
     errors.KeyNotFound: (_Code.NOT_FOUND, "KEY_NOT_FOUND"),
     errors.DecisionNotFound: (_Code.NOT_FOUND, "DECISION_NOT_FOUND"),
     errors.LogFull: (_Code.RESOURCE_EXHAUSTED, "LOG_FULL"),
+    errors.LogUnwritable: (_Code.RESOURCE_EXHAUSTED, "LOG_UNWRITABLE"),
+    errors.BodiesFull: (_Code.RESOURCE_EXHAUSTED, "BODIES_FULL"),
     errors.KeyRevoked: (_Code.FAILED_PRECONDITION, "KEY_REVOKED"),
     errors.EtagMismatch: (_Code.ABORTED, "ETAG_MISMATCH"),
     errors.StoreUnavailable: (_Code.UNAVAILABLE, "STORE_UNAVAILABLE"),
@@ -88,6 +90,8 @@ def _reporting(handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandle
             return await answer(_parsed(parse, data), context)
         except grpc.aio.AbortError:
             raise  # The servicer has ended the RPC itself.
+        except NotImplementedError:
+            await context.abort(_Code.UNIMPLEMENTED, "this policyd does not have the method")
         except Exception as error:  # noqa: BLE001  # abort() logs what is not expected
             await abort(context, error)
 

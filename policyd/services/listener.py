@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +21,67 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
+_STREAMS = 1000
+"""Calls at once on a connection."""
+_CALLS = 10_000
+"""Calls at once on all connections together; further ones get RESOURCE_EXHAUSTED."""
+_MAX_HEAD = 64 * 1024
+"""Bytes of a call's metadata."""
+_IDLE = 900.0
+"""Seconds that a connection without a call is kept."""
+_DEAD = 30.0
+"""Seconds after which a connection without a sign of life is asked for one, and then ends."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """What bounds a listener's clients: bytes, connections and seconds."""
+
+    max_message: int
+    connections: int
+    handshake: float
+    """Seconds until a connection speaks HTTP/2, TLS included."""
+    age: float
+    """Seconds after which a connection is to be made anew. gRPC adds or takes a tenth."""
+
+
+def _options(bounds: Bounds, shared: bool) -> list[tuple[str, int]]:
+    return [
+        ("grpc.so_reuseport", int(shared)),
+        ("grpc.max_receive_message_length", bounds.max_message),
+        ("grpc.max_allowed_incoming_connections", bounds.connections),
+        ("grpc.server_handshake_timeout_ms", _milliseconds(bounds.handshake)),
+        ("grpc.http2.settings_timeout", _milliseconds(bounds.handshake)),
+        ("grpc.max_concurrent_streams", _STREAMS),
+        ("grpc.max_metadata_size", _MAX_HEAD),
+        ("grpc.absolute_max_metadata_size", _MAX_HEAD),
+        # Clients may ask every few seconds whether the connection still lives, and no oftener.
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+        ("grpc.http2.max_ping_strikes", 2),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.keepalive_time_ms", _milliseconds(_DEAD)),
+        ("grpc.keepalive_timeout_ms", _milliseconds(_DEAD)),
+        ("grpc.max_connection_idle_ms", _milliseconds(_IDLE)),
+        # Calls under way, and those that cross the notice, are finished: health's Watch may last.
+        ("grpc.max_connection_age_ms", _milliseconds(bounds.age)),
+    ]
+
+
+def _milliseconds(seconds: float) -> int:
+    return min(int(seconds * 1000), 2**31 - 1)
+
+
 class GrpcListener:
     """A gRPC server with `services` of ours, health and reflection."""
 
     def __init__(
-        self, services: tuple[str, ...], guards: list[Any], max_message: int, shared: bool
+        self, services: tuple[str, ...], guards: list[Any], bounds: Bounds, shared: bool
     ) -> None:
-        options = [
-            ("grpc.so_reuseport", int(shared)),
-            ("grpc.max_receive_message_length", max_message),
-            # Clients may ask every few seconds whether the connection still lives.
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-            ("grpc.keepalive_permit_without_calls", 1),
-        ]
-        self.server = grpc.aio.server(interceptors=[*guards, ErrorInterceptor()], options=options)
+        self.server = grpc.aio.server(
+            interceptors=[*guards, ErrorInterceptor()],
+            options=_options(bounds, shared),
+            maximum_concurrent_rpcs=_CALLS,
+        )
         self._shared = shared
         self._health = _Health()
         self._services = ("", *services)
@@ -75,6 +123,15 @@ class _Health(HealthServicer):
     def __init__(self) -> None:
         super().__init__()
         self._stopping = asyncio.Event()
+
+    async def List(self, request: Any, context: Any) -> Any:
+        """See grpc.health.v1."""
+        messages: Any = health_pb2  # Its types are older than this method.
+        known: Any = self._server_status  # type: ignore[attr-defined]  # theirs, too
+        check = messages.HealthCheckResponse
+        return messages.HealthListResponse(
+            statuses={name: check(status=status) for name, status in known.items()}
+        )
 
     async def Watch(
         self, request: health_pb2.HealthCheckRequest, context: Any

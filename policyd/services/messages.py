@@ -33,19 +33,29 @@ class Described(NamedTuple):
     """What its raw body says, if it has one that was read."""
 
 
-def describe(request: pb.EvaluateRequest) -> Described:
-    """Read a message.
+def credential(request: pb.EvaluateRequest | pb.CheckKeyRequest) -> tuple[Credential, str]:
+    """How a message names an API key, and which."""
+    if request.key:
+        return Credential.GIVEN, request.key
+    name = descriptor.KEY_HEADER
+    return descriptor.credential(
+        tuple(header.value for header in request.headers if header.name.lower() == name)
+    )
+
+
+def describe(request: pb.EvaluateRequest, *, reads_body: bool = True) -> Described:
+    """Read a message; its raw body counts as too large if that is not to be read.
 
     Raises InvalidDescriptor where it is malformed or says too little.
     """
     overrides, keys, traces = _own_headers(request)
-    credential, key = Credential.GIVEN, request.key
+    named, key = Credential.GIVEN, request.key
     if not key:
-        credential, key = descriptor.credential(keys)
-    target = _target(request)
+        named, key = descriptor.credential(keys)
+    target = target_of(request)
     facts = None
     if request.HasField("raw_body") and target.in_scope:
-        facts = _read_raw_body(request, target)
+        facts = _read_raw_body(request, target) if reads_body else descriptor.TOO_LARGE
     user, safety_identifier = _identifiers(request, facts)
     says_nothing = user is _UNKNOWN and safety_identifier is _UNKNOWN
     if says_nothing and target.in_scope and not target.is_ambiguous:
@@ -54,19 +64,24 @@ def describe(request: pb.EvaluateRequest) -> Described:
             "set has_user, user_state or user, or send the body as raw_body"
         )
     trace_id = request.trace_id or (traces[0] if traces else "")
-    described = Descriptor(target, credential, key, overrides, user, safety_identifier)
+    described = Descriptor(target, named, key, overrides, user, safety_identifier)
     return Described(described, descriptor.trace_id(trace_id) if trace_id else "", facts)
 
 
-def _target(request: pb.EvaluateRequest) -> Target:
+def target_of(request: pb.EvaluateRequest | pb.CheckKeyRequest) -> Target:
+    """What a message's method and path ask for."""
     method, path = request.method, request.path
     # A caller's word never takes a path out of scope: it counts only where there is none to judge.
-    if not method and not path and request.HasField("in_scope"):
+    if isinstance(request, pb.EvaluateRequest) and _says_scope(request):
         return Target(request.in_scope)
     if not method_override.is_post(method):
         headers = [(header.name, header.value) for header in request.headers]
         method = method_override.in_force(method, headers, path.partition("?")[2])
     return endpoints.resolve(method, path)
+
+
+def _says_scope(request: pb.EvaluateRequest) -> bool:
+    return not request.method and not request.path and request.HasField("in_scope")
 
 
 _Values = tuple[str, ...]

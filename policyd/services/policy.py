@@ -15,7 +15,7 @@ from policyd.decision_log import Entry
 from policyd.descriptor import MAX_RAW_BODY
 from policyd.errors import InvalidArgument, InvalidDescriptor, RevisionNotReached
 from policyd.key_table import KeyTable
-from policyd.model import Credential, Mode, RouteSettings
+from policyd.model import Credential, KeySettings, Mode, RouteSettings
 from policyd.services import messages, records
 from policyd.services.errors import status_of
 from policyd.v1 import policy_pb2 as pb
@@ -74,13 +74,39 @@ class PolicyServicer(PolicyServiceServicer):
         if wanted > self._keys.revision:
             with suppress(RevisionNotReached):  # The items that it concerns say so themselves.
                 await self._reach(wanted, context)
-        if sum(_body_size(item.request) for item in items) > _AT_ONCE:
+        if sum(self._body_size(item.request) for item in items) > _AT_ONCE:
             results, decided = await self._in_thread(self._results, items)
         else:
             results, decided = self._results(items)
         if decided:
             self._log(decided)
         return pb.BatchEvaluateResponse(results=results)
+
+    async def CheckKey(self, request: pb.CheckKeyRequest, context: Any) -> pb.CheckKeyResponse:
+        """See policy.proto."""
+        in_force = self._settings(request) is not None
+        needs_body = in_force and messages.target_of(request).in_scope
+        return pb.CheckKeyResponse(
+            in_force=in_force, needs_body=needs_body, revision=self._keys.revision
+        )
+
+    def knows(self, request: pb.EvaluateRequest) -> bool:
+        """Whether the request's key is in force. If not, its body need not be read."""
+        return self._settings(request) is not None
+
+    def _settings(self, request: pb.EvaluateRequest | pb.CheckKeyRequest) -> KeySettings | None:
+        credential, key = messages.credential(request)
+        if credential is not Credential.GIVEN:
+            return None
+        return self._keys.settings(api_keys.digest(key))
+
+    def _body_size(self, request: pb.EvaluateRequest) -> int:
+        """Bytes that a raw body may take to read, decompressed, if it is to be read."""
+        if not request.HasField("raw_body") or not self.knows(request):
+            return 0
+        size = len(request.raw_body.content)
+        is_compressed = messages.content_encoding(request) != ""
+        return decoded_limit(size, MAX_RAW_BODY) if is_compressed else size
 
     async def ReportOutcome(
         self, request: pb.ReportOutcomeRequest, context: Any
@@ -110,7 +136,7 @@ class PolicyServicer(PolicyServiceServicer):
         decided: list[Entry] = []
         bodies = 0
         for item in items:
-            bodies += _body_size(item.request)
+            bodies += self._body_size(item.request)
             results.append(self._result(item, bodies, decided))
         return results, decided
 
@@ -136,7 +162,7 @@ class PolicyServicer(PolicyServiceServicer):
         `route` is what the gateway's operator sets for the request's route. Raises
         InvalidDescriptor, RevisionNotReached or LogFull.
         """
-        if _body_size(request) > _AT_ONCE:
+        if self._body_size(request) > _AT_ONCE:
             response, record = await self._in_thread(self._evaluate, request, route)
         else:
             response, record = self._evaluate(request, route)
@@ -153,11 +179,10 @@ class PolicyServicer(PolicyServiceServicer):
         revision = self._keys.revision
         if request.min_revision > revision:
             raise RevisionNotReached(f"settings are at revision {revision}: ask again")
-        said = messages.describe(request)
+        settings = self._settings(request)
+        # A request whose key is refused is refused whatever its body holds.
+        said = messages.describe(request, reads_body=settings is not None)
         described = said.descriptor
-        settings = None
-        if described.credential is Credential.GIVEN:
-            settings = self._keys.settings(api_keys.digest(described.key))
         decision = decide(described, settings, self._default, route)
         response = pb.EvaluateResponse()
         response.CopyFrom(messages.answer(decision))
@@ -170,15 +195,6 @@ class PolicyServicer(PolicyServiceServicer):
         if said.trace_id:
             response.trace_id = said.trace_id
         return response, records.record(request, said, decision, response)
-
-
-def _body_size(request: pb.EvaluateRequest) -> int:
-    """Bytes that a raw body may take to read, decompressed."""
-    if not request.HasField("raw_body"):
-        return 0
-    size = len(request.raw_body.content)
-    is_compressed = messages.content_encoding(request) != ""
-    return decoded_limit(size, MAX_RAW_BODY) if is_compressed else size
 
 
 class _DecisionIds:

@@ -624,6 +624,72 @@ class Explanation(_message.Message):
 Global___Explanation: _TypeAlias = Explanation  # noqa: Y015
 
 @_typing.final
+class CheckKeyRequest(_message.Message):
+    """A request whose body is not read yet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    HEADERS_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """The policyd API key. Empty: it is taken from the headers (x-usagepanda-api-key)."""
+    method: _builtins.str
+    """The HTTP method. With no method and no path, the request is in scope."""
+    path: _builtins.str
+    """The request target's path as it came, percent-encoding kept, without the query string."""
+    @_builtins.property
+    def headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Header]:
+        """The request's headers, in order, repeats kept. Only x-usagepanda-* are read."""
+
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        headers: _abc.Iterable[Global___Header] | None = ...,
+        method: _builtins.str = ...,
+        path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["headers", b"headers", "key", b"key", "method", b"method", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckKeyRequest: _TypeAlias = CheckKeyRequest  # noqa: Y015
+
+@_typing.final
+class CheckKeyResponse(_message.Message):
+    """What is known before the body is read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IN_FORCE_FIELD_NUMBER: _builtins.int
+    NEEDS_BODY_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    in_force: _builtins.bool
+    """Whether the request names one API key, and that is in force."""
+    needs_body: _builtins.bool
+    """Whether a decision needs to know what the body says: the key is in force, and the request in scope."""
+    revision: _builtins.int
+    """The revision of the settings that say so."""
+    def __init__(
+        self,
+        *,
+        in_force: _builtins.bool = ...,
+        needs_body: _builtins.bool = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["in_force", b"in_force", "needs_body", b"needs_body", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckKeyResponse: _TypeAlias = CheckKeyResponse  # noqa: Y015
+
+@_typing.final
 class BatchEvaluateRequest(_message.Message):
     """Requests to decide together."""
 

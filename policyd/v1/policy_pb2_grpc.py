@@ -37,6 +37,8 @@ class PolicyServiceStub:
     REVISION_NOT_REACHED  UNAVAILABLE          min_revision is not in force here yet: ask again
     UNAUTHENTICATED       UNAUTHENTICATED      this listener wants a bearer token
     LOG_FULL              RESOURCE_EXHAUSTED   the decision cannot be logged, and --log-full is deny
+    LOG_UNWRITABLE        RESOURCE_EXHAUSTED   it cannot be logged, as the disk or the process fails
+    BODIES_FULL           RESOURCE_EXHAUSTED   as many bytes of request bodies are held as may be: ask again
     INTERNAL              INTERNAL             a fault of policyd; its log names the decision's error
     A message over the server's limit (4 MiB unless set otherwise) is refused with RESOURCE_EXHAUSTED
     before policyd sees it, so that error has no ErrorInfo.
@@ -58,6 +60,11 @@ class PolicyServiceStub:
                 request_serializer=policyd_dot_v1_dot_policy__pb2.BatchEvaluateRequest.SerializeToString,
                 response_deserializer=policyd_dot_v1_dot_policy__pb2.BatchEvaluateResponse.FromString,
                 _registered_method=True)
+        self.CheckKey = channel.unary_unary(
+                '/policyd.v1.PolicyService/CheckKey',
+                request_serializer=policyd_dot_v1_dot_policy__pb2.CheckKeyRequest.SerializeToString,
+                response_deserializer=policyd_dot_v1_dot_policy__pb2.CheckKeyResponse.FromString,
+                _registered_method=True)
         self.ReportOutcome = channel.unary_unary(
                 '/policyd.v1.PolicyService/ReportOutcome',
                 request_serializer=policyd_dot_v1_dot_policy__pb2.ReportOutcomeRequest.SerializeToString,
@@ -77,6 +84,8 @@ class PolicyServiceServicer:
     REVISION_NOT_REACHED  UNAVAILABLE          min_revision is not in force here yet: ask again
     UNAUTHENTICATED       UNAUTHENTICATED      this listener wants a bearer token
     LOG_FULL              RESOURCE_EXHAUSTED   the decision cannot be logged, and --log-full is deny
+    LOG_UNWRITABLE        RESOURCE_EXHAUSTED   it cannot be logged, as the disk or the process fails
+    BODIES_FULL           RESOURCE_EXHAUSTED   as many bytes of request bodies are held as may be: ask again
     INTERNAL              INTERNAL             a fault of policyd; its log names the decision's error
     A message over the server's limit (4 MiB unless set otherwise) is refused with RESOURCE_EXHAUSTED
     before policyd sees it, so that error has no ErrorInfo.
@@ -91,6 +100,15 @@ class PolicyServiceServicer:
 
     def BatchEvaluate(self, request, context):
         """Decides many requests in one call. Much cheaper for each than Evaluate under load.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckKey(self, request, context):
+        """Says whether an API key is in force, and whether the request's body has to be read for a decision. It is no
+        decision and is not logged. Ask it before you hold a large body; a request whose key is not in force is
+        then decided by Evaluate, with USER_STATE_TOO_LARGE in place of what the body says.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -117,6 +135,11 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     request_deserializer=policyd_dot_v1_dot_policy__pb2.BatchEvaluateRequest.FromString,
                     response_serializer=policyd_dot_v1_dot_policy__pb2.BatchEvaluateResponse.SerializeToString,
             ),
+            'CheckKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckKey,
+                    request_deserializer=policyd_dot_v1_dot_policy__pb2.CheckKeyRequest.FromString,
+                    response_serializer=policyd_dot_v1_dot_policy__pb2.CheckKeyResponse.SerializeToString,
+            ),
             'ReportOutcome': grpc.unary_unary_rpc_method_handler(
                     servicer.ReportOutcome,
                     request_deserializer=policyd_dot_v1_dot_policy__pb2.ReportOutcomeRequest.FromString,
@@ -142,6 +165,8 @@ class PolicyService:
     REVISION_NOT_REACHED  UNAVAILABLE          min_revision is not in force here yet: ask again
     UNAUTHENTICATED       UNAUTHENTICATED      this listener wants a bearer token
     LOG_FULL              RESOURCE_EXHAUSTED   the decision cannot be logged, and --log-full is deny
+    LOG_UNWRITABLE        RESOURCE_EXHAUSTED   it cannot be logged, as the disk or the process fails
+    BODIES_FULL           RESOURCE_EXHAUSTED   as many bytes of request bodies are held as may be: ask again
     INTERNAL              INTERNAL             a fault of policyd; its log names the decision's error
     A message over the server's limit (4 MiB unless set otherwise) is refused with RESOURCE_EXHAUSTED
     before policyd sees it, so that error has no ErrorInfo.
@@ -191,6 +216,33 @@ class PolicyService:
             '/policyd.v1.PolicyService/BatchEvaluate',
             policyd_dot_v1_dot_policy__pb2.BatchEvaluateRequest.SerializeToString,
             policyd_dot_v1_dot_policy__pb2.BatchEvaluateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/policyd.v1.PolicyService/CheckKey',
+            policyd_dot_v1_dot_policy__pb2.CheckKeyRequest.SerializeToString,
+            policyd_dot_v1_dot_policy__pb2.CheckKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

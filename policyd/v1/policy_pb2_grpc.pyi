@@ -40,6 +40,8 @@ class PolicyServiceStub:
       REVISION_NOT_REACHED  UNAVAILABLE          min_revision is not in force here yet: ask again
       UNAUTHENTICATED       UNAUTHENTICATED      this listener wants a bearer token
       LOG_FULL              RESOURCE_EXHAUSTED   the decision cannot be logged, and --log-full is deny
+      LOG_UNWRITABLE        RESOURCE_EXHAUSTED   it cannot be logged, as the disk or the process fails
+      BODIES_FULL           RESOURCE_EXHAUSTED   as many bytes of request bodies are held as may be: ask again
       INTERNAL              INTERNAL             a fault of policyd; its log names the decision's error
     A message over the server's limit (4 MiB unless set otherwise) is refused with RESOURCE_EXHAUSTED
     before policyd sees it, so that error has no ErrorInfo.
@@ -53,6 +55,11 @@ class PolicyServiceStub:
     """Decides one request."""
     BatchEvaluate: _grpc.UnaryUnaryMultiCallable[_policy_pb2.BatchEvaluateRequest, _policy_pb2.BatchEvaluateResponse]
     """Decides many requests in one call. Much cheaper for each than Evaluate under load."""
+    CheckKey: _grpc.UnaryUnaryMultiCallable[_policy_pb2.CheckKeyRequest, _policy_pb2.CheckKeyResponse]
+    """Says whether an API key is in force, and whether the request's body has to be read for a decision. It is no
+    decision and is not logged. Ask it before you hold a large body; a request whose key is not in force is
+    then decided by Evaluate, with USER_STATE_TOO_LARGE in place of what the body says.
+    """
     ReportOutcome: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ReportOutcomeRequest, _policy_pb2.ReportOutcomeResponse]
     """Reports what became of requests that were allowed, for the decision log. Not on the client's path: send
     outcomes in batches, when there is time. Reporting one again changes nothing.
@@ -71,6 +78,8 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
       REVISION_NOT_REACHED  UNAVAILABLE          min_revision is not in force here yet: ask again
       UNAUTHENTICATED       UNAUTHENTICATED      this listener wants a bearer token
       LOG_FULL              RESOURCE_EXHAUSTED   the decision cannot be logged, and --log-full is deny
+      LOG_UNWRITABLE        RESOURCE_EXHAUSTED   it cannot be logged, as the disk or the process fails
+      BODIES_FULL           RESOURCE_EXHAUSTED   as many bytes of request bodies are held as may be: ask again
       INTERNAL              INTERNAL             a fault of policyd; its log names the decision's error
     A message over the server's limit (4 MiB unless set otherwise) is refused with RESOURCE_EXHAUSTED
     before policyd sees it, so that error has no ErrorInfo.
@@ -81,6 +90,11 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     """Decides one request."""
     BatchEvaluate: _aio.UnaryUnaryMultiCallable[_policy_pb2.BatchEvaluateRequest, _policy_pb2.BatchEvaluateResponse]  # type: ignore[assignment]
     """Decides many requests in one call. Much cheaper for each than Evaluate under load."""
+    CheckKey: _aio.UnaryUnaryMultiCallable[_policy_pb2.CheckKeyRequest, _policy_pb2.CheckKeyResponse]  # type: ignore[assignment]
+    """Says whether an API key is in force, and whether the request's body has to be read for a decision. It is no
+    decision and is not logged. Ask it before you hold a large body; a request whose key is not in force is
+    then decided by Evaluate, with USER_STATE_TOO_LARGE in place of what the body says.
+    """
     ReportOutcome: _aio.UnaryUnaryMultiCallable[_policy_pb2.ReportOutcomeRequest, _policy_pb2.ReportOutcomeResponse]  # type: ignore[assignment]
     """Reports what became of requests that were allowed, for the decision log. Not on the client's path: send
     outcomes in batches, when there is time. Reporting one again changes nothing.
@@ -98,6 +112,8 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
       REVISION_NOT_REACHED  UNAVAILABLE          min_revision is not in force here yet: ask again
       UNAUTHENTICATED       UNAUTHENTICATED      this listener wants a bearer token
       LOG_FULL              RESOURCE_EXHAUSTED   the decision cannot be logged, and --log-full is deny
+      LOG_UNWRITABLE        RESOURCE_EXHAUSTED   it cannot be logged, as the disk or the process fails
+      BODIES_FULL           RESOURCE_EXHAUSTED   as many bytes of request bodies are held as may be: ask again
       INTERNAL              INTERNAL             a fault of policyd; its log names the decision's error
     A message over the server's limit (4 MiB unless set otherwise) is refused with RESOURCE_EXHAUSTED
     before policyd sees it, so that error has no ErrorInfo.
@@ -118,6 +134,17 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.BatchEvaluateResponse, _abc.Awaitable[_policy_pb2.BatchEvaluateResponse]]:
         """Decides many requests in one call. Much cheaper for each than Evaluate under load."""
+
+    @_abc_1.abstractmethod
+    def CheckKey(
+        self,
+        request: _policy_pb2.CheckKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.CheckKeyResponse, _abc.Awaitable[_policy_pb2.CheckKeyResponse]]:
+        """Says whether an API key is in force, and whether the request's body has to be read for a decision. It is no
+        decision and is not logged. Ask it before you hold a large body; a request whose key is not in force is
+        then decided by Evaluate, with USER_STATE_TOO_LARGE in place of what the body says.
+        """
 
     @_abc_1.abstractmethod
     def ReportOutcome(

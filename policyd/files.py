@@ -1,0 +1,49 @@
+"""How many files this process may have open: every connection is one.
+
+A process that has used up its files can neither take a connection nor begin a file of the log, so
+the number is raised as far as it goes, and listeners take no more than leaves some for the rest.
+"""
+
+import logging
+import resource
+from contextlib import suppress
+
+_log = logging.getLogger(__name__)
+
+MOST = 2**20
+"""The number where the system sets none."""
+MANY = 10_000
+"""Connections of one listener, where nothing else is set."""
+RESERVE = 96
+"""Files that are no client's connection: the log, the database, the event loops, the program."""
+
+
+def limit() -> int:
+    """How many files this process may have open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST if soft == resource.RLIM_INFINITY else soft
+
+
+def raise_limit() -> None:
+    """Take all the files that may be had."""
+    before = limit()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # Not every system gives what it says may be had.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    if limit() != before:
+        _log.info("the limit of open files is raised from %d to %d", before, limit())
+
+
+def share(wanted: int | None, *, each: int, flag: str) -> int:
+    """How many connections there may be, up to `wanted`, where each takes `each` files.
+
+    None are as many as there is room for, up to MANY.
+    """
+    room = max((limit() - RESERVE) // each, 1)
+    if wanted is not None and room < wanted:
+        _log.warning(
+            "%s is %d, but %d open files leave room for %d connections: raise the process's limit "
+            "of open files (ulimit -n; LimitNOFILE= of a systemd unit)",
+            *(flag, wanted, limit(), room),
+        )
+    return min(wanted or MANY, room)

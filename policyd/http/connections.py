@@ -1,0 +1,289 @@
+"""The connections of one listener: how many there are, and how long each may keep it waiting.
+
+Each is in one state, and every state but ANSWERING has a deadline:
+
+    OPENING     its first request's head is not complete; a TLS handshake counts as part of it
+    HEAD        a later request's head has begun
+    BODY        the body comes, and has to keep a pace while the application reads it
+    LEFTOVER    the answer is given, and the rest of the body is thrown away
+    IDLE        between two requests
+    ANSWERING   the application is at work; a client that does not read the answer is stalled
+    CLOSING     it has been told to end
+
+Where there is no room for a new connection, the one that has waited longest is ended for it, so
+that those who only hold connections stop nobody.
+"""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+_log = logging.getLogger(__name__)
+
+MIN_PACE = 1024
+"""Bytes a second that a body has to bring, over the time that `Limits.body` gives."""
+_CLOSE = 5.0
+"""Seconds that a connection has to end in good order."""
+_REMIND = 10.0
+"""Seconds between two lines that say that there is no room."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds the connections of a listener: their number, and seconds."""
+
+    connections: int = 10_000
+    head: float = 10.0
+    """For a request's head, from the connection's beginning or the head's first byte."""
+    body: float = 120.0
+    """For a body that is held; one that is passed on has to keep MIN_PACE over as long."""
+    idle: float = 75.0
+    """Between two requests: longer than clients keep their connections."""
+    write: float = 60.0
+    """For a client to take some more of its answer."""
+
+
+class State(Enum):
+    """What a connection waits for."""
+
+    OPENING = auto()
+    HEAD = auto()
+    BODY = auto()
+    LEFTOVER = auto()
+    IDLE = auto()
+    ANSWERING = auto()
+    CLOSING = auto()
+
+
+# Whom to end first for a new connection.
+_DISPENSABLE = (
+    State.OPENING,
+    State.HEAD,
+    State.CLOSING,
+    State.LEFTOVER,
+    State.IDLE,
+    State.BODY,
+)
+
+
+class Visit:
+    """One connection: `cut` ends it at once, `dismiss` in good order."""
+
+    __slots__ = ("base", "cut", "dismiss", "is_paused", "received", "since", "state")
+
+    def __init__(self) -> None:
+        self.forget()
+        self.state = State.OPENING
+        self.since = 0.0
+        self.received = 0
+        """Bytes so far."""
+        self.base = 0
+        """Those at the beginning of the span over which a body's pace is measured."""
+
+    def forget(self) -> None:
+        """Let go of the connection, which is gone or not there yet."""
+        self.cut: Callable[[], object] = bool
+        self.dismiss: Callable[[], object] = bool
+        self.is_paused: Callable[[], bool] = bool
+        """Whether it is the application that does not read."""
+
+
+class Connections:
+    """Those that are open, by state, the longest in it first."""
+
+    def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
+        self.limits = limits
+        self._clock = clock
+        self._by_state: dict[State, OrderedDict[Visit, None]] = {
+            state: OrderedDict() for state in State
+        }
+        self._stalled: OrderedDict[Visit, float] = OrderedDict()
+        self._told = float("-inf")
+        self.deadlines = {
+            State.OPENING: limits.head,
+            State.HEAD: limits.head,
+            State.LEFTOVER: limits.head,
+            State.IDLE: limits.idle,
+            State.CLOSING: _CLOSE,
+        }
+
+    def __len__(self) -> int:
+        return sum(map(len, self._by_state.values()))
+
+    def enter(self, visit: Visit) -> None:
+        """A new one."""
+        visit.since = self._clock()
+        self._by_state[visit.state][visit] = None
+
+    def move(self, visit: Visit, state: State) -> None:
+        """It waits for something else now. What has left, or is closing, stays so."""
+        if state is visit.state or visit.state is State.CLOSING:
+            return
+        if visit not in self._by_state[visit.state]:
+            return
+        del self._by_state[visit.state][visit]
+        visit.state, visit.since, visit.base = state, self._clock(), visit.received
+        self._by_state[state][visit] = None
+
+    def leave(self, visit: Visit) -> None:
+        """It is gone."""
+        self._by_state[visit.state].pop(visit, None)
+        self._stalled.pop(visit, None)
+        visit.forget()
+
+    def stall(self, visit: Visit) -> None:
+        """Its client does not take what is sent."""
+        self._stalled[visit] = self._clock()
+
+    def flow(self, visit: Visit) -> None:
+        """Its client takes what is sent again."""
+        self._stalled.pop(visit, None)
+
+    def has_room(self) -> bool:
+        """Whether there is room for one more, if need be once another one is ended."""
+        return len(self) < self.limits.connections or self.make_room()
+
+    def make_room(self) -> bool:
+        """End the one that can be spared best, if there is such a one."""
+        self._tell()
+        for state in _DISPENSABLE:
+            if found := next(iter(self._by_state[state]), None):
+                found.cut()
+                self.leave(found)
+                return True
+        return False
+
+    def sweep(self) -> None:
+        """End those that have kept us waiting for too long."""
+        now = self._clock()
+        for state, seconds in self.deadlines.items():
+            for visit in _longer(self._by_state[state], now - seconds):
+                self._dismiss(visit)
+        for visit in list(self._by_state[State.BODY]):
+            self._check_pace(visit, now)
+        for visit, since in list(self._stalled.items()):
+            if now - since > self.limits.write:
+                visit.cut()
+                self.leave(visit)
+
+    def cut_all(self) -> None:
+        """End all of them."""
+        for visits in self._by_state.values():
+            for visit in list(visits):
+                visit.cut()
+
+    def _dismiss(self, visit: Visit) -> None:
+        is_silent = visit.state is State.OPENING and not visit.received
+        if is_silent or visit.state is State.CLOSING:
+            visit.cut()
+            self.leave(visit)
+        else:
+            visit.dismiss()
+            self.move(visit, State.CLOSING)
+
+    def _check_pace(self, visit: Visit, now: float) -> None:
+        if visit.is_paused():
+            visit.since, visit.base = now, visit.received
+        elif now - visit.since > self.limits.body:
+            if visit.received - visit.base < MIN_PACE * self.limits.body:
+                self._dismiss(visit)
+            else:
+                visit.since, visit.base = now, visit.received
+
+    def _tell(self) -> None:
+        if self._clock() - self._told > _REMIND:
+            self._told = self._clock()
+            _log.warning(
+                "there are %d connections, as many as may be: those that wait longest are closed "
+                "for new ones (--max-connections, and the process's limit of open files)",
+                len(self),
+            )
+
+
+def _longer(visits: OrderedDict[Visit, None], since: float) -> list[Visit]:
+    found = []
+    for visit in visits:
+        if visit.since > since:
+            break
+        found.append(visit)
+    return found
+
+
+class Bounded:
+    """Tells the table what its connection waits for: stands before one of uvicorn's protocols."""
+
+    visit: Visit
+    crowd: Connections
+    cycle: Any
+    flow: Any
+    transport: Any
+
+    def connection_made(self, transport: Any) -> None:
+        """See asyncio.Protocol."""
+        super().connection_made(transport)  # type: ignore[misc]
+        self.visit.cut = transport.abort
+        self.visit.dismiss = self.dismiss
+        self.visit.is_paused = lambda: bool(self.flow.read_paused)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio.Protocol."""
+        self.crowd.leave(self.visit)
+        super().connection_lost(exc)  # type: ignore[misc]
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        self.visit.received += len(data)
+        super().data_received(data)  # type: ignore[misc]
+        self.crowd.move(self.visit, self._state())
+
+    def on_response_complete(self) -> None:
+        """See uvicorn's protocols."""
+        super().on_response_complete()  # type: ignore[misc]
+        self.crowd.move(self.visit, self._state())
+
+    def pause_writing(self) -> None:
+        """See asyncio.Protocol."""
+        self.crowd.stall(self.visit)
+        super().pause_writing()  # type: ignore[misc]
+
+    def resume_writing(self) -> None:
+        """See asyncio.Protocol."""
+        self.crowd.flow(self.visit)
+        super().resume_writing()  # type: ignore[misc]
+
+    def dismiss(self) -> None:
+        """End the connection, in good order if the client lets it."""
+        self.transport.close()
+
+    def has_begun_head(self) -> bool:
+        """Whether some of the next request's head is there."""
+        return False
+
+    def has_refused(self) -> bool:
+        """Whether the connection is to end, as the client has broken its rules."""
+        return False
+
+    def _state(self) -> State:
+        cycle = self.cycle  # None before the first request
+        if self.has_refused():
+            return State.CLOSING
+        if cycle is None:
+            return State.OPENING
+        if not cycle.response_complete:
+            return State.BODY if cycle.more_body else State.ANSWERING
+        if cycle.more_body:
+            return State.LEFTOVER
+        return State.HEAD if self.has_begun_head() else State.IDLE
+
+
+async def keep_sweeping(crowd: Connections) -> None:
+    """Sweep again and again, until cancelled."""
+    limits = crowd.limits
+    pause = min(1.0, min(limits.head, limits.body, limits.idle, limits.write) / 4)
+    while True:
+        await asyncio.sleep(pause)
+        crowd.sweep()
