@@ -170,7 +170,7 @@ async def test_overridden_methods(url: str, enforced: str) -> None:
     for target, headers, status in [
         (PATH, [("X-HTTP-Method-Override", "POST")], 422),
         (PATH, [("x_http_method", "post")], 422),
-        (PATH, [form], 422),
+        (PATH, [form], 400),  # Not every server reads it as JSON.
         (PATH + "?a&_method=Post", [], 422),
         (PATH + "?a&method=Post", [], 200),
         (PATH, [("X-HTTP-Method-Override", "PATCH")], 200),
