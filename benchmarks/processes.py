@@ -60,10 +60,10 @@ POLICYD_IS_READY = r"policyd is ready: grpc=(\S+) admin=(\S+)"
 
 def create_key(database_url: str, *command: str, cwd: Path = ROOT) -> str:
     """A new API key that enforces user IDs; `command` makes it, if not `policyd` itself."""
-    program, *words = command or ("policyd",)
+    program, *arguments = command or ("policyd",)
     flags = ("--enforce-user-ids", "enforce", "--json", "--database-url", database_url)
     made = subprocess.run(
-        [str(BIN / program), *words, "keys", "create", "benchmark", *flags],
+        [str(BIN / program), *arguments, "keys", "create", "benchmark", *flags],
         capture_output=True,
         cwd=cwd,
         env=_environment(),

@@ -27,7 +27,7 @@ _PAUSE = 1.0
 _TURN = 1.0
 """Seconds between two looks at a child. What a child has to do in time is counted in these turns
 and not by a clock: a clock goes on while the parent, or the machine, stands still, and would find a
-child silent whose signs of life only nobody has read."""
+child silent whose signs of life are only unread."""
 _START = 60
 """Turns that a child has to start."""
 _SILENCE = 10

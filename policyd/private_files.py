@@ -56,7 +56,7 @@ def close_to_others(path: Path) -> None:
 
 
 def warn_of_open_folders(folders: Iterable[Path]) -> None:
-    """Name the folders that everybody on this machine may look into or write to.
+    """Name the folders that every user of this machine may look into or write to.
 
     They stay as they are: others may have a reason to use them.
     """

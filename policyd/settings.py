@@ -167,7 +167,7 @@ def _check_proxy(text: str) -> None:
         ) from None
     if not network.prefixlen:
         raise SettingsError(
-            f"{flag} {text} is everybody, who could claim any address: name proxies"
+            f"{flag} {text} is every client, who could claim any address: name proxies"
         )
     if "/" in text and ipaddress.ip_interface(text).ip != network.network_address:
         raise SettingsError(

@@ -38,20 +38,20 @@ TURN = 0.5
 
 @pytest.fixture
 async def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Child]:
-    """A back office that is watched, in a hurry."""
+    """A background worker that is watched, in a hurry."""
     monkeypatch.setattr(child, "_TURN", TURN)
     chosen = settings(tmp_path, console=None)
     await asyncio.to_thread(prepare, chosen)
-    office = back_office(chosen)
+    worker = back_office(chosen)
     # It need not be ready as soon as it has to give signs of life.
     monkeypatch.setattr(child, "_START", int(PATIENCE / TURN))
-    await office.start()
-    watching = asyncio.create_task(office.keep_running())
-    yield office
+    await worker.start()
+    watching = asyncio.create_task(worker.keep_running())
+    yield worker
     watching.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await watching
-    await office.stop()
+    await worker.stop()
 
 
 def stand_still(seconds: float, until: Callable[[], bool] = lambda: True) -> None:
@@ -70,7 +70,7 @@ async def test_a_parent_that_is_stopped_and_continued(
     tmp_path: Path, start: Callable[..., Any]
 ) -> None:
     """As by a shell, or with a machine that is suspended: its children stay the same ones, be it
-    a server with its back office or a supervisor with workers."""
+    a server with its background worker or a supervisor with workers."""
     servers: dict[Policyd, set[int]] = {}
     for count in (1, 2):
         (tmp_path / str(count)).mkdir()
@@ -152,20 +152,20 @@ async def test_a_parent_that_is_busy_at_the_start_and_the_end(
     """A child that has started, or ended, in time meanwhile is taken for what it is."""
     chosen = settings(tmp_path, console=None, grace=0.0)
     await asyncio.to_thread(prepare, chosen)
-    office = back_office(chosen)
+    worker = back_office(chosen)
     monkeypatch.setattr(child, "_START", 2)
-    starting = asyncio.create_task(office.start())
-    while office._process is None:  # noqa: ASYNC110
+    starting = asyncio.create_task(worker.start())
+    while worker._process is None:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
-    pipe = office._process._transport.get_pipe_transport(1)  # type: ignore[attr-defined]
+    pipe = worker._process._transport.get_pipe_transport(1)  # type: ignore[attr-defined]
     stand_still(4, until=lambda: _unread(pipe.get_extra_info("pipe").fileno()) > 0)
     await starting
-    stopping = asyncio.create_task(office.stop())
+    stopping = asyncio.create_task(worker.stop())
     await asyncio.sleep(0.1)  # Its standard input is closed meanwhile.
-    number = pid(office)
+    number = pid(worker)
     stand_still(7, until=lambda: not is_running(number))
     await stopping
-    assert office._process.returncode == 0
+    assert worker._process.returncode == 0
     assert "killed" not in caplog.text
 
 

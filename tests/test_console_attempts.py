@@ -100,7 +100,7 @@ async def test_success_uses_nothing_up(console: Console) -> None:
 
 
 async def test_guessing_the_current_password(console: Console) -> None:
-    """A session that somebody has left open is no way to find the password out; what strangers
+    """A session that was left open is no way to find the password out; what strangers
     try does not keep the administrator from changing it."""
     async with Visitor(console.url) as visitor:
         await set_password(visitor, console)
@@ -118,7 +118,7 @@ async def test_guessing_the_current_password(console: Console) -> None:
 
 
 async def test_without_a_trusted_proxy(tmp_path: Path) -> None:
-    """The header is anybody's to make up, and counts for nothing."""
+    """The header is the client's to make up, and counts for nothing."""
     async with running(settings(tmp_path)) as console, Visitor(console.url) as visitor:
         for number in range(EACH):
             assert (await attempt(visitor, WRONG, f"198.51.100.{number}")).status == 401
@@ -246,12 +246,12 @@ def test_after_some_time(monkeypatch: pytest.MonkeyPatch) -> None:
         ("10.0.0.1,", "takes addresses and networks"),
         ("10.0.0.0/33", "takes addresses and networks"),
         ("10.0.0.7/8", "did you mean 10.0.0.0/8"),
-        ("0.0.0.0/0", "everybody"),
-        ("::/0", "everybody"),
+        ("0.0.0.0/0", "every client"),
+        ("::/0", "every client"),
     ],
 )
 def test_proxies_that_are_none(tmp_path: Path, proxies: str, told: str) -> None:
-    """They are refused at the start, in words."""
+    """They are refused at the start, with the reason."""
     with pytest.raises(SettingsError, match=told):
         settings(tmp_path, console_trusted_proxies=tuple(proxies.split(",")))
 

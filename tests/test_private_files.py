@@ -20,7 +20,7 @@ from tests.load import PATIENCE, until
 from tests.processes import BIN, Program, run
 
 OPEN = ("/bin/sh", "-c", 'umask 0; exec "$0" "$@"')
-"""Runs a command as one that lets everybody read what it makes."""
+"""Runs a command as one that lets every user read what it makes."""
 
 
 @pytest.fixture
@@ -49,9 +49,9 @@ def check(folder: Path, *expected: str) -> None:
         assert mode == (0o700 if (folder / name).is_dir() else 0o600), (name, oct(mode))
 
 
-def command(*words: str) -> tuple[str, ...]:
+def command(*arguments: str) -> tuple[str, ...]:
     """One of ours, in a process without a umask."""
-    return (*OPEN, str(BIN / words[0]), *words[1:])
+    return (*OPEN, str(BIN / arguments[0]), *arguments[1:])
 
 
 def test_the_command_that_comes_first(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_files_that_were_open(tmp_path: Path, caplog: pytest.LogCaptureFixture, 
 def test_a_folder_that_was_there(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int, word: str
 ) -> None:
-    """It stays as it is, and is named where everybody may look into it."""
+    """It stays as it is, and is named where every user may look into it."""
     (tmp_path / "spool").mkdir()
     (tmp_path / "spool").chmod(mode)
     prepare(settings(tmp_path))

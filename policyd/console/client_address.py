@@ -23,10 +23,10 @@ def client_address(peer: str, forwarded: Iterable[str], proxies: Sequence[Networ
     for hop in reversed(",".join(forwarded).split(",")):
         if not any(address in network for network in proxies):
             break
-        said = _parse(_without_port(hop.strip()))
-        if said is None:
+        earlier = _parse(_without_port(hop.strip()))
+        if earlier is None:
             return str(nearest)
-        address = said
+        address = earlier
     return str(address)
 
 

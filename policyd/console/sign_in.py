@@ -193,7 +193,7 @@ def _account(request: Request, problem: str = "", status: int = 422) -> Response
 def _change_password(request: Request, form: FormData) -> Response:
     here = console(request)
     known = here.store.administrator.get()
-    # What strangers try keeps nobody waiting who is in.
+    # What strangers try does not keep the administrator waiting, who is signed in.
     source = f"session {here.sessions.session(request, known.epoch)}"
     if wait := here.attempts.wait(source):
         return _account(request, _TOO_MANY.format(wait), 429)
