@@ -12,12 +12,12 @@ import asyncio
 import time
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 import grpc
 from grpc import ChannelCredentials
 
-from policyd import denial
+from policyd import denial, forking
 from policyd.errors import NoDecision
 from policyd.reporter import Reporter
 from policyd.v1.policy_pb2 import (
@@ -36,6 +36,9 @@ from policyd.v1.policy_pb2 import (
     ReportOutcomeResponse,
 )
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
+
+if TYPE_CHECKING:
+    from policyd.v1.policy_pb2_grpc import PolicyServiceAsyncStub  # It is in the types only.
 
 __all__ = ["ChannelCredentials", "NoDecision", "OnError", "PolicyClient", "tls_credentials"]
 
@@ -70,6 +73,8 @@ _RETRY_PAUSE = 0.02
 _HEALTH = "/grpc.health.v1.Health/Check"
 _REPORT_TIMEOUT = 5.0
 """Seconds that a call with outcomes may take: nobody waits for it."""
+_MARGIN = 0.5
+"""Seconds beyond the timeout after which gRPC is given up."""
 CLOSED = "the client of policyd was closed"
 _Waiting = tuple[EvaluateRequest, asyncio.Future[EvaluateResponse]]
 _Answer = EvaluateResponse | NoDecision
@@ -82,7 +87,9 @@ class PolicyClient:
     in which a policyd that cannot be reached is tried again, up to twice.
 
     `credentials` make it a TLS channel; `token` is what a policyd with --caller-token-file wants.
-    Belongs to the event loop that it is made in.
+    Belongs to the event loop that it is first used in: its channel is made there, so one that was
+    made before the process forked may be used in a child. Once it has a channel, a fork leaves the
+    children none: there evaluate() ends with NoDecision, in new clients too. Close it before.
     """
 
     def __init__(
@@ -97,12 +104,12 @@ class PolicyClient:
         self._timeout = timeout
         self._on_error = on_error
         self._metadata = (("authorization", f"Bearer {token}"),) if token else None
-        self._channel = (
-            grpc.aio.secure_channel(target, credentials, options=_OPTIONS)
-            if credentials
-            else grpc.aio.insecure_channel(target, options=_OPTIONS)
-        )
-        self._stub = PolicyServiceStub(self._channel)
+        if not isinstance(credentials, ChannelCredentials | None):
+            raise TypeError(f"credentials are what tls_credentials() makes, not {credentials!r}")
+        self._target, self._credentials = target, credentials
+        self._channel: grpc.aio.Channel | None = None
+        self._stub: PolicyServiceAsyncStub | None = None
+        self._closed = False
         self._waiting: list[_Waiting] = []
         self._calls: set[asyncio.Task[None]] = set()
         self._reporter = Reporter(self._report)
@@ -121,8 +128,16 @@ class PolicyClient:
     async def close(self) -> None:
         """Report what waits to be reported, as far as that takes no more than 2 s, and close the
         channel. Questions under way end with NoDecision."""
+        if forking.is_broken():  # All that it has is of the process that this one was forked from.
+            self._closed = True
+            return
         await self._reporter.close()
-        await self._channel.close()
+        self._closed = True
+        if channel := self._channel:
+            await channel.close()
+        # gRPC stops its threads when the channel has gone, and then the process may fork.
+        self._channel = self._stub = None
+        forking.in_use.discard(self)
 
     async def evaluate(self, request: EvaluateRequest) -> EvaluateResponse:
         """Ask for a decision. Where none comes in time, for whatever cause, `on_error` holds."""
@@ -138,7 +153,10 @@ class PolicyClient:
         NoDecision.
         """
         try:
-            return await self._call(self._stub.CheckKey, request)
+            async with asyncio.timeout(self._timeout + _MARGIN):
+                return await self._call(self._connected().CheckKey, request)
+        except TimeoutError:
+            raise _no_answer() from None
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                 return CheckKeyResponse(in_force=True, needs_body=True)
@@ -164,7 +182,12 @@ class PolicyClient:
         what is lost beyond that is counted, and logged now and then. A policyd that does not know
         of outcomes yet gets none.
         """
+        forking.in_use.add(self)  # Its queue is a matter of this process, too.
         self._reporter.report(outcome)
+
+    def take_outcomes(self) -> list[Outcome]:
+        """Take back what was given to report() and is not sent yet, for another client."""
+        return self._reporter.take()
 
     @property
     def outcomes_lost(self) -> int:
@@ -174,20 +197,33 @@ class PolicyClient:
     async def can_reach(self, timeout: float) -> bool:
         """Whether a policyd answers within `timeout` seconds, whatever it says of its health: it
         decides for as long as it answers."""
-        # Of the health service's messages nothing matters here, so they stay bytes.
-        method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
-        method = self._channel.unary_unary(_HEALTH)
         try:
-            await method(b"", timeout=timeout)
+            self._connected()
+            assert self._channel is not None
+            # Of the health service's messages nothing matters here, so they stay bytes.
+            method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
+            method = self._channel.unary_unary(_HEALTH)
+            async with asyncio.timeout(timeout + _MARGIN):
+                await method(b"", timeout=timeout)
         except grpc.aio.AioRpcError as error:
             return error.code() not in _OUTAGES
-        except grpc.aio.UsageError:  # It is closed.
+        except (NoDecision, TimeoutError, grpc.aio.UsageError):
             return False
         return True
 
     async def _report(self, outcomes: ReportOutcomeRequest) -> ReportOutcomeResponse:
-        method = self._stub.ReportOutcome
+        method = self._connected().ReportOutcome
         return await method(outcomes, timeout=_REPORT_TIMEOUT, metadata=self._metadata)
+
+    def _connected(self) -> "PolicyServiceAsyncStub":
+        if self._closed:
+            raise NoDecision(CLOSED)
+        forking.check()
+        if self._stub is None:
+            self._channel = _channel(self._target, self._credentials)
+            self._stub = PolicyServiceStub(self._channel)
+            forking.in_use.add(self)
+        return self._stub
 
     def _send(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -198,7 +234,13 @@ class PolicyClient:
 
     async def _ask(self, batch: list[_Waiting]) -> None:
         try:
-            answers = await self._answers([request for request, _ in batch])
+            # The calls have deadlines, which gRPC's threads keep. This one does not need those.
+            async with asyncio.timeout(self._timeout + _MARGIN):
+                answers = await self._answers([request for request, _ in batch])
+        except NoDecision as problem:
+            answers = [problem] * len(batch)
+        except TimeoutError:
+            answers = [_no_answer()] * len(batch)
         except grpc.aio.AioRpcError as error:
             answers = [_no_decision(error)] * len(batch)
         except (asyncio.CancelledError, grpc.aio.UsageError):
@@ -210,14 +252,14 @@ class PolicyClient:
 
     async def _answers(self, requests: list[EvaluateRequest]) -> list[_Answer]:
         if len(requests) == 1:
-            only = await self._call(self._stub.Evaluate, requests[0])
+            only = await self._call(self._connected().Evaluate, requests[0])
             return [only]
         items = [
             BatchEvaluateItem(id=str(number), request=request)
             for number, request in enumerate(requests)
         ]
         batch = BatchEvaluateRequest(items=items)
-        results = (await self._call(self._stub.BatchEvaluate, batch)).results
+        results = (await self._call(self._connected().BatchEvaluate, batch)).results
         if len(results) != len(requests):
             raise NoDecision(f"{len(results)} answers to {len(requests)} questions")
         return [
@@ -243,10 +285,20 @@ class PolicyClient:
         return await method(request, timeout=left, metadata=self._metadata)
 
 
+def _no_answer() -> NoDecision:
+    return NoDecision("gRPC gave no answer in time", is_outage=True)
+
+
 def _no_decision(error: grpc.aio.AioRpcError) -> NoDecision:
     reason = f"{error.code().name}: {error.details()}"
     is_outage = error.code() in _OUTAGES
     return NoDecision(f"policyd gave no decision ({reason})", is_outage=is_outage)
+
+
+def _channel(target: str, credentials: ChannelCredentials | None) -> grpc.aio.Channel:
+    if credentials:
+        return grpc.aio.secure_channel(target, credentials, options=_OPTIONS)
+    return grpc.aio.insecure_channel(target, options=_OPTIONS)
 
 
 def _batches(waiting: list[_Waiting]) -> Iterator[list[_Waiting]]:

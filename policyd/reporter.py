@@ -85,6 +85,12 @@ class Reporter:
         if self._sending is None:
             self._sending = asyncio.create_task(self._send_all())
 
+    def take(self) -> list[Outcome]:
+        """Take what waits out of the queue. What is just being sent is there too."""
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        return waiting
+
     async def close(self) -> None:
         """Send what waits, as far as 2 s suffice. What is reported after that is lost."""
         self._closing.set()
