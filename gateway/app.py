@@ -26,10 +26,10 @@ from gateway.upstream import (
     UpstreamBroke,
     UpstreamFailed,
 )
-from policyd import endpoints
 from policyd.client import NoDecision, PolicyClient
 from policyd.descriptor import TOO_LARGE, Facts, read_body
 from policyd.http.reply import HEAD_TOO_LARGE, WEBSOCKET, Reply, Send
+from policyd.model import Target
 from policyd.v1.policy_pb2 import (
     DECISION_ALLOW,
     DECISION_DENY,
@@ -37,7 +37,6 @@ from policyd.v1.policy_pb2 import (
     ENDING_COMPLETE,
     ENDING_NO_ANSWER,
     ENDING_UPSTREAM_BROKE,
-    Denial,
     EvaluateRequest,
     EvaluateResponse,
 )
@@ -97,30 +96,33 @@ class Gateway:
         if refusal is not None:
             await refusal.send(exchange.send)
             return
-        came = question.text(exchange.scope["raw_path"])
-        path = self._upstream.within(came)
-        if path is None:
+        prefix = self._upstream.prefix
+        path = prefix.absolute(question.text(exchange.scope["raw_path"]))
+        asked_for = question.target(exchange.scope, path, exchange.headers)
+        if prefix.restored(asked_for.path or path) is None:
             await errors.OUTSIDE.send(exchange.send)
             return
-        body, facts = await self._read(exchange, path)
+        body, facts = await self._read(exchange, asked_for)
         asked = question.ask(exchange.scope, path, exchange.headers, facts, self._settings.api_key)
         began = time.perf_counter_ns()
         verdict = await self._decide(asked)
         if isinstance(verdict, Reply):
             await verdict.send(exchange.send)
             return
-        target = self._upstream.absolute(verdict.path or came)
+        goes = prefix.restored(verdict.path or path)
+        if goes is None:
+            await errors.OUTSIDE.send(exchange.send)
+            return
         course = Course(verdict.decision_id, began)
         try:
-            await self._forward(exchange, target, body, course)
+            await self._forward(exchange, goes, body, course)
         finally:
             if self._policyd is not None and verdict.decision_id:
                 self._policyd.report(course.outcome())
 
-    async def _read(self, exchange: "_Exchange", path: str) -> tuple[Body, Facts | None]:
+    async def _read(self, exchange: "_Exchange", target: Target) -> tuple[Body, Facts | None]:
         """The body, and what it says that matters to the policy: None out of scope."""
         headers = exchange.headers
-        target = endpoints.resolve(exchange.scope["method"], path)
         if not target.in_scope:
             return exchange.upload() if headers.has_body else None, None
         if not (headers.names_key or self._settings.api_key):
@@ -141,7 +143,7 @@ class Gateway:
             if answer.decision == DECISION_ALLOW:
                 return _Permission(answer.upstream_path, answer.decision_id)
             if answer.decision == DECISION_DENY:
-                return _reply(answer.denial)
+                return _reply(answer)
             raise NoDecision(f"policyd answered with a decision of {answer.decision}")
         except NoDecision as problem:
             if self._settings.on_policy_error == "allow" and problem.is_outage:
@@ -276,9 +278,10 @@ def _refusal(exchange: _Exchange) -> Reply | None:
     return None
 
 
-def _reply(denial: Denial) -> Reply:
+def _reply(answer: EvaluateResponse) -> Reply:
+    denial = answer.denial
     headers = [(header.name, header.value) for header in denial.headers]
-    return Reply(denial.http_status, headers, denial.body)
+    return Reply(denial.http_status, headers, denial.body, answer.decision_id)
 
 
 async def _watch(receive: Receive, body: Body, task: asyncio.Task[Any]) -> None:

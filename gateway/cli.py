@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from gateway.server import Server
-from gateway.settings import Settings, read_secret
+from gateway.settings import KEY_HEADERS, Settings, read_secret
 from policyd.configuration import Address, Group, Options, run, start_logging
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -46,6 +46,14 @@ def main() -> None:
     help="Holds the upstream's API key, sent in place of whatever key clients send.",
 )
 @_option("--upstream-api-key", default=None, help="The same as a value. See --api-key.")
+@_option(
+    "--upstream-api-key-header",
+    type=click.Choice(KEY_HEADERS, case_sensitive=False),
+    default=None,
+    help="The header that the upstream's API key goes in; clients' own are taken out of all four. "
+    "By default the one that the upstream is known for: Azure's api-key, Anthropic's x-api-key, "
+    "Google's x-goog-api-key, Authorization for any other.",
+)
 @_option(
     "--on-policy-error",
     type=click.Choice(("deny", "allow")),
@@ -98,6 +106,7 @@ def _settings(given: dict[str, Any]) -> Settings:
     for name in ("api_key", "upstream_api_key", "policyd_token"):
         path = given.pop(f"{name}_file")
         given[name] = given[name] or (read_secret(path) if path else "")
+    given["upstream_api_key_header"] = given["upstream_api_key_header"] or ""
     given["listen"] = Address.parse(given["listen"], "--listen")
     return Settings(**given)
 

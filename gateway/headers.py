@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from policyd import method_override
 from policyd.descriptor import KEY_HEADER, PREFIX, credential
 from policyd.http.reply import HeaderName, exact
 
@@ -40,6 +41,7 @@ _READ = frozenset(
         b"upgrade",
         b"user-agent",
         b"x-request-id",
+        *(name.encode() for name in method_override.HEADERS),
     }
 )
 _OURS = PREFIX.encode()
@@ -65,6 +67,11 @@ class RequestHeaders(NamedTuple):
     def first(self, name: bytes) -> str:
         """The first value of a header that the gateway reads, or an empty string."""
         return next(iter(self.all(name)), "")
+
+    @property
+    def read(self) -> list[tuple[str, str]]:
+        """Those that the gateway itself reads."""
+        return [(name.decode(), value) for name, given in self.values.items() for value in given]
 
     @property
     def has_body(self) -> bool:

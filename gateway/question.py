@@ -6,8 +6,10 @@ from typing import Any
 from urllib.parse import quote
 
 from gateway.headers import RequestHeaders
+from policyd import endpoints, method_override
 from policyd.descriptor import KEY_HEADER, Facts, agreed
 from policyd.facts import MAX_REMARK, put_facts
+from policyd.model import Target
 from policyd.v1.policy_pb2 import EvaluateRequest, Header
 
 Scope = dict[str, Any]
@@ -32,6 +34,18 @@ def text(raw: bytes) -> str:
     return raw.decode() if raw.isascii() else quote(raw, safe=_ASCII)
 
 
+def target(scope: Scope, path: str, headers: RequestHeaders) -> Target:
+    """What the request asks for; `path` is the one that goes upstream."""
+    return endpoints.resolve("POST" if _overriding(scope, headers) else scope["method"], path)
+
+
+def _overriding(scope: Scope, headers: RequestHeaders) -> method_override.Headers:
+    if scope["method"] == "POST":
+        return ()
+    query = text(scope["query_string"])
+    return method_override.overriding(scope["method"], headers.read, query)
+
+
 async def read(body: bytes, headers: RequestHeaders, reader: Reader) -> Facts:
     """What the body says that matters to the policy; `reader` is read_body() for the endpoint."""
     content_type = agreed(headers.all(b"content-type"))
@@ -45,8 +59,9 @@ def ask(
     scope: Scope, path: str, headers: RequestHeaders, facts: Facts | None, api_key: str
 ) -> EvaluateRequest:
     """The question. `facts` are None out of scope; `api_key` is used where the client sent none."""
+    told = [*headers.ours, *_overriding(scope, headers)]
     question = EvaluateRequest(
-        headers=[Header(name=name, value=value) for name, value in headers.ours],
+        headers=[Header(name=name, value=value) for name, value in told],
         method=scope["method"],
         path=path,
         user_agent=headers.first(b"user-agent")[:MAX_REMARK],

@@ -5,10 +5,25 @@ from pathlib import Path
 
 from yarl import URL
 
+from policyd import endpoints
 from policyd.client import PolicyClient, tls_credentials
 from policyd.configuration import Address, SettingsError
 
 _LISTEN = Address("127.0.0.1", 8080)
+KEY_HEADERS = ("Authorization", "api-key", "x-api-key", "x-goog-api-key")
+"""The headers that an upstream may want its API key in."""
+# Any other upstream wants its key in Authorization.
+_KEY_HEADERS_BY_HOST = {
+    "openai.azure.com": "api-key",
+    "openai.azure.us": "api-key",
+    "openai.azure.cn": "api-key",
+    "cognitiveservices.azure.com": "api-key",
+    "cognitiveservices.azure.us": "api-key",
+    "cognitiveservices.azure.cn": "api-key",
+    "services.ai.azure.com": "api-key",
+    "api.anthropic.com": "x-api-key",
+    "generativelanguage.googleapis.com": "x-goog-api-key",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +37,9 @@ class Settings:
     """The policyd key of requests that bring none."""
     upstream_api_key: str = field(default="", repr=False)
     """Goes upstream in place of the client's own."""
+    upstream_api_key_header: str = ""
+    """The header that it goes in, one of KEY_HEADERS. Empty: the one that `upstream` is known for.
+    """
     on_policy_error: str = "deny"
     """deny or allow: what to do with requests while policyd gives no decision."""
     policy_timeout: float = 1.0
@@ -44,6 +62,16 @@ class Settings:
     def __post_init__(self) -> None:
         Address.parse(self.policyd, "--policyd")
         _check_upstream(self.upstream)
+        if self.upstream_api_key_header not in ("", *KEY_HEADERS):
+            raise SettingsError(
+                f"--upstream-api-key-header is one of {', '.join(KEY_HEADERS)}, "
+                f"not {self.upstream_api_key_header!r}"
+            )
+        if self.upstream_api_key_header and not self.upstream_api_key:
+            raise SettingsError(
+                "--upstream-api-key-header says where the upstream's API key goes: give "
+                "--upstream-api-key-file or --upstream-api-key too"
+            )
         for name in ("api_key", "upstream_api_key", "policyd_token"):
             _check_secret(name, getattr(self, name))
         if (self.tls_cert is None) != (self.tls_key is None):
@@ -61,6 +89,15 @@ class Settings:
                 "something else protects it"
             )
 
+    @property
+    def key_header(self) -> str:
+        """The header that the upstream wants its API key in."""
+        if self.upstream_api_key_header:
+            return self.upstream_api_key_header
+        host = "." + (URL(self.upstream).raw_host or "").lower().rstrip(".")
+        known = (name for of, name in _KEY_HEADERS_BY_HOST.items() if host.endswith("." + of))
+        return next(known, "Authorization")
+
 
 def _check_upstream(text: str) -> None:
     try:
@@ -73,6 +110,13 @@ def _check_upstream(text: str) -> None:
         raise SettingsError("--upstream must hold no user or password: use --upstream-api-key")
     if url.raw_query_string or url.raw_fragment:
         raise SettingsError(f"--upstream must end with its path, so {text!r} may hold no ? or #")
+    prefix = url.raw_path.rstrip("/")
+    plain = endpoints.canonical_path(prefix)
+    if prefix and plain.lower() != prefix.lower():
+        raise SettingsError(
+            f"--upstream's path {prefix!r} can be read in more than one way: write it in its plain "
+            f"form, {plain!r}"
+        )
 
 
 def _check_secret(name: str, value: str) -> None:

@@ -12,14 +12,15 @@ from yarl import URL
 
 from gateway import errors
 from gateway.headers import RequestHeaders, read_response
-from gateway.settings import Settings
-from policyd import endpoints
+from gateway.prefix import Prefix
+from gateway.settings import KEY_HEADERS, Settings
 from policyd.http.reply import Reply, Send
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 
 # aiohttp would add these where the client sent none.
 _NOT_ADDED = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
+_KEY_HEADERS = frozenset(map(str.lower, KEY_HEADERS))
 _MAX_HEADER = 64 * 1024
 _KEEPALIVE = 15.0
 """Seconds that an idle connection is kept: less than servers wait, so that few close first."""
@@ -150,9 +151,9 @@ class Upstream:
     def __init__(self, settings: Settings) -> None:
         url = URL(settings.upstream)
         self._scheme, self._authority = url.scheme, url.raw_authority
-        self._prefix = url.raw_path.rstrip("/")
-        self._canonical_prefix = endpoints.canonical_path(self._prefix) if self._prefix else ""
+        self.prefix = Prefix(url.raw_path.rstrip("/"))
         self._key = settings.upstream_api_key
+        self._key_header = settings.key_header
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE),
             timeout=aiohttp.ClientTimeout(
@@ -164,21 +165,6 @@ class Upstream:
             max_line_size=_MAX_HEADER,
             max_field_size=_MAX_HEADER,
         )
-
-    def within(self, path: str) -> str | None:
-        """The part of `path` behind the upstream's own path, canonical if there is such a path: it
-        is what the policy judges. None where `path` leads out of what the operator chose.
-        """
-        if not self._prefix:
-            return path
-        canonical = endpoints.canonical_path(self.absolute(path))
-        if not (canonical + "/").startswith(self._canonical_prefix + "/"):
-            return None
-        return canonical[len(self._canonical_prefix) :] or "/"
-
-    def absolute(self, path: str) -> str:
-        """A client's path as it goes upstream: behind the upstream's own, unless it has that."""
-        return path if path.startswith(self._prefix + "/") else self._prefix + path
 
     async def close(self) -> None:
         """Close every connection."""
@@ -224,8 +210,12 @@ class Upstream:
             (spelled.setdefault(name.lower(), name), value) for name, value in headers.forwarded
         ]
         if self._key:
-            pairs = [pair for pair in pairs if pair[0].lower() != "authorization"]
-            pairs.append(("Authorization", f"Bearer {self._key}"))
+            # An underscore is a dash to some upstreams.
+            pairs = [
+                pair for pair in pairs if pair[0].lower().replace("_", "-") not in _KEY_HEADERS
+            ]
+            scheme = "Bearer " if self._key_header == "Authorization" else ""
+            pairs.append((self._key_header, scheme + self._key))
         return CIMultiDict(pairs)
 
 

@@ -5,9 +5,11 @@ The rules are CONTRACT.md's sections 1 to 3:
 - the route's mode holds where it has one, else the key's, else the server's default;
 - a valid override header beats it, where the route or else the key lets it;
 - an invalid one never weakens it;
-- in scope, a request without a valid accepted identifier is denied (enforce) or flagged (audit).
+- in scope, a request without a valid accepted identifier is denied (enforce) or flagged (audit);
+- a path that servers may read as different endpoints never goes upstream, whatever the mode.
 """
 
+from dataclasses import replace
 from functools import lru_cache
 
 from policyd import denial
@@ -59,7 +61,8 @@ def decide(
     accept = route.accept or settings.accept
     identifier, state = _best_identifier(descriptor, accept, target.endpoint)
     operation = target.endpoint.operation if target.endpoint else ""
-    return _decision(mode, source, ignored, True, operation, state, identifier, override)
+    decision = _decision(mode, source, ignored, True, operation, state, identifier, override)
+    return _refuse_path(decision) if target.is_ambiguous else decision
 
 
 def _base(settings: KeySettings, default: Mode, route: RouteSettings) -> tuple[Mode, Source]:
@@ -113,6 +116,15 @@ def _refuse_key(credential: Credential) -> Decision:
         None, None, Ignored.NOT_IGNORED, False, "", UserState.UNKNOWN, "", summary
     )
     return Decision(refusal, False, (), explanation)
+
+
+@lru_cache(maxsize=4096)
+def _refuse_path(decision: Decision) -> Decision:
+    summary = "Denied: servers may read the path as different endpoints."
+    explanation = replace(decision.explanation, summary=summary)
+    return replace(
+        decision, denial=denial.AMBIGUOUS_PATH, would_deny=False, explanation=explanation
+    )
 
 
 # There are only so many ways in which a request can be decided, so each is put into words once.

@@ -105,6 +105,17 @@ WEBSOCKET_HEADERS = (*WEBSOCKET.headers, ("Upgrade", "HTTP/1.1"), ("Connection",
 """Its headers where no proxy stands between: with a 426 the protocol is named that is spoken here, for
 this connection alone (RFC 9110, section 15.5.22)."""
 
+AMBIGUOUS_PATH = render(
+    400,
+    (
+        "Servers may read the request's path in more than one way, so it cannot be told which "
+        "endpoint it asks for. Send the path in its plain form, such as /v1/chat/completions, "
+        "without dot segments and percent-encoded at most once",
+    ),
+    "invalid_request",
+)
+"""The response to a request whose path must not go upstream: CONTRACT.md, section 2."""
+
 
 @cache
 def for_user_state(state: UserState) -> Denial:

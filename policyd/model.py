@@ -104,7 +104,9 @@ class Target(NamedTuple):
     endpoint: Endpoint | None = None
     """None where it is out of scope, or where neither method nor path is known."""
     path: str = ""
-    """The canonical path, percent-encoded. Empty if out of scope or not known."""
+    """The canonical path, percent-encoded. Empty if out of scope, not known or ambiguous."""
+    is_ambiguous: bool = False
+    """Whether servers may read its path as different endpoints, so that it must not go upstream."""
 
 
 class Descriptor(NamedTuple):

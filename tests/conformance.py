@@ -17,6 +17,8 @@ from typing import Literal
 import msgspec
 import pytest
 
+from policyd import endpoints, method_override
+from policyd.model import Target
 from policyd.v1 import policy_pb2 as pb
 from tests.gateway import support
 from tests.processes import Policyd
@@ -82,6 +84,13 @@ class Request(_Struct):
     def path(self) -> str:
         """The target without its query string."""
         return self.target.partition("?")[0]
+
+    @property
+    def asked(self) -> Target:
+        """What it asks for."""
+        query = self.target.partition("?")[2]
+        method = method_override.in_force(self.method, self.headers, query)
+        return endpoints.resolve(method, self.path)
 
     @property
     def content(self) -> bytes:
@@ -197,7 +206,7 @@ def question(vector: Vector, secret: str) -> pb.EvaluateRequest:
     """The request as a caller of PolicyService sends it that does not read bodies."""
     request = vector.request
     headers = [pb.Header(name=n, value=v) for n, v in request.headers_with(secret)]
-    message = pb.EvaluateRequest(method=request.method, path=request.path, headers=headers)
+    message = pb.EvaluateRequest(method=request.method, path=request.target, headers=headers)
     if request.body:
         message.raw_body.content = request.content
     return message

@@ -75,7 +75,10 @@ async def test_a_denial(url: str, enforced: str) -> None:
     assert raw.endswith(b"\r\n\r\n" + NO_USER)
     response = parse(raw)
     assert response.all("x-policyd-flags") == ["policy_enforce_user_ids"]
-    assert len(response.all("x-policyd-decision-id")) == 1
+    (identifier,) = response.all("x-policyd-decision-id")
+    last = [pair for pair in response.headers if pair[0].lower() != "connection"][-3:]
+    assert [name for name, _ in last] == ["Date", "Content-Length", "x-request-id"]
+    assert last[-1][1] == identifier
 
 
 async def test_an_allowed_request(policyd: Policyd, url: str, enforced: str) -> None:
@@ -156,6 +159,27 @@ async def test_behind_the_prefix(url: str, enforced: str) -> None:
     ]:
         asked = await ask(url, method, "/v1/check" + target, [key, *headers], CHAT)
         assert asked.status == status
+
+
+async def test_overridden_methods(url: str, enforced: str) -> None:
+    """A request that a header, its query or a form may make a POST of is judged as one, however the
+    proxy says which it is.
+    """
+    key = ("x-usagepanda-api-key", enforced)
+    form = ("Content-Type", "multipart/form-data; boundary=x")
+    for target, headers, status in [
+        (PATH, [("X-HTTP-Method-Override", "POST")], 422),
+        (PATH, [("x_http_method", "post")], 422),
+        (PATH, [form], 422),
+        (PATH + "?a&_method=Post", [], 422),
+        (PATH + "?a&method=Post", [], 200),
+        (PATH, [("X-HTTP-Method-Override", "PATCH")], 200),
+        ("/v1/models", [("X-HTTP-Method-Override", "POST"), form], 200),
+    ]:
+        asked = await ask(url, "PUT", "/v1/check" + target, [key, *headers], CHAT)
+        assert asked.status == status, (target, headers)
+        said = about("PUT", target)
+        assert (await ask(url, "POST", "/v1/check", [key, *said, *headers], CHAT)).status == status
 
 
 @pytest.mark.parametrize(

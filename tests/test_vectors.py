@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import grpc
 import pytest
 
-from policyd import descriptor, endpoints
+from policyd import descriptor
 from policyd.decision import decide
 from policyd.descriptor import Facts
 from policyd.model import Credential, Descriptor, KeySettings, Mode, Override, UserState
@@ -27,7 +27,7 @@ def facts(vector: Vector) -> Facts:
     request = vector.request
     kinds = descriptor.values(request.headers, "content-type")
     codings = descriptor.values(request.headers, "content-encoding")
-    endpoint = endpoints.resolve(request.method, request.path).endpoint
+    endpoint = request.asked.endpoint
     return descriptor.read_body(
         request.content, descriptor.agreed(kinds), ", ".join(codings), endpoint
     )
@@ -37,7 +37,7 @@ def facts(vector: Vector) -> Facts:
 def test_descriptor(vector: Vector) -> None:
     """Scope, operation, path, trace ID and both identifiers are read as the vector says."""
     expected, request = vector.descriptor, vector.request
-    target = endpoints.resolve(request.method, request.path)
+    target = request.asked
     traces = descriptor.values(request.headers, descriptor.TRACE_HEADER)
     assert target.in_scope == expected.in_scope
     assert target.path == expected.path
@@ -57,7 +57,7 @@ def test_descriptor(vector: Vector) -> None:
 def test_decision(vector: Vector) -> None:
     """The pure core decides as the vector says."""
     headers = vector.request.headers_with(SECRET)
-    target = endpoints.resolve(vector.request.method, vector.request.path)
+    target = vector.request.asked
     found = facts(vector)
     credential, key = descriptor.credential(descriptor.values(headers, descriptor.KEY_HEADER))
     is_known = credential is Credential.GIVEN and key == SECRET

@@ -4,7 +4,7 @@
 --
 -- URL is policyd's check, BYTES the largest body that HAProxy surely holds. The token of
 -- --caller-token-file is taken from the environment, POLICYD_TOKEN. What came out stands in
--- txn.policyd.status, and in txn.policyd.body and txn.policyd.id or in txn.policyd.path.
+-- txn.policyd.status, and in txn.policyd.body and txn.policyd.id, or txn.policyd.path.
 
 -- Not policyd's business, or said by this file.
 local kept_back = {
@@ -57,6 +57,7 @@ core.register_action("policyd", {"http-req"}, function(txn, url, largest)
             and first(reply.headers, "content-type") == "application/json" then
         txn:set_var("txn.policyd.status", reply.status)
         txn:set_var("txn.policyd.body", reply.body)
+        -- OpenAI's clients show it as the error's request_id.
         txn:set_var("txn.policyd.id", first(reply.headers, "x-request-id") or "")
     else
         core.log(core.err, "policyd gave no decision: status " .. tostring(reply.status))

@@ -31,7 +31,7 @@ async function check(r) {
         forward(r, headers['X-Policyd-Upstream-Path']);
     } else if (reply.status >= 400 && reply.status !== 401 &&
             (headers['Content-Type'] || '').startsWith('application/json')) {
-        // The decision's ID, by which the console finds it.
+        // OpenAI's clients show it as the error's request_id.
         const id = headers['x-request-id'];
         answer(r, reply.status, id ? [['x-request-id', id]] : [], reply.responseBuffer);
     } else {

@@ -10,7 +10,7 @@ A body that does not come is unknown, never absent: nobody knows whether the pro
 import asyncio
 import re
 
-from policyd import descriptor, endpoints
+from policyd import descriptor, endpoints, method_override
 from policyd.descriptor import TOO_LARGE, Facts, read_body, unreadable
 from policyd.errors import InvalidArgument
 from policyd.facts import MAX_REMARK, put_facts
@@ -60,14 +60,12 @@ async def question(request: Request, limit: int) -> tuple[EvaluateRequest, Reply
 
     Of a body, `limit` bytes are read. Raises InvalidArgument or ClientGone.
     """
-    method, path = _original(request)
-    target = endpoints.resolve(method, path)
+    method, path, query = _original(request)
+    overriding = method_override.overriding(method, request.headers, query)
+    target = endpoints.resolve("POST" if overriding else method, path)
+    own = [pair for pair in request.headers if pair[0].startswith(descriptor.PREFIX)]
     asked = EvaluateRequest(
-        headers=[
-            Header(name=name, value=value)
-            for name, value in request.headers
-            if name.startswith(descriptor.PREFIX)
-        ],
+        headers=[Header(name=name, value=value) for name, value in [*own, *overriding]],
         method=method,
         path=path,
         source_ip=request.source_ip,
@@ -93,8 +91,8 @@ async def question(request: Request, limit: int) -> tuple[EvaluateRequest, Reply
     return asked, None
 
 
-def _original(request: Request) -> tuple[str, str]:
-    """Method and path of the request that is asked about."""
+def _original(request: Request) -> tuple[str, str, str]:
+    """Method, path and query of the request that is asked about."""
     if request.path == PATH:
         method = _said(request, _METHODS, "X-Forwarded-Method")
         target = printable(_said(request, _TARGETS, "X-Forwarded-Uri"))
@@ -107,7 +105,8 @@ def _original(request: Request) -> tuple[str, str]:
             "the check names no request target: send a path that begins with / and has neither "
             "white space nor #"
         )
-    return method, target.partition("?")[0]
+    path, _, query = target.partition("?")
+    return method, path, query if request.path == PATH else request.query
 
 
 def _said(request: Request, names: tuple[str, ...], name: str) -> str:
@@ -148,10 +147,11 @@ def reply(response: EvaluateResponse, unread: Reply | None, allowed: bytes) -> R
         headers = [("Content-Type", "application/json"), *_remarks(response), *path]
         return Reply(200, headers, allowed)
     if unread is not None and UserState(response.explanation.user_state).is_unreadable:
-        return unread.with_headers(_remarks(response))
+        return unread.with_headers(_remarks(response), response.decision_id)
     denial = response.denial
     given = [(header.name, header.value) for header in denial.headers]
-    return Reply(denial.http_status, [*given, *_remarks(response)], denial.body)
+    headers = [*given, *_remarks(response)]
+    return Reply(denial.http_status, headers, denial.body, response.decision_id)
 
 
 def _remarks(response: EvaluateResponse) -> list[tuple[str, str]]:

@@ -52,24 +52,32 @@ def exact(name: bytes) -> HeaderName:
 
 
 _DATE = exact(b"Date")
+_REQUEST_ID = exact(b"x-request-id")
 
 
 class Reply:
-    """A whole response."""
+    """A whole response. The last of its headers is `request_id`, where there is one."""
 
-    __slots__ = ("_body", "_headers", "_status")
+    __slots__ = ("_body", "_headers", "_request_id", "_status")
 
-    def __init__(self, status: int, headers: Iterable[tuple[str, str]], body: bytes) -> None:
+    def __init__(
+        self,
+        status: int,
+        headers: Iterable[tuple[str, str]],
+        body: bytes,
+        request_id: str = "",
+    ) -> None:
         self._status = status
         self._headers = [
             (exact(name.encode("latin-1")), value.encode("latin-1")) for name, value in headers
         ]
         self._body = body
+        self._request_id = request_id.encode("latin-1")
 
-    def with_headers(self, headers: Iterable[tuple[str, str]]) -> "Reply":
+    def with_headers(self, headers: Iterable[tuple[str, str]], request_id: str = "") -> "Reply":
         """The same with more headers, behind its own."""
         own = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self._headers]
-        return Reply(self._status, [*own, *headers], self._body)
+        return Reply(self._status, [*own, *headers], self._body, request_id)
 
     async def send(self, send: Send) -> None:
         """Send it: its own headers first, in their order and letter case."""
@@ -88,8 +96,12 @@ class Reply:
         # Clients go by the number; a reason phrase is optional.
         return b"\r\n".join([b"HTTP/1.1 %d " % self._status, *lines, b"", self._body])
 
-    def _closing_headers(self) -> tuple[tuple[bytes, bytes], ...]:
-        return (_DATE, _date(int(time.time()))), (CONTENT_LENGTH, b"%d" % len(self._body))
+    def _closing_headers(self) -> list[tuple[bytes, bytes]]:
+        date = (_DATE, _date(int(time.time())))
+        length = (CONTENT_LENGTH, b"%d" % len(self._body))
+        # OpenAI's clients show it as the error's request_id.
+        identifier = [(_REQUEST_ID, self._request_id)] if self._request_id else []
+        return [date, length, *identifier]
 
 
 @lru_cache(maxsize=1)

@@ -94,6 +94,8 @@ def _denied(answer: pb.EvaluateResponse, arrival: Arrival) -> DeniedHttpResponse
     headers = [_header(header.name, header.value) for header in refusal.headers]
     # Envoy would put its own behind Content-Length, where the original product has it before.
     headers.append(_header("Date", formatdate(usegmt=True)))
+    # OpenAI's clients show it as the error's request_id.
+    headers.append(_header("x-request-id", answer.decision_id))
     return DeniedHttpResponse(
         status=HttpStatus(code=refusal.http_status), headers=headers, body=body
     )

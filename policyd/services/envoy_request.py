@@ -6,7 +6,7 @@ from enum import Enum
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
-from policyd import descriptor, endpoints
+from policyd import descriptor, endpoints, method_override
 from policyd.descriptor import KEY_HEADER, MAX_RAW_BODY, OVERRIDE_HEADER, PREFIX, TRACE_HEADER
 from policyd.errors import InvalidArgument, InvalidDescriptor
 from policyd.facts import put_facts
@@ -58,9 +58,10 @@ async def read(attributes: Any) -> Check:
     headers = _headers(http)
     body = http.raw_body or http.body.encode()
     arrival = _arrival(http, headers, body)
-    path = http.path.partition("?")[0]
+    path, _, query = http.path.partition("?")
+    overriding = method_override.overriding(http.method, _pairs(headers), query)
     question = pb.EvaluateRequest(
-        headers=_for_policyd(headers),
+        headers=[pb.Header(name=n, value=v) for n, v in [*_for_policyd(headers), *overriding]],
         method=http.method,
         path=path,
         source_ip=attributes.source.address.socket_address.address,
@@ -68,7 +69,7 @@ async def read(attributes: Any) -> Check:
         organization=_first(headers, "openai-organization"),
         request_id=_first(headers, "x-request-id") or http.id,
     )
-    target = endpoints.resolve(http.method, path)
+    target = endpoints.resolve("POST" if overriding else http.method, path)
     if target.in_scope:
         facts = descriptor.TOO_LARGE
         if arrival is Arrival.WHOLE:
@@ -107,9 +108,12 @@ def _repeats(name: str, joined: str) -> list[str]:
     return [*values, joined] if name == OVERRIDE_HEADER else values
 
 
-def _for_policyd(headers: _Headers) -> list[pb.Header]:
-    own = [name for name in headers if name.startswith(PREFIX)]
-    return [pb.Header(name=name, value=value) for name in own for value in headers[name]]
+def _pairs(headers: _Headers) -> list[tuple[str, str]]:
+    return [(name, value) for name, values in headers.items() for value in values]
+
+
+def _for_policyd(headers: _Headers) -> list[tuple[str, str]]:
+    return [(name, value) for name, value in _pairs(headers) if name.startswith(PREFIX)]
 
 
 def _first(headers: _Headers, name: str) -> str:

@@ -3,7 +3,7 @@
 from functools import lru_cache
 from typing import NamedTuple
 
-from policyd import descriptor, endpoints
+from policyd import descriptor, endpoints, method_override
 from policyd.descriptor import Facts
 from policyd.errors import InvalidDescriptor
 from policyd.model import (
@@ -45,7 +45,8 @@ def describe(request: pb.EvaluateRequest) -> Described:
     if request.HasField("raw_body") and target.in_scope:
         facts = _read_raw_body(request, target)
     user, safety_identifier = _identifiers(request, facts)
-    if target.in_scope and user is _UNKNOWN and safety_identifier is _UNKNOWN:
+    says_nothing = user is _UNKNOWN and safety_identifier is _UNKNOWN
+    if says_nothing and target.in_scope and not target.is_ambiguous:
         raise InvalidDescriptor(
             "nobody can tell whether this request has a user: "
             "set has_user, user_state or user, or send the body as raw_body"
@@ -59,7 +60,11 @@ def _target(request: pb.EvaluateRequest) -> Target:
     # A caller's word never takes a path out of scope: it counts only where there is none to judge.
     if not request.method and not request.path and request.HasField("in_scope"):
         return Target(request.in_scope)
-    return endpoints.resolve(request.method, request.path)
+    method, path = request.method, request.path
+    if not method_override.is_post(method):
+        headers = [(header.name, header.value) for header in request.headers]
+        method = method_override.in_force(method, headers, path.partition("?")[2])
+    return endpoints.resolve(method, path)
 
 
 _Values = tuple[str, ...]

@@ -288,7 +288,9 @@ class EvaluateRequest(_message.Message):
     method: _builtins.str
     """The HTTP method. With no method and no path, the request is in scope, unless in_scope is false."""
     path: _builtins.str
-    """The request target's path as it came, percent-encoding kept, without the query string."""
+    """The path that is to go upstream, as it came, percent-encoding kept. A query string may follow; of it
+    only the field _method is read, which overrides the method as the headers do, and none is logged.
+    """
     model: _builtins.str
     """The model that the request names."""
     source_ip: _builtins.str
@@ -314,8 +316,9 @@ class EvaluateRequest(_message.Message):
     """
     @_builtins.property
     def headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Header]:
-        """The request's headers, in order, repeats kept. Only x-usagepanda-*, Content-Type and
-        Content-Encoding are read. Leave Authorization out.
+        """The request's headers, in order, repeats kept. Only x-usagepanda-*, Content-Type, Content-Encoding
+        and, where the method is not POST, X-HTTP-Method-Override, X-HTTP-Method and X-Method-Override are
+        read: a request that one of these makes a POST of is judged as one. Leave Authorization out.
         """
 
     @_builtins.property
@@ -451,8 +454,9 @@ class EvaluateResponse(_message.Message):
     would_deny: _builtins.bool
     """Audit mode: the request is allowed, and enforcing would have denied it."""
     upstream_path: _builtins.str
-    """The path to send upstream: the canonical form where the request is in scope and named a path,
-    else empty, which means "as it came".
+    """The path to send upstream: the canonical form where the request is in scope and named a path, in
+    which names such as a deployment's are as they came; else empty, which means "as it came". A path
+    that servers may read as different endpoints is denied with 400, whatever the mode.
     """
     api_key_id: _builtins.str
     """The ID of the API key, where it is known."""
@@ -507,7 +511,9 @@ class Denial(_message.Message):
     """The body, to be sent byte for byte."""
     @_builtins.property
     def headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Header]:
-        """The headers, to be sent first, in this order and letter case."""
+        """The headers, to be sent first, in this order and letter case. Last of all, behind Date and
+        Content-Length, send x-request-id with the decision_id: OpenAI's clients show it.
+        """
 
     def __init__(
         self,
@@ -574,7 +580,8 @@ class Explanation(_message.Message):
     """Whether "Enforce User IDs" applies to the request's method and path."""
     operation: _builtins.str
     """What the request asks for: chat_completion, completion, image_generation, image_edit,
-    image_variation, embedding or response. Empty if out of scope or not known.
+    image_variation, embedding, response, decision or chatkit_session. Empty if out of scope or not
+    known.
     """
     user_state: Global___UserState.ValueType
     """What the identifier that decided was."""

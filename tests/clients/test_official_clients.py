@@ -10,6 +10,7 @@ from typing import Any
 import openai
 import pytest
 
+from policyd.record import is_decision_id
 from tests import requirements
 from tests.processes import environment
 from tests.stack import Gateway, Upstream, Wire
@@ -129,6 +130,7 @@ async def test_without_user(
     """It raises UnprocessableEntityError after one request, and nothing goes upstream."""
     error = await refusal(make_client(enforcing), CALLS[name])
     assert error.status_code == 422
+    assert is_decision_id(error.request_id or "")
     assert error.body == ERROR
     assert MESSAGE in str(error)
     assert wire.requests == 1
@@ -229,5 +231,6 @@ async def test_a_wrong_key(make_client: Call, wire: Wire, upstream: Upstream) ->
     with pytest.raises(openai.PermissionDeniedError) as caught:
         await outcome(make_client("up-wrong"), CALLS["chat"], user="alice")
     assert caught.value.type == "access_denied"
+    assert is_decision_id(caught.value.request_id or "")
     assert wire.requests == 1
     assert not upstream.received

@@ -35,14 +35,15 @@ def test_a_denial(checker: Checker, enforcing: str) -> None:
     denied = answer.denied_response
     assert denied.status.code == 422
     assert denied.body.encode() == GOLDEN.read_bytes()
-    assert [(one.header.key, one.header.value) for one in denied.headers[:-1]] == [
+    assert [(one.header.key, one.header.value) for one in denied.headers[:-2]] == [
         ("Access-Control-Allow-Headers", "*"),
         ("Access-Control-Allow-Origin", "*"),
         ("Access-Control-Allow-Methods", "OPTIONS,POST,GET"),
         ("Content-Type", "application/json"),
     ]
-    assert denied.headers[-1].header.key == "Date"
+    assert [one.header.key for one in denied.headers[-2:]] == ["Date", "x-request-id"]
     metadata = answer.dynamic_metadata
+    assert denied.headers[-1].header.value == metadata["decision_id"]
     assert len(metadata["decision_id"]) == 32
     assert (metadata["decision"], metadata["mode"]) == ("deny", "enforce")
     assert flags(answer) == ["policy_enforce_user_ids"]

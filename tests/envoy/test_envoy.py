@@ -14,6 +14,7 @@ import pytest
 
 from gateway import errors
 from policyd import denial
+from policyd.endpoints import ENDPOINTS
 from tests import requirements
 from tests.envoy.check import CHAT, CHAT_WITH_USER, KEY, PATH
 from tests.envoy.proxy import SHIPPED, Envoy, ext_authz, routes
@@ -89,12 +90,13 @@ def test_a_denial_to_the_byte(envoy: Envoy, upstream: Upstream, enforcing: str) 
     answer = ask(envoy, enforcing, CHAT, JSON)
     assert answer.status == 422
     assert answer.headers[:4] == DENIAL
-    assert [name for name, _ in answer.headers[4:]] == ["Date", "Content-Length"]
+    assert [name for name, _ in answer.headers[4:]] == ["Date", "X-Request-Id", "Content-Length"]
     assert answer.body == GOLDEN.read_bytes()
     assert not upstream.received
     said = last_log(envoy, before)
     assert (said["status"], said["policyd"]["decision"]) == (422, "deny")
     assert said["policyd"]["flags"] == ["policy_enforce_user_ids"]
+    assert dict(answer.headers)["X-Request-Id"] == said["policyd"]["decision_id"]
     assert enforcing not in "".join(envoy.output)
 
 
@@ -128,15 +130,29 @@ def test_out_of_scope(envoy: Envoy, upstream: Upstream, enforcing: str) -> None:
     assert len(upstream.received) == 1
 
 
-def test_uploads(envoy: Envoy, upstream: Upstream, enforcing: str) -> None:
-    """They stream through; a path that only looks like one gets no farther than policyd."""
-    assert ask(envoy, enforcing, b"x" * 6_000_000, path="/v1/files").status == 200
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/files",
+        "/v1/uploads/upload_1/parts",
+        "/openai/v1/files",
+        "/openai/deployments/whisper-1.0/audio/transcriptions",
+    ],
+)
+def test_uploads(envoy: Envoy, upstream: Upstream, enforcing: str, path: str) -> None:
+    """They stream through, whatever stands before them."""
+    ask(envoy, enforcing, b"x" * 6_000_000, path=path)
     assert upstream.received[0].length == 6_000_000
-    upstream.forget()
-    for path in ("/v1/files/../chat/completions", "/v1/audio/%2e%2e/chat/completions"):
-        answer = ask(envoy, enforcing, CHAT_WITH_USER, JSON, path=path)
-        assert answer.status == 413
-        assert "with_request_body" in answer.message
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+@pytest.mark.parametrize("before", ["/v1/files", "/openai/audio", "/v1/files/..", "/V1/x/Uploads"])
+def test_what_is_no_upload(
+    envoy: Envoy, upstream: Upstream, enforcing: str, before: str, endpoint: str
+) -> None:
+    """What ends in an endpoint is checked with its body, whatever stands before it."""
+    assert ask(envoy, enforcing, CHAT, JSON, path=before + endpoint).status == 422
+    assert ask(envoy, enforcing, CHAT, JSON, path=before + endpoint.upper()).status == 422
     assert not upstream.received
 
 

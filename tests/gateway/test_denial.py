@@ -26,7 +26,9 @@ GOLDEN = Path(__file__).with_name("denial.http")
 
 
 async def test_the_denial_is_exact_to_the_byte(gateway: str, upstream: Demo, enforced: str) -> None:
-    """Headers stand in the contract's order and letter case, Date and Content-Length after them."""
+    """Headers stand in the contract's order and letter case, then come Date and Content-Length, and
+    the decision's ID last.
+    """
     reader, writer = await connect(gateway)
     headers = [f"x-usagepanda-api-key: {enforced}", f"Content-Length: {len(CHAT)}", "Host: x"]
     lines = ["POST /v1/chat/completions HTTP/1.1", *headers, "", ""]
@@ -34,6 +36,7 @@ async def test_the_denial_is_exact_to_the_byte(gateway: str, upstream: Demo, enf
     raw = await reader.readuntil(b"\r\n\r\n") + await reader.readexactly(len(NO_USER))
     writer.close()
     raw = re.sub(rb"(?m)^Date: \w{3}, \d\d \w{3} \d{4} [\d:]{8} GMT\r$", b"Date: DATE\r", raw)
+    raw = re.sub(rb"(?m)^x-request-id: [0-9a-f]{32}\r$", b"x-request-id: DECISION\r", raw)
     raw = re.sub(rb"^(HTTP/1.1 422) [\w ]+", rb"\1 REASON", raw)  # Python changed its wording.
     assert raw == GOLDEN.read_bytes()
     assert not upstream.app.record

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import aiohttp
 import pytest
 
+from gateway.settings import KEY_HEADERS
 from tests.gateway.conftest import IN_SESSION, Serving
 from tests.gateway.support import (
     CHAT,
@@ -75,15 +76,36 @@ async def test_no_header_is_added(open_door: Serving) -> None:
     assert bytes(wire.received).endswith(b"\r\n\r\nabc")
 
 
-async def test_the_operators_upstream_key(open_door: Serving) -> None:
-    """It takes the place of whatever Authorization the client sent."""
-    for headers in ([], [("authorization", "Bearer sk-client")]):
+@pytest.mark.parametrize(
+    ("header", "sent"),
+    [
+        ("", "Authorization: Bearer sk-operator"),
+        ("Authorization", "Authorization: Bearer sk-operator"),
+        ("api-key", "api-key: sk-operator"),
+        ("x-api-key", "x-api-key: sk-operator"),
+        ("x-goog-api-key", "x-goog-api-key: sk-operator"),
+    ],
+)
+async def test_the_operators_upstream_key(open_door: Serving, header: str, sent: str) -> None:
+    """It takes the place of every key that the client sent, in the header that it is to go in."""
+    names = [*KEY_HEADERS, *map(str.upper, KEY_HEADERS), "API_KEY", "x_api-key"]
+    for headers in ([], [(name, "sk-client") for name in names]):
         async with (
             serving_wire() as wire,
-            open_door(wire.url, upstream_api_key="sk-operator") as server,
+            open_door(
+                wire.url, upstream_api_key="sk-operator", upstream_api_key_header=header
+            ) as server,
         ):
             await ask(server.url, "GET", "/v1/models", headers)
-        assert wire.head[2:] == ["Authorization: Bearer sk-operator"]
+        assert wire.head[2:] == [sent]
+
+
+async def test_the_clients_upstream_keys(open_door: Serving) -> None:
+    """They go upstream where the operator has set none."""
+    headers = [(name, "sk-client") for name in KEY_HEADERS]
+    async with serving_wire() as wire, open_door(wire.url) as server:
+        await ask(server.url, "GET", "/v1/models", headers)
+    assert wire.head[2:] == [f"{name}: sk-client" for name in KEY_HEADERS]
 
 
 async def test_response_headers(open_door: Serving) -> None:

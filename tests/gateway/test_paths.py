@@ -70,7 +70,54 @@ async def test_behind_a_path_of_the_upstream(serving: Serving, enforced: str, ta
             assert not wire.received
 
 
-@pytest.mark.parametrize("target", ["/../other", "/%2e%2e/other", "/api/v1/../../other", "/..;/x"])
+BEHIND = {
+    "Azure": ("/openai", "/openai/deployments/GPT/chat/completions", None),
+    "Azure without its prefix": ("/openai", "/deployments/GPT/chat/completions", None),
+    "a word in capitals": ("/OpenAI", "/deployments/GPT/Chat/Completions", None),
+    "half an endpoint": ("/v1/chat", "/completions", None),
+    "half an endpoint, sent too": ("/v1/chat", "/v1/chat/Completions/", None),
+    "half an endpoint in capitals": ("/V1/Images", "/generations", None),
+    "a whole endpoint": ("/v1/chat/completions", "/", "/v1/chat/completions"),
+    "a whole endpoint, sent too": ("/v1/embeddings", "/v1/embeddings/", "/v1/embeddings"),
+    "a name": ("/Team%20A/openai", "/v1//embeddings", "/Team%20A/openai/v1/embeddings"),
+    "a deployment": ("/openai/deployments/V1", "/embeddings", None),
+    "twice": ("/api/v1", "/api/v1/api/v1/chat/completions", "/api/v1/api/v1/chat/completions"),
+    "dot segments": ("/v1", "/files/../chat/completions", "/v1/chat/completions"),
+}
+
+
+@pytest.mark.parametrize(("base", "target", "passed"), BEHIND.values(), ids=BEHIND)
+async def test_what_is_judged_is_what_is_sent(
+    serving: Serving, enforced: str, base: str, target: str, passed: str | None
+) -> None:
+    """The path that goes upstream is judged, whatever of it is the operator's, and that stays."""
+    headers = [("x-usagepanda-api-key", enforced), ("Content-Type", "application/json")]
+    async with serving_wire() as wire, serving(wire.url + base) as server:
+        assert (await ask(server.url, "POST", target, headers, CHAT)).status == 422
+        assert not wire.received
+        assert (await ask(server.url, "POST", target, headers, CHAT_WITH_USER)).status == 200
+    sent = wire.head[0].split()[1]
+    assert sent.startswith(base)
+    if passed is None:
+        rest = target.removeprefix(base).rstrip("/").lower().replace("gpt", "GPT")
+        passed = base + rest
+    assert sent == passed
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/../other",
+        "/%2e%2e/other",
+        "/api/v1/../../other",
+        "/..;/x",
+        "/a%2Fb/../../other",
+        "/a\\b/../../other",
+        "/a//../../other",
+        "/%252e%252e/other",
+        "/a/..%3Fx",
+    ],
+)
 async def test_out_of_the_path_of_the_upstream(open_door: Serving, target: str) -> None:
     """Nobody gets at what the operator did not choose."""
     async with serving_wire() as wire, open_door(f"{wire.url}/api/v1") as server:
@@ -84,12 +131,12 @@ async def test_out_of_the_path_of_the_upstream(open_door: Serving, target: str) 
 async def test_what_goes_upstream(gateway: str, upstream: Demo, enforced: str, target: str) -> None:
     """In scope it is the canonical spelling, so that the upstream reads what policyd judged."""
     headers = [("x-usagepanda-api-key", enforced)]
-    assert (await ask(gateway, "POST", target, headers, CHAT_WITH_USER)).status == 200
+    assert (await ask(gateway, "POST", target, headers, CHAT_WITH_USER)).status in (200, 404)
     (passed,) = upstream.targets
     prefix = (
         passed.removesuffix("?x=1").removesuffix("?api-version=1").removesuffix("/chat/completions")
     )
-    assert prefix in ("", "/v1", "/openai/v1", "/openai/deployments/gpt")
+    assert prefix in ("", "/v1", "/openai/v1", "/openai/deployments/gpt", "/elsewhere.test/v1")
 
 
 @pytest.mark.parametrize(

@@ -232,6 +232,14 @@ WRONG = {
     "no URL": (["--upstream", "api.openai.com"], {}, "http:// or https://"),
     "a password in the URL": (["--upstream", "https://a:b@c"], {}, "--upstream-api-key"),
     "a query in the URL": (["--upstream", "https://c/?a"], {}, "no ? or #"),
+    "two slashes in its path": (["--upstream", "https://c/a//b"], {}, "plain form, '/a/b'"),
+    "parameters in its path": (["--upstream", "https://c/a;p=1"], {}, "plain form, '/a'"),
+    "a header without a key": (
+        ["--upstream-api-key-header", "api-key"],
+        {},
+        "--upstream-api-key-file",
+    ),
+    "an unknown header": (["--upstream-api-key-header", "Cookie"], {}, "x-goog-api-key"),
     "half of TLS": (["--tls-cert", "cert.pem"], {}, "--tls-key"),
     "no certificate": (["--tls-cert", "nowhere", "--tls-key", "nowhere"], {}, "cannot be used"),
     "an unknown flag": (["--listn", "x"], {}, "--listen"),
@@ -279,6 +287,30 @@ def test_variables_of_others() -> None:
     options.check_environment(dict.fromkeys([*others, "GATEWAY_LISTEN"], "x"))
     with pytest.raises(SettingsError, match="GATEWAY_PORTS"):
         options.check_environment({"GATEWAY_PORTS": "x"})
+
+
+@pytest.mark.parametrize(
+    ("upstream", "header"),
+    [
+        ("https://api.openai.com", "Authorization"),
+        ("https://Panda.OpenAI.Azure.com/openai", "api-key"),
+        ("https://panda.openai.azure.us:443", "api-key"),
+        ("https://panda.openai.azure.cn", "api-key"),
+        ("https://panda.cognitiveservices.azure.com", "api-key"),
+        ("https://panda.services.ai.azure.com/models", "api-key"),
+        ("https://api.anthropic.com", "x-api-key"),
+        ("https://api.anthropic.com./v1", "x-api-key"),
+        ("https://generativelanguage.googleapis.com/v1beta/openai", "x-goog-api-key"),
+        ("https://openai.azure.com.elsewhere.test", "Authorization"),
+        ("https://notopenai.azure.com", "Authorization"),
+        ("http://127.0.0.1:4000", "Authorization"),
+    ],
+)
+def test_the_header_that_an_upstream_wants(upstream: str, header: str) -> None:
+    """It is known by the upstream's host, unless the operator names it."""
+    assert Settings(upstream=upstream).key_header == header
+    named = Settings(upstream=upstream, upstream_api_key="k", upstream_api_key_header="x-api-key")
+    assert named.key_header == "x-api-key"
 
 
 def test_secrets_are_not_shown() -> None:

@@ -1,0 +1,58 @@
+"""Method overrides: what makes a POST, to some servers, of a request whose method is another.
+
+Some take the method from a header, or from a field `_method` of the query string or of a form. A
+request that they may take for a POST is judged as one. A form's fields are not looked for: any
+may stand in a form, and no endpoint takes a form by another method.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import product
+from urllib.parse import unquote_plus
+
+Headers = Sequence[tuple[str, str]]
+
+_POST = "post"
+_FIELD = "_method"
+_TOLD = (("x-http-method-override", "POST"),)
+
+
+def _spellings(name: str) -> Iterable[str]:
+    # An underscore is a dash to some upstreams.
+    words = name.split("-")
+    for joints in product("-_", repeat=len(words) - 1):
+        yield "".join(word + joint for word, joint in zip(words, (*joints, ""), strict=True))
+
+
+HEADERS = frozenset(
+    spelling
+    for name in ("x-http-method-override", "x-http-method", "x-method-override")
+    for spelling in _spellings(name)
+)
+"""The headers that override the method, in small letters."""
+
+
+def is_post(method: str) -> bool:
+    """Whether `method` is POST by itself; so is one that is not said."""
+    return not method or method.strip().upper() == "POST"
+
+
+def in_force(method: str, headers: Headers, query: str) -> str:
+    """The method that a request is judged by."""
+    return "POST" if overriding(method, headers, query) else method
+
+
+def overriding(method: str, headers: Headers, query: str) -> Headers:
+    """The header that tells policyd what makes a POST of a request that is none, if anything."""
+    if is_post(method):
+        return ()
+    is_overridden = any(_overrides(name.lower(), value.lower()) for name, value in headers)
+    return _TOLD if is_overridden or _is_in(query) else ()
+
+
+def _overrides(name: str, value: str) -> bool:
+    return _POST in value if name in HEADERS else name == "content-type" and "form" in value
+
+
+def _is_in(query: str) -> bool:
+    fields = unquote_plus(query).lower()
+    return _FIELD in fields and _POST in fields

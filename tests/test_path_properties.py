@@ -1,0 +1,163 @@
+"""What holds for every path, by hypothesis."""
+
+import re
+from typing import NamedTuple
+from urllib.parse import quote, unquote
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.prefix import Prefix
+from policyd import endpoints
+from policyd.endpoints import ENDPOINTS
+
+
+@st.composite
+def spellings(draw: st.DrawFn) -> tuple[str, str]:
+    """A path in scope, and another spelling of it."""
+    prefix = draw(st.sampled_from(["", "/v1", "/openai/v1", "/openai/deployments"]))
+    path = prefix + draw(st.sampled_from(sorted(ENDPOINTS)))
+    words = [draw(_spelt(word)) for word in path.strip("/").split("/")]
+    slash = st.sampled_from(["/", "//", "/./", "/x/../", "\\", "%2F", "%5c", "/%2e/", "/;p=1/"])
+    spelt = draw(slash) + "".join(word + draw(slash) for word in words[:-1]) + words[-1]
+    ends = st.sampled_from(["", "/", "//", "%20", "%00", "%0A", ";v=1", "/.", "/x/..", "%09/%20"])
+    return path, spelt + "".join(draw(st.lists(ends, max_size=3)))
+
+
+def _spelt(word: str) -> st.SearchStrategy[str]:
+    letters = [
+        st.sampled_from([letter, letter.upper(), f"%{ord(letter):02x}", f"%{ord(letter):02X}"])
+        for letter in word
+    ]
+    return st.tuples(*letters).map("".join)
+
+
+@given(spellings())
+def test_no_spelling_of_a_path_escapes(paths: tuple[str, str]) -> None:
+    """Every spelling of a path in scope is in scope, and one path goes upstream for all of them."""
+    path, spelt = paths
+    target = endpoints.resolve("POST", spelt)
+    assert target == endpoints.resolve("POST", path)
+    assert target.in_scope
+    assert target.path == path
+
+
+@given(spellings(), st.sampled_from(["GPT-4o", "a%2Fb", "%47PT", "x%20y", "a/B", "100%25", "V1"]))
+def test_names_stay_as_they_came(paths: tuple[str, str], name: str) -> None:
+    """Whatever the spelling around it, a deployment's name goes upstream as it came."""
+    path, spelt = paths
+    endpoint = next(one for one in ENDPOINTS if path.endswith(one))
+    target = endpoints.resolve("POST", f"/OpenAI//Deployments/{name}/{spelt}")
+    assert target.in_scope
+    assert target.path.startswith(f"/openai/deployments/{name}/")
+    assert target.path.endswith(endpoint)
+
+
+_PIECES = """
+/ / / / / chat completions images generations embeddings x V1 %63hat
+.. .. . %2e%2e %2E. %252e%252e %2F %5C \\ %252F %255c
+;p %3B %253B ? %3F %23 %253F %20 %09 %2500 %25 %
+/chat/completions /images/ /generations /embeddings /.. /x/.. //..
+"""
+hard_paths = st.lists(st.sampled_from(_PIECES.split()), max_size=9).map(
+    lambda parts: "/" + "".join(parts)
+)
+any_paths = hard_paths | st.text() | st.binary().map(quote)
+
+
+@given(any_paths)
+def test_the_canonical_path_is_canonical(path: str) -> None:
+    """canonical_path() is total, and doing it twice changes nothing."""
+    canonical = endpoints.canonical_path(path)
+    assert canonical.startswith("/")
+    assert canonical.isascii()
+    assert endpoints.canonical_path(canonical) == canonical
+
+
+@given(any_paths)
+def test_what_goes_upstream_is_judged_alike(path: str) -> None:
+    """The canonical path of a request in scope, judged again, gives the same verdict."""
+    target = endpoints.resolve("POST", path)
+    if target.path:
+        assert target == endpoints.resolve("POST", target.path)
+        assert target.path == endpoints.canonical_path(path.partition("?")[0].partition("#")[0])
+
+
+class Reader(NamedTuple):
+    """How a server reads a path. What it does first, it does before it decodes."""
+
+    decodings: int
+    resolves_first: bool
+    drops_parameters: bool
+    drops_parameters_first: bool
+    splits_at_backslash: bool
+    keeps_empty: bool
+    cuts: str
+    """What ends the path once it is decoded."""
+
+    def endpoint(self, path: str) -> str | None:
+        """The endpoint that it takes the path to end in."""
+        if self.drops_parameters_first:
+            path = "/".join(part.partition(";")[0] for part in path.split("/"))
+        if self.resolves_first:
+            path = "/".join(self._resolved(path))
+        for _ in range(self.decodings):
+            path = unquote(path, "latin-1")
+        for mark in self.cuts:
+            path = path.partition(mark)[0]
+        found = "/".join(self._resolved(path)).casefold().rstrip("/ \t\0")
+        return max((one for one in ENDPOINTS if ("/" + found).endswith(one)), key=len, default=None)
+
+    def _resolved(self, path: str) -> list[str]:
+        kept: list[str] = []
+        for part in re.split(r"[/\\]" if self.splits_at_backslash else "/", path):
+            name = part.partition(";")[0] if self.drops_parameters else part
+            if name == "..":
+                del kept[-1:]
+            elif name != "." and (name or self.keeps_empty):
+                kept.append(name)
+        return kept
+
+
+flags = st.booleans()
+readers = st.builds(
+    *(Reader, st.integers(0, 4), flags, flags, flags, flags, flags),
+    st.sampled_from(["", "?", "#", "?#", ";"]),
+)
+
+
+@settings(max_examples=2000)
+@given(hard_paths, readers)
+def test_no_server_reads_another_endpoint(path: str, reader: Reader) -> None:
+    """What goes upstream out of scope is no endpoint to any server, and what goes in scope is no
+    other one than was judged.
+    """
+    came = path.partition("?")[0]
+    target = endpoints.resolve("POST", came)
+    if not target.in_scope:
+        assert reader.endpoint(came) is None
+    elif not target.is_ambiguous:
+        read = reader.endpoint(target.path)
+        assert read is None or ENDPOINTS[read] == target.endpoint
+
+
+@settings(max_examples=1000)
+@given(
+    st.sampled_from(["", "/openai", "/V1/Images", "/v1/chat", "/Team%20A/v1", "/v1/embeddings"]),
+    hard_paths,
+    readers,
+)
+def test_what_goes_behind_a_prefix_was_judged(prefix: str, path: str, reader: Reader) -> None:
+    """Behind any path of the upstream's, what goes upstream is what was judged, and begins as the
+    operator wrote it.
+    """
+    own = Prefix(prefix)
+    absolute = own.absolute(path.partition("?")[0])
+    target = endpoints.resolve("POST", absolute)
+    sent = own.restored(target.path or absolute)
+    if sent is None or target.is_ambiguous:
+        return
+    assert sent.startswith(prefix)
+    assert endpoints.resolve("POST", sent) == target
+    assert target.in_scope or reader.endpoint(sent) is None
+    assert not prefix or ".." not in unquote(unquote(sent[len(prefix) :])).split("/")
