@@ -27,6 +27,8 @@ from tests.stack import Upstream
 FOLDER = Path(__file__).parent / "vectors"
 FILES = sorted(FOLDER.glob("*.json"))
 PLACEHOLDER = "{key}"
+READ_BY = frozenset({"content-type", "content-encoding", "authorization"})
+"""Headers that an upstream reads a request by: they reach it as they were judged."""
 Mode = Literal["off", "audit", "enforce"]
 Identifier = Literal["user", "safety_identifier"]
 State = Literal[
@@ -306,5 +308,16 @@ def check_over_http(
         check_response(vector, response, exact=exact)
     else:
         assert received == [(vector.upstream_target, request.content)], response
-        names = [name for name, _ in upstream.received[0].headers]
-        assert not [name for name in names if name.startswith(b"x-usagepanda-")]
+        check_headers(vector, upstream.received[0].headers)
+
+
+def check_headers(vector: Vector, received: Iterable[tuple[bytes, bytes]]) -> None:
+    """Whether the upstream got the headers by which a body is read, and none that is ours.
+
+    A name spelled with underscores is ours, too: to some upstreams an underscore is a dash.
+    """
+    got = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in received]
+    for name, value in vector.request.headers:
+        if name.lower() in READ_BY:
+            assert (name.lower(), value) in got, got
+    assert not [name for name, _ in got if name.replace("_", "-").startswith("x-usagepanda-")]

@@ -186,22 +186,46 @@ def test_preflight(gateway: Gateway, upstream: Upstream) -> None:
     assert not upstream.received
 
 
+def test_denials_name_their_decision(gateway: Gateway, keys: Keys) -> None:
+    """The client gets the decision's ID, behind the contract's headers."""
+    response = asyncio.run(post(gateway.url, keys.secret(ENFORCE), CHAT))
+    (decision_id,) = response.all("x-request-id")
+    assert len(decision_id) == 32
+    place = [name.lower() for name, _ in response.headers].index("x-request-id")
+    assert place > 3 or not gateway.client.is_exact
+
+
+def test_other_protocols(gateway: Gateway, keys: Keys, upstream: Upstream) -> None:
+    """The offer to speak another one is not taken, nor passed on: Java's own client makes it."""
+    upstream.forget()
+    offer = [("Upgrade", "h2c"), ("HTTP2-Settings", "AAMAAABkAARAAAAAAAIAAAAA")]
+    headers = [("Connection", "Upgrade, HTTP2-Settings"), *offer]
+    response = asyncio.run(post(gateway.url, keys.secret(ENFORCE), CHAT_WITH_USER, *headers))
+    assert response.status == 200
+    (received,) = upstream.received
+    names = {name for name, _ in received.headers}
+    assert not names & {b"upgrade", b"http2-settings"}
+
+
 def test_websockets(gateway: Gateway, keys: Keys, upstream: Upstream) -> None:
-    """An upgrade is refused."""
+    """An upgrade is refused with 426, and the protocol named that is spoken here."""
     upstream.forget()
     lines = (
-        *("GET /v1/realtime HTTP/1.1", "Host: x", "Connection: Upgrade", "Upgrade: websocket"),
+        *("GET /v1/realtime HTTP/1.1", "Host: x", "Connection: Upgrade", "Upgrade: WebSocket"),
         *(f"x-usagepanda-api-key: {keys.secret(OFF)}", "", ""),
     )
 
     async def exchange() -> bytes:
         reader, writer = await connect(gateway.url)
         writer.write("\r\n".join(lines).encode())
-        status = await asyncio.wait_for(reader.readline(), 30)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
         writer.close()
-        return status
+        return head
 
-    assert asyncio.run(exchange()).startswith(b"HTTP/1.1 426 ")
+    refusal = parse(asyncio.run(exchange()))
+    assert refusal.status == 426
+    assert refusal.all("upgrade") == ["HTTP/1.1"]
+    assert "Upgrade" in refusal.all("connection")
     assert not upstream.received
 
 

@@ -9,6 +9,13 @@ async function check(r) {
         answer(r, 200, [['Access-Control-Allow-Headers', '*, Authorization']], '{}');
         return;
     }
+    if (/websocket/i.test(r.headersIn['Upgrade'] || '')) {
+        // With a 426, clients that know HTTP as well ask over HTTP at once.
+        fail(r, 426, 'invalid_request', 'This gateway does not pass WebSocket connections on, ' +
+            'because no policy can see into them. Send the request over HTTP, with stream: true ' +
+            'for a stream');
+        return;
+    }
     const stray = r.rawHeadersIn.map(pair => pair[0].toLowerCase())
         .find(name => name.startsWith(OWN) && !REMOVED.includes(name));
     if (stray !== undefined) {
@@ -43,8 +50,8 @@ function forward(r, path) {
 
 function fail(r, status, type, message) {
     const error = {message: 'Usage Panda: ' + message, type: type, param: null, code: null};
-    const retry = status === 503 ? [['Retry-After', '1']] : [];
-    answer(r, status, retry, JSON.stringify({error: error}));
+    const more = {503: [['Retry-After', '1']], 426: [['Upgrade', 'HTTP/1.1'], ['Connection', 'Upgrade']]};
+    answer(r, status, more[status] || [], JSON.stringify({error: error}));
 }
 
 function answer(r, status, headers, body) {
