@@ -15,6 +15,7 @@ import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 import java.util.concurrent.TimeUnit;
+import java.util.regex.Pattern;
 import org.eclipse.jetty.http.DateGenerator;
 import org.eclipse.jetty.http.HttpField;
 import org.eclipse.jetty.http.HttpHeader;
@@ -62,6 +63,12 @@ public final class Gateway extends ProxyHandler {
                       "maxBackoff", "0.05s",
                       "backoffMultiplier", 1.0,
                       "retryableStatusCodes", List.of("UNAVAILABLE")))));
+
+  /** Besides its own headers, policyd reads those that say what the body is, or make a POST of another method. */
+  private static final Pattern READ =
+      Pattern.compile(
+          "content-(type|encoding)|x[-_]http[-_]method([-_]override)?|x[-_]method[-_]override",
+          Pattern.CASE_INSENSITIVE);
 
   private static final String JUDGED_PATH = "policyd.upstream_path";
 
@@ -151,15 +158,15 @@ public final class Gateway extends ProxyHandler {
     }
   }
 
-  /** Describes a request to policyd, which reads the body itself. */
-  private static EvaluateRequest question(Request request, byte[] body) {
+  /** Describes a request to policyd, which reads the body itself: by the path that goes upstream. */
+  private EvaluateRequest question(Request request, byte[] body) {
     EvaluateRequest.Builder asked =
         EvaluateRequest.newBuilder()
             .setMethod(request.getMethod())
-            .setPath(request.getHttpURI().getPath())
+            .setPath(prefix() + request.getHttpURI().getPathQuery())
             .setSourceIp(Request.getRemoteAddr(request));
     for (HttpField field : request.getHeaders()) {
-      if (isOurs(field) || field.is("Content-Type") || field.is("Content-Encoding")) {
+      if (isOurs(field) || READ.matcher(field.getName()).matches()) {
         String value = field.getValue() == null ? "" : field.getValue();
         asked.addHeaders(Header.newBuilder().setName(field.getName()).setValue(value));
       }
@@ -170,6 +177,10 @@ public final class Gateway extends ProxyHandler {
     return asked
         .setRawBody(RawBody.newBuilder().setContent(UnsafeByteOperations.unsafeWrap(body)))
         .build();
+  }
+
+  private String prefix() {
+    return upstream.getRawPath().replaceFirst("/$", "");
   }
 
   private static boolean isOurs(HttpField field) {
@@ -187,12 +198,11 @@ public final class Gateway extends ProxyHandler {
   @Override
   protected org.eclipse.jetty.client.Request newProxyToServerRequest(Request request, HttpURI uri) {
     String judged = (String) request.getAttribute(JUDGED_PATH);
-    String path = judged.isEmpty() ? request.getHttpURI().getPath() : judged;
+    String path = judged.isEmpty() ? prefix() + request.getHttpURI().getPath() : judged;
     String query = request.getHttpURI().getQuery();
-    String base = upstream.getRawPath().replaceFirst("/$", "");
     return getHttpClient()
         .newRequest(upstream)
-        .path(base + path + (query == null ? "" : "?" + query))
+        .path(path + (query == null ? "" : "?" + query))
         .method(request.getMethod());
   }
 
