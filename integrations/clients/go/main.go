@@ -127,7 +127,7 @@ func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), g.policyTimeout)
-	decided, err := g.policyd.Evaluate(ctx, question(r, begun))
+	decided, err := g.policyd.Evaluate(ctx, g.question(r, begun))
 	cancel()
 	switch {
 	case err != nil:
@@ -147,9 +147,15 @@ func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// question describes a request to policyd, which reads the body itself.
-func question(r *http.Request, body []byte) *policy.EvaluateRequest {
-	path := r.RequestURI // A query string may make a POST of another method: ?_method=POST.
+// absolute is the target as it goes upstream, behind the upstream's own path.
+func (g *gateway) absolute(target string) string {
+	// Go's net/url takes two slashes for the beginning of a host.
+	return strings.TrimSuffix(g.upstream.Path, "/") + "/" + strings.TrimLeft(target, "/")
+}
+
+// question describes a request to policyd, which reads the body itself: by the path that goes upstream.
+func (g *gateway) question(r *http.Request, body []byte) *policy.EvaluateRequest {
+	path := g.absolute(r.RequestURI) // A query string may make a POST of another method: ?_method=POST.
 	if r.Method == http.MethodPost {
 		path, _, _ = strings.Cut(path, "?")
 	}
@@ -213,13 +219,13 @@ func keepEndToEnd(header http.Header) {
 func (g *gateway) rewrite(r *httputil.ProxyRequest) {
 	r.SetURL(g.upstream)
 	path, query, hasQuery := strings.Cut(r.In.RequestURI, "?")
+	path = g.absolute(path)
 	if judged := r.In.Context().Value(upstreamPath{}).(string); judged != "" {
 		path = judged
 	}
 	r.Out.URL = &url.URL{
 		Scheme: g.upstream.Scheme, Host: g.upstream.Host,
-		// Opaque: so that net/url spells nothing anew. It takes two slashes for the beginning of a host.
-		Opaque:   strings.TrimSuffix(g.upstream.Path, "/") + "/" + strings.TrimLeft(path, "/"),
+		Opaque:   path, // So that net/url spells nothing anew.
 		RawQuery: query, ForceQuery: hasQuery,
 	}
 	for name := range r.Out.Header {

@@ -47,6 +47,7 @@ const { values: settings } = parseArgs({
   },
 });
 const upstream = new URL(settings.upstream);
+const PREFIX = upstream.pathname.replace(/\/$/, "");
 const policyd = connect(settings.policyd);
 const policyTimeout = Number(settings["policy-timeout"]) * 1000;
 const isSecure = upstream.protocol === "https:";
@@ -120,13 +121,13 @@ async function readUpTo(request: IncomingMessage, limit: number): Promise<Buffer
   return Buffer.concat(chunks);
 }
 
-/** Describes a request to policyd, which reads the body itself. */
+/** Describes a request to policyd, which reads the body itself: by the path that goes upstream. */
 function question(request: IncomingMessage, body: Buffer): EvaluateRequest {
   const read = pairs(request.rawHeaders).filter(([name]) => READ.test(name));
   return {
     method: request.method ?? "",
     // A query string may make a POST of another method: ?_method=POST.
-    path: request.method === "POST" ? splitTarget(request).path : (request.url ?? ""),
+    path: PREFIX + (request.method === "POST" ? splitTarget(request).path : (request.url ?? "/")),
     headers: read.map(([name, value]) => ({ name, value })),
     sourceIp: request.socket.remoteAddress ?? "",
     userAgent: request.headers["user-agent"] ?? "",
@@ -145,7 +146,7 @@ async function forward(request: IncomingMessage, response: ServerResponse, begun
     hostname: upstream.hostname,
     port: upstream.port,
     method: request.method,
-    path: upstream.pathname.replace(/\/$/, "") + (judgedPath || path) + query,
+    path: (judgedPath || PREFIX + path) + query,
     headers: ["Host", upstream.host, ...passedOn.flat(), ...(request.headers["transfer-encoding"] ? ["Transfer-Encoding", "chunked"] : [])],
   });
   response.on("close", () => outgoing.destroy()); // The client may leave before its answer is whole.

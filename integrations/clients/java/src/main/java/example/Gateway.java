@@ -171,15 +171,15 @@ public final class Gateway extends ProxyHandler {
     }
   }
 
-  /** Describes a request to policyd, which reads the body itself. */
-  private static EvaluateRequest question(Request request, byte[] body) {
+  /** Describes a request to policyd, which reads the body itself: by the path that goes upstream. */
+  private EvaluateRequest question(Request request, byte[] body) {
     HttpURI uri = request.getHttpURI();
     boolean isPost = request.getMethod().equals("POST");
     EvaluateRequest.Builder asked =
         EvaluateRequest.newBuilder()
             .setMethod(request.getMethod())
             // A query string may make a POST of another method: ?_method=POST.
-            .setPath(isPost ? uri.getPath() : uri.getPathQuery())
+            .setPath(prefix() + (isPost ? uri.getPath() : uri.getPathQuery()))
             .setSourceIp(Request.getRemoteAddr(request));
     for (HttpField field : request.getHeaders()) {
       if (READ.contains(dashed(field)) || isOurs(field)) {
@@ -193,6 +193,10 @@ public final class Gateway extends ProxyHandler {
     return asked
         .setRawBody(RawBody.newBuilder().setContent(UnsafeByteOperations.unsafeWrap(body)))
         .build();
+  }
+
+  private String prefix() {
+    return upstream.getRawPath().replaceFirst("/$", "");
   }
 
   /** Whether a header is policyd's, or one that a server may take for it. */
@@ -216,12 +220,11 @@ public final class Gateway extends ProxyHandler {
   @Override
   protected org.eclipse.jetty.client.Request newProxyToServerRequest(Request request, HttpURI uri) {
     String judged = (String) request.getAttribute(JUDGED_PATH);
-    String path = judged.isEmpty() ? request.getHttpURI().getPath() : judged;
+    String path = judged.isEmpty() ? prefix() + request.getHttpURI().getPath() : judged;
     String query = request.getHttpURI().getQuery();
-    String base = upstream.getRawPath().replaceFirst("/$", "");
     return getHttpClient()
         .newRequest(upstream)
-        .path(base + path + (query == null ? "" : "?" + query))
+        .path(path + (query == null ? "" : "?" + query))
         .method(request.getMethod());
   }
 
