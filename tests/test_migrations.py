@@ -1,10 +1,7 @@
 """A database of an older policyd is brought to the form that this one has."""
 
-from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 
-import pytest
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
@@ -13,17 +10,6 @@ from policyd.record import Verdict
 from policyd.store import LogFilter, Store
 from policyd.store.database import open_engine, writing
 from tests.records import START, denied, outcome, record
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A new database of each kind."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/policyd.db"
-        return
-    with request.getfixturevalue("postgresql").database() as url:
-        yield url
-
 
 OLD = {
     "id": denied().id,
@@ -43,9 +29,9 @@ COUNTS = ("requests", "denied", "would_deny", "attributed", "unattributed")
 TOKENS = ("input_tokens", "output_tokens", "cost_nano")
 
 
-def test_a_database_of_the_third_form(url: str) -> None:
+def test_a_database_of_the_third_form(new_database: str) -> None:
     """What it holds is still read; the refused keys that it counted as blocked are so no longer."""
-    engine = open_engine(url)
+    engine = open_engine(new_database)
     config = Config()
     config.set_main_option("script_location", "policyd:migrations")
     with writing(engine) as connection:
@@ -62,7 +48,7 @@ def test_a_database_of_the_third_form(url: str) -> None:
             row = counts | {"day": hour // 24, "end_user": "ceo@corp" if not key_id else "ada"}
             connection.execute(sa.insert(daily).values(row))
     engine.dispose()
-    store = Store(url)
+    store = Store(new_database)
     store.migrate()
     store.migrate()
     [found] = store.log.page(LogFilter())

@@ -34,20 +34,12 @@ MISSING, UNKNOWN, CONFLICTING = RefusalReason
 Entries = list[Refusal | RefusalCount]
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    """A new database of each kind."""
-    if request.param == "sqlite":
-        opened = Store(f"sqlite:///{tmp_path}/policyd.db")
-        opened.migrate()
-        yield opened
-        opened.close()
-        return
-    with request.getfixturevalue("postgresql").database() as url:
-        opened = Store(url)
-        opened.migrate()
-        yield opened
-        opened.close()
+@pytest.fixture
+def store(new_database: str) -> Iterator[Store]:
+    opened = Store(new_database)
+    opened.migrate()
+    yield opened
+    opened.close()
 
 
 def refusal(source_ip: str = "192.0.2.1", reason: RefusalReason = UNKNOWN) -> Refusal:
