@@ -20,6 +20,7 @@ from policyd.configuration import Address
 from policyd.console import ConsoleServer, console_url
 from policyd.model import Ignored, Mode, Source, UserState
 from policyd.record import Ending, Outcome, Record, Verdict, first_id
+from policyd.refusal import RefusalCount
 from policyd.server import prepare
 from policyd.settings import ServerSettings
 from policyd.store import LogFilter, Store
@@ -67,6 +68,20 @@ def _fill(store: Store, rows: int) -> None:
         for number in range(done, min(done + _CHUNK, missing)):
             entries += _entries(chance, first_id(start + number * _SPACING), number, keys)
         store.log.append(entries)
+    _refuse(store, 770)
+
+
+def _refuse(store: Store, stretches: int) -> None:
+    """As many refused keys as are kept: the sources of so many minutes."""
+    last = int(now().timestamp()) // 60
+    for number in range(stretches):
+        minute = last - number
+        store.log.append(
+            [
+                RefusalCount("bench", number, minute, f"10.0.0.{source}", 1, 5, 0)
+                for source in range(65)
+            ]
+        )
 
 
 def _entries(
@@ -92,13 +107,14 @@ def _entries(
         body_user=state,
         body_safety_identifier=UserState.ABSENT,
         overrides="",
-        end_user="" if is_blocked else f"user-{int(chance.paretovariate(0.6)) % 50_000}",
+        end_user="" if is_blocked else _user(chance),
         model=chance.choice(("gpt-4o", "gpt-4o-mini", "o3")),
         method="POST",
         path="/v1/chat/completions",
         source_ip="10.0.0.1",
         user_agent=f"OpenAI/Python 1.{chance.randrange(40)}",
         trace_id=f"trace-{number // 3}",
+        request_id=f"req-{number}",
     )
     yield record
     if not is_blocked:
@@ -113,6 +129,12 @@ def _entries(
             output_tokens=200,
             cost_nano=250_000,
         )
+
+
+def _user(chance: random.Random) -> str:
+    if chance.random() < 0.03:
+        return chance.choice(("undefined", "null", "{{user_id}}"))
+    return f"user-{int(chance.paretovariate(0.6)) % 50_000}"
 
 
 def _pages(store: Store) -> dict[str, str]:
@@ -136,10 +158,14 @@ def _pages(store: Store) -> dict[str, str]:
         "Logs of a trace": f"/logs?trace={newest.trace_id}",
         "Logs until a day": f"/logs?until={day}",
         "Logs, a key's blocked ones of a user's": f"/logs?key={key}&decision=denied&user=user-1",
+        "Logs, found by a trace's ID": f"/logs?find={newest.trace_id}",
+        "Logs, found by no ID": "/logs?find=no-such-id",
         "Log Details": f"/logs/{newest.id}",
         "End users, 7 days": "/users",
         "End users, 30 days": "/users?period=30d",
         "End users, 30 days, by cost": "/users?period=30d&sort=cost",
+        "End users, 30 days, by latency": "/users?period=30d&sort=latency",
+        "Refused keys, 30 days": "/refused?period=30d",
         "Dashboard": "/",
         "Dashboard, 30 days": "/?period=30d",
         "What enforcing would block, 24 hours": f"/keys/{key}/simulation",

@@ -29,6 +29,16 @@ def postgresql() -> Iterator[PostgreSQL]:
         yield server
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def new_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a new database of each kind."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/policyd.db"
+        return
+    with request.getfixturevalue("postgresql").database() as url:
+        yield url
+
+
 @pytest.fixture
 def unused_port() -> Callable[[], int]:
     """Gives a port of this machine that nobody listens on."""

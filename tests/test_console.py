@@ -710,6 +710,8 @@ async def test_what_is_told_of_end_users(console: Console, admin: Visitor) -> No
         rows = text.partition('<caption class="off-screen">End users')[2]
         assert rows.partition("<bdi>")[2].startswith(first), sort
     assert ">1.5 s<" in text
+    assert "<bdi>gpt-4o-mini</bdi>" in text
+    assert "<code>key_1</code>" in text
     assert ">Blocked<" not in text
 
 

@@ -15,10 +15,11 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from policyd.record import Verdict
+from policyd.refusal import Refusal, RefusalCount, RefusalReason
 from policyd.store import Store
 from tests.consoles import PASSWORD
 from tests.processes import Policyd
-from tests.records import denied, outcome, record
+from tests.records import decision_id, denied, outcome, record
 from tests.requirements import program
 from tests.stack import Background, Gateway, Upstream
 
@@ -91,6 +92,13 @@ def _fill(store: Store) -> dict[str, str]:
     both = "policy_enforce_user_ids,invalid_override"
     odd = record(at, end_user=hostile, user_agent=hostile * 2, model=hostile, trace_id="t-1")
     blocked = denied(at, key_id=key.id, trace_id="t-1", sample=True, flags=both)
+    minute = int(at.timestamp()) // 60
+    sources = [("192.0.2.1", 0), ("2001:db8:1:2::/64", 1), ("others", 2), ("", 3)]
+    store.log.append([RefusalCount("a", n, minute, one, 1, 1200, 3) for one, n in sources])
+    texts = [hostile[:200]] * 4
+    store.log.append([Refusal(decision_id(at), RefusalReason.UNKNOWN, "192.0.2.1", *texts)])
+    store.log.append([record(at, key_id=key.id, end_user="undefined") for _ in range(3)])
+    store.log.append([record(at, key_id=key.id, end_user="")])
     store.log.append(
         [odd, outcome(odd), blocked, denied(at, key_id=key.id, **would)]
         + [record(at + timedelta(minutes=n), end_user=f"user-{n}") for n in range(60)]
@@ -108,6 +116,8 @@ def _fill(store: Store) -> dict[str, str]:
         "details": f"/logs/{blocked.id}",
         "hostile": f"/logs/{odd.id}",
         "users": "/users",
+        "refused keys": "/refused",
+        "search": "/logs?find=t-1",
         "account": "/account",
         "not found": "/nothing",
     }

@@ -32,7 +32,19 @@ RECORD = Record(
     model="gpt-4o",
 )
 OUTCOME = Outcome(
-    RECORD.id, Ending.COMPLETE, 200, 1500, 2_000_000, "chatcmpl-1", "gpt-4o-2024", "org", 9, 12, 0
+    RECORD.id,
+    Ending.COMPLETE,
+    200,
+    1500,
+    2_000_000,
+    "chatcmpl-1",
+    "gpt-4o-2024",
+    "org",
+    9,
+    12,
+    0,
+    None,
+    7,
 )
 
 
@@ -66,6 +78,7 @@ def test_a_decision_with_its_outcome() -> None:
     fields = json.loads(json_line(record))
     assert (fields["first_byte_ms"], fields["duration_ms"]) == (1.5, 2000)
     assert (fields["cached_tokens"], fields["cost_usd"]) == (0, None)
+    assert fields["cache_write_tokens"] == 7
     assert fields["flags"] == ["policy_enforce_user_ids", "invalid_override"]
     row = _read(record)
     assert (row["first_byte_ms"], row["duration_ms"], row["cached_tokens"]) == ("1.5", "2000", "0")

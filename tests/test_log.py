@@ -221,6 +221,20 @@ def test_refused_keys_of_an_older_policyd(store: Store) -> None:
     assert (counts.requests, counts.denied) == (1, 1)
 
 
+def test_usage(store: Store) -> None:
+    """The models and keys of each user's newest requests, commonest first."""
+    at = [START + timedelta(seconds=n) for n in range(6)]
+    models = ("old", "b", "a", "a", "")
+    store.log.append([record(t, model=m) for t, m in zip(at, models, strict=False)])
+    store.log.append([record(at[5], model="c", key_id="key_2"), record(end_user="bob")])
+    used = store.log.usage(["ada", "bob", "", "no'body"], limit=5)
+    assert used["ada"] == (["a", "c", "b"], ["key_1", "key_2"])
+    assert used["bob"] == (["gpt-4o-mini"], ["key_1"])
+    assert used["no'body"] == ([], [])
+    assert store.log.usage(["ada"], key_id="key_2")["ada"] == (["c"], ["key_2"])
+    assert store.log.usage([""]) == {}
+
+
 def test_found_by_any_id(store: Store) -> None:
     """A request is found by its decision, the caller's ID of it, its trace and OpenAI's ID."""
     one = record(START, request_id="req-1", trace_id="t-1", flags="invalid_override")

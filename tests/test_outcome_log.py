@@ -12,9 +12,10 @@ import pytest_asyncio
 
 from gateway.server import Server
 from gateway.settings import Address, Settings
+from policyd.client import PolicyClient
 from policyd.v1.admin_pb2 import ListDecisionsRequest, LoggedDecision
 from policyd.v1.admin_pb2_grpc import AdminServiceStub
-from policyd.v1.policy_pb2 import ENDING_COMPLETE
+from policyd.v1.policy_pb2 import ENDING_COMPLETE, EvaluateRequest, Outcome
 from tests.gateway.support import Demo, post, serving_demo
 from tests.processes import Policyd
 from tests.reports import PATIENCE, chat, check_times, load, tokens, until
@@ -88,6 +89,24 @@ async def test_the_log_shows_it(tmp_path: Path, demo: Demo) -> None:
     # A million tokens of gpt-4o-mini cost 0.15 dollars given and 0.60 generated.
     assert decision.cost_micro_usd == pytest.approx(0.15 * given_tokens + 0.6 * generated)
     check_times(outcome)
+
+
+async def test_what_was_written_to_the_cache(tmp_path: Path) -> None:
+    """It is logged, and is part of the cost."""
+    async with serving_policyd(tmp_path) as (policyd, log):
+        key = await asyncio.to_thread(policyd.create_key)
+        async with PolicyClient(policyd.grpc, timeout=30) as client:
+            for written in (None, 400):
+                answer = await client.evaluate(EvaluateRequest(key=key, has_user=True))
+                outcome = Outcome(decision_id=answer.decision_id, model="gpt-5.6-sol")
+                outcome.input_tokens = 1000
+                if written is not None:
+                    outcome.cache_write_tokens = written
+                client.report(outcome)
+        with_cache, without = await log.with_outcomes(2)
+    assert with_cache.outcome.cache_write_tokens == 400
+    assert not without.outcome.HasField("cache_write_tokens")
+    assert with_cache.cost_micro_usd == pytest.approx(1.1 * without.cost_micro_usd)
 
 
 async def test_policyd_is_killed(tmp_path: Path, demo: Demo) -> None:

@@ -1,14 +1,18 @@
 """Requests without an API key in force: counted by minute and source, apart from the log."""
 
+import asyncio
 import random
-from collections.abc import Iterator
-from datetime import datetime, timedelta
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
+from typing import Any
 
+import grpc
 import msgspec
 import pytest
 
+from policyd.client import PolicyClient
 from policyd.decision_log import DecisionLog
 from policyd.errors import LogFull
 from policyd.model import Credential
@@ -19,6 +23,10 @@ from policyd.shipper import Shipper
 from policyd.spool import SpoolReader, SpoolWriter
 from policyd.store import LogFilter, RefusalCounts, Store
 from policyd.store import refusals as store_refusals
+from policyd.v1.admin_pb2 import GetLogStatusRequest, GetLogStatusResponse
+from policyd.v1.admin_pb2_grpc import AdminServiceStub
+from policyd.v1.policy_pb2 import EvaluateRequest, EvaluateResponse
+from tests.processes import Policyd
 from tests.records import START, decision_id, record
 
 HOUR = timedelta(hours=1)
@@ -26,20 +34,12 @@ MISSING, UNKNOWN, CONFLICTING = RefusalReason
 Entries = list[Refusal | RefusalCount]
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    """A new database of each kind."""
-    if request.param == "sqlite":
-        opened = Store(f"sqlite:///{tmp_path}/policyd.db")
-        opened.migrate()
-        yield opened
-        opened.close()
-        return
-    with request.getfixturevalue("postgresql").database() as url:
-        opened = Store(url)
-        opened.migrate()
-        yield opened
-        opened.close()
+@pytest.fixture
+def store(new_database: str) -> Iterator[Store]:
+    opened = Store(new_database)
+    opened.migrate()
+    yield opened
+    opened.close()
 
 
 def refusal(source_ip: str = "192.0.2.1", reason: RefusalReason = UNKNOWN) -> Refusal:
@@ -296,6 +296,61 @@ def test_room_for_decisions(tmp_path: Path, drops: bool) -> None:
     assert kept >= 50
     log.append([refusal()])
     writer.close()
+
+
+async def test_strangers(tmp_path: Path, start: Callable[..., Any]) -> None:
+    """Whatever they send is answered at once, each with an ID; it makes nobody an end user, leaves
+    no row in the log, and is counted to the last one, also when policyd is stopped at once."""
+    policyd = start(Policyd, tmp_path)
+    key = policyd.create_key("enforce")
+    async with PolicyClient(policyd.grpc, timeout=60) as client:
+
+        async def ask(number: int) -> EvaluateResponse:
+            given = {"user": "ceo@corp", "source_ip": f"192.0.2.{number % 100}"}
+            keys = {0: "", 1: "up-unknown", 2: "up-" + "a" * 48}
+            return await client.evaluate(EvaluateRequest(key=keys[number % 3], **given))
+
+        answers = await asyncio.gather(*map(ask, range(1000)))
+        blocked = await client.evaluate(EvaluateRequest(key=key, has_user=False))
+    assert {answer.denial.http_status for answer in answers} == {403}
+    assert len({answer.decision_id for answer in answers}) == 1000
+    status = await log_status(policyd)
+    assert policyd.stop() == 0, policyd.errors
+    opened = Store(policyd.database_url)
+    since = until = datetime.now(UTC)
+    since -= timedelta(days=1)
+    # reach() asks without a key until the new one is in force.
+    assert 1000 <= opened.refusals.total() < 1010
+    assert [one.id for one in opened.log.page(LogFilter())] == [blocked.decision_id]
+    assert [user for user, _ in opened.statistics.users(since, until)] == [""]
+    assert sum(one.denied for _, one in opened.statistics.hours(since, until)) == 1
+    sources = opened.refusals.sources(since, until, limit=1000)
+    assert OTHERS in {one.source for one in sources}
+    assert len(sources) <= 102
+    samples = opened.refusals.samples(since, limit=1000)
+    assert {one.id for one in samples} <= {one.decision_id for one in answers} | {samples[-1].id}
+    assert len(samples) <= 2 * MAX_SAMPLES
+    assert status.refused_keys <= opened.refusals.total()
+    opened.close()
+
+
+async def log_status(policyd: Policyd) -> GetLogStatusResponse:
+    """What AdminService tells."""
+    token = (policyd.folder / "admin-token").read_text().strip()
+    async with grpc.aio.insecure_channel(policyd.admin) as channel:
+        return await AdminServiceStub(channel).GetLogStatus(
+            GetLogStatusRequest(), metadata=(("authorization", f"Bearer {token}"),), timeout=60
+        )
+
+
+async def test_the_status_tells_of_them(tmp_path: Path, start: Callable[..., Any]) -> None:
+    """AdminService counts them within seconds, while policyd runs."""
+    policyd = start(Policyd, tmp_path)
+    async with PolicyClient(policyd.grpc, timeout=60) as client, asyncio.timeout(60):
+        await client.evaluate(EvaluateRequest(key="up-unknown", has_user=True))
+        while not (status := await log_status(policyd)).refused_keys:  # noqa: ASYNC110 - it polls
+            await asyncio.sleep(0.2)
+    assert (status.refused_keys, status.decisions) == (1, 0)
 
 
 def test_a_sample_says_no_user_and_no_key() -> None:

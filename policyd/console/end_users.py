@@ -99,6 +99,7 @@ def _show(request: Request) -> Response:
         table=table,
         columns=_COLUMNS,
         users=users[:PAGE],
+        usage=store.log.usage((name for name, _ in users[:PAGE]), key_id=table.key_id),
         next=table.url(offset=str(table.offset + PAGE)) if len(users) > PAGE else "",
         previous=table.url(offset=str(max(table.offset - PAGE, 0))) if table.offset else "",
         total=total,

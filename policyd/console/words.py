@@ -1,5 +1,6 @@
 """What the console calls things, and how it writes numbers."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from policyd.model import Ignored, Mode, Override, Source, UserState
@@ -86,6 +87,16 @@ def verdict_words(record: Record) -> str:
 def source_words(source: str) -> str:
     """Where requests came from."""
     return {"": "Address not known", OTHERS: "All other addresses"}.get(source, source)
+
+
+def some(values: Sequence[str]) -> str:
+    """The first two of some values, and how many more there are."""
+    return ", ".join(values[:2]) + more(values) or UNKNOWN
+
+
+def more(values: Sequence[str]) -> str:
+    """How many values there are behind the first two."""
+    return f" and {number(len(values) - 2)} more" if len(values) > 2 else ""
 
 
 def words(name: str) -> str:

@@ -1,5 +1,6 @@
 """The table of decisions, and the queries that read pages of it along its indexes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -126,6 +127,19 @@ def page_query(wanted: LogFilter, after: str, newer_than: str, limit: int) -> sa
     ]
     every = (sa.union if ids else sa.union_all)(*parts).subquery()
     return sa.select(every).order_by(every.c.id.desc()).limit(limit)
+
+
+def usage_query(users: Sequence[str], key_id: str, limit: int) -> sa.CompoundSelect[Any]:
+    """User, model and key of the newest `limit` requests of each of some end users."""
+    column = decisions.c
+    query = sa.select(column.end_user, column.model, column.key_id).where(
+        *conditions(LogFilter(key_id=key_id))
+    )
+    parts = [
+        query.where(*_equal("end_user", user)).order_by(column.id.desc()).limit(limit).subquery()
+        for user in users
+    ]
+    return sa.union_all(*map(sa.select, parts))
 
 
 def _flags(flag: str) -> list[list[sa.ColumnElement[bool]]]:

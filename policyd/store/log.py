@@ -4,6 +4,7 @@ Whatever is appended twice is there once: the spool may hand the same entries ov
 crash. The counts of statistics.py change in the same transaction.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -23,6 +24,7 @@ from policyd.store.decisions import (
     decisions,
     page_query,
     read_record,
+    usage_query,
 )
 from policyd.store.refusals import add_refusals, forget_refusals
 from policyd.store.statistics import Tally, forget_users
@@ -100,6 +102,23 @@ class Log:
         with reading(self._engine) as connection:
             return [read_record(row) for row in connection.execute(query)]
 
+    def usage(
+        self, users: Iterable[str], *, key_id: str = "", limit: int = 20
+    ) -> dict[str, tuple[list[str], list[str]]]:
+        """The models and the keys of each end user's newest `limit` requests, commonest first."""
+        found: dict[str, tuple[Counter[str], Counter[str]]] = {
+            user: (Counter(), Counter()) for user in users if user
+        }
+        if not found:
+            return {}
+        with reading(self._engine) as connection:
+            for user, *used in connection.execute(usage_query(list(found), key_id, limit)):
+                for counter, value in zip(found[user], used, strict=True):
+                    counter[value] += value != ""
+        return {
+            user: (_commonest(models), _commonest(keys)) for user, (models, keys) in found.items()
+        }
+
     def get(self, decision_id: str) -> Record:
         """The decision with this ID. Raises DecisionNotFound."""
         query = sa.select(decisions).where(decisions.c.id == decision_id.replace("\0", ""))
@@ -168,6 +187,10 @@ class Log:
             deleted = connection.execute(query).rowcount
             _resize(connection, -deleted)
             return deleted
+
+
+def _commonest(counted: Counter[str]) -> list[str]:
+    return [value for value, count in counted.most_common() if count]
 
 
 def _locked(*columns: sa.Column[Any]) -> sa.Select[Any]:
