@@ -123,7 +123,7 @@ class Connections:
         """It waits for something else now. What has left, or is closing, stays so."""
         if state is visit.state or visit.state is State.CLOSING:
             return
-        if visit not in self._by_state[visit.state]:
+        if not self.has(visit):
             return
         del self._by_state[visit.state][visit]
         visit.state, visit.since, visit.base = state, self._clock(), visit.received
@@ -142,6 +142,10 @@ class Connections:
     def flow(self, visit: Visit) -> None:
         """Its client takes what is sent again."""
         self._stalled.pop(visit, None)
+
+    def has(self, visit: Visit) -> bool:
+        """Whether it has not left."""
+        return visit in self._by_state[visit.state]
 
     def has_room(self) -> bool:
         """Whether there is room for one more, if need be once another one is ended."""
@@ -225,6 +229,8 @@ class Bounded:
     def connection_made(self, transport: Any) -> None:
         """See asyncio.Protocol."""
         super().connection_made(transport)  # type: ignore[misc]
+        if not self.crowd.has(self.visit):  # It had to go before it was there.
+            transport.abort()
         self.visit.cut = transport.abort
         self.visit.dismiss = self.dismiss
         self.visit.is_paused = lambda: bool(self.flow.read_paused)
