@@ -37,11 +37,18 @@ def run(
 
 class Program:
     """One of our servers. It has printed a line that matches `ready` when the constructor returns;
-    `match` is that line's match."""
+    `match` is that line's match. It may have `files` files open."""
 
-    def __init__(self, *command: str, ready: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *command: str,
+        ready: str,
+        env: Mapping[str, str] | None = None,
+        files: int | None = None,
+    ) -> None:
+        limited = ["sh", "-c", 'ulimit -n "$0" && exec "$@"', str(files)] if files else []
         self._process = subprocess.Popen(
-            [str(BIN / command[0]), *command[1:]],
+            [*limited, str(BIN / command[0]), *command[1:]],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment(env),
@@ -110,6 +117,7 @@ class Policyd(Program):
         *flags: str,
         database_url: str | None = None,
         env: Mapping[str, str] | None = None,
+        files: int | None = None,
     ) -> None:
         self.folder = folder
         self.database_url = database_url or f"sqlite:///{folder}/policyd.db"
@@ -120,6 +128,7 @@ class Policyd(Program):
             *("--spool", str(folder / "policyd.db-spool"), *flags),
             ready=r"policyd is ready: grpc=(\S+) admin=(\S+)(?: http=(\S+))?(?: console=(\S+))?",
             env=env,
+            files=files,
         )
         self.grpc, self.admin, self.http, self.console = self.match.groups()
 

@@ -110,13 +110,19 @@ class Gateway(Program):
     """`policyd-gateway serve`, on a free port unless `flags` say otherwise."""
 
     def __init__(
-        self, policyd: str, upstream: str, *flags: str, env: Mapping[str, str] | None = None
+        self,
+        policyd: str,
+        upstream: str,
+        *flags: str,
+        env: Mapping[str, str] | None = None,
+        files: int | None = None,
     ) -> None:
         super().__init__(
             *("policyd-gateway", "serve", "--listen", "127.0.0.1:0"),
             *("--policyd", policyd, "--upstream", upstream, *flags),
             ready=r"policyd-gateway is ready: (\S+)",
             env=env,
+            files=files,
         )
         self.url = self.match[1]
 

@@ -14,7 +14,8 @@ import pytest
 import trustme
 
 from policyd.configuration import Address
-from policyd.http.connections import Limits
+from policyd.http import connections
+from policyd.http.connections import Limits, State
 from policyd.http.listener import Listener, open_socket, tls_context
 from policyd.http.protocol import MAX_HEAD
 from tests.gateway.support import Response, connect, exchange, parse, request
@@ -296,6 +297,21 @@ async def test_the_bound_of_heads_holds_to_the_byte(piece: int, before: bytes) -
             writer.close()
 
 
+async def test_heads_have_a_total(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large ones that are not complete leave room for small ones, and are let go with their end."""
+    monkeypatch.setattr(connections, "MAX_HEADS", 3 * MAX_HEAD)
+    async with serving() as running:
+        held = await _hold(running.url, _head(MAX_HEAD)[:-1], 3)
+        reader, writer = await connect(running.url)
+        writer.write(_head(MAX_HEAD)[:-1])
+        assert parse(await _end(reader)).status == 503
+        assert (await _answered(running.url)).status == 200
+        for _, one in [*held, (reader, writer)]:
+            one.close()
+        await _no_more(running)
+        assert parse(await exchange(running.url, _head(MAX_HEAD))).status == 200
+
+
 async def test_a_body_does_not_count_as_head() -> None:
     """What follows the head at once is the body's."""
     async with serving() as running:
@@ -337,7 +353,6 @@ async def test_many_heads_in_one_piece_take_linear_time() -> None:
 
 def test_it_is_a_table_over_all_states() -> None:
     """Every state but that of being at work has its deadline, or its pace."""
-    from policyd.http import connections as c
-
-    table = c.Connections(Limits(), itertools.count().__next__)
-    assert set(table.deadlines) == set(c.State) - {c.State.ANSWERING, c.State.BODY}
+    table = connections.Connections(Limits(), itertools.count().__next__)
+    has_another = {State.ANSWERING, State.BODY}
+    assert set(table.deadlines) == set(State) - has_another

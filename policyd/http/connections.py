@@ -26,6 +26,10 @@ _log = logging.getLogger(__name__)
 
 MIN_PACE = 1024
 """Bytes a second that a body has to bring, over the time that `Limits.body` gives."""
+FREE_HEAD = 16 * 1024
+"""Bytes of a head that are held for anybody, and ..."""
+MAX_HEADS = 64 * 2**20
+"""... those of all larger heads together."""
 _CLOSE = 5.0
 """Seconds that a connection has to end in good order."""
 _REMIND = 10.0
@@ -73,7 +77,7 @@ _DISPENSABLE = (
 class Visit:
     """One connection: `cut` ends it at once, `dismiss` in good order."""
 
-    __slots__ = ("base", "cut", "dismiss", "is_paused", "received", "since", "state")
+    __slots__ = ("base", "cut", "dismiss", "head", "is_paused", "received", "since", "state")
 
     def __init__(self) -> None:
         self.forget()
@@ -81,6 +85,8 @@ class Visit:
         self.since = 0.0
         self.received = 0
         """Bytes so far."""
+        self.head = 0
+        """Bytes of its head that count towards the total."""
         self.base = 0
         """Those at the beginning of the span over which a body's pace is measured."""
 
@@ -103,6 +109,7 @@ class Connections:
         }
         self._stalled: OrderedDict[Visit, float] = OrderedDict()
         self._told = float("-inf")
+        self._heads = 0
         self.deadlines = {
             State.OPENING: limits.head,
             State.HEAD: limits.head,
@@ -123,7 +130,7 @@ class Connections:
         """It waits for something else now. What has left, or is closing, stays so."""
         if state is visit.state or visit.state is State.CLOSING:
             return
-        if visit not in self._by_state[visit.state]:
+        if not self.has(visit):
             return
         del self._by_state[visit.state][visit]
         visit.state, visit.since, visit.base = state, self._clock(), visit.received
@@ -133,6 +140,7 @@ class Connections:
         """It is gone."""
         self._by_state[visit.state].pop(visit, None)
         self._stalled.pop(visit, None)
+        self.hold_head(visit, 0)
         visit.forget()
 
     def stall(self, visit: Visit) -> None:
@@ -142,6 +150,17 @@ class Connections:
     def flow(self, visit: Visit) -> None:
         """Its client takes what is sent again."""
         self._stalled.pop(visit, None)
+
+    def has(self, visit: Visit) -> bool:
+        """Whether it has not left."""
+        return visit in self._by_state[visit.state]
+
+    def hold_head(self, visit: Visit, size: int) -> bool:
+        """Its head is `size` bytes so far. Returns whether there is room for that."""
+        counted = size if size > FREE_HEAD else 0
+        self._heads += counted - visit.head
+        visit.head = counted
+        return not counted or self._heads <= MAX_HEADS
 
     def has_room(self) -> bool:
         """Whether there is room for one more, if need be once another one is ended."""
@@ -225,6 +244,8 @@ class Bounded:
     def connection_made(self, transport: Any) -> None:
         """See asyncio.Protocol."""
         super().connection_made(transport)  # type: ignore[misc]
+        if not self.crowd.has(self.visit):  # It had to go before it was there.
+            transport.abort()
         self.visit.cut = transport.abort
         self.visit.dismiss = self.dismiss
         self.visit.is_paused = lambda: bool(self.flow.read_paused)

@@ -18,7 +18,7 @@ from policyd.http.protocol import Protocol
 from policyd.http.reply import NO_ROOM
 
 BACKLOG = 2048
-_AT_ONCE = 100
+_AT_ONCE = 32
 """Connections that are taken in one turn of the event loop."""
 _NO_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _PAUSE = 0.1
@@ -196,7 +196,8 @@ class _Door:
         visit = Visit()
         self.crowd.enter(visit)
         task = self._loop.create_task(self._connect(client, visit))
-        visit.cut = visit.dismiss = task.cancel
+        if self._tls is not None:
+            visit.cut = visit.dismiss = task.cancel
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
 

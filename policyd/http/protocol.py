@@ -14,7 +14,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from policyd.http.connections import Bounded, State
-from policyd.http.reply import HEAD_TOO_LARGE, NOT_HTTP, TOO_SLOW, Reply
+from policyd.http.reply import HEAD_TOO_LARGE, NO_ROOM, NOT_HTTP, TOO_SLOW, Reply
 
 MAX_HEAD = 256 * 1024
 """Bytes of a request line and its headers, with the empty line at their end."""
@@ -211,6 +211,13 @@ class _Lingering:
 
 class Protocol(Bounded, _Http):
     """One connection of a client."""
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        super().data_received(data)
+        if not self.crowd.hold_head(self.visit, self._unread or 0) and not self._is_deaf:
+            self._refuse(NO_ROOM)
+            self.crowd.move(self.visit, State.CLOSING)
 
     def has_begun_head(self) -> bool:
         """See Bounded."""
