@@ -3,11 +3,20 @@
 import gzip
 import json
 import zlib
+from typing import Required, get_origin, get_type_hints
 
 import brotli
 import pytest
+from openai.types.chat.completion_create_params import (
+    CompletionCreateParamsNonStreaming as ChatParamsNonStreaming,
+)
+from openai.types.completion_create_params import CompletionCreateParamsNonStreaming
+from openai.types.embedding_create_params import EmbeddingCreateParams
+from openai.types.image_create_variation_params import ImageCreateVariationParams
+from openai.types.image_edit_params import ImageEditParamsNonStreaming
+from openai.types.image_generate_params import ImageGenerateParamsNonStreaming
 
-from policyd import content_encoding, descriptor, endpoints, json_body
+from policyd import content_encoding, descriptor, endpoints, json_body, media_type
 from policyd.descriptor import Facts
 from policyd.json_body import MAX_DEPTH
 from policyd.model import UserState
@@ -188,6 +197,25 @@ def test_a_field_that_an_endpoint_asks_for(text: str) -> None:
     for kind in (URLENCODED, URLENCODED.upper() + "; charset=utf-8", URLENCODED + "+json"):
         assert state(body, kind) is UserState.NOT_JSON
     assert state(body) is UserState.VALID
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        CompletionCreateParamsNonStreaming,
+        ChatParamsNonStreaming,
+        EmbeddingCreateParams,
+        ImageEditParamsNonStreaming,
+        ImageGenerateParamsNonStreaming,
+        ImageCreateVariationParams,
+    ],
+)
+def test_no_form_can_do_without_a_field_that_is_looked_for(parameters: type) -> None:
+    """What OpenAI's own types require of a request is among the fields that are looked for."""
+    hints = get_type_hints(parameters, include_extras=True)
+    required = {name.encode() for name, hint in hints.items() if get_origin(hint) is Required}
+    assert required
+    assert required <= media_type.ASKED_FOR
 
 
 @pytest.mark.parametrize(
