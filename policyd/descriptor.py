@@ -180,7 +180,11 @@ def _json_identifier(raw: bytes, identifier: str) -> Identifier:
 def _read_form(body: bytes, content_type: str, content_encoding: str, limit: int) -> Facts:
     boundary = form.boundary(content_type)
     delimiter = b"--" + boundary
-    decoded = decompress(body, content_encoding, limit, lambda coded: delimiter in coded)
+
+    def is_readable(coded: bytes) -> bool:
+        return delimiter in coded or json_body.begins_like_json(coded)
+
+    decoded = decompress(body, content_encoding, limit, is_readable)
     fields = form.fields(decoded, boundary, USER, "model")
     users = [_form_identifier(field) for field in fields if _is_like_user(field.name)]
     models = [field.value for field in fields if field.name == "model" and field.value]

@@ -329,6 +329,9 @@ def test_a_coded_body_that_begins_like_json() -> None:
     assert brotli.decompress(data).strip() == GOOD
     assert state(data, coding="br") is UserState.BAD_ENCODING
     assert state(gzip.compress(data), coding="br, gzip") is UserState.BAD_ENCODING
+    assert (
+        state(brotli_like_json(form(('name="user"', b"a"))), FORM, "br") is UserState.BAD_ENCODING
+    )
     for begin in (b"{", b" \r\n\t{", b"\xef\xbb\xbf{", b"\xff\xfe{\0", b"\0{", b"/*", b" " * 2000):
         assert json_body.begins_like_json(begin)
 
