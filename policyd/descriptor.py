@@ -27,6 +27,7 @@ MAX_SAFETY_IDENTIFIER = 64
 """Characters of a safety_identifier: OpenAI's limit."""
 _MAX_VALUE = 1024
 _MAX_OVERRIDE = 64
+_MAX_KEY = 1024
 _TOO_LONG = "too long"
 
 
@@ -77,8 +78,11 @@ def override(given: str) -> str:
 
 
 def credential(given: tuple[str, ...]) -> tuple[Credential, str]:
-    """How the values of the key header name an API key, and which."""
-    keys = {value.strip(" \t") for value in given}
+    """How the values of the key header name an API key, and which.
+
+    One longer than any key is cut to a text that is none.
+    """
+    keys = {value.strip(" \t") if len(value) <= _MAX_KEY else _TOO_LONG for value in given}
     if not keys:
         return Credential.MISSING, ""
     if len(keys) > 1:

@@ -19,7 +19,7 @@ from policyd.v1.policy_pb2 import EvaluateRequest, EvaluateResponse
 _log = logging.getLogger(__name__)
 
 EVALUATE = "/v1/evaluate"
-_HOST = re.compile(r"[0-9A-Za-z._~:\[\]-]+")
+_HOST = re.compile(r"[0-9A-Za-z._~:\[\]-]{1,300}")
 # Whatever else is wrong may be right again soon.
 _STATUS = {
     errors.InvalidArgument: 400,
