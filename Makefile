@@ -17,6 +17,10 @@ OPENAI_0_27 := .venv-openai-0.27/.installed
 NODE_CLIENT := tests/clients/node/node_modules/.installed
 LITELLM := .venv-litellm/.installed
 GATEWAYS := integrations/clients
+DIFFERENTIAL := .venv-differential/.installed
+READERS := tests/differential
+NODE_READERS := $(READERS)/node/node_modules/.installed
+GO_READERS := $(READERS)/go/reader
 NODE_GATEWAY := $(GATEWAYS)/node/dist/gateway.js
 GO_GATEWAY := $(GATEWAYS)/go/gateway
 JAVA_GATEWAY := $(GATEWAYS)/java/target/classes/example/Gateway.class
@@ -45,6 +49,10 @@ test: $(INSTALLED) $(OPENAI_0_27) $(NODE_CLIENT) ## run the tests
 .PHONY: interop
 interop: $(INSTALLED) $(LITELLM) $(NODE_GATEWAY) $(GO_GATEWAY) $(JAVA_GATEWAY) ## build and try the integrations
 	$(BIN)/pytest integrations/clients integrations/litellm -rs $(ARGS)
+
+.PHONY: differential
+differential: $(DIFFERENTIAL) $(NODE_READERS) $(GO_READERS) ## compare what other readers of JSON and forms see; ARGS="--bodies 20000 --seed 1"
+	.venv-differential/bin/python -W ignore -m tests.differential $(ARGS)
 
 .PHONY: check
 check: $(INSTALLED) ## check style, types, imports and protos
@@ -84,7 +92,10 @@ lock: $(INSTALLED) ## make the locks; with ARGS=--upgrade, of the newest version
 		--no-audit --no-fund --omit-lockfile-registry-resolved
 	cd $(GATEWAYS)/node && npm install --package-lock-only --ignore-scripts \
 		--no-audit --no-fund --omit-lockfile-registry-resolved
+	cd $(READERS)/node && npm install --package-lock-only --ignore-scripts \
+		--no-audit --no-fund --omit-lockfile-registry-resolved
 	$(LOCK) --output-file integrations/litellm/requirements.txt integrations/litellm/requirements.in
+	$(LOCK) --output-file $(READERS)/requirements.txt $(READERS)/requirements.in
 
 # Universal: for every platform, and for every Python from 3.11 on.
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
@@ -93,6 +104,7 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generat
 .PHONY: clean
 clean: ## remove what the other targets have made, but not the data
 	rm -rf .venv .venv-openai-0.27 .venv-litellm tests/clients/node/node_modules dist
+	rm -rf .venv-differential $(READERS)/node/node_modules $(GO_READERS)
 	cd $(GATEWAYS) && rm -rf node/node_modules node/dist node/src/stubs go/gateway go/stubs java/target
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
@@ -125,6 +137,20 @@ $(LITELLM): integrations/litellm/requirements.txt
 	.venv-litellm/bin/pip install --quiet --require-hashes -r $<
 	.venv-litellm/bin/pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
+
+$(DIFFERENTIAL): $(READERS)/requirements.txt
+	@echo "Installing what else reads JSON and forms into .venv-differential, once."
+	$(call venv,.venv-differential)
+	.venv-differential/bin/pip install --quiet --require-hashes -r $<
+	@touch $@
+
+# These readers are built where their toolchains are, and otherwise skipped with a word.
+$(NODE_READERS): $(READERS)/node/package.json $(READERS)/node/package-lock.json
+	$(call with,npm,nodejs npm,\
+		cd $(READERS)/node && npm ci --ignore-scripts --no-audit --no-fund && touch node_modules/.installed)
+
+$(GO_READERS): $(READERS)/go/main.go $(READERS)/go/go.mod
+	$(call with,go,golang-go,cd $(READERS)/go && go build -o reader)
 
 # The example gateways are built where their toolchains are, and otherwise skipped with a word.
 $(NODE_GATEWAY): $(wildcard $(GATEWAYS)/node/*.json $(GATEWAYS)/node/src/*.ts) $(PROTOS)

@@ -25,6 +25,7 @@ MAX_RAW_BODY = 4 * 2**20
 """The same of a body that a caller of PolicyService sends in place of what it says."""
 _MAX_VALUE = identifiers.MAX_VALUE
 _MAX_OVERRIDE = 64
+_MAX_KEY = 1024
 _TOO_LONG = "too long"
 
 
@@ -78,8 +79,11 @@ def override(given: str) -> str:
 
 
 def credential(given: tuple[str, ...]) -> tuple[Credential, str]:
-    """How the values of the key header name an API key, and which."""
-    keys = {value.strip(" \t") for value in given}
+    """How the values of the key header name an API key, and which.
+
+    One longer than any key is cut to a text that is none.
+    """
+    keys = {value.strip(" \t") if len(value) <= _MAX_KEY else _TOO_LONG for value in given}
     if not keys:
         return Credential.MISSING, ""
     if len(keys) > 1:
@@ -161,7 +165,11 @@ def _json_identifier(raw: bytes, identifier: str) -> Identifier:
 def _read_form(body: bytes, content_type: str, content_encoding: str, limit: int) -> Facts:
     boundary = form.boundary(content_type)
     delimiter = b"--" + boundary
-    decoded = decompress(body, content_encoding, limit, lambda coded: delimiter in coded)
+
+    def is_readable(coded: bytes) -> bool:
+        return delimiter in coded or json_body.begins_like_json(coded)
+
+    decoded = decompress(body, content_encoding, limit, is_readable)
     fields = form.fields(decoded, boundary, *IDENTIFIERS, "model")
     user, safety_identifier = (_worst_field(fields, name) for name in IDENTIFIERS)
     models = [field.value for field in fields if field.name == "model" and field.value]

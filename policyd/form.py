@@ -16,9 +16,11 @@ from policyd.model import UserState
 MAX_PARTS = 1000
 MAX_PART_HEAD = 8 * 1024
 """Bytes of a part's headers."""
-# Without the comma, at which some proxies split a header, and white space, which some drop.
-_BOUNDARY = re.compile(r"[0-9A-Za-z'()+_./:=?-]{1,70}", re.ASCII)
-_HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]++):([^\x00-\x08\x0a-\x1f\x7f]*+)", re.ASCII)
+# Without the comma, at which some proxies split a header, and white space, which some drop. A dash
+# at its end is taken by some for the end of the form.
+_BOUNDARY = re.compile(r"[0-9A-Za-z'()+_./:=?-]{0,69}[0-9A-Za-z'()+_./:=?]", re.ASCII)
+# One space behind the colon, as every client writes it: some readers count on that.
+_HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]++): ([^\x00-\x1f\x7f]*+)", re.ASCII)
 _NOT_LETTERS = re.compile(r"[^a-z_]++")
 _PARAMETERS = {"name", "filename", "filename*"}
 _IDENTITIES = ("7bit", "8bit", "binary")
@@ -58,7 +60,7 @@ def _fields(body: bytes, boundary: bytes, wanted: tuple[str, ...]) -> Iterator[F
     delimiter = b"\r\n--" + boundary
     before, *parts, end = (b"\r\n" + body).split(delimiter, MAX_PARTS)
     # What stands before the first part or after the last is read by some servers and not by others.
-    if before or not end.startswith(b"--") or end[2:].strip(b"\r\n"):
+    if before or end not in (b"--", b"--\r\n"):
         raise ValueError("not one complete form")
     # Some take the boundary for one wherever it stands.
     if body.count(b"--" + boundary) != len(parts) + 1:
@@ -71,11 +73,14 @@ def _field(part: bytes, wanted: tuple[str, ...]) -> Field:
     start, empty_line, value = part.partition(b"\r\n\r\n")
     if not start.startswith(b"\r\n") or not empty_line or len(start) > MAX_PART_HEAD:
         raise ValueError("a part without headers, or with too many")
-    headers = _read_headers(start[2:].decode("utf-8", "surrogateescape"))
+    headers = _read_headers(start[2:].decode())
     name, is_file = _read_disposition(headers.pop("content-disposition"), wanted)
     encoding = headers.pop("content-transfer-encoding", "binary").lower()
+    length = headers.pop("content-length", str(len(value)))
     kind = headers.get("content-type", "").lower()
-    if encoding not in _IDENTITIES or "multipart" in kind or "message" in kind:
+    if encoding not in _IDENTITIES or length != str(len(value)):
+        raise ValueError("a part that does not end where it says, or is not as it stands there")
+    if "multipart" in kind or "message" in kind:
         raise ValueError("a part that some servers look into")
     if is_file or name not in wanted:
         return Field(name, None)
@@ -116,10 +121,9 @@ def _unescaped(name: str, wanted: tuple[str, ...]) -> str:
 def _value(value: bytes, headers: dict[str, str]) -> str:
     """The text of a field whose other headers are `headers`."""
     kind, options = media_type(headers.pop("content-type", "text/plain"))
-    length = headers.pop("content-length", str(len(value)))
     charset = options.pop("charset", "utf-8").lower()
     is_known = charset in UTF_8 or (charset in ASCII_ALIKE and value.isascii())
-    if headers or options or kind != "text/plain" or length != str(len(value)) or not is_known:
+    if headers or options or kind != "text/plain" or not is_known:
         raise ValueError("a field that servers read differently")
     if b"\0" in value:
         raise ValueError("a value that ends early to some")
@@ -132,5 +136,5 @@ def _read_headers(text: str) -> dict[str, str]:
         match = _HEADER.fullmatch(line)
         if match is None or match[1].lower() in headers:
             raise ValueError("a malformed header, or one that stands there twice")
-        headers[match[1].lower()] = match[2].strip(" \t")
+        headers[match[1].lower()] = match[2]
     return headers

@@ -27,8 +27,7 @@ _PARAMETER = re.compile(
 # Behind a semicolon too, at which older libraries begin a field.
 _FORM_FIELD = re.compile(rb"[&;]([^&;=]*+)=")
 _EDGE = re.compile(rb"[^0-9a-z]*+([0-9a-z_]*+)")
-# Without one of these no endpoint in scope has anything to do.
-_ASKED_FOR = frozenset(
+ASKED_FOR = frozenset(
     (
         b"model",
         b"messages",
@@ -42,6 +41,7 @@ _ASKED_FOR = frozenset(
         b"safety_identifier",
     )
 )
+"""Fields of a request without all of which no endpoint in scope has anything to do."""
 
 
 class MediaType(NamedTuple):
@@ -119,6 +119,6 @@ def _may_be_form(body: bytes) -> bool:
     for count, match in enumerate(_FORM_FIELD.finditer(body)):
         name = unquote_to_bytes(match[1]).lower()
         found = _EDGE.match(name)
-        if count >= MAX_FIELDS or (found and found[1] in _ASKED_FOR):
+        if count >= MAX_FIELDS or (found and found[1] in ASKED_FOR):
             return True
     return False

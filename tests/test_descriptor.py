@@ -3,11 +3,20 @@
 import gzip
 import json
 import zlib
+from typing import Required, get_origin, get_type_hints
 
 import brotli
 import pytest
+from openai.types.chat.completion_create_params import (
+    CompletionCreateParamsNonStreaming as ChatParamsNonStreaming,
+)
+from openai.types.completion_create_params import CompletionCreateParamsNonStreaming
+from openai.types.embedding_create_params import EmbeddingCreateParams
+from openai.types.image_create_variation_params import ImageCreateVariationParams
+from openai.types.image_edit_params import ImageEditParamsNonStreaming
+from openai.types.image_generate_params import ImageGenerateParamsNonStreaming
 
-from policyd import content_encoding, descriptor, endpoints, json_body
+from policyd import content_encoding, descriptor, endpoints, json_body, media_type
 from policyd.descriptor import Facts
 from policyd.json_body import MAX_DEPTH
 from policyd.model import UserState
@@ -191,6 +200,25 @@ def test_a_field_that_an_endpoint_asks_for(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "parameters",
+    [
+        CompletionCreateParamsNonStreaming,
+        ChatParamsNonStreaming,
+        EmbeddingCreateParams,
+        ImageEditParamsNonStreaming,
+        ImageGenerateParamsNonStreaming,
+        ImageCreateVariationParams,
+    ],
+)
+def test_no_form_can_do_without_a_field_that_is_looked_for(parameters: type) -> None:
+    """What OpenAI's own types require of a request is among the fields that are looked for."""
+    hints = get_type_hints(parameters, include_extras=True)
+    required = {name.encode() for name, hint in hints.items() if get_origin(hint) is Required}
+    assert required
+    assert required <= media_type.ASKED_FOR
+
+
+@pytest.mark.parametrize(
     "text", ["Tom & Jerry", "a&b=2", "if (a && b) x = 1; y = 2;", "https://e.org/?a=1&utm_source=b"]
 )
 def test_what_curl_sends_without_a_content_type(text: str) -> None:
@@ -301,6 +329,9 @@ def test_a_coded_body_that_begins_like_json() -> None:
     assert brotli.decompress(data).strip() == GOOD
     assert state(data, coding="br") is UserState.BAD_ENCODING
     assert state(gzip.compress(data), coding="br, gzip") is UserState.BAD_ENCODING
+    assert (
+        state(brotli_like_json(form(('name="user"', b"a"))), FORM, "br") is UserState.BAD_ENCODING
+    )
     for begin in (b"{", b" \r\n\t{", b"\xef\xbb\xbf{", b"\xff\xfe{\0", b"\0{", b"/*", b" " * 2000):
         assert json_body.begins_like_json(begin)
 
@@ -438,6 +469,14 @@ def test_form_fields(parts: list[tuple[str, bytes]], expected: int) -> None:
         (form(('name="x"; filename="a"\r\nContent-Type: message/rfc822', b"x")), FORM),
         (form(('name="x"; filename="a\x00b"', b"x")), FORM),
         (form(('name="user"', b"\x00alice")), FORM),
+        (form(('name="user"', b"a")) + b"\r\n", FORM),
+        (form(('name="user"', b"a")).replace(b"Disposition: ", b"Disposition:"), FORM),
+        (form(('name="user"', b"a")).replace(b"Disposition: ", b"Disposition:  "), FORM),
+        (form(('name="user"', b"a")).replace(b"Disposition: ", b"Disposition:\t"), FORM),
+        (form(('name="x"', b"b"), ('name="user"', b"a")).replace(b'"x"', b'"\xe9"'), FORM),
+        (form(('name="x"\r\nContent-Length: 5', b"a"), ('name="user"', b"a")), FORM),
+        (form(('name="user"', b"a")).replace(b"--B", b"--B-"), FORM + "-"),
+        (form(('name="user"', b"a")).replace(b"--B", b"----"), FORM.replace("=B", "=--")),
         (form(('name="user"', b"a")).replace(b"--B", b"--B,C"), FORM.replace("B", '"B,C"')),
         (form(('name="user"', b"a")).replace(b"--B", b"--B C"), FORM.replace("B", '"B C"')),
         (form(('name="user"', b"a")), FORM + ";"),

@@ -463,3 +463,5 @@ def test_the_bounds_of_headers() -> None:
         media_type.media_type(long)
     assert descriptor.override("false" + " " * 1000) != "false"
     assert not descriptor.trace_id("a" * 100)
+    _, key = descriptor.credential(("a" * 5000,))
+    assert len(key) < 100

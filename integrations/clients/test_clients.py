@@ -1,6 +1,7 @@
 """The example gateways in Node, Go and Java, before a demo upstream and a real policyd."""
 
 import asyncio
+import gzip
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -192,6 +193,26 @@ def test_a_body_that_breaks_off(gateway: Gateway, keys: Keys, upstream: Upstream
     assert not asyncio.run(exchange()).startswith(b"HTTP/1.1 2")
     assert asyncio.run(post(gateway.url, keys.secret(ENFORCE), CHAT_WITH_USER)).status == 200
     assert len(upstream.received) == 1
+
+
+def test_a_connection_header_takes_nothing_away(
+    gateway: Gateway, keys: Keys, upstream: Upstream
+) -> None:
+    """What the verdict rests on goes upstream, though the client calls it one hop's matter."""
+    upstream.forget()
+    headers = [
+        ("Connection", "content-encoding, content-type"),
+        ("Content-Encoding", "gzip"),
+        ("Content-Type", "application/json"),
+        ("x-usagepanda-api-key", keys.secret(ENFORCE)),
+    ]
+    body = gzip.compress(CHAT_WITH_USER)
+    response = asyncio.run(ask(gateway.url, "POST", "/v1/chat/completions", headers, body))
+    (received,) = upstream.received
+    assert bytes(received.body) == body
+    assert received.header(b"content-encoding") == "gzip"
+    assert received.header(b"content-type") == "application/json"
+    assert response.status == 200
 
 
 def test_preflight(gateway: Gateway, upstream: Upstream) -> None:

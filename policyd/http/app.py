@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 EVALUATE = "/v1/evaluate"
 _THROWN_AWAY = 64 * 2**20
 """Bytes of a body that is not needed, after which its client is cut, at the least."""
-_HOST = re.compile(r"[0-9A-Za-z._~:\[\]-]+")
+_HOST = re.compile(r"[0-9A-Za-z._~:\[\]-]{1,300}")
 # Whatever else is wrong may be right again soon.
 _STATUS = {
     errors.InvalidArgument: 400,

@@ -228,6 +228,12 @@ func (g *gateway) rewrite(r *httputil.ProxyRequest) {
 		Opaque:   path, // So that net/url spells nothing anew.
 		RawQuery: query, ForceQuery: hasQuery,
 	}
+	// A client's Connection header cannot take away what the verdict rests on.
+	for _, name := range []string{"Content-Type", "Content-Encoding"} {
+		if values := r.In.Header[name]; values != nil {
+			r.Out.Header[name] = values
+		}
+	}
 	for name := range r.Out.Header {
 		if isOurs(name) {
 			r.Out.Header.Del(name)

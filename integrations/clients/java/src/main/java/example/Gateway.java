@@ -239,6 +239,13 @@ public final class Gateway extends ProxyHandler {
         outgoing.headers(headers -> headers.add(field));
       }
     }
+    // A client's Connection header cannot take away what the verdict rests on.
+    for (HttpHeader name : List.of(HttpHeader.CONTENT_TYPE, HttpHeader.CONTENT_ENCODING)) {
+      outgoing.headers(headers -> headers.remove(name));
+      for (HttpField field : request.getHeaders().getFields(name)) {
+        outgoing.headers(headers -> headers.add(field));
+      }
+    }
   }
 
   @Override

@@ -1,0 +1,1 @@
+"""What policyd reads, against what many other readers read: `make differential`."""

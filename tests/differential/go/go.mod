@@ -1,0 +1,3 @@
+module example/differential
+
+go 1.22
