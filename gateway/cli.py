@@ -13,7 +13,15 @@ from policyd.configuration import Address, Group, Options, run, start_logging
 from policyd.files import raise_limit
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
-_OPTIONS = Options("GATEWAY")
+_MODE = (
+    "did you mean --default-mode of policyd serve? Whether users are enforced is set in policyd, "
+    "for all API keys or for each"
+)
+_OPTIONS = Options(
+    "GATEWAY",
+    dict.fromkeys(("enforce_user_ids", "default_mode", "enforce", "mode"), _MODE),
+    like=("POLICYD_GATEWAY_",),
+)
 _option = _OPTIONS.option
 
 
@@ -28,7 +36,7 @@ def main() -> None:
 
 
 @main.command()
-@_OPTIONS.config
+@_OPTIONS.server_config
 @_option("--listen", default="127.0.0.1:8080", metavar="HOST:PORT", help="Where clients connect.")
 @_option("--policyd", default="127.0.0.1:50051", metavar="HOST:PORT", help="The policyd to ask.")
 @_option(

@@ -32,7 +32,8 @@ from policyd.supervisor import supervise
 def main() -> None:
     """policyd decides whether a request to an LLM API may go upstream.
 
-    A flag wins over the environment (POLICYD_*), and that over --config FILE (YAML).
+    A flag wins over the environment (POLICYD_*), and that over --config FILE (YAML). `serve` and
+    `demo` refuse settings that are not theirs; the other commands leave those of others alone.
 
     Exit status: 0 if all went well, 1 if not (`explain`: if the request would be denied), 2 if the
     command or its settings are wrong.
@@ -47,7 +48,7 @@ main.add_command(simulate)
 
 
 @main.command()
-@OPTIONS.config
+@OPTIONS.server_config
 @options.database_url
 @option("--grpc", default="127.0.0.1:50051", metavar="HOST:PORT", help="Where gateways ask.")
 @option("--admin", default="127.0.0.1:50052", metavar="HOST:PORT", help="Where keys are managed.")
@@ -277,7 +278,7 @@ def explain(database_url: str, as_json: bool, default_mode: str, **question: Any
 
 
 @main.command()
-@OPTIONS.config
+@OPTIONS.server_config
 @option(
     "--data",
     default="./policyd-data",

@@ -1,7 +1,7 @@
 """What both commands, policyd and policyd-gateway, do to start: settings, log and event loop.
 
 Settings come from flags, else the environment, else the --config file. Click keeps that order; here
-is what it leaves open: which names there are, and what the values must be.
+is what it leaves open: which names a command takes, and what the values must be.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -59,13 +59,28 @@ class Address(NamedTuple):
 
 
 class Options:
-    """Makes click options that also read `PREFIX_*` and --config, and knows their names."""
+    """Makes click options that also read `PREFIX_*` and --config, and knows their names.
 
-    def __init__(self, prefix: str) -> None:
+    A server refuses every name that it does not take itself. The other commands of its program run
+    in its environment, and by its file: they refuse what no command of the program takes.
+    `meant` says what to use in place of names that are no setting, or none of a server's.
+    """
+
+    def __init__(
+        self, prefix: str, meant: Mapping[str, str] | None = None, like: tuple[str, ...] = ()
+    ) -> None:
         self._prefix = prefix + "_"
+        self._meant = meant or {}
+        self._like = like
+        """Prefixes that are taken for ours, and are not."""
         self._known = {"config": "config"}
         """What click calls each setting, by its name."""
         self._many: set[str] = set()
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """What the environment can set."""
+        return frozenset(self._prefix + name.upper() for name in self._known)
 
     def option(self, *names: str, **attributes: Any) -> Callable[[_Command], _Command]:
         """A click option. Its default is shown, unless it is none or a flag's."""
@@ -80,7 +95,14 @@ class Options:
         )
 
     def config(self, command: _Command) -> _Command:
-        """The option --config."""
+        """The option --config of a command that is no server."""
+        return self._config(command, self._read_config)
+
+    def server_config(self, command: _Command) -> _Command:
+        """The option --config of a server, which refuses what others take."""
+        return self._config(command, self._read_server_config)
+
+    def _config(self, command: _Command, read: Callable[..., None]) -> _Command:
         add = click.option(
             "--config",
             type=click.Path(path_type=Path, dir_okay=False),
@@ -88,7 +110,7 @@ class Options:
             show_envvar=True,
             is_eager=True,  # Before the options that it sets.
             expose_value=False,
-            callback=self._read_config,
+            callback=read,
             help="YAML file with settings, named as the options are.",
         )
         return add(command)
@@ -102,17 +124,52 @@ class Options:
     def check_environment(self, environment: Mapping[str, str] | None = None) -> None:
         """Raises SettingsError for a variable with our prefix that is no setting of ours."""
         for variable in os.environ if environment is None else environment:
-            name = variable.removeprefix(self._prefix)
-            if name != variable and not _FOREIGN.fullmatch(name):
-                self._refuse_unknown(name.lower(), variable, "the environment")
+            for prefix in (self._prefix, *self._like):
+                self._check_variable(variable, prefix)
+
+    def _check_variable(self, variable: str, prefix: str) -> None:
+        name = variable[len(prefix) :]
+        if variable.upper() != prefix + name.upper() or _FOREIGN.fullmatch(name.upper()):
+            return
+        is_ours = variable.startswith(prefix)
+        if variable != self._prefix + name.upper() and name.lower() in self._known:
+            hint = f"did you mean {self._prefix}{name.upper()}?"
+            raise SettingsError(f"the environment sets {variable}, which is not read: {hint}")
+        if is_ours and prefix == self._prefix:
+            self._refuse_unknown(name.lower(), variable, "the environment")
+
+    def _read_server_config(
+        self, context: click.Context, parameter: click.Parameter, path: Path | None
+    ) -> None:
+        own = {one.envvar for one in context.command.params}
+        for variable in os.environ:
+            name = variable.removeprefix(self._prefix).lower()
+            if variable not in own and name in self._known and variable.startswith(self._prefix):
+                self._refuse_others(context, name, variable, "the environment")
+        for spelling in _read_yaml(path) if path else ():
+            name = _name(spelling)
+            if self._prefix + name.upper() not in own and name in self._known:
+                self._refuse_others(context, name, spelling, f"--config {path}")
+        self._read_config(context, parameter, path)
+
+    def _refuse_others(self, context: click.Context, name: str, spelling: str, where: str) -> None:
+        others = [*_commands_that_take(context.find_root(), self._prefix + name.upper())]
+        whose = ", ".join(others[:3]) + (" and others" if others[3:] else "")
+        hint = self._meant.get(name) or f"it is for {whose}, so take it out here"
+        raise SettingsError(
+            f"{where} sets {spelling}, which means nothing to {context.command_path}: {hint}"
+        )
 
     def _read_config(self, context: click.Context, _: click.Parameter, path: Path | None) -> None:
         if path is None:
             return
-        given = {}
+        given: dict[str, Any] = {}
         for spelling, value in _read_yaml(path).items():
-            name = spelling.replace("-", "_")
+            name = _name(spelling)
             self._refuse_unknown(name, spelling, f"--config {path}")
+            if name == "config" or self._known[name] in given:
+                problem = "names no other file" if name == "config" else f"sets {spelling} twice"
+                raise SettingsError(f"--config {path} {problem}: take the line out")
             takes_many = name in self._many
             if not value or not isinstance(value, list if takes_many else str):
                 kind = "a list" if takes_many else "one value"
@@ -123,18 +180,48 @@ class Options:
     def _refuse_unknown(self, name: str, spelling: str, where: str) -> None:
         if name in self._known:
             return
-        in_environment = spelling.startswith(self._prefix)
-        names = [self._prefix + n.upper() if in_environment else n for n in sorted(self._known)]
-        close = difflib.get_close_matches(spelling, names, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+
+        def spelt(known: str) -> str:
+            return self._prefix + known.upper() if spelling.startswith(self._prefix) else known
+
+        # Without the prefix, which makes any two names alike.
+        if close := difflib.get_close_matches(name, self._known, n=1):
+            hint = f"did you mean {spelt(close[0])}?"
+        else:
+            hint = f"there are {', '.join(map(spelt, sorted(self._known)))}"
+        hint = self._meant.get(name, hint)
         raise SettingsError(f"{where} sets {spelling}, which is no setting: {hint}")
+
+
+def _name(spelling: str) -> str:
+    return spelling.replace("-", "_")
+
+
+def _commands_that_take(context: click.Context, variable: str) -> Iterator[str]:
+    """The commands of a program with an option that reads `variable`."""
+    waiting = [(context.command_path, context.command)]
+    for path, command in waiting:
+        if isinstance(command, click.Group):
+            waiting += [(f"{path} {name}", one) for name, one in command.commands.items()]
+        elif any(option.envvar == variable for option in command.params):
+            yield path
+
+
+class _Loader(yaml.BaseLoader):
+    """Words stay words: YAML would read `off` as false, and options know best what they take."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [name.value for name, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.YAMLError(f"it sets {name} twice: take one of them out")
+        return super().construct_mapping(node, deep)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
-        # Words stay words: YAML would read `off` as false, and options know best what they take.
-        content = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506  # It makes strings only.
+        content = yaml.load(text, Loader=_Loader)  # noqa: S506  # It makes strings only.
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SettingsError(f"--config {path} cannot be read: {error}") from None
     if not content:

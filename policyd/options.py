@@ -16,7 +16,13 @@ from policyd.store import Store, sqlite_file
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-OPTIONS = Options("POLICYD")
+_MODE = (
+    "did you mean --default-mode (POLICYD_DEFAULT_MODE), which holds for API keys that set no "
+    "mode? A key's own mode is set by policyd keys set ID --enforce-user-ids"
+)
+OPTIONS = Options(
+    "POLICYD", dict.fromkeys(("enforce_user_ids", "enforce", "mode", "enforce_mode"), _MODE)
+)
 option = OPTIONS.option
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 MODES = {mode.name.lower(): mode for mode in Mode}

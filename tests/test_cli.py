@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from policyd.cli import main
+from policyd.options import OPTIONS
 from tests.processes import Policyd, run
 
 
@@ -119,6 +122,92 @@ def test_wrong_settings(
     assert message in done.stderr.decode()
     assert b"Traceback" not in done.stderr
     assert b"s3cret" not in done.stderr
+
+
+OTHERS = [
+    ("POLICYD_ENFORCE_USER_IDS", "enforce", "did you mean --default-mode (POLICYD_DEFAULT_MODE)"),
+    ("POLICYD_OVERRIDE", "locked", "it is for policyd simulate, policyd keys create"),
+    ("POLICYD_ACCEPT", "user", "so take it out here"),
+    ("POLICYD_KEY", "up-x", "it is for policyd explain, so take it out here"),
+    ("POLICYD_DATA", "folder", "it is for policyd demo, so take it out here"),
+    ("POLICYD_JSON", "true", "and others, so take it out here"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), OTHERS)
+def test_settings_of_other_commands(tmp_path: Path, name: str, value: str, message: str) -> None:
+    """What a server would not follow it refuses, in the environment and in its file, and names
+    what was meant."""
+    refused = run("policyd", "serve", "--grpc", "nowhere", env={name: value})
+    assert (refused.returncode, message in refused.stderr.decode()) == (2, True), refused.stderr
+    assert f"{name}, which means nothing to policyd serve" in refused.stderr.decode()
+    config = tmp_path / "policyd.yaml"
+    spelling = name.removeprefix("POLICYD_").lower().replace("_", "-")
+    config.write_text(f"workers: '2'\n{spelling}: '{value}'\n")
+    refused = run("policyd", "serve", "--grpc", "nowhere", "--config", str(config))
+    assert (refused.returncode, message in refused.stderr.decode()) == (2, True), refused.stderr
+    assert f"{spelling}, which means nothing to policyd serve" in refused.stderr.decode()
+
+
+@pytest.mark.parametrize("command", ["serve", "demo"])
+def test_every_setting_is_a_servers_or_refused(command: str) -> None:
+    """No setting of the program, whichever command's it is, is taken in silence."""
+    options = main.commands[command].params
+    own = {option.envvar for option in options}
+    others = OPTIONS.variables - own
+    assert len(others) > 10
+    for name in others:
+        refused = CliRunner().invoke(main, [command, "--grpc", "nowhere"], env={name: "x"})
+        assert refused.exit_code == 2
+        assert f"{name}, which means nothing to" in refused.output
+
+
+def test_one_environment_for_all_commands(tmp_path: Path) -> None:
+    """The other commands run in a server's environment and by its file."""
+    url = f"sqlite:///{tmp_path}/policyd.db"
+    config = tmp_path / "policyd.yaml"
+    config.write_text(f"database-url: {url}\ngrpc: 127.0.0.1:1\ndefault-mode: enforce\n")
+    env = {"POLICYD_WORKERS": "2", "POLICYD_LOG_RETENTION": "9", "POLICYD_CONFIG": str(config)}
+    for words in (("keys", "create", "x"), ("keys", "list"), ("logs", "status")):
+        assert run("policyd", *words, env=env).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ({"POLICYD_MODE": "enforce"}, "did you mean --default-mode"),
+        ({"POLICYD_ENFORCE": "true"}, "did you mean --default-mode"),
+        ({"POLICYD_DEFAULT_MOD": "enforce"}, "did you mean POLICYD_DEFAULT_MODE?"),
+        ({"POLICYD_Default_Mode": "enforce"}, "not read: did you mean POLICYD_DEFAULT_MODE?"),
+        ({"policyd_default_mode": "enforce"}, "not read: did you mean POLICYD_DEFAULT_MODE?"),
+        ({"POLICYD_SOMETHING": "x"}, "there are POLICYD_"),
+    ],
+)
+def test_variables_that_no_command_reads(env: dict[str, str], message: str) -> None:
+    """Names that are near to one of ours, or in another letter case, are refused."""
+    for words in (("serve", "--grpc", "nowhere"), ("keys", "list")):
+        refused = run("policyd", *words, env=env)
+        assert refused.returncode == 2
+        assert message in refused.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("default-mode: enforce\ndefault-mode: off", "sets default-mode twice"),
+        ("default-mode: enforce\ndefault_mode: off", "sets default_mode twice"),
+        ("config: other.yaml", "names no other file"),
+        ("mode: enforce", "did you mean --default-mode"),
+        ("default-mod: enforce", "did you mean default_mode?"),
+    ],
+)
+def test_lines_that_would_not_count(tmp_path: Path, content: str, message: str) -> None:
+    """A file says each thing once, and by its name."""
+    config = tmp_path / "policyd.yaml"
+    config.write_text(content + "\n")
+    refused = run("policyd", "serve", "--grpc", "nowhere", "--config", str(config))
+    assert refused.returncode == 2
+    assert message in refused.stderr.decode()
 
 
 def _empty_config(folder: Path) -> Path:

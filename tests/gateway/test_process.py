@@ -268,6 +268,8 @@ def test_wrong_settings(flags: list[str], env: dict[str, str], message: str) -> 
         ("listen: [", "cannot be read"),
         ("max-body: many", "not a valid integer"),
         ("\x00", "cannot be read"),
+        ("enforce-user-ids: enforce", "did you mean --default-mode of policyd serve?"),
+        ("max-body: 1\nmax_body: 2", "sets max_body twice"),
     ],
 )
 def test_wrong_files(tmp_path: Path, content: str, message: str) -> None:
@@ -311,6 +313,22 @@ def test_the_header_that_an_upstream_wants(upstream: str, header: str) -> None:
     assert Settings(upstream=upstream).key_header == header
     named = Settings(upstream=upstream, upstream_api_key="k", upstream_api_key_header="x-api-key")
     assert named.key_header == "x-api-key"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("GATEWAY_ENFORCE_USER_IDS", "did you mean --default-mode of policyd serve?"),
+        ("GATEWAY_DEFAULT_MODE", "did you mean --default-mode of policyd serve?"),
+        ("POLICYD_GATEWAY_UPSTREAM", "did you mean GATEWAY_UPSTREAM?"),
+        ("gateway_upstream", "did you mean GATEWAY_UPSTREAM?"),
+    ],
+)
+def test_variables_that_are_not_read(name: str, message: str) -> None:
+    """What looks like a setting of the gateway and is none is refused, with what was meant."""
+    ended = run("policyd-gateway", "serve", "--listen", FREE, env={name: "enforce"})
+    assert ended.returncode == 2
+    assert message in ended.stderr.decode()
 
 
 def test_secrets_are_not_shown() -> None:
