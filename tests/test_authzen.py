@@ -195,6 +195,19 @@ MALFORMED: list[object] = [
     b"[]",
     b"null",
     b'{"subject":' + b"[" * 100_000,
+    b'{"subject": NaN}',
+    json.dumps(WHOLE).encode().replace(b"POST", b"\\ud800"),
+    json.dumps(WHOLE).encode("utf-16"),
+    b"\xef\xbb\xbf" + json.dumps(WHOLE).encode(),
+    WHOLE | {"subject": None},
+    WHOLE | {"action": None},
+    WHOLE | {"resource": None},
+    WHOLE | {"subject": {"type": "api_key", "id": None}},
+    WHOLE | {"action": {"name": None}},
+    WHOLE | {"subject": WHOLE["subject"] | {"properties": "Sales"}},
+    WHOLE | {"resource": WHOLE["resource"] | {"properties": {"model": 5}}},
+    WHOLE | {"context": {"headers": {"a": None}}},
+    WHOLE | {"context": {"headers": []}},
     without(WHOLE, "subject"),
     without(WHOLE, "action"),
     without(WHOLE, "resource"),
@@ -227,8 +240,14 @@ async def test_other_content_types(url: str, enforced: str) -> None:
     for kind in ("text/plain", "application/x-www-form-urlencoded", "application/jsonp"):
         response = await post(url, "/access/v1/evaluation", asked, ("Content-Type", kind))
         assert response.status == 400
-    utf8 = ("Content-Type", "Application/JSON; charset=utf-8")
-    assert (await post(url, "/access/v1/evaluation", asked, utf8)).status == 200
+    for kind in ("Application/JSON; charset=utf-8", "application/json ;profile=x"):
+        given = ("Content-Type", kind)
+        assert (await post(url, "/access/v1/evaluation", asked, given)).status == 200
+    twice = (JSON, ("Content-Type", "text/plain"))
+    assert (await post(url, "/access/v1/evaluation", asked, *twice)).status == 400
+    for coding, status in (("identity", 200), ("gzip", 400), ("br", 400)):
+        given = ("Content-Encoding", coding)
+        assert (await post(url, "/access/v1/evaluation", asked, JSON, given)).status == status
 
 
 async def test_request_ids(url: str, enforced: str) -> None:
@@ -246,6 +265,61 @@ async def test_other_methods(url: str) -> None:
     """Only POST evaluates."""
     response = await ask(url, "GET", "/access/v1/evaluation")
     assert (response.status, response.all("allow")) == (405, ["POST"])
+
+
+async def test_a_trailing_slash(url: str, enforced: str) -> None:
+    """It is the same endpoint; anything more is another."""
+    asked = about(enforced, has_user=True)
+    for path in ("/access/v1/evaluation/", "/access/v1/evaluations/"):
+        response = await post(url, path, asked)
+        assert (response.status, json.loads(response.body)["decision"]) == (200, True)
+        assert (await post(url, path + "/", asked)).status == 404
+        assert (await post(url, path + "x", asked)).status == 404
+    response = await ask(url, "GET", "/.well-known/authzen-configuration/")
+    assert json.loads(response.body)["policy_decision_point"] == "http://gateway.test"
+    assert (await post(url, "/v1/evaluate/", {"key": enforced, "hasUser": True})).status == 200
+
+
+NOTHING = [
+    ("subject", "properties"),
+    ("subject", "properties", "ip_address"),
+    ("action", "properties"),
+    ("resource", "properties"),
+    ("resource", "properties", "model"),
+    ("context", "headers"),
+    ("context", "safety_identifier"),
+    ("context", "user"),
+    ("context", "request_id"),
+    ("context", "trace_id"),
+    ("context", "user_agent"),
+    ("context", "organization"),
+    ("options",),
+    ("options", "evaluations_semantic"),
+    ("evaluations",),
+]
+
+
+@pytest.mark.parametrize("where", NOTHING, ids=".".join)
+@pytest.mark.parametrize("path", ["/access/v1/evaluation", "/access/v1/evaluations"])
+async def test_null(url: str, enforced: str, path: str, where: tuple[str, ...]) -> None:
+    """For what is optional it means that it is not there."""
+    asked: Json = about(enforced, has_user=True)
+    inner = asked
+    for name in where[:-1]:
+        inner = inner.setdefault(name, {})
+    inner[where[-1]] = None
+    response = await post(url, path, asked)
+    assert (response.status, json.loads(response.body)["decision"]) == (200, True)
+
+
+async def test_no_context(url: str, enforced: str) -> None:
+    """Null says nothing of the user, so where one is needed nothing is allowed."""
+    for more in ({"context": None}, {"context": {"has_user": None}}, {"context": {"user": None}}):
+        decision = await evaluate(url, about(enforced) | more)
+        assert decision["decision"] is False
+        assert decision["context"]["error"]["status"] == 400
+        out_of_scope = await evaluate(url, about(enforced, method="GET") | more)
+        assert out_of_scope["decision"] is True
 
 
 async def test_too_large(url: str, enforced: str) -> None:
@@ -283,10 +357,37 @@ async def test_no_defaults(url: str, enforced: str) -> None:
 async def test_one_that_cannot_be_evaluated(url: str, enforced: str) -> None:
     """It is decided with false, with the error in its context, and the others are as ever."""
     asked = without(about(enforced, has_user=True), "resource")
-    items = [{"resource": {"type": "path", "id": PATH}}, {}, {"resource": 5}, {"resource": None}]
+    resource = {"type": "path", "id": PATH}
+    bad = [{}, {"resource": 5}, {"resource": None}, 1, None, "x", [], True]
+    bad += [{"resource": {"type": "", "id": ""}}, {"resource": resource, "context": 5}]
+    bad += [{"resource": resource, "context": {"has_user": "yes"}}, {"resource": {"id": 5}}]
+    items = [{"resource": resource}, *bad, {"resource": resource, "context": None}]
     decisions = await evaluate_all(url, asked | {"evaluations": items})
-    assert [one["decision"] for one in decisions] == [True, False, False, False]
-    assert all(one["context"]["error"]["status"] == 400 for one in decisions[1:])
+    assert [decisions.pop(place)["decision"] for place in (-1, 0)] == [True, True]
+    assert len(decisions) == len(bad)
+    assert not any(one["decision"] for one in decisions)
+    assert all(one["context"]["error"]["status"] == 400 for one in decisions)
+
+
+async def test_null_defaults(url: str, enforced: str) -> None:
+    """Null at the top level is no default, and null in an evaluation leaves the default."""
+    whole = about(enforced, has_user=True)
+    nothing = dict.fromkeys(("subject", "action", "resource", "context", "options"))
+    asked = nothing | {"evaluations": [whole, {}]}
+    assert [one["decision"] for one in await evaluate_all(url, asked)] == [True, False]
+    asked = whole | {"evaluations": [nothing]}
+    assert [one["decision"] for one in await evaluate_all(url, asked)] == [True]
+
+
+async def test_a_bad_one_is_a_denial(url: str, enforced: str) -> None:
+    """It ends what ends at the first denial, and does not end what ends at the first permit."""
+    asked = about(enforced, has_user=True) | {"evaluations": [1, {}, {}]}
+    for semantic, wanted in (
+        ("deny_on_first_deny", [False]),
+        ("permit_on_first_permit", [False, True]),
+    ):
+        options = {"options": {"evaluations_semantic": semantic}}
+        assert [one["decision"] for one in await evaluate_all(url, asked | options)] == wanted
 
 
 @pytest.mark.parametrize(
@@ -316,7 +417,12 @@ async def test_no_evaluations(url: str, enforced: str) -> None:
     "more",
     [
         {"evaluations": {}},
-        {"evaluations": [1]},
+        {"evaluations": "x"},
+        {"evaluations": [{}], "subject": 5},
+        {"evaluations": [{}], "context": "x"},
+        {"evaluations": [{}], "options": {"evaluations_semantic": ""}},
+        {"evaluations": [{}], "options": {"evaluations_semantic": 5}},
+        {"evaluations": [{}], "options": {"evaluations_semantic": ["execute_all"]}},
         {"evaluations": [{}] * 1001},
         {"evaluations": [{}], "options": {"evaluations_semantic": "any"}},
         {"evaluations": [{}], "options": []},
@@ -355,7 +461,7 @@ VALUES = st.recursive(
     max_leaves=4,
 )
 USERLESS = st.dictionaries(
-    st.sampled_from(["safety_identifier", "headers", "request_id", "trace_id", "users", "User"]),
+    st.sampled_from(["safety_identifiers", "headers", "request_id", "trace_id", "users", "User"]),
     VALUES | st.sampled_from(["", "u-1"]),
 ) | st.sampled_from([{}, {"has_user": False}, {"user": ""}, {"user": "\u200b"}, {"user": None}])
 ENTITIES = st.fixed_dictionaries(

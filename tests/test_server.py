@@ -236,6 +236,31 @@ async def test_a_batch_of_bombs(running: Running) -> None:
     assert results[-1].status.reason == "INVALID_DESCRIPTOR"
 
 
+async def test_a_call_that_is_no_endpoint(running: Running) -> None:
+    """Its caller says so, and then nothing of its user needs to be known."""
+    _, secret = await running.create_key(enforce_user_ids=policy_pb2.ENFORCE_MODE_ENFORCE)
+    passed = await running.evaluate(key=secret, in_scope=False)
+    assert passed.decision == policy_pb2.DECISION_ALLOW
+    assert passed.explanation.summary.startswith("Allowed: this call is out of scope.")
+    denied = await running.evaluate(key=secret, in_scope=False, path="/v1/responses", user="")
+    assert denied.denial.http_status == 422
+    assert denied.upstream_path == "/v1/responses"
+
+
+async def test_what_a_key_accepts_by_default(running: Running) -> None:
+    """Both identifiers; likewise where an update empties the list."""
+    key, secret = await running.create_key(enforce_user_ids=policy_pb2.ENFORCE_MODE_ENFORCE)
+    assert list(key.accept) == ["user", "safety_identifier"]
+    allowed = await running.evaluate(key=secret, safety_identifier="s" * 128, has_user=False)
+    assert allowed.explanation.identifier == "safety_identifier"
+    mask = FieldMask(paths=["accept"])
+    for accept, wanted in ((["user"], ["user"]), ([], ["user", "safety_identifier"])):
+        changed = admin_pb2.ApiKey(id=key.id, accept=accept)
+        update = admin_pb2.UpdateApiKeyRequest(api_key=changed, update_mask=mask)
+        answer = await running.admin.UpdateApiKey(update, metadata=running.bearer)
+        assert list(answer.api_key.accept) == wanted
+
+
 async def test_trace_ids(running: Running) -> None:
     """A trace ID of the right form is kept, from the field or the header; any other is none."""
     header = policy_pb2.Header(name="X-UsagePanda-Trace-ID", value="t-1_A")

@@ -61,6 +61,16 @@ def test_a_key_without_settings(store: Store) -> None:
     assert (key.mode, key.override, key.accept) == (None, Override.ANY, BOTH)
 
 
+def test_what_a_key_accepts_is_its_own(store: Store, url: str) -> None:
+    """What it was made with stays, when another version with another default opens the store."""
+    key, _ = store.create_key("app", accept=("user",))
+    again = Store(url)
+    again.migrate()
+    assert again.get_key(key.id).accept == ("user",)
+    assert again.update_key(key.id, {"mode": Mode.ENFORCE}).accept == ("user",)
+    again.close()
+
+
 def test_the_key_itself_is_not_kept(store: Store, url: str, tmp_path: Path) -> None:
     """Nothing of the secret is in the tables, nor in the files where SQLite keeps them."""
     _, secret = store.create_key("app")

@@ -97,14 +97,15 @@ class HttpCheck:
     async def _reply(self, request: Request) -> Reply:
         if probed := await self._probes.answer(request.method, request.path):
             return Reply(*probed)
-        if request.path in (authzen.EVALUATION, authzen.EVALUATIONS, authzen.CONFIGURATION):
-            reply = await self._authzen(request)
+        endpoint = request.path.removesuffix("/")
+        if endpoint in (authzen.EVALUATION, authzen.EVALUATIONS, authzen.CONFIGURATION):
+            reply = await self._authzen(request, endpoint)
             identifier = request.one("x-request-id")
             return reply.with_headers([("X-Request-ID", identifier)]) if identifier else reply
         try:
             if check.is_check(request.path):
                 return await self._check(request)
-            if request.path == EVALUATE:
+            if endpoint == EVALUATE:
                 return await self._evaluate(request)
         except PolicydError as problem:
             return _problem(problem)
@@ -129,16 +130,18 @@ class HttpCheck:
         shown = json_format.MessageToJson(response, indent=None, ensure_ascii=False)
         return check.reply(response, None, shown.encode())
 
-    async def _authzen(self, request: Request) -> Reply:
-        if request.path == authzen.CONFIGURATION:
+    async def _authzen(self, request: Request, endpoint: str) -> Reply:
+        if endpoint == authzen.CONFIGURATION:
             return _configuration(request)
         if request.method != "POST":
             return _text(405, "send a POST request", (("Allow", "POST"),))
-        decide = authzen.evaluation if request.path == authzen.EVALUATION else authzen.evaluations
+        decide = authzen.evaluation if endpoint == authzen.EVALUATION else authzen.evaluations
         try:
             self._authenticate(request, bearer=True)
             if request.one("content-type").partition(";")[0].strip().lower() != "application/json":
                 raise InvalidArgument("send JSON, with the Content-Type application/json")
+            if any(one.lower() != "identity" for one in request.all("content-encoding")):
+                raise InvalidArgument("send the JSON as it is, without a Content-Encoding")
             with self._bodies.hold() as held:
                 body = await request.body(self._max_message, held)
                 if body is None:

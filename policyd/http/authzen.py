@@ -6,7 +6,8 @@
     context    has_user, user, safety_identifier, headers (a string or a list of them each),
                request_id, trace_id, user_agent, organization
 
-What is not said of a user is unknown. Members with other names are ignored, as the standard asks.
+What is not said of a user is unknown. Members with other names are ignored, as the standard asks,
+and null stands for an optional one that is not there, as many languages write it.
 """
 
 from collections.abc import Awaitable, Callable
@@ -37,13 +38,13 @@ Json = dict[str, Any]
 
 
 class _SubjectProperties(msgspec.Struct):
-    ip_address: str = ""
+    ip_address: str | None = None
 
 
 class _Subject(msgspec.Struct):
     type: str
     id: str
-    properties: _SubjectProperties = msgspec.field(default_factory=_SubjectProperties)
+    properties: _SubjectProperties | None = None
 
 
 class _Action(msgspec.Struct):
@@ -51,44 +52,44 @@ class _Action(msgspec.Struct):
 
 
 class _ResourceProperties(msgspec.Struct):
-    model: str = ""
+    model: str | None = None
 
 
 class _Resource(msgspec.Struct):
     type: str
     id: str
-    properties: _ResourceProperties = msgspec.field(default_factory=_ResourceProperties)
+    properties: _ResourceProperties | None = None
 
 
 class _Context(msgspec.Struct):
     has_user: bool | None = None
     user: str | None = None
     safety_identifier: str | None = None
-    headers: dict[str, str | list[str]] = {}
-    request_id: str = ""
-    trace_id: str = ""
-    user_agent: str = ""
-    organization: str = ""
+    headers: dict[str, str | list[str]] | None = None
+    request_id: str | None = None
+    trace_id: str | None = None
+    user_agent: str | None = None
+    organization: str | None = None
 
 
 class _Evaluation(msgspec.Struct):
     subject: _Subject
     action: _Action
     resource: _Resource
-    context: _Context = msgspec.field(default_factory=_Context)
+    context: _Context | None = None
 
 
 class _Options(msgspec.Struct):
-    evaluations_semantic: str = "execute_all"
+    evaluations_semantic: str | None = None
 
 
 class _Evaluations(msgspec.Struct):
-    evaluations: list[Json] = []
-    options: _Options = msgspec.field(default_factory=_Options)
-    subject: Json = {}
-    action: Json = {}
-    resource: Json = {}
-    context: Json = {}
+    evaluations: list[Any] | None = None
+    options: _Options | None = None
+    subject: Json | None = None
+    action: Json | None = None
+    resource: Json | None = None
+    context: Json | None = None
 
 
 # The decision after which no further one is made.
@@ -107,7 +108,8 @@ async def evaluations(body: bytes, answer: Answer) -> Json:
         return await evaluation(body, answer)
     if len(asked.evaluations) > MAX_EVALUATIONS:
         raise InvalidArgument(f"send at most {MAX_EVALUATIONS} evaluations at once")
-    semantic = asked.options.evaluations_semantic
+    semantic = asked.options.evaluations_semantic if asked.options else None
+    semantic = "execute_all" if semantic is None else semantic
     if semantic not in _LAST:
         raise InvalidArgument(f"options.evaluations_semantic is one of {', '.join(_LAST)}")
     decisions: list[Json] = []
@@ -134,8 +136,10 @@ def _decode(body: bytes, kind: type[_Kind]) -> _Kind:
         raise InvalidArgument(f"this is no evaluation: {problem}") from None
 
 
-async def _decide_item(asked: _Evaluations, item: Json, answer: Answer) -> Json:
-    merged = {name: _with_default(getattr(asked, name), item.get(name)) for name in _TUPLE}
+async def _decide_item(asked: _Evaluations, item: object, answer: Answer) -> Json:
+    if not isinstance(item, dict):
+        return _undecided(400, "this is no evaluation: it has to be an object")
+    merged = {name: _with_default(getattr(asked, name) or {}, item.get(name)) for name in _TUPLE}
     given = {name: value for name, value in merged.items() if value != {}}
     try:
         wanted = msgspec.convert(given, _Evaluation)
@@ -172,25 +176,27 @@ def _question(asked: _Evaluation) -> EvaluateRequest:
         raise InvalidArgument("action.name is the HTTP method of the request, such as POST")
     if not asked.resource.id.startswith("/"):
         raise InvalidArgument("resource.id is the path of the request, such as /v1/embeddings")
-    context = asked.context
+    context = asked.context or _Context()
+    subject = asked.subject.properties or _SubjectProperties()
+    resource = asked.resource.properties or _ResourceProperties()
     return EvaluateRequest(
         key=asked.subject.id,
         method=asked.action.name,
         path=asked.resource.id,
         headers=[
             Header(name=name, value=value)
-            for name, given in context.headers.items()
+            for name, given in (context.headers or {}).items()
             for value in ([given] if isinstance(given, str) else given)
         ],
         has_user=context.has_user,
         user=context.user,
         safety_identifier=context.safety_identifier,
-        model=asked.resource.properties.model,
-        source_ip=asked.subject.properties.ip_address,
-        user_agent=context.user_agent,
-        organization=context.organization,
-        trace_id=context.trace_id,
-        request_id=context.request_id,
+        model=resource.model or "",
+        source_ip=subject.ip_address or "",
+        user_agent=context.user_agent or "",
+        organization=context.organization or "",
+        trace_id=context.trace_id or "",
+        request_id=context.request_id or "",
     )
 
 
