@@ -193,7 +193,8 @@ async def _time(session: aiohttp.ClientSession, url: str) -> float:
     started = time.perf_counter()
     async with session.get(url, allow_redirects=False) as answer:
         await answer.read()
-        assert answer.status == 200, (url, answer.status)
+        # A search that finds one request leads there.
+        assert answer.status in (200, 303), (url, answer.status)
     return time.perf_counter() - started
 
 

@@ -89,14 +89,9 @@ def source_words(source: str) -> str:
     return {"": "Address not known", OTHERS: "All other addresses"}.get(source, source)
 
 
-def some(values: Sequence[str]) -> str:
-    """The first two of some values, and how many more there are."""
-    return ", ".join(values[:2]) + more(values) or UNKNOWN
-
-
 def more(values: Sequence[str]) -> str:
-    """How many values there are behind the first two."""
-    return f" and {number(len(values) - 2)} more" if len(values) > 2 else ""
+    """How many values there are behind the first."""
+    return f" and {number(len(values) - 1)} more" if len(values) > 1 else ""
 
 
 def words(name: str) -> str:
