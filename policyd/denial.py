@@ -99,11 +99,11 @@ WEBSOCKET = render(
     ),
     "invalid_request",
 )
-"""The response to a request that asks for a WebSocket. Clients that can ask over HTTP, too, do so at
-once after a 426, and try again and again after a 5xx."""
+"""The response to a request that asks for a WebSocket. Clients that can ask over HTTP, too, do so
+at once after a 426, and try again and again after a 5xx."""
 WEBSOCKET_HEADERS = (*WEBSOCKET.headers, ("Upgrade", "HTTP/1.1"), ("Connection", "Upgrade"))
-"""Its headers where no proxy stands between: with a 426 the protocol is named that is spoken here, for
-this connection alone (RFC 9110, section 15.5.22)."""
+"""Its headers where no proxy stands between. RFC 9110, section 15.5.22: with a 426 the protocol is
+named that is spoken here, for this connection alone."""
 
 AMBIGUOUS_PATH = render(
     400,
