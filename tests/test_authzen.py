@@ -120,6 +120,25 @@ async def test_contexts(url: str, enforced: str, context: Json, decision: bool) 
     assert (await evaluate(url, about(enforced, **context)))["decision"] is decision
 
 
+@pytest.mark.parametrize(
+    ("path", "headers", "decision"),
+    [
+        (PATH, {}, True),
+        (PATH, {"X-HTTP-Method-Override": "POST"}, False),
+        (PATH, {"x-method-override": ["GET", "post"]}, False),
+        (PATH, {"Content-Type": "multipart/form-data; boundary=x"}, False),
+        (PATH + "?_method=POST", {}, False),
+        ("/v1/models?_method=POST", {"X-HTTP-Method": "POST"}, True),
+    ],
+)
+async def test_overridden_methods(
+    url: str, enforced: str, path: str, headers: Json, decision: bool
+) -> None:
+    """What the upstream may take for a POST is judged as one."""
+    asked = about(enforced, path, "PUT", has_user=False, headers=headers)
+    assert (await evaluate(url, asked))["decision"] is decision
+
+
 async def test_out_of_scope(url: str, enforced: str) -> None:
     """Other methods and paths are allowed, with a valid key."""
     for method, path in [("GET", PATH), ("POST", "/v1/files")]:

@@ -1,9 +1,11 @@
 """What holds for every path, by hypothesis."""
 
 import re
+import time
 from typing import NamedTuple
 from urllib.parse import quote, unquote
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -53,6 +55,8 @@ def test_names_stay_as_they_came(paths: tuple[str, str], name: str) -> None:
     assert target.path.endswith(endpoint)
 
 
+SIZES = (1000, 16_000)
+"""Characters of a path, both more than are kept in a cache."""
 _PIECES = """
 / / / / / chat completions images generations embeddings x V1 %63hat
 .. .. . %2e%2e %2E. %252e%252e %2F %5C \\ %252F %255c
@@ -161,3 +165,21 @@ def test_what_goes_behind_a_prefix_was_judged(prefix: str, path: str, reader: Re
     assert endpoints.resolve("POST", sent) == target
     assert target.in_scope or reader.endpoint(sent) is None
     assert not prefix or ".." not in unquote(unquote(sent[len(prefix) :])).split("/")
+
+
+@pytest.mark.parametrize(
+    "part", ["a/", "completions/", "%25", "%2525", "%2F", "\\", "../", "x/../", ";p/", "%3F", "%20"]
+)
+def test_long_paths_are_read_in_linear_time(part: str) -> None:
+    """A path sixteen times as long takes no more than some sixteen times as long to read."""
+    short, long = (_seconds(f"/v1/embeddings%3F/{part * (size // len(part))}") for size in SIZES)
+    assert long < 16 * 4 * short
+
+
+def _seconds(path: str) -> float:
+    def timed() -> float:
+        began = time.perf_counter()
+        endpoints.resolve("POST", path)
+        return time.perf_counter() - began
+
+    return min(timed() for _ in range(20))

@@ -120,6 +120,23 @@ def test_vectors(
     )
 
 
+@pytest.mark.parametrize("client", CLIENTS.values(), ids=CLIENTS)
+def test_behind_a_path_of_the_upstream(
+    client: Client, policyd: Policyd, keys: Keys, upstream: Upstream
+) -> None:
+    """The path that goes upstream is what is judged, whatever of it is the operator's."""
+    upstream.forget()
+    server = start(client, policyd.grpc, f"{upstream.url}/v1/chat")
+    headers = [("x-usagepanda-api-key", keys.secret(ENFORCE)), ("Content-Type", "application/json")]
+    statuses = [
+        asyncio.run(ask(server.match[1], "POST", "/completions?a", headers, body)).status
+        for body in (CHAT, CHAT_WITH_USER)
+    ]
+    assert server.stop() in (0, 143)
+    assert statuses == [422, 200]
+    assert [received.target for received in upstream.received] == [b"/v1/chat/completions?a"]
+
+
 def test_a_stream_comes_chunk_by_chunk(gateway: Gateway, keys: Keys, upstream: Upstream) -> None:
     """The first chunk arrives before the upstream may send the second."""
     body = json.dumps({**json.loads(CHAT_WITH_USER), "stream": True}).encode()

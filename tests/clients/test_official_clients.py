@@ -120,6 +120,39 @@ def test_the_seeds_snippet_with_user(gateway: Gateway, upstream: Upstream, off: 
     assert len(upstream.received) == 1
 
 
+OLD_CALLS = {
+    "an engine's chat": (
+        "openai.ChatCompletion.create(engine='GPT-4o', messages=[], %s)",
+        b"/v1/engines/GPT-4o/chat/completions",
+    ),
+    "an engine's embeddings": (
+        "openai.Embedding.create(engine='ada', input='Hello', %s)",
+        b"/v1/engines/ada/embeddings",
+    ),
+    "Azure's chat": (
+        "openai.ChatCompletion.create(api_type='azure', api_version='1', api_base=gateway,"
+        " deployment_id='GPT-4o', messages=[], %s)",
+        b"/openai/deployments/GPT-4o/chat/completions?api-version=1",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "target"), OLD_CALLS.values(), ids=OLD_CALLS)
+def test_where_the_old_client_asks(
+    gateway: Gateway, upstream: Upstream, enforcing: str, call: str, target: bytes
+) -> None:
+    """Whatever path it makes of a call, it is refused without a user, and passes with one."""
+    program = (
+        "import openai, os; gateway = os.environ['GATEWAY']; openai.api_base = gateway + '/v1'; "
+        "openai.api_key = 'sk-any'; "
+    ) + call.replace("%s", "headers={'x-usagepanda-api-key': os.environ['USAGE_PANDA_KEY']}, %s")
+    refused = old_python(program.replace("%s", ""), gateway, enforcing)
+    assert MESSAGE in refused.stderr
+    assert not upstream.received
+    old_python(program.replace("%s", "user='alice'"), gateway, enforcing)
+    assert upstream.received[0].target == target
+
+
 # Today's client for Python
 
 
@@ -214,6 +247,23 @@ async def test_a_locked_key(make_client: Call, locked: str, upstream: Upstream, 
     error = await refusal(make_client(locked), CALLS[name], extra_headers=headers)
     assert error.body == ERROR
     assert not upstream.received
+
+
+async def test_azures_client(
+    gateway: Gateway, upstream: Upstream, enforcing: str, wire: Wire
+) -> None:
+    """It is refused without a user, and with one its deployment goes upstream by its own name."""
+    headers = {"x-usagepanda-api-key": enforcing}
+    with openai.AzureOpenAI(
+        api_key="any", azure_endpoint=wire.url, api_version="1", default_headers=headers
+    ) as client:
+        create = client.chat.completions.create
+        with pytest.raises(openai.UnprocessableEntityError):
+            create(model="GPT-4o-Prod", messages=HELLO)  # type: ignore[arg-type]  # plain members
+        assert not upstream.received
+        create(model="GPT-4o-Prod", messages=HELLO, user="alice")  # type: ignore[arg-type]  # as above
+    target = b"/openai/deployments/GPT-4o-Prod/chat/completions?api-version=1"
+    assert [received.target for received in upstream.received] == [target]
 
 
 @pytest.mark.parametrize("name", ["chat", "responses"])

@@ -15,6 +15,7 @@ import (
 	"net/textproto"
 	"net/url"
 	"os/signal"
+	"regexp"
 	"strings"
 	"syscall"
 	"time"
@@ -127,7 +128,7 @@ func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), g.policyTimeout)
-	decided, err := g.policyd.Evaluate(ctx, question(r, begun))
+	decided, err := g.policyd.Evaluate(ctx, g.question(r, begun))
 	cancel()
 	switch {
 	case err != nil:
@@ -147,18 +148,23 @@ func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// question describes a request to policyd, which reads the body itself.
-func question(r *http.Request, body []byte) *policy.EvaluateRequest {
-	path := r.RequestURI // A query string may make a POST of another method: ?_method=POST.
-	if r.Method == http.MethodPost {
-		path, _, _ = strings.Cut(path, "?")
-	}
-	asked := &policy.EvaluateRequest{Method: r.Method, Path: path, UserAgent: r.UserAgent()}
+// absolute is the target as it goes upstream, behind the upstream's own path.
+func (g *gateway) absolute(target string) string {
+	// Go's net/url takes two slashes for the beginning of a host.
+	return strings.TrimSuffix(g.upstream.Path, "/") + "/" + strings.TrimLeft(target, "/")
+}
+
+// Besides its own headers, policyd reads those that say what the body is, or make a POST of another method.
+var read = regexp.MustCompile(`(?i)^(content-(type|encoding)|x[-_]http[-_]method([-_]override)?|x[-_]method[-_]override)$`)
+
+// question describes a request to policyd, which reads the body itself: by the path that goes upstream.
+func (g *gateway) question(r *http.Request, body []byte) *policy.EvaluateRequest {
+	asked := &policy.EvaluateRequest{Method: r.Method, Path: g.absolute(r.RequestURI), UserAgent: r.UserAgent()}
 	if host, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
 		asked.SourceIp = host
 	}
 	for name, values := range r.Header {
-		if isRead(name) {
+		if isOurs(name) || read.MatchString(name) {
 			for _, value := range values {
 				asked.Headers = append(asked.Headers, &policy.Header{Name: name, Value: value})
 			}
@@ -170,15 +176,6 @@ func question(r *http.Request, body []byte) *policy.EvaluateRequest {
 		asked.RawBody = &policy.RawBody{Content: body}
 	}
 	return asked
-}
-
-// isRead tells what policyd reads. Some servers take the method from a header.
-func isRead(header string) bool {
-	switch dashed(header) {
-	case "content-type", "content-encoding", "x-http-method-override", "x-http-method", "x-method-override":
-		return true
-	}
-	return isOurs(header)
 }
 
 // isOurs tells a header of policyd's, or one that a server may take for it.
@@ -213,13 +210,13 @@ func keepEndToEnd(header http.Header) {
 func (g *gateway) rewrite(r *httputil.ProxyRequest) {
 	r.SetURL(g.upstream)
 	path, query, hasQuery := strings.Cut(r.In.RequestURI, "?")
+	path = g.absolute(path)
 	if judged := r.In.Context().Value(upstreamPath{}).(string); judged != "" {
 		path = judged
 	}
 	r.Out.URL = &url.URL{
 		Scheme: g.upstream.Scheme, Host: g.upstream.Host,
-		// Opaque: so that net/url spells nothing anew. It takes two slashes for the beginning of a host.
-		Opaque:   strings.TrimSuffix(g.upstream.Path, "/") + "/" + strings.TrimLeft(path, "/"),
+		Opaque:   path, // So that net/url spells nothing anew.
 		RawQuery: query, ForceQuery: hasQuery,
 	}
 	for name := range r.Out.Header {

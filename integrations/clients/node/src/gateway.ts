@@ -31,12 +31,12 @@ const RETRY = {
     },
   ],
 };
+// Besides its own headers, policyd reads those that say what the body is, or make a POST of another method.
+const READ = /^(content-(type|encoding)|x[-_]http[-_]method([-_]override)?|x[-_]method[-_]override)$/i;
 const CORS = ["Access-Control-Allow-Origin", "*", "Access-Control-Allow-Methods", "OPTIONS,POST,GET", "Content-Type", "application/json"];
 const HOP_BY_HOP = new Set(["connection", "keep-alive", "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "http2-settings", "expect", "host"]);
 // A client's Connection header takes none of these away: they are what a request is judged and read by.
 const END_TO_END = /^(authorization|content-(encoding|length|type))$/;
-// What policyd reads. Some servers take the method from one of the last, and an underscore for a dash.
-const READ = /^(x-usagepanda-.*|content-(type|encoding)|x[-_](http[-_]method([-_]override)?|method[-_]override))$/i;
 
 const { values: settings } = parseArgs({
   options: {
@@ -47,6 +47,7 @@ const { values: settings } = parseArgs({
   },
 });
 const upstream = new URL(settings.upstream);
+const PREFIX = upstream.pathname.replace(/\/$/, "");
 const policyd = connect(settings.policyd);
 const policyTimeout = Number(settings["policy-timeout"]) * 1000;
 const isSecure = upstream.protocol === "https:";
@@ -120,13 +121,12 @@ async function readUpTo(request: IncomingMessage, limit: number): Promise<Buffer
   return Buffer.concat(chunks);
 }
 
-/** Describes a request to policyd, which reads the body itself. */
+/** Describes a request to policyd, which reads the body itself: by the path that goes upstream. */
 function question(request: IncomingMessage, body: Buffer): EvaluateRequest {
-  const read = pairs(request.rawHeaders).filter(([name]) => READ.test(name));
+  const read = pairs(request.rawHeaders).filter(([name]) => isOurs(name) || READ.test(name));
   return {
     method: request.method ?? "",
-    // A query string may make a POST of another method: ?_method=POST.
-    path: request.method === "POST" ? splitTarget(request).path : (request.url ?? ""),
+    path: PREFIX + (request.url ?? "/"),
     headers: read.map(([name, value]) => ({ name, value })),
     sourceIp: request.socket.remoteAddress ?? "",
     userAgent: request.headers["user-agent"] ?? "",
@@ -145,7 +145,7 @@ async function forward(request: IncomingMessage, response: ServerResponse, begun
     hostname: upstream.hostname,
     port: upstream.port,
     method: request.method,
-    path: upstream.pathname.replace(/\/$/, "") + (judgedPath || path) + query,
+    path: (judgedPath || PREFIX + path) + query,
     headers: ["Host", upstream.host, ...passedOn.flat(), ...(request.headers["transfer-encoding"] ? ["Transfer-Encoding", "chunked"] : [])],
   });
   response.on("close", () => outgoing.destroy()); // The client may leave before its answer is whole.

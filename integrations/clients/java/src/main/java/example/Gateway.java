@@ -16,6 +16,7 @@ import java.util.Locale;
 import java.util.Map;
 import java.util.Set;
 import java.util.concurrent.TimeUnit;
+import java.util.regex.Pattern;
 import org.eclipse.jetty.http.DateGenerator;
 import org.eclipse.jetty.http.HttpField;
 import org.eclipse.jetty.http.HttpHeader;
@@ -64,14 +65,11 @@ public final class Gateway extends ProxyHandler {
                       "backoffMultiplier", 1.0,
                       "retryableStatusCodes", List.of("UNAVAILABLE")))));
 
-  /** What policyd reads beside its own headers. Some servers take the method from a header. */
-  private static final Set<String> READ =
-      Set.of(
-          "content-type",
-          "content-encoding",
-          "x-http-method-override",
-          "x-http-method",
-          "x-method-override");
+  /** Besides its own headers, policyd reads those that say what the body is, or make a POST of another method. */
+  private static final Pattern READ =
+      Pattern.compile(
+          "content-(type|encoding)|x[-_]http[-_]method([-_]override)?|x[-_]method[-_]override",
+          Pattern.CASE_INSENSITIVE);
 
   /** A client's Connection header takes none of these away: a request is judged and read by them. */
   private static final Set<String> END_TO_END =
@@ -171,18 +169,15 @@ public final class Gateway extends ProxyHandler {
     }
   }
 
-  /** Describes a request to policyd, which reads the body itself. */
-  private static EvaluateRequest question(Request request, byte[] body) {
-    HttpURI uri = request.getHttpURI();
-    boolean isPost = request.getMethod().equals("POST");
+  /** Describes a request to policyd, which reads the body itself: by the path that goes upstream. */
+  private EvaluateRequest question(Request request, byte[] body) {
     EvaluateRequest.Builder asked =
         EvaluateRequest.newBuilder()
             .setMethod(request.getMethod())
-            // A query string may make a POST of another method: ?_method=POST.
-            .setPath(isPost ? uri.getPath() : uri.getPathQuery())
+            .setPath(prefix() + request.getHttpURI().getPathQuery())
             .setSourceIp(Request.getRemoteAddr(request));
     for (HttpField field : request.getHeaders()) {
-      if (READ.contains(dashed(field)) || isOurs(field)) {
+      if (isOurs(field) || READ.matcher(field.getName()).matches()) {
         String value = field.getValue() == null ? "" : field.getValue();
         asked.addHeaders(Header.newBuilder().setName(field.getName()).setValue(value));
       }
@@ -193,6 +188,10 @@ public final class Gateway extends ProxyHandler {
     return asked
         .setRawBody(RawBody.newBuilder().setContent(UnsafeByteOperations.unsafeWrap(body)))
         .build();
+  }
+
+  private String prefix() {
+    return upstream.getRawPath().replaceFirst("/$", "");
   }
 
   /** Whether a header is policyd's, or one that a server may take for it. */
@@ -216,12 +215,11 @@ public final class Gateway extends ProxyHandler {
   @Override
   protected org.eclipse.jetty.client.Request newProxyToServerRequest(Request request, HttpURI uri) {
     String judged = (String) request.getAttribute(JUDGED_PATH);
-    String path = judged.isEmpty() ? request.getHttpURI().getPath() : judged;
+    String path = judged.isEmpty() ? prefix() + request.getHttpURI().getPath() : judged;
     String query = request.getHttpURI().getQuery();
-    String base = upstream.getRawPath().replaceFirst("/$", "");
     return getHttpClient()
         .newRequest(upstream)
-        .path(base + path + (query == null ? "" : "?" + query))
+        .path(path + (query == null ? "" : "?" + query))
         .method(request.getMethod());
   }
 
