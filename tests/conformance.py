@@ -316,8 +316,8 @@ def check_headers(vector: Vector, received: Iterable[tuple[bytes, bytes]]) -> No
 
     A name spelled with underscores is ours, too: to some upstreams an underscore is a dash.
     """
-    got = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in received]
+    got = [(name.decode("latin-1"), value.decode("latin-1").lower()) for name, value in received]
     for name, value in vector.request.headers:
-        if name.lower() in READ_BY:
-            assert (name.lower(), value) in got, got
+        if name.lower() in READ_BY:  # Some servers write media types and codings in small letters.
+            assert (name.lower(), value.lower()) in got, got
     assert not [name for name, _ in got if name.replace("_", "-").startswith("x-usagepanda-")]

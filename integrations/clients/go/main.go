@@ -15,6 +15,7 @@ import (
 	"net/textproto"
 	"net/url"
 	"os/signal"
+	"regexp"
 	"strings"
 	"syscall"
 	"time"
@@ -153,18 +154,17 @@ func (g *gateway) absolute(target string) string {
 	return strings.TrimSuffix(g.upstream.Path, "/") + "/" + strings.TrimLeft(target, "/")
 }
 
+// Besides its own headers, policyd reads those that say what the body is, or make a POST of another method.
+var read = regexp.MustCompile(`(?i)^(content-(type|encoding)|x[-_]http[-_]method([-_]override)?|x[-_]method[-_]override)$`)
+
 // question describes a request to policyd, which reads the body itself: by the path that goes upstream.
 func (g *gateway) question(r *http.Request, body []byte) *policy.EvaluateRequest {
-	path := g.absolute(r.RequestURI) // A query string may make a POST of another method: ?_method=POST.
-	if r.Method == http.MethodPost {
-		path, _, _ = strings.Cut(path, "?")
-	}
-	asked := &policy.EvaluateRequest{Method: r.Method, Path: path, UserAgent: r.UserAgent()}
+	asked := &policy.EvaluateRequest{Method: r.Method, Path: g.absolute(r.RequestURI), UserAgent: r.UserAgent()}
 	if host, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
 		asked.SourceIp = host
 	}
 	for name, values := range r.Header {
-		if isRead(name) {
+		if isOurs(name) || read.MatchString(name) {
 			for _, value := range values {
 				asked.Headers = append(asked.Headers, &policy.Header{Name: name, Value: value})
 			}
@@ -176,15 +176,6 @@ func (g *gateway) question(r *http.Request, body []byte) *policy.EvaluateRequest
 		asked.RawBody = &policy.RawBody{Content: body}
 	}
 	return asked
-}
-
-// isRead tells what policyd reads. Some servers take the method from a header.
-func isRead(header string) bool {
-	switch dashed(header) {
-	case "content-type", "content-encoding", "x-http-method-override", "x-http-method", "x-method-override":
-		return true
-	}
-	return isOurs(header)
 }
 
 // isOurs tells a header of policyd's, or one that a server may take for it.
@@ -227,12 +218,6 @@ func (g *gateway) rewrite(r *httputil.ProxyRequest) {
 		Scheme: g.upstream.Scheme, Host: g.upstream.Host,
 		Opaque:   path, // So that net/url spells nothing anew.
 		RawQuery: query, ForceQuery: hasQuery,
-	}
-	// A client's Connection header cannot take away what the verdict rests on.
-	for _, name := range []string{"Content-Type", "Content-Encoding"} {
-		if values := r.In.Header[name]; values != nil {
-			r.Out.Header[name] = values
-		}
 	}
 	for name := range r.Out.Header {
 		if isOurs(name) {

@@ -31,12 +31,12 @@ const RETRY = {
     },
   ],
 };
+// Besides its own headers, policyd reads those that say what the body is, or make a POST of another method.
+const READ = /^(content-(type|encoding)|x[-_]http[-_]method([-_]override)?|x[-_]method[-_]override)$/i;
 const CORS = ["Access-Control-Allow-Origin", "*", "Access-Control-Allow-Methods", "OPTIONS,POST,GET", "Content-Type", "application/json"];
 const HOP_BY_HOP = new Set(["connection", "keep-alive", "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "http2-settings", "expect", "host"]);
 // A client's Connection header takes none of these away: they are what a request is judged and read by.
 const END_TO_END = /^(authorization|content-(encoding|length|type))$/;
-// What policyd reads. Some servers take the method from one of the last, and an underscore for a dash.
-const READ = /^(x-usagepanda-.*|content-(type|encoding)|x[-_](http[-_]method([-_]override)?|method[-_]override))$/i;
 
 const { values: settings } = parseArgs({
   options: {
@@ -123,11 +123,10 @@ async function readUpTo(request: IncomingMessage, limit: number): Promise<Buffer
 
 /** Describes a request to policyd, which reads the body itself: by the path that goes upstream. */
 function question(request: IncomingMessage, body: Buffer): EvaluateRequest {
-  const read = pairs(request.rawHeaders).filter(([name]) => READ.test(name));
+  const read = pairs(request.rawHeaders).filter(([name]) => isOurs(name) || READ.test(name));
   return {
     method: request.method ?? "",
-    // A query string may make a POST of another method: ?_method=POST.
-    path: PREFIX + (request.method === "POST" ? splitTarget(request).path : (request.url ?? "/")),
+    path: PREFIX + (request.url ?? "/"),
     headers: read.map(([name, value]) => ({ name, value })),
     sourceIp: request.socket.remoteAddress ?? "",
     userAgent: request.headers["user-agent"] ?? "",

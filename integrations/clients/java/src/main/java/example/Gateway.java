@@ -16,6 +16,7 @@ import java.util.Locale;
 import java.util.Map;
 import java.util.Set;
 import java.util.concurrent.TimeUnit;
+import java.util.regex.Pattern;
 import org.eclipse.jetty.http.DateGenerator;
 import org.eclipse.jetty.http.HttpField;
 import org.eclipse.jetty.http.HttpHeader;
@@ -64,14 +65,11 @@ public final class Gateway extends ProxyHandler {
                       "backoffMultiplier", 1.0,
                       "retryableStatusCodes", List.of("UNAVAILABLE")))));
 
-  /** What policyd reads beside its own headers. Some servers take the method from a header. */
-  private static final Set<String> READ =
-      Set.of(
-          "content-type",
-          "content-encoding",
-          "x-http-method-override",
-          "x-http-method",
-          "x-method-override");
+  /** Besides its own headers, policyd reads those that say what the body is, or make a POST of another method. */
+  private static final Pattern READ =
+      Pattern.compile(
+          "content-(type|encoding)|x[-_]http[-_]method([-_]override)?|x[-_]method[-_]override",
+          Pattern.CASE_INSENSITIVE);
 
   /** A client's Connection header takes none of these away: a request is judged and read by them. */
   private static final Set<String> END_TO_END =
@@ -173,16 +171,13 @@ public final class Gateway extends ProxyHandler {
 
   /** Describes a request to policyd, which reads the body itself: by the path that goes upstream. */
   private EvaluateRequest question(Request request, byte[] body) {
-    HttpURI uri = request.getHttpURI();
-    boolean isPost = request.getMethod().equals("POST");
     EvaluateRequest.Builder asked =
         EvaluateRequest.newBuilder()
             .setMethod(request.getMethod())
-            // A query string may make a POST of another method: ?_method=POST.
-            .setPath(prefix() + (isPost ? uri.getPath() : uri.getPathQuery()))
+            .setPath(prefix() + request.getHttpURI().getPathQuery())
             .setSourceIp(Request.getRemoteAddr(request));
     for (HttpField field : request.getHeaders()) {
-      if (READ.contains(dashed(field)) || isOurs(field)) {
+      if (isOurs(field) || READ.matcher(field.getName()).matches()) {
         String value = field.getValue() == null ? "" : field.getValue();
         asked.addHeaders(Header.newBuilder().setName(field.getName()).setValue(value));
       }
@@ -236,13 +231,6 @@ public final class Gateway extends ProxyHandler {
         outgoing.headers(headers -> headers.remove(field.getName()));
       } else if (END_TO_END.contains(field.getLowerCaseName())
           && !outgoing.getHeaders().contains(field)) {
-        outgoing.headers(headers -> headers.add(field));
-      }
-    }
-    // A client's Connection header cannot take away what the verdict rests on.
-    for (HttpHeader name : List.of(HttpHeader.CONTENT_TYPE, HttpHeader.CONTENT_ENCODING)) {
-      outgoing.headers(headers -> headers.remove(name));
-      for (HttpField field : request.getHeaders().getFields(name)) {
         outgoing.headers(headers -> headers.add(field));
       }
     }
