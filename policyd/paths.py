@@ -20,9 +20,10 @@ _LOOSE = "".join(
 _ASCII = "".join(map(chr, range(0x80)))
 _SEPARATOR = re.compile(r"([/\\]|%2f|%5c)", re.IGNORECASE)
 _PLAIN_SEPARATOR = re.compile(r"([/\\])")
-# What ends a name, or the path, for one server or another.
-_BREAK = re.compile(r"[/\\;?#]")
-_ENDS_EARLY = re.compile(r"[;?#]")
+# What ends a name, or the path, for one server or another: a NUL in C, a space in a request line.
+_END = r";?#\s\x00-\x1f\x7f-\x9f"
+_BREAK = re.compile(rf"[/\\{_END}]")
+_ENDS_EARLY = re.compile(f"[{_END}]")
 
 
 class Name(NamedTuple):

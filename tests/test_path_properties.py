@@ -60,7 +60,7 @@ SIZES = (1000, 16_000)
 _PIECES = """
 / / / / / chat completions images generations embeddings x V1 %63hat
 .. .. . %2e%2e %2E. %252e%252e %2F %5C \\ %252F %255c
-;p %3B %253B ? %3F %23 %253F %20 %09 %2500 %25 %
+;p %3B %253B ? %3F %23 %253F %20 %00 %09 %2500 %25 %
 /chat/completions /images/ /generations /embeddings /.. /x/.. //..
 """
 hard_paths = st.lists(st.sampled_from(_PIECES.split()), max_size=9).map(
@@ -126,7 +126,7 @@ class Reader(NamedTuple):
 flags = st.booleans()
 readers = st.builds(
     *(Reader, st.integers(0, 4), flags, flags, flags, flags, flags),
-    st.sampled_from(["", "?", "#", "?#", ";"]),
+    st.sampled_from(["", "?", "#", "?#", ";", "\0", " "]),
 )
 
 

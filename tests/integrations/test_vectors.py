@@ -17,7 +17,12 @@ EMPTY = {
 }
 REFUSED = {
     # nginx itself refuses paths that lead above the root, and those with a NUL.
-    "nginx": {*EMPTY, "scope/spelling_dots_above_root", "scope/spelling_nul"},
+    "nginx": {
+        *EMPTY,
+        "scope/spelling_dots_above_root",
+        "scope/spelling_nul",
+        "scope/ambiguous_nul",
+    },
     "haproxy": EMPTY,
     # It stands before policyd-gateway.
     "caddy": set(),
