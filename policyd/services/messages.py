@@ -61,7 +61,8 @@ def describe(request: pb.EvaluateRequest, *, reads_body: bool = True) -> Describ
     if says_nothing and target.in_scope and not target.is_ambiguous:
         raise InvalidDescriptor(
             "nobody can tell whether this request has a user: "
-            "set has_user, user_state or user, or send the body as raw_body"
+            "set has_user, user_state or user, or send the body as raw_body; "
+            "a call that is no endpoint of the API has in_scope false"
         )
     trace_id = request.trace_id or (traces[0] if traces else "")
     described = Descriptor(target, named, key, overrides, user, safety_identifier)
