@@ -46,11 +46,10 @@ class Facts(NamedTuple):
 
 
 _TRACE_ID = re.compile(r"[0-9A-Za-z_-]{1,99}")
-_LIKE = {
-    name: re.compile(rf"[^0-9a-z]*+{name}(?![0-9a-z_-]).*", re.IGNORECASE | re.DOTALL)
-    for name in IDENTIFIERS
-}
-"""What some server might take for the form field `name`: `user[]`, say."""
+# Names that some server might take for an identifier's, such as `user[]`.
+_LIKE = re.compile(
+    rf"[^0-9a-z]*+({'|'.join(IDENTIFIERS)})(?![0-9a-z_-]).*", re.IGNORECASE | re.DOTALL
+)
 _ABSENT = Identifier(UserState.ABSENT)
 
 
@@ -182,7 +181,8 @@ def _worst_field(fields: list[form.Field], name: str) -> Identifier:
 
 
 def _is_like(name: str, given: str) -> bool:
-    return any(_LIKE[name].fullmatch(spelling) for spelling in (given, unquote(given)))
+    found = (_LIKE.fullmatch(spelling) for spelling in (given, unquote(given)))
+    return any(match and match[1].casefold() == name for match in found)
 
 
 def _form_identifier(field: form.Field, name: str) -> Identifier:

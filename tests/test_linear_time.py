@@ -80,18 +80,15 @@ PATTERNS: dict[str, list[Pump]] = {
     "policyd.console.log_query.KEY_ID": _after("key_"),
     "policyd.console.log_query._ID": [],
     "policyd.console.log_query._TRACE": _after("-", "_"),
+    "policyd.console.sessions._ID": [],
     "policyd.demo_replies._FILE_NAME": _after('filename="', 'filename="a'),
     "policyd.demo_replies._PURPOSE": _after(
         '\r\n name="purpose"', "\r\n", ' name="purpose"\r\n\r\n'
     ),
     "policyd.demo_streams._WORD": [],
     "policyd.demo_upstream._PREFIX": _after("/openai/deployments/", "/openai/v1", "/v1"),
-    "policyd.descriptor._LIKE_USER": _after("user", "[", "user-", "\u017f"),
+    "policyd.descriptor._LIKE": _after("user", "safety_identifier", "[", "user-", "\u017f"),
     "policyd.descriptor._TRACE_ID": _after("-", "_"),
-    "policyd.endpoints._HOST": _after("//", "//a", "\\\\"),
-    "policyd.endpoints._PATH": _after(
-        "/openai/deployments/", "/openai", "/v1/completions", "/embeddings"
-    ),
     "policyd.endpoints._TARGET": _after("http://", "http:", "a+", "?", "#"),
     "policyd.export._WITHIN": _after(";", ';"', ";=", "\t", '"'),
     "policyd.form._BOUNDARY": _after("'"),
@@ -100,6 +97,7 @@ PATTERNS: dict[str, list[Pump]] = {
     "policyd.http.app._HOST": _after("[", "a.", "a:"),
     "policyd.http.check._METHOD": _after("POST", "!"),
     "policyd.http.check._TARGET": _after("/", "http://", "http:", "*"),
+    "policyd.identifiers._BLANK": _after("\u3164", "\u200b"),
     "policyd.json_body._BLANKS": [],
     "policyd.json_body._KEY": _after('"user"', '"safety_identifier" ', '"USER'),
     "policyd.json_body._NAME": _after('{"', '{ "', '{"a"', '{"a" :', ',"\\'),
@@ -109,6 +107,11 @@ PATTERNS: dict[str, list[Pump]] = {
     "policyd.media_type._FORM_FIELD": _after("&", "&a", ";a", "&=", "&;"),
     "policyd.media_type._PARAMETER": _after("; ", "; a", '; a="', '; a="\\', "; a=a", '; a="" '),
     "policyd.media_type._VALUE": _after("a/", "a", "a "),
+    "policyd.paths._BREAK": _after("/"),
+    "policyd.paths._ENDS_EARLY": _after("?", "#"),
+    "policyd.paths._PLAIN_SEPARATOR": _after("/", "\\"),
+    "policyd.paths._SEPARATOR": _after("%2", "%5c", "%2f"),
+    "policyd.placeholders._FORMAT": _after("%(", "%(a)", "{", "{a.", "$", "$a"),
     "policyd.record._ID": [],
     "policyd.settings._PLAIN_URL": _after("http://", "https://a"),
     "gateway.headers._GARBLED": _after("\udc80"),
@@ -124,14 +127,26 @@ PATTERNS: dict[str, list[Pump]] = {
 }
 # Where a pattern is built while a setting is read, or stands in another language.
 ELSEWHERE = {
-    "integrations/clients/node/src/gateway.ts": [
-        "/^content-(type|encoding)$/i.test(name)",
-        'upstream.pathname.replace(/\\/$/, "")',
-        'settings.listen.split(":")',
+    "integrations/clients/go/main.go": [
+        "regexp.MustCompile(`(?i)^(content-(type|encoding)|x[-_]http[-_]method([-_]override)?|",
     ],
     "integrations/clients/java/src/main/java/example/Gateway.java": [
+        "Pattern.compile(",
+        "Pattern.CASE_INSENSITIVE);",
+        "READ.matcher(field.getName()).matches()",
         'upstream.getRawPath().replaceFirst("/$", "")',
+        ".replace('_', '-')",
     ],
+    "integrations/clients/node/src/gateway.ts": [
+        "READ.test(name)",
+        "/websocket/i.test(",
+        "!END_TO_END.test(name)",
+        "/^x[-_]usagepanda[-_]/i.test(header)",
+        r'upstream.pathname.replace(/\/$/, "")',
+        '.split(",")',
+        'settings.listen.split(":")',
+    ],
+    "integrations/nginx/policyd.js": ["/websocket/i.test("],
 }
 _FOREIGN = re.compile(
     r"RegExp|\.match(All)?\(|\.test\(|\.search\(|\.replace(All|First)?\(|\.split\(|regexp\."
@@ -330,7 +345,7 @@ def _http_check(text: str) -> object:
             (b"x-forwarded-for", text.encode("latin-1")),
         ],
     }
-    request = Request(scope, lambda: None)  # type: ignore[arg-type,return-value]  # no body is asked for
+    request = Request(scope, lambda: None, 1.0)  # type: ignore[arg-type,return-value]  # none is read
     try:
         return check._original(request), request.source_ip
     except InvalidArgument:
