@@ -12,8 +12,9 @@ import trustme
 
 from policyd.configuration import Address
 from policyd.errors import CannotListen, SettingsError
-from policyd.server import Server
+from policyd.server import Server, prepare
 from policyd.settings import ServerSettings
+from policyd.store import Store
 from tests.gateway.support import (
     CHAT,
     CHAT_WITH_USER,
@@ -169,16 +170,24 @@ async def _refused(url: str) -> None:
 
 
 async def test_a_log_that_is_full(made: ServerSettings) -> None:
-    """A decision that cannot be logged is none: nothing is allowed, and the answer is 503."""
+    """A decision that cannot be logged is none: nothing is allowed, and the answer is 503. A key
+    that is refused needs no log."""
+    await asyncio.to_thread(prepare, made)
+    store = Store(made.database_url)
+    _, key = await asyncio.to_thread(store.create_key, "app")
+    store.close()
     json_type = ("Content-Type", "application/json")
     asked = {
-        "subject": {"type": "api_key", "id": "up-1"},
+        "subject": {"type": "api_key", "id": key},
         "action": {"name": "GET"},
         "resource": {"type": "path", "id": "/v1/models"},
     }
     async with Server(replace(made, spool_limit=1)) as server:
         url = f"http://{server.http}"
-        for response in (await check(url, "", CHAT), await evaluate(url, {"hasUser": True})):
+        assert (await check(url, "", CHAT)).status == 403
+        assert (await evaluate(url, {"key": "up-unknown", "hasUser": True})).status == 403
+        question = {"key": key, "hasUser": True}
+        for response in (await check(url, key, CHAT), await evaluate(url, question)):
             assert response.status == 503
             assert response.all("retry-after") == ["1"]
             assert response.all("x-policyd-decision-id") == []
