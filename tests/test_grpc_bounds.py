@@ -1,4 +1,4 @@
-"""What bounds a gRPC client: connections, handshakes, ages; and what it asks that nobody has."""
+"""What bounds a gRPC client: connections, handshakes, ages; and methods that no service has."""
 
 import asyncio
 import logging
@@ -117,7 +117,7 @@ async def test_health_is_listed(tmp_path: Path) -> None:
     "method",
     ["/grpc.health.v1.Health/Nothing", "/policyd.v1.PolicyService/Nothing", "/no.Service/Nothing"],
 )
-async def test_methods_that_nobody_has(
+async def test_methods_that_no_service_has(
     tmp_path: Path, method: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """They are UNIMPLEMENTED, and the log has nothing to say."""
