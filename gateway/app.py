@@ -28,6 +28,7 @@ from gateway.upstream import (
 )
 from policyd.bodies import Held
 from policyd.client import NoDecision, PolicyClient
+from policyd.errors import PolicydError
 from policyd.http.probes import PATIENCE, Probes
 from policyd.http.reply import HEAD_TOO_LARGE, WEBSOCKET, Reply, Send
 from policyd.v1.policy_pb2 import (
@@ -67,7 +68,9 @@ class Gateway:
             self._policyd = policyd_client(settings)
             self._evaluate = self._policyd.evaluate
         self._upstream = Upstream(settings)
-        self._intake = Intake(settings, self._policyd.check_key if self._policyd else None)
+        self._intake = Intake(
+            settings, self._policyd.check_key if self._policyd else None, self._undecided.count
+        )
         return self
 
     async def __aexit__(
@@ -241,13 +244,13 @@ class _Exchange:
 
 
 class _Tally:
-    """Requests without a decision: counted, and told of at most once a second."""
+    """Requests that were not decided: counted, and told of at most once a second."""
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
         self._told = -1.0
 
-    def count(self, outcome: str, problem: NoDecision) -> None:
+    def count(self, outcome: str, problem: PolicydError) -> None:
         self._counts[outcome] = self._counts.get(outcome, 0) + 1
         now = time.monotonic()
         if now - self._told >= 1:

@@ -5,7 +5,6 @@ A body that the policy does not need streams through. One that it needs is held;
 """
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable
 
 from gateway import errors, question
@@ -16,14 +15,13 @@ from gateway.upstream import Body, ClientGone, Receive, Upload
 from policyd.bodies import SMALL, Bodies, Held
 from policyd.client import NoDecision
 from policyd.descriptor import TOO_LARGE, Facts
-from policyd.errors import BodiesFull
+from policyd.errors import BodiesFull, PolicydError
 from policyd.http.reply import TOO_SLOW, Reply
 from policyd.model import Target
 from policyd.v1.policy_pb2 import CheckKeyRequest, CheckKeyResponse
 
-_log = logging.getLogger("gateway")
-
 CheckKey = Callable[[CheckKeyRequest], Awaitable[CheckKeyResponse]]
+Tell = Callable[[str, PolicydError], None]
 
 
 class Refused(Exception):
@@ -35,11 +33,15 @@ class Refused(Exception):
 
 
 class Intake:
-    """Takes bodies in. `check_key` asks policyd; without it, every body that matters is read."""
+    """Takes bodies in. `check_key` asks policyd; without it, every body that matters is read.
 
-    def __init__(self, settings: Settings, check_key: CheckKey | None) -> None:
+    `tell` is called with what became of a request for which of our own troubles, to be logged.
+    """
+
+    def __init__(self, settings: Settings, check_key: CheckKey | None, tell: Tell) -> None:
         self._settings = settings
         self._check_key = check_key
+        self._tell = tell
         self._bodies = Bodies(settings.memory)
 
     def hold(self) -> Held:
@@ -72,7 +74,7 @@ class Intake:
         if not target.in_scope:
             return coming.rest() if headers.has_body else None, None
         if not (headers.names_key or self._settings.api_key):
-            # It is refused whatever it holds, so nobody reads it.
+            # It is refused whatever it holds, so it is not read.
             return coming.rest(), TOO_LARGE
         limit = self._settings.max_body
         if (headers.content_length or 0) > limit:
@@ -96,7 +98,7 @@ class Intake:
         except TimeoutError:
             raise Refused(TOO_SLOW) from None
         except BodiesFull as problem:
-            raise _full(problem) from None
+            raise self._full(problem) from None
 
     async def _read_small(
         self, coming: "_Coming", headers: RequestHeaders, target: Target
@@ -116,7 +118,7 @@ class Intake:
         try:
             return await question.read(self._bodies, held, body, headers, target.endpoint, limit)
         except BodiesFull as problem:
-            raise _full(problem) from None
+            raise self._full(problem) from None
 
     async def _needs_body(self, scope: Scope, headers: RequestHeaders, path: str) -> bool:
         if self._check_key is None:
@@ -127,13 +129,12 @@ class Intake:
         except NoDecision as problem:
             if self._settings.on_policy_error == "allow" and problem.is_outage:
                 return True
-            _log.error("a request's key could not be checked, and it was refused: %s", problem)
+            self._tell("refused", problem)
             raise Refused(errors.NO_DECISION) from None
 
-
-def _full(problem: BodiesFull) -> Refused:
-    _log.warning("a request was refused: %s", problem)
-    return Refused(errors.BODIES_FULL)
+    def _full(self, problem: BodiesFull) -> Refused:
+        self._tell("refused", problem)
+        return Refused(errors.BODIES_FULL)
 
 
 class _Coming:

@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 from gateway.headers import RequestHeaders
 from policyd import endpoints, method_override
-from policyd.bodies import Bodies, Held
+from policyd.bodies import AT_ONCE, Bodies, Held
 from policyd.descriptor import KEY_HEADER, Facts, agreed
 from policyd.facts import MAX_REMARK, put_facts
 from policyd.model import Endpoint, Target
@@ -16,8 +16,6 @@ Scope = dict[str, Any]
 MAX_PATH = 8 * 1024
 MAX_OWN_HEADERS = 8 * 1024
 """Bytes of path, and of x-usagepanda-* headers: they go to policyd, many requests in a message."""
-_READ_AT_ONCE = 256 * 1024
-"""Bytes of body up to which reading it is quicker than handing it to a thread."""
 _ASCII = "".join(map(chr, range(0x80)))
 
 
@@ -55,7 +53,7 @@ async def read(
     """What the body says that matters to the policy. Raises BodiesFull."""
     content_type = agreed(headers.all(b"content-type"))
     coding = ", ".join(headers.all(b"content-encoding"))
-    return await bodies.read(held, body, content_type, coding, endpoint, limit, _READ_AT_ONCE)
+    return await bodies.read(held, body, content_type, coding, endpoint, limit, AT_ONCE)
 
 
 def about_key(scope: Scope, path: str, headers: RequestHeaders, api_key: str) -> CheckKeyRequest:

@@ -1,7 +1,7 @@
 """Request bodies: how many bytes of them are held at once, and in how many threads they are read.
 
 A bound on each body is none on all of them. Small ones are free: a listener's connections bound
-them already, and nobody who only holds large ones keeps them out.
+them already, and a client that holds large ones keeps none of them out.
 """
 
 import asyncio
@@ -15,7 +15,9 @@ from policyd.errors import BodiesFull
 from policyd.model import Endpoint
 
 SMALL = 64 * 1024
-"""Bytes of a body, as it came or decompressed, that are held and read for anybody."""
+"""Bytes of a body, as it came or decompressed, that are held and read for any client."""
+AT_ONCE = 256 * 1024
+"""Bytes of a body up to which reading it is quicker than handing it to a thread."""
 THREADS = 4
 """Bodies that are read at once, where that takes long: they take turns at the interpreter."""
 

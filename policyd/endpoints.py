@@ -2,8 +2,8 @@
 
 A path is in scope where it ends in an endpoint, whatever stands before that. It is judged in its
 canonical form, and where that form is in scope it is what goes upstream. So no spelling that an
-upstream might still understand (`/v1//Chat/%63ompletions/`) slips past. Names that are somebody's
-own, such as a deployment's, stay as they came: they decide nothing here.
+upstream might still understand (`/v1//Chat/%63ompletions/`) slips past. Names that are an
+operator's own, such as a deployment's, stay as they came: they decide nothing here.
 
 A path that some server may read as another endpoint all the same, because it decodes twice, say, is
 in scope and has no canonical form: it never goes upstream.

@@ -1,4 +1,4 @@
-"""What a string is as an end-user identifier, and which characters name nobody.
+"""What a string is as an end-user identifier, and which characters name no end user.
 
 A character is blank where no reader sees anything of its own: white space, control and format
 characters, what Unicode tells programs to show nothing for (Default_Ignorable_Code_Point), the few
@@ -46,7 +46,7 @@ def classify(value: str, identifier: str = USER) -> UserState:
     """What the string `value` is as the end-user identifier `identifier`."""
     if not value:
         return UserState.EMPTY
-    # Only so far: who hides a name behind a thousand blank characters names nobody.
+    # Only so far: a name behind a thousand blank characters names no end user.
     if all(map(is_blank, value[:MAX_VALUE])):
         return UserState.BLANK
     if identifier == SAFETY_IDENTIFIER and len(value) > MAX_SAFETY_IDENTIFIER:
@@ -55,7 +55,7 @@ def classify(value: str, identifier: str = USER) -> UserState:
 
 
 def is_blank(character: str) -> bool:
-    """Whether this one character names nobody, however often it is repeated."""
+    """Whether this one character names no end user, however often it is repeated."""
     return (
         character.isspace()
         or unicodedata.category(character) in _BLANK_CATEGORIES

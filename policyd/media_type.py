@@ -101,7 +101,7 @@ def reads_as_json(content_type: str, body: bytes, is_coded: bool) -> bool:
     else. `is_coded` tells that the body came compressed.
     """
     try:
-        # An end without a parameter behind it is common, and means nothing to anyone.
+        # An end without a parameter behind it is common, and means nothing to any server.
         kind, parameters = media_type(content_type.rstrip("; \t"))
     except ValueError:
         return False

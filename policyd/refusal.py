@@ -1,8 +1,8 @@
 """Requests whose API key was refused, counted by minute and source, with samples.
 
-Anybody can send such requests, as many as a line carries and from any address, so what is kept of
-them is bounded whatever they hold. They are no decisions of the log: see refusal_tally.py for how
-they are counted, and store/refusals.py for how long they stay.
+Any client can send such requests, as many as a line carries and from any address, so what is kept
+of them is bounded whatever they hold. They are no decisions of the log: see refusal_tally.py for
+how they are counted, and store/refusals.py for how long they stay.
 """
 
 from datetime import datetime

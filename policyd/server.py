@@ -125,7 +125,9 @@ class Server:
             guards.append(
                 TokenInterceptor(token, f"ask policyd's operator for the one in {path.name}")
             )
-        connections = self._settings.connections
+        # Once, as it is told in the log where there is no room for so many.
+        self._limits = _limits(self._settings)
+        connections = self._limits.connections
         listener = self._listener((_POLICY, _AUTHORIZATION), guards, connections)
         assert self._log is not None
         default = self._settings.default_mode
@@ -169,8 +171,7 @@ class Server:
         except OSError:
             raise not_free(address, "--http") from None
         port = listening.getsockname()[1]
-        limits = _http_limits(settings)
-        self._http = Listener(app, tls=tls, grace=settings.grace, limits=limits)
+        self._http = Listener(app, tls=tls, grace=settings.grace, limits=self._limits)
         await self._http.start(listening)
         return Address(address.host, port)
 
@@ -254,7 +255,7 @@ class Server:
         self._store.close()
 
 
-def _http_limits(settings: ServerSettings) -> Limits:
+def _limits(settings: ServerSettings) -> Limits:
     return Limits(
         connections=settings.connections,
         head=settings.head_timeout,

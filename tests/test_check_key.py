@@ -1,4 +1,4 @@
-"""CheckKey, and bodies that nobody reads as their request's key is refused."""
+"""CheckKey, and bodies that are not read as their request's key is refused."""
 
 import gzip
 import json

@@ -155,8 +155,9 @@ async def test_a_parent_that_is_busy_at_the_start_and_the_end(
     worker = back_office(chosen)
     monkeypatch.setattr(child, "_START", 2)
     starting = asyncio.create_task(worker.start())
-    while worker._process is None:  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(PATIENCE):
+        while worker._process is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
     pipe = worker._process._transport.get_pipe_transport(1)  # type: ignore[attr-defined]
     stand_still(4, until=lambda: _unread(pipe.get_extra_info("pipe").fileno()) > 0)
     await starting

@@ -1,4 +1,4 @@
-"""The listener's connections: those that only hold one stop nobody, and every wait has an end."""
+"""The listener's connections: those that only hold one stop no other, and every wait has an end."""
 
 import asyncio
 import contextlib

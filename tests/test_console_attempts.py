@@ -9,8 +9,9 @@ import pytest
 
 from policyd.console import attempts
 from policyd.console.attempts import Attempts
-from policyd.console.client_address import client_address, neighbours
+from policyd.console.client_address import client_address
 from policyd.errors import SettingsError
+from policyd.refusal import source_of
 from policyd.settings import dump_settings, load_settings
 from tests.consoles import PASSWORD, Console, Page, Visitor, running, settings
 from tests.processes import Policyd
@@ -190,13 +191,13 @@ def test_a_long_header() -> None:
         ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
         ("fe80::1%eth0", "fe80::/64"),
         ("::ffff:203.0.113.9", "203.0.113.9"),
-        ("somewhere", "unknown"),
-        ("", "unknown"),
+        ("somewhere", ""),
+        ("", ""),
     ],
 )
 def test_what_counts_as_one_address(address: str, network: str) -> None:
     """An IPv6 customer has many."""
-    assert neighbours(address) == network
+    assert source_of(address) == network
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -370,6 +370,21 @@ async def test_too_many_connections(tmp_path: Path) -> None:
             one.close()
 
 
+async def test_what_is_not_http(console: Console, caplog: pytest.LogCaptureFixture) -> None:
+    """It is refused, or answered as a page, and no client fills the log with it."""
+    upgrade = b"Upgrade: websocket\r\nConnection: Upgrade, close\r\n"
+    for sent in (
+        b"\x16\x03\x01\x02\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n" + upgrade + b"\r\n",
+    ):
+        reader, writer = await asyncio.open_connection(*console.server.address)
+        writer.write(sent)
+        async with asyncio.timeout(30):
+            assert (await reader.read()).startswith(b"HTTP/1.1 ")
+        writer.close()
+    assert [one for one in caplog.records if one.levelno >= logging.WARNING] == []
+
+
 async def test_no_inline_script_or_style(console: Console, visitor: Visitor) -> None:
     """No page needs what the policy forbids."""
     await visitor.sign_in(console.token)

@@ -1,7 +1,8 @@
-"""What bounds a gRPC client: connections, handshakes, ages; and what it asks that nobody has."""
+"""What bounds a gRPC client: connections, handshakes, ages; and methods that no service has."""
 
 import asyncio
 import logging
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from policyd.client import PolicyClient
 from policyd.configuration import Address
 from policyd.server import Server
+from policyd.services import listener
 from policyd.settings import ServerSettings
 from policyd.v1.policy_pb2 import EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
@@ -21,6 +23,8 @@ from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 PATIENCE = 30
 FREE = Address("127.0.0.1", 0)
 ASKED = EvaluateRequest(has_user=True)
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""How a client of HTTP/2 begins, with settings that say nothing."""
 
 
 def _settings(folder: Path, **changes: Any) -> ServerSettings:
@@ -117,7 +121,7 @@ async def test_health_is_listed(tmp_path: Path) -> None:
     "method",
     ["/grpc.health.v1.Health/Nothing", "/policyd.v1.PolicyService/Nothing", "/no.Service/Nothing"],
 )
-async def test_methods_that_nobody_has(
+async def test_methods_that_no_service_has(
     tmp_path: Path, method: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """They are UNIMPLEMENTED, and the log has nothing to say."""
@@ -127,3 +131,27 @@ async def test_methods_that_nobody_has(
                 await channel.unary_unary(method)(b"", timeout=PATIENCE)
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
     assert [one for one in caplog.records if one.levelno >= logging.WARNING] == []
+
+
+async def test_what_a_connection_may_ask(tmp_path: Path) -> None:
+    """HTTP/2's settings, as the server tells them: calls at once, and bytes of metadata."""
+    async with Server(_settings(tmp_path)) as server, asyncio.timeout(PATIENCE):
+        for address in (server.grpc, server.admin):
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(PREFACE)
+            head = await reader.readexactly(9)
+            assert head[3] == 4  # A SETTINGS frame.
+            given = dict(struct.iter_unpack(">HI", await reader.readexactly(head[2])))
+            assert given[3] == listener._STREAMS
+            assert given[6] == listener._MAX_HEAD
+            writer.close()
+
+
+async def test_pings_without_end(tmp_path: Path) -> None:
+    """A connection that does nothing but ping is ended."""
+    ping = bytes((0, 0, 8, 6, 0, 0, 0, 0, 0)) + bytes(8)
+    async with Server(_settings(tmp_path)) as server:
+        reader, writer = await asyncio.open_connection(*server.grpc)
+        writer.write(PREFACE + ping * 20)
+        assert b"too_many_pings" in await _end(reader)
+        writer.close()

@@ -50,7 +50,7 @@ def gateway(policyd: object, **given: object) -> GatewayServer:
 
 @pytest.mark.parametrize("token", [False, True])
 async def test_without_a_key_and_a_trace(tmp_path: Path, token: bool) -> None:
-    """Whoever probes is answered, and nothing of it is logged or counted."""
+    """A probe is answered, and nothing of it is logged or counted."""
     made = consoles.settings(tmp_path, http=FREE)
     if token:
         file = tmp_path / "caller-token"

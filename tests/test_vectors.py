@@ -149,9 +149,15 @@ def test_gateway(
 def test_there_are_vectors() -> None:
     """They are found, each has an ID of its own, and each ends in a denial or upstream."""
     vectors = conformance.VECTORS
-    assert len(conformance.FILES) == 9
-    assert len({vector.id for vector in vectors}) == len(vectors) > 400
+    assert len({vector.id for vector in vectors}) == len(vectors) > 600
     assert all((vector.denial is None) != (vector.upstream_target is None) for vector in vectors)
+
+
+def test_their_page() -> None:
+    """It names every file, and says how many vectors there are."""
+    page = (conformance.FOLDER / "README.md").read_text(encoding="utf-8")
+    assert f"{len(conformance.VECTORS)} vectors in" in page
+    assert [path.name for path in conformance.FILES if f"`{path.name}`" not in page] == []
 
 
 def test_the_schema() -> None:

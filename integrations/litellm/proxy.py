@@ -20,7 +20,7 @@ ENFORCE = Key(mode="enforce")
 
 
 def unused_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """A port of this machine on which no program listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,13 +1,10 @@
-"""Where a request comes from, also behind proxies, and which addresses count as one."""
+"""Where a request comes from, also behind proxies."""
 
 import ipaddress
 from collections.abc import Iterable, Sequence
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-_CUSTOMER = 64
-"""Bits of an IPv6 address that one customer has at least, and hops through the rest of at will."""
 
 
 def client_address(peer: str, forwarded: Iterable[str], proxies: Sequence[Network]) -> str:
@@ -28,16 +25,6 @@ def client_address(peer: str, forwarded: Iterable[str], proxies: Sequence[Networ
             return str(nearest)
         address = earlier
     return str(address)
-
-
-def neighbours(address: str) -> str:
-    """What counts as one address: of IPv6, the network that one customer has."""
-    parsed = _parse(address)
-    if parsed is None:
-        return "unknown"
-    if isinstance(parsed, ipaddress.IPv6Address):
-        return str(ipaddress.ip_network((parsed, _CUSTOMER), strict=False))
-    return str(parsed)
 
 
 def _parse(text: str) -> _Address | None:

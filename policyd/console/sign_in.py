@@ -9,9 +9,10 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from policyd.console import credentials
-from policyd.console.client_address import client_address, neighbours
+from policyd.console.client_address import client_address
 from policyd.console.pages import Console, console, is_fragment, posted, render, text
 from policyd.console.sessions import LIFETIME
+from policyd.refusal import source_of
 from policyd.store.administrator import Credentials
 from policyd.store.database import now
 
@@ -81,7 +82,7 @@ def _sign_in(request: Request, form: FormData) -> Response:
     wanted = _local(text(form, "next"))
     secret = text(form, "password")
     device = here.sessions.device(request, known.epoch)
-    source = f"device {device}" if device else neighbours(_address(request))
+    source = f"device {device}" if device else source_of(_address(request))
     is_stranger = not device and not credentials.is_token(secret, here.token)
     if wait := here.attempts.wait(source):
         problem = _TOO_MANY.format(wait)

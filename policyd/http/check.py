@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 
 from policyd import descriptor, endpoints, method_override
-from policyd.bodies import Bodies, Held
+from policyd.bodies import AT_ONCE, Bodies, Held
 from policyd.descriptor import TOO_LARGE, unreadable
 from policyd.errors import InvalidArgument
 from policyd.facts import MAX_REMARK, put_facts
@@ -27,8 +27,6 @@ _METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 # Without white space, which would be two targets in one header, and without a fragment, where
 # servers part ways.
 _TARGET = re.compile(r"(?:/|\*$|[A-Za-z][A-Za-z0-9+.-]*://)[\x21\x22\x24-\x7e\x80-\xff]*")
-_READ_AT_ONCE = 256 * 1024
-"""Bytes of body up to which reading it is quicker than handing it to a thread."""
 
 NO_BODY = error(
     400,
@@ -80,7 +78,7 @@ async def question(
     if not target.in_scope:
         return asked, None
     if not knows(asked):
-        # It is refused whatever it holds, so nobody reads it.
+        # It is refused whatever it holds, so it is not read.
         put_facts(asked, TOO_LARGE)
         return asked, None
     with bodies.hold() as held:
@@ -106,9 +104,7 @@ async def _with_body(
     if body is not None:
         content_type = descriptor.agreed(request.all("content-type"))
         coding = ", ".join(request.all("content-encoding"))
-        facts = await bodies.read(
-            held, body, content_type, coding, target.endpoint, limit, _READ_AT_ONCE
-        )
+        facts = await bodies.read(held, body, content_type, coding, target.endpoint, limit, AT_ONCE)
     put_facts(asked, facts)
     return asked, None
 

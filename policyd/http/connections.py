@@ -11,7 +11,7 @@ Each is in one state, and every state but ANSWERING has a deadline:
     CLOSING     it has been told to end
 
 Where there is no room for a new connection, the one that has waited longest is ended for it, so
-that those who only hold connections stop nobody.
+that clients that only hold connections stop no others.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 MIN_PACE = 1024
 """Bytes a second that a body has to bring, over the time that `Limits.body` gives."""
 FREE_HEAD = 16 * 1024
-"""Bytes of a head that are held for anybody, and ..."""
+"""Bytes of a head that are held for any client, and ..."""
 MAX_HEADS = 64 * 2**20
 """... those of all larger heads together."""
 _CLOSE = 5.0

@@ -267,12 +267,22 @@ def tls_context(
     return context
 
 
+_NOISE = (
+    # The app has logged why, in one line.
+    "returned without completing response",
+    # Any client could fill the log with these.
+    "Invalid HTTP request received",
+    "Unsupported upgrade request",
+    "No supported WebSocket library detected",
+)
+
+
 class _NoNoise(logging.Filter):
-    """Drops what uvicorn says about cut connections: the app has said why, in one line."""
+    """Drops what uvicorn logs of single requests and connections."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """See logging.Filter."""
-        return "returned without completing response" not in str(record.msg)
+        return not any(one in str(record.msg) for one in _NOISE)
 
 
 logging.getLogger("uvicorn.error").addFilter(_NoNoise())

@@ -168,7 +168,7 @@ class _Http(HttpToolsProtocol):
         self.end_writing()
 
     def _abandon(self) -> None:
-        """Tell the requests under way that nobody waits for their answers."""
+        """Tell the requests under way that their client no longer waits for answers."""
         self.pipeline.clear()
         for cycle in (self._answering, self.cycle):
             if cycle is not None and not cycle.response_complete:

@@ -11,12 +11,7 @@ from policyd import denial
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
-HEADERS = (
-    ("Access-Control-Allow-Headers", "*"),
-    ("Access-Control-Allow-Origin", "*"),
-    ("Access-Control-Allow-Methods", "OPTIONS,POST,GET"),
-    ("Content-Type", "application/json"),
-)
+HEADERS = denial.HEADERS
 """The headers of an error: CONTRACT.md, section 4."""
 RETRY = (("Retry-After", "1"),)
 

@@ -638,10 +638,12 @@ class CheckKeyRequest(_message.Message):
     method: _builtins.str
     """The HTTP method. With no method and no path, the request is in scope."""
     path: _builtins.str
-    """The request target's path as it came, percent-encoding kept, without the query string."""
+    """The path that is to go upstream, as in EvaluateRequest."""
     @_builtins.property
     def headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Header]:
-        """The request's headers, in order, repeats kept. Only x-usagepanda-* are read."""
+        """The request's headers, in order, repeats kept. Only x-usagepanda-api-key is read and, where the
+        method is not POST, what makes a POST of it, as in EvaluateRequest.
+        """
 
     def __init__(
         self,
