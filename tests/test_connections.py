@@ -180,6 +180,21 @@ async def test_those_who_only_hold_connections_stop_nobody(begun: bytes) -> None
             writer.close()
 
 
+async def test_those_who_do_not_read_stop_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that its client has not taken for some time makes room where nothing else does."""
+    monkeypatch.setattr(connections, "_SPARED", SOON)
+    async with serving(connections=3) as running:
+        held = await _hold(running.url, GET.replace(b"/quick", b"/much"), 3)
+        for reader, writer in held:
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+        async with asyncio.timeout(PATIENCE):
+            while (await _answered(running.url)).status == 503:
+                await asyncio.sleep(0.05)
+        for _, writer in held:
+            writer.close()
+
+
 async def test_no_room_where_all_are_at_work() -> None:
     """Who is being answered is not cut for others: these get 503, and may try again."""
     async with serving(connections=3) as running:
