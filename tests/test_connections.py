@@ -189,7 +189,7 @@ async def test_those_who_do_not_read_stop_nobody(monkeypatch: pytest.MonkeyPatch
             assert (await reader.readline()).startswith(b"HTTP/1.1 200")
             writer.transport.pause_reading()  # type: ignore[attr-defined]
         async with asyncio.timeout(PATIENCE):
-            while (await _answered(running.url)).status == 503:
+            while (await _answered(running.url)).status == 503:  # noqa: ASYNC110  # nothing tells of it
                 await asyncio.sleep(0.05)
         for _, writer in held:
             writer.close()
