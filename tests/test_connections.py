@@ -371,3 +371,13 @@ def test_it_is_a_table_over_all_states() -> None:
     table = connections.Connections(Limits(), itertools.count().__next__)
     has_another = {State.ANSWERING, State.BODY}
     assert set(table.deadlines) == set(State) - has_another
+
+
+@pytest.mark.parametrize("first", [CHUNKED + b"1\r\nx\r\n0\r\n\r\n", GET], ids=["chunked", "none"])
+async def test_an_upgrade_behind_another_request(first: bytes) -> None:
+    """What stands behind a head with an offer of h2c is its body, in whatever piece it comes."""
+    offer = b"Upgrade: h2c\r\nConnection: Upgrade\r\nContent-Length: 3\r\n\r\nabc"
+    offered = b"POST /body HTTP/1.1\r\nHost: x\r\n" + offer
+    async with serving() as running, asyncio.timeout(PATIENCE):
+        answers = await exchange(running.url, first + offered + request("GET", "/quick"))
+        assert answers.count(b"HTTP/1.1 200") == 3
