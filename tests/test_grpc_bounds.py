@@ -125,7 +125,8 @@ async def _watch(channel: grpc.aio.Channel) -> Any:
 
 async def _say_nothing(channel: grpc.aio.Channel, method: str) -> Any:
     call: Any = channel.stream_stream(method)()
-    await call.wait_for_connection()
+    with contextlib.suppress(grpc.aio.AioRpcError):  # It may have been refused by now.
+        await call.wait_for_connection()
     return call
 
 
@@ -162,6 +163,21 @@ async def test_calls_that_are_only_held(
         assert (await client.evaluate(ASKED)).decision == DECISION_DENY
         for call in held:
             call.cancel()
+
+
+async def test_who_has_no_token_is_refused_before_a_message(tmp_path: Path) -> None:
+    """Nothing that a stranger sends is waited for, or held."""
+    file = tmp_path / "token"
+    file.write_text("0123456789" * 4)
+    file.chmod(0o600)
+    async with Server(_settings(tmp_path, caller_token_file=file, grace=0.1)) as server:
+        async with grpc.aio.insecure_channel(str(server.grpc)) as channel:
+            for call in [
+                await _say_nothing(channel, "/policyd.v1.PolicyService/Evaluate"),
+                await _say_nothing(channel, "/policyd.v1.PolicyService/Nothing"),
+            ]:
+                async with asyncio.timeout(PATIENCE):
+                    assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,8 @@ class Waiting(grpc.aio.ServerInterceptor):
         return self._wrapped[handler]
 
     def _wrap(self, handler: _Handler) -> _Handler:
+        if handler.stream_unary is not None:
+            return handler  # A refusal, which waits for nothing.
         # As a handler of streams it is called before a message is there.
         make: Any = grpc.stream_stream_rpc_method_handler
         answer = self._streaming(handler)
