@@ -170,14 +170,15 @@ async def test_who_has_no_token_is_refused_before_a_message(tmp_path: Path) -> N
     file = tmp_path / "token"
     file.write_text("0123456789" * 4)
     file.chmod(0o600)
-    async with Server(_settings(tmp_path, caller_token_file=file, grace=0.1)) as server:
-        async with grpc.aio.insecure_channel(str(server.grpc)) as channel:
-            for call in [
-                await _say_nothing(channel, "/policyd.v1.PolicyService/Evaluate"),
-                await _say_nothing(channel, "/policyd.v1.PolicyService/Nothing"),
-            ]:
-                async with asyncio.timeout(PATIENCE):
-                    assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
+    settings = _settings(tmp_path, caller_token_file=file, grace=0.1)
+    async with (
+        Server(settings) as server,
+        grpc.aio.insecure_channel(str(server.grpc)) as channel,
+        asyncio.timeout(PATIENCE),
+    ):
+        for method in ("Evaluate", "Nothing"):
+            call = await _say_nothing(channel, f"/policyd.v1.PolicyService/{method}")
+            assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 @pytest.mark.parametrize(
