@@ -260,7 +260,7 @@ def _remembered_headers(data: Data) -> list[tuple[str, str]]:
 
 def _tell_identifiers(asked: EvaluateRequest, data: Data, call: Call) -> None:
     asked.user_state = asked.safety_identifier_state = USER_STATE_ABSENT
-    is_rewritten = _came_whole(data) and _is_rewritten(data, call)
+    is_rewritten = _is_rewritten(data, call) if _came_whole(data) else _has_twin(data)
     for place in call.identifiers:
         name = "safety_identifier" if place == "safety_identifier" else "user"
         if is_rewritten:
@@ -319,7 +319,14 @@ def _is_rewritten(data: Data, call: Call) -> bool:
             return True
     fields = {name: value for name, value in data.items() if name not in _LOOKED_PAST}
     fields.pop("allowed_openai_params", None)  # It is added to; see _keep_user.
-    return any(name in names or _drops(name, value) for name, value in _walk(fields))
+    # Some upstreams read names in any letter case.
+    return any(name.casefold() in names or _drops(name, value) for name, value in _walk(fields))
+
+
+def _has_twin(data: Data) -> bool:
+    """Whether an identifier stands there in another letter case, too, as some upstreams read it."""
+    twins = ("user", "safety_identifier")
+    return any(name not in twins and str(name).casefold() in twins for name in data)
 
 
 def _drops(name: str, value: object) -> bool:
