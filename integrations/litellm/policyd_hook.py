@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
+from urllib.parse import unquote
 
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.proxy._types import ProxyException, UserAPIKeyAuth
@@ -319,14 +320,18 @@ def _is_rewritten(data: Data, call: Call) -> bool:
             return True
     fields = {name: value for name, value in data.items() if name not in _LOOKED_PAST}
     fields.pop("allowed_openai_params", None)  # It is added to; see _keep_user.
-    # Some upstreams read names in any letter case.
-    return any(name.casefold() in names or _drops(name, value) for name, value in _walk(fields))
+    return any(_folded(name) in names or _drops(name, value) for name, value in _walk(fields))
 
 
 def _has_twin(data: Data) -> bool:
-    """Whether an identifier stands there in another letter case, too, as some upstreams read it."""
+    """Whether an identifier stands there in another spelling, too."""
     twins = ("user", "safety_identifier")
-    return any(name not in twins and str(name).casefold() in twins for name in data)
+    return any(name not in twins and _folded(str(name)) in twins for name in data)
+
+
+def _folded(name: str) -> str:
+    """A name as some upstreams read it: in any letter case, and in a form percent-decoded."""
+    return unquote(name).casefold()
 
 
 def _drops(name: str, value: object) -> bool:
