@@ -27,7 +27,9 @@ _HOP_BY_HOP = frozenset(
         b"http2-settings",
     }
 )
-_NOT_FORWARDED = _HOP_BY_HOP | {b"host"}
+# An underscore is a dash to some upstreams, and nobody has judged the body by these.
+_TWINS = frozenset({b"content_encoding", b"content_length", b"content_type", b"transfer_encoding"})
+_NOT_FORWARDED = _HOP_BY_HOP | _TWINS | {b"host"}
 # A Connection header cannot name these: what was judged by them must reach the upstream.
 _END_TO_END = frozenset({b"authorization", b"content-encoding", b"content-length", b"content-type"})
 _READ = frozenset(

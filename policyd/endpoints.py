@@ -100,7 +100,7 @@ def _resolve(target: str) -> Target:
         # https://host?/v1/embeddings: some take the question mark for a part of the host.
         return _NOT_SAID
     text = paths.last_reading(path)
-    if text is not None and not any(word in text.casefold() for word in _LAST_WORDS):
+    if text is not None and not _holds_last_word(paths.unbroken(text)):
         return _OUT_OF_SCOPE  # Most paths, and found so without a closer look.
     names = paths.names(path)
     words = _endpoint(names)
@@ -114,6 +114,11 @@ def _resolve(target: str) -> Target:
 
 
 _resolve_cached = lru_cache(maxsize=4096)(_resolve)
+
+
+def _holds_last_word(text: str) -> bool:
+    folded = text.casefold()
+    return any(word in folded for word in _LAST_WORDS)
 
 
 # --- the canonical form ------------------------------------------------------------------------
@@ -169,12 +174,15 @@ def _holds_endpoint(text: str, end: _Words = ()) -> bool:
 
     `end` is the endpoint that it ends in, which is none of those looked for.
     """
-    found = paths.words(text)
-    before = found[: len(found) - len(end)]
-    return any(
-        _are_in_order(words, before if end[-len(words) :] == words else found)
-        for words in _BY_WORDS
-    )
+    for reading in {text, paths.unbroken(text)}:
+        found = paths.words(reading)
+        before = found[: len(found) - len(end)]
+        if any(
+            _are_in_order(words, before if end[-len(words) :] == words else found)
+            for words in _BY_WORDS
+        ):
+            return True
+    return False
 
 
 def _are_in_order(words: _Words, found: list[str]) -> bool:

@@ -64,7 +64,10 @@ def check() -> None:
 
 def _before() -> None:
     were_in_use = bool(in_use)
-    _state.suspended = tuple(client for client in tuple(clients) if client.suspend())
+    for client in tuple(clients):
+        if client.suspend():
+            # One by one, lest a signal's exception leave those before it locked.
+            _state.suspended = (*_state.suspended, client)
     if were_in_use:
         # gRPC stops its threads once nothing of a channel is left, references in circles included.
         gc.collect()

@@ -14,9 +14,11 @@ from urllib.parse import quote, unquote_to_bytes
 MAX_DECODINGS = 8
 """How often a path is decoded. What still changes then is not read further."""
 # White space and control characters, which many servers drop from the end of a path.
-_LOOSE = "".join(
-    c for c in map(chr, range(0x3001)) if c.isspace() or unicodedata.category(c) == "Cc"
-)
+_LOOSE = (
+    "".join(c for c in map(chr, range(0x3001)) if c.isspace() or unicodedata.category(c) == "Cc")
+    + "\ufeff"
+)  # White space to JavaScript.
+_NO_BREAKS = str.maketrans("", "", "\t\r\n")
 _ASCII = "".join(map(chr, range(0x80)))
 _SEPARATOR = re.compile(r"([/\\]|%2f|%5c)", re.IGNORECASE)
 _PLAIN_SEPARATOR = re.compile(r"([/\\])")
@@ -60,6 +62,11 @@ def last_reading(path: str) -> str | None:
     return None if _decoded(text) != text else text
 
 
+def unbroken(text: str) -> str:
+    """A decoded path without what the parsers of browsers' URLs leave out wherever it stands."""
+    return text.translate(_NO_BREAKS)
+
+
 def names_of_text(text: str) -> list[Name]:
     """The same as names() of a text that is not to be decoded any more."""
     return _resolved(_split(text, _PLAIN_SEPARATOR), str)
@@ -80,7 +87,7 @@ def climbs(path: str) -> bool:
     if ".." not in path and "%" not in path:
         return False
     text = last_reading(path)
-    return text is None or ".." in words(text)
+    return text is None or ".." in words(text) or ".." in words(unbroken(text))
 
 
 def join(parts: Iterable[str]) -> str:

@@ -136,9 +136,13 @@ class SyncPolicyClient:
         """For a fork: see forking.py."""
         if not self._lock.acquire(timeout=self._patience):
             return False
-        if connection := self._connection:
-            self._connection = None
-            self._outcomes = connection.suspend(self._patience)
+        try:
+            if connection := self._connection:
+                self._connection = None
+                self._outcomes = connection.suspend(self._patience)
+        except BaseException:  # Of a signal that comes while it waits.
+            self._lock.release()
+            raise
         return True
 
     def resume(self) -> None:

@@ -180,6 +180,21 @@ async def test_those_who_only_hold_connections_stop_nobody(begun: bytes) -> None
             writer.close()
 
 
+async def test_those_who_do_not_read_stop_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that its client has not taken for some time makes room where nothing else does."""
+    monkeypatch.setattr(connections, "_SPARED", SOON)
+    async with serving(connections=3) as running:
+        held = await _hold(running.url, GET.replace(b"/quick", b"/much"), 3)
+        for reader, writer in held:
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+        async with asyncio.timeout(PATIENCE):
+            while (await _answered(running.url)).status == 503:  # noqa: ASYNC110  # nothing tells of it
+                await asyncio.sleep(0.05)
+        for _, writer in held:
+            writer.close()
+
+
 async def test_no_room_where_all_are_at_work() -> None:
     """Who is being answered is not cut for others: these get 503, and may try again."""
     async with serving(connections=3) as running:
@@ -356,3 +371,13 @@ def test_it_is_a_table_over_all_states() -> None:
     table = connections.Connections(Limits(), itertools.count().__next__)
     has_another = {State.ANSWERING, State.BODY}
     assert set(table.deadlines) == set(State) - has_another
+
+
+@pytest.mark.parametrize("first", [CHUNKED + b"1\r\nx\r\n0\r\n\r\n", GET], ids=["chunked", "none"])
+async def test_an_upgrade_behind_another_request(first: bytes) -> None:
+    """What stands behind a head with an offer of h2c is its body, in whatever piece it comes."""
+    offer = b"Upgrade: h2c\r\nConnection: Upgrade\r\nContent-Length: 3\r\n\r\nabc"
+    offered = b"POST /body HTTP/1.1\r\nHost: x\r\n" + offer
+    async with serving() as running, asyncio.timeout(PATIENCE):
+        answers = await exchange(running.url, first + offered + request("GET", "/quick"))
+        assert answers.count(b"HTTP/1.1 200") == 3

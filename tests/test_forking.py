@@ -271,3 +271,28 @@ thread.join()
     finally:
         server.send(signal.SIGCONT)
         assert server.stop() == 0
+
+
+def test_a_signal_while_it_forks(target: str) -> None:
+    """Its handler may raise where the fork waits for a question: the parent's clients go on."""
+    program = """
+clients = [SyncPolicyClient(TARGET, timeout=5) for _ in range(3)]
+assert all(map(ask, clients))
+late = EvaluateRequest(has_user=True, min_revision=10**9)
+denying = SyncPolicyClient(TARGET, timeout=5, on_error="deny")
+waiting = threading.Thread(target=denying.evaluate, args=(late,))
+waiting.start()
+
+def give_up(*_):
+    raise RuntimeError("enough")
+
+signal.signal(signal.SIGALRM, give_up)
+signal.setitimer(signal.ITIMER_REAL, 0.5)
+time.sleep(0.1)
+if (child := os.fork()) == 0:
+    os._exit(0)
+os.waitpid(child, 0)
+waiting.join()
+print(all(map(ask, [*clients, denying])))
+"""
+    assert run(target, program) == "True"

@@ -1,10 +1,12 @@
 """What bounds a gRPC client: connections, handshakes, ages; and methods that no service has."""
 
 import asyncio
+import contextlib
 import logging
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from policyd.configuration import Address
 from policyd.server import Server
 from policyd.services import listener
 from policyd.settings import ServerSettings
-from policyd.v1.policy_pb2 import EvaluateRequest
+from policyd.v1.policy_pb2 import DECISION_DENY, EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 
 PATIENCE = 30
@@ -115,6 +117,71 @@ async def test_health_is_listed(tmp_path: Path) -> None:
             serving = health_pb2.HealthCheckResponse.SERVING
             assert {"", service} <= set(listed.statuses)
             assert {one.status for one in listed.statuses.values()} == {serving}
+
+
+async def _watch(channel: grpc.aio.Channel) -> Any:
+    call: Any = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        await call.read()
+    return call
+
+
+async def _say_nothing(channel: grpc.aio.Channel, method: str) -> Any:
+    call: Any = channel.stream_stream(method)()
+    with contextlib.suppress(grpc.aio.AioRpcError):  # It may have been refused by now.
+        await call.wait_for_connection()
+    return call
+
+
+_HOLDERS: dict[str, Callable[[grpc.aio.Channel], Awaitable[Any]]] = {
+    "watch": _watch,
+    "evaluate": partial(_say_nothing, method="/policyd.v1.PolicyService/Evaluate"),
+    "check": partial(_say_nothing, method="/grpc.health.v1.Health/Check"),
+    "reflection": partial(
+        _say_nothing, method="/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    ),
+}
+
+
+@pytest.mark.parametrize("hold", _HOLDERS.values(), ids=_HOLDERS)
+@pytest.mark.parametrize("token", ["", "0123456789" * 4])
+async def test_calls_that_are_only_held(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    hold: Callable[[grpc.aio.Channel], Awaitable[Any]],
+    token: str,
+) -> None:
+    """Streams, and calls without their message, keep nobody else out, token or not."""
+    monkeypatch.setattr(listener, "_CALLS", 20)
+    file = tmp_path / "token"
+    file.write_text(token)
+    file.chmod(0o600)
+    settings = _settings(tmp_path, caller_token_file=file if token else None, grace=0.1)
+    async with (
+        Server(settings) as server,
+        grpc.aio.insecure_channel(str(server.grpc)) as stranger,
+        PolicyClient(str(server.grpc), token=token, timeout=PATIENCE) as client,
+    ):
+        held = [await hold(stranger) for _ in range(30)]
+        assert (await client.evaluate(ASKED)).decision == DECISION_DENY
+        for call in held:
+            call.cancel()
+
+
+async def test_who_has_no_token_is_refused_before_a_message(tmp_path: Path) -> None:
+    """Nothing that a stranger sends is waited for, or held."""
+    file = tmp_path / "token"
+    file.write_text("0123456789" * 4)
+    file.chmod(0o600)
+    settings = _settings(tmp_path, caller_token_file=file, grace=0.1)
+    async with (
+        Server(settings) as server,
+        grpc.aio.insecure_channel(str(server.grpc)) as channel,
+        asyncio.timeout(PATIENCE),
+    ):
+        for method in ("Evaluate", "Nothing"):
+            call = await _say_nothing(channel, f"/policyd.v1.PolicyService/{method}")
+            assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,7 @@ _PIECES = """
 / / / / / chat completions images generations embeddings x V1 %63hat
 .. .. . %2e%2e %2E. %252e%252e %2F %5C \\ %252F %255c
 ;p %3B %253B ? %3F %23 %253F %20 %00 %09 %2500 %25 %
+ch%09at comple%250Ations .%0D. %EF%BB%BF %0A
 /chat/completions /images/ /generations /embeddings /.. /x/.. //..
 """
 hard_paths = st.lists(st.sampled_from(_PIECES.split()), max_size=9).map(
@@ -96,6 +97,7 @@ class Reader(NamedTuple):
     drops_parameters_first: bool
     splits_at_backslash: bool
     keeps_empty: bool
+    drops_breaks: bool
     cuts: str
     """What ends the path once it is decoded."""
 
@@ -107,9 +109,12 @@ class Reader(NamedTuple):
             path = "/".join(self._resolved(path))
         for _ in range(self.decodings):
             path = unquote(path, "latin-1")
+        if self.drops_breaks:
+            path = re.sub(r"[\t\r\n]", "", path)
         for mark in self.cuts:
             path = path.partition(mark)[0]
         found = "/".join(self._resolved(path)).casefold().rstrip("/ \t\0")
+        found = found.removesuffix("\xef\xbb\xbf")
         return max((one for one in ENDPOINTS if ("/" + found).endswith(one)), key=len, default=None)
 
     def _resolved(self, path: str) -> list[str]:
@@ -125,7 +130,7 @@ class Reader(NamedTuple):
 
 flags = st.booleans()
 readers = st.builds(
-    *(Reader, st.integers(0, 4), flags, flags, flags, flags, flags),
+    *(Reader, st.integers(0, 4), flags, flags, flags, flags, flags, flags),
     st.sampled_from(["", "?", "#", "?#", ";", "\0", " "]),
 )
 

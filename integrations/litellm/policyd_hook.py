@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
+from urllib.parse import unquote
 
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.proxy._types import ProxyException, UserAPIKeyAuth
@@ -260,7 +261,7 @@ def _remembered_headers(data: Data) -> list[tuple[str, str]]:
 
 def _tell_identifiers(asked: EvaluateRequest, data: Data, call: Call) -> None:
     asked.user_state = asked.safety_identifier_state = USER_STATE_ABSENT
-    is_rewritten = _came_whole(data) and _is_rewritten(data, call)
+    is_rewritten = _is_rewritten(data, call) if _came_whole(data) else _has_twin(data)
     for place in call.identifiers:
         name = "safety_identifier" if place == "safety_identifier" else "user"
         if is_rewritten:
@@ -319,7 +320,18 @@ def _is_rewritten(data: Data, call: Call) -> bool:
             return True
     fields = {name: value for name, value in data.items() if name not in _LOOKED_PAST}
     fields.pop("allowed_openai_params", None)  # It is added to; see _keep_user.
-    return any(name in names or _drops(name, value) for name, value in _walk(fields))
+    return any(_folded(name) in names or _drops(name, value) for name, value in _walk(fields))
+
+
+def _has_twin(data: Data) -> bool:
+    """Whether an identifier stands there in another spelling, too."""
+    twins = ("user", "safety_identifier")
+    return any(name not in twins and _folded(str(name)) in twins for name in data)
+
+
+def _folded(name: str) -> str:
+    """A name as some upstreams read it: in any letter case, and in a form percent-decoded."""
+    return unquote(name).casefold()
 
 
 def _drops(name: str, value: object) -> bool:

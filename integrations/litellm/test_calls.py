@@ -168,6 +168,16 @@ def test_the_second_try(proxy: LiteLLM, keys: Keys, upstream: Upstream, told: ob
     assert not upstream.received
 
 
+@pytest.mark.parametrize("twin", ["User", "USER", "Safety_Identifier"])
+def test_another_letter_case(proxy: LiteLLM, keys: Keys, upstream: Upstream, twin: str) -> None:
+    """A name that only some upstreams take for an identifier's spoils the one that is there."""
+    upstream.forget()
+    for change in ({twin: ""}, {"extra_body": {twin: ""}}):
+        body = json.dumps(json.loads(CHAT_WITH_USER) | change).encode()
+        assert chat(proxy, keys.secret(ENFORCE), body).status == 422, change
+    assert not upstream.received
+
+
 def test_a_second_try_that_keeps_the_user(proxy: LiteLLM, keys: Keys, upstream: Upstream) -> None:
     """It is let through, and every try has the user, also where LiteLLM does not know the model."""
     upstream.forget()

@@ -11,7 +11,8 @@ Each is in one state, and every state but ANSWERING has a deadline:
     CLOSING     it has been told to end
 
 Where there is no room for a new connection, the one that has waited longest is ended for it, so
-that clients that only hold connections stop no others.
+that clients that only hold connections stop no others; last of all one that does not read its
+answer.
 """
 
 import asyncio
@@ -30,6 +31,8 @@ FREE_HEAD = 16 * 1024
 """Bytes of a head that are held for any client, and ..."""
 MAX_HEADS = 64 * 2**20
 """... those of all larger heads together."""
+_SPARED = 5.0
+"""Seconds that a client which does not read its answer is spared where there is no room."""
 _CLOSE = 5.0
 """Seconds that a connection has to end in good order."""
 _REMIND = 10.0
@@ -171,10 +174,14 @@ class Connections:
         self._tell()
         for state in _DISPENSABLE:
             if found := next(iter(self._by_state[state]), None):
-                found.cut()
-                self.leave(found)
+                self._cut(found)
                 return True
-        return False
+        # Who does not read only holds a connection, too, if at the price of a request.
+        stalled, since = next(iter(self._stalled.items()), (None, 0.0))
+        if stalled is None or self._clock() - since < _SPARED:
+            return False
+        self._cut(stalled)
+        return True
 
     def sweep(self) -> None:
         """End those that have kept us waiting for too long."""
@@ -186,8 +193,7 @@ class Connections:
             self._check_pace(visit, now)
         for visit, since in list(self._stalled.items()):
             if now - since > self.limits.write:
-                visit.cut()
-                self.leave(visit)
+                self._cut(visit)
 
     def cut_all(self) -> None:
         """End all of them."""
@@ -195,11 +201,14 @@ class Connections:
             for visit in list(visits):
                 visit.cut()
 
+    def _cut(self, visit: Visit) -> None:
+        visit.cut()
+        self.leave(visit)
+
     def _dismiss(self, visit: Visit) -> None:
         is_silent = visit.state is State.OPENING and not visit.received
         if is_silent or visit.state is State.CLOSING:
-            visit.cut()
-            self.leave(visit)
+            self._cut(visit)
         else:
             visit.dismiss()
             self.move(visit, State.CLOSING)

@@ -62,9 +62,7 @@ class _Http(HttpToolsProtocol):
             if self._unread == MAX_HEAD:
                 self._refuse(HEAD_TOO_LARGE)
                 return
-            end = self._piece(data, begin)
-            self._feed(view[begin:end])
-            begin = end
+            begin += self._feed(view[begin : self._piece(data, begin)])
 
     def _piece(self, data: bytes, begin: int) -> int:
         """The end of what is parsed next: a head or a body, as far as it is there.
@@ -79,17 +77,21 @@ class _Http(HttpToolsProtocol):
         self._tail = b"" if end else (self._tail + data[max(begin, len(data) - 3) :])[-3:]
         return min(end or len(data), begin + MAX_HEAD - self._unread)
 
-    def _feed(self, data: memoryview | bytes) -> None:
+    def _feed(self, data: memoryview | bytes) -> int:
+        """Parse `data`. Returns how much of it is done with."""
         self._is_boundary = False
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
+        except httptools.HttpParserUpgrade as stopped:
             self._feed_without_upgrade()
+            done: int = stopped.args[0]
+            return done
         except httptools.HttpParserError:
             self._refuse(NOT_HTTP)
         else:
             if self._unread is not None and not self._is_boundary:
                 self._unread += len(data)
+        return len(data)
 
     def on_message_begin(self) -> None:
         """See httptools."""

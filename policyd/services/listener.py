@@ -15,6 +15,7 @@ from policyd.addresses import check_free, not_free
 from policyd.configuration import Address
 from policyd.errors import SettingsError
 from policyd.services.errors import ErrorInterceptor
+from policyd.services.waiting import Waiting
 from policyd.settings import ServerSettings
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -24,7 +25,8 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _STREAMS = 1000
 """Calls at once on a connection."""
 _CALLS = 10_000
-"""Calls at once on all connections together; further ones get RESOURCE_EXHAUSTED."""
+"""Calls at once on all connections together; further ones get RESOURCE_EXHAUSTED. Half of them may
+wait for their message or stream: see waiting.py."""
 _MAX_HEAD = 64 * 1024
 """Bytes of a call's metadata."""
 _IDLE = 900.0
@@ -78,7 +80,7 @@ class GrpcListener:
         self, services: tuple[str, ...], guards: list[Any], bounds: Bounds, shared: bool
     ) -> None:
         self.server = grpc.aio.server(
-            interceptors=[*guards, ErrorInterceptor()],
+            interceptors=[Waiting(_CALLS // 2), *guards, ErrorInterceptor()],
             options=_options(bounds, shared),
             maximum_concurrent_rpcs=_CALLS,
         )

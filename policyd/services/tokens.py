@@ -26,7 +26,8 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if method.startswith(_HEALTH) or self._is_right(handler_call_details.invocation_metadata):
             return await continuation(handler_call_details)
-        return grpc.unary_unary_rpc_method_handler(self._refuse)
+        # As a handler of streams it waits for no message, which may be large or never come.
+        return grpc.stream_unary_rpc_method_handler(self._refuse)
 
     def _is_right(self, metadata: Any) -> bool:
         given = [value for name, value in metadata or () if name == "authorization"]

@@ -29,7 +29,8 @@ OK = b"HTTP/1.1 200 OK\r\n"
 
 
 async def test_request_headers(open_door: Serving) -> None:
-    """They keep order, letter case and repeats; those for one hop and for policyd are dropped.
+    """They keep order, letter case and repeats; those for one hop and for policyd are dropped, and
+    twins of those by which a body is read.
 
     A repeat is spelled as the first one is.
     """
@@ -57,6 +58,10 @@ async def test_request_headers(open_door: Serving) -> None:
         ("x-usagepanda-anything", "t"),
         ("X_USAGEPANDA_API_KEY", "up-2"),
         ("x-usagepanda_api-key", "up-3"),
+        ("Content_Type", "application/x-www-form-urlencoded"),
+        ("content_encoding", "deflate"),
+        ("Content_Length", "0"),
+        ("Transfer_Encoding", "chunked"),
     ]
     mixed = [pair for pairs in zip(dropped, passed, strict=False) for pair in pairs]
     mixed += dropped[len(passed) :]

@@ -1,0 +1,107 @@
+"""Calls that have come without their message, and streams: who only holds calls stops nobody."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+
+_Handler = Any
+"""A grpc.RpcMethodHandler, which is generic for the type checker only."""
+_Answer = Callable[[Any, Any], Awaitable[Any]]
+_FULL = "too many calls stream, or wait for their message, and this one has lasted longest"
+_NO_MESSAGE = "the call brings no message"
+
+
+class _MakesRoom(Exception):
+    """The call has to end, so that another one can begin."""
+
+
+class Waiting(grpc.aio.ServerInterceptor):
+    """Has at most `most` of them at once: of more, the one that has lasted longest is ended.
+
+    gRPC bounds all calls together. A client needs neither a token nor a message to begin one, and
+    it may last as long as the client likes. Stands first, so that it sees what others refuse, too.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._calls: OrderedDict[asyncio.Task[Any], None] = OrderedDict()
+        # A handler is the same at every call, so it is wrapped once.
+        self._wrapped: dict[_Handler, _Handler] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> _Handler:
+        """See grpc.aio.ServerInterceptor."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None  # gRPC answers UNIMPLEMENTED.
+        if handler not in self._wrapped:
+            self._wrapped[handler] = self._wrap(handler)
+        return self._wrapped[handler]
+
+    def _wrap(self, handler: _Handler) -> _Handler:
+        if handler.stream_unary is not None:
+            return handler  # A refusal, which waits for nothing.
+        # As a handler of streams it is called before a message is there.
+        make: Any = grpc.stream_stream_rpc_method_handler
+        answer = self._streaming(handler)
+        if handler.unary_unary is not None:
+            make = grpc.stream_unary_rpc_method_handler
+            answer = self._unary(handler.unary_unary)
+        return make(answer, handler.request_deserializer, handler.response_serializer)
+
+    def _unary(self, answer: _Answer) -> _Answer:
+        async def answer_message(_: Any, context: Any) -> Any:
+            try:
+                with self._held():
+                    message = await _message(context)
+            except _MakesRoom:
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, _FULL)
+            return await answer(message, context)
+
+        return answer_message
+
+    def _streaming(self, handler: _Handler) -> _Answer:
+        async def answer_stream(messages: Any, context: Any) -> None:
+            try:
+                with self._held():
+                    if handler.unary_stream is not None:
+                        await handler.unary_stream(await _message(context), context)
+                        return
+                    async for answer in handler.stream_stream(messages, context):
+                        await context.write(answer)
+            except _MakesRoom:
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, _FULL)
+
+        return answer_stream
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """While the running task's call waits. Raises _MakesRoom where it has to end."""
+        task = asyncio.current_task()
+        assert task is not None
+        if len(self._calls) >= self._most:
+            self._calls.popitem(last=False)[0].cancel()
+        self._calls[task] = None
+        try:
+            yield
+        except asyncio.CancelledError:
+            if task in self._calls:
+                raise  # The client has gone, or the server stops.
+            task.uncancel()
+            raise _MakesRoom from None
+        finally:
+            self._calls.pop(task, None)
+
+
+async def _message(context: Any) -> Any:
+    message = await context.read()
+    if message is grpc.aio.EOF:
+        await context.abort(grpc.StatusCode.INTERNAL, _NO_MESSAGE)
+    return message
