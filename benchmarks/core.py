@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks import traffic
 from benchmarks.rounds import Plan, table, with_spread
 from policyd import api_keys
+from policyd.bodies import Bodies
 from policyd.decision import decide
 from policyd.descriptor import read_body
 from policyd.key_table import KeyTable
@@ -37,7 +38,7 @@ async def _calls() -> dict[str, Call]:
     key = api_keys.generate()
     keys = KeyTable(lambda _: KeyChanges(1, (KeyChange(api_keys.digest(key), _SETTINGS),)))
     await keys.refresh()
-    servicer = PolicyServicer(keys, Mode.OFF, "benchmark", lambda _: None)
+    servicer = PolicyServicer(keys, Mode.OFF, "benchmark", lambda _: None, Bodies(2**29))
     allowed, denied = traffic.asked(key), traffic.asked(key, user=None)
     return {
         "decide, allowed": partial(decide, describe(allowed)[0], _SETTINGS, Mode.OFF),

@@ -7,6 +7,7 @@ import grpc
 from google.protobuf.empty_pb2 import Empty
 
 from policyd import cli
+from policyd.bodies import Bodies
 from policyd.server import Server
 from policyd.services.policy import PolicyServicer
 from policyd.v1.policy_pb2 import EvaluateRequest, EvaluateResponse
@@ -49,7 +50,7 @@ class _Server(Server):
     def _policy_listener(self) -> Any:
         listener = super()._policy_listener()
         mode = self._settings.default_mode
-        policy = PolicyServicer(self._keys, mode, "benchmark", lambda _: None)
+        policy = PolicyServicer(self._keys, mode, "benchmark", lambda _: None, Bodies(2**29))
         listener.server.add_generic_rpc_handlers((_handler(_Nothing(policy)),))
         return listener
 

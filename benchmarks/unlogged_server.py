@@ -4,14 +4,15 @@ from typing import Any
 from unittest.mock import patch
 
 from policyd import cli
+from policyd.bodies import Bodies
 from policyd.key_table import KeyTable
 from policyd.model import Mode
 from policyd.services.policy import PolicyServicer
 
 
 class _Unlogged(PolicyServicer):
-    def __init__(self, keys: KeyTable, default: Mode, process: str, _: Any) -> None:
-        super().__init__(keys, default, process, lambda _: None)
+    def __init__(self, keys: KeyTable, default: Mode, process: str, _: Any, bodies: Bodies) -> None:
+        super().__init__(keys, default, process, lambda _: None, bodies)
 
 
 if __name__ == "__main__":

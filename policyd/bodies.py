@@ -5,15 +5,17 @@ them already, and a client that holds large ones keeps none of them out.
 """
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 from policyd.content_encoding import decoded_limit
 from policyd.descriptor import Facts, read_body
 from policyd.errors import BodiesFull
 from policyd.model import Endpoint
 
+_Result = TypeVar("_Result")
 SMALL = 64 * 1024
 """Bytes of a body, as it came or decompressed, that are held and read for any client."""
 AT_ONCE = 256 * 1024
@@ -63,13 +65,28 @@ class Bodies:
         arguments = (body, content_type, coding, endpoint, limit)
         if len(body) <= at_once and (not coding or limit <= SMALL):
             return read_body(*arguments)
+        decoded = decoded_limit(len(body), limit) if coding else 0
+        return await self.in_thread(held, len(body), decoded, read_body, *arguments)
+
+    async def in_thread(
+        self,
+        held: "Held",
+        size: int,
+        decoded: int,
+        work: Callable[..., _Result],
+        *arguments: Any,
+    ) -> _Result:
+        """Do `work` in a thread: it reads `size` bytes, which may decompress to `decoded`.
+
+        Raises BodiesFull.
+        """
         async with self._turns:
-            held.grow(len(body), decoded_limit(len(body), limit) if coding else 0)
+            held.grow(size, decoded)
             loop = asyncio.get_running_loop()
             try:
-                return await loop.run_in_executor(self._threads, read_body, *arguments)
+                return await loop.run_in_executor(self._threads, work, *arguments)
             finally:
-                held.grow(len(body))
+                held.grow(size)
 
     def close(self) -> None:
         """End the threads."""

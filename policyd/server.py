@@ -132,7 +132,7 @@ class Server:
         assert self._log is not None
         default = self._settings.default_mode
         self._bodies = Bodies(self._settings.memory)
-        self._policy = PolicyServicer(self._keys, default, self._id, self._log.append)
+        self._policy = PolicyServicer(self._keys, default, self._id, self._log.append, self._bodies)
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(self._policy, listener.server)
         external_auth_pb2_grpc.add_AuthorizationServicer_to_server(
             AuthorizationServicer(self._policy, self._bodies), listener.server

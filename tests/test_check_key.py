@@ -148,3 +148,28 @@ async def test_a_strangers_body_is_not_read(server: Server, tmp_path: Path, way:
         await stub.Evaluate(wanted, timeout=PATIENCE)
         await _cpu(ask, key)
         assert await _cpu(ask, UNKNOWN) < 0.5 * await _cpu(ask, key)
+
+
+async def test_raw_bodies_have_a_total(tmp_path: Path) -> None:
+    """Evaluate and BatchEvaluate refuse what does not fit; small ones, and refused keys, fit."""
+    server = Policyd(tmp_path, "--body-memory", "200000", "--max-body", "100000")
+    try:
+        key = server.create_key("enforce")
+        large, small = (
+            pb.EvaluateRequest(key=key, raw_body=pb.RawBody(content=content), **CHAT)
+            for content in (b'{"user":"u-1","x":"' + b"a" * 300_000 + b'"}', b'{"user":"u-1"}')
+        )
+        stranger = pb.EvaluateRequest(key=UNKNOWN, raw_body=large.raw_body, **CHAT)
+        batch = pb.BatchEvaluateRequest(items=[pb.BatchEvaluateItem(id="1", request=large)])
+        async with grpc.aio.insecure_channel(server.grpc) as channel:
+            stub: Any = PolicyServiceStub(channel)
+            for ask, request in ((stub.Evaluate, large), (stub.BatchEvaluate, batch)):
+                with pytest.raises(grpc.aio.AioRpcError) as refused:
+                    await ask(request, timeout=PATIENCE)
+                assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                assert "--body-memory" in str(refused.value.details())
+            assert (await stub.Evaluate(small, timeout=PATIENCE)).decision == pb.DECISION_ALLOW
+            denied = await stub.Evaluate(stranger, timeout=PATIENCE)
+            assert denied.denial.http_status == 403
+    finally:
+        assert server.stop() == 0, server.errors

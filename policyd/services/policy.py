@@ -1,14 +1,13 @@
 """PolicyService: descriptor in, decision out."""
 
-import asyncio
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
 
 from policyd import api_keys
+from policyd.bodies import SMALL, Bodies
 from policyd.content_encoding import decoded_limit
 from policyd.decision import NO_ROUTE, decide
 from policyd.decision_log import Entry
@@ -21,24 +20,20 @@ from policyd.services.errors import status_of
 from policyd.v1 import policy_pb2 as pb
 from policyd.v1.policy_pb2_grpc import PolicyServiceServicer
 
+_Result = TypeVar("_Result")
 MAX_BATCH = 1000
 """Items in one BatchEvaluate."""
 MAX_BATCH_BODIES = 16 * 2**20
 """Bytes that the raw bodies of one BatchEvaluate may decompress to."""
 MAX_WAIT = 5.0
 """Seconds to wait for a revision that a caller asks for, where its own deadline is no sooner."""
-_READERS = 4
-"""Threads that read larger bodies."""
-_Result = TypeVar("_Result")
-_AT_ONCE = 64 * 1024
-"""Bytes of raw body up to which reading it holds up others less than handing it to a thread."""
 
 
 class PolicyServicer(PolicyServiceServicer):
     """Decides with the settings in `keys`; `default` is the mode of keys that set none.
 
     `log` makes entries durable or raises LogFull. `process` are 12 hexadecimal digits that no other
-    process has: they stand in the IDs of decisions.
+    process has: they stand in the IDs of decisions. `bodies` bounds the raw bodies that are read.
     """
 
     def __init__(
@@ -47,13 +42,13 @@ class PolicyServicer(PolicyServiceServicer):
         default: Mode,
         process: str,
         log: Callable[[Sequence[Entry]], None],
+        bodies: Bodies,
     ) -> None:
         self._keys = keys
         self._default = default
         self._log = log
         self._ids = _DecisionIds(process)
-        # Threads of their own: those that wait for the database must not hold up decisions.
-        self._readers = ThreadPoolExecutor(_READERS, "bodies")
+        self._bodies = bodies
 
     async def Evaluate(self, request: pb.EvaluateRequest, context: Any) -> pb.EvaluateResponse:
         """See policy.proto."""
@@ -74,10 +69,8 @@ class PolicyServicer(PolicyServiceServicer):
         if wanted > self._keys.revision:
             with suppress(RevisionNotReached):  # The items that it concerns say so themselves.
                 await self._reach(wanted, context)
-        if sum(self._body_size(item.request) for item in items) > _AT_ONCE:
-            results, decided = await self._in_thread(self._results, items)
-        else:
-            results, decided = self._results(items)
+        requests = [item.request for item in items]
+        results, decided = await self._reading(requests, self._results, items)
         if decided:
             self._log(decided)
         return pb.BatchEvaluateResponse(results=results)
@@ -160,18 +153,31 @@ class PolicyServicer(PolicyServiceServicer):
         """Decide with the settings at hand, and log it: what every adapter asks.
 
         `route` is what the gateway's operator sets for the request's route. Raises
-        InvalidDescriptor, RevisionNotReached or LogFull.
+        InvalidDescriptor, RevisionNotReached, BodiesFull or LogFull.
         """
-        if self._body_size(request) > _AT_ONCE:
-            response, record = await self._in_thread(self._evaluate, request, route)
-        else:
-            response, record = self._evaluate(request, route)
+        response, record = await self._reading([request], self._evaluate, request, route)
         self._log((record,))
         return response
 
-    async def _in_thread(self, read: Callable[..., _Result], *arguments: Any) -> _Result:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._readers, read, *arguments)
+    async def _reading(
+        self,
+        requests: list[pb.EvaluateRequest],
+        work: Callable[..., _Result],
+        *arguments: Any,
+    ) -> _Result:
+        """Do `work`, which reads the bodies of `requests`: in a thread, where that takes long.
+
+        Raises BodiesFull.
+        """
+        decoded = sum(map(self._body_size, requests))
+        if decoded <= SMALL:
+            return work(*arguments)
+        size = sum(len(request.raw_body.content) for request in requests)
+        with self._bodies.hold() as held:
+            # The messages are here already, and those that wait for their turn count, too.
+            held.grow(size)
+            decoded = min(decoded, MAX_BATCH_BODIES) if decoded > size else 0
+            return await self._bodies.in_thread(held, size, decoded, work, *arguments)
 
     def _evaluate(
         self, request: pb.EvaluateRequest, route: RouteSettings = NO_ROUTE
