@@ -36,8 +36,6 @@ pytestmark = pytest.mark.timeout(600)
 WEAKER = {
     # Of a repeated field it sends the last one upstream.
     "forms/twice_blank_first": "field",
-    # A name that it does not take for `user` it sends on so that nobody else does.
-    "forms/name_percent": "name",
     # It answers by itself, and calls no hook.
     "keys/missing_out_of_scope": "models",
 }
