@@ -42,6 +42,9 @@ _POLL = 1.0
 """Seconds between two looks for changed keys. One at SQLite costs little, and it gives no hints."""
 _FLUSH = 5.0
 """Seconds between two times that refused keys, which are counted in memory, are written."""
+_HANDSHAKE = 5.0
+"""Seconds that a gRPC client has at most to begin. Where there are as many as may be, gRPC ends none
+for a new one, so those that say nothing must end soon."""
 _ADMINISTRATORS = 32
 """Connections to AdminService."""
 _BEAT = 2.0
@@ -182,7 +185,7 @@ class Server:
         bounds = Bounds(
             max_message=settings.max_message,
             connections=connections,
-            handshake=settings.head_timeout,
+            handshake=min(settings.head_timeout, _HANDSHAKE),
             age=settings.max_connection_age,
         )
         listener = GrpcListener(services, guards, bounds, self._shared)
