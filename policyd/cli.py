@@ -107,8 +107,8 @@ main.add_command(simulate)
     "--head-timeout",
     default=10.0,
     type=click.FloatRange(0.001),
-    help="Seconds for a TLS or HTTP/2 handshake, of which gRPC gives 5 at most, and for the headers "
-    "of a request to --http.",
+    help="Seconds for a TLS or HTTP/2 handshake, of which gRPC gives 5 at most, and for the "
+    "headers of a request to --http.",
 )
 @option(
     "--body-timeout",

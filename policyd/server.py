@@ -43,8 +43,8 @@ _POLL = 1.0
 _FLUSH = 5.0
 """Seconds between two times that refused keys, which are counted in memory, are written."""
 _HANDSHAKE = 5.0
-"""Seconds that a gRPC client has at most to begin. Where there are as many as may be, gRPC ends none
-for a new one, so those that say nothing must end soon."""
+"""Seconds that a gRPC client has at most to begin. Where there are as many as may be, gRPC ends
+none for a new one, so those that say nothing must end soon."""
 _ADMINISTRATORS = 32
 """Connections to AdminService."""
 _BEAT = 2.0
