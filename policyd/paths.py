@@ -13,11 +13,11 @@ from urllib.parse import quote, unquote_to_bytes
 
 MAX_DECODINGS = 8
 """How often a path is decoded. What still changes then is not read further."""
-# White space and control characters, which many servers drop from the end of a path.
-_LOOSE = (
-    "".join(c for c in map(chr, range(0x3001)) if c.isspace() or unicodedata.category(c) == "Cc")
-    + "\ufeff"
-)  # White space to JavaScript.
+# White space and control characters, which many servers drop from the end of a path. To JavaScript
+# the byte order mark is white space, too.
+_LOOSE = "\ufeff" + "".join(
+    c for c in map(chr, range(0x3001)) if c.isspace() or unicodedata.category(c) == "Cc"
+)
 _NO_BREAKS = str.maketrans("", "", "\t\r\n")
 _ASCII = "".join(map(chr, range(0x80)))
 _SEPARATOR = re.compile(r"([/\\]|%2f|%5c)", re.IGNORECASE)
