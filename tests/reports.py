@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 
 from policyd import api_keys
+from policyd.bodies import Bodies
 from policyd.key_table import KeyTable
 from policyd.model import KeyChange, KeyChanges, KeySettings, Mode
 from policyd.record import Outcome, Record, Verdict
@@ -26,7 +27,7 @@ class Recorder(PolicyServicer):
     """Does as policyd does, and keeps what it decided and what was reported."""
 
     def __init__(self, keys: KeyTable, key: str) -> None:
-        super().__init__(keys, Mode.OFF, secrets.token_hex(6), self._keep)
+        super().__init__(keys, Mode.OFF, secrets.token_hex(6), self._keep, Bodies(2**29))
         self.key = key
         """An API key that enforces user IDs."""
         self.address = ""
