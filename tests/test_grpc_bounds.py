@@ -47,10 +47,10 @@ async def _end(reader: asyncio.StreamReader) -> bytes:
 
 async def test_connections_that_do_not_speak(tmp_path: Path) -> None:
     """Those over the number end at once, the others when their handshake's time is over."""
-    async with Server(_settings(tmp_path, max_connections=3, head_timeout=1.0)) as server:
+    async with Server(_settings(tmp_path, max_connections=3, head_timeout=4.0)) as server:
         held = [await asyncio.open_connection(*server.grpc) for _ in range(6)]
         ended = [asyncio.create_task(_end(reader)) for reader, _ in held]
-        done, waiting = await asyncio.wait(ended, timeout=0.7)
+        done, waiting = await asyncio.wait(ended, timeout=2.0)
         assert {task.result() for task in done} == {b""}
         assert len(waiting) == 3
         await asyncio.gather(*waiting)
