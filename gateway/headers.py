@@ -27,7 +27,7 @@ _HOP_BY_HOP = frozenset(
         b"http2-settings",
     }
 )
-# An underscore is a dash to some upstreams, and nobody has judged the body by these.
+# An underscore is a dash to some upstreams, and policyd has not judged the body by these.
 _TWINS = frozenset({b"content_encoding", b"content_length", b"content_type", b"transfer_encoding"})
 _NOT_FORWARDED = _HOP_BY_HOP | _TWINS | {b"host"}
 # A Connection header cannot name these: what was judged by them must reach the upstream.

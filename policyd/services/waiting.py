@@ -1,4 +1,5 @@
-"""Calls that have come without their message, and streams: who only holds calls stops nobody."""
+"""Calls that have come without their message, and streams: a client that only holds calls stops no
+other."""
 
 import asyncio
 from collections import OrderedDict
