@@ -50,6 +50,13 @@ main.add_command(simulate)
 @main.command()
 @OPTIONS.server_config
 @options.database_url
+@option(
+    "--database-timeout",
+    default=10.0,
+    type=click.FloatRange(1, 3600),
+    help="Seconds after which a database that does not answer is given up, and its connection "
+    "closed; what a URL of PostgreSQL sets itself comes first.",
+)
 @option("--grpc", default="127.0.0.1:50051", metavar="HOST:PORT", help="Where gateways ask.")
 @option("--admin", default="127.0.0.1:50052", metavar="HOST:PORT", help="Where keys are managed.")
 @option("--http", metavar="HOST:PORT", help="Where proxies without gRPC ask; off unless given.")
