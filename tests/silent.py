@@ -49,6 +49,13 @@ class SilentProxy:
         """Pass on what was held back, and all that follows."""
         self._speaking.set()
 
+    def lose(self) -> None:
+        """Never pass on anything of the connections there are, as a firewall does that has lost
+        its state; new ones speak."""
+        self._speaking.clear()
+        self._speaking = threading.Event()
+        self._speaking.set()
+
     def cut(self) -> None:
         """Close every connection, at both ends."""
         for one in self._held:
@@ -66,11 +73,14 @@ class SilentProxy:
                 threading.Thread(target=self._join, args=(near,), daemon=True).start()
 
     def _join(self, near: socket.socket) -> None:
-        self._speaking.wait()
-        far = self._connect()
-        self._held.append(far)
-        threading.Thread(target=self._pass_on, args=(near, far), daemon=True).start()
-        self._pass_on(far, near)
+        speaking = self._speaking
+        speaking.wait()
+        with suppress(OSError):
+            far = self._connect()
+            self._held.append(far)
+            back = threading.Thread(target=_pass_on, args=(near, far, speaking), daemon=True)
+            back.start()
+            _pass_on(far, near, speaking)
 
     def _connect(self) -> socket.socket:
         if isinstance(self._target, Path):
@@ -79,13 +89,14 @@ class SilentProxy:
             return far
         return socket.create_connection(self._target)
 
-    def _pass_on(self, source: socket.socket, to: socket.socket) -> None:
-        with suppress(OSError):
-            while True:
-                chunk = source.recv(2**16)
-                # Whatever came while it was silent waits, the end of the connection too.
-                self._speaking.wait()
-                if not chunk:
-                    to.shutdown(socket.SHUT_WR)
-                    return
-                to.sendall(chunk)
+
+def _pass_on(source: socket.socket, to: socket.socket, speaking: threading.Event) -> None:
+    with suppress(OSError):
+        while True:
+            chunk = source.recv(2**16)
+            # Whatever came while it was silent waits, the end of the connection too.
+            speaking.wait()
+            if not chunk:
+                to.shutdown(socket.SHUT_WR)
+                return
+            to.sendall(chunk)
