@@ -29,7 +29,7 @@ _LONGEST_PAUSE = 5.0
 """Seconds between two tries while the store is away."""
 _RETIRE = 60.0
 """Seconds between two looks at what is old."""
-_FINISH = 0.5
+_FINISH = 0.4
 """Of the grace period: how long the last entries are shipped, and ..."""
 _LEAST_FINISH = 2.0
 """... seconds that they have at least."""

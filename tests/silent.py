@@ -19,6 +19,7 @@ class SilentProxy:
         self._speaking = threading.Event()
         self._speaking.set()
         self._held: list[socket.socket] = []
+        self._is_over = False
         self.host = "127.0.0.1"
         self._listening = socket.create_server((self.host, 0), backlog=128)
         self.port = int(self._listening.getsockname()[1])
@@ -35,6 +36,7 @@ class SilentProxy:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._is_over = True
         self.cut()
         with suppress(OSError):
             self._listening.shutdown(socket.SHUT_RDWR)
@@ -78,6 +80,8 @@ class SilentProxy:
         with suppress(OSError):
             far = self._connect()
             self._held.append(far)
+            if self._is_over:
+                far.close()
             back = threading.Thread(target=_pass_on, args=(near, far, speaking), daemon=True)
             back.start()
             _pass_on(far, near, speaking)
