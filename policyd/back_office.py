@@ -19,6 +19,7 @@ from policyd.settings import ServerSettings
 from policyd.shipper import Shipper
 from policyd.spool import SpoolReader
 from policyd.store import Store
+from policyd.store.threads import StoreThreads
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +29,10 @@ _LONGEST_PAUSE = 5.0
 """Seconds between two tries while the store is away."""
 _RETIRE = 60.0
 """Seconds between two looks at what is old."""
+_FINISH = 0.4
+"""Of the grace period: how long the last entries are shipped, and ..."""
+_LEAST_FINISH = 2.0
+"""... seconds that they have at least."""
 _NICE = 5
 """Deciding comes first."""
 
@@ -35,10 +40,11 @@ _NICE = 5
 async def _work() -> None:
     async with child.Parent(ends_by_itself=False) as parent, AsyncExitStack() as running:
         settings = parent.settings
-        store = Store(settings.database_url)
+        store = Store(settings.database_url, settings.database_timeout)
         running.callback(store.close)
+        # Nothing closes it: a thread that hangs in the database may come back to it, and would
+        # find another file under its numbers.
         spool = SpoolReader(settings.spool)
-        running.callback(spool.close)
         office = _Office(Shipper(store, spool), settings)
         if settings.console is not None:
             # Only who has a console waits for all that it is made of.
@@ -55,6 +61,9 @@ class _Office:
         self._shipper = shipper
         self._settings = settings
         self._away = False
+        # Each call that they make to the store has a deadline of its own.
+        self._shipping = StoreThreads("shipping the log", None)
+        self._retiring = StoreThreads("retiring the log", None)
 
     async def ship(self) -> None:
         pause = _PAUSE
@@ -69,7 +78,7 @@ class _Office:
         while True:
             some = 0
             try:
-                some = await asyncio.to_thread(
+                some = await self._retiring.run(
                     self._shipper.retire, keep, self._settings.log_max_rows
                 )
             except StoreUnavailable as error:
@@ -81,14 +90,22 @@ class _Office:
             await asyncio.sleep(_PAUSE if some else _RETIRE)
 
     async def finish(self) -> None:
-        """Ship what is left, if the store is there; else the next start does."""
-        if await self._try() is None:
+        """Ship what is left, if the store is there and takes it in time; else the next start does.
+
+        What was begun is finished first.
+        """
+        try:
+            async with asyncio.timeout(max(self._settings.grace * _FINISH, _LEAST_FINISH)):
+                shipped = await self._try()
+        except TimeoutError:
+            shipped = None
+        if shipped is None:
             _log.warning("what the database has not got yet stays in %s", self._settings.spool)
 
     async def _try(self) -> int | None:
         """Ship. Returns how many entries, None while the store is away."""
         try:
-            shipped = await asyncio.to_thread(self._shipper.ship)
+            shipped = await self._shipping.run(self._shipper.ship)
         except StoreUnavailable as error:
             if not self._away:
                 _log.error("decisions stay in the spool: %s", error)

@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,12 @@ from policyd.private_files import UMASK
 from policyd.server import Server
 from policyd.settings import ServerSettings
 from policyd.simulate_command import simulate
+from policyd.spool import left
+from policyd.store.threads import StoreThreads
 from policyd.supervisor import supervise
+
+_LEFT = 3
+"""The exit status that tells of entries in the spool."""
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -36,7 +41,8 @@ def main() -> None:
     `demo` refuse settings that are not theirs; the other commands leave those of others alone.
 
     Exit status: 0 if all went well, 1 if not (`explain`: if the request would be denied), 2 if the
-    command or its settings are wrong.
+    command or its settings are wrong, 3 if `serve` has ended in order and entries of the log wait
+    in --spool for its next start, as the database did not take them.
     """
     os.umask(UMASK)
     OPTIONS.check_environment()
@@ -50,6 +56,13 @@ main.add_command(simulate)
 @main.command()
 @OPTIONS.server_config
 @options.database_url
+@option(
+    "--database-timeout",
+    default=10.0,
+    type=click.FloatRange(1, 3600),
+    help="Seconds after which a database that does not answer is given up, and its connection "
+    "closed; what a URL of PostgreSQL sets itself comes first.",
+)
 @option("--grpc", default="127.0.0.1:50051", metavar="HOST:PORT", help="Where gateways ask.")
 @option("--admin", default="127.0.0.1:50052", metavar="HOST:PORT", help="Where keys are managed.")
 @option("--http", metavar="HOST:PORT", help="Where proxies without gRPC ask; off unless given.")
@@ -219,40 +232,72 @@ def serve(
         **given,
     )
     run(_serve(settings))
+    if waiting := left(settings.spool):
+        logging.getLogger(__name__).warning(
+            "%d bytes of the decision log wait in %s for the database: the next start ships them",
+            *(waiting, settings.spool),
+        )
+        sys.exit(_LEFT)
 
 
 async def _serve(settings: ServerSettings) -> None:
-    stopping = asyncio.Event()
+    stopping, started = asyncio.Event(), asyncio.Event()
+    serving = asyncio.create_task(_serve_until(stopping, started, settings))
+
+    def stop() -> None:
+        stopping.set()
+        if not started.is_set():
+            serving.cancel()  # What it waits for may never come.
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopping.set)
+        loop.add_signal_handler(number, stop)
+    with suppress(asyncio.CancelledError):
+        await serving
+
+
+async def _serve_until(
+    stopping: asyncio.Event, started: asyncio.Event, settings: ServerSettings
+) -> None:
     logging.getLogger(__name__).info("the administration token is in %s", settings.admin_token_file)
     with ExitStack() as held:
         if settings.console is not None:
             taken = reserve(settings.console, "--console", held)
             settings = replace(settings, console=taken)
-        say_ready = partial(_say_ready, settings)
+        say_ready = partial(_say_ready, started, settings)
         if settings.workers > 1:
             await supervise(settings, stopping, say_ready)
             return
         async with Server(settings) as server:
-            say_ready(server.grpc, server.admin, server.http)
+            await say_ready(server.grpc, server.admin, server.http)
             await stopping.wait()
 
 
-def _say_ready(
-    settings: ServerSettings, grpc: Address, admin: Address, http: Address | None
+async def _say_ready(
+    started: asyncio.Event,
+    settings: ServerSettings,
+    grpc: Address,
+    admin: Address,
+    http: Address | None,
 ) -> None:
     at = f"grpc={grpc} admin={admin}" + (f" http={http}" if http else "")
     if settings.console is not None:
         # Only who has a console waits for all that it is made of.
-        from policyd.console import console_url, first_link
+        from policyd.console import console_url
 
         at += f" console={console_url(settings)}"
-        with options.opened(settings.database_url) as store:
-            if link := first_link(settings, store):
-                click.echo(f"The console has no password yet. Set it by this one-time link: {link}")
+        # In a thread: decisions are made here, too, and the database may be silent.
+        await StoreThreads("the console's link", settings.database_timeout).run(_say_link, settings)
+    started.set()
     click.echo(f"policyd is ready: {at}")
+
+
+def _say_link(settings: ServerSettings) -> None:
+    from policyd.console import first_link
+
+    with options.opened(settings.database_url) as store:
+        if link := first_link(settings, store):
+            click.echo(f"The console has no password yet. Set it by this one-time link: {link}")
 
 
 @main.command()

@@ -9,18 +9,24 @@ from contextlib import suppress
 
 from policyd.errors import RevisionNotReached
 from policyd.model import KeyChanges, KeySettings
+from policyd.store.database import TIMEOUT
+from policyd.store.threads import StoreThreads
 
 _log = logging.getLogger(__name__)
 
 
 class KeyTable:
-    """Follows the store. `changes_since(revision)` asks it, and may block: it runs in a thread.
+    """Follows the store. `changes_since(revision)` asks it, and may block: it runs in a thread that
+    is for nothing else, for `timeout` seconds.
 
     Belongs to one event loop.
     """
 
-    def __init__(self, changes_since: Callable[[int], KeyChanges]) -> None:
+    def __init__(
+        self, changes_since: Callable[[int], KeyChanges], timeout: float = TIMEOUT
+    ) -> None:
         self._changes_since = changes_since
+        self._thread = StoreThreads("settings", timeout)
         self._settings: dict[bytes, KeySettings] = {}
         self._wanted = asyncio.Event()
         self._arrived = asyncio.Condition()
@@ -38,7 +44,7 @@ class KeyTable:
     async def refresh(self) -> None:
         """Read what changed. Raises StoreUnavailable."""
         asked_at = time.monotonic()
-        changes = await asyncio.to_thread(self._changes_since, self.revision)
+        changes = await self._thread.run(self._changes_since, self.revision)
         if changes.everything:
             self._settings = {}
         for change in changes.changed:

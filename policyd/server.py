@@ -19,7 +19,7 @@ from policyd.bodies import Bodies
 from policyd.child import Child
 from policyd.configuration import Address
 from policyd.decision_log import DecisionLog
-from policyd.errors import RevisionNotReached, StoreUnavailable
+from policyd.errors import RevisionNotReached, StoreBusy, StoreUnavailable
 from policyd.http.app import HttpCheck
 from policyd.http.connections import Limits
 from policyd.http.listener import Listener, open_socket, tls_context
@@ -33,6 +33,7 @@ from policyd.services.tokens import TokenInterceptor
 from policyd.settings import ServerSettings
 from policyd.spool import SpoolWriter
 from policyd.store import Store, sqlite_file
+from policyd.store.threads import StoreThreads
 from policyd.v1 import admin_pb2, admin_pb2_grpc, policy_pb2, policy_pb2_grpc
 
 _log = logging.getLogger(__name__)
@@ -49,6 +50,8 @@ _ADMINISTRATORS = 32
 """Connections to AdminService."""
 _BEAT = 2.0
 """Seconds between two signs of life for the store; a new revision is told at once."""
+_LEAVE = 1.0
+"""Seconds to tell the store that this worker ends: else it finds out, a little later."""
 _POLICY = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name
 _AUTHORIZATION = external_auth_pb2.DESCRIPTOR.services_by_name["Authorization"].full_name
 _ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
@@ -65,8 +68,9 @@ class Server:
     def __init__(self, settings: ServerSettings, *, shared: bool = False) -> None:
         self._settings = settings
         self._shared = shared
-        self._store = Store(settings.database_url)
-        self._keys = KeyTable(self._store.changes_since)
+        self._store = Store(settings.database_url, settings.database_timeout)
+        self._keys = KeyTable(self._store.changes_since, settings.database_timeout)
+        self._beating = StoreThreads("signs of life", settings.database_timeout)
         self._listeners: list[GrpcListener] = []
         self._following: list[asyncio.Task[None]] = []
         self._spool: SpoolWriter | None = None
@@ -96,7 +100,7 @@ class Server:
 
     async def _start(self) -> None:
         if not self._shared:
-            await asyncio.to_thread(prepare, self._settings)
+            await preparing(self._settings)
             # Before gRPC starts threads, which it would not like to see forked.
             self._office = back_office(self._settings)
             await self._office.start()
@@ -148,7 +152,7 @@ class Server:
         guards = [TokenInterceptor(token, f"it stands in {path.name}, which policyd serve names")]
         listener = self._listener((_ADMIN,), guards, _ADMINISTRATORS)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(
-            AdminServicer(self._store), listener.server
+            AdminServicer(self._store, self._settings.database_timeout), listener.server
         )
         return listener
 
@@ -223,8 +227,8 @@ class Server:
         host = socket.gethostname()
         while True:
             told = self._keys.revision
-            with suppress(StoreUnavailable):
-                await asyncio.to_thread(self._store.workers.beat, self._id, host, told)
+            with suppress(StoreUnavailable, StoreBusy):
+                await self._beating.run(self._store.workers.beat, self._id, host, told)
             with suppress(RevisionNotReached):
                 await self._keys.wait_for(told + 1, _BEAT)
 
@@ -244,8 +248,8 @@ class Server:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
-        with suppress(StoreUnavailable):
-            await asyncio.to_thread(self._store.workers.leave, self._id)
+        with suppress(StoreUnavailable, StoreBusy):
+            await StoreThreads("leaving", _LEAVE).run(self._store.workers.leave, self._id)
         if self._log is not None:
             self._log.flush()
             self._log = None
@@ -268,12 +272,17 @@ def _limits(settings: ServerSettings) -> Limits:
     )
 
 
+async def preparing(settings: ServerSettings) -> None:
+    """prepare() in a thread: a signal ends the wait for it."""
+    await StoreThreads("the start", None).run(prepare, settings)
+
+
 def prepare(settings: ServerSettings) -> None:
     """What must be there before a worker starts: the tables, the administration token, the spool.
 
     Raises SettingsError or StoreUnavailable.
     """
-    store = Store(settings.database_url)
+    store = Store(settings.database_url, settings.database_timeout)
     try:
         store.migrate()
         spool.prepare(settings.spool, store.identity())

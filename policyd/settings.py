@@ -50,6 +50,8 @@ class ServerSettings:
     default_mode: Mode = Mode.OFF
     max_message: int = 4 * 2**20
     """Bytes of a gRPC request."""
+    database_timeout: float = 10.0
+    """Seconds that an ordinary call to the database may take; longer work has bounds of its own."""
     poll_interval: float | None = None
     """Seconds between two looks at the store. None: what suits the database."""
     max_staleness: float = 300.0

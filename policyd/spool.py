@@ -74,6 +74,18 @@ def _check_unused(folder: Path) -> None:
         reader.close()
 
 
+def left(folder: Path) -> int:
+    """Bytes of entries that nobody writes or ships any more. They wait for the next start."""
+    try:
+        reader = SpoolReader(folder)
+    except SettingsError:
+        return 0  # There was no start yet.
+    try:
+        return reader.left() if reader.lock() else 0
+    finally:
+        reader.close()
+
+
 def _unusable(folder: Path, error: OSError) -> SettingsError:
     return SettingsError(
         f"--spool {folder} cannot be used: {error.strerror}. Give it a folder that policyd may "
@@ -354,6 +366,14 @@ class SpoolReader:
                     lost = int(os.pread(descriptor, _DIGITS, 0) or b"0")
                     if lost == known.get(name.removesuffix(".lost"), 0):
                         os.unlink(name, dir_fd=self._folder)
+
+    def left(self) -> int:
+        """Bytes of entries in files that nobody writes any more."""
+        found = 0
+        for name, size in _segments(self._folder):
+            with suppress(FileNotFoundError), self._opened(name) as descriptor:
+                found += size if _lock(descriptor) else 0
+        return found
 
     def close(self) -> None:
         """Let another process ship."""

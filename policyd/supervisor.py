@@ -4,23 +4,23 @@ The kernel spreads connections over the workers (SO_REUSEPORT).
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
 from policyd.addresses import reserve
 from policyd.child import Child
 from policyd.configuration import Address
-from policyd.server import back_office, prepare
+from policyd.server import back_office, preparing
 from policyd.settings import ServerSettings
 
-Ready = Callable[[Address, Address, Address | None], None]
+Ready = Callable[[Address, Address, Address | None], Awaitable[None]]
 """Is told where gRPC, administration and HTTP listen."""
 
 
 async def supervise(settings: ServerSettings, stopping: asyncio.Event, ready: Ready) -> None:
     """Run the workers until `stopping` is set. Raises SettingsError or StoreUnavailable."""
-    await asyncio.to_thread(prepare, settings)
+    await preparing(settings)
     with ExitStack() as held:
         grpc = reserve(settings.grpc, "--grpc", held)
         admin = reserve(settings.admin, "--admin", held)
@@ -31,7 +31,7 @@ async def supervise(settings: ServerSettings, stopping: asyncio.Event, ready: Re
         office = back_office(settings)
         try:
             await asyncio.gather(office.start(), *(worker.start() for worker in workers))
-            ready(grpc, admin, http)
+            await ready(grpc, admin, http)
             watching = [asyncio.create_task(one.keep_running()) for one in (office, *workers)]
             await stopping.wait()
             for task in watching:

@@ -4,10 +4,11 @@ import itertools
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,7 +23,9 @@ _DEBIAN = Path("/usr/lib/postgresql")
 class PostgreSQL:
     """Starts with the newest PostgreSQL that Debian's packages have installed."""
 
-    def __init__(self) -> None:
+    def __init__(self, *settings: str) -> None:
+        self._settings = settings
+        """Such as "max_connections=10"."""
         self._numbers = itertools.count()
         # PostgreSQL refuses to run as root; Debian's package brings a user for it.
         self._user = "postgres" if os.getuid() == 0 else None
@@ -52,12 +55,34 @@ class PostgreSQL:
     def start(self) -> None:
         """Start it again after stop()."""
         options = f"-c listen_addresses= -c unix_socket_directories={self._folder} -c fsync=off"
+        options += "".join(f" -c {setting}" for setting in self._settings)
         log = str(self._folder / "log")
         self._run(self._pg_ctl, "start", "--wait", "-D", self._data, "-l", log, "-o", options)
 
     def stop(self) -> None:
         """Stop it, without waiting for clients; the databases stay."""
         self._run(self._pg_ctl, "stop", "--wait", "-m", "fast", "-D", self._data)
+
+    @property
+    def socket(self) -> Path:
+        """Where it listens."""
+        return self._folder / ".s.PGSQL.5432"
+
+    def freeze(self) -> None:
+        """Stop every process of it where it stands; the kernel goes on to answer for them."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let them go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        first = int(Path(self._data, "postmaster.pid").read_text().split()[0])
+        children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
+        # The first one first, so that no more of them begin.
+        for process in (first, *map(int, children)):
+            with suppress(ProcessLookupError):
+                os.kill(process, number)
 
     @contextmanager
     def database(self) -> Iterator[str]:

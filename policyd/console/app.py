@@ -4,7 +4,6 @@ import logging
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -25,8 +24,15 @@ from policyd.console import (
 )
 from policyd.console.guards import OwnHost, SafeHeaders, SameOrigin, SignedIn, public_origin
 from policyd.console.pages import HERE, Console, refuse
-from policyd.errors import DecisionNotFound, KeyNotFound, PolicydError, StoreUnavailable
+from policyd.errors import (
+    DecisionNotFound,
+    KeyNotFound,
+    PolicydError,
+    StoreBusy,
+    StoreUnavailable,
+)
 from policyd.http.probes import Probes
+from policyd.store.threads import StoreThreads
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +42,9 @@ _AWAY = (
     "The console cannot reach the database, so it has nothing to show. Decisions go on: they need "
     "no database. Check the database, then reload this page."
 )
+_BUSY = "The console has too many pages in work. Wait a few seconds, then reload this page."
+_PROBES = 100
+"""Probes that wait for the database."""
 
 
 def application(console: Console) -> ASGIApp:
@@ -59,6 +68,7 @@ def application(console: Console) -> ASGIApp:
         exception_handlers={
             HTTPException: _http_error,
             StoreUnavailable: _store_away,
+            StoreBusy: _store_busy,
             KeyNotFound: _not_found,
             DecisionNotFound: _not_found,
             Exception: _unexpected,
@@ -77,6 +87,8 @@ class _Probed:
         self._app = app
         self._console = console
         self._probes = Probes(self._not_ready)
+        # Of its own: pages that wait for the database do not make the console look unready.
+        self._threads = StoreThreads("probes", console.settings.database_timeout, waiting=_PROBES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._app
@@ -86,8 +98,8 @@ class _Probed:
 
     async def _not_ready(self) -> str:
         try:
-            await run_in_threadpool(self._console.store.identity)
-        except StoreUnavailable:
+            await self._threads.run(self._console.store.identity)
+        except (StoreUnavailable, StoreBusy):
             return "the database cannot be reached"
         return ""
 
@@ -116,6 +128,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
 async def _store_away(request: Request, error: Exception) -> Response:
     _log.warning("a page cannot be shown: %s", error)
     return refuse(request, 503, _AWAY, headers={"Retry-After": "5"})
+
+
+async def _store_busy(request: Request, error: Exception) -> Response:
+    return refuse(request, 503, _BUSY, headers={"Retry-After": "5"})
 
 
 async def _not_found(request: Request, error: Exception) -> Response:

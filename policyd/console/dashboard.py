@@ -8,7 +8,7 @@ from starlette.routing import Route
 
 from policyd.console import charts, periods
 from policyd.console.logs import holds_samples, key_names
-from policyd.console.pages import console, render
+from policyd.console.pages import console, render, shown
 from policyd.store import LogFilter
 
 _REQUESTS = (
@@ -51,4 +51,4 @@ def _show(request: Request) -> Response:
     )
 
 
-ROUTES = [Route("/", _show)]
+ROUTES = [Route("/", shown(_show))]

@@ -10,7 +10,7 @@ from starlette.routing import Route
 from policyd.console import charts, periods
 from policyd.console.log_query import KEY_ID
 from policyd.console.logs import holds_samples, key_names
-from policyd.console.pages import console, render
+from policyd.console.pages import console, render, shown
 from policyd.console.periods import Period
 from policyd.placeholders import is_placeholder
 
@@ -111,4 +111,4 @@ def _show(request: Request) -> Response:
     )
 
 
-ROUTES = [Route("/users", _show)]
+ROUTES = [Route("/users", shown(_show))]

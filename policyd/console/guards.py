@@ -1,10 +1,9 @@
 """What every request passes before it reaches a page, and what every answer carries."""
 
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import Response
@@ -131,7 +130,7 @@ class SignedIn:
     def __init__(
         self,
         app: ASGIApp,
-        is_signed_in: Callable[[Request], bool],
+        is_signed_in: Callable[[Request], Awaitable[bool]],
         ask: Callable[[Request], Response],
     ) -> None:
         self._app = app
@@ -140,7 +139,7 @@ class SignedIn:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
-        if await run_in_threadpool(self._is_signed_in, request):
+        if await self._is_signed_in(request):
             await self._app(scope, receive, send)
         else:
             await self._ask(request)(scope, receive, send)

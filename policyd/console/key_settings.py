@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from policyd.console import words
 from policyd.console.keys import read_etag, read_mode
-from policyd.console.pages import console, is_fragment, posted, render
+from policyd.console.pages import console, is_fragment, posted, render, shown
 from policyd.errors import EtagMismatch, InvalidArgument, KeyRevoked
 from policyd.model import IDENTIFIERS, ApiKey, KeySettings, Mode, Override
 from policyd.simulation import simulate
@@ -174,8 +174,8 @@ def _simulation(request: Request) -> Response:
 
 
 ROUTES = [
-    Route("/keys/{key_id}", _show),
+    Route("/keys/{key_id}", shown(_show)),
     Route("/keys/{key_id}", posted(_save), methods=["POST"]),
-    Route("/keys/{key_id}/in-force", _in_force_line),
-    Route("/keys/{key_id}/simulation", _simulation),
+    Route("/keys/{key_id}/in-force", shown(_in_force_line)),
+    Route("/keys/{key_id}/simulation", shown(_simulation)),
 ]

@@ -5,7 +5,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from policyd.console.pages import console, posted, render, text
+from policyd.console.pages import console, posted, render, shown, text
 from policyd.errors import EtagMismatch, InvalidArgument
 from policyd.model import ApiKey, Mode
 from policyd.store import MAX_NAME
@@ -102,9 +102,9 @@ def _revoke(request: Request, form: FormData) -> Response:
 
 
 ROUTES = [
-    Route("/keys", _list),
+    Route("/keys", shown(_list)),
     Route("/keys", posted(_create), methods=["POST"]),
-    Route("/keys/new", _new),
-    Route("/keys/{key_id}/revoke", _ask_to_revoke),
+    Route("/keys/new", shown(_new)),
+    Route("/keys/{key_id}/revoke", shown(_ask_to_revoke)),
     Route("/keys/{key_id}/revoke", posted(_revoke), methods=["POST"]),
 ]

@@ -5,7 +5,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from policyd.console.logs import key_names
-from policyd.console.pages import console, render
+from policyd.console.pages import console, render, shown
 from policyd.store import LogFilter
 
 _TRACE_ROWS = 20
@@ -22,4 +22,4 @@ def _show(request: Request) -> Response:
     return render(request, "log_details.html", record=record, trace=trace, keys=key_names(store))
 
 
-ROUTES = [Route("/logs/{decision_id}", _show)]
+ROUTES = [Route("/logs/{decision_id}", shown(_show))]

@@ -1,6 +1,6 @@
 """Logs: the decisions, newest first, filtered, live, and as files."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 
@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from policyd.console import log_query, words
 from policyd.console.log_query import LogQuery
-from policyd.console.pages import console, refuse, render
+from policyd.console.pages import Console, console, refuse, render, shown
 from policyd.export import csv_rows, json_line
 from policyd.record import Record
 from policyd.store import LogFilter, Store
@@ -87,22 +87,30 @@ def _fingerprint(records: list[Record]) -> str:
     return sha256(shown.encode()).hexdigest()[:16]
 
 
-def _export(request: Request) -> Response:
+async def _export(request: Request) -> Response:
     form = request.path_params["form"]
     query = log_query.read(request.query_params)
     if query.problems or form not in ("csv", "jsonl"):
         problem = next(iter(query.problems.values()), "The log is exported as csv or jsonl.")
         return refuse(request, 400, problem)
-    store = console(request).store
-    first = store.log.page(query.wanted, limit=_EXPORT_PAGE)  # A store that is away is told now.
+    here = console(request)
+    store = here.store
+    # A store that is away is told now.
+    first = await here.pages.run(store.log.page, query.wanted, limit=_EXPORT_PAGE)
     records = _every(store, query.wanted, first)
     lines = csv_rows(records) if form == "csv" else map(json_line, records)
     name = f"policyd-log-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.{form}"
     return StreamingResponse(
-        (line.encode("utf-8", "replace") for line in _together(lines)),
+        _in_threads(here, (line.encode("utf-8", "replace") for line in _together(lines))),
         media_type="text/csv; charset=utf-8" if form == "csv" else "application/jsonl",
         headers={"Content-Disposition": f'attachment; filename="{name}"'},
     )
+
+
+async def _in_threads(here: Console, portions: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """What `portions` gives, each made in a thread: the store blocks."""
+    while (portion := await here.pages.run(next, portions, None)) is not None:
+        yield portion
 
 
 def _every(store: Store, wanted: LogFilter, page: list[Record]) -> Iterator[Record]:
@@ -123,7 +131,7 @@ def _together(lines: Iterator[str]) -> Iterator[str]:
 
 
 ROUTES = [
-    Route("/logs", _page),
-    Route("/logs/rows", _rows),
+    Route("/logs", shown(_page)),
+    Route("/logs/rows", shown(_rows)),
     Route("/logs/export.{form}", _export),
 ]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import jinja2
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -21,6 +20,7 @@ from policyd.console.sessions import Sessions
 from policyd.console.text import plain, visible
 from policyd.settings import ServerSettings
 from policyd.store import Store
+from policyd.store.threads import StoreThreads
 
 HERE = Path(__file__).parent
 _MAX_FIELDS = 50
@@ -36,8 +36,12 @@ class Console:
     """The administration token."""
     sessions: Sessions
     attempts: Attempts
-    proxies: Sequence[Network] = ()
+    proxies: Sequence[Network]
     """Whose X-Forwarded-For is believed."""
+    pages: StoreThreads
+    """Where pages use the store, and ..."""
+    door: StoreThreads
+    """... where it tells who is signed in, and strangers use it."""
 
 
 def console(request: Request) -> Console:
@@ -87,9 +91,19 @@ _TITLES = {
 }
 
 Posted = Callable[[Request, FormData], Response]
+_Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def posted(handler: Posted) -> Callable[[Request], Awaitable[Response]]:
+def shown(handler: Callable[[Request], Response], *, to_strangers: bool = False) -> _Endpoint:
+    """An endpoint that runs `handler` in a thread: the store blocks."""
+
+    async def endpoint(request: Request) -> Response:
+        return await _threads(request, to_strangers).run(handler, request)
+
+    return endpoint
+
+
+def posted(handler: Posted, *, by_strangers: bool = False) -> _Endpoint:
     """An endpoint that gives `handler` the form, in a thread: the store blocks."""
 
     async def endpoint(request: Request) -> Response:
@@ -97,9 +111,14 @@ def posted(handler: Posted) -> Callable[[Request], Awaitable[Response]]:
         if request.headers.get("content-type", "").strip().lower().startswith("multipart/"):
             raise HTTPException(400, "The forms of this console are not sent in parts.")
         async with request.form(max_files=0, max_fields=_MAX_FIELDS) as form:
-            return await run_in_threadpool(handler, request, form)
+            return await _threads(request, by_strangers).run(handler, request, form)
 
     return endpoint
+
+
+def _threads(request: Request, for_strangers: bool) -> StoreThreads:
+    here = console(request)
+    return here.door if for_strangers else here.pages
 
 
 def text(form: FormData, name: str) -> str:

@@ -7,7 +7,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from policyd.console import charts, periods
-from policyd.console.pages import console, render
+from policyd.console.pages import console, render, shown
 from policyd.refusal_tally import MAX_SOURCES
 
 _REASONS = (
@@ -37,4 +37,4 @@ def _show(request: Request) -> Response:
     )
 
 
-ROUTES = [Route("/refused", _show)]
+ROUTES = [Route("/refused", shown(_show))]

@@ -19,6 +19,7 @@ from policyd.http.connections import Limits
 from policyd.http.listener import Listener, open_socket, tls_context
 from policyd.settings import ServerSettings
 from policyd.store import Store
+from policyd.store.threads import StoreThreads
 
 _log = logging.getLogger(__name__)
 
@@ -26,6 +27,12 @@ _MAX_HEAD = 64 * 2**10
 """Bytes of a request line and its headers: the cookies of all that a machine serves add up."""
 _GRACE = 3
 """Seconds that pages under way have when the console stops."""
+_AT_ONCE = 8
+"""Pages that use the store at once, and as many again for those who are not signed in."""
+_WAITING = 1000
+"""Requests that wait for their turn: more than there can be connections."""
+_LONG = 60.0
+"""Seconds that a page may take: its statistics may have to look at every row of the log."""
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  # compared, not listened on
 
 
@@ -42,7 +49,14 @@ class ConsoleServer:
         self._settings = settings
         proxies = [ipaddress.ip_network(one) for one in settings.console_trusted_proxies]
         self._console = Console(
-            settings, store, _token(settings), _sessions(settings), Attempts(), proxies
+            settings,
+            store,
+            _token(settings),
+            _sessions(settings),
+            Attempts(),
+            proxies,
+            pages=_threads("the console", max(_LONG, settings.database_timeout)),
+            door=_threads("sign-ins", settings.database_timeout),
         )
         self._limits = limits
         self._listener: Listener
@@ -77,6 +91,10 @@ class ConsoleServer:
         trace: TracebackType | None,
     ) -> None:
         await self._listener.stop()
+
+
+def _threads(purpose: str, seconds: float) -> StoreThreads:
+    return StoreThreads(purpose, seconds, at_once=_AT_ONCE, waiting=_WAITING)
 
 
 def console_url(settings: ServerSettings) -> str:

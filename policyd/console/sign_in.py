@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from policyd.console import credentials
 from policyd.console.client_address import client_address
-from policyd.console.pages import Console, console, is_fragment, posted, render, text
+from policyd.console.pages import Console, console, is_fragment, posted, render, shown, text
 from policyd.console.sessions import LIFETIME
 from policyd.refusal import source_of
 from policyd.store.administrator import Credentials
@@ -27,8 +27,12 @@ _TOO_MANY_OF_ALL = (
 )
 
 
-def is_signed_in(request: Request) -> bool:
-    """Whether the request comes from the administrator. Raises StoreUnavailable."""
+async def is_signed_in(request: Request) -> bool:
+    """Whether the request comes from the administrator. Raises StoreUnavailable and StoreBusy."""
+    return await console(request).door.run(_is_signed_in, request)
+
+
+def _is_signed_in(request: Request) -> bool:
     return bool(_session(request, console(request).store.administrator.get()))
 
 
@@ -213,14 +217,14 @@ def _change_password(request: Request, form: FormData) -> Response:
 
 
 PUBLIC = [
-    Route("/sign-in", _sign_in_page),
-    Route("/sign-in", posted(_sign_in), methods=["POST"]),
-    Route("/first-password", _link_page),
-    Route("/first-password", posted(_set_first_password), methods=["POST"]),
+    Route("/sign-in", shown(_sign_in_page, to_strangers=True)),
+    Route("/sign-in", posted(_sign_in, by_strangers=True), methods=["POST"]),
+    Route("/first-password", shown(_link_page, to_strangers=True)),
+    Route("/first-password", posted(_set_first_password, by_strangers=True), methods=["POST"]),
 ]
 """What a stranger may ask for."""
 PRIVATE = [
-    Route("/account", _account_page),
+    Route("/account", shown(_account_page)),
     Route("/account/password", posted(_change_password), methods=["POST"]),
     Route("/sign-out", posted(_sign_out), methods=["POST"]),
     Route("/sign-out-everywhere", posted(_sign_out_everywhere), methods=["POST"]),

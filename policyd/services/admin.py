@@ -1,9 +1,9 @@
 """AdminService: API keys and their settings, and the decision log.
 
-The store blocks, so it is asked in a thread.
+The store blocks, so it is asked in threads: some for keys, others for the log, whose calls may
+take longer. Calls beyond those at once wait for a turn, and only so many.
 """
 
-import asyncio
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -12,6 +12,8 @@ from policyd.model import IDENTIFIERS, ApiKey, Mode, Override
 from policyd.services import decisions
 from policyd.services.decisions import timestamp
 from policyd.store import Store
+from policyd.store.database import TIMEOUT
+from policyd.store.threads import StoreThreads
 from policyd.v1 import admin_pb2 as pb
 from policyd.v1 import policy_pb2
 from policyd.v1.admin_pb2_grpc import AdminServiceServicer
@@ -19,20 +21,29 @@ from policyd.v1.admin_pb2_grpc import AdminServiceServicer
 _Enum = TypeVar("_Enum", Mode, Override)
 _PAGE = 100
 _MAX_PAGE = 1000
+_AT_ONCE = 4
+_WAITING = 60
+"""Calls for keys, or for the log, that wait for a turn; further ones get RESOURCE_EXHAUSTED."""
+_LONGER = 3
+"""Times the time-out of the database, which a call for the log may take."""
 
 
 class AdminServicer(AdminServiceServicer):
     """Manages the keys in `store`, and reads its decision log."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, timeout: float = TIMEOUT) -> None:
         self._store = store
+        self._keys = StoreThreads("API keys", timeout, at_once=_AT_ONCE, waiting=_WAITING)
+        self._log = StoreThreads(
+            "the decision log", timeout * _LONGER, at_once=_AT_ONCE, waiting=_WAITING
+        )
 
     async def CreateApiKey(
         self, request: pb.CreateApiKeyRequest, context: Any
     ) -> pb.CreateApiKeyResponse:
         """See admin.proto."""
         wanted = _fields(request.api_key, ("name", "enforce_user_ids", "override_policy", "accept"))
-        key, secret = await asyncio.to_thread(self._store.create_key, **wanted)
+        key, secret = await self._keys.run(self._store.create_key, **wanted)
         return pb.CreateApiKeyResponse(api_key=_message(key), key=secret)
 
     async def ListApiKeys(
@@ -41,7 +52,7 @@ class AdminServicer(AdminServiceServicer):
         """See admin.proto."""
         size = _page_size(request.page_size)
         try:
-            keys = await asyncio.to_thread(
+            keys = await self._keys.run(
                 self._store.list_keys,
                 after=request.page_token,
                 limit=size + 1,
@@ -55,7 +66,7 @@ class AdminServicer(AdminServiceServicer):
 
     async def GetApiKey(self, request: pb.GetApiKeyRequest, context: Any) -> pb.GetApiKeyResponse:
         """See admin.proto."""
-        key = await asyncio.to_thread(self._store.get_key, request.id)
+        key = await self._keys.run(self._store.get_key, request.id)
         return pb.GetApiKeyResponse(api_key=_message(key))
 
     async def UpdateApiKey(
@@ -64,14 +75,14 @@ class AdminServicer(AdminServiceServicer):
         """See admin.proto."""
         wanted = request.api_key
         changes = _fields(wanted, request.update_mask.paths)
-        key = await asyncio.to_thread(self._store.update_key, wanted.id, changes, wanted.etag)
+        key = await self._keys.run(self._store.update_key, wanted.id, changes, wanted.etag)
         return pb.UpdateApiKeyResponse(api_key=_message(key))
 
     async def RevokeApiKey(
         self, request: pb.RevokeApiKeyRequest, context: Any
     ) -> pb.RevokeApiKeyResponse:
         """See admin.proto."""
-        key = await asyncio.to_thread(self._store.revoke_key, request.id, request.etag)
+        key = await self._keys.run(self._store.revoke_key, request.id, request.etag)
         return pb.RevokeApiKeyResponse(api_key=_message(key))
 
     async def ListDecisions(
@@ -80,7 +91,7 @@ class AdminServicer(AdminServiceServicer):
         """See admin.proto."""
         size = _page_size(request.page_size)
         wanted = decisions.log_filter(request)
-        found = await asyncio.to_thread(
+        found = await self._log.run(
             self._store.log.page, wanted, after=request.page_token, limit=size + 1
         )
         page = found[:size]
@@ -93,16 +104,16 @@ class AdminServicer(AdminServiceServicer):
         self, request: pb.GetDecisionRequest, context: Any
     ) -> pb.GetDecisionResponse:
         """See admin.proto."""
-        record = await asyncio.to_thread(self._store.log.get, request.id)
+        record = await self._log.run(self._store.log.get, request.id)
         return pb.GetDecisionResponse(decision=decisions.message(record))
 
     async def GetLogStatus(
         self, request: pb.GetLogStatusRequest, context: Any
     ) -> pb.GetLogStatusResponse:
         """See admin.proto."""
-        status = await asyncio.to_thread(self._store.log.status)
+        status = await self._log.run(self._store.log.status)
         oldest = timestamp(status.oldest) if status.oldest else None
-        refused = await asyncio.to_thread(self._store.refusals.total)
+        refused = await self._log.run(self._store.refusals.total)
         return pb.GetLogStatusResponse(
             decisions=status.decisions,
             lost=status.lost,

@@ -29,6 +29,7 @@ TABLE: dict[type[errors.PolicydError], tuple[grpc.StatusCode, str]] = {
     errors.BodiesFull: (_Code.RESOURCE_EXHAUSTED, "BODIES_FULL"),
     errors.KeyRevoked: (_Code.FAILED_PRECONDITION, "KEY_REVOKED"),
     errors.EtagMismatch: (_Code.ABORTED, "ETAG_MISMATCH"),
+    errors.StoreBusy: (_Code.RESOURCE_EXHAUSTED, "STORE_BUSY"),
     errors.StoreUnavailable: (_Code.UNAVAILABLE, "STORE_UNAVAILABLE"),
 }
 """Each error's status code, and the reason in its ErrorInfo."""

@@ -31,6 +31,8 @@ from policyd.model import (
 from policyd.store import hints
 from policyd.store.administrator import Administrator
 from policyd.store.database import (
+    MIGRATING,
+    TIMEOUT,
     Moment,
     metadata,
     now,
@@ -96,11 +98,12 @@ _keys = sa.Table(
 class Store:
     """The database at `url`, in SQLAlchemy's form. Threads may share it.
 
-    Every method raises StoreUnavailable where the database cannot be reached or used.
+    Every method raises StoreUnavailable where the database cannot be reached or used, or does not
+    answer within `timeout` seconds; the few that may take longer have a bound of their own.
     """
 
-    def __init__(self, url: str) -> None:
-        self._engine = open_engine(url)
+    def __init__(self, url: str, timeout: float = TIMEOUT) -> None:
+        self._engine = open_engine(url, timeout)
         self.log = Log(self._engine)
         self.refusals = Refusals(self._engine)
         self.statistics = Statistics(self._engine)
@@ -126,7 +129,7 @@ class Store:
 
     def migrate(self) -> None:
         """Bring the tables to this version's form. Several processes may do so at once."""
-        with writing(self._engine) as connection:
+        with writing(self._engine, MIGRATING) as connection:
             migrations.upgrade(connection)
 
     def create_key(

@@ -1,9 +1,13 @@
 """How policyd talks to SQLite and PostgreSQL: the engine, its errors, and what they do unlike."""
 
 import os
+import sqlite3
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +18,43 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from policyd.errors import SettingsError, StoreUnavailable
 from policyd.private_files import close_to_others, make_file
+from policyd.store import deadline
 
-_SQLITE_WAIT = 10.0
-"""Seconds that a writer waits for another one's transaction."""
+TIMEOUT = 10.0
+"""Seconds that an ordinary call may take, unless the settings say otherwise."""
+_CONNECTIONS = 20
+"""To PostgreSQL, of one process. All that ask at once are fewer."""
+_LOOK = 100_000
+"""Steps of SQLite between two looks at the deadline: less than a millisecond of work."""
+_AGAIN = 0.02
+"""Seconds between two tries for a lock for which SQLite itself does not wait."""
 
 _MOST = 2**62
 """Of a count: it fits into a BIGINT."""
-
-_PATIENCE = {"connect_timeout": "10", "tcp_user_timeout": "30000"}
-"""How long PostgreSQL's client waits for a server that says nothing, in s and ms. The URL may say
-otherwise."""
 
 _BESIDE = ("-wal", "-shm", "-journal")
 """Of SQLite's files beside a database, which have its mode when they are made."""
 
 metadata = sa.MetaData()
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """Seconds that a call may take which is no ordinary one: in all, and each statement of it.
+
+    None: as long as an ordinary one.
+    """
+
+    total: float
+    statement: float | None = None
+
+
+SHIPPING = Bound(120.0)
+"""Many small statements, each as quick as others: a database that is silent is noticed as soon."""
+LONG = Bound(300.0, 300.0)
+"""What may look at every row of the log: statistics, simulations, exports, retention."""
+MIGRATING = Bound(24 * 3600.0, 24 * 3600.0)
+"""What may build an index over every row, or wait until another process has."""
 
 Id = sa.String(32).with_variant(sa.String(32, collation="C"), "postgresql")
 """An ID whose order is that of its bytes, whatever the database's language."""
@@ -54,13 +80,10 @@ def storable(value: Any) -> Any:
     return value.replace("\0", "\N{REPLACEMENT CHARACTER}") if isinstance(value, str) else value
 
 
-def open_engine(url: str) -> sa.Engine:
-    """The engine for `url`. Raises SettingsError."""
+def open_engine(url: str, timeout: float = TIMEOUT) -> sa.Engine:
+    """The engine for `url`; an ordinary call may take `timeout` seconds. Raises SettingsError."""
     try:
-        parsed = sa.make_url(url)
-        if parsed.get_backend_name() == "postgresql":
-            parsed = parsed.set(query=_PATIENCE | dict(parsed.query))
-        engine = sa.create_engine(parsed, pool_pre_ping=True, hide_parameters=True)
+        engine = _open_postgresql(url, timeout) or _create_engine(url, timeout)
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, ValueError) as error:
         # The URL may hold a password, so the message does not repeat it.
         raise SettingsError(
@@ -69,18 +92,53 @@ def open_engine(url: str) -> sa.Engine:
             f"({type(error).__name__})"
         ) from None
     if engine.dialect.name == "sqlite":
-        file = sqlite_file(url)
-        if file is None:
-            raise SettingsError(
-                "--database-url must name a file: a database in memory cannot be shared"
-            )
-        real = os.path.realpath(file)  # SQLite puts its other files beside that.
-        for ending in ("", *_BESIDE):
-            close_to_others(Path(real + ending))
-        event.listen(engine, "do_connect", _make_sqlite_file)
-        event.listen(engine, "connect", _prepare_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
+        _bound_sqlite(engine, url, timeout)
+    engine.update_execution_options(policyd_timeout=timeout)
     return engine
+
+
+def timeout_of(engine: sa.Engine) -> float:
+    """Seconds that an ordinary call of this engine may take."""
+    return float(engine.get_execution_options()["policyd_timeout"])
+
+
+def _create_engine(url: str | sa.URL, timeout: float) -> sa.Engine:
+    return sa.create_engine(
+        url,
+        pool_pre_ping=True,
+        hide_parameters=True,
+        pool_size=5,
+        max_overflow=_CONNECTIONS - 5,
+        pool_timeout=timeout,
+    )
+
+
+def _open_postgresql(url: str, timeout: float) -> sa.Engine | None:
+    """The engine, if the URL is one of PostgreSQL."""
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() != "postgresql":
+        return None
+    # An extra of its own, which SQLite does without.
+    from policyd.store import postgresql as bounded
+
+    query = bounded.patience(timeout) | dict(parsed.query)
+    engine = _create_engine(parsed.set(query=query), timeout)
+    bounded.bound(engine, timeout)
+    return engine
+
+
+def _bound_sqlite(engine: sa.Engine, url: str, timeout: float) -> None:
+    file = sqlite_file(url)
+    if file is None:
+        raise SettingsError(
+            "--database-url must name a file: a database in memory cannot be shared"
+        )
+    real = os.path.realpath(file)  # SQLite puts its other files beside that.
+    for ending in ("", *_BESIDE):
+        close_to_others(Path(real + ending))
+    event.listen(engine, "do_connect", _make_sqlite_file)
+    event.listen(engine, "connect", partial(_prepare_sqlite, timeout))
+    event.listen(engine, "begin", _begin_sqlite)
 
 
 def _make_sqlite_file(_: object, __: object, where: Sequence[Any], how: Mapping[str, Any]) -> None:
@@ -88,14 +146,39 @@ def _make_sqlite_file(_: object, __: object, where: Sequence[Any], how: Mapping[
         make_file(Path(where[0]))
 
 
-def _prepare_sqlite(connection: Any, _: object) -> None:
+def _prepare_sqlite(timeout: float, connection: Any, _: object) -> None:
     connection.isolation_level = None  # The driver leaves transactions to _begin_sqlite.
-    connection.execute(f"PRAGMA busy_timeout = {int(_SQLITE_WAIT * 1000)}")
-    connection.execute("PRAGMA journal_mode = WAL")  # Readers do not wait for a writer.
+    # It stops a query whose thread has waited long enough.
+    connection.set_progress_handler(deadline.is_over, _LOOK)
+    with deadline.within(timeout):
+        connection.execute(_wait_for_locks(timeout))
+        _use_wal(connection)
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Have readers wait for no writer. To begin with that, SQLite needs the file for itself, and
+    does not wait for another process that has it."""
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or deadline.is_over():
+                raise
+            time.sleep(_AGAIN)
+        else:
+            return
+
+
+def _wait_for_locks(timeout: float) -> str:
+    """Has SQLite wait for another one's lock until the deadline, and no longer than `timeout`."""
+    seconds = max(min(timeout, deadline.remaining()), 0)
+    return f"PRAGMA busy_timeout = {int(seconds * 1000)}"
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
-    connection.exec_driver_sql(connection.get_execution_options().get("policyd_begin", "BEGIN"))
+    options = connection.get_execution_options()
+    connection.exec_driver_sql(_wait_for_locks(options["policyd_timeout"]))
+    connection.exec_driver_sql(options.get("policyd_begin", "BEGIN"))
 
 
 def sqlite_file(url: str) -> Path | None:
@@ -121,24 +204,58 @@ def errors() -> Iterator[None]:
         # The driver's own words; SQLAlchemy's would add the statement.
         words = str(getattr(error, "orig", None) or error).strip().splitlines()
         cause = words[0] if words else type(error).__name__
+        if cause == "interrupted":
+            cause = "it has not answered in time (--database-timeout)"
         raise StoreUnavailable(f"the database cannot be used: {cause}") from error
 
 
 @contextmanager
-def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """A connection to read by. Raises StoreUnavailable."""
-    with errors(), engine.connect() as connection:
+def reading(engine: sa.Engine, bound: Bound | None = None) -> Iterator[sa.Connection]:
+    """A connection to read by. Raises StoreUnavailable, also where that takes too long."""
+    with _bounded(engine, bound) as connection:
         yield connection
 
 
 @contextmanager
-def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """A transaction that writes, committed at the end. Raises StoreUnavailable."""
-    with errors(), engine.connect() as connection:
-        # SQLite: a transaction that reads first could not write once another one has written.
-        connection.execution_options(policyd_begin="BEGIN IMMEDIATE")
-        with connection.begin():
-            yield connection
+def writing(engine: sa.Engine, bound: Bound | None = None) -> Iterator[sa.Connection]:
+    """A transaction that writes, committed at the end. Raises StoreUnavailable, as reading()."""
+    # SQLite: a transaction that reads first could not write once another one has written.
+    with _bounded(engine, bound, policyd_begin="BEGIN IMMEDIATE") as connection:
+        if not connection.in_transaction():
+            connection.begin()
+        yield connection
+        connection.commit()
+
+
+@contextmanager
+def _bounded(engine: sa.Engine, bound: Bound | None, **options: str) -> Iterator[sa.Connection]:
+    timeout = timeout_of(engine)
+    with ExitStack() as ending:
+        ending.enter_context(errors())
+        ending.enter_context(deadline.within(max(bound.total, timeout) if bound else timeout))
+        connection = ending.enter_context(engine.connect())
+        connection.execution_options(**options)
+        if bound and bound.statement:
+            ending.enter_context(_long_statements(connection, max(bound.statement, timeout)))
+        yield connection
+
+
+@contextmanager
+def _long_statements(connection: sa.Connection, seconds: float) -> Iterator[None]:
+    """Of the transaction that begins here: SQLite bounds no statement by itself."""
+    if connection.dialect.name != "postgresql":
+        yield
+        return
+    from policyd.store.postgresql import BoundedConnection, allow_statements
+
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, BoundedConnection)
+    driver.statement = seconds
+    try:
+        allow_statements(connection, seconds)
+        yield
+    finally:
+        driver.statement = 0.0
 
 
 def _sum(one: sa.ColumnElement[int], other: sa.ColumnElement[int]) -> sa.ColumnElement[int]:

@@ -1,12 +1,15 @@
 """Hints that settings have changed. They may be lost, so whoever follows them polls as well."""
 
 import asyncio
-import contextlib
 import logging
+import threading
 from collections.abc import AsyncIterator
-from typing import Any
+from contextlib import closing, suppress
 
 import sqlalchemy as sa
+
+from policyd.store import deadline
+from policyd.store.database import timeout_of
 
 _log = logging.getLogger(__name__)
 _CHANNEL = "policyd_settings"
@@ -24,19 +27,61 @@ async def follow(engine: sa.Engine) -> AsyncIterator[None]:
     """Yields at every hint, for ever; at once ends on SQLite, which gives none."""
     if engine.dialect.name != "postgresql":
         return
-    # An extra of its own, which SQLite does without.
-    import psycopg
+    heard, stopped = asyncio.Event(), threading.Event()
+    listener = _Listener(engine, asyncio.get_running_loop(), heard, stopped)
+    threading.Thread(target=listener.listen, name="store: hints", daemon=True).start()
+    try:
+        while True:
+            await heard.wait()
+            heard.clear()
+            yield
+    finally:
+        stopped.set()
 
-    arguments, options = engine.dialect.create_connect_args(engine.url)
-    while True:
-        try:
-            connection: psycopg.AsyncConnection[Any] = await psycopg.AsyncConnection.connect(
-                *arguments, **options, autocommit=True
-            )
-            async with connection, contextlib.aclosing(connection.notifies()) as hints:
-                await connection.execute(f"LISTEN {_CHANNEL}")
-                async for _ in hints:
-                    yield
-        except psycopg.Error as error:
-            _log.debug("no hints of changed settings for now: %s", type(error).__name__)
-        await asyncio.sleep(_PAUSE)
+
+class _Listener:
+    """Listens in a thread of its own: no hint is worth that something waits for it."""
+
+    def __init__(
+        self,
+        engine: sa.Engine,
+        loop: asyncio.AbstractEventLoop,
+        heard: asyncio.Event,
+        stopped: threading.Event,
+    ) -> None:
+        self._engine = engine
+        self._timeout = timeout_of(engine)
+        self._loop = loop
+        self._heard = heard
+        self._stopped = stopped
+
+    def listen(self) -> None:
+        """Until it is stopped. A connection that is lost, or silent, is made again."""
+        # An extra of its own, which SQLite does without.
+        import psycopg
+
+        while not self._stopped.is_set():
+            try:
+                self._listen()
+            except psycopg.Error as error:
+                _log.debug("no hints of changed settings for now: %s", type(error).__name__)
+            self._stopped.wait(_PAUSE)
+
+    def _listen(self) -> None:
+        from policyd.store.postgresql import open_connection
+
+        with closing(open_connection(self._engine, self._timeout)) as connection:
+            with deadline.within(self._timeout):
+                connection.execute(f"LISTEN {_CHANNEL}")
+            # What changed while nobody listened may have been missed.
+            self._tell()
+            while not self._stopped.is_set():
+                # Whether the server still is there shows only when it is asked.
+                for _ in connection.notifies(timeout=self._timeout / 2):
+                    self._tell()
+                with deadline.within(self._timeout):
+                    connection.execute("SELECT 1")
+
+    def _tell(self) -> None:
+        with suppress(RuntimeError):  # The loop has ended.
+            self._loop.call_soon_threadsafe(self._heard.set)

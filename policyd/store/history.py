@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from policyd.model import Source
 from policyd.record import Record
-from policyd.store.database import reading
+from policyd.store.database import LONG, reading
 from policyd.store.decisions import LogFilter, conditions, decisions, read_record
 
 
@@ -56,7 +56,7 @@ class History:
         return [read_record(row) for row in self._rows(query.limit(limit))]
 
     def _rows(self, query: sa.Select[Any]) -> list[Any]:
-        with reading(self._engine) as connection:
+        with reading(self._engine, LONG) as connection:
             return list(connection.execute(query.where(*self._conditions)))
 
 

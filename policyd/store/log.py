@@ -16,7 +16,19 @@ import sqlalchemy as sa
 from policyd.errors import DecisionNotFound
 from policyd.record import Outcome, Record, first_id, moment
 from policyd.refusal import Refusal, RefusalCount
-from policyd.store.database import Id, Moment, metadata, now, reading, storable, upsert, writing
+from policyd.store import log_size
+from policyd.store.database import (
+    LONG,
+    SHIPPING,
+    Id,
+    Moment,
+    metadata,
+    now,
+    reading,
+    storable,
+    upsert,
+    writing,
+)
 from policyd.store.decisions import (
     FIELDS,
     OUTCOME_COLUMNS,
@@ -41,12 +53,6 @@ _waiting = sa.Table(
     sa.Column("decision_id", Id, primary_key=True),
     sa.Column("outcome", sa.LargeBinary, nullable=False),
     sa.Column("since", Moment, nullable=False),
-)
-_size = sa.Table(
-    "log_size",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("decisions", sa.BigInteger, nullable=False),
 )
 _lost = sa.Table(
     "log_lost",
@@ -81,7 +87,7 @@ class Log:
         outcomes = {entry.decision_id: entry for entry in entries if isinstance(entry, Outcome)}
         refused = [entry for entry in entries if isinstance(entry, Refusal | RefusalCount)]
         tally = Tally()
-        with writing(self._engine) as connection:
+        with writing(self._engine, SHIPPING) as connection:
             for known in _known(connection, decisions.c.id, records):
                 del records[known.id]
             _insert(connection, records.values(), tally)
@@ -90,8 +96,9 @@ class Log:
             missing = _attach(connection, outcomes | stored, tally)
             _put_aside(connection, missing)
             _forget_waiting(connection, stored)
-            tally.write(connection)
             add_refusals(connection, refused)
+            # Last: others wait for the rows of the same hours and users until this is committed.
+            tally.write(connection)
 
     def page(
         self, wanted: LogFilter, *, after: str = "", newer_than: str = "", limit: int = 50
@@ -99,7 +106,7 @@ class Log:
         """Up to `limit` decisions, newest first: behind the one with the ID `after`, and before
         the one with the ID `newer_than`."""
         query = page_query(wanted, after, newer_than, limit)
-        with reading(self._engine) as connection:
+        with reading(self._engine, LONG) as connection:
             return [read_record(row) for row in connection.execute(query)]
 
     def usage(
@@ -111,7 +118,7 @@ class Log:
         }
         if not found:
             return {}
-        with reading(self._engine) as connection:
+        with reading(self._engine, LONG) as connection:
             for user, *used in connection.execute(usage_query(list(found), key_id, limit)):
                 for counter, value in zip(found[user], used, strict=True):
                     counter[value] += value != ""
@@ -134,7 +141,7 @@ class Log:
     def status(self) -> LogStatus:
         """How the log is."""
         with reading(self._engine) as connection:
-            held = connection.execute(sa.select(_size.c.decisions)).scalar_one()
+            held = log_size.total(connection)
             lost = connection.execute(sa.select(sa.func.sum(_lost.c.decisions))).scalar_one()
             oldest = connection.execute(sa.select(sa.func.min(decisions.c.id))).scalar_one()
         return LogStatus(held, int(lost or 0), moment(oldest) if oldest else None)
@@ -153,7 +160,7 @@ class Log:
         """
         self._settle()
         deleted = self._expire_some(first_id(before), max_rows)
-        with writing(self._engine) as connection:
+        with writing(self._engine, LONG) as connection:
             oldest = connection.execute(sa.select(sa.func.min(decisions.c.id))).scalar_one()
             forget_users(connection, moment(oldest) if oldest else before)
         forget_refusals(self._engine, before, now())
@@ -161,7 +168,7 @@ class Log:
 
     def _settle(self) -> None:
         tally = Tally()
-        with writing(self._engine) as connection:
+        with writing(self._engine, LONG) as connection:
             found = sa.select(_waiting.c.outcome).where(
                 _waiting.c.decision_id.in_(sa.select(decisions.c.id))
             )
@@ -173,10 +180,11 @@ class Log:
             tally.write(connection)
 
     def _expire_some(self, before: str, max_rows: int) -> int:
-        with writing(self._engine) as connection:
-            # Locked, so that no other server deletes and counts the same ones.
-            held = connection.execute(sa.select(_size.c.decisions).with_for_update()).scalar_one()
-            excess = min(max(held - max_rows, 0), _CHUNK)
+        with writing(self._engine, LONG) as connection:
+            # So that no other server deletes the same ones, or too many.
+            if not log_size.is_free(connection):
+                return 0
+            excess = min(max(log_size.total(connection) - max_rows, 0), _CHUNK)
             oldest = sa.select(decisions.c.id).order_by(decisions.c.id)
             old = set(connection.execute(oldest.limit(excess)).scalars())
             aged = oldest.where(decisions.c.id < before).limit(_CHUNK - excess)
@@ -185,7 +193,7 @@ class Log:
                 return 0
             query = sa.delete(decisions).where(decisions.c.id <= max(old))
             deleted = connection.execute(query).rowcount
-            _resize(connection, -deleted)
+            log_size.add(connection, -deleted)
             return deleted
 
 
@@ -219,7 +227,7 @@ def _insert(connection: sa.Connection, records: Iterable[Record], tally: Tally) 
         tally.count(record)
     if rows:
         connection.execute(sa.insert(decisions), rows)
-        _resize(connection, len(rows))
+        log_size.add(connection, len(rows))
 
 
 def _builtins(entry: Record | Outcome) -> list[Any]:
@@ -262,10 +270,6 @@ def _forget_waiting(connection: sa.Connection, outcomes: Iterable[str]) -> None:
     ids = list(outcomes)
     if ids:
         connection.execute(sa.delete(_waiting).where(_waiting.c.decision_id.in_(ids)))
-
-
-def _resize(connection: sa.Connection, by: int) -> None:
-    connection.execute(sa.update(_size).values(decisions=_size.c.decisions + by))
 
 
 def _decode(outcome: bytes) -> Outcome:

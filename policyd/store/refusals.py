@@ -14,7 +14,7 @@ import msgspec
 import sqlalchemy as sa
 
 from policyd.refusal import Refusal, RefusalCount
-from policyd.store.database import Id, metadata, reading, storable, upsert, writing
+from policyd.store.database import LONG, Id, metadata, reading, storable, upsert, writing
 
 KEEP = timedelta(days=30)
 """How long sources and samples stay, where the log itself does not stay for a shorter time."""
@@ -142,7 +142,7 @@ def _known(
 def forget_refusals(engine: sa.Engine, before: datetime, now: datetime) -> None:
     """Delete what is older than `before` or KEEP, and the oldest of what is too much."""
     minute = int(max(before, now - KEEP).timestamp()) // _MINUTE
-    with writing(engine) as connection:
+    with writing(engine, LONG) as connection:
         _forget(connection, _sources.c.minute, minute, MAX_ROWS)
         first_id = f"{max(minute, 0) * _MINUTE * 1000:012x}"
         _forget(connection, _samples.c.id, first_id, MAX_SAMPLES)
@@ -192,7 +192,7 @@ class Refusals:
             .order_by(sum(sums[1:], sums[0]).desc(), column.source)
             .limit(limit)
         )
-        with reading(self._engine) as connection:
+        with reading(self._engine, LONG) as connection:
             return [
                 RefusedSource(source, RefusalCounts(*map(int, counts)), _moment(last))
                 for source, last, *counts in connection.execute(query)

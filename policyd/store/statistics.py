@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from policyd.model import UserState
 from policyd.placeholders import is_placeholder
 from policyd.record import Ending, Outcome, Record, Verdict, moment
-from policyd.store.database import metadata, reading, upsert
+from policyd.store.database import LONG, metadata, reading, upsert
 
 _HOUR = 3600
 _DAY = 24 * _HOUR
@@ -199,7 +199,7 @@ class Statistics:
         )
         if key_id:
             query = query.where(_daily.c.key_id == key_id)
-        with reading(self._engine) as connection:
+        with reading(self._engine, LONG) as connection:
             return [(user, key, int(number)) for user, key, number in connection.execute(query)]
 
     def users(
@@ -231,7 +231,7 @@ class Statistics:
         return self._rows(query.where(_daily.c.key_id == key_id) if key_id else query)
 
     def _rows(self, query: sa.Select[Any]) -> list[tuple[Any, Counts]]:
-        with reading(self._engine) as connection:
+        with reading(self._engine, LONG) as connection:
             return [(key, Counts(*map(int, counts))) for key, *counts in connection.execute(query)]
 
 

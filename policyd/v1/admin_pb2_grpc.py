@@ -36,7 +36,9 @@ class AdminServiceStub:
     DECISION_NOT_FOUND NOT_FOUND         the log has no decision with this ID
     KEY_REVOKED        FAILED_PRECONDITION  a revoked key cannot be changed
     ETAG_MISMATCH      ABORTED           the key was changed since it was read: read it again
-    STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached: try again
+    STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time:
+    try again. Whether a change was made is not known then
+    STORE_BUSY         RESOURCE_EXHAUSTED  as many calls wait for the database as may: try later
     UNAUTHENTICATED    UNAUTHENTICATED   the bearer token is missing or wrong
     """
 
@@ -99,7 +101,9 @@ class AdminServiceServicer:
     DECISION_NOT_FOUND NOT_FOUND         the log has no decision with this ID
     KEY_REVOKED        FAILED_PRECONDITION  a revoked key cannot be changed
     ETAG_MISMATCH      ABORTED           the key was changed since it was read: read it again
-    STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached: try again
+    STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time:
+    try again. Whether a change was made is not known then
+    STORE_BUSY         RESOURCE_EXHAUSTED  as many calls wait for the database as may: try later
     UNAUTHENTICATED    UNAUTHENTICATED   the bearer token is missing or wrong
     """
 
@@ -221,7 +225,9 @@ class AdminService:
     DECISION_NOT_FOUND NOT_FOUND         the log has no decision with this ID
     KEY_REVOKED        FAILED_PRECONDITION  a revoked key cannot be changed
     ETAG_MISMATCH      ABORTED           the key was changed since it was read: read it again
-    STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached: try again
+    STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time:
+    try again. Whether a change was made is not known then
+    STORE_BUSY         RESOURCE_EXHAUSTED  as many calls wait for the database as may: try later
     UNAUTHENTICATED    UNAUTHENTICATED   the bearer token is missing or wrong
     """
 

@@ -37,7 +37,9 @@ class AdminServiceStub:
       DECISION_NOT_FOUND NOT_FOUND         the log has no decision with this ID
       KEY_REVOKED        FAILED_PRECONDITION  a revoked key cannot be changed
       ETAG_MISMATCH      ABORTED           the key was changed since it was read: read it again
-      STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached: try again
+      STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time:
+                                           try again. Whether a change was made is not known then
+      STORE_BUSY         RESOURCE_EXHAUSTED  as many calls wait for the database as may: try later
       UNAUTHENTICATED    UNAUTHENTICATED   the bearer token is missing or wrong
     """
 
@@ -74,7 +76,9 @@ class AdminServiceAsyncStub(AdminServiceStub):
       DECISION_NOT_FOUND NOT_FOUND         the log has no decision with this ID
       KEY_REVOKED        FAILED_PRECONDITION  a revoked key cannot be changed
       ETAG_MISMATCH      ABORTED           the key was changed since it was read: read it again
-      STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached: try again
+      STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time:
+                                           try again. Whether a change was made is not known then
+      STORE_BUSY         RESOURCE_EXHAUSTED  as many calls wait for the database as may: try later
       UNAUTHENTICATED    UNAUTHENTICATED   the bearer token is missing or wrong
     """
 
@@ -107,7 +111,9 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
       DECISION_NOT_FOUND NOT_FOUND         the log has no decision with this ID
       KEY_REVOKED        FAILED_PRECONDITION  a revoked key cannot be changed
       ETAG_MISMATCH      ABORTED           the key was changed since it was read: read it again
-      STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached: try again
+      STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time:
+                                           try again. Whether a change was made is not known then
+      STORE_BUSY         RESOURCE_EXHAUSTED  as many calls wait for the database as may: try later
       UNAUTHENTICATED    UNAUTHENTICATED   the bearer token is missing or wrong
     """
 

@@ -1,0 +1,48 @@
+"""How many decisions the log holds, counted while it is written.
+
+The count is spread over several rows, and a transaction adds to one that no other has in work. So
+none waits for another, which may stand still, or whose replica may have vanished in the middle.
+An older policyd counts in the one row of `log_size`, which is a part of the sum.
+"""
+
+import secrets
+
+import sqlalchemy as sa
+
+from policyd.store.database import metadata
+
+_one = sa.Table(
+    "log_size",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("decisions", sa.BigInteger, nullable=False),
+)
+_parts = sa.Table(
+    "log_sizes",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("decisions", sa.BigInteger, nullable=False),
+)
+
+
+def total(connection: sa.Connection) -> int:
+    """How many decisions the log holds."""
+    parts = sa.func.coalesce(sa.func.sum(_parts.c.decisions), 0)
+    query = sa.select(_one.c.decisions + sa.select(parts).scalar_subquery())
+    return int(connection.execute(query).scalar_one())
+
+
+def add(connection: sa.Connection, number: int) -> None:
+    """Count so many more, or fewer."""
+    # There are never more rows than there were transactions at once.
+    free = sa.select(_parts.c.id).limit(1).with_for_update(skip_locked=True).scalar_subquery()
+    count = sa.update(_parts).where(_parts.c.id == free)
+    if not connection.execute(count.values(decisions=_parts.c.decisions + number)).rowcount:
+        row = {"id": secrets.token_hex(16), "decisions": number}
+        connection.execute(sa.insert(_parts).values(row))
+
+
+def is_free(connection: sa.Connection) -> bool:
+    """Whether no other transaction deletes from the log now; none does until this one ends."""
+    lock = sa.select(_one.c.id).with_for_update(skip_locked=True)
+    return connection.execute(lock).one_or_none() is not None

@@ -1,0 +1,182 @@
+"""PostgreSQL's connections: no side of one waits for a silent other side for long.
+
+The client gives up a connection on which an answer is overdue, and closes it. The server ends what
+a client holds that has vanished or stands still: a statement, a wait for a lock, a transaction.
+What the database's URL says of any of these comes first.
+"""
+
+import math
+import re
+import time
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, TypeVar
+
+import psycopg
+import sqlalchemy as sa
+from psycopg.errors import ConnectionTimeout
+from sqlalchemy import event
+
+from policyd.store import deadline
+
+_Result = TypeVar("_Result")
+
+_LEAST_CONNECT = 2
+"""Seconds. The driver gives a server no less to take a connection."""
+_GIVEN = re.compile(r"(?:-c\s*|--)([a-zA-Z_]+)\s*=")
+"""A setting in the URL's `options`."""
+_LOCK = 0.6
+_IDLE = 0.4
+"""Of the time-out: how long a statement waits for a lock, and how long a transaction may stand
+still while it holds one. A replica that vanished has lost its locks before another gives up."""
+_SINCE = {"tcp_user_timeout": 120_000, "client_connection_check_interval": 140_000}
+"""The first version of PostgreSQL that has a setting, where not all in use have it."""
+
+
+class Overdue(psycopg.OperationalError):
+    """The server has said nothing for longer than a call may take; the connection is closed."""
+
+
+class BoundedConnection(psycopg.Connection[Any]):
+    """A connection whose every wait ends by the running thread's deadline.
+
+    `silence` is how many seconds the server may say nothing. Where a statement may take longer, it
+    is asked by another connection (`probe`) whether it lives.
+    """
+
+    silence: float = math.inf
+    probe: Callable[[], object] = staticmethod(bool)
+    statement: float = 0.0
+    """How many seconds the running statement may take, where that is longer than `silence`."""
+
+    def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
+        """See psycopg.Connection. Raises Overdue."""
+        if math.isfinite(deadline.remaining()):
+            gen = self._bounded(gen)
+        return super().wait(gen, *arguments, **options)
+
+    def _bounded(self, work: Generator[Any, Any, _Result]) -> Generator[Any, Any, _Result]:
+        """`work`, with a look at the clock whenever the server was heard, or not."""
+        heard_at = time.monotonic()
+        try:
+            state = next(work)
+            while True:
+                ready = yield state
+                if ready or self._lives(time.monotonic() - heard_at):
+                    heard_at = time.monotonic()
+                self._check(time.monotonic() - heard_at)
+                state = work.send(ready)
+        except StopIteration as end:
+            result: _Result = end.value
+            return result
+
+    def _check(self, silent: float) -> None:
+        if silent <= self.silence and not deadline.is_over():
+            return
+        self.pgconn.finish()
+        raise Overdue("it has not answered in time (--database-timeout)")
+
+    def _lives(self, silent: float) -> bool:
+        """Whether a server that has said nothing for long answers on another connection."""
+        if silent < self.silence / 2 or self.statement <= self.silence:
+            return False
+        try:
+            with deadline.within(self.silence / 2):
+                self.probe()
+        except (Overdue, ConnectionTimeout):
+            return False
+        except psycopg.Error:
+            pass  # It refuses another connection, and says so.
+        return True
+
+
+def patience(timeout: float) -> dict[str, str]:
+    """What PostgreSQL's client is told, where the URL says nothing else."""
+    return {
+        "connect_timeout": str(max(math.ceil(timeout / 2), _LEAST_CONNECT)),
+        "tcp_user_timeout": str(math.ceil(timeout * 1000)),
+        "keepalives": "1",
+        "keepalives_idle": str(_seconds(timeout / 2)),
+        "keepalives_interval": str(_seconds(timeout / 6)),
+        "keepalives_count": "3",
+    }
+
+
+def _session(timeout: float) -> dict[str, str]:
+    """What each session of the server is told, where the URL says nothing else."""
+    return {
+        "statement_timeout": _milliseconds(timeout),
+        "lock_timeout": _milliseconds(timeout * _LOCK),
+        "idle_in_transaction_session_timeout": _milliseconds(timeout * _IDLE),
+        "tcp_keepalives_idle": str(_seconds(timeout / 2)),
+        "tcp_keepalives_interval": str(_seconds(timeout / 6)),
+        "tcp_keepalives_count": "3",
+        "tcp_user_timeout": _milliseconds(timeout),
+        "client_connection_check_interval": _milliseconds(timeout),
+    }
+
+
+def _seconds(value: float) -> int:
+    return max(math.ceil(value), 1)
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(min(max(math.ceil(seconds * 1000), 1), 2**31 - 1))
+
+
+def bound(engine: sa.Engine, timeout: float) -> None:
+    """Have the engine connect as above."""
+    given = frozenset(_GIVEN.findall(str(engine.url.query.get("options", ""))))
+    told = {name: value for name, value in _session(timeout).items() if name not in given}
+
+    def connect(_: object, __: object, where: Any, how: Mapping[str, Any]) -> BoundedConnection:
+        return _connect(where, how, told, timeout)
+
+    event.listen(engine, "do_connect", connect)
+
+
+def open_connection(engine: sa.Engine, timeout: float) -> BoundedConnection:
+    """A connection beside the engine's, in which each statement is a transaction.
+
+    Raises psycopg.Error.
+    """
+    where, how = engine.dialect.create_connect_args(engine.url)
+    with deadline.within(timeout):
+        connection = _connect(where, how, {}, timeout)
+    connection.autocommit = True
+    return connection
+
+
+def _connect(
+    where: Any, how: Mapping[str, Any], told: Mapping[str, str], timeout: float
+) -> BoundedConnection:
+    if deadline.is_over():
+        raise Overdue("it has not answered in time (--database-timeout)")
+    most = min(float(how.get("connect_timeout", 0)) or timeout, deadline.remaining())
+    how = {**how, "connect_timeout": str(max(math.ceil(most), _LEAST_CONNECT))}
+    with deadline.within(timeout):
+        connection = BoundedConnection.connect(*where, **how)
+        connection.silence = timeout
+        connection.probe = lambda: _connect(where, how, {}, timeout / 2).close()
+        _tell(connection, told)
+    return connection
+
+
+def _tell(connection: BoundedConnection, told: Mapping[str, str]) -> None:
+    version = connection.info.server_version
+    known = {name: value for name, value in told.items() if version >= _SINCE.get(name, 0)}
+    if not known:
+        return
+    connection.autocommit = True
+    calls = ", ".join("set_config(%s, %s, false)" for _ in known)
+    words = [word for pair in known.items() for word in pair]
+    connection.execute(f"SELECT {calls}".encode(), words)
+    connection.autocommit = False
+
+
+def allow_statements(connection: sa.Connection, seconds: float) -> None:
+    """Let the statements of this transaction take longer than those of others, and wait longer."""
+    value = _milliseconds(seconds)
+    connection.exec_driver_sql(
+        "SELECT set_config('statement_timeout', %s, true), set_config('lock_timeout', %s, true)",
+        (value, value),
+    )
