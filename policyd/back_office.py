@@ -17,7 +17,7 @@ from policyd.errors import StoreUnavailable
 from policyd.files import raise_limit
 from policyd.settings import ServerSettings
 from policyd.shipper import Shipper
-from policyd.spool import SpoolReader
+from policyd.spool import SpoolReader, database
 from policyd.store import Store
 
 _log = logging.getLogger(__name__)
@@ -37,6 +37,8 @@ async def _work() -> None:
         settings = parent.settings
         store = Store(settings.database_url)
         running.callback(store.close)
+        # Nothing is shipped to another one, and nothing retired there.
+        store.expect(database(settings.spool))
         spool = SpoolReader(settings.spool)
         running.callback(spool.close)
         office = _Office(Shipper(store, spool), settings)

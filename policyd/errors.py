@@ -13,6 +13,7 @@ PolicydError
 ├── KeyRevoked             a revoked API key cannot be changed
 ├── EtagMismatch           the API key has changed since the caller read it
 ├── StoreUnavailable       the database cannot be reached or used
+│   └── WrongDatabase      ... as it is not the one that this policyd belongs to
 ├── SettingsError          policyd cannot start with these settings
 ├── CannotListen           an address to listen at is taken, or not this machine's
 └── NoDecision             policyd gave no decision (what clients raise)
@@ -69,6 +70,10 @@ class EtagMismatch(PolicydError):
 
 class StoreUnavailable(PolicydError):
     """The database cannot be reached or used."""
+
+
+class WrongDatabase(StoreUnavailable):
+    """The database that answers is not the one that this policyd belongs to."""
 
 
 class SettingsError(PolicydError):

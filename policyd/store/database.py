@@ -12,11 +12,16 @@ from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
+from policyd import private_files
 from policyd.errors import SettingsError, StoreUnavailable
-from policyd.private_files import close_to_others, make_file
+from policyd.store import database_file, identity
+from policyd.store.database_file import DatabaseFile
 
 _SQLITE_WAIT = 10.0
 """Seconds that a writer waits for another one's transaction."""
+
+_READ_ONLY = "25006"
+"""PostgreSQL's code for a change in a transaction that takes none."""
 
 _MOST = 2**62
 """Of a count: it fits into a BIGINT."""
@@ -24,9 +29,6 @@ _MOST = 2**62
 _PATIENCE = {"connect_timeout": "10", "tcp_user_timeout": "30000"}
 """How long PostgreSQL's client waits for a server that says nothing, in s and ms. The URL may say
 otherwise."""
-
-_BESIDE = ("-wal", "-shm", "-journal")
-"""Of SQLite's files beside a database, which have its mode when they are made."""
 
 metadata = sa.MetaData()
 
@@ -74,18 +76,19 @@ def open_engine(url: str) -> sa.Engine:
             raise SettingsError(
                 "--database-url must name a file: a database in memory cannot be shared"
             )
-        real = os.path.realpath(file)  # SQLite puts its other files beside that.
-        for ending in ("", *_BESIDE):
-            close_to_others(Path(real + ending))
-        event.listen(engine, "do_connect", _make_sqlite_file)
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+        DatabaseFile(file).guard(engine)
     return engine
 
 
-def _make_sqlite_file(_: object, __: object, where: Sequence[Any], how: Mapping[str, Any]) -> None:
-    if not how.get("uri"):
-        make_file(Path(where[0]))
+def make_file(url: str) -> None:
+    """Make the file of a SQLite database, empty, unless it is there.
+
+    Nothing else makes it, so that none appears in the place of one that was deleted.
+    """
+    if file := sqlite_file(url):
+        private_files.make_file(Path(os.path.realpath(file)))
 
 
 def _prepare_sqlite(connection: Any, _: object) -> None:
@@ -119,7 +122,10 @@ def errors() -> Iterator[None]:
         yield
     except SQLAlchemyError as error:
         # The driver's own words; SQLAlchemy's would add the statement.
-        words = str(getattr(error, "orig", None) or error).strip().splitlines()
+        cause = getattr(error, "orig", None)
+        if getattr(cause, "sqlstate", None) == _READ_ONLY:
+            raise StoreUnavailable(identity.READ_ONLY) from error
+        words = str(cause or error).strip().splitlines()
         cause = words[0] if words else type(error).__name__
         raise StoreUnavailable(f"the database cannot be used: {cause}") from error
 
@@ -128,6 +134,7 @@ def errors() -> Iterator[None]:
 def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
     """A connection to read by. Raises StoreUnavailable."""
     with errors(), engine.connect() as connection:
+        identity.check(connection)
         yield connection
 
 
@@ -138,7 +145,9 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
         # SQLite: a transaction that reads first could not write once another one has written.
         connection.execution_options(policyd_begin="BEGIN IMMEDIATE")
         with connection.begin():
+            identity.check(connection)
             yield connection
+        database_file.confirm(connection)
 
 
 def _sum(one: sa.ColumnElement[int], other: sa.ColumnElement[int]) -> sa.ColumnElement[int]:

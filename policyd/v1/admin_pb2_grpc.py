@@ -37,6 +37,7 @@ class AdminServiceStub:
     KEY_REVOKED        FAILED_PRECONDITION  a revoked key cannot be changed
     ETAG_MISMATCH      ABORTED           the key was changed since it was read: read it again
     STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached: try again
+    WRONG_DATABASE     UNAVAILABLE       another installation's database answers: see policyd's log
     UNAUTHENTICATED    UNAUTHENTICATED   the bearer token is missing or wrong
     """
 
@@ -100,6 +101,7 @@ class AdminServiceServicer:
     KEY_REVOKED        FAILED_PRECONDITION  a revoked key cannot be changed
     ETAG_MISMATCH      ABORTED           the key was changed since it was read: read it again
     STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached: try again
+    WRONG_DATABASE     UNAVAILABLE       another installation's database answers: see policyd's log
     UNAUTHENTICATED    UNAUTHENTICATED   the bearer token is missing or wrong
     """
 
@@ -222,6 +224,7 @@ class AdminService:
     KEY_REVOKED        FAILED_PRECONDITION  a revoked key cannot be changed
     ETAG_MISMATCH      ABORTED           the key was changed since it was read: read it again
     STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached: try again
+    WRONG_DATABASE     UNAVAILABLE       another installation's database answers: see policyd's log
     UNAUTHENTICATED    UNAUTHENTICATED   the bearer token is missing or wrong
     """
 

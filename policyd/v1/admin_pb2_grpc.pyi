@@ -38,6 +38,7 @@ class AdminServiceStub:
       KEY_REVOKED        FAILED_PRECONDITION  a revoked key cannot be changed
       ETAG_MISMATCH      ABORTED           the key was changed since it was read: read it again
       STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached: try again
+      WRONG_DATABASE     UNAVAILABLE       another installation's database answers: see policyd's log
       UNAUTHENTICATED    UNAUTHENTICATED   the bearer token is missing or wrong
     """
 
@@ -75,6 +76,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
       KEY_REVOKED        FAILED_PRECONDITION  a revoked key cannot be changed
       ETAG_MISMATCH      ABORTED           the key was changed since it was read: read it again
       STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached: try again
+      WRONG_DATABASE     UNAVAILABLE       another installation's database answers: see policyd's log
       UNAUTHENTICATED    UNAUTHENTICATED   the bearer token is missing or wrong
     """
 
@@ -108,6 +110,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
       KEY_REVOKED        FAILED_PRECONDITION  a revoked key cannot be changed
       ETAG_MISMATCH      ABORTED           the key was changed since it was read: read it again
       STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached: try again
+      WRONG_DATABASE     UNAVAILABLE       another installation's database answers: see policyd's log
       UNAUTHENTICATED    UNAUTHENTICATED   the bearer token is missing or wrong
     """
 
