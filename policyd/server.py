@@ -297,6 +297,7 @@ def prepare(settings: ServerSettings) -> None:
     """
     store = Store(settings.database_url)
     try:
+        store.check()
         store.migrate()
         spool.prepare(settings.spool, store.identity())
     finally:

@@ -28,7 +28,7 @@ from policyd.model import (
     Mode,
     Override,
 )
-from policyd.store import hints
+from policyd.store import damage, hints
 from policyd.store import identity as identities
 from policyd.store.administrator import Administrator
 from policyd.store.database import (
@@ -132,6 +132,13 @@ class Store:
         """Use no other database than the one of this identity from now on: WrongDatabase is raised
         for it."""
         identities.expect(self._engine, identity)
+
+    def check(self) -> None:
+        """Call it once at a start. Raises StoreUnavailable where the database is damaged, or takes
+        no changes; one that is not there yet is neither."""
+        file = sqlite_file(self._url)
+        if file is None or file.exists():
+            damage.check(self._engine)
 
     def migrate(self) -> None:
         """Bring the tables to this version's form. Several processes may do so at once."""

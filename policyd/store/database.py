@@ -1,6 +1,7 @@
 """How policyd talks to SQLite and PostgreSQL: the engine, its errors, and what they do unlike."""
 
 import os
+import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -22,6 +23,8 @@ _SQLITE_WAIT = 10.0
 
 _READ_ONLY = "25006"
 """PostgreSQL's code for a change in a transaction that takes none."""
+
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 _MOST = 2**62
 """Of a count: it fits into a BIGINT."""
@@ -125,9 +128,19 @@ def errors() -> Iterator[None]:
         cause = getattr(error, "orig", None)
         if getattr(cause, "sqlstate", None) == _READ_ONLY:
             raise StoreUnavailable(identity.READ_ONLY) from error
+        if getattr(cause, "sqlite_errorcode", 0) & 0xFF in _DAMAGE:
+            raise damaged(str(cause)) from error
         words = str(cause or error).strip().splitlines()
         cause = words[0] if words else type(error).__name__
         raise StoreUnavailable(f"the database cannot be used: {cause}") from error
+
+
+def damaged(cause: str) -> StoreUnavailable:
+    """What is said of a SQLite file that is damaged, or none."""
+    return StoreUnavailable(
+        f"the database is damaged: {cause}. Stop policyd, keep the file for a rescue, and put a "
+        "backup in its place (policyd db restore)"
+    )
 
 
 @contextmanager

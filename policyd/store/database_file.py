@@ -5,7 +5,8 @@ committed there is in no database that anybody finds. So before a connection is 
 commit, the name is looked at; and a connection to another file than that is thrown away.
 
 SQLite keeps changes in FILE-wal until they are in FILE. One that stays behind when FILE is replaced
-would be read into the new one, and damage it: it is put aside.
+would be read into the new one, and damage it: it is put aside, and put back with the file that it
+belongs to.
 """
 
 import fcntl
@@ -30,8 +31,12 @@ _log = logging.getLogger(__name__)
 _CONFIRM = "policyd_confirm"
 _BESIDE = ("-wal", "-shm", "-journal")
 """Of SQLite's files beside a database, which have its mode when they are made."""
-_STALE = ".stale"
-"""What is put behind the name of a file that is put aside."""
+_ASIDE = ("-wal", "-shm")
+_PINS = 4
+"""Files whose inode is kept from being given to another file."""
+_O_PATH: int = getattr(os, "O_PATH", 0)
+"""To hold an inode by, where the system can. Closing it drops none of SQLite's locks, as closing
+any other descriptor of the same file would."""
 _Inode = tuple[int, int] | None
 
 
@@ -52,6 +57,7 @@ class DatabaseFile:
         self._known: _Files | None = None
         """As the newest connection found them."""
         self._told: _Files | None = None
+        self._pins: dict[_Inode, int] = {}
         self._lock = threading.Lock()
         self._close_to_others()
 
@@ -67,13 +73,14 @@ class DatabaseFile:
         if how.get("uri"):
             return  # Its operator says what file that is.
         found = self._found()
-        if found.main is None and self._path.parent.is_dir():
+        real = os.path.realpath(self._path)
+        if not os.path.lexists(real) and os.path.isdir(os.path.dirname(real)):
             raise StoreUnavailable(
                 f"there is no database {self._path}: it was moved or deleted. Put it back, or "
                 "restore a backup (policyd db restore); a restart of policyd would begin a new one"
             )
         if self._known is not None and self._known.main != found.main:
-            self._put_aside(self._known)
+            self._sort_out(self._known, found)
         self._close_to_others()
         record.info[_CONFIRM] = found.main
         # SQLite would make a file that has gone meanwhile.
@@ -91,6 +98,7 @@ class DatabaseFile:
         record.info[_CONFIRM] = _Connected(self, opened)
         with self._lock:
             self._known = opened
+            self._pin(opened.main)
 
     def _look(self, _: object, record: Any, __: object) -> None:
         connected = record.info.get(_CONFIRM)
@@ -111,19 +119,34 @@ class DatabaseFile:
         real = os.path.realpath(self._path)  # SQLite puts its other files beside that.
         return _Files(_inode(real), _inode(real + "-wal"), _inode(real + "-shm"))
 
-    def _put_aside(self, known: _Files) -> None:
-        """Rename what belongs to a file that is no longer here."""
+    def _sort_out(self, known: _Files, found: _Files) -> None:
+        """Rename what stands beside the file and belongs to the one that was here before; and give
+        back to this one what was so renamed."""
         real = os.path.realpath(self._path)
         with suppress(OSError), _one_at_a_time(os.path.dirname(real)):
-            for ending, inode in (("-wal", known.wal), ("-shm", known.shm)):
+            for ending, inode in zip(_ASIDE, known[1:], strict=True):
                 # Another process may have done so, and what is there now is the new file's.
                 if inode is not None and _inode(real + ending) == inode:
-                    os.rename(real + ending, real + ending + _STALE)
+                    aside = _aside(real + ending, known.main)
+                    os.rename(real + ending, aside)
                     _log.warning(
-                        "%s belongs to the file that %s was before: it is now %s, to be deleted "
-                        "unless you want to have that file back",
-                        *(real + ending, real, real + ending + _STALE),
+                        "%s belongs to the file that %s was before: it is now %s. It goes back to "
+                        "its place with that file; delete it if you do not want that one again",
+                        *(real + ending, real, aside),
                     )
+            for ending in _ASIDE if found.main in self._pins else ():
+                aside = _aside(real + ending, found.main)
+                if os.path.exists(aside) and not os.path.exists(real + ending):
+                    os.rename(aside, real + ending)
+
+    def _pin(self, main: _Inode) -> None:
+        """Keep the inode, so that the same number later is the same file."""
+        if main in self._pins or not _O_PATH:
+            return
+        if len(self._pins) >= _PINS:
+            os.close(self._pins.pop(next(iter(self._pins))))
+        with suppress(OSError):
+            self._pins[main] = os.open(self._path, _O_PATH | os.O_CLOEXEC)
 
     def _close_to_others(self) -> None:
         real = os.path.realpath(self._path)
@@ -152,6 +175,10 @@ def confirm(connection: sa.Connection) -> None:
             f"{found.file._path} was replaced or deleted while it was written to: the change is "
             "not in the database"
         )
+
+
+def _aside(path: str, main: _Inode) -> str:
+    return f"{path}.of-{main[1] if main else 0}"
 
 
 def _inode(path: str) -> _Inode:
