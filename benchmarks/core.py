@@ -36,7 +36,7 @@ async def run(_: Path, plan: Plan) -> str:
 
 async def _calls() -> dict[str, Call]:
     key = api_keys.generate()
-    keys = KeyTable(lambda _: KeyChanges(1, (KeyChange(api_keys.digest(key), _SETTINGS),)))
+    keys = KeyTable(lambda *_: KeyChanges(1, (KeyChange(api_keys.digest(key), _SETTINGS),)))
     await keys.refresh()
     servicer = PolicyServicer(keys, Mode.OFF, "benchmark", lambda _: None, Bodies(2**29))
     allowed, denied = traffic.asked(key), traffic.asked(key, user=None)

@@ -81,11 +81,11 @@ async def kill_children(made: Rig, plan: Plan) -> None:
     made.start_gateway(server.grpc)
     async with _struck(made):
         for _ in range(plan.kills):
-            victim = random.choice(await _children(server))  # noqa: S311  # keeps no secret
+            victim = random.choice(await _children(server))  # keeps no secret
             with contextlib.suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)
             await made.more(10)
-            await asyncio.sleep(random.random())  # noqa: S311  # keeps no secret
+            await asyncio.sleep(random.random())  # keeps no secret
 
 
 async def kill_gateway(made: Rig, plan: Plan) -> None:
@@ -278,7 +278,9 @@ async def postgresql_full(made: Rig, plan: Plan, postgres: PostgreSQL) -> None:
     made.start_gateway(server.grpc)
     async with _struck(made):
         with contextlib.ExitStack() as held:
-            made.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'")
+            made.query(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+            )
             with contextlib.suppress(psycopg.OperationalError):
                 while True:
                     held.enter_context(_connection(made))
@@ -291,7 +293,7 @@ async def postgresql_failed_over(made: Rig, plan: Plan, postgres: PostgreSQL) ->
 
     server = made.start_policyd()
     made.start_gateway(server.grpc)
-    data = Path(str(postgres._data))  # noqa: SLF001
+    data = Path(str(postgres._data))
     async with _struck(made):
         await asyncio.to_thread(postgres.stop)
         copy = data.with_name("standby")
@@ -387,6 +389,7 @@ def _signal(pids: list[int], number: signal.Signals) -> None:
 
 async def _replaced(program: processes.Program, module: str) -> None:
     """SIGHUP, and wait until every worker is another one."""
+
     def workers() -> set[int]:
         return {pid for pid in _family(program.pid) if _is_worker(pid, module)}
 
@@ -398,7 +401,7 @@ async def _replaced(program: processes.Program, module: str) -> None:
 
 
 def _postmaster(postgres: PostgreSQL) -> int:
-    return int(Path(f"{postgres._data}/postmaster.pid").read_text().split()[0])  # noqa: SLF001
+    return int(Path(f"{postgres._data}/postmaster.pid").read_text().split()[0])
 
 
 def _connection(made: Rig):  # type: ignore[no-untyped-def]
@@ -481,7 +484,7 @@ async def _run(name: str, plan: Plan, folder: Path, background: Background) -> R
             return _report(name, fault.__doc__ or name, made)
     with PostgreSQL() as server, server.database() as url, rig(folder, url, background) as made:
         await ON_POSTGRESQL[name](made, plan, server)
-        if not Path(f"{server._data}/postmaster.pid").exists():  # noqa: SLF001
+        if not Path(f"{server._data}/postmaster.pid").exists():
             server.start()  # The fault ended too early.
         return _report(name, ON_POSTGRESQL[name].__doc__ or name, made)
 
@@ -518,7 +521,11 @@ def as_row(report: Report) -> tuple[str, ...]:
 HEAD = [
     *("fault", "requests", "answers: status", "rows", "flags", "unchecked upstream"),
     *("flags lost", "allowed, not logged", "logged twice", "sent upstream twice"),
-    *("longest without a decision, s", "as before after, s", "99 % of decisions before / from then on, ms"),
+    *(
+        "longest without a decision, s",
+        "as before after, s",
+        "99 % of decisions before / from then on, ms",
+    ),
 ]
 
 
@@ -546,7 +553,9 @@ def main(quick: bool, root: Path | None, faults: tuple[str, ...]) -> None:
                     report = asyncio.run(_run(name, plan, Path(folder) / "rig", background))
                 except Exception as problem:  # noqa: BLE001  # The others are of use without it.
                     sys.stderr.write(f"  {name}: {problem!r}\n")
-                    rows.append((name, f"failed: {type(problem).__name__}", *[""] * (len(HEAD) - 2)))
+                    rows.append(
+                        (name, f"failed: {type(problem).__name__}", *[""] * (len(HEAD) - 2))
+                    )
                 else:
                     rows.append(as_row(report))
                 sys.stderr.write("  " + " | ".join(rows[-1]) + "\n")

@@ -83,7 +83,9 @@ async def _measure(folder: Path, url: str, toggles: int) -> Found:
                 for place in places
             ]
             found = [await _toggle(store, key, stubs, number) for number in range(1, toggles + 1)]
-    return Found([one for some in found for one in some.seconds], sum(f.old_after_new for f in found))
+    return Found(
+        [one for some in found for one in some.seconds], sum(f.old_after_new for f in found)
+    )
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -104,7 +106,10 @@ def main(toggles: int, root: Path | None) -> None:
     row = (
         toggles,
         _REPLICAS,
-        *(f"{1000 * one:.0f} ms" for one in (statistics.median(ordered), _p99(ordered), ordered[-1])),
+        *(
+            f"{1000 * one:.0f} ms"
+            for one in (statistics.median(ordered), _p99(ordered), ordered[-1])
+        ),
         found.old_after_new,
     )
     head = ["toggles", "replicas", "median", "99 %", "worst", "old answers after a new one"]

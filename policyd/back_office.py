@@ -17,7 +17,7 @@ from policyd.errors import StoreUnavailable
 from policyd.files import raise_limit
 from policyd.settings import ServerSettings
 from policyd.shipper import Shipper
-from policyd.spool import SpoolReader
+from policyd.spool import SpoolReader, database
 from policyd.store import Store
 from policyd.store.threads import StoreThreads
 
@@ -42,6 +42,8 @@ async def _work() -> None:
         settings = parent.settings
         store = Store(settings.database_url, settings.database_timeout)
         running.callback(store.close)
+        # Nothing is shipped to another one, and nothing retired there.
+        store.expect(database(settings.spool))
         # Nothing closes it: a thread that hangs in the database may come back to it, and would
         # find another file under its numbers.
         spool = SpoolReader(settings.spool)

@@ -148,6 +148,13 @@ main.add_command(simulate)
     help="Seconds without database until health says NOT_SERVING.",
 )
 @option(
+    "--max-clock-skew",
+    default=5.0,
+    type=click.FloatRange(0.1),
+    help="Seconds that this machine's clock may be off the database's. Beyond it, log and health "
+    "say so, and decisions are logged by the database's.",
+)
+@option(
     "--grace", default=10.0, type=click.FloatRange(0), help="Seconds to finish calls at the end."
 )
 @option(

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -31,11 +31,18 @@ class DecisionLog:
     Refused keys are only counted, and written by flush().
     """
 
-    def __init__(self, spool: SpoolWriter, process: str, *, drop_when_full: bool) -> None:
+    def __init__(
+        self,
+        spool: SpoolWriter,
+        process: str,
+        *,
+        drop_when_full: bool,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._spool = spool
         self._drop_when_full = drop_when_full
         self._said_at = float("-inf")
-        self._refusals = RefusalTally(process)
+        self._refusals = RefusalTally(process, clock)
 
     def append(self, entries: Sequence[Entry]) -> None:
         """Make the entries durable, all or none: call it before the answer. Raises LogFull.

@@ -14,6 +14,7 @@ PolicydError
 ├── EtagMismatch           the API key has changed since the caller read it
 ├── StoreUnavailable       the database cannot be reached or used
 ├── StoreBusy              as many calls wait for the database as may
+│   └── WrongDatabase      ... as it is not the one that this policyd belongs to
 ├── SettingsError          policyd cannot start with these settings
 ├── CannotListen           an address to listen at is taken, or not this machine's
 └── NoDecision             policyd gave no decision (what clients raise)
@@ -74,6 +75,10 @@ class StoreUnavailable(PolicydError):
 
 class StoreBusy(PolicydError):
     """As many calls wait for the database as may."""
+
+
+class WrongDatabase(StoreUnavailable):
+    """The database that answers is not the one that this policyd belongs to."""
 
 
 class SettingsError(PolicydError):

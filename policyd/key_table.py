@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from policyd.errors import RevisionNotReached
+from policyd.errors import RevisionNotReached, WrongDatabase
 from policyd.model import KeyChanges, KeySettings
 from policyd.store.database import TIMEOUT
 from policyd.store.threads import StoreThreads
@@ -15,23 +15,37 @@ from policyd.store.threads import StoreThreads
 _log = logging.getLogger(__name__)
 
 
+_CLOCK: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""One that goes on while the machine is suspended, where the system has it: settings from before a
+night's sleep are stale, and CLOCK_MONOTONIC does not count that night. (While a hypervisor has a
+machine paused, no clock of its own goes on; the next look at the database tells.)"""
+
+
+def _seconds() -> float:
+    return time.clock_gettime(_CLOCK)
+
+
 class KeyTable:
-    """Follows the store. `changes_since(revision)` asks it, and may block: it runs in a thread that
-    is for nothing else, for `timeout` seconds.
+    """Follows the store. `changes_since(revision, epoch)` asks it, and may block: it runs in a
+    thread that is for nothing else, for `timeout` seconds.
 
     Belongs to one event loop.
     """
 
     def __init__(
-        self, changes_since: Callable[[int], KeyChanges], timeout: float = TIMEOUT
+        self, changes_since: Callable[[int, str], KeyChanges], timeout: float = TIMEOUT
     ) -> None:
         self._changes_since = changes_since
         self._thread = StoreThreads("settings", timeout)
         self._settings: dict[bytes, KeySettings] = {}
         self._wanted = asyncio.Event()
         self._arrived = asyncio.Condition()
-        self._fresh_at = time.monotonic()
+        self._fresh_at = _seconds()
         self.revision = 0
+        self.epoch = ""
+        """Tells the revision from another one of the same number: see store/epochs.py."""
+        self.is_wrong_database = False
+        """Whether the last look found a database of another installation."""
 
     def settings(self, digest: bytes) -> KeySettings | None:
         """The settings of the key with this digest. None: no such key is in force."""
@@ -39,13 +53,19 @@ class KeyTable:
 
     def staleness(self) -> float:
         """Seconds since the store last answered."""
-        return time.monotonic() - self._fresh_at
+        return _seconds() - self._fresh_at
 
     async def refresh(self) -> None:
         """Read what changed. Raises StoreUnavailable."""
-        asked_at = time.monotonic()
-        changes = await self._thread.run(self._changes_since, self.revision)
+        asked_at = _seconds()
+        changes = await self._thread.run(self._changes_since, self.revision, self.epoch)
         if changes.everything:
+            if self.revision:
+                _log.warning(
+                    "the database was put back from a backup, or has lost changes: all settings "
+                    "are read anew, at revision %d after %d",
+                    *(changes.revision, self.revision),
+                )
             self._settings = {}
         for change in changes.changed:
             if change.settings is None:
@@ -53,14 +73,14 @@ class KeyTable:
             else:
                 self._settings[change.digest] = change.settings
         self._fresh_at = asked_at
-        if changes.revision != self.revision:
-            self.revision = changes.revision
+        if (changes.revision, changes.epoch) != (self.revision, self.epoch):
+            self.revision, self.epoch = changes.revision, changes.epoch
             async with self._arrived:
                 self._arrived.notify_all()
 
     async def follow(self, interval: float) -> None:
         """Refresh every `interval` seconds, give or take a tenth, until cancelled."""
-        lost = False
+        lost = ""
         while True:
             try:
                 await self.refresh()
@@ -68,11 +88,14 @@ class KeyTable:
                     _log.info(
                         "the database answers again; settings are at revision %d", self.revision
                     )
-                lost = False
+                lost = ""
+                self.is_wrong_database = False
             except Exception as error:  # noqa: BLE001  # Whatever it was, following goes on.
-                if not lost:
+                self.is_wrong_database = isinstance(error, WrongDatabase)
+                # Once for each cause: a database that is away may come back as another one.
+                if lost != type(error).__name__:
                     _log.error("settings stay at revision %d: %s", self.revision, error)
-                lost = True
+                lost = type(error).__name__
             await self._pause(interval * random.uniform(0.9, 1.1))  # noqa: S311  # keeps no secret
 
     def hint(self) -> None:

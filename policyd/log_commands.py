@@ -147,17 +147,21 @@ def _one(store: Store, any_id: str) -> Record:
 def status(database_url: str, as_json: bool) -> None:
     """Show how many decisions the log holds, since when, and how many were never logged.
 
-    And how many requests were refused for their API key: those are counted, and not logged.
+    And how many requests were refused for their API key: those are counted, and not logged. And how
+    many seconds the clock that is furthest off is ahead of the database's, of the workers that run.
     """
     with options.opened(database_url) as store:
         found = store.log.status()
         refused = store.refusals.total()
+        host, offset = store.workers.furthest_off() or (None, None)
     oldest = found.oldest.isoformat(timespec="milliseconds") if found.oldest else None
     facts = {
         "decisions": found.decisions,
         "lost": found.lost,
         "oldest": oldest,
         "refused_keys": refused,
+        "clock_offset": None if offset is None else offset.total_seconds(),
+        "clock_host": host,
     }
     if as_json:
         options.print_json(facts)

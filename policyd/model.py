@@ -185,6 +185,9 @@ class KeyChanges:
     changed: tuple[KeyChange, ...]
     everything: bool = False
     """Whether these are all keys there are, so that others known before are gone."""
+    epoch: str = ""
+    """What tells this revision from another one of the same number, in a database that was put back
+    from a backup or has lost changes. Keep it beside the revision, and ask with both."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ from policyd.spool import SpoolWriter
 from policyd.store import Store, sqlite_file
 from policyd.store.threads import StoreThreads
 from policyd.v1 import admin_pb2, admin_pb2_grpc, policy_pb2, policy_pb2_grpc
+from policyd.worker_clock import WorkerClock
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +53,9 @@ _BEAT = 2.0
 """Seconds between two signs of life for the store; a new revision is told at once."""
 _LEAVE = 1.0
 """Seconds to tell the store that this worker ends: else it finds out, a little later."""
+_CLOCK = "policyd.clock"
+"""The name under which gRPC's health tells of the worker's clock. A wrong one takes no worker out,
+so the other names do not tell of it."""
 _POLICY = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name
 _AUTHORIZATION = external_auth_pb2.DESCRIPTOR.services_by_name["Authorization"].full_name
 _ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
@@ -77,6 +81,7 @@ class Server:
         self._log: DecisionLog | None = None
         self._office: Child | None = None
         self._id = secrets.token_hex(6)
+        self._clock = WorkerClock(settings.max_clock_skew)
         self.grpc = settings.grpc
         self.admin = settings.admin
         self.http = settings.http
@@ -104,10 +109,13 @@ class Server:
             # Before gRPC starts threads, which it would not like to see forked.
             self._office = back_office(self._settings)
             await self._office.start()
+        self._store.expect(await asyncio.to_thread(spool.database, self._settings.spool))
         await self._keys.refresh()
+        # So that the first decision has the right time.
+        await self._tell_of_itself()
         self._spool = SpoolWriter(self._settings.spool, self._id, self._settings.spool_limit)
         drops = self._settings.drop_when_full
-        self._log = DecisionLog(self._spool, self._id, drop_when_full=drops)
+        self._log = DecisionLog(self._spool, self._id, drop_when_full=drops, clock=self._clock.time)
         tls = credentials(self._settings)
         policy = self._policy_listener()
         admin = self._admin_listener()
@@ -139,7 +147,9 @@ class Server:
         assert self._log is not None
         default = self._settings.default_mode
         self._bodies = Bodies(self._settings.memory)
-        self._policy = PolicyServicer(self._keys, default, self._id, self._log.append, self._bodies)
+        self._policy = PolicyServicer(
+            self._keys, default, self._id, self._log.append, self._bodies, self._clock.time
+        )
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(self._policy, listener.server)
         external_auth_pb2_grpc.add_AuthorizationServicer_to_server(
             AuthorizationServicer(self._policy, self._bodies), listener.server
@@ -170,6 +180,7 @@ class Server:
             max_message=settings.max_message,
             patience=settings.body_timeout,
             not_ready=self._not_ready,
+            remark=self._clock.remark,
         )
         if not self._shared:
             check_free(address, "--http")
@@ -200,7 +211,12 @@ class Server:
         return self._keys.staleness() <= self._settings.max_staleness
 
     async def _not_ready(self) -> str:
-        return "" if self._is_fresh() else "the settings are stale: the database is away"
+        if self._is_fresh():
+            return ""
+        # Probes need no token: the rest of what the database says is for the log alone.
+        is_wrong = self._keys.is_wrong_database
+        cause = "the database is not the one it was" if is_wrong else "the database is away"
+        return f"the settings are stale: {cause}"
 
     async def _watch_staleness(self) -> None:
         fresh = True
@@ -223,14 +239,20 @@ class Server:
             self._keys.hint()
 
     async def _beat(self) -> None:
-        """Tell the store that this worker runs, and at which revision."""
-        host = socket.gethostname()
         while True:
-            told = self._keys.revision
-            with suppress(StoreUnavailable, StoreBusy):
-                await self._beating.run(self._store.workers.beat, self._id, host, told)
+            told = await self._tell_of_itself()
+            status = NOT_SERVING if self._clock.is_wrong else SERVING
+            for listener in self._listeners:
+                await listener.tell_of(_CLOCK, status)
             with suppress(RevisionNotReached):
                 await self._keys.wait_for(told + 1, _BEAT)
+
+    async def _tell_of_itself(self) -> int:
+        """Tell the store that this worker runs, and at which revision: it returns that."""
+        told = (self._id, socket.gethostname(), self._keys.revision, self._keys.epoch)
+        with suppress(StoreUnavailable, StoreBusy):
+            self._clock.measured(await self._beating.run(self._store.workers.beat, *told))
+        return told[2]
 
     async def _flush(self, log: DecisionLog) -> None:
         """Write what was counted of refused keys."""
@@ -284,6 +306,7 @@ def prepare(settings: ServerSettings) -> None:
     """
     store = Store(settings.database_url, settings.database_timeout)
     try:
+        store.check()
         store.migrate()
         spool.prepare(settings.spool, store.identity())
     finally:

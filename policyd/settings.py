@@ -56,6 +56,8 @@ class ServerSettings:
     """Seconds between two looks at the store. None: what suits the database."""
     max_staleness: float = 300.0
     """Seconds without the store after which health says NOT_SERVING."""
+    max_clock_skew: float = 5.0
+    """Seconds that a worker's clock may be off the database's before it says so."""
     grace: float = 10.0
     """Seconds that calls under way have when policyd stops."""
     tls_cert: Path | None = None

@@ -40,18 +40,26 @@ _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 _DIGITS = 20
 
 
-def prepare(folder: Path, database: str) -> None:
-    """Make the folder, for the entries of this database. Raises SettingsError."""
+def prepare(folder: Path, identity: str) -> None:
+    """Make the folder, for the entries of the database of this identity. Raises SettingsError."""
     mark = folder / "database"
     try:
         make_folder(folder)
-        known = mark.read_text(encoding="utf-8") if mark.exists() else database
-        if known != database:
+        known = mark.read_text(encoding="utf-8") if mark.exists() else identity
+        if known != identity:
             _check_unused(folder)
         draft = folder / f"database.{os.getpid()}.tmp"
         make_file(draft)
-        draft.write_text(database, encoding="utf-8")
+        draft.write_text(identity, encoding="utf-8")
         draft.replace(mark)
+    except OSError as error:
+        raise _unusable(folder, error) from None
+
+
+def database(folder: Path) -> str:
+    """Which database the entries belong to, once the folder is prepared. Raises SettingsError."""
+    try:
+        return (folder / "database").read_text(encoding="utf-8")
     except OSError as error:
         raise _unusable(folder, error) from None
 

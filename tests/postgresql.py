@@ -84,6 +84,19 @@ class PostgreSQL:
             with suppress(ProcessLookupError):
                 os.kill(process, number)
 
+    def keep(self) -> None:
+        """Keep what it has now for go_back(): what a replica had when its primary was lost."""
+        self.stop()
+        self._run(Path("/bin/cp"), "-a", self._data, f"{self._data}.kept")
+        self.start()
+
+    def go_back(self) -> None:
+        """Go on from what was kept: all that was committed since is lost."""
+        self.stop()
+        shutil.rmtree(self._data)
+        self._run(Path("/bin/cp"), "-a", f"{self._data}.kept", self._data)
+        self.start()
+
     @contextmanager
     def database(self) -> Iterator[str]:
         """The URL of a new, empty database."""

@@ -92,7 +92,7 @@ async def make_recorder() -> Recorder:
     """One that does not listen yet."""
     key = api_keys.generate()
     settings = KeySettings("key_test", Mode.ENFORCE)
-    keys = KeyTable(lambda _: KeyChanges(1, (KeyChange(api_keys.digest(key), settings),)))
+    keys = KeyTable(lambda *_: KeyChanges(1, (KeyChange(api_keys.digest(key), settings),)))
     await keys.refresh()
     return Recorder(keys, key)
 

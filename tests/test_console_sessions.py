@@ -11,7 +11,6 @@ import sqlalchemy as sa
 
 from policyd.console.sessions import LIFETIME, Sessions
 from policyd.store import Store, administrator
-from policyd.store.database import now
 from tests.consoles import PASSWORD, Console, Page, Visitor, running, settings
 from tests.processes import Policyd
 
@@ -115,15 +114,15 @@ def test_sessions_that_have_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     store.migrate()
     known = store.administrator
     epoch = known.get().epoch
-    known.end_session("old", now() - timedelta(seconds=1))
+    known.end_session("old", timedelta(seconds=-1))
     assert known.has_ended("old")
     for number in range(3):
-        known.end_session(f"{number}", now() + timedelta(seconds=LIFETIME))
-        known.end_session(f"{number}", now() + timedelta(seconds=LIFETIME))
+        known.end_session(f"{number}", timedelta(seconds=LIFETIME))
+        known.end_session(f"{number}", timedelta(seconds=LIFETIME))
     assert not known.has_ended("old")
     assert known.has_ended("0")
     assert known.get().epoch == epoch
-    known.end_session("one more", now() + timedelta(seconds=LIFETIME))
+    known.end_session("one more", timedelta(seconds=LIFETIME))
     assert known.get().epoch == epoch + 1
     with store._engine.connect() as connection:
         count = sa.select(sa.func.count()).select_from(administrator._ended)

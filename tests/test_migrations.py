@@ -8,7 +8,7 @@ from alembic.config import Config
 
 from policyd.record import Verdict
 from policyd.store import LogFilter, Store
-from policyd.store.database import open_engine, writing
+from policyd.store.database import make_file, open_engine, writing
 from tests.records import START, denied, outcome, record
 
 OLD = {
@@ -31,6 +31,7 @@ TOKENS = ("input_tokens", "output_tokens", "cost_nano")
 
 def test_a_database_of_the_third_form(new_database: str) -> None:
     """What it holds is still read; the refused keys that it counted as blocked are so no longer."""
+    make_file(new_database)
     engine = open_engine(new_database)
     config = Config()
     config.set_main_option("script_location", "policyd:migrations")

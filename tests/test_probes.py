@@ -105,7 +105,7 @@ async def test_stale_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         url = f"http://{server.http}"
         assert await probed(url) == dict.fromkeys(PATHS, 200)
 
-        def fail(_: int) -> KeyChanges:
+        def fail(*_: object) -> KeyChanges:
             raise OSError("away")
 
         monkeypatch.setattr(server._keys, "_changes_since", fail)

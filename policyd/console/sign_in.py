@@ -14,7 +14,6 @@ from policyd.console.pages import Console, console, is_fragment, posted, render,
 from policyd.console.sessions import LIFETIME
 from policyd.refusal import source_of
 from policyd.store.administrator import Credentials
-from policyd.store.database import now
 
 _LINK_USED = (
     "This link is no longer good: it was used, or is older than a day. Sign in below, or start "
@@ -129,8 +128,8 @@ def _sign_out(request: Request, _: FormData) -> Response:
 def _end_session(request: Request, known: Credentials) -> None:
     """End the session that the request is part of, if there is one."""
     if session := _session(request, known):
-        until = now() + timedelta(seconds=LIFETIME)
-        console(request).store.administrator.end_session(session, until)
+        lifetime = timedelta(seconds=LIFETIME)
+        console(request).store.administrator.end_session(session, lifetime)
 
 
 def _sign_out_everywhere(request: Request, _: FormData) -> Response:

@@ -45,11 +45,17 @@ _READY = _answer(200, state="ready")
 _WRONG_METHOD = Answer(405, (*_HEADERS, ("Allow", "GET, HEAD")), b'{"reason":"send a GET request"}')
 
 
-class Probes:
-    """Answers probes; `check` says whether it is ready. Belongs to one event loop."""
+def _no_remark() -> str:
+    return ""
 
-    def __init__(self, check: Check) -> None:
+
+class Probes:
+    """Answers probes; `check` says whether it is ready, and `remark` what an operator should know
+    of one that is. Belongs to one event loop."""
+
+    def __init__(self, check: Check, remark: Callable[[], str] = _no_remark) -> None:
         self._check = check
+        self._remark = remark
         self._checking: asyncio.Task[str] | None = None
         self._problem = ""
         self._checked_at = float("-inf")
@@ -63,7 +69,10 @@ class Probes:
         if path == HEALTHZ:
             return _ALIVE
         problem = await self._current()
-        return _answer(503, state="not ready", reason=problem) if problem else _READY
+        if problem:
+            return _answer(503, state="not ready", reason=problem)
+        remark = self._remark()
+        return _answer(200, state="ready", remark=remark) if remark else _READY
 
     async def _current(self) -> str:
         if self._checking is None and time.monotonic() - self._checked_at < _KEEP:

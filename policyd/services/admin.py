@@ -114,11 +114,14 @@ class AdminServicer(AdminServiceServicer):
         status = await self._log.run(self._store.log.status)
         oldest = timestamp(status.oldest) if status.oldest else None
         refused = await self._log.run(self._store.refusals.total)
+        host, offset = await self._log.run(self._store.workers.furthest_off) or ("", None)
         return pb.GetLogStatusResponse(
             decisions=status.decisions,
             lost=status.lost,
             oldest_time=oldest,
             refused_keys=refused,
+            clock_offset=None if offset is None else decisions.duration(offset),
+            clock_host=host,
         )
 
 

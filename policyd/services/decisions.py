@@ -1,6 +1,6 @@
 """Entries of the decision log -> AdminService's messages."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -104,11 +104,14 @@ def _micro(outcome: Outcome | None) -> float | None:
 
 
 def _duration(microseconds: int | None) -> Duration | None:
-    if microseconds is None:
-        return None
-    duration = Duration()
-    duration.FromMicroseconds(microseconds)
-    return duration
+    return None if microseconds is None else duration(timedelta(microseconds=microseconds))
+
+
+def duration(time: timedelta) -> Duration:
+    """How long something takes as protobuf has it."""
+    made = Duration()
+    made.FromTimedelta(time)
+    return made
 
 
 def timestamp(moment: datetime) -> Timestamp:

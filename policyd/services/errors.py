@@ -31,6 +31,7 @@ TABLE: dict[type[errors.PolicydError], tuple[grpc.StatusCode, str]] = {
     errors.EtagMismatch: (_Code.ABORTED, "ETAG_MISMATCH"),
     errors.StoreBusy: (_Code.RESOURCE_EXHAUSTED, "STORE_BUSY"),
     errors.StoreUnavailable: (_Code.UNAVAILABLE, "STORE_UNAVAILABLE"),
+    errors.WrongDatabase: (_Code.UNAVAILABLE, "WRONG_DATABASE"),
 }
 """Each error's status code, and the reason in its ErrorInfo."""
 

@@ -114,6 +114,10 @@ class GrpcListener:
         for service in self._services:
             await self._health.set(service, status)
 
+    async def tell_of(self, name: str, status: int) -> None:
+        """Report the health of something that the rest does not depend on, under its own name."""
+        await self._health.set(name, status)
+
     async def stop(self, grace: float) -> None:
         """Report NOT_SERVING, and wait for calls under way up to `grace` seconds."""
         await self._health.end_watches()

@@ -33,7 +33,8 @@ class PolicyServicer(PolicyServiceServicer):
     """Decides with the settings in `keys`; `default` is the mode of keys that set none.
 
     `log` makes entries durable or raises LogFull. `process` are 12 hexadecimal digits that no other
-    process has: they stand in the IDs of decisions. `bodies` bounds the raw bodies that are read.
+    process has: they stand in the IDs of decisions, behind the time of `clock`. `bodies` bounds the
+    raw bodies that are read.
     """
 
     def __init__(
@@ -43,11 +44,12 @@ class PolicyServicer(PolicyServiceServicer):
         process: str,
         log: Callable[[Sequence[Entry]], None],
         bodies: Bodies,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._keys = keys
         self._default = default
         self._log = log
-        self._ids = _DecisionIds(process)
+        self._ids = _DecisionIds(process, clock)
         self._bodies = bodies
 
     async def Evaluate(self, request: pb.EvaluateRequest, context: Any) -> pb.EvaluateResponse:
@@ -207,10 +209,11 @@ class _DecisionIds:
     """IDs that nobody else gives, in the order of time: 12 hexadecimal digits of the
     millisecond, 12 of this process, 8 of a count."""
 
-    def __init__(self, process: str) -> None:
+    def __init__(self, process: str, clock: Callable[[], float]) -> None:
         self._process = process
+        self._clock = clock
         self._count = itertools.count()
 
     def next(self) -> str:
-        now = time.time_ns() // 1_000_000
+        now = int(self._clock() * 1000)
         return f"{now:012x}{self._process}{next(self._count) & 0xFFFFFFFF:08x}"

@@ -28,12 +28,14 @@ from policyd.model import (
     Mode,
     Override,
 )
-from policyd.store import hints
+from policyd.store import damage, hints
+from policyd.store import identity as identities
 from policyd.store.administrator import Administrator
 from policyd.store.database import (
     MIGRATING,
     TIMEOUT,
     Moment,
+    make_file,
     metadata,
     now,
     open_engine,
@@ -42,6 +44,7 @@ from policyd.store.database import (
     writing,
 )
 from policyd.store.decisions import LogFilter
+from policyd.store.epochs import epoch_of, epochs
 from policyd.store.history import History
 from policyd.store.log import Log, LogStatus
 from policyd.store.refusals import RefusalCounts, Refusals, RefusedSource
@@ -103,6 +106,7 @@ class Store:
     """
 
     def __init__(self, url: str, timeout: float = TIMEOUT) -> None:
+        self._url = url
         self._engine = open_engine(url, timeout)
         self.log = Log(self._engine)
         self.refusals = Refusals(self._engine)
@@ -127,8 +131,21 @@ class Store:
         """Close every connection."""
         self._engine.dispose()
 
+    def expect(self, identity: str) -> None:
+        """Use no other database than the one of this identity from now on: WrongDatabase is raised
+        for it."""
+        identities.expect(self._engine, identity)
+
+    def check(self) -> None:
+        """Call it once at a start. Raises StoreUnavailable where the database is damaged, or takes
+        no changes; one that is not there yet is neither."""
+        file = sqlite_file(self._url)
+        if file is None or file.exists():
+            damage.check(self._engine)
+
     def migrate(self) -> None:
         """Bring the tables to this version's form. Several processes may do so at once."""
+        make_file(self._url)
         with writing(self._engine, MIGRATING) as connection:
             migrations.upgrade(connection)
 
@@ -194,17 +211,24 @@ class Store:
                 return current
             return _write(connection, key_id, {"revoked_at": now()}, revision)
 
-    def changes_since(self, revision: int) -> KeyChanges:
-        """The keys that changed after `revision`, up to some newer one; all of them for 0."""
+    def changes_since(self, revision: int, epoch: str | None = None) -> KeyChanges:
+        """The keys that changed after `revision`, up to some newer one.
+
+        All of them for 0, and where the database does not have that revision of that epoch, or no
+        longer: it was put back from a backup, or has lost changes. None stands for any epoch.
+        """
+        newest = sa.select(_revision.c.value, sa.func.coalesce(epochs.c.epoch, ""))
+        newest = newest.outerjoin_from(_revision, epochs, epochs.c.revision == _revision.c.value)
         with reading(self._engine) as connection:
             # The number first: what commits between the two reads is read again the next time.
-            latest = connection.execute(sa.select(_revision.c.value)).scalar_one()
-            if latest == revision:
-                return KeyChanges(latest, ())
-            # A number that went back is a database put back from a copy: all of it is news.
-            since = revision if latest > revision else 0
+            latest, latest_epoch = connection.execute(newest).one()
+            is_known = epoch is None or epoch_of(connection, revision) == epoch
+            if latest == revision and is_known:
+                return KeyChanges(latest, (), epoch=latest_epoch)
+            since = revision if latest > revision and is_known else 0
             rows = connection.execute(sa.select(_keys).where(_keys.c.revision > since))
-            return KeyChanges(latest, tuple(map(_key_change, rows)), everything=since == 0)
+            changed = tuple(map(_key_change, rows))
+            return KeyChanges(latest, changed, everything=since == 0, epoch=latest_epoch)
 
     @contextmanager
     def _change(self) -> Iterator[tuple[sa.Connection, int]]:

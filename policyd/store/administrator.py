@@ -6,12 +6,13 @@ A session that ends alone is kept by its ID for as long as its cookie would be g
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import timedelta
 from typing import Any
 
 import sqlalchemy as sa
 
-from policyd.store.database import Moment, metadata, now, reading, upsert, writing
+from policyd.store.clock import database_time
+from policyd.store.database import Moment, metadata, reading, upsert, writing
 
 _administrator = sa.Table(
     "administrator",
@@ -64,12 +65,14 @@ class Administrator:
         """End every session."""
         self._update(sa.true(), {"epoch": _NEXT})
 
-    def end_session(self, session: str, expires_at: datetime) -> None:
-        """End one session, whose cookie is good until `expires_at`."""
-        row = {"id": session, "expires_at": expires_at}
+    def end_session(self, session: str, good_for: timedelta) -> None:
+        """End one session, whose cookie is good for no longer than `good_for` from now on."""
         with writing(self._engine) as connection:
-            connection.execute(sa.delete(_ended).where(_ended.c.expires_at < now()))
-            upsert(connection, _ended, [row])
+            # By one clock: one that is ahead would forget what others have ended, and those
+            # sessions would be good again.
+            now = database_time(connection)
+            connection.execute(sa.delete(_ended).where(_ended.c.expires_at < now))
+            upsert(connection, _ended, [{"id": session, "expires_at": now + good_for}])
             count = connection.execute(sa.select(sa.func.count()).select_from(_ended)).scalar_one()
             if count > MAX_ENDED:
                 connection.execute(sa.update(_administrator).values(epoch=_NEXT))

@@ -16,9 +16,10 @@ from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
+from policyd import private_files
 from policyd.errors import SettingsError, StoreUnavailable
-from policyd.private_files import close_to_others, make_file
-from policyd.store import deadline
+from policyd.store import database_file, deadline, identity
+from policyd.store.database_file import DatabaseFile
 
 TIMEOUT = 10.0
 """Seconds that an ordinary call may take, unless the settings say otherwise."""
@@ -29,11 +30,13 @@ _LOOK = 100_000
 _AGAIN = 0.02
 """Seconds between two tries for a lock for which SQLite itself does not wait."""
 
+_READ_ONLY = "25006"
+"""PostgreSQL's code for a change in a transaction that takes none."""
+
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
 _MOST = 2**62
 """Of a count: it fits into a BIGINT."""
-
-_BESIDE = ("-wal", "-shm", "-journal")
-"""Of SQLite's files beside a database, which have its mode when they are made."""
 
 metadata = sa.MetaData()
 
@@ -133,17 +136,18 @@ def _bound_sqlite(engine: sa.Engine, url: str, timeout: float) -> None:
         raise SettingsError(
             "--database-url must name a file: a database in memory cannot be shared"
         )
-    real = os.path.realpath(file)  # SQLite puts its other files beside that.
-    for ending in ("", *_BESIDE):
-        close_to_others(Path(real + ending))
-    event.listen(engine, "do_connect", _make_sqlite_file)
     event.listen(engine, "connect", partial(_prepare_sqlite, timeout))
     event.listen(engine, "begin", _begin_sqlite)
+    DatabaseFile(file).guard(engine)
 
 
-def _make_sqlite_file(_: object, __: object, where: Sequence[Any], how: Mapping[str, Any]) -> None:
-    if not how.get("uri"):
-        make_file(Path(where[0]))
+def make_file(url: str) -> None:
+    """Make the file of a SQLite database, empty, unless it is there.
+
+    Nothing else makes it, so that none appears in the place of one that was deleted.
+    """
+    if file := sqlite_file(url):
+        private_files.make_file(Path(os.path.realpath(file)))
 
 
 def _prepare_sqlite(timeout: float, connection: Any, _: object) -> None:
@@ -202,17 +206,30 @@ def errors() -> Iterator[None]:
         yield
     except SQLAlchemyError as error:
         # The driver's own words; SQLAlchemy's would add the statement.
-        words = str(getattr(error, "orig", None) or error).strip().splitlines()
-        cause = words[0] if words else type(error).__name__
-        if cause == "interrupted":
-            cause = "it has not answered in time (--database-timeout)"
-        raise StoreUnavailable(f"the database cannot be used: {cause}") from error
+        cause = getattr(error, "orig", None)
+        if getattr(cause, "sqlstate", None) == _READ_ONLY:
+            raise StoreUnavailable(identity.READ_ONLY) from error
+        if getattr(cause, "sqlite_errorcode", 0) & 0xFF in _DAMAGE:
+            raise damaged(str(cause)) from error
+        words = (str(cause or error).strip().splitlines() or [type(error).__name__])[0]
+        if words == "interrupted":
+            words = "it has not answered in time (--database-timeout)"
+        raise StoreUnavailable(f"the database cannot be used: {words}") from error
+
+
+def damaged(cause: str) -> StoreUnavailable:
+    """What is said of a SQLite file that is damaged, or none."""
+    return StoreUnavailable(
+        f"the database is damaged: {cause}. Stop policyd, keep the file for a rescue, and put a "
+        "backup in its place (policyd db restore)"
+    )
 
 
 @contextmanager
 def reading(engine: sa.Engine, bound: Bound | None = None) -> Iterator[sa.Connection]:
     """A connection to read by. Raises StoreUnavailable, also where that takes too long."""
     with _bounded(engine, bound) as connection:
+        identity.check(connection)
         yield connection
 
 
@@ -223,8 +240,10 @@ def writing(engine: sa.Engine, bound: Bound | None = None) -> Iterator[sa.Connec
     with _bounded(engine, bound, policyd_begin="BEGIN IMMEDIATE") as connection:
         if not connection.in_transaction():
             connection.begin()
+        identity.check(connection)
         yield connection
         connection.commit()
+        database_file.confirm(connection)
 
 
 @contextmanager

@@ -17,13 +17,13 @@ from policyd.errors import DecisionNotFound
 from policyd.record import Outcome, Record, first_id, moment
 from policyd.refusal import Refusal, RefusalCount
 from policyd.store import log_size
+from policyd.store.clock import database_time
 from policyd.store.database import (
     LONG,
     SHIPPING,
     Id,
     Moment,
     metadata,
-    now,
     reading,
     storable,
     upsert,
@@ -163,7 +163,8 @@ class Log:
         with writing(self._engine, LONG) as connection:
             oldest = connection.execute(sa.select(sa.func.min(decisions.c.id))).scalar_one()
             forget_users(connection, moment(oldest) if oldest else before)
-        forget_refusals(self._engine, before, now())
+            now = database_time(connection)
+        forget_refusals(self._engine, before, now)
         return deleted
 
     def _settle(self) -> None:
@@ -176,7 +177,9 @@ class Log:
             outcomes = {one.decision_id: one for one in map(_decode, rows)}
             _attach(connection, outcomes, tally)
             _forget_waiting(connection, outcomes)
-            connection.execute(sa.delete(_waiting).where(_waiting.c.since < now() - _WAIT))
+            # Put there by one server and given up by another, so by the clock that both share.
+            longest = database_time(connection) - _WAIT
+            connection.execute(sa.delete(_waiting).where(_waiting.c.since < longest))
             tally.write(connection)
 
     def _expire_some(self, before: str, max_rows: int) -> int:
@@ -258,7 +261,9 @@ def _attach(
 
 
 def _put_aside(connection: sa.Connection, outcomes: Mapping[str, Outcome]) -> None:
-    at = now()
+    if not outcomes:
+        return
+    at = database_time(connection)
     rows = [
         {"decision_id": key, "outcome": msgspec.json.encode(outcome), "since": at}
         for key, outcome in outcomes.items()

@@ -1,11 +1,14 @@
-"""Which workers there are, and from which revision of the settings each decides."""
+"""Which workers there are, from which revision of the settings each decides, and how far its clock
+is off. All of it goes by the database's clock, so that no worker's own can hide another one."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
-from policyd.store.database import Moment, metadata, now, reading, upsert, writing
+from policyd.store.clock import clock_offset, database_time
+from policyd.store.database import Moment, metadata, reading, upsert, writing
+from policyd.store.epochs import epochs
 
 _ALIVE = timedelta(seconds=15)
 """How long after its last beat a worker counts as running."""
@@ -18,6 +21,8 @@ _workers = sa.Table(
     sa.Column("host", sa.String(256), nullable=False),
     sa.Column("revision", sa.BigInteger, nullable=False),
     sa.Column("seen_at", Moment, nullable=False),
+    sa.Column("epoch", sa.String(32)),
+    sa.Column("clock_offset_us", sa.BigInteger),
 )
 
 
@@ -28,7 +33,10 @@ class Worker:
     id: str
     host: str
     revision: int
+    """That it decides from; 0: one that this database does not have, or has no longer."""
     seen_at: datetime
+    clock_offset: timedelta | None = None
+    """How far its clock is ahead of the database's. None: a worker of an older version."""
 
 
 class Workers:
@@ -37,13 +45,22 @@ class Workers:
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
 
-    def beat(self, worker_id: str, host: str, revision: int) -> None:
-        """Tell that a worker runs, and at which revision."""
-        at = now()
-        row = {"id": worker_id, "host": host[:256], "revision": revision, "seen_at": at}
+    def beat(self, worker_id: str, host: str, revision: int, epoch: str | None = None) -> timedelta:
+        """Tell that a worker runs, and at which revision of which epoch.
+
+        Returns how far this process' clock is ahead of the database's.
+        """
+        row = {"id": worker_id, "host": host[:256], "revision": revision, "epoch": epoch}
         with writing(self._engine) as connection:
-            upsert(connection, _workers, [row], replace=("host", "revision", "seen_at"))
-            connection.execute(sa.delete(_workers).where(_workers.c.seen_at < at - _KEEP))
+            at, offset = clock_offset(connection)
+            row |= {"seen_at": at, "clock_offset_us": offset // timedelta(microseconds=1)}
+            replace = ("host", "revision", "seen_at", "epoch", "clock_offset_us")
+            upsert(connection, _workers, [row], replace=replace)
+            # A beat far in the future is of a version that went by its own clock, or from before
+            # the database's was set right.
+            known = _workers.c.seen_at.between(at - _KEEP, at + _KEEP)
+            connection.execute(sa.delete(_workers).where(~known))
+        return offset
 
     def leave(self, worker_id: str) -> None:
         """Tell that a worker has ended."""
@@ -52,10 +69,32 @@ class Workers:
 
     def list(self) -> list[Worker]:
         """Those that run, by their ID."""
-        alive = _workers.c.seen_at > now() - _ALIVE
-        query = sa.select(_workers).where(alive).order_by(_workers.c.id)
+        column = _workers.c
+        query = sa.select(_workers, epochs.c.epoch.label("known_epoch"))
+        query = query.outerjoin_from(_workers, epochs, epochs.c.revision == column.revision)
         with reading(self._engine) as connection:
+            now = database_time(connection)
+            query = query.where(column.seen_at.between(now - _ALIVE, now + _ALIVE))
             return [
-                Worker(row.id, row.host, row.revision, row.seen_at)
-                for row in connection.execute(query)
+                Worker(
+                    row.id,
+                    row.host,
+                    row.revision if row.epoch in (None, row.known_epoch) else 0,
+                    row.seen_at,
+                    _offset(row.clock_offset_us),
+                )
+                for row in connection.execute(query.order_by(column.id))
             ]
+
+    def furthest_off(self) -> tuple[str, timedelta] | None:
+        """The host whose clock is furthest off, of the workers that run, and how far it is ahead.
+
+        None: none has told.
+        """
+        told = [(one.host, one.clock_offset) for one in self.list()]
+        known = [(host, offset) for host, offset in told if offset is not None]
+        return max(known, key=lambda one: abs(one[1]), default=None)
+
+
+def _offset(microseconds: int | None) -> timedelta | None:
+    return None if microseconds is None else timedelta(microseconds=microseconds)

@@ -22,58 +22,59 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from policyd.v1 import policy_pb2 as policyd_dot_v1_dot_policy__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16policyd/v1/admin.proto\x12\npolicyd.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17policyd/v1/policy.proto\"\xcd\x02\n\x06\x41piKey\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x31\n\x10\x65nforce_user_ids\x18\x03 \x01(\x0e\x32\x17.policyd.v1.EnforceMode\x12\x33\n\x0foverride_policy\x18\x04 \x01(\x0e\x32\x1a.policyd.v1.OverridePolicy\x12\x0e\n\x06\x61\x63\x63\x65pt\x18\x05 \x03(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\t \x01(\x03\x12\x0c\n\x04\x65tag\x18\n \x01(\t\":\n\x13\x43reateApiKeyRequest\x12#\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x12.policyd.v1.ApiKey\"H\n\x14\x43reateApiKeyResponse\x12#\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x12.policyd.v1.ApiKey\x12\x0b\n\x03key\x18\x02 \x01(\t\"Q\n\x12ListApiKeysRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x14\n\x0cshow_revoked\x18\x03 \x01(\x08\"T\n\x13ListApiKeysResponse\x12$\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x12.policyd.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1e\n\x10GetApiKeyRequest\x12\n\n\x02id\x18\x01 \x01(\t\"8\n\x11GetApiKeyResponse\x12#\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x12.policyd.v1.ApiKey\"k\n\x13UpdateApiKeyRequest\x12#\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x12.policyd.v1.ApiKey\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\";\n\x14UpdateApiKeyResponse\x12#\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x12.policyd.v1.ApiKey\"/\n\x13RevokeApiKeyRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\";\n\x14RevokeApiKeyResponse\x12#\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x12.policyd.v1.ApiKey\"\xa6\x02\n\x14ListDecisionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x12\n\napi_key_id\x18\x03 \x01(\t\x12$\n\x07verdict\x18\x04 \x01(\x0e\x32\x13.policyd.v1.Verdict\x12\x0c\n\x04\x66lag\x18\x05 \x01(\t\x12\x11\n\toperation\x18\x06 \x01(\t\x12\x0c\n\x04user\x18\x07 \x01(\t\x12\x10\n\x08trace_id\x18\x08 \x01(\t\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x61ny_id\x18\x0b \x01(\t\"_\n\x15ListDecisionsResponse\x12-\n\tdecisions\x18\x01 \x03(\x0b\x32\x1a.policyd.v1.LoggedDecision\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x12GetDecisionRequest\x12\n\n\x02id\x18\x01 \x01(\t\"C\n\x13GetDecisionResponse\x12,\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x1a.policyd.v1.LoggedDecision\"\xea\x03\n\x0eLoggedDecision\x12\n\n\x02id\x18\x01 \x01(\t\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x07verdict\x18\x03 \x01(\x0e\x32\x13.policyd.v1.Verdict\x12\x12\n\napi_key_id\x18\x04 \x01(\t\x12\x15\n\rdenial_status\x18\x05 \x01(\x05\x12\r\n\x05\x66lags\x18\x06 \x03(\t\x12,\n\x0b\x65xplanation\x18\x07 \x01(\x0b\x32\x17.policyd.v1.Explanation\x12\x10\n\x08revision\x18\x08 \x01(\x03\x12\x0c\n\x04user\x18\t \x01(\t\x12\r\n\x05model\x18\n \x01(\t\x12\x0e\n\x06method\x18\x0b \x01(\t\x12\x0c\n\x04path\x18\x0c \x01(\t\x12\x11\n\tsource_ip\x18\r \x01(\t\x12\x12\n\nuser_agent\x18\x0e \x01(\t\x12\x14\n\x0corganization\x18\x0f \x01(\t\x12\x10\n\x08trace_id\x18\x10 \x01(\t\x12\x12\n\nrequest_id\x18\x11 \x01(\t\x12$\n\x07outcome\x18\x12 \x01(\x0b\x32\x13.policyd.v1.Outcome\x12\x1b\n\x0e\x63ost_micro_usd\x18\x13 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06sample\x18\x14 \x01(\x08\x42\x11\n\x0f_cost_micro_usd\"\x15\n\x13GetLogStatusRequest\"~\n\x14GetLogStatusResponse\x12\x11\n\tdecisions\x18\x01 \x01(\x03\x12\x0c\n\x04lost\x18\x02 \x01(\x03\x12/\n\x0boldest_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0crefused_keys\x18\x04 \x01(\x03*\x88\x01\n\x0eOverridePolicy\x12\x1f\n\x1bOVERRIDE_POLICY_UNSPECIFIED\x10\x00\x12\x17\n\x13OVERRIDE_POLICY_ANY\x10\x01\x12 \n\x1cOVERRIDE_POLICY_TIGHTEN_ONLY\x10\x02\x12\x1a\n\x16OVERRIDE_POLICY_LOCKED\x10\x03*c\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x13\n\x0fVERDICT_ALLOWED\x10\x01\x12\x16\n\x12VERDICT_WOULD_DENY\x10\x02\x12\x12\n\x0eVERDICT_DENIED\x10\x03\x32\x9a\x05\n\x0c\x41\x64minService\x12Q\n\x0c\x43reateApiKey\x12\x1f.policyd.v1.CreateApiKeyRequest\x1a .policyd.v1.CreateApiKeyResponse\x12N\n\x0bListApiKeys\x12\x1e.policyd.v1.ListApiKeysRequest\x1a\x1f.policyd.v1.ListApiKeysResponse\x12H\n\tGetApiKey\x12\x1c.policyd.v1.GetApiKeyRequest\x1a\x1d.policyd.v1.GetApiKeyResponse\x12Q\n\x0cUpdateApiKey\x12\x1f.policyd.v1.UpdateApiKeyRequest\x1a .policyd.v1.UpdateApiKeyResponse\x12Q\n\x0cRevokeApiKey\x12\x1f.policyd.v1.RevokeApiKeyRequest\x1a .policyd.v1.RevokeApiKeyResponse\x12T\n\rListDecisions\x12 .policyd.v1.ListDecisionsRequest\x1a!.policyd.v1.ListDecisionsResponse\x12N\n\x0bGetDecision\x12\x1e.policyd.v1.GetDecisionRequest\x1a\x1f.policyd.v1.GetDecisionResponse\x12Q\n\x0cGetLogStatus\x12\x1f.policyd.v1.GetLogStatusRequest\x1a .policyd.v1.GetLogStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16policyd/v1/admin.proto\x12\npolicyd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17policyd/v1/policy.proto\"\xcd\x02\n\x06\x41piKey\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x31\n\x10\x65nforce_user_ids\x18\x03 \x01(\x0e\x32\x17.policyd.v1.EnforceMode\x12\x33\n\x0foverride_policy\x18\x04 \x01(\x0e\x32\x1a.policyd.v1.OverridePolicy\x12\x0e\n\x06\x61\x63\x63\x65pt\x18\x05 \x03(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\t \x01(\x03\x12\x0c\n\x04\x65tag\x18\n \x01(\t\":\n\x13\x43reateApiKeyRequest\x12#\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x12.policyd.v1.ApiKey\"H\n\x14\x43reateApiKeyResponse\x12#\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x12.policyd.v1.ApiKey\x12\x0b\n\x03key\x18\x02 \x01(\t\"Q\n\x12ListApiKeysRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x14\n\x0cshow_revoked\x18\x03 \x01(\x08\"T\n\x13ListApiKeysResponse\x12$\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x12.policyd.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1e\n\x10GetApiKeyRequest\x12\n\n\x02id\x18\x01 \x01(\t\"8\n\x11GetApiKeyResponse\x12#\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x12.policyd.v1.ApiKey\"k\n\x13UpdateApiKeyRequest\x12#\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x12.policyd.v1.ApiKey\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\";\n\x14UpdateApiKeyResponse\x12#\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x12.policyd.v1.ApiKey\"/\n\x13RevokeApiKeyRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\";\n\x14RevokeApiKeyResponse\x12#\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x12.policyd.v1.ApiKey\"\xa6\x02\n\x14ListDecisionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x12\n\napi_key_id\x18\x03 \x01(\t\x12$\n\x07verdict\x18\x04 \x01(\x0e\x32\x13.policyd.v1.Verdict\x12\x0c\n\x04\x66lag\x18\x05 \x01(\t\x12\x11\n\toperation\x18\x06 \x01(\t\x12\x0c\n\x04user\x18\x07 \x01(\t\x12\x10\n\x08trace_id\x18\x08 \x01(\t\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x61ny_id\x18\x0b \x01(\t\"_\n\x15ListDecisionsResponse\x12-\n\tdecisions\x18\x01 \x03(\x0b\x32\x1a.policyd.v1.LoggedDecision\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x12GetDecisionRequest\x12\n\n\x02id\x18\x01 \x01(\t\"C\n\x13GetDecisionResponse\x12,\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x1a.policyd.v1.LoggedDecision\"\xea\x03\n\x0eLoggedDecision\x12\n\n\x02id\x18\x01 \x01(\t\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x07verdict\x18\x03 \x01(\x0e\x32\x13.policyd.v1.Verdict\x12\x12\n\napi_key_id\x18\x04 \x01(\t\x12\x15\n\rdenial_status\x18\x05 \x01(\x05\x12\r\n\x05\x66lags\x18\x06 \x03(\t\x12,\n\x0b\x65xplanation\x18\x07 \x01(\x0b\x32\x17.policyd.v1.Explanation\x12\x10\n\x08revision\x18\x08 \x01(\x03\x12\x0c\n\x04user\x18\t \x01(\t\x12\r\n\x05model\x18\n \x01(\t\x12\x0e\n\x06method\x18\x0b \x01(\t\x12\x0c\n\x04path\x18\x0c \x01(\t\x12\x11\n\tsource_ip\x18\r \x01(\t\x12\x12\n\nuser_agent\x18\x0e \x01(\t\x12\x14\n\x0corganization\x18\x0f \x01(\t\x12\x10\n\x08trace_id\x18\x10 \x01(\t\x12\x12\n\nrequest_id\x18\x11 \x01(\t\x12$\n\x07outcome\x18\x12 \x01(\x0b\x32\x13.policyd.v1.Outcome\x12\x1b\n\x0e\x63ost_micro_usd\x18\x13 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06sample\x18\x14 \x01(\x08\x42\x11\n\x0f_cost_micro_usd\"\x15\n\x13GetLogStatusRequest\"\xc3\x01\n\x14GetLogStatusResponse\x12\x11\n\tdecisions\x18\x01 \x01(\x03\x12\x0c\n\x04lost\x18\x02 \x01(\x03\x12/\n\x0boldest_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0crefused_keys\x18\x04 \x01(\x03\x12/\n\x0c\x63lock_offset\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nclock_host\x18\x06 \x01(\t*\x88\x01\n\x0eOverridePolicy\x12\x1f\n\x1bOVERRIDE_POLICY_UNSPECIFIED\x10\x00\x12\x17\n\x13OVERRIDE_POLICY_ANY\x10\x01\x12 \n\x1cOVERRIDE_POLICY_TIGHTEN_ONLY\x10\x02\x12\x1a\n\x16OVERRIDE_POLICY_LOCKED\x10\x03*c\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x13\n\x0fVERDICT_ALLOWED\x10\x01\x12\x16\n\x12VERDICT_WOULD_DENY\x10\x02\x12\x12\n\x0eVERDICT_DENIED\x10\x03\x32\x9a\x05\n\x0c\x41\x64minService\x12Q\n\x0c\x43reateApiKey\x12\x1f.policyd.v1.CreateApiKeyRequest\x1a .policyd.v1.CreateApiKeyResponse\x12N\n\x0bListApiKeys\x12\x1e.policyd.v1.ListApiKeysRequest\x1a\x1f.policyd.v1.ListApiKeysResponse\x12H\n\tGetApiKey\x12\x1c.policyd.v1.GetApiKeyRequest\x1a\x1d.policyd.v1.GetApiKeyResponse\x12Q\n\x0cUpdateApiKey\x12\x1f.policyd.v1.UpdateApiKeyRequest\x1a .policyd.v1.UpdateApiKeyResponse\x12Q\n\x0cRevokeApiKey\x12\x1f.policyd.v1.RevokeApiKeyRequest\x1a .policyd.v1.RevokeApiKeyResponse\x12T\n\rListDecisions\x12 .policyd.v1.ListDecisionsRequest\x1a!.policyd.v1.ListDecisionsResponse\x12N\n\x0bGetDecision\x12\x1e.policyd.v1.GetDecisionRequest\x1a\x1f.policyd.v1.GetDecisionResponse\x12Q\n\x0cGetLogStatus\x12\x1f.policyd.v1.GetLogStatusRequest\x1a .policyd.v1.GetLogStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'policyd.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OVERRIDEPOLICY']._serialized_start=2281
-  _globals['_OVERRIDEPOLICY']._serialized_end=2417
-  _globals['_VERDICT']._serialized_start=2419
-  _globals['_VERDICT']._serialized_end=2518
-  _globals['_APIKEY']._serialized_start=131
-  _globals['_APIKEY']._serialized_end=464
-  _globals['_CREATEAPIKEYREQUEST']._serialized_start=466
-  _globals['_CREATEAPIKEYREQUEST']._serialized_end=524
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=526
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=598
-  _globals['_LISTAPIKEYSREQUEST']._serialized_start=600
-  _globals['_LISTAPIKEYSREQUEST']._serialized_end=681
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=683
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=767
-  _globals['_GETAPIKEYREQUEST']._serialized_start=769
-  _globals['_GETAPIKEYREQUEST']._serialized_end=799
-  _globals['_GETAPIKEYRESPONSE']._serialized_start=801
-  _globals['_GETAPIKEYRESPONSE']._serialized_end=857
-  _globals['_UPDATEAPIKEYREQUEST']._serialized_start=859
-  _globals['_UPDATEAPIKEYREQUEST']._serialized_end=966
-  _globals['_UPDATEAPIKEYRESPONSE']._serialized_start=968
-  _globals['_UPDATEAPIKEYRESPONSE']._serialized_end=1027
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=1029
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=1076
-  _globals['_REVOKEAPIKEYRESPONSE']._serialized_start=1078
-  _globals['_REVOKEAPIKEYRESPONSE']._serialized_end=1137
-  _globals['_LISTDECISIONSREQUEST']._serialized_start=1140
-  _globals['_LISTDECISIONSREQUEST']._serialized_end=1434
-  _globals['_LISTDECISIONSRESPONSE']._serialized_start=1436
-  _globals['_LISTDECISIONSRESPONSE']._serialized_end=1531
-  _globals['_GETDECISIONREQUEST']._serialized_start=1533
-  _globals['_GETDECISIONREQUEST']._serialized_end=1565
-  _globals['_GETDECISIONRESPONSE']._serialized_start=1567
-  _globals['_GETDECISIONRESPONSE']._serialized_end=1634
-  _globals['_LOGGEDDECISION']._serialized_start=1637
-  _globals['_LOGGEDDECISION']._serialized_end=2127
-  _globals['_GETLOGSTATUSREQUEST']._serialized_start=2129
-  _globals['_GETLOGSTATUSREQUEST']._serialized_end=2150
-  _globals['_GETLOGSTATUSRESPONSE']._serialized_start=2152
-  _globals['_GETLOGSTATUSRESPONSE']._serialized_end=2278
-  _globals['_ADMINSERVICE']._serialized_start=2521
-  _globals['_ADMINSERVICE']._serialized_end=3187
+  _globals['_OVERRIDEPOLICY']._serialized_start=2383
+  _globals['_OVERRIDEPOLICY']._serialized_end=2519
+  _globals['_VERDICT']._serialized_start=2521
+  _globals['_VERDICT']._serialized_end=2620
+  _globals['_APIKEY']._serialized_start=163
+  _globals['_APIKEY']._serialized_end=496
+  _globals['_CREATEAPIKEYREQUEST']._serialized_start=498
+  _globals['_CREATEAPIKEYREQUEST']._serialized_end=556
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=558
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=630
+  _globals['_LISTAPIKEYSREQUEST']._serialized_start=632
+  _globals['_LISTAPIKEYSREQUEST']._serialized_end=713
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=715
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=799
+  _globals['_GETAPIKEYREQUEST']._serialized_start=801
+  _globals['_GETAPIKEYREQUEST']._serialized_end=831
+  _globals['_GETAPIKEYRESPONSE']._serialized_start=833
+  _globals['_GETAPIKEYRESPONSE']._serialized_end=889
+  _globals['_UPDATEAPIKEYREQUEST']._serialized_start=891
+  _globals['_UPDATEAPIKEYREQUEST']._serialized_end=998
+  _globals['_UPDATEAPIKEYRESPONSE']._serialized_start=1000
+  _globals['_UPDATEAPIKEYRESPONSE']._serialized_end=1059
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=1061
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=1108
+  _globals['_REVOKEAPIKEYRESPONSE']._serialized_start=1110
+  _globals['_REVOKEAPIKEYRESPONSE']._serialized_end=1169
+  _globals['_LISTDECISIONSREQUEST']._serialized_start=1172
+  _globals['_LISTDECISIONSREQUEST']._serialized_end=1466
+  _globals['_LISTDECISIONSRESPONSE']._serialized_start=1468
+  _globals['_LISTDECISIONSRESPONSE']._serialized_end=1563
+  _globals['_GETDECISIONREQUEST']._serialized_start=1565
+  _globals['_GETDECISIONREQUEST']._serialized_end=1597
+  _globals['_GETDECISIONRESPONSE']._serialized_start=1599
+  _globals['_GETDECISIONRESPONSE']._serialized_end=1666
+  _globals['_LOGGEDDECISION']._serialized_start=1669
+  _globals['_LOGGEDDECISION']._serialized_end=2159
+  _globals['_GETLOGSTATUSREQUEST']._serialized_start=2161
+  _globals['_GETLOGSTATUSREQUEST']._serialized_end=2182
+  _globals['_GETLOGSTATUSRESPONSE']._serialized_start=2185
+  _globals['_GETLOGSTATUSRESPONSE']._serialized_end=2380
+  _globals['_ADMINSERVICE']._serialized_start=2623
+  _globals['_ADMINSERVICE']._serialized_end=3289
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ The administration API of policyd: API keys and their settings, and the decision
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
@@ -103,7 +104,10 @@ class ApiKey(_message.Message):
     override_policy: Global___OverridePolicy.ValueType
     """Who may override it for a request. Unspecified: OVERRIDE_POLICY_ANY."""
     revision: _builtins.int
-    """The revision of the settings that brought the last change."""
+    """The revision of the settings that brought the last change. Revisions count within one history of the
+    database: after a backup was put back, or a failover that lost changes, the same number may stand for
+    other settings.
+    """
     etag: _builtins.str
     """Names this state of the key. Give it with an update, and the update fails if the key has changed."""
     @_builtins.property
@@ -679,6 +683,8 @@ class GetLogStatusResponse(_message.Message):
     LOST_FIELD_NUMBER: _builtins.int
     OLDEST_TIME_FIELD_NUMBER: _builtins.int
     REFUSED_KEYS_FIELD_NUMBER: _builtins.int
+    CLOCK_OFFSET_FIELD_NUMBER: _builtins.int
+    CLOCK_HOST_FIELD_NUMBER: _builtins.int
     decisions: _builtins.int
     """Decisions that the log holds, about."""
     lost: _builtins.int
@@ -687,9 +693,20 @@ class GetLogStatusResponse(_message.Message):
     """Requests that were refused as they brought no API key in force, of the last 400 days. They are
     counted and not logged one by one, so they are in none of the other numbers.
     """
+    clock_host: _builtins.str
+    """The host of that worker."""
     @_builtins.property
     def oldest_time(self) -> _timestamp_pb2.Timestamp:
         """The oldest decision that the log holds."""
+
+    @_builtins.property
+    def clock_offset(self) -> _duration_pb2.Duration:
+        """How far the clock that is furthest off the database's is ahead of it, of the workers that run; behind,
+        if negative. Unset: no worker has told. It is measured every two seconds, and no larger than it must be:
+        by how long the answer took, it may be more. A worker that is further off than --max-clock-skew says so
+        in its log, on /readyz and in gRPC's health under the name "policyd.clock", and logs decisions by the
+        database's clock; it goes on to serve.
+        """
 
     def __init__(
         self,
@@ -698,10 +715,12 @@ class GetLogStatusResponse(_message.Message):
         lost: _builtins.int = ...,
         oldest_time: _timestamp_pb2.Timestamp | None = ...,
         refused_keys: _builtins.int = ...,
+        clock_offset: _duration_pb2.Duration | None = ...,
+        clock_host: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["oldest_time", b"oldest_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["clock_offset", b"clock_offset", "oldest_time", b"oldest_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "lost", b"lost", "oldest_time", b"oldest_time", "refused_keys", b"refused_keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_host", b"clock_host", "clock_offset", b"clock_offset", "decisions", b"decisions", "lost", b"lost", "oldest_time", b"oldest_time", "refused_keys", b"refused_keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -39,6 +39,8 @@ class AdminServiceStub:
     STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time:
     try again. Whether a change was made is not known then
     STORE_BUSY         RESOURCE_EXHAUSTED  as many calls wait for the database as may: try later
+    STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached: try again
+    WRONG_DATABASE     UNAVAILABLE       another installation's database answers: see policyd's log
     UNAUTHENTICATED    UNAUTHENTICATED   the bearer token is missing or wrong
     """
 
@@ -104,6 +106,8 @@ class AdminServiceServicer:
     STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time:
     try again. Whether a change was made is not known then
     STORE_BUSY         RESOURCE_EXHAUSTED  as many calls wait for the database as may: try later
+    STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached: try again
+    WRONG_DATABASE     UNAVAILABLE       another installation's database answers: see policyd's log
     UNAUTHENTICATED    UNAUTHENTICATED   the bearer token is missing or wrong
     """
 
@@ -228,6 +232,8 @@ class AdminService:
     STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time:
     try again. Whether a change was made is not known then
     STORE_BUSY         RESOURCE_EXHAUSTED  as many calls wait for the database as may: try later
+    STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached: try again
+    WRONG_DATABASE     UNAVAILABLE       another installation's database answers: see policyd's log
     UNAUTHENTICATED    UNAUTHENTICATED   the bearer token is missing or wrong
     """
 

@@ -317,7 +317,10 @@ class EvaluateRequest(_message.Message):
     """The caller's own ID of the request."""
     min_revision: _builtins.int
     """Decide with settings at least as new as this revision. policyd waits for it, up to 5 s or the
-    deadline, and then fails with REVISION_NOT_REACHED.
+    deadline, and then fails with REVISION_NOT_REACHED. Revisions count within one history of the
+    database: where a backup was put back, or a failover has lost changes, a number from before may never
+    be reached, or stand for other settings. policyd then reads everything anew, and a caller takes the
+    revision anew from whatever told it of the change: a change that is gone is to be made again.
     """
     in_scope: _builtins.bool
     """Whether the call is one of the endpoints that "Enforce User IDs" applies to, for a caller that has
@@ -462,7 +465,9 @@ class EvaluateResponse(_message.Message):
     decision_id: _builtins.str
     """Names this decision: nobody else has it, and later ones sort behind it."""
     revision: _builtins.int
-    """The revision of the settings that the decision was made with."""
+    """The revision of the settings that the decision was made with. It goes back where the database was put
+    back from a backup.
+    """
     would_deny: _builtins.bool
     """Audit mode: the request is allowed, and enforcing would have denied it."""
     upstream_path: _builtins.str

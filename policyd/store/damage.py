@@ -1,0 +1,71 @@
+"""Whether a database can be served from, looked at once at the start.
+
+A damaged SQLite file answers most queries, some of them wrongly, and fails others for ever. Reading
+all of one that holds a large log takes long, so the tables of settings come first, and the rest for
+as long as PATIENCE lasts.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import OperationalError
+
+from policyd.errors import StoreUnavailable
+from policyd.store import identity
+from policyd.store.database import damaged, reading
+
+_log = logging.getLogger(__name__)
+
+PATIENCE = 0.25
+"""Seconds for what is not settings."""
+_SETTINGS = ("api_keys", "revision", "installation", "administrator")
+_STEPS = 10_000
+"""SQLite's own steps between two looks at the time."""
+
+
+def check(engine: sa.Engine) -> None:
+    """Raises StoreUnavailable where the database is damaged, or takes no changes."""
+    with reading(engine) as connection:
+        if connection.dialect.name == "postgresql":
+            _check_primary(connection)
+        else:
+            _check_file(connection)
+
+
+def _check_primary(connection: sa.Connection) -> None:
+    setting = connection.execute(sa.text("SHOW transaction_read_only")).scalar_one()
+    if setting == "on":  # By default there, or as it is a standby.
+        raise StoreUnavailable(identity.READ_ONLY)
+
+
+def _check_file(connection: sa.Connection) -> None:
+    tables = connection.execute(sa.text("SELECT name FROM sqlite_master WHERE type = 'table'"))
+    for table in set(tables.scalars()) & set(_SETTINGS):
+        _check(connection, f"PRAGMA quick_check('{table}')")
+    driver: Any = connection.connection.dbapi_connection
+    driver.set_progress_handler(_is_after(time.monotonic() + PATIENCE), _STEPS)
+    try:
+        _check(connection, "PRAGMA quick_check(1)")
+    except OperationalError as error:
+        if "interrupted" not in str(error.orig):
+            raise
+        _log.info(
+            "the settings in the database are not damaged; its log is too large to look through "
+            "within %g s",
+            PATIENCE,
+        )
+    finally:
+        driver.set_progress_handler(None, 0)
+
+
+def _check(connection: sa.Connection, statement: str) -> None:
+    found = connection.exec_driver_sql(statement).scalars().all()
+    if found != ["ok"]:
+        raise damaged(str(found[0]).splitlines()[-1])
+
+
+def _is_after(deadline: float) -> Callable[[], bool]:
+    return lambda: time.monotonic() > deadline
