@@ -7,11 +7,12 @@ PolicydError
 ├── Unauthenticated        a caller did not show the listener's bearer token
 ├── KeyNotFound            no API key has this ID
 ├── DecisionNotFound       the log has no decision with this ID
-├── LogFull                a decision cannot be logged, so it must not be answered
-│   └── LogUnwritable      ... for another reason than that there is no room for it
+├── LogFull                a decision cannot be logged, as there is no room for it
+│   └── LogUnwritable      ... as the disk or the process fails
 ├── BodiesFull             as many bytes of request bodies are held as may be
 ├── KeyRevoked             a revoked API key cannot be changed
 ├── EtagMismatch           the API key has changed since the caller read it
+├── PositionMoved          the database has a spool file up to another byte than its shipper thought
 ├── StoreUnavailable       the database cannot be reached or used
 ├── SettingsError          policyd cannot start with these settings
 ├── CannotListen           an address to listen at is taken, or not this machine's
@@ -65,6 +66,10 @@ class KeyRevoked(PolicydError):
 
 class EtagMismatch(PolicydError):
     """The API key has changed since the caller read it."""
+
+
+class PositionMoved(PolicydError):
+    """The database has a spool file up to another byte than its shipper thought."""
 
 
 class StoreUnavailable(PolicydError):

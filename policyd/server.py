@@ -69,7 +69,6 @@ class Server:
         self._keys = KeyTable(self._store.changes_since)
         self._listeners: list[GrpcListener] = []
         self._following: list[asyncio.Task[None]] = []
-        self._spool: SpoolWriter | None = None
         self._log: DecisionLog | None = None
         self._office: Child | None = None
         self._id = secrets.token_hex(6)
@@ -101,9 +100,7 @@ class Server:
             self._office = back_office(self._settings)
             await self._office.start()
         await self._keys.refresh()
-        self._spool = SpoolWriter(self._settings.spool, self._id, self._settings.spool_limit)
-        drops = self._settings.drop_when_full
-        self._log = DecisionLog(self._spool, self._id, drop_when_full=drops)
+        self._log = decision_log(self._settings, self._id)
         tls = credentials(self._settings)
         policy = self._policy_listener()
         admin = self._admin_listener()
@@ -117,6 +114,7 @@ class Server:
             asyncio.create_task(self._watch_staleness()),
             asyncio.create_task(self._beat()),
             asyncio.create_task(self._flush(self._log)),
+            asyncio.create_task(self._log.keep_synced()),
         ]
         if self._office is not None:
             self._following.append(asyncio.create_task(self._office.keep_running()))
@@ -248,10 +246,8 @@ class Server:
             await asyncio.to_thread(self._store.workers.leave, self._id)
         if self._log is not None:
             self._log.flush()
+            await self._log.close()
             self._log = None
-        if self._spool is not None:
-            self._spool.close()
-            self._spool = None
         if self._office is not None:
             # Last, so that it ships all that was written.
             await self._office.stop()
@@ -265,6 +261,18 @@ def _limits(settings: ServerSettings) -> Limits:
         body=settings.body_timeout,
         idle=settings.idle_timeout,
         write=settings.write_timeout,
+    )
+
+
+def decision_log(settings: ServerSettings, process: str) -> DecisionLog:
+    """The decision log of one process. Raises SettingsError."""
+    sync = settings.spool_sync
+    return DecisionLog(
+        SpoolWriter(settings.spool, process, settings.spool_limit, sync),
+        process,
+        drop_when_full=settings.drop_when_full,
+        drop_on_error=settings.drop_on_error,
+        sync=sync,
     )
 
 

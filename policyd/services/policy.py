@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -32,8 +32,9 @@ MAX_WAIT = 5.0
 class PolicyServicer(PolicyServiceServicer):
     """Decides with the settings in `keys`; `default` is the mode of keys that set none.
 
-    `log` makes entries durable or raises LogFull. `process` are 12 hexadecimal digits that no other
-    process has: they stand in the IDs of decisions. `bodies` bounds the raw bodies that are read.
+    `log` makes entries durable, at once or once what it returns was awaited, or raises LogFull.
+    `process` are 12 hexadecimal digits that no other process has: they stand in the IDs of
+    decisions. `bodies` bounds the raw bodies that are read.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class PolicyServicer(PolicyServiceServicer):
         keys: KeyTable,
         default: Mode,
         process: str,
-        log: Callable[[Sequence[Entry]], None],
+        log: Callable[[Sequence[Entry]], Awaitable[None] | None],
         bodies: Bodies,
     ) -> None:
         self._keys = keys
@@ -71,8 +72,8 @@ class PolicyServicer(PolicyServiceServicer):
                 await self._reach(wanted, context)
         requests = [item.request for item in items]
         results, decided = await self._reading(requests, self._results, items)
-        if decided:
-            self._log(decided)
+        if decided and (durable := self._log(decided)):
+            await durable
         return pb.BatchEvaluateResponse(results=results)
 
     async def CheckKey(self, request: pb.CheckKeyRequest, context: Any) -> pb.CheckKeyResponse:
@@ -115,8 +116,8 @@ class PolicyServicer(PolicyServiceServicer):
                 accepted.append(records.outcome(outcome))
             except InvalidArgument as error:
                 rejected.append(pb.RejectedOutcome(index=index, message=str(error)))
-        if accepted:
-            self._log(accepted)
+        if accepted and (durable := self._log(accepted)):
+            await durable
         return pb.ReportOutcomeResponse(accepted=len(accepted), rejected=rejected)
 
     async def _reach(self, revision: int, context: Any) -> None:
@@ -156,7 +157,8 @@ class PolicyServicer(PolicyServiceServicer):
         InvalidDescriptor, RevisionNotReached, BodiesFull or LogFull.
         """
         response, record = await self._reading([request], self._evaluate, request, route)
-        self._log((record,))
+        if durable := self._log((record,)):
+            await durable
         return response
 
     async def _reading(

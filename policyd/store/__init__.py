@@ -42,6 +42,7 @@ from policyd.store.database import (
 from policyd.store.decisions import LogFilter
 from policyd.store.history import History
 from policyd.store.log import Log, LogStatus
+from policyd.store.positions import Positions, Step
 from policyd.store.refusals import RefusalCounts, Refusals, RefusedSource
 from policyd.store.statistics import Counts, Statistics
 from policyd.store.workers import Worker, Workers
@@ -54,6 +55,7 @@ __all__ = [
     "LogStatus",
     "RefusalCounts",
     "RefusedSource",
+    "Step",
     "Store",
     "Worker",
     "metadata",
@@ -102,6 +104,7 @@ class Store:
     def __init__(self, url: str) -> None:
         self._engine = open_engine(url)
         self.log = Log(self._engine)
+        self.positions = Positions(self._engine)
         self.refusals = Refusals(self._engine)
         self.statistics = Statistics(self._engine)
         self.workers = Workers(self._engine)

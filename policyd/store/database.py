@@ -1,6 +1,8 @@
 """How policyd talks to SQLite and PostgreSQL: the engine, its errors, and what they do unlike."""
 
 import os
+import sqlite3
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -17,6 +19,9 @@ from policyd.private_files import close_to_others, make_file
 
 _SQLITE_WAIT = 10.0
 """Seconds that a writer waits for another one's transaction."""
+
+_SQLITE_PAUSE = 0.02
+"""Seconds between two tries at what SQLite itself does not wait for."""
 
 _MOST = 2**62
 """Of a count: it fits into a BIGINT."""
@@ -91,7 +96,25 @@ def _make_sqlite_file(_: object, __: object, where: Sequence[Any], how: Mapping[
 def _prepare_sqlite(connection: Any, _: object) -> None:
     connection.isolation_level = None  # The driver leaves transactions to _begin_sqlite.
     connection.execute(f"PRAGMA busy_timeout = {int(_SQLITE_WAIT * 1000)}")
-    connection.execute("PRAGMA journal_mode = WAL")  # Readers do not wait for a writer.
+    # A file that is new, or vacuumed next, gives back what retention has freed: see space.py.
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    _use_wal(connection)
+    # What is committed is on the disk: the spool has deleted it by then.
+    connection.execute("PRAGMA synchronous = FULL")
+
+
+def _use_wal(connection: Any) -> None:
+    """With a log that is written ahead, readers do not wait for a writer."""
+    until = time.monotonic() + _SQLITE_WAIT
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            # For this one SQLite does not wait by itself while another process makes the file.
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(_SQLITE_PAUSE)
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
