@@ -1,7 +1,5 @@
 """PolicyService: descriptor in, decision out."""
 
-import itertools
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -16,6 +14,7 @@ from policyd.errors import InvalidArgument, InvalidDescriptor, RevisionNotReache
 from policyd.key_table import KeyTable
 from policyd.model import Credential, KeySettings, Mode, RouteSettings
 from policyd.services import messages, records
+from policyd.services.decision_ids import DecisionIds
 from policyd.services.errors import status_of
 from policyd.v1 import policy_pb2 as pb
 from policyd.v1.policy_pb2_grpc import PolicyServiceServicer
@@ -48,7 +47,7 @@ class PolicyServicer(PolicyServiceServicer):
         self._keys = keys
         self._default = default
         self._log = log
-        self._ids = _DecisionIds(process)
+        self._ids = DecisionIds(process)
         self._bodies = bodies
 
     async def Evaluate(self, request: pb.EvaluateRequest, context: Any) -> pb.EvaluateResponse:
@@ -193,8 +192,11 @@ class PolicyServicer(PolicyServiceServicer):
         described = said.descriptor
         decision = decide(described, settings, self._default, route)
         response = pb.EvaluateResponse()
-        response.CopyFrom(messages.answer(decision))
-        response.decision_id = self._ids.next()
+        answer = messages.answer(decision)
+        response.CopyFrom(answer)
+        response.decision_id = (
+            self._ids.repeatable(request, answer) if request.idempotency_key else self._ids.next()
+        )
         response.revision = revision
         if settings is not None:
             response.api_key_id = settings.key_id
@@ -203,16 +205,3 @@ class PolicyServicer(PolicyServiceServicer):
         if said.trace_id:
             response.trace_id = said.trace_id
         return response, records.record(request, said, decision, response)
-
-
-class _DecisionIds:
-    """IDs that nobody else gives, in the order of time: 12 hexadecimal digits of the
-    millisecond, 12 of this process, 8 of a count."""
-
-    def __init__(self, process: str) -> None:
-        self._process = process
-        self._count = itertools.count()
-
-    def next(self) -> str:
-        now = time.time_ns() // 1_000_000
-        return f"{now:012x}{self._process}{next(self._count) & 0xFFFFFFFF:08x}"
