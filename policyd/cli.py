@@ -24,7 +24,7 @@ from policyd.private_files import UMASK
 from policyd.server import Server
 from policyd.settings import ServerSettings
 from policyd.simulate_command import simulate
-from policyd.spool import left
+from policyd.spool import SYNCS, left
 from policyd.store.threads import StoreThreads
 from policyd.supervisor import supervise
 
@@ -173,7 +173,23 @@ main.add_command(simulate)
     "--log-full",
     default="deny",
     type=click.Choice(["deny", "drop"]),
-    help="Where no more can wait: answer no request, or answer and count what is not logged.",
+    help="Where no more can wait, by --spool-limit or as the disk is full: answer no request, or "
+    "answer and count what is not logged.",
+)
+@option(
+    "--log-error",
+    default="deny",
+    type=click.Choice(["deny", "drop"]),
+    help="The same where the spool cannot be written for another reason: no open files left, a "
+    "disk that fails, is read-only or takes over 10 s to sync, a folder that was deleted.",
+)
+@option(
+    "--spool-sync",
+    default="interval",
+    type=click.Choice(SYNCS),
+    help="When the disk has a decision: before its answer, which then waits for the disk (always); "
+    "a second later, so that a power cut may take the last second or two (interval); or when the "
+    "kernel sees fit, about half a minute later (never). A process that is killed loses nothing.",
 )
 @option(
     "--log-retention",
@@ -217,6 +233,7 @@ def serve(
     admin_token_file: Path | None,
     spool: Path | None,
     log_full: str,
+    log_error: str,
     console: str | None,
     console_trusted_proxies: str,
     **given: Any,
@@ -234,6 +251,7 @@ def serve(
         admin_token_file=admin_token_file or options.beside_database(url, "admin-token"),
         spool=spool or options.spool(url),
         drop_when_full=log_full == "drop",
+        drop_on_error=log_error == "drop",
         console=Address.parse(console, "--console") if console else None,
         console_trusted_proxies=options.listed(console_trusted_proxies),
         **given,

@@ -7,11 +7,12 @@ PolicydError
 ├── Unauthenticated        a caller did not show the listener's bearer token
 ├── KeyNotFound            no API key has this ID
 ├── DecisionNotFound       the log has no decision with this ID
-├── LogFull                a decision cannot be logged, so it must not be answered
-│   └── LogUnwritable      ... for another reason than that there is no room for it
+├── LogFull                a decision cannot be logged, as there is no room for it
+│   └── LogUnwritable      ... as the disk or the process fails
 ├── BodiesFull             as many bytes of request bodies are held as may be
 ├── KeyRevoked             a revoked API key cannot be changed
 ├── EtagMismatch           the API key has changed since the caller read it
+├── PositionMoved          the database has a spool file up to another byte than its shipper thought
 ├── StoreUnavailable       the database cannot be reached or used
 ├── StoreBusy              as many calls wait for the database as may
 │   └── WrongDatabase      ... as it is not the one that this policyd belongs to
@@ -67,6 +68,10 @@ class KeyRevoked(PolicydError):
 
 class EtagMismatch(PolicydError):
     """The API key has changed since the caller read it."""
+
+
+class PositionMoved(PolicydError):
+    """The database has a spool file up to another byte than its shipper thought."""
 
 
 class StoreUnavailable(PolicydError):

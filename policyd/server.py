@@ -5,6 +5,8 @@ import logging
 import os
 import secrets
 import socket
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -77,7 +79,6 @@ class Server:
         self._beating = StoreThreads("signs of life", settings.database_timeout)
         self._listeners: list[GrpcListener] = []
         self._following: list[asyncio.Task[None]] = []
-        self._spool: SpoolWriter | None = None
         self._log: DecisionLog | None = None
         self._office: Child | None = None
         self._id = secrets.token_hex(6)
@@ -113,9 +114,7 @@ class Server:
         await self._keys.refresh()
         # So that the first decision has the right time.
         await self._tell_of_itself()
-        self._spool = SpoolWriter(self._settings.spool, self._id, self._settings.spool_limit)
-        drops = self._settings.drop_when_full
-        self._log = DecisionLog(self._spool, self._id, drop_when_full=drops, clock=self._clock.time)
+        self._log = decision_log(self._settings, self._id, self._clock.time)
         tls = credentials(self._settings)
         policy = self._policy_listener()
         admin = self._admin_listener()
@@ -129,6 +128,7 @@ class Server:
             asyncio.create_task(self._watch_staleness()),
             asyncio.create_task(self._beat()),
             asyncio.create_task(self._flush(self._log)),
+            asyncio.create_task(self._log.keep_synced()),
         ]
         if self._office is not None:
             self._following.append(asyncio.create_task(self._office.keep_running()))
@@ -274,10 +274,8 @@ class Server:
             await StoreThreads("leaving", _LEAVE).run(self._store.workers.leave, self._id)
         if self._log is not None:
             self._log.flush()
+            await self._log.close()
             self._log = None
-        if self._spool is not None:
-            self._spool.close()
-            self._spool = None
         if self._office is not None:
             # Last, so that it ships all that was written.
             await self._office.stop()
@@ -297,6 +295,21 @@ def _limits(settings: ServerSettings) -> Limits:
 async def preparing(settings: ServerSettings) -> None:
     """prepare() in a thread: a signal ends the wait for it."""
     await StoreThreads("the start", None).run(prepare, settings)
+
+
+def decision_log(
+    settings: ServerSettings, process: str, clock: Callable[[], float] = time.time
+) -> DecisionLog:
+    """The decision log of one process. Raises SettingsError."""
+    sync = settings.spool_sync
+    return DecisionLog(
+        SpoolWriter(settings.spool, process, settings.spool_limit, sync),
+        process,
+        drop_when_full=settings.drop_when_full,
+        drop_on_error=settings.drop_on_error,
+        sync=sync,
+        clock=clock,
+    )
 
 
 def prepare(settings: ServerSettings) -> None:

@@ -12,6 +12,7 @@ from policyd.configuration import Address
 from policyd.errors import SettingsError
 from policyd.files import share
 from policyd.model import Mode
+from policyd.spool import Sync
 
 # It stands in commands to copy: nothing that a shell or a program would read as its own.
 _PLAIN_URL = re.compile(r"https?://[A-Za-z0-9.:/_~\[\]-]+")
@@ -71,7 +72,12 @@ class ServerSettings:
     spool_limit: int = 4 * 2**30
     """Bytes that the spool may take."""
     drop_when_full: bool = False
-    """Whether decisions go on, unlogged and counted, where the spool can take no more."""
+    """Whether decisions go on, unlogged and counted, where the spool has no room for more."""
+    drop_on_error: bool = False
+    """The same where the spool cannot be written for another reason: the disk or the process
+    fails."""
+    spool_sync: Sync = "interval"
+    """When the disk has what the spool has taken: see spool/syncing.py."""
     log_retention: float = 90.0
     """Days that a decision stays in the log."""
     log_max_rows: int = 10_000_000

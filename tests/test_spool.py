@@ -1,15 +1,13 @@
 """The spool between those who write it and the one who ships it."""
 
-import errno
 import fcntl
 import os
 import resource
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -19,6 +17,8 @@ from policyd.errors import LogFull, LogUnwritable, SettingsError, StoreUnavailab
 from policyd.record import Record
 from policyd.shipper import Shipper
 from policyd.spool import SpoolReader, SpoolWriter
+from policyd.spool import writer as writing
+from policyd.spool.system import System
 from policyd.store import LogFilter, Store
 from tests.records import record
 
@@ -52,6 +52,7 @@ def shipped(reader: SpoolReader) -> list[bytes]:
     for chunk in reader.chunks(LIMIT):
         lines += chunk.lines
         reader.done(chunk)
+    reader.delete(reader.finished())
     return lines
 
 
@@ -74,33 +75,33 @@ def test_a_busy_writer_keeps_no_other_waiting(
     assert not list(folder.glob("zother*.jsonl"))
 
 
-def test_a_write_of_which_half_was_read(
-    writer: SpoolWriter, reader: SpoolReader, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_write_of_which_half_was_read(folder: Path, reader: SpoolReader) -> None:
     """Where the disk takes half a batch and the shipper has read that, the next one is not lost."""
-    truncate = os.ftruncate
 
-    def read_first(descriptor: int, size: int) -> None:
-        assert shipped(reader) == [b"torn"]
-        truncate(descriptor, size)
+    class ReadFirst(System):
+        @staticmethod
+        def ftruncate(descriptor: int, size: int) -> None:
+            assert shipped(reader) == [b"torn"]
+            os.ftruncate(descriptor, size)
 
-    monkeypatch.setattr(os, "ftruncate", read_first)
+    writer = SpoolWriter(folder, "worker", LIMIT, system=ReadFirst())
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (24, limits[1]))
     try:
-        with pytest.raises(LogFull, match="cannot be written"):
-            writer.write(b"torn\ntorn, too\n")
+        with pytest.raises(LogUnwritable, match="cannot be written"):
+            writer.write(b"torn\ntorn, too, and longer\n")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     writer.write(b"a\nb\n")
     assert shipped(reader) == [b"a", b"b"]
+    writer.close()
 
 
 def test_a_spool_that_is_deleted(
     folder: Path, writer: SpoolWriter, reader: SpoolReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing goes on into a file that nobody can read: there is a new one, or it is refused."""
-    monkeypatch.setattr(spool, "_LOOK", 0.0)
+    monkeypatch.setattr(writing, "_LOOK", 0.0)
     writer.write(b"gone\n")
     for file in folder.glob("*.jsonl"):
         file.unlink()
@@ -111,24 +112,52 @@ def test_a_spool_that_is_deleted(
         writer.write(b"refused\n")
 
 
-def test_losses_of_a_process_that_starts(
-    folder: Path, reader: SpoolReader, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The shipper does not take the count of one that is about to lock it for one that ended."""
-    lock = fcntl.flock
-    writing: list[Any] = []
+def test_files_of_a_process_that_starts(folder: Path, reader: SpoolReader) -> None:
+    """The shipper takes no file of one that is about to lock it for one that ended."""
+    come_between = ComeBetween(lambda: (reader.forget_losses({}), shipped(reader)))
+    writer = SpoolWriter(folder, "worker", LIMIT, system=come_between)
+    writer.drop(3)
+    writer.write(b"kept\n")
+    assert reader.losses() == {"worker": 3}
+    assert shipped(reader) == [b"kept"]
+    assert come_between.calls == 4, "two files, of which each was deleted once"
+    writer.close()
 
-    def come_between(descriptor: int, operation: int) -> None:
-        if operation == fcntl.LOCK_EX and not writing:
-            writing.append(descriptor)
-            reader.forget_losses({})
-        lock(descriptor, operation)
 
-    monkeypatch.setattr(fcntl, "flock", come_between)
-    writer = SpoolWriter(folder, "worker", LIMIT)
+def test_a_shipper_that_stands_still(folder: Path, reader: SpoolReader) -> None:
+    """One that was stopped while it looked at a new file keeps its writer waiting for nothing, and
+    deletes none but that file when it goes on."""
+    held: list[int] = []
+
+    def look() -> None:
+        for name in set(os.listdir(folder)) - {"database", "shipper.lock"} if not held else ():
+            held.append(os.open(folder / name, os.O_RDONLY))
+            fcntl.flock(held[-1], fcntl.LOCK_EX)
+
+    writer = SpoolWriter(folder, "worker", LIMIT, system=ComeBetween(look))
+    writer.write(b"kept\n")
+    os.close(held[0])
+    assert shipped(reader) == [b"kept"]
+    assert reader.ended() == {"worker"}, "the file that was looked at"
+    reader.forget_losses({})
     writer.drop(3)
     assert reader.losses() == {"worker": 3}
     writer.close()
+
+
+class ComeBetween(System):
+    """Lets others do something before each lock is taken, after its file was made."""
+
+    def __init__(self, others: Callable[[], object]) -> None:
+        self._others = others
+        self._names: set[int] = set()
+        self.calls = 0
+
+    def flock(self, descriptor: int, operation: int) -> None:  # type: ignore[override]
+        self.calls += 1
+        if self.calls % 2:
+            self._others()
+        fcntl.flock(descriptor, operation)
 
 
 def test_a_spool_in_use_for_another_database(folder: Path) -> None:
@@ -202,7 +231,7 @@ def test_no_files_left(
     folder: Path, writer: SpoolWriter, reader: SpoolReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where connections have taken all files, decisions go on, in new files too."""
-    monkeypatch.setattr(spool, "_LOOK", 0.0)
+    monkeypatch.setattr(writing, "_LOOK", 0.0)
     lines = [b"%06d" % number + b"x" * 1000 for number in range(300)]
     with _without_files(0):
         for line in lines:
@@ -217,7 +246,7 @@ def test_a_file_that_cannot_be_had(
     folder: Path, writer: SpoolWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where not even the reserve helps, the cause is told, and how it is ended."""
-    monkeypatch.setattr(spool, "_LOOK", 0.0)
+    monkeypatch.setattr(writing, "_LOOK", 0.0)
     writer.write(b"before\n")
     writer._spares.close()
     files = list(folder.glob("*.jsonl"))
@@ -225,21 +254,7 @@ def test_a_file_that_cannot_be_had(
         writer.write(b"known all the same\n")
         for file in files:
             file.unlink()
-        writer._is_torn = True  # As the next look would find it.
+        writer.leave_segment()  # As the next look would find it.
         with pytest.raises(LogUnwritable, match=r"Too many open files.*LimitNOFILE"):
             writer.write(b"refused\n")
     writer.write(b"after\n")
-
-
-def test_a_disk_that_fails(writer: SpoolWriter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is told apart from one that is full."""
-    for number, kind in ((errno.EIO, LogUnwritable), (errno.ENOSPC, LogFull)):
-
-        def fail(*_: object, number: int = number) -> int:
-            raise OSError(number, os.strerror(number))
-
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "write", fail)
-            with pytest.raises(LogFull) as caught:
-                writer.write(b"refused\n")
-        assert type(caught.value) is kind

@@ -1,8 +1,7 @@
 """PolicyService: descriptor in, decision out."""
 
-import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -16,6 +15,7 @@ from policyd.errors import InvalidArgument, InvalidDescriptor, RevisionNotReache
 from policyd.key_table import KeyTable
 from policyd.model import Credential, KeySettings, Mode, RouteSettings
 from policyd.services import messages, records
+from policyd.services.decision_ids import DecisionIds
 from policyd.services.errors import status_of
 from policyd.v1 import policy_pb2 as pb
 from policyd.v1.policy_pb2_grpc import PolicyServiceServicer
@@ -32,9 +32,9 @@ MAX_WAIT = 5.0
 class PolicyServicer(PolicyServiceServicer):
     """Decides with the settings in `keys`; `default` is the mode of keys that set none.
 
-    `log` makes entries durable or raises LogFull. `process` are 12 hexadecimal digits that no other
-    process has: they stand in the IDs of decisions, behind the time of `clock`. `bodies` bounds the
-    raw bodies that are read.
+    `log` makes entries durable, at once or once what it returns was awaited, or raises LogFull.
+    `process` are 12 hexadecimal digits that no other process has: they stand in the IDs of
+    decisions, behind the time of `clock`. `bodies` bounds the raw bodies that are read.
     """
 
     def __init__(
@@ -42,14 +42,14 @@ class PolicyServicer(PolicyServiceServicer):
         keys: KeyTable,
         default: Mode,
         process: str,
-        log: Callable[[Sequence[Entry]], None],
+        log: Callable[[Sequence[Entry]], Awaitable[None] | None],
         bodies: Bodies,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._keys = keys
         self._default = default
         self._log = log
-        self._ids = _DecisionIds(process, clock)
+        self._ids = DecisionIds(process, clock)
         self._bodies = bodies
 
     async def Evaluate(self, request: pb.EvaluateRequest, context: Any) -> pb.EvaluateResponse:
@@ -73,8 +73,8 @@ class PolicyServicer(PolicyServiceServicer):
                 await self._reach(wanted, context)
         requests = [item.request for item in items]
         results, decided = await self._reading(requests, self._results, items)
-        if decided:
-            self._log(decided)
+        if decided and (durable := self._log(decided)):
+            await durable
         return pb.BatchEvaluateResponse(results=results)
 
     async def CheckKey(self, request: pb.CheckKeyRequest, context: Any) -> pb.CheckKeyResponse:
@@ -117,8 +117,8 @@ class PolicyServicer(PolicyServiceServicer):
                 accepted.append(records.outcome(outcome))
             except InvalidArgument as error:
                 rejected.append(pb.RejectedOutcome(index=index, message=str(error)))
-        if accepted:
-            self._log(accepted)
+        if accepted and (durable := self._log(accepted)):
+            await durable
         return pb.ReportOutcomeResponse(accepted=len(accepted), rejected=rejected)
 
     async def _reach(self, revision: int, context: Any) -> None:
@@ -158,7 +158,8 @@ class PolicyServicer(PolicyServiceServicer):
         InvalidDescriptor, RevisionNotReached, BodiesFull or LogFull.
         """
         response, record = await self._reading([request], self._evaluate, request, route)
-        self._log((record,))
+        if durable := self._log((record,)):
+            await durable
         return response
 
     async def _reading(
@@ -193,8 +194,11 @@ class PolicyServicer(PolicyServiceServicer):
         described = said.descriptor
         decision = decide(described, settings, self._default, route)
         response = pb.EvaluateResponse()
-        response.CopyFrom(messages.answer(decision))
-        response.decision_id = self._ids.next()
+        answer = messages.answer(decision)
+        response.CopyFrom(answer)
+        response.decision_id = (
+            self._ids.repeatable(request, answer) if request.idempotency_key else self._ids.next()
+        )
         response.revision = revision
         if settings is not None:
             response.api_key_id = settings.key_id
@@ -203,17 +207,3 @@ class PolicyServicer(PolicyServiceServicer):
         if said.trace_id:
             response.trace_id = said.trace_id
         return response, records.record(request, said, decision, response)
-
-
-class _DecisionIds:
-    """IDs that nobody else gives, in the order of time: 12 hexadecimal digits of the
-    millisecond, 12 of this process, 8 of a count."""
-
-    def __init__(self, process: str, clock: Callable[[], float]) -> None:
-        self._process = process
-        self._clock = clock
-        self._count = itertools.count()
-
-    def next(self) -> str:
-        now = int(self._clock() * 1000)
-        return f"{now:012x}{self._process}{next(self._count) & 0xFFFFFFFF:08x}"

@@ -47,6 +47,7 @@ from policyd.store.decisions import LogFilter
 from policyd.store.epochs import epoch_of, epochs
 from policyd.store.history import History
 from policyd.store.log import Log, LogStatus
+from policyd.store.positions import Positions, Step
 from policyd.store.refusals import RefusalCounts, Refusals, RefusedSource
 from policyd.store.statistics import Counts, Statistics
 from policyd.store.workers import Worker, Workers
@@ -59,6 +60,7 @@ __all__ = [
     "LogStatus",
     "RefusalCounts",
     "RefusedSource",
+    "Step",
     "Store",
     "Worker",
     "metadata",
@@ -109,6 +111,7 @@ class Store:
         self._url = url
         self._engine = open_engine(url, timeout)
         self.log = Log(self._engine)
+        self.positions = Positions(self._engine)
         self.refusals = Refusals(self._engine)
         self.statistics = Statistics(self._engine)
         self.workers = Workers(self._engine)

@@ -35,6 +35,7 @@ _READ_ONLY = "25006"
 
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
+
 _MOST = 2**62
 """Of a count: it fits into a BIGINT."""
 
@@ -156,7 +157,11 @@ def _prepare_sqlite(timeout: float, connection: Any, _: object) -> None:
     connection.set_progress_handler(deadline.is_over, _LOOK)
     with deadline.within(timeout):
         connection.execute(_wait_for_locks(timeout))
+        # A file that is new, or vacuumed next, gives back what retention has freed: see space.py.
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         _use_wal(connection)
+        # What is committed is on the disk: the spool has deleted it by then.
+        connection.execute("PRAGMA synchronous = FULL")
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 
 import msgspec
 import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
 
-from policyd.errors import DecisionNotFound
+from policyd.errors import DecisionNotFound, StoreUnavailable
 from policyd.record import Outcome, Record, first_id, moment
 from policyd.refusal import Refusal, RefusalCount
 from policyd.store import log_size
@@ -38,6 +39,7 @@ from policyd.store.decisions import (
     read_record,
     usage_query,
 )
+from policyd.store.positions import Step, advance
 from policyd.store.refusals import add_refusals, forget_refusals
 from policyd.store.statistics import Tally, forget_users
 
@@ -78,16 +80,42 @@ class Log:
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
 
-    def append(self, entries: Sequence[Record | Outcome | Refusal | RefusalCount]) -> None:
+    def append(
+        self,
+        entries: Sequence[Record | Outcome | Refusal | RefusalCount],
+        step: Step | None = None,
+        *,
+        unreadable: int = 0,
+    ) -> None:
         """Add decisions and outcomes, and what was counted of refused keys: all of it, or nothing.
 
-        What is there already stays.
+        What is there already stays. `step` is where in the spool they stood, and how many lines
+        there were `unreadable`, which count as lost. Raises PositionMoved.
         """
+        try:
+            self._append(entries, step, unreadable)
+        except StoreUnavailable as error:
+            if not isinstance(error.__cause__, IntegrityError):
+                raise
+            # A request that was asked again has reached two replicas, and the other one has logged
+            # it in this moment: now it is known.
+            self._append(entries, step, unreadable)
+
+    def _append(
+        self,
+        entries: Sequence[Record | Outcome | Refusal | RefusalCount],
+        step: Step | None,
+        unreadable: int,
+    ) -> None:
         records = {entry.id: entry for entry in entries if isinstance(entry, Record)}
         outcomes = {entry.decision_id: entry for entry in entries if isinstance(entry, Outcome)}
         refused = [entry for entry in entries if isinstance(entry, Refusal | RefusalCount)]
         tally = Tally()
         with writing(self._engine, SHIPPING) as connection:
+            if step is not None:
+                _make_durable(connection)
+                advance(connection, step)
+                _add_lost(connection, f"spool-{step.spool}", unreadable)
             for known in _known(connection, decisions.c.id, records):
                 del records[known.id]
             _insert(connection, records.values(), tally)
@@ -148,9 +176,18 @@ class Log:
 
     def lose(self, lost: Mapping[str, int]) -> None:
         """Take note of how many decisions each process has dropped in all."""
-        rows = [{"process": process, "decisions": count} for process, count in lost.items()]
         with writing(self._engine) as connection:
+            known = _lost_by(connection, lost)
+            rows = [
+                {"process": process, "decisions": max(count, known.get(process, 0))}
+                for process, count in lost.items()
+            ]
             upsert(connection, _lost, rows, replace=("decisions",))
+
+    def lost_by(self, processes: Iterable[str]) -> dict[str, int]:
+        """How many decisions each of the processes has dropped, as the database has it."""
+        with reading(self._engine) as connection:
+            return _lost_by(connection, processes)
 
     def expire(self, before: datetime, max_rows: int) -> int:
         """Delete what is older than `before`, and the oldest beyond `max_rows`: some of it, so
@@ -198,6 +235,24 @@ class Log:
             deleted = connection.execute(query).rowcount
             log_size.add(connection, -deleted)
             return deleted
+
+
+def _make_durable(connection: sa.Connection) -> None:
+    """What is committed is deleted from the spool, so it has to be on the database's disk."""
+    if connection.dialect.name == "postgresql":
+        wanted = sa.func.set_config("synchronous_commit", "on", True)
+        current = sa.func.current_setting("synchronous_commit")
+        connection.execute(sa.select(wanted).where(current == "off"))
+
+
+def _add_lost(connection: sa.Connection, process: str, lost: int) -> None:
+    rows = [{"process": process, "decisions": lost}] if lost else []
+    upsert(connection, _lost, rows, add=("decisions",))
+
+
+def _lost_by(connection: sa.Connection, processes: Iterable[str]) -> dict[str, int]:
+    query = sa.select(_lost).where(_lost.c.process.in_(list(processes)))
+    return {row.process: row.decisions for row in connection.execute(query)}
 
 
 def _commonest(counted: Counter[str]) -> list[str]:

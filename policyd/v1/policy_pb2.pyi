@@ -279,6 +279,7 @@ class EvaluateRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     MIN_REVISION_FIELD_NUMBER: _builtins.int
     IN_SCOPE_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """The policyd API key, "up-" and 48 of 0-9a-zA-Z. Empty: it is taken from the headers
     (x-usagepanda-api-key).
@@ -327,6 +328,14 @@ class EvaluateRequest(_message.Message):
     no method and path to name. false: it is known to be none of them, an MCP tool call, say. Unset or
     true: it is in scope. Where a method or a path is given, they decide, and this is not read.
     """
+    idempotency_key: _builtins.str
+    """Makes a request that is asked again one decision of the log: 12 lower-case hexadecimal digits of the
+    milliseconds since 1970, then 20 random ones. Take a new one for each request, and the same, with all
+    else unchanged, when no answer came and the request is sent once more, to this policyd or another. What
+    is decided alike then has the same decision_id, and is logged once; a request that differs, or that is
+    decided otherwise, is another decision. One whose time is more than five minutes from policyd's clock
+    counts as none; one of another form fails with INVALID_DESCRIPTOR. Empty: each call is a decision.
+    """
     @_builtins.property
     def headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Header]:
         """The request's headers, in order, repeats kept. Only x-usagepanda-*, Content-Type, Content-Encoding
@@ -359,10 +368,11 @@ class EvaluateRequest(_message.Message):
         request_id: _builtins.str = ...,
         min_revision: _builtins.int = ...,
         in_scope: _builtins.bool | None = ...,
+        idempotency_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_has_user", b"_has_user", "_in_scope", b"_in_scope", "_safety_identifier", b"_safety_identifier", "_user", b"_user", "has_user", b"has_user", "in_scope", b"in_scope", "raw_body", b"raw_body", "safety_identifier", b"safety_identifier", "user", b"user"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_has_user", b"_has_user", "_in_scope", b"_in_scope", "_safety_identifier", b"_safety_identifier", "_user", b"_user", "has_user", b"has_user", "headers", b"headers", "in_scope", b"in_scope", "key", b"key", "method", b"method", "min_revision", b"min_revision", "model", b"model", "organization", b"organization", "path", b"path", "raw_body", b"raw_body", "request_id", b"request_id", "safety_identifier", b"safety_identifier", "safety_identifier_state", b"safety_identifier_state", "source_ip", b"source_ip", "trace_id", b"trace_id", "user", b"user", "user_agent", b"user_agent", "user_state", b"user_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_has_user", b"_has_user", "_in_scope", b"_in_scope", "_safety_identifier", b"_safety_identifier", "_user", b"_user", "has_user", b"has_user", "headers", b"headers", "idempotency_key", b"idempotency_key", "in_scope", b"in_scope", "key", b"key", "method", b"method", "min_revision", b"min_revision", "model", b"model", "organization", b"organization", "path", b"path", "raw_body", b"raw_body", "request_id", b"request_id", "safety_identifier", b"safety_identifier", "safety_identifier_state", b"safety_identifier_state", "source_ip", b"source_ip", "trace_id", b"trace_id", "user", b"user", "user_agent", b"user_agent", "user_state", b"user_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__has_user: _TypeAlias = _typing.Literal["has_user"]  # noqa: Y015
     _WhichOneofArgType__has_user: _TypeAlias = _typing.Literal["_has_user", b"_has_user"]  # noqa: Y015
@@ -463,7 +473,9 @@ class EvaluateResponse(_message.Message):
     decision: Global___Decision.ValueType
     """Allow or deny."""
     decision_id: _builtins.str
-    """Names this decision: nobody else has it, and later ones sort behind it."""
+    """Names this decision: no other one has it, and later ones sort behind it. A request that was asked again
+    with its idempotency_key has the ID that it had.
+    """
     revision: _builtins.int
     """The revision of the settings that the decision was made with. It goes back where the database was put
     back from a backup.

@@ -1,0 +1,92 @@
+"""The spool's folder: made for one database, and what writer and reader both do with its files."""
+
+import fcntl
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from policyd.errors import SettingsError
+from policyd.private_files import make_file, make_folder
+from policyd.spool.system import System
+
+DIGITS = 20
+"""Of the number in a file that counts losses."""
+
+
+def prepare(folder: Path, identity: str) -> None:
+    """Make the folder, for the entries of the database of this identity. Raises SettingsError."""
+    mark = folder / "database"
+    try:
+        make_folder(folder)
+        known = mark.read_text(encoding="utf-8") if mark.exists() else ""
+        if known == identity:
+            return  # Nothing is written, so that a full disk prevents no start.
+        if known:
+            _check_unused(folder)
+        draft = folder / f"database.{os.getpid()}.tmp"
+        make_file(draft)
+        draft.write_text(identity, encoding="utf-8")
+        draft.replace(mark)
+    except OSError as error:
+        raise unusable(folder, error) from None
+
+
+def database(folder: Path) -> str:
+    """Which database the entries belong to, once the folder is prepared. Raises SettingsError."""
+    try:
+        return (folder / "database").read_text(encoding="utf-8")
+    except OSError as error:
+        raise unusable(folder, error) from None
+
+
+def _check_unused(folder: Path) -> None:
+    """Raises SettingsError where the entries of another database wait, or could any moment."""
+    if any(file.stat().st_size for file in folder.glob("*.jsonl")):
+        raise SettingsError(
+            f"--spool {folder} holds entries of another database, which that one has not got "
+            "yet: run policyd with that database, or give --spool another folder"
+        )
+    descriptor = os.open(folder / "shipper.lock", os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        if not lock(System(), descriptor):
+            raise SettingsError(
+                f"--spool {folder} is in use by a policyd with another database: "
+                "give --spool another folder"
+            )
+    finally:
+        os.close(descriptor)
+
+
+def unusable(folder: Path, error: OSError) -> SettingsError:
+    """The error for a folder that policyd cannot start with."""
+    return SettingsError(
+        f"--spool {folder} cannot be used: {error.strerror}. Give it a folder that policyd may "
+        "write to, on a local disk"
+    )
+
+
+def open_folder(folder: Path, system: System) -> int:
+    """A descriptor of the folder. Raises SettingsError."""
+    try:
+        return system.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise unusable(folder, error) from None
+
+
+def lock(system: System, descriptor: int) -> bool:
+    """Take the file's lock, unless another process has it."""
+    try:
+        system.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def segments(folder: int, system: System) -> list[tuple[str, int]]:
+    """The names and sizes of the files with entries, by name."""
+    found = []
+    for name in sorted(system.listdir(folder)):
+        if name.endswith(".jsonl"):
+            with suppress(FileNotFoundError):
+                found.append((name, system.stat(name, dir_fd=folder).st_size))
+    return found

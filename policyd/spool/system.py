@@ -1,0 +1,31 @@
+"""The system calls of the spool, all in one place.
+
+A test puts a System of its own in the place of this one, which ends the process between any two
+calls or has one of them fail.
+"""
+
+import fcntl
+import os
+
+
+class System:
+    """What the spool asks of the operating system."""
+
+    open = staticmethod(os.open)
+    close = staticmethod(os.close)
+    dup = staticmethod(os.dup)
+    flock = staticmethod(fcntl.flock)
+    fstat = staticmethod(os.fstat)
+    stat = staticmethod(os.stat)
+    write = staticmethod(os.write)
+    pwrite = staticmethod(os.pwrite)
+    pread = staticmethod(os.pread)
+    ftruncate = staticmethod(os.ftruncate)
+    unlink = staticmethod(os.unlink)
+    fsync = staticmethod(os.fsync)
+    fdatasync = staticmethod(os.fdatasync)
+
+    @staticmethod
+    def listdir(folder: int) -> list[str]:
+        """The names in a folder."""
+        return os.listdir(folder)

@@ -1,0 +1,85 @@
+"""How far each file of a spool has been shipped: kept beside what was shipped, in one transaction.
+
+So what a shipper hands over again, after a crash or because it never heard that a transaction was
+committed, is noticed even where the rows have been retired since.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import sqlalchemy as sa
+
+from policyd.errors import PositionMoved
+from policyd.store.clock import database_time
+from policyd.store.database import Moment, metadata, reading, upsert, writing
+
+_KEEP = timedelta(days=30)
+"""How long the positions of a folder stay that no shipper asks for any more."""
+
+_positions = sa.Table(
+    "spool_positions",
+    metadata,
+    sa.Column("spool", sa.String(32), primary_key=True),
+    sa.Column("file", sa.String(64), primary_key=True),
+    sa.Column("shipped", sa.BigInteger, nullable=False),
+    sa.Column("seen_at", Moment, nullable=False),
+)
+_column = _positions.c
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one transaction ships of a file: the bytes from `start` to `end`."""
+
+    spool: str
+    """The identity of the file's folder."""
+    file: str
+    start: int
+    end: int
+
+
+def advance(connection: sa.Connection, step: Step) -> None:
+    """Note that the file is shipped up to the step's end, in the transaction that ships it.
+
+    Raises PositionMoved where the database does not have it up to the step's start.
+    """
+    wanted = sa.and_(_column.spool == step.spool, _column.file == step.file)
+    query = sa.select(_column.shipped).where(wanted).with_for_update()
+    shipped = connection.execute(query).scalar_one_or_none() or 0
+    if shipped != step.start:
+        raise PositionMoved(
+            f"{step.file} is shipped up to byte {shipped}, not {step.start}: the database was put "
+            "back from a copy, or it has not told of a transaction that it has"
+        )
+    row = {"spool": step.spool, "file": step.file, "shipped": step.end}
+    row["seen_at"] = database_time(connection)
+    upsert(connection, _positions, [row], replace=("shipped", "seen_at"))
+
+
+class Positions:
+    """The positions in the database of `engine`."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    def read(self, spool: str) -> dict[str, int]:
+        """How far each file of a folder has been shipped."""
+        query = sa.select(_column.file, _column.shipped).where(_column.spool == spool)
+        with reading(self._engine) as connection:
+            return {row.file: row.shipped for row in connection.execute(query)}
+
+    def forget(self, spool: str, files: Iterable[str]) -> None:
+        """Delete the positions of files that are gone for good."""
+        gone = sa.delete(_positions).where(_column.spool == spool, _column.file.in_(list(files)))
+        with writing(self._engine) as connection:
+            connection.execute(gone)
+
+    def keep(self, spool: str) -> None:
+        """Call it every day, so that this folder's positions stay. Those of folders that were not
+        heard of for a month go: their machines are gone, and their entries with them."""
+        with writing(self._engine) as connection:
+            at = database_time(connection)
+            own = sa.update(_positions).where(_column.spool == spool)
+            connection.execute(own.values(seen_at=at))
+            connection.execute(sa.delete(_positions).where(_column.seen_at < at - _KEEP))
