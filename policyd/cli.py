@@ -16,6 +16,7 @@ import click
 from policyd import explanation, options
 from policyd.addresses import reserve
 from policyd.configuration import Address, Group, run, start_logging
+from policyd.errors import PolicydError
 from policyd.files import raise_limit
 from policyd.key_commands import keys
 from policyd.log_commands import logs
@@ -24,7 +25,10 @@ from policyd.private_files import UMASK
 from policyd.server import Server
 from policyd.settings import ServerSettings
 from policyd.simulate_command import simulate
-from policyd.supervisor import supervise
+from policyd.supervisor import Ready, supervise
+
+_LINK = 2.0
+"""Seconds that the line "ready" waits for the console's first link, and between two tries."""
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -132,7 +136,15 @@ main.add_command(simulate)
     "--max-staleness",
     default=300.0,
     type=click.FloatRange(1),
-    help="Seconds without database until health says NOT_SERVING.",
+    help="Seconds without database after which the settings count as stale. Decisions go on.",
+)
+@option(
+    "--on-stale",
+    default="serve",
+    type=click.Choice(["serve", "not-serving"]),
+    help="With stale settings: go on as ready, and have the health service `settings` alone say "
+    "so, or say NOT_SERVING, so that balancers send no more requests here. All replicas of a "
+    "database grow stale at once.",
 )
 @option(
     "--grace", default=10.0, type=click.FloatRange(0), help="Seconds to finish calls at the end."
@@ -148,6 +160,19 @@ main.add_command(simulate)
     default=4 * 2**30,
     type=click.IntRange(2**16),
     help="Bytes that may wait there.",
+)
+@option(
+    "--snapshot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File with the last known settings of all keys, by which policyd decides where it starts "
+    "while the database is away; by default `snapshot` in the folder of --spool.",
+)
+@option(
+    "--snapshot-max-age",
+    default=24.0,
+    type=click.FloatRange(0),
+    help="Hours since the database was last followed, after which that file is not used to start "
+    "by. 0: it is neither used nor written.",
 )
 @option(
     "--log-full",
@@ -197,6 +222,7 @@ def serve(
     admin_token_file: Path | None,
     spool: Path | None,
     log_full: str,
+    on_stale: str,
     console: str | None,
     console_trusted_proxies: str,
     **given: Any,
@@ -214,6 +240,7 @@ def serve(
         admin_token_file=admin_token_file or options.beside_database(url, "admin-token"),
         spool=spool or options.spool(url),
         drop_when_full=log_full == "drop",
+        unready_when_stale=on_stale == "not-serving",
         console=Address.parse(console, "--console") if console else None,
         console_trusted_proxies=options.listed(console_trusted_proxies),
         **given,
@@ -236,23 +263,59 @@ async def _serve(settings: ServerSettings) -> None:
             await supervise(settings, stopping, say_ready)
             return
         async with Server(settings) as server:
-            say_ready(server.grpc, server.admin, server.http)
+            saying = asyncio.create_task(_say_when_ready(server, say_ready))
             await stopping.wait()
+            saying.cancel()
 
 
-def _say_ready(
+async def _say_when_ready(server: Server, say_ready: Ready) -> None:
+    await server.until_it_can_decide()
+    await say_ready(server.grpc, server.admin, server.http)
+
+
+async def _say_ready(
     settings: ServerSettings, grpc: Address, admin: Address, http: Address | None
 ) -> None:
     at = f"grpc={grpc} admin={admin}" + (f" http={http}" if http else "")
-    if settings.console is not None:
-        # Only who has a console waits for all that it is made of.
-        from policyd.console import console_url, first_link
+    if settings.console is None:
+        click.echo(f"policyd is ready: {at}")
+        return
+    saying = asyncio.create_task(_say_link(settings))
+    try:
+        # It is first, unless the database does not tell whether there is a password.
+        await asyncio.wait({saying}, timeout=_LINK)
+        url = await asyncio.to_thread(_console_url, settings)
+        click.echo(f"policyd is ready: {at} console={url}")
+        await saying
+    finally:
+        saying.cancel()
 
-        at += f" console={console_url(settings)}"
-        with options.opened(settings.database_url) as store:
-            if link := first_link(settings, store):
+
+async def _say_link(settings: ServerSettings) -> None:
+    while True:
+        try:
+            link = await asyncio.to_thread(_first_link, settings)
+        except PolicydError as error:
+            logging.getLogger(__name__).debug("the console's first link is not known: %s", error)
+            await asyncio.sleep(_LINK)
+        else:
+            if link:
                 click.echo(f"The console has no password yet. Set it by this one-time link: {link}")
-    click.echo(f"policyd is ready: {at}")
+            return
+
+
+def _first_link(settings: ServerSettings) -> str | None:
+    # Only who has a console waits for all that it is made of.
+    from policyd.console import first_link
+
+    with options.opened(settings.database_url) as store:
+        return first_link(settings, store)
+
+
+def _console_url(settings: ServerSettings) -> str:
+    from policyd.console import console_url
+
+    return console_url(settings)
 
 
 @main.command()

@@ -13,7 +13,10 @@ PolicydError
 ├── KeyRevoked             a revoked API key cannot be changed
 ├── EtagMismatch           the API key has changed since the caller read it
 ├── StoreUnavailable       the database cannot be reached or used
+│   └── StoreUnusable      ... as it is there, and is not one that this version can use
+├── SettingsUnknown        no API key's settings are known yet, so nothing can be decided
 ├── SettingsError          policyd cannot start with these settings
+│   └── NoRoom             ... as the disk is full: with room they will do
 ├── CannotListen           an address to listen at is taken, or not this machine's
 └── NoDecision             policyd gave no decision (what clients raise)
 """
@@ -71,8 +74,20 @@ class StoreUnavailable(PolicydError):
     """The database cannot be reached or used."""
 
 
+class StoreUnusable(StoreUnavailable):
+    """The database is there, and is not one that this version can use: waiting does not help."""
+
+
+class SettingsUnknown(PolicydError):
+    """No API key's settings are known yet, so nothing can be decided."""
+
+
 class SettingsError(PolicydError):
     """policyd cannot start with these settings."""
+
+
+class NoRoom(SettingsError):
+    """A file that policyd needs cannot be made, as the disk is full."""
 
 
 class CannotListen(PolicydError):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from policyd.errors import RevisionNotReached
+from policyd.errors import RevisionNotReached, SettingsUnknown
 from policyd.model import KeyChanges, KeySettings
 
 _log = logging.getLogger(__name__)
@@ -25,11 +25,44 @@ class KeyTable:
         self._wanted = asyncio.Event()
         self._arrived = asyncio.Condition()
         self._fresh_at = time.monotonic()
+        self._read_to = 0
+        """Up to which revision the store was read. 0: all of it is to be read."""
+        self._known = asyncio.Event()
+        self.is_followed = False
+        """Whether the store itself has told the settings, and no snapshot."""
         self.revision = 0
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there are settings to decide by, if only that there is no key."""
+        return self._known.is_set()
+
+    async def until_known(self) -> None:
+        """Wait until there are settings to decide by."""
+        await self._known.wait()
+
+    def check_known(self) -> None:
+        """Raises SettingsUnknown where there are no settings to decide by."""
+        if not self._known.is_set():
+            raise SettingsUnknown(
+                "no API key's settings are known yet, as the database has not answered since "
+                "policyd started, and there is no snapshot of them to use: ask again"
+            )
 
     def settings(self, digest: bytes) -> KeySettings | None:
         """The settings of the key with this digest. None: no such key is in force."""
         return self._settings.get(digest)
+
+    def copy(self) -> tuple[int, dict[bytes, KeySettings]]:
+        """The revision, and the settings of every key that is in force at it."""
+        return self.revision, self._settings.copy()
+
+    def restore(self, settings: dict[bytes, KeySettings], revision: int, age: float) -> None:
+        """Begin with what was known `age` seconds ago. All of it is read anew from the store."""
+        self._settings = settings
+        self._fresh_at = time.monotonic() - age
+        self.revision = revision
+        self._known.set()
 
     def staleness(self) -> float:
         """Seconds since the store last answered."""
@@ -38,8 +71,8 @@ class KeyTable:
     async def refresh(self) -> None:
         """Read what changed. Raises StoreUnavailable."""
         asked_at = time.monotonic()
-        changes = await asyncio.to_thread(self._changes_since, self.revision)
-        if changes.everything:
+        changes = await asyncio.to_thread(self._changes_since, self._read_to)
+        if changes.everything or not self._read_to:
             self._settings = {}
         for change in changes.changed:
             if change.settings is None:
@@ -47,6 +80,9 @@ class KeyTable:
             else:
                 self._settings[change.digest] = change.settings
         self._fresh_at = asked_at
+        self._read_to = changes.revision
+        self.is_followed = True
+        self._known.set()
         if changes.revision != self.revision:
             self.revision = changes.revision
             async with self._arrived:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from policyd.errors import LogFull, LogUnwritable, SettingsError
+from policyd.errors import LogFull, LogUnwritable, NoRoom, SettingsError
 from policyd.private_files import make_file, make_folder
 
 _log = logging.getLogger(__name__)
@@ -42,16 +42,40 @@ _DIGITS = 20
 
 def prepare(folder: Path, database: str) -> None:
     """Make the folder, for the entries of this database. Raises SettingsError."""
+    make(folder)
     mark = folder / "database"
     try:
-        make_folder(folder)
-        known = mark.read_text(encoding="utf-8") if mark.exists() else database
-        if known != database:
+        known = known_database(folder)
+        if known == database:
+            return
+        if known is not None:
             _check_unused(folder)
         draft = folder / f"database.{os.getpid()}.tmp"
         make_file(draft)
         draft.write_text(database, encoding="utf-8")
         draft.replace(mark)
+    except OSError as error:
+        raise _unusable(folder, error) from None
+
+
+def make(folder: Path) -> None:
+    """Make the folder. Raises SettingsError, which is NoRoom where the disk is full."""
+    try:
+        make_folder(folder)
+    except OSError as error:
+        raise _unusable(folder, error) from None
+
+
+def known_database(folder: Path) -> str | None:
+    """Which database the folder's entries belong to; None where that is not known yet.
+
+    Raises SettingsError.
+    """
+    try:
+        # Empty: the disk was full when it was to be written.
+        return (folder / "database").read_text(encoding="utf-8") or None
+    except FileNotFoundError:
+        return None
     except OSError as error:
         raise _unusable(folder, error) from None
 
@@ -75,6 +99,8 @@ def _check_unused(folder: Path) -> None:
 
 
 def _unusable(folder: Path, error: OSError) -> SettingsError:
+    if error.errno in _NO_ROOM:
+        return NoRoom(f"--spool {folder} cannot be made: {error.strerror}. Make room on its disk")
     return SettingsError(
         f"--spool {folder} cannot be used: {error.strerror}. Give it a folder that policyd may "
         "write to, on a local disk"
@@ -100,36 +126,41 @@ def _lock(descriptor: int) -> bool:
 class SpoolWriter:
     """Writes the entries of one process. `limit` is the bytes of the whole folder.
 
-    Raises SettingsError where the folder cannot be used.
+    Raises SettingsError where the folder cannot be used. Where its disk is full, it begins its
+    files as soon as there is room.
     """
 
     def __init__(self, folder: Path, process: str, limit: int) -> None:
-        self._folder = _open_folder(folder)
+        self._path = folder
+        self._folder = -1
         self._process = process
         self._limit = limit
         self._segment_size = max(min(_SEGMENT, limit // _SEGMENTS), 1)
         self._number = 0
         self._segment = -1
         self._size = 0
-        self._is_torn = False
+        self._is_torn = True
+        """Whether there is no file to go on with."""
         self._used = 0
         self._looked_at = 0.0
         self._lost = 0
-        self._spares = _Spares(self._folder)
+        self._losses = -1
+        self._spares: _Spares
         self._is_blind = False
         """Whether the last look failed."""
         self._problem: OSError | None = None
         """Why there was no new file when one was due."""
         try:
-            self._losses = self._create(f"{process}.lost")
-            # Written now, so that it has its place on a disk that is full later.
-            os.pwrite(self._losses, b"0" * _DIGITS, 0)
-            self._begin_segment()
+            self._begin()
         except OSError as error:
-            raise _unusable(folder, error) from None
+            if error.errno not in _NO_ROOM:
+                raise _unusable(folder, error) from None
+            _log.error("no decision can be logged yet: %s", _unusable(folder, error))
 
     def write(self, lines: bytes) -> None:
         """Write all of it or nothing. Raises LogFull or LogUnwritable."""
+        if self._segment < 0:
+            self._begin_late()
         now = time.monotonic()
         if now - self._looked_at > _LOOK or self._used + len(lines) > self._limit:
             self._look(now)
@@ -146,19 +177,53 @@ class SpoolWriter:
 
     def is_fuller_than(self, share: float) -> bool:
         """Whether more than this share of the limit is used. Raises OSError."""
-        self._look(time.monotonic())
+        if self._segment >= 0:
+            self._look(time.monotonic())
         return self._used > share * self._limit
 
     def drop(self, entries: int) -> None:
-        """Count entries that are not kept."""
+        """Count entries that are not kept: in memory, until the disk has room for the count."""
         self._lost += entries
-        os.pwrite(self._losses, b"%0*d" % (_DIGITS, self._lost), 0)
+        with suppress(OSError):
+            self._write_losses()
 
     def close(self) -> None:
         """Leave the files to the shipper."""
-        self._spares.close()
+        if self._lost:
+            with suppress(OSError):
+                self._write_losses()
+        if self._folder >= 0:
+            self._spares.close()
         for descriptor in (self._segment, self._losses, self._folder):
-            os.close(descriptor)
+            if descriptor >= 0:
+                os.close(descriptor)
+
+    def _begin(self) -> None:
+        """Make what is not there yet of the folder and the files. Raises OSError: a full disk may
+        take some of it, and the rest another time."""
+        if self._folder < 0:
+            make_folder(self._path)
+            self._folder = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
+            self._spares = _Spares(self._folder)
+        self._write_losses()
+        self._begin_segment()
+
+    def _begin_late(self) -> None:
+        """As the disk was full at first. Raises LogFull or LogUnwritable."""
+        try:
+            self._begin()
+        except OSError as error:
+            raise _unwritable("begin a file", error) from None
+        _log.info("there is room for the decision log now")
+
+    def _write_losses(self) -> None:
+        """Write how many are lost. Before any is, so that it has its place on a disk that is full
+        later. Raises OSError."""
+        if self._folder < 0:
+            return
+        if self._losses < 0:
+            self._losses = self._create(f"{self._process}.lost")
+        os.pwrite(self._losses, b"%0*d" % (_DIGITS, self._lost), 0)
 
     def _append(self, lines: bytes) -> None:
         written = 0

@@ -22,11 +22,11 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from policyd import child
 from policyd.child import Child
-from policyd.server import back_office, prepare
+from policyd.preparation import back_office
 from policyd.settings import dump_settings
 from policyd.v1.policy_pb2 import DECISION_DENY, EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
-from tests.consoles import settings
+from tests.consoles import prepare, settings
 from tests.load import PATIENCE
 from tests.processes import Policyd
 from tests.test_faults import children, is_running

@@ -53,7 +53,7 @@ class HttpCheck:
 
     Of a body that a proxy sends along, `max_body` bytes are read, where `knows` finds the key in
     force, and `max_message` of a question. Either has `patience` seconds to come. `not_ready` says
-    why a balancer should send no checks here.
+    why a balancer should send no checks here, and `is_stale` why the settings may be old ones.
     """
 
     def __init__(
@@ -67,12 +67,13 @@ class HttpCheck:
         max_message: int,
         patience: float,
         not_ready: Check,
+        is_stale: Check,
     ) -> None:
         self._answer = answer
         self._knows = knows
         self._bodies = bodies
         self._patience = patience
-        self._probes = Probes(not_ready)
+        self._probes = Probes(not_ready, is_stale)
         self._token = token
         self._max_body = max_body
         self._max_message = max_message

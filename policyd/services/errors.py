@@ -30,6 +30,8 @@ TABLE: dict[type[errors.PolicydError], tuple[grpc.StatusCode, str]] = {
     errors.KeyRevoked: (_Code.FAILED_PRECONDITION, "KEY_REVOKED"),
     errors.EtagMismatch: (_Code.ABORTED, "ETAG_MISMATCH"),
     errors.StoreUnavailable: (_Code.UNAVAILABLE, "STORE_UNAVAILABLE"),
+    errors.StoreUnusable: (_Code.UNAVAILABLE, "STORE_UNAVAILABLE"),
+    errors.SettingsUnknown: (_Code.UNAVAILABLE, "SETTINGS_UNKNOWN"),
 }
 """Each error's status code, and the reason in its ErrorInfo."""
 

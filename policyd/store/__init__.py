@@ -125,7 +125,13 @@ class Store:
         self._engine.dispose()
 
     def migrate(self) -> None:
-        """Bring the tables to this version's form. Several processes may do so at once."""
+        """Bring the tables to this version's form. Several processes may do so at once.
+
+        Raises StoreUnusable where a newer version has brought them to another one.
+        """
+        with reading(self._engine) as connection:
+            if migrations.is_current(connection):
+                return
         with writing(self._engine) as connection:
             migrations.upgrade(connection)
 
