@@ -9,29 +9,42 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from policyd import explanation, options
+from policyd import options
 from policyd.addresses import reserve
-from policyd.configuration import Address, Group, run, start_logging
+from policyd.configuration import Address, LazyGroup, fork_without_grpc, run, start_logging
 from policyd.errors import PolicydError
 from policyd.files import raise_limit
-from policyd.key_commands import keys
-from policyd.log_commands import logs
 from policyd.options import MODES, OPTIONS, HeaderLine, option
 from policyd.private_files import UMASK
-from policyd.server import Server
 from policyd.settings import ServerSettings
-from policyd.simulate_command import simulate
-from policyd.supervisor import Ready, supervise
+
+if TYPE_CHECKING:
+    from policyd.server import Server
+    from policyd.supervisor import Ready
 
 _LINK = 2.0
 """Seconds that the line "ready" waits for the console's first link, and between two tries."""
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+_COMMANDS = {
+    "keys": "policyd.key_commands:keys",
+    "logs": "policyd.log_commands:logs",
+    "simulate": "policyd.simulate_command:simulate",
+}
+"""Commands that are loaded when they are called, so that a server does not wait for them."""
+OPTIONS.foresee(
+    *("after", "any_id", "decision", "flag", "format", "json", "key_id", "limit", "lines", "name"),
+    *("operation", "output", "revoked", "since", "trace_id", "until", "user"),
+)
+
+
+@click.group(
+    cls=LazyGroup, lazy=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(package_name="policyd")
 def main() -> None:
     """policyd decides whether a request to an LLM API may go upstream.
@@ -44,11 +57,6 @@ def main() -> None:
     """
     os.umask(UMASK)
     OPTIONS.check_environment()
-
-
-main.add_command(keys)
-main.add_command(logs)
-main.add_command(simulate)
 
 
 @main.command()
@@ -230,6 +238,7 @@ def serve(
     """Run policyd: answer gateways, and manage keys."""
     start_logging(log_level)
     raise_limit()
+    fork_without_grpc()
     given["grpc"] = Address.parse(given["grpc"], "--grpc")
     given["admin"] = Address.parse(given["admin"], "--admin")
     if given["http"] is not None:
@@ -260,15 +269,19 @@ async def _serve(settings: ServerSettings) -> None:
             settings = replace(settings, console=taken)
         say_ready = partial(_say_ready, settings)
         if settings.workers > 1:
+            from policyd.supervisor import supervise
+
             await supervise(settings, stopping, say_ready)
             return
+        from policyd.server import Server
+
         async with Server(settings) as server:
             saying = asyncio.create_task(_say_when_ready(server, say_ready))
             await stopping.wait()
             saying.cancel()
 
 
-async def _say_when_ready(server: Server, say_ready: Ready) -> None:
+async def _say_when_ready(server: "Server", say_ready: "Ready") -> None:
     await server.until_it_can_decide()
     await say_ready(server.grpc, server.admin, server.http)
 
@@ -331,6 +344,8 @@ def _console_url(settings: ServerSettings) -> str:
 @options.common
 def explain(database_url: str, as_json: bool, default_mode: str, **question: Any) -> None:
     """Say what would be decided of a request, and why. Exits with 1 where it would be denied."""
+    from policyd import explanation
+
     request = explanation.request(**question)
     with options.opened(database_url) as store:
         decision, key = explanation.decide_now(store, request, MODES[default_mode])
@@ -368,6 +383,7 @@ def demo(log_level: str, **given: Any) -> None:
     the environment, requests go to OpenAI with that key, or to OPENAI_BASE_URL; with --upstream,
     they go there with the key that the client sends.
     """
+    fork_without_grpc()
     # The gateway is an extra, which the other commands do without.
     from policyd import demo as demonstration
 

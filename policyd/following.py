@@ -13,9 +13,9 @@ from policyd import spool
 from policyd.errors import StoreUnavailable, StoreUnusable
 from policyd.key_table import KeyTable
 from policyd.opening import OpenedStore
+from policyd.places import sqlite_file
 from policyd.settings import ServerSettings
 from policyd.snapshot import SnapshotFile, SnapshotKeeper, SnapshotUnusable, place_of
-from policyd.store import sqlite_file
 
 _log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from policyd import spool, tokens
 from policyd.child import Child
 from policyd.errors import NoRoom, PolicydError, SettingsError
+from policyd.places import sqlite_file
 from policyd.private_files import warn_of_open_folders
 from policyd.settings import ServerSettings
-from policyd.store import sqlite_file
 
 _log = logging.getLogger(__name__)
 

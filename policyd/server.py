@@ -174,7 +174,7 @@ class Server:
             self._work(self._find_token(guard))
         listener = self._listener((_ADMIN,), [guard], _ADMINISTRATORS)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(
-            AdminServicer(self._store), listener.server
+            AdminServicer(self._store, self._keys), listener.server
         )
         return listener
 

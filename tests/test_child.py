@@ -91,7 +91,7 @@ async def test_a_server_that_is_stopped_and_continued(
     tmp_path: Path, start: Callable[..., Any]
 ) -> None:
     """For longer than settings may be stale: it says so until it has looked, and serves again."""
-    policyd = start(Policyd, tmp_path, "--max-staleness", "1")
+    policyd = start(Policyd, tmp_path, "--max-staleness", "1", "--on-stale", "not-serving")
     key = policyd.create_key("enforce")
     async with grpc.aio.insecure_channel(policyd.grpc) as channel:
         policyd.send(signal.SIGSTOP)

@@ -5,9 +5,11 @@ The store blocks, so it is asked in a thread.
 
 import asyncio
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from policyd.errors import InvalidArgument, KeyNotFound
+from policyd.key_table import KeyTable
 from policyd.model import IDENTIFIERS, ApiKey, Mode, Override
 from policyd.services import decisions
 from policyd.services.decisions import timestamp
@@ -22,10 +24,11 @@ _MAX_PAGE = 1000
 
 
 class AdminServicer(AdminServiceServicer):
-    """Manages the keys in `store`, and reads its decision log."""
+    """Manages the keys in `store`, and reads its decision log; `keys` follow it."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, keys: KeyTable) -> None:
         self._store = store
+        self._keys = keys
 
     async def CreateApiKey(
         self, request: pb.CreateApiKeyRequest, context: Any
@@ -108,6 +111,10 @@ class AdminServicer(AdminServiceServicer):
             lost=status.lost,
             oldest_time=oldest,
             refused_keys=refused,
+            settings_followed_time=timestamp(
+                datetime.now(UTC) - timedelta(seconds=self._keys.staleness())
+            ),
+            settings_from_snapshot=self._keys.is_known and not self._keys.is_followed,
         )
 
 

@@ -28,6 +28,7 @@ from policyd.model import (
     Mode,
     Override,
 )
+from policyd.places import sqlite_file
 from policyd.store import hints
 from policyd.store.administrator import Administrator
 from policyd.store.database import (
@@ -36,7 +37,6 @@ from policyd.store.database import (
     now,
     open_engine,
     reading,
-    sqlite_file,
     writing,
 )
 from policyd.store.decisions import LogFilter

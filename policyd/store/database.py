@@ -9,10 +9,10 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from policyd.errors import SettingsError, StoreUnavailable
+from policyd.places import sqlite_file
 from policyd.private_files import close_to_others, make_file
 
 _SQLITE_WAIT = 10.0
@@ -98,20 +98,6 @@ def _begin_sqlite(connection: sa.Connection) -> None:
     connection.exec_driver_sql(connection.get_execution_options().get("policyd_begin", "BEGIN"))
 
 
-def sqlite_file(url: str) -> Path | None:
-    """The file that a SQLite URL names, None for any other URL."""
-    try:
-        parsed = sa.make_url(url)
-    except (ArgumentError, ValueError):
-        return None
-    is_file = parsed.get_backend_name() == "sqlite" and parsed.database not in (
-        None,
-        "",
-        ":memory:",
-    )
-    return Path(str(parsed.database)) if is_file else None
-
-
 @contextmanager
 def errors() -> Iterator[None]:
     """Report what the database says as StoreUnavailable."""
@@ -146,6 +132,17 @@ def _sum(one: sa.ColumnElement[int], other: sa.ColumnElement[int]) -> sa.ColumnE
     return sa.case((one > _MOST - other, _MOST), else_=one + other)
 
 
+def _dialect(name: str) -> Any:
+    # Only that which is used is loaded, as a start waits for it.
+    if name == "postgresql":
+        from sqlalchemy.dialects import postgresql
+
+        return postgresql
+    from sqlalchemy.dialects import sqlite
+
+    return sqlite
+
+
 def upsert(
     connection: sa.Connection,
     table: sa.Table,
@@ -160,7 +157,7 @@ def upsert(
     """
     if not rows:
         return
-    dialect: Any = postgresql if connection.dialect.name == "postgresql" else sqlite
+    dialect = _dialect(connection.dialect.name)
     statement = dialect.insert(table)
     new = statement.excluded
     changes: dict[str, Any] = {name: _sum(table.c[name], new[name]) for name in add}

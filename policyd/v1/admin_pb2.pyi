@@ -679,6 +679,8 @@ class GetLogStatusResponse(_message.Message):
     LOST_FIELD_NUMBER: _builtins.int
     OLDEST_TIME_FIELD_NUMBER: _builtins.int
     REFUSED_KEYS_FIELD_NUMBER: _builtins.int
+    SETTINGS_FOLLOWED_TIME_FIELD_NUMBER: _builtins.int
+    SETTINGS_FROM_SNAPSHOT_FIELD_NUMBER: _builtins.int
     decisions: _builtins.int
     """Decisions that the log holds, about."""
     lost: _builtins.int
@@ -687,9 +689,19 @@ class GetLogStatusResponse(_message.Message):
     """Requests that were refused as they brought no API key in force, of the last 400 days. They are
     counted and not logged one by one, so they are in none of the other numbers.
     """
+    settings_from_snapshot: _builtins.bool
+    """Whether that worker decides by the snapshot of the settings, since it was started while the
+    database was away, and has not reached it yet.
+    """
     @_builtins.property
     def oldest_time(self) -> _timestamp_pb2.Timestamp:
         """The oldest decision that the log holds."""
+
+    @_builtins.property
+    def settings_followed_time(self) -> _timestamp_pb2.Timestamp:
+        """When the worker that answers last followed the database's settings, by its own clock. It decides
+        by settings as old as that where the database is away; the health service `settings` says so.
+        """
 
     def __init__(
         self,
@@ -698,10 +710,12 @@ class GetLogStatusResponse(_message.Message):
         lost: _builtins.int = ...,
         oldest_time: _timestamp_pb2.Timestamp | None = ...,
         refused_keys: _builtins.int = ...,
+        settings_followed_time: _timestamp_pb2.Timestamp | None = ...,
+        settings_from_snapshot: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["oldest_time", b"oldest_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["oldest_time", b"oldest_time", "settings_followed_time", b"settings_followed_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "lost", b"lost", "oldest_time", b"oldest_time", "refused_keys", b"refused_keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "lost", b"lost", "oldest_time", b"oldest_time", "refused_keys", b"refused_keys", "settings_followed_time", b"settings_followed_time", "settings_from_snapshot", b"settings_from_snapshot"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
