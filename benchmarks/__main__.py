@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import uvloop
 
-from benchmarks import core, envoy, evaluate, gateway, hostile, log, store
+from benchmarks import core, envoy, evaluate, gateway, hostile, log, start, store
 from benchmarks.checkout import Checkout
 from benchmarks.rounds import Plan
 
@@ -23,6 +23,7 @@ PARTS = {
     "core": core.run,
     "store": store.run,
     "hostile": hostile.run,
+    "start": start.run,
 }
 PLANS = {
     "evaluate": Plan(rounds=9, seconds=0.35),
@@ -32,6 +33,7 @@ PLANS = {
     "core": Plan(rounds=9, seconds=0.02),
     "store": Plan(rounds=10, seconds=0, rows=1_000_000),
     "hostile": Plan(rounds=9, seconds=0),
+    "start": Plan(rounds=10, seconds=0),
 }
 QUICK = Plan(rounds=2, seconds=0.1, rows=10_000)
 
@@ -43,7 +45,7 @@ QUICK = Plan(rounds=2, seconds=0.1, rows=10_000)
     "--root",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     metavar="DIR",
-    help="For hostile: another checkout, whose servers are measured as what was before.",
+    help="For hostile and start: another checkout, whose servers are measured as what was before.",
 )
 @click.option(
     "--python",
@@ -61,13 +63,16 @@ def main(
     Figures with a range are medians over the rounds, and the range holds the middle half of them.
 
     hostile lays the loads of a client without a key on the servers, and tells what others notice;
-    with --root, on the servers of two checkouts in turn, and prints both.
+    with --root, on the servers of two checkouts in turn, and prints both. start takes --root, too.
     """
     if python and not root:
         raise click.UsageError("--python is the Python of --root: give both")
     only = part or only
     before = Checkout.other(root, python) if root else None
-    parts = PARTS | {"hostile": partial(hostile.run, before=before)}
+    parts = PARTS | {
+        "hostile": partial(hostile.run, before=before),
+        "start": partial(start.run, before=before),
+    }
     started = time.monotonic()
     click.echo(f"Load of the machine before: {_load()}, {os.cpu_count()} cores\n")
     with tempfile.TemporaryDirectory() as folder:

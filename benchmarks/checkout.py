@@ -11,7 +11,8 @@ from typing import NamedTuple
 from benchmarks.gateway import READY, start_upstream
 from benchmarks.processes import POLICYD_IS_READY, ROOT, Program, create_key, policyd, started
 
-_POLICYD = "from policyd.cli import main; main()"
+POLICYD = "from policyd.cli import main; main()"
+"""What Python runs in place of the command, so that the folder says which version it is."""
 _GATEWAY = "from gateway.cli import main; main()"
 _LIMITED = ("/bin/sh", "-c", 'ulimit -n "$0"; exec "$@"')
 
@@ -89,8 +90,8 @@ def servers(checkout: Checkout, folder: Path, *, files: int | None = None) -> It
     python = (str(checkout.python), "-c")
     before = (*_LIMITED, str(files), *python) if files else python
     with ExitStack() as running:
-        key = create_key(url, *python, _POLICYD, cwd=checkout.root)
-        ask = policyd(url, *before, _POLICYD)
+        key = create_key(url, *python, POLICYD, cwd=checkout.root)
+        ask = policyd(url, *before, POLICYD)
         ready = rf"{POLICYD_IS_READY} http=(\S+)"
         server = running.enter_context(
             started(*ask, "--http", "127.0.0.1:0", ready=ready, cwd=checkout.root)

@@ -19,9 +19,9 @@ import click
 from policyd.configuration import Address
 from policyd.console import ConsoleServer, console_url
 from policyd.model import Ignored, Mode, Source, UserState
+from policyd.preparation import prepare
 from policyd.record import Ending, Outcome, Record, Verdict, first_id
 from policyd.refusal import RefusalCount
-from policyd.server import prepare
 from policyd.settings import ServerSettings
 from policyd.store import LogFilter, Store
 from policyd.store.database import now
@@ -50,6 +50,7 @@ def main(rows: int, requests: int, database_url: str) -> None:
         )
         prepare(settings)
         store = Store(url)
+        store.migrate()
         _fill(store, rows)
         click.echo(f"{store.log.status().decisions:,} decisions in {url.partition(':')[0]}\n")
         asyncio.run(_measure(settings, store, requests))

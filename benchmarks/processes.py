@@ -41,7 +41,7 @@ def started(*command: str, ready: str, cwd: Path = ROOT) -> Iterator[Program]:
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=cwd,
-            env=_environment(),
+            env=environment(),
         )
         try:
             yield Program(process.pid, _wait_until_ready(process, output, ready))
@@ -66,14 +66,15 @@ def create_key(database_url: str, *command: str, cwd: Path = ROOT) -> str:
         [str(BIN / program), *arguments, "keys", "create", "benchmark", *flags],
         capture_output=True,
         cwd=cwd,
-        env=_environment(),
+        env=environment(),
         check=True,
         timeout=_PATIENCE,
     )
     return str(json.loads(made.stdout)["key"])
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """This environment without what would change how policyd or its gateway run."""
     foreign = ("POLICYD_", "GATEWAY_", "OPENAI_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return kept | {"PYTHONUNBUFFERED": "1"}

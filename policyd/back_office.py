@@ -17,7 +17,7 @@ from policyd.errors import StoreUnavailable
 from policyd.files import raise_limit
 from policyd.settings import ServerSettings
 from policyd.shipper import Shipper
-from policyd.spool import SpoolReader, database
+from policyd.spool import SpoolReader, known_database
 from policyd.store import Store
 from policyd.store.threads import StoreThreads
 
@@ -42,12 +42,10 @@ async def _work() -> None:
         settings = parent.settings
         store = Store(settings.database_url, settings.database_timeout)
         running.callback(store.close)
-        # Nothing is shipped to another one, and nothing retired there.
-        store.expect(database(settings.spool))
         # Nothing closes it: a thread that hangs in the database may come back to it, and would
         # find another file under its numbers.
         spool = SpoolReader(settings.spool)
-        office = _Office(Shipper(store, spool), settings)
+        office = _Office(store, Shipper(store, spool), settings)
         if settings.console is not None:
             # Only who has a console waits for all that it is made of.
             from policyd.console import ConsoleServer
@@ -59,7 +57,9 @@ async def _work() -> None:
 
 
 class _Office:
-    def __init__(self, shipper: Shipper, settings: ServerSettings) -> None:
+    def __init__(self, store: Store, shipper: Shipper, settings: ServerSettings) -> None:
+        self._store = store
+        self._identity: str | None = None
         self._shipper = shipper
         self._settings = settings
         self._away = False
@@ -80,6 +80,7 @@ class _Office:
         while True:
             some = 0
             try:
+                self._expect()
                 some = await self._retiring.run(
                     self._shipper.retire, keep, self._settings.log_max_rows
                 )
@@ -90,6 +91,17 @@ class _Office:
                 _log.info("%d decisions of the log were old enough to go", retired)
                 retired = 0
             await asyncio.sleep(_PAUSE if some else _RETIRE)
+
+    def _expect(self) -> None:
+        """Let nothing be shipped to another database than the spool's, and nothing retired there.
+
+        Raises StoreUnavailable while no worker has found that one yet.
+        """
+        if self._identity is None:
+            self._identity = known_database(self._settings.spool)
+            if self._identity is None:
+                raise StoreUnavailable("the database has not answered since policyd was started")
+            self._store.expect(self._identity)
 
     async def finish(self) -> None:
         """Ship what is left, if the store is there and takes it in time; else the next start does.
@@ -107,6 +119,7 @@ class _Office:
     async def _try(self) -> int | None:
         """Ship. Returns how many entries, None while the store is away."""
         try:
+            self._expect()
             shipped = await self._shipping.run(self._shipper.ship)
         except StoreUnavailable as error:
             if not self._away:

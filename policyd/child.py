@@ -12,7 +12,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -44,9 +44,13 @@ class Child:
         self._module = module
         self._settings = settings
         self._process: asyncio.subprocess.Process | None = None
+        self._does_its_work = asyncio.Event()
 
     async def start(self) -> None:
-        """Start it, and wait until it is ready. Raises SettingsError."""
+        """Start it, and wait until it is ready, or waits for what it needs. Raises SettingsError.
+
+        keep_running() notices when such a one is ready.
+        """
         level = logging.getLevelName(logging.getLogger().level).lower()
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", self._module, level),
@@ -61,8 +65,14 @@ class Child:
         except TimeoutError:
             self._process.kill()
             answer = f"{self._name} was not ready after {_START * _TURN:.0f} s"
-        if answer != "ready":
+        if answer == "ready":
+            self._does_its_work.set()
+        elif answer != "waiting":
             raise SettingsError(answer or f"{self._name} ended while it was starting")
+
+    async def until_ready(self) -> None:
+        """Wait until it does its work, for as long as keep_running() watches it."""
+        await self._does_its_work.wait()
 
     async def keep_running(self) -> None:
         """Start it again whenever it ends, until cancelled."""
@@ -80,8 +90,9 @@ class Child:
         assert self._process is not None
         assert self._process.stdout is not None
         try:
-            while await _within(_SILENCE, self._process.stdout.readline()):
-                pass
+            while sign := await _within(_SILENCE, self._process.stdout.readline()):
+                if sign != b"waiting\n":
+                    self._does_its_work.set()
         except TimeoutError:
             _log.error("%s hangs and is killed", self._name)
             self._process.kill()
@@ -152,16 +163,18 @@ class Parent:
             _say(str(error))
             sys.exit(1)
 
-    def ready(self) -> None:
-        """Tell the parent that the start is over."""
-        _say("ready")
+    def ready(self, does_its_work: Callable[[], bool] = lambda: True) -> None:
+        """Tell the parent that the start is over; and while `does_its_work` says no, that this one
+        waits for what it needs."""
+        self._does_its_work = does_its_work
+        _say("ready" if does_its_work() else "waiting")
         # A parent that stands still reads nothing. The pipe fills, and to wait for it would stop
         # this child too: a sign of life that finds no room is one too many.
         os.set_blocking(sys.stdout.fileno(), False)
 
     async def gone_during(self, *work: Coroutine[Any, Any, None]) -> None:
         """Do all of `work` until the parent goes, or wants this child to end."""
-        until = [self._reader.read(), self._stopping.wait(), _beat(), *work]
+        until = [self._reader.read(), self._stopping.wait(), self._beat(), *work]
         tasks = [asyncio.create_task(one) for one in until]
         done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in rest:
@@ -170,12 +183,11 @@ class Parent:
         for task in done:
             task.result()
 
-
-async def _beat() -> None:
-    """Tell the parent that the event loop still turns."""
-    while True:
-        await asyncio.sleep(1)
-        _say("alive")
+    async def _beat(self) -> None:
+        """Tell the parent that the event loop still turns."""
+        while True:
+            await asyncio.sleep(1)
+            _say("alive" if self._does_its_work() else "waiting")
 
 
 def _say(line: str) -> None:

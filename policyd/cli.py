@@ -13,26 +13,42 @@ from typing import Any
 
 import click
 
-from policyd import explanation, options
+from policyd import options
 from policyd.addresses import reserve
-from policyd.configuration import Address, Group, run, start_logging
+from policyd.configuration import Address, LazyGroup, fork_without_grpc, run, start_logging
+from policyd.errors import PolicydError
 from policyd.files import raise_limit
-from policyd.key_commands import keys
-from policyd.log_commands import logs
 from policyd.options import MODES, OPTIONS, HeaderLine, option
 from policyd.private_files import UMASK
-from policyd.server import Server
 from policyd.settings import ServerSettings
-from policyd.simulate_command import simulate
 from policyd.spool import SYNCS, left
 from policyd.store.threads import StoreThreads
-from policyd.supervisor import supervise
 
+if TYPE_CHECKING:
+    from policyd.server import Server
+    from policyd.supervisor import Ready
+
+_LINK = 2.0
+"""Seconds that the line "ready" waits for the console's first link, and between two tries."""
 _LEFT = 3
 """The exit status that tells of entries in the spool."""
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+_COMMANDS = {
+    "keys": "policyd.key_commands:keys",
+    "logs": "policyd.log_commands:logs",
+    "simulate": "policyd.simulate_command:simulate",
+}
+"""Commands that are loaded when they are called, so that a server does not wait for them."""
+OPTIONS.foresee(
+    *("after", "any_id", "decision", "flag", "format", "json", "key_id", "limit", "lines", "name"),
+    *("operation", "output", "revoked", "since", "trace_id", "until", "user"),
+)
+
+
+@click.group(
+    cls=LazyGroup, lazy=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(package_name="policyd")
 def main() -> None:
     """policyd decides whether a request to an LLM API may go upstream.
@@ -46,11 +62,6 @@ def main() -> None:
     """
     os.umask(UMASK)
     OPTIONS.check_environment()
-
-
-main.add_command(keys)
-main.add_command(logs)
-main.add_command(simulate)
 
 
 @main.command()
@@ -145,7 +156,15 @@ main.add_command(simulate)
     "--max-staleness",
     default=300.0,
     type=click.FloatRange(1),
-    help="Seconds without database until health says NOT_SERVING.",
+    help="Seconds without database after which the settings count as stale. Decisions go on.",
+)
+@option(
+    "--on-stale",
+    default="serve",
+    type=click.Choice(["serve", "not-serving"]),
+    help="With stale settings: go on as ready, and have the health service `settings` alone say "
+    "so, or say NOT_SERVING, so that balancers send no more requests here. All replicas of a "
+    "database grow stale at once.",
 )
 @option(
     "--max-clock-skew",
@@ -168,6 +187,19 @@ main.add_command(simulate)
     default=4 * 2**30,
     type=click.IntRange(2**16),
     help="Bytes that may wait there.",
+)
+@option(
+    "--snapshot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File with the last known settings of all keys, by which policyd decides where it starts "
+    "while the database is away; by default `snapshot` in the folder of --spool.",
+)
+@option(
+    "--snapshot-max-age",
+    default=24.0,
+    type=click.FloatRange(0),
+    help="Hours since the database was last followed, after which that file is not used to start "
+    "by. 0: it is neither used nor written.",
 )
 @option(
     "--log-full",
@@ -234,6 +266,7 @@ def serve(
     spool: Path | None,
     log_full: str,
     log_error: str,
+    on_stale: str,
     console: str | None,
     console_trusted_proxies: str,
     **given: Any,
@@ -241,6 +274,7 @@ def serve(
     """Run policyd: answer gateways, and manage keys."""
     start_logging(log_level)
     raise_limit()
+    fork_without_grpc()
     given["grpc"] = Address.parse(given["grpc"], "--grpc")
     given["admin"] = Address.parse(given["admin"], "--admin")
     if given["http"] is not None:
@@ -252,6 +286,7 @@ def serve(
         spool=spool or options.spool(url),
         drop_when_full=log_full == "drop",
         drop_on_error=log_error == "drop",
+        unready_when_stale=on_stale == "not-serving",
         console=Address.parse(console, "--console") if console else None,
         console_trusted_proxies=options.listed(console_trusted_proxies),
         **given,
@@ -289,40 +324,73 @@ async def _serve_until(
         if settings.console is not None:
             taken = reserve(settings.console, "--console", held)
             settings = replace(settings, console=taken)
-        say_ready = partial(_say_ready, started, settings)
+        say_ready = partial(_say_ready, settings)
         if settings.workers > 1:
+            started.set()
             await supervise(settings, stopping, say_ready)
             return
+        from policyd.server import Server
+
         async with Server(settings) as server:
-            await say_ready(server.grpc, server.admin, server.http)
+            started.set()
+            saying = asyncio.create_task(_say_when_ready(server, say_ready))
             await stopping.wait()
+            saying.cancel()
+
+
+async def _say_when_ready(server: "Server", say_ready: "Ready") -> None:
+    await server.until_it_can_decide()
+    await say_ready(server.grpc, server.admin, server.http)
 
 
 async def _say_ready(
-    started: asyncio.Event,
-    settings: ServerSettings,
-    grpc: Address,
-    admin: Address,
-    http: Address | None,
+    settings: ServerSettings, grpc: Address, admin: Address, http: Address | None
 ) -> None:
     at = f"grpc={grpc} admin={admin}" + (f" http={http}" if http else "")
-    if settings.console is not None:
-        # Only who has a console waits for all that it is made of.
-        from policyd.console import console_url
+    if settings.console is None:
+        click.echo(f"policyd is ready: {at}")
+        return
+    saying = asyncio.create_task(_say_link(settings))
+    try:
+        # It is first, unless the database does not tell whether there is a password.
+        await asyncio.wait({saying}, timeout=_LINK)
+        url = await _asking(settings).run(_console_url, settings)
+        click.echo(f"policyd is ready: {at} console={url}")
+        await saying
+    finally:
+        saying.cancel()
 
-        at += f" console={console_url(settings)}"
-        # In a thread: decisions are made here, too, and the database may be silent.
-        await StoreThreads("the console's link", settings.database_timeout).run(_say_link, settings)
-    started.set()
-    click.echo(f"policyd is ready: {at}")
+
+async def _say_link(settings: ServerSettings) -> None:
+    while True:
+        try:
+            link = await _asking(settings).run(_first_link, settings)
+        except PolicydError as error:
+            logging.getLogger(__name__).debug("the console's first link is not known: %s", error)
+            await asyncio.sleep(_LINK)
+        else:
+            if link:
+                click.echo(f"The console has no password yet. Set it by this one-time link: {link}")
+            return
 
 
-def _say_link(settings: ServerSettings) -> None:
+def _asking(settings: ServerSettings) -> StoreThreads:
+    # Decisions are made here, too, and the database may be silent.
+    return StoreThreads("the console's link", settings.database_timeout)
+
+
+def _first_link(settings: ServerSettings) -> str | None:
+    # Only who has a console waits for all that it is made of.
     from policyd.console import first_link
 
     with options.opened(settings.database_url) as store:
-        if link := first_link(settings, store):
-            click.echo(f"The console has no password yet. Set it by this one-time link: {link}")
+        return first_link(settings, store)
+
+
+def _console_url(settings: ServerSettings) -> str:
+    from policyd.console import console_url
+
+    return console_url(settings)
 
 
 @main.command()
@@ -338,6 +406,8 @@ def _say_link(settings: ServerSettings) -> None:
 @options.common
 def explain(database_url: str, as_json: bool, default_mode: str, **question: Any) -> None:
     """Say what would be decided of a request, and why. Exits with 1 where it would be denied."""
+    from policyd import explanation
+
     request = explanation.request(**question)
     with options.opened(database_url) as store:
         decision, key = explanation.decide_now(store, request, MODES[default_mode])
@@ -375,6 +445,7 @@ def demo(log_level: str, **given: Any) -> None:
     the environment, requests go to OpenAI with that key, or to OPENAI_BASE_URL; with --upstream,
     they go there with the key that the client sends.
     """
+    fork_without_grpc()
     # The gateway is an extra, which the other commands do without.
     from policyd import demo as demonstration
 

@@ -6,6 +6,7 @@ is what it leaves open: which names a command takes, and what the values must be
 
 import asyncio
 import difflib
+import importlib
 import ipaddress
 import logging
 import os
@@ -20,7 +21,16 @@ import yaml
 
 from policyd.errors import CannotListen, InvalidArgument, PolicydError, SettingsError
 
-__all__ = ["Address", "CannotListen", "Group", "Options", "SettingsError", "run", "start_logging"]
+__all__ = [
+    "Address",
+    "CannotListen",
+    "Group",
+    "LazyGroup",
+    "Options",
+    "SettingsError",
+    "run",
+    "start_logging",
+]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _LEVELS = ("debug", "info", "warning", "error")
@@ -93,6 +103,11 @@ class Options:
         return click.option(
             *names, envvar=envvar, show_envvar=True, show_default=has_default, **attributes
         )
+
+    def foresee(self, *names: str) -> None:
+        """Know the settings of commands that are loaded when they are called."""
+        for name in names:
+            self._known.setdefault(name, name)
 
     def config(self, command: _Command) -> _Command:
         """The option --config of a command that is no server."""
@@ -202,7 +217,9 @@ def _commands_that_take(context: click.Context, variable: str) -> Iterator[str]:
     waiting = [(context.command_path, context.command)]
     for path, command in waiting:
         if isinstance(command, click.Group):
-            waiting += [(f"{path} {name}", one) for name, one in command.commands.items()]
+            for name in command.list_commands(context):
+                one = command.get_command(context, name)
+                waiting += [(f"{path} {name}", one)] if one is not None else []
         elif any(option.envvar == variable for option in command.params):
             yield path
 
@@ -244,6 +261,26 @@ class Group(click.Group):
             raise click.ClickException(str(error)) from error
 
 
+class LazyGroup(Group):
+    """A group whose commands may stand in modules that are loaded when they are called, as
+    "MODULE:NAME" by the command's name in `lazy`."""
+
+    def __init__(self, *arguments: Any, lazy: Mapping[str, str], **attributes: Any) -> None:
+        super().__init__(*arguments, **attributes)
+        self._lazy = lazy
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """See click.Group."""
+        return sorted({*super().list_commands(ctx), *self._lazy})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """See click.Group."""
+        if cmd_name in self._lazy and cmd_name not in self.commands:
+            module, _, name = self._lazy[cmd_name].partition(":")
+            self.add_command(getattr(importlib.import_module(module), name), cmd_name)
+        return super().get_command(ctx, cmd_name)
+
+
 def run(main: Coroutine[Any, Any, None]) -> None:
     """Run `main` to its end, on uvloop where that exists: a call costs a tenth less on it."""
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
@@ -253,6 +290,12 @@ def run(main: Coroutine[Any, Any, None]) -> None:
         loop_factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(main)
+
+
+def fork_without_grpc() -> None:
+    """Keep gRPC, before it is loaded, from looking after forks: it would complain of each child
+    that a server starts, and those are programs of their own."""
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
 def start_logging(level: str) -> None:

@@ -14,9 +14,12 @@ PolicydError
 ├── EtagMismatch           the API key has changed since the caller read it
 ├── PositionMoved          the database has a spool file up to another byte than its shipper thought
 ├── StoreUnavailable       the database cannot be reached or used
+│   └── StoreUnusable      ... as it is there, and is not one that this version can use
+├── SettingsUnknown        no API key's settings are known yet, so nothing can be decided
 ├── StoreBusy              as many calls wait for the database as may
 │   └── WrongDatabase      ... as it is not the one that this policyd belongs to
 ├── SettingsError          policyd cannot start with these settings
+│   └── NoRoom             ... as the disk is full: with room they will do
 ├── CannotListen           an address to listen at is taken, or not this machine's
 └── NoDecision             policyd gave no decision (what clients raise)
 """
@@ -78,6 +81,14 @@ class StoreUnavailable(PolicydError):
     """The database cannot be reached or used."""
 
 
+class StoreUnusable(StoreUnavailable):
+    """The database is there, and is not one that this version can use: waiting does not help."""
+
+
+class SettingsUnknown(PolicydError):
+    """No API key's settings are known yet, so nothing can be decided."""
+
+
 class StoreBusy(PolicydError):
     """As many calls wait for the database as may."""
 
@@ -88,6 +99,10 @@ class WrongDatabase(StoreUnavailable):
 
 class SettingsError(PolicydError):
     """policyd cannot start with these settings."""
+
+
+class NoRoom(SettingsError):
+    """A file that policyd needs cannot be made, as the disk is full."""
 
 
 class CannotListen(PolicydError):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from policyd.errors import RevisionNotReached, WrongDatabase
+from policyd.errors import RevisionNotReached, SettingsUnknown, WrongDatabase
 from policyd.model import KeyChanges, KeySettings
 from policyd.store.database import TIMEOUT
 from policyd.store.threads import StoreThreads
@@ -41,15 +41,48 @@ class KeyTable:
         self._wanted = asyncio.Event()
         self._arrived = asyncio.Condition()
         self._fresh_at = _seconds()
+        self._read_to = 0
+        """Up to which revision the store was read. 0: all of it is to be read."""
+        self._known = asyncio.Event()
+        self.is_followed = False
+        """Whether the store itself has told the settings, and no snapshot."""
         self.revision = 0
         self.epoch = ""
         """Tells the revision from another one of the same number: see store/epochs.py."""
         self.is_wrong_database = False
         """Whether the last look found a database of another installation."""
 
+    @property
+    def is_known(self) -> bool:
+        """Whether there are settings to decide by, if only that there is no key."""
+        return self._known.is_set()
+
+    async def until_known(self) -> None:
+        """Wait until there are settings to decide by."""
+        await self._known.wait()
+
+    def check_known(self) -> None:
+        """Raises SettingsUnknown where there are no settings to decide by."""
+        if not self._known.is_set():
+            raise SettingsUnknown(
+                "no API key's settings are known yet, as the database has not answered since "
+                "policyd started, and there is no snapshot of them to use: ask again"
+            )
+
     def settings(self, digest: bytes) -> KeySettings | None:
         """The settings of the key with this digest. None: no such key is in force."""
         return self._settings.get(digest)
+
+    def copy(self) -> tuple[int, dict[bytes, KeySettings]]:
+        """The revision, and the settings of every key that is in force at it."""
+        return self.revision, self._settings.copy()
+
+    def restore(self, settings: dict[bytes, KeySettings], revision: int, age: float) -> None:
+        """Begin with what was known `age` seconds ago. All of it is read anew from the store."""
+        self._settings = settings
+        self._fresh_at = _seconds() - age
+        self.revision = revision
+        self._known.set()
 
     def staleness(self) -> float:
         """Seconds since the store last answered."""
@@ -58,9 +91,9 @@ class KeyTable:
     async def refresh(self) -> None:
         """Read what changed. Raises StoreUnavailable."""
         asked_at = _seconds()
-        changes = await self._thread.run(self._changes_since, self.revision, self.epoch)
-        if changes.everything:
-            if self.revision:
+        changes = await self._thread.run(self._changes_since, self._read_to, self.epoch)
+        if changes.everything or not self._read_to:
+            if self._read_to:
                 _log.warning(
                     "the database was put back from a backup, or has lost changes: all settings "
                     "are read anew, at revision %d after %d",
@@ -73,6 +106,9 @@ class KeyTable:
             else:
                 self._settings[change.digest] = change.settings
         self._fresh_at = asked_at
+        self._read_to = changes.revision
+        self.is_followed = True
+        self._known.set()
         if (changes.revision, changes.epoch) != (self.revision, self.epoch):
             self.revision, self.epoch = changes.revision, changes.epoch
             async with self._arrived:

@@ -5,15 +5,17 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, TextIO
 
 import click
 
 from policyd import options, refused_report, terminal
-from policyd.errors import DecisionNotFound
+from policyd.errors import DecisionNotFound, StoreUnavailable
 from policyd.export import csv_rows, json_line, values
 from policyd.options import Moment, option
 from policyd.record import Record, Verdict, is_decision_id
+from policyd.snapshot import SnapshotFile
 from policyd.store import LogFilter, Store
 
 _VERDICTS = {verdict.name.lower(): verdict for verdict in Verdict}
@@ -143,31 +145,53 @@ def _one(store: Store, any_id: str) -> Record:
 
 
 @logs.command()
+@option(
+    "--snapshot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="As the server on this machine has it.",
+)
 @options.common
-def status(database_url: str, as_json: bool) -> None:
+def status(database_url: str, as_json: bool, snapshot: Path | None) -> None:
     """Show how many decisions the log holds, since when, and how many were never logged.
 
-    And how many requests were refused for their API key: those are counted, and not logged. And how
+    And how many requests were refused for their API key: those are counted, and not logged. Where
+    a server runs here, also the revision of its snapshot of the settings, and when it last followed
+    the database; that is told on stderr where the database is away. And how
     many seconds the clock that is furthest off is ahead of the database's, of the workers that run.
     """
-    with options.opened(database_url) as store:
-        found = store.log.status()
-        refused = store.refusals.total()
-        host, offset = store.workers.furthest_off() or (None, None)
+    kept = _snapshot(snapshot or options.spool(database_url) / "snapshot")
+    try:
+        with options.opened(database_url) as store:
+            found = store.log.status()
+            refused = store.refusals.total()
+            host, offset = store.workers.furthest_off() or (None, None)
+    except StoreUnavailable:
+        for name, value in kept.items():
+            click.echo(f"{name:20}{'-' if value is None else value}", err=True)
+        raise
     oldest = found.oldest.isoformat(timespec="milliseconds") if found.oldest else None
-    facts = {
+    facts: dict[str, float | str | None] = {
         "decisions": found.decisions,
         "lost": found.lost,
         "oldest": oldest,
         "refused_keys": refused,
         "clock_offset": None if offset is None else offset.total_seconds(),
         "clock_host": host,
+        **kept,
     }
     if as_json:
         options.print_json(facts)
         return
     for name, value in facts.items():
         click.echo(f"{name:20}{'-' if value is None else value}")
+
+
+def _snapshot(path: Path) -> dict[str, int | str | None]:
+    head = SnapshotFile(path).head()
+    if head is None:
+        return {"snapshot_revision": None, "snapshot_followed": None}
+    followed = datetime.fromtimestamp(head.followed_at, UTC).isoformat(timespec="milliseconds")
+    return {"snapshot_revision": head.revision, "snapshot_followed": followed}
 
 
 @logs.command()

@@ -5,14 +5,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from policyd.configuration import Options
 from policyd.errors import StoreUnavailable
 from policyd.model import Mode, Override
-from policyd.store import Store, sqlite_file
+from policyd.places import sqlite_file
+
+if TYPE_CHECKING:
+    from policyd.store import Store
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -125,11 +128,14 @@ def common(command: _Command) -> _Command:
 
 
 @contextmanager
-def opened(url: str, *, create: bool = False) -> Iterator[Store]:
+def opened(url: str, *, create: bool = False) -> Iterator["Store"]:
     """The store at `url`, brought to this version's form.
 
     Raises StoreUnavailable where there is none and it is not to be made.
     """
+    # A server has opened its own before it comes here, and its supervisor has none.
+    from policyd.store import Store
+
     store = Store(url)
     file = sqlite_file(url)
     is_new = file is not None and not file.exists()

@@ -2,31 +2,29 @@
 
 import asyncio
 import logging
-import os
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
 
-from policyd import spool, tokens
+from policyd import tokens
 from policyd.addresses import check_free, not_free
 from policyd.bodies import Bodies
 from policyd.child import Child
 from policyd.configuration import Address
 from policyd.decision_log import DecisionLog
-from policyd.errors import RevisionNotReached, StoreBusy, StoreUnavailable
-from policyd.http.app import HttpCheck
+from policyd.errors import NoRoom, RevisionNotReached, StoreBusy, StoreUnavailable
+from policyd.following import Following
 from policyd.http.connections import Limits
-from policyd.http.listener import Listener, open_socket, tls_context
 from policyd.key_table import KeyTable
-from policyd.private_files import warn_of_open_folders
+from policyd.opening import OpenedStore
+from policyd.preparation import back_office, keep_back_office, preparing
 from policyd.services.admin import AdminServicer
 from policyd.services.envoy import AuthorizationServicer
 from policyd.services.listener import NOT_SERVING, SERVING, Bounds, GrpcListener, credentials
@@ -34,16 +32,16 @@ from policyd.services.policy import PolicyServicer
 from policyd.services.tokens import TokenInterceptor
 from policyd.settings import ServerSettings
 from policyd.spool import SpoolWriter
-from policyd.store import Store, sqlite_file
+from policyd.store import Store
 from policyd.store.threads import StoreThreads
 from policyd.v1 import admin_pb2, admin_pb2_grpc, policy_pb2, policy_pb2_grpc
 from policyd.worker_clock import WorkerClock
 
+if TYPE_CHECKING:
+    from policyd.http.listener import Listener
+
 _log = logging.getLogger(__name__)
 
-_POLL_EMBEDDED = 0.2
-_POLL = 1.0
-"""Seconds between two looks for changed keys. One at SQLite costs little, and it gives no hints."""
 _FLUSH = 5.0
 """Seconds between two times that refused keys, which are counted in memory, are written."""
 _HANDSHAKE = 5.0
@@ -51,10 +49,14 @@ _HANDSHAKE = 5.0
 none for a new one, so those that say nothing must end soon."""
 _ADMINISTRATORS = 32
 """Connections to AdminService."""
+_ROOM = 1.0
+"""Seconds between two looks at whether a full disk has room for the administration token."""
 _BEAT = 2.0
 """Seconds between two signs of life for the store; a new revision is told at once."""
 _LEAVE = 1.0
 """Seconds to tell the store that this worker ends: else it finds out, a little later."""
+_SOON = 1.0
+"""Seconds that a start waits for the database's time."""
 _CLOCK = "policyd.clock"
 """The name under which gRPC's health tells of the worker's clock. A wrong one takes no worker out,
 so the other names do not tell of it."""
@@ -67,18 +69,21 @@ class Server:
     """One worker: answers PolicyService and AdminService until it is stopped.
 
     `async with Server(settings) as server:` runs it; `server.grpc`, `server.admin` and
-    `server.http` are where it listens. `shared` is for several workers on one port. Starting raises
-    SettingsError, CannotListen or StoreUnavailable.
+    `server.http` are where it listens. `shared` is for several workers on one port. It starts
+    without a database that is away, and where it finds no snapshot of the settings either, answers
+    that it cannot decide yet. Starting raises SettingsError, CannotListen or StoreUnusable.
     """
 
     def __init__(self, settings: ServerSettings, *, shared: bool = False) -> None:
         self._settings = settings
         self._shared = shared
         self._store = Store(settings.database_url, settings.database_timeout)
-        self._keys = KeyTable(self._store.changes_since, settings.database_timeout)
+        opened = OpenedStore(self._store, settings)
+        self._keys = KeyTable(opened.changes_since, settings.database_timeout)
         self._beating = StoreThreads("signs of life", settings.database_timeout)
+        self._following_settings = Following(self._keys, opened, settings, ends=not shared)
         self._listeners: list[GrpcListener] = []
-        self._following: list[asyncio.Task[None]] = []
+        self._working: list[asyncio.Task[None]] = []
         self._log: DecisionLog | None = None
         self._office: Child | None = None
         self._id = secrets.token_hex(6)
@@ -104,34 +109,51 @@ class Server:
     ) -> None:
         await self.stop()
 
+    @property
+    def can_decide(self) -> bool:
+        """Whether it knows settings to decide by."""
+        return self._keys.is_known
+
+    async def until_it_can_decide(self) -> None:
+        """Wait until the database has told the settings, if no snapshot has."""
+        await self._keys.until_known()
+
     async def _start(self) -> None:
-        if not self._shared:
-            await preparing(self._settings)
-            # Before gRPC starts threads, which it would not like to see forked.
-            self._office = back_office(self._settings)
-            await self._office.start()
-        self._store.expect(await asyncio.to_thread(spool.database, self._settings.spool))
-        await self._keys.refresh()
-        # So that the first decision has the right time.
-        await self._tell_of_itself()
+        has_room = self._shared or await preparing(self._settings)
+        await self._following_settings.begin()
+        if self._keys.is_followed:
+            # So that the first decision has the right time, if the database tells it soon.
+            await asyncio.wait({asyncio.create_task(self._tell_of_itself())}, timeout=_SOON)
         self._log = decision_log(self._settings, self._id, self._clock.time)
         tls = credentials(self._settings)
         policy = self._policy_listener()
         admin = self._admin_listener()
+        await self._tell_health()
         self.grpc = await policy.start(self._settings.grpc, "--grpc", tls)
         self.admin = await admin.start(self._settings.admin, "--admin", tls)
         if self._settings.http is not None:
             self.http = await self._listen_http(self._settings.http)
-        self._following = [
-            asyncio.create_task(self._keys.follow(self._poll_interval())),
-            asyncio.create_task(self._follow_hints()),
-            asyncio.create_task(self._watch_staleness()),
-            asyncio.create_task(self._beat()),
-            asyncio.create_task(self._flush(self._log)),
-            asyncio.create_task(self._log.keep_synced()),
-        ]
-        if self._office is not None:
-            self._following.append(asyncio.create_task(self._office.keep_running()))
+        self._work(
+            *self._following_settings.work(),
+            self._follow_hints(),
+            self._watch_health(),
+            self._beat(),
+            self._flush(self._log),
+            self._log.keep_synced(),
+        )
+        if not self._shared:
+            # Last, as no decision waits for it.
+            await self._start_back_office(has_room)
+
+    async def _start_back_office(self, has_room: bool) -> None:
+        self._office = back_office(self._settings)
+        if has_room:
+            await self._office.start()
+        self._work(keep_back_office(self._office, self._settings, has_room))
+
+    def _work(self, *work: Coroutine[Any, Any, None]) -> None:
+        """Do it until the server stops."""
+        self._working += [asyncio.create_task(one) for one in work]
 
     def _policy_listener(self) -> GrpcListener:
         guards: list[grpc.aio.ServerInterceptor] = []
@@ -158,19 +180,28 @@ class Server:
 
     def _admin_listener(self) -> GrpcListener:
         path = self._settings.admin_token_file
-        token = tokens.load(path, "--admin-token-file")
-        guards = [TokenInterceptor(token, f"it stands in {path.name}, which policyd serve names")]
-        listener = self._listener((_ADMIN,), guards, _ADMINISTRATORS)
+        guard = TokenInterceptor(
+            secrets.token_hex(32), f"it stands in {path.name}, which policyd serve names"
+        )
+        try:
+            guard.let_in(tokens.load_or_create(path))
+        except NoRoom:
+            self._work(self._find_token(guard))
+        listener = self._listener((_ADMIN,), [guard], _ADMINISTRATORS)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(
-            AdminServicer(self._store, self._settings.database_timeout), listener.server
+            AdminServicer(self._store, self._keys, self._settings.database_timeout), listener.server
         )
         return listener
 
     async def _listen_http(self, address: Address) -> Address:
         settings = self._settings
-        tls = tls_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
         path = settings.caller_token_file
         token = tokens.load(path, "--caller-token-file") if path else ""
+        # Only who has it waits for all that it is made of.
+        from policyd.http.app import HttpCheck
+        from policyd.http.listener import Listener, open_socket, tls_context
+
+        tls = tls_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
         app = HttpCheck(
             self._policy.answer,
             self._policy.knows,
@@ -181,6 +212,7 @@ class Server:
             patience=settings.body_timeout,
             not_ready=self._not_ready,
             remark=self._clock.remark,
+            is_stale=self._is_stale,
         )
         if not self._shared:
             check_free(address, "--http")
@@ -207,32 +239,44 @@ class Server:
         self._listeners.append(listener)
         return listener
 
-    def _is_fresh(self) -> bool:
-        return self._keys.staleness() <= self._settings.max_staleness
-
     async def _not_ready(self) -> str:
-        if self._is_fresh():
-            return ""
-        # Probes need no token: the rest of what the database says is for the log alone.
-        is_wrong = self._keys.is_wrong_database
-        cause = "the database is not the one it was" if is_wrong else "the database is away"
-        return f"the settings are stale: {cause}"
+        return self._following_settings.unready
 
-    async def _watch_staleness(self) -> None:
-        fresh = True
+    async def _is_stale(self) -> str:
+        return self._following_settings.stale
+
+    async def _tell_health(self) -> None:
+        settings = self._following_settings
+        for listener in self._listeners:
+            await listener.tell(ready=not settings.unready, fresh=settings.is_fresh)
+
+    async def _watch_health(self) -> None:
+        """Tell of every change."""
+        settings = self._following_settings
+        told = settings.unready, settings.stale
         while True:
-            await asyncio.sleep(min(1.0, self._settings.max_staleness / 4))
-            was_fresh, fresh = fresh, self._is_fresh()
-            if fresh != was_fresh:
-                _log.warning(
-                    "health is now %s", "SERVING" if fresh else "NOT_SERVING: stale settings"
-                )
-                for listener in self._listeners:
-                    await listener.tell(SERVING if fresh else NOT_SERVING)
+            # The first settings are news at once.
+            first = self._keys.until_known() if not self._keys.is_known else asyncio.sleep(60)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(first, min(1.0, self._settings.max_staleness / 4))
+            before, told = told, (settings.unready, settings.stale)
+            if told == before:
+                continue
+            await self._tell_health()
+            unready, stale = told
+            if unready != before[0]:
+                state = f"NOT_SERVING: {unready}" if unready else "SERVING"
+                _log.warning("health is now %s", state)
+            if stale != before[1]:
+                _log.warning("%s", stale or "the settings are fresh again")
 
-    def _poll_interval(self) -> float:
-        is_embedded = sqlite_file(self._settings.database_url) is not None
-        return self._settings.poll_interval or (_POLL_EMBEDDED if is_embedded else _POLL)
+    async def _find_token(self, guard: TokenInterceptor) -> None:
+        """Let administrators in once there is room for their token."""
+        while True:
+            await asyncio.sleep(_ROOM)
+            with suppress(NoRoom):
+                path = self._settings.admin_token_file
+                return guard.let_in(tokens.load_or_create(path))
 
     async def _follow_hints(self) -> None:
         async for _ in self._store.hints():
@@ -250,8 +294,9 @@ class Server:
     async def _tell_of_itself(self) -> int:
         """Tell the store that this worker runs, and at which revision: it returns that."""
         told = (self._id, socket.gethostname(), self._keys.revision, self._keys.epoch)
-        with suppress(StoreUnavailable, StoreBusy):
-            self._clock.measured(await self._beating.run(self._store.workers.beat, *told))
+        if self._keys.is_followed:
+            with suppress(StoreUnavailable, StoreBusy):
+                self._clock.measured(await self._beating.run(self._store.workers.beat, *told))
         return told[2]
 
     async def _flush(self, log: DecisionLog) -> None:
@@ -266,7 +311,7 @@ class Server:
         if self._http is not None:
             stopping.append(self._http.stop())
         await asyncio.gather(*stopping)
-        for task in self._following:
+        for task in self._working:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
@@ -280,21 +325,6 @@ class Server:
             # Last, so that it ships all that was written.
             await self._office.stop()
         self._store.close()
-
-
-def _limits(settings: ServerSettings) -> Limits:
-    return Limits(
-        connections=settings.connections,
-        head=settings.head_timeout,
-        body=settings.body_timeout,
-        idle=settings.idle_timeout,
-        write=settings.write_timeout,
-    )
-
-
-async def preparing(settings: ServerSettings) -> None:
-    """prepare() in a thread: a signal ends the wait for it."""
-    await StoreThreads("the start", None).run(prepare, settings)
 
 
 def decision_log(
@@ -312,28 +342,11 @@ def decision_log(
     )
 
 
-def prepare(settings: ServerSettings) -> None:
-    """What must be there before a worker starts: the tables, the administration token, the spool.
-
-    Raises SettingsError or StoreUnavailable.
-    """
-    store = Store(settings.database_url, settings.database_timeout)
-    try:
-        store.check()
-        store.migrate()
-        spool.prepare(settings.spool, store.identity())
-    finally:
-        store.close()
-    tokens.load_or_create(settings.admin_token_file)
-    file = sqlite_file(settings.database_url)
-    kept = (
-        settings.spool,
-        settings.admin_token_file.parent,
-        *([Path(os.path.realpath(file)).parent] if file else []),
+def _limits(settings: ServerSettings) -> Limits:
+    return Limits(
+        connections=settings.connections,
+        head=settings.head_timeout,
+        body=settings.body_timeout,
+        idle=settings.idle_timeout,
+        write=settings.write_timeout,
     )
-    warn_of_open_folders(kept)
-
-
-def back_office(settings: ServerSettings) -> Child:
-    """The process that ships the log to the store: see back_office.py."""
-    return Child("the back office", "policyd.back_office", settings)

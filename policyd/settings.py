@@ -56,9 +56,15 @@ class ServerSettings:
     poll_interval: float | None = None
     """Seconds between two looks at the store. None: what suits the database."""
     max_staleness: float = 300.0
-    """Seconds without the store after which health says NOT_SERVING."""
+    """Seconds without the store after which the settings count as stale."""
     max_clock_skew: float = 5.0
     """Seconds that a worker's clock may be off the database's before it says so."""
+    unready_when_stale: bool = False
+    """Whether health then says NOT_SERVING, so that balancers send no requests."""
+    snapshot: Path | None = None
+    """File with the last settings, to start by while the store is away. None: in the spool."""
+    snapshot_max_age: float = 24.0
+    """Hours since the store was last followed, for which that file is good. 0: it is not used."""
     grace: float = 10.0
     """Seconds that calls under way have when policyd stops."""
     tls_cert: Path | None = None
@@ -100,6 +106,11 @@ class ServerSettings:
         return share(self.max_connections, each=each, flag="--max-connections")
 
     @property
+    def snapshot_file(self) -> Path:
+        """`snapshot`, or where it is by default."""
+        return self.snapshot or self.spool / "snapshot"
+
+    @property
     def memory(self) -> int:
         """`body_memory`, or what it is by default."""
         return self.body_memory or max(512 * 2**20, 4 * self.max_body)
@@ -108,6 +119,8 @@ class ServerSettings:
         _check_memory(self.memory, self.max_body)
         if not 0 < self.log_retention <= MAX_RETENTION:
             raise SettingsError(f"--log-retention takes days, up to {MAX_RETENTION}: 100 years")
+        if not 0 <= self.snapshot_max_age <= 24 * MAX_RETENTION:
+            raise SettingsError(f"--snapshot-max-age takes hours, up to {24 * MAX_RETENTION}")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise SettingsError("--tls-cert and --tls-key go together: give both or neither")
         if self.tls_client_ca and not self.tls_cert:
@@ -185,7 +198,15 @@ def _check_proxy(text: str) -> None:
         )
 
 
-_PATHS = ("admin_token_file", "caller_token_file", "spool", "tls_cert", "tls_key", "tls_client_ca")
+_PATHS = (
+    "admin_token_file",
+    "caller_token_file",
+    "snapshot",
+    "spool",
+    "tls_cert",
+    "tls_key",
+    "tls_client_ca",
+)
 
 
 def dump_settings(settings: ServerSettings) -> dict[str, Any]:

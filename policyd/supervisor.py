@@ -11,16 +11,16 @@ from dataclasses import replace
 from policyd.addresses import reserve
 from policyd.child import Child
 from policyd.configuration import Address
-from policyd.server import back_office, preparing
+from policyd.preparation import back_office, keep_back_office, preparing
 from policyd.settings import ServerSettings
 
 Ready = Callable[[Address, Address, Address | None], Awaitable[None]]
-"""Is told where gRPC, administration and HTTP listen."""
+"""Tells where gRPC, administration and HTTP listen, once every worker decides."""
 
 
 async def supervise(settings: ServerSettings, stopping: asyncio.Event, ready: Ready) -> None:
     """Run the workers until `stopping` is set. Raises SettingsError or StoreUnavailable."""
-    await preparing(settings)
+    has_room = await preparing(settings)
     with ExitStack() as held:
         grpc = reserve(settings.grpc, "--grpc", held)
         admin = reserve(settings.admin, "--admin", held)
@@ -29,15 +29,25 @@ async def supervise(settings: ServerSettings, stopping: asyncio.Event, ready: Re
         numbers = range(1, settings.workers + 1)
         workers = [Child(f"worker {n}", "policyd.worker", settings) for n in numbers]
         office = back_office(settings)
-        try:
-            await asyncio.gather(office.start(), *(worker.start() for worker in workers))
+        watching: list[asyncio.Task[None]] = []
+
+        async def say_ready() -> None:
+            await asyncio.gather(*(worker.until_ready() for worker in workers))
             await ready(grpc, admin, http)
-            watching = [asyncio.create_task(one.keep_running()) for one in (office, *workers)]
+
+        try:
+            await asyncio.gather(*(worker.start() for worker in workers))
+            watching += [asyncio.create_task(worker.keep_running()) for worker in workers]
+            # After them, as no decision waits for it.
+            if has_room:
+                await office.start()
+            watching.append(asyncio.create_task(keep_back_office(office, settings, has_room)))
+            watching.append(asyncio.create_task(say_ready()))
             await stopping.wait()
+        finally:
             for task in watching:
                 task.cancel()
             await asyncio.gather(*watching, return_exceptions=True)
-        finally:
             await asyncio.gather(*(worker.stop() for worker in workers))
             # Last, so that it ships what they have written.
             await office.stop()

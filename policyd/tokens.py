@@ -1,22 +1,30 @@
 """Bearer tokens in files. The first start makes the administration token, for its owner only."""
 
+import errno
 import os
 import secrets
 import stat
 from pathlib import Path
 
-from policyd.errors import SettingsError
+from policyd.errors import NoRoom, SettingsError
 from policyd.private_files import make_folder
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def load_or_create(path: Path) -> str:
-    """The token in `path`, made with a new one if it is not there. Raises SettingsError."""
+    """The token in `path`, made with a new one if it is not there.
+
+    Raises SettingsError, which is NoRoom where the disk is full.
+    """
     try:
-        _create(path)
+        if not path.exists():  # One that is there needs no room.
+            _create(path)
     except FileExistsError:
         pass
     except OSError as error:
-        raise SettingsError(f"--admin-token-file {path} cannot be made: {error.strerror}") from None
+        kind = NoRoom if error.errno in _NO_ROOM else SettingsError
+        raise kind(f"--admin-token-file {path} cannot be made: {error.strerror}") from None
     return load(path, "--admin-token-file")
 
 

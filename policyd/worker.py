@@ -8,8 +8,8 @@ from policyd.server import Server
 
 
 async def _work() -> None:
-    async with Parent() as parent, Server(parent.settings, shared=True):
-        parent.ready()
+    async with Parent() as parent, Server(parent.settings, shared=True) as server:
+        parent.ready(lambda: server.can_decide)
         await parent.gone_during()
 
 

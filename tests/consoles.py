@@ -10,10 +10,11 @@ from typing import Any, NamedTuple, Self
 
 import aiohttp
 
+from policyd import preparation
 from policyd.configuration import Address
 from policyd.console import ConsoleServer, console_url, first_link
 from policyd.console.connection import LIMITS
-from policyd.server import prepare
+from policyd.opening import OpenedStore
 from policyd.settings import ServerSettings
 from policyd.store import Store
 
@@ -105,6 +106,16 @@ def settings(folder: Path, **changes: Any) -> ServerSettings:
         "console": Address("127.0.0.1", 0),
     }
     return ServerSettings(**usual | changes)
+
+
+def prepare(chosen: ServerSettings) -> None:
+    """Make what a server with these settings makes before others can use it."""
+    preparation.prepare(chosen)
+    store = Store(chosen.database_url)
+    try:
+        OpenedStore(store, chosen).open()
+    finally:
+        store.close()
 
 
 @asynccontextmanager

@@ -22,11 +22,11 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from policyd import child
 from policyd.child import Child
-from policyd.server import back_office, prepare
+from policyd.preparation import back_office
 from policyd.settings import dump_settings
 from policyd.v1.policy_pb2 import DECISION_DENY, EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
-from tests.consoles import settings
+from tests.consoles import prepare, settings
 from tests.load import PATIENCE
 from tests.processes import Policyd
 from tests.test_faults import children, is_running
@@ -91,7 +91,7 @@ async def test_a_server_that_is_stopped_and_continued(
     tmp_path: Path, start: Callable[..., Any]
 ) -> None:
     """For longer than settings may be stale: it says so until it has looked, and serves again."""
-    policyd = start(Policyd, tmp_path, "--max-staleness", "1")
+    policyd = start(Policyd, tmp_path, "--max-staleness", "1", "--on-stale", "not-serving")
     key = policyd.create_key("enforce")
     async with grpc.aio.insecure_channel(policyd.grpc) as channel:
         policyd.send(signal.SIGSTOP)

@@ -15,9 +15,8 @@ from policyd.console import ConsoleServer, charts, periods, words
 from policyd.model import Ignored, Mode, Override, Source, UserState
 from policyd.record import FLAG_SETS, Ending, Verdict
 from policyd.refusal import Refusal, RefusalCount, RefusalReason
-from policyd.server import prepare
 from policyd.store import Counts, Store
-from tests.consoles import Console, Visitor, running, settings
+from tests.consoles import Console, Visitor, prepare, running, settings
 from tests.postgresql import PostgreSQL
 from tests.records import decision_id, denied, outcome, record
 

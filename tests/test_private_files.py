@@ -13,9 +13,9 @@ import pytest
 
 from policyd.errors import SettingsError
 from policyd.private_files import make_folder
-from policyd.server import Server, prepare
+from policyd.server import Server
 from policyd.store import Store
-from tests.consoles import settings
+from tests.consoles import prepare, settings
 from tests.load import PATIENCE, until
 from tests.processes import BIN, Program, run
 

@@ -98,21 +98,31 @@ async def test_a_policyd_that_hangs() -> None:
         await writer.wait_closed()
 
 
-async def test_stale_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The HTTP check is not ready once the settings are older than they may be."""
-    made = consoles.settings(tmp_path, http=FREE, max_staleness=0.2, poll_interval=0.05)
+@pytest.mark.parametrize("unready", [False, True])
+async def test_stale_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unready: bool
+) -> None:
+    """The HTTP check says it once the settings are older than they may be, and that it is not
+    ready where the operator wants that. It is alive."""
+    made = consoles.settings(
+        tmp_path, http=FREE, max_staleness=0.2, poll_interval=0.05, unready_when_stale=unready
+    )
     async with Server(made) as server:
         url = f"http://{server.http}"
         assert await probed(url) == dict.fromkeys(PATHS, 200)
+        assert (await ask(url, "GET", "/settingsz")).body == b'{"state":"fresh"}'
 
         def fail(*_: object) -> KeyChanges:
             raise OSError("away")
 
         monkeypatch.setattr(server._keys, "_changes_since", fail)
         async with asyncio.timeout(30):
-            while (answer := await ready(url)).status == 200:  # noqa: ASYNC110 - it tells nobody
+            while (await ask(url, "GET", "/settingsz")).status == 200:  # noqa: ASYNC110 - likewise
                 await asyncio.sleep(0.05)
-        assert b"stale" in answer.body
+            while unready and (await ready(url)).status == 200:  # noqa: ASYNC110 - likewise
+                await asyncio.sleep(0.05)
+        assert b"stale" in (await ask(url, "GET", "/settingsz")).body
+        assert (await ready(url)).status == (503 if unready else 200)
         assert (await ask(url, "GET", "/healthz")).status == 200
 
 

@@ -30,6 +30,8 @@ from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 LOCAL = Address("127.0.0.1", 0)
 ANYWHERE = Address("0.0.0.0", 0)  # noqa: S104  # It is refused, or not listened on.
 GOLDEN = Path(__file__).parent / "golden" / "no_user.json"
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 CODE = grpc.StatusCode
 
 
@@ -423,25 +425,35 @@ async def test_health_while_it_stops(tmp_path: Path) -> None:
         await stopping
 
 
-async def test_without_the_database_decisions_go_on(tmp_path: Path) -> None:
-    """An outage changes no decision; past the bound, health says so, and takes it back later."""
-    quick = settings(tmp_path, max_staleness=0.3)
+@pytest.mark.parametrize("unready", [False, True])
+async def test_without_the_database_decisions_go_on(tmp_path: Path, unready: bool) -> None:
+    """An outage changes no decision; past the bound, the health service of the settings says so,
+    and takes it back later. The others say so where the operator wants it; liveness never."""
+    quick = settings(tmp_path, max_staleness=0.3, unready_when_stale=unready)
     async with Server(quick) as server:
         stubs = Running(server, tokens.load(tmp_path / "admin-token", "test"))
         _, secret = await stubs.create_key(enforce_user_ids=policy_pb2.ENFORCE_MODE_ENFORCE)
         health = health_pb2_grpc.HealthStub(stubs.channel)
-        check = health_pb2.HealthCheckRequest(service="policyd.v1.PolicyService")
+        check = health_pb2.HealthCheckRequest(service="settings")
+        expected = dict.fromkeys(
+            ("", "policyd.v1.PolicyService"), NOT_SERVING if unready else SERVING
+        )
+        expected |= {"liveness": SERVING, "settings": NOT_SERVING}
         with sqlite3.connect(tmp_path / "policyd.db", isolation_level=None) as database:
             for table in ("revision", "api_keys"):
                 database.execute(f"ALTER TABLE {table} RENAME TO lost_{table}")
-            await _until(health, check, health_pb2.HealthCheckResponse.NOT_SERVING)
+            await _until(health, check, NOT_SERVING)
+            for service, status in expected.items():
+                asked = health_pb2.HealthCheckRequest(service=service)
+                assert (await health.Check(asked)).status == status
             assert (await stubs.evaluate(key=secret, has_user=False)).denial.http_status == 422
             call = stubs.admin.ListApiKeys(admin_pb2.ListApiKeysRequest(), metadata=stubs.bearer)
             assert await failure(call) == (CODE.UNAVAILABLE, "STORE_UNAVAILABLE")
             for table in ("revision", "api_keys"):
                 database.execute(f"ALTER TABLE lost_{table} RENAME TO {table}")
         database.close()
-        await _until(health, check, health_pb2.HealthCheckResponse.SERVING)
+        for service in expected:
+            await _until(health, health_pb2.HealthCheckRequest(service=service), SERVING)
         await stubs.channel.close()
         await stubs.admin_channel.close()
 

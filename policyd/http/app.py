@@ -54,6 +54,7 @@ class HttpCheck:
     Of a body that a proxy sends along, `max_body` bytes are read, where `knows` finds the key in
     force, and `max_message` of a question. Either has `patience` seconds to come. `not_ready` says
     why a balancer should send no checks here, `remark` what its operator should know all the same.
+    why a balancer should send no checks here, and `is_stale` why the settings may be old ones.
     """
 
     def __init__(
@@ -68,12 +69,13 @@ class HttpCheck:
         patience: float,
         not_ready: Check,
         remark: Callable[[], str],
+        is_stale: Check,
     ) -> None:
         self._answer = answer
         self._knows = knows
         self._bodies = bodies
         self._patience = patience
-        self._probes = Probes(not_ready, remark)
+        self._probes = Probes(not_ready, remark, is_stale)
         self._token = token
         self._max_body = max_body
         self._max_message = max_message

@@ -1,8 +1,10 @@
-"""GET /healthz and /readyz, by which balancers and orchestrators probe a server: they need no key,
-and leave no trace in the log.
+"""GET /healthz, /readyz and /settingsz, by which balancers, orchestrators and alerts probe a
+server: they need no key, and leave no trace in the log.
 
-/healthz says that the process answers. /readyz says whether requests should be sent to it, as far
-as that was known a moment ago: however many probes come, one check runs at a time.
+/healthz says that the process answers: one that does not is to be restarted. /readyz says whether
+requests should be sent to it, as far as that was known a moment ago: however many probes come, one
+check runs at a time. /settingsz, which policyd's HTTP check alone has, says whether it decides by
+fresh settings: where it does not, a restart does not help, nor do other replicas.
 """
 
 import asyncio
@@ -16,6 +18,7 @@ _log = logging.getLogger(__name__)
 
 HEALTHZ = "/healthz"
 READYZ = "/readyz"
+SETTINGSZ = "/settingsz"
 PATIENCE = 1.0
 """Seconds that a probe waits for a check."""
 _KEEP = 1.0
@@ -42,6 +45,7 @@ def _answer(status: int, **told: str) -> Answer:
 
 _ALIVE = _answer(200, state="alive")
 _READY = _answer(200, state="ready")
+_FRESH = _answer(200, state="fresh")
 _WRONG_METHOD = Answer(405, (*_HEADERS, ("Allow", "GET, HEAD")), b'{"reason":"send a GET request"}')
 
 
@@ -50,24 +54,34 @@ def _no_remark() -> str:
 
 
 class Probes:
-    """Answers probes; `check` says whether it is ready, and `remark` what an operator should know
-    of one that is. Belongs to one event loop."""
+    """Answers probes; `check` says whether it is ready, `remark` what an operator should know of
+    one that is, and `is_stale`, which is quick, whether the settings are stale, where there are
+    some. Belongs to one event loop."""
 
-    def __init__(self, check: Check, remark: Callable[[], str] = _no_remark) -> None:
+    def __init__(
+        self,
+        check: Check,
+        remark: Callable[[], str] = _no_remark,
+        is_stale: Check | None = None,
+    ) -> None:
         self._check = check
         self._remark = remark
+        self._is_stale = is_stale
         self._checking: asyncio.Task[str] | None = None
         self._problem = ""
         self._checked_at = float("-inf")
 
     async def answer(self, method: str, path: str) -> Answer | None:
         """The answer to a probe, None to every other request. It takes about PATIENCE at most."""
-        if path not in (HEALTHZ, READYZ):
+        if path not in (HEALTHZ, READYZ) and not (path == SETTINGSZ and self._is_stale):
             return None
         if method not in ("GET", "HEAD"):
             return _WRONG_METHOD
         if path == HEALTHZ:
             return _ALIVE
+        if path == SETTINGSZ and self._is_stale:
+            stale = await self._is_stale()
+            return _answer(503, state="stale", reason=stale) if stale else _FRESH
         problem = await self._current()
         if problem:
             return _answer(503, state="not ready", reason=problem)

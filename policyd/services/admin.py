@@ -5,9 +5,11 @@ take longer. Calls beyond those at once wait for a turn, and only so many.
 """
 
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from policyd.errors import InvalidArgument, KeyNotFound
+from policyd.key_table import KeyTable
 from policyd.model import IDENTIFIERS, ApiKey, Mode, Override
 from policyd.services import decisions
 from policyd.services.decisions import timestamp
@@ -29,10 +31,11 @@ _LONGER = 3
 
 
 class AdminServicer(AdminServiceServicer):
-    """Manages the keys in `store`, and reads its decision log."""
+    """Manages the keys in `store`, and reads its decision log; `table` follows it."""
 
-    def __init__(self, store: Store, timeout: float = TIMEOUT) -> None:
+    def __init__(self, store: Store, table: KeyTable, timeout: float = TIMEOUT) -> None:
         self._store = store
+        self._table = table
         self._keys = StoreThreads("API keys", timeout, at_once=_AT_ONCE, waiting=_WAITING)
         self._log = StoreThreads(
             "the decision log", timeout * _LONGER, at_once=_AT_ONCE, waiting=_WAITING
@@ -122,6 +125,10 @@ class AdminServicer(AdminServiceServicer):
             refused_keys=refused,
             clock_offset=None if offset is None else decisions.duration(offset),
             clock_host=host,
+            settings_followed_time=timestamp(
+                datetime.now(UTC) - timedelta(seconds=self._table.staleness())
+            ),
+            settings_from_snapshot=self._table.is_known and not self._table.is_followed,
         )
 
 

@@ -32,6 +32,8 @@ TABLE: dict[type[errors.PolicydError], tuple[grpc.StatusCode, str]] = {
     errors.StoreBusy: (_Code.RESOURCE_EXHAUSTED, "STORE_BUSY"),
     errors.StoreUnavailable: (_Code.UNAVAILABLE, "STORE_UNAVAILABLE"),
     errors.WrongDatabase: (_Code.UNAVAILABLE, "WRONG_DATABASE"),
+    errors.StoreUnusable: (_Code.UNAVAILABLE, "STORE_UNAVAILABLE"),
+    errors.SettingsUnknown: (_Code.UNAVAILABLE, "SETTINGS_UNKNOWN"),
 }
 """Each error's status code, and the reason in its ErrorInfo."""
 

@@ -20,7 +20,11 @@ from policyd.settings import ServerSettings
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-
+LIVENESS = "liveness"
+"""The health service that says that the process answers: one that does not is to be restarted."""
+SETTINGS = "settings"
+"""The health service that says whether decisions are made by fresh settings. Every other one is
+readiness: whether requests should be sent here."""
 
 _STREAMS = 1000
 """Calls at once on a connection."""
@@ -106,13 +110,14 @@ class GrpcListener:
         except RuntimeError:
             raise not_free(address, flag) from None
         await self.server.start()
-        await self.tell(SERVING)
         return Address(address.host, port)
 
-    async def tell(self, status: int) -> None:
-        """Report this health."""
+    async def tell(self, *, ready: bool, fresh: bool) -> None:
+        """Report this health: before start(), too."""
         for service in self._services:
-            await self._health.set(service, status)
+            await self._health.set(service, SERVING if ready else NOT_SERVING)
+        await self._health.set(LIVENESS, SERVING)
+        await self._health.set(SETTINGS, SERVING if fresh else NOT_SERVING)
 
     async def tell_of(self, name: str, status: int) -> None:
         """Report the health of something that the rest does not depend on, under its own name."""
@@ -130,6 +135,13 @@ class _Health(HealthServicer):
     def __init__(self) -> None:
         super().__init__()
         self._stopping = asyncio.Event()
+
+    async def Check(self, request: Any, context: Any) -> Any:
+        """See grpc.health.v1."""
+        if request.service == LIVENESS:
+            # One that is being stopped takes no requests, and is not to be killed for that.
+            return health_pb2.HealthCheckResponse(status=SERVING)
+        return await super().Check(request, context)
 
     async def List(self, request: Any, context: Any) -> Any:
         """See grpc.health.v1."""

@@ -62,6 +62,7 @@ class PolicyServicer(PolicyServiceServicer):
         self, request: pb.BatchEvaluateRequest, context: Any
     ) -> pb.BatchEvaluateResponse:
         """See policy.proto."""
+        self._keys.check_known()
         items = request.items
         if len(items) > MAX_BATCH:
             raise InvalidArgument(f"a batch has at most {MAX_BATCH} items, not {len(items)}")
@@ -90,6 +91,7 @@ class PolicyServicer(PolicyServiceServicer):
         return self._settings(request) is not None
 
     def _settings(self, request: pb.EvaluateRequest | pb.CheckKeyRequest) -> KeySettings | None:
+        self._keys.check_known()
         credential, key = messages.credential(request)
         if credential is not Credential.GIVEN:
             return None

@@ -16,8 +16,12 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, token: str, mend: str) -> None:
         """`mend` tells a refused caller where to find the token."""
-        self._token = token.encode()
+        self.let_in(token)
         self._mend = mend
+
+    def let_in(self, token: str) -> None:
+        """Let in those that show `token` from now on, and no others."""
+        self._token = token.encode()
 
     async def intercept_service(
         self, continuation: Any, handler_call_details: grpc.HandlerCallDetails

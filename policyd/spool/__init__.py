@@ -14,9 +14,19 @@ shipped. The shipper deletes a file that the store has all of and no process loc
 A process is named by random digits and counts its files, so no name comes twice.
 """
 
-from policyd.spool.folder import database, prepare
+from policyd.spool.folder import known_database, make, prepare
 from policyd.spool.reader import Chunk, SpoolReader, left
 from policyd.spool.syncing import SYNCS, Sync
 from policyd.spool.writer import SpoolWriter
 
-__all__ = ["SYNCS", "Chunk", "SpoolReader", "SpoolWriter", "Sync", "database", "left", "prepare"]
+__all__ = [
+    "SYNCS",
+    "Chunk",
+    "SpoolReader",
+    "SpoolWriter",
+    "Sync",
+    "known_database",
+    "left",
+    "make",
+    "prepare",
+]

@@ -5,8 +5,9 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from policyd.errors import SettingsError
+from policyd.errors import NoRoom, SettingsError
 from policyd.private_files import make_file, make_folder
+from policyd.spool.problems import NO_ROOM
 from policyd.spool.system import System
 
 DIGITS = 20
@@ -15,10 +16,10 @@ DIGITS = 20
 
 def prepare(folder: Path, identity: str) -> None:
     """Make the folder, for the entries of the database of this identity. Raises SettingsError."""
+    make(folder)
     mark = folder / "database"
     try:
-        make_folder(folder)
-        known = mark.read_text(encoding="utf-8") if mark.exists() else ""
+        known = known_database(folder)
         if known == identity:
             return  # Nothing is written, so that a full disk prevents no start.
         if known:
@@ -31,10 +32,24 @@ def prepare(folder: Path, identity: str) -> None:
         raise unusable(folder, error) from None
 
 
-def database(folder: Path) -> str:
-    """Which database the entries belong to, once the folder is prepared. Raises SettingsError."""
+def make(folder: Path) -> None:
+    """Make the folder. Raises SettingsError, which is NoRoom where the disk is full."""
     try:
-        return (folder / "database").read_text(encoding="utf-8")
+        make_folder(folder)
+    except OSError as error:
+        raise unusable(folder, error) from None
+
+
+def known_database(folder: Path) -> str | None:
+    """Which database the folder's entries belong to; None where that is not known yet.
+
+    Raises SettingsError.
+    """
+    try:
+        # Empty: the disk was full when it was to be written.
+        return (folder / "database").read_text(encoding="utf-8") or None
+    except FileNotFoundError:
+        return None
     except OSError as error:
         raise unusable(folder, error) from None
 
@@ -59,6 +74,8 @@ def _check_unused(folder: Path) -> None:
 
 def unusable(folder: Path, error: OSError) -> SettingsError:
     """The error for a folder that policyd cannot start with."""
+    if error.errno in NO_ROOM:
+        return NoRoom(f"--spool {folder} cannot be made: {error.strerror}. Make room on its disk")
     return SettingsError(
         f"--spool {folder} cannot be used: {error.strerror}. Give it a folder that policyd may "
         "write to, on a local disk"

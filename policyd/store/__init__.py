@@ -28,6 +28,7 @@ from policyd.model import (
     Mode,
     Override,
 )
+from policyd.places import sqlite_file
 from policyd.store import damage, hints
 from policyd.store import identity as identities
 from policyd.store.administrator import Administrator
@@ -40,7 +41,6 @@ from policyd.store.database import (
     now,
     open_engine,
     reading,
-    sqlite_file,
     writing,
 )
 from policyd.store.decisions import LogFilter
@@ -146,9 +146,18 @@ class Store:
         if file is None or file.exists():
             damage.check(self._engine)
 
-    def migrate(self) -> None:
-        """Bring the tables to this version's form. Several processes may do so at once."""
+    def make(self) -> None:
+        """Make the file of a SQLite database, empty, unless it is there. Raises OSError."""
         make_file(self._url)
+
+    def migrate(self) -> None:
+        """Bring the tables to this version's form. Several processes may do so at once.
+
+        Raises StoreUnusable where a newer version has brought them to another one.
+        """
+        with reading(self._engine) as connection:
+            if migrations.is_current(connection):
+                return
         with writing(self._engine, MIGRATING) as connection:
             migrations.upgrade(connection)
 

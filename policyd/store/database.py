@@ -13,11 +13,11 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from policyd import private_files
-from policyd.errors import SettingsError, StoreUnavailable
+from policyd.errors import SettingsError, StoreUnavailable, StoreUnusable
+from policyd.places import sqlite_file
 from policyd.store import database_file, deadline, identity
 from policyd.store.database_file import DatabaseFile
 
@@ -190,20 +190,6 @@ def _begin_sqlite(connection: sa.Connection) -> None:
     connection.exec_driver_sql(options.get("policyd_begin", "BEGIN"))
 
 
-def sqlite_file(url: str) -> Path | None:
-    """The file that a SQLite URL names, None for any other URL."""
-    try:
-        parsed = sa.make_url(url)
-    except (ArgumentError, ValueError):
-        return None
-    is_file = parsed.get_backend_name() == "sqlite" and parsed.database not in (
-        None,
-        "",
-        ":memory:",
-    )
-    return Path(str(parsed.database)) if is_file else None
-
-
 @contextmanager
 def errors() -> Iterator[None]:
     """Report what the database says as StoreUnavailable."""
@@ -222,9 +208,9 @@ def errors() -> Iterator[None]:
         raise StoreUnavailable(f"the database cannot be used: {words}") from error
 
 
-def damaged(cause: str) -> StoreUnavailable:
+def damaged(cause: str) -> StoreUnusable:
     """What is said of a SQLite file that is damaged, or none."""
-    return StoreUnavailable(
+    return StoreUnusable(
         f"the database is damaged: {cause}. Stop policyd, keep the file for a rescue, and put a "
         "backup in its place (policyd db restore)"
     )
@@ -287,6 +273,17 @@ def _sum(one: sa.ColumnElement[int], other: sa.ColumnElement[int]) -> sa.ColumnE
     return sa.case((one > _MOST - other, _MOST), else_=one + other)
 
 
+def _dialect(name: str) -> Any:
+    # Only that which is used is loaded, as a start waits for it.
+    if name == "postgresql":
+        from sqlalchemy.dialects import postgresql
+
+        return postgresql
+    from sqlalchemy.dialects import sqlite
+
+    return sqlite
+
+
 def upsert(
     connection: sa.Connection,
     table: sa.Table,
@@ -301,7 +298,7 @@ def upsert(
     """
     if not rows:
         return
-    dialect: Any = postgresql if connection.dialect.name == "postgresql" else sqlite
+    dialect = _dialect(connection.dialect.name)
     statement = dialect.insert(table)
     new = statement.excluded
     changes: dict[str, Any] = {name: _sum(table.c[name], new[name]) for name in add}

@@ -685,6 +685,8 @@ class GetLogStatusResponse(_message.Message):
     REFUSED_KEYS_FIELD_NUMBER: _builtins.int
     CLOCK_OFFSET_FIELD_NUMBER: _builtins.int
     CLOCK_HOST_FIELD_NUMBER: _builtins.int
+    SETTINGS_FOLLOWED_TIME_FIELD_NUMBER: _builtins.int
+    SETTINGS_FROM_SNAPSHOT_FIELD_NUMBER: _builtins.int
     decisions: _builtins.int
     """Decisions that the log holds, about."""
     lost: _builtins.int
@@ -695,6 +697,10 @@ class GetLogStatusResponse(_message.Message):
     """
     clock_host: _builtins.str
     """The host of that worker."""
+    settings_from_snapshot: _builtins.bool
+    """Whether that worker decides by the snapshot of the settings, since it was started while the
+    database was away, and has not reached it yet.
+    """
     @_builtins.property
     def oldest_time(self) -> _timestamp_pb2.Timestamp:
         """The oldest decision that the log holds."""
@@ -708,6 +714,12 @@ class GetLogStatusResponse(_message.Message):
         database's clock; it goes on to serve.
         """
 
+    @_builtins.property
+    def settings_followed_time(self) -> _timestamp_pb2.Timestamp:
+        """When the worker that answers last followed the database's settings, by its own clock. It decides
+        by settings as old as that where the database is away; the health service `settings` says so.
+        """
+
     def __init__(
         self,
         *,
@@ -717,10 +729,12 @@ class GetLogStatusResponse(_message.Message):
         refused_keys: _builtins.int = ...,
         clock_offset: _duration_pb2.Duration | None = ...,
         clock_host: _builtins.str = ...,
+        settings_followed_time: _timestamp_pb2.Timestamp | None = ...,
+        settings_from_snapshot: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["clock_offset", b"clock_offset", "oldest_time", b"oldest_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["clock_offset", b"clock_offset", "oldest_time", b"oldest_time", "settings_followed_time", b"settings_followed_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_host", b"clock_host", "clock_offset", b"clock_offset", "decisions", b"decisions", "lost", b"lost", "oldest_time", b"oldest_time", "refused_keys", b"refused_keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_host", b"clock_host", "clock_offset", b"clock_offset", "decisions", b"decisions", "lost", b"lost", "oldest_time", b"oldest_time", "refused_keys", b"refused_keys", "settings_followed_time", b"settings_followed_time", "settings_from_snapshot", b"settings_from_snapshot"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,34 @@
+"""The database as a server comes to it: brought to this version's form, and known to be the one
+that the spool is for, before anything is read. Until it answers, that is tried again and again."""
+
+from policyd import spool
+from policyd.errors import StoreUnavailable
+from policyd.model import KeyChanges
+from policyd.settings import ServerSettings
+from policyd.store import Store
+
+
+class OpenedStore:
+    """`store`, opened when it is first asked, and again until that works. Threads may share it."""
+
+    def __init__(self, store: Store, settings: ServerSettings) -> None:
+        self._store = store
+        self._spool = settings.spool
+        self.identity = ""
+        """Of the database, once it is open."""
+
+    def open(self) -> None:
+        """Raises StoreUnavailable, or SettingsError where the spool is for another database."""
+        self._store.check()
+        self._store.migrate()
+        identity = self._store.identity()
+        spool.prepare(self._spool, identity)
+        # From here on, another one is no place to read settings from or to ship the log to.
+        self._store.expect(identity)
+        self.identity = identity
+
+    def changes_since(self, revision: int, epoch: str) -> KeyChanges:
+        """See Store. Raises StoreUnavailable, also where it is not open yet."""
+        if not self.identity:
+            raise StoreUnavailable("the database has not answered yet")
+        return self._store.changes_since(revision, epoch)

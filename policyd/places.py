@@ -1,0 +1,12 @@
+"""Where a database is, by its URL: known without loading what talks to it."""
+
+from pathlib import Path
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file that a SQLite URL names, None for any other URL."""
+    dialect, separator, rest = url.partition("://")
+    database = rest.partition("/")[2].partition("?")[0]
+    if dialect.partition("+")[0] != "sqlite" or not separator or database in ("", ":memory:"):
+        return None
+    return Path(database)

@@ -1,0 +1,85 @@
+"""What a server needs on its own disk before it starts, and the process that does the rest.
+
+A full disk keeps no server from starting: what it lacks is made when there is room.
+"""
+
+import asyncio
+import logging
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from policyd import spool, tokens
+from policyd.child import Child
+from policyd.errors import NoRoom, PolicydError, SettingsError
+from policyd.places import sqlite_file
+from policyd.private_files import make_file, warn_of_open_folders
+from policyd.settings import ServerSettings
+from policyd.store.threads import StoreThreads
+
+_log = logging.getLogger(__name__)
+
+_PAUSE = 1.0
+"""Seconds between two looks at whether a full disk has room."""
+
+
+def prepare(settings: ServerSettings) -> bool:
+    """Make the administration token, the spool's folder and an empty database, where there is none
+    and it is a file: from then on, none appears in the place of one that was deleted. Returns whether there was room.
+
+    Raises SettingsError.
+    """
+    file = sqlite_file(settings.database_url)
+    if file is not None and not file.parent.is_dir() and not settings.snapshot_file.exists():
+        raise SettingsError(
+            f"--database-url names {file}, and there is no folder {file.parent}: make it, or name "
+            "another file"
+        )
+    has_room = True
+    try:
+        make_the_rest(settings)
+    except NoRoom as error:
+        _log.error("policyd starts without what it has no room for: %s", error)
+        has_room = False
+    kept = (
+        settings.spool,
+        settings.admin_token_file.parent,
+        *([Path(os.path.realpath(file)).parent] if file else []),
+    )
+    warn_of_open_folders(kept)
+    return has_room
+
+
+async def preparing(settings: ServerSettings) -> bool:
+    """prepare() in a thread: a signal ends the wait for it."""
+    return await StoreThreads("the start", None).run(prepare, settings)
+
+
+def back_office(settings: ServerSettings) -> Child:
+    """The process that ships the log to the store: see back_office.py."""
+    return Child("the back office", "policyd.back_office", settings)
+
+
+async def keep_back_office(office: Child, settings: ServerSettings, is_started: bool) -> None:
+    """Keep it running, until cancelled. It is started once there is room for what it needs."""
+    while not is_started:
+        await asyncio.sleep(_PAUSE)
+        try:
+            make_the_rest(settings)
+            await office.start()
+            is_started = True
+        except NoRoom:
+            continue
+        except (PolicydError, OSError) as error:
+            _log.error("the back office does not start: %s", error)
+    await office.keep_running()
+
+
+def make_the_rest(settings: ServerSettings) -> None:
+    """Make what there was no room for. Raises SettingsError, NoRoom while there is none."""
+    spool.make(settings.spool)
+    tokens.load_or_create(settings.admin_token_file)
+    if file := sqlite_file(settings.database_url):
+        # Where even this has no place, the database is away, and that is said.
+        with suppress(OSError):
+            make_file(Path(os.path.realpath(file)))
