@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -326,6 +326,8 @@ async def _serve_until(
             settings = replace(settings, console=taken)
         say_ready = partial(_say_ready, settings)
         if settings.workers > 1:
+            from policyd.supervisor import supervise
+
             started.set()
             await supervise(settings, stopping, say_ready)
             return

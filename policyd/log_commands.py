@@ -182,8 +182,8 @@ def status(database_url: str, as_json: bool, snapshot: Path | None) -> None:
     if as_json:
         options.print_json(facts)
         return
-    for name, value in facts.items():
-        click.echo(f"{name:20}{'-' if value is None else value}")
+    for name, fact in facts.items():
+        click.echo(f"{name:20}{'-' if fact is None else fact}")
 
 
 def _snapshot(path: Path) -> dict[str, int | str | None]:

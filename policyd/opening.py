@@ -20,7 +20,7 @@ class OpenedStore:
     def open(self) -> None:
         """Raises StoreUnavailable, or SettingsError where the spool is for another database."""
         self._store.check()
-        self._store.migrate()
+        self._store.migrate(make=False)
         identity = self._store.identity()
         spool.prepare(self._spool, identity)
         # From here on, another one is no place to read settings from or to ship the log to.

@@ -25,7 +25,8 @@ _PAUSE = 1.0
 
 def prepare(settings: ServerSettings) -> bool:
     """Make the administration token, the spool's folder and an empty database, where there is none
-    and it is a file: from then on, none appears in the place of one that was deleted. Returns whether there was room.
+    and it is a file: from then on, none appears in the place of one that was deleted. Returns
+    whether there was room.
 
     Raises SettingsError.
     """

@@ -146,15 +146,15 @@ class Store:
         if file is None or file.exists():
             damage.check(self._engine)
 
-    def make(self) -> None:
-        """Make the file of a SQLite database, empty, unless it is there. Raises OSError."""
-        make_file(self._url)
-
-    def migrate(self) -> None:
+    def migrate(self, *, make: bool = True) -> None:
         """Bring the tables to this version's form. Several processes may do so at once.
+
+        With `make`, the file of a SQLite database is made where there is none.
 
         Raises StoreUnusable where a newer version has brought them to another one.
         """
+        if make:
+            make_file(self._url)
         with reading(self._engine) as connection:
             if migrations.is_current(connection):
                 return
