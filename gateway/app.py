@@ -191,9 +191,17 @@ class Gateway:
         query = question.text(scope["query_string"])
         method = scope["method"]
         try:
-            answer = await self._upstream.ask(method, path, query, exchange.headers, body)
+            answer = await self._upstream.ask(
+                method,
+                path,
+                query,
+                exchange.headers,
+                body,
+                safe=question.is_safe(scope, exchange.headers),
+            )
         except UpstreamFailed as failure:
-            log.warning("no answer from upstream to %s %s: %s", method, path, failure)
+            if not failure.is_known:
+                log.warning("no answer from upstream to %s %s: %s", method, path, failure)
             course.ending = ENDING_NO_ANSWER
             await failure.reply.send(exchange.send)
             return

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from yarl import URL
 
+from gateway.patience import Patience
 from policyd import endpoints
 from policyd.client import PolicyClient, tls_credentials
 from policyd.configuration import Address, SettingsError
@@ -61,8 +62,16 @@ class Settings:
     write_timeout: float = 60.0
     """Seconds for a client to take more of its answer."""
     connect_timeout: float = 10.0
-    read_timeout: float = 600.0
-    """Seconds until the upstream's first byte, and between two of its bytes."""
+    """Seconds to connect to the upstream, its name looked up and its TLS handshake over."""
+    send_timeout: float = 60.0
+    """Seconds for the upstream to take more of a request."""
+    first_byte_timeout: float = 600.0
+    """Seconds from a request's end until the head of the upstream's answer is there."""
+    read_timeout: float = 300.0
+    """Seconds between two pieces of the upstream's answer."""
+    breaker: int = 5
+    """Connections to the upstream that fail in a row until requests are refused at once; 0: none.
+    """
     grace: int = 30
     """Seconds that requests under way have when the gateway stops."""
     tls_cert: Path | None = None
@@ -83,6 +92,16 @@ class Settings:
             body=self.body_timeout,
             idle=self.idle_timeout,
             write=self.write_timeout,
+        )
+
+    @property
+    def patience(self) -> Patience:
+        """How long the upstream may keep a request waiting."""
+        return Patience(
+            connect=self.connect_timeout,
+            send=self.send_timeout,
+            first_byte=self.first_byte_timeout,
+            read=self.read_timeout,
         )
 
     @property

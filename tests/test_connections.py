@@ -206,7 +206,7 @@ async def test_no_room_where_all_are_at_work() -> None:
         reader, writer = await connect(running.url)
         refused = parse(await _end(reader))
         assert refused.status == 503
-        assert refused.all("retry-after") == ["1"]
+        assert refused.all("retry-after")[0] in {"1", "2", "3"}
         writer.close()
         for _, writer in busy:
             writer.close()
