@@ -30,7 +30,7 @@ from policyd.bodies import Held
 from policyd.client import NoDecision, PolicyClient
 from policyd.errors import PolicydError
 from policyd.http.probes import PATIENCE, Probes
-from policyd.http.reply import HEAD_TOO_LARGE, WEBSOCKET, Reply, Send
+from policyd.http.reply import HEAD_TOO_LARGE, NO_ROOM, WEBSOCKET, Reply, Send
 from policyd.v1.policy_pb2 import (
     DECISION_ALLOW,
     DECISION_DENY,
@@ -113,6 +113,9 @@ class Gateway:
         came = question.text(exchange.scope["raw_path"])
         if probed := await self._probes.answer(exchange.scope["method"], came):
             await Reply(*probed).send(exchange.send)
+            return
+        if exchange.scope["is_spare"]:
+            await NO_ROOM.send(exchange.send)
             return
         prefix = self._upstream.prefix
         path = prefix.absolute(came)

@@ -115,6 +115,13 @@ def main() -> None:
     help="Seconds for a client to take more of its answer, once 64 KiB of it wait.",
 )
 @_option(
+    "--answer-memory",
+    type=click.IntRange(2**20),
+    default=256 * 2**20,
+    help="Bytes of answers that are held at once for clients which do not read them. Beyond it, "
+    "those that have not read for longest are closed.",
+)
+@_option(
     "--connect-timeout",
     type=click.FloatRange(0.001),
     default=10.0,

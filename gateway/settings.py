@@ -29,6 +29,12 @@ _KEY_HEADERS_BY_HOST = {
 }
 
 
+READ_AHEAD = 16 * 1024
+"""Bytes of an answer that are read before the client has taken what came before, twice over, and
+what the system gives at once."""
+_AT_ONCE = 256 * 1024
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What the gateway runs with. Raises SettingsError if it does not fit together."""
@@ -61,6 +67,8 @@ class Settings:
     """Seconds that a connection is kept between two requests."""
     write_timeout: float = 60.0
     """Seconds for a client to take more of its answer."""
+    answer_memory: int = 256 * 2**20
+    """Bytes of answers that are held at once for clients which do not read them."""
     connect_timeout: float = 10.0
     """Seconds to connect to the upstream, its name looked up and its TLS handshake over."""
     send_timeout: float = 60.0
@@ -92,6 +100,8 @@ class Settings:
             body=self.body_timeout,
             idle=self.idle_timeout,
             write=self.write_timeout,
+            unread=self.answer_memory,
+            ahead=2 * READ_AHEAD + _AT_ONCE,
         )
 
     @property

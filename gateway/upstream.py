@@ -15,7 +15,7 @@ from gateway.breaker import Breaker, UpstreamDown
 from gateway.connector import Connector, SlowToTake, Try, is_own_fault
 from gateway.headers import RequestHeaders, read_response
 from gateway.prefix import Prefix
-from gateway.settings import KEY_HEADERS, Settings
+from gateway.settings import KEY_HEADERS, READ_AHEAD, Settings
 from policyd.bodies import SMALL
 from policyd.http.reply import NO_ROOM, Reply, Send
 
@@ -27,9 +27,6 @@ _KEY_HEADERS = frozenset(map(str.lower, KEY_HEADERS))
 _MAX_HEADER = 64 * 1024
 _PIECE = 64 * 1024
 """Bytes of an answer that are handed on at once, at the most."""
-_READ_AHEAD = 16 * 1024
-"""Bytes of an answer that are read before the client has taken what came before, twice over, and
-what the system gives at once."""
 _ILLEGAL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
@@ -175,7 +172,7 @@ class Upstream:
             ),
             # The connector has the time-outs that are shorter.
             timeout=aiohttp.ClientTimeout(total=None, sock_read=settings.read_timeout),
-            read_bufsize=_READ_AHEAD,
+            read_bufsize=READ_AHEAD,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             skip_auto_headers=_NOT_ADDED,

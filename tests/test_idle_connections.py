@@ -65,7 +65,7 @@ async def test_the_gateway(
         assert gateway.stop() == 0
     assert _no_fault(gateway.errors)
     told = "".join(gateway.errors)
-    assert re.search(r"--max-connections is 1000, but 200 open files leave room for 52", told)
+    assert re.search(r"--max-connections is 1000, but 200 open files leave room for 44", told)
     assert told.count("those that wait longest are closed") == 1
 
 

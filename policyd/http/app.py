@@ -14,7 +14,7 @@ from policyd.bodies import Bodies
 from policyd.errors import BodiesFull, InvalidArgument, PolicydError, Unauthenticated
 from policyd.http import authzen, check
 from policyd.http.probes import Check, Probes
-from policyd.http.reply import AGAIN, TOO_SLOW, Reply, Send, error
+from policyd.http.reply import AGAIN, NO_ROOM, TOO_SLOW, Reply, Send, error
 from policyd.http.request import ClientGone, Receive, Request
 from policyd.v1.policy_pb2 import EvaluateRequest, EvaluateResponse
 
@@ -97,6 +97,8 @@ class HttpCheck:
     async def _reply(self, request: Request) -> Reply:
         if probed := await self._probes.answer(request.method, request.path):
             return Reply(*probed)
+        if request.is_spare:
+            return NO_ROOM
         endpoint = request.path.removesuffix("/")
         if endpoint in (authzen.EVALUATION, authzen.EVALUATIONS, authzen.CONFIGURATION):
             reply = await self._authzen(request, endpoint)

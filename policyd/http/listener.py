@@ -20,6 +20,8 @@ from policyd.http.reply import NO_ROOM
 BACKLOG = 2048
 _AT_ONCE = 32
 """Connections that are taken in one turn of the event loop."""
+_READ = 64 * 1024
+"""Bytes of a request that are read where there is no room for it."""
 _NO_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _PAUSE = 0.1
 """Seconds until the next try where the system has no file for a connection."""
@@ -227,6 +229,9 @@ class _Door:
         with client, contextlib.suppress(OSError):
             client.setblocking(False)
             if self._tls is None:
+                # What is not read would make the system cut the connection, the answer with it.
+                with contextlib.suppress(BlockingIOError):
+                    client.recv(_READ)
                 client.send(NO_ROOM.raw())
 
 
