@@ -82,7 +82,7 @@ async def serving_raw(serve: Serve, **options: object) -> AsyncIterator[Raw]:
         writer.close()
         tasks.discard(task)
 
-    server = await asyncio.start_server(run, "127.0.0.1", 0, **options)  # type: ignore[arg-type]
+    server = await asyncio.start_server(run, "127.0.0.1", **{"port": 0} | options)  # type: ignore[arg-type]
     scheme = "https" if "ssl" in options else "http"
     raw.url = f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
