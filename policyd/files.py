@@ -14,8 +14,8 @@ MOST = 2**20
 """The number where the system sets none."""
 MANY = 10_000
 """Connections of one listener, where nothing else is set."""
-RESERVE = 112
-"""Files that are no client's connection, or one that is answered without being let in: the log, the
+RESERVE = 128
+"""Files that are no client's connection, or one that is told that there is no room: the log, the
 database, the event loops, the program."""
 
 

@@ -41,7 +41,7 @@ SPARE = 16
 _SPARED = 5.0
 """Seconds that a client which stops to read its answer, or to send its body, is spared where there
 is no room."""
-_YOUNG = 1.0
+_YOUNG = 0.5
 """Seconds that a spare connection has for its request, whatever comes behind it."""
 _LOOKED_AT = 100
 """Connections of a state among which one is looked for that can be spared."""
