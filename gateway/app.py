@@ -30,7 +30,7 @@ from policyd.bodies import Held
 from policyd.client import NoDecision, PolicyClient
 from policyd.errors import PolicydError
 from policyd.http.probes import PATIENCE, Probes
-from policyd.http.reply import HEAD_TOO_LARGE, WEBSOCKET, Reply, Send
+from policyd.http.reply import HEAD_TOO_LARGE, NO_ROOM, WEBSOCKET, Reply, Send
 from policyd.v1.policy_pb2 import (
     DECISION_ALLOW,
     DECISION_DENY,
@@ -114,6 +114,9 @@ class Gateway:
         if probed := await self._probes.answer(exchange.scope["method"], came):
             await Reply(*probed).send(exchange.send)
             return
+        if exchange.scope["is_spare"]:
+            await NO_ROOM.send(exchange.send)
+            return
         prefix = self._upstream.prefix
         path = prefix.absolute(came)
         asked_for = question.target(exchange.scope, path, exchange.headers)
@@ -191,9 +194,17 @@ class Gateway:
         query = question.text(scope["query_string"])
         method = scope["method"]
         try:
-            answer = await self._upstream.ask(method, path, query, exchange.headers, body)
+            answer = await self._upstream.ask(
+                method,
+                path,
+                query,
+                exchange.headers,
+                body,
+                safe=question.is_safe(scope, exchange.headers),
+            )
         except UpstreamFailed as failure:
-            log.warning("no answer from upstream to %s %s: %s", method, path, failure)
+            if not failure.is_known:
+                log.warning("no answer from upstream to %s %s: %s", method, path, failure)
             course.ending = ENDING_NO_ANSWER
             await failure.reply.send(exchange.send)
             return

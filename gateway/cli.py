@@ -115,13 +115,43 @@ def main() -> None:
     help="Seconds for a client to take more of its answer, once 64 KiB of it wait.",
 )
 @_option(
-    "--connect-timeout", type=click.FloatRange(0.001), default=10.0, help="Seconds to connect."
+    "--answer-memory",
+    type=click.IntRange(2**20),
+    default=256 * 2**20,
+    help="Bytes of answers that are held at once for clients which do not read them. Beyond it, "
+    "those that have not read for longest are closed.",
+)
+@_option(
+    "--connect-timeout",
+    type=click.FloatRange(0.001),
+    default=10.0,
+    help="Seconds to connect to the upstream: to look up its name, and for its TLS handshake.",
+)
+@_option(
+    "--send-timeout",
+    type=click.FloatRange(0.001),
+    default=60.0,
+    help="Seconds for the upstream to take more of a request, once 64 KiB of it wait.",
+)
+@_option(
+    "--first-byte-timeout",
+    type=click.FloatRange(0.001),
+    default=600.0,
+    help="Seconds from a request's end until the head of the upstream's answer is complete. Models "
+    "that reason take minutes.",
 )
 @_option(
     "--read-timeout",
     type=click.FloatRange(0.001),
-    default=600.0,
-    help="Seconds until the upstream's first byte, and between two of its bytes.",
+    default=300.0,
+    help="Seconds between two pieces of the upstream's answer.",
+)
+@_option(
+    "--breaker",
+    type=click.IntRange(0),
+    default=5,
+    help="Connections to the upstream that fail in a row until requests get 502 at once, but for "
+    "one that tries after a pause of 1 to 30 seconds. 0: none is refused.",
 )
 @_option(
     "--grace",

@@ -1,6 +1,6 @@
 """The gateway's own answers, in the shape of OpenAI's errors: CONTRACT.md, sections 4 and 5."""
 
-from policyd.http.reply import HEADERS, RETRY, Reply, error
+from policyd.http.reply import AGAIN, HEADERS, Reply, error
 
 PREFLIGHT = Reply(200, (("Access-Control-Allow-Headers", "*, Authorization"), *HEADERS[1:]), b"{}")
 BAD_PATH = error(
@@ -29,17 +29,20 @@ NO_DECISION = error(
     "server_error",
     "The policy service gave no decision in time, so the request was not sent upstream. "
     "Try again; if it lasts, ask the gateway's operator whether policyd runs and can be reached",
-    RETRY,
+    retry_after=AGAIN,
 )
 BODIES_FULL = error(
     503,
     "server_error",
     "The gateway holds as many request bodies as it may. Try again; if it lasts, ask its operator "
     "to raise --body-memory",
-    RETRY,
+    retry_after=AGAIN,
 )
 STOPPING = error(
-    503, "server_error", "The gateway is being stopped. Try again; another may answer", RETRY
+    503,
+    "server_error",
+    "The gateway is being stopped. Try again; another may answer",
+    retry_after=AGAIN,
 )
 FAULT = error(
     500,
@@ -51,6 +54,13 @@ UNREACHABLE = error(
     "server_error",
     "The upstream API cannot be reached. Try again; if it lasts, ask the gateway's operator to "
     "check the upstream's address and the network",
+)
+DOWN = error(
+    502,
+    "server_error",
+    "The upstream API could not be connected to several times in a row, so this request was not "
+    "sent. Try again later; if it lasts, ask the gateway's operator to check the upstream's "
+    "address and the network",
 )
 BROKE_OFF = error(
     502,
@@ -64,9 +74,15 @@ SLOW_TO_CONNECT = error(
     "The upstream API took too long to accept a connection. Try again; if it lasts, ask the "
     "gateway's operator to check the upstream and --connect-timeout",
 )
+SLOW_TO_TAKE = error(
+    504,
+    "server_error",
+    "The upstream API stopped to take the request before it had all of it. Try again; if it lasts, "
+    "ask the gateway's operator to check the upstream and --send-timeout",
+)
 SLOW_TO_ANSWER = error(
     504,
     "server_error",
     "The upstream API took too long to begin its answer. Try again, or ask the gateway's operator "
-    "to raise --read-timeout",
+    "to raise --first-byte-timeout",
 )

@@ -35,6 +35,13 @@ def target(scope: Scope, path: str, headers: RequestHeaders) -> Target:
     return endpoints.resolve("POST" if _overriding(scope, headers) else scope["method"], path)
 
 
+def is_safe(scope: Scope, headers: RequestHeaders) -> bool:
+    """Whether the upstream only reads for it, so that it may be sent twice: GET and HEAD, where
+    nothing makes another method of them.
+    """
+    return scope["method"] in ("GET", "HEAD") and not _overriding(scope, headers)
+
+
 def _overriding(scope: Scope, headers: RequestHeaders) -> method_override.Headers:
     if scope["method"] == "POST":
         return ()

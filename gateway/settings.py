@@ -5,6 +5,7 @@ from pathlib import Path
 
 from yarl import URL
 
+from gateway.patience import Patience
 from policyd import endpoints
 from policyd.client import PolicyClient, tls_credentials
 from policyd.configuration import Address, SettingsError
@@ -26,6 +27,12 @@ _KEY_HEADERS_BY_HOST = {
     "api.anthropic.com": "x-api-key",
     "generativelanguage.googleapis.com": "x-goog-api-key",
 }
+
+
+READ_AHEAD = 16 * 1024
+"""Bytes of an answer that are read before the client has taken what came before, twice over, and
+what the system gives at once."""
+_AT_ONCE = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +67,19 @@ class Settings:
     """Seconds that a connection is kept between two requests."""
     write_timeout: float = 60.0
     """Seconds for a client to take more of its answer."""
+    answer_memory: int = 256 * 2**20
+    """Bytes of answers that are held at once for clients which do not read them."""
     connect_timeout: float = 10.0
-    read_timeout: float = 600.0
-    """Seconds until the upstream's first byte, and between two of its bytes."""
+    """Seconds to connect to the upstream, its name looked up and its TLS handshake over."""
+    send_timeout: float = 60.0
+    """Seconds for the upstream to take more of a request."""
+    first_byte_timeout: float = 600.0
+    """Seconds from a request's end until the head of the upstream's answer is there."""
+    read_timeout: float = 300.0
+    """Seconds between two pieces of the upstream's answer."""
+    breaker: int = 5
+    """Connections to the upstream that fail in a row until requests are refused at once; 0: none.
+    """
     grace: int = 30
     """Seconds that requests under way have when the gateway stops."""
     tls_cert: Path | None = None
@@ -83,6 +100,18 @@ class Settings:
             body=self.body_timeout,
             idle=self.idle_timeout,
             write=self.write_timeout,
+            unread=self.answer_memory,
+            ahead=2 * READ_AHEAD + _AT_ONCE,
+        )
+
+    @property
+    def patience(self) -> Patience:
+        """How long the upstream may keep a request waiting."""
+        return Patience(
+            connect=self.connect_timeout,
+            send=self.send_timeout,
+            first_byte=self.first_byte_timeout,
+            read=self.read_timeout,
         )
 
     @property

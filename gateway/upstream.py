@@ -11,10 +11,13 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from gateway import errors
+from gateway.breaker import Breaker, UpstreamDown
+from gateway.connector import Connector, SlowToTake, Try, is_own_fault
 from gateway.headers import RequestHeaders, read_response
 from gateway.prefix import Prefix
-from gateway.settings import KEY_HEADERS, Settings
-from policyd.http.reply import Reply, Send
+from gateway.settings import KEY_HEADERS, READ_AHEAD, Settings
+from policyd.bodies import SMALL
+from policyd.http.reply import NO_ROOM, Reply, Send
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 
@@ -22,17 +25,21 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 _NOT_ADDED = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 _KEY_HEADERS = frozenset(map(str.lower, KEY_HEADERS))
 _MAX_HEADER = 64 * 1024
-_KEEPALIVE = 15.0
-"""Seconds that an idle connection is kept: less than servers wait, so that few close first."""
+_PIECE = 64 * 1024
+"""Bytes of an answer that are handed on at once, at the most."""
 _ILLEGAL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 class UpstreamFailed(Exception):
-    """The upstream gave no answer. `reply` is what the client is told."""
+    """The upstream gave no answer. `reply` is what the client is told.
 
-    def __init__(self, reply: Reply, cause: object) -> None:
+    Where it `is_known`, the log has told of it for many requests.
+    """
+
+    def __init__(self, reply: Reply, cause: object, *, is_known: bool = False) -> None:
         super().__init__(str(cause) or type(cause).__name__)
         self.reply = reply
+        self.is_known = is_known
 
 
 class UpstreamBroke(Exception):
@@ -48,9 +55,10 @@ class WrongLength(Exception):
 
 
 class Upload(aiohttp.payload.Payload):
-    """A request body that goes upstream as it comes, once.
+    """A request body that goes upstream as it comes.
 
-    `begun` has been read already; `more` says whether the rest is still to come.
+    `begun` has been read already; `more` says whether the rest is still to come. As long as it is
+    small it is kept, so that it can be sent once more.
     """
 
     def __init__(
@@ -61,6 +69,8 @@ class Upload(aiohttp.payload.Payload):
         self._length = length
         self._begun = begun
         self._more = more
+        self.is_whole = True
+        """Whether what has been taken of it so far is still here."""
         self.problem: ClientGone | WrongLength | None = None
         self.finished = asyncio.Event()
 
@@ -76,13 +86,12 @@ class Upload(aiohttp.payload.Payload):
         self, writer: AbstractStreamWriter, content_length: int | None
     ) -> None:
         """Write it as it comes. Raises where it ends too early, so that it never ends cleanly."""
-        self._consumed = True  # Nobody may send it twice: what has been written is gone.
+        self._consumed = True  # The HTTP client itself must never send it twice.
         written = len(self._begun)
         if self._begun:
             await writer.write(self._begun)
-            self._begun = b""
         while self._more:
-            chunk = await self._next()
+            chunk = await self._next(written)
             written += len(chunk)
             if chunk:
                 await writer.write(chunk)
@@ -91,13 +100,16 @@ class Upload(aiohttp.payload.Payload):
             raise self.problem
         self.finished.set()
 
-    async def _next(self) -> bytes:
+    async def _next(self, written: int) -> bytes:
         message = await self._receive()
         if message["type"] == "http.disconnect":
             self.problem = ClientGone()
             raise self.problem
         self._more = message.get("more_body", False)
-        return bytes(message.get("body", b""))
+        chunk = bytes(message.get("body", b""))
+        self.is_whole = self.is_whole and written + len(chunk) <= SMALL
+        self._begun = self._begun + chunk if self.is_whole else b""
+        return chunk
 
 
 Body = bytes | Upload | None
@@ -133,7 +145,7 @@ class Answer:
         more = True
         while more:
             try:
-                chunk = await content.readany()
+                chunk = await content.read(_PIECE)
             except (aiohttp.ClientError, OSError) as problem:
                 raise UpstreamBroke(str(problem) or type(problem).__name__) from None
             more = not content.at_eof()
@@ -155,44 +167,59 @@ class Upstream:
         self._key = settings.upstream_api_key
         self._key_header = settings.key_header
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE),
-            timeout=aiohttp.ClientTimeout(
-                total=None, connect=settings.connect_timeout, sock_read=settings.read_timeout
+            connector=Connector(
+                settings.patience, Breaker(settings.breaker, asyncio.get_running_loop().time)
             ),
+            # The connector has the time-outs that are shorter.
+            timeout=aiohttp.ClientTimeout(total=None, sock_read=settings.read_timeout),
+            read_bufsize=READ_AHEAD,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             skip_auto_headers=_NOT_ADDED,
             max_line_size=_MAX_HEADER,
             max_field_size=_MAX_HEADER,
         )
+        # It would send PUT and DELETE twice as well, whatever has become of the first.
+        self._session._retry_connection = False
 
     async def close(self) -> None:
         """Close every connection."""
         await self._session.close()
 
     async def ask(
-        self, method: str, path: str, query: str, headers: RequestHeaders, body: Body
+        self, method: str, path: str, query: str, headers: RequestHeaders, body: Body, *, safe: bool
     ) -> Answer:
         """Send a request for the absolute `path`, and wait for the answer's headers.
 
-        Raises UpstreamFailed, or ClientGone where the client broke off its upload.
+        With `safe`, to do it twice is as good as to do it once. Raises UpstreamFailed, or
+        ClientGone where the client broke off its upload.
         """
-        try:
-            response = await self._session.request(
-                method,
-                self._url(path, query),
-                headers=self._headers(headers),
-                data=body,
-                allow_redirects=False,
-            )
-        except (aiohttp.ClientError, OSError, ValueError) as problem:
-            if isinstance(body, Upload) and isinstance(body.problem, ClientGone):
-                raise body.problem from None
-            raise _failed(problem, body) from None
+        url, sent = self._url(path, query), self._headers(headers)
+        response: aiohttp.ClientResponse | None = None
+        with Try(is_second=False) as first:
+            try:
+                response = await self._send(method, url, sent, body)
+            except _FAILURES as problem:
+                is_gone = isinstance(body, Upload) and not body.is_whole
+                if is_gone or not await first.may_be_repeated(is_safe=safe):
+                    raise _failed(problem, body) from None
+        if response is None:
+            with Try(is_second=True):
+                try:
+                    response = await self._send(method, url, sent, body)
+                except _FAILURES as problem:
+                    raise _failed(problem, body) from None
         if not _is_sound(response):
             response.close()
             raise UpstreamFailed(errors.BROKE_OFF, "its answer is not HTTP that can be passed on")
         return Answer(response, method != "HEAD" and response.status not in (204, 304))
+
+    async def _send(
+        self, method: str, url: URL, headers: CIMultiDict[str], body: Body
+    ) -> aiohttp.ClientResponse:
+        return await self._session.request(
+            method, url, headers=headers, data=body, allow_redirects=False
+        )
 
     def _url(self, path: str, query: str) -> URL:
         return URL.build(
@@ -226,13 +253,28 @@ def _is_sound(response: aiohttp.ClientResponse) -> bool:
     )
 
 
-def _failed(problem: Exception, body: Body) -> UpstreamFailed:
+_FAILURES = (aiohttp.ClientError, OSError, ValueError, UpstreamDown)
+
+
+def _failed(problem: Exception, body: Body) -> UpstreamFailed | ClientGone:
+    if isinstance(body, Upload) and isinstance(body.problem, ClientGone):
+        return body.problem
     if isinstance(body, Upload) and isinstance(body.problem, WrongLength):
         return UpstreamFailed(errors.BAD_LENGTH, "the client's Content-Length is wrong")
-    if isinstance(problem, aiohttp.ConnectionTimeoutError):
-        return UpstreamFailed(errors.SLOW_TO_CONNECT, problem)
-    if isinstance(problem, asyncio.TimeoutError):
-        return UpstreamFailed(errors.SLOW_TO_ANSWER, problem)
-    if isinstance(problem, aiohttp.ClientConnectorError):
-        return UpstreamFailed(errors.UNREACHABLE, problem)
+    if isinstance(problem, UpstreamDown):
+        again = ("Retry-After", str(problem.retry_after))
+        return UpstreamFailed(errors.DOWN.with_headers([again]), problem, is_known=True)
+    if is_own_fault(problem):
+        return UpstreamFailed(NO_ROOM, problem)
+    for kind, reply in _REPLIES:
+        if isinstance(problem, kind):
+            return UpstreamFailed(reply, problem)
     return UpstreamFailed(errors.BROKE_OFF, problem)
+
+
+_REPLIES = (
+    (aiohttp.ConnectionTimeoutError, errors.SLOW_TO_CONNECT),
+    (SlowToTake, errors.SLOW_TO_TAKE),
+    (asyncio.TimeoutError, errors.SLOW_TO_ANSWER),
+    (aiohttp.ClientConnectorError, errors.UNREACHABLE),
+)

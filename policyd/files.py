@@ -14,8 +14,9 @@ MOST = 2**20
 """The number where the system sets none."""
 MANY = 10_000
 """Connections of one listener, where nothing else is set."""
-RESERVE = 96
-"""Files that are no client's connection: the log, the database, the event loops, the program."""
+RESERVE = 128
+"""Files that are no client's connection, or one that is told that there is no room: the log, the
+database, the event loops, the program."""
 
 
 def limit() -> int:

@@ -18,6 +18,7 @@ from policyd.http import connections
 from policyd.http.connections import Limits, State
 from policyd.http.listener import Listener, open_socket, tls_context
 from policyd.http.protocol import MAX_HEAD
+from policyd.http.reply import NO_ROOM
 from tests.gateway.support import Response, connect, exchange, parse, request
 
 GET = b"GET /quick HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -44,6 +45,9 @@ async def _app(scope: Message, receive: Any, send: Any) -> None:
         if message["type"] == "http.disconnect":
             return
         more = message["more_body"]
+    if scope["is_spare"] and scope["path"] != "/healthz":
+        await NO_ROOM.send(send)
+        return
     size = 100 if scope["path"] == "/much" else 1
     await send({"type": "http.response.start", "status": 200, "headers": []})
     for _ in range(size):
@@ -196,22 +200,104 @@ async def test_those_who_do_not_read_stop_nobody(monkeypatch: pytest.MonkeyPatch
             writer.close()
 
 
-async def test_no_room_where_all_are_at_work() -> None:
-    """Who is being answered is not cut for others: these get 503, and may try again."""
-    async with serving(connections=3) as running:
-        busy = await _hold(running.url, GET.replace(b"/quick", b"/much"), 3)
+async def _busy(url: str, count: int) -> list[tuple[Any, asyncio.StreamWriter]]:
+    """Hold connections whose answers have begun, and are not read."""
+    held = await _hold(url, GET.replace(b"/quick", b"/much"), count)
+    for reader, writer in held:
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+    return held
+
+
+def _check_refused(answer: bytes) -> None:
+    refused = parse(answer)
+    assert refused.status == 503
+    assert refused.is_whole
+    assert refused.all("retry-after")[0] in {"1", "2", "3"}
+    assert [value.lower() for value in refused.all("connection")] == ["close"]
+
+
+async def test_no_room_where_all_are_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is being answered is not cut for others: these get 503, and may try again.
+
+    So do all of a crowd that comes at once; who says nothing keeps a place for a moment only.
+    """
+    monkeypatch.setattr(connections, "_SPARED", NEVER)
+    keeping = GET * 2  # The first answer ends the connection all the same.
+    async with serving(connections=3) as running, asyncio.timeout(PATIENCE):
+        busy = await _busy(running.url, 3)
+        silent = await _hold(running.url, b"", 2 * connections.SPARE)
+        crowd = await asyncio.gather(*(exchange(running.url, keeping) for _ in range(20)))
+        for answer in crowd:
+            _check_refused(answer)
+        assert running.listener.connections <= 3 + connections.SPARE
         for reader, writer in busy:
-            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
-            writer.transport.pause_reading()  # type: ignore[attr-defined]
-        reader, writer = await connect(running.url)
-        refused = parse(await _end(reader))
-        assert refused.status == 503
-        assert refused.all("retry-after") == ["1"]
-        writer.close()
-        for _, writer in busy:
+            writer.transport.resume_reading()  # type: ignore[attr-defined]
+            assert (await _end_of_much(reader)).endswith(b"x\r\n0\r\n\r\n")
+        for _, writer in silent + busy:
             writer.close()
         await _no_more(running)
         assert (await _answered(running.url)).status == 200
+
+
+async def test_probes_are_answered_where_there_is_no_room() -> None:
+    """The application sees that a connection is a spare one, and may answer all the same."""
+    async with serving(connections=2) as running, asyncio.timeout(PATIENCE):
+        busy = await _busy(running.url, 2)
+        probed = parse(await exchange(running.url, GET.replace(b"/quick", b"/healthz")))
+        assert probed.status == 200
+        assert [value.lower() for value in probed.all("connection")] == ["close"]
+        for _, writer in busy:
+            writer.close()
+
+
+async def test_who_brings_its_body_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no room, it is not cut as long as it brings more; once it does not, it is."""
+    monkeypatch.setattr(connections, "_SPARED", 2.0)
+    async with serving(connections=2) as running, asyncio.timeout(PATIENCE):
+        held = await _hold(running.url, POST.replace(b"100000", b"9000000"), 2)
+        done = asyncio.Event()
+
+        async def bring(writer: asyncio.StreamWriter) -> None:
+            while not done.is_set():
+                writer.write(b"x" * 4000)
+                await asyncio.sleep(0.02)
+
+        bringing = [asyncio.create_task(bring(writer)) for _, writer in held]
+        await asyncio.sleep(SOON)
+        for _ in range(5):
+            _check_refused(await exchange(running.url, GET))
+        done.set()
+        await asyncio.gather(*bringing)
+        while (await _answered(running.url)).status == 503:  # noqa: ASYNC110  # it is spared
+            await asyncio.sleep(0.1)
+        for _, writer in held:
+            writer.close()
+
+
+async def test_what_is_not_read_has_a_total(caplog: pytest.LogCaptureFixture) -> None:
+    """Beyond it, those that have not read for longest are closed; the others are not."""
+    async with serving(unread=3_500_000, ahead=1_000_000) as running, asyncio.timeout(PATIENCE):
+        held = await _busy(running.url, 1)
+        held += await _busy(running.url, 4)
+        while running.listener.connections > 3:  # noqa: ASYNC110  # nothing tells of it
+            await asyncio.sleep(0.02)
+        for index, (reader, writer) in enumerate(held):
+            writer.transport.resume_reading()  # type: ignore[attr-defined]
+            if index in (0, 4):
+                is_whole = (await _end_of_much(reader)).endswith(b"0\r\n\r\n")
+                assert is_whole == (index == 4)
+            writer.close()
+        await _no_more(running)
+        assert caplog.text.count("--answer-memory") == 1
+
+
+async def _end_of_much(reader: asyncio.StreamReader) -> bytes:
+    tail = b""
+    with contextlib.suppress(ConnectionResetError):
+        while not tail.endswith(b"\r\n0\r\n\r\n") and (chunk := await reader.read(2**20)):
+            tail = (tail + chunk)[-20:]
+    return tail
 
 
 @pytest.fixture

@@ -366,7 +366,7 @@ async def test_descriptors_that_cannot_be_answered(url: str, enforced: str) -> N
     assert (await evaluate(url, question | {"user": "x" * 5 * 2**20})).status == 413
     ahead = await evaluate(url, question | {"minRevision": 10**6})
     assert ahead.status == 503
-    assert ahead.all("retry-after") == ["1"]
+    assert ahead.all("retry-after")[0] in {"1", "2", "3"}
     assert (await ask(url, "GET", "/v1/evaluate")).status == 400
 
 

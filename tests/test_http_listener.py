@@ -189,7 +189,7 @@ async def test_a_log_that_is_full(made: ServerSettings) -> None:
         question = {"key": key, "hasUser": True}
         for response in (await check(url, key, CHAT), await evaluate(url, question)):
             assert response.status == 503
-            assert response.all("retry-after") == ["1"]
+            assert response.all("retry-after")[0] in {"1", "2", "3"}
             assert response.all("x-policyd-decision-id") == []
         body = json.dumps(asked).encode()
         answer = await ask(url, "POST", "/access/v1/evaluation", [json_type], body)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gzip
 import json
+import os
 import random
 import re
 import socket
@@ -15,8 +16,9 @@ from typing import Any
 import pytest
 
 from policyd.client import PolicyClient
+from policyd.files import RESERVE
 from policyd.v1.policy_pb2 import DECISION_ALLOW, EvaluateRequest
-from tests.gateway.support import CHAT, CHAT_WITH_USER, connect, post
+from tests.gateway.support import CHAT, CHAT_WITH_USER, ask, connect, post
 from tests.http_checks import check
 from tests.processes import Policyd
 from tests.stack import Background, Gateway, Upstream
@@ -65,8 +67,48 @@ async def test_the_gateway(
         assert gateway.stop() == 0
     assert _no_fault(gateway.errors)
     told = "".join(gateway.errors)
-    assert re.search(r"--max-connections is 1000, but 200 open files leave room for 52", told)
+    assert re.search(r"--max-connections is 1000, but 200 open files leave room for 36", told)
     assert told.count("those that wait longest are closed") == 1
+
+
+WAIT_FILES = int(os.environ.get("POLICYD_TEST_FILES", str(FILES)))
+_STREAM = CHAT_WITH_USER[:-1] + b',"stream":true}'
+
+
+async def test_requests_that_wait_for_the_upstream(
+    policyd: Policyd, background: Background, start: Start
+) -> None:
+    """As many as there are files for are let in and never cut; others are told to come again, and
+    probes are answered. POLICYD_TEST_FILES says how many files there are."""
+    key = policyd.create_key("enforce")
+    room = (WAIT_FILES - RESERVE) // 2
+    with Upstream(background) as upstream:
+        flags = ("--policy-timeout", "60", "--write-timeout", "60")
+        gateway = start(Gateway, policyd.grpc, upstream.url, *flags, files=WAIT_FILES)
+        upstream.hold()
+        async with asyncio.timeout(2 * PATIENCE):
+            held = []
+            for _ in range(room):
+                reader, writer = await connect(gateway.url)
+                writer.write(_CHAT % (key.encode(), len(_STREAM), _STREAM))
+                assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+                held.append((reader, writer))
+            beyond = await asyncio.gather(*(post(gateway.url, key, _STREAM) for _ in range(60)))
+            assert {answer.status for answer in beyond} == {503}
+            assert len({answer.all("retry-after")[0] for answer in beyond}) > 1
+            async with _held(gateway.url, 50):
+                for probe in ("/healthz", "/readyz"):
+                    # The silent ones keep a spare place for a moment.
+                    while (await ask(gateway.url, "GET", probe)).status == 503:  # noqa: ASYNC110
+                        await asyncio.sleep(0.1)
+            upstream.let_go()
+            for reader, writer in held:
+                assert (await reader.readuntil(b"\r\n0\r\n\r\n")).count(b"[DONE]") == 1
+                writer.close()
+            while (await post(gateway.url, key, _STREAM)).status == 503:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert gateway.stop() == 0
+    assert _no_fault(gateway.errors), gateway.errors
 
 
 async def test_policyd(tmp_path: Path, start: Start) -> None:

@@ -14,7 +14,7 @@ from policyd.bodies import Bodies
 from policyd.errors import BodiesFull, InvalidArgument, PolicydError, Unauthenticated
 from policyd.http import authzen, check
 from policyd.http.probes import Check, Probes
-from policyd.http.reply import RETRY, TOO_SLOW, Reply, Send, error
+from policyd.http.reply import AGAIN, NO_ROOM, TOO_SLOW, Reply, Send, error
 from policyd.http.request import ClientGone, Receive, Request
 from policyd.v1.policy_pb2 import EvaluateRequest, EvaluateResponse
 
@@ -31,7 +31,7 @@ _STATUS = {
     errors.Unauthenticated: 401,
 }
 _TYPES = {400: "invalid_request", 401: "access_denied"}
-_STOPPING = error(503, "server_error", "policyd is being stopped. Try again", RETRY)
+_STOPPING = error(503, "server_error", "policyd is being stopped. Try again", retry_after=AGAIN)
 _FAULT = error(500, "server_error", "policyd failed on this check. Its log says how")
 _NOT_FOUND = error(
     404,
@@ -100,6 +100,8 @@ class HttpCheck:
     async def _reply(self, request: Request) -> Reply:
         if probed := await self._probes.answer(request.method, request.path):
             return Reply(*probed)
+        if request.is_spare:
+            return NO_ROOM
         endpoint = request.path.removesuffix("/")
         if endpoint in (authzen.EVALUATION, authzen.EVALUATIONS, authzen.CONFIGURATION):
             reply = await self._authzen(request, endpoint)
@@ -151,7 +153,7 @@ class HttpCheck:
                     return _text(413, "send a smaller request, or raise --max-message")
                 return _json(await decide(body, self._answer))
         except BodiesFull as problem:
-            return _text(503, str(problem), RETRY)
+            return _text(503, str(problem), retry_after=AGAIN)
         except Unauthenticated as problem:
             return _text(401, str(problem), (("WWW-Authenticate", 'Bearer realm="policyd"'),))
         except InvalidArgument as problem:
@@ -169,9 +171,9 @@ class HttpCheck:
 def _problem(problem: PolicydError) -> Reply:
     status = _STATUS.get(type(problem), 503)
     message = str(problem)
-    headers = RETRY if status == 503 else ()
+    again = AGAIN if status == 503 else 0
     kind = _TYPES.get(status, "server_error")
-    return error(status, kind, message[:1].upper() + message[1:], headers)
+    return error(status, kind, message[:1].upper() + message[1:], retry_after=again)
 
 
 def _descriptor(request: Request, body: bytes) -> EvaluateRequest:
@@ -200,6 +202,12 @@ def _json(content: object) -> Reply:
     return Reply(200, (("Content-Type", "application/json"),), msgspec.json.encode(content))
 
 
-def _text(status: int, message: str, headers: tuple[tuple[str, str], ...] = ()) -> Reply:
+def _text(
+    status: int,
+    message: str,
+    headers: tuple[tuple[str, str], ...] = (),
+    *,
+    retry_after: int = 0,
+) -> Reply:
     kind = (("Content-Type", "text/plain; charset=utf-8"),)
-    return Reply(status, (*kind, *headers), message.encode())
+    return Reply(status, (*kind, *headers), message.encode(), retry_after=retry_after)

@@ -12,7 +12,11 @@ Each is in one state, and every state but ANSWERING has a deadline:
 
 Where there is no room for a new connection, the one that has waited longest is ended for it, so
 that clients that only hold connections stop no others; last of all one that does not read its
-answer.
+answer. One whose request is under way is not: then a few spare connections take what comes, so that
+probes are answered, and others told to come again.
+
+What waits for clients that do not read has a total for all of them: beyond it, the one that has
+not read for longest is ended.
 """
 
 import asyncio
@@ -21,7 +25,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 _log = logging.getLogger(__name__)
 
@@ -31,8 +36,15 @@ FREE_HEAD = 16 * 1024
 """Bytes of a head that are held for any client, and ..."""
 MAX_HEADS = 64 * 2**20
 """... those of all larger heads together."""
+SPARE = 16
+"""Connections beyond those that there is room for."""
 _SPARED = 5.0
-"""Seconds that a client which does not read its answer is spared where there is no room."""
+"""Seconds that a client which stops to read its answer, or to send its body, is spared where there
+is no room."""
+_YOUNG = 0.5
+"""Seconds that a spare connection has for its request, whatever comes behind it."""
+_LOOKED_AT = 100
+"""Connections of a state among which one is looked for that can be spared."""
 _CLOSE = 5.0
 """Seconds that a connection has to end in good order."""
 _REMIND = 10.0
@@ -52,6 +64,10 @@ class Limits:
     """Between two requests: longer than clients keep their connections."""
     write: float = 60.0
     """For a client to take some more of its answer."""
+    unread: int = 256 * 2**20
+    """Bytes of answers that wait for clients which do not read them, of all together."""
+    ahead: int = 0
+    """Bytes that the application may hold for each of these beside."""
 
 
 class State(Enum):
@@ -80,14 +96,30 @@ _DISPENSABLE = (
 class Visit:
     """One connection: `cut` ends it at once, `dismiss` in good order."""
 
-    __slots__ = ("base", "cut", "dismiss", "head", "is_paused", "received", "since", "state")
+    __slots__ = (
+        "base",
+        "cut",
+        "dismiss",
+        "head",
+        "heard",
+        "is_paused",
+        "is_spare",
+        "received",
+        "since",
+        "state",
+        "unread",
+    )
 
     def __init__(self) -> None:
         self.forget()
         self.state = State.OPENING
+        self.is_spare = False
+        """Whether it is one beyond those that there is room for."""
         self.since = 0.0
         self.received = 0
         """Bytes so far."""
+        self.heard = 0.0
+        """When the last of them came."""
         self.head = 0
         """Bytes of its head that count towards the total."""
         self.base = 0
@@ -99,6 +131,8 @@ class Visit:
         self.dismiss: Callable[[], object] = bool
         self.is_paused: Callable[[], bool] = bool
         """Whether it is the application that does not read."""
+        self.unread: Callable[[], int] = int
+        """Bytes of the answer that wait for the client."""
 
 
 class Connections:
@@ -110,7 +144,8 @@ class Connections:
         self._by_state: dict[State, OrderedDict[Visit, None]] = {
             state: OrderedDict() for state in State
         }
-        self._stalled: OrderedDict[Visit, float] = OrderedDict()
+        self._stalled: OrderedDict[Visit, _Stall] = OrderedDict()
+        self._unread = 0
         self._told = float("-inf")
         self._heads = 0
         self.deadlines = {
@@ -127,6 +162,7 @@ class Connections:
     def enter(self, visit: Visit) -> None:
         """A new one."""
         visit.since = self._clock()
+        visit.is_spare = len(self) >= self.limits.connections
         self._by_state[visit.state][visit] = None
 
     def move(self, visit: Visit, state: State) -> None:
@@ -142,17 +178,35 @@ class Connections:
     def leave(self, visit: Visit) -> None:
         """It is gone."""
         self._by_state[visit.state].pop(visit, None)
-        self._stalled.pop(visit, None)
+        self.flow(visit)
         self.hold_head(visit, 0)
         visit.forget()
 
+    def hear(self, visit: Visit, size: int) -> None:
+        """So many bytes have come."""
+        visit.received += size
+        visit.heard = self._clock()
+
     def stall(self, visit: Visit) -> None:
         """Its client does not take what is sent."""
-        self._stalled[visit] = self._clock()
+        if not self.has(visit):
+            return
+        self.flow(visit)
+        stall = _Stall(self._clock(), visit.unread() + self.limits.ahead)
+        self._stalled[visit] = stall
+        self._unread += stall.size
+        while self._unread > self.limits.unread:
+            self._tell(
+                "answers that clients do not read take %d bytes, more than may be: those that have "
+                "not read for longest are closed (--answer-memory)",
+                self._unread,
+            )
+            self._cut(next(iter(self._stalled)))
 
     def flow(self, visit: Visit) -> None:
         """Its client takes what is sent again."""
-        self._stalled.pop(visit, None)
+        if stall := self._stalled.pop(visit, None):
+            self._unread -= stall.size
 
     def has(self, visit: Visit) -> bool:
         """Whether it has not left."""
@@ -167,21 +221,29 @@ class Connections:
 
     def has_room(self) -> bool:
         """Whether there is room for one more, if need be once another one is ended."""
-        return len(self) < self.limits.connections or self.make_room()
+        most = self.limits.connections
+        return len(self) < most or self.make_room() or len(self) < most + SPARE
 
     def make_room(self) -> bool:
         """End the one that can be spared best, if there is such a one."""
-        self._tell()
+        self._tell(
+            "there are %d connections, as many as may be: those that wait longest are closed "
+            "for new ones (--max-connections, and the process's limit of open files)",
+            len(self),
+        )
+        now = self._clock()
         for state in _DISPENSABLE:
-            if found := next(iter(self._by_state[state]), None):
+            looked_at = islice(self._by_state[state], _LOOKED_AT)
+            if found := next((one for one in looked_at if _is_idle(one, now)), None):
                 self._cut(found)
                 return True
         # Who does not read only holds a connection, too, if at the price of a request.
-        stalled, since = next(iter(self._stalled.items()), (None, 0.0))
-        if stalled is None or self._clock() - since < _SPARED:
-            return False
-        self._cut(stalled)
-        return True
+        for visit, stall in self._stalled.items():
+            if now - stall.since < _SPARED:
+                break
+            self._cut(visit)
+            return True
+        return False
 
     def sweep(self) -> None:
         """End those that have kept us waiting for too long."""
@@ -191,8 +253,8 @@ class Connections:
                 self._dismiss(visit)
         for visit in list(self._by_state[State.BODY]):
             self._check_pace(visit, now)
-        for visit, since in list(self._stalled.items()):
-            if now - since > self.limits.write:
+        for visit, stall in list(self._stalled.items()):
+            if now - stall.since > self.limits.write:
                 self._cut(visit)
 
     def cut_all(self) -> None:
@@ -222,14 +284,29 @@ class Connections:
             else:
                 visit.since, visit.base = now, visit.received
 
-    def _tell(self) -> None:
+    def _tell(self, what: str, count: int) -> None:
         if self._clock() - self._told > _REMIND:
             self._told = self._clock()
-            _log.warning(
-                "there are %d connections, as many as may be: those that wait longest are closed "
-                "for new ones (--max-connections, and the process's limit of open files)",
-                len(self),
-            )
+            _log.warning(what, count)
+
+
+class _Stall(NamedTuple):
+    """That a client does not read."""
+
+    since: float
+    size: int
+    """Bytes that wait for it."""
+
+
+def _is_idle(visit: Visit, now: float) -> bool:
+    """Whether it only holds its place: one that brings its body as it should is under way, and a
+    spare one is let begin.
+    """
+    waited = now - visit.since
+    if visit.state is State.BODY:
+        is_slow = visit.received - visit.base < MIN_PACE * waited
+        return not visit.is_paused() and (is_slow or now - visit.heard > _SPARED)
+    return not visit.is_spare or waited > _YOUNG
 
 
 def _longer(visits: OrderedDict[Visit, None], since: float) -> list[Visit]:
@@ -258,6 +335,7 @@ class Bounded:
         self.visit.cut = transport.abort
         self.visit.dismiss = self.dismiss
         self.visit.is_paused = lambda: bool(self.flow.read_paused)
+        self.visit.unread = transport.get_write_buffer_size
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
@@ -266,7 +344,7 @@ class Bounded:
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
-        self.visit.received += len(data)
+        self.crowd.hear(self.visit, len(data))
         super().data_received(data)  # type: ignore[misc]
         self.crowd.move(self.visit, self._state())
 

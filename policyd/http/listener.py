@@ -13,13 +13,17 @@ from typing import Any
 import uvicorn
 
 from policyd.configuration import Address, SettingsError
-from policyd.http.connections import Bounded, Connections, Limits, Visit, keep_sweeping
+from policyd.http.connections import SPARE, Bounded, Connections, Limits, Visit, keep_sweeping
 from policyd.http.protocol import Protocol
 from policyd.http.reply import NO_ROOM
 
 BACKLOG = 2048
 _AT_ONCE = 32
 """Connections that are taken in one turn of the event loop."""
+_READ = 64 * 1024
+"""Bytes of a request that are read where there is no room for it."""
+_LINGER = 0.5
+"""Seconds that its client has to read so."""
 _NO_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _PAUSE = 0.1
 """Seconds until the next try where the system has no file for a connection."""
@@ -150,6 +154,8 @@ class _Door:
         self._handshake = {"ssl_handshake_timeout": limits.head} if tls else {}
         self.crowd = Connections(limits, self._loop.time)
         self._opening: set[asyncio.Task[None]] = set()
+        self._leaving: list[socket.socket] = []
+        """Those that were sent away, and are to read why."""
         self._sweeping = self._loop.create_task(keep_sweeping(self.crowd))
         self._pause: asyncio.TimerHandle | None = None
         self._is_closed = False
@@ -170,6 +176,8 @@ class _Door:
         """End those that are still in."""
         self._sweeping.cancel()
         self.crowd.cut_all()
+        while self._leaving:
+            self._let_go()
 
     def _open(self) -> None:
         self._pause = None
@@ -224,10 +232,28 @@ class _Door:
                 client.close()
 
     def _send_away(self, client: socket.socket) -> None:
-        with client, contextlib.suppress(OSError):
-            client.setblocking(False)
-            if self._tls is None:
-                client.send(NO_ROOM.raw())
+        client.setblocking(False)
+        if self._tls is not None:
+            client.close()
+            return
+        with contextlib.suppress(OSError):
+            client.send(NO_ROOM.raw())
+            client.shutdown(socket.SHUT_WR)
+        self._leaving.append(client)
+        while len(self._leaving) > SPARE:
+            self._let_go()
+        self._loop.call_later(_LINGER, self._let_go, client)
+
+    def _let_go(self, client: socket.socket | None = None) -> None:
+        """Close one that was sent away, by default the first; the others stay."""
+        if client is None:
+            client = self._leaving[0]
+        if client in self._leaving:
+            self._leaving.remove(client)
+            with contextlib.suppress(OSError):
+                # What is not read would have the system cut the connection, and the answer with it.
+                client.recv(_READ)
+            client.close()
 
 
 def open_socket(address: Address, *, shared: bool = False) -> socket.socket:

@@ -29,6 +29,9 @@ _CONNECTION = (b"connection", b"proxy-connection")
 class _Http(HttpToolsProtocol):
     """One connection of a client, its time unbounded."""
 
+    is_spare = False
+    """Whether there is no room for it, but for a probe."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._unread: int | None = 0
@@ -115,9 +118,11 @@ class _Http(HttpToolsProtocol):
         self._is_body, self._begun = True, False
         # A fragment is in no other part of the scope, and a proxy may see a path in it.
         self.scope["has_fragment"] = b"#" in self.url  # type: ignore[typeddict-unknown-key]
+        self.scope["is_spare"] = self.is_spare  # type: ignore[typeddict-unknown-key]
         if not self.parser.should_upgrade():
             super().on_headers_complete()
             cycle: Any = self.cycle
+            cycle.keep_alive = cycle.keep_alive and not self.is_spare
             if not cycle.keep_alive:
                 cycle.transport = _Lingering(self)
 
@@ -213,6 +218,11 @@ class _Lingering:
 
 class Protocol(Bounded, _Http):
     """One connection of a client."""
+
+    def connection_made(self, transport: Any) -> None:
+        """See asyncio.Protocol."""
+        super().connection_made(transport)
+        self.is_spare = self.visit.is_spare
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""

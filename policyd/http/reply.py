@@ -1,6 +1,7 @@
 """A whole HTTP response, to the byte, and the errors that have OpenAI's shape."""
 
 import json
+import random
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from email.utils import formatdate
@@ -13,7 +14,8 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 HEADERS = denial.HEADERS
 """The headers of an error: CONTRACT.md, section 4."""
-RETRY = (("Retry-After", "1"),)
+AGAIN = 3
+"""Seconds over which those are spread that are told to try again: not all at once."""
 
 
 class HeaderName(bytes):
@@ -48,12 +50,16 @@ def exact(name: bytes) -> HeaderName:
 
 _DATE = exact(b"Date")
 _REQUEST_ID = exact(b"x-request-id")
+_RETRY_AFTER = exact(b"Retry-After")
 
 
 class Reply:
-    """A whole response. The last of its headers is `request_id`, where there is one."""
+    """A whole response. The last of its headers is `request_id`, where there is one.
 
-    __slots__ = ("_body", "_headers", "_request_id", "_status")
+    `retry_after` tells the client to try again, each time after other seconds, up to so many.
+    """
+
+    __slots__ = ("_body", "_headers", "_request_id", "_retry_after", "_status")
 
     def __init__(
         self,
@@ -61,8 +67,10 @@ class Reply:
         headers: Iterable[tuple[str, str]],
         body: bytes,
         request_id: str = "",
+        retry_after: int = 0,
     ) -> None:
         self._status = status
+        self._retry_after = retry_after
         self._headers = [
             (exact(name.encode("latin-1")), value.encode("latin-1")) for name, value in headers
         ]
@@ -72,7 +80,7 @@ class Reply:
     def with_headers(self, headers: Iterable[tuple[str, str]], request_id: str = "") -> "Reply":
         """The same with more headers, behind its own."""
         own = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self._headers]
-        return Reply(self._status, [*own, *headers], self._body, request_id)
+        return Reply(self._status, [*own, *headers], self._body, request_id, self._retry_after)
 
     async def send(self, send: Send) -> None:
         """Send it: its own headers first, in their order and letter case."""
@@ -92,11 +100,13 @@ class Reply:
         return b"\r\n".join([b"HTTP/1.1 %d " % self._status, *lines, b"", self._body])
 
     def _closing_headers(self) -> list[tuple[bytes, bytes]]:
+        seconds = random.randint(1, self._retry_after) if self._retry_after else 0  # noqa: S311
+        again = [(_RETRY_AFTER, b"%d" % seconds)] if seconds else []
         date = (_DATE, _date(int(time.time())))
         length = (CONTENT_LENGTH, b"%d" % len(self._body))
         # OpenAI's clients show it as the error's request_id.
         identifier = [(_REQUEST_ID, self._request_id)] if self._request_id else []
-        return [date, length, *identifier]
+        return [*again, date, length, *identifier]
 
 
 @lru_cache(maxsize=1)
@@ -104,11 +114,18 @@ def _date(second: int) -> bytes:
     return formatdate(second, usegmt=True).encode()
 
 
-def error(status: int, kind: str, message: str, headers: Iterable[tuple[str, str]] = ()) -> Reply:
+def error(
+    status: int,
+    kind: str,
+    message: str,
+    headers: Iterable[tuple[str, str]] = (),
+    *,
+    retry_after: int = 0,
+) -> Reply:
     """An error of our own. The message names the cause and the mend."""
     content = {"message": f"Usage Panda: {message}", "type": kind, "param": None, "code": None}
     body = json.dumps({"error": content}, separators=(",", ":")).encode()
-    return Reply(status, (*HEADERS, *headers), body)
+    return Reply(status, (*HEADERS, *headers), body, retry_after=retry_after)
 
 
 NOT_HTTP = error(
@@ -133,6 +150,6 @@ NO_ROOM = error(
     "server_error",
     "There are as many connections as there may be. Try again; if it lasts, ask the gateway's "
     "operator to raise --max-connections, and the process's limit of open files",
-    RETRY,
+    retry_after=AGAIN,
 )
 WEBSOCKET = Reply(denial.WEBSOCKET.status, denial.WEBSOCKET_HEADERS, denial.WEBSOCKET.body)

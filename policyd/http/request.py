@@ -28,6 +28,8 @@ class Request:
         self.path = scope["raw_path"].decode("latin-1")
         self.query = scope["query_string"].decode("latin-1")
         self.has_fragment: bool = scope["has_fragment"]
+        self.is_spare: bool = scope["is_spare"]
+        """Whether there is no room for its connection."""
         self.scheme: str = scope["scheme"]
         self.headers = [
             (name.decode("latin-1").lower(), value.decode("latin-1").strip(" \t"))

@@ -92,7 +92,7 @@ async def test_the_total(serving: Serving, demo: Demo, enforced: str) -> None:
         async with asyncio.timeout(PATIENCE):
             refused = parse(await reader.readuntil(b"}}"))
         assert refused.status == 503
-        assert refused.all("retry-after") == ["1"]
+        assert refused.all("retry-after")[0] in {"1", "2", "3"}
         assert (await post(server.url, enforced, CHAT_WITH_USER)).status == 200
         for _, one in [*held, (reader, writer)]:
             one.close()

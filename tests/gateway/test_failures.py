@@ -59,7 +59,7 @@ async def test_policyd_is_down(serving: Serving, upstream: Demo, nowhere: str) -
         for method, target in [("POST", "/v1/chat/completions"), ("GET", "/v1/models")]:
             response = await ask(server.url, method, target, [], CHAT_WITH_USER)
             check(response, 503, "policy service")
-            assert response.all("retry-after") == ["1"]
+            assert response.all("retry-after")[0] in {"1", "2", "3"}
     assert not upstream.app.record
 
 
@@ -171,7 +171,7 @@ async def test_upstream_has_no_address(open_door: Serving) -> None:
 
 async def test_upstream_is_slow(open_door: Serving) -> None:
     """504 where it does not begin its answer in time."""
-    async with serving_wire(None) as wire, open_door(wire.url, read_timeout=0.1) as server:
+    async with serving_wire(None) as wire, open_door(wire.url, first_byte_timeout=0.1) as server:
         check(await post(server.url, "", CHAT_WITH_USER), 504, "too long to begin")
         await wire.lost.wait()
 

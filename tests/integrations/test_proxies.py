@@ -401,7 +401,7 @@ async def test_policyd_is_down(name: str, tmp_path: Path, background: Background
             response = await post(one, body)
             assert response.status == 503
             assert b'"type":"server_error"' in response.body
-            assert response.all("retry-after") == ["1"]
+            assert response.all("retry-after")[0] in {"1", "2", "3"}
         assert not one.upstream.received
 
 
