@@ -234,6 +234,8 @@ async def test_calls_that_wait_hold_up_no_change(
     """However many callers wait for the log, a key is changed, and in force, meanwhile. More of
     them than may wait are refused at once, the others in time."""
     with postgresql.database() as url:
+        with closing(Store(url)) as store:
+            store.migrate()
         key = key_of(url)
         server = start(Policyd, tmp_path, *FLAGS, database_url=url)
         plain = url.replace("+psycopg", "")
