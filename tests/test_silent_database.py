@@ -424,6 +424,20 @@ def test_first_starts_at_once(tmp_path: Path) -> None:
         assert one.returncode == 0
 
 
+def test_a_new_file_that_another_process_has(tmp_path: Path) -> None:
+    """The first start waits for it: SQLite itself does not where a file becomes one with a WAL."""
+    file = tmp_path / "policyd.db"
+    holder = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+    holder.execute("BEGIN IMMEDIATE")
+    letting_go = threading.Timer(SHORT, holder.execute, ("COMMIT",))
+    letting_go.start()
+    with closing(Store(f"sqlite:///{file}", ENOUGH)) as store:
+        store.migrate()
+        assert store.list_keys() == []
+    letting_go.join()
+    holder.close()
+
+
 def test_a_locked_file(tmp_path: Path) -> None:
     """Every method ends in time where another process has locked the SQLite file."""
     url = f"sqlite:///{tmp_path}/policyd.db"

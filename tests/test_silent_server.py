@@ -81,14 +81,15 @@ def no_connections(server: PostgreSQL, url: str) -> Iterator[Fault]:
 
     def begin() -> None:
         others = (
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = "
-            "current_database() AND pid <> pg_backend_pid()"
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE "
+            "datname = current_database() AND application_name <> 'taken'"
         )
-        taken.append(psycopg.connect(plain, autocommit=True))
-        taken[0].execute(others)
-        with suppress(psycopg.OperationalError):
-            while True:
-                taken.append(psycopg.connect(plain))
+        taken.append(psycopg.connect(plain, autocommit=True, application_name="taken"))
+        # policyd may be quicker to connect again.
+        while taken[0].execute(others).fetchall():
+            with suppress(psycopg.OperationalError):
+                while True:
+                    taken.append(psycopg.connect(plain, application_name="taken"))
 
     def end() -> None:
         for connection in taken:
@@ -234,6 +235,8 @@ async def test_calls_that_wait_hold_up_no_change(
     """However many callers wait for the log, a key is changed, and in force, meanwhile. More of
     them than may wait are refused at once, the others in time."""
     with postgresql.database() as url:
+        with closing(Store(url)) as store:
+            store.migrate()
         key = key_of(url)
         server = start(Policyd, tmp_path, *FLAGS, database_url=url)
         plain = url.replace("+psycopg", "")

@@ -111,6 +111,7 @@ def _create_engine(url: str | sa.URL, timeout: float) -> sa.Engine:
         url,
         pool_pre_ping=True,
         hide_parameters=True,
+        poolclass=sa.QueuePool,  # Of every kind of URL, so that its bounds hold.
         pool_size=5,
         max_overflow=_CONNECTIONS - 5,
         pool_timeout=timeout,
