@@ -201,7 +201,7 @@ def _snapshot(path: Path) -> dict[str, int | str | None]:
 def refused(database_url: str, as_json: bool, since: datetime, limit: int) -> None:
     """Show who sent requests without an API key in force: counts by source, and a few samples."""
     with options.opened(database_url) as store:
-        sources = store.refusals.sources(since, datetime.now(UTC), limit=limit)
+        sources = store.refusals.sources(since, store.time(), limit=limit)
         samples = store.refusals.samples(since, limit=limit)
     if as_json:
         options.print_json(refused_report.as_dict(sources, samples))
@@ -266,7 +266,8 @@ def _arriving(store: Store, wanted: LogFilter) -> Iterator[Record]:
 
 
 def _recent(store: Store, wanted: LogFilter) -> list[Record]:
-    back = datetime.now(UTC) - _LATE
+    # By the clock that decisions are timed by: this machine's may be wrong, and would show none.
+    back = store.time() - _LATE
     since = max(back, wanted.since) if wanted.since else back
     return list(_newest_first(store, replace(wanted, since=since), ""))
 

@@ -4,7 +4,7 @@ The enumerations have the numbers of protos/policyd/v1, so that a message's valu
 """
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -152,6 +152,9 @@ class RouteSettings:
     """The identifiers that count as a user. What is None or empty is the key's matter."""
 
 
+_FIRST = datetime(1970, 1, 1, tzinfo=UTC)
+
+
 @dataclass(frozen=True, slots=True)
 class ApiKey:
     """An API key as its owner sees it. The key itself is nowhere kept."""
@@ -166,7 +169,14 @@ class ApiKey:
     updated_at: datetime
     revoked_at: datetime | None
     revision: int
-    """Of the settings, by the last change to this key. It is the key's etag too."""
+    """Of the settings, by the last change to this key."""
+
+    @property
+    def etag(self) -> str:
+        """Names this state of the key. A revision alone may be another one after a backup was put
+        back, and whoever has read the one before would overwrite it."""
+        changed = (self.updated_at - _FIRST) // timedelta(microseconds=1)
+        return f"{self.revision}-{changed:x}"
 
 
 @dataclass(frozen=True, slots=True)

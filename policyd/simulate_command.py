@@ -1,7 +1,7 @@
 """`policyd simulate`: what other settings would have done, from the decision log."""
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import click
@@ -37,7 +37,7 @@ def simulate(
     with options.opened(database_url) as store:
         key = store.get_key(key_id)
         settings = _settings(key, {"mode": Mode.ENFORCE} | options.changes(**given))
-        now = datetime.now(UTC)
+        now = store.time()
         default = options.MODES[default_mode]
         found = simulate_requests(store, key.id, settings, since, now, default)
     if as_json:

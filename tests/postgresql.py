@@ -98,6 +98,18 @@ class PostgreSQL:
         self.start()
 
     @contextmanager
+    def standby(self) -> Iterator[None]:
+        """Meanwhile it is a standby, of a primary that sends nothing."""
+        signal = f"{self._data}/standby.signal"
+        self.stop()
+        self._run(Path("/bin/touch"), signal)
+        self.start()
+        yield
+        self.stop()
+        self._run(Path("/bin/rm"), signal)
+        self.start()
+
+    @contextmanager
     def database(self) -> Iterator[str]:
         """The URL of a new, empty database."""
         name = f"test{next(self._numbers)}"

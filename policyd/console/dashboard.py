@@ -1,7 +1,5 @@
 """Dashboard: requests, blocks and the attributed share, over time and by key."""
 
-from datetime import UTC, datetime
-
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -22,7 +20,7 @@ _REQUESTS = (
 
 def _show(request: Request) -> Response:
     here = console(request)
-    period = periods.last_hours(request.query_params.get("period", ""), datetime.now(UTC))
+    period = periods.last_hours(request.query_params.get("period", ""), here.store.time())
     names = key_names(here.store)
     keys = here.store.statistics.keys(period.since, period.last)
     hours = here.store.statistics.hours(period.since, period.last)

@@ -1,6 +1,5 @@
 """End users: requests, flags, errors, latency, tokens and cost of each."""
 
-from datetime import UTC, datetime
 from urllib.parse import urlencode
 
 from starlette.requests import Request
@@ -73,7 +72,7 @@ class Table:
 def _show(request: Request) -> Response:
     store = console(request).store
     statistics = store.statistics
-    period, problem = periods.whole_days(request.query_params, datetime.now(UTC))
+    period, problem = periods.whole_days(request.query_params, store.time())
     table = Table(request, period)
     last = period.last
     users = statistics.users(

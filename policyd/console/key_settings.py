@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from enum import IntEnum
 from typing import Any, Self, TypeVar
 
@@ -97,7 +97,7 @@ def _form(
         status=status,
         key=key,
         typed=typed,
-        etag=etag or str(key.revision),
+        etag=etag or key.etag,
         problem=problem,
         differing=differing if conflict else [],
         default=here.settings.default_mode,
@@ -158,7 +158,7 @@ def _simulation(request: Request) -> Response:
     except InvalidArgument:
         chosen = Typed.of(key).changes()
     settings = KeySettings(key.id, Mode.ENFORCE, chosen["override"], chosen["accept"])
-    until = datetime.now(UTC)
+    until = here.store.time()
     result = simulate(
         here.store, key.id, settings, until - length, until, here.settings.default_mode
     )

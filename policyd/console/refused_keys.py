@@ -1,7 +1,5 @@
 """Refused keys: requests that brought no API key in force, by time, source and example."""
 
-from datetime import UTC, datetime
-
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -20,8 +18,9 @@ _SAMPLES = 50
 
 
 def _show(request: Request) -> Response:
-    refusals = console(request).store.refusals
-    period = periods.last_hours(request.query_params.get("period", ""), datetime.now(UTC))
+    store = console(request).store
+    refusals = store.refusals
+    period = periods.last_hours(request.query_params.get("period", ""), store.time())
     hours = refusals.hours(period.since, period.last)
     buckets = period.refusals(hours)
     return render(

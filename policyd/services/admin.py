@@ -176,5 +176,5 @@ def _message(key: ApiKey) -> pb.ApiKey:
         update_time=timestamp(key.updated_at),
         revoke_time=timestamp(key.revoked_at) if key.revoked_at else None,
         revision=key.revision,
-        etag=str(key.revision),
+        etag=key.etag,
     )

@@ -32,6 +32,7 @@ from policyd.places import sqlite_file
 from policyd.store import damage, hints
 from policyd.store import identity as identities
 from policyd.store.administrator import Administrator
+from policyd.store.clock import database_time
 from policyd.store.database import (
     MIGRATING,
     TIMEOUT,
@@ -122,6 +123,11 @@ class Store:
         with reading(self._engine) as connection:
             return str(connection.execute(sa.select(_installation.c.identity)).scalar_one())
 
+    def time(self) -> datetime:
+        """This moment by the database's clock, by which what is stored is looked for."""
+        with reading(self._engine) as connection:
+            return database_time(connection)
+
     def hints(self) -> AsyncIterator[None]:
         """Yields when somebody has changed a key, where the database tells: see hints.py."""
         return hints.follow(self._engine)
@@ -171,7 +177,7 @@ class Store:
         """Make a key. Returns its settings, and the key itself: nobody can read it again."""
         key = api_keys.generate()
         row = _valid({"name": name, "mode": mode, "override": override, "accept": accept})
-        at = now()
+        at = now()  # Only shown, so it may be the clock of this machine.
         row |= {"id": api_keys.generate_id(), "digest": api_keys.digest(key)}
         row |= {"created_at": at, "updated_at": at, "revoked_at": None}
         with self._change() as (connection, revision):
@@ -286,7 +292,8 @@ def _read(connection: sa.Connection, key_id: str, etag: str | None = None) -> Ap
             f"no API key has the ID {key_id[:64]!r}: list them to see which there are"
         )
     key = _api_key(row)
-    if etag and etag != str(key.revision):
+    # An older policyd gave the revision for one.
+    if etag and etag not in (key.etag, str(key.revision)):
         raise EtagMismatch(f"{key_id} has changed since it was read: read it again, then change it")
     return key
 

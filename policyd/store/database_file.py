@@ -13,7 +13,7 @@ import fcntl
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,8 @@ from sqlalchemy.exc import InvalidatePoolError
 
 from policyd.errors import StoreUnavailable
 from policyd.private_files import close_to_others
+from policyd.store import checkpoints
+from policyd.store.checkpoints import Checkpoints, Counts, Written
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +60,9 @@ class DatabaseFile:
         """As the newest connection found them."""
         self._told: _Files | None = None
         self._pins: dict[_Inode, int] = {}
+        self._checkpoints = Checkpoints()
+        self._spoilt: _Inode = None
+        """What another program has written to."""
         self._lock = threading.Lock()
         self._close_to_others()
 
@@ -66,19 +71,22 @@ class DatabaseFile:
         event.listen(engine, "do_connect", self._before_opening)
         event.listen(engine, "connect", self._opened)
         event.listen(engine, "checkout", self._look)
+        event.listen(engine, "engine_disposed", self._let_go)
 
     def _before_opening(
         self, _: object, record: Any, where: list[Any], how: dict[str, Any]
     ) -> None:
         if how.get("uri"):
             return  # Its operator says what file that is.
-        found = self._found()
+        found = self.found()
         real = os.path.realpath(self._path)
         if not os.path.lexists(real) and os.path.isdir(os.path.dirname(real)):
             raise StoreUnavailable(
                 f"there is no database {self._path}: it was moved or deleted. Put it back, or "
                 "restore a backup (policyd db restore); a restart of policyd would begin a new one"
             )
+        if found.main is not None and found.main == self._spoilt:
+            raise self.spoilt()
         if self._known is not None and self._known.main != found.main:
             self._sort_out(self._known, found)
         self._close_to_others()
@@ -92,19 +100,50 @@ class DatabaseFile:
             return
         # SQLite opens what stands beside the file when it reads first.
         connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()
-        opened = self._found()
+        opened = self.found()
         if opened.main != record.info[_CONFIRM]:
             raise StoreUnavailable(f"{self._path} was replaced while it was opened: try again")
-        record.info[_CONFIRM] = _Connected(self, opened)
+        connected = _Connected(self, opened, checkpoints.find_descriptor(opened.shm))
+        record.info[_CONFIRM] = connected
         with self._lock:
+            if self._known != opened:
+                self._checkpoints.begin(self._written(), connected.counts())
             self._known = opened
             self._pin(opened.main)
 
     def _look(self, _: object, record: Any, __: object) -> None:
         connected = record.info.get(_CONFIRM)
-        if isinstance(connected, _Connected) and not connected.is_current():
-            self._tell(self._found())
+        if not isinstance(connected, _Connected):
+            return
+        if not connected.is_current():
+            self._tell(self.found())
             raise InvalidatePoolError
+        if self.is_spoilt(connected):
+            raise self.spoilt()
+
+    def is_spoilt(self, connected: "_Connected") -> bool:
+        """Whether another program has written to the file while SQLite has it open."""
+        with self._lock:
+            before = connected.counts()
+            written = self._written()
+            if not self._checkpoints.explain(before, written, connected.counts()):
+                self._spoilt = connected.opened.main
+            return self._spoilt == connected.opened.main
+
+    def spoilt(self) -> StoreUnavailable:
+        """What is said of a file that another program has written to."""
+        return StoreUnavailable(
+            f"another program has written to {self._path} while policyd has it open (a backup "
+            f"copied into it?), and {self._path}-wal does not fit it any more: stop policyd, put "
+            "the backup in place once more (policyd db restore), and start it again"
+        )
+
+    def _written(self) -> Written:
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return Written(0, 0)  # It has just gone, which the next look tells.
+        return Written(found.st_mtime_ns, found.st_size)
 
     def _tell(self, found: _Files) -> None:
         with self._lock:
@@ -115,7 +154,8 @@ class DatabaseFile:
                 *(self._path, "is another file than before" if found.main else "is gone"),
             )
 
-    def _found(self) -> _Files:
+    def found(self) -> _Files:
+        """What the names stand for now."""
         real = os.path.realpath(self._path)  # SQLite puts its other files beside that.
         return _Files(_inode(real), _inode(real + "-wal"), _inode(real + "-shm"))
 
@@ -139,6 +179,11 @@ class DatabaseFile:
                 if os.path.exists(aside) and not os.path.exists(real + ending):
                     os.rename(aside, real + ending)
 
+    def _let_go(self, _: object) -> None:
+        with self._lock:
+            while self._pins:
+                os.close(self._pins.popitem()[1])
+
     def _pin(self, main: _Inode) -> None:
         """Keep the inode, so that the same number later is the same file."""
         if main in self._pins or not _O_PATH:
@@ -159,22 +204,30 @@ class _Connected(NamedTuple):
 
     file: DatabaseFile
     opened: _Files
+    descriptor: int | None
+    """SQLite's own of FILE-shm."""
 
     def is_current(self) -> bool:
         """Whether the names still stand for it."""
-        return self.file._found() == self.opened
+        return self.file.found() == self.opened
+
+    def counts(self) -> Counts | None:
+        """What SQLite counts of its checkpoints."""
+        return checkpoints.counts(self.descriptor, self.opened.shm)
 
 
 def confirm(connection: sa.Connection) -> None:
     """Call it after a commit. Raises StoreUnavailable where that went to a file that has no name,
     or another one's place."""
-    connected: Mapping[Any, Any] = connection.info
-    found = connected.get(_CONFIRM)
-    if isinstance(found, _Connected) and not found.is_current():
+    connected = connection.info.get(_CONFIRM)
+    if not isinstance(connected, _Connected):
+        return
+    if not connected.is_current():
         raise StoreUnavailable(
-            f"{found.file._path} was replaced or deleted while it was written to: the change is "
-            "not in the database"
+            "the database was replaced or deleted while it was written to: the change is not in it"
         )
+    if connected.file.is_spoilt(connected):
+        raise connected.file.spoilt()
 
 
 def _aside(path: str, main: _Inode) -> str:
