@@ -2,6 +2,7 @@
 that the spool is for, before anything is read. Until it answers, that is tried again and again."""
 
 from policyd import spool
+from policyd.errors import NoRoom
 from policyd.model import KeyChanges
 from policyd.settings import ServerSettings
 from policyd.store import Store
@@ -13,6 +14,7 @@ class OpenedStore:
     def __init__(self, store: Store, settings: ServerSettings) -> None:
         self._store = store
         self._spool = settings.spool
+        self._is_marked = False
         self.identity = ""
         """Of the database, once it is open."""
 
@@ -20,11 +22,21 @@ class OpenedStore:
         """Raises StoreUnavailable, or SettingsError where the spool is for another database."""
         self._store.migrate()
         identity = self._store.identity()
-        spool.prepare(self._spool, identity)
+        self._mark(identity)
         self.identity = identity
 
     def changes_since(self, revision: int) -> KeyChanges:
         """See Store. Raises what open() does."""
         if not self.identity:
             self.open()
+        if not self._is_marked:
+            self._mark(self.identity)
         return self._store.changes_since(revision)
+
+    def _mark(self, identity: str) -> None:
+        """Have the spool say whose entries it holds. A full disk takes that later."""
+        try:
+            spool.prepare(self._spool, identity)
+            self._is_marked = True
+        except NoRoom:
+            self._is_marked = False
