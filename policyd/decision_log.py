@@ -52,7 +52,9 @@ class DecisionLog:
             self._append(kept)
 
     def flush(self) -> None:
-        """Write what was counted of refused keys: call it every few seconds, and at the end."""
+        """Write what was counted of refused keys, and of decisions that were dropped while the
+        disk was full: call it every few seconds, and at the end."""
+        self._spool.tell_losses()
         self._refusals.flush(self._write_refusals)
 
     def _append(self, entries: list[Record | Outcome]) -> None:

@@ -145,6 +145,8 @@ class SpoolWriter:
         self._looked_at = 0.0
         self._lost = 0
         self._losses = -1
+        self._told = 0
+        """How many of those that are lost are written."""
         self._spares: _Spares
         self._is_blind = False
         """Whether the last look failed."""
@@ -187,11 +189,17 @@ class SpoolWriter:
         with suppress(OSError):
             self._write_losses()
 
+    def tell_losses(self) -> None:
+        """Write the count that the disk had no room for, if it has now."""
+        with suppress(OSError):
+            if self._segment < 0:
+                self._begin()
+            elif self._told != self._lost:
+                self._write_losses()
+
     def close(self) -> None:
         """Leave the files to the shipper."""
-        if self._lost:
-            with suppress(OSError):
-                self._write_losses()
+        self.tell_losses()
         if self._folder >= 0:
             self._spares.close()
         for descriptor in (self._segment, self._losses, self._folder):
@@ -224,6 +232,7 @@ class SpoolWriter:
         if self._losses < 0:
             self._losses = self._create(f"{self._process}.lost")
         os.pwrite(self._losses, b"%0*d" % (_DIGITS, self._lost), 0)
+        self._told = self._lost
 
     def _append(self, lines: bytes) -> None:
         written = 0
