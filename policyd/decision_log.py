@@ -79,7 +79,8 @@ class DecisionLog:
         return self._synced(can_drop=not isinstance(kept[0], Outcome))
 
     def flush(self) -> None:
-        """Write what was counted of refused keys: call it every few seconds, and at the end."""
+        """Write what was counted of refused keys, and of decisions that were dropped while the
+        disk was full: call it every few seconds, and at the end."""
         self._spool.tell_losses()
         self._refusals.flush(self._write_refusals)
 

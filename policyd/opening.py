@@ -2,7 +2,7 @@
 that the spool is for, before anything is read. Until it answers, that is tried again and again."""
 
 from policyd import spool
-from policyd.errors import StoreUnavailable
+from policyd.errors import NoRoom, StoreUnavailable
 from policyd.model import KeyChanges
 from policyd.settings import ServerSettings
 from policyd.store import Store
@@ -14,6 +14,7 @@ class OpenedStore:
     def __init__(self, store: Store, settings: ServerSettings) -> None:
         self._store = store
         self._spool = settings.spool
+        self._is_marked = False
         self.identity = ""
         """Of the database, once it is open."""
 
@@ -22,7 +23,7 @@ class OpenedStore:
         self._store.check()
         self._store.migrate(make=False)
         identity = self._store.identity()
-        spool.prepare(self._spool, identity)
+        self._mark(identity)
         # From here on, another one is no place to read settings from or to ship the log to.
         self._store.expect(identity)
         self.identity = identity
@@ -31,4 +32,14 @@ class OpenedStore:
         """See Store. Raises StoreUnavailable, also where it is not open yet."""
         if not self.identity:
             raise StoreUnavailable("the database has not answered yet")
+        if not self._is_marked:
+            self._mark(self.identity)
         return self._store.changes_since(revision, epoch)
+
+    def _mark(self, identity: str) -> None:
+        """Have the spool say whose entries it holds. A full disk takes that later."""
+        try:
+            spool.prepare(self._spool, identity)
+            self._is_marked = True
+        except NoRoom:
+            self._is_marked = False

@@ -1,6 +1,7 @@
 """Where a database is, by its URL: known without loading what talks to it."""
 
 from pathlib import Path
+from urllib.parse import unquote
 
 
 def sqlite_file(url: str) -> Path | None:
@@ -9,4 +10,4 @@ def sqlite_file(url: str) -> Path | None:
     database = rest.partition("/")[2].partition("?")[0]
     if dialect.partition("+")[0] != "sqlite" or not separator or database in ("", ":memory:"):
         return None
-    return Path(database)
+    return Path(unquote(database))

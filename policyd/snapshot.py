@@ -83,10 +83,9 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     format: int = _FORMAT
 
     def is_of(self, other: "Head") -> bool:
-        """Whether both are of the same database at the same revision."""
-        return (self.identity, self.place, self.epoch, self.revision) == (
-            *(other.identity, other.place, other.epoch, other.revision),
-        )
+        """Whether both are of the same database at the same revision, and in the same form."""
+        names = ("identity", "place", "epoch", "revision", "form", "format")
+        return all(getattr(self, name) == getattr(other, name) for name in names)
 
 
 _decode_head = msgspec.json.Decoder(Head).decode
@@ -143,7 +142,7 @@ class SnapshotFile:
             if not is_ours:
                 return
             found = self.head()
-            if found is None or not found.is_of(head) or found.form != _FORM:
+            if found is None or not found.is_of(head):
                 self._write(head, settings)
             else:
                 self._renew(found, head.followed_at)

@@ -368,3 +368,19 @@ def test_as_a_module() -> None:
         "sys.exit(any(name in sys.modules for name in names))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_commands_that_are_loaded_when_they_are_called() -> None:
+    """Their settings are known before, so that a server refuses none as no setting at all."""
+    program = (
+        "from policyd.cli import main; from policyd.options import OPTIONS; import click;"
+        "known = OPTIONS.variables;"
+        "context = click.Context(main);"
+        "names = main.list_commands(context);"
+        "print(*names, all(main.get_command(context, name) for name in names));"
+        "print(*(OPTIONS.variables - known))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    names, unknown, _ = done.stdout.decode().split("\n")
+    assert names.split() == ["demo", "explain", "keys", "logs", "serve", "simulate", "True"]
+    assert unknown == ""

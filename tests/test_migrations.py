@@ -5,7 +5,9 @@ from datetime import timedelta
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 
+from policyd import migrations
 from policyd.record import Verdict
 from policyd.store import LogFilter, Store
 from policyd.store.database import make_file, open_engine, writing
@@ -62,3 +64,10 @@ def test_a_database_of_the_third_form(new_database: str) -> None:
     assert (counts.requests, counts.denied, counts.errors, counts.placeholders) == (8, 7, 0, 0)
     assert [user for user, _ in store.statistics.users(START, START)] == ["ada"]
     store.close()
+
+
+def test_the_newest_form_is_known_without_alembic() -> None:
+    """By the names of the files, of which each begins with its form's."""
+    config = Config()
+    config.set_main_option("script_location", "policyd:migrations")
+    assert migrations.newest() == ScriptDirectory.from_config(config).get_current_head()

@@ -18,6 +18,7 @@ from policyd.errors import (
     StoreUnavailable,
 )
 from policyd.model import KeyChange, KeySettings, Mode, Override
+from policyd.places import sqlite_file
 from policyd.store import Store, metadata
 from policyd.store.administrator import Credentials
 
@@ -290,3 +291,25 @@ def test_two_first_passwords(store: Store) -> None:
         done = list(pool.map(lambda one: store.administrator.set_password(one, epoch), hashes))
     (won,) = [one for one, new in zip(hashes, done, strict=True) if new is not None]
     assert store.administrator.get().password_hash == won
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("sqlite:///policyd.db", "sqlite:////var/lib/policyd/a b.db", "sqlite+pysqlite:///x.db"),
+        *(
+            "sqlite:///x.db?timeout=5&mode=ro",
+            "sqlite:///a%20b.db",
+            "sqlite:///C:/x.db",
+            "sqlite://",
+        ),
+        *("sqlite:///", "sqlite:///:memory:", "sqlite:///a@b/c:d.db", "sqlite:///x/y\u3000"),
+        *("postgresql://policyd:a%2Fb@host:5432/name", "postgresql+psycopg:///x?host=/run/sqlite"),
+    ],
+)
+def test_the_file_of_a_database(url: str) -> None:
+    """It is known without SQLAlchemy, and is what SQLAlchemy opens."""
+    parsed = sa.make_url(url)
+    named = parsed.database if parsed.get_backend_name() == "sqlite" else None
+    opened = None if named in (None, "", ":memory:") else Path(named)
+    assert sqlite_file(url) == opened

@@ -13,6 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from policyd import private_files
@@ -274,17 +275,6 @@ def _sum(one: sa.ColumnElement[int], other: sa.ColumnElement[int]) -> sa.ColumnE
     return sa.case((one > _MOST - other, _MOST), else_=one + other)
 
 
-def _dialect(name: str) -> Any:
-    # Only that which is used is loaded, as a start waits for it.
-    if name == "postgresql":
-        from sqlalchemy.dialects import postgresql
-
-        return postgresql
-    from sqlalchemy.dialects import sqlite
-
-    return sqlite
-
-
 def upsert(
     connection: sa.Connection,
     table: sa.Table,
@@ -299,7 +289,7 @@ def upsert(
     """
     if not rows:
         return
-    dialect = _dialect(connection.dialect.name)
+    dialect: Any = postgresql if connection.dialect.name == "postgresql" else sqlite
     statement = dialect.insert(table)
     new = statement.excluded
     changes: dict[str, Any] = {name: _sum(table.c[name], new[name]) for name in add}

@@ -35,6 +35,7 @@ class PolicyServiceStub:
     INVALID_DESCRIPTOR    INVALID_ARGUMENT     the request is malformed or says too little
     INVALID_ARGUMENT      INVALID_ARGUMENT     it is no message of this method, or a batch breaks its rules
     REVISION_NOT_REACHED  UNAVAILABLE          min_revision is not in force here yet: ask again
+    SETTINGS_UNKNOWN      UNAVAILABLE          no key's settings are known yet, as the database is away: ask again
     UNAUTHENTICATED       UNAUTHENTICATED      this listener wants a bearer token
     LOG_FULL              RESOURCE_EXHAUSTED   the decision cannot be logged, and --log-full is deny
     LOG_UNWRITABLE        RESOURCE_EXHAUSTED   it cannot be logged, as the disk or the process fails
@@ -82,6 +83,7 @@ class PolicyServiceServicer:
     INVALID_DESCRIPTOR    INVALID_ARGUMENT     the request is malformed or says too little
     INVALID_ARGUMENT      INVALID_ARGUMENT     it is no message of this method, or a batch breaks its rules
     REVISION_NOT_REACHED  UNAVAILABLE          min_revision is not in force here yet: ask again
+    SETTINGS_UNKNOWN      UNAVAILABLE          no key's settings are known yet, as the database is away: ask again
     UNAUTHENTICATED       UNAUTHENTICATED      this listener wants a bearer token
     LOG_FULL              RESOURCE_EXHAUSTED   the decision cannot be logged, and --log-full is deny
     LOG_UNWRITABLE        RESOURCE_EXHAUSTED   it cannot be logged, as the disk or the process fails
@@ -163,6 +165,7 @@ class PolicyService:
     INVALID_DESCRIPTOR    INVALID_ARGUMENT     the request is malformed or says too little
     INVALID_ARGUMENT      INVALID_ARGUMENT     it is no message of this method, or a batch breaks its rules
     REVISION_NOT_REACHED  UNAVAILABLE          min_revision is not in force here yet: ask again
+    SETTINGS_UNKNOWN      UNAVAILABLE          no key's settings are known yet, as the database is away: ask again
     UNAUTHENTICATED       UNAUTHENTICATED      this listener wants a bearer token
     LOG_FULL              RESOURCE_EXHAUSTED   the decision cannot be logged, and --log-full is deny
     LOG_UNWRITABLE        RESOURCE_EXHAUSTED   it cannot be logged, as the disk or the process fails
