@@ -279,6 +279,7 @@ class EvaluateRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     MIN_REVISION_FIELD_NUMBER: _builtins.int
     IN_SCOPE_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """The policyd API key, "up-" and 48 of 0-9a-zA-Z. Empty: it is taken from the headers
     (x-usagepanda-api-key).
@@ -324,6 +325,7 @@ class EvaluateRequest(_message.Message):
     no method and path to name. false: it is known to be none of them, an MCP tool call, say. Unset or
     true: it is in scope. Where a method or a path is given, they decide, and this is not read.
     """
+    idempotency_key: _builtins.str
     @_builtins.property
     def headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Header]:
         """The request's headers, in order, repeats kept. Only x-usagepanda-*, Content-Type, Content-Encoding
@@ -356,10 +358,11 @@ class EvaluateRequest(_message.Message):
         request_id: _builtins.str = ...,
         min_revision: _builtins.int = ...,
         in_scope: _builtins.bool | None = ...,
+        idempotency_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_has_user", b"_has_user", "_in_scope", b"_in_scope", "_safety_identifier", b"_safety_identifier", "_user", b"_user", "has_user", b"has_user", "in_scope", b"in_scope", "raw_body", b"raw_body", "safety_identifier", b"safety_identifier", "user", b"user"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_has_user", b"_has_user", "_in_scope", b"_in_scope", "_safety_identifier", b"_safety_identifier", "_user", b"_user", "has_user", b"has_user", "headers", b"headers", "in_scope", b"in_scope", "key", b"key", "method", b"method", "min_revision", b"min_revision", "model", b"model", "organization", b"organization", "path", b"path", "raw_body", b"raw_body", "request_id", b"request_id", "safety_identifier", b"safety_identifier", "safety_identifier_state", b"safety_identifier_state", "source_ip", b"source_ip", "trace_id", b"trace_id", "user", b"user", "user_agent", b"user_agent", "user_state", b"user_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_has_user", b"_has_user", "_in_scope", b"_in_scope", "_safety_identifier", b"_safety_identifier", "_user", b"_user", "has_user", b"has_user", "headers", b"headers", "idempotency_key", b"idempotency_key", "in_scope", b"in_scope", "key", b"key", "method", b"method", "min_revision", b"min_revision", "model", b"model", "organization", b"organization", "path", b"path", "raw_body", b"raw_body", "request_id", b"request_id", "safety_identifier", b"safety_identifier", "safety_identifier_state", b"safety_identifier_state", "source_ip", b"source_ip", "trace_id", b"trace_id", "user", b"user", "user_agent", b"user_agent", "user_state", b"user_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__has_user: _TypeAlias = _typing.Literal["has_user"]  # noqa: Y015
     _WhichOneofArgType__has_user: _TypeAlias = _typing.Literal["_has_user", b"_has_user"]  # noqa: Y015
