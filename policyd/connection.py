@@ -47,11 +47,17 @@ _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.service_config", '{"loadBalancingConfig":[{"pick_first":{"shuffleAddressList":true}}]}'),
 )
+_FIRST = asyncio.FIRST_COMPLETED
 _HEALTH = "/grpc.health.v1.Health/Check"
 _FIRST_PAUSE, _MAX_PAUSE = 0.1, 5.0
-"""Seconds until a peer that is away is looked for, and between two looks at most."""
-_LOOK = 1.0
+"""Seconds between two looks for a peer that is away, at first and at most."""
+_LOOK = 2.0
 """Seconds that a look may take."""
+_RIVALS = 4
+"""Connections of the first look: the workers of one address are not told apart, so that a new one
+may lead to the worker that hangs, too."""
+_HEAD_START = 0.05
+"""Seconds that each of them has before the next one begins."""
 
 
 class Connection:
@@ -77,7 +83,7 @@ class Connection:
         self._due = 0.0
         self._looking: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
-        self._connect()
+        self._use(self._channel_to_it())
 
     @property
     def load(self) -> int:
@@ -122,16 +128,7 @@ class Connection:
     async def answers(self, seconds: float) -> bool:
         """Whether the peer answers in time, whatever it says of its health: it decides for as long
         as it answers."""
-        # Of the health service's messages nothing matters here, so they stay bytes.
-        method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
-        method = self._channel.unary_unary(_HEALTH)
-        try:
-            async with asyncio.timeout(seconds + 0.5):  # gRPC's threads keep the first one.
-                await method(b"", timeout=seconds)
-        except grpc.aio.AioRpcError as error:
-            if failed(error).meaning is Meaning.NOT_REACHED:
-                return False
-        except (TimeoutError, grpc.aio.UsageError):
+        if not await _answers(self._channel, seconds):
             return False
         self._hear()
         return True
@@ -148,23 +145,28 @@ class Connection:
         await self._channel.close()
         await asyncio.gather(*self._closing)
 
-    def _connect(self) -> None:
+    def _channel_to_it(self) -> grpc.aio.Channel:
         if self._credentials:
             channel = grpc.aio.secure_channel(self.address, self._credentials, options=_OPTIONS)
         else:
             channel = grpc.aio.insecure_channel(self.address, options=_OPTIONS)
+        channel.get_state(try_to_connect=True)
+        return channel
+
+    def _use(self, channel: grpc.aio.Channel) -> None:
         self._channel = channel
         self._stub: PolicyServiceAsyncStub = PolicyServiceStub(channel)
-        channel.get_state(try_to_connect=True)
 
-    def _replace(self) -> None:
-        """Have another connection where this one stands: it may reach another worker or machine."""
-        if self._channel.get_state() is not grpc.ChannelConnectivity.READY:
-            return  # It is being made.
-        closing = asyncio.ensure_future(self._channel.close())
+    def _put_away(self, channel: grpc.aio.Channel) -> None:
+        closing = asyncio.ensure_future(channel.close())
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
-        self._connect()
+
+    def _end_calls(self) -> None:
+        """Have those under way made elsewhere."""
+        self._silences += 1
+        for call in tuple(self._calls):
+            call.cancel()
 
     # --- silence -------------------------------------------------------------------------------
 
@@ -195,11 +197,10 @@ class Connection:
             self._fall_silent()
 
     def _fall_silent(self) -> None:
-        self._silences += 1
-        for call in tuple(self._calls):
-            call.cancel()
-        if not self.is_away:
-            self._replace()
+        self._end_calls()
+        if self._channel.get_state() is grpc.ChannelConnectivity.READY and not self.is_away:
+            self._put_away(self._channel)
+            self._use(self._channel_to_it())
         self._leave()
 
     def _failed(self, error: grpc.aio.AioRpcError) -> Failed:
@@ -223,9 +224,58 @@ class Connection:
 
     async def _look_for_it(self) -> None:
         """Until the peer is back. Questions go to others meanwhile, if there are others."""
-        pause = _FIRST_PAUSE
+        pause, rivals = _FIRST_PAUSE, _RIVALS
         while self.is_away:
+            if await self._race(rivals):
+                self._hear()
+                return
+            rivals = 1
             await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311  # no secret
             pause = min(2 * pause, _MAX_PAUSE)
-            if not await self.answers(_LOOK):
-                self._replace()
+
+    async def _race(self, rivals: int) -> bool:
+        """Whether the peer answers on this connection or a new one, which then stands for it."""
+        looks = {asyncio.create_task(_answers(self._channel, _LOOK)): self._channel}
+        try:
+            for number in range(rivals, -1, -1):
+                patience = _HEAD_START if number else _LOOK
+                over, _ = await asyncio.wait(looks, timeout=patience, return_when=_FIRST)
+                if over:
+                    return self._win(looks, over)
+                if number:
+                    channel = self._channel_to_it()
+                    looks[asyncio.create_task(_answers(channel, _LOOK))] = channel
+            return False
+        finally:
+            for look in looks:
+                look.cancel()
+            await asyncio.gather(*looks, return_exceptions=True)
+            for channel in looks.values():
+                if channel is not self._channel:
+                    self._put_away(channel)
+
+    def _win(
+        self,
+        looks: dict["asyncio.Task[bool]", grpc.aio.Channel],
+        over: set["asyncio.Task[bool]"],
+    ) -> bool:
+        winners = [looks[look] for look in over if look.result()]
+        if not winners:
+            return False  # The peer is not silent, but gone: more connections find it no sooner.
+        if self._channel not in winners:
+            self._end_calls()
+            self._use(winners[0])
+        return True
+
+
+async def _answers(channel: grpc.aio.Channel, seconds: float) -> bool:
+    # Of the health service's messages nothing matters here, so they stay bytes.
+    method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_HEALTH)
+    try:
+        async with asyncio.timeout(seconds + 0.5):  # gRPC's threads keep the first one.
+            await method(b"", timeout=seconds)
+    except grpc.aio.AioRpcError as error:
+        return failed(error).meaning is not Meaning.NOT_REACHED
+    except (TimeoutError, grpc.aio.UsageError):
+        return False
+    return True
