@@ -19,6 +19,7 @@ class SilentProxy:
         self._speaking = threading.Event()
         self._speaking.set()
         self._held: list[socket.socket] = []
+        self._is_over = False
         self.host = "127.0.0.1"
         self._listening = socket.create_server((self.host, 0), backlog=128)
         self.port = int(self._listening.getsockname()[1])
@@ -35,6 +36,7 @@ class SilentProxy:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._is_over = True
         self.cut()
         with suppress(OSError):
             self._listening.shutdown(socket.SHUT_RDWR)
@@ -75,6 +77,8 @@ class SilentProxy:
     def _join(self, near: socket.socket) -> None:
         speaking = self._speaking
         speaking.wait()
+        if self._is_over:
+            return
         with suppress(OSError):
             far = self._connect()
             self._held.append(far)
