@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Literal, NamedTuple, Self
+from typing import Literal, Self
 
 import grpc
 from grpc import ChannelCredentials
@@ -61,16 +61,8 @@ _REPORT_TIMEOUT = 5.0
 _MARGIN = 0.5
 """Seconds beyond the timeout after which gRPC is given up."""
 CLOSED = "the client of policyd was closed"
+_Waiting = tuple[EvaluateRequest, asyncio.Future[EvaluateResponse]]
 _Answer = EvaluateResponse | NoDecision
-
-
-class _Waiting(NamedTuple):
-    """A question that waits to be sent."""
-
-    request: EvaluateRequest
-    answer: asyncio.Future[EvaluateResponse]
-    key: str
-    """The same whenever it is sent, so that policyd decides and logs it once."""
 
 
 class PolicyClient:
@@ -169,7 +161,7 @@ class PolicyClient:
         answer: asyncio.Future[EvaluateResponse] = loop.create_future()
         if not self._waiting:
             loop.call_soon(self._send)
-        self._waiting.append(_Waiting(request, answer, request.idempotency_key or _new_key()))
+        self._waiting.append((request, answer))
         return await answer
 
     def report(self, outcome: Outcome) -> None:
@@ -224,7 +216,7 @@ class PolicyClient:
         try:
             # The calls have deadlines, which gRPC's threads keep. This one does not need those.
             async with asyncio.timeout(self._timeout + _MARGIN):
-                answers = await self._answers(batch)
+                answers = await self._answers([request for request, _ in batch])
         except NoDecision as problem:
             answers = [problem] * len(batch)
         except TimeoutError:
@@ -233,22 +225,22 @@ class PolicyClient:
             answers = [NoDecision(CLOSED)] * len(batch)
         except Exception as error:  # noqa: BLE001  # Whoever waits must be told, whatever it was.
             answers = [NoDecision(f"policyd could not be asked ({error})")] * len(batch)
-        for waiting, answer in zip(batch, answers, strict=True):
-            _settle(waiting.answer, answer)
+        for (_, future), answer in zip(batch, answers, strict=True):
+            _settle(future, answer)
 
-    async def _answers(self, batch: list[_Waiting]) -> list[_Answer]:
-        if len(batch) == 1:
-            return [await self._answer(batch[0])]
+    async def _answers(self, requests: list[EvaluateRequest]) -> list[_Answer]:
+        if len(requests) == 1:
+            return [await self._answer(requests[0])]
         asked = BatchEvaluateRequest()
-        for number, (request, _, key) in enumerate(batch):
-            item = asked.items.add(id=str(number), request=request)
-            item.request.idempotency_key = key
+        for number, (request, key) in enumerate(zip(requests, _keys(len(requests)), strict=True)):
+            item = asked.items.add(id=str(number), request=request).request
+            item.idempotency_key = item.idempotency_key or key
         response = await self._connected().ask(
             lambda stub: stub.BatchEvaluate, asked, self._timeout, refusal=_refusal
         )
         results = response.results
-        if len(results) != len(batch):
-            raise NoDecision(f"{len(results)} answers to {len(batch)} questions")
+        if len(results) != len(requests):
+            raise NoDecision(f"{len(results)} answers to {len(requests)} questions")
         return [
             result.response
             if result.HasField("response")
@@ -256,9 +248,10 @@ class PolicyClient:
             for result in results
         ]
 
-    async def _answer(self, waiting: _Waiting) -> EvaluateResponse:
-        asked = EvaluateRequest(idempotency_key=waiting.key)
-        asked.MergeFrom(waiting.request)
+    async def _answer(self, request: EvaluateRequest) -> EvaluateResponse:
+        (key,) = _keys(1)
+        asked = EvaluateRequest(idempotency_key=key)
+        asked.MergeFrom(request)  # With the caller's own key, if there is one.
         peers, is_patient = self._connected(), asked.min_revision > 0
         try:
             return await peers.ask(
@@ -271,8 +264,11 @@ class PolicyClient:
             raise
 
 
-def _new_key() -> str:
-    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
+def _keys(number: int) -> list[str]:
+    """Idempotency keys. A question keeps its own at each try, so that policyd logs it once."""
+    now = f"{time.time_ns() // 1_000_000:012x}"
+    digits = secrets.token_hex(10 * number)
+    return [now + digits[begin : begin + 20] for begin in range(0, 20 * number, 20)]
 
 
 def _refusal(response: BatchEvaluateResponse) -> Failed | None:
@@ -297,13 +293,13 @@ def _batches(waiting: list[_Waiting]) -> Iterator[list[_Waiting]]:
     batch: list[_Waiting] = []
     size = 0
     for question in waiting:
-        if question.request.min_revision:
+        if question[0].min_revision:
             yield [question]  # policyd may wait for the revision, and nothing else should.
             continue
-        size += question.request.ByteSize()
+        size += question[0].ByteSize()
         if batch and (len(batch) == MAX_BATCH or size > MAX_BATCH_BYTES):
             yield batch
-            batch, size = [], question.request.ByteSize()
+            batch, size = [], question[0].ByteSize()
         batch.append(question)
     if batch:
         yield batch

@@ -1,8 +1,8 @@
 """The policyds that a client may ask: which connection a question goes to, and where it goes next.
 
-A question goes to the connection with the fewest under way, of those whose peer answers. Where it
-gets no answer it goes to another at once, and when all have been tried it pauses, for longer each
-time, until its deadline.
+A question goes to the first connection whose peer answers and that is not busy, so that questions
+still travel together, or else to the least busy one. Where it gets no answer it goes to another at
+once, and when all have been tried it pauses, for longer each time, until its deadline.
 """
 
 import asyncio
@@ -22,6 +22,8 @@ Targets = str | Sequence[str]
 
 CONNECTIONS = 2
 """To one address. Its workers share the connections, and one that hangs must not have them all."""
+BUSY = 4
+"""Calls under way from which on a connection counts as busy."""
 _SHARE = 4
 """Tries that a deadline should have room for."""
 _PATIENCE = (0.1, 1.0)
@@ -62,7 +64,7 @@ class Peers:
         self._connections = [
             Connection(target, credentials, patience) for target in targets for _ in range(each)
         ]
-        # Of idle ones the first is taken, so that clients should not have the same first one.
+        # The first is asked most, and clients should not all have the same first one.
         random.shuffle(self._connections)
 
     async def ask(
@@ -109,6 +111,11 @@ class Peers:
         await asyncio.gather(*(one.close() for one in self._connections))
 
 
+def _rank(connection: Connection) -> tuple[bool, int]:
+    """The lowest is asked, and of equals the first."""
+    return connection.is_away, max(connection.load, BUSY)
+
+
 class _Asking:
     """The tries of one question."""
 
@@ -129,15 +136,13 @@ class _Asking:
         return max(self._deadline - time.monotonic(), 0)
 
     def next(self) -> Connection:
-        """The connection to try: the least busy of those whose peer answers, if there are any."""
-        best: Connection | None = None
-        for one in self._connections:
-            if one in self._tried or one.address in self._refused:
-                continue
-            if best is None or (one.is_away, one.load) < (best.is_away, best.load):
-                best = one
-        assert best is not None  # go_on() makes sure of it.
-        return best
+        """The connection to try."""
+        left = [
+            one
+            for one in self._connections
+            if one not in self._tried and one.address not in self._refused
+        ]
+        return min(left, key=_rank)
 
     async def go_on(self, connection: Connection, problem: Failed) -> None:
         """Return when the next try is due. Raises the problem that tells most, if there is none."""

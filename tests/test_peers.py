@@ -14,7 +14,7 @@ from gateway.settings import Settings
 from policyd.client import NoDecision, PolicyClient
 from policyd.configuration import SettingsError
 from policyd.connection import Connection
-from policyd.peers import CONNECTIONS, addresses
+from policyd.peers import BUSY, CONNECTIONS, addresses
 from policyd.sync_client import SyncPolicyClient
 from policyd.v1 import policy_pb2 as pb
 from policyd.v1.policy_pb2_grpc import PolicyServiceServicer, add_PolicyServiceServicer_to_server
@@ -172,18 +172,20 @@ async def test_one_is_silent(start: Start) -> None:
             seen = len(first.asked)
             async with asyncio.timeout(PATIENCE):
                 while len(first.asked) == seen:
-                    await ask_two(client, first, second)
+                    await ask_busily(client, first, second)
 
 
-async def ask_two(client: PolicyClient, *peers: Peer) -> None:
-    """Ask one question while another is under way, so that each connection gets one."""
-    before = sum(len(peer.asked) for peer in peers)
-    held = asyncio.create_task(client.evaluate(pb.EvaluateRequest(has_user=True, model="slow")))
-    await until(lambda: sum(len(peer.asked) for peer in peers) > before)
-    await ask(client, 1)
+async def ask_busily(client: PolicyClient, *peers: Peer) -> None:
+    """Ask one question while as many others are under way as make each connection busy."""
+    slow = pb.EvaluateRequest(has_user=True, model="slow")
+    held = []
+    for _ in range(2 * BUSY):
+        before = sum(len(peer.asked) for peer in peers)
+        held.append(asyncio.create_task(client.evaluate(slow)))
+        await until(lambda before=before: sum(len(peer.asked) for peer in peers) > before)
     for peer in peers:
         peer.slow.set()
-    await held
+    await asyncio.gather(*held)
     for peer in peers:
         peer.slow.clear()
 
