@@ -38,7 +38,12 @@ def main() -> None:
 @main.command()
 @_OPTIONS.server_config
 @_option("--listen", default="127.0.0.1:8080", metavar="HOST:PORT", help="Where clients connect.")
-@_option("--policyd", default="127.0.0.1:50051", metavar="HOST:PORT", help="The policyd to ask.")
+@_option(
+    "--policyd",
+    default="127.0.0.1:50051",
+    metavar="HOST:PORT,…",
+    help="The policyd to ask. Of several, or of a name with several addresses, any that answers.",
+)
 @_option(
     "--upstream",
     default="https://api.openai.com",

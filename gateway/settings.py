@@ -125,7 +125,8 @@ class Settings:
                 "--body-memory must be at least twice --max-body: a body is held as it came and "
                 "decompressed"
             )
-        Address.parse(self.policyd, "--policyd")
+        for one in self.policyd.split(","):
+            Address.parse(one.strip().removeprefix("dns:///"), "--policyd")
         _check_upstream(self.upstream)
         if self.upstream_api_key_header not in ("", *KEY_HEADERS):
             raise SettingsError(

@@ -1,6 +1,6 @@
 """What a Python gateway asks policyd with: a deadline, and many questions in one call.
 
-    async with PolicyClient("127.0.0.1:50051") as policyd:
+    async with PolicyClient("policyd-1:50051,policyd-2:50051") as policyd:
         answer = await policyd.evaluate(EvaluateRequest(key=key, has_user=False))
 
 Questions that are asked in the same turn of the event loop go out as one BatchEvaluate, which costs
@@ -9,22 +9,25 @@ policyd.sync_client is the same for threads.
 """
 
 import asyncio
+import secrets
 import time
 from collections.abc import Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self, TypeVar
+from typing import Literal, Self
 
 import grpc
 from grpc import ChannelCredentials
 
 from policyd import denial, forking
 from policyd.errors import NoDecision
+from policyd.peers import Peers, Targets, addresses
 from policyd.reporter import Reporter
+from policyd.statuses import Failed, refused
 from policyd.v1.policy_pb2 import (
     DECISION_ALLOW,
     DECISION_DENY,
-    BatchEvaluateItem,
     BatchEvaluateRequest,
+    BatchEvaluateResponse,
     CheckKeyRequest,
     CheckKeyResponse,
     EvaluateRequest,
@@ -35,10 +38,6 @@ from policyd.v1.policy_pb2 import (
     ReportOutcomeRequest,
     ReportOutcomeResponse,
 )
-from policyd.v1.policy_pb2_grpc import PolicyServiceStub
-
-if TYPE_CHECKING:
-    from policyd.v1.policy_pb2_grpc import PolicyServiceAsyncStub  # It is in the types only.
 
 __all__ = ["ChannelCredentials", "NoDecision", "OnError", "PolicyClient", "tls_credentials"]
 
@@ -48,7 +47,8 @@ OnError = Literal["raise", "deny", "allow"]
 raise: it raises NoDecision.
 deny: it answers with a denial of its own, 503 with Retry-After.
 allow: it allows, where policyd could not be reached in time; where policyd would not decide, as
-its log is full or the question is malformed, it denies all the same.
+its log is full, its settings are older than min_revision or the question is malformed, it denies
+all the same. So it does where one policyd would not decide and the others cannot be reached.
 Such an answer has no decision_id, and says the cause in explanation.summary.
 """
 
@@ -56,21 +56,6 @@ MAX_BATCH = 256
 """Questions in one call. The server takes 1,000; smaller ones spread over more of its turns."""
 MAX_BATCH_BYTES = 1024 * 1024
 """Bytes of questions in one call, so that a few large ones do not make it too large for all."""
-_OPTIONS = (
-    # A policyd that restarts is found again quickly.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.enable_retries", 0),  # Done here, so that the deadline is one.
-    ("grpc.max_send_message_length", -1),
-    # A policyd that hangs, or is gone without a word, is left for another.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 2_000),
-)
-_OUTAGES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-_RETRY_PAUSE = 0.02
-"""Seconds before the second try."""
-_HEALTH = "/grpc.health.v1.Health/Check"
 _REPORT_TIMEOUT = 5.0
 """Seconds that a call with outcomes may take: nobody waits for it."""
 _MARGIN = 0.5
@@ -78,13 +63,16 @@ _MARGIN = 0.5
 CLOSED = "the client of policyd was closed"
 _Waiting = tuple[EvaluateRequest, asyncio.Future[EvaluateResponse]]
 _Answer = EvaluateResponse | NoDecision
-_Request = TypeVar("_Request")
-_Response = TypeVar("_Response")
 
 
 class PolicyClient:
-    """Asks a policyd at `target` (HOST:PORT) and waits at most `timeout` seconds for an answer,
-    in which a policyd that cannot be reached is tried again, up to twice.
+    """Asks a policyd at `target` and waits at most `timeout` seconds for an answer, in which it is
+    tried again, with pauses that grow.
+
+    `target` is HOST:PORT, or several of them, with commas or as a list, of which any will do. A
+    host may be a name with several addresses. One that is not reached, or says nothing for a fourth
+    of the timeout (0.1 s to 1 s), is left for another connection until it answers again. There are
+    two connections where there is one HOST:PORT, and else one to each.
 
     `credentials` make it a TLS channel; `token` is what a policyd with --caller-token-file wants.
     Belongs to the event loop that it is first used in: its channel is made there, so one that was
@@ -94,7 +82,7 @@ class PolicyClient:
 
     def __init__(
         self,
-        target: str,
+        target: Targets,
         *,
         timeout: float = 1.0,
         credentials: ChannelCredentials | None = None,
@@ -106,9 +94,8 @@ class PolicyClient:
         self._metadata = (("authorization", f"Bearer {token}"),) if token else None
         if not isinstance(credentials, ChannelCredentials | None):
             raise TypeError(f"credentials are what tls_credentials() makes, not {credentials!r}")
-        self._target, self._credentials = target, credentials
-        self._channel: grpc.aio.Channel | None = None
-        self._stub: PolicyServiceAsyncStub | None = None
+        self._targets, self._credentials = addresses(target), credentials
+        self._peers: Peers | None = None
         self._closed = False
         self._waiting: list[_Waiting] = []
         self._calls: set[asyncio.Task[None]] = set()
@@ -133,10 +120,10 @@ class PolicyClient:
             return
         await self._reporter.close()
         self._closed = True
-        if channel := self._channel:
-            await channel.close()
-        # gRPC stops its threads when the channel has gone, and then the process may fork.
-        self._channel = self._stub = None
+        if peers := self._peers:
+            await peers.close()
+        # gRPC stops its threads when the channels have gone, and then the process may fork.
+        self._peers = None
         forking.in_use.discard(self)
 
     async def evaluate(self, request: EvaluateRequest) -> EvaluateResponse:
@@ -154,13 +141,15 @@ class PolicyClient:
         """
         try:
             async with asyncio.timeout(self._timeout + _MARGIN):
-                return await self._call(self._connected().CheckKey, request)
+                return await self._connected().ask(
+                    lambda stub: stub.CheckKey, request, self._timeout
+                )
         except TimeoutError:
             raise _no_answer() from None
-        except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+        except Failed as problem:
+            if problem.code is grpc.StatusCode.UNIMPLEMENTED:
                 return CheckKeyResponse(in_force=True, needs_body=True)
-            raise _no_decision(error) from None
+            raise
         except (asyncio.CancelledError, grpc.aio.UsageError) as error:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
@@ -198,32 +187,23 @@ class PolicyClient:
         """Whether a policyd answers within `timeout` seconds, whatever it says of its health: it
         decides for as long as it answers."""
         try:
-            self._connected()
-            assert self._channel is not None
-            # Of the health service's messages nothing matters here, so they stay bytes.
-            method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
-            method = self._channel.unary_unary(_HEALTH)
-            async with asyncio.timeout(timeout + _MARGIN):
-                await method(b"", timeout=timeout)
-        except grpc.aio.AioRpcError as error:
-            return error.code() not in _OUTAGES
-        except (NoDecision, TimeoutError, grpc.aio.UsageError):
+            return await self._connected().can_reach(timeout)
+        except NoDecision:
             return False
-        return True
 
     async def _report(self, outcomes: ReportOutcomeRequest) -> ReportOutcomeResponse:
-        method = self._connected().ReportOutcome
-        return await method(outcomes, timeout=_REPORT_TIMEOUT, metadata=self._metadata)
+        return await self._connected().ask(
+            lambda stub: stub.ReportOutcome, outcomes, _REPORT_TIMEOUT
+        )
 
-    def _connected(self) -> "PolicyServiceAsyncStub":
+    def _connected(self) -> Peers:
         if self._closed:
             raise NoDecision(CLOSED)
         forking.check()
-        if self._stub is None:
-            self._channel = _channel(self._target, self._credentials)
-            self._stub = PolicyServiceStub(self._channel)
+        if self._peers is None:
+            self._peers = Peers(self._targets, self._credentials, self._metadata, self._timeout)
             forking.in_use.add(self)
-        return self._stub
+        return self._peers
 
     def _send(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -241,8 +221,6 @@ class PolicyClient:
             answers = [problem] * len(batch)
         except TimeoutError:
             answers = [_no_answer()] * len(batch)
-        except grpc.aio.AioRpcError as error:
-            answers = [_no_decision(error)] * len(batch)
         except (asyncio.CancelledError, grpc.aio.UsageError):
             answers = [NoDecision(CLOSED)] * len(batch)
         except Exception as error:  # noqa: BLE001  # Whoever waits must be told, whatever it was.
@@ -252,14 +230,15 @@ class PolicyClient:
 
     async def _answers(self, requests: list[EvaluateRequest]) -> list[_Answer]:
         if len(requests) == 1:
-            only = await self._call(self._connected().Evaluate, requests[0])
-            return [only]
-        items = [
-            BatchEvaluateItem(id=str(number), request=request)
-            for number, request in enumerate(requests)
-        ]
-        batch = BatchEvaluateRequest(items=items)
-        results = (await self._call(self._connected().BatchEvaluate, batch)).results
+            return [await self._answer(requests[0])]
+        asked = BatchEvaluateRequest()
+        for number, (request, key) in enumerate(zip(requests, _keys(len(requests)), strict=True)):
+            item = asked.items.add(id=str(number), request=request).request
+            item.idempotency_key = item.idempotency_key or key
+        response = await self._connected().ask(
+            lambda stub: stub.BatchEvaluate, asked, self._timeout, refusal=_refusal
+        )
+        results = response.results
         if len(results) != len(requests):
             raise NoDecision(f"{len(results)} answers to {len(requests)} questions")
         return [
@@ -269,48 +248,61 @@ class PolicyClient:
             for result in results
         ]
 
-    async def _call(
-        self, method: "grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]", request: _Request
-    ) -> _Response:
-        deadline = time.monotonic() + self._timeout
-        # A policyd that is being replaced closes its connections; another takes the next call.
+    async def _answer(self, request: EvaluateRequest) -> EvaluateResponse:
+        (key,) = _keys(1)
+        asked = EvaluateRequest(idempotency_key=key)
+        asked.MergeFrom(request)  # With the caller's own key, if there is one.
+        peers, is_patient = self._connected(), asked.min_revision > 0
         try:
-            return await method(request, timeout=self._timeout, metadata=self._metadata)
-        except grpc.aio.AioRpcError as error:
-            left = deadline - time.monotonic()
-            if error.code() is not grpc.StatusCode.UNAVAILABLE or left <= _RETRY_PAUSE:
-                raise
-        await asyncio.sleep(_RETRY_PAUSE)
-        left = max(deadline - time.monotonic(), 0)
-        return await method(request, timeout=left, metadata=self._metadata)
+            return await peers.ask(
+                lambda stub: stub.Evaluate, asked, self._timeout, is_patient=is_patient
+            )
+        except Failed as problem:
+            if is_patient and problem.code is grpc.StatusCode.DEADLINE_EXCEEDED:
+                # policyd may have been waiting for the revision: nothing may pass for that.
+                raise NoDecision(str(problem)) from None
+            raise
+
+
+def _keys(number: int) -> list[str]:
+    """Idempotency keys. A question keeps its own at each try, so that policyd logs it once."""
+    now = f"{time.time_ns() // 1_000_000:012x}"
+    digits = secrets.token_hex(10 * number)
+    return [now + digits[begin : begin + 20] for begin in range(0, 20 * number, 20)]
+
+
+def _refusal(response: BatchEvaluateResponse) -> Failed | None:
+    """Why nothing was decided, if it is the same for all: settings that are not there yet, say.
+
+    Then it may be decided in a moment, or elsewhere.
+    """
+    results = response.results
+    if not results or not results[0].HasField("status"):
+        return None
+    status = results[0].status
+    if any(not one.HasField("status") or one.status.code != status.code for one in results):
+        return None
+    return refused(status.code, status.message)
 
 
 def _no_answer() -> NoDecision:
     return NoDecision("gRPC gave no answer in time", is_outage=True)
 
 
-def _no_decision(error: grpc.aio.AioRpcError) -> NoDecision:
-    reason = f"{error.code().name}: {error.details()}"
-    is_outage = error.code() in _OUTAGES
-    return NoDecision(f"policyd gave no decision ({reason})", is_outage=is_outage)
-
-
-def _channel(target: str, credentials: ChannelCredentials | None) -> grpc.aio.Channel:
-    if credentials:
-        return grpc.aio.secure_channel(target, credentials, options=_OPTIONS)
-    return grpc.aio.insecure_channel(target, options=_OPTIONS)
-
-
 def _batches(waiting: list[_Waiting]) -> Iterator[list[_Waiting]]:
     batch: list[_Waiting] = []
     size = 0
     for question in waiting:
+        if question[0].min_revision:
+            yield [question]  # policyd may wait for the revision, and nothing else should.
+            continue
         size += question[0].ByteSize()
         if batch and (len(batch) == MAX_BATCH or size > MAX_BATCH_BYTES):
             yield batch
             batch, size = [], question[0].ByteSize()
         batch.append(question)
-    yield batch
+    if batch:
+        yield batch
 
 
 def tls_credentials(

@@ -10,6 +10,7 @@ from contextlib import suppress
 
 import grpc
 
+from policyd.statuses import Failed
 from policyd.v1.policy_pb2 import Outcome, ReportOutcomeRequest, ReportOutcomeResponse
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ _PASSING = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,
         grpc.StatusCode.DEADLINE_EXCEEDED,
+        # The policyd that had it was stopped.
+        grpc.StatusCode.CANCELLED,
         # The log is full. Batches are small enough for it not to be their size.
         grpc.StatusCode.RESOURCE_EXHAUSTED,
     }
@@ -146,13 +149,13 @@ class Reporter:
         """Send it. Returns whether that is over, for better or worse."""
         try:
             answer = await self._send(ReportOutcomeRequest(outcomes=batch))
-        except grpc.aio.AioRpcError as error:
-            if error.code() in _PASSING:
+        except Failed as problem:
+            if problem.code in _PASSING:
                 return False
-            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            if problem.code is grpc.StatusCode.UNIMPLEMENTED:
                 self._fall_silent()
             else:
-                self._losses.add(len(batch), f"{error.code().name}: {error.details()}")
+                self._losses.add(len(batch), f"{problem.code.name}: {problem.details}")
         except Exception as error:  # noqa: BLE001  # Whatever it was, the next batch may fare better.
             self._losses.add(len(batch), repr(error))
         else:

@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar
 
 from policyd import forking
 from policyd.client import CLOSED, ChannelCredentials, NoDecision, OnError, PolicyClient, instead
+from policyd.peers import Targets
 from policyd.v1.policy_pb2 import (
     CheckKeyRequest,
     CheckKeyResponse,
@@ -43,7 +44,7 @@ class SyncPolicyClient:
 
     def __init__(
         self,
-        target: str,
+        target: Targets,
         *,
         timeout: float = 1.0,
         credentials: ChannelCredentials | None = None,

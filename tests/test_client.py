@@ -112,13 +112,13 @@ async def test_unavailable_is_tried_again(serving: Serving) -> None:
 
 
 async def test_it_is_not_tried_for_ever(serving: Serving) -> None:
-    """Twice, and then there is no decision."""
-    servicer = Failing(*[CODE.UNAVAILABLE] * 10)
-    async with PolicyClient(await serving(servicer), timeout=30) as client:
+    """Until the deadline, with pauses that grow, and then there is no decision."""
+    servicer = Failing(*[CODE.UNAVAILABLE] * 1000)
+    async with PolicyClient(await serving(servicer), timeout=1) as client:
         with pytest.raises(NoDecision, match="UNAVAILABLE: as the test says") as caught:
-            await client.evaluate(QUESTION)
+            await asyncio.wait_for(client.evaluate(QUESTION), 30)
     assert caught.value.is_outage
-    assert len(servicer.calls) == 2
+    assert 6 <= len(servicer.calls) <= 50
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ async def test_a_server_that_hangs(own_policyd: Policyd, on_error: OnError) -> N
         assert (await client.evaluate(QUESTION)).decision_id
         own_policyd.send(signal.SIGSTOP)
         if on_error == "raise":
-            with pytest.raises(NoDecision, match="DEADLINE_EXCEEDED") as caught:
+            with pytest.raises(NoDecision, match=r"DEADLINE_EXCEEDED|receiving SETTINGS") as caught:
                 await asyncio.wait_for(client.evaluate(QUESTION), 30)
             assert caught.value.is_outage
         else:
@@ -187,7 +187,7 @@ async def test_a_server_that_hangs(own_policyd: Policyd, on_error: OnError) -> N
 async def test_a_server_that_restarts(serving: Serving, unused_port: Callable[[], int]) -> None:
     """It is found again, at the same address, by the same client."""
     port = unused_port()
-    async with PolicyClient(await serving(Failing(), port), timeout=30) as client:
+    async with PolicyClient(await serving(Failing(), port), timeout=2) as client:
         assert (await client.evaluate(QUESTION)).decision_id == "1"
         await serving.stop()
         with pytest.raises(NoDecision, match="UNAVAILABLE"):

@@ -55,12 +55,42 @@ SEVERAL_POLLS = 0.6
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 async def test_policyd_ends_and_is_restarted(make_stack: MakeStack, number: signal.Signals) -> None:
     """Without policyd there is 503 and nothing goes upstream; with it back, decisions flow."""
-    stack = make_stack()
+    stack = make_stack(policy_timeout=WAITS_BRIEFLY)
     async with under_load(stack) as load:
         status = await asyncio.to_thread(stack.policyd.stop, number)
         await load.more(40, 503)
         await asyncio.to_thread(stack.restart_policyd)
     assert status == (-signal.SIGKILL if number is signal.SIGKILL else 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_a_restart_within_the_deadline(make_stack: MakeStack, number: signal.Signals) -> None:
+    """The gateway tries again until its deadline, so that no client sees a restart."""
+    stack = make_stack()
+    async with under_load(stack) as load:
+        await asyncio.to_thread(stack.policyd.stop, number)
+        await asyncio.to_thread(stack.restart_policyd)
+        await load.more(60, *DECIDED)
+    assert load.statuses()[503] == 0
+
+
+async def test_one_policyd_of_two_is_gone(make_stack: MakeStack, start: Callable[..., Any]) -> None:
+    """Stopped, killed or being started, it costs no request an answer: the other is asked."""
+    stack = make_stack()
+    other = start(Policyd, stack.policyd.folder, database_url=stack.policyd.database_url)
+    both = f"{stack.policyd.grpc},{other.grpc}"
+    flags = ("--policy-timeout", "4")
+    stack.gateway = start(Gateway, both, stack.upstream.url, *flags)
+    async with under_load(stack) as load:
+        stack.policyd.send(signal.SIGSTOP)
+        await load.more(200, *DECIDED)
+        await asyncio.to_thread(stack.policyd.stop, signal.SIGKILL)
+        await load.more(100, *DECIDED)
+        await asyncio.to_thread(stack.restart_policyd)
+        other.send(signal.SIGSTOP)
+        await load.more(200, *DECIDED)
+        other.send(signal.SIGCONT)
+    assert load.statuses()[503] == 0
 
 
 async def test_policyd_is_stopped_and_continued(make_stack: MakeStack) -> None:
@@ -125,6 +155,20 @@ async def test_workers_are_killed_one_by_one(make_stack: MakeStack) -> None:
     assert sum("is started again" in line for line in stack.policyd.errors) == 3
 
 
+async def test_one_worker_of_two_hangs(make_stack: MakeStack) -> None:
+    """The other answers, whichever it is, before policyd itself has noticed."""
+    stack = make_stack("--workers", "2", policy_timeout="4")
+    async with under_load(stack) as load:
+        for hanging in workers(stack.policyd):
+            os.kill(hanging, signal.SIGSTOP)
+            try:
+                await load.more(200, *DECIDED)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(hanging, signal.SIGCONT)
+    assert load.statuses()[503] == 0
+
+
 async def test_a_worker_that_hangs_is_replaced(make_stack: MakeStack) -> None:
     """It is killed and another started, so that its callers are not left to it for good."""
     stack = make_stack("--workers", "2", policy_timeout=WAITS_BRIEFLY)
@@ -139,7 +183,7 @@ async def test_a_worker_that_hangs_is_replaced(make_stack: MakeStack) -> None:
 
 async def test_the_supervisor_is_killed(make_stack: MakeStack) -> None:
     """Its workers end with it: none is left to answer by settings that nobody keeps."""
-    stack = make_stack("--workers", "2")
+    stack = make_stack("--workers", "2", policy_timeout=WAITS_BRIEFLY)
     async with under_load(stack) as load:
         orphans = children(stack.policyd)
         assert len(orphans) == 3

@@ -131,6 +131,18 @@ print(all(answers), len(answers) > 8)
     assert run(target, program).split() == ["True"] * 3
 
 
+def test_several_policyds(target: str) -> None:
+    """Each with connections of its own, one of them dead and looked for: fork and child go on."""
+    program = """
+named = TARGET.replace("127.0.0.1", "localhost")
+client = SyncPolicyClient([TARGET, "127.0.0.1:1", named], timeout=20)
+print(all(ask(client) for _ in range(20)), in_child(lambda: ask(client) and ask(client)))
+print(ask(client))
+print(in_child(lambda: client.close() is None))
+"""
+    assert run(target, program).split() == ["True"] * 4
+
+
 def test_the_end_of_a_child(target: str) -> None:
     """Closing, collecting and ending hang in no child, whether it has asked or not."""
     program = """

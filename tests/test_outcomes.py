@@ -433,7 +433,7 @@ async def test_the_gateway_is_stopped(policyd: Recorder, demo: Demo) -> None:
 
 async def test_denied_and_undecided_requests(policyd: Recorder, demo: Demo) -> None:
     """There is nothing to report of what was refused, or of what policyd was not asked about."""
-    async with gateway(policyd, demo.url, on_policy_error="allow") as server:
+    async with gateway(policyd, demo.url, on_policy_error="allow", policy_timeout=2.0) as server:
         assert (await post(server.url, policyd.key, CHAT)).status == 422
         assert (await post(server.url, "up-nobody", CHAT_WITH_USER)).status == 403
         policyd.evaluating = grpc.StatusCode.UNAVAILABLE

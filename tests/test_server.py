@@ -221,7 +221,7 @@ async def test_a_revision_in_a_batch(running: Running) -> None:
     batch = policy_pb2.BatchEvaluateRequest(items=items)
     now, later = (await running.policy.BatchEvaluate(batch, timeout=1.0)).results
     assert now.response.decision == policy_pb2.DECISION_ALLOW
-    assert (later.status.code, later.status.reason) == (14, "REVISION_NOT_REACHED")
+    assert (later.status.code, later.status.reason) == (9, "REVISION_NOT_REACHED")
 
 
 async def test_a_batch_of_bombs(running: Running) -> None:
@@ -288,7 +288,7 @@ async def test_a_revision_that_is_not_there_yet(running: Running) -> None:
     """Asking for one from the future fails before the caller's deadline, with the reason."""
     request = policy_pb2.EvaluateRequest(has_user=True, min_revision=999)
     call = running.policy.Evaluate(request, timeout=1.0)
-    assert await failure(call) == (CODE.UNAVAILABLE, "REVISION_NOT_REACHED")
+    assert await failure(call) == (CODE.FAILED_PRECONDITION, "REVISION_NOT_REACHED")
 
 
 async def test_the_life_of_a_key(running: Running) -> None:
@@ -420,7 +420,7 @@ async def test_health_while_it_stops(tmp_path: Path) -> None:
         await asyncio.sleep(0.1)
         stopping = asyncio.create_task(server.stop())
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
-        assert await failure(under_way) == (CODE.UNAVAILABLE, "REVISION_NOT_REACHED")
+        assert await failure(under_way) == (CODE.FAILED_PRECONDITION, "REVISION_NOT_REACHED")
         watch.cancel()
         await stopping
 

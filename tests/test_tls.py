@@ -69,7 +69,7 @@ async def test_client_certificates(
             caller = issuer.issue_cert("gateway")
             chain = caller.cert_chain_pems[0].bytes()
             shown = tls_credentials(ours, caller.private_key_pem.bytes(), chain)
-            async with PolicyClient(str(server.grpc), credentials=shown, timeout=10) as client:
+            async with PolicyClient(str(server.grpc), credentials=shown, timeout=3) as client:
                 if is_answered:
                     assert (await client.evaluate(QUESTION)).denial.http_status == 403
                 else:

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,9 @@ from tests import conformance, requirements
 from tests.conformance import Keys, Vector
 from tests.gateway.support import CHAT, CHAT_WITH_USER, ask, connect, parse, post, request
 from tests.processes import Policyd, Program
+from tests.silent import SilentProxy
 from tests.stack import Background, Upstream
+from tests.test_statuses import BARE, CODE, Status, question, refusing_policyd
 
 FOLDER = Path(__file__).parent
 OFF = conformance.Key(mode="off")
@@ -74,8 +77,8 @@ def keys(policyd: Policyd) -> Keys:
     return Keys(policyd)
 
 
-def start(client: Client, policyd: str, upstream: str) -> Program:
-    """The gateway as a process."""
+def start(client: Client, policyd: str, upstream: str, timeout: int = 30) -> Program:
+    """The gateway as a process, which waits so many seconds for policyd."""
     program = requirements.program(client.program, client.package)
     requirements.file(client.built, "make interop builds it")
     first, *rest = client.command
@@ -84,7 +87,7 @@ def start(client: Client, policyd: str, upstream: str) -> Program:
         words.append("example.Gateway")
     where = ("--listen", "127.0.0.1:0", "--policyd", policyd, "--upstream", upstream)
     # The first question takes a JVM its time.
-    where += ("--policy-timeout", "30")
+    where += ("--policy-timeout", str(timeout))
     return Program(*words, *where, ready=r"gateway is ready: (\S+)")
 
 
@@ -275,7 +278,7 @@ def test_without_policyd(
 ) -> None:
     """Nothing goes upstream, and the client is told to try again."""
     upstream.forget()
-    server = start(CLIENTS[name], f"127.0.0.1:{unused_port()}", upstream.url)
+    server = start(CLIENTS[name], f"127.0.0.1:{unused_port()}", upstream.url, timeout=1)
     for body in (CHAT, CHAT_WITH_USER):
         response = asyncio.run(post(server.match[1], keys.secret(OFF), body))
         assert response.status == 503
@@ -283,6 +286,68 @@ def test_without_policyd(
         assert response.all("retry-after") == ["1"]
     assert not upstream.received
     server.stop()
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_no_status_is_an_answer(name: str, upstream: Upstream) -> None:
+    """Whatever policyd's call ends with, nothing goes upstream, and the client may try again."""
+    upstream.forget()
+    background = Background()
+    policyd = refusing_policyd()
+    server = start(CLIENTS[name], background.run(policyd.__aenter__()).target, upstream.url, 3)
+    for status in [*BARE, Status(CODE.UNAVAILABLE, "STORE_UNAVAILABLE")]:
+        told = ("x-usagepanda-trace-id", question(status).trace_id)
+        response = asyncio.run(post(server.match[1], "up-" + "0" * 48, CHAT_WITH_USER, told))
+        assert response.status == 503, status
+        assert response.all("retry-after") == ["1"]
+    assert not upstream.received
+    server.stop()
+    background.run(policyd.__aexit__(None, None, None))
+    background.close()
+
+
+def ask_until_denied(url: str, key: str) -> list[int]:
+    """Ask again and again, for no longer than any machine should take; the answers' statuses."""
+    statuses: list[int] = []
+    deadline = time.monotonic() + 60
+    while statuses[-1:] != [422] and time.monotonic() < deadline:
+        statuses.append(asyncio.run(post(url, key, CHAT)).status)
+    assert statuses[-1] == 422
+    assert set(statuses) <= {422, 503}
+    return statuses
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_a_connection_that_is_lost(
+    name: str, policyd: Policyd, keys: Keys, upstream: Upstream
+) -> None:
+    """Where policyd acknowledges and says nothing, another connection is made before long."""
+    upstream.forget()
+    host, _, port = policyd.grpc.rpartition(":")
+    with SilentProxy((host, int(port))) as proxy:
+        server = start(CLIENTS[name], f"{proxy.host}:{proxy.port}", upstream.url, timeout=1)
+        ask_until_denied(server.match[1], keys.secret(ENFORCE))
+        proxy.lose()
+        assert len(ask_until_denied(server.match[1], keys.secret(ENFORCE))) > 1
+        server.stop()
+    assert not upstream.received
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_a_restart(name: str, tmp_path: Path, upstream: Upstream) -> None:
+    """policyd is found again, and nothing goes upstream meanwhile."""
+    upstream.forget()
+    policyd = Policyd(tmp_path)
+    key = policyd.create_key("enforce")
+    server = start(CLIENTS[name], policyd.grpc, upstream.url)
+    assert ask_until_denied(server.match[1], key) == [422]
+    place = policyd.grpc
+    assert policyd.stop() == 0
+    policyd = Policyd(tmp_path, "--grpc", place)
+    ask_until_denied(server.match[1], key)
+    server.stop()
+    policyd.stop()
+    assert not upstream.received
 
 
 @pytest.mark.parametrize("name", CLIENTS)

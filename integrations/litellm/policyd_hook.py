@@ -127,7 +127,8 @@ _MISSING = object()
 
 
 class PolicydHook(CustomLogger):  # type: ignore[misc]  # LiteLLM's types are not at hand here
-    """Asks the policyd at `target`, and waits at most `timeout` seconds for its answer.
+    """Asks the policyd at `target`, or any of several (HOST:PORT,HOST:PORT), and waits at most
+    `timeout` seconds for an answer.
 
     A request names its policyd key in x-usagepanda-api-key. One that does not is judged by the
     `policyd_api_key` in its LiteLLM key's metadata, or else by `key`.

@@ -20,7 +20,7 @@ _Code = grpc.StatusCode
 TABLE: dict[type[errors.PolicydError], tuple[grpc.StatusCode, str]] = {
     errors.InvalidDescriptor: (_Code.INVALID_ARGUMENT, "INVALID_DESCRIPTOR"),
     errors.InvalidArgument: (_Code.INVALID_ARGUMENT, "INVALID_ARGUMENT"),
-    errors.RevisionNotReached: (_Code.UNAVAILABLE, "REVISION_NOT_REACHED"),
+    errors.RevisionNotReached: (_Code.FAILED_PRECONDITION, "REVISION_NOT_REACHED"),
     errors.Unauthenticated: (_Code.UNAUTHENTICATED, "UNAUTHENTICATED"),
     errors.KeyNotFound: (_Code.NOT_FOUND, "KEY_NOT_FOUND"),
     errors.DecisionNotFound: (_Code.NOT_FOUND, "DECISION_NOT_FOUND"),

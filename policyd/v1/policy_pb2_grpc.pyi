@@ -37,7 +37,7 @@ class PolicyServiceStub:
     Errors carry a google.rpc.ErrorInfo in their details, domain "policyd", with one of these reasons:
       INVALID_DESCRIPTOR    INVALID_ARGUMENT     the request is malformed or says too little
       INVALID_ARGUMENT      INVALID_ARGUMENT     it is no message of this method, or a batch breaks its rules
-      REVISION_NOT_REACHED  UNAVAILABLE          min_revision is not in force here yet: ask again
+      REVISION_NOT_REACHED  FAILED_PRECONDITION  min_revision is not in force here yet: ask again, or another policyd
       SETTINGS_UNKNOWN      UNAVAILABLE          no key's settings are known yet, as the database is away: ask again
       UNAUTHENTICATED       UNAUTHENTICATED      this listener wants a bearer token
       LOG_FULL              RESOURCE_EXHAUSTED   the decision cannot be logged, and --log-full is deny
@@ -46,6 +46,10 @@ class PolicyServiceStub:
       INTERNAL              INTERNAL             a fault of policyd; its log names the decision's error
     A message over the server's limit (4 MiB unless set otherwise) is refused with RESOURCE_EXHAUSTED
     before policyd sees it, so that error has no ErrorInfo.
+
+    An error with an ErrorInfo is an answer: policyd was reached and would not decide. UNAVAILABLE and
+    DEADLINE_EXCEEDED without one mean that it was not reached in time. A caller that lets requests pass
+    while policyd is away must let them pass for these two only.
     """
 
     @_typing.overload
@@ -76,7 +80,7 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     Errors carry a google.rpc.ErrorInfo in their details, domain "policyd", with one of these reasons:
       INVALID_DESCRIPTOR    INVALID_ARGUMENT     the request is malformed or says too little
       INVALID_ARGUMENT      INVALID_ARGUMENT     it is no message of this method, or a batch breaks its rules
-      REVISION_NOT_REACHED  UNAVAILABLE          min_revision is not in force here yet: ask again
+      REVISION_NOT_REACHED  FAILED_PRECONDITION  min_revision is not in force here yet: ask again, or another policyd
       SETTINGS_UNKNOWN      UNAVAILABLE          no key's settings are known yet, as the database is away: ask again
       UNAUTHENTICATED       UNAUTHENTICATED      this listener wants a bearer token
       LOG_FULL              RESOURCE_EXHAUSTED   the decision cannot be logged, and --log-full is deny
@@ -85,6 +89,10 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
       INTERNAL              INTERNAL             a fault of policyd; its log names the decision's error
     A message over the server's limit (4 MiB unless set otherwise) is refused with RESOURCE_EXHAUSTED
     before policyd sees it, so that error has no ErrorInfo.
+
+    An error with an ErrorInfo is an answer: policyd was reached and would not decide. UNAVAILABLE and
+    DEADLINE_EXCEEDED without one mean that it was not reached in time. A caller that lets requests pass
+    while policyd is away must let them pass for these two only.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -111,7 +119,7 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
     Errors carry a google.rpc.ErrorInfo in their details, domain "policyd", with one of these reasons:
       INVALID_DESCRIPTOR    INVALID_ARGUMENT     the request is malformed or says too little
       INVALID_ARGUMENT      INVALID_ARGUMENT     it is no message of this method, or a batch breaks its rules
-      REVISION_NOT_REACHED  UNAVAILABLE          min_revision is not in force here yet: ask again
+      REVISION_NOT_REACHED  FAILED_PRECONDITION  min_revision is not in force here yet: ask again, or another policyd
       SETTINGS_UNKNOWN      UNAVAILABLE          no key's settings are known yet, as the database is away: ask again
       UNAUTHENTICATED       UNAUTHENTICATED      this listener wants a bearer token
       LOG_FULL              RESOURCE_EXHAUSTED   the decision cannot be logged, and --log-full is deny
@@ -120,6 +128,10 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
       INTERNAL              INTERNAL             a fault of policyd; its log names the decision's error
     A message over the server's limit (4 MiB unless set otherwise) is refused with RESOURCE_EXHAUSTED
     before policyd sees it, so that error has no ErrorInfo.
+
+    An error with an ErrorInfo is an answer: policyd was reached and would not decide. UNAVAILABLE and
+    DEADLINE_EXCEEDED without one mean that it was not reached in time. A caller that lets requests pass
+    while policyd is away must let them pass for these two only.
     """
 
     @_abc_1.abstractmethod

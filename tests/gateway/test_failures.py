@@ -55,7 +55,7 @@ def check(response: Response, status: int, word: str) -> None:
 
 async def test_policyd_is_down(serving: Serving, upstream: Demo, nowhere: str) -> None:
     """The request is refused with 503 and Retry-After, in scope and out of it."""
-    async with serving(upstream.url, policyd=nowhere) as server:
+    async with serving(upstream.url, policyd=nowhere, policy_timeout=0.5) as server:
         for method, target in [("POST", "/v1/chat/completions"), ("GET", "/v1/models")]:
             response = await ask(server.url, method, target, [], CHAT_WITH_USER)
             check(response, 503, "policy service")
@@ -67,7 +67,9 @@ async def test_policyd_is_down_and_that_is_allowed(
     serving: Serving, upstream: Demo, nowhere: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The operator may choose to forward unchecked instead; the log counts it."""
-    async with serving(upstream.url, policyd=nowhere, on_policy_error="allow") as server:
+    async with serving(
+        upstream.url, policyd=nowhere, policy_timeout=0.5, on_policy_error="allow"
+    ) as server:
         response = await post(server.url, "", CHAT)
     assert response.status == 200
     assert upstream.targets == ["/v1/chat/completions"]

@@ -4,6 +4,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"flag"
 	"fmt"
@@ -21,7 +22,9 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
 
 	policy "example/gateway/stubs/policyd/v1"
 )
@@ -31,15 +34,25 @@ import (
 const (
 	// What policyd reads of a body is 4 MiB, and a message to it is no larger; headers need room, too.
 	maxBody = 4<<20 - 64<<10
-	// A policyd that is being replaced closes its connections: one more try finds the next.
-	retry = `{"methodConfig": [{
+	// A policyd that is being replaced closes its connections: it is tried again within the deadline, and
+	// of several addresses each in turn.
+	calls = `{"loadBalancingConfig": [{"round_robin": {}}], "methodConfig": [{
 		"name": [{"service": "policyd.v1.PolicyService"}],
 		"retryPolicy": {
-			"maxAttempts": 2, "initialBackoff": "0.05s", "maxBackoff": "0.05s", "backoffMultiplier": 1,
+			"maxAttempts": 5, "initialBackoff": "0.1s", "maxBackoff": "0.5s", "backoffMultiplier": 2,
 			"retryableStatusCodes": ["UNAVAILABLE"]
 		}
 	}]}`
 )
+
+// A policyd that is gone without a word is left for another connection after 12 s, not after minutes.
+var alive = keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 2 * time.Second, PermitWithoutStream: true}
+
+// Go's own wait between two connections grows to two minutes.
+var reconnect = grpc.ConnectParams{
+	Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
+	MinConnectTimeout: time.Second,
+}
 
 type gateway struct {
 	policyd       policy.PolicyServiceClient
@@ -65,7 +78,8 @@ func serve(listen, policyd string, timeout time.Duration, upstream string) error
 		return err
 	}
 	connection, err := grpc.NewClient(policyd,
-		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultServiceConfig(retry))
+		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultServiceConfig(calls),
+		grpc.WithKeepaliveParams(alive), grpc.WithConnectParams(reconnect))
 	if err != nil {
 		return err
 	}
@@ -159,7 +173,9 @@ var read = regexp.MustCompile(`(?i)^(content-(type|encoding)|x[-_]http[-_]method
 
 // question describes a request to policyd, which reads the body itself: by the path that goes upstream.
 func (g *gateway) question(r *http.Request, body []byte) *policy.EvaluateRequest {
-	asked := &policy.EvaluateRequest{Method: r.Method, Path: g.absolute(r.RequestURI), UserAgent: r.UserAgent()}
+	asked := &policy.EvaluateRequest{
+		Method: r.Method, Path: g.absolute(r.RequestURI), UserAgent: r.UserAgent(), IdempotencyKey: newKey(),
+	}
 	if host, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
 		asked.SourceIp = host
 	}
@@ -176,6 +192,13 @@ func (g *gateway) question(r *http.Request, body []byte) *policy.EvaluateRequest
 		asked.RawBody = &policy.RawBody{Content: body}
 	}
 	return asked
+}
+
+// newKey makes a key that is the same at each try of a question, so that policyd decides and logs it once.
+func newKey() string {
+	var random [10]byte
+	rand.Read(random[:])
+	return fmt.Sprintf("%012x%x", time.Now().UnixMilli(), random)
 }
 
 // isOurs tells a header of policyd's, or one that a server may take for it.

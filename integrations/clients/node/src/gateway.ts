@@ -2,6 +2,7 @@
 
 import { loadPackageDefinition, credentials } from "@grpc/grpc-js";
 import { loadSync } from "@grpc/proto-loader";
+import { randomBytes } from "node:crypto";
 import http, { type IncomingMessage, type ServerResponse } from "node:http";
 import https from "node:https";
 import type { AddressInfo } from "node:net";
@@ -16,16 +17,18 @@ import type { PolicyServiceClient } from "./stubs/policyd/v1/PolicyService.js";
 
 // What policyd reads of a body is 4 MiB, and a message to it is no larger; headers need room, too.
 const MAX_BODY = 4 * 2 ** 20 - 64 * 2 ** 10;
-// A policyd that is being replaced closes its connections: one more try finds the next.
-const RETRY = {
+// A policyd that is being replaced closes its connections: it is tried again within the deadline, and
+// of several addresses each in turn.
+const CALLS = {
+  loadBalancingConfig: [{ round_robin: {} }],
   methodConfig: [
     {
       name: [{ service: "policyd.v1.PolicyService" }],
       retryPolicy: {
-        maxAttempts: 2,
-        initialBackoff: "0.05s",
-        maxBackoff: "0.05s",
-        backoffMultiplier: 1,
+        maxAttempts: 5,
+        initialBackoff: "0.1s",
+        maxBackoff: "0.5s",
+        backoffMultiplier: 2,
         retryableStatusCodes: ["UNAVAILABLE"],
       },
     },
@@ -65,8 +68,13 @@ function connect(address: string): PolicyServiceClient {
   });
   const { policyd } = loadPackageDefinition(definition) as unknown as ProtoGrpcType;
   return new policyd.v1.PolicyService(address, credentials.createInsecure(), {
-    "grpc.service_config": JSON.stringify(RETRY),
+    "grpc.service_config": JSON.stringify(CALLS),
+    "grpc.initial_reconnect_backoff_ms": 100,
     "grpc.max_reconnect_backoff_ms": 1000,
+    // A policyd that is gone without a word is left for another connection after 12 s, not after minutes.
+    "grpc.keepalive_time_ms": 10_000,
+    "grpc.keepalive_timeout_ms": 2_000,
+    "grpc.keepalive_permit_without_calls": 1,
   });
 }
 
@@ -130,6 +138,8 @@ function question(request: IncomingMessage, body: Buffer): EvaluateRequest {
     headers: read.map(([name, value]) => ({ name, value })),
     sourceIp: request.socket.remoteAddress ?? "",
     userAgent: request.headers["user-agent"] ?? "",
+    // The same at each try, so that policyd decides and logs it once.
+    idempotencyKey: Date.now().toString(16).padStart(12, "0") + randomBytes(10).toString("hex"),
     ...(body.length > MAX_BODY ? { userState: "USER_STATE_TOO_LARGE" } : { rawBody: { content: body } }),
   };
 }

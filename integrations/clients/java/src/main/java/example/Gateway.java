@@ -11,6 +11,8 @@ import java.io.SequenceInputStream;
 import java.net.URI;
 import java.nio.ByteBuffer;
 import java.nio.charset.StandardCharsets;
+import java.security.SecureRandom;
+import java.util.HexFormat;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
@@ -49,9 +51,14 @@ public final class Gateway extends ProxyHandler {
   /** What policyd reads of a body is 4 MiB, and a message to it is no larger; headers need room, too. */
   private static final int MAX_BODY = 4 * 1024 * 1024 - 64 * 1024;
 
-  /** A policyd that is being replaced closes its connections: one more try finds the next. */
-  private static final Map<String, ?> RETRY =
+  /**
+   * A policyd that is being replaced closes its connections: it is tried again within the deadline,
+   * and of several addresses each in turn.
+   */
+  private static final Map<String, ?> CALLS =
       Map.of(
+          "loadBalancingConfig",
+          List.of(Map.of("round_robin", Map.of())),
           "methodConfig",
           List.of(
               Map.of(
@@ -59,10 +66,10 @@ public final class Gateway extends ProxyHandler {
                   List.of(Map.of("service", PolicyServiceGrpc.SERVICE_NAME)),
                   "retryPolicy",
                   Map.of(
-                      "maxAttempts", 2.0,
-                      "initialBackoff", "0.05s",
-                      "maxBackoff", "0.05s",
-                      "backoffMultiplier", 1.0,
+                      "maxAttempts", 5.0,
+                      "initialBackoff", "0.1s",
+                      "maxBackoff", "0.5s",
+                      "backoffMultiplier", 2.0,
                       "retryableStatusCodes", List.of("UNAVAILABLE")))));
 
   /** Besides its own headers, policyd reads those that say what the body is, or make a POST of another method. */
@@ -75,6 +82,7 @@ public final class Gateway extends ProxyHandler {
   private static final Set<String> END_TO_END =
       Set.of("authorization", "content-encoding", "content-length", "content-type");
 
+  private static final SecureRandom RANDOM = new SecureRandom();
   private static final String JUDGED_PATH = "policyd.upstream_path";
 
   private final PolicyServiceBlockingStub policyd;
@@ -99,8 +107,13 @@ public final class Gateway extends ProxyHandler {
     ManagedChannel channel =
         ManagedChannelBuilder.forTarget(policyd)
             .usePlaintext()
-            .defaultServiceConfig(RETRY)
+            .defaultServiceConfig(CALLS)
             .enableRetry()
+            // A policyd that is gone without a word is left for another connection after 12 s, not
+            // after minutes.
+            .keepAliveTime(10, TimeUnit.SECONDS)
+            .keepAliveTimeout(2, TimeUnit.SECONDS)
+            .keepAliveWithoutCalls(true)
             .build();
     HttpConfiguration http = new HttpConfiguration();
     http.setUriCompliance(UriCompliance.UNSAFE); // policyd judges every spelling of a path.
@@ -175,6 +188,7 @@ public final class Gateway extends ProxyHandler {
         EvaluateRequest.newBuilder()
             .setMethod(request.getMethod())
             .setPath(prefix() + request.getHttpURI().getPathQuery())
+            .setIdempotencyKey(newKey())
             .setSourceIp(Request.getRemoteAddr(request));
     for (HttpField field : request.getHeaders()) {
       if (isOurs(field) || READ.matcher(field.getName()).matches()) {
@@ -188,6 +202,13 @@ public final class Gateway extends ProxyHandler {
     return asked
         .setRawBody(RawBody.newBuilder().setContent(UnsafeByteOperations.unsafeWrap(body)))
         .build();
+  }
+
+  /** The same at each try of a question, so that policyd decides and logs it once. */
+  private static String newKey() {
+    byte[] random = new byte[10];
+    RANDOM.nextBytes(random);
+    return "%012x%s".formatted(System.currentTimeMillis(), HexFormat.of().formatHex(random));
   }
 
   private String prefix() {
