@@ -167,6 +167,12 @@ main.add_command(simulate)
     type=click.IntRange(0),
     help="Decisions that stay in the log.",
 )
+@option(
+    "--migrate/--no-migrate",
+    default=True,
+    help="Whether an older database is brought to this version's form at the start. If not, "
+    "policyd db migrate does that, by a user who may change tables.",
+)
 @option("--console", metavar="HOST:PORT", help="Where the web console is; none without it.")
 @option(
     "--console-url",

@@ -126,9 +126,10 @@ def common(command: _Command) -> _Command:
 
 @contextmanager
 def opened(url: str, *, create: bool = False) -> Iterator[Store]:
-    """The store at `url`, brought to this version's form.
+    """The store at `url`, in a form that this version works on: it is migrated only where there
+    was nothing, and it is to be made.
 
-    Raises StoreUnavailable where there is none and it is not to be made.
+    Raises StoreUnavailable.
     """
     store = Store(url)
     file = sqlite_file(url)
@@ -141,7 +142,9 @@ def opened(url: str, *, create: bool = False) -> Iterator[Store]:
             "(policyd keys create NAME) or start policyd serve, which make it"
         )
     try:
-        store.migrate()
+        if create and store.form().revision is None:
+            store.migrate()
+        store.check()
         yield store
     finally:
         store.close()

@@ -275,7 +275,7 @@ def prepare(settings: ServerSettings) -> None:
     """
     store = Store(settings.database_url)
     try:
-        store.migrate()
+        (store.migrate if settings.migrate else store.check)()
         spool.prepare(settings.spool, store.identity())
     finally:
         store.close()

@@ -12,7 +12,6 @@ from policyd.record import Outcome, Record, moment
 from policyd.refusal import Refusal, RefusalCount
 from policyd.spool import Chunk, SpoolReader
 from policyd.store import Store
-from policyd.store.database import now
 
 _log = logging.getLogger(__name__)
 _CHUNK = 2**20
@@ -54,7 +53,7 @@ class Shipper:
 
         Raises StoreUnavailable.
         """
-        return self._store.log.expire(now() - keep, max_rows) if self._spool.lock() else 0
+        return self._store.log.retire(keep, max_rows) if self._spool.lock() else 0
 
     def _ship_losses(self) -> None:
         losses = self._spool.losses()

@@ -12,13 +12,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from policyd import api_keys, migrations
+from policyd import api_keys
 from policyd.errors import (
     EtagMismatch,
     InvalidArgument,
     KeyNotFound,
     KeyRevoked,
 )
+from policyd.migrations import Form
 from policyd.model import (
     IDENTIFIERS,
     ApiKey,
@@ -28,7 +29,7 @@ from policyd.model import (
     Mode,
     Override,
 )
-from policyd.store import hints
+from policyd.store import forms, hints
 from policyd.store.administrator import Administrator
 from policyd.store.database import (
     Moment,
@@ -126,8 +127,15 @@ class Store:
 
     def migrate(self) -> None:
         """Bring the tables to this version's form. Several processes may do so at once."""
-        with writing(self._engine) as connection:
-            migrations.upgrade(connection)
+        forms.migrate(self._engine)
+
+    def check(self) -> None:
+        """Raises StoreUnavailable where this version cannot work on the tables as they are."""
+        self.form().check()
+
+    def form(self) -> Form:
+        """What the database says of its form."""
+        return forms.read(self._engine)
 
     def create_key(
         self,

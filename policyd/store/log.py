@@ -16,7 +16,9 @@ import sqlalchemy as sa
 from policyd.errors import DecisionNotFound
 from policyd.record import Outcome, Record, first_id, moment
 from policyd.refusal import Refusal, RefusalCount
-from policyd.store.database import Id, Moment, metadata, now, reading, storable, upsert, writing
+from policyd.store.clock import database_time
+from policyd.store.database import Id, Moment, metadata, reading, storable, upsert, writing
+from policyd.store.days import drop_days, make_days
 from policyd.store.decisions import (
     FIELDS,
     OUTCOME_COLUMNS,
@@ -27,10 +29,16 @@ from policyd.store.decisions import (
     usage_query,
 )
 from policyd.store.refusals import add_refusals, forget_refusals
+from policyd.store.retention import Standstill, agree, look, note, standstill
 from policyd.store.statistics import Tally, forget_users
+from policyd.store.steps import Steps, delete_some
 
 _CHUNK = 5000
-"""Rows of one transaction that deletes."""
+"""IDs of one query."""
+_SETTLED = 500
+"""Outcomes that waited and are given to their decisions in one transaction."""
+_SEVERAL_DAYS = timedelta(days=2)
+"""Retention from which PostgreSQL's log goes by whole days."""
 _WAIT = timedelta(days=1)
 """How long an outcome waits for its decision."""
 
@@ -71,6 +79,7 @@ class Log:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
+        self._steps = Steps(engine)
 
     def append(self, entries: Sequence[Record | Outcome | Refusal | RefusalCount]) -> None:
         """Add decisions and outcomes, and what was counted of refused keys: all of it, or nothing.
@@ -134,10 +143,10 @@ class Log:
     def status(self) -> LogStatus:
         """How the log is."""
         with reading(self._engine) as connection:
-            held = connection.execute(sa.select(_size.c.decisions)).scalar_one()
+            count = held(connection)
             lost = connection.execute(sa.select(sa.func.sum(_lost.c.decisions))).scalar_one()
             oldest = connection.execute(sa.select(sa.func.min(decisions.c.id))).scalar_one()
-        return LogStatus(held, int(lost or 0), moment(oldest) if oldest else None)
+        return LogStatus(count, int(lost or 0), moment(oldest) if oldest else None)
 
     def lose(self, lost: Mapping[str, int]) -> None:
         """Take note of how many decisions each process has dropped in all."""
@@ -145,48 +154,100 @@ class Log:
         with writing(self._engine) as connection:
             upsert(connection, _lost, rows, replace=("decisions",))
 
+    def standstill(self) -> Standstill:
+        """Why retention does less than its settings ask for, if it does."""
+        with reading(self._engine) as connection:
+            return standstill(connection)
+
+    def retire(self, keep: timedelta, max_rows: int) -> int:
+        """Delete some of what the log need not keep any longer, as far as that is safe: see
+        retention.py. Returns how many; 0: that was all, for now."""
+        with reading(self._engine) as connection:
+            cut = look(connection, held(connection), keep, max_rows)
+        with writing(self._engine) as connection:
+            note(connection, cut, max_rows)
+        make_days(self._engine, cut.now)
+        before = cut.before
+        if self._has_days and keep >= _SEVERAL_DAYS:
+            # Whole days are dropped, so none is deleted row by row in the hours before.
+            before = before.replace(hour=0, minute=0, second=0, microsecond=0)
+        return self._expire(before, cut.max_rows, cut.now)
+
+    def agree(self, older_than: timedelta | None, max_rows: int | None) -> datetime:
+        """The operator has told: what is older, or beyond so many rows, may go, however much it
+        is. Returns the moment before which decisions are older, by the database's clock."""
+        with writing(self._engine) as connection:
+            before = database_time(connection) - (older_than or timedelta())
+            agree(connection, before if older_than is not None else None, max_rows)
+        return before
+
     def expire(self, before: datetime, max_rows: int) -> int:
-        """Delete what is older than `before`, and the oldest beyond `max_rows`: some of it, so
-        that nobody waits for long. Returns how many; call it again until that is 0.
+        """Delete what is older than `before`, and the oldest beyond `max_rows`: some of it, in
+        steps that hold up no other writer. Returns how many; call it again until that is 0.
 
         Outcomes whose decision has come after all are given to it; others are given up in time.
         """
+        with reading(self._engine) as connection:
+            at = database_time(connection)
+        return self._expire(before, max_rows, at)
+
+    def _expire(self, before: datetime, max_rows: int, at: datetime) -> int:
         self._settle()
-        deleted = self._expire_some(first_id(before), max_rows)
-        with writing(self._engine) as connection:
+        deleted = drop_days(self._engine, first_id(before), _resize)
+        deleted += self._steps.run(lambda c, limit: _delete_oldest(c, first_id(before), 0, limit))
+        with reading(self._engine) as connection:
+            excess = held(connection) - max_rows
+        if excess > 0:
+            deleted += self._steps.run(lambda c, limit: _delete_oldest(c, "", max_rows, limit))
+        with reading(self._engine) as connection:
             oldest = connection.execute(sa.select(sa.func.min(decisions.c.id))).scalar_one()
-            forget_users(connection, moment(oldest) if oldest else before)
-        forget_refusals(self._engine, before, now())
+        forget_users(self._steps, moment(oldest) if oldest else before)
+        forget_refusals(self._engine, self._steps, before, at)
         return deleted
+
+    @property
+    def _has_days(self) -> bool:
+        return self._engine.dialect.name == "postgresql"
 
     def _settle(self) -> None:
         tally = Tally()
+        with reading(self._engine) as connection:
+            if connection.execute(sa.select(_waiting.c.since).limit(1)).first() is None:
+                return
         with writing(self._engine) as connection:
             found = sa.select(_waiting.c.outcome).where(
                 _waiting.c.decision_id.in_(sa.select(decisions.c.id))
             )
-            rows = connection.execute(found.limit(_CHUNK)).scalars()
+            rows = connection.execute(found.limit(_SETTLED)).scalars()
             outcomes = {one.decision_id: one for one in map(_decode, rows)}
             _attach(connection, outcomes, tally)
             _forget_waiting(connection, outcomes)
-            connection.execute(sa.delete(_waiting).where(_waiting.c.since < now() - _WAIT))
             tally.write(connection)
+            late = database_time(connection) - _WAIT
+            delete_some(connection, _waiting, _waiting.c.since < late, _SETTLED)
 
-    def _expire_some(self, before: str, max_rows: int) -> int:
-        with writing(self._engine) as connection:
-            # Locked, so that no other server deletes and counts the same ones.
-            held = connection.execute(sa.select(_size.c.decisions).with_for_update()).scalar_one()
-            excess = min(max(held - max_rows, 0), _CHUNK)
-            oldest = sa.select(decisions.c.id).order_by(decisions.c.id)
-            old = set(connection.execute(oldest.limit(excess)).scalars())
-            aged = oldest.where(decisions.c.id < before).limit(_CHUNK - excess)
-            old.update(connection.execute(aged).scalars())
-            if not old:
-                return 0
-            query = sa.delete(decisions).where(decisions.c.id <= max(old))
-            deleted = connection.execute(query).rowcount
-            _resize(connection, -deleted)
-            return deleted
+
+def held(connection: sa.Connection) -> int:
+    """How many decisions the log has."""
+    return int(connection.execute(sa.select(_size.c.decisions)).scalar_one())
+
+
+def _delete_oldest(connection: sa.Connection, before: str, max_rows: int, limit: int) -> int:
+    """Delete the oldest decisions: those whose ID is less than `before`, or if that is empty,
+    those beyond `max_rows`."""
+    query = sa.select(decisions.c.id).order_by(decisions.c.id)
+    if before:
+        query = query.where(decisions.c.id < before)
+    else:
+        # Locked, so that no other server deletes and counts the same ones.
+        found = connection.execute(sa.select(_size.c.decisions).with_for_update()).scalar_one()
+        limit = min(limit, max(found - max_rows, 0))
+    ids = list(connection.execute(query.limit(limit)).scalars())
+    if not ids:
+        return 0
+    deleted = connection.execute(sa.delete(decisions).where(decisions.c.id <= ids[-1])).rowcount
+    _resize(connection, -deleted)
+    return deleted
 
 
 def _commonest(counted: Counter[str]) -> list[str]:
@@ -250,7 +311,7 @@ def _attach(
 
 
 def _put_aside(connection: sa.Connection, outcomes: Mapping[str, Outcome]) -> None:
-    at = now()
+    at = database_time(connection)
     rows = [
         {"decision_id": key, "outcome": msgspec.json.encode(outcome), "since": at}
         for key, outcome in outcomes.items()
