@@ -12,7 +12,7 @@ import click
 from policyd import options, refused_report, terminal
 from policyd.errors import DecisionNotFound
 from policyd.export import csv_rows, json_line, values
-from policyd.options import Moment, option
+from policyd.options import Age, Moment, option
 from policyd.record import Record, Verdict, is_decision_id
 from policyd.store import LogFilter, Store
 
@@ -152,18 +152,58 @@ def status(database_url: str, as_json: bool) -> None:
     with options.opened(database_url) as store:
         found = store.log.status()
         refused = store.refusals.total()
+        stands = store.log.standstill()
     oldest = found.oldest.isoformat(timespec="milliseconds") if found.oldest else None
     facts = {
         "decisions": found.decisions,
         "lost": found.lost,
         "oldest": oldest,
         "refused_keys": refused,
+        "retention_standstill": stands.reason or None,
+        "retention_waiting": stands.waiting,
     }
     if as_json:
         options.print_json(facts)
         return
     for name, value in facts.items():
-        click.echo(f"{name:20}{'-' if value is None else value}")
+        click.echo(f"{name:22}{'-' if value is None else value}")
+
+
+@logs.command()
+@option("--older-than", metavar="AGE", type=Age(), help="Such as 30d or 12h, by the database.")
+@option("--keep-rows", type=click.IntRange(0), help="All beyond so many, the oldest first.")
+@click.option("--yes", is_flag=True, help="Delete, and let retention do so from now on.")
+@options.common
+def retire(
+    database_url: str, as_json: bool, older_than: timedelta | None, keep_rows: int | None, yes: bool
+) -> None:
+    """Delete old decisions from the log, however many they are.
+
+    The server does this by itself, by --log-retention and --log-max-rows, but stands still where
+    that would delete more than half of the log at once: this command tells it that it is meant.
+    """
+    if older_than is None and keep_rows is None:
+        raise click.UsageError("say what is to go: --older-than 90d, or --keep-rows 1000000")
+    with options.opened(database_url) as store:
+        if not yes:
+            held = store.log.status().decisions
+            raise click.UsageError(
+                f"nothing was deleted: the log has {held} decisions; give --yes if what you ask "
+                "for is to be deleted for good"
+            )
+        before = store.log.agree(older_than, keep_rows)
+        beyond = keep_rows if keep_rows is not None else store.log.status().decisions
+        if older_than is None:
+            before = datetime.fromtimestamp(0, UTC)
+        deleted = 0
+        while some := store.log.expire(before, beyond):
+            deleted += some
+            if sys.stderr.isatty():
+                click.echo(f"\r{deleted} decisions …", nl=False, err=True)
+    if as_json:
+        options.print_json({"deleted": deleted})
+    else:
+        click.echo(f"{deleted} decisions were deleted.")
 
 
 @logs.command()

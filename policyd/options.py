@@ -26,6 +26,7 @@ OPTIONS = Options(
 option = OPTIONS.option
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 MODES = {mode.name.lower(): mode for mode in Mode}
+_EPOCH = datetime.fromtimestamp(0, UTC)
 OVERRIDES = {override.name.lower(): override for override in Override}
 
 
@@ -45,6 +46,24 @@ class HeaderLine(click.ParamType[str]):
     def get_metavar(self, param: Any, ctx: Any = None) -> str:
         """See click.ParamType."""
         return self.name
+
+
+class Age(click.ParamType[timedelta]):
+    """How long ago something was."""
+
+    name = "AGE"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> timedelta:
+        """See click.ParamType."""
+        if isinstance(value, timedelta):
+            return value
+        try:
+            age = timedelta(**{_UNITS[value[-1:]]: int(value[:-1])})
+            if age < timedelta() or age > datetime.now(UTC) - _EPOCH:
+                raise OverflowError
+            return age
+        except (KeyError, ValueError, OverflowError):
+            self.fail(f"{value!r} is no age: give one such as 30m, 24h or 90d", param, ctx)
 
 
 class Moment(click.ParamType[datetime]):

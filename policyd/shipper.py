@@ -55,6 +55,13 @@ class Shipper:
         """
         return self._store.log.retire(keep, max_rows) if self._spool.lock() else 0
 
+    def standstill(self) -> str:
+        """Why retention does less than its settings ask for; "" where it does not.
+
+        Raises StoreUnavailable.
+        """
+        return self._store.log.standstill().reason
+
     def _ship_losses(self) -> None:
         losses = self._spool.losses()
         if self._unreadable:

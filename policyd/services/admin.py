@@ -103,11 +103,14 @@ class AdminServicer(AdminServiceServicer):
         status = await asyncio.to_thread(self._store.log.status)
         oldest = timestamp(status.oldest) if status.oldest else None
         refused = await asyncio.to_thread(self._store.refusals.total)
+        stands = await asyncio.to_thread(self._store.log.standstill)
         return pb.GetLogStatusResponse(
             decisions=status.decisions,
             lost=status.lost,
             oldest_time=oldest,
             refused_keys=refused,
+            retention_standstill=stands.reason,
+            retention_waiting=stands.waiting,
         )
 
 

@@ -29,7 +29,7 @@ from policyd.store.decisions import (
     usage_query,
 )
 from policyd.store.refusals import add_refusals, forget_refusals
-from policyd.store.retention import Standstill, agree, look, note, standstill
+from policyd.store.retention import Standstill, agree, look, note, standstill, take_turn
 from policyd.store.statistics import Tally, forget_users
 from policyd.store.steps import Steps, delete_some
 
@@ -239,9 +239,8 @@ def _delete_oldest(connection: sa.Connection, before: str, max_rows: int, limit:
     if before:
         query = query.where(decisions.c.id < before)
     else:
-        # Locked, so that no other server deletes and counts the same ones.
-        found = connection.execute(sa.select(_size.c.decisions).with_for_update()).scalar_one()
-        limit = min(limit, max(found - max_rows, 0))
+        take_turn(connection)
+        limit = min(limit, max(held(connection) - max_rows, 0))
     ids = list(connection.execute(query.limit(limit)).scalars())
     if not ids:
         return 0

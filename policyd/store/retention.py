@@ -78,6 +78,11 @@ def standstill(connection: sa.Connection) -> Standstill:
     return Standstill(row.reason, row.waiting)
 
 
+def take_turn(connection: sa.Connection) -> None:
+    """Let no other server cut the log until the transaction ends: it would count the same ones."""
+    connection.execute(sa.select(_state.c.id).with_for_update())
+
+
 def agree(connection: sa.Connection, before: datetime | None, max_rows: int | None) -> None:
     """The operator has told: what is older, and what is beyond so many rows, may go."""
     changes: dict[str, object] = {"reason": "", "waiting": 0}

@@ -679,6 +679,8 @@ class GetLogStatusResponse(_message.Message):
     LOST_FIELD_NUMBER: _builtins.int
     OLDEST_TIME_FIELD_NUMBER: _builtins.int
     REFUSED_KEYS_FIELD_NUMBER: _builtins.int
+    RETENTION_STANDSTILL_FIELD_NUMBER: _builtins.int
+    RETENTION_WAITING_FIELD_NUMBER: _builtins.int
     decisions: _builtins.int
     """Decisions that the log holds, about."""
     lost: _builtins.int
@@ -687,6 +689,13 @@ class GetLogStatusResponse(_message.Message):
     """Requests that were refused as they brought no API key in force, of the last 400 days. They are
     counted and not logged one by one, so they are in none of the other numbers.
     """
+    retention_standstill: _builtins.str
+    """Why retention deletes less than its settings ask for, and the command to run if it is to delete
+    more. It stands still where a leap of a clock or a changed setting would delete more than half
+    of the log at once. Empty: it deletes all that it should.
+    """
+    retention_waiting: _builtins.int
+    """Decisions that it would delete, at least."""
     @_builtins.property
     def oldest_time(self) -> _timestamp_pb2.Timestamp:
         """The oldest decision that the log holds."""
@@ -698,10 +707,12 @@ class GetLogStatusResponse(_message.Message):
         lost: _builtins.int = ...,
         oldest_time: _timestamp_pb2.Timestamp | None = ...,
         refused_keys: _builtins.int = ...,
+        retention_standstill: _builtins.str = ...,
+        retention_waiting: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["oldest_time", b"oldest_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "lost", b"lost", "oldest_time", b"oldest_time", "refused_keys", b"refused_keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "lost", b"lost", "oldest_time", b"oldest_time", "refused_keys", b"refused_keys", "retention_standstill", b"retention_standstill", "retention_waiting", b"retention_waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
