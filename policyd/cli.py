@@ -16,6 +16,7 @@ import click
 from policyd import explanation, options
 from policyd.addresses import reserve
 from policyd.configuration import Address, Group, run, start_logging
+from policyd.db_commands import db
 from policyd.files import raise_limit
 from policyd.key_commands import keys
 from policyd.log_commands import logs
@@ -42,6 +43,7 @@ def main() -> None:
     OPTIONS.check_environment()
 
 
+main.add_command(db)
 main.add_command(keys)
 main.add_command(logs)
 main.add_command(simulate)
