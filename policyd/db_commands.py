@@ -193,8 +193,8 @@ def _costs(file: Path) -> str:
     page, pages, free = sqlite_files.free_pages(file)
     used = page * (pages - free)
     return (
-        f"nothing was done: {page * free / _MIB:.1f} of {page * pages / _MIB:.1f} MiB are free, and "
-        "the file has to be written anew. Changes of keys wait for that, about "
+        f"nothing was done: {page * free / _MIB:.1f} of {page * pages / _MIB:.1f} MiB are free, "
+        "and the file has to be written anew. Changes of keys wait for that, about "
         f"{used // _RATE + 1} s, the log waits in the spool, and the disk needs "
         f"{2 * used / _MIB:.1f} MiB more meanwhile. Give --yes to do so"
     )

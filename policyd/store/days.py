@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import cache, partial
 
 import sqlalchemy as sa
 
@@ -41,6 +41,8 @@ _DETACHED = (
     " AND relnamespace = current_schema()::regnamespace AND relname ~ '^decisions_(old|p[0-9]{8})$'"
     " ORDER BY relname"
 )
+_BUSY = ("55P03", "57014")
+"""What PostgreSQL says where one of these limits is reached."""
 _TURN = "SELECT id FROM log_retention FOR UPDATE SKIP LOCKED"
 """Only one server drops days at a time."""
 
@@ -129,7 +131,7 @@ def _make_day(connection: sa.Connection, day: Partition) -> None:
     # Every word of these statements is ours: names of days, and numbers.
     within = f"WHERE id >= '{day.first}' AND id < '{day.end}'"
     some = f"SELECT 1 FROM decisions_default {within} LIMIT {_MOVED + 1}"  # noqa: S608
-    counted = f"SELECT count(*) FROM ({some}) some"  # noqa: S608
+    counted = f"SELECT count(*) FROM ({some}) few"  # noqa: S608
     if connection.exec_driver_sql(counted).scalar_one() > _MOVED:
         return
     connection.exec_driver_sql(f"CREATE TABLE {day.name} (LIKE decisions INCLUDING ALL)")
@@ -153,6 +155,18 @@ def _try(engine: sa.Engine, change: Callable[[sa.Connection], None]) -> bool:
     except StoreUnavailable as error:
         if not sqlstate(error):
             raise  # The database is away.
-        _log.info("the log's days stay as they are for now: %s", error)
+        if sqlstate(error) in _BUSY:
+            _log.debug("the log's days stay as they are for now: %s", error)
+        else:
+            _say_once(str(error))
         return False
     return True
+
+
+@cache
+def _say_once(problem: str) -> None:
+    _log.warning(
+        "the log's partitions cannot be changed (%s): old rows go one by one, and those of new "
+        "days into the default partition, unless the tables' owner runs policyd db migrate daily",
+        problem,
+    )

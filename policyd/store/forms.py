@@ -25,7 +25,9 @@ _OTHERS = 600.0
 """Seconds for another process that migrates the same database."""
 _PARTITIONED = "0009"
 """The form in which PostgreSQL has the log by days."""
-_NO_LOCK = "55P03"
+_BUSY = ("55P03", "40P01")
+"""What PostgreSQL says where a lock was not to be had in time, or would have been waited for in a
+circle."""
 _EXISTS = ("42710", "42P07")
 
 
@@ -72,6 +74,8 @@ def _prove_bound(engine: sa.Engine) -> None:
 
 
 def _add_bound(connection: sa.Connection) -> None:
+    # First of all: a lock that grows would meet another one's.
+    connection.exec_driver_sql("LOCK TABLE decisions IN ACCESS EXCLUSIVE MODE")
     newest = connection.exec_driver_sql("SELECT max(id) FROM decisions").scalar_one()
     at = max(database_time(connection), moment(newest)) if newest else database_time(connection)
     midnight = at.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
@@ -82,6 +86,8 @@ def _add_bound(connection: sa.Connection) -> None:
 
 
 def _validate_bound(connection: sa.Connection) -> None:
+    # Its lock keeps only another one's migration waiting, and that may take as long as it takes.
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_OTHERS:.0f}s'")
     # Where another process has made partitions meanwhile, there is no such constraint any more.
     query = "SELECT 1 FROM pg_constraint WHERE conname = 'decisions_before' AND NOT convalidated"
     if connection.exec_driver_sql(query).first():
@@ -103,7 +109,7 @@ def _patiently(
             state = sqlstate(error)
             if state in ignore:
                 return
-            if state != _NO_LOCK or not left:
+            if state not in _BUSY or not left:
                 raise
         time.sleep(random.uniform(0.2, 1.0))  # noqa: S311  # keeps no secret
 

@@ -11,8 +11,9 @@ _LONGEST = {"sqlite": 0.02, "postgresql": 0.2}
 """Seconds that one transaction is to take. SQLite's keeps every other writer waiting."""
 _CALL = 1.0
 """Seconds that one call works at most."""
+_LEAST = 20
 _MOST = 5000
-"""Rows of one transaction at most."""
+"""Rows of one transaction, at least and at most."""
 _PAUSE = 0.005
 """Seconds between two transactions at least, in which another writer begins."""
 
@@ -47,7 +48,8 @@ class Steps:
 
     def _learn(self, took: float) -> None:
         if took > self._longest:
-            self._rows = max(self._rows // 2, 1)
+            # A commit costs what it costs: fewer rows would only make more of them.
+            self._rows = max(self._rows // 2, _LEAST)
         elif took < self._longest / 2:
             self._rows = min(self._rows * 2, _MOST)
 
