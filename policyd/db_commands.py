@@ -70,6 +70,8 @@ def migrate(database_url: str, as_json: bool, dry_run: bool) -> None:
     """Bring the database to this version's form; make it where there is none.
 
     Servers of the version before go on, and can be started again. Back the database up before.
+    On PostgreSQL it also makes the log's partitions of the days to come, which servers do by
+    themselves where their user owns the tables.
     """
     missing = _is_missing(database_url)
     if missing and dry_run:
@@ -88,6 +90,7 @@ def migrate(database_url: str, as_json: bool, dry_run: bool) -> None:
             store.migrate()
         finally:
             store.close()
+        upkeep.make_days_to_come(database_url)
         if pending:
             click.echo(f"done after {time.monotonic() - began:.1f} s", err=True)
     if as_json:
@@ -134,7 +137,8 @@ def restore(database_url: str, as_json: bool, source: Path) -> None:
     What was there stays beside it. Log entries that wait in the spool go to the restored database,
     and so do changes made after the backup: make them once more.
     """
-    file = _sqlite(database_url, f"pg_restore --clean --dbname={{}} {shlex.quote(str(source))}")
+    program = f"pg_restore --clean --dbname={{}} {shlex.quote(str(source))}"
+    file = _sqlite(database_url, program, may_miss=True)
     real = Path(os.path.realpath(file))
     aside = sqlite_files.restore(source, real, datetime.now(UTC), _progress("pages"))
     if as_json:
@@ -200,15 +204,19 @@ def _costs(file: Path) -> str:
     )
 
 
-def _sqlite(url: str, instead: str) -> Path:
-    """SQLite's file, which is there. Raises SettingsError with what to run `instead`."""
+def _sqlite(url: str, instead: str, *, may_miss: bool = False) -> Path:
+    """SQLite's file, which may be missing only if so said.
+
+    Raises SettingsError with what to run `instead`, and StoreUnavailable.
+    """
     file = sqlite_file(url)
     if file is None:
         command = instead.format(shlex.quote(upkeep.tool_arguments(url)))
         raise SettingsError(
             f"this is for SQLite, and nothing was done: PostgreSQL has a program for it: {command}"
         )
-    _require(url)
+    if not may_miss:
+        _require(url)
     return file
 
 

@@ -82,7 +82,10 @@ def check(file: Path) -> migrations.Form:
     if found.revision is None:
         raise BackupRefused(f"{file} is no database of policyd")
     if not found.is_behind:
-        found.check()
+        try:
+            found.check()
+        except StoreUnavailable as error:
+            raise BackupRefused(f"{file} cannot be put back: {error}") from None
     return found
 
 

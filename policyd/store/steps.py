@@ -11,7 +11,7 @@ _LONGEST = {"sqlite": 0.02, "postgresql": 0.2}
 """Seconds that one transaction is to take. SQLite's keeps every other writer waiting."""
 _CALL = 1.0
 """Seconds that one call works at most."""
-_LEAST = 20
+_LEAST = 50
 _MOST = 5000
 """Rows of one transaction, at least and at most."""
 _PAUSE = 0.005

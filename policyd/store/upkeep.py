@@ -12,7 +12,7 @@ from policyd.record import moment
 from policyd.store import copying
 from policyd.store.clock import database_time
 from policyd.store.database import metadata, open_engine, reading, sqlite_file
-from policyd.store.days import partitions
+from policyd.store.days import make_days, partitions
 from policyd.store.log import held
 
 
@@ -109,6 +109,17 @@ def _end(connection: sa.Connection, which: str) -> datetime | None:
 def _count(connection: sa.Connection, table: str) -> int:
     query = sa.select(sa.func.count()).select_from(metadata.tables[table])
     return int(connection.execute(query).scalar_one())
+
+
+def make_days_to_come(url: str) -> None:
+    """Make the log's partitions of the next days, where it has any. Raises StoreUnavailable."""
+    engine = open_engine(url)
+    try:
+        with reading(engine) as connection:
+            now = database_time(connection)
+        make_days(engine, now)
+    finally:
+        engine.dispose()
 
 
 def copy(url: str, to: str, tell: Callable[[copying.Copied], None]) -> dict[str, int]:
