@@ -166,7 +166,7 @@ def status(database_url: str, as_json: bool) -> None:
         options.print_json(facts)
         return
     for name, value in facts.items():
-        click.echo(f"{name:22}{'-' if value is None else value}")
+        click.echo(f"{name:19} {'-' if value is None else value}")
 
 
 @logs.command()
