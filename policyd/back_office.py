@@ -76,7 +76,7 @@ class _Office:
 
     async def retire(self) -> None:
         keep = timedelta(days=self._settings.log_retention)
-        retired = 0
+        retired, told = 0, ""
         while True:
             some = 0
             try:
@@ -84,6 +84,12 @@ class _Office:
                 some = await self._retiring.run(
                     self._shipper.retire, keep, self._settings.log_max_rows
                 )
+                reason = await asyncio.to_thread(self._shipper.standstill)
+                if reason and not told:
+                    _log.error("retention of the log stands still: %s", reason)
+                elif told and not reason:
+                    _log.info("retention of the log goes on")
+                told = reason
             except StoreUnavailable as error:
                 _log.debug("old decisions stay for now: %s", error)
             retired += some

@@ -35,6 +35,7 @@ _LEFT = 3
 
 
 _COMMANDS = {
+    "db": "policyd.db_commands:db",
     "keys": "policyd.key_commands:keys",
     "logs": "policyd.log_commands:logs",
     "simulate": "policyd.simulate_command:simulate",
@@ -43,6 +44,7 @@ _COMMANDS = {
 OPTIONS.foresee(
     *("after", "any_id", "decision", "flag", "format", "json", "key_id", "limit", "lines", "name"),
     *("operation", "output", "revoked", "since", "trace_id", "until", "user"),
+    *("dry_run", "input", "to", "older_than", "keep_rows"),
 )
 
 
@@ -234,6 +236,12 @@ def main() -> None:
     default=10_000_000,
     type=click.IntRange(0),
     help="Decisions that stay in the log.",
+)
+@option(
+    "--migrate/--no-migrate",
+    default=True,
+    help="Whether an older database is brought to this version's form at the start. If not, "
+    "policyd db migrate does that, by a user who may change tables.",
 )
 @option("--console", metavar="HOST:PORT", help="Where the web console is; none without it.")
 @option(

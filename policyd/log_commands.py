@@ -13,7 +13,7 @@ import click
 from policyd import options, refused_report, terminal
 from policyd.errors import DecisionNotFound, StoreUnavailable
 from policyd.export import csv_rows, json_line, values
-from policyd.options import Moment, option
+from policyd.options import Age, Moment, option
 from policyd.record import Record, Verdict, is_decision_id
 from policyd.snapshot import SnapshotFile
 from policyd.store import LogFilter, Store
@@ -165,9 +165,10 @@ def status(database_url: str, as_json: bool, snapshot: Path | None) -> None:
             found = store.log.status()
             refused = store.refusals.total()
             host, offset = store.workers.furthest_off() or (None, None)
+            stands = store.log.standstill()
     except StoreUnavailable:
         for name, value in kept.items():
-            click.echo(f"{name:20}{'-' if value is None else value}", err=True)
+            click.echo(f"{name:21}{'-' if value is None else value}", err=True)
         raise
     oldest = found.oldest.isoformat(timespec="milliseconds") if found.oldest else None
     facts: dict[str, float | str | None] = {
@@ -178,12 +179,14 @@ def status(database_url: str, as_json: bool, snapshot: Path | None) -> None:
         "clock_offset": None if offset is None else offset.total_seconds(),
         "clock_host": host,
         **kept,
+        "retention_standstill": stands.reason or None,
+        "retention_waiting": stands.waiting,
     }
     if as_json:
         options.print_json(facts)
         return
     for name, fact in facts.items():
-        click.echo(f"{name:20}{'-' if fact is None else fact}")
+        click.echo(f"{name:21}{'-' if fact is None else fact}")
 
 
 def _snapshot(path: Path) -> dict[str, int | str | None]:
@@ -192,6 +195,43 @@ def _snapshot(path: Path) -> dict[str, int | str | None]:
         return {"snapshot_revision": None, "snapshot_followed": None}
     followed = datetime.fromtimestamp(head.followed_at, UTC).isoformat(timespec="milliseconds")
     return {"snapshot_revision": head.revision, "snapshot_followed": followed}
+
+
+@logs.command()
+@option("--older-than", metavar="AGE", type=Age(), help="Such as 30d or 12h, by the database.")
+@option("--keep-rows", type=click.IntRange(0), help="All beyond so many, the oldest first.")
+@click.option("--yes", is_flag=True, help="Delete, and let retention do so from now on.")
+@options.common
+def retire(
+    database_url: str, as_json: bool, older_than: timedelta | None, keep_rows: int | None, yes: bool
+) -> None:
+    """Delete old decisions from the log, however many they are.
+
+    The server does this by itself, by --log-retention and --log-max-rows, but stands still where
+    that would delete more than half of the log at once: this command tells it that it is meant.
+    """
+    if older_than is None and keep_rows is None:
+        raise click.UsageError("say what is to go: --older-than 90d, or --keep-rows 1000000")
+    with options.opened(database_url) as store:
+        if not yes:
+            held = store.log.status().decisions
+            raise click.UsageError(
+                f"nothing was deleted: the log has {held} decisions; give --yes if what you ask "
+                "for is to be deleted for good"
+            )
+        before = store.log.agree(older_than, keep_rows)
+        beyond = keep_rows if keep_rows is not None else store.log.status().decisions
+        if older_than is None:
+            before = datetime.fromtimestamp(0, UTC)
+        deleted = 0
+        while some := store.log.expire(before, beyond):
+            deleted += some
+            if sys.stderr.isatty():
+                click.echo(f"\r{deleted} decisions …", nl=False, err=True)
+    if as_json:
+        options.print_json({"deleted": deleted})
+    else:
+        click.echo(f"{deleted} decisions were deleted.")
 
 
 @logs.command()

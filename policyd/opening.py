@@ -14,6 +14,7 @@ class OpenedStore:
     def __init__(self, store: Store, settings: ServerSettings) -> None:
         self._store = store
         self._spool = settings.spool
+        self._migrates = settings.migrate
         self._is_marked = False
         self.identity = ""
         """Of the database, once it is open."""
@@ -21,7 +22,10 @@ class OpenedStore:
     def open(self) -> None:
         """Raises StoreUnavailable, or SettingsError where the spool is for another database."""
         self._store.check()
-        self._store.migrate(make=False)
+        if self._migrates:
+            self._store.migrate(make=False)
+        else:
+            self._store.check_form()
         identity = self._store.identity()
         self._mark(identity)
         # From here on, another one is no place to read settings from or to ship the log to.

@@ -29,6 +29,7 @@ OPTIONS = Options(
 option = OPTIONS.option
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 MODES = {mode.name.lower(): mode for mode in Mode}
+_EPOCH = datetime.fromtimestamp(0, UTC)
 OVERRIDES = {override.name.lower(): override for override in Override}
 
 
@@ -48,6 +49,24 @@ class HeaderLine(click.ParamType[str]):
     def get_metavar(self, param: Any, ctx: Any = None) -> str:
         """See click.ParamType."""
         return self.name
+
+
+class Age(click.ParamType[timedelta]):
+    """How long ago something was."""
+
+    name = "AGE"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> timedelta:
+        """See click.ParamType."""
+        if isinstance(value, timedelta):
+            return value
+        try:
+            age = timedelta(**{_UNITS[value[-1:]]: int(value[:-1])})
+            if age < timedelta() or age > datetime.now(UTC) - _EPOCH:
+                raise OverflowError
+            return age
+        except (KeyError, ValueError, OverflowError):
+            self.fail(f"{value!r} is no age: give one such as 30m, 24h or 90d", param, ctx)
 
 
 class Moment(click.ParamType[datetime]):
@@ -129,9 +148,10 @@ def common(command: _Command) -> _Command:
 
 @contextmanager
 def opened(url: str, *, create: bool = False) -> Iterator["Store"]:
-    """The store at `url`, brought to this version's form.
+    """The store at `url`, in a form that this version works on: it is migrated only where there
+    was nothing, and it is to be made.
 
-    Raises StoreUnavailable where there is none and it is not to be made.
+    Raises StoreUnavailable.
     """
     # A server has opened its own before it comes here, and its supervisor has none.
     from policyd.store import Store
@@ -147,7 +167,9 @@ def opened(url: str, *, create: bool = False) -> Iterator["Store"]:
             "(policyd keys create NAME) or start policyd serve, which make it"
         )
     try:
-        store.migrate()
+        if create and (is_new or store.form().revision is None):
+            store.migrate()
+        store.check_form()
         yield store
     finally:
         store.close()

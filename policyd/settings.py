@@ -88,6 +88,8 @@ class ServerSettings:
     """Days that a decision stays in the log."""
     log_max_rows: int = 10_000_000
     """Decisions that stay in the log."""
+    migrate: bool = True
+    """Whether the database is brought to this version's form at the start."""
     insecure: bool = False
     console: Address | None = None
     """Where the console listens. None: there is none."""

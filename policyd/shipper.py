@@ -13,7 +13,6 @@ from policyd.record import Outcome, Record, moment
 from policyd.refusal import Refusal, RefusalCount
 from policyd.spool import Chunk, SpoolReader
 from policyd.store import Step, Store
-from policyd.store.database import now
 
 _log = logging.getLogger(__name__)
 _CHUNK = 2**20
@@ -109,7 +108,14 @@ class Shipper:
         if time.monotonic() - self._kept_at > _KEEP:
             self._store.positions.keep(self._spool.identity())
             self._kept_at = time.monotonic()
-        return self._store.log.expire(now() - keep, max_rows)
+        return self._store.log.retire(keep, max_rows)
+
+    def standstill(self) -> str:
+        """Why retention does less than its settings ask for; "" where it does not.
+
+        Raises StoreUnavailable.
+        """
+        return self._store.log.standstill().reason
 
 
 def _entries(chunk: Chunk) -> list[_Entry]:

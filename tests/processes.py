@@ -45,6 +45,7 @@ class Program:
         ready: str,
         env: Mapping[str, str] | None = None,
         files: int | None = None,
+        cwd: Path | None = None,
     ) -> None:
         limited = ["sh", "-c", 'ulimit -n "$0" && exec "$@"', str(files)] if files else []
         self._process = subprocess.Popen(
@@ -52,6 +53,7 @@ class Program:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment(env),
+            cwd=cwd,
             text=True,
         )
         self.output: list[str] = []
@@ -118,6 +120,7 @@ class Policyd(Program):
         database_url: str | None = None,
         env: Mapping[str, str] | None = None,
         files: int | None = None,
+        cwd: Path | None = None,
     ) -> None:
         self.folder = folder
         self.database_url = database_url or f"sqlite:///{folder}/policyd.db"
@@ -129,6 +132,7 @@ class Policyd(Program):
             ready=r"policyd is ready: grpc=(\S+) admin=(\S+)(?: http=(\S+))?(?: console=(\S+))?",
             env=env,
             files=files,
+            cwd=cwd,
         )
         self.grpc, self.admin, self.http, self.console = self.match.groups()
 

@@ -67,7 +67,7 @@ def test_a_database_of_the_third_form(new_database: str) -> None:
 
 
 def test_the_newest_form_is_known_without_alembic() -> None:
-    """By the names of the files, of which each begins with its form's."""
+    """A start compares two numbers."""
     config = Config()
     config.set_main_option("script_location", "policyd:migrations")
-    assert migrations.newest() == ScriptDirectory.from_config(config).get_current_head()
+    assert migrations.HEAD == ScriptDirectory.from_config(config).get_current_head()

@@ -117,6 +117,7 @@ class AdminServicer(AdminServiceServicer):
         status = await self._log.run(self._store.log.status)
         oldest = timestamp(status.oldest) if status.oldest else None
         refused = await self._log.run(self._store.refusals.total)
+        stands = await self._log.run(self._store.log.standstill)
         host, offset = await self._log.run(self._store.workers.furthest_off) or ("", None)
         return pb.GetLogStatusResponse(
             decisions=status.decisions,
@@ -129,6 +130,8 @@ class AdminServicer(AdminServiceServicer):
                 datetime.now(UTC) - timedelta(seconds=self._table.staleness())
             ),
             settings_from_snapshot=self._table.is_known and not self._table.is_followed,
+            retention_standstill=stands.reason,
+            retention_waiting=stands.waiting,
         )
 
 

@@ -12,13 +12,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from policyd import api_keys, migrations
+from policyd import api_keys
 from policyd.errors import (
     EtagMismatch,
     InvalidArgument,
     KeyNotFound,
     KeyRevoked,
 )
+from policyd.migrations import Form
 from policyd.model import (
     IDENTIFIERS,
     ApiKey,
@@ -29,12 +30,11 @@ from policyd.model import (
     Override,
 )
 from policyd.places import sqlite_file
-from policyd.store import damage, hints
+from policyd.store import damage, forms, hints
 from policyd.store import identity as identities
 from policyd.store.administrator import Administrator
 from policyd.store.clock import database_time
 from policyd.store.database import (
-    MIGRATING,
     TIMEOUT,
     Moment,
     make_file,
@@ -155,17 +155,20 @@ class Store:
     def migrate(self, *, make: bool = True) -> None:
         """Bring the tables to this version's form. Several processes may do so at once.
 
-        With `make`, the file of a SQLite database is made where there is none.
-
-        Raises StoreUnusable where a newer version has brought them to another one.
+        With `make`, the file of a SQLite database is made where there is none. Raises StoreUnusable
+        where this version cannot work on a newer form.
         """
         if make:
             make_file(self._url)
-        with reading(self._engine) as connection:
-            if migrations.is_current(connection):
-                return
-        with writing(self._engine, MIGRATING) as connection:
-            migrations.upgrade(connection)
+        forms.migrate(self._engine)
+
+    def check_form(self) -> None:
+        """Raises StoreUnusable where this version cannot work on the tables as they are."""
+        self.form().check()
+
+    def form(self) -> Form:
+        """What the database says of its form."""
+        return forms.read(self._engine)
 
     def create_key(
         self,

@@ -30,6 +30,7 @@ from policyd.store.database import (
     upsert,
     writing,
 )
+from policyd.store.days import drop_days, make_days
 from policyd.store.decisions import (
     FIELDS,
     OUTCOME_COLUMNS,
@@ -41,10 +42,16 @@ from policyd.store.decisions import (
 )
 from policyd.store.positions import Step, advance
 from policyd.store.refusals import add_refusals, forget_refusals
+from policyd.store.retention import Standstill, agree, look, note, standstill, take_turn
 from policyd.store.statistics import Tally, forget_users
+from policyd.store.steps import Steps, delete_some
 
 _CHUNK = 5000
-"""Rows of one transaction that deletes."""
+"""IDs of one query."""
+_SETTLED = 500
+"""Outcomes that waited and are given to their decisions in one transaction."""
+_SEVERAL_DAYS = timedelta(days=2)
+"""Retention from which PostgreSQL's log goes by whole days."""
 _WAIT = timedelta(days=1)
 """How long an outcome waits for its decision."""
 
@@ -79,6 +86,7 @@ class Log:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
+        self._steps = Steps(engine)
 
     def append(
         self,
@@ -169,10 +177,10 @@ class Log:
     def status(self) -> LogStatus:
         """How the log is."""
         with reading(self._engine) as connection:
-            held = log_size.total(connection)
+            count = log_size.total(connection)
             lost = connection.execute(sa.select(sa.func.sum(_lost.c.decisions))).scalar_one()
             oldest = connection.execute(sa.select(sa.func.min(decisions.c.id))).scalar_one()
-        return LogStatus(held, int(lost or 0), moment(oldest) if oldest else None)
+        return LogStatus(count, int(lost or 0), moment(oldest) if oldest else None)
 
     def lose(self, lost: Mapping[str, int]) -> None:
         """Take note of how many decisions each process has dropped in all."""
@@ -189,52 +197,94 @@ class Log:
         with reading(self._engine) as connection:
             return _lost_by(connection, processes)
 
+    def standstill(self) -> Standstill:
+        """Why retention does less than its settings ask for, if it does."""
+        with reading(self._engine) as connection:
+            return standstill(connection)
+
+    def retire(self, keep: timedelta, max_rows: int) -> int:
+        """Delete some of what the log need not keep any longer, as far as that is safe: see
+        retention.py. Returns how many; 0: that was all, for now."""
+        with reading(self._engine) as connection:
+            cut = look(connection, log_size.total(connection), keep, max_rows)
+        with writing(self._engine) as connection:
+            note(connection, cut, max_rows)
+        make_days(self._engine, cut.now)
+        before = cut.before
+        if self._has_days and keep >= _SEVERAL_DAYS:
+            # Whole days are dropped, so none is deleted row by row in the hours before.
+            before = before.replace(hour=0, minute=0, second=0, microsecond=0)
+        return self._expire(before, cut.max_rows, cut.now)
+
+    def agree(self, older_than: timedelta | None, max_rows: int | None) -> datetime:
+        """The operator has told: what is older, or beyond so many rows, may go, however much it
+        is. Returns the moment before which decisions are older, by the database's clock."""
+        with writing(self._engine) as connection:
+            before = database_time(connection) - (older_than or timedelta())
+            agree(connection, before if older_than is not None else None, max_rows)
+        return before
+
     def expire(self, before: datetime, max_rows: int) -> int:
-        """Delete what is older than `before`, and the oldest beyond `max_rows`: some of it, so
-        that nobody waits for long. Returns how many; call it again until that is 0.
+        """Delete what is older than `before`, and the oldest beyond `max_rows`: some of it, in
+        steps that hold up no other writer. Returns how many; call it again until that is 0.
 
         Outcomes whose decision has come after all are given to it; others are given up in time.
         """
+        with reading(self._engine) as connection:
+            at = database_time(connection)
+        return self._expire(before, max_rows, at)
+
+    def _expire(self, before: datetime, max_rows: int, at: datetime) -> int:
         self._settle()
-        deleted = self._expire_some(first_id(before), max_rows)
-        with writing(self._engine, LONG) as connection:
+        deleted = drop_days(self._engine, first_id(before), log_size.add)
+        deleted += self._steps.run(lambda c, limit: _delete_oldest(c, first_id(before), 0, limit))
+        with reading(self._engine) as connection:
+            excess = log_size.total(connection) - max_rows
+        if excess > 0:
+            deleted += self._steps.run(lambda c, limit: _delete_oldest(c, "", max_rows, limit))
+        with reading(self._engine) as connection:
             oldest = connection.execute(sa.select(sa.func.min(decisions.c.id))).scalar_one()
-            forget_users(connection, moment(oldest) if oldest else before)
-            now = database_time(connection)
-        forget_refusals(self._engine, before, now)
+        forget_users(self._steps, moment(oldest) if oldest else before)
+        forget_refusals(self._engine, self._steps, before, at)
         return deleted
+
+    @property
+    def _has_days(self) -> bool:
+        return self._engine.dialect.name == "postgresql"
 
     def _settle(self) -> None:
         tally = Tally()
-        with writing(self._engine, LONG) as connection:
+        with reading(self._engine) as connection:
+            if connection.execute(sa.select(_waiting.c.since).limit(1)).first() is None:
+                return
+        with writing(self._engine) as connection:
             found = sa.select(_waiting.c.outcome).where(
                 _waiting.c.decision_id.in_(sa.select(decisions.c.id))
             )
-            rows = connection.execute(found.limit(_CHUNK)).scalars()
+            rows = connection.execute(found.limit(_SETTLED)).scalars()
             outcomes = {one.decision_id: one for one in map(_decode, rows)}
             _attach(connection, outcomes, tally)
             _forget_waiting(connection, outcomes)
-            # Put there by one server and given up by another, so by the clock that both share.
-            longest = database_time(connection) - _WAIT
-            connection.execute(sa.delete(_waiting).where(_waiting.c.since < longest))
             tally.write(connection)
+            late = database_time(connection) - _WAIT
+            delete_some(connection, _waiting, _waiting.c.since < late, _SETTLED)
 
-    def _expire_some(self, before: str, max_rows: int) -> int:
-        with writing(self._engine, LONG) as connection:
-            # So that no other server deletes the same ones, or too many.
-            if not log_size.is_free(connection):
-                return 0
-            excess = min(max(log_size.total(connection) - max_rows, 0), _CHUNK)
-            oldest = sa.select(decisions.c.id).order_by(decisions.c.id)
-            old = set(connection.execute(oldest.limit(excess)).scalars())
-            aged = oldest.where(decisions.c.id < before).limit(_CHUNK - excess)
-            old.update(connection.execute(aged).scalars())
-            if not old:
-                return 0
-            query = sa.delete(decisions).where(decisions.c.id <= max(old))
-            deleted = connection.execute(query).rowcount
-            log_size.add(connection, -deleted)
-            return deleted
+
+def _delete_oldest(connection: sa.Connection, before: str, max_rows: int, limit: int) -> int:
+    """Delete the oldest decisions: those whose ID is less than `before`, or if that is empty,
+    those beyond `max_rows`."""
+    query = sa.select(decisions.c.id).order_by(decisions.c.id)
+    if before:
+        query = query.where(decisions.c.id < before)
+    else:
+        take_turn(connection)
+        limit = min(limit, max(log_size.total(connection) - max_rows, 0))
+    ids = list(connection.execute(query.limit(limit)).scalars())
+    if not ids:
+        return 0
+    deleted = connection.execute(sa.delete(decisions).where(decisions.c.id <= ids[-1])).rowcount
+    log_size.add(connection, -deleted)
+    return deleted
 
 
 def _make_durable(connection: sa.Connection) -> None:
@@ -316,8 +366,6 @@ def _attach(
 
 
 def _put_aside(connection: sa.Connection, outcomes: Mapping[str, Outcome]) -> None:
-    if not outcomes:
-        return
     at = database_time(connection)
     rows = [
         {"decision_id": key, "outcome": msgspec.json.encode(outcome), "since": at}

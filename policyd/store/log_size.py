@@ -40,9 +40,3 @@ def add(connection: sa.Connection, number: int) -> None:
     if not connection.execute(count.values(decisions=_parts.c.decisions + number)).rowcount:
         row = {"id": secrets.token_hex(16), "decisions": number}
         connection.execute(sa.insert(_parts).values(row))
-
-
-def is_free(connection: sa.Connection) -> bool:
-    """Whether no other transaction deletes from the log now; none does until this one ends."""
-    lock = sa.select(_one.c.id).with_for_update(skip_locked=True)
-    return connection.execute(lock).one_or_none() is not None

@@ -14,7 +14,8 @@ import msgspec
 import sqlalchemy as sa
 
 from policyd.refusal import Refusal, RefusalCount
-from policyd.store.database import LONG, Id, metadata, reading, storable, upsert, writing
+from policyd.store.database import LONG, Id, metadata, reading, storable, upsert
+from policyd.store.steps import Steps, delete_some
 
 KEEP = timedelta(days=30)
 """How long sources and samples stay, where the log itself does not stay for a shorter time."""
@@ -139,24 +140,25 @@ def _known(
     return found
 
 
-def forget_refusals(engine: sa.Engine, before: datetime, now: datetime) -> None:
-    """Delete what is older than `before` or KEEP, and the oldest of what is too much."""
-    minute = int(max(before, now - KEEP).timestamp()) // _MINUTE
-    with writing(engine, LONG) as connection:
-        _forget(connection, _sources.c.minute, minute, MAX_ROWS)
-        first_id = f"{max(minute, 0) * _MINUTE * 1000:012x}"
-        _forget(connection, _samples.c.id, first_id, MAX_SAMPLES)
-        kept = int((now - _KEEP_HOURS).timestamp()) // _MINUTE // _HOUR
-        connection.execute(sa.delete(_hourly).where(_hourly.c.hour < kept))
+def forget_refusals(engine: sa.Engine, steps: Steps, before: datetime, at: datetime) -> None:
+    """Delete what is older than `before` or KEEP, and the oldest of what is too much. It is `at`
+    now, by the database."""
+    minute = int(max(before, at - KEEP).timestamp()) // _MINUTE
+    _forget(engine, steps, _sources.c.minute, minute, MAX_ROWS)
+    first_id = f"{max(minute, 0) * _MINUTE * 1000:012x}"
+    _forget(engine, steps, _samples.c.id, first_id, MAX_SAMPLES)
+    kept = int((at - _KEEP_HOURS).timestamp()) // _MINUTE // _HOUR
+    steps.run(lambda c, limit: delete_some(c, _hourly, _hourly.c.hour < kept, limit))
 
 
-def _forget(connection: sa.Connection, column: sa.Column[Any], first: Any, most: int) -> None:
+def _forget(engine: sa.Engine, steps: Steps, column: sa.Column[Any], first: Any, most: int) -> None:
     beyond = sa.select(column).order_by(column.desc()).offset(most).limit(1)
-    excess = connection.execute(beyond).scalar_one_or_none()
+    with reading(engine) as connection:
+        excess = connection.execute(beyond).scalar_one_or_none()
     old = column < first
     if excess is not None:
         old = sa.or_(old, column <= excess)
-    connection.execute(sa.delete(column.table).where(old))
+    steps.run(lambda connection, limit: delete_some(connection, column.table, old, limit))
 
 
 class Refusals:

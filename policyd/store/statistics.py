@@ -12,6 +12,7 @@ from policyd.model import UserState
 from policyd.placeholders import is_placeholder
 from policyd.record import Ending, Outcome, Record, Verdict, moment
 from policyd.store.database import LONG, metadata, reading, upsert
+from policyd.store.steps import Steps, delete_some
 
 _HOUR = 3600
 _DAY = 24 * _HOUR
@@ -154,12 +155,12 @@ class Tally:
         )
 
 
-def forget_users(connection: sa.Connection, oldest: datetime) -> None:
+def forget_users(steps: Steps, oldest: datetime) -> None:
     """Delete the counts of users of days before `oldest`, and of hours long ago."""
-    seconds = int(oldest.timestamp())
-    connection.execute(sa.delete(_daily).where(_daily.c.day < seconds // _DAY))
+    day = int(oldest.timestamp()) // _DAY
+    steps.run(lambda c, limit: delete_some(c, _daily, _daily.c.day < day, limit))
     kept = int((oldest - _KEEP).timestamp()) // _HOUR
-    connection.execute(sa.delete(_hourly).where(_hourly.c.hour < kept))
+    steps.run(lambda c, limit: delete_some(c, _hourly, _hourly.c.hour < kept, limit))
 
 
 class Statistics:

@@ -687,6 +687,8 @@ class GetLogStatusResponse(_message.Message):
     CLOCK_HOST_FIELD_NUMBER: _builtins.int
     SETTINGS_FOLLOWED_TIME_FIELD_NUMBER: _builtins.int
     SETTINGS_FROM_SNAPSHOT_FIELD_NUMBER: _builtins.int
+    RETENTION_STANDSTILL_FIELD_NUMBER: _builtins.int
+    RETENTION_WAITING_FIELD_NUMBER: _builtins.int
     decisions: _builtins.int
     """Decisions that the log holds, about."""
     lost: _builtins.int
@@ -701,6 +703,13 @@ class GetLogStatusResponse(_message.Message):
     """Whether that worker decides by the snapshot of the settings, since it was started while the
     database was away, and has not reached it yet.
     """
+    retention_standstill: _builtins.str
+    """Why retention deletes less than its settings ask for, and the command to run if it is to delete
+    more. It stands still where a leap of a clock or a changed setting would delete more than half
+    of the log at once. Empty: it deletes all that it should.
+    """
+    retention_waiting: _builtins.int
+    """Decisions that it would delete, at least."""
     @_builtins.property
     def oldest_time(self) -> _timestamp_pb2.Timestamp:
         """The oldest decision that the log holds."""
@@ -731,10 +740,12 @@ class GetLogStatusResponse(_message.Message):
         clock_host: _builtins.str = ...,
         settings_followed_time: _timestamp_pb2.Timestamp | None = ...,
         settings_from_snapshot: _builtins.bool = ...,
+        retention_standstill: _builtins.str = ...,
+        retention_waiting: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["clock_offset", b"clock_offset", "oldest_time", b"oldest_time", "settings_followed_time", b"settings_followed_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_host", b"clock_host", "clock_offset", b"clock_offset", "decisions", b"decisions", "lost", b"lost", "oldest_time", b"oldest_time", "refused_keys", b"refused_keys", "settings_followed_time", b"settings_followed_time", "settings_from_snapshot", b"settings_from_snapshot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_host", b"clock_host", "clock_offset", b"clock_offset", "decisions", b"decisions", "lost", b"lost", "oldest_time", b"oldest_time", "refused_keys", b"refused_keys", "retention_standstill", b"retention_standstill", "retention_waiting", b"retention_waiting", "settings_followed_time", b"settings_followed_time", "settings_from_snapshot", b"settings_from_snapshot"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,214 @@
+"""Copies a database into another one, of the other kind or the same: all tables, with its identity.
+
+The copy may be ended at any moment and goes on where it was: each batch is written together with
+how far it is. Until all of it is there and counted, no version of policyd uses the new database.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from policyd import migrations
+from policyd.errors import StoreUnavailable
+from policyd.store.clock import database_time
+from policyd.store.database import metadata, reading, storable, upsert, writing
+from policyd.store.forms import migrate
+
+_BATCH = 1000
+"""Rows of one transaction."""
+_ALIVE = 15.0
+"""Seconds after its last sign of life in which a worker counts as running."""
+_REASON = "policyd db copy has not filled it yet: run that again, which goes on where it was"
+_progress = sa.Table(
+    "schema_copy",
+    sa.MetaData(),
+    sa.Column("table_name", sa.String(64), primary_key=True),
+    sa.Column("identity", sa.String(32), nullable=False),
+    sa.Column("last_key", sa.Text, nullable=False),
+    sa.Column("copied", sa.BigInteger, nullable=False),
+    sa.Column("is_done", sa.Boolean, nullable=False),
+)
+
+
+class CopyRefused(StoreUnavailable):
+    """A database cannot be copied into that one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """How far a table is."""
+
+    table: str
+    rows: int
+    of: int
+
+
+def copy(source: sa.Engine, target: sa.Engine, tell: Callable[[Copied], None]) -> dict[str, int]:
+    """Copy every table. Returns how many rows each has, as counted in both.
+
+    Nobody may write to the source meanwhile. Raises CopyRefused, StoreUnavailable.
+    """
+    identity = _check_source(source)
+    migrate_unless_copying(target)
+    _begin(target, identity)
+    counts = {}
+    for table in metadata.sorted_tables:
+        counts[table.name] = _count(source, table)
+        _copy_table(source, target, table, counts[table.name], tell)
+    for table in metadata.sorted_tables:
+        found = _count(target, table), _count(source, table)
+        if found != (counts[table.name],) * 2:
+            raise CopyRefused(
+                f"{table.name} has {found[0]} rows in the copy and {found[1]} in the source, which "
+                f"had {counts[table.name]}: something writes to one of the two. Stop it, empty "
+                "the new database, and copy again"
+            )
+    _finish(target)
+    return counts
+
+
+def migrate_unless_copying(target: sa.Engine) -> None:
+    """Make the tables, where they are not there."""
+    with reading(target) as connection:
+        found = migrations.form(connection)
+    if found.reason != _REASON:
+        migrate(target)
+    elif found.revision != migrations.HEAD:
+        raise CopyRefused("another version of policyd has begun to fill the new database: use that")
+
+
+def _check_source(source: sa.Engine) -> str:
+    with reading(source) as connection:
+        found = migrations.form(connection)
+        found.check()
+        if found.revision != migrations.HEAD:
+            raise CopyRefused(
+                f"the database has the form {found.revision}, and this version copies the form "
+                f"{migrations.HEAD}: use the version that made it"
+            )
+        if names := ", ".join(hosts(connection)):
+            raise CopyRefused(f"policyd serve uses the database (on {names}): stop it first")
+        return _identity(connection)
+
+
+def hosts(connection: sa.Connection) -> list[str]:
+    """Where workers run."""
+    workers = metadata.tables["workers"]
+    query = sa.select(workers.c.host, workers.c.seen_at)
+    now = database_time(connection)
+    found = {row.host for row in connection.execute(query) if _is_recent(row.seen_at, now)}
+    return sorted(found)
+
+
+def _is_recent(seen_at: datetime, now: datetime) -> bool:
+    return abs((now - seen_at).total_seconds()) < _ALIVE
+
+
+def _identity(connection: sa.Connection) -> str:
+    table = metadata.tables["installation"]
+    return str(connection.execute(sa.select(table.c.identity)).scalar_one())
+
+
+def _begin(target: sa.Engine, identity: str) -> None:
+    """Take the database for this copy. Raises CopyRefused where it is another one's, or in use."""
+    with writing(target) as connection:
+        _progress.create(connection, checkfirst=True)
+        others = set(connection.execute(sa.select(_progress.c.identity)).scalars())
+        if others == {identity}:
+            return
+        if others:
+            raise CopyRefused("the new database holds part of the copy of another one: empty it")
+        _check_unused(connection)
+        migrations.close(connection, _REASON)
+        for table in reversed(metadata.sorted_tables):
+            connection.execute(sa.delete(table))
+        rows = [
+            {"table_name": table.name, "identity": identity, "last_key": "", "copied": 0}
+            | {"is_done": False}
+            for table in metadata.sorted_tables
+        ]
+        connection.execute(sa.insert(_progress), rows)
+
+
+def _check_unused(connection: sa.Connection) -> None:
+    for name in ("api_keys", "decisions", "hourly_counts", "workers"):
+        table = metadata.tables[name]
+        if connection.execute(sa.select(sa.literal(1)).select_from(table).limit(1)).first():
+            raise CopyRefused(
+                f"the new database is in use (it has rows in {name}): give an empty one"
+            )
+
+
+def _copy_table(
+    source: sa.Engine,
+    target: sa.Engine,
+    table: sa.Table,
+    rows: int,
+    tell: Callable[[Copied], None],
+) -> None:
+    with reading(target) as connection:
+        state = connection.execute(_state_of(table)).one()
+    copied = state.copied
+    if state.is_done:
+        tell(Copied(table.name, copied, rows))
+        return
+    last = tuple(json.loads(state.last_key)) if state.last_key else None
+    for batch in _batches(source, table, last):
+        copied += len(batch)
+        key = [batch[-1][column.name] for column in table.primary_key.columns]
+        with writing(target) as connection:
+            # A row that is there already is written over: nothing else has put it there.
+            names = [c.name for c in table.columns if not c.primary_key]
+            upsert(connection, table, batch, replace=names)
+            _note(connection, table, last_key=json.dumps(key), copied=copied)
+        tell(Copied(table.name, copied, rows))
+    with writing(target) as connection:
+        _note(connection, table, is_done=True)
+    tell(Copied(table.name, copied, rows))
+
+
+def _state_of(table: sa.Table) -> sa.Select[Any]:
+    return sa.select(_progress).where(_progress.c.table_name == table.name)
+
+
+def _note(connection: sa.Connection, table: sa.Table, **values: object) -> None:
+    of_table = _progress.c.table_name == table.name
+    connection.execute(sa.update(_progress).where(of_table).values(values))
+
+
+def _batches(
+    source: sa.Engine, table: sa.Table, last: tuple[Any, ...] | None
+) -> Iterator[list[dict[str, Any]]]:
+    key = list(table.primary_key.columns)
+    query = sa.select(table).order_by(*key).limit(_BATCH)
+    while True:
+        page = query if last is None else query.where(_after(key, last))
+        with reading(source) as connection:
+            found = connection.execute(page).mappings().all()
+        if not found:
+            return
+        yield [{name: storable(value) for name, value in row.items()} for row in found]
+        last = tuple(found[-1][column.name] for column in key)
+
+
+def _after(key: list[sa.Column[Any]], last: tuple[Any, ...]) -> sa.ColumnElement[bool]:
+    return key[0] > last[0] if len(key) == 1 else sa.tuple_(*key) > sa.tuple_(*last)
+
+
+def _count(engine: sa.Engine, table: sa.Table) -> int:
+    with reading(engine) as connection:
+        query = sa.select(sa.func.count()).select_from(table)
+        return int(connection.execute(query).scalar_one())
+
+
+def _finish(target: sa.Engine) -> None:
+    with writing(target) as connection:
+        # Servers that knew the source see that this is another state, and read all of it.
+        revision = metadata.tables["revision"]
+        connection.execute(sa.update(revision).values(value=revision.c.value + 1))
+        migrations.close(connection, "")
+        _progress.drop(connection)

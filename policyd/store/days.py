@@ -1,0 +1,172 @@
+"""The log's partitions on PostgreSQL: one a day, told by the beginning of the decisions' IDs.
+
+    decisions_old       what was there before there were days
+    decisions_pYYYYMMDD a day of UTC
+    decisions_default   what fits no other: of a wrong clock, or of a day that was not made in time
+
+A day is taken out of the table first, which is quick, and then counted and dropped, which others
+do not wait for. SQLite has none of this, and every function here does nothing there.
+"""
+
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cache, partial
+
+import sqlalchemy as sa
+
+from policyd.errors import StoreUnavailable
+from policyd.record import first_id
+from policyd.store.database import reading, writing
+from policyd.store.forms import sqlstate
+
+_log = logging.getLogger(__name__)
+
+AHEAD = 8
+"""Days that are made before they come."""
+_MOVED = 5000
+"""Rows of a day that are moved out of the default partition. A day with more stays there."""
+_LIMITS = ("SET LOCAL lock_timeout = '500ms'", "SET LOCAL statement_timeout = '2s'")
+"""So long others wait at most."""
+_DAY = timedelta(days=1)
+_RANGE = re.compile(r"FROM \((?:MINVALUE|'([0-9a-f]*)')\) TO \('([0-9a-f]*)'\)")
+_PARTITIONS = (
+    "SELECT c.relname, pg_get_expr(c.relpartbound, c.oid) FROM pg_inherits i"
+    " JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = to_regclass('decisions')"
+)
+_DETACHED = (
+    "SELECT relname FROM pg_class WHERE relkind = 'r' AND NOT relispartition"
+    " AND relnamespace = current_schema()::regnamespace AND relname ~ '^decisions_(old|p[0-9]{8})$'"
+    " ORDER BY relname"
+)
+_BUSY = ("55P03", "57014")
+"""What PostgreSQL says where one of these limits is reached."""
+_TURN = "SELECT id FROM log_retention FOR UPDATE SKIP LOCKED"
+"""Only one server drops days at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """Decisions whose ID is `first` or more, and less than `end`."""
+
+    name: str
+    first: str
+    end: str
+
+
+def partitions(connection: sa.Connection) -> list[Partition]:
+    """Those there are, oldest first, but for the default one."""
+    if connection.dialect.name != "postgresql":
+        return []
+    found = []
+    for name, bounds in connection.exec_driver_sql(_PARTITIONS):
+        if match := _RANGE.search(bounds):
+            found.append(Partition(name, match[1] or "", match[2]))
+    return sorted(found, key=lambda one: one.end)
+
+
+def drop_days(engine: sa.Engine, before: str, resize: Callable[[sa.Connection, int], None]) -> int:
+    """Drop the days of which every ID is less than `before`. Returns how many rows they had.
+
+    Where another server is at it, where a lock is not to be had, or where the database's user must
+    not do so, nothing or less is done: the next call goes on.
+    """
+    with reading(engine) as connection:
+        old = [one.name for one in partitions(connection) if one.end <= before]
+    for name in old:
+        if not _try(engine, partial(_detach, name=name)):
+            break
+    return _drop_detached(engine, resize)
+
+
+def _detach(connection: sa.Connection, name: str) -> None:
+    if connection.exec_driver_sql(_TURN).first():
+        connection.exec_driver_sql(f"ALTER TABLE decisions DETACH PARTITION {name}")
+
+
+def _drop_detached(engine: sa.Engine, resize: Callable[[sa.Connection, int], None]) -> int:
+    if engine.dialect.name != "postgresql":
+        return 0
+    with reading(engine) as connection:
+        names = list(connection.exec_driver_sql(_DETACHED).scalars())
+    dropped = 0
+    for name in names:
+        with writing(engine) as connection:
+            # No other statement uses it any more, so counting may take long.
+            connection.exec_driver_sql("SET LOCAL statement_timeout = '600s'")
+            still_there = connection.exec_driver_sql(f"SELECT to_regclass('{name}')")
+            if not connection.exec_driver_sql(_TURN).first() or not still_there.scalar_one():
+                return dropped
+            counted = f"SELECT count(*) FROM {name}"  # noqa: S608  # a name that _DETACHED fits
+            count = connection.exec_driver_sql(counted).scalar_one()
+            resize(connection, -count)
+            connection.exec_driver_sql(f"DROP TABLE {name}")
+        dropped += count
+    return dropped
+
+
+def make_days(engine: sa.Engine, now: datetime) -> int:
+    """Make the partitions of the days to come. Returns how many. What cannot be made now is tried
+    again at the next call, and until then its decisions go to the default partition."""
+    if engine.dialect.name != "postgresql":
+        return 0
+    with reading(engine) as connection:
+        known = partitions(connection)
+    today = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    made = 0
+    for day in (today + n * _DAY for n in range(AHEAD + 1)):
+        first, end = first_id(day), first_id(day + _DAY)
+        if any(one.first < end and first < one.end for one in known):
+            continue
+        name = f"decisions_p{day:%Y%m%d}"
+        if not _try(engine, partial(_make_day, day=Partition(name, first, end))):
+            break
+        made += 1
+    return made
+
+
+def _make_day(connection: sa.Connection, day: Partition) -> None:
+    # Every word of these statements is ours: names of days, and numbers.
+    within = f"WHERE id >= '{day.first}' AND id < '{day.end}'"
+    some = f"SELECT 1 FROM decisions_default {within} LIMIT {_MOVED + 1}"  # noqa: S608
+    counted = f"SELECT count(*) FROM ({some}) few"  # noqa: S608
+    if connection.exec_driver_sql(counted).scalar_one() > _MOVED:
+        return
+    connection.exec_driver_sql(f"CREATE TABLE {day.name} (LIKE decisions INCLUDING ALL)")
+    connection.exec_driver_sql(
+        f"WITH moved AS (DELETE FROM decisions_default {within} RETURNING *)"  # noqa: S608
+        f" INSERT INTO {day.name} SELECT * FROM moved"
+    )
+    connection.exec_driver_sql(
+        f"ALTER TABLE decisions ATTACH PARTITION {day.name}"
+        f" FOR VALUES FROM ('{day.first}') TO ('{day.end}')"
+    )
+
+
+def _try(engine: sa.Engine, change: Callable[[sa.Connection], None]) -> bool:
+    """Change the table's partitions, unless others would wait for that."""
+    try:
+        with writing(engine) as connection:
+            for limit in _LIMITS:
+                connection.exec_driver_sql(limit)
+            change(connection)
+    except StoreUnavailable as error:
+        if not sqlstate(error):
+            raise  # The database is away.
+        if sqlstate(error) in _BUSY:
+            _log.debug("the log's days stay as they are for now: %s", error)
+        else:
+            _say_once(str(error))
+        return False
+    return True
+
+
+@cache
+def _say_once(problem: str) -> None:
+    _log.warning(
+        "the log's partitions cannot be changed (%s): old rows go one by one, and those of new "
+        "days into the default partition, unless the tables' owner runs policyd db migrate daily",
+        problem,
+    )

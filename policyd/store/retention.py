@@ -1,0 +1,183 @@
+"""How far the log may be cut: a wrong clock or a slip of the operator never empties it.
+
+The database's clock counts, and never beyond the newest decision, of which those from a time to
+come are left out. What goes as time passes, goes. What would go beyond that, as a clock leaps or a
+setting is made smaller, goes only where it is no more than half of the log; else retention stands
+still at what was agreed on, says so, and waits until the operator tells it: policyd logs retire.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from policyd.record import first_id, moment
+from policyd.store.clock import database_time
+from policyd.store.database import Moment, metadata
+from policyd.store.decisions import decisions
+
+_AHEAD = timedelta(minutes=5)
+"""How far ahead of the database a decision's time is believed."""
+_LEAP = timedelta(hours=1)
+"""What the database's clock advances between two looks beyond that is a leap, or was an outage."""
+_FEW = 10
+"""So many decisions may always go."""
+
+_state = sa.Table(
+    "log_retention",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("agreed_before", Moment),
+    sa.Column("agreed_rows", sa.BigInteger),
+    sa.Column("seen_at", Moment),
+    sa.Column("waiting", sa.BigInteger, nullable=False),
+    sa.Column("reason", sa.String(500), nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Standstill:
+    """Why retention does less than its settings ask for."""
+
+    reason: str
+    """Empty: it does all. Else the cause, and what to run."""
+    waiting: int
+    """Decisions that would go, at least."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What may go now."""
+
+    before: datetime
+    max_rows: int
+    agreed: datetime
+    """What is older may go at the next look too, however much it is."""
+    standstill: Standstill
+    now: datetime
+    """By the database."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Log:
+    """What the log and the clock look like."""
+
+    now: datetime
+    held: int
+    oldest: datetime | None
+    newest: datetime | None
+
+    def may_go(self, rows: int) -> bool:
+        return rows <= max(_FEW, self.held // 2)
+
+
+def standstill(connection: sa.Connection) -> Standstill:
+    """How retention stood when it last looked."""
+    row = connection.execute(sa.select(_state.c.reason, _state.c.waiting)).one()
+    return Standstill(row.reason, row.waiting)
+
+
+def take_turn(connection: sa.Connection) -> None:
+    """Let no other server cut the log until the transaction ends: it would count the same ones."""
+    connection.execute(sa.select(_state.c.id).with_for_update())
+
+
+def agree(connection: sa.Connection, before: datetime | None, max_rows: int | None) -> None:
+    """The operator has told: what is older, and what is beyond so many rows, may go."""
+    changes: dict[str, object] = {"reason": "", "waiting": 0}
+    if before is not None:
+        changes["agreed_before"] = before
+    if max_rows is not None:
+        changes["agreed_rows"] = max_rows
+    connection.execute(sa.update(_state).values(changes))
+
+
+def look(connection: sa.Connection, held: int, keep: timedelta, max_rows: int) -> Cut:
+    """What may go now of a log with so many rows. It only reads; note() writes what it found."""
+    state = connection.execute(sa.select(_state)).one()
+    log = _look_at_log(connection, held)
+    agreed = _agreed(state, log, keep)
+    wanted = (min(log.now, log.newest) if log.newest else log.now) - keep
+    if log.newest is None:
+        wanted = min(wanted, agreed)
+    stands = _by_age(connection, log, wanted, agreed, keep)
+    before = min(wanted, agreed) if stands.reason else wanted
+    agreed = max(agreed, before)
+    if not _rows_agreed(log, max_rows, state.agreed_rows):
+        excess = log.held - max_rows
+        stands = Standstill(
+            f"--log-max-rows {max_rows} would delete {excess} of the log's {log.held} decisions at "
+            f"once: if that is meant, run policyd logs retire --keep-rows {max_rows} --yes",
+            excess,
+        )
+        max_rows = log.held
+    return Cut(before, max_rows, agreed, stands, log.now)
+
+
+def note(connection: sa.Connection, cut: Cut, max_rows: int) -> None:
+    """Keep what was found, for the next look and for those who ask."""
+    changes: dict[str, object] = {
+        "seen_at": cut.now,
+        "agreed_before": cut.agreed,
+        "waiting": cut.standstill.waiting,
+        "reason": cut.standstill.reason,
+    }
+    if cut.max_rows == max_rows:
+        changes["agreed_rows"] = max_rows
+    connection.execute(sa.update(_state).values(changes))
+
+
+def _look_at_log(connection: sa.Connection, held: int) -> _Log:
+    now = database_time(connection)
+    column = decisions.c.id
+    oldest = connection.execute(sa.select(sa.func.min(column))).scalar_one()
+    believed = sa.select(sa.func.max(column)).where(column < first_id(now + _AHEAD))
+    newest = connection.execute(believed).scalar_one()
+    return _Log(now, held, *(moment(one) if one else None for one in (oldest, newest)))
+
+
+def _agreed(state: Any, log: _Log, keep: timedelta) -> datetime:
+    """What may go as time passes, however much it is."""
+    usual = log.now - keep
+    if state.agreed_before is None:
+        return min(log.oldest, usual) if log.oldest else usual
+    passed = log.now - state.seen_at if state.seen_at else timedelta()
+    if not timedelta() < passed <= _LEAP:
+        passed = timedelta()
+    agreed: datetime = state.agreed_before + passed
+    return min(agreed, usual)
+
+
+def _by_age(
+    connection: sa.Connection, log: _Log, wanted: datetime, agreed: datetime, keep: timedelta
+) -> Standstill:
+    if wanted <= agreed:
+        return Standstill("", 0)
+    old = sa.select(decisions.c.id).where(decisions.c.id < first_id(wanted))
+    # More than half is enough to know: the rest need not be counted.
+    some = old.limit(max(_FEW, log.held // 2) + 1).subquery()
+    count = connection.execute(sa.select(sa.func.count()).select_from(some)).scalar_one()
+    if log.may_go(count):
+        return Standstill("", 0)
+    days = f"{keep / timedelta(days=1):g}"
+    return Standstill(
+        f"--log-retention {days} would delete more than half of the log's {log.held} decisions at "
+        f"once, those before {wanted.isoformat(timespec='seconds')}: check the clocks of policyd "
+        "and its database; if it is meant, run "
+        f"policyd logs retire --older-than {_span(keep)} --yes",
+        count,
+    )
+
+
+def _span(keep: timedelta) -> str:
+    """As the command takes it."""
+    seconds = int(keep.total_seconds())
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds % size == 0:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"
+
+
+def _rows_agreed(log: _Log, max_rows: int, agreed: int | None) -> bool:
+    return log.may_go(log.held - max_rows) or (agreed is not None and max_rows >= agreed)

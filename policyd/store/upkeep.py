@@ -1,0 +1,142 @@
+"""What `policyd db` asks of a database, besides what servers do with it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from policyd import migrations
+from policyd.places import sqlite_file
+from policyd.record import moment
+from policyd.store import copying, log_size
+from policyd.store.clock import database_time
+from policyd.store.database import metadata, open_engine, reading
+from policyd.store.days import make_days, partitions
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What is known of a database. None: not known, in the form that it has."""
+
+    name: str
+    """Its URL, without a password."""
+    form: migrations.Form
+    pending: list[str]
+    """Migrations that have not run: a line each."""
+    size: int
+    """Bytes."""
+    free: int | None
+    """Bytes of it that are free and not given back."""
+    mode: str
+    """How SQLite keeps its journal, and whether it gives space back; "" for PostgreSQL."""
+    identity: str | None
+    revision: int | None
+    keys: int | None
+    decisions: int | None
+    oldest: datetime | None
+    newest: datetime | None
+    days: int
+    """Partitions of the log."""
+    hosts: list[str]
+    """Where policyd serve runs on it."""
+    time: datetime
+    """By the database's clock."""
+
+
+def figures(url: str) -> Figures:
+    """Look at a database, whatever its form. Raises StoreUnavailable."""
+    engine = open_engine(url)
+    try:
+        with reading(engine) as connection:
+            return _figures(connection, str(engine.url.render_as_string(hide_password=True)))
+    finally:
+        engine.dispose()
+
+
+def _figures(connection: sa.Connection, name: str) -> Figures:
+    form = migrations.form(connection)
+    size, free, mode = _size(connection)
+    tables = set(sa.inspect(connection).get_table_names())
+    has_log = "decisions" in tables
+    oldest, newest = (_end(connection, which) if has_log else None for which in ("min", "max"))
+    return Figures(
+        name=name,
+        form=form,
+        pending=migrations.pending(form.revision) if form.is_behind else [],
+        size=size,
+        free=free,
+        mode=mode,
+        identity=_value(connection, tables, "installation", "identity"),
+        revision=_value(connection, tables, "revision", "value"),
+        keys=_count(connection, "api_keys") if "api_keys" in tables else None,
+        decisions=None if form.is_behind else log_size.total(connection),
+        oldest=oldest,
+        newest=newest,
+        days=len(partitions(connection)),
+        hosts=copying.hosts(connection) if "workers" in tables else [],
+        time=database_time(connection),
+    )
+
+
+def _size(connection: sa.Connection) -> tuple[int, int | None, str]:
+    if connection.dialect.name == "postgresql":
+        query = sa.select(sa.func.pg_database_size(sa.func.current_database()))
+        return int(connection.execute(query).scalar_one()), None, ""
+    names = ("page_size", "page_count", "freelist_count", "journal_mode", "auto_vacuum")
+    size, pages, free, journal, vacuum = (
+        connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in names
+    )
+    gives = ("no", "full", "incremental")[vacuum]
+    return size * pages, size * free, f"journal {journal}, auto_vacuum {gives}"
+
+
+def _value(connection: sa.Connection, tables: set[str], table: str, column: str) -> Any:
+    if table not in tables:
+        return None
+    wanted: sa.ColumnClause[Any] = sa.column(column)
+    query = sa.select(wanted).select_from(sa.table(table))
+    return connection.execute(query).scalar_one_or_none()
+
+
+def _end(connection: sa.Connection, which: str) -> datetime | None:
+    column = metadata.tables["decisions"].c.id
+    found = connection.execute(sa.select(getattr(sa.func, which)(column))).scalar_one()
+    return moment(found) if found else None
+
+
+def _count(connection: sa.Connection, table: str) -> int:
+    query = sa.select(sa.func.count()).select_from(metadata.tables[table])
+    return int(connection.execute(query).scalar_one())
+
+
+def make_days_to_come(url: str) -> None:
+    """Make the log's partitions of the next days, where it has any. Raises StoreUnavailable."""
+    engine = open_engine(url)
+    try:
+        with reading(engine) as connection:
+            now = database_time(connection)
+        make_days(engine, now)
+    finally:
+        engine.dispose()
+
+
+def copy(url: str, to: str, tell: Callable[[copying.Copied], None]) -> dict[str, int]:
+    """See copying.py."""
+    source, target = open_engine(url), open_engine(to)
+    try:
+        return copying.copy(source, target, tell)
+    finally:
+        source.dispose()
+        target.dispose()
+
+
+def tool_arguments(url: str) -> str:
+    """The database as PostgreSQL's own programs take it, without a password; "" for SQLite."""
+    if sqlite_file(url) is not None:
+        return ""
+    open_engine(url).dispose()  # Raises SettingsError for what is none.
+    _, user, _, host, port, name, query = sa.make_url(url)
+    parsed = sa.URL.create("postgresql", user, None, host, port, name, query)
+    return str(parsed.render_as_string())
