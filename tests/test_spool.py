@@ -227,6 +227,26 @@ def _without_files(left: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
+@pytest.mark.parametrize("looks", [0.0, 3600.0])
+def test_the_limit(folder: Path, looks: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is never passed, whether or not there is time to look how much there is; what fits to the
+    byte is taken."""
+    monkeypatch.setattr(writing, "_LOOK", looks)
+    for last, fits in ((100, True), (101, False)):
+        writer = SpoolWriter(folder, f"worker{last}", 1000)
+        for _ in range(9):
+            writer.write(b"x" * 99 + b"\n")
+        if fits:
+            writer.write(b"x" * (last - 1) + b"\n")
+        for size in (last, 1):
+            with pytest.raises(LogFull, match="--spool-limit"):
+                writer.write(b"x" * (size - 1 + 100 * (not fits)) + b"\n")
+        assert sum(file.stat().st_size for file in folder.glob("*.jsonl")) == 900 + 100 * fits
+        writer.close()
+        for file in folder.glob("*.jsonl"):
+            file.unlink()
+
+
 def test_no_files_left(
     folder: Path, writer: SpoolWriter, reader: SpoolReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
