@@ -67,18 +67,20 @@ class _Office:
         keep = timedelta(days=self._settings.log_retention)
         retired = 0
         while True:
-            some = 0
+            some = pages = 0
             try:
                 some = await asyncio.to_thread(
                     self._shipper.retire, keep, self._settings.log_max_rows
                 )
+                if not some:
+                    pages = await asyncio.to_thread(self._shipper.give_back)
             except StoreUnavailable as error:
                 _log.debug("old decisions stay for now: %s", error)
             retired += some
             if retired and not some:
                 _log.info("%d decisions of the log were old enough to go", retired)
                 retired = 0
-            await asyncio.sleep(_PAUSE if some else _RETIRE)
+            await asyncio.sleep(_PAUSE if some or pages else _RETIRE)
 
     async def finish(self) -> None:
         """Ship what is left, if the store is there; else the next start does."""

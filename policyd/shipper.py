@@ -111,6 +111,13 @@ class Shipper:
             self._kept_at = time.monotonic()
         return self._store.log.expire(now() - keep, max_rows)
 
+    def give_back(self) -> int:
+        """Give back some of the space that this has freed. Returns how many pages; 0: that was all.
+
+        Raises StoreUnavailable.
+        """
+        return self._store.log.give_back() if self._spool.lock() else 0
+
 
 def _entries(chunk: Chunk) -> list[_Entry]:
     entries = []

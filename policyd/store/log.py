@@ -29,6 +29,7 @@ from policyd.store.decisions import (
 )
 from policyd.store.positions import Step, advance
 from policyd.store.refusals import add_refusals, forget_refusals
+from policyd.store.space import give_back
 from policyd.store.statistics import Tally, forget_users
 
 _CHUNK = 5000
@@ -195,6 +196,10 @@ class Log:
             forget_users(connection, moment(oldest) if oldest else before)
         forget_refusals(self._engine, before, now())
         return deleted
+
+    def give_back(self) -> int:
+        """Give back some of the space that expire() has freed: see space.py."""
+        return give_back(self._engine)
 
     def _settle(self) -> None:
         tally = Tally()
