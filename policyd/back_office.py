@@ -78,25 +78,27 @@ class _Office:
         keep = timedelta(days=self._settings.log_retention)
         retired, told = 0, ""
         while True:
-            some = 0
+            some = pages = 0
             try:
                 self._expect()
                 some = await self._retiring.run(
                     self._shipper.retire, keep, self._settings.log_max_rows
                 )
-                reason = await asyncio.to_thread(self._shipper.standstill)
+                reason = await self._retiring.run(self._shipper.standstill)
                 if reason and not told:
                     _log.error("retention of the log stands still: %s", reason)
                 elif told and not reason:
                     _log.info("retention of the log goes on")
                 told = reason
+                if not some:
+                    pages = await self._retiring.run(self._shipper.give_back)
             except StoreUnavailable as error:
                 _log.debug("old decisions stay for now: %s", error)
             retired += some
             if retired and not some:
                 _log.info("%d decisions of the log were old enough to go", retired)
                 retired = 0
-            await asyncio.sleep(_PAUSE if some else _RETIRE)
+            await asyncio.sleep(_PAUSE if some or pages else _RETIRE)
 
     def _expect(self) -> None:
         """Let nothing be shipped to another database than the spool's, and nothing retired there.

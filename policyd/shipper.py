@@ -117,6 +117,13 @@ class Shipper:
         """
         return self._store.log.standstill().reason
 
+    def give_back(self) -> int:
+        """Give back some of the space that this has freed. Returns how many pages; 0: that was all.
+
+        Raises StoreUnavailable.
+        """
+        return self._store.log.give_back() if self._spool.lock() else 0
+
 
 def _entries(chunk: Chunk) -> list[_Entry]:
     entries = []

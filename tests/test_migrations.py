@@ -70,4 +70,4 @@ def test_the_newest_form_is_known_without_alembic() -> None:
     """A start compares two numbers."""
     config = Config()
     config.set_main_option("script_location", "policyd:migrations")
-    assert migrations.HEAD == ScriptDirectory.from_config(config).get_current_head()
+    assert ScriptDirectory.from_config(config).get_current_head() == migrations.HEAD

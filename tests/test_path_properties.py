@@ -1,7 +1,9 @@
 """What holds for every path, by hypothesis."""
 
 import re
+import sys
 import time
+import unicodedata
 from typing import NamedTuple
 from urllib.parse import quote, unquote
 
@@ -42,6 +44,20 @@ def test_no_spelling_of_a_path_escapes(paths: tuple[str, str]) -> None:
     assert target == endpoints.resolve("POST", path)
     assert target.in_scope
     assert target.path == path
+
+
+def test_what_is_loose_at_the_end() -> None:
+    """A path that ends in any of Unicode's white space and control characters is the path without:
+    there is no other than these to the servers that drop it."""
+    loose = [one for one in map(chr, range(sys.maxunicode + 1)) if _is_loose(one)]
+    assert {"\0", " ", "\x85", "\xa0", "\u2003", "\u2028", "\u3000", "\ufeff"} <= set(loose)
+    for one in loose:
+        target = endpoints.resolve("POST", "/v1/chat/completions" + quote(one))
+        assert (target.in_scope, target.path) == (True, "/v1/chat/completions"), hex(ord(one))
+
+
+def _is_loose(one: str) -> bool:
+    return one.isspace() or unicodedata.category(one) == "Cc" or one == "\ufeff"
 
 
 @given(spellings(), st.sampled_from(["GPT-4o", "a%2Fb", "%47PT", "x%20y", "a/B", "100%25", "V1"]))

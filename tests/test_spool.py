@@ -1,26 +1,30 @@
 """The spool between those who write it and the one who ships it."""
 
+import errno
 import fcntl
 import os
 import resource
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from policyd import spool
-from policyd.errors import LogFull, LogUnwritable, SettingsError, StoreUnavailable
+from policyd.errors import LogFull, LogUnwritable, PositionMoved, SettingsError, StoreUnavailable
 from policyd.record import Record
 from policyd.shipper import Shipper
 from policyd.spool import SpoolReader, SpoolWriter
 from policyd.spool import writer as writing
 from policyd.spool.system import System
-from policyd.store import LogFilter, Store
-from tests.records import record
+from policyd.store import LogFilter, Step, Store, positions
+from tests.records import START, record
 
 LIMIT = 2**20
 
@@ -227,6 +231,26 @@ def _without_files(left: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
+@pytest.mark.parametrize("looks", [0.0, 3600.0])
+def test_the_limit(folder: Path, looks: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is never passed, whether or not there is time to look how much there is; what fits to the
+    byte is taken."""
+    monkeypatch.setattr(writing, "_LOOK", looks)
+    for last, fits in ((100, True), (101, False)):
+        writer = SpoolWriter(folder, f"worker{last}", 1000)
+        for _ in range(9):
+            writer.write(b"x" * 99 + b"\n")
+        if fits:
+            writer.write(b"x" * (last - 1) + b"\n")
+        for size in (last, 1):
+            with pytest.raises(LogFull, match="--spool-limit"):
+                writer.write(b"x" * (size - 1 + 100 * (not fits)) + b"\n")
+        assert sum(file.stat().st_size for file in folder.glob("*.jsonl")) == 900 + 100 * fits
+        writer.close()
+        for file in folder.glob("*.jsonl"):
+            file.unlink()
+
+
 def test_no_files_left(
     folder: Path, writer: SpoolWriter, reader: SpoolReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,3 +282,156 @@ def test_a_file_that_cannot_be_had(
         with pytest.raises(LogUnwritable, match=r"Too many open files.*LimitNOFILE"):
             writer.write(b"refused\n")
     writer.write(b"after\n")
+
+
+class Race(System):
+    """Lets a writer write its last line and end, when the shipper is about to take a lock."""
+
+    def __init__(self) -> None:
+        self.others: list[Callable[[], object]] = []
+
+    def flock(self, descriptor: int, operation: int) -> None:  # type: ignore[override]
+        while self.others:
+            self.others.pop(0)()
+        fcntl.flock(descriptor, operation)
+
+
+def test_a_file_that_is_not_deleted(folder: Path) -> None:
+    """One that a process has just made, writes, or ended with a line that nobody has read."""
+    race = Race()
+    reader = SpoolReader(folder, race)
+    assert reader.lock()
+    file = os.open(folder / "new-00000001.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    assert shipped_without_delete(reader) == []
+    finished = reader.finished()
+    assert finished == {"new-00000001.jsonl": 0}
+    fcntl.flock(file, fcntl.LOCK_EX)
+    assert reader.delete(finished) == set(), "it is written"
+    race.others = [lambda: os.write(file, b"kept\n"), lambda: os.close(file)]
+    assert reader.delete(finished) == set(), "it was written until its lock was free"
+    assert reader.delete(finished) == set(), "it has a line"
+    assert shipped_without_delete(reader) == [b"kept"]
+    assert reader.delete(reader.finished()) == {"new-00000001.jsonl"}
+    reader.close()
+
+
+def shipped_without_delete(reader: SpoolReader) -> list[bytes]:
+    lines = []
+    for chunk in reader.chunks(LIMIT):
+        lines += chunk.lines
+        reader.done(chunk)
+    return lines
+
+
+def test_half_a_batch(folder: Path, reader: SpoolReader) -> None:
+    """What the disk took of a batch that was refused is taken back."""
+    writer = SpoolWriter(folder, "worker", LIMIT)
+    writer.write(b"a\n")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (24, limits[1]))
+    try:
+        with pytest.raises(LogUnwritable):
+            writer.write(b"refused\nrefused, and longer\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    writer.close()
+    assert shipped(reader) == [b"a"]
+
+
+def test_losses_that_the_disk_does_not_take(folder: Path, reader: SpoolReader) -> None:
+    """They are told as soon as it takes them."""
+
+    class Failing(System):
+        fails = False
+
+        def pwrite(self, *given: Any) -> int:  # type: ignore[override]
+            if self.fails:
+                raise OSError(errno.EIO, "it fails")
+            return os.pwrite(*given)
+
+    disk = Failing()
+    writer = SpoolWriter(folder, "worker", LIMIT, system=disk)
+    disk.fails = True
+    writer.drop(3)
+    assert reader.losses() == {}
+    disk.fails = False
+    writer.tell_losses()
+    assert reader.losses() == {"worker": 3}
+    writer.close()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(f"sqlite:///{tmp_path}/policyd.db")
+    store.migrate()
+    yield store
+    store.close()
+
+
+@contextmanager
+def _without_table(tmp_path: Path, name: str) -> Iterator[None]:
+    """The store fails where it needs this table."""
+    with closing(sqlite3.connect(tmp_path / "policyd.db", isolation_level=None)) as connection:
+        connection.execute(f"ALTER TABLE {name} RENAME TO away")
+        yield
+        connection.execute(f"ALTER TABLE away RENAME TO {name}")
+
+
+def test_a_store_that_fails_once(
+    tmp_path: Path, store: Store, writer: SpoolWriter, reader: SpoolReader
+) -> None:
+    """What it did not take is shipped again at once, and not when more is written."""
+    writer.write(msgspec.json.encode(record()) + b"\n")
+    shipper = Shipper(store, reader)
+    with _without_table(tmp_path, "decisions"), pytest.raises(StoreUnavailable):
+        shipper.ship()
+    assert shipper.ship() == 1
+
+
+def test_losses_that_the_store_does_not_take(
+    tmp_path: Path, store: Store, folder: Path, reader: SpoolReader
+) -> None:
+    """They stay in the spool until it does, though their process and the shipper have ended."""
+    ended = SpoolWriter(folder, "ended", LIMIT)
+    ended.drop(2)
+    ended.close()
+    with _without_table(tmp_path, "log_lost"), pytest.raises(StoreUnavailable):
+        Shipper(store, reader).ship()
+    Shipper(store, reader).ship()
+    assert store.log.status().lost == 2
+    assert not list(folder.glob("*.lost"))
+
+
+def test_retired_rows_do_not_come_back(
+    store: Store, folder: Path, writer: SpoolWriter, reader: SpoolReader
+) -> None:
+    """A shipper that begins anew goes on where the store has the file up to; one that does not
+    know that a transaction was committed finds it out."""
+    lines = msgspec.json.encode(record()) + b"\n"
+    writer.write(lines)
+    Shipper(store, reader).ship()
+    assert store.log.expire(START + timedelta(days=1), 10**6) == 1
+    step = Step(reader.identity(), next(folder.glob("*.jsonl")).name, 0, len(lines))
+    with pytest.raises(PositionMoved):
+        store.log.append([record()], step)
+    assert Shipper(store, reader).ship() == 0
+    writer.write(lines.replace(b"ada", b"bob"))
+    late = Shipper(store, reader)
+    late._is_resumed = True
+    reader.resume({})  # As it would be where no answer came from the store.
+    assert late.ship() == 1
+    assert store.log.status().decisions == 1
+    [(_, counts)] = store.statistics.hours(START, START)
+    assert counts.requests == 2
+
+
+def test_positions_of_other_folders(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that no shipper asks for go in time, and this folder's stay."""
+    for name in ("own", "gone"):
+        store.log.append([], Step(name, "file", 0, 5))
+    store.positions.keep("own")
+    assert store.positions.read("gone") == {"file": 5}
+    monkeypatch.setattr(positions, "_KEEP", timedelta(0))
+    time.sleep(0.01)
+    store.positions.keep("own")
+    assert (store.positions.read("own"), store.positions.read("gone")) == ({"file": 5}, {})

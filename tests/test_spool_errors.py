@@ -9,6 +9,8 @@ import errno
 import os
 import shutil
 import subprocess
+import tempfile
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -32,26 +34,28 @@ from tests.records import outcome, record
 from tests.requirements import missing
 
 LIMIT = 40_000
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
 FULL = (errno.ENOSPC, errno.EDQUOT)
-FAILS = (
-    *(errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOENT, errno.EACCES),
-    *(errno.EFBIG, errno.ESTALE, errno.ENOMEM, errno.ENOLCK, errno.ETIMEDOUT),
-)
+FAILS = (errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOENT, errno.EACCES)
 CALLS = [name for name in vars(System) if not name.startswith("_") and name != "close"]
 """What may fail. A close() that fails has closed all the same."""
 
 
 class Failing(System):
-    """A kernel of which one call fails, as long as it is told to."""
+    """A kernel of which one call fails, as long as it is told to, after some that are spared."""
 
-    def __init__(self, call: str, number: int) -> None:
+    def __init__(self, call: str, number: int, spared: int = 0) -> None:
         self._call = call
         self._number = number
+        self._spared = spared
         self.fails = False
 
     def __getattribute__(self, name: str) -> Any:
         found = super().__getattribute__(name)
         if name in CALLS and self.fails and name == self._call:
+            self._spared -= 1
+            if self._spared >= 0:
+                return found
             number = self._number
 
             def fail(*_: object, **__: object) -> None:
@@ -100,7 +104,10 @@ class Case:
         await self.log.close()
         reader = SpoolReader(self.folder)
         assert reader.lock()
-        lines = [line for chunk in reader.chunks(2**20) for line in chunk.lines]
+        lines = []
+        for chunk in reader.chunks(2**20):
+            lines += chunk.lines
+            reader.done(chunk)
         found = [msgspec.json.decode(line, type=Record).id for line in lines]
         lost = reader.losses()
         reader.close()
@@ -108,13 +115,15 @@ class Case:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(writing, "_LOOK", 0.0)
-    spool.prepare(tmp_path / "spool", "database")
-    return tmp_path / "spool"
+    # In memory, if that is possible, as there are thousands of syncs.
+    with tempfile.TemporaryDirectory(dir=MEMORY) as place:
+        spool.prepare(Path(place, "spool"), "database")
+        yield Path(place, "spool")
 
 
-@pytest.mark.parametrize("drops", [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("drops", [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("number", [*FULL, *FAILS], ids=errno.errorcode.get)
 async def test_each_error_at_each_call(folder: Path, number: int, drops: tuple[bool, bool]) -> None:
     """It is told by its own kind, met as its own setting says, and over when its cause is."""
@@ -126,11 +135,11 @@ async def test_each_error_at_each_call(folder: Path, number: int, drops: tuple[b
         case = Case(folder, kernel, drops)
         await case.ask(2)
         kernel.fails = True
-        await case.ask(15)
+        await case.ask(9)
         kernel.fails = False
         before = len(case.answered)
-        await case.ask(15)
-        assert len(case.answered) == before + 15, call
+        await case.ask(9)
+        assert len(case.answered) == before + 9, call
         assert {type(one) for one in case.errors} <= {kind}, call
         assert all(os.strerror(number) in str(one) for one in case.errors), call
         assert not (case.errors and may_drop), call
@@ -142,9 +151,8 @@ async def test_each_error_at_each_call(folder: Path, number: int, drops: tuple[b
         assert lost == case.dropped, call
         shutil.rmtree(folder)
         spool.prepare(folder, "database")
-    # These are what a decision needs; the others have a way round them.
-    assert {"write", "open"} <= refusing
-    assert not refusing & {"dup", "listdir", "stat", "unlink", "pread", "ftruncate"}
+    # These are what a decision needs. The others have a way round them: the old file goes on.
+    assert {"write"} <= refusing <= {"write", "fsync", "fdatasync"}
 
 
 @pytest.mark.parametrize("number", [*FULL, *FAILS], ids=errno.errorcode.get)
@@ -152,15 +160,9 @@ async def test_each_error_at_each_call(folder: Path, number: int, drops: tuple[b
 async def test_each_error_at_the_start(folder: Path, call: str, number: int) -> None:
     """A disk that is full is no reason not to start: what is decided then is refused or dropped,
     and logged as soon as there is room. Any other is told at once."""
-    kernel = Failing(call, number)
+    kernel = Failing(call, number, spared=call == "open")  # The folder itself is there.
+    kernel.fails = True
     before = len(os.listdir("/proc/self/fd"))
-    real = System.open
-    kernel.fails = call != "open"
-    if call == "open":  # The folder itself is there.
-        kernel.open = lambda name, *rest, **named: (  # type: ignore[method-assign]
-            setattr(kernel, "fails", True),
-            real(name, *rest, **named),
-        )[1]
     if number in FULL:
         case = Case(folder, kernel, (False, False))
         await case.ask(2)
@@ -178,8 +180,9 @@ async def test_each_error_at_the_start(folder: Path, call: str, number: int) -> 
 async def test_outcomes_are_never_dropped(folder: Path) -> None:
     """No client waits for them: the gateway reports them again."""
     for number in (errno.EIO, errno.ENOSPC):
+        spool.prepare(folder / str(number), "database")
         kernel = Failing("write", number)
-        case = Case(folder, kernel, (True, True))
+        case = Case(folder / str(number), kernel, (True, True))
         kernel.fails = True
         with pytest.raises(LogFull):
             case.log.append([outcome(record())])
@@ -191,12 +194,11 @@ class Slow(System):
 
     def __init__(self) -> None:
         self.syncs = 0
-        self.waits = asyncio.Event()
+        self.waits = threading.Event()
 
     def fdatasync(self, descriptor: int) -> None:  # type: ignore[override]
         self.syncs += 1
-        while not self.waits.is_set():
-            pass
+        self.waits.wait()
         os.fdatasync(descriptor)
 
 
@@ -243,7 +245,7 @@ async def test_a_background_sync_that_fails(folder: Path, monkeypatch: pytest.Mo
 
     async def try_until(works: bool) -> None:
         async with asyncio.timeout(20):
-            while _is_taken(lambda: log.append([record()])) is not works:
+            while _is_taken(lambda: log.append([record()])) is not works:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
     await try_until(True)
@@ -253,7 +255,7 @@ async def test_a_background_sync_that_fails(folder: Path, monkeypatch: pytest.Mo
     await try_until(True)
     keeping.cancel()
     await log.close()
-    assert len(list(folder.glob("*.jsonl"))) > 1
+    assert len([name for name in os.listdir(folder) if name.endswith(".jsonl")]) > 1
 
 
 def _is_taken(append: Callable[[], Awaitable[None] | None]) -> bool:

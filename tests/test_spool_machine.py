@@ -36,8 +36,8 @@ from policyd.store import LogFilter, Store
 from tests.records import START, denied, record
 
 EXAMPLES = int(os.environ.get("POLICYD_TEST_EXAMPLES", "60"))
-LIMIT = 6000
-"""Bytes: about twenty records."""
+LIMIT = 3000
+"""Bytes: about ten records."""
 FAULTS = {"EIO": errno.EIO, "ENOSPC": errno.ENOSPC, "EMFILE": errno.EMFILE}
 FALLIBLE = ("open", "dup", "listdir", "write", "pwrite", "pread", "ftruncate", "unlink", "fsync")
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  # a disk that is quick
@@ -170,7 +170,7 @@ class Spool(RuleBasedStateMachine):
             self.writers.append(Writer(self.folder, name, process, self.drops))
 
     @precondition(lambda self: self.writers)
-    @rule(which=st.integers(0, 2), size=st.integers(1, 4), plan=plans)
+    @rule(which=st.integers(0, 2), size=st.integers(1, 6), plan=plans)
     def write(self, which: int, size: int, plan: Any) -> None:
         self._write(self.writers[which % len(self.writers)], size, plan)
 

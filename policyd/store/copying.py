@@ -16,6 +16,7 @@ from policyd import migrations
 from policyd.errors import StoreUnavailable
 from policyd.store.clock import database_time
 from policyd.store.database import metadata, reading, storable, upsert, writing
+from policyd.store.epochs import epochs
 from policyd.store.forms import migrate
 
 _BATCH = 1000
@@ -56,10 +57,10 @@ def copy(source: sa.Engine, target: sa.Engine, tell: Callable[[Copied], None]) -
     migrate_unless_copying(target)
     _begin(target, identity)
     counts = {}
-    for table in metadata.sorted_tables:
+    for table in _tables():
         counts[table.name] = _count(source, table)
         _copy_table(source, target, table, counts[table.name], tell)
-    for table in metadata.sorted_tables:
+    for table in _tables():
         found = _count(target, table), _count(source, table)
         if found != (counts[table.name],) * 2:
             raise CopyRefused(
@@ -69,6 +70,11 @@ def copy(source: sa.Engine, target: sa.Engine, tell: Callable[[Copied], None]) -
             )
     _finish(target)
     return counts
+
+
+def _tables() -> list[sa.Table]:
+    """All but the epochs of revisions: a database makes its own as the revision changes."""
+    return [table for table in metadata.sorted_tables if table is not epochs]
 
 
 def migrate_unless_copying(target: sa.Engine) -> None:
@@ -129,7 +135,7 @@ def _begin(target: sa.Engine, identity: str) -> None:
         rows = [
             {"table_name": table.name, "identity": identity, "last_key": "", "copied": 0}
             | {"is_done": False}
-            for table in metadata.sorted_tables
+            for table in _tables()
         ]
         connection.execute(sa.insert(_progress), rows)
 

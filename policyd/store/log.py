@@ -43,6 +43,7 @@ from policyd.store.decisions import (
 from policyd.store.positions import Step, advance
 from policyd.store.refusals import add_refusals, forget_refusals
 from policyd.store.retention import Standstill, agree, look, note, standstill, take_turn
+from policyd.store.space import give_back
 from policyd.store.statistics import Tally, forget_users
 from policyd.store.steps import Steps, delete_some
 
@@ -251,6 +252,10 @@ class Log:
     @property
     def _has_days(self) -> bool:
         return self._engine.dialect.name == "postgresql"
+
+    def give_back(self) -> int:
+        """Give back some of the space that expire() has freed: see space.py."""
+        return give_back(self._engine)
 
     def _settle(self) -> None:
         tally = Tally()
