@@ -1,30 +1,24 @@
 """The command `policyd`."""
 
-import asyncio
 import logging
 import os
-import signal
 import sys
-from contextlib import ExitStack
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from policyd import explanation, options
-from policyd.addresses import reserve
-from policyd.configuration import Address, Group, run, start_logging
+from policyd import configuration, explanation, options
+from policyd.configuration import Address, Group, ServerCommand, run, start_logging
+from policyd.crew import orders
 from policyd.files import raise_limit
 from policyd.key_commands import keys
 from policyd.log_commands import logs
 from policyd.options import MODES, OPTIONS, HeaderLine, option
 from policyd.private_files import UMASK
-from policyd.server import Server
 from policyd.settings import ServerSettings
 from policyd.simulate_command import simulate
-from policyd.supervisor import supervise
+from policyd.supervisor import ReadAgain, supervise
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -47,7 +41,7 @@ main.add_command(logs)
 main.add_command(simulate)
 
 
-@main.command()
+@main.command(cls=ServerCommand)
 @OPTIONS.server_config
 @options.database_url
 @option("--grpc", default="127.0.0.1:50051", metavar="HOST:PORT", help="Where gateways ask.")
@@ -135,6 +129,13 @@ main.add_command(simulate)
     help="Seconds without database until health says NOT_SERVING.",
 )
 @option(
+    "--drain",
+    default=5.0,
+    type=click.FloatRange(0),
+    help="Seconds that SIGTERM leaves balancers to look elsewhere: new calls are still answered, "
+    "and health says NOT_SERVING. An orchestrator has to give --drain, --grace and 5 s together.",
+)
+@option(
     "--grace", default=10.0, type=click.FloatRange(0), help="Seconds to finish calls at the end."
 )
 @option(
@@ -191,59 +192,45 @@ main.add_command(simulate)
     "--insecure", is_flag=True, help="Listen beyond this machine without TLS or authentication."
 )
 @OPTIONS.log_level
-def serve(
-    default_mode: str,
-    log_level: str,
-    admin_token_file: Path | None,
-    spool: Path | None,
-    log_full: str,
-    console: str | None,
-    console_trusted_proxies: str,
-    **given: Any,
-) -> None:
-    """Run policyd: answer gateways, and manage keys."""
-    start_logging(log_level)
+def serve(**given: Any) -> None:
+    """Run policyd: answer gateways, and manage keys.
+
+    SIGTERM drains it, SIGINT (Ctrl-C) does not, a second one cuts what is under way. SIGHUP
+    replaces its processes one at a time, by what the --config file, tokens and certificates are
+    then, and by the version that is installed then; addresses, database, spool, administration
+    token and the number of workers stay.
+    """
+    start_logging(given.pop("log_level"))
     raise_limit()
-    given["grpc"] = Address.parse(given["grpc"], "--grpc")
-    given["admin"] = Address.parse(given["admin"], "--admin")
-    if given["http"] is not None:
-        given["http"] = Address.parse(given["http"], "--http")
-    url = given["database_url"]
-    settings = ServerSettings(
-        default_mode=MODES[default_mode],
-        admin_token_file=admin_token_file or options.beside_database(url, "admin-token"),
-        spool=spool or options.spool(url),
-        drop_when_full=log_full == "drop",
-        console=Address.parse(console, "--console") if console else None,
-        console_trusted_proxies=options.listed(console_trusted_proxies),
-        **given,
+    context = click.get_current_context()
+    run(_serve(_settings(given), lambda: _settings(configuration.read_again(context))))
+
+
+def _settings(given: dict[str, Any]) -> ServerSettings:
+    chosen = {name: value for name, value in given.items() if name != "log_level"}
+    url = chosen["database_url"]
+    for name in ("grpc", "admin", "http", "console"):
+        text = chosen[name]
+        chosen[name] = Address.parse(text, f"--{name}") if text is not None else None
+    chosen["default_mode"] = MODES[chosen["default_mode"]]
+    chosen["admin_token_file"] = chosen["admin_token_file"] or options.beside_database(
+        url, "admin-token"
     )
-    run(_serve(settings))
+    chosen["spool"] = chosen["spool"] or options.spool(url)
+    chosen["drop_when_full"] = chosen.pop("log_full") == "drop"
+    chosen["console_trusted_proxies"] = options.listed(chosen["console_trusted_proxies"])
+    return ServerSettings(**chosen)
 
 
-async def _serve(settings: ServerSettings) -> None:
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopping.set)
+async def _serve(settings: ServerSettings, read_again: ReadAgain) -> None:
     logging.getLogger(__name__).info("the administration token is in %s", settings.admin_token_file)
-    with ExitStack() as held:
-        if settings.console is not None:
-            taken = reserve(settings.console, "--console", held)
-            settings = replace(settings, console=taken)
-        say_ready = partial(_say_ready, settings)
-        if settings.workers > 1:
-            await supervise(settings, stopping, say_ready)
-            return
-        async with Server(settings) as server:
-            say_ready(server.grpc, server.admin, server.http)
-            await stopping.wait()
+    async with orders() as given:
+        await supervise(settings, given, _say_ready, read_again)
 
 
-def _say_ready(
-    settings: ServerSettings, grpc: Address, admin: Address, http: Address | None
-) -> None:
-    at = f"grpc={grpc} admin={admin}" + (f" http={http}" if http else "")
+def _say_ready(settings: ServerSettings) -> None:
+    http = settings.http
+    at = f"grpc={settings.grpc} admin={settings.admin}" + (f" http={http}" if http else "")
     if settings.console is not None:
         # Only who has a console waits for all that it is made of.
         from policyd.console import console_url, first_link

@@ -68,6 +68,8 @@ _OPTIONS = (
     ("grpc.keepalive_timeout_ms", 2_000),
 )
 _OUTAGES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+# A policyd that stops ends what it has not begun with CANCELLED.
+_PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 _RETRY_PAUSE = 0.02
 """Seconds before the second try."""
 _HEALTH = "/grpc.health.v1.Health/Check"
@@ -278,7 +280,7 @@ class PolicyClient:
             return await method(request, timeout=self._timeout, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             left = deadline - time.monotonic()
-            if error.code() is not grpc.StatusCode.UNAVAILABLE or left <= _RETRY_PAUSE:
+            if error.code() not in _PASSING or left <= _RETRY_PAUSE:
                 raise
         await asyncio.sleep(_RETRY_PAUSE)
         left = max(deadline - time.monotonic(), 0)

@@ -14,9 +14,9 @@ import grpc
 from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
 
 from policyd import spool, tokens
-from policyd.addresses import check_free, not_free
+from policyd.addresses import check_free, not_free, steer
 from policyd.bodies import Bodies
-from policyd.child import Child
+from policyd.child import Child, End
 from policyd.configuration import Address
 from policyd.decision_log import DecisionLog
 from policyd.errors import RevisionNotReached, StoreUnavailable
@@ -30,7 +30,7 @@ from policyd.services.envoy import AuthorizationServicer
 from policyd.services.listener import NOT_SERVING, SERVING, Bounds, GrpcListener, credentials
 from policyd.services.policy import PolicyServicer
 from policyd.services.tokens import TokenInterceptor
-from policyd.settings import ServerSettings
+from policyd.settings import SHIPPING, ServerSettings, dump_settings
 from policyd.spool import SpoolWriter
 from policyd.store import Store, sqlite_file
 from policyd.v1 import admin_pb2, admin_pb2_grpc, policy_pb2, policy_pb2_grpc
@@ -49,6 +49,7 @@ _ADMINISTRATORS = 32
 """Connections to AdminService."""
 _BEAT = 2.0
 """Seconds between two signs of life for the store; a new revision is told at once."""
+_ENDING = "policyd is being stopped"
 _POLICY = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name
 _AUTHORIZATION = external_auth_pb2.DESCRIPTOR.services_by_name["Authorization"].full_name
 _ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
@@ -58,13 +59,25 @@ class Server:
     """One worker: answers PolicyService and AdminService until it is stopped.
 
     `async with Server(settings) as server:` runs it; `server.grpc`, `server.admin` and
-    `server.http` are where it listens. `shared` is for several workers on one port. Starting raises
-    SettingsError, CannotListen or StoreUnavailable.
+    `server.http` are where it listens. `shared` is for several workers on one port, which may have
+    one socket that is `listening` for HTTP. One that takes another's place has a `position`: see
+    addresses.steer(). Starting raises SettingsError, CannotListen or StoreUnavailable.
     """
 
-    def __init__(self, settings: ServerSettings, *, shared: bool = False) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        *,
+        shared: bool = False,
+        listening: socket.socket | None = None,
+        position: int | None = None,
+    ) -> None:
         self._settings = settings
         self._shared = shared
+        self._listening = listening
+        self._position = position
+        self._is_draining = self._is_replaced = False
+        self._hurrying = asyncio.Event()
         self._store = Store(settings.database_url)
         self._keys = KeyTable(self._store.changes_since)
         self._listeners: list[GrpcListener] = []
@@ -77,6 +90,7 @@ class Server:
         self.admin = settings.admin
         self.http = settings.http
         self._http: Listener | None = None
+        self._app: HttpCheck | None = None
 
     async def __aenter__(self) -> Self:
         try:
@@ -111,6 +125,8 @@ class Server:
         self.admin = await admin.start(self._settings.admin, "--admin", tls)
         if self._settings.http is not None:
             self.http = await self._listen_http(self._settings.http)
+        if self._position is not None:
+            steer((self.grpc.port, self.admin.port), self._position)
         self._following = [
             asyncio.create_task(self._keys.follow(self._poll_interval())),
             asyncio.create_task(self._follow_hints()),
@@ -157,7 +173,7 @@ class Server:
         tls = tls_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
         path = settings.caller_token_file
         token = tokens.load(path, "--caller-token-file") if path else ""
-        app = HttpCheck(
+        self._app = HttpCheck(
             self._policy.answer,
             self._policy.knows,
             self._bodies,
@@ -167,15 +183,16 @@ class Server:
             patience=settings.body_timeout,
             not_ready=self._not_ready,
         )
-        if not self._shared:
+        listening = self._listening
+        if listening is None:
             check_free(address, "--http")
-        try:
-            listening = open_socket(address, shared=self._shared)
-        except OSError:
-            raise not_free(address, "--http") from None
+            try:
+                listening = open_socket(address)
+            except OSError:
+                raise not_free(address, "--http") from None
         port = listening.getsockname()[1]
-        self._http = Listener(app, tls=tls, grace=settings.grace, limits=self._limits)
-        await self._http.start(listening)
+        self._http = Listener(self._app, tls=tls, grace=settings.grace, limits=self._limits)
+        await self._http.start(listening, shared=self._listening is not None)
         return Address(address.host, port)
 
     def _listener(
@@ -203,12 +220,15 @@ class Server:
         while True:
             await asyncio.sleep(min(1.0, self._settings.max_staleness / 4))
             was_fresh, fresh = fresh, self._is_fresh()
-            if fresh != was_fresh:
+            if fresh != was_fresh and not self._is_draining:
                 _log.warning(
                     "health is now %s", "SERVING" if fresh else "NOT_SERVING: stale settings"
                 )
-                for listener in self._listeners:
-                    await listener.tell(SERVING if fresh else NOT_SERVING)
+                await self._tell(SERVING if fresh else NOT_SERVING)
+
+    async def _tell(self, health: int) -> None:
+        for listener in self._listeners:
+            await listener.tell(health)
 
     def _poll_interval(self) -> float:
         is_embedded = sqlite_file(self._settings.database_url) is not None
@@ -234,9 +254,41 @@ class Server:
             await asyncio.sleep(_FLUSH)
             log.flush()
 
+    async def wind_down(self, end: End) -> None:
+        """Answer still, for as long as `end` takes. Returns when it is to be stopped.
+
+        One that is drained says that it is not ready; one that is replaced leaves that to the one
+        that has taken its place.
+        """
+        if end is End.NOW:
+            return
+        seconds = self._settings.drain
+        if self._http is not None:
+            self._http.wind_down()
+        if end is End.REPLACE:
+            self._is_replaced, seconds = True, self._settings.handover
+        else:
+            _log.info("policyd says NOT_SERVING, and ends in %g s", seconds)
+            self._is_draining = True
+            if self._app is not None:
+                self._app.end(_ENDING)
+            await self._tell(NOT_SERVING)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._hurrying.wait()
+
+    def hurry(self) -> None:
+        """Wait for nothing any more: neither before it stops, nor for what is under way."""
+        self._hurrying.set()
+        for listener in self._listeners:
+            listener.hurry()
+        if self._http is not None:
+            self._http.hurry()
+
     async def stop(self) -> None:
         """Stop at once to take new calls, and wait for those under way up to the grace period."""
-        stopping = [one.stop(self._settings.grace) for one in self._listeners]
+        told = None if self._is_replaced else NOT_SERVING
+        stopping = [one.stop(self._settings.grace, told) for one in self._listeners]
         if self._http is not None:
             stopping.append(self._http.stop())
         await asyncio.gather(*stopping)
@@ -291,4 +343,4 @@ def prepare(settings: ServerSettings) -> None:
 
 def back_office(settings: ServerSettings) -> Child:
     """The process that ships the log to the store: see back_office.py."""
-    return Child("the back office", "policyd.back_office", settings)
+    return Child("the back office", "policyd.back_office", dump_settings(settings), SHIPPING)

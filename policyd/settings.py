@@ -15,6 +15,10 @@ from policyd.model import Mode
 
 # It stands in commands to copy: nothing that a shell or a program would read as its own.
 _PLAIN_URL = re.compile(r"https?://[A-Za-z0-9.:/_~\[\]-]+")
+HANDOVER = 1.0
+"""Seconds in which a worker that is replaced takes the last connections that were made to it."""
+SHIPPING = 5.0
+"""Seconds, at least, that the log's last entries have to get to the store at the end."""
 MAX_RETENTION = 36_500
 """Days that a decision can stay in the log."""
 
@@ -54,8 +58,10 @@ class ServerSettings:
     """Seconds between two looks at the store. None: what suits the database."""
     max_staleness: float = 300.0
     """Seconds without the store after which health says NOT_SERVING."""
+    drain: float = 5.0
+    """Seconds that policyd still answers when it is to stop, and health says NOT_SERVING."""
     grace: float = 10.0
-    """Seconds that calls under way have when policyd stops."""
+    """Seconds that calls under way have then."""
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
@@ -82,6 +88,16 @@ class ServerSettings:
     so that each client has its own limit of attempts to sign in."""
     console_gateway_url: str = "http://127.0.0.1:8080"
     """Where clients reach the gateway, as the console tells them."""
+
+    @property
+    def handover(self) -> float:
+        """Seconds that a worker still answers beside the one that takes its place."""
+        return max(self.drain, HANDOVER)
+
+    @property
+    def ending(self) -> float:
+        """Seconds that a worker has to end."""
+        return self.handover + self.grace
 
     @property
     def connections(self) -> int:
@@ -188,7 +204,8 @@ def dump_settings(settings: ServerSettings) -> dict[str, Any]:
 
 
 def load_settings(values: Mapping[str, Any]) -> ServerSettings:
-    """The settings that dump_settings() gave."""
+    """The settings that dump_settings() gave. Raises SettingsError, as where the process that gave
+    them is of a version that has others."""
     loaded = dict(values)
     for name in ("grpc", "admin", "http", "console"):
         if loaded[name] is not None:
@@ -196,4 +213,11 @@ def load_settings(values: Mapping[str, Any]) -> ServerSettings:
     for name in _PATHS:
         loaded[name] = Path(loaded[name]) if loaded[name] is not None else None
     loaded["console_trusted_proxies"] = tuple(loaded["console_trusted_proxies"])
-    return ServerSettings(**loaded | {"default_mode": Mode(loaded["default_mode"])})
+    loaded["default_mode"] = Mode(loaded["default_mode"])
+    try:
+        return ServerSettings(**loaded)
+    except TypeError as problem:
+        raise SettingsError(
+            f"this version of policyd has other settings than the running one ({problem}): stop "
+            "policyd and start it again"
+        ) from None

@@ -1,16 +1,28 @@
 """One of several workers, as its supervisor starts it: `python -m policyd.worker`."""
 
+import asyncio
 import sys
 
 from policyd.child import Parent
 from policyd.configuration import run, start_logging
-from policyd.server import Server
+from policyd.server import Server, prepare
+from policyd.settings import load_settings
 
 
 async def _work() -> None:
-    async with Parent() as parent, Server(parent.settings, shared=True):
-        parent.ready()
-        await parent.gone_during()
+    async with Parent(load_settings) as parent:
+        if parent.position is not None:
+            # It may be of a later version than its supervisor, which has prepared for its own.
+            await asyncio.to_thread(prepare, parent.settings)
+        server = Server(
+            parent.settings,
+            shared=True,
+            listening=parent.listening("http"),
+            position=parent.position,
+        )
+        async with server:
+            parent.ready()
+            await parent.serve(server)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,12 @@ class Probes:
         self._check = check
         self._checking: asyncio.Task[str] | None = None
         self._problem = ""
+        self._ending = ""
         self._checked_at = float("-inf")
+
+    def end(self, reason: str) -> None:
+        """It is not ready from now on, whatever a check would say."""
+        self._ending = reason
 
     async def answer(self, method: str, path: str) -> Answer | None:
         """The answer to a probe, None to every other request. It takes about PATIENCE at most."""
@@ -62,7 +67,7 @@ class Probes:
             return _WRONG_METHOD
         if path == HEALTHZ:
             return _ALIVE
-        problem = await self._current()
+        problem = self._ending or await self._current()
         return _answer(503, state="not ready", reason=problem) if problem else _READY
 
     async def _current(self) -> str:

@@ -33,6 +33,11 @@ class Waiting(grpc.aio.ServerInterceptor):
         # A handler is the same at every call, so it is wrapped once.
         self._wrapped: dict[_Handler, _Handler] = {}
 
+    def end_all(self) -> None:
+        """End all that wait or stream now."""
+        for task in tuple(self._calls):
+            task.cancel()
+
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
