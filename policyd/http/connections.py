@@ -102,7 +102,7 @@ class Visit:
         self.cut: Callable[[], object] = bool
         self.dismiss: Callable[[], object] = bool
         self.wind_down: Callable[[], object] = bool
-        self.give_up: Callable[[], object] = bool
+        self.give_up: Callable[[bool], object] = bool
         self.is_paused: Callable[[], bool] = bool
         """Whether it is the application that does not read."""
 
@@ -225,11 +225,11 @@ class Connections:
             for visit in list(self._by_state[state]):
                 self._dismiss(visit)
 
-    def end_unanswered(self) -> None:
-        """End the requests whose answer has not begun."""
+    def end_requests(self, *, answered: bool) -> None:
+        """End the requests under way, either those whose answer has begun or the others."""
         for state in (State.BODY, State.ANSWERING):
             for visit in list(self._by_state[state]):
-                visit.give_up()
+                visit.give_up(answered)
 
     def cut_all(self) -> None:
         """End all of them."""
@@ -331,8 +331,9 @@ class Bounded:
         """End the connection with the answer that is under way; at once where there is none."""
         self.shutdown()  # type: ignore[attr-defined]  # uvicorn's
 
-    def give_up(self) -> None:
-        """End the request under way, if its answer has not begun and that can be told apart."""
+    def give_up(self, answered: bool) -> None:
+        """End the request under way if its answer has begun, or has not, as `answered` says, where
+        that can be told apart."""
 
     def has_begun_head(self) -> bool:
         """Whether some of the next request's head is there."""

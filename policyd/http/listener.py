@@ -174,7 +174,9 @@ class _Uvicorn(uvicorn.Server):
                 for door in self._doors:
                     door.crowd.end(*(_UNASKED if spent >= min(_LAST_REQUEST, grace) else _UNUSED))
                     if spent >= grace:
-                        door.crowd.end_unanswered()
+                        door.crowd.end_requests(answered=False)
+                    if spent >= stream_grace:
+                        door.crowd.end_requests(answered=True)
                 if spent >= max(grace, stream_grace):
                     break
                 await asyncio.sleep(_LOOK)

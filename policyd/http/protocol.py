@@ -242,9 +242,9 @@ class Protocol(Bounded, _Http):
         if cycle is not None and not cycle.response_started:
             cycle.keep_alive = False
 
-    def give_up(self) -> None:
+    def give_up(self, answered: bool) -> None:
         """See Bounded."""
-        if self._task is not None and not self._answering.response_started:
+        if self._task is not None and self._answering.response_started == answered:
             self._task.cancel()
             self._task = None
 
