@@ -1,4 +1,4 @@
-"""Faults laid upon a whole deployment under load, and what they cost: `python -m benchmarks.faults`.
+"""What faults cost a whole deployment under load: `python -m benchmarks.faults`.
 
 Prints a table in Markdown. What counts as lost, unchecked or twice is compared request by request:
 see rig.py. `--root DIR` lays the same faults on the servers of another checkout.
@@ -19,19 +19,27 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
 import aiohttp
 import click
+import psycopg
+import sqlalchemy as sa
 
 from benchmarks.rig import Counts, Rig, count, rig
 from benchmarks.rounds import table
 from tests import processes
+from tests.load import keys
+from tests.machine_clock import wrong_machine_clock
 from tests.postgresql import PostgreSQL
 from tests.processes import Policyd
+from tests.silent import SilentProxy
 from tests.stack import Background, Gateway
 
+_END_OTHERS = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"""
 _BRIEFLY = ("--policy-timeout", "1")
 
 
@@ -212,7 +220,9 @@ async def clock_ahead(made: Rig, plan: Plan) -> None:
     made.start_gateway(first.grpc)
     async with _struck(made):
         wrong = await asyncio.to_thread(
-            made.start_policyd, name="wrong", env=_clock(made.folder, 100 * 86400)
+            made.start_policyd,
+            name="wrong",
+            env=wrong_machine_clock(made.folder, timedelta(days=100)),
         )
         made.start_gateway(wrong.grpc)
         await asyncio.sleep(plan.seconds)
@@ -264,33 +274,51 @@ async def postgresql_paused(made: Rig, plan: Plan, postgres: PostgreSQL) -> None
     server = made.start_policyd()
     made.start_gateway(server.grpc)
     async with _struck(made):
-        pids = _family(_postmaster(postgres))
-        _signal(pids, signal.SIGSTOP)
+        postgres.freeze()
         await asyncio.sleep(plan.seconds)
-        _signal(pids, signal.SIGCONT)
+        postgres.thaw()
+
+
+async def postgresql_silent(made: Rig, plan: Plan, postgres: PostgreSQL) -> None:
+    """A proxy before PostgreSQL acknowledges, and passes nothing on."""
+    with SilentProxy(postgres.socket) as proxy:
+        server = made.start_policyd(database_url=_behind(proxy, made))
+        made.start_gateway(server.grpc)
+        async with _struck(made):
+            proxy.be_silent()
+            await asyncio.sleep(plan.seconds)
+            proxy.speak()
+
+
+async def replica_vanishes(made: Rig, plan: Plan, postgres: PostgreSQL) -> None:
+    """One replica's packets to PostgreSQL are dropped in the middle of what it ships."""
+    first = made.start_policyd()
+    made.start_gateway(first.grpc)
+    with SilentProxy(postgres.socket) as proxy:
+        other = made.start_policyd(database_url=_behind(proxy, made), name="other")
+        made.start_gateway(other.grpc)
+        async with _struck(made):
+            proxy.lose()
+            proxy.be_silent()
+            await asyncio.sleep(plan.seconds)
+            proxy.speak()
 
 
 async def postgresql_full(made: Rig, plan: Plan, postgres: PostgreSQL) -> None:
     """PostgreSQL is out of connections."""
-    import psycopg
-
     server = made.start_policyd()
     made.start_gateway(server.grpc)
     async with _struck(made):
         with contextlib.ExitStack() as held:
-            made.query(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
-            )
+            made.query(_END_OTHERS)
             with contextlib.suppress(psycopg.OperationalError):
                 while True:
-                    held.enter_context(_connection(made))
+                    held.enter_context(made.connect())
             await asyncio.sleep(plan.seconds)
 
 
 async def postgresql_failed_over(made: Rig, plan: Plan, postgres: PostgreSQL) -> None:
     """PostgreSQL comes back as it was some seconds ago, as after an asynchronous failover."""
-    from tests.load import keys
-
     server = made.start_policyd()
     made.start_gateway(server.grpc)
     data = Path(str(postgres._data))
@@ -303,10 +331,7 @@ async def postgresql_failed_over(made: Rig, plan: Plan, postgres: PostgreSQL) ->
         await asyncio.to_thread(keys, made.database_url, "set", made.key["id"], "--name", "lost")
         await made.more(50)
         await asyncio.sleep(2)
-        await asyncio.to_thread(postgres.stop)
-        await asyncio.to_thread(shutil.rmtree, data)
-        copy.rename(data)
-        await asyncio.to_thread(postgres.start)
+        await asyncio.to_thread(postgres.go_back)
 
 
 ON_SQLITE: dict[str, Callable[[Rig, Plan], Awaitable[None]]] = {
@@ -333,6 +358,8 @@ ON_POSTGRESQL: dict[str, Callable[[Rig, Plan, PostgreSQL], Awaitable[None]]] = {
         postgresql_stopped,
         postgresql_restarted_policyd,
         postgresql_paused,
+        postgresql_silent,
+        replica_vanishes,
         postgresql_full,
         postgresql_failed_over,
     )
@@ -396,20 +423,13 @@ async def _replaced(program: processes.Program, module: str) -> None:
     before = workers()
     program.send(signal.SIGHUP)
     async with asyncio.timeout(120):
-        while len(now := workers()) != len(before) or now & before:
+        while len(now := workers()) != len(before) or now & before:  # noqa: ASYNC110  # other processes set no event
             await asyncio.sleep(0.05)
 
 
-def _postmaster(postgres: PostgreSQL) -> int:
-    return int(Path(f"{postgres._data}/postmaster.pid").read_text().split()[0])
-
-
-def _connection(made: Rig):  # type: ignore[no-untyped-def]
-    import psycopg
-    import sqlalchemy as sa
-
-    url = sa.make_url(made.database_url)
-    return psycopg.connect(host=url.query["host"], user=url.username, dbname=url.database)
+def _behind(proxy: SilentProxy, made: Rig) -> str:
+    name = sa.make_url(made.database_url).database
+    return f"postgresql+psycopg://postgres@{proxy.host}:{proxy.port}/{name}"
 
 
 def _database(made: Rig) -> Path:
@@ -432,31 +452,6 @@ def _backup(made: Rig) -> Path:
     return target
 
 
-def _clock(folder: Path, ahead: float) -> dict[str, str]:
-    """An environment in which Python's clock is ahead."""
-    place = folder / "clock"
-    place.mkdir(exist_ok=True)
-    (place / "sitecustomize.py").write_text(_AHEAD.replace("AHEAD", str(ahead)))
-    return {"PYTHONPATH": str(place)}
-
-
-_AHEAD = """
-import time
-_time, _time_ns = time.time, time.time_ns
-time.time = lambda: _time() + AHEAD
-time.time_ns = lambda: _time_ns() + int(AHEAD * 1e9)
-import datetime as _module
-class datetime(_module.datetime):
-    @classmethod
-    def now(cls, tz=None):
-        return cls.fromtimestamp(time.time(), tz)
-    @classmethod
-    def utcnow(cls):
-        return cls.utcfromtimestamp(time.time())
-_module.datetime = datetime
-"""
-
-
 @contextmanager
 def _full_disk(folder: Path) -> Iterator[tuple[Path, Path]]:
     """A small disk without room, and the file that takes all of it."""
@@ -470,7 +465,7 @@ def _full_disk(folder: Path) -> Iterator[tuple[Path, Path]]:
     try:
         yield folder, ballast
     finally:
-        subprocess.run(("umount", "--lazy", str(folder)), check=True)
+        subprocess.run(("umount", "--lazy", str(folder)), check=True)  # noqa: S607  # a system tool
 
 
 # The program
@@ -484,7 +479,7 @@ async def _run(name: str, plan: Plan, folder: Path, background: Background) -> R
             return _report(name, fault.__doc__ or name, made)
     with PostgreSQL() as server, server.database() as url, rig(folder, url, background) as made:
         await ON_POSTGRESQL[name](made, plan, server)
-        if not Path(f"{server._data}/postmaster.pid").exists():
+        if not server.socket.exists():
             server.start()  # The fault ended too early.
         return _report(name, ON_POSTGRESQL[name].__doc__ or name, made)
 

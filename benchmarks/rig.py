@@ -1,4 +1,4 @@
-"""A whole deployment under load, for faults: replicas of policyd, gateways, an upstream, a database.
+"""A whole deployment under load: replicas of policyd, gateways, an upstream and a database.
 
 Everything is a real process on the loopback, of this version or of another checkout. What every
 client got, what went upstream and what the log holds is counted one by one.
@@ -6,7 +6,9 @@ client got, what went upstream and what the log holds is counted one by one.
 
 import asyncio
 import contextlib
+import itertools
 import json
+import signal
 import sqlite3
 import time
 from collections import Counter
@@ -141,7 +143,7 @@ class Rig:
         """Seconds without any decision, at the longest, from `since` on."""
         moments = [since, *(one.at for one in self.answers if one.status in _DECIDED)]
         moments = [moment for moment in moments if moment >= since]
-        return max((b - a for a, b in zip(moments, moments[1:], strict=False)), default=0.0)
+        return max((b - a for a, b in itertools.pairwise(moments)), default=0.0)
 
     def percentiles(self, since: float) -> tuple[float, float]:
         """The 99th percentile of what a decision took, in ms, before `since` and from then on."""
@@ -161,7 +163,7 @@ class Rig:
         await self.more(20)
         newest = self.answers[-1].trace_id
         async with asyncio.timeout(PATIENCE):
-            while not await asyncio.to_thread(self._has, newest):
+            while not await asyncio.to_thread(self._has, newest):  # noqa: ASYNC110  # see more()
                 await asyncio.sleep(0.1)
             await asyncio.to_thread(self._follow_settings)
         return time.monotonic() - begun
@@ -198,14 +200,14 @@ class Rig:
         if url.get_backend_name() == "sqlite":
             with contextlib.closing(sqlite3.connect(str(url.database), timeout=10)) as connection:
                 return connection.execute(statement).fetchall()
-        with psycopg.connect(
-            host=str(url.query.get("host", url.host)),
-            port=url.port or 5432,
-            user=url.username,
-            dbname=url.database,
-            connect_timeout=5,
-        ) as postgres:
+        with self.connect() as postgres:
             return postgres.execute(statement.encode()).fetchall()
+
+    def connect(self) -> psycopg.Connection[Any]:
+        """A connection of its own to PostgreSQL."""
+        url = sa.make_url(self.database_url)
+        host = str(url.query.get("host", url.host))
+        return psycopg.connect(host=host, user=url.username, dbname=url.database, connect_timeout=5)
 
 
 def reach(place: str, revision: int) -> None:
@@ -216,8 +218,6 @@ def reach(place: str, revision: int) -> None:
 
 
 def _end(program: processes.Program) -> None:
-    import signal
-
     if program.poll() is None:
         program.send(signal.SIGCONT)
         program.stop(signal.SIGKILL)

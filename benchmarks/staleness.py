@@ -10,7 +10,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import grpc
@@ -40,7 +40,7 @@ class Found(NamedTuple):
     """Answers by the old mode after one by the new mode."""
 
 
-async def _toggle(store: Store, key: dict[str, str], stubs: list[object], number: int) -> Found:
+async def _toggle(store: Store, key: dict[str, str], stubs: list[Any], number: int) -> Found:
     mode = Mode.OFF if number % 2 else Mode.ENFORCE
     await asyncio.to_thread(store.update_key, key["id"], {"mode": mode})
     committed = time.monotonic()
@@ -49,12 +49,12 @@ async def _toggle(store: Store, key: dict[str, str], stubs: list[object], number
     return Found([took for took, _ in found], sum(old for _, old in found))
 
 
-async def _watch(stub: object, key: str, denies: bool, since: float) -> tuple[float, int]:
+async def _watch(stub: Any, key: str, denies: bool, since: float) -> tuple[float, int]:
     request = EvaluateRequest(key=key, has_user=False)
     first: float | None = None
     old = 0
     while first is None or time.monotonic() - first < _SETTLED:
-        answer = await stub.Evaluate(request, timeout=10)  # type: ignore[attr-defined]
+        answer = await stub.Evaluate(request, timeout=10)
         if (answer.decision == DECISION_DENY) is denies:
             first = first or time.monotonic()
         elif first is not None:

@@ -89,6 +89,10 @@ class Gateway:
         """Bytes of large bodies that are held."""
         return self._intake.held
 
+    def end(self, reason: str) -> None:
+        """Say from now on that it is not ready."""
+        self._probes.end(reason)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         held = self._intake.hold()

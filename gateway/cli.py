@@ -1,15 +1,22 @@
 """The command `policyd-gateway`."""
 
-import asyncio
-import signal
 from pathlib import Path
 from typing import Any
 
 import click
 
-from gateway.server import Server
 from gateway.settings import KEY_HEADERS, Settings, read_secret
-from policyd.configuration import Address, Group, Options, run, start_logging
+from gateway.supervisor import ReadAgain, supervise
+from policyd.configuration import (
+    Address,
+    Group,
+    Options,
+    ServerCommand,
+    read_again,
+    run,
+    start_logging,
+)
+from policyd.crew import orders
 from policyd.files import raise_limit
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -35,7 +42,7 @@ def main() -> None:
     _OPTIONS.check_environment()
 
 
-@main.command()
+@main.command(cls=ServerCommand)
 @_OPTIONS.server_config
 @_option("--listen", default="127.0.0.1:8080", metavar="HOST:PORT", help="Where clients connect.")
 @_option(
@@ -43,6 +50,9 @@ def main() -> None:
     default="127.0.0.1:50051",
     metavar="HOST:PORT,…",
     help="The policyd to ask. Of several, or of a name with several addresses, any that answers.",
+)
+@_option(
+    "--workers", type=click.IntRange(1, 256), default=1, help="Processes; one a core is enough."
 )
 @_option(
     "--upstream",
@@ -159,10 +169,24 @@ def main() -> None:
     "one that tries after a pause of 1 to 30 seconds. 0: none is refused.",
 )
 @_option(
+    "--drain",
+    type=click.FloatRange(0),
+    default=5.0,
+    help="Seconds that SIGTERM leaves balancers to look elsewhere: requests are still answered, "
+    "each answer ends its connection, and /readyz says 503. An orchestrator has to give --drain, "
+    "the longer grace, and a few seconds more.",
+)
+@_option(
     "--grace",
-    type=click.IntRange(0),
-    default=30,
+    type=click.FloatRange(0),
+    default=20.0,
     help="Seconds to finish requests at the end.",
+)
+@_option(
+    "--stream-grace",
+    type=click.FloatRange(0),
+    default=None,
+    help="Seconds to finish answers that have begun, as streams have; by default those of --grace.",
 )
 @_option("--tls-cert", type=_FILE, help="PEM certificate chain to listen with.")
 @_option("--tls-key", type=_FILE, help="PEM private key to listen with.")
@@ -177,14 +201,18 @@ def serve(log_level: str, **given: Any) -> None:
     """Run the gateway.
 
     A flag wins over the environment (GATEWAY_*), and that over --config FILE (YAML).
-    Ctrl-C or SIGTERM finishes the requests under way; a second one cuts them.
+    SIGTERM drains it, SIGINT (Ctrl-C) does not, a second one cuts the requests under way. SIGHUP
+    replaces its workers one at a time, by what the --config file, secrets and certificates are
+    then, and by the version that is installed then; --listen and --workers stay.
     """
     start_logging(log_level)
     raise_limit()
-    run(_serve(_settings(given)))
+    context = click.get_current_context()
+    run(_serve(_settings(given), lambda: _settings(read_again(context))))
 
 
 def _settings(given: dict[str, Any]) -> Settings:
+    given = {name: value for name, value in given.items() if name != "log_level"}
     given["policyd_token"] = ""
     for name in ("api_key", "upstream_api_key", "policyd_token"):
         path = given.pop(f"{name}_file")
@@ -194,17 +222,10 @@ def _settings(given: dict[str, Any]) -> Settings:
     return Settings(**given)
 
 
-async def _serve(settings: Settings) -> None:
-    stopping = asyncio.Event()
-    async with Server(settings) as server:
+async def _serve(settings: Settings, again: ReadAgain) -> None:
+    async with orders() as given:
+        await supervise(settings, given, _say_ready, again)
 
-        def stop() -> None:
-            if stopping.is_set():
-                server.hurry()
-            stopping.set()
 
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop)
-        click.echo(f"policyd-gateway is ready: {server.url}")
-        await stopping.wait()
+def _say_ready(url: str) -> None:
+    click.echo(f"policyd-gateway is ready: {url}")

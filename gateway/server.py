@@ -1,38 +1,59 @@
 """The gateway behind its listener."""
 
+import asyncio
+import logging
 import socket
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Self
 
 from gateway.app import Evaluate, Gateway
 from gateway.settings import Settings
+from policyd.child import End
 from policyd.configuration import Address, CannotListen
 from policyd.http.listener import Listener, open_socket, tls_context
+
+_log = logging.getLogger("gateway")
+_ENDING = "the gateway is being stopped"
 
 
 class Server:
     """Runs the gateway: `async with Server(settings) as server:`; `server.url` is where it listens.
 
-    `evaluate` decides in place of the policyd that `settings` name. Starting raises SettingsError
-    or CannotListen.
+    `evaluate` decides in place of the policyd that `settings` name. `listening` is a socket that
+    several workers take connections from. Starting raises SettingsError or CannotListen.
     """
 
-    def __init__(self, settings: Settings, evaluate: Evaluate | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        evaluate: Evaluate | None = None,
+        *,
+        listening: socket.socket | None = None,
+    ) -> None:
         self._settings = settings
+        self._listening = listening
         self.gateway = Gateway(settings, evaluate)
         self._listener: Listener
+        self._hurrying = asyncio.Event()
         self.url = ""
 
     async def __aenter__(self) -> Self:
-        tls = tls_context(self._settings.tls_cert, self._settings.tls_key)
-        listening = _listen(self._settings.listen)
+        settings = self._settings
+        tls = tls_context(settings.tls_cert, settings.tls_key)
+        listening = self._listening or _listen(settings.listen)
         port = listening.getsockname()[1]
         app = await self.gateway.__aenter__()
-        settings = self._settings
-        self._listener = Listener(app, tls=tls, grace=settings.grace, limits=settings.limits)
-        await self._listener.start(listening)
+        self._listener = Listener(
+            app,
+            tls=tls,
+            grace=settings.grace,
+            stream_grace=settings.stream_grace,
+            limits=settings.limits,
+        )
+        await self._listener.start(listening, shared=self._listening is not None)
         scheme = "https" if tls else "http"
-        self.url = f"{scheme}://{Address(self._settings.listen.host, port)}"
+        self.url = f"{scheme}://{Address(settings.listen.host, port)}"
         return self
 
     async def __aexit__(
@@ -44,9 +65,47 @@ class Server:
         await self._listener.stop()
         await self.gateway.__aexit__(kind, error, trace)
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether it does its work: from its start on."""
+        return True
+
+    async def until_ready(self) -> None:
+        """Wait for nothing."""
+
+    async def wind_down(self, end: End) -> None:
+        """Answer still, for as long as `end` takes, and have clients connect anew. Returns when it
+        is to be stopped.
+
+        One that is drained says that it is not ready; one that is replaced leaves that to the one
+        that has taken its place.
+        """
+        if end is End.NOW:
+            return
+        seconds = self._settings.drain
+        if end is End.REPLACE:
+            seconds = self._settings.handover
+        elif seconds:
+            _log.info("the gateway is not ready any more, and ends in %g s", seconds)
+            self.gateway.end(_ENDING)
+        self._listener.wind_down()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._hurrying.wait()
+
     def hurry(self) -> None:
-        """Cut the requests under way, where it is being stopped."""
+        """Wait for nothing any more: neither before it stops, nor for what is under way."""
+        self._hurrying.set()
         self._listener.hurry()
+
+
+def listen(address: Address, held: ExitStack) -> tuple[Address, socket.socket]:
+    """A socket that workers take connections from, and its address with the port.
+
+    Raises CannotListen.
+    """
+    listening = held.enter_context(_listen(address))
+    return Address(address.host, listening.getsockname()[1]), listening
 
 
 def _listen(address: Address) -> socket.socket:

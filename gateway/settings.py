@@ -12,6 +12,8 @@ from policyd.configuration import Address, SettingsError
 from policyd.files import share
 from policyd.http.connections import Limits
 
+HANDOVER = 1.0
+"""Seconds in which a worker that is replaced takes the last requests on its connections."""
 _LISTEN = Address("127.0.0.1", 8080)
 KEY_HEADERS = ("Authorization", "api-key", "x-api-key", "x-goog-api-key")
 """The headers that an upstream may want its API key in."""
@@ -80,8 +82,13 @@ class Settings:
     breaker: int = 5
     """Connections to the upstream that fail in a row until requests are refused at once; 0: none.
     """
-    grace: int = 30
-    """Seconds that requests under way have when the gateway stops."""
+    workers: int = 1
+    drain: float = 5.0
+    """Seconds that the gateway still answers when it is to stop, and /readyz says 503."""
+    grace: float = 20.0
+    """Seconds that requests under way have then."""
+    stream_grace: float | None = None
+    """Seconds that answers which have begun have. None: `grace`."""
     tls_cert: Path | None = None
     tls_key: Path | None = None
     policyd_tls: bool = False
@@ -113,6 +120,16 @@ class Settings:
             first_byte=self.first_byte_timeout,
             read=self.read_timeout,
         )
+
+    @property
+    def handover(self) -> float:
+        """Seconds that a worker still answers beside the one that takes its place."""
+        return max(self.drain, HANDOVER)
+
+    @property
+    def ending(self) -> float:
+        """Seconds that a worker has to end."""
+        return self.handover + max(self.grace, self.stream_grace or 0)
 
     @property
     def memory(self) -> int:

@@ -15,7 +15,7 @@ from policyd import child
 from policyd.configuration import run, start_logging
 from policyd.errors import StoreUnavailable
 from policyd.files import raise_limit
-from policyd.settings import ServerSettings
+from policyd.settings import ServerSettings, load_settings
 from policyd.shipper import Shipper
 from policyd.spool import SpoolReader, known_database
 from policyd.store import Store
@@ -38,7 +38,10 @@ _NICE = 5
 
 
 async def _work() -> None:
-    async with child.Parent(ends_by_itself=False) as parent, AsyncExitStack() as running:
+    async with (
+        child.Parent(load_settings, ends_by_itself=False) as parent,
+        AsyncExitStack() as running,
+    ):
         settings = parent.settings
         store = Store(settings.database_url, settings.database_timeout)
         running.callback(store.close)

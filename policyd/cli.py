@@ -3,19 +3,22 @@
 import asyncio
 import logging
 import os
-import signal
 import sys
-from contextlib import ExitStack, suppress
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from policyd import options
-from policyd.addresses import reserve
-from policyd.configuration import Address, LazyGroup, fork_without_grpc, run, start_logging
+from policyd import configuration, options
+from policyd.configuration import (
+    Address,
+    LazyGroup,
+    ServerCommand,
+    fork_without_grpc,
+    run,
+    start_logging,
+)
+from policyd.crew import orders
 from policyd.errors import PolicydError
 from policyd.files import raise_limit
 from policyd.options import MODES, OPTIONS, HeaderLine, option
@@ -25,14 +28,12 @@ from policyd.spool import SYNCS, left
 from policyd.store.threads import StoreThreads
 
 if TYPE_CHECKING:
-    from policyd.server import Server
-    from policyd.supervisor import Ready
+    from policyd.supervisor import ReadAgain
 
 _LINK = 2.0
 """Seconds that the line "ready" waits for the console's first link, and between two tries."""
 _LEFT = 3
 """The exit status that tells of entries in the spool."""
-
 
 _COMMANDS = {
     "db": "policyd.db_commands:db",
@@ -66,7 +67,7 @@ def main() -> None:
     OPTIONS.check_environment()
 
 
-@main.command()
+@main.command(cls=ServerCommand)
 @OPTIONS.server_config
 @options.database_url
 @option(
@@ -176,6 +177,13 @@ def main() -> None:
     "say so, and decisions are logged by the database's.",
 )
 @option(
+    "--drain",
+    default=5.0,
+    type=click.FloatRange(0),
+    help="Seconds that SIGTERM leaves balancers to look elsewhere: new calls are still answered, "
+    "and health says NOT_SERVING. An orchestrator has to give --drain, --grace and 5 s together.",
+)
+@option(
     "--grace", default=10.0, type=click.FloatRange(0), help="Seconds to finish calls at the end."
 )
 @option(
@@ -267,39 +275,19 @@ def main() -> None:
     "--insecure", is_flag=True, help="Listen beyond this machine without TLS or authentication."
 )
 @OPTIONS.log_level
-def serve(
-    default_mode: str,
-    log_level: str,
-    admin_token_file: Path | None,
-    spool: Path | None,
-    log_full: str,
-    log_error: str,
-    on_stale: str,
-    console: str | None,
-    console_trusted_proxies: str,
-    **given: Any,
-) -> None:
-    """Run policyd: answer gateways, and manage keys."""
-    start_logging(log_level)
+def serve(**given: Any) -> None:
+    """Run policyd: answer gateways, and manage keys.
+
+    SIGTERM drains it, SIGINT (Ctrl-C) does not, a second one cuts what is under way. SIGHUP
+    replaces its processes one at a time, by what the --config file, tokens and certificates are
+    then, and by the version that is installed then; addresses, database, spool, administration
+    token and the number of workers stay.
+    """
+    start_logging(given.pop("log_level"))
     raise_limit()
     fork_without_grpc()
-    given["grpc"] = Address.parse(given["grpc"], "--grpc")
-    given["admin"] = Address.parse(given["admin"], "--admin")
-    if given["http"] is not None:
-        given["http"] = Address.parse(given["http"], "--http")
-    url = given["database_url"]
-    settings = ServerSettings(
-        default_mode=MODES[default_mode],
-        admin_token_file=admin_token_file or options.beside_database(url, "admin-token"),
-        spool=spool or options.spool(url),
-        drop_when_full=log_full == "drop",
-        drop_on_error=log_error == "drop",
-        unready_when_stale=on_stale == "not-serving",
-        console=Address.parse(console, "--console") if console else None,
-        console_trusted_proxies=options.listed(console_trusted_proxies),
-        **given,
-    )
-    run(_serve(settings))
+    context, settings = click.get_current_context(), _settings(given)
+    run(_serve(settings, lambda: _settings(configuration.read_again(context))))
     if waiting := left(settings.spool):
         logging.getLogger(__name__).warning(
             "%d bytes of the decision log wait in %s for the database: the next start ships them",
@@ -308,55 +296,36 @@ def serve(
         sys.exit(_LEFT)
 
 
-async def _serve(settings: ServerSettings) -> None:
-    stopping, started = asyncio.Event(), asyncio.Event()
-    serving = asyncio.create_task(_serve_until(stopping, started, settings))
+def _settings(given: dict[str, Any]) -> ServerSettings:
+    chosen = {name: value for name, value in given.items() if name != "log_level"}
+    url = chosen["database_url"]
+    for name in ("grpc", "admin", "http", "console"):
+        text = chosen[name]
+        chosen[name] = Address.parse(text, f"--{name}") if text else None
+    chosen["default_mode"] = MODES[chosen["default_mode"]]
+    chosen["admin_token_file"] = chosen["admin_token_file"] or options.beside_database(
+        url, "admin-token"
+    )
+    chosen["spool"] = chosen["spool"] or options.spool(url)
+    chosen["drop_when_full"] = chosen.pop("log_full") == "drop"
+    chosen["drop_on_error"] = chosen.pop("log_error") == "drop"
+    chosen["unready_when_stale"] = chosen.pop("on_stale") == "not-serving"
+    chosen["console_trusted_proxies"] = options.listed(chosen["console_trusted_proxies"])
+    return ServerSettings(**chosen)
 
-    def stop() -> None:
-        stopping.set()
-        if not started.is_set():
-            serving.cancel()  # What it waits for may never come.
 
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
-    with suppress(asyncio.CancelledError):
-        await serving
+async def _serve(settings: ServerSettings, read_again: "ReadAgain") -> None:
+    # Only a server waits for all that it is made of.
+    from policyd.supervisor import supervise
 
-
-async def _serve_until(
-    stopping: asyncio.Event, started: asyncio.Event, settings: ServerSettings
-) -> None:
     logging.getLogger(__name__).info("the administration token is in %s", settings.admin_token_file)
-    with ExitStack() as held:
-        if settings.console is not None:
-            taken = reserve(settings.console, "--console", held)
-            settings = replace(settings, console=taken)
-        say_ready = partial(_say_ready, settings)
-        if settings.workers > 1:
-            from policyd.supervisor import supervise
-
-            started.set()
-            await supervise(settings, stopping, say_ready)
-            return
-        from policyd.server import Server
-
-        async with Server(settings) as server:
-            started.set()
-            saying = asyncio.create_task(_say_when_ready(server, say_ready))
-            await stopping.wait()
-            saying.cancel()
+    async with orders() as given:
+        await supervise(settings, given, _say_ready, read_again)
 
 
-async def _say_when_ready(server: "Server", say_ready: "Ready") -> None:
-    await server.until_it_can_decide()
-    await say_ready(server.grpc, server.admin, server.http)
-
-
-async def _say_ready(
-    settings: ServerSettings, grpc: Address, admin: Address, http: Address | None
-) -> None:
-    at = f"grpc={grpc} admin={admin}" + (f" http={http}" if http else "")
+async def _say_ready(settings: ServerSettings) -> None:
+    http = settings.http
+    at = f"grpc={settings.grpc} admin={settings.admin}" + (f" http={http}" if http else "")
     if settings.console is None:
         click.echo(f"policyd is ready: {at}")
         return

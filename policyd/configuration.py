@@ -34,6 +34,7 @@ __all__ = [
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _LEVELS = ("debug", "info", "warning", "error")
+_ARGUMENTS = "policyd.arguments"
 # Not settings: what tests read, what Kubernetes sets for services of our name, and CGI.
 _FOREIGN = re.compile(r"TEST_.*|(.*_)?(SERVICE_(HOST|PORT)(_.*)?|PORT(_\d+_.*)?)|INTERFACE")
 
@@ -246,6 +247,25 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise SettingsError(f"--config {path} must hold lines of NAME: VALUE")
     return {str(name): value for name, value in content.items()}
+
+
+class ServerCommand(click.Command):
+    """A command that can be read once more as it was given, its --config file being another now."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """See click.Command."""
+        ctx.meta[_ARGUMENTS] = tuple(args)
+        return super().parse_args(ctx, args)
+
+
+def read_again(context: click.Context) -> dict[str, Any]:
+    """The parameters that a ServerCommand would be called with now. Raises SettingsError."""
+    arguments = [*context.meta[_ARGUMENTS]]
+    try:
+        again = context.command.make_context(context.info_name, arguments, context.parent)
+    except click.ClickException as problem:
+        raise SettingsError(problem.format_message()) from None
+    return again.params
 
 
 class Group(click.Group):

@@ -14,7 +14,7 @@ from policyd.child import Child
 from policyd.errors import NoRoom, PolicydError, SettingsError
 from policyd.places import sqlite_file
 from policyd.private_files import make_file, warn_of_open_folders
-from policyd.settings import ServerSettings
+from policyd.settings import SHIPPING, ServerSettings, dump_settings
 from policyd.store.threads import StoreThreads
 
 _log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ async def preparing(settings: ServerSettings) -> bool:
 
 def back_office(settings: ServerSettings) -> Child:
     """The process that ships the log to the store: see back_office.py."""
-    return Child("the back office", "policyd.back_office", settings)
+    return Child("the back office", "policyd.back_office", dump_settings(settings), SHIPPING)
 
 
 async def keep_back_office(office: Child, settings: ServerSettings, is_started: bool) -> None:

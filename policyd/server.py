@@ -14,9 +14,9 @@ import grpc
 from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
 
 from policyd import tokens
-from policyd.addresses import check_free, not_free
+from policyd.addresses import check_free, not_free, steer
 from policyd.bodies import Bodies
-from policyd.child import Child
+from policyd.child import Child, End
 from policyd.configuration import Address
 from policyd.decision_log import DecisionLog
 from policyd.errors import NoRoom, RevisionNotReached, StoreBusy, StoreUnavailable
@@ -38,6 +38,7 @@ from policyd.v1 import admin_pb2, admin_pb2_grpc, policy_pb2, policy_pb2_grpc
 from policyd.worker_clock import WorkerClock
 
 if TYPE_CHECKING:
+    from policyd.http.app import HttpCheck
     from policyd.http.listener import Listener
 
 _log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ _SOON = 1.0
 _CLOCK = "policyd.clock"
 """The name under which gRPC's health tells of the worker's clock. A wrong one takes no worker out,
 so the other names do not tell of it."""
+_ENDING = "policyd is being stopped"
 _POLICY = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name
 _AUTHORIZATION = external_auth_pb2.DESCRIPTOR.services_by_name["Authorization"].full_name
 _ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
@@ -69,19 +71,36 @@ class Server:
     """One worker: answers PolicyService and AdminService until it is stopped.
 
     `async with Server(settings) as server:` runs it; `server.grpc`, `server.admin` and
-    `server.http` are where it listens. `shared` is for several workers on one port. It starts
-    without a database that is away, and where it finds no snapshot of the settings either, answers
-    that it cannot decide yet. Starting raises SettingsError, CannotListen or StoreUnusable.
+    `server.http` are where it listens. `shared` is for several workers on one port, which may have
+    one socket that is `listening` for HTTP. One that takes another's place has a `position`: see
+    addresses.steer(). It starts without a database that is away, and where it finds no snapshot of
+    the settings either, answers that it cannot decide yet. Starting raises SettingsError,
+    CannotListen, or StoreUnusable; but of shared workers only one that `is_first` raises that, and
+    others wait for the database to be put right.
     """
 
-    def __init__(self, settings: ServerSettings, *, shared: bool = False) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        *,
+        shared: bool = False,
+        is_first: bool = False,
+        listening: socket.socket | None = None,
+        position: int | None = None,
+    ) -> None:
         self._settings = settings
         self._shared = shared
         self._store = Store(settings.database_url, settings.database_timeout)
         opened = OpenedStore(self._store, settings)
         self._keys = KeyTable(opened.changes_since, settings.database_timeout)
         self._beating = StoreThreads("signs of life", settings.database_timeout)
-        self._following_settings = Following(self._keys, opened, settings, ends=not shared)
+        self._following_settings = Following(
+            self._keys, opened, settings, ends=is_first or not shared
+        )
+        self._listening = listening
+        self._position = position
+        self._is_draining = self._is_replaced = False
+        self._hurrying = asyncio.Event()
         self._listeners: list[GrpcListener] = []
         self._working: list[asyncio.Task[None]] = []
         self._log: DecisionLog | None = None
@@ -92,6 +111,7 @@ class Server:
         self.admin = settings.admin
         self.http = settings.http
         self._http: Listener | None = None
+        self._app: HttpCheck | None = None
 
     async def __aenter__(self) -> Self:
         try:
@@ -110,11 +130,11 @@ class Server:
         await self.stop()
 
     @property
-    def can_decide(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether it knows settings to decide by."""
         return self._keys.is_known
 
-    async def until_it_can_decide(self) -> None:
+    async def until_ready(self) -> None:
         """Wait until the database has told the settings, if no snapshot has."""
         await self._keys.until_known()
 
@@ -133,6 +153,8 @@ class Server:
         self.admin = await admin.start(self._settings.admin, "--admin", tls)
         if self._settings.http is not None:
             self.http = await self._listen_http(self._settings.http)
+        if self._position is not None:
+            steer((self.grpc.port, self.admin.port), self._position)
         self._work(
             *self._following_settings.work(),
             self._follow_hints(),
@@ -197,12 +219,12 @@ class Server:
         settings = self._settings
         path = settings.caller_token_file
         token = tokens.load(path, "--caller-token-file") if path else ""
-        # Only who has it waits for all that it is made of.
+        # Only a policyd that has it waits for all that it is made of.
         from policyd.http.app import HttpCheck
         from policyd.http.listener import Listener, open_socket, tls_context
 
         tls = tls_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
-        app = HttpCheck(
+        self._app = HttpCheck(
             self._policy.answer,
             self._policy.knows,
             self._bodies,
@@ -214,15 +236,16 @@ class Server:
             remark=self._clock.remark,
             is_stale=self._is_stale,
         )
-        if not self._shared:
+        listening = self._listening
+        if listening is None:
             check_free(address, "--http")
-        try:
-            listening = open_socket(address, shared=self._shared)
-        except OSError:
-            raise not_free(address, "--http") from None
+            try:
+                listening = open_socket(address)
+            except OSError:
+                raise not_free(address, "--http") from None
         port = listening.getsockname()[1]
-        self._http = Listener(app, tls=tls, grace=settings.grace, limits=self._limits)
-        await self._http.start(listening)
+        self._http = Listener(self._app, tls=tls, grace=settings.grace, limits=self._limits)
+        await self._http.start(listening, shared=self._listening is not None)
         return Address(address.host, port)
 
     def _listener(
@@ -248,7 +271,8 @@ class Server:
     async def _tell_health(self) -> None:
         settings = self._following_settings
         for listener in self._listeners:
-            await listener.tell(ready=not settings.unready, fresh=settings.is_fresh)
+            is_ready = not settings.unready and not self._is_draining
+            await listener.tell(ready=is_ready, fresh=settings.is_fresh)
 
     async def _watch_health(self) -> None:
         """Tell of every change."""
@@ -305,9 +329,41 @@ class Server:
             await asyncio.sleep(_FLUSH)
             log.flush()
 
+    async def wind_down(self, end: End) -> None:
+        """Answer still, for as long as `end` takes. Returns when it is to be stopped.
+
+        One that is drained says that it is not ready; one that is replaced leaves that to the one
+        that has taken its place.
+        """
+        if end is End.NOW:
+            return
+        seconds = self._settings.drain
+        if self._http is not None:
+            self._http.wind_down()
+        if end is End.REPLACE:
+            self._is_replaced, seconds = True, self._settings.handover
+        else:
+            _log.info("policyd says NOT_SERVING, and ends in %g s", seconds)
+            self._is_draining = True
+            if self._app is not None:
+                self._app.end(_ENDING)
+            await self._tell_health()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._hurrying.wait()
+
+    def hurry(self) -> None:
+        """Wait for nothing any more: neither before it stops, nor for what is under way."""
+        self._hurrying.set()
+        for listener in self._listeners:
+            listener.hurry()
+        if self._http is not None:
+            self._http.hurry()
+
     async def stop(self) -> None:
         """Stop at once to take new calls, and wait for those under way up to the grace period."""
-        stopping = [one.stop(self._settings.grace) for one in self._listeners]
+        told = None if self._is_replaced else NOT_SERVING
+        stopping = [one.stop(self._settings.grace, told) for one in self._listeners]
         if self._http is not None:
             stopping.append(self._http.stop())
         await asyncio.gather(*stopping)

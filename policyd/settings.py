@@ -16,6 +16,10 @@ from policyd.spool import Sync
 
 # It stands in commands to copy: nothing that a shell or a program would read as its own.
 _PLAIN_URL = re.compile(r"https?://[A-Za-z0-9.:/_~\[\]-]+")
+HANDOVER = 1.0
+"""Seconds in which a worker that is replaced takes the last connections that were made to it."""
+SHIPPING = 5.0
+"""Seconds, at least, that the log's last entries have to get to the store at the end."""
 MAX_RETENTION = 36_500
 """Days that a decision can stay in the log."""
 
@@ -65,8 +69,10 @@ class ServerSettings:
     """File with the last settings, to start by while the store is away. None: in the spool."""
     snapshot_max_age: float = 24.0
     """Hours since the store was last followed, for which that file is good. 0: it is not used."""
+    drain: float = 5.0
+    """Seconds that policyd still answers when it is to stop, and health says NOT_SERVING."""
     grace: float = 10.0
-    """Seconds that calls under way have when policyd stops."""
+    """Seconds that calls under way have then."""
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
@@ -100,6 +106,16 @@ class ServerSettings:
     so that each client has its own limit of attempts to sign in."""
     console_gateway_url: str = "http://127.0.0.1:8080"
     """Where clients reach the gateway, as the console tells them."""
+
+    @property
+    def handover(self) -> float:
+        """Seconds that a worker still answers beside the one that takes its place."""
+        return max(self.drain, HANDOVER)
+
+    @property
+    def ending(self) -> float:
+        """Seconds that a worker has to end."""
+        return self.handover + self.grace
 
     @property
     def connections(self) -> int:
@@ -221,7 +237,8 @@ def dump_settings(settings: ServerSettings) -> dict[str, Any]:
 
 
 def load_settings(values: Mapping[str, Any]) -> ServerSettings:
-    """The settings that dump_settings() gave."""
+    """The settings that dump_settings() gave. Raises SettingsError, as where the process that gave
+    them is of a version that has others."""
     loaded = dict(values)
     for name in ("grpc", "admin", "http", "console"):
         if loaded[name] is not None:
@@ -229,4 +246,11 @@ def load_settings(values: Mapping[str, Any]) -> ServerSettings:
     for name in _PATHS:
         loaded[name] = Path(loaded[name]) if loaded[name] is not None else None
     loaded["console_trusted_proxies"] = tuple(loaded["console_trusted_proxies"])
-    return ServerSettings(**loaded | {"default_mode": Mode(loaded["default_mode"])})
+    loaded["default_mode"] = Mode(loaded["default_mode"])
+    try:
+        return ServerSettings(**loaded)
+    except TypeError as problem:
+        raise SettingsError(
+            f"this version of policyd has other settings than the running one ({problem}): stop "
+            "policyd and start it again"
+        ) from None

@@ -1,53 +1,162 @@
-"""Several workers on one port: started, watched, restarted and ended together.
+"""A policyd with all its processes: the workers on one port, and the background worker.
 
-The kernel spreads connections over the workers (SO_REUSEPORT).
+The kernel spreads gRPC's connections over the workers (SO_REUSEPORT). Those to --http they take
+from one socket, which the supervisor holds, so that none is lost with a worker that ends.
 """
 
 import asyncio
+import logging
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
 from policyd.addresses import reserve
-from policyd.child import Child
-from policyd.configuration import Address
-from policyd.preparation import back_office, keep_back_office, preparing
-from policyd.settings import ServerSettings
+from policyd.child import Child, End
+from policyd.crew import Crew, Orders, Own, Worker
+from policyd.errors import NoRoom, PolicydError
+from policyd.preparation import back_office, make_the_rest, preparing
+from policyd.settings import SHIPPING, ServerSettings, dump_settings
 
-Ready = Callable[[Address, Address, Address | None], Awaitable[None]]
-"""Tells where gRPC, administration and HTTP listen, once every worker decides."""
+_log = logging.getLogger(__name__)
+
+Ready = Callable[[ServerSettings], Awaitable[None]]
+"""Tells the settings, with the ports that were taken, once every worker decides."""
+ReadAgain = Callable[[], ServerSettings]
+"""Reads the settings once more. Raises SettingsError."""
+
+_PAUSE = 1.0
+"""Seconds between two looks at whether a full disk has room."""
+_FIXED = (
+    *("database_url", "spool", "admin_token_file", "workers"),
+    *("grpc", "admin", "http", "console"),
+)
+"""Settings that hold until policyd is started again."""
 
 
-async def supervise(settings: ServerSettings, stopping: asyncio.Event, ready: Ready) -> None:
-    """Run the workers until `stopping` is set. Raises SettingsError or StoreUnavailable."""
+async def supervise(
+    settings: ServerSettings, orders: Orders, ready: Ready, read_again: ReadAgain
+) -> None:
+    """Run all of it until it is to stop. Raises SettingsError, CannotListen or StoreUnusable."""
     has_room = await preparing(settings)
     with ExitStack() as held:
-        grpc = reserve(settings.grpc, "--grpc", held)
-        admin = reserve(settings.admin, "--admin", held)
-        http = reserve(settings.http, "--http", held) if settings.http else None
-        settings = replace(settings, grpc=grpc, admin=admin, http=http)
-        numbers = range(1, settings.workers + 1)
-        workers = [Child(f"worker {n}", "policyd.worker", settings) for n in numbers]
-        office = back_office(settings)
-        watching: list[asyncio.Task[None]] = []
-
-        async def say_ready() -> None:
-            await asyncio.gather(*(worker.until_ready() for worker in workers))
-            await ready(grpc, admin, http)
-
+        supervisor = _Supervisor(settings, read_again, held)
+        orders.hurry = supervisor.hurry
+        end = End.NOW
         try:
-            await asyncio.gather(*(worker.start() for worker in workers))
-            watching += [asyncio.create_task(worker.keep_running()) for worker in workers]
-            # After them, as no decision waits for it.
-            if has_room:
-                await office.start()
-            watching.append(asyncio.create_task(keep_back_office(office, settings, has_room)))
-            watching.append(asyncio.create_task(say_ready()))
-            await stopping.wait()
+            await supervisor.start(ready, has_room=has_room)
+            await orders.follow(supervisor.replace)
+            end = orders.end
         finally:
-            for task in watching:
-                task.cancel()
-            await asyncio.gather(*watching, return_exceptions=True)
-            await asyncio.gather(*(worker.stop() for worker in workers))
-            # Last, so that it ships what they have written.
-            await office.stop()
+            await supervisor.stop(end)
+
+
+class _Supervisor:
+    """Holds the ports of policyd, and what answers at them."""
+
+    def __init__(self, asked: ServerSettings, read_again: ReadAgain, held: ExitStack) -> None:
+        self._asked = asked
+        self._read_again = read_again
+        http = console = None
+        self._sockets = {}
+        if asked.http is not None:
+            # Only a policyd that has it waits for all that it is made of.
+            from policyd.http.listener import reserve_listening
+
+            http, self._sockets["http"] = reserve_listening(asked.http, "--http", held)
+        if asked.console is not None:
+            console = reserve(asked.console, "--console", held)
+        self.settings = replace(
+            asked,
+            grpc=reserve(asked.grpc, "--grpc", held),
+            admin=reserve(asked.admin, "--admin", held),
+            http=http,
+            console=console,
+        )
+        self._office = Crew([back_office(self.settings)])
+        self._workers = Crew(self._first_workers())
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def _first_workers(self) -> list[Worker]:
+        if self.settings.workers > 1:
+            return [self._worker(None) for _ in range(self.settings.workers)]
+        # The only one needs no process of its own to begin with, which starts sooner.
+        from policyd.server import Server
+
+        listening = self._sockets["http"].dup() if self._sockets else None
+        return [Own(Server(self.settings, shared=True, is_first=True, listening=listening))]
+
+    def _worker(self, position: int | None) -> Child:
+        return Child(
+            "a worker",
+            "policyd.worker",
+            dump_settings(self.settings),
+            self.settings.ending,
+            self._sockets,
+            position,
+        )
+
+    async def start(self, ready: Ready, *, has_room: bool) -> None:
+        """Start all, and watch over it from then on."""
+        await self._workers.start()
+        self._workers.watch()
+        # After them, as no decision waits for it.
+        if has_room:
+            await self._office.start()
+            self._office.watch()
+        else:
+            self._tasks.append(asyncio.create_task(self._start_office_late()))
+        self._tasks.append(asyncio.create_task(self._say_ready(ready)))
+
+    async def _say_ready(self, ready: Ready) -> None:
+        await self._workers.until_ready()
+        await ready(self.settings)
+
+    async def _start_office_late(self) -> None:
+        """Once the disk has room for what it needs."""
+        while True:
+            await asyncio.sleep(_PAUSE)
+            try:
+                make_the_rest(self.settings)
+                await self._office.start()
+            except NoRoom:
+                continue
+            except (PolicydError, OSError) as error:
+                _log.error("the back office does not start: %s", error)
+            else:
+                return self._office.watch()
+
+    async def replace(self) -> None:
+        """Replace all processes but this one, by what the settings and files are now.
+
+        Raises PolicydError or OSError.
+        """
+        self.settings = self._changed(self._read_again())
+        await self._workers.replace(self._worker)
+        # The new one ships as soon as the old one no longer does.
+        await self._office.replace(lambda _: back_office(self.settings))
+
+    def _changed(self, asked: ServerSettings) -> ServerSettings:
+        for name in _FIXED:
+            if getattr(asked, name) != getattr(self._asked, name):
+                flag = "--" + name.replace("_", "-")
+                _log.warning("%s has changed, which holds from the next start on", flag)
+        return replace(asked, **{name: getattr(self.settings, name) for name in _FIXED})
+
+    async def stop(self, end: End) -> None:
+        """End all. The background worker ends last, so that it ships what the workers wrote."""
+        began = time.monotonic()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for listening in self._sockets.values():
+            listening.close()  # Those that still answer have their own.
+        await self._workers.stop(end)
+        spent = time.monotonic() - began
+        left = self.settings.drain + self.settings.grace - spent
+        await self._office.stop(End.NOW, SHIPPING + max(left, 0))
+
+    def hurry(self) -> None:
+        """Wait for nothing any more."""
+        self._workers.hurry()
+        self._office.hurry()

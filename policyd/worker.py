@@ -4,13 +4,25 @@ import sys
 
 from policyd.child import Parent
 from policyd.configuration import run, start_logging
+from policyd.preparation import preparing
 from policyd.server import Server
+from policyd.settings import load_settings
 
 
 async def _work() -> None:
-    async with Parent() as parent, Server(parent.settings, shared=True) as server:
-        parent.ready(lambda: server.can_decide)
-        await parent.gone_during()
+    async with Parent(load_settings) as parent:
+        if parent.position is not None:
+            # It may be of a later version than its supervisor, which has prepared for its own.
+            await preparing(parent.settings)
+        server = Server(
+            parent.settings,
+            shared=True,
+            listening=parent.listening("http"),
+            position=parent.position,
+        )
+        async with server:
+            parent.ready(lambda: server.is_ready)
+            await parent.serve(server)
 
 
 if __name__ == "__main__":

@@ -128,7 +128,8 @@ class Policyd(Program):
             *("policyd", "serve", "--database-url", self.database_url),
             *("--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0"),
             *("--admin-token-file", str(folder / "admin-token")),
-            *("--spool", str(folder / "policyd.db-spool"), *flags),
+            # The tests of draining say otherwise.
+            *("--spool", str(folder / "policyd.db-spool"), "--drain", "0", *flags),
             ready=r"policyd is ready: grpc=(\S+) admin=(\S+)(?: http=(\S+))?(?: console=(\S+))?",
             env=env,
             files=files,

@@ -119,7 +119,8 @@ class Gateway(Program):
     ) -> None:
         super().__init__(
             *("policyd-gateway", "serve", "--listen", "127.0.0.1:0"),
-            *("--policyd", policyd, "--upstream", upstream, *flags),
+            # The tests of draining say otherwise.
+            *("--policyd", policyd, "--upstream", upstream, "--drain", "0", *flags),
             ready=r"policyd-gateway is ready: (\S+)",
             env=env,
             files=files,

@@ -178,7 +178,7 @@ async def test_a_child_that_never_gets_ready(
     monkeypatch.setattr(child, "_START", 4)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "silent.py").write_text("import time\ntime.sleep(600)\n")
-    silent = Child("a module that says nothing", "silent", settings(tmp_path))
+    silent = Child("a module that says nothing", "silent", {}, 1.0)
     with pytest.raises(child.SettingsError, match="was not ready after 2 s"):
         await silent.start()
     assert silent._process is not None
@@ -197,7 +197,8 @@ def test_a_parent_that_reads_nothing(tmp_path: Path) -> None:
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=writing)
     try:
         assert process.stdin is not None
-        process.stdin.write(json.dumps(dump_settings(chosen)).encode() + b"\n")
+        told = {"settings": dump_settings(chosen), "sockets": {}, "position": None}
+        process.stdin.write(json.dumps(told).encode() + b"\n")
         process.stdin.flush()
         give_up = time.monotonic() + PATIENCE
         while _unread(reading) == filled and time.monotonic() < give_up:

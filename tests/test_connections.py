@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import trustme
+import uvloop
 
 from policyd.configuration import Address
 from policyd.http import connections
@@ -468,3 +470,31 @@ async def test_an_upgrade_behind_another_request(first: bytes) -> None:
     async with serving() as running, asyncio.timeout(PATIENCE):
         answers = await exchange(running.url, first + offered + request("GET", "/quick"))
         assert answers.count(b"HTTP/1.1 200") == 3
+
+
+def test_a_server_that_stood_still() -> None:
+    """What its clients sent meanwhile is read before their time counts as over: uvloop looks at
+    its timers first."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_stand_still())
+
+
+async def _stand_still() -> None:
+    listening = open_socket(Address("127.0.0.1", 0))
+    listener = Listener(_app, tls=None, grace=1, limits=Limits(head=1.0, idle=1.0))
+    await listener.start(listening)
+    host, port = listening.getsockname()
+    idle, half = [await asyncio.open_connection(host, port) for _ in range(2)]
+    head = GET[:-2]
+    idle[1].write(GET)
+    assert (await idle[0].read(1000)).startswith(b"HTTP/1.1 200")
+    half[1].write(head)
+    await asyncio.sleep(0.1)
+    for _, writer in (idle, half):
+        rest = b"\r\n" if writer is half[1] else GET
+        writer.get_extra_info("socket").send(rest)
+    time.sleep(3)  # noqa: ASYNC251  # As a process that is stopped.
+    for reader, writer in (idle, half):
+        assert (await reader.read(1000)).startswith(b"HTTP/1.1 200")
+        writer.close()
+    await listener.stop()

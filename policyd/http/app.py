@@ -80,6 +80,10 @@ class HttpCheck:
         self._max_body = max_body
         self._max_message = max_message
 
+    def end(self, reason: str) -> None:
+        """Say from now on that it is not ready."""
+        self._probes.end(reason)
+
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request."""
         request = Request(scope, receive, self._patience)

@@ -94,12 +94,14 @@ _DISPENSABLE = (
 
 
 class Visit:
-    """One connection: `cut` ends it at once, `dismiss` in good order."""
+    """One connection: `cut` ends it at once, `dismiss` in good order, `wind_down` with its next
+    answer, and `give_up` where its answer has not begun."""
 
     __slots__ = (
         "base",
         "cut",
         "dismiss",
+        "give_up",
         "head",
         "heard",
         "is_paused",
@@ -108,6 +110,7 @@ class Visit:
         "since",
         "state",
         "unread",
+        "wind_down",
     )
 
     def __init__(self) -> None:
@@ -129,6 +132,8 @@ class Visit:
         """Let go of the connection, which is gone or not there yet."""
         self.cut: Callable[[], object] = bool
         self.dismiss: Callable[[], object] = bool
+        self.wind_down: Callable[[], object] = bool
+        self.give_up: Callable[[bool], object] = bool
         self.is_paused: Callable[[], bool] = bool
         """Whether it is the application that does not read."""
         self.unread: Callable[[], int] = int
@@ -148,6 +153,8 @@ class Connections:
         self._unread = 0
         self._told = float("-inf")
         self._heads = 0
+        self.is_ending = False
+        """Whether each answer ends its connection."""
         self.deadlines = {
             State.OPENING: limits.head,
             State.HEAD: limits.head,
@@ -257,6 +264,34 @@ class Connections:
             if now - stall.since > self.limits.write:
                 self._cut(visit)
 
+    def pardon(self, seconds: float) -> None:
+        """Give all of them so much more time: we have stood still, and what they have sent
+        meanwhile is still to be read."""
+        for visits in self._by_state.values():
+            for visit in visits:
+                visit.since += seconds
+        for visit, stall in self._stalled.items():
+            self._stalled[visit] = stall._replace(since=stall.since + seconds)
+
+    def wind_down(self) -> None:
+        """Have each end with its next answer."""
+        self.is_ending = True
+        for visits in self._by_state.values():
+            for visit in list(visits):
+                visit.wind_down()
+
+    def end(self, *states: State) -> None:
+        """End those in one of these states, in good order."""
+        for state in states:
+            for visit in list(self._by_state[state]):
+                self._dismiss(visit)
+
+    def end_requests(self, *, answered: bool) -> None:
+        """End the requests under way, either those whose answer has begun or the others."""
+        for state in (State.BODY, State.ANSWERING):
+            for visit in list(self._by_state[state]):
+                visit.give_up(answered)
+
     def cut_all(self) -> None:
         """End all of them."""
         for visits in self._by_state.values():
@@ -334,6 +369,8 @@ class Bounded:
             transport.abort()
         self.visit.cut = transport.abort
         self.visit.dismiss = self.dismiss
+        self.visit.wind_down = self.wind_down
+        self.visit.give_up = self.give_up
         self.visit.is_paused = lambda: bool(self.flow.read_paused)
         self.visit.unread = transport.get_write_buffer_size
 
@@ -367,6 +404,14 @@ class Bounded:
         """End the connection, in good order if the client lets it."""
         self.transport.close()
 
+    def wind_down(self) -> None:
+        """End the connection with the answer that is under way; at once where there is none."""
+        self.shutdown()  # type: ignore[attr-defined]  # uvicorn's
+
+    def give_up(self, answered: bool) -> None:
+        """End the request under way if its answer has begun, or has not, as `answered` says, where
+        that can be told apart."""
+
     def has_begun_head(self) -> bool:
         """Whether some of the next request's head is there."""
         return False
@@ -392,6 +437,11 @@ async def keep_sweeping(crowd: Connections) -> None:
     """Sweep again and again, until cancelled."""
     limits = crowd.limits
     pause = min(1.0, min(limits.head, limits.body, limits.idle, limits.write) / 4)
+    clock = asyncio.get_running_loop().time
     while True:
+        began = clock()
         await asyncio.sleep(pause)
+        # This process, or its machine, may have stood still, and is about to read what has come.
+        if (late := clock() - began - pause) > pause:
+            crowd.pardon(late)
         crowd.sweep()

@@ -6,14 +6,24 @@ import errno
 import logging
 import socket
 import ssl
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 
+from policyd.addresses import check_free, not_free
 from policyd.configuration import Address, SettingsError
-from policyd.http.connections import SPARE, Bounded, Connections, Limits, Visit, keep_sweeping
+from policyd.http.connections import (
+    SPARE,
+    Bounded,
+    Connections,
+    Limits,
+    State,
+    Visit,
+    keep_sweeping,
+)
 from policyd.http.protocol import Protocol
 from policyd.http.reply import NO_ROOM
 
@@ -25,6 +35,12 @@ _READ = 64 * 1024
 _LINGER = 0.5
 """Seconds that its client has to read so."""
 _NO_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_LAST_REQUEST = 1.0
+"""Seconds that a connection has, at the end, for a request that may be on its way."""
+_UNUSED = (State.IDLE,)
+_UNASKED = (State.IDLE, State.OPENING, State.HEAD)
+_LOOK = 0.05
+"""Seconds between two looks, at the end, at what is under way."""
 _PAUSE = 0.1
 """Seconds until the next try where the system has no file for a connection."""
 _FOR_EVER = 10**9
@@ -38,8 +54,9 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 class Listener:
     """Serves the ASGI app `app` until it is stopped.
 
-    `grace` is how many seconds requests under way have then, and `limits` bound its connections.
-    By default it speaks as a gateway does; `options` are uvicorn's, for who wants it otherwise.
+    `grace` is how many seconds requests under way have then, `stream_grace` those whose answer has
+    begun, as many if it is not given, and `limits` bound its connections. By default it speaks as a
+    gateway does; `options` are uvicorn's, for who wants it otherwise.
     """
 
     def __init__(
@@ -48,6 +65,7 @@ class Listener:
         *,
         tls: ssl.SSLContext | None,
         grace: float,
+        stream_grace: float | None = None,
         limits: Limits | None = None,
         **options: Any,
     ) -> None:
@@ -63,10 +81,10 @@ class Listener:
             "date_header": False,
             "backlog": BACKLOG,
             "timeout_keep_alive": _FOR_EVER,
-            "timeout_graceful_shutdown": grace,
         }
         config = uvicorn.Config(app, **usual | options)
-        self._server = _Uvicorn(config, tls, limits or Limits())
+        graces = (grace, grace if stream_grace is None else stream_grace)
+        self._server = _Uvicorn(config, tls, limits or Limits(), graces)
         self._running: asyncio.Task[None] | None = None
 
     @property
@@ -74,13 +92,21 @@ class Listener:
         """How many are open."""
         return self._server.connections
 
-    async def start(self, listening: socket.socket) -> None:
-        """Serve what connects to `listening`, which it closes at the end."""
+    async def start(self, listening: socket.socket, *, shared: bool = False) -> None:
+        """Serve what connects to `listening`, which it closes at the end.
+
+        Where it is `shared` with other processes, the connections are left to them in turn.
+        """
+        self._server.at_once = 1 if shared else _AT_ONCE
         self._running = asyncio.create_task(self._server.serve(sockets=[listening]))
         self._running.add_done_callback(lambda _: self._server.listening.set())
         await self._server.listening.wait()
         if self._running.done():
             await self._running  # It failed; this raises why.
+
+    def wind_down(self) -> None:
+        """Answer as before, and have clients connect anew: each answer ends its connection."""
+        self._server.wind_down()
 
     async def stop(self) -> None:
         """Take no new requests, and wait for those under way."""
@@ -96,17 +122,28 @@ class Listener:
 class _Uvicorn(uvicorn.Server):
     """Says when it listens, lets clients in by a door of its own, and leaves signals alone."""
 
-    def __init__(self, config: uvicorn.Config, tls: ssl.SSLContext | None, limits: Limits) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        tls: ssl.SSLContext | None,
+        limits: Limits,
+        graces: tuple[float, float],
+    ) -> None:
         super().__init__(config)
         self._tls = tls
         self._limits = limits
+        self._graces = graces
+        self.at_once = _AT_ONCE
         self._doors: list[_Door] = []
         self.listening = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """See uvicorn.Server."""
         await self.lifespan.startup()
-        self._doors = [_Door(one, self._protocol, self._tls, self._limits) for one in sockets or ()]
+        self._doors = [
+            _Door(one, self._protocol, self._tls, self._limits, self.at_once)
+            for one in sockets or ()
+        ]
         self.servers = self._doors  # type: ignore[assignment]  # It closes them, and no more.
         self.started = True
         self.listening.set()
@@ -123,13 +160,42 @@ class _Uvicorn(uvicorn.Server):
         )
         return protocol
 
+    def wind_down(self) -> None:
+        """Have each answer end its connection."""
+        for door in self._doors:
+            door.crowd.wind_down()
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """See uvicorn.Server."""
+        """See uvicorn.Server, which knows one bound for all requests, and closes its socket before
+        it has taken all connections from it."""
+        for door in self._doors:
+            door.close()
+        self.wind_down()
+        grace, stream_grace = self._graces
+        began = time.monotonic()
         try:
-            await super().shutdown(sockets)
+            while (self.connections or self.server_state.tasks) and not self.force_exit:
+                spent = time.monotonic() - began
+                for door in self._doors:
+                    door.crowd.end(*(_UNASKED if spent >= min(_LAST_REQUEST, grace) else _UNUSED))
+                    if spent >= grace:
+                        door.crowd.end_requests(answered=False)
+                    if spent >= stream_grace:
+                        door.crowd.end_requests(answered=True)
+                if spent >= max(grace, stream_grace):
+                    break
+                await asyncio.sleep(_LOOK)
         finally:
-            for door in self._doors:
-                door.cut()
+            await self._cut()
+
+    async def _cut(self) -> None:
+        cut = set(self.server_state.tasks)
+        for task in cut:
+            task.cancel()
+        if cut:  # They can still say why.
+            await asyncio.wait(cut, timeout=_LAST_REQUEST)
+        for door in self._doors:
+            door.cut()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -146,7 +212,9 @@ class _Door:
         protocol: Callable[[], Bounded],
         tls: ssl.SSLContext | None,
         limits: Limits,
+        at_once: int,
     ) -> None:
+        self._at_once = at_once
         self._loop = asyncio.get_running_loop()
         self._listening = listening
         self._make_protocol = protocol
@@ -158,16 +226,18 @@ class _Door:
         """Those that were sent away, and are to read why."""
         self._sweeping = self._loop.create_task(keep_sweeping(self.crowd))
         self._pause: asyncio.TimerHandle | None = None
-        self._is_closed = False
         listening.setblocking(False)
         self._open()
 
     def close(self) -> None:
-        """Let no more in."""
+        """Let no more in, but those that have connected already."""
         self._loop.remove_reader(self._listening)
+        for _ in range(BACKLOG):
+            if not self._let_in():
+                break
+        self._listening.close()
         if self._pause is not None:
             self._pause.cancel()
-        self._is_closed = True
 
     async def wait_closed(self) -> None:
         """See asyncio.Server."""
@@ -183,21 +253,23 @@ class _Door:
         self._pause = None
         self._loop.add_reader(self._listening, self._let_in)
 
-    def _let_in(self) -> None:
-        for _ in range(_AT_ONCE):
+    def _let_in(self) -> bool:
+        """Let some in. Returns whether there may be more."""
+        for _ in range(self._at_once):
             try:
                 client, _address = self._listening.accept()
             except (BlockingIOError, InterruptedError):
-                return
+                return False
             except OSError as problem:
                 if problem.errno in _NO_FILES and not self.crowd.make_room():
                     self._loop.remove_reader(self._listening)
                     self._pause = self._loop.call_later(_PAUSE, self._open)
-                return
+                return False
             if self.crowd.has_room():
                 self._begin(client)
             else:
                 self._send_away(client)
+        return True
 
     def _begin(self, client: socket.socket) -> None:
         client.setblocking(False)
@@ -222,8 +294,6 @@ class _Door:
             _, protocol = await self._loop.connect_accepted_socket(
                 make, client, ssl=self._tls, **self._handshake
             )
-            if self._is_closed:
-                protocol.shutdown()
         except OSError as problem:  # It is no TLS, or its client has left. A timeout is one, too.
             _log.debug("a connection was not made: %s", problem)
         finally:
@@ -263,6 +333,21 @@ def open_socket(address: Address, *, shared: bool = False) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     return socket.create_server(address, family=family, backlog=BACKLOG, reuse_port=shared)
+
+
+def reserve_listening(
+    address: Address, flag: str, held: contextlib.ExitStack
+) -> tuple[Address, socket.socket]:
+    """A socket that several processes take connections from, and its address with the port.
+
+    Raises CannotListen.
+    """
+    check_free(address, flag)
+    try:
+        listening = held.enter_context(open_socket(address))
+    except OSError:
+        raise not_free(address, flag) from None
+    return Address(address.host, listening.getsockname()[1]), listening
 
 
 def tls_context(

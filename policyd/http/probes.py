@@ -69,7 +69,12 @@ class Probes:
         self._is_stale = is_stale
         self._checking: asyncio.Task[str] | None = None
         self._problem = ""
+        self._ending = ""
         self._checked_at = float("-inf")
+
+    def end(self, reason: str) -> None:
+        """It is not ready from now on, whatever a check would say."""
+        self._ending = reason
 
     async def answer(self, method: str, path: str) -> Answer | None:
         """The answer to a probe, None to every other request. It takes about PATIENCE at most."""
@@ -82,7 +87,7 @@ class Probes:
         if path == SETTINGSZ and self._is_stale:
             stale = await self._is_stale()
             return _answer(503, state="stale", reason=stale) if stale else _FRESH
-        problem = await self._current()
+        problem = self._ending or await self._current()
         if problem:
             return _answer(503, state="not ready", reason=problem)
         remark = self._remark()

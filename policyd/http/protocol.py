@@ -8,6 +8,7 @@
 - A client that keeps the connection waiting is told so, and it ends: see connections.py.
 """
 
+import asyncio
 from typing import Any
 
 import httptools
@@ -51,6 +52,8 @@ class _Http(HttpToolsProtocol):
         """Whether the connection ends with the request's body, as its answer has been given."""
         self._answering: Any = None
         """The request that the app is at work on; others may wait behind it."""
+        self._task: asyncio.Task[None] | None = None
+        """The app at work."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol. Every request is told, not the last one alone."""
@@ -122,7 +125,8 @@ class _Http(HttpToolsProtocol):
         if not self.parser.should_upgrade():
             super().on_headers_complete()
             cycle: Any = self.cycle
-            cycle.keep_alive = cycle.keep_alive and not self.is_spare
+            is_last = self.is_spare or self.is_last()
+            cycle.keep_alive = cycle.keep_alive and not is_last
             if not cycle.keep_alive:
                 cycle.transport = _Lingering(self)
 
@@ -147,9 +151,15 @@ class _Http(HttpToolsProtocol):
         self._body_left = max(self._body_left - len(body), 0)
         super().on_body(body)
 
+    def is_last(self) -> bool:
+        """Whether the request is to be the connection's last one."""
+        return False
+
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._answering = cycle
-        super()._start_asgi_task(cycle, app)
+        self._task = self.loop.create_task(cycle.run_asgi(app))
+        self._task.add_done_callback(self.tasks.discard)
+        self.tasks.add(self._task)
 
     def _feed_without_upgrade(self) -> None:
         """Parse the head once more, without its Connection header."""
@@ -230,6 +240,23 @@ class Protocol(Bounded, _Http):
         if not self.crowd.hold_head(self.visit, self._unread or 0) and not self._is_deaf:
             self._refuse(NO_ROOM)
             self.crowd.move(self.visit, State.CLOSING)
+
+    def is_last(self) -> bool:
+        """See _Http."""
+        return self.crowd.is_ending
+
+    def wind_down(self) -> None:
+        """See Bounded. One that is idle may have a request on its way, so it stays for a while, as
+        does one whose answer has begun, which has not said that it is the last."""
+        cycle: Any = self.cycle
+        if cycle is not None and not cycle.response_started:
+            cycle.keep_alive = False
+
+    def give_up(self, answered: bool) -> None:
+        """See Bounded."""
+        if self._task is not None and self._answering.response_started == answered:
+            self._task.cancel()
+            self._task = None
 
     def has_begun_head(self) -> bool:
         """See Bounded."""

@@ -36,6 +36,8 @@ _MAX_HEAD = 64 * 1024
 _IDLE = 900.0
 """Seconds that a connection without a call is kept. Mostly its age ends it before, which puts no
 line into its client's log, as this would."""
+_STREAMED = 1.0
+"""Seconds that calls which stream, or have brought no message yet, have at the end."""
 _DEAD = 30.0
 """Seconds after which a connection without a sign of life is asked for one, and then ends."""
 
@@ -84,8 +86,9 @@ class GrpcListener:
     def __init__(
         self, services: tuple[str, ...], guards: list[Any], bounds: Bounds, shared: bool
     ) -> None:
+        self._waiting = Waiting(_CALLS // 2)
         self.server = grpc.aio.server(
-            interceptors=[Waiting(_CALLS // 2), *guards, ErrorInterceptor()],
+            interceptors=[self._waiting, *guards, ErrorInterceptor()],
             options=_options(bounds, shared),
             maximum_concurrent_rpcs=_CALLS,
         )
@@ -123,10 +126,21 @@ class GrpcListener:
         """Report the health of something that the rest does not depend on, under its own name."""
         await self._health.set(name, status)
 
-    async def stop(self, grace: float) -> None:
-        """Report NOT_SERVING, and wait for calls under way up to `grace` seconds."""
-        await self._health.end_watches()
-        await self.server.stop(grace)
+    async def stop(self, grace: float, told: int | None = NOT_SERVING) -> None:
+        """Report `told`, and wait for calls under way up to `grace` seconds.
+
+        Those that stream, or have brought no message yet, have _STREAMED of them: none of them is
+        a decision under way.
+        """
+        await self._health.end_watches(told)
+        stopping = asyncio.ensure_future(self.server.stop(grace))
+        await asyncio.wait({stopping}, timeout=_STREAMED)
+        self._waiting.end_all()
+        await stopping
+
+    def hurry(self) -> None:
+        """Cut the calls under way, where it is being stopped."""
+        self._hurrying = asyncio.ensure_future(self.server.stop(0))
 
 
 class _Health(HealthServicer):
@@ -166,9 +180,10 @@ class _Health(HealthServicer):
             with suppress(asyncio.CancelledError):
                 await watching
 
-    async def end_watches(self) -> None:
-        """Tell whoever watches NOT_SERVING, and end."""
-        await self.enter_graceful_shutdown()
+    async def end_watches(self, told: int | None) -> None:
+        """Tell all that watch `told`, unless it is None, and end their streams."""
+        if told is not None:
+            await self.enter_graceful_shutdown()
         await asyncio.sleep(0)  # The watches wake, and send it.
         self._stopping.set()
 

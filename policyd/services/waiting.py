@@ -13,6 +13,7 @@ _Handler = Any
 """A grpc.RpcMethodHandler, which is generic for the type checker only."""
 _Answer = Callable[[Any, Any], Awaitable[Any]]
 _FULL = "too many calls stream, or wait for their message, and this one has lasted longest"
+_STOPPING = "policyd is being stopped"
 _NO_MESSAGE = "the call brings no message"
 
 
@@ -30,8 +31,15 @@ class Waiting(grpc.aio.ServerInterceptor):
     def __init__(self, most: int) -> None:
         self._most = most
         self._calls: OrderedDict[asyncio.Task[Any], None] = OrderedDict()
+        self._is_stopping = False
         # A handler is the same at every call, so it is wrapped once.
         self._wrapped: dict[_Handler, _Handler] = {}
+
+    def end_all(self) -> None:
+        """End all that wait or stream, as the server stops."""
+        self._is_stopping = True
+        while self._calls:
+            self._calls.popitem(last=False)[0].cancel()
 
     async def intercept_service(
         self,
@@ -63,7 +71,7 @@ class Waiting(grpc.aio.ServerInterceptor):
                 with self._held():
                     message = await _message(context)
             except _MakesRoom:
-                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, _FULL)
+                await self._refuse(context)
             return await answer(message, context)
 
         return answer_message
@@ -78,9 +86,14 @@ class Waiting(grpc.aio.ServerInterceptor):
                     async for answer in handler.stream_stream(messages, context):
                         await context.write(answer)
             except _MakesRoom:
-                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, _FULL)
+                await self._refuse(context)
 
         return answer_stream
+
+    async def _refuse(self, context: Any) -> None:
+        if self._is_stopping:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, _STOPPING)
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, _FULL)
 
     @contextmanager
     def _held(self) -> Iterator[None]:

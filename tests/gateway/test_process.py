@@ -70,7 +70,7 @@ def start(
     """A gateway that is ready."""
     place = ("--listen", FREE, "--policyd", policyd.grpc, "--upstream", upstream)
     ready = r"^policyd-gateway is ready: (https?://127\.0\.0\.1:\d+)$"
-    waiting = ("--policy-timeout", "30")
+    waiting = ("--policy-timeout", "30", "--drain", "0")
     return Program("policyd-gateway", "serve", *place, *waiting, *flags, ready=ready, env=env)
 
 

@@ -1,0 +1,21 @@
+"""One of several workers, as its supervisor starts it: `python -m gateway.worker`."""
+
+import sys
+
+from gateway.passing import load_settings
+from gateway.server import Server
+from policyd.child import Parent
+from policyd.configuration import run, start_logging
+
+
+async def _work() -> None:
+    async with Parent(load_settings) as parent:
+        server = Server(parent.settings, listening=parent.listening("listen"))
+        async with server:
+            parent.ready()
+            await parent.serve(server)
+
+
+if __name__ == "__main__":
+    start_logging(sys.argv[1])
+    run(_work())
