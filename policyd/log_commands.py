@@ -168,7 +168,7 @@ def status(database_url: str, as_json: bool, snapshot: Path | None) -> None:
             stands = store.log.standstill()
     except StoreUnavailable:
         for name, value in kept.items():
-            click.echo(f"{name:21}{'-' if value is None else value}", err=True)
+            click.echo(f"{name:19} {'-' if value is None else value}", err=True)
         raise
     oldest = found.oldest.isoformat(timespec="milliseconds") if found.oldest else None
     facts: dict[str, float | str | None] = {
@@ -186,7 +186,7 @@ def status(database_url: str, as_json: bool, snapshot: Path | None) -> None:
         options.print_json(facts)
         return
     for name, fact in facts.items():
-        click.echo(f"{name:21}{'-' if fact is None else fact}")
+        click.echo(f"{name:19} {'-' if fact is None else fact}")
 
 
 def _snapshot(path: Path) -> dict[str, int | str | None]:

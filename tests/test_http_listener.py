@@ -12,7 +12,7 @@ import trustme
 
 from policyd.configuration import Address
 from policyd.errors import CannotListen, SettingsError
-from policyd.server import Server, prepare
+from policyd.server import Server
 from policyd.settings import ServerSettings
 from policyd.store import Store
 from tests.gateway.support import (
@@ -172,8 +172,8 @@ async def _refused(url: str) -> None:
 async def test_a_log_that_is_full(made: ServerSettings) -> None:
     """A decision that cannot be logged is none: nothing is allowed, and the answer is 503. A key
     that is refused needs no log."""
-    await asyncio.to_thread(prepare, made)
     store = Store(made.database_url)
+    await asyncio.to_thread(store.migrate)
     _, key = await asyncio.to_thread(store.create_key, "app")
     store.close()
     json_type = ("Content-Type", "application/json")

@@ -16,6 +16,8 @@ down_revision = "0008"
 _DAYS = 8
 """Partitions that are made ahead."""
 _OLD = "decisions_old"
+_ID = re.compile("'([0-9a-f]{12})'")
+"""A bound of IDs in a constraint, as PostgreSQL writes it."""
 
 
 def upgrade() -> None:
@@ -67,7 +69,7 @@ def _bound(connection: sa.Connection) -> datetime:
     checks = "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = '{}' AND {}"
     query = checks.format("decisions_before", "conrelid = 'decisions'::regclass")
     check = connection.exec_driver_sql(query).scalar_one_or_none()
-    if check and (found := re.search("'([0-9a-f]{12})'", check)):
+    if check and (found := _ID.search(check)):
         return datetime.fromtimestamp(int(found[1], 16) / 1000, UTC)
     at: datetime = connection.exec_driver_sql("SELECT clock_timestamp()").scalar_one()
     newest = connection.exec_driver_sql("SELECT max(id) FROM decisions").scalar_one()
