@@ -321,12 +321,8 @@ async def postgresql_failed_over(made: Rig, plan: Plan, postgres: PostgreSQL) ->
     """PostgreSQL comes back as it was some seconds ago, as after an asynchronous failover."""
     server = made.start_policyd()
     made.start_gateway(server.grpc)
-    data = Path(str(postgres._data))
     async with _struck(made):
-        await asyncio.to_thread(postgres.stop)
-        copy = data.with_name("standby")
-        await asyncio.to_thread(subprocess.run, ["cp", "-a", str(data), str(copy)], check=True)
-        await asyncio.to_thread(postgres.start)
+        await asyncio.to_thread(postgres.keep)
         await made.more(50)
         await asyncio.to_thread(keys, made.database_url, "set", made.key["id"], "--name", "lost")
         await made.more(50)
@@ -507,6 +503,7 @@ def as_row(report: Report) -> tuple[str, ...]:
         str(counts.flags),
         *map(str, (counts.unchecked, counts.lost, counts.unlogged, counts.twice)),
         str(counts.sent_twice),
+        str(counts.dropped),
         f"{report.longest:.1f}",
         recovered,
         f"{report.before:.0f} / {report.during:.0f}",
@@ -515,7 +512,13 @@ def as_row(report: Report) -> tuple[str, ...]:
 
 HEAD = [
     *("fault", "requests", "answers: status", "rows", "flags", "unchecked upstream"),
-    *("flags lost", "allowed, not logged", "logged twice", "sent upstream twice"),
+    *(
+        "flags lost",
+        "allowed, not logged",
+        "logged twice",
+        "sent upstream twice",
+        "counted as dropped",
+    ),
     *(
         "longest without a decision, s",
         "as before after, s",

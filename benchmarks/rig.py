@@ -251,6 +251,8 @@ class Counts(NamedTuple):
     """Requests that stand in the log twice or more."""
     sent_twice: int
     """Requests that went upstream twice or more."""
+    dropped: int
+    """Decisions that policyd has counted as answered and not logged."""
 
 
 def count(made: Rig) -> Counts:
@@ -272,6 +274,7 @@ def count(made: Rig) -> Counts:
         unlogged=len(allowed - traces.keys()),
         twice=sum(number > 1 for number in traces.values()),
         sent_twice=sum(number > 1 for number in contents.values()),
+        dropped=sum(row[0] for row in made.query("SELECT decisions FROM log_lost")),
     )
 
 
