@@ -81,7 +81,9 @@ def number(url: str, table: str) -> str:
 
 
 def commands(group: click.Group, path: str = "") -> Iterator[str]:
-    for name, one in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):  # Some are loaded only now.
+        one = group.get_command(context, name)
         if isinstance(one, click.Group) and name not in OTHERS:
             yield from commands(one, f"{path}{name} ")
         elif name not in OTHERS:

@@ -53,3 +53,16 @@ def _pages(file: Path) -> int:
 def _auto_vacuum(file: Path) -> int:
     with closing(sqlite3.connect(file)) as connection:
         return int(connection.execute("PRAGMA auto_vacuum").fetchone()[0])
+
+
+def test_opening_waits_for_no_writer(tmp_path: Path) -> None:
+    """A connection to a file that gives space back writes nothing as it is made."""
+    file = tmp_path / "policyd.db"
+    store = Store(f"sqlite:///{file}")
+    store.migrate()
+    store.close()
+    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        other = Store(f"sqlite:///{file}", timeout=1)
+        assert other.list_keys() == []
+        other.close()

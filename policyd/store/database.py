@@ -31,6 +31,8 @@ _LOOK = 100_000
 _AGAIN = 0.02
 """Seconds between two tries for a lock for which SQLite itself does not wait."""
 
+_INCREMENTAL = 2
+
 _READ_ONLY = "25006"
 """PostgreSQL's code for a change in a transaction that takes none."""
 
@@ -160,7 +162,9 @@ def _prepare_sqlite(timeout: float, connection: Any, _: object) -> None:
     with deadline.within(timeout):
         connection.execute(_wait_for_locks(timeout))
         # A file that is new, or vacuumed next, gives back what retention has freed: see space.py.
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        # To one that does so already, setting it once more would be a write.
+        if connection.execute("PRAGMA auto_vacuum").fetchone() != (_INCREMENTAL,):
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         _use_wal(connection)
         # What is committed is on the disk: the spool has deleted it by then.
         connection.execute("PRAGMA synchronous = FULL")
