@@ -73,8 +73,7 @@ def migrate(database_url: str, as_json: bool, dry_run: bool) -> None:
     On PostgreSQL it also makes the log's partitions of the days to come, which servers do by
     themselves where their user owns the tables.
     """
-    missing = _is_missing(database_url)
-    if missing and dry_run:
+    if _is_missing(database_url):
         pending, before = migrations.pending(None), None
     else:
         found = upkeep.figures(database_url)

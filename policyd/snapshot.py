@@ -213,8 +213,8 @@ class SnapshotKeeper:
         self._keys = keys
         self._identity = identity
         self._place = place
-        self._kept = -1
-        """The revision that the file was last seen to have."""
+        self._kept: tuple[int, str] | None = None
+        """The revision that the file was last seen to have, and its epoch."""
         self._looked_at = float("-inf")
         self._has_failed = False
 
@@ -226,7 +226,8 @@ class SnapshotKeeper:
 
     def _is_due(self) -> bool:
         return self._keys.is_followed and (
-            self._keys.revision != self._kept or time.monotonic() - self._looked_at > _RENEW / 2
+            (self._keys.revision, self._keys.epoch) != self._kept
+            or time.monotonic() - self._looked_at > _RENEW / 2
         )
 
     async def _turn(self) -> float:
@@ -255,13 +256,14 @@ class SnapshotKeeper:
             head = self._head()
             _, settings = self._keys.copy()
             await asyncio.to_thread(self._file.keep, head, settings)
-        self._kept, self._looked_at = head.revision, time.monotonic()
+        self._kept, self._looked_at = (head.revision, head.epoch), time.monotonic()
 
     def _head(self) -> Head:
         return Head(
             identity=self._identity(),
             place=self._place,
             revision=self._keys.revision,
+            epoch=self._keys.epoch,
             followed_at=time.time() - self._keys.staleness(),
         )
 

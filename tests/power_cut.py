@@ -138,9 +138,9 @@ class _Disk:
 
     def settle(self, syncs: list[tuple[float, File, int]], now: float) -> None:
         """Have the disk take what was written before the syncs that have ended by now."""
-        for sync in [one for one in syncs if one[0] <= now]:
-            syncs.remove(sync)
-            _, file, count = sync
+        # One at a time: each changes what later ones of the same file still have to do.
+        while ended_by_now := [n for n, (ended, *_) in enumerate(syncs) if ended <= now]:
+            _, file, count = syncs.pop(ended_by_now[0])
             file.disk = _applied(file.disk, file.unsynced[:count])
             del file.unsynced[:count]
             for number, (ended, other, left) in enumerate(syncs):

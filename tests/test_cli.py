@@ -117,7 +117,10 @@ def test_wrong_settings(
     tmp_path: Path, words: list[str], env: dict[str, str], message: str
 ) -> None:
     """A wrong command or setting is named on stderr, with status 2."""
-    done = run("policyd", *words, env={"POLICYD_CONFIG": str(_empty_config(tmp_path))} | env)
+    # Of its own: what another run left here might be of another version.
+    database = {"POLICYD_DATABASE_URL": f"sqlite:///{tmp_path}/policyd.db"}
+    config = {"POLICYD_CONFIG": str(_empty_config(tmp_path))}
+    done = run("policyd", *words, env=config | database | env)
     assert done.returncode == 2
     assert message in done.stderr.decode()
     assert b"Traceback" not in done.stderr
@@ -384,5 +387,5 @@ def test_commands_that_are_loaded_when_they_are_called() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     names, unknown, _ = done.stdout.decode().split("\n")
-    assert names.split() == ["demo", "explain", "keys", "logs", "serve", "simulate", "True"]
+    assert names.split() == ["db", "demo", "explain", "keys", "logs", "serve", "simulate", "True"]
     assert unknown == ""

@@ -483,18 +483,19 @@ async def _stand_still() -> None:
     listening = open_socket(Address("127.0.0.1", 0))
     listener = Listener(_app, tls=None, grace=1, limits=Limits(head=1.0, idle=1.0))
     await listener.start(listening)
-    host, port = listening.getsockname()
-    idle, half = [await asyncio.open_connection(host, port) for _ in range(2)]
-    head = GET[:-2]
-    idle[1].write(GET)
-    assert (await idle[0].read(1000)).startswith(b"HTTP/1.1 200")
-    half[1].write(head)
+    idle, half = [socket.create_connection(listening.getsockname()) for _ in range(2)]
+    loop = asyncio.get_running_loop()
+    for client in (idle, half):
+        client.setblocking(False)
+    await loop.sock_sendall(idle, GET)
+    assert (await loop.sock_recv(idle, 1000)).startswith(b"HTTP/1.1 200")
+    await loop.sock_sendall(half, GET[:-2])
     await asyncio.sleep(0.1)
-    for _, writer in (idle, half):
-        rest = b"\r\n" if writer is half[1] else GET
-        writer.get_extra_info("socket").send(rest)
+    # Past the event loop, which would send it only when it goes on.
+    idle.send(GET)
+    half.send(GET[-2:])
     time.sleep(3)  # noqa: ASYNC251  # As a process that is stopped.
-    for reader, writer in (idle, half):
-        assert (await reader.read(1000)).startswith(b"HTTP/1.1 200")
-        writer.close()
+    for client in (idle, half):
+        assert (await loop.sock_recv(client, 1000)).startswith(b"HTTP/1.1 200")
+        client.close()
     await listener.stop()

@@ -46,20 +46,31 @@ PERIOD = (NOW - timedelta(days=1), NOW)
 DENIED = denied()
 CALLS: dict[str, tuple[Any, ...]] = {
     "Store.changes_since": (0,),
+    "Store.check": (),
+    "Store.check_form": (),
     "Store.create_key": ("app",),
+    "Store.form": (),
     "Store.get_key": ("id",),
     "Store.identity": (),
     "Store.list_keys": (),
     "Store.migrate": (),
     "Store.revoke_key": ("id",),
+    "Store.time": (),
     "Store.update_key": ("id", {"name": "other"}),
+    "Log.agree": (timedelta(days=1), 10),
     "Log.append": ([DENIED, outcome(DENIED)],),
     "Log.expire": (NOW, 10),
     "Log.get": ("id",),
     "Log.lose": ({"process": 1},),
+    "Log.lost_by": (["process"],),
     "Log.page": (LogFilter(),),
+    "Log.retire": (timedelta(days=1), 10),
+    "Log.standstill": (),
     "Log.status": (),
     "Log.usage": (["alice"],),
+    "Positions.forget": ("spool", ["file"]),
+    "Positions.keep": ("spool",),
+    "Positions.read": ("spool",),
     "Refusals.hours": PERIOD,
     "Refusals.sample": ("id",),
     "Refusals.samples": (NOW,),
@@ -70,6 +81,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "Statistics.placeholders": PERIOD,
     "Statistics.users": PERIOD,
     "Workers.beat": ("id", "host", 1),
+    "Workers.furthest_off": (),
     "Workers.leave": ("id",),
     "Workers.list": (),
     "Administrator.end_session": ("id", NOW),
@@ -82,8 +94,8 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "History.newest": ([KIND], 3),
 }
 """What each public method is called with."""
-APART = {"Store.close", "Store.hints", "Store.history"}
-"""Those that ask the database nothing, and the hints, which have a test of their own."""
+APART = {"Store.close", "Store.expect", "Store.history", "Log.give_back", "Store.hints"}
+"""Those that ask PostgreSQL nothing, and the hints, which have a test of their own."""
 
 
 @pytest.fixture(scope="module")

@@ -210,12 +210,14 @@ class Changing:
 
     def __init__(self) -> None:
         self.revision = 1
+        self.epoch = "a"
         self.is_busy = False
 
-    def changes_since(self, revision: int) -> KeyChanges:
+    def changes_since(self, revision: int, epoch: str) -> KeyChanges:
         self.revision += self.is_busy
-        change = KeyChange(bytes(32), KeySettings(f"key_{self.revision}"))
-        return KeyChanges(self.revision, (change,), everything=not revision)
+        change = KeyChange(bytes(32), KeySettings(f"key_{self.epoch}{self.revision}"))
+        everything = not revision or epoch != self.epoch
+        return KeyChanges(self.revision, (change,), everything, self.epoch)
 
 
 async def test_it_is_kept_as_settings_change(
@@ -238,6 +240,10 @@ async def test_it_is_kept_as_settings_change(
     store.is_busy = False
     await _until(lambda: _revision(file) == store.revision)
     assert file.read(IDENTITY, PLACE, HOUR)[1] == table.copy()[1]
+    # A database that was put back from a backup may have other settings at the same revision.
+    store.epoch = "b"
+    await _until(lambda: _epoch(file) == "b")
+    assert file.read(IDENTITY, PLACE, HOUR)[1] == {bytes(32): KeySettings(f"key_b{store.revision}")}
     for task in (keeper, following):
         task.cancel()
 
@@ -245,6 +251,11 @@ async def test_it_is_kept_as_settings_change(
 def _revision(file: SnapshotFile) -> int:
     found = file.head()
     return found.revision if found else 0
+
+
+def _epoch(file: SnapshotFile) -> str:
+    found = file.head()
+    return found.epoch if found else ""
 
 
 async def _until(is_so: Callable[[], bool]) -> None:

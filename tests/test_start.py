@@ -150,7 +150,7 @@ async def test_workers_are_killed_while_the_database_is_away(
             assert {one.status for one in load.answers[asked:]} <= DECIDED
             assert await health(stack.policyd.grpc) == SERVING
     told = [line for line in stack.policyd.errors if "Decisions are made by the snapshot" in line]
-    assert len(told) == 2
+    assert len(told) == 2, "\n".join(stack.policyd.errors)
     await change(stack.policyd, key["id"])
     assert not [line for line in stack.policyd.errors if "Traceback" in line]
 

@@ -7,7 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from policyd.errors import LogFull
-from policyd.spool.folder import DIGITS, lock, open_folder, segments, unusable
+from policyd.private_files import make_folder
+from policyd.spool.folder import DIGITS, lock, segments, unusable
 from policyd.spool.problems import NO_ROOM, cause, unwritable
 from policyd.spool.spares import Spares
 from policyd.spool.syncing import Sync, Unsynced
@@ -27,7 +28,7 @@ class SpoolWriter:
     """Writes the entries of one process. `limit` is the bytes of the whole folder.
 
     Raises SettingsError where the folder cannot be used. A disk that is full is no such case: then
-    write() raises LogFull until there is room.
+    write() raises LogFull until there is room for the folder and its files.
     """
 
     def __init__(
@@ -39,7 +40,8 @@ class SpoolWriter:
         system: System | None = None,
     ) -> None:
         self._system = system or System()
-        self._folder = open_folder(folder, self._system)
+        self._path = folder
+        self._folder = -1
         self._process = process
         self._limit = limit
         self._segment_size = max(min(_SEGMENT, limit // _SEGMENTS), 1)
@@ -54,24 +56,26 @@ class SpoolWriter:
         self._losses = -1
         self._lost = 0
         self._told = 0
-        self._spares = Spares(self._folder, self._system)
-        self._unsynced = None if sync == "never" else Unsynced(self._folder, self._system)
+        self._spares: Spares
+        self._is_synced = sync != "never"
+        self._unsynced: Unsynced | None = None
         self.written = 0
         """Bytes that were ever written."""
         self._is_blind = False
         """Whether the last look failed."""
         self._problem: OSError | None = None
         """Why there was no new file when one was due."""
-        self._start(folder)
+        self._start()
 
-    def _start(self, folder: Path) -> None:
+    def _start(self) -> None:
         try:
+            self._open()
             self._begin_losses()
             self._begin_segment()
         except OSError as error:
             if error.errno not in NO_ROOM:
                 self.close()
-                raise unusable(folder, error) from None
+                raise unusable(self._path, error) from None
             self._problem = error
             _log.error("the spool has no room yet: %s", cause(error))
 
@@ -116,6 +120,7 @@ class SpoolWriter:
         if self._lost == self._told:
             return
         with suppress(OSError):  # Then they are told the next time.
+            self._open()
             if self._losses < 0 or not self._system.fstat(self._losses).st_nlink:
                 self._spares.lend(self._begin_losses)
             self._system.pwrite(self._losses, b"%0*d" % (DIGITS, self._lost), 0)
@@ -123,7 +128,8 @@ class SpoolWriter:
 
     def close(self) -> None:
         """Leave the files to the shipper."""
-        self._spares.close()
+        if self._folder >= 0:
+            self._spares.close()
         if self._unsynced is not None:
             self._unsynced.close()
             self._segment = -1
@@ -131,6 +137,16 @@ class SpoolWriter:
             if descriptor >= 0:
                 self._system.close(descriptor)
         self._segment = self._losses = self._folder = -1
+
+    def _open(self) -> None:
+        """Open the folder, and make it where the disk was too full for it. Raises OSError."""
+        if self._folder >= 0:
+            return
+        make_folder(self._path)
+        self._folder = self._system.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
+        self._spares = Spares(self._folder, self._system)
+        if self._is_synced:
+            self._unsynced = Unsynced(self._folder, self._system)
 
     def _append(self, lines: bytes) -> None:
         written = 0
@@ -160,6 +176,7 @@ class SpoolWriter:
         if now - self._looked_at > _LOOK / 10:
             self._looked_at = now
             try:
+                self._open()
                 found = self._spares.lend(lambda: segments(self._folder, self._system))
                 is_gone = self._segment >= 0 and not self._system.fstat(self._segment).st_nlink
             except OSError as error:
@@ -176,6 +193,7 @@ class SpoolWriter:
     def _rotate(self) -> None:
         before, name, is_empty = self._segment, self._name, not self._size
         try:
+            self._open()
             self._spares.lend(self._begin_segment)
         except OSError as error:
             self._problem = error

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from policyd import migrations
 from policyd.errors import StoreUnavailable
 from policyd.store.clock import database_time
-from policyd.store.database import metadata, reading, storable, upsert, writing
+from policyd.store.database import make_file, metadata, reading, storable, upsert, writing
 from policyd.store.epochs import epochs
 from policyd.store.forms import migrate
 
@@ -54,6 +54,7 @@ def copy(source: sa.Engine, target: sa.Engine, tell: Callable[[Copied], None]) -
     Nobody may write to the source meanwhile. Raises CopyRefused, StoreUnavailable.
     """
     identity = _check_source(source)
+    make_file(target.url.render_as_string(hide_password=False))
     migrate_unless_copying(target)
     _begin(target, identity)
     counts = {}

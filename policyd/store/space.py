@@ -3,6 +3,8 @@
 A file that an older policyd has made can do so once it was vacuumed. PostgreSQL does it by itself.
 """
 
+from collections.abc import Callable
+
 import sqlalchemy as sa
 
 from policyd.store.database import writing
@@ -11,7 +13,7 @@ _RESERVE = 0.1
 """The share of the file that stays free, as it is soon needed again."""
 _LEAST = 1000
 """Pages of 4 KiB that stay free however small the file is."""
-_STEP = 500
+STEP = 500
 """Pages in one transaction, so that no writer waits for long."""
 
 
@@ -33,8 +35,12 @@ def give_back(engine: sa.Engine) -> int:
         spare = free - max(_LEAST, int(_RESERVE * pragma("page_count")))
         if spare <= 0:
             return 0
-        # By the driver: a page goes with each row that is fetched, of which SQLAlchemy knows none.
-        cursor = connection.connection.cursor()
-        cursor.execute(f"PRAGMA incremental_vacuum({min(spare, _STEP)})")
-        cursor.fetchall()
+        cut(connection.exec_driver_sql, min(spare, STEP))
         return free - pragma("freelist_count")
+
+
+def cut(execute: Callable[[str], object], pages: int) -> None:
+    """Give back so many free pages, in the transaction that `execute` runs statements in."""
+    for _ in range(pages):
+        # One at a time: of a statement without columns the driver takes one step, which is a page.
+        execute("PRAGMA incremental_vacuum(1)")

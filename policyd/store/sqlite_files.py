@@ -18,6 +18,7 @@ from policyd import migrations
 from policyd.errors import StoreUnavailable
 from policyd.private_files import make_file
 from policyd.store.database import errors
+from policyd.store.space import STEP, cut
 
 _PAGES = 256
 """Pages that are copied between two looks at the time: less than a megabyte."""
@@ -27,8 +28,6 @@ _WAIT = 10.0
 _INCREMENTAL = 2
 _HEADER = 20
 """Bytes of a file's head; the last two but one say whether it has a file beside it."""
-_STEP = 64
-"""Pages that are freed in one transaction."""
 
 Progress = Callable[[int, int], None]
 """Is told how many pages are done, of how many."""
@@ -185,9 +184,11 @@ def vacuum(file: Path, progress: Progress) -> None:
         left = free
         while left := min(left, connection.execute("PRAGMA freelist_count").fetchone()[0]):
             began = time.monotonic()
-            connection.execute(f"PRAGMA incremental_vacuum({_STEP})").fetchall()
+            connection.execute("BEGIN IMMEDIATE")
+            cut(connection.execute, min(left, STEP))
+            connection.execute("COMMIT")
             progress(free - left, free)
-            left = max(left - _STEP, 0)
+            left = max(left - STEP, 0)
             time.sleep(time.monotonic() - began)
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
