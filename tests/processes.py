@@ -136,6 +136,8 @@ class Policyd(Program):
             cwd=cwd,
         )
         self.grpc, self.admin, self.http, self.console = self.match.groups()
+        flag = "--workers"
+        self._workers = int(flags[flags.index(flag) + 1]) if flag in flags else 1
 
     def create_key(
         self, mode: str | None = None, override: str | None = None, accept: str | None = None
@@ -153,7 +155,13 @@ class Policyd(Program):
         return str(key["key"])
 
     def reach(self, revision: int) -> None:
-        """Wait until `revision` is in force."""
-        with grpc.insecure_channel(self.grpc) as channel:
-            request = EvaluateRequest(has_user=True, min_revision=revision)
-            PolicyServiceStub(channel).Evaluate(request, timeout=30)
+        """Wait until `revision` is in force, in each worker."""
+        request = EvaluateRequest(has_user=True, min_revision=revision)
+        # Each on a connection of its own, which leads to any of them.
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        reached: set[str] = set()
+        while len(reached) < self._workers:
+            with grpc.insecure_channel(self.grpc, options) as channel:
+                answer = PolicyServiceStub(channel).Evaluate(request, timeout=30)
+            # Which worker it was stands in the middle of a decision's ID.
+            reached.add(answer.decision_id[12:24])
