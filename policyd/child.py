@@ -66,7 +66,8 @@ class Serving(Protocol):
 class Child:
     """A child, as its parent has it: `module` is what it runs, `name` what people call it, and
     `settings` are JSON values. It has `patience` seconds to end, and the listening `sockets`.
-    `position` is told to one that takes another's place: see addresses.steer().
+    `position` is told to one that takes another's place: see addresses.steer(). One that `is_first`
+    is told so at its first start, and not when it is started again.
     """
 
     def __init__(
@@ -77,13 +78,15 @@ class Child:
         patience: float,
         sockets: Mapping[str, socket.socket] | None = None,
         position: int | None = None,
+        *,
+        is_first: bool = False,
     ) -> None:
         self._name = name
         self._module = module
         self._patience = patience
         self._sockets = {name: one.fileno() for name, one in (sockets or {}).items()}
-        told = {"settings": settings, "sockets": self._sockets, "position": position}
-        self._told = json.dumps(told).encode() + b"\n"
+        self._told = {"settings": settings, "sockets": self._sockets, "position": position}
+        self._is_first = is_first
         self._hurrying = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
         self._does_its_work = asyncio.Event()
@@ -102,12 +105,14 @@ class Child:
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(self._told)
+        told = self._told | {"is_first": self._is_first}
+        self._process.stdin.write(json.dumps(told).encode() + b"\n")
         try:
             answer = (await _within(_START, self._process.stdout.readline())).decode().strip()
         except TimeoutError:
             self._kill()
             answer = f"{self._name} was not ready after {_START * _TURN:.0f} s"
+        self._is_first = False
         if answer == "ready":
             self._does_its_work.set()
         elif answer != "waiting":
@@ -217,6 +222,7 @@ class Parent(Generic[_Settings]):
 
     settings: _Settings
     position: int | None
+    is_first: bool
 
     def __init__(
         self, load: Callable[[Mapping[str, Any]], _Settings], *, ends_by_itself: bool = True
@@ -233,6 +239,7 @@ class Parent(Generic[_Settings]):
         told = json.loads(await self._reader.readline())
         self._sockets = told["sockets"]
         self.position = told["position"]
+        self.is_first = told.get("is_first", False)
         self._ending: asyncio.Future[End] = loop.create_future()
         # Ctrl-C reaches the whole group; the parent tells its children itself.
         loop.add_signal_handler(signal.SIGINT, lambda: None)

@@ -181,7 +181,7 @@ def main() -> None:
     default=5.0,
     type=click.FloatRange(0),
     help="Seconds that SIGTERM leaves balancers to look elsewhere: new calls are still answered, "
-    "and health says NOT_SERVING. An orchestrator has to give --drain, --grace and 5 s together.",
+    "and health says NOT_SERVING. An orchestrator has to give --drain, --grace and 10 s together.",
 )
 @option(
     "--grace", default=10.0, type=click.FloatRange(0), help="Seconds to finish calls at the end."

@@ -8,14 +8,15 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from policyd.child import End, Serving
 from policyd.errors import PolicydError, SettingsError
 
 _log = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
 
 
 class Worker(Protocol):
@@ -188,26 +189,37 @@ class Orders:
         self._replacing.set()
         self._any.set()
 
-    async def follow(self, replace: Callable[[], Awaitable[None]]) -> None:
+    async def follow(self, replace: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Replace the workers whenever that is wanted, until they are to stop."""
         while not self._stopping.is_set():
             await self._any.wait()
             self._any.clear()
             if self._replacing.is_set() and not self._stopping.is_set():
                 self._replacing.clear()
-                await self._unless_stopping(replace)
+                await self._replace(replace)
 
-    async def _unless_stopping(self, replace: Callable[[], Awaitable[None]]) -> None:
-        replacing = asyncio.ensure_future(replace())
+    async def unless_stopping(self, work: Coroutine[Any, Any, _Result]) -> _Result | None:
+        """What `work` comes to, None where it is to stop before that."""
+        working = asyncio.ensure_future(work)
         stopping = asyncio.ensure_future(self._stopping.wait())
-        await asyncio.wait({replacing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
-        replacing.cancel()
+        working.cancel()
         try:
-            await replacing
-            _log.info("all workers are replaced")
+            return await working
         except asyncio.CancelledError:
-            _log.info("the workers are being stopped, so no more of them are replaced")
+            return None
+
+    async def _replace(self, replace: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        async def replaced() -> bool:
+            await replace()
+            return True
+
+        try:
+            if await self.unless_stopping(replaced()):
+                _log.info("all workers are replaced")
+            else:
+                _log.info("the workers are being stopped, so no more of them are replaced")
         except (PolicydError, OSError) as error:
             _log.error("no more is replaced, and what runs goes on: %s", error)
 

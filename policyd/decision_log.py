@@ -87,9 +87,10 @@ class DecisionLog:
     async def keep_synced(self) -> None:
         """Have the disk take what was written, every second, if it is not to be asked at once."""
         synced = 0
-        while self._sync == "interval":
+        while self._sync != "never":
             await asyncio.sleep(_INTERVAL)
-            if self._spool.written > synced or self._failure is not None:
+            is_due = self._sync == "interval" and self._spool.written > synced
+            if is_due or self._failure is not None:
                 written = self._spool.written
                 self._failure = await self._try_to_sync()
                 if self._failure is None:
@@ -133,10 +134,12 @@ class DecisionLog:
         # Not cancelled after that: others wait for it too.
         done, _ = await asyncio.wait((asked,), timeout=_PATIENCE)
         if not done:
-            return LogUnwritable(
+            # Others need not wait so long: they are refused until the disk syncs again.
+            self._failure = LogUnwritable(
                 f"the decision log cannot be synced: the disk takes more than {_PATIENCE:.0f} s. "
                 "See to the disk that --spool names, or serve with --log-error drop"
             )
+            return self._failure
         error = asked.result()
         if error is None:
             return None

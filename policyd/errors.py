@@ -14,10 +14,10 @@ PolicydError
 ├── EtagMismatch           the API key has changed since the caller read it
 ├── PositionMoved          the database has a spool file up to another byte than its shipper thought
 ├── StoreUnavailable       the database cannot be reached or used
-│   └── StoreUnusable      ... as it is there, and is not one that this version can use
+│   ├── StoreUnusable      ... as it is there, and is not one that this version can use
+│   └── WrongDatabase      ... as it is not the one that this policyd belongs to
 ├── SettingsUnknown        no API key's settings are known yet, so nothing can be decided
 ├── StoreBusy              as many calls wait for the database as may
-│   └── WrongDatabase      ... as it is not the one that this policyd belongs to
 ├── SettingsError          policyd cannot start with these settings
 │   └── NoRoom             ... as the disk is full: with room they will do
 ├── CannotListen           an address to listen at is taken, or not this machine's

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from policyd import spool
-from policyd.errors import PolicydError, StoreUnavailable, StoreUnusable
+from policyd.errors import SettingsError, StoreUnavailable, StoreUnusable
 from policyd.key_table import KeyTable
 from policyd.opening import OpenedStore
 from policyd.places import sqlite_file
@@ -87,7 +87,7 @@ class Following:
             try:
                 self._reading.result()
                 return
-            except StoreUnusable as error:
+            except (StoreUnusable, SettingsError) as error:
                 if self._ends:
                     raise
                 self._problem = str(error)
@@ -110,7 +110,7 @@ class Following:
             if not hours:
                 raise SnapshotUnusable("--snapshot-max-age 0 forbids it")
             identity = spool.known_database(self._settings.spool)
-            head, settings = await asyncio.to_thread(
+            head, settings = await StoreThreads("the snapshot", None).run(
                 self._file.read, identity, self._place, hours * 3600
             )
         except SnapshotUnusable as why:
@@ -137,11 +137,10 @@ class Following:
     async def _follow(self) -> None:
         assert self._reading is not None
         was_away = bool(self._problem) and not self._keys.is_followed
-        with suppress(PolicydError):
-            await self._reading
+        await asyncio.wait({self._reading})
+        if not self._reading.cancelled() and (error := self._reading.exception()):
+            _log.debug("the database could not be read at the start: %r", error)
         await self._open_at_last()
-        with suppress(PolicydError):
-            await self._keys.refresh()
         if was_away and self._keys.is_followed:
             _log.info("the database answers; settings are at revision %d", self._keys.revision)
         interval = _POLL_EMBEDDED if self._is_embedded else _POLL
@@ -154,7 +153,7 @@ class Following:
             await asyncio.sleep(_POLL)
             try:
                 await self._opening.run(self._store.open)
-            except PolicydError as error:
+            except Exception as error:  # noqa: BLE001  # Whatever it was, it may work another time.
                 if str(error) != told:
                     told = str(error)
                     _log.error("settings stay at revision %d: %s", self._keys.revision, error)

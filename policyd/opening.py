@@ -2,10 +2,13 @@
 that the spool is for, before anything is read. Until it answers, that is tried again and again."""
 
 from policyd import spool
-from policyd.errors import NoRoom, StoreUnavailable
+from policyd.errors import NoRoom, SettingsError, StoreUnavailable
 from policyd.model import KeyChanges
 from policyd.settings import ServerSettings
 from policyd.store import Store
+
+_IDENTIFIED = "0002"
+"""The first form of a database that has an identity."""
 
 
 class OpenedStore:
@@ -22,6 +25,7 @@ class OpenedStore:
     def open(self) -> None:
         """Raises StoreUnavailable, or SettingsError where the spool is for another database."""
         self._store.check()
+        self._claim()
         if self._migrates:
             self._store.migrate(make=False)
         else:
@@ -31,6 +35,18 @@ class OpenedStore:
         # From here on, another one is no place to read settings from or to ship the log to.
         self._store.expect(identity)
         self.identity = identity
+
+    def _claim(self) -> None:
+        """See that the database is the spool's before anything is changed there. Raises
+        SettingsError; another one is used for nothing from then on."""
+        revision = self._store.form().revision
+        if revision is None or revision < _IDENTIFIED:
+            return
+        try:
+            self._mark(self._store.identity())
+        except SettingsError:
+            self._store.expect(spool.known_database(self._spool) or "")
+            raise
 
     def changes_since(self, revision: int, epoch: str) -> KeyChanges:
         """See Store. Raises StoreUnavailable, also where it is not open yet."""

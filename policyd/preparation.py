@@ -23,10 +23,10 @@ _PAUSE = 1.0
 """Seconds between two looks at whether a full disk has room."""
 
 
-def prepare(settings: ServerSettings) -> bool:
-    """Make the administration token, the spool's folder and an empty database, where there is none
-    and it is a file: from then on, none appears in the place of one that was deleted. Returns
-    whether there was room.
+def prepare(settings: ServerSettings, *, is_first: bool = True) -> bool:
+    """Make the administration token and the spool's folder; and where `is_first`, an empty
+    database, where there is none and it is a file: later, none appears in the place of one that was
+    deleted. Returns whether there was room.
 
     Raises SettingsError.
     """
@@ -38,7 +38,7 @@ def prepare(settings: ServerSettings) -> bool:
         )
     has_room = True
     try:
-        make_the_rest(settings)
+        make_the_rest(settings, is_first=is_first)
     except NoRoom as error:
         _log.error("policyd starts without what it has no room for: %s", error)
         has_room = False
@@ -51,9 +51,9 @@ def prepare(settings: ServerSettings) -> bool:
     return has_room
 
 
-async def preparing(settings: ServerSettings) -> bool:
-    """prepare() in a thread: a signal ends the wait for it."""
-    return await StoreThreads("the start", None).run(prepare, settings)
+async def preparing(settings: ServerSettings, *, is_first: bool = True) -> bool:
+    """prepare() in a thread that keeps no process from ending."""
+    return await StoreThreads("the start", None).run(prepare, settings, is_first=is_first)
 
 
 def back_office(settings: ServerSettings) -> Child:
@@ -76,11 +76,12 @@ async def keep_back_office(office: Child, settings: ServerSettings, is_started: 
     await office.keep_running()
 
 
-def make_the_rest(settings: ServerSettings) -> None:
+def make_the_rest(settings: ServerSettings, *, is_first: bool = True) -> None:
     """Make what there was no room for. Raises SettingsError, NoRoom while there is none."""
     spool.make(settings.spool)
     tokens.load_or_create(settings.admin_token_file)
-    if file := sqlite_file(settings.database_url):
+    file = sqlite_file(settings.database_url)
+    if file is not None and is_first:
         # Where even this has no place, the database is away, and that is said.
         with suppress(OSError):
             make_file(Path(os.path.realpath(file)))

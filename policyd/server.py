@@ -278,6 +278,8 @@ class Server:
         """Tell of every change."""
         settings = self._following_settings
         told = settings.unready, settings.stale
+        # It may have changed while the listeners came up.
+        await self._tell_health()
         while True:
             # The first settings are news at once.
             first = self._keys.until_known() if not self._keys.is_known else asyncio.sleep(60)
@@ -319,8 +321,12 @@ class Server:
         """Tell the store that this worker runs, and at which revision: it returns that."""
         told = (self._id, socket.gethostname(), self._keys.revision, self._keys.epoch)
         if self._keys.is_followed:
-            with suppress(StoreUnavailable, StoreBusy):
+            try:
                 self._clock.measured(await self._beating.run(self._store.workers.beat, *told))
+            except (StoreUnavailable, StoreBusy):
+                pass  # Following the settings meets the same, and says so.
+            except Exception as error:  # noqa: BLE001  # Whatever it was, the next beat may work.
+                _log.error("this worker cannot be told of to the database: %s", error)
         return told[2]
 
     async def _flush(self, log: DecisionLog) -> None:
@@ -360,6 +366,13 @@ class Server:
         if self._http is not None:
             self._http.hurry()
 
+    async def _end_working(self) -> None:
+        for task in self._working:
+            task.cancel()
+        for problem in await asyncio.gather(*self._working, return_exceptions=True):
+            if isinstance(problem, Exception):
+                _log.error("a part of policyd had ended before its time: %r", problem)
+
     async def stop(self) -> None:
         """Stop at once to take new calls, and wait for those under way up to the grace period."""
         told = None if self._is_replaced else NOT_SERVING
@@ -367,12 +380,10 @@ class Server:
         if self._http is not None:
             stopping.append(self._http.stop())
         await asyncio.gather(*stopping)
-        for task in self._working:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-        with suppress(StoreUnavailable, StoreBusy):
-            await StoreThreads("leaving", _LEAVE).run(self._store.workers.leave, self._id)
+        await self._end_working()
+        if self._keys.is_followed:
+            with suppress(StoreUnavailable, StoreBusy):
+                await StoreThreads("leaving", _LEAVE).run(self._store.workers.leave, self._id)
         if self._log is not None:
             self._log.flush()
             await self._log.close()

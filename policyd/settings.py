@@ -241,10 +241,11 @@ def load_settings(values: Mapping[str, Any]) -> ServerSettings:
     them is of a version that has others."""
     loaded = dict(values)
     for name in ("grpc", "admin", "http", "console"):
-        if loaded[name] is not None:
+        if loaded.get(name) is not None:
             loaded[name] = Address.parse(loaded[name], name)
     for name in _PATHS:
-        loaded[name] = Path(loaded[name]) if loaded[name] is not None else None
+        if loaded.get(name) is not None:
+            loaded[name] = Path(loaded[name])
     loaded["console_trusted_proxies"] = tuple(loaded["console_trusted_proxies"])
     loaded["default_mode"] = Mode(loaded["default_mode"])
     try:

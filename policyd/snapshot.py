@@ -29,6 +29,7 @@ import msgspec
 from policyd.errors import PolicydError
 from policyd.key_table import KeyTable
 from policyd.model import KeySettings
+from policyd.store.threads import StoreThreads
 
 _log = logging.getLogger(__name__)
 
@@ -82,6 +83,12 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     form: str = _FORM
     format: int = _FORMAT
 
+    def is_newer_than(self, other: "Head") -> bool:
+        """Whether the same database was followed later than `other` says. A clock that was wrong
+        once, ahead of ours, makes none newer."""
+        is_same = (self.identity, self.place) == (other.identity, other.place)
+        return is_same and other.followed_at < self.followed_at <= time.time() + _FUTURE
+
     def is_of(self, other: "Head") -> bool:
         """Whether both are of the same database at the same revision, and in the same form."""
         names = ("identity", "place", "epoch", "revision", "form", "format")
@@ -126,6 +133,8 @@ class SnapshotFile:
     def is_behind(self, head: Head) -> bool:
         """Whether the file should be written or renewed, as `head` would have it."""
         found = self.head()
+        if found is not None and found.is_newer_than(head):
+            return False
         return (
             found is None
             or not found.is_of(head)
@@ -142,6 +151,8 @@ class SnapshotFile:
             if not is_ours:
                 return
             found = self.head()
+            if found is not None and found.is_newer_than(head):
+                return  # Another worker knows newer settings.
             if found is None or not found.is_of(head):
                 self._write(head, settings)
             else:
@@ -213,6 +224,7 @@ class SnapshotKeeper:
         self._keys = keys
         self._identity = identity
         self._place = place
+        self._threads = StoreThreads("the snapshot", None)
         self._kept: tuple[int, str] | None = None
         """The revision that the file was last seen to have, and its epoch."""
         self._looked_at = float("-inf")
@@ -251,11 +263,11 @@ class SnapshotKeeper:
 
     async def _bring_up_to_date(self) -> None:
         head = self._head()
-        if await asyncio.to_thread(self._file.is_behind, head):
+        if await self._threads.run(self._file.is_behind, head):
             # Both of one moment: nothing changes them until the next await.
             head = self._head()
             _, settings = self._keys.copy()
-            await asyncio.to_thread(self._file.keep, head, settings)
+            await self._threads.run(self._file.keep, head, settings)
         self._kept, self._looked_at = (head.revision, head.epoch), time.monotonic()
 
     def _head(self) -> Head:

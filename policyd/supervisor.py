@@ -38,13 +38,15 @@ async def supervise(
     settings: ServerSettings, orders: Orders, ready: Ready, read_again: ReadAgain
 ) -> None:
     """Run all of it until it is to stop. Raises SettingsError, CannotListen or StoreUnusable."""
-    has_room = await preparing(settings)
+    has_room = await orders.unless_stopping(preparing(settings))
+    if has_room is None:
+        return
     with ExitStack() as held:
         supervisor = _Supervisor(settings, read_again, held)
         orders.hurry = supervisor.hurry
         end = End.NOW
         try:
-            await supervisor.start(ready, has_room=has_room)
+            await orders.unless_stopping(supervisor.start(ready, has_room=has_room))
             await orders.follow(supervisor.replace)
             end = orders.end
         finally:
@@ -76,17 +78,18 @@ class _Supervisor:
         self._office = Crew([back_office(self.settings)])
         self._workers = Crew(self._first_workers())
         self._tasks: list[asyncio.Task[None]] = []
+        self._starting_late: asyncio.Task[None] | None = None
 
     def _first_workers(self) -> list[Worker]:
         if self.settings.workers > 1:
-            return [self._worker(None) for _ in range(self.settings.workers)]
+            return [self._worker(None, is_first=True) for _ in range(self.settings.workers)]
         # The only one needs no process of its own to begin with, which starts sooner.
         from policyd.server import Server
 
         listening = self._sockets["http"].dup() if self._sockets else None
         return [Own(Server(self.settings, shared=True, is_first=True, listening=listening))]
 
-    def _worker(self, position: int | None) -> Child:
+    def _worker(self, position: int | None, *, is_first: bool = False) -> Child:
         return Child(
             "a worker",
             "policyd.worker",
@@ -94,6 +97,7 @@ class _Supervisor:
             self.settings.ending,
             self._sockets,
             position,
+            is_first=is_first,
         )
 
     async def start(self, ready: Ready, *, has_room: bool) -> None:
@@ -105,7 +109,8 @@ class _Supervisor:
             await self._office.start()
             self._office.watch()
         else:
-            self._tasks.append(asyncio.create_task(self._start_office_late()))
+            self._starting_late = asyncio.create_task(self._start_office_late())
+            self._tasks.append(self._starting_late)
         self._tasks.append(asyncio.create_task(self._say_ready(ready)))
 
     async def _say_ready(self, ready: Ready) -> None:
@@ -131,6 +136,8 @@ class _Supervisor:
 
         Raises PolicydError or OSError.
         """
+        if self._starting_late is not None:
+            self._starting_late.cancel()  # The new one is started below.
         self.settings = self._changed(self._read_again())
         await self._workers.replace(self._worker)
         # The new one ships as soon as the old one no longer does.

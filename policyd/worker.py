@@ -13,10 +13,11 @@ async def _work() -> None:
     async with Parent(load_settings) as parent:
         if parent.position is not None:
             # It may be of a later version than its supervisor, which has prepared for its own.
-            await preparing(parent.settings)
+            await preparing(parent.settings, is_first=False)
         server = Server(
             parent.settings,
             shared=True,
+            is_first=parent.is_first,
             listening=parent.listening("http"),
             position=parent.position,
         )

@@ -53,8 +53,8 @@ class HttpCheck:
 
     Of a body that a proxy sends along, `max_body` bytes are read, where `knows` finds the key in
     force, and `max_message` of a question. Either has `patience` seconds to come. `not_ready` says
-    why a balancer should send no checks here, `remark` what its operator should know all the same.
-    why a balancer should send no checks here, and `is_stale` why the settings may be old ones.
+    why a balancer should send no checks here, `is_stale` why the settings may be old ones, and
+    `remark` what its operator should know all the same.
     """
 
     def __init__(

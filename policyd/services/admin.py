@@ -110,6 +110,11 @@ class AdminServicer(AdminServiceServicer):
         record = await self._log.run(self._store.log.get, request.id)
         return pb.GetDecisionResponse(decision=decisions.message(record))
 
+    def _followed(self) -> Any:
+        if not self._table.is_known:
+            return None
+        return timestamp(datetime.now(UTC) - timedelta(seconds=self._table.staleness()))
+
     async def GetLogStatus(
         self, request: pb.GetLogStatusRequest, context: Any
     ) -> pb.GetLogStatusResponse:
@@ -126,9 +131,7 @@ class AdminServicer(AdminServiceServicer):
             refused_keys=refused,
             clock_offset=None if offset is None else decisions.duration(offset),
             clock_host=host,
-            settings_followed_time=timestamp(
-                datetime.now(UTC) - timedelta(seconds=self._table.staleness())
-            ),
+            settings_followed_time=self._followed(),
             settings_from_snapshot=self._table.is_known and not self._table.is_followed,
             retention_standstill=stands.reason,
             retention_waiting=stands.waiting,

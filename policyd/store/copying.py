@@ -15,7 +15,15 @@ import sqlalchemy as sa
 from policyd import migrations
 from policyd.errors import StoreUnavailable
 from policyd.store.clock import database_time
-from policyd.store.database import make_file, metadata, reading, storable, upsert, writing
+from policyd.store.database import (
+    MIGRATING,
+    make_file,
+    metadata,
+    reading,
+    storable,
+    upsert,
+    writing,
+)
 from policyd.store.epochs import epochs
 from policyd.store.forms import migrate
 
@@ -207,7 +215,7 @@ def _after(key: list[sa.Column[Any]], last: tuple[Any, ...]) -> sa.ColumnElement
 
 
 def _count(engine: sa.Engine, table: sa.Table) -> int:
-    with reading(engine) as connection:
+    with reading(engine, MIGRATING) as connection:
         query = sa.select(sa.func.count()).select_from(table)
         return int(connection.execute(query).scalar_one())
 

@@ -14,8 +14,8 @@ import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 
 from policyd.errors import StoreUnavailable
-from policyd.store import identity
-from policyd.store.database import damaged, reading
+from policyd.store import deadline, identity
+from policyd.store.database import LOOK, damaged, reading
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def _check_file(connection: sa.Connection) -> None:
             PATIENCE,
         )
     finally:
-        driver.set_progress_handler(None, 0)
+        driver.set_progress_handler(deadline.is_over, LOOK)  # As each connection has it.
 
 
 def _check(connection: sa.Connection, statement: str) -> None:

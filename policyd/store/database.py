@@ -26,7 +26,7 @@ TIMEOUT = 10.0
 """Seconds that an ordinary call may take, unless the settings say otherwise."""
 _CONNECTIONS = 20
 """To PostgreSQL, of one process. All that ask at once are fewer."""
-_LOOK = 100_000
+LOOK = 100_000
 """Steps of SQLite between two looks at the deadline: less than a millisecond of work."""
 _AGAIN = 0.02
 """Seconds between two tries for a lock for which SQLite itself does not wait."""
@@ -158,7 +158,7 @@ def make_file(url: str) -> None:
 def _prepare_sqlite(timeout: float, connection: Any, _: object) -> None:
     connection.isolation_level = None  # The driver leaves transactions to _begin_sqlite.
     # It stops a query whose thread has waited long enough.
-    connection.set_progress_handler(deadline.is_over, _LOOK)
+    connection.set_progress_handler(deadline.is_over, LOOK)
     with deadline.within(timeout):
         connection.execute(_wait_for_locks(timeout))
         # A file that is new, or vacuumed next, gives back what retention has freed: see space.py.

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from policyd.errors import StoreUnavailable
 from policyd.record import first_id
-from policyd.store.database import reading, writing
+from policyd.store.database import LONG, reading, writing
 from policyd.store.forms import sqlstate
 
 _log = logging.getLogger(__name__)
@@ -93,9 +93,8 @@ def _drop_detached(engine: sa.Engine, resize: Callable[[sa.Connection, int], Non
         names = list(connection.exec_driver_sql(_DETACHED).scalars())
     dropped = 0
     for name in names:
-        with writing(engine) as connection:
-            # No other statement uses it any more, so counting may take long.
-            connection.exec_driver_sql("SET LOCAL statement_timeout = '600s'")
+        # No other statement uses it any more, so counting may take long.
+        with writing(engine, LONG) as connection:
             still_there = connection.exec_driver_sql(f"SELECT to_regclass('{name}')")
             if not connection.exec_driver_sql(_TURN).first() or not still_there.scalar_one():
                 return dropped

@@ -16,7 +16,7 @@ from policyd import migrations
 from policyd.errors import StoreUnavailable
 from policyd.record import first_id, moment
 from policyd.store.clock import database_time
-from policyd.store.database import MIGRATING, errors, reading, writing
+from policyd.store.database import MIGRATING, reading, writing
 
 _LOCK_WAIT = "2s"
 """Of PostgreSQL: so long others wait at most behind a migration that waits itself."""
@@ -100,9 +100,8 @@ def _patiently(
     """Take a step in a transaction of its own, again where a lock is not to be had soon."""
     for left in reversed(range(_TRIES)):
         try:
-            with errors(), engine.begin() as connection:
+            with writing(engine, MIGRATING) as connection:
                 connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_LOCK_WAIT}'")
-                connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
                 step(connection)
             return
         except StoreUnavailable as error:

@@ -206,7 +206,7 @@ class Log:
     def retire(self, keep: timedelta, max_rows: int) -> int:
         """Delete some of what the log need not keep any longer, as far as that is safe: see
         retention.py. Returns how many; 0: that was all, for now."""
-        with reading(self._engine) as connection:
+        with reading(self._engine, LONG) as connection:
             cut = look(connection, log_size.total(connection), keep, max_rows)
         with writing(self._engine) as connection:
             note(connection, cut, max_rows)

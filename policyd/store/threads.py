@@ -19,6 +19,8 @@ from policyd.store import deadline
 _Result = TypeVar("_Result")
 _Parameters = ParamSpec("_Parameters")
 
+_SPARE = 2
+"""Calls that may hang before others of their purpose are refused."""
 _MARGIN = 1.0
 """Seconds beyond the deadline, at which the database's driver gives up by itself."""
 
@@ -52,7 +54,7 @@ class StoreThreads:
         A call whose caller has gone goes on, and keeps its turn until it ends or its time is over.
         """
         await self._turn()
-        if self._given_up >= self._most:
+        if self._given_up >= self._most + _SPARE:
             self._turns.release()
             raise StoreUnavailable(
                 f"the database cannot be used: {self._given_up} calls for {self._purpose} still "

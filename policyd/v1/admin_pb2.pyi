@@ -726,7 +726,8 @@ class GetLogStatusResponse(_message.Message):
     @_builtins.property
     def settings_followed_time(self) -> _timestamp_pb2.Timestamp:
         """When the worker that answers last followed the database's settings, by its own clock. It decides
-        by settings as old as that where the database is away; the health service `settings` says so.
+        by settings as old as that where the database is away; the health service `settings` says so. Unset: it
+        knows no settings yet.
         """
 
     def __init__(

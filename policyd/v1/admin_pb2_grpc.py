@@ -39,7 +39,6 @@ class AdminServiceStub:
     STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time:
     try again. Whether a change was made is not known then
     STORE_BUSY         RESOURCE_EXHAUSTED  as many calls wait for the database as may: try later
-    STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached: try again
     WRONG_DATABASE     UNAVAILABLE       another installation's database answers: see policyd's log
     UNAUTHENTICATED    UNAUTHENTICATED   the bearer token is missing or wrong
     """
@@ -106,7 +105,6 @@ class AdminServiceServicer:
     STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time:
     try again. Whether a change was made is not known then
     STORE_BUSY         RESOURCE_EXHAUSTED  as many calls wait for the database as may: try later
-    STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached: try again
     WRONG_DATABASE     UNAVAILABLE       another installation's database answers: see policyd's log
     UNAUTHENTICATED    UNAUTHENTICATED   the bearer token is missing or wrong
     """
@@ -232,7 +230,6 @@ class AdminService:
     STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time:
     try again. Whether a change was made is not known then
     STORE_BUSY         RESOURCE_EXHAUSTED  as many calls wait for the database as may: try later
-    STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached: try again
     WRONG_DATABASE     UNAVAILABLE       another installation's database answers: see policyd's log
     UNAUTHENTICATED    UNAUTHENTICATED   the bearer token is missing or wrong
     """

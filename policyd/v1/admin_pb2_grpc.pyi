@@ -40,7 +40,6 @@ class AdminServiceStub:
       STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time:
                                            try again. Whether a change was made is not known then
       STORE_BUSY         RESOURCE_EXHAUSTED  as many calls wait for the database as may: try later
-      STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached: try again
       WRONG_DATABASE     UNAVAILABLE       another installation's database answers: see policyd's log
       UNAUTHENTICATED    UNAUTHENTICATED   the bearer token is missing or wrong
     """
@@ -81,7 +80,6 @@ class AdminServiceAsyncStub(AdminServiceStub):
       STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time:
                                            try again. Whether a change was made is not known then
       STORE_BUSY         RESOURCE_EXHAUSTED  as many calls wait for the database as may: try later
-      STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached: try again
       WRONG_DATABASE     UNAVAILABLE       another installation's database answers: see policyd's log
       UNAUTHENTICATED    UNAUTHENTICATED   the bearer token is missing or wrong
     """
@@ -118,7 +116,6 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
       STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time:
                                            try again. Whether a change was made is not known then
       STORE_BUSY         RESOURCE_EXHAUSTED  as many calls wait for the database as may: try later
-      STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached: try again
       WRONG_DATABASE     UNAVAILABLE       another installation's database answers: see policyd's log
       UNAUTHENTICATED    UNAUTHENTICATED   the bearer token is missing or wrong
     """
