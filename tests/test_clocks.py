@@ -162,6 +162,9 @@ async def test_one_clock_that_is_wrong(
     http = ("--http", "127.0.0.1:0")
     wrong = start(Policyd, wrong_folder, *http, database_url=new_database, env=env)
     key = right.create_key("enforce")
+    store = Store(new_database)
+    # The other one has yet to hear of the key: until then it is unknown there, and only counted.
+    wrong.reach(store.changes_since(0).revision)
     for number in range(20):
         for server in (right, wrong):
             await asyncio.to_thread(ask_policyd, server, key, f"one-{server.pid}-{number}")
@@ -179,7 +182,6 @@ async def test_one_clock_that_is_wrong(
     assert told.clock_host
     shown = run("policyd", "logs", "status", "--json", "--database-url", new_database)
     assert abs(json.loads(shown.stdout)["clock_offset"] - days * 86400) < NEAR.total_seconds()
-    store = Store(new_database)
     assert len(store.workers.list()) == 2
     assert [right.stop(), wrong.stop()] == [0, 0]
     logged = store.log.page(LogFilter(), limit=1000)
