@@ -35,7 +35,7 @@ from tests.load import DECIDED, MODE, PATIENCE, MakeStack, keys, under_load, unt
 from tests.postgresql import PostgreSQL
 from tests.processes import Policyd, run
 from tests.requirements import missing
-from tests.test_faults import is_running, kill, listeners, workers
+from tests.test_faults import kill, listeners, workers
 from tests.test_server import failure
 
 CODE = grpc.StatusCode
