@@ -49,4 +49,5 @@ class OldVersion:
     def serving(self) -> dict[str, Any]:
         """What makes a Policyd of tests.processes one of that version."""
         # The command looks there first, and its children where they are started.
-        return {"env": {"PYTHONPATH": str(self._folder)}, "cwd": self._folder}
+        env = {"PYTHONPATH": str(self._folder)}
+        return {"env": env, "cwd": self._folder, "drains": False}

@@ -121,6 +121,7 @@ class Policyd(Program):
         env: Mapping[str, str] | None = None,
         files: int | None = None,
         cwd: Path | None = None,
+        drains: bool = True,
     ) -> None:
         self.folder = folder
         self.database_url = database_url or f"sqlite:///{folder}/policyd.db"
@@ -128,8 +129,10 @@ class Policyd(Program):
             *("policyd", "serve", "--database-url", self.database_url),
             *("--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0"),
             *("--admin-token-file", str(folder / "admin-token")),
-            # The tests of draining say otherwise.
-            *("--spool", str(folder / "policyd.db-spool"), "--drain", "0", *flags),
+            *("--spool", str(folder / "policyd.db-spool")),
+            # The tests of draining say otherwise, and an older version does not know it.
+            *(("--drain", "0") if drains else ()),
+            *flags,
             ready=r"policyd is ready: grpc=(\S+) admin=(\S+)(?: http=(\S+))?(?: console=(\S+))?",
             env=env,
             files=files,

@@ -64,6 +64,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 }
 """Every command that uses the database and is not about its form."""
 OTHERS = {"serve", "demo", "db"}
+ANYWHERE = ("--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0")
+"""Flags of `policyd serve`."""
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +108,7 @@ def test_who_migrates(new_database: str, old: OldVersion) -> None:
         done = CliRunner().invoke(main, [*name.split(), *words, "--database-url", new_database])
         assert done.exit_code == 1, name
         assert "run policyd db migrate" in done.output, name
-    refused = run("policyd", "serve", "--no-migrate", "--database-url", new_database)
+    refused = run("policyd", "serve", "--no-migrate", *ANYWHERE, "--database-url", new_database)
     assert b"run policyd db migrate" in refused.stderr
     status = run("policyd", "db", "status", "--json", "--database-url", new_database)
     assert status.returncode == 1
@@ -201,7 +203,7 @@ def test_a_newer_form_that_this_version_cannot_use(new_database: str, tmp_path: 
     with pytest.raises(StoreUnavailable, match="newer policyd; run that version"):
         store.migrate()
     store.close()
-    for words in (("keys", "list"), ("db", "migrate"), ("serve",)):
+    for words in (("keys", "list"), ("db", "migrate"), ("serve", *ANYWHERE)):
         done = run("policyd", *words, "--database-url", new_database)
         assert done.returncode == 1
         assert b"it was used with a newer policyd" in done.stderr

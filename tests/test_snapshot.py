@@ -115,6 +115,7 @@ def test_what_is_not_used(file: SnapshotFile, tmp_path: Path) -> None:
     file.keep(head(), keys(1))
     assert "another database" in why_not(file, identity="another")
     assert "another database" in why_not(file, place=place_of("sqlite:///other.db"))
+    (tmp_path / "snapshot").unlink()  # An older one takes no newer one's place.
     file.keep(head(age=HOUR + 10), {})
     assert "--snapshot-max-age" in why_not(file)
     file.keep(head(age=-HOUR), {})
@@ -123,6 +124,15 @@ def test_what_is_not_used(file: SnapshotFile, tmp_path: Path) -> None:
     assert file.read(IDENTITY, PLACE, HOUR)
     (tmp_path / "snapshot").chmod(0o622)
     assert "others may write to it" in why_not(file)
+
+
+def test_one_that_is_newer_stays(file: SnapshotFile) -> None:
+    """A worker that follows the database no longer writes nothing over what another one knows."""
+    file.keep(head(3), keys(3))
+    for late in (head(2, age=5), head(3, age=5)):
+        assert not file.is_behind(late)
+        file.keep(late, keys(2))
+    assert file.read(IDENTITY, PLACE, HOUR)[0].revision == 3
 
 
 @pytest.mark.parametrize("other", [{"form": "x"}, {"format": 99}])
