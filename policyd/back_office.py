@@ -62,7 +62,8 @@ async def _work() -> None:
 class _Office:
     def __init__(self, store: Store, shipper: Shipper, settings: ServerSettings) -> None:
         self._store = store
-        self._identity: str | None = None
+        self._is_found = False
+        """Whether the database was seen to be the spool's."""
         self._shipper = shipper
         self._settings = settings
         self._away = False
@@ -83,7 +84,7 @@ class _Office:
         while True:
             some = pages = 0
             try:
-                self._expect()
+                await self._expect(self._retiring)
                 some = await self._retiring.run(
                     self._shipper.retire, keep, self._settings.log_max_rows
                 )
@@ -103,16 +104,23 @@ class _Office:
                 retired = 0
             await asyncio.sleep(_PAUSE if some or pages else _RETIRE)
 
-    def _expect(self) -> None:
+    async def _expect(self, threads: StoreThreads) -> None:
         """Let nothing be shipped to another database than the spool's, and nothing retired there.
 
-        Raises StoreUnavailable while no worker has found that one yet.
+        Raises StoreUnavailable while that one has not been found.
         """
-        if self._identity is None:
-            self._identity = known_database(self._settings.spool)
-            if self._identity is None:
-                raise StoreUnavailable("the database has not answered since policyd was started")
-            self._store.expect(self._identity)
+        if not self._is_found:
+            await threads.run(self._find)
+            self._is_found = True
+
+    def _find(self) -> None:
+        # Each time anew: a worker marks a spool without entries for the database that it finds, and
+        # must not meet this process as the one that ships from it.
+        identity = known_database(self._settings.spool)
+        if identity is None:
+            raise StoreUnavailable("the database has not answered since policyd was started")
+        self._store.expect(identity)
+        self._store.identity()
 
     async def finish(self) -> None:
         """Ship what is left, if the store is there and takes it in time; else the next start does.
@@ -130,7 +138,7 @@ class _Office:
     async def _try(self) -> int | None:
         """Ship. Returns how many entries, None while the store is away."""
         try:
-            self._expect()
+            await self._expect(self._shipping)
             shipped = await self._shipping.run(self._shipper.ship)
         except StoreUnavailable as error:
             if not self._away:
