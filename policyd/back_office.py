@@ -19,7 +19,7 @@ from policyd.settings import ServerSettings, load_settings
 from policyd.shipper import Shipper
 from policyd.spool import SpoolReader, known_database
 from policyd.store import Store
-from policyd.store.threads import StoreThreads
+from policyd.threads import StoreThreads
 
 _log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from policyd.options import MODES, OPTIONS, HeaderLine, option
 from policyd.private_files import UMASK
 from policyd.settings import ServerSettings
 from policyd.spool import SYNCS, left
-from policyd.store.threads import StoreThreads
+from policyd.threads import StoreThreads
 
 if TYPE_CHECKING:
     from policyd.supervisor import ReadAgain

@@ -16,7 +16,7 @@ from policyd.opening import OpenedStore
 from policyd.places import sqlite_file
 from policyd.settings import ServerSettings
 from policyd.snapshot import SnapshotFile, SnapshotKeeper, SnapshotUnusable, place_of
-from policyd.store.threads import StoreThreads
+from policyd.threads import StoreThreads
 
 _log = logging.getLogger(__name__)
 

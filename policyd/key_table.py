@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from policyd.deadline import TIMEOUT
 from policyd.errors import RevisionNotReached, SettingsUnknown, WrongDatabase
 from policyd.model import KeyChanges, KeySettings
-from policyd.store.database import TIMEOUT
-from policyd.store.threads import StoreThreads
+from policyd.threads import StoreThreads
 
 _log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from policyd.errors import NoRoom, PolicydError, SettingsError
 from policyd.places import sqlite_file
 from policyd.private_files import make_file, warn_of_open_folders
 from policyd.settings import SHIPPING, ServerSettings, dump_settings
-from policyd.store.threads import StoreThreads
+from policyd.threads import StoreThreads
 
 _log = logging.getLogger(__name__)
 

@@ -33,7 +33,7 @@ from policyd.services.tokens import TokenInterceptor
 from policyd.settings import ServerSettings
 from policyd.spool import SpoolWriter
 from policyd.store import Store
-from policyd.store.threads import StoreThreads
+from policyd.threads import StoreThreads
 from policyd.v1 import admin_pb2, admin_pb2_grpc, policy_pb2, policy_pb2_grpc
 from policyd.worker_clock import WorkerClock
 

@@ -29,7 +29,7 @@ import msgspec
 from policyd.errors import PolicydError
 from policyd.key_table import KeyTable
 from policyd.model import KeySettings
-from policyd.store.threads import StoreThreads
+from policyd.threads import StoreThreads
 
 _log = logging.getLogger(__name__)
 

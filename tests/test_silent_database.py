@@ -27,7 +27,7 @@ from policyd.key_table import KeyTable
 from policyd.store import LogFilter, Store
 from policyd.store.database import LONG, reading
 from policyd.store.history import Kind
-from policyd.store.threads import StoreThreads
+from policyd.threads import StoreThreads
 from tests.postgresql import PostgreSQL
 from tests.processes import environment
 from tests.records import denied, outcome
@@ -378,7 +378,7 @@ def test_a_thread_that_hangs_does_not_keep_the_process() -> None:
     program = """if True:
         import asyncio, threading
         from policyd.configuration import run
-        from policyd.store.threads import StoreThreads
+        from policyd.threads import StoreThreads
 
         async def main():
             asyncio.create_task(StoreThreads("this test", 3600).run(threading.Event().wait))

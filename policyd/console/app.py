@@ -32,7 +32,7 @@ from policyd.errors import (
     StoreUnavailable,
 )
 from policyd.http.probes import Probes
-from policyd.store.threads import StoreThreads
+from policyd.threads import StoreThreads
 
 _log = logging.getLogger(__name__)
 

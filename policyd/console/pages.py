@@ -20,7 +20,7 @@ from policyd.console.sessions import Sessions
 from policyd.console.text import plain, visible
 from policyd.settings import ServerSettings
 from policyd.store import Store
-from policyd.store.threads import StoreThreads
+from policyd.threads import StoreThreads
 
 HERE = Path(__file__).parent
 _MAX_FIELDS = 50

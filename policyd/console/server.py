@@ -19,7 +19,7 @@ from policyd.http.connections import Limits
 from policyd.http.listener import Listener, open_socket, tls_context
 from policyd.settings import ServerSettings
 from policyd.store import Store
-from policyd.store.threads import StoreThreads
+from policyd.threads import StoreThreads
 
 _log = logging.getLogger(__name__)
 

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
+from policyd.deadline import TIMEOUT
 from policyd.errors import InvalidArgument, KeyNotFound
 from policyd.key_table import KeyTable
 from policyd.model import IDENTIFIERS, ApiKey, Mode, Override
 from policyd.services import decisions
 from policyd.services.decisions import timestamp
 from policyd.store import Store
-from policyd.store.database import TIMEOUT
-from policyd.store.threads import StoreThreads
+from policyd.threads import StoreThreads
 from policyd.v1 import admin_pb2 as pb
 from policyd.v1 import policy_pb2
 from policyd.v1.admin_pb2_grpc import AdminServiceServicer

@@ -13,6 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from policyd import api_keys
+from policyd.deadline import TIMEOUT
 from policyd.errors import (
     EtagMismatch,
     InvalidArgument,
@@ -35,7 +36,6 @@ from policyd.store import identity as identities
 from policyd.store.administrator import Administrator
 from policyd.store.clock import database_time
 from policyd.store.database import (
-    TIMEOUT,
     Moment,
     make_file,
     metadata,

@@ -13,8 +13,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 
+from policyd import deadline
 from policyd.errors import StoreUnavailable
-from policyd.store import deadline, identity
+from policyd.store import identity
 from policyd.store.database import LOOK, damaged, reading
 
 _log = logging.getLogger(__name__)

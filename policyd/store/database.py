@@ -16,14 +16,13 @@ from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
-from policyd import private_files
+from policyd import deadline, private_files
+from policyd.deadline import TIMEOUT
 from policyd.errors import SettingsError, StoreUnavailable, StoreUnusable
 from policyd.places import sqlite_file
-from policyd.store import database_file, deadline, identity
+from policyd.store import database_file, identity
 from policyd.store.database_file import DatabaseFile
 
-TIMEOUT = 10.0
-"""Seconds that an ordinary call may take, unless the settings say otherwise."""
 _CONNECTIONS = 20
 """To PostgreSQL, of one process. All that ask at once are fewer."""
 LOOK = 100_000

@@ -13,8 +13,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
+from policyd import deadline
 from policyd.errors import StoreBusy, StoreUnavailable
-from policyd.store import deadline
 
 _Result = TypeVar("_Result")
 _Parameters = ParamSpec("_Parameters")

@@ -10,6 +10,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+TIMEOUT = 10.0
+"""Seconds that an ordinary call to the database may take, unless the settings say otherwise."""
+
 
 class _Deadlines(threading.local):
     """Those of the running thread, by time.monotonic()."""
