@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -78,11 +79,17 @@ class PostgreSQL:
 
     def _signal(self, number: signal.Signals) -> None:
         first = int(Path(self._data, "postmaster.pid").read_text().split()[0])
-        children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
-        # The first one first, so that no more of them begin.
-        for process in (first, *map(int, children)):
-            with suppress(ProcessLookupError):
-                os.kill(process, number)
+        # The first one first, so that no more of them begin. The list may lack some while others
+        # end.
+        os.kill(first, number)
+        told: set[int] = set()
+        for _ in range(20):
+            children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
+            for process in {*map(int, children)} - told:
+                told.add(process)
+                with suppress(ProcessLookupError):
+                    os.kill(process, number)
+            time.sleep(0.005)
 
     def keep(self) -> None:
         """Keep what it has now for go_back(): what a replica had when its primary was lost."""
