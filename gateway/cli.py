@@ -52,7 +52,10 @@ def main() -> None:
     help="The policyd to ask. Of several, or of a name with several addresses, any that answers.",
 )
 @_option(
-    "--workers", type=click.IntRange(1, 256), default=1, help="Processes; one a core is enough."
+    "--workers",
+    type=click.IntRange(1, 256),
+    default=1,
+    help="Processes; one a core is enough. Bounds of memory and connections are for each.",
 )
 @_option(
     "--upstream",
