@@ -177,7 +177,7 @@ def copy_(database_url: str, as_json: bool, target: str) -> None:
 def vacuum(database_url: str, as_json: bool, yes: bool) -> None:
     """Give the free space of a SQLite file back to the disk.
 
-    Decisions go on meanwhile. Where the file gives space back bit by bit, nobody waits for long;
+    Decisions go on meanwhile. Where the file gives space back bit by bit, no writer waits for long;
     else it is written anew, once, and those who change keys wait for that.
     """
     file = _sqlite(database_url, "psql --command='VACUUM (ANALYZE)' {}")
@@ -230,7 +230,7 @@ def _require(url: str) -> None:
 
 
 def _progress(what: str) -> Callable[[int, int], None]:
-    """Tells on stderr how far it is, where somebody looks."""
+    """Tells on stderr how far it is, where that is a terminal."""
     said_at = time.monotonic()
 
     def tell(done: int, of: int) -> None:

@@ -276,7 +276,7 @@ def export(database_url: str, form: str, output: TextIO, **given: Any) -> None:
 
 
 def _counted(records: Iterator[Record]) -> Iterator[Record]:
-    """Tells on stderr how far it is, where somebody looks."""
+    """Tells on stderr how far it is, where that is a terminal."""
     count = 0
     said_at = time.monotonic()
     for record in records:

@@ -174,7 +174,7 @@ class ApiKey:
     @property
     def etag(self) -> str:
         """Names this state of the key. A revision alone may be another one after a backup was put
-        back, and whoever has read the one before would overwrite it."""
+        back, and an administrator with the one before would overwrite it."""
         changed = (self.updated_at - _FIRST) // timedelta(microseconds=1)
         return f"{self.revision}-{changed:x}"
 

@@ -58,7 +58,7 @@ async def preparing(settings: ServerSettings, *, is_first: bool = True) -> bool:
 
 def back_office(settings: ServerSettings) -> Child:
     """The process that ships the log to the store: see back_office.py."""
-    return Child("the back office", "policyd.back_office", dump_settings(settings), SHIPPING)
+    return Child("the background worker", "policyd.back_office", dump_settings(settings), SHIPPING)
 
 
 async def keep_back_office(office: Child, settings: ServerSettings, is_started: bool) -> None:
@@ -72,7 +72,7 @@ async def keep_back_office(office: Child, settings: ServerSettings, is_started: 
         except NoRoom:
             continue
         except (PolicydError, OSError) as error:
-            _log.error("the back office does not start: %s", error)
+            _log.error("the background worker does not start: %s", error)
     await office.keep_running()
 
 

@@ -127,7 +127,7 @@ class _Supervisor:
             except NoRoom:
                 continue
             except (PolicydError, OSError) as error:
-                _log.error("the back office does not start: %s", error)
+                _log.error("the background worker does not start: %s", error)
             else:
                 return self._office.watch()
 

@@ -59,7 +59,7 @@ class Copied:
 def copy(source: sa.Engine, target: sa.Engine, tell: Callable[[Copied], None]) -> dict[str, int]:
     """Copy every table. Returns how many rows each has, as counted in both.
 
-    Nobody may write to the source meanwhile. Raises CopyRefused, StoreUnavailable.
+    No process may write to the source meanwhile. Raises CopyRefused, StoreUnavailable.
     """
     identity = _check_source(source)
     make_file(target.url.render_as_string(hide_password=False))

@@ -1,7 +1,8 @@
 """Brings a database to this version's form, beside servers that use it.
 
 On PostgreSQL no step holds a lock for long that others wait for: what takes long is done first,
-under a lock that stops nobody, and the rest gives up when it would have to wait and tries again.
+under a lock that stops no reader or writer, and the rest gives up when it would have to wait and
+tries again.
 """
 
 import random
@@ -68,7 +69,7 @@ def _upgrade(connection: sa.Connection) -> None:
 
 def _prove_bound(engine: sa.Engine) -> None:
     """Let PostgreSQL see that no row is from after some midnight to come, so that it need not look
-    when the rows become a partition. It reads them for that, and holds up nobody."""
+    when the rows become a partition. It reads them for that, and holds up no other."""
     _patiently(engine, _add_bound, ignore=_EXISTS)
     _patiently(engine, _validate_bound)
 

@@ -73,7 +73,7 @@ class _Listener:
         with closing(open_connection(self._engine, self._timeout)) as connection:
             with deadline.within(self._timeout):
                 connection.execute(f"LISTEN {_CHANNEL}")
-            # What changed while nobody listened may have been missed.
+            # What changed while this connection was away may have been missed.
             self._tell()
             while not self._stopped.is_set():
                 # Whether the server still is there shows only when it is asked.

@@ -1,7 +1,7 @@
 """Which installation a database belongs to, looked at in every transaction of a server.
 
 A wrong address, a failover to another cluster or a file of another installation put in its place
-would give a server somebody else's keys, and somebody else its log.
+would give a server another installation's keys, and that installation its log.
 """
 
 from typing import Any

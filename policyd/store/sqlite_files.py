@@ -108,7 +108,7 @@ def restore(source: Path, target: Path, at: datetime, progress: Progress) -> Pat
                 begin_new_state(writer)
                 writer.commit()
             _sync(draft)
-            with _nobody_uses(target) as is_there:
+            with _out_of_use(target) as is_there:
                 if is_there:
                     os.link(target, aside)
                 os.replace(draft, target)
@@ -136,8 +136,8 @@ def begin_new_state(connection: sqlite3.Connection) -> None:
 
 
 @contextmanager
-def _nobody_uses(file: Path) -> Iterator[bool]:
-    """Nobody has the file open, and nobody can open it meanwhile. Yields whether there is one.
+def _out_of_use(file: Path) -> Iterator[bool]:
+    """No process has the file open, and none can open it meanwhile. Yields whether there is one.
 
     What stands in the file beside it is in the file itself then. Raises BackupRefused.
     """
@@ -175,7 +175,7 @@ def gives_back(file: Path) -> bool:
 
 def vacuum(file: Path, progress: Progress) -> None:
     """Give free space back: in short steps where the file allows that; else by writing it anew,
-    during which nobody else can write, and in a form that allows steps from then on."""
+    during which no other process can write, and in a form that allows steps from then on."""
     _, _, free = free_pages(file)
     with _failing("the database cannot be made small"), closing(_open(file)) as connection:
         if not gives_back(file):

@@ -1,4 +1,4 @@
-"""Deletes many rows in transactions so short that nobody who writes beside them waits for long."""
+"""Deletes many rows in transactions so short that no writer beside them waits for long."""
 
 import time
 from collections.abc import Callable
