@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import trustme
-import uvloop
 
 from policyd.configuration import Address
 from policyd.http import connections
@@ -472,30 +471,42 @@ async def test_an_upgrade_behind_another_request(first: bytes) -> None:
         assert answers.count(b"HTTP/1.1 200") == 3
 
 
-def test_a_server_that_stood_still() -> None:
-    """What its clients sent meanwhile is read before their time counts as over: uvloop looks at
-    its timers first."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_stand_still())
+@pytest.mark.parametrize("state", State)
+def test_time_in_which_the_server_stood_still(state: State) -> None:
+    """It counts for no client, whatever that had to do: what came meanwhile is still unread."""
+    times = [0.0]
+    crowd = connections.Connections(Limits(), lambda: times[0])
+    ended: list[State] = []
+    visit = connections.Visit()
+    visit.cut = visit.dismiss = lambda: ended.append(state)
+    crowd.enter(visit)
+    crowd.move(visit, state)
+    crowd.hear(visit, 1)
+    if state is State.ANSWERING:
+        crowd.stall(visit)
+    times[0] += NEVER
+    crowd.pardon(NEVER)
+    crowd.sweep()
+    assert not ended
+    assert visit.heard == times[0]
+    times[0] += NEVER
+    crowd.sweep()
+    assert ended
 
 
-async def _stand_still() -> None:
-    listening = open_socket(Address("127.0.0.1", 0))
-    listener = Listener(_app, tls=None, grace=1, limits=Limits(head=1.0, idle=1.0))
-    await listener.start(listening)
-    idle, half = [socket.create_connection(listening.getsockname()) for _ in range(2)]
-    loop = asyncio.get_running_loop()
-    for client in (idle, half):
-        client.setblocking(False)
-    await loop.sock_sendall(idle, GET)
-    assert (await loop.sock_recv(idle, 1000)).startswith(b"HTTP/1.1 200")
-    await loop.sock_sendall(half, GET[:-2])
+async def test_a_sweep_that_comes_late() -> None:
+    """It has stood still, and looks once more before it ends a connection for that."""
+    crowd = connections.Connections(Limits(idle=1.0), asyncio.get_running_loop().time)
+    ended = asyncio.Event()
+    visit = connections.Visit()
+    visit.cut = visit.dismiss = ended.set
+    crowd.enter(visit)
+    crowd.move(visit, State.IDLE)
+    sweeping = asyncio.create_task(connections.keep_sweeping(crowd))
+    await asyncio.sleep(0.3)
+    time.sleep(2)  # noqa: ASYNC251  # As a process that is stopped.
     await asyncio.sleep(0.1)
-    # Past the event loop, which would send it only when it goes on.
-    idle.send(GET)
-    half.send(GET[-2:])
-    time.sleep(3)  # noqa: ASYNC251  # As a process that is stopped.
-    for client in (idle, half):
-        assert (await loop.sock_recv(client, 1000)).startswith(b"HTTP/1.1 200")
-        client.close()
-    await listener.stop()
+    assert not ended.is_set()
+    async with asyncio.timeout(PATIENCE):
+        await ended.wait()
+    sweeping.cancel()

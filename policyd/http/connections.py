@@ -270,6 +270,7 @@ class Connections:
         for visits in self._by_state.values():
             for visit in visits:
                 visit.since += seconds
+                visit.heard += seconds
         for visit, stall in self._stalled.items():
             self._stalled[visit] = stall._replace(since=stall.since + seconds)
 
