@@ -6,6 +6,7 @@ A full disk keeps no server from starting: what it lacks is made when there is r
 import asyncio
 import logging
 import os
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -63,17 +64,22 @@ def back_office(settings: ServerSettings) -> Child:
 
 async def keep_back_office(office: Child, settings: ServerSettings, is_started: bool) -> None:
     """Keep it running, until cancelled. It is started once there is room for what it needs."""
-    while not is_started:
+    if not is_started:
+        await start_with_room(office.start, settings)
+    await office.keep_running()
+
+
+async def start_with_room(start: Callable[[], Awaitable[None]], settings: ServerSettings) -> None:
+    """Start the background worker once the disk has room for what it needs."""
+    while True:
         await asyncio.sleep(_PAUSE)
         try:
             make_the_rest(settings)
-            await office.start()
-            is_started = True
+            return await start()
         except NoRoom:
             continue
         except (PolicydError, OSError) as error:
             _log.error("the background worker does not start: %s", error)
-    await office.keep_running()
 
 
 def make_the_rest(settings: ServerSettings, *, is_first: bool = True) -> None:

@@ -14,8 +14,7 @@ from dataclasses import replace
 from policyd.addresses import reserve
 from policyd.child import Child, End
 from policyd.crew import Crew, Orders, Own, Worker
-from policyd.errors import NoRoom, PolicydError
-from policyd.preparation import back_office, make_the_rest, preparing
+from policyd.preparation import back_office, preparing, start_with_room
 from policyd.settings import SHIPPING, ServerSettings, dump_settings
 
 _log = logging.getLogger(__name__)
@@ -25,8 +24,6 @@ Ready = Callable[[ServerSettings], Awaitable[None]]
 ReadAgain = Callable[[], ServerSettings]
 """Reads the settings once more. Raises SettingsError."""
 
-_PAUSE = 1.0
-"""Seconds between two looks at whether a full disk has room."""
 _FIXED = (
     *("database_url", "spool", "admin_token_file", "workers"),
     *("grpc", "admin", "http", "console"),
@@ -118,18 +115,8 @@ class _Supervisor:
         await ready(self.settings)
 
     async def _start_office_late(self) -> None:
-        """Once the disk has room for what it needs."""
-        while True:
-            await asyncio.sleep(_PAUSE)
-            try:
-                make_the_rest(self.settings)
-                await self._office.start()
-            except NoRoom:
-                continue
-            except (PolicydError, OSError) as error:
-                _log.error("the background worker does not start: %s", error)
-            else:
-                return self._office.watch()
+        await start_with_room(self._office.start, self.settings)
+        self._office.watch()
 
     async def replace(self) -> None:
         """Replace all processes but this one, by what the settings and files are now.
