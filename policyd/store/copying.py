@@ -7,14 +7,12 @@ how far it is. Until all of it is there and counted, no version of policyd uses 
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
 from policyd import migrations
 from policyd.errors import StoreUnavailable
-from policyd.store.clock import database_time
 from policyd.store.database import (
     MIGRATING,
     make_file,
@@ -26,11 +24,10 @@ from policyd.store.database import (
 )
 from policyd.store.epochs import epochs
 from policyd.store.forms import migrate
+from policyd.store.workers import hosts
 
 _BATCH = 1000
 """Rows of one transaction."""
-_ALIVE = 15.0
-"""Seconds after its last sign of life in which a worker counts as running."""
 _REASON = "policyd db copy has not filled it yet: run that again, which goes on where it was"
 _progress = sa.Table(
     "schema_copy",
@@ -108,19 +105,6 @@ def _check_source(source: sa.Engine) -> str:
         if names := ", ".join(hosts(connection)):
             raise CopyRefused(f"policyd serve uses the database (on {names}): stop it first")
         return _identity(connection)
-
-
-def hosts(connection: sa.Connection) -> list[str]:
-    """Where workers run."""
-    workers = metadata.tables["workers"]
-    query = sa.select(workers.c.host, workers.c.seen_at)
-    now = database_time(connection)
-    found = {row.host for row in connection.execute(query) if _is_recent(row.seen_at, now)}
-    return sorted(found)
-
-
-def _is_recent(seen_at: datetime, now: datetime) -> bool:
-    return abs((now - seen_at).total_seconds()) < _ALIVE
 
 
 def _identity(connection: sa.Connection) -> str:

@@ -14,6 +14,7 @@ from policyd.store import copying, log_size
 from policyd.store.clock import database_time
 from policyd.store.database import metadata, open_engine, reading
 from policyd.store.days import make_days, partitions
+from policyd.store.workers import hosts
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ def _figures(connection: sa.Connection, name: str) -> Figures:
         oldest=oldest,
         newest=newest,
         days=len(partitions(connection)),
-        hosts=copying.hosts(connection) if "workers" in tables else [],
+        hosts=hosts(connection) if "workers" in tables else [],
         time=database_time(connection),
     )
 

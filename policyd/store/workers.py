@@ -73,8 +73,7 @@ class Workers:
         query = sa.select(_workers, epochs.c.epoch.label("known_epoch"))
         query = query.outerjoin_from(_workers, epochs, epochs.c.revision == column.revision)
         with reading(self._engine) as connection:
-            now = database_time(connection)
-            query = query.where(column.seen_at.between(now - _ALIVE, now + _ALIVE))
+            query = query.where(_runs(connection))
             return [
                 Worker(
                     row.id,
@@ -94,6 +93,17 @@ class Workers:
         told = [(one.host, one.clock_offset) for one in self.list()]
         known = [(host, offset) for host, offset in told if offset is not None]
         return max(known, key=lambda one: abs(one[1]), default=None)
+
+
+def hosts(connection: sa.Connection) -> list[str]:
+    """Where workers run, in a database of any form that has workers."""
+    query = sa.select(_workers.c.host).where(_runs(connection)).distinct()
+    return sorted(connection.execute(query).scalars())
+
+
+def _runs(connection: sa.Connection) -> sa.ColumnElement[bool]:
+    now = database_time(connection)
+    return _workers.c.seen_at.between(now - _ALIVE, now + _ALIVE)
 
 
 def _offset(microseconds: int | None) -> timedelta | None:
