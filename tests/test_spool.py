@@ -435,3 +435,47 @@ def test_positions_of_other_folders(store: Store, monkeypatch: pytest.MonkeyPatc
     time.sleep(0.01)
     store.positions.keep("own")
     assert (store.positions.read("own"), store.positions.read("gone")) == ({"file": 5}, {})
+
+
+class Watched(System):
+    """Notes which files hold bytes that the disk has not been asked to take."""
+
+    def __init__(self) -> None:
+        self.unsynced: dict[int, int] = {}
+        self.closed_unsynced: list[int] = []
+        self.segments = 0
+
+    def open(self, path: Any, *given: Any, **named: Any) -> int:
+        descriptor = os.open(path, *given, **named)
+        if str(path).endswith(".jsonl"):
+            self.segments += 1
+            self.unsynced[descriptor] = 0
+        return descriptor
+
+    def write(self, descriptor: int, content: bytes) -> int:  # type: ignore[override]
+        written = os.write(descriptor, content)
+        self.unsynced[descriptor] += written
+        return written
+
+    def fdatasync(self, descriptor: int) -> None:  # type: ignore[override]
+        os.fdatasync(descriptor)
+        self.unsynced[descriptor] = 0
+
+    def close(self, descriptor: int) -> None:  # type: ignore[override]
+        os.close(descriptor)
+        if self.unsynced.pop(descriptor, 0):
+            self.closed_unsynced.append(descriptor)
+
+
+def test_what_is_full_is_synced_too(folder: Path) -> None:
+    """A sync has the disk take the files that were left for a new one since, before they are
+    closed."""
+    system = Watched()
+    writer = SpoolWriter(folder, "worker", 8000, "always", system)
+    for _ in range(7):
+        writer.write(b"x" * 999 + b"\n")
+    assert system.segments > 3
+    writer.sync()
+    assert not any(system.unsynced.values())
+    writer.close()
+    assert system.closed_unsynced == []
