@@ -17,6 +17,8 @@ import random
 from collections.abc import Callable
 from enum import Enum, auto
 
+from policyd.http.reply import AGAIN
+
 _log = logging.getLogger("gateway")
 
 _WINDOW = 30.0
@@ -25,8 +27,6 @@ _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 30.0
 _JITTER = 0.25
 """The part of a pause that is left to chance, so that gateways do not try in step."""
-_SPREAD = 3
-"""Seconds over which clients are told to come back."""
 
 
 class _State(Enum):
@@ -40,7 +40,7 @@ class UpstreamDown(Exception):
 
     def __init__(self, seconds: float) -> None:
         super().__init__("connecting to it has failed again and again, so it was not tried")
-        self.retry_after = math.ceil(seconds) + random.randrange(_SPREAD)  # noqa: S311  # no secret
+        self.retry_after = max(math.ceil(seconds), 1) + random.randrange(AGAIN)  # noqa: S311  # no secret
         """Seconds after which a client may come back; not the same for all."""
 
 

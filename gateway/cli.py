@@ -85,7 +85,8 @@ def main() -> None:
     "--on-policy-error",
     type=click.Choice(("deny", "allow")),
     default="deny",
-    help="What to do with requests while policyd gives no decision. allow: forward them unchecked.",
+    help="What to do with requests while policyd cannot be reached in time. allow: forward them "
+    "unchecked. What policyd would not decide is refused either way.",
 )
 @_option("--policy-timeout", type=click.FloatRange(0.001), default=1.0, help="Seconds for policyd.")
 @_option(

@@ -9,8 +9,9 @@ from typing import Self
 
 from gateway.app import Evaluate, Gateway
 from gateway.settings import Settings
+from policyd.addresses import not_free
 from policyd.child import End
-from policyd.configuration import Address, CannotListen
+from policyd.configuration import Address
 from policyd.http.listener import Listener, open_socket, tls_context
 
 _log = logging.getLogger("gateway")
@@ -112,7 +113,4 @@ def _listen(address: Address) -> socket.socket:
     try:
         return open_socket(address)
     except OSError:
-        raise CannotListen(
-            f"--listen {address} cannot be listened on: another program has the port, or it is no "
-            "address of this machine. Give --listen another one; port 0 takes a free port"
-        ) from None
+        raise not_free(address, "--listen") from None

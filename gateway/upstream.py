@@ -195,20 +195,14 @@ class Upstream:
         ClientGone where the client broke off its upload.
         """
         url, sent = self._url(path, query), self._headers(headers)
-        response: aiohttp.ClientResponse | None = None
-        with Try(is_second=False) as first:
-            try:
-                response = await self._send(method, url, sent, body)
-            except _FAILURES as problem:
-                is_gone = isinstance(body, Upload) and not body.is_whole
-                if is_gone or not await first.may_be_repeated(is_safe=safe):
-                    raise _failed(problem, body) from None
-        if response is None:
-            with Try(is_second=True):
+        for is_second in (False, True):
+            with Try(is_second=is_second) as attempt:
                 try:
                     response = await self._send(method, url, sent, body)
+                    break
                 except _FAILURES as problem:
-                    raise _failed(problem, body) from None
+                    if _is_over(problem, body) or not await attempt.may_be_repeated(is_safe=safe):
+                        raise _failed(problem, body) from None
         if not _is_sound(response):
             response.close()
             raise UpstreamFailed(errors.BROKE_OFF, "its answer is not HTTP that can be passed on")
@@ -244,6 +238,13 @@ class Upstream:
             scheme = "Bearer " if self._key_header == "Authorization" else ""
             pairs.append((self._key_header, scheme + self._key))
         return CIMultiDict(pairs)
+
+
+def _is_over(problem: Exception, body: Body) -> bool:
+    """Whether it was the gateway that gave up, or the client, and no connection that was closed."""
+    if isinstance(problem, TimeoutError):
+        return True
+    return isinstance(body, Upload) and (body.problem is not None or not body.is_whole)
 
 
 def _is_sound(response: aiohttp.ClientResponse) -> bool:

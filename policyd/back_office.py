@@ -83,6 +83,7 @@ class _Office:
         retired, told = 0, ""
         while True:
             some = pages = 0
+            pause = _RETIRE
             try:
                 await self._expect(self._retiring)
                 some = await self._retiring.run(
@@ -98,11 +99,12 @@ class _Office:
                     pages = await self._retiring.run(self._shipper.give_back)
             except StoreUnavailable as error:
                 _log.debug("old decisions stay for now: %s", error)
+                pause = _LONGEST_PAUSE
             retired += some
             if retired and not some:
                 _log.info("%d decisions of the log were old enough to go", retired)
                 retired = 0
-            await asyncio.sleep(_PAUSE if some or pages else _RETIRE)
+            await asyncio.sleep(_PAUSE if some or pages else pause)
 
     async def _expect(self, threads: StoreThreads) -> None:
         """Let nothing be shipped to another database than the spool's, and nothing retired there.

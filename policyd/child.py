@@ -96,6 +96,7 @@ class Child:
 
         keep_running() notices when such a one is ready.
         """
+        self._does_its_work.clear()
         level = logging.getLevelName(logging.getLogger().level).lower()
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", self._module, level),
@@ -146,6 +147,7 @@ class Child:
             while sign := await _within(_SILENCE, self._process.stdout.readline()):
                 if sign != b"waiting\n":
                     self._does_its_work.set()
+            return await _within(_SILENCE, self._process.wait())
         except TimeoutError:
             _log.error("%s hangs and is killed", self._name)
             self._kill()

@@ -75,7 +75,7 @@ def main() -> None:
     default=10.0,
     type=click.FloatRange(1, 3600),
     help="Seconds after which a database that does not answer is given up, and its connection "
-    "closed; what a URL of PostgreSQL sets itself comes first.",
+    "closed. A URL of PostgreSQL may set shorter time-outs of its own.",
 )
 @option("--grpc", default="127.0.0.1:50051", metavar="HOST:PORT", help="Where gateways ask.")
 @option("--admin", default="127.0.0.1:50052", metavar="HOST:PORT", help="Where keys are managed.")
@@ -280,8 +280,8 @@ def serve(**given: Any) -> None:
 
     SIGTERM drains it, SIGINT (Ctrl-C) does not, a second one cuts what is under way. SIGHUP
     replaces its processes one at a time, by what the --config file, tokens and certificates are
-    then, and by the version that is installed then; addresses, database, spool, administration
-    token and the number of workers stay.
+    then, and by the version that is installed then, if it has the same settings; addresses,
+    database, spool, the file of the administration token and the number of workers stay.
     """
     start_logging(given.pop("log_level"))
     raise_limit()
@@ -329,21 +329,23 @@ async def _say_ready(settings: ServerSettings) -> None:
     if settings.console is None:
         click.echo(f"policyd is ready: {at}")
         return
-    saying = asyncio.create_task(_say_link(settings))
+    # Decisions are made here, too, and the database may be silent.
+    asking = StoreThreads("the console's link", settings.database_timeout)
+    saying = asyncio.create_task(_say_link(settings, asking))
     try:
         # It is first, unless the database does not tell whether there is a password.
         await asyncio.wait({saying}, timeout=_LINK)
-        url = await _asking(settings).run(_console_url, settings)
+        url = await asking.run(_console_url, settings)
         click.echo(f"policyd is ready: {at} console={url}")
         await saying
     finally:
         saying.cancel()
 
 
-async def _say_link(settings: ServerSettings) -> None:
+async def _say_link(settings: ServerSettings, asking: StoreThreads) -> None:
     while True:
         try:
-            link = await _asking(settings).run(_first_link, settings)
+            link = await asking.run(_first_link, settings)
         except PolicydError as error:
             logging.getLogger(__name__).debug("the console's first link is not known: %s", error)
             await asyncio.sleep(_LINK)
@@ -351,11 +353,6 @@ async def _say_link(settings: ServerSettings) -> None:
             if link:
                 click.echo(f"The console has no password yet. Set it by this one-time link: {link}")
             return
-
-
-def _asking(settings: ServerSettings) -> StoreThreads:
-    # Decisions are made here, too, and the database may be silent.
-    return StoreThreads("the console's link", settings.database_timeout)
 
 
 def _first_link(settings: ServerSettings) -> str | None:

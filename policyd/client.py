@@ -220,7 +220,9 @@ class PolicyClient:
         except NoDecision as problem:
             answers = [problem] * len(batch)
         except TimeoutError:
-            answers = [_no_answer()] * len(batch)
+            # A question with min_revision travels alone, and policyd may have waited for that.
+            late = _no_answer(is_outage=not batch[0][0].min_revision)
+            answers = [late] * len(batch)
         except (asyncio.CancelledError, grpc.aio.UsageError):
             answers = [NoDecision(CLOSED)] * len(batch)
         except Exception as error:  # noqa: BLE001  # Whoever waits must be told, whatever it was.
@@ -252,16 +254,9 @@ class PolicyClient:
         (key,) = _keys(1)
         asked = EvaluateRequest(idempotency_key=key)
         asked.MergeFrom(request)  # With the caller's own key, if there is one.
-        peers, is_patient = self._connected(), asked.min_revision > 0
-        try:
-            return await peers.ask(
-                lambda stub: stub.Evaluate, asked, self._timeout, is_patient=is_patient
-            )
-        except Failed as problem:
-            if is_patient and problem.code is grpc.StatusCode.DEADLINE_EXCEEDED:
-                # policyd may have been waiting for the revision: nothing may pass for that.
-                raise NoDecision(str(problem)) from None
-            raise
+        return await self._connected().ask(
+            lambda stub: stub.Evaluate, asked, self._timeout, is_patient=asked.min_revision > 0
+        )
 
 
 def _keys(number: int) -> list[str]:
@@ -285,8 +280,8 @@ def _refusal(response: BatchEvaluateResponse) -> Failed | None:
     return refused(status.code, status.message)
 
 
-def _no_answer() -> NoDecision:
-    return NoDecision("gRPC gave no answer in time", is_outage=True)
+def _no_answer(*, is_outage: bool = True) -> NoDecision:
+    return NoDecision("gRPC gave no answer in time", is_outage=is_outage)
 
 
 def _batches(waiting: list[_Waiting]) -> Iterator[list[_Waiting]]:

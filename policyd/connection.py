@@ -276,6 +276,11 @@ async def _answers(channel: grpc.aio.Channel, seconds: float) -> bool:
             await method(b"", timeout=seconds)
     except grpc.aio.AioRpcError as error:
         return failed(error).meaning is not Meaning.NOT_REACHED
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        return False  # Its channel was put away meanwhile.
     except (TimeoutError, grpc.aio.UsageError):
         return False
     return True

@@ -133,8 +133,8 @@ def backup(database_url: str, as_json: bool, output: Path) -> None:
 def restore(database_url: str, as_json: bool, source: Path) -> None:
     """Put a backup in the database's place, once no server uses that.
 
-    What was there stays beside it. Log entries that wait in the spool go to the restored database,
-    and so do changes made after the backup: make them once more.
+    What was there stays beside it. Log entries that wait in the spool go to the restored database.
+    Changes made after the backup are not in it: make them once more.
     """
     program = f"pg_restore --clean --dbname={{}} {shlex.quote(str(source))}"
     file = _sqlite(database_url, program, may_miss=True)

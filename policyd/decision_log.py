@@ -28,6 +28,8 @@ _INTERVAL = 1.0
 """Seconds between two syncs, where no answer waits for one."""
 _PATIENCE = 10.0
 """Seconds that a disk may take to sync."""
+_LAST = 2.0
+"""Seconds that it may take for the last time, when policyd ends."""
 
 Entry = Record | Outcome | Refusal
 """What is given to the log."""
@@ -76,6 +78,8 @@ class DecisionLog:
                 kept.append(entry)
         if not kept or not self._append(kept) or self._sync != "always":
             return None
+        if self._failure is not None:
+            return None  # It is dropped, as far as the disk goes: keep_synced() tries again.
         return self._synced(can_drop=not isinstance(kept[0], Outcome))
 
     def flush(self) -> None:
@@ -98,7 +102,7 @@ class DecisionLog:
 
     async def close(self) -> None:
         """Have the disk take the rest, within its time, and close the spool."""
-        failure = None if self._sync == "never" else await self._try_to_sync()
+        failure = None if self._sync == "never" else await self._try_to_sync(_LAST)
         self._thread.close()
         if failure is None:
             self._spool.close()
@@ -108,8 +112,11 @@ class DecisionLog:
     def _append(self, entries: list[Record | Outcome]) -> bool:
         """Whether they are written. If not, they are counted as lost. Raises LogFull."""
         try:
-            if self._failure is not None and not self._drop_on_error:
-                raise self._failure
+            if self._failure is not None and (
+                not self._drop_on_error or isinstance(entries[0], Outcome)
+            ):
+                # One error for all, whose frames must not gather.
+                raise self._failure.with_traceback(None)
             self._spool.write(_encode_lines(entries))
         except LogFull as error:
             drops = self._drops(error)
@@ -128,15 +135,15 @@ class DecisionLog:
                 raise error
             # They are written, and the log has them, unless the power fails.
 
-    async def _try_to_sync(self) -> LogFull | None:
-        """Why the disk did not take what was written, if it did not."""
+    async def _try_to_sync(self, patience: float = _PATIENCE) -> LogFull | None:
+        """Why the disk did not take what was written within `patience` s, if it did not."""
         asked = self._thread.request()
         # Not cancelled after that: others wait for it too.
-        done, _ = await asyncio.wait((asked,), timeout=_PATIENCE)
+        done, _ = await asyncio.wait((asked,), timeout=patience)
         if not done:
             # Others need not wait so long: they are refused until the disk syncs again.
             self._failure = LogUnwritable(
-                f"the decision log cannot be synced: the disk takes more than {_PATIENCE:.0f} s. "
+                f"the decision log cannot be synced: the disk takes more than {patience:.0f} s. "
                 "See to the disk that --spool names, or serve with --log-error drop"
             )
             return self._failure

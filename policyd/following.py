@@ -99,8 +99,9 @@ class Following:
         """What is to be done from then on, until it is cancelled."""
         work = [self._follow(), self._remind()]
         if self._settings.snapshot_max_age:
-            identity = self._store
-            keeper = SnapshotKeeper(self._file, self._keys, lambda: identity.identity, self._place)
+            keeper = SnapshotKeeper(
+                self._file, self._keys, lambda: self._store.identity, self._place
+            )
             work.append(keeper.keep())
         return work
 
@@ -136,7 +137,7 @@ class Following:
 
     async def _follow(self) -> None:
         assert self._reading is not None
-        was_away = bool(self._problem) and not self._keys.is_followed
+        was_away = not self._keys.is_followed
         await asyncio.wait({self._reading})
         if not self._reading.cancelled() and (error := self._reading.exception()):
             _log.debug("the database could not be read at the start: %r", error)

@@ -73,9 +73,9 @@ class KeyTable:
         """The settings of the key with this digest. None: no such key is in force."""
         return self._settings.get(digest)
 
-    def copy(self) -> tuple[int, dict[bytes, KeySettings]]:
-        """The revision, and the settings of every key that is in force at it."""
-        return self.revision, self._settings.copy()
+    def copy(self) -> dict[bytes, KeySettings]:
+        """The settings of every key that is in force."""
+        return self._settings.copy()
 
     def restore(self, settings: dict[bytes, KeySettings], revision: int, age: float) -> None:
         """Begin with what was known `age` seconds ago. All of it is read anew from the store."""

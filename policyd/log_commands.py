@@ -154,10 +154,11 @@ def _one(store: Store, any_id: str) -> Record:
 def status(database_url: str, as_json: bool, snapshot: Path | None) -> None:
     """Show how many decisions the log holds, since when, and how many were never logged.
 
-    And how many requests were refused for their API key: those are counted, and not logged. Where
-    a server runs here, also the revision of its snapshot of the settings, and when it last followed
-    the database; that is told on stderr where the database is away. And how
-    many seconds the clock that is furthest off is ahead of the database's, of the workers that run.
+    And how many requests were refused for their API key: those are counted, and not logged; how
+    many seconds the clock that is furthest off is ahead of the database's, of the workers that run;
+    and why retention stands still, where it does, and how many decisions wait for it. Where a
+    server runs here, also the revision of its snapshot of the settings, and when it last followed
+    the database: that is told on stderr where the database is away.
     """
     kept = _snapshot(snapshot or options.spool(database_url) / "snapshot")
     try:
@@ -220,7 +221,7 @@ def retire(
                 "for is to be deleted for good"
             )
         before = store.log.agree(older_than, keep_rows)
-        beyond = keep_rows if keep_rows is not None else store.log.status().decisions
+        beyond = sys.maxsize if keep_rows is None else keep_rows
         if older_than is None:
             before = datetime.fromtimestamp(0, UTC)
         deleted = 0

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from grpc import ChannelCredentials
+from grpc import ChannelCredentials, StatusCode
 
 from policyd.connection import Connection, Metadata, Method
 from policyd.statuses import Failed, Meaning
@@ -91,6 +91,9 @@ class Peers:
                     return answer
             except Failed as failed:
                 problem = failed
+                if is_patient and failed.code is StatusCode.DEADLINE_EXCEEDED:
+                    # policyd may have been waiting for the revision: nothing may pass for that.
+                    problem = Failed(failed.code, failed.details, Meaning.PASSING)
             await asking.go_on(connection, problem)
 
     async def can_reach(self, seconds: float) -> bool:

@@ -1,7 +1,6 @@
 """The shipper: carries the spool's entries to the store, with their price, and retires old ones."""
 
 import logging
-import threading
 import time
 from datetime import timedelta
 
@@ -37,13 +36,13 @@ class Shipper:
         self._gone: set[str] = set()
         self._told: dict[str, int] = {}
         self._kept_at = float("-inf")
-        # When policyd ends, what was begun goes on beside what ships the rest.
-        self._shipping = threading.Lock()
 
     def ship(self) -> int:
-        """Carry over what there is. Returns how many entries. Raises StoreUnavailable."""
-        with self._shipping:
-            return self._ship() if self._spool.lock() else 0
+        """Carry over what there is. Returns how many entries. Raises StoreUnavailable.
+
+        One call at a time: the threads for shipping see to that, also when policyd ends.
+        """
+        return self._ship() if self._spool.lock() else 0
 
     def _ship(self) -> int:
         try:

@@ -266,7 +266,7 @@ class SnapshotKeeper:
         if await self._threads.run(self._file.is_behind, head):
             # Both of one moment: nothing changes them until the next await.
             head = self._head()
-            _, settings = self._keys.copy()
+            settings = self._keys.copy()
             await self._threads.run(self._file.keep, head, settings)
         self._kept, self._looked_at = (head.revision, head.epoch), time.monotonic()
 

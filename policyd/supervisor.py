@@ -106,13 +106,16 @@ class _Supervisor:
             await self._office.start()
             self._office.watch()
         else:
-            self._starting_late = asyncio.create_task(self._start_office_late())
-            self._tasks.append(self._starting_late)
+            self._start_late()
         self._tasks.append(asyncio.create_task(self._say_ready(ready)))
 
     async def _say_ready(self, ready: Ready) -> None:
         await self._workers.until_ready()
         await ready(self.settings)
+
+    def _start_late(self) -> None:
+        self._starting_late = asyncio.create_task(self._start_office_late())
+        self._tasks.append(self._starting_late)
 
     async def _start_office_late(self) -> None:
         await start_with_room(self._office.start, self.settings)
@@ -123,10 +126,16 @@ class _Supervisor:
 
         Raises PolicydError or OSError.
         """
-        if self._starting_late is not None:
-            self._starting_late.cancel()  # The new one is started below.
         self.settings = self._changed(self._read_again())
         await self._workers.replace(self._worker)
+        if (late := self._starting_late) is not None and not late.done():
+            # It still waits for room, and the new one does so in its place.
+            late.cancel()
+            await asyncio.gather(late, return_exceptions=True)
+            await self._office.stop(End.NOW)  # It may have been about to start.
+            self._office = Crew([back_office(self.settings)])
+            self._start_late()
+            return
         # The new one ships as soon as the old one no longer does.
         await self._office.replace(lambda _: back_office(self.settings))
 

@@ -249,7 +249,7 @@ async def test_it_is_kept_as_settings_change(
     assert 2 <= sum(one != other for one, other in pairwise(seen)) <= 8
     store.is_busy = False
     await _until(lambda: _revision(file) == store.revision)
-    assert file.read(IDENTITY, PLACE, HOUR)[1] == table.copy()[1]
+    assert file.read(IDENTITY, PLACE, HOUR)[1] == table.copy()
     # A database that was put back from a backup may have other settings at the same revision.
     store.epoch = "b"
     await _until(lambda: _epoch(file) == "b")

@@ -260,6 +260,8 @@ class _Door:
                 client, _address = self._listening.accept()
             except (BlockingIOError, InterruptedError):
                 return False
+            except ConnectionAbortedError:  # Its client has left; others may wait behind it.
+                continue
             except OSError as problem:
                 if problem.errno in _NO_FILES and not self.crowd.make_room():
                     self._loop.remove_reader(self._listening)

@@ -108,6 +108,7 @@ class Probes:
         except Exception:  # noqa: BLE001  # Whatever it was, it is not ready.
             _log.exception("a fault of policyd; it cannot tell whether it is ready")
             self._problem = _FAULT
-        self._checked_at = time.monotonic()
-        self._checking = None
+        finally:  # Whatever ends it, a later probe checks anew.
+            self._checked_at = time.monotonic()
+            self._checking = None
         return self._problem

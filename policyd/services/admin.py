@@ -14,7 +14,8 @@ from policyd.key_table import KeyTable
 from policyd.model import IDENTIFIERS, ApiKey, Mode, Override
 from policyd.services import decisions
 from policyd.services.decisions import timestamp
-from policyd.store import Store
+from policyd.store import LogStatus, Store
+from policyd.store.retention import Standstill
 from policyd.threads import StoreThreads
 from policyd.v1 import admin_pb2 as pb
 from policyd.v1 import policy_pb2
@@ -110,6 +111,11 @@ class AdminServicer(AdminServiceServicer):
         record = await self._log.run(self._store.log.get, request.id)
         return pb.GetDecisionResponse(decision=decisions.message(record))
 
+    def _read_status(self) -> tuple[LogStatus, int, Standstill, tuple[str, timedelta] | None]:
+        log = self._store.log
+        furthest = self._store.workers.furthest_off()
+        return log.status(), self._store.refusals.total(), log.standstill(), furthest
+
     def _followed(self) -> Any:
         if not self._table.is_known:
             return None
@@ -119,11 +125,9 @@ class AdminServicer(AdminServiceServicer):
         self, request: pb.GetLogStatusRequest, context: Any
     ) -> pb.GetLogStatusResponse:
         """See admin.proto."""
-        status = await self._log.run(self._store.log.status)
+        status, refused, stands, furthest = await self._log.run(self._read_status)
         oldest = timestamp(status.oldest) if status.oldest else None
-        refused = await self._log.run(self._store.refusals.total)
-        stands = await self._log.run(self._store.log.standstill)
-        host, offset = await self._log.run(self._store.workers.furthest_off) or ("", None)
+        host, offset = furthest or ("", None)
         return pb.GetLogStatusResponse(
             decisions=status.decisions,
             lost=status.lost,

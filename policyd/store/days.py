@@ -21,6 +21,7 @@ from policyd.errors import StoreUnavailable
 from policyd.record import first_id
 from policyd.store.database import LONG, reading, writing
 from policyd.store.forms import sqlstate
+from policyd.store.retention import take_turn
 
 _log = logging.getLogger(__name__)
 
@@ -43,8 +44,6 @@ _DETACHED = (
 )
 _BUSY = ("55P03", "57014")
 """What PostgreSQL says where one of these limits is reached."""
-_TURN = "SELECT id FROM log_retention FOR UPDATE SKIP LOCKED"
-"""Only one server drops days at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +72,8 @@ def drop_days(engine: sa.Engine, before: str, resize: Callable[[sa.Connection, i
     Where another server is at it, where a lock is not to be had, or where the database's user must
     not do so, nothing or less is done: the next call goes on.
     """
+    if engine.dialect.name != "postgresql":
+        return 0
     with reading(engine) as connection:
         old = [one.name for one in partitions(connection) if one.end <= before]
     for name in old:
@@ -82,22 +83,21 @@ def drop_days(engine: sa.Engine, before: str, resize: Callable[[sa.Connection, i
 
 
 def _detach(connection: sa.Connection, name: str) -> None:
-    if connection.exec_driver_sql(_TURN).first():
+    if take_turn(connection, wait=False):
         connection.exec_driver_sql(f"ALTER TABLE decisions DETACH PARTITION {name}")
 
 
 def _drop_detached(engine: sa.Engine, resize: Callable[[sa.Connection, int], None]) -> int:
-    if engine.dialect.name != "postgresql":
-        return 0
     with reading(engine) as connection:
         names = list(connection.exec_driver_sql(_DETACHED).scalars())
     dropped = 0
     for name in names:
         # No other statement uses it any more, so counting may take long.
         with writing(engine, LONG) as connection:
-            still_there = connection.exec_driver_sql(f"SELECT to_regclass('{name}')")
-            if not connection.exec_driver_sql(_TURN).first() or not still_there.scalar_one():
+            if not take_turn(connection, wait=False):
                 return dropped
+            if not connection.exec_driver_sql(f"SELECT to_regclass('{name}')").scalar_one():
+                continue
             counted = f"SELECT count(*) FROM {name}"  # noqa: S608  # a name that _DETACHED fits
             count = connection.exec_driver_sql(counted).scalar_one()
             resize(connection, -count)

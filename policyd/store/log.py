@@ -236,7 +236,7 @@ class Log:
         return self._expire(before, max_rows, at)
 
     def _expire(self, before: datetime, max_rows: int, at: datetime) -> int:
-        self._settle()
+        self._settle(at)
         deleted = drop_days(self._engine, first_id(before), log_size.add)
         deleted += self._steps.run(lambda c, limit: _delete_oldest(c, first_id(before), 0, limit))
         with reading(self._engine) as connection:
@@ -257,7 +257,7 @@ class Log:
         """Give back some of the space that expire() has freed: see space.py."""
         return give_back(self._engine)
 
-    def _settle(self) -> None:
+    def _settle(self, at: datetime) -> None:
         tally = Tally()
         with reading(self._engine) as connection:
             if connection.execute(sa.select(_waiting.c.since).limit(1)).first() is None:
@@ -271,8 +271,8 @@ class Log:
             _attach(connection, outcomes, tally)
             _forget_waiting(connection, outcomes)
             tally.write(connection)
-            late = database_time(connection) - _WAIT
-            delete_some(connection, _waiting, _waiting.c.since < late, _SETTLED)
+        late = _waiting.c.since < at - _WAIT
+        self._steps.run(lambda c, limit: delete_some(c, _waiting, late, limit))
 
 
 def _delete_oldest(connection: sa.Connection, before: str, max_rows: int, limit: int) -> int:
@@ -371,6 +371,8 @@ def _attach(
 
 
 def _put_aside(connection: sa.Connection, outcomes: Mapping[str, Outcome]) -> None:
+    if not outcomes:
+        return
     at = database_time(connection)
     rows = [
         {"decision_id": key, "outcome": msgspec.json.encode(outcome), "since": at}

@@ -6,6 +6,7 @@ setting is made smaller, goes only where it is no more than half of the log; els
 still at what was agreed on, says so, and waits until the operator tells it: policyd logs retire.
 """
 
+import sys
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -78,9 +79,13 @@ def standstill(connection: sa.Connection) -> Standstill:
     return Standstill(row.reason, row.waiting)
 
 
-def take_turn(connection: sa.Connection) -> None:
-    """Let no other server cut the log until the transaction ends: it would count the same ones."""
-    connection.execute(sa.select(_state.c.id).with_for_update())
+def take_turn(connection: sa.Connection, *, wait: bool = True) -> bool:
+    """Let no other server cut the log until the transaction ends: it would count the same ones.
+
+    Without `wait`, returns False where another one does.
+    """
+    turn = sa.select(_state.c.id).with_for_update(skip_locked=not wait)
+    return connection.execute(turn).first() is not None
 
 
 def agree(connection: sa.Connection, before: datetime | None, max_rows: int | None) -> None:
@@ -111,7 +116,7 @@ def look(connection: sa.Connection, held: int, keep: timedelta, max_rows: int) -
             f"once: if that is meant, run policyd logs retire --keep-rows {max_rows} --yes",
             excess,
         )
-        max_rows = log.held
+        max_rows = sys.maxsize if state.agreed_rows is None else state.agreed_rows
     return Cut(before, max_rows, agreed, stands, log.now)
 
 

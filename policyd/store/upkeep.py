@@ -46,6 +46,10 @@ class Figures:
     """By the database's clock."""
 
 
+_SECRETS = ("password", "sslpassword")
+"""What a URL's query may hold that is not shown."""
+
+
 def figures(url: str) -> Figures:
     """Look at a database, whatever its form. Raises StoreUnavailable."""
     engine = open_engine(url)
@@ -55,7 +59,7 @@ def figures(url: str) -> Figures:
                 # Each statement for itself: a migration that runs meanwhile waits for no two tables
                 # that are looked at here, which would be a circle with their order.
                 connection.execution_options(isolation_level="AUTOCOMMIT")
-            return _figures(connection, str(engine.url.render_as_string(hide_password=True)))
+            return _figures(connection, _shown(url).render_as_string())
     finally:
         engine.dispose()
 
@@ -142,6 +146,10 @@ def tool_arguments(url: str) -> str:
     if sqlite_file(url) is not None:
         return ""
     open_engine(url).dispose()  # Raises SettingsError for what is none.
-    _, user, _, host, port, name, query = sa.make_url(url)
-    parsed = sa.URL.create("postgresql", user, None, host, port, name, query)
-    return str(parsed.render_as_string())
+    return _shown(url).set(drivername="postgresql").render_as_string()
+
+
+def _shown(url: str) -> sa.URL:
+    """The URL as its operator gave it, without what is secret."""
+    shown: sa.URL = sa.URL.create(**(sa.make_url(url)._asdict() | {"password": None}))
+    return shown.difference_update_query(_SECRETS)

@@ -608,7 +608,7 @@ class LoggedDecision(_message.Message):
     """Whether it is no real request, but a sample that `policyd demo` made."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
-        """When it was made."""
+        """When it was made; or, where the request had an idempotency_key, the time of that."""
 
     @_builtins.property
     def flags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -726,8 +726,8 @@ class GetLogStatusResponse(_message.Message):
     @_builtins.property
     def settings_followed_time(self) -> _timestamp_pb2.Timestamp:
         """When the worker that answers last followed the database's settings, by its own clock. It decides
-        by settings as old as that where the database is away; the health service `settings` says so. Unset: it
-        knows no settings yet.
+        by settings as old as that where the database is away; past --max-staleness the health service
+        "settings" says so. Unset: it knows no settings yet.
         """
 
     def __init__(

@@ -41,6 +41,7 @@ class AdminServiceStub:
     STORE_BUSY         RESOURCE_EXHAUSTED  as many calls wait for the database as may: try later
     WRONG_DATABASE     UNAVAILABLE       another installation's database answers: see policyd's log
     UNAUTHENTICATED    UNAUTHENTICATED   the bearer token is missing or wrong
+    INTERNAL           INTERNAL          a fault of policyd; its log says more
     """
 
     def __init__(self, channel):
@@ -107,6 +108,7 @@ class AdminServiceServicer:
     STORE_BUSY         RESOURCE_EXHAUSTED  as many calls wait for the database as may: try later
     WRONG_DATABASE     UNAVAILABLE       another installation's database answers: see policyd's log
     UNAUTHENTICATED    UNAUTHENTICATED   the bearer token is missing or wrong
+    INTERNAL           INTERNAL          a fault of policyd; its log says more
     """
 
     def CreateApiKey(self, request, context):
@@ -232,6 +234,7 @@ class AdminService:
     STORE_BUSY         RESOURCE_EXHAUSTED  as many calls wait for the database as may: try later
     WRONG_DATABASE     UNAVAILABLE       another installation's database answers: see policyd's log
     UNAUTHENTICATED    UNAUTHENTICATED   the bearer token is missing or wrong
+    INTERNAL           INTERNAL          a fault of policyd; its log says more
     """
 
     @staticmethod

@@ -42,6 +42,7 @@ class AdminServiceStub:
       STORE_BUSY         RESOURCE_EXHAUSTED  as many calls wait for the database as may: try later
       WRONG_DATABASE     UNAVAILABLE       another installation's database answers: see policyd's log
       UNAUTHENTICATED    UNAUTHENTICATED   the bearer token is missing or wrong
+      INTERNAL           INTERNAL          a fault of policyd; its log says more
     """
 
     @_typing.overload
@@ -82,6 +83,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
       STORE_BUSY         RESOURCE_EXHAUSTED  as many calls wait for the database as may: try later
       WRONG_DATABASE     UNAVAILABLE       another installation's database answers: see policyd's log
       UNAUTHENTICATED    UNAUTHENTICATED   the bearer token is missing or wrong
+      INTERNAL           INTERNAL          a fault of policyd; its log says more
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -118,6 +120,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
       STORE_BUSY         RESOURCE_EXHAUSTED  as many calls wait for the database as may: try later
       WRONG_DATABASE     UNAVAILABLE       another installation's database answers: see policyd's log
       UNAUTHENTICATED    UNAUTHENTICATED   the bearer token is missing or wrong
+      INTERNAL           INTERNAL          a fault of policyd; its log says more
     """
 
     @_abc_1.abstractmethod

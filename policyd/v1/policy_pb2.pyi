@@ -473,8 +473,8 @@ class EvaluateResponse(_message.Message):
     decision: Global___Decision.ValueType
     """Allow or deny."""
     decision_id: _builtins.str
-    """Names this decision: no other one has it, and later ones sort behind it. A request that was asked again
-    with its idempotency_key has the ID that it had.
+    """Names this decision: no other one has it. IDs sort by their time, which is that of policyd's clock, or of
+    the request's idempotency_key. A request that was asked again with its key has the ID that it had.
     """
     revision: _builtins.int
     """The revision of the settings that the decision was made with. It goes back where the database was put

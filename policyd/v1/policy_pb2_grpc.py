@@ -38,7 +38,7 @@ class PolicyServiceStub:
     SETTINGS_UNKNOWN      UNAVAILABLE          no key's settings are known yet, as the database is away: ask again
     UNAUTHENTICATED       UNAUTHENTICATED      this listener wants a bearer token
     LOG_FULL              RESOURCE_EXHAUSTED   the decision cannot be logged, and --log-full is deny
-    LOG_UNWRITABLE        RESOURCE_EXHAUSTED   it cannot be logged, as the disk or the process fails
+    LOG_UNWRITABLE        RESOURCE_EXHAUSTED   it cannot be logged, as the disk or the process fails, and --log-error is deny
     BODIES_FULL           RESOURCE_EXHAUSTED   as many bytes of request bodies are held as may be: ask again
     INTERNAL              INTERNAL             a fault of policyd; its log names the decision's error
     A message over the server's limit (4 MiB unless set otherwise) is refused with RESOURCE_EXHAUSTED
@@ -90,7 +90,7 @@ class PolicyServiceServicer:
     SETTINGS_UNKNOWN      UNAVAILABLE          no key's settings are known yet, as the database is away: ask again
     UNAUTHENTICATED       UNAUTHENTICATED      this listener wants a bearer token
     LOG_FULL              RESOURCE_EXHAUSTED   the decision cannot be logged, and --log-full is deny
-    LOG_UNWRITABLE        RESOURCE_EXHAUSTED   it cannot be logged, as the disk or the process fails
+    LOG_UNWRITABLE        RESOURCE_EXHAUSTED   it cannot be logged, as the disk or the process fails, and --log-error is deny
     BODIES_FULL           RESOURCE_EXHAUSTED   as many bytes of request bodies are held as may be: ask again
     INTERNAL              INTERNAL             a fault of policyd; its log names the decision's error
     A message over the server's limit (4 MiB unless set otherwise) is refused with RESOURCE_EXHAUSTED
@@ -176,7 +176,7 @@ class PolicyService:
     SETTINGS_UNKNOWN      UNAVAILABLE          no key's settings are known yet, as the database is away: ask again
     UNAUTHENTICATED       UNAUTHENTICATED      this listener wants a bearer token
     LOG_FULL              RESOURCE_EXHAUSTED   the decision cannot be logged, and --log-full is deny
-    LOG_UNWRITABLE        RESOURCE_EXHAUSTED   it cannot be logged, as the disk or the process fails
+    LOG_UNWRITABLE        RESOURCE_EXHAUSTED   it cannot be logged, as the disk or the process fails, and --log-error is deny
     BODIES_FULL           RESOURCE_EXHAUSTED   as many bytes of request bodies are held as may be: ask again
     INTERNAL              INTERNAL             a fault of policyd; its log names the decision's error
     A message over the server's limit (4 MiB unless set otherwise) is refused with RESOURCE_EXHAUSTED
