@@ -376,6 +376,18 @@ async def test_a_revision_that_is_waited_for(start: Start) -> None:
     assert sum(request.min_revision == 9 for request in peer.asked) == 1
 
 
+async def test_a_revision_that_is_waited_for_elsewhere(
+    start: Start, unused_port: Callable[[], int]
+) -> None:
+    """It is not allowed either where another policyd could not be reached before."""
+    peer = await start()
+    late = pb.EvaluateRequest(has_user=True, min_revision=9, model="slow")
+    gone = f"127.0.0.1:{unused_port()}"
+    for _ in range(6):  # In whatever order they are asked.
+        async with PolicyClient([gone, peer.target], timeout=0.5, on_error="allow") as client:
+            assert (await client.evaluate(late)).denial.http_status == 503
+
+
 async def test_outcomes(start: Start) -> None:
     """A peer that falls silent loses none of them."""
     first, second = await start(), await start()

@@ -177,6 +177,19 @@ async def test_one_check_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     await asyncio.sleep(0)
     assert await status() == {503}
 
+    looks = iter(["no", asyncio.CancelledError(), "no", ""])
+
+    async def look() -> str:
+        found = next(looks)
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    looking = Probes(look)
+    told = [await looking.answer("GET", "/readyz") for _ in range(4)]
+    # One that was cancelled is followed by another one.
+    assert [answer and answer.status for answer in told] == [503, 503, 503, 200]
+
     async def fail() -> str:
         raise RuntimeError("with a secret")
 

@@ -58,6 +58,19 @@ async def test_a_head_that_does_not_come(open_door: Serving, begun: bytes, piece
         assert b"--first-byte-timeout" in answer.body
 
 
+async def test_a_head_that_does_not_come_is_not_asked_for_again(open_door: Serving) -> None:
+    """It was the gateway that gave up, so a GET, too, goes upstream once."""
+
+    async def serve(line: Line) -> None:
+        await _drip(line, b"", b"")
+
+    waits = LONG | {"first_byte_timeout": SOON}
+    async with serving_raw(serve) as raw, open_door(raw.url, **waits) as server:
+        answer = await ask(server.url, "GET", "/v1/models")
+        assert answer.status == 504
+        assert raw.begun == 1
+
+
 async def test_an_answer_that_stops(open_door: Serving, caplog: pytest.LogCaptureFixture) -> None:
     """It is cut; one that goes on may take longer than any one wait, and so may its head."""
 
