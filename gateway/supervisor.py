@@ -54,11 +54,11 @@ class _Supervisor:
 
     def _first_workers(self) -> list[Worker]:
         if self._settings.workers > 1:
-            return [self._worker(None) for _ in range(self._settings.workers)]
+            return [self._worker() for _ in range(self._settings.workers)]
         # The only one needs no process of its own to begin with, which starts sooner.
         return [Own(Server(self._settings, listening=self._listening.dup()))]
 
-    def _worker(self, position: int | None) -> Child:
+    def _worker(self) -> Child:
         settings = self._settings
         return Child(
             "a worker",
@@ -66,7 +66,6 @@ class _Supervisor:
             dump_settings(settings),
             settings.ending,
             {"listen": self._listening},
-            position,
         )
 
     async def replace(self) -> None:
@@ -80,7 +79,7 @@ class _Supervisor:
                 _log.warning("--%s has changed, which holds from the next start on", name)
         kept = {name: getattr(self._settings, name) for name in _FIXED}
         self._settings = replace(asked, **kept)
-        await self.workers.replace(self._worker)
+        await self.workers.replace(lambda _: self._worker())
 
     async def stop(self, end: End) -> None:
         """End all."""

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 
 TIMEOUT = 10.0
 """Seconds that an ordinary call to the database may take, unless the settings say otherwise."""
+OVERDUE = "it has not answered in time (--database-timeout)"
+"""What is said of a database whose answer came too late."""
 
 
 class _Deadlines(threading.local):

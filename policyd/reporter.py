@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import grpc
 
-from policyd.statuses import Failed
+from policyd.statuses import Failed, Meaning
 from policyd.v1.policy_pb2 import Outcome, ReportOutcomeRequest, ReportOutcomeResponse
 
 log = logging.getLogger(__name__)
@@ -32,17 +32,6 @@ _CLOSING_TIME = 2.0
 _OLD_POLICYD_PAUSE = 60.0
 """Seconds until a policyd that does not know of outcomes is tried again: it may be replaced."""
 _LOG_INTERVAL = 10.0
-_PASSING = frozenset(
-    {
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        # The policyd that had it was stopped.
-        grpc.StatusCode.CANCELLED,
-        # The log is full. Batches are small enough for it not to be their size.
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-    }
-)
-"""With these, a batch is sent again. Reporting an outcome twice changes nothing."""
 
 Send = Callable[[ReportOutcomeRequest], Awaitable[ReportOutcomeResponse]]
 
@@ -150,7 +139,9 @@ class Reporter:
         try:
             answer = await self._send(ReportOutcomeRequest(outcomes=batch))
         except Failed as problem:
-            if problem.code in _PASSING:
+            # The log is full, say: batches are small enough for it not to be their size. To report
+            # an outcome twice changes nothing.
+            if problem.meaning is not Meaning.FINAL:
                 return False
             if problem.code is grpc.StatusCode.UNIMPLEMENTED:
                 self._fall_silent()

@@ -115,8 +115,7 @@ class StoreThreads:
         call.is_given_up = True
         self._given_up += 1
         self._turns.release()
-        why = "it has not answered in time (--database-timeout)"
-        call.tell(None, StoreUnavailable(f"the database cannot be used: {why}"))
+        call.tell(None, StoreUnavailable(f"the database cannot be used: {deadline.OVERDUE}"))
 
 
 def _within(seconds: float, work: Callable[[], Any]) -> Any:

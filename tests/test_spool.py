@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -479,3 +480,16 @@ def test_what_is_full_is_synced_too(folder: Path) -> None:
     assert not any(system.unsynced.values())
     writer.close()
     assert system.closed_unsynced == []
+
+
+def test_threads_that_lock_at_once(folder: Path) -> None:
+    """Shipping and retiring begin at once, and neither takes the other for another process."""
+
+    class Slow(System):
+        @staticmethod
+        def flock(descriptor: int, operation: int) -> None:
+            time.sleep(0.05)
+            fcntl.flock(descriptor, operation)
+
+    with closing(SpoolReader(folder, Slow())) as reader, ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(lambda _: reader.lock(), range(4)))

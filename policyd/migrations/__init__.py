@@ -106,7 +106,7 @@ def upgrade(connection: sa.Connection) -> None:
     if not found.is_behind:
         found.check()
         return
-    # Only who migrates waits for Alembic.
+    # Only a process that migrates waits for Alembic.
     from alembic import command
 
     if found.revision is not None:

@@ -87,7 +87,10 @@ class PolicyServicer(PolicyServiceServicer):
         )
 
     def knows(self, request: pb.EvaluateRequest) -> bool:
-        """Whether the request's key is in force. If not, its body need not be read."""
+        """Whether the request's key is in force. If not, its body need not be read.
+
+        Raises SettingsUnknown.
+        """
         return self._settings(request) is not None
 
     def _settings(self, request: pb.EvaluateRequest | pb.CheckKeyRequest) -> KeySettings | None:
@@ -157,7 +160,7 @@ class PolicyServicer(PolicyServiceServicer):
         """Decide with the settings at hand, and log it: what every adapter asks.
 
         `route` is what the gateway's operator sets for the request's route. Raises
-        InvalidDescriptor, RevisionNotReached, BodiesFull or LogFull.
+        SettingsUnknown, InvalidDescriptor, RevisionNotReached, BodiesFull or LogFull.
         """
         response, record = await self._reading([request], self._evaluate, request, route)
         if durable := self._log((record,)):

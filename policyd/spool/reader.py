@@ -3,6 +3,7 @@
 import os
 import re
 import secrets
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -40,20 +41,22 @@ class SpoolReader:
         self._system = system or System()
         self._folder = open_folder(folder, self._system)
         self._shipping = -1
+        self._locking = threading.Lock()
         self._identity = ""
         self._ends: dict[str, int] = {}
         self._finished: set[str] = set()
 
     def lock(self) -> bool:
-        """Become the one that ships, unless another process is."""
-        if self._shipping < 0:
-            flags = os.O_WRONLY | os.O_CREAT
-            descriptor = self._system.open("shipper.lock", flags, 0o600, dir_fd=self._folder)
-            if not lock(self._system, descriptor):
-                self._system.close(descriptor)
-                return False
-            self._shipping = descriptor
-        return True
+        """Become the one that ships, unless another process is. Threads may ask at once."""
+        with self._locking:
+            if self._shipping < 0:
+                flags = os.O_WRONLY | os.O_CREAT
+                descriptor = self._system.open("shipper.lock", flags, 0o600, dir_fd=self._folder)
+                if not lock(self._system, descriptor):
+                    self._system.close(descriptor)
+                    return False
+                self._shipping = descriptor
+            return True
 
     def identity(self) -> str:
         """What tells this folder from every other one. Only the one that ships may ask."""

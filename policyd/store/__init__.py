@@ -121,7 +121,7 @@ class Store:
     def identity(self) -> str:
         """What tells this database from every other one, copies of it aside."""
         with reading(self._engine) as connection:
-            return str(connection.execute(sa.select(_installation.c.identity)).scalar_one())
+            return identities.read(connection)
 
     def time(self) -> datetime:
         """This moment by the database's clock, by which what is stored is looked for."""

@@ -36,3 +36,8 @@ def clock_offset(connection: sa.Connection) -> tuple[datetime, timedelta]:
     answered = now()
     nearest = min(max(moment, asked), answered)
     return moment, nearest - moment
+
+
+def midnight(at: datetime) -> datetime:
+    """The beginning of its day, of UTC."""
+    return at.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from policyd import migrations
 from policyd.errors import StoreUnavailable
+from policyd.store import identity as identities
 from policyd.store.database import (
     MIGRATING,
     make_file,
@@ -104,12 +105,7 @@ def _check_source(source: sa.Engine) -> str:
             )
         if names := ", ".join(hosts(connection)):
             raise CopyRefused(f"policyd serve uses the database (on {names}): stop it first")
-        return _identity(connection)
-
-
-def _identity(connection: sa.Connection) -> str:
-    table = metadata.tables["installation"]
-    return str(connection.execute(sa.select(table.c.identity)).scalar_one())
+        return identities.read(connection)
 
 
 def _begin(target: sa.Engine, identity: str) -> None:

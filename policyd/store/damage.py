@@ -2,12 +2,10 @@
 
 A damaged SQLite file answers most queries, some of them wrongly, and fails others for ever. Reading
 all of one that holds a large log takes long, so the tables of settings come first, and the rest for
-as long as PATIENCE lasts.
+as long as _PATIENCE lasts.
 """
 
 import logging
-import time
-from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy as sa
@@ -20,7 +18,7 @@ from policyd.store.database import LOOK, damaged, reading
 
 _log = logging.getLogger(__name__)
 
-PATIENCE = 0.25
+_PATIENCE = 0.25
 """Seconds for what is not settings."""
 _SETTINGS = ("api_keys", "revision", "installation", "administrator")
 _STEPS = 10_000
@@ -47,16 +45,17 @@ def _check_file(connection: sa.Connection) -> None:
     for table in set(tables.scalars()) & set(_SETTINGS):
         _check(connection, f"PRAGMA quick_check('{table}')")
     driver: Any = connection.connection.dbapi_connection
-    driver.set_progress_handler(_is_after(time.monotonic() + PATIENCE), _STEPS)
+    driver.set_progress_handler(deadline.is_over, _STEPS)
     try:
-        _check(connection, "PRAGMA quick_check(1)")
+        with deadline.within(_PATIENCE):
+            _check(connection, "PRAGMA quick_check(1)")
     except OperationalError as error:
         if "interrupted" not in str(error.orig):
             raise
         _log.info(
             "the settings in the database are not damaged; its log is too large to look through "
             "within %g s",
-            PATIENCE,
+            _PATIENCE,
         )
     finally:
         driver.set_progress_handler(deadline.is_over, LOOK)  # As each connection has it.
@@ -66,7 +65,3 @@ def _check(connection: sa.Connection, statement: str) -> None:
     found = connection.exec_driver_sql(statement).scalars().all()
     if found != ["ok"]:
         raise damaged(str(found[0]).splitlines()[-1])
-
-
-def _is_after(deadline: float) -> Callable[[], bool]:
-    return lambda: time.monotonic() > deadline

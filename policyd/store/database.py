@@ -209,7 +209,7 @@ def errors() -> Iterator[None]:
             raise damaged(str(cause)) from error
         words = (str(cause or error).strip().splitlines() or [type(error).__name__])[0]
         if words == "interrupted":
-            words = "it has not answered in time (--database-timeout)"
+            words = deadline.OVERDUE
         raise StoreUnavailable(f"the database cannot be used: {words}") from error
 
 

@@ -1,7 +1,7 @@
 """The file of a SQLite database, which others may delete or replace while policyd has it open.
 
 A connection stays with the file that it has opened, whatever its name stands for later: what is
-committed there is in no database that anybody finds. So before a connection is used, and after each
+committed there is in no database that can be found. So before a connection is used, and after each
 commit, the name is looked at; and a connection to another file than that is thrown away.
 
 SQLite keeps changes in FILE-wal until they are in FILE. One that stays behind when FILE is replaced

@@ -12,13 +12,14 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import cache, partial
 
 import sqlalchemy as sa
 
 from policyd.errors import StoreUnavailable
 from policyd.record import first_id
+from policyd.store.clock import midnight
 from policyd.store.database import LONG, reading, writing
 from policyd.store.forms import sqlstate
 from policyd.store.retention import take_turn
@@ -113,7 +114,7 @@ def make_days(engine: sa.Engine, now: datetime) -> int:
         return 0
     with reading(engine) as connection:
         known = partitions(connection)
-    today = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    today = midnight(now)
     made = 0
     for day in (today + n * _DAY for n in range(AHEAD + 1)):
         first, end = first_id(day), first_id(day + _DAY)

@@ -1,9 +1,9 @@
 """The epochs of revisions: a random one for each, so that a revision is more than its number.
 
 A backup put back, or a failover that lost the last commits, goes on to numbers that were there
-before, with other settings. Who knows the epoch of the revision that it read last sees whether the
-database still has that one, and reads everything if not. A trigger writes them (migration 0007), so
-changes by a version that knows of no epochs have one too.
+before, with other settings. A worker that knows the epoch of the revision that it read last sees
+whether the database still has that one, and reads everything if not. A trigger writes them
+(migration 0007), so changes by a version that knows of no epochs have one too.
 """
 
 import sqlalchemy as sa

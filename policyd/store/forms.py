@@ -8,7 +8,7 @@ tries again.
 import random
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, timedelta
+from datetime import timedelta
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from policyd import migrations
 from policyd.errors import StoreUnavailable
 from policyd.record import first_id, moment
-from policyd.store.clock import database_time
+from policyd.store.clock import database_time, midnight
 from policyd.store.database import MIGRATING, reading, writing
 
 _LOCK_WAIT = "2s"
@@ -79,8 +79,7 @@ def _add_bound(connection: sa.Connection) -> None:
     connection.exec_driver_sql("LOCK TABLE decisions IN ACCESS EXCLUSIVE MODE")
     newest = connection.exec_driver_sql("SELECT max(id) FROM decisions").scalar_one()
     at = max(database_time(connection), moment(newest)) if newest else database_time(connection)
-    midnight = at.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    bound = first_id(midnight + timedelta(days=2))
+    bound = first_id(midnight(at) + timedelta(days=2))
     connection.exec_driver_sql(
         f"ALTER TABLE decisions ADD CONSTRAINT decisions_before CHECK (id < '{bound}') NOT VALID"
     )

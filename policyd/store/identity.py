@@ -18,6 +18,11 @@ _identity: sa.Select[Any] = sa.select(sa.column("identity")).select_from(sa.tabl
 _is_standby = sa.select(sa.func.pg_is_in_recovery())
 
 
+def read(connection: sa.Connection) -> str:
+    """What tells this database from every other one, copies of it aside."""
+    return str(connection.execute(_identity).scalar_one())
+
+
 def expect(engine: sa.Engine, identity: str) -> None:
     """Use no other database than that of this installation from now on."""
     engine.update_execution_options(**{_OPTION: identity})

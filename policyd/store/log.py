@@ -18,7 +18,7 @@ from policyd.errors import DecisionNotFound, StoreUnavailable
 from policyd.record import Outcome, Record, first_id, moment
 from policyd.refusal import Refusal, RefusalCount
 from policyd.store import log_size
-from policyd.store.clock import database_time
+from policyd.store.clock import database_time, midnight
 from policyd.store.database import (
     LONG,
     SHIPPING,
@@ -214,7 +214,7 @@ class Log:
         before = cut.before
         if self._has_days and keep >= _SEVERAL_DAYS:
             # Whole days are dropped, so none is deleted row by row in the hours before.
-            before = before.replace(hour=0, minute=0, second=0, microsecond=0)
+            before = midnight(before)
         return self._expire(before, cut.max_rows, cut.now)
 
     def agree(self, older_than: timedelta | None, max_rows: int | None) -> datetime:

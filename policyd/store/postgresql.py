@@ -73,7 +73,7 @@ class BoundedConnection(psycopg.Connection[Any]):
         if silent <= self.silence and not deadline.is_over():
             return
         self.pgconn.finish()
-        raise Overdue("it has not answered in time (--database-timeout)")
+        raise Overdue(deadline.OVERDUE)
 
     def _lives(self, silent: float) -> bool:
         """Whether a server that has said nothing for long answers on another connection."""
@@ -150,7 +150,7 @@ def _connect(
     where: Any, how: Mapping[str, Any], told: Mapping[str, str], timeout: float
 ) -> BoundedConnection:
     if deadline.is_over():
-        raise Overdue("it has not answered in time (--database-timeout)")
+        raise Overdue(deadline.OVERDUE)
     most = min(float(how.get("connect_timeout", 0)) or timeout, deadline.remaining())
     how = {**how, "connect_timeout": str(max(math.ceil(most), _LEAST_CONNECT))}
     with deadline.within(timeout):
