@@ -58,8 +58,6 @@ MAX_BATCH_BYTES = 1024 * 1024
 """Bytes of questions in one call, so that a few large ones do not make it too large for all."""
 _REPORT_TIMEOUT = 5.0
 """Seconds that a call with outcomes may take: nobody waits for it."""
-_MARGIN = 0.5
-"""Seconds beyond the timeout after which gRPC is given up."""
 CLOSED = "the client of policyd was closed"
 _Waiting = tuple[EvaluateRequest, asyncio.Future[EvaluateResponse]]
 _Answer = EvaluateResponse | NoDecision
@@ -140,12 +138,7 @@ class PolicyClient:
         NoDecision.
         """
         try:
-            async with asyncio.timeout(self._timeout + _MARGIN):
-                return await self._connected().ask(
-                    lambda stub: stub.CheckKey, request, self._timeout
-                )
-        except TimeoutError:
-            raise _no_answer() from None
+            return await self._connected().ask(lambda stub: stub.CheckKey, request, self._timeout)
         except Failed as problem:
             if problem.code is grpc.StatusCode.UNIMPLEMENTED:
                 return CheckKeyResponse(in_force=True, needs_body=True)
@@ -214,15 +207,9 @@ class PolicyClient:
 
     async def _ask(self, batch: list[_Waiting]) -> None:
         try:
-            # The calls have deadlines, which gRPC's threads keep. This one does not need those.
-            async with asyncio.timeout(self._timeout + _MARGIN):
-                answers = await self._answers([request for request, _ in batch])
+            answers = await self._answers([request for request, _ in batch])
         except NoDecision as problem:
             answers = [problem] * len(batch)
-        except TimeoutError:
-            # A question with min_revision travels alone, and policyd may have waited for that.
-            late = _no_answer(is_outage=not batch[0][0].min_revision)
-            answers = [late] * len(batch)
         except (asyncio.CancelledError, grpc.aio.UsageError):
             answers = [NoDecision(CLOSED)] * len(batch)
         except Exception as error:  # noqa: BLE001  # Whoever waits must be told, whatever it was.
@@ -278,10 +265,6 @@ def _refusal(response: BatchEvaluateResponse) -> Failed | None:
     if any(not one.HasField("status") or one.status.code != status.code for one in results):
         return None
     return refused(status.code, status.message)
-
-
-def _no_answer(*, is_outage: bool = True) -> NoDecision:
-    return NoDecision("gRPC gave no answer in time", is_outage=is_outage)
 
 
 def _batches(waiting: list[_Waiting]) -> Iterator[list[_Waiting]]:

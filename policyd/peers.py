@@ -32,6 +32,8 @@ _FIRST_PAUSE, _MAX_PAUSE = 0.02, 0.25
 """Seconds between two tries of all connections, at most."""
 _SHORTEST = 0.01
 """Seconds that a try is worth while for."""
+_MARGIN = 0.5
+"""Seconds beyond its deadline after which gRPC is given up."""
 
 
 def addresses(targets: Targets) -> tuple[str, ...]:
@@ -81,6 +83,21 @@ class Peers:
         See Connection.ask() for `is_patient`. Raises Failed.
         """
         asking = _Asking(self._connections, time.monotonic() + seconds)
+        try:
+            # gRPC's threads keep the deadlines of calls. This one does not need those.
+            async with asyncio.timeout(seconds + _MARGIN):
+                return await self._ask(asking, method, request, is_patient, refusal)
+        except TimeoutError:
+            raise asking.late(is_patient) from None
+
+    async def _ask(
+        self,
+        asking: "_Asking",
+        method: "Method[_Request, _Response]",
+        request: _Request,
+        is_patient: bool,
+        refusal: Callable[[_Response], Failed | None] | None,
+    ) -> _Response:
         while True:
             connection = asking.next()
             try:
@@ -92,8 +109,7 @@ class Peers:
             except Failed as failed:
                 problem = failed
                 if is_patient and failed.code is StatusCode.DEADLINE_EXCEEDED:
-                    # policyd may have been waiting for the revision: nothing may pass for that.
-                    problem = Failed(failed.code, failed.details, Meaning.PASSING)
+                    problem = _late(failed.details, is_patient)
             await asking.go_on(connection, problem)
 
     async def can_reach(self, seconds: float) -> bool:
@@ -112,6 +128,12 @@ class Peers:
     async def close(self) -> None:
         """Close all connections. Questions under way are cancelled."""
         await asyncio.gather(*(one.close() for one in self._connections))
+
+
+def _late(details: str | None, is_patient: bool) -> Failed:
+    """That the time is up. Where policyd may have been waiting for a revision nothing may pass."""
+    meaning = Meaning.PASSING if is_patient else Meaning.NOT_REACHED
+    return Failed(StatusCode.DEADLINE_EXCEEDED, details, meaning)
 
 
 def _rank(connection: Connection) -> tuple[bool, int]:
@@ -167,6 +189,12 @@ class _Asking:
         await asyncio.sleep(pause)
         self._pause = min(2 * self._pause, _MAX_PAUSE)
         self._tried = ()
+
+    def late(self, is_patient: bool) -> Failed:
+        """The problem that tells most, where gRPC itself has not ended a try in time."""
+        self._remember(_late("gRPC gave no answer in time", is_patient))
+        assert self._problem is not None
+        return self._problem
 
     def _remember(self, problem: Failed) -> None:
         """What one policyd refused is refused, though another cannot be reached. Of outages, that

@@ -1,5 +1,6 @@
 """What the tests share."""
 
+import faulthandler
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -10,8 +11,14 @@ import pytest
 
 from tests.load import MODE, WAITS, MakeStack, Stack, keys
 from tests.postgresql import PostgreSQL
-from tests.processes import Policyd, Program
+from tests.processes import Policyd, Program, end_programs
 from tests.stack import Background, Gateway, Upstream
+
+
+def pytest_unconfigure() -> None:
+    """What a failed test has left running does not keep the run from ending, and is shown."""
+    end_programs()
+    faulthandler.dump_traceback_later(60, exit=True)
 
 
 @pytest.fixture(scope="session")

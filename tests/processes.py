@@ -16,6 +16,7 @@ from policyd.v1.policy_pb2 import EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 
 BIN = Path(sys.executable).parent
+_running: "set[Program]" = set()
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -56,6 +57,7 @@ class Program:
             cwd=cwd,
             text=True,
         )
+        _running.add(self)
         self.output: list[str] = []
         self.errors: list[str] = []
         self._readers = [threading.Thread(target=self._collect_errors)]
@@ -78,6 +80,7 @@ class Program:
     def wait(self, timeout: float = 60) -> int:
         """The exit status; negative for a signal."""
         status = self._process.wait(timeout)
+        _running.discard(self)
         for reader in self._readers:
             reader.join()
         return status
@@ -110,8 +113,17 @@ class Program:
                 self.errors.append(line)
 
 
+def end_programs() -> None:
+    """Kill those that no test has ended."""
+    for program in list(_running):
+        program.send(signal.SIGKILL)
+        program.wait()
+
+
 class Policyd(Program):
     """`policyd serve`, on free ports; on a SQLite database in `folder` unless another is given."""
+
+    workers = 1
 
     def __init__(
         self,
@@ -140,7 +152,8 @@ class Policyd(Program):
         )
         self.grpc, self.admin, self.http, self.console = self.match.groups()
         flag = "--workers"
-        self._workers = int(flags[flags.index(flag) + 1]) if flag in flags else 1
+        if flag in flags:
+            self.workers = int(flags[flags.index(flag) + 1])
 
     def create_key(
         self, mode: str | None = None, override: str | None = None, accept: str | None = None
@@ -163,7 +176,7 @@ class Policyd(Program):
         # Each on a connection of its own, which leads to any of them.
         options = [("grpc.use_local_subchannel_pool", 1)]
         reached: set[str] = set()
-        while len(reached) < self._workers:
+        while len(reached) < self.workers:
             with grpc.insecure_channel(self.grpc, options) as channel:
                 answer = PolicyServiceStub(channel).Evaluate(request, timeout=30)
             # Which worker it was stands in the middle of a decision's ID.

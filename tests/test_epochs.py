@@ -255,7 +255,7 @@ def test_a_large_log(
 ) -> None:
     """The start waits no longer for it than it may, and reads all settings all the same."""
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(damage, "PATIENCE", 0)
+    monkeypatch.setattr(damage, "_PATIENCE", 0)
     monkeypatch.setattr(damage, "_STEPS", 10)
     (tmp_path / "policyd.db").write_bytes(filled)
     store = Store(f"sqlite:///{tmp_path}/policyd.db")

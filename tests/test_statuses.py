@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from gateway.server import Server
 from gateway.settings import Address, Settings
-from policyd import statuses
+from policyd import peers, statuses
 from policyd.client import NoDecision, PolicyClient
 from policyd.services import errors
 from policyd.statuses import Meaning
@@ -152,6 +152,15 @@ async def test_policy_client(refusing: Running) -> None:
     every = BARE + TOLD
     for begin in range(0, len(every), 20):
         await asyncio.gather(*map(ask, every[begin : begin + 20]))
+
+
+@IN_SESSION
+async def test_what_grpc_does_not_end(refusing: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where gRPC stalls and keeps no deadline, what was refused until then stays refused."""
+    monkeypatch.setattr(peers, "_MARGIN", -0.8)
+    for status in (Status(code, reason) for code in AGAIN for reason in ("", "LOG_FULL")):
+        async with PolicyClient(refusing.target, timeout=1, on_error="allow") as client:
+            check(status, await client.evaluate(question(status)))
 
 
 @IN_SESSION

@@ -64,9 +64,10 @@ def _options(bounds: Bounds, shared: bool) -> list[tuple[str, int]]:
         ("grpc.max_concurrent_streams", _STREAMS),
         ("grpc.max_metadata_size", _MAX_HEAD),
         ("grpc.absolute_max_metadata_size", _MAX_HEAD),
-        # Clients may ask every few seconds whether the connection still lives, and no oftener.
+        # Clients may ask every few seconds whether the connection still lives. gRPC's own measure
+        # the bandwidth with pings, too, of which a few may arrive together after a stall.
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-        ("grpc.http2.max_ping_strikes", 2),
+        ("grpc.http2.max_ping_strikes", 10),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.keepalive_time_ms", _milliseconds(_DEAD)),
         ("grpc.keepalive_timeout_ms", _milliseconds(_DEAD)),
