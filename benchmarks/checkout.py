@@ -11,7 +11,7 @@ from typing import NamedTuple
 from benchmarks.gateway import READY, start_upstream
 from benchmarks.processes import POLICYD_IS_READY, ROOT, Program, create_key, policyd, started
 
-POLICYD = "from policyd.cli import main; main()"
+POLICYD = "from policyd.cli.main import main; main()"
 """What Python runs in place of the command, so that the folder says which version it is."""
 _GATEWAY = "from gateway.cli import main; main()"
 _LIMITED = ("/bin/sh", "-c", 'ulimit -n "$0"; exec "$@"')

@@ -16,12 +16,12 @@ from pathlib import Path
 import aiohttp
 import click
 
-from policyd.configuration import Address
+from policyd.command.configuration import Address
 from policyd.console import ConsoleServer, console_url
-from policyd.model import Ignored, Mode, Source, UserState
-from policyd.preparation import prepare
-from policyd.record import Ending, Outcome, Record, Verdict, first_id
-from policyd.refusal import RefusalCount
+from policyd.decision_log.record import Ending, Outcome, Record, Verdict, first_id
+from policyd.decision_log.refused_key import RefusalCount
+from policyd.engine.model import Ignored, Mode, Source, UserState
+from policyd.server.preparation import prepare
 from policyd.settings import ServerSettings
 from policyd.store import LogFilter, Store
 from policyd.store.database import now

@@ -8,13 +8,13 @@ from typing import Any
 
 from benchmarks import traffic
 from benchmarks.rounds import Plan, table, with_spread
-from policyd import api_keys
-from policyd.bodies import Bodies
-from policyd.decision import decide
-from policyd.descriptor import read_body
-from policyd.key_table import KeyTable
-from policyd.model import KeyChange, KeyChanges, KeySettings, Mode
-from policyd.services.messages import describe
+from policyd.descriptor.body import read_body
+from policyd.descriptor.body_memory import Bodies
+from policyd.descriptor.evaluate_request import describe
+from policyd.engine.decision import decide
+from policyd.engine.model import KeyChange, KeyChanges, KeySettings, Mode
+from policyd.keys import api_key
+from policyd.keys.key_table import KeyTable
 from policyd.services.policy import PolicyServicer
 
 _SETTINGS = KeySettings("key_benchmark", Mode.ENFORCE)
@@ -35,8 +35,8 @@ async def run(_: Path, plan: Plan) -> str:
 
 
 async def _calls() -> dict[str, Call]:
-    key = api_keys.generate()
-    keys = KeyTable(lambda *_: KeyChanges(1, (KeyChange(api_keys.digest(key), _SETTINGS),)))
+    key = api_key.generate()
+    keys = KeyTable(lambda *_: KeyChanges(1, (KeyChange(api_key.digest(key), _SETTINGS),)))
     await keys.refresh()
     servicer = PolicyServicer(keys, Mode.OFF, "benchmark", lambda _: None, Bodies(2**29))
     allowed, denied = traffic.asked(key), traffic.asked(key, user=None)

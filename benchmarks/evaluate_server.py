@@ -6,9 +6,9 @@ from unittest.mock import patch
 import grpc
 from google.protobuf.empty_pb2 import Empty
 
-from policyd import cli
-from policyd.bodies import Bodies
-from policyd.server import Server
+from policyd.cli import main
+from policyd.descriptor.body_memory import Bodies
+from policyd.server.server import Server
 from policyd.services.policy import PolicyServicer
 from policyd.v1.policy_pb2 import EvaluateRequest, EvaluateResponse
 
@@ -57,5 +57,5 @@ class _Server(Server):
 
 if __name__ == "__main__":
     # So that all else is as `policyd serve` has it.
-    with patch("policyd.cli.Server", _Server):
-        cli.main()
+    with patch("policyd.cli.main.Server", _Server):
+        main.main()

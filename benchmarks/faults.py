@@ -137,7 +137,7 @@ async def rolling_restarts(made: Rig, plan: Plan) -> None:
     gateway = made.start_gateway(server.grpc, "--workers", "2")
     async with _struck(made):
         for _ in range(plan.restarts):
-            await _replaced(server, "policyd.worker")
+            await _replaced(server, "policyd.server.worker")
             await _replaced(gateway, "gateway.worker")
 
 
@@ -398,7 +398,7 @@ def _family(pid: int) -> list[int]:
     return [pid, *(one for word in words for one in _family(int(word)))]
 
 
-def _is_worker(pid: int, module: str = "policyd.worker") -> bool:
+def _is_worker(pid: int, module: str = "policyd.server.worker") -> bool:
     with contextlib.suppress(OSError):
         return module.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
     return False

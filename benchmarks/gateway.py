@@ -54,7 +54,7 @@ def _start(folder: Path, running: ExitStack) -> _Programs:
 def start_upstream() -> AbstractContextManager[Program]:
     """The demo upstream, in a process of its own until the end of the block."""
     return started(
-        *("uvicorn", "--factory", "policyd.demo_upstream:DemoUpstream"),
+        *("uvicorn", "--factory", "policyd.demo.upstream:DemoUpstream"),
         *("--port", "0", "--no-access-log", "--no-use-colors"),
         ready=r"running on (http://\S+)",
     )

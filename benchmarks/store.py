@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from benchmarks.rounds import Plan, table
-from policyd.model import KeySettings, Mode
-from policyd.record import Outcome, Record, Verdict
+from policyd.decision_log.record import Outcome, Record, Verdict
+from policyd.engine.model import KeySettings, Mode
 from policyd.simulation import simulate
 from policyd.store import LogFilter, Store
 from tests.postgresql import PostgreSQL

@@ -2,10 +2,10 @@
 
 import json
 
-from gateway import question
+from gateway import describe
 from gateway.headers import read_request
-from policyd.descriptor import KEY_HEADER, read_body
-from policyd.endpoints import ENDPOINTS
+from policyd.descriptor.body import KEY_HEADER, read_body
+from policyd.engine.endpoints import ENDPOINTS
 from policyd.v1.policy_pb2 import EvaluateRequest
 
 PATH = "/v1/chat/completions"
@@ -39,6 +39,6 @@ def asked(key: str, user: str | None = "user-1") -> EvaluateRequest:
     raw = [(name.encode(), value.encode()) for name, value in headers(key)]
     facts = read_body(body(user=user), "application/json", "", ENDPOINT)
     scope = {"method": "POST", "client": ("127.0.0.1", 50000)}
-    message = question.ask(scope, PATH, read_request(raw), facts, "")
+    message = describe.ask(scope, PATH, read_request(raw), facts, "")
     assert any(header.name == KEY_HEADER for header in message.headers)
     return message

@@ -3,10 +3,10 @@
 from typing import Any
 from unittest.mock import patch
 
-from policyd import cli
-from policyd.bodies import Bodies
-from policyd.key_table import KeyTable
-from policyd.model import Mode
+from policyd.cli import main
+from policyd.descriptor.body_memory import Bodies
+from policyd.engine.model import Mode
+from policyd.keys.key_table import KeyTable
 from policyd.services.policy import PolicyServicer
 
 
@@ -17,5 +17,5 @@ class _Unlogged(PolicyServicer):
 
 if __name__ == "__main__":
     # So that all else is as `policyd serve` has it.
-    with patch("policyd.server.PolicyServicer", _Unlogged):
-        cli.main()
+    with patch("policyd.server.server.PolicyServicer", _Unlogged):
+        main.main()

@@ -11,11 +11,11 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from gateway import errors, question
-from gateway.course import Course
+from gateway import describe, replies
+from gateway.describe import Scope
 from gateway.headers import RequestHeaders, read_request
 from gateway.intake import Intake, Refused
-from gateway.question import Scope
+from gateway.outcome import Course
 from gateway.settings import Settings, policyd_client
 from gateway.upstream import (
     Body,
@@ -26,11 +26,11 @@ from gateway.upstream import (
     UpstreamBroke,
     UpstreamFailed,
 )
-from policyd.bodies import Held
-from policyd.client import NoDecision, PolicyClient
+from policyd.asgi.probes import PATIENCE, Probes
+from policyd.asgi.reply import HEAD_TOO_LARGE, NO_ROOM, WEBSOCKET, Reply, Send
+from policyd.client.aio import NoDecision, PolicyClient
+from policyd.descriptor.body_memory import Held
 from policyd.errors import PolicydError
-from policyd.http.probes import PATIENCE, Probes
-from policyd.http.reply import HEAD_TOO_LARGE, NO_ROOM, WEBSOCKET, Reply, Send
 from policyd.v1.policy_pb2 import (
     DECISION_ALLOW,
     DECISION_DENY,
@@ -104,17 +104,17 @@ class Gateway:
             pass
         except asyncio.CancelledError:
             # The server is being stopped, and has waited long enough.
-            await exchange.give_up(errors.STOPPING)
+            await exchange.give_up(replies.STOPPING)
         except Exception:
             log.exception("a fault of the gateway; the request was not answered")
-            await exchange.give_up(errors.FAULT)
+            await exchange.give_up(replies.FAULT)
 
     async def _serve(self, exchange: "_Exchange") -> None:
         refusal = _refusal(exchange)
         if refusal is not None:
             await refusal.send(exchange.send)
             return
-        came = question.text(exchange.scope["raw_path"])
+        came = describe.text(exchange.scope["raw_path"])
         if probed := await self._probes.answer(exchange.scope["method"], came):
             await Reply(*probed).send(exchange.send)
             return
@@ -123,9 +123,9 @@ class Gateway:
             return
         prefix = self._upstream.prefix
         path = prefix.absolute(came)
-        asked_for = question.target(exchange.scope, path, exchange.headers)
+        asked_for = describe.target(exchange.scope, path, exchange.headers)
         if prefix.restored(asked_for.path or path) is None:
-            await errors.OUTSIDE.send(exchange.send)
+            await replies.OUTSIDE.send(exchange.send)
             return
         try:
             body, facts = await self._intake.read(
@@ -134,7 +134,7 @@ class Gateway:
         except Refused as refused:
             await refused.reply.send(exchange.send)
             return
-        asked = question.ask(exchange.scope, path, exchange.headers, facts, self._settings.api_key)
+        asked = describe.ask(exchange.scope, path, exchange.headers, facts, self._settings.api_key)
         began = time.perf_counter_ns()
         verdict = await self._decide(asked)
         if isinstance(verdict, Reply):
@@ -142,7 +142,7 @@ class Gateway:
             return
         goes = prefix.restored(verdict.path or path)
         if goes is None:
-            await errors.OUTSIDE.send(exchange.send)
+            await replies.OUTSIDE.send(exchange.send)
             return
         course = Course(verdict.decision_id, began)
         try:
@@ -174,7 +174,7 @@ class Gateway:
                 self._undecided.count("forwarded unchecked", problem)
                 return _Permission()
             self._undecided.count("refused", problem)
-            return errors.NO_DECISION
+            return replies.NO_DECISION
 
     async def _forward(self, exchange: "_Exchange", path: str, body: Body, course: Course) -> None:
         task = asyncio.current_task()
@@ -195,7 +195,7 @@ class Gateway:
 
     async def _relay(self, exchange: "_Exchange", path: str, body: Body, course: Course) -> None:
         scope = exchange.scope
-        query = question.text(scope["query_string"])
+        query = describe.text(scope["query_string"])
         method = scope["method"]
         try:
             answer = await self._upstream.ask(
@@ -204,7 +204,7 @@ class Gateway:
                 query,
                 exchange.headers,
                 body,
-                safe=question.is_safe(scope, exchange.headers),
+                safe=describe.is_safe(scope, exchange.headers),
             )
         except UpstreamFailed as failure:
             if not failure.is_known:
@@ -277,14 +277,14 @@ def _refusal(exchange: _Exchange) -> Reply | None:
     """What the gateway answers by itself."""
     scope, headers = exchange.scope, exchange.headers
     if scope["method"] == "OPTIONS":
-        return errors.PREFLIGHT
+        return replies.PREFLIGHT
     if headers.wants_websocket:
         return WEBSOCKET
     if not scope["raw_path"].startswith(b"/"):
-        return errors.BAD_PATH
+        return replies.BAD_PATH
     if headers.is_garbled:
-        return errors.BAD_HEADER
-    if question.is_too_large(scope["raw_path"], headers):
+        return replies.BAD_HEADER
+    if describe.is_too_large(scope["raw_path"], headers):
         return HEAD_TOO_LARGE
     return None
 

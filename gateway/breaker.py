@@ -17,7 +17,7 @@ import random
 from collections.abc import Callable
 from enum import Enum, auto
 
-from policyd.http.reply import AGAIN
+from policyd.asgi.reply import AGAIN
 
 _log = logging.getLogger("gateway")
 

@@ -7,7 +7,7 @@ import click
 
 from gateway.settings import KEY_HEADERS, Settings, read_secret
 from gateway.supervisor import ReadAgain, supervise
-from policyd.configuration import (
+from policyd.command.configuration import (
     Address,
     Group,
     Options,
@@ -16,8 +16,8 @@ from policyd.configuration import (
     run,
     start_logging,
 )
-from policyd.crew import orders
-from policyd.files import raise_limit
+from policyd.command.crew import orders
+from policyd.command.open_files import raise_limit
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _MODE = (

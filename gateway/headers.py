@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from policyd import method_override
-from policyd.descriptor import KEY_HEADER, PREFIX, credential
-from policyd.http.reply import HeaderName, exact
+from policyd.asgi.reply import HeaderName, exact
+from policyd.descriptor.body import KEY_HEADER, PREFIX, credential
+from policyd.engine import method_override
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
 

@@ -7,17 +7,17 @@ A body that the policy does not need streams through. One that it needs is held;
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from gateway import errors, question
+from gateway import describe, replies
+from gateway.describe import Scope
 from gateway.headers import RequestHeaders
-from gateway.question import Scope
 from gateway.settings import Settings
 from gateway.upstream import Body, ClientGone, Receive, Upload
-from policyd.bodies import SMALL, Bodies, Held
-from policyd.client import NoDecision
-from policyd.descriptor import TOO_LARGE, Facts
+from policyd.asgi.reply import TOO_SLOW, Reply
+from policyd.client.aio import NoDecision
+from policyd.descriptor.body import TOO_LARGE, Facts
+from policyd.descriptor.body_memory import SMALL, Bodies, Held
+from policyd.engine.model import Target
 from policyd.errors import BodiesFull, PolicydError
-from policyd.http.reply import TOO_SLOW, Reply
-from policyd.model import Target
 from policyd.v1.policy_pb2 import CheckKeyRequest, CheckKeyResponse
 
 CheckKey = Callable[[CheckKeyRequest], Awaitable[CheckKeyResponse]]
@@ -116,25 +116,25 @@ class Intake:
         self, body: bytes, headers: RequestHeaders, target: Target, held: Held, limit: int
     ) -> Facts:
         try:
-            return await question.read(self._bodies, held, body, headers, target.endpoint, limit)
+            return await describe.read(self._bodies, held, body, headers, target.endpoint, limit)
         except BodiesFull as problem:
             raise self._full(problem) from None
 
     async def _needs_body(self, scope: Scope, headers: RequestHeaders, path: str) -> bool:
         if self._check_key is None:
             return True
-        asked = question.about_key(scope, path, headers, self._settings.api_key)
+        asked = describe.about_key(scope, path, headers, self._settings.api_key)
         try:
             return (await self._check_key(asked)).needs_body
         except NoDecision as problem:
             if self._settings.on_policy_error == "allow" and problem.is_outage:
                 return True
             self._tell("refused", problem)
-            raise Refused(errors.NO_DECISION) from None
+            raise Refused(replies.NO_DECISION) from None
 
     def _full(self, problem: BodiesFull) -> Refused:
         self._tell("refused", problem)
-        return Refused(errors.BODIES_FULL)
+        return Refused(replies.BODIES_FULL)
 
 
 class _Coming:

@@ -1,6 +1,6 @@
 """The path of the upstream's URL, behind which every request goes."""
 
-from policyd import paths
+from policyd.engine import paths
 
 
 class Prefix:

@@ -6,11 +6,11 @@ from pathlib import Path
 from yarl import URL
 
 from gateway.patience import Patience
-from policyd import endpoints
-from policyd.client import PolicyClient, tls_credentials
-from policyd.configuration import Address, SettingsError
-from policyd.files import share
-from policyd.http.connections import Limits
+from policyd.asgi.connections import Limits
+from policyd.client.aio import PolicyClient, tls_credentials
+from policyd.command.configuration import Address, SettingsError
+from policyd.command.open_files import share
+from policyd.engine import endpoints
 
 HANDOVER = 1.0
 """Seconds in which a worker that is replaced takes the last requests on its connections."""

@@ -9,8 +9,8 @@ from dataclasses import replace
 from gateway.passing import dump_settings
 from gateway.server import Server, listen
 from gateway.settings import Settings
-from policyd.child import Child, End
-from policyd.crew import Crew, Orders, Own, Worker
+from policyd.command.child import Child, End
+from policyd.command.crew import Crew, Orders, Own, Worker
 
 _log = logging.getLogger("gateway")
 

@@ -10,14 +10,14 @@ from aiohttp.abc import AbstractStreamWriter
 from multidict import CIMultiDict
 from yarl import URL
 
-from gateway import errors
+from gateway import replies
 from gateway.breaker import Breaker, UpstreamDown
 from gateway.connector import Connector, SlowToTake, Try, is_own_fault
 from gateway.headers import RequestHeaders, read_response
 from gateway.prefix import Prefix
 from gateway.settings import KEY_HEADERS, READ_AHEAD, Settings
-from policyd.bodies import SMALL
-from policyd.http.reply import NO_ROOM, Reply, Send
+from policyd.asgi.reply import NO_ROOM, Reply, Send
+from policyd.descriptor.body_memory import SMALL
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 
@@ -205,7 +205,7 @@ class Upstream:
                         raise _failed(problem, body) from None
         if not _is_sound(response):
             response.close()
-            raise UpstreamFailed(errors.BROKE_OFF, "its answer is not HTTP that can be passed on")
+            raise UpstreamFailed(replies.BROKE_OFF, "its answer is not HTTP that can be passed on")
         return Answer(response, method != "HEAD" and response.status not in (204, 304))
 
     async def _send(
@@ -261,21 +261,21 @@ def _failed(problem: Exception, body: Body) -> UpstreamFailed | ClientGone:
     if isinstance(body, Upload) and isinstance(body.problem, ClientGone):
         return body.problem
     if isinstance(body, Upload) and isinstance(body.problem, WrongLength):
-        return UpstreamFailed(errors.BAD_LENGTH, "the client's Content-Length is wrong")
+        return UpstreamFailed(replies.BAD_LENGTH, "the client's Content-Length is wrong")
     if isinstance(problem, UpstreamDown):
         again = ("Retry-After", str(problem.retry_after))
-        return UpstreamFailed(errors.DOWN.with_headers([again]), problem, is_known=True)
+        return UpstreamFailed(replies.DOWN.with_headers([again]), problem, is_known=True)
     if is_own_fault(problem):
         return UpstreamFailed(NO_ROOM, problem)
     for kind, reply in _REPLIES:
         if isinstance(problem, kind):
             return UpstreamFailed(reply, problem)
-    return UpstreamFailed(errors.BROKE_OFF, problem)
+    return UpstreamFailed(replies.BROKE_OFF, problem)
 
 
 _REPLIES = (
-    (aiohttp.ConnectionTimeoutError, errors.SLOW_TO_CONNECT),
-    (SlowToTake, errors.SLOW_TO_TAKE),
-    (asyncio.TimeoutError, errors.SLOW_TO_ANSWER),
-    (aiohttp.ClientConnectorError, errors.UNREACHABLE),
+    (aiohttp.ConnectionTimeoutError, replies.SLOW_TO_CONNECT),
+    (SlowToTake, replies.SLOW_TO_TAKE),
+    (asyncio.TimeoutError, replies.SLOW_TO_ANSWER),
+    (aiohttp.ClientConnectorError, replies.UNREACHABLE),
 )

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from policyd.configuration import Address
+from policyd.command.configuration import Address
+from policyd.command.open_files import share
+from policyd.decision_log.spool import Sync
+from policyd.engine.model import Mode
 from policyd.errors import SettingsError
-from policyd.files import share
-from policyd.model import Mode
-from policyd.spool import Sync
 
 # It stands in commands to copy: nothing that a shell or a program would read as its own.
 _PLAIN_URL = re.compile(r"https?://[A-Za-z0-9.:/_~\[\]-]+")

@@ -4,10 +4,10 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
 
-from policyd.decision import decide
-from policyd.endpoints import ENDPOINTS
-from policyd.model import Credential, Descriptor, KeySettings, Mode, Target, UserState
-from policyd.record import Record
+from policyd.decision_log.record import Record
+from policyd.engine.decision import decide
+from policyd.engine.endpoints import ENDPOINTS
+from policyd.engine.model import Credential, Descriptor, KeySettings, Mode, Target, UserState
 from policyd.store import Store
 from policyd.store.history import Kind
 

@@ -17,8 +17,8 @@ from typing import Literal
 import msgspec
 import pytest
 
-from policyd import endpoints, method_override
-from policyd.model import Target
+from policyd.engine import endpoints, method_override
+from policyd.engine.model import Target
 from policyd.v1 import policy_pb2 as pb
 from tests.gateway import support
 from tests.processes import Policyd

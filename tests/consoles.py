@@ -10,11 +10,11 @@ from typing import Any, NamedTuple, Self
 
 import aiohttp
 
-from policyd import preparation
-from policyd.configuration import Address
+from policyd.command.configuration import Address
 from policyd.console import ConsoleServer, console_url, first_link
-from policyd.console.connection import LIMITS
-from policyd.opening import OpenedStore
+from policyd.console.security.connection import LIMITS
+from policyd.server import preparation
+from policyd.server.opening import OpenedStore
 from policyd.settings import ServerSettings
 from policyd.store import Store
 

@@ -29,7 +29,7 @@ class OldVersion:
 
     def policyd(self, *words: str) -> str:
         """What that version's command prints."""
-        return self.run("import sys\nfrom policyd.cli import main\nmain(sys.argv[1:])", *words)
+        return self.run("import sys\nfrom policyd.cli.main import main\nmain(sys.argv[1:])", *words)
 
     def run(self, code: str, *arguments: str) -> str:
         """What Python code prints that runs with that version's packages."""

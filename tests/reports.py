@@ -9,11 +9,11 @@ from typing import Any
 
 import grpc
 
-from policyd import api_keys
-from policyd.bodies import Bodies
-from policyd.key_table import KeyTable
-from policyd.model import KeyChange, KeyChanges, KeySettings, Mode
-from policyd.record import Outcome, Record, Verdict
+from policyd.decision_log.record import Outcome, Record, Verdict
+from policyd.descriptor.body_memory import Bodies
+from policyd.engine.model import KeyChange, KeyChanges, KeySettings, Mode
+from policyd.keys import api_key
+from policyd.keys.key_table import KeyTable
 from policyd.services.policy import PolicyServicer
 from policyd.v1 import policy_pb2 as pb
 from policyd.v1.policy_pb2_grpc import add_PolicyServiceServicer_to_server
@@ -90,9 +90,9 @@ class Recorder(PolicyServicer):
 
 async def make_recorder() -> Recorder:
     """One that does not listen yet."""
-    key = api_keys.generate()
+    key = api_key.generate()
     settings = KeySettings("key_test", Mode.ENFORCE)
-    keys = KeyTable(lambda *_: KeyChanges(1, (KeyChange(api_keys.digest(key), settings),)))
+    keys = KeyTable(lambda *_: KeyChanges(1, (KeyChange(api_key.digest(key), settings),)))
     await keys.refresh()
     return Recorder(keys, key)
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import uvicorn
 
-from policyd.demo_upstream import DemoUpstream, Received
+from policyd.demo.upstream import DemoUpstream, Received
 from tests.processes import Program
 
 _Result = TypeVar("_Result")

@@ -13,12 +13,11 @@ import pytest
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 from envoy.service.auth.v3.external_auth_pb2_grpc import AuthorizationStub
 
-from policyd.client import NoDecision, PolicyClient
-from policyd.configuration import Address
-from policyd.server import Server
+from policyd.client import NoDecision, PolicyClient, SyncPolicyClient
+from policyd.command.configuration import Address
+from policyd.server.server import Server
 from policyd.settings import ServerSettings
 from policyd.store import Store
-from policyd.sync_client import SyncPolicyClient
 from policyd.v1 import policy_pb2 as pb
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 from tests.http_checks import check

@@ -20,9 +20,9 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from policyd import child
-from policyd.child import Child
-from policyd.preparation import back_office
+from policyd.command import child
+from policyd.command.child import Child
+from policyd.server.preparation import back_office
 from policyd.settings import dump_settings
 from policyd.v1.policy_pb2 import DECISION_DENY, EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
@@ -193,7 +193,7 @@ def test_a_parent_that_reads_nothing(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     room = fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
     filled = os.write(writing, b"x" * (room - len("ready\n") - 1))
-    command = (sys.executable, "-m", "policyd.back_office", "info")
+    command = (sys.executable, "-m", "policyd.server.background", "info")
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=writing)
     try:
         assert process.stdin is not None

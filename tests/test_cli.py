@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from policyd.cli import main
-from policyd.options import OPTIONS
+from policyd.cli.main import main
+from policyd.cli.options import OPTIONS
 from tests.processes import Policyd, run
 
 
@@ -368,7 +368,8 @@ def test_help_names_every_setting() -> None:
 def test_as_a_module() -> None:
     """Importing the asking side loads none of the server's packages."""
     program = (
-        "import sys, policyd.client, policyd.descriptor, policyd.endpoints, policyd.v1.policy_pb2; "
+        "import sys, policyd.client, policyd.descriptor.body, policyd.engine.endpoints; "
+        "import policyd.v1.policy_pb2; "
         "names = ('sqlalchemy', 'click', 'alembic', 'uvicorn'); "
         "sys.exit(any(name in sys.modules for name in names))"
     )
@@ -378,7 +379,7 @@ def test_as_a_module() -> None:
 def test_commands_that_are_loaded_when_they_are_called() -> None:
     """Their settings are known before, so that a server refuses none as no setting at all."""
     program = (
-        "from policyd.cli import main; from policyd.options import OPTIONS; import click;"
+        "from policyd.cli.main import main; from policyd.cli.options import OPTIONS; import click;"
         "known = OPTIONS.variables;"
         "context = click.Context(main);"
         "names = main.list_commands(context);"

@@ -1,4 +1,4 @@
-"""policyd.client and policyd.sync_client, asking real servers that fail in every way."""
+"""policyd.client, with asyncio and for threads, asking real servers that fail in every way."""
 
 import asyncio
 import signal
@@ -13,10 +13,9 @@ import grpc
 import pytest
 import pytest_asyncio
 
-from gateway import errors
-from policyd import denial
-from policyd.client import NoDecision, OnError, PolicyClient
-from policyd.sync_client import SyncPolicyClient
+from gateway import replies
+from policyd.client import NoDecision, OnError, PolicyClient, SyncPolicyClient
+from policyd.engine import denial
 from policyd.v1 import policy_pb2 as pb
 from policyd.v1.policy_pb2_grpc import PolicyServiceServicer, add_PolicyServiceServicer_to_server
 from tests.processes import Policyd
@@ -163,7 +162,7 @@ async def test_the_refusal_is_the_gateways() -> None:
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    await errors.NO_DECISION.send(send)
+    await replies.NO_DECISION.send(send)
     headers = [(n.decode("latin-1"), v.decode()) for n, v in sent[0]["headers"]]
     assert sent[0]["status"] == denial.NO_DECISION.status
     *same, retry = headers[: len(denial.NO_DECISION.headers)]

@@ -14,14 +14,14 @@ import sqlalchemy as sa
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from policyd.key_table import KeyTable
-from policyd.model import KeyChanges
+from policyd.engine.model import KeyChanges
+from policyd.keys.key_table import KeyTable
+from policyd.server.worker_clock import WorkerClock
 from policyd.store import LogFilter, Store
 from policyd.store.clock import clock_offset, database_time
 from policyd.store.database import open_engine, reading
 from policyd.v1.policy_pb2 import EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
-from policyd.worker_clock import WorkerClock
 from tests.gateway.support import ask
 from tests.processes import Policyd, run
 from tests.test_refusals import log_status
@@ -124,14 +124,14 @@ async def test_a_machine_that_was_suspended(monkeypatch: pytest.MonkeyPatch) -> 
     await table.refresh()
     assert table.staleness() < 60
     now = table_clock()
-    monkeypatch.setattr("policyd.key_table._seconds", lambda: now + 8 * 3600)
+    monkeypatch.setattr("policyd.keys.key_table._seconds", lambda: now + 8 * 3600)
     assert table.staleness() > 7 * 3600
     await table.refresh()
     assert table.staleness() < 60
 
 
 def table_clock() -> float:
-    from policyd import key_table
+    from policyd.keys import key_table
 
     return key_table._seconds()
 

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import pytest
 import trustme
 
-from policyd.configuration import Address
-from policyd.http import connections
-from policyd.http.connections import Limits, State
-from policyd.http.listener import Listener, open_socket, tls_context
-from policyd.http.protocol import MAX_HEAD
-from policyd.http.reply import NO_ROOM
+from policyd.asgi import connections
+from policyd.asgi.connections import Limits, State
+from policyd.asgi.listener import Listener, open_socket, tls_context
+from policyd.asgi.protocol import MAX_HEAD
+from policyd.asgi.reply import NO_ROOM
+from policyd.command.configuration import Address
 from tests.gateway.support import Response, connect, exchange, parse, request
 
 GET = b"GET /quick HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -11,10 +11,11 @@ from urllib.parse import quote
 
 import pytest
 
-from policyd.console import ConsoleServer, charts, periods, words
-from policyd.model import Ignored, Mode, Override, Source, UserState
-from policyd.record import FLAG_SETS, Ending, Verdict
-from policyd.refusal import Refusal, RefusalCount, RefusalReason
+from policyd.console import ConsoleServer
+from policyd.console.view import charts, labels, periods
+from policyd.decision_log.record import FLAG_SETS, Ending, Verdict
+from policyd.decision_log.refused_key import Refusal, RefusalCount, RefusalReason
+from policyd.engine.model import Ignored, Mode, Override, Source, UserState
 from policyd.store import Counts, Store
 from tests.consoles import Console, Visitor, prepare, running, settings
 from tests.postgresql import PostgreSQL
@@ -814,13 +815,13 @@ def test_bars() -> None:
 )
 def test_money(nano: int | None, shown: str) -> None:
     """Small amounts are not rounded down to nothing."""
-    assert words.money(nano) == shown
+    assert labels.money(nano) == shown
 
 
 def test_shares() -> None:
     """All but one of a million is not all of them."""
-    assert words.share(999_999, 1) == "99.9%"
-    assert words.share(1, 999_999) == "0.1%"
-    assert words.share(3, 0) == "100%"
-    assert words.share(0, 3) == "0%"
-    assert words.share(0, 0) == "\u2014"
+    assert labels.share(999_999, 1) == "99.9%"
+    assert labels.share(1, 999_999) == "0.1%"
+    assert labels.share(3, 0) == "100%"
+    assert labels.share(0, 3) == "0%"
+    assert labels.share(0, 0) == "\u2014"

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from policyd.console import attempts
-from policyd.console.attempts import Attempts
-from policyd.console.client_address import client_address
+from policyd.console.security import attempts
+from policyd.console.security.attempts import Attempts
+from policyd.console.security.client_address import client_address
+from policyd.decision_log.refused_key import source_of
 from policyd.errors import SettingsError
-from policyd.refusal import source_of
 from policyd.settings import dump_settings, load_settings
 from tests.consoles import PASSWORD, Console, Page, Visitor, running, settings
 from tests.processes import Policyd

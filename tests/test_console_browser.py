@@ -14,8 +14,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from policyd.record import Verdict
-from policyd.refusal import Refusal, RefusalCount, RefusalReason
+from policyd.decision_log.record import Verdict
+from policyd.decision_log.refused_key import Refusal, RefusalCount, RefusalReason
 from policyd.store import Store
 from tests.consoles import PASSWORD
 from tests.processes import Policyd

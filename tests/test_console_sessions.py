@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from policyd.console.sessions import LIFETIME, Sessions
+from policyd.console.security.sessions import LIFETIME, Sessions
 from policyd.store import Store, administrator
 from tests.consoles import PASSWORD, Console, Page, Visitor, running, settings
 from tests.processes import Policyd

@@ -15,8 +15,8 @@ import trustme
 from starlette.requests import Request
 from starlette.responses import Response
 
-from policyd.configuration import Address
-from policyd.console.sessions import LIFETIME, LINK_LIFETIME, Sessions
+from policyd.command.configuration import Address
+from policyd.console.security.sessions import LIFETIME, LINK_LIFETIME, Sessions
 from policyd.errors import CannotListen, SettingsError
 from policyd.settings import ServerSettings
 from tests.consoles import PASSWORD, Console, Visitor, running, settings

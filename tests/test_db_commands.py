@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from policyd.decision_log.refused_key import Refusal, RefusalCount, RefusalReason
 from policyd.errors import StoreUnavailable
-from policyd.refusal import Refusal, RefusalCount, RefusalReason
 from policyd.store import LogFilter, Store, metadata
 from policyd.store.database import open_engine, reading
 from tests.postgresql import PostgreSQL

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from policyd.decision import decide
-from policyd.model import KeySettings, Mode, Override, RouteSettings
-from policyd.services.messages import describe
+from policyd.descriptor.evaluate_request import describe
+from policyd.engine.decision import decide
+from policyd.engine.model import KeySettings, Mode, Override, RouteSettings
 from policyd.v1 import policy_pb2 as pb
 
 TABLES = sorted((Path(__file__).parent / "decisions").glob("*.yaml"))

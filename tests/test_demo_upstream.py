@@ -14,7 +14,7 @@ import openai
 import pytest
 import uvicorn
 
-from policyd.demo_upstream import DemoUpstream
+from policyd.demo.upstream import DemoUpstream
 
 HELLO: Any = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello there"}]
 PNG = "iVBORw0KGgo"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from policyd import denial
-from policyd.model import Credential, UserState
+from policyd.engine import denial
+from policyd.engine.model import Credential, UserState
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -16,10 +16,12 @@ from openai.types.image_create_variation_params import ImageCreateVariationParam
 from openai.types.image_edit_params import ImageEditParamsNonStreaming
 from openai.types.image_generate_params import ImageGenerateParamsNonStreaming
 
-from policyd import content_encoding, descriptor, endpoints, json_body, media_type
-from policyd.descriptor import Facts
-from policyd.json_body import MAX_DEPTH
-from policyd.model import UserState
+from policyd.descriptor import body as descriptor
+from policyd.descriptor import content_encoding, json_body, media_type
+from policyd.descriptor.body import Facts
+from policyd.descriptor.json_body import MAX_DEPTH
+from policyd.engine import endpoints
+from policyd.engine.model import UserState
 
 EDITS = endpoints.ENDPOINTS["/images/edits"]
 CHAT = endpoints.ENDPOINTS["/chat/completions"]

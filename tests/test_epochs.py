@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from policyd.engine.model import Mode
 from policyd.errors import StoreUnavailable, WrongDatabase
-from policyd.key_table import KeyTable
-from policyd.model import Mode
+from policyd.keys.key_table import KeyTable
 from policyd.store import Store, checkpoints, damage
 from policyd.store.checkpoints import Checkpoints, Counts, Written
 from policyd.store.database import make_file, open_engine
@@ -117,7 +117,7 @@ async def test_a_table_that_follows(
     store: Store, new_database: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It has what the database has, and says that it read everything anew."""
-    caplog.set_level(logging.INFO, "policyd.key_table")
+    caplog.set_level(logging.INFO, "policyd.keys.key_table")
     store.create_key("one", Mode.OFF)
     table = KeyTable(store.changes_since)
     await table.refresh()

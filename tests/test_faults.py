@@ -124,7 +124,7 @@ def children(policyd: Policyd) -> set[int]:
 def workers(policyd: Policyd) -> set[int]:
     """Those that decide."""
     words = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children(policyd)}
-    return {pid for pid, line in words.items() if b"policyd.worker" in line}
+    return {pid for pid, line in words.items() if b"policyd.server.worker" in line}
 
 
 def listeners(policyd: Policyd) -> int:

@@ -1,4 +1,4 @@
-"""policyd.client and policyd.sync_client in processes that fork, as gunicorn and Celery do."""
+"""policyd.client in processes that fork, as gunicorn and Celery do."""
 
 import asyncio
 import os

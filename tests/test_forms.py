@@ -20,10 +20,9 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from click.testing import CliRunner
 
-from policyd import migrations
-from policyd.cli import main
+from policyd.cli.main import main
 from policyd.errors import StoreUnavailable
-from policyd.store import LogFilter, Store, forms
+from policyd.store import LogFilter, Store, forms, migrations
 from policyd.store.database import open_engine, writing
 from policyd.v1.policy_pb2 import DECISION_DENY, EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
@@ -95,7 +94,7 @@ def commands(group: click.Group, path: str = "") -> Iterator[str]:
 def test_the_newest_form() -> None:
     """What the code takes for the newest form is the newest migration."""
     config = Config()
-    config.set_main_option("script_location", "policyd:migrations")
+    config.set_main_option("script_location", "policyd.store:migrations")
     assert ScriptDirectory.from_config(config).get_heads() == [migrations.HEAD]
     assert migrations.NEEDS <= migrations.HEAD
 
@@ -163,7 +162,7 @@ def upgraded(url: str, folder: Path, works_from: str) -> None:
         f".values(works_from='{works_from}'))\n"
     )
     config = Config()
-    config.set_main_option("script_location", "policyd:migrations")
+    config.set_main_option("script_location", "policyd.store:migrations")
     config.set_main_option("path_separator", "space")
     ours = Path(migrations.__file__).parent / "versions"
     config.set_main_option("version_locations", f"{ours} {folder}")

@@ -15,9 +15,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from policyd.client import PolicyClient
-from policyd.configuration import Address
-from policyd.server import Server
-from policyd.services import listener
+from policyd.command.configuration import Address
+from policyd.server.server import Server
+from policyd.services import grpc_server
 from policyd.settings import ServerSettings
 from policyd.v1.policy_pb2 import DECISION_DENY, EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
@@ -152,7 +152,7 @@ async def test_calls_that_are_only_held(
     token: str,
 ) -> None:
     """Streams, and calls without their message, keep nobody else out, token or not."""
-    monkeypatch.setattr(listener, "_CALLS", 20)
+    monkeypatch.setattr(grpc_server, "_CALLS", 20)
     file = tmp_path / "token"
     file.write_text(token)
     file.chmod(0o600)
@@ -209,8 +209,8 @@ async def test_what_a_connection_may_ask(tmp_path: Path) -> None:
             head = await reader.readexactly(9)
             assert head[3] == 4  # A SETTINGS frame.
             given = dict(struct.iter_unpack(">HI", await reader.readexactly(head[2])))
-            assert given[3] == listener._STREAMS
-            assert given[6] == listener._MAX_HEAD
+            assert given[3] == grpc_server._STREAMS
+            assert given[6] == grpc_server._MAX_HEAD
             writer.close()
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from policyd.endpoints import ENDPOINTS
+from policyd.engine.endpoints import ENDPOINTS
 from tests.gateway.support import (
     CHAT,
     CHAT_WITH_USER,

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import trustme
 
-from policyd.configuration import Address
+from policyd.command.configuration import Address
 from policyd.errors import CannotListen, SettingsError
-from policyd.server import Server
+from policyd.server.server import Server
 from policyd.settings import ServerSettings
 from policyd.store import Store
 from tests.gateway.support import (

@@ -7,8 +7,8 @@ import unicodedata
 import pytest
 import regex
 
-from policyd.identifiers import MAX_VALUE, classify, is_blank
-from policyd.model import MAX_SAFETY_IDENTIFIER, SAFETY_IDENTIFIER, USER, UserState
+from policyd.descriptor.identifiers import MAX_VALUE, classify, is_blank
+from policyd.engine.model import MAX_SAFETY_IDENTIFIER, SAFETY_IDENTIFIER, USER, UserState
 
 EVERYTHING = [chr(number) for number in range(0x110000)]
 # What the module's docstring says, in the words of a library that knows Unicode's properties.

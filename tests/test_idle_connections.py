@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from policyd.client import PolicyClient
-from policyd.files import RESERVE
+from policyd.command.open_files import RESERVE
 from policyd.v1.policy_pb2 import DECISION_ALLOW, EvaluateRequest
 from tests.gateway.support import CHAT, CHAT_WITH_USER, ask, connect, post
 from tests.http_checks import check

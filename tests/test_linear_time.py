@@ -17,13 +17,16 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from gateway import answer_reader, describe, usage
 from gateway import headers as gateway_headers
-from gateway import question, reading, usage
-from policyd import descriptor, endpoints, export, media_type
+from policyd.decision_log import export
+from policyd.descriptor import body as descriptor
+from policyd.descriptor import evaluate_request, media_type
+from policyd.engine import endpoints
 from policyd.errors import InvalidArgument
 from policyd.http import authzen, check
 from policyd.http.request import Request
-from policyd.services import envoy_request, messages, records
+from policyd.services import ext_authz_request, log_entries
 from policyd.v1 import policy_pb2 as pb
 
 ROOT = Path(__file__).parent.parent
@@ -76,54 +79,56 @@ def _after(*begins: str) -> list[Pump]:
 
 # By module and name: the texts that would be slow, if any were, besides those that all get.
 PATTERNS: dict[str, list[Pump]] = {
-    "policyd.configuration._FOREIGN": [],  # It reads names of the operator's environment.
-    "policyd.console.log_query.KEY_ID": _after("key_"),
-    "policyd.console.log_query._ID": [],
-    "policyd.console.log_query._TRACE": _after("-", "_"),
-    "policyd.console.sessions._ID": [],
-    "policyd.demo_replies._FILE_NAME": _after('filename="', 'filename="a'),
-    "policyd.demo_replies._PURPOSE": _after(
+    "policyd.command.configuration._FOREIGN": [],  # It reads names of the operator's environment.
+    "policyd.console.view.log_query.KEY_ID": _after("key_"),
+    "policyd.console.view.log_query._ID": [],
+    "policyd.console.view.log_query._TRACE": _after("-", "_"),
+    "policyd.console.security.sessions._ID": [],
+    "policyd.demo.replies._FILE_NAME": _after('filename="', 'filename="a'),
+    "policyd.demo.replies._PURPOSE": _after(
         '\r\n name="purpose"', "\r\n", ' name="purpose"\r\n\r\n'
     ),
-    "policyd.demo_streams._WORD": [],
-    "policyd.demo_upstream._PREFIX": _after("/openai/deployments/", "/openai/v1", "/v1"),
-    "policyd.descriptor._LIKE": _after("user", "safety_identifier", "[", "user-", "\u017f"),
-    "policyd.descriptor._TRACE_ID": _after("-", "_"),
-    "policyd.endpoints._TARGET": _after("http://", "http:", "a+", "?", "#"),
-    "policyd.export._WITHIN": _after(";", ';"', ";=", "\t", '"'),
-    "policyd.form._BOUNDARY": _after("'"),
-    "policyd.form._HEADER": _after("A:", "A: ", "A"),
-    "policyd.form._NOT_LETTERS": [],
+    "policyd.demo.streams._WORD": [],
+    "policyd.demo.upstream._PREFIX": _after("/openai/deployments/", "/openai/v1", "/v1"),
+    "policyd.descriptor.body._LIKE": _after("user", "safety_identifier", "[", "user-", "\u017f"),
+    "policyd.descriptor.body._TRACE_ID": _after("-", "_"),
+    "policyd.engine.endpoints._TARGET": _after("http://", "http:", "a+", "?", "#"),
+    "policyd.decision_log.export._WITHIN": _after(";", ';"', ";=", "\t", '"'),
+    "policyd.descriptor.form._BOUNDARY": _after("'"),
+    "policyd.descriptor.form._HEADER": _after("A:", "A: ", "A"),
+    "policyd.descriptor.form._NOT_LETTERS": [],
     "policyd.http.app._HOST": _after("[", "a.", "a:"),
     "policyd.http.check._METHOD": _after("POST", "!"),
     "policyd.http.check._TARGET": _after("/", "http://", "http:", "*"),
-    "policyd.identifiers._BLANK": _after("\u3164", "\u200b"),
-    "policyd.json_body._BLANKS": [],
-    "policyd.json_body._KEY": _after('"user"', '"safety_identifier" ', '"USER'),
-    "policyd.json_body._NAME": _after('{"', '{ "', '{"a"', '{"a" :', ',"\\'),
-    "policyd.json_body._SCALAR": _after("1", "]"),
-    "policyd.json_body._TOKEN": _after('"', '"a"', '"a" :', '"\\', '"\\"', '"\\\\'),
-    "policyd.media_type._EDGE": _after("-", "a-"),
-    "policyd.media_type._FORM_FIELD": _after("&", "&a", ";a", "&=", "&;"),
-    "policyd.media_type._PARAMETER": _after("; ", "; a", '; a="', '; a="\\', "; a=a", '; a="" '),
-    "policyd.media_type._VALUE": _after("a/", "a", "a "),
-    "policyd.migrations.versions.0009_forms_and_days._ID": _after("'"),
-    "policyd.paths._BREAK": _after("/"),
-    "policyd.paths._ENDS_EARLY": _after("?", "#"),
-    "policyd.paths._PLAIN_SEPARATOR": _after("/", "\\"),
-    "policyd.paths._SEPARATOR": _after("%2", "%5c", "%2f"),
-    "policyd.placeholders._FORMAT": _after("%(", "%(a)", "{", "{a.", "$", "$a"),
-    "policyd.record._ID": [],
+    "policyd.descriptor.identifiers._BLANK": _after("\u3164", "\u200b"),
+    "policyd.descriptor.json_body._BLANKS": [],
+    "policyd.descriptor.json_body._KEY": _after('"user"', '"safety_identifier" ', '"USER'),
+    "policyd.descriptor.json_body._NAME": _after('{"', '{ "', '{"a"', '{"a" :', ',"\\'),
+    "policyd.descriptor.json_body._SCALAR": _after("1", "]"),
+    "policyd.descriptor.json_body._TOKEN": _after('"', '"a"', '"a" :', '"\\', '"\\"', '"\\\\'),
+    "policyd.descriptor.media_type._EDGE": _after("-", "a-"),
+    "policyd.descriptor.media_type._FORM_FIELD": _after("&", "&a", ";a", "&=", "&;"),
+    "policyd.descriptor.media_type._PARAMETER": _after(
+        "; ", "; a", '; a="', '; a="\\', "; a=a", '; a="" '
+    ),
+    "policyd.descriptor.media_type._VALUE": _after("a/", "a", "a "),
+    "policyd.store.migrations.versions.0009_forms_and_days._ID": _after("'"),
+    "policyd.engine.paths._BREAK": _after("/"),
+    "policyd.engine.paths._ENDS_EARLY": _after("?", "#"),
+    "policyd.engine.paths._PLAIN_SEPARATOR": _after("/", "\\"),
+    "policyd.engine.paths._SEPARATOR": _after("%2", "%5c", "%2f"),
+    "policyd.descriptor.placeholders._FORMAT": _after("%(", "%(a)", "{", "{a.", "$", "$a"),
+    "policyd.decision_log.record._ID": [],
     "policyd.services.decision_ids._KEY": [],
     "policyd.settings._PLAIN_URL": _after("http://", "https://a"),
-    "policyd.spool.reader._IDENTITY": [],
+    "policyd.decision_log.spool.reader._IDENTITY": [],
     "policyd.store.days._RANGE": _after("FROM (", "FROM ('0", "FROM (MINVALUE) TO ('"),
     "policyd.store.postgresql._GIVEN": _after("-c", "-c ", "--a", "-c a", "-ca "),
     "gateway.connector._TIMEOUT": _after(" timeout", ",timeout =", 'timeout="', " "),
     "gateway.headers._GARBLED": _after("\udc80"),
-    "gateway.reading._EVENT": _after("data:", "\ndata:", "\rdata"),
-    "gateway.reading._LINE_END": [],
-    "gateway.reading._USAGE": _after('"usage"', '"usage" :', '"usage": '),
+    "gateway.answer_reader._EVENT": _after("data:", "\ndata:", "\rdata"),
+    "gateway.answer_reader._LINE_END": [],
+    "gateway.answer_reader._USAGE": _after('"usage"', '"usage" :', '"usage": '),
     "gateway.upstream._ILLEGAL": [],
     "gateway.usage._MEMBER": _after('"id"', '"usage" ', '"model":'),
     "gateway.usage._NAME": _after(
@@ -333,8 +338,8 @@ def _grpc(text: str) -> object:
     ]
     request = pb.EvaluateRequest(method="POST", path="/v1/chat/completions", headers=headers)
     request.raw_body.content = b"{}"
-    described = messages.describe(request)
-    return records._asked(described.descriptor.overrides) if described else None
+    described = evaluate_request.describe(request)
+    return log_entries._asked(described.descriptor.overrides) if described else None
 
 
 def _http_check(text: str) -> object:
@@ -362,7 +367,7 @@ def _http_check(text: str) -> object:
 def _gateway(text: str) -> object:
     raw = [*_raw_headers(text), (b"connection", text.encode("latin-1"))]
     headers = gateway_headers.read_request(raw)
-    return headers.names_key, headers.is_garbled, question.is_too_large(b"/", headers)
+    return headers.names_key, headers.is_garbled, describe.is_too_large(b"/", headers)
 
 
 def _authzen(text: str) -> object:
@@ -373,7 +378,7 @@ def _authzen(text: str) -> object:
 
 
 def _events(text: str) -> object:
-    reader = reading.EventReader()
+    reader = answer_reader.EventReader()
     data = text.encode("latin-1")
     for begin in range(0, len(data), 100):
         reader.feed(data[begin : begin + 100])
@@ -382,7 +387,7 @@ def _events(text: str) -> object:
 
 def _envoy(text: str) -> object:
     names = ("x-usagepanda-enforce-user-ids", "x-usagepanda-api-key", "content-type", "upgrade")
-    return [envoy_request._repeats(name, text) for name in names]
+    return [ext_authz_request._repeats(name, text) for name in names]
 
 
 def _parsed(text: str) -> object:

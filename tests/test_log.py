@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from policyd.decision_log.record import FLAG_SETS, Ending, Record, Verdict, is_decision_id, moment
+from policyd.engine.model import Source, UserState
 from policyd.errors import DecisionNotFound
-from policyd.model import Source, UserState
-from policyd.record import FLAG_SETS, Ending, Record, Verdict, is_decision_id, moment
 from policyd.store import Counts, LogFilter, Store
 from policyd.store.database import open_engine
 from policyd.store.decisions import page_query

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from policyd.model import UserState
-from policyd.record import Record, Verdict
-from policyd.refusal import Refusal, RefusalCount, RefusalReason
+from policyd.decision_log.record import Record, Verdict
+from policyd.decision_log.refused_key import Refusal, RefusalCount, RefusalReason
+from policyd.engine.model import UserState
 from policyd.store import Store
 from tests.processes import Program, run
 from tests.records import decision_id, denied, outcome, record

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from policyd.record import Record, Verdict
+from policyd.decision_log.record import Record, Verdict
 from policyd.store import LogFilter, Store
 from tests.load import DECIDED, Answer, Load, MakeStack, Stack, check, until
 from tests.postgresql import PostgreSQL

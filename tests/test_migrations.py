@@ -7,9 +7,8 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-from policyd import migrations
-from policyd.record import Verdict
-from policyd.store import LogFilter, Store
+from policyd.decision_log.record import Verdict
+from policyd.store import LogFilter, Store, migrations
 from policyd.store.database import make_file, open_engine, writing
 from tests.records import START, denied, outcome, record
 
@@ -36,7 +35,7 @@ def test_a_database_of_the_third_form(new_database: str) -> None:
     make_file(new_database)
     engine = open_engine(new_database)
     config = Config()
-    config.set_main_option("script_location", "policyd:migrations")
+    config.set_main_option("script_location", "policyd.store:migrations")
     with writing(engine) as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "0003")
@@ -69,5 +68,5 @@ def test_a_database_of_the_third_form(new_database: str) -> None:
 def test_the_newest_form_is_known_without_alembic() -> None:
     """A start compares two numbers."""
     config = Config()
-    config.set_main_option("script_location", "policyd:migrations")
+    config.set_main_option("script_location", "policyd.store:migrations")
     assert ScriptDirectory.from_config(config).get_current_head() == migrations.HEAD

@@ -12,8 +12,8 @@ import openai.types
 import pytest
 from typing_extensions import is_typeddict
 
-from policyd.endpoints import ENDPOINTS
-from policyd.model import IDENTIFIERS, MAX_SAFETY_IDENTIFIER
+from policyd.engine.endpoints import ENDPOINTS
+from policyd.engine.model import IDENTIFIERS, MAX_SAFETY_IDENTIFIER
 
 # Calls that take an identifier and are no endpoint of the table, each with the reason.
 CALLS_OUT_OF_SCOPE = {

@@ -16,7 +16,7 @@ import grpc
 import pytest
 import pytest_asyncio
 
-from gateway import reading
+from gateway import answer_reader
 from gateway.server import Server
 from gateway.settings import Address, Settings
 from policyd.v1.policy_pb2 import (
@@ -278,7 +278,7 @@ async def test_a_fault_in_reading(
     policyd: Recorder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It costs the client nothing: the log tells of it, and the rest is reported."""
-    monkeypatch.setattr(reading, "END", "no number")
+    monkeypatch.setattr(answer_reader, "END", "no number")
     body = encode({**ANSWER, "usage": USAGE})
     response, outcome = await through(policyd, http(body, JSON, "X-Request-Id: r-1"))
     assert response.body == body

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.prefix import Prefix
-from policyd import endpoints
-from policyd.endpoints import ENDPOINTS
+from policyd.engine import endpoints
+from policyd.engine.endpoints import ENDPOINTS
 
 
 @st.composite

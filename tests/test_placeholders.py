@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from policyd.placeholders import is_placeholder
+from policyd.descriptor.placeholders import is_placeholder
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import grpc
 import pytest
 import sqlalchemy as sa
 
+from policyd.engine.model import ApiKey
 from policyd.errors import RevisionNotReached
-from policyd.key_table import KeyTable
-from policyd.model import ApiKey
+from policyd.keys.key_table import KeyTable
 from policyd.store import Store
 from policyd.v1.policy_pb2 import DECISION_ALLOW, DECISION_DENY, EvaluateRequest, EvaluateResponse
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub

@@ -18,9 +18,9 @@ from pathlib import Path
 import grpc
 import pytest
 
-from policyd import spool
-from policyd.shipper import Shipper
-from policyd.spool import SpoolReader
+from policyd.decision_log import spool
+from policyd.decision_log.spool import SpoolReader
+from policyd.server.shipper import Shipper
 from policyd.store import LogFilter, Store
 from policyd.v1 import policy_pb2 as pb
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub

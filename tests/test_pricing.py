@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
-from policyd.pricing import cost
-from policyd.record import Outcome
+from policyd.decision_log.pricing import cost
+from policyd.decision_log.record import Outcome
 from tests.records import decision_id
 
 AT = datetime(2026, 11, 1, tzinfo=UTC)

@@ -11,9 +11,9 @@ from typing import Any
 import aiohttp
 import pytest
 
+from policyd.command.private_files import make_folder
 from policyd.errors import SettingsError
-from policyd.private_files import make_folder
-from policyd.server import Server
+from policyd.server.server import Server
 from policyd.store import Store
 from tests.consoles import prepare, settings
 from tests.load import PATIENCE, until

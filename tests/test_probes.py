@@ -10,11 +10,11 @@ import pytest
 
 from gateway.server import Server as GatewayServer
 from gateway.settings import Settings as GatewaySettings
-from policyd.configuration import Address
-from policyd.http import probes
-from policyd.http.probes import Probes
-from policyd.model import KeyChanges
-from policyd.server import Server
+from policyd.asgi import probes
+from policyd.asgi.probes import Probes
+from policyd.command.configuration import Address
+from policyd.engine.model import KeyChanges
+from policyd.server.server import Server
 from policyd.store import LogFilter, Store
 from tests import consoles
 from tests.gateway.support import Response, ask

@@ -6,11 +6,12 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policyd import descriptor, endpoints
-from policyd.decision import decide
-from policyd.denial import AMBIGUOUS_PATH
-from policyd.endpoints import ENDPOINTS
-from policyd.model import (
+from policyd.descriptor import body as descriptor
+from policyd.engine import endpoints
+from policyd.engine.decision import decide
+from policyd.engine.denial import AMBIGUOUS_PATH
+from policyd.engine.endpoints import ENDPOINTS
+from policyd.engine.model import (
     IDENTIFIERS,
     Credential,
     Descriptor,

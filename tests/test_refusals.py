@@ -13,14 +13,21 @@ import msgspec
 import pytest
 
 from policyd.client import PolicyClient
-from policyd.decision_log import DecisionLog
+from policyd.decision_log.record import Outcome, Record
+from policyd.decision_log.refused_key import (
+    OTHERS,
+    REASONS,
+    Refusal,
+    RefusalCount,
+    RefusalReason,
+    source_of,
+)
+from policyd.decision_log.refused_tally import MAX_SAMPLES, MAX_SOURCES, SAMPLES, RefusalTally
+from policyd.decision_log.spool import SpoolReader, SpoolWriter
+from policyd.decision_log.writer import DecisionLog
+from policyd.engine.model import Credential
 from policyd.errors import LogFull
-from policyd.model import Credential
-from policyd.record import Outcome, Record
-from policyd.refusal import OTHERS, REASONS, Refusal, RefusalCount, RefusalReason, source_of
-from policyd.refusal_tally import MAX_SAMPLES, MAX_SOURCES, SAMPLES, RefusalTally
-from policyd.shipper import Shipper
-from policyd.spool import SpoolReader, SpoolWriter
+from policyd.server.shipper import Shipper
 from policyd.store import LogFilter, RefusalCounts, Store
 from policyd.store import refusals as store_refusals
 from policyd.v1.admin_pb2 import GetLogStatusRequest, GetLogStatusResponse

@@ -16,7 +16,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from policyd.record import Record, Verdict
+from policyd.decision_log.record import Record, Verdict
 from policyd.store import LogFilter, Store
 from policyd.v1.policy_pb2 import DECISION_ALLOW, EvaluateRequest, EvaluateResponse
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub

@@ -7,8 +7,7 @@ import grpc
 import pytest
 import pytest_asyncio
 
-from policyd import reporter
-from policyd.client import PolicyClient
+from policyd.client import PolicyClient, reporter
 from policyd.v1.policy_pb2 import ENDING_COMPLETE, Outcome
 from tests.reports import PATIENCE, Recorder, make_recorder, until
 
@@ -31,7 +30,7 @@ def outcomes(number: int, begin: int = 0) -> list[Outcome]:
 
 def losses(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What the reporter logged."""
-    return [one.getMessage() for one in caplog.records if one.name == "policyd.reporter"]
+    return [one.getMessage() for one in caplog.records if one.name == "policyd.client.reporter"]
 
 
 async def test_batches(policyd: Recorder) -> None:

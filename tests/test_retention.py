@@ -14,8 +14,8 @@ import grpc
 import pytest
 import sqlalchemy as sa
 
+from policyd.decision_log.refused_key import Refusal, RefusalCount, RefusalReason
 from policyd.errors import StoreUnavailable
-from policyd.refusal import Refusal, RefusalCount, RefusalReason
 from policyd.store import LogFilter, Store
 from policyd.store.database import open_engine, reading
 from policyd.store.days import make_days, partitions

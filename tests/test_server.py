@@ -15,12 +15,12 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from policyd import tokens
 from policyd.client import NoDecision, PolicyClient
-from policyd.configuration import Address
+from policyd.command.configuration import Address
+from policyd.engine.model import Mode, UserState
 from policyd.errors import CannotListen, SettingsError
-from policyd.model import Mode, UserState
-from policyd.server import Server
+from policyd.keys import tokens
+from policyd.server.server import Server
 from policyd.services.policy import MAX_BATCH
 from policyd.settings import ServerSettings
 from policyd.v1 import admin_pb2, policy_pb2

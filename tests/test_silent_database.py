@@ -22,12 +22,12 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 
+from policyd.command.threads import StoreThreads
 from policyd.errors import RevisionNotReached, StoreBusy, StoreUnavailable
-from policyd.key_table import KeyTable
+from policyd.keys.key_table import KeyTable
 from policyd.store import LogFilter, Store
 from policyd.store.database import LONG, reading
 from policyd.store.history import Kind
-from policyd.threads import StoreThreads
 from tests.postgresql import PostgreSQL
 from tests.processes import environment
 from tests.records import denied, outcome

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from policyd.model import Mode
+from policyd.engine.model import Mode
 from policyd.store import LogFilter, Store
 from policyd.v1 import admin_pb2 as pb
 from policyd.v1.admin_pb2_grpc import AdminServiceStub
@@ -205,7 +205,7 @@ def test_told_to_end_while_it_starts(postgresql: PostgreSQL, tmp_path: Path) -> 
         proxy.be_silent()
         name = sa.make_url(url).database
         behind = f"postgresql+psycopg://postgres@{proxy.host}:{proxy.port}/{name}"
-        program = "from policyd.cli import main; main()"
+        program = "from policyd.cli.main import main; main()"
         flags = ("--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--database-timeout", "60")
         server = subprocess.Popen(
             [sys.executable, "-c", program, "serve", "--database-url", behind, *flags],

@@ -16,10 +16,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from policyd import api_keys, snapshot
-from policyd.errors import RevisionNotReached
-from policyd.key_table import KeyTable
-from policyd.model import (
+from policyd.engine.model import (
     IDENTIFIERS,
     SAFETY_IDENTIFIER,
     KeyChange,
@@ -28,7 +25,10 @@ from policyd.model import (
     Mode,
     Override,
 )
-from policyd.snapshot import Head, SnapshotFile, SnapshotKeeper, SnapshotUnusable, place_of
+from policyd.errors import RevisionNotReached
+from policyd.keys import api_key, snapshot
+from policyd.keys.key_table import KeyTable
+from policyd.keys.snapshot import Head, SnapshotFile, SnapshotKeeper, SnapshotUnusable, place_of
 from tests.load import PATIENCE
 
 IDENTITY, PLACE = "database", place_of("sqlite:///policyd.db")
@@ -44,7 +44,7 @@ def keys(count: int) -> dict[bytes, KeySettings]:
         for accept in (IDENTIFIERS, (SAFETY_IDENTIFIER,))
     ]
     return {
-        secrets.token_bytes(32): KeySettings(api_keys.generate_id(), *kinds[number % len(kinds)])
+        secrets.token_bytes(32): KeySettings(api_key.generate_id(), *kinds[number % len(kinds)])
         for number in range(count)
     }
 
@@ -82,8 +82,8 @@ def test_it_holds_all_settings(file: SnapshotFile, tmp_path: Path, count: int) -
 
 def test_it_holds_no_key_and_no_name(file: SnapshotFile, tmp_path: Path) -> None:
     """What decides is a digest. Whatever else a key's settings come to hold is to be thought of."""
-    key = api_keys.generate()
-    file.keep(head(), {api_keys.digest(key): KeySettings("key_1")})
+    key = api_key.generate()
+    file.keep(head(), {api_key.digest(key): KeySettings("key_1")})
     assert key.encode() not in (tmp_path / "snapshot").read_bytes()
     assert {one.name for one in fields(KeySettings)} == {"key_id", "mode", "override", "accept"}
 

@@ -17,13 +17,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from policyd import spool
+from policyd.decision_log import spool
+from policyd.decision_log.record import Record
+from policyd.decision_log.spool import SpoolReader, SpoolWriter
+from policyd.decision_log.spool import writer as writing
+from policyd.decision_log.spool.system import System
 from policyd.errors import LogFull, LogUnwritable, PositionMoved, SettingsError, StoreUnavailable
-from policyd.record import Record
-from policyd.shipper import Shipper
-from policyd.spool import SpoolReader, SpoolWriter
-from policyd.spool import writer as writing
-from policyd.spool.system import System
+from policyd.server.shipper import Shipper
 from policyd.store import LogFilter, Step, Store, positions
 from tests.records import START, record
 

@@ -20,13 +20,14 @@ import grpc
 import msgspec
 import pytest
 
-from policyd import decision_log, spool
-from policyd.decision_log import DecisionLog
+from policyd.decision_log import spool
+from policyd.decision_log import writer as decision_log
+from policyd.decision_log.record import Record
+from policyd.decision_log.spool import SpoolReader, SpoolWriter
+from policyd.decision_log.spool import writer as writing
+from policyd.decision_log.spool.system import System
+from policyd.decision_log.writer import DecisionLog
 from policyd.errors import LogFull, LogUnwritable, SettingsError
-from policyd.record import Record
-from policyd.spool import SpoolReader, SpoolWriter
-from policyd.spool import writer as writing
-from policyd.spool.system import System
 from policyd.v1 import policy_pb2 as pb
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 from tests.processes import Policyd

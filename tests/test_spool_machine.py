@@ -23,15 +23,15 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from policyd import shipper as shipping
-from policyd import spool
-from policyd.decision_log import DecisionLog
+from policyd.decision_log import spool
+from policyd.decision_log.record import Record
+from policyd.decision_log.spool import SpoolReader, SpoolWriter
+from policyd.decision_log.spool import writer as writing
+from policyd.decision_log.spool.system import System
+from policyd.decision_log.writer import DecisionLog
 from policyd.errors import LogFull
-from policyd.record import Record
-from policyd.shipper import Shipper
-from policyd.spool import SpoolReader, SpoolWriter
-from policyd.spool import writer as writing
-from policyd.spool.system import System
+from policyd.server import shipper as shipping
+from policyd.server.shipper import Shipper
 from policyd.store import LogFilter, Store
 from tests.records import START, denied, record
 

@@ -20,8 +20,8 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from policyd import snapshot
-from policyd.snapshot import SnapshotFile
+from policyd.keys import snapshot
+from policyd.keys.snapshot import SnapshotFile
 from policyd.v1.policy_pb2 import (
     DECISION_ALLOW,
     DECISION_DENY,
@@ -324,11 +324,11 @@ def test_what_is_no_outage(tmp_path: Path, url: str, message: str, count: str) -
 def test_a_start_loads_what_it_needs() -> None:
     """What only some servers have, or none at their start, keeps no decision waiting."""
     heavy = ("alembic", "aiohttp", "genai_prices", "jinja2", "starlette", "uvicorn", "psycopg")
-    loaded = _loaded("policyd.worker")
+    loaded = _loaded("policyd.server.worker")
     assert {"grpc", "sqlalchemy"} <= loaded
     assert not loaded.intersection(heavy)
     # A supervisor waits for nothing that its workers load.
-    supervising = _loaded("policyd.cli", "policyd.supervisor")
+    supervising = _loaded("policyd.cli.main", "policyd.server.supervisor")
     assert not supervising.intersection((*heavy, "grpc", "google.protobuf", "sqlalchemy"))
 
 

@@ -14,11 +14,9 @@ from google.rpc import error_details_pb2, status_pb2
 
 from gateway.server import Server
 from gateway.settings import Address, Settings
-from policyd import peers, statuses
-from policyd.client import NoDecision, PolicyClient
+from policyd.client import NoDecision, PolicyClient, SyncPolicyClient, peers, statuses
+from policyd.client.statuses import Meaning
 from policyd.services import errors
-from policyd.statuses import Meaning
-from policyd.sync_client import SyncPolicyClient
 from policyd.v1 import policy_pb2 as pb
 from policyd.v1.policy_pb2_grpc import PolicyServiceServicer, add_PolicyServiceServicer_to_server
 from tests.gateway.support import CHAT_WITH_USER, post, serving_demo

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from policyd import api_keys
+from policyd.command.database_url import sqlite_file
+from policyd.engine.model import KeyChange, KeySettings, Mode, Override
 from policyd.errors import (
     EtagMismatch,
     InvalidArgument,
@@ -17,8 +18,7 @@ from policyd.errors import (
     SettingsError,
     StoreUnavailable,
 )
-from policyd.model import KeyChange, KeySettings, Mode, Override
-from policyd.places import sqlite_file
+from policyd.keys import api_key
 from policyd.store import Store, metadata
 from policyd.store.administrator import Credentials
 
@@ -77,11 +77,11 @@ def test_the_key_itself_is_not_kept(store: Store, url: str, tmp_path: Path) -> N
     _, secret = store.create_key("app")
     if url.startswith("sqlite"):
         files = [file.read_bytes() for file in tmp_path.iterdir()]
-        assert any(api_keys.digest(secret) in content for content in files)
+        assert any(api_key.digest(secret) in content for content in files)
         assert not any(secret.encode() in content for content in files)
         assert not any(secret[3:19].encode() in content for content in files)
     content = _content(url)
-    assert repr(api_keys.digest(secret)) in content
+    assert repr(api_key.digest(secret)) in content
     assert secret[3:19] not in content
 
 
@@ -176,7 +176,7 @@ def test_pages(store: Store) -> None:
 def test_changes(store: Store) -> None:
     """What changed after a revision is found by it, revoked keys as tombstones."""
     key, secret = store.create_key("app", Mode.ENFORCE, accept=BOTH)
-    digest = api_keys.digest(secret)
+    digest = api_key.digest(secret)
     settings = KeySettings(key.id, Mode.ENFORCE, Override.ANY, BOTH)
     everything = store.changes_since(0)
     assert everything.revision == key.revision
@@ -224,7 +224,7 @@ def test_a_reader_beside_writers_misses_nothing(store: Store) -> None:
         secrets = list(pool.map(lambda number: store.create_key(str(number))[1], range(60)))
         done.set()
         following.result()
-    assert seen.keys() == {api_keys.digest(secret) for secret in secrets}
+    assert seen.keys() == {api_key.digest(secret) for secret in secrets}
 
 
 def test_migrating_at_once(url: str) -> None:

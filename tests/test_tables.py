@@ -10,22 +10,23 @@ import pytest
 
 import gateway
 import policyd
-from policyd import model, record
-from policyd.model import Flag
-from policyd.record import FLAG_SETS
+from policyd.decision_log import record
+from policyd.decision_log.record import FLAG_SETS
+from policyd.engine import model
+from policyd.engine.model import Flag
 from policyd.v1 import admin_pb2, policy_pb2
 
 PARTIAL = {
     # What is not in them is looked up with something else at hand, which their users say.
-    "policyd.denial._UNREADABLE": "states of a body that was read are one case",
-    "policyd.services.envoy._UNREAD": "a body that came whole has words already",
+    "policyd.engine.denial._UNREADABLE": "states of a body that was read are one case",
+    "policyd.services.ext_authz._UNREAD": "a body that came whole has words already",
 }
 
 
 def modules() -> Iterator[ModuleType]:
     for package in (policyd, gateway):
         for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-            if not found.name.startswith(("policyd.v1", "policyd.migrations.env")):
+            if not found.name.startswith(("policyd.v1", "policyd.store.migrations.env")):
                 yield importlib.import_module(found.name)
 
 
@@ -45,7 +46,7 @@ TABLES = tables()
 
 def test_there_are_tables() -> None:
     """They are found, those of the console among them, and so is each exception."""
-    assert "policyd.console.words.SOURCES" in TABLES
+    assert "policyd.console.view.labels.SOURCES" in TABLES
     assert PARTIAL.keys() <= TABLES.keys()
 
 
@@ -80,8 +81,8 @@ def test_numbers_of_the_protos(ours: type[Enum], theirs: object) -> None:
 
 def test_flags_have_words() -> None:
     """The console has words for each flag that a decision can carry."""
-    words = importlib.import_module("policyd.console.words")
-    decision = importlib.import_module("policyd.decision")
+    words = importlib.import_module("policyd.console.view.labels")
+    decision = importlib.import_module("policyd.engine.decision")
     given = {value.type for value in vars(decision).values() if isinstance(value, Flag)}
     assert given == words.FLAGS.keys() == {flag for one in FLAG_SETS for flag in one.split(",")}
     assert set(model.IDENTIFIERS) == words.IDENTIFIERS.keys()

@@ -8,8 +8,8 @@ import pytest
 import trustme
 
 from policyd.client import NoDecision, PolicyClient, tls_credentials
-from policyd.configuration import Address
-from policyd.server import Server
+from policyd.command.configuration import Address
+from policyd.server.server import Server
 from policyd.settings import ServerSettings
 from policyd.v1.policy_pb2 import EvaluateRequest
 

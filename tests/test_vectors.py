@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 import grpc
 import pytest
 
-from policyd import descriptor
-from policyd.decision import decide
-from policyd.descriptor import Facts
-from policyd.model import Credential, Descriptor, KeySettings, Mode, Override, UserState
-from policyd.services import messages
+from policyd.descriptor import body as descriptor
+from policyd.descriptor import evaluate_request
+from policyd.descriptor.body import Facts
+from policyd.engine.decision import decide
+from policyd.engine.model import Credential, Descriptor, KeySettings, Mode, Override, UserState
 from policyd.v1.policy_pb2 import EvaluateResponse
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 from tests import conformance
@@ -69,7 +69,7 @@ def test_decision(vector: Vector) -> None:
     decision = decide(described, settings(vector) if is_known else None, default)
     # Of the two that the service adds to a decision, test_descriptor has seen to.
     answer = EvaluateResponse(trace_id=vector.descriptor.trace_id, upstream_path=target.path)
-    answer.MergeFrom(messages.answer(decision))
+    answer.MergeFrom(evaluate_request.answer(decision))
     conformance.check_answer(vector, answer)
 
 

@@ -22,8 +22,8 @@ from integrations.litellm.proxy import (
     send,
     unused_port,
 )
-from policyd import denial
-from policyd.demo_upstream import Received
+from policyd.demo.upstream import Received
+from policyd.engine import denial
 from tests import conformance
 from tests.conformance import Keys, Vector
 from tests.gateway.support import NO_USER

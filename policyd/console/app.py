@@ -12,7 +12,9 @@ from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from policyd.console import (
+from policyd.asgi.probes import Probes
+from policyd.command.threads import StoreThreads
+from policyd.console.pages import (
     dashboard,
     end_users,
     key_settings,
@@ -22,8 +24,14 @@ from policyd.console import (
     refused_keys,
     sign_in,
 )
-from policyd.console.guards import OwnHost, SafeHeaders, SameOrigin, SignedIn, public_origin
-from policyd.console.pages import HERE, Console, refuse
+from policyd.console.security.guards import (
+    OwnHost,
+    SafeHeaders,
+    SameOrigin,
+    SignedIn,
+    public_origin,
+)
+from policyd.console.view.render import HERE, Console, refuse
 from policyd.errors import (
     DecisionNotFound,
     KeyNotFound,
@@ -31,8 +39,6 @@ from policyd.errors import (
     StoreBusy,
     StoreUnavailable,
 )
-from policyd.http.probes import Probes
-from policyd.threads import StoreThreads
 
 _log = logging.getLogger(__name__)
 

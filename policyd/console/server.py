@@ -6,20 +6,20 @@ import socket
 from types import TracebackType
 from typing import Self
 
-from policyd import tokens
-from policyd.configuration import Address
+from policyd.asgi.connections import Limits
+from policyd.asgi.listener import Listener, open_socket, tls_context
+from policyd.command.configuration import Address
+from policyd.command.threads import StoreThreads
 from policyd.console.app import application
-from policyd.console.attempts import Attempts
-from policyd.console.connection import LIMITS, Connection
-from policyd.console.guards import public_origin
-from policyd.console.pages import Console
-from policyd.console.sessions import Sessions
+from policyd.console.security.attempts import Attempts
+from policyd.console.security.connection import LIMITS, Connection
+from policyd.console.security.guards import public_origin
+from policyd.console.security.sessions import Sessions
+from policyd.console.view.render import Console
 from policyd.errors import CannotListen
-from policyd.http.connections import Limits
-from policyd.http.listener import Listener, open_socket, tls_context
+from policyd.keys import tokens
 from policyd.settings import ServerSettings
 from policyd.store import Store
-from policyd.threads import StoreThreads
 
 _log = logging.getLogger(__name__)
 

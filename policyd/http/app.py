@@ -10,11 +10,11 @@ import msgspec
 from google.protobuf import json_format
 
 from policyd import errors
-from policyd.bodies import Bodies
+from policyd.asgi.probes import Check, Probes
+from policyd.asgi.reply import AGAIN, NO_ROOM, TOO_SLOW, Reply, Send, error
+from policyd.descriptor.body_memory import Bodies
 from policyd.errors import BodiesFull, InvalidArgument, PolicydError, Unauthenticated
 from policyd.http import authzen, check
-from policyd.http.probes import Check, Probes
-from policyd.http.reply import AGAIN, NO_ROOM, TOO_SLOW, Reply, Send, error
 from policyd.http.request import ClientGone, Receive, Request
 from policyd.v1.policy_pb2 import EvaluateRequest, EvaluateResponse
 

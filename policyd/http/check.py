@@ -10,14 +10,15 @@ A body that does not come is unknown, never absent: nobody knows whether the pro
 import re
 from collections.abc import Callable
 
-from policyd import descriptor, endpoints, method_override
-from policyd.bodies import AT_ONCE, Bodies, Held
-from policyd.descriptor import TOO_LARGE, unreadable
+from policyd.asgi.reply import WEBSOCKET, Reply, error
+from policyd.descriptor import body as descriptor
+from policyd.descriptor.body import TOO_LARGE, unreadable
+from policyd.descriptor.body_memory import AT_ONCE, Bodies, Held
+from policyd.descriptor.describe import MAX_REMARK, put_facts
+from policyd.engine import endpoints, method_override
+from policyd.engine.model import Target, UserState
 from policyd.errors import InvalidArgument
-from policyd.facts import MAX_REMARK, put_facts
-from policyd.http.reply import WEBSOCKET, Reply, error
 from policyd.http.request import Request, printable
-from policyd.model import Target, UserState
 from policyd.v1.policy_pb2 import DECISION_ALLOW, EvaluateRequest, EvaluateResponse, Header
 
 PATH = "/v1/check"

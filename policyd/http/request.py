@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
-from policyd.bodies import Held
+from policyd.descriptor.body_memory import Held
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 _ASCII = "".join(map(chr, range(0x80)))

@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-from policyd.deadline import TIMEOUT
+from policyd.command.deadline import TIMEOUT
+from policyd.command.threads import StoreThreads
+from policyd.engine.model import IDENTIFIERS, ApiKey, Mode, Override
 from policyd.errors import InvalidArgument, KeyNotFound
-from policyd.key_table import KeyTable
-from policyd.model import IDENTIFIERS, ApiKey, Mode, Override
-from policyd.services import decisions
-from policyd.services.decisions import timestamp
+from policyd.keys.key_table import KeyTable
+from policyd.services import log_messages
+from policyd.services.log_messages import timestamp
 from policyd.store import LogStatus, Store
 from policyd.store.retention import Standstill
-from policyd.threads import StoreThreads
 from policyd.v1 import admin_pb2 as pb
 from policyd.v1 import policy_pb2
 from policyd.v1.admin_pb2_grpc import AdminServiceServicer
@@ -94,14 +94,14 @@ class AdminServicer(AdminServiceServicer):
     ) -> pb.ListDecisionsResponse:
         """See admin.proto."""
         size = _page_size(request.page_size)
-        wanted = decisions.log_filter(request)
+        wanted = log_messages.log_filter(request)
         found = await self._log.run(
             self._store.log.page, wanted, after=request.page_token, limit=size + 1
         )
         page = found[:size]
         more = page[-1].id if len(found) > size else ""
         return pb.ListDecisionsResponse(
-            decisions=map(decisions.message, page), next_page_token=more
+            decisions=map(log_messages.message, page), next_page_token=more
         )
 
     async def GetDecision(
@@ -109,7 +109,7 @@ class AdminServicer(AdminServiceServicer):
     ) -> pb.GetDecisionResponse:
         """See admin.proto."""
         record = await self._log.run(self._store.log.get, request.id)
-        return pb.GetDecisionResponse(decision=decisions.message(record))
+        return pb.GetDecisionResponse(decision=log_messages.message(record))
 
     def _read_status(self) -> tuple[LogStatus, int, Standstill, tuple[str, timedelta] | None]:
         log = self._store.log
@@ -133,7 +133,7 @@ class AdminServicer(AdminServiceServicer):
             lost=status.lost,
             oldest_time=oldest,
             refused_keys=refused,
-            clock_offset=None if offset is None else decisions.duration(offset),
+            clock_offset=None if offset is None else log_messages.duration(offset),
             clock_host=host,
             settings_followed_time=self._followed(),
             settings_from_snapshot=self._table.is_known and not self._table.is_followed,

@@ -5,16 +5,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from policyd import api_keys
-from policyd.bodies import SMALL, Bodies
-from policyd.content_encoding import decoded_limit
-from policyd.decision import NO_ROUTE, decide
-from policyd.decision_log import Entry
-from policyd.descriptor import MAX_RAW_BODY
+from policyd.decision_log.writer import Entry
+from policyd.descriptor import evaluate_request
+from policyd.descriptor.body import MAX_RAW_BODY
+from policyd.descriptor.body_memory import SMALL, Bodies
+from policyd.descriptor.content_encoding import decoded_limit
+from policyd.engine.decision import NO_ROUTE, decide
+from policyd.engine.model import Credential, KeySettings, Mode, RouteSettings
 from policyd.errors import InvalidArgument, InvalidDescriptor, RevisionNotReached
-from policyd.key_table import KeyTable
-from policyd.model import Credential, KeySettings, Mode, RouteSettings
-from policyd.services import messages, records
+from policyd.keys import api_key
+from policyd.keys.key_table import KeyTable
+from policyd.services import log_entries
 from policyd.services.decision_ids import DecisionIds
 from policyd.services.errors import status_of
 from policyd.v1 import policy_pb2 as pb
@@ -81,7 +82,7 @@ class PolicyServicer(PolicyServiceServicer):
     async def CheckKey(self, request: pb.CheckKeyRequest, context: Any) -> pb.CheckKeyResponse:
         """See policy.proto."""
         in_force = self._settings(request) is not None
-        needs_body = in_force and messages.target_of(request).in_scope
+        needs_body = in_force and evaluate_request.target_of(request).in_scope
         return pb.CheckKeyResponse(
             in_force=in_force, needs_body=needs_body, revision=self._keys.revision
         )
@@ -95,17 +96,17 @@ class PolicyServicer(PolicyServiceServicer):
 
     def _settings(self, request: pb.EvaluateRequest | pb.CheckKeyRequest) -> KeySettings | None:
         self._keys.check_known()
-        credential, key = messages.credential(request)
+        credential, key = evaluate_request.credential(request)
         if credential is not Credential.GIVEN:
             return None
-        return self._keys.settings(api_keys.digest(key))
+        return self._keys.settings(api_key.digest(key))
 
     def _body_size(self, request: pb.EvaluateRequest) -> int:
         """Bytes that a raw body may take to read, decompressed, if it is to be read."""
         if not request.HasField("raw_body") or not self.knows(request):
             return 0
         size = len(request.raw_body.content)
-        is_compressed = messages.content_encoding(request) != ""
+        is_compressed = evaluate_request.content_encoding(request) != ""
         return decoded_limit(size, MAX_RAW_BODY) if is_compressed else size
 
     async def ReportOutcome(
@@ -119,7 +120,7 @@ class PolicyServicer(PolicyServiceServicer):
         accepted, rejected = [], []
         for index, outcome in enumerate(request.outcomes):
             try:
-                accepted.append(records.outcome(outcome))
+                accepted.append(log_entries.outcome(outcome))
             except InvalidArgument as error:
                 rejected.append(pb.RejectedOutcome(index=index, message=str(error)))
         if accepted and (durable := self._log(accepted)):
@@ -195,11 +196,11 @@ class PolicyServicer(PolicyServiceServicer):
             raise RevisionNotReached(f"settings are at revision {revision}: ask again")
         settings = self._settings(request)
         # A request whose key is refused is refused whatever its body holds.
-        said = messages.describe(request, reads_body=settings is not None)
+        said = evaluate_request.describe(request, reads_body=settings is not None)
         described = said.descriptor
         decision = decide(described, settings, self._default, route)
         response = pb.EvaluateResponse()
-        answer = messages.answer(decision)
+        answer = evaluate_request.answer(decision)
         response.CopyFrom(answer)
         response.decision_id = (
             self._ids.repeatable(request, answer) if request.idempotency_key else self._ids.next()
@@ -211,4 +212,4 @@ class PolicyServicer(PolicyServiceServicer):
             response.upstream_path = described.target.path
         if said.trace_id:
             response.trace_id = said.trace_id
-        return response, records.record(request, said, decision, response)
+        return response, log_entries.record(request, said, decision, response)

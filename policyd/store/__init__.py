@@ -12,16 +12,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from policyd import api_keys
-from policyd.deadline import TIMEOUT
-from policyd.errors import (
-    EtagMismatch,
-    InvalidArgument,
-    KeyNotFound,
-    KeyRevoked,
-)
-from policyd.migrations import Form
-from policyd.model import (
+from policyd.command.database_url import sqlite_file
+from policyd.command.deadline import TIMEOUT
+from policyd.engine.model import (
     IDENTIFIERS,
     ApiKey,
     KeyChange,
@@ -30,7 +23,13 @@ from policyd.model import (
     Mode,
     Override,
 )
-from policyd.places import sqlite_file
+from policyd.errors import (
+    EtagMismatch,
+    InvalidArgument,
+    KeyNotFound,
+    KeyRevoked,
+)
+from policyd.keys import api_key
 from policyd.store import damage, forms, hints
 from policyd.store import identity as identities
 from policyd.store.administrator import Administrator
@@ -48,6 +47,7 @@ from policyd.store.decisions import LogFilter
 from policyd.store.epochs import epoch_of, epochs
 from policyd.store.history import History
 from policyd.store.log import Log, LogStatus
+from policyd.store.migrations import Form
 from policyd.store.positions import Positions, Step
 from policyd.store.refusals import RefusalCounts, Refusals, RefusedSource
 from policyd.store.statistics import Counts, Statistics
@@ -178,10 +178,10 @@ class Store:
         accept: tuple[str, ...] = IDENTIFIERS,
     ) -> tuple[ApiKey, str]:
         """Make a key. Returns its settings, and the key itself: nobody can read it again."""
-        key = api_keys.generate()
+        key = api_key.generate()
         row = _valid({"name": name, "mode": mode, "override": override, "accept": accept})
         at = now()  # Only shown, so it may be the clock of this machine.
-        row |= {"id": api_keys.generate_id(), "digest": api_keys.digest(key)}
+        row |= {"id": api_key.generate_id(), "digest": api_key.digest(key)}
         row |= {"created_at": at, "updated_at": at, "revoked_at": None}
         with self._change() as (connection, revision):
             row["revision"] = revision

@@ -11,9 +11,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from policyd import migrations
 from policyd.errors import StoreUnavailable
 from policyd.store import identity as identities
+from policyd.store import migrations
 from policyd.store.database import (
     MIGRATING,
     make_file,

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 
-from policyd import deadline
+from policyd.command import deadline
 from policyd.errors import StoreUnavailable
 from policyd.store import identity
 from policyd.store.database import LOOK, damaged, reading

@@ -16,10 +16,10 @@ from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
-from policyd import deadline, private_files
-from policyd.deadline import TIMEOUT
+from policyd.command import deadline, private_files
+from policyd.command.database_url import sqlite_file
+from policyd.command.deadline import TIMEOUT
 from policyd.errors import SettingsError, StoreUnavailable, StoreUnusable
-from policyd.places import sqlite_file
 from policyd.store import database_file, identity
 from policyd.store.database_file import DatabaseFile
 

@@ -23,8 +23,8 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.exc import InvalidatePoolError
 
+from policyd.command.private_files import close_to_others
 from policyd.errors import StoreUnavailable
-from policyd.private_files import close_to_others
 from policyd.store import checkpoints
 from policyd.store.checkpoints import Checkpoints, Counts, Written
 

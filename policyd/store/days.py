@@ -17,8 +17,8 @@ from functools import cache, partial
 
 import sqlalchemy as sa
 
+from policyd.decision_log.record import first_id
 from policyd.errors import StoreUnavailable
-from policyd.record import first_id
 from policyd.store.clock import midnight
 from policyd.store.database import LONG, reading, writing
 from policyd.store.forms import sqlstate

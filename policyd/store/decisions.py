@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from policyd.record import FLAG_SETS, Outcome, Record, Verdict, first_id
+from policyd.decision_log.record import FLAG_SETS, Outcome, Record, Verdict, first_id
 from policyd.store.database import Id, metadata
 
 FIELDS = Record.__struct_fields__[:-1]

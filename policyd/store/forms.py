@@ -13,9 +13,9 @@ from datetime import timedelta
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from policyd import migrations
+from policyd.decision_log.record import first_id, moment
 from policyd.errors import StoreUnavailable
-from policyd.record import first_id, moment
+from policyd.store import migrations
 from policyd.store.clock import database_time, midnight
 from policyd.store.database import MIGRATING, reading, writing
 

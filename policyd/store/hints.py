@@ -8,7 +8,7 @@ from contextlib import closing, suppress
 
 import sqlalchemy as sa
 
-from policyd import deadline
+from policyd.command import deadline
 from policyd.store.database import timeout_of
 
 _log = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from policyd.model import Source
-from policyd.record import Record
+from policyd.decision_log.record import Record
+from policyd.engine.model import Source
 from policyd.store.database import LONG, reading
 from policyd.store.decisions import LogFilter, conditions, decisions, read_record
 

@@ -14,9 +14,9 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
+from policyd.decision_log.record import Outcome, Record, first_id, moment
+from policyd.decision_log.refused_key import Refusal, RefusalCount
 from policyd.errors import DecisionNotFound, StoreUnavailable
-from policyd.record import Outcome, Record, first_id, moment
-from policyd.refusal import Refusal, RefusalCount
 from policyd.store import log_size
 from policyd.store.clock import database_time, midnight
 from policyd.store.database import (

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from psycopg.errors import ConnectionTimeout
 from sqlalchemy import event
 
-from policyd import deadline
+from policyd.command import deadline
 
 _Result = TypeVar("_Result")
 

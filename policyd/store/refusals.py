@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from policyd.refusal import Refusal, RefusalCount
+from policyd.decision_log.refused_key import Refusal, RefusalCount
 from policyd.store.database import LONG, Id, metadata, reading, storable, upsert
 from policyd.store.steps import Steps, delete_some
 

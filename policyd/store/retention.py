@@ -13,7 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from policyd.record import first_id, moment
+from policyd.decision_log.record import first_id, moment
 from policyd.store.clock import database_time
 from policyd.store.database import Moment, metadata
 from policyd.store.decisions import decisions

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from policyd import migrations
+from policyd.command.private_files import make_file
 from policyd.errors import StoreUnavailable
-from policyd.private_files import make_file
+from policyd.store import migrations
 from policyd.store.database import errors
 from policyd.store.space import STEP, cut
 

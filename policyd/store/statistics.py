@@ -8,9 +8,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from policyd.model import UserState
-from policyd.placeholders import is_placeholder
-from policyd.record import Ending, Outcome, Record, Verdict, moment
+from policyd.decision_log.record import Ending, Outcome, Record, Verdict, moment
+from policyd.descriptor.placeholders import is_placeholder
+from policyd.engine.model import UserState
 from policyd.store.database import LONG, metadata, reading, upsert
 from policyd.store.steps import Steps, delete_some
 

@@ -7,10 +7,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from policyd import migrations
-from policyd.places import sqlite_file
-from policyd.record import moment
-from policyd.store import copying, log_size
+from policyd.command.database_url import sqlite_file
+from policyd.decision_log.record import moment
+from policyd.store import copying, log_size, migrations
 from policyd.store.clock import database_time
 from policyd.store.database import metadata, open_engine, reading
 from policyd.store.days import make_days, partitions

@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from policyd.record import is_decision_id
+from policyd.decision_log.record import is_decision_id
 from tests import requirements
 from tests.processes import environment
 from tests.stack import Gateway, Upstream, Wire

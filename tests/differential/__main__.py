@@ -20,9 +20,11 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from policyd import descriptor, endpoints, form
-from policyd.descriptor import read_body
-from policyd.model import UserState
+from policyd.descriptor import body as descriptor
+from policyd.descriptor import form
+from policyd.descriptor.body import read_body
+from policyd.engine import endpoints
+from policyd.engine.model import UserState
 from tests.differential import generate, readers
 from tests.differential.generate import Case
 from tests.differential.readers import Users

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import brotli
 
-from policyd.content_encoding import zstd
+from policyd.descriptor.content_encoding import zstd
 
 
 class Case(NamedTuple):

@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from gateway import errors
-from policyd import denial
-from policyd.endpoints import ENDPOINTS
+from gateway import replies
+from policyd.engine import denial
+from policyd.engine.endpoints import ENDPOINTS
 from tests import requirements
 from tests.envoy.check import CHAT, CHAT_WITH_USER, KEY, PATH
 from tests.envoy.proxy import SHIPPED, Envoy, ext_authz, routes
@@ -173,7 +173,7 @@ def test_websockets(envoy: Envoy, upstream: Upstream, off: str) -> None:
     assert not upstream.received
 
 
-def body_of(reply: errors.Reply) -> bytes:
+def body_of(reply: replies.Reply) -> bytes:
     return reply.raw().partition(b"\r\n\r\n")[2]
 
 
@@ -191,7 +191,7 @@ def test_policyd_down(
                 answer = ask(envoy, "up-any", body, JSON, method=method)
                 assert answer.status == 503
                 assert {*DENIAL, ("Retry-After", "1")} <= {*answer.headers}
-                assert answer.body == body_of(errors.NO_DECISION)
+                assert answer.body == body_of(replies.NO_DECISION)
     assert not upstream.received
 
 

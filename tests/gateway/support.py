@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import uvicorn
 
-from policyd.demo_upstream import DemoUpstream
+from policyd.demo.upstream import DemoUpstream
 
 CHAT = b'{"model":"m","messages":[{"role":"user","content":"Hello"}]}'
 CHAT_WITH_USER = b'{"model":"m","messages":[{"role":"user","content":"Hello"}],"user":"u-1"}'

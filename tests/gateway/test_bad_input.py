@@ -8,7 +8,7 @@ import zlib
 import brotli
 import pytest
 
-from policyd.content_encoding import zstd
+from policyd.descriptor.content_encoding import zstd
 from tests.gateway.conftest import IN_SESSION, Serving
 from tests.gateway.support import CHAT, CHAT_WITH_USER, Demo, ask, exchange, parse, post
 

@@ -12,7 +12,7 @@ import pytest
 
 from gateway.server import Server
 from gateway.settings import Settings, SettingsError
-from policyd.bodies import SMALL, Bodies
+from policyd.descriptor.body_memory import SMALL, Bodies
 from policyd.errors import BodiesFull
 from policyd.v1.policy_pb2 import DECISION_ALLOW, EvaluateRequest, EvaluateResponse
 from tests.gateway.conftest import FREE, IN_SESSION, Serving

@@ -2,7 +2,7 @@
 
 import pytest
 
-from policyd.endpoints import canonical_path
+from policyd.engine.endpoints import canonical_path
 from tests.gateway.conftest import IN_SESSION, Serving
 from tests.gateway.support import CHAT, CHAT_WITH_USER, Demo, ask, serving_wire
 

@@ -18,7 +18,7 @@ from typing import ClassVar
 import pytest
 
 from gateway.settings import Settings
-from policyd.configuration import Address, Options, SettingsError
+from policyd.command.configuration import Address, Options, SettingsError
 from tests.gateway.support import CHAT, CHAT_WITH_USER, NO_USER
 from tests.processes import Policyd, Program, run
 

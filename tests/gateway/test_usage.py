@@ -12,22 +12,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway import reading
-from gateway.reading import END, FIRST_EVENTS, EventReader, JsonReader, Reader
+from gateway import answer_reader
+from gateway.answer_reader import END, FIRST_EVENTS, EventReader, JsonReader, Reader
 from gateway.usage import MAX_TEXT, MAX_TOKENS, Said, of_document, of_ends
-from policyd import content_encoding, demo_replies, demo_streams
-from policyd.demo_replies import Ask
+from policyd.demo import replies, streams
+from policyd.demo.replies import Ask
+from policyd.descriptor import content_encoding
 from policyd.v1.policy_pb2 import Outcome
 
 JSON = "application/json"
 EVENTS = "text/event-stream; charset=utf-8"
 UNKNOWN = Said()
-CHAT = demo_replies.chat(Ask("gpt-4o-mini", {"messages": [{"content": "a b"}]}, "", b"", 0))
-RESPONSE = demo_replies.response(Ask("gpt-4o-mini", {"input": "a b"}, "", b"", 0))
+CHAT = replies.chat(Ask("gpt-4o-mini", {"messages": [{"content": "a b"}]}, "", b"", 0))
+RESPONSE = replies.response(Ask("gpt-4o-mini", {"input": "a b"}, "", b"", 0))
 CHAT_SAYS = Said(CHAT["id"], "gpt-4o-mini", 2, CHAT["usage"]["completion_tokens"])
 RESPONSE_SAYS = Said(RESPONSE["id"], "gpt-4o-mini", 2, RESPONSE["usage"]["output_tokens"], 0, 0)
-CHAT_STREAM = b"".join(demo_streams.chat_events(CHAT, True))
-RESPONSE_STREAM = b"".join(demo_streams.response_events(RESPONSE, False))
+CHAT_STREAM = b"".join(streams.chat_events(CHAT, True))
+RESPONSE_STREAM = b"".join(streams.response_events(RESPONSE, False))
 _PATIENTLY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -384,7 +385,7 @@ def test_split_anywhere(
 
 def test_a_stream_without_usage() -> None:
     """Who answered is known, the tokens are not."""
-    stream = b"".join(demo_streams.chat_events(CHAT, False))
+    stream = b"".join(streams.chat_events(CHAT, False))
     assert fed(EventReader(), pieces(stream, 100)) == (*CHAT_SAYS[:2], *(None,) * 4)
 
 
@@ -424,8 +425,8 @@ def test_a_stream_that_begins_without_a_name() -> None:
 )
 def test_who_reads(content_type: str, expected: type) -> None:
     """It goes by the Content-Type; what is neither JSON nor events is not looked at."""
-    assert type(reading.reader(content_type, "")) is expected
-    assert type(reading.reader(content_type, "identity")) is expected
+    assert type(answer_reader.reader(content_type, "")) is expected
+    assert type(answer_reader.reader(content_type, "identity")) is expected
 
 
 def _raw_deflate(data: bytes) -> bytes:
@@ -451,9 +452,9 @@ def test_compressed(coding: str, size: int) -> None:
     pack = CODINGS[coding]
     size += coding.endswith("deflate")  # It takes two bytes to tell which of two formats it is.
     answer = pieces(pack(encode(CHAT)), size)
-    assert fed(reading.reader(JSON, coding), answer) == CHAT_SAYS
+    assert fed(answer_reader.reader(JSON, coding), answer) == CHAT_SAYS
     answer = pieces(pack(RESPONSE_STREAM), size)
-    assert fed(reading.reader(EVENTS, coding), answer) == RESPONSE_SAYS
+    assert fed(answer_reader.reader(EVENTS, coding), answer) == RESPONSE_SAYS
 
 
 @pytest.mark.parametrize("coding", CODINGS)
@@ -461,16 +462,16 @@ def test_badly_compressed(coding: str) -> None:
     """Of one that is damaged, cut or followed by something, nothing fails."""
     packed = CODINGS[coding](encode(large("a word " * 20_000)))
     for answer in (packed[:-20], b"x" + packed, packed[:50] + packed[60:], encode(CHAT)):
-        assert fed(reading.reader(JSON, coding), pieces(answer, 64))[2:] == (None,) * 4
+        assert fed(answer_reader.reader(JSON, coding), pieces(answer, 64))[2:] == (None,) * 4
     followed = [*pieces(packed, 64), *pieces(packed, 64)]
-    assert fed(reading.reader(JSON, coding), followed) == LARGE_SAYS
+    assert fed(answer_reader.reader(JSON, coding), followed) == LARGE_SAYS
 
 
 @pytest.mark.parametrize("coding", ["gzip, gzip", "compress", "x", "gzip;q=1", ","])
 def test_a_coding_that_nobody_knows(coding: str) -> None:
     """Nothing is known of the answer."""
     answer = gzip.compress(gzip.compress(encode(CHAT)))
-    assert fed(reading.reader(JSON, coding), [answer, answer]) == UNKNOWN
+    assert fed(answer_reader.reader(JSON, coding), [answer, answer]) == UNKNOWN
 
 
 # Bounds
@@ -481,8 +482,8 @@ def test_more_than_is_decompressed(coding: str, monkeypatch: pytest.MonkeyPatch)
     """An answer that grows beyond the bound says nothing more."""
     answer = pieces(CODINGS[coding](encode(large("a word " * 20_000))), 64)
     for bound in (100_000, 10**9):
-        monkeypatch.setattr(reading, "MAX_DECOMPRESSED", bound)
-        tokens = fed(reading.reader(JSON, coding), answer)[2:]
+        monkeypatch.setattr(answer_reader, "MAX_DECOMPRESSED", bound)
+        tokens = fed(answer_reader.reader(JSON, coding), answer)[2:]
         assert tokens == (LARGE_SAYS[2:] if bound == 10**9 else (None,) * 4)
 
 
@@ -512,7 +513,7 @@ HUGE: dict[str, Callable[[], tuple[str, str, Iterable[bytes]]]] = {
 def test_memory(make: Callable[[], tuple[str, str, Iterable[bytes]]]) -> None:
     """However long an answer is, a few bytes of it are kept, and few MB taken for a moment."""
     content_type, coding, answer = make()
-    reader = reading.reader(content_type, coding)
+    reader = answer_reader.reader(content_type, coding)
     assert reader is not None
     tracemalloc.start()
     try:
@@ -522,5 +523,5 @@ def test_memory(make: Callable[[], tuple[str, str, Iterable[bytes]]]) -> None:
     finally:
         tracemalloc.stop()
     assert kept < 2**20
-    assert peak < 6 * reading.MAX_PIECE
+    assert peak < 6 * answer_reader.MAX_PIECE
     assert reader.said() == UNKNOWN

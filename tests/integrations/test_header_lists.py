@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from policyd.descriptor import KEY_HEADER, OVERRIDE_HEADER, TRACE_HEADER
-from policyd.method_override import HEADERS
+from policyd.descriptor.body import KEY_HEADER, OVERRIDE_HEADER, TRACE_HEADER
+from policyd.engine.method_override import HEADERS
 
 FOLDER = Path(__file__).parents[2] / "integrations"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from policyd.demo_upstream import Received
+from policyd.demo.upstream import Received
 from tests import requirements
 from tests.gateway.support import (
     CHAT,

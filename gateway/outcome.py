@@ -1,0 +1,100 @@
+"""What becomes of a request that policyd allowed, followed to its end."""
+
+import logging
+import time
+from typing import Protocol
+
+from google.protobuf.duration_pb2 import Duration
+
+from gateway import answer_reader
+from gateway.answer_reader import Reader
+from gateway.usage import MAX_TEXT, Said
+from policyd.v1.policy_pb2 import ENDING_UNSPECIFIED, Ending, Outcome
+
+log = logging.getLogger("gateway")
+
+
+class Answer(Protocol):
+    """What is asked of the upstream's answer."""
+
+    @property
+    def status(self) -> int:
+        """Its HTTP status."""
+
+    def header(self, name: str) -> str:
+        """The first value of a header, or an empty string."""
+
+
+class Course:
+    """One request's way. Who sees it end sets `ending`. It never fails: its own faults are logged.
+
+    `asked` is when policyd was asked, in nanoseconds of time.perf_counter_ns(). With no
+    `decision_id` nobody will want to know, and nothing is read.
+    """
+
+    __slots__ = ("_answer", "_answered", "_asked", "_decision_id", "_reader", "ending")
+
+    def __init__(self, decision_id: str, asked: int) -> None:
+        self._decision_id = decision_id
+        self._asked = asked
+        self._answer: Answer | None = None
+        self._answered = 0
+        self._reader: Reader | None = None
+        self.ending: Ending.ValueType = ENDING_UNSPECIFIED
+
+    def answered(self, answer: Answer) -> None:
+        """The upstream's answer has begun."""
+        self._answered = time.perf_counter_ns()
+        self._answer = answer
+        if self._decision_id:
+            coding = answer.header("Content-Encoding")
+            self._reader = answer_reader.reader(answer.header("Content-Type"), coding)
+
+    def note(self, data: bytes) -> None:
+        """So much more of the answer has gone to the client."""
+        if self._reader is not None:
+            try:
+                self._reader.feed(data)
+            except Exception:  # noqa: BLE001  # It is logged, and the answer passes all the same.
+                self._give_up()
+
+    def outcome(self) -> Outcome:
+        """What became of it, now that it is over."""
+        outcome = Outcome(decision_id=self._decision_id, ending=self.ending)
+        _set(outcome.duration, time.perf_counter_ns() - self._asked)
+        if self._answer is not None:
+            outcome.http_status = self._answer.status
+            _set(outcome.time_to_first_byte, self._answered - self._asked)
+            outcome.organization = self._answer.header("OpenAI-Organization")[:MAX_TEXT]
+            outcome.openai_id = self._answer.header("X-Request-Id")[:MAX_TEXT]
+            _add(outcome, self._said())
+        return outcome
+
+    def _said(self) -> Said:
+        try:
+            return Said() if self._reader is None else self._reader.said()
+        except Exception:  # noqa: BLE001  # It is logged, and the rest is reported.
+            self._give_up()
+            return Said()
+
+    def _give_up(self) -> None:
+        log.exception("a fault of the gateway; an answer was not understood, but passed on")
+        self._reader = None
+
+
+def _add(outcome: Outcome, said: Said) -> None:
+    if said.openai_id:
+        outcome.openai_id = said.openai_id
+    outcome.model = said.model
+    if said.input_tokens is not None:
+        outcome.input_tokens = said.input_tokens
+    if said.output_tokens is not None:
+        outcome.output_tokens = said.output_tokens
+    if said.cached_tokens is not None:
+        outcome.cached_tokens = said.cached_tokens
+    if said.cache_write_tokens is not None:
+        outcome.cache_write_tokens = said.cache_write_tokens
+
+
+def _set(duration: Duration, nanoseconds: int) -> None:
+    duration.seconds, duration.nanos = divmod(nanoseconds, 1_000_000_000)

@@ -1,0 +1,155 @@
+"""A whole HTTP response, to the byte, and the errors that have OpenAI's shape."""
+
+import json
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from email.utils import formatdate
+from functools import lru_cache
+from typing import Any
+
+from policyd.engine import denial
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+HEADERS = denial.HEADERS
+"""The headers of an error: CONTRACT.md, section 4."""
+AGAIN = 3
+"""Seconds over which those are spread that are told to try again: not all at once."""
+
+
+class HeaderName(bytes):
+    """A header's name that is sent in its own letter case. The server would lower it."""
+
+    __slots__ = ()
+
+    def lower(self) -> "HeaderName":
+        """Itself."""
+        return self
+
+
+class _FramingName(HeaderName):
+    """One that the server has to recognize all the same, as it counts the body's bytes by it."""
+
+    __slots__ = ()
+    __hash__ = bytes.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, bytes) and bytes.lower(self) == bytes.lower(other)
+
+
+CONTENT_LENGTH = _FramingName(b"Content-Length")
+
+
+# An upstream has a few dozen names, and the names of our own replies are fewer still.
+@lru_cache(maxsize=1024)
+def exact(name: bytes) -> HeaderName:
+    """The header name `name`, to be sent in its own letter case."""
+    return _FramingName(name) if name.lower() == b"content-length" else HeaderName(name)
+
+
+_DATE = exact(b"Date")
+_REQUEST_ID = exact(b"x-request-id")
+_RETRY_AFTER = exact(b"Retry-After")
+
+
+class Reply:
+    """A whole response. The last of its headers is `request_id`, where there is one.
+
+    `retry_after` tells the client to try again, each time after other seconds, up to so many.
+    """
+
+    __slots__ = ("_body", "_headers", "_request_id", "_retry_after", "_status")
+
+    def __init__(
+        self,
+        status: int,
+        headers: Iterable[tuple[str, str]],
+        body: bytes,
+        request_id: str = "",
+        retry_after: int = 0,
+    ) -> None:
+        self._status = status
+        self._retry_after = retry_after
+        self._headers = [
+            (exact(name.encode("latin-1")), value.encode("latin-1")) for name, value in headers
+        ]
+        self._body = body
+        self._request_id = request_id.encode("latin-1")
+
+    def with_headers(self, headers: Iterable[tuple[str, str]], request_id: str = "") -> "Reply":
+        """The same with more headers, behind its own."""
+        own = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self._headers]
+        return Reply(self._status, [*own, *headers], self._body, request_id, self._retry_after)
+
+    async def send(self, send: Send) -> None:
+        """Send it: its own headers first, in their order and letter case."""
+        start = {
+            "type": "http.response.start",
+            "status": self._status,
+            "headers": [*self._headers, *self._closing_headers()],
+        }
+        await send(start)
+        await send({"type": "http.response.body", "body": self._body})
+
+    def raw(self) -> bytes:
+        """It as bytes on the wire, for a connection that is closed after it."""
+        headers = [*self._headers, *self._closing_headers(), (b"Connection", b"close")]
+        lines = [b"%s: %s" % pair for pair in headers]
+        # Clients go by the number; a reason phrase is optional.
+        return b"\r\n".join([b"HTTP/1.1 %d " % self._status, *lines, b"", self._body])
+
+    def _closing_headers(self) -> list[tuple[bytes, bytes]]:
+        seconds = random.randint(1, self._retry_after) if self._retry_after else 0  # noqa: S311
+        again = [(_RETRY_AFTER, b"%d" % seconds)] if seconds else []
+        date = (_DATE, _date(int(time.time())))
+        length = (CONTENT_LENGTH, b"%d" % len(self._body))
+        # OpenAI's clients show it as the error's request_id.
+        identifier = [(_REQUEST_ID, self._request_id)] if self._request_id else []
+        return [*again, date, length, *identifier]
+
+
+@lru_cache(maxsize=1)
+def _date(second: int) -> bytes:
+    return formatdate(second, usegmt=True).encode()
+
+
+def error(
+    status: int,
+    kind: str,
+    message: str,
+    headers: Iterable[tuple[str, str]] = (),
+    *,
+    retry_after: int = 0,
+) -> Reply:
+    """An error of our own. The message names the cause and the mend."""
+    content = {"message": f"Usage Panda: {message}", "type": kind, "param": None, "code": None}
+    body = json.dumps({"error": content}, separators=(",", ":")).encode()
+    return Reply(status, (*HEADERS, *headers), body, retry_after=retry_after)
+
+
+NOT_HTTP = error(
+    400,
+    "invalid_request",
+    "The request is not well-formed HTTP/1.1. Check its request line, its headers and how its "
+    "body's length is given: by Content-Length or by Transfer-Encoding, never by both",
+)
+HEAD_TOO_LARGE = error(
+    431,
+    "invalid_request",
+    "The request's path or headers are too large. Send shorter ones",
+)
+TOO_SLOW = error(
+    408,
+    "invalid_request",
+    "The request did not come in time. Send it again, without pauses; if the network is slow, ask "
+    "the gateway's operator to raise --head-timeout or --body-timeout",
+)
+NO_ROOM = error(
+    503,
+    "server_error",
+    "There are as many connections as there may be. Try again; if it lasts, ask the gateway's "
+    "operator to raise --max-connections, and the process's limit of open files",
+    retry_after=AGAIN,
+)
+WEBSOCKET = Reply(denial.WEBSOCKET.status, denial.WEBSOCKET_HEADERS, denial.WEBSOCKET.body)

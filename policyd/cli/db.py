@@ -1,0 +1,254 @@
+"""`policyd db`: the database as a whole: its form, backups, copies and size."""
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from policyd.cli import options
+from policyd.cli.options import option
+from policyd.errors import SettingsError, StoreUnavailable
+from policyd.store import Store, migrations, sqlite_file, sqlite_files, upkeep
+from policyd.store.copying import Copied
+from policyd.store.upkeep import Figures
+
+_MIB = 2**20
+_RATE = 20 * _MIB
+"""Bytes a second that a common disk writes at least, when a file is written anew."""
+
+
+@click.group()
+def db() -> None:
+    """Look at the database, migrate it, back it up, copy it and make it small."""
+
+
+@db.command()
+@options.common
+def status(database_url: str, as_json: bool) -> None:
+    """Show the database's form and size, what it holds and which servers use it.
+
+    It changes nothing. Exits with 1 where this version cannot use the database as it is.
+    """
+    _require(database_url)
+    found = upkeep.figures(database_url)
+    shown = _shown(found)
+    if as_json:
+        options.print_json(shown)
+    else:
+        for name, value in shown.items():
+            text = ", ".join(value) if isinstance(value, list) else value
+            click.echo(f"{name:18}{'-' if text in (None, '') else text}")
+    found.form.check()
+
+
+def _shown(found: Figures) -> dict[str, Any]:
+    form = found.form
+    values = asdict(found) | {
+        "form": form.revision,
+        "this_version": migrations.HEAD,
+        "works_from": form.works_from or None,
+        "closed": form.reason or None,
+    }
+    for name in ("oldest", "newest", "time"):
+        at: datetime | None = values[name]
+        values[name] = at.isoformat(timespec="milliseconds") if at else None
+    first = ("name", "form", "this_version", "works_from", "closed", "pending")
+    return {name: values.pop(name) for name in first} | values
+
+
+@db.command()
+@option("--dry-run", is_flag=True, help="Only say which migrations would run.")
+@options.common
+def migrate(database_url: str, as_json: bool, dry_run: bool) -> None:
+    """Bring the database to this version's form; make it where there is none.
+
+    Servers of the version before go on, and can be started again. Back the database up before.
+    On PostgreSQL it also makes the log's partitions of the days to come, which servers do by
+    themselves where their user owns the tables.
+    """
+    if _is_missing(database_url):
+        pending, before = migrations.pending(None), None
+    else:
+        found = upkeep.figures(database_url)
+        pending, before = found.pending, found.form.revision
+        if not found.form.is_behind:
+            found.form.check()
+    if not dry_run:
+        for line in pending:
+            click.echo(f"to run: {line}", err=True)
+        began = time.monotonic()
+        store = Store(database_url)
+        try:
+            store.migrate()
+        finally:
+            store.close()
+        upkeep.make_days_to_come(database_url)
+        if pending:
+            click.echo(f"done after {time.monotonic() - began:.1f} s", err=True)
+    if as_json:
+        form = {"before": before, "form": migrations.HEAD, "dry_run": dry_run}
+        options.print_json(form | {"pending" if dry_run else "ran": pending})
+    elif not pending:
+        click.echo(f"There is nothing to migrate: the database has the form {before}.")
+    elif dry_run:
+        click.echo("\n".join(f"would run: {line}" for line in pending))
+    else:
+        click.echo(f"The database has the form {migrations.HEAD}.")
+
+
+@db.command()
+@option("--output", required=True, type=click.Path(path_type=Path), help="A file to be made.")
+@options.common
+def backup(database_url: str, as_json: bool, output: Path) -> None:
+    """Write the database, as it is at this moment, to a new file; servers go on meanwhile.
+
+    A cp of a SQLite file in use holds nothing: part of it stands in another file, and all of it
+    changes meanwhile. The backup is one file, checked, and for its owner only.
+    """
+    file = _sqlite(
+        database_url, f"pg_dump --format=custom --file={shlex.quote(str(output))} --dbname={{}}"
+    )
+    began = time.monotonic()
+    sqlite_files.backup(file, output, _progress("pages"))
+    size = output.stat().st_size
+    if as_json:
+        options.print_json({"file": str(output), "bytes": size})
+    else:
+        took = time.monotonic() - began
+        click.echo(f"{output} holds the database ({size / _MIB:.1f} MiB, {took:.1f} s).")
+
+
+@db.command()
+@option(
+    "--input", "source", required=True, type=click.Path(path_type=Path), help="What backup wrote."
+)
+@options.common
+def restore(database_url: str, as_json: bool, source: Path) -> None:
+    """Put a backup in the database's place, once no server uses that.
+
+    What was there stays beside it. Log entries that wait in the spool go to the restored database.
+    Changes made after the backup are not in it: make them once more.
+    """
+    program = f"pg_restore --clean --dbname={{}} {shlex.quote(str(source))}"
+    file = _sqlite(database_url, program, may_miss=True)
+    real = Path(os.path.realpath(file))
+    aside = sqlite_files.restore(source, real, datetime.now(UTC), _progress("pages"))
+    if as_json:
+        options.print_json({"file": str(real), "before": str(aside) if aside else None})
+        return
+    click.echo(f"{real} is what {source} holds.")
+    if aside:
+        click.echo(f"What was there is {aside}: remove it when you need it no longer.")
+
+
+@db.command("copy")
+@option("--to", "target", required=True, metavar="URL", help="The new database, which is empty.")
+@options.common
+def copy_(database_url: str, as_json: bool, target: str) -> None:
+    """Copy the database into another one, such as SQLite's into PostgreSQL's.
+
+    Stop policyd serve first. The copy can be broken off, and run again to go on. It has the same
+    identity, so the spool's entries belong to it, and is used once all its rows are counted.
+    """
+    _require(database_url)
+    began = time.monotonic()
+    counts = upkeep.copy(database_url, target, _copied())
+    if as_json:
+        options.print_json({"rows": counts})
+        return
+    for name, count in counts.items():
+        click.echo(f"{name:24}{count:>12}")
+    click.echo(
+        f"All rows are there ({time.monotonic() - began:.0f} s). Start policyd serve with the new "
+        "--database-url and the same --spool, and never with the old one again."
+    )
+
+
+@db.command()
+@click.option("--yes", is_flag=True, help="Do it, though writers have to wait.")
+@options.common
+def vacuum(database_url: str, as_json: bool, yes: bool) -> None:
+    """Give the free space of a SQLite file back to the disk.
+
+    Decisions go on meanwhile. Where the file gives space back bit by bit, no writer waits for long;
+    else it is written anew, once, and those who change keys wait for that.
+    """
+    file = _sqlite(database_url, "psql --command='VACUUM (ANALYZE)' {}")
+    if not sqlite_files.gives_back(file) and not yes:
+        raise click.UsageError(_costs(file))
+    before = file.stat().st_size
+    sqlite_files.vacuum(file, _progress("pages"))
+    after = file.stat().st_size
+    if as_json:
+        options.print_json({"bytes_before": before, "bytes": after})
+    else:
+        click.echo(f"{before / _MIB:.1f} MiB before, {after / _MIB:.1f} MiB now.")
+
+
+def _costs(file: Path) -> str:
+    page, pages, free = sqlite_files.free_pages(file)
+    used = page * (pages - free)
+    return (
+        f"nothing was done: {page * free / _MIB:.1f} of {page * pages / _MIB:.1f} MiB are free, "
+        "and the file has to be written anew. Changes of keys wait for that, about "
+        f"{used // _RATE + 1} s, the log waits in the spool, and the disk needs "
+        f"{2 * used / _MIB:.1f} MiB more meanwhile. Give --yes to do so"
+    )
+
+
+def _sqlite(url: str, instead: str, *, may_miss: bool = False) -> Path:
+    """SQLite's file, which may be missing only if so said.
+
+    Raises SettingsError with what to run `instead`, and StoreUnavailable.
+    """
+    file = sqlite_file(url)
+    if file is None:
+        command = instead.format(shlex.quote(upkeep.tool_arguments(url)))
+        raise SettingsError(
+            f"this is for SQLite, and nothing was done: PostgreSQL has a program for it: {command}"
+        )
+    if not may_miss:
+        _require(url)
+    return file
+
+
+def _is_missing(url: str) -> bool:
+    file = sqlite_file(url)
+    return file is not None and not file.exists()
+
+
+def _require(url: str) -> None:
+    if _is_missing(url):
+        raise StoreUnavailable(f"there is no database {sqlite_file(url)}: check --database-url")
+
+
+def _progress(what: str) -> Callable[[int, int], None]:
+    """Tells on stderr how far it is, where that is a terminal."""
+    said_at = time.monotonic()
+
+    def tell(done: int, of: int) -> None:
+        nonlocal said_at
+        if sys.stderr.isatty() and (time.monotonic() - said_at > 1 or done == of):
+            said_at = time.monotonic()
+            click.echo(f"\r{done} of {of} {what} ", nl=done == of, err=True)
+
+    return tell
+
+
+def _copied() -> Callable[[Copied], None]:
+    said_at = time.monotonic()
+
+    def tell(so_far: Copied) -> None:
+        nonlocal said_at
+        if time.monotonic() - said_at > 1:
+            said_at = time.monotonic()
+            click.echo(f"{so_far.table}: {so_far.rows} of {so_far.of} rows", err=True)
+
+    return tell

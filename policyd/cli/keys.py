@@ -1,0 +1,129 @@
+"""`policyd keys`: API keys and their settings, read from and written to the store."""
+
+from typing import Any
+
+import click
+
+from policyd.cli import options
+from policyd.cli.options import option
+from policyd.engine.model import ApiKey
+from policyd.store import Store
+
+
+@click.group()
+def keys() -> None:
+    """Create, list, change and revoke API keys."""
+
+
+@keys.command()
+@click.argument("name")
+@options.key_settings
+@options.common
+def create(name: str, database_url: str, as_json: bool, **settings: Any) -> None:
+    """Make the key NAME and print it. It is shown this once."""
+    with options.opened(database_url, create=True) as store:
+        key, secret = store.create_key(name, **options.changes(**settings))
+    if as_json:
+        options.print_json(_as_dict(key) | {"key": secret})
+        return
+    _print_key(key)
+    click.echo(f"\n{secret}\n\nThis is the key. Keep it: it is not shown again.")
+
+
+@keys.command("list")
+@option("--revoked", is_flag=True, help="Revoked keys too.")
+@options.common
+def list_(database_url: str, as_json: bool, revoked: bool) -> None:
+    """List the keys, oldest first."""
+    with options.opened(database_url) as store:
+        found = _all_keys(store, revoked)
+    if as_json:
+        options.print_json([_as_dict(key) for key in found])
+    elif found:
+        rows = [("ID", "NAME", "ENFORCE", "OVERRIDE", "ACCEPT", "STATE"), *map(_row, found)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            click.echo("  ".join(cells).rstrip())
+    else:
+        click.echo("There are no keys. Make one: policyd keys create NAME", err=True)
+
+
+def _all_keys(store: Store, revoked: bool) -> list[ApiKey]:
+    found: list[ApiKey] = []
+    while page := store.list_keys(
+        after=found[-1].id if found else "", limit=1000, show_revoked=revoked
+    ):
+        found += page
+    return found
+
+
+def _row(key: ApiKey) -> tuple[str, ...]:
+    mode = _mode_name(key) or "default"
+    state = "revoked" if key.revoked_at else "in force"
+    return key.id, key.name, mode, key.override.name.lower(), ",".join(key.accept), state
+
+
+@keys.command()
+@click.argument("key_id", metavar="ID")
+@options.common
+def show(key_id: str, database_url: str, as_json: bool) -> None:
+    """Show the key with this ID."""
+    with options.opened(database_url) as store:
+        _report(store.get_key(key_id), as_json)
+
+
+@keys.command("set")
+@click.argument("key_id", metavar="ID")
+@option("--name", help="What people call it.")
+@options.key_settings
+@options.common
+def set_(key_id: str, database_url: str, as_json: bool, name: str | None, **settings: Any) -> None:
+    """Change the settings of the key with this ID; a running server follows within a second."""
+    changes = options.changes(**settings) | ({} if name is None else {"name": name})
+    if not changes:
+        raise click.UsageError(
+            "nothing to change: give an option, such as --enforce-user-ids audit"
+        )
+    with options.opened(database_url) as store:
+        _report(store.update_key(key_id, changes), as_json)
+
+
+@keys.command()
+@click.argument("key_id", metavar="ID")
+@options.common
+def revoke(key_id: str, database_url: str, as_json: bool) -> None:
+    """Revoke the key with this ID for good."""
+    with options.opened(database_url) as store:
+        _report(store.revoke_key(key_id), as_json)
+
+
+def _report(key: ApiKey, as_json: bool) -> None:
+    if as_json:
+        options.print_json(_as_dict(key))
+    else:
+        _print_key(key)
+
+
+def _print_key(key: ApiKey) -> None:
+    for name, value in _as_dict(key).items():
+        shown = ",".join(value) if isinstance(value, list) else value
+        click.echo(f"{name:18}{'-' if shown is None else shown}")
+
+
+def _mode_name(key: ApiKey) -> str | None:
+    return key.mode.name.lower() if key.mode else None
+
+
+def _as_dict(key: ApiKey) -> dict[str, Any]:
+    return {
+        "id": key.id,
+        "name": key.name,
+        "enforce_user_ids": _mode_name(key),
+        "override": key.override.name.lower(),
+        "accept": list(key.accept),
+        "created_at": key.created_at.isoformat(),
+        "updated_at": key.updated_at.isoformat(),
+        "revoked_at": key.revoked_at.isoformat() if key.revoked_at else None,
+        "revision": key.revision,
+    }

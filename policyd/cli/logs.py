@@ -1,0 +1,320 @@
+"""`policyd logs`: the decision log, read from the store."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TextIO
+
+import click
+
+from policyd.cli import options, refused_report, terminal
+from policyd.cli.options import Age, Moment, option
+from policyd.decision_log.export import csv_rows, json_line, values
+from policyd.decision_log.record import Record, Verdict, is_decision_id
+from policyd.errors import DecisionNotFound, StoreUnavailable
+from policyd.keys.snapshot import SnapshotFile
+from policyd.store import LogFilter, Store
+
+_VERDICTS = {verdict.name.lower(): verdict for verdict in Verdict}
+_CHUNK = 1000
+_LOOK = 0.5
+"""Seconds between two looks for what is new."""
+_LATE = timedelta(seconds=30)
+"""How late a decision may arrive in the store and still be seen by `tail`."""
+_filters = [
+    option("--key-id", default="", metavar="ID", help="Of this API key."),
+    option("--decision", type=click.Choice(list(_VERDICTS)), help="How the request fared."),
+    option("--flag", default="", help="With this flag, such as policy_enforce_user_ids."),
+    option("--operation", default="", help="Such as chat_completion or embedding."),
+    option("--user", default="", help="Of this end user."),
+    option("--trace-id", default="", help="Of this trace."),
+    option(
+        "--any-id",
+        default="",
+        metavar="ID",
+        help="With this ID: a decision's, the caller's of a request, a trace's or OpenAI's.",
+    ),
+    option("--since", type=Moment(), help="Made then or later: 2026-11-25T09:30Z, or 24h ago."),
+    option("--until", type=Moment(), help="Made before then."),
+]
+
+
+def _with_filters(command: Callable[..., Any]) -> Callable[..., Any]:
+    for add in reversed(_filters):
+        command = add(command)
+    return command
+
+
+def _filter(
+    key_id: str,
+    decision: str | None,
+    flag: str,
+    operation: str,
+    user: str,
+    trace_id: str,
+    any_id: str,
+    since: datetime | None,
+    until: datetime | None,
+) -> LogFilter:
+    verdict = _VERDICTS[decision] if decision else None
+    return LogFilter(key_id, verdict, flag, operation, user, trace_id, since, until, any_id)
+
+
+@click.group()
+def logs() -> None:
+    """Read the decision log: list it, follow it, export it."""
+
+
+@logs.command("list")
+@option("--limit", default=50, type=click.IntRange(1), help="How many, newest first.")
+@option("--after", default="", metavar="ID", help="Go on behind this decision.")
+@_with_filters
+@options.common
+def list_(database_url: str, as_json: bool, limit: int, after: str, **given: Any) -> None:
+    """List decisions, newest first. --json prints JSON Lines with every field."""
+    if after and not is_decision_id(after):
+        raise click.UsageError("--after takes the ID of a decision, as the list shows it")
+    write = _writer(as_json)
+    last = ""
+    with options.opened(database_url) as store:
+        for count, record in enumerate(_newest_first(store, _filter(**given), after)):
+            if count == limit:
+                command = "For older ones: --after"
+                click.echo(f"{command} {last}", err=True)
+                return
+            write(record)
+            last = record.id
+    if not last:
+        click.echo("No decision is logged that fits.", err=True)
+
+
+@logs.command()
+@option("--lines", default=10, type=click.IntRange(0), help="How many older ones come first.")
+@_with_filters
+@options.common
+def tail(database_url: str, as_json: bool, lines: int, **given: Any) -> None:
+    """Print decisions as they are logged, until Ctrl-C."""
+    wanted = _filter(**given)
+    write = _writer(as_json)
+    with options.opened(database_url) as store:
+        first = store.log.page(wanted, limit=lines) if lines else []
+        for record in reversed(first):
+            write(record)
+        for record in _arriving(store, wanted):
+            write(record)
+
+
+@logs.command()
+@click.argument("any_id", metavar="ID")
+@options.common
+def show(database_url: str, as_json: bool, any_id: str) -> None:
+    """Show everything that is logged of one request.
+
+    ID is that of its decision, which a denial carries as x-request-id; or the caller's own, its
+    trace's or OpenAI's, where that leads to one request only.
+    """
+    with options.opened(database_url) as store:
+        record = _one(store, "".join(any_id.split()))
+    if as_json:
+        click.echo(json_line(record), nl=False)
+        return
+    for name, value in values(record).items():
+        if value not in (None, "", []):
+            shown = ", ".join(value) if isinstance(value, list) else value
+            click.echo(f"{name:20}{terminal.printable(str(shown))}")
+
+
+def _one(store: Store, any_id: str) -> Record:
+    """The one request that `any_id` leads to. Raises DecisionNotFound or UsageError."""
+    found = store.log.page(LogFilter(any_id=any_id), limit=2)
+    if len(found) > 1:
+        raise click.UsageError(
+            "several requests have this ID: list them by policyd logs list --any-id, and show one "
+            "by its decision's"
+        )
+    if found:
+        return found[0]
+    if store.refusals.sample(any_id):
+        raise DecisionNotFound(
+            "this request's API key was refused, so no policy was asked: see policyd logs refused"
+        )
+    return store.log.get(any_id)
+
+
+@logs.command()
+@option(
+    "--snapshot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="As the server on this machine has it.",
+)
+@options.common
+def status(database_url: str, as_json: bool, snapshot: Path | None) -> None:
+    """Show how many decisions the log holds, since when, and how many were never logged.
+
+    And how many requests were refused for their API key: those are counted, and not logged; how
+    many seconds the clock that is furthest off is ahead of the database's, of the workers that run;
+    and why retention stands still, where it does, and how many decisions wait for it. Where a
+    server runs here, also the revision of its snapshot of the settings, and when it last followed
+    the database: that is told on stderr where the database is away.
+    """
+    kept = _snapshot(snapshot or options.spool(database_url) / "snapshot")
+    try:
+        with options.opened(database_url) as store:
+            found = store.log.status()
+            refused = store.refusals.total()
+            host, offset = store.workers.furthest_off() or (None, None)
+            stands = store.log.standstill()
+    except StoreUnavailable:
+        for name, value in kept.items():
+            click.echo(f"{name:19} {'-' if value is None else value}", err=True)
+        raise
+    oldest = found.oldest.isoformat(timespec="milliseconds") if found.oldest else None
+    facts: dict[str, float | str | None] = {
+        "decisions": found.decisions,
+        "lost": found.lost,
+        "oldest": oldest,
+        "refused_keys": refused,
+        "clock_offset": None if offset is None else offset.total_seconds(),
+        "clock_host": host,
+        **kept,
+        "retention_standstill": stands.reason or None,
+        "retention_waiting": stands.waiting,
+    }
+    if as_json:
+        options.print_json(facts)
+        return
+    for name, fact in facts.items():
+        click.echo(f"{name:19} {'-' if fact is None else fact}")
+
+
+def _snapshot(path: Path) -> dict[str, int | str | None]:
+    head = SnapshotFile(path).head()
+    if head is None:
+        return {"snapshot_revision": None, "snapshot_followed": None}
+    followed = datetime.fromtimestamp(head.followed_at, UTC).isoformat(timespec="milliseconds")
+    return {"snapshot_revision": head.revision, "snapshot_followed": followed}
+
+
+@logs.command()
+@option("--older-than", metavar="AGE", type=Age(), help="Such as 30d or 12h, by the database.")
+@option("--keep-rows", type=click.IntRange(0), help="All beyond so many, the oldest first.")
+@click.option("--yes", is_flag=True, help="Delete, and let retention do so from now on.")
+@options.common
+def retire(
+    database_url: str, as_json: bool, older_than: timedelta | None, keep_rows: int | None, yes: bool
+) -> None:
+    """Delete old decisions from the log, however many they are.
+
+    The server does this by itself, by --log-retention and --log-max-rows, but stands still where
+    that would delete more than half of the log at once: this command tells it that it is meant.
+    """
+    if older_than is None and keep_rows is None:
+        raise click.UsageError("say what is to go: --older-than 90d, or --keep-rows 1000000")
+    with options.opened(database_url) as store:
+        if not yes:
+            held = store.log.status().decisions
+            raise click.UsageError(
+                f"nothing was deleted: the log has {held} decisions; give --yes if what you ask "
+                "for is to be deleted for good"
+            )
+        before = store.log.agree(older_than, keep_rows)
+        beyond = sys.maxsize if keep_rows is None else keep_rows
+        if older_than is None:
+            before = datetime.fromtimestamp(0, UTC)
+        deleted = 0
+        while some := store.log.expire(before, beyond):
+            deleted += some
+            if sys.stderr.isatty():
+                click.echo(f"\r{deleted} decisions …", nl=False, err=True)
+    if as_json:
+        options.print_json({"deleted": deleted})
+    else:
+        click.echo(f"{deleted} decisions were deleted.")
+
+
+@logs.command()
+@option("--since", default="24h", type=Moment(), help="Then or later, up to 30 days ago.")
+@option("--limit", default=20, type=click.IntRange(1, 1000), help="How many sources and samples.")
+@options.common
+def refused(database_url: str, as_json: bool, since: datetime, limit: int) -> None:
+    """Show who sent requests without an API key in force: counts by source, and a few samples."""
+    with options.opened(database_url) as store:
+        sources = store.refusals.sources(since, store.time(), limit=limit)
+        samples = store.refusals.samples(since, limit=limit)
+    if as_json:
+        options.print_json(refused_report.as_dict(sources, samples))
+    else:
+        click.echo(refused_report.as_text(sources, samples))
+
+
+@logs.command()
+@option(
+    "--format",
+    "form",
+    default="jsonl",
+    type=click.Choice(["jsonl", "csv"]),
+    help="JSON Lines, or CSV in which no spreadsheet finds a formula.",
+)
+@option(
+    "--output",
+    default="-",
+    type=click.File("w", encoding="utf-8", lazy=False),
+    help="A file; - for stdout.",
+)
+@_with_filters
+@options.OPTIONS.config
+@options.database_url
+def export(database_url: str, form: str, output: TextIO, **given: Any) -> None:
+    """Write all decisions that fit to a file, newest first."""
+    with options.opened(database_url) as store:
+        records = _counted(_newest_first(store, _filter(**given), ""))
+        lines = csv_rows(records) if form == "csv" else map(json_line, records)
+        for line in lines:
+            output.write(line)
+
+
+def _counted(records: Iterator[Record]) -> Iterator[Record]:
+    """Tells on stderr how far it is, where that is a terminal."""
+    count = 0
+    said_at = time.monotonic()
+    for record in records:
+        yield record
+        count += 1
+        if sys.stderr.isatty() and time.monotonic() - said_at > 1:
+            said_at = time.monotonic()
+            click.echo(f"\r{count} decisions …", nl=False, err=True)
+    if sys.stderr.isatty():
+        click.echo(f"\r{count} decisions.  ", err=True)
+
+
+def _newest_first(store: Store, wanted: LogFilter, after: str) -> Iterator[Record]:
+    while page := store.log.page(wanted, after=after, limit=_CHUNK):
+        yield from page
+        after = page[-1].id
+
+
+def _arriving(store: Store, wanted: LogFilter) -> Iterator[Record]:
+    """What is logged from now on, for ever. Decisions of several workers may arrive out of turn."""
+    known = {record.id for record in _recent(store, wanted)}
+    while True:
+        time.sleep(_LOOK)
+        recent = _recent(store, wanted)
+        yield from (record for record in reversed(recent) if record.id not in known)
+        known = {record.id for record in recent}
+
+
+def _recent(store: Store, wanted: LogFilter) -> list[Record]:
+    # By the clock that decisions are timed by: this machine's may be wrong, and would show none.
+    back = store.time() - _LATE
+    since = max(back, wanted.since) if wanted.since else back
+    return list(_newest_first(store, replace(wanted, since=since), ""))
+
+
+def _writer(as_json: bool) -> Callable[[Record], None]:
+    if as_json:
+        return lambda record: click.echo(json_line(record), nl=False)
+    click.echo(terminal.HEADING)
+    return lambda record: click.echo(terminal.line(record))

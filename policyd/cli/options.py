@@ -1,0 +1,192 @@
+"""Options that several commands of policyd share."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from policyd.command.configuration import Options
+from policyd.command.database_url import sqlite_file
+from policyd.engine.model import Mode, Override
+from policyd.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from policyd.store import Store
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_MODE = (
+    "did you mean --default-mode (POLICYD_DEFAULT_MODE), which holds for API keys that set no "
+    "mode? A key's own mode is set by policyd keys set ID --enforce-user-ids"
+)
+OPTIONS = Options(
+    "POLICYD", dict.fromkeys(("enforce_user_ids", "enforce", "mode", "enforce_mode"), _MODE)
+)
+option = OPTIONS.option
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+MODES = {mode.name.lower(): mode for mode in Mode}
+_EPOCH = datetime.fromtimestamp(0, UTC)
+OVERRIDES = {override.name.lower(): override for override in Override}
+
+
+class HeaderLine(click.ParamType[str]):
+    """An HTTP header. The environment has one a line."""
+
+    name = "'NAME: VALUE'"
+    envvar_list_splitter = "\n"
+
+    def convert(self, value: str, param: Any, ctx: Any) -> str:
+        """See click.ParamType."""
+        name, colon, _ = value.partition(":")
+        if not colon or not name.strip():
+            self.fail(f"{name!r} is not 'NAME: VALUE'", param, ctx)
+        return value
+
+    def get_metavar(self, param: Any, ctx: Any = None) -> str:
+        """See click.ParamType."""
+        return self.name
+
+
+class Age(click.ParamType[timedelta]):
+    """How long ago something was."""
+
+    name = "AGE"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> timedelta:
+        """See click.ParamType."""
+        if isinstance(value, timedelta):
+            return value
+        try:
+            age = timedelta(**{_UNITS[value[-1:]]: int(value[:-1])})
+            if age < timedelta() or age > datetime.now(UTC) - _EPOCH:
+                raise OverflowError
+            return age
+        except (KeyError, ValueError, OverflowError):
+            self.fail(f"{value!r} is no age: give one such as 30m, 24h or 90d", param, ctx)
+
+
+class Moment(click.ParamType[datetime]):
+    """A moment, or how long ago it was."""
+
+    name = "TIME"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> datetime:
+        """See click.ParamType."""
+        if isinstance(value, datetime):
+            return value
+        try:
+            if value[-1:] in _UNITS and value[:-1].isdecimal():
+                return datetime.now(UTC) - timedelta(**{_UNITS[value[-1]]: int(value[:-1])})
+            moment = datetime.fromisoformat(value)
+            return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+        except (ValueError, OverflowError):
+            self.fail(
+                f"{value!r} is no moment: give one such as 2026-11-25T09:30:00Z, or how long ago, "
+                "such as 30m, 24h or 7d",
+                param,
+                ctx,
+            )
+
+
+database_url = option(
+    "--database-url",
+    default="sqlite:///policyd.db",
+    metavar="URL",
+    help="sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME.",
+)
+
+
+_key_settings = [
+    option(
+        "--enforce-user-ids",
+        type=click.Choice([*MODES, "default"]),
+        help="What to do with requests that name no user.",
+    ),
+    option("--override", type=click.Choice(list(OVERRIDES)), help="Who may override it by header."),
+    option(
+        "--accept",
+        help="What counts as a user: user,safety_identifier, as new keys have it, or one of them.",
+    ),
+]
+
+
+def key_settings(command: _Command) -> _Command:
+    """The options that set a key's settings; see changes()."""
+    for add in reversed(_key_settings):
+        command = add(command)
+    return command
+
+
+def changes(
+    enforce_user_ids: str | None, override: str | None, accept: str | None
+) -> dict[str, Any]:
+    """What the options of key_settings() ask for, as Store.update_key() takes it."""
+    changes: dict[str, Any] = {}
+    if enforce_user_ids is not None:
+        changes["mode"] = MODES.get(enforce_user_ids)
+    if override is not None:
+        changes["override"] = OVERRIDES[override]
+    if accept is not None:
+        changes["accept"] = listed(accept)
+    return changes
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """What stands between the commas of a setting's value; none where that is empty."""
+    return tuple(word.strip() for word in text.split(",")) if text.strip() else ()
+
+
+def common(command: _Command) -> _Command:
+    """The options of the commands that use the database and exit."""
+    as_json = option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+    return OPTIONS.config(database_url(as_json(command)))
+
+
+@contextmanager
+def opened(url: str, *, create: bool = False) -> Iterator["Store"]:
+    """The store at `url`, in a form that this version works on: it is migrated only where there
+    was nothing, and it is to be made.
+
+    Raises StoreUnavailable.
+    """
+    # A server has opened its own before it comes here, and its supervisor has none.
+    from policyd.store import Store
+
+    store = Store(url)
+    file = sqlite_file(url)
+    is_new = file is not None and not file.exists()
+    if is_new and create:
+        click.echo(f"There is no database {file} yet; it is made.", err=True)
+    elif is_new:
+        raise StoreUnavailable(
+            f"there is no database {file}: check --database-url, or make the first key "
+            "(policyd keys create NAME) or start policyd serve, which make it"
+        )
+    try:
+        if create and (is_new or store.form().revision is None):
+            store.migrate()
+        store.check_form()
+        yield store
+    finally:
+        store.close()
+
+
+def spool(url: str) -> Path:
+    """The folder where the entries of this database's log wait for it."""
+    file = sqlite_file(url)
+    return beside_database(url, f"{file.name}-spool" if file else "policyd-spool")
+
+
+def print_json(value: object) -> None:
+    """Print a value for machines, on one line."""
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+def beside_database(url: str, name: str) -> Path:
+    """A file called `name` in the database's folder, or here if it is no file."""
+    file = sqlite_file(url)
+    return (file.parent if file else Path()) / name

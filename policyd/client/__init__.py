@@ -1,0 +1,7 @@
+"""What a Python gateway asks policyd with: PolicyClient with asyncio, SyncPolicyClient for threads."""
+
+from policyd.client.aio import OnError, PolicyClient, tls_credentials
+from policyd.client.sync import SyncPolicyClient
+from policyd.errors import NoDecision
+
+__all__ = ["NoDecision", "OnError", "PolicyClient", "SyncPolicyClient", "tls_credentials"]

@@ -1,0 +1,207 @@
+"""The policyds that a client may ask: which connection a question goes to, and where it goes next.
+
+A question goes to the first connection whose peer answers and that is not busy, so that questions
+still travel together, or else to the least busy one. Where it gets no answer it goes to another at
+once, and when all have been tried it pauses, for longer each time, until its deadline.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from grpc import ChannelCredentials, StatusCode
+
+from policyd.client.connection import Connection, Metadata, Method
+from policyd.client.statuses import Failed, Meaning
+
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+Targets = str | Sequence[str]
+
+CONNECTIONS = 2
+"""To one address. Its workers share the connections, and one that hangs must not have them all."""
+BUSY = 4
+"""Calls under way from which on a connection counts as busy."""
+_SHARE = 4
+"""Tries that a deadline should have room for."""
+_PATIENCE = (0.1, 1.0)
+"""Seconds that a silent peer is waited for, at least and at most."""
+_FIRST_PAUSE, _MAX_PAUSE = 0.02, 0.25
+"""Seconds between two tries of all connections, at most."""
+_SHORTEST = 0.01
+"""Seconds that a try is worth while for."""
+_MARGIN = 0.5
+"""Seconds beyond its deadline after which gRPC is given up."""
+
+
+def addresses(targets: Targets) -> tuple[str, ...]:
+    """The addresses in `targets`, each once. Raises ValueError where there is none."""
+    words = targets.split(",") if isinstance(targets, str) else targets
+    found = tuple(dict.fromkeys(word.strip() for word in words))
+    if not found or "" in found:
+        raise ValueError(f"the addresses of policyd are HOST:PORT,HOST:PORT, not {targets!r}")
+    return found
+
+
+class Peers:
+    """Asks the policyds at `targets`, of which any will do, and shows them `metadata`.
+
+    Belongs to the event loop that it is made in. A try waits at most a fourth of `timeout` for a
+    peer that says nothing.
+    """
+
+    def __init__(
+        self,
+        targets: tuple[str, ...],
+        credentials: ChannelCredentials | None,
+        metadata: Metadata,
+        timeout: float,
+    ) -> None:
+        least, most = _PATIENCE
+        patience = min(max(timeout / _SHARE, least), most)
+        self._metadata = metadata
+        each = CONNECTIONS if len(targets) == 1 else 1
+        self._connections = [
+            Connection(target, credentials, patience) for target in targets for _ in range(each)
+        ]
+        # The first is asked most, and clients should not all have the same first one.
+        random.shuffle(self._connections)
+
+    async def ask(
+        self,
+        method: "Method[_Request, _Response]",
+        request: _Request,
+        seconds: float,
+        *,
+        is_patient: bool = False,
+        refusal: Callable[[_Response], Failed | None] | None = None,
+    ) -> _Response:
+        """The answer, which comes within `seconds`. `refusal` sees refusals in what is no error.
+
+        See Connection.ask() for `is_patient`. Raises Failed.
+        """
+        asking = _Asking(self._connections, time.monotonic() + seconds)
+        try:
+            # gRPC's threads keep the deadlines of calls. This one does not need those.
+            async with asyncio.timeout(seconds + _MARGIN):
+                return await self._ask(asking, method, request, is_patient, refusal)
+        except TimeoutError:
+            raise asking.late(is_patient) from None
+
+    async def _ask(
+        self,
+        asking: "_Asking",
+        method: "Method[_Request, _Response]",
+        request: _Request,
+        is_patient: bool,
+        refusal: Callable[[_Response], Failed | None] | None,
+    ) -> _Response:
+        while True:
+            connection = asking.next()
+            try:
+                answer = await connection.ask(
+                    method, request, asking.left, metadata=self._metadata, is_patient=is_patient
+                )
+                if refusal is None or (problem := refusal(answer)) is None:
+                    return answer
+            except Failed as failed:
+                problem = failed
+                if is_patient and failed.code is StatusCode.DEADLINE_EXCEEDED:
+                    problem = _late(failed.details, is_patient)
+            await asking.go_on(connection, problem)
+
+    async def can_reach(self, seconds: float) -> bool:
+        """Whether any answers within `seconds`."""
+        looks = [asyncio.ensure_future(one.answers(seconds)) for one in self._connections]
+        try:
+            for look in asyncio.as_completed(looks):
+                if await look:
+                    return True
+        finally:
+            for one in looks:
+                one.cancel()
+            await asyncio.gather(*looks, return_exceptions=True)
+        return False
+
+    async def close(self) -> None:
+        """Close all connections. Questions under way are cancelled."""
+        await asyncio.gather(*(one.close() for one in self._connections))
+
+
+def _late(details: str | None, is_patient: bool) -> Failed:
+    """That the time is up. Where policyd may have been waiting for a revision nothing may pass."""
+    meaning = Meaning.PASSING if is_patient else Meaning.NOT_REACHED
+    return Failed(StatusCode.DEADLINE_EXCEEDED, details, meaning)
+
+
+def _rank(connection: Connection) -> tuple[bool, int]:
+    """The lowest is asked, and of equals the first."""
+    return connection.is_away, max(connection.load, BUSY)
+
+
+class _Asking:
+    """The tries of one question."""
+
+    __slots__ = ("_connections", "_deadline", "_pause", "_problem", "_refused", "_tried")
+
+    def __init__(self, connections: list[Connection], deadline: float) -> None:
+        self._connections = connections
+        self._deadline = deadline
+        self._pause = _FIRST_PAUSE
+        self._tried: tuple[Connection, ...] = ()
+        self._refused: tuple[str, ...] = ()
+        """Addresses that would not decide."""
+        self._problem: Failed | None = None
+
+    @property
+    def left(self) -> float:
+        """Seconds until the deadline."""
+        return max(self._deadline - time.monotonic(), 0)
+
+    def next(self) -> Connection:
+        """The connection to try."""
+        left = [
+            one
+            for one in self._connections
+            if one not in self._tried and one.address not in self._refused
+        ]
+        return min(left, key=_rank)
+
+    async def go_on(self, connection: Connection, problem: Failed) -> None:
+        """Return when the next try is due. Raises the problem that tells most, if there is none."""
+        self._remember(problem)
+        assert self._problem is not None
+        if problem.meaning is Meaning.FINAL:
+            raise problem
+        self._tried = (*self._tried, connection)
+        if problem.meaning is Meaning.ELSEWHERE:
+            self._refused = (*self._refused, connection.address)
+        others = [one for one in self._connections if one.address not in self._refused]
+        if not others or self.left <= _SHORTEST:
+            raise self._problem
+        if any(one not in self._tried for one in others):
+            return
+        pause = self._pause * random.uniform(0.5, 1)  # noqa: S311  # no secret
+        if self.left <= pause + _SHORTEST:
+            raise self._problem
+        await asyncio.sleep(pause)
+        self._pause = min(2 * self._pause, _MAX_PAUSE)
+        self._tried = ()
+
+    def late(self, is_patient: bool) -> Failed:
+        """The problem that tells most, where gRPC itself has not ended a try in time."""
+        self._remember(_late("gRPC gave no answer in time", is_patient))
+        assert self._problem is not None
+        return self._problem
+
+    def _remember(self, problem: Failed) -> None:
+        """What one policyd refused is refused, though another cannot be reached. Of outages, that
+        the time is up says least."""
+        before = self._problem
+        if before is None or (
+            before.is_outage
+            and not (problem.is_outage and problem.code.name == "DEADLINE_EXCEEDED")
+        ):
+            self._problem = problem

@@ -1,0 +1,179 @@
+"""Outcomes on their way to policyd: queued, sent in batches, and kept while policyd is away."""
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import grpc
+
+from policyd.client.statuses import Failed, Meaning
+from policyd.v1.policy_pb2 import Outcome, ReportOutcomeRequest, ReportOutcomeResponse
+
+log = logging.getLogger(__name__)
+
+MAX_WAITING = 20_000
+"""Outcomes that wait at most."""
+MAX_OUTCOME = 4096
+"""Bytes of an outcome. A gateway's are of a few hundred."""
+MAX_BATCH = 1000
+"""Outcomes in one call: as many as policyd takes."""
+MAX_BATCH_BYTES = 1024 * 1024
+"""Bytes of outcomes in one call."""
+_INTERVAL = 0.1
+"""Seconds that the first outcome of a batch waits for others."""
+_MAX_PAUSE = 5.0
+"""Seconds between two tries at most, while policyd is away."""
+_CLOSING_TIME = 2.0
+"""Seconds that close() takes at most."""
+_OLD_POLICYD_PAUSE = 60.0
+"""Seconds until a policyd that does not know of outcomes is tried again: it may be replaced."""
+_LOG_INTERVAL = 10.0
+
+Send = Callable[[ReportOutcomeRequest], Awaitable[ReportOutcomeResponse]]
+
+
+class Reporter:
+    """Hands outcomes to `send`, which calls ReportOutcome, one call at a time.
+
+    Belongs to the event loop that it is first used in. While no outcome waits it does nothing.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._waiting: deque[Outcome] = deque()
+        self._sending: asyncio.Task[None] | None = None
+        self._full = asyncio.Event()
+        self._closing = asyncio.Event()
+        self._losses = _Losses()
+        self._silent_until: float | None = None
+        """Set once a policyd has not known of outcomes."""
+
+    @property
+    def lost(self) -> int:
+        """Outcomes so far that policyd will not get."""
+        return self._losses.count
+
+    def report(self, outcome: Outcome) -> None:
+        """Queue it. It returns at once and never fails."""
+        if self._silent_until is not None and time.monotonic() < self._silent_until:
+            return
+        if len(self._waiting) >= MAX_WAITING:
+            self._losses.add(1, "policyd has not taken any for too long")
+        elif outcome.ByteSize() > MAX_OUTCOME:
+            self._losses.add(1, f"it is over {MAX_OUTCOME} bytes")
+        elif self._closing.is_set():
+            self._losses.add(1, "the client of policyd was closed")
+        else:
+            self._enqueue(outcome)
+
+    def _enqueue(self, outcome: Outcome) -> None:
+        self._waiting.append(outcome)
+        if len(self._waiting) >= MAX_BATCH:
+            self._full.set()
+        if self._sending is None:
+            self._sending = asyncio.create_task(self._send_all())
+
+    def take(self) -> list[Outcome]:
+        """Take what waits out of the queue. What is just being sent is there too."""
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        return waiting
+
+    async def close(self) -> None:
+        """Send what waits, as far as 2 s suffice. What is reported after that is lost."""
+        self._closing.set()
+        self._full.set()
+        if sending := self._sending:
+            await asyncio.wait({sending}, timeout=_CLOSING_TIME)
+            sending.cancel()
+            await asyncio.wait({sending})
+        if self._waiting:
+            self._losses.add(len(self._waiting), "policyd did not take them before the end")
+            self._waiting.clear()
+
+    async def _send_all(self) -> None:
+        failures = 0
+        while self._waiting:
+            await self._pause(failures)
+            # They stay in the queue until policyd has them: nobody else takes any out.
+            batch = self._batch()
+            is_over = await self._try(batch)
+            failures = 0 if is_over else failures + 1
+            if is_over:
+                self._forget(len(batch))
+        self._sending = None
+
+    def _batch(self) -> list[Outcome]:
+        batch: list[Outcome] = []
+        size = 0
+        for outcome in self._waiting:
+            size += outcome.ByteSize()
+            if len(batch) == MAX_BATCH or size > MAX_BATCH_BYTES:
+                break
+            batch.append(outcome)
+        return batch
+
+    def _forget(self, number: int) -> None:
+        for _ in range(min(number, len(self._waiting))):
+            self._waiting.popleft()
+        if len(self._waiting) < MAX_BATCH and not self._closing.is_set():
+            self._full.clear()
+
+    async def _pause(self, failures: int) -> None:
+        """Let others join, or policyd come back."""
+        until, seconds = self._full, _INTERVAL
+        if failures:
+            until = self._closing
+            seconds = min(_INTERVAL * 2**failures, _MAX_PAUSE) * random.uniform(0.5, 1)  # noqa: S311  # no secret
+            if self._closing.is_set():
+                await asyncio.sleep(_INTERVAL)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(until.wait(), seconds)
+
+    async def _try(self, batch: list[Outcome]) -> bool:
+        """Send it. Returns whether that is over, for better or worse."""
+        try:
+            answer = await self._send(ReportOutcomeRequest(outcomes=batch))
+        except Failed as problem:
+            # The log is full, say: batches are small enough for it not to be their size. To report
+            # an outcome twice changes nothing.
+            if problem.meaning is not Meaning.FINAL:
+                return False
+            if problem.code is grpc.StatusCode.UNIMPLEMENTED:
+                self._fall_silent()
+            else:
+                self._losses.add(len(batch), f"{problem.code.name}: {problem.details}")
+        except Exception as error:  # noqa: BLE001  # Whatever it was, the next batch may fare better.
+            self._losses.add(len(batch), repr(error))
+        else:
+            for rejected in answer.rejected:
+                self._losses.add(1, rejected.message)
+        return True
+
+    def _fall_silent(self) -> None:
+        if self._silent_until is None:
+            log.warning(
+                "this policyd takes no reports of what became of requests, so its log will not "
+                "show that: update policyd"
+            )
+        self._silent_until = time.monotonic() + _OLD_POLICYD_PAUSE
+        self._waiting.clear()
+
+
+class _Losses:
+    """Outcomes that are lost: counted, and told of now and then."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._told = -_LOG_INTERVAL
+
+    def add(self, number: int, cause: str) -> None:
+        self.count += number
+        now = time.monotonic()
+        if now - self._told >= _LOG_INTERVAL:
+            self._told = now
+            log.error("what became of requests was not reported (%d so far): %s", self.count, cause)

@@ -1,0 +1,237 @@
+"""policyd.client for programs of threads: evaluate() blocks.
+
+with SyncPolicyClient("127.0.0.1:50051", on_error="deny") as policyd:
+    answer = policyd.evaluate(EvaluateRequest(key=key, has_user=False))
+"""
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import CancelledError, Future, wait
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from policyd.client import forking
+from policyd.client.aio import (
+    CLOSED,
+    ChannelCredentials,
+    NoDecision,
+    OnError,
+    PolicyClient,
+    instead,
+)
+from policyd.client.peers import Targets
+from policyd.v1.policy_pb2 import (
+    CheckKeyRequest,
+    CheckKeyResponse,
+    EvaluateRequest,
+    EvaluateResponse,
+    Outcome,
+)
+
+_Answer = TypeVar("_Answer", EvaluateResponse, CheckKeyResponse)
+_MARGIN = 1.0
+"""Seconds beyond the timeout after which the client's own thread is given up."""
+_CLOSING_TIME = 5.0
+"""Seconds that its end may take at most."""
+
+
+class SyncPolicyClient:
+    """PolicyClient for threads: evaluate() blocks, and never much longer than `timeout`. What
+    several threads ask at once travels together, as one event loop in a thread of its own asks for
+    all of them. That thread and its channel are made when something is asked first.
+
+    A process that has one may fork: os.fork() waits for the questions under way, as long as they
+    may take, and then parent and child each make a channel of their own when they next ask. It
+    needs the hooks of os.fork(), as gunicorn, Celery and multiprocessing run them, and no other
+    part of the process that uses gRPC's asyncio. Where the child cannot ask, `on_error` holds, and
+    "allow" denies.
+    """
+
+    def __init__(
+        self,
+        target: Targets,
+        *,
+        timeout: float = 1.0,
+        credentials: ChannelCredentials | None = None,
+        token: str = "",
+        on_error: OnError = "raise",
+    ) -> None:
+        def new_client() -> PolicyClient:
+            return PolicyClient(target, timeout=timeout, credentials=credentials, token=token)
+
+        new_client()  # What it cannot be made of is told here, not at the first question.
+        self._new_client = new_client
+        self._patience = timeout + _MARGIN
+        self._on_error = on_error
+        self._lock = threading.Lock()
+        self._connection: _Connection | None = None
+        self._outcomes: list[Outcome] = []
+        """Those that the last connection did not get rid of before a fork."""
+        self._closed = False
+        forking.clients.add(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if connection := getattr(self, "_connection", None):
+            connection.leave()
+
+    def close(self) -> None:
+        """Close the channel. Questions under way end with no decision."""
+        with suppress(NoDecision), self._turn():
+            if self._outcomes:
+                self._connected()
+            self._closed = True
+            connection, self._connection = self._connection, None
+            if connection:
+                connection.close()
+
+    def evaluate(self, request: EvaluateRequest) -> EvaluateResponse:
+        """Ask for a decision. Where none comes in time, for whatever cause, `on_error` holds."""
+        try:
+            # Whatever is handed over before close() is ended by it, and nothing is after.
+            with self._turn():
+                asked = self._connected().evaluate(request)
+            return _answer(asked, self._patience)
+        except NoDecision as problem:
+            return instead(problem, self._on_error)
+
+    def check_key(self, request: CheckKeyRequest) -> CheckKeyResponse:
+        """Ask about a key before a body is held, as PolicyClient.check_key() does."""
+        with self._turn():
+            asked = self._connected().check_key(request)
+        return _answer(asked, self._patience)
+
+    def report(self, outcome: Outcome) -> None:
+        """Report what became of a request that was allowed, as PolicyClient.report() does."""
+        with suppress(NoDecision), self._turn():
+            self._connected().report(outcome)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Hold the lock. Raises NoDecision where it is closed, or others do not let go."""
+        lock = self._lock
+        if not lock.acquire(timeout=self._patience):
+            raise NoDecision("another thread is forking or closing the client", is_outage=True)
+        try:
+            if self._closed:
+                raise NoDecision(CLOSED)
+            yield
+        finally:
+            lock.release()
+
+    def _connected(self) -> "_Connection":
+        if self._connection is None:
+            forking.check()
+            self._connection = _Connection(self._new_client())
+            for outcome in self._outcomes:
+                self._connection.report(outcome)
+            self._outcomes = []
+        return self._connection
+
+    def suspend(self) -> bool:
+        """For a fork: see forking.py."""
+        if not self._lock.acquire(timeout=self._patience):
+            return False
+        try:
+            if connection := self._connection:
+                self._connection = None
+                self._outcomes = connection.suspend(self._patience)
+        except BaseException:  # Of a signal that comes while it waits.
+            self._lock.release()
+            raise
+        return True
+
+    def resume(self) -> None:
+        """For the parent, after a fork."""
+        self._lock.release()
+
+    def renew(self) -> None:
+        """For the child, after a fork. What the parent has to report, it reports."""
+        self._lock = threading.Lock()
+        self._outcomes = []
+        if self._connection is not None:
+            # Its parts are not taken apart here: that would wait for threads of the parent.
+            _left_behind.append(self._connection)
+            self._connection = None
+
+
+class _Connection:
+    """A client of policyd on an event loop in a thread of its own."""
+
+    def __init__(self, client: PolicyClient) -> None:
+        self._client = client
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._kept: list[Outcome] | None = None
+        """Outcomes that were not sent, where they are to be kept."""
+        self._under_way: set[Future[Any]] = set()
+        self._thread = threading.Thread(target=self._run, name="policyd client", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        await self._stop.wait()
+        if self._kept is not None:
+            self._kept += self._client.take_outcomes()
+        await self._client.close()
+
+    def evaluate(self, request: EvaluateRequest) -> "Future[EvaluateResponse]":
+        return self._begin(self._client.evaluate(request))
+
+    def check_key(self, request: CheckKeyRequest) -> "Future[CheckKeyResponse]":
+        return self._begin(self._client.check_key(request))
+
+    def _begin(self, asking: Coroutine[Any, Any, _Answer]) -> "Future[_Answer]":
+        asked = asyncio.run_coroutine_threadsafe(asking, self._loop)
+        self._under_way.add(asked)
+        asked.add_done_callback(self._under_way.discard)
+        return asked
+
+    def report(self, outcome: Outcome) -> None:
+        self._loop.call_soon_threadsafe(self._client.report, outcome)
+
+    def leave(self) -> None:
+        """Have it end, without waiting for that."""
+        with suppress(RuntimeError):  # It has ended.
+            self._loop.call_soon_threadsafe(self._stop.set)
+
+    def close(self) -> None:
+        self.leave()
+        self._thread.join(_CLOSING_TIME)
+
+    def suspend(self, patience: float) -> list[Outcome]:
+        """Close it once it has its answers. Returns the outcomes that it has not sent yet."""
+        wait(tuple(self._under_way), patience)
+        self._kept = []
+        self.close()
+        return self._kept
+
+
+_left_behind: list[_Connection] = []
+"""Those of the process that this one was forked from, if it could not put them away."""
+
+
+def _answer(asked: "Future[_Answer]", patience: float) -> _Answer:
+    """What it ends with: the question has a deadline, but the thread that keeps it may be gone."""
+    try:
+        return asked.result(patience)
+    except CancelledError:
+        raise NoDecision(CLOSED) from None
+    except TimeoutError:
+        asked.cancel()
+        raise NoDecision("the client's own thread gave no answer", is_outage=True) from None

@@ -1,0 +1,1 @@
+"""What every command and server process shares: settings, addresses, processes, files, deadlines."""

@@ -1,0 +1,76 @@
+"""Addresses to listen at: whether they are free, and how several processes share one."""
+
+import ctypes
+import os
+import socket
+import stat
+import struct
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, suppress
+
+from policyd.command.configuration import Address
+from policyd.errors import CannotListen
+
+_ATTACH_FILTER = 51
+"""Linux's SO_ATTACH_REUSEPORT_CBPF, which Python has no name for."""
+_RETURN = 0x06
+"""BPF_RET | BPF_K: the filter's only instruction returns a constant."""
+
+
+def check_free(address: Address, flag: str) -> None:
+    """Raises CannotListen where nobody can listen on `address`, or somebody does."""
+    try:
+        for family, kind, protocol, _, name in socket.getaddrinfo(
+            *address, type=socket.SOCK_STREAM
+        ):
+            # Without SO_REUSEPORT, so that it fails even where the other one would share.
+            with socket.socket(family, kind, protocol) as alone:
+                alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                alone.bind(name)
+    except OSError:
+        raise not_free(address, flag) from None
+
+
+def reserve(address: Address, flag: str, held: ExitStack) -> Address:
+    """Take the port for our own processes, so that no stranger shares it. Raises CannotListen."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    check_free(address, flag)
+    shared = held.enter_context(socket.socket(family, socket.SOCK_STREAM))
+    shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    shared.bind((address.host, address.port))
+    return Address(address.host, shared.getsockname()[1])
+
+
+def steer(ports: Collection[int], position: int) -> None:
+    """Have new connections go to the listening socket `position` of those that share a port, of
+    which this process has one; 0 is the first that listened.
+
+    So a worker that takes another's place has its new connections at once, and the other can take
+    the last of its own before it closes its port: the kernel would reset what still waits there.
+    When it closes, the newest socket takes its position, and as there is none at `position` any
+    longer the kernel spreads connections as before. Where a system cannot do this, nothing changes.
+    """
+    code = ctypes.create_string_buffer(struct.pack("HBBI", _RETURN, 0, 0, position))
+    program = struct.pack("HL", 1, ctypes.addressof(code))
+    for one in _own_sockets():
+        with one, suppress(OSError):
+            is_listening = one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            if is_listening and one.getsockname()[1] in ports:
+                one.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, program)
+
+
+def _own_sockets() -> Iterator[socket.socket]:
+    """The sockets of this process. Those of gRPC are to be had in no other way."""
+    with suppress(FileNotFoundError):
+        for name in os.listdir("/proc/self/fd"):
+            with suppress(OSError):
+                if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                    yield socket.socket(fileno=os.dup(int(name)))
+
+
+def not_free(address: Address, flag: str) -> CannotListen:
+    """The error that says so."""
+    return CannotListen(
+        f"{flag} {address} cannot be listened on: another program has the port, or it is no "
+        f"address of this machine. Give {flag} another one; port 0 takes a free port"
+    )

@@ -1,0 +1,248 @@
+"""The workers of one server: watched, replaced one at a time, and ended together.
+
+SIGTERM drains them and SIGINT does not; a second one of either cuts what is under way. SIGHUP
+replaces them, as after an upgrade, or where a file has changed that is read at the start.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any, Protocol, TypeVar
+
+from policyd.command.child import End, Serving
+from policyd.errors import PolicydError, SettingsError
+
+_log = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
+
+
+class Worker(Protocol):
+    """One of a crew: a Child, or Own."""
+
+    async def start(self) -> None:
+        """Start it, and wait until it is ready. Raises PolicydError."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it does its work, and does not wait for what it needs."""
+
+    async def until_ready(self) -> None:
+        """Wait until it does its work."""
+
+    async def keep_running(self) -> None:
+        """Start it again whenever it ends, until cancelled."""
+
+    async def stop(self, end: End, patience: float | None = None) -> None:
+        """End it, and wait until it has, for so many seconds if it is a process of its own."""
+
+    def hurry(self) -> None:
+        """Have it wait for nothing any more."""
+
+
+Hire = Callable[[int | None], Worker]
+"""Makes a worker. It is given its position where it takes another's place, else None."""
+
+
+class Runs(Serving, AbstractAsyncContextManager[object], Protocol):
+    """A server that runs in an `async with` block."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it does its work."""
+
+    async def until_ready(self) -> None:
+        """Wait until it does its work."""
+
+
+class Own:
+    """A worker that is no process of its own: the only one, until it is replaced by one that is."""
+
+    def __init__(self, server: Runs) -> None:
+        self._server = server
+        self._running = AsyncExitStack()
+        self._ending: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """See Worker."""
+        await self._running.enter_async_context(self._server)
+
+    @property
+    def is_ready(self) -> bool:
+        """See Worker."""
+        return self._server.is_ready
+
+    async def until_ready(self) -> None:
+        """See Worker."""
+        await self._server.until_ready()
+
+    async def keep_running(self) -> None:
+        """See Worker."""
+        await asyncio.Event().wait()
+
+    async def stop(self, end: End, patience: float | None = None) -> None:
+        """See Worker. What was begun is brought to its end, even if nothing waits for it."""
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._stop(end))
+        await asyncio.shield(self._ending)
+
+    async def _stop(self, end: End) -> None:
+        await self._server.wind_down(end)
+        await self._running.aclose()
+
+    def hurry(self) -> None:
+        """See Worker."""
+        self._server.hurry()
+
+
+class Crew:
+    """Workers that do the same, each at any time replaceable by another."""
+
+    def __init__(self, workers: list[Worker]) -> None:
+        self._workers = workers
+        self._leaving: set[Worker] = set()
+        self._watching: dict[Worker, asyncio.Task[None]] = {}
+
+    async def start(self) -> None:
+        """Start all, and wait until they are ready. Raises PolicydError."""
+        await asyncio.gather(*(one.start() for one in self._workers))
+
+    async def until_ready(self) -> None:
+        """Wait until all do their work."""
+        await asyncio.gather(*(one.until_ready() for one in self._workers))
+
+    def watch(self) -> None:
+        """Start each again whenever it ends, from now on."""
+        for one in self._workers:
+            self._watching[one] = asyncio.create_task(one.keep_running())
+
+    async def replace(self, hire: Hire) -> None:
+        """Replace all, one at a time: the new one is ready before the old one goes.
+
+        Raises PolicydError or OSError where a new one does not start; then the old one stays.
+        """
+        for number, old in enumerate(self._workers):
+            new = hire(len(self._workers))
+            await self._begin(new)
+            self._workers[number] = new
+            self._watching[new] = asyncio.create_task(new.keep_running())
+            self._leaving.add(old)
+            await self._forget(old)
+            await old.stop(End.REPLACE)
+            self._leaving.discard(old)
+
+    async def _begin(self, new: Worker) -> None:
+        try:
+            await new.start()
+            if not new.is_ready:
+                raise SettingsError(
+                    "a new worker knows no settings to decide by, as the database is away"
+                )
+        except BaseException:
+            new.hurry()
+            await new.stop(End.NOW)
+            raise
+
+    async def _forget(self, worker: Worker) -> None:
+        task = self._watching.pop(worker, None)
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def stop(self, end: End, patience: float | None = None) -> None:
+        """End all, those on their way out included, and wait until they have."""
+        for one in tuple(self._watching):
+            await self._forget(one)
+        all_of_them = (*self._workers, *self._leaving)
+        await asyncio.gather(*(one.stop(end, patience) for one in all_of_them))
+
+    def hurry(self) -> None:
+        """Have all wait for nothing any more."""
+        for one in (*self._workers, *self._leaving):
+            one.hurry()
+
+
+class Orders:
+    """What the operator wants, by signals."""
+
+    def __init__(self) -> None:
+        self._stopping = asyncio.Event()
+        self._replacing = asyncio.Event()
+        self._any = asyncio.Event()
+        self.end = End.NOW
+        self.hurry: Callable[[], object] = bool
+        """Is called at a second signal to stop."""
+
+    def stop(self, end: End) -> None:
+        """Stop, and at once if that has been said before."""
+        if self._stopping.is_set():
+            self.hurry()
+        else:
+            self.end = end
+        self._stopping.set()
+        self._any.set()
+
+    def replace(self) -> None:
+        """Replace the workers."""
+        self._replacing.set()
+        self._any.set()
+
+    async def follow(self, replace: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Replace the workers whenever that is wanted, until they are to stop."""
+        while not self._stopping.is_set():
+            await self._any.wait()
+            self._any.clear()
+            if self._replacing.is_set() and not self._stopping.is_set():
+                self._replacing.clear()
+                await self._replace(replace)
+
+    async def unless_stopping(self, work: Coroutine[Any, Any, _Result]) -> _Result | None:
+        """What `work` comes to, None where it is to stop before that."""
+        working = asyncio.ensure_future(work)
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        working.cancel()
+        try:
+            return await working
+        except asyncio.CancelledError:
+            return None
+
+    async def _replace(self, replace: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        async def replaced() -> bool:
+            await replace()
+            return True
+
+        try:
+            if await self.unless_stopping(replaced()):
+                _log.info("all workers are replaced")
+            else:
+                _log.info("the workers are being stopped, so no more of them are replaced")
+        except (PolicydError, OSError) as error:
+            _log.error("no more is replaced, and what runs goes on: %s", error)
+
+
+@asynccontextmanager
+async def orders() -> AsyncIterator[Orders]:
+    """The operator's signals, while the block runs."""
+    loop = asyncio.get_running_loop()
+    given = Orders()
+    had_terminal = os.isatty(0)
+
+    def hang_up() -> None:
+        # A terminal that is closed says the same, and wants its programs to end.
+        if had_terminal and not os.isatty(0):
+            given.stop(End.NOW)
+        else:
+            given.replace()
+
+    loop.add_signal_handler(signal.SIGTERM, given.stop, End.DRAIN)
+    loop.add_signal_handler(signal.SIGINT, given.stop, End.NOW)
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
+    try:
+        yield given
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.remove_signal_handler(number)

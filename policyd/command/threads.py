@@ -1,0 +1,142 @@
+"""Where a server's calls to the store run: threads of their own for each purpose, with deadlines.
+
+The store blocks. A purpose that callers can fill, such as administration, must not hold up another,
+such as following the settings, so each has its own StoreThreads. A thread that does not come back
+in time is given up: its caller is told, and it ends by itself, later or never. No thread keeps the
+process from ending.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
+
+from policyd.command import deadline
+from policyd.errors import StoreBusy, StoreUnavailable
+
+_Result = TypeVar("_Result")
+_Parameters = ParamSpec("_Parameters")
+
+_SPARE = 2
+"""Calls that may hang before others of their purpose are refused."""
+_MARGIN = 1.0
+"""Seconds beyond the deadline, at which the database's driver gives up by itself."""
+
+
+class StoreThreads:
+    """Runs calls to the store for one purpose: `at_once` of them, and `waiting` wait for a turn.
+
+    Each has `seconds`, and as many to wait; without `seconds`, each of the store's own calls has
+    the store's. Belongs to one event loop.
+    """
+
+    def __init__(
+        self, purpose: str, seconds: float | None, *, at_once: int = 1, waiting: int = 4
+    ) -> None:
+        self._purpose = purpose
+        self._seconds = seconds
+        self._most = at_once
+        self._waiting = waiting
+        self._turns = asyncio.Semaphore(at_once)
+        self._queued = 0
+        self._given_up = 0
+
+    async def run(
+        self,
+        call: Callable[_Parameters, _Result],
+        *arguments: _Parameters.args,
+        **options: _Parameters.kwargs,
+    ) -> _Result:
+        """What `call` returns. Raises what it raises, StoreUnavailable and StoreBusy.
+
+        A call whose caller has gone goes on, and keeps its turn until it ends or its time is over.
+        """
+        await self._turn()
+        if self._given_up >= self._most + _SPARE:
+            self._turns.release()
+            raise StoreUnavailable(
+                f"the database cannot be used: {self._given_up} calls for {self._purpose} still "
+                "hang in it"
+            )
+        result: _Result = await self._begin(partial(call, *arguments, **options))
+        return result
+
+    async def _turn(self) -> None:
+        if self._turns.locked() and self._queued >= self._waiting:
+            raise self._busy()
+        self._queued += 1
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise self._busy() from None
+        finally:
+            self._queued -= 1
+
+    def _busy(self) -> StoreBusy:
+        return StoreBusy(
+            f"as many calls for {self._purpose} wait for the database as may: try again later"
+        )
+
+    def _begin(self, work: Callable[[], Any]) -> asyncio.Future[Any]:
+        loop = asyncio.get_running_loop()
+        call = _Call(loop)
+        if self._seconds is not None:
+            call.timer = loop.call_later(self._seconds + _MARGIN, self._give_up, call)
+        name = f"store: {self._purpose}"
+        thread = threading.Thread(target=self._work, args=(call, work), name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self._end(call, None, StoreUnavailable(f"the database cannot be asked: {error}"))
+        return call.answer
+
+    def _work(self, call: "_Call", work: Callable[[], Any]) -> None:
+        result, error = None, None
+        try:
+            result = work() if self._seconds is None else _within(self._seconds, work)
+        except BaseException as raised:  # noqa: BLE001  # It is the caller's.
+            error = raised
+        with suppress(RuntimeError):  # The loop has ended: there is no caller any more.
+            call.loop.call_soon_threadsafe(self._end, call, result, error)
+
+    def _end(self, call: "_Call", result: Any, error: BaseException | None) -> None:
+        if call.is_given_up:
+            self._given_up -= 1
+            return
+        if call.timer is not None:
+            call.timer.cancel()
+        self._turns.release()
+        call.tell(result, error)
+
+    def _give_up(self, call: "_Call") -> None:
+        call.is_given_up = True
+        self._given_up += 1
+        self._turns.release()
+        call.tell(None, StoreUnavailable(f"the database cannot be used: {deadline.OVERDUE}"))
+
+
+def _within(seconds: float, work: Callable[[], Any]) -> Any:
+    with deadline.within(seconds):
+        return work()
+
+
+class _Call:
+    """A call under way."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.answer: asyncio.Future[Any] = loop.create_future()
+        self.timer: asyncio.TimerHandle | None = None
+        self.is_given_up = False
+
+    def tell(self, result: Any, error: BaseException | None) -> None:
+        """Give the caller its answer, if it still waits."""
+        if self.answer.done():
+            return
+        if error is None:
+            self.answer.set_result(result)
+        else:
+            self.answer.set_exception(error)

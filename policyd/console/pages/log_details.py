@@ -1,0 +1,25 @@
+"""Log Details: one decision with all that is known of it, and its trace."""
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from policyd.console.pages.logs import key_names
+from policyd.console.view.render import console, render, shown
+from policyd.store import LogFilter
+
+_TRACE_ROWS = 20
+
+
+def _show(request: Request) -> Response:
+    store = console(request).store
+    record = store.log.get(request.path_params["decision_id"])
+    trace = []
+    if record.trace_id:
+        wanted = LogFilter(trace_id=record.trace_id)
+        found = store.log.page(wanted, limit=_TRACE_ROWS + 1)
+        trace = [one for one in found if one.id != record.id][:_TRACE_ROWS]
+    return render(request, "log_details.html", record=record, trace=trace, keys=key_names(store))
+
+
+ROUTES = [Route("/logs/{decision_id}", shown(_show))]

@@ -1,0 +1,137 @@
+"""Logs: the decisions, newest first, filtered, live, and as files."""
+
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from policyd.console.view import labels, log_query
+from policyd.console.view.log_query import LogQuery
+from policyd.console.view.render import Console, console, refuse, render, shown
+from policyd.decision_log.export import csv_rows, json_line
+from policyd.decision_log.record import Record
+from policyd.store import LogFilter, Store
+
+PAGE = 50
+_EXPORT_PAGE = 1000
+_MAX_KEYS = 1000
+"""Keys that the filter offers to choose from."""
+
+
+def key_names(store: Store) -> dict[str, str]:
+    """The names of the keys by ID, oldest first, revoked ones too."""
+    return {key.id: key.name for key in store.list_keys(limit=_MAX_KEYS, show_revoked=True)}
+
+
+def holds_samples(store: Store, oldest: datetime | None) -> bool:
+    """Whether the log, of which `oldest` is the begin, holds what `policyd demo` made up: that is
+    where such a log begins."""
+    if oldest is None:
+        return False
+    first = store.log.page(LogFilter(until=oldest + timedelta(seconds=1)), limit=1)
+    return any(record.sample for record in first)
+
+
+def _page(request: Request) -> Response:
+    query = log_query.read(request.query_params)
+    store = console(request).store
+    names = key_names(store)
+    records = _find(store, query)
+    wanted = query.wanted.any_id
+    if wanted and len(records) == 1 and not query.filters and not query.after:
+        return RedirectResponse(f"/logs/{records[0].id}", 303)
+    return render(
+        request,
+        "logs.html",
+        refused=store.refusals.sample(wanted) if wanted and not records else None,
+        status=400 if query.problems else 200,
+        query=query,
+        records=records[:PAGE],
+        older=query.url(after=records[PAGE - 1].id) if len(records) > PAGE else "",
+        keys=names,
+        seen=_fingerprint(records[:PAGE]),
+        is_log_empty=not records and not query.given and not query.after,
+        flags=labels.FLAGS,
+        decisions=log_query.DECISIONS,
+        operations=log_query.OPERATIONS,
+    )
+
+
+def _rows(request: Request) -> Response:
+    """The rows of the first page, for htmx: no content where they are those that it has seen."""
+    query = log_query.read(request.query_params)
+    store = console(request).store
+    records = _find(store, query)[:PAGE] if query.is_live else []
+    seen = _fingerprint(records)
+    if not query.is_live or request.query_params.get("seen") == seen:
+        return Response(status_code=204)
+    if "first" in request.query_params:  # Until now there was no table to put them in.
+        return Response(headers={"HX-Refresh": "true"})
+    return render(
+        request, "log_rows.html", query=query, records=records, keys=key_names(store), seen=seen
+    )
+
+
+def _find(store: Store, query: LogQuery) -> list[Record]:
+    if query.problems:
+        return []
+    return store.log.page(query.wanted, after=query.after, limit=PAGE + 1)
+
+
+def _fingerprint(records: list[Record]) -> str:
+    """What changes when a row comes, or an outcome comes to one."""
+    shown = ",".join(f"{one.id}{one.outcome is not None:d}" for one in records)
+    return sha256(shown.encode()).hexdigest()[:16]
+
+
+async def _export(request: Request) -> Response:
+    form = request.path_params["form"]
+    query = log_query.read(request.query_params)
+    if query.problems or form not in ("csv", "jsonl"):
+        problem = next(iter(query.problems.values()), "The log is exported as csv or jsonl.")
+        return refuse(request, 400, problem)
+    here = console(request)
+    store = here.store
+    # A store that is away is told now.
+    first = await here.pages.run(store.log.page, query.wanted, limit=_EXPORT_PAGE)
+    records = _every(store, query.wanted, first)
+    lines = csv_rows(records) if form == "csv" else map(json_line, records)
+    name = f"policyd-log-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.{form}"
+    return StreamingResponse(
+        _in_threads(here, (line.encode("utf-8", "replace") for line in _together(lines))),
+        media_type="text/csv; charset=utf-8" if form == "csv" else "application/jsonl",
+        headers={"Content-Disposition": f'attachment; filename="{name}"'},
+    )
+
+
+async def _in_threads(here: Console, portions: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """What `portions` gives, each made in a thread: the store blocks."""
+    while (portion := await here.pages.run(next, portions, None)) is not None:
+        yield portion
+
+
+def _every(store: Store, wanted: LogFilter, page: list[Record]) -> Iterator[Record]:
+    while page:
+        yield from page
+        page = store.log.page(wanted, after=page[-1].id, limit=_EXPORT_PAGE)
+
+
+def _together(lines: Iterator[str]) -> Iterator[str]:
+    """Lines in portions: each portion crosses from a thread to the event loop."""
+    waiting: list[str] = []
+    for line in lines:
+        waiting.append(line)
+        if len(waiting) == _EXPORT_PAGE:
+            yield "".join(waiting)
+            waiting.clear()
+    yield "".join(waiting)
+
+
+ROUTES = [
+    Route("/logs", shown(_page)),
+    Route("/logs/rows", shown(_rows)),
+    Route("/logs/export.{form}", _export),
+]

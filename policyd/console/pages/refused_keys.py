@@ -1,0 +1,39 @@
+"""Refused keys: requests that brought no API key in force, by time, source and example."""
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from policyd.console.view import charts, periods
+from policyd.console.view.render import console, render, shown
+from policyd.decision_log.refused_tally import MAX_SOURCES
+
+_REASONS = (
+    charts.Series("denied", "Not valid", lambda counts: counts.unknown),
+    charts.Series("would-deny", "No key", lambda counts: counts.missing),
+    charts.Series("allowed", "Two keys", lambda counts: counts.conflicting),
+)
+_SOURCES = 50
+_SAMPLES = 50
+
+
+def _show(request: Request) -> Response:
+    store = console(request).store
+    refusals = store.refusals
+    period = periods.last_hours(request.query_params.get("period", ""), store.time())
+    hours = refusals.hours(period.since, period.last)
+    buckets = period.refusals(hours)
+    return render(
+        request,
+        "refused_keys.html",
+        period=period,
+        periods=periods.DASHBOARD,
+        total=periods.total_refusals(hours),
+        chart=charts.stacked("Refused keys", _REASONS, buckets, period.step),
+        sources=refusals.sources(period.since, period.last, limit=_SOURCES),
+        most_sources=MAX_SOURCES,
+        samples=refusals.samples(period.since, limit=_SAMPLES),
+    )
+
+
+ROUTES = [Route("/refused", shown(_show))]

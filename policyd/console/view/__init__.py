@@ -1,0 +1,1 @@
+"""How the pages show what they show: templates, labels, charts, periods."""

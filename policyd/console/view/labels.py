@@ -1,0 +1,146 @@
+"""What the console calls things, and how it writes numbers."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from policyd.decision_log.record import Ending, Record, Verdict
+from policyd.decision_log.refused_key import OTHERS, RefusalReason
+from policyd.engine.model import Ignored, Mode, Override, Source, UserState
+
+UNKNOWN = "\N{EM DASH}"
+
+VERDICTS = {
+    Verdict.ALLOWED: "Allowed",
+    Verdict.WOULD_DENY: "Would be blocked",
+    Verdict.DENIED: "Blocked",
+}
+MODES = {
+    Mode.OFF: ("Off", "Requests without a user pass."),
+    Mode.AUDIT: ("Audit", "They pass, and are flagged as would-be-blocked."),
+    Mode.ENFORCE: ("Enforce", "They are blocked with a 422 and never reach the provider."),
+}
+OVERRIDES = {
+    Override.ANY: ("Any request", "The header wins both ways."),
+    Override.TIGHTEN_ONLY: ("Only to tighten", "The header can only switch enforcement on."),
+    Override.LOCKED: ("Nobody", "The header is ignored, and the log says so."),
+}
+IDENTIFIERS = {
+    "user": "The body's top-level field user.",
+    "safety_identifier": "OpenAI's successor of user, on chat completions, responses and images.",
+}
+SOURCES = {
+    Source.HEADER: "The request's header",
+    Source.KEY: "The API key",
+    Source.DEFAULT: "The server's default",
+    Source.ROUTE: "The gateway's setting for the route",
+}
+IGNORED = {
+    Ignored.NOT_IGNORED: "No",
+    Ignored.LOCKED: "Yes: the key is locked",
+    Ignored.TIGHTEN_ONLY: "Yes: the key lets it only tighten",
+    Ignored.INVALID: "Yes: it was not one clear true or false",
+}
+ENDINGS = {
+    Ending.UNKNOWN: "Not known",
+    Ending.COMPLETE: "Complete",
+    Ending.CLIENT_LEFT: "The client left before the end",
+    Ending.UPSTREAM_BROKE: "The provider broke off",
+    Ending.NO_ANSWER: "The provider gave no answer",
+}
+REASONS = {
+    RefusalReason.MISSING: "No key",
+    RefusalReason.UNKNOWN: "Not valid",
+    RefusalReason.CONFLICTING: "Two keys",
+}
+BLOCKED_FLAG = "policy_enforce_user_ids"
+OVERRIDE_FLAG = "invalid_override"
+FLAGS = {
+    BLOCKED_FLAG: "Enforce User IDs",
+    OVERRIDE_FLAG: "Invalid override",
+}
+
+
+def flag_words(record: Record, flag: str) -> str:
+    """What a flag on a decision means, in plain words."""
+    if flag == OVERRIDE_FLAG:
+        return (
+            "The header x-usagepanda-enforce-user-ids was neither true nor false, so it was not "
+            "followed."
+        )
+    if record.user_state.is_unreadable:
+        cause = "The body of this request could not be read, so nobody could tell whose it is"
+    elif record.user_state is UserState.ABSENT:
+        cause = "This request carried no user"
+    else:
+        cause = f"This request carried no usable {record.identifier or 'user'}"
+    if record.verdict is Verdict.DENIED:
+        return f"{cause}. It was blocked: Enforce User IDs lets only requests pass that name one."
+    return f"{cause}. It passed, as Enforce User IDs only watched; enforcing would have blocked it."
+
+
+def verdict_words(record: Record) -> str:
+    """How a request fared. Blocked is what a policy denies: an older policyd logged refused keys
+    as well."""
+    return "Key refused" if record.is_key_refused else VERDICTS[record.verdict]
+
+
+def source_words(source: str) -> str:
+    """Where requests came from."""
+    return {"": "Address not known", OTHERS: "All other addresses"}.get(source, source)
+
+
+def more(values: Sequence[str]) -> str:
+    """How many values there are behind the first."""
+    return f" and {number(len(values) - 1)} more" if len(values) > 1 else ""
+
+
+def words(name: str) -> str:
+    """An identifier of the log as words: chat_completion is "Chat completion"."""
+    return name.replace("_", " ").capitalize()
+
+
+def number(value: int | None) -> str:
+    """A count, its thousands apart."""
+    return UNKNOWN if value is None else f"{value:,}"
+
+
+def money(nano: int | None, digits: int = 4) -> str:
+    """Billionths of a dollar as dollars; cents where they are enough, `digits` where not."""
+    if nano is None:
+        return UNKNOWN
+    if nano >= 1e9 or nano == 0:
+        return f"${nano / 1e9:,.2f}"
+    least = 10**-digits
+    return f"<${least:.{digits}f}" if nano / 1e9 < least else f"${nano / 1e9:.{digits}f}"
+
+
+def duration(microseconds: int | None) -> str:
+    """Microseconds, in the unit that fits."""
+    if microseconds is None:
+        return UNKNOWN
+    if microseconds < 10_000:
+        return f"{microseconds / 1000:.1f} ms"
+    if microseconds < 1_000_000:
+        return f"{microseconds / 1000:.0f} ms"
+    return f"{microseconds / 1e6:.1f} s"
+
+
+def share(part: int, rest: int) -> str:
+    """`part` of both, in per cent; never 100% or 0% where it is not quite so."""
+    whole = part + rest
+    if not whole:
+        return UNKNOWN
+    percent = 100 * part / whole
+    if part and rest:
+        percent = min(max(percent, 0.1), 99.9)
+    return f"{percent:.1f}%".replace(".0%", "%")
+
+
+def moment(at: datetime | None) -> str:
+    """A moment, to the second."""
+    return at.strftime("%Y-%m-%d %H:%M:%S") if at else UNKNOWN
+
+
+def times(count: int, noun: str) -> str:
+    """A count and its noun: 1 worker, 2 workers."""
+    return f"{number(count)} {noun}{'' if count == 1 else 's'}"

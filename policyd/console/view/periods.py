@@ -1,0 +1,128 @@
+"""Stretches of time to look at, and the buckets that a chart divides them into."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from datetime import MAXYEAR, datetime, timedelta
+from typing import TypeVar
+
+from policyd.console.view.log_query import moment
+from policyd.store import Counts, RefusalCounts
+
+_HOUR = timedelta(hours=1)
+_DAY = timedelta(days=1)
+_MAX_BUCKETS = 60
+_Counted = TypeVar("_Counted", Counts, RefusalCounts)
+_STEPS = (_HOUR, 3 * _HOUR, 6 * _HOUR, 12 * _HOUR, _DAY, 2 * _DAY, 7 * _DAY)
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """From `since` until before `until`, both at a full hour."""
+
+    name: str
+    since: datetime
+    until: datetime
+
+    @property
+    def last(self) -> datetime:
+        """A moment in its last hour: the statistics take both ends with."""
+        return self.until - timedelta(seconds=1)
+
+    @property
+    def step(self) -> timedelta:
+        """The length of a bucket."""
+        fitting = (step for step in _STEPS if (self.until - self.since) / step <= _MAX_BUCKETS)
+        return next(fitting, _STEPS[-1])
+
+    def buckets(self, hours: Iterable[tuple[datetime, Counts]]) -> list[tuple[datetime, Counts]]:
+        """The counts of the hours, summed up by bucket; buckets with nothing in them too."""
+        return self._buckets(hours, Counts)
+
+    def refusals(
+        self, hours: Iterable[tuple[datetime, RefusalCounts]]
+    ) -> list[tuple[datetime, RefusalCounts]]:
+        """The same of refused keys."""
+        return self._buckets(hours, RefusalCounts)
+
+    def _buckets(
+        self, hours: Iterable[tuple[datetime, _Counted]], empty: Callable[[], _Counted]
+    ) -> list[tuple[datetime, _Counted]]:
+        found = {start: empty() for start in self._starts()}
+        for hour, counts in hours:
+            start = self.since + (hour - self.since) // self.step * self.step
+            if start in found:
+                add(found[start], counts)
+        return list(found.items())
+
+    def _starts(self) -> Iterator[datetime]:
+        start = self.since
+        while start < self.until:
+            yield start
+            start += self.step
+
+
+def add(total: _Counted, more: _Counted) -> None:
+    """Add `more` to `total`."""
+    for field in fields(total):
+        setattr(total, field.name, getattr(total, field.name) + getattr(more, field.name))
+
+
+def total(counted: Iterable[tuple[object, Counts]]) -> Counts:
+    """All of it in one."""
+    return _total(counted, Counts())
+
+
+def total_refusals(counted: Iterable[tuple[object, RefusalCounts]]) -> RefusalCounts:
+    """The same of refused keys."""
+    return _total(counted, RefusalCounts())
+
+
+def _total(counted: Iterable[tuple[object, _Counted]], whole: _Counted) -> _Counted:
+    for _, counts in counted:
+        add(whole, counts)
+    return whole
+
+
+DASHBOARD = {
+    "24h": ("24 hours", timedelta(hours=24)),
+    "7d": ("7 days", 7 * _DAY),
+    "30d": ("30 days", 30 * _DAY),
+    "90d": ("90 days", 90 * _DAY),
+}
+USERS = {
+    "today": ("Today", _DAY),
+    "7d": ("7 days", 7 * _DAY),
+    "30d": ("30 days", 30 * _DAY),
+    "90d": ("90 days", 90 * _DAY),
+}
+
+
+def last_hours(name: str, now: datetime) -> Period:
+    """The dashboard's period of this name, up to and with the hour that runs."""
+    chosen = name if name in DASHBOARD else "24h"
+    until = now.replace(minute=0, second=0, microsecond=0) + _HOUR
+    return Period(chosen, until - DASHBOARD[chosen][1], until)
+
+
+def whole_days(parameters: Mapping[str, str], now: datetime) -> tuple[Period, str]:
+    """The period of days in UTC that the parameters ask for, and what is wrong with them."""
+    tomorrow = now.replace(hour=0, minute=0, second=0, microsecond=0) + _DAY
+    name = parameters.get("period", "")
+    chosen = name if name in USERS else "7d"
+    usual = Period(chosen, tomorrow - USERS[chosen][1], tomorrow)
+    if name != "days":
+        return usual, "" if name in ("", *USERS) else "There is no such period; this is 7 days."
+    try:
+        since, until = (_midnight(parameters.get(end, "")) for end in ("since", "until"))
+    except ValueError:
+        return usual, "Give two days such as 2026-11-25; until then, these are 7 days."
+    if not timedelta() <= until - since < timedelta(days=400):
+        return usual, "The first day comes first, and at most 400 days fit; these are 7 days."
+    return Period("days", since, until + _DAY), ""
+
+
+def _midnight(text: str) -> datetime:
+    at = moment(text).replace(hour=0, minute=0, second=0, microsecond=0)
+    if at.year == MAXYEAR:
+        raise ValueError("there is no day behind the last one")
+    return at

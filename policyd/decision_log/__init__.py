@@ -1,0 +1,1 @@
+"""The decision log from the worker to the store: records, the spool, export, prices."""

@@ -1,0 +1,127 @@
+"""The decision log as files: CSV and JSON Lines, with one set of columns.
+
+A spreadsheet runs what looks like a formula, so in CSV what begins like one gets a `'` in front: a
+text, and what follows a semicolon or a tab in it.
+"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from enum import IntEnum
+from typing import Any
+
+from policyd.decision_log.record import Outcome, Record
+
+_SIGNS = "=+@\uff1d\uff0b\uff0d\uff20-"
+"""How a formula can begin, the wide forms too."""
+_FORMULA = (*_SIGNS, "\t", "\r", "\n")
+_WITHIN = re.compile(rf'([;\t\r\n][\s"]*+)([{_SIGNS}]?+)')
+"""Where one can begin within a text: spreadsheets of many languages end cells at semicolons, and
+take no notice then of quotes that do not begin one. It takes in the gaps that no formula follows
+too: so none is looked at twice."""
+
+
+def _word(value: IntEnum | None) -> str | None:
+    return None if value is None else value.name.lower()
+
+
+def _ms(microseconds: int | None) -> float | None:
+    return None if microseconds is None else microseconds / 1000
+
+
+def _usd(nano: int | None) -> float | None:
+    return None if nano is None else nano / 1e9
+
+
+def _time(record: Record) -> str:
+    return record.time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+_DECISION: dict[str, Callable[[Record], Any]] = {
+    "id": lambda record: record.id,
+    "time": _time,
+    # An older policyd logged refused keys as well; no policy denied those requests.
+    "verdict": lambda one: "key_refused" if one.is_key_refused else _word(one.verdict),
+    "denial_status": lambda record: record.status or None,
+    "api_key_id": lambda record: record.key_id,
+    "operation": lambda record: record.operation,
+    "model": lambda record: record.model,
+    "user": lambda record: record.end_user,
+    "user_state": lambda record: _word(record.user_state),
+    "identifier": lambda record: record.identifier,
+    "mode": lambda record: _word(record.mode),
+    "source": lambda record: _word(record.source),
+    "override_ignored": lambda record: _word(record.ignored),
+    "in_scope": lambda record: record.in_scope,
+    "flags": lambda record: record.flags.split(",") if record.flags else [],
+    "explanation": lambda record: record.summary,
+    "revision": lambda record: record.revision,
+    "method": lambda record: record.method,
+    "path": lambda record: record.path,
+    "source_ip": lambda record: record.source_ip,
+    "user_agent": lambda record: record.user_agent,
+    "organization": lambda record: record.organization,
+    "trace_id": lambda record: record.trace_id,
+    "request_id": lambda record: record.request_id,
+    "sample": lambda record: record.sample,
+}
+_OUTCOME: dict[str, Callable[[Outcome], Any]] = {
+    "ending": lambda outcome: _word(outcome.ending),
+    "upstream_status": lambda outcome: outcome.status or None,
+    "openai_id": lambda outcome: outcome.openai_id,
+    "answer_model": lambda outcome: outcome.model,
+    "answer_organization": lambda outcome: outcome.organization,
+    "first_byte_ms": lambda outcome: _ms(outcome.first_byte_us),
+    "duration_ms": lambda outcome: _ms(outcome.duration_us),
+    "input_tokens": lambda outcome: outcome.input_tokens,
+    "output_tokens": lambda outcome: outcome.output_tokens,
+    "cached_tokens": lambda outcome: outcome.cached_tokens,
+    "cache_write_tokens": lambda outcome: outcome.cache_write_tokens,
+    "cost_usd": lambda outcome: _usd(outcome.cost_nano),
+}
+COLUMNS = (*_DECISION, *_OUTCOME)
+"""The names of the columns, in their order."""
+
+
+def values(record: Record) -> dict[str, Any]:
+    """A decision as JSON values by COLUMNS. None: not known."""
+    outcome = record.outcome
+    found = {name: read(record) for name, read in _DECISION.items()}
+    return found | {name: read(outcome) if outcome else None for name, read in _OUTCOME.items()}
+
+
+def json_line(record: Record) -> str:
+    """A decision as one line of JSON, its end included."""
+    return json.dumps(values(record), ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+def csv_rows(records: Iterable[Record]) -> Iterator[str]:
+    """The line of COLUMNS, then a row a decision (RFC 4180), the ends of the lines included."""
+    yield _line(COLUMNS)
+    for record in records:
+        yield _line(map(_cell, values(record).values()))
+
+
+def _line(cells: Iterable[str]) -> str:
+    line = io.StringIO()
+    csv.writer(line).writerow(cells)
+    return line.getvalue()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        # Without an exponent, which some spreadsheets take for text.
+        return f"{value:.9f}".rstrip("0").rstrip(".")
+    text = ",".join(value) if isinstance(value, list) else str(value)
+    text = _WITHIN.sub(_disarm, text)
+    return "'" + text if text.startswith(_FORMULA) or text.lstrip().startswith(_FORMULA) else text
+
+
+def _disarm(gap: re.Match[str]) -> str:
+    return f"{gap[1]}'{gap[2]}" if gap[2] else gap[0]

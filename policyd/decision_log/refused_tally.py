@@ -1,0 +1,101 @@
+"""Counts the requests whose API key was refused, in memory that does not grow with them.
+
+In each stretch of about a minute, MAX_SOURCES sources are counted one by one and the rest together,
+and some requests are kept as samples: SAMPLES of a source, MAX_SAMPLES in all.
+"""
+
+import time
+from collections.abc import Callable
+
+from policyd.decision_log.refused_key import OTHERS, Refusal, RefusalCount, RefusalReason, source_of
+
+MAX_SOURCES = 64
+SAMPLES = 3
+MAX_SAMPLES = 20
+
+
+class _Source:
+    """What is counted of one source."""
+
+    __slots__ = ("counts", "samples", "written")
+
+    def __init__(self) -> None:
+        self.counts = dict.fromkeys(RefusalReason, 0)
+        self.written = dict(self.counts)
+        self.samples = 0
+
+
+class RefusalTally:
+    """What one process counts. Belongs to one thread."""
+
+    def __init__(self, process: str, clock: Callable[[], float] = time.time) -> None:
+        self._process = process
+        self._clock = clock
+        self._stretch = 0
+        self._minute = self._now()
+        self._sources: dict[str, _Source] = {}
+        self._samples: list[Refusal] = []
+        self._sampled = 0
+
+    def add(self, refusal: Refusal) -> None:
+        """Count one request."""
+        source = self._source(source_of(refusal.source_ip))
+        source.counts[refusal.reason] += 1
+        if source.samples < SAMPLES and self._sampled < MAX_SAMPLES:
+            source.samples += 1
+            self._sampled += 1
+            self._samples.append(refusal)
+
+    def flush(self, write: Callable[[list[Refusal | RefusalCount]], bool]) -> None:
+        """Have what is new written: call it every few seconds. `write` returns whether it was.
+
+        Counts that it does not take are tried again the next time, samples are not.
+        """
+        changed = {name: one for name, one in self._sources.items() if one.counts != one.written}
+        entries: list[Refusal | RefusalCount] = [
+            self._entry(name, source) for name, source in changed.items()
+        ]
+        entries += self._samples
+        self._samples = []
+        if entries and write(entries):
+            for source in changed.values():
+                source.written = dict(source.counts)
+        if self._now() != self._minute:
+            self._begin()
+
+    def _source(self, name: str) -> _Source:
+        source = self._sources.get(name)
+        if source is None:
+            if len(self._sources) >= MAX_SOURCES:
+                name = OTHERS
+            source = self._sources.setdefault(name, _Source())
+        return source
+
+    def _entry(self, name: str, source: _Source) -> RefusalCount:
+        counts = source.counts
+        return RefusalCount(
+            self._process,
+            self._stretch,
+            self._minute,
+            name,
+            counts[RefusalReason.MISSING],
+            counts[RefusalReason.UNKNOWN],
+            counts[RefusalReason.CONFLICTING],
+        )
+
+    def _begin(self) -> None:
+        """Begin a new stretch. What could not be written of the last one is counted in this one."""
+        before = self._sources.values()
+        left = {
+            reason: sum(one.counts[reason] - one.written[reason] for one in before)
+            for reason in RefusalReason
+        }
+        self._sources = {}
+        if any(left.values()):
+            self._source(OTHERS).counts = left
+        self._stretch += 1
+        self._minute = self._now()
+        self._sampled = 0
+
+    def _now(self) -> int:
+        return int(self._clock() // 60)

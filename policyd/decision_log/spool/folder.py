@@ -1,0 +1,109 @@
+"""The spool's folder: made for one database, and what writer and reader both do with its files."""
+
+import fcntl
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from policyd.command.private_files import make_file, make_folder
+from policyd.decision_log.spool.problems import NO_ROOM
+from policyd.decision_log.spool.system import System
+from policyd.errors import NoRoom, SettingsError
+
+DIGITS = 20
+"""Of the number in a file that counts losses."""
+
+
+def prepare(folder: Path, identity: str) -> None:
+    """Make the folder, for the entries of the database of this identity. Raises SettingsError."""
+    make(folder)
+    mark = folder / "database"
+    try:
+        known = known_database(folder)
+        if known == identity:
+            return  # Nothing is written, so that a full disk prevents no start.
+        if known:
+            _check_unused(folder)
+        draft = folder / f"database.{os.getpid()}.tmp"
+        make_file(draft)
+        draft.write_text(identity, encoding="utf-8")
+        draft.replace(mark)
+    except OSError as error:
+        raise unusable(folder, error) from None
+
+
+def make(folder: Path) -> None:
+    """Make the folder. Raises SettingsError, which is NoRoom where the disk is full."""
+    try:
+        make_folder(folder)
+    except OSError as error:
+        raise unusable(folder, error) from None
+
+
+def known_database(folder: Path) -> str | None:
+    """Which database the folder's entries belong to; None where that is not known yet.
+
+    Raises SettingsError.
+    """
+    try:
+        # Empty: the disk was full when it was to be written.
+        return (folder / "database").read_text(encoding="utf-8") or None
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise unusable(folder, error) from None
+
+
+def _check_unused(folder: Path) -> None:
+    """Raises SettingsError where the entries of another database wait, or could any moment."""
+    if any(file.stat().st_size for file in folder.glob("*.jsonl")):
+        raise SettingsError(
+            f"--spool {folder} holds entries of another database, which that one has not got "
+            "yet: run policyd with that database, or give --spool another folder"
+        )
+    descriptor = os.open(folder / "shipper.lock", os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        if not lock(System(), descriptor):
+            raise SettingsError(
+                f"--spool {folder} is in use by a policyd with another database: "
+                "give --spool another folder"
+            )
+    finally:
+        os.close(descriptor)
+
+
+def unusable(folder: Path, error: OSError) -> SettingsError:
+    """The error for a folder that policyd cannot start with."""
+    if error.errno in NO_ROOM:
+        return NoRoom(f"--spool {folder} cannot be made: {error.strerror}. Make room on its disk")
+    return SettingsError(
+        f"--spool {folder} cannot be used: {error.strerror}. Give it a folder that policyd may "
+        "write to, on a local disk"
+    )
+
+
+def open_folder(folder: Path, system: System) -> int:
+    """A descriptor of the folder. Raises SettingsError."""
+    try:
+        return system.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise unusable(folder, error) from None
+
+
+def lock(system: System, descriptor: int) -> bool:
+    """Take the file's lock, unless another process has it."""
+    try:
+        system.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def segments(folder: int, system: System) -> list[tuple[str, int]]:
+    """The names and sizes of the files with entries, by name."""
+    found = []
+    for name in sorted(system.listdir(folder)):
+        if name.endswith(".jsonl"):
+            with suppress(FileNotFoundError):
+                found.append((name, system.stat(name, dir_fd=folder).st_size))
+    return found

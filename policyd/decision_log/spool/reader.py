@@ -1,0 +1,244 @@
+"""What the shipper reads of the spool, and what it deletes once the store has it."""
+
+import os
+import re
+import secrets
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from policyd.decision_log.spool.folder import DIGITS, lock, open_folder, segments
+from policyd.decision_log.spool.problems import NO_ROOM
+from policyd.decision_log.spool.system import System
+from policyd.errors import SettingsError
+
+_PIECE = 2**20
+"""Bytes that are read at once, where no other size is asked for."""
+_IDENTITY = re.compile(rb"[0-9a-f]{16}")
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Whole lines of one file."""
+
+    name: str
+    lines: list[bytes]
+    start: int
+    end: int
+    """Where the next chunk begins."""
+    is_last: bool
+    """Whether that has yet to be written."""
+
+
+class SpoolReader:
+    """Reads what all processes have written, once it has the folder's lock. It begins where
+    resume() says, and deletes only what delete() and forget_losses() are told that the store has.
+    """
+
+    def __init__(self, folder: Path, system: System | None = None) -> None:
+        self._system = system or System()
+        self._folder = open_folder(folder, self._system)
+        self._shipping = -1
+        self._locking = threading.Lock()
+        self._identity = ""
+        self._ends: dict[str, int] = {}
+        self._finished: set[str] = set()
+
+    def lock(self) -> bool:
+        """Become the one that ships, unless another process is. Threads may ask at once."""
+        with self._locking:
+            if self._shipping < 0:
+                flags = os.O_WRONLY | os.O_CREAT
+                descriptor = self._system.open("shipper.lock", flags, 0o600, dir_fd=self._folder)
+                if not lock(self._system, descriptor):
+                    self._system.close(descriptor)
+                    return False
+                self._shipping = descriptor
+            return True
+
+    def identity(self) -> str:
+        """What tells this folder from every other one. Only the one that ships may ask."""
+        if not self._identity:
+            self._identity = self._known_identity() or self._new_identity()
+        return self._identity
+
+    def resume(self, ends: Mapping[str, int]) -> set[str]:
+        """Go on where the store says that each file was shipped to. Returns files that are gone."""
+        names = set(self._names())
+        self._ends = {name: end for name, end in ends.items() if name in names}
+        self._finished.clear()
+        return ends.keys() - names
+
+    def chunks(self, size: int) -> Iterator[Chunk]:
+        """What is not read yet, in pieces of about `size` bytes.
+
+        A file that grows meanwhile has its turn again in the next round.
+        """
+        names = self._names()
+        self._finished |= self._ends.keys() - set(names)
+        for name in names:
+            while chunk := self._chunk(name, size):
+                yield chunk
+                if chunk.is_last:
+                    break
+
+    def done(self, chunk: Chunk) -> None:
+        """The store has it."""
+        self._ends[chunk.name] = chunk.end
+
+    def finished(self) -> dict[str, int]:
+        """The files that were read to their end, which no process writes any more, and that end."""
+        return {name: self._ends.get(name, 0) for name in self._finished}
+
+    def delete(self, ends: Mapping[str, int]) -> set[str]:
+        """Delete the files that end where the store has them up to. Returns those that are gone,
+        for good even if the power fails."""
+        gone = set()
+        for name, end in ends.items():
+            if self._delete(name, end):
+                gone.add(name)
+                self._finished.discard(name)
+                self._ends.pop(name, None)
+        if gone:
+            self._system.fsync(self._folder)
+        return gone
+
+    def losses(self) -> dict[str, int]:
+        """How many entries each process has lost, of those that lost any."""
+        found: dict[str, int] = {}
+        for name in self._loss_files():
+            with suppress(FileNotFoundError), self._opened(name) as descriptor:
+                lost = _number(self._system.pread(descriptor, DIGITS, 0))
+                found[_process(name)] = max(lost, found.get(_process(name), 0))
+        return {process: lost for process, lost in found.items() if lost}
+
+    def ended(self) -> set[str]:
+        """The processes that have ended and left a count of losses behind."""
+        found = set()
+        for name in self._loss_files():
+            with suppress(FileNotFoundError), self._opened(name) as descriptor:
+                if lock(self._system, descriptor):
+                    found.add(_process(name))
+        return found
+
+    def forget_losses(self, known: Mapping[str, int]) -> None:
+        """Delete the counts of processes that have ended, where the store has as many."""
+        for name in self._loss_files():
+            with suppress(FileNotFoundError), self._opened(name) as descriptor:
+                if lock(self._system, descriptor):
+                    # In this order: one that still runs may count on.
+                    lost = _number(self._system.pread(descriptor, DIGITS, 0))
+                    if lost <= known.get(_process(name), 0):
+                        self._system.unlink(name, dir_fd=self._folder)
+
+    def left(self) -> int:
+        """Bytes of entries in files that no process writes any more."""
+        found = 0
+        for name, size in segments(self._folder, self._system):
+            with suppress(FileNotFoundError), self._opened(name) as descriptor:
+                found += size if lock(self._system, descriptor) else 0
+        return found
+
+    def close(self) -> None:
+        """Let another process ship."""
+        for descriptor in (self._shipping, self._folder):
+            if descriptor >= 0:
+                self._system.close(descriptor)
+
+    def _names(self) -> list[str]:
+        return [name for name, _ in segments(self._folder, self._system)]
+
+    def _chunk(self, name: str, size: int) -> Chunk | None:
+        start = self._ends.get(name, 0)
+        with suppress(FileNotFoundError), self._opened(name) as descriptor:
+            # In this order: what no process writes any more is read to its end.
+            is_left = lock(self._system, descriptor)
+            content = self._system.pread(descriptor, size, start)
+            whole = _whole(content, size)
+            if whole:
+                is_last = not is_left and len(content) < size
+                lines = whole.removesuffix(b"\n").split(b"\n")
+                return Chunk(name, lines, start, start + len(whole), is_last)
+            if is_left:
+                self._finished.add(name)
+        return None
+
+    def _delete(self, name: str, end: int) -> bool:
+        """Whether the file is gone. One that is written, or has more lines, stays."""
+        try:
+            with self._opened(name) as descriptor:
+                # In this order: a process that has only just made it may write until it is locked.
+                if not lock(self._system, descriptor):
+                    return False
+                if _whole(self._system.pread(descriptor, _PIECE, end), _PIECE):
+                    return False
+                # Half a line at the end belongs to a decision that was never answered.
+                self._system.unlink(name, dir_fd=self._folder)
+        except FileNotFoundError:
+            pass
+        return True
+
+    def _known_identity(self) -> str:
+        with suppress(FileNotFoundError), self._opened("identity") as descriptor:
+            found = _IDENTITY.fullmatch(self._system.pread(descriptor, 64, 0))
+            return found[0].decode() if found else ""
+        return ""
+
+    def _new_identity(self) -> str:
+        identity = secrets.token_hex(8)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        try:
+            descriptor = self._system.open("identity", flags, 0o600, dir_fd=self._folder)
+            try:
+                self._system.write(descriptor, identity.encode())
+                self._system.fsync(descriptor)
+            finally:
+                self._system.close(descriptor)
+            self._system.fsync(self._folder)
+        except OSError as error:
+            # Shipping is what makes room: this time without a name that outlasts this process.
+            if error.errno not in NO_ROOM:
+                raise
+        return identity
+
+    def _loss_files(self) -> list[str]:
+        return [one for one in self._system.listdir(self._folder) if one.endswith(".lost")]
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[int]:
+        descriptor = self._system.open(name, os.O_RDONLY, dir_fd=self._folder)
+        try:
+            yield descriptor
+        finally:
+            self._system.close(descriptor)
+
+
+def left(folder: Path) -> int:
+    """Bytes of entries that no process writes or ships any more. They wait for the next start."""
+    try:
+        reader = SpoolReader(folder)
+    except SettingsError:
+        return 0  # There was no start yet.
+    try:
+        return reader.left() if reader.lock() else 0
+    finally:
+        reader.close()
+
+
+def _whole(content: bytes, size: int) -> bytes:
+    """The whole lines at the beginning of what was read. A piece without an end of a line is no
+    entry, and is passed over as one that cannot be read."""
+    whole = content[: content.rfind(b"\n") + 1]
+    return whole or (content if len(content) == size else b"")
+
+
+def _process(name: str) -> str:
+    """The process whose losses the file with this name counts."""
+    return name.removesuffix(".lost").partition("-")[0]
+
+
+def _number(digits: bytes) -> int:
+    """The count of losses; what is no number was never a whole one."""
+    return int(digits) if digits.isdigit() else 0

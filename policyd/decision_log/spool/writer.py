@@ -1,0 +1,245 @@
+"""What a worker writes to the spool: whole batches of lines, within the limit, or an error."""
+
+import logging
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from policyd.command.private_files import make_folder
+from policyd.decision_log.spool.folder import DIGITS, lock, segments, unusable
+from policyd.decision_log.spool.problems import NO_ROOM, cause, unwritable
+from policyd.decision_log.spool.spares import Spares
+from policyd.decision_log.spool.syncing import Sync, Unsynced
+from policyd.decision_log.spool.system import System
+from policyd.errors import LogFull
+
+_log = logging.getLogger(__name__)
+
+_SEGMENT = 8 * 2**20
+"""Bytes after which a new file is begun."""
+_SEGMENTS = 8
+"""Files that the spool holds at least before it is full."""
+_LOOK = 1.0
+"""Seconds between two looks at what all workers together have written."""
+
+
+class SpoolWriter:
+    """Writes the entries of one process. `limit` is the bytes of the whole folder.
+
+    Raises SettingsError where the folder cannot be used. A disk that is full is no such case: then
+    write() raises LogFull until there is room for the folder and its files.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        process: str,
+        limit: int,
+        sync: Sync = "never",
+        system: System | None = None,
+    ) -> None:
+        self._system = system or System()
+        self._path = folder
+        self._folder = -1
+        self._process = process
+        self._limit = limit
+        self._segment_size = max(min(_SEGMENT, limit // _SEGMENTS), 1)
+        self._number = 0
+        self._segment = -1
+        self._name = ""
+        self._size = 0
+        self._is_torn = True
+        """Whether nothing more may be written to the segment."""
+        self._used = 0
+        self._looked_at = 0.0
+        self._losses = -1
+        self._lost = 0
+        self._told = 0
+        self._spares: Spares
+        self._is_synced = sync != "never"
+        self._unsynced: Unsynced | None = None
+        self.written = 0
+        """Bytes that were ever written."""
+        self._is_blind = False
+        """Whether the last look failed."""
+        self._problem: OSError | None = None
+        """Why there was no new file when one was due."""
+        self._start()
+
+    def _start(self) -> None:
+        try:
+            self._open()
+            self._begin_losses()
+            self._begin_segment()
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                self.close()
+                raise unusable(self._path, error) from None
+            self._problem = error
+            _log.error("the spool has no room yet: %s", cause(error))
+
+    def write(self, lines: bytes) -> None:
+        """Write all of it or nothing. Raises LogFull or LogUnwritable."""
+        now = time.monotonic()
+        if now - self._looked_at > _LOOK or self._used + len(lines) > self._limit:
+            self._look(now)
+        if self._size >= self._segment_size or self._is_torn:
+            self._rotate()
+        if self._is_torn:
+            raise unwritable("begin a new file", self._problem)
+        if self._used + len(lines) > self._limit:
+            raise LogFull(
+                "the decision log is full (--spool-limit), as the database does not take it: "
+                "see to the database, or serve with --log-full drop"
+            )
+        self._append(lines)
+
+    def sync(self) -> None:
+        """Have the disk take what was written: from any thread, one at a time. Raises OSError."""
+        if self._unsynced is not None:
+            self._unsynced.sync()
+
+    def leave_segment(self) -> None:
+        """Write no more to this file: the disk did not take it, and a second sync would not say so
+        again."""
+        self._is_torn = True
+
+    def is_fuller_than(self, share: float) -> bool:
+        """Whether more than this share of the limit is used."""
+        self._look(time.monotonic())
+        return self._used > share * self._limit
+
+    def drop(self, entries: int) -> None:
+        """Count entries that are not kept."""
+        self._lost += entries
+        self.tell_losses()
+
+    def tell_losses(self) -> None:
+        """Write down the losses that the disk has not taken yet, if it takes them now."""
+        if self._lost == self._told:
+            return
+        with suppress(OSError):  # Then they are told the next time.
+            self._open()
+            if self._losses < 0 or not self._system.fstat(self._losses).st_nlink:
+                self._spares.lend(self._begin_losses)
+            self._system.pwrite(self._losses, b"%0*d" % (DIGITS, self._lost), 0)
+            self._told = self._lost
+
+    def close(self) -> None:
+        """Leave the files to the shipper."""
+        if self._folder >= 0:
+            self._spares.close()
+        if self._unsynced is not None:
+            self._unsynced.close()
+            self._segment = -1
+        for descriptor in (self._segment, self._losses, self._folder):
+            if descriptor >= 0:
+                self._system.close(descriptor)
+        self._segment = self._losses = self._folder = -1
+
+    def _open(self) -> None:
+        """Open the folder, and make it where the disk was too full for it. Raises OSError."""
+        if self._folder >= 0:
+            return
+        make_folder(self._path)
+        self._folder = self._system.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
+        self._spares = Spares(self._folder, self._system)
+        if self._is_synced:
+            self._unsynced = Unsynced(self._folder, self._system)
+
+    def _append(self, lines: bytes) -> None:
+        written = 0
+        try:
+            while written < len(lines):
+                part = lines[written:] if written else lines
+                written += self._system.write(self._segment, part)
+        except OSError as error:
+            self._take_back(written)
+            raise unwritable("be written", error) from None
+        self._size += written
+        self._used += written
+        self.written += written
+
+    def _take_back(self, written: int) -> None:
+        """Half a batch must not be read as one."""
+        with suppress(OSError):
+            self._system.ftruncate(self._segment, self._size)
+        # The shipper can make room by deleting this file. And it may have read the half batch: it
+        # would look for what follows behind that.
+        self._is_torn = self._is_torn or written > 0
+        if self._size or self._is_torn:
+            self._rotate()
+
+    def _look(self, now: float) -> None:
+        """See how much all workers have written. At the limit, at most a few times a second."""
+        if now - self._looked_at > _LOOK / 10:
+            self._looked_at = now
+            try:
+                self._open()
+                found = self._spares.lend(lambda: segments(self._folder, self._system))
+                is_gone = self._segment >= 0 and not self._system.fstat(self._segment).st_nlink
+            except OSError as error:
+                # What this process writes is counted all the same, and decisions go on.
+                if not self._is_blind:
+                    _log.error("the spool cannot be looked through: %s", cause(error))
+                self._is_blind = True
+            else:
+                self._used = sum(size for _, size in found)
+                self._is_blind = False
+                # Deleted by a stranger: what is written there would never be read.
+                self._is_torn = self._is_torn or is_gone
+
+    def _rotate(self) -> None:
+        before, name, is_empty = self._segment, self._name, not self._size
+        try:
+            self._open()
+            self._spares.lend(self._begin_segment)
+        except OSError as error:
+            self._problem = error
+            return  # The old one goes on, and write() says what is wrong.
+        if before < 0:
+            return
+        if is_empty:
+            # On a full disk there may be many, and a shipper without a store deletes none.
+            with suppress(OSError):
+                self._system.unlink(name, dir_fd=self._folder)
+        if self._unsynced is None:
+            self._system.close(before)
+
+    def _begin_segment(self) -> None:
+        if self._losses < 0:
+            self._begin_losses()
+        self._segment, self._name = self._create("jsonl", os.O_APPEND)
+        self._size, self._is_torn = 0, False
+        if self._unsynced is not None:
+            self._unsynced.begin(self._segment)
+
+    def _begin_losses(self) -> None:
+        """Make the file that counts losses, with its place on a disk that is full later."""
+        descriptor, _ = self._create("lost", 0)
+        try:
+            self._system.pwrite(descriptor, b"%0*d" % (DIGITS, 0), 0)
+        except OSError:
+            self._system.close(descriptor)
+            raise
+        if self._losses >= 0:
+            self._system.close(self._losses)
+        self._losses = descriptor
+
+    def _create(self, kind: str, more: int) -> tuple[int, str]:
+        """A new file, locked, and its name. No file had that name before."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | more
+        while True:
+            name = f"{self._process}-{self._number + 1:08d}.{kind}"
+            descriptor = self._system.open(name, flags, 0o600, dir_fd=self._folder)
+            self._number += 1
+            try:
+                # The shipper may have come between, and taken it for one that is written no more.
+                # It deletes it then, now or later; to wait for it could take for ever.
+                if lock(self._system, descriptor) and self._system.fstat(descriptor).st_nlink:
+                    return descriptor, name
+            except OSError:
+                self._system.close(descriptor)
+                raise
+            self._system.close(descriptor)

@@ -1,0 +1,1 @@
+"""`policyd demo`: policyd, its gateway and an upstream in one process, to try it."""

@@ -1,0 +1,1 @@
+"""How a request is read: headers, body and path -> what a gateway asks, and what is decided on."""

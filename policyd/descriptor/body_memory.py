@@ -1,0 +1,120 @@
+"""Request bodies: how many bytes of them are held at once, and in how many threads they are read.
+
+A bound on each body is none on all of them. Small ones are free: a listener's connections bound
+them already, and a client that holds large ones keeps none of them out.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from policyd.descriptor.body import Facts, read_body
+from policyd.descriptor.content_encoding import decoded_limit
+from policyd.engine.model import Endpoint
+from policyd.errors import BodiesFull
+
+_Result = TypeVar("_Result")
+SMALL = 64 * 1024
+"""Bytes of a body, as it came or decompressed, that are held and read for any client."""
+AT_ONCE = 256 * 1024
+"""Bytes of a body up to which reading it is quicker than handing it to a thread."""
+THREADS = 4
+"""Bodies that are read at once, where that takes long: they take turns at the interpreter."""
+
+
+class Bodies:
+    """All bodies that a process holds: up to `memory` bytes."""
+
+    def __init__(self, memory: int) -> None:
+        self._memory = memory
+        self._turns = asyncio.Semaphore(THREADS)
+        # Threads of their own: those that wait for the database must not hold up decisions.
+        self._threads = ThreadPoolExecutor(THREADS, "bodies")
+        self.held = 0
+        """Bytes, those that are kept free for what a body decompresses to among them."""
+
+    def hold(self) -> "Held":
+        """Begin to hold a body."""
+        return Held(self)
+
+    def take(self, size: int) -> None:
+        """Hold `size` bytes more. Raises BodiesFull."""
+        if size > 0 and self.held + size > self._memory:
+            raise BodiesFull(
+                "as many request bodies are held as may be. Try again; if it lasts, raise "
+                "--body-memory"
+            )
+        self.held += size
+
+    async def read(
+        self,
+        held: "Held",
+        body: bytes,
+        content_type: str | None,
+        coding: str,
+        endpoint: Endpoint | None,
+        limit: int,
+        at_once: int = SMALL,
+    ) -> Facts:
+        """What `body` says, read as read_body() does: in a thread, where that takes long.
+
+        Up to `at_once` bytes, reading is quicker than handing it to one. Raises BodiesFull.
+        """
+        arguments = (body, content_type, coding, endpoint, limit)
+        if len(body) <= at_once and (not coding or limit <= SMALL):
+            return read_body(*arguments)
+        decoded = decoded_limit(len(body), limit) if coding else 0
+        return await self.in_thread(held, len(body), decoded, read_body, *arguments)
+
+    async def in_thread(
+        self,
+        held: "Held",
+        size: int,
+        decoded: int,
+        work: Callable[..., _Result],
+        *arguments: Any,
+    ) -> _Result:
+        """Do `work` in a thread: it reads `size` bytes, which may decompress to `decoded`.
+
+        Raises BodiesFull.
+        """
+        async with self._turns:
+            held.grow(size, decoded)
+            loop = asyncio.get_running_loop()
+            try:
+                return await loop.run_in_executor(self._threads, work, *arguments)
+            finally:
+                held.grow(size)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class Held:
+    """One body, as far as it is held. Use it as a context manager."""
+
+    __slots__ = ("_bodies", "_size")
+
+    def __init__(self, bodies: Bodies) -> None:
+        self._bodies = bodies
+        self._size = 0
+
+    def grow(self, size: int, decoded: int = 0) -> None:
+        """It is `size` bytes now, and may decompress to `decoded`. Raises BodiesFull."""
+        counted = (size if size > SMALL else 0) + (decoded if decoded > SMALL else 0)
+        self._bodies.take(counted - self._size)
+        self._size = counted
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.grow(0)

@@ -1,0 +1,168 @@
+"""PolicyService's messages -> the model, and back."""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from policyd.descriptor import body as descriptor
+from policyd.descriptor.body import Facts
+from policyd.descriptor.identifiers import classify
+from policyd.engine import endpoints, method_override
+from policyd.engine.model import (
+    SAFETY_IDENTIFIER,
+    Credential,
+    Decision,
+    Descriptor,
+    Target,
+    UserState,
+)
+from policyd.errors import InvalidDescriptor
+from policyd.v1 import policy_pb2 as pb
+
+_STATES = tuple(UserState)
+_UNKNOWN = UserState.UNKNOWN
+_TYPE = "content-type"
+_ENCODING = "content-encoding"
+_OWN = (descriptor.OVERRIDE_HEADER, descriptor.KEY_HEADER, descriptor.TRACE_HEADER)
+
+
+class Described(NamedTuple):
+    """What a message says."""
+
+    descriptor: Descriptor
+    trace_id: str
+    facts: Facts | None
+    """What its raw body says, if it has one that was read."""
+
+
+def credential(request: pb.EvaluateRequest | pb.CheckKeyRequest) -> tuple[Credential, str]:
+    """How a message names an API key, and which."""
+    if request.key:
+        return Credential.GIVEN, request.key
+    name = descriptor.KEY_HEADER
+    return descriptor.credential(
+        tuple(header.value for header in request.headers if header.name.lower() == name)
+    )
+
+
+def describe(request: pb.EvaluateRequest, *, reads_body: bool = True) -> Described:
+    """Read a message; its raw body counts as too large if that is not to be read.
+
+    Raises InvalidDescriptor where it is malformed or says too little.
+    """
+    overrides, keys, traces = _own_headers(request)
+    named, key = Credential.GIVEN, request.key
+    if not key:
+        named, key = descriptor.credential(keys)
+    target = target_of(request)
+    facts = None
+    if request.HasField("raw_body") and target.in_scope:
+        facts = _read_raw_body(request, target) if reads_body else descriptor.TOO_LARGE
+    user, safety_identifier = _identifiers(request, facts)
+    says_nothing = user is _UNKNOWN and safety_identifier is _UNKNOWN
+    if says_nothing and target.in_scope and not target.is_ambiguous:
+        raise InvalidDescriptor(
+            "nobody can tell whether this request has a user: "
+            "set has_user, user_state or user, or send the body as raw_body; "
+            "a call that is no endpoint of the API has in_scope false"
+        )
+    trace_id = request.trace_id or (traces[0] if traces else "")
+    described = Descriptor(target, named, key, overrides, user, safety_identifier)
+    return Described(described, descriptor.trace_id(trace_id) if trace_id else "", facts)
+
+
+def target_of(request: pb.EvaluateRequest | pb.CheckKeyRequest) -> Target:
+    """What a message's method and path ask for."""
+    method, path = request.method, request.path
+    # A caller's word never takes a path out of scope: it counts only where there is none to judge.
+    if isinstance(request, pb.EvaluateRequest) and _says_scope(request):
+        return Target(request.in_scope)
+    if not method_override.is_post(method):
+        headers = [(header.name, header.value) for header in request.headers]
+        method = method_override.in_force(method, headers, path.partition("?")[2])
+    return endpoints.resolve(method, path)
+
+
+def _says_scope(request: pb.EvaluateRequest) -> bool:
+    return not request.method and not request.path and request.HasField("in_scope")
+
+
+_Values = tuple[str, ...]
+
+
+def _own_headers(request: pb.EvaluateRequest) -> tuple[_Values, _Values, _Values]:
+    """The values of the override, key and trace headers, repeats kept."""
+    found: dict[str, list[str]] = {name: [] for name in _OWN}
+    for header in request.headers:
+        name = header.name.lower()
+        if name in found:
+            found[name].append(header.value)
+    overrides, keys, traces = found.values()
+    return tuple(map(descriptor.override, overrides)), tuple(keys), tuple(traces)
+
+
+def _identifiers(request: pb.EvaluateRequest, facts: Facts | None) -> tuple[UserState, UserState]:
+    """What is known of user and safety_identifier: of each, the worst that is claimed."""
+    user = _state(request.user_state, "user_state")
+    safety_identifier = _state(request.safety_identifier_state, "safety_identifier_state")
+    if request.HasField("has_user"):
+        user = max(user, UserState.VALID if request.has_user else UserState.ABSENT)
+    if request.HasField("user"):
+        user = max(user, classify(request.user))
+    if request.HasField("safety_identifier"):
+        claimed = classify(request.safety_identifier, SAFETY_IDENTIFIER)
+        safety_identifier = max(safety_identifier, claimed)
+    if facts is not None:
+        user = max(user, facts.user.state)
+        safety_identifier = max(safety_identifier, facts.safety_identifier.state)
+    # A body that cannot be read says nothing of either.
+    unreadable = max(user, safety_identifier)
+    return (unreadable, unreadable) if unreadable.is_unreadable else (user, safety_identifier)
+
+
+def _state(number: int, field: str) -> UserState:
+    if 0 <= number < len(_STATES):
+        return _STATES[number]
+    raise InvalidDescriptor(f"{field} has no value {number}: see UserState in policy.proto")
+
+
+def content_encoding(request: pb.EvaluateRequest) -> str:
+    """How the raw body is compressed: as it says itself, or else as the headers say."""
+    headers = [(header.name, header.value) for header in request.headers]
+    return request.raw_body.content_encoding or ", ".join(descriptor.values(headers, _ENCODING))
+
+
+def _read_raw_body(request: pb.EvaluateRequest, target: Target) -> Facts:
+    headers = [(header.name, header.value) for header in request.headers]
+    body = request.raw_body
+    content_type = body.content_type or descriptor.agreed(descriptor.values(headers, _TYPE))
+    coding = content_encoding(request)
+    return descriptor.read_body(
+        body.content, content_type, coding, target.endpoint, descriptor.MAX_RAW_BODY
+    )
+
+
+# The same few decisions come again and again, and most of an answer is the decision's.
+@lru_cache(maxsize=4096)
+def answer(decision: Decision) -> pb.EvaluateResponse:
+    """The answer that reports `decision`. It is shared: copy it before you add to it."""
+    why = decision.explanation
+    response = pb.EvaluateResponse(
+        decision=pb.DECISION_DENY if decision.denial else pb.DECISION_ALLOW,
+        flags=[pb.Flag(type=flag.type, description=flag.description) for flag in decision.flags],
+        would_deny=decision.would_deny,
+        explanation=pb.Explanation(
+            mode=pb.EnforceMode.ValueType(why.mode or 0),
+            source=pb.SettingSource.ValueType(why.source or 0),
+            override_ignored=pb.OverrideIgnored.ValueType(why.ignored),
+            in_scope=why.in_scope,
+            operation=why.operation,
+            user_state=pb.UserState.ValueType(why.user_state),
+            identifier=why.identifier,
+            summary=why.summary,
+        ),
+    )
+    if refusal := decision.denial:
+        headers = [pb.Header(name=name, value=value) for name, value in refusal.headers]
+        denial = pb.Denial(http_status=refusal.status, headers=headers, body=refusal.body)
+        response.denial.CopyFrom(denial)
+    return response

@@ -1,0 +1,140 @@
+"""multipart/form-data, read so strictly that every server reads it the same.
+
+Libraries forgive repeated parameters, doubled headers, other charsets, each in its own way. Where
+two readings differ, what is a user here is none to the upstream. So what RFC 7578 does not ask for
+is refused.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from policyd.descriptor.content_encoding import UnreadableBody
+from policyd.descriptor.media_type import ASCII_ALIKE, MULTIPART, UTF_8, media_type, parse
+from policyd.engine.model import UserState
+
+MAX_PARTS = 1000
+MAX_PART_HEAD = 8 * 1024
+"""Bytes of a part's headers."""
+# Without the comma, at which some proxies split a header, and white space, which some drop. A dash
+# at its end is taken by some for the end of the form.
+_BOUNDARY = re.compile(r"[0-9A-Za-z'()+_./:=?-]{0,69}[0-9A-Za-z'()+_./:=?]", re.ASCII)
+# One space behind the colon, as every client writes it: some readers count on that.
+_HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]++): ([^\x00-\x1f\x7f]*+)", re.ASCII)
+_NOT_LETTERS = re.compile(r"[^a-z_]++")
+_PARAMETERS = {"name", "filename", "filename*"}
+_IDENTITIES = ("7bit", "8bit", "binary")
+
+
+class Field(NamedTuple):
+    """A part of a form."""
+
+    name: str
+    value: str | None
+    """None for a file, which never counts, and where nobody asked for it."""
+
+
+def boundary(content_type: str) -> bytes:
+    """What stands between the parts of a form of this type. Raises UnreadableBody."""
+    try:
+        kind, parameters = media_type(content_type)
+        found = parameters.pop("boundary")
+        charset = parameters.pop("charset", "utf-8").lower()
+    except (ValueError, KeyError):
+        raise UnreadableBody(UserState.BAD_FORM) from None
+    is_sound = kind == MULTIPART and not parameters and charset in UTF_8
+    if not is_sound or not _BOUNDARY.fullmatch(found):
+        raise UnreadableBody(UserState.BAD_FORM)
+    return found.encode()
+
+
+def fields(body: bytes, boundary: bytes, *wanted: str) -> list[Field]:
+    """The parts of a form, with the values of the `wanted` fields. Raises UnreadableBody."""
+    try:
+        return list(_fields(body, boundary, wanted))
+    except (ValueError, KeyError):
+        raise UnreadableBody(UserState.BAD_FORM) from None
+
+
+def _fields(body: bytes, boundary: bytes, wanted: tuple[str, ...]) -> Iterator[Field]:
+    delimiter = b"\r\n--" + boundary
+    before, *parts, end = (b"\r\n" + body).split(delimiter, MAX_PARTS)
+    # What stands before the first part or after the last is read by some servers and not by others.
+    if before or end not in (b"--", b"--\r\n"):
+        raise ValueError("not one complete form")
+    # Some take the boundary for one wherever it stands.
+    if body.count(b"--" + boundary) != len(parts) + 1:
+        raise ValueError("the boundary within a part")
+    for part in parts:
+        yield _field(part, wanted)
+
+
+def _field(part: bytes, wanted: tuple[str, ...]) -> Field:
+    start, empty_line, value = part.partition(b"\r\n\r\n")
+    if not start.startswith(b"\r\n") or not empty_line or len(start) > MAX_PART_HEAD:
+        raise ValueError("a part without headers, or with too many")
+    headers = _read_headers(start[2:].decode())
+    name, is_file = _read_disposition(headers.pop("content-disposition"), wanted)
+    encoding = headers.pop("content-transfer-encoding", "binary").lower()
+    length = headers.pop("content-length", str(len(value)))
+    kind = headers.get("content-type", "").lower()
+    if encoding not in _IDENTITIES or length != str(len(value)):
+        raise ValueError("a part that does not end where it says, or is not as it stands there")
+    if "multipart" in kind or "message" in kind:
+        raise ValueError("a part that some servers look into")
+    if is_file or name not in wanted:
+        return Field(name, None)
+    return Field(name, _value(value, headers))
+
+
+def _read_disposition(text: str, wanted: tuple[str, ...]) -> tuple[str, bool]:
+    """A part's name, and whether it is a file."""
+    kind, parameters = parse(text)
+    if kind != "form-data" or "=?" in text:
+        raise ValueError("a part that is no field, or a name in MIME's code")
+    if next(iter(parameters), "") != "name" or not parameters.keys() <= _PARAMETERS:
+        raise ValueError("parameters that servers read differently")
+    if any(map(_may_hold_parameter, parameters.values())):
+        raise ValueError("a value in which some servers find another parameter")
+    name = parameters["name"]
+    if "\\" in name:
+        name = _unescaped(name, wanted)
+    if name == "_charset_":
+        raise ValueError("a field that names the charset of the others")
+    return name, len(parameters) > 1
+
+
+def _may_hold_parameter(value: str) -> bool:
+    """Whether a server that takes no notice of quotation marks might find a parameter in it."""
+    return "=" in value and (";" in value or '\\"' in value or "name" in value.lower())
+
+
+def _unescaped(name: str, wanted: tuple[str, ...]) -> str:
+    """A name with quotation marks in it, which is none that matters to any server."""
+    letters = _NOT_LETTERS.sub("", name.lower())
+    plain = name.replace('\\"', '"')
+    if "\\" in plain or any(one in letters for one in wanted):
+        raise ValueError("a name that servers read differently")
+    return plain
+
+
+def _value(value: bytes, headers: dict[str, str]) -> str:
+    """The text of a field whose other headers are `headers`."""
+    kind, options = media_type(headers.pop("content-type", "text/plain"))
+    charset = options.pop("charset", "utf-8").lower()
+    is_known = charset in UTF_8 or (charset in ASCII_ALIKE and value.isascii())
+    if headers or options or kind != "text/plain" or not is_known:
+        raise ValueError("a field that servers read differently")
+    if b"\0" in value:
+        raise ValueError("a value that ends early to some")
+    return value.decode()
+
+
+def _read_headers(text: str) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for line in text.split("\r\n"):
+        match = _HEADER.fullmatch(line)
+        if match is None or match[1].lower() in headers:
+            raise ValueError("a malformed header, or one that stands there twice")
+        headers[match[1].lower()] = match[2]
+    return headers

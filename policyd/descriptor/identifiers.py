@@ -1,0 +1,63 @@
+"""What a string is as an end-user identifier, and which characters name no end user.
+
+A character is blank where no reader sees anything of its own: white space, control and format
+characters, what Unicode tells programs to show nothing for (Default_Ignorable_Code_Point), the few
+symbols that are drawn as nothing, marks that have no letter to stand on, surrogates and
+noncharacters. Private use characters count, as an organization may write names with them, and so do
+code points that Unicode has not assigned: which those are depends on Python's version, and a
+verdict must not.
+"""
+
+import re
+import unicodedata
+
+from policyd.engine.model import MAX_SAFETY_IDENTIFIER, SAFETY_IDENTIFIER, USER, UserState
+
+MAX_VALUE = 1024
+"""Characters of a value that are looked at, and kept."""
+
+# Unicode's property, whole: Python does not know it. A test compares it with a library that does.
+_IGNORABLE = (
+    *("\u00ad", "\u034f", "\u061c"),  # soft hyphen, grapheme joiner, Arabic letter mark
+    *("\u115f\u1160", "\u3164", "\uffa0"),  # Hangul fillers
+    *("\u17b4\u17b5", "\u180b\u180f"),  # Khmer inherent vowels, Mongolian variation selectors
+    *("\u200b\u200f", "\u202a\u202e", "\u2060\u206f", "\ufeff"),  # zero width, direction
+    *("\ufe00\ufe0f", "\ufff0\ufff8"),  # variation selectors, kept for more of the kind
+    *("\U0001bca0\U0001bca3", "\U0001d173\U0001d17a"),  # shorthand and musical format controls
+    "\U000e0000\U000e0fff",  # tags, more variation selectors
+)
+_BLANK_SYMBOLS = (
+    "\u2800",  # Braille pattern blank
+    "\ufffc",  # object replacement: it stands for what plain text does not have
+    "\U0001d159",  # musical null notehead
+    "\U00013441\U00013442",  # Egyptian hieroglyph full and half blank
+)
+_NONCHARACTERS = (
+    "\ufdd0\ufdef",
+    *(chr(plane + 0xFFFE) + chr(plane + 0xFFFF) for plane in range(0, 0x110000, 0x10000)),
+)
+_RANGES = (f"{each[0]}-{each[-1]}" for each in _IGNORABLE + _BLANK_SYMBOLS + _NONCHARACTERS)
+_BLANK = re.compile(f"[{''.join(_RANGES)}]")
+# Control, format, surrogate; marks that are drawn over, beside and around a letter.
+_BLANK_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Mn", "Mc", "Me"})
+
+
+def classify(value: str, identifier: str = USER) -> UserState:
+    """What the string `value` is as the end-user identifier `identifier`."""
+    if not value:
+        return UserState.EMPTY
+    # Only so far: a name behind a thousand blank characters names no end user.
+    if all(map(is_blank, value[:MAX_VALUE])):
+        return UserState.BLANK
+    if identifier == SAFETY_IDENTIFIER and len(value) > MAX_SAFETY_IDENTIFIER:
+        return UserState.TOO_LONG
+    return UserState.VALID
+
+
+def is_blank(character: str) -> bool:
+    """Whether this one character names no end user, however often it is repeated."""
+    return (
+        character.isspace()
+        or unicodedata.category(character) in _BLANK_CATEGORIES
+        or _BLANK.match(character) is not None
+    )

@@ -1,0 +1,1 @@
+"""What is decided: pure, total, and of the standard library only."""

@@ -1,0 +1,132 @@
+"""Decision -> the exact HTTP response that the client gets: CONTRACT.md, section 4."""
+
+import json
+from dataclasses import replace
+from functools import cache
+
+from policyd.engine.model import Credential, Denial, UserState
+
+HEADERS = (
+    ("Access-Control-Allow-Headers", "*"),
+    ("Access-Control-Allow-Origin", "*"),
+    ("Access-Control-Allow-Methods", "OPTIONS,POST,GET"),
+    ("Content-Type", "application/json"),
+)
+PREFIX = "Usage Panda: "
+NO_USER = "Config set to block requests without user field"
+
+_UNREADABLE = {
+    UserState.NOT_JSON: (
+        400,
+        "The request body is not well-formed JSON, or its Content-Type header lets a server read "
+        "it as something else, such as a form or another charset, so its user field cannot be "
+        "checked. Send one JSON object, encoded in UTF-8 without a byte order mark, with the "
+        "header Content-Type: application/json",
+    ),
+    UserState.NOT_OBJECT: (
+        400,
+        "The request body is JSON but not an object, so it has no user field. Send one JSON object",
+    ),
+    UserState.TOO_COMPLEX: (
+        400,
+        "The request body is nested more than 500 levels deep, or has too many strings, arrays and "
+        "objects for its user field to be checked. Send a simpler JSON object",
+    ),
+    UserState.BAD_FORM: (
+        400,
+        "The request body is not a well-formed multipart form that every server reads alike, so "
+        "its user field cannot be checked. Send a complete form, with the header Content-Type: "
+        "multipart/form-data; boundary=... and each part's name in plain text",
+    ),
+    UserState.BAD_ENCODING: (
+        400,
+        "The request body does not decompress as its Content-Encoding says, or can be read without "
+        "that, so its user field cannot be checked. Send the complete compressed data as one "
+        "stream (deflate is zlib's format), or send the body uncompressed",
+    ),
+    UserState.UNSUPPORTED_ENCODING: (
+        415,
+        "The request body's Content-Encoding is not known here, so its user field cannot be "
+        "checked. "
+        "Use gzip, deflate, br or zstd, or send the body uncompressed",
+    ),
+    UserState.TOO_LARGE: (
+        413,
+        "The request body is too large for its user field to be checked. "
+        "Send a smaller one, or ask the gateway's operator to raise its limit",
+    ),
+}
+_KEY_REFUSED = {
+    Credential.MISSING: ("No API key was given. Send yours in the x-usagepanda-api-key header"),
+    Credential.CONFLICTING: (
+        "Two different API keys were given. Send one x-usagepanda-api-key header"
+    ),
+    # A malformed, an unknown and a revoked key read alike, so that nobody learns which keys exist.
+    Credential.GIVEN: (
+        "The API key in the x-usagepanda-api-key header is not valid here. "
+        "Check that it is complete and has not been revoked, or create a new one"
+    ),
+}
+
+
+def render(status: int, messages: tuple[str, ...], error_type: str) -> Denial:
+    """The response with `status` for the violations that `messages` name."""
+    error = {
+        "message": PREFIX + ", ".join(messages),
+        "type": error_type,
+        "param": None,
+        "code": None,
+    }
+    body = json.dumps({"error": error}, ensure_ascii=False, separators=(",", ":"))
+    return Denial(status, HEADERS, body.encode())
+
+
+_UNDECIDED = render(
+    503,
+    (
+        "The policy service gave no decision in time, so the request was not sent upstream. "
+        "Try again; if it lasts, ask the gateway's operator whether policyd runs and can be "
+        "reached",
+    ),
+    "server_error",
+)
+NO_DECISION = replace(_UNDECIDED, headers=(*HEADERS, ("Retry-After", "1")))
+"""The response to a request that policyd could not be asked about: CONTRACT.md, section 5."""
+
+WEBSOCKET = render(
+    426,
+    (
+        "This gateway does not pass WebSocket connections on, because no policy can see into them. "
+        "Send the request over HTTP, with stream: true for a stream",
+    ),
+    "invalid_request",
+)
+"""The response to a request that asks for a WebSocket. After a 426, clients that can ask over HTTP
+too do so at once; after a 5xx they first try again and again."""
+WEBSOCKET_HEADERS = (*WEBSOCKET.headers, ("Upgrade", "HTTP/1.1"), ("Connection", "Upgrade"))
+"""Its headers where no proxy stands between: a 426 names the protocol that is spoken here, on this
+connection alone (RFC 9110, section 15.5.22)."""
+
+AMBIGUOUS_PATH = render(
+    400,
+    (
+        "Servers may read the request's path in more than one way, so it cannot be told which "
+        "endpoint it asks for. Send the path in its plain form, such as /v1/chat/completions, "
+        "without dot segments and percent-encoded at most once",
+    ),
+    "invalid_request",
+)
+"""The response to a request whose path must not go upstream: CONTRACT.md, section 2."""
+
+
+@cache
+def for_user_state(state: UserState) -> Denial:
+    """The response to a request whose user is in `state`, which is not VALID."""
+    status, message = _UNREADABLE.get(state, (422, NO_USER))
+    return render(status, (message,), "invalid_request")
+
+
+@cache
+def for_credential(credential: Credential) -> Denial:
+    """The response to a request with no API key that is in force, named as `credential` says."""
+    return render(403, (_KEY_REFUSED[credential],), "access_denied")

@@ -1,0 +1,160 @@
+"""Every key's settings in memory, at one revision: deciding waits for no database."""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from policyd.command.deadline import TIMEOUT
+from policyd.command.threads import StoreThreads
+from policyd.engine.model import KeyChanges, KeySettings
+from policyd.errors import RevisionNotReached, SettingsUnknown, WrongDatabase
+
+_log = logging.getLogger(__name__)
+
+
+_CLOCK: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""One that goes on while the machine is suspended, where the system has it: settings from before a
+night's sleep are stale, and CLOCK_MONOTONIC does not count that night. (While a hypervisor has a
+machine paused, no clock of its own goes on; the next look at the database tells.)"""
+
+
+def _seconds() -> float:
+    return time.clock_gettime(_CLOCK)
+
+
+class KeyTable:
+    """Follows the store. `changes_since(revision, epoch)` asks it, and may block: it runs in a
+    thread that is for nothing else, for `timeout` seconds.
+
+    Belongs to one event loop.
+    """
+
+    def __init__(
+        self, changes_since: Callable[[int, str], KeyChanges], timeout: float = TIMEOUT
+    ) -> None:
+        self._changes_since = changes_since
+        self._thread = StoreThreads("settings", timeout)
+        self._settings: dict[bytes, KeySettings] = {}
+        self._wanted = asyncio.Event()
+        self._arrived = asyncio.Condition()
+        self._fresh_at = _seconds()
+        self._read_to = 0
+        """Up to which revision the store was read. 0: all of it is to be read."""
+        self._known = asyncio.Event()
+        self.is_followed = False
+        """Whether the store itself has told the settings, and no snapshot."""
+        self.revision = 0
+        self.epoch = ""
+        """Tells the revision from another one of the same number: see store/epochs.py."""
+        self.is_wrong_database = False
+        """Whether the last look found a database of another installation."""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there are settings to decide by, if only that there is no key."""
+        return self._known.is_set()
+
+    async def until_known(self) -> None:
+        """Wait until there are settings to decide by."""
+        await self._known.wait()
+
+    def check_known(self) -> None:
+        """Raises SettingsUnknown where there are no settings to decide by."""
+        if not self._known.is_set():
+            raise SettingsUnknown(
+                "no API key's settings are known yet, as the database has not answered since "
+                "policyd started, and there is no snapshot of them to use: ask again"
+            )
+
+    def settings(self, digest: bytes) -> KeySettings | None:
+        """The settings of the key with this digest. None: no such key is in force."""
+        return self._settings.get(digest)
+
+    def copy(self) -> dict[bytes, KeySettings]:
+        """The settings of every key that is in force."""
+        return self._settings.copy()
+
+    def restore(self, settings: dict[bytes, KeySettings], revision: int, age: float) -> None:
+        """Begin with what was known `age` seconds ago. All of it is read anew from the store."""
+        self._settings = settings
+        self._fresh_at = _seconds() - age
+        self.revision = revision
+        self._known.set()
+
+    def staleness(self) -> float:
+        """Seconds since the store last answered."""
+        return _seconds() - self._fresh_at
+
+    async def refresh(self) -> None:
+        """Read what changed. Raises StoreUnavailable."""
+        asked_at = _seconds()
+        changes = await self._thread.run(self._changes_since, self._read_to, self.epoch)
+        if changes.everything or not self._read_to:
+            if self._read_to:
+                _log.warning(
+                    "the database was put back from a backup, or has lost changes: all settings "
+                    "are read anew, at revision %d after %d",
+                    *(changes.revision, self.revision),
+                )
+            self._settings = {}
+        for change in changes.changed:
+            if change.settings is None:
+                self._settings.pop(change.digest, None)
+            else:
+                self._settings[change.digest] = change.settings
+        self._fresh_at = asked_at
+        self._read_to = changes.revision
+        self.is_followed = True
+        self._known.set()
+        if (changes.revision, changes.epoch) != (self.revision, self.epoch):
+            self.revision, self.epoch = changes.revision, changes.epoch
+            async with self._arrived:
+                self._arrived.notify_all()
+
+    async def follow(self, interval: float) -> None:
+        """Refresh every `interval` seconds, give or take a tenth, until cancelled."""
+        lost = ""
+        while True:
+            try:
+                await self.refresh()
+                if lost:
+                    _log.info(
+                        "the database answers again; settings are at revision %d", self.revision
+                    )
+                lost = ""
+                self.is_wrong_database = False
+            except Exception as error:  # noqa: BLE001  # Whatever it was, following goes on.
+                self.is_wrong_database = isinstance(error, WrongDatabase)
+                # Once for each cause: a database that is away may come back as another one.
+                if lost != type(error).__name__:
+                    _log.error("settings stay at revision %d: %s", self.revision, error)
+                lost = type(error).__name__
+            await self._pause(interval * random.uniform(0.9, 1.1))  # noqa: S311  # keeps no secret
+
+    def hint(self) -> None:
+        """Something may have changed: look soon."""
+        self._wanted.set()
+
+    async def reach(self, revision: int, timeout: float) -> None:
+        """Look for `revision`, and wait for it. Raises RevisionNotReached after `timeout` s."""
+        self.hint()
+        await self.wait_for(revision, timeout)
+
+    async def wait_for(self, revision: int, timeout: float) -> None:
+        """Wait until `revision` is in force. Raises RevisionNotReached after `timeout` seconds."""
+        try:
+            async with asyncio.timeout(timeout), self._arrived:
+                await self._arrived.wait_for(lambda: self.revision >= revision)
+        except TimeoutError:
+            raise RevisionNotReached(
+                f"settings are at revision {self.revision}, not yet at {revision}: ask again"
+            ) from None
+
+    async def _pause(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wanted.wait()
+        self._wanted.clear()

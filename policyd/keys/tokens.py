@@ -1,0 +1,57 @@
+"""Bearer tokens in files. The first start makes the administration token, for its owner only."""
+
+import errno
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from policyd.command.private_files import make_folder
+from policyd.errors import NoRoom, SettingsError
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def load_or_create(path: Path) -> str:
+    """The token in `path`, made with a new one if it is not there.
+
+    Raises SettingsError, which is NoRoom where the disk is full.
+    """
+    try:
+        if not path.exists():  # One that is there needs no room.
+            _create(path)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        kind = NoRoom if error.errno in _NO_ROOM else SettingsError
+        raise kind(f"--admin-token-file {path} cannot be made: {error.strerror}") from None
+    return load(path, "--admin-token-file")
+
+
+def load(path: Path, flag: str) -> str:
+    """The token in `path`, which others must not be able to read. Raises SettingsError."""
+    try:
+        mode = path.stat().st_mode
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{flag} {path} cannot be read: {error}") from None
+    if mode & (stat.S_IRWXO | stat.S_IWGRP):
+        raise SettingsError(f"{flag} {path} is open to others: chmod 600 {path}")
+    if len(token) < 16 or not token.isascii() or not token.isprintable():
+        raise SettingsError(
+            f"{flag} {path} holds no token of 16 or more characters: write one, or remove the file"
+        )
+    return token
+
+
+def _create(path: Path) -> None:
+    make_folder(path.parent)
+    # Written whole under another name first: a process that starts at the same time reads no half.
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(secrets.token_urlsafe(32) + "\n")
+        os.link(draft, path)
+    finally:
+        draft.unlink()

@@ -1,9 +1,0 @@
-"""Alembic runs this file: it gives the connection that policyd.migrations.upgrade() put in."""
-
-from alembic import context
-
-from policyd.migrations import VERSION_TABLE
-
-context.configure(connection=context.config.attributes["connection"], version_table=VERSION_TABLE)
-with context.begin_transaction():
-    context.run_migrations()

@@ -1,0 +1,31 @@
+"""One of several workers, as its supervisor starts it: `python -m policyd.server.worker`."""
+
+import sys
+
+from policyd.command.child import Parent
+from policyd.command.configuration import run, start_logging
+from policyd.server.preparation import preparing
+from policyd.server.server import Server
+from policyd.settings import load_settings
+
+
+async def _work() -> None:
+    async with Parent(load_settings) as parent:
+        if parent.position is not None:
+            # It may be of a later version than its supervisor, which has prepared for its own.
+            await preparing(parent.settings, is_first=False)
+        server = Server(
+            parent.settings,
+            shared=True,
+            is_first=parent.is_first,
+            listening=parent.listening("http"),
+            position=parent.position,
+        )
+        async with server:
+            parent.ready(lambda: server.is_ready)
+            await parent.serve(server)
+
+
+if __name__ == "__main__":
+    start_logging(sys.argv[1])
+    run(_work())

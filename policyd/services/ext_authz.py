@@ -1,0 +1,132 @@
+"""Envoy's external authorization: a CheckRequest becomes a question, its answer a CheckResponse.
+
+Istio and Envoy Gateway speak it too. What they must be told is in integrations/envoy.
+"""
+
+import logging
+from email.utils import formatdate
+from typing import Any
+
+from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
+from envoy.service.auth.v3.external_auth_pb2 import (
+    CheckRequest,
+    CheckResponse,
+    DeniedHttpResponse,
+    OkHttpResponse,
+)
+from envoy.type.v3.http_status_pb2 import HttpStatus
+from google.protobuf.struct_pb2 import Struct
+from google.rpc import code_pb2, status_pb2
+
+from policyd.descriptor.body_memory import Bodies
+from policyd.engine import denial
+from policyd.engine.model import Mode, RouteSettings
+from policyd.errors import InvalidArgument
+from policyd.services import ext_authz_request
+from policyd.services.ext_authz_request import Arrival, Check
+from policyd.services.policy import PolicyServicer
+from policyd.v1 import policy_pb2 as pb
+
+_log = logging.getLogger(__name__)
+
+_SET = HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
+_ALLOWED = status_pb2.Status(code=code_pb2.OK)
+_REFUSED = status_pb2.Status(code=code_pb2.PERMISSION_DENIED)
+_UNREAD = {
+    Arrival.CUT: (
+        "The request body is larger than what Envoy sends to be checked, so its user field cannot "
+        "be known. Send a smaller one, or ask the gateway's operator to raise "
+        "with_request_body.max_request_bytes"
+    ),
+    Arrival.MISSING: (
+        "Envoy sent no request body to be checked, so its user field cannot be known. "
+        "If you sent one, ask the gateway's operator to set with_request_body.max_request_bytes"
+    ),
+}
+
+
+class AuthorizationServicer:
+    """Answers Check by what `policy` decides. An error is no decision: Envoy then fails closed."""
+
+    def __init__(self, policy: PolicyServicer, bodies: Bodies) -> None:
+        self._policy = policy
+        self._bodies = bodies
+        self._told: set[str] = set()
+
+    async def Check(self, request: CheckRequest, context: Any) -> CheckResponse:
+        """See envoy.service.auth.v3. Raises InvalidArgument or InvalidDescriptor."""
+        route = self._route(request)
+        check = await ext_authz_request.read(request.attributes, self._bodies, self._policy.knows)
+        if check.is_websocket:
+            return CheckResponse(status=_REFUSED, denied_response=_WEBSOCKET)
+        answer = await self._policy.answer(check.question, route)
+        metadata = _metadata(answer)
+        if answer.decision == pb.DECISION_ALLOW:
+            allowed = _ok(check, answer.upstream_path)
+            return CheckResponse(status=_ALLOWED, ok_response=allowed, dynamic_metadata=metadata)
+        denied = _denied(answer, check.arrival)
+        return CheckResponse(status=_REFUSED, denied_response=denied, dynamic_metadata=metadata)
+
+    def _route(self, request: CheckRequest) -> RouteSettings:
+        try:
+            return ext_authz_request.route_settings(request.attributes.context_extensions)
+        except InvalidArgument as problem:
+            # It is the operator's mistake, and Envoy shows nobody what it is told. A configuration
+            # holds only so many, so each is told once.
+            if str(problem) not in self._told:
+                self._told.add(str(problem))
+                _log.error("Envoy gets no decision for a route: %s", problem)
+            raise
+
+
+def _ok(check: Check, upstream_path: str) -> OkHttpResponse:
+    response = OkHttpResponse(headers_to_remove=check.own_headers)
+    path, mark, query = check.target.partition("?")
+    if upstream_path not in ("", path):
+        response.headers.append(_header(":path", upstream_path + mark + query))
+    return response
+
+
+def _denied(answer: pb.EvaluateResponse, arrival: Arrival) -> DeniedHttpResponse:
+    refusal = answer.denial
+    body = refusal.body
+    is_unread = answer.explanation.user_state == pb.USER_STATE_TOO_LARGE
+    if is_unread and arrival in _UNREAD:
+        body = denial.render(refusal.http_status, (_UNREAD[arrival],), "invalid_request").body
+    headers = [_header(header.name, header.value) for header in refusal.headers]
+    # Envoy would put its own behind Content-Length, where the original product has it before.
+    headers.append(_header("Date", formatdate(usegmt=True)))
+    # OpenAI's clients show it as the error's request_id.
+    headers.append(_header("x-request-id", answer.decision_id))
+    return DeniedHttpResponse(
+        status=HttpStatus(code=refusal.http_status), headers=headers, body=body
+    )
+
+
+def _header(name: str, value: str) -> HeaderValueOption:
+    return HeaderValueOption(header=HeaderValue(key=name, value=value), append_action=_SET)
+
+
+_WEBSOCKET = DeniedHttpResponse(
+    status=HttpStatus(code=denial.WEBSOCKET.status),
+    headers=[_header(name, value) for name, value in denial.WEBSOCKET.headers],
+    body=denial.WEBSOCKET.body,
+)
+
+
+def _metadata(answer: pb.EvaluateResponse) -> Struct:
+    """What Envoy's log and later filters may know of the decision."""
+    mode = answer.explanation.mode
+    metadata = Struct()
+    metadata.update(
+        {
+            "decision_id": answer.decision_id,
+            "decision": "allow" if answer.decision == pb.DECISION_ALLOW else "deny",
+            "flags": [flag.type for flag in answer.flags],
+            "revision": answer.revision,
+            "api_key_id": answer.api_key_id,
+            "mode": Mode(mode).name.lower() if mode else "",
+            "would_deny": answer.would_deny,
+        }
+    )
+    return metadata

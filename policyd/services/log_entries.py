@@ -1,0 +1,162 @@
+"""PolicyService's messages -> entries of the decision log. They hold no body and no key."""
+
+from functools import lru_cache
+
+from google.protobuf.duration_pb2 import Duration
+
+from policyd.decision_log.record import (
+    MAX_AGENT,
+    MAX_TEXT,
+    MAX_TIME,
+    MAX_TOKENS,
+    Ending,
+    Outcome,
+    Record,
+    Verdict,
+    is_decision_id,
+)
+from policyd.decision_log.refused_key import MAX_TEXT as MAX_SAMPLE
+from policyd.decision_log.refused_key import REASONS, Refusal
+from policyd.descriptor.evaluate_request import Described
+from policyd.engine.model import SAFETY_IDENTIFIER, Decision, UserState
+from policyd.errors import InvalidArgument
+from policyd.v1 import policy_pb2 as pb
+
+_ENDINGS = tuple(Ending)
+
+
+def record(
+    request: pb.EvaluateRequest,
+    described: Described,
+    decision: Decision,
+    response: pb.EvaluateResponse,
+) -> Record | Refusal:
+    """The entry for `decision`, which `response` answers `request` with."""
+    if not response.api_key_id:
+        return _refusal(request, described, response)
+    return _record(request, described, decision, response)
+
+
+def _refusal(
+    request: pb.EvaluateRequest, described: Described, response: pb.EvaluateResponse
+) -> Refusal:
+    facts = described.facts
+    return Refusal(
+        response.decision_id,
+        REASONS[described.descriptor.credential],
+        request.source_ip[:MAX_SAMPLE],
+        request.method[:MAX_SAMPLE],
+        request.path.partition("?")[0][:MAX_SAMPLE],
+        (request.model or (facts.model if facts else ""))[:MAX_SAMPLE],
+        request.user_agent[:MAX_SAMPLE],
+        described.trace_id,
+        request.request_id[:MAX_SAMPLE],
+    )
+
+
+def _record(
+    request: pb.EvaluateRequest,
+    described: Described,
+    decision: Decision,
+    response: pb.EvaluateResponse,
+) -> Record:
+    why = decision.explanation
+    descriptor, trace_id, facts = described
+    verdict, status, flags = _outline(decision)
+    return Record(
+        response.decision_id,
+        verdict,
+        status,
+        response.api_key_id,
+        why.operation,
+        why.mode,
+        why.source,
+        why.ignored,
+        why.in_scope,
+        why.user_state,
+        why.identifier,
+        why.summary,
+        flags,
+        response.revision,
+        descriptor.user,
+        descriptor.safety_identifier,
+        _asked(descriptor.overrides) if descriptor.overrides else "",
+        _end_user(request, described, decision)[:MAX_TEXT],
+        (request.model or (facts.model if facts else ""))[:MAX_TEXT],
+        request.method[:MAX_TEXT],
+        request.path.partition("?")[0][:MAX_AGENT],
+        request.source_ip[:MAX_TEXT],
+        request.user_agent[:MAX_AGENT],
+        request.organization[:MAX_TEXT],
+        trace_id,
+        request.request_id[:MAX_TEXT],
+    )
+
+
+# Few decisions are unlike, so what the log says of them is put together once.
+@lru_cache(maxsize=4096)
+def _outline(decision: Decision) -> tuple[Verdict, int, str]:
+    verdict = Verdict.WOULD_DENY if decision.would_deny else Verdict.ALLOWED
+    if decision.denial:
+        verdict = Verdict.DENIED
+    flags = ",".join(flag.type for flag in decision.flags)
+    return verdict, decision.denial.status if decision.denial else 0, flags
+
+
+def _asked(overrides: tuple[str, ...]) -> str:
+    """What the override headers asked for: all that deciding once more needs to know of them."""
+    asked = {value.strip(" \t").lower() for value in overrides}
+    return ",".join(sorted({one if one in ("true", "false") else "invalid" for one in asked}))
+
+
+def _end_user(request: pb.EvaluateRequest, described: Described, decision: Decision) -> str:
+    why = decision.explanation
+    if why.in_scope and why.user_state is not UserState.VALID:
+        return ""
+    facts = described.facts
+    if why.identifier == SAFETY_IDENTIFIER:
+        return request.safety_identifier or (facts.safety_identifier.value if facts else "")
+    return request.user or (facts.user.value if facts else "")
+
+
+def outcome(message: pb.Outcome) -> Outcome:
+    """The entry for an outcome. Raises InvalidArgument where it is malformed."""
+    if not is_decision_id(message.decision_id):
+        raise InvalidArgument("decision_id is not one that policyd gave")
+    if not 0 <= message.ending < len(_ENDINGS):
+        raise InvalidArgument(f"ending has no value {message.ending}: see Ending in policy.proto")
+    if not 0 <= message.http_status <= 999:
+        raise InvalidArgument("http_status is a number from 0 to 999")
+    return Outcome(
+        message.decision_id,
+        _ENDINGS[message.ending],
+        message.http_status,
+        _microseconds(message, "time_to_first_byte"),
+        _microseconds(message, "duration"),
+        message.openai_id[:MAX_TEXT],
+        message.model[:MAX_TEXT],
+        message.organization[:MAX_TEXT],
+        _tokens(message, "input_tokens"),
+        _tokens(message, "output_tokens"),
+        _tokens(message, "cached_tokens"),
+        cache_write_tokens=_tokens(message, "cache_write_tokens"),
+    )
+
+
+def _microseconds(message: pb.Outcome, field: str) -> int | None:
+    if not message.HasField(field):  # type: ignore[arg-type]  # one of two names
+        return None
+    duration: Duration = getattr(message, field)
+    return _number(duration.seconds * 1_000_000 + duration.nanos // 1000, field, MAX_TIME)
+
+
+def _tokens(message: pb.Outcome, field: str) -> int | None:
+    if not message.HasField(field):  # type: ignore[arg-type]  # one of four names
+        return None
+    return _number(getattr(message, field), field, MAX_TOKENS)
+
+
+def _number(value: int, field: str, most: int) -> int:
+    if not 0 <= value <= most:
+        raise InvalidArgument(f"{field} is negative, or more than can be")
+    return value

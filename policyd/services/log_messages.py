@@ -1,0 +1,121 @@
+"""Entries of the decision log -> AdminService's messages."""
+
+from datetime import UTC, datetime, timedelta
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from policyd.decision_log.record import Outcome, Record, Verdict, is_decision_id
+from policyd.errors import InvalidArgument
+from policyd.store import LogFilter
+from policyd.v1 import admin_pb2 as pb
+from policyd.v1 import policy_pb2
+
+
+def log_filter(request: pb.ListDecisionsRequest) -> LogFilter:
+    """Which decisions are asked for. Raises InvalidArgument."""
+    if request.page_token and not is_decision_id(request.page_token):
+        raise InvalidArgument("page_token is not one that ListDecisions gave")
+    try:
+        verdict = Verdict(request.verdict) if request.verdict else None
+    except ValueError:
+        raise InvalidArgument(f"verdict has no value {request.verdict}: see admin.proto") from None
+    return LogFilter(
+        key_id=request.api_key_id,
+        verdict=verdict,
+        flag=request.flag,
+        operation=request.operation,
+        end_user=request.user,
+        trace_id=request.trace_id,
+        since=_moment(request, "start_time"),
+        until=_moment(request, "end_time"),
+        any_id=request.any_id,
+    )
+
+
+def _moment(request: pb.ListDecisionsRequest, field: str) -> datetime | None:
+    if not request.HasField(field):  # type: ignore[arg-type]  # one of two names
+        return None
+    given: Timestamp = getattr(request, field)
+    try:
+        return given.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise InvalidArgument(f"{field} is no moment between the years 1 and 9999") from None
+
+
+def message(record: Record) -> pb.LoggedDecision:
+    """The message that tells of one decision."""
+    return pb.LoggedDecision(
+        id=record.id,
+        time=timestamp(record.time),
+        verdict=pb.Verdict.ValueType(record.verdict),
+        api_key_id=record.key_id,
+        denial_status=record.status,
+        flags=record.flags.split(",") if record.flags else [],
+        explanation=_explanation(record),
+        revision=record.revision,
+        user=record.end_user,
+        model=record.model,
+        method=record.method,
+        path=record.path,
+        source_ip=record.source_ip,
+        user_agent=record.user_agent,
+        organization=record.organization or (record.outcome.organization if record.outcome else ""),
+        trace_id=record.trace_id,
+        request_id=record.request_id,
+        outcome=_outcome(record.outcome) if record.outcome else None,
+        cost_micro_usd=_micro(record.outcome),
+        sample=record.sample,
+    )
+
+
+def _explanation(record: Record) -> policy_pb2.Explanation:
+    return policy_pb2.Explanation(
+        mode=policy_pb2.EnforceMode.ValueType(record.mode or 0),
+        source=policy_pb2.SettingSource.ValueType(record.source or 0),
+        override_ignored=policy_pb2.OverrideIgnored.ValueType(record.ignored),
+        in_scope=record.in_scope,
+        operation=record.operation,
+        user_state=policy_pb2.UserState.ValueType(record.user_state),
+        identifier=record.identifier,
+        summary=record.summary,
+    )
+
+
+def _outcome(outcome: Outcome) -> policy_pb2.Outcome:
+    return policy_pb2.Outcome(
+        decision_id=outcome.decision_id,
+        ending=policy_pb2.Ending.ValueType(outcome.ending),
+        http_status=outcome.status,
+        time_to_first_byte=_duration(outcome.first_byte_us),
+        duration=_duration(outcome.duration_us),
+        openai_id=outcome.openai_id,
+        model=outcome.model,
+        organization=outcome.organization,
+        input_tokens=outcome.input_tokens,
+        output_tokens=outcome.output_tokens,
+        cached_tokens=outcome.cached_tokens,
+        cache_write_tokens=outcome.cache_write_tokens,
+    )
+
+
+def _micro(outcome: Outcome | None) -> float | None:
+    return None if outcome is None or outcome.cost_nano is None else outcome.cost_nano / 1000
+
+
+def _duration(microseconds: int | None) -> Duration | None:
+    return None if microseconds is None else duration(timedelta(microseconds=microseconds))
+
+
+def duration(time: timedelta) -> Duration:
+    """How long something takes as protobuf has it."""
+    made = Duration()
+    made.FromTimedelta(time)
+    return made
+
+
+def timestamp(moment: datetime) -> Timestamp:
+    """A moment as protobuf has it."""
+    stamp = Timestamp()
+    stamp.FromDatetime(moment)
+    return stamp

@@ -1,0 +1,154 @@
+"""The database's forms, one after the other, as Alembic migrations.
+
+A migration only expands: the version before goes on with what is there, and can be started again.
+So a database tells two things of itself: its form, and the oldest version that still works on it.
+
+    schema_version   the form, the last of the migrations that have run
+    schema_form      `works_from`: versions that know this migration, or a later one, can use it;
+                     `reason`: why no version can at the moment, where it is not empty
+    alembic_version  for versions that know neither of the two, which refuse every other value
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from policyd.errors import StoreUnusable
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+HEAD = "0009"
+"""The form that this version makes."""
+NEEDS = "0009"
+"""The oldest form that this version works on."""
+VERSION_TABLE = "schema_version"
+_OLD_TABLE = "alembic_version"
+_OLD_HEAD = "0005"
+"""What versions that do not know `schema_form` take for the newest form."""
+
+# Any number will do, as long as nobody else locks it in the same database.
+POSTGRESQL_LOCK = 0x706F6C69637964
+
+_Form = sa.table("schema_form", sa.column("works_from"), sa.column("reason"))
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a database says of its form."""
+
+    revision: str | None
+    """None: it has no tables of policyd's."""
+    works_from: str = ""
+    reason: str = ""
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether migrations of this version have not run on it."""
+        return self.revision is None or self.revision < HEAD
+
+    def check(self) -> None:
+        """Raises StoreUnusable where this version cannot work on it."""
+        if self.reason:
+            raise StoreUnusable(f"the database cannot be used now: {self.reason}")
+        if self.revision is None:
+            raise StoreUnusable(
+                "the database has no tables of policyd: run policyd db migrate, or check "
+                "--database-url"
+            )
+        if self.revision < NEEDS:
+            raise StoreUnusable(
+                f"the database has the form {self.revision} of an older policyd, and this version "
+                f"needs {NEEDS}: run policyd db migrate, which older servers run on beside, or use "
+                "that older version"
+            )
+        if self.works_from > HEAD:
+            raise StoreUnusable(
+                f"the database has the form {self.revision}, which needs a policyd that knows "
+                f"{self.works_from}, and this version knows {HEAD}: it was used with a newer "
+                "policyd; run that version or another database"
+            )
+
+
+def form(connection: sa.Connection) -> Form:
+    """What the database says of its form."""
+    tables = sa.inspect(connection)
+    old = _number(connection, tables, _OLD_TABLE)
+    if old is not None and old > _OLD_HEAD:
+        return Form(old, works_from=old)
+    revision = _number(connection, tables, VERSION_TABLE) or old
+    if not tables.has_table(_Form.name):
+        return Form(revision)
+    works_from, reason = connection.execute(sa.select(_Form)).one()
+    return Form(revision, works_from, reason)
+
+
+def _number(connection: sa.Connection, tables: sa.Inspector, name: str) -> str | None:
+    if not tables.has_table(name):
+        return None
+    number = sa.select(sa.column("version_num", sa.String)).select_from(sa.table(name))
+    found: str | None = connection.execute(number).scalar_one_or_none()
+    return found
+
+
+def close(connection: sa.Connection, reason: str) -> None:
+    """Let no version use the database any more, and say why; "" opens it again."""
+    connection.execute(sa.update(_Form).values(reason=reason))
+
+
+def upgrade(connection: sa.Connection) -> None:
+    """Bring the database to the newest form, in the transaction that `connection` is in.
+
+    One that is newer stays as it is. Raises StoreUnusable where this version cannot work on it.
+    """
+    found = form(connection)
+    if not found.is_behind:
+        found.check()
+        return
+    # Only a process that migrates waits for Alembic.
+    from alembic import command
+
+    if found.revision is not None:
+        _take_over(connection, found.revision)
+    command.upgrade(_config(connection), HEAD)
+    _mark_for_older(connection)
+
+
+def pending(revision: str | None) -> list[str]:
+    """What has not run yet on a database of this form: a line for each migration, in order."""
+    from alembic.script import ScriptDirectory
+
+    scripts = ScriptDirectory.from_config(_config(None))
+    found = list(scripts.walk_revisions("base", HEAD))
+    return [
+        f"{one.revision} {(one.doc or '').partition(chr(10))[0]}"
+        for one in reversed(found)
+        if revision is None or one.revision > revision
+    ]
+
+
+def _config(connection: sa.Connection | None) -> "Config":
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", "policyd.store:migrations")
+    config.attributes["connection"] = connection
+    return config
+
+
+def _take_over(connection: sa.Connection, revision: str) -> None:
+    """The form that an older version has noted stands where this one looks for it."""
+    if not sa.inspect(connection).has_table(VERSION_TABLE):
+        number = sa.Column("version_num", sa.String(32), primary_key=True)
+        table = sa.Table(VERSION_TABLE, sa.MetaData(), number)
+        table.create(connection)
+        connection.execute(sa.insert(table).values(version_num=revision))
+
+
+def _mark_for_older(connection: sa.Connection) -> None:
+    number = sa.Column("version_num", sa.String(32), primary_key=True)
+    table = sa.Table(_OLD_TABLE, sa.MetaData(), number)
+    table.create(connection, checkfirst=True)
+    connection.execute(sa.delete(table))
+    connection.execute(sa.insert(table).values(version_num=_OLD_HEAD))
