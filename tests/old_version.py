@@ -26,10 +26,13 @@ class OldVersion:
             missing(f"the repository has no commit {COMMIT}: fetch all of it")
         with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
             archive.extractall(folder, filter="data")
+        self._command = folder / "policyd-command"
+        self._command.write_text(f"#!{sys.executable}\nfrom policyd.cli import main\nmain()\n")
+        self._command.chmod(0o700)
 
     def policyd(self, *words: str) -> str:
         """What that version's command prints."""
-        return self.run("import sys\nfrom policyd.cli.main import main\nmain(sys.argv[1:])", *words)
+        return self.run("import sys\nfrom policyd.cli import main\nmain(sys.argv[1:])", *words)
 
     def run(self, code: str, *arguments: str) -> str:
         """What Python code prints that runs with that version's packages."""
@@ -50,4 +53,5 @@ class OldVersion:
         """What makes a Policyd of tests.processes one of that version."""
         # The command looks there first, and its children where they are started.
         env = {"PYTHONPATH": str(self._folder)}
-        return {"env": env, "cwd": self._folder, "drains": False}
+        command = str(self._command)
+        return {"env": env, "cwd": self._folder, "drains": False, "command": command}

@@ -134,11 +134,12 @@ class Policyd(Program):
         files: int | None = None,
         cwd: Path | None = None,
         drains: bool = True,
+        command: str = "policyd",
     ) -> None:
         self.folder = folder
         self.database_url = database_url or f"sqlite:///{folder}/policyd.db"
         super().__init__(
-            *("policyd", "serve", "--database-url", self.database_url),
+            *(command, "serve", "--database-url", self.database_url),
             *("--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0"),
             *("--admin-token-file", str(folder / "admin-token")),
             *("--spool", str(folder / "policyd.db-spool")),

@@ -1,4 +1,4 @@
-"""What a Python gateway asks policyd with: PolicyClient with asyncio, SyncPolicyClient for threads."""
+"""Gateways ask policyd with it: PolicyClient with asyncio, SyncPolicyClient for threads."""
 
 from policyd.client.aio import OnError, PolicyClient, tls_credentials
 from policyd.client.sync import SyncPolicyClient

@@ -1,1 +1,1 @@
-"""What every command and server process shares: settings, addresses, processes, files, deadlines."""
+"""What commands and server processes share: settings, addresses, processes, files, deadlines."""

@@ -1,1 +1,1 @@
-"""`policyd serve`: what makes a worker, its supervisor and the background worker out of the rest."""
+"""`policyd serve`: it makes a worker, their supervisor and the background worker of the rest."""
