@@ -19,7 +19,7 @@ import click
 from policyd.command.configuration import Address
 from policyd.console import ConsoleServer, console_url
 from policyd.decision_log.record import Ending, Outcome, Record, Verdict, first_id
-from policyd.decision_log.refused_key import RefusalCount
+from policyd.decision_log.refused_key import RefusedKeyCount
 from policyd.engine.model import Ignored, Mode, Source, UserState
 from policyd.server.preparation import prepare
 from policyd.settings import ServerSettings
@@ -79,7 +79,7 @@ def _refuse(store: Store, stretches: int) -> None:
         minute = last - number
         store.log.append(
             [
-                RefusalCount("bench", number, minute, f"10.0.0.{source}", 1, 5, 0)
+                RefusedKeyCount("bench", number, minute, f"10.0.0.{source}", 1, 5, 0)
                 for source in range(65)
             ]
         )

@@ -14,7 +14,7 @@ import pytest
 from policyd.console import ConsoleServer
 from policyd.console.view import charts, labels, periods
 from policyd.decision_log.record import FLAG_SETS, Ending, Verdict
-from policyd.decision_log.refused_key import Refusal, RefusalCount, RefusalReason
+from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount, RefusedKeyReason
 from policyd.engine.model import Ignored, Mode, Override, Source, UserState
 from policyd.store import Counts, Store
 from tests.consoles import Console, Visitor, prepare, running, settings
@@ -605,10 +605,12 @@ async def test_refused_keys(console: Console, admin: Visitor) -> None:
     assert "None in this time" in (await admin.get("/refused")).text
     minute = int(at.timestamp()) // 60
     console.store.log.append(
-        [RefusalCount("a", n, minute, source, 1, 1200, 3) for n, source in enumerate(SOURCES)]
+        [RefusedKeyCount("a", n, minute, source, 1, 1200, 3) for n, source in enumerate(SOURCES)]
     )
     assert "3,612 requests came without an API key" in (await admin.get("/")).text
-    one = Refusal(decision_id(at), RefusalReason.UNKNOWN, "192.0.2.1", "POST", HOSTILE, HOSTILE)
+    one = RefusedKey(
+        decision_id(at), RefusedKeyReason.UNKNOWN, "192.0.2.1", "POST", HOSTILE, HOSTILE
+    )
     console.store.log.append([record(at), one])
     text = (await admin.get("/")).text
     assert '<dt>Refused keys</dt><dd class="big">3,612</dd>' in text

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from policyd.decision_log.refused_key import Refusal, RefusalCount, RefusalReason
+from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount, RefusedKeyReason
 from policyd.errors import StoreUnavailable
 from policyd.store import LogFilter, Store, metadata
 from policyd.store.database import open_engine, reading
@@ -68,9 +68,9 @@ def fill(store: Store, rows: int = ROWS) -> None:
         some = [record(NOW - (start + n) * timedelta(minutes=1)) for n in range(1000)]
         store.log.append([*some, denied(NOW, end_user="a\u3000b"), outcome(some[0])])
     store.log.append([outcome(record(NOW))])  # It waits.
-    store.log.append([Refusal(decision_id(NOW), RefusalReason.UNKNOWN, "1.2.3.4")])
+    store.log.append([RefusedKey(decision_id(NOW), RefusedKeyReason.UNKNOWN, "1.2.3.4")])
     minute = int(NOW.timestamp()) // 60
-    store.log.append([RefusalCount("p", n, minute, "1.2.3.4", 1, 0, 0) for n in range(30)])
+    store.log.append([RefusedKeyCount("p", n, minute, "1.2.3.4", 1, 0, 0) for n in range(30)])
     store.log.lose({"p": 3})
     for n in range(30):
         store.create_key(f"app {n}")

@@ -114,7 +114,7 @@ class AdminServicer(AdminServiceServicer):
     def _read_status(self) -> tuple[LogStatus, int, Standstill, tuple[str, timedelta] | None]:
         log = self._store.log
         furthest = self._store.workers.furthest_off()
-        return log.status(), self._store.refusals.total(), log.standstill(), furthest
+        return log.status(), self._store.refused_keys.total(), log.standstill(), furthest
 
     def _followed(self) -> Any:
         if not self._table.is_known:

@@ -49,7 +49,7 @@ from policyd.store.history import History
 from policyd.store.log import Log, LogStatus
 from policyd.store.migrations import Form
 from policyd.store.positions import Positions, Step
-from policyd.store.refusals import RefusalCounts, Refusals, RefusedSource
+from policyd.store.refused_keys import RefusedKeyCounts, RefusedKeys, RefusedSource
 from policyd.store.statistics import Counts, Statistics
 from policyd.store.workers import Worker, Workers
 
@@ -59,7 +59,7 @@ __all__ = [
     "Counts",
     "LogFilter",
     "LogStatus",
-    "RefusalCounts",
+    "RefusedKeyCounts",
     "RefusedSource",
     "Step",
     "Store",
@@ -113,7 +113,7 @@ class Store:
         self._engine = open_engine(url, timeout)
         self.log = Log(self._engine)
         self.positions = Positions(self._engine)
-        self.refusals = Refusals(self._engine)
+        self.refused_keys = RefusedKeys(self._engine)
         self.statistics = Statistics(self._engine)
         self.workers = Workers(self._engine)
         self.administrator = Administrator(self._engine)

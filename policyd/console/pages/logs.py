@@ -46,7 +46,7 @@ def _page(request: Request) -> Response:
     return render(
         request,
         "logs.html",
-        refused=store.refusals.sample(wanted) if wanted and not records else None,
+        refused=store.refused_keys.sample(wanted) if wanted and not records else None,
         status=400 if query.problems else 200,
         query=query,
         records=records[:PAGE],
