@@ -85,7 +85,7 @@ def filled(policyd: Policyd) -> dict[str, str]:
 
 
 def _fill(store: Store) -> dict[str, str]:
-    key, _ = store.create_key("Support chat")
+    key, _ = store.keys.create("Support chat")
     at = datetime.now(UTC) - timedelta(hours=2)
     hostile = "<img src=x onerror=alert(1)>\u202e\x1b" + "A" * 200
     would: dict[str, Any] = {"verdict": Verdict.WOULD_DENY, "status": 0}
@@ -178,7 +178,7 @@ def _create_key(page: Page, policyd: Policyd, name: str) -> str:
     page.get_by_role("button", name="Create key").click()
     key = page.locator("#key").inner_text()
     with _store(policyd) as store:
-        policyd.reach(store.changes_since(0).revision)
+        policyd.reach(store.keys.changes_since(0).revision)
     return key
 
 

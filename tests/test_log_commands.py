@@ -195,7 +195,7 @@ def test_tail(store: Store, url: str) -> None:
 
 @pytest.fixture
 def key_id(store: Store) -> str:
-    return store.create_key("app")[0].id
+    return store.keys.create("app")[0].id
 
 
 def logged(key_id: str) -> list[Record]:
@@ -224,7 +224,7 @@ def test_a_simulation(store: Store, url: str, key_id: str) -> None:
     off = ("--enforce-user-ids", "off")
     assert json.loads(ask(url, "simulate", key_id, "--json", *off))["blocked"] == 0
     assert "5 of 8 requests (62.5%) would have been blocked" in ask(url, "simulate", key_id)
-    assert store.get_key(key_id).mode is None
+    assert store.keys.get(key_id).mode is None
 
 
 def test_a_simulation_of_nothing(store: Store, url: str, key_id: str) -> None:

@@ -365,7 +365,7 @@ def test_nobody_waits_for_it(tmp_path: Path) -> None:
     hours and refused keys within a fraction of the time that all of it takes."""
     store = Store(f"sqlite:///{tmp_path}/policyd.db")
     store.migrate()
-    key, _ = store.create_key("app")
+    key, _ = store.keys.create("app")
     chance = random.Random(1)
     for day in range(10):
         at = now() - (500 + day) * DAY
@@ -386,7 +386,7 @@ def test_nobody_waits_for_it(tmp_path: Path) -> None:
     with closing(Store(f"sqlite:///{tmp_path}/policyd.db")) as other:
         while not done.is_set():
             asked = time.monotonic()
-            other.update_key(key.id, {"name": f"n{len(waits)}"})
+            other.keys.update(key.id, {"name": f"n{len(waits)}"})
             waits.append(time.monotonic() - asked)
             time.sleep(0.001)
     thread.join()
