@@ -15,8 +15,9 @@ from policyd.store import damage, forms, hints
 from policyd.store import identity as identities
 from policyd.store.administrator import Administrator
 from policyd.store.clock import database_time
-from policyd.store.database import make_file, metadata, open_engine, reading
+from policyd.store.database import metadata, reading
 from policyd.store.decisions import LogFilter
+from policyd.store.engine import make_file, open_engine
 from policyd.store.history import History
 from policyd.store.keys import CHANGEABLE, MAX_NAME, Keys
 from policyd.store.log import Log, LogStatus
