@@ -13,9 +13,9 @@ import sys
 from contextlib import AsyncExitStack
 from datetime import timedelta
 
-from policyd.command import child
 from policyd.command.configuration import run, start_logging
 from policyd.command.open_files import raise_limit
+from policyd.command.parent import Parent
 from policyd.command.threads import StoreThreads
 from policyd.decision_log.spool import SpoolReader, known_database
 from policyd.errors import StoreUnavailable
@@ -41,7 +41,7 @@ _NICE = 5
 
 async def _work() -> None:
     async with (
-        child.Parent(load_settings, ends_by_itself=False) as parent,
+        Parent(load_settings, ends_by_itself=False) as parent,
         AsyncExitStack() as running,
     ):
         settings = parent.settings
