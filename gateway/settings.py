@@ -9,11 +9,10 @@ from gateway.patience import Patience
 from policyd.asgi.connections import Limits
 from policyd.client.aio import PolicyClient, tls_credentials
 from policyd.command.configuration import Address, SettingsError
+from policyd.command.crew import HANDOVER
 from policyd.command.open_files import share
 from policyd.engine import endpoints
 
-HANDOVER = 1.0
-"""Seconds in which a worker that is replaced takes the last requests on its connections."""
 _LISTEN = Address("127.0.0.1", 8080)
 KEY_HEADERS = ("Authorization", "api-key", "x-api-key", "x-goog-api-key")
 """The headers that an upstream may want its API key in."""

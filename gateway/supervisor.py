@@ -1,7 +1,6 @@
 """A gateway with all its workers: they take connections in turn from one socket, which the
 supervisor holds, so that none is lost with a worker that ends."""
 
-import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -10,9 +9,7 @@ from gateway.passing import dump_settings
 from gateway.server import Server, listen
 from gateway.settings import Settings
 from policyd.command.child import Child, End
-from policyd.command.crew import Crew, Orders, Own, Worker
-
-_log = logging.getLogger("gateway")
+from policyd.command.crew import Crew, Orders, Own, Worker, keep_fixed
 
 Ready = Callable[[str], None]
 """Is told the URL at which the gateway listens."""
@@ -73,12 +70,7 @@ class _Supervisor:
 
         Raises PolicydError or OSError.
         """
-        asked = self._read_again()
-        for name in _FIXED:
-            if getattr(asked, name) != getattr(self._asked, name):
-                _log.warning("--%s has changed, which holds from the next start on", name)
-        kept = {name: getattr(self._settings, name) for name in _FIXED}
-        self._settings = replace(asked, **kept)
+        self._settings = keep_fixed(self._read_again(), self._asked, self._settings, _FIXED)
         await self.workers.replace(lambda _: self._worker())
 
     async def stop(self, end: End) -> None:

@@ -8,15 +8,24 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import Any, Protocol, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from policyd.command.child import End, Serving
 from policyd.errors import PolicydError, SettingsError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 _log = logging.getLogger(__name__)
+
+HANDOVER = 1.0
+"""Seconds, at least, in which a worker that is replaced answers what clients still send to it."""
+
 _Result = TypeVar("_Result")
+_Settings = TypeVar("_Settings", bound="DataclassInstance")
 
 
 class Worker(Protocol):
@@ -222,6 +231,18 @@ class Orders:
                 _log.info("the workers are being stopped, so no more of them are replaced")
         except (PolicydError, OSError) as error:
             _log.error("no more is replaced, and what runs goes on: %s", error)
+
+
+def keep_fixed(
+    new: _Settings, first: _Settings, current: _Settings, fixed: Iterable[str]
+) -> _Settings:
+    """The `new` settings, but for those that are `fixed` until the next start: they stay as they
+    are in `current`. The log names those that differ from the `first` ones that were read."""
+    for name in fixed:
+        if getattr(new, name) != getattr(first, name):
+            flag = "--" + name.replace("_", "-")
+            _log.warning("%s has changed, which holds from the next start on", flag)
+    return replace(new, **{name: getattr(current, name) for name in fixed})
 
 
 @asynccontextmanager

@@ -15,6 +15,8 @@ _log = logging.getLogger(__name__)
 
 UMASK = 0o077
 """What the command sets, for files that are made by others: SQLite, and libraries of any kind."""
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""The system's errors for a disk without room for a file."""
 _FILE = 0o600
 _FOLDER = 0o700
 

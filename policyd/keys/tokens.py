@@ -1,15 +1,12 @@
 """Bearer tokens in files. The first start makes the administration token, for its owner only."""
 
-import errno
 import os
 import secrets
 import stat
 from pathlib import Path
 
-from policyd.command.private_files import make_folder
+from policyd.command.private_files import NO_ROOM, make_folder
 from policyd.errors import NoRoom, SettingsError
-
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def load_or_create(path: Path) -> str:
@@ -23,7 +20,7 @@ def load_or_create(path: Path) -> str:
     except FileExistsError:
         pass
     except OSError as error:
-        kind = NoRoom if error.errno in _NO_ROOM else SettingsError
+        kind = NoRoom if error.errno in NO_ROOM else SettingsError
         raise kind(f"--admin-token-file {path} cannot be made: {error.strerror}") from None
     return load(path, "--admin-token-file")
 

@@ -5,7 +5,6 @@ from one socket, which the supervisor holds, so that none is lost with a worker 
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
@@ -13,11 +12,9 @@ from dataclasses import replace
 
 from policyd.command.address import reserve
 from policyd.command.child import Child, End
-from policyd.command.crew import Crew, Orders, Own, Worker
+from policyd.command.crew import Crew, Orders, Own, Worker, keep_fixed
 from policyd.server.preparation import background_worker, preparing, start_with_room
 from policyd.settings import SHIPPING, ServerSettings, dump_settings
-
-_log = logging.getLogger(__name__)
 
 Ready = Callable[[ServerSettings], Awaitable[None]]
 """Tells the settings, with the ports that were taken, once every worker decides."""
@@ -126,7 +123,7 @@ class _Supervisor:
 
         Raises PolicydError or OSError.
         """
-        self.settings = self._changed(self._read_again())
+        self.settings = keep_fixed(self._read_again(), self._asked, self.settings, _FIXED)
         await self._workers.replace(self._worker)
         if (late := self._starting_late) is not None and not late.done():
             # It still waits for room, and the new one does so in its place.
@@ -138,13 +135,6 @@ class _Supervisor:
             return
         # The new one ships as soon as the old one no longer does.
         await self._background.replace(lambda _: background_worker(self.settings))
-
-    def _changed(self, asked: ServerSettings) -> ServerSettings:
-        for name in _FIXED:
-            if getattr(asked, name) != getattr(self._asked, name):
-                flag = "--" + name.replace("_", "-")
-                _log.warning("%s has changed, which holds from the next start on", flag)
-        return replace(asked, **{name: getattr(self.settings, name) for name in _FIXED})
 
     async def stop(self, end: End) -> None:
         """End all. The background worker ends last, so that it ships what the workers wrote."""

@@ -5,8 +5,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from policyd.command.private_files import make_file, make_folder
-from policyd.decision_log.spool.problems import NO_ROOM
+from policyd.command.private_files import NO_ROOM, make_file, make_folder
 from policyd.decision_log.spool.system import System
 from policyd.errors import NoRoom, SettingsError
 

@@ -2,10 +2,10 @@
 
 import errno
 
+from policyd.command.private_files import NO_ROOM
 from policyd.errors import LogFull, LogUnwritable
 
 NO_FILES = frozenset({errno.EMFILE, errno.ENFILE})
-NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def unwritable(what: str, error: OSError | None) -> LogFull:

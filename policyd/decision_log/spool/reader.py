@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from policyd.command.private_files import NO_ROOM
 from policyd.decision_log.spool.folder import DIGITS, lock, open_folder, segments
-from policyd.decision_log.spool.problems import NO_ROOM
 from policyd.decision_log.spool.system import System
 from policyd.errors import SettingsError
 
