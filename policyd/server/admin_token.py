@@ -1,4 +1,4 @@
-"""The administration token of a server: made at its first start, or once the disk has room for it."""
+"""The administration token of a server: made at its first start, or once there is room for it."""
 
 import asyncio
 import secrets
