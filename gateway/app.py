@@ -28,7 +28,7 @@ from gateway.upstream import (
 )
 from policyd.asgi.probes import PATIENCE, Probes
 from policyd.asgi.reply import HEAD_TOO_LARGE, NO_ROOM, WEBSOCKET, Reply, Send
-from policyd.client.aio import NoDecision, PolicyClient
+from policyd.client import NoDecision, PolicyClient
 from policyd.descriptor.body_memory import Held
 from policyd.errors import PolicydError
 from policyd.v1.policy_pb2 import (

@@ -13,11 +13,10 @@ from gateway.headers import RequestHeaders
 from gateway.settings import Settings
 from gateway.upstream import Body, ClientGone, Receive, Upload
 from policyd.asgi.reply import TOO_SLOW, Reply
-from policyd.client.aio import NoDecision
 from policyd.descriptor.body import TOO_LARGE, Facts
 from policyd.descriptor.body_memory import SMALL, Bodies, Held
 from policyd.engine.model import Target
-from policyd.errors import BodiesFull, PolicydError
+from policyd.errors import BodiesFull, NoDecision, PolicydError
 from policyd.v1.policy_pb2 import CheckKeyRequest, CheckKeyResponse
 
 CheckKey = Callable[[CheckKeyRequest], Awaitable[CheckKeyResponse]]

@@ -1,6 +1,7 @@
 """Gateways ask policyd with it: PolicyClient with asyncio, SyncPolicyClient for threads."""
 
-from policyd.client.aio import OnError, PolicyClient, tls_credentials
+from policyd.client.aio import PolicyClient, tls_credentials
+from policyd.client.fallback import OnError
 from policyd.client.sync import SyncPolicyClient
 from policyd.errors import NoDecision
 

@@ -9,59 +9,31 @@ policyd.client is the same for threads.
 """
 
 import asyncio
-import secrets
-import time
-from collections.abc import Iterator
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 import grpc
 from grpc import ChannelCredentials
 
 from policyd.client import forking
+from policyd.client.batches import CLOSED, Batches
+from policyd.client.fallback import OnError, instead
 from policyd.client.peers import Peers, Targets, addresses
 from policyd.client.reporter import Reporter
-from policyd.client.statuses import Failed, failed_item
-from policyd.engine import denial
+from policyd.client.statuses import Failed
 from policyd.errors import NoDecision
 from policyd.v1.policy_pb2 import (
-    DECISION_ALLOW,
-    DECISION_DENY,
-    BatchEvaluateRequest,
-    BatchEvaluateResponse,
     CheckKeyRequest,
     CheckKeyResponse,
     EvaluateRequest,
     EvaluateResponse,
-    Explanation,
-    Header,
     Outcome,
     ReportOutcomeRequest,
     ReportOutcomeResponse,
 )
 
-__all__ = ["ChannelCredentials", "NoDecision", "OnError", "PolicyClient", "tls_credentials"]
-
-OnError = Literal["raise", "deny", "allow"]
-"""What evaluate() does where there is no decision.
-
-raise: it raises NoDecision.
-deny: it answers with a denial of its own, 503 with Retry-After.
-allow: it allows, where policyd could not be reached in time; where policyd would not decide, as
-its log is full, its settings are older than min_revision or the question is malformed, it denies
-all the same. So it does where one policyd would not decide and the others cannot be reached.
-Such an answer has no decision_id, and says the cause in explanation.summary.
-"""
-
-MAX_BATCH = 256
-"""Questions in one call. The server takes 1,000; smaller ones spread over more of its turns."""
-MAX_BATCH_BYTES = 1024 * 1024
-"""Bytes of questions in one call, so that a few large ones do not make it too large for all."""
 _REPORT_TIMEOUT = 5.0
 """Seconds that a call with outcomes may take: nobody waits for it."""
-CLOSED = "the client of policyd was closed"
-_Waiting = tuple[EvaluateRequest, asyncio.Future[EvaluateResponse]]
-_Answer = EvaluateResponse | NoDecision
 
 
 class PolicyClient:
@@ -96,8 +68,7 @@ class PolicyClient:
         self._targets, self._credentials = addresses(target), credentials
         self._peers: Peers | None = None
         self._closed = False
-        self._waiting: list[_Waiting] = []
-        self._calls: set[asyncio.Task[None]] = set()
+        self._batches = Batches(self._connected, timeout)
         self._reporter = Reporter(self._report)
 
     async def __aenter__(self) -> Self:
@@ -128,7 +99,7 @@ class PolicyClient:
     async def evaluate(self, request: EvaluateRequest) -> EvaluateResponse:
         """Ask for a decision. Where none comes in time, for whatever cause, `on_error` holds."""
         try:
-            return await self._decision(request)
+            return await self._batches.ask(request)
         except NoDecision as problem:
             return instead(problem, self._on_error)
 
@@ -149,14 +120,6 @@ class PolicyClient:
             if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
                 raise
             raise NoDecision(CLOSED) from None
-
-    async def _decision(self, request: EvaluateRequest) -> EvaluateResponse:
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[EvaluateResponse] = loop.create_future()
-        if not self._waiting:
-            loop.call_soon(self._send)
-        self._waiting.append((request, answer))
-        return await answer
 
     def report(self, outcome: Outcome) -> None:
         """Report what became of a request that was allowed. It returns at once and never fails.
@@ -199,90 +162,6 @@ class PolicyClient:
             forking.in_use.add(self)
         return self._peers
 
-    def _send(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for batch in _batches(waiting):
-            task = asyncio.create_task(self._ask(batch))
-            self._calls.add(task)
-            task.add_done_callback(self._calls.discard)
-
-    async def _ask(self, batch: list[_Waiting]) -> None:
-        try:
-            answers = await self._answers([request for request, _ in batch])
-        except NoDecision as problem:
-            answers = [problem] * len(batch)
-        except (asyncio.CancelledError, grpc.aio.UsageError):
-            answers = [NoDecision(CLOSED)] * len(batch)
-        except Exception as error:  # noqa: BLE001  # Whoever waits must be told, whatever it was.
-            answers = [NoDecision(f"policyd could not be asked ({error})")] * len(batch)
-        for (_, future), answer in zip(batch, answers, strict=True):
-            _settle(future, answer)
-
-    async def _answers(self, requests: list[EvaluateRequest]) -> list[_Answer]:
-        if len(requests) == 1:
-            return [await self._answer(requests[0])]
-        asked = BatchEvaluateRequest()
-        for number, (request, key) in enumerate(zip(requests, _keys(len(requests)), strict=True)):
-            item = asked.items.add(id=str(number), request=request).request
-            item.idempotency_key = item.idempotency_key or key
-        response = await self._connected().ask(
-            lambda stub: stub.BatchEvaluate, asked, self._timeout, failure=_common_failure
-        )
-        results = response.results
-        if len(results) != len(requests):
-            raise NoDecision(f"{len(results)} answers to {len(requests)} questions")
-        return [
-            result.response
-            if result.HasField("response")
-            else NoDecision(f"policyd gave no decision ({result.status.message})")
-            for result in results
-        ]
-
-    async def _answer(self, request: EvaluateRequest) -> EvaluateResponse:
-        (key,) = _keys(1)
-        asked = EvaluateRequest(idempotency_key=key)
-        asked.MergeFrom(request)  # With the caller's own key, if there is one.
-        return await self._connected().ask(
-            lambda stub: stub.Evaluate, asked, self._timeout, is_patient=asked.min_revision > 0
-        )
-
-
-def _keys(number: int) -> list[str]:
-    """Idempotency keys. A question keeps its own at each try, so that policyd logs it once."""
-    now = f"{time.time_ns() // 1_000_000:012x}"
-    digits = secrets.token_hex(10 * number)
-    return [now + digits[begin : begin + 20] for begin in range(0, 20 * number, 20)]
-
-
-def _common_failure(response: BatchEvaluateResponse) -> Failed | None:
-    """Why nothing was decided, if it is the same for all: settings that are not there yet, say.
-
-    Then it may be decided in a moment, or elsewhere.
-    """
-    results = response.results
-    if not results or not results[0].HasField("status"):
-        return None
-    status = results[0].status
-    if any(not one.HasField("status") or one.status.code != status.code for one in results):
-        return None
-    return failed_item(status.code, status.message)
-
-
-def _batches(waiting: list[_Waiting]) -> Iterator[list[_Waiting]]:
-    batch: list[_Waiting] = []
-    size = 0
-    for question in waiting:
-        if question[0].min_revision:
-            yield [question]  # policyd may wait for the revision, and nothing else should.
-            continue
-        size += question[0].ByteSize()
-        if batch and (len(batch) == MAX_BATCH or size > MAX_BATCH_BYTES):
-            yield batch
-            batch, size = [], question[0].ByteSize()
-        batch.append(question)
-    if batch:
-        yield batch
-
 
 def tls_credentials(
     authorities: bytes | None = None, key: bytes | None = None, certificate: bytes | None = None
@@ -293,27 +172,3 @@ def tls_credentials(
     `key` and `certificate` are what a policyd with --tls-client-ca wants to see.
     """
     return grpc.ssl_channel_credentials(authorities, key, certificate)
-
-
-def instead(problem: NoDecision, on_error: OnError) -> EvaluateResponse:
-    """The answer in place of a decision. Raises `problem` where the caller wants that."""
-    if on_error == "raise":
-        raise problem
-    answer = EvaluateResponse(explanation=Explanation(summary=f"No decision: {problem}."))
-    if on_error == "allow" and problem.is_outage:
-        answer.decision = DECISION_ALLOW
-        return answer
-    denied = denial.NO_DECISION
-    answer.decision = DECISION_DENY
-    answer.denial.http_status, answer.denial.body = denied.status, denied.body
-    answer.denial.headers.extend(Header(name=name, value=text) for name, text in denied.headers)
-    return answer
-
-
-def _settle(future: asyncio.Future[EvaluateResponse], answer: _Answer) -> None:
-    if future.done():  # Whoever asked has gone away.
-        return
-    if isinstance(answer, NoDecision):
-        future.set_exception(answer)
-    else:
-        future.set_result(answer)

@@ -12,16 +12,14 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from grpc import ChannelCredentials
+
 from policyd.client import forking
-from policyd.client.aio import (
-    CLOSED,
-    ChannelCredentials,
-    NoDecision,
-    OnError,
-    PolicyClient,
-    instead,
-)
+from policyd.client.aio import PolicyClient
+from policyd.client.batches import CLOSED
+from policyd.client.fallback import OnError, instead
 from policyd.client.peers import Targets
+from policyd.errors import NoDecision
 from policyd.v1.policy_pb2 import (
     CheckKeyRequest,
     CheckKeyResponse,
