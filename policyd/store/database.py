@@ -1,4 +1,11 @@
-"""How policyd talks to SQLite and PostgreSQL: the engine, its errors, and what they do unlike."""
+"""Transactions on SQLite and PostgreSQL: what they may take, their errors, and what both can store.
+
+Every call to the store is one reading() or writing(). Each checks that the database is still the
+one that the server started with (identity.py), ends within its bound, and reports what goes wrong
+as StoreUnavailable. A write on SQLite takes the write lock first (BEGIN IMMEDIATE): a transaction
+that reads first could not write once another one has written. After its commit the file is looked
+at again, as a program may have replaced it (database_file.py).
+"""
 
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,16 +32,16 @@ _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _VALUES = 5000
 """Values that find() asks for in one query."""
 _MOST = 2**62
-"""Of a count: it fits into a BIGINT."""
+"""The largest count: it fits into a BIGINT."""
 
 metadata = sa.MetaData()
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """Seconds that a call may take which is no ordinary one: in all, and each statement of it.
+    """Seconds that an extraordinary call may take: all of it, and each of its statements.
 
-    None: as long as an ordinary one.
+    None: each statement may take as long as an ordinary call.
     """
 
     total: float
@@ -42,11 +49,11 @@ class Bound:
 
 
 SHIPPING = Bound(120.0)
-"""Many small statements, each as quick as others: a database that is silent is noticed as soon."""
+"""Many small statements. Each has the usual time, so a silent database is noticed as soon."""
 LONG = Bound(300.0, 300.0)
-"""What may look at every row of the log: statistics, simulations, exports, retention."""
+"""Calls that may look at every row of the log: statistics, simulations, exports, retention."""
 MIGRATING = Bound(24 * 3600.0, 24 * 3600.0)
-"""What may build an index over every row, or wait until another process has."""
+"""Calls that may build an index over every row, or wait for another process that does."""
 
 Id = sa.String(32).with_variant(sa.String(32, collation="C"), "postgresql")
 """An ID whose order is that of its bytes, whatever the database's language."""
@@ -68,17 +75,17 @@ def now() -> datetime:
 
 
 def storable(value: Any) -> Any:
-    """`value` as every database takes it: PostgreSQL has no way to keep a NUL in a text."""
+    """`value` as every database takes it: PostgreSQL cannot store a NUL in a text."""
     return value.replace("\0", "\N{REPLACEMENT CHARACTER}") if isinstance(value, str) else value
 
 
 @contextmanager
 def errors() -> Iterator[None]:
-    """Report what the database says as StoreUnavailable."""
+    """Report errors of the database as StoreUnavailable."""
     try:
         yield
     except SQLAlchemyError as error:
-        # The driver's own words; SQLAlchemy's would add the statement.
+        # The driver's own message: SQLAlchemy's would add the statement.
         cause = getattr(error, "orig", None)
         if getattr(cause, "sqlstate", None) == _READ_ONLY:
             raise StoreUnavailable(identity.READ_ONLY) from error
@@ -91,7 +98,7 @@ def errors() -> Iterator[None]:
 
 
 def damaged(cause: str) -> StoreUnusable:
-    """What is said of a SQLite file that is damaged, or none."""
+    """The error for a SQLite file that is damaged, or is no SQLite file."""
     return StoreUnusable(
         f"the database is damaged: {cause}. Stop policyd, keep the file for a rescue, and put a "
         "backup in its place (policyd db restore)"
@@ -100,7 +107,7 @@ def damaged(cause: str) -> StoreUnusable:
 
 @contextmanager
 def reading(engine: sa.Engine, bound: Bound | None = None) -> Iterator[sa.Connection]:
-    """A connection to read by. Raises StoreUnavailable, also where that takes too long."""
+    """A connection to read with. Raises StoreUnavailable, also where the block takes too long."""
     with _bounded(engine, bound) as connection:
         identity.check(connection)
         yield connection
@@ -108,8 +115,8 @@ def reading(engine: sa.Engine, bound: Bound | None = None) -> Iterator[sa.Connec
 
 @contextmanager
 def writing(engine: sa.Engine, bound: Bound | None = None) -> Iterator[sa.Connection]:
-    """A transaction that writes, committed at the end. Raises StoreUnavailable, as reading()."""
-    # SQLite: a transaction that reads first could not write once another one has written.
+    """A transaction that is committed at the end of the block. Raises StoreUnavailable, like
+    reading()."""
     with _bounded(engine, bound, policyd_begin="BEGIN IMMEDIATE") as connection:
         if not connection.in_transaction():
             connection.begin()
@@ -134,7 +141,8 @@ def _bounded(engine: sa.Engine, bound: Bound | None, **options: str) -> Iterator
 
 @contextmanager
 def _long_statements(connection: sa.Connection, seconds: float) -> Iterator[None]:
-    """Of the transaction that begins here: SQLite bounds no statement by itself."""
+    """Allow each statement of the transaction that begins here so many seconds, on PostgreSQL:
+    SQLite has no bound for a single statement."""
     if connection.dialect.name != "postgresql":
         yield
         return
@@ -151,7 +159,7 @@ def _long_statements(connection: sa.Connection, seconds: float) -> Iterator[None
 
 
 def _sum(one: sa.ColumnElement[int], other: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
-    # A number that does not fit would fail the transaction, however often it is tried.
+    # A number that does not fit would fail the transaction at every try.
     return sa.case((one > _MOST - other, _MOST), else_=one + other)
 
 
@@ -163,9 +171,9 @@ def upsert(
     add: Sequence[str] = (),
     replace: Sequence[str] = (),
 ) -> None:
-    """Insert the rows; where one is there already, add to some columns and replace others.
+    """Insert the rows; where one is there already, add to some of its columns and replace others.
 
-    What is added to grows up to 2**62.
+    Sums grow up to 2**62.
     """
     if not rows:
         return

@@ -23,13 +23,13 @@ from policyd.errors import SettingsError
 from policyd.store.database_file import DatabaseFile
 
 _CONNECTIONS = 20
-"""To PostgreSQL, of one process. All that ask at once are fewer."""
+"""Connections of one process to PostgreSQL: more than the calls that run at the same time."""
 INCREMENTAL = 2
 """What SQLite calls a file that gives free space back in steps: PRAGMA auto_vacuum."""
 LOOK = 100_000
-"""Steps of SQLite between two looks at the deadline: less than a millisecond of work."""
+"""Steps of SQLite between two looks at the deadline: they take less than a millisecond."""
 _AGAIN = 0.02
-"""Seconds between two tries for a lock for which SQLite itself does not wait."""
+"""Seconds between two tries for a lock that SQLite itself does not wait for."""
 
 
 def open_engine(url: str, timeout: float = TIMEOUT) -> sa.Engine:
@@ -37,7 +37,7 @@ def open_engine(url: str, timeout: float = TIMEOUT) -> sa.Engine:
     try:
         engine = _open_postgresql(url, timeout) or _create_engine(url, timeout)
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, ValueError) as error:
-        # The URL may hold a password, so the message does not repeat it.
+        # The URL may hold a password, so the message does not show it.
         raise SettingsError(
             "--database-url is not usable: give sqlite:///FILE, or "
             "postgresql+psycopg://USER@HOST/NAME with the extra policyd[postgresql] "
@@ -59,7 +59,7 @@ def _create_engine(url: str | sa.URL, timeout: float) -> sa.Engine:
         url,
         pool_pre_ping=True,
         hide_parameters=True,
-        poolclass=sa.QueuePool,  # Of every kind of URL, so that its bounds hold.
+        poolclass=sa.QueuePool,  # For every kind of URL, so that the bounds of the pool hold.
         pool_size=5,
         max_overflow=_CONNECTIONS - 5,
         pool_timeout=timeout,
@@ -71,7 +71,7 @@ def _open_postgresql(url: str, timeout: float) -> sa.Engine | None:
     parsed = sa.make_url(url)
     if parsed.get_backend_name() != "postgresql":
         return None
-    # An extra of its own, which SQLite does without.
+    # psycopg is an extra that SQLite does not need.
     from policyd.store import postgresql as bounded
 
     query = bounded.patience(timeout) | dict(parsed.query)
@@ -94,7 +94,7 @@ def _bound_sqlite(engine: sa.Engine, url: str, timeout: float) -> None:
 def make_file(url: str) -> None:
     """Make the file of a SQLite database, empty, unless it is there.
 
-    Nothing else makes it, so that none appears in the place of one that was deleted.
+    Only a start makes it, so that no empty database takes the place of one that was deleted.
     """
     if file := sqlite_file(url):
         private_files.make_file(Path(os.path.realpath(file)))
@@ -102,22 +102,22 @@ def make_file(url: str) -> None:
 
 def _prepare_sqlite(timeout: float, connection: Any, _: object) -> None:
     connection.isolation_level = None  # The driver leaves transactions to _begin_sqlite.
-    # It stops a query whose thread has waited long enough.
+    # This stops a query whose thread has waited long enough.
     connection.set_progress_handler(deadline.is_over, LOOK)
     with deadline.within(timeout):
         connection.execute(_wait_for_locks(timeout))
-        # A file that is new, or vacuumed next, gives back what retention has freed: see space.py.
-        # To one that does so already, setting it once more would be a write.
+        # A file that is new, or vacuumed later, gives back the space that retention frees: see
+        # space.py. Where it does so already, setting it again would be a needless write.
         if connection.execute("PRAGMA auto_vacuum").fetchone() != (INCREMENTAL,):
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         _use_wal(connection)
-        # What is committed is on the disk: the spool has deleted it by then.
+        # What is committed must be on the disk, as the spool then deletes its copy.
         connection.execute("PRAGMA synchronous = FULL")
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
-    """Have readers wait for no writer. To begin with that, SQLite needs the file for itself, and
-    does not wait for another process that has it."""
+    """Use a write-ahead log, so that readers wait for no writer. SQLite needs the file for itself
+    to change to that, and does not wait by itself for another process that has it open."""
     while True:
         try:
             connection.execute("PRAGMA journal_mode = WAL")
@@ -130,7 +130,7 @@ def _use_wal(connection: sqlite3.Connection) -> None:
 
 
 def _wait_for_locks(timeout: float) -> str:
-    """Has SQLite wait for another one's lock until the deadline, and no longer than `timeout`."""
+    """The statement that has SQLite wait for locks until the deadline, at most for `timeout`."""
     seconds = max(min(timeout, deadline.remaining()), 0)
     return f"PRAGMA busy_timeout = {int(seconds * 1000)}"
 

@@ -1,4 +1,4 @@
-"""Deletes from the log what may go: see retention.py for what may, and steps.py for how."""
+"""Deletes decisions and what belongs to them: see retention.py for how many, steps.py for how."""
 
 from datetime import datetime
 
@@ -17,8 +17,8 @@ from policyd.store.steps import Steps
 
 
 def expire(engine: sa.Engine, steps: Steps, before: datetime, max_rows: int, at: datetime) -> int:
-    """Delete some of what is older than `before`, and some of the oldest beyond `max_rows`, with
-    what belongs to it. It is `at` now, by the database. Returns how many decisions that were."""
+    """Delete some of the decisions older than `before` and of the oldest beyond `max_rows`, and the
+    counts and outcomes that go with them. `at` is now, by the database. Returns how many."""
     settle(engine, steps, at)
     first = first_id(before)
     deleted = drop_days(engine, first, log_size.add)

@@ -1,7 +1,21 @@
-"""The decision log in the store: what was decided, and what became of it.
+"""The decision log in the store: decisions, and what became of their requests.
 
-Whatever is appended twice is there once: the spool may hand the same entries over again after a
-crash. The counts of statistics.py change in the same transaction.
+Its law:
+
+- **An append is one transaction.** Decisions, outcomes, the counts of statistics.py, the number of
+  rows, the counts of refused keys and the position in the spool are committed together, or none is.
+- **Appending again changes nothing.** A shipper that has crashed, or never heard that a transaction
+  was committed, hands the same entries over again. The position says so, even where the rows have
+  been retired since (positions.py); a decision that another replica has logged is known by its ID.
+- **The order of arrival does not matter.** An outcome may come before its decision and waits for it
+  (outcomes.py).
+- **Writers never wait for each other in a circle.** All take rows in the order of their keys, and
+  the rows that many share, the counts of an hour or of a user, come last.
+- **Retention cannot empty it by mistake.** What may be deleted is agreed on first (retention.py),
+  then deleted in short transactions (expiry.py).
+
+IDs of decisions begin with the millisecond, so the order of IDs is the order of time, and every
+query of a stretch of time is a range of IDs.
 """
 
 from collections import Counter
@@ -50,11 +64,11 @@ _SEVERAL_DAYS = timedelta(days=2)
 
 @dataclass(frozen=True, slots=True)
 class LogStatus:
-    """How the log is."""
+    """How much the log holds, and what it lacks."""
 
     decisions: int
     lost: int
-    """Decisions that were answered and never logged, of all time."""
+    """Decisions that were answered and never logged, since the database was made."""
     oldest: datetime | None
 
 
@@ -72,18 +86,19 @@ class Log:
         *,
         unreadable: int = 0,
     ) -> None:
-        """Add decisions and outcomes, and what was counted of refused keys: all of it, or nothing.
+        """Add decisions, outcomes, and the counts and samples of refused keys: all, or nothing.
 
-        What is there already stays. `step` is where in the spool they stood, and how many lines
-        there were `unreadable`, which count as lost. Raises PositionMoved.
+        What is there already stays as it is. `step` says which bytes of the spool the entries are,
+        and `unreadable` how many lines of those could not be read: they count as lost. Raises
+        PositionMoved.
         """
         try:
             self._append(entries, step, unreadable)
         except StoreUnavailable as error:
             if not isinstance(error.__cause__, IntegrityError):
                 raise
-            # A request that was asked again has reached two replicas, and the other one has logged
-            # it in this moment: now it is known.
+            # A caller has sent one request to two replicas, and the other one has logged it in this
+            # moment. Now this one finds it there.
             self._append(entries, step, unreadable)
 
     def _append(
@@ -106,14 +121,15 @@ class Log:
             _insert(connection, records.values(), tally)
             add_outcomes(connection, outcomes, records, tally)
             add_refused_keys(connection, refused)
-            # Last: others wait for the rows of the same hours and users until this is committed.
+            # Last: other shippers wait for the rows of the same hours and users until this one
+            # commits.
             tally.write(connection)
 
     def page(
         self, wanted: LogFilter, *, after: str = "", newer_than: str = "", limit: int = 50
     ) -> list[Record]:
-        """Up to `limit` decisions, newest first: behind the one with the ID `after`, and before
-        the one with the ID `newer_than`."""
+        """Up to `limit` decisions, newest first: those older than the one with the ID `after`, and
+        newer than the one with the ID `newer_than`."""
         query = page_query(wanted, after, newer_than, limit)
         with reading(self._engine, LONG) as connection:
             return [read_record(row) for row in connection.execute(query)]
@@ -148,7 +164,7 @@ class Log:
         return read_record(row)
 
     def status(self) -> LogStatus:
-        """How the log is."""
+        """How much the log holds, how much was lost, and how far back it goes."""
         with reading(self._engine) as connection:
             count = log_size.total(connection)
             lost = losses.total(connection)
@@ -156,23 +172,23 @@ class Log:
         return LogStatus(count, lost, moment(oldest) if oldest else None)
 
     def lose(self, lost: Mapping[str, int]) -> None:
-        """Take note of how many decisions each process has dropped in all."""
+        """Note how many decisions each process has lost in all."""
         with writing(self._engine) as connection:
             losses.raise_to(connection, lost)
 
     def lost_by(self, processes: Iterable[str]) -> dict[str, int]:
-        """How many decisions each of the processes has dropped, as the database has it."""
+        """How many decisions each of the processes has lost, as the database has it."""
         with reading(self._engine) as connection:
             return losses.lost_by(connection, processes)
 
     def standstill(self) -> Standstill:
-        """Why retention does less than its settings ask for, if it does."""
+        """Why retention deletes less than its settings ask for, if it does."""
         with reading(self._engine) as connection:
             return standstill(connection)
 
     def retire(self, keep: timedelta, max_rows: int) -> int:
-        """Delete some of what the log need not keep any longer, as far as that is safe: see
-        retention.py. Returns how many; 0: that was all, for now."""
+        """Delete some of what is older than `keep` or more than `max_rows`, as far as that is safe:
+        see retention.py. Returns how many decisions; 0: that was all, for now."""
         with reading(self._engine, LONG) as connection:
             cut = look(connection, log_size.total(connection), keep, max_rows)
         with writing(self._engine) as connection:
@@ -180,23 +196,24 @@ class Log:
         make_days(self._engine, cut.now)
         before = cut.before
         if self._has_days and keep >= _SEVERAL_DAYS:
-            # Whole days are dropped, so none is deleted row by row in the hours before.
+            # Whole days are dropped, so no rows of a day are deleted in the hours before.
             before = midnight(before)
         return expire(self._engine, self._steps, before, cut.max_rows, cut.now)
 
     def agree(self, older_than: timedelta | None, max_rows: int | None) -> datetime:
-        """The operator has told: what is older, or beyond so many rows, may go, however much it
-        is. Returns the moment before which decisions are older, by the database's clock."""
+        """Let the operator agree: decisions that are older, or more than `max_rows`, may go,
+        however many they are. Returns the moment before which decisions count as older, by the
+        database's clock."""
         with writing(self._engine) as connection:
             before = database_time(connection) - (older_than or timedelta())
             agree(connection, before if older_than is not None else None, max_rows)
         return before
 
     def expire(self, before: datetime, max_rows: int) -> int:
-        """Delete what is older than `before`, and the oldest beyond `max_rows`: some of it, in
+        """Delete some of the decisions older than `before` and of the oldest beyond `max_rows`, in
         steps that hold up no other writer. Returns how many; call it again until that is 0.
 
-        Outcomes whose decision has come after all are given to it; others are given up in time.
+        Outcomes whose decision has arrived are given to it; others are given up after a day.
         """
         with reading(self._engine) as connection:
             at = database_time(connection)
@@ -212,7 +229,7 @@ class Log:
 
 
 def _make_durable(connection: sa.Connection) -> None:
-    """What is committed is deleted from the spool, so it has to be on the database's disk."""
+    """Have the commit wait for the database's disk: the spool deletes what is committed."""
     if connection.dialect.name == "postgresql":
         wanted = sa.func.set_config("synchronous_commit", "on", True)
         current = sa.func.current_setting("synchronous_commit")

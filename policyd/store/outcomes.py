@@ -49,7 +49,7 @@ def add_outcomes(
 
 def settle(engine: sa.Engine, steps: Steps, at: datetime) -> None:
     """Give kept outcomes to decisions that have arrived since, and give up those that have waited
-    for too long. It is `at` now, by the database."""
+    longer than _WAIT. `at` is now, by the database."""
     with reading(engine) as connection:
         if connection.execute(sa.select(_waiting.c.since).limit(1)).first() is None:
             return
@@ -70,7 +70,7 @@ def settle(engine: sa.Engine, steps: Steps, at: datetime) -> None:
 def _attach(
     connection: sa.Connection, outcomes: Mapping[str, Outcome], tally: Tally
 ) -> dict[str, Outcome]:
-    """Give each outcome to its decision, if that has none. Returns those without a decision."""
+    """Give each outcome to its decision, if that has none. Returns those that found no decision."""
     column = decisions.c
     more = (column.key_id, column.end_user, column.in_scope, column.outcome_ending)
     missing = dict(outcomes)
@@ -90,8 +90,8 @@ def _attach(
 
 
 def _locked(*columns: sa.Column[Any]) -> sa.Select[Any]:
-    # Until the transaction ends, so that no other server gives them an outcome as well; in one
-    # order, so that two never wait for each other.
+    # Locked until the transaction ends, so that no other shipper gives them an outcome as well; in
+    # one order, so that two shippers never wait for each other.
     return sa.select(*columns).order_by(columns[0]).with_for_update()
 
 
