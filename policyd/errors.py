@@ -17,6 +17,7 @@ PolicydError
 │   ├── StoreUnusable      ... as it is there, and is not one that this version can use
 │   └── WrongDatabase      ... as it is not the one that this policyd belongs to
 ├── SettingsUnknown        no API key's settings are known yet, so nothing can be decided
+├── SnapshotUnusable       there is no snapshot of the settings to decide by
 ├── StoreBusy              as many calls wait for the database as may
 ├── SettingsError          policyd cannot start with these settings
 │   └── NoRoom             ... as the disk is full: with room they will do
@@ -26,7 +27,7 @@ PolicydError
 
 
 class PolicydError(Exception):
-    """Whatever policyd raises on purpose. The message names the cause and the mend."""
+    """Every error that policyd raises on purpose. The message names the cause and the fix."""
 
 
 class InvalidDescriptor(PolicydError):
@@ -87,6 +88,10 @@ class StoreUnusable(StoreUnavailable):
 
 class SettingsUnknown(PolicydError):
     """No API key's settings are known yet, so nothing can be decided."""
+
+
+class SnapshotUnusable(PolicydError):
+    """There is no snapshot of the settings to decide by. The message says why."""
 
 
 class StoreBusy(PolicydError):

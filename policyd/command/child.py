@@ -1,23 +1,28 @@
-"""Child processes of a server: started, watched, restarted and ended together with their parent.
+"""Child processes of a server, as their parent has them: started, watched, restarted and ended.
 
-Each is a new process that reads its settings from its standard input, so they show in no process
-list, says "ready", then once a second that it lives, and ends when its input closes: not even a
-killed parent leaves children behind. Until then its parent may tell it there how to end.
+A child is a new process, never a fork: gRPC does not survive one. Both sides talk in lines, by the
+child's standard input and output:
+
+    parent to child   first the settings and what else it is told, as JSON, so that they show in no
+                      list of processes; later "drain" or "replace", see End, and "hurry"
+    child to parent   "ready", or "waiting" while it lacks what it needs, or else why it does not
+                      start; then once a second "alive" or "waiting"
+
+A child ends when its input closes, so not even a parent that is killed leaves children behind. One
+that is silent for _SILENCE turns hangs, and is killed and started again. See parent.py for the
+child's side.
 """
 
 import asyncio
 import json
 import logging
 import math
-import os
-import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from enum import Enum
-from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from policyd.errors import PolicydError, SettingsError
 
@@ -39,7 +44,6 @@ _HURRIED = 3
 """Turns that a child has to end once it is told to hurry."""
 
 _Result = TypeVar("_Result")
-_Settings = TypeVar("_Settings")
 
 
 class End(Enum):
@@ -211,134 +215,3 @@ async def _within(
         raise TimeoutError
     finally:
         task.cancel()
-
-
-class Parent(Generic[_Settings]):
-    """The parent, as a child has it. `async with Parent(load) as parent:` gives the `settings`,
-    which `load` makes of JSON values; what PolicydError ends the block is told to the parent.
-
-    SIGTERM is what the parent says with "drain", and a second one "hurry": a service manager sends
-    it to all processes at once. Without `ends_by_itself` it does nothing, as this child has to
-    outlive the others.
-    """
-
-    settings: _Settings
-    position: int | None
-    is_first: bool
-
-    def __init__(
-        self, load: Callable[[Mapping[str, Any]], _Settings], *, ends_by_itself: bool = True
-    ) -> None:
-        self._load = load
-        self._ends_by_itself = ends_by_itself
-        self._hurry: Callable[[], None] = lambda: None
-
-    async def __aenter__(self) -> Self:
-        self._reader = asyncio.StreamReader(limit=2**20)
-        loop = asyncio.get_running_loop()
-        protocol = asyncio.StreamReaderProtocol(self._reader)
-        await loop.connect_read_pipe(lambda: protocol, sys.stdin)
-        told = json.loads(await self._reader.readline())
-        self._sockets = told["sockets"]
-        self.position = told["position"]
-        self.is_first = told.get("is_first", False)
-        self._ending: asyncio.Future[End] = loop.create_future()
-        # Ctrl-C reaches the whole group; the parent tells its children itself.
-        loop.add_signal_handler(signal.SIGINT, lambda: None)
-        loop.add_signal_handler(
-            signal.SIGTERM, self._terminate if self._ends_by_itself else lambda: None
-        )
-        # It is for the parent, who replaces its children one by one.
-        loop.add_signal_handler(signal.SIGHUP, lambda: None)
-        try:
-            self.settings = self._load(told["settings"])
-        except PolicydError as error:
-            await self.__aexit__(type(error), error, None)
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if isinstance(error, PolicydError):
-            _say(str(error))
-            sys.exit(1)
-
-    def ready(self, does_its_work: Callable[[], bool] = lambda: True) -> None:
-        """Tell the parent that the start is over; and while `does_its_work` says no, that this one
-        waits for what it needs."""
-        self._does_its_work = does_its_work
-        _say("ready" if does_its_work() else "waiting")
-        # A parent that stands still reads nothing. The pipe fills, and to wait for it would stop
-        # this child too: a sign of life that finds no room is one too many.
-        os.set_blocking(sys.stdout.fileno(), False)
-
-    def listening(self, name: str) -> socket.socket | None:
-        """The listening socket that the parent has given under this name."""
-        number = self._sockets.get(name)
-        return None if number is None else socket.socket(fileno=number)
-
-    async def serve(self, server: Serving) -> None:
-        """Let `server`, which runs, do so until it is to be closed."""
-        self._hurry = server.hurry
-
-        async def wind_down() -> None:
-            await server.wind_down(await asyncio.shield(self._ending))
-
-        await self._work_on(wind_down())
-
-    async def gone_during(self, *work: Coroutine[Any, Any, None]) -> None:
-        """Do all of `work` until the parent goes, or wants this child to end."""
-
-        async def wanted() -> None:
-            await asyncio.shield(self._ending)
-
-        await self._work_on(wanted(), *work)
-
-    async def _work_on(self, *work: Coroutine[Any, Any, None]) -> None:
-        """Do all of `work` until the parent goes, or one of it is done."""
-        # It goes on after this: a parent may want us to hurry as we end.
-        self._listening = asyncio.create_task(self._listen())
-        self._beating = asyncio.create_task(self._beat())
-        tasks = [asyncio.create_task(one) for one in work]
-        done, rest = await asyncio.wait(
-            [self._listening, *tasks], return_when=asyncio.FIRST_COMPLETED
-        )
-        rest.discard(self._listening)
-        for task in rest:
-            task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
-        for task in done:
-            task.result()
-
-    async def _listen(self) -> None:
-        """Hear what the parent says, until it has gone."""
-        while line := await self._reader.readline():
-            word = line.decode().strip()
-            if word == "hurry":
-                self._hurry()
-            else:
-                self._end(End(word))
-
-    def _end(self, end: End) -> None:
-        if not self._ending.done():
-            self._ending.set_result(end)
-
-    def _terminate(self) -> None:
-        if self._ending.done():
-            self._hurry()
-        self._end(End.DRAIN)
-
-    async def _beat(self) -> None:
-        """Tell the parent that the event loop still turns."""
-        while True:
-            await asyncio.sleep(1)
-            _say("alive" if self._does_its_work() else "waiting")
-
-
-def _say(line: str) -> None:
-    # A parent that is gone hears nothing, and the closed input ends this child.
-    with suppress(BrokenPipeError, BlockingIOError):
-        os.write(sys.stdout.fileno(), line.encode() + b"\n")

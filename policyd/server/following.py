@@ -12,9 +12,10 @@ from typing import Any
 from policyd.command.database_url import sqlite_file
 from policyd.command.threads import StoreThreads
 from policyd.decision_log import spool
-from policyd.errors import SettingsError, StoreUnavailable, StoreUnusable
+from policyd.errors import SettingsError, SnapshotUnusable, StoreUnavailable, StoreUnusable
 from policyd.keys.key_table import KeyTable
-from policyd.keys.snapshot import SnapshotFile, SnapshotKeeper, SnapshotUnusable, place_of
+from policyd.keys.snapshot import SnapshotFile
+from policyd.keys.snapshot_keeper import SnapshotKeeper, place_of
 from policyd.server.opening import OpenedStore
 from policyd.settings import ServerSettings
 

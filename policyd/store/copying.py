@@ -14,15 +14,8 @@ import sqlalchemy as sa
 from policyd.errors import StoreUnavailable
 from policyd.store import identity as identities
 from policyd.store import migrations
-from policyd.store.database import (
-    MIGRATING,
-    make_file,
-    metadata,
-    reading,
-    storable,
-    upsert,
-    writing,
-)
+from policyd.store.database import MIGRATING, metadata, reading, storable, upsert, writing
+from policyd.store.engine import make_file
 from policyd.store.epochs import epochs
 from policyd.store.forms import migrate
 from policyd.store.workers import hosts
@@ -61,7 +54,7 @@ def copy(source: sa.Engine, target: sa.Engine, tell: Callable[[Copied], None]) -
     """
     identity = _check_source(source)
     make_file(target.url.render_as_string(hide_password=False))
-    migrate_unless_copying(target)
+    _migrate_unless_copying(target)
     _begin(target, identity)
     counts = {}
     for table in _tables():
@@ -84,7 +77,7 @@ def _tables() -> list[sa.Table]:
     return [table for table in metadata.sorted_tables if table is not epochs]
 
 
-def migrate_unless_copying(target: sa.Engine) -> None:
+def _migrate_unless_copying(target: sa.Engine) -> None:
     """Make the tables, where they are not there."""
     with reading(target) as connection:
         found = migrations.form(connection)

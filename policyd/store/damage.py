@@ -14,7 +14,8 @@ from sqlalchemy.exc import OperationalError
 from policyd.command import deadline
 from policyd.errors import StoreUnavailable
 from policyd.store import identity
-from policyd.store.database import LOOK, damaged, reading
+from policyd.store.database import damaged, reading
+from policyd.store.engine import LOOK
 
 _log = logging.getLogger(__name__)
 

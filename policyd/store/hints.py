@@ -9,7 +9,7 @@ from contextlib import closing, suppress
 import sqlalchemy as sa
 
 from policyd.command import deadline
-from policyd.store.database import timeout_of
+from policyd.store.engine import timeout_of
 
 _log = logging.getLogger(__name__)
 _CHANNEL = "policyd_settings"

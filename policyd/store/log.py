@@ -5,71 +5,47 @@ crash. The counts of statistics.py change in the same transaction.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from policyd.decision_log.record import Outcome, Record, first_id, moment
-from policyd.decision_log.refused_key import Refusal, RefusalCount
+from policyd.decision_log.record import Outcome, Record, moment
+from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount
 from policyd.errors import DecisionNotFound, StoreUnavailable
-from policyd.store import log_size
+from policyd.store import log_size, losses
 from policyd.store.clock import database_time, midnight
 from policyd.store.database import (
     LONG,
     SHIPPING,
-    Id,
-    Moment,
-    metadata,
+    find,
     reading,
     storable,
-    upsert,
     writing,
 )
-from policyd.store.days import drop_days, make_days
+from policyd.store.days import make_days
 from policyd.store.decisions import (
     FIELDS,
-    OUTCOME_COLUMNS,
     LogFilter,
     decisions,
     page_query,
     read_record,
     usage_query,
 )
+from policyd.store.expiry import expire
+from policyd.store.outcomes import add_outcomes
 from policyd.store.positions import Step, advance
-from policyd.store.refusals import add_refusals, forget_refusals
-from policyd.store.retention import Standstill, agree, look, note, standstill, take_turn
+from policyd.store.refused_keys import add_refused_keys
+from policyd.store.retention import Standstill, agree, look, note, standstill
 from policyd.store.space import give_back
-from policyd.store.statistics import Tally, forget_users
-from policyd.store.steps import Steps, delete_some
+from policyd.store.statistics import Tally
+from policyd.store.steps import Steps
 
-_CHUNK = 5000
-"""IDs of one query."""
-_SETTLED = 500
-"""Outcomes that waited and are given to their decisions in one transaction."""
 _SEVERAL_DAYS = timedelta(days=2)
 """Retention from which PostgreSQL's log goes by whole days."""
-_WAIT = timedelta(days=1)
-"""How long an outcome waits for its decision."""
-
-
-_waiting = sa.Table(
-    "waiting_outcomes",
-    metadata,
-    sa.Column("decision_id", Id, primary_key=True),
-    sa.Column("outcome", sa.LargeBinary, nullable=False),
-    sa.Column("since", Moment, nullable=False),
-)
-_lost = sa.Table(
-    "log_lost",
-    metadata,
-    sa.Column("process", sa.String(32), primary_key=True),
-    sa.Column("decisions", sa.BigInteger, nullable=False),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +67,7 @@ class Log:
 
     def append(
         self,
-        entries: Sequence[Record | Outcome | Refusal | RefusalCount],
+        entries: Sequence[Record | Outcome | RefusedKey | RefusedKeyCount],
         step: Step | None = None,
         *,
         unreadable: int = 0,
@@ -112,28 +88,24 @@ class Log:
 
     def _append(
         self,
-        entries: Sequence[Record | Outcome | Refusal | RefusalCount],
+        entries: Sequence[Record | Outcome | RefusedKey | RefusedKeyCount],
         step: Step | None,
         unreadable: int,
     ) -> None:
         records = {entry.id: entry for entry in entries if isinstance(entry, Record)}
         outcomes = {entry.decision_id: entry for entry in entries if isinstance(entry, Outcome)}
-        refused = [entry for entry in entries if isinstance(entry, Refusal | RefusalCount)]
+        refused = [entry for entry in entries if isinstance(entry, RefusedKey | RefusedKeyCount)]
         tally = Tally()
         with writing(self._engine, SHIPPING) as connection:
             if step is not None:
                 _make_durable(connection)
                 advance(connection, step)
-                _add_lost(connection, f"spool-{step.spool}", unreadable)
-            for known in _known(connection, decisions.c.id, records):
+                losses.add(connection, f"spool-{step.spool}", unreadable)
+            for known in find(connection, decisions.c.id, records):
                 del records[known.id]
             _insert(connection, records.values(), tally)
-            waited = _known(connection, _waiting.c.decision_id, records, _waiting.c.outcome)
-            stored = {row.decision_id: _decode(row.outcome) for row in waited}
-            missing = _attach(connection, outcomes | stored, tally)
-            _put_aside(connection, missing)
-            _forget_waiting(connection, stored)
-            add_refusals(connection, refused)
+            add_outcomes(connection, outcomes, records, tally)
+            add_refused_keys(connection, refused)
             # Last: others wait for the rows of the same hours and users until this is committed.
             tally.write(connection)
 
@@ -179,24 +151,19 @@ class Log:
         """How the log is."""
         with reading(self._engine) as connection:
             count = log_size.total(connection)
-            lost = connection.execute(sa.select(sa.func.sum(_lost.c.decisions))).scalar_one()
+            lost = losses.total(connection)
             oldest = connection.execute(sa.select(sa.func.min(decisions.c.id))).scalar_one()
-        return LogStatus(count, int(lost or 0), moment(oldest) if oldest else None)
+        return LogStatus(count, lost, moment(oldest) if oldest else None)
 
     def lose(self, lost: Mapping[str, int]) -> None:
         """Take note of how many decisions each process has dropped in all."""
         with writing(self._engine) as connection:
-            known = _lost_by(connection, lost)
-            rows = [
-                {"process": process, "decisions": max(count, known.get(process, 0))}
-                for process, count in lost.items()
-            ]
-            upsert(connection, _lost, rows, replace=("decisions",))
+            losses.raise_to(connection, lost)
 
     def lost_by(self, processes: Iterable[str]) -> dict[str, int]:
         """How many decisions each of the processes has dropped, as the database has it."""
         with reading(self._engine) as connection:
-            return _lost_by(connection, processes)
+            return losses.lost_by(connection, processes)
 
     def standstill(self) -> Standstill:
         """Why retention does less than its settings ask for, if it does."""
@@ -215,7 +182,7 @@ class Log:
         if self._has_days and keep >= _SEVERAL_DAYS:
             # Whole days are dropped, so none is deleted row by row in the hours before.
             before = midnight(before)
-        return self._expire(before, cut.max_rows, cut.now)
+        return expire(self._engine, self._steps, before, cut.max_rows, cut.now)
 
     def agree(self, older_than: timedelta | None, max_rows: int | None) -> datetime:
         """The operator has told: what is older, or beyond so many rows, may go, however much it
@@ -233,21 +200,7 @@ class Log:
         """
         with reading(self._engine) as connection:
             at = database_time(connection)
-        return self._expire(before, max_rows, at)
-
-    def _expire(self, before: datetime, max_rows: int, at: datetime) -> int:
-        self._settle(at)
-        deleted = drop_days(self._engine, first_id(before), log_size.add)
-        deleted += self._steps.run(lambda c, limit: _delete_oldest(c, first_id(before), 0, limit))
-        with reading(self._engine) as connection:
-            excess = log_size.total(connection) - max_rows
-        if excess > 0:
-            deleted += self._steps.run(lambda c, limit: _delete_oldest(c, "", max_rows, limit))
-        with reading(self._engine) as connection:
-            oldest = connection.execute(sa.select(sa.func.min(decisions.c.id))).scalar_one()
-        forget_users(self._steps, moment(oldest) if oldest else before)
-        forget_refusals(self._engine, self._steps, before, at)
-        return deleted
+        return expire(self._engine, self._steps, before, max_rows, at)
 
     @property
     def _has_days(self) -> bool:
@@ -256,40 +209,6 @@ class Log:
     def give_back(self) -> int:
         """Give back some of the space that expire() has freed: see space.py."""
         return give_back(self._engine)
-
-    def _settle(self, at: datetime) -> None:
-        tally = Tally()
-        with reading(self._engine) as connection:
-            if connection.execute(sa.select(_waiting.c.since).limit(1)).first() is None:
-                return
-        with writing(self._engine) as connection:
-            found = sa.select(_waiting.c.outcome).where(
-                _waiting.c.decision_id.in_(sa.select(decisions.c.id))
-            )
-            rows = connection.execute(found.limit(_SETTLED)).scalars()
-            outcomes = {one.decision_id: one for one in map(_decode, rows)}
-            _attach(connection, outcomes, tally)
-            _forget_waiting(connection, outcomes)
-            tally.write(connection)
-        late = _waiting.c.since < at - _WAIT
-        self._steps.run(lambda c, limit: delete_some(c, _waiting, late, limit))
-
-
-def _delete_oldest(connection: sa.Connection, before: str, max_rows: int, limit: int) -> int:
-    """Delete the oldest decisions: those whose ID is less than `before`, or if that is empty,
-    those beyond `max_rows`."""
-    query = sa.select(decisions.c.id).order_by(decisions.c.id)
-    if before:
-        query = query.where(decisions.c.id < before)
-    else:
-        take_turn(connection)
-        limit = min(limit, max(log_size.total(connection) - max_rows, 0))
-    ids = list(connection.execute(query.limit(limit)).scalars())
-    if not ids:
-        return 0
-    deleted = connection.execute(sa.delete(decisions).where(decisions.c.id <= ids[-1])).rowcount
-    log_size.add(connection, -deleted)
-    return deleted
 
 
 def _make_durable(connection: sa.Connection) -> None:
@@ -300,92 +219,16 @@ def _make_durable(connection: sa.Connection) -> None:
         connection.execute(sa.select(wanted).where(current == "off"))
 
 
-def _add_lost(connection: sa.Connection, process: str, lost: int) -> None:
-    rows = [{"process": process, "decisions": lost}] if lost else []
-    upsert(connection, _lost, rows, add=("decisions",))
-
-
-def _lost_by(connection: sa.Connection, processes: Iterable[str]) -> dict[str, int]:
-    query = sa.select(_lost).where(_lost.c.process.in_(list(processes)))
-    return {row.process: row.decisions for row in connection.execute(query)}
-
-
 def _commonest(counted: Counter[str]) -> list[str]:
     return [value for value, count in counted.most_common() if count]
-
-
-def _locked(*columns: sa.Column[Any]) -> sa.Select[Any]:
-    # Until the transaction ends, so that no other server gives them an outcome as well; in one
-    # order, so that two never wait for each other.
-    return sa.select(*columns).order_by(columns[0]).with_for_update()
-
-
-def _known(
-    connection: sa.Connection,
-    key: sa.Column[str],
-    ids: Iterable[str],
-    *more: sa.Column[Any],
-    query: Callable[..., sa.Select[Any]] = sa.select,
-) -> Iterator[Any]:
-    wanted = list(ids)
-    for start in range(0, len(wanted), _CHUNK):
-        some = wanted[start : start + _CHUNK]
-        yield from connection.execute(query(key, *more).where(key.in_(some))).all()
 
 
 def _insert(connection: sa.Connection, records: Iterable[Record], tally: Tally) -> None:
     rows = []
     for record in records:
-        rows.append(dict(zip(FIELDS, map(storable, _builtins(record)), strict=False)))
+        values = map(storable, msgspec.to_builtins(record)[1:])
+        rows.append(dict(zip(FIELDS, values, strict=False)))
         tally.count(record)
     if rows:
         connection.execute(sa.insert(decisions), rows)
         log_size.add(connection, len(rows))
-
-
-def _builtins(entry: Record | Outcome) -> list[Any]:
-    values: list[Any] = msgspec.to_builtins(entry)
-    return values[1:]
-
-
-def _attach(
-    connection: sa.Connection, outcomes: Mapping[str, Outcome], tally: Tally
-) -> dict[str, Outcome]:
-    """Give each outcome to its decision, if that has none. Returns those without a decision."""
-    column = decisions.c
-    more = (column.key_id, column.end_user, column.in_scope, column.outcome_ending)
-    missing = dict(outcomes)
-    rows = []
-    for row in _known(connection, column.id, sorted(outcomes), *more, query=_locked):
-        outcome = missing.pop(row.id)
-        if row.outcome_ending is None:
-            values = map(storable, _builtins(outcome)[1:])
-            rows.append({"decision": row.id} | dict(zip(OUTCOME_COLUMNS, values, strict=True)))
-            tally.add_outcome(outcome, row.key_id, row.end_user)
-    if rows:
-        update = sa.update(decisions).where(column.id == sa.bindparam("decision"))
-        connection.execute(
-            update.values({name: sa.bindparam(name) for name in OUTCOME_COLUMNS}), rows
-        )
-    return missing
-
-
-def _put_aside(connection: sa.Connection, outcomes: Mapping[str, Outcome]) -> None:
-    if not outcomes:
-        return
-    at = database_time(connection)
-    rows = [
-        {"decision_id": key, "outcome": msgspec.json.encode(outcome), "since": at}
-        for key, outcome in outcomes.items()
-    ]
-    upsert(connection, _waiting, rows)
-
-
-def _forget_waiting(connection: sa.Connection, outcomes: Iterable[str]) -> None:
-    ids = list(outcomes)
-    if ids:
-        connection.execute(sa.delete(_waiting).where(_waiting.c.decision_id.in_(ids)))
-
-
-def _decode(outcome: bytes) -> Outcome:
-    return msgspec.json.decode(outcome, type=Outcome)

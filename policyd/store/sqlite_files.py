@@ -18,6 +18,7 @@ from policyd.command.private_files import make_file
 from policyd.errors import StoreUnavailable
 from policyd.store import migrations
 from policyd.store.database import errors
+from policyd.store.engine import INCREMENTAL
 from policyd.store.space import STEP, cut
 
 _PAGES = 256
@@ -25,7 +26,6 @@ _PAGES = 256
 _PAUSE = 0.002
 """Seconds that the disk is left to others between them."""
 _WAIT = 10.0
-_INCREMENTAL = 2
 _HEADER = 20
 """Bytes of a file's head; the last two but one say whether it has a file beside it."""
 
@@ -52,7 +52,7 @@ def backup(source: Path, target: Path, progress: Progress) -> None:
                 _copy(reader, writer, progress)
                 # One file, whole in itself.
                 writer.execute("PRAGMA journal_mode = DELETE")
-            check(draft)
+            _check(draft)
             _sync(draft)
             os.link(draft, target)  # Unlike a rename, it replaces nothing.
             _sync(target.parent)
@@ -60,7 +60,7 @@ def backup(source: Path, target: Path, progress: Progress) -> None:
         draft.unlink(missing_ok=True)
 
 
-def check(file: Path) -> migrations.Form:
+def _check(file: Path) -> migrations.Form:
     """The form of the database in the file. Raises BackupRefused where it is damaged, none of
     policyd's, or one that this version cannot bring to its own form."""
     try:
@@ -97,7 +97,7 @@ def restore(source: Path, target: Path, at: datetime, progress: Progress) -> Pat
     if not source.is_file():
         raise BackupRefused(f"there is no file {source}: name one that policyd db backup wrote")
     _check_whole(source)
-    check(source)
+    _check(source)
     draft = _draft(target)
     aside = target.with_name(f"{target.name}.before-restore-{at:%Y%m%dT%H%M%S}")
     try:
@@ -105,7 +105,7 @@ def restore(source: Path, target: Path, at: datetime, progress: Progress) -> Pat
             with closing(_open(source)) as reader, closing(_open(draft)) as writer:
                 _copy(reader, writer, progress)
                 writer.execute("PRAGMA journal_mode = DELETE")
-                begin_new_state(writer)
+                _begin_new_state(writer)
                 writer.commit()
             _sync(draft)
             with _out_of_use(target) as is_there:
@@ -129,7 +129,7 @@ def _check_whole(source: Path) -> None:
             )
 
 
-def begin_new_state(connection: sqlite3.Connection) -> None:
+def _begin_new_state(connection: sqlite3.Connection) -> None:
     """Whatever number of revisions the file has: servers see that it is another state of the
     database than the one they know, and read all of it."""
     connection.execute("UPDATE revision SET value = value + 1")
@@ -170,7 +170,7 @@ def free_pages(file: Path) -> tuple[int, int, int]:
 def gives_back(file: Path) -> bool:
     """Whether free space can be given back bit by bit: PRAGMA auto_vacuum = INCREMENTAL."""
     with _failing("the database cannot be looked at"), closing(_open(file)) as connection:
-        return bool(connection.execute("PRAGMA auto_vacuum").fetchone()[0] == _INCREMENTAL)
+        return bool(connection.execute("PRAGMA auto_vacuum").fetchone()[0] == INCREMENTAL)
 
 
 def vacuum(file: Path, progress: Progress) -> None:

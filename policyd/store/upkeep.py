@@ -11,8 +11,9 @@ from policyd.command.database_url import sqlite_file
 from policyd.decision_log.record import moment
 from policyd.store import copying, log_size, migrations
 from policyd.store.clock import database_time
-from policyd.store.database import metadata, open_engine, reading
+from policyd.store.database import metadata, reading
 from policyd.store.days import make_days, partitions
+from policyd.store.engine import open_engine
 from policyd.store.workers import hosts
 
 
