@@ -15,7 +15,7 @@ from gateway import describe, replies
 from gateway.describe import Scope
 from gateway.headers import RequestHeaders, read_request
 from gateway.intake import Intake, Refused
-from gateway.outcome import Course
+from gateway.outcome import OutcomeRecorder
 from gateway.settings import Settings, policyd_client
 from gateway.upstream import (
     Body,
@@ -144,12 +144,12 @@ class Gateway:
         if goes is None:
             await replies.OUTSIDE.send(exchange.send)
             return
-        course = Course(verdict.decision_id, began)
+        recorder = OutcomeRecorder(verdict.decision_id, began)
         try:
-            await self._forward(exchange, goes, body, course)
+            await self._forward(exchange, goes, body, recorder)
         finally:
             if self._policyd is not None and verdict.decision_id:
-                self._policyd.report(course.outcome())
+                self._policyd.report(recorder.outcome())
 
     async def _not_ready(self) -> str:
         """Why a balancer should send requests elsewhere; "" where it need not."""
@@ -176,24 +176,28 @@ class Gateway:
             self._undecided.count("refused", problem)
             return replies.NO_DECISION
 
-    async def _forward(self, exchange: "_Exchange", path: str, body: Body, course: Course) -> None:
+    async def _forward(
+        self, exchange: "_Exchange", path: str, body: Body, recorder: OutcomeRecorder
+    ) -> None:
         task = asyncio.current_task()
         assert task is not None
         watcher = asyncio.create_task(_watch(exchange.receive, body, task))
         try:
-            await self._relay(exchange, path, body, course)
+            await self._relay(exchange, path, body, recorder)
         except ClientGone:
-            course.ending = ENDING_CLIENT_LEFT
+            recorder.ending = ENDING_CLIENT_LEFT
             raise
         except asyncio.CancelledError:
             if not watcher.done():
                 raise
             task.uncancel()  # The client has left, and nobody waits for an answer.
-            course.ending = ENDING_CLIENT_LEFT
+            recorder.ending = ENDING_CLIENT_LEFT
         finally:
             watcher.cancel()
 
-    async def _relay(self, exchange: "_Exchange", path: str, body: Body, course: Course) -> None:
+    async def _relay(
+        self, exchange: "_Exchange", path: str, body: Body, recorder: OutcomeRecorder
+    ) -> None:
         scope = exchange.scope
         query = describe.text(scope["query_string"])
         method = scope["method"]
@@ -209,18 +213,18 @@ class Gateway:
         except UpstreamFailed as failure:
             if not failure.is_known:
                 log.warning("no answer from upstream to %s %s: %s", method, path, failure)
-            course.ending = ENDING_NO_ANSWER
+            recorder.ending = ENDING_NO_ANSWER
             await failure.reply.send(exchange.send)
             return
         exchange.is_answered = True
-        course.answered(answer)
+        recorder.begin_answer(answer)
         try:
-            await answer.relay(exchange.send, course.note)
-            course.ending = ENDING_COMPLETE
+            await answer.relay(exchange.send, recorder.feed)
+            recorder.ending = ENDING_COMPLETE
         except UpstreamBroke as problem:
             # Returning before the response is complete makes the server cut the connection.
             log.warning("upstream broke off its answer to %s %s: %s", method, path, problem)
-            course.ending = ENDING_UPSTREAM_BROKE
+            recorder.ending = ENDING_UPSTREAM_BROKE
         finally:
             answer.close()
 

@@ -382,7 +382,7 @@ def _events(text: str) -> object:
     data = text.encode("latin-1")
     for begin in range(0, len(data), 100):
         reader.feed(data[begin : begin + 100])
-    return reader.said()
+    return reader.metadata()
 
 
 def _envoy(text: str) -> object:

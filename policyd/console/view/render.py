@@ -140,13 +140,13 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {
         "visible": visible,
         "plain": plain,
-        "words": labels.words,
+        "label": labels.label,
         "number": labels.number,
         "money": labels.money,
         "duration": labels.duration,
         "moment": labels.moment,
     }
-    environment.globals |= {"static": _static, "names": labels}
+    environment.globals |= {"static": _static, "labels": labels}
     return environment
 
 
