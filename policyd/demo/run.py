@@ -117,9 +117,9 @@ def _first_key(database_url: str, sample: bool) -> str | None:
     store = Store(database_url)
     try:
         store.migrate()
-        if store.list_keys(limit=1, show_revoked=True):
+        if store.keys.list(limit=1, show_revoked=True):
             return None
-        key, secret = store.create_key("demo", Mode.ENFORCE)
+        key, secret = store.keys.create("demo", Mode.ENFORCE)
         if sample:
             demo_sample.fill(store, key.id)
         return secret

@@ -26,7 +26,7 @@ from policyd.keys import tokens
 from policyd.keys.key_table import KeyTable
 from policyd.server.following import Following
 from policyd.server.opening import OpenedStore
-from policyd.server.preparation import back_office, keep_back_office, preparing
+from policyd.server.preparation import background_worker, keep_background_worker, preparing
 from policyd.server.worker_clock import WorkerClock
 from policyd.services.admin import AdminServicer
 from policyd.services.authentication import TokenInterceptor
@@ -104,7 +104,7 @@ class Server:
         self._listeners: list[GrpcListener] = []
         self._working: list[asyncio.Task[None]] = []
         self._log: DecisionLog | None = None
-        self._office: Child | None = None
+        self._background: Child | None = None
         self._id = secrets.token_hex(6)
         self._clock = WorkerClock(settings.max_clock_skew)
         self.grpc = settings.grpc
@@ -165,13 +165,13 @@ class Server:
         )
         if not self._shared:
             # Last, as no decision waits for it.
-            await self._start_back_office(has_room)
+            await self._start_background_worker(has_room)
 
-    async def _start_back_office(self, has_room: bool) -> None:
-        self._office = back_office(self._settings)
+    async def _start_background_worker(self, has_room: bool) -> None:
+        self._background = background_worker(self._settings)
         if has_room:
-            await self._office.start()
-        self._work(keep_back_office(self._office, self._settings, has_room))
+            await self._background.start()
+        self._work(keep_background_worker(self._background, self._settings, has_room))
 
     def _work(self, *work: Coroutine[Any, Any, None]) -> None:
         """Do it until the server stops."""
@@ -389,9 +389,9 @@ class Server:
             self._log.flush()
             await self._log.close()
             self._log = None
-        if self._office is not None:
+        if self._background is not None:
             # Last, so that it ships all that was written.
-            await self._office.stop()
+            await self._background.stop()
         self._store.close()
 
 

@@ -16,7 +16,7 @@ from policyd.decision_log.record import (
     is_decision_id,
 )
 from policyd.decision_log.refused_key import MAX_TEXT as MAX_SAMPLE
-from policyd.decision_log.refused_key import REASONS, Refusal
+from policyd.decision_log.refused_key import REASONS, RefusedKey
 from policyd.descriptor.evaluate_request import Described
 from policyd.engine.model import SAFETY_IDENTIFIER, Decision, UserState
 from policyd.errors import InvalidArgument
@@ -30,18 +30,18 @@ def record(
     described: Described,
     decision: Decision,
     response: pb.EvaluateResponse,
-) -> Record | Refusal:
+) -> Record | RefusedKey:
     """The entry for `decision`, which `response` answers `request` with."""
     if not response.api_key_id:
-        return _refusal(request, described, response)
+        return _refused_key(request, described, response)
     return _record(request, described, decision, response)
 
 
-def _refusal(
+def _refused_key(
     request: pb.EvaluateRequest, described: Described, response: pb.EvaluateResponse
-) -> Refusal:
+) -> RefusedKey:
     facts = described.facts
-    return Refusal(
+    return RefusedKey(
         response.decision_id,
         REASONS[described.descriptor.credential],
         request.source_ip[:MAX_SAMPLE],

@@ -272,7 +272,7 @@ async def test_another_sites_request(
         answer = await visitor.post(path, {"name": "forged"}, **headers)
         assert answer.status == 403
         assert "did not come from a page of this console" in answer.text
-    assert console.store.list_keys() == []
+    assert console.store.keys.list() == []
     assert (await visitor.get("/keys", follow=False)).status == 200
 
 
@@ -388,7 +388,7 @@ async def test_what_is_not_http(console: Console, caplog: pytest.LogCaptureFixtu
 async def test_no_inline_script_or_style(console: Console, visitor: Visitor) -> None:
     """No page needs what the policy forbids."""
     await visitor.sign_in(console.token)
-    key, _ = console.store.create_key("app")
+    key, _ = console.store.keys.create("app")
     for path in ("/", "/keys", "/keys/new", f"/keys/{key.id}", "/logs", "/users", "/account"):
         text = (await visitor.get(path)).text
         assert "<style" not in text

@@ -179,7 +179,7 @@ async def test_rolling_leaves_nothing_behind(start: Start, tmp_path: Path) -> No
             await roll(policyd)
     await until(lambda: store.log.status().decisions == 20)
     await until(lambda: len(store.workers.list()) == 2)
-    assert len(children(policyd, "back_office")) == 1
+    assert len(children(policyd, "server.background")) == 1
     assert await asyncio.to_thread(policyd.stop) == 0
     assert store.workers.list() == []
     store.close()

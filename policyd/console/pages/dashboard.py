@@ -28,7 +28,7 @@ def _show(request: Request) -> Response:
     status = here.store.log.status()
     newest = here.store.log.page(LogFilter(), limit=1)
     total = periods.total(hours)
-    refused = periods.total_refusals(here.store.refusals.hours(period.since, period.last))
+    refused = periods.total_refused_keys(here.store.refused_keys.hours(period.since, period.last))
     return render(
         request,
         "dashboard.html",

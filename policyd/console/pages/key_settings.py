@@ -72,7 +72,7 @@ def _label(kind: type[_Kind], labels: Mapping[_Kind, tuple[str, str]], name: str
 
 
 def _show(request: Request) -> Response:
-    key = console(request).store.get_key(request.path_params["key_id"])
+    key = console(request).store.keys.get(request.path_params["key_id"])
     return _form(request, key, Typed.of(key))
 
 
@@ -116,21 +116,21 @@ def _save(request: Request, form: FormData) -> Response:
     typed = Typed.read(form)
     etag = read_etag(form)
     try:
-        store.update_key(key_id, typed.changes(), etag)
+        store.keys.update(key_id, typed.changes(), etag)
     except InvalidArgument as error:
         message = str(error)
         problem = f"{message[:1].upper()}{message[1:]}."
         # With the etag that came: what somebody else has saved meanwhile is still to be told.
-        return _form(request, store.get_key(key_id), typed, problem, 422, etag=etag)
+        return _form(request, store.keys.get(key_id), typed, problem, 422, etag=etag)
     except EtagMismatch:
         problem = (
             "Somebody else has saved this key since you opened it, so nothing was saved yet. Your "
             "values are still in the form; Save now puts them in place of the others."
         )
-        return _form(request, store.get_key(key_id), typed, problem, 409, conflict=True)
+        return _form(request, store.keys.get(key_id), typed, problem, 409, conflict=True)
     except KeyRevoked:
         problem = "Somebody else has revoked this key, so nothing was saved."
-        return _form(request, store.get_key(key_id), typed, problem, 409)
+        return _form(request, store.keys.get(key_id), typed, problem, 409)
     return RedirectResponse(f"/keys/{key_id}?saved", 303)
 
 
@@ -141,13 +141,13 @@ def _in_force(request: Request, key: ApiKey) -> dict[str, Any]:
 
 
 def _in_force_line(request: Request) -> Response:
-    key = console(request).store.get_key(request.path_params["key_id"])
+    key = console(request).store.keys.get(request.path_params["key_id"])
     return render(request, "in_force.html", key=key, saved=_in_force(request, key))
 
 
 def _simulation(request: Request) -> Response:
     here = console(request)
-    key = here.store.get_key(request.path_params["key_id"])
+    key = here.store.keys.get(request.path_params["key_id"])
     period = request.query_params.get("period", "24h")
     _, length = PERIODS.get(period, PERIODS["24h"])
     typed = (

@@ -17,7 +17,7 @@ def _list(request: Request) -> Response:
     here = console(request)
     show_revoked = "revoked" in request.query_params
     after = request.query_params.get("after", "")
-    found = here.store.list_keys(after=after, limit=_PAGE + 1, show_revoked=show_revoked)
+    found = here.store.keys.list(after=after, limit=_PAGE + 1, show_revoked=show_revoked)
     return render(
         request,
         "keys.html",
@@ -32,7 +32,7 @@ def _list(request: Request) -> Response:
 
 def _revoked_name(request: Request, key_id: str) -> str:
     # Whatever a link says, only what is revoked is called so.
-    key = console(request).store.get_key(key_id) if key_id else None
+    key = console(request).store.keys.get(key_id) if key_id else None
     return key.name if key and key.revoked_at else ""
 
 
@@ -58,7 +58,7 @@ def _create(request: Request, form: FormData) -> Response:
     here = console(request)
     name, mode = text(form, "name"), text(form, "mode")
     try:
-        key, secret = here.store.create_key(name, read_mode(mode))
+        key, secret = here.store.keys.create(name, read_mode(mode))
     except InvalidArgument as error:
         return _new_form(request, name, mode, str(error).capitalize() + ".")
     url = here.settings.console_gateway_url.rstrip("/")
@@ -81,7 +81,7 @@ def read_etag(form: FormData) -> str:
 
 
 def _ask_to_revoke(request: Request) -> Response:
-    return _revoke_form(request, console(request).store.get_key(request.path_params["key_id"]))
+    return _revoke_form(request, console(request).store.keys.get(request.path_params["key_id"]))
 
 
 def _revoke_form(request: Request, key: ApiKey, problem: str = "") -> Response:
@@ -94,10 +94,10 @@ def _revoke(request: Request, form: FormData) -> Response:
     store = console(request).store
     key_id = request.path_params["key_id"]
     try:
-        store.revoke_key(key_id, read_etag(form))
+        store.keys.revoke(key_id, read_etag(form))
     except EtagMismatch:
         changed = "Somebody has changed this key since this page was opened. Look again."
-        return _revoke_form(request, store.get_key(key_id), changed)
+        return _revoke_form(request, store.keys.get(key_id), changed)
     return RedirectResponse(f"/keys?done={key_id}", 303)
 
 

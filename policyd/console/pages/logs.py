@@ -23,7 +23,7 @@ _MAX_KEYS = 1000
 
 def key_names(store: Store) -> dict[str, str]:
     """The names of the keys by ID, oldest first, revoked ones too."""
-    return {key.id: key.name for key in store.list_keys(limit=_MAX_KEYS, show_revoked=True)}
+    return {key.id: key.name for key in store.keys.list(limit=_MAX_KEYS, show_revoked=True)}
 
 
 def holds_samples(store: Store, oldest: datetime | None) -> bool:
@@ -46,7 +46,7 @@ def _page(request: Request) -> Response:
     return render(
         request,
         "logs.html",
-        refused=store.refusals.sample(wanted) if wanted and not records else None,
+        refused=store.refused_keys.sample(wanted) if wanted and not records else None,
         status=400 if query.problems else 200,
         query=query,
         records=records[:PAGE],

@@ -23,7 +23,7 @@ class Series:
     """The class that colours it."""
     label: str
     read: Callable[[Any], int]
-    """Of what is counted: Counts or RefusalCounts."""
+    """Of what is counted: Counts or RefusedKeyCounts."""
 
 
 @dataclass(frozen=True, slots=True)

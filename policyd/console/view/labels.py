@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from policyd.decision_log.record import Ending, Record, Verdict
-from policyd.decision_log.refused_key import OTHERS, RefusalReason
+from policyd.decision_log.refused_key import OTHERS, RefusedKeyReason
 from policyd.engine.model import Ignored, Mode, Override, Source, UserState
 
 UNKNOWN = "\N{EM DASH}"
@@ -48,9 +48,9 @@ ENDINGS = {
     Ending.NO_ANSWER: "The provider gave no answer",
 }
 REASONS = {
-    RefusalReason.MISSING: "No key",
-    RefusalReason.UNKNOWN: "Not valid",
-    RefusalReason.CONFLICTING: "Two keys",
+    RefusedKeyReason.MISSING: "No key",
+    RefusedKeyReason.UNKNOWN: "Not valid",
+    RefusedKeyReason.CONFLICTING: "Two keys",
 }
 BLOCKED_FLAG = "policy_enforce_user_ids"
 OVERRIDE_FLAG = "invalid_override"

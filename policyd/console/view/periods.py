@@ -6,12 +6,12 @@ from datetime import MAXYEAR, datetime, timedelta
 from typing import TypeVar
 
 from policyd.console.view.log_query import moment
-from policyd.store import Counts, RefusalCounts
+from policyd.store import Counts, RefusedKeyCounts
 
 _HOUR = timedelta(hours=1)
 _DAY = timedelta(days=1)
 _MAX_BUCKETS = 60
-_Counted = TypeVar("_Counted", Counts, RefusalCounts)
+_Counted = TypeVar("_Counted", Counts, RefusedKeyCounts)
 _STEPS = (_HOUR, 3 * _HOUR, 6 * _HOUR, 12 * _HOUR, _DAY, 2 * _DAY, 7 * _DAY)
 
 
@@ -38,11 +38,11 @@ class Period:
         """The counts of the hours, summed up by bucket; buckets with nothing in them too."""
         return self._buckets(hours, Counts)
 
-    def refusals(
-        self, hours: Iterable[tuple[datetime, RefusalCounts]]
-    ) -> list[tuple[datetime, RefusalCounts]]:
+    def refused_keys(
+        self, hours: Iterable[tuple[datetime, RefusedKeyCounts]]
+    ) -> list[tuple[datetime, RefusedKeyCounts]]:
         """The same of refused keys."""
-        return self._buckets(hours, RefusalCounts)
+        return self._buckets(hours, RefusedKeyCounts)
 
     def _buckets(
         self, hours: Iterable[tuple[datetime, _Counted]], empty: Callable[[], _Counted]
@@ -72,9 +72,9 @@ def total(counted: Iterable[tuple[object, Counts]]) -> Counts:
     return _total(counted, Counts())
 
 
-def total_refusals(counted: Iterable[tuple[object, RefusalCounts]]) -> RefusalCounts:
+def total_refused_keys(counted: Iterable[tuple[object, RefusedKeyCounts]]) -> RefusedKeyCounts:
     """The same of refused keys."""
-    return _total(counted, RefusalCounts())
+    return _total(counted, RefusedKeyCounts())
 
 
 def _total(counted: Iterable[tuple[object, _Counted]], whole: _Counted) -> _Counted:
