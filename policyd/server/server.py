@@ -14,7 +14,7 @@ import grpc
 from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
 
 from policyd.asgi.connections import Limits
-from policyd.command.address import check_free, not_free, steer
+from policyd.command.address import check_free, not_free, open_socket, steer
 from policyd.command.child import Child, End
 from policyd.command.configuration import Address
 from policyd.command.threads import StoreThreads
@@ -220,7 +220,8 @@ class Server:
         path = settings.caller_token_file
         token = tokens.load(path, "--caller-token-file") if path else ""
         # Only a policyd that has it waits for all that it is made of.
-        from policyd.asgi.listener import Listener, open_socket, tls_context
+        from policyd.asgi.listener import Listener
+        from policyd.asgi.tls import tls_context
         from policyd.http.app import HttpCheck
 
         tls = tls_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
