@@ -1,7 +1,7 @@
 """Makes docs/images/console-logs.png: the log of a demo, as the console shows it.
 
-`make screenshot` runs it. It starts `policyd demo` with data of its own on free ports, sends the two
-requests that the README shows, and takes the picture with the system's Chromium.
+`make screenshot` runs it. It starts `policyd demo` with data of its own on free ports, sends the
+two requests that the README shows, and takes the picture with the system's Chromium.
 """
 
 import re
@@ -45,7 +45,7 @@ def demo() -> Iterator[Demo]:
     """`policyd demo`, while the block runs."""
     with tempfile.TemporaryDirectory() as folder:
         addresses = ("--gateway", _FREE, "--grpc", _FREE, "--console", _FREE)
-        command = [_POLICYD, "demo", "--data", folder, *addresses]
+        command = [str(_POLICYD), "demo", "--data", folder, *addresses]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
             told = ""
@@ -76,11 +76,11 @@ def _found(pattern: str, text: str) -> str:
 def send(running: Demo, body: str) -> None:
     """Send one request through the gateway, whatever the answer is."""
     headers = {"Content-Type": "application/json", "x-usagepanda-api-key": running.key}
-    request = urllib.request.Request(  # noqa: S310  # It goes to the demo that was started here.
+    request = urllib.request.Request(
         f"{running.gateway}/v1/chat/completions", body.encode(), headers
     )
     try:
-        urllib.request.urlopen(request).close()  # noqa: S310
+        urllib.request.urlopen(request).close()
     except urllib.error.HTTPError as denied:
         denied.close()
 
@@ -111,7 +111,7 @@ def main() -> None:
         for body in _BODIES:
             send(running, body)
         take(running, browser_path)
-    print(f"{_PICTURE} is made anew")
+    sys.stdout.write(f"{_PICTURE} is made anew\n")
 
 
 if __name__ == "__main__":
