@@ -1,4 +1,4 @@
-"""Decision -> the exact HTTP response that the client gets: CONTRACT.md, section 4."""
+"""Decision -> the exact HTTP response that the client gets: docs/contract.md, section 4."""
 
 import json
 from dataclasses import replace
@@ -91,7 +91,7 @@ _UNDECIDED = render(
     "server_error",
 )
 NO_DECISION = replace(_UNDECIDED, headers=(*HEADERS, ("Retry-After", "1")))
-"""The response to a request that policyd could not be asked about: CONTRACT.md, section 5."""
+"""The response to a request that policyd could not be asked about: docs/contract.md, section 5."""
 
 WEBSOCKET = render(
     426,
@@ -116,7 +116,7 @@ AMBIGUOUS_PATH = render(
     ),
     "invalid_request",
 )
-"""The response to a request whose path must not go upstream: CONTRACT.md, section 2."""
+"""The response to a request whose path must not go upstream: docs/contract.md, section 2."""
 
 
 @cache
