@@ -19,8 +19,8 @@ from policyd.engine.model import (
     USER,
     Credential,
     Decision,
+    DecisionInput,
     Denial,
-    Descriptor,
     Endpoint,
     Explanation,
     Flag,
@@ -42,7 +42,7 @@ _OVERRIDE_MODES = {"true": Mode.ENFORCE, "false": Mode.OFF}
 
 
 def decide(
-    descriptor: Descriptor,
+    descriptor: DecisionInput,
     settings: KeySettings | None,
     default: Mode,
     route: RouteSettings = NO_ROUTE,
@@ -97,7 +97,7 @@ def _stricter(base: Mode, source: Source, wanted: Mode | None) -> tuple[Mode, So
 
 
 def _best_identifier(
-    descriptor: Descriptor, accept: tuple[str, ...], endpoint: Endpoint | None
+    descriptor: DecisionInput, accept: tuple[str, ...], endpoint: Endpoint | None
 ) -> tuple[str, UserState]:
     found: list[tuple[str, UserState]] = []
     for identifier in _places(accept, endpoint):

@@ -113,7 +113,7 @@ class Target(NamedTuple):
     """Whether servers may read its path as different endpoints, so that it must not go upstream."""
 
 
-class Descriptor(NamedTuple):
+class DecisionInput(NamedTuple):
     """What the decision depends on. (A named tuple: it is made for every request.)"""
 
     target: Target
