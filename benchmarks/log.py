@@ -32,7 +32,7 @@ async def run(folder: Path, plan: Plan) -> str:
     """Measure, and give the result as Markdown. `folder` is for the databases."""
     async with AsyncExitStack() as running:
         cases = []
-        for name, words in (
+        for name, arguments in (
             (LOGGED, ()),
             (UNLOGGED, ("python", "-m", "benchmarks.unlogged_server")),
         ):
@@ -40,7 +40,9 @@ async def run(folder: Path, plan: Plan) -> str:
             place.mkdir()
             url = f"sqlite:///{place}/policyd.db"
             key = create_key(url)
-            server = running.enter_context(started(*policyd(url, *words), ready=POLICYD_IS_READY))
+            server = running.enter_context(
+                started(*policyd(url, *arguments), ready=POLICYD_IS_READY)
+            )
             channel = await running.enter_async_context(grpc.aio.insecure_channel(server.places[0]))
             programs = {"server": server.pid, "background worker": _background_worker(server)}
             ask = _asking(channel, traffic.asked(key, user=None))
@@ -54,11 +56,11 @@ def _background_worker(server: Program) -> int:
     return int(children.split()[0])
 
 
-def _asking(channel: grpc.aio.Channel, question: EvaluateRequest) -> Callable[[], Awaitable[None]]:
+def _asking(channel: grpc.aio.Channel, request: EvaluateRequest) -> Callable[[], Awaitable[None]]:
     stub = PolicyServiceStub(channel)
 
     async def ask() -> None:
-        answer = await stub.Evaluate(question)
+        answer = await stub.Evaluate(request)
         if answer.decision != DECISION_DENY:
             raise RuntimeError(f"decided otherwise: {answer}")
 

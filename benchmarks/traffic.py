@@ -1,10 +1,11 @@
-"""The requests that the benchmarks make, and the question that the gateway asks about each."""
+"""The requests that the benchmarks make, and the request that the gateway asks about each."""
 
 import json
 
 from gateway import describe
 from gateway.headers import read_request
-from policyd.descriptor.body import KEY_HEADER, read_body
+from policyd.descriptor.body import read_body
+from policyd.descriptor.headers import KEY_HEADER
 from policyd.engine.endpoints import ENDPOINTS
 from policyd.v1.policy_pb2 import EvaluateRequest
 
@@ -35,7 +36,7 @@ def body(size: int = 1024, user: str | None = "user-1") -> bytes:
 
 
 def asked(key: str, user: str | None = "user-1") -> EvaluateRequest:
-    """The question, as the gateway puts it."""
+    """The request, as the gateway puts it."""
     raw = [(name.encode(), value.encode()) for name, value in headers(key)]
     facts = read_body(body(user=user), "application/json", "", ENDPOINT)
     scope = {"method": "POST", "client": ("127.0.0.1", 50000)}

@@ -8,7 +8,7 @@ import re
 from typing import Protocol
 
 from gateway import usage
-from gateway.usage import Said
+from gateway.usage import AnswerMetadata
 from policyd.descriptor.content_encoding import Decompression, UnreadableBody
 
 END = 32 * 1024
@@ -31,8 +31,8 @@ class Reader(Protocol):
     def feed(self, data: bytes) -> None:
         """Look at the answer's next bytes."""
 
-    def said(self) -> Said:
-        """What the answer has said so far."""
+    def metadata(self) -> AnswerMetadata:
+        """the metadata found so far."""
 
 
 def reader(content_type: str, content_encoding: str) -> Reader | None:
@@ -76,7 +76,7 @@ class _Ends:
         return bytes(self._head), bytes(self._tail[-END:])
 
 
-def _read(head: bytes, tail: bytes) -> Said:
+def _read(head: bytes, tail: bytes) -> AnswerMetadata:
     return usage.of_ends(head, tail) if tail else usage.of_document(head)
 
 
@@ -86,7 +86,7 @@ class JsonReader(_Ends):
     __slots__ = ()
     feed = _Ends.add
 
-    def said(self) -> Said:
+    def metadata(self) -> AnswerMetadata:
         """See Reader."""
         return _read(*self.parts())
 
@@ -97,7 +97,7 @@ class EventReader:
     def __init__(self) -> None:
         self._line = _Ends()
         """The line that has begun."""
-        self._said = Said()
+        self._metadata = AnswerMetadata()
         self._events = 0
         self._is_new = True
         """Whether the stream has yet to say whose it is, and may still do so."""
@@ -118,10 +118,10 @@ class EventReader:
         if end < len(data):
             self._line.add(data[end:])
 
-    def said(self) -> Said:
+    def metadata(self) -> AnswerMetadata:
         """See Reader."""
         self._end_line()
-        return self._said
+        return self._metadata
 
     def _end_line(self) -> None:
         head, tail = self._line.parts()
@@ -140,8 +140,8 @@ class EventReader:
     def _read(self, head: bytes, tail: bytes) -> None:
         if self._is_new or _USAGE.search(head) or _USAGE.search(tail):
             self._events += 1
-            self._said = self._said.then(_read(head, tail))
-            self._is_new = self._events < FIRST_EVENTS and not self._said.is_named
+            self._metadata = self._metadata.then(_read(head, tail))
+            self._is_new = self._events < FIRST_EVENTS and not self._metadata.is_named
 
 
 class DecompressingReader:
@@ -161,6 +161,6 @@ class DecompressingReader:
         except UnreadableBody:
             self._decompression = None
 
-    def said(self) -> Said:
+    def metadata(self) -> AnswerMetadata:
         """See Reader."""
-        return self._inner.said()
+        return self._inner.metadata()

@@ -85,10 +85,10 @@ class Breaker:
         )
         self._state = _State.CLOSED
 
-    def fail(self, problem: object, *, tries: bool) -> None:
+    def fail(self, problem: object, *, is_trial: bool) -> None:
         """It could not be made."""
         now = self._clock()
-        if tries and self._state is _State.TRYING:
+        if is_trial and self._state is _State.TRYING:
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
             self._open(now)
         elif self._state is _State.CLOSED and self._most:
@@ -99,9 +99,9 @@ class Breaker:
                 self._opened_at, self._refused, self._pause = now, 0, _FIRST_PAUSE
                 self._open(now)
 
-    def leave(self, *, tries: bool) -> None:
+    def leave(self, *, is_trial: bool) -> None:
         """It was given up: its client has left, or the gateway itself could not make it."""
-        if tries and self._state is _State.TRYING:
+        if is_trial and self._state is _State.TRYING:
             self._state = _State.OPEN
 
     def _open(self, now: float) -> None:

@@ -9,8 +9,9 @@ from typing import Self
 
 from gateway.app import Evaluate, Gateway
 from gateway.settings import Settings
-from policyd.asgi.listener import Listener, open_socket, tls_context
-from policyd.command.address import not_free
+from policyd.asgi.listener import Listener
+from policyd.asgi.tls import tls_context
+from policyd.command.address import not_free, open_socket
 from policyd.command.child import End
 from policyd.command.configuration import Address
 

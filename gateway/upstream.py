@@ -12,7 +12,8 @@ from yarl import URL
 
 from gateway import replies
 from gateway.breaker import Breaker, UpstreamDown
-from gateway.connector import Connector, SlowToTake, Try, is_own_fault
+from gateway.connection import SlowToTake
+from gateway.connector import Attempt, Connector, is_own_fault
 from gateway.headers import RequestHeaders, read_response
 from gateway.prefix import Prefix
 from gateway.settings import KEY_HEADERS, READ_AHEAD, Settings
@@ -196,7 +197,7 @@ class Upstream:
         """
         url, sent = self._url(path, query), self._headers(headers)
         for is_second in (False, True):
-            with Try(is_second=is_second) as attempt:
+            with Attempt(is_second=is_second) as attempt:
                 try:
                     response = await self._send(method, url, sent, body)
                     break

@@ -19,7 +19,7 @@ _TRIES = 8
 """Places at each end of a cut document where its members may begin or end."""
 
 
-class Said(NamedTuple):
+class AnswerMetadata(NamedTuple):
     """What an answer says of itself. None and "" stand for what it does not say."""
 
     openai_id: str = ""
@@ -34,10 +34,10 @@ class Said(NamedTuple):
         """Whether it says both its ID and its model."""
         return bool(self.openai_id and self.model)
 
-    def then(self, later: "Said") -> "Said":
+    def then(self, later: "AnswerMetadata") -> "AnswerMetadata":
         """What both say; where both do, the later one counts."""
         tokens = self[2:] if later.input_tokens is later.output_tokens is None else later[2:]
-        return Said(later.openai_id or self.openai_id, later.model or self.model, *tokens)
+        return AnswerMetadata(later.openai_id or self.openai_id, later.model or self.model, *tokens)
 
 
 class _Answer(msgspec.Struct):
@@ -52,13 +52,13 @@ _decoder = msgspec.json.Decoder(_Answer)
 _UNREADABLE = (ValueError, RecursionError)  # msgspec's errors and UnicodeDecodeError are the former
 
 
-def of_document(document: bytes) -> Said:
+def of_document(document: bytes) -> AnswerMetadata:
     """What a JSON document says."""
     answer = _read(document)
-    return Said() if answer is None else _said(answer)
+    return AnswerMetadata() if answer is None else _metadata(answer)
 
 
-def of_ends(head: bytes, tail: bytes) -> Said:
+def of_ends(head: bytes, tail: bytes) -> AnswerMetadata:
     """What a JSON document says whose middle is missing.
 
     A member counts if the document closes, or has opened, as many brackets as it must around it.
@@ -86,10 +86,10 @@ def _tails(tail: bytes, opening: bytes) -> Iterator[bytes]:
     return (opening + tail[begin:] for begin in begins[-_TRIES:])
 
 
-def _first(documents: Iterator[bytes]) -> Said:
+def _first(documents: Iterator[bytes]) -> AnswerMetadata:
     """What the first of them says that is a document at all."""
     answers = (_read(document) for document in documents)
-    return next((_said(answer) for answer in answers if answer is not None), Said())
+    return next((_metadata(answer) for answer in answers if answer is not None), AnswerMetadata())
 
 
 def _read(document: bytes) -> _Answer | None:
@@ -100,8 +100,8 @@ def _read(document: bytes) -> _Answer | None:
     return answer.response or answer
 
 
-def _said(answer: _Answer) -> Said:
-    return Said(_text(answer.id), _text(answer.model), *_tokens(answer.usage))
+def _metadata(answer: _Answer) -> AnswerMetadata:
+    return AnswerMetadata(_text(answer.id), _text(answer.model), *_tokens(answer.usage))
 
 
 def _text(value: object) -> str:
@@ -109,7 +109,7 @@ def _text(value: object) -> str:
 
 
 class _Tokens(NamedTuple):
-    """The last members of Said."""
+    """The last members of AnswerMetadata."""
 
     given: int | None = None
     generated: int | None = None

@@ -24,9 +24,10 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum, auto
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from policyd.asgi.visit import State, Visit
 
 _log = logging.getLogger(__name__)
 
@@ -70,18 +71,6 @@ class Limits:
     """Bytes that the application may hold for each of these beside."""
 
 
-class State(Enum):
-    """What a connection waits for."""
-
-    OPENING = auto()
-    HEAD = auto()
-    BODY = auto()
-    LEFTOVER = auto()
-    IDLE = auto()
-    ANSWERING = auto()
-    CLOSING = auto()
-
-
 # Whom to end first for a new connection.
 _DISPENSABLE = (
     State.OPENING,
@@ -91,53 +80,6 @@ _DISPENSABLE = (
     State.IDLE,
     State.BODY,
 )
-
-
-class Visit:
-    """One connection: `cut` ends it at once, `dismiss` in good order, `wind_down` with its next
-    answer, and `give_up` where its answer has not begun."""
-
-    __slots__ = (
-        "base",
-        "cut",
-        "dismiss",
-        "give_up",
-        "head",
-        "heard",
-        "is_paused",
-        "is_spare",
-        "received",
-        "since",
-        "state",
-        "unread",
-        "wind_down",
-    )
-
-    def __init__(self) -> None:
-        self.forget()
-        self.state = State.OPENING
-        self.is_spare = False
-        """Whether it is one beyond those that there is room for."""
-        self.since = 0.0
-        self.received = 0
-        """Bytes so far."""
-        self.heard = 0.0
-        """When the last of them came."""
-        self.head = 0
-        """Bytes of its head that count towards the total."""
-        self.base = 0
-        """Those at the beginning of the span over which a body's pace is measured."""
-
-    def forget(self) -> None:
-        """Let go of the connection, which is gone or not there yet."""
-        self.cut: Callable[[], object] = bool
-        self.dismiss: Callable[[], object] = bool
-        self.wind_down: Callable[[], object] = bool
-        self.give_up: Callable[[bool], object] = bool
-        self.is_paused: Callable[[], bool] = bool
-        """Whether it is the application that does not read."""
-        self.unread: Callable[[], int] = int
-        """Bytes of the answer that wait for the client."""
 
 
 class Connections:
@@ -352,86 +294,6 @@ def _longer(visits: OrderedDict[Visit, None], since: float) -> list[Visit]:
             break
         found.append(visit)
     return found
-
-
-class Bounded:
-    """Tells the table what its connection waits for: stands before one of uvicorn's protocols."""
-
-    visit: Visit
-    crowd: Connections
-    cycle: Any
-    flow: Any
-    transport: Any
-
-    def connection_made(self, transport: Any) -> None:
-        """See asyncio.Protocol."""
-        super().connection_made(transport)  # type: ignore[misc]
-        if not self.crowd.has(self.visit):  # It had to go before it was there.
-            transport.abort()
-        self.visit.cut = transport.abort
-        self.visit.dismiss = self.dismiss
-        self.visit.wind_down = self.wind_down
-        self.visit.give_up = self.give_up
-        self.visit.is_paused = lambda: bool(self.flow.read_paused)
-        self.visit.unread = transport.get_write_buffer_size
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """See asyncio.Protocol."""
-        self.crowd.leave(self.visit)
-        super().connection_lost(exc)  # type: ignore[misc]
-
-    def data_received(self, data: bytes) -> None:
-        """See asyncio.Protocol."""
-        self.crowd.hear(self.visit, len(data))
-        super().data_received(data)  # type: ignore[misc]
-        self.crowd.move(self.visit, self._state())
-
-    def on_response_complete(self) -> None:
-        """See uvicorn's protocols."""
-        super().on_response_complete()  # type: ignore[misc]
-        self.crowd.move(self.visit, self._state())
-
-    def pause_writing(self) -> None:
-        """See asyncio.Protocol."""
-        self.crowd.stall(self.visit)
-        super().pause_writing()  # type: ignore[misc]
-
-    def resume_writing(self) -> None:
-        """See asyncio.Protocol."""
-        self.crowd.flow(self.visit)
-        super().resume_writing()  # type: ignore[misc]
-
-    def dismiss(self) -> None:
-        """End the connection, in good order if the client lets it."""
-        self.transport.close()
-
-    def wind_down(self) -> None:
-        """End the connection with the answer that is under way; at once where there is none."""
-        self.shutdown()  # type: ignore[attr-defined]  # uvicorn's
-
-    def give_up(self, answered: bool) -> None:
-        """End the request under way if its answer has begun, or has not, as `answered` says, where
-        that can be told apart."""
-
-    def has_begun_head(self) -> bool:
-        """Whether some of the next request's head is there."""
-        return False
-
-    def has_refused(self) -> bool:
-        """Whether the connection is to end, as the client has broken its rules."""
-        return False
-
-    def _state(self) -> State:
-        cycle = self.cycle  # None before the first request
-        if self.has_refused():
-            return State.CLOSING
-        if cycle is None:
-            return State.OPENING
-        if not cycle.response_complete:
-            return State.BODY if cycle.more_body else State.ANSWERING
-        if cycle.more_body:
-            return State.LEFTOVER
-        return State.HEAD if self.has_begun_head() else State.IDLE
 
 
 async def keep_sweeping(crowd: Connections) -> None:

@@ -13,7 +13,7 @@ from policyd.engine import denial
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 HEADERS = denial.HEADERS
-"""The headers of an error: CONTRACT.md, section 4."""
+"""The headers of an error: docs/contract.md, section 4."""
 AGAIN = 3
 """Seconds over which those are spread that are told to try again: not all at once."""
 

@@ -15,8 +15,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from policyd.asgi.probes import Probes
 from policyd.command.threads import StoreThreads
 from policyd.console.pages import (
+    account,
     dashboard,
     end_users,
+    first_password,
     key_settings,
     keys,
     log_details,
@@ -49,6 +51,17 @@ _AWAY = (
     "no database. Check the database, then reload this page."
 )
 _BUSY = "The console has too many pages in work. Wait a few seconds, then reload this page."
+_PAGES = (
+    dashboard,
+    keys,
+    key_settings,  # behind keys: else /keys/new would show the settings of a key "new"
+    logs,
+    log_details,
+    end_users,
+    refused_keys,
+    sign_in,
+    account,
+)
 _PROBES = 100
 """Probes that wait for the database."""
 
@@ -62,13 +75,13 @@ def application(console: Console) -> ASGIApp:
         before.append(Middleware(OwnHost, refuse, urlsplit(public).netloc))
     before.append(Middleware(SameOrigin, refuse, public))
     guard = Middleware(SignedIn, sign_in.is_signed_in, sign_in.ask)
-    modules = (dashboard, keys, key_settings, logs, log_details, end_users, refused_keys)
-    private = [route for module in modules for route in module.ROUTES]
+    private = [route for page in _PAGES for route in page.ROUTES]
     app = Starlette(
         routes=[
             Mount("/static", _Static(directory=HERE / "static")),
             *sign_in.PUBLIC,
-            Mount("/", routes=[*private, *sign_in.PRIVATE], middleware=[guard]),
+            *first_password.PUBLIC,
+            Mount("/", routes=private, middleware=[guard]),
         ],
         middleware=before,
         exception_handlers={

@@ -14,10 +14,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.server import Server as GatewayServer
 from gateway.settings import Settings as GatewaySettings
-from policyd.asgi.connections import Bounded
-from policyd.asgi.listener import Listener, open_socket
+from policyd.asgi.bounded import Bounded
+from policyd.asgi.listener import Listener
 from policyd.command import configuration
-from policyd.command.address import check_free, reserve
+from policyd.command.address import check_free, open_socket, reserve
 from policyd.command.configuration import Address, SettingsError
 from policyd.command.private_files import make_folder
 from policyd.console import console_url, first_link

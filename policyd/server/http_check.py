@@ -6,8 +6,9 @@ Only a policyd with --http loads it, and all that an HTTP server is made of.
 import socket
 
 from policyd.asgi.connections import Limits
-from policyd.asgi.listener import Listener, open_socket, tls_context
-from policyd.command.address import check_free, not_free
+from policyd.asgi.listener import Listener
+from policyd.asgi.tls import tls_context
+from policyd.command.address import check_free, not_free, open_socket
 from policyd.command.configuration import Address
 from policyd.descriptor.body_memory import Bodies
 from policyd.http.app import HttpCheck

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
-from policyd.command.address import reserve
+from policyd.command.address import reserve, reserve_listening
 from policyd.command.child import Child, End
 from policyd.command.crew import Crew, Orders, Own, Worker, keep_fixed
 from policyd.server.preparation import background_worker, preparing, start_with_room
@@ -57,8 +57,6 @@ class _Supervisor:
         self._sockets = {}
         if asked.http is not None:
             # Only a policyd that has it waits for all that it is made of.
-            from policyd.asgi.listener import reserve_listening
-
             http, self._sockets["http"] = reserve_listening(asked.http, "--http", held)
         if asked.console is not None:
             console = reserve(asked.console, "--console", held)

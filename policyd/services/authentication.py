@@ -14,10 +14,10 @@ _HEALTH = "/grpc.health.v1.Health/"  # Probes have no token, and health is no se
 class TokenInterceptor(grpc.aio.ServerInterceptor):
     """Lets in who shows `authorization: Bearer TOKEN`, and everybody to the health service."""
 
-    def __init__(self, token: str, mend: str) -> None:
-        """`mend` tells a refused caller where to find the token."""
+    def __init__(self, token: str, hint: str) -> None:
+        """`hint` tells a refused caller where to find the token."""
         self.let_in(token)
-        self._mend = mend
+        self._hint = hint
 
     def let_in(self, token: str) -> None:
         """Let in those that show `token` from now on, and no others."""
@@ -40,4 +40,4 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         return hmac.compare_digest(token.strip().encode(), self._token) and is_bearer
 
     async def _refuse(self, _: object, context: Any) -> None:
-        await abort(context, Unauthenticated(f"the bearer token is missing or wrong: {self._mend}"))
+        await abort(context, Unauthenticated(f"the bearer token is missing or wrong: {self._hint}"))

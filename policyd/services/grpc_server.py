@@ -15,7 +15,7 @@ from policyd.command.address import check_free, not_free
 from policyd.command.configuration import Address
 from policyd.errors import SettingsError
 from policyd.services.errors import ErrorInterceptor
-from policyd.services.waiting import Waiting
+from policyd.services.waiting_calls import WaitingCalls
 from policyd.settings import ServerSettings
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -30,7 +30,7 @@ _STREAMS = 1000
 """Calls at once on a connection."""
 _CALLS = 10_000
 """Calls at once on all connections together; further ones get RESOURCE_EXHAUSTED. Half of them may
-wait for their message or stream: see waiting.py."""
+wait for their message or stream: see waiting_calls.py."""
 _MAX_HEAD = 64 * 1024
 """Bytes of a call's metadata."""
 _IDLE = 900.0
@@ -87,7 +87,7 @@ class GrpcListener:
     def __init__(
         self, services: tuple[str, ...], guards: list[Any], bounds: Bounds, shared: bool
     ) -> None:
-        self._waiting = Waiting(_CALLS // 2)
+        self._waiting = WaitingCalls(_CALLS // 2)
         self.server = grpc.aio.server(
             interceptors=[self._waiting, *guards, ErrorInterceptor()],
             options=_options(bounds, shared),

@@ -4,8 +4,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from policyd.console.pages.logs import holds_samples, key_names
 from policyd.console.view import charts, periods
+from policyd.console.view.lookups import holds_samples, key_names
 from policyd.console.view.render import console, render, shown
 from policyd.store import LogFilter
 

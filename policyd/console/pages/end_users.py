@@ -6,9 +6,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from policyd.console.pages.logs import holds_samples, key_names
 from policyd.console.view import charts, periods
 from policyd.console.view.log_query import KEY_ID
+from policyd.console.view.lookups import holds_samples, key_names
 from policyd.console.view.periods import Period
 from policyd.console.view.render import console, render, shown
 from policyd.descriptor.placeholders import is_placeholder

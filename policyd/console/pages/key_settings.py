@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from policyd.console.pages.keys import read_etag, read_mode
 from policyd.console.view import labels
+from policyd.console.view.forms import read_etag, read_mode
 from policyd.console.view.render import console, is_fragment, posted, render, shown
 from policyd.engine.model import IDENTIFIERS, ApiKey, KeySettings, Mode, Override
 from policyd.errors import EtagMismatch, InvalidArgument, KeyRevoked

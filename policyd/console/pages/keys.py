@@ -5,7 +5,8 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from policyd.console.view.render import console, posted, render, shown, text
+from policyd.console.view.forms import read_etag, read_mode, text
+from policyd.console.view.render import console, posted, render, shown
 from policyd.engine.model import ApiKey, Mode
 from policyd.errors import EtagMismatch, InvalidArgument
 from policyd.store import MAX_NAME
@@ -63,21 +64,6 @@ def _create(request: Request, form: FormData) -> Response:
         return _new_form(request, name, mode, str(error).capitalize() + ".")
     url = here.settings.console_gateway_url.rstrip("/")
     return render(request, "created_key.html", status=201, key=key, secret=secret, url=url)
-
-
-def read_mode(value: str) -> Mode | None:
-    """The mode that a form names; empty for the server's default. Raises InvalidArgument."""
-    if not value:
-        return None
-    try:
-        return Mode[value.upper()]
-    except KeyError:
-        raise InvalidArgument("Enforce User IDs is off, audit, enforce or empty") from None
-
-
-def read_etag(form: FormData) -> str:
-    """The etag of a form; without one, one that fits nothing."""
-    return text(form, "etag") or "missing"
 
 
 def _ask_to_revoke(request: Request) -> Response:

@@ -4,7 +4,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from policyd.console.pages.logs import key_names
+from policyd.console.view.lookups import key_names
 from policyd.console.view.render import console, render, shown
 from policyd.store import LogFilter
 

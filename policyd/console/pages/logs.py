@@ -1,7 +1,7 @@
 """Logs: the decisions, newest first, filtered, live, and as files."""
 
 from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from hashlib import sha256
 
 from starlette.requests import Request
@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from policyd.console.view import labels, log_query
 from policyd.console.view.log_query import LogQuery
+from policyd.console.view.lookups import key_names
 from policyd.console.view.render import Console, console, refuse, render, shown
 from policyd.decision_log.export import csv_rows, json_line
 from policyd.decision_log.record import Record
@@ -17,22 +18,6 @@ from policyd.store import LogFilter, Store
 
 PAGE = 50
 _EXPORT_PAGE = 1000
-_MAX_KEYS = 1000
-"""Keys that the filter offers to choose from."""
-
-
-def key_names(store: Store) -> dict[str, str]:
-    """The names of the keys by ID, oldest first, revoked ones too."""
-    return {key.id: key.name for key in store.keys.list(limit=_MAX_KEYS, show_revoked=True)}
-
-
-def holds_samples(store: Store, oldest: datetime | None) -> bool:
-    """Whether the log, of which `oldest` is the begin, holds what `policyd demo` made up: that is
-    where such a log begins."""
-    if oldest is None:
-        return False
-    first = store.log.page(LogFilter(until=oldest + timedelta(seconds=1)), limit=1)
-    return any(record.sample for record in first)
 
 
 def _page(request: Request) -> Response:

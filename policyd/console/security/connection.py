@@ -6,7 +6,8 @@ the decision log: nobody holds one for nothing, or too many.
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from policyd.asgi.connections import Bounded, Limits
+from policyd.asgi.bounded import Bounded
+from policyd.asgi.connections import Limits
 
 LIMITS = Limits(connections=200, head=10.0, body=10.0, idle=5.0, write=30.0)
 """What a browser does at once, or not at all."""

@@ -60,7 +60,7 @@ FLAGS = {
 }
 
 
-def flag_words(record: Record, flag: str) -> str:
+def flag_explanation(record: Record, flag: str) -> str:
     """What a flag on a decision means, in plain words."""
     if flag == OVERRIDE_FLAG:
         return (
@@ -78,13 +78,13 @@ def flag_words(record: Record, flag: str) -> str:
     return f"{cause}. It passed, as Enforce User IDs only watched; enforcing would have blocked it."
 
 
-def verdict_words(record: Record) -> str:
+def verdict_label(record: Record) -> str:
     """How a request fared. Blocked is what a policy denies: an older policyd logged refused keys
     as well."""
     return "Key refused" if record.is_key_refused else VERDICTS[record.verdict]
 
 
-def source_words(source: str) -> str:
+def source_label(source: str) -> str:
     """Where requests came from."""
     return {"": "Address not known", OTHERS: "All other addresses"}.get(source, source)
 
@@ -94,7 +94,7 @@ def more(values: Sequence[str]) -> str:
     return f" and {number(len(values) - 1)} more" if len(values) > 1 else ""
 
 
-def words(name: str) -> str:
+def label(name: str) -> str:
     """An identifier of the log as words: chat_completion is "Chat completion"."""
     return name.replace("_", " ").capitalize()
 

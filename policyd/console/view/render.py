@@ -121,12 +121,6 @@ def _threads(request: Request, for_strangers: bool) -> StoreThreads:
     return here.door if for_strangers else here.pages
 
 
-def text(form: FormData, name: str) -> str:
-    """A field of a form as it was typed; empty where it is not there."""
-    value = form.get(name)
-    return value if isinstance(value, str) else ""
-
-
 @cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
@@ -140,13 +134,13 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {
         "visible": visible,
         "plain": plain,
-        "words": labels.words,
+        "label": labels.label,
         "number": labels.number,
         "money": labels.money,
         "duration": labels.duration,
         "moment": labels.moment,
     }
-    environment.globals |= {"static": _static, "names": labels}
+    environment.globals |= {"static": _static, "labels": labels}
     return environment
 
 

@@ -21,7 +21,7 @@ class _MakesRoom(Exception):
     """The call has to end, so that another one can begin."""
 
 
-class Waiting(grpc.aio.ServerInterceptor):
+class WaitingCalls(grpc.aio.ServerInterceptor):
     """Has at most `most` of them at once: of more, the one that has lasted longest is ended.
 
     gRPC bounds all calls together. A client needs neither a token nor a message to begin one, and
