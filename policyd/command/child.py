@@ -37,7 +37,7 @@ child silent whose signs of life are only unread."""
 _START = 60
 """Turns that a child has to start."""
 _SILENCE = 10
-"""Turns without a sign of life, of which one comes a second, until a child is killed."""
+"""Turns without a sign of life until a child is killed. A sign should come every second."""
 _MARGIN = 3
 """Turns beyond what a child may take to end, until it is killed."""
 _HURRIED = 3
@@ -50,28 +50,29 @@ class End(Enum):
     """How a server ends. The values are what a parent tells its children."""
 
     DRAIN = "drain"
-    """Say that no more should come, answer what comes all the same for a while, then close."""
+    """Report not to be ready, answer requests that come all the same for a while, then close."""
     REPLACE = "replace"
-    """Another has taken its place: have the clients go there, then close."""
+    """Another worker has taken its place: have clients connect there, then close."""
     NOW = "now"
-    """Close at once. What is under way is finished in each case."""
+    """Close at once. In each case, requests under way are finished."""
 
 
 class Serving(Protocol):
-    """A server, as it is ended: wind_down(), then what its `async with` block does at its end."""
+    """A server that can be ended: by wind_down(), and then by leaving its `async with` block."""
 
     async def wind_down(self, end: End) -> None:
-        """Answer still, for as long as `end` takes. Returns when it is to be closed."""
+        """Go on answering for as long as `end` takes. Returns when the server is to be closed."""
 
     def hurry(self) -> None:
-        """Wait for nothing any more: neither before it closes, nor for what is under way."""
+        """Stop waiting, both before it closes and for requests under way."""
 
 
 class Child:
-    """A child, as its parent has it: `module` is what it runs, `name` what people call it, and
-    `settings` are JSON values. It has `patience` seconds to end, and the listening `sockets`.
-    `position` is told to one that takes another's place: see addresses.steer(). One that `is_first`
-    is told so at its first start, and not when it is started again.
+    """A child, as its parent has it. It runs `module`, and log lines call it `name`.
+
+    `settings` are JSON values, and `sockets` the listening sockets that it inherits. It has
+    `patience` seconds to end. A child that takes another's place is given a `position`: see
+    address.steer(). `is_first` is passed on at its first start only, and not when it is restarted.
     """
 
     def __init__(
@@ -96,9 +97,9 @@ class Child:
         self._does_its_work = asyncio.Event()
 
     async def start(self) -> None:
-        """Start it, and wait until it is ready, or waits for what it needs. Raises SettingsError.
+        """Start it, and wait until it is ready, or says that it waits for what it needs.
 
-        keep_running() notices when such a one is ready.
+        In the second case keep_running() notices when it is ready. Raises SettingsError.
         """
         self._does_its_work.clear()
         level = logging.getLevelName(logging.getLogger().level).lower()
@@ -125,7 +126,7 @@ class Child:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it does its work, as far as is known."""
+        """Whether it does its work, by its last sign of life."""
         return self._does_its_work.is_set()
 
     async def until_ready(self) -> None:
@@ -144,7 +145,7 @@ class Child:
                 _log.error("%s does not start: %s", self._name, error)
 
     async def _end(self) -> int:
-        """Wait for its end, and bring it about where it hangs. Returns its status."""
+        """Wait until it ends, and kill it if it hangs. Returns its exit status."""
         assert self._process is not None
         assert self._process.stdout is not None
         try:
@@ -158,7 +159,7 @@ class Child:
         return await self._process.wait()
 
     async def stop(self, end: End = End.NOW, patience: float | None = None) -> None:
-        """End it, and wait until it has finished what it does, as far as the patience goes."""
+        """End it, and wait until it has finished, at most for its patience. Then it is killed."""
         process = self._process
         if process is None or process.returncode is not None or process.stdin is None:
             return
@@ -184,7 +185,7 @@ class Child:
         hurrying.cancel()
 
     def hurry(self) -> None:
-        """Have it wait for nothing any more, where it is being stopped or will be."""
+        """Have it stop waiting, now or when it is being stopped."""
         self._hurrying.set()
         self._tell("hurry")
 
@@ -204,10 +205,10 @@ class Child:
 async def _within(
     turns: int, work: Coroutine[Any, Any, _Result] | asyncio.Future[_Result]
 ) -> _Result:
-    """What `work` comes to. Raises TimeoutError where that takes more than `turns` of our own."""
+    """The result of `work`. Raises TimeoutError where that takes more than `turns` turns."""
     task = asyncio.ensure_future(work)
     try:
-        # One more, as what came while we stood still in the last one is only read after it.
+        # One turn more: what came while this process stood still in the last one is read after it.
         for _ in range(turns + 1):
             done, _ = await asyncio.wait({task}, timeout=_TURN)
             if done:

@@ -1,4 +1,4 @@
-"""The parent of a child process, as the child has it: see child.py for what the two say."""
+"""The parent of a child process, as the child has it: see child.py for the lines between them."""
 
 import asyncio
 import json
@@ -19,11 +19,11 @@ _Settings = TypeVar("_Settings")
 
 class Parent(Generic[_Settings]):
     """The parent, as a child has it. `async with Parent(load) as parent:` gives the `settings`,
-    which `load` makes of JSON values; what PolicydError ends the block is told to the parent.
+    which `load` makes of JSON values. A PolicydError that ends the block is reported to the parent.
 
-    SIGTERM is what the parent says with "drain", and a second one "hurry": a service manager sends
-    it to all processes at once. Without `ends_by_itself` it does nothing, as this child has to
-    outlive the others.
+    A service manager sends SIGTERM to all processes at once, so the first one means "drain" here
+    too, and the second one "hurry". Without `ends_by_itself` SIGTERM does nothing, as this child
+    has to outlive the others.
     """
 
     settings: _Settings
@@ -47,12 +47,12 @@ class Parent(Generic[_Settings]):
         self.position = told["position"]
         self.is_first = told.get("is_first", False)
         self._ending: asyncio.Future[End] = loop.create_future()
-        # Ctrl-C reaches the whole group; the parent tells its children itself.
+        # Ctrl-C reaches the whole process group. The parent itself ends its children.
         loop.add_signal_handler(signal.SIGINT, lambda: None)
         loop.add_signal_handler(
             signal.SIGTERM, self._terminate if self._ends_by_itself else lambda: None
         )
-        # It is for the parent, who replaces its children one by one.
+        # SIGHUP is for the parent, which replaces its children one by one.
         loop.add_signal_handler(signal.SIGHUP, lambda: None)
         try:
             self.settings = self._load(told["settings"])
@@ -71,12 +71,12 @@ class Parent(Generic[_Settings]):
             sys.exit(1)
 
     def ready(self, does_its_work: Callable[[], bool] = lambda: True) -> None:
-        """Tell the parent that the start is over; and while `does_its_work` says no, that this one
-        waits for what it needs."""
+        """Tell the parent that the start is over. While `does_its_work` returns False, this child
+        says that it waits for what it needs."""
         self._does_its_work = does_its_work
         _say("ready" if does_its_work() else "waiting")
-        # A parent that stands still reads nothing. The pipe fills, and to wait for it would stop
-        # this child too: a sign of life that finds no room is one too many.
+        # A parent that stands still reads nothing, and the pipe fills. Waiting for it would stop
+        # this child too, so a sign of life that finds no room is dropped.
         os.set_blocking(sys.stdout.fileno(), False)
 
     def listening(self, name: str) -> socket.socket | None:
@@ -85,7 +85,7 @@ class Parent(Generic[_Settings]):
         return None if number is None else socket.socket(fileno=number)
 
     async def serve(self, server: Serving) -> None:
-        """Let `server`, which runs, do so until it is to be closed."""
+        """Leave the running `server` alone until it is to be closed."""
         self._hurry = server.hurry
 
         async def wind_down() -> None:
@@ -94,7 +94,7 @@ class Parent(Generic[_Settings]):
         await self._work_on(wind_down())
 
     async def gone_during(self, *work: Coroutine[Any, Any, None]) -> None:
-        """Do all of `work` until the parent goes, or wants this child to end."""
+        """Do all of `work` until the parent has gone, or wants this child to end."""
 
         async def wanted() -> None:
             await asyncio.shield(self._ending)
@@ -102,8 +102,8 @@ class Parent(Generic[_Settings]):
         await self._work_on(wanted(), *work)
 
     async def _work_on(self, *work: Coroutine[Any, Any, None]) -> None:
-        """Do all of `work` until the parent goes, or one of it is done."""
-        # It goes on after this: a parent may want us to hurry as we end.
+        """Do all of `work` until the parent has gone, or one part is done."""
+        # Listening goes on after this: the parent may want this child to hurry as it ends.
         self._listening = asyncio.create_task(self._listen())
         self._beating = asyncio.create_task(self._beat())
         tasks = [asyncio.create_task(one) for one in work]
@@ -118,7 +118,7 @@ class Parent(Generic[_Settings]):
             task.result()
 
     async def _listen(self) -> None:
-        """Hear what the parent says, until it has gone."""
+        """Follow what the parent says, until it has gone."""
         while line := await self._reader.readline():
             word = line.decode().strip()
             if word == "hurry":
@@ -143,6 +143,6 @@ class Parent(Generic[_Settings]):
 
 
 def _say(line: str) -> None:
-    # A parent that is gone hears nothing, and the closed input ends this child.
+    # Where the parent has gone, the closed input ends this child.
     with suppress(BrokenPipeError, BlockingIOError):
         os.write(sys.stdout.fileno(), line.encode() + b"\n")

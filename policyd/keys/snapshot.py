@@ -1,7 +1,7 @@
 """The settings of all API keys as they last were, in a file that the workers of one server share.
 
-A worker that starts while the database is away decides by it. It holds what deciding needs, digests
-and settings, and no key, name or token.
+A worker that starts while the database is away decides by it. It holds only what deciding needs:
+digests and settings, and no key, name or token.
 
 While the settings stay, only the head of the file is renewed, in place: it says when the database
 was last followed. When settings change, the file is written anew under another name and renamed, so
@@ -38,13 +38,13 @@ _MODE = 0o600
 
 
 class SnapshotFile:
-    """The snapshot at `path`, which the workers of one server share. Everything may block."""
+    """The snapshot at `path`, which the workers of one server share. Every method may block."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def head(self) -> Head | None:
-        """The head of the file, None where there is no whole one."""
+        """The head of the file. None: there is no file, or its head is not whole."""
         try:
             with self._opened(os.O_RDONLY) as descriptor:
                 return read_head(descriptor)
@@ -54,9 +54,9 @@ class SnapshotFile:
     def read(
         self, identity: str | None, place: str, max_age: float
     ) -> tuple[Head, dict[bytes, KeySettings]]:
-        """The snapshot, if it is of this database, and no more than `max_age` seconds old.
+        """The snapshot of the database `identity` at `place`, no more than `max_age` seconds old.
 
-        Raises SnapshotUnusable.
+        Raises SnapshotUnusable, also where it is of another database or older.
         """
         try:
             with self._opened(os.O_RDONLY) as descriptor:
@@ -70,21 +70,21 @@ class SnapshotFile:
             raise SnapshotUnusable(f"it cannot be read ({error.strerror})") from None
 
     def is_behind(self, head: Head) -> bool:
-        """Whether the file should be written or renewed, as `head` would have it."""
+        """Whether the file should be written, or its head renewed, to be as `head` says."""
         found = self.head()
         if found is not None and found.is_newer_than(head):
             return False
         return (
             found is None
             or not found.is_of(head)
-            # A clock that was wrong once, ahead of ours, must not keep the file as it is.
+            # So a clock that was once wrong, ahead of this one, does not keep the file as it is.
             or abs(head.followed_at - found.followed_at) > RENEW
         )
 
     def keep(self, head: Head, settings: dict[bytes, KeySettings]) -> None:
-        """Write the file, or renew its head where that is all. Raises OSError.
+        """Write the file, or only renew its head where that is enough. Raises OSError.
 
-        Another process that does so at the same time is left to it.
+        Where another process does so at the same time, nothing is done.
         """
         with self._locked() as is_ours:
             if not is_ours:
@@ -101,7 +101,7 @@ class SnapshotFile:
         draft = self._path.with_name(f"{self._path.name}.tmp")
         checksum = hashlib.sha256()
         size = 0
-        # Left over by a process that was killed, it is begun anew.
+        # A draft that a killed process has left is begun anew.
         draft.unlink(missing_ok=True)
         try:
             with open(draft, "xb", opener=_private) as file:
@@ -118,7 +118,7 @@ class SnapshotFile:
             draft.replace(self._path)
         except OSError:
             with suppress(OSError):
-                draft.unlink()  # A full disk wants the room.
+                draft.unlink()  # A full disk needs the room.
             raise
         _sync_folder(self._path.parent)
 
@@ -137,7 +137,7 @@ class SnapshotFile:
 
     @contextmanager
     def _locked(self) -> Iterator[bool]:
-        """Whether this process is the one that writes."""
+        """Yields whether this process may write, as no other does."""
         name = self._path.with_name(f"{self._path.name}.lock")
         descriptor = os.open(name, os.O_WRONLY | os.O_CREAT, _MODE)
         try:

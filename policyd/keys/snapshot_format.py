@@ -46,21 +46,21 @@ _decode = msgspec.msgpack.Decoder(_Rows).decode
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
-    """What a snapshot is of."""
+    """What the settings of a snapshot are: of which database, at which revision, and from when."""
 
     identity: str
-    """Of the database."""
+    """The database's identity."""
     place: str
-    """A digest of where that is."""
+    """A digest of the database's address: see snapshot_keeper.place_of()."""
     revision: int
     epoch: str = ""
-    """What tells two states of a database at one revision apart, where it says so."""
+    """Distinguishes two states of a database at one revision. "": the database has no epochs."""
     followed_at: float
     """When the database was last followed, in seconds of the wall clock."""
     keys: int = 0
     size: int = 0
     checksum: str = ""
-    """Of the bytes that follow the head."""
+    """The SHA-256 of the bytes after the head."""
     form: str = _FORM
     format: int = _FORMAT
 
@@ -70,13 +70,13 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
         return (self.format, self.form) == (_FORMAT, _FORM)
 
     def is_newer_than(self, other: "Head") -> bool:
-        """Whether the same database was followed later than `other` says. A clock that was wrong
-        once, ahead of ours, makes none newer."""
+        """Whether the same database was followed later than `other` says. A time in the future, of
+        a clock that was once wrong, counts as no newer."""
         is_same = (self.identity, self.place) == (other.identity, other.place)
         return is_same and other.followed_at < self.followed_at <= time.time() + FUTURE
 
     def is_of(self, other: "Head") -> bool:
-        """Whether both are of the same database at the same revision, and in the same form."""
+        """Whether both are of the same database, revision and form."""
         names = ("identity", "place", "epoch", "revision", "form", "format")
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
@@ -89,7 +89,7 @@ def pieces(settings: dict[bytes, KeySettings]) -> Iterator[bytes]:
     while some := list(islice(rows, PIECE)):
         content = _encode(some)
         yield _LENGTH.pack(len(content)) + content
-        # Decisions come first: what waits for the interpreter has it now.
+        # Decisions come first: a thread that waits for the interpreter gets it now.
         time.sleep(0)
 
 
@@ -133,8 +133,8 @@ def read_settings(descriptor: int, head: Head) -> dict[bytes, KeySettings]:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Without the garbage collector, which would look through millions of new values again and
-    again, and find none to collect."""
+    """Run the block without the garbage collector, which would go through millions of new values
+    again and again, and find none to collect."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""Keeps the snapshot of the settings as the settings are, in each worker of a server."""
+"""Keeps the snapshot as the settings are. Each worker of a server does so; see snapshot.py."""
 
 import asyncio
 import hashlib
@@ -16,13 +16,14 @@ _log = logging.getLogger(__name__)
 _TURN = 0.5
 """Seconds between two looks at whether the file is as the settings are."""
 _SHARE = 10
-"""A pause lasts at least so many times as long as the writing before it took."""
+"""A pause lasts at least this many times as long as the writing before it took."""
 
 
 class SnapshotKeeper:
-    """Keeps `file` as the settings in `keys` are. `identity` tells of which database they are.
+    """Keeps `file` as the settings in `keys` are.
 
-    Where `place` is. Belongs to one event loop; what blocks is done in threads.
+    `identity` returns the identity of the database that they are from, and `place` is a digest of
+    its address. Belongs to one event loop; what blocks runs in threads.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class SnapshotKeeper:
         self._place = place
         self._threads = StoreThreads("the snapshot", None)
         self._kept: tuple[int, str] | None = None
-        """The revision that the file was last seen to have, and its epoch."""
+        """The revision and the epoch that the file was last seen to have."""
         self._looked_at = float("-inf")
         self._has_failed = False
 
@@ -89,7 +90,7 @@ class SnapshotKeeper:
 
 
 def place_of(url: str) -> str:
-    """A digest of where a database is: its URL without the user and the password."""
+    """A digest of a database's address: its URL without the user and the password."""
     scheme, _, rest = url.partition("://")
     authority, slash, path = rest.partition("/")
     where = scheme.partition("+")[0] + "://" + authority.rpartition("@")[2] + slash + path

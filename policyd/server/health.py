@@ -1,4 +1,4 @@
-"""What a worker says of its health, on each of its gRPC listeners; the log names each change."""
+"""The health that a worker reports on its gRPC listeners. Each change is logged."""
 
 import asyncio
 import logging
@@ -16,9 +16,9 @@ _LOOK = 1.0
 
 
 class Health:
-    """Tells the health of a worker that decides by `keys`, which `following` fills.
+    """Reports the health of a worker that decides by `keys`, which `following` fills.
 
-    The settings become stale after `max_staleness` seconds. Belongs to one event loop.
+    Settings become stale after `max_staleness` seconds. Belongs to one event loop.
     """
 
     def __init__(
@@ -35,18 +35,18 @@ class Health:
         self._is_draining = False
 
     async def drain(self) -> None:
-        """Say NOT_SERVING from now on, as the worker is about to end."""
+        """Report NOT_SERVING from now on, as the worker is about to end."""
         self._is_draining = True
         await self.tell()
 
     async def tell(self) -> None:
-        """Tell every listener how it is now."""
+        """Report the state of now on every listener."""
         for listener in self._listeners:
             is_ready = not self._following.unready and not self._is_draining
             await listener.tell(ready=is_ready, fresh=self._following.is_fresh)
 
     async def watch(self) -> None:
-        """Tell every change, until cancelled."""
+        """Report every change, until cancelled."""
         told = self._following.unready, self._following.stale
         # It may have changed while the listeners came up.
         await self.tell()

@@ -1,5 +1,5 @@
-"""A worker's signs of life for the store, by which the console and `keys` know which workers there
-are and from which revision each decides. The answers measure the worker's clock."""
+"""A worker's signs of life in the store: they show to administrators which workers run and from
+which revision each decides, and the store's answers measure the worker's clock."""
 
 import logging
 import socket
@@ -16,17 +16,18 @@ from policyd.store import Store
 _log = logging.getLogger(__name__)
 
 _BEAT = 2.0
-"""Seconds between two signs of life for the store; a new revision is told at once."""
+"""Seconds between two signs of life. A new revision is reported at once."""
 _LEAVE = 1.0
-"""Seconds to tell the store that this worker ends: else it finds out, a little later."""
+"""Seconds to tell the store that this worker ends. Otherwise it shows a little later."""
 _CLOCK = "policyd.clock"
-"""The name under which gRPC's health tells of the worker's clock. A wrong one takes no worker out,
-so the other names do not tell of it."""
+"""The name under which gRPC's health service reports the worker's clock. A wrong clock takes no
+worker out of service, so the other names do not depend on it."""
 
 
 class Presence:
-    """Tells `store` of the worker `worker_id`, which decides by `keys`; a sign of life may take
-    `timeout` seconds. Belongs to one event loop.
+    """Gives `store` signs of life of the worker `worker_id`, which decides by `keys`.
+
+    Each may take `timeout` seconds, and measures `clock`. Belongs to one event loop.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Presence:
         self._threads = StoreThreads("signs of life", timeout)
 
     async def keep_telling(self, listeners: Sequence[GrpcListener]) -> None:
-        """Give signs of life, and tell the listeners of the clock, until cancelled."""
+        """Give signs of life, and report the clock on the listeners, until cancelled."""
         while True:
             told = await self.tell()
             status = NOT_SERVING if self._clock.is_wrong else SERVING
@@ -55,8 +56,8 @@ class Presence:
             try:
                 self._clock.measured(await self._threads.run(self._store.workers.beat, *told))
             except (StoreUnavailable, StoreBusy):
-                pass  # Following the settings meets the same, and says so.
-            except Exception as error:  # noqa: BLE001  # Whatever it was, the next beat may work.
+                pass  # Following the settings fails in the same way, and logs it.
+            except Exception as error:  # noqa: BLE001  # Whatever the error, the next beat may work.
                 _log.error("this worker cannot be told of to the database: %s", error)
         return told[2]
 

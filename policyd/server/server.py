@@ -44,14 +44,14 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _FLUSH = 5.0
-"""Seconds between two times that refused keys, which are counted in memory, are written."""
+"""Seconds between two writes of the counts of refused keys, which are kept in memory."""
 _HANDSHAKE = 5.0
-"""Seconds that a gRPC client has at most to begin. Where there are as many as may be, gRPC ends
-none for a new one, so those that say nothing must end soon."""
+"""Seconds that a gRPC client has, at most, to begin. At the limit of connections gRPC ends none for
+a new one, so those that say nothing must end soon."""
 _ADMINISTRATORS = 32
-"""Connections to AdminService."""
+"""Connections to AdminService, at most."""
 _SOON = 1.0
-"""Seconds that a start waits for the database's time."""
+"""Seconds that a start waits for the database's time, at most."""
 _POLICY = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name
 _AUTHORIZATION = external_auth_pb2.DESCRIPTOR.services_by_name["Authorization"].full_name
 _ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
@@ -61,12 +61,14 @@ class Server:
     """One worker: answers PolicyService and AdminService until it is stopped.
 
     `async with Server(settings) as server:` runs it; `server.grpc`, `server.admin` and
-    `server.http` are where it listens. `shared` is for several workers on one port, which may have
-    one socket that is `listening` for HTTP. One that takes another's place has a `position`: see
-    addresses.steer(). It starts without a database that is away, and where it finds no snapshot of
-    the settings either, answers that it cannot decide yet. Starting raises SettingsError,
-    CannotListen, or StoreUnusable; but of shared workers only one that `is_first` raises that, and
-    others wait for the database to be put right.
+    `server.http` are the addresses that it listens at. `shared` is for several workers on one port;
+    they take HTTP connections from one socket, `listening`. A worker that takes another's place has
+    a `position`: see address.steer().
+
+    It starts even while the database is away. If there is no snapshot of the settings either, it
+    answers that it cannot decide yet. Starting raises SettingsError, CannotListen or StoreUnusable.
+    Of shared workers only the one that `is_first` raises StoreUnusable: others wait until the
+    database is usable again.
     """
 
     def __init__(
@@ -129,14 +131,14 @@ class Server:
         return self._keys.is_known
 
     async def until_ready(self) -> None:
-        """Wait until the database has told the settings, if no snapshot has."""
+        """Wait until it knows settings to decide by, from the snapshot or the database."""
         await self._keys.until_known()
 
     async def _start(self) -> None:
         has_room = self._shared or await preparing(self._settings)
         await self._following_settings.begin()
         if self._keys.is_followed:
-            # So that the first decision has the right time, if the database tells it soon.
+            # So that the first decision has the right time, if the database answers soon.
             await asyncio.wait({asyncio.create_task(self._presence.tell())}, timeout=_SOON)
         self._log = decision_log(self._settings, self._id, self._clock.time)
         tls = credentials(self._settings)
@@ -168,7 +170,7 @@ class Server:
         self._work(keep_background_worker(self._background, self._settings, has_room))
 
     def _work(self, *work: Coroutine[Any, Any, None]) -> None:
-        """Do it until the server stops."""
+        """Run these until the server stops."""
         self._working += [asyncio.create_task(one) for one in work]
 
     def _policy_listener(self) -> GrpcListener:
@@ -178,7 +180,7 @@ class Server:
             guards.append(
                 TokenInterceptor(token, f"ask policyd's operator for the one in {path.name}")
             )
-        # Once, as it is told in the log where there is no room for so many.
+        # Only once, as it logs where there is no room for so many connections.
         self._limits = _limits(self._settings)
         connections = self._limits.connections
         listener = self._listener((_POLICY, _AUTHORIZATION), guards, connections)
@@ -206,7 +208,7 @@ class Server:
         return listener
 
     async def _listen_http(self, address: Address) -> Address:
-        # Only a policyd that has it waits for all that it is made of.
+        # Imported late, so that a policyd without --http starts sooner.
         from policyd.server.http_check import HttpServer
 
         self._http = HttpServer(
@@ -234,16 +236,16 @@ class Server:
             self._keys.hint()
 
     async def _flush(self, log: DecisionLog) -> None:
-        """Write what was counted of refused keys."""
+        """Write the counts of refused keys every few seconds."""
         while True:
             await asyncio.sleep(_FLUSH)
             log.flush()
 
     async def wind_down(self, end: End) -> None:
-        """Answer still, for as long as `end` takes. Returns when it is to be stopped.
+        """Go on answering for as long as `end` takes. Returns when it is to be stopped.
 
-        One that is drained says that it is not ready; one that is replaced leaves that to the one
-        that has taken its place.
+        A worker that is drained reports that it is not ready. One that is replaced does not, as
+        another has taken its place.
         """
         if end is End.NOW:
             return
@@ -262,7 +264,7 @@ class Server:
                 await self._hurrying.wait()
 
     def hurry(self) -> None:
-        """Wait for nothing any more: neither before it stops, nor for what is under way."""
+        """Stop waiting, both before it stops and for requests under way."""
         self._hurrying.set()
         for listener in self._listeners:
             listener.hurry()
@@ -277,7 +279,7 @@ class Server:
                 _log.error("a part of policyd had ended before its time: %r", problem)
 
     async def stop(self) -> None:
-        """Stop at once to take new calls, and wait for those under way up to the grace period."""
+        """Take no new calls, and wait for those under way up to the grace period."""
         told = None if self._is_replaced else NOT_SERVING
         stopping = [one.stop(self._settings.grace, told) for one in self._listeners]
         if self._http is not None:
@@ -290,7 +292,7 @@ class Server:
             await self._log.close()
             self._log = None
         if self._background is not None:
-            # Last, so that it ships all that was written.
+            # Last, so that it ships everything that was written.
             await self._background.stop()
         self._store.close()
 

@@ -202,7 +202,7 @@ class SpoolReader:
                 self._system.close(descriptor)
             self._system.fsync(self._folder)
         except OSError as error:
-            # The disk is full, and shipping makes room: this time with an identity that is not kept.
+            # The disk is full. Shipping makes room: this time under an identity that is not kept.
             if error.errno not in NO_ROOM:
                 raise
         return identity
