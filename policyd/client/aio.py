@@ -1,11 +1,10 @@
-"""What a Python gateway asks policyd with: a deadline, and many questions in one call.
+"""PolicyClient: what a program with an event loop asks policyd by.
 
     async with PolicyClient("policyd-1:50051,policyd-2:50051") as policyd:
         answer = await policyd.evaluate(EvaluateRequest(key=key, has_user=False))
 
-Questions that are asked in the same turn of the event loop go out as one BatchEvaluate, which costs
-both sides a fraction of a call for each. What became of the requests is reported in batches, too.
-policyd.client is the same for threads.
+Every evaluation has a deadline. Those of one turn of the event loop travel in one call, and
+outcomes are reported in batches, too. policyd.client.sync is the same for threads.
 """
 
 import asyncio
@@ -33,22 +32,27 @@ from policyd.v1.policy_pb2 import (
 )
 
 _REPORT_TIMEOUT = 5.0
-"""Seconds that a call with outcomes may take: nobody waits for it."""
+"""Seconds that a call with outcomes may take. No request waits for it."""
 
 
 class PolicyClient:
-    """Asks a policyd at `target` and waits at most `timeout` seconds for an answer, in which it is
-    tried again, with pauses that grow.
+    """Asks a policyd at `target`, and waits at most `timeout` seconds for an answer. In that time
+    it tries again, with growing pauses.
 
-    `target` is HOST:PORT, or several of them, with commas or as a list, of which any will do. A
-    host may be a name with several addresses. One that is not reached, or says nothing for a fourth
-    of the timeout (0.1 s to 1 s), is left for another connection until it answers again. There are
-    two connections where there is one HOST:PORT, and else one to each.
+    `target` is HOST:PORT, or several of them, separated by commas or as a list; any of them may
+    answer. A host may be a name with several addresses. A policyd that cannot be reached, or is
+    silent for a fourth of the timeout (at least 0.1 s and at most 1 s), is left for another until
+    it answers again. There are two connections to a single HOST:PORT, else one to each.
 
-    `credentials` make it a TLS channel; `token` is what a policyd with --caller-token-file wants.
-    Belongs to the event loop that it is first used in: its channel is made there, so one that was
-    made before the process forked may be used in a child. Once it has a channel, a fork leaves the
-    children none: there evaluate() ends with NoDecision, in new clients too. Close it before.
+    `credentials` make the connections TLS: see tls_credentials(). `token` is the one that a policyd
+    with --caller-token-file asks for. `on_error` says what evaluate() does without a decision: see
+    OnError.
+
+    A client belongs to the event loop that it is first used in. It opens its connections there, so
+    a client that was made before a fork, and not used yet, may be used in a child. After its first
+    use a fork leaves the children without: there evaluate() raises NoDecision, also of new clients.
+    So close the client before the process forks. Raises ValueError or TypeError where it cannot be
+    made of these arguments.
     """
 
     def __init__(
@@ -83,31 +87,32 @@ class PolicyClient:
         await self.close()
 
     async def close(self) -> None:
-        """Report what waits to be reported, as far as that takes no more than 2 s, and close the
-        channel. Questions under way end with NoDecision."""
-        if forking.is_broken():  # All that it has is of the process that this one was forked from.
+        """Report the outcomes that wait, as far as 2 s suffice, and close the connections.
+        Evaluations under way end with NoDecision."""
+        if forking.is_broken():  # Its connections belong to the parent of this process.
             self._closed = True
             return
         await self._reporter.close()
         self._closed = True
         if peers := self._peers:
             await peers.close()
-        # gRPC stops its threads when the channels have gone, and then the process may fork.
+        # gRPC stops its threads when all channels are gone, and then the process may fork.
         self._peers = None
         forking.in_use.discard(self)
 
     async def evaluate(self, request: EvaluateRequest) -> EvaluateResponse:
-        """Ask for a decision. Where none comes in time, for whatever cause, `on_error` holds."""
+        """Ask for the decision on a request. Without one in time, for any cause, `on_error` holds:
+        NoDecision is raised, or the answer has no decision_id."""
         try:
             return await self._batches.ask(request)
         except NoDecision as problem:
             return instead(problem, self._on_error)
 
     async def check_key(self, request: CheckKeyRequest) -> CheckKeyResponse:
-        """Ask whether a key is in force and the request's body needed, before it is held.
+        """Ask whether a key is in force, and whether deciding needs the request's body, before the
+        body is read.
 
-        A policyd that does not know the question yet counts as one that needs the body. Raises
-        NoDecision.
+        An older policyd without this method counts as needing the body. Raises NoDecision.
         """
         try:
             return await self._connected().ask(lambda stub: stub.CheckKey, request, self._timeout)
@@ -122,27 +127,27 @@ class PolicyClient:
             raise NoDecision(CLOSED) from None
 
     def report(self, outcome: Outcome) -> None:
-        """Report what became of a request that was allowed. It returns at once and never fails.
+        """Report the outcome of a request that was allowed. It returns at once and never fails.
 
-        Outcomes go out in batches. While policyd cannot be reached they wait, up to 20,000 of them;
-        what is lost beyond that is counted, and logged now and then. A policyd that does not know
-        of outcomes yet gets none.
+        Outcomes are sent in batches. While policyd cannot be reached, up to 20,000 of them wait.
+        Those beyond that are lost: they are counted, and logged now and then. An older policyd
+        without this method gets none.
         """
-        forking.in_use.add(self)  # Its queue is a matter of this process, too.
+        forking.in_use.add(self)  # Its queue belongs to this process, too.
         self._reporter.report(outcome)
 
     def take_outcomes(self) -> list[Outcome]:
-        """Take back what was given to report() and is not sent yet, for another client."""
+        """Take back the outcomes that are not sent yet, to report them by another client."""
         return self._reporter.take()
 
     @property
     def outcomes_lost(self) -> int:
-        """How many outcomes that were given to report() policyd will not get."""
+        """How many outcomes that report() was given are lost, so that policyd will not get them."""
         return self._reporter.lost
 
     async def can_reach(self, timeout: float) -> bool:
-        """Whether a policyd answers within `timeout` seconds, whatever it says of its health: it
-        decides for as long as it answers."""
+        """Whether a policyd answers within `timeout` seconds. Its health does not matter: it
+        decides as long as it answers."""
         try:
             return await self._connected().can_reach(timeout)
         except NoDecision:
@@ -166,9 +171,9 @@ class PolicyClient:
 def tls_credentials(
     authorities: bytes | None = None, key: bytes | None = None, certificate: bytes | None = None
 ) -> ChannelCredentials:
-    """What PolicyClient takes to ask over TLS, all as PEM.
+    """Credentials for PolicyClient to ask over TLS. All arguments are PEM.
 
-    `authorities` are those that policyd's certificate may be of, the system's if not given.
-    `key` and `certificate` are what a policyd with --tls-client-ca wants to see.
+    `authorities` are those that may have signed policyd's certificate, by default the system's.
+    `key` and `certificate` are the client's own, which a policyd with --tls-client-ca asks for.
     """
     return grpc.ssl_channel_credentials(authorities, key, certificate)

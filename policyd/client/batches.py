@@ -33,9 +33,9 @@ from policyd.v1.policy_pb2 import (
 )
 
 MAX_BATCH = 256
-"""Questions in one call. The server takes 1,000; smaller ones spread over more of its turns."""
+"""Evaluations in one call. policyd takes 1,000, but smaller batches keep its event loop freer."""
 MAX_BATCH_BYTES = 1024 * 1024
-"""Bytes of questions in one call, so that a few large ones do not make it too large for all."""
+"""Bytes of one call, so that a few large evaluations do not make it too large for all."""
 CLOSED = "the client of policyd was closed"
 _Waiting = tuple[EvaluateRequest, asyncio.Future[EvaluateResponse]]
 _Answer = EvaluateResponse | NoDecision
@@ -76,7 +76,7 @@ class Batches:
             answers = [problem] * len(batch)
         except (asyncio.CancelledError, grpc.aio.UsageError):
             answers = [NoDecision(CLOSED)] * len(batch)
-        except Exception as error:  # noqa: BLE001  # Whoever waits must be told, whatever it was.
+        except Exception as error:  # noqa: BLE001  # Each caller must get an answer.
             answers = [NoDecision(f"policyd could not be asked ({error})")] * len(batch)
         for (_, future), answer in zip(batch, answers, strict=True):
             _settle(future, answer)
@@ -93,7 +93,7 @@ class Batches:
         )
         results = response.results
         if len(results) != len(requests):
-            raise NoDecision(f"{len(results)} answers to {len(requests)} questions")
+            raise NoDecision(f"{len(results)} answers to {len(requests)} requests")
         return [
             result.response
             if result.HasField("response")
@@ -104,23 +104,22 @@ class Batches:
     async def _answer(self, request: EvaluateRequest) -> EvaluateResponse:
         (key,) = _keys(1)
         asked = EvaluateRequest(idempotency_key=key)
-        asked.MergeFrom(request)  # With the caller's own key, if there is one.
+        asked.MergeFrom(request)  # The caller's own key, if there is one, replaces this one.
         return await self._peers().ask(
             lambda stub: stub.Evaluate, asked, self._timeout, is_patient=asked.min_revision > 0
         )
 
 
 def _keys(number: int) -> list[str]:
-    """Idempotency keys. A question keeps its own at each try, so that policyd logs it once."""
+    """Idempotency keys. An evaluation keeps its own at each try, so that policyd logs it once."""
     now = f"{time.time_ns() // 1_000_000:012x}"
     digits = secrets.token_hex(10 * number)
     return [now + digits[begin : begin + 20] for begin in range(0, 20 * number, 20)]
 
 
 def _common_failure(response: BatchEvaluateResponse) -> Failed | None:
-    """Why nothing was decided, if it is the same for all: settings that are not there yet, say.
-
-    Then it may be decided in a moment, or elsewhere.
+    """The failure of a batch, if every evaluation failed with the same status: the settings are not
+    known yet, say. Then another try may succeed, later or elsewhere.
     """
     results = response.results
     if not results or not results[0].HasField("status"):
@@ -134,21 +133,21 @@ def _common_failure(response: BatchEvaluateResponse) -> Failed | None:
 def _batches(waiting: list[_Waiting]) -> Iterator[list[_Waiting]]:
     batch: list[_Waiting] = []
     size = 0
-    for question in waiting:
-        if question[0].min_revision:
-            yield [question]  # policyd may wait for the revision, and nothing else should.
+    for asked in waiting:
+        if asked[0].min_revision:
+            yield [asked]  # policyd may wait for the revision, and no other should wait with it.
             continue
-        size += question[0].ByteSize()
+        size += asked[0].ByteSize()
         if batch and (len(batch) == MAX_BATCH or size > MAX_BATCH_BYTES):
             yield batch
-            batch, size = [], question[0].ByteSize()
-        batch.append(question)
+            batch, size = [], asked[0].ByteSize()
+        batch.append(asked)
     if batch:
         yield batch
 
 
 def _settle(future: asyncio.Future[EvaluateResponse], answer: _Answer) -> None:
-    if future.done():  # Whoever asked has gone away.
+    if future.done():  # The caller has gone away.
         return
     if isinstance(answer, NoDecision):
         future.set_exception(answer)

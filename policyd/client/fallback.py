@@ -1,4 +1,4 @@
-"""What a caller gets in place of a decision, where policyd has made none."""
+"""The answer in place of a decision, where policyd has made none."""
 
 from typing import Literal
 
@@ -13,19 +13,20 @@ from policyd.v1.policy_pb2 import (
 )
 
 OnError = Literal["raise", "deny", "allow"]
-"""What evaluate() does where there is no decision.
+"""What evaluate() does without a decision.
 
 raise: it raises NoDecision.
 deny: it answers with a denial of its own, 503 with Retry-After.
-allow: it allows, where policyd could not be reached in time; where policyd would not decide, as
-its log is full, its settings are older than min_revision or the question is malformed, it denies
-all the same. So it does where one policyd would not decide and the others cannot be reached.
-Such an answer has no decision_id, and says the cause in explanation.summary.
+allow: it allows if policyd could not be reached in time. If policyd would not decide, because its
+log is full, its settings are older than min_revision, or the request is malformed, it denies all
+the same; also if one policyd would not decide and the others cannot be reached.
+
+An answer without a decision has no decision_id, and names the cause in explanation.summary.
 """
 
 
 def instead(problem: NoDecision, on_error: OnError) -> EvaluateResponse:
-    """The answer in place of a decision. Raises `problem` where the caller wants that."""
+    """The answer in place of a decision. Raises `problem` where `on_error` is "raise"."""
     if on_error == "raise":
         raise problem
     answer = EvaluateResponse(explanation=Explanation(summary=f"No decision: {problem}."))

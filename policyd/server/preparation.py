@@ -66,8 +66,7 @@ def background_worker(settings: ServerSettings) -> Child:
 
 
 async def keep_background_worker(worker: Child, settings: ServerSettings, is_started: bool) -> None:
-    """Keep the worker running, until cancelled. One that is not started yet is started once the disk
-    has room."""
+    """Keep the worker running, until cancelled; start it first, once there is room, if need be."""
     if not is_started:
         await start_with_room(worker.start, settings)
     await worker.keep_running()
