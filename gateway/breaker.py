@@ -83,8 +83,8 @@ class Breaker:
         if self._state is _State.CLOSED:
             return
         _log.warning(
-            "the upstream can be connected to again, after %.0f s; %d requests were answered 502 at "
-            "once in that time",
+            "the upstream can be connected to again, after %.0f s; %d requests were answered "
+            "502 at once in that time",
             self._clock() - self._opened_at,
             self._turned_away,
         )
