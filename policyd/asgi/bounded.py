@@ -74,13 +74,13 @@ class Bounded:
         """Whether a part of the next request's head has come."""
         return False
 
-    def has_refused(self) -> bool:
+    def has_rejected(self) -> bool:
         """Whether the connection is to end because the client has broken its rules."""
         return False
 
     def _state(self) -> State:
         cycle = self.cycle  # None before the first request
-        if self.has_refused():
+        if self.has_rejected():
             return State.CLOSING
         if cycle is None:
             return State.OPENING

@@ -78,7 +78,7 @@ class _Http(HttpToolsProtocol):
         view, begin = memoryview(data), 0
         while begin < len(data) and not (self._is_deaf or self.transport.is_closing()):
             if self._unread == MAX_HEAD:
-                self._refuse(HEAD_TOO_LARGE)
+                self._reject(HEAD_TOO_LARGE)
                 return
             begin += self._feed(view[begin : self._piece(data, begin)])
 
@@ -102,7 +102,7 @@ class _Http(HttpToolsProtocol):
             done: int = stopped.args[0]
             return done
         except httptools.HttpParserError:
-            self._refuse(NOT_HTTP)
+            self._reject(NOT_HTTP)
         else:
             if self._unread is not None and not self._is_boundary:
                 self._unread += len(data)
@@ -174,7 +174,7 @@ class _Http(HttpToolsProtocol):
         """Parse the head again, without its Connection header."""
         method = self.parser.get_method()
         if method == b"CONNECT":
-            self._refuse(NOT_HTTP)
+            self._reject(NOT_HTTP)
             return
         version = self.parser.get_http_version().encode()
         lines = [b"%s %s HTTP/%s" % (method, self.url, version)]
@@ -184,7 +184,7 @@ class _Http(HttpToolsProtocol):
         self.parser = httptools.HttpRequestParser(self)
         self._feed(b"\r\n".join([*lines, b"", b""]))
 
-    def _refuse(self, reply: Reply) -> None:
+    def _reject(self, reply: Reply) -> None:
         # To a request under way it looks as if the client had left, so it stops.
         cycle: Any = self.cycle  # None before the first request
         if cycle is None or not cycle.response_started or cycle.response_complete:
@@ -247,7 +247,7 @@ class Protocol(Bounded, _Http):
         """See asyncio.Protocol."""
         super().data_received(data)
         if not self.crowd.hold_head(self.visit, self._unread or 0) and not self._is_deaf:
-            self._refuse(NO_ROOM)
+            self._reject(NO_ROOM)
             self.crowd.move(self.visit, State.CLOSING)
 
     def is_last(self) -> bool:
@@ -274,11 +274,11 @@ class Protocol(Bounded, _Http):
     def dismiss(self) -> None:
         """See Bounded."""
         if self.visit.state in (State.OPENING, State.HEAD, State.BODY):
-            self._refuse(TOO_SLOW)
+            self._reject(TOO_SLOW)
         else:
             self.transport.close()
 
-    def has_refused(self) -> bool:
+    def has_rejected(self) -> bool:
         """See Bounded."""
         return self._is_deaf
 

@@ -31,7 +31,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         if method.startswith(_HEALTH) or self._is_right(handler_call_details.invocation_metadata):
             return await continuation(handler_call_details)
         # As a handler of streams it waits for no message, which may be large or never come.
-        return grpc.stream_unary_rpc_method_handler(self._refuse)
+        return grpc.stream_unary_rpc_method_handler(self._reject)
 
     def _is_right(self, metadata: Any) -> bool:
         given = [value for name, value in metadata or () if name == "authorization"]
@@ -39,5 +39,5 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         is_bearer = scheme.lower() == "bearer"
         return hmac.compare_digest(token.strip().encode(), self._token) and is_bearer
 
-    async def _refuse(self, _: object, context: Any) -> None:
+    async def _reject(self, _: object, context: Any) -> None:
         await abort(context, Unauthenticated(f"the bearer token is missing or wrong: {self._hint}"))

@@ -71,7 +71,7 @@ class WaitingCalls(grpc.aio.ServerInterceptor):
                 with self._held():
                     message = await _message(context)
             except _MakesRoom:
-                await self._refuse(context)
+                await self._reject(context)
             return await answer(message, context)
 
         return answer_message
@@ -86,11 +86,11 @@ class WaitingCalls(grpc.aio.ServerInterceptor):
                     async for answer in handler.stream_stream(messages, context):
                         await context.write(answer)
             except _MakesRoom:
-                await self._refuse(context)
+                await self._reject(context)
 
         return answer_stream
 
-    async def _refuse(self, context: Any) -> None:
+    async def _reject(self, context: Any) -> None:
         if self._is_stopping:
             await context.abort(grpc.StatusCode.UNAVAILABLE, _STOPPING)
         await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, _FULL)
