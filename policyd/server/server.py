@@ -206,7 +206,7 @@ class Server:
             secrets.token_hex(32), f"it stands in {path.name}, which policyd serve names"
         )
         try:
-            guard.let_in(tokens.load_or_create(path))
+            guard.accept(tokens.load_or_create(path))
         except NoRoom:
             self._work(self._find_token(guard))
         listener = self._listener((_ADMIN,), [guard], _ADMINISTRATORS)
@@ -303,7 +303,7 @@ class Server:
             await asyncio.sleep(_ROOM)
             with suppress(NoRoom):
                 path = self._settings.admin_token_file
-                return guard.let_in(tokens.load_or_create(path))
+                return guard.accept(tokens.load_or_create(path))
 
     async def _follow_hints(self) -> None:
         async for _ in self._store.hints():
