@@ -22,7 +22,7 @@ from policyd.decision_log.writer import DecisionLog
 from policyd.descriptor.body_memory import Bodies
 from policyd.keys import tokens
 from policyd.keys.key_table import KeyTable
-from policyd.server.admin_token import guard_of, let_in_later
+from policyd.server.admin_token import guard_of, accept_later
 from policyd.server.following import Following
 from policyd.server.health import Health
 from policyd.server.opening import OpenedStore
@@ -198,7 +198,7 @@ class Server:
         path = self._settings.admin_token_file
         guard, has_token = guard_of(path)
         if not has_token:
-            self._work(let_in_later(guard, path))
+            self._work(accept_later(guard, path))
         listener = self._listener((_ADMIN,), [guard], _ADMINISTRATORS)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(
             AdminServicer(self._store, self._keys, self._settings.database_timeout), listener.server

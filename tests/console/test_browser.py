@@ -311,7 +311,7 @@ def test_the_first_start(browser: Browser, tmp_path: Path) -> None:
         with _opened(browser) as page:
             page.goto(link)
             page.get_by_label("New password").fill(PASSWORD)
-            page.get_by_label("The same once more").fill(PASSWORD)
+            page.get_by_label("Repeat the new password").fill(PASSWORD)
             page.get_by_role("button", name="Set password and sign in").click()
             expect(page.get_by_text("Create the first key")).to_be_visible()
             page.get_by_role("button", name="Sign out").click()
@@ -398,7 +398,7 @@ def test_without_javascript(
             if row.count():
                 break
             page.wait_for_timeout(1000)
-            page.get_by_role("link", name="Look for new ones").click()
+            page.get_by_role("link", name="Check for new ones").click()
         row.get_by_role("button", name="Flag: Enforce User IDs").hover()
         expect(row.get_by_role("tooltip")).to_be_visible()
         page.get_by_text("Filters").click()

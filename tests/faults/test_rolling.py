@@ -267,7 +267,7 @@ async def test_the_gateway_drains(make_stack: MakeStack, workers: int) -> None:
         async with await ask(http, stack, user="alice") as answer:
             assert "Connection" not in answer.headers
         stack.gateway.send(signal.SIGTERM)
-        await until(lambda: told(stack.gateway, "is not ready any more") == workers)
+        await until(lambda: told(stack.gateway, "is no longer ready") == workers)
         assert await ready(stack.gateway.url) == (503, "close")
         for _ in range(3):
             async with await ask(http, stack, user="alice") as answer:
