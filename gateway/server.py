@@ -10,9 +10,8 @@ from typing import Self
 from gateway.app import Evaluate, Gateway
 from gateway.settings import Settings
 from policyd.asgi.listener import Listener, open_socket, tls_context
-from policyd.command.address import not_free
+from policyd.command.address import Address, not_free
 from policyd.command.child import End
-from policyd.command.configuration import Address
 
 _log = logging.getLogger("gateway")
 _ENDING = "the gateway is being stopped"

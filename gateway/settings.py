@@ -8,9 +8,10 @@ from yarl import URL
 from gateway.patience import Patience
 from policyd.asgi.connections import Limits
 from policyd.client.aio import PolicyClient, tls_credentials
-from policyd.command.configuration import Address, SettingsError
+from policyd.command.address import Address
 from policyd.command.open_files import share
 from policyd.engine import endpoints
+from policyd.errors import SettingsError
 
 HANDOVER = 1.0
 """Seconds in which a worker that is replaced takes the last requests on its connections."""

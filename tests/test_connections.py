@@ -19,7 +19,7 @@ from policyd.asgi.connections import Limits, State
 from policyd.asgi.listener import Listener, open_socket, tls_context
 from policyd.asgi.protocol import MAX_HEAD
 from policyd.asgi.reply import NO_ROOM
-from policyd.command.configuration import Address
+from policyd.command.address import Address
 from tests.gateway.support import Response, connect, exchange, parse, request
 
 GET = b"GET /quick HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -24,8 +24,8 @@ from policyd.asgi.connections import (
 )
 from policyd.asgi.protocol import Protocol
 from policyd.asgi.reply import NO_ROOM
-from policyd.command.address import check_free, not_free
-from policyd.command.configuration import Address, SettingsError
+from policyd.command.address import Address, check_free, not_free
+from policyd.errors import SettingsError
 
 BACKLOG = 2048
 _AT_ONCE = 32

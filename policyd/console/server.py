@@ -8,7 +8,7 @@ from typing import Self
 
 from policyd.asgi.connections import Limits
 from policyd.asgi.listener import Listener, open_socket, tls_context
-from policyd.command.configuration import Address
+from policyd.command.address import Address
 from policyd.command.threads import StoreThreads
 from policyd.console.app import application
 from policyd.console.security.attempts import Attempts
