@@ -4,8 +4,8 @@ import sys
 
 from gateway.passing import load_settings
 from gateway.server import Server
-from policyd.command.configuration import run, start_logging
 from policyd.command.parent import Parent
+from policyd.command.process import run, start_logging
 
 
 async def _work() -> None:

@@ -14,15 +14,14 @@ import grpc
 from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
 
 from policyd.asgi.connections import Limits
-from policyd.command.address import steer
+from policyd.command.address import Address, steer
 from policyd.command.child import Child, End
-from policyd.command.configuration import Address
 from policyd.decision_log.spool import SpoolWriter
 from policyd.decision_log.writer import DecisionLog
 from policyd.descriptor.body_memory import Bodies
 from policyd.keys import tokens
 from policyd.keys.key_table import KeyTable
-from policyd.server.admin_token import guard_of, accept_later
+from policyd.server.admin_token import accept_later, guard_of
 from policyd.server.following import Following
 from policyd.server.health import Health
 from policyd.server.opening import OpenedStore
