@@ -94,12 +94,13 @@ async def refusal(client: Any, call: Call, **more: Any) -> openai.UnprocessableE
 def old_python(program: str, gateway: Gateway, key: str) -> subprocess.CompletedProcess[str]:
     """Run a program that uses openai==0.27.8."""
     python = HERE.parents[1] / ".venv-openai-0.27/bin/python"
-    requirements.file(python, "make test sets it up")
+    requirements.file(python, "make test-all sets it up")
     env = environment({"GATEWAY": gateway.url, "USAGE_PANDA_KEY": key})
     command = [python, "-W", "ignore", "-c", program]
     return subprocess.run(command, capture_output=True, env=env, text=True, timeout=60, check=False)
 
 
+@pytest.mark.clients
 def test_the_documented_snippet(gateway: Gateway, upstream: Upstream, off: str) -> None:
     """It ends with the documented exception, to the letter up to the date; its header suffices."""
     done = old_python((HERE / "documented_snippet.py").read_text(), gateway, off)
@@ -110,6 +111,7 @@ def test_the_documented_snippet(gateway: Gateway, upstream: Upstream, off: str) 
     assert not upstream.received
 
 
+@pytest.mark.clients
 def test_the_documented_snippet_with_user(gateway: Gateway, upstream: Upstream, off: str) -> None:
     """It is answered once it names its user."""
     snippet = (HERE / "documented_snippet.py").read_text()
