@@ -30,13 +30,13 @@ import sqlalchemy as sa
 
 from benchmarks.rig import Counts, Rig, count, rig
 from benchmarks.rounds import table
-from tests import processes
-from tests.load import keys
-from tests.machine_clock import wrong_machine_clock
-from tests.postgresql import PostgreSQL
-from tests.processes import Policyd
-from tests.silent import SilentProxy
-from tests.stack import Background, Gateway
+from tests.support import processes
+from tests.support.load import keys
+from tests.support.machine_clock import wrong_machine_clock
+from tests.support.postgresql import PostgreSQL
+from tests.support.processes import Policyd
+from tests.support.silent import SilentProxy
+from tests.support.stack import Background, Gateway
 
 _END_OTHERS = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"""

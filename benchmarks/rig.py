@@ -25,10 +25,10 @@ import sqlalchemy as sa
 
 from policyd.v1.policy_pb2 import EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
-from tests import processes
-from tests.load import MODE, keys
-from tests.processes import Policyd
-from tests.stack import Background, Gateway, Upstream
+from tests.support import processes
+from tests.support.load import MODE, keys
+from tests.support.processes import Policyd
+from tests.support.stack import Background, Gateway, Upstream
 
 PATIENCE = 120.0
 """Seconds after which a deployment counts as not recovered."""

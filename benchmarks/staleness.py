@@ -20,10 +20,10 @@ from policyd.engine.model import Mode
 from policyd.store import Store
 from policyd.v1.policy_pb2 import DECISION_DENY, EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
-from tests import processes
-from tests.load import MODE, keys
-from tests.postgresql import PostgreSQL
-from tests.processes import Policyd
+from tests.support import processes
+from tests.support.load import MODE, keys
+from tests.support.postgresql import PostgreSQL
+from tests.support.processes import Policyd
 
 _REPLICAS = 3
 _PAUSE = 0.002

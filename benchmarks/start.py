@@ -20,7 +20,7 @@ from benchmarks.processes import create_key, environment
 from benchmarks.rounds import Plan, table, with_spread
 from policyd.v1.policy_pb2 import DECISION_DENY, EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
-from tests.postgresql import PostgreSQL
+from tests.support.postgresql import PostgreSQL
 
 _PATIENCE = 60.0
 """Seconds that a start may take."""

@@ -13,8 +13,8 @@ from policyd.decision_log.record import Outcome, Record, Verdict
 from policyd.engine.model import KeySettings, Mode
 from policyd.simulation import simulate
 from policyd.store import LogFilter, Store
-from tests.postgresql import PostgreSQL
-from tests.records import denied, outcome, record
+from tests.support.postgresql import PostgreSQL
+from tests.support.records import denied, outcome, record
 
 _DAYS = 30
 _KEYS = [f"key_{number:016x}" for number in range(20)]

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.load import MODE, WAITS, MakeStack, Stack, keys
-from tests.postgresql import PostgreSQL
-from tests.processes import Policyd, Program, end_programs
-from tests.stack import Background, Gateway, Upstream
+from tests.support.envoy_checks import Checker
+from tests.support.load import MODE, WAITS, MakeStack, Stack, keys
+from tests.support.postgresql import PostgreSQL
+from tests.support.processes import Policyd, Program, end_programs
+from tests.support.stack import Background, Gateway, Upstream
 
 
 def pytest_unconfigure() -> None:
@@ -27,6 +28,38 @@ def policyd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policyd]:
     server = Policyd(tmp_path_factory.mktemp("policyd"))
     yield server
     assert server.stop() == 0, server.errors
+
+
+@pytest.fixture(scope="session")
+def checker(policyd: Policyd) -> Iterator[Checker]:
+    """Asks policyd as Envoy does."""
+    asking = Checker(policyd.grpc)
+    yield asking
+    asking.close()
+
+
+@pytest.fixture(scope="session")
+def enforcing(policyd: Policyd) -> str:
+    """An API key that enforces user IDs."""
+    return policyd.create_key("enforce")
+
+
+@pytest.fixture(scope="session")
+def off(policyd: Policyd) -> str:
+    """An API key that does not."""
+    return policyd.create_key("off")
+
+
+@pytest.fixture(scope="session")
+def audited(policyd: Policyd) -> str:
+    """An API key that only flags."""
+    return policyd.create_key("audit")
+
+
+@pytest.fixture(scope="session")
+def locked(policyd: Policyd) -> str:
+    """An API key that enforces user IDs, whatever the headers say."""
+    return policyd.create_key("enforce", override="locked")
 
 
 @pytest.fixture(scope="session")

@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import pytest
 
-from tests import conformance, requirements
-from tests.conformance import Keys, Vector
-from tests.gateway.support import CHAT, CHAT_WITH_USER, ask, connect, parse, post, request
-from tests.processes import Policyd, Program
-from tests.silent import SilentProxy
-from tests.stack import Background, Upstream
-from tests.test_statuses import BARE, CODE, Status, question, refusing_policyd
+from tests.client.test_statuses import BARE, CODE, Status, question, refusing_policyd
+from tests.support import conformance, requirements
+from tests.support.conformance import Keys, Vector
+from tests.support.processes import Policyd, Program
+from tests.support.raw_http import CHAT, CHAT_WITH_USER, ask, connect, parse, post, request
+from tests.support.silent import SilentProxy
+from tests.support.stack import Background, Upstream
 
 FOLDER = Path(__file__).parent
 OFF = conformance.Key(mode="off")

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import pytest
 
 from integrations.litellm.proxy import FOLDER, LiteLLM, unused_port
-from tests.conformance import Keys
 from tests.conftest import policyd as policyd
-from tests.processes import Policyd
-from tests.stack import Background, Upstream
+from tests.support.conformance import Keys
+from tests.support.processes import Policyd
+from tests.support.stack import Background, Upstream
 
 
 @pytest.fixture(scope="session")

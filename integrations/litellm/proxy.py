@@ -5,10 +5,10 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests import requirements
-from tests.conformance import Key
-from tests.gateway.support import Headers, Response, ask
-from tests.processes import Program
+from tests.support import requirements
+from tests.support.conformance import Key
+from tests.support.processes import Program
+from tests.support.raw_http import Headers, Response, ask
 
 FOLDER = Path(__file__).parent
 VENV = FOLDER.parent.parent / ".venv-litellm/bin"

@@ -24,11 +24,11 @@ from integrations.litellm.proxy import (
     send,
     unused_port,
 )
-from tests import requirements
-from tests.conformance import Key, Keys
-from tests.gateway.support import NO_USER, Response, ask, connect
-from tests.processes import Policyd, Program, environment
-from tests.stack import Upstream
+from tests.support import requirements
+from tests.support.conformance import Key, Keys
+from tests.support.processes import Policyd, Program, environment
+from tests.support.raw_http import NO_USER, Response, ask, connect
+from tests.support.stack import Upstream
 
 pytestmark = pytest.mark.timeout(600)
 BOTH = Key(mode="enforce", accept=("user", "safety_identifier"))

@@ -24,10 +24,10 @@ from integrations.litellm.proxy import (
 )
 from policyd.demo.upstream import Received
 from policyd.engine import denial
-from tests import conformance
-from tests.conformance import Keys, Vector
-from tests.gateway.support import NO_USER
-from tests.stack import Upstream
+from tests.support import conformance
+from tests.support.conformance import Keys, Vector
+from tests.support.raw_http import NO_USER
+from tests.support.stack import Upstream
 
 # LiteLLM takes seconds to start, and the first requests take it seconds, too.
 pytestmark = pytest.mark.timeout(600)

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.processes import Policyd
-from tests.stack import Background, Gateway, Upstream, Wire
+from tests.support.processes import Policyd
+from tests.support.stack import Background, Gateway, Upstream, Wire
 
 
 @pytest.fixture(scope="session")

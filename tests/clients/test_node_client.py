@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests import requirements
-from tests.processes import environment
-from tests.stack import Upstream, Wire
+from tests.support import requirements
+from tests.support.processes import environment
+from tests.support.stack import Upstream, Wire
 
 NODE = Path(__file__).parent / "node"
 MESSAGE = "Usage Panda: Config set to block requests without user field"

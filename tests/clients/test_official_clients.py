@@ -11,9 +11,9 @@ import openai
 import pytest
 
 from policyd.decision_log.record import is_decision_id
-from tests import requirements
-from tests.processes import environment
-from tests.stack import Gateway, Upstream, Wire
+from tests.support import requirements
+from tests.support.processes import environment
+from tests.support.stack import Gateway, Upstream, Wire
 
 HERE = Path(__file__).parent
 MESSAGE = "Usage Panda: Config set to block requests without user field"

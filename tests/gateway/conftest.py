@@ -13,8 +13,8 @@ import pytest_asyncio
 from gateway.server import Server
 from gateway.settings import Address, Settings
 from policyd.v1.policy_pb2 import DECISION_ALLOW, EvaluateRequest, EvaluateResponse
-from tests.gateway.support import Demo, serving_demo
-from tests.processes import Policyd
+from tests.support.processes import Policyd
+from tests.support.raw_http import Demo, serving_demo
 
 IN_SESSION = pytest.mark.asyncio(loop_scope="session")
 FREE = Address("127.0.0.1", 0)

@@ -10,7 +10,7 @@ import pytest
 
 from policyd.descriptor.content_encoding import zstd
 from tests.gateway.conftest import IN_SESSION, Serving
-from tests.gateway.support import CHAT, CHAT_WITH_USER, Demo, ask, exchange, parse, post
+from tests.support.raw_http import CHAT, CHAT_WITH_USER, Demo, ask, exchange, parse, post
 
 pytestmark = IN_SESSION
 

@@ -16,7 +16,7 @@ from policyd.descriptor.body_memory import SMALL, Bodies
 from policyd.errors import BodiesFull
 from policyd.v1.policy_pb2 import DECISION_ALLOW, EvaluateRequest, EvaluateResponse
 from tests.gateway.conftest import FREE, IN_SESSION, Serving
-from tests.gateway.support import CHAT_WITH_USER, Demo, connect, parse, post, request, serving_wire
+from tests.support.raw_http import CHAT_WITH_USER, Demo, connect, parse, post, request, serving_wire
 
 pytestmark = IN_SESSION
 

@@ -12,7 +12,8 @@ from gateway.server import Server
 from gateway.settings import Settings
 from policyd.v1.policy_pb2 import EvaluateRequest, EvaluateResponse
 from tests.gateway.conftest import FREE, IN_SESSION, Serving
-from tests.gateway.support import (
+from tests.support.processes import Policyd
+from tests.support.raw_http import (
     CHAT,
     CHAT_WITH_USER,
     NO_USER,
@@ -23,7 +24,6 @@ from tests.gateway.support import (
     serving_demo,
     serving_wire,
 )
-from tests.processes import Policyd
 
 pytestmark = IN_SESSION
 

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.settings import KEY_HEADERS
 from tests.gateway.conftest import IN_SESSION, Serving
-from tests.gateway.support import (
+from tests.support.raw_http import (
     CHAT,
     CHAT_WITH_USER,
     Demo,

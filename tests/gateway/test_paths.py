@@ -4,7 +4,7 @@ import pytest
 
 from policyd.engine.endpoints import canonical_path
 from tests.gateway.conftest import IN_SESSION, Serving
-from tests.gateway.support import CHAT, CHAT_WITH_USER, Demo, ask, serving_wire
+from tests.support.raw_http import CHAT, CHAT_WITH_USER, Demo, ask, serving_wire
 
 pytestmark = IN_SESSION
 

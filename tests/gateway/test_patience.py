@@ -12,8 +12,8 @@ import pytest
 
 from gateway.breaker import Breaker, UpstreamDown
 from tests.gateway.conftest import IN_SESSION, Serving
-from tests.gateway.support import CHAT, Response, ask, connect, parse, post, request, serving_wire
-from tests.gateway.upstreams import ANSWER, Line, serving_raw
+from tests.support.raw_http import CHAT, Response, ask, connect, parse, post, request, serving_wire
+from tests.support.upstreams import ANSWER, Line, serving_raw
 
 pytestmark = IN_SESSION
 PATIENCE = 60

@@ -19,8 +19,8 @@ import pytest
 
 from gateway.settings import Settings
 from policyd.command.configuration import Address, Options, SettingsError
-from tests.gateway.support import CHAT, CHAT_WITH_USER, NO_USER
-from tests.processes import Policyd, Program, run
+from tests.support.processes import Policyd, Program, run
+from tests.support.raw_http import CHAT, CHAT_WITH_USER, NO_USER
 
 FREE = "127.0.0.1:0"
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.gateway.conftest import IN_SESSION, Serving
-from tests.gateway.support import (
+from tests.support.raw_http import (
     CHAT,
     CHAT_WITH_USER,
     Demo,

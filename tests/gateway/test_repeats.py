@@ -17,8 +17,8 @@ from gateway.server import Server
 from gateway.settings import Settings
 from policyd.v1.policy_pb2 import DECISION_ALLOW, EvaluateRequest, EvaluateResponse
 from tests.gateway.conftest import FREE, IN_SESSION, Serving
-from tests.gateway.support import CHAT, Response, ask, connect, parse, request
-from tests.gateway.upstreams import ANSWER, Line, serving_raw
+from tests.support.raw_http import CHAT, Response, ask, connect, parse, request
+from tests.support.upstreams import ANSWER, Line, serving_raw
 
 pytestmark = [
     IN_SESSION,

@@ -1,0 +1,199 @@
+"""GET /healthz and /readyz, on each of the servers that speak HTTP."""
+
+import asyncio
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gateway.server import Server as GatewayServer
+from gateway.settings import Settings as GatewaySettings
+from policyd.asgi import probes
+from policyd.asgi.probes import Probes
+from policyd.command.configuration import Address
+from policyd.engine.model import KeyChanges
+from policyd.server.server import Server
+from policyd.store import LogFilter, Store
+from tests.support import consoles
+from tests.support.raw_http import Response, ask
+
+FREE = Address("127.0.0.1", 0)
+NOWHERE = "127.0.0.1:1"
+PATHS = ("/healthz", "/readyz")
+
+
+async def probed(url: str) -> dict[str, int]:
+    """The status of each, which HEAD answers like GET."""
+    found = {}
+    for path in PATHS:
+        full, head = await ask(url, "GET", path + "?x"), await ask(url, "HEAD", path)
+        assert full.status == head.status
+        assert full.all("Content-Type") == ["application/json"]
+        assert isinstance(json.loads(full.body), dict)
+        assert head.body == b""
+        assert len(full.all("Date")) == 1
+        assert (await ask(url, "POST", path)).status == 405
+        found[path] = full.status
+    return found
+
+
+async def ready(url: str) -> Response:
+    return await ask(url, "GET", "/readyz")
+
+
+def gateway(policyd: object, **given: object) -> GatewayServer:
+    settings = GatewaySettings(listen=FREE, policyd=str(policyd), upstream=f"http://{NOWHERE}")
+    return GatewayServer(replace(settings, **given))  # type: ignore[arg-type]  # any of them
+
+
+@pytest.mark.parametrize("token", [False, True])
+async def test_without_a_key_and_a_trace(tmp_path: Path, token: bool) -> None:
+    """A probe is answered, and nothing of it is logged or counted."""
+    made = consoles.settings(tmp_path, http=FREE)
+    if token:
+        file = tmp_path / "caller-token"
+        file.write_text("0123456789abcdef")
+        file.chmod(0o600)
+        made = replace(made, caller_token_file=file)
+    store = Store(made.database_url)
+    async with Server(made) as server, gateway(server.grpc) as before:
+        for url in (before.url, f"http://{server.http}"):
+            assert await probed(url) == dict.fromkeys(PATHS, 200)
+        # Other spellings are requests like any other.
+        for path in ("/healthz/", "/v1/healthz", "/Healthz", "/%68ealthz"):
+            assert (await ask(before.url, "GET", path)).status == (503 if token else 403)
+    assert store.log.page(LogFilter()) == []
+    assert store.refusals.total() == (0 if token else 4)
+    store.close()
+
+
+async def test_a_gateway_without_policyd() -> None:
+    """It lives, and is not ready; unless its operator lets requests pass then."""
+    async with gateway(NOWHERE) as server:
+        assert await probed(server.url) == {"/healthz": 200, "/readyz": 503}
+        answer = await ready(server.url)
+        assert json.loads(answer.body)["reason"] == "policyd cannot be reached"
+    async with gateway(NOWHERE, on_policy_error="allow") as server:
+        assert await probed(server.url) == dict.fromkeys(PATHS, 200)
+
+
+async def test_a_policyd_that_hangs() -> None:
+    """The gateway says soon that it is not ready, however many ask, and asks it once at a time."""
+    held: list[asyncio.StreamWriter] = []
+
+    async def hold(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        held.append(writer)
+
+    silent = await asyncio.start_server(hold, "127.0.0.1", 0)
+    host, port = silent.sockets[0].getsockname()
+    async with gateway(f"{host}:{port}") as server, asyncio.timeout(30):
+        answers = await asyncio.gather(*(ready(server.url) for _ in range(50)))
+    assert {answer.status for answer in answers} == {503}
+    assert len(held) < 10
+    silent.close()
+    for writer in held:
+        writer.close()
+        await writer.wait_closed()
+
+
+@pytest.mark.parametrize("unready", [False, True])
+async def test_stale_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unready: bool
+) -> None:
+    """The HTTP check says it once the settings are older than they may be, and that it is not
+    ready where the operator wants that. It is alive."""
+    made = consoles.settings(
+        tmp_path, http=FREE, max_staleness=0.2, poll_interval=0.05, unready_when_stale=unready
+    )
+    async with Server(made) as server:
+        url = f"http://{server.http}"
+        assert await probed(url) == dict.fromkeys(PATHS, 200)
+        assert (await ask(url, "GET", "/settingsz")).body == b'{"state":"fresh"}'
+
+        def fail(*_: object) -> KeyChanges:
+            raise OSError("away")
+
+        monkeypatch.setattr(server._keys, "_changes_since", fail)
+        async with asyncio.timeout(30):
+            while (await ask(url, "GET", "/settingsz")).status == 200:  # noqa: ASYNC110 - likewise
+                await asyncio.sleep(0.05)
+            while unready and (await ready(url)).status == 200:  # noqa: ASYNC110 - likewise
+                await asyncio.sleep(0.05)
+        assert b"stale" in (await ask(url, "GET", "/settingsz")).body
+        assert (await ready(url)).status == (503 if unready else 200)
+        assert (await ask(url, "GET", "/healthz")).status == 200
+
+
+async def test_the_console(tmp_path: Path) -> None:
+    """It answers probes under any name, signed in or not; without its database it is not ready."""
+    async with consoles.running(consoles.settings(tmp_path)) as console:
+        assert await probed(console.url) == dict.fromkeys(PATHS, 200)
+        console.store.close()
+        await asyncio.to_thread(shutil.rmtree, tmp_path)
+        async with asyncio.timeout(30):
+            while (answer := await ready(console.url)).status == 200:  # noqa: ASYNC110 - likewise
+                await asyncio.sleep(0.1)
+        assert answer.status == 503
+        assert json.loads(answer.body)["reason"] == "the database cannot be reached"
+        assert (await ask(console.url, "GET", "/healthz")).status == 200
+
+
+class Checks:
+    """Checks that are counted, and wait until they are let go."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.problem = ""
+
+    async def __call__(self) -> str:
+        self.count += 1
+        await self.gate.wait()
+        return self.problem
+
+
+async def test_one_check_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check is good for a while, one that hangs is not begun again, and a fault is told."""
+    monkeypatch.setattr(probes, "PATIENCE", 0.05)
+    checks = Checks()
+    asked = Probes(checks)
+
+    async def status() -> set[int]:
+        answers = await asyncio.gather(*(asked.answer("GET", "/readyz") for _ in range(100)))
+        return {answer.status for answer in answers if answer}
+
+    assert await status() == await status() == {200}
+    assert checks.count == 1
+    monkeypatch.setattr(probes, "_KEEP", 0)
+    checks.gate.clear()
+    assert await status() == await status() == {503}
+    assert checks.count == 2
+    checks.gate.set()
+    assert await status() == {200}
+    checks.problem = "no"
+    await asyncio.sleep(0)
+    assert await status() == {503}
+
+    looks = iter(["no", asyncio.CancelledError(), "no", ""])
+
+    async def look() -> str:
+        found = next(looks)
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    looking = Probes(look)
+    told = [await looking.answer("GET", "/readyz") for _ in range(4)]
+    # One that was cancelled is followed by another one.
+    assert [answer and answer.status for answer in told] == [503, 503, 503, 200]
+
+    async def fail() -> str:
+        raise RuntimeError("with a secret")
+
+    answer = await Probes(fail).answer("GET", "/readyz")
+    assert answer
+    assert answer.status == 503
+    assert b"secret" not in answer.body

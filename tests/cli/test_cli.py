@@ -1,0 +1,392 @@
+"""The command `policyd`, as a user or a script runs it."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from policyd.cli.main import main
+from policyd.cli.options import OPTIONS
+from tests.support.processes import Policyd, run
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/policyd.db"
+
+
+def keys(database: str, *words: str) -> Any:
+    """What `policyd keys … --json` prints."""
+    done = run("policyd", "keys", *words, "--database-url", database, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def explain(database: str, *words: str, **options: Any) -> tuple[int, dict[str, Any]]:
+    """The exit status of `policyd explain` and what it prints."""
+    done = run("policyd", "explain", *words, "--database-url", database, "--json", **options)
+    assert done.returncode in (0, 1), done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_the_life_of_a_key(database: str) -> None:
+    """Keys are created, listed, shown, changed and revoked; the key is shown once."""
+    made = keys(database, "create", "app", "--enforce-user-ids", "enforce", "--override", "locked")
+    secret = made.pop("key")
+    assert re.fullmatch(r"up-[0-9a-zA-Z]{48}", secret)
+    assert made["name"] == "app"
+    assert made["enforce_user_ids"] == "enforce"
+    assert made["override"] == "locked"
+    assert made["accept"] == ["user", "safety_identifier"]
+    assert keys(database, "list") == [made]
+    assert keys(database, "show", made["id"]) == made
+
+    accept = ("--accept", "safety_identifier")
+    changed = keys(database, "set", made["id"], "--enforce-user-ids", "audit", *accept)
+    assert changed["enforce_user_ids"] == "audit"
+    assert changed["override"] == "locked"
+    assert changed["accept"] == ["safety_identifier"]
+    default = keys(database, "set", made["id"], "--enforce-user-ids", "default")
+    assert default["enforce_user_ids"] is None
+
+    assert keys(database, "revoke", made["id"])["revoked_at"]
+    assert keys(database, "list") == []
+    assert [key["id"] for key in keys(database, "list", "--revoked")] == [made["id"]]
+
+
+def test_for_people(database: str) -> None:
+    """Without --json the same is readable, and an empty list says what to do."""
+    missing = run("policyd", "keys", "list", "--database-url", database)
+    assert missing.returncode == 1
+    assert b"there is no database" in missing.stderr
+    gone = keys(database, "create", "gone")["id"]
+    keys(database, "revoke", gone)
+    empty = run("policyd", "keys", "list", "--database-url", database)
+    assert b"policyd keys create NAME" in empty.stderr
+    made = run("policyd", "keys", "create", "my app", "--database-url", database)
+    assert re.search(rb"\nup-[0-9a-zA-Z]{48}\n", made.stdout)
+    listed = run("policyd", "keys", "list", "--database-url", database)
+    assert b"my app" in listed.stdout
+    assert b"up-" not in listed.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["keys", "show", "key_0"], "no API key has the ID 'key_0'"),
+        (
+            ["explain", "--key", "x", "--has-user", "--database-url", "sqlite:///no.db"],
+            "no database",
+        ),
+    ],
+)
+def test_errors(database: str, words: list[str], message: str) -> None:
+    """What goes wrong is named on stderr, with status 1 and without a traceback."""
+    keys(database, "create", "first")
+    done = run("policyd", *words, env={"POLICYD_DATABASE_URL": database})
+    assert done.returncode == 1
+    assert message in done.stderr.decode()
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "env", "message"),
+    [
+        (["keys", "set", "key_0"], {}, "nothing to change"),
+        (["keys", "create", ""], {}, "a key's name has 1 to 200"),
+        (["keys", "create", "x", "--accept", "email"], {}, "accept takes one or more of"),
+        (["keys", "create", "x", "--override", "never"], {}, "'never' is not one of"),
+        (["explain", "--key", "x"], {}, "give one of --has-user, --no-user and --body"),
+        (["explain", "--key", "x", "--has-user", "--header", "no"], {}, "'NAME: VALUE'"),
+        (["serve", "--database-url", "sqlite://"], {}, "must name a file"),
+        (["serve", "--database-url", "postgresql+psycopg://h:s3cret"], {}, "is not usable"),
+        (["serve", "--grpc", "nowhere"], {}, "--grpc takes HOST:PORT"),
+        (["serve", "--grpc", "0.0.0.0:0"], {}, "--insecure"),
+        (["serve"], {"POLICYD_WORKER": "2"}, "did you mean POLICYD_WORKERS?"),
+        (["serve"], {"POLICYD_WORKERS": "many"}, "'many' is not a valid integer"),
+        (["serve", "--database-url", "nonsense"], {}, "--database-url is not usable"),
+    ],
+)
+def test_wrong_settings(
+    tmp_path: Path, words: list[str], env: dict[str, str], message: str
+) -> None:
+    """A wrong command or setting is named on stderr, with status 2."""
+    # Of its own: what another run left here might be of another version.
+    database = {"POLICYD_DATABASE_URL": f"sqlite:///{tmp_path}/policyd.db"}
+    config = {"POLICYD_CONFIG": str(_empty_config(tmp_path))}
+    done = run("policyd", *words, env=config | database | env)
+    assert done.returncode == 2
+    assert message in done.stderr.decode()
+    assert b"Traceback" not in done.stderr
+    assert b"s3cret" not in done.stderr
+
+
+OTHERS = [
+    ("POLICYD_ENFORCE_USER_IDS", "enforce", "did you mean --default-mode (POLICYD_DEFAULT_MODE)"),
+    ("POLICYD_OVERRIDE", "locked", "it is for policyd simulate, policyd keys create"),
+    ("POLICYD_ACCEPT", "user", "so take it out here"),
+    ("POLICYD_KEY", "up-x", "it is for policyd explain, so take it out here"),
+    ("POLICYD_DATA", "folder", "it is for policyd demo, so take it out here"),
+    ("POLICYD_JSON", "true", "and others, so take it out here"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), OTHERS)
+def test_settings_of_other_commands(tmp_path: Path, name: str, value: str, message: str) -> None:
+    """What a server would not follow it refuses, in the environment and in its file, and names
+    what was meant."""
+    refused = run("policyd", "serve", "--grpc", "nowhere", env={name: value})
+    assert (refused.returncode, message in refused.stderr.decode()) == (2, True), refused.stderr
+    assert f"{name}, which means nothing to policyd serve" in refused.stderr.decode()
+    config = tmp_path / "policyd.yaml"
+    spelling = name.removeprefix("POLICYD_").lower().replace("_", "-")
+    config.write_text(f"workers: '2'\n{spelling}: '{value}'\n")
+    refused = run("policyd", "serve", "--grpc", "nowhere", "--config", str(config))
+    assert (refused.returncode, message in refused.stderr.decode()) == (2, True), refused.stderr
+    assert f"{spelling}, which means nothing to policyd serve" in refused.stderr.decode()
+
+
+@pytest.mark.parametrize("command", ["serve", "demo"])
+def test_every_setting_is_a_servers_or_refused(command: str) -> None:
+    """No setting of the program, whichever command's it is, is taken in silence."""
+    options = main.commands[command].params
+    own = {option.envvar for option in options}
+    others = OPTIONS.variables - own
+    assert len(others) > 10
+    for name in others:
+        refused = CliRunner().invoke(main, [command, "--grpc", "nowhere"], env={name: "x"})
+        assert refused.exit_code == 2
+        assert f"{name}, which means nothing to" in refused.output
+
+
+def test_one_environment_for_all_commands(tmp_path: Path) -> None:
+    """The other commands run in a server's environment and by its file."""
+    url = f"sqlite:///{tmp_path}/policyd.db"
+    config = tmp_path / "policyd.yaml"
+    config.write_text(f"database-url: {url}\ngrpc: 127.0.0.1:1\ndefault-mode: enforce\n")
+    env = {"POLICYD_WORKERS": "2", "POLICYD_LOG_RETENTION": "9", "POLICYD_CONFIG": str(config)}
+    for words in (("keys", "create", "x"), ("keys", "list"), ("logs", "status")):
+        assert run("policyd", *words, env=env).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ({"POLICYD_MODE": "enforce"}, "did you mean --default-mode"),
+        ({"POLICYD_ENFORCE": "true"}, "did you mean --default-mode"),
+        ({"POLICYD_DEFAULT_MOD": "enforce"}, "did you mean POLICYD_DEFAULT_MODE?"),
+        ({"POLICYD_Default_Mode": "enforce"}, "not read: did you mean POLICYD_DEFAULT_MODE?"),
+        ({"policyd_default_mode": "enforce"}, "not read: did you mean POLICYD_DEFAULT_MODE?"),
+        ({"POLICYD_SOMETHING": "x"}, "there are POLICYD_"),
+    ],
+)
+def test_variables_that_no_command_reads(env: dict[str, str], message: str) -> None:
+    """Names that are near to one of ours, or in another letter case, are refused."""
+    for words in (("serve", "--grpc", "nowhere"), ("keys", "list")):
+        refused = run("policyd", *words, env=env)
+        assert refused.returncode == 2
+        assert message in refused.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("default-mode: enforce\ndefault-mode: off", "sets default-mode twice"),
+        ("default-mode: enforce\ndefault_mode: off", "sets default_mode twice"),
+        ("config: other.yaml", "names no other file"),
+        ("mode: enforce", "did you mean --default-mode"),
+        ("default-mod: enforce", "did you mean default_mode?"),
+    ],
+)
+def test_lines_that_would_not_count(tmp_path: Path, content: str, message: str) -> None:
+    """A file says each thing once, and by its name."""
+    config = tmp_path / "policyd.yaml"
+    config.write_text(content + "\n")
+    refused = run("policyd", "serve", "--grpc", "nowhere", "--config", str(config))
+    assert refused.returncode == 2
+    assert message in refused.stderr.decode()
+
+
+def _empty_config(folder: Path) -> Path:
+    file = folder / "empty.yaml"
+    file.touch()
+    return file
+
+
+def test_where_settings_come_from(tmp_path: Path) -> None:
+    """Flags beat the environment, and that beats the file; what the file misspells is refused."""
+    by_file, by_env, by_flag = (f"sqlite:///{tmp_path}/{name}.db" for name in ("a", "b", "c"))
+    config = tmp_path / "policyd.yaml"
+    config.write_text(f"database-url: {by_file}\nenforce_user_ids: audit\n")
+    create = ("policyd", "keys", "create", "x", "--json", "--config", str(config))
+    made = run(*create)
+    assert json.loads(made.stdout)["enforce_user_ids"] == "audit"
+    assert (tmp_path / "a.db").exists()
+    run(*create, env={"POLICYD_DATABASE_URL": by_env})
+    assert (tmp_path / "b.db").exists()
+    run(*create, "--database-url", by_flag, env={"POLICYD_DATABASE_URL": by_env})
+    assert (tmp_path / "c.db").exists()
+
+    config.write_text(f"database_url: {by_file}\nenforce-user-ids: off\njson: true\n")
+    made = run("policyd", "keys", "create", "x", "--config", str(config))
+    assert json.loads(made.stdout)["enforce_user_ids"] == "off"
+    secret = json.loads(made.stdout)["key"]
+    config.write_text(
+        f"database_url: {by_file}\nheader:\n- 'x-usagepanda-enforce-user-ids: true'\n"
+    )
+    asked = ("policyd", "explain", "--key", secret, "--no-user", "--config", str(config))
+    assert run(*asked).returncode == 1
+
+    for wrong in ("workers: [1, 2]", "grpc:", "tls-cert: {a: 1}", "header: x"):
+        config.write_text(wrong + "\n")
+        refused = run(*asked)
+        assert refused.returncode == 2
+        assert b"it takes" in refused.stderr
+    config.write_text("databse_url: x\n")
+    refused = run(*create)
+    assert refused.returncode == 2
+    assert b"did you mean database_url?" in refused.stderr
+    config.write_text("- just\n- a list\n")
+    assert b"NAME: VALUE" in run(*create).stderr
+    config.write_text("a: [")
+    assert b"cannot be read" in run(*create).stderr
+
+
+def test_explain(database: str, tmp_path: Path) -> None:
+    """It says what would be decided and why, and its status says whether it would be denied."""
+    secret = keys(database, "create", "x", "--enforce-user-ids", "enforce")["key"]
+    status, denied = explain(database, "--key", secret, "--no-user")
+    assert status == 1
+    assert denied["decision"] == "deny"
+    assert denied["denial"]["http_status"] == 422
+    assert denied["source"] == "key"
+
+    status, allowed = explain(database, "--key", secret, "--has-user")
+    assert (status, allowed["decision"]) == (0, "allow")
+
+    header = ("--header", "X-UsagePanda-Enforce-User-IDs: false")
+    status, overridden = explain(database, "--key", secret, "--no-user", *header)
+    assert (status, overridden["source"]) == (0, "header")
+
+    body = tmp_path / "body.json"
+    body.write_text('{"user": " "}')
+    status, blank = explain(
+        database,
+        "--key",
+        secret,
+        "--body",
+        str(body),
+        "--method",
+        "POST",
+        "--path",
+        "/v1/EMBEDDINGS",
+    )
+    assert (status, blank["user_state"], blank["operation"]) == (1, "blank", "embedding")
+    status, piped = explain(database, "--key", secret, "--body", "-", stdin=b'{"user": "a"}')
+    assert (status, piped["user_state"]) == (0, "valid")
+
+    from_environment = {
+        "POLICYD_HEADER": "x-other: 1\nx-usagepanda-enforce-user-ids: false",
+        "POLICYD_HAS_USER": "false",
+    }
+    status, overridden = explain(database, "--key", secret, env=from_environment)
+    assert (status, overridden["source"]) == (0, "header")
+
+    status, outside = explain(
+        database, "--key", secret, "--no-user", "--method", "GET", "--path", "/v1/models"
+    )
+    assert (status, outside["in_scope"]) == (0, False)
+    status, unknown = explain(database, "--key", "up-nobody", "--has-user")
+    assert (status, unknown["denial"]["http_status"]) == (1, 403)
+
+
+def test_explain_for_people(database: str) -> None:
+    """Without --json it begins with a sentence."""
+    secret = keys(database, "create", "x", "--enforce-user-ids", "enforce")["key"]
+    done = run(
+        "policyd", "explain", "--no-user", "--database-url", database, env={"POLICYD_KEY": secret}
+    )
+    assert done.stdout.decode().startswith("Denied: the field user is absent.")
+    assert secret.encode() not in done.stdout + done.stderr
+
+
+def test_a_change_reaches_the_running_server(policyd: Policyd) -> None:
+    """What one process changes is in force in another, at the revision that it printed."""
+    made = keys(policyd.database_url, "create", "x", "--enforce-user-ids", "off")
+    policyd.reach(made["revision"])
+    changed = keys(policyd.database_url, "set", made["id"], "--enforce-user-ids", "enforce")
+    assert changed["revision"] > made["revision"]
+    policyd.reach(changed["revision"])
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopping(tmp_path: Path, workers: str, number: signal.Signals) -> None:
+    """Ctrl-C and SIGTERM end policyd cleanly: status 0, no traceback, nothing left behind."""
+    server = Policyd(tmp_path, "--workers", workers)
+    children = Path(f"/proc/{server.pid}/task/{server.pid}/children")
+    left = [Path(f"/proc/{pid}") for pid in children.read_text().split()]
+    # The back office, and the workers where they are processes of their own.
+    assert len(left) == (3 if workers == "2" else 1)
+    assert server.stop(number) == 0
+    assert not any("Traceback" in line for line in server.errors)
+    assert not any(process.exists() for process in left)
+
+
+def test_workers_answer_on_one_port(tmp_path: Path) -> None:
+    """Several workers share one port, and a stranger cannot have it."""
+    server = Policyd(tmp_path, "--workers", "2")
+    try:
+        assert server.create_key("enforce").startswith("up-")
+        second = run(
+            "policyd", "serve", "--grpc", server.grpc, "--database-url", server.database_url
+        )
+        assert second.returncode == 1
+        assert f"--grpc {server.grpc} cannot be listened on" in second.stderr.decode()
+    finally:
+        server.stop()
+
+
+def test_help_names_every_setting() -> None:
+    """Each option says what it is for and where else it is read from."""
+    done = run("policyd", "serve", "--help")
+    text = done.stdout.decode()
+    text = done.stdout.decode().replace("\n", " ")
+    for flag in set(re.findall(r" (--[a-z-]+) ", text)) - {"--help"}:
+        if f"/ {flag} " in text:
+            continue  # The other side of a switch, which has one variable.
+        name = flag.removeprefix("--").replace("-", "_").upper()
+        assert re.search(rf"env\s+var:\s+POLICYD_{name}\b", text), flag
+
+
+def test_as_a_module() -> None:
+    """Importing the asking side loads none of the server's packages."""
+    program = (
+        "import sys, policyd.client, policyd.descriptor.body, policyd.engine.endpoints; "
+        "import policyd.v1.policy_pb2; "
+        "names = ('sqlalchemy', 'click', 'alembic', 'uvicorn'); "
+        "sys.exit(any(name in sys.modules for name in names))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_commands_that_are_loaded_when_they_are_called() -> None:
+    """Their settings are known before, so that a server refuses none as no setting at all."""
+    program = (
+        "from policyd.cli.main import main; from policyd.cli.options import OPTIONS; import click;"
+        "known = OPTIONS.variables;"
+        "context = click.Context(main);"
+        "names = main.list_commands(context);"
+        "print(*names, all(main.get_command(context, name) for name in names));"
+        "print(*(OPTIONS.variables - known))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    names, unknown, _ = done.stdout.decode().split("\n")
+    assert names.split() == ["db", "demo", "explain", "keys", "logs", "serve", "simulate", "True"]
+    assert unknown == ""

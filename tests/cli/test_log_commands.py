@@ -1,0 +1,233 @@
+"""`policyd logs` and `policyd simulate`, run as people run them."""
+
+import csv
+import io
+import json
+import signal
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from policyd.decision_log.record import Record, Verdict
+from policyd.decision_log.refused_key import Refusal, RefusalCount, RefusalReason
+from policyd.engine.model import UserState
+from policyd.store import Store
+from tests.support.processes import Program, run
+from tests.support.records import decision_id, denied, outcome, record
+
+NOW = datetime.now(UTC)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/policyd.db"
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[Store]:
+    store = Store(url)
+    store.migrate()
+    yield store
+    store.close()
+
+
+def ask(url: str, *words: str) -> str:
+    """What the command prints."""
+    done = run("policyd", *words, "--database-url", url)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.decode()
+
+
+def listed(url: str, *words: str) -> list[Any]:
+    return [json.loads(line) for line in ask(url, "logs", "list", "--json", *words).splitlines()]
+
+
+def test_a_list(store: Store, url: str) -> None:
+    """Newest first, as many as wanted, and where the rest begins; every filter can be given."""
+    old = record(NOW - timedelta(days=3), end_user="bob", trace_id="t-1")
+    entries = [old, *(denied(NOW - timedelta(minutes=n), operation="embedding") for n in (3, 2, 1))]
+    store.log.append([*entries, outcome(old)])
+    assert [one["id"] for one in listed(url)] == [one.id for one in reversed(entries)]
+    for words in (
+        ("--decision", "allowed"),
+        ("--user", "bob"),
+        ("--trace-id", "t-1"),
+        ("--until", "1d"),
+        ("--until", (NOW - timedelta(days=1)).isoformat(timespec="minutes")),
+        ("--key-id", "key_1", "--operation", "chat_completion"),
+    ):
+        [found] = listed(url, *words)
+        assert found["id"] == old.id
+        assert (found["output_tokens"], found["cost_usd"]) == (5, 4.5e-6)
+    assert len(listed(url, "--flag", "policy_enforce_user_ids", "--since", "24h")) == 3
+    done = run("policyd", "logs", "list", "--limit", "2", "--database-url", url)
+    assert done.stdout.decode().count("denied") == 2
+    after = done.stderr.decode().split()[-1]
+    assert [one["id"] for one in listed(url, "--after", after)] == [entries[1].id, old.id]
+
+
+def test_the_status(store: Store, url: str) -> None:
+    """It tells how much the log holds, since when, and what was lost."""
+    assert json.loads(ask(url, "logs", "status", "--json"))["oldest"] is None
+    store.log.append([one := record(NOW), denied(NOW)])
+    store.log.lose({"process": 3})
+    found = json.loads(ask(url, "logs", "status", "--json"))
+    assert (found["decisions"], found["lost"]) == (2, 3)
+    assert datetime.fromisoformat(found["oldest"]) == one.time
+    assert "lost                3\n" in ask(url, "logs", "status")
+
+
+def test_shown_by_any_id(store: Store, url: str) -> None:
+    """A request is shown by any ID of it that leads to it alone."""
+    one = record(NOW, request_id="req-1", trace_id="t-1")
+    store.log.append([one, denied(NOW, trace_id="t-1"), outcome(one, openai_id="chatcmpl-1")])
+    for any_id in (one.id, f"{one.id[:8]} {one.id[8:]}", "req-1", "chatcmpl-1"):
+        assert json.loads(ask(url, "logs", "show", any_id, "--json"))["id"] == one.id
+    assert len(listed(url, "--any-id", "t-1")) == 2
+    assert [each["id"] for each in listed(url, "--any-id", "t-1", "--user", "ada")] == [one.id]
+    done = run("policyd", "logs", "show", "t-1", "--database-url", url)
+    assert "several requests have this ID" in done.stderr.decode()
+
+
+def test_refused_keys(store: Store, url: str) -> None:
+    """They are counted apart, by source, with samples in which nothing steers the terminal."""
+    assert "No request was refused" in ask(url, "logs", "refused")
+    minute = int(NOW.timestamp()) // 60
+    sample = Refusal(decision_id(NOW), RefusalReason.MISSING, "192.0.2.1", user_agent="\x1b[2J")
+    store.log.append([RefusalCount("a", 0, minute, "192.0.2.1", 5, 2, 0), sample])
+    store.log.append([RefusalCount("a", 0, minute, "", 0, 1, 0)])
+    found = json.loads(ask(url, "logs", "status", "--json"))
+    assert (found["decisions"], found["refused_keys"]) == (0, 8)
+    assert "refused_keys        8\n" in ask(url, "logs", "status")
+    shown = ask(url, "logs", "refused")
+    assert "192.0.2.1" in shown
+    assert "(not known)" in shown
+    assert all(c.isprintable() or c == "\n" for c in shown)
+    found = json.loads(ask(url, "logs", "refused", "--json"))
+    assert [(one["source"], one["requests"]) for one in found["sources"]] == [
+        ("192.0.2.1", 7),
+        ("", 1),
+    ]
+    [told] = found["samples"]
+    assert (told["id"], told["reason"]) == (sample.id, "missing")
+    assert json.loads(ask(url, "logs", "refused", "--since", "0s", "--json"))["samples"] == []
+    done = run("policyd", "logs", "show", sample.id, "--database-url", url)
+    assert "API key was refused" in done.stderr.decode()
+
+
+def test_refused_keys_of_an_older_policyd(store: Store, url: str) -> None:
+    """They are no denials."""
+    store.log.append([denied(NOW, key_id="", mode=None, status=403), one := denied(NOW)])
+    assert [each["id"] for each in listed(url, "--decision", "denied")] == [one.id]
+    assert {each["verdict"] for each in listed(url)} == {"denied", "key_refused"}
+
+
+def test_a_user_that_is_not_named(store: Store, url: str) -> None:
+    """It is told from none."""
+    store.log.append([record(NOW, end_user="")])
+    assert "(not named)" in ask(url, "logs", "list")
+
+
+def test_hostile_texts_in_a_terminal(store: Store, url: str) -> None:
+    """Nothing that a client sent steers the terminal."""
+    hostile = record(NOW, end_user="\x1b[2J\u202e", model="a\nb\x07", user_agent="\x9b31m")
+    store.log.append([hostile])
+    shown = ask(url, "logs", "list") + ask(url, "logs", "show", hostile.id)
+    assert all(c.isprintable() or c == "\n" for c in shown)
+    assert "\\u202e" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("list", "--since", "yesterday"), "is no moment"),
+        (("list", "--until", "99999999999d"), "is no moment"),
+        (("list", "--since", "0001-01-01T00:00+05:00"), "is no moment"),
+        (("list", "--after", "x"), "ID of a decision"),
+        (("list", "--decision", "blocked"), "would_deny"),
+        (("show", "x"), "has no decision"),
+        (("export", "--output", "/nowhere/log.csv"), "No such file"),
+    ],
+)
+def test_bad_input(store: Store, url: str, words: tuple[str, ...], said: str) -> None:
+    """It is refused with words that say what is wrong."""
+    done = run("policyd", "logs", *words, "--database-url", url)
+    assert done.returncode in (1, 2)
+    assert said in done.stderr.decode()
+    assert b"Traceback" not in done.stderr
+
+
+def test_an_export(store: Store, url: str, tmp_path: Path) -> None:
+    """Everything that fits is in the file, in either form, and a spreadsheet runs none of it."""
+    entries = [record(NOW - timedelta(seconds=n), end_user="=1+1") for n in range(2500)]
+    store.log.append(entries)
+    lines = ask(url, "logs", "export").splitlines()
+    assert [json.loads(line)["id"] for line in lines] == [one.id for one in entries]
+    file = tmp_path / "log.csv"
+    ask(url, "logs", "export", "--format", "csv", "--output", str(file))
+    rows = list(csv.DictReader(io.StringIO(file.read_text(encoding="utf-8"))))
+    assert [row["id"] for row in rows] == [one.id for one in entries]
+    assert {row["user"] for row in rows} == {"'=1+1"}
+
+
+def test_tail(store: Store, url: str) -> None:
+    """It prints what was there last, then what comes, each once, until Ctrl-C."""
+    store.log.append([record(NOW - timedelta(seconds=n)) for n in range(5)])
+    words = ("policyd", "logs", "tail", "--json", "--lines", "1", "--database-url", url)
+    running = Program(*words, ready='"id"')
+    late, new = record(datetime.now(UTC) - timedelta(seconds=5)), denied(datetime.now(UTC))
+    store.log.append([new])
+    store.log.append([late])
+    while len(running.output) < 3:
+        assert running.poll() is None, running.errors
+        time.sleep(0.1)
+    status = running.stop(signal.SIGINT)
+    assert {json.loads(line)["id"] for line in running.output[1:]} == {late.id, new.id}
+    assert status == 1, running.errors
+    assert not any("Traceback" in line for line in running.errors)
+
+
+@pytest.fixture
+def key_id(store: Store) -> str:
+    return store.create_key("app")[0].id
+
+
+def logged(key_id: str) -> list[Record]:
+    """Requests of two kinds that enforcing would block, and some that it would not."""
+    given: dict[str, Any] = {"key_id": key_id, "verdict": Verdict.ALLOWED, "flags": ""}
+    browser = [denied(NOW, **given, user_agent="browser", model="gpt-4o") for _ in range(3)]
+    script = [denied(NOW, **given, user_agent="script", operation="embedding") for _ in range(2)]
+    header = [denied(NOW, **given, overrides="false")]
+    successor = [denied(NOW, **given, body_safety_identifier=UserState.VALID)]
+    return [*browser, *script, *header, *successor, record(NOW, key_id=key_id), denied(NOW)]
+
+
+def test_a_simulation(store: Store, url: str, key_id: str) -> None:
+    """The log's requests are decided once more, by settings that nobody has saved yet."""
+    store.log.append(logged(key_id))
+    found = json.loads(ask(url, "simulate", key_id, "--json"))
+    assert (found["requests"], found["blocked"]) == (8, 5)
+    assert found["by_user_agent"] == {"browser": 3, "script": 2}
+    assert found["by_operation"] == {"chat_completion": 3, "embedding": 2}
+    assert found["by_model"]["gpt-4o"] == 3
+    assert len(found["examples"]) == 5
+    locked = json.loads(ask(url, "simulate", key_id, "--json", "--override", "locked"))
+    assert locked["blocked"] == 6
+    accepting = ("--accept", "user")
+    assert json.loads(ask(url, "simulate", key_id, "--json", *accepting))["blocked"] == 6
+    off = ("--enforce-user-ids", "off")
+    assert json.loads(ask(url, "simulate", key_id, "--json", *off))["blocked"] == 0
+    assert "5 of 8 requests (62.5%) would have been blocked" in ask(url, "simulate", key_id)
+    assert store.get_key(key_id).mode is None
+
+
+def test_a_simulation_of_nothing(store: Store, url: str, key_id: str) -> None:
+    """A key without requests, and one that there is not."""
+    assert "0 of 0 requests would" in ask(url, "simulate", key_id)
+    for words, said in ((("key_x",), "no API key"), ((key_id, "--accept", "email"), "accept must")):
+        done = run("policyd", "simulate", *words, "--database-url", url)
+        assert said in done.stderr.decode()

@@ -1,0 +1,310 @@
+"""policyd.client in processes that fork, as gunicorn and Celery do."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.client.test_client import Failing, Serving
+from tests.support.processes import Policyd
+
+PROGRAM = '''
+import asyncio, ctypes, gc, multiprocessing, os, signal, sys, threading, time
+from policyd.client import PolicyClient
+from policyd.sync_client import SyncPolicyClient
+from policyd.v1.policy_pb2 import DECISION_ALLOW, EvaluateRequest, Outcome
+
+TARGET = sys.argv[1]
+QUESTION = EvaluateRequest(has_user=True)
+
+
+def ask(client):
+    """Whether policyd itself decides."""
+    return client.evaluate(QUESTION).decision_id != ""
+
+
+async def ask_async(client):
+    return (await client.evaluate(QUESTION)).decision_id != ""
+
+
+def in_child(check, forked=os.fork):
+    """Whether a child finds it so, and ends as usual."""
+    child = forked()
+    if child == 0:
+        signal.alarm(30)  # A child that hangs is killed.
+        sys.exit(0 if check() else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def fork_in_c():
+    """Fork as a server written in C does: Python hears of it in the child only."""
+    python = ctypes.PyDLL(None)
+    child = python.fork()
+    if child == 0:
+        python.PyOS_AfterFork_Child()
+    return child
+
+'''
+
+
+def run(target: str, program: str) -> str:
+    """Run a program that forks; it prints nothing but what it is meant to."""
+    # From Python 3.12 on it warns of forks beside threads: those are what is tested.
+    calm = "ignore:This process:DeprecationWarning"
+    command = [sys.executable, "-W", "error", "-W", calm, "-c", PROGRAM + program, target]
+    started = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        printed, problems = started.communicate(timeout=90)
+    finally:
+        if started.poll() is None:
+            os.killpg(started.pid, signal.SIGKILL)
+    assert started.returncode == 0, problems
+    return printed.strip()
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where a policyd is asked."""
+    server = Policyd(tmp_path_factory.mktemp("policyd"))
+    yield server.grpc
+    assert server.stop() == 0
+
+
+@pytest_asyncio.fixture
+async def serving() -> AsyncIterator[Serving]:
+    servers = Serving()
+    yield servers
+    await servers.stop()
+
+
+def test_a_client_made_before(target: str) -> None:
+    """Made by a parent that never asks, as under gunicorn --preload: each child asks."""
+    program = """
+client = SyncPolicyClient(TARGET, timeout=20)
+print(in_child(lambda: ask(client)), in_child(lambda: ask(client) and client.close() is None))
+"""
+    assert run(target, program) == "True True"
+
+
+def test_a_parent_that_has_asked(target: str) -> None:
+    """Children and grandchildren ask by channels of their own, and the parent goes on."""
+    program = """
+client = SyncPolicyClient(TARGET, timeout=20)
+print(ask(client), in_child(lambda: ask(client)), ask(client))
+print(in_child(lambda: ask(client) and in_child(lambda: ask(client)) and ask(client)))
+other = SyncPolicyClient(TARGET, timeout=20)
+print(ask(other), in_child(lambda: ask(client) and ask(other)), ask(client), ask(other))
+with multiprocessing.get_context("fork").Pool(3) as pool:
+    print(all(pool.map(ask_one, range(6))))
+"""
+    helper = "def ask_one(number):\n    return ask(client)\n"
+    assert run(target, helper + program).split() == ["True"] * 9
+
+
+def test_a_parent_that_is_asking(target: str) -> None:
+    """Threads that ask while others fork get every answer."""
+    program = """
+client = SyncPolicyClient(TARGET, timeout=20)
+is_over, answers = threading.Event(), []
+
+def work():
+    while not is_over.is_set():
+        answers.append(ask(client))
+
+threads = [threading.Thread(target=work) for _ in range(4)]
+for thread in threads:
+    thread.start()
+print(all(in_child(lambda: ask(client)) for _ in range(8)))
+is_over.set()
+for thread in threads:
+    thread.join()
+print(all(answers), len(answers) > 8)
+"""
+    assert run(target, program).split() == ["True"] * 3
+
+
+def test_several_policyds(target: str) -> None:
+    """Each with connections of its own, one of them dead and looked for: fork and child go on."""
+    program = """
+named = TARGET.replace("127.0.0.1", "localhost")
+client = SyncPolicyClient([TARGET, "127.0.0.1:1", named], timeout=20)
+print(all(ask(client) for _ in range(20)), in_child(lambda: ask(client) and ask(client)))
+print(ask(client))
+print(in_child(lambda: client.close() is None))
+"""
+    assert run(target, program).split() == ["True"] * 4
+
+
+def test_the_end_of_a_child(target: str) -> None:
+    """Closing, collecting and ending hang in no child, whether it has asked or not."""
+    program = """
+client = SyncPolicyClient(TARGET, timeout=20)
+ask(client)
+
+def collects():
+    global client
+    del client
+    return gc.collect() >= 0
+
+print(in_child(lambda: True), in_child(collects))
+print(in_child(lambda: client.close() is None and client.close() is None))
+print(in_child(lambda: ask(client) and collects()))
+client.close()
+print(in_child(lambda: client.close() is None))
+"""
+    assert run(target, program).split() == ["True"] * 5
+
+
+def test_a_fork_that_python_does_not_see(target: str) -> None:
+    """The child does not ask by what its parent left: it hears at once that it cannot, and even
+    where outages allow, nothing is allowed."""
+    program = """
+client = SyncPolicyClient(TARGET, timeout=20, on_error="allow")
+ask(client)
+
+def is_denied():
+    for one in (client, SyncPolicyClient(TARGET, timeout=20, on_error="allow")):
+        answer = one.evaluate(QUESTION)
+        one.report(Outcome(decision_id="1"))
+        one.close()
+        if answer.denial.http_status != 503 or "forked" not in answer.explanation.summary:
+            return False
+    return True
+
+print(in_child(is_denied, fork_in_c), ask(client))
+"""
+    assert run(target, program) == "True True"
+
+
+def test_a_thread_that_is_gone(target: str) -> None:
+    """Where Python is not told of the fork at all, an answer is waited for no longer than set."""
+    program = """
+client = SyncPolicyClient(TARGET, timeout=0.2, on_error="deny")
+ask(client)
+child = ctypes.PyDLL(None).fork()
+if child == 0:
+    signal.alarm(30)
+    print(client.evaluate(QUESTION).explanation.summary, flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+    assert run(target, program) == "No decision: the client's own thread gave no answer."
+
+
+def test_an_asynchronous_client_made_before(target: str) -> None:
+    """Made by a parent that never asks: a child uses it on its own event loop."""
+    program = """
+client = PolicyClient(TARGET, timeout=20)
+print(in_child(lambda: asyncio.run(ask_async(client))), asyncio.run(ask_async(client)))
+"""
+    assert run(target, program) == "True True"
+
+
+def test_an_asynchronous_client_in_use(target: str) -> None:
+    """While it has a channel, children are denied at once; once it is closed, they may ask."""
+    program = """
+class Child:
+    async def denied(self, client):
+        client.report(Outcome(decision_id="1"))
+        answer = await client.evaluate(QUESTION)
+        await client.close()
+        return answer.denial.http_status == 503 and "forked" in answer.explanation.summary
+
+    def all_denied(self, client):
+        found = []
+        def work():
+            for one in (client, PolicyClient(TARGET, on_error="allow", timeout=20)):
+                found.append(asyncio.run(self.denied(one)))
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        threads = SyncPolicyClient(TARGET, on_error="deny")
+        return found == [True, True] and threads.evaluate(QUESTION).denial.http_status == 503
+
+async def main():
+    client = PolicyClient(TARGET, on_error="allow", timeout=20)
+    client.report(Outcome(decision_id="1"))
+    print(in_child(lambda: Child().all_denied(client)))
+    print(await ask_async(client), in_child(lambda: Child().all_denied(client)))
+    print(await ask_async(client))
+    await client.close()
+
+asyncio.run(main())
+client = SyncPolicyClient(TARGET, timeout=20)
+print(in_child(lambda: ask(client)))
+"""
+    assert run(target, program).split() == ["True"] * 5
+
+
+async def test_reports(serving: Serving) -> None:
+    """What waits to be reported at a fork the parent reports, once; a child reports its own."""
+    servicer = Failing()
+    program = """
+client = SyncPolicyClient(TARGET, timeout=20)
+client.report(Outcome(decision_id="before"))
+
+def reports():
+    client.report(Outcome(decision_id="child"))
+    client.close()
+    return True
+
+print(in_child(reports))
+client.report(Outcome(decision_id="after"))
+client.close()
+"""
+    target = await serving(servicer)
+    assert await asyncio.to_thread(run, target, program) == "True"
+    assert sorted(servicer.reported) == ["after", "before", "child"]
+
+
+def test_a_policyd_that_hangs(tmp_path: Path) -> None:
+    """It holds up neither the fork nor the child for longer than the deadline allows."""
+    server = Policyd(tmp_path)
+    program = f"""
+client = SyncPolicyClient(TARGET, timeout=1, on_error="deny")
+ask(client)
+os.kill({server.pid}, signal.SIGSTOP)
+thread = threading.Thread(target=ask, args=[client])
+thread.start()
+time.sleep(0.2)
+print(in_child(lambda: client.evaluate(QUESTION).denial.http_status == 503))
+thread.join()
+"""
+    try:
+        assert run(server.grpc, program) == "True"
+    finally:
+        server.send(signal.SIGCONT)
+        assert server.stop() == 0
+
+
+def test_a_signal_while_it_forks(target: str) -> None:
+    """Its handler may raise where the fork waits for a question: the parent's clients go on."""
+    program = """
+clients = [SyncPolicyClient(TARGET, timeout=5) for _ in range(3)]
+assert all(map(ask, clients))
+late = EvaluateRequest(has_user=True, min_revision=10**9)
+denying = SyncPolicyClient(TARGET, timeout=5, on_error="deny")
+waiting = threading.Thread(target=denying.evaluate, args=(late,))
+waiting.start()
+
+def give_up(*_):
+    raise RuntimeError("enough")
+
+signal.signal(signal.SIGALRM, give_up)
+signal.setitimer(signal.ITIMER_REAL, 0.5)
+time.sleep(0.1)
+if (child := os.fork()) == 0:
+    os._exit(0)
+os.waitpid(child, 0)
+waiting.join()
+print(all(map(ask, [*clients, denying])))
+"""
+    assert run(target, program) == "True"

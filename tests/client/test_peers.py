@@ -1,0 +1,413 @@
+"""policyd.client with several policyds, of which some are gone, silent, slow or unwilling."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import pytest
+import pytest_asyncio
+
+from gateway.settings import Settings
+from policyd.client import NoDecision, PolicyClient, SyncPolicyClient
+from policyd.client.connection import Connection
+from policyd.client.peers import BUSY, CONNECTIONS, addresses
+from policyd.command.configuration import SettingsError
+from policyd.v1 import policy_pb2 as pb
+from policyd.v1.policy_pb2_grpc import PolicyServiceServicer, add_PolicyServiceServicer_to_server
+from tests.support.silent import SilentProxy
+
+CODE = grpc.StatusCode
+QUESTION = pb.EvaluateRequest(has_user=True)
+PATIENCE = 60
+"""Seconds after which a test gives up: far more than any machine should take."""
+
+
+class Peer(PolicyServiceServicer):
+    """Allows all, or ends calls with `code`; keeps what it was asked and told."""
+
+    def __init__(self) -> None:
+        self.code: grpc.StatusCode | None = None
+        self.asked: list[pb.EvaluateRequest] = []
+        self.reported: list[str] = []
+        self.slow = asyncio.Event()
+        """What is asked with the model "slow" waits for it."""
+        self.target = ""
+
+    async def Evaluate(self, request: pb.EvaluateRequest, context: Any) -> pb.EvaluateResponse:  # noqa: N802
+        self.asked.append(request)
+        await self._end(context)
+        if request.model == "slow":
+            await self.slow.wait()
+        return pb.EvaluateResponse(decision=pb.DECISION_ALLOW, decision_id="1")
+
+    async def BatchEvaluate(  # noqa: N802
+        self, request: pb.BatchEvaluateRequest, context: Any
+    ) -> pb.BatchEvaluateResponse:
+        self.asked += [item.request for item in request.items]
+        await self._end(context)
+        allowed = pb.EvaluateResponse(decision=pb.DECISION_ALLOW, decision_id="1")
+        results = [pb.BatchEvaluateResult(id=item.id, response=allowed) for item in request.items]
+        return pb.BatchEvaluateResponse(results=results)
+
+    async def ReportOutcome(  # noqa: N802
+        self, request: pb.ReportOutcomeRequest, context: Any
+    ) -> pb.ReportOutcomeResponse:
+        self.reported += [outcome.decision_id for outcome in request.outcomes]
+        return pb.ReportOutcomeResponse(accepted=len(request.outcomes))
+
+    async def _end(self, context: Any) -> None:
+        if self.code is not None:
+            await context.abort(self.code, "as the test says")
+
+
+Start = Callable[..., Any]
+
+
+@pytest_asyncio.fixture
+async def start() -> AsyncIterator[Start]:
+    """Starts a Peer at 127.0.0.1, or another host."""
+    servers = []
+
+    async def start_one(host: str = "127.0.0.1") -> Peer:
+        server = grpc.aio.server()
+        peer = Peer()
+        add_PolicyServiceServicer_to_server(peer, server)
+        peer.target = f"127.0.0.1:{server.add_insecure_port(f'{host}:0')}"
+        await server.start()
+        servers.append(server)
+        return peer
+
+    yield start_one
+    for server in servers:
+        await server.stop(None)
+
+
+@contextmanager
+def silent_before(peer: Peer) -> Iterator[SilentProxy]:
+    """A proxy before it, which can fall silent."""
+    host, _, port = peer.target.rpartition(":")
+    with SilentProxy((host, int(port))) as proxy:
+        yield proxy
+
+
+def target(proxy: SilentProxy) -> str:
+    return f"{proxy.host}:{proxy.port}"
+
+
+async def ask(client: PolicyClient, number: int) -> list[float]:
+    """Ask one after the other; the seconds that each answer took. Raises NoDecision."""
+    took = []
+    for _ in range(number):
+        begun = time.monotonic()
+        assert (await client.evaluate(QUESTION)).decision_id == "1"
+        took.append(time.monotonic() - begun)
+    return took
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not holds():  # noqa: ASYNC110 - servers set no event here
+            await asyncio.sleep(0.01)
+
+
+def test_addresses() -> None:
+    """With commas or as a list, each once; an empty one is a mistake."""
+    assert addresses("a:1") == ("a:1",)
+    assert addresses("a:1, b:2,a:1") == addresses(["a:1", "b:2"]) == ("a:1", "b:2")
+    for wrong in ("", ",", "a:1,", [], ["a:1", " "]):
+        with pytest.raises(ValueError, match="HOST:PORT"):
+            addresses(wrong)
+        with pytest.raises(ValueError, match="HOST:PORT"):
+            SyncPolicyClient(wrong)
+
+
+def test_what_the_gateway_takes() -> None:
+    """The same, and each is looked at."""
+    for right in ("a:1,b:2", "a:1, [::1]:2", "dns:///policyd:50051"):
+        assert Settings(policyd=right).policyd == right
+    for wrong in ("a:1,", "a:1,b", "dns:///policyd", ","):
+        with pytest.raises(SettingsError, match="--policyd takes HOST:PORT"):
+            Settings(policyd=wrong)
+
+
+async def test_how_many_connections(start: Start) -> None:
+    """Two to one address, and one to each of several."""
+    first, second = await start(), await start()
+    with silent_before(first) as one, silent_before(second) as other:
+        async with PolicyClient(target(one), timeout=PATIENCE) as client:
+            await ask(client, 20)
+            await until(lambda: one.accepted == CONNECTIONS)
+        async with PolicyClient([target(one), target(other)], timeout=PATIENCE) as client:
+            await ask(client, 20)
+            await until(lambda: other.accepted == 1)
+        assert one.accepted == CONNECTIONS + 1
+
+
+async def test_one_is_dead(start: Start, unused_port: Callable[[], int]) -> None:
+    """Every question is answered by the other."""
+    peer = await start()
+    dead = f"127.0.0.1:{unused_port()}"
+    async with PolicyClient(f"{dead},{peer.target}", timeout=PATIENCE) as client:
+        await ask(client, 50)
+        await asyncio.gather(*(client.evaluate(QUESTION) for _ in range(50)))
+        assert await client.can_reach(PATIENCE)
+    assert len(peer.asked) == 100
+
+
+async def test_one_is_silent(start: Start) -> None:
+    """It is waited for once, the other answers, and when it speaks again it is asked again."""
+    first, second = await start(), await start()
+    with silent_before(first) as one:
+        async with PolicyClient([target(one), second.target], timeout=8) as client:
+            await ask(client, 10)
+            one.be_silent()
+            took = await ask(client, 60)
+            assert sum(seconds > 0.8 for seconds in took) <= 1  # The share of a try is 1 s.
+            assert await client.can_reach(PATIENCE)
+            one.speak()
+            seen = len(first.asked)
+            async with asyncio.timeout(PATIENCE):
+                while len(first.asked) == seen:
+                    await ask_busily(client, first, second)
+
+
+async def ask_busily(client: PolicyClient, *peers: Peer) -> None:
+    """Ask one question while as many others are under way as make each connection busy."""
+    slow = pb.EvaluateRequest(has_user=True, model="slow")
+    held = []
+    for _ in range(2 * BUSY):
+        before = sum(len(peer.asked) for peer in peers)
+        held.append(asyncio.create_task(client.evaluate(slow)))
+        await until(lambda before=before: sum(len(peer.asked) for peer in peers) > before)
+    for peer in peers:
+        peer.slow.set()
+    await asyncio.gather(*held)
+    for peer in peers:
+        peer.slow.clear()
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_one_has_never_spoken(start: Start, is_first: bool) -> None:
+    """A peer that accepts connections and says nothing from the beginning costs no answer."""
+    peer = await start()
+    with silent_before(peer) as mute:
+        mute.be_silent()
+        targets = [target(mute), peer.target] if is_first else [peer.target, target(mute)]
+        async with PolicyClient(targets, timeout=8) as client:
+            await ask(client, 30)
+
+
+async def test_connections_that_are_lost(start: Start) -> None:
+    """Where a firewall forgets them they are made anew, and no question goes without an answer."""
+    peer = await start()
+    with silent_before(peer) as proxy:
+        async with PolicyClient(target(proxy), timeout=8) as client:
+            await ask(client, 10)
+            for _ in range(2):
+                proxy.lose()
+                took = await ask(client, 20)
+                assert sum(seconds > 0.8 for seconds in took) <= CONNECTIONS
+
+
+async def test_all_are_dead(unused_port: Callable[[], int]) -> None:
+    """It is an outage, told by the deadline."""
+    targets = [f"127.0.0.1:{unused_port()}" for _ in range(2)]
+    async with PolicyClient(targets, timeout=0.5) as client:
+        with pytest.raises(NoDecision, match="UNAVAILABLE") as caught:
+            await asyncio.wait_for(client.evaluate(QUESTION), PATIENCE)
+        assert not await client.can_reach(0.5)
+    assert caught.value.is_outage
+
+
+async def test_all_are_silent(start: Start) -> None:
+    """So it is where nothing is said; and once they speak, they are heard."""
+    peer = await start()
+    with silent_before(peer) as one, silent_before(peer) as other:
+        async with PolicyClient([target(one), target(other)], timeout=1) as client:
+            await ask(client, 5)
+            one.be_silent()
+            other.be_silent()
+            with pytest.raises(NoDecision) as caught:
+                await asyncio.wait_for(client.evaluate(QUESTION), PATIENCE)
+            assert caught.value.is_outage
+            assert not await client.can_reach(0.5)
+            one.speak()
+            async with asyncio.timeout(PATIENCE):
+                while True:
+                    try:
+                        await ask(client, 1)
+                        break
+                    except NoDecision:
+                        pass
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+async def test_a_name_with_several_addresses(start: Start, host: str) -> None:
+    """localhost has two on most machines. Any that answers will do."""
+    peer = await start(host)
+    port = peer.target.rpartition(":")[2]
+    for name in (f"localhost:{port}", f"dns:///localhost:{port}"):
+        async with PolicyClient(name, timeout=PATIENCE) as client:
+            await ask(client, 5)
+
+
+@pytest.mark.parametrize("code", [CODE.RESOURCE_EXHAUSTED, CODE.FAILED_PRECONDITION])
+async def test_one_would_not_decide(start: Start, code: grpc.StatusCode) -> None:
+    """Its log is full, say: the other is asked, once. Where none would, it is no outage."""
+    first, second = await start(), await start()
+    first.code = code
+    async with PolicyClient([first.target, second.target], timeout=PATIENCE) as client:
+        await ask(client, 10)
+        assert len(second.asked) == 10
+        assert len(first.asked) <= 10
+        second.code = code
+        first.asked.clear()
+        with pytest.raises(NoDecision, match=code.name) as caught:
+            await client.evaluate(QUESTION)
+    assert not caught.value.is_outage
+    assert (len(first.asked), len(second.asked)) == (1, 11)
+
+
+async def test_one_would_not_decide_and_the_other_is_dead(
+    start: Start, unused_port: Callable[[], int]
+) -> None:
+    """What one policyd refused is never allowed, though the other cannot be reached."""
+    peer = await start()
+    peer.code = CODE.RESOURCE_EXHAUSTED
+    targets = [peer.target, f"127.0.0.1:{unused_port()}"]
+    for _ in range(4):  # In whichever order they are asked.
+        async with PolicyClient(targets, timeout=0.5, on_error="allow") as client:
+            answer = await client.evaluate(QUESTION)
+        assert answer.denial.http_status == 503
+        assert "RESOURCE_EXHAUSTED" in answer.explanation.summary
+
+
+async def test_a_connection_that_answers_others_waits(start: Start) -> None:
+    """It counts as silent only where no answer comes at all."""
+    peer = await start()
+    connection = Connection(peer.target, None, 0.3)
+
+    def evaluate(request: pb.EvaluateRequest) -> Any:
+        return connection.ask(
+            lambda stub: stub.Evaluate, request, PATIENCE, metadata=None, is_patient=False
+        )
+
+    slow = asyncio.create_task(evaluate(pb.EvaluateRequest(has_user=True, model="slow")))
+    for _ in range(60):
+        await evaluate(QUESTION)
+        await asyncio.sleep(0.02)
+    assert not slow.done()
+    assert not connection.is_away
+    peer.slow.set()
+    assert (await slow).decision == pb.DECISION_ALLOW
+    await connection.close()
+
+
+async def test_a_client_that_stood_still(start: Start) -> None:
+    """Its own pause is no silence of the peer: no connection is given up for it."""
+    peer = await start()
+    with silent_before(peer) as proxy:
+        async with PolicyClient(target(proxy), timeout=1) as client:
+            await ask(client, 5)
+            await until(lambda: proxy.accepted == CONNECTIONS)
+            for _ in range(3):
+                asked = asyncio.create_task(client.evaluate(QUESTION))
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                time.sleep(0.6)  # noqa: ASYNC251 - as a machine that is suspended
+                assert (await asked).decision_id == "1"
+        assert proxy.accepted == CONNECTIONS
+
+
+# --- keys ---------------------------------------------------------------------------------------
+
+
+async def test_each_question_has_a_key(start: Start) -> None:
+    """A fresh one, alone or in a batch, in the order of time; one of the caller's own is kept, and
+    the caller's message is left as it is."""
+    peer = await start()
+    own = pb.EvaluateRequest(has_user=True, idempotency_key="own")
+    async with PolicyClient(peer.target, timeout=PATIENCE) as client:
+        await ask(client, 3)
+        await asyncio.gather(*(client.evaluate(QUESTION) for _ in range(3)), client.evaluate(own))
+        await client.evaluate(own)
+    keys = [request.idempotency_key for request in peer.asked]
+    assert keys.count("own") == 2
+    made = [key for key in keys if key != "own"]
+    assert len(set(made)) == 6
+    assert all(len(key) == 32 and set(key) <= set("0123456789abcdef") for key in made)
+    assert all(abs(int(key[:12], 16) / 1000 - time.time()) < PATIENCE for key in made)
+    assert not QUESTION.idempotency_key
+
+
+async def test_a_second_try_has_the_same_key(start: Start) -> None:
+    """So that policyd decides it once; the same for a batch."""
+    first, second = await start(), await start()
+    first.code = second.code = CODE.UNAVAILABLE
+    for number in (1, 3):
+        async with PolicyClient([first.target, second.target], timeout=0.5) as client:
+            asked = [client.evaluate(QUESTION) for _ in range(number)]
+            await asyncio.gather(*asked, return_exceptions=True)
+        keys = [request.idempotency_key for peer in (first, second) for request in peer.asked]
+        assert len(keys) > 2 * number
+        assert len(set(keys)) == number
+        first.asked.clear()
+        second.asked.clear()
+
+
+# --- what waits ---------------------------------------------------------------------------------
+
+
+async def test_a_revision_that_is_waited_for(start: Start) -> None:
+    """It holds up nothing else, is no silence, and is never allowed where it is not reached."""
+    peer = await start()
+    late = pb.EvaluateRequest(has_user=True, min_revision=9, model="slow")
+    async with PolicyClient(peer.target, timeout=2, on_error="allow") as client:
+        await ask(client, 1)
+        asked = asyncio.create_task(client.evaluate(late))
+        others = await asyncio.gather(*(client.evaluate(QUESTION) for _ in range(5)))
+        assert {answer.decision_id for answer in others} == {"1"}
+        assert not asked.done()
+        assert (await asked).denial.http_status == 503
+    assert sum(request.min_revision == 9 for request in peer.asked) == 1
+
+
+async def test_a_revision_that_is_waited_for_elsewhere(
+    start: Start, unused_port: Callable[[], int]
+) -> None:
+    """It is not allowed either where another policyd could not be reached before."""
+    peer = await start()
+    late = pb.EvaluateRequest(has_user=True, min_revision=9, model="slow")
+    gone = f"127.0.0.1:{unused_port()}"
+    for _ in range(6):  # In whatever order they are asked.
+        async with PolicyClient([gone, peer.target], timeout=0.5, on_error="allow") as client:
+            assert (await client.evaluate(late)).denial.http_status == 503
+
+
+async def test_outcomes(start: Start) -> None:
+    """A peer that falls silent loses none of them."""
+    first, second = await start(), await start()
+    with silent_before(first) as one, silent_before(second) as other:
+        async with PolicyClient([target(one), target(other)], timeout=1) as client:
+            await ask(client, 2)
+            for number in range(6):
+                (one if number % 2 else other).speak()
+                (other if number % 2 else one).be_silent()
+                for _ in range(50):
+                    client.report(pb.Outcome(decision_id=f"{number}"))
+                await asyncio.sleep(0.3)
+            one.speak()
+            other.speak()
+            await until(lambda: len(set(first.reported + second.reported)) == 6)
+        assert client.outcomes_lost == 0
+
+
+def test_threads_and_several(unused_port: Callable[[], int]) -> None:
+    """SyncPolicyClient takes the same."""
+    targets = [f"127.0.0.1:{unused_port()}" for _ in range(2)]
+    for given in (targets, ",".join(targets)):
+        with SyncPolicyClient(given, timeout=0.3, on_error="deny") as client:
+            assert client.evaluate(QUESTION).denial.http_status == 503

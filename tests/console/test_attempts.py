@@ -1,0 +1,276 @@
+"""How often one may try to sign in: from an address, for the account, and through proxies."""
+
+import ipaddress
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from policyd.console.security import attempts
+from policyd.console.security.attempts import Attempts
+from policyd.console.security.client_address import client_address
+from policyd.decision_log.refused_key import source_of
+from policyd.errors import SettingsError
+from policyd.settings import dump_settings, load_settings
+from tests.support.consoles import PASSWORD, Console, Page, Visitor, running, settings
+from tests.support.processes import Policyd
+
+EACH, ALL = attempts._EACH[0][0], attempts._ALL[0][0]
+WRONG = "wrong password here"
+
+
+@pytest.fixture
+async def console(tmp_path: Path) -> AsyncIterator[Console]:
+    """One whose proxy is this machine."""
+    async with running(settings(tmp_path, console_trusted_proxies=("127.0.0.0/8",))) as console:
+        yield console
+
+
+async def attempt(visitor: Visitor, password: str, forwarded: str) -> Page:
+    """One from behind the proxy."""
+    return await visitor.post(
+        "/sign-in", {"password": password}, follow=False, X_Forwarded_For=forwarded
+    )
+
+
+async def flood(console: Console) -> None:
+    """An attacker with many addresses uses up what all have together."""
+    async with Visitor(console.url) as attacker:
+        for number in range(ALL):
+            answer = await attempt(attacker, WRONG, f"198.51.100.{number}")
+            assert answer.status == 401
+        answer = await attempt(attacker, WRONG, "203.0.113.1")
+        assert answer.status == 429
+        assert "from all sides" in answer.text
+        assert int(answer.headers["Retry-After"]) >= 1
+
+
+async def set_password(visitor: Visitor, console: Console) -> None:
+    await visitor.sign_in(console.token)
+    new = {"password": PASSWORD, "repeated": PASSWORD, "current": console.token}
+    assert (await visitor.post("/account/password", new, follow=False)).status == 303
+
+
+async def test_many_addresses_and_the_administrator(console: Console) -> None:
+    """The account's limit holds for strangers, also for one who has the password by then; a
+    device that was used before and the administration token sign in meanwhile."""
+    async with Visitor(console.url) as known, Visitor(console.url) as stranger:
+        await set_password(known, console)
+        await flood(console)
+        await known.post("/sign-out")
+        assert (await attempt(stranger, PASSWORD, "203.0.113.2")).status == 429
+        assert (await attempt(known, PASSWORD, "203.0.113.2")).status == 303
+        assert (await attempt(stranger, console.token, "203.0.113.2")).status == 303
+        # It is a known device now.
+        assert (await attempt(stranger, PASSWORD, "203.0.113.2")).status == 303
+
+
+async def test_an_attacker_at_the_administrators_address(console: Console) -> None:
+    """As behind one NAT: a known device has its own limit."""
+    async with Visitor(console.url) as known, Visitor(console.url) as attacker:
+        await set_password(known, console)
+        for _ in range(EACH):
+            assert (await attempt(attacker, WRONG, "203.0.113.7")).status == 401
+        assert (await attempt(attacker, PASSWORD, "203.0.113.7")).status == 429
+        assert (await attempt(attacker, console.token, "203.0.113.7")).status == 429
+        assert (await attempt(known, PASSWORD, "203.0.113.7")).status == 303
+
+
+async def test_a_device_that_was_stolen(console: Console) -> None:
+    """It may not guess more often than an address may, from however many it does; and it is a
+    stranger's once the administrator has signed out everywhere."""
+    async with Visitor(console.url) as known, Visitor(console.url) as other:
+        await set_password(known, console)
+        await known.post("/sign-out")
+        for number in range(EACH):
+            assert (await attempt(known, WRONG, f"203.0.113.{number}")).status == 401
+        answer = await attempt(known, PASSWORD, "203.0.113.200")
+        assert (answer.status, "from all sides" in answer.text) == (429, False)
+        await attempt(other, console.token, "203.0.113.201")
+        await other.post("/sign-out-everywhere")
+        await flood(console)
+        assert (await attempt(other, PASSWORD, "203.0.113.202")).status == 429
+
+
+async def test_success_uses_nothing_up(console: Console) -> None:
+    """Nor do sign-ins that succeed keep others out."""
+    for _ in range(ALL + 1):
+        async with Visitor(console.url) as visitor:
+            assert (await attempt(visitor, console.token, "203.0.113.3")).status == 303
+
+
+async def test_guessing_the_current_password(console: Console) -> None:
+    """A session that was left open is no way to find the password out; what strangers
+    try does not keep the administrator from changing it."""
+    async with Visitor(console.url) as visitor:
+        await set_password(visitor, console)
+        await flood(console)
+        new = {"password": PASSWORD + "!", "repeated": PASSWORD + "!"}
+        for _ in range(EACH):
+            wrong = await visitor.post("/account/password", new | {"current": WRONG})
+            assert "current password is wrong" in wrong.text
+        late = await visitor.post("/account/password", new | {"current": PASSWORD})
+        assert late.status == 429
+    async with Visitor(console.url) as other:
+        await attempt(other, console.token, "203.0.113.4")
+        done = await other.post("/account/password", new | {"current": PASSWORD}, follow=False)
+        assert done.status == 303
+
+
+async def test_without_a_trusted_proxy(tmp_path: Path) -> None:
+    """The header is the client's to make up, and counts for nothing."""
+    async with running(settings(tmp_path)) as console, Visitor(console.url) as visitor:
+        for number in range(EACH):
+            assert (await attempt(visitor, WRONG, f"198.51.100.{number}")).status == 401
+        assert (await attempt(visitor, WRONG, "203.0.113.1")).status == 429
+
+
+PROXIES = ("10.0.0.0/8", "192.0.2.1", "2001:db8:1::/48")
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "expected"),
+    [
+        ("198.51.100.1", ["203.0.113.9"], "198.51.100.1"),
+        ("10.1.2.3", [], "10.1.2.3"),
+        ("10.1.2.3", ["203.0.113.9"], "203.0.113.9"),
+        ("::ffff:10.1.2.3", ["203.0.113.9"], "203.0.113.9"),
+        ("2001:db8:1::1%eth0", ["203.0.113.9"], "203.0.113.9"),
+        # What the client made up stands left of what our proxies have added.
+        ("10.1.2.3", ["127.0.0.1, 203.0.113.9"], "203.0.113.9"),
+        ("10.1.2.3", ["127.0.0.1", "203.0.113.9, 192.0.2.1"], "203.0.113.9"),
+        ("10.1.2.3", ["203.0.113.9", "198.51.100.7"], "198.51.100.7"),
+        ("10.1.2.3", ["garbage, 203.0.113.9"], "203.0.113.9"),
+        ("10.1.2.3", ["10.9.9.9, 10.1.1.1"], "10.9.9.9"),
+        # As some proxies write it.
+        ("10.1.2.3", ["203.0.113.9:4711"], "203.0.113.9"),
+        ("10.1.2.3", ["[2001:db8::5]:4711"], "2001:db8::5"),
+        ("10.1.2.3", ["[2001:db8::5]"], "2001:db8::5"),
+        ("10.1.2.3", ["2001:db8::5"], "2001:db8::5"),
+        ("10.1.2.3", ["::ffff:203.0.113.9"], "203.0.113.9"),
+        # Malformed: not followed.
+        ("10.1.2.3", ["203.0.113.9, unknown"], "10.1.2.3"),
+        ("10.1.2.3", ["203.0.113.9, unknown, 192.0.2.1"], "10.1.2.3"),
+        ("10.1.2.3", ["203.0.113.9,"], "10.1.2.3"),
+        ("10.1.2.3", [""], "10.1.2.3"),
+        ("10.1.2.3", ["203.0.113.9 192.0.2.1"], "10.1.2.3"),
+        ("10.1.2.3", ["203.0.113.9:x"], "10.1.2.3"),
+        ("10.1.2.3", ["[203.0.113.9"], "203.0.113.9"),
+        ("10.1.2.3", ["1.2.3.4.5", "203.0.113"], "10.1.2.3"),
+        ("10.1.2.3", ["٣.1.1.1"], "10.1.2.3"),
+        ("", ["203.0.113.9"], ""),
+    ],
+)
+def test_the_address_that_counts(peer: str, forwarded: list[str], expected: str) -> None:
+    """The right-most that is no trusted proxy's."""
+    proxies = [ipaddress.ip_network(one) for one in PROXIES]
+    assert client_address(peer, forwarded, proxies) == expected
+    assert client_address(peer, forwarded, []) == client_address(peer, [], proxies)
+
+
+def test_a_long_header() -> None:
+    """It is read in linear time."""
+    proxies = [ipaddress.ip_network("10.0.0.0/8")]
+
+    def seconds(number: int) -> float:
+        header = ",".join(["10.0.0.1"] * number)
+        began = time.process_time()
+        for _ in range(3):
+            client_address("10.0.0.1", [header], proxies)
+        return time.process_time() - began
+
+    seconds(100)
+    assert seconds(16_000) < 16 * seconds(4_000)
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("203.0.113.9", "203.0.113.9"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::ffff:203.0.113.9", "203.0.113.9"),
+        ("somewhere", ""),
+        ("", ""),
+    ],
+)
+def test_what_counts_as_one_address(address: str, network: str) -> None:
+    """An IPv6 customer has many."""
+    assert source_of(address) == network
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many addresses an attacker has; who has used up its limit most lately stays known."""
+    monkeypatch.setattr(attempts, "MAX_SOURCES", 50)
+    counted = Attempts()
+    for _ in range(EACH):
+        assert counted.wait("one") == 0
+    for number in range(1000):
+        counted.wait(f"other {number}")
+        assert counted.wait("one") > 0
+    assert len(counted._sources) == 50
+    for _ in range(1000):
+        counted.wait("one")
+        counted.wait_for_all()
+    assert len(counted._sources["one"]) == EACH
+    assert len(counted._all) == ALL
+
+
+def test_after_some_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is a limit by the minute and one by the hour, and each ends; a clock that is put back
+    changes nothing."""
+    clock = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    counted = Attempts()
+    minute, hour = attempts._EACH
+    passed = 0
+    while True:
+        made = sum(counted.wait("one") == 0 for _ in range(minute[0] + 1))
+        if not made:
+            break
+        assert made == minute[0]
+        passed += made
+        assert counted.wait("one") > 0
+        clock += minute[1]
+    assert passed == hour[0]
+    assert minute[1] < counted.wait("one") <= hour[1]
+    clock += counted.wait("one")
+    assert counted.wait("one") == 0
+
+
+@pytest.mark.parametrize(
+    ("proxies", "told"),
+    [
+        ("x", "takes addresses and networks"),
+        ("10.0.0.1,", "takes addresses and networks"),
+        ("10.0.0.0/33", "takes addresses and networks"),
+        ("10.0.0.7/8", "did you mean 10.0.0.0/8"),
+        ("0.0.0.0/0", "every client"),
+        ("::/0", "every client"),
+    ],
+)
+def test_proxies_that_are_none(tmp_path: Path, proxies: str, told: str) -> None:
+    """They are refused at the start, with the reason."""
+    with pytest.raises(SettingsError, match=told):
+        settings(tmp_path, console_trusted_proxies=tuple(proxies.split(",")))
+
+
+def test_proxies_reach_the_process_that_has_the_console(tmp_path: Path) -> None:
+    """They are told to it whole."""
+    chosen = settings(tmp_path, console_trusted_proxies=PROXIES)
+    assert load_settings(dump_settings(chosen)) == chosen
+
+
+async def test_the_setting(tmp_path: Path) -> None:
+    """By flag, of a real server."""
+    flags = ("--console", "127.0.0.1:0", "--console-trusted-proxies", "192.0.2.1, 127.0.0.1")
+    server = Policyd(tmp_path, *flags)
+    try:
+        async with Visitor(server.console) as visitor:
+            for number in range(EACH + 1):
+                answer = await attempt(visitor, WRONG, f"203.0.113.{number}")
+                assert answer.status == 401
+    finally:
+        assert server.stop() == 0

@@ -1,0 +1,412 @@
+"""The console in a real browser, beside a real gateway: what the product's page tells of it."""
+
+import json
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from policyd.decision_log.record import Verdict
+from policyd.decision_log.refused_key import Refusal, RefusalCount, RefusalReason
+from policyd.store import Store
+from tests.support.consoles import PASSWORD
+from tests.support.processes import Policyd
+from tests.support.records import decision_id, denied, outcome, record
+from tests.support.requirements import program
+from tests.support.stack import Background, Gateway, Upstream
+
+_FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+_WIDE = {"width": 1400, "height": 900}
+_NARROW = {"width": 390, "height": 844}
+_PATIENCE = 30_000
+"""Milliseconds to wait for what comes by itself."""
+
+expect.set_options(timeout=_PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """The system's Chromium."""
+    path = program("chromium", "chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=list(_FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def policyd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policyd]:
+    """policyd with its console."""
+    server = Policyd(tmp_path_factory.mktemp("console"), "--console", "127.0.0.1:0")
+    yield server
+    assert server.stop() == 0, server.errors
+    assert not [line for line in server.errors if "ERROR" in line or "Traceback" in line]
+
+
+@pytest.fixture(scope="module")
+def token(policyd: Policyd) -> str:
+    """What signs in."""
+    return (policyd.folder / "admin-token").read_text().strip()
+
+
+@pytest.fixture(scope="module")
+def gateway(policyd: Policyd) -> Iterator[Gateway]:
+    """A gateway that asks policyd, before an upstream that answers."""
+    background = Background()
+    with Upstream(background) as upstream:
+        gateway = Gateway(policyd.grpc, upstream.url)
+        yield gateway
+        assert gateway.stop() == 0, gateway.errors
+    background.close()
+
+
+@pytest.fixture(scope="module")
+def filled(policyd: Policyd) -> dict[str, str]:
+    """Paths of every kind of page, in a log with all kinds of decisions, hostile ones too."""
+    with _store(policyd) as store:
+        return _fill(store)
+
+
+def _fill(store: Store) -> dict[str, str]:
+    key, _ = store.create_key("Support chat")
+    at = datetime.now(UTC) - timedelta(hours=2)
+    hostile = "<img src=x onerror=alert(1)>\u202e\x1b" + "A" * 200
+    would: dict[str, Any] = {"verdict": Verdict.WOULD_DENY, "status": 0}
+    both = "policy_enforce_user_ids,invalid_override"
+    odd = record(at, end_user=hostile, user_agent=hostile * 2, model=hostile, trace_id="t-1")
+    blocked = denied(at, key_id=key.id, trace_id="t-1", sample=True, flags=both)
+    minute = int(at.timestamp()) // 60
+    sources = [("192.0.2.1", 0), ("2001:db8:1:2::/64", 1), ("others", 2), ("", 3)]
+    store.log.append([RefusalCount("a", n, minute, one, 1, 1200, 3) for one, n in sources])
+    texts = [hostile[:200]] * 4
+    store.log.append([Refusal(decision_id(at), RefusalReason.UNKNOWN, "192.0.2.1", *texts)])
+    store.log.append([record(at, key_id=key.id, end_user="undefined") for _ in range(3)])
+    store.log.append([record(at, key_id=key.id, end_user="")])
+    store.log.append(
+        [odd, outcome(odd), blocked, denied(at, key_id=key.id, **would)]
+        + [record(at + timedelta(minutes=n), end_user=f"user-{n}") for n in range(60)]
+    )
+    return {
+        "dashboard": "/?period=7d",
+        "keys": "/keys",
+        "new key": "/keys/new",
+        "settings": f"/keys/{key.id}?saved",
+        "revoke": f"/keys/{key.id}/revoke",
+        "simulation": f"/keys/{key.id}/simulation?period=7d",
+        "logs": "/logs",
+        "filters": "/logs?user=user-1&decision=allowed",
+        "blocked": "/logs?decision=denied",
+        "nonsense": "/logs?since=nonsense&key=x",
+        "details": f"/logs/{blocked.id}",
+        "hostile": f"/logs/{odd.id}",
+        "users": "/users",
+        "refused keys": "/refused",
+        "search": "/logs?find=t-1",
+        "account": "/account",
+        "not found": "/nothing",
+    }
+
+
+@contextmanager
+def _store(policyd: Policyd) -> Iterator[Store]:
+    store = Store(policyd.database_url)
+    yield store
+    store.close()
+
+
+@contextmanager
+def _opened(browser: Browser, **options: Any) -> Iterator[Page]:
+    """A page that must not complain, of a browser with nothing in it."""
+    complaints: list[str] = []
+    with browser.new_context(**{"viewport": _WIDE} | options) as context:
+        page = context.new_page()
+        page.set_default_timeout(_PATIENCE)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on(
+            "console",
+            lambda said: (
+                complaints.append(said.text) if said.type in ("error", "warning") else None
+            ),
+        )
+        yield page
+    # That a page was refused is no complaint about the page.
+    assert [one for one in complaints if "the server responded with a status of 4" not in one] == []
+
+
+def _sign_in(page: Page, policyd: Policyd, token: str) -> None:
+    page.goto(f"{policyd.console}/sign-in")
+    page.get_by_label(re.compile("token")).fill(token)
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("heading", name="Dashboard")).to_be_visible()
+
+
+def _ask(gateway: Gateway, key: str, **headers: str) -> tuple[int, str]:
+    """The seed's request."""
+    body = json.dumps({"model": "text-davinci-003", "prompt": "Hello there"}).encode()
+    given = {"x-usagepanda-api-key": key, "Content-Type": "application/json"} | headers
+    request = urllib.request.Request(f"{gateway.url}/v1/completions", body, given)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def _create_key(page: Page, policyd: Policyd, name: str) -> str:
+    """Make a key by the console. It is in force then."""
+    page.get_by_role("link", name="API Keys").first.click()
+    page.get_by_role("link", name=re.compile("Create (the first )?key")).first.click()
+    page.get_by_label("Name").fill(name)
+    page.get_by_role("button", name="Create key").click()
+    key = page.locator("#key").inner_text()
+    with _store(policyd) as store:
+        policyd.reach(store.changes_since(0).revision)
+    return key
+
+
+def _wait_until_in_force(page: Page) -> None:
+    expect(page.get_by_text("the one worker has it")).to_be_visible()
+
+
+def test_the_seed(browser: Browser, policyd: Policyd, gateway: Gateway, token: str) -> None:
+    """The page's four steps, then its request, then the flagged entry with its tooltip."""
+    with _opened(browser) as page:
+        _sign_in(page, policyd, token)
+        key = _create_key(page, policyd, "The seed's key")
+        assert _ask(gateway, key)[0] == 200
+
+        page.get_by_role("link", name="API Keys").first.click()
+        page.get_by_role("link", name="Settings of The seed's key").click()
+        switch = page.get_by_role("group", name="Enforce User IDs")
+        switch.scroll_into_view_if_needed()
+        switch.get_by_role("radio", name="Enforce").check()
+        page.get_by_role("button", name="Save").click()
+        _wait_until_in_force(page)
+
+        status, body = _ask(gateway, key)
+        assert (status, json.loads(body)["error"]["type"]) == (422, "invalid_request")
+
+        page.get_by_role("link", name="Logs").click()
+        row = page.get_by_role("row").filter(has_text="The seed's key").filter(has_text="Blocked")
+        expect(row).to_have_count(1)
+        tooltip = row.get_by_role("tooltip")
+        expect(tooltip).to_be_hidden()
+        row.get_by_role("button", name="Flag: Enforce User IDs").hover()
+        expect(tooltip).to_be_visible()
+        expect(tooltip).to_contain_text("This request carried no user. It was blocked")
+        page.keyboard.press("Escape")
+        expect(tooltip).to_be_hidden()
+
+        row.get_by_role("link").first.click()
+        expect(page.get_by_role("heading", name="Log Details")).to_be_visible()
+        for shown in (
+            "policy_enforce_user_ids",
+            "text-davinci-003",
+            "422",
+            "the field user is absent",
+        ):
+            expect(page.get_by_role("main")).to_contain_text(shown)
+
+
+def test_the_header(browser: Browser, policyd: Policyd, gateway: Gateway, token: str) -> None:
+    """A request that asks for it by the header is blocked and flagged, though the key is off."""
+    with _opened(browser) as page:
+        _sign_in(page, policyd, token)
+        key = _create_key(page, policyd, "Header")
+        assert _ask(gateway, key)[0] == 200
+        assert _ask(gateway, key, **{"x-usagepanda-enforce-user-ids": "True"})[0] == 422
+        page.goto(f"{policyd.console}/logs?decision=denied")
+        row = page.get_by_role("row").filter(has_text="Header")
+        expect(row).to_have_count(1)
+        row.get_by_role("button", name="Flag: Enforce User IDs").focus()
+        expect(row.get_by_role("tooltip")).to_be_visible()
+
+
+def test_live(browser: Browser, policyd: Policyd, gateway: Gateway, token: str) -> None:
+    """New decisions join the log by themselves, unless it is paused; outcomes join their rows."""
+    with _opened(browser) as page:
+        _sign_in(page, policyd, token)
+        key = _create_key(page, policyd, "Live")
+        page.get_by_role("link", name="Logs").click()
+        rows = page.get_by_role("row").filter(has_text="Live")
+        assert _ask(gateway, key)[0] == 200
+        expect(rows).to_have_count(1)
+        expect(rows.first).to_contain_text(re.compile(r"200\s+\S+ m?s\s+\d+\s+\$0\.\d+"))
+        pause = page.get_by_role("button", name="Pause")
+        pause.click()
+        expect(page.get_by_text("Paused")).to_be_visible()
+        assert _ask(gateway, key)[0] == 200
+        with _opened(browser) as other:
+            _sign_in(other, policyd, token)
+            other.goto(f"{policyd.console}/logs")
+            expect(other.get_by_role("row").filter(has_text="Live")).to_have_count(2)
+        expect(rows).to_have_count(1)
+        pause.click()
+        expect(rows).to_have_count(2)
+
+
+def test_before_you_switch_it_on(
+    browser: Browser, policyd: Policyd, gateway: Gateway, token: str
+) -> None:
+    """Settings show what enforcing would have blocked, with the identifiers chosen so far."""
+    with _opened(browser) as page:
+        _sign_in(page, policyd, token)
+        key = _create_key(page, policyd, "Careful")
+        page.get_by_role("link", name="Settings", exact=True).click()
+        expect(page.get_by_text("No requests with this key in this time")).to_be_visible()
+        for _ in range(3):
+            assert _ask(gateway, key)[0] == 200
+        page.goto(f"{policyd.console}/logs")
+        expect(page.get_by_role("row").filter(has_text="Careful")).to_have_count(3)
+        page.get_by_role("link", name="API Keys").click()
+        page.get_by_role("link", name="Settings of Careful").click()
+        panel = page.locator("#simulation")
+        expect(panel).to_contain_text("3 of 3 requests would have been blocked")
+        expect(panel).to_contain_text("text-davinci-003")
+        panel.get_by_role("link", name="Last 7 days").click()
+        expect(panel.get_by_role("link", name="Last 7 days")).to_have_attribute(
+            "aria-current", "true"
+        )
+        expect(panel).to_contain_text("3 of 3 requests")
+
+
+def test_copying_a_key(browser: Browser, policyd: Policyd, token: str) -> None:
+    """The button copies the key; reloading the page that showed it makes no second one."""
+    allowed = ["clipboard-read", "clipboard-write"]
+    with _opened(browser, permissions=allowed) as page:
+        _sign_in(page, policyd, token)
+        key = _create_key(page, policyd, "Copied")
+        page.get_by_role("button", name="Copy key").click()
+        expect(page.get_by_role("button", name="Copied")).to_be_visible()
+        assert page.evaluate("navigator.clipboard.readText()") == key
+        page.reload()
+        expect(page.get_by_role("heading", name="Settings")).to_be_visible()
+        page.get_by_role("link", name="API Keys").first.click()
+        expect(page.get_by_role("row").filter(has_text="Copied")).to_have_count(1)
+
+
+def test_the_first_start(browser: Browser, tmp_path: Path) -> None:
+    """policyd prints a link that lets the administrator set the password, with several workers."""
+    server = Policyd(tmp_path, "--console", "127.0.0.1:0", "--workers", "2")
+    try:
+        (link,) = re.findall(r"http://\S+/first-password\?code=\S+", "".join(server.output))
+        with _opened(browser) as page:
+            page.goto(link)
+            page.get_by_label("New password").fill(PASSWORD)
+            page.get_by_label("The same once more").fill(PASSWORD)
+            page.get_by_role("button", name="Set password and sign in").click()
+            expect(page.get_by_text("Create the first key")).to_be_visible()
+            page.get_by_role("button", name="Sign out").click()
+            page.goto(link)
+            expect(page.get_by_role("alert")).to_contain_text("no longer good")
+            page.get_by_label("Password or administration token").fill(PASSWORD)
+            page.get_by_role("button", name="Sign in").click()
+            expect(page.get_by_role("heading", name="Dashboard")).to_be_visible()
+        said = "".join(server.errors)
+        assert PASSWORD not in said
+        assert link.partition("code=")[2] not in said
+    finally:
+        assert server.stop() == 0, server.errors
+
+
+def test_a_session_that_ends(browser: Browser, policyd: Policyd, token: str) -> None:
+    """A page that polls goes to the sign-in when its session is gone."""
+    with _opened(browser) as page:
+        _sign_in(page, policyd, token)
+        page.goto(f"{policyd.console}/logs")
+        with _store(policyd) as store:
+            store.administrator.end_sessions()
+        expect(page.get_by_role("button", name="Sign in")).to_be_visible()
+
+
+@pytest.mark.parametrize("look", ["light", "dark", "narrow"])
+def test_accessibility(
+    browser: Browser, policyd: Policyd, token: str, filled: dict[str, str], look: str
+) -> None:
+    """axe finds nothing serious on any page; nothing is wider than the screen; no script runs
+    that came with a request."""
+    scheme = "dark" if look == "dark" else "light"
+    size = _NARROW if look == "narrow" else _WIDE
+    # Without motion, as a tooltip that fades in has too little contrast for a moment.
+    looks = {"color_scheme": scheme, "viewport": size, "reduced_motion": "reduce"}
+    with _opened(browser, **looks) as page:
+        page.goto(f"{policyd.console}/sign-in")
+        _check(page, "sign-in")
+        _sign_in(page, policyd, token)
+        for name, path in filled.items():
+            page.goto(f"{policyd.console}{path}")
+            if name == "settings":
+                expect(page.locator("#simulation .tabs")).to_be_visible()
+            _check(page, name)
+        page.goto(f"{policyd.console}{filled['blocked']}")
+        page.locator(".flag").first.focus()
+        expect(page.get_by_role("tooltip").first).to_be_visible()
+        _check(page, "tooltip")
+        _create_key(page, policyd, f"For {look}")
+        _check(page, "created key")
+
+
+def _check(page: Page, name: str) -> None:
+    found = Axe().run(page).response["violations"]
+    serious = [
+        (one["id"], [node["target"] for node in one["nodes"]][:5])
+        for one in found
+        if one["impact"] in ("serious", "critical")
+    ]
+    assert not serious, (name, serious)
+    width = page.viewport_size["width"] if page.viewport_size else 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+
+
+def test_without_javascript(
+    browser: Browser, policyd: Policyd, gateway: Gateway, token: str, filled: dict[str, str]
+) -> None:
+    """Everything can be done, and tooltips show; only what is live has to be asked for."""
+    with _opened(browser, java_script_enabled=False) as page:
+        _sign_in(page, policyd, token)
+        key = _create_key(page, policyd, "Plain")
+        expect(page.get_by_role("button", name="Copy key")).to_be_hidden()
+        page.get_by_role("link", name="Settings", exact=True).click()
+        switch = page.get_by_role("group", name="Enforce User IDs")
+        switch.get_by_role("radio", name="Enforce").check()
+        page.get_by_role("button", name="Save").click()
+        expect(page.get_by_text("Saved.")).to_be_visible()
+        page.get_by_role("link", name="See what enforcing would have blocked").click()
+        expect(page.get_by_text("No requests with this key")).to_be_visible()
+        assert _ask(gateway, key, **{"x-usagepanda-enforce-user-ids": "true"})[0] == 422
+        page.get_by_role("link", name="Logs").click()
+        row = page.get_by_role("row").filter(has_text="Plain")
+        for _ in range(30):
+            if row.count():
+                break
+            page.wait_for_timeout(1000)
+            page.get_by_role("link", name="Look for new ones").click()
+        row.get_by_role("button", name="Flag: Enforce User IDs").hover()
+        expect(row.get_by_role("tooltip")).to_be_visible()
+        page.get_by_text("Filters").click()
+        page.get_by_label("User", exact=True).fill("user-7")
+        page.get_by_role("button", name="Apply").click()
+        expect(page.get_by_role("row")).to_have_count(2)
+        page.goto(f"{policyd.console}{filled['keys']}")
+        page.get_by_role("link", name="Settings of Plain").click()
+        page.get_by_role("link", name="Revoke").click()
+        page.get_by_role("button", name="Revoke this key").click()
+        expect(page.get_by_role("status")).to_contain_text("is revoked")

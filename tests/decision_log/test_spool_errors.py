@@ -1,0 +1,326 @@
+"""Whatever the spool meets with, it is one of two things, and each has its own setting.
+
+There is no room (--log-full), or the disk or the process fails (--log-error): a decision is then
+refused, or answered and counted as lost, and nothing that was answered is lost otherwise.
+"""
+
+import asyncio
+import errno
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import msgspec
+import pytest
+
+from policyd.decision_log import spool
+from policyd.decision_log import writer as decision_log
+from policyd.decision_log.record import Record
+from policyd.decision_log.spool import SpoolReader, SpoolWriter
+from policyd.decision_log.spool import writer as writing
+from policyd.decision_log.spool.system import System
+from policyd.decision_log.writer import DecisionLog
+from policyd.errors import LogFull, LogUnwritable, SettingsError
+from policyd.v1 import policy_pb2 as pb
+from policyd.v1.policy_pb2_grpc import PolicyServiceStub
+from tests.support.processes import Policyd
+from tests.support.records import outcome, record
+from tests.support.requirements import missing
+
+LIMIT = 40_000
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FAILS = (errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOENT, errno.EACCES)
+CALLS = [name for name in vars(System) if not name.startswith("_") and name != "close"]
+"""What may fail. A close() that fails has closed all the same."""
+
+
+class Failing(System):
+    """A kernel of which one call fails, as long as it is told to, after some that are spared."""
+
+    def __init__(self, call: str, number: int, spared: int = 0) -> None:
+        self._call = call
+        self._number = number
+        self._spared = spared
+        self.fails = False
+
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        if name in CALLS and self.fails and name == self._call:
+            self._spared -= 1
+            if self._spared >= 0:
+                return found
+            number = self._number
+
+            def fail(*_: object, **__: object) -> None:
+                raise OSError(number, os.strerror(number))
+
+            return fail
+        return found
+
+
+class Case:
+    """A decision log on a kernel that fails, and what came of what it was given."""
+
+    def __init__(self, folder: Path, kernel: Failing, drops: tuple[bool, bool]) -> None:
+        self.folder = folder
+        self.spool = SpoolWriter(folder, "worker", LIMIT, "always", kernel)
+        self.log = DecisionLog(
+            self.spool,
+            "worker",
+            drop_when_full=drops[0],
+            drop_on_error=drops[1],
+            sync="always",
+        )
+        self.answered: list[str] = []
+        self.dropped = 0
+        self.errors: list[LogFull] = []
+
+    async def ask(self, times: int) -> None:
+        """Log so many decisions, which fill several files."""
+        for _ in range(times):
+            one = record(summary="x" * 400)
+            before = self.spool.written
+            try:
+                if durable := self.log.append([one]):
+                    await durable
+            except LogFull as error:
+                self.errors.append(error)
+            else:
+                if self.spool.written > before:
+                    self.answered.append(one.id)
+                else:
+                    self.dropped += 1
+
+    async def close(self) -> tuple[list[str], int]:
+        """What the shipper finds: the decisions, and how many were lost."""
+        self.log.flush()
+        await self.log.close()
+        reader = SpoolReader(self.folder)
+        assert reader.lock()
+        lines = []
+        for chunk in reader.chunks(2**20):
+            lines += chunk.lines
+            reader.done(chunk)
+        found = [msgspec.json.decode(line, type=Record).id for line in lines]
+        lost = reader.losses()
+        reader.close()
+        return found, sum(lost.values())
+
+
+@pytest.fixture
+def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setattr(writing, "_LOOK", 0.0)
+    # In memory, if that is possible, as there are thousands of syncs.
+    with tempfile.TemporaryDirectory(dir=MEMORY) as place:
+        spool.prepare(Path(place, "spool"), "database")
+        yield Path(place, "spool")
+
+
+@pytest.mark.parametrize("drops", [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize("number", [*FULL, *FAILS], ids=errno.errorcode.get)
+async def test_each_error_at_each_call(folder: Path, number: int, drops: tuple[bool, bool]) -> None:
+    """It is told by its own kind, met as its own setting says, and over when its cause is."""
+    kind = LogFull if number in FULL else LogUnwritable
+    may_drop = drops[kind is LogUnwritable]
+    refusing = set()
+    for call in CALLS:
+        kernel = Failing(call, number)
+        case = Case(folder, kernel, drops)
+        await case.ask(2)
+        kernel.fails = True
+        await case.ask(9)
+        kernel.fails = False
+        before = len(case.answered)
+        await case.ask(9)
+        assert len(case.answered) == before + 9, call
+        assert {type(one) for one in case.errors} <= {kind}, call
+        assert all(os.strerror(number) in str(one) for one in case.errors), call
+        assert not (case.errors and may_drop), call
+        assert not (case.dropped and not may_drop), call
+        refusing |= {call} if case.errors or case.dropped else set()
+        logged, lost = await case.close()
+        assert set(case.answered) <= set(logged), call
+        assert len(set(logged)) == len(logged), call
+        assert lost == case.dropped, call
+        shutil.rmtree(folder)
+        spool.prepare(folder, "database")
+    # These are what a decision needs. The others have a way round them: the old file goes on.
+    assert {"write"} <= refusing <= {"write", "fsync", "fdatasync"}
+
+
+@pytest.mark.parametrize("number", [*FULL, *FAILS], ids=errno.errorcode.get)
+@pytest.mark.parametrize("call", ["open", "pwrite", "flock", "fstat"])
+async def test_each_error_at_the_start(folder: Path, call: str, number: int) -> None:
+    """A disk that is full is no reason not to start: what is decided then is refused or dropped,
+    and logged as soon as there is room. Any other is told at once."""
+    kernel = Failing(call, number, spared=call == "open")  # The folder itself is there.
+    kernel.fails = True
+    before = len(os.listdir("/proc/self/fd"))
+    if number in FULL:
+        case = Case(folder, kernel, (False, False))
+        await case.ask(2)
+        assert [type(one) for one in case.errors] == [LogFull] * 2
+        kernel.fails = False
+        await case.ask(2)
+        assert (await case.close()) == (case.answered, 0)
+        assert len(case.answered) == 2
+    else:
+        with pytest.raises(SettingsError, match="cannot be used"):
+            Case(folder, kernel, (True, True))
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_outcomes_are_never_dropped(folder: Path) -> None:
+    """No client waits for them: the gateway reports them again."""
+    for number in (errno.EIO, errno.ENOSPC):
+        spool.prepare(folder / str(number), "database")
+        kernel = Failing("write", number)
+        case = Case(folder / str(number), kernel, (True, True))
+        kernel.fails = True
+        with pytest.raises(LogFull):
+            case.log.append([outcome(record())])
+        assert (await case.close()) == ([], 0)
+
+
+class Slow(System):
+    """A disk that does not come back from a sync until it is let."""
+
+    def __init__(self) -> None:
+        self.syncs = 0
+        self.waits = threading.Event()
+
+    def fdatasync(self, descriptor: int) -> None:  # type: ignore[override]
+        self.syncs += 1
+        self.waits.wait()
+        os.fdatasync(descriptor)
+
+
+async def test_those_who_wait_share_a_sync(folder: Path) -> None:
+    """While one runs, the event loop goes on, and all that come meanwhile wait for the next."""
+    disk = Slow()
+    writer = SpoolWriter(folder, "worker", LIMIT * 100, "always", disk)
+    log = DecisionLog(writer, "worker", drop_when_full=False, sync="always")
+    waiting: list[asyncio.Future[None]] = []
+    for _ in range(100):
+        durable = log.append([record()])
+        assert durable
+        waiting.append(asyncio.ensure_future(durable))
+        await asyncio.sleep(0)
+    assert not any(one.done() for one in waiting)
+    waiting.pop().cancel()
+    disk.waits.set()
+    await asyncio.gather(*waiting)
+    assert disk.syncs == 2
+    await log.close()
+
+
+async def test_a_disk_that_hangs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is waited for only so long, and then fails, and the end of policyd waits no longer."""
+    monkeypatch.setattr(decision_log, "_PATIENCE", 0.1)
+    disk = Slow()
+    writer = SpoolWriter(folder, "worker", LIMIT, "always", disk)
+    log = DecisionLog(writer, "worker", drop_when_full=True, sync="always")
+    durable = log.append([record()])
+    assert durable
+    with pytest.raises(LogUnwritable, match="cannot be synced"):
+        await durable
+    await log.close()
+    disk.waits.set()
+
+
+async def test_a_background_sync_that_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decisions are refused until one succeeds again, in another file."""
+    monkeypatch.setattr(decision_log, "_INTERVAL", 0.01)
+    kernel = Failing("fdatasync", errno.EIO)
+    writer = SpoolWriter(folder, "worker", LIMIT, "interval", kernel)
+    log = DecisionLog(writer, "worker", drop_when_full=True, sync="interval")
+    keeping = asyncio.create_task(log.keep_synced())
+
+    async def try_until(works: bool) -> None:
+        async with asyncio.timeout(20):
+            while _is_taken(lambda: log.append([record()])) is not works:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    await try_until(True)
+    kernel.fails = True
+    await try_until(False)
+    kernel.fails = False
+    await try_until(True)
+    keeping.cancel()
+    await log.close()
+    assert len([name for name in os.listdir(folder) if name.endswith(".jsonl")]) > 1
+
+
+def _is_taken(append: Callable[[], Awaitable[None] | None]) -> bool:
+    with suppress(LogUnwritable):
+        assert append() is None
+        return True
+    return False
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ("mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place))
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        missing("only root can make a disk that is full soon")
+    yield place
+    subprocess.run(("umount", "--lazy", str(place)), check=True)
+
+
+async def test_a_full_disk_at_the_start(disk: Path) -> None:
+    """Once it has room, all is as it would have been."""
+    spool.prepare(disk / "spool", "database")
+    filler = disk / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    spool.prepare(disk / "spool", "database")
+    case = Case(disk / "spool", Failing("none", 0), (False, False))
+    await case.ask(1)
+    assert [type(one) for one in case.errors] == [LogFull]
+    filler.unlink()
+    await case.ask(2)
+    assert (await case.close()) == (case.answered, 0)
+
+
+def test_a_read_only_disk_at_the_start(disk: Path) -> None:
+    """There is no use in starting: it is told at once."""
+    spool.prepare(disk / "spool", "database")
+    subprocess.run(("mount", "-o", "remount,ro", str(disk)), check=True)
+    with pytest.raises(SettingsError, match="Read-only file system"):
+        SpoolWriter(disk / "spool", "worker", LIMIT)
+
+
+@pytest.mark.parametrize(("flag", "refuses"), [("--log-full", True), ("--log-error", False)])
+async def test_a_deleted_folder(
+    tmp_path: Path, start: Callable[..., Any], flag: str, refuses: bool
+) -> None:
+    """--log-full drop is for a spool without room only; --log-error drop goes on without one."""
+    policyd = start(Policyd, tmp_path, flag, "drop")
+    key = policyd.create_key("enforce")
+    shutil.rmtree(tmp_path / "policyd.db-spool")
+    request = pb.EvaluateRequest(key=key, has_user=False)
+    async with grpc.aio.insecure_channel(policyd.grpc) as channel:
+        stub = PolicyServiceStub(channel)
+        async with asyncio.timeout(30):
+            refused = None
+            # It is noticed within a second.
+            while not any("decisions are" in line for line in policyd.errors):
+                await asyncio.sleep(0.05)
+                try:
+                    await stub.Evaluate(request, timeout=20)
+                except grpc.aio.AioRpcError as error:
+                    refused = error
+    assert (refused is not None) == refuses
+    assert refused is None or refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

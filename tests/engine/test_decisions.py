@@ -1,0 +1,87 @@
+"""The decision tables in tests/decisions, run through the engine."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from policyd.descriptor.evaluate_request import read
+from policyd.engine.decision import decide
+from policyd.engine.model import KeySettings, Mode, Override, RouteSettings
+from policyd.v1 import policy_pb2 as pb
+
+TABLES = sorted((Path(__file__).parents[1] / "decisions").glob("*.yaml"))
+CASES = [
+    pytest.param(case, id=f"{table.stem}: {case['it']}")
+    for table in TABLES
+    for case in yaml.safe_load(table.read_text())
+]
+
+
+def request(fields: dict[str, Any]) -> pb.EvaluateRequest:
+    message = pb.EvaluateRequest(key="up-test")
+    for name, value in fields.items():
+        if name == "headers":
+            pairs = [line.split(":", 1) for line in value]
+            message.headers.extend(pb.Header(name=n, value=v) for n, v in pairs)
+        elif name == "body":
+            message.raw_body.content = value.encode()
+        else:
+            setattr(message, name, pb.UserState.Value(value) if "state" in name else value)
+    return message
+
+
+def settings(case: dict[str, Any]) -> KeySettings | None:
+    if case.get("no_key") or case.get("unknown_key"):
+        return None
+    key = case.get("key", {})
+    return KeySettings(
+        "key_test",
+        Mode[key["mode"].upper()] if "mode" in key else None,
+        Override[key.get("override", "any").upper()],
+        tuple(key.get("accept", ["user", "safety_identifier"])),
+    )
+
+
+def route(case: dict[str, Any]) -> RouteSettings:
+    given = case.get("route", {})
+    return RouteSettings(
+        Mode[given["mode"].upper()] if "mode" in given else None,
+        Override[given["override"].upper()] if "override" in given else None,
+        tuple(given.get("accept", [])),
+    )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_case(case: dict[str, Any]) -> None:
+    """Every case of the tables is decided as it says."""
+    question = request(case["request"])
+    if case.get("no_key"):
+        question.key = ""
+    default = Mode[case.get("default", "off").upper()]
+    decision = decide(read(question)[0], settings(case), default, route(case))
+    why = decision.explanation
+    actual = {
+        "decision": "deny" if decision.denial else "allow",
+        "status": decision.denial.status if decision.denial else None,
+        "mode": why.mode.name.lower() if why.mode else None,
+        "source": why.source.name.lower() if why.source else None,
+        "ignored": why.ignored.name.lower(),
+        "flags": [flag.type for flag in decision.flags],
+        "would_deny": decision.would_deny,
+        "in_scope": why.in_scope,
+        "operation": why.operation,
+        "user_state": why.user_state.name.lower(),
+        "identifier": why.identifier,
+    }
+    expected = {"flags": [], "would_deny": False} | case["expect"]
+    assert expected.pop("says", "") in why.summary
+    assert {name: actual[name] for name in expected} == expected
+    assert why.summary.startswith("Denied" if decision.denial else "Allowed")
+
+
+def test_there_are_tables() -> None:
+    """The tables are found."""
+    assert len(TABLES) == 5
+    assert len(CASES) > 100

@@ -1,0 +1,51 @@
+"""The denial, to the byte: CONTRACT.md section 4."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from policyd.engine import denial
+from policyd.engine.model import Credential, UserState
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def test_a_request_without_user() -> None:
+    """It is refused with 422 and the very bytes of the contract."""
+    refusal = denial.for_user_state(UserState.ABSENT)
+    assert refusal.status == 422
+    assert refusal.body == (GOLDEN / "no_user.json").read_bytes()
+    assert refusal.headers == (
+        ("Access-Control-Allow-Headers", "*"),
+        ("Access-Control-Allow-Origin", "*"),
+        ("Access-Control-Allow-Methods", "OPTIONS,POST,GET"),
+        ("Content-Type", "application/json"),
+    )
+
+
+def test_several_violations_share_one_prefix() -> None:
+    """They are joined with a comma behind one prefix."""
+    refusal = denial.render(422, ("one", "two"), "invalid_request")
+    assert json.loads(refusal.body)["error"]["message"] == "Usage Panda: one, two"
+
+
+@pytest.mark.parametrize("state", [s for s in UserState if s is not UserState.VALID])
+def test_every_state_has_a_denial(state: UserState) -> None:
+    """Each has the shape of OpenAI's errors, and one line of text."""
+    refusal = denial.for_user_state(state)
+    error = json.loads(refusal.body)["error"]
+    assert list(error) == ["message", "type", "param", "code"]
+    assert error["type"] == "invalid_request"
+    assert error["message"].startswith("Usage Panda: ")
+    assert "\n" not in error["message"]
+    assert (refusal.status == 422) == (not state.is_unreadable)
+
+
+@pytest.mark.parametrize("credential", list(Credential))
+def test_a_refused_key_is_named(credential: Credential) -> None:
+    """Each way to give no key in force has its own words and is a 403."""
+    refusal = denial.for_credential(credential)
+    assert refusal.status == 403
+    assert json.loads(refusal.body)["error"]["type"] == "access_denied"
+    assert len({denial.for_credential(other).body for other in Credential}) == 3

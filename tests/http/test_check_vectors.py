@@ -1,0 +1,61 @@
+"""The HTTP check passes the conformance vectors."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support import conformance
+from tests.support.conformance import Keys, Vector
+from tests.support.http_checks import about
+from tests.support.processes import Policyd
+from tests.support.raw_http import Response
+
+# An empty body is taken for one that the proxy left out: 400 in other words.
+EMPTY = {
+    *("encodings/gzip_nothing", "encodings/deflate_nothing", "encodings/br_nothing"),
+    *("encodings/zstd_nothing", "forms/bad_empty", "malformed/empty"),
+}
+
+
+@pytest.fixture(scope="module")
+def http_policyd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policyd]:
+    """A policyd that answers HTTP too."""
+    server = Policyd(tmp_path_factory.mktemp("policyd"), "--http", "127.0.0.1:0")
+    yield server
+    assert server.stop() == 0, server.errors
+
+
+@pytest.fixture(scope="module")
+def keys(http_policyd: Policyd) -> Keys:
+    return Keys(http_policyd)
+
+
+def verdict(vector: Vector, response: Response) -> None:
+    """Whether the check answered as the vector says."""
+    if vector.id in EMPTY:
+        assert response.status == 400
+    elif vector.response:
+        conformance.check_response(vector, response)
+    else:
+        assert response.status == 200, response
+        path = vector.descriptor.path
+        assert response.all("x-policyd-upstream-path") == ([path] if path else [])
+
+
+@conformance.over_http
+def test_named_by_headers(vector: Vector, http_policyd: Policyd, keys: Keys) -> None:
+    """The request that X-Forwarded-Method and X-Forwarded-Uri name is judged as the vector says."""
+    url, secret = f"http://{http_policyd.http}", keys.secret(vector.key)
+    named = about(vector.request.method, vector.request.target)
+    response = conformance.send(
+        vector, url, secret, method="POST", target="/v1/check", headers=named
+    )
+    verdict(vector, response)
+
+
+@conformance.over_http
+def test_behind_the_prefix(vector: Vector, http_policyd: Policyd, keys: Keys) -> None:
+    """So is the one whose own method and path follow /v1/check."""
+    url, secret = f"http://{http_policyd.http}", keys.secret(vector.key)
+    target = f"/v1/check{vector.request.target}"
+    verdict(vector, conformance.send(vector, url, secret, target=target))

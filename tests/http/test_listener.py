@@ -1,0 +1,190 @@
+"""The listener of the HTTP check: who may ask, TLS, workers, and how it ends."""
+
+import asyncio
+import json
+import signal
+import ssl
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trustme
+
+from policyd.command.configuration import Address
+from policyd.errors import CannotListen, SettingsError
+from policyd.server.server import Server
+from policyd.settings import ServerSettings
+from policyd.store import Store
+from tests.support.http_checks import about, check, evaluate
+from tests.support.processes import Policyd
+from tests.support.raw_http import CHAT, CHAT_WITH_USER, ask, connect, exchange, parse, request
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> ServerSettings:
+    """Settings with a free port for HTTP."""
+    free = Address("127.0.0.1", 0)
+    return ServerSettings(
+        database_url=f"sqlite:///{tmp_path}/policyd.db",
+        grpc=free,
+        admin=free,
+        http=free,
+        admin_token_file=tmp_path / "admin-token",
+        spool=tmp_path / "spool",
+    )
+
+
+TOKEN = "a-token-of-the-gateways"
+
+
+async def test_caller_token(made: ServerSettings, tmp_path: Path) -> None:
+    """Callers must show it in X-Policyd-Token; a check's Authorization is the client's own."""
+    file = tmp_path / "caller-token"
+    file.write_text(TOKEN)
+    file.chmod(0o600)
+    right, wrong = ("X-Policyd-Token", TOKEN), ("X-Policyd-Token", "another")
+    bearer = ("Authorization", f"Bearer {TOKEN}")
+    async with Server(replace(made, caller_token_file=file)) as server:
+        url = f"http://{server.http}"
+        for headers in ([], [wrong], [bearer], [wrong, right], [right, right]):
+            response = await check(url, "", CHAT, *headers)
+            assert response.status == 401
+            assert TOKEN.encode() not in response.body
+        assert (await check(url, "", CHAT, right)).status == 403
+        json_type = ("Content-Type", "application/json")
+        refused = await ask(url, "POST", "/access/v1/evaluation", [json_type], b"{}")
+        assert refused.status == 401
+        assert refused.all("www-authenticate") == ['Bearer realm="policyd"']
+        let_in = await ask(url, "POST", "/access/v1/evaluation", [json_type, bearer], b"{}")
+        assert let_in.status == 400
+        for headers, status in [([], 401), ([wrong, bearer], 401), ([bearer], 403), ([right], 403)]:
+            assert (await evaluate(url, {"hasUser": True}, *headers)).status == status
+
+
+async def test_tls(made: ServerSettings, tmp_path: Path) -> None:
+    """With --tls-cert it speaks TLS only, and with --tls-client-ca to its clients only."""
+    authority = trustme.CA()
+    own = authority.issue_cert("127.0.0.1")
+    own.private_key_pem.write_to_path(tmp_path / "key.pem")
+    own.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    files = {"tls_cert": tmp_path / "cert.pem", "tls_key": tmp_path / "key.pem"}
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    async with Server(replace(made, **files)) as server:
+        assert server.http is not None
+        assert await _status_over_tls(server.http, trusting) == 403
+        assert (await exchange(f"http://{server.http}", request("GET", "/"))) == b""
+    async with Server(replace(made, **files, tls_client_ca=tmp_path / "ca.pem")) as server:
+        assert server.http is not None
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            await _status_over_tls(server.http, trusting)
+        authority.issue_cert("client.test").configure_cert(trusting)
+        assert await _status_over_tls(server.http, trusting) == 403
+
+
+async def _status_over_tls(address: Address, context: ssl.SSLContext) -> int:
+    reader, writer = await asyncio.open_connection(*address, ssl=context)
+    writer.write(request("POST", "/v1/check", about(), CHAT))
+    try:
+        answer = await reader.read()
+        if not answer:
+            raise ConnectionError
+        return parse(answer).status
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize("flag", ["--http", "--grpc"])
+def test_beyond_loopback(made: ServerSettings, tmp_path: Path, flag: str) -> None:
+    """It listens there only with TLS and where callers must say who they are, or as insecure."""
+    everywhere = {flag.removeprefix("--"): Address("0.0.0.0", 0)}  # noqa: S104  # that is the point
+    tls = {"tls_cert": tmp_path / "cert.pem", "tls_key": tmp_path / "key.pem"}
+    for given_ in ({}, tls, {"caller_token_file": tmp_path / "token"}):
+        with pytest.raises(SettingsError, match=f"{flag} .* can be reached from other machines"):
+            replace(made, **everywhere, **given_)
+    replace(made, **everywhere, **tls, caller_token_file=tmp_path / "token")
+    replace(made, **everywhere, insecure=True)
+
+
+async def test_a_port_that_is_taken(made: ServerSettings) -> None:
+    """It is an error that names the flag."""
+    async with Server(made) as server:
+        with pytest.raises(CannotListen, match="--http"):
+            async with Server(replace(made, http=server.http)):
+                pass
+
+
+async def test_workers(tmp_path: Path) -> None:
+    """All of them answer on the one port, and end cleanly."""
+    server = Policyd(tmp_path, "--http", "127.0.0.1:0", "--workers", "2")
+    try:
+        url = f"http://{server.http}"
+        key = server.create_key("enforce")
+        deadline = asyncio.get_running_loop().time() + 60
+        seen: set[str] = set()
+        while len(seen) < 2:
+            assert asyncio.get_running_loop().time() < deadline
+            response = await check(url, key, CHAT_WITH_USER)
+            # Which worker it was stands in the middle of a decision's ID.
+            seen.update(value[12:24] for value in response.all("x-policyd-decision-id"))
+    finally:
+        assert server.stop() == 0, server.errors
+
+
+async def test_checks_under_way_when_it_stops(tmp_path: Path) -> None:
+    """They are answered, and new ones are not taken."""
+    server = Policyd(tmp_path, "--http", "127.0.0.1:0")
+    key = server.create_key("enforce")
+    head = [("x-usagepanda-api-key", key), *about(), ("Content-Length", str(len(CHAT_WITH_USER)))]
+    reader, writer = await connect(f"http://{server.http}")
+    writer.write(request("POST", "/v1/check", head) + CHAT_WITH_USER[:10])
+    await writer.drain()
+    assert (await check(f"http://{server.http}", key, CHAT)).status == 422
+    server.send(signal.SIGTERM)
+    await _refused(f"http://{server.http}")
+    writer.write(CHAT_WITH_USER[10:])
+    assert parse(await reader.read()).status == 200
+    writer.close()
+    assert await asyncio.to_thread(server.wait) == 0
+
+
+async def _refused(url: str) -> None:
+    """Wait until nobody listens there any more."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                _, writer = await connect(url)
+            except ConnectionError:
+                return
+            writer.close()
+            await asyncio.sleep(0.05)
+
+
+async def test_a_log_that_is_full(made: ServerSettings) -> None:
+    """A decision that cannot be logged is none: nothing is allowed, and the answer is 503. A key
+    that is refused needs no log."""
+    store = Store(made.database_url)
+    await asyncio.to_thread(store.migrate)
+    _, key = await asyncio.to_thread(store.create_key, "app")
+    store.close()
+    json_type = ("Content-Type", "application/json")
+    asked = {
+        "subject": {"type": "api_key", "id": key},
+        "action": {"name": "GET"},
+        "resource": {"type": "path", "id": "/v1/models"},
+    }
+    async with Server(replace(made, spool_limit=1)) as server:
+        url = f"http://{server.http}"
+        assert (await check(url, "", CHAT)).status == 403
+        assert (await evaluate(url, {"key": "up-unknown", "hasUser": True})).status == 403
+        question = {"key": key, "hasUser": True}
+        for response in (await check(url, key, CHAT), await evaluate(url, question)):
+            assert response.status == 503
+            assert response.all("retry-after")[0] in {"1", "2", "3"}
+            assert response.all("x-policyd-decision-id") == []
+        body = json.dumps(asked).encode()
+        answer = await ask(url, "POST", "/access/v1/evaluation", [json_type], body)
+        decision = json.loads(answer.body)
+        assert decision["decision"] is False
+        assert decision["context"]["error"]["status"] == 503

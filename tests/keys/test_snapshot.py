@@ -1,0 +1,292 @@
+"""The file with the last settings, by which a server decides that starts without its database."""
+
+import asyncio
+import multiprocessing
+import os
+import resource
+import secrets
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import fields
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from policyd.engine.model import (
+    IDENTIFIERS,
+    SAFETY_IDENTIFIER,
+    KeyChange,
+    KeyChanges,
+    KeySettings,
+    Mode,
+    Override,
+)
+from policyd.errors import RevisionNotReached
+from policyd.keys import api_key, snapshot
+from policyd.keys.key_table import KeyTable
+from policyd.keys.snapshot import Head, SnapshotFile, SnapshotKeeper, SnapshotUnusable, place_of
+from tests.support.load import PATIENCE
+
+IDENTITY, PLACE = "database", place_of("sqlite:///policyd.db")
+HOUR = 3600.0
+
+
+def keys(count: int) -> dict[bytes, KeySettings]:
+    """Settings of each kind."""
+    kinds = [
+        (mode, override, accept)
+        for mode in (None, *Mode)
+        for override in Override
+        for accept in (IDENTIFIERS, (SAFETY_IDENTIFIER,))
+    ]
+    return {
+        secrets.token_bytes(32): KeySettings(api_key.generate_id(), *kinds[number % len(kinds)])
+        for number in range(count)
+    }
+
+
+def head(revision: int = 1, age: float = 0.0, identity: str = IDENTITY) -> Head:
+    return Head(identity=identity, place=PLACE, revision=revision, followed_at=time.time() - age)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> SnapshotFile:
+    return SnapshotFile(tmp_path / "snapshot")
+
+
+def why_not(file: SnapshotFile, **given: str) -> str:
+    """Why the file cannot be used."""
+    with pytest.raises(SnapshotUnusable) as problem:
+        file.read(given.get("identity", IDENTITY), given.get("place", PLACE), HOUR)
+    return str(problem.value)
+
+
+@pytest.mark.parametrize("count", [0, 1, 24, snapshot._PIECE, 3 * snapshot._PIECE + 1])
+def test_it_holds_all_settings(file: SnapshotFile, tmp_path: Path, count: int) -> None:
+    """Those of every key come back as they were, and the file is its owner's alone."""
+    settings = keys(count)
+    before = os.umask(0)
+    try:
+        file.keep(head(7), settings)
+    finally:
+        os.umask(before)
+    found, read = file.read(IDENTITY, PLACE, HOUR)
+    assert (read, found.revision, found.keys) == (settings, 7, count)
+    for path in tmp_path.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_it_holds_no_key_and_no_name(file: SnapshotFile, tmp_path: Path) -> None:
+    """What decides is a digest. Whatever else a key's settings come to hold is to be thought of."""
+    key = api_key.generate()
+    file.keep(head(), {api_key.digest(key): KeySettings("key_1")})
+    assert key.encode() not in (tmp_path / "snapshot").read_bytes()
+    assert {one.name for one in fields(KeySettings)} == {"key_id", "mode", "override", "accept"}
+
+
+def test_every_damage_is_noticed(file: SnapshotFile, tmp_path: Path) -> None:
+    """Wherever a byte is another one, or the file is cut, it is not used."""
+    path = tmp_path / "snapshot"
+    file.keep(head(), keys(5))
+    whole = path.read_bytes()
+    ends = len(whole[: snapshot._HEAD].rstrip())
+    for place in (*range(ends), *range(snapshot._HEAD, len(whole))):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0x20
+        path.write_bytes(damaged)
+        # Blanks around the checksum say nothing.
+        with suppress(SnapshotUnusable):
+            read = file.read(IDENTITY, PLACE, HOUR)
+            raise AssertionError(f"byte {place} is damaged, and {read} was read")
+    for size in (0, 1, ends, snapshot._HEAD, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        assert "damaged" in why_not(file)
+    path.write_bytes(whole + b"x")
+    assert "damaged" in why_not(file)
+
+
+def test_what_is_not_used(file: SnapshotFile, tmp_path: Path) -> None:
+    """None, one of another database or place, one that is too old or of the future."""
+    assert "there is none" in why_not(file)
+    file.keep(head(), keys(1))
+    assert "another database" in why_not(file, identity="another")
+    assert "another database" in why_not(file, place=place_of("sqlite:///other.db"))
+    (tmp_path / "snapshot").unlink()  # An older one takes no newer one's place.
+    file.keep(head(age=HOUR + 10), {})
+    assert "--snapshot-max-age" in why_not(file)
+    file.keep(head(age=-HOUR), {})
+    assert "from the future" in why_not(file)
+    file.keep(head(age=HOUR / 2), {})
+    assert file.read(IDENTITY, PLACE, HOUR)
+    (tmp_path / "snapshot").chmod(0o622)
+    assert "others may write to it" in why_not(file)
+
+
+def test_one_that_is_newer_stays(file: SnapshotFile) -> None:
+    """A worker that follows the database no longer writes nothing over what another one knows."""
+    file.keep(head(3), keys(3))
+    for late in (head(2, age=5), head(3, age=5)):
+        assert not file.is_behind(late)
+        file.keep(late, keys(2))
+    assert file.read(IDENTITY, PLACE, HOUR)[0].revision == 3
+
+
+@pytest.mark.parametrize("other", [{"form": "x"}, {"format": 99}])
+def test_another_version(file: SnapshotFile, other: dict[str, object]) -> None:
+    """A version that knows other settings, as it could read these wrong, does not use them, and
+    writes its own."""
+    file.keep(msgspec.structs.replace(head(), **other), {})
+    assert "another version" in why_not(file)
+    file.keep(head(), keys(1))
+    assert len(file.read(IDENTITY, PLACE, HOUR)[1]) == 1
+
+
+def test_the_head_alone_is_renewed(file: SnapshotFile, tmp_path: Path) -> None:
+    """Settings that are the same are not written again."""
+    path = tmp_path / "snapshot"
+    settings = keys(3)
+    file.keep(head(age=HOUR / 2), settings)
+    before = path.stat().st_ino
+    assert file.is_behind(head())
+    file.keep(head(), {})
+    assert not file.is_behind(head())
+    assert path.stat().st_ino == before
+    _, read = file.read(IDENTITY, PLACE, HOUR / 4)
+    assert read == settings
+    for other in (head(2), head(identity="another")):
+        assert file.is_behind(other)
+        file.keep(other, {})
+        assert file.read(other.identity, PLACE, HOUR)[1] == {}
+
+
+def _writes(path: Path, number: int) -> None:
+    settings = {
+        bytes(32): KeySettings(f"key_{number}"),
+        bytes([1]) * 32: KeySettings(f"key_{number}"),
+    }
+    for revision in range(number, 10**6, 8):
+        with suppress(OSError):
+            SnapshotFile(path).keep(head(revision), settings)
+
+
+def test_several_that_write_and_are_killed(tmp_path: Path) -> None:
+    """Whenever a writer is killed, and however many write, the file is a whole one of theirs."""
+    path = tmp_path / "snapshot"
+    file = SnapshotFile(path)
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_writes, args=(path, number)) for number in range(3)]
+    for writer in writers:
+        writer.start()
+    give_up = time.monotonic() + PATIENCE
+    while file.head() is None and time.monotonic() < give_up:
+        time.sleep(0.01)
+    for writer in writers:
+        for _ in range(50):
+            _, read = file.read(IDENTITY, PLACE, HOUR)
+            assert len({one.key_id for one in read.values()}) == 1
+        writer.kill()
+        writer.join()
+    assert len(file.read(IDENTITY, PLACE, HOUR)[1]) == 2
+    file.keep(head(10**7), keys(5))
+    assert {one.name for one in tmp_path.iterdir()} == {"snapshot", "snapshot.lock"}
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_no_room_for_a_new_one(file: SnapshotFile, tmp_path: Path) -> None:
+    """The one that is there stays, and nothing lies around."""
+    settings = keys(3)
+    file.keep(head(), settings)
+    with files_of_at_most(4096), pytest.raises(OSError):  # noqa: PT011 - whichever it is
+        file.keep(head(2), keys(1000))
+    assert file.read(IDENTITY, PLACE, HOUR)[1] == settings
+    assert {one.name for one in tmp_path.iterdir()} == {"snapshot", "snapshot.lock"}
+
+
+class Changing:
+    """A store of one key, whose settings change at every look while `is_busy`."""
+
+    def __init__(self) -> None:
+        self.revision = 1
+        self.epoch = "a"
+        self.is_busy = False
+
+    def changes_since(self, revision: int, epoch: str) -> KeyChanges:
+        self.revision += self.is_busy
+        change = KeyChange(bytes(32), KeySettings(f"key_{self.epoch}{self.revision}"))
+        everything = not revision or epoch != self.epoch
+        return KeyChanges(self.revision, (change,), everything, self.epoch)
+
+
+async def test_it_is_kept_as_settings_change(
+    file: SnapshotFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each change is in the file soon, and however many there are, it is written now and then."""
+    store = Changing()
+    table = KeyTable(store.changes_since)
+    keeper = asyncio.create_task(SnapshotKeeper(file, table, lambda: IDENTITY, PLACE).keep())
+    await asyncio.sleep(2 * snapshot._TURN)
+    assert file.head() is None, "what the store has not told is no snapshot"
+    following = asyncio.create_task(table.follow(0.01))
+    await _until(lambda: _revision(file) == 1)
+    store.is_busy = True
+    seen, until = [], time.monotonic() + 6 * snapshot._TURN
+    while time.monotonic() < until:
+        seen.append((tmp_path / "snapshot").stat().st_ino)
+        await asyncio.sleep(0.005)
+    assert 2 <= sum(one != other for one, other in pairwise(seen)) <= 8
+    store.is_busy = False
+    await _until(lambda: _revision(file) == store.revision)
+    assert file.read(IDENTITY, PLACE, HOUR)[1] == table.copy()
+    # A database that was put back from a backup may have other settings at the same revision.
+    store.epoch = "b"
+    await _until(lambda: _epoch(file) == "b")
+    assert file.read(IDENTITY, PLACE, HOUR)[1] == {bytes(32): KeySettings(f"key_b{store.revision}")}
+    for task in (keeper, following):
+        task.cancel()
+
+
+def _revision(file: SnapshotFile) -> int:
+    found = file.head()
+    return found.revision if found else 0
+
+
+def _epoch(file: SnapshotFile) -> str:
+    found = file.head()
+    return found.epoch if found else ""
+
+
+async def _until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not is_so():  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.02)
+
+
+async def test_a_table_that_begins_by_a_snapshot() -> None:
+    """It is as old as that, and reads all of the store afterwards: also what was deleted there."""
+    store = Changing()
+    table = KeyTable(store.changes_since)
+    assert not table.is_known
+    gone = b"g" * 32
+    table.restore({gone: KeySettings("key_gone")}, 5, 100.0)
+    assert (table.is_known, table.is_followed, table.revision) == (True, False, 5)
+    assert 100 <= table.staleness() < 100 + PATIENCE
+    with pytest.raises(RevisionNotReached):
+        await table.wait_for(6, 0.01)
+    await table.refresh()
+    assert table.is_followed
+    assert table.settings(gone) is None
+    assert table.settings(bytes(32)) is not None
+    assert (table.revision, table.staleness() < PATIENCE) == (1, True)

@@ -1,0 +1,47 @@
+"""The conformance vectors through a real Envoy."""
+
+import pytest
+
+from tests.proxies.envoy.proxy import Envoy
+from tests.support import conformance
+from tests.support.conformance import Keys, Vector
+from tests.support.processes import Policyd
+from tests.support.stack import Upstream
+
+# Envoy takes away what a Connection header names before any filter sees the request, so policyd
+# judges what goes upstream: a body without its coding or type, and a request without its key.
+REFUSED = {
+    *("headers/connection_content_encoding", "headers/connection_content_encoding_no_user"),
+    *(
+        "headers/connection_content_encoding_case",
+        "headers/connection_content_encoding_case_no_user",
+    ),
+    *(
+        "headers/connection_content_encoding_twin",
+        "headers/connection_content_encoding_twin_no_user",
+    ),
+    *("headers/connection_content_type", "headers/connection_content_type_no_user"),
+    *("headers/connection_host", "headers/connection_key", "headers/connection_all"),
+}
+# A client that names what it asked for itself has asked for nothing.
+NOT_ASKED = {
+    "headers/connection_authorization": b"authorization",
+    "headers/connection_override": b"x-usagepanda-enforce-user-ids",
+}
+
+
+@pytest.fixture(scope="session")
+def keys(policyd: Policyd) -> Keys:
+    return Keys(policyd)
+
+
+@conformance.over_http
+def test_vectors(vector: Vector, keys: Keys, envoy: Envoy, upstream: Upstream) -> None:
+    """Envoy answers a denied request byte for byte, and sends an allowed one upstream."""
+    secret = keys.secret(vector.key)
+    if vector.id in NOT_ASKED:
+        conformance.send(vector, envoy.url, secret)
+        (received,) = upstream.received
+        assert not received.header(NOT_ASKED[vector.id])
+    else:
+        conformance.check_over_http(vector, envoy.url, secret, upstream, refused=REFUSED)

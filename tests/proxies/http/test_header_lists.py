@@ -1,0 +1,63 @@
+"""Gateways that are told headers by their full names are told every spelling of them."""
+
+import re
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from policyd.descriptor.headers import KEY_HEADER, OVERRIDE_HEADER, TRACE_HEADER
+from policyd.engine.method_override import HEADERS
+
+FOLDER = Path(__file__).parents[3] / "integrations"
+
+
+def _spellings(name: str) -> set[str]:
+    parts = name.split("-")
+    joints = product("-_", repeat=len(parts) - 1)
+    return {"".join(a + b for a, b in zip(parts, (*one, ""), strict=True)) for one in joints}
+
+
+OWN = {
+    spelling
+    for name in (KEY_HEADER, OVERRIDE_HEADER, TRACE_HEADER)
+    for spelling in _spellings(name)
+}
+
+
+def _config(name: str) -> Any:
+    text = (FOLDER / name).read_text(encoding="utf-8")
+    return yaml.safe_load(text.removesuffix("#END\n"))
+
+
+def test_traefik() -> None:
+    """It shows policyd what overrides the method, and passes none of policyd's own headers on."""
+    middlewares = _config("traefik/dynamic.yaml")["http"]["middlewares"]
+    shown = middlewares["policyd"]["forwardAuth"]["authRequestHeaders"]
+    assert {name.lower() for name in shown} >= HEADERS
+    removed = middlewares["own-headers"]["headers"]["customRequestHeaders"]
+    assert {name for name in OWN if removed[name] == ""} == OWN
+
+
+def test_apisix() -> None:
+    """It passes neither on: of a repeated header policyd would see the first only."""
+    [route] = _config("apisix/apisix.yaml")["routes"]
+    removed = route["plugins"]["proxy-rewrite"]["headers"]["remove"]
+    assert set(removed) >= HEADERS | OWN
+
+
+def test_envoy() -> None:
+    """It shows policyd what overrides the method, by a pattern."""
+    text = (FOLDER / "envoy" / "envoy.yaml").read_text(encoding="utf-8")
+    patterns = re.findall(r'safe_regex: \{ regex: "([^"]*method[^"]*)" \}', text)
+    assert patterns
+    assert all(re.fullmatch(pattern, name) for pattern in patterns for name in HEADERS)
+
+
+def test_example_gateways() -> None:
+    """They do, too."""
+    pattern = r"x[-_]http[-_]method([-_]override)?|x[-_]method[-_]override"
+    for name in ("node/src/gateway.ts", "go/main.go", "java/src/main/java/example/Gateway.java"):
+        assert pattern in (FOLDER / "clients" / name).read_text(encoding="utf-8")
+    assert all(re.fullmatch(pattern, name) for name in HEADERS)

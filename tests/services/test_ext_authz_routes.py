@@ -1,0 +1,59 @@
+"""What context_extensions set for a route, by Check on a real policyd."""
+
+import time
+
+import grpc
+import pytest
+
+from tests.support.envoy_checks import CHAT, CHAT_WITH_USER, KEY, OVERRIDE, Checker, request, status
+from tests.support.processes import Policyd
+
+
+def test_the_routes_settings(checker: Checker, enforcing: str, off: str, locked: str) -> None:
+    """A route sets mode, who may override it, and what counts as a user."""
+    assert status(checker.ask(request({KEY: enforcing}, CHAT, {"policyd.mode": "audit"}))) == 0
+    assert status(checker.ask(request({KEY: off}, CHAT, {"policyd.mode": "enforce"}))) == 422
+    overridden = {KEY: enforcing, OVERRIDE: "false"}
+    fixed = {"policyd.override": "locked"}
+    assert status(checker.ask(request(overridden, CHAT, fixed))) == 422
+    loosened = {"policyd.override": "any", "someone.else": "x"}
+    assert status(checker.ask(request(overridden | {KEY: locked}, CHAT, loosened))) == 0
+    body = CHAT[:-1] + b',"safety_identifier":"s-1"}'
+    accepting = {"policyd.accept": "user, safety_identifier"}
+    assert status(checker.ask(request({KEY: enforcing}, body, accepting))) == 0
+    assert status(checker.ask(request({KEY: enforcing}, body))) == 0
+    assert status(checker.ask(request({KEY: enforcing}, body, {"policyd.accept": "user"}))) == 422
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("policyd.mode", "on", "one of off, audit, enforce"),
+        ("policyd.mode", "", "one of off, audit, enforce"),
+        ("policyd.override", "ANY", "one of any, tighten_only, locked"),
+        ("policyd.accept", "user,email", "a list of user and safety_identifier"),
+        ("policyd.mood", "audit", "policyd.mode, policyd.override, policyd.accept"),
+        ("Policyd-Mode", "audit", "policyd.mode, policyd.override, policyd.accept"),
+    ],
+)
+def test_unknown_settings_of_a_route(
+    checker: Checker, policyd: Policyd, off: str, name: str, value: str, said: str
+) -> None:
+    """They get no decision, so that nothing passes by a slip, and policyd's log says why, once."""
+    for _ in range(2):
+        with pytest.raises(grpc.RpcError) as caught:
+            checker.ask(request({KEY: off}, CHAT_WITH_USER, {name: value}))
+        error = caught.value
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert said in error.details()
+    assert lines_with(policyd, error.details()) == 1
+
+
+def lines_with(policyd: Policyd, words: str) -> int:
+    """How many lines of its log hold these words; waits for the first."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if count := sum(words in line for line in list(policyd.errors)):
+            return count
+        time.sleep(0.02)
+    return 0

@@ -1,0 +1,346 @@
+"""A revision is more than its number: whether a database still has it, and is the one it was."""
+
+import logging
+import os
+import random
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from policyd.engine.model import Mode
+from policyd.errors import StoreUnavailable, WrongDatabase
+from policyd.keys.key_table import KeyTable
+from policyd.store import Store, checkpoints, damage
+from policyd.store.checkpoints import Checkpoints, Counts, Written
+from policyd.store.database import make_file, open_engine
+from tests.support.postgresql import PostgreSQL
+from tests.support.records import record
+
+
+@pytest.fixture
+def store(new_database: str) -> Iterator[Store]:
+    store = Store(new_database)
+    store.migrate()
+    yield store
+    store.close()
+
+
+def execute(url: str, *statements: str, **values: object) -> None:
+    engine = open_engine(url)
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.execute(sa.text(statement), values)
+    engine.dispose()
+
+
+def test_each_revision_has_an_epoch(store: Store) -> None:
+    """A reader that gives it back gets what changed since, and no more."""
+    first = store.changes_since(0, "")
+    assert first.everything
+    assert first.epoch
+    store.create_key("one")
+    second = store.changes_since(first.revision, first.epoch)
+    assert not second.everything
+    assert len(second.changed) == 1
+    assert second.epoch not in ("", first.epoch)
+    same = store.changes_since(second.revision, second.epoch)
+    assert (same.everything, same.changed, same.epoch) == (False, (), second.epoch)
+    for number in range(3):
+        store.create_key(f"more {number}")
+    third = store.changes_since(second.revision, second.epoch)
+    assert (third.everything, len(third.changed)) == (False, 3)
+    assert len(store.changes_since(first.revision, first.epoch).changed) == 4
+
+
+@pytest.mark.parametrize("more", [-1, 0, 1, 5])
+def test_another_history(store: Store, new_database: str, more: int) -> None:
+    """Changes that were lost are noticed at a lower, the same and a higher revision."""
+    for number in range(3):
+        store.create_key(f"kept {number}")
+    key, _ = store.create_key("changed later")
+    known = store.update_key(key.id, {"mode": Mode.OFF}).revision
+    epoch = store.changes_since(0).epoch
+    # As a backup from before the last change is.
+    execute(
+        new_database,
+        "UPDATE revision SET value = :back",
+        "UPDATE api_keys SET mode = NULL, revision = :back WHERE mode IS NOT NULL",
+        "DELETE FROM revision_epochs WHERE revision > :back",
+        back=known - 2,
+    )
+    for _ in range(2 + more):
+        store.update_key(key.id, {"mode": Mode.AUDIT})
+    found = store.changes_since(known, epoch)
+    assert found.everything
+    assert found.revision == known + more
+    modes = {change.settings.mode for change in found.changed if change.settings}
+    assert modes == {None, Mode.AUDIT}
+
+
+def test_changes_of_an_older_version(store: Store, new_database: str) -> None:
+    """It knows of no epochs, and the database gives its changes one all the same."""
+    key, _ = store.create_key("one")
+    known = store.changes_since(0)
+    execute(
+        new_database,
+        "UPDATE revision SET value = value + 1",
+        "UPDATE api_keys SET mode = 1, revision = :next",
+        next=known.revision + 1,
+    )
+    found = store.changes_since(known.revision, known.epoch)
+    assert not found.everything
+    assert [change.settings.mode for change in found.changed if change.settings] == [Mode.OFF]
+    assert found.epoch not in ("", known.epoch)
+    # Nothing of it is lost on a reader that has seen that, either.
+    store.update_key(key.id, {"mode": Mode.AUDIT})
+    assert not store.changes_since(found.revision, found.epoch).everything
+
+
+def test_what_is_long_ago(store: Store, new_database: str) -> None:
+    """Epochs are bounded, and a reader that is further behind reads everything."""
+    store.create_key("one")
+    known = store.changes_since(0)
+    execute(new_database, "UPDATE revision SET value = value + 10001")
+    assert store.changes_since(known.revision, known.epoch).everything
+    engine = open_engine(new_database)
+    with engine.connect() as connection:
+        count = sa.text("SELECT count(*) FROM revision_epochs")
+        assert connection.execute(count).scalar_one() == 1
+    engine.dispose()
+
+
+async def test_a_table_that_follows(
+    store: Store, new_database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has what the database has, and says that it read everything anew."""
+    caplog.set_level(logging.INFO, "policyd.keys.key_table")
+    store.create_key("one", Mode.OFF)
+    table = KeyTable(store.changes_since)
+    await table.refresh()
+    [(digest, settings)] = table._settings.items()
+    assert settings.mode is Mode.OFF
+    assert caplog.records == []
+    revision = table.revision
+    execute(
+        new_database,
+        "UPDATE api_keys SET mode = 3",
+        "UPDATE revision SET value = value - 1",
+        "UPDATE revision SET value = value + 1",
+    )
+    await table.refresh()
+    found = table.settings(digest)
+    assert found
+    assert (found.mode, table.revision) == (Mode.ENFORCE, revision)
+    assert "put back from a backup" in caplog.text
+
+
+def test_workers_of_another_history(store: Store, new_database: str) -> None:
+    """A worker that has a revision of the same number has not this one."""
+    store.create_key("one")
+    known = store.changes_since(0)
+    store.workers.beat("new", "host", known.revision, known.epoch)
+    store.workers.beat("old", "host", known.revision)
+    store.workers.beat("lost", "host", known.revision, "another")
+    store.workers.beat("ahead", "host", known.revision + 7, "another")
+    had = {one.id: one.revision for one in store.workers.list()}
+    assert had == {"new": known.revision, "old": known.revision, "lost": 0, "ahead": 0}
+
+
+# The database itself
+
+
+def test_another_installation(store: Store, new_database: str) -> None:
+    """Nothing is read from it and nothing written to it, by whatever method."""
+    store.expect("0" * 32)
+    for use in (
+        lambda: store.changes_since(0, ""),
+        lambda: store.create_key("one"),
+        lambda: store.log.append([record()]),
+        lambda: store.log.lose({"process": 1}),
+        lambda: store.workers.beat("one", "host", 1),
+        store.list_keys,
+        store.workers.list,
+        store.log.status,
+    ):
+        with pytest.raises(WrongDatabase, match="restart policyd"):
+            use()
+    other = Store(new_database)
+    other.expect(other.identity())
+    assert other.log.status().decisions == 0
+    assert other.list_keys() == []
+    other.close()
+
+
+def test_a_database_without_our_tables(new_database: str) -> None:
+    """An empty one in the place of the right one is another one."""
+    make_file(new_database)
+    store = Store(new_database)
+    store.expect("0" * 32)
+    with pytest.raises(WrongDatabase, match="no tables of policyd"):
+        store.changes_since(0, "")
+    store.close()
+
+
+def test_a_postgresql_that_takes_no_changes(postgresql: PostgreSQL) -> None:
+    """It is told at the start, and by each change."""
+    with postgresql.database() as url:
+        store = Store(url)
+        store.migrate()
+        name = sa.make_url(url).database
+        execute(url, f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        store.close()
+        with pytest.raises(StoreUnavailable, match="target_session_attrs"):
+            store.check()
+        with pytest.raises(StoreUnavailable, match="target_session_attrs"):
+            store.create_key("one")
+        store.close()
+
+
+def test_a_standby() -> None:
+    """It may be behind, so that not even settings are taken from it."""
+    with PostgreSQL() as server, server.database() as url:
+        store = Store(url)
+        store.migrate()
+        store.expect(store.identity())
+        store.close()
+        with server.standby():
+            for use in (store.check, store.list_keys, lambda: store.changes_since(0, "")):
+                with pytest.raises(StoreUnavailable, match="target_session_attrs"):
+                    use()
+            store.close()
+        store.check()
+        assert store.changes_since(0, "").everything
+        store.close()
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A database with keys and decisions, all of it in its file."""
+    folder = tmp_path_factory.mktemp("filled")
+    store = Store(f"sqlite:///{folder}/policyd.db")
+    store.migrate()
+    for number in range(50):
+        store.create_key(f"key {number}")
+    store.log.append([record() for _ in range(5000)])
+    store.check()
+    store.close()
+    return (folder / "policyd.db").read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["cut", "zeros", "noise", "text"])
+def test_a_damaged_file(filled: bytes, tmp_path: Path, damage: str) -> None:
+    """It is found at the start, wherever it is damaged, and the message says what to do."""
+    chance = random.Random(damage)
+    for number in range(10):
+        page = chance.randrange(1, len(filled) // 4096) * 4096
+        put = {"zeros": bytes(4096), "noise": chance.randbytes(4096)}
+        broken = {"cut": filled[:page], "text": b"not a database " * 999}.get(damage) or (
+            filled[:page] + put[damage] + filled[page + 4096 :]
+        )
+        file = tmp_path / f"{number}.db"
+        file.write_bytes(broken)
+        store = Store(f"sqlite:///{file}")
+        with pytest.raises(StoreUnavailable, match=r"is damaged: .+policyd db restore"):
+            store.check()
+        store.close()
+        assert file.read_bytes() == broken
+
+
+def test_a_large_log(
+    filled: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The start waits no longer for it than it may, and reads all settings all the same."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(damage, "_PATIENCE", 0)
+    monkeypatch.setattr(damage, "_STEPS", 10)
+    (tmp_path / "policyd.db").write_bytes(filled)
+    store = Store(f"sqlite:///{tmp_path}/policyd.db")
+    store.check()
+    assert "too large to look through" in caplog.text
+    store.create_key("after that, all is as before")
+    root = "SELECT rootpage FROM sqlite_master WHERE name = 'api_keys'"
+    with closing(sqlite3.connect(tmp_path / "policyd.db")) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        page = connection.execute(root).fetchone()[0]
+    store.close()
+    with (tmp_path / "policyd.db").open("r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(os.urandom(4096))
+    store = Store(f"sqlite:///{tmp_path}/policyd.db")
+    with pytest.raises(StoreUnavailable, match="is damaged"):
+        store.check()
+    store.close()
+
+
+# Who wrote to the file
+
+WRITTEN, LATER = Written(1, 4096), Written(2, 4096)
+BEGUN, DONE = Counts(b"salt", 3, 7), Counts(b"salt", 7, 7)
+
+
+@pytest.mark.parametrize(
+    ("known", "before", "written", "after", "is_explained"),
+    [
+        (DONE, DONE, WRITTEN, DONE, True),
+        (DONE, DONE, LATER, DONE, False),
+        (DONE, DONE, Written(1, 8192), DONE, False),
+        # A checkpoint under way, one that began in the meantime, one that has ended.
+        (BEGUN, BEGUN, LATER, BEGUN, True),
+        (DONE, DONE, LATER, BEGUN, True),
+        (BEGUN, DONE, LATER, DONE, True),
+        (BEGUN, BEGUN, LATER, DONE, True),
+        (DONE, Counts(b"new", 0, 0), LATER, Counts(b"new", 0, 0), True),
+        # Where the counts cannot be read.
+        (None, DONE, LATER, DONE, True),
+        (DONE, None, LATER, DONE, True),
+        (DONE, DONE, LATER, None, True),
+    ],
+)
+def test_who_wrote(
+    known: Counts | None,
+    before: Counts | None,
+    written: Written,
+    after: Counts | None,
+    is_explained: bool,
+) -> None:
+    """Checkpoints explain what they can have written; the rest stays unexplained."""
+    following = Checkpoints()
+    following.begin(WRITTEN, known)
+    assert following.explain(before, written, after) is is_explained
+    if not is_explained:
+        assert following.explain(before, written, after) is False
+
+
+def test_checkpoints_are_explained(tmp_path: Path) -> None:
+    """However SQLite writes to the file, it is no other program."""
+    file = tmp_path / "policyd.db"
+    store, other = (Store(f"sqlite:///{file}") for _ in range(2))
+    store.migrate()
+    written = set()
+    for number in range(30):
+        for one in (store, other):
+            one.log.append([record() for _ in range(500)])
+        written.add(file.stat().st_mtime_ns)
+        with closing(sqlite3.connect(file)) as connection:
+            kind = ("PASSIVE", "FULL", "RESTART", "TRUNCATE")[number % 4]
+            connection.execute(f"PRAGMA wal_checkpoint({kind})")
+            if number % 10 == 5:
+                connection.execute("VACUUM")
+        assert store.list_keys() == other.list_keys() == []
+    assert len(written) > 5
+    shm = file.with_name("policyd.db-shm").stat()
+    inode = (shm.st_dev, shm.st_ino)
+    assert checkpoints.counts(checkpoints.find_descriptor(inode), inode) is not None
+    other.close()
+    # As a copy does it, which writes the same bytes here.
+    with file.open("r+b") as opened:
+        opened.write(file.read_bytes()[:4096])
+    with pytest.raises(StoreUnavailable, match="another program has written"):
+        store.list_keys()
+    with pytest.raises(StoreUnavailable, match="another program has written"):
+        store.create_key("one")
+    store.close()

@@ -1,0 +1,325 @@
+"""A database changes its form when that is asked for, and the version before runs on beside it."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+import grpc
+import psycopg
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from click.testing import CliRunner
+
+from policyd.cli.main import main
+from policyd.errors import StoreUnavailable
+from policyd.store import LogFilter, Store, forms, migrations
+from policyd.store.database import open_engine, writing
+from policyd.v1.policy_pb2 import DECISION_DENY, EvaluateRequest
+from policyd.v1.policy_pb2_grpc import PolicyServiceStub
+from tests.support.old_version import OldVersion
+from tests.support.postgresql import PostgreSQL
+from tests.support.processes import Policyd, run
+from tests.support.records import record
+
+NOW = datetime.now(UTC)
+FILL = """
+import sys
+from datetime import UTC, datetime, timedelta
+from policyd.store import Store
+from tests.records import record
+store = Store(sys.argv[1])
+store.migrate()
+now = datetime.now(UTC)
+for day in range(int(sys.argv[2])):
+    at = now - timedelta(days=day)
+    store.log.append([record(at - timedelta(seconds=n)) for n in range(100)])
+print(store.create_key("old")[0].id)
+"""
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "explain": ("--key", "up-" + "x" * 48, "--no-user"),
+    "keys create": ("new",),
+    "keys list": (),
+    "keys revoke": ("key_1",),
+    "keys set": ("key_1", "--name", "x"),
+    "keys show": ("key_1",),
+    "logs export": (),
+    "logs list": (),
+    "logs refused": (),
+    "logs retire": ("--older-than", "1d", "--yes"),
+    "logs show": ("x",),
+    "logs status": (),
+    "logs tail": (),
+    "simulate": ("key_1",),
+}
+"""Every command that uses the database and is not about its form."""
+OTHERS = {"serve", "demo", "db"}
+ANYWHERE = ("--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0")
+"""Flags of `policyd serve`."""
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory: pytest.TempPathFactory) -> OldVersion:
+    return OldVersion(tmp_path_factory.mktemp("old"))
+
+
+def number(url: str, table: str) -> str:
+    engine = sa.create_engine(url)
+    with engine.connect() as connection:
+        named = sa.table(table, sa.column("version_num"))
+        found = connection.execute(sa.select(named)).scalar_one()
+    engine.dispose()
+    return str(found)
+
+
+def commands(group: click.Group, path: str = "") -> Iterator[str]:
+    context = click.Context(group)
+    for name in group.list_commands(context):  # Some are loaded only now.
+        one = group.get_command(context, name)
+        if isinstance(one, click.Group) and name not in OTHERS:
+            yield from commands(one, f"{path}{name} ")
+        elif name not in OTHERS:
+            yield path + name
+
+
+def test_the_newest_form() -> None:
+    """What the code takes for the newest form is the newest migration."""
+    config = Config()
+    config.set_main_option("script_location", "policyd.store:migrations")
+    assert ScriptDirectory.from_config(config).get_heads() == [migrations.HEAD]
+    assert migrations.NEEDS <= migrations.HEAD
+
+
+def test_who_migrates(new_database: str, old: OldVersion) -> None:
+    """No command but those that say so changes an older database's form; each names what does."""
+    key = old.run(FILL, new_database, "1").strip()
+    assert set(commands(main)) == COMMANDS.keys()
+    for name, words in COMMANDS.items():
+        done = CliRunner().invoke(main, [*name.split(), *words, "--database-url", new_database])
+        assert done.exit_code == 1, name
+        assert "run policyd db migrate" in done.output, name
+    refused = run("policyd", "serve", "--no-migrate", *ANYWHERE, "--database-url", new_database)
+    assert b"run policyd db migrate" in refused.stderr
+    status = run("policyd", "db", "status", "--json", "--database-url", new_database)
+    assert status.returncode == 1
+    assert json.loads(status.stdout)["form"] == number(new_database, "alembic_version") == "0005"
+    dry = run("policyd", "db", "migrate", "--dry-run", "--database-url", new_database)
+    assert dry.returncode == 0
+    assert f"would run: {migrations.HEAD} ".encode() in dry.stdout
+    assert number(new_database, "alembic_version") == "0005"
+    for _ in range(2):
+        done = run("policyd", "db", "migrate", "--database-url", new_database)
+        assert done.returncode == 0, done.stderr
+    found = run("policyd", "keys", "show", key, "--database-url", new_database)
+    assert found.returncode == 0, found.stderr
+    # The version before can be used again, too.
+    assert key in old.policyd("keys", "list", "--database-url", new_database)
+    assert number(new_database, "schema_version") == migrations.HEAD
+
+
+def test_a_new_database(new_database: str) -> None:
+    """The first key makes it, as serve does; what only reads does not."""
+    listed = run("policyd", "keys", "list", "--database-url", new_database)
+    assert listed.returncode == 1
+    made = run("policyd", "keys", "create", "app", "--database-url", new_database)
+    assert made.returncode == 0, made.stderr
+    assert number(new_database, "schema_version") == migrations.HEAD
+
+
+def test_several_migrate_at_once(new_database: str, old: OldVersion) -> None:
+    """Replicas that are started at once bring an older database to its form, once."""
+    old.run(FILL, new_database, "3")
+    words = ("policyd", "db", "migrate", "--database-url", new_database)
+    with ThreadPoolExecutor(4) as threads:
+        for done in threads.map(lambda _: run(*words), range(4)):
+            assert done.returncode == 0, done.stderr
+    store = Store(new_database)
+    assert store.log.status().decisions == len(store.log.page(LogFilter(), limit=1000)) == 300
+    store.close()
+
+
+def upgraded(url: str, folder: Path, works_from: str) -> None:
+    """Take the database to a form that no version has yet."""
+    folder.mkdir()
+    (folder / "9000_later.py").write_text(
+        "import sqlalchemy as sa\n"
+        "from alembic import op\n"
+        f"revision, down_revision = '9000', '{migrations.HEAD}'\n"
+        "def upgrade() -> None:\n"
+        "    op.create_table('later', sa.Column('id', sa.Integer, primary_key=True))\n"
+        "    op.add_column('api_keys', sa.Column('later', sa.String(9), server_default=''))\n"
+        "    op.add_column('decisions', sa.Column('later', sa.String(9), server_default=''))\n"
+        "    op.execute(sa.update(sa.table('schema_form', sa.column('works_from')))"
+        f".values(works_from='{works_from}'))\n"
+    )
+    config = Config()
+    config.set_main_option("script_location", "policyd.store:migrations")
+    config.set_main_option("path_separator", "space")
+    ours = Path(migrations.__file__).parent / "versions"
+    config.set_main_option("version_locations", f"{ours} {folder}")
+    engine = open_engine(url)
+    with writing(engine) as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "9000")
+    engine.dispose()
+
+
+def test_a_newer_form_that_this_version_can_use(
+    new_database: str, tmp_path: Path, start: Callable[..., Any]
+) -> None:
+    """A server goes on while a newer version migrates its database, and starts again on it."""
+    server = start(Policyd, tmp_path, database_url=new_database)
+    key = server.create_key("enforce")
+    upgraded(new_database, tmp_path / "later", works_from=migrations.HEAD)
+    assert server.create_key("enforce") != key
+    assert asked(server, key) == DECISION_DENY
+    assert server.stop() == 0
+    again = start(Policyd, tmp_path, database_url=new_database)
+    assert asked(again, key) == DECISION_DENY
+    assert again.stop() == 0
+    store = Store(new_database)
+    assert len(store.log.page(LogFilter())) == 2
+    store.close()
+    status = run("policyd", "db", "status", "--json", "--database-url", new_database)
+    assert status.returncode == 0
+    assert json.loads(status.stdout)["form"] == "9000"
+
+
+def test_a_newer_form_that_this_version_cannot_use(new_database: str, tmp_path: Path) -> None:
+    """It is refused by every command, and left as it is."""
+    store = Store(new_database)
+    store.migrate()
+    upgraded(new_database, tmp_path / "later", works_from="9000")
+    with pytest.raises(StoreUnavailable, match="newer policyd; run that version"):
+        store.migrate()
+    store.close()
+    for words in (("keys", "list"), ("db", "migrate"), ("serve", *ANYWHERE)):
+        done = run("policyd", *words, "--database-url", new_database)
+        assert done.returncode == 1
+        assert b"it was used with a newer policyd" in done.stderr
+    assert number(new_database, "schema_version") == "9000"
+
+
+def asked(server: Policyd, key: str) -> int:
+    with grpc.insecure_channel(server.grpc) as channel:
+        request = EvaluateRequest(key=key, has_user=False)
+        return PolicyServiceStub(channel).Evaluate(request, timeout=30).decision
+
+
+class Asking:
+    """Asks a server all the time, and knows how many answers it got."""
+
+    def __init__(self, server: Policyd, key: str) -> None:
+        self.answers = 0
+        self._server, self._key = server, key
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._ask)
+
+    def _ask(self) -> None:
+        with grpc.insecure_channel(self._server.grpc) as channel:
+            stub = PolicyServiceStub(channel)
+            while not self._done.wait(0.002):
+                answer = stub.Evaluate(EvaluateRequest(key=self._key, has_user=False), timeout=30)
+                assert answer.decision == DECISION_DENY
+                self.answers += 1
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        self._thread.start()
+        try:
+            yield
+        finally:
+            self._done.set()
+            self._thread.join()
+
+
+def test_under_a_running_server_of_the_version_before(
+    new_database: str, tmp_path: Path, old: OldVersion, start: Callable[..., Any]
+) -> None:
+    """It goes on while its database is migrated, logs everything, and can be started again."""
+    old.run(FILL, new_database, "5")
+    key = json.loads(
+        old.policyd(
+            *("keys", "create", "app", "--enforce-user-ids", "enforce", "--json"),
+            *("--database-url", new_database),
+        )
+    )["key"]
+    answers = 0
+    for is_first in (True, False):
+        server = start(Policyd, tmp_path, database_url=new_database, **old.serving)
+        asking = Asking(server, key)
+        with asking.running():
+            time.sleep(1)
+            if is_first:
+                done = run("policyd", "db", "migrate", "--database-url", new_database)
+                assert done.returncode == 0, done.stderr
+            time.sleep(1)
+        assert server.stop() == 0
+        assert not any("cannot be used" in line for line in server.errors), server.errors
+        answers += asking.answers
+    assert answers > 100
+    store = Store(new_database)
+    assert store.log.status().decisions == 500 + answers
+    store.log.append([record()])
+    store.close()
+
+
+def test_rows_are_not_read_under_a_lock(postgresql: PostgreSQL, old: OldVersion) -> None:
+    """PostgreSQL makes a partition of the log without reading it while others wait."""
+    with postgresql.database() as url:
+        old.run(FILL, url, "1")
+        engine = open_engine(url)
+        heard: list[str] = []
+
+        @sa.event.listens_for(engine, "connect")
+        def listen(connection: psycopg.Connection[Any], _: object) -> None:
+            connection.execute("SET client_min_messages = debug1")
+            connection.commit()
+            connection.add_notice_handler(lambda one: heard.append(str(one.message_primary)))
+
+        forms.migrate(engine)
+        engine.dispose()
+    implied = 'partition constraint for table "decisions_old" is implied by existing constraints'
+    assert implied in heard
+
+
+def test_a_user_who_may_not_change_tables(
+    postgresql: PostgreSQL, tmp_path: Path, start: Callable[..., Any]
+) -> None:
+    """With --no-migrate such a user is enough for a server, retention included."""
+    with postgresql.database() as url:
+        store = Store(url)
+        store.migrate()
+        old_one = record(NOW - timedelta(days=20))
+        store.log.append([old_one, *(record(NOW) for _ in range(30))])
+        engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            for statement in (
+                "CREATE ROLE least LOGIN",
+                "REVOKE CREATE ON SCHEMA public FROM PUBLIC",
+                "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO least",
+            ):
+                connection.exec_driver_sql(statement)
+        least = url.replace("postgres@", "least@")
+        server = start(
+            Policyd, tmp_path, "--no-migrate", "--log-retention", "10", database_url=least
+        )
+        assert asked(server, server.create_key("enforce")) == DECISION_DENY
+        assert server.stop() == 0
+        found = [one.id for one in store.log.page(LogFilter(), limit=100)]
+        assert len(found) == 31
+        assert old_one.id not in found
+        store.close()
+        with engine.connect() as connection:
+            for statement in ("DROP OWNED BY least", "DROP ROLE least"):
+                connection.exec_driver_sql(statement)
+        engine.dispose()

@@ -1,0 +1,72 @@
+"""A database of an older policyd is brought to the form that this one has."""
+
+from datetime import timedelta
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+
+from policyd.decision_log.record import Verdict
+from policyd.store import LogFilter, Store, migrations
+from policyd.store.database import make_file, open_engine, writing
+from tests.support.records import START, denied, outcome, record
+
+OLD = {
+    "id": denied().id,
+    "verdict": Verdict.DENIED.value,
+    "status": 403,
+    "key_id": "",
+    "in_scope": False,
+    "sample": False,
+    **dict.fromkeys(("ignored", "user_state", "body_user", "body_safety_identifier"), 0),
+    "revision": 3,
+    **dict.fromkeys(("operation", "identifier", "flags", "overrides", "end_user", "model"), ""),
+    **dict.fromkeys(("method", "path", "source_ip", "user_agent", "organization"), ""),
+    **dict.fromkeys(("trace_id", "request_id"), ""),
+    "summary": "Denied: the API key is not valid here.",
+}
+COUNTS = ("requests", "denied", "would_deny", "attributed", "unattributed")
+TOKENS = ("input_tokens", "output_tokens", "cost_nano")
+
+
+def test_a_database_of_the_third_form(new_database: str) -> None:
+    """What it holds is still read; the refused keys that it counted as blocked are so no longer."""
+    make_file(new_database)
+    engine = open_engine(new_database)
+    config = Config()
+    config.set_main_option("script_location", "policyd.store:migrations")
+    with writing(engine) as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0003")
+        tables = sa.MetaData()
+        tables.reflect(connection)
+        connection.execute(sa.insert(tables.tables["decisions"]).values(OLD))
+        hour = int(START.timestamp()) // 3600
+        for key_id in ("", "key_1"):
+            counts = dict.fromkeys(COUNTS + TOKENS, 7) | {"key_id": key_id}
+            hourly, daily = (tables.tables[n] for n in ("hourly_counts", "daily_user_counts"))
+            connection.execute(sa.insert(hourly).values(counts | {"hour": hour}))
+            row = counts | {"day": hour // 24, "end_user": "ceo@corp" if not key_id else "ada"}
+            connection.execute(sa.insert(daily).values(row))
+    engine.dispose()
+    store = Store(new_database)
+    store.migrate()
+    store.migrate()
+    [found] = store.log.page(LogFilter())
+    assert (found.id, found.is_key_refused) == (OLD["id"], True)
+    store.log.append([one := record(), outcome(one, cache_write_tokens=4)])
+    told = store.log.get(one.id).outcome
+    assert told
+    assert told.cache_write_tokens == 4
+    [(_, counts)] = store.statistics.hours(START, START + timedelta(minutes=1))
+    assert (counts.requests, counts.denied, counts.errors, counts.placeholders) == (8, 7, 0, 0)
+    assert [user for user, _ in store.statistics.users(START, START)] == ["ada"]
+    store.close()
+
+
+def test_the_newest_form_is_known_without_alembic() -> None:
+    """A start compares two numbers."""
+    config = Config()
+    config.set_main_option("script_location", "policyd.store:migrations")
+    assert ScriptDirectory.from_config(config).get_current_head() == migrations.HEAD

@@ -1,0 +1,148 @@
+"""A policyd that keeps what is reported to it, for tests of those who report."""
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+
+from policyd.decision_log.record import Outcome, Record, Verdict
+from policyd.descriptor.body_memory import Bodies
+from policyd.engine.model import KeyChange, KeyChanges, KeySettings, Mode
+from policyd.keys import api_key
+from policyd.keys.key_table import KeyTable
+from policyd.services.policy import PolicyServicer
+from policyd.v1 import policy_pb2 as pb
+from policyd.v1.policy_pb2_grpc import add_PolicyServiceServicer_to_server
+from tests.support.raw_http import post
+
+PATIENCE = 60
+"""Seconds after which a test gives up: far more than any machine should take."""
+
+
+class Recorder(PolicyServicer):
+    """Does as policyd does, and keeps what it decided and what was reported."""
+
+    def __init__(self, keys: KeyTable, key: str) -> None:
+        super().__init__(keys, Mode.OFF, secrets.token_hex(6), self._keep, Bodies(2**29))
+        self.key = key
+        """An API key that enforces user IDs."""
+        self.address = ""
+        self.decisions: list[Record] = []
+        self.batches: list[list[pb.Outcome]] = []
+        self.evaluating: grpc.StatusCode | None = None
+        """What Evaluate fails with."""
+        self.reporting: grpc.StatusCode | None = None
+        """What ReportOutcome fails with."""
+        self.calls = 0
+        """Of ReportOutcome."""
+        self.gate = asyncio.Event()
+        """ReportOutcome waits for it."""
+        self.gate.set()
+
+    @property
+    def outcomes(self) -> list[pb.Outcome]:
+        """Those that it took."""
+        return [outcome for batch in self.batches for outcome in batch]
+
+    @property
+    def allowed(self) -> list[str]:
+        """The IDs of the decisions that allowed a request."""
+        return [one.id for one in self.decisions if one.verdict is not Verdict.DENIED]
+
+    def _keep(self, entries: Sequence[Record | Outcome]) -> None:
+        self.decisions += [entry for entry in entries if isinstance(entry, Record)]
+
+    async def Evaluate(self, request: pb.EvaluateRequest, context: Any) -> pb.EvaluateResponse:  # noqa: N802
+        if self.evaluating is not None:
+            await context.abort(self.evaluating, "as the test wants it")
+        return await super().Evaluate(request, context)
+
+    async def ReportOutcome(  # noqa: N802
+        self, request: pb.ReportOutcomeRequest, context: Any
+    ) -> pb.ReportOutcomeResponse:
+        self.calls += 1
+        await self.gate.wait()
+        if self.reporting is not None:
+            await context.abort(self.reporting, "as the test wants it")
+        answer = await super().ReportOutcome(request, context)
+        rejected = {one.index for one in answer.rejected}
+        taken = [one for index, one in enumerate(request.outcomes) if index not in rejected]
+        self.batches.append(taken)
+        return answer
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        """Listen, again at the same address after the first time."""
+        server = grpc.aio.server()
+        add_PolicyServiceServicer_to_server(self, server)
+        port = server.add_insecure_port(self.address or "127.0.0.1:0")
+        self.address = f"127.0.0.1:{port}"
+        await server.start()
+        try:
+            yield
+        finally:
+            await server.stop(None)
+
+
+async def make_recorder() -> Recorder:
+    """One that does not listen yet."""
+    key = api_key.generate()
+    settings = KeySettings("key_test", Mode.ENFORCE)
+    keys = KeyTable(lambda *_: KeyChanges(1, (KeyChange(api_key.digest(key), settings),)))
+    await keys.refresh()
+    return Recorder(keys, key)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait for what others bring about."""
+    async with asyncio.timeout(PATIENCE):
+        while not holds():  # noqa: ASYNC110 - they set no event here
+            await asyncio.sleep(0.005)
+
+
+# What is asked, and what is reported
+
+
+def encode(value: object) -> bytes:
+    """It as JSON."""
+    return json.dumps(value).encode()
+
+
+def chat(model: str = "gpt-4o-mini", **more: object) -> bytes:
+    """The body of a request that is allowed."""
+    return encode({"model": model, "messages": [{"content": "a b c"}], "user": "u-1", **more})
+
+
+def tokens(outcome: pb.Outcome) -> tuple[int | None, ...]:
+    """Input, output and cached ones; None where they are not known."""
+    names = ("input_tokens", "output_tokens", "cached_tokens")
+    return tuple(getattr(outcome, name) if outcome.HasField(name) else None for name in names)
+
+
+def check_times(outcome: pb.Outcome) -> None:
+    """They are known, and in their order."""
+    first, last = (time.ToNanoseconds() for time in (outcome.time_to_first_byte, outcome.duration))
+    assert 0 < first <= last
+
+
+@asynccontextmanager
+async def load(url: str, key: str) -> AsyncIterator[list[int]]:
+    """Clients that ask again and again; their answers' statuses."""
+    statuses: list[int] = []
+    going = True
+
+    async def keep_asking(stream: bool) -> None:
+        while going:
+            response = await post(url, key, chat(stream=stream))
+            statuses.append(response.status)
+            await asyncio.sleep(0.01)
+
+    async with asyncio.TaskGroup() as clients:
+        for number in range(6):
+            clients.create_task(keep_asking(number % 2 == 0))
+        yield statuses
+        going = False

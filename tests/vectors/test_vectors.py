@@ -1,0 +1,173 @@
+"""Our own reading, deciding, gRPC service and gateway pass the conformance vectors."""
+
+import json
+from collections.abc import Callable, Iterator
+
+import grpc
+import pytest
+
+from policyd.descriptor import evaluate_request
+from policyd.descriptor.body import read_body
+from policyd.descriptor.headers import (
+    KEY_HEADER,
+    OVERRIDE_HEADER,
+    TRACE_HEADER,
+    agreed,
+    credential,
+    trace_id,
+    values,
+)
+from policyd.descriptor.identifiers import BodyAttributes
+from policyd.engine.decision import decide
+from policyd.engine.model import Credential, DecisionInput, KeySettings, Mode, Override, UserState
+from policyd.v1.policy_pb2 import EvaluateResponse
+from policyd.v1.policy_pb2_grpc import PolicyServiceStub
+from tests.support import conformance
+from tests.support.conformance import Keys, Vector
+from tests.support.processes import Policyd
+from tests.support.stack import Background, Gateway, Upstream
+
+SECRET = "up-" + "k" * 48
+Stack = Callable[[Vector], tuple[str, str]]
+
+
+def facts(vector: Vector) -> BodyAttributes:
+    """What the body says."""
+    request = vector.request
+    kinds = values(request.headers, "content-type")
+    codings = values(request.headers, "content-encoding")
+    endpoint = request.asked.endpoint
+    return read_body(request.content, agreed(kinds), ", ".join(codings), endpoint)
+
+
+@conformance.everywhere
+def test_descriptor(vector: Vector) -> None:
+    """Scope, operation, path, trace ID and both identifiers are read as the vector says."""
+    expected, request = vector.descriptor, vector.request
+    target = request.asked
+    traces = values(request.headers, TRACE_HEADER)
+    assert target.in_scope == expected.in_scope
+    assert target.path == expected.path
+    assert trace_id("".join(traces)) == expected.trace_id
+    assert (target.endpoint.operation if target.endpoint else "") == expected.operation
+    if not expected.in_scope:
+        return
+    user, safety_identifier, _ = facts(vector)
+    assert user.state.name.lower() == expected.user_state
+    assert (user.state is UserState.VALID) == expected.has_user
+    assert safety_identifier.state.name.lower() == expected.safety_identifier_state
+    assert expected.user in (None, user.value)
+    assert expected.safety_identifier in (None, safety_identifier.value)
+
+
+@conformance.everywhere
+def test_decision(vector: Vector) -> None:
+    """The pure core decides as the vector says."""
+    headers = vector.request.headers_with(SECRET)
+    target = vector.request.asked
+    found = facts(vector)
+    named, key = credential(values(headers, KEY_HEADER))
+    is_known = named is Credential.GIVEN and key == SECRET
+    overrides = values(headers, OVERRIDE_HEADER)
+    described = DecisionInput(
+        *(target, named, key, overrides, found.user.state, found.safety_identifier.state)
+    )
+    default = Mode[vector.server_default.upper()]
+    decision = decide(described, settings(vector) if is_known else None, default)
+    # Of the two that the service adds to a decision, test_descriptor has seen to.
+    answer = EvaluateResponse(trace_id=vector.descriptor.trace_id, upstream_path=target.path)
+    answer.MergeFrom(evaluate_request.answer(decision))
+    conformance.check_answer(vector, answer)
+
+
+def settings(vector: Vector) -> KeySettings:
+    key = vector.key
+    mode = Mode[key.mode.upper()] if key.mode else None
+    return KeySettings("key_test", mode, Override[key.override.upper()], key.accept)
+
+
+@pytest.fixture(scope="module")
+def enforcing_policyd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policyd]:
+    """A policyd whose default is enforce."""
+    server = Policyd(tmp_path_factory.mktemp("enforcing"), "--default-mode", "enforce")
+    yield server
+    assert server.stop() == 0, server.errors
+
+
+@pytest.fixture(scope="module")
+def keys(policyd: Policyd, enforcing_policyd: Policyd) -> dict[str, Keys]:
+    """API keys of both, by the server's default."""
+    return {"off": Keys(policyd), "enforce": Keys(enforcing_policyd)}
+
+
+@pytest.fixture(scope="module")
+def stubs(policyd: Policyd, enforcing_policyd: Policyd) -> Iterator[dict[str, PolicyServiceStub]]:
+    """Stubs of both, by the server's default."""
+    with (
+        grpc.insecure_channel(policyd.grpc) as off,
+        grpc.insecure_channel(enforcing_policyd.grpc) as enforce,
+    ):
+        yield {"off": PolicyServiceStub(off), "enforce": PolicyServiceStub(enforce)}
+
+
+@conformance.everywhere
+def test_evaluate(
+    vector: Vector, keys: dict[str, Keys], stubs: dict[str, PolicyServiceStub]
+) -> None:
+    """Evaluate answers the raw request over gRPC as the vector says."""
+    default = vector.server_default
+    asked = conformance.question(vector, keys[default].secret(vector.key))
+    conformance.check_answer(vector, stubs[default].Evaluate(asked, timeout=30))
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Upstream]:
+    """A demo upstream."""
+    background = Background()
+    with Upstream(background) as running:
+        yield running
+    background.close()
+
+
+@pytest.fixture(scope="module")
+def gateways(
+    policyd: Policyd, enforcing_policyd: Policyd, upstream: Upstream
+) -> Iterator[dict[str, Gateway]]:
+    """A gateway before each, by the server's default."""
+    flags = (upstream.url, "--policy-timeout", "30")
+    servers = {
+        "off": Gateway(policyd.grpc, *flags),
+        "enforce": Gateway(enforcing_policyd.grpc, *flags),
+    }
+    yield servers
+    assert [server.stop() for server in servers.values()] == [0, 0]
+
+
+@conformance.everywhere
+def test_gateway(
+    vector: Vector, keys: dict[str, Keys], gateways: dict[str, Gateway], upstream: Upstream
+) -> None:
+    """The gateway answers a denied request byte for byte, and sends an allowed one upstream."""
+    default = vector.server_default
+    secret = keys[default].secret(vector.key)
+    conformance.check_over_http(vector, gateways[default].url, secret, upstream)
+
+
+def test_there_are_vectors() -> None:
+    """They are found, each has an ID of its own, and each ends in a denial or upstream."""
+    vectors = conformance.VECTORS
+    assert len({vector.id for vector in vectors}) == len(vectors) > 600
+    assert all((vector.denial is None) != (vector.upstream_target is None) for vector in vectors)
+
+
+def test_their_page() -> None:
+    """It names every file, and says how many vectors there are."""
+    page = (conformance.FOLDER / "README.md").read_text(encoding="utf-8")
+    assert f"{len(conformance.VECTORS)} vectors in" in page
+    assert [path.name for path in conformance.FILES if f"`{path.name}`" not in page] == []
+
+
+def test_the_schema() -> None:
+    """The JSON Schema beside the vectors is the one that they are read by."""
+    schema = json.loads((conformance.FOLDER / "schema" / "vectors.schema.json").read_bytes())
+    assert schema == conformance.schema()
