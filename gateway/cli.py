@@ -7,17 +7,11 @@ import click
 
 from gateway.settings import KEY_HEADERS, Settings, read_secret
 from gateway.supervisor import ReadAgain, supervise
-from policyd.command.configuration import (
-    Address,
-    Group,
-    Options,
-    ServerCommand,
-    read_again,
-    run,
-    start_logging,
-)
+from policyd.command.address import Address
+from policyd.command.configuration import Group, Options, ServerCommand, read_again
 from policyd.command.crew import orders
 from policyd.command.open_files import raise_limit
+from policyd.command.process import run, start_logging
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _MODE = (

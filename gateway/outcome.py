@@ -1,4 +1,4 @@
-"""What becomes of a request that policyd allowed, followed to its end."""
+"""The outcome recorder: follows a request that policyd allowed to its end, for the decision log."""
 
 import logging
 import time
@@ -15,7 +15,7 @@ log = logging.getLogger("gateway")
 
 
 class Answer(Protocol):
-    """What is asked of the upstream's answer."""
+    """What the recorder reads of the upstream's answer."""
 
     @property
     def status(self) -> int:
@@ -26,10 +26,11 @@ class Answer(Protocol):
 
 
 class OutcomeRecorder:
-    """One request's way. Who sees it end sets `ending`. It never fails: its own faults are logged.
+    """Records one request. It raises nothing: it logs its own faults, and the answer passes.
 
-    `asked` is when policyd was asked, in nanoseconds of time.perf_counter_ns(). With no
-    `decision_id` nobody will want to know, and nothing is read.
+    `asked` is when the gateway asked policyd, in nanoseconds of time.perf_counter_ns(). With an
+    empty `decision_id` there is no decision to report an outcome of, and the answer is not read.
+    The exchange sets `ending` when the request ends.
     """
 
     __slots__ = ("_answer", "_answered", "_asked", "_decision_id", "_reader", "ending")
@@ -43,7 +44,7 @@ class OutcomeRecorder:
         self.ending: Ending.ValueType = ENDING_UNSPECIFIED
 
     def begin_answer(self, answer: Answer) -> None:
-        """The upstream's answer has begun."""
+        """Note that the upstream's answer has begun."""
         self._answered = time.perf_counter_ns()
         self._answer = answer
         if self._decision_id:
@@ -51,15 +52,15 @@ class OutcomeRecorder:
             self._reader = answer_reader.reader(answer.header("Content-Type"), coding)
 
     def feed(self, data: bytes) -> None:
-        """So much more of the answer has gone to the client."""
+        """Read the next bytes of the answer, which have gone to the client."""
         if self._reader is not None:
             try:
                 self._reader.feed(data)
-            except Exception:  # noqa: BLE001  # It is logged, and the answer passes all the same.
+            except Exception:  # noqa: BLE001  # It is logged, and the answer still passes.
                 self._give_up()
 
     def outcome(self) -> Outcome:
-        """What became of it, now that it is over."""
+        """The outcome, once the request has ended."""
         outcome = Outcome(decision_id=self._decision_id, ending=self.ending)
         _set(outcome.duration, time.perf_counter_ns() - self._asked)
         if self._answer is not None:
@@ -78,7 +79,7 @@ class OutcomeRecorder:
             return AnswerMetadata()
 
     def _give_up(self) -> None:
-        log.exception("a fault of the gateway; an answer was not understood, but passed on")
+        log.exception("a fault of the gateway: it could not read an answer, but passed it on")
         self._reader = None
 
 

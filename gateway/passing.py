@@ -7,7 +7,8 @@ from types import UnionType
 from typing import Any, get_args, get_type_hints
 
 from gateway.settings import Settings
-from policyd.command.configuration import Address, SettingsError
+from policyd.command.address import Address
+from policyd.errors import SettingsError
 
 
 def dump_settings(settings: Settings) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from yarl import URL
 from gateway.patience import Patience
 from policyd.asgi.connections import Limits
 from policyd.client.aio import PolicyClient, tls_credentials
-from policyd.command.configuration import Address, SettingsError
+from policyd.command.address import Address
 from policyd.command.crew import HANDOVER
 from policyd.command.open_files import share
 from policyd.engine import endpoints
+from policyd.errors import SettingsError
 
 _LISTEN = Address("127.0.0.1", 8080)
 KEY_HEADERS = ("Authorization", "api-key", "x-api-key", "x-goog-api-key")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from policyd.command.configuration import Address
+from policyd.command.address import Address
 from policyd.command.crew import HANDOVER
 from policyd.command.open_files import share
 from policyd.decision_log.spool import Sync

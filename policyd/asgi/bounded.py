@@ -1,4 +1,4 @@
-"""The protocol's side of the table of connections: tells it what a connection waits for."""
+"""The protocol's side of the table of connections: it reports what its connection waits for."""
 
 from typing import Any
 
@@ -7,7 +7,12 @@ from policyd.asgi.visit import State, Visit
 
 
 class Bounded:
-    """Tells the table what its connection waits for: stands before one of uvicorn's protocols."""
+    """A mixin before one of uvicorn's protocols: reports to the table what the connection waits
+    for.
+
+    The door sets `visit`, the connection's entry, and `crowd`, the table, before the connection is
+    made.
+    """
 
     visit: Visit
     crowd: Connections
@@ -18,7 +23,7 @@ class Bounded:
     def connection_made(self, transport: Any) -> None:
         """See asyncio.Protocol."""
         super().connection_made(transport)  # type: ignore[misc]
-        if not self.crowd.has(self.visit):  # It had to go before it was there.
+        if not self.crowd.has(self.visit):  # It was ended during its TLS handshake.
             transport.abort()
         self.visit.cut = transport.abort
         self.visit.dismiss = self.dismiss
@@ -54,28 +59,28 @@ class Bounded:
         super().resume_writing()  # type: ignore[misc]
 
     def dismiss(self) -> None:
-        """End the connection, in good order if the client lets it."""
+        """End the connection in good order, if the client allows that."""
         self.transport.close()
 
     def wind_down(self) -> None:
-        """End the connection with the answer that is under way; at once where there is none."""
+        """End the connection after the answer under way; at once where there is none."""
         self.shutdown()  # type: ignore[attr-defined]  # uvicorn's
 
     def give_up(self, answered: bool) -> None:
-        """End the request under way if its answer has begun, or has not, as `answered` says, where
-        that can be told apart."""
+        """End the request under way if its answer has begun (`answered`) or has not (not
+        `answered`). By default nothing ends, as uvicorn's own protocols do not tell."""
 
     def has_begun_head(self) -> bool:
-        """Whether some of the next request's head is there."""
+        """Whether a part of the next request's head has come."""
         return False
 
-    def has_refused(self) -> bool:
-        """Whether the connection is to end, as the client has broken its rules."""
+    def has_rejected(self) -> bool:
+        """Whether the connection is to end because the client has broken its rules."""
         return False
 
     def _state(self) -> State:
         cycle = self.cycle  # None before the first request
-        if self.has_refused():
+        if self.has_rejected():
             return State.CLOSING
         if cycle is None:
             return State.OPENING

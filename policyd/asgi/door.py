@@ -1,4 +1,8 @@
-"""The door of a listener: takes connections from its socket, as many as there is room for."""
+"""The door of a listener: takes connections from its socket, as many as there is room for.
+
+A client for which there is no room gets its answer (503) at once, or, with TLS, a closed
+connection: a handshake would cost the server more than the answer is worth.
+"""
 
 import asyncio
 import contextlib
@@ -19,22 +23,22 @@ _log = logging.getLogger(__name__)
 
 
 _READ = 64 * 1024
-"""Bytes of a request that are read where there is no room for it."""
+"""Bytes of the request that are read from a client that is turned away."""
 
 
 _LINGER = 0.5
-"""Seconds that its client has to read so."""
+"""Seconds that such a client has to read its answer."""
 
 
 _NO_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 _PAUSE = 0.1
-"""Seconds until the next try where the system has no file for a connection."""
+"""Seconds until the next attempt where the system has no file descriptor for a connection."""
 
 
 class Door:
-    """Lets clients in at one socket, as many as there is room for."""
+    """Takes connections from one socket, `at_once` in one turn of the event loop."""
 
     def __init__(
         self,
@@ -53,14 +57,14 @@ class Door:
         self.crowd = Connections(limits, self._loop.time)
         self._opening: set[asyncio.Task[None]] = set()
         self._leaving: list[socket.socket] = []
-        """Those that were sent away, and are to read why."""
+        """Sockets of clients that were turned away and may still read their answer."""
         self._sweeping = self._loop.create_task(keep_sweeping(self.crowd))
         self._pause: asyncio.TimerHandle | None = None
         listening.setblocking(False)
         self._open()
 
     def close(self) -> None:
-        """Let no more in, but those that have connected already."""
+        """Take no more connections, except those that wait in the socket already."""
         self._loop.remove_reader(self._listening)
         for _ in range(BACKLOG):
             if not self._let_in():
@@ -73,7 +77,7 @@ class Door:
         """See asyncio.Server."""
 
     def cut(self) -> None:
-        """End those that are still in."""
+        """End the connections that are still open."""
         self._sweeping.cancel()
         self.crowd.cut_all()
         while self._leaving:
@@ -84,13 +88,13 @@ class Door:
         self._loop.add_reader(self._listening, self._let_in)
 
     def _let_in(self) -> bool:
-        """Let some in. Returns whether there may be more."""
+        """Take connections. Returns whether more may be waiting."""
         for _ in range(self._at_once):
             try:
                 client, _address = self._listening.accept()
             except (BlockingIOError, InterruptedError):
                 return False
-            except ConnectionAbortedError:  # Its client has left; others may wait behind it.
+            except ConnectionAbortedError:  # This client has left; others may wait behind it.
                 continue
             except OSError as problem:
                 if problem.errno in _NO_FILES and not self.crowd.make_room():
@@ -100,7 +104,7 @@ class Door:
             if self.crowd.has_room():
                 self._begin(client)
             else:
-                self._send_away(client)
+                self._turn_away(client)
         return True
 
     def _begin(self, client: socket.socket) -> None:
@@ -114,7 +118,7 @@ class Door:
         task.add_done_callback(self._opening.discard)
 
     async def _connect(self, client: socket.socket, visit: Visit) -> None:
-        """Wait until the connection is made, its TLS handshake over."""
+        """Make the connection, with its TLS handshake."""
 
         def make() -> Any:
             protocol = self._make_protocol()
@@ -126,14 +130,14 @@ class Door:
             _, protocol = await self._loop.connect_accepted_socket(
                 make, client, ssl=self._tls, **self._handshake
             )
-        except OSError as problem:  # It is no TLS, or its client has left. A timeout is one, too.
+        except OSError as problem:  # Not TLS, a handshake that takes too long, or the client left.
             _log.debug("a connection was not made: %s", problem)
         finally:
             if protocol is None:
                 self.crowd.leave(visit)
                 client.close()
 
-    def _send_away(self, client: socket.socket) -> None:
+    def _turn_away(self, client: socket.socket) -> None:
         client.setblocking(False)
         if self._tls is not None:
             client.close()
@@ -147,12 +151,12 @@ class Door:
         self._loop.call_later(_LINGER, self._let_go, client)
 
     def _let_go(self, client: socket.socket | None = None) -> None:
-        """Close one that was sent away, by default the first; the others stay."""
+        """Close the socket of a client that was turned away, by default the first one."""
         if client is None:
             client = self._leaving[0]
         if client in self._leaving:
             self._leaving.remove(client)
             with contextlib.suppress(OSError):
-                # What is not read would have the system cut the connection, and the answer with it.
+                # Closing with unread bytes would reset the connection, and lose the answer.
                 client.recv(_READ)
             client.close()

@@ -1,4 +1,9 @@
-"""uvicorn behind one socket: started, drained and stopped by whoever runs it."""
+"""A listener: uvicorn serving an ASGI app at one socket, started, drained and stopped by its owner.
+
+Stopping goes in steps, so that no request is lost and none holds the process: connections that wait
+in the socket are still taken; idle ones may bring one last request; then requests have `grace`
+seconds, and those whose answer has begun `stream_grace`; what is left is cut.
+"""
 
 import asyncio
 import contextlib
@@ -21,13 +26,13 @@ from policyd.command.address import BACKLOG
 _AT_ONCE = 32
 """Connections that are taken in one turn of the event loop."""
 _LAST_REQUEST = 1.0
-"""Seconds that a connection has, at the end, for a request that may be on its way."""
+"""Seconds for which, at the end, a connection stays open for a request that may be on its way."""
 _UNUSED = (State.IDLE,)
 _UNASKED = (State.IDLE, State.OPENING, State.HEAD)
 _LOOK = 0.05
-"""Seconds between two looks, at the end, at what is under way."""
+"""Seconds between two looks, at the end, at which requests are under way."""
 _FOR_EVER = 10**9
-"""uvicorn's seconds for an idle connection: the door's own table has them."""
+"""uvicorn's seconds for an idle connection: connections.py bounds them instead."""
 
 _log = logging.getLogger(__name__)
 
@@ -37,9 +42,9 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 class Listener:
     """Serves the ASGI app `app` until it is stopped.
 
-    `grace` is how many seconds requests under way have then, `stream_grace` those whose answer has
-    begun, as many if it is not given, and `limits` bound its connections. By default it speaks as a
-    gateway does; `options` are uvicorn's, for who wants it otherwise.
+    When it is stopped, requests under way have `grace` seconds, and those whose answer has begun
+    `stream_grace`, by default the same. `limits` bound its connections. By default it speaks HTTP
+    as a gateway has to (protocol.py); `options` replace uvicorn's options.
     """
 
     def __init__(
@@ -72,38 +77,41 @@ class Listener:
 
     @property
     def connections(self) -> int:
-        """How many are open."""
+        """Number of open connections."""
         return self._server.connections
 
     async def start(self, listening: socket.socket, *, shared: bool = False) -> None:
-        """Serve what connects to `listening`, which it closes at the end.
+        """Serve the connections of `listening`, and close it at the end.
 
-        Where it is `shared` with other processes, the connections are left to them in turn.
+        Where other processes share the socket (`shared`), it takes one connection at a time, so
+        that they take turns.
         """
         self._server.at_once = 1 if shared else _AT_ONCE
         self._running = asyncio.create_task(self._server.serve(sockets=[listening]))
         self._running.add_done_callback(lambda _: self._server.listening.set())
         await self._server.listening.wait()
         if self._running.done():
-            await self._running  # It failed; this raises why.
+            await self._running  # It failed: this raises the error.
 
     def wind_down(self) -> None:
-        """Answer as before, and have clients connect anew: each answer ends its connection."""
+        """Go on answering, but end each connection with its answer, so that clients connect
+        anew."""
         self._server.wind_down()
 
     async def stop(self) -> None:
-        """Take no new requests, and wait for those under way."""
+        """Take no new requests, and wait for those under way, as long as they may take."""
         self._server.should_exit = True
         if self._running is not None:
             await self._running
 
     def hurry(self) -> None:
-        """Cut the requests under way, where it is being stopped."""
+        """Cut the requests under way, if it is stopping."""
         self._server.force_exit = True
 
 
 class _Uvicorn(uvicorn.Server):
-    """Says when it listens, lets clients in by a door of its own, and leaves signals alone."""
+    """uvicorn's server with a Door in place of asyncio's; it signals when it listens, and leaves
+    process signals alone."""
 
     def __init__(
         self,
@@ -127,13 +135,13 @@ class _Uvicorn(uvicorn.Server):
             Door(one, self._protocol, self._tls, self._limits, self.at_once)
             for one in sockets or ()
         ]
-        self.servers = self._doors  # type: ignore[assignment]  # It closes them, and no more.
+        self.servers = self._doors  # type: ignore[assignment]  # uvicorn only closes them.
         self.started = True
         self.listening.set()
 
     @property
     def connections(self) -> int:
-        """How many are open."""
+        """Number of open connections."""
         return sum(len(door.crowd) for door in self._doors)
 
     def _protocol(self) -> Bounded:
@@ -149,8 +157,8 @@ class _Uvicorn(uvicorn.Server):
             door.crowd.wind_down()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """See uvicorn.Server, which knows one bound for all requests, and closes its socket before
-        it has taken all connections from it."""
+        """See uvicorn.Server. uvicorn's own has one deadline for all requests, and closes the
+        socket while connections wait in it."""
         for door in self._doors:
             door.close()
         self.wind_down()
@@ -175,19 +183,19 @@ class _Uvicorn(uvicorn.Server):
         cut = set(self.server_state.tasks)
         for task in cut:
             task.cancel()
-        if cut:  # They can still say why.
+        if cut:  # Each can still answer that the server is stopping.
             await asyncio.wait(cut, timeout=_LAST_REQUEST)
         for door in self._doors:
             door.cut()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Whoever runs it handles signals."""
+        """Leave signals to the listener's owner."""
         yield
 
 
 _NOISE = (
-    # The app has logged why, in one line.
+    # The app has logged the reason in one line.
     "returned without completing response",
     # Any client could fill the log with these.
     "Invalid HTTP request received",

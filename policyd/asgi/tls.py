@@ -3,14 +3,14 @@
 import ssl
 from pathlib import Path
 
-from policyd.command.configuration import SettingsError
+from policyd.errors import SettingsError
 
 
 def tls_context(
     certificate: Path | None, key: Path | None, client_authority: Path | None = None
 ) -> ssl.SSLContext | None:
-    """What to listen with, None for plain HTTP. With `client_authority`, clients must show a
-    certificate of it. Raises SettingsError.
+    """The TLS context of a listener, None for plain HTTP. With `client_authority`, a file of PEM
+    certificates, a client has to show a certificate that one of them issued. Raises SettingsError.
     """
     if certificate is None:
         return None

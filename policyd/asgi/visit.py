@@ -1,12 +1,12 @@
-"""One connection of a listener, as the table of connections knows it: its state, since when, and
-how it can be ended."""
+"""One connection as the table of connections (connections.py) keeps it: its state, since when it
+has been in it, and the ways to end it."""
 
 from collections.abc import Callable
 from enum import Enum, auto
 
 
 class State(Enum):
-    """What a connection waits for."""
+    """What a connection waits for: see connections.py."""
 
     OPENING = auto()
     HEAD = auto()
@@ -18,8 +18,8 @@ class State(Enum):
 
 
 class Visit:
-    """One connection: `cut` ends it at once, `dismiss` in good order, `wind_down` with its next
-    answer, and `give_up` where its answer has not begun."""
+    """One connection. `cut` ends it at once, `dismiss` in good order, `wind_down` with its next
+    answer, and `give_up` ends its request under way."""
 
     __slots__ = (
         "base",
@@ -41,24 +41,25 @@ class Visit:
         self.forget()
         self.state = State.OPENING
         self.is_spare = False
-        """Whether it is one beyond those that there is room for."""
+        """Whether there is no room for it: its request is answered without the application."""
         self.since = 0.0
+        """When it entered its state."""
         self.received = 0
-        """Bytes so far."""
+        """Bytes received so far."""
         self.heard = 0.0
-        """When the last of them came."""
+        """When the last byte came."""
         self.head = 0
-        """Bytes of its head that count towards the total."""
+        """Bytes of its incomplete head that count towards the total of all heads."""
         self.base = 0
-        """Those at the beginning of the span over which a body's pace is measured."""
+        """Bytes that had been received when the measuring of its body's pace began."""
 
     def forget(self) -> None:
-        """Let go of the connection, which is gone or not there yet."""
+        """Let go of the transport, which is gone or not there yet."""
         self.cut: Callable[[], object] = bool
         self.dismiss: Callable[[], object] = bool
         self.wind_down: Callable[[], object] = bool
         self.give_up: Callable[[bool], object] = bool
         self.is_paused: Callable[[], bool] = bool
-        """Whether it is the application that does not read."""
+        """Tells whether the application, not the client, delays the body."""
         self.unread: Callable[[], int] = int
-        """Bytes of the answer that wait for the client."""
+        """Tells how many bytes of the answer wait for the client."""

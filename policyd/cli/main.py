@@ -11,18 +11,12 @@ import click
 
 from policyd.cli import options
 from policyd.cli.options import MODES, OPTIONS, HeaderLine, option
-from policyd.command import configuration
-from policyd.command.configuration import (
-    Address,
-    LazyGroup,
-    ServerCommand,
-    fork_without_grpc,
-    run,
-    start_logging,
-)
+from policyd.command.address import Address
+from policyd.command.configuration import LazyGroup, ServerCommand, read_again
 from policyd.command.crew import orders
 from policyd.command.open_files import raise_limit
 from policyd.command.private_files import UMASK
+from policyd.command.process import fork_without_grpc, run, start_logging
 from policyd.command.threads import StoreThreads
 from policyd.decision_log.spool import SYNCS, left
 from policyd.errors import PolicydError
@@ -288,7 +282,7 @@ def serve(**given: Any) -> None:
     raise_limit()
     fork_without_grpc()
     context, settings = click.get_current_context(), _settings(given)
-    run(_serve(settings, lambda: _settings(configuration.read_again(context))))
+    run(_serve(settings, lambda: _settings(read_again(context))))
     if waiting := left(settings.spool):
         logging.getLogger(__name__).warning(
             "%d bytes of the decision log wait in %s for the database: the next start ships them",
@@ -315,13 +309,13 @@ def _settings(given: dict[str, Any]) -> ServerSettings:
     return ServerSettings(**chosen)
 
 
-async def _serve(settings: ServerSettings, read_again: "ReadAgain") -> None:
+async def _serve(settings: ServerSettings, again: "ReadAgain") -> None:
     # Only a server waits for all that it is made of.
     from policyd.server.supervisor import supervise
 
     logging.getLogger(__name__).info("the administration token is in %s", settings.admin_token_file)
     async with orders() as given:
-        await supervise(settings, given, _say_ready, read_again)
+        await supervise(settings, given, _say_ready, again)
 
 
 async def _say_ready(settings: ServerSettings) -> None:

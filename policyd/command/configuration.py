@@ -4,69 +4,24 @@ Settings come from flags, else the environment, else the --config file. Click ke
 is what it leaves open: which names a command takes, and what the values must be.
 """
 
-import asyncio
 import difflib
 import importlib
-import ipaddress
-import logging
 import os
 import re
-import sys
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, TypeVar
 
 import click
 import yaml
 
-from policyd.errors import CannotListen, InvalidArgument, PolicydError, SettingsError
-
-__all__ = [
-    "Address",
-    "CannotListen",
-    "Group",
-    "LazyGroup",
-    "Options",
-    "SettingsError",
-    "run",
-    "start_logging",
-]
+from policyd.errors import InvalidArgument, PolicydError, SettingsError
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _LEVELS = ("debug", "info", "warning", "error")
 _ARGUMENTS = "policyd.arguments"
 # Not settings: what tests read, what Kubernetes sets for services of our name, and CGI.
 _FOREIGN = re.compile(r"TEST_.*|(.*_)?(SERVICE_(HOST|PORT)(_.*)?|PORT(_\d+_.*)?)|INTERFACE")
-
-
-class Address(NamedTuple):
-    """Where to listen. Port 0 takes a free one."""
-
-    host: str
-    port: int
-
-    @classmethod
-    def parse(cls, text: str, flag: str) -> Self:
-        """Read HOST:PORT, with an IPv6 host in brackets. Raises SettingsError."""
-        host, colon, port = text.strip().rpartition(":")
-        host = host.removeprefix("[").removesuffix("]")
-        if not colon or not host or not port.isascii() or not port.isdecimal() or int(port) > 65535:
-            raise SettingsError(
-                f"{flag} takes HOST:PORT, such as 127.0.0.1:50051 or [::1]:50051, not {text!r}"
-            )
-        return cls(host, int(port))
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine can reach it."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
 
 
 class Options:
@@ -299,28 +254,3 @@ class LazyGroup(Group):
             module, _, name = self._lazy[cmd_name].partition(":")
             self.add_command(getattr(importlib.import_module(module), name), cmd_name)
         return super().get_command(ctx, cmd_name)
-
-
-def run(main: Coroutine[Any, Any, None]) -> None:
-    """Run `main` to its end, on uvloop where that exists: a call costs a tenth less on it."""
-    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
-    if sys.platform != "win32":
-        import uvloop
-
-        loop_factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main)
-
-
-def fork_without_grpc() -> None:
-    """Keep gRPC, before it is loaded, from looking after forks: it would complain of each child
-    that a server starts, and those are programs of their own."""
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-
-
-def start_logging(level: str) -> None:
-    """Log to stderr."""
-    line = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(level=level.upper(), format=line)
-    for noisy in ("alembic", "grpc", "uvicorn"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)  # They tell of every start.

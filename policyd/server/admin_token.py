@@ -16,21 +16,21 @@ _PAUSE = 1.0
 def guard_of(path: Path) -> tuple[TokenInterceptor, bool]:
     """The guard of AdminService, and whether it lets in the token in `path` already.
 
-    Where the disk is full it lets no administrator in until let_in_later(). Raises SettingsError.
+    Where the disk is full it lets no administrator in until accept_later(). Raises SettingsError.
     """
     guard = TokenInterceptor(
         secrets.token_hex(32), f"it stands in {path.name}, which policyd serve names"
     )
     try:
-        guard.let_in(tokens.load_or_create(path))
+        guard.accept(tokens.load_or_create(path))
     except NoRoom:
         return guard, False
     return guard, True
 
 
-async def let_in_later(guard: TokenInterceptor, path: Path) -> None:
+async def accept_later(guard: TokenInterceptor, path: Path) -> None:
     """Let administrators in once there is room for their token."""
     while True:
         await asyncio.sleep(_PAUSE)
         with suppress(NoRoom):
-            return guard.let_in(tokens.load_or_create(path))
+            return guard.accept(tokens.load_or_create(path))

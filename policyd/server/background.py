@@ -12,9 +12,9 @@ import sys
 from contextlib import AsyncExitStack
 from datetime import timedelta
 
-from policyd.command.configuration import run, start_logging
 from policyd.command.open_files import raise_limit
 from policyd.command.parent import Parent
+from policyd.command.process import run, start_logging
 from policyd.command.threads import StoreThreads
 from policyd.decision_log.spool import SpoolReader, known_database
 from policyd.errors import StoreUnavailable

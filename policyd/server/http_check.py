@@ -8,8 +8,7 @@ import socket
 from policyd.asgi.connections import Limits
 from policyd.asgi.listener import Listener
 from policyd.asgi.tls import tls_context
-from policyd.command.address import check_free, not_free, open_socket
-from policyd.command.configuration import Address
+from policyd.command.address import Address, check_free, not_free, open_socket
 from policyd.descriptor.body_memory import Bodies
 from policyd.http.app import HttpCheck
 from policyd.keys import tokens

@@ -14,15 +14,14 @@ import grpc
 from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
 
 from policyd.asgi.connections import Limits
-from policyd.command.address import steer
+from policyd.command.address import Address, steer
 from policyd.command.child import Child, End
-from policyd.command.configuration import Address
 from policyd.decision_log.spool import SpoolWriter
 from policyd.decision_log.writer import DecisionLog
 from policyd.descriptor.body_memory import Bodies
 from policyd.keys import tokens
 from policyd.keys.key_table import KeyTable
-from policyd.server.admin_token import guard_of, let_in_later
+from policyd.server.admin_token import accept_later, guard_of
 from policyd.server.following import Following
 from policyd.server.health import Health
 from policyd.server.opening import OpenedStore
@@ -200,7 +199,7 @@ class Server:
         path = self._settings.admin_token_file
         guard, has_token = guard_of(path)
         if not has_token:
-            self._work(let_in_later(guard, path))
+            self._work(accept_later(guard, path))
         listener = self._listener((_ADMIN,), [guard], _ADMINISTRATORS)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(
             AdminServicer(self._store, self._keys, self._settings.database_timeout), listener.server

@@ -2,8 +2,8 @@
 
 import sys
 
-from policyd.command.configuration import run, start_logging
 from policyd.command.parent import Parent
+from policyd.command.process import run, start_logging
 from policyd.server.preparation import preparing
 from policyd.server.server import Server
 from policyd.settings import load_settings

@@ -1,7 +1,7 @@
 """AdminService: API keys and their settings, and the decision log.
 
-The store blocks, so it is asked in threads: some for keys, others for the log, whose calls may
-take longer. Calls beyond those at once wait for a turn, and only so many.
+The store blocks, so calls to it run in threads: _AT_ONCE of them for keys, and as many for the log,
+whose calls may take longer. Further calls wait for a turn, up to _WAITING of them.
 """
 
 from collections.abc import Callable, Iterable
@@ -26,13 +26,13 @@ _PAGE = 100
 _MAX_PAGE = 1000
 _AT_ONCE = 4
 _WAITING = 60
-"""Calls for keys, or for the log, that wait for a turn; further ones get RESOURCE_EXHAUSTED."""
+"""Calls for keys, or for the log, that may wait; further ones get RESOURCE_EXHAUSTED."""
 _LONGER = 3
-"""Times the time-out of the database, which a call for the log may take."""
+"""A call for the log may take so many times the database's time-out."""
 
 
 class AdminServicer(AdminServiceServicer):
-    """Manages the keys in `store`, and reads its decision log; `table` follows it."""
+    """Manages the keys in `store`, and reads its decision log. `table` follows the keys."""
 
     def __init__(self, store: Store, table: KeyTable, timeout: float = TIMEOUT) -> None:
         self._store = store

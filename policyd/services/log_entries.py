@@ -1,4 +1,4 @@
-"""PolicyService's messages -> entries of the decision log. They hold no body and no key."""
+"""PolicyService's messages -> entries of the decision log, which contain no body and no key."""
 
 from functools import lru_cache
 
@@ -31,7 +31,7 @@ def record(
     decision: Decision,
     response: pb.EvaluateResponse,
 ) -> Record | RefusedKey:
-    """The entry for `decision`, which `response` answers `request` with."""
+    """The entry for `decision`, with which `response` answers `request`."""
     if not response.api_key_id:
         return _refused_key(request, reading, response)
     return _record(request, reading, decision, response)
@@ -92,7 +92,7 @@ def _record(
     )
 
 
-# Few decisions are unlike, so what the log says of them is put together once.
+# Few decisions differ from each other, so what the log keeps of one is worked out once.
 @lru_cache(maxsize=4096)
 def _outline(decision: Decision) -> tuple[Verdict, int, str]:
     verdict = Verdict.WOULD_DENY if decision.would_deny else Verdict.ALLOWED
@@ -103,7 +103,7 @@ def _outline(decision: Decision) -> tuple[Verdict, int, str]:
 
 
 def _asked(overrides: tuple[str, ...]) -> str:
-    """What the override headers asked for: all that deciding once more needs to know of them."""
+    """What the override headers asked for, as far as a simulation needs it to decide again."""
     asked = {value.strip(" \t").lower() for value in overrides}
     return ",".join(sorted({one if one in ("true", "false") else "invalid" for one in asked}))
 

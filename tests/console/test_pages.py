@@ -216,8 +216,8 @@ async def test_two_administrators(console: Console, admin: Visitor) -> None:
     mine = _form("mine", page.field("etag"), mode="enforce", override="locked")
     answer = await admin.post(f"/keys/{key.id}", mine)
     assert answer.status == 409
-    assert "Somebody else has saved this key" in answer.text
-    for shown in ("theirs", "mine", "<bdi>Audit", "<bdi>Enforce", "<bdi>Nobody"):
+    assert "This key was changed after you opened this page" in answer.text
+    for shown in ("theirs", "mine", "<bdi>Audit", "<bdi>Enforce", "<bdi>No request"):
         assert shown in answer.text
     assert 'value="locked" checked' in answer.text
     assert console.store.keys.get(key.id).name == "theirs"
@@ -235,7 +235,7 @@ async def test_two_administrators_and_a_mistake(console: Console, admin: Visitor
     assert mistake.status == 422
     mended = await admin.post(f"/keys/{key.id}", _form("mine", mistake.field("etag")))
     assert mended.status == 409
-    assert "Somebody else has saved this key" in mended.text
+    assert "This key was changed after you opened this page" in mended.text
     assert console.store.keys.get(key.id) == theirs
 
 
@@ -286,7 +286,7 @@ async def test_no_decisions_yet(console: Console, admin: Visitor) -> None:
     assert "Point a client at the gateway" in (await admin.get("/")).text
     empty = (await admin.get("/logs")).text
     assert "No decisions yet" in empty
-    assert "Nobody in this time" in (await admin.get("/users")).text
+    assert "No end users in this time" in (await admin.get("/users")).text
     path = html.unescape(empty.partition('empty" hx-get="')[2].partition('"')[0])
     assert (await admin.get(path)).status == 204
     console.store.log.append([record(_now())])
@@ -453,7 +453,7 @@ async def test_log_details(console: Console, admin: Visitor) -> None:
     ):
         assert shown in text, shown
     blocked = (await admin.get(f"/logs/{other.id}")).text
-    for shown in ("Refused by policyd", "422", "policy_enforce_user_ids", "It was blocked"):
+    for shown in ("Denied by policyd", "422", "policy_enforce_user_ids", "It was blocked"):
         assert shown in blocked
 
 
@@ -528,7 +528,7 @@ async def test_end_users(console: Console, admin: Visitor) -> None:
     assert "<bdi>many" not in of_key
     assert ">100%<" in of_key
     long_ago = (await admin.get("/users?period=days&since=2020-01-01&until=2020-02-01")).text
-    assert "Nobody in this time" in long_ago
+    assert "No end users in this time" in long_ago
 
 
 async def test_many_users(console: Console, admin: Visitor) -> None:

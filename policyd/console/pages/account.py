@@ -35,13 +35,13 @@ def _account(request: Request, problem: str = "", status: int = 422) -> Response
 def _change_password(request: Request, form: FormData) -> Response:
     here = console(request)
     known = here.store.administrator.get()
-    # What strangers try does not keep the administrator waiting, who is signed in.
+    # A source of its own: attempts of strangers do not delay the administrator, who is signed in.
     source = f"session {here.sessions.session(request, known.epoch)}"
     if wait := here.attempts.wait(source):
         return _account(request, TOO_MANY.format(wait), 429)
     if not credentials.matches(text(form, "current"), known.password_hash, here.token):
         return _account(
-            request, "The current password is wrong. The administration token does too."
+            request, "The current password is wrong. The administration token works, too."
         )
     here.attempts.succeeded(source, counted_for_all=False)
     password = text(form, "password")
@@ -49,7 +49,8 @@ def _change_password(request: Request, form: FormData) -> Response:
         return _account(request, problem)
     epoch = here.store.administrator.set_password(credentials.digest(password), known.epoch)
     if epoch is None:
-        return _account(request, "Somebody else has just changed it. Sign in again.", 409)
+        problem = "Another session has just changed the password. Sign in again."
+        return _account(request, problem, 409)
     device = here.sessions.device(request, known.epoch)
     return begin_session(here, epoch, "/account?changed", device)
 

@@ -11,8 +11,8 @@ from policyd.console.view.forms import text
 from policyd.console.view.render import console, posted, render, shown
 
 _LINK_USED = (
-    "This link is no longer good: it was used, or is older than a day. Sign in below, or start "
-    "policyd again for a new one if no password was set yet."
+    "This link is no longer good: it was used already, or is older than a day. Sign in below, or "
+    "start policyd again for a new link if no password was set yet."
 )
 
 

@@ -32,7 +32,7 @@ def _list(request: Request) -> Response:
 
 
 def _revoked_name(request: Request, key_id: str) -> str:
-    # Whatever a link says, only what is revoked is called so.
+    # A link may name any key: only one that is revoked is reported as revoked.
     key = console(request).store.keys.get(key_id) if key_id else None
     return key.name if key and key.revoked_at else ""
 
@@ -82,7 +82,7 @@ def _revoke(request: Request, form: FormData) -> Response:
     try:
         store.keys.revoke(key_id, read_etag(form))
     except EtagMismatch:
-        changed = "Somebody has changed this key since this page was opened. Look again."
+        changed = "This key was changed after you opened this page. Check it again."
         return _revoke_form(request, store.keys.get(key_id), changed)
     return RedirectResponse(f"/keys?done={key_id}", 303)
 

@@ -46,14 +46,14 @@ def _page(request: Request) -> Response:
 
 
 def _rows(request: Request) -> Response:
-    """The rows of the first page, for htmx: no content where they are those that it has seen."""
+    """The rows of the first page, for htmx; 204 where they are the rows that it has already."""
     query = log_query.read(request.query_params)
     store = console(request).store
     records = _find(store, query)[:PAGE] if query.is_live else []
     seen = _fingerprint(records)
     if not query.is_live or request.query_params.get("seen") == seen:
         return Response(status_code=204)
-    if "first" in request.query_params:  # Until now there was no table to put them in.
+    if "first" in request.query_params:  # The log was empty: the page has no table yet.
         return Response(headers={"HX-Refresh": "true"})
     return render(
         request, "log_rows.html", query=query, records=records, keys=key_names(store), seen=seen
@@ -67,7 +67,7 @@ def _find(store: Store, query: LogQuery) -> list[Record]:
 
 
 def _fingerprint(records: list[Record]) -> str:
-    """What changes when a row comes, or an outcome comes to one."""
+    """A digest that changes when a row is added, or a row gets its outcome."""
     shown = ",".join(f"{one.id}{one.outcome is not None:d}" for one in records)
     return sha256(shown.encode()).hexdigest()[:16]
 
@@ -80,7 +80,7 @@ async def _export(request: Request) -> Response:
         return refuse(request, 400, problem)
     here = console(request)
     store = here.store
-    # A store that is away is told now.
+    # The first page is read before the answer begins, so that an error can still become a 503.
     first = await here.pages.run(store.log.page, query.wanted, limit=_EXPORT_PAGE)
     records = _every(store, query.wanted, first)
     lines = csv_rows(records) if form == "csv" else map(json_line, records)
@@ -93,7 +93,7 @@ async def _export(request: Request) -> Response:
 
 
 async def _in_threads(here: Console, portions: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """What `portions` gives, each made in a thread: the store blocks."""
+    """The portions, each made in a thread, because the store blocks."""
     while (portion := await here.pages.run(next, portions, None)) is not None:
         yield portion
 
@@ -105,7 +105,8 @@ def _every(store: Store, wanted: LogFilter, page: list[Record]) -> Iterator[Reco
 
 
 def _together(lines: Iterator[str]) -> Iterator[str]:
-    """Lines in portions: each portion crosses from a thread to the event loop."""
+    """The lines joined to portions, because each portion crosses from a thread to the event
+    loop."""
     waiting: list[str] = []
     for line in lines:
         waiting.append(line)

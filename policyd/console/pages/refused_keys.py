@@ -1,4 +1,4 @@
-"""Refused keys: requests that brought no API key in force, by time, source and example."""
+"""Refused keys: requests without a valid API key, by time and source, with examples."""
 
 from starlette.requests import Request
 from starlette.responses import Response

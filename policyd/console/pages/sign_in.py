@@ -18,13 +18,13 @@ from policyd.store.administrator import Credentials
 
 TOO_MANY = "Too many attempts. Wait {} seconds, then try again."
 _TOO_MANY_OF_ALL = (
-    "Too many attempts were made from all sides. Wait {} seconds, then try again; or sign in with "
-    "the administration token, or on a device that has signed in before."
+    "Too many attempts were made from all addresses together. Wait {} seconds, then try again; or "
+    "sign in with the administration token, or on a device that has signed in before."
 )
 
 
 async def is_signed_in(request: Request) -> bool:
-    """Whether the request comes from the administrator. Raises StoreUnavailable and StoreBusy."""
+    """Whether the request belongs to a session. Raises StoreUnavailable or StoreBusy."""
     return await console(request).door.run(_is_signed_in, request)
 
 
@@ -33,20 +33,20 @@ def _is_signed_in(request: Request) -> bool:
 
 
 def _session(request: Request, known: Credentials) -> str:
-    """The ID of the session that the request is part of; empty: of none that lasts."""
+    """The ID of the session that the request belongs to; "" where it has none, or it has ended."""
     here = console(request)
     session = here.sessions.session(request, known.epoch)
     return "" if session and here.store.administrator.has_ended(session) else session
 
 
 def ask(request: Request) -> Response:
-    """Sends to the sign-in, and from there back to what was asked for."""
+    """Lead the browser to the sign-in, and from there back to the page that it asked for."""
     target = "/sign-in"
     if request.method == "GET" and not is_fragment(request):
         wanted = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         target += "?" + urlencode({"next": wanted}) if wanted != "/" else ""
     if is_fragment(request):
-        # The whole page goes to the sign-in, not the part that htmx would have put in.
+        # The whole page changes to the sign-in, not only the part that htmx would replace.
         return Response(status_code=401, headers={"HX-Redirect": target})
     return RedirectResponse(target, 303)
 
@@ -94,7 +94,7 @@ def _sign_in(request: Request, form: FormData) -> Response:
         problem = "This is neither the password nor the administration token."
         return sign_in_form(request, known, wanted, problem)
     here.attempts.succeeded(source, counted_for_all=is_stranger)
-    # The new session takes the place of one that this browser has.
+    # The new session replaces the one that this browser may have.
     _end_session(request, known)
     return begin_session(here, known.epoch, wanted, device)
 
@@ -112,7 +112,8 @@ def _address(request: Request) -> str:
 
 
 def _local(target: str) -> str:
-    """Where to go after the sign-in: a page of this console, whatever the link says."""
+    """Where to go after the sign-in: `target` if it is a page of this console, else the first
+    page."""
     is_local = target.startswith("/") and target.isprintable() and target.isascii()
     return target if is_local and not target.startswith("//") and "\\" not in target else "/"
 
@@ -123,7 +124,7 @@ def _sign_out(request: Request, _: FormData) -> Response:
 
 
 def _end_session(request: Request, known: Credentials) -> None:
-    """End the session that the request is part of, if there is one."""
+    """End the session that the request belongs to, if there is one."""
     if session := _session(request, known):
         lifetime = timedelta(seconds=LIFETIME)
         console(request).store.administrator.end_session(session, lifetime)

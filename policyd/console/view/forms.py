@@ -1,4 +1,4 @@
-"""What several forms hold: fields read from what a browser sends."""
+"""Fields of forms, as a browser sends them."""
 
 from starlette.datastructures import FormData
 
@@ -17,11 +17,11 @@ def read_mode(value: str) -> Mode | None:
 
 
 def read_etag(form: FormData) -> str:
-    """The etag of a form; without one, one that fits nothing."""
+    """The etag of a form; where it is missing, one that matches no key."""
     return text(form, "etag") or "missing"
 
 
 def text(form: FormData, name: str) -> str:
-    """A field of a form as it was typed; empty where it is not there."""
+    """A field of a form as it was typed; empty where it is missing."""
     value = form.get(name)
     return value if isinstance(value, str) else ""

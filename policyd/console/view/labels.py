@@ -1,4 +1,7 @@
-"""What the console calls things, and how it writes numbers."""
+"""The console's labels for what the log and the settings hold, and its ways to write numbers.
+
+Each table that is keyed by an enumeration has a label for every member; a test checks that.
+"""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -8,6 +11,7 @@ from policyd.decision_log.refused_key import OTHERS, RefusedKeyReason
 from policyd.engine.model import Ignored, Mode, Override, Source, UserState
 
 UNKNOWN = "\N{EM DASH}"
+"""Stands where a value is missing."""
 
 VERDICTS = {
     Verdict.ALLOWED: "Allowed",
@@ -16,13 +20,13 @@ VERDICTS = {
 }
 MODES = {
     Mode.OFF: ("Off", "Requests without a user pass."),
-    Mode.AUDIT: ("Audit", "They pass, and are flagged as would-be-blocked."),
+    Mode.AUDIT: ("Audit", "They pass, and are flagged as “would be blocked”."),
     Mode.ENFORCE: ("Enforce", "They are blocked with a 422 and never reach the provider."),
 }
 OVERRIDES = {
     Override.ANY: ("Any request", "The header wins both ways."),
     Override.TIGHTEN_ONLY: ("Only to tighten", "The header can only switch enforcement on."),
-    Override.LOCKED: ("Nobody", "The header is ignored, and the log says so."),
+    Override.LOCKED: ("No request", "The header is ignored, and the log shows that."),
 }
 IDENTIFIERS = {
     "user": "The body's top-level field user.",
@@ -38,10 +42,10 @@ IGNORED = {
     Ignored.NOT_IGNORED: "No",
     Ignored.LOCKED: "Yes: the key is locked",
     Ignored.TIGHTEN_ONLY: "Yes: the key lets it only tighten",
-    Ignored.INVALID: "Yes: it was not one clear true or false",
+    Ignored.INVALID: "Yes: its value was not a single true or false",
 }
 ENDINGS = {
-    Ending.UNKNOWN: "Not known",
+    Ending.UNKNOWN: "Unknown",
     Ending.COMPLETE: "Complete",
     Ending.CLIENT_LEFT: "The client left before the end",
     Ending.UPSTREAM_BROKE: "The provider broke off",
@@ -61,14 +65,14 @@ FLAGS = {
 
 
 def flag_explanation(record: Record, flag: str) -> str:
-    """What a flag on a decision means, in plain words."""
+    """What a flag on a decision means, as a sentence or two."""
     if flag == OVERRIDE_FLAG:
         return (
             "The header x-usagepanda-enforce-user-ids was neither true nor false, so it was not "
             "followed."
         )
     if record.user_state.is_unreadable:
-        cause = "The body of this request could not be read, so nobody could tell whose it is"
+        cause = "The body of this request could not be read, so its user is unknown"
     elif record.user_state is UserState.ABSENT:
         cause = "This request carried no user"
     else:
@@ -79,28 +83,28 @@ def flag_explanation(record: Record, flag: str) -> str:
 
 
 def verdict_label(record: Record) -> str:
-    """How a request fared. Blocked is what a policy denies: an older policyd logged refused keys
-    as well."""
+    """The label of a verdict. "Blocked" means denied by a policy: older versions of policyd logged
+    refused keys as well."""
     return "Key refused" if record.is_key_refused else VERDICTS[record.verdict]
 
 
 def source_label(source: str) -> str:
-    """Where requests came from."""
+    """The label of the address that requests came from."""
     return {"": "Address not known", OTHERS: "All other addresses"}.get(source, source)
 
 
 def more(values: Sequence[str]) -> str:
-    """How many values there are behind the first."""
+    """How many values follow the first."""
     return f" and {number(len(values) - 1)} more" if len(values) > 1 else ""
 
 
 def label(name: str) -> str:
-    """An identifier of the log as words: chat_completion is "Chat completion"."""
+    """The label of an identifier of the log: chat_completion is "Chat completion"."""
     return name.replace("_", " ").capitalize()
 
 
 def number(value: int | None) -> str:
-    """A count, its thousands apart."""
+    """A count, with commas between thousands."""
     return UNKNOWN if value is None else f"{value:,}"
 
 
@@ -126,7 +130,7 @@ def duration(microseconds: int | None) -> str:
 
 
 def share(part: int, rest: int) -> str:
-    """`part` of both, in per cent; never 100% or 0% where it is not quite so."""
+    """`part` of `part + rest` in per cent; 100% and 0% only where they are exact."""
     whole = part + rest
     if not whole:
         return UNKNOWN
@@ -137,7 +141,7 @@ def share(part: int, rest: int) -> str:
 
 
 def moment(at: datetime | None) -> str:
-    """A moment, to the second."""
+    """A point in time, to the second."""
     return at.strftime("%Y-%m-%d %H:%M:%S") if at else UNKNOWN
 
 

@@ -9,13 +9,13 @@ _MAX_KEYS = 1000
 
 
 def key_names(store: Store) -> dict[str, str]:
-    """The names of the keys by ID, oldest first, revoked ones too."""
+    """The names of the keys by ID, oldest first, with those of revoked keys."""
     return {key.id: key.name for key in store.keys.list(limit=_MAX_KEYS, show_revoked=True)}
 
 
 def holds_samples(store: Store, oldest: datetime | None) -> bool:
-    """Whether the log, of which `oldest` is the begin, holds what `policyd demo` made up: that is
-    where such a log begins."""
+    """Whether the log holds samples that `policyd demo` made up. It looks at the first second after
+    `oldest`, the log's beginning, as a log with samples begins with them."""
     if oldest is None:
         return False
     first = store.log.page(LogFilter(until=oldest + timedelta(seconds=1)), limit=1)
