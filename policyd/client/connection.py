@@ -42,7 +42,7 @@ _OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.enable_retries", 0),  # peers.py retries, within one deadline.
     ("grpc.max_send_message_length", -1),
-    # A peer that has vanished is noticed while no call is made, too. gRPC waits as long as the third
+    # A peer that has vanished is noticed while no call is made, too. gRPC waits as long as the 3rd
     # option says, which is a minute by default and not shortened by the second.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 2_000),
