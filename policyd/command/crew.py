@@ -231,7 +231,7 @@ class Orders:
             else:
                 _log.info("the workers are being stopped, so no more of them are replaced")
         except (PolicydError, OSError) as error:
-            _log.error("no more is replaced, and what runs goes on: %s", error)
+            _log.error("no more workers are replaced, and those that run go on: %s", error)
 
 
 def keep_fixed(

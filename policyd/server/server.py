@@ -275,7 +275,7 @@ class Server:
             task.cancel()
         for problem in await asyncio.gather(*self._working, return_exceptions=True):
             if isinstance(problem, Exception):
-                _log.error("a part of policyd had ended before its time: %r", problem)
+                _log.error("a task of policyd had ended early: %r", problem)
 
     async def stop(self) -> None:
         """Take no new calls, and wait for those under way up to the grace period."""
