@@ -38,15 +38,25 @@ PLANS = {
 QUICK = Plan(rounds=2, seconds=0.1, rows=10_000)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]}) @click.option("--quick",
-is_flag=True, help="Run for a few seconds, to try it; the figures mean little.")
-@click.option("--only", type=click.Choice(list(PARTS)), help="The same as PART.") @click.option(
-"--root", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="DIR", help="For
-hostile and start: another checkout, whose servers are measured for comparison.", ) @click.option(
-"--python", type=click.Path(path_type=Path, dir_okay=False, exists=True), metavar="PATH", help="The
-Python that runs that checkout; DIR/.venv/bin/python unless given.", ) @click.argument("part",
-type=click.Choice(list(PARTS)), required=False) def main( quick: bool, only: str | None, root: Path
-| None, python: Path | None, part: str | None ) -> None:
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--quick", is_flag=True, help="Run for seconds only; the figures mean little.")
+@click.option("--only", type=click.Choice(list(PARTS)), help="The same as PART.")
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    metavar="DIR",
+    help="For hostile and start: another checkout, whose servers are measured for comparison.",
+)
+@click.option(
+    "--python",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    metavar="PATH",
+    help="The Python that runs that checkout; DIR/.venv/bin/python unless given.",
+)
+@click.argument("part", type=click.Choice(list(PARTS)), required=False)
+def main(
+    quick: bool, only: str | None, root: Path | None, python: Path | None, part: str | None
+) -> None:
     """Measure policyd and its gateway, all of it or PART, and print the results as Markdown.
 
     It takes about fifteen minutes and both cores of a small machine; run nothing else on it
