@@ -16,7 +16,8 @@ from gateway.describe import Scope
 from gateway.headers import RequestHeaders, read_request
 from gateway.intake import Intake, Refused
 from gateway.outcome import Course
-from gateway.settings import Settings, policyd_client
+from gateway.policyd_client import policyd_client
+from gateway.settings import Settings
 from gateway.upstream import (
     Body,
     ClientGone,
