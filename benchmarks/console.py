@@ -19,7 +19,7 @@ import click
 from policyd.command.configuration import Address
 from policyd.console import ConsoleServer, console_url
 from policyd.decision_log.record import Ending, Outcome, Record, Verdict, first_id
-from policyd.decision_log.refused_key import RefusalCount
+from policyd.decision_log.refused_key import RefusedKeyCount
 from policyd.engine.model import Ignored, Mode, Source, UserState
 from policyd.server.preparation import prepare
 from policyd.settings import ServerSettings
@@ -61,7 +61,7 @@ def _fill(store: Store, rows: int) -> None:
     missing = rows - store.log.status().decisions
     if missing <= 0:
         return
-    keys = [store.create_key(f"key {number}")[0].id for number in range(_KEYS)]
+    keys = [store.keys.create(f"key {number}")[0].id for number in range(_KEYS)]
     chance = random.Random(1)
     start = now() - missing * _SPACING
     for done in range(0, missing, _CHUNK):
@@ -79,7 +79,7 @@ def _refuse(store: Store, stretches: int) -> None:
         minute = last - number
         store.log.append(
             [
-                RefusalCount("bench", number, minute, f"10.0.0.{source}", 1, 5, 0)
+                RefusedKeyCount("bench", number, minute, f"10.0.0.{source}", 1, 5, 0)
                 for source in range(65)
             ]
         )
@@ -144,7 +144,7 @@ def _pages(store: Store) -> dict[str, str]:
     oldest = store.log.status().oldest
     assert oldest is not None
     middle = first_id(oldest + (newest.time - oldest) / 2) + "0" * 20
-    key = store.list_keys(limit=1)[0].id
+    key = store.keys.list(limit=1)[0].id
     day = f"{oldest + timedelta(days=1):%Y-%m-%dT%H:%M}"
     return {
         "Logs": "/logs",

@@ -27,7 +27,7 @@ class _Nothing:
         return request
 
     async def same(self, request: EvaluateRequest, context: Any) -> EvaluateResponse:
-        """The messages of Evaluate: the answer to the first question, again and again."""
+        """The messages of Evaluate: the answer to the first request, again and again."""
         if self._answer is None:
             self._answer = await self._policy.Evaluate(request, context)
         return self._answer

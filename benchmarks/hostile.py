@@ -119,7 +119,7 @@ def _attacks(
     body = traffic.body()
     stub = PolicyServiceStub(calls)
     headers = [("x-usagepanda-api-key", unknown_key()), ("Content-Type", kind)]
-    question = EvaluateRequest(
+    request = EvaluateRequest(
         headers=[Header(name=name, value=value) for name, value in headers],
         method="POST",
         path=traffic.PATH,
@@ -130,7 +130,7 @@ def _attacks(
         "policyd --http": lambda: post(
             session, f"{running.http}/v1/check", [*headers, *ABOUT], body
         ),
-        "policyd gRPC": lambda: stub.Evaluate(question, timeout=PATIENCE),
+        "policyd gRPC": lambda: stub.Evaluate(request, timeout=PATIENCE),
     }
 
 

@@ -8,8 +8,8 @@ from gateway.server import Server
 from policyd.v1.policy_pb2 import DECISION_ALLOW, EvaluateRequest, EvaluateResponse
 
 
-async def _allow(question: EvaluateRequest) -> EvaluateResponse:
-    return EvaluateResponse(decision=DECISION_ALLOW, upstream_path=question.path)
+async def _allow(request: EvaluateRequest) -> EvaluateResponse:
+    return EvaluateResponse(decision=DECISION_ALLOW, upstream_path=request.path)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ class Found(NamedTuple):
 
 async def _toggle(store: Store, key: dict[str, str], stubs: list[Any], number: int) -> Found:
     mode = Mode.OFF if number % 2 else Mode.ENFORCE
-    await asyncio.to_thread(store.update_key, key["id"], {"mode": mode})
+    await asyncio.to_thread(store.keys.update, key["id"], {"mode": mode})
     committed = time.monotonic()
     watched = [_watch(stub, key["key"], mode is Mode.ENFORCE, committed) for stub in stubs]
     found = await asyncio.gather(*watched)

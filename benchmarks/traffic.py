@@ -1,4 +1,4 @@
-"""The requests that the benchmarks make, and the question that the gateway asks about each."""
+"""The requests that the benchmarks make, and the request that the gateway asks about each."""
 
 import json
 
@@ -35,7 +35,7 @@ def body(size: int = 1024, user: str | None = "user-1") -> bytes:
 
 
 def asked(key: str, user: str | None = "user-1") -> EvaluateRequest:
-    """The question, as the gateway puts it."""
+    """The request, as the gateway puts it."""
     raw = [(name.encode(), value.encode()) for name, value in headers(key)]
     facts = read_body(body(user=user), "application/json", "", ENDPOINT)
     scope = {"method": "POST", "client": ("127.0.0.1", 50000)}

@@ -30,7 +30,7 @@ def victims(
     """What a victim asks of each listener. Each raises where the answer is another than usual."""
     headers, body = traffic.headers(running.key), traffic.body()
     stub = PolicyServiceStub(calls)
-    question = EvaluateRequest(
+    request = EvaluateRequest(
         key=running.key, has_user=True, user="victim", method="POST", path=traffic.PATH
     )
     return {
@@ -38,7 +38,7 @@ def victims(
         "policyd --http": lambda: post(
             session, f"{running.http}/v1/check", [*headers, *ABOUT], body, 200
         ),
-        "policyd gRPC": lambda: stub.Evaluate(question, timeout=PATIENCE),
+        "policyd gRPC": lambda: stub.Evaluate(request, timeout=PATIENCE),
     }
 
 

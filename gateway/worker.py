@@ -1,4 +1,4 @@
-"""One of several workers, as its supervisor starts it: `python -m gateway.worker`."""
+"""One worker of the gateway, as the supervisor starts it: `python -m gateway.worker`."""
 
 import sys
 

@@ -43,7 +43,7 @@ def decide_now(
     settings = None
     if described.credential is Credential.GIVEN:
         wanted = api_key.digest(described.key)
-        changed = store.changes_since(0).changed
+        changed = store.keys.changes_since(0).changed
         settings = next((one.settings for one in changed if one.digest == wanted), None)
     return decide(described, settings, default), settings
 

@@ -137,7 +137,7 @@ def _one(store: Store, any_id: str) -> Record:
         )
     if found:
         return found[0]
-    if store.refusals.sample(any_id):
+    if store.refused_keys.sample(any_id):
         raise DecisionNotFound(
             "this request's API key was refused, so no policy was asked: see policyd logs refused"
         )
@@ -164,7 +164,7 @@ def status(database_url: str, as_json: bool, snapshot: Path | None) -> None:
     try:
         with options.opened(database_url) as store:
             found = store.log.status()
-            refused = store.refusals.total()
+            refused = store.refused_keys.total()
             host, offset = store.workers.furthest_off() or (None, None)
             stands = store.log.standstill()
     except StoreUnavailable:
@@ -242,8 +242,8 @@ def retire(
 def refused(database_url: str, as_json: bool, since: datetime, limit: int) -> None:
     """Show who sent requests without an API key in force: counts by source, and a few samples."""
     with options.opened(database_url) as store:
-        sources = store.refusals.sources(since, store.time(), limit=limit)
-        samples = store.refusals.samples(since, limit=limit)
+        sources = store.refused_keys.sources(since, store.time(), limit=limit)
+        samples = store.refused_keys.samples(since, limit=limit)
     if as_json:
         options.print_json(refused_report.as_dict(sources, samples))
     else:

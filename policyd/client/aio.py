@@ -21,7 +21,7 @@ from grpc import ChannelCredentials
 from policyd.client import forking
 from policyd.client.peers import Peers, Targets, addresses
 from policyd.client.reporter import Reporter
-from policyd.client.statuses import Failed, refused
+from policyd.client.statuses import Failed, failed_item
 from policyd.engine import denial
 from policyd.errors import NoDecision
 from policyd.v1.policy_pb2 import (
@@ -226,7 +226,7 @@ class PolicyClient:
             item = asked.items.add(id=str(number), request=request).request
             item.idempotency_key = item.idempotency_key or key
         response = await self._connected().ask(
-            lambda stub: stub.BatchEvaluate, asked, self._timeout, refusal=_refusal
+            lambda stub: stub.BatchEvaluate, asked, self._timeout, failure=_common_failure
         )
         results = response.results
         if len(results) != len(requests):
@@ -254,7 +254,7 @@ def _keys(number: int) -> list[str]:
     return [now + digits[begin : begin + 20] for begin in range(0, 20 * number, 20)]
 
 
-def _refusal(response: BatchEvaluateResponse) -> Failed | None:
+def _common_failure(response: BatchEvaluateResponse) -> Failed | None:
     """Why nothing was decided, if it is the same for all: settings that are not there yet, say.
 
     Then it may be decided in a moment, or elsewhere.
@@ -265,7 +265,7 @@ def _refusal(response: BatchEvaluateResponse) -> Failed | None:
     status = results[0].status
     if any(not one.HasField("status") or one.status.code != status.code for one in results):
         return None
-    return refused(status.code, status.message)
+    return failed_item(status.code, status.message)
 
 
 def _batches(waiting: list[_Waiting]) -> Iterator[list[_Waiting]]:
@@ -303,10 +303,10 @@ def instead(problem: NoDecision, on_error: OnError) -> EvaluateResponse:
     if on_error == "allow" and problem.is_outage:
         answer.decision = DECISION_ALLOW
         return answer
-    refusal = denial.NO_DECISION
+    denied = denial.NO_DECISION
     answer.decision = DECISION_DENY
-    answer.denial.http_status, answer.denial.body = refusal.status, refusal.body
-    answer.denial.headers.extend(Header(name=name, value=text) for name, text in refusal.headers)
+    answer.denial.http_status, answer.denial.body = denied.status, denied.body
+    answer.denial.headers.extend(Header(name=name, value=text) for name, text in denied.headers)
     return answer
 
 

@@ -76,17 +76,18 @@ class Peers:
         seconds: float,
         *,
         is_patient: bool = False,
-        refusal: Callable[[_Response], Failed | None] | None = None,
+        failure: Callable[[_Response], Failed | None] | None = None,
     ) -> _Response:
-        """The answer, which comes within `seconds`. `refusal` sees refusals in what is no error.
+        """The answer, which comes within `seconds`.
 
-        See Connection.ask() for `is_patient`. Raises Failed.
+        `failure` finds a failure in what gRPC takes for an answer, such as a batch of errors. See
+        Connection.ask() for `is_patient`. Raises Failed.
         """
         asking = _Asking(self._connections, time.monotonic() + seconds)
         try:
             # gRPC's threads keep the deadlines of calls. This one does not need those.
             async with asyncio.timeout(seconds + _MARGIN):
-                return await self._ask(asking, method, request, is_patient, refusal)
+                return await self._ask(asking, method, request, is_patient, failure)
         except TimeoutError:
             raise asking.late(is_patient) from None
 
@@ -96,7 +97,7 @@ class Peers:
         method: "Method[_Request, _Response]",
         request: _Request,
         is_patient: bool,
-        refusal: Callable[[_Response], Failed | None] | None,
+        failure: Callable[[_Response], Failed | None] | None,
     ) -> _Response:
         while True:
             connection = asking.next()
@@ -104,7 +105,7 @@ class Peers:
                 answer = await connection.ask(
                     method, request, asking.left, metadata=self._metadata, is_patient=is_patient
                 )
-                if refusal is None or (problem := refusal(answer)) is None:
+                if failure is None or (problem := failure(answer)) is None:
                     return answer
             except Failed as failed:
                 problem = failed
@@ -144,14 +145,14 @@ def _rank(connection: Connection) -> tuple[bool, int]:
 class _Asking:
     """The tries of one question."""
 
-    __slots__ = ("_connections", "_deadline", "_pause", "_problem", "_refused", "_tried")
+    __slots__ = ("_connections", "_deadline", "_pause", "_problem", "_tried", "_unwilling")
 
     def __init__(self, connections: list[Connection], deadline: float) -> None:
         self._connections = connections
         self._deadline = deadline
         self._pause = _FIRST_PAUSE
         self._tried: tuple[Connection, ...] = ()
-        self._refused: tuple[str, ...] = ()
+        self._unwilling: tuple[str, ...] = ()
         """Addresses that would not decide."""
         self._problem: Failed | None = None
 
@@ -165,7 +166,7 @@ class _Asking:
         left = [
             one
             for one in self._connections
-            if one not in self._tried and one.address not in self._refused
+            if one not in self._tried and one.address not in self._unwilling
         ]
         return min(left, key=_rank)
 
@@ -177,8 +178,8 @@ class _Asking:
             raise problem
         self._tried = (*self._tried, connection)
         if problem.meaning is Meaning.ELSEWHERE:
-            self._refused = (*self._refused, connection.address)
-        others = [one for one in self._connections if one.address not in self._refused]
+            self._unwilling = (*self._unwilling, connection.address)
+        others = [one for one in self._connections if one.address not in self._unwilling]
         if not others or self.left <= _SHORTEST:
             raise self._problem
         if any(one not in self._tried for one in others):

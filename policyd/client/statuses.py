@@ -75,7 +75,7 @@ def failed(error: grpc.aio.AioRpcError) -> Failed:
     return Failed(error.code(), error.details(), meaning)
 
 
-def refused(number: int, message: str) -> Failed:
+def failed_item(number: int, message: str) -> Failed:
     """What policyd answered to an item of a batch."""
     code = _BY_NUMBER.get(number, _Code.UNKNOWN)
     meaning = TABLE[code]

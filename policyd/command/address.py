@@ -11,6 +11,8 @@ from contextlib import ExitStack, suppress
 from policyd.command.configuration import Address
 from policyd.errors import CannotListen
 
+BACKLOG = 2048
+"""Connections that the system holds for a listening socket until they are taken."""
 _ATTACH_FILTER = 51
 """Linux's SO_ATTACH_REUSEPORT_CBPF, which Python has no name for."""
 _RETURN = 0x06
@@ -74,3 +76,27 @@ def not_free(address: Address, flag: str) -> CannotListen:
         f"{flag} {address} cannot be listened on: another program has the port, or it is no "
         f"address of this machine. Give {flag} another one; port 0 takes a free port"
     )
+
+
+def open_socket(address: Address, *, shared: bool = False) -> socket.socket:
+    """A socket that listens at `address`; `shared` is for several processes on one port.
+
+    Raises OSError.
+    """
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    return socket.create_server(address, family=family, backlog=BACKLOG, reuse_port=shared)
+
+
+def reserve_listening(
+    address: Address, flag: str, held: ExitStack
+) -> tuple[Address, socket.socket]:
+    """A socket that several processes take connections from, and its address with the port.
+
+    Raises CannotListen.
+    """
+    check_free(address, flag)
+    try:
+        listening = held.enter_context(open_socket(address))
+    except OSError:
+        raise not_free(address, flag) from None
+    return Address(address.host, listening.getsockname()[1]), listening

@@ -92,7 +92,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True, tag="D"):
     status: _Status
     """Of the denial. 0: the request was allowed."""
     key_id: _Name
-    """Empty: no key in force was given. Such requests are logged no longer: see refusal.py."""
+    """Empty: no key in force was given. Such requests are logged no longer: see refused_key.py."""
     operation: _Name
     mode: Mode | None
     source: Source | None

@@ -1,8 +1,8 @@
 """Requests whose API key was refused, counted by minute and source, with samples.
 
 Any client can send such requests, as many as a line carries and from any address, so what is kept
-of them is bounded whatever they hold. They are no decisions of the log: see refusal_tally.py for
-how they are counted, and store/refusals.py for how long they stay.
+of them is bounded whatever they hold. They are no decisions of the log: see refused_tally.py for
+how they are counted, and store/refused_keys.py for how long they stay.
 """
 
 from datetime import datetime
@@ -32,7 +32,7 @@ _Source = Annotated[str, msgspec.Meta(max_length=_MAX_ADDRESS)]
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 
 
-class RefusalReason(IntEnum):
+class RefusedKeyReason(IntEnum):
     """Why a key was refused."""
 
     MISSING = 1
@@ -42,17 +42,17 @@ class RefusalReason(IntEnum):
 
 
 REASONS = {
-    Credential.GIVEN: RefusalReason.UNKNOWN,
-    Credential.MISSING: RefusalReason.MISSING,
-    Credential.CONFLICTING: RefusalReason.CONFLICTING,
+    Credential.GIVEN: RefusedKeyReason.UNKNOWN,
+    Credential.MISSING: RefusedKeyReason.MISSING,
+    Credential.CONFLICTING: RefusedKeyReason.CONFLICTING,
 }
 
 
-class Refusal(msgspec.Struct, frozen=True, array_like=True, tag="S"):
+class RefusedKey(msgspec.Struct, frozen=True, array_like=True, tag="S"):
     """One request whose key was refused. It names no end user and no key."""
 
     id: DecisionId
-    reason: RefusalReason
+    reason: RefusedKeyReason
     source_ip: _Text = ""
     method: _Text = ""
     path: _Text = ""
@@ -68,7 +68,7 @@ class Refusal(msgspec.Struct, frozen=True, array_like=True, tag="S"):
         return moment(self.id)
 
 
-class RefusalCount(msgspec.Struct, frozen=True, array_like=True, tag="R"):
+class RefusedKeyCount(msgspec.Struct, frozen=True, array_like=True, tag="R"):
     """How many requests of one source a process has refused in one stretch of about a minute.
 
     `process`, `stretch` and `source` name it. It may come again with larger numbers, which then

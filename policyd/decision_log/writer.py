@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 
 from policyd.decision_log.record import Outcome, Record
-from policyd.decision_log.refused_key import Refusal, RefusalCount
-from policyd.decision_log.refused_tally import RefusalTally
+from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount
+from policyd.decision_log.refused_tally import RefusedKeyTally
 from policyd.decision_log.spool import SpoolWriter, Sync
 from policyd.decision_log.spool.problems import unwritable
 from policyd.decision_log.spool.syncing import SyncThread
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 _encode_lines = msgspec.json.Encoder().encode_lines
 _REMIND = 10.0
 """Seconds between two lines that say that decisions cannot be logged."""
-_REFUSALS_SHARE = 0.25
+_REFUSED_KEYS_SHARE = 0.25
 """How full the spool may be for counts of refused keys: the rest is for decisions."""
 _INTERVAL = 1.0
 """Seconds between two syncs, where no answer waits for one."""
@@ -31,7 +31,7 @@ _PATIENCE = 10.0
 _LAST = 2.0
 """Seconds that it may take for the last time, when policyd ends."""
 
-Entry = Record | Outcome | Refusal
+Entry = Record | Outcome | RefusedKey
 """What is given to the log."""
 
 
@@ -58,7 +58,7 @@ class DecisionLog:
         self._drop_when_full = drop_when_full
         self._drop_on_error = drop_on_error
         self._said_at = float("-inf")
-        self._refusals = RefusalTally(process, clock)
+        self._refused_keys = RefusedKeyTally(process, clock)
         self._sync = sync
         self._thread = SyncThread(spool.sync)
         self._failure: LogFull | None = None
@@ -72,8 +72,8 @@ class DecisionLog:
         """
         kept: list[Record | Outcome] = []
         for entry in entries:
-            if isinstance(entry, Refusal):
-                self._refusals.add(entry)
+            if isinstance(entry, RefusedKey):
+                self._refused_keys.add(entry)
             else:
                 kept.append(entry)
         if not kept or not self._append(kept) or self._sync != "always":
@@ -86,7 +86,7 @@ class DecisionLog:
         """Write what was counted of refused keys, and of decisions that were dropped while the
         disk was full: call it every few seconds, and at the end."""
         self._spool.tell_losses()
-        self._refusals.flush(self._write_refusals)
+        self._refused_keys.flush(self._write_refused_keys)
 
     async def keep_synced(self) -> None:
         """Have the disk take what was written, every second, if it is not to be asked at once."""
@@ -153,9 +153,9 @@ class DecisionLog:
         self._spool.leave_segment()
         return unwritable("be synced", error)
 
-    def _write_refusals(self, entries: list[Refusal | RefusalCount]) -> bool:
+    def _write_refused_keys(self, entries: list[RefusedKey | RefusedKeyCount]) -> bool:
         try:
-            if self._spool.is_fuller_than(_REFUSALS_SHARE):
+            if self._spool.is_fuller_than(_REFUSED_KEYS_SHARE):
                 return False
             self._spool.write(_encode_lines(entries))
         except LogFull:

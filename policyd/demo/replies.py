@@ -76,7 +76,7 @@ class Ask:
     length: int  # bytes of the whole body
 
 
-def words(value: object) -> int:
+def count_words(value: object) -> int:
     """Count the words in all strings within `value`, and each number as one: roughly its tokens."""
     total, todo = 0, [value]
     while todo:
@@ -136,7 +136,7 @@ def response(ask: Ask) -> Json:
         "tool_choice": "auto",
         "tools": [],
         "top_p": 1.0,
-        "usage": _response_usage(words(asked), words(text)),
+        "usage": _response_usage(count_words(asked), count_words(text)),
         "user": ask.fields.get("user"),
     }
 
@@ -150,7 +150,7 @@ def embeddings(ask: Ask) -> Json:
         {"object": "embedding", "index": index, "embedding": spelt(_vector(text, size))}
         for index, text in enumerate(_each(asked))
     ]
-    usage = {"prompt_tokens": words(asked), "total_tokens": words(asked)}
+    usage = {"prompt_tokens": count_words(asked), "total_tokens": count_words(asked)}
     return {"object": "list", "data": data, "model": ask.model, "usage": usage}
 
 
@@ -213,7 +213,7 @@ def error_on_demand(model: str) -> None:
 
 
 def _greeting(what: str, asked: object) -> str:
-    number = words(asked)
+    number = count_words(asked)
     return (
         "Hello! This is policyd's demo upstream, standing in for OpenAI. "
         f"Your {what} arrived with {number} word{'' if number == 1 else 's'}."
@@ -231,7 +231,7 @@ def _head(ask: Ask, prefix: str, kind: str) -> Json:
 
 
 def _usage(asked: object, answered: object) -> Json:
-    prompt, answer = words(asked), words(answered)
+    prompt, answer = count_words(asked), count_words(answered)
     return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
 
 

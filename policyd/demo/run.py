@@ -14,10 +14,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.server import Server as GatewayServer
 from gateway.settings import Settings as GatewaySettings
-from policyd.asgi.connections import Bounded
-from policyd.asgi.listener import Listener, open_socket
+from policyd.asgi.bounded import Bounded
+from policyd.asgi.listener import Listener
 from policyd.command import configuration
-from policyd.command.address import check_free, reserve
+from policyd.command.address import check_free, open_socket, reserve
 from policyd.command.configuration import Address, SettingsError
 from policyd.command.private_files import make_folder
 from policyd.console import console_url, first_link
@@ -117,9 +117,9 @@ def _first_key(database_url: str, sample: bool) -> str | None:
     store = Store(database_url)
     try:
         store.migrate()
-        if store.list_keys(limit=1, show_revoked=True):
+        if store.keys.list(limit=1, show_revoked=True):
             return None
-        key, secret = store.create_key("demo", Mode.ENFORCE)
+        key, secret = store.keys.create("demo", Mode.ENFORCE)
         if sample:
             demo_sample.fill(store, key.id)
         return secret

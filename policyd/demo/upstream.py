@@ -18,7 +18,6 @@ import math
 import re
 import secrets
 import time
-import zlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,12 +25,11 @@ from typing import Any
 
 import msgspec
 
-from policyd.demo import replies as replies
-from policyd.demo import streams as streams
+from policyd.demo import replies, streams
+from policyd.demo.received import Receive, Received, read_json
 from policyd.demo.replies import ApiError, Ask, Json
 
 Message = dict[str, Any]
-Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 Work = Coroutine[Any, Any, None]
 
@@ -69,33 +67,6 @@ ROUTES: Mapping[tuple[str, str], Route] = {
     ("GET", "/models"): Route(replies.model_list, model="", reads_json=False),
     ("GET", "/models/ID"): Route(replies.model, model="", reads_json=False),
 }
-
-
-@dataclass(slots=True)
-class Received:
-    """A request as it came: recorded once its headers are in, and growing while its body comes."""
-
-    method: str
-    target: bytes  # the raw path, and after a `?` the query
-    headers: list[tuple[bytes, bytes]]  # in order; the server has put the names in lower case
-    body: bytearray = field(default_factory=bytearray)  # its beginning, up to a bound
-    length: int = 0  # bytes of the whole body so far
-    complete: bool = False  # whether the whole body is in
-
-    def header(self, name: bytes) -> str:
-        """Give the first value of a header, by its lower-case name, or an empty string."""
-        return next((value.decode("latin-1") for key, value in self.headers if key == name), "")
-
-    async def fill(self, receive: Receive, keep: int) -> None:
-        """Count the whole body and keep its first `keep` bytes; stop early if the client leaves."""
-        while not self.complete:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            chunk = message.get("body", b"")
-            self.length += len(chunk)
-            self.body += chunk[: max(keep - len(self.body), 0)]
-            self.complete = not message.get("more_body", False)
 
 
 class DemoUpstream:
@@ -156,7 +127,7 @@ class DemoUpstream:
             await out.whole(error.body, error.status, error.headers)
 
     def _ask(self, received: Received, route: Route, deployment: str | None, item: str) -> Ask:
-        fields = self._fields(received) if route.reads_json else {}
+        fields = read_json(received, self.max_json) if route.reads_json else {}
         model = fields.get("model") or deployment or route.model
         if not isinstance(model, str):
             raise ApiError(400, "You must provide a model parameter.", param="model")
@@ -164,18 +135,6 @@ class DemoUpstream:
             _check(fields, name, types)
         replies.error_on_demand(model)
         return Ask(model, fields, item, bytes(received.body[:_FORM_HEAD]), received.length)
-
-    def _fields(self, received: Received) -> Json:
-        if received.length > self.max_json:
-            raise ApiError(413, f"The body of your request is over {self.max_json} bytes.")
-        try:
-            fields = msgspec.json.decode(_decoded(received, self.max_json))
-        except (ValueError, RecursionError):
-            message = "The body of your request could not be parsed as JSON."
-            raise ApiError(400, message) from None
-        if not isinstance(fields, dict):
-            raise ApiError(400, "The body of your request must be a JSON object.")
-        return fields
 
     async def _answer(self, route: Route, ask: Ask, receive: Receive, out: "_Out") -> None:
         answer = route.answer(ask)
@@ -282,22 +241,6 @@ def _check(fields: Json, name: str, types: tuple[type, ...]) -> None:
 def _wants_usage(fields: Json) -> bool:
     options = fields.get("stream_options")
     return isinstance(options, dict) and options.get("include_usage") is True
-
-
-def _decoded(received: Received, limit: int) -> bytes | bytearray:
-    coding = received.header(b"content-encoding").lower()
-    if coding in ("", "identity"):
-        return received.body
-    if coding not in ("gzip", "deflate"):
-        raise ApiError(415, "The demo upstream reads the content encodings gzip and deflate only.")
-    decoder = zlib.decompressobj(zlib.MAX_WBITS | 32)  # 32: tells gzip and zlib apart by itself
-    try:
-        body = decoder.decompress(received.body, limit)
-    except zlib.error:
-        raise ApiError(400, f"The body of your request is not {coding}.") from None
-    if not decoder.eof:
-        raise ApiError(400, f"The {coding} body is cut short, or over {limit} bytes.")
-    return body
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

@@ -50,18 +50,18 @@ async def _work() -> None:
         # Nothing closes it: a thread that hangs in the database may come back to it, and would
         # find another file under its numbers.
         spool = SpoolReader(settings.spool)
-        office = _Office(store, Shipper(store, spool), settings)
+        work = _BackgroundWorker(store, Shipper(store, spool), settings)
         if settings.console is not None:
             # Only who has a console waits for all that it is made of.
             from policyd.console import ConsoleServer
 
             await running.enter_async_context(ConsoleServer(settings, store))
         parent.ready()
-        await parent.gone_during(office.ship(), office.retire())
-        await office.finish()
+        await parent.gone_during(work.ship(), work.retire())
+        await work.finish()
 
 
-class _Office:
+class _BackgroundWorker:
     def __init__(self, store: Store, shipper: Shipper, settings: ServerSettings) -> None:
         self._store = store
         self._is_found = False

@@ -54,7 +54,7 @@ class OpenedStore:
             raise StoreUnavailable("the database has not answered yet")
         if not self._is_marked:
             self._mark(self.identity)
-        return self._store.changes_since(revision, epoch)
+        return self._store.keys.changes_since(revision, epoch)
 
     def _mark(self, identity: str) -> None:
         """Have the spool say whose entries it holds. A full disk takes that later."""

@@ -58,18 +58,18 @@ async def preparing(settings: ServerSettings, *, is_first: bool = True) -> bool:
     return await StoreThreads("the start", None).run(prepare, settings, is_first=is_first)
 
 
-def back_office(settings: ServerSettings) -> Child:
-    """The process that ships the log to the store: see back_office.py."""
+def background_worker(settings: ServerSettings) -> Child:
+    """The process that ships the log to the store: see background.py."""
     return Child(
         "the background worker", "policyd.server.background", dump_settings(settings), SHIPPING
     )
 
 
-async def keep_back_office(office: Child, settings: ServerSettings, is_started: bool) -> None:
+async def keep_background_worker(worker: Child, settings: ServerSettings, is_started: bool) -> None:
     """Keep it running, until cancelled. It is started once there is room for what it needs."""
     if not is_started:
-        await start_with_room(office.start, settings)
-    await office.keep_running()
+        await start_with_room(worker.start, settings)
+    await worker.keep_running()
 
 
 async def start_with_room(start: Callable[[], Awaitable[None]], settings: ServerSettings) -> None:

@@ -14,7 +14,7 @@ import grpc
 from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
 
 from policyd.asgi.connections import Limits
-from policyd.command.address import check_free, not_free, steer
+from policyd.command.address import check_free, not_free, open_socket, steer
 from policyd.command.child import Child, End
 from policyd.command.configuration import Address
 from policyd.command.threads import StoreThreads
@@ -26,7 +26,7 @@ from policyd.keys import tokens
 from policyd.keys.key_table import KeyTable
 from policyd.server.following import Following
 from policyd.server.opening import OpenedStore
-from policyd.server.preparation import back_office, keep_back_office, preparing
+from policyd.server.preparation import background_worker, keep_background_worker, preparing
 from policyd.server.worker_clock import WorkerClock
 from policyd.services.admin import AdminServicer
 from policyd.services.authentication import TokenInterceptor
@@ -104,7 +104,7 @@ class Server:
         self._listeners: list[GrpcListener] = []
         self._working: list[asyncio.Task[None]] = []
         self._log: DecisionLog | None = None
-        self._office: Child | None = None
+        self._background: Child | None = None
         self._id = secrets.token_hex(6)
         self._clock = WorkerClock(settings.max_clock_skew)
         self.grpc = settings.grpc
@@ -165,13 +165,13 @@ class Server:
         )
         if not self._shared:
             # Last, as no decision waits for it.
-            await self._start_back_office(has_room)
+            await self._start_background_worker(has_room)
 
-    async def _start_back_office(self, has_room: bool) -> None:
-        self._office = back_office(self._settings)
+    async def _start_background_worker(self, has_room: bool) -> None:
+        self._background = background_worker(self._settings)
         if has_room:
-            await self._office.start()
-        self._work(keep_back_office(self._office, self._settings, has_room))
+            await self._background.start()
+        self._work(keep_background_worker(self._background, self._settings, has_room))
 
     def _work(self, *work: Coroutine[Any, Any, None]) -> None:
         """Do it until the server stops."""
@@ -206,7 +206,7 @@ class Server:
             secrets.token_hex(32), f"it stands in {path.name}, which policyd serve names"
         )
         try:
-            guard.let_in(tokens.load_or_create(path))
+            guard.accept(tokens.load_or_create(path))
         except NoRoom:
             self._work(self._find_token(guard))
         listener = self._listener((_ADMIN,), [guard], _ADMINISTRATORS)
@@ -220,7 +220,8 @@ class Server:
         path = settings.caller_token_file
         token = tokens.load(path, "--caller-token-file") if path else ""
         # Only a policyd that has it waits for all that it is made of.
-        from policyd.asgi.listener import Listener, open_socket, tls_context
+        from policyd.asgi.listener import Listener
+        from policyd.asgi.tls import tls_context
         from policyd.http.app import HttpCheck
 
         tls = tls_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
@@ -302,7 +303,7 @@ class Server:
             await asyncio.sleep(_ROOM)
             with suppress(NoRoom):
                 path = self._settings.admin_token_file
-                return guard.let_in(tokens.load_or_create(path))
+                return guard.accept(tokens.load_or_create(path))
 
     async def _follow_hints(self) -> None:
         async for _ in self._store.hints():
@@ -388,9 +389,9 @@ class Server:
             self._log.flush()
             await self._log.close()
             self._log = None
-        if self._office is not None:
+        if self._background is not None:
             # Last, so that it ships all that was written.
-            await self._office.stop()
+            await self._background.stop()
         self._store.close()
 
 

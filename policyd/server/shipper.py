@@ -8,7 +8,7 @@ import msgspec
 
 from policyd.decision_log.pricing import cost
 from policyd.decision_log.record import Outcome, Record, moment
-from policyd.decision_log.refused_key import Refusal, RefusalCount
+from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount
 from policyd.decision_log.spool import Chunk, SpoolReader
 from policyd.errors import PositionMoved
 from policyd.store import Step, Store
@@ -18,7 +18,7 @@ _CHUNK = 2**20
 """Bytes of the spool in one transaction."""
 _KEEP = 24 * 3600.0
 """Seconds between two times that the store is told that this spool is still there."""
-_Entry = Record | Outcome | Refusal | RefusalCount
+_Entry = Record | Outcome | RefusedKey | RefusedKeyCount
 _decode = msgspec.json.Decoder(_Entry).decode
 
 

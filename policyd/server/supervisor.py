@@ -11,10 +11,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
-from policyd.command.address import reserve
+from policyd.command.address import reserve, reserve_listening
 from policyd.command.child import Child, End
 from policyd.command.crew import Crew, Orders, Own, Worker
-from policyd.server.preparation import back_office, preparing, start_with_room
+from policyd.server.preparation import background_worker, preparing, start_with_room
 from policyd.settings import SHIPPING, ServerSettings, dump_settings
 
 _log = logging.getLogger(__name__)
@@ -60,8 +60,6 @@ class _Supervisor:
         self._sockets = {}
         if asked.http is not None:
             # Only a policyd that has it waits for all that it is made of.
-            from policyd.asgi.listener import reserve_listening
-
             http, self._sockets["http"] = reserve_listening(asked.http, "--http", held)
         if asked.console is not None:
             console = reserve(asked.console, "--console", held)
@@ -72,7 +70,7 @@ class _Supervisor:
             http=http,
             console=console,
         )
-        self._office = Crew([back_office(self.settings)])
+        self._background = Crew([background_worker(self.settings)])
         self._workers = Crew(self._first_workers())
         self._tasks: list[asyncio.Task[None]] = []
         self._starting_late: asyncio.Task[None] | None = None
@@ -103,8 +101,8 @@ class _Supervisor:
         self._workers.watch()
         # After them, as no decision waits for it.
         if has_room:
-            await self._office.start()
-            self._office.watch()
+            await self._background.start()
+            self._background.watch()
         else:
             self._start_late()
         self._tasks.append(asyncio.create_task(self._say_ready(ready)))
@@ -114,12 +112,12 @@ class _Supervisor:
         await ready(self.settings)
 
     def _start_late(self) -> None:
-        self._starting_late = asyncio.create_task(self._start_office_late())
+        self._starting_late = asyncio.create_task(self._start_background_late())
         self._tasks.append(self._starting_late)
 
-    async def _start_office_late(self) -> None:
-        await start_with_room(self._office.start, self.settings)
-        self._office.watch()
+    async def _start_background_late(self) -> None:
+        await start_with_room(self._background.start, self.settings)
+        self._background.watch()
 
     async def replace(self) -> None:
         """Replace all processes but this one, by what the settings and files are now.
@@ -132,12 +130,12 @@ class _Supervisor:
             # It still waits for room, and the new one does so in its place.
             late.cancel()
             await asyncio.gather(late, return_exceptions=True)
-            await self._office.stop(End.NOW)  # It may have been about to start.
-            self._office = Crew([back_office(self.settings)])
+            await self._background.stop(End.NOW)  # It may have been about to start.
+            self._background = Crew([background_worker(self.settings)])
             self._start_late()
             return
         # The new one ships as soon as the old one no longer does.
-        await self._office.replace(lambda _: back_office(self.settings))
+        await self._background.replace(lambda _: background_worker(self.settings))
 
     def _changed(self, asked: ServerSettings) -> ServerSettings:
         for name in _FIXED:
@@ -157,9 +155,9 @@ class _Supervisor:
         await self._workers.stop(end)
         spent = time.monotonic() - began
         left = self.settings.drain + self.settings.grace - spent
-        await self._office.stop(End.NOW, SHIPPING + max(left, 0))
+        await self._background.stop(End.NOW, SHIPPING + max(left, 0))
 
     def hurry(self) -> None:
         """Wait for nothing any more."""
         self._workers.hurry()
-        self._office.hurry()
+        self._background.hurry()

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from policyd.decision_log.record import Outcome, Record, first_id, moment
-from policyd.decision_log.refused_key import Refusal, RefusalCount
+from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount
 from policyd.errors import DecisionNotFound, StoreUnavailable
 from policyd.store import log_size
 from policyd.store.clock import database_time, midnight
@@ -41,7 +41,7 @@ from policyd.store.decisions import (
     usage_query,
 )
 from policyd.store.positions import Step, advance
-from policyd.store.refusals import add_refusals, forget_refusals
+from policyd.store.refused_keys import add_refused_keys, forget_refused_keys
 from policyd.store.retention import Standstill, agree, look, note, standstill, take_turn
 from policyd.store.space import give_back
 from policyd.store.statistics import Tally, forget_users
@@ -91,7 +91,7 @@ class Log:
 
     def append(
         self,
-        entries: Sequence[Record | Outcome | Refusal | RefusalCount],
+        entries: Sequence[Record | Outcome | RefusedKey | RefusedKeyCount],
         step: Step | None = None,
         *,
         unreadable: int = 0,
@@ -112,13 +112,13 @@ class Log:
 
     def _append(
         self,
-        entries: Sequence[Record | Outcome | Refusal | RefusalCount],
+        entries: Sequence[Record | Outcome | RefusedKey | RefusedKeyCount],
         step: Step | None,
         unreadable: int,
     ) -> None:
         records = {entry.id: entry for entry in entries if isinstance(entry, Record)}
         outcomes = {entry.decision_id: entry for entry in entries if isinstance(entry, Outcome)}
-        refused = [entry for entry in entries if isinstance(entry, Refusal | RefusalCount)]
+        refused = [entry for entry in entries if isinstance(entry, RefusedKey | RefusedKeyCount)]
         tally = Tally()
         with writing(self._engine, SHIPPING) as connection:
             if step is not None:
@@ -133,7 +133,7 @@ class Log:
             missing = _attach(connection, outcomes | stored, tally)
             _put_aside(connection, missing)
             _forget_waiting(connection, stored)
-            add_refusals(connection, refused)
+            add_refused_keys(connection, refused)
             # Last: others wait for the rows of the same hours and users until this is committed.
             tally.write(connection)
 
@@ -246,7 +246,7 @@ class Log:
         with reading(self._engine) as connection:
             oldest = connection.execute(sa.select(sa.func.min(decisions.c.id))).scalar_one()
         forget_users(self._steps, moment(oldest) if oldest else before)
-        forget_refusals(self._engine, self._steps, before, at)
+        forget_refused_keys(self._engine, self._steps, before, at)
         return deleted
 
     @property

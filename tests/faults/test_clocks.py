@@ -164,7 +164,7 @@ async def test_one_clock_that_is_wrong(
     key = right.create_key("enforce")
     store = Store(new_database)
     # The other one has yet to hear of the key: until then it is unknown there, and only counted.
-    wrong.reach(store.changes_since(0).revision)
+    wrong.reach(store.keys.changes_since(0).revision)
     for number in range(20):
         for server in (right, wrong):
             await asyncio.to_thread(ask_policyd, server, key, f"one-{server.pid}-{number}")

@@ -293,7 +293,7 @@ async def test_a_fault_in_reading(
     assert response.body == body
     assert response.is_whole
     assert (outcome.openai_id, outcome.ending) == ("r-1", ENDING_COMPLETE)
-    assert "an answer was not understood, but passed on" in caplog.text
+    assert "it could not read an answer, but passed it on" in caplog.text
 
 
 async def test_a_huge_answer(policyd: Recorder) -> None:

@@ -235,7 +235,7 @@ async def test_it_is_kept_as_settings_change(
 ) -> None:
     """Each change is in the file soon, and however many there are, it is written now and then."""
     store = Changing()
-    table = KeyTable(store.changes_since)
+    table = KeyTable(store.keys.changes_since)
     keeper = asyncio.create_task(SnapshotKeeper(file, table, lambda: IDENTITY, PLACE).keep())
     await asyncio.sleep(2 * snapshot._TURN)
     assert file.head() is None, "what the store has not told is no snapshot"
@@ -277,7 +277,7 @@ async def _until(is_so: Callable[[], bool]) -> None:
 async def test_a_table_that_begins_by_a_snapshot() -> None:
     """It is as old as that, and reads all of the store afterwards: also what was deleted there."""
     store = Changing()
-    table = KeyTable(store.changes_since)
+    table = KeyTable(store.keys.changes_since)
     assert not table.is_known
     gone = b"g" * 32
     table.restore({gone: KeySettings("key_gone")}, 5, 100.0)

@@ -43,7 +43,7 @@ now = datetime.now(UTC)
 for day in range(int(sys.argv[2])):
     at = now - timedelta(days=day)
     store.log.append([record(at - timedelta(seconds=n)) for n in range(100)])
-print(store.create_key("old")[0].id)
+print(store.keys.create("old")[0].id)
 """
 COMMANDS: dict[str, tuple[str, ...]] = {
     "explain": ("--key", "up-" + "x" * 48, "--no-user"),
