@@ -2,8 +2,8 @@
 
 import sys
 
-from gateway.passing import load_settings
 from gateway.server import Server
+from gateway.settings import load_settings
 from policyd.command.parent import Parent
 from policyd.command.process import run, start_logging
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -126,3 +127,13 @@ def test_packages() -> None:
     tree = text.partition("## Packages")[2].split("```")[1]
     listed = set(re.findall(r"^  ([a-z_0-9]+)/ ", tree, re.MULTILINE))
     assert listed == {file.parent.name for file in (ROOT / "policyd").glob("*/__init__.py")}
+
+
+def test_which_way_imports_run() -> None:
+    """The architecture gives the layers that import-linter holds."""
+    linter = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (layers,) = (one["layers"] for one in linter["contracts"] if one["type"] == "layers")
+    written = " > ".join(layer.replace("policyd.", "") for layer in layers)
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    section = text.partition("## Which way imports run")[2]
+    assert " ".join(section.split("`")[1].split()) == written
