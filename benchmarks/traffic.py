@@ -1,10 +1,11 @@
-"""The requests that the benchmarks make, and the question that the gateway asks about each."""
+"""The requests that the benchmarks make, and the descriptor that the gateway sends of each."""
 
 import json
 
-from gateway import describe
+from gateway.describe import http_request
 from gateway.headers import read_request
 from policyd.descriptor.body import read_body
+from policyd.descriptor.describe import describe
 from policyd.descriptor.headers import KEY_HEADER
 from policyd.engine.endpoints import ENDPOINTS
 from policyd.v1.policy_pb2 import EvaluateRequest
@@ -36,10 +37,10 @@ def body(size: int = 1024, user: str | None = "user-1") -> bytes:
 
 
 def asked(key: str, user: str | None = "user-1") -> EvaluateRequest:
-    """The question, as the gateway puts it."""
+    """The descriptor, as the gateway sends it."""
     raw = [(name.encode(), value.encode()) for name, value in headers(key)]
-    facts = read_body(body(user=user), "application/json", "", ENDPOINT)
-    scope = {"method": "POST", "client": ("127.0.0.1", 50000)}
-    message = describe.ask(scope, PATH, read_request(raw), facts, "")
+    attributes = read_body(body(user=user), "application/json", "", ENDPOINT)
+    scope = {"method": "POST", "client": ("127.0.0.1", 50000), "query_string": b""}
+    message = describe(http_request(scope, PATH, read_request(raw), ""), attributes)
     assert any(header.name == KEY_HEADER for header in message.headers)
     return message

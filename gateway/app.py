@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from gateway import describe, replies
-from gateway.describe import Scope
+from gateway import replies
+from gateway.describe import Scope, http_request, is_safe, is_too_large, text
 from gateway.headers import RequestHeaders, read_request
 from gateway.intake import Intake, Refused
 from gateway.outcome import Course
@@ -30,6 +30,7 @@ from policyd.asgi.probes import PATIENCE, Probes
 from policyd.asgi.reply import HEAD_TOO_LARGE, NO_ROOM, WEBSOCKET, Reply, Send
 from policyd.client.aio import NoDecision, PolicyClient
 from policyd.descriptor.body_memory import Held
+from policyd.descriptor.describe import describe
 from policyd.errors import PolicydError
 from policyd.v1.policy_pb2 import (
     DECISION_ALLOW,
@@ -114,7 +115,7 @@ class Gateway:
         if refusal is not None:
             await refusal.send(exchange.send)
             return
-        came = describe.text(exchange.scope["raw_path"])
+        came = text(exchange.scope["raw_path"])
         if probed := await self._probes.answer(exchange.scope["method"], came):
             await Reply(*probed).send(exchange.send)
             return
@@ -123,18 +124,19 @@ class Gateway:
             return
         prefix = self._upstream.prefix
         path = prefix.absolute(came)
-        asked_for = describe.target(exchange.scope, path, exchange.headers)
-        if prefix.restored(asked_for.path or path) is None:
+        key = self._settings.api_key
+        request = http_request(exchange.scope, path, exchange.headers, key)
+        if prefix.restored(request.target.path or path) is None:
             await replies.OUTSIDE.send(exchange.send)
             return
         try:
-            body, facts = await self._intake.read(
-                exchange.scope, exchange.receive, exchange.headers, path, asked_for, exchange.held
+            body, attributes = await self._intake.read(
+                request, exchange.receive, exchange.headers, exchange.held
             )
         except Refused as refused:
             await refused.reply.send(exchange.send)
             return
-        asked = describe.ask(exchange.scope, path, exchange.headers, facts, self._settings.api_key)
+        asked = describe(request, attributes)
         began = time.perf_counter_ns()
         verdict = await self._decide(asked)
         if isinstance(verdict, Reply):
@@ -195,7 +197,7 @@ class Gateway:
 
     async def _relay(self, exchange: "_Exchange", path: str, body: Body, course: Course) -> None:
         scope = exchange.scope
-        query = describe.text(scope["query_string"])
+        query = text(scope["query_string"])
         method = scope["method"]
         try:
             answer = await self._upstream.ask(
@@ -204,7 +206,7 @@ class Gateway:
                 query,
                 exchange.headers,
                 body,
-                safe=describe.is_safe(scope, exchange.headers),
+                safe=is_safe(scope, exchange.headers),
             )
         except UpstreamFailed as failure:
             if not failure.is_known:
@@ -284,7 +286,7 @@ def _refusal(exchange: _Exchange) -> Reply | None:
         return replies.BAD_PATH
     if headers.is_garbled:
         return replies.BAD_HEADER
-    if describe.is_too_large(scope["raw_path"], headers):
+    if is_too_large(scope["raw_path"], headers):
         return HEAD_TOO_LARGE
     return None
 

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from policyd.descriptor.body_memory import Held
+from policyd.descriptor.headers import by_name
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 _ASCII = "".join(map(chr, range(0x80)))
@@ -25,22 +26,22 @@ class Request:
         """A body has `patience` seconds to come."""
         self._patience = patience
         self.method: str = scope["method"]
-        self.path = scope["raw_path"].decode("latin-1")
+        self.path: str = scope["raw_path"].decode("latin-1")
         self.query = scope["query_string"].decode("latin-1")
         self.has_fragment: bool = scope["has_fragment"]
         self.is_spare: bool = scope["is_spare"]
         """Whether there is no room for its connection."""
         self.scheme: str = scope["scheme"]
-        self.headers = [
+        self.headers = by_name(
             (name.decode("latin-1").lower(), value.decode("latin-1").strip(" \t"))
             for name, value in scope["headers"]
-        ]
+        )
         self._receive = receive
         self._more = True
 
     def all(self, name: str) -> list[str]:
         """The values of a header, repeats kept."""
-        return [value for header, value in self.headers if header == name]
+        return self.headers.get(name, [])
 
     def one(self, name: str) -> str:
         """The value of a header that stands there once, or an empty string."""
@@ -57,7 +58,7 @@ class Request:
 
     @property
     def source_ip(self) -> str:
-        """Who the asking proxy says has connected to it: the last address of X-Forwarded-For."""
+        """The client's address as the asking proxy has it: the last of X-Forwarded-For."""
         last = ",".join(self.all("x-forwarded-for")).rpartition(",")[2].strip()
         try:
             return str(ipaddress.ip_address(last))
