@@ -87,7 +87,7 @@ def describe(request: HttpRequest, attributes: BodyAttributes = NOT_READ) -> Eva
         user_state=_state(attributes.user),
         safety_identifier_state=_state(attributes.safety_identifier),
     )
-    # What is seldom there is set by itself, as setting a field to nothing takes as long as to a text.
+    # Fields that are seldom there are set by themselves: to set one to nothing takes as long.
     if key := _key(request):
         described.key = key
     if request.in_scope is not None:
