@@ -8,7 +8,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from gateway import replies
@@ -19,16 +18,24 @@ from gateway.outcome import Course
 from gateway.settings import Settings, policyd_client
 from gateway.upstream import (
     Body,
-    ClientGone,
-    Receive,
     Upload,
     Upstream,
     UpstreamBroke,
     UpstreamFailed,
 )
+from policyd.asgi.body import ClientGone, Receive
 from policyd.asgi.probes import PATIENCE, Probes
-from policyd.asgi.reply import HEAD_TOO_LARGE, NO_ROOM, WEBSOCKET, Reply, Send
+from policyd.asgi.reply import (
+    HEAD_TOO_LARGE,
+    NO_DECISION,
+    NO_ROOM,
+    WEBSOCKET,
+    Reply,
+    Send,
+    denied,
+)
 from policyd.client.aio import NoDecision, PolicyClient
+from policyd.command.throttle import Throttle
 from policyd.descriptor.body_memory import Held
 from policyd.descriptor.describe import describe
 from policyd.errors import PolicydError
@@ -74,12 +81,7 @@ class Gateway:
         )
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._upstream.close()
         self._intake.close()
         if self._policyd is not None:
@@ -169,14 +171,14 @@ class Gateway:
             if answer.decision == DECISION_ALLOW:
                 return _Permission(answer.upstream_path, answer.decision_id)
             if answer.decision == DECISION_DENY:
-                return _reply(answer)
+                return denied(answer)
             raise NoDecision(f"policyd answered with a decision of {answer.decision}")
         except NoDecision as problem:
             if self._settings.on_policy_error == "allow" and problem.is_outage:
                 self._undecided.count("forwarded unchecked", problem)
                 return _Permission()
             self._undecided.count("refused", problem)
-            return replies.NO_DECISION
+            return NO_DECISION
 
     async def _forward(self, exchange: "_Exchange", path: str, body: Body, course: Course) -> None:
         task = asyncio.current_task()
@@ -261,17 +263,15 @@ class _Exchange:
 
 
 class _Tally:
-    """Requests that were not decided: counted, and told of at most once a second."""
+    """Requests that were not decided: counted, and logged at most once a second."""
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
-        self._told = -1.0
+        self._throttle = Throttle(1)
 
     def count(self, outcome: str, problem: PolicydError) -> None:
         self._counts[outcome] = self._counts.get(outcome, 0) + 1
-        now = time.monotonic()
-        if now - self._told >= 1:
-            self._told = now
+        if self._throttle.is_due():
             log.error("a request was %s (%d so far): %s", outcome, self._counts[outcome], problem)
 
 
@@ -289,12 +289,6 @@ def _refusal(exchange: _Exchange) -> Reply | None:
     if is_too_large(scope["raw_path"], headers):
         return HEAD_TOO_LARGE
     return None
-
-
-def _reply(answer: EvaluateResponse) -> Reply:
-    denial = answer.denial
-    headers = [(header.name, header.value) for header in denial.headers]
-    return Reply(denial.http_status, headers, denial.body, answer.decision_id)
 
 
 async def _watch(receive: Receive, body: Body, task: asyncio.Task[Any]) -> None:

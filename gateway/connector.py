@@ -22,7 +22,6 @@ from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
 from time import monotonic
-from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
@@ -75,12 +74,7 @@ class Try:
         _CURRENT.set(self)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.delivery is not None:
             self.delivery.close()
 

@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable
 from gateway import replies
 from gateway.headers import RequestHeaders
 from gateway.settings import Settings
-from gateway.upstream import Body, ClientGone, Receive, Upload
-from policyd.asgi.reply import TOO_SLOW, Reply
+from gateway.upstream import Body, Upload
+from policyd.asgi.body import Incoming, Receive
+from policyd.asgi.reply import NO_DECISION, TOO_SLOW, Reply
 from policyd.client.aio import NoDecision
 from policyd.descriptor.body_memory import SMALL, Bodies, Held
 from policyd.descriptor.describe import HttpRequest, about_key, read_attributes
@@ -120,7 +121,7 @@ class Intake:
             if self._settings.on_policy_error == "allow" and problem.is_outage:
                 return True
             self._tell("refused", problem)
-            raise Refused(replies.NO_DECISION) from None
+            raise Refused(NO_DECISION) from None
 
     def _full(self, problem: BodiesFull) -> Refused:
         self._tell("refused", problem)
@@ -128,26 +129,22 @@ class Intake:
 
 
 class _Coming:
-    """A body that comes. `body` is what is here, and `more` says whether there is more."""
+    """A body that comes. `body` is what is here."""
 
     def __init__(self, receive: Receive, length: int | None) -> None:
-        self._receive = receive
+        self._incoming = Incoming(receive)
         self._length = length
         self.body = b""
-        self.more = True
+
+    @property
+    def more(self) -> bool:
+        """Whether there is more of it."""
+        return self._incoming.more
 
     async def take(self, limit: int, held: Held) -> None:
         """Wait until it is complete, or longer than `limit`. Raises ClientGone or BodiesFull."""
-        parts = bytearray(self.body)
-        while self.more and len(parts) <= limit:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            self.more = message.get("more_body", False)
-            parts += message.get("body", b"")
-            held.grow(len(parts))
-        self.body = bytes(parts)
+        self.body = await self._incoming.take(limit, held, self.body)
 
     def rest(self) -> Upload:
         """All of it, to be sent on as it comes."""
-        return Upload(self._receive, self._length, self.body, self.more)
+        return Upload(self._incoming, self._length, self.body)

@@ -10,12 +10,13 @@ import msgspec
 from google.protobuf import json_format
 
 from policyd import errors
+from policyd.asgi.body import ClientGone, Receive
 from policyd.asgi.probes import Check, Probes
 from policyd.asgi.reply import AGAIN, NO_ROOM, TOO_SLOW, Reply, Send, error
 from policyd.descriptor.body_memory import Bodies
 from policyd.errors import BodiesFull, InvalidArgument, PolicydError, Unauthenticated
 from policyd.http import authzen, check
-from policyd.http.request import ClientGone, Receive, Request
+from policyd.http.request import Request
 from policyd.v1.policy_pb2 import CheckKeyRequest, EvaluateRequest, EvaluateResponse
 
 _log = logging.getLogger(__name__)

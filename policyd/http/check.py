@@ -10,7 +10,7 @@ A body that does not come is unknown, never absent: the proxy may have kept it.
 import re
 from collections.abc import Callable
 
-from policyd.asgi.reply import WEBSOCKET, Reply, error
+from policyd.asgi.reply import WEBSOCKET, Reply, denied, error
 from policyd.descriptor import headers
 from policyd.descriptor.body_memory import Bodies
 from policyd.descriptor.describe import HttpRequest, about_key, describe, read_attributes
@@ -124,10 +124,7 @@ def reply(response: EvaluateResponse, unread: Reply | None, allowed: bytes) -> R
         return Reply(200, shown, allowed)
     if unread is not None and UserState(response.explanation.user_state).is_unreadable:
         return unread.with_headers(_remarks(response), response.decision_id)
-    denial = response.denial
-    given = [(header.name, header.value) for header in denial.headers]
-    shown = [*given, *_remarks(response)]
-    return Reply(denial.http_status, shown, denial.body, response.decision_id)
+    return denied(response, _remarks(response))
 
 
 def _remarks(response: EvaluateResponse) -> list[tuple[str, str]]:

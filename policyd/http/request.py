@@ -3,20 +3,15 @@
 import asyncio
 import hmac
 import ipaddress
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
+from policyd.asgi.body import Incoming, Receive
 from policyd.descriptor.body_memory import Held
 from policyd.descriptor.headers import by_name
 
-Receive = Callable[[], Awaitable[dict[str, Any]]]
 _ASCII = "".join(map(chr, range(0x80)))
-
-
-class ClientGone(Exception):
-    """The client left before its request was complete."""
 
 
 class Request:
@@ -36,8 +31,7 @@ class Request:
             (name.decode("latin-1").lower(), value.decode("latin-1").strip(" \t"))
             for name, value in scope["headers"]
         )
-        self._receive = receive
-        self._more = True
+        self._incoming = Incoming(receive)
 
     def all(self, name: str) -> list[str]:
         """The values of a header, repeats kept."""
@@ -70,14 +64,9 @@ class Request:
 
         Raises ClientGone, BodiesFull, or TimeoutError where it does not come in time.
         """
-        body = bytearray()
         async with asyncio.timeout(self._patience):
-            while self._more:
-                body += await self._chunk()
-                if len(body) > limit:
-                    return None
-                held.grow(len(body))
-        return bytes(body)
+            body = await self._incoming.take(limit, held)
+        return body if len(body) <= limit else None
 
     async def drain(self, limit: int) -> None:
         """Throw away what is left of the body, up to `limit` bytes. Raises ClientGone.
@@ -86,16 +75,8 @@ class Request:
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(self._patience):
-                while self._more and limit > 0:
-                    limit -= len(await self._chunk())
-
-    async def _chunk(self) -> bytes:
-        message = await self._receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        self._more = message.get("more_body", False)
-        chunk: bytes = message.get("body", b"")
-        return chunk
+                while self._incoming.more and limit > 0:
+                    limit -= len(await self._incoming.piece())
 
 
 def printable(text: str) -> str:

@@ -18,7 +18,7 @@ from policyd.descriptor.headers import (
     Headers,
 )
 from policyd.descriptor.identifiers import NOT_READ, TOO_LARGE, BodyAttributes
-from policyd.engine.model import IDENTIFIERS, Mode, Override, RouteSettings
+from policyd.engine.model import IDENTIFIERS, Mode, Override, RouteSettings, are_identifiers
 from policyd.errors import InvalidArgument, InvalidDescriptor
 from policyd.v1 import policy_pb2 as pb
 
@@ -183,7 +183,7 @@ def _one_of(field: str, members: type[_Member]) -> Callable[[str, str], tuple[st
 
 def _accept(name: str, value: str) -> tuple[str, tuple[str, ...]]:
     accepted = tuple(one.strip() for one in value.split(","))
-    if not set(accepted) <= set(IDENTIFIERS):
+    if not are_identifiers(accepted):
         raise _unknown(name, value, f"a list of {' and '.join(IDENTIFIERS)}, split by commas")
     return "accept", accepted
 
