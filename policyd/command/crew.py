@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-HANDOVER = 1.0
-"""Seconds, at least, in which a worker that is replaced answers what clients still send to it."""
-
 _Result = TypeVar("_Result")
 _Settings = TypeVar("_Settings", bound="DataclassInstance")
 
