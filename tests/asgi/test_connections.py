@@ -114,7 +114,7 @@ WAITING: dict[str, tuple[bytes, bytes, dict[str, float], bytes]] = {
 
 @pytest.mark.parametrize(("begun", "drip", "limits", "status"), WAITING.values(), ids=WAITING)
 async def test_every_wait_ends(
-    begun: bytes, drip: bytes, limits: dict[str, float], status: bytes
+    begun: bytes, drip: bytes, limits: dict[str, Any], status: bytes
 ) -> None:
     """Whatever a client keeps the server waiting with."""
     async with serving(**limits) as running:

@@ -22,6 +22,7 @@ from gateway import headers as gateway_headers
 from policyd.decision_log import export
 from policyd.descriptor import body as descriptor
 from policyd.descriptor import evaluate_request, media_type
+from policyd.descriptor.identifiers import classify
 from policyd.engine import endpoints
 from policyd.errors import InvalidArgument
 from policyd.http import authzen, check
@@ -205,9 +206,9 @@ def _found() -> tuple[list[Found], list[str]]:
             if isinstance(node, ast.Assign) and _is_re(node.value, "compile"):
                 known.add(node.value)
                 names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
-        for node in ast.walk(tree):
-            if _is_re(node) and node not in known and not _is_re(node, "escape"):
-                stray.append(f"{module}: {ast.unparse(node)}")
+        for part in ast.walk(tree):
+            if _is_re(part) and part not in known and not _is_re(part, "escape"):
+                stray.append(f"{module}: {ast.unparse(part)}")
         found += [_describe(module, name, tree) for name in sorted(names)]
     return found, stray
 
@@ -339,7 +340,7 @@ def _grpc(text: str) -> object:
     request = pb.EvaluateRequest(method="POST", path="/v1/chat/completions", headers=headers)
     request.raw_body.content = b"{}"
     described = evaluate_request.describe(request)
-    return log_entries._asked(described.descriptor.overrides) if described else None
+    return log_entries._asked(described.descriptor.overrides)
 
 
 def _http_check(text: str) -> object:
@@ -460,7 +461,7 @@ READERS: dict[str, tuple[Callable[[str], object], list[Pump]]] = {
         ],
     ),
     "an AuthZEN evaluation": (_authzen, [*_ANY, *_after('{"subject":', '{"subject":{"type":"')]),
-    "an end user": (descriptor.classify, [*_ANY, Pump("", "\u200b"), Pump("", "\u3000")]),
+    "an end user": (classify, [*_ANY, Pump("", "\u200b"), Pump("", "\u3000")]),
     "a cell of the export": (export._cell, [*_ANY, *_after(";", ';"', ";=", "\t")]),
     "a parameter": (_parsed, [*_ANY, *_after("a/b;", 'a/b; a="', 'a/b; a="\\')]),
     "an answer": (
