@@ -33,7 +33,7 @@ PROTOS := $(sort $(wildcard protos/policyd/v1/*.proto))
 
 .PHONY: help
 help: ## list the targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/make \1	\2/p' Makefile
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1	\2/p' Makefile
 
 .PHONY: install
 install: $(INSTALLED) ## set up .venv
@@ -42,9 +42,18 @@ install: $(INSTALLED) ## set up .venv
 run: $(INSTALLED) ## run the whole of policyd in one process, to try it
 	@$(BIN)/policyd demo --data '$(DATA)' --gateway $(GATEWAY) --grpc $(GRPC) --console $(CONSOLE)
 
+# `make test ARGS=tests/store` runs all tests there, whatever they need.
+TIER = $(if $(findstring tests/,$(ARGS)),,-m quick)
+# A file's tests run one after the other, files side by side.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
+
 .PHONY: test
-test: $(INSTALLED) $(OPENAI_0_27) $(NODE_CLIENT) ## run the tests
-	$(BIN)/pytest $(ARGS)
+test: $(INSTALLED) ## run the tests that need nothing but what pip brings; ARGS=tests/store: all of a folder
+	$(BIN)/pytest $(PARALLEL) $(TIER) $(ARGS)
+
+.PHONY: test-all
+test-all: $(INSTALLED) $(OPENAI_0_27) $(NODE_CLIENT) ## run all tests: those with other programs, and those that kill, too
+	$(BIN)/pytest $(PARALLEL) $(ARGS)
 
 .PHONY: interop
 interop: $(INSTALLED) $(LITELLM) $(NODE_GATEWAY) $(GO_GATEWAY) $(JAVA_GATEWAY) ## build and try the integrations

@@ -100,12 +100,13 @@ class Server(Protocol):
 def old_python(program: str, gateway: Server, key: str) -> subprocess.CompletedProcess[str]:
     """Run a program that uses openai==0.27.8."""
     python = HERE.parents[1] / ".venv-openai-0.27/bin/python"
-    requirements.file(python, "make test sets it up")
+    requirements.file(python, "make test-all sets it up")
     env = environment({"GATEWAY": gateway.url, "USAGE_PANDA_KEY": key})
     command: list[str | Path] = [python, "-W", "ignore", "-c", program]
     return subprocess.run(command, capture_output=True, env=env, text=True, timeout=60, check=False)
 
 
+@pytest.mark.clients
 def test_the_seeds_snippet(gateway: Gateway, upstream: Upstream, off: str) -> None:
     """It ends with the seed's exception, to the letter up to the date; its header alone does so."""
     done = old_python((HERE / "seed_snippet.py").read_text(), gateway, off)
@@ -116,6 +117,7 @@ def test_the_seeds_snippet(gateway: Gateway, upstream: Upstream, off: str) -> No
     assert not upstream.received
 
 
+@pytest.mark.clients
 def test_the_seeds_snippet_with_user(gateway: Gateway, upstream: Upstream, off: str) -> None:
     """It is answered once it names its user."""
     snippet = (HERE / "seed_snippet.py").read_text()

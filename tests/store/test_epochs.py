@@ -200,6 +200,7 @@ def test_a_postgresql_that_takes_no_changes(postgresql: PostgreSQL) -> None:
         store.close()
 
 
+@pytest.mark.postgresql
 def test_a_standby() -> None:
     """It may be behind, so that not even settings are taken from it."""
     with PostgreSQL() as server, server.database() as url:

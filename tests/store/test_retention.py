@@ -162,6 +162,7 @@ def seen_at(url: str) -> datetime | None:
 
 
 @pytest.mark.parametrize("share", [0.1, 3.0])
+@pytest.mark.programs
 async def test_a_server_with_a_wrong_clock(
     store: Store, new_database: str, tmp_path: Path, start: Callable[..., Any], share: float
 ) -> None:
