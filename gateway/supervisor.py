@@ -9,9 +9,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
-from gateway.passing import dump_settings
 from gateway.server import Server, listen
-from gateway.settings import Settings
+from gateway.settings import Settings, dump_settings
 from policyd.command.child import Child, End
 from policyd.command.crew import Crew, Orders, Own, Worker
 

@@ -1,15 +1,16 @@
 """Addresses to listen at: whether they are free, and how several processes share one."""
 
 import ctypes
+import ipaddress
 import os
 import socket
 import stat
 import struct
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, suppress
+from typing import NamedTuple, Self
 
-from policyd.command.configuration import Address
-from policyd.errors import CannotListen
+from policyd.errors import CannotListen, SettingsError
 
 BACKLOG = 2048
 """Connections that the system holds for a listening socket until they are taken."""
@@ -17,6 +18,36 @@ _ATTACH_FILTER = 51
 """Linux's SO_ATTACH_REUSEPORT_CBPF, which Python has no name for."""
 _RETURN = 0x06
 """BPF_RET | BPF_K: the filter's only instruction returns a constant."""
+
+
+class Address(NamedTuple):
+    """Where to listen. Port 0 takes a free one."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str, flag: str) -> Self:
+        """Read HOST:PORT, with an IPv6 host in brackets. Raises SettingsError."""
+        host, colon, port = text.strip().rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        if not colon or not host or not port.isascii() or not port.isdecimal() or int(port) > 65535:
+            raise SettingsError(
+                f"{flag} takes HOST:PORT, such as 127.0.0.1:50051 or [::1]:50051, not {text!r}"
+            )
+        return cls(host, int(port))
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
 
 
 def check_free(address: Address, flag: str) -> None:

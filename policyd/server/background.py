@@ -14,8 +14,8 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 
 from policyd.command import child
-from policyd.command.configuration import run, start_logging
 from policyd.command.open_files import raise_limit
+from policyd.command.process import run, start_logging
 from policyd.command.threads import StoreThreads
 from policyd.decision_log.spool import SpoolReader, known_database
 from policyd.errors import StoreUnavailable

@@ -14,9 +14,8 @@ import grpc
 from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
 
 from policyd.asgi.connections import Limits
-from policyd.command.address import check_free, not_free, open_socket, steer
+from policyd.command.address import Address, check_free, not_free, open_socket, steer
 from policyd.command.child import Child, End
-from policyd.command.configuration import Address
 from policyd.command.threads import StoreThreads
 from policyd.decision_log.spool import SpoolWriter
 from policyd.decision_log.writer import DecisionLog

@@ -3,7 +3,7 @@
 import sys
 
 from policyd.command.child import Parent
-from policyd.command.configuration import run, start_logging
+from policyd.command.process import run, start_logging
 from policyd.server.preparation import preparing
 from policyd.server.server import Server
 from policyd.settings import load_settings

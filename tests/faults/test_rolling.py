@@ -23,8 +23,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from policyd.asgi.listener import Listener
 from policyd.client import PolicyClient
-from policyd.command.address import open_socket
-from policyd.command.configuration import Address
+from policyd.command.address import Address, open_socket
 from policyd.store import Store
 from policyd.v1.policy_pb2 import DECISION_ALLOW, DECISION_DENY, EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
