@@ -7,7 +7,7 @@ from datetime import datetime
 from policyd.decision_log.record import Record
 from policyd.engine.decision import decide
 from policyd.engine.endpoints import ENDPOINTS
-from policyd.engine.model import Credential, Descriptor, KeySettings, Mode, Target, UserState
+from policyd.engine.model import Credential, DecisionInput, KeySettings, Mode, Target, UserState
 from policyd.store import Store
 from policyd.store.history import Kind
 
@@ -57,7 +57,7 @@ def simulate(
 
 
 def _would_block(kind: Kind, settings: KeySettings, default: Mode) -> bool:
-    described = Descriptor(
+    described = DecisionInput(
         Target(kind.in_scope, _BY_OPERATION.get(kind.operation)),
         Credential.GIVEN,
         "",

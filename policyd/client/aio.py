@@ -12,7 +12,6 @@ import asyncio
 import secrets
 import time
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Literal, Self
 
 import grpc
@@ -103,12 +102,7 @@ class PolicyClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:

@@ -11,6 +11,7 @@ from contextlib import suppress
 import grpc
 
 from policyd.client.statuses import Failed, Meaning
+from policyd.command.throttle import Throttle
 from policyd.v1.policy_pb2 import Outcome, ReportOutcomeRequest, ReportOutcomeResponse
 
 log = logging.getLogger(__name__)
@@ -165,15 +166,13 @@ class Reporter:
 
 
 class _Losses:
-    """Outcomes that are lost: counted, and told of now and then."""
+    """Outcomes that are lost: counted, and logged now and then."""
 
     def __init__(self) -> None:
         self.count = 0
-        self._told = -_LOG_INTERVAL
+        self._throttle = Throttle(_LOG_INTERVAL)
 
     def add(self, number: int, cause: str) -> None:
         self.count += number
-        now = time.monotonic()
-        if now - self._told >= _LOG_INTERVAL:
-            self._told = now
+        if self._throttle.is_due():
             log.error("what became of requests was not reported (%d so far): %s", self.count, cause)
