@@ -38,7 +38,7 @@ from policyd.asgi.reply import (
     Send,
     denied,
 )
-from policyd.client.aio import NoDecision, PolicyClient
+from policyd.client import NoDecision, PolicyClient
 from policyd.command.throttle import Throttle
 from policyd.descriptor.describe import describe
 from policyd.errors import PolicydError

@@ -4,7 +4,7 @@ import sys
 
 from gateway.server import Server
 from gateway.settings import load_settings
-from policyd.command.child import Parent
+from policyd.command.parent import Parent
 from policyd.command.process import run, start_logging
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from policyd.command.address import Address
+from policyd.command.crew import HANDOVER
 from policyd.command.database_url import sqlite_file
 from policyd.command.deadline import TIMEOUT
 from policyd.command.open_files import share
@@ -19,8 +20,6 @@ from policyd.errors import SettingsError
 
 # It stands in commands to copy: nothing that a shell or a program would read as its own.
 _PLAIN_URL = re.compile(r"https?://[A-Za-z0-9.:/_~\[\]-]+")
-HANDOVER = 1.0
-"""Seconds in which a worker that is replaced takes the last connections that were made to it."""
 SHIPPING = 5.0
 """Seconds, at least, that the log's last entries have to get to the store at the end."""
 MAX_RETENTION = 36_500

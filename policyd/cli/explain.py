@@ -69,9 +69,9 @@ def decide_now(
     decision_input = read(message).decision_input
     settings = None
     if decision_input.credential is Credential.GIVEN:
-        wanted = api_key.digest(decision_input.key)
+        digest = api_key.digest(decision_input.key)
         changed = store.keys.changes_since(0).changed
-        settings = next((one.settings for one in changed if one.digest == wanted), None)
+        settings = next((one.settings for one in changed if one.digest == digest), None)
     return decide(decision_input, settings, default), settings
 
 

@@ -158,7 +158,7 @@ def _sign_in(page: Page, policyd: Policyd, token: str) -> None:
 
 
 def _ask(gateway: Gateway, key: str, **headers: str) -> tuple[int, str]:
-    """The seed's request."""
+    """The request of Usage Panda's Enforce User IDs page."""
     body = json.dumps({"model": "text-davinci-003", "prompt": "Hello there"}).encode()
     given = {"x-usagepanda-api-key": key, "Content-Type": "application/json"} | headers
     request = urllib.request.Request(f"{gateway.url}/v1/completions", body, given)
@@ -186,15 +186,15 @@ def _wait_until_in_force(page: Page) -> None:
     expect(page.get_by_text("the one worker has it")).to_be_visible()
 
 
-def test_the_seed(browser: Browser, policyd: Policyd, gateway: Gateway, token: str) -> None:
-    """The page's four steps, then its request, then the flagged entry with its tooltip."""
+def test_documented_steps(browser: Browser, policyd: Policyd, gateway: Gateway, token: str) -> None:
+    """The documented four steps, then the request, then the flagged entry with its tooltip."""
     with _opened(browser) as page:
         _sign_in(page, policyd, token)
-        key = _create_key(page, policyd, "The seed's key")
+        key = _create_key(page, policyd, "The page's key")
         assert _ask(gateway, key)[0] == 200
 
         page.get_by_role("link", name="API Keys").first.click()
-        page.get_by_role("link", name="Settings of The seed's key").click()
+        page.get_by_role("link", name="Settings of The page's key").click()
         switch = page.get_by_role("group", name="Enforce User IDs")
         switch.scroll_into_view_if_needed()
         switch.get_by_role("radio", name="Enforce").check()
@@ -205,7 +205,7 @@ def test_the_seed(browser: Browser, policyd: Policyd, gateway: Gateway, token: s
         assert (status, json.loads(body)["error"]["type"]) == (422, "invalid_request")
 
         page.get_by_role("link", name="Logs").click()
-        row = page.get_by_role("row").filter(has_text="The seed's key").filter(has_text="Blocked")
+        row = page.get_by_role("row").filter(has_text="The page's key").filter(has_text="Blocked")
         expect(row).to_have_count(1)
         tooltip = row.get_by_role("tooltip")
         expect(tooltip).to_be_hidden()

@@ -16,7 +16,7 @@ from policyd.errors import StoreUnavailable, WrongDatabase
 from policyd.keys.key_table import KeyTable
 from policyd.store import Store, checkpoints, damage
 from policyd.store.checkpoints import Checkpoints, Counts, Written
-from policyd.store.database import make_file, open_engine
+from policyd.store.engine import make_file, open_engine
 from tests.support.postgresql import PostgreSQL
 from tests.support.records import record
 
@@ -200,6 +200,7 @@ def test_a_postgresql_that_takes_no_changes(postgresql: PostgreSQL) -> None:
         store.close()
 
 
+@pytest.mark.postgresql
 def test_a_standby() -> None:
     """It may be behind, so that not even settings are taken from it."""
     with PostgreSQL() as server, server.database() as url:

@@ -70,3 +70,10 @@ def _normal(password: str) -> bytes:
 
 def _digest(text: str) -> bytes:
     return sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+def use(hasher: PasswordHasher) -> None:
+    """Hash with `hasher` from here on, in place of argon2's defaults: tests take a cheap one."""
+    global _hasher  # noqa: PLW0603  # one for the process, as there is one administrator
+    _hasher = hasher
+    _hash_without_password.cache_clear()
