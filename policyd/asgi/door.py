@@ -14,7 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 from policyd.asgi.bounded import Bounded
-from policyd.asgi.connections import SPARE, Connections, Limits, keep_sweeping
+from policyd.asgi.connections import SPARE, Connections, keep_sweeping
+from policyd.asgi.limits import Limits
 from policyd.asgi.reply import NO_ROOM
 from policyd.asgi.visit import Visit
 from policyd.command.address import BACKLOG

@@ -18,8 +18,8 @@ from typing import Any
 import uvicorn
 
 from policyd.asgi.bounded import Bounded
-from policyd.asgi.connections import Limits
 from policyd.asgi.door import Door
+from policyd.asgi.limits import Limits
 from policyd.asgi.protocol import Protocol
 from policyd.asgi.visit import State
 from policyd.command.address import BACKLOG
