@@ -8,7 +8,7 @@ from typing import Any
 from yarl import URL
 
 from gateway.patience import Patience
-from policyd.asgi.connections import Limits
+from policyd.asgi.limits import Limits
 from policyd.command.address import HANDOVER, Address
 from policyd.command.open_files import share
 from policyd.command.settings import dump, load, setting

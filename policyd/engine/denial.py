@@ -97,7 +97,7 @@ UNDECIDED = render(
 """The response where policyd gave no decision, without the Retry-After that goes with it:
 docs/contract.md, section 5."""
 NO_DECISION = replace(UNDECIDED, headers=(*HEADERS, ("Retry-After", "1")))
-"""The whole of it."""
+"""The response where policyd gave no decision."""
 
 WEBSOCKET = render(
     426,
