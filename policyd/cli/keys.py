@@ -1,13 +1,15 @@
 """`policyd keys`: API keys and their settings, read from and written to the store."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from policyd.cli import options
 from policyd.cli.options import option
 from policyd.engine.model import ApiKey
-from policyd.store import Store
+
+if TYPE_CHECKING:
+    from policyd.store import Store
 
 
 @click.group()
@@ -49,7 +51,7 @@ def list_(database_url: str, as_json: bool, revoked: bool) -> None:
         click.echo("There are no keys. Make one: policyd keys create NAME", err=True)
 
 
-def _all_keys(store: Store, revoked: bool) -> list[ApiKey]:
+def _all_keys(store: "Store", revoked: bool) -> list[ApiKey]:
     found: list[ApiKey] = []
     while page := store.list_keys(
         after=found[-1].id if found else "", limit=1000, show_revoked=revoked
