@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,57 +11,20 @@ from typing import Any, TextIO
 import click
 
 from policyd.cli import options, refused_report, terminal
+from policyd.cli.log_filter import log_filter, with_filters
 from policyd.cli.options import Age, Moment, option
 from policyd.decision_log.export import csv_rows, json_line, values
-from policyd.decision_log.record import Record, Verdict, is_decision_id
+from policyd.decision_log.record import Record, is_decision_id
 from policyd.errors import DecisionNotFound, StoreUnavailable
 from policyd.keys.snapshot import SnapshotFile
 from policyd.settings import spool_folder
 from policyd.store import LogFilter, Store
 
-_VERDICTS = {verdict.name.lower(): verdict for verdict in Verdict}
 _CHUNK = 1000
 _LOOK = 0.5
 """Seconds between two looks for what is new."""
 _LATE = timedelta(seconds=30)
 """How late a decision may arrive in the store and still be seen by `tail`."""
-_filters = [
-    option("--key-id", default="", metavar="ID", help="Of this API key."),
-    option("--decision", type=click.Choice(list(_VERDICTS)), help="How the request fared."),
-    option("--flag", default="", help="With this flag, such as policy_enforce_user_ids."),
-    option("--operation", default="", help="Such as chat_completion or embedding."),
-    option("--user", default="", help="Of this end user."),
-    option("--trace-id", default="", help="Of this trace."),
-    option(
-        "--any-id",
-        default="",
-        metavar="ID",
-        help="With this ID: a decision's, the caller's of a request, a trace's or OpenAI's.",
-    ),
-    option("--since", type=Moment(), help="Made then or later: 2026-11-25T09:30Z, or 24h ago."),
-    option("--until", type=Moment(), help="Made before then."),
-]
-
-
-def _with_filters(command: Callable[..., Any]) -> Callable[..., Any]:
-    for add in reversed(_filters):
-        command = add(command)
-    return command
-
-
-def _filter(
-    key_id: str,
-    decision: str | None,
-    flag: str,
-    operation: str,
-    user: str,
-    trace_id: str,
-    any_id: str,
-    since: datetime | None,
-    until: datetime | None,
-) -> LogFilter:
-    verdict = _VERDICTS[decision] if decision else None
-    return LogFilter(key_id, verdict, flag, operation, user, trace_id, since, until, any_id)
 
 
 @click.group()
@@ -72,7 +35,7 @@ def logs() -> None:
 @logs.command("list")
 @option("--limit", default=50, type=click.IntRange(1), help="How many, newest first.")
 @option("--after", default="", metavar="ID", help="Go on behind this decision.")
-@_with_filters
+@with_filters
 @options.common
 def list_(database_url: str, as_json: bool, limit: int, after: str, **given: Any) -> None:
     """List decisions, newest first. --json prints JSON Lines with every field."""
@@ -81,7 +44,7 @@ def list_(database_url: str, as_json: bool, limit: int, after: str, **given: Any
     write = _writer(as_json)
     last = ""
     with options.opened(database_url) as store:
-        for count, record in enumerate(_newest_first(store, _filter(**given), after)):
+        for count, record in enumerate(_newest_first(store, log_filter(**given), after)):
             if count == limit:
                 command = "For older ones: --after"
                 click.echo(f"{command} {last}", err=True)
@@ -94,11 +57,11 @@ def list_(database_url: str, as_json: bool, limit: int, after: str, **given: Any
 
 @logs.command()
 @option("--lines", default=10, type=click.IntRange(0), help="How many older ones come first.")
-@_with_filters
+@with_filters
 @options.common
 def tail(database_url: str, as_json: bool, lines: int, **given: Any) -> None:
     """Print decisions as they are logged, until Ctrl-C."""
-    wanted = _filter(**given)
+    wanted = log_filter(**given)
     write = _writer(as_json)
     with options.opened(database_url) as store:
         first = store.log.page(wanted, limit=lines) if lines else []
@@ -169,11 +132,10 @@ def status(database_url: str, as_json: bool, snapshot: Path | None) -> None:
             host, offset = store.workers.furthest_off() or (None, None)
             stands = store.log.standstill()
     except StoreUnavailable:
-        for name, value in kept.items():
-            click.echo(f"{name:19} {'-' if value is None else value}", err=True)
+        _echo(kept, err=True)
         raise
     oldest = found.oldest.isoformat(timespec="milliseconds") if found.oldest else None
-    facts: dict[str, float | str | None] = {
+    shown: dict[str, float | str | None] = {
         "decisions": found.decisions,
         "lost": found.lost,
         "oldest": oldest,
@@ -185,10 +147,14 @@ def status(database_url: str, as_json: bool, snapshot: Path | None) -> None:
         "retention_waiting": stands.waiting,
     }
     if as_json:
-        options.print_json(facts)
+        options.print_json(shown)
         return
-    for name, fact in facts.items():
-        click.echo(f"{name:19} {'-' if fact is None else fact}")
+    _echo(shown)
+
+
+def _echo(values: Mapping[str, float | str | None], *, err: bool = False) -> None:
+    for name, value in values.items():
+        click.echo(f"{name:19} {'-' if value is None else value}", err=err)
 
 
 def _snapshot(path: Path) -> dict[str, int | str | None]:
@@ -265,13 +231,13 @@ def refused(database_url: str, as_json: bool, since: datetime, limit: int) -> No
     type=click.File("w", encoding="utf-8", lazy=False),
     help="A file; - for stdout.",
 )
-@_with_filters
+@with_filters
 @options.OPTIONS.config
 @options.database_url
 def export(database_url: str, form: str, output: TextIO, **given: Any) -> None:
     """Write all decisions that fit to a file, newest first."""
     with options.opened(database_url) as store:
-        records = _counted(_newest_first(store, _filter(**given), ""))
+        records = _counted(_newest_first(store, log_filter(**given), ""))
         lines = csv_rows(records) if form == "csv" else map(json_line, records)
         for line in lines:
             output.write(line)
@@ -280,12 +246,12 @@ def export(database_url: str, form: str, output: TextIO, **given: Any) -> None:
 def _counted(records: Iterator[Record]) -> Iterator[Record]:
     """Tells on stderr how far it is, where that is a terminal."""
     count = 0
-    said_at = time.monotonic()
+    shown_at = time.monotonic()
     for record in records:
         yield record
         count += 1
-        if sys.stderr.isatty() and time.monotonic() - said_at > 1:
-            said_at = time.monotonic()
+        if sys.stderr.isatty() and time.monotonic() - shown_at > 1:
+            shown_at = time.monotonic()
             click.echo(f"\r{count} decisions …", nl=False, err=True)
     if sys.stderr.isatty():
         click.echo(f"\r{count} decisions.  ", err=True)

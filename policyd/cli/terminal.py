@@ -17,12 +17,12 @@ HEADING = "  ".join(name.ljust(width) for name, width in _COLUMNS) + "  ID"
 
 def line(record: Record) -> str:
     """A decision in one line."""
-    facts = values(record)
+    shown = values(record)
     if record.has_unnamed_user:
-        facts["user"] = "(not named)"
+        shown["user"] = "(not named)"
     names = ("time", "verdict", "api_key_id", "operation", "user", "model")
     cells = (
-        printable(str(facts[name] or "-"))[:width].ljust(width)
+        printable(str(shown[name] or "-"))[:width].ljust(width)
         for name, (_, width) in zip(names, _COLUMNS, strict=True)
     )
     return "  ".join(cells) + "  " + record.id + ("  (sample)" if record.sample else "")
