@@ -33,7 +33,7 @@ def create(name: str, database_url: str, as_json: bool, **settings: Any) -> None
 
 
 @keys.command("list")
-@option("--revoked", is_flag=True, help="Revoked keys too.")
+@option("--revoked", is_flag=True, help="List revoked keys too.")
 @options.common
 def list_(database_url: str, as_json: bool, revoked: bool) -> None:
     """List the keys, oldest first."""
@@ -77,7 +77,7 @@ def show(key_id: str, database_url: str, as_json: bool) -> None:
 
 @keys.command("set")
 @click.argument("key_id", metavar="ID")
-@option("--name", help="What people call it.")
+@option("--name", help="A new name for the key.")
 @options.key_settings
 @options.common
 def set_(key_id: str, database_url: str, as_json: bool, name: str | None, **settings: Any) -> None:

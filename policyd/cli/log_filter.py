@@ -12,20 +12,26 @@ from policyd.store import LogFilter
 
 _VERDICTS = {verdict.name.lower(): verdict for verdict in Verdict}
 _FILTERS = [
-    option("--key-id", default="", metavar="ID", help="Of this API key."),
-    option("--decision", type=click.Choice(list(_VERDICTS)), help="How the request fared."),
+    option("--key-id", default="", metavar="ID", help="Of requests with this API key."),
+    option("--decision", type=click.Choice(list(_VERDICTS)), help="With this result."),
     option("--flag", default="", help="With this flag, such as policy_enforce_user_ids."),
-    option("--operation", default="", help="Such as chat_completion or embedding."),
-    option("--user", default="", help="Of this end user."),
-    option("--trace-id", default="", help="Of this trace."),
+    option(
+        "--operation", default="", help="Of this operation, such as chat_completion or embedding."
+    ),
+    option("--user", default="", help="Of requests that name this end user."),
+    option("--trace-id", default="", help="Of requests of this trace."),
     option(
         "--any-id",
         default="",
         metavar="ID",
         help="With this ID: a decision's, the caller's of a request, a trace's or OpenAI's.",
     ),
-    option("--since", type=Moment(), help="Made then or later: 2026-11-25T09:30Z, or 24h ago."),
-    option("--until", type=Moment(), help="Made before then."),
+    option(
+        "--since",
+        type=Moment(),
+        help="Decided then or later: 2026-11-25T09:30Z, or 24h for the last day.",
+    ),
+    option("--until", type=Moment(), help="Decided before then."),
 ]
 
 

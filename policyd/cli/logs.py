@@ -33,8 +33,10 @@ def logs() -> None:
 
 
 @logs.command("list")
-@option("--limit", default=50, type=click.IntRange(1), help="How many, newest first.")
-@option("--after", default="", metavar="ID", help="Go on behind this decision.")
+@option(
+    "--limit", default=50, type=click.IntRange(1), help="Print at most this many, newest first."
+)
+@option("--after", default="", metavar="ID", help="Continue after this decision.")
 @with_filters
 @options.common
 def list_(database_url: str, as_json: bool, limit: int, after: str, **given: Any) -> None:
@@ -52,11 +54,13 @@ def list_(database_url: str, as_json: bool, limit: int, after: str, **given: Any
             write(record)
             last = record.id
     if not last:
-        click.echo("No decision is logged that fits.", err=True)
+        click.echo("The log has no such decision.", err=True)
 
 
 @logs.command()
-@option("--lines", default=10, type=click.IntRange(0), help="How many older ones come first.")
+@option(
+    "--lines", default=10, type=click.IntRange(0), help="Begin with this many earlier decisions."
+)
 @with_filters
 @options.common
 def tail(database_url: str, as_json: bool, lines: int, **given: Any) -> None:
@@ -78,7 +82,7 @@ def show(database_url: str, as_json: bool, any_id: str) -> None:
     """Show everything that is logged of one request.
 
     ID is that of its decision, which a denial carries as x-request-id; or the caller's own, its
-    trace's or OpenAI's, where that leads to one request only.
+    trace's or OpenAI's, where only one request has it.
     """
     with options.opened(database_url) as store:
         record = _one(store, "".join(any_id.split()))
@@ -92,7 +96,7 @@ def show(database_url: str, as_json: bool, any_id: str) -> None:
 
 
 def _one(store: Store, any_id: str) -> Record:
-    """The one request that `any_id` leads to. Raises DecisionNotFound or UsageError."""
+    """The one request that has this ID. Raises DecisionNotFound or UsageError."""
     found = store.log.page(LogFilter(any_id=any_id), limit=2)
     if len(found) > 1:
         raise click.UsageError(
@@ -118,11 +122,11 @@ def _one(store: Store, any_id: str) -> Record:
 def status(database_url: str, as_json: bool, snapshot: Path | None) -> None:
     """Show how many decisions the log holds, since when, and how many were never logged.
 
-    And how many requests were refused for their API key: those are counted, and not logged; how
-    many seconds the clock that is furthest off is ahead of the database's, of the workers that run;
-    and why retention stands still, where it does, and how many decisions wait for it. Where a
-    server runs here, also the revision of its snapshot of the settings, and when it last followed
-    the database: that is told on stderr where the database is away.
+    Also shown: how many requests had no API key in force, which are counted and not logged; by how
+    many seconds the clock of the worker that is furthest off is ahead of the database's; and why
+    retention stands still, where it does, and how many decisions wait for it. Where a server runs
+    on this machine, the revision of its snapshot of the settings and when it last followed the
+    database are shown too, on stderr where the database is away.
     """
     kept = _snapshot(snapshot or spool_folder(database_url) / "snapshot")
     try:
@@ -166,8 +170,15 @@ def _snapshot(path: Path) -> dict[str, int | str | None]:
 
 
 @logs.command()
-@option("--older-than", metavar="AGE", type=Age(), help="Such as 30d or 12h, by the database.")
-@option("--keep-rows", type=click.IntRange(0), help="All beyond so many, the oldest first.")
+@option(
+    "--older-than",
+    metavar="AGE",
+    type=Age(),
+    help="Delete decisions that are older, such as 30d or 12h, by the database's clock.",
+)
+@option(
+    "--keep-rows", type=click.IntRange(0), help="Keep this many decisions, and delete older ones."
+)
 @click.option("--yes", is_flag=True, help="Delete, and let retention do so from now on.")
 @options.common
 def retire(
@@ -176,10 +187,10 @@ def retire(
     """Delete old decisions from the log, however many they are.
 
     The server does this by itself, by --log-retention and --log-max-rows, but stands still where
-    that would delete more than half of the log at once: this command tells it that it is meant.
+    that would delete more than half of the log at once. This command confirms such a deletion.
     """
     if older_than is None and keep_rows is None:
-        raise click.UsageError("say what is to go: --older-than 90d, or --keep-rows 1000000")
+        raise click.UsageError("say what to delete: --older-than 90d, or --keep-rows 1000000")
     with options.opened(database_url) as store:
         if not yes:
             held = store.log.status().decisions
@@ -203,11 +214,11 @@ def retire(
 
 
 @logs.command()
-@option("--since", default="24h", type=Moment(), help="Then or later, up to 30 days ago.")
+@option("--since", default="24h", type=Moment(), help="Sent then or later, up to 30 days ago.")
 @option("--limit", default=20, type=click.IntRange(1, 1000), help="How many sources and samples.")
 @options.common
 def refused(database_url: str, as_json: bool, since: datetime, limit: int) -> None:
-    """Show who sent requests without an API key in force: counts by source, and a few samples."""
+    """Show where requests without an API key in force came from: counts by source, and samples."""
     with options.opened(database_url) as store:
         sources = store.refusals.sources(since, store.time(), limit=limit)
         samples = store.refusals.samples(since, limit=limit)
@@ -235,7 +246,7 @@ def refused(database_url: str, as_json: bool, since: datetime, limit: int) -> No
 @options.OPTIONS.config
 @options.database_url
 def export(database_url: str, form: str, output: TextIO, **given: Any) -> None:
-    """Write all decisions that fit to a file, newest first."""
+    """Write all decisions that the filters choose to a file, newest first."""
     with options.opened(database_url) as store:
         records = _counted(_newest_first(store, log_filter(**given), ""))
         lines = csv_rows(records) if form == "csv" else map(json_line, records)
@@ -244,7 +255,7 @@ def export(database_url: str, form: str, output: TextIO, **given: Any) -> None:
 
 
 def _counted(records: Iterator[Record]) -> Iterator[Record]:
-    """Tells on stderr how far it is, where that is a terminal."""
+    """Report progress on stderr, where that is a terminal."""
     count = 0
     shown_at = time.monotonic()
     for record in records:
@@ -264,7 +275,7 @@ def _newest_first(store: Store, wanted: LogFilter, after: str) -> Iterator[Recor
 
 
 def _arriving(store: Store, wanted: LogFilter) -> Iterator[Record]:
-    """What is logged from now on, for ever. Decisions of several workers may arrive out of turn."""
+    """Decisions logged from now on, without end. Those of several workers may come out of order."""
     known = {record.id for record in _recent(store, wanted)}
     while True:
         time.sleep(_LOOK)

@@ -1,4 +1,4 @@
-"""The decision log on a terminal: a line a decision, and nothing that steers the terminal."""
+"""The decision log on a terminal: one line for each decision, and nothing that steers it."""
 
 from policyd.decision_log.export import values
 from policyd.decision_log.record import Record
@@ -12,7 +12,7 @@ _COLUMNS = (
     ("MODEL", 18),
 )
 HEADING = "  ".join(name.ljust(width) for name, width in _COLUMNS) + "  ID"
-"""Of the columns of line()."""
+"""Names the columns of line()."""
 
 
 def line(record: Record) -> str:
@@ -29,5 +29,5 @@ def line(record: Record) -> str:
 
 
 def printable(text: str) -> str:
-    """Nothing that steers a terminal or turns the line around: it comes from strangers."""
+    """The text without what steers a terminal or reverses the line: clients have written it."""
     return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)

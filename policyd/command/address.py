@@ -1,4 +1,4 @@
-"""Addresses to listen at: whether they are free, and how several processes share one."""
+"""Addresses to listen on: how they are written, whether they are free, how processes share one."""
 
 import ctypes
 import ipaddress
@@ -49,7 +49,7 @@ class Address(NamedTuple):
 
 
 def check_free(address: Address, flag: str) -> None:
-    """Raises CannotListen where nobody can listen on `address`, or somebody does."""
+    """Raises CannotListen where another program listens on `address`, or none can."""
     try:
         for family, kind, protocol, _, name in socket.getaddrinfo(
             *address, type=socket.SOCK_STREAM
@@ -63,7 +63,7 @@ def check_free(address: Address, flag: str) -> None:
 
 
 def reserve(address: Address, flag: str, held: ExitStack) -> Address:
-    """Take the port for our own processes, so that no stranger shares it. Raises CannotListen."""
+    """Take the port for policyd's processes, so that no other shares it. Raises CannotListen."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     check_free(address, flag)
     shared = held.enter_context(socket.socket(family, socket.SOCK_STREAM))
@@ -100,7 +100,7 @@ def _own_sockets() -> Iterator[socket.socket]:
 
 
 def not_free(address: Address, flag: str) -> CannotListen:
-    """The error that says so."""
+    """The error for an address that cannot be listened on."""
     return CannotListen(
         f"{flag} {address} cannot be listened on: another program has the port, or it is no "
         f"address of this machine. Give {flag} another one; port 0 takes a free port"
