@@ -13,13 +13,12 @@ from yarl import URL
 from gateway.patience import Patience
 from policyd.asgi.connections import Limits
 from policyd.command.address import Address
+from policyd.command.crew import HANDOVER
 from policyd.command.open_files import share
 from policyd.command.settings import dump, load, setting
 from policyd.engine import endpoints
 from policyd.errors import SettingsError
 
-HANDOVER = 1.0
-"""Seconds in which a worker that is replaced takes the last requests on its connections."""
 KEY_HEADERS = ("Authorization", "api-key", "x-api-key", "x-goog-api-key")
 """The headers that an upstream may want its API key in."""
 # Any other upstream wants its key in Authorization.

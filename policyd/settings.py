@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from policyd.command.address import Address
+from policyd.command.crew import HANDOVER
 from policyd.command.database_url import sqlite_file
 from policyd.command.deadline import TIMEOUT
 from policyd.command.open_files import share
@@ -22,8 +23,6 @@ from policyd.errors import SettingsError
 
 # It stands in commands to copy: nothing that a shell or a program would read as its own.
 _PLAIN_URL = re.compile(r"https?://[A-Za-z0-9.:/_~\[\]-]+")
-HANDOVER = 1.0
-"""Seconds in which a worker that is replaced still takes connections that were made to it."""
 SHIPPING = 5.0
 """Seconds, at least, in which the log's last entries are shipped to the store at the end."""
 MAX_RETENTION = 36_500

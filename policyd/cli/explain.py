@@ -7,7 +7,7 @@ import click
 
 from policyd.cli import options
 from policyd.cli.options import HeaderLine, option
-from policyd.descriptor.evaluate_request import describe
+from policyd.descriptor.evaluate_request import read
 from policyd.engine.decision import decide
 from policyd.engine.model import Credential, Decision, KeySettings, Mode
 from policyd.keys import api_key
@@ -72,13 +72,13 @@ def decide_now(
     store: "Store", message: pb.EvaluateRequest, default: Mode
 ) -> tuple[Decision, KeySettings | None]:
     """The decision, and the settings of the key if it is in force."""
-    described = describe(message).descriptor
+    decision_input = read(message).decision_input
     settings = None
-    if described.credential is Credential.GIVEN:
-        wanted = api_key.digest(described.key)
-        changed = store.changes_since(0).changed
-        settings = next((one.settings for one in changed if one.digest == wanted), None)
-    return decide(described, settings, default), settings
+    if decision_input.credential is Credential.GIVEN:
+        digest = api_key.digest(decision_input.key)
+        changed = store.keys.changes_since(0).changed
+        settings = next((one.settings for one in changed if one.digest == digest), None)
+    return decide(decision_input, settings, default), settings
 
 
 def as_dict(decision: Decision, key: KeySettings | None) -> dict[str, Any]:

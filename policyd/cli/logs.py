@@ -105,7 +105,7 @@ def _one(store: Store, any_id: str) -> Record:
         )
     if found:
         return found[0]
-    if store.refusals.sample(any_id):
+    if store.refused_keys.sample(any_id):
         raise DecisionNotFound(
             "this request's API key was refused, so no policy was asked: see policyd logs refused"
         )
@@ -132,7 +132,7 @@ def status(database_url: str, as_json: bool, snapshot: Path | None) -> None:
     try:
         with options.opened(database_url) as store:
             found = store.log.status()
-            refused = store.refusals.total()
+            refused = store.refused_keys.total()
             host, offset = store.workers.furthest_off() or (None, None)
             stands = store.log.standstill()
     except StoreUnavailable:
@@ -220,8 +220,8 @@ def retire(
 def refused(database_url: str, as_json: bool, since: datetime, limit: int) -> None:
     """Show where requests without an API key in force came from: counts by source, and samples."""
     with options.opened(database_url) as store:
-        sources = store.refusals.sources(since, store.time(), limit=limit)
-        samples = store.refusals.samples(since, limit=limit)
+        sources = store.refused_keys.sources(since, store.time(), limit=limit)
+        samples = store.refused_keys.samples(since, limit=limit)
     if as_json:
         options.print_json(refused_report.as_dict(sources, samples))
     else:

@@ -123,7 +123,7 @@ def key_settings(command: _Command) -> _Command:
 def changes(
     enforce_user_ids: str | None, override: str | None, accept: str | None
 ) -> dict[str, Any]:
-    """What the options of key_settings() ask for, as Store.update_key() takes it."""
+    """What the options of key_settings() ask for, as Keys.update() takes it."""
     changes: dict[str, Any] = {}
     if enforce_user_ids is not None:
         changes["mode"] = MODES.get(enforce_user_ids)

@@ -31,7 +31,7 @@ def simulate(
     Without options: what "enforce" would have blocked. It changes nothing.
     """
     with options.opened(database_url) as store:
-        key = store.get_key(key_id)
+        key = store.keys.get(key_id)
         settings = _settings(key, {"mode": Mode.ENFORCE} | options.changes(**given))
         now = store.time()
         default = MODES[default_mode]

@@ -5,12 +5,16 @@ An adapter over HTTP needs a server before `upstream`, and a few lines:
     @conformance.over_http
     def test_vectors(vector, keys, adapter_url, upstream):
         conformance.check_over_http(vector, adapter_url, keys.secret(vector.key), upstream)
+
+That makes a test of each vector. `over_http_by_file` makes a test of each file, and a subtest of
+each vector, which fails under the vector's ID: the same checks in a fraction of the time.
 """
 
 import asyncio
 import base64
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -52,7 +56,7 @@ class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     pass
 
 
-class Key(_Struct):
+class Key(_Struct, frozen=True):
     """The settings of the API key that {key} stands for."""
 
     mode: Mode | None = None
@@ -60,7 +64,7 @@ class Key(_Struct):
     accept: tuple[Identifier, ...] = ("user", "safety_identifier")
 
 
-class Body(_Struct):
+class Body(_Struct, frozen=True):
     """A body: one of its text, in UTF-8, and its bytes in base64."""
 
     text: str | None = None
@@ -72,7 +76,7 @@ class Body(_Struct):
         return (self.text or "").encode() if self.base64 is None else base64.b64decode(self.base64)
 
 
-class Request(_Struct):
+class Request(_Struct, frozen=True):
     """An HTTP request."""
 
     method: str
@@ -102,7 +106,7 @@ class Request(_Struct):
         return [(name, value.replace(PLACEHOLDER, secret)) for name, value in self.headers]
 
 
-class Descriptor(_Struct):
+class Descriptor(_Struct, frozen=True):
     """What is to be read out of the request. Out of scope it is the trace ID alone."""
 
     in_scope: bool
@@ -116,7 +120,7 @@ class Descriptor(_Struct):
     safety_identifier: str | None = None
 
 
-class Decision(_Struct):
+class Decision(_Struct, frozen=True):
     """What is to be decided. No mode, where the API key is refused."""
 
     decision: Literal["allow", "deny"]
@@ -127,7 +131,7 @@ class Decision(_Struct):
     override_ignored: Literal["none", "locked", "tighten_only", "invalid"] = "none"
 
 
-class Denial(_Struct):
+class Denial(_Struct, frozen=True):
     """The response that refuses a request."""
 
     status: int
@@ -135,7 +139,7 @@ class Denial(_Struct):
     body: str
 
 
-class Vector(_Struct):
+class Vector(_Struct, frozen=True):
     """One request, and what is to become of it."""
 
     id: str
@@ -151,10 +155,10 @@ class Vector(_Struct):
     @property
     def response(self) -> Denial | None:
         """The response to a request that is denied."""
-        return _file(self.id.partition("/")[0]).denials[self.denial] if self.denial else None
+        return _file(_file_name(self)).denials[self.denial] if self.denial else None
 
 
-class File(_Struct):
+class File(_Struct, frozen=True):
     """A file of vectors, and the denials that they name."""
 
     about: str
@@ -182,9 +186,30 @@ def parametrized(vectors: Iterable[Vector]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("vector", given)
 
 
+def by_file(vectors: Iterable[Vector]) -> pytest.MarkDecorator:
+    """Runs a test with each file's share of `vectors`, which it takes as `vectors`."""
+    files = {name: tuple(share) for name, share in groupby(vectors, _file_name)}
+    return pytest.mark.parametrize("vectors", files.values(), ids=files)
+
+
+def check_each(
+    subtests: pytest.Subtests, vectors: Iterable[Vector], check: Callable[[Vector], None]
+) -> None:
+    """Run `check` with each of `vectors`, as a subtest of its ID."""
+    for vector in vectors:
+        with subtests.test(vector.id):
+            check(vector)
+
+
+def _file_name(vector: Vector) -> str:
+    return vector.id.partition("/")[0]
+
+
 # Adapters over HTTP are run before one policyd, whose default is off.
-over_http = parametrized(vector for vector in VECTORS if vector.server_default == "off")
-everywhere = parametrized(VECTORS)
+_OVER_HTTP = tuple(vector for vector in VECTORS if vector.server_default == "off")
+over_http = parametrized(_OVER_HTTP)
+over_http_by_file = by_file(_OVER_HTTP)
+everywhere_by_file = by_file(VECTORS)
 
 
 class Keys:

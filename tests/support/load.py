@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 import aiohttp
 
-from tests.support.processes import Policyd, run
+from tests.support.commands import invoke
+from tests.support.processes import Policyd
 from tests.support.stack import Gateway, Upstream
 
 log = logging.getLogger(__name__)
@@ -56,12 +57,12 @@ MODE = ("--enforce-user-ids",)
 
 def keys(database_url: str, *words: str) -> Any:
     """What `policyd keys` prints."""
-    done = run("policyd", "keys", *words, "--json", "--database-url", database_url)
+    done = invoke("policyd", "keys", *words, "--json", "--database-url", database_url)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
-async def until(holds: Callable[[], bool]) -> None:
+async def until(holds: Callable[..., bool]) -> None:
     """Wait for what other processes bring about."""
     async with asyncio.timeout(PATIENCE):
         while not holds():  # noqa: ASYNC110 - they set no event here

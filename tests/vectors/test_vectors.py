@@ -6,11 +6,20 @@ from collections.abc import Callable, Iterator
 import grpc
 import pytest
 
-from policyd.descriptor import body as descriptor
 from policyd.descriptor import evaluate_request
-from policyd.descriptor.body import Facts
+from policyd.descriptor.body import read_body
+from policyd.descriptor.headers import (
+    KEY_HEADER,
+    OVERRIDE_HEADER,
+    TRACE_HEADER,
+    agreed,
+    credential,
+    trace_id,
+    values,
+)
+from policyd.descriptor.identifiers import BodyAttributes
 from policyd.engine.decision import decide
-from policyd.engine.model import Credential, Descriptor, KeySettings, Mode, Override, UserState
+from policyd.engine.model import Credential, DecisionInput, KeySettings, Mode, Override, UserState
 from policyd.v1.policy_pb2 import EvaluateResponse
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 from tests.support import conformance
@@ -18,30 +27,33 @@ from tests.support.conformance import Keys, Vector
 from tests.support.processes import Policyd
 from tests.support.stack import Background, Gateway, Upstream
 
+pytestmark = pytest.mark.timeout(600)  # For a file of vectors.
 SECRET = "up-" + "k" * 48
 Stack = Callable[[Vector], tuple[str, str]]
 
 
-def facts(vector: Vector) -> Facts:
+def facts(vector: Vector) -> BodyAttributes:
     """What the body says."""
     request = vector.request
-    kinds = descriptor.values(request.headers, "content-type")
-    codings = descriptor.values(request.headers, "content-encoding")
+    kinds = values(request.headers, "content-type")
+    codings = values(request.headers, "content-encoding")
     endpoint = request.asked.endpoint
-    return descriptor.read_body(
-        request.content, descriptor.agreed(kinds), ", ".join(codings), endpoint
-    )
+    return read_body(request.content, agreed(kinds), ", ".join(codings), endpoint)
 
 
-@conformance.everywhere
-def test_descriptor(vector: Vector) -> None:
-    """Scope, operation, path, trace ID and both identifiers are read as the vector says."""
+@conformance.everywhere_by_file
+def test_descriptor(vectors: tuple[Vector, ...], subtests: pytest.Subtests) -> None:
+    """Scope, operation, path, trace ID and both identifiers are read as each vector says."""
+    conformance.check_each(subtests, vectors, check_descriptor)
+
+
+def check_descriptor(vector: Vector) -> None:
     expected, request = vector.descriptor, vector.request
     target = request.asked
-    traces = descriptor.values(request.headers, descriptor.TRACE_HEADER)
+    traces = values(request.headers, TRACE_HEADER)
     assert target.in_scope == expected.in_scope
     assert target.path == expected.path
-    assert descriptor.trace_id("".join(traces)) == expected.trace_id
+    assert trace_id("".join(traces)) == expected.trace_id
     assert (target.endpoint.operation if target.endpoint else "") == expected.operation
     if not expected.in_scope:
         return
@@ -53,17 +65,21 @@ def test_descriptor(vector: Vector) -> None:
     assert expected.safety_identifier in (None, safety_identifier.value)
 
 
-@conformance.everywhere
-def test_decision(vector: Vector) -> None:
-    """The pure core decides as the vector says."""
+@conformance.everywhere_by_file
+def test_decision(vectors: tuple[Vector, ...], subtests: pytest.Subtests) -> None:
+    """The pure core decides as each vector says."""
+    conformance.check_each(subtests, vectors, check_decision)
+
+
+def check_decision(vector: Vector) -> None:
     headers = vector.request.headers_with(SECRET)
     target = vector.request.asked
     found = facts(vector)
-    credential, key = descriptor.credential(descriptor.values(headers, descriptor.KEY_HEADER))
-    is_known = credential is Credential.GIVEN and key == SECRET
-    overrides = descriptor.values(headers, descriptor.OVERRIDE_HEADER)
-    described = Descriptor(
-        *(target, credential, key, overrides, found.user.state, found.safety_identifier.state)
+    named, key = credential(values(headers, KEY_HEADER))
+    is_known = named is Credential.GIVEN and key == SECRET
+    overrides = values(headers, OVERRIDE_HEADER)
+    described = DecisionInput(
+        *(target, named, key, overrides, found.user.state, found.safety_identifier.state)
     )
     default = Mode[vector.server_default.upper()]
     decision = decide(described, settings(vector) if is_known else None, default)
@@ -103,14 +119,21 @@ def stubs(policyd: Policyd, enforcing_policyd: Policyd) -> Iterator[dict[str, Po
         yield {"off": PolicyServiceStub(off), "enforce": PolicyServiceStub(enforce)}
 
 
-@conformance.everywhere
+@conformance.everywhere_by_file
 def test_evaluate(
-    vector: Vector, keys: dict[str, Keys], stubs: dict[str, PolicyServiceStub]
+    vectors: tuple[Vector, ...],
+    subtests: pytest.Subtests,
+    keys: dict[str, Keys],
+    stubs: dict[str, PolicyServiceStub],
 ) -> None:
-    """Evaluate answers the raw request over gRPC as the vector says."""
-    default = vector.server_default
-    asked = conformance.question(vector, keys[default].secret(vector.key))
-    conformance.check_answer(vector, stubs[default].Evaluate(asked, timeout=30))
+    """Evaluate answers the raw request over gRPC as each vector says."""
+
+    def check(vector: Vector) -> None:
+        default = vector.server_default
+        asked = conformance.question(vector, keys[default].secret(vector.key))
+        conformance.check_answer(vector, stubs[default].Evaluate(asked, timeout=30))
+
+    conformance.check_each(subtests, vectors, check)
 
 
 @pytest.fixture(scope="module")
@@ -136,14 +159,22 @@ def gateways(
     assert [server.stop() for server in servers.values()] == [0, 0]
 
 
-@conformance.everywhere
+@conformance.everywhere_by_file
 def test_gateway(
-    vector: Vector, keys: dict[str, Keys], gateways: dict[str, Gateway], upstream: Upstream
+    vectors: tuple[Vector, ...],
+    subtests: pytest.Subtests,
+    keys: dict[str, Keys],
+    gateways: dict[str, Gateway],
+    upstream: Upstream,
 ) -> None:
     """The gateway answers a denied request byte for byte, and sends an allowed one upstream."""
-    default = vector.server_default
-    secret = keys[default].secret(vector.key)
-    conformance.check_over_http(vector, gateways[default].url, secret, upstream)
+
+    def check(vector: Vector) -> None:
+        default = vector.server_default
+        secret = keys[default].secret(vector.key)
+        conformance.check_over_http(vector, gateways[default].url, secret, upstream)
+
+    conformance.check_each(subtests, vectors, check)
 
 
 def test_there_are_vectors() -> None:
