@@ -31,7 +31,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 OUT ?= .
 DOCS ?= docs
 # What `make docs` writes.
-GENERATED := api.md
+GENERATED := api.md configuration.md
 PROTOS := $(sort $(wildcard protos/policyd/v1/*.proto))
 
 .PHONY: help
@@ -99,6 +99,7 @@ protos: $(INSTALLED) ## generate policyd/v1 from protos
 .PHONY: docs
 docs: $(INSTALLED) ## generate the reference pages in docs from protos and settings
 	$(BIN)/python docs/tools/api.py >$(DOCS)/api.md
+	$(BIN)/python docs/tools/configuration.py >$(DOCS)/configuration.md
 
 .PHONY: screenshot
 screenshot: $(INSTALLED) ## take the picture of the console in docs/images anew, with Chromium
