@@ -1,7 +1,7 @@
 """The console over a large log: `python -m benchmarks.console --rows 1000000`.
 
-It stands beside `make bench`, as filling a log takes minutes. A database that holds as many
-decisions already, from an earlier run, is taken as it is.
+It is not part of `make bench`, because filling a log takes minutes. A database of an earlier run
+that has as many decisions is used again.
 """
 
 import asyncio
@@ -73,7 +73,7 @@ def _fill(store: Store, rows: int) -> None:
 
 
 def _refuse(store: Store, stretches: int) -> None:
-    """As many refused keys as are kept: the sources of so many minutes."""
+    """Fill in as many refused keys as policyd keeps: the sources of so many minutes."""
     last = int(now().timestamp()) // 60
     for number in range(stretches):
         minute = last - number
@@ -139,7 +139,7 @@ def _user(chance: random.Random) -> str:
 
 
 def _pages(store: Store) -> dict[str, str]:
-    """The pages to ask for, by what people call them."""
+    """The pages to measure, by their names in the console."""
     newest = store.log.page(LogFilter(), limit=1)[0]
     oldest = store.log.status().oldest
     assert oldest is not None
@@ -155,7 +155,7 @@ def _pages(store: Store) -> dict[str, str]:
         "Logs of an operation": "/logs?operation=embedding",
         "Logs of a user": "/logs?user=user-1",
         "Logs of a rare user": "/logs?user=user-4321",
-        "Logs of nobody": "/logs?user=nobody-at-all",
+        "Logs of an unknown user": "/logs?user=nobody-at-all",
         "Logs of a trace": f"/logs?trace={newest.trace_id}",
         "Logs until a day": f"/logs?until={day}",
         "Logs, a key's blocked ones of a user's": f"/logs?key={key}&decision=denied&user=user-1",
@@ -194,7 +194,7 @@ async def _time(session: aiohttp.ClientSession, url: str) -> float:
     started = time.perf_counter()
     async with session.get(url, allow_redirects=False) as answer:
         await answer.read()
-        # A search that finds one request leads there.
+        # A search that finds one request redirects to it.
         assert answer.status in (200, 303), (url, answer.status)
     return time.perf_counter() - started
 

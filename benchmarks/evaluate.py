@@ -1,4 +1,4 @@
-"""Evaluate beside methods of the same server that decide nothing, and beside itself in batches."""
+"""Evaluate, compared with methods of the same server that decide nothing, and with batches."""
 
 from collections.abc import Awaitable, Callable
 from functools import partial

@@ -1,4 +1,4 @@
-"""Evaluate with the decision log beside Evaluate without it, on two servers that take turns."""
+"""Evaluate with the decision log, compared with a server that does not log."""
 
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -25,7 +25,7 @@ from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 
 LOGGED, UNLOGGED = "with the log", "without"
 _SETTLE = 1.0
-"""Seconds between two turns, in which what was logged reaches the store."""
+"""Seconds between two turns, in which the log reaches the store."""
 
 
 async def run(folder: Path, plan: Plan) -> str:

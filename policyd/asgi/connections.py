@@ -18,10 +18,10 @@ Where the process itself stood still, `pardon` first gives every connection that
 
 Room. Where there are as many connections as there may be, or the system has no file descriptor
 left, a new connection takes the place of an old one: of those in the states of _DISPENSABLE the one
-that has waited longest, and last of all one that does not read its answer. A connection whose
-request is under way is never ended for another one. If all are, SPARE further connections are taken
-in: their requests are answered without the application, so that probes get their answer and other
-clients learn that they should try again.
+that has waited longest, and last of all one whose client does not read its answer. A connection
+whose request is under way is never ended for another one. If all of them are, SPARE further
+connections are taken in, and the app sees that in its scope (`is_spare`): it answers probes, and
+has all other clients try again later.
 
 Totals. Large heads have a total (MAX_HEADS): a connection that would exceed it is turned away. The
 answers that clients do not read have one (`Limits.unread`): above it, the connection whose client

@@ -1,7 +1,7 @@
 """The door of a listener: takes connections from its socket, as many as there is room for.
 
-A client for which there is no room gets its answer (503) at once, or, with TLS, a closed
-connection: a handshake would cost the server more than the answer is worth.
+A client for which there is no room gets an answer that says so (503). With TLS its connection is
+just closed, as an answer would need a handshake first.
 """
 
 import asyncio

@@ -14,7 +14,7 @@ Receive = Callable[[], Awaitable[Any]]
 
 @dataclass(slots=True)
 class Received:
-    """A request as it came: recorded once its headers are in, and growing while its body comes."""
+    """A request as it came: made when its head has come, and growing while its body comes."""
 
     method: str
     target: bytes  # the raw path, and after a `?` the query
@@ -24,11 +24,12 @@ class Received:
     complete: bool = False  # whether the whole body is in
 
     def header(self, name: bytes) -> str:
-        """Give the first value of a header, by its lower-case name, or an empty string."""
+        """The first value of a header, by its lower-case name, or an empty string."""
         return next((value.decode("latin-1") for key, value in self.headers if key == name), "")
 
     async def fill(self, receive: Receive, keep: int) -> None:
-        """Count the whole body and keep its first `keep` bytes; stop early if the client leaves."""
+        """Count the body's bytes, and keep the first `keep` of them, until its end or until the
+        client leaves."""
         while not self.complete:
             message = await receive()
             if message["type"] == "http.disconnect":

@@ -1,7 +1,7 @@
-"""What the demo upstream answers: bodies in the shapes of OpenAI's API.
+"""The demo upstream's answers: bodies in the shapes of OpenAI's API.
 
-No model is asked. Token counts are word counts, embeddings are hashes of their text, and every
-image is one pixel. What cannot be answered raises an `ApiError`.
+They come from no model: token counts are word counts, embeddings are hashes of their text, and
+every image is one pixel. A request that cannot be answered raises an `ApiError`.
 """
 
 import base64
@@ -46,7 +46,7 @@ _HARMS = (
 
 
 class ApiError(Exception):
-    """An error in OpenAI's shape: the status, the body, and the headers that go with them."""
+    """An error in OpenAI's shape: its status, its body and its further headers."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ def count_words(value: object) -> int:
 def chat(ask: Ask) -> Json:
     """POST /chat/completions."""
     messages = ask.fields["messages"]
-    text = _greeting("last message", _last_said(messages))
+    text = _greeting("last message", _last_message(messages))
     message: Json = {"role": "assistant", "content": text, "refusal": None}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
     head = _head(ask, "chatcmpl-", "chat.completion")
@@ -117,7 +117,7 @@ def completion(ask: Ask) -> Json:
 def response(ask: Ask) -> Json:
     """POST /responses."""
     asked = ask.fields.get("input", "")
-    text = _greeting("input", _last_said(asked) if isinstance(asked, list) else asked)
+    text = _greeting("input", _last_message(asked) if isinstance(asked, list) else asked)
     part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
     message = {"id": _new_id("msg_"), "type": "message", "status": "completed", "role": "assistant"}
     return {
@@ -142,7 +142,7 @@ def response(ask: Ask) -> Json:
 
 
 def embeddings(ask: Ask) -> Json:
-    """POST /embeddings: as many numbers as `dimensions` says, or 8; equal texts get equal ones."""
+    """POST /embeddings: `dimensions` numbers, or 8; equal texts get equal numbers."""
     asked = ask.fields["input"]
     size = _count(ask, "dimensions", _DIMENSIONS, _MOST_DIMENSIONS)
     spelt = _base64_floats if ask.fields.get("encoding_format") == "base64" else list
@@ -199,7 +199,7 @@ def model(ask: Ask) -> Json:
 
 
 def error_on_demand(model: str) -> None:
-    """Raise the error that the name of a `demo-error-…` model asks for; any other name passes."""
+    """Raise the error that a model named `demo-error-…` stands for; do nothing for other names."""
     if model == "demo-error-429":
         raise ApiError(
             429,
@@ -220,7 +220,7 @@ def _greeting(what: str, asked: object) -> str:
     )
 
 
-def _last_said(messages: list[object]) -> object:
+def _last_message(messages: list[object]) -> object:
     asked = [m for m in messages if isinstance(m, dict) and m.get("role") == "user"]
     return asked[-1].get("content") if asked else ""
 

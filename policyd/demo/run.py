@@ -1,4 +1,8 @@
-"""`policyd demo`: policyd, its gateway and an upstream in one process, to try it."""
+"""`policyd demo`: policyd, its gateway and the demo upstream started together, to try policyd.
+
+All of it runs in one process, but for the background worker, which is a process of its own here
+too.
+"""
 
 import asyncio
 import shlex
@@ -50,7 +54,7 @@ def run(
     forwarding = GatewaySettings(
         listen=listen,
         upstream=upstream or openai_base_url or _OPENAI,
-        # A key for OpenAI is sent to nobody else.
+        # OpenAI's key must not go to any other upstream.
         upstream_api_key="" if upstream else _word(openai_api_key or "", "OPENAI_API_KEY"),
     )
     settings = ServerSettings(
@@ -81,7 +85,7 @@ def _address(text: str, flag: str) -> Address:
 
 
 def _with_port(address: Address, flag: str) -> Address:
-    """The address with a port that is free now, so that others can be told of it beforehand."""
+    """The address with a port that is free now, so that the other parts can be given it."""
     with ExitStack() as held:
         return reserve(address, flag, held)
 
@@ -113,7 +117,7 @@ async def _run(
 
 
 def _first_key(database_url: str, sample: bool) -> str | None:
-    """The API key to try policyd with, None where an earlier run has shown one."""
+    """The API key to try policyd with; None where an earlier run has created one."""
     store = Store(database_url)
     try:
         store.migrate()
@@ -128,7 +132,7 @@ def _first_key(database_url: str, sample: bool) -> str | None:
 
 
 class _Ordinary(Bounded, HttpToolsProtocol):
-    """uvicorn's own HTTP/1.1."""
+    """uvicorn's own HTTP/1.1, without the changes that a proxy needs."""
 
 
 @asynccontextmanager
@@ -136,7 +140,7 @@ async def _own_upstream() -> AsyncIterator[str]:
     listening = open_socket(Address("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     app = DemoUpstream(pause=_CHUNK_PAUSE)
-    # An ordinary server, as an upstream is: with a date, and nothing exact about its bytes.
+    # An ordinary server, as upstreams are: with a Date header, and no wire-exact replies.
     listener = Listener(app, tls=None, grace=_GRACE, http=_Ordinary, date_header=True)
     await listener.start(listening)
     try:
@@ -158,10 +162,10 @@ policyd answers gRPC on {server.grpc}. Requests that pass go to {upstream}.
 {_console_line(settings)}
 {_key_lines(settings, key)}
 
-Blocked, as it does not say whose request it is:
+Blocked, because it has no user:
   {_curl(url, known, without)}
 
-Passes:
+Allowed:
   {_curl(url, known, named)}
 
 Ctrl-C stops all of it. The data stays in {settings.admin_token_file.parent}."""

@@ -1,8 +1,9 @@
 """A small OpenAI-compatible upstream: the demo, the tests and the benchmarks need no provider key.
 
-It is a raw ASGI app that speaks the protocol as the official clients expect it. No model is asked:
-`demo_replies` holds the answers, `demo_streams` tells them word by word. Token counts are word
-counts. It checks no `Authorization`. Any model name will do; these four ask for trouble:
+It is a raw ASGI app that speaks the protocol as the official clients expect it. There is no model
+behind it: replies.py makes the answers, and streams.py streams them word by word. Token counts are
+word counts. It does not check `Authorization`. Any model name is accepted; these four cause
+trouble:
 
     demo-error-429      429, `Retry-After: 1` and a rate limit error
     demo-error-500      500 and a server error
@@ -40,12 +41,12 @@ _CHUNKS_BEFORE_BREAK = 3
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One operation: who answers it, and what its body must hold."""
+    """One operation: the function that answers it, and what its body must have."""
 
     answer: Callable[[Ask], Json]
     events: Callable[[Json, bool], Iterator[bytes]] | None = None
     needs: Mapping[str, tuple[type, ...]] = field(default_factory=dict)
-    model: str | None = None  # what the request need not name; None: it must
+    model: str | None = None  # the default model; None: the request must name one
     reads_json: bool = True  # other bodies are counted, not read
 
 
@@ -72,14 +73,14 @@ ROUTES: Mapping[tuple[str, str], Route] = {
 class DemoUpstream:
     """The ASGI app. Every attribute may be changed while it runs; instances share nothing.
 
-    record: the last requests, oldest first; as many as the constructor is told, or none.
+    record: the last requests, oldest first, up to the number given to the constructor.
     pause: seconds before each chunk of a stream but the first.
     pause_slow: seconds that the model `demo-slow` waits before its headers.
     gate: if set, each chunk of a stream but the first takes a permit; `[DONE]` is a chunk too.
         From another thread, release it through the server's loop (`call_soon_threadsafe`).
-    disconnects: clients that left in the middle of an upload, a stream or the wait of `demo-slow`.
-    max_json: bytes of a JSON body that are read and kept; a longer one gets 413.
-        Of other bodies the first 64 KiB are kept.
+    disconnects: number of clients that left during an upload, a stream or the wait of `demo-slow`.
+    max_json: bytes of a JSON body that are read and kept; a longer body gets 413. Of other bodies
+        the first 64 KiB are kept.
     """
 
     def __init__(
@@ -166,11 +167,11 @@ class DemoUpstream:
     async def _step(self) -> None:
         if self.gate is not None:
             await self.gate.acquire()
-        # Without a pause too: a turn of the loop for each chunk sends each by itself.
+        # Even a pause of 0 is a turn of the event loop, so that each chunk is sent by itself.
         await asyncio.sleep(self.pause)
 
     async def _while_connected(self, receive: Receive, work: Work) -> None:
-        # The body is in, so all that `receive` can still bring is the client's leaving.
+        # The body is complete, so that `receive` can only report that the client has left.
         working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(receive())
         try:
             await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -184,7 +185,7 @@ class DemoUpstream:
 
 
 class _Out:
-    """The way out: puts on OpenAI's usual headers."""
+    """Sends answers, with OpenAI's usual headers."""
 
     def __init__(self, send: Send) -> None:
         self._send, self._began = send, time.perf_counter()
@@ -214,7 +215,7 @@ class _Out:
 
 
 def _split(path: str) -> tuple[str, str | None, str]:
-    """Part a path into its place in the table, an Azure deployment's name, and a model's ID."""
+    """Split a path into its entry in ROUTES, an Azure deployment's name, and a model's ID."""
     prefix = _PREFIX.match(path)
     rest, deployment = (path[prefix.end() :], prefix[1]) if prefix else (path, None)
     collection, _, item = rest.rpartition("/")

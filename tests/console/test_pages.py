@@ -130,7 +130,7 @@ async def test_revoking(console: Console, admin: Visitor) -> None:
     done = await admin.post(f"/keys/{key.id}/revoke", {"etag": asked.field("etag")})
     assert "is revoked" in done.text
     assert console.store.keys.get(key.id).revoked_at is not None
-    assert "cannot be changed" in (await admin.get(f"/keys/{key.id}")).text
+    assert "can no longer be changed" in (await admin.get(f"/keys/{key.id}")).text
 
 
 async def test_a_link_that_tells_of_a_revocation(console: Console, admin: Visitor) -> None:
@@ -255,7 +255,7 @@ async def test_a_key_revoked_meanwhile(console: Console, admin: Visitor) -> None
     form = _form("mine", str(revoked.revision))
     answer = await admin.post(f"/keys/{key.id}", form)
     assert answer.status == 409
-    assert "revoked this key" in answer.text
+    assert "was revoked after you opened" in answer.text
 
 
 @pytest.mark.parametrize(
@@ -607,7 +607,7 @@ async def test_refused_keys(console: Console, admin: Visitor) -> None:
     console.store.log.append(
         [RefusedKeyCount("a", n, minute, source, 1, 1200, 3) for n, source in enumerate(SOURCES)]
     )
-    assert "3,612 requests came without an API key" in (await admin.get("/")).text
+    assert "3,612 requests came without a valid API key" in (await admin.get("/")).text
     one = RefusedKey(
         decision_id(at), RefusedKeyReason.UNKNOWN, "192.0.2.1", "POST", HOSTILE, HOSTILE
     )
