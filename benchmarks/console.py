@@ -16,7 +16,7 @@ from pathlib import Path
 import aiohttp
 import click
 
-from policyd.command.configuration import Address
+from policyd.command.address import Address
 from policyd.console import ConsoleServer, console_url
 from policyd.decision_log.record import Ending, Outcome, Record, Verdict, first_id
 from policyd.decision_log.refused_key import RefusedKeyCount

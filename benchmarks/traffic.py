@@ -4,7 +4,8 @@ import json
 
 from gateway import describe
 from gateway.headers import read_request
-from policyd.descriptor.body import KEY_HEADER, read_body
+from policyd.descriptor.body import read_body
+from policyd.descriptor.headers import KEY_HEADER
 from policyd.engine.endpoints import ENDPOINTS
 from policyd.v1.policy_pb2 import EvaluateRequest
 

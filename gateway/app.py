@@ -25,11 +25,12 @@ from gateway.exchange import Exchange
 from gateway.headers import read_request
 from gateway.intake import Intake, Refused
 from gateway.outcome import OutcomeRecorder
-from gateway.settings import Settings, policyd_client
+from gateway.policyd_client import policyd_client
+from gateway.settings import Settings
 from gateway.upstream import ClientGone, Receive, Upstream
 from policyd.asgi.probes import PATIENCE, Probes
 from policyd.asgi.reply import HEAD_TOO_LARGE, NO_ROOM, WEBSOCKET, Reply, Send
-from policyd.client.aio import NoDecision, PolicyClient
+from policyd.client import NoDecision, PolicyClient
 from policyd.errors import PolicydError
 from policyd.v1.policy_pb2 import (
     DECISION_ALLOW,

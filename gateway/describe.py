@@ -4,9 +4,10 @@ from typing import Any
 from urllib.parse import quote
 
 from gateway.headers import RequestHeaders
-from policyd.descriptor.body import KEY_HEADER, Facts, agreed
 from policyd.descriptor.body_memory import AT_ONCE, Bodies, Held
 from policyd.descriptor.describe import MAX_REMARK, put_facts
+from policyd.descriptor.headers import KEY_HEADER, agreed
+from policyd.descriptor.identifiers import BodyAttributes
 from policyd.engine import endpoints, method_override
 from policyd.engine.model import Endpoint, Target
 from policyd.v1.policy_pb2 import CheckKeyRequest, EvaluateRequest, Header
@@ -56,7 +57,7 @@ async def read(
     headers: RequestHeaders,
     endpoint: Endpoint | None,
     limit: int,
-) -> Facts:
+) -> BodyAttributes:
     """What the body says that matters to the policy. Raises BodiesFull."""
     content_type = agreed(headers.all(b"content-type"))
     coding = ", ".join(headers.all(b"content-encoding"))
@@ -77,7 +78,7 @@ def about_key(scope: Scope, path: str, headers: RequestHeaders, api_key: str) ->
 
 
 def ask(
-    scope: Scope, path: str, headers: RequestHeaders, facts: Facts | None, api_key: str
+    scope: Scope, path: str, headers: RequestHeaders, facts: BodyAttributes | None, api_key: str
 ) -> EvaluateRequest:
     """The question. `facts` are None out of scope; `api_key` is used where the client sent none."""
     told = [*headers.ours, *_overriding(scope, headers)]

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from policyd.asgi.reply import HeaderName, exact
-from policyd.descriptor.body import KEY_HEADER, PREFIX, credential
+from policyd.descriptor.headers import KEY_HEADER, PREFIX, credential
 from policyd.engine import method_override
 
 RawHeaders = Iterable[tuple[bytes, bytes]]

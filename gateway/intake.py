@@ -13,11 +13,10 @@ from gateway.headers import RequestHeaders
 from gateway.settings import Settings
 from gateway.upstream import Body, ClientGone, Receive, Upload
 from policyd.asgi.reply import TOO_SLOW, Reply
-from policyd.client.aio import NoDecision
-from policyd.descriptor.body import TOO_LARGE, Facts
 from policyd.descriptor.body_memory import SMALL, Bodies, Held
+from policyd.descriptor.identifiers import TOO_LARGE, BodyAttributes
 from policyd.engine.model import Target
-from policyd.errors import BodiesFull, PolicydError
+from policyd.errors import BodiesFull, NoDecision, PolicydError
 from policyd.v1.policy_pb2 import CheckKeyRequest, CheckKeyResponse
 
 CheckKey = Callable[[CheckKeyRequest], Awaitable[CheckKeyResponse]]
@@ -65,7 +64,7 @@ class Intake:
         path: str,
         target: Target,
         held: Held,
-    ) -> tuple[Body, Facts | None]:
+    ) -> tuple[Body, BodyAttributes | None]:
         """The body, and what it says that matters to the policy: None out of scope.
 
         `target` is what the request asks for by `path`. Raises Refused or ClientGone.
@@ -102,7 +101,7 @@ class Intake:
 
     async def _read_small(
         self, coming: "_Coming", headers: RequestHeaders, target: Target
-    ) -> Facts | None:
+    ) -> BodyAttributes | None:
         """What a small body says; None where it is not small, if only once it is decompressed."""
         limit = self._settings.max_body
         if coming.more or len(coming.body) > SMALL:
@@ -114,7 +113,7 @@ class Intake:
 
     async def _read(
         self, body: bytes, headers: RequestHeaders, target: Target, held: Held, limit: int
-    ) -> Facts:
+    ) -> BodyAttributes:
         try:
             return await describe.read(self._bodies, held, body, headers, target.endpoint, limit)
         except BodiesFull as problem:

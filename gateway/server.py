@@ -11,9 +11,8 @@ from gateway.app import Evaluate, Gateway
 from gateway.settings import Settings
 from policyd.asgi.listener import Listener
 from policyd.asgi.tls import tls_context
-from policyd.command.address import not_free, open_socket
+from policyd.command.address import Address, not_free, open_socket
 from policyd.command.child import End
-from policyd.command.configuration import Address
 
 _log = logging.getLogger("gateway")
 _ENDING = "the gateway is being stopped"

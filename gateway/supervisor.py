@@ -4,18 +4,14 @@ The supervisor holds the listening socket, and the workers take connections from
 connection that waits there is not lost when a worker ends: another worker takes it.
 """
 
-import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
-from gateway.passing import dump_settings
 from gateway.server import Server, listen
-from gateway.settings import Settings
+from gateway.settings import Settings, dump_settings
 from policyd.command.child import Child, End
-from policyd.command.crew import Crew, Orders, Own, Worker
-
-_log = logging.getLogger("gateway")
+from policyd.command.crew import Crew, Orders, Own, Worker, keep_fixed
 
 Ready = Callable[[str], None]
 """Called with the URL at which the gateway listens, once it does."""
@@ -76,12 +72,7 @@ class _Supervisor:
 
         Raises PolicydError or OSError.
         """
-        asked = self._read_again()
-        for name in _FIXED:
-            if getattr(asked, name) != getattr(self._asked, name):
-                _log.warning("--%s has changed, which holds from the next start on", name)
-        kept = {name: getattr(self._settings, name) for name in _FIXED}
-        self._settings = replace(asked, **kept)
+        self._settings = keep_fixed(self._read_again(), self._asked, self._settings, _FIXED)
         await self.workers.replace(lambda _: self._worker())
 
     async def stop(self, end: End) -> None:

@@ -3,7 +3,7 @@
 import ssl
 from pathlib import Path
 
-from policyd.command.configuration import SettingsError
+from policyd.errors import SettingsError
 
 
 def tls_context(

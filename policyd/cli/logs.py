@@ -16,6 +16,7 @@ from policyd.decision_log.export import csv_rows, json_line, values
 from policyd.decision_log.record import Record, Verdict, is_decision_id
 from policyd.errors import DecisionNotFound, StoreUnavailable
 from policyd.keys.snapshot import SnapshotFile
+from policyd.settings import spool_folder
 from policyd.store import LogFilter, Store
 
 _VERDICTS = {verdict.name.lower(): verdict for verdict in Verdict}
@@ -160,7 +161,7 @@ def status(database_url: str, as_json: bool, snapshot: Path | None) -> None:
     server runs here, also the revision of its snapshot of the settings, and when it last followed
     the database: that is told on stderr where the database is away.
     """
-    kept = _snapshot(snapshot or options.spool(database_url) / "snapshot")
+    kept = _snapshot(snapshot or spool_folder(database_url) / "snapshot")
     try:
         with options.opened(database_url) as store:
             found = store.log.status()

@@ -9,8 +9,7 @@ from typing import Self
 from policyd.asgi.connections import Limits
 from policyd.asgi.listener import Listener
 from policyd.asgi.tls import tls_context
-from policyd.command.address import open_socket
-from policyd.command.configuration import Address
+from policyd.command.address import Address, open_socket
 from policyd.command.threads import StoreThreads
 from policyd.console.app import application
 from policyd.console.security.attempts import Attempts

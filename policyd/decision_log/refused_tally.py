@@ -1,7 +1,7 @@
-"""Counts the requests whose API key was refused, in memory that does not grow with them.
+"""Counts requests with a refused key, in memory that does not grow with their number.
 
-In each stretch of about a minute, MAX_SOURCES sources are counted one by one and the rest together,
-and some requests are kept as samples: SAMPLES of a source, MAX_SAMPLES in all.
+In each stretch of about a minute, MAX_SOURCES sources are counted one by one and all others
+together. Some requests are kept as samples: SAMPLES of each source, MAX_SAMPLES in all.
 """
 
 import time
@@ -21,7 +21,7 @@ MAX_SAMPLES = 20
 
 
 class _Source:
-    """What is counted of one source."""
+    """The counts of one source."""
 
     __slots__ = ("counts", "samples", "written")
 
@@ -32,7 +32,7 @@ class _Source:
 
 
 class RefusedKeyTally:
-    """What one process counts. Belongs to one thread."""
+    """The counts of one process. Belongs to one thread."""
 
     def __init__(self, process: str, clock: Callable[[], float] = time.time) -> None:
         self._process = process
@@ -53,9 +53,8 @@ class RefusedKeyTally:
             self._samples.append(request)
 
     def flush(self, write: Callable[[list[RefusedKey | RefusedKeyCount]], bool]) -> None:
-        """Have what is new written: call it every few seconds. `write` returns whether it was.
-
-        Counts that it does not take are tried again the next time, samples are not.
+        """Hand what is new to `write`, which returns whether it was written: call it every few
+        seconds. Counts that were not written are tried again at the next call, samples are not.
         """
         changed = {name: one for name, one in self._sources.items() if one.counts != one.written}
         entries: list[RefusedKey | RefusedKeyCount] = [
@@ -90,7 +89,7 @@ class RefusedKeyTally:
         )
 
     def _begin(self) -> None:
-        """Begin a new stretch. What could not be written of the last one is counted in this one."""
+        """Begin a new stretch. Counts of the last one that were not written are added to it."""
         before = self._sources.values()
         left = {
             reason: sum(one.counts[reason] - one.written[reason] for one in before)

@@ -20,14 +20,14 @@ from gateway.server import Server as GatewayServer
 from gateway.settings import Settings as GatewaySettings
 from policyd.asgi.bounded import Bounded
 from policyd.asgi.listener import Listener
-from policyd.command import configuration
-from policyd.command.address import check_free, open_socket, reserve
-from policyd.command.configuration import Address, SettingsError
+from policyd.command import process
+from policyd.command.address import Address, check_free, open_socket, reserve
 from policyd.command.private_files import make_folder
 from policyd.console import console_url, first_link
 from policyd.demo import sample as demo_sample
 from policyd.demo.upstream import DemoUpstream
 from policyd.engine.model import Mode
+from policyd.errors import SettingsError
 from policyd.server.server import Server
 from policyd.settings import ServerSettings
 from policyd.store import Store
@@ -71,7 +71,7 @@ def run(
     except OSError as error:
         raise SettingsError(f"--data {data} cannot be made: {error.strerror}") from None
     built_in = not upstream and not openai_api_key
-    configuration.run(_run(settings, forwarding, built_in, sample))
+    process.run(_run(settings, forwarding, built_in, sample))
 
 
 def _address(text: str, flag: str) -> Address:

@@ -76,11 +76,11 @@ def _record(
         request.user = chance.choices(_USERS, weights=range(len(_USERS), 0, -1))[0]
     enforced = until - at < _ENFORCED_FOR
     settings = KeySettings(key_id, Mode.ENFORCE if enforced else Mode.AUDIT)
-    described = evaluate_request.describe(request)
-    decision = decide(described.descriptor, settings, Mode.OFF)
+    reading = evaluate_request.read(request)
+    decision = decide(reading.decision_input, settings, Mode.OFF)
     decision_id = f"{first_id(at)}{chance.getrandbits(48):012x}{number:08x}"
     response = pb.EvaluateResponse(decision_id=decision_id, revision=1, api_key_id=key_id)
-    record = log_entries.record(request, described, decision, response)
+    record = log_entries.record(request, reading, decision, response)
     assert isinstance(record, Record)
     return msgspec.structs.replace(record, sample=True)
 

@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from policyd.descriptor.body import Facts, read_body
+from policyd.descriptor.body import read_body
 from policyd.descriptor.content_encoding import decoded_limit
+from policyd.descriptor.identifiers import BodyAttributes
 from policyd.engine.model import Endpoint
 from policyd.errors import BodiesFull
 
@@ -57,7 +58,7 @@ class Bodies:
         endpoint: Endpoint | None,
         limit: int,
         at_once: int = SMALL,
-    ) -> Facts:
+    ) -> BodyAttributes:
         """What `body` says, read as read_body() does: in a thread, where that takes long.
 
         Up to `at_once` bytes, reading is quicker than handing it to one. Raises BodiesFull.

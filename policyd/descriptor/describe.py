@@ -1,13 +1,13 @@
 """What a body says -> the fields of the question that policyd is asked."""
 
-from policyd.descriptor.body import Facts, Identifier
+from policyd.descriptor.identifiers import BodyAttributes, Identifier
 from policyd.v1.policy_pb2 import EvaluateRequest, UserState
 
 MAX_REMARK = 256
 """Characters of what policyd only writes down."""
 
 
-def put_facts(question: EvaluateRequest, facts: Facts) -> None:
+def put_facts(question: EvaluateRequest, facts: BodyAttributes) -> None:
     """Put `facts` into `question`."""
     question.model = facts.model[:MAX_REMARK]
     question.user_state = _state(facts.user)

@@ -1,4 +1,4 @@
-"""Decision -> the exact HTTP response that the client gets: docs/contract.md, section 4."""
+"""Decision -> the exact HTTP response of a denial: docs/contract.md, section 4."""
 
 import json
 from dataclasses import replace
@@ -56,12 +56,12 @@ _UNREADABLE = {
         "Send a smaller one, or ask the gateway's operator to raise its limit",
     ),
 }
-_KEY_REFUSED = {
+_KEY_DENIED = {
     Credential.MISSING: ("No API key was given. Send yours in the x-usagepanda-api-key header"),
     Credential.CONFLICTING: (
         "Two different API keys were given. Send one x-usagepanda-api-key header"
     ),
-    # A malformed, an unknown and a revoked key read alike, so that nobody learns which keys exist.
+    # A malformed, an unknown and a revoked key read alike, lest a caller learn which keys exist.
     Credential.GIVEN: (
         "The API key in the x-usagepanda-api-key header is not valid here. "
         "Check that it is complete and has not been revoked, or create a new one"
@@ -129,4 +129,4 @@ def for_user_state(state: UserState) -> Denial:
 @cache
 def for_credential(credential: Credential) -> Denial:
     """The response to a request with no API key that is in force, named as `credential` says."""
-    return render(403, (_KEY_REFUSED[credential],), "access_denied")
+    return render(403, (_KEY_DENIED[credential],), "access_denied")

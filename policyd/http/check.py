@@ -11,10 +11,10 @@ import re
 from collections.abc import Callable
 
 from policyd.asgi.reply import WEBSOCKET, Reply, error
-from policyd.descriptor import body as descriptor
-from policyd.descriptor.body import TOO_LARGE, unreadable
 from policyd.descriptor.body_memory import AT_ONCE, Bodies, Held
 from policyd.descriptor.describe import MAX_REMARK, put_facts
+from policyd.descriptor.headers import PREFIX, agreed
+from policyd.descriptor.identifiers import TOO_LARGE, unreadable
 from policyd.engine import endpoints, method_override
 from policyd.engine.model import Target, UserState
 from policyd.errors import InvalidArgument
@@ -66,7 +66,7 @@ async def question(
     method, path, query = _original(request)
     overriding = method_override.overriding(method, request.headers, query)
     target = endpoints.resolve("POST" if overriding else method, path)
-    own = [pair for pair in request.headers if pair[0].startswith(descriptor.PREFIX)]
+    own = [pair for pair in request.headers if pair[0].startswith(PREFIX)]
     asked = EvaluateRequest(
         headers=[Header(name=name, value=value) for name, value in [*own, *overriding]],
         method=method,
@@ -103,7 +103,7 @@ async def _with_body(
         return asked, NO_BODY
     facts = TOO_LARGE
     if body is not None:
-        content_type = descriptor.agreed(request.all("content-type"))
+        content_type = agreed(request.all("content-type"))
         coding = ", ".join(request.all("content-encoding"))
         facts = await bodies.read(held, body, content_type, coding, target.endpoint, limit, AT_ONCE)
     put_facts(asked, facts)
@@ -129,7 +129,7 @@ def _original(request: Request) -> tuple[str, str, str]:
 
 
 def _said(request: Request, names: tuple[str, ...], name: str) -> str:
-    said = descriptor.agreed(value for one in names for value in request.all(one))
+    said = agreed(value for one in names for value in request.all(one))
     if said:
         return said
     what = "does not say" if said == "" else "says twice, and differently,"

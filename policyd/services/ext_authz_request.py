@@ -5,10 +5,11 @@ from enum import Enum
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
-from policyd.descriptor import body as descriptor
-from policyd.descriptor.body import KEY_HEADER, MAX_RAW_BODY, OVERRIDE_HEADER, PREFIX, TRACE_HEADER
+from policyd.descriptor.body import MAX_RAW_BODY
 from policyd.descriptor.body_memory import Bodies
 from policyd.descriptor.describe import put_facts
+from policyd.descriptor.headers import KEY_HEADER, OVERRIDE_HEADER, PREFIX, TRACE_HEADER, agreed
+from policyd.descriptor.identifiers import TOO_LARGE, BodyAttributes
 from policyd.engine import endpoints, method_override
 from policyd.engine.model import IDENTIFIERS, Endpoint, Mode, Override, RouteSettings
 from policyd.errors import InvalidArgument, InvalidDescriptor
@@ -75,7 +76,7 @@ async def read(
     )
     target = endpoints.resolve("POST" if overriding else http.method, path)
     if target.in_scope:
-        facts = descriptor.TOO_LARGE
+        facts = TOO_LARGE
         if arrival is Arrival.WHOLE and knows(question):
             facts = await _read_body(bodies, body, headers, target.endpoint)
         put_facts(question, facts)
@@ -134,7 +135,7 @@ def _is_own(name: str) -> bool:
 
 def _arrival(http: HttpRequest, headers: _Headers, body: bytes) -> Arrival:
     partial = {value.strip().lower() for value in headers.get(_PARTIAL, ())}
-    length = descriptor.agreed(headers.get(_LENGTH, ()))
+    length = agreed(headers.get(_LENGTH, ()))
     if partial - {"false"}:
         return Arrival.CUT
     if body:
@@ -152,8 +153,8 @@ def _number(length: str | None) -> int:
 
 async def _read_body(
     bodies: Bodies, body: bytes, headers: _Headers, endpoint: Endpoint | None
-) -> descriptor.Facts:
-    content_type = descriptor.agreed(headers.get(_TYPE, ()))
+) -> BodyAttributes:
+    content_type = agreed(headers.get(_TYPE, ()))
     coding = ", ".join(headers.get("content-encoding", ()))
     # Who lets larger messages in, by --max-message, wants larger bodies read.
     limit = max(MAX_RAW_BODY, len(body))

@@ -11,8 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
-from policyd.command.address import check_free, not_free
-from policyd.command.configuration import Address
+from policyd.command.address import Address, check_free, not_free
 from policyd.errors import SettingsError
 from policyd.services.errors import ErrorInterceptor
 from policyd.services.waiting_calls import WaitingCalls

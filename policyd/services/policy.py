@@ -196,9 +196,9 @@ class PolicyServicer(PolicyServiceServicer):
             raise RevisionNotReached(f"settings are at revision {revision}: ask again")
         settings = self._settings(request)
         # A request without a valid key is denied whatever its body holds.
-        said = evaluate_request.describe(request, reads_body=settings is not None)
-        described = said.descriptor
-        decision = decide(described, settings, self._default, route)
+        reading = evaluate_request.read(request, reads_body=settings is not None)
+        decision_input = reading.decision_input
+        decision = decide(decision_input, settings, self._default, route)
         response = pb.EvaluateResponse()
         answer = evaluate_request.answer(decision)
         response.CopyFrom(answer)
@@ -208,8 +208,8 @@ class PolicyServicer(PolicyServiceServicer):
         response.revision = revision
         if settings is not None:
             response.api_key_id = settings.key_id
-        if described.target.path:
-            response.upstream_path = described.target.path
-        if said.trace_id:
-            response.trace_id = said.trace_id
-        return response, log_entries.record(request, said, decision, response)
+        if decision_input.target.path:
+            response.upstream_path = decision_input.target.path
+        if reading.trace_id:
+            response.trace_id = reading.trace_id
+        return response, log_entries.record(request, reading, decision, response)

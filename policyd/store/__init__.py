@@ -1,7 +1,27 @@
 """The database: its tables and queries, and the only SQL of policyd.
 
-One row counts revisions. A change locks it, writes the key with the new number and commits, so the
-order of commits is the order of revisions, and `WHERE revision > last` misses nothing.
+`Store` is all that the rest of policyd sees of it: a few methods of its own, and one part for each
+kind of thing that is kept. A request meets them in this order:
+
+    keys              API keys and revisions; changes_since() is what workers follow
+    epochs, hints     what makes a revision unmistakable; that settings have changed
+    log               decisions and outcomes as the shipper appends them, and as pages read them
+    outcomes          outcomes that wait for their decision
+    positions         how far each file of a spool has been shipped
+    refused_keys      requests without a key in force, counted apart from the log
+    losses, log_size  decisions that were lost; how many the log holds
+    decisions         the table of decisions, and the queries along its indexes
+    statistics        counts by hour, key and end user, for the console
+    history           a key's requests by kind, for simulations
+    workers           which workers run, and from which revision each decides
+    administrator     the console's password and sessions
+
+What deletes: retention (how much may go), expiry (deletes it), steps (in short transactions), days
+(PostgreSQL's partitions), space (gives free pages back).
+
+What is below: database (transactions, bounds, errors), engine (connections), postgresql,
+database_file and checkpoints (SQLite's file, which others may replace), clock, identity, damage.
+The form: forms and migrations/. What `policyd db` does: upkeep, copying, sqlite_files.
 """
 
 from collections.abc import AsyncIterator
@@ -15,8 +35,9 @@ from policyd.store import damage, forms, hints
 from policyd.store import identity as identities
 from policyd.store.administrator import Administrator
 from policyd.store.clock import database_time
-from policyd.store.database import make_file, metadata, open_engine, reading
+from policyd.store.database import metadata, reading
 from policyd.store.decisions import LogFilter
+from policyd.store.engine import make_file, open_engine
 from policyd.store.history import History
 from policyd.store.keys import CHANGEABLE, MAX_NAME, Keys
 from policyd.store.log import Log, LogStatus
@@ -50,7 +71,7 @@ _installation = sa.Table(
 
 
 class Store:
-    """The database at `url`, in SQLAlchemy's form. Threads may share it.
+    """The database at `url`, a URL as SQLAlchemy takes it. Threads may share it.
 
     Every method raises StoreUnavailable where the database cannot be reached or used, or does not
     answer within `timeout` seconds; the few that may take longer have a bound of their own.
@@ -68,17 +89,17 @@ class Store:
         self.administrator = Administrator(self._engine)
 
     def identity(self) -> str:
-        """What tells this database from every other one, copies of it aside."""
+        """The identity of this installation's database. Only copies of it have the same."""
         with reading(self._engine) as connection:
             return identities.read(connection)
 
     def time(self) -> datetime:
-        """This moment by the database's clock, by which what is stored is looked for."""
+        """This moment by the database's clock. Queries of what is stored start from it."""
         with reading(self._engine) as connection:
             return database_time(connection)
 
     def hints(self) -> AsyncIterator[None]:
-        """Yields when somebody has changed a key, where the database tells: see hints.py."""
+        """Yields when a key has changed, on databases that send notifications: see hints.py."""
         return hints.follow(self._engine)
 
     def history(self, key_id: str, since: datetime, until: datetime) -> History:
@@ -90,13 +111,12 @@ class Store:
         self._engine.dispose()
 
     def expect(self, identity: str) -> None:
-        """Use no other database than the one of this identity from now on: WrongDatabase is raised
-        for it."""
+        """Use only the database of this identity from now on. Another one raises WrongDatabase."""
         identities.expect(self._engine, identity)
 
     def check(self) -> None:
-        """Call it once at a start. Raises StoreUnavailable where the database is damaged, or takes
-        no changes; one that is not there yet is neither."""
+        """Raises StoreUnavailable where the database is damaged or read-only. For the start: a file
+        that is not there yet passes."""
         file = sqlite_file(self._url)
         if file is None or file.exists():
             damage.check(self._engine)
@@ -116,5 +136,5 @@ class Store:
         self.form().check()
 
     def form(self) -> Form:
-        """What the database says of its form."""
+        """The database's form, and which versions of policyd can use it."""
         return forms.read(self._engine)

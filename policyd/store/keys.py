@@ -1,7 +1,9 @@
-"""API keys in the store, and their revisions.
+"""API keys in the store, and the revisions of their settings.
 
-One row counts revisions. A change locks it, writes the key with the new number and commits, so the
-order of commits is the order of revisions, and `WHERE revision > last` misses nothing.
+One row counts revisions. A change locks that row, writes the key with the new number and commits.
+So commits come in the order of revisions, and a worker that asks for keys `WHERE revision > last`
+misses none, whatever else commits at the same time. A revoked key stays as a row, a tombstone, as
+workers must learn of it too. A revision is unmistakable only with its epoch: see epochs.py.
 """
 
 import json
@@ -66,10 +68,13 @@ class Keys:
         override: Override = Override.ANY,
         accept: tuple[str, ...] = IDENTIFIERS,
     ) -> tuple[ApiKey, str]:
-        """Make a key. Returns its settings, and the key itself: nobody can read it again."""
+        """Make a key. Returns its settings and the key itself, which is stored as a digest only.
+
+        Raises InvalidArgument.
+        """
         key = api_key.generate()
         row = _valid({"name": name, "mode": mode, "override": override, "accept": accept})
-        at = now()  # Only shown, so it may be the clock of this machine.
+        at = now()  # It is only shown, so this machine's clock will do.
         row |= {"id": api_key.generate_id(), "digest": api_key.digest(key)}
         row |= {"created_at": at, "updated_at": at, "revoked_at": None}
         with self._change() as (connection, revision):
@@ -80,7 +85,7 @@ class Keys:
     def list(
         self, *, after: str = "", limit: int = 100, show_revoked: bool = False
     ) -> list[ApiKey]:
-        """Up to `limit` keys, oldest first, from behind the key with the ID `after`."""
+        """Up to `limit` keys, oldest first, that were made after the key with the ID `after`."""
         query = sa.select(_keys).order_by(_keys.c.created_at, _keys.c.id).limit(limit)
         if not show_revoked:
             query = query.where(_keys.c.revoked_at.is_(None))
@@ -111,7 +116,7 @@ class Keys:
             return _write(connection, key_id, row, revision)
 
     def revoke(self, key_id: str, etag: str | None = None) -> ApiKey:
-        """Revoke a key for good; once more changes nothing. Raises KeyNotFound, EtagMismatch."""
+        """Revoke a key for good. A revoked key stays as it is. Raises KeyNotFound, EtagMismatch."""
         with self._change() as (connection, revision):
             current = _read(connection, key_id, etag)
             if current.revoked_at:
@@ -122,15 +127,17 @@ class Keys:
     def changes_since(self, revision: int, epoch: str | None = None) -> KeyChanges:
         """The keys that changed after `revision`, up to some newer one.
 
-        All of them for 0, and where the database does not have that revision of that epoch, or no
-        longer: it was put back from a backup, or has lost changes. None stands for any epoch.
+        Every key for revision 0, and where the database does not have this revision with this
+        epoch, because it was restored from a backup or has lost changes. None stands for any
+        epoch.
         """
         newest = sa.select(_revision.c.value, sa.func.coalesce(epochs.c.epoch, ""))
         newest = newest.outerjoin_from(_revision, epochs, epochs.c.revision == _revision.c.value)
         with reading(self._engine) as connection:
-            # The number first: what commits between the two reads is read again the next time.
+            # The number is read first: a key that commits between the two reads is read once more
+            # at the next call.
             latest, latest_epoch = connection.execute(newest).one()
-            # The look that finds nothing new, which is nearly every one, takes one query.
+            # Nearly every call finds nothing new, and takes this one query.
             known = latest_epoch if latest == revision else epoch_of(connection, revision)
             is_known = epoch in (None, known)
             if latest == revision and is_known:
@@ -143,7 +150,7 @@ class Keys:
     @contextmanager
     def _change(self) -> Iterator[tuple[sa.Connection, int]]:
         with writing(self._engine) as connection:
-            # First of all, so that the transaction begins with the lock and writers queue up here.
+            # The transaction begins with the lock, so that writers queue up here.
             count = sa.update(_revision).values(value=_revision.c.value + 1)
             revision = connection.execute(count.returning(_revision.c.value)).scalar_one()
             hints.give(connection)
@@ -184,7 +191,7 @@ def _read(connection: sa.Connection, key_id: str, etag: str | None = None) -> Ap
             f"no API key has the ID {key_id[:64]!r}: list them to see which there are"
         )
     key = _api_key(row)
-    # An older policyd gave the revision for one.
+    # Older versions of policyd gave out the revision as the etag.
     if etag and etag not in (key.etag, str(key.revision)):
         raise EtagMismatch(f"{key_id} has changed since it was read: read it again, then change it")
     return key

@@ -1,7 +1,7 @@
-"""Refused keys in the store: counts by minute and source, by the hour, and a few samples.
+"""Refused keys in the store: counts by minute and source, counts by the hour, and a few samples.
 
-What is kept is bounded however many requests there were: MAX_ROWS counts and MAX_SAMPLES samples
-of the last KEEP, and a row an hour for as long as the log's own counts by the hour.
+Strangers can cause any number of such requests, so what is kept is bounded: MAX_ROWS counts and
+MAX_SAMPLES samples of the last KEEP, and one row an hour for as long as the log's own counts.
 """
 
 from collections import defaultdict
@@ -18,7 +18,7 @@ from policyd.store.database import LONG, Id, metadata, reading, storable, upsert
 from policyd.store.steps import Steps, delete_some
 
 KEEP = timedelta(days=30)
-"""How long sources and samples stay, where the log itself does not stay for a shorter time."""
+"""How long sources and samples stay, if the log itself is not kept for a shorter time."""
 MAX_ROWS = 50_000
 MAX_SAMPLES = 2_000
 _KEEP_HOURS = timedelta(days=400)
@@ -29,7 +29,7 @@ _HOUR = 60
 
 @dataclass(slots=True)
 class RefusedKeyCounts:
-    """How many keys were refused, by the reason."""
+    """How many requests had a refused key, by the reason."""
 
     missing: int = 0
     unknown: int = 0
@@ -37,7 +37,7 @@ class RefusedKeyCounts:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum of all reasons."""
         return sum(astuple(self))
 
 
@@ -46,13 +46,13 @@ _NAMES = tuple(field.name for field in fields(RefusedKeyCounts))
 
 @dataclass(frozen=True, slots=True)
 class RefusedSource:
-    """What one source sent."""
+    """The requests of one source."""
 
     source: str
     """An address, an IPv6 network, "others", or "" where it is not known."""
     counts: RefusedKeyCounts
     last: datetime
-    """The minute in which it was last heard of."""
+    """The minute of its last request."""
 
 
 def _counts() -> list[sa.Column[int]]:
@@ -103,7 +103,8 @@ def add_refused_keys(
 
 
 def _add_counts(connection: sa.Connection, counts: Sequence[RefusedKeyCount]) -> None:
-    # A count comes again with larger numbers: those are in force, and what they add is new.
+    # A count may come again with larger numbers. These replace the old ones, and the hours gain the
+    # difference.
     latest = {(one.process, one.stretch, one.source): one for one in counts}
     known = _known(connection, counts)
     hours: dict[int, RefusedKeyCounts] = defaultdict(RefusedKeyCounts)
@@ -143,8 +144,8 @@ def _known(
 
 
 def forget_refused_keys(engine: sa.Engine, steps: Steps, before: datetime, at: datetime) -> None:
-    """Delete what is older than `before` or KEEP, and the oldest of what is too much. It is `at`
-    now, by the database."""
+    """Delete counts and samples older than `before` or KEEP, and the oldest beyond the bounds. `at`
+    is now, by the database."""
     minute = int(max(before, at - KEEP).timestamp()) // _MINUTE
     _forget(engine, steps, _sources.c.minute, minute, MAX_ROWS)
     first_id = f"{max(minute, 0) * _MINUTE * 1000:012x}"
@@ -170,13 +171,13 @@ class RefusedKeys:
         self._engine = engine
 
     def total(self) -> int:
-        """How many requests were refused for their key, as far back as hours are counted."""
+        """How many requests had a refused key, as far back as hours are counted."""
         sums = [sa.func.coalesce(sa.func.sum(_hourly.c[name]), 0) for name in _NAMES]
         with reading(self._engine) as connection:
             return sum(map(int, connection.execute(sa.select(*sums)).one()))
 
     def hours(self, since: datetime, until: datetime) -> list[tuple[datetime, RefusedKeyCounts]]:
-        """By the hour, in order of time; hours without a refused key are left out."""
+        """Counts by the hour, in order of time. Hours without a refused key are left out."""
         within = _hourly.c.hour.between(_minutes(since) // _HOUR, _minutes(until) // _HOUR)
         query = sa.select(_hourly).where(within).order_by(_hourly.c.hour)
         with reading(self._engine) as connection:
@@ -186,7 +187,7 @@ class RefusedKeys:
             ]
 
     def sources(self, since: datetime, until: datetime, *, limit: int = 50) -> list[RefusedSource]:
-        """By the source, most requests first."""
+        """Counts by the source, most requests first."""
         column = _sources.c
         sums = [sa.func.sum(column[name]) for name in _NAMES]
         query = (
@@ -211,7 +212,7 @@ class RefusedKeys:
             return [_sample(row) for row in rows]
 
     def sample(self, decision_id: str) -> RefusedKey | None:
-        """The sample with this decision's ID, if that request is one."""
+        """The sample with this ID, if that request is one. Denials show the ID to clients."""
         wanted = sa.select(_samples).where(_samples.c.id == decision_id.replace("\0", ""))
         with reading(self._engine) as connection:
             row = connection.execute(wanted).one_or_none()

@@ -21,8 +21,7 @@ from policyd.asgi.protocol import MAX_HEAD
 from policyd.asgi.reply import NO_ROOM
 from policyd.asgi.tls import tls_context
 from policyd.asgi.visit import State
-from policyd.command.address import open_socket
-from policyd.command.configuration import Address
+from policyd.command.address import Address, open_socket
 from tests.support.raw_http import Response, connect, exchange, parse, request
 
 GET = b"GET /quick HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -12,7 +12,7 @@ from gateway.server import Server as GatewayServer
 from gateway.settings import Settings as GatewaySettings
 from policyd.asgi import probes
 from policyd.asgi.probes import Probes
-from policyd.command.configuration import Address
+from policyd.command.address import Address
 from policyd.engine.model import KeyChanges
 from policyd.server.server import Server
 from policyd.store import LogFilter, Store

@@ -24,7 +24,8 @@ import sqlalchemy as sa
 from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount, RefusedKeyReason
 from policyd.errors import StoreUnavailable
 from policyd.store import LogFilter, Store, metadata
-from policyd.store.database import open_engine, reading
+from policyd.store.database import reading
+from policyd.store.engine import open_engine
 from tests.support.postgresql import PostgreSQL
 from tests.support.processes import BIN, Policyd, environment, run
 from tests.support.records import decision_id, denied, outcome, record

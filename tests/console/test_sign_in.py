@@ -15,7 +15,7 @@ import trustme
 from starlette.requests import Request
 from starlette.responses import Response
 
-from policyd.command.configuration import Address
+from policyd.command.address import Address
 from policyd.console.security.sessions import LIFETIME, LINK_LIFETIME, Sessions
 from policyd.errors import CannotListen, SettingsError
 from policyd.settings import ServerSettings

@@ -19,7 +19,8 @@ from policyd.keys.key_table import KeyTable
 from policyd.server.worker_clock import WorkerClock
 from policyd.store import LogFilter, Store
 from policyd.store.clock import clock_offset, database_time
-from policyd.store.database import open_engine, reading
+from policyd.store.database import reading
+from policyd.store.engine import open_engine
 from policyd.v1.policy_pb2 import EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 from tests.decision_log.test_refused_keys import log_status

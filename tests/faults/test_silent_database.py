@@ -377,8 +377,8 @@ def test_a_thread_that_hangs_does_not_keep_the_process() -> None:
     """The process ends, whatever its threads wait for."""
     program = """if True:
         import asyncio, threading
-        from policyd.configuration import run
-        from policyd.threads import StoreThreads
+        from policyd.command.process import run
+        from policyd.command.threads import StoreThreads
 
         async def main():
             asyncio.create_task(StoreThreads("this test", 3600).run(threading.Event().wait))

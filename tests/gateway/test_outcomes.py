@@ -18,7 +18,8 @@ import pytest_asyncio
 
 from gateway import answer_reader
 from gateway.server import Server
-from gateway.settings import Address, Settings
+from gateway.settings import Settings
+from policyd.command.address import Address
 from policyd.v1.policy_pb2 import (
     ENDING_CLIENT_LEFT,
     ENDING_COMPLETE,

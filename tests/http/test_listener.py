@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from policyd.command.configuration import Address
+from policyd.command.address import Address
 from policyd.errors import CannotListen, SettingsError
 from policyd.server.server import Server
 from policyd.settings import ServerSettings

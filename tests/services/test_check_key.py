@@ -14,7 +14,7 @@ from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 from envoy.service.auth.v3.external_auth_pb2_grpc import AuthorizationStub
 
 from policyd.client import NoDecision, PolicyClient, SyncPolicyClient
-from policyd.command.configuration import Address
+from policyd.command.address import Address
 from policyd.server.server import Server
 from policyd.settings import ServerSettings
 from policyd.store import Store

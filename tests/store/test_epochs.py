@@ -16,7 +16,7 @@ from policyd.errors import StoreUnavailable, WrongDatabase
 from policyd.keys.key_table import KeyTable
 from policyd.store import Store, checkpoints, damage
 from policyd.store.checkpoints import Checkpoints, Counts, Written
-from policyd.store.database import make_file, open_engine
+from policyd.store.engine import make_file, open_engine
 from tests.support.postgresql import PostgreSQL
 from tests.support.records import record
 

@@ -23,7 +23,8 @@ from click.testing import CliRunner
 from policyd.cli.main import main
 from policyd.errors import StoreUnavailable
 from policyd.store import LogFilter, Store, forms, migrations
-from policyd.store.database import open_engine, writing
+from policyd.store.database import writing
+from policyd.store.engine import open_engine
 from policyd.v1.policy_pb2 import DECISION_DENY, EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 from tests.support.old_version import OldVersion
@@ -43,7 +44,7 @@ now = datetime.now(UTC)
 for day in range(int(sys.argv[2])):
     at = now - timedelta(days=day)
     store.log.append([record(at - timedelta(seconds=n)) for n in range(100)])
-print(store.keys.create("old")[0].id)
+print(store.create_key("old")[0].id)
 """
 COMMANDS: dict[str, tuple[str, ...]] = {
     "explain": ("--key", "up-" + "x" * 48, "--no-user"),

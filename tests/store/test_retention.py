@@ -17,9 +17,10 @@ import sqlalchemy as sa
 from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount, RefusedKeyReason
 from policyd.errors import StoreUnavailable
 from policyd.store import LogFilter, Store
-from policyd.store.database import open_engine, reading
+from policyd.store.database import reading
 from policyd.store.days import make_days, partitions
 from policyd.store.decisions import page_query
+from policyd.store.engine import open_engine
 from policyd.v1 import admin_pb2 as pb
 from policyd.v1.admin_pb2_grpc import AdminServiceStub
 from tests.support.load import until
