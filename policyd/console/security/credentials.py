@@ -76,4 +76,4 @@ def use(hasher: PasswordHasher) -> None:
     """Hash with `hasher` from here on, in place of argon2's defaults: tests take a cheap one."""
     global _hasher  # noqa: PLW0603  # one for the process, as there is one administrator
     _hasher = hasher
-    _nobodys_hash.cache_clear()
+    _hash_without_password.cache_clear()
