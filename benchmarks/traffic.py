@@ -2,9 +2,10 @@
 
 import json
 
-from gateway import describe
+from gateway.describe import http_request
 from gateway.headers import read_request
 from policyd.descriptor.body import read_body
+from policyd.descriptor.describe import describe
 from policyd.descriptor.headers import KEY_HEADER
 from policyd.engine.endpoints import ENDPOINTS
 from policyd.v1.policy_pb2 import EvaluateRequest
@@ -38,8 +39,8 @@ def body(size: int = 1024, user: str | None = "user-1") -> bytes:
 def asked(key: str, user: str | None = "user-1") -> EvaluateRequest:
     """The descriptor of the request, as the gateway makes it."""
     raw = [(name.encode(), value.encode()) for name, value in headers(key)]
-    facts = read_body(body(user=user), "application/json", "", ENDPOINT)
-    scope = {"method": "POST", "client": ("127.0.0.1", 50000)}
-    message = describe.ask(scope, PATH, read_request(raw), facts, "")
+    attributes = read_body(body(user=user), "application/json", "", ENDPOINT)
+    scope = {"method": "POST", "client": ("127.0.0.1", 50000), "query_string": b""}
+    message = describe(http_request(scope, PATH, read_request(raw), ""), attributes)
     assert any(header.name == KEY_HEADER for header in message.headers)
     return message

@@ -16,21 +16,31 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from types import TracebackType
 from typing import NamedTuple, Self
 
-from gateway import describe, replies
-from gateway.describe import Scope
+from gateway import replies
+from gateway.describe import Scope, http_request, is_too_large, text
 from gateway.exchange import Exchange
 from gateway.headers import read_request
 from gateway.intake import Intake, Refused
 from gateway.outcome import OutcomeRecorder
 from gateway.policyd_client import policyd_client
 from gateway.settings import Settings
-from gateway.upstream import ClientGone, Receive, Upstream
+from gateway.upstream import Upstream
+from policyd.asgi.body import ClientGone, Receive
 from policyd.asgi.probes import PATIENCE, Probes
-from policyd.asgi.reply import HEAD_TOO_LARGE, NO_ROOM, WEBSOCKET, Reply, Send
+from policyd.asgi.reply import (
+    HEAD_TOO_LARGE,
+    NO_DECISION,
+    NO_ROOM,
+    WEBSOCKET,
+    Reply,
+    Send,
+    denied,
+)
 from policyd.client import NoDecision, PolicyClient
+from policyd.command.throttle import Throttle
+from policyd.descriptor.describe import describe
 from policyd.errors import PolicydError
 from policyd.v1.policy_pb2 import (
     DECISION_ALLOW,
@@ -70,12 +80,7 @@ class Gateway:
         )
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._upstream.close()
         self._intake.close()
         if self._policyd is not None:
@@ -111,7 +116,7 @@ class Gateway:
         if own_reply is not None:
             await own_reply.send(exchange.send)
             return
-        came = describe.text(exchange.scope["raw_path"])
+        came = text(exchange.scope["raw_path"])
         if probed := await self._probes.answer(exchange.scope["method"], came):
             await Reply(*probed).send(exchange.send)
             return
@@ -120,18 +125,19 @@ class Gateway:
             return
         prefix = self._upstream.prefix
         path = prefix.absolute(came)
-        asked_for = describe.target(exchange.scope, path, exchange.headers)
-        if prefix.restored(asked_for.path or path) is None:
+        key = self._settings.api_key
+        request = http_request(exchange.scope, path, exchange.headers, key)
+        if prefix.restored(request.target.path or path) is None:
             await replies.OUTSIDE.send(exchange.send)
             return
         try:
-            body, facts = await self._intake.read(
-                exchange.scope, exchange.receive, exchange.headers, path, asked_for, exchange.held
+            body, attributes = await self._intake.read(
+                request, exchange.receive, exchange.headers, exchange.held
             )
         except Refused as refused:
             await refused.reply.send(exchange.send)
             return
-        asked = describe.ask(exchange.scope, path, exchange.headers, facts, self._settings.api_key)
+        asked = describe(request, attributes)
         began = time.perf_counter_ns()
         verdict = await self._decide(asked)
         if isinstance(verdict, Reply):
@@ -164,14 +170,14 @@ class Gateway:
             if answer.decision == DECISION_ALLOW:
                 return _Permission(answer.upstream_path, answer.decision_id)
             if answer.decision == DECISION_DENY:
-                return _reply(answer)
+                return denied(answer)
             raise NoDecision(f"policyd answered with a decision of {answer.decision}")
         except NoDecision as problem:
             if self._settings.on_policy_error == "allow" and problem.is_outage:
                 self._undecided.count("forwarded unchecked", problem)
                 return _Permission()
             self._undecided.count("refused", problem)
-            return replies.NO_DECISION
+            return NO_DECISION
 
 
 class _Permission(NamedTuple):
@@ -188,13 +194,11 @@ class _Tally:
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
-        self._told = -1.0
+        self._throttle = Throttle(1)
 
     def count(self, outcome: str, problem: PolicydError) -> None:
         self._counts[outcome] = self._counts.get(outcome, 0) + 1
-        now = time.monotonic()
-        if now - self._told >= 1:
-            self._told = now
+        if self._throttle.is_due():
             log.error("a request was %s (%d so far): %s", outcome, self._counts[outcome], problem)
 
 
@@ -209,12 +213,6 @@ def _own_reply(exchange: Exchange) -> Reply | None:
         return replies.BAD_PATH
     if headers.is_garbled:
         return replies.BAD_HEADER
-    if describe.is_too_large(scope["raw_path"], headers):
+    if is_too_large(scope["raw_path"], headers):
         return HEAD_TOO_LARGE
     return None
-
-
-def _reply(answer: EvaluateResponse) -> Reply:
-    denial = answer.denial
-    headers = [(header.name, header.value) for header in denial.headers]
-    return Reply(denial.http_status, headers, denial.body, answer.decision_id)

@@ -21,7 +21,6 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
 from time import monotonic
-from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
@@ -68,12 +67,7 @@ class Attempt:
         _CURRENT.set(self)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.delivery is not None:
             self.delivery.close()
 

@@ -15,13 +15,12 @@ from gateway.headers import RequestHeaders
 from gateway.outcome import OutcomeRecorder
 from gateway.upstream import (
     Body,
-    ClientGone,
-    Receive,
     Upload,
     Upstream,
     UpstreamBroke,
     UpstreamFailed,
 )
+from policyd.asgi.body import ClientGone, Receive
 from policyd.asgi.reply import Reply, Send
 from policyd.descriptor.body_memory import Held
 from policyd.v1.policy_pb2 import (

@@ -24,13 +24,6 @@ BAD_LENGTH = error(
     "The request body is not as long as its Content-Length header says. Send a Content-Length that "
     "is the body's length in bytes",
 )
-NO_DECISION = error(
-    503,
-    "server_error",
-    "The policy service gave no decision in time, so the request was not sent upstream. "
-    "Try again; if it lasts, ask the gateway's operator whether policyd runs and can be reached",
-    retry_after=AGAIN,
-)
 BODIES_FULL = error(
     503,
     "server_error",

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import socket
 from contextlib import ExitStack, suppress
-from types import TracebackType
 from typing import Self
 
 from gateway.app import Evaluate, Gateway
@@ -57,14 +56,9 @@ class Server:
         self.url = f"{scheme}://{Address(settings.listen.host, port)}"
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._listener.stop()
-        await self.gateway.__aexit__(kind, error, trace)
+        await self.gateway.__aexit__()
 
     @property
     def is_ready(self) -> bool:

@@ -2,8 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Callable
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
@@ -17,10 +16,9 @@ from gateway.connector import Attempt, Connector, is_own_fault
 from gateway.headers import RequestHeaders, read_response
 from gateway.prefix import Prefix
 from gateway.settings import KEY_HEADERS, READ_AHEAD, Settings
+from policyd.asgi.body import ClientGone, Incoming
 from policyd.asgi.reply import NO_ROOM, Reply, Send
 from policyd.descriptor.body_memory import SMALL
-
-Receive = Callable[[], Awaitable[dict[str, Any]]]
 
 # aiohttp would add these where the client sent none.
 _NOT_ADDED = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
@@ -47,10 +45,6 @@ class UpstreamBroke(Exception):
     """The upstream broke off in the middle of its answer."""
 
 
-class ClientGone(Exception):
-    """The client left before its request was complete."""
-
-
 class WrongLength(Exception):
     """The body is not as long as the client's Content-Length header announces."""
 
@@ -58,18 +52,15 @@ class WrongLength(Exception):
 class Upload(aiohttp.payload.Payload):
     """A request body that is streamed: it goes upstream while it comes from the client.
 
-    `begun` is what was read already; `more` tells whether more is to come. What has been taken is
-    kept as long as it is small, so that it can be sent once more.
+    `begun` is what was read already. What has been taken is kept as long as it is small, so that it
+    can be sent once more.
     """
 
-    def __init__(
-        self, receive: Receive, length: int | None, begun: bytes = b"", more: bool = True
-    ) -> None:
+    def __init__(self, incoming: Incoming, length: int | None, begun: bytes = b"") -> None:
         super().__init__(None)
-        self._receive = receive
+        self._incoming = incoming
         self._length = length
         self._begun = begun
-        self._more = more
         self.is_whole = True
         """Whether all that was taken of it so far is kept."""
         self.problem: ClientGone | WrongLength | None = None
@@ -92,7 +83,7 @@ class Upload(aiohttp.payload.Payload):
         written = len(self._begun)
         if self._begun:
             await writer.write(self._begun)
-        while self._more:
+        while self._incoming.more:
             chunk = await self._next(written)
             written += len(chunk)
             if chunk:
@@ -103,12 +94,11 @@ class Upload(aiohttp.payload.Payload):
         self.finished.set()
 
     async def _next(self, written: int) -> bytes:
-        message = await self._receive()
-        if message["type"] == "http.disconnect":
-            self.problem = ClientGone()
-            raise self.problem
-        self._more = message.get("more_body", False)
-        chunk = bytes(message.get("body", b""))
+        try:
+            chunk = await self._incoming.piece()
+        except ClientGone as problem:
+            self.problem = problem
+            raise
         self.is_whole = self.is_whole and written + len(chunk) <= SMALL
         self._begun = self._begun + chunk if self.is_whole else b""
         return chunk

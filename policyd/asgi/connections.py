@@ -37,6 +37,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from policyd.asgi.visit import State, Visit
+from policyd.command.throttle import Throttle
 
 _log = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ class Connections:
         }
         self._stalled: OrderedDict[Visit, _Stall] = OrderedDict()
         self._unread = 0
-        self._told = float("-inf")
+        self._throttle = Throttle(_REMIND, clock)
         self._heads = 0
         self.is_ending = False
         """Whether each answer ends its connection, because the server is winding down."""
@@ -278,8 +279,7 @@ class Connections:
                 visit.since, visit.base = now, visit.received
 
     def _tell(self, what: str, count: int) -> None:
-        if self._clock() - self._told > _REMIND:
-            self._told = self._clock()
+        if self._throttle.is_due():
             _log.warning(what, count)
 
 

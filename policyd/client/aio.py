@@ -8,7 +8,6 @@ outcomes are reported in batches, too. policyd.client.sync is the same for threa
 """
 
 import asyncio
-from types import TracebackType
 from typing import Self
 
 import grpc
@@ -78,12 +77,7 @@ class PolicyClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:

@@ -17,6 +17,7 @@ from contextlib import suppress
 import grpc
 
 from policyd.client.statuses import Failed, Meaning
+from policyd.command.throttle import Throttle
 from policyd.v1.policy_pb2 import Outcome, ReportOutcomeRequest, ReportOutcomeResponse
 
 log = logging.getLogger(__name__)
@@ -175,11 +176,9 @@ class _Losses:
 
     def __init__(self) -> None:
         self.count = 0
-        self._told = -_LOG_INTERVAL
+        self._throttle = Throttle(_LOG_INTERVAL)
 
     def add(self, number: int, cause: str) -> None:
         self.count += number
-        now = time.monotonic()
-        if now - self._told >= _LOG_INTERVAL:
-            self._told = now
+        if self._throttle.is_due():
             log.error("outcomes of requests are lost (%d so far): %s", self.count, cause)

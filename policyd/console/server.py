@@ -3,13 +3,12 @@
 import ipaddress
 import logging
 import socket
-from types import TracebackType
 from typing import Self
 
 from policyd.asgi.connections import Limits
 from policyd.asgi.listener import Listener
 from policyd.asgi.tls import tls_context
-from policyd.command.address import Address, open_socket
+from policyd.command.address import Address, not_free, open_socket
 from policyd.command.threads import StoreThreads
 from policyd.console.app import application
 from policyd.console.security.attempts import Attempts
@@ -17,7 +16,6 @@ from policyd.console.security.connection import LIMITS, Connection
 from policyd.console.security.guards import public_origin
 from policyd.console.security.sessions import Sessions
 from policyd.console.view.render import Console
-from policyd.errors import CannotListen
 from policyd.keys import tokens
 from policyd.settings import ServerSettings
 from policyd.store import Store
@@ -86,12 +84,7 @@ class ConsoleServer:
         await self._listener.start(listening)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._listener.stop()
 
 
@@ -134,10 +127,7 @@ def _listen(address: Address) -> socket.socket:
         # Shared with the parent process, which holds the port while this one is replaced.
         return open_socket(address, shared=True)
     except OSError:
-        raise CannotListen(
-            f"--console {address} cannot be listened on: another program has the port, or it is "
-            "no address of this machine. Give --console another one; port 0 takes a free port"
-        ) from None
+        raise not_free(address, "--console") from None
 
 
 # Its lines would contain the one-time link, so it stays silent, whatever handlers it is given.

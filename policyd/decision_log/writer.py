@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
+from policyd.command.throttle import Throttle
 from policyd.decision_log.record import Outcome, Record
 from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount
 from policyd.decision_log.refused_tally import RefusedKeyTally
@@ -62,7 +63,7 @@ class DecisionLog:
         self._spool = spool
         self._drop_when_full = drop_when_full
         self._drop_on_error = drop_on_error
-        self._said_at = float("-inf")
+        self._throttle = Throttle(_REMIND)
         self._refused_keys = RefusedKeyTally(process, clock)
         self._sync = sync
         self._thread = SyncThread(spool.sync)
@@ -172,7 +173,6 @@ class DecisionLog:
         return self._drop_on_error if is_error else self._drop_when_full
 
     def _say(self, error: LogFull, *, drops: bool) -> None:
-        if time.monotonic() - self._said_at > _REMIND:
-            self._said_at = time.monotonic()
+        if self._throttle.is_due():
             then = "dropped and counted" if drops else "refused"
             _log.error("decisions are %s: %s", then, error)

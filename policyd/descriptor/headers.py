@@ -13,6 +13,7 @@ KEY_HEADER = "x-usagepanda-api-key"
 OVERRIDE_HEADER = "x-usagepanda-enforce-user-ids"
 TRACE_HEADER = "x-usagepanda-trace-id"
 PREFIX = "x-usagepanda-"
+PARTIAL_BODY = "x-envoy-auth-partial-body"
 
 Headers = Mapping[str, Sequence[str]]
 """The values of headers, repeats kept, by their names in lower case."""
@@ -28,6 +29,19 @@ def values(headers: Iterable[tuple[str, str]], name: str) -> tuple[str, ...]:
     return tuple(value for header, value in headers if header.lower() == name)
 
 
+def by_name(headers: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Headers whose names are in lower case, as Headers."""
+    found: dict[str, list[str]] = {}
+    for name, value in headers:
+        found.setdefault(name, []).append(value)
+    return found
+
+
+def pairs(headers: Headers) -> list[tuple[str, str]]:
+    """Headers as pairs of name and value."""
+    return [(name, value) for name, given in headers.items() for value in given]
+
+
 def agreed(given: Iterable[str]) -> str | None:
     """The value that all of them are: empty if there is none, None if they differ."""
     found = set(given)
@@ -37,6 +51,16 @@ def agreed(given: Iterable[str]) -> str | None:
 def content_encoding(given: Iterable[str]) -> str:
     """How a body is compressed, as the values of Content-Encoding say it: empty if it is not."""
     return ", ".join(given)
+
+
+def wants_websocket(headers: Headers) -> bool:
+    """Whether a client asks to speak WebSocket, which no policy can see into, from here on."""
+    return any("websocket" in value.lower() for value in headers.get("upgrade", ()))
+
+
+def is_partial(headers: Headers) -> bool:
+    """Whether Envoy says that it holds more of the body than it sends to be checked."""
+    return bool({value.strip().lower() for value in headers.get(PARTIAL_BODY, ())} - {"false"})
 
 
 def trace_id(given: str) -> str:

@@ -49,6 +49,23 @@ TOO_LARGE = unreadable(UserState.TOO_LARGE)
 """The attributes of a body over the bound."""
 
 
+MISSING = object()
+"""Stands for the value of a field that is not there."""
+
+
+def from_value(value: object, identifier: str) -> Identifier:
+    """A field's value, as JSON readers have it in Python, as the end-user identifier `identifier`.
+
+    It is MISSING where there is no such field.
+    """
+    if isinstance(value, str):
+        return from_string(value, identifier)
+    if value is MISSING:
+        return ABSENT
+    is_empty = value is None or value is False or (isinstance(value, int | float) and not value)
+    return Identifier(UserState.EMPTY if is_empty else UserState.NOT_STRING)
+
+
 def from_string(value: str, identifier: str) -> Identifier:
     """The string `value` as the end-user identifier `identifier`."""
     return Identifier(classify(value, identifier), value[:MAX_VALUE])

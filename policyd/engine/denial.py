@@ -70,18 +70,22 @@ _KEY_DENIED = {
 
 
 def render(status: int, messages: tuple[str, ...], error_type: str) -> Denial:
-    """The response with `status` for the violations that `messages` name."""
+    """The response with `status` for the violations that `messages` name.
+
+    Every error of the project's own is rendered here, so that all have OpenAI's shape.
+    """
     error = {
         "message": PREFIX + ", ".join(messages),
         "type": error_type,
         "param": None,
         "code": None,
     }
-    body = json.dumps({"error": error}, ensure_ascii=False, separators=(",", ":"))
+    # In ASCII, as a message may quote what a caller sent, and half a surrogate pair has no UTF-8.
+    body = json.dumps({"error": error}, separators=(",", ":"))
     return Denial(status, HEADERS, body.encode())
 
 
-_UNDECIDED = render(
+UNDECIDED = render(
     503,
     (
         "The policy service gave no decision in time, so the request was not sent upstream. "
@@ -90,8 +94,10 @@ _UNDECIDED = render(
     ),
     "server_error",
 )
-NO_DECISION = replace(_UNDECIDED, headers=(*HEADERS, ("Retry-After", "1")))
-"""The response to a request that policyd could not be asked about: docs/contract.md, section 5."""
+"""The response where policyd gave no decision, without the Retry-After that goes with it:
+docs/contract.md, section 5."""
+NO_DECISION = replace(UNDECIDED, headers=(*HEADERS, ("Retry-After", "1")))
+"""The whole of it."""
 
 WEBSOCKET = render(
     426,

@@ -3,6 +3,7 @@
 The enumerations have the numbers of protos/policyd/v1, so that a message's value is the model's.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
@@ -86,6 +87,14 @@ SAFETY_IDENTIFIER = "safety_identifier"
 IDENTIFIERS = (USER, SAFETY_IDENTIFIER)
 """The fields of a body that can carry an end-user identifier. An API key that names none accepts
 them all."""
+
+
+def are_identifiers(accept: Iterable[str]) -> bool:
+    """Whether an API key can accept these: one or more of IDENTIFIERS, and nothing else."""
+    names = set(accept)
+    return bool(names) and names <= set(IDENTIFIERS)
+
+
 MAX_SAFETY_IDENTIFIER = 128
 """Characters of a safety_identifier: OpenAI's limit."""
 
@@ -138,7 +147,7 @@ class KeySettings:
     """The identifiers that count as a user. At least one of IDENTIFIERS."""
 
     def __post_init__(self) -> None:
-        if not self.accept or not set(self.accept) <= set(IDENTIFIERS):
+        if not are_identifiers(self.accept):
             raise ValueError(f"accept must name at least one of {', '.join(IDENTIFIERS)}")
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from policyd.decision_log.writer import Entry
 from policyd.descriptor import evaluate_request
 from policyd.descriptor.body import MAX_RAW_BODY
-from policyd.descriptor.body_memory import SMALL, Bodies
+from policyd.descriptor.body_memory import Bodies
 from policyd.descriptor.content_encoding import decoded_limit
 from policyd.engine.decision import NO_ROUTE, decide
 from policyd.engine.model import Credential, KeySettings, Mode, RouteSettings
@@ -87,7 +87,7 @@ class PolicyServicer(PolicyServiceServicer):
             in_force=in_force, needs_body=needs_body, revision=self._keys.revision
         )
 
-    def knows(self, request: pb.EvaluateRequest) -> bool:
+    def knows(self, request: pb.EvaluateRequest | pb.CheckKeyRequest) -> bool:
         """Whether the request's key is in force. If it is not, its body need not be read.
 
         Raises SettingsUnknown.
@@ -174,19 +174,16 @@ class PolicyServicer(PolicyServiceServicer):
         work: Callable[..., _Result],
         *arguments: Any,
     ) -> _Result:
-        """Do `work`, which reads the bodies of `requests`: in a thread, where that takes long.
-
-        Raises BodiesFull.
-        """
+        """Do `work`, which reads the raw bodies of `requests`. Raises BodiesFull."""
         decoded = sum(map(self._body_size, requests))
-        if decoded <= SMALL:
+        if not decoded:
             return work(*arguments)
         size = sum(len(request.raw_body.content) for request in requests)
         with self._bodies.hold() as held:
             # The messages are here already, and those that wait for their turn count, too.
             held.grow(size)
             decoded = min(decoded, MAX_BATCH_BODIES) if decoded > size else 0
-            return await self._bodies.in_thread(held, size, decoded, work, *arguments)
+            return await self._bodies.do(held, size, decoded, work, *arguments)
 
     def _evaluate(
         self, request: pb.EvaluateRequest, route: RouteSettings = NO_ROUTE

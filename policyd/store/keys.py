@@ -21,6 +21,7 @@ from policyd.engine.model import (
     KeySettings,
     Mode,
     Override,
+    are_identifiers,
 )
 from policyd.errors import EtagMismatch, InvalidArgument, KeyNotFound, KeyRevoked
 from policyd.keys import api_key
@@ -176,10 +177,9 @@ def _valid_name(name: str) -> str:
 
 
 def _valid_accept(accept: tuple[str, ...]) -> list[str]:
-    names = list(dict.fromkeys(accept))
-    if not names or not set(names) <= set(IDENTIFIERS):
+    if not are_identifiers(accept):
         raise InvalidArgument(f"accept takes one or more of {', '.join(IDENTIFIERS)}")
-    return names
+    return list(dict.fromkeys(accept))
 
 
 def _read(connection: sa.Connection, key_id: str, etag: str | None = None) -> ApiKey:

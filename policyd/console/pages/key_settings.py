@@ -14,7 +14,7 @@ from starlette.routing import Route
 from policyd.console.view import labels
 from policyd.console.view.forms import read_etag, read_mode
 from policyd.console.view.render import console, is_fragment, posted, render, shown
-from policyd.engine.model import IDENTIFIERS, ApiKey, KeySettings, Mode, Override
+from policyd.engine.model import IDENTIFIERS, ApiKey, KeySettings, Mode, Override, are_identifiers
 from policyd.errors import EtagMismatch, InvalidArgument, KeyRevoked
 from policyd.simulation import simulate
 from policyd.store import MAX_NAME
@@ -51,7 +51,7 @@ class Typed:
         except KeyError:
             raise InvalidArgument("who may override is any, tighten_only or locked") from None
         mode = read_mode(self.mode)
-        if not self.accept or not set(self.accept) <= set(IDENTIFIERS):
+        if not are_identifiers(self.accept):
             raise InvalidArgument("choose at least one identifier that counts as a user")
         return {"name": self.name, "mode": mode, "override": override, "accept": self.accept}
 
