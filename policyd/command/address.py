@@ -1,4 +1,4 @@
-"""Addresses to listen at: whether they are free, and how several processes share one.
+"""Addresses to listen on: how they are written, whether they are free, how processes share one.
 
 A supervisor takes each port before its workers listen on it, so that no other program shares it.
 The workers of gRPC share a port by SO_REUSEPORT; those of HTTP take connections from one socket.
