@@ -56,7 +56,7 @@ def _reading(body: bytes) -> Call:
 
 
 def _finish(start: Callable[[], Coroutine[Any, Any, object]]) -> Call:
-    """A call that takes a coroutine to its end, which this one reaches without waiting."""
+    """A function that runs a coroutine to its end; this one never waits."""
 
     def call() -> None:
         try:
@@ -69,7 +69,7 @@ def _finish(start: Callable[[], Coroutine[Any, Any, object]]) -> Call:
 
 
 def _count(call: Call, seconds: float) -> int:
-    """How many calls take about so long."""
+    """The number of calls that take about so many seconds."""
     count = 1
     while (taken := _seconds(call, count)) < seconds / 4:
         count *= 2

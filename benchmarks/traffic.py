@@ -1,4 +1,4 @@
-"""The requests that the benchmarks make, and the descriptor that the gateway sends of each."""
+"""The requests that the benchmarks send, and the descriptor that the gateway makes of each."""
 
 import json
 
@@ -16,7 +16,7 @@ TEXT = "Tell me in a few words how the tide follows the moon, and why it is late
 
 
 def headers(key: str) -> list[tuple[str, str]]:
-    """What a client of OpenAI's sends besides the headers of the connection."""
+    """The headers that OpenAI's client sends, without those of the connection."""
     return [
         ("Authorization", "Bearer sk-benchmark"),
         ("Content-Type", "application/json"),
@@ -27,7 +27,7 @@ def headers(key: str) -> list[tuple[str, str]]:
 
 
 def body(size: int = 1024, user: str | None = "user-1") -> bytes:
-    """A chat of about `size` bytes, `user` last where it has one."""
+    """A chat request of about `size` bytes, with `user` last where it has one."""
     messages = [{"role": "system", "content": "You are brief."}]
     for number in range(max(1, size // (len(TEXT) * 4))):
         role = "assistant" if number % 2 else "user"
@@ -37,7 +37,7 @@ def body(size: int = 1024, user: str | None = "user-1") -> bytes:
 
 
 def asked(key: str, user: str | None = "user-1") -> EvaluateRequest:
-    """The descriptor, as the gateway sends it."""
+    """The descriptor of the request, as the gateway makes it."""
     raw = [(name.encode(), value.encode()) for name, value in headers(key)]
     attributes = read_body(body(user=user), "application/json", "", ENDPOINT)
     scope = {"method": "POST", "client": ("127.0.0.1", 50000), "query_string": b""}

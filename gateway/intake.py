@@ -13,11 +13,10 @@ from gateway.settings import Settings
 from gateway.upstream import Body, Upload
 from policyd.asgi.body import Incoming, Receive
 from policyd.asgi.reply import NO_DECISION, TOO_SLOW, Reply
-from policyd.client.aio import NoDecision
 from policyd.descriptor.body_memory import SMALL, Bodies, Held
 from policyd.descriptor.describe import HttpRequest, about_key, read_attributes
 from policyd.descriptor.identifiers import NOT_READ, TOO_LARGE, BodyAttributes
-from policyd.errors import BodiesFull, PolicydError
+from policyd.errors import BodiesFull, NoDecision, PolicydError
 from policyd.v1.policy_pb2 import CheckKeyRequest, CheckKeyResponse
 
 CheckKey = Callable[[CheckKeyRequest], Awaitable[CheckKeyResponse]]

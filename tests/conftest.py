@@ -9,11 +9,22 @@ from typing import Any
 
 import pytest
 
+from tests.support import requirements, tiers
 from tests.support.envoy_checks import Checker
 from tests.support.load import MODE, WAITS, MakeStack, Stack, keys
 from tests.support.postgresql import PostgreSQL
 from tests.support.processes import Policyd, Program, end_programs
 from tests.support.stack import Background, Gateway, Upstream
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each test is in its tier."""
+    tiers.mark(items)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A quick test needs no program from outside pip."""
+    requirements.only_pip(item.get_closest_marker("quick") is not None)
 
 
 def pytest_unconfigure() -> None:

@@ -13,7 +13,7 @@ from policyd.v1.policy_pb2 import EvaluateResponse
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 HEADERS = denial.HEADERS
-"""The headers of an error: CONTRACT.md, section 4."""
+"""The headers of an error: docs/contract.md, section 4."""
 AGAIN = 3
 """Seconds over which clients that should try again are spread, lest all do so at once."""
 

@@ -1,4 +1,4 @@
-"""The console behind its listener."""
+"""The console behind its listener, and the URLs at which a browser finds it."""
 
 import ipaddress
 import logging
@@ -6,9 +6,9 @@ import socket
 from typing import Self
 
 from policyd.asgi.connections import Limits
-from policyd.asgi.listener import Listener, open_socket, tls_context
-from policyd.command.address import not_free
-from policyd.command.configuration import Address
+from policyd.asgi.listener import Listener
+from policyd.asgi.tls import tls_context
+from policyd.command.address import Address, not_free, open_socket
 from policyd.command.threads import StoreThreads
 from policyd.console.app import application
 from policyd.console.security.attempts import Attempts
@@ -23,20 +23,21 @@ from policyd.store import Store
 _log = logging.getLogger(__name__)
 
 _MAX_HEAD = 64 * 2**10
-"""Bytes of a request line and its headers: the cookies of all that a machine serves add up."""
+"""Bytes of a request line and its headers: a browser sends the cookies of all that a host
+serves."""
 _GRACE = 3
 """Seconds that pages under way have when the console stops."""
 _AT_ONCE = 8
-"""Pages that use the store at once, and as many again for those who are not signed in."""
+"""Pages that use the store at once, and as many again for clients that are not signed in."""
 _WAITING = 1000
-"""Requests that wait for their turn: more than there can be connections."""
+"""Requests that may wait for their turn: more than there can be connections."""
 _LONG = 60.0
 """Seconds that a page may take: its statistics may have to look at every row of the log."""
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  # compared, not listened on
 
 
 class ConsoleServer:
-    """Runs the console at `settings.console`, on a store that is migrated.
+    """Runs the console at `settings.console`, on a `store` that is migrated.
 
     `async with ConsoleServer(settings, store) as server:`; `server.address` is where it listens.
     Making and starting it raise SettingsError or CannotListen.
@@ -66,8 +67,8 @@ class ConsoleServer:
         listening = _listen(self._address)
         if settings.console_url and not settings.console_trusted_proxies:
             _log.info(
-                "all who sign in by way of %s count as one address in the limits of attempts: if "
-                "that is a proxy, name it in --console-trusted-proxies",
+                "all sign-ins at %s may count as attempts of one address: if a proxy stands before "
+                "the console, name it in --console-trusted-proxies",
                 settings.console_url,
             )
         self._listener = Listener(
@@ -102,7 +103,7 @@ def console_url(settings: ServerSettings) -> str:
 
 
 def first_link(settings: ServerSettings, store: Store) -> str | None:
-    """The one-time link by which the administrator sets the password; None once it is set.
+    """The one-time link with which the administrator sets the password; None once it is set.
 
     It is a secret, good for a day. Raises SettingsError or StoreUnavailable.
     """
@@ -129,5 +130,5 @@ def _listen(address: Address) -> socket.socket:
         raise not_free(address, "--console") from None
 
 
-# It would tell the one-time link: whatever handlers somebody gives it, it stays silent.
+# Its lines would contain the one-time link, so it stays silent, whatever handlers it is given.
 logging.getLogger("uvicorn.access").disabled = True

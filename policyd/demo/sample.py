@@ -1,6 +1,6 @@
 """A week of made-up requests, so that the demo's console has something to show.
 
-They are decided as real ones are, and marked as a sample wherever they are seen.
+They are decided as real requests are, and marked as samples wherever they are shown.
 """
 
 import random
@@ -22,7 +22,7 @@ from policyd.v1 import policy_pb2 as pb
 REQUESTS = 1500
 _DAYS = 7
 _ENFORCED_FOR = timedelta(days=2)
-"""Before that the key was in audit mode: what enforcing would block was flagged."""
+"""The time for which the key has been in enforce mode; before that it was in audit mode."""
 _USERS = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi", "ivan", "judy")
 _CLIENTS = (
     ("openai-python/3.54.0", 0.05),
@@ -55,7 +55,7 @@ def _entries(key_id: str, until: datetime) -> Iterator[Record | Outcome]:
 
 
 def _age(chance: random.Random) -> float:
-    """Of a request, as a share of the week. More by day than by night."""
+    """The age of a request, as a share of the week. More requests come by day than by night."""
     while True:
         age = chance.random()
         if chance.random() < (0.25 if age * _DAYS % 1 > 0.6 else 1.0):

@@ -1,6 +1,6 @@
 """decide(): the one place where a request is allowed or denied. Pure and total.
 
-The rules are CONTRACT.md's sections 1 to 3:
+The rules are docs/contract.md, sections 1 to 3:
 
 - the route's mode holds where it has one, else the key's, else the server's default;
 - a valid override header beats it, where the route or else the key lets it;

@@ -1,4 +1,4 @@
-"""Decision -> the exact HTTP response of a denial: CONTRACT.md, section 4."""
+"""Decision -> the exact HTTP response of a denial: docs/contract.md, section 4."""
 
 import json
 from dataclasses import replace
@@ -95,7 +95,7 @@ UNDECIDED = render(
     "server_error",
 )
 """The response where policyd gave no decision, without the Retry-After that goes with it:
-CONTRACT.md, section 5."""
+docs/contract.md, section 5."""
 NO_DECISION = replace(UNDECIDED, headers=(*HEADERS, ("Retry-After", "1")))
 """The whole of it."""
 
@@ -122,7 +122,7 @@ AMBIGUOUS_PATH = render(
     ),
     "invalid_request",
 )
-"""The response to a request whose path must not go upstream: CONTRACT.md, section 2."""
+"""The response to a request whose path must not go upstream: docs/contract.md, section 2."""
 
 
 @cache

@@ -15,11 +15,13 @@ import pytest
 import trustme
 
 from policyd.asgi import connections
-from policyd.asgi.connections import Limits, State
-from policyd.asgi.listener import Listener, open_socket, tls_context
+from policyd.asgi.connections import Limits
+from policyd.asgi.listener import Listener
 from policyd.asgi.protocol import MAX_HEAD
 from policyd.asgi.reply import NO_ROOM
-from policyd.command.configuration import Address
+from policyd.asgi.tls import tls_context
+from policyd.asgi.visit import State
+from policyd.command.address import Address, open_socket
 from tests.support.raw_http import Response, connect, exchange, parse, request
 
 GET = b"GET /quick HTTP/1.1\r\nHost: x\r\n\r\n"

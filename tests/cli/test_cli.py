@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from policyd.cli.main import main
 from policyd.cli.options import OPTIONS
+from tests.support.commands import invoke
 from tests.support.processes import Policyd, run
 
 
@@ -23,14 +24,14 @@ def database(tmp_path: Path) -> str:
 
 def keys(database: str, *words: str) -> Any:
     """What `policyd keys … --json` prints."""
-    done = run("policyd", "keys", *words, "--database-url", database, "--json")
+    done = invoke("policyd", "keys", *words, "--database-url", database, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 def explain(database: str, *words: str, **options: Any) -> tuple[int, dict[str, Any]]:
     """The exit status of `policyd explain` and what it prints."""
-    done = run("policyd", "explain", *words, "--database-url", database, "--json", **options)
+    done = invoke("policyd", "explain", *words, "--database-url", database, "--json", **options)
     assert done.returncode in (0, 1), done.stderr
     return done.returncode, json.loads(done.stdout)
 
@@ -120,7 +121,7 @@ def test_wrong_settings(
     # Of its own: what another run left here might be of another version.
     database = {"POLICYD_DATABASE_URL": f"sqlite:///{tmp_path}/policyd.db"}
     config = {"POLICYD_CONFIG": str(_empty_config(tmp_path))}
-    done = run("policyd", *words, env=config | database | env)
+    done = invoke("policyd", *words, env=config | database | env)
     assert done.returncode == 2
     assert message in done.stderr.decode()
     assert b"Traceback" not in done.stderr
@@ -141,13 +142,13 @@ OTHERS = [
 def test_settings_of_other_commands(tmp_path: Path, name: str, value: str, message: str) -> None:
     """What a server would not follow it refuses, in the environment and in its file, and names
     what was meant."""
-    refused = run("policyd", "serve", "--grpc", "nowhere", env={name: value})
+    refused = invoke("policyd", "serve", "--grpc", "nowhere", env={name: value})
     assert (refused.returncode, message in refused.stderr.decode()) == (2, True), refused.stderr
     assert f"{name}, which means nothing to policyd serve" in refused.stderr.decode()
     config = tmp_path / "policyd.yaml"
     spelling = name.removeprefix("POLICYD_").lower().replace("_", "-")
     config.write_text(f"workers: '2'\n{spelling}: '{value}'\n")
-    refused = run("policyd", "serve", "--grpc", "nowhere", "--config", str(config))
+    refused = invoke("policyd", "serve", "--grpc", "nowhere", "--config", str(config))
     assert (refused.returncode, message in refused.stderr.decode()) == (2, True), refused.stderr
     assert f"{spelling}, which means nothing to policyd serve" in refused.stderr.decode()
 
@@ -189,7 +190,7 @@ def test_one_environment_for_all_commands(tmp_path: Path) -> None:
 def test_variables_that_no_command_reads(env: dict[str, str], message: str) -> None:
     """Names that are near to one of ours, or in another letter case, are refused."""
     for words in (("serve", "--grpc", "nowhere"), ("keys", "list")):
-        refused = run("policyd", *words, env=env)
+        refused = invoke("policyd", *words, env=env)
         assert refused.returncode == 2
         assert message in refused.stderr.decode()
 
@@ -208,7 +209,7 @@ def test_lines_that_would_not_count(tmp_path: Path, content: str, message: str) 
     """A file says each thing once, and by its name."""
     config = tmp_path / "policyd.yaml"
     config.write_text(content + "\n")
-    refused = run("policyd", "serve", "--grpc", "nowhere", "--config", str(config))
+    refused = invoke("policyd", "serve", "--grpc", "nowhere", "--config", str(config))
     assert refused.returncode == 2
     assert message in refused.stderr.decode()
 
@@ -225,37 +226,37 @@ def test_where_settings_come_from(tmp_path: Path) -> None:
     config = tmp_path / "policyd.yaml"
     config.write_text(f"database-url: {by_file}\nenforce_user_ids: audit\n")
     create = ("policyd", "keys", "create", "x", "--json", "--config", str(config))
-    made = run(*create)
+    made = invoke(*create)
     assert json.loads(made.stdout)["enforce_user_ids"] == "audit"
     assert (tmp_path / "a.db").exists()
-    run(*create, env={"POLICYD_DATABASE_URL": by_env})
+    invoke(*create, env={"POLICYD_DATABASE_URL": by_env})
     assert (tmp_path / "b.db").exists()
-    run(*create, "--database-url", by_flag, env={"POLICYD_DATABASE_URL": by_env})
+    invoke(*create, "--database-url", by_flag, env={"POLICYD_DATABASE_URL": by_env})
     assert (tmp_path / "c.db").exists()
 
     config.write_text(f"database_url: {by_file}\nenforce-user-ids: off\njson: true\n")
-    made = run("policyd", "keys", "create", "x", "--config", str(config))
+    made = invoke("policyd", "keys", "create", "x", "--config", str(config))
     assert json.loads(made.stdout)["enforce_user_ids"] == "off"
     secret = json.loads(made.stdout)["key"]
     config.write_text(
         f"database_url: {by_file}\nheader:\n- 'x-usagepanda-enforce-user-ids: true'\n"
     )
     asked = ("policyd", "explain", "--key", secret, "--no-user", "--config", str(config))
-    assert run(*asked).returncode == 1
+    assert invoke(*asked).returncode == 1
 
     for wrong in ("workers: [1, 2]", "grpc:", "tls-cert: {a: 1}", "header: x"):
         config.write_text(wrong + "\n")
-        refused = run(*asked)
+        refused = invoke(*asked)
         assert refused.returncode == 2
         assert b"it takes" in refused.stderr
     config.write_text("databse_url: x\n")
-    refused = run(*create)
+    refused = invoke(*create)
     assert refused.returncode == 2
     assert b"did you mean database_url?" in refused.stderr
     config.write_text("- just\n- a list\n")
-    assert b"NAME: VALUE" in run(*create).stderr
+    assert b"NAME: VALUE" in invoke(*create).stderr
     config.write_text("a: [")
-    assert b"cannot be read" in run(*create).stderr
+    assert b"cannot be read" in invoke(*create).stderr
 
 
 def test_explain(database: str, tmp_path: Path) -> None:
@@ -309,7 +310,7 @@ def test_explain(database: str, tmp_path: Path) -> None:
 def test_explain_for_people(database: str) -> None:
     """Without --json it begins with a sentence."""
     secret = keys(database, "create", "x", "--enforce-user-ids", "enforce")["key"]
-    done = run(
+    done = invoke(
         "policyd", "explain", "--no-user", "--database-url", database, env={"POLICYD_KEY": secret}
     )
     assert done.stdout.decode().startswith("Denied: the field user is absent.")
@@ -332,7 +333,7 @@ def test_stopping(tmp_path: Path, workers: str, number: signal.Signals) -> None:
     server = Policyd(tmp_path, "--workers", workers)
     children = Path(f"/proc/{server.pid}/task/{server.pid}/children")
     left = [Path(f"/proc/{pid}") for pid in children.read_text().split()]
-    # The back office, and the workers where they are processes of their own.
+    # The background worker, and the workers where they are processes of their own.
     assert len(left) == (3 if workers == "2" else 1)
     assert server.stop(number) == 0
     assert not any("Traceback" in line for line in server.errors)

@@ -25,6 +25,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "images.edit": {"model": "gpt-image-1", "prompt": "a panda", "image": "PNG"},
 }
 STREAMS = ["completions.create", "chat.completions.create", "responses.create"]
+pytestmark = pytest.mark.clients
 every_call = pytest.mark.parametrize("method", CALLS)
 every_stream = pytest.mark.parametrize("method", STREAMS)
 
@@ -32,7 +33,7 @@ every_stream = pytest.mark.parametrize("method", STREAMS)
 def command(wire: Wire, key: str, method: str, **more: Any) -> list[str]:
     """The command that makes one call."""
     node = requirements.program("node", "nodejs")
-    requirements.file(NODE / "node_modules/openai", "make test installs it with npm")
+    requirements.file(NODE / "node_modules/openai", "make test-all installs it with npm")
     parameters = json.dumps(CALLS[method] | more)
     return [node, str(NODE / "ask.mjs"), f"{wire.url}/v1", key, method, parameters]
 
@@ -51,7 +52,7 @@ def ask(wire: Wire, key: str, method: str, **more: Any) -> list[dict[str, Any]]:
 
 
 def is_denial(printed: list[dict[str, Any]]) -> bool:
-    """Whether the call failed as CONTRACT.md says."""
+    """Whether the call failed as docs/contract.md says."""
     error = {
         "class": "UnprocessableEntityError",
         "status": 422,

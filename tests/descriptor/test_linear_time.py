@@ -126,7 +126,7 @@ PATTERNS: dict[str, list[Pump]] = {
     "policyd.decision_log.spool.reader._IDENTITY": [],
     "policyd.store.days._RANGE": _after("FROM (", "FROM ('0", "FROM (MINVALUE) TO ('"),
     "policyd.store.postgresql._GIVEN": _after("-c", "-c ", "--a", "-c a", "-ca "),
-    "gateway.connector._TIMEOUT": _after(" timeout", ",timeout =", 'timeout="', " "),
+    "gateway.connection._TIMEOUT": _after(" timeout", ",timeout =", 'timeout="', " "),
     "gateway.headers._GARBLED": _after("\udc80"),
     "gateway.answer_reader._EVENT": _after("data:", "\ndata:", "\rdata"),
     "gateway.answer_reader._LINE_END": [],
@@ -384,7 +384,7 @@ def _events(text: str) -> object:
     data = text.encode("latin-1")
     for begin in range(0, len(data), 100):
         reader.feed(data[begin : begin + 100])
-    return reader.said()
+    return reader.metadata()
 
 
 def _envoy(text: str) -> object:

@@ -20,7 +20,7 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from policyd.keys import snapshot
+from policyd.keys import snapshot_format
 from policyd.keys.snapshot import SnapshotFile
 from policyd.v1.policy_pb2 import (
     DECISION_ALLOW,
@@ -210,7 +210,7 @@ def _of_the_future(path: Path) -> None:
     file = SnapshotFile(path)
     head = file.head()
     assert head is not None
-    file._renew(head, time.time() + 2 * snapshot._FUTURE)
+    file._renew(head, time.time() + 2 * snapshot_format.FUTURE)
 
 
 UNUSABLE: dict[str, tuple[Callable[[Path], None], tuple[str, ...], str]] = {

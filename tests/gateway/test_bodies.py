@@ -11,9 +11,9 @@ import grpc
 import pytest
 
 from gateway.server import Server
-from gateway.settings import Settings, SettingsError
+from gateway.settings import Settings
 from policyd.descriptor.body_memory import SMALL, Bodies
-from policyd.errors import BodiesFull
+from policyd.errors import BodiesFull, SettingsError
 from policyd.v1.policy_pb2 import DECISION_ALLOW, EvaluateRequest, EvaluateResponse
 from tests.gateway.conftest import FREE, IN_SESSION, Serving
 from tests.support.raw_http import CHAT_WITH_USER, Demo, connect, parse, post, request, serving_wire

@@ -10,6 +10,7 @@ from tests.support.http_checks import about
 from tests.support.processes import Policyd
 from tests.support.raw_http import Response
 
+pytestmark = pytest.mark.timeout(600)  # For a file of vectors.
 # An empty body is taken for one that the proxy left out: 400 in other words.
 EMPTY = {
     *("encodings/gzip_nothing", "encodings/deflate_nothing", "encodings/br_nothing"),
@@ -42,20 +43,32 @@ def verdict(vector: Vector, response: Response) -> None:
         assert response.all("x-policyd-upstream-path") == ([path] if path else [])
 
 
-@conformance.over_http
-def test_named_by_headers(vector: Vector, http_policyd: Policyd, keys: Keys) -> None:
-    """The request that X-Forwarded-Method and X-Forwarded-Uri name is judged as the vector says."""
-    url, secret = f"http://{http_policyd.http}", keys.secret(vector.key)
-    named = about(vector.request.method, vector.request.target)
-    response = conformance.send(
-        vector, url, secret, method="POST", target="/v1/check", headers=named
-    )
-    verdict(vector, response)
+@conformance.over_http_by_file
+def test_named_by_headers(
+    vectors: tuple[Vector, ...], subtests: pytest.Subtests, http_policyd: Policyd, keys: Keys
+) -> None:
+    """A request that X-Forwarded-Method and X-Forwarded-Uri name is judged as its vector says."""
+
+    def check(vector: Vector) -> None:
+        url, secret = f"http://{http_policyd.http}", keys.secret(vector.key)
+        named = about(vector.request.method, vector.request.target)
+        response = conformance.send(
+            vector, url, secret, method="POST", target="/v1/check", headers=named
+        )
+        verdict(vector, response)
+
+    conformance.check_each(subtests, vectors, check)
 
 
-@conformance.over_http
-def test_behind_the_prefix(vector: Vector, http_policyd: Policyd, keys: Keys) -> None:
+@conformance.over_http_by_file
+def test_behind_the_prefix(
+    vectors: tuple[Vector, ...], subtests: pytest.Subtests, http_policyd: Policyd, keys: Keys
+) -> None:
     """So is the one whose own method and path follow /v1/check."""
-    url, secret = f"http://{http_policyd.http}", keys.secret(vector.key)
-    target = f"/v1/check{vector.request.target}"
-    verdict(vector, conformance.send(vector, url, secret, target=target))
+
+    def check(vector: Vector) -> None:
+        url, secret = f"http://{http_policyd.http}", keys.secret(vector.key)
+        target = f"/v1/check{vector.request.target}"
+        verdict(vector, conformance.send(vector, url, secret, target=target))
+
+    conformance.check_each(subtests, vectors, check)

@@ -5,12 +5,16 @@ An adapter over HTTP needs a server before `upstream`, and a few lines:
     @conformance.over_http
     def test_vectors(vector, keys, adapter_url, upstream):
         conformance.check_over_http(vector, adapter_url, keys.secret(vector.key), upstream)
+
+That makes a test of each vector. `over_http_by_file` makes a test of each file, and a subtest of
+each vector, which fails under the vector's ID: the same checks in a fraction of the time.
 """
 
 import asyncio
 import base64
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -151,7 +155,7 @@ class Vector(_Struct):
     @property
     def response(self) -> Denial | None:
         """The response to a request that is denied."""
-        return _file(self.id.partition("/")[0]).denials[self.denial] if self.denial else None
+        return _file(_file_name(self)).denials[self.denial] if self.denial else None
 
 
 class File(_Struct):
@@ -182,9 +186,30 @@ def parametrized(vectors: Iterable[Vector]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("vector", given)
 
 
+def by_file(vectors: Iterable[Vector]) -> pytest.MarkDecorator:
+    """Runs a test with each file's share of `vectors`, which it takes as `vectors`."""
+    files = {name: tuple(share) for name, share in groupby(vectors, _file_name)}
+    return pytest.mark.parametrize("vectors", files.values(), ids=files)
+
+
+def check_each(
+    subtests: pytest.Subtests, vectors: Iterable[Vector], check: Callable[[Vector], None]
+) -> None:
+    """Run `check` with each of `vectors`, as a subtest of its ID."""
+    for vector in vectors:
+        with subtests.test(vector.id):
+            check(vector)
+
+
+def _file_name(vector: Vector) -> str:
+    return vector.id.partition("/")[0]
+
+
 # Adapters over HTTP are run before one policyd, whose default is off.
-over_http = parametrized(vector for vector in VECTORS if vector.server_default == "off")
-everywhere = parametrized(VECTORS)
+_OVER_HTTP = tuple(vector for vector in VECTORS if vector.server_default == "off")
+over_http = parametrized(_OVER_HTTP)
+over_http_by_file = by_file(_OVER_HTTP)
+everywhere_by_file = by_file(VECTORS)
 
 
 class Keys:

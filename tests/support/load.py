@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 import aiohttp
 
-from tests.support.processes import Policyd, run
+from tests.support.commands import invoke
+from tests.support.processes import Policyd
 from tests.support.stack import Gateway, Upstream
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ MODE = ("--enforce-user-ids",)
 
 def keys(database_url: str, *words: str) -> Any:
     """What `policyd keys` prints."""
-    done = run("policyd", "keys", *words, "--json", "--database-url", database_url)
+    done = invoke("policyd", "keys", *words, "--json", "--database-url", database_url)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

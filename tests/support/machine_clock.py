@@ -5,7 +5,7 @@ import subprocess
 from datetime import timedelta
 from pathlib import Path
 
-from tests.support.requirements import missing
+from tests.support.requirements import beyond_pip, missing
 
 _SOURCE = r"""
 #define _GNU_SOURCE
@@ -43,6 +43,7 @@ time_t time(time_t *at) {
 
 def wrong_machine_clock(folder: Path, by: timedelta) -> dict[str, str]:
     """The environment of a program whose clock is wrong by so much, and of its children."""
+    beyond_pip("a C compiler")
     if not shutil.which("cc"):
         missing("a C compiler is missing (Debian: apt-get install gcc libc6-dev)")
     source, library = folder / "wrong_clock.c", folder / "wrong_clock.so"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.processes import environment
-from tests.support.requirements import missing
+from tests.support.requirements import beyond_pip, missing
 
 COMMIT = "3ef5fe9"
 """The last commit whose newest form is 0005."""
@@ -18,6 +18,7 @@ class OldVersion:
     """That version's packages, unpacked into `folder`."""
 
     def __init__(self, folder: Path) -> None:
+        beyond_pip("git")
         self._folder = folder
         here = Path(__file__).parents[2]
         command = ("git", "archive", COMMIT, "policyd", "gateway", "tests")

@@ -16,7 +16,7 @@ from typing import Self
 
 import psycopg
 
-from tests.support.requirements import missing
+from tests.support.requirements import beyond_pip, missing
 
 _DEBIAN = Path("/usr/lib/postgresql")
 
@@ -147,6 +147,7 @@ class PostgreSQL:
 
 
 def _programs() -> Path:
+    beyond_pip("PostgreSQL")
     found = sorted(_DEBIAN.glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
     if not found:
         missing("PostgreSQL is missing (Debian: apt-get install postgresql)")

@@ -1,6 +1,5 @@
 """policyd's programs as real processes, for tests."""
 
-import json
 import os
 import re
 import signal
@@ -12,6 +11,8 @@ from pathlib import Path
 
 import grpc
 
+from policyd.v1 import admin_pb2
+from policyd.v1.admin_pb2_grpc import AdminServiceStub
 from policyd.v1.policy_pb2 import EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 
@@ -160,16 +161,21 @@ class Policyd(Program):
         self, mode: str | None = None, override: str | None = None, accept: str | None = None
     ) -> str:
         """A new API key, in force."""
-        given = {"--enforce-user-ids": mode, "--override": override, "--accept": accept}
-        flags = [word for flag, value in given.items() if value for word in (flag, value)]
-        made = run(
-            *("policyd", "keys", "create", "test", "--json", *flags),
-            *("--database-url", self.database_url),
+        wanted = admin_pb2.ApiKey(
+            name="test",
+            enforce_user_ids=f"ENFORCE_MODE_{mode.upper()}" if mode else None,  # type: ignore[arg-type]
+            override_policy=f"OVERRIDE_POLICY_{override.upper()}" if override else None,  # type: ignore[arg-type]
+            accept=accept.split(",") if accept else (),
         )
-        assert made.returncode == 0, made.stderr
-        key = json.loads(made.stdout)
-        self.reach(key["revision"])
-        return str(key["key"])
+        token = (self.folder / "admin-token").read_text().strip()
+        with grpc.insecure_channel(self.admin) as channel:
+            made = AdminServiceStub(channel).CreateApiKey(
+                admin_pb2.CreateApiKeyRequest(api_key=wanted),
+                metadata=(("authorization", f"Bearer {token}"),),
+                timeout=30,
+            )
+        self.reach(made.api_key.revision)
+        return made.key
 
     def reach(self, revision: int) -> None:
         """Wait until `revision` is in force, in each worker."""

@@ -27,6 +27,7 @@ from tests.support.conformance import Keys, Vector
 from tests.support.processes import Policyd
 from tests.support.stack import Background, Gateway, Upstream
 
+pytestmark = pytest.mark.timeout(600)  # For a file of vectors.
 SECRET = "up-" + "k" * 48
 Stack = Callable[[Vector], tuple[str, str]]
 
@@ -40,9 +41,13 @@ def facts(vector: Vector) -> BodyAttributes:
     return read_body(request.content, agreed(kinds), ", ".join(codings), endpoint)
 
 
-@conformance.everywhere
-def test_descriptor(vector: Vector) -> None:
-    """Scope, operation, path, trace ID and both identifiers are read as the vector says."""
+@conformance.everywhere_by_file
+def test_descriptor(vectors: tuple[Vector, ...], subtests: pytest.Subtests) -> None:
+    """Scope, operation, path, trace ID and both identifiers are read as each vector says."""
+    conformance.check_each(subtests, vectors, check_descriptor)
+
+
+def check_descriptor(vector: Vector) -> None:
     expected, request = vector.descriptor, vector.request
     target = request.asked
     traces = values(request.headers, TRACE_HEADER)
@@ -60,9 +65,13 @@ def test_descriptor(vector: Vector) -> None:
     assert expected.safety_identifier in (None, safety_identifier.value)
 
 
-@conformance.everywhere
-def test_decision(vector: Vector) -> None:
-    """The pure core decides as the vector says."""
+@conformance.everywhere_by_file
+def test_decision(vectors: tuple[Vector, ...], subtests: pytest.Subtests) -> None:
+    """The pure core decides as each vector says."""
+    conformance.check_each(subtests, vectors, check_decision)
+
+
+def check_decision(vector: Vector) -> None:
     headers = vector.request.headers_with(SECRET)
     target = vector.request.asked
     found = facts(vector)
@@ -110,14 +119,21 @@ def stubs(policyd: Policyd, enforcing_policyd: Policyd) -> Iterator[dict[str, Po
         yield {"off": PolicyServiceStub(off), "enforce": PolicyServiceStub(enforce)}
 
 
-@conformance.everywhere
+@conformance.everywhere_by_file
 def test_evaluate(
-    vector: Vector, keys: dict[str, Keys], stubs: dict[str, PolicyServiceStub]
+    vectors: tuple[Vector, ...],
+    subtests: pytest.Subtests,
+    keys: dict[str, Keys],
+    stubs: dict[str, PolicyServiceStub],
 ) -> None:
-    """Evaluate answers the raw request over gRPC as the vector says."""
-    default = vector.server_default
-    asked = conformance.question(vector, keys[default].secret(vector.key))
-    conformance.check_answer(vector, stubs[default].Evaluate(asked, timeout=30))
+    """Evaluate answers the raw request over gRPC as each vector says."""
+
+    def check(vector: Vector) -> None:
+        default = vector.server_default
+        asked = conformance.question(vector, keys[default].secret(vector.key))
+        conformance.check_answer(vector, stubs[default].Evaluate(asked, timeout=30))
+
+    conformance.check_each(subtests, vectors, check)
 
 
 @pytest.fixture(scope="module")
@@ -143,14 +159,22 @@ def gateways(
     assert [server.stop() for server in servers.values()] == [0, 0]
 
 
-@conformance.everywhere
+@conformance.everywhere_by_file
 def test_gateway(
-    vector: Vector, keys: dict[str, Keys], gateways: dict[str, Gateway], upstream: Upstream
+    vectors: tuple[Vector, ...],
+    subtests: pytest.Subtests,
+    keys: dict[str, Keys],
+    gateways: dict[str, Gateway],
+    upstream: Upstream,
 ) -> None:
     """The gateway answers a denied request byte for byte, and sends an allowed one upstream."""
-    default = vector.server_default
-    secret = keys[default].secret(vector.key)
-    conformance.check_over_http(vector, gateways[default].url, secret, upstream)
+
+    def check(vector: Vector) -> None:
+        default = vector.server_default
+        secret = keys[default].secret(vector.key)
+        conformance.check_over_http(vector, gateways[default].url, secret, upstream)
+
+    conformance.check_each(subtests, vectors, check)
 
 
 def test_there_are_vectors() -> None:

@@ -8,6 +8,7 @@ from tests.support.conformance import Keys, Vector
 from tests.support.processes import Policyd
 from tests.support.stack import Upstream
 
+pytestmark = pytest.mark.timeout(600)  # For a file of vectors.
 # Envoy takes away what a Connection header names before any filter sees the request, so policyd
 # judges what goes upstream: a body without its coding or type, and a request without its key.
 REFUSED = {
@@ -35,13 +36,24 @@ def keys(policyd: Policyd) -> Keys:
     return Keys(policyd)
 
 
-@conformance.over_http
-def test_vectors(vector: Vector, keys: Keys, envoy: Envoy, upstream: Upstream) -> None:
+@conformance.over_http_by_file
+def test_vectors(
+    vectors: tuple[Vector, ...],
+    subtests: pytest.Subtests,
+    keys: Keys,
+    envoy: Envoy,
+    upstream: Upstream,
+) -> None:
     """Envoy answers a denied request byte for byte, and sends an allowed one upstream."""
-    secret = keys.secret(vector.key)
-    if vector.id in NOT_ASKED:
+
+    def check(vector: Vector) -> None:
+        secret = keys.secret(vector.key)
+        if vector.id not in NOT_ASKED:
+            conformance.check_over_http(vector, envoy.url, secret, upstream, refused=REFUSED)
+            return
+        upstream.forget()
         conformance.send(vector, envoy.url, secret)
         (received,) = upstream.received
         assert not received.header(NOT_ASKED[vector.id])
-    else:
-        conformance.check_over_http(vector, envoy.url, secret, upstream, refused=REFUSED)
+
+    conformance.check_each(subtests, vectors, check)

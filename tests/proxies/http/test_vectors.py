@@ -9,6 +9,7 @@ from tests.support import conformance
 from tests.support.conformance import Keys, Vector
 from tests.support.stack import Background
 
+pytestmark = pytest.mark.timeout(600)  # For a file of vectors.
 # policyd cannot know whether an empty body is one that the proxy left out, and answers 400 in other
 # words than of a body that is no JSON.
 EMPTY = {
@@ -39,12 +40,18 @@ def running(
         yield proxy, Keys(proxy.policyd)
 
 
-@conformance.over_http
-def test_vectors(vector: Vector, running: tuple[Stack, Keys]) -> None:
+@conformance.over_http_by_file
+def test_vectors(
+    vectors: tuple[Vector, ...], subtests: pytest.Subtests, running: tuple[Stack, Keys]
+) -> None:
     """Each answers a denied request byte for byte, and sends an allowed one upstream."""
     proxy, keys = running
-    conformance.check_over_http(
-        *(vector, proxy.url, keys.secret(vector.key), proxy.upstream),
-        exact=False,  # They send headers in an order of their own.
-        refused=REFUSED[proxy.name],
-    )
+
+    def check(vector: Vector) -> None:
+        conformance.check_over_http(
+            *(vector, proxy.url, keys.secret(vector.key), proxy.upstream),
+            exact=False,  # They send headers in an order of their own.
+            refused=REFUSED[proxy.name],
+        )
+
+    conformance.check_each(subtests, vectors, check)

@@ -10,7 +10,7 @@ import yaml
 from policyd.descriptor.headers import KEY_HEADER, OVERRIDE_HEADER, TRACE_HEADER
 from policyd.engine.method_override import HEADERS
 
-FOLDER = Path(__file__).parents[3] / "integrations"
+FOLDER = Path(__file__).parents[2] / "integrations"
 
 
 def _spellings(name: str) -> set[str]:

@@ -1,0 +1,42 @@
+"""The tiers of the tests: which run in `make test`, and which wait for `make test-all`.
+
+A test is `quick` unless something marks it. Most marks come by themselves, from here: by the folder
+that the test stands in, by the fixtures that it uses, or by the values that it is run with. What a
+test needs beyond these it says with a marker of its own. pyproject.toml declares the markers.
+"""
+
+import pytest
+
+FOLDERS = {"faults": "faults", "proxies": "proxies"}
+"""The marker of each folder of tests/ whose tests are not quick."""
+FIXTURES = {
+    "postgresql": "postgresql",
+    "browser": "browser",
+    "old": "programs",
+    "disk": "programs",
+}
+"""The marker of each fixture that needs what pip does not bring."""
+VALUES = {"postgresql": "postgresql"}
+"""The marker of each value of a parameter that asks for such a fixture."""
+MARKERS = {*FOLDERS.values(), *FIXTURES.values(), *VALUES.values(), "clients", "slow"}
+
+
+def mark(items: list[pytest.Item]) -> None:
+    """Put its markers on each test, and `quick` on those that have none."""
+    for item in items:
+        for name in _named(item):
+            item.add_marker(name)
+        if not any(item.get_closest_marker(name) for name in MARKERS):
+            item.add_marker("quick")
+
+
+def _named(item: pytest.Item) -> set[str]:
+    folders = [FOLDERS.get(part) for part in item.path.parts]
+    fixtures = [FIXTURES.get(name) for name in getattr(item, "fixturenames", ())]
+    given = getattr(item, "callspec", None)
+    values = (
+        [VALUES.get(value) for value in given.params.values() if isinstance(value, str)]
+        if given
+        else []
+    )
+    return {name for name in (*folders, *fixtures, *values) if name}
