@@ -98,7 +98,8 @@ for body in bodies:
         "secret_fields": {"raw_headers": RedactedDict(headers)},
         "proxy_server_request": {"headers": headers},
     }
-    found.append(hook.described(data, "acompletion", "").SerializeToString(deterministic=True).hex())
+    message = hook.described(data, "acompletion", "")
+    found.append(message.SerializeToString(deterministic=True).hex())
 print(json.dumps(found))
 """
 
