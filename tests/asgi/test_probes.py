@@ -13,7 +13,7 @@ from gateway.server import Server as GatewayServer
 from gateway.settings import Settings as GatewaySettings
 from policyd.asgi import probes
 from policyd.asgi.probes import Probes
-from policyd.command.configuration import Address
+from policyd.command.address import Address
 from policyd.engine.model import KeyChanges
 from policyd.server.server import Server
 from policyd.store import LogFilter, Store
@@ -66,7 +66,7 @@ async def test_without_a_key_and_a_trace(tmp_path: Path, token: bool) -> None:
         for path in ("/healthz/", "/v1/healthz", "/Healthz", "/%68ealthz"):
             assert (await ask(before.url, "GET", path)).status == (503 if token else 403)
     assert store.log.page(LogFilter()) == []
-    assert store.refusals.total() == (0 if token else 4)
+    assert store.refused_keys.total() == (0 if token else 4)
     store.close()
 
 

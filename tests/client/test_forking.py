@@ -17,7 +17,7 @@ from tests.support.processes import Policyd
 PROGRAM = '''
 import asyncio, ctypes, gc, multiprocessing, os, signal, sys, threading, time
 from policyd.client import PolicyClient
-from policyd.sync_client import SyncPolicyClient
+from policyd.client import SyncPolicyClient
 from policyd.v1.policy_pb2 import DECISION_ALLOW, EvaluateRequest, Outcome
 
 TARGET = sys.argv[1]

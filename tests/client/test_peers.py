@@ -14,7 +14,7 @@ from gateway.settings import Settings
 from policyd.client import NoDecision, PolicyClient, SyncPolicyClient
 from policyd.client.connection import Connection
 from policyd.client.peers import BUSY, CONNECTIONS, addresses
-from policyd.command.configuration import SettingsError
+from policyd.errors import SettingsError
 from policyd.v1 import policy_pb2 as pb
 from policyd.v1.policy_pb2_grpc import PolicyServiceServicer, add_PolicyServiceServicer_to_server
 from tests.support.silent import SilentProxy

@@ -16,7 +16,7 @@ from gateway.server import Server
 from gateway.settings import Settings
 from policyd.client import NoDecision, PolicyClient, SyncPolicyClient, peers, statuses
 from policyd.client.statuses import Meaning
-from policyd.command.configuration import Address
+from policyd.command.address import Address
 from policyd.services import errors
 from policyd.v1 import policy_pb2 as pb
 from policyd.v1.policy_pb2_grpc import PolicyServiceServicer, add_PolicyServiceServicer_to_server

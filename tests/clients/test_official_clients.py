@@ -1,4 +1,4 @@
-"""OpenAI's own clients, of the seed's day and of today, against a real gateway and policyd."""
+"""OpenAI's own clients, of Usage Panda's day and of today, against a real gateway and policyd."""
 
 import inspect
 import subprocess
@@ -88,7 +88,7 @@ async def refusal(client: Any, call: Call, **more: Any) -> openai.UnprocessableE
     return caught.value
 
 
-# The client of the seed
+# The client of Usage Panda's day
 
 
 class Server(Protocol):
@@ -107,20 +107,20 @@ def old_python(program: str, gateway: Server, key: str) -> subprocess.CompletedP
 
 
 @pytest.mark.clients
-def test_the_seeds_snippet(gateway: Gateway, upstream: Upstream, off: str) -> None:
-    """It ends with the seed's exception, to the letter up to the date; its header alone does so."""
-    done = old_python((HERE / "seed_snippet.py").read_text(), gateway, off)
-    seed = (HERE / "seed_exception.txt").read_text()
+def test_the_documented_snippet(gateway: Gateway, upstream: Upstream, off: str) -> None:
+    """It ends with the documented exception, to the letter up to the date; its header suffices."""
+    done = old_python((HERE / "documented_snippet.py").read_text(), gateway, off)
+    documented = (HERE / "documented_exception.txt").read_text()
     printed = done.stderr.splitlines()[-1]
-    assert printed.partition("'Date'")[:2] == seed.partition("'Date'")[:2]
+    assert printed.partition("'Date'")[:2] == documented.partition("'Date'")[:2]
     assert done.returncode == 1
     assert not upstream.received
 
 
 @pytest.mark.clients
-def test_the_seeds_snippet_with_user(gateway: Gateway, upstream: Upstream, off: str) -> None:
+def test_the_documented_snippet_with_user(gateway: Gateway, upstream: Upstream, off: str) -> None:
     """It is answered once it names its user."""
-    snippet = (HERE / "seed_snippet.py").read_text()
+    snippet = (HERE / "documented_snippet.py").read_text()
     named = snippet.replace('prompt="Hello there",', 'prompt="Hello there", user="alice",')
     done = old_python(f"{named}print(output)", gateway, off)
     assert done.returncode == 0, done.stderr

@@ -22,7 +22,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from policyd.command import child
 from policyd.command.child import Child
 from policyd.errors import SettingsError
-from policyd.server.preparation import back_office
+from policyd.server.preparation import background_worker
 from policyd.settings import dump_settings
 from policyd.v1.policy_pb2 import DECISION_DENY, EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
@@ -43,7 +43,7 @@ async def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     monkeypatch.setattr(child, "_TURN", TURN)
     chosen = settings(tmp_path, console=None)
     await asyncio.to_thread(prepare, chosen)
-    worker = back_office(chosen)
+    worker = background_worker(chosen)
     # It need not be ready as soon as it has to give signs of life.
     monkeypatch.setattr(child, "_START", int(PATIENCE / TURN))
     await worker.start()
@@ -153,7 +153,7 @@ async def test_a_parent_that_is_busy_at_the_start_and_the_end(
     """A child that has started, or ended, in time meanwhile is taken for what it is."""
     chosen = settings(tmp_path, console=None, grace=0.0)
     await asyncio.to_thread(prepare, chosen)
-    worker = back_office(chosen)
+    worker = background_worker(chosen)
     monkeypatch.setattr(child, "_START", 2)
     starting = asyncio.create_task(worker.start())
     async with asyncio.timeout(PATIENCE):

@@ -1,4 +1,4 @@
-"""The denial, to the byte: CONTRACT.md section 4."""
+"""The denial, to the byte: docs/contract.md, section 4."""
 
 import json
 from pathlib import Path

@@ -6,7 +6,7 @@ import json
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from policyd.descriptor import body as descriptor
+from policyd.descriptor.body import read_body
 from policyd.engine import endpoints
 from policyd.engine.decision import decide
 from policyd.engine.denial import AMBIGUOUS_PATH
@@ -14,7 +14,7 @@ from policyd.engine.endpoints import ENDPOINTS
 from policyd.engine.model import (
     IDENTIFIERS,
     Credential,
-    Descriptor,
+    DecisionInput,
     KeySettings,
     Mode,
     Override,
@@ -36,7 +36,7 @@ targets = st.builds(endpoints.resolve, st.sampled_from(["", "POST", "GET"]), st.
     | st.just(endpoints.resolve("POST", "/v1/%2563hat/completions"))
 )
 descriptors = st.builds(
-    Descriptor,
+    DecisionInput,
     targets,
     st.sampled_from(Credential),
     st.text(),
@@ -48,7 +48,7 @@ descriptors = st.builds(
 
 @given(descriptors, st.none() | settings, modes)
 def test_every_request_is_decided(
-    described: Descriptor, key: KeySettings | None, default: Mode
+    described: DecisionInput, key: KeySettings | None, default: Mode
 ) -> None:
     """decide() is total, and its answer does not contradict itself."""
     decision = decide(described, key, default)
@@ -71,7 +71,7 @@ def test_every_request_is_decided(
 
 @given(descriptors, settings, modes)
 def test_deciding_twice_gives_the_same(
-    described: Descriptor, key: KeySettings, default: Mode
+    described: DecisionInput, key: KeySettings, default: Mode
 ) -> None:
     """decide() is pure."""
     assert decide(described, key, default) is decide(described, key, default)
@@ -107,8 +107,10 @@ def test_only_a_clear_false_weakens_a_key(values: tuple[str, ...], mode: Mode) -
         assert why.mode >= mode
 
 
-def _without_user(values: tuple[str, ...]) -> Descriptor:
-    return Descriptor(IN_SCOPE, Credential.GIVEN, "k", values, UserState.ABSENT, UserState.ABSENT)
+def _without_user(values: tuple[str, ...]) -> DecisionInput:
+    return DecisionInput(
+        IN_SCOPE, Credential.GIVEN, "k", values, UserState.ABSENT, UserState.ABSENT
+    )
 
 
 PIECES = (
@@ -129,7 +131,7 @@ def test_every_body_is_read(plain: bytes, coding: str, content_type: str, name: 
     body = COMPRESS[coding](plain) if coding else plain
     for kind in (content_type, "application/json", "multipart/form-data; boundary=x"):
         for named in ("", *COMPRESS, name):
-            user = descriptor.read_body(body, kind, named, form, limit=1000).user
+            user = read_body(body, kind, named, form, limit=1000).user
             assert user.state is not UserState.UNKNOWN
             if user.state is UserState.VALID:
                 claimed = {one.strip(" \t").lower().removeprefix("x-") for one in named.split(",")}
@@ -154,9 +156,9 @@ def test_repeats_are_judged_by_the_worst(members: list[tuple[str, object]], comp
     """A user that stands there several times is as good as its worst occurrence."""
     text = "{" + ",".join(f"{json.dumps(k)}:{json.dumps(v)}" for k, v in members) + "}"
     body = gzip.compress(text.encode()) if compress else text.encode()
-    facts = descriptor.read_body(body, "application/json", "gzip" if compress else "", None)
+    facts = read_body(body, "application/json", "gzip" if compress else "", None)
     alone = [
-        descriptor.read_body(json.dumps({"user": value}).encode(), "", "", None).user.state
+        read_body(json.dumps({"user": value}).encode(), "", "", None).user.state
         for name, value in members
         if name == "user"
     ]
@@ -189,7 +191,7 @@ def test_every_form_is_read(bodies: list[str], end: str) -> None:
     """Whatever the parts of a form look like, they get a state."""
     body = "".join(f"--x\r\n{part}\r\n" for part in bodies) + end
     kind = "multipart/form-data; boundary=x"
-    facts = descriptor.read_body(
+    facts = read_body(
         body.encode("utf-8", "surrogatepass"), kind, "", endpoints.ENDPOINTS["/images/edits"]
     )
     assert facts.user.state in UserState

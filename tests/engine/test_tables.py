@@ -16,7 +16,7 @@ import policyd
 from policyd.console.view import labels
 from policyd.decision_log import record
 from policyd.decision_log.record import FLAG_SETS, Ending, Verdict
-from policyd.decision_log.refused_key import RefusalReason
+from policyd.decision_log.refused_key import RefusedKeyReason
 from policyd.engine import model
 from policyd.engine.model import Flag, Ignored, Mode, Override, Source, UserState
 from policyd.v1 import admin_pb2, policy_pb2
@@ -88,14 +88,7 @@ def test_numbers_of_the_protos(ours: type[Enum], theirs: object) -> None:
 
 
 KINDS: list[type[Enum]] = [
-    Mode,
-    Override,
-    Source,
-    Ignored,
-    UserState,
-    Verdict,
-    Ending,
-    RefusalReason,
+    *(Mode, Override, Source, Ignored, UserState, Verdict, Ending, RefusedKeyReason),
 ]
 NAMES = {frozenset(one.name.lower() for one in kind): kind for kind in KINDS}
 
@@ -135,7 +128,7 @@ def test_styles_of_members() -> None:
     templates = "".join(path.read_text() for path in TEMPLATES.glob("*.html"))
     classes = set(re.findall(r'class="[^"]*\b([a-z]+)\{\{ [a-z.]+\.value \}\}', templates))
     rules = (TEMPLATES.parent / "static/console.css").read_text()
-    kinds = {
+    kinds: dict[str, set[Mode] | set[Verdict]] = {
         "m": set(Mode) - {Mode.OFF},  # The plain look of a chip.
         "v": set(Verdict),
     }

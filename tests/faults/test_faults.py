@@ -116,7 +116,7 @@ async def test_policyd_is_stopped_and_replaced(make_stack: MakeStack) -> None:
 
 
 def children(policyd: Policyd) -> set[int]:
-    """The processes that policyd has started and that live: workers, and the back office."""
+    """The processes that policyd has started and that live: workers, and the background worker."""
     found = Path(f"/proc/{policyd.pid}/task/{policyd.pid}/children").read_text().split()
     return {int(pid) for pid in found if is_running(int(pid))}
 
@@ -144,7 +144,7 @@ def is_running(pid: int) -> bool:
 
 
 async def test_workers_are_killed_one_by_one(make_stack: MakeStack) -> None:
-    """Each is started again, and the other answers meanwhile; so is the back office."""
+    """Each is started again, and the other answers meanwhile; so is the background worker."""
     stack = make_stack("--workers", "2")
     async with under_load(stack) as load:
         for victim in children(stack.policyd):

@@ -20,9 +20,9 @@ import grpc
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from policyd.asgi.listener import Listener, open_socket
+from policyd.asgi.listener import Listener
 from policyd.client import PolicyClient
-from policyd.command.configuration import Address
+from policyd.command.address import Address, open_socket
 from policyd.store import Store
 from policyd.v1.policy_pb2 import DECISION_ALLOW, DECISION_DENY, EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
@@ -178,7 +178,7 @@ async def test_rolling_leaves_nothing_behind(start: Start, tmp_path: Path) -> No
             await roll(policyd)
     await until(lambda: store.log.status().decisions == 20)
     await until(lambda: len(store.workers.list()) == 2)
-    assert len(children(policyd, "back_office")) == 1
+    assert len(children(policyd, "server.background")) == 1
     assert await asyncio.to_thread(policyd.stop) == 0
     assert store.workers.list() == []
     store.close()
@@ -266,7 +266,7 @@ async def test_the_gateway_drains(make_stack: MakeStack, workers: int) -> None:
         async with await ask(http, stack, user="alice") as answer:
             assert "Connection" not in answer.headers
         stack.gateway.send(signal.SIGTERM)
-        await until(lambda: told(stack.gateway, "is not ready any more") == workers)
+        await until(lambda: told(stack.gateway, "is no longer ready") == workers)
         assert await ready(stack.gateway.url) == (503, "close")
         for _ in range(3):
             async with await ask(http, stack, user="alice") as answer:

@@ -155,7 +155,7 @@ def until(holds: Callable[[], bool]) -> None:
 
 def key_of(url: str) -> str:
     with closing(Store(url)) as store:
-        return store.create_key("app", Mode.ENFORCE)[1]
+        return store.keys.create("app", Mode.ENFORCE)[1]
 
 
 @pytest.mark.timeout(240)
@@ -193,7 +193,7 @@ def test_it_comes_back(fault: Fault, tmp_path: Path, start: Callable[..., Any]) 
     fault.end()
     until(lambda: flagged(fault.url) == 40)
     with closing(Store(fault.url)) as store:
-        changed, _ = store.create_key("later")
+        changed, _ = store.keys.create("later")
     server.reach(changed.revision)
     assert server.stop() == 0
 

@@ -19,7 +19,7 @@ import grpc
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from policyd.keys import snapshot
+from policyd.keys import snapshot_format
 from policyd.keys.snapshot import SnapshotFile
 from policyd.v1.policy_pb2 import (
     DECISION_ALLOW,
@@ -210,7 +210,7 @@ def _of_the_future(path: Path) -> None:
     file = SnapshotFile(path)
     head = file.head()
     assert head is not None
-    file._renew(head, time.time() + 2 * snapshot._FUTURE)
+    file._renew(head, time.time() + 2 * snapshot_format.FUTURE)
 
 
 UNUSABLE: dict[str, tuple[Callable[[Path], None], tuple[str, ...], str]] = {

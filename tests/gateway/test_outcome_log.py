@@ -13,7 +13,7 @@ import pytest_asyncio
 from gateway.server import Server
 from gateway.settings import Settings
 from policyd.client import PolicyClient
-from policyd.command.configuration import Address
+from policyd.command.address import Address
 from policyd.v1.admin_pb2 import ListDecisionsRequest, LoggedDecision
 from policyd.v1.admin_pb2_grpc import AdminServiceStub
 from policyd.v1.policy_pb2 import ENDING_COMPLETE, EvaluateRequest, Outcome

@@ -19,7 +19,7 @@ import pytest_asyncio
 from gateway import answer_reader
 from gateway.server import Server
 from gateway.settings import Settings
-from policyd.command.configuration import Address
+from policyd.command.address import Address
 from policyd.v1.policy_pb2 import (
     ENDING_CLIENT_LEFT,
     ENDING_COMPLETE,
@@ -295,7 +295,7 @@ async def test_a_fault_in_reading(
     assert response.body == body
     assert response.is_whole
     assert (outcome.openai_id, outcome.ending) == ("r-1", ENDING_COMPLETE)
-    assert "an answer was not understood, but passed on" in caplog.text
+    assert "it could not read an answer, but passed it on" in caplog.text
 
 
 async def test_a_huge_answer(policyd: Recorder) -> None:

@@ -182,20 +182,25 @@ async def test_overridden_methods(url: str, enforced: str) -> None:
         assert (await ask(url, "POST", "/v1/check", [key, *said, *headers], CHAT)).status == status
 
 
+def packed(body: bytes) -> bytes:
+    """In gzip, without the time: the test has the same ID in each process."""
+    return gzip.compress(body, mtime=0)
+
+
 @pytest.mark.parametrize(
     ("body", "headers", "status"),
     [
         (CHAT_WITH_USER, [], 200),
         (CHAT_WITH_USER[:-1], [], 400),
-        (gzip.compress(CHAT), [("Content-Encoding", "gzip")], 422),
-        (gzip.compress(CHAT_WITH_USER), [("Content-Encoding", "gzip")], 200),
-        (gzip.compress(CHAT_WITH_USER)[:-2], [("Content-Encoding", "gzip")], 400),
+        (packed(CHAT), [("Content-Encoding", "gzip")], 422),
+        (packed(CHAT_WITH_USER), [("Content-Encoding", "gzip")], 200),
+        (packed(CHAT_WITH_USER)[:-2], [("Content-Encoding", "gzip")], 400),
         (CHAT_WITH_USER, [("Content-Encoding", "snappy")], 415),
         (CHAT_WITH_USER, [("Content-Type", "a/b"), ("Content-Type", "c/d")], 400),
         (CHAT, [("x-usagepanda-enforce-user-ids", "false")], 200),
         (CHAT, [("x-usagepanda-enforce-user-ids", v) for v in ("false", "true")], 422),
         (b'{"user":"u-1","a":"%s"}' % (b"x" * MAX_BODY), [], 413),
-        (gzip.compress(b'{"user":"u-1","a":"%s"}' % (b"x" * 2**21)),
+        (packed(b'{"user":"u-1","a":"%s"}' % (b"x" * 2**21)),
          [("Content-Encoding", "gzip")], 413),
         (CHAT_WITH_USER, [("X-Policyd-Body", "partial")], 413),
         (CHAT_WITH_USER, [("X-Envoy-Auth-Partial-Body", "true")], 413),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trustme
 
-from policyd.command.configuration import Address
+from policyd.command.address import Address
 from policyd.errors import CannotListen, SettingsError
 from policyd.server.server import Server
 from policyd.settings import ServerSettings
@@ -168,7 +168,7 @@ async def test_a_log_that_is_full(made: ServerSettings) -> None:
     that is refused needs no log."""
     store = Store(made.database_url)
     await asyncio.to_thread(store.migrate)
-    _, key = await asyncio.to_thread(store.create_key, "app")
+    _, key = await asyncio.to_thread(store.keys.create, "app")
     store.close()
     json_type = ("Content-Type", "application/json")
     asked = {

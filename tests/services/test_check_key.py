@@ -14,7 +14,7 @@ from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 from envoy.service.auth.v3.external_auth_pb2_grpc import AuthorizationStub
 
 from policyd.client import NoDecision, PolicyClient, SyncPolicyClient
-from policyd.command.configuration import Address
+from policyd.command.address import Address
 from policyd.server.server import Server
 from policyd.settings import ServerSettings
 from policyd.store import Store
@@ -126,7 +126,7 @@ async def _cpu(ask: Any, key: str) -> float:
 async def test_a_strangers_body_is_not_read(server: Server, tmp_path: Path, way: str) -> None:
     """It costs a fraction of what a known key's costs, by every way to ask."""
     store = Store(f"sqlite:///{tmp_path}/policyd.db")
-    made, key = store.create_key("app")
+    made, key = store.keys.create("app")
     store.close()
     async with grpc.aio.insecure_channel(str(server.grpc)) as channel:
         stub, envoy = PolicyServiceStub(channel), AuthorizationStub(channel)

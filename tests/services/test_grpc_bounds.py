@@ -15,7 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from policyd.client import PolicyClient
-from policyd.command.configuration import Address
+from policyd.command.address import Address
 from policyd.server.server import Server
 from policyd.services import grpc_server
 from policyd.settings import ServerSettings

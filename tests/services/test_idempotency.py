@@ -63,7 +63,10 @@ def test_a_clock_that_is_off() -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["x", fresh()[:-1], fresh() + "0", fresh().upper() + "A", "g" * 32, fresh() + "\n"]
+    "key",
+    ["x", fresh()[:-1], fresh() + "0", fresh().upper() + "A", "g" * 32, fresh() + "\n"],
+    # Those of the keys change.
+    ids=["short", "a digit less", "a digit more", "in capitals", "not hexadecimal", "a line"],
 )
 def test_a_malformed_key(key: str) -> None:
     """It is the gateway's fault, which is to be found at once and not once a retry is due."""

@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from policyd.client import NoDecision, PolicyClient
-from policyd.command.configuration import Address
+from policyd.command.address import Address
 from policyd.engine.model import Mode, UserState
 from policyd.errors import CannotListen, SettingsError
 from policyd.keys import tokens

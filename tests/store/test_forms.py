@@ -23,7 +23,8 @@ from click.testing import CliRunner
 from policyd.cli.main import main
 from policyd.errors import StoreUnavailable
 from policyd.store import LogFilter, Store, forms, migrations
-from policyd.store.database import open_engine, writing
+from policyd.store.database import writing
+from policyd.store.engine import open_engine
 from policyd.v1.policy_pb2 import DECISION_DENY, EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 from tests.support.old_version import OldVersion

@@ -9,7 +9,8 @@ from alembic.script import ScriptDirectory
 
 from policyd.decision_log.record import Verdict
 from policyd.store import LogFilter, Store, migrations
-from policyd.store.database import make_file, open_engine, writing
+from policyd.store.database import writing
+from policyd.store.engine import make_file, open_engine
 from tests.support.records import START, denied, outcome, record
 
 OLD = {

@@ -10,13 +10,15 @@ from typing import Any, NamedTuple, Self
 
 import aiohttp
 
-from policyd.command.configuration import Address
+from policyd.command.address import Address
+from policyd.command.database_url import sqlite_file
 from policyd.console import ConsoleServer, console_url, first_link
 from policyd.console.security.connection import LIMITS
 from policyd.server import preparation
 from policyd.server.opening import OpenedStore
 from policyd.settings import ServerSettings
 from policyd.store import Store
+from tests.support.databases import put_database
 
 PASSWORD = "correct horse battery"
 
@@ -121,6 +123,9 @@ def prepare(chosen: ServerSettings) -> None:
 @asynccontextmanager
 async def running(chosen: ServerSettings, **bounds: Any) -> AsyncIterator[Console]:
     """A console that runs with these settings; `bounds` are those of its connections."""
+    file = sqlite_file(chosen.database_url)
+    if file is not None and not file.exists():
+        put_database(chosen.database_url)
     prepare(chosen)
     store = Store(chosen.database_url)
     try:

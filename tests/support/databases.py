@@ -1,0 +1,27 @@
+"""New SQLite databases for tests: copies of one that is migrated once a run."""
+
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from policyd.command.database_url import sqlite_file
+from policyd.store import Store
+
+
+@cache
+def _migrated() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "policyd.db"
+        store = Store(f"sqlite:///{file}")
+        store.migrate()
+        store.close()
+        return file.read_bytes()
+
+
+def put_database(url: str) -> str:
+    """Put a new database at `url`, whose file there is not yet; all share one identity."""
+    file = sqlite_file(url)
+    assert file is not None
+    file.touch(0o600, exist_ok=False)
+    file.write_bytes(_migrated())
+    return url
