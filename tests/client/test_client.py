@@ -13,7 +13,7 @@ import grpc
 import pytest
 import pytest_asyncio
 
-from policyd.asgi import reply
+from policyd.asgi import reply as replies
 from policyd.client import NoDecision, OnError, PolicyClient, SyncPolicyClient
 from policyd.engine import denial
 from policyd.v1 import policy_pb2 as pb
@@ -162,7 +162,7 @@ async def test_the_refusal_is_the_gateways() -> None:
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    await reply.NO_DECISION.send(send)
+    await replies.NO_DECISION.send(send)
     headers = [(n.decode("latin-1"), v.decode()) for n, v in sent[0]["headers"]]
     assert sent[0]["status"] == denial.NO_DECISION.status
     *same, retry = headers[: len(denial.NO_DECISION.headers)]

@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from policyd.asgi.reply import NO_DECISION, Reply
+from policyd.asgi import reply as replies
+from policyd.asgi.reply import Reply
 from policyd.engine import denial
 from policyd.engine.endpoints import ENDPOINTS
 from tests.proxies.envoy.proxy import SHIPPED, Envoy, ext_authz, routes
@@ -198,7 +199,7 @@ def test_policyd_down(
                 answer = ask(envoy, "up-any", body, JSON, method=method)
                 assert answer.status == 503
                 assert {*DENIAL, ("Retry-After", "1")} <= {*answer.headers}
-                assert answer.body == body_of(NO_DECISION)
+                assert answer.body == body_of(replies.NO_DECISION)
     assert not upstream.received
 
 
