@@ -66,6 +66,10 @@ interop: $(INSTALLED) $(LITELLM) $(NODE_GATEWAY) $(GO_GATEWAY) $(JAVA_GATEWAY) #
 differential: $(DIFFERENTIAL) $(NODE_READERS) $(GO_READERS) ## compare what other readers of JSON and forms see; ARGS="--bodies 20000 --seed 1"
 	.venv-differential/bin/python -W ignore -m tests.differential $(ARGS)
 
+.PHONY: mutants
+mutants: $(INSTALLED) ## change engine, descriptor and log a little, and print what no test notices; ARGS=policyd/engine/denial.py
+	$(BIN)/python -m tests.support.mutants $(ARGS)
+
 .PHONY: check
 check: $(INSTALLED) ## check style, types, imports, protos and docs
 	$(BIN)/ruff format --check
@@ -127,7 +131,7 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generat
 
 .PHONY: clean
 clean: ## remove what the other targets have made, but not the data
-	rm -rf .venv .venv-openai-0.27 .venv-litellm tests/clients/node/node_modules dist
+	rm -rf .venv .venv-openai-0.27 .venv-litellm tests/clients/node/node_modules dist mutants
 	rm -rf .venv-differential $(READERS)/node/node_modules $(GO_READERS)
 	cd $(GATEWAYS) && rm -rf node/node_modules node/dist node/src/stubs go/gateway go/stubs java/target
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
