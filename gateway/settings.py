@@ -12,8 +12,7 @@ from yarl import URL
 
 from gateway.patience import Patience
 from policyd.asgi.connections import Limits
-from policyd.command.address import Address
-from policyd.command.crew import HANDOVER
+from policyd.command.address import HANDOVER, Address
 from policyd.command.open_files import share
 from policyd.command.settings import dump, load, setting
 from policyd.engine import endpoints

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from policyd.command.address import Address
-from policyd.command.crew import HANDOVER
+from policyd.command.address import HANDOVER, Address
 from policyd.command.database_url import sqlite_file
 from policyd.command.deadline import TIMEOUT
 from policyd.command.open_files import share

@@ -18,6 +18,8 @@ from policyd.errors import CannotListen, SettingsError
 
 BACKLOG = 2048
 """Connections that the system holds for a listening socket until they are taken."""
+HANDOVER = 1.0
+"""Seconds, at least, in which a worker that is replaced answers what clients still send to it."""
 _ATTACH_FILTER = 51
 """Linux's SO_ATTACH_REUSEPORT_CBPF, which Python has no name for."""
 _RETURN = 0x06
