@@ -134,5 +134,5 @@ def for_user_state(state: UserState) -> Denial:
 
 @cache
 def for_credential(credential: Credential) -> Denial:
-    """The response to a request with no API key that is in force, named as `credential` says."""
+    """The response to a request with no API key in force; `credential` is how it names one."""
     return render(403, (_KEY_DENIED[credential],), "access_denied")

@@ -49,6 +49,8 @@ State = Literal[
     "bad_encoding",
     "unsupported_encoding",
     "too_large",
+    "duplicate",
+    "too_complex",
 ]
 
 
