@@ -30,13 +30,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # `make protos OUT=...` generates elsewhere, and so does `make docs DOCS=...`.
 OUT ?= .
 DOCS ?= docs
-<<<<<<< HEAD
-# What `make docs` writes.
-GENERATED := api.md configuration.md
-=======
 # The pages that `make docs` writes.
 GENERATED := api configuration
->>>>>>> h5
 PROTOS := $(sort $(wildcard protos/policyd/v1/*.proto))
 
 .PHONY: help
@@ -107,12 +102,7 @@ protos: $(INSTALLED) ## generate policyd/v1 from protos
 
 .PHONY: docs
 docs: $(INSTALLED) ## generate the reference pages in docs from protos and settings
-<<<<<<< HEAD
-	$(BIN)/python docs/tools/api.py >$(DOCS)/api.md
-	$(BIN)/python docs/tools/configuration.py >$(DOCS)/configuration.md
-=======
 	@for page in $(GENERATED); do $(BIN)/python docs/tools/$$page.py >$(DOCS)/$$page.md || exit 1; done
->>>>>>> h5
 
 .PHONY: screenshot
 screenshot: $(INSTALLED) ## take the picture of the console in docs/images anew, with Chromium

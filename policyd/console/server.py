@@ -5,11 +5,7 @@ import logging
 import socket
 from typing import Self
 
-<<<<<<< HEAD
 from policyd.asgi.limits import Limits
-=======
-from policyd.asgi.connections import Limits
->>>>>>> h5
 from policyd.asgi.listener import Listener
 from policyd.asgi.tls import tls_context
 from policyd.command.address import Address, not_free, open_socket

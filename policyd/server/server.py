@@ -11,11 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import grpc
 from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
 
-<<<<<<< HEAD
 from policyd.asgi.limits import Limits
-=======
-from policyd.asgi.connections import Limits
->>>>>>> h5
 from policyd.command.address import Address, steer
 from policyd.command.child import Child, End
 from policyd.decision_log.writer import DecisionLog

@@ -333,6 +333,7 @@ def test_a_change_reaches_the_running_server(policyd: Policyd) -> None:
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_stopping(tmp_path: Path, workers: str, number: signal.Signals) -> None:
     """Ctrl-C and SIGTERM end policyd cleanly: status 0, no traceback, nothing left behind."""
     server = Policyd(tmp_path, "--workers", workers)
@@ -345,6 +346,7 @@ def test_stopping(tmp_path: Path, workers: str, number: signal.Signals) -> None:
     assert not any(process.exists() for process in left)
 
 
+@pytest.mark.slow
 def test_workers_answer_on_one_port(tmp_path: Path) -> None:
     """Several workers share one port, and a stranger cannot have it."""
     server = Policyd(tmp_path, "--workers", "2")
