@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.support import requirements, tiers
@@ -15,6 +16,10 @@ from tests.support.load import MODE, WAITS, MakeStack, Stack, keys
 from tests.support.postgresql import PostgreSQL
 from tests.support.processes import Policyd, Program, end_programs
 from tests.support.stack import Background, Gateway, Upstream
+
+# A machine that is busy makes no test fail.
+hypothesis.settings.register_profile("policyd", deadline=None)
+hypothesis.settings.load_profile("policyd")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -146,6 +146,7 @@ OLD_CALLS = {
 
 
 @pytest.mark.parametrize(("call", "target"), OLD_CALLS.values(), ids=OLD_CALLS)
+@pytest.mark.clients
 def test_where_the_old_client_asks(
     gateway: Gateway, upstream: Upstream, enforcing: str, call: str, target: bytes
 ) -> None:

@@ -85,6 +85,6 @@ def _seconds(value: str) -> float:
 
 
 def _once(value: str) -> float:
-    start = time.perf_counter()
+    start = time.thread_time()
     classify(value)
-    return time.perf_counter() - start
+    return time.thread_time() - start

@@ -48,9 +48,9 @@ def test_linear_time(piece: str) -> None:
         text = "{" + piece * (size // len(piece)) + "!"
         best = float("inf")
         for _ in range(3):
-            began = time.perf_counter()
+            began = time.thread_time()
             is_placeholder(text)
-            best = min(best, time.perf_counter() - began)
+            best = min(best, time.thread_time() - began)
         return best
 
     assert seconds(16 * 2**16) < 100 * max(seconds(2**16), 1e-5)

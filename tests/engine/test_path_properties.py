@@ -199,8 +199,8 @@ def test_long_paths_are_read_in_linear_time(part: str) -> None:
 
 def _seconds(path: str) -> float:
     def timed() -> float:
-        began = time.perf_counter()
+        began = time.thread_time()
         endpoints.resolve("POST", path)
-        return time.perf_counter() - began
+        return time.thread_time() - began
 
     return min(timed() for _ in range(20))

@@ -1,0 +1,28 @@
+"""Which settings a server starts with."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from policyd.errors import SettingsError
+from tests.services.test_services import ANYWHERE, settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"grpc": ANYWHERE}, "--grpc .* can be reached from other machines"),
+        ({"admin": ANYWHERE}, "--admin .* can be reached from other machines"),
+        ({"tls_cert": Path("x")}, "go together"),
+        ({"tls_client_ca": Path("x")}, "needs --tls-cert"),
+        ({"log_retention": 1e6}, "--log-retention takes days, up to 36500"),
+        ({"log_retention": float("nan")}, "--log-retention takes days"),
+    ],
+)
+def test_settings_that_do_not_fit(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    """policyd refuses to listen to strangers it cannot tell apart, and what no calendar has; it
+    says what to give."""
+    with pytest.raises(SettingsError, match=words):
+        settings(tmp_path, **changes)
+    settings(tmp_path, grpc=ANYWHERE, insecure=True)
