@@ -311,7 +311,7 @@ def test_the_first_start(browser: Browser, tmp_path: Path) -> None:
         with _opened(browser) as page:
             page.goto(link)
             page.get_by_label("New password").fill(PASSWORD)
-            page.get_by_label("Repeat the new password").fill(PASSWORD)
+            page.get_by_label("Repeat the password").fill(PASSWORD)
             page.get_by_role("button", name="Set password and sign in").click()
             expect(page.get_by_text("Create the first key")).to_be_visible()
             page.get_by_role("button", name="Sign out").click()
