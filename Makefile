@@ -27,8 +27,11 @@ JAVA_GATEWAY := $(GATEWAYS)/java/target/classes/example/Gateway.class
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# `make protos OUT=...` generates elsewhere.
+# `make protos OUT=...` generates elsewhere, and so does `make docs DOCS=...`.
 OUT ?= .
+DOCS ?= docs
+# What `make docs` writes.
+GENERATED := api.md
 PROTOS := $(sort $(wildcard protos/policyd/v1/*.proto))
 
 .PHONY: help
@@ -64,7 +67,7 @@ differential: $(DIFFERENTIAL) $(NODE_READERS) $(GO_READERS) ## compare what othe
 	.venv-differential/bin/python -W ignore -m tests.differential $(ARGS)
 
 .PHONY: check
-check: $(INSTALLED) ## check style, types, imports and protos
+check: $(INSTALLED) ## check style, types, imports, protos and docs
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
@@ -74,6 +77,10 @@ check: $(INSTALLED) ## check style, types, imports and protos
 	rm -rf .venv/protos && mkdir .venv/protos
 	$(MAKE) --no-print-directory protos OUT=.venv/protos
 	diff -r -x __init__.py -x __pycache__ policyd/v1 .venv/protos/policyd/v1
+	rm -rf .venv/docs && mkdir .venv/docs
+	$(MAKE) --no-print-directory docs DOCS=.venv/docs
+	for page in $(GENERATED); do diff docs/$$page .venv/docs/$$page || exit 1; done
+	$(BIN)/pytest -q tests/docs/test_links.py tests/docs/test_contract.py tests/docs/test_log_lines.py
 
 .PHONY: format
 format: $(INSTALLED) ## put code and protos into the style that `check` asks for
@@ -88,6 +95,14 @@ protos: $(INSTALLED) ## generate policyd/v1 from protos
 		--python_out=$(OUT) --mypy_out=quiet:$(OUT) \
 		--grpc_python_out=$(OUT) --mypy_grpc_out=quiet:$(OUT) \
 		$(PROTOS)
+
+.PHONY: docs
+docs: $(INSTALLED) ## generate the reference pages in docs from protos and settings
+	$(BIN)/python docs/tools/api.py >$(DOCS)/api.md
+
+.PHONY: screenshot
+screenshot: $(INSTALLED) ## take the picture of the console in docs/images anew, with Chromium
+	$(BIN)/python docs/tools/screenshot.py
 
 .PHONY: bench
 bench: $(INSTALLED) ## run the benchmarks
@@ -125,7 +140,7 @@ $(INSTALLED): requirements.txt pyproject.toml
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
-# The client of the seed: it needs an environment of its own beside today's.
+# The client of the day of Usage Panda's page: it needs an environment of its own beside today's.
 $(OPENAI_0_27): tests/clients/openai-0.27.8.txt
 	$(call venv,.venv-openai-0.27)
 	.venv-openai-0.27/bin/pip install --quiet --require-hashes -r $<

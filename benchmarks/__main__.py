@@ -39,13 +39,13 @@ QUICK = Plan(rounds=2, seconds=0.1, rows=10_000)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--quick", is_flag=True, help="A few seconds, to try it; the figures mean little.")
+@click.option("--quick", is_flag=True, help="Run for seconds only; the figures mean little.")
 @click.option("--only", type=click.Choice(list(PARTS)), help="The same as PART.")
 @click.option(
     "--root",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     metavar="DIR",
-    help="For hostile and start: another checkout, whose servers are measured as what was before.",
+    help="For hostile and start: another checkout, whose servers are measured for comparison.",
 )
 @click.option(
     "--python",
@@ -57,13 +57,14 @@ QUICK = Plan(rounds=2, seconds=0.1, rows=10_000)
 def main(
     quick: bool, only: str | None, root: Path | None, python: Path | None, part: str | None
 ) -> None:
-    """Measure policyd and its gateway, and print what was found as Markdown: all of it, or PART.
+    """Measure policyd and its gateway, all of it or PART, and print the results as Markdown.
 
-    It takes about fifteen minutes and both cores of a small machine; leave that alone meanwhile.
-    Figures with a range are medians over the rounds, and the range holds the middle half of them.
+    It takes about fifteen minutes and both cores of a small machine; run nothing else on it
+    meanwhile. Figures with a range are medians over the rounds, and the range holds the middle half
+    of them.
 
-    hostile lays the loads of a client without a key on the servers, and tells what others notice;
-    with --root, on the servers of two checkouts in turn, and prints both. start takes --root, too.
+    hostile puts the loads of a client without a key on the servers, and measures what other clients
+    notice; with --root, on the servers of two checkouts in turn. start takes --root, too.
     """
     if python and not root:
         raise click.UsageError("--python is the Python of --root: give both")

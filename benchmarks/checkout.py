@@ -12,13 +12,13 @@ from benchmarks.gateway import READY, start_upstream
 from benchmarks.processes import POLICYD_IS_READY, ROOT, Program, create_key, policyd, started
 
 POLICYD = "from policyd.cli.main import main; main()"
-"""What Python runs in place of the command, so that the folder says which version it is."""
+"""The program in place of the command, so that the folder decides which version runs."""
 _GATEWAY = "from gateway.cli import main; main()"
 _LIMITED = ("/bin/sh", "-c", 'ulimit -n "$0"; exec "$@"')
 
 
 class Checkout(NamedTuple):
-    """A version: its folder, and the Python that has what it needs."""
+    """A version: its folder, and the Python that has its dependencies."""
 
     name: str
     root: Path
@@ -26,41 +26,41 @@ class Checkout(NamedTuple):
 
     @classmethod
     def this(cls) -> "Checkout":
-        """The one that this file belongs to."""
+        """The checkout that this file belongs to."""
         return cls("after", ROOT, Path(sys.executable))
 
     @classmethod
     def other(cls, root: Path, python: Path | None) -> "Checkout":
-        """The one in the folder `root`; by default with its own .venv."""
+        """The checkout in the folder `root`; by default with its own .venv."""
         return cls("before", root.resolve(), python or root.resolve() / ".venv/bin/python")
 
 
 class Servers(NamedTuple):
-    """policyd, a gateway and an upstream, which run."""
+    """A running policyd, gateway and upstream."""
 
     key: str
     policyd: Program
     gateway: Program
     database: Path
-    """In a folder where nothing else is but the spool and the token."""
+    """Its folder contains nothing else but the spool and the token."""
 
     @property
     def url(self) -> str:
-        """Of the gateway."""
+        """URL of the gateway."""
         return self.gateway.places[0]
 
     @property
     def grpc(self) -> str:
-        """Where policyd is asked by gRPC."""
+        """Address of policyd's gRPC listener."""
         return self.policyd.places[0]
 
     @property
     def http(self) -> str:
-        """The URL where policyd is asked by HTTP."""
+        """URL of policyd's HTTP check."""
         return f"http://{self.policyd.places[2]}"
 
     def peak_memory(self) -> int:
-        """Bytes that gateway, policyd and its children have held at most, each at its worst."""
+        """Sum of the largest memory, in bytes, of the gateway, policyd and its children."""
         pids = [self.gateway.pid, self.policyd.pid, *_children(self.policyd.pid)]
         return sum(_peak(pid) for pid in pids)
 
@@ -77,7 +77,7 @@ class Servers(NamedTuple):
         return sum(_size(file) for file in self.database.parent.rglob("*"))
 
     def waiting(self) -> int:
-        """Bytes in the spool that the database has not got yet, or that are not deleted yet."""
+        """Bytes in the spool that are not in the database yet, or not deleted yet."""
         return sum(_size(file) for file in self.database.parent.rglob("*.jsonl"))
 
 

@@ -1,7 +1,7 @@
 """The console over a large log: `python -m benchmarks.console --rows 1000000`.
 
-It stands beside `make bench`, as filling a log takes minutes. A database that holds as many
-decisions already, from an earlier run, is taken as it is.
+It is not part of `make bench`, because filling a log takes minutes. A database of an earlier run
+that has as many decisions is used again.
 """
 
 import asyncio
@@ -16,10 +16,10 @@ from pathlib import Path
 import aiohttp
 import click
 
-from policyd.command.configuration import Address
+from policyd.command.address import Address
 from policyd.console import ConsoleServer, console_url
 from policyd.decision_log.record import Ending, Outcome, Record, Verdict, first_id
-from policyd.decision_log.refused_key import RefusalCount
+from policyd.decision_log.refused_key import RefusedKeyCount
 from policyd.engine.model import Ignored, Mode, Source, UserState
 from policyd.server.preparation import prepare
 from policyd.settings import ServerSettings
@@ -61,7 +61,7 @@ def _fill(store: Store, rows: int) -> None:
     missing = rows - store.log.status().decisions
     if missing <= 0:
         return
-    keys = [store.create_key(f"key {number}")[0].id for number in range(_KEYS)]
+    keys = [store.keys.create(f"key {number}")[0].id for number in range(_KEYS)]
     chance = random.Random(1)
     start = now() - missing * _SPACING
     for done in range(0, missing, _CHUNK):
@@ -73,13 +73,13 @@ def _fill(store: Store, rows: int) -> None:
 
 
 def _refuse(store: Store, stretches: int) -> None:
-    """As many refused keys as are kept: the sources of so many minutes."""
+    """Fill in as many refused keys as policyd keeps: the sources of so many minutes."""
     last = int(now().timestamp()) // 60
     for number in range(stretches):
         minute = last - number
         store.log.append(
             [
-                RefusalCount("bench", number, minute, f"10.0.0.{source}", 1, 5, 0)
+                RefusedKeyCount("bench", number, minute, f"10.0.0.{source}", 1, 5, 0)
                 for source in range(65)
             ]
         )
@@ -139,12 +139,12 @@ def _user(chance: random.Random) -> str:
 
 
 def _pages(store: Store) -> dict[str, str]:
-    """The pages to ask for, by what people call them."""
+    """The pages to measure, by their names in the console."""
     newest = store.log.page(LogFilter(), limit=1)[0]
     oldest = store.log.status().oldest
     assert oldest is not None
     middle = first_id(oldest + (newest.time - oldest) / 2) + "0" * 20
-    key = store.list_keys(limit=1)[0].id
+    key = store.keys.list(limit=1)[0].id
     day = f"{oldest + timedelta(days=1):%Y-%m-%dT%H:%M}"
     return {
         "Logs": "/logs",
@@ -194,7 +194,7 @@ async def _time(session: aiohttp.ClientSession, url: str) -> float:
     started = time.perf_counter()
     async with session.get(url, allow_redirects=False) as answer:
         await answer.read()
-        # A search that finds one request leads there.
+        # A search that finds one request redirects to it.
         assert answer.status in (200, 303), (url, answer.status)
     return time.perf_counter() - started
 

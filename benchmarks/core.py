@@ -10,7 +10,7 @@ from benchmarks import traffic
 from benchmarks.rounds import Plan, table, with_spread
 from policyd.descriptor.body import read_body
 from policyd.descriptor.body_memory import Bodies
-from policyd.descriptor.evaluate_request import describe
+from policyd.descriptor.evaluate_request import read
 from policyd.engine.decision import decide
 from policyd.engine.model import KeyChange, KeyChanges, KeySettings, Mode
 from policyd.keys import api_key
@@ -41,9 +41,9 @@ async def _calls() -> dict[str, Call]:
     servicer = PolicyServicer(keys, Mode.OFF, "benchmark", lambda _: None, Bodies(2**29))
     allowed, denied = traffic.asked(key), traffic.asked(key, user=None)
     return {
-        "decide, allowed": partial(decide, describe(allowed)[0], _SETTINGS, Mode.OFF),
-        "decide, denied": partial(decide, describe(denied)[0], _SETTINGS, Mode.OFF),
-        "describe": partial(describe, allowed),
+        "decide, allowed": partial(decide, read(allowed)[0], _SETTINGS, Mode.OFF),
+        "decide, denied": partial(decide, read(denied)[0], _SETTINGS, Mode.OFF),
+        "read, a message": partial(read, allowed),
         "Evaluate without gRPC, allowed": _finish(lambda: servicer.Evaluate(allowed, None)),
         "Evaluate without gRPC, denied": _finish(lambda: servicer.Evaluate(denied, None)),
         **{f"read_body, {name}": _reading(traffic.body(size)) for name, size in _SIZES.items()},
@@ -56,7 +56,7 @@ def _reading(body: bytes) -> Call:
 
 
 def _finish(start: Callable[[], Coroutine[Any, Any, object]]) -> Call:
-    """A call that takes a coroutine to its end, which this one reaches without waiting."""
+    """A function that runs a coroutine to its end; this one never waits."""
 
     def call() -> None:
         try:
@@ -69,7 +69,7 @@ def _finish(start: Callable[[], Coroutine[Any, Any, object]]) -> Call:
 
 
 def _count(call: Call, seconds: float) -> int:
-    """How many calls take about so long."""
+    """The number of calls that take about so many seconds."""
     count = 1
     while (taken := _seconds(call, count)) < seconds / 4:
         count *= 2

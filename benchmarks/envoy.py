@@ -1,4 +1,5 @@
-"""Envoy with the shipped bootstrap, beside itself without the check, and beside our gateway."""
+"""Envoy with the shipped bootstrap, compared with itself without the check, and with our
+gateway."""
 
 import json
 import urllib.request

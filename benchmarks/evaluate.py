@@ -1,4 +1,4 @@
-"""Evaluate beside methods of the same server that decide nothing, and beside itself in batches."""
+"""Evaluate, compared with methods of the same server that decide nothing, and with batches."""
 
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -46,7 +46,7 @@ async def run(folder: Path, plan: Plan) -> str:
 
 
 def _asks(channel: grpc.aio.Channel, key: str) -> dict[str, Ask]:
-    empty, question = Empty(), traffic.asked(key)
+    empty, request = Empty(), traffic.asked(key)
     call_empty: Any = channel.unary_unary(
         f"/{SERVICE}/Empty", Empty.SerializeToString, Empty.FromString
     )
@@ -55,19 +55,19 @@ def _asks(channel: grpc.aio.Channel, key: str) -> dict[str, Ask]:
     )
     return {
         EMPTY: lambda: call_empty(empty),
-        SAME: lambda: call_same(question),
-        ALLOWED: _evaluate(channel, question, DECISION_ALLOW),
+        SAME: lambda: call_same(request),
+        ALLOWED: _evaluate(channel, request, DECISION_ALLOW),
         DENIED: _evaluate(channel, traffic.asked(key, user=None), DECISION_DENY),
     }
 
 
 def _evaluate(
-    channel: grpc.aio.Channel, question: EvaluateRequest, expected: Decision.ValueType
+    channel: grpc.aio.Channel, request: EvaluateRequest, expected: Decision.ValueType
 ) -> Ask:
     stub = PolicyServiceStub(channel)
 
     async def ask() -> None:
-        answer = await stub.Evaluate(question)
+        answer = await stub.Evaluate(request)
         if answer.decision != expected:
             raise RuntimeError(f"decided otherwise: {answer}")
 
@@ -75,10 +75,10 @@ def _evaluate(
 
 
 def _batch_asks(channel: grpc.aio.Channel, key: str) -> dict[str, Ask]:
-    stub, question = PolicyServiceStub(channel), traffic.asked(key)
-    asks = {"1": _evaluate(channel, question, DECISION_ALLOW)}
+    stub, request = PolicyServiceStub(channel), traffic.asked(key)
+    asks = {"1": _evaluate(channel, request, DECISION_ALLOW)}
     for size in BATCHES:
-        items = [BatchEvaluateItem(id=str(number), request=question) for number in range(size)]
+        items = [BatchEvaluateItem(id=str(number), request=request) for number in range(size)]
         batch = BatchEvaluateRequest(items=items)
         asks[str(size)] = partial(stub.BatchEvaluate, batch)
     return asks

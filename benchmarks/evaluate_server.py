@@ -1,4 +1,4 @@
-"""`policyd serve` with a second service beside PolicyService, whose methods decide nothing."""
+"""`policyd serve` with a second service, whose methods decide nothing."""
 
 from typing import Any
 from unittest.mock import patch
@@ -16,18 +16,18 @@ SERVICE = "policyd.benchmarks.Nothing"
 
 
 class _Nothing:
-    """Decides nothing, at the cost of a call."""
+    """A service that decides nothing, to measure the cost of a call."""
 
     def __init__(self, policy: PolicyServicer) -> None:
         self._policy = policy
         self._answer: EvaluateResponse | None = None
 
     async def empty(self, request: Empty, _: Any) -> Empty:
-        """Nothing for nothing."""
+        """An empty response to an empty request."""
         return request
 
     async def same(self, request: EvaluateRequest, context: Any) -> EvaluateResponse:
-        """The messages of Evaluate: the answer to the first question, again and again."""
+        """Evaluate's messages: the response to the first request, again and again."""
         if self._answer is None:
             self._answer = await self._policy.Evaluate(request, context)
         return self._answer
@@ -56,6 +56,6 @@ class _Server(Server):
 
 
 if __name__ == "__main__":
-    # So that all else is as `policyd serve` has it.
+    # Replaced here, so that all else is as in `policyd serve`.
     with patch("policyd.cli.main.Server", _Server):
         main.main()

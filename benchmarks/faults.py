@@ -1,7 +1,7 @@
 """What faults cost a whole deployment under load: `python -m benchmarks.faults`.
 
-Prints a table in Markdown. What counts as lost, unchecked or twice is compared request by request:
-see rig.py. `--root DIR` lays the same faults on the servers of another checkout.
+Prints a Markdown table. Lost, unchecked and repeated requests are found by comparing request by
+request: see rig.py. `--root DIR` runs the same faults on the servers of another checkout.
 """
 
 import asyncio
@@ -49,19 +49,19 @@ class Report(NamedTuple):
     name: str
     counts: Counts
     longest: float
-    """Seconds without any decision, at the longest."""
+    """The longest time without any decision, in seconds."""
     recovered: float | None
     """Seconds after the fault until decisions, log and settings were all as before."""
     before: float
     during: float
-    """Milliseconds that a decision took, but for one in a hundred."""
+    """Milliseconds within which 99 of 100 decisions came."""
 
 
 class Plan(NamedTuple):
     """How much of each fault there is."""
 
     seconds: float = 20.0
-    """That a fault lasts."""
+    """Seconds that a fault lasts."""
     kills: int = 50
     restarts: int = 100
     held: int = 1200
@@ -362,7 +362,7 @@ ON_POSTGRESQL: dict[str, Callable[[Rig, Plan, PostgreSQL], Awaitable[None]]] = {
 }
 
 
-# What they are made of
+# What the faults are made of
 
 _struck_at: list[float] = []
 _recoveries: list[float | None] = []
@@ -370,7 +370,7 @@ _recoveries: list[float | None] = []
 
 @asynccontextmanager
 async def _struck(made: Rig, *, clients: int = 8) -> AsyncIterator[None]:
-    """Load around a fault, until all is as before."""
+    """Load before, during and after a fault, until all is as before."""
     async with made.load(clients):
         await made.more(50)
         _struck_at[:] = [time.monotonic()]
@@ -537,7 +537,7 @@ HEAD = [
 )
 @click.argument("faults", nargs=-1, type=click.Choice([*ON_SQLITE, *ON_POSTGRESQL]))
 def main(quick: bool, root: Path | None, faults: tuple[str, ...]) -> None:
-    """Lay FAULTS, or all of them, upon a deployment under load, and print what they cost."""
+    """Cause FAULTS, or all of them, in a deployment under load, and print what they cost."""
     plan = Plan(seconds=5, kills=5, restarts=3, held=300, clients=100) if quick else Plan()
     if root:
         processes.BIN = root.resolve() / ".venv/bin"

@@ -1,4 +1,4 @@
-"""The gateway beside its own pass-through, which asks no policy; and its refusals."""
+"""The gateway, compared with its own pass-through, which asks no policy; and its denials."""
 
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -78,7 +78,7 @@ def _cases(session: aiohttp.ClientSession, programs: _Programs) -> list[Case]:
 
 
 class Asker:
-    """Posts chats with these headers, and expects a status."""
+    """Posts chats with given headers, and expects a status."""
 
     def __init__(self, session: aiohttp.ClientSession, headers: list[tuple[str, str]]) -> None:
         self._session = session

@@ -1,9 +1,9 @@
-"""What a client without a key can do to others: this version beside an earlier one.
+"""What a client without a key can do to others, in this version and in an earlier one.
 
 Four loads, all bounded and on the loopback, each on servers of its own that have just started:
 one request with a Content-Type of 250 kB; 1,200 connections that say nothing, to servers that may
 open 1,024 files; 24 compressed bodies that grow a hundredfold; and 10,000 requests with keys that
-do not exist. Meanwhile another client, the victim, asks as usual.
+do not exist. Meanwhile another client, the victim, sends requests as usual.
 """
 
 import asyncio
@@ -40,16 +40,16 @@ from policyd.v1.policy_pb2 import EvaluateRequest, Header, RawBody
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 
 _CONNECTING = 1.0
-"""Seconds that the silent connections have to be there."""
+"""Seconds within which all silent connections have to be open."""
 _SETTLED = 3.0
-"""Seconds without a change after which what was logged has arrived."""
+"""Seconds without a change after which the log counts as complete."""
 _VICTIM_PATIENCE = 10.0
-"""Seconds that a victim waits beside silent connections, as clients do that have others to ask."""
+"""Seconds that a victim waits for an answer while there are silent connections."""
 _VICTIM_EVERY = 0.4
 _FILES = 1024
 
 Cells = dict[str, str]
-"""What was measured, by its name."""
+"""Measured values by name."""
 
 
 class Size(NamedTuple):
@@ -119,7 +119,7 @@ def _attacks(
     body = traffic.body()
     stub = PolicyServiceStub(calls)
     headers = [("x-usagepanda-api-key", unknown_key()), ("Content-Type", kind)]
-    question = EvaluateRequest(
+    request = EvaluateRequest(
         headers=[Header(name=name, value=value) for name, value in headers],
         method="POST",
         path=traffic.PATH,
@@ -130,7 +130,7 @@ def _attacks(
         "policyd --http": lambda: post(
             session, f"{running.http}/v1/check", [*headers, *ABOUT], body
         ),
-        "policyd gRPC": lambda: stub.Evaluate(question, timeout=PATIENCE),
+        "policyd gRPC": lambda: stub.Evaluate(request, timeout=PATIENCE),
     }
 
 
@@ -152,11 +152,11 @@ async def _silent_connections(version: Checkout, place: Path, size: Size) -> Cel
 
 @contextmanager
 def _held(target: tuple[str, int], number: int) -> Iterator[None]:
-    """That many connections, on which nothing is sent."""
+    """Open that many connections, and send nothing on them."""
     connections: list[socket.socket] = []
     try:
         for _ in range(number):
-            # Without waiting: a server that takes no more may leave some hanging, which is as well.
+            # Without waiting: a full server may leave some of them hanging.
             connections.append(socket.socket())
             connections[-1].setblocking(False)
             connections[-1].connect_ex(target)
@@ -168,7 +168,7 @@ def _held(target: tuple[str, int], number: int) -> Iterator[None]:
 
 
 async def _answered(running: Servers, name: str, number: int) -> int:
-    """How many victims get an answer that come one after the other, each by a new connection."""
+    """How many victims get an answer, one after the other, each on a new connection."""
     asking = []
     for _ in range(number):
         asking.append(asyncio.create_task(is_answered(running, name, _VICTIM_PATIENCE)))
@@ -244,7 +244,7 @@ async def _unknown_keys(version: Checkout, place: Path, size: Size) -> Cells:
 
 
 async def _ask_as_strangers(running: Servers, number: int) -> int:
-    """How many are answered in time of as many requests, each with a key and a user of its own."""
+    """How many requests are answered in time, each with a key and a user of its own."""
     strangers = iter(range(number))
     answered = 0
 
@@ -263,7 +263,7 @@ async def _ask_as_strangers(running: Servers, number: int) -> int:
 
 
 async def _until_settled(running: Servers) -> None:
-    """Wait until the database has what was logged, as far as it gets that."""
+    """Wait until the database gets no more of the log."""
     give_up = time.perf_counter() + PATIENCE
     seen, since = (-1, -1), time.perf_counter()
     while (now := time.perf_counter()) < give_up and now - since < _SETTLED:

@@ -1,4 +1,4 @@
-"""Evaluate with the decision log beside Evaluate without it, on two servers that take turns."""
+"""Evaluate with the decision log, compared with a server that does not log."""
 
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -25,14 +25,14 @@ from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 
 LOGGED, UNLOGGED = "with the log", "without"
 _SETTLE = 1.0
-"""Seconds between two turns, in which what was logged reaches the store."""
+"""Seconds between two turns, in which the log reaches the store."""
 
 
 async def run(folder: Path, plan: Plan) -> str:
     """Measure, and give the result as Markdown. `folder` is for the databases."""
     async with AsyncExitStack() as running:
         cases = []
-        for name, words in (
+        for name, arguments in (
             (LOGGED, ()),
             (UNLOGGED, ("python", "-m", "benchmarks.unlogged_server")),
         ):
@@ -40,25 +40,27 @@ async def run(folder: Path, plan: Plan) -> str:
             place.mkdir()
             url = f"sqlite:///{place}/policyd.db"
             key = create_key(url)
-            server = running.enter_context(started(*policyd(url, *words), ready=POLICYD_IS_READY))
+            server = running.enter_context(
+                started(*policyd(url, *arguments), ready=POLICYD_IS_READY)
+            )
             channel = await running.enter_async_context(grpc.aio.insecure_channel(server.places[0]))
-            programs = {"server": server.pid, "back office": _back_office(server)}
+            programs = {"server": server.pid, "background worker": _background_worker(server)}
             ask = _asking(channel, traffic.asked(key, user=None))
             cases.append(Case(name, ask, programs))
         found = {n: await take_turns(cases, n, plan, pause=_SETTLE) for n in CONCURRENCIES}
     return _table(found)
 
 
-def _back_office(server: Program) -> int:
+def _background_worker(server: Program) -> int:
     children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text()
     return int(children.split()[0])
 
 
-def _asking(channel: grpc.aio.Channel, question: EvaluateRequest) -> Callable[[], Awaitable[None]]:
+def _asking(channel: grpc.aio.Channel, request: EvaluateRequest) -> Callable[[], Awaitable[None]]:
     stub = PolicyServiceStub(channel)
 
     async def ask() -> None:
-        answer = await stub.Evaluate(question)
+        answer = await stub.Evaluate(request)
         if answer.decision != DECISION_DENY:
             raise RuntimeError(f"decided otherwise: {answer}")
 
@@ -68,7 +70,7 @@ def _asking(channel: grpc.aio.Channel, question: EvaluateRequest) -> Callable[[]
 def _table(found: dict[int, Turns]) -> str:
     columns = (
         *("calls at once", "Evaluate, denied", "calls/s", "ratio of calls/s", "p99 ms"),
-        *("ratio of p99", "server CPU µs a call", "back office CPU µs a call"),
+        *("ratio of p99", "server CPU µs a call", "background worker CPU µs a call"),
     )
     rows = [
         (
@@ -84,7 +86,7 @@ def _table(found: dict[int, Turns]) -> str:
     return table("What the decision log costs", columns, rows)
 
 
-_CPU = ("server", "back office")
+_CPU = ("server", "background worker")
 
 
 def _p99_ratios(turns: list[Turn], beside: list[Turn]) -> str:

@@ -1,4 +1,4 @@
-"""`policyd-gateway serve` that asks nobody: every request is allowed at once."""
+"""`policyd-gateway serve` that asks no policyd: it allows every request at once."""
 
 from functools import partial
 from unittest.mock import patch
@@ -8,11 +8,11 @@ from gateway.server import Server
 from policyd.v1.policy_pb2 import DECISION_ALLOW, EvaluateRequest, EvaluateResponse
 
 
-async def _allow(question: EvaluateRequest) -> EvaluateResponse:
-    return EvaluateResponse(decision=DECISION_ALLOW, upstream_path=question.path)
+async def _allow(request: EvaluateRequest) -> EvaluateResponse:
+    return EvaluateResponse(decision=DECISION_ALLOW, upstream_path=request.path)
 
 
 if __name__ == "__main__":
-    # So that all else is as `policyd-gateway serve` has it.
+    # Replaced here, so that all else is as in `policyd-gateway serve`.
     with patch("gateway.cli.Server", partial(Server, evaluate=_allow)):
         cli.main()

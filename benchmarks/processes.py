@@ -15,15 +15,15 @@ from typing import IO, NamedTuple
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 _PATIENCE = 30.0
-"""Seconds that a program has to get ready, and to end."""
+"""Seconds that a program may take to be ready, and to end."""
 
 
 class Program(NamedTuple):
-    """A program that runs."""
+    """A running program."""
 
     pid: int
     places: tuple[str, ...]
-    """Where it listens, as it says."""
+    """The addresses at which it listens, from its output."""
 
 
 def cpu_seconds(pid: int) -> float:

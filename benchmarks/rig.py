@@ -1,7 +1,7 @@
 """A whole deployment under load: replicas of policyd, gateways, an upstream and a database.
 
-Everything is a real process on the loopback, of this version or of another checkout. What every
-client got, what went upstream and what the log holds is counted one by one.
+Everything is a real process on the loopback, of this version or of another checkout. What each
+client got, what went upstream and what the log has is compared request by request.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ _PAUSE = 0.01
 
 
 class Answer(NamedTuple):
-    """What a client got, and when."""
+    """An answer to a client, and when it came."""
 
     trace_id: str
     with_user: bool
@@ -52,7 +52,7 @@ class Answer(NamedTuple):
 
 @dataclass
 class Rig:
-    """What runs, and what its clients have seen."""
+    """The running programs, and the answers that clients got."""
 
     folder: Path
     database_url: str
@@ -84,7 +84,7 @@ class Rig:
         return gateway
 
     def statuses(self) -> Counter[int]:
-        """How many requests were answered so."""
+        """Number of requests that were answered with this status."""
         return Counter(answer.status for answer in self.answers)
 
     async def more(self, number: int, *statuses: int) -> None:
@@ -96,7 +96,7 @@ class Rig:
 
     @asynccontextmanager
     async def load(self, clients: int = 8, *, pause: float = _PAUSE) -> AsyncIterator[None]:
-        """Clients that ask the gateways in turn, every other time without a user."""
+        """Clients that send requests to the gateways in turn, every other one without a user."""
         stopping = asyncio.Event()
         timeout = aiohttp.ClientTimeout(total=PATIENCE)
         connector = aiohttp.TCPConnector(limit=0)
@@ -235,7 +235,7 @@ def rig(folder: Path, database_url: str, background: Background, *flags: str) ->
 
 
 class Counts(NamedTuple):
-    """What a fault did."""
+    """The effects of a fault."""
 
     sent: int
     statuses: dict[int, int]
@@ -244,19 +244,19 @@ class Counts(NamedTuple):
     unchecked: int
     """Requests that went upstream without a user."""
     lost: int
-    """Answers 422 whose flag the log does not hold."""
+    """Answers 422 whose flag is missing in the log."""
     unlogged: int
-    """Answers 200 whose decision the log does not hold."""
+    """Answers 200 whose decision is missing in the log."""
     twice: int
-    """Requests that stand in the log twice or more."""
+    """Requests that are in the log more than once."""
     sent_twice: int
-    """Requests that went upstream twice or more."""
+    """Requests that went upstream more than once."""
     dropped: int
     """Decisions that policyd has counted as answered and not logged."""
 
 
 def count(made: Rig) -> Counts:
-    """Compare what clients got with what went upstream and what the log holds."""
+    """Compare the clients' answers with what went upstream and what the log has."""
     rows = made.rows()
     traces = Counter(trace for _, trace, _ in rows)
     denied = {trace for _, trace, verdict in rows if verdict == _DENIED}

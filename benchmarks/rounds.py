@@ -1,4 +1,4 @@
-"""Cases that are compared take turns under the same load, so that noise meets them alike."""
+"""Rounds: the cases of a comparison take turns, so that noise affects all of them alike."""
 
 import asyncio
 import sys
@@ -17,13 +17,13 @@ class Plan(NamedTuple):
 
     rounds: int
     seconds: float
-    """Of each case in each round."""
+    """Seconds for each case in each round."""
     rows: int = 0
-    """Of a log that is read."""
+    """Rows of the log that is read."""
 
 
 class Case(NamedTuple):
-    """One of the things that are compared."""
+    """One case of a comparison."""
 
     name: str
     ask: Callable[[], Awaitable[object]]
@@ -33,7 +33,7 @@ class Case(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """What was measured of one case in one round."""
+    """The measurements of one case in one round."""
 
     rate: float
     """Calls a second."""
@@ -45,7 +45,7 @@ class Turn(NamedTuple):
 
 
 Turns = Mapping[str, list[Turn]]
-"""By case, one for each round."""
+"""The turns of each case, one for each round."""
 
 
 async def take_turns(
@@ -56,7 +56,7 @@ async def take_turns(
     `pause` are the seconds between two turns.
     """
     for case in cases:
-        await _turn(case, concurrency, plan.seconds / 2)  # To get warm.
+        await _turn(case, concurrency, plan.seconds / 2)  # Warming up.
     turns: dict[str, list[Turn]] = {case.name: [] for case in cases}
     for number in range(plan.rounds):
         for case in cases if number % 2 == 0 else reversed(cases):
@@ -92,7 +92,7 @@ async def _keep_asking(
 
 
 def with_spread(values: Iterable[float], digits: int = 2) -> str:
-    """The median, and between which values the middle half lies."""
+    """The median, and the range of the middle half."""
     found = list(values)
     if len(found) < 2:
         return f"{found[0]:.{digits}f}"

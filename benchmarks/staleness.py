@@ -1,7 +1,7 @@
 """How long a change of settings takes to be in force: `python -m benchmarks.staleness`.
 
-Three replicas share one PostgreSQL. A key's mode is toggled again and again, and all replicas are
-asked all the time: from the commit on, until each one answers by the new mode for good.
+Three replicas share one PostgreSQL. A key's mode is toggled again and again, while all replicas are
+asked all the time. It measures from the commit until each replica decides by the new mode for good.
 """
 
 import asyncio
@@ -27,22 +27,22 @@ from tests.support.processes import Policyd
 
 _REPLICAS = 3
 _PAUSE = 0.002
-"""Seconds between two questions to a replica."""
+"""Seconds between two requests to a replica."""
 _SETTLED = 0.05
-"""Seconds that a replica is watched further once it has answered by the new mode."""
+"""Seconds for which a replica is watched after its first decision by the new mode."""
 
 
 class Found(NamedTuple):
-    """Of all toggles and replicas."""
+    """The measurements of all toggles and replicas."""
 
     seconds: list[float]
     old_after_new: int
-    """Answers by the old mode after one by the new mode."""
+    """Decisions by the old mode after one by the new mode."""
 
 
 async def _toggle(store: Store, key: dict[str, str], stubs: list[Any], number: int) -> Found:
     mode = Mode.OFF if number % 2 else Mode.ENFORCE
-    await asyncio.to_thread(store.update_key, key["id"], {"mode": mode})
+    await asyncio.to_thread(store.keys.update, key["id"], {"mode": mode})
     committed = time.monotonic()
     watched = [_watch(stub, key["key"], mode is Mode.ENFORCE, committed) for stub in stubs]
     found = await asyncio.gather(*watched)

@@ -1,7 +1,8 @@
-"""How long policyd takes from its exec to its first decision, and until it says that it is ready.
+"""How long policyd takes from its exec to its first decision, and until it reports that it is
+ready.
 
-Each start finds its database as the one before has left it. The other checkout, where one is given,
-takes turns with this one.
+Each start uses the database that the one before left. If another checkout is given, it takes turns
+with this one.
 """
 
 import socket
@@ -35,7 +36,7 @@ class _Case(NamedTuple):
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """What tells policyd so."""
+        """The flags that make policyd do so."""
         console = ("--console", "127.0.0.1:0") if self.console else ()
         return ("--workers", str(self.workers), *console)
 
@@ -69,7 +70,7 @@ async def run(folder: Path, plan: Plan, before: Checkout | None = None) -> str:
                 for one in checkouts if number % 2 else reversed(checkouts):
                     url = urls[one.name][case.database]
                     found = _start(one, folder / one.name, url, keys[url], case)
-                    if number:  # The first one makes what later ones find.
+                    if number:  # The first start creates the database for the others.
                         took.setdefault((one.name, case), []).append(found)
     return table(
         "From exec to the first decision, and to the line that says that all is ready, in s",
@@ -137,7 +138,7 @@ def _decide(port: int, key: str, begun: float) -> None:
     asked = EvaluateRequest(key=key, has_user=False)
     while True:
         _connect(port, begun)
-        # A channel of its own each time: one that has failed waits before it tries again.
+        # A new channel each time: one that has failed waits before it connects again.
         options = [("grpc.use_local_subchannel_pool", 1)]
         with grpc.insecure_channel(f"127.0.0.1:{port}", options) as channel:
             try:

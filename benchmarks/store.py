@@ -1,4 +1,4 @@
-"""What the console and `policyd logs` ask of the store, over a log of many rows."""
+"""The queries of the console and of `policyd logs`, over a log of many rows."""
 
 import random
 import sys
@@ -19,7 +19,7 @@ from tests.support.records import denied, outcome, record
 _DAYS = 30
 _KEYS = [f"key_{number:016x}" for number in range(20)]
 _USERS = 250
-"""Of each key."""
+"""Users of each key."""
 _OPERATIONS = ("chat_completion", "embedding", "response")
 _AGENTS = tuple(f"client/{number}" for number in range(30))
 _BATCH = 5000
@@ -88,7 +88,7 @@ def _entries(chance: random.Random, at: datetime, number: int) -> list[Record | 
 
 
 def _user(chance: random.Random, key: int) -> str:
-    """One of the key's users: few send much, and many little."""
+    """One of the key's users: a few send many requests, and many send a few."""
     return f"user-{key}-{int(_USERS * chance.random() ** 2)}"
 
 
@@ -96,7 +96,7 @@ def _measure(store: Store, plan: Plan) -> dict[str, tuple[float, float]]:
     """Seconds that half of the calls, and 99 of 100, took at most."""
     found = {}
     for name, ask in _asks(store).items():
-        ask()  # To get warm.
+        ask()  # Warming up.
         taken = sorted(_seconds(ask) for _ in range(plan.rounds * _CALLS_A_ROUND))
         found[name] = taken[len(taken) // 2], taken[len(taken) * 99 // 100]
     return found

@@ -1,10 +1,12 @@
-"""The requests that the benchmarks make, and the question that the gateway asks about each."""
+"""The requests that the benchmarks send, and the descriptor that the gateway makes of each."""
 
 import json
 
-from gateway import describe
+from gateway.describe import http_request
 from gateway.headers import read_request
-from policyd.descriptor.body import KEY_HEADER, read_body
+from policyd.descriptor.body import read_body
+from policyd.descriptor.describe import describe
+from policyd.descriptor.headers import KEY_HEADER
 from policyd.engine.endpoints import ENDPOINTS
 from policyd.v1.policy_pb2 import EvaluateRequest
 
@@ -14,7 +16,7 @@ TEXT = "Tell me in a few words how the tide follows the moon, and why it is late
 
 
 def headers(key: str) -> list[tuple[str, str]]:
-    """What a client of OpenAI's sends besides the headers of the connection."""
+    """The headers that OpenAI's client sends, without those of the connection."""
     return [
         ("Authorization", "Bearer sk-benchmark"),
         ("Content-Type", "application/json"),
@@ -25,7 +27,7 @@ def headers(key: str) -> list[tuple[str, str]]:
 
 
 def body(size: int = 1024, user: str | None = "user-1") -> bytes:
-    """A chat of about `size` bytes, `user` last where it has one."""
+    """A chat request of about `size` bytes, with `user` last where it has one."""
     messages = [{"role": "system", "content": "You are brief."}]
     for number in range(max(1, size // (len(TEXT) * 4))):
         role = "assistant" if number % 2 else "user"
@@ -35,10 +37,10 @@ def body(size: int = 1024, user: str | None = "user-1") -> bytes:
 
 
 def asked(key: str, user: str | None = "user-1") -> EvaluateRequest:
-    """The question, as the gateway puts it."""
+    """The descriptor of the request, as the gateway makes it."""
     raw = [(name.encode(), value.encode()) for name, value in headers(key)]
-    facts = read_body(body(user=user), "application/json", "", ENDPOINT)
-    scope = {"method": "POST", "client": ("127.0.0.1", 50000)}
-    message = describe.ask(scope, PATH, read_request(raw), facts, "")
+    attributes = read_body(body(user=user), "application/json", "", ENDPOINT)
+    scope = {"method": "POST", "client": ("127.0.0.1", 50000), "query_string": b""}
+    message = describe(http_request(scope, PATH, read_request(raw), ""), attributes)
     assert any(header.name == KEY_HEADER for header in message.headers)
     return message

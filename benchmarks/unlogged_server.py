@@ -1,4 +1,4 @@
-"""`policyd serve` that logs nothing: what Evaluate with its log is measured beside."""
+"""`policyd serve` that logs nothing, for comparison with one that does."""
 
 from typing import Any
 from unittest.mock import patch
@@ -16,6 +16,6 @@ class _Unlogged(PolicyServicer):
 
 
 if __name__ == "__main__":
-    # So that all else is as `policyd serve` has it.
+    # Replaced here, so that all else is as in `policyd serve`.
     with patch("policyd.server.server.PolicyServicer", _Unlogged):
         main.main()

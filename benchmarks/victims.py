@@ -1,4 +1,4 @@
-"""Clients that ask as usual, and how long they wait while others do as they like."""
+"""Victims: clients that send requests as usual while another client attacks the servers."""
 
 import asyncio
 import random
@@ -15,9 +15,9 @@ from policyd.v1.policy_pb2 import EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 
 PATIENCE = 60.0
-"""Seconds after which no answer is waited for any longer."""
+"""Seconds that a victim waits for an answer."""
 ABOUT = [("X-Forwarded-Method", "POST"), ("X-Forwarded-Uri", traffic.PATH)]
-"""The headers of a check by HTTP that say what is asked about."""
+"""The headers that describe a request to the HTTP check."""
 _PAUSE = 0.02
 """Seconds between two requests of the victim."""
 
@@ -27,10 +27,10 @@ Ask = Callable[[], Awaitable[object]]
 def victims(
     session: aiohttp.ClientSession, calls: grpc.aio.Channel, running: Servers
 ) -> dict[str, Ask]:
-    """What a victim asks of each listener. Each raises where the answer is another than usual."""
+    """A victim's request to each listener. Each raises where the answer is not the usual one."""
     headers, body = traffic.headers(running.key), traffic.body()
     stub = PolicyServiceStub(calls)
-    question = EvaluateRequest(
+    request = EvaluateRequest(
         key=running.key, has_user=True, user="victim", method="POST", path=traffic.PATH
     )
     return {
@@ -38,12 +38,12 @@ def victims(
         "policyd --http": lambda: post(
             session, f"{running.http}/v1/check", [*headers, *ABOUT], body, 200
         ),
-        "policyd gRPC": lambda: stub.Evaluate(question, timeout=PATIENCE),
+        "policyd gRPC": lambda: stub.Evaluate(request, timeout=PATIENCE),
     }
 
 
 async def is_answered(running: Servers, name: str, patience: float) -> bool:
-    """Whether a victim that comes with a new connection gets its answer in time."""
+    """Whether a victim with a new connection gets its answer in time."""
     try:
         async with (
             asyncio.timeout(patience),
@@ -57,13 +57,13 @@ async def is_answered(running: Servers, name: str, patience: float) -> bool:
 
 
 def unknown_key() -> str:
-    """A key of the right form that there is not."""
+    """A well-formed key that does not exist."""
     return "up-" + f"{random.getrandbits(192):048x}"  # as long as a real one
 
 
 def channel(running: Servers) -> grpc.aio.Channel:
-    """A way to ask policyd by gRPC."""
-    # With connections of its own: by default all channels to one place share them.
+    """A channel to policyd's gRPC listener."""
+    # Connections of its own: by default all channels to one address share them.
     options = (("grpc.use_local_subchannel_pool", 1),)
     return grpc.aio.insecure_channel(running.grpc, options)
 
@@ -75,7 +75,7 @@ async def post(
     body: bytes,
     expected: int | None = None,
 ) -> None:
-    """Raises RuntimeError where the status is not the one expected."""
+    """Raises RuntimeError where the status is not the expected one."""
     limit = aiohttp.ClientTimeout(total=PATIENCE)
     async with session.post(url, data=body, headers=headers, timeout=limit) as response:
         answer = await response.read()
@@ -89,7 +89,7 @@ async def longest_wait(victim: Ask, attack: Ask) -> tuple[float, float]:
     No answer is as one that takes all the time there is.
     """
     for _ in range(5):
-        await victim()  # To get warm.
+        await victim()  # Warming up.
     waits = [0.0]
     watching = asyncio.create_task(_keep_asking(victim, waits))
     await asyncio.sleep(_PAUSE)
@@ -98,7 +98,7 @@ async def longest_wait(victim: Ask, attack: Ask) -> tuple[float, float]:
         async with asyncio.timeout(PATIENCE):
             await attack()
     lasted = time.perf_counter() - began
-    # What the victim has asked meanwhile is still to be answered.
+    # A request that the victim sent meanwhile is still to be answered.
     await asyncio.sleep(10 * _PAUSE)
     watching.cancel()
     with suppress(asyncio.CancelledError):

@@ -1,24 +1,34 @@
-"""Answers read while they pass: within bounds, touching nothing.
+"""Reads the metadata of an upstream's answer while the answer passes: its ID, model and usage.
 
-Of a JSON answer, and of each line of an event stream, only both ends are kept, which is where it
-says its ID, model and usage. Of a compressed answer, as much is decompressed as its bound allows.
+The law: reading must not change, delay or hold the answer. A reader sees each piece after it has
+gone to the client, and keeps a bounded number of bytes, whatever the answer's size.
+
+- Of a JSON document only the two ends are kept (END bytes each), as the ID and the model stand at
+  its beginning and the usage at its end. usage.py reads what lies between two cut ends.
+- An event stream is a document a line. Most events carry a word of the answer and no metadata, so
+  only the first FIRST_EVENTS of them are parsed, and those in which a regular expression finds a
+  usage. An event that comes in pieces is kept like a document, by its two ends.
+- A compressed answer is decompressed beside its way, up to MAX_DECOMPRESSED bytes in all, and
+  MAX_PIECE bytes for one piece: a piece of a kilobyte can expand to a gigabyte.
+
+What cannot be read is unknown; it is never an error.
 """
 
 import re
 from typing import Protocol
 
 from gateway import usage
-from gateway.usage import Said
+from gateway.usage import AnswerMetadata
 from policyd.descriptor.content_encoding import Decompression, UnreadableBody
 
 END = 32 * 1024
-"""Bytes that are kept of each end of a document. One of up to twice as many is kept whole."""
+"""Bytes that a reader keeps of each end of a document. One of up to twice as many is kept whole."""
 MAX_DECOMPRESSED = 64 * 2**20
-"""Bytes of a compressed answer that are looked at, decompressed, and ..."""
+"""Bytes of a compressed answer that are read, counted once decompressed."""
 MAX_PIECE = 4 * 2**20
-"""... those that one piece of it may grow to."""
+"""Bytes that one piece of a compressed answer may expand to."""
 FIRST_EVENTS = 16
-"""Events of a stream in which its ID and its model are looked for."""
+"""Events of a stream that are searched for its ID and its model."""
 _LINE_END = re.compile(rb"[\r\n]")
 _EVENT = re.compile(rb"(?:\A|[\r\n])data:([^\r\n]*)")
 _NAME = len(b"data:")
@@ -29,14 +39,14 @@ class Reader(Protocol):
     """Reads one answer."""
 
     def feed(self, data: bytes) -> None:
-        """Look at the answer's next bytes."""
+        """Read the answer's next bytes."""
 
-    def said(self) -> Said:
-        """What the answer has said so far."""
+    def metadata(self) -> AnswerMetadata:
+        """the metadata found so far."""
 
 
 def reader(content_type: str, content_encoding: str) -> Reader | None:
-    """What reads an answer with these headers; None where it will not say anything."""
+    """The reader of an answer with these headers; None for a kind that carries no metadata."""
     kind = content_type.partition(";")[0].strip().lower()
     found: Reader
     if kind == "text/event-stream":
@@ -70,13 +80,13 @@ class _Ends:
                 del self._tail[:-END]
 
     def parts(self) -> tuple[bytes, bytes]:
-        """The whole and nothing, or the head and the tail."""
+        """The whole document and b"", or its head and its tail."""
         if self.size <= 2 * END:
             return bytes(self._head + self._tail), b""
         return bytes(self._head), bytes(self._tail[-END:])
 
 
-def _read(head: bytes, tail: bytes) -> Said:
+def _read(head: bytes, tail: bytes) -> AnswerMetadata:
     return usage.of_ends(head, tail) if tail else usage.of_document(head)
 
 
@@ -86,7 +96,7 @@ class JsonReader(_Ends):
     __slots__ = ()
     feed = _Ends.add
 
-    def said(self) -> Said:
+    def metadata(self) -> AnswerMetadata:
         """See Reader."""
         return _read(*self.parts())
 
@@ -96,11 +106,11 @@ class EventReader:
 
     def __init__(self) -> None:
         self._line = _Ends()
-        """The line that has begun."""
-        self._said = Said()
+        """The line that is not complete yet."""
+        self._metadata = AnswerMetadata()
         self._events = 0
         self._is_new = True
-        """Whether the stream has yet to say whose it is, and may still do so."""
+        """Whether the next events may still bring the stream's ID and model."""
 
     def feed(self, data: bytes) -> None:
         """See Reader."""
@@ -112,16 +122,16 @@ class EventReader:
             begin = line_end.end()
             self._line.add(data[: line_end.start()])
             self._end_line()
-        # Most events bring a word of the answer and nothing else: a glance has to do for them.
+        # Most events carry a word of the answer and no metadata: they are searched, not parsed.
         if begin < end and (self._is_new or _USAGE.search(data, begin, end)):
             self._read_lines(data[begin:end])
         if end < len(data):
             self._line.add(data[end:])
 
-    def said(self) -> Said:
+    def metadata(self) -> AnswerMetadata:
         """See Reader."""
         self._end_line()
-        return self._said
+        return self._metadata
 
     def _end_line(self) -> None:
         head, tail = self._line.parts()
@@ -131,7 +141,7 @@ class EventReader:
 
     def _read_lines(self, lines: bytes) -> None:
         for event in _EVENT.finditer(lines):
-            # Bounded as if it had come in pieces, with its name before it.
+            # Bounded as an event is that comes in pieces, with its field name before it.
             if len(event[1]) + _NAME <= 2 * END:
                 self._read(event[1], b"")
             else:
@@ -140,12 +150,12 @@ class EventReader:
     def _read(self, head: bytes, tail: bytes) -> None:
         if self._is_new or _USAGE.search(head) or _USAGE.search(tail):
             self._events += 1
-            self._said = self._said.then(_read(head, tail))
-            self._is_new = self._events < FIRST_EVENTS and not self._said.is_named
+            self._metadata = self._metadata.then(_read(head, tail))
+            self._is_new = self._events < FIRST_EVENTS and not self._metadata.is_named
 
 
 class DecompressingReader:
-    """Lets `inner` read an answer that comes compressed, as far as it can be decompressed."""
+    """Lets `inner` read a compressed answer, as far as it can be decompressed within bounds."""
 
     def __init__(self, inner: Reader, content_encoding: str) -> None:
         self._inner = inner
@@ -161,6 +171,6 @@ class DecompressingReader:
         except UnreadableBody:
             self._decompression = None
 
-    def said(self) -> Said:
+    def metadata(self) -> AnswerMetadata:
         """See Reader."""
-        return self._inner.said()
+        return self._inner.metadata()

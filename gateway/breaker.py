@@ -1,14 +1,19 @@
-"""Says when an upstream that cannot be connected to is not tried.
+"""The circuit breaker: stops connecting to an upstream that cannot be connected to.
 
-Connections that fail one after another open the breaker: for a while no request waits for another
-one that would fail as well. Then one request at a time tries; the pause doubles with each that
-fails, and the first connection that is made closes the breaker.
+While an upstream is unreachable, each request would wait for the time-out of a connection attempt
+only to fail. So failures in a row open the breaker, and requests that need a new connection fail at
+once. After a pause one request at a time makes a trial attempt; each failure doubles the pause, and
+the first connection that is made closes the breaker.
 
-    CLOSED  --FAILURES in a row-->  OPEN  --the pause is over-->  TRYING
-    TRYING  --it fails-->  OPEN, for twice as long        TRYING  --it works-->  CLOSED
+    CLOSED  -- `failures` in a row -->  OPEN  -- the pause is over -->  TRYING
+    TRYING  -- the trial fails -->  OPEN, for twice as long
+    TRYING  -- the trial works -->  CLOSED
+    TRYING  -- the client leaves -->  OPEN, with no pause left
 
-Only connecting counts. What an upstream answers, or how late, opens nothing, and requests on
-connections that are open already pass at any time.
+Only connecting counts. What an upstream answers, and how late, never opens the breaker, because
+such errors are the client's to see; and a request on a connection that is open already always
+passes. Pauses and Retry-After vary at random, so that gateways and clients do not come back in
+step.
 """
 
 import logging
@@ -22,11 +27,11 @@ from policyd.asgi.reply import AGAIN
 _log = logging.getLogger("gateway")
 
 _WINDOW = 30.0
-"""Seconds after which a failure is forgotten."""
+"""Seconds after which a failure no longer counts as one in a row."""
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 30.0
 _JITTER = 0.25
-"""The part of a pause that is left to chance, so that gateways do not try in step."""
+"""The share of a pause by which it varies at random."""
 
 
 class _State(Enum):
@@ -36,16 +41,16 @@ class _State(Enum):
 
 
 class UpstreamDown(Exception):
-    """The upstream is not tried for now."""
+    """The breaker is open: no connection is attempted for now."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__("connecting to it has failed again and again, so it was not tried")
         self.retry_after = max(math.ceil(seconds), 1) + random.randrange(AGAIN)  # noqa: S311  # no secret
-        """Seconds after which a client may come back; not the same for all."""
+        """Seconds after which the client may try again, varied at random."""
 
 
 class Breaker:
-    """One upstream's. `failures` in a row open it, 0 never; `clock` gives seconds."""
+    """The breaker of one upstream. `failures` in a row open it, 0 never; `clock` gives seconds."""
 
     def __init__(self, failures: int, clock: Callable[[], float]) -> None:
         self._most = failures
@@ -56,39 +61,39 @@ class Breaker:
         self._opened_at = 0.0
         self._pause = _FIRST_PAUSE
         self._until = 0.0
-        self._refused = 0
+        self._turned_away = 0
 
     def enter(self) -> bool:
-        """A connection is about to be made. Raises UpstreamDown where none should be.
+        """Ask to make a connection. Raises UpstreamDown where none should be attempted.
 
-        Returns whether it is the one that tries. Then `work`, `fail` or `leave` is called.
+        Returns whether this is the trial attempt. The caller then calls `work`, `fail` or `leave`.
         """
         if self._state is _State.CLOSED:
             return False
         left = self._until - self._clock()
         if self._state is _State.TRYING or left > 0:
-            self._refused += 1
+            self._turned_away += 1
             raise UpstreamDown(max(left, 0.0))
         self._state = _State.TRYING
         return True
 
     def work(self) -> None:
-        """The connection is made."""
+        """Note that the connection was made."""
         self._failures = 0
         if self._state is _State.CLOSED:
             return
         _log.warning(
-            "the upstream can be connected to again, after %.0f s; %d requests were refused at "
-            "once in that time",
+            "the upstream can be connected to again, after %.0f s; %d requests were answered "
+            "502 at once in that time",
             self._clock() - self._opened_at,
-            self._refused,
+            self._turned_away,
         )
         self._state = _State.CLOSED
 
-    def fail(self, problem: object, *, tries: bool) -> None:
-        """It could not be made."""
+    def fail(self, problem: object, *, is_trial: bool) -> None:
+        """Note that the connection could not be made, and why."""
         now = self._clock()
-        if tries and self._state is _State.TRYING:
+        if is_trial and self._state is _State.TRYING:
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
             self._open(now)
         elif self._state is _State.CLOSED and self._most:
@@ -96,12 +101,13 @@ class Breaker:
             self._failed_at = now
             if self._failures >= self._most:
                 self._tell(problem)
-                self._opened_at, self._refused, self._pause = now, 0, _FIRST_PAUSE
+                self._opened_at, self._turned_away, self._pause = now, 0, _FIRST_PAUSE
                 self._open(now)
 
-    def leave(self, *, tries: bool) -> None:
-        """It was given up: its client has left, or the gateway itself could not make it."""
-        if tries and self._state is _State.TRYING:
+    def leave(self, *, is_trial: bool) -> None:
+        """Note that the attempt says nothing of the upstream: the client left before its end, or
+        the gateway's own machine could not make the connection."""
+        if is_trial and self._state is _State.TRYING:
             self._state = _State.OPEN
 
     def _open(self, now: float) -> None:

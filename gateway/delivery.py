@@ -1,22 +1,24 @@
-"""What became of a request that was sent on a connection which the upstream closed.
+"""When a request may be sent again that was sent on a connection which the upstream closed.
 
-An upstream closes connections that are idle, and a request may meet that on its way. To send it
-again is right where the upstream cannot have had it, and only there: it may have been acted on.
-What is known of that, the system's TCP knows:
+An upstream closes idle connections, and a request may cross with that on its way. The law: the
+gateway sends a request again only where the upstream cannot have received it, because an upstream
+may have acted on what it received. (GET and HEAD only read: they may always be sent again.) Whether
+the upstream received the request, the gateway learns from its own system's TCP:
 
-- Bytes that were never handed to the system reached no one.
-- Each segment of the upstream's says how far its machine has received our bytes. Where the one that
-  ended the connection (FIN) confirms none of the request, none had come when the upstream closed:
-  it had none to read, nor had what may stand behind it.
-- To an upstream that has closed for good, what comes later is lost: its machine throws it away and
-  answers with a reset (RST). An upstream that has only ended its own side could still read it; its
-  machine confirms it then. So the answer is waited for: after a reset the request may be sent
-  again, after a confirmation, or neither in time, it may not.
-- A reset without an end before it says nothing: an upstream that dies in the middle of its work
-  resets, too, and a reset does not tell reliably how far it has received.
+- Bytes that were never handed to the system have reached no upstream.
+- Each TCP segment of the upstream tells how many of our bytes its machine has received. Where the
+  segment that ended the connection (FIN) confirms none of the request, nothing of the request had
+  arrived when the upstream closed: neither it nor a server behind it had anything to read.
+- An upstream that has closed for good never reads what arrives later: its machine discards it and
+  answers with a reset (RST). One that has ended only its own side can still read it, and its
+  machine confirms it then. So the gateway waits for either: after a reset it may send the request
+  again; after a confirmation, or where neither comes in time, it may not.
+- A reset without a FIN before it tells nothing: an upstream that dies in the middle of its work
+  resets, too, and a reset does not tell reliably how much had been received.
 
-So there are errors where sending again would have been right, never the reverse. Other systems than
-Linux tell nothing of this; there, no request is sent again but those that may always be.
+So the gateway may report an error where it could have sent the request again, but it never sends
+one again that the upstream may have received. Systems other than Linux do not tell; there, only GET
+and HEAD are sent again.
 """
 
 import asyncio
@@ -27,46 +29,46 @@ import sys
 from typing import NamedTuple, Protocol, Self
 
 _SIZE = 256
-"""More than the system's answer has."""
+"""Bytes that are asked for: more than struct tcp_info has."""
 _CLOSED = 7
 """TCP_CLOSE: the connection has been reset."""
 _LONG, _INT = struct.Struct("=Q"), struct.Struct("=I")
-# Where struct tcp_info of linux/tcp.h has them.
+# Offsets in struct tcp_info of linux/tcp.h.
 _AT_CONFIRMED = 120  # tcpi_bytes_acked
 _AT_WAITING = 144  # tcpi_notsent_bytes
 _AT_SENT = 200  # tcpi_bytes_sent
 _WAITS = (0.0, 0.002, 0.01, 0.05, 0.2, 0.75)
-"""Seconds between the looks at whether the upstream's machine has answered."""
+"""Seconds before each look at whether the upstream's machine has answered."""
 
 
 class Connected(Protocol):
-    """What is asked of a socket."""
+    """A connected socket, as far as this module needs it."""
 
     def fileno(self) -> int:
-        """Its file; -1 where it is closed."""
+        """Its file descriptor; -1 where it is closed."""
 
     def getsockopt(self, level: int, option: int, size: int, /) -> bytes:
-        """What the system says of it."""
+        """The value of an option."""
 
 
 class Progress(NamedTuple):
-    """How far what was sent on a connection has come, in bytes since its beginning."""
+    """How far the bytes sent on a connection have come, counted from its beginning."""
 
     sent: int
-    """Handed to the system, those that it has repeated counted again."""
+    """Bytes handed to the system; it counts those that it sends again once more."""
     confirmed: int
-    """That the other machine has received; its beginning counts as one."""
+    """Bytes that the other machine has confirmed; the connection's beginning counts as one."""
     is_reset: bool
 
     @classmethod
     def of(cls, connected: Connected | None) -> "Progress | None":
-        """That of a socket; None where the system does not tell."""
+        """The progress of a socket; None where the system does not tell."""
         if connected is None or sys.platform != "linux":
             return None
         try:
             told = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SIZE)
         except OSError:
-            return None  # It is closed, or no TCP.
+            return None  # The socket is closed, or not TCP.
         if len(told) < _AT_SENT + _LONG.size:
             return None  # An old kernel.
         (confirmed,) = _LONG.unpack_from(told, _AT_CONFIRMED)
@@ -76,20 +78,21 @@ class Progress(NamedTuple):
 
 
 class Delivery:
-    """That of one request, made before its first byte is sent. Close it: it may keep a file."""
+    """The delivery of one request. Make it before the request's first byte is sent, and close it:
+    it may hold a file descriptor."""
 
     __slots__ = ("_before", "_kept", "_was_sent")
 
     def __init__(self, connected: Connected | None) -> None:
         before = Progress.of(connected)
-        # Where the connection's beginning is not counted, the system does not count.
+        # A system that counts has counted the connection's beginning by now.
         self._before = before if before and before.confirmed else None
         self._kept: socket.socket | None = None
         self._was_sent = True
 
     def lose(self, connected: Connected | None, *, has_ended: bool) -> None:
-        """The connection is lost. `has_ended` says that the upstream ended it (FIN), and did not
-        only reset it. The socket is still open.
+        """Note that the connection is lost, while its socket is still open. `has_ended` tells that
+        the upstream ended it (FIN), and did not only reset it.
         """
         now = Progress.of(connected)
         if now is None or self._before is None:
@@ -100,7 +103,10 @@ class Delivery:
             self._kept = socket.socket(fileno=os.dup(connected.fileno()))
 
     async def has_failed(self) -> bool:
-        """Whether it is known that the upstream has had none of the request, and will have none."""
+        """Whether it is certain that the upstream received nothing of the request, and never will.
+
+        Takes about a second at most.
+        """
         if not self._was_sent:
             return True
         for seconds in _WAITS if self._kept else ():
@@ -113,7 +119,7 @@ class Delivery:
         return False
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Let go of the connection's file descriptor."""
         if self._kept is not None:
             self._kept.close()
             self._kept = None

@@ -1,15 +1,12 @@
-"""An HTTP request -> the question that policyd is asked about it: facts, never the body."""
+"""A request of the gateway's own -> what policyd's describer needs of it."""
 
 from typing import Any
 from urllib.parse import quote
 
 from gateway.headers import RequestHeaders
-from policyd.descriptor.body import KEY_HEADER, Facts, agreed
-from policyd.descriptor.body_memory import AT_ONCE, Bodies, Held
-from policyd.descriptor.describe import MAX_REMARK, put_facts
-from policyd.engine import endpoints, method_override
-from policyd.engine.model import Endpoint, Target
-from policyd.v1.policy_pb2 import CheckKeyRequest, EvaluateRequest, Header
+from policyd.descriptor.describe import HttpRequest
+from policyd.descriptor.headers import PREFIX
+from policyd.engine import method_override
 
 Scope = dict[str, Any]
 
@@ -20,8 +17,11 @@ _ASCII = "".join(map(chr, range(0x80)))
 
 
 def is_too_large(path: bytes, headers: RequestHeaders) -> bool:
-    """Whether a question about this request would be larger than policyd should be sent."""
-    own = sum(len(name) + len(value) for name, value in headers.ours)
+    """Whether this request's descriptor would be larger than policyd should be sent."""
+    own = 0
+    for name, values in headers.values.items():
+        if name.startswith(PREFIX):
+            own += len(name) * len(values) + sum(map(len, values))
     return len(path) > MAX_PATH or own > MAX_OWN_HEADERS
 
 
@@ -30,69 +30,26 @@ def text(raw: bytes) -> str:
     return raw.decode() if raw.isascii() else quote(raw, safe=_ASCII)
 
 
-def target(scope: Scope, path: str, headers: RequestHeaders) -> Target:
-    """What the request asks for; `path` is the one that goes upstream."""
-    return endpoints.resolve("POST" if _overriding(scope, headers) else scope["method"], path)
+def http_request(scope: Scope, path: str, headers: RequestHeaders, api_key: str) -> HttpRequest:
+    """The request, to be described; `path` is the one that goes upstream.
+
+    `api_key` counts where the client sent none.
+    """
+    return HttpRequest(
+        scope["method"],
+        path,
+        text(scope["query_string"]),
+        headers.values,
+        source_ip=scope["client"][0] if scope["client"] else "",
+        key=api_key,
+    )
 
 
 def is_safe(scope: Scope, headers: RequestHeaders) -> bool:
     """Whether the upstream only reads for it, so that it may be sent twice: GET and HEAD, where
     nothing makes another method of them.
     """
-    return scope["method"] in ("GET", "HEAD") and not _overriding(scope, headers)
-
-
-def _overriding(scope: Scope, headers: RequestHeaders) -> method_override.Headers:
-    if scope["method"] == "POST":
-        return ()
+    if scope["method"] not in ("GET", "HEAD"):
+        return False
     query = text(scope["query_string"])
-    return method_override.overriding(scope["method"], headers.read, query)
-
-
-async def read(
-    bodies: Bodies,
-    held: Held,
-    body: bytes,
-    headers: RequestHeaders,
-    endpoint: Endpoint | None,
-    limit: int,
-) -> Facts:
-    """What the body says that matters to the policy. Raises BodiesFull."""
-    content_type = agreed(headers.all(b"content-type"))
-    coding = ", ".join(headers.all(b"content-encoding"))
-    return await bodies.read(held, body, content_type, coding, endpoint, limit, AT_ONCE)
-
-
-def about_key(scope: Scope, path: str, headers: RequestHeaders, api_key: str) -> CheckKeyRequest:
-    """The question whether the request's key is in force, before its body is read."""
-    told = [*headers.ours, *_overriding(scope, headers)]
-    question = CheckKeyRequest(
-        headers=[Header(name=name, value=value) for name, value in told],
-        method=scope["method"],
-        path=path,
-    )
-    if api_key and not any(name == KEY_HEADER for name, _ in headers.ours):
-        question.key = api_key
-    return question
-
-
-def ask(
-    scope: Scope, path: str, headers: RequestHeaders, facts: Facts | None, api_key: str
-) -> EvaluateRequest:
-    """The question. `facts` are None out of scope; `api_key` is used where the client sent none."""
-    told = [*headers.ours, *_overriding(scope, headers)]
-    question = EvaluateRequest(
-        headers=[Header(name=name, value=value) for name, value in told],
-        method=scope["method"],
-        path=path,
-        user_agent=headers.first(b"user-agent")[:MAX_REMARK],
-        organization=headers.first(b"openai-organization")[:MAX_REMARK],
-        request_id=headers.first(b"x-request-id")[:MAX_REMARK],
-    )
-    if scope["client"]:
-        question.source_ip = scope["client"][0]
-    if api_key and not any(name == KEY_HEADER for name, _ in headers.ours):
-        question.key = api_key
-    if facts is not None:
-        put_facts(question, facts)
-    return question
+    return not method_override.overriding(scope["method"], headers.pairs, query)

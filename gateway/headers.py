@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from policyd.asgi.reply import HeaderName, exact
-from policyd.descriptor.body import KEY_HEADER, PREFIX, credential
-from policyd.engine import method_override
+from policyd.descriptor import headers as policyd_headers
+from policyd.descriptor.describe import READ
+from policyd.descriptor.headers import KEY_HEADER, PREFIX, credential
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
@@ -32,65 +33,53 @@ _TWINS = frozenset({b"content_encoding", b"content_length", b"content_type", b"t
 _NOT_FORWARDED = _HOP_BY_HOP | _TWINS | {b"host"}
 # A Connection header cannot name these: what was judged by them must reach the upstream.
 _END_TO_END = frozenset({b"authorization", b"content-encoding", b"content-length", b"content-type"})
-_READ = frozenset(
-    {
-        b"connection",
-        b"content-encoding",
-        b"content-length",
-        b"content-type",
-        b"openai-organization",
-        b"transfer-encoding",
-        b"upgrade",
-        b"user-agent",
-        b"x-request-id",
-        *(name.encode() for name in method_override.HEADERS),
-    }
-)
-_OURS = PREFIX.encode()
-_OURS_OR_TWIN = _OURS.rstrip(b"-")
+_READ = {
+    name.encode(): name
+    for name in READ | {"connection", "content-length", "transfer-encoding", "upgrade"}
+}
+_OWN = PREFIX.encode()
+_OWN_OR_TWIN = _OWN.rstrip(b"-")
 _GARBLED = re.compile("[\udc80-\udcff]")
 _NONE: tuple[str, ...] = ()
 
 
 class RequestHeaders(NamedTuple):
-    """A request's headers, sorted by whom they are for."""
+    """A request's headers, sorted by their reader."""
 
     forwarded: list[tuple[str, str]]
     """Those for the upstream, in order and letter case, as they came."""
-    ours: list[tuple[str, str]]
-    """x-usagepanda-*, names in lower case. An underscore twin is neither ours nor forwarded."""
-    values: dict[bytes, list[str]]
-    """What the gateway itself reads, by name in lower case."""
+    values: dict[str, list[str]]
+    """Those for the gateway and policyd, x-usagepanda-* among them, by name in lower case. An
+    underscore twin of one of these is neither here nor forwarded."""
 
-    def all(self, name: bytes) -> list[str] | tuple[str, ...]:
+    def all(self, name: str) -> list[str] | tuple[str, ...]:
         """The values of a header that the gateway reads, repeats kept."""
         return self.values.get(name, _NONE)
 
-    def first(self, name: bytes) -> str:
+    def first(self, name: str) -> str:
         """The first value of a header that the gateway reads, or an empty string."""
         return next(iter(self.all(name)), "")
 
     @property
-    def read(self) -> list[tuple[str, str]]:
-        """Those that the gateway itself reads."""
-        return [(name.decode(), value) for name, given in self.values.items() for value in given]
+    def pairs(self) -> list[tuple[str, str]]:
+        """Those for the gateway and policyd, name and value."""
+        return policyd_headers.pairs(self.values)
 
     @property
     def has_body(self) -> bool:
         """Whether they announce a body."""
-        return b"transfer-encoding" in self.values or self.first(b"content-length") not in ("", "0")
+        return "transfer-encoding" in self.values or self.first("content-length") not in ("", "0")
 
     @property
     def content_length(self) -> int | None:
         """How many bytes of body they announce, where they say."""
-        value = self.first(b"content-length")
+        value = self.first("content-length")
         return int(value.lstrip("0") or "0") if value else None
 
     @property
     def names_key(self) -> bool:
         """Whether they name one API key."""
-        keys = tuple(value for name, value in self.ours if name == KEY_HEADER)
-        return bool(credential(keys)[1])
+        return bool(credential(self.all(KEY_HEADER))[1])
 
     @property
     def is_garbled(self) -> bool:
@@ -100,26 +89,27 @@ class RequestHeaders(NamedTuple):
     @property
     def wants_websocket(self) -> bool:
         """Whether the client asks to speak WebSocket from here on."""
-        return any("websocket" in value.lower() for value in self.all(b"upgrade"))
+        return policyd_headers.wants_websocket(self.values)
 
 
 def read_request(raw: RawHeaders) -> RequestHeaders:
     """Sort a request's headers. Total: any bytes will do, names in any letter case."""
-    headers = RequestHeaders([], [], {})
+    headers = RequestHeaders([], {})
     for name, padded in raw:
         lower = name.lower()
         value = padded.strip(b" \t")
         text = _text(value)
-        if lower in _READ:
-            headers.values.setdefault(lower, []).append(text)
-        if lower[: len(_OURS_OR_TWIN)].replace(b"_", b"-") == _OURS_OR_TWIN:
-            if lower.startswith(_OURS):
-                headers.ours.append((lower.decode("latin-1"), value.decode("latin-1")))
+        if read := _READ.get(lower):
+            headers.values.setdefault(read, []).append(text)
+        if lower[: len(_OWN_OR_TWIN)].replace(b"_", b"-") == _OWN_OR_TWIN:
+            if lower.startswith(_OWN):
+                own = headers.values.setdefault(lower.decode("latin-1"), [])
+                own.append(value.decode("latin-1"))
         elif lower not in _NOT_FORWARDED:
             headers.forwarded.append((name.decode("latin-1"), text))
-    if b"connection" not in headers.values:
+    if "connection" not in headers.values:
         return headers
-    named = _named_by(",".join(headers.all(b"connection")))
+    named = _named_by(",".join(headers.all("connection")))
     return headers._replace(
         forwarded=[pair for pair in headers.forwarded if pair[0].lower().encode() not in named]
     )

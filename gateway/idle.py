@@ -1,32 +1,33 @@
-"""How long the upstream keeps a connection that is idle, learnt from those that have ended.
+"""How long the upstream keeps an idle connection, learnt from the connections that it has closed.
 
-Few servers say so, and a request that comes at the moment in which they close meets the close. What
-has been seen of the last ones is enough to stay away from that moment. One that the upstream closes
-early for a reason of its own changes nothing; an upstream that keeps none for long is not asked to.
+Few servers announce it, and a request that is sent just as the server closes gets no answer. So the
+gateway remembers after how long the last idle connections ended, and stops using one at three
+quarters of that time. One early end changes nothing, as the upstream may have had a reason of its
+own; _ENOUGH early ends do.
 """
 
 from collections import deque
 
 MOST = 15.0
-"""Seconds that an idle connection is kept, at the most: less than most servers wait."""
+"""Seconds that the gateway keeps an idle connection, at most: less than most servers do."""
 _SEEN = 16
-"""Ends that are remembered."""
+"""Number of ends that are remembered."""
 _ENOUGH = 4
-"""Ends that tell something: so many of the last are as early as what is learnt, or earlier."""
+"""Number of remembered ends that have to be as early as the learnt time, or earlier."""
 _SHARE = 0.75
-"""The part of the time seen in which a connection is used again."""
+"""The share of the learnt time for which an idle connection is used again."""
 
 
 class IdleTime:
-    """That of one upstream."""
+    """The idle time of one upstream's connections."""
 
     def __init__(self) -> None:
         self._ends: deque[float] = deque(maxlen=_SEEN)
         self.usable = MOST
-        """Seconds of being idle up to which a connection should be used."""
+        """Seconds: a connection that has been idle for longer should not be used."""
 
     def note(self, seconds: float) -> None:
-        """A connection has ended after being idle for so long, or was still there after MOST."""
+        """Note that a connection ended after so many idle seconds, or was still open after MOST."""
         self._ends.append(seconds)
         if len(self._ends) < _ENOUGH:
             return

@@ -7,17 +7,16 @@ A body that the policy does not need streams through. One that it needs is held;
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from gateway import describe, replies
-from gateway.describe import Scope
+from gateway import replies
 from gateway.headers import RequestHeaders
 from gateway.settings import Settings
-from gateway.upstream import Body, ClientGone, Receive, Upload
-from policyd.asgi.reply import TOO_SLOW, Reply
-from policyd.client.aio import NoDecision
-from policyd.descriptor.body import TOO_LARGE, Facts
+from gateway.upstream import Body, Upload
+from policyd.asgi.body import Incoming, Receive
+from policyd.asgi.reply import NO_DECISION, TOO_SLOW, Reply
 from policyd.descriptor.body_memory import SMALL, Bodies, Held
-from policyd.engine.model import Target
-from policyd.errors import BodiesFull, PolicydError
+from policyd.descriptor.describe import HttpRequest, about_key, read_attributes
+from policyd.descriptor.identifiers import NOT_READ, TOO_LARGE, BodyAttributes
+from policyd.errors import BodiesFull, NoDecision, PolicydError
 from policyd.v1.policy_pb2 import CheckKeyRequest, CheckKeyResponse
 
 CheckKey = Callable[[CheckKeyRequest], Awaitable[CheckKeyResponse]]
@@ -58,37 +57,31 @@ class Intake:
         self._bodies.close()
 
     async def read(
-        self,
-        scope: Scope,
-        receive: Receive,
-        headers: RequestHeaders,
-        path: str,
-        target: Target,
-        held: Held,
-    ) -> tuple[Body, Facts | None]:
-        """The body, and what it says that matters to the policy: None out of scope.
+        self, request: HttpRequest, receive: Receive, headers: RequestHeaders, held: Held
+    ) -> tuple[Body, BodyAttributes]:
+        """The body, and its attributes, which are NOT_READ out of scope.
 
-        `target` is what the request asks for by `path`. Raises Refused or ClientGone.
+        `headers` are all that the request has. Raises Refused or ClientGone.
         """
         coming = _Coming(receive, headers.content_length)
-        if not target.in_scope:
-            return coming.rest() if headers.has_body else None, None
+        if not request.target.in_scope:
+            return coming.rest() if headers.has_body else None, NOT_READ
         if not (headers.names_key or self._settings.api_key):
-            # It is refused whatever it holds, so it is not read.
+            # The request is denied whatever its body holds, so that is not read.
             return coming.rest(), TOO_LARGE
         limit = self._settings.max_body
         if (headers.content_length or 0) > limit:
             return coming.rest(), TOO_LARGE
         await self._take(coming, min(SMALL, limit), held)
-        facts = await self._read_small(coming, headers, target)
-        if facts is not None:
-            return coming.body, facts
-        if not await self._needs_body(scope, headers, path):
+        attributes = await self._read_small(coming, request)
+        if attributes is not None:
+            return coming.body, attributes
+        if not await self._needs_body(request):
             return coming.rest(), TOO_LARGE
         await self._take(coming, limit, held)
         if coming.more or len(coming.body) > limit:
             return coming.rest(), TOO_LARGE
-        return coming.body, await self._read(coming.body, headers, target, held, limit)
+        return coming.body, await self._read(coming.body, request, held, limit)
 
     async def _take(self, coming: "_Coming", limit: int, held: Held) -> None:
         """Wait for the body's end, or for more of it than `limit`."""
@@ -100,37 +93,34 @@ class Intake:
         except BodiesFull as problem:
             raise self._full(problem) from None
 
-    async def _read_small(
-        self, coming: "_Coming", headers: RequestHeaders, target: Target
-    ) -> Facts | None:
-        """What a small body says; None where it is not small, if only once it is decompressed."""
+    async def _read_small(self, coming: "_Coming", request: HttpRequest) -> BodyAttributes | None:
+        """The attributes of a small body; None where it is not small, if only decompressed."""
         limit = self._settings.max_body
         if coming.more or len(coming.body) > SMALL:
             return None
-        # What it takes to read as much is little enough to be spent on strangers.
-        bound = min(limit, SMALL) if headers.all(b"content-encoding") else limit
-        facts = await self._read(coming.body, headers, target, self.hold(), bound)
-        return None if facts == TOO_LARGE and bound < limit else facts
+        # What it takes to read as much is little enough to be spent on callers without a key.
+        bound = min(limit, SMALL) if request.content_encoding else limit
+        attributes = await self._read(coming.body, request, self.hold(), bound)
+        return None if attributes == TOO_LARGE and bound < limit else attributes
 
     async def _read(
-        self, body: bytes, headers: RequestHeaders, target: Target, held: Held, limit: int
-    ) -> Facts:
+        self, body: bytes, request: HttpRequest, held: Held, limit: int
+    ) -> BodyAttributes:
         try:
-            return await describe.read(self._bodies, held, body, headers, target.endpoint, limit)
+            return await read_attributes(request, body, self._bodies, held, limit)
         except BodiesFull as problem:
             raise self._full(problem) from None
 
-    async def _needs_body(self, scope: Scope, headers: RequestHeaders, path: str) -> bool:
+    async def _needs_body(self, request: HttpRequest) -> bool:
         if self._check_key is None:
             return True
-        asked = describe.about_key(scope, path, headers, self._settings.api_key)
         try:
-            return (await self._check_key(asked)).needs_body
+            return (await self._check_key(about_key(request))).needs_body
         except NoDecision as problem:
             if self._settings.on_policy_error == "allow" and problem.is_outage:
                 return True
             self._tell("refused", problem)
-            raise Refused(replies.NO_DECISION) from None
+            raise Refused(NO_DECISION) from None
 
     def _full(self, problem: BodiesFull) -> Refused:
         self._tell("refused", problem)
@@ -138,26 +128,22 @@ class Intake:
 
 
 class _Coming:
-    """A body that comes. `body` is what is here, and `more` says whether there is more."""
+    """A body that comes. `body` is what is here."""
 
     def __init__(self, receive: Receive, length: int | None) -> None:
-        self._receive = receive
+        self._incoming = Incoming(receive)
         self._length = length
         self.body = b""
-        self.more = True
+
+    @property
+    def more(self) -> bool:
+        """Whether there is more of it."""
+        return self._incoming.more
 
     async def take(self, limit: int, held: Held) -> None:
         """Wait until it is complete, or longer than `limit`. Raises ClientGone or BodiesFull."""
-        parts = bytearray(self.body)
-        while self.more and len(parts) <= limit:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            self.more = message.get("more_body", False)
-            parts += message.get("body", b"")
-            held.grow(len(parts))
-        self.body = bytes(parts)
+        self.body = await self._incoming.take(limit, held, self.body)
 
     def rest(self) -> Upload:
         """All of it, to be sent on as it comes."""
-        return Upload(self._receive, self._length, self.body, self.more)
+        return Upload(self._incoming, self._length, self.body)

@@ -1,4 +1,4 @@
-"""What becomes of a request that policyd allowed, followed to its end."""
+"""The outcome recorder: follows a request that policyd allowed to its end, for the decision log."""
 
 import logging
 import time
@@ -8,14 +8,14 @@ from google.protobuf.duration_pb2 import Duration
 
 from gateway import answer_reader
 from gateway.answer_reader import Reader
-from gateway.usage import MAX_TEXT, Said
+from gateway.usage import MAX_TEXT, AnswerMetadata
 from policyd.v1.policy_pb2 import ENDING_UNSPECIFIED, Ending, Outcome
 
 log = logging.getLogger("gateway")
 
 
 class Answer(Protocol):
-    """What is asked of the upstream's answer."""
+    """What the recorder reads of the upstream's answer."""
 
     @property
     def status(self) -> int:
@@ -25,11 +25,12 @@ class Answer(Protocol):
         """The first value of a header, or an empty string."""
 
 
-class Course:
-    """One request's way. Who sees it end sets `ending`. It never fails: its own faults are logged.
+class OutcomeRecorder:
+    """Records one request. It raises nothing: it logs its own faults, and the answer passes.
 
-    `asked` is when policyd was asked, in nanoseconds of time.perf_counter_ns(). With no
-    `decision_id` nobody will want to know, and nothing is read.
+    `asked` is when the gateway asked policyd, in nanoseconds of time.perf_counter_ns(). With an
+    empty `decision_id` there is no decision to report an outcome of, and the answer is not read.
+    The exchange sets `ending` when the request ends.
     """
 
     __slots__ = ("_answer", "_answered", "_asked", "_decision_id", "_reader", "ending")
@@ -42,24 +43,24 @@ class Course:
         self._reader: Reader | None = None
         self.ending: Ending.ValueType = ENDING_UNSPECIFIED
 
-    def answered(self, answer: Answer) -> None:
-        """The upstream's answer has begun."""
+    def begin_answer(self, answer: Answer) -> None:
+        """Note that the upstream's answer has begun."""
         self._answered = time.perf_counter_ns()
         self._answer = answer
         if self._decision_id:
             coding = answer.header("Content-Encoding")
             self._reader = answer_reader.reader(answer.header("Content-Type"), coding)
 
-    def note(self, data: bytes) -> None:
-        """So much more of the answer has gone to the client."""
+    def feed(self, data: bytes) -> None:
+        """Read the next bytes of the answer, which have gone to the client."""
         if self._reader is not None:
             try:
                 self._reader.feed(data)
-            except Exception:  # noqa: BLE001  # It is logged, and the answer passes all the same.
+            except Exception:  # noqa: BLE001  # It is logged, and the answer still passes.
                 self._give_up()
 
     def outcome(self) -> Outcome:
-        """What became of it, now that it is over."""
+        """The outcome, once the request has ended."""
         outcome = Outcome(decision_id=self._decision_id, ending=self.ending)
         _set(outcome.duration, time.perf_counter_ns() - self._asked)
         if self._answer is not None:
@@ -67,33 +68,33 @@ class Course:
             _set(outcome.time_to_first_byte, self._answered - self._asked)
             outcome.organization = self._answer.header("OpenAI-Organization")[:MAX_TEXT]
             outcome.openai_id = self._answer.header("X-Request-Id")[:MAX_TEXT]
-            _add(outcome, self._said())
+            _add(outcome, self._metadata())
         return outcome
 
-    def _said(self) -> Said:
+    def _metadata(self) -> AnswerMetadata:
         try:
-            return Said() if self._reader is None else self._reader.said()
+            return AnswerMetadata() if self._reader is None else self._reader.metadata()
         except Exception:  # noqa: BLE001  # It is logged, and the rest is reported.
             self._give_up()
-            return Said()
+            return AnswerMetadata()
 
     def _give_up(self) -> None:
-        log.exception("a fault of the gateway; an answer was not understood, but passed on")
+        log.exception("a fault of the gateway: it could not read an answer, but passed it on")
         self._reader = None
 
 
-def _add(outcome: Outcome, said: Said) -> None:
-    if said.openai_id:
-        outcome.openai_id = said.openai_id
-    outcome.model = said.model
-    if said.input_tokens is not None:
-        outcome.input_tokens = said.input_tokens
-    if said.output_tokens is not None:
-        outcome.output_tokens = said.output_tokens
-    if said.cached_tokens is not None:
-        outcome.cached_tokens = said.cached_tokens
-    if said.cache_write_tokens is not None:
-        outcome.cache_write_tokens = said.cache_write_tokens
+def _add(outcome: Outcome, metadata: AnswerMetadata) -> None:
+    if metadata.openai_id:
+        outcome.openai_id = metadata.openai_id
+    outcome.model = metadata.model
+    if metadata.input_tokens is not None:
+        outcome.input_tokens = metadata.input_tokens
+    if metadata.output_tokens is not None:
+        outcome.output_tokens = metadata.output_tokens
+    if metadata.cached_tokens is not None:
+        outcome.cached_tokens = metadata.cached_tokens
+    if metadata.cache_write_tokens is not None:
+        outcome.cache_write_tokens = metadata.cache_write_tokens
 
 
 def _set(duration: Duration, nanoseconds: int) -> None:

@@ -1,16 +1,16 @@
-"""How long the upstream may keep a request waiting."""
+"""The time-outs of a request to the upstream."""
 
 from typing import NamedTuple
 
 
 class Patience(NamedTuple):
-    """Seconds that the upstream may take."""
+    """Seconds that the upstream may take for each step."""
 
     connect: float
-    """For a new connection: its name looked up, and its TLS handshake over."""
+    """For a new connection, with its name lookup and its TLS handshake."""
     send: float
-    """To take some more of the request."""
+    """To receive some more of the request."""
     first_byte: float
-    """From the request's end to that of the answer's head."""
+    """From the end of the request to the end of the answer's head."""
     read: float
     """Between two pieces of the answer."""

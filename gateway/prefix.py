@@ -1,22 +1,22 @@
-"""The path of the upstream's URL, behind which every request goes."""
+"""The path of the upstream's URL, which every request upstream begins with."""
 
 from policyd.engine import paths
 
 
 class Prefix:
-    """The path that the operator wrote: empty, or in its plain form with no slash at its end."""
+    """The path in the operator's --upstream: empty, or in its plain form without a final slash."""
 
     def __init__(self, path: str) -> None:
         self._path = path
 
     def absolute(self, path: str) -> str:
-        """A client's path as it goes upstream: behind the operator's, unless it has that."""
+        """A client's path with the prefix before it, unless it begins with the prefix already."""
         return path if path.startswith(self._path + "/") else self._path + path
 
     def restored(self, path: str) -> str | None:
-        """The absolute `path` that begins as the operator wrote it, whatever its letter case.
+        """The absolute `path` with the prefix in the operator's letter case, whatever its own.
 
-        None where a server might read a path that leads out of what the operator chose.
+        None where a server might read the path as one outside of the prefix.
         """
         if not self._path:
             return path

@@ -1,4 +1,4 @@
-"""The gateway's own answers, in the shape of OpenAI's errors: CONTRACT.md, sections 4 and 5."""
+"""The gateway's own answers, in the shape of OpenAI's errors (docs/contract.md, 4 and 5)."""
 
 from policyd.asgi.reply import AGAIN, HEADERS, Reply, error
 
@@ -21,15 +21,8 @@ BAD_HEADER = error(
 BAD_LENGTH = error(
     400,
     "invalid_request",
-    "The request body is not as long as its Content-Length header says. Send the length of what "
-    "is sent",
-)
-NO_DECISION = error(
-    503,
-    "server_error",
-    "The policy service gave no decision in time, so the request was not sent upstream. "
-    "Try again; if it lasts, ask the gateway's operator whether policyd runs and can be reached",
-    retry_after=AGAIN,
+    "The request body is not as long as its Content-Length header says. Send a Content-Length that "
+    "is the body's length in bytes",
 )
 BODIES_FULL = error(
     503,
@@ -41,7 +34,7 @@ BODIES_FULL = error(
 STOPPING = error(
     503,
     "server_error",
-    "The gateway is being stopped. Try again; another may answer",
+    "The gateway is stopping. Try again; another gateway may answer",
     retry_after=AGAIN,
 )
 FAULT = error(
@@ -58,9 +51,9 @@ UNREACHABLE = error(
 DOWN = error(
     502,
     "server_error",
-    "The upstream API could not be connected to several times in a row, so this request was not "
-    "sent. Try again later; if it lasts, ask the gateway's operator to check the upstream's "
-    "address and the network",
+    "Connecting to the upstream API failed several times in a row, so this request was not sent. "
+    "Try again later; if it lasts, ask the gateway's operator to check the upstream's address and "
+    "the network",
 )
 BROKE_OFF = error(
     502,
@@ -77,8 +70,8 @@ SLOW_TO_CONNECT = error(
 SLOW_TO_TAKE = error(
     504,
     "server_error",
-    "The upstream API stopped to take the request before it had all of it. Try again; if it lasts, "
-    "ask the gateway's operator to check the upstream and --send-timeout",
+    "The upstream API stopped receiving the request before all of it was sent. Try again; if it "
+    "lasts, ask the gateway's operator to check the upstream and --send-timeout",
 )
 SLOW_TO_ANSWER = error(
     504,

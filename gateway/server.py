@@ -4,15 +4,14 @@ import asyncio
 import logging
 import socket
 from contextlib import ExitStack, suppress
-from types import TracebackType
 from typing import Self
 
 from gateway.app import Evaluate, Gateway
 from gateway.settings import Settings
-from policyd.asgi.listener import Listener, open_socket, tls_context
-from policyd.command.address import not_free
+from policyd.asgi.listener import Listener
+from policyd.asgi.tls import tls_context
+from policyd.command.address import Address, not_free, open_socket
 from policyd.command.child import End
-from policyd.command.configuration import Address
 
 _log = logging.getLogger("gateway")
 _ENDING = "the gateway is being stopped"
@@ -21,8 +20,8 @@ _ENDING = "the gateway is being stopped"
 class Server:
     """Runs the gateway: `async with Server(settings) as server:`; `server.url` is where it listens.
 
-    `evaluate` decides in place of the policyd that `settings` name. `listening` is a socket that
-    several workers take connections from. Starting raises SettingsError or CannotListen.
+    `evaluate` decides in place of the policyd whose address `settings` give. `listening` is a
+    socket that several workers share. Starting raises SettingsError or CannotListen.
     """
 
     def __init__(
@@ -57,29 +56,24 @@ class Server:
         self.url = f"{scheme}://{Address(settings.listen.host, port)}"
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._listener.stop()
-        await self.gateway.__aexit__(kind, error, trace)
+        await self.gateway.__aexit__()
 
     @property
     def is_ready(self) -> bool:
-        """Whether it does its work: from its start on."""
+        """Whether it serves requests: always, once it has started. See command.child.Serving."""
         return True
 
     async def until_ready(self) -> None:
-        """Wait for nothing."""
+        """Return at once: a gateway is ready as soon as it has started."""
 
     async def wind_down(self, end: End) -> None:
-        """Answer still, for as long as `end` takes, and have clients connect anew. Returns when it
-        is to be stopped.
+        """Go on answering for as long as `end` takes, and have clients connect anew. Returns when
+        the gateway is to be stopped.
 
-        One that is drained says that it is not ready; one that is replaced leaves that to the one
-        that has taken its place.
+        A gateway that is drained reports that it is not ready. One that is replaced does not: its
+        replacement listens on the same socket, and is ready.
         """
         if end is End.NOW:
             return
@@ -87,7 +81,7 @@ class Server:
         if end is End.REPLACE:
             seconds = self._settings.handover
         elif seconds:
-            _log.info("the gateway is not ready any more, and ends in %g s", seconds)
+            _log.info("the gateway is no longer ready, and ends in %g s", seconds)
             self.gateway.end(_ENDING)
         self._listener.wind_down()
         with suppress(TimeoutError):
@@ -95,16 +89,13 @@ class Server:
                 await self._hurrying.wait()
 
     def hurry(self) -> None:
-        """Wait for nothing any more: neither before it stops, nor for what is under way."""
+        """Stop without waiting: neither before it stops, nor for requests under way."""
         self._hurrying.set()
         self._listener.hurry()
 
 
 def listen(address: Address, held: ExitStack) -> tuple[Address, socket.socket]:
-    """A socket that workers take connections from, and its address with the port.
-
-    Raises CannotListen.
-    """
+    """A socket for all workers to share, and its address with the port. Raises CannotListen."""
     listening = held.enter_context(_listen(address))
     return Address(address.host, listening.getsockname()[1]), listening
 

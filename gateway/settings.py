@@ -1,20 +1,21 @@
 """The settings of `policyd-gateway serve`. It listens to strangers only where they can use TLS."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from yarl import URL
 
 from gateway.patience import Patience
 from policyd.asgi.connections import Limits
-from policyd.client.aio import PolicyClient, tls_credentials
-from policyd.command.configuration import Address, SettingsError
+from policyd.command.address import Address
+from policyd.command.crew import HANDOVER
 from policyd.command.open_files import share
+from policyd.command.settings import dump, load, setting
 from policyd.engine import endpoints
+from policyd.errors import SettingsError
 
-HANDOVER = 1.0
-"""Seconds in which a worker that is replaced takes the last requests on its connections."""
-_LISTEN = Address("127.0.0.1", 8080)
 KEY_HEADERS = ("Authorization", "api-key", "x-api-key", "x-goog-api-key")
 """The headers that an upstream may want its API key in."""
 # Any other upstream wants its key in Authorization.
@@ -41,62 +42,158 @@ _AT_ONCE = 256 * 1024
 class Settings:
     """What the gateway runs with. Raises SettingsError if it does not fit together."""
 
-    listen: Address = _LISTEN
-    policyd: str = "127.0.0.1:50051"
-    upstream: str = "https://api.openai.com"
-    api_key: str = field(default="", repr=False)
-    """The policyd key of requests that bring none."""
-    upstream_api_key: str = field(default="", repr=False)
-    """Goes upstream in place of the client's own."""
-    upstream_api_key_header: str = ""
-    """The header that it goes in, one of KEY_HEADERS. Empty: the one that `upstream` is known for.
-    """
-    on_policy_error: str = "deny"
-    """deny or allow: what to do with requests while policyd gives no decision."""
-    policy_timeout: float = 1.0
-    max_body: int = 64 * 2**20
-    """Bytes of a request body that is read, as it came and decompressed."""
-    body_memory: int | None = None
-    """Bytes of all bodies over 64 KiB that are held at once, as they came and decompressed. None:
-    512 MiB, or four times `max_body`."""
-    max_connections: int | None = None
-    """Clients' connections. None: 10,000, or as many as the limit of open files allows."""
-    head_timeout: float = 10.0
-    """Seconds for a TLS handshake, and for a request's head."""
-    body_timeout: float = 120.0
-    """Seconds for a body that is held; one that is passed on has to keep a pace."""
-    idle_timeout: float = 75.0
-    """Seconds that a connection is kept between two requests."""
-    write_timeout: float = 60.0
-    """Seconds for a client to take more of its answer."""
-    answer_memory: int = 256 * 2**20
-    """Bytes of answers that are held at once for clients which do not read them."""
-    connect_timeout: float = 10.0
-    """Seconds to connect to the upstream, its name looked up and its TLS handshake over."""
-    send_timeout: float = 60.0
-    """Seconds for the upstream to take more of a request."""
-    first_byte_timeout: float = 600.0
-    """Seconds from a request's end until the head of the upstream's answer is there."""
-    read_timeout: float = 300.0
-    """Seconds between two pieces of the upstream's answer."""
-    breaker: int = 5
-    """Connections to the upstream that fail in a row until requests are refused at once; 0: none.
-    """
-    workers: int = 1
-    drain: float = 5.0
-    """Seconds that the gateway still answers when it is to stop, and /readyz says 503."""
-    grace: float = 20.0
-    """Seconds that requests under way have then."""
-    stream_grace: float | None = None
-    """Seconds that answers which have begun have. None: `grace`."""
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    policyd_tls: bool = False
-    policyd_ca: Path | None = None
-    policyd_cert: Path | None = None
-    policyd_key: Path | None = None
-    policyd_token: str = field(default="", repr=False)
-    insecure: bool = False
+    listen: Address = setting(Address("127.0.0.1", 8080), "Where clients connect.")
+    policyd: str = setting(
+        "127.0.0.1:50051",
+        "The policyd to ask. Of several, or of a name with several addresses, any that answers.",
+        metavar="HOST:PORT,…",
+    )
+    workers: int = setting(
+        1,
+        "Processes; one a core is enough. Bounds of memory and connections are for each.",
+        least=1,
+        most=256,
+    )
+    upstream: str = setting(
+        "https://api.openai.com",
+        "The API to forward to. A path in it is put before the request's, unless that has it.",
+        metavar="URL",
+    )
+    api_key: str = setting(
+        "",
+        "The same as a value. A flag shows in ps; prefer the others.",
+        file_help="Holds the policyd key of requests that bring none.",
+        hidden=True,
+    )
+    upstream_api_key: str = setting(
+        "",
+        "The same as a value. See --api-key.",
+        file_help="Holds the upstream's API key, sent in place of whatever key clients send.",
+        hidden=True,
+    )
+    upstream_api_key_header: str = setting(
+        "",
+        "The header that the upstream's API key goes in; clients' own are taken out of all four. "
+        "By default the one that the upstream is known for: Azure's api-key, Anthropic's "
+        "x-api-key, Google's x-goog-api-key, Authorization for any other.",
+        words=KEY_HEADERS,
+        any_case=True,
+    )
+    on_policy_error: str = setting(
+        "deny",
+        "What to do with requests while policyd cannot be reached in time. allow: forward them "
+        "unchecked. What policyd would not decide is refused either way.",
+        words=("deny", "allow"),
+    )
+    policy_timeout: float = setting(1.0, "Seconds for policyd.", unit="seconds", least=0.001)
+    max_body: int = setting(
+        64 * 2**20,
+        "Bytes of a body that is checked, also decompressed. A larger one is refused if enforced.",
+        unit="bytes",
+        least=1,
+    )
+    body_memory: int | None = setting(
+        None,
+        "Bytes of all bodies over 64 KiB that are held at once, also decompressed; by default 512 "
+        "MiB, or four times --max-body. Beyond it, requests get 503.",
+        unit="bytes",
+        least=1,
+    )
+    max_connections: int | None = setting(
+        None,
+        "Clients' connections; by default 10,000, or half of what the limit of open files leaves. "
+        "Beyond it, those that wait longest are closed for new ones.",
+        least=1,
+    )
+    head_timeout: float = setting(
+        10.0,
+        "Seconds for a TLS handshake, and for a request's headers to be complete.",
+        unit="seconds",
+        least=0.001,
+    )
+    body_timeout: float = setting(
+        120.0,
+        "Seconds for a body that is checked. One that streams through brings 1 KiB a second.",
+        unit="seconds",
+        least=0.001,
+    )
+    idle_timeout: float = setting(
+        75.0,
+        "Seconds that a connection is kept between two requests.",
+        unit="seconds",
+        least=0.001,
+    )
+    write_timeout: float = setting(
+        60.0,
+        "Seconds for a client to take more of its answer, once 64 KiB of it wait.",
+        unit="seconds",
+        least=0.001,
+    )
+    answer_memory: int = setting(
+        256 * 2**20,
+        "Bytes of answers that are held at once for clients which do not read them. Beyond it, "
+        "those that have not read for longest are closed.",
+        unit="bytes",
+        least=2**20,
+    )
+    connect_timeout: float = setting(
+        10.0,
+        "Seconds to connect to the upstream: to look up its name, and for its TLS handshake.",
+        unit="seconds",
+        least=0.001,
+    )
+    send_timeout: float = setting(
+        60.0,
+        "Seconds for the upstream to take more of a request, once 64 KiB of it wait.",
+        unit="seconds",
+        least=0.001,
+    )
+    first_byte_timeout: float = setting(
+        600.0,
+        "Seconds from a request's end until the head of the upstream's answer is complete. Models "
+        "that reason take minutes.",
+        unit="seconds",
+        least=0.001,
+    )
+    read_timeout: float = setting(
+        300.0,
+        "Seconds between two pieces of the upstream's answer.",
+        unit="seconds",
+        least=0.001,
+    )
+    breaker: int = setting(
+        5,
+        "Connections to the upstream that fail in a row until requests get 502 at once, but for "
+        "one that tries after a pause of 1 to 30 seconds. 0: none is refused.",
+        least=0,
+    )
+    drain: float = setting(
+        5.0,
+        "Seconds that SIGTERM leaves balancers to look elsewhere: requests are still answered, "
+        "each answer ends its connection, and /readyz says 503. An orchestrator has to give "
+        "--drain, the longer grace, and a few seconds more.",
+        unit="seconds",
+        least=0,
+    )
+    grace: float = setting(20.0, "Seconds to finish requests at the end.", unit="seconds", least=0)
+    stream_grace: float | None = setting(
+        None,
+        "Seconds to finish answers that have begun, as streams have; by default those of --grace.",
+        unit="seconds",
+        least=0,
+    )
+    tls_cert: Path | None = setting(None, "PEM certificate chain to listen with.", path="file")
+    tls_key: Path | None = setting(None, "PEM private key to listen with.", path="file")
+    policyd_tls: bool = setting(False, "Ask policyd over TLS.")
+    policyd_ca: Path | None = setting(
+        None, "PEM authorities that policyd's certificate may be of.", path="file"
+    )
+    policyd_cert: Path | None = setting(None, "PEM certificate to show to policyd.", path="file")
+    policyd_key: Path | None = setting(None, "PEM private key of --policyd-cert.", path="file")
+    policyd_token: str = setting(
+        "", file_help="Holds the token that policyd wants of callers.", hidden=True
+    )
+    insecure: bool = setting(False, "Listen beyond this machine without TLS.")
 
     @property
     def limits(self) -> Limits:
@@ -210,31 +307,11 @@ def _check_secret(name: str, value: str) -> None:
         )
 
 
-def policyd_client(settings: Settings) -> PolicyClient:
-    """What to ask policyd with. Raises SettingsError."""
-    credentials = None
-    if settings.policyd_tls:
-        files = (settings.policyd_ca, settings.policyd_cert, settings.policyd_key)
-        authorities, certificate, key = (_read(path) if path else None for path in files)
-        credentials = tls_credentials(authorities, certificate=certificate, key=key)
-    return PolicyClient(
-        settings.policyd,
-        timeout=settings.policy_timeout,
-        credentials=credentials,
-        token=settings.policyd_token,
-    )
+def dump_settings(settings: Settings) -> dict[str, Any]:
+    """The settings as JSON values, for a worker. They hold the operator's secrets."""
+    return dump(settings)
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as problem:
-        raise SettingsError(f"{path} cannot be read: {problem.strerror}") from None
-
-
-def read_secret(path: Path) -> str:
-    """The secret in a file, without the line's end. Raises SettingsError."""
-    secret = _read(path).decode("utf-8", "replace").strip()
-    if not secret:
-        raise SettingsError(f"{path} is empty: it should hold a secret")
-    return secret
+def load_settings(values: Mapping[str, Any]) -> Settings:
+    """The settings that dump_settings() gave. Raises SettingsError."""
+    return load(Settings, values, "the gateway")

@@ -1,32 +1,31 @@
-"""A gateway with all its workers: they take connections in turn from one socket, which the
-supervisor holds, so that none is lost with a worker that ends."""
+"""The gateway's supervisor and its workers.
 
-import logging
+The supervisor holds the listening socket, and the workers take connections from it in turn. So a
+connection that waits there is not lost when a worker ends: another worker takes it.
+"""
+
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
-from gateway.passing import dump_settings
 from gateway.server import Server, listen
-from gateway.settings import Settings
+from gateway.settings import Settings, dump_settings
 from policyd.command.child import Child, End
-from policyd.command.crew import Crew, Orders, Own, Worker
-
-_log = logging.getLogger("gateway")
+from policyd.command.crew import Crew, Orders, Own, Worker, keep_fixed
 
 Ready = Callable[[str], None]
-"""Is told the URL at which the gateway listens."""
+"""Called with the URL at which the gateway listens, once it does."""
 ReadAgain = Callable[[], Settings]
-"""Reads the settings once more. Raises SettingsError."""
+"""Reads the settings again. Raises SettingsError."""
 
 _FIXED = ("listen", "workers")
-"""Settings that hold until the gateway is started again."""
+"""Settings that take effect only at the next start."""
 
 
 async def supervise(
     settings: Settings, orders: Orders, ready: Ready, read_again: ReadAgain
 ) -> None:
-    """Run all of it until it is to stop. Raises SettingsError or CannotListen."""
+    """Run the workers until `orders` say to stop. Raises SettingsError or CannotListen."""
     with ExitStack() as held:
         supervisor = _Supervisor(settings, read_again, held)
         orders.hurry = supervisor.workers.hurry
@@ -42,7 +41,7 @@ async def supervise(
 
 
 class _Supervisor:
-    """Holds the gateway's socket, and the workers."""
+    """Holds the gateway's socket and its workers."""
 
     def __init__(self, asked: Settings, read_again: ReadAgain, held: ExitStack) -> None:
         self._asked = asked
@@ -55,7 +54,7 @@ class _Supervisor:
     def _first_workers(self) -> list[Worker]:
         if self._settings.workers > 1:
             return [self._worker() for _ in range(self._settings.workers)]
-        # The only one needs no process of its own to begin with, which starts sooner.
+        # A single worker first runs in the supervisor's own process, which starts sooner.
         return [Own(Server(self._settings, listening=self._listening.dup()))]
 
     def _worker(self) -> Child:
@@ -69,19 +68,14 @@ class _Supervisor:
         )
 
     async def replace(self) -> None:
-        """Replace the workers, by what the settings and files are now.
+        """Replace the workers by new ones, which use the settings and files as they are now.
 
         Raises PolicydError or OSError.
         """
-        asked = self._read_again()
-        for name in _FIXED:
-            if getattr(asked, name) != getattr(self._asked, name):
-                _log.warning("--%s has changed, which holds from the next start on", name)
-        kept = {name: getattr(self._settings, name) for name in _FIXED}
-        self._settings = replace(asked, **kept)
+        self._settings = keep_fixed(self._read_again(), self._asked, self._settings, _FIXED)
         await self.workers.replace(lambda _: self._worker())
 
     async def stop(self, end: End) -> None:
-        """End all."""
-        self._listening.close()  # Those that still answer have their own.
+        """Stop the workers."""
+        self._listening.close()  # Each worker has its own copy of the socket.
         await self.workers.stop(end)

@@ -1,9 +1,8 @@
-"""The way upstream: streams both ways and touches no byte."""
+"""The upstream API: sends requests to it and gives its answers, streaming both without a change."""
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Callable
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
@@ -12,28 +11,28 @@ from yarl import URL
 
 from gateway import replies
 from gateway.breaker import Breaker, UpstreamDown
-from gateway.connector import Connector, SlowToTake, Try, is_own_fault
+from gateway.connection import SlowToTake
+from gateway.connector import Attempt, Connector, is_own_fault
 from gateway.headers import RequestHeaders, read_response
 from gateway.prefix import Prefix
 from gateway.settings import KEY_HEADERS, READ_AHEAD, Settings
+from policyd.asgi.body import ClientGone, Incoming
 from policyd.asgi.reply import NO_ROOM, Reply, Send
 from policyd.descriptor.body_memory import SMALL
-
-Receive = Callable[[], Awaitable[dict[str, Any]]]
 
 # aiohttp would add these where the client sent none.
 _NOT_ADDED = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 _KEY_HEADERS = frozenset(map(str.lower, KEY_HEADERS))
 _MAX_HEADER = 64 * 1024
 _PIECE = 64 * 1024
-"""Bytes of an answer that are handed on at once, at the most."""
+"""Bytes of an answer that are passed on at once, at the most."""
 _ILLEGAL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 class UpstreamFailed(Exception):
-    """The upstream gave no answer. `reply` is what the client is told.
+    """The upstream gave no answer. `reply` is the gateway's answer to the client.
 
-    Where it `is_known`, the log has told of it for many requests.
+    Where it `is_known`, one line of the log stands for many such requests.
     """
 
     def __init__(self, reply: Reply, cause: object, *, is_known: bool = False) -> None:
@@ -46,51 +45,45 @@ class UpstreamBroke(Exception):
     """The upstream broke off in the middle of its answer."""
 
 
-class ClientGone(Exception):
-    """The client left before its request was complete."""
-
-
 class WrongLength(Exception):
-    """The body is not as long as the client's Content-Length said."""
+    """The body is not as long as the client's Content-Length header announces."""
 
 
 class Upload(aiohttp.payload.Payload):
-    """A request body that goes upstream as it comes.
+    """A request body that is streamed: it goes upstream while it comes from the client.
 
-    `begun` has been read already; `more` says whether the rest is still to come. As long as it is
-    small it is kept, so that it can be sent once more.
+    `begun` is what was read already. What has been taken is kept as long as it is small, so that it
+    can be sent once more.
     """
 
-    def __init__(
-        self, receive: Receive, length: int | None, begun: bytes = b"", more: bool = True
-    ) -> None:
+    def __init__(self, incoming: Incoming, length: int | None, begun: bytes = b"") -> None:
         super().__init__(None)
-        self._receive = receive
+        self._incoming = incoming
         self._length = length
         self._begun = begun
-        self._more = more
         self.is_whole = True
-        """Whether what has been taken of it so far is still here."""
+        """Whether all that was taken of it so far is kept."""
         self.problem: ClientGone | WrongLength | None = None
         self.finished = asyncio.Event()
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        """Not possible: the body is not here yet."""
+        """Not possible, as the body has yet to come. See aiohttp.payload.Payload."""
         raise TypeError("an upload cannot be decoded")
 
     async def write(self, writer: AbstractStreamWriter) -> None:
-        """Write it as it comes."""
+        """See aiohttp.payload.Payload."""
         await self.write_with_length(writer, None)
 
     async def write_with_length(
         self, writer: AbstractStreamWriter, content_length: int | None
     ) -> None:
-        """Write it as it comes. Raises where it ends too early, so that it never ends cleanly."""
-        self._consumed = True  # The HTTP client itself must never send it twice.
+        """Write the body as it comes. Raises ClientGone or WrongLength where it ends too early, so
+        that the request never ends as if it were complete."""
+        self._consumed = True  # aiohttp itself must never send it again.
         written = len(self._begun)
         if self._begun:
             await writer.write(self._begun)
-        while self._more:
+        while self._incoming.more:
             chunk = await self._next(written)
             written += len(chunk)
             if chunk:
@@ -101,12 +94,11 @@ class Upload(aiohttp.payload.Payload):
         self.finished.set()
 
     async def _next(self, written: int) -> bytes:
-        message = await self._receive()
-        if message["type"] == "http.disconnect":
-            self.problem = ClientGone()
-            raise self.problem
-        self._more = message.get("more_body", False)
-        chunk = bytes(message.get("body", b""))
+        try:
+            chunk = await self._incoming.piece()
+        except ClientGone as problem:
+            self.problem = problem
+            raise
         self.is_whole = self.is_whole and written + len(chunk) <= SMALL
         self._begun = self._begun + chunk if self.is_whole else b""
         return chunk
@@ -116,7 +108,7 @@ Body = bytes | Upload | None
 
 
 class Answer:
-    """An upstream's response, its headers in and its body still to come."""
+    """The upstream's response: its head is here, its body is still to come."""
 
     def __init__(self, response: aiohttp.ClientResponse, has_body: bool) -> None:
         self._response = response
@@ -130,11 +122,11 @@ class Answer:
     def header(self, name: str) -> str:
         """The first value of a header, or an empty string."""
         value = self._response.headers.get(name, "")
-        # What is not UTF-8 comes as half a surrogate pair, which is no text.
+        # aiohttp gives bytes that are not UTF-8 as half a surrogate pair, which is no text.
         return value if value.isascii() else value.encode(errors="replace").decode()
 
     async def relay(self, send: Send, note: Callable[[bytes], None]) -> None:
-        """Hand it to the client, each piece as it comes, and call `note` with what has gone.
+        """Send it to the client, each piece as it comes, and call `note` with each piece sent.
 
         Raises UpstreamBroke.
         """
@@ -153,12 +145,12 @@ class Answer:
             note(chunk)
 
     def close(self) -> None:
-        """Close the connection, unless the body is complete: then it serves another request."""
+        """Close the connection, unless the body is complete: then the pool keeps it."""
         self._response.close()
 
 
 class Upstream:
-    """The API that the operator chose. Belongs to the event loop that it is opened in."""
+    """The API whose URL the settings give. Belongs to the event loop that it is made in."""
 
     def __init__(self, settings: Settings) -> None:
         url = URL(settings.upstream)
@@ -170,7 +162,7 @@ class Upstream:
             connector=Connector(
                 settings.patience, Breaker(settings.breaker, asyncio.get_running_loop().time)
             ),
-            # The connector has the time-outs that are shorter.
+            # connection.py has the other time-outs.
             timeout=aiohttp.ClientTimeout(total=None, sock_read=settings.read_timeout),
             read_bufsize=READ_AHEAD,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -179,7 +171,7 @@ class Upstream:
             max_line_size=_MAX_HEADER,
             max_field_size=_MAX_HEADER,
         )
-        # It would send PUT and DELETE twice as well, whatever has become of the first.
+        # aiohttp would send PUT and DELETE again, although the upstream may have received them.
         self._session._retry_connection = False
 
     async def close(self) -> None:
@@ -189,14 +181,14 @@ class Upstream:
     async def ask(
         self, method: str, path: str, query: str, headers: RequestHeaders, body: Body, *, safe: bool
     ) -> Answer:
-        """Send a request for the absolute `path`, and wait for the answer's headers.
+        """Send a request for the absolute `path`, and wait for the head of the answer.
 
-        With `safe`, to do it twice is as good as to do it once. Raises UpstreamFailed, or
-        ClientGone where the client broke off its upload.
+        `safe` tells that the upstream only reads for it, so that it may be sent again. Raises
+        UpstreamFailed, or ClientGone where the client broke off its upload.
         """
         url, sent = self._url(path, query), self._headers(headers)
         for is_second in (False, True):
-            with Try(is_second=is_second) as attempt:
+            with Attempt(is_second=is_second) as attempt:
                 try:
                     response = await self._send(method, url, sent, body)
                     break
@@ -221,17 +213,17 @@ class Upstream:
             authority=self._authority,
             path=path,
             query_string=query,
-            encoded=True,  # As it came: nothing is quoted, unquoted or resolved.
+            encoded=True,  # Path and query are used as given: not quoted, unquoted or resolved.
         )
 
     def _headers(self, headers: RequestHeaders) -> CIMultiDict[str]:
         spelled: dict[str, str] = {}
-        # Of repeats that differ in letter case, aiohttp would send the last one only.
+        # aiohttp would send only the last of repeats that differ in letter case.
         pairs = [
             (spelled.setdefault(name.lower(), name), value) for name, value in headers.forwarded
         ]
         if self._key:
-            # An underscore is a dash to some upstreams.
+            # Some upstreams read an underscore as a dash.
             pairs = [
                 pair for pair in pairs if pair[0].lower().replace("_", "-") not in _KEY_HEADERS
             ]
@@ -241,14 +233,14 @@ class Upstream:
 
 
 def _is_over(problem: Exception, body: Body) -> bool:
-    """Whether it was the gateway that gave up, or the client, and no connection that was closed."""
+    """Whether the gateway or the client gave up, so that sending again would not help."""
     if isinstance(problem, TimeoutError):
         return True
     return isinstance(body, Upload) and (body.problem is not None or not body.is_whole)
 
 
 def _is_sound(response: aiohttp.ClientResponse) -> bool:
-    """Whether the server can send it: it refuses to write what would break the client's parser."""
+    """Whether uvicorn can pass it on: it does not write headers that break a client's parser."""
     return 200 <= response.status <= 599 and not any(
         _ILLEGAL.search(value) for _, value in response.raw_headers
     )

@@ -1,11 +1,11 @@
-"""One of several workers, as its supervisor starts it: `python -m gateway.worker`."""
+"""One worker of the gateway, as the supervisor starts it: `python -m gateway.worker`."""
 
 import sys
 
-from gateway.passing import load_settings
 from gateway.server import Server
-from policyd.command.child import Parent
-from policyd.command.configuration import run, start_logging
+from gateway.settings import load_settings
+from policyd.command.parent import Parent
+from policyd.command.process import run, start_logging
 
 
 async def _work() -> None:

@@ -1,7 +1,7 @@
 """The errors of policyd. They know no status code: services/errors.py maps them to gRPC's.
 
 PolicydError
-├── InvalidDescriptor      a request descriptor is malformed or says too little to decide
+├── InvalidDescriptor      a request descriptor is malformed, or lacks what a decision needs
 ├── InvalidArgument        any other value that a caller gave is malformed
 ├── RevisionNotReached     the revision that a caller asked for is not in force here yet
 ├── Unauthenticated        a caller did not show the listener's bearer token
@@ -12,25 +12,29 @@ PolicydError
 ├── BodiesFull             as many bytes of request bodies are held as may be
 ├── KeyRevoked             a revoked API key cannot be changed
 ├── EtagMismatch           the API key has changed since the caller read it
-├── PositionMoved          the database has a spool file up to another byte than its shipper thought
+├── PositionMoved          a spool file is shipped up to another byte than the shipper expected
 ├── StoreUnavailable       the database cannot be reached or used
-│   ├── StoreUnusable      ... as it is there, and is not one that this version can use
-│   └── WrongDatabase      ... as it is not the one that this policyd belongs to
+│   ├── StoreUnusable      ... as this version cannot work on it
+│   ├── WrongDatabase      ... as it is of another installation than this policyd
+│   ├── BackupRefused      ... in store/sqlite_files.py: a file cannot be backed up or restored
+│   └── CopyRefused        ... in store/copying.py: a database cannot be copied into that one
 ├── SettingsUnknown        no API key's settings are known yet, so nothing can be decided
+├── SnapshotUnusable       there is no snapshot of the settings to decide by
 ├── StoreBusy              as many calls wait for the database as may
 ├── SettingsError          policyd cannot start with these settings
 │   └── NoRoom             ... as the disk is full: with room they will do
 ├── CannotListen           an address to listen at is taken, or not this machine's
-└── NoDecision             policyd gave no decision (what clients raise)
+└── NoDecision             policyd gave no decision (policyd.client raises it)
+    └── Failed             ... in client/statuses.py: with the gRPC status that a call ended with
 """
 
 
 class PolicydError(Exception):
-    """Whatever policyd raises on purpose. The message names the cause and the mend."""
+    """Every error that policyd raises on purpose. The message names the cause and the fix."""
 
 
 class InvalidDescriptor(PolicydError):
-    """A request descriptor is malformed or says too little to decide."""
+    """A request descriptor is malformed, or lacks what a decision needs."""
 
 
 class InvalidArgument(PolicydError):
@@ -54,11 +58,11 @@ class DecisionNotFound(PolicydError):
 
 
 class LogFull(PolicydError):
-    """A decision cannot be logged, so it must not be answered."""
+    """A decision cannot be logged, as there is no room, so it must not be answered."""
 
 
 class LogUnwritable(LogFull):
-    """A decision cannot be logged, though there would be room: the disk or the process fails."""
+    """A decision cannot be logged, though there may be room: the disk or the process fails."""
 
 
 class BodiesFull(PolicydError):
@@ -74,7 +78,7 @@ class EtagMismatch(PolicydError):
 
 
 class PositionMoved(PolicydError):
-    """The database has a spool file up to another byte than its shipper thought."""
+    """A spool file is shipped up to another byte than the shipper expected."""
 
 
 class StoreUnavailable(PolicydError):
@@ -82,11 +86,15 @@ class StoreUnavailable(PolicydError):
 
 
 class StoreUnusable(StoreUnavailable):
-    """The database is there, and is not one that this version can use: waiting does not help."""
+    """The database answers, and this version cannot work on it: waiting does not help."""
 
 
 class SettingsUnknown(PolicydError):
     """No API key's settings are known yet, so nothing can be decided."""
+
+
+class SnapshotUnusable(PolicydError):
+    """There is no snapshot of the settings to decide by. The message says why."""
 
 
 class StoreBusy(PolicydError):
@@ -94,7 +102,7 @@ class StoreBusy(PolicydError):
 
 
 class WrongDatabase(StoreUnavailable):
-    """The database that answers is not the one that this policyd belongs to."""
+    """The database that answers is of another installation than this policyd."""
 
 
 class SettingsError(PolicydError):
@@ -112,7 +120,7 @@ class CannotListen(PolicydError):
 class NoDecision(PolicydError):
     """policyd gave no decision.
 
-    `is_outage` tells that it could not be reached in time from that it would not decide.
+    `is_outage`: it could not be reached in time. Otherwise it was reached, and would not decide.
     """
 
     def __init__(self, message: str, *, is_outage: bool = False) -> None:

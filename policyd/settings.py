@@ -3,109 +3,211 @@
 import ipaddress
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from policyd.command.configuration import Address
+from policyd.command.address import Address
+from policyd.command.crew import HANDOVER
+from policyd.command.database_url import sqlite_file
+from policyd.command.deadline import TIMEOUT
 from policyd.command.open_files import share
-from policyd.decision_log.spool import Sync
+from policyd.command.settings import dump, load, setting
+from policyd.decision_log.spool import SYNCS, Sync
 from policyd.engine.model import Mode
 from policyd.errors import SettingsError
 
 # It stands in commands to copy: nothing that a shell or a program would read as its own.
 _PLAIN_URL = re.compile(r"https?://[A-Za-z0-9.:/_~\[\]-]+")
-HANDOVER = 1.0
-"""Seconds in which a worker that is replaced takes the last connections that were made to it."""
 SHIPPING = 5.0
 """Seconds, at least, that the log's last entries have to get to the store at the end."""
 MAX_RETENTION = 36_500
 """Days that a decision can stay in the log."""
+MODES = {mode.name.lower(): mode for mode in Mode}
+"""The modes by the words that operators use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
     """What `policyd serve` runs with. Raises SettingsError if it does not fit together."""
 
-    database_url: str = field(repr=False)  # It may hold a password.
-    grpc: Address
-    admin: Address
-    admin_token_file: Path
-    http: Address | None = None
-    """Where proxies without gRPC ask."""
-    max_body: int = 64 * 2**20
-    """Bytes of a body that a proxy sends along to `http`, as it came and decompressed."""
-    body_memory: int | None = None
-    """Bytes of all bodies over 64 KiB that are held at once, as they came and decompressed. None:
-    512 MiB, or four times `max_body`."""
-    max_connections: int | None = None
-    """Of `grpc` and of `http`. None: 10,000, or as many as the limit of open files allows."""
-    head_timeout: float = 10.0
-    """Seconds for a TLS or HTTP/2 handshake, and for the head of a request to `http`."""
-    body_timeout: float = 120.0
-    """Seconds for a body that is sent to `http`."""
-    idle_timeout: float = 75.0
-    """Seconds that a connection to `http` is kept between two requests."""
-    write_timeout: float = 60.0
-    """Seconds for a client of `http` to take more of its answer."""
-    max_connection_age: float = 600.0
-    """Seconds after which a gRPC connection is to be made anew, so that balancers spread."""
-    workers: int = 1
-    default_mode: Mode = Mode.OFF
-    max_message: int = 4 * 2**20
-    """Bytes of a gRPC request."""
-    database_timeout: float = 10.0
-    """Seconds that an ordinary call to the database may take; longer work has bounds of its own."""
+    database_url: str = setting(
+        "sqlite:///policyd.db",
+        "sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME.",
+        metavar="URL",
+        hidden=True,  # It may hold a password.
+    )
+    database_timeout: float = setting(
+        TIMEOUT,
+        "Seconds after which a database that does not answer is given up, and its connection "
+        "closed. A URL of PostgreSQL may set shorter time-outs of its own.",
+        unit="seconds",
+        least=1,
+        most=3600,
+    )
+    grpc: Address = setting(Address("127.0.0.1", 50051), "Where gateways ask.")
+    admin: Address = setting(Address("127.0.0.1", 50052), "Where keys are managed.")
+    http: Address | None = setting(None, "Where proxies without gRPC ask; off unless given.")
+    workers: int = setting(1, "Processes; one a core is enough.", least=1, most=256)
+    default_mode: Mode = setting(Mode.OFF, "What keys do that set no mode.", words=MODES)
+    admin_token_file: Path = setting(
+        None, "Made if it is not there; by default admin-token beside the database."
+    )
+    caller_token_file: Path | None = setting(None, "Token that gateways must show.")
+    tls_cert: Path | None = setting(None, "PEM certificate chain of the server.")
+    tls_key: Path | None = setting(None, "PEM private key of the server.")
+    tls_client_ca: Path | None = setting(None, "Callers must have its certificate.")
+    max_message: int = setting(4 * 2**20, "Bytes of a request.", unit="bytes", least=1024)
+    max_body: int = setting(
+        64 * 2**20,
+        "Bytes of a body that --http reads, as it came and decompressed.",
+        unit="bytes",
+        least=1,
+    )
+    body_memory: int | None = setting(
+        None,
+        "Bytes of all bodies over 64 KiB that are held at once, also decompressed; by default 512 "
+        "MiB, or four times --max-body. Beyond it, checks get 503.",
+        unit="bytes",
+        least=1,
+    )
+    max_connections: int | None = setting(
+        None,
+        "Connections to --grpc, and to --http; by default 10,000, or what the limit of open files "
+        "leaves. Beyond it, --grpc takes no new ones, and --http closes those that wait longest.",
+        least=1,
+    )
+    max_connection_age: float = setting(
+        600.0,
+        "Seconds, give or take a tenth, after which a gRPC client is asked to connect anew, so "
+        "that balancers spread. No call is cut.",
+        unit="seconds",
+        least=0.1,
+    )
+    head_timeout: float = setting(
+        10.0,
+        "Seconds for a TLS or HTTP/2 handshake, of which gRPC gives 5 at most, and for the "
+        "headers of a request to --http.",
+        unit="seconds",
+        least=0.001,
+    )
+    body_timeout: float = setting(
+        120.0, "Seconds for a body that is sent to --http.", unit="seconds", least=0.001
+    )
+    idle_timeout: float = setting(
+        75.0,
+        "Seconds that a connection to --http is kept between two requests.",
+        unit="seconds",
+        least=0.001,
+    )
+    write_timeout: float = setting(
+        60.0,
+        "Seconds for a client of --http to take more of its answer, once 64 KiB of it wait.",
+        unit="seconds",
+        least=0.001,
+    )
+    max_staleness: float = setting(
+        300.0,
+        "Seconds without database after which the settings count as stale. Decisions go on.",
+        unit="seconds",
+        least=1,
+    )
+    unready_when_stale: bool = setting(
+        False,
+        "With stale settings: go on as ready, and have the health service `settings` alone say "
+        "so, or say NOT_SERVING, so that balancers send no more requests here. All replicas of a "
+        "database grow stale at once.",
+        name="on_stale",
+        words={"serve": False, "not-serving": True},
+    )
+    max_clock_skew: float = setting(
+        5.0,
+        "Seconds that this machine's clock may be off the database's. Beyond it, log and health "
+        "say so, and decisions are logged by the database's.",
+        unit="seconds",
+        least=0.1,
+    )
+    drain: float = setting(
+        5.0,
+        "Seconds that SIGTERM leaves balancers to look elsewhere: new calls are still answered, "
+        "and health says NOT_SERVING. An orchestrator has to give --drain, --grace and 10 s "
+        "together.",
+        unit="seconds",
+        least=0,
+    )
+    grace: float = setting(10.0, "Seconds to finish calls at the end.", unit="seconds", least=0)
+    spool: Path = setting(
+        None,
+        "Folder where log entries wait for the database; by default FILE-spool beside SQLite's "
+        "FILE, else policyd-spool.",
+        path="folder",
+    )
+    spool_limit: int = setting(4 * 2**30, "Bytes that may wait there.", unit="bytes", least=2**16)
+    snapshot: Path | None = setting(
+        None,
+        "File with the last known settings of all keys, by which policyd decides where it starts "
+        "while the database is away; by default `snapshot` in the folder of --spool.",
+        path="file",
+    )
+    snapshot_max_age: float = setting(
+        24.0,
+        "Hours since the database was last followed, after which that file is not used to start "
+        "by. 0: it is neither used nor written.",
+        unit="hours",
+        least=0,
+    )
+    drop_when_full: bool = setting(
+        False,
+        "Where no more can wait, by --spool-limit or as the disk is full: answer no request, or "
+        "answer and count what is not logged.",
+        name="log_full",
+        words={"deny": False, "drop": True},
+    )
+    drop_on_error: bool = setting(
+        False,
+        "The same where the spool cannot be written for another reason: no open files left, a "
+        "disk that fails, is read-only or takes over 10 s to sync, a folder that was deleted.",
+        name="log_error",
+        words={"deny": False, "drop": True},
+    )
+    spool_sync: Sync = setting(
+        "interval",
+        "When the disk has a decision: before its answer, which then waits for the disk (always); "
+        "a second later, so that a power cut may take the last second or two (interval); or when "
+        "the kernel sees fit, about half a minute later (never). A process that is killed loses "
+        "nothing.",
+        words=SYNCS,
+    )
+    log_retention: float = setting(
+        90.0, "Days that a decision stays in the log.", unit="days", above=0
+    )
+    log_max_rows: int = setting(10_000_000, "Decisions that stay in the log.", least=0)
+    migrate: bool = setting(
+        True,
+        "Whether an older database is brought to this version's form at the start. If not, "
+        "policyd db migrate does that, by a user who may change tables.",
+        switch=True,
+    )
+    console: Address | None = setting(None, "Where the web console is; none without it.")
+    console_url: str = setting(
+        "", "Where browsers find the console, if that is behind a proxy.", metavar="URL"
+    )
+    console_trusted_proxies: tuple[str, ...] = setting(
+        (),
+        "Proxies before the console, such as 10.0.0.7,192.168.0.0/16, whose X-Forwarded-For tells "
+        "who tries to sign in; none unless given.",
+        metavar="NETWORKS",
+    )
+    console_gateway_url: str = setting(
+        "http://127.0.0.1:8080",
+        "Where clients reach the gateway, for the console's snippets.",
+        metavar="URL",
+    )
+    insecure: bool = setting(False, "Listen beyond this machine without TLS or authentication.")
+
     poll_interval: float | None = None
     """Seconds between two looks at the store. None: what suits the database."""
-    max_staleness: float = 300.0
-    """Seconds without the store after which the settings count as stale."""
-    max_clock_skew: float = 5.0
-    """Seconds that a worker's clock may be off the database's before it says so."""
-    unready_when_stale: bool = False
-    """Whether health then says NOT_SERVING, so that balancers send no requests."""
-    snapshot: Path | None = None
-    """File with the last settings, to start by while the store is away. None: in the spool."""
-    snapshot_max_age: float = 24.0
-    """Hours since the store was last followed, for which that file is good. 0: it is not used."""
-    drain: float = 5.0
-    """Seconds that policyd still answers when it is to stop, and health says NOT_SERVING."""
-    grace: float = 10.0
-    """Seconds that calls under way have then."""
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    tls_client_ca: Path | None = None
-    """Callers must show a certificate of this authority."""
-    caller_token_file: Path | None = None
-    """Callers of PolicyService, and of `http`, must show the token in this file."""
-    spool: Path
-    """Folder where the decision log is safe until the store has it. On a local disk."""
-    spool_limit: int = 4 * 2**30
-    """Bytes that the spool may take."""
-    drop_when_full: bool = False
-    """Whether decisions go on, unlogged and counted, where the spool has no room for more."""
-    drop_on_error: bool = False
-    """The same where the spool cannot be written for another reason: the disk or the process
-    fails."""
-    spool_sync: Sync = "interval"
-    """When the disk has what the spool has taken: see spool/syncing.py."""
-    log_retention: float = 90.0
-    """Days that a decision stays in the log."""
-    log_max_rows: int = 10_000_000
-    """Decisions that stay in the log."""
-    migrate: bool = True
-    """Whether the database is brought to this version's form at the start."""
-    insecure: bool = False
-    console: Address | None = None
-    """Where the console listens. None: there is none."""
-    console_url: str = ""
-    """Where browsers find the console, if that is behind a proxy."""
-    console_trusted_proxies: tuple[str, ...] = ()
-    """Addresses and networks of the proxies before the console: their X-Forwarded-For is believed,
-    so that each client has its own limit of attempts to sign in."""
-    console_gateway_url: str = "http://127.0.0.1:8080"
-    """Where clients reach the gateway, as the console tells them."""
 
     @property
     def handover(self) -> float:
@@ -134,6 +236,9 @@ class ServerSettings:
         return self.body_memory or max(512 * 2**20, 4 * self.max_body)
 
     def __post_init__(self) -> None:
+        for name, default in _BESIDE_DATABASE.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default(self.database_url))
         _check_memory(self.memory, self.max_body)
         if not 0 < self.log_retention <= MAX_RETENTION:
             raise SettingsError(f"--log-retention takes days, up to {MAX_RETENTION}: 100 years")
@@ -144,21 +249,8 @@ class ServerSettings:
         if self.tls_client_ca and not self.tls_cert:
             raise SettingsError("--tls-client-ca needs --tls-cert and --tls-key")
         self._check_console()
-        if self.insecure:
-            return
-        self._check_asking(self.grpc, "--grpc")
-        if self.http is not None:
-            self._check_asking(self.http, "--http")
-        if not self.admin.is_loopback and not self.tls_cert:
-            raise SettingsError(
-                f"--admin {self.admin} can be reached from other machines: give --tls-cert and "
-                "--tls-key, or --insecure if something else protects it"
-            )
-        if self.console and not self.console.is_loopback and not self.tls_cert:
-            raise SettingsError(
-                f"--console {self.console} can be reached from other machines: give --tls-cert "
-                "and --tls-key, or --insecure if something else protects it"
-            )
+        if not self.insecure:
+            self._check_reach()
 
     def _check_console(self) -> None:
         _check_url(self.console_gateway_url, "--console-gateway-url")
@@ -169,15 +261,34 @@ class ServerSettings:
         for proxy in self.console_trusted_proxies:
             _check_proxy(proxy)
 
-    def _check_asking(self, address: Address, flag: str) -> None:
-        if not address.is_loopback and not (
+    def _check_reach(self) -> None:
+        """Beyond this machine, policyd has to know who calls, and to speak TLS."""
+        self._check_asking(self.grpc, "--grpc")
+        self._check_asking(self.http, "--http")
+        self._check_encrypted(self.admin, "--admin")
+        self._check_encrypted(self.console, "--console")
+
+    def _check_asking(self, address: Address | None, flag: str) -> None:
+        if not _is_beyond(address) or (
             self.tls_cert and (self.tls_client_ca or self.caller_token_file)
         ):
+            return
+        raise SettingsError(
+            f"{flag} {address} can be reached from other machines: give --tls-cert, "
+            "--tls-key and either --tls-client-ca or --caller-token-file, or --insecure if "
+            "something else protects it"
+        )
+
+    def _check_encrypted(self, address: Address | None, flag: str) -> None:
+        if _is_beyond(address) and not self.tls_cert:
             raise SettingsError(
-                f"{flag} {address} can be reached from other machines: give --tls-cert, "
-                "--tls-key and either --tls-client-ca or --caller-token-file, or --insecure if "
-                "something else protects it"
+                f"{flag} {address} can be reached from other machines: give --tls-cert and "
+                "--tls-key, or --insecure if something else protects it"
             )
+
+
+def _is_beyond(address: Address | None) -> bool:
+    return address is not None and not address.is_loopback
 
 
 def _check_memory(memory: int, max_body: int) -> None:
@@ -216,42 +327,32 @@ def _check_proxy(text: str) -> None:
         )
 
 
-_PATHS = (
-    "admin_token_file",
-    "caller_token_file",
-    "snapshot",
-    "spool",
-    "tls_cert",
-    "tls_key",
-    "tls_client_ca",
-)
+def admin_token_file(database_url: str) -> Path:
+    """Where the administration token of this database is, unless --admin-token-file says so."""
+    return _beside_database(database_url, "admin-token")
+
+
+def spool_folder(database_url: str) -> Path:
+    """Where the log of this database waits for it, unless --spool says so."""
+    file = sqlite_file(database_url)
+    return _beside_database(database_url, f"{file.name}-spool" if file else "policyd-spool")
+
+
+def _beside_database(url: str, name: str) -> Path:
+    """A file called `name` in the database's folder, or here if it is no file."""
+    file = sqlite_file(url)
+    return (file.parent if file else Path()) / name
+
+
+_BESIDE_DATABASE = {"admin_token_file": admin_token_file, "spool": spool_folder}
+"""Settings whose defaults depend on the database."""
 
 
 def dump_settings(settings: ServerSettings) -> dict[str, Any]:
     """The settings as JSON values, for a worker."""
-    values = {name.name: getattr(settings, name.name) for name in fields(settings)}
-    return {
-        name: str(value) if isinstance(value, Address | Path) else value
-        for name, value in values.items()
-    }
+    return dump(settings)
 
 
 def load_settings(values: Mapping[str, Any]) -> ServerSettings:
-    """The settings that dump_settings() gave. Raises SettingsError, as where the process that gave
-    them is of a version that has others."""
-    loaded = dict(values)
-    for name in ("grpc", "admin", "http", "console"):
-        if loaded.get(name) is not None:
-            loaded[name] = Address.parse(loaded[name], name)
-    for name in _PATHS:
-        if loaded.get(name) is not None:
-            loaded[name] = Path(loaded[name])
-    loaded["console_trusted_proxies"] = tuple(loaded["console_trusted_proxies"])
-    loaded["default_mode"] = Mode(loaded["default_mode"])
-    try:
-        return ServerSettings(**loaded)
-    except TypeError as problem:
-        raise SettingsError(
-            f"this version of policyd has other settings than the running one ({problem}): stop "
-            "policyd and start it again"
-        ) from None
+    """The settings that dump_settings() gave. Raises SettingsError."""
+    return load(ServerSettings, values, "policyd")

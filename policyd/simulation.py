@@ -1,4 +1,8 @@
-"""What would break: the requests that the log has, decided once more by other settings."""
+"""What other settings would have done: the logged requests of a key, decided again by them.
+
+The log groups requests by all that a decision depends on (store/history.py), so each group is
+decided once, by the same engine that decides requests.
+"""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -7,7 +11,7 @@ from datetime import datetime
 from policyd.decision_log.record import Record
 from policyd.engine.decision import decide
 from policyd.engine.endpoints import ENDPOINTS
-from policyd.engine.model import Credential, Descriptor, KeySettings, Mode, Target, UserState
+from policyd.engine.model import Credential, DecisionInput, KeySettings, Mode, Target, UserState
 from policyd.store import Store
 from policyd.store.history import Kind
 
@@ -24,11 +28,11 @@ class Simulation:
     requests: int
     blocked: int
     by_operation: list[tuple[str, int]]
-    """Of the blocked ones, most first; "" stands for what is not known."""
+    """Blocked requests by operation, most first. "": not known."""
     by_model: list[tuple[str, int]]
     by_user_agent: list[tuple[str, int]]
     examples: list[Record]
-    """The newest of the blocked ones."""
+    """The newest blocked requests."""
 
 
 def simulate(
@@ -39,7 +43,8 @@ def simulate(
     until: datetime,
     default: Mode,
 ) -> Simulation:
-    """Decide a key's requests between the two moments by `settings`. Raises StoreUnavailable."""
+    """Decide a key's requests between two moments by `settings`, with `default` as the server's
+    mode. Raises StoreUnavailable."""
     history = store.history(key_id, since, until)
     kinds = history.kinds()
     blocked = {kind: count for kind, count in kinds if _would_block(kind, settings, default)}
@@ -57,7 +62,7 @@ def simulate(
 
 
 def _would_block(kind: Kind, settings: KeySettings, default: Mode) -> bool:
-    described = Descriptor(
+    described = DecisionInput(
         Target(kind.in_scope, _BY_OPERATION.get(kind.operation)),
         Credential.GIVEN,
         "",

@@ -2,11 +2,11 @@
 --
 --   http-request lua.policyd URL BYTES
 --
--- URL is policyd's check, BYTES the largest body that HAProxy surely holds. The token of
--- --caller-token-file is taken from the environment, POLICYD_TOKEN. What came out stands in
--- txn.policyd.status, and in txn.policyd.body and txn.policyd.id, or txn.policyd.path.
+-- URL is that of policyd's check, BYTES the size of body that HAProxy can always hold. The token of
+-- --caller-token-file comes from the environment, POLICYD_TOKEN. The result is in txn.policyd.status,
+-- and in txn.policyd.body and txn.policyd.id (a denial), or txn.policyd.path (allowed).
 
--- Not policyd's business, or said by this file.
+-- Headers that policyd does not need, or that this file sets.
 local kept_back = {
     ["authorization"] = true, ["connection"] = true, ["content-length"] = true, ["expect"] = true,
     ["host"] = true, ["keep-alive"] = true, ["proxy-connection"] = true, ["te"] = true,
@@ -45,7 +45,7 @@ core.register_action("policyd", {"http-req"}, function(txn, url, largest)
         headers["x-policyd-body"] = {"partial"}
         body = ""
     end
-    -- HAProxy 2.6 tries four times, each so many milliseconds.
+    -- HAProxy 2.6 makes four attempts, each of so many milliseconds.
     local reply = core.httpclient():post{url = url, headers = headers, body = body, timeout = 1500}
     if reply.status == 200 and first(reply.headers, "x-policyd-decision-id") then
         txn:set_var("txn.policyd.status", 200)

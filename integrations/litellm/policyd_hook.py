@@ -1,7 +1,7 @@
-"""Asks policyd about each request to a LiteLLM proxy, and refuses those that it denies.
+"""Asks policyd about each request to a LiteLLM proxy, and denies those that policyd denies.
 
 LiteLLM finds `hook` by the config's `callbacks: policyd_hook.hook`. Where policyd gives no decision
-the request is refused with 503. What counts is what LiteLLM sends upstream: a client's path says
+the client gets 503. What counts is what LiteLLM sends upstream: a client's path says
 little of that, so a request is judged by the call that LiteLLM makes of it (`call_type`).
 """
 
@@ -16,18 +16,19 @@ from litellm.proxy._types import ProxyException, UserAPIKeyAuth
 from litellm.types.proxy.litellm_pre_call_utils import RedactedDict
 
 from policyd.client import PolicyClient
-from policyd.v1.policy_pb2 import (
-    DECISION_ALLOW,
-    USER_STATE_ABSENT,
-    USER_STATE_DUPLICATE,
-    USER_STATE_EMPTY,
-    USER_STATE_NOT_STRING,
-    USER_STATE_UNSUPPORTED_ENCODING,
-    EvaluateRequest,
-    EvaluateResponse,
-    Header,
-    UserState,
+from policyd.descriptor.describe import HttpRequest, describe
+from policyd.descriptor.headers import KEY_HEADER, PREFIX, by_name
+from policyd.descriptor.identifiers import (
+    ABSENT,
+    MISSING,
+    NOT_READ,
+    BodyAttributes,
+    Identifier,
+    from_value,
+    unreadable,
 )
+from policyd.engine.model import SAFETY_IDENTIFIER, USER, UserState
+from policyd.v1.policy_pb2 import DECISION_ALLOW, EvaluateRequest, EvaluateResponse
 
 Data = dict[str, Any]
 """A request's fields, LiteLLM's own among them."""
@@ -119,11 +120,7 @@ OUT_OF_SCOPE = frozenset(_OUT_OF_SCOPE.split())
 _KEYLESS = frozenset({"call_mcp_tool", "list_mcp_tools"})
 """Those of them whose clients speak another protocol, and in it need name no API key."""
 _UNKNOWN = Call("", ())
-_OWN = "x-usagepanda-"
-_KEY = "x-usagepanda-api-key"
-_MAX_REMARK = 256
 _UPSTREAM_CUTS_AT = 64  # Of metadata.user_id LiteLLM may send so many characters.
-_MISSING = object()
 
 
 class PolicydHook(CustomLogger):  # type: ignore[misc]  # LiteLLM's types are not at hand here
@@ -161,12 +158,12 @@ class PolicydHook(CustomLogger):  # type: ignore[misc]  # LiteLLM's types are no
             )
         known = (user_api_key_dict and user_api_key_dict.metadata) or {}
         key = str(known.get("policyd_api_key") or self._key)
-        asked = question(data, call_type, key)
+        asked = described(data, call_type, key)
         if call_type in _KEYLESS and _is_keyless(asked):
             return data
         answer = await self._policyd.evaluate(asked)
         if answer.decision != DECISION_ALLOW:
-            refuse(answer)
+            deny(answer)
         if _came_whole(data):
             _keep_back_own_headers(data)
             _keep_user(data, call_type)
@@ -191,36 +188,28 @@ class Denied(ProxyException):  # type: ignore[misc]  # as above
         return self._error
 
 
-def refuse(answer: EvaluateResponse) -> NoReturn:
+def deny(answer: EvaluateResponse) -> NoReturn:
     """Raise the denial of `answer`."""
     raise Denied(answer, json.loads(answer.denial.body)["error"])
 
 
-# --- the request that policyd is asked about ---------------------------------------------------
+# --- the request's descriptor -----------------------------------------------------------------
 
 
-def question(data: Data, call_type: str, key: str) -> EvaluateRequest:
+def described(data: Data, call_type: str, key: str) -> EvaluateRequest:
     """Describe a request. `key` is used where it names no policyd key itself."""
-    headers = _headers(data, call_type)
-    named = dict(headers)
-    asked = EvaluateRequest(
-        headers=[Header(name=n, value=v) for n, v in headers if n.startswith(_OWN)],
-        model=str(data.get("model") or "")[:_MAX_REMARK],
-        user_agent=named.get("user-agent", "")[:_MAX_REMARK],
-    )
-    if _KEY not in named:
-        asked.key = key
-    if call_type in OUT_OF_SCOPE:
-        asked.in_scope = False
-        return asked
+    given = by_name(_headers(data, call_type))
     call = IN_SCOPE.get(call_type, _UNKNOWN)
-    if call.path:
-        asked.method, asked.path = "POST", call.path
-    if named.get("content-encoding", "identity").strip().lower() != "identity":
-        asked.user_state = USER_STATE_UNSUPPORTED_ENCODING  # LiteLLM undoes none.
-        return asked
-    _tell_identifiers(asked, data, call)
-    return asked
+    request = HttpRequest(
+        "POST" if call.path else "",
+        call.path,
+        "",
+        given,
+        key=key,
+        in_scope=False if call_type in OUT_OF_SCOPE else None,
+    )
+    attributes = _attributes(data, call, request)
+    return describe(request, attributes._replace(model=str(data.get("model") or "")))
 
 
 def _came_whole(data: Data) -> bool:
@@ -233,7 +222,7 @@ def _came_whole(data: Data) -> bool:
 
 
 def _is_keyless(asked: EvaluateRequest) -> bool:
-    return not asked.key and not any(header.name == _KEY for header in asked.headers)
+    return not asked.key and not any(header.name == KEY_HEADER for header in asked.headers)
 
 
 def _headers(data: Data, call_type: str) -> list[tuple[str, str]]:
@@ -260,38 +249,27 @@ def _remembered_headers(data: Data) -> list[tuple[str, str]]:
 # --- the end user ------------------------------------------------------------------------------
 
 
-def _tell_identifiers(asked: EvaluateRequest, data: Data, call: Call) -> None:
-    asked.user_state = asked.safety_identifier_state = USER_STATE_ABSENT
+def _attributes(data: Data, call: Call, request: HttpRequest) -> BodyAttributes:
+    """What of the request's fields LiteLLM sends upstream as an end-user identifier."""
+    if not request.target.in_scope:
+        return NOT_READ
+    if request.content_encoding.strip().lower() not in ("", "identity"):
+        return unreadable(UserState.UNSUPPORTED_ENCODING)  # LiteLLM undoes none.
     is_rewritten = _is_rewritten(data, call) if _came_whole(data) else _has_twin(data)
+    found = {USER: ABSENT, SAFETY_IDENTIFIER: ABSENT}
     for place in call.identifiers:
-        name = "safety_identifier" if place == "safety_identifier" else "user"
-        if is_rewritten:
-            setattr(asked, f"{name}_state", USER_STATE_DUPLICATE)
-        else:
-            _tell(asked, name, _value(data, place))
+        name = SAFETY_IDENTIFIER if place == SAFETY_IDENTIFIER else USER
+        value = _value(data, place)
+        found[name] = Identifier(UserState.DUPLICATE) if is_rewritten else from_value(value, name)
+    return BodyAttributes(found[USER], found[SAFETY_IDENTIFIER])
 
 
 def _value(data: Data, place: str) -> object:
     if place != "metadata.user_id":
-        return data.get(place, _MISSING)
+        return data.get(place, MISSING)
     metadata = data.get("metadata")
-    value = metadata.get("user_id", _MISSING) if isinstance(metadata, dict) else _MISSING
+    value = metadata.get("user_id", MISSING) if isinstance(metadata, dict) else MISSING
     return value[:_UPSTREAM_CUTS_AT] if isinstance(value, str) else value
-
-
-def _tell(asked: EvaluateRequest, name: str, value: object) -> None:
-    if isinstance(value, str):
-        asked.ClearField("user_state" if name == "user" else "safety_identifier_state")
-        setattr(asked, name, value)
-    else:
-        setattr(asked, f"{name}_state", _state(value))
-
-
-def _state(value: object) -> UserState.ValueType:
-    if value is _MISSING:
-        return USER_STATE_ABSENT
-    is_empty = value is None or value is False or (isinstance(value, int | float) and not value)
-    return USER_STATE_EMPTY if is_empty else USER_STATE_NOT_STRING
 
 
 # Fields whose content is the client's conversation, or LiteLLM's own: they rewrite nothing.
@@ -391,7 +369,7 @@ def _keep_back_own_headers(data: Data) -> None:
 
 def _is_own(name: str) -> bool:
     # An underscore is a dash to some upstreams.
-    return name.lower().replace("_", "-").startswith(_OWN)
+    return name.lower().replace("_", "-").startswith(PREFIX)
 
 
 _setting = os.environ.get  # noqa: TID251  # LiteLLM makes a hook without arguments.

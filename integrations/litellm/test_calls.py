@@ -73,7 +73,7 @@ def test_an_unknown_call_type_is_in_scope() -> None:
     """So where the key enforces it is refused."""
     script = (
         "import json, policyd_hook as hook\n"
-        "asked = hook.question({'user': 'alice'}, 'teleport', 'k')\n"
+        "asked = hook.described({'user': 'alice'}, 'teleport', 'k')\n"
         "print(json.dumps([asked.HasField('in_scope'), asked.path, asked.user, asked.user_state]))"
     )
     is_said, path, user, state = inside(script)

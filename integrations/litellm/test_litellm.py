@@ -22,7 +22,7 @@ from integrations.litellm.proxy import (
     send,
     unused_port,
 )
-from policyd.demo.upstream import Received
+from policyd.demo.received import Received
 from policyd.engine import denial
 from tests.support import conformance
 from tests.support.conformance import Keys, Vector

@@ -10,7 +10,7 @@ async function check(r) {
         return;
     }
     if (/websocket/i.test(r.headersIn['Upgrade'] || '')) {
-        // With a 426, clients that know HTTP as well ask over HTTP at once.
+        // After a 426, clients that also speak HTTP try it at once.
         fail(r, 426, 'invalid_request', 'This gateway does not pass WebSocket connections on, ' +
             'because no policy can see into them. Send the request over HTTP, with stream: true ' +
             'for a stream');
@@ -23,7 +23,7 @@ async function check(r) {
             ' from the upstream. Leave it out, or ask the operator to remove it in nginx.conf');
         return;
     }
-    // The subrequest takes the body along, from memory or from nginx's file.
+    // The subrequest sends the body, from memory or from nginx's file.
     const reply = await r.subrequest('/policyd-check', {method: 'POST'});
     const headers = reply.headersOut;
     const decided = headers['X-Policyd-Decision-Id'] !== undefined;

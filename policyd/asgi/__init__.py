@@ -1,1 +1,13 @@
-"""What every HTTP server of ours shares: its listener, its bounds on connections, exact replies."""
+"""What all our HTTP servers share: the gateway, the HTTP check and the console.
+
+In the order of the way of a request:
+
+    listener     uvicorn behind one socket: started, drained and stopped
+    tls          its TLS context
+    door         takes connections from the socket, as many as there is room for
+    connections  the table of connections: their states, deadlines and totals; visit: one entry
+    bounded      how a protocol reports to that table
+    protocol     HTTP/1.1 as a proxy needs it
+    probes       /healthz, /readyz and /settingsz
+    reply        answers of our own, written to the byte
+"""

@@ -1,22 +1,31 @@
-"""The connections of one listener: how many there are, and how long each may keep it waiting.
+"""The connections of one listener: how many there may be, what they may hold, and for how long.
 
-Each is in one state, and every state but ANSWERING has a deadline:
+The law: a client that only holds a connection keeps no other client out, and whatever a client can
+make the server hold is bounded for all connections together, not only for each.
 
-    OPENING     its first request's head is not complete; a TLS handshake counts as part of it
-    HEAD        a later request's head has begun
-    BODY        the body comes, and has to keep a pace while the application reads it
-    LEFTOVER    the answer is given, and the rest of the body is thrown away
+Each connection is in one state, and every state but ANSWERING has a deadline (`Limits`):
+
+    OPENING     the head of its first request is incomplete; a TLS handshake is part of this state
+    HEAD        the head of a later request is incomplete
+    BODY        the body comes: it has to keep MIN_PACE while the application reads it
+    LEFTOVER    the answer is complete, and the rest of the body is read and discarded
     IDLE        between two requests
-    ANSWERING   the application is at work; a client that does not read the answer is stalled
-    CLOSING     it has been told to end
+    ANSWERING   the application is at work; the client's own delay is a stall, see below
+    CLOSING     the connection has been told to end
 
-Where there is no room for a new connection, the one that has waited longest is ended for it, so
-that clients that only hold connections stop no others; last of all one that does not read its
-answer. One whose request is under way is not: then a few spare connections take what comes, so that
-probes are answered, and others told to come again.
+`sweep` ends those whose deadline is over. It is called several times within the shortest deadline.
+Where the process itself stood still, `pardon` first gives every connection that time back.
 
-What waits for clients that do not read has a total for all of them: beyond it, the one that has
-not read for longest is ended.
+Room. Where there are as many connections as there may be, or the system has no file descriptor
+left, a new connection takes the place of an old one: of those in the states of _DISPENSABLE the one
+that has waited longest, and last of all one that does not read its answer. A connection whose
+request is under way is never ended for another one. If all are, SPARE further connections are taken
+in: their requests are answered without the application, so that probes get their answer and other
+clients learn that they should try again.
+
+Totals. Large heads have a total (MAX_HEADS): a connection that would exceed it is turned away. The
+answers that clients do not read have one (`Limits.unread`): above it, the connection whose client
+has not read for longest is ended.
 """
 
 import asyncio
@@ -24,65 +33,56 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum, auto
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from policyd.asgi.visit import State, Visit
+from policyd.command.throttle import Throttle
 
 _log = logging.getLogger(__name__)
 
 MIN_PACE = 1024
-"""Bytes a second that a body has to bring, over the time that `Limits.body` gives."""
+"""Bytes a second that a body has to bring, on average over `Limits.body` seconds."""
 FREE_HEAD = 16 * 1024
-"""Bytes of a head that are held for any client, and ..."""
+"""Bytes of a head that are held for every client, outside of the total."""
 MAX_HEADS = 64 * 2**20
-"""... those of all larger heads together."""
+"""Bytes of all larger heads together."""
 SPARE = 16
-"""Connections beyond those that there is room for."""
+"""Connections that are taken in beyond `Limits.connections`."""
 _SPARED = 5.0
-"""Seconds that a client which stops to read its answer, or to send its body, is spared where there
-is no room."""
+"""Seconds for which a client that stops reading its answer, or sending its body, keeps its place
+although a new connection needs it."""
 _YOUNG = 0.5
-"""Seconds that a spare connection has for its request, whatever comes behind it."""
+"""Seconds for which a spare connection keeps its place, so that its request can arrive."""
 _LOOKED_AT = 100
-"""Connections of a state among which one is looked for that can be spared."""
+"""Connections of a state that are looked at to find one that can be ended."""
 _CLOSE = 5.0
 """Seconds that a connection has to end in good order."""
 _REMIND = 10.0
-"""Seconds between two lines that say that there is no room."""
+"""Seconds between two log lines that report a lack of room."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What bounds the connections of a listener: their number, and seconds."""
+    """The bounds of a listener's connections."""
 
     connections: int = 10_000
+    """Number of connections."""
     head: float = 10.0
-    """For a request's head, from the connection's beginning or the head's first byte."""
+    """Seconds for a request's head, from the connection's beginning or the head's first byte."""
     body: float = 120.0
-    """For a body that is held; one that is passed on has to keep MIN_PACE over as long."""
+    """Seconds for a body that is held; one that is streamed has to keep MIN_PACE over this time."""
     idle: float = 75.0
-    """Between two requests: longer than clients keep their connections."""
+    """Seconds between two requests: longer than clients keep their connections."""
     write: float = 60.0
-    """For a client to take some more of its answer."""
+    """Seconds for a client to read some more of its answer."""
     unread: int = 256 * 2**20
-    """Bytes of answers that wait for clients which do not read them, of all together."""
+    """Bytes of answers that wait for clients which do not read, of all connections together."""
     ahead: int = 0
-    """Bytes that the application may hold for each of these beside."""
+    """Bytes that the application may hold for each of these clients in addition."""
 
 
-class State(Enum):
-    """What a connection waits for."""
-
-    OPENING = auto()
-    HEAD = auto()
-    BODY = auto()
-    LEFTOVER = auto()
-    IDLE = auto()
-    ANSWERING = auto()
-    CLOSING = auto()
-
-
-# Whom to end first for a new connection.
+# The states of connections that may be ended for a new one, in this order.
 _DISPENSABLE = (
     State.OPENING,
     State.HEAD,
@@ -93,55 +93,11 @@ _DISPENSABLE = (
 )
 
 
-class Visit:
-    """One connection: `cut` ends it at once, `dismiss` in good order, `wind_down` with its next
-    answer, and `give_up` where its answer has not begun."""
-
-    __slots__ = (
-        "base",
-        "cut",
-        "dismiss",
-        "give_up",
-        "head",
-        "heard",
-        "is_paused",
-        "is_spare",
-        "received",
-        "since",
-        "state",
-        "unread",
-        "wind_down",
-    )
-
-    def __init__(self) -> None:
-        self.forget()
-        self.state = State.OPENING
-        self.is_spare = False
-        """Whether it is one beyond those that there is room for."""
-        self.since = 0.0
-        self.received = 0
-        """Bytes so far."""
-        self.heard = 0.0
-        """When the last of them came."""
-        self.head = 0
-        """Bytes of its head that count towards the total."""
-        self.base = 0
-        """Those at the beginning of the span over which a body's pace is measured."""
-
-    def forget(self) -> None:
-        """Let go of the connection, which is gone or not there yet."""
-        self.cut: Callable[[], object] = bool
-        self.dismiss: Callable[[], object] = bool
-        self.wind_down: Callable[[], object] = bool
-        self.give_up: Callable[[bool], object] = bool
-        self.is_paused: Callable[[], bool] = bool
-        """Whether it is the application that does not read."""
-        self.unread: Callable[[], int] = int
-        """Bytes of the answer that wait for the client."""
-
-
 class Connections:
-    """Those that are open, by state, the longest in it first."""
+    """The table of open connections: by state, and within it in the order in which they entered it.
+
+    `clock` gives seconds. Each method that takes a `visit` means that connection.
+    """
 
     def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
         self.limits = limits
@@ -151,10 +107,10 @@ class Connections:
         }
         self._stalled: OrderedDict[Visit, _Stall] = OrderedDict()
         self._unread = 0
-        self._told = float("-inf")
+        self._throttle = Throttle(_REMIND, clock)
         self._heads = 0
         self.is_ending = False
-        """Whether each answer ends its connection."""
+        """Whether each answer ends its connection, because the server is winding down."""
         self.deadlines = {
             State.OPENING: limits.head,
             State.HEAD: limits.head,
@@ -167,13 +123,13 @@ class Connections:
         return sum(map(len, self._by_state.values()))
 
     def enter(self, visit: Visit) -> None:
-        """A new one."""
+        """Add a new connection."""
         visit.since = self._clock()
         visit.is_spare = len(self) >= self.limits.connections
         self._by_state[visit.state][visit] = None
 
     def move(self, visit: Visit, state: State) -> None:
-        """It waits for something else now. What has left, or is closing, stays so."""
+        """Note that it waits for something else now. One that has left, or is closing, stays so."""
         if state is visit.state or visit.state is State.CLOSING:
             return
         if not self.has(visit):
@@ -183,19 +139,20 @@ class Connections:
         self._by_state[state][visit] = None
 
     def leave(self, visit: Visit) -> None:
-        """It is gone."""
+        """Remove a connection that is gone."""
         self._by_state[visit.state].pop(visit, None)
         self.flow(visit)
         self.hold_head(visit, 0)
         visit.forget()
 
     def hear(self, visit: Visit, size: int) -> None:
-        """So many bytes have come."""
+        """Note that `size` bytes have come."""
         visit.received += size
         visit.heard = self._clock()
 
     def stall(self, visit: Visit) -> None:
-        """Its client does not take what is sent."""
+        """Note that its client does not read its answer. Ends connections where the total of
+        unread bytes is exceeded."""
         if not self.has(visit):
             return
         self.flow(visit)
@@ -204,38 +161,38 @@ class Connections:
         self._unread += stall.size
         while self._unread > self.limits.unread:
             self._tell(
-                "answers that clients do not read take %d bytes, more than may be: those that have "
-                "not read for longest are closed (--answer-memory)",
+                "answers that clients do not read take %d bytes, more than the limit: the "
+                "connections whose clients have not read for longest are closed (--answer-memory)",
                 self._unread,
             )
             self._cut(next(iter(self._stalled)))
 
     def flow(self, visit: Visit) -> None:
-        """Its client takes what is sent again."""
+        """Note that its client reads again."""
         if stall := self._stalled.pop(visit, None):
             self._unread -= stall.size
 
     def has(self, visit: Visit) -> bool:
-        """Whether it has not left."""
+        """Whether it is still in the table."""
         return visit in self._by_state[visit.state]
 
     def hold_head(self, visit: Visit, size: int) -> bool:
-        """Its head is `size` bytes so far. Returns whether there is room for that."""
+        """Note that its incomplete head is `size` bytes so far. Returns whether there is room."""
         counted = size if size > FREE_HEAD else 0
         self._heads += counted - visit.head
         visit.head = counted
         return not counted or self._heads <= MAX_HEADS
 
     def has_room(self) -> bool:
-        """Whether there is room for one more, if need be once another one is ended."""
+        """Whether one more connection may enter. Ends another one for it where that is needed."""
         most = self.limits.connections
         return len(self) < most or self.make_room() or len(self) < most + SPARE
 
     def make_room(self) -> bool:
-        """End the one that can be spared best, if there is such a one."""
+        """End one connection for a new one. Returns whether there was one that may be ended."""
         self._tell(
-            "there are %d connections, as many as may be: those that wait longest are closed "
-            "for new ones (--max-connections, and the process's limit of open files)",
+            "there are %d connections, as many as the limit allows: those that wait longest are "
+            "closed for new ones (--max-connections, and the process's limit of open files)",
             len(self),
         )
         now = self._clock()
@@ -244,7 +201,7 @@ class Connections:
             if found := next((one for one in looked_at if _is_idle(one, now)), None):
                 self._cut(found)
                 return True
-        # Who does not read only holds a connection, too, if at the price of a request.
+        # A client that does not read its answer only holds its connection, too.
         for visit, stall in self._stalled.items():
             if now - stall.since < _SPARED:
                 break
@@ -253,7 +210,7 @@ class Connections:
         return False
 
     def sweep(self) -> None:
-        """End those that have kept us waiting for too long."""
+        """End the connections whose deadline is over."""
         now = self._clock()
         for state, seconds in self.deadlines.items():
             for visit in _longer(self._by_state[state], now - seconds):
@@ -265,8 +222,8 @@ class Connections:
                 self._cut(visit)
 
     def pardon(self, seconds: float) -> None:
-        """Give all of them so much more time: we have stood still, and what they have sent
-        meanwhile is still to be read."""
+        """Give every connection `seconds` more: this process stood still for so long, and has yet
+        to read what the clients sent meanwhile."""
         for visits in self._by_state.values():
             for visit in visits:
                 visit.since += seconds
@@ -275,26 +232,27 @@ class Connections:
             self._stalled[visit] = stall._replace(since=stall.since + seconds)
 
     def wind_down(self) -> None:
-        """Have each end with its next answer."""
+        """Have each connection end with its next answer."""
         self.is_ending = True
         for visits in self._by_state.values():
             for visit in list(visits):
                 visit.wind_down()
 
     def end(self, *states: State) -> None:
-        """End those in one of these states, in good order."""
+        """End the connections in these states in good order."""
         for state in states:
             for visit in list(self._by_state[state]):
                 self._dismiss(visit)
 
     def end_requests(self, *, answered: bool) -> None:
-        """End the requests under way, either those whose answer has begun or the others."""
+        """End the requests under way: those whose answer has begun if `answered`, else the
+        others."""
         for state in (State.BODY, State.ANSWERING):
             for visit in list(self._by_state[state]):
                 visit.give_up(answered)
 
     def cut_all(self) -> None:
-        """End all of them."""
+        """End all connections at once."""
         for visits in self._by_state.values():
             for visit in list(visits):
                 visit.cut()
@@ -321,22 +279,22 @@ class Connections:
                 visit.since, visit.base = now, visit.received
 
     def _tell(self, what: str, count: int) -> None:
-        if self._clock() - self._told > _REMIND:
-            self._told = self._clock()
+        if self._throttle.is_due():
             _log.warning(what, count)
 
 
 class _Stall(NamedTuple):
-    """That a client does not read."""
+    """An answer that the client does not read."""
 
     since: float
+    """When the client stopped reading, in seconds of the clock."""
     size: int
-    """Bytes that wait for it."""
+    """Bytes that wait for the client."""
 
 
 def _is_idle(visit: Visit, now: float) -> bool:
-    """Whether it only holds its place: one that brings its body as it should is under way, and a
-    spare one is let begin.
+    """Whether it only holds its place. One whose body keeps its pace does not, and neither does a
+    spare one that is so new that its request may still be on its way.
     """
     waited = now - visit.since
     if visit.state is State.BODY:
@@ -354,95 +312,15 @@ def _longer(visits: OrderedDict[Visit, None], since: float) -> list[Visit]:
     return found
 
 
-class Bounded:
-    """Tells the table what its connection waits for: stands before one of uvicorn's protocols."""
-
-    visit: Visit
-    crowd: Connections
-    cycle: Any
-    flow: Any
-    transport: Any
-
-    def connection_made(self, transport: Any) -> None:
-        """See asyncio.Protocol."""
-        super().connection_made(transport)  # type: ignore[misc]
-        if not self.crowd.has(self.visit):  # It had to go before it was there.
-            transport.abort()
-        self.visit.cut = transport.abort
-        self.visit.dismiss = self.dismiss
-        self.visit.wind_down = self.wind_down
-        self.visit.give_up = self.give_up
-        self.visit.is_paused = lambda: bool(self.flow.read_paused)
-        self.visit.unread = transport.get_write_buffer_size
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """See asyncio.Protocol."""
-        self.crowd.leave(self.visit)
-        super().connection_lost(exc)  # type: ignore[misc]
-
-    def data_received(self, data: bytes) -> None:
-        """See asyncio.Protocol."""
-        self.crowd.hear(self.visit, len(data))
-        super().data_received(data)  # type: ignore[misc]
-        self.crowd.move(self.visit, self._state())
-
-    def on_response_complete(self) -> None:
-        """See uvicorn's protocols."""
-        super().on_response_complete()  # type: ignore[misc]
-        self.crowd.move(self.visit, self._state())
-
-    def pause_writing(self) -> None:
-        """See asyncio.Protocol."""
-        self.crowd.stall(self.visit)
-        super().pause_writing()  # type: ignore[misc]
-
-    def resume_writing(self) -> None:
-        """See asyncio.Protocol."""
-        self.crowd.flow(self.visit)
-        super().resume_writing()  # type: ignore[misc]
-
-    def dismiss(self) -> None:
-        """End the connection, in good order if the client lets it."""
-        self.transport.close()
-
-    def wind_down(self) -> None:
-        """End the connection with the answer that is under way; at once where there is none."""
-        self.shutdown()  # type: ignore[attr-defined]  # uvicorn's
-
-    def give_up(self, answered: bool) -> None:
-        """End the request under way if its answer has begun, or has not, as `answered` says, where
-        that can be told apart."""
-
-    def has_begun_head(self) -> bool:
-        """Whether some of the next request's head is there."""
-        return False
-
-    def has_refused(self) -> bool:
-        """Whether the connection is to end, as the client has broken its rules."""
-        return False
-
-    def _state(self) -> State:
-        cycle = self.cycle  # None before the first request
-        if self.has_refused():
-            return State.CLOSING
-        if cycle is None:
-            return State.OPENING
-        if not cycle.response_complete:
-            return State.BODY if cycle.more_body else State.ANSWERING
-        if cycle.more_body:
-            return State.LEFTOVER
-        return State.HEAD if self.has_begun_head() else State.IDLE
-
-
 async def keep_sweeping(crowd: Connections) -> None:
-    """Sweep again and again, until cancelled."""
+    """Sweep the table again and again, until cancelled."""
     limits = crowd.limits
     pause = min(1.0, min(limits.head, limits.body, limits.idle, limits.write) / 4)
     clock = asyncio.get_running_loop().time
     while True:
         began = clock()
         await asyncio.sleep(pause)
-        # This process, or its machine, may have stood still, and is about to read what has come.
+        # A sleep that took twice its time: this process, or its machine, stood still.
         if (late := clock() - began - pause) > pause:
             crowd.pardon(late)
         crowd.sweep()

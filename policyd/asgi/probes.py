@@ -1,10 +1,11 @@
-"""GET /healthz, /readyz and /settingsz, by which balancers, orchestrators and alerts probe a
-server: they need no key, and leave no trace in the log.
+"""GET /healthz, /readyz and /settingsz, with which load balancers, orchestrators and alerts probe a
+server. They need no key, and are not logged.
 
-/healthz says that the process answers: one that does not is to be restarted. /readyz says whether
-requests should be sent to it, as far as that was known a moment ago: however many probes come, one
-check runs at a time. /settingsz, which policyd's HTTP check alone has, says whether it decides by
-fresh settings: where it does not, a restart does not help, nor do other replicas.
+/healthz answers as long as the process does: an orchestrator should restart one that does not.
+/readyz tells whether requests should be sent to the server, as of a second ago at most: however
+many probes come, one check runs at a time. /settingsz, which only policyd's HTTP check has, tells
+whether policyd decides by fresh settings: where it does not, neither a restart nor another replica
+helps.
 """
 
 import asyncio
@@ -22,17 +23,17 @@ SETTINGSZ = "/settingsz"
 PATIENCE = 1.0
 """Seconds that a probe waits for a check."""
 _KEEP = 1.0
-"""Seconds that the outcome of a check is good for."""
+"""Seconds for which the result of a check answers further probes."""
 _HEADERS = (("Content-Type", "application/json"), ("Cache-Control", "no-store"))
 _SLOW = "the check takes too long"
 _FAULT = "the check failed: see the log"
 
 Check = Callable[[], Awaitable[str]]
-"""Says why no requests should come, in words that hold no secret; "" where they may."""
+"""Gives the reason why no requests should come, without any secret in it; "" where they may."""
 
 
 class Answer(NamedTuple):
-    """What a probe is answered."""
+    """The answer to a probe."""
 
     status: int
     headers: tuple[tuple[str, str], ...]
@@ -54,9 +55,12 @@ def _no_remark() -> str:
 
 
 class Probes:
-    """Answers probes; `check` says whether it is ready, `remark` what an operator should know of
-    one that is, and `is_stale`, which is quick, whether the settings are stale, where there are
-    some. Belongs to one event loop."""
+    """Answers probes. Belongs to one event loop.
+
+    `check` tells whether the server is ready, and `remark` what an operator should know of it while
+    it is. `is_stale`, which has to be quick, tells whether the settings are stale; a server without
+    settings of its own has none.
+    """
 
     def __init__(
         self,
@@ -73,7 +77,7 @@ class Probes:
         self._checked_at = float("-inf")
 
     def end(self, reason: str) -> None:
-        """It is not ready from now on, whatever a check would say."""
+        """Answer from now on that the server is not ready, whatever the check gives."""
         self._ending = reason
 
     async def answer(self, method: str, path: str) -> Answer | None:
@@ -98,17 +102,17 @@ class Probes:
             return self._problem
         if self._checking is None:
             self._checking = asyncio.create_task(self._run())
-        # One that hangs is waited for by later probes too: no second one runs beside it.
+        # Later probes wait for a check that hangs, too: no second one runs beside it.
         done, _ = await asyncio.wait({self._checking}, timeout=PATIENCE)
         return self._problem if done else _SLOW
 
     async def _run(self) -> str:
         try:
             self._problem = await self._check()
-        except Exception:  # noqa: BLE001  # Whatever it was, it is not ready.
+        except Exception:  # noqa: BLE001  # Without a result the server counts as not ready.
             _log.exception("a fault of policyd; it cannot tell whether it is ready")
             self._problem = _FAULT
-        finally:  # Whatever ends it, a later probe checks anew.
+        finally:  # However it ended, a later probe checks again.
             self._checked_at = time.monotonic()
             self._checking = None
         return self._problem

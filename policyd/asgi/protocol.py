@@ -1,11 +1,22 @@
-"""uvicorn's HTTP/1.1, where a proxy needs it otherwise.
+"""uvicorn's HTTP/1.1 protocol, with what a proxy and wire-exact replies need in addition.
 
-- Header names reach the app in their own letter case.
-- What is not HTTP gets an answer in OpenAI's shape.
-- An Upgrade is not followed, as a server may (RFC 9110, section 7.8). The parser would take the
-  request's body for the other protocol, and Java's client offers h2c with every first request.
-- A request's head has a bound, and its trailers, which count for nothing, have one too.
-- A client that keeps the connection waiting is told so, and it ends: see connections.py.
+The law: what the app sees is what the client sent, and what the client sees is what the app, or
+reply.py, wrote; and a client learns why its connection ends wherever it can still read an answer.
+
+- Header names reach the app in the client's letter case, because they go upstream in it. (uvicorn
+  lowers them; reply.py keeps the letter case of the way back.)
+- Bytes that are not HTTP are answered in the shape of OpenAI's errors, not in uvicorn's own.
+- An Upgrade is ignored, as RFC 9110, section 7.8 allows. The parser would take the request's body
+  for the other protocol, and Java's client offers h2c with every first request. So the head is
+  parsed once more, without its Connection header.
+- A head has a bound (MAX_HEAD), and the trailers of a body, which the app never sees, have the
+  same. To count both to the byte, the parser is given at most one of head, body and trailers at a
+  time: `_piece` finds where the next one ends.
+- An answer that comes before the end of its request's body has to be readable: closing a connection
+  with unread bytes resets it, and the client would lose the answer. So the server ends only its own
+  side, discards what still comes (`_is_deaf`, `_Lingering`), and then closes.
+- A client that keeps the connection waiting gets an answer that says so: connections.py decides
+  when.
 """
 
 import asyncio
@@ -14,49 +25,50 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from policyd.asgi.connections import Bounded, State
+from policyd.asgi.bounded import Bounded
 from policyd.asgi.reply import HEAD_TOO_LARGE, NO_ROOM, NOT_HTTP, TOO_SLOW, Reply
+from policyd.asgi.visit import State
 
 MAX_HEAD = 256 * 1024
 """Bytes of a request line and its headers, with the empty line at their end."""
 _HEAD_END = b"\r\n\r\n"
 _PIECE = 16 * 1024
-"""Bytes of a chunked body that are parsed at once: where its trailers begin is known so well."""
+"""Bytes of a chunked body that are parsed at once, so that its trailers are noticed soon."""
 
-# Without one of these, which the parser takes for the same, Upgrade has no effect.
+# Without one of these headers, which the parser does not tell apart, Upgrade has no effect.
 _CONNECTION = (b"connection", b"proxy-connection")
 
 
 class _Http(HttpToolsProtocol):
-    """One connection of a client, its time unbounded."""
+    """One connection of a client, without deadlines."""
 
     is_spare = False
-    """Whether there is no room for it, but for a probe."""
+    """Whether there is no room for it, so that only probes are answered."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._unread: int | None = 0
-        """Bytes so far of a head, or of trailers, that are not complete; None within a body."""
+        """Bytes so far of an incomplete head, or of incomplete trailers; None within a body."""
         self._is_body = False
         self._body_left = 0
         """Bytes of a body of known length that are still to come."""
         self._tail = b""
-        """The last three bytes of a head that is not complete."""
+        """The last three bytes of an incomplete head."""
         self._begun = False
-        """Whether a head has begun that is not complete."""
+        """Whether there is an incomplete head."""
         self._is_boundary = False
-        """Whether what was parsed last has ended within what the parser was fed."""
+        """Whether a head, body or chunk ended within the bytes that were parsed last."""
         self._is_deaf = False
-        """Whether the rest of what the client sends is thrown away."""
+        """Whether all that the client still sends is discarded."""
         self._closes = False
-        """Whether the connection ends with the request's body, as its answer has been given."""
+        """Whether the connection ends with the request's body, as its answer is complete."""
         self._answering: Any = None
-        """The request that the app is at work on; others may wait behind it."""
+        """The cycle of the request that the app serves; others may wait behind it."""
         self._task: asyncio.Task[None] | None = None
-        """The app at work."""
+        """The task in which the app serves it."""
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """See asyncio.Protocol. Every request is told, not the last one alone."""
+        """See asyncio.Protocol. Every request learns of it, not only the last one."""
         super().connection_lost(exc)
         self._abandon()
 
@@ -66,15 +78,12 @@ class _Http(HttpToolsProtocol):
         view, begin = memoryview(data), 0
         while begin < len(data) and not (self._is_deaf or self.transport.is_closing()):
             if self._unread == MAX_HEAD:
-                self._refuse(HEAD_TOO_LARGE)
+                self._reject(HEAD_TOO_LARGE)
                 return
             begin += self._feed(view[begin : self._piece(data, begin)])
 
     def _piece(self, data: bytes, begin: int) -> int:
-        """The end of what is parsed next: a head or a body, as far as it is there.
-
-        What the parser is fed at once belongs to one of them, so that each is counted to the byte.
-        """
+        """Where the bytes end that are parsed next: a head or a body, as far as it has come."""
         if self._unread is None:
             return begin + (self._body_left or _PIECE)
         if self._is_body:
@@ -84,7 +93,7 @@ class _Http(HttpToolsProtocol):
         return min(end or len(data), begin + MAX_HEAD - self._unread)
 
     def _feed(self, data: memoryview | bytes) -> int:
-        """Parse `data`. Returns how much of it is done with."""
+        """Parse `data`. Returns how many of its bytes were parsed."""
         self._is_boundary = False
         try:
             self.parser.feed_data(data)
@@ -93,7 +102,7 @@ class _Http(HttpToolsProtocol):
             done: int = stopped.args[0]
             return done
         except httptools.HttpParserError:
-            self._refuse(NOT_HTTP)
+            self._reject(NOT_HTTP)
         else:
             if self._unread is not None and not self._is_boundary:
                 self._unread += len(data)
@@ -107,7 +116,7 @@ class _Http(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """See httptools."""
         if self._is_body:
-            return  # A trailer is no header: whoever stands before us has not seen it.
+            return  # A trailer is no header: a proxy before us has not checked it.
         lower = name.lower()
         if lower == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
@@ -119,7 +128,7 @@ class _Http(HttpToolsProtocol):
         """See httptools."""
         self._unread = None
         self._is_body, self._begun = True, False
-        # A fragment is in no other part of the scope, and a proxy may see a path in it.
+        # ASGI's scope has no fragment, which a proxy before us may have read as part of the path.
         self.scope["has_fragment"] = b"#" in self.url  # type: ignore[typeddict-unknown-key]
         self.scope["is_spare"] = self.is_spare  # type: ignore[typeddict-unknown-key]
         if not self.parser.should_upgrade():
@@ -136,13 +145,13 @@ class _Http(HttpToolsProtocol):
         self._is_body, self._body_left, self._is_boundary = False, 0, True
         if not self.parser.should_upgrade():
             super().on_message_complete()
-            # uvicorn leaves it so where the answer was quicker than the body.
+            # uvicorn leaves it true where the answer was complete before the body.
             self.cycle.more_body = False
             if self._closes:
                 self.transport.close()
 
     def on_chunk_header(self) -> None:
-        """See httptools. Behind the last chunk, trailers may come."""
+        """See httptools. Trailers may follow the last chunk."""
         self._unread, self._is_boundary = 0, True
 
     def on_body(self, body: bytes) -> None:
@@ -152,7 +161,7 @@ class _Http(HttpToolsProtocol):
         super().on_body(body)
 
     def is_last(self) -> bool:
-        """Whether the request is to be the connection's last one."""
+        """Whether this request is the connection's last one."""
         return False
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
@@ -162,10 +171,10 @@ class _Http(HttpToolsProtocol):
         self.tasks.add(self._task)
 
     def _feed_without_upgrade(self) -> None:
-        """Parse the head once more, without its Connection header."""
+        """Parse the head again, without its Connection header."""
         method = self.parser.get_method()
         if method == b"CONNECT":
-            self._refuse(NOT_HTTP)
+            self._reject(NOT_HTTP)
             return
         version = self.parser.get_http_version().encode()
         lines = [b"%s %s HTTP/%s" % (method, self.url, version)]
@@ -175,8 +184,8 @@ class _Http(HttpToolsProtocol):
         self.parser = httptools.HttpRequestParser(self)
         self._feed(b"\r\n".join([*lines, b"", b""]))
 
-    def _refuse(self, reply: Reply) -> None:
-        # A request under way sees that its connection is lost, and goes no further.
+    def _reject(self, reply: Reply) -> None:
+        # To a request under way it looks as if the client had left, so it stops.
         cycle: Any = self.cycle  # None before the first request
         if cycle is None or not cycle.response_started or cycle.response_complete:
             self.transport.write(reply.raw())
@@ -185,7 +194,7 @@ class _Http(HttpToolsProtocol):
         self.end_writing()
 
     def _abandon(self) -> None:
-        """Tell the requests under way that their client no longer waits for answers."""
+        """Have the requests under way see that their client has left."""
         self.pipeline.clear()
         for cycle in (self._answering, self.cycle):
             if cycle is not None and not cycle.response_complete:
@@ -193,9 +202,9 @@ class _Http(HttpToolsProtocol):
                 cycle.message_event.set()
 
     def end_writing(self) -> None:
-        """Say that no more comes, and wait for the client to say so, too.
+        """End our side of the connection, and wait for the client to end its own.
 
-        A client that is still sending when its connection is closed may never see the answer.
+        If we closed it while the client is still sending, the client might never see the answer.
         """
         if self.transport.can_write_eof():
             self.transport.write_eof()
@@ -203,7 +212,7 @@ class _Http(HttpToolsProtocol):
             self.transport.close()
 
     def linger(self) -> None:
-        """Close the connection once the request is complete, whose answer is."""
+        """Close the connection, whose answer is complete, as soon as its request is complete."""
         if self.cycle.more_body and not self.transport.is_closing():
             self._closes = True
             self.end_writing()
@@ -212,7 +221,7 @@ class _Http(HttpToolsProtocol):
 
 
 class _Lingering:
-    """A transport, as a request has it whose connection ends with it."""
+    """The transport of a connection's last request: closing it waits for the request's end."""
 
     __slots__ = ("_protocol", "is_closing", "write")
 
@@ -227,7 +236,7 @@ class _Lingering:
 
 
 class Protocol(Bounded, _Http):
-    """One connection of a client."""
+    """One connection of a client, with deadlines and bounds: see connections.py."""
 
     def connection_made(self, transport: Any) -> None:
         """See asyncio.Protocol."""
@@ -238,7 +247,7 @@ class Protocol(Bounded, _Http):
         """See asyncio.Protocol."""
         super().data_received(data)
         if not self.crowd.hold_head(self.visit, self._unread or 0) and not self._is_deaf:
-            self._refuse(NO_ROOM)
+            self._reject(NO_ROOM)
             self.crowd.move(self.visit, State.CLOSING)
 
     def is_last(self) -> bool:
@@ -246,8 +255,8 @@ class Protocol(Bounded, _Http):
         return self.crowd.is_ending
 
     def wind_down(self) -> None:
-        """See Bounded. One that is idle may have a request on its way, so it stays for a while, as
-        does one whose answer has begun, which has not said that it is the last."""
+        """See Bounded. An idle connection stays for a while, as a request may be on its way. So
+        does one whose answer has begun, because its head has not announced the connection's end."""
         cycle: Any = self.cycle
         if cycle is not None and not cycle.response_started:
             cycle.keep_alive = False
@@ -265,17 +274,17 @@ class Protocol(Bounded, _Http):
     def dismiss(self) -> None:
         """See Bounded."""
         if self.visit.state in (State.OPENING, State.HEAD, State.BODY):
-            self._refuse(TOO_SLOW)
+            self._reject(TOO_SLOW)
         else:
             self.transport.close()
 
-    def has_refused(self) -> bool:
+    def has_rejected(self) -> bool:
         """See Bounded."""
         return self._is_deaf
 
 
 def _head_end(tail: bytes, data: bytes, begin: int) -> int:
-    """Where the head ends that `tail` is the end of so far; 0 where `data` does not end it."""
+    """Where in `data` the head ends whose last bytes so far are `tail`; 0 where it does not end."""
     if tail:
         seam = (tail + data[begin : begin + 3]).find(_HEAD_END)
         if seam >= 0:

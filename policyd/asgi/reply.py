@@ -1,6 +1,5 @@
 """A whole HTTP response, to the byte, and the errors that have OpenAI's shape."""
 
-import json
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -9,17 +8,18 @@ from functools import lru_cache
 from typing import Any
 
 from policyd.engine import denial
+from policyd.v1.policy_pb2 import EvaluateResponse
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 HEADERS = denial.HEADERS
-"""The headers of an error: CONTRACT.md, section 4."""
+"""The headers of an error: docs/contract.md, section 4."""
 AGAIN = 3
-"""Seconds over which those are spread that are told to try again: not all at once."""
+"""Seconds over which clients that should try again are spread, lest all do so at once."""
 
 
 class HeaderName(bytes):
-    """A header's name that is sent in its own letter case. The server would lower it."""
+    """A header's name that goes out in its own letter case. The server would lower it."""
 
     __slots__ = ()
 
@@ -122,10 +122,16 @@ def error(
     *,
     retry_after: int = 0,
 ) -> Reply:
-    """An error of our own. The message names the cause and the mend."""
-    content = {"message": f"Usage Panda: {message}", "type": kind, "param": None, "code": None}
-    body = json.dumps({"error": content}, separators=(",", ":")).encode()
-    return Reply(status, (*HEADERS, *headers), body, retry_after=retry_after)
+    """An error of the server's own. The message names the cause and the fix."""
+    rendered = denial.render(status, (message,), kind)
+    return Reply(status, (*rendered.headers, *headers), rendered.body, retry_after=retry_after)
+
+
+def denied(answer: EvaluateResponse, headers: Iterable[tuple[str, str]] = ()) -> Reply:
+    """The denial of policyd's answer, with `headers` behind its own."""
+    given = answer.denial
+    own = [(header.name, header.value) for header in given.headers]
+    return Reply(given.http_status, (*own, *headers), given.body, answer.decision_id)
 
 
 NOT_HTTP = error(
@@ -144,6 +150,9 @@ TOO_SLOW = error(
     "invalid_request",
     "The request did not come in time. Send it again, without pauses; if the network is slow, ask "
     "the gateway's operator to raise --head-timeout or --body-timeout",
+)
+NO_DECISION = Reply(
+    denial.UNDECIDED.status, denial.UNDECIDED.headers, denial.UNDECIDED.body, retry_after=AGAIN
 )
 NO_ROOM = error(
     503,

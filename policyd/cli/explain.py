@@ -1,15 +1,42 @@
-"""What `policyd explain` says: a decision made now, from the store, without a server."""
+"""`policyd explain`: a decision made now, from the store, without a server."""
 
-from typing import Any, BinaryIO
+import sys
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from policyd.descriptor.evaluate_request import describe
+from policyd.cli import options
+from policyd.cli.options import HeaderLine, option
+from policyd.descriptor.evaluate_request import read
 from policyd.engine.decision import decide
 from policyd.engine.model import Credential, Decision, KeySettings, Mode
 from policyd.keys import api_key
-from policyd.store import Store
+from policyd.settings import MODES
 from policyd.v1 import policy_pb2 as pb
+
+if TYPE_CHECKING:
+    from policyd.store import Store
+
+
+@click.command()
+@option("--key", required=True, help="The API key. POLICYD_KEY keeps it out of the process list.")
+@option("--header", "headers", type=HeaderLine(), multiple=True, help="May be repeated.")
+@option("--method", default="", help="The HTTP method.")
+@option("--path", default="", help="The path. Without method and path, it is in scope.")
+@option("--has-user/--no-user", default=None, help="Whether the body names a user.")
+@option("--body", type=click.File("rb"), help="Read the user out of this body; - for stdin.")
+@options.default_mode
+@options.common
+def explain(database_url: str, as_json: bool, default_mode: str, **described: Any) -> None:
+    """Say what would be decided of a request, and why. Exits with 1 where it would be denied."""
+    message = request(**described)
+    with options.opened(database_url) as store:
+        decision, key = decide_now(store, message, MODES[default_mode])
+    if as_json:
+        options.print_json(as_dict(decision, key))
+    else:
+        click.echo(as_text(decision, key))
+    sys.exit(1 if decision.denial else 0)
 
 
 def request(
@@ -36,24 +63,24 @@ def _header(line: str) -> pb.Header:
 
 
 def decide_now(
-    store: Store, question: pb.EvaluateRequest, default: Mode
+    store: "Store", message: pb.EvaluateRequest, default: Mode
 ) -> tuple[Decision, KeySettings | None]:
     """The decision, and the settings of the key if it is in force."""
-    described = describe(question).descriptor
+    decision_input = read(message).decision_input
     settings = None
-    if described.credential is Credential.GIVEN:
-        wanted = api_key.digest(described.key)
-        changed = store.changes_since(0).changed
-        settings = next((one.settings for one in changed if one.digest == wanted), None)
-    return decide(described, settings, default), settings
+    if decision_input.credential is Credential.GIVEN:
+        digest = api_key.digest(decision_input.key)
+        changed = store.keys.changes_since(0).changed
+        settings = next((one.settings for one in changed if one.digest == digest), None)
+    return decide(decision_input, settings, default), settings
 
 
 def as_dict(decision: Decision, key: KeySettings | None) -> dict[str, Any]:
     """The decision as JSON values."""
     why = decision.explanation
-    refusal = decision.denial
+    denial = decision.denial
     return {
-        "decision": "deny" if refusal else "allow",
+        "decision": "deny" if denial else "allow",
         "would_deny": decision.would_deny,
         "key_id": key.key_id if key else None,
         "mode": why.mode.name.lower() if why.mode else None,
@@ -66,22 +93,22 @@ def as_dict(decision: Decision, key: KeySettings | None) -> dict[str, Any]:
         "flags": [flag.type for flag in decision.flags],
         "summary": why.summary,
         "denial": None
-        if refusal is None
+        if denial is None
         else {
-            "http_status": refusal.status,
-            "headers": dict(refusal.headers),
-            "body": refusal.body.decode(),
+            "http_status": denial.status,
+            "headers": dict(denial.headers),
+            "body": denial.body.decode(),
         },
     }
 
 
 def as_text(decision: Decision, key: KeySettings | None) -> str:
     """The decision for people."""
-    facts = as_dict(decision, key)
+    shown = as_dict(decision, key)
     lines = [decision.explanation.summary, ""]
     for name in ("decision", "key_id", "mode", "source", "operation", "user_state"):
-        lines.append(f"{name.replace('_', ' '):12}{facts[name] or '-'}")
-    lines.append(f"{'flags':12}{', '.join(facts['flags']) or '-'}")
+        lines.append(f"{name.replace('_', ' '):12}{shown[name] or '-'}")
+    lines.append(f"{'flags':12}{', '.join(shown['flags']) or '-'}")
     if decision.denial:
         lines.append(f"{'response':12}{decision.denial.status} {decision.denial.body.decode()}")
     return "\n".join(lines)

@@ -22,7 +22,7 @@ def keys() -> None:
 def create(name: str, database_url: str, as_json: bool, **settings: Any) -> None:
     """Make the key NAME and print it. It is shown this once."""
     with options.opened(database_url, create=True) as store:
-        key, secret = store.create_key(name, **options.changes(**settings))
+        key, secret = store.keys.create(name, **options.changes(**settings))
     if as_json:
         options.print_json(_as_dict(key) | {"key": secret})
         return
@@ -51,7 +51,7 @@ def list_(database_url: str, as_json: bool, revoked: bool) -> None:
 
 def _all_keys(store: Store, revoked: bool) -> list[ApiKey]:
     found: list[ApiKey] = []
-    while page := store.list_keys(
+    while page := store.keys.list(
         after=found[-1].id if found else "", limit=1000, show_revoked=revoked
     ):
         found += page
@@ -70,7 +70,7 @@ def _row(key: ApiKey) -> tuple[str, ...]:
 def show(key_id: str, database_url: str, as_json: bool) -> None:
     """Show the key with this ID."""
     with options.opened(database_url) as store:
-        _report(store.get_key(key_id), as_json)
+        _report(store.keys.get(key_id), as_json)
 
 
 @keys.command("set")
@@ -86,7 +86,7 @@ def set_(key_id: str, database_url: str, as_json: bool, name: str | None, **sett
             "nothing to change: give an option, such as --enforce-user-ids audit"
         )
     with options.opened(database_url) as store:
-        _report(store.update_key(key_id, changes), as_json)
+        _report(store.keys.update(key_id, changes), as_json)
 
 
 @keys.command()
@@ -95,7 +95,7 @@ def set_(key_id: str, database_url: str, as_json: bool, name: str | None, **sett
 def revoke(key_id: str, database_url: str, as_json: bool) -> None:
     """Revoke the key with this ID for good."""
     with options.opened(database_url) as store:
-        _report(store.revoke_key(key_id), as_json)
+        _report(store.keys.revoke(key_id), as_json)
 
 
 def _report(key: ApiKey, as_json: bool) -> None:

@@ -16,6 +16,7 @@ from policyd.decision_log.export import csv_rows, json_line, values
 from policyd.decision_log.record import Record, Verdict, is_decision_id
 from policyd.errors import DecisionNotFound, StoreUnavailable
 from policyd.keys.snapshot import SnapshotFile
+from policyd.settings import spool_folder
 from policyd.store import LogFilter, Store
 
 _VERDICTS = {verdict.name.lower(): verdict for verdict in Verdict}
@@ -137,7 +138,7 @@ def _one(store: Store, any_id: str) -> Record:
         )
     if found:
         return found[0]
-    if store.refusals.sample(any_id):
+    if store.refused_keys.sample(any_id):
         raise DecisionNotFound(
             "this request's API key was refused, so no policy was asked: see policyd logs refused"
         )
@@ -160,11 +161,11 @@ def status(database_url: str, as_json: bool, snapshot: Path | None) -> None:
     server runs here, also the revision of its snapshot of the settings, and when it last followed
     the database: that is told on stderr where the database is away.
     """
-    kept = _snapshot(snapshot or options.spool(database_url) / "snapshot")
+    kept = _snapshot(snapshot or spool_folder(database_url) / "snapshot")
     try:
         with options.opened(database_url) as store:
             found = store.log.status()
-            refused = store.refusals.total()
+            refused = store.refused_keys.total()
             host, offset = store.workers.furthest_off() or (None, None)
             stands = store.log.standstill()
     except StoreUnavailable:
@@ -242,8 +243,8 @@ def retire(
 def refused(database_url: str, as_json: bool, since: datetime, limit: int) -> None:
     """Show who sent requests without an API key in force: counts by source, and a few samples."""
     with options.opened(database_url) as store:
-        sources = store.refusals.sources(since, store.time(), limit=limit)
-        samples = store.refusals.samples(since, limit=limit)
+        sources = store.refused_keys.sources(since, store.time(), limit=limit)
+        samples = store.refused_keys.samples(since, limit=limit)
     if as_json:
         options.print_json(refused_report.as_dict(sources, samples))
     else:

@@ -4,15 +4,16 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from policyd.command.configuration import Options
 from policyd.command.database_url import sqlite_file
-from policyd.engine.model import Mode, Override
+from policyd.command.settings import listed
+from policyd.engine.model import Override
 from policyd.errors import StoreUnavailable
+from policyd.settings import MODES, ServerSettings
 
 if TYPE_CHECKING:
     from policyd.store import Store
@@ -28,7 +29,6 @@ OPTIONS = Options(
 )
 option = OPTIONS.option
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-MODES = {mode.name.lower(): mode for mode in Mode}
 _EPOCH = datetime.fromtimestamp(0, UTC)
 OVERRIDES = {override.name.lower(): override for override in Override}
 
@@ -92,13 +92,8 @@ class Moment(click.ParamType[datetime]):
             )
 
 
-database_url = option(
-    "--database-url",
-    default="sqlite:///policyd.db",
-    metavar="URL",
-    help="sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME.",
-)
-
+database_url = OPTIONS.setting(ServerSettings, "database_url")
+default_mode = OPTIONS.setting(ServerSettings, "default_mode", help="As the server has it.")
 
 _key_settings = [
     option(
@@ -124,7 +119,7 @@ def key_settings(command: _Command) -> _Command:
 def changes(
     enforce_user_ids: str | None, override: str | None, accept: str | None
 ) -> dict[str, Any]:
-    """What the options of key_settings() ask for, as Store.update_key() takes it."""
+    """What the options of key_settings() ask for, as Keys.update() takes it."""
     changes: dict[str, Any] = {}
     if enforce_user_ids is not None:
         changes["mode"] = MODES.get(enforce_user_ids)
@@ -133,11 +128,6 @@ def changes(
     if accept is not None:
         changes["accept"] = listed(accept)
     return changes
-
-
-def listed(text: str) -> tuple[str, ...]:
-    """What stands between the commas of a setting's value; none where that is empty."""
-    return tuple(word.strip() for word in text.split(",")) if text.strip() else ()
 
 
 def common(command: _Command) -> _Command:
@@ -175,18 +165,6 @@ def opened(url: str, *, create: bool = False) -> Iterator["Store"]:
         store.close()
 
 
-def spool(url: str) -> Path:
-    """The folder where the entries of this database's log wait for it."""
-    file = sqlite_file(url)
-    return beside_database(url, f"{file.name}-spool" if file else "policyd-spool")
-
-
 def print_json(value: object) -> None:
     """Print a value for machines, on one line."""
     click.echo(json.dumps(value, ensure_ascii=False))
-
-
-def beside_database(url: str, name: str) -> Path:
-    """A file called `name` in the database's folder, or here if it is no file."""
-    file = sqlite_file(url)
-    return (file.parent if file else Path()) / name

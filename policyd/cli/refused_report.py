@@ -7,14 +7,14 @@ from typing import Any
 import msgspec
 
 from policyd.cli.terminal import printable
-from policyd.decision_log.refused_key import Refusal
+from policyd.decision_log.refused_key import RefusedKey
 from policyd.store import RefusedSource
 
 _UNKNOWN = "(not known)"
-_TEXTS = Refusal.__struct_fields__[2:]
+_TEXTS = RefusedKey.__struct_fields__[2:]
 
 
-def as_dict(sources: Sequence[RefusedSource], samples: Sequence[Refusal]) -> dict[str, Any]:
+def as_dict(sources: Sequence[RefusedSource], samples: Sequence[RefusedKey]) -> dict[str, Any]:
     """It as JSON values."""
     return {
         "sources": [
@@ -30,7 +30,7 @@ def as_dict(sources: Sequence[RefusedSource], samples: Sequence[Refusal]) -> dic
     }
 
 
-def as_text(sources: Sequence[RefusedSource], samples: Sequence[Refusal]) -> str:
+def as_text(sources: Sequence[RefusedSource], samples: Sequence[RefusedKey]) -> str:
     """It for people."""
     if not sources:
         return "No request was refused for its API key in this time."
@@ -47,5 +47,5 @@ def as_text(sources: Sequence[RefusedSource], samples: Sequence[Refusal]) -> str
     return "\n".join(lines)
 
 
-def _reason(sample: Refusal) -> str:
+def _reason(sample: RefusedKey) -> str:
     return sample.reason.name.lower()

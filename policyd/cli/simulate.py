@@ -12,6 +12,7 @@ from policyd.cli.terminal import line, printable
 from policyd.decision_log.export import values
 from policyd.engine.model import ApiKey, KeySettings, Mode
 from policyd.errors import InvalidArgument
+from policyd.settings import MODES
 from policyd.simulation import Simulation
 from policyd.simulation import simulate as simulate_requests
 
@@ -20,12 +21,7 @@ from policyd.simulation import simulate as simulate_requests
 @click.argument("key_id", metavar="ID")
 @option("--since", default="7d", type=Moment(), help="From then until now.")
 @options.key_settings
-@option(
-    "--default-mode",
-    default="off",
-    type=click.Choice(list(options.MODES)),
-    help="As the server has it.",
-)
+@options.default_mode
 @options.common
 def simulate(
     database_url: str, as_json: bool, key_id: str, since: datetime, default_mode: str, **given: Any
@@ -35,10 +31,10 @@ def simulate(
     Without options: what "enforce" would have blocked. It changes nothing.
     """
     with options.opened(database_url) as store:
-        key = store.get_key(key_id)
+        key = store.keys.get(key_id)
         settings = _settings(key, {"mode": Mode.ENFORCE} | options.changes(**given))
         now = store.time()
-        default = options.MODES[default_mode]
+        default = MODES[default_mode]
         found = simulate_requests(store, key.id, settings, since, now, default)
     if as_json:
         options.print_json(_simulation(found, settings))

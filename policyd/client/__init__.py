@@ -1,6 +1,20 @@
-"""Gateways ask policyd with it: PolicyClient with asyncio, SyncPolicyClient for threads."""
+"""The client SDK: PolicyClient for asyncio, SyncPolicyClient for threads. Gateways ask by it.
 
-from policyd.client.aio import OnError, PolicyClient, tls_credentials
+An evaluation goes through these files:
+
+    aio         PolicyClient: the interface
+    sync        SyncPolicyClient: the same for threads, by an event loop in a thread of its own
+    batches     evaluations of one turn of the event loop travel in one call
+    peers       the policyds that may be asked: which connection is tried, and which one next
+    connection  one connection: it notices a silent peer, steps aside, and comes back
+    statuses    what a gRPC status means: an outage, or a policyd that would not decide
+    fallback    the answer in place of a decision, by `on_error`
+    reporter    outcomes of requests, reported in batches
+    forking     what becomes of clients where a process forks
+"""
+
+from policyd.client.aio import PolicyClient, tls_credentials
+from policyd.client.fallback import OnError
 from policyd.client.sync import SyncPolicyClient
 from policyd.errors import NoDecision
 

@@ -1,8 +1,14 @@
-"""One connection to a policyd: it notices that no answer comes, steps aside, and comes back.
+"""One connection to a policyd: it notices that no answers come, steps aside, and comes back.
 
-A peer that is gone without a word keeps its connections, and one that is stopped accepts new ones.
-So it counts as silent where calls wait and no answer to any has come for a while: then they end, to
-be made elsewhere, and the connection is replaced. A peer that answers others is slow, not silent.
+TCP does not help here. A peer that has vanished leaves its connections open, and a process that is
+stopped still accepts new ones. So a peer counts as silent when calls wait and none has been
+answered for `patience` seconds. A peer that answers some calls is slow, not silent.
+
+When a peer falls silent, its calls end, to be made elsewhere, and its channel is replaced. The
+connection is then away: others are preferred, and it looks for its peer with growing pauses. The
+first look tries several new channels, as one of them may lead to another worker of the same
+address. If this process itself has stood still, the answers may be here and not read yet, so the
+wait begins anew.
 """
 
 import asyncio
@@ -29,15 +35,15 @@ Method = Callable[
 Metadata = tuple[tuple[str, str], ...] | None
 
 _OPTIONS = (
-    # A policyd that restarts is found again quickly. The second one is also how long a peer may
-    # take to accept a connection, in gRPC's way: one that is stopped never says a word.
+    # A policyd that restarts is found again quickly. The second option is also how long a peer may
+    # take to accept a connection: one that is stopped never does.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 500),
-    ("grpc.enable_retries", 0),  # Done here, so that the deadline is one.
+    ("grpc.enable_retries", 0),  # peers.py retries, within one deadline.
     ("grpc.max_send_message_length", -1),
-    # A peer that is gone without a word is noticed while nothing is asked, too. The third one is
-    # what gRPC waits for: the second does not shorten it, and it is a minute by default.
+    # A peer that has vanished is noticed while no call is made, too. gRPC waits as long as the 3rd
+    # option says, which is a minute by default and not shortened by the second.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 2_000),
     ("grpc.http2.ping_timeout_ms", 2_000),
@@ -54,16 +60,15 @@ _FIRST_PAUSE, _MAX_PAUSE = 0.1, 5.0
 _LOOK = 2.0
 """Seconds that a look may take."""
 _RIVALS = 4
-"""Connections of the first look: the workers of one address are not told apart, so that a new one
-may lead to the worker that hangs, too."""
+"""New channels that the first look tries: workers of one address cannot be told apart, so a new
+channel may lead to the worker that hangs, too."""
 _HEAD_START = 0.05
-"""Seconds that each of them has before the next one begins."""
+"""Seconds that each has before the next one is tried."""
 
 
 class Connection:
-    """Calls the policyd at `address`. Belongs to the event loop that it is made in.
-
-    After `patience` seconds with calls under way and no answer at all it counts as silent.
+    """Calls the policyd at `address`, which counts as silent after `patience` seconds with calls
+    under way and no answer. Belongs to the event loop that it is made in.
     """
 
     def __init__(
@@ -71,12 +76,12 @@ class Connection:
     ) -> None:
         self.address = address
         self.is_away = False
-        """Whether the last that was seen of the peer is that it does not answer."""
+        """Whether the peer did not answer when it was last tried."""
         self._credentials = credentials
         self._patience = patience
         self._calls: set[grpc.aio.Call] = set()
         self._expected = 0
-        """How many of them should be answered soon."""
+        """How many of the calls should be answered soon."""
         self._quiet_since = 0.0
         self._silences = 0
         self._watch: asyncio.TimerHandle | None = None
@@ -99,8 +104,8 @@ class Connection:
         metadata: Metadata,
         is_patient: bool,
     ) -> _Response:
-        """Call, and wait at most `seconds`. An answer that `is_patient` may be waited for longer
-        than others are, as policyd itself waits. Raises Failed."""
+        """Make a call, and wait at most `seconds`. A call that `is_patient` is no sign of silence,
+        as policyd itself may be waiting for a revision. Raises Failed."""
         silences = self._silences
         call = method(self._stub)(request, timeout=seconds, metadata=metadata)
         self._calls.add(call)
@@ -126,7 +131,7 @@ class Connection:
         return answer
 
     async def answers(self, seconds: float) -> bool:
-        """Whether the peer answers in time, whatever it says of its health: it decides for as long
+        """Whether the peer answers within `seconds`. Its health does not matter: it decides as long
         as it answers."""
         if not await _answers(self._channel, seconds):
             return False
@@ -134,7 +139,7 @@ class Connection:
         return True
 
     async def close(self) -> None:
-        """Close it. Calls under way are cancelled."""
+        """Close the connection. Calls under way are cancelled."""
         if self._watch:
             self._watch.cancel()
         if looking := self._looking:
@@ -163,7 +168,7 @@ class Connection:
         closing.add_done_callback(self._closing.discard)
 
     def _end_calls(self) -> None:
-        """Have those under way made elsewhere."""
+        """End the calls under way, so that they are made elsewhere."""
         self._silences += 1
         for call in tuple(self._calls):
             call.cancel()
@@ -188,7 +193,7 @@ class Connection:
             return
         now = time.monotonic()
         if now - self._due > self._patience / 4:
-            # It is this process that stood still: the answers may be here, and not read yet.
+            # This process has stood still: the answers may be here, and not read yet.
             self._quiet_since = now
         left = self._quiet_since + self._patience - now
         if left > 0.001:
@@ -223,7 +228,7 @@ class Connection:
             self._looking = asyncio.create_task(self._look_for_it())
 
     async def _look_for_it(self) -> None:
-        """Until the peer is back. Questions go to others meanwhile, if there are others."""
+        """Look for the peer until it is back. Calls go to others meanwhile, if there are any."""
         pause, rivals = _FIRST_PAUSE, _RIVALS
         while self.is_away:
             if await self._race(rivals):
@@ -261,7 +266,7 @@ class Connection:
     ) -> bool:
         winners = [looks[look] for look in over if look.result()]
         if not winners:
-            return False  # The peer is not silent, but gone: more connections find it no sooner.
+            return False  # The peer is gone, not silent: more channels find it no sooner.
         if self._channel not in winners:
             self._end_calls()
             self._use(winners[0])
@@ -269,10 +274,10 @@ class Connection:
 
 
 async def _answers(channel: grpc.aio.Channel, seconds: float) -> bool:
-    # Of the health service's messages nothing matters here, so they stay bytes.
+    # The contents of the health service's messages do not matter here, so they stay bytes.
     method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_HEALTH)
     try:
-        async with asyncio.timeout(seconds + 0.5):  # gRPC's threads keep the first one.
+        async with asyncio.timeout(seconds + 0.5):  # Holds even where gRPC's own timeout does not.
             await method(b"", timeout=seconds)
     except grpc.aio.AioRpcError as error:
         return failed(error).meaning is not Meaning.NOT_REACHED

@@ -1,11 +1,11 @@
 """What becomes of the clients of policyd where a process forks.
 
-gRPC works with threads of its own. A child has none of them, yet the state that they left behind,
-so using gRPC there hangs or ends the process. gRPC's own support for forking does not reach its
+gRPC works with threads of its own. A child has none of them, but the state that they left behind,
+so gRPC hangs there, or ends the process. gRPC's own support for forking does not reach its
 asyncio part, which the clients use. Therefore no channel lives through a fork: before one, every
-SyncPolicyClient puts its channel away, and parent and child each make a new one when they next
-ask. A PolicyClient belongs to an event loop, which nothing can stop from outside: a child of a
-process in which one holds a channel asks nothing at all, and says why, instead of hanging.
+SyncPolicyClient closes its channel, and parent and child each open a new one at their next call. A
+PolicyClient belongs to an event loop, which cannot be stopped from outside. If one holds a channel
+as its process forks, every client in the child raises NoDecision with the reason, and none hangs.
 """
 
 import gc
@@ -23,26 +23,26 @@ INHERITED = (
 
 
 class Suspendable(Protocol):
-    """A client that can put its channel away."""
+    """A client that can close its channel for a fork."""
 
     def suspend(self) -> bool:
-        """Put the channel away and keep others from making one. Returns whether that worked."""
+        """Close the channel, and let no thread open another one. Returns whether that worked."""
 
     def resume(self) -> None:
-        """Let them again."""
+        """Let threads open a channel again."""
 
     def renew(self) -> None:
-        """Begin anew, in a child."""
+        """Begin anew, in the child."""
 
 
 clients: WeakSet[Suspendable] = WeakSet()
-"""Those of this process."""
+"""The clients of this process that a fork suspends."""
 in_use: WeakSet[object] = WeakSet()
-"""Clients with a channel or a task in this process."""
+"""The asyncio clients that have a channel or a task in this process."""
 
 
 class _State(threading.local):
-    """Of a thread that forks."""
+    """The state of a thread that forks."""
 
     suspended: tuple[Suspendable, ...] = ()
 
@@ -52,7 +52,7 @@ _is_broken = False
 
 
 def is_broken() -> bool:
-    """Whether gRPC cannot be used in this process, as it was forked too late."""
+    """Whether gRPC cannot be used in this process, as a channel was open when it was forked."""
     return _is_broken
 
 
@@ -66,10 +66,10 @@ def _before() -> None:
     were_in_use = bool(in_use)
     for client in tuple(clients):
         if client.suspend():
-            # One by one, lest a signal's exception leave those before it locked.
+            # Noted one by one, so that an exception of a signal leaves none of them locked.
             _state.suspended = (*_state.suspended, client)
     if were_in_use:
-        # gRPC stops its threads once nothing of a channel is left, references in circles included.
+        # gRPC stops its threads once no object of a channel is left, circular references included.
         gc.collect()
 
 

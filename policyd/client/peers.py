@@ -1,8 +1,14 @@
-"""The policyds that a client may ask: which connection a question goes to, and where it goes next.
+"""The policyds that a client may ask: which connection a call takes, and which one it takes next.
 
-A question goes to the first connection whose peer answers and that is not busy, so that questions
-still travel together, or else to the least busy one. Where it gets no answer it goes to another at
-once, and when all have been tried it pauses, for longer each time, until its deadline.
+A call takes the first connection whose peer answers and that is not busy, so that evaluations still
+travel together, and else the least busy one. Without an answer it takes another at once:
+
+- A peer that was not reached, or would not decide for now, is tried again later.
+- A peer that would not decide, but where another may, is not tried again, nor is its address.
+- A failure that every policyd would repeat ends the call.
+
+When all connections were tried, the call pauses, longer each time, until its deadline. The error is
+then the failure that says most: that a policyd would not decide outweighs that one was not reached.
 """
 
 import asyncio
@@ -21,19 +27,19 @@ _Response = TypeVar("_Response")
 Targets = str | Sequence[str]
 
 CONNECTIONS = 2
-"""To one address. Its workers share the connections, and one that hangs must not have them all."""
+"""Connections to a single address. Its workers share them, and one that hangs must not have all."""
 BUSY = 4
 """Calls under way from which on a connection counts as busy."""
 _SHARE = 4
-"""Tries that a deadline should have room for."""
+"""Tries that fit into the time that a caller gives, at least."""
 _PATIENCE = (0.1, 1.0)
-"""Seconds that a silent peer is waited for, at least and at most."""
+"""Seconds until a peer counts as silent, at least and at most."""
 _FIRST_PAUSE, _MAX_PAUSE = 0.02, 0.25
 """Seconds between two tries of all connections, at most."""
 _SHORTEST = 0.01
-"""Seconds that a try is worth while for."""
+"""Seconds that must be left for another try."""
 _MARGIN = 0.5
-"""Seconds beyond its deadline after which gRPC is given up."""
+"""Seconds beyond a deadline until a call is given up that gRPC itself should have ended."""
 
 
 def addresses(targets: Targets) -> tuple[str, ...]:
@@ -46,10 +52,10 @@ def addresses(targets: Targets) -> tuple[str, ...]:
 
 
 class Peers:
-    """Asks the policyds at `targets`, of which any will do, and shows them `metadata`.
+    """Asks the policyds at `targets`, of which any may answer, and sends them `metadata`.
 
     Belongs to the event loop that it is made in. A try waits at most a fourth of `timeout` for a
-    peer that says nothing.
+    silent peer.
     """
 
     def __init__(
@@ -66,7 +72,7 @@ class Peers:
         self._connections = [
             Connection(target, credentials, patience) for target in targets for _ in range(each)
         ]
-        # The first is asked most, and clients should not all have the same first one.
+        # The first connection is used most, and should not be the same one in all clients.
         random.shuffle(self._connections)
 
     async def ask(
@@ -76,17 +82,18 @@ class Peers:
         seconds: float,
         *,
         is_patient: bool = False,
-        refusal: Callable[[_Response], Failed | None] | None = None,
+        failure: Callable[[_Response], Failed | None] | None = None,
     ) -> _Response:
-        """The answer, which comes within `seconds`. `refusal` sees refusals in what is no error.
+        """The answer, which comes within `seconds`.
 
-        See Connection.ask() for `is_patient`. Raises Failed.
+        `failure` finds a failure in what gRPC takes for an answer, such as a batch of errors. See
+        Connection.ask() for `is_patient`. Raises Failed.
         """
         asking = _Asking(self._connections, time.monotonic() + seconds)
         try:
-            # gRPC's threads keep the deadlines of calls. This one does not need those.
+            # gRPC's own threads end calls at their deadline. This one holds without them.
             async with asyncio.timeout(seconds + _MARGIN):
-                return await self._ask(asking, method, request, is_patient, refusal)
+                return await self._ask(asking, method, request, is_patient, failure)
         except TimeoutError:
             raise asking.late(is_patient) from None
 
@@ -96,7 +103,7 @@ class Peers:
         method: "Method[_Request, _Response]",
         request: _Request,
         is_patient: bool,
-        refusal: Callable[[_Response], Failed | None] | None,
+        failure: Callable[[_Response], Failed | None] | None,
     ) -> _Response:
         while True:
             connection = asking.next()
@@ -104,7 +111,7 @@ class Peers:
                 answer = await connection.ask(
                     method, request, asking.left, metadata=self._metadata, is_patient=is_patient
                 )
-                if refusal is None or (problem := refusal(answer)) is None:
+                if failure is None or (problem := failure(answer)) is None:
                     return answer
             except Failed as failed:
                 problem = failed
@@ -126,32 +133,33 @@ class Peers:
         return False
 
     async def close(self) -> None:
-        """Close all connections. Questions under way are cancelled."""
+        """Close all connections. Calls under way are cancelled."""
         await asyncio.gather(*(one.close() for one in self._connections))
 
 
 def _late(details: str | None, is_patient: bool) -> Failed:
-    """That the time is up. Where policyd may have been waiting for a revision nothing may pass."""
+    """The failure of a call whose time is up. If policyd may have waited for a revision, it was
+    reached: that is no outage."""
     meaning = Meaning.PASSING if is_patient else Meaning.NOT_REACHED
     return Failed(StatusCode.DEADLINE_EXCEEDED, details, meaning)
 
 
 def _rank(connection: Connection) -> tuple[bool, int]:
-    """The lowest is asked, and of equals the first."""
+    """The connection with the lowest rank is tried, and of equals the first."""
     return connection.is_away, max(connection.load, BUSY)
 
 
 class _Asking:
-    """The tries of one question."""
+    """The tries of one call."""
 
-    __slots__ = ("_connections", "_deadline", "_pause", "_problem", "_refused", "_tried")
+    __slots__ = ("_connections", "_deadline", "_pause", "_problem", "_tried", "_unwilling")
 
     def __init__(self, connections: list[Connection], deadline: float) -> None:
         self._connections = connections
         self._deadline = deadline
         self._pause = _FIRST_PAUSE
         self._tried: tuple[Connection, ...] = ()
-        self._refused: tuple[str, ...] = ()
+        self._unwilling: tuple[str, ...] = ()
         """Addresses that would not decide."""
         self._problem: Failed | None = None
 
@@ -165,20 +173,20 @@ class _Asking:
         left = [
             one
             for one in self._connections
-            if one not in self._tried and one.address not in self._refused
+            if one not in self._tried and one.address not in self._unwilling
         ]
         return min(left, key=_rank)
 
     async def go_on(self, connection: Connection, problem: Failed) -> None:
-        """Return when the next try is due. Raises the problem that tells most, if there is none."""
+        """Wait until the next try is due. Raises the failure that says most, if there is none."""
         self._remember(problem)
         assert self._problem is not None
         if problem.meaning is Meaning.FINAL:
             raise problem
         self._tried = (*self._tried, connection)
         if problem.meaning is Meaning.ELSEWHERE:
-            self._refused = (*self._refused, connection.address)
-        others = [one for one in self._connections if one.address not in self._refused]
+            self._unwilling = (*self._unwilling, connection.address)
+        others = [one for one in self._connections if one.address not in self._unwilling]
         if not others or self.left <= _SHORTEST:
             raise self._problem
         if any(one not in self._tried for one in others):
@@ -191,14 +199,14 @@ class _Asking:
         self._tried = ()
 
     def late(self, is_patient: bool) -> Failed:
-        """The problem that tells most, where gRPC itself has not ended a try in time."""
+        """The failure that says most, where gRPC itself has not ended a try in time."""
         self._remember(_late("gRPC gave no answer in time", is_patient))
         assert self._problem is not None
         return self._problem
 
     def _remember(self, problem: Failed) -> None:
-        """What one policyd refused is refused, though another cannot be reached. Of outages, that
-        the time is up says least."""
+        """Keep the failure that says most. That one policyd would not decide outweighs that another
+        was not reached; of outages, that the time is up says least."""
         before = self._problem
         if before is None or (
             before.is_outage

@@ -1,4 +1,10 @@
-"""Outcomes on their way to policyd: queued, sent in batches, and kept while policyd is away."""
+"""Outcomes on their way to policyd: queued, sent in batches, and kept while policyd is away.
+
+No request waits for its outcome, so report() only queues it. One call at a time carries a batch,
+which stays in the queue until policyd has answered. A batch that fails for now is sent again, with
+growing pauses: policyd knows outcomes by their decision's ID, so one that it has already changes
+nothing. The queue is bounded, and outcomes beyond that are lost, counted and logged.
+"""
 
 import asyncio
 import logging
@@ -11,14 +17,15 @@ from contextlib import suppress
 import grpc
 
 from policyd.client.statuses import Failed, Meaning
+from policyd.command.throttle import Throttle
 from policyd.v1.policy_pb2 import Outcome, ReportOutcomeRequest, ReportOutcomeResponse
 
 log = logging.getLogger(__name__)
 
 MAX_WAITING = 20_000
-"""Outcomes that wait at most."""
+"""Outcomes that may wait."""
 MAX_OUTCOME = 4096
-"""Bytes of an outcome. A gateway's are of a few hundred."""
+"""Bytes that an outcome may have. Those of a gateway have a few hundred."""
 MAX_BATCH = 1000
 """Outcomes in one call: as many as policyd takes."""
 MAX_BATCH_BYTES = 1024 * 1024
@@ -30,16 +37,16 @@ _MAX_PAUSE = 5.0
 _CLOSING_TIME = 2.0
 """Seconds that close() takes at most."""
 _OLD_POLICYD_PAUSE = 60.0
-"""Seconds until a policyd that does not know of outcomes is tried again: it may be replaced."""
+"""Seconds until an older policyd, without outcomes, is tried again: it may have been updated."""
 _LOG_INTERVAL = 10.0
 
 Send = Callable[[ReportOutcomeRequest], Awaitable[ReportOutcomeResponse]]
 
 
 class Reporter:
-    """Hands outcomes to `send`, which calls ReportOutcome, one call at a time.
+    """Hands batches of outcomes to `send`, which calls ReportOutcome, one call at a time.
 
-    Belongs to the event loop that it is first used in. While no outcome waits it does nothing.
+    Belongs to the event loop that it is first used in. While no outcome waits it has no task.
     """
 
     def __init__(self, send: Send) -> None:
@@ -50,7 +57,7 @@ class Reporter:
         self._closing = asyncio.Event()
         self._losses = _Losses()
         self._silent_until: float | None = None
-        """Set once a policyd has not known of outcomes."""
+        """When to try again after policyd turned out to be an older one, without outcomes."""
 
     @property
     def lost(self) -> int:
@@ -58,7 +65,7 @@ class Reporter:
         return self._losses.count
 
     def report(self, outcome: Outcome) -> None:
-        """Queue it. It returns at once and never fails."""
+        """Queue an outcome. It returns at once and never fails."""
         if self._silent_until is not None and time.monotonic() < self._silent_until:
             return
         if len(self._waiting) >= MAX_WAITING:
@@ -78,13 +85,13 @@ class Reporter:
             self._sending = asyncio.create_task(self._send_all())
 
     def take(self) -> list[Outcome]:
-        """Take what waits out of the queue. What is just being sent is there too."""
+        """Take all outcomes out of the queue, those included that are being sent."""
         waiting = list(self._waiting)
         self._waiting.clear()
         return waiting
 
     async def close(self) -> None:
-        """Send what waits, as far as 2 s suffice. What is reported after that is lost."""
+        """Send the outcomes that wait, as far as 2 s suffice. Later ones are lost."""
         self._closing.set()
         self._full.set()
         if sending := self._sending:
@@ -99,7 +106,7 @@ class Reporter:
         failures = 0
         while self._waiting:
             await self._pause(failures)
-            # They stay in the queue until policyd has them: nobody else takes any out.
+            # They stay in the queue until policyd has them. Only this task removes any.
             batch = self._batch()
             is_over = await self._try(batch)
             failures = 0 if is_over else failures + 1
@@ -124,7 +131,7 @@ class Reporter:
             self._full.clear()
 
     async def _pause(self, failures: int) -> None:
-        """Let others join, or policyd come back."""
+        """Wait for more outcomes to join the batch, or for policyd to come back."""
         until, seconds = self._full, _INTERVAL
         if failures:
             until = self._closing
@@ -135,19 +142,19 @@ class Reporter:
             await asyncio.wait_for(until.wait(), seconds)
 
     async def _try(self, batch: list[Outcome]) -> bool:
-        """Send it. Returns whether that is over, for better or worse."""
+        """Send a batch. Returns whether it is done with: policyd has it, or it is lost."""
         try:
             answer = await self._send(ReportOutcomeRequest(outcomes=batch))
         except Failed as problem:
-            # The log is full, say: batches are small enough for it not to be their size. To report
-            # an outcome twice changes nothing.
+            # policyd's log is full, say. It is not the size of the batch, which is small enough. To
+            # report an outcome again changes nothing.
             if problem.meaning is not Meaning.FINAL:
                 return False
             if problem.code is grpc.StatusCode.UNIMPLEMENTED:
                 self._fall_silent()
             else:
                 self._losses.add(len(batch), f"{problem.code.name}: {problem.details}")
-        except Exception as error:  # noqa: BLE001  # Whatever it was, the next batch may fare better.
+        except Exception as error:  # noqa: BLE001  # Whatever the error, the next batch may pass.
             self._losses.add(len(batch), repr(error))
         else:
             for rejected in answer.rejected:
@@ -165,15 +172,13 @@ class Reporter:
 
 
 class _Losses:
-    """Outcomes that are lost: counted, and told of now and then."""
+    """Counts the outcomes that are lost, and logs that now and then."""
 
     def __init__(self) -> None:
         self.count = 0
-        self._told = -_LOG_INTERVAL
+        self._throttle = Throttle(_LOG_INTERVAL)
 
     def add(self, number: int, cause: str) -> None:
         self.count += number
-        now = time.monotonic()
-        if now - self._told >= _LOG_INTERVAL:
-            self._told = now
+        if self._throttle.is_due():
             log.error("what became of requests was not reported (%d so far): %s", self.count, cause)

@@ -1,7 +1,7 @@
-"""What a gRPC status says to a client of policyd: it was not reached in time, or it refused.
+"""What a gRPC status means to a client: policyd was not reached in time, or would not decide.
 
-Only the first may let a request pass unchecked, where an operator wants that. UNAVAILABLE alone
-does not say it: with details it is an answer of policyd's own, which has no settings yet, say.
+Only the first may let a request pass unchecked, if the operator has chosen so. UNAVAILABLE alone
+does not mean it: with details it is an answer of policyd itself, which knows no settings yet, say.
 """
 
 from enum import Enum, auto
@@ -12,25 +12,25 @@ from policyd.errors import NoDecision
 
 _Code = grpc.StatusCode
 _DETAILS = "grpc-status-details-bin"
-"""The trailer that holds an ErrorInfo. No balancer or proxy sends it, and no gRPC by itself."""
+"""The trailer that holds an ErrorInfo. Neither balancers and proxies send it, nor gRPC itself."""
 
 
 class Meaning(Enum):
-    """What a call without an answer is to its caller."""
+    """What the failure of a call means to its caller."""
 
     NOT_REACHED = auto()
-    """policyd was not reached in time: an outage. It is tried again until the deadline."""
+    """policyd was not reached in time: an outage. The call is tried again until the deadline."""
     PASSING = auto()
-    """policyd would not decide for now. It is tried again until the deadline."""
+    """policyd would not decide for now. The call is tried again until the deadline."""
     ELSEWHERE = auto()
-    """This policyd would not decide. One at another address may, so each of them is asked once."""
+    """This policyd would not decide. Those at other addresses may, so each is asked once."""
     FINAL = auto()
     """policyd would not decide this request, so no other would."""
 
 
 TABLE = {
     _Code.OK: Meaning.FINAL,
-    # A policyd that stops ends what it has not finished: it was reached, and refused nothing.
+    # A policyd that stops ends calls that it has not finished: it was reached.
     _Code.CANCELLED: Meaning.PASSING,
     _Code.UNKNOWN: Meaning.FINAL,
     _Code.INVALID_ARGUMENT: Meaning.FINAL,
@@ -55,7 +55,7 @@ _BY_NUMBER: dict[int, grpc.StatusCode] = {code.value[0]: code for code in _Code}
 
 
 class Failed(NoDecision):
-    """A call ended without an answer, with this status."""
+    """A call failed with this status."""
 
     def __init__(self, code: grpc.StatusCode, details: str | None, meaning: Meaning) -> None:
         super().__init__(
@@ -68,15 +68,15 @@ class Failed(NoDecision):
 
 
 def failed(error: grpc.aio.AioRpcError) -> Failed:
-    """A call's error, and what it means."""
+    """The failure of a call, with what it means."""
     meaning = TABLE[error.code()]
     if meaning is Meaning.NOT_REACHED and _has_details(error):
         meaning = Meaning.PASSING
     return Failed(error.code(), error.details(), meaning)
 
 
-def refused(number: int, message: str) -> Failed:
-    """What policyd answered to an item of a batch."""
+def failed_item(number: int, message: str) -> Failed:
+    """The failure of one evaluation of a batch, by the status in its result."""
     code = _BY_NUMBER.get(number, _Code.UNKNOWN)
     meaning = TABLE[code]
     return Failed(code, message, Meaning.PASSING if meaning is Meaning.NOT_REACHED else meaning)

@@ -1,4 +1,4 @@
-"""policyd.client for programs of threads: evaluate() blocks.
+"""SyncPolicyClient: what a program with threads asks policyd by. evaluate() blocks.
 
 with SyncPolicyClient("127.0.0.1:50051", on_error="deny") as policyd:
     answer = policyd.evaluate(EvaluateRequest(key=key, has_user=False))
@@ -9,19 +9,16 @@ import threading
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import contextmanager, suppress
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from grpc import ChannelCredentials
+
 from policyd.client import forking
-from policyd.client.aio import (
-    CLOSED,
-    ChannelCredentials,
-    NoDecision,
-    OnError,
-    PolicyClient,
-    instead,
-)
+from policyd.client.aio import PolicyClient
+from policyd.client.batches import CLOSED
+from policyd.client.fallback import OnError, instead
 from policyd.client.peers import Targets
+from policyd.errors import NoDecision
 from policyd.v1.policy_pb2 import (
     CheckKeyRequest,
     CheckKeyResponse,
@@ -34,19 +31,21 @@ _Answer = TypeVar("_Answer", EvaluateResponse, CheckKeyResponse)
 _MARGIN = 1.0
 """Seconds beyond the timeout after which the client's own thread is given up."""
 _CLOSING_TIME = 5.0
-"""Seconds that its end may take at most."""
+"""Seconds that the end of the thread may take."""
 
 
 class SyncPolicyClient:
-    """PolicyClient for threads: evaluate() blocks, and never much longer than `timeout`. What
-    several threads ask at once travels together, as one event loop in a thread of its own asks for
-    all of them. That thread and its channel are made when something is asked first.
+    """PolicyClient for threads: evaluate() blocks, and never much longer than `timeout`.
 
-    A process that has one may fork: os.fork() waits for the questions under way, as long as they
-    may take, and then parent and child each make a channel of their own when they next ask. It
-    needs the hooks of os.fork(), as gunicorn, Celery and multiprocessing run them, and no other
-    part of the process that uses gRPC's asyncio. Where the child cannot ask, `on_error` holds, and
-    "allow" denies.
+    The arguments are those of PolicyClient. One event loop, in a thread of its own, asks for all
+    threads, so evaluations of several threads travel together. That thread and its connections are
+    made at the first call.
+
+    A process with such a client may fork: os.fork() waits for the calls under way, at most for
+    their timeout. Then parent and child each make connections of their own at their next call. This
+    needs the hooks of os.fork(), which gunicorn, Celery and multiprocessing run, and no other part
+    of the process may use gRPC's asyncio. Where the child cannot ask, `on_error` holds, and "allow"
+    denies.
     """
 
     def __init__(
@@ -61,26 +60,21 @@ class SyncPolicyClient:
         def new_client() -> PolicyClient:
             return PolicyClient(target, timeout=timeout, credentials=credentials, token=token)
 
-        new_client()  # What it cannot be made of is told here, not at the first question.
+        new_client()  # Wrong arguments raise here, and not at the first call.
         self._new_client = new_client
         self._patience = timeout + _MARGIN
         self._on_error = on_error
         self._lock = threading.Lock()
         self._connection: _Connection | None = None
         self._outcomes: list[Outcome] = []
-        """Those that the last connection did not get rid of before a fork."""
+        """Outcomes that the last connection had not sent before a fork."""
         self._closed = False
         forking.clients.add(self)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __del__(self) -> None:
@@ -88,7 +82,7 @@ class SyncPolicyClient:
             connection.leave()
 
     def close(self) -> None:
-        """Close the channel. Questions under way end with no decision."""
+        """Close the connections. Evaluations under way end without a decision."""
         with suppress(NoDecision), self._turn():
             if self._outcomes:
                 self._connected()
@@ -98,9 +92,10 @@ class SyncPolicyClient:
                 connection.close()
 
     def evaluate(self, request: EvaluateRequest) -> EvaluateResponse:
-        """Ask for a decision. Where none comes in time, for whatever cause, `on_error` holds."""
+        """Ask for the decision on a request. Without one in time, whatever the cause, `on_error`
+        holds."""
         try:
-            # Whatever is handed over before close() is ended by it, and nothing is after.
+            # The lock is held only to hand it over: close() ends what was handed over before.
             with self._turn():
                 asked = self._connected().evaluate(request)
             return _answer(asked, self._patience)
@@ -108,19 +103,19 @@ class SyncPolicyClient:
             return instead(problem, self._on_error)
 
     def check_key(self, request: CheckKeyRequest) -> CheckKeyResponse:
-        """Ask about a key before a body is held, as PolicyClient.check_key() does."""
+        """Ask about a key before a body is read, as PolicyClient.check_key() does."""
         with self._turn():
             asked = self._connected().check_key(request)
         return _answer(asked, self._patience)
 
     def report(self, outcome: Outcome) -> None:
-        """Report what became of a request that was allowed, as PolicyClient.report() does."""
+        """Report the outcome of a request that was allowed, as PolicyClient.report() does."""
         with suppress(NoDecision), self._turn():
             self._connected().report(outcome)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """Hold the lock. Raises NoDecision where it is closed, or others do not let go."""
+        """Hold the lock. Raises NoDecision where the client is closed, or the lock is not free."""
         lock = self._lock
         if not lock.acquire(timeout=self._patience):
             raise NoDecision("another thread is forking or closing the client", is_outage=True)
@@ -141,41 +136,41 @@ class SyncPolicyClient:
         return self._connection
 
     def suspend(self) -> bool:
-        """For a fork: see forking.py."""
+        """Called before a fork: see forking.py."""
         if not self._lock.acquire(timeout=self._patience):
             return False
         try:
             if connection := self._connection:
                 self._connection = None
                 self._outcomes = connection.suspend(self._patience)
-        except BaseException:  # Of a signal that comes while it waits.
+        except BaseException:  # A signal's handler may raise while it waits.
             self._lock.release()
             raise
         return True
 
     def resume(self) -> None:
-        """For the parent, after a fork."""
+        """Called in the parent, after a fork."""
         self._lock.release()
 
     def renew(self) -> None:
-        """For the child, after a fork. What the parent has to report, it reports."""
+        """Called in the child, after a fork. The parent reports the outcomes that wait."""
         self._lock = threading.Lock()
         self._outcomes = []
         if self._connection is not None:
-            # Its parts are not taken apart here: that would wait for threads of the parent.
+            # It is kept, not deleted: its parts would wait for threads that only the parent has.
             _left_behind.append(self._connection)
             self._connection = None
 
 
 class _Connection:
-    """A client of policyd on an event loop in a thread of its own."""
+    """A PolicyClient on an event loop in a thread of its own."""
 
     def __init__(self, client: PolicyClient) -> None:
         self._client = client
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._kept: list[Outcome] | None = None
-        """Outcomes that were not sent, where they are to be kept."""
+        """Outcomes that were not sent, if they are to be kept. None: they are not."""
         self._under_way: set[Future[Any]] = set()
         self._thread = threading.Thread(target=self._run, name="policyd client", daemon=True)
         self._thread.start()
@@ -206,7 +201,7 @@ class _Connection:
         self._loop.call_soon_threadsafe(self._client.report, outcome)
 
     def leave(self) -> None:
-        """Have it end, without waiting for that."""
+        """Have the thread end, without waiting for that."""
         with suppress(RuntimeError):  # It has ended.
             self._loop.call_soon_threadsafe(self._stop.set)
 
@@ -215,7 +210,7 @@ class _Connection:
         self._thread.join(_CLOSING_TIME)
 
     def suspend(self, patience: float) -> list[Outcome]:
-        """Close it once it has its answers. Returns the outcomes that it has not sent yet."""
+        """Close it once it has its answers. Returns the outcomes that were not sent."""
         wait(tuple(self._under_way), patience)
         self._kept = []
         self.close()
@@ -223,11 +218,12 @@ class _Connection:
 
 
 _left_behind: list[_Connection] = []
-"""Those of the process that this one was forked from, if it could not put them away."""
+"""Connections of the parent process that it could not close before the fork."""
 
 
 def _answer(asked: "Future[_Answer]", patience: float) -> _Answer:
-    """What it ends with: the question has a deadline, but the thread that keeps it may be gone."""
+    """The answer to a call, waited for no longer than `patience`: the call has a deadline, but the
+    thread that keeps it may be gone."""
     try:
         return asked.result(patience)
     except CancelledError:

@@ -1,1 +1,14 @@
-"""What commands and server processes share: settings, addresses, processes, files, deadlines."""
+"""What policyd and policyd-gateway share as commands and as servers.
+
+    configuration  what a command does to start: settings, log, event loop
+    address        addresses to listen at, taken so that no other program shares them
+    crew           the workers of one server, and the operator's signals
+    child, parent  a worker process: as its parent has it, and as it has its parent
+    threads        threads for calls that block, some for each purpose
+    deadline       how long a thread may still wait for a database
+    database_url   whether a database is a file
+    open_files     how many files, and so connections, a process may have
+    private_files  files and folders that only their owner may read
+
+It imports neither a database nor gRPC.
+"""

@@ -1,29 +1,66 @@
-"""Addresses to listen at: whether they are free, and how several processes share one."""
+"""Addresses to listen at: whether they are free, and how several processes share one.
+
+A supervisor takes each port before its workers listen on it, so that no other program shares it.
+The workers of gRPC share a port by SO_REUSEPORT; those of HTTP take connections from one socket.
+"""
 
 import ctypes
+import ipaddress
 import os
 import socket
 import stat
 import struct
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, suppress
+from typing import NamedTuple, Self
 
-from policyd.command.configuration import Address
-from policyd.errors import CannotListen
+from policyd.errors import CannotListen, SettingsError
 
+BACKLOG = 2048
+"""Connections that the system holds for a listening socket until they are taken."""
 _ATTACH_FILTER = 51
 """Linux's SO_ATTACH_REUSEPORT_CBPF, which Python has no name for."""
 _RETURN = 0x06
 """BPF_RET | BPF_K: the filter's only instruction returns a constant."""
 
 
+class Address(NamedTuple):
+    """Where to listen. Port 0 takes a free one."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str, flag: str) -> Self:
+        """Read HOST:PORT, with an IPv6 host in brackets. Raises SettingsError."""
+        host, colon, port = text.strip().rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        if not colon or not host or not port.isascii() or not port.isdecimal() or int(port) > 65535:
+            raise SettingsError(
+                f"{flag} takes HOST:PORT, such as 127.0.0.1:50051 or [::1]:50051, not {text!r}"
+            )
+        return cls(host, int(port))
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
 def check_free(address: Address, flag: str) -> None:
-    """Raises CannotListen where nobody can listen on `address`, or somebody does."""
+    """Raises CannotListen where `address` is taken, or is not this machine's."""
     try:
         for family, kind, protocol, _, name in socket.getaddrinfo(
             *address, type=socket.SOCK_STREAM
         ):
-            # Without SO_REUSEPORT, so that it fails even where the other one would share.
+            # Without SO_REUSEPORT, so that it fails even where the other program would share.
             with socket.socket(family, kind, protocol) as alone:
                 alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 alone.bind(name)
@@ -32,7 +69,8 @@ def check_free(address: Address, flag: str) -> None:
 
 
 def reserve(address: Address, flag: str, held: ExitStack) -> Address:
-    """Take the port for our own processes, so that no stranger shares it. Raises CannotListen."""
+    """Take the port for policyd's own processes, so that no other program shares it. Returns the
+    address with the port. Raises CannotListen."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     check_free(address, flag)
     shared = held.enter_context(socket.socket(family, socket.SOCK_STREAM))
@@ -42,13 +80,14 @@ def reserve(address: Address, flag: str, held: ExitStack) -> Address:
 
 
 def steer(ports: Collection[int], position: int) -> None:
-    """Have new connections go to the listening socket `position` of those that share a port, of
-    which this process has one; 0 is the first that listened.
+    """Have new connections of shared `ports` go to the listening socket at `position` among those
+    that share a port, in the order in which they began to listen, from 0.
 
-    So a worker that takes another's place has its new connections at once, and the other can take
-    the last of its own before it closes its port: the kernel would reset what still waits there.
-    When it closes, the newest socket takes its position, and as there is none at `position` any
-    longer the kernel spreads connections as before. Where a system cannot do this, nothing changes.
+    So a worker that takes another's place gets its new connections at once, and the old worker can
+    take the last of its own before it closes its port: the kernel would reset those that still wait
+    there. When the old one closes, the newest socket takes its position; as there is then none at
+    `position`, the kernel spreads connections as before. Where a system cannot do this, nothing
+    changes.
     """
     code = ctypes.create_string_buffer(struct.pack("HBBI", _RETURN, 0, 0, position))
     program = struct.pack("HL", 1, ctypes.addressof(code))
@@ -60,7 +99,7 @@ def steer(ports: Collection[int], position: int) -> None:
 
 
 def _own_sockets() -> Iterator[socket.socket]:
-    """The sockets of this process. Those of gRPC are to be had in no other way."""
+    """The sockets of this process. gRPC gives out its own in no other way."""
     with suppress(FileNotFoundError):
         for name in os.listdir("/proc/self/fd"):
             with suppress(OSError):
@@ -69,8 +108,32 @@ def _own_sockets() -> Iterator[socket.socket]:
 
 
 def not_free(address: Address, flag: str) -> CannotListen:
-    """The error that says so."""
+    """The error for an address that is taken, or is not this machine's."""
     return CannotListen(
         f"{flag} {address} cannot be listened on: another program has the port, or it is no "
         f"address of this machine. Give {flag} another one; port 0 takes a free port"
     )
+
+
+def open_socket(address: Address, *, shared: bool = False) -> socket.socket:
+    """A socket that listens at `address`; `shared` is for several processes on one port.
+
+    Raises OSError.
+    """
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    return socket.create_server(address, family=family, backlog=BACKLOG, reuse_port=shared)
+
+
+def reserve_listening(
+    address: Address, flag: str, held: ExitStack
+) -> tuple[Address, socket.socket]:
+    """A socket that several processes take connections from, and its address with the port.
+
+    Raises CannotListen.
+    """
+    check_free(address, flag)
+    try:
+        listening = held.enter_context(open_socket(address))
+    except OSError:
+        raise not_free(address, flag) from None
+    return Address(address.host, listening.getsockname()[1]), listening

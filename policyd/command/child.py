@@ -1,23 +1,28 @@
-"""Child processes of a server: started, watched, restarted and ended together with their parent.
+"""Child processes of a server, as their parent has them: started, watched, restarted and ended.
 
-Each is a new process that reads its settings from its standard input, so they show in no process
-list, says "ready", then once a second that it lives, and ends when its input closes: not even a
-killed parent leaves children behind. Until then its parent may tell it there how to end.
+A child is a new process, never a fork: gRPC does not survive one. Both sides talk in lines, by the
+child's standard input and output:
+
+    parent to child   first the settings and what else it is told, as JSON, so that they show in no
+                      list of processes; later "drain" or "replace", see End, and "hurry"
+    child to parent   "ready", or "waiting" while it lacks what it needs, or else why it does not
+                      start; then once a second "alive" or "waiting"
+
+A child ends when its input closes, so not even a parent that is killed leaves children behind. One
+that is silent for _SILENCE turns hangs, and is killed and started again. See parent.py for the
+child's side.
 """
 
 import asyncio
 import json
 import logging
 import math
-import os
-import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from enum import Enum
-from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from policyd.errors import PolicydError, SettingsError
 
@@ -32,42 +37,42 @@ child silent whose signs of life are only unread."""
 _START = 60
 """Turns that a child has to start."""
 _SILENCE = 10
-"""Turns without a sign of life, of which one comes a second, until a child is killed."""
+"""Turns without a sign of life until a child is killed. A sign should come every second."""
 _MARGIN = 3
 """Turns beyond what a child may take to end, until it is killed."""
 _HURRIED = 3
 """Turns that a child has to end once it is told to hurry."""
 
 _Result = TypeVar("_Result")
-_Settings = TypeVar("_Settings")
 
 
 class End(Enum):
     """How a server ends. The values are what a parent tells its children."""
 
     DRAIN = "drain"
-    """Say that no more should come, answer what comes all the same for a while, then close."""
+    """Report not to be ready, answer requests that come all the same for a while, then close."""
     REPLACE = "replace"
-    """Another has taken its place: have the clients go there, then close."""
+    """Another worker has taken its place: have clients connect there, then close."""
     NOW = "now"
-    """Close at once. What is under way is finished in each case."""
+    """Close at once. In each case, requests under way are finished."""
 
 
 class Serving(Protocol):
-    """A server, as it is ended: wind_down(), then what its `async with` block does at its end."""
+    """A server that can be ended: by wind_down(), and then by leaving its `async with` block."""
 
     async def wind_down(self, end: End) -> None:
-        """Answer still, for as long as `end` takes. Returns when it is to be closed."""
+        """Go on answering for as long as `end` takes. Returns when the server is to be closed."""
 
     def hurry(self) -> None:
-        """Wait for nothing any more: neither before it closes, nor for what is under way."""
+        """Stop waiting, both before it closes and for requests under way."""
 
 
 class Child:
-    """A child, as its parent has it: `module` is what it runs, `name` what people call it, and
-    `settings` are JSON values. It has `patience` seconds to end, and the listening `sockets`.
-    `position` is told to one that takes another's place: see addresses.steer(). One that `is_first`
-    is told so at its first start, and not when it is started again.
+    """A child, as its parent has it. It runs `module`, and log lines call it `name`.
+
+    `settings` are JSON values, and `sockets` the listening sockets that it inherits. It has
+    `patience` seconds to end. A child that takes another's place is given a `position`: see
+    address.steer(). `is_first` is passed on at its first start only, and not when it is restarted.
     """
 
     def __init__(
@@ -92,9 +97,9 @@ class Child:
         self._does_its_work = asyncio.Event()
 
     async def start(self) -> None:
-        """Start it, and wait until it is ready, or waits for what it needs. Raises SettingsError.
+        """Start it, and wait until it is ready, or says that it waits for what it needs.
 
-        keep_running() notices when such a one is ready.
+        In the second case keep_running() notices when it is ready. Raises SettingsError.
         """
         self._does_its_work.clear()
         level = logging.getLevelName(logging.getLogger().level).lower()
@@ -121,7 +126,7 @@ class Child:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it does its work, as far as is known."""
+        """Whether it does its work, by its last sign of life."""
         return self._does_its_work.is_set()
 
     async def until_ready(self) -> None:
@@ -140,7 +145,7 @@ class Child:
                 _log.error("%s does not start: %s", self._name, error)
 
     async def _end(self) -> int:
-        """Wait for its end, and bring it about where it hangs. Returns its status."""
+        """Wait until it ends, and kill it if it hangs. Returns its exit status."""
         assert self._process is not None
         assert self._process.stdout is not None
         try:
@@ -154,7 +159,7 @@ class Child:
         return await self._process.wait()
 
     async def stop(self, end: End = End.NOW, patience: float | None = None) -> None:
-        """End it, and wait until it has finished what it does, as far as the patience goes."""
+        """End it, and wait until it has finished, at most for its patience. Then it is killed."""
         process = self._process
         if process is None or process.returncode is not None or process.stdin is None:
             return
@@ -180,7 +185,7 @@ class Child:
         hurrying.cancel()
 
     def hurry(self) -> None:
-        """Have it wait for nothing any more, where it is being stopped or will be."""
+        """Have it stop waiting, now or when it is being stopped."""
         self._hurrying.set()
         self._tell("hurry")
 
@@ -200,10 +205,10 @@ class Child:
 async def _within(
     turns: int, work: Coroutine[Any, Any, _Result] | asyncio.Future[_Result]
 ) -> _Result:
-    """What `work` comes to. Raises TimeoutError where that takes more than `turns` of our own."""
+    """The result of `work`. Raises TimeoutError where that takes more than `turns` turns."""
     task = asyncio.ensure_future(work)
     try:
-        # One more, as what came while we stood still in the last one is only read after it.
+        # One turn more: what came while this process stood still in the last one is read after it.
         for _ in range(turns + 1):
             done, _ = await asyncio.wait({task}, timeout=_TURN)
             if done:
@@ -211,134 +216,3 @@ async def _within(
         raise TimeoutError
     finally:
         task.cancel()
-
-
-class Parent(Generic[_Settings]):
-    """The parent, as a child has it. `async with Parent(load) as parent:` gives the `settings`,
-    which `load` makes of JSON values; what PolicydError ends the block is told to the parent.
-
-    SIGTERM is what the parent says with "drain", and a second one "hurry": a service manager sends
-    it to all processes at once. Without `ends_by_itself` it does nothing, as this child has to
-    outlive the others.
-    """
-
-    settings: _Settings
-    position: int | None
-    is_first: bool
-
-    def __init__(
-        self, load: Callable[[Mapping[str, Any]], _Settings], *, ends_by_itself: bool = True
-    ) -> None:
-        self._load = load
-        self._ends_by_itself = ends_by_itself
-        self._hurry: Callable[[], None] = lambda: None
-
-    async def __aenter__(self) -> Self:
-        self._reader = asyncio.StreamReader(limit=2**20)
-        loop = asyncio.get_running_loop()
-        protocol = asyncio.StreamReaderProtocol(self._reader)
-        await loop.connect_read_pipe(lambda: protocol, sys.stdin)
-        told = json.loads(await self._reader.readline())
-        self._sockets = told["sockets"]
-        self.position = told["position"]
-        self.is_first = told.get("is_first", False)
-        self._ending: asyncio.Future[End] = loop.create_future()
-        # Ctrl-C reaches the whole group; the parent tells its children itself.
-        loop.add_signal_handler(signal.SIGINT, lambda: None)
-        loop.add_signal_handler(
-            signal.SIGTERM, self._terminate if self._ends_by_itself else lambda: None
-        )
-        # It is for the parent, who replaces its children one by one.
-        loop.add_signal_handler(signal.SIGHUP, lambda: None)
-        try:
-            self.settings = self._load(told["settings"])
-        except PolicydError as error:
-            await self.__aexit__(type(error), error, None)
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if isinstance(error, PolicydError):
-            _say(str(error))
-            sys.exit(1)
-
-    def ready(self, does_its_work: Callable[[], bool] = lambda: True) -> None:
-        """Tell the parent that the start is over; and while `does_its_work` says no, that this one
-        waits for what it needs."""
-        self._does_its_work = does_its_work
-        _say("ready" if does_its_work() else "waiting")
-        # A parent that stands still reads nothing. The pipe fills, and to wait for it would stop
-        # this child too: a sign of life that finds no room is one too many.
-        os.set_blocking(sys.stdout.fileno(), False)
-
-    def listening(self, name: str) -> socket.socket | None:
-        """The listening socket that the parent has given under this name."""
-        number = self._sockets.get(name)
-        return None if number is None else socket.socket(fileno=number)
-
-    async def serve(self, server: Serving) -> None:
-        """Let `server`, which runs, do so until it is to be closed."""
-        self._hurry = server.hurry
-
-        async def wind_down() -> None:
-            await server.wind_down(await asyncio.shield(self._ending))
-
-        await self._work_on(wind_down())
-
-    async def gone_during(self, *work: Coroutine[Any, Any, None]) -> None:
-        """Do all of `work` until the parent goes, or wants this child to end."""
-
-        async def wanted() -> None:
-            await asyncio.shield(self._ending)
-
-        await self._work_on(wanted(), *work)
-
-    async def _work_on(self, *work: Coroutine[Any, Any, None]) -> None:
-        """Do all of `work` until the parent goes, or one of it is done."""
-        # It goes on after this: a parent may want us to hurry as we end.
-        self._listening = asyncio.create_task(self._listen())
-        self._beating = asyncio.create_task(self._beat())
-        tasks = [asyncio.create_task(one) for one in work]
-        done, rest = await asyncio.wait(
-            [self._listening, *tasks], return_when=asyncio.FIRST_COMPLETED
-        )
-        rest.discard(self._listening)
-        for task in rest:
-            task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
-        for task in done:
-            task.result()
-
-    async def _listen(self) -> None:
-        """Hear what the parent says, until it has gone."""
-        while line := await self._reader.readline():
-            word = line.decode().strip()
-            if word == "hurry":
-                self._hurry()
-            else:
-                self._end(End(word))
-
-    def _end(self, end: End) -> None:
-        if not self._ending.done():
-            self._ending.set_result(end)
-
-    def _terminate(self) -> None:
-        if self._ending.done():
-            self._hurry()
-        self._end(End.DRAIN)
-
-    async def _beat(self) -> None:
-        """Tell the parent that the event loop still turns."""
-        while True:
-            await asyncio.sleep(1)
-            _say("alive" if self._does_its_work() else "waiting")
-
-
-def _say(line: str) -> None:
-    # A parent that is gone hears nothing, and the closed input ends this child.
-    with suppress(BrokenPipeError, BlockingIOError):
-        os.write(sys.stdout.fileno(), line.encode() + b"\n")

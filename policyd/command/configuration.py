@@ -1,72 +1,37 @@
-"""What both commands, policyd and policyd-gateway, do to start: settings, log and event loop.
+"""Where settings come from: flags, else the environment, else the --config file.
 
-Settings come from flags, else the environment, else the --config file. Click keeps that order; here
-is what it leaves open: which names a command takes, and what the values must be.
+Click keeps that order. This module makes click's options of what settings.py declares, and refuses
+names in the environment and the file that no command reads.
 """
 
-import asyncio
 import difflib
-import importlib
-import ipaddress
-import logging
 import os
 import re
-import sys
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-import yaml
 
-from policyd.errors import CannotListen, InvalidArgument, PolicydError, SettingsError
+from policyd.command.address import Address
+from policyd.command.settings import Setting, settings_of
+from policyd.errors import SettingsError
 
-__all__ = [
-    "Address",
-    "CannotListen",
-    "Group",
-    "LazyGroup",
-    "Options",
-    "SettingsError",
-    "run",
-    "start_logging",
-]
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _LEVELS = ("debug", "info", "warning", "error")
-_ARGUMENTS = "policyd.arguments"
 # Not settings: what tests read, what Kubernetes sets for services of our name, and CGI.
 _FOREIGN = re.compile(r"TEST_.*|(.*_)?(SERVICE_(HOST|PORT)(_.*)?|PORT(_\d+_.*)?)|INTERFACE")
 
 
-class Address(NamedTuple):
-    """Where to listen. Port 0 takes a free one."""
+class Declared(click.Option):
+    """An option that knows the unit of its number, for the documentation."""
 
-    host: str
-    port: int
-
-    @classmethod
-    def parse(cls, text: str, flag: str) -> Self:
-        """Read HOST:PORT, with an IPv6 host in brackets. Raises SettingsError."""
-        host, colon, port = text.strip().rpartition(":")
-        host = host.removeprefix("[").removesuffix("]")
-        if not colon or not host or not port.isascii() or not port.isdecimal() or int(port) > 65535:
-            raise SettingsError(
-                f"{flag} takes HOST:PORT, such as 127.0.0.1:50051 or [::1]:50051, not {text!r}"
-            )
-        return cls(host, int(port))
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine can reach it."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
+    def __init__(self, *arguments: Any, unit: str = "", **attributes: Any) -> None:
+        super().__init__(*arguments, **attributes)
+        self.unit = unit
 
 
 class Options:
@@ -87,11 +52,27 @@ class Options:
         self._known = {"config": "config"}
         """What click calls each setting, by its name."""
         self._many: set[str] = set()
+        self._load_others: Callable[[], object] | None = None
+
+    def load_others_by(self, load: Callable[[], object]) -> None:
+        """Have `load` load the commands that are not loaded yet, once a name is not known."""
+        self._load_others = load
 
     @property
     def variables(self) -> frozenset[str]:
         """What the environment can set."""
+        self._load_all()
         return frozenset(self._prefix + name.upper() for name in self._known)
+
+    def _load_all(self) -> None:
+        load, self._load_others = self._load_others, None
+        if load is not None:
+            load()
+
+    def _knows(self, name: str) -> bool:
+        if name not in self._known:
+            self._load_all()
+        return name in self._known
 
     def option(self, *names: str, **attributes: Any) -> Callable[[_Command], _Command]:
         """A click option. Its default is shown, unless it is none or a flag's."""
@@ -101,14 +82,35 @@ class Options:
             self._many.add(name)
         has_default = attributes.get("default") is not None and not attributes.get("is_flag")
         envvar = self._prefix + name.upper()
-        return click.option(
-            *names, envvar=envvar, show_envvar=True, show_default=has_default, **attributes
-        )
+        shown = {"envvar": envvar, "show_envvar": True, "show_default": has_default}
+        return click.option(*names, cls=Declared, **shown, **attributes)
 
-    def foresee(self, *names: str) -> None:
-        """Know the settings of commands that are loaded when they are called."""
-        for name in names:
-            self._known.setdefault(name, name)
+    def settings(self, kind: "type[DataclassInstance]") -> Callable[[_Command], _Command]:
+        """The options of all settings that a class declares."""
+        made = [add for one in settings_of(kind) for add in self._of(one)]
+
+        def add_all(command: _Command) -> _Command:
+            for add in reversed(made):
+                command = add(command)
+            return command
+
+        return add_all
+
+    def setting(
+        self, kind: "type[DataclassInstance]", field: str, **other: Any
+    ) -> Callable[[_Command], _Command]:
+        """The option of one setting of a class, for a command that shares it; with `other`
+        attributes where they differ."""
+        [one] = (one for one in settings_of(kind) if one.field == field)
+        return self.option(one.flag, **_attributes(one) | other)
+
+    def _of(self, one: Setting) -> Iterator[Callable[[Any], Any]]:
+        if one.file_help:
+            file = click.Path(path_type=Path, dir_okay=False)
+            yield self.option(one.file_flag, type=file, help=one.file_help)
+        if one.help:
+            names = f"{one.flag}/--no-{one.flag.removeprefix('--')}" if one.switch else one.flag
+            yield self.option(names, **_attributes(one))
 
     def config(self, command: _Command) -> _Command:
         """The option --config of a command that is no server."""
@@ -148,7 +150,7 @@ class Options:
         if variable.upper() != prefix + name.upper() or _FOREIGN.fullmatch(name.upper()):
             return
         is_ours = variable.startswith(prefix)
-        if variable != self._prefix + name.upper() and name.lower() in self._known:
+        if variable != self._prefix + name.upper() and self._knows(name.lower()):
             hint = f"did you mean {self._prefix}{name.upper()}?"
             raise SettingsError(f"the environment sets {variable}, which is not read: {hint}")
         if is_ours and prefix == self._prefix:
@@ -160,11 +162,11 @@ class Options:
         own = {one.envvar for one in context.command.params}
         for variable in os.environ:
             name = variable.removeprefix(self._prefix).lower()
-            if variable not in own and name in self._known and variable.startswith(self._prefix):
+            if variable not in own and variable.startswith(self._prefix) and self._knows(name):
                 self._refuse_others(context, name, variable, "the environment")
         for spelling in _read_yaml(path) if path else ():
             name = _name(spelling)
-            if self._prefix + name.upper() not in own and name in self._known:
+            if self._prefix + name.upper() not in own and self._knows(name):
                 self._refuse_others(context, name, spelling, f"--config {path}")
         self._read_config(context, parameter, path)
 
@@ -194,7 +196,7 @@ class Options:
         context.default_map = {**(context.default_map or {}), **given}
 
     def _refuse_unknown(self, name: str, spelling: str, where: str) -> None:
-        if name in self._known:
+        if self._knows(name):
             return
 
         def spelt(known: str) -> str:
@@ -207,6 +209,43 @@ class Options:
             hint = f"there are {', '.join(map(spelt, sorted(self._known)))}"
         hint = self._meant.get(name, hint)
         raise SettingsError(f"{where} sets {spelling}, which is no setting: {hint}")
+
+
+def _attributes(one: Setting) -> dict[str, Any]:
+    """What click makes a setting's option of."""
+    default = one.default
+    if one.words is not None:
+        default = next((word for word, value in one.words.items() if value == default), None)
+    elif default in ("", ()):
+        default = None
+    elif one.kind is Address and default is not None:
+        default = str(default)
+    metavar = one.metavar or ("HOST:PORT" if one.kind is Address else None)
+    attributes = {
+        "default": default,
+        "type": _type(one),
+        "metavar": metavar,
+        "help": one.help,
+        "unit": one.unit,
+    }
+    return attributes | (
+        {"is_flag": True} if one.kind is bool and not (one.words or one.switch) else {}
+    )
+
+
+def _type(one: Setting) -> click.ParamType[Any] | None:
+    if one.words is not None:
+        return click.Choice(list(one.words), case_sensitive=not one.any_case)
+    if one.kind is Path:
+        return click.Path(
+            path_type=Path, file_okay=one.path != "folder", dir_okay=one.path != "file"
+        )
+    if one.kind is int:
+        return click.IntRange(one.least, one.most)
+    if one.kind is float:
+        least = one.above if one.least is None else one.least
+        return click.FloatRange(least, one.most, min_open=one.above is not None)
+    return None
 
 
 def _name(spelling: str) -> str:
@@ -225,21 +264,15 @@ def _commands_that_take(context: click.Context, variable: str) -> Iterator[str]:
             yield path
 
 
-class _Loader(yaml.BaseLoader):
-    """Words stay words: YAML would read `off` as false, and options know best what they take."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [name.value for name, _ in node.value]
-        for name in names:
-            if names.count(name) > 1:
-                raise yaml.YAMLError(f"it sets {name} twice: take one of them out")
-        return super().construct_mapping(node, deep)
-
-
 def _read_yaml(path: Path) -> dict[str, Any]:
+    # Most commands are given no file, and do not wait for what reads one.
+    import yaml
+
+    from policyd.command.yaml_words import Loader
+
     try:
         text = path.read_text(encoding="utf-8")
-        content = yaml.load(text, Loader=_Loader)  # noqa: S506  # It makes strings only.
+        content = yaml.load(text, Loader=Loader)  # noqa: S506  # It makes strings only.
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SettingsError(f"--config {path} cannot be read: {error}") from None
     if not content:
@@ -247,80 +280,3 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise SettingsError(f"--config {path} must hold lines of NAME: VALUE")
     return {str(name): value for name, value in content.items()}
-
-
-class ServerCommand(click.Command):
-    """A command that can be read once more as it was given, its --config file being another now."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """See click.Command."""
-        ctx.meta[_ARGUMENTS] = tuple(args)
-        return super().parse_args(ctx, args)
-
-
-def read_again(context: click.Context) -> dict[str, Any]:
-    """The parameters that a ServerCommand would be called with now. Raises SettingsError."""
-    arguments = [*context.meta[_ARGUMENTS]]
-    try:
-        again = context.command.make_context(context.info_name, arguments, context.parent)
-    except click.ClickException as problem:
-        raise SettingsError(problem.format_message()) from None
-    return again.params
-
-
-class Group(click.Group):
-    """A group of commands that says what went wrong, without a traceback."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """See click.Group."""
-        try:
-            return super().invoke(ctx)
-        except (SettingsError, InvalidArgument) as error:
-            raise click.UsageError(str(error)) from error
-        except PolicydError as error:
-            raise click.ClickException(str(error)) from error
-
-
-class LazyGroup(Group):
-    """A group whose commands may stand in modules that are loaded when they are called, as
-    "MODULE:NAME" by the command's name in `lazy`."""
-
-    def __init__(self, *arguments: Any, lazy: Mapping[str, str], **attributes: Any) -> None:
-        super().__init__(*arguments, **attributes)
-        self._lazy = lazy
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """See click.Group."""
-        return sorted({*super().list_commands(ctx), *self._lazy})
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """See click.Group."""
-        if cmd_name in self._lazy and cmd_name not in self.commands:
-            module, _, name = self._lazy[cmd_name].partition(":")
-            self.add_command(getattr(importlib.import_module(module), name), cmd_name)
-        return super().get_command(ctx, cmd_name)
-
-
-def run(main: Coroutine[Any, Any, None]) -> None:
-    """Run `main` to its end, on uvloop where that exists: a call costs a tenth less on it."""
-    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
-    if sys.platform != "win32":
-        import uvloop
-
-        loop_factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main)
-
-
-def fork_without_grpc() -> None:
-    """Keep gRPC, before it is loaded, from looking after forks: it would complain of each child
-    that a server starts, and those are programs of their own."""
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-
-
-def start_logging(level: str) -> None:
-    """Log to stderr."""
-    line = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(level=level.upper(), format=line)
-    for noisy in ("alembic", "grpc", "uvicorn"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)  # They tell of every start.

@@ -1,26 +1,36 @@
 """The workers of one server: watched, replaced one at a time, and ended together.
 
-SIGTERM drains them and SIGINT does not; a second one of either cuts what is under way. SIGHUP
-replaces them, as after an upgrade, or where a file has changed that is read at the start.
+SIGTERM drains them and SIGINT does not. A second signal of either kind cuts requests under way.
+SIGHUP replaces the workers, as after an upgrade, or when a file has changed that is read at the
+start.
 """
 
 import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import Any, Protocol, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from policyd.command.child import End, Serving
 from policyd.errors import PolicydError, SettingsError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 _log = logging.getLogger(__name__)
+
+HANDOVER = 1.0
+"""Seconds, at least, in which a worker that is replaced answers what clients still send to it."""
+
 _Result = TypeVar("_Result")
+_Settings = TypeVar("_Settings", bound="DataclassInstance")
 
 
 class Worker(Protocol):
-    """One of a crew: a Child, or Own."""
+    """A worker of a crew: a Child, or Own."""
 
     async def start(self) -> None:
         """Start it, and wait until it is ready. Raises PolicydError."""
@@ -36,14 +46,14 @@ class Worker(Protocol):
         """Start it again whenever it ends, until cancelled."""
 
     async def stop(self, end: End, patience: float | None = None) -> None:
-        """End it, and wait until it has, for so many seconds if it is a process of its own."""
+        """End it, and wait until it has ended: for `patience` seconds if it is a process."""
 
     def hurry(self) -> None:
-        """Have it wait for nothing any more."""
+        """Have it stop waiting, now or when it is being stopped."""
 
 
 Hire = Callable[[int | None], Worker]
-"""Makes a worker. It is given its position where it takes another's place, else None."""
+"""Makes a worker. Its position is given where it takes another's place, else None."""
 
 
 class Runs(Serving, AbstractAsyncContextManager[object], Protocol):
@@ -58,7 +68,7 @@ class Runs(Serving, AbstractAsyncContextManager[object], Protocol):
 
 
 class Own:
-    """A worker that is no process of its own: the only one, until it is replaced by one that is."""
+    """A worker inside of this process: the only one, until it is replaced by a process."""
 
     def __init__(self, server: Runs) -> None:
         self._server = server
@@ -83,7 +93,7 @@ class Own:
         await asyncio.Event().wait()
 
     async def stop(self, end: End, patience: float | None = None) -> None:
-        """See Worker. What was begun is brought to its end, even if nothing waits for it."""
+        """See Worker. It ends even if the caller stops waiting for that."""
         if self._ending is None:
             self._ending = asyncio.create_task(self._stop(end))
         await asyncio.shield(self._ending)
@@ -98,7 +108,7 @@ class Own:
 
 
 class Crew:
-    """Workers that do the same, each at any time replaceable by another."""
+    """Workers that do the same work, so that each can be replaced by another."""
 
     def __init__(self, workers: list[Worker]) -> None:
         self._workers = workers
@@ -106,7 +116,7 @@ class Crew:
         self._watching: dict[Worker, asyncio.Task[None]] = {}
 
     async def start(self) -> None:
-        """Start all, and wait until they are ready. Raises PolicydError."""
+        """Start all workers, and wait until they are ready. Raises PolicydError."""
         await asyncio.gather(*(one.start() for one in self._workers))
 
     async def until_ready(self) -> None:
@@ -114,14 +124,14 @@ class Crew:
         await asyncio.gather(*(one.until_ready() for one in self._workers))
 
     def watch(self) -> None:
-        """Start each again whenever it ends, from now on."""
+        """Restart each worker whenever it ends, from now on."""
         for one in self._workers:
             self._watching[one] = asyncio.create_task(one.keep_running())
 
     async def replace(self, hire: Hire) -> None:
-        """Replace all, one at a time: the new one is ready before the old one goes.
+        """Replace all workers, one at a time: the new one is ready before the old one goes.
 
-        Raises PolicydError or OSError where a new one does not start; then the old one stays.
+        Raises PolicydError or OSError where a new worker does not start; then the old one stays.
         """
         for number, old in enumerate(self._workers):
             new = hire(len(self._workers))
@@ -152,20 +162,20 @@ class Crew:
             await asyncio.gather(task, return_exceptions=True)
 
     async def stop(self, end: End, patience: float | None = None) -> None:
-        """End all, those on their way out included, and wait until they have."""
+        """End all workers, those that are being replaced included, and wait until they have."""
         for one in tuple(self._watching):
             await self._forget(one)
         all_of_them = (*self._workers, *self._leaving)
         await asyncio.gather(*(one.stop(end, patience) for one in all_of_them))
 
     def hurry(self) -> None:
-        """Have all wait for nothing any more."""
+        """Have all workers stop waiting."""
         for one in (*self._workers, *self._leaving):
             one.hurry()
 
 
 class Orders:
-    """What the operator wants, by signals."""
+    """What the operator asks for, by signals."""
 
     def __init__(self) -> None:
         self._stopping = asyncio.Event()
@@ -173,10 +183,10 @@ class Orders:
         self._any = asyncio.Event()
         self.end = End.NOW
         self.hurry: Callable[[], object] = bool
-        """Is called at a second signal to stop."""
+        """Called at a second signal to stop."""
 
     def stop(self, end: End) -> None:
-        """Stop, and at once if that has been said before."""
+        """Stop; at the second call, without waiting."""
         if self._stopping.is_set():
             self.hurry()
         else:
@@ -190,7 +200,7 @@ class Orders:
         self._any.set()
 
     async def follow(self, replace: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Replace the workers whenever that is wanted, until they are to stop."""
+        """Call `replace` whenever the operator asks for that, until the workers are to stop."""
         while not self._stopping.is_set():
             await self._any.wait()
             self._any.clear()
@@ -199,7 +209,7 @@ class Orders:
                 await self._replace(replace)
 
     async def unless_stopping(self, work: Coroutine[Any, Any, _Result]) -> _Result | None:
-        """What `work` comes to, None where it is to stop before that."""
+        """The result of `work`. None: the operator has asked to stop before it was done."""
         working = asyncio.ensure_future(work)
         stopping = asyncio.ensure_future(self._stopping.wait())
         await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -224,6 +234,18 @@ class Orders:
             _log.error("no more is replaced, and what runs goes on: %s", error)
 
 
+def keep_fixed(
+    new: _Settings, first: _Settings, current: _Settings, fixed: Iterable[str]
+) -> _Settings:
+    """The `new` settings, but for those that are `fixed` until the next start: they stay as they
+    are in `current`. The log names those that differ from the `first` ones that were read."""
+    for name in fixed:
+        if getattr(new, name) != getattr(first, name):
+            flag = "--" + name.replace("_", "-")
+            _log.warning("%s has changed, which holds from the next start on", flag)
+    return replace(new, **{name: getattr(current, name) for name in fixed})
+
+
 @asynccontextmanager
 async def orders() -> AsyncIterator[Orders]:
     """The operator's signals, while the block runs."""
@@ -232,7 +254,7 @@ async def orders() -> AsyncIterator[Orders]:
     had_terminal = os.isatty(0)
 
     def hang_up() -> None:
-        # A terminal that is closed says the same, and wants its programs to end.
+        # A terminal that is closed sends SIGHUP too, and then the program should end.
         if had_terminal and not os.isatty(0):
             given.stop(End.NOW)
         else:

@@ -1,7 +1,7 @@
-"""How long a thread may still wait for the database: every call has an end, whatever is silent.
+"""How long a thread may still wait for the database: every call ends, whatever is silent.
 
-Deadlines nest, and the nearest one holds: a page of the console has one, and so has each query
-that it makes. PostgreSQL's connection and SQLite's look at it while they wait.
+Deadlines nest, and the nearest one holds: a page of the console has one, and so has each query of
+that page. The connections to PostgreSQL and SQLite check it while they wait.
 """
 
 import math
@@ -13,11 +13,11 @@ from contextlib import contextmanager
 TIMEOUT = 10.0
 """Seconds that an ordinary call to the database may take, unless the settings say otherwise."""
 OVERDUE = "it has not answered in time (--database-timeout)"
-"""What is said of a database whose answer came too late."""
+"""The cause in errors about a database that has not answered in time."""
 
 
 class _Deadlines(threading.local):
-    """Those of the running thread, by time.monotonic()."""
+    """The deadlines of the running thread, by time.monotonic()."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -28,13 +28,13 @@ _deadlines = _Deadlines()
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """What the running thread asks of a database in this block ends after so many seconds."""
+    """Calls of the running thread to a database end after so many seconds, in this block."""
     end = time.monotonic() + seconds
     _deadlines.ends.append(end)
     try:
         yield
     finally:
-        # By its value: a generator may leave its block after a later one.
+        # By its value, not as the last one: a generator may leave its block after a later one.
         _deadlines.ends.remove(end)
 
 

@@ -1,7 +1,7 @@
 """How many files this process may have open: every connection is one.
 
-A process that has used up its files can neither take a connection nor begin a file of the log, so
-the number is raised as far as it goes, and listeners take no more than leaves some for the rest.
+A process that has used up its files can neither take a connection nor begin a segment of the spool.
+So the limit is raised as far as it goes, and listeners leave some files for everything else.
 """
 
 import logging
@@ -11,12 +11,12 @@ from contextlib import suppress
 _log = logging.getLogger(__name__)
 
 MOST = 2**20
-"""The number where the system sets none."""
+"""The limit that is assumed where the system sets none."""
 MANY = 10_000
 """Connections of one listener, where nothing else is set."""
 RESERVE = 128
-"""Files that are no client's connection, or one that is told that there is no room: the log, the
-database, the event loops, the program."""
+"""Files for all but clients' connections: the spool, the database, the event loops, the program,
+and connections that are turned away as there is no room."""
 
 
 def limit() -> int:
@@ -26,19 +26,20 @@ def limit() -> int:
 
 
 def raise_limit() -> None:
-    """Take all the files that may be had."""
+    """Raise the limit as far as the system allows."""
     before = limit()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # Not every system gives what it says may be had.
+    with suppress(ValueError, OSError):  # Not every system allows what it states as the most.
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     if limit() != before:
         _log.info("the limit of open files is raised from %d to %d", before, limit())
 
 
 def share(wanted: int | None, *, each: int, flag: str) -> int:
-    """How many connections there may be, up to `wanted`, where each takes `each` files.
+    """How many connections there may be, up to `wanted`, where each takes `each` files. The log has
+    a warning, with the `flag`, where that is less than `wanted`.
 
-    None are as many as there is room for, up to MANY.
+    `wanted` None: as many as there is room for, up to MANY.
     """
     room = max((limit() - RESERVE) // each, 1)
     if wanted is not None and room < wanted:

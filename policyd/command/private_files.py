@@ -1,6 +1,6 @@
-"""Files and folders of policyd's own: for their owner only, from the first byte on.
+"""Files and folders that only their owner may read and write, from the first byte on.
 
-They hold keys' settings, end users' names and tokens, so no umask decides who may read them.
+They hold keys' settings, end users' names and tokens, so their mode does not depend on the umask.
 """
 
 import errno
@@ -14,7 +14,9 @@ from pathlib import Path
 _log = logging.getLogger(__name__)
 
 UMASK = 0o077
-"""What the command sets, for files that are made by others: SQLite, and libraries of any kind."""
+"""The umask that the commands set, for files that SQLite or other libraries make."""
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""The system's errors for a disk without room for a file."""
 _FILE = 0o600
 _FOLDER = 0o700
 
@@ -23,20 +25,20 @@ def make_folder(folder: Path) -> None:
     """Make the folder, and those above it, unless they are there. Raises OSError."""
     missing = [one for one in (folder, *folder.parents) if not one.exists()]
     for one in reversed(missing):
-        # One at a time: the `parents` of mkdir() take no mode.
+        # One at a time, as mkdir() gives its mode to no parents.
         one.mkdir(mode=_FOLDER, exist_ok=True)
     if not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "it is no folder", str(folder))
 
 
 def make_file(path: Path) -> None:
-    """Make the file, empty, unless it is there. Where it cannot be made, its user says so."""
+    """Make the file, empty, unless it is there. A failure shows when the file is used."""
     with suppress(OSError):
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _FILE))
 
 
 def close_to_others(path: Path) -> None:
-    """Take from others what rights they have to a file, and say so; it need not be there."""
+    """Take away what rights other users have to a file, if it is there, and log that."""
     try:
         found = path.stat().st_mode
     except OSError:
@@ -56,9 +58,9 @@ def close_to_others(path: Path) -> None:
 
 
 def warn_of_open_folders(folders: Iterable[Path]) -> None:
-    """Name the folders that every user of this machine may look into or write to.
+    """Log which of the folders every user of this machine may list or write to.
 
-    They stay as they are: others may have a reason to use them.
+    They stay as they are, as other programs may have a reason to use them.
     """
     for folder in sorted({one.absolute() for one in folders}):
         with suppress(OSError):

@@ -1,9 +1,9 @@
-"""Where a server's calls to the store run: threads of their own for each purpose, with deadlines.
+"""Threads for a server's calls to the store, with deadlines: some for each purpose.
 
 The store blocks. A purpose that callers can fill, such as administration, must not hold up another,
-such as following the settings, so each has its own StoreThreads. A thread that does not come back
-in time is given up: its caller is told, and it ends by itself, later or never. No thread keeps the
-process from ending.
+such as following the settings, so each purpose has its own StoreThreads. A thread that does not
+come back in time is given up: its caller gets an error, and the thread ends by itself, later or
+never. No thread keeps the process from ending.
 """
 
 import asyncio
@@ -20,16 +20,16 @@ _Result = TypeVar("_Result")
 _Parameters = ParamSpec("_Parameters")
 
 _SPARE = 2
-"""Calls that may hang before others of their purpose are refused."""
+"""Calls that may hang, beyond those that run at once, before further ones fail immediately."""
 _MARGIN = 1.0
-"""Seconds beyond the deadline, at which the database's driver gives up by itself."""
+"""Seconds beyond the deadline until a thread is given up: the driver ends most calls by itself."""
 
 
 class StoreThreads:
-    """Runs calls to the store for one purpose: `at_once` of them, and `waiting` wait for a turn.
+    """Runs calls to the store for one purpose: `at_once` run, and up to `waiting` wait for a turn.
 
-    Each has `seconds`, and as many to wait; without `seconds`, each of the store's own calls has
-    the store's. Belongs to one event loop.
+    Each may run for `seconds`, and wait as long. None: only the store's own bounds apply. Belongs
+    to one event loop.
     """
 
     def __init__(
@@ -49,9 +49,11 @@ class StoreThreads:
         *arguments: _Parameters.args,
         **options: _Parameters.kwargs,
     ) -> _Result:
-        """What `call` returns. Raises what it raises, StoreUnavailable and StoreBusy.
+        """Run `call` in a thread, and return what it returns. Raises what it raises, and
+        StoreUnavailable or StoreBusy.
 
-        A call whose caller has gone goes on, and keeps its turn until it ends or its time is over.
+        Where the caller is cancelled, the call goes on, and keeps its turn until it ends or its
+        time is over.
         """
         await self._turn()
         if self._given_up >= self._most + _SPARE:
@@ -99,7 +101,7 @@ class StoreThreads:
             result = work() if self._seconds is None else _within(self._seconds, work)
         except BaseException as raised:  # noqa: BLE001  # It is the caller's.
             error = raised
-        with suppress(RuntimeError):  # The loop has ended: there is no caller any more.
+        with suppress(RuntimeError):  # The loop has ended, and every caller with it.
             call.loop.call_soon_threadsafe(self._end, call, result, error)
 
     def _end(self, call: "_Call", result: Any, error: BaseException | None) -> None:
@@ -124,7 +126,7 @@ def _within(seconds: float, work: Callable[[], Any]) -> Any:
 
 
 class _Call:
-    """A call under way."""
+    """A call that runs."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -133,7 +135,7 @@ class _Call:
         self.is_given_up = False
 
     def tell(self, result: Any, error: BaseException | None) -> None:
-        """Give the caller its answer, if it still waits."""
+        """Give the caller its result, if it still waits."""
         if self.answer.done():
             return
         if error is None:

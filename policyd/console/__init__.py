@@ -1,4 +1,14 @@
-"""The web console: API keys, their settings and the decision log, rendered on the server."""
+"""The web console: API keys, their settings and the decision log, rendered on the server.
+
+In the order of the way of a request:
+
+    server      the listener, and what the console is made of
+    app         the ASGI application: guards, routes, and pages for errors
+    security/   which requests are served: host, origin, session, password, attempts
+    pages/      a module for each page
+    view/       what pages share: templates, labels, forms, charts, periods
+    templates/  HTML (Jinja); static/: styles, icon, htmx and the console's own script
+"""
 
 from policyd.console.server import ConsoleServer, console_url, first_link
 

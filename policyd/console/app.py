@@ -1,4 +1,4 @@
-"""The console's application: its pages, and what stands before them."""
+"""The console's application: its pages, and the guards that each request passes before them."""
 
 import logging
 from urllib.parse import urlsplit
@@ -15,8 +15,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from policyd.asgi.probes import Probes
 from policyd.command.threads import StoreThreads
 from policyd.console.pages import (
+    account,
     dashboard,
     end_users,
+    first_password,
     key_settings,
     keys,
     log_details,
@@ -43,14 +45,25 @@ from policyd.errors import (
 _log = logging.getLogger(__name__)
 
 _MAX_BODY = 64 * 2**10
-"""Bytes of a form."""
+"""Bytes that a form may have."""
 _AWAY = (
-    "The console cannot reach the database, so it has nothing to show. Decisions go on: they need "
-    "no database. Check the database, then reload this page."
+    "The console cannot reach the database, so it has nothing to show. policyd goes on deciding, "
+    "as that needs no database. Check the database, then reload this page."
 )
-_BUSY = "The console has too many pages in work. Wait a few seconds, then reload this page."
+_BUSY = "The console is working on too many pages. Wait a few seconds, then reload this page."
+_PAGES = (
+    dashboard,
+    keys,
+    key_settings,  # behind keys: else /keys/new would show the settings of a key "new"
+    logs,
+    log_details,
+    end_users,
+    refused_keys,
+    sign_in,
+    account,
+)
 _PROBES = 100
-"""Probes that wait for the database."""
+"""Probes that may wait for the database."""
 
 
 def application(console: Console) -> ASGIApp:
@@ -62,13 +75,13 @@ def application(console: Console) -> ASGIApp:
         before.append(Middleware(OwnHost, refuse, urlsplit(public).netloc))
     before.append(Middleware(SameOrigin, refuse, public))
     guard = Middleware(SignedIn, sign_in.is_signed_in, sign_in.ask)
-    modules = (dashboard, keys, key_settings, logs, log_details, end_users, refused_keys)
-    private = [route for module in modules for route in module.ROUTES]
+    private = [route for page in _PAGES for route in page.ROUTES]
     app = Starlette(
         routes=[
             Mount("/static", _Static(directory=HERE / "static")),
             *sign_in.PUBLIC,
-            Mount("/", routes=[*private, *sign_in.PRIVATE], middleware=[guard]),
+            *first_password.PUBLIC,
+            Mount("/", routes=private, middleware=[guard]),
         ],
         middleware=before,
         exception_handlers={
@@ -82,18 +95,18 @@ def application(console: Console) -> ASGIApp:
         max_body_size=_MAX_BODY,
     )
     app.state.console = console
-    # Outermost, so that a failure's page has them too.
+    # Outermost, so that the page of an unexpected error has these headers, too.
     return _Probed(SafeHeaders(app), console)
 
 
 class _Probed:
-    """Answers probes before anything asks who they are: they come under any host's name."""
+    """Answers probes before the guards: probes have no session, and may use any host name."""
 
     def __init__(self, app: ASGIApp, console: Console) -> None:
         self._app = app
         self._console = console
         self._probes = Probes(self._not_ready)
-        # Of its own: pages that wait for the database do not make the console look unready.
+        # Threads of their own, so that pages which wait for the database do not delay probes.
         self._threads = StoreThreads("probes", console.settings.database_timeout, waiting=_PROBES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -111,7 +124,7 @@ class _Probed:
 
 
 class _Static(StaticFiles):
-    """Files that may be kept: their URLs change with their content."""
+    """Static files, which browsers may keep: the URL changes with the content."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         """See StaticFiles."""
@@ -125,8 +138,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     why = {
         404: "There is no such page. It may have moved, or the link is incomplete.",
-        405: "This page cannot be used in that way.",
-        413: "More was sent than a form of this console holds.",
+        405: "This page does not accept such a request.",
+        413: "The form is larger than this console accepts.",
     }.get(error.status_code, error.detail)
     return refuse(request, error.status_code, why, headers=dict(error.headers or {}))
 
@@ -147,4 +160,4 @@ async def _not_found(request: Request, error: Exception) -> Response:
 
 
 async def _unexpected(request: Request, _: Exception) -> Response:
-    return refuse(request, 500, "The server's log tells what happened. Go back and try again.")
+    return refuse(request, 500, "The server's log has the details. Go back and try again.")

@@ -1,14 +1,14 @@
-"""The console behind its listener."""
+"""The console behind its listener, and the URLs at which a browser finds it."""
 
 import ipaddress
 import logging
 import socket
-from types import TracebackType
 from typing import Self
 
 from policyd.asgi.connections import Limits
-from policyd.asgi.listener import Listener, open_socket, tls_context
-from policyd.command.configuration import Address
+from policyd.asgi.listener import Listener
+from policyd.asgi.tls import tls_context
+from policyd.command.address import Address, not_free, open_socket
 from policyd.command.threads import StoreThreads
 from policyd.console.app import application
 from policyd.console.security.attempts import Attempts
@@ -16,7 +16,6 @@ from policyd.console.security.connection import LIMITS, Connection
 from policyd.console.security.guards import public_origin
 from policyd.console.security.sessions import Sessions
 from policyd.console.view.render import Console
-from policyd.errors import CannotListen
 from policyd.keys import tokens
 from policyd.settings import ServerSettings
 from policyd.store import Store
@@ -24,20 +23,21 @@ from policyd.store import Store
 _log = logging.getLogger(__name__)
 
 _MAX_HEAD = 64 * 2**10
-"""Bytes of a request line and its headers: the cookies of all that a machine serves add up."""
+"""Bytes of a request line and its headers: a browser sends the cookies of all that a host
+serves."""
 _GRACE = 3
 """Seconds that pages under way have when the console stops."""
 _AT_ONCE = 8
-"""Pages that use the store at once, and as many again for those who are not signed in."""
+"""Pages that use the store at once, and as many again for clients that are not signed in."""
 _WAITING = 1000
-"""Requests that wait for their turn: more than there can be connections."""
+"""Requests that may wait for their turn: more than there can be connections."""
 _LONG = 60.0
 """Seconds that a page may take: its statistics may have to look at every row of the log."""
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  # compared, not listened on
 
 
 class ConsoleServer:
-    """Runs the console at `settings.console`, on a store that is migrated.
+    """Runs the console at `settings.console`, on a `store` that is migrated.
 
     `async with ConsoleServer(settings, store) as server:`; `server.address` is where it listens.
     Making and starting it raise SettingsError or CannotListen.
@@ -67,8 +67,8 @@ class ConsoleServer:
         listening = _listen(self._address)
         if settings.console_url and not settings.console_trusted_proxies:
             _log.info(
-                "all who sign in by way of %s count as one address in the limits of attempts: if "
-                "that is a proxy, name it in --console-trusted-proxies",
+                "all sign-ins at %s may count as attempts of one address: if a proxy stands before "
+                "the console, name it in --console-trusted-proxies",
                 settings.console_url,
             )
         self._listener = Listener(
@@ -84,12 +84,7 @@ class ConsoleServer:
         await self._listener.start(listening)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._listener.stop()
 
 
@@ -108,7 +103,7 @@ def console_url(settings: ServerSettings) -> str:
 
 
 def first_link(settings: ServerSettings, store: Store) -> str | None:
-    """The one-time link by which the administrator sets the password; None once it is set.
+    """The one-time link with which the administrator sets the password; None once it is set.
 
     It is a secret, good for a day. Raises SettingsError or StoreUnavailable.
     """
@@ -132,11 +127,8 @@ def _listen(address: Address) -> socket.socket:
         # Shared with the parent process, which holds the port while this one is replaced.
         return open_socket(address, shared=True)
     except OSError:
-        raise CannotListen(
-            f"--console {address} cannot be listened on: another program has the port, or it is "
-            "no address of this machine. Give --console another one; port 0 takes a free port"
-        ) from None
+        raise not_free(address, "--console") from None
 
 
-# It would tell the one-time link: whatever handlers somebody gives it, it stays silent.
+# Its lines would contain the one-time link, so it stays silent, whatever handlers it is given.
 logging.getLogger("uvicorn.access").disabled = True

@@ -1,1 +1,14 @@
-"""The decision log from the worker to the store: records, the spool, export, prices."""
+"""The decision log between the decision and the store.
+
+An entry meets these files in this order:
+
+    record         a decision, and the outcome of its request, as the log has them
+    refused_key    a request without a key in force: no decision, but counted
+    refused_tally  counts those in memory that does not grow with them
+    writer         DecisionLog: what a worker hands its entries to before it answers
+    spool/         the files on the worker's disk, where entries are safe until they are shipped
+    pricing        what a request cost, worked out as its outcome is shipped
+    export         decisions as CSV and JSON Lines
+
+server/shipper.py carries entries from the spool to the store; store/log.py says what holds there.
+"""

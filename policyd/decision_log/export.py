@@ -1,7 +1,7 @@
 """The decision log as files: CSV and JSON Lines, with one set of columns.
 
-A spreadsheet runs what looks like a formula, so in CSV what begins like one gets a `'` in front: a
-text, and what follows a semicolon or a tab in it.
+Spreadsheets run texts that look like a formula. So in CSV a `'` is put before each text that begins
+like one, and within a text after each semicolon, tab or line break that one could follow.
 """
 
 import csv
@@ -15,12 +15,12 @@ from typing import Any
 from policyd.decision_log.record import Outcome, Record
 
 _SIGNS = "=+@\uff1d\uff0b\uff0d\uff20-"
-"""How a formula can begin, the wide forms too."""
+"""The characters that a formula can begin with, full-width forms included."""
 _FORMULA = (*_SIGNS, "\t", "\r", "\n")
 _WITHIN = re.compile(rf'([;\t\r\n][\s"]*+)([{_SIGNS}]?+)')
-"""Where one can begin within a text: spreadsheets of many languages end cells at semicolons, and
-take no notice then of quotes that do not begin one. It takes in the gaps that no formula follows
-too: so none is looked at twice."""
+"""Places within a text where a formula can begin: in many languages spreadsheets end cells at
+semicolons, and then ignore quotes inside of a cell. It also matches where no formula follows, so
+that a search never reads the same gap again and takes linear time."""
 
 
 def _word(value: IntEnum | None) -> str | None:
@@ -42,7 +42,7 @@ def _time(record: Record) -> str:
 _DECISION: dict[str, Callable[[Record], Any]] = {
     "id": lambda record: record.id,
     "time": _time,
-    # An older policyd logged refused keys as well; no policy denied those requests.
+    # Older versions of policyd logged refused keys as well. No policy denied those requests.
     "verdict": lambda one: "key_refused" if one.is_key_refused else _word(one.verdict),
     "denial_status": lambda record: record.status or None,
     "api_key_id": lambda record: record.key_id,
@@ -82,23 +82,23 @@ _OUTCOME: dict[str, Callable[[Outcome], Any]] = {
     "cost_usd": lambda outcome: _usd(outcome.cost_nano),
 }
 COLUMNS = (*_DECISION, *_OUTCOME)
-"""The names of the columns, in their order."""
+"""The names of the columns, in order."""
 
 
 def values(record: Record) -> dict[str, Any]:
-    """A decision as JSON values by COLUMNS. None: not known."""
+    """A decision as JSON values, by the names in COLUMNS. None: not known."""
     outcome = record.outcome
     found = {name: read(record) for name, read in _DECISION.items()}
     return found | {name: read(outcome) if outcome else None for name, read in _OUTCOME.items()}
 
 
 def json_line(record: Record) -> str:
-    """A decision as one line of JSON, its end included."""
+    """A decision as one line of JSON, with the line's end."""
     return json.dumps(values(record), ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
 def csv_rows(records: Iterable[Record]) -> Iterator[str]:
-    """The line of COLUMNS, then a row a decision (RFC 4180), the ends of the lines included."""
+    """A line with COLUMNS, then one for each decision (RFC 4180), with their ends."""
     yield _line(COLUMNS)
     for record in records:
         yield _line(map(_cell, values(record).values()))
@@ -116,7 +116,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
-        # Without an exponent, which some spreadsheets take for text.
+        # Without an exponent, as some spreadsheets read that as text.
         return f"{value:.9f}".rstrip("0").rstrip(".")
     text = ",".join(value) if isinstance(value, list) else str(value)
     text = _WITHIN.sub(_disarm, text)

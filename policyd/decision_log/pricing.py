@@ -1,4 +1,4 @@
-"""What a request cost, by public prices: those that the package genai-prices knows of its day."""
+"""What a request cost, by the public prices of its day, from the package genai-prices."""
 
 from datetime import datetime
 
@@ -6,7 +6,7 @@ from genai_prices import Usage, calc_price
 
 _NANO = 10**9
 _PROVIDERS = ("openai", "anthropic")
-"""Whose prices count, the first that has the model."""
+"""The providers whose prices count: the first one that has the model."""
 
 
 def cost(
@@ -17,10 +17,10 @@ def cost(
     cache_write_tokens: int,
     at: datetime,
 ) -> int | None:
-    """Billionths of a US dollar. None: the model's price is not known.
+    """The cost in billionths of a US dollar. None: the model's price is not known.
 
-    `cached_tokens`, read from the upstream's cache, and `cache_write_tokens`, put into it, are
-    among the `input_tokens`.
+    The `input_tokens` include `cached_tokens`, which the upstream read from its cache, and
+    `cache_write_tokens`, which it wrote to it. `at` is the moment of the request.
     """
     usage = Usage(
         input_tokens=input_tokens,

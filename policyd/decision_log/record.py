@@ -1,6 +1,8 @@
-"""A decision as the log has it, and what became of its request.
+"""A decision as the log has it, and the outcome of its request.
 
-Records are msgspec structs: one form for what the spool writes, the store keeps and people read.
+Records are msgspec structs, written as JSON arrays: the spool, the store and the export share them.
+Fields are only ever added at the end, with a default, so that entries which an older version has
+left in the spool are still read.
 """
 
 import re
@@ -13,7 +15,7 @@ import msgspec
 from policyd.engine.model import Ignored, Mode, Source, UserState
 
 MAX_TEXT = 256
-"""Characters of a text in a record; what is longer is cut."""
+"""Characters of a text in a record. Longer texts are cut."""
 MAX_AGENT = 512
 """Characters of a user agent or a path."""
 MAX_TIME = 2**40
@@ -25,12 +27,12 @@ FLAG_SETS = (
     "invalid_override",
     "policy_enforce_user_ids,invalid_override",
 )
-"""What `flags` can be, where it is not empty: see decision.py."""
+"""The values of `flags`, where it is not empty: see engine/decision.py."""
 
 _ID = re.compile("[0-9a-f]{32}")
 _LAST = f"{253402300799999:012x}"
-"""What the ID of a decision of the year 9999 begins with at most."""
-# What is read from a file is checked, so that nothing the store cannot take gets as far as that.
+"""The first twelve digits of the last ID of the year 9999."""
+# What is read from a file is checked, so that the store is given nothing that it cannot take.
 DecisionId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
 _Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
 _Agent = Annotated[str, msgspec.Meta(max_length=MAX_AGENT)]
@@ -41,7 +43,7 @@ _Tokens = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
 
 
 class Verdict(IntEnum):
-    """How a request fared, in a word."""
+    """The decision in a word."""
 
     ALLOWED = 1
     WOULD_DENY = 2
@@ -59,29 +61,29 @@ class Ending(IntEnum):
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True, tag="O"):
-    """What became of one request that was allowed. None and "" stand for what is not known."""
+    """What became of one request that was allowed. None and "" mean: not known."""
 
     decision_id: DecisionId
     ending: Ending = Ending.UNKNOWN
     status: _Status = 0
-    """Of the upstream's answer. 0: there was none."""
+    """The status of the upstream's answer. 0: there was none."""
     first_byte_us: _Time | None = None
-    """Microseconds from the question until the head of the upstream's answer was in."""
+    """Microseconds from the request until the head of the upstream's answer had arrived."""
     duration_us: _Time | None = None
-    """Microseconds from the question until its last byte, or until it ended otherwise."""
+    """Microseconds from the request until the answer's last byte, or until it ended otherwise."""
     openai_id: _Text = ""
     model: _Text = ""
-    """As the answer names it."""
+    """The model, as the answer names it."""
     organization: _Text = ""
     input_tokens: _Tokens | None = None
     output_tokens: _Tokens | None = None
     cached_tokens: _Tokens | None = None
-    """Those of the input that the upstream had in its cache."""
+    """Tokens of the input that the upstream had in its cache."""
     cost_nano: Annotated[int, msgspec.Meta(ge=0, lt=2**53)] | None = None
-    """Billionths of a US dollar, by the public prices of its day. None: not known."""
-    # Last, so that what an older policyd has left in the spool is still read.
+    """Billionths of a US dollar, by the public prices of the request's day. None: not known."""
+    # Last: entries that an older version has left in the spool end before it.
     cache_write_tokens: _Tokens | None = None
-    """Those of the input that the upstream has put into its cache."""
+    """Tokens of the input that the upstream has put into its cache."""
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True, tag="D"):
@@ -90,16 +92,16 @@ class Record(msgspec.Struct, frozen=True, array_like=True, tag="D"):
     id: DecisionId
     verdict: Verdict
     status: _Status
-    """Of the denial. 0: the request was allowed."""
+    """The status of the denial. 0: the request was allowed."""
     key_id: _Name
-    """Empty: no key in force was given. Such requests are logged no longer: see refusal.py."""
+    """Empty: a refused key, which only older versions logged here. See refused_key.py."""
     operation: _Name
     mode: Mode | None
     source: Source | None
     ignored: Ignored
     in_scope: bool
     user_state: UserState
-    """Of the identifier that decided."""
+    """The state of the identifier that decided."""
     identifier: _Name
     summary: Annotated[str, msgspec.Meta(max_length=500)]
     """The explanation in words."""
@@ -107,14 +109,14 @@ class Record(msgspec.Struct, frozen=True, array_like=True, tag="D"):
     """The types of the flags, separated by commas."""
     revision: Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
     body_user: UserState
-    """What was known of `user`, and ..."""
+    """The state of `user`, and ..."""
     body_safety_identifier: UserState
-    """... of `safety_identifier`: with `overrides`, enough to decide once more."""
+    """... of `safety_identifier`: with `overrides`, enough to decide again by other settings."""
     overrides: _Name
-    """What the override headers asked for, in alphabetical order: "false", "true", "invalid"."""
+    """The values of the override headers, in alphabetical order: "false", "true", "invalid"."""
     end_user: _Text = ""
     model: _Text = ""
-    """As the request names it."""
+    """The model, as the request names it."""
     method: _Text = ""
     path: _Agent = ""
     """Without a query string."""
@@ -124,28 +126,28 @@ class Record(msgspec.Struct, frozen=True, array_like=True, tag="D"):
     trace_id: Annotated[str, msgspec.Meta(max_length=100)] = ""
     request_id: _Text = ""
     sample: bool = False
-    """Whether it is no real request, but one that `policyd demo` made up."""
+    """Whether `policyd demo` has made the request up."""
     outcome: Outcome | None = None
-    """None: nobody has reported it yet."""
+    """None: no gateway has reported it yet."""
 
     @property
     def is_key_refused(self) -> bool:
-        """Whether its key was refused, so that no policy was asked."""
+        """Whether the request had a refused key, so that no policy applied to it."""
         return not self.key_id
 
     @property
     def has_unnamed_user(self) -> bool:
-        """Whether the request named a user of which only that much is known."""
+        """Whether the request named an end user that the log does not know."""
         return not self.end_user and self.user_state is UserState.VALID
 
     @property
     def time(self) -> datetime:
-        """When it was decided: its ID begins with the millisecond."""
+        """When it was decided. The ID begins with the millisecond."""
         return moment(self.id)
 
 
 def is_decision_id(text: str) -> bool:
-    """Whether this is an ID such as policyd gives to decisions."""
+    """Whether this is an ID of the form that policyd gives to decisions."""
     return _ID.fullmatch(text) is not None and text[:12] <= _LAST
 
 
@@ -155,6 +157,6 @@ def moment(decision_id: str) -> datetime:
 
 
 def first_id(at: datetime) -> str:
-    """What no ID of a decision made at `at` or later is less than."""
+    """The lower bound of the IDs of decisions made at `at` or later."""
     milliseconds = min(max(int(at.timestamp() * 1000), 0), 2**48 - 1)
     return f"{milliseconds:012x}"

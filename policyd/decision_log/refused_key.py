@@ -1,8 +1,9 @@
-"""Requests whose API key was refused, counted by minute and source, with samples.
+"""Requests with a refused key: counted by minute and source, with a few samples.
 
-Any client can send such requests, as many as a line carries and from any address, so what is kept
-of them is bounded whatever they hold. They are no decisions of the log: see refusal_tally.py for
-how they are counted, and store/refusals.py for how long they stay.
+A key is refused where a request brings none, one that is not in force, or several. Strangers can
+send any number of such requests, from any address. So they are no decisions of the log, and what is
+kept of them is bounded whatever they hold: see refused_tally.py for how they are counted, and
+store/refused_keys.py for how long they stay.
 """
 
 from datetime import datetime
@@ -17,14 +18,14 @@ from policyd.decision_log.record import DecisionId, moment
 from policyd.engine.model import Credential
 
 MAX_TEXT = 200
-"""Characters of a text in a sample; what is longer is cut."""
+"""Characters of a text in a sample. Longer texts are cut."""
 OTHERS = "others"
-"""The source that stands for all those beyond the bound on sources."""
+"""Stands for all sources beyond the number that is counted one by one."""
 _MAX_ADDRESS = 64
 _LAST_MINUTE = 253_402_300_800 // 60
-"""Of the year 9999."""
+"""The first minute after the year 9999, in minutes since 1970."""
 _NETWORK = 64
-"""Bits of an IPv6 address that name its network: a client can take any address of its own one."""
+"""Bits of an IPv6 address that name its network. A client can use any address in its network."""
 
 _Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
 _Name = Annotated[str, msgspec.Meta(max_length=32)]
@@ -32,27 +33,27 @@ _Source = Annotated[str, msgspec.Meta(max_length=_MAX_ADDRESS)]
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 
 
-class RefusalReason(IntEnum):
+class RefusedKeyReason(IntEnum):
     """Why a key was refused."""
 
     MISSING = 1
     UNKNOWN = 2
-    """Malformed, revoked, or never given out."""
+    """Malformed, revoked, or never issued."""
     CONFLICTING = 3
 
 
 REASONS = {
-    Credential.GIVEN: RefusalReason.UNKNOWN,
-    Credential.MISSING: RefusalReason.MISSING,
-    Credential.CONFLICTING: RefusalReason.CONFLICTING,
+    Credential.GIVEN: RefusedKeyReason.UNKNOWN,
+    Credential.MISSING: RefusedKeyReason.MISSING,
+    Credential.CONFLICTING: RefusedKeyReason.CONFLICTING,
 }
 
 
-class Refusal(msgspec.Struct, frozen=True, array_like=True, tag="S"):
-    """One request whose key was refused. It names no end user and no key."""
+class RefusedKey(msgspec.Struct, frozen=True, array_like=True, tag="S"):
+    """A sample: one request with a refused key. It holds no end user and no key."""
 
     id: DecisionId
-    reason: RefusalReason
+    reason: RefusedKeyReason
     source_ip: _Text = ""
     method: _Text = ""
     path: _Text = ""
@@ -64,22 +65,22 @@ class Refusal(msgspec.Struct, frozen=True, array_like=True, tag="S"):
 
     @property
     def time(self) -> datetime:
-        """When it was refused."""
+        """When the key was refused."""
         return moment(self.id)
 
 
-class RefusalCount(msgspec.Struct, frozen=True, array_like=True, tag="R"):
-    """How many requests of one source a process has refused in one stretch of about a minute.
+class RefusedKeyCount(msgspec.Struct, frozen=True, array_like=True, tag="R"):
+    """How many refused keys one process has had from one source in a stretch of about a minute.
 
-    `process`, `stretch` and `source` name it. It may come again with larger numbers, which then
-    take the place of these.
+    `process`, `stretch` and `source` identify it. It may come again with larger numbers, which
+    then replace these.
     """
 
     process: _Name
     stretch: _Count
-    """Counts the stretches of the process, so that a clock put back makes no two alike."""
+    """The number of the stretch, so that two stay distinct if the clock is set back."""
     minute: Annotated[int, msgspec.Meta(ge=0, lt=_LAST_MINUTE)]
-    """When it began, in minutes since 1970."""
+    """When the stretch began, in minutes since 1970."""
     source: _Source
     """An IPv4 address, an IPv6 network, OTHERS, or "" where the address is not known."""
     missing: _Count
@@ -87,10 +88,10 @@ class RefusalCount(msgspec.Struct, frozen=True, array_like=True, tag="R"):
     conflicting: _Count
 
 
-# A source asks again and again.
+# One source sends many requests.
 @lru_cache(maxsize=1024)
 def source_of(address: str) -> str:
-    """The source that a client's address belongs to; "" where it is none."""
+    """The source that a client's address counts for; "" for a text that is no address."""
     if len(address) > _MAX_ADDRESS:
         return ""
     try:

@@ -1,13 +1,19 @@
-"""Counts the requests whose API key was refused, in memory that does not grow with them.
+"""Counts requests with a refused key, in memory that does not grow with their number.
 
-In each stretch of about a minute, MAX_SOURCES sources are counted one by one and the rest together,
-and some requests are kept as samples: SAMPLES of a source, MAX_SAMPLES in all.
+In each stretch of about a minute, MAX_SOURCES sources are counted one by one and all others
+together. Some requests are kept as samples: SAMPLES of each source, MAX_SAMPLES in all.
 """
 
 import time
 from collections.abc import Callable
 
-from policyd.decision_log.refused_key import OTHERS, Refusal, RefusalCount, RefusalReason, source_of
+from policyd.decision_log.refused_key import (
+    OTHERS,
+    RefusedKey,
+    RefusedKeyCount,
+    RefusedKeyReason,
+    source_of,
+)
 
 MAX_SOURCES = 64
 SAMPLES = 3
@@ -15,18 +21,18 @@ MAX_SAMPLES = 20
 
 
 class _Source:
-    """What is counted of one source."""
+    """The counts of one source."""
 
     __slots__ = ("counts", "samples", "written")
 
     def __init__(self) -> None:
-        self.counts = dict.fromkeys(RefusalReason, 0)
+        self.counts = dict.fromkeys(RefusedKeyReason, 0)
         self.written = dict(self.counts)
         self.samples = 0
 
 
-class RefusalTally:
-    """What one process counts. Belongs to one thread."""
+class RefusedKeyTally:
+    """The counts of one process. Belongs to one thread."""
 
     def __init__(self, process: str, clock: Callable[[], float] = time.time) -> None:
         self._process = process
@@ -34,25 +40,24 @@ class RefusalTally:
         self._stretch = 0
         self._minute = self._now()
         self._sources: dict[str, _Source] = {}
-        self._samples: list[Refusal] = []
+        self._samples: list[RefusedKey] = []
         self._sampled = 0
 
-    def add(self, refusal: Refusal) -> None:
+    def add(self, request: RefusedKey) -> None:
         """Count one request."""
-        source = self._source(source_of(refusal.source_ip))
-        source.counts[refusal.reason] += 1
+        source = self._source(source_of(request.source_ip))
+        source.counts[request.reason] += 1
         if source.samples < SAMPLES and self._sampled < MAX_SAMPLES:
             source.samples += 1
             self._sampled += 1
-            self._samples.append(refusal)
+            self._samples.append(request)
 
-    def flush(self, write: Callable[[list[Refusal | RefusalCount]], bool]) -> None:
-        """Have what is new written: call it every few seconds. `write` returns whether it was.
-
-        Counts that it does not take are tried again the next time, samples are not.
+    def flush(self, write: Callable[[list[RefusedKey | RefusedKeyCount]], bool]) -> None:
+        """Hand what is new to `write`, which returns whether it was written: call it every few
+        seconds. Counts that were not written are tried again at the next call, samples are not.
         """
         changed = {name: one for name, one in self._sources.items() if one.counts != one.written}
-        entries: list[Refusal | RefusalCount] = [
+        entries: list[RefusedKey | RefusedKeyCount] = [
             self._entry(name, source) for name, source in changed.items()
         ]
         entries += self._samples
@@ -71,24 +76,24 @@ class RefusalTally:
             source = self._sources.setdefault(name, _Source())
         return source
 
-    def _entry(self, name: str, source: _Source) -> RefusalCount:
+    def _entry(self, name: str, source: _Source) -> RefusedKeyCount:
         counts = source.counts
-        return RefusalCount(
+        return RefusedKeyCount(
             self._process,
             self._stretch,
             self._minute,
             name,
-            counts[RefusalReason.MISSING],
-            counts[RefusalReason.UNKNOWN],
-            counts[RefusalReason.CONFLICTING],
+            counts[RefusedKeyReason.MISSING],
+            counts[RefusedKeyReason.UNKNOWN],
+            counts[RefusedKeyReason.CONFLICTING],
         )
 
     def _begin(self) -> None:
-        """Begin a new stretch. What could not be written of the last one is counted in this one."""
+        """Begin a new stretch. Counts of the last one that were not written are added to it."""
         before = self._sources.values()
         left = {
             reason: sum(one.counts[reason] - one.written[reason] for one in before)
-            for reason in RefusalReason
+            for reason in RefusedKeyReason
         }
         self._sources = {}
         if any(left.values()):

@@ -1,6 +1,11 @@
-"""The decision log as a worker writes it: what it takes survives the worker, or is refused.
+"""The decision log as a worker writes it: an entry is safe before its answer leaves, or the answer
+does not leave.
 
-Whether it survives the machine's end too is a setting: see spool/syncing.py.
+Appending is synchronous and takes some microseconds: the kernel has the entry, so it survives the
+worker, kill -9 included. Whether it also survives the machine is a setting: see spool/syncing.py.
+Where an entry cannot be written, two settings say what happens: --log-full for a spool at its limit
+or a full disk, --log-error for every other cause. "deny" raises, and the request gets no decision;
+"drop" answers, and the loss is counted.
 """
 
 import asyncio
@@ -10,9 +15,10 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
+from policyd.command.throttle import Throttle
 from policyd.decision_log.record import Outcome, Record
-from policyd.decision_log.refused_key import Refusal, RefusalCount
-from policyd.decision_log.refused_tally import RefusalTally
+from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount
+from policyd.decision_log.refused_tally import RefusedKeyTally
 from policyd.decision_log.spool import SpoolWriter, Sync
 from policyd.decision_log.spool.problems import unwritable
 from policyd.decision_log.spool.syncing import SyncThread
@@ -21,27 +27,27 @@ from policyd.errors import LogFull, LogUnwritable
 _log = logging.getLogger(__name__)
 _encode_lines = msgspec.json.Encoder().encode_lines
 _REMIND = 10.0
-"""Seconds between two lines that say that decisions cannot be logged."""
-_REFUSALS_SHARE = 0.25
-"""How full the spool may be for counts of refused keys: the rest is for decisions."""
+"""Seconds between two log lines about decisions that cannot be logged."""
+_REFUSED_KEYS_SHARE = 0.25
+"""Counts of refused keys may fill this share of the spool: the rest is for decisions."""
 _INTERVAL = 1.0
 """Seconds between two syncs, where no answer waits for one."""
 _PATIENCE = 10.0
 """Seconds that a disk may take to sync."""
 _LAST = 2.0
-"""Seconds that it may take for the last time, when policyd ends."""
+"""Seconds that the last sync may take, when policyd ends."""
 
-Entry = Record | Outcome | Refusal
-"""What is given to the log."""
+Entry = Record | Outcome | RefusedKey
+"""An entry of the log, as services hand it over."""
 
 
 class DecisionLog:
-    """Appends to the spool of `process`.
+    """Appends entries of `process` to the `spool`.
 
-    Where that is full, or cannot be written for another reason, it refuses, or counts decisions
-    that it drops: each case has its own setting. Outcomes are refused either way: no client waits
-    for them, and the gateway that reports them tries again. Refused keys are only counted, and
-    written by flush().
+    Where that is full it raises LogFull, or with `drop_when_full` counts the decision as lost.
+    `drop_on_error` says the same for other failures. An outcome that cannot be written always
+    raises: no client waits for it, and the gateway that reports it tries again. Requests with a
+    refused key are only counted, and written by flush().
     """
 
     def __init__(
@@ -57,39 +63,39 @@ class DecisionLog:
         self._spool = spool
         self._drop_when_full = drop_when_full
         self._drop_on_error = drop_on_error
-        self._said_at = float("-inf")
-        self._refusals = RefusalTally(process, clock)
+        self._throttle = Throttle(_REMIND)
+        self._refused_keys = RefusedKeyTally(process, clock)
         self._sync = sync
         self._thread = SyncThread(spool.sync)
         self._failure: LogFull | None = None
-        """Why the last sync that no answer waited for did not come to an end."""
+        """Why the last sync that no answer waited for did not succeed."""
 
     def append(self, entries: Sequence[Entry]) -> Awaitable[None] | None:
-        """Make the entries durable, all or none, before the answer. Raises LogFull.
+        """Write the entries, all or none. Call it before the answer leaves. Raises LogFull.
 
-        Where something is returned, they are durable once that was awaited, which raises LogFull
-        too. Those of refused keys need not be durable yet.
+        Where an awaitable is returned, the entries are durable only once it was awaited, which
+        raises LogFull too. Requests with a refused key are counted, and need not be durable yet.
         """
         kept: list[Record | Outcome] = []
         for entry in entries:
-            if isinstance(entry, Refusal):
-                self._refusals.add(entry)
+            if isinstance(entry, RefusedKey):
+                self._refused_keys.add(entry)
             else:
                 kept.append(entry)
         if not kept or not self._append(kept) or self._sync != "always":
             return None
         if self._failure is not None:
-            return None  # It is dropped, as far as the disk goes: keep_synced() tries again.
+            return None  # The disk does not have it, and --log-error allows that.
         return self._synced(can_drop=not isinstance(kept[0], Outcome))
 
     def flush(self) -> None:
-        """Write what was counted of refused keys, and of decisions that were dropped while the
-        disk was full: call it every few seconds, and at the end."""
+        """Write the counts of refused keys, and of decisions that were lost while the disk was
+        full. Call it every few seconds, and at the end."""
         self._spool.tell_losses()
-        self._refusals.flush(self._write_refusals)
+        self._refused_keys.flush(self._write_refused_keys)
 
     async def keep_synced(self) -> None:
-        """Have the disk take what was written, every second, if it is not to be asked at once."""
+        """Sync the spool every second, where no answer waits for that, until cancelled."""
         synced = 0
         while self._sync != "never":
             await asyncio.sleep(_INTERVAL)
@@ -101,21 +107,21 @@ class DecisionLog:
                     synced = written
 
     async def close(self) -> None:
-        """Have the disk take the rest, within its time, and close the spool."""
+        """Sync the spool a last time, for up to _LAST seconds, and close it."""
         failure = None if self._sync == "never" else await self._try_to_sync(_LAST)
         self._thread.close()
         if failure is None:
             self._spool.close()
-        else:  # The thread may hang in one of the files: they end with the process.
+        else:  # The thread may hang in one of the files. They are closed with the process.
             _log.error("%s", failure)
 
     def _append(self, entries: list[Record | Outcome]) -> bool:
-        """Whether they are written. If not, they are counted as lost. Raises LogFull."""
+        """Write the entries. Returns False where they are counted as lost. Raises LogFull."""
         try:
             if self._failure is not None and (
                 not self._drop_on_error or isinstance(entries[0], Outcome)
             ):
-                # One error for all, whose frames must not gather.
+                # The same error is raised each time, and its traceback must not grow.
                 raise self._failure.with_traceback(None)
             self._spool.write(_encode_lines(entries))
         except LogFull as error:
@@ -133,15 +139,15 @@ class DecisionLog:
             self._say(error, drops=drops)
             if not drops or not can_drop:
                 raise error
-            # They are written, and the log has them, unless the power fails.
+            # The kernel has the entries, so the log gets them unless the power fails.
 
     async def _try_to_sync(self, patience: float = _PATIENCE) -> LogFull | None:
-        """Why the disk did not take what was written within `patience` s, if it did not."""
+        """Sync for up to `patience` seconds. Returns why it failed; None: it did not."""
         asked = self._thread.request()
-        # Not cancelled after that: others wait for it too.
+        # It is not cancelled after that, as others wait for it too.
         done, _ = await asyncio.wait((asked,), timeout=patience)
         if not done:
-            # Others need not wait so long: they are refused until the disk syncs again.
+            # From now on entries fail at once, without waiting, until the disk syncs again.
             self._failure = LogUnwritable(
                 f"the decision log cannot be synced: the disk takes more than {patience:.0f} s. "
                 "See to the disk that --spool names, or serve with --log-error drop"
@@ -153,13 +159,13 @@ class DecisionLog:
         self._spool.leave_segment()
         return unwritable("be synced", error)
 
-    def _write_refusals(self, entries: list[Refusal | RefusalCount]) -> bool:
+    def _write_refused_keys(self, entries: list[RefusedKey | RefusedKeyCount]) -> bool:
         try:
-            if self._spool.is_fuller_than(_REFUSALS_SHARE):
+            if self._spool.is_fuller_than(_REFUSED_KEYS_SHARE):
                 return False
             self._spool.write(_encode_lines(entries))
         except LogFull:
-            return False  # Decisions meet the same, and say so.
+            return False  # Decisions fail in the same way, and the log says so for them.
         return True
 
     def _drops(self, error: LogFull) -> bool:
@@ -167,7 +173,6 @@ class DecisionLog:
         return self._drop_on_error if is_error else self._drop_when_full
 
     def _say(self, error: LogFull, *, drops: bool) -> None:
-        if time.monotonic() - self._said_at > _REMIND:
-            self._said_at = time.monotonic()
+        if self._throttle.is_due():
             then = "dropped and counted" if drops else "refused"
             _log.error("decisions are %s: %s", then, error)

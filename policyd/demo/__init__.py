@@ -1,1 +1,8 @@
-"""`policyd demo`: policyd, its gateway and an upstream in one process, to try it."""
+"""`policyd demo`: policyd, its gateway and an upstream started together, to try policyd.
+
+run         starts all of it, and says how to use it
+sample      a week of made-up requests for the console
+upstream    a small OpenAI-compatible upstream, for tests and benchmarks too
+received    a request as it came to the upstream
+replies     its answers; streams: the same word by word
+"""

@@ -1,7 +1,7 @@
-"""What the demo upstream answers: bodies in the shapes of OpenAI's API.
+"""The demo upstream's answers: bodies in the shapes of OpenAI's API.
 
-No model is asked. Token counts are word counts, embeddings are hashes of their text, and every
-image is one pixel. What cannot be answered raises an `ApiError`.
+They come from no model: token counts are word counts, embeddings are hashes of their text, and
+every image is one pixel. A request that cannot be answered raises an `ApiError`.
 """
 
 import base64
@@ -46,7 +46,7 @@ _HARMS = (
 
 
 class ApiError(Exception):
-    """An error in OpenAI's shape: the status, the body, and the headers that go with them."""
+    """An error in OpenAI's shape: its status, its body and its further headers."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Ask:
     length: int  # bytes of the whole body
 
 
-def words(value: object) -> int:
+def count_words(value: object) -> int:
     """Count the words in all strings within `value`, and each number as one: roughly its tokens."""
     total, todo = 0, [value]
     while todo:
@@ -95,7 +95,7 @@ def words(value: object) -> int:
 def chat(ask: Ask) -> Json:
     """POST /chat/completions."""
     messages = ask.fields["messages"]
-    text = _greeting("last message", _last_said(messages))
+    text = _greeting("last message", _last_message(messages))
     message: Json = {"role": "assistant", "content": text, "refusal": None}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
     head = _head(ask, "chatcmpl-", "chat.completion")
@@ -117,7 +117,7 @@ def completion(ask: Ask) -> Json:
 def response(ask: Ask) -> Json:
     """POST /responses."""
     asked = ask.fields.get("input", "")
-    text = _greeting("input", _last_said(asked) if isinstance(asked, list) else asked)
+    text = _greeting("input", _last_message(asked) if isinstance(asked, list) else asked)
     part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
     message = {"id": _new_id("msg_"), "type": "message", "status": "completed", "role": "assistant"}
     return {
@@ -136,13 +136,13 @@ def response(ask: Ask) -> Json:
         "tool_choice": "auto",
         "tools": [],
         "top_p": 1.0,
-        "usage": _response_usage(words(asked), words(text)),
+        "usage": _response_usage(count_words(asked), count_words(text)),
         "user": ask.fields.get("user"),
     }
 
 
 def embeddings(ask: Ask) -> Json:
-    """POST /embeddings: as many numbers as `dimensions` says, or 8; equal texts get equal ones."""
+    """POST /embeddings: `dimensions` numbers, or 8; equal texts get equal numbers."""
     asked = ask.fields["input"]
     size = _count(ask, "dimensions", _DIMENSIONS, _MOST_DIMENSIONS)
     spelt = _base64_floats if ask.fields.get("encoding_format") == "base64" else list
@@ -150,7 +150,7 @@ def embeddings(ask: Ask) -> Json:
         {"object": "embedding", "index": index, "embedding": spelt(_vector(text, size))}
         for index, text in enumerate(_each(asked))
     ]
-    usage = {"prompt_tokens": words(asked), "total_tokens": words(asked)}
+    usage = {"prompt_tokens": count_words(asked), "total_tokens": count_words(asked)}
     return {"object": "list", "data": data, "model": ask.model, "usage": usage}
 
 
@@ -199,7 +199,7 @@ def model(ask: Ask) -> Json:
 
 
 def error_on_demand(model: str) -> None:
-    """Raise the error that the name of a `demo-error-…` model asks for; any other name passes."""
+    """Raise the error that a model named `demo-error-…` stands for; do nothing for other names."""
     if model == "demo-error-429":
         raise ApiError(
             429,
@@ -213,14 +213,14 @@ def error_on_demand(model: str) -> None:
 
 
 def _greeting(what: str, asked: object) -> str:
-    number = words(asked)
+    number = count_words(asked)
     return (
         "Hello! This is policyd's demo upstream, standing in for OpenAI. "
         f"Your {what} arrived with {number} word{'' if number == 1 else 's'}."
     )
 
 
-def _last_said(messages: list[object]) -> object:
+def _last_message(messages: list[object]) -> object:
     asked = [m for m in messages if isinstance(m, dict) and m.get("role") == "user"]
     return asked[-1].get("content") if asked else ""
 
@@ -231,7 +231,7 @@ def _head(ask: Ask, prefix: str, kind: str) -> Json:
 
 
 def _usage(asked: object, answered: object) -> Json:
-    prompt, answer = words(asked), words(answered)
+    prompt, answer = count_words(asked), count_words(answered)
     return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
 
 

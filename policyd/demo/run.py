@@ -1,4 +1,8 @@
-"""`policyd demo`: policyd, its gateway and an upstream in one process, to try it."""
+"""`policyd demo`: policyd, its gateway and the demo upstream started together, to try policyd.
+
+All of it runs in one process, but for the background worker, which is a process of its own here
+too.
+"""
 
 import asyncio
 import shlex
@@ -14,16 +18,16 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.server import Server as GatewayServer
 from gateway.settings import Settings as GatewaySettings
-from policyd.asgi.connections import Bounded
-from policyd.asgi.listener import Listener, open_socket
-from policyd.command import configuration
-from policyd.command.address import check_free, reserve
-from policyd.command.configuration import Address, SettingsError
+from policyd.asgi.bounded import Bounded
+from policyd.asgi.listener import Listener
+from policyd.command import process
+from policyd.command.address import Address, check_free, open_socket, reserve
 from policyd.command.private_files import make_folder
 from policyd.console import console_url, first_link
 from policyd.demo import sample as demo_sample
 from policyd.demo.upstream import DemoUpstream
 from policyd.engine.model import Mode
+from policyd.errors import SettingsError
 from policyd.server.server import Server
 from policyd.settings import ServerSettings
 from policyd.store import Store
@@ -50,7 +54,7 @@ def run(
     forwarding = GatewaySettings(
         listen=listen,
         upstream=upstream or openai_base_url or _OPENAI,
-        # A key for OpenAI is sent to nobody else.
+        # OpenAI's key must not go to any other upstream.
         upstream_api_key="" if upstream else _word(openai_api_key or "", "OPENAI_API_KEY"),
     )
     settings = ServerSettings(
@@ -67,7 +71,7 @@ def run(
     except OSError as error:
         raise SettingsError(f"--data {data} cannot be made: {error.strerror}") from None
     built_in = not upstream and not openai_api_key
-    configuration.run(_run(settings, forwarding, built_in, sample))
+    process.run(_run(settings, forwarding, built_in, sample))
 
 
 def _address(text: str, flag: str) -> Address:
@@ -81,7 +85,7 @@ def _address(text: str, flag: str) -> Address:
 
 
 def _with_port(address: Address, flag: str) -> Address:
-    """The address with a port that is free now, so that others can be told of it beforehand."""
+    """The address with a port that is free now, so that the other parts can be given it."""
     with ExitStack() as held:
         return reserve(address, flag, held)
 
@@ -113,13 +117,13 @@ async def _run(
 
 
 def _first_key(database_url: str, sample: bool) -> str | None:
-    """The API key to try policyd with, None where an earlier run has shown one."""
+    """The API key to try policyd with; None where an earlier run has created one."""
     store = Store(database_url)
     try:
         store.migrate()
-        if store.list_keys(limit=1, show_revoked=True):
+        if store.keys.list(limit=1, show_revoked=True):
             return None
-        key, secret = store.create_key("demo", Mode.ENFORCE)
+        key, secret = store.keys.create("demo", Mode.ENFORCE)
         if sample:
             demo_sample.fill(store, key.id)
         return secret
@@ -128,7 +132,7 @@ def _first_key(database_url: str, sample: bool) -> str | None:
 
 
 class _Ordinary(Bounded, HttpToolsProtocol):
-    """uvicorn's own HTTP/1.1."""
+    """uvicorn's own HTTP/1.1, without the changes that a proxy needs."""
 
 
 @asynccontextmanager
@@ -136,7 +140,7 @@ async def _own_upstream() -> AsyncIterator[str]:
     listening = open_socket(Address("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     app = DemoUpstream(pause=_CHUNK_PAUSE)
-    # An ordinary server, as an upstream is: with a date, and nothing exact about its bytes.
+    # An ordinary server, as upstreams are: with a Date header, and no wire-exact replies.
     listener = Listener(app, tls=None, grace=_GRACE, http=_Ordinary, date_header=True)
     await listener.start(listening)
     try:
@@ -158,10 +162,10 @@ policyd answers gRPC on {server.grpc}. Requests that pass go to {upstream}.
 {_console_line(settings)}
 {_key_lines(settings, key)}
 
-Blocked, as it does not say whose request it is:
+Blocked, because it has no user:
   {_curl(url, known, without)}
 
-Passes:
+Allowed:
   {_curl(url, known, named)}
 
 Ctrl-C stops all of it. The data stays in {settings.admin_token_file.parent}."""

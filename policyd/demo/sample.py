@@ -1,6 +1,6 @@
 """A week of made-up requests, so that the demo's console has something to show.
 
-They are decided as real ones are, and marked as a sample wherever they are seen.
+They are decided as real requests are, and marked as samples wherever they are shown.
 """
 
 import random
@@ -22,7 +22,7 @@ from policyd.v1 import policy_pb2 as pb
 REQUESTS = 1500
 _DAYS = 7
 _ENFORCED_FOR = timedelta(days=2)
-"""Before that the key was in audit mode: what enforcing would block was flagged."""
+"""The time for which the key has been in enforce mode; before that it was in audit mode."""
 _USERS = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi", "ivan", "judy")
 _CLIENTS = (
     ("openai-python/3.54.0", 0.05),
@@ -55,7 +55,7 @@ def _entries(key_id: str, until: datetime) -> Iterator[Record | Outcome]:
 
 
 def _age(chance: random.Random) -> float:
-    """Of a request, as a share of the week. More by day than by night."""
+    """The age of a request, as a share of the week. More requests come by day than by night."""
     while True:
         age = chance.random()
         if chance.random() < (0.25 if age * _DAYS % 1 > 0.6 else 1.0):
@@ -76,11 +76,11 @@ def _record(
         request.user = chance.choices(_USERS, weights=range(len(_USERS), 0, -1))[0]
     enforced = until - at < _ENFORCED_FOR
     settings = KeySettings(key_id, Mode.ENFORCE if enforced else Mode.AUDIT)
-    described = evaluate_request.describe(request)
-    decision = decide(described.descriptor, settings, Mode.OFF)
+    reading = evaluate_request.read(request)
+    decision = decide(reading.decision_input, settings, Mode.OFF)
     decision_id = f"{first_id(at)}{chance.getrandbits(48):012x}{number:08x}"
     response = pb.EvaluateResponse(decision_id=decision_id, revision=1, api_key_id=key_id)
-    record = log_entries.record(request, described, decision, response)
+    record = log_entries.record(request, reading, decision, response)
     assert isinstance(record, Record)
     return msgspec.structs.replace(record, sample=True)
 

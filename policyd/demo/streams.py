@@ -1,6 +1,6 @@
-"""The demo upstream's answers told word by word, as the server-sent events of OpenAI's API.
+"""The demo upstream's answers streamed word by word, as the server-sent events of OpenAI's API.
 
-Each function takes a whole answer, as `demo_replies` gives it, and yields its events one at a time.
+Each function takes a whole answer, as replies.py makes it, and yields its events one at a time.
 """
 
 import itertools
@@ -37,7 +37,7 @@ def completion_events(answer: Json, with_usage: bool) -> Iterator[bytes]:
 
 
 def response_events(answer: Json, _with_usage: bool) -> Iterator[bytes]:
-    """Stream a response of one message; its last event carries the usage, asked for or not."""
+    """Stream a response of one message; its last event always has the usage."""
     number = itertools.count()
 
     def event(kind: str, **fields: Any) -> bytes:
@@ -65,7 +65,7 @@ def _chunks(answer: Json, choices: Iterable[Json], with_usage: bool) -> Iterator
     usage = answer["usage"]
     head = {key: value for key, value in answer.items() if key != "usage"}
     if with_usage:
-        head["usage"] = None  # so says OpenAI on every chunk but the last, if usage was asked for
+        head["usage"] = None  # as OpenAI sends it on every chunk but the last
     for choice in choices:
         yield _event({**head, "choices": [{**choice, "logprobs": None}]})
     if with_usage:

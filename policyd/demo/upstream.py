@@ -1,8 +1,9 @@
 """A small OpenAI-compatible upstream: the demo, the tests and the benchmarks need no provider key.
 
-It is a raw ASGI app that speaks the protocol as the official clients expect it. No model is asked:
-`demo_replies` holds the answers, `demo_streams` tells them word by word. Token counts are word
-counts. It checks no `Authorization`. Any model name will do; these four ask for trouble:
+It is a raw ASGI app that speaks the protocol as the official clients expect it. There is no model
+behind it: replies.py makes the answers, and streams.py streams them word by word. Token counts are
+word counts. It does not check `Authorization`. Any model name is accepted; these four cause
+trouble:
 
     demo-error-429      429, `Retry-After: 1` and a rate limit error
     demo-error-500      500 and a server error
@@ -18,7 +19,6 @@ import math
 import re
 import secrets
 import time
-import zlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,12 +26,11 @@ from typing import Any
 
 import msgspec
 
-from policyd.demo import replies as replies
-from policyd.demo import streams as streams
+from policyd.demo import replies, streams
+from policyd.demo.received import Receive, Received, read_json
 from policyd.demo.replies import ApiError, Ask, Json
 
 Message = dict[str, Any]
-Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 Work = Coroutine[Any, Any, None]
 
@@ -42,12 +41,12 @@ _CHUNKS_BEFORE_BREAK = 3
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One operation: who answers it, and what its body must hold."""
+    """One operation: the function that answers it, and what its body must have."""
 
     answer: Callable[[Ask], Json]
     events: Callable[[Json, bool], Iterator[bytes]] | None = None
     needs: Mapping[str, tuple[type, ...]] = field(default_factory=dict)
-    model: str | None = None  # what the request need not name; None: it must
+    model: str | None = None  # the default model; None: the request must name one
     reads_json: bool = True  # other bodies are counted, not read
 
 
@@ -71,44 +70,17 @@ ROUTES: Mapping[tuple[str, str], Route] = {
 }
 
 
-@dataclass(slots=True)
-class Received:
-    """A request as it came: recorded once its headers are in, and growing while its body comes."""
-
-    method: str
-    target: bytes  # the raw path, and after a `?` the query
-    headers: list[tuple[bytes, bytes]]  # in order; the server has put the names in lower case
-    body: bytearray = field(default_factory=bytearray)  # its beginning, up to a bound
-    length: int = 0  # bytes of the whole body so far
-    complete: bool = False  # whether the whole body is in
-
-    def header(self, name: bytes) -> str:
-        """Give the first value of a header, by its lower-case name, or an empty string."""
-        return next((value.decode("latin-1") for key, value in self.headers if key == name), "")
-
-    async def fill(self, receive: Receive, keep: int) -> None:
-        """Count the whole body and keep its first `keep` bytes; stop early if the client leaves."""
-        while not self.complete:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            chunk = message.get("body", b"")
-            self.length += len(chunk)
-            self.body += chunk[: max(keep - len(self.body), 0)]
-            self.complete = not message.get("more_body", False)
-
-
 class DemoUpstream:
     """The ASGI app. Every attribute may be changed while it runs; instances share nothing.
 
-    record: the last requests, oldest first; as many as the constructor is told, or none.
+    record: the last requests, oldest first, up to the number given to the constructor.
     pause: seconds before each chunk of a stream but the first.
     pause_slow: seconds that the model `demo-slow` waits before its headers.
     gate: if set, each chunk of a stream but the first takes a permit; `[DONE]` is a chunk too.
         From another thread, release it through the server's loop (`call_soon_threadsafe`).
-    disconnects: clients that left in the middle of an upload, a stream or the wait of `demo-slow`.
-    max_json: bytes of a JSON body that are read and kept; a longer one gets 413.
-        Of other bodies the first 64 KiB are kept.
+    disconnects: number of clients that left during an upload, a stream or the wait of `demo-slow`.
+    max_json: bytes of a JSON body that are read and kept; a longer body gets 413. Of other bodies
+        the first 64 KiB are kept.
     """
 
     def __init__(
@@ -156,7 +128,7 @@ class DemoUpstream:
             await out.whole(error.body, error.status, error.headers)
 
     def _ask(self, received: Received, route: Route, deployment: str | None, item: str) -> Ask:
-        fields = self._fields(received) if route.reads_json else {}
+        fields = read_json(received, self.max_json) if route.reads_json else {}
         model = fields.get("model") or deployment or route.model
         if not isinstance(model, str):
             raise ApiError(400, "You must provide a model parameter.", param="model")
@@ -164,18 +136,6 @@ class DemoUpstream:
             _check(fields, name, types)
         replies.error_on_demand(model)
         return Ask(model, fields, item, bytes(received.body[:_FORM_HEAD]), received.length)
-
-    def _fields(self, received: Received) -> Json:
-        if received.length > self.max_json:
-            raise ApiError(413, f"The body of your request is over {self.max_json} bytes.")
-        try:
-            fields = msgspec.json.decode(_decoded(received, self.max_json))
-        except (ValueError, RecursionError):
-            message = "The body of your request could not be parsed as JSON."
-            raise ApiError(400, message) from None
-        if not isinstance(fields, dict):
-            raise ApiError(400, "The body of your request must be a JSON object.")
-        return fields
 
     async def _answer(self, route: Route, ask: Ask, receive: Receive, out: "_Out") -> None:
         answer = route.answer(ask)
@@ -207,11 +167,11 @@ class DemoUpstream:
     async def _step(self) -> None:
         if self.gate is not None:
             await self.gate.acquire()
-        # Without a pause too: a turn of the loop for each chunk sends each by itself.
+        # Even a pause of 0 is a turn of the event loop, so that each chunk is sent by itself.
         await asyncio.sleep(self.pause)
 
     async def _while_connected(self, receive: Receive, work: Work) -> None:
-        # The body is in, so all that `receive` can still bring is the client's leaving.
+        # The body is complete, so that `receive` can only report that the client has left.
         working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(receive())
         try:
             await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -225,7 +185,7 @@ class DemoUpstream:
 
 
 class _Out:
-    """The way out: puts on OpenAI's usual headers."""
+    """Sends answers, with OpenAI's usual headers."""
 
     def __init__(self, send: Send) -> None:
         self._send, self._began = send, time.perf_counter()
@@ -255,7 +215,7 @@ class _Out:
 
 
 def _split(path: str) -> tuple[str, str | None, str]:
-    """Part a path into its place in the table, an Azure deployment's name, and a model's ID."""
+    """Split a path into its entry in ROUTES, an Azure deployment's name, and a model's ID."""
     prefix = _PREFIX.match(path)
     rest, deployment = (path[prefix.end() :], prefix[1]) if prefix else (path, None)
     collection, _, item = rest.rpartition("/")
@@ -282,22 +242,6 @@ def _check(fields: Json, name: str, types: tuple[type, ...]) -> None:
 def _wants_usage(fields: Json) -> bool:
     options = fields.get("stream_options")
     return isinstance(options, dict) and options.get("include_usage") is True
-
-
-def _decoded(received: Received, limit: int) -> bytes | bytearray:
-    coding = received.header(b"content-encoding").lower()
-    if coding in ("", "identity"):
-        return received.body
-    if coding not in ("gzip", "deflate"):
-        raise ApiError(415, "The demo upstream reads the content encodings gzip and deflate only.")
-    decoder = zlib.decompressobj(zlib.MAX_WBITS | 32)  # 32: tells gzip and zlib apart by itself
-    try:
-        body = decoder.decompress(received.body, limit)
-    except zlib.error:
-        raise ApiError(400, f"The body of your request is not {coding}.") from None
-    if not decoder.eof:
-        raise ApiError(400, f"The {coding} body is cut short, or over {limit} bytes.")
-    return body
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

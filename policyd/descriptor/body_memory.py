@@ -7,11 +7,11 @@ them already, and a client that holds large ones keeps none of them out.
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from policyd.descriptor.body import Facts, read_body
+from policyd.descriptor.body import read_body
 from policyd.descriptor.content_encoding import decoded_limit
+from policyd.descriptor.identifiers import BodyAttributes
 from policyd.engine.model import Endpoint
 from policyd.errors import BodiesFull
 
@@ -19,7 +19,7 @@ _Result = TypeVar("_Result")
 SMALL = 64 * 1024
 """Bytes of a body, as it came or decompressed, that are held and read for any client."""
 AT_ONCE = 256 * 1024
-"""Bytes of a body up to which reading it is quicker than handing it to a thread."""
+"""Bytes of a body, decompressed too, up to which reading is quicker than handing it to a thread."""
 THREADS = 4
 """Bodies that are read at once, where that takes long: they take turns at the interpreter."""
 
@@ -56,19 +56,13 @@ class Bodies:
         coding: str,
         endpoint: Endpoint | None,
         limit: int,
-        at_once: int = SMALL,
-    ) -> Facts:
-        """What `body` says, read as read_body() does: in a thread, where that takes long.
-
-        Up to `at_once` bytes, reading is quicker than handing it to one. Raises BodiesFull.
-        """
+    ) -> BodyAttributes:
+        """The attributes of `body`, read as read_body() does. Raises BodiesFull."""
         arguments = (body, content_type, coding, endpoint, limit)
-        if len(body) <= at_once and (not coding or limit <= SMALL):
-            return read_body(*arguments)
         decoded = decoded_limit(len(body), limit) if coding else 0
-        return await self.in_thread(held, len(body), decoded, read_body, *arguments)
+        return await self.do(held, len(body), decoded, read_body, *arguments)
 
-    async def in_thread(
+    async def do(
         self,
         held: "Held",
         size: int,
@@ -76,10 +70,12 @@ class Bodies:
         work: Callable[..., _Result],
         *arguments: Any,
     ) -> _Result:
-        """Do `work` in a thread: it reads `size` bytes, which may decompress to `decoded`.
+        """Do `work`, which reads `size` bytes that may decompress to `decoded`.
 
-        Raises BodiesFull.
+        It is done in a thread where it takes longer than handing it to one. Raises BodiesFull.
         """
+        if max(size, decoded) <= AT_ONCE:
+            return work(*arguments)
         async with self._turns:
             held.grow(size, decoded)
             loop = asyncio.get_running_loop()
@@ -111,10 +107,5 @@ class Held:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.grow(0)

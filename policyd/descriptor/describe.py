@@ -1,21 +1,143 @@
-"""What a body says -> the fields of the question that policyd is asked."""
+"""An HTTP request -> its descriptor: what every adapter asks policyd about it.
 
-from policyd.descriptor.body import Facts, Identifier
-from policyd.v1.policy_pb2 import EvaluateRequest, UserState
+An adapter gathers the parts of a request as far as it has them, and judges none of them. Which
+headers policyd needs, what overrides the method, which endpoint the request asks for and how its
+body is read stands here alone, so that no two adapters differ.
+
+The descriptor holds a body's attributes, never the body. A body of which an adapter has nothing, or
+not all, has those of `unreadable(state)`, which never pass for a user.
+"""
+
+from dataclasses import dataclass, field
+
+from policyd.descriptor import headers
+from policyd.descriptor.body_memory import Bodies, Held
+from policyd.descriptor.headers import KEY_HEADER, PREFIX, Headers
+from policyd.descriptor.identifiers import NOT_READ, BodyAttributes, Identifier
+from policyd.engine import endpoints, method_override
+from policyd.engine.model import Target
+from policyd.v1.policy_pb2 import CheckKeyRequest, EvaluateRequest, Header, UserState
 
 MAX_REMARK = 256
-"""Characters of what policyd only writes down."""
+"""Characters of a text that policyd only writes into its log."""
+_TYPE = "content-type"
+_ENCODING = "content-encoding"
+_AGENT = "user-agent"
+_ORGANIZATION = "openai-organization"
+_REQUEST_ID = "x-request-id"
+READ = frozenset({_TYPE, _ENCODING, _AGENT, _ORGANIZATION, _REQUEST_ID, *method_override.HEADERS})
+"""The headers that are read here, besides those that begin with PREFIX."""
 
 
-def put_facts(question: EvaluateRequest, facts: Facts) -> None:
-    """Put `facts` into `question`."""
-    question.model = facts.model[:MAX_REMARK]
-    question.user_state = _state(facts.user)
-    question.safety_identifier_state = _state(facts.safety_identifier)
-    if facts.user.value:
-        question.user = facts.user.value
-    if facts.safety_identifier.value:
-        question.safety_identifier = facts.safety_identifier.value
+@dataclass(slots=True)
+class HttpRequest:
+    """An HTTP request, as far as an adapter has it. What is empty is unknown."""
+
+    method: str
+    path: str
+    """As it goes upstream, percent-encoded, without its query string."""
+    query: str
+    headers: Headers
+    """At least those that READ and PREFIX name."""
+    source_ip: str = ""
+    key: str = ""
+    """The API key that counts where no header names one."""
+    request_id: str = ""
+    """The ID that counts where no header gives one."""
+    in_scope: bool | None = None
+    """What the adapter knows of a call that has neither method nor path."""
+    target: Target = field(init=False)
+    """What the request asks for."""
+    overriding: method_override.Headers = field(init=False)
+    """The header by which its descriptor says what makes a POST of it, if anything does."""
+
+    def __post_init__(self) -> None:
+        self.overriding = ()
+        if not method_override.is_post(self.method):
+            given = headers.pairs(self.headers)
+            self.overriding = method_override.overriding(self.method, given, self.query)
+        if self.in_scope is None:
+            method = "POST" if self.overriding else self.method
+            self.target = endpoints.resolve(method, self.path)
+        else:
+            self.target = Target(self.in_scope)
+
+    @property
+    def content_encoding(self) -> str:
+        """How its body is compressed; empty if it is not."""
+        return headers.content_encoding(self.headers.get(_ENCODING, ()))
+
+    def first(self, name: str) -> str:
+        """The first value of a header, or an empty string."""
+        values = self.headers.get(name)
+        return values[0] if values else ""
+
+
+def describe(request: HttpRequest, attributes: BodyAttributes = NOT_READ) -> EvaluateRequest:
+    """The descriptor of a request whose body has these attributes."""
+    described = EvaluateRequest(
+        headers=_own_headers(request),
+        method=request.method,
+        path=request.path,
+        source_ip=request.source_ip,
+        user_agent=request.first(_AGENT)[:MAX_REMARK],
+        organization=request.first(_ORGANIZATION)[:MAX_REMARK],
+        request_id=(request.first(_REQUEST_ID) or request.request_id)[:MAX_REMARK],
+        model=attributes.model[:MAX_REMARK],
+        user_state=_state(attributes.user),
+        safety_identifier_state=_state(attributes.safety_identifier),
+    )
+    # Fields that are seldom there are set by themselves: to set one to nothing takes as long.
+    if key := _key(request):
+        described.key = key
+    if request.in_scope is not None:
+        described.in_scope = request.in_scope
+    if attributes.user.value:
+        described.user = attributes.user.value
+    if attributes.safety_identifier.value:
+        described.safety_identifier = attributes.safety_identifier.value
+    return described
+
+
+def about_key(request: HttpRequest) -> CheckKeyRequest:
+    """What to ask before the body is read: whether the request's API key is in force.
+
+    If it is not, the request is denied whatever its body holds.
+    """
+    return CheckKeyRequest(
+        headers=_own_headers(request),
+        method=request.method,
+        path=request.path,
+        key=_key(request),
+    )
+
+
+async def read_attributes(
+    request: HttpRequest, body: bytes, bodies: Bodies, held: Held, limit: int
+) -> BodyAttributes:
+    """The attributes of its body, of which `limit` bytes are read, decompressed too.
+
+    Raises BodiesFull.
+    """
+    content_type = headers.agreed(request.headers.get(_TYPE, ()))
+    coding = request.content_encoding
+    return await bodies.read(held, body, content_type, coding, request.target.endpoint, limit)
+
+
+def _own_headers(request: HttpRequest) -> list[Header]:
+    own = [
+        Header(name=name, value=value)
+        for name, values in request.headers.items()
+        if name.startswith(PREFIX)
+        for value in values
+    ]
+    if request.overriding:
+        own += [Header(name=name, value=value) for name, value in request.overriding]
+    return own
+
+
+def _key(request: HttpRequest) -> str:
+    return request.key if KEY_HEADER not in request.headers else ""
 
 
 def _state(identifier: Identifier) -> UserState.ValueType:

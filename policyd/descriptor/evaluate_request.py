@@ -1,17 +1,19 @@
-"""PolicyService's messages -> the model, and back."""
+"""PolicyService's messages -> what the engine decides on, and its decision -> the answer."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from policyd.descriptor import body as descriptor
-from policyd.descriptor.body import Facts
-from policyd.descriptor.identifiers import classify
+from policyd.descriptor import headers
+from policyd.descriptor.body import MAX_RAW_BODY, read_body
+from policyd.descriptor.headers import KEY_HEADER, OVERRIDE_HEADER, TRACE_HEADER
+from policyd.descriptor.identifiers import NOT_READ, TOO_LARGE, BodyAttributes, classify
 from policyd.engine import endpoints, method_override
 from policyd.engine.model import (
     SAFETY_IDENTIFIER,
     Credential,
     Decision,
-    Descriptor,
+    DecisionInput,
     Target,
     UserState,
 )
@@ -20,31 +22,26 @@ from policyd.v1 import policy_pb2 as pb
 
 _STATES = tuple(UserState)
 _UNKNOWN = UserState.UNKNOWN
-_TYPE = "content-type"
-_ENCODING = "content-encoding"
-_OWN = (descriptor.OVERRIDE_HEADER, descriptor.KEY_HEADER, descriptor.TRACE_HEADER)
+_OWN = (OVERRIDE_HEADER, KEY_HEADER, TRACE_HEADER)
 
 
-class Described(NamedTuple):
+class Reading(NamedTuple):
     """What a message says."""
 
-    descriptor: Descriptor
+    decision_input: DecisionInput
     trace_id: str
-    facts: Facts | None
-    """What its raw body says, if it has one that was read."""
+    attributes: BodyAttributes
+    """Those of its raw body."""
 
 
 def credential(request: pb.EvaluateRequest | pb.CheckKeyRequest) -> tuple[Credential, str]:
     """How a message names an API key, and which."""
     if request.key:
         return Credential.GIVEN, request.key
-    name = descriptor.KEY_HEADER
-    return descriptor.credential(
-        tuple(header.value for header in request.headers if header.name.lower() == name)
-    )
+    return headers.credential(headers.values(_pairs(request), KEY_HEADER))
 
 
-def describe(request: pb.EvaluateRequest, *, reads_body: bool = True) -> Described:
+def read(request: pb.EvaluateRequest, *, reads_body: bool = True) -> Reading:
     """Read a message; its raw body counts as too large if that is not to be read.
 
     Raises InvalidDescriptor where it is malformed or says too little.
@@ -52,12 +49,12 @@ def describe(request: pb.EvaluateRequest, *, reads_body: bool = True) -> Describ
     overrides, keys, traces = _own_headers(request)
     named, key = Credential.GIVEN, request.key
     if not key:
-        named, key = descriptor.credential(keys)
+        named, key = headers.credential(keys)
     target = target_of(request)
-    facts = None
+    attributes = NOT_READ
     if request.HasField("raw_body") and target.in_scope:
-        facts = _read_raw_body(request, target) if reads_body else descriptor.TOO_LARGE
-    user, safety_identifier = _identifiers(request, facts)
+        attributes = _read_raw_body(request, target) if reads_body else TOO_LARGE
+    user, safety_identifier = _identifiers(request, attributes)
     says_nothing = user is _UNKNOWN and safety_identifier is _UNKNOWN
     if says_nothing and target.in_scope and not target.is_ambiguous:
         raise InvalidDescriptor(
@@ -65,9 +62,9 @@ def describe(request: pb.EvaluateRequest, *, reads_body: bool = True) -> Describ
             "set has_user, user_state or user, or send the body as raw_body; "
             "a call that is no endpoint of the API has in_scope false"
         )
-    trace_id = request.trace_id or (traces[0] if traces else "")
-    described = Descriptor(target, named, key, overrides, user, safety_identifier)
-    return Described(described, descriptor.trace_id(trace_id) if trace_id else "", facts)
+    trace = request.trace_id or (traces[0] if traces else "")
+    decision_input = DecisionInput(target, named, key, overrides, user, safety_identifier)
+    return Reading(decision_input, headers.trace_id(trace) if trace else "", attributes)
 
 
 def target_of(request: pb.EvaluateRequest | pb.CheckKeyRequest) -> Target:
@@ -77,13 +74,16 @@ def target_of(request: pb.EvaluateRequest | pb.CheckKeyRequest) -> Target:
     if isinstance(request, pb.EvaluateRequest) and _says_scope(request):
         return Target(request.in_scope)
     if not method_override.is_post(method):
-        headers = [(header.name, header.value) for header in request.headers]
-        method = method_override.in_force(method, headers, path.partition("?")[2])
+        method = method_override.in_force(method, _pairs(request), path.partition("?")[2])
     return endpoints.resolve(method, path)
 
 
 def _says_scope(request: pb.EvaluateRequest) -> bool:
     return not request.method and not request.path and request.HasField("in_scope")
+
+
+def _pairs(request: pb.EvaluateRequest | pb.CheckKeyRequest) -> Sequence[tuple[str, str]]:
+    return [(header.name, header.value) for header in request.headers]
 
 
 _Values = tuple[str, ...]
@@ -97,13 +97,18 @@ def _own_headers(request: pb.EvaluateRequest) -> tuple[_Values, _Values, _Values
         if name in found:
             found[name].append(header.value)
     overrides, keys, traces = found.values()
-    return tuple(map(descriptor.override, overrides)), tuple(keys), tuple(traces)
+    return tuple(map(headers.override, overrides)), tuple(keys), tuple(traces)
 
 
-def _identifiers(request: pb.EvaluateRequest, facts: Facts | None) -> tuple[UserState, UserState]:
+def _identifiers(
+    request: pb.EvaluateRequest, attributes: BodyAttributes
+) -> tuple[UserState, UserState]:
     """What is known of user and safety_identifier: of each, the worst that is claimed."""
-    user = _state(request.user_state, "user_state")
-    safety_identifier = _state(request.safety_identifier_state, "safety_identifier_state")
+    user = max(_state(request.user_state, "user_state"), attributes.user.state)
+    safety_identifier = max(
+        _state(request.safety_identifier_state, "safety_identifier_state"),
+        attributes.safety_identifier.state,
+    )
     if request.HasField("has_user"):
         user = max(user, UserState.VALID if request.has_user else UserState.ABSENT)
     if request.HasField("user"):
@@ -111,9 +116,6 @@ def _identifiers(request: pb.EvaluateRequest, facts: Facts | None) -> tuple[User
     if request.HasField("safety_identifier"):
         claimed = classify(request.safety_identifier, SAFETY_IDENTIFIER)
         safety_identifier = max(safety_identifier, claimed)
-    if facts is not None:
-        user = max(user, facts.user.state)
-        safety_identifier = max(safety_identifier, facts.safety_identifier.state)
     # A body that cannot be read says nothing of either.
     unreadable = max(user, safety_identifier)
     return (unreadable, unreadable) if unreadable.is_unreadable else (user, safety_identifier)
@@ -127,18 +129,15 @@ def _state(number: int, field: str) -> UserState:
 
 def content_encoding(request: pb.EvaluateRequest) -> str:
     """How the raw body is compressed: as it says itself, or else as the headers say."""
-    headers = [(header.name, header.value) for header in request.headers]
-    return request.raw_body.content_encoding or ", ".join(descriptor.values(headers, _ENCODING))
+    given = request.raw_body.content_encoding
+    return given or headers.content_encoding(headers.values(_pairs(request), "content-encoding"))
 
 
-def _read_raw_body(request: pb.EvaluateRequest, target: Target) -> Facts:
-    headers = [(header.name, header.value) for header in request.headers]
+def _read_raw_body(request: pb.EvaluateRequest, target: Target) -> BodyAttributes:
     body = request.raw_body
-    content_type = body.content_type or descriptor.agreed(descriptor.values(headers, _TYPE))
+    given = body.content_type or headers.agreed(headers.values(_pairs(request), "content-type"))
     coding = content_encoding(request)
-    return descriptor.read_body(
-        body.content, content_type, coding, target.endpoint, descriptor.MAX_RAW_BODY
-    )
+    return read_body(body.content, given, coding, target.endpoint, MAX_RAW_BODY)
 
 
 # The same few decisions come again and again, and most of an answer is the decision's.

@@ -8,10 +8,19 @@ is refused.
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
+from urllib.parse import unquote
 
-from policyd.descriptor.content_encoding import UnreadableBody
+from policyd.descriptor.content_encoding import UnreadableBody, decompress
+from policyd.descriptor.identifiers import (
+    ABSENT,
+    MAX_VALUE,
+    BodyAttributes,
+    Identifier,
+    from_string,
+)
+from policyd.descriptor.json_body import begins_like_json
 from policyd.descriptor.media_type import ASCII_ALIKE, MULTIPART, UTF_8, media_type, parse
-from policyd.engine.model import UserState
+from policyd.engine.model import IDENTIFIERS, UserState
 
 MAX_PARTS = 1000
 MAX_PART_HEAD = 8 * 1024
@@ -23,6 +32,10 @@ _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_./:=?-]{0,69}[0-9A-Za-z'()+_./:=?]", re.
 _HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]++): ([^\x00-\x1f\x7f]*+)", re.ASCII)
 _NOT_LETTERS = re.compile(r"[^a-z_]++")
 _PARAMETERS = {"name", "filename", "filename*"}
+# Names that some server might take for an identifier's, such as `user[]`.
+_LIKE = re.compile(
+    rf"[^0-9a-z]*+({'|'.join(IDENTIFIERS)})(?![0-9a-z_-]).*", re.IGNORECASE | re.DOTALL
+)
 _IDENTITIES = ("7bit", "8bit", "binary")
 
 
@@ -31,7 +44,39 @@ class Field(NamedTuple):
 
     name: str
     value: str | None
-    """None for a file, which never counts, and where nobody asked for it."""
+    """None for a file, which never counts, and for a field whose value was not wanted."""
+
+
+def read(body: bytes, content_type: str, content_encoding: str, limit: int) -> BodyAttributes:
+    """The attributes of a form. Raises UnreadableBody."""
+    between = boundary(content_type)
+    delimiter = b"--" + between
+
+    def is_readable(coded: bytes) -> bool:
+        return delimiter in coded or begins_like_json(coded)
+
+    decoded = decompress(body, content_encoding, limit, is_readable)
+    found = fields(decoded, between, *IDENTIFIERS, "model")
+    user, safety_identifier = (_worst(found, name) for name in IDENTIFIERS)
+    models = [field.value for field in found if field.name == "model" and field.value]
+    return BodyAttributes(user, safety_identifier, models[0][:MAX_VALUE] if models else "")
+
+
+def _worst(found: list[Field], name: str) -> Identifier:
+    identifiers = [_identifier(field, name) for field in found if _is_like(name, field.name)]
+    return max(identifiers, default=ABSENT)
+
+
+def _is_like(name: str, given: str) -> bool:
+    found = (_LIKE.fullmatch(spelling) for spelling in (given, unquote(given)))
+    return any(match and match[1].casefold() == name for match in found)
+
+
+def _identifier(field: Field, name: str) -> Identifier:
+    # A file, or a name that only some servers take for `name`, is none, whatever else is there.
+    if field.name != name or field.value is None:
+        return ABSENT
+    return from_string(field.value, name)
 
 
 def boundary(content_type: str) -> bytes:

@@ -1,20 +1,89 @@
-"""What a string is as an end-user identifier, and which characters name no end user.
+"""End-user identifiers: the attributes of a body that name one, and what a string is as one.
 
-A character is blank where no reader sees anything of its own: white space, control and format
-characters, what Unicode tells programs to show nothing for (Default_Ignorable_Code_Point), the few
-symbols that are drawn as nothing, marks that have no letter to stand on, surrogates and
-noncharacters. Private use characters count, as an organization may write names with them, and so do
-code points that Unicode has not assigned: which those are depends on Python's version, and a
-verdict must not.
+A string of blank characters alone names no end user. A character is blank where no reader sees
+anything of its own: white space, control and format characters, what Unicode tells programs to show
+nothing for (Default_Ignorable_Code_Point), the few symbols that are drawn as nothing, marks that
+have no letter to stand on, surrogates and noncharacters. Private use characters count, as an
+organization may write names with them, and so do code points that Unicode has not assigned: which
+those are depends on Python's version, and a verdict must not.
 """
 
 import re
 import unicodedata
+from typing import NamedTuple
 
 from policyd.engine.model import MAX_SAFETY_IDENTIFIER, SAFETY_IDENTIFIER, USER, UserState
 
 MAX_VALUE = 1024
 """Characters of a value that are looked at, and kept."""
+
+
+class Identifier(NamedTuple):
+    """An end-user identifier as found in a body."""
+
+    state: UserState
+    value: str = ""
+    """Where it is a string: its first 1,024 characters."""
+
+
+class BodyAttributes(NamedTuple):
+    """What a body holds that a policy or the decision log needs."""
+
+    user: Identifier
+    safety_identifier: Identifier
+    model: str = ""
+
+
+ABSENT = Identifier(UserState.ABSENT)
+"""An identifier that a body does not have."""
+
+
+def unreadable(state: UserState) -> BodyAttributes:
+    """The attributes of a body that was not read, for the reason that `state` names."""
+    return BodyAttributes(Identifier(state), Identifier(state))
+
+
+NOT_READ = unreadable(UserState.UNKNOWN)
+"""The attributes of a body of which nothing is known."""
+TOO_LARGE = unreadable(UserState.TOO_LARGE)
+"""The attributes of a body over the bound."""
+
+
+MISSING = object()
+"""Stands for the value of a field that is not there."""
+
+
+def from_value(value: object, identifier: str) -> Identifier:
+    """A field's value, as JSON readers have it in Python, as the end-user identifier `identifier`.
+
+    It is MISSING where there is no such field.
+    """
+    if isinstance(value, str):
+        return from_string(value, identifier)
+    if value is MISSING:
+        return ABSENT
+    is_empty = value is None or value is False or (isinstance(value, int | float) and not value)
+    return Identifier(UserState.EMPTY if is_empty else UserState.NOT_STRING)
+
+
+def from_string(value: str, identifier: str) -> Identifier:
+    """The string `value` as the end-user identifier `identifier`."""
+    return Identifier(classify(value, identifier), value[:MAX_VALUE])
+
+
+def classify(value: str, identifier: str = USER) -> UserState:
+    """What the string `value` is as the end-user identifier `identifier`."""
+    if not value:
+        return UserState.EMPTY
+    # Only so far: a name behind a thousand blank characters names no end user.
+    if all(map(is_blank, value[:MAX_VALUE])):
+        return UserState.BLANK
+    if identifier == SAFETY_IDENTIFIER and len(value) > MAX_SAFETY_IDENTIFIER:
+        return UserState.TOO_LONG
+    return UserState.VALID
+
+
+# --- which characters name no end user ---------------------------------------------------------
 
 # Unicode's property, whole: Python does not know it. A test compares it with a library that does.
 _IGNORABLE = (
@@ -40,18 +109,6 @@ _RANGES = (f"{each[0]}-{each[-1]}" for each in _IGNORABLE + _BLANK_SYMBOLS + _NO
 _BLANK = re.compile(f"[{''.join(_RANGES)}]")
 # Control, format, surrogate; marks that are drawn over, beside and around a letter.
 _BLANK_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Mn", "Mc", "Me"})
-
-
-def classify(value: str, identifier: str = USER) -> UserState:
-    """What the string `value` is as the end-user identifier `identifier`."""
-    if not value:
-        return UserState.EMPTY
-    # Only so far: a name behind a thousand blank characters names no end user.
-    if all(map(is_blank, value[:MAX_VALUE])):
-        return UserState.BLANK
-    if identifier == SAFETY_IDENTIFIER and len(value) > MAX_SAFETY_IDENTIFIER:
-        return UserState.TOO_LONG
-    return UserState.VALID
 
 
 def is_blank(character: str) -> bool:

@@ -11,7 +11,15 @@ from typing import NamedTuple
 
 import msgspec
 
-from policyd.descriptor.content_encoding import UnreadableBody
+from policyd.descriptor import media_type
+from policyd.descriptor.content_encoding import UnreadableBody, decompress
+from policyd.descriptor.identifiers import (
+    ABSENT,
+    MAX_VALUE,
+    BodyAttributes,
+    Identifier,
+    from_string,
+)
 from policyd.engine.model import IDENTIFIERS, SAFETY_IDENTIFIER, USER, UserState
 
 MAX_DEPTH = 500
@@ -63,7 +71,38 @@ _NOT_STRUCTURE = bytes(set(range(256)) - set(b'"[]{}:'))
 _STEPS = {ord(bracket): step for bracket, step in (("[", 1), ("{", 1), ("]", -1), ("}", -1))}
 
 
-def read(body: bytes) -> Members:
+def read(body: bytes, content_type: str, content_encoding: str, limit: int) -> BodyAttributes:
+    """The attributes of a JSON object. Raises UnreadableBody."""
+    decoded = decompress(body, content_encoding, limit, begins_like_json)
+    if not media_type.reads_as_json(content_type, decoded, is_coded=decoded is not body):
+        raise UnreadableBody(UserState.NOT_JSON)
+    found = members(decoded)
+    return BodyAttributes(
+        _identifier(found.user, USER),
+        _identifier(found.safety_identifier, SAFETY_IDENTIFIER),
+        string(found.model)[:MAX_VALUE] if found.model.startswith(b'"') else "",
+    )
+
+
+def _identifier(raws: list[bytes], identifier: str) -> Identifier:
+    if not raws:
+        return ABSENT
+    found = [_identifier_of(raw, identifier) for raw in raws]
+    return max(found, key=lambda one: one.state)
+
+
+def _identifier_of(raw: bytes, identifier: str) -> Identifier:
+    first = raw[:1]
+    if first == b'"':
+        return from_string(string(raw), identifier)
+    if first in (b"n", b"f"):
+        return Identifier(UserState.EMPTY)
+    if first in (b"t", b"[", b"{"):
+        return Identifier(UserState.NOT_STRING)
+    return Identifier(UserState.NOT_STRING if float(raw) else UserState.EMPTY)
+
+
+def members(body: bytes) -> Members:
     """The members of a JSON object. Raises UnreadableBody."""
     try:
         body.decode()  # The decoder below does not look into the strings that it skips.
@@ -74,11 +113,11 @@ def read(body: bytes) -> Members:
         raise UnreadableBody(UserState.TOO_COMPLEX) from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise UnreadableBody(UserState.NOT_JSON) from None
-    members = _check_complexity(body)
+    count = _check_complexity(body)
     if len(body) <= _AT_A_GLANCE and not _may_repeat(body):
         users, safety_identifiers = _present(found.user), _present(found.safety_identifier)
     else:
-        users, safety_identifiers = _identifiers(body, members)
+        users, safety_identifiers = _identifiers(body, count)
     return Members(users, safety_identifiers, b"".join(_present(found.model)))
 
 

@@ -1,4 +1,4 @@
-"""Decision -> the exact HTTP response that the client gets: CONTRACT.md, section 4."""
+"""Decision -> the exact HTTP response of a denial: docs/contract.md, section 4."""
 
 import json
 from dataclasses import replace
@@ -56,12 +56,12 @@ _UNREADABLE = {
         "Send a smaller one, or ask the gateway's operator to raise its limit",
     ),
 }
-_KEY_REFUSED = {
+_KEY_DENIED = {
     Credential.MISSING: ("No API key was given. Send yours in the x-usagepanda-api-key header"),
     Credential.CONFLICTING: (
         "Two different API keys were given. Send one x-usagepanda-api-key header"
     ),
-    # A malformed, an unknown and a revoked key read alike, so that nobody learns which keys exist.
+    # A malformed, an unknown and a revoked key read alike, lest a caller learn which keys exist.
     Credential.GIVEN: (
         "The API key in the x-usagepanda-api-key header is not valid here. "
         "Check that it is complete and has not been revoked, or create a new one"
@@ -70,18 +70,22 @@ _KEY_REFUSED = {
 
 
 def render(status: int, messages: tuple[str, ...], error_type: str) -> Denial:
-    """The response with `status` for the violations that `messages` name."""
+    """The response with `status` for the violations that `messages` name.
+
+    Every error of the project's own is rendered here, so that all have OpenAI's shape.
+    """
     error = {
         "message": PREFIX + ", ".join(messages),
         "type": error_type,
         "param": None,
         "code": None,
     }
-    body = json.dumps({"error": error}, ensure_ascii=False, separators=(",", ":"))
+    # In ASCII, as a message may quote what a caller sent, and half a surrogate pair has no UTF-8.
+    body = json.dumps({"error": error}, separators=(",", ":"))
     return Denial(status, HEADERS, body.encode())
 
 
-_UNDECIDED = render(
+UNDECIDED = render(
     503,
     (
         "The policy service gave no decision in time, so the request was not sent upstream. "
@@ -90,8 +94,10 @@ _UNDECIDED = render(
     ),
     "server_error",
 )
-NO_DECISION = replace(_UNDECIDED, headers=(*HEADERS, ("Retry-After", "1")))
-"""The response to a request that policyd could not be asked about: CONTRACT.md, section 5."""
+"""The response where policyd gave no decision, without the Retry-After that goes with it:
+docs/contract.md, section 5."""
+NO_DECISION = replace(UNDECIDED, headers=(*HEADERS, ("Retry-After", "1")))
+"""The whole of it."""
 
 WEBSOCKET = render(
     426,
@@ -116,7 +122,7 @@ AMBIGUOUS_PATH = render(
     ),
     "invalid_request",
 )
-"""The response to a request whose path must not go upstream: CONTRACT.md, section 2."""
+"""The response to a request whose path must not go upstream: docs/contract.md, section 2."""
 
 
 @cache
@@ -129,4 +135,4 @@ def for_user_state(state: UserState) -> Denial:
 @cache
 def for_credential(credential: Credential) -> Denial:
     """The response to a request with no API key that is in force, named as `credential` says."""
-    return render(403, (_KEY_REFUSED[credential],), "access_denied")
+    return render(403, (_KEY_DENIED[credential],), "access_denied")

@@ -65,9 +65,9 @@ _NAMING = frozenset({"deployments", "engines"})
 # A backslash ends a URL's host where it is read as browsers do.
 _TARGET = re.compile(r"(?:[a-z][a-z0-9+.-]*://[^/?#\\]*)?([^?#]*)", re.IGNORECASE | re.DOTALL)
 _OUT_OF_SCOPE = Target(in_scope=False)
-_NOT_SAID = Target(in_scope=True)
+_UNKNOWN = Target(in_scope=True)
 MAX_PATH = 16 * 1024
-"""Characters of a path that are read. What a longer one asks for counts as not said."""
+"""Characters of a path that are read. What a longer one asks for is unknown."""
 _MAX_CACHED_PATH = 256
 
 
@@ -75,13 +75,13 @@ def resolve(method: str, path: str) -> Target:
     """What `method` and `path` ask for. Total: any strings will do.
 
     `path` is the request target's path as it came, percent-encoded. A query string, or a whole URL,
-    is understood too, lest a caller's slip takes a request out of scope. What is not said counts as
+    is understood too, lest a caller's slip take a request out of scope. What is unknown counts as
     in scope, so an empty method is taken for POST.
     """
     if not is_post(method):
         return _OUT_OF_SCOPE
     if not path or len(path) > MAX_PATH:
-        return _NOT_SAID
+        return _UNKNOWN
     if len(path) <= _MAX_CACHED_PATH:
         return _resolve_cached(path)
     return _resolve(path)
@@ -98,7 +98,7 @@ def _resolve(target: str) -> Target:
     path = paths.in_ascii(match[1] if match else target)
     if not path:
         # https://host?/v1/embeddings: some take the question mark for a part of the host.
-        return _NOT_SAID
+        return _UNKNOWN
     text = paths.last_reading(path)
     if text is not None and not _holds_last_word(paths.unbroken(text)):
         return _OUT_OF_SCOPE  # Most paths, and found so without a closer look.

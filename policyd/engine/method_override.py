@@ -13,7 +13,7 @@ Headers = Sequence[tuple[str, str]]
 
 _POST = "post"
 _FIELD = "_method"
-_TOLD = (("x-http-method-override", "POST"),)
+_DESCRIBED = (("x-http-method-override", "POST"),)
 
 
 def _spellings(name: str) -> Iterable[str]:
@@ -32,7 +32,7 @@ HEADERS = frozenset(
 
 
 def is_post(method: str) -> bool:
-    """Whether `method` is POST by itself; so is one that is not said."""
+    """Whether `method` is POST by itself; so is an unknown one."""
     return not method or method.strip().upper() == "POST"
 
 
@@ -42,11 +42,12 @@ def in_force(method: str, headers: Headers, query: str) -> str:
 
 
 def overriding(method: str, headers: Headers, query: str) -> Headers:
-    """The header that tells policyd what makes a POST of a request that is none, if anything."""
+    """The header by which the descriptor of a request that some server may take for a POST says so;
+    none where it is a POST by itself, or nothing makes one of it."""
     if is_post(method):
         return ()
     is_overridden = any(_overrides(name.lower(), value.lower()) for name, value in headers)
-    return _TOLD if is_overridden or _is_in(query) else ()
+    return _DESCRIBED if is_overridden or _is_in(query) else ()
 
 
 def _overrides(name: str, value: str) -> bool:

@@ -1,8 +1,9 @@
-"""The values that policyd speaks about. Frozen, and of the standard library only.
+"""The values of policyd's domain. Frozen, and of the standard library only.
 
 The enumerations have the numbers of protos/policyd/v1, so that a message's value is the model's.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
@@ -23,7 +24,7 @@ class Mode(_Number):
 
 
 class Override(_Number):
-    """Who may override a key's mode by the request header."""
+    """Whether a request may override its key's mode by the header."""
 
     ANY = 1
     TIGHTEN_ONLY = 2
@@ -69,7 +70,7 @@ class UserState(_Number):
 
     @property
     def is_unreadable(self) -> bool:
-        """Whether the body could not be read, so that nobody knows what it says."""
+        """Whether the body could not be read, so that its attributes are unknown."""
         return self >= UserState.NOT_JSON
 
 
@@ -86,6 +87,14 @@ SAFETY_IDENTIFIER = "safety_identifier"
 IDENTIFIERS = (USER, SAFETY_IDENTIFIER)
 """The fields of a body that can carry an end-user identifier. An API key that names none accepts
 them all."""
+
+
+def are_identifiers(accept: Iterable[str]) -> bool:
+    """Whether an API key can accept these: one or more of IDENTIFIERS, and nothing else."""
+    names = set(accept)
+    return bool(names) and names <= set(IDENTIFIERS)
+
+
 MAX_SAFETY_IDENTIFIER = 128
 """Characters of a safety_identifier: OpenAI's limit."""
 
@@ -113,8 +122,8 @@ class Target(NamedTuple):
     """Whether servers may read its path as different endpoints, so that it must not go upstream."""
 
 
-class Descriptor(NamedTuple):
-    """What the decision depends on. (A named tuple: it is made for every request.)"""
+class DecisionInput(NamedTuple):
+    """What a decision depends on. (A named tuple: it is made for every request.)"""
 
     target: Target
     credential: Credential
@@ -138,7 +147,7 @@ class KeySettings:
     """The identifiers that count as a user. At least one of IDENTIFIERS."""
 
     def __post_init__(self) -> None:
-        if not self.accept or not set(self.accept) <= set(IDENTIFIERS):
+        if not are_identifiers(self.accept):
             raise ValueError(f"accept must name at least one of {', '.join(IDENTIFIERS)}")
 
 
@@ -149,7 +158,7 @@ class RouteSettings:
     mode: Mode | None = None
     override: Override | None = None
     accept: tuple[str, ...] = ()
-    """The identifiers that count as a user. What is None or empty is the key's matter."""
+    """The identifiers that count as a user. What is None or empty is left to the key."""
 
 
 _FIRST = datetime(1970, 1, 1, tzinfo=UTC)
@@ -157,7 +166,7 @@ _FIRST = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """An API key as its owner sees it. The key itself is nowhere kept."""
+    """An API key as its owner sees it. The key itself is not kept anywhere."""
 
     id: str
     name: str

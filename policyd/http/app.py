@@ -10,13 +10,14 @@ import msgspec
 from google.protobuf import json_format
 
 from policyd import errors
+from policyd.asgi.body import ClientGone, Receive
 from policyd.asgi.probes import Check, Probes
 from policyd.asgi.reply import AGAIN, NO_ROOM, TOO_SLOW, Reply, Send, error
 from policyd.descriptor.body_memory import Bodies
 from policyd.errors import BodiesFull, InvalidArgument, PolicydError, Unauthenticated
 from policyd.http import authzen, check
-from policyd.http.request import ClientGone, Receive, Request
-from policyd.v1.policy_pb2 import EvaluateRequest, EvaluateResponse
+from policyd.http.request import Request
+from policyd.v1.policy_pb2 import CheckKeyRequest, EvaluateRequest, EvaluateResponse
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class HttpCheck:
     def __init__(
         self,
         answer: Answer,
-        knows: Callable[[EvaluateRequest], bool],
+        knows: Callable[[CheckKeyRequest], bool],
         bodies: Bodies,
         *,
         token: str,
@@ -126,8 +127,10 @@ class HttpCheck:
         refusal = check.refusal(request)
         if refusal is not None:
             return refusal
-        asked, unread = await check.question(request, self._max_body, self._bodies, self._knows)
-        return check.reply(await self._answer(asked), unread, b"{}")
+        described, unread = await check.described(
+            request, self._max_body, self._bodies, self._knows
+        )
+        return check.reply(await self._answer(described), unread, b"{}")
 
     async def _evaluate(self, request: Request) -> Reply:
         self._authenticate(request, bearer=True)

@@ -1,25 +1,29 @@
-"""/v1/check: a request that a proxy asks about -> the question, and the answer -> a response.
+"""/v1/check: a request that a proxy asks about -> its descriptor, and the answer -> a response.
 
 Which request it is stands in X-Forwarded-Method and X-Forwarded-Uri, or X-Original-Method and
 X-Original-URI (or X-Original-URL), which the proxy sets and the client cannot. Or it stands in the
 check's own first line: /v1/check/v1/chat/completions. The headers and the body are the request's.
 
-A body that does not come is unknown, never absent: nobody knows whether the proxy has kept it.
+A body that does not come is unknown, never absent: the proxy may have kept it.
 """
 
 import re
 from collections.abc import Callable
 
-from policyd.asgi.reply import WEBSOCKET, Reply, error
-from policyd.descriptor import body as descriptor
-from policyd.descriptor.body import TOO_LARGE, unreadable
-from policyd.descriptor.body_memory import AT_ONCE, Bodies, Held
-from policyd.descriptor.describe import MAX_REMARK, put_facts
-from policyd.engine import endpoints, method_override
-from policyd.engine.model import Target, UserState
+from policyd.asgi.reply import WEBSOCKET, Reply, denied, error
+from policyd.descriptor import headers
+from policyd.descriptor.body_memory import Bodies
+from policyd.descriptor.describe import HttpRequest, about_key, describe, read_attributes
+from policyd.descriptor.identifiers import TOO_LARGE, unreadable
+from policyd.engine.model import UserState
 from policyd.errors import InvalidArgument
 from policyd.http.request import Request, printable
-from policyd.v1.policy_pb2 import DECISION_ALLOW, EvaluateRequest, EvaluateResponse, Header
+from policyd.v1.policy_pb2 import (
+    DECISION_ALLOW,
+    CheckKeyRequest,
+    EvaluateRequest,
+    EvaluateResponse,
+)
 
 PATH = "/v1/check"
 _METHODS = ("x-forwarded-method", "x-original-method")
@@ -50,71 +54,41 @@ def is_check(path: str) -> bool:
 
 def refusal(request: Request) -> Reply | None:
     """The answer to a check that no decision is needed for."""
-    if any("websocket" in value.lower() for value in request.all("upgrade")):
-        return WEBSOCKET
-    return None
+    return WEBSOCKET if headers.wants_websocket(request.headers) else None
 
 
-async def question(
-    request: Request, limit: int, bodies: Bodies, knows: Callable[[EvaluateRequest], bool]
+async def described(
+    request: Request, limit: int, bodies: Bodies, knows: Callable[[CheckKeyRequest], bool]
 ) -> tuple[EvaluateRequest, Reply | None]:
-    """The question, and what to answer in place of a denial that only says what was not read.
+    """The descriptor of the request that a check is about, and what to answer in place of a denial
+    that only says what was not read.
 
     Of a body, `limit` bytes are read, where `knows` finds the key in force. Raises InvalidArgument,
     BodiesFull, TimeoutError or ClientGone.
     """
     method, path, query = _original(request)
-    overriding = method_override.overriding(method, request.headers, query)
-    target = endpoints.resolve("POST" if overriding else method, path)
-    own = [pair for pair in request.headers if pair[0].startswith(descriptor.PREFIX)]
-    asked = EvaluateRequest(
-        headers=[Header(name=name, value=value) for name, value in [*own, *overriding]],
-        method=method,
-        path=path,
-        source_ip=request.source_ip,
-        user_agent=request.one("user-agent")[:MAX_REMARK],
-        organization=request.one("openai-organization")[:MAX_REMARK],
-        request_id=request.one("x-request-id")[:MAX_REMARK],
-    )
-    if not target.in_scope:
-        return asked, None
-    if not knows(asked):
-        # It is refused whatever it holds, so it is not read.
-        put_facts(asked, TOO_LARGE)
-        return asked, None
+    about = HttpRequest(method, path, query, request.headers, source_ip=request.source_ip)
+    if not about.target.in_scope:
+        return describe(about), None
+    if not knows(about_key(about)):
+        # It is denied whatever its body holds, so that is not read.
+        return describe(about, TOO_LARGE), None
     with bodies.hold() as held:
-        return await _with_body(request, target, asked, limit, bodies, held)
-
-
-async def _with_body(
-    request: Request,
-    target: Target,
-    asked: EvaluateRequest,
-    limit: int,
-    bodies: Bodies,
-    held: Held,
-) -> tuple[EvaluateRequest, Reply | None]:
-    body = await request.body(limit, held)
-    if _is_cut(request):
-        put_facts(asked, TOO_LARGE)
-        return asked, CUT_BODY
-    if body == b"":
-        put_facts(asked, unreadable(UserState.NOT_JSON))
-        return asked, NO_BODY
-    facts = TOO_LARGE
-    if body is not None:
-        content_type = descriptor.agreed(request.all("content-type"))
-        coding = ", ".join(request.all("content-encoding"))
-        facts = await bodies.read(held, body, content_type, coding, target.endpoint, limit, AT_ONCE)
-    put_facts(asked, facts)
-    return asked, None
+        body = await request.body(limit, held)
+        if headers.is_partial(request.headers) or "partial" in request.all("x-policyd-body"):
+            return describe(about, TOO_LARGE), CUT_BODY
+        if body == b"":
+            return describe(about, unreadable(UserState.NOT_JSON)), NO_BODY
+        if body is None:
+            return describe(about, TOO_LARGE), None
+        return describe(about, await read_attributes(about, body, bodies, held, limit)), None
 
 
 def _original(request: Request) -> tuple[str, str, str]:
     """Method, path and query of the request that is asked about."""
     if request.path == PATH:
-        method = _said(request, _METHODS, "X-Forwarded-Method")
-        target = printable(_said(request, _TARGETS, "X-Forwarded-Uri"))
+        method = _agreed(request, _METHODS, "X-Forwarded-Method")
+        target = printable(_agreed(request, _TARGETS, "X-Forwarded-Uri"))
     else:
         method, target = request.method, printable(request.path[len(PATH) :])
     if not _METHOD.fullmatch(method):
@@ -128,21 +102,15 @@ def _original(request: Request) -> tuple[str, str, str]:
     return method, path, query if request.path == PATH else request.query
 
 
-def _said(request: Request, names: tuple[str, ...], name: str) -> str:
-    said = descriptor.agreed(value for one in names for value in request.all(one))
-    if said:
-        return said
-    what = "does not say" if said == "" else "says twice, and differently,"
+def _agreed(request: Request, names: tuple[str, ...], name: str) -> str:
+    found = headers.agreed(value for one in names for value in request.all(one))
+    if found:
+        return found
+    what = "does not say" if found == "" else "says twice, and differently,"
     raise InvalidArgument(
         f"the check {what} which request it is about. The gateway's operator should have it set "
         f"{name}, in place of the client's own"
     )
-
-
-def _is_cut(request: Request) -> bool:
-    """Whether the proxy says that it has sent less than the whole body."""
-    envoy = {value.lower() for value in request.all("x-envoy-auth-partial-body")}
-    return "partial" in request.all("x-policyd-body") or bool(envoy - {"false"})
 
 
 def reply(response: EvaluateResponse, unread: Reply | None, allowed: bytes) -> Reply:
@@ -152,14 +120,11 @@ def reply(response: EvaluateResponse, unread: Reply | None, allowed: bytes) -> R
     """
     if response.decision == DECISION_ALLOW:
         path = [("X-Policyd-Upstream-Path", response.upstream_path)] * bool(response.upstream_path)
-        headers = [("Content-Type", "application/json"), *_remarks(response), *path]
-        return Reply(200, headers, allowed)
+        shown = [("Content-Type", "application/json"), *_remarks(response), *path]
+        return Reply(200, shown, allowed)
     if unread is not None and UserState(response.explanation.user_state).is_unreadable:
         return unread.with_headers(_remarks(response), response.decision_id)
-    denial = response.denial
-    given = [(header.name, header.value) for header in denial.headers]
-    headers = [*given, *_remarks(response)]
-    return Reply(denial.http_status, headers, denial.body, response.decision_id)
+    return denied(response, _remarks(response))
 
 
 def _remarks(response: EvaluateResponse) -> list[tuple[str, str]]:

@@ -3,19 +3,15 @@
 import asyncio
 import hmac
 import ipaddress
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
+from policyd.asgi.body import Incoming, Receive
 from policyd.descriptor.body_memory import Held
+from policyd.descriptor.headers import by_name
 
-Receive = Callable[[], Awaitable[dict[str, Any]]]
 _ASCII = "".join(map(chr, range(0x80)))
-
-
-class ClientGone(Exception):
-    """The client left before its request was complete."""
 
 
 class Request:
@@ -25,22 +21,21 @@ class Request:
         """A body has `patience` seconds to come."""
         self._patience = patience
         self.method: str = scope["method"]
-        self.path = scope["raw_path"].decode("latin-1")
+        self.path: str = scope["raw_path"].decode("latin-1")
         self.query = scope["query_string"].decode("latin-1")
         self.has_fragment: bool = scope["has_fragment"]
         self.is_spare: bool = scope["is_spare"]
         """Whether there is no room for its connection."""
         self.scheme: str = scope["scheme"]
-        self.headers = [
+        self.headers = by_name(
             (name.decode("latin-1").lower(), value.decode("latin-1").strip(" \t"))
             for name, value in scope["headers"]
-        ]
-        self._receive = receive
-        self._more = True
+        )
+        self._incoming = Incoming(receive)
 
     def all(self, name: str) -> list[str]:
         """The values of a header, repeats kept."""
-        return [value for header, value in self.headers if header == name]
+        return self.headers.get(name, [])
 
     def one(self, name: str) -> str:
         """The value of a header that stands there once, or an empty string."""
@@ -57,7 +52,7 @@ class Request:
 
     @property
     def source_ip(self) -> str:
-        """Who the asking proxy says has connected to it: the last address of X-Forwarded-For."""
+        """The client's address as the asking proxy has it: the last of X-Forwarded-For."""
         last = ",".join(self.all("x-forwarded-for")).rpartition(",")[2].strip()
         try:
             return str(ipaddress.ip_address(last))
@@ -69,14 +64,9 @@ class Request:
 
         Raises ClientGone, BodiesFull, or TimeoutError where it does not come in time.
         """
-        body = bytearray()
         async with asyncio.timeout(self._patience):
-            while self._more:
-                body += await self._chunk()
-                if len(body) > limit:
-                    return None
-                held.grow(len(body))
-        return bytes(body)
+            body = await self._incoming.take(limit, held)
+        return body if len(body) <= limit else None
 
     async def drain(self, limit: int) -> None:
         """Throw away what is left of the body, up to `limit` bytes. Raises ClientGone.
@@ -85,16 +75,8 @@ class Request:
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(self._patience):
-                while self._more and limit > 0:
-                    limit -= len(await self._chunk())
-
-    async def _chunk(self) -> bytes:
-        message = await self._receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        self._more = message.get("more_body", False)
-        chunk: bytes = message.get("body", b"")
-        return chunk
+                while self._incoming.more and limit > 0:
+                    limit -= len(await self._incoming.piece())
 
 
 def printable(text: str) -> str:

@@ -1,1 +1,9 @@
-"""API keys: their format, their bearer tokens, and all of their settings in memory."""
+"""API keys, and the settings of all of them in memory: what a decision looks up.
+
+api_key          the format of a key, and its digest, by which it is stored and looked up
+key_table        KeyTable: every key's settings at one revision; it follows the store
+snapshot         the file with the last known settings, to decide by while the database is away
+snapshot_format  its bytes, and what tells a whole file from a damaged one
+snapshot_keeper  keeps the file as the settings are
+tokens           bearer tokens of callers and administrators, in files
+"""

@@ -1,6 +1,6 @@
 """API keys: "up-" and 48 of 0-9a-zA-Z, known here only by a digest.
 
-A key has 285 bits of randomness, so nobody finds it from a plain SHA-256, and it needs no salt.
+A key has 285 bits of randomness. That is too much to search, so a plain SHA-256 keeps it secret.
 """
 
 import hashlib
@@ -23,6 +23,6 @@ def generate_id() -> str:
 
 
 def digest(key: str) -> bytes:
-    """The 32 bytes by which `key` is stored and looked up. Any string will do: one that is no key
-    has a digest that is nobody's, so malformed and unknown keys take the same way and time."""
+    """The 32 bytes by which `key` is stored and looked up. Any string has a digest, and that of a
+    malformed key is no key's: so malformed and unknown keys take the same path and time."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()

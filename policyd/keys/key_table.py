@@ -1,4 +1,16 @@
-"""Every key's settings in memory, at one revision: deciding waits for no database."""
+"""Every key's settings in memory, at one revision, so that deciding waits for no database.
+
+A table goes through these states, and only ever forward:
+
+    unknown    nothing is known yet, and no request can be decided
+    restored   the snapshot's settings are in force, as old as they are (restore())
+    followed   the store has told all settings, and from then on what changes (refresh())
+
+The first refresh reads all keys, later ones only keys with a newer revision. All keys are read anew
+where the store no longer has the revision that was read last, with the epoch that it had then: the
+database was restored from a backup, or has lost changes. Changes are applied between two decisions,
+never within one, as both run on the event loop; so each decision is made from one revision.
+"""
 
 import asyncio
 import logging
@@ -16,9 +28,9 @@ _log = logging.getLogger(__name__)
 
 
 _CLOCK: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-"""One that goes on while the machine is suspended, where the system has it: settings from before a
-night's sleep are stale, and CLOCK_MONOTONIC does not count that night. (While a hypervisor has a
-machine paused, no clock of its own goes on; the next look at the database tells.)"""
+"""A clock that goes on while the machine is suspended, where the system has one: settings from
+before a night's sleep are stale, and CLOCK_MONOTONIC does not count that night. (While a hypervisor
+pauses a machine, none of its clocks goes on. The next look at the database brings news.)"""
 
 
 def _seconds() -> float:
@@ -26,10 +38,8 @@ def _seconds() -> float:
 
 
 class KeyTable:
-    """Follows the store. `changes_since(revision, epoch)` asks it, and may block: it runs in a
-    thread that is for nothing else, for `timeout` seconds.
-
-    Belongs to one event loop.
+    """Follows the store. `changes_since(revision, epoch)` queries it and may block, so it runs in a
+    thread of its own, for up to `timeout` seconds. Belongs to one event loop.
     """
 
     def __init__(
@@ -42,19 +52,19 @@ class KeyTable:
         self._arrived = asyncio.Condition()
         self._fresh_at = _seconds()
         self._read_to = 0
-        """Up to which revision the store was read. 0: all of it is to be read."""
+        """The revision up to which the store was read. 0: all keys have yet to be read."""
         self._known = asyncio.Event()
         self.is_followed = False
-        """Whether the store itself has told the settings, and no snapshot."""
+        """Whether the settings are the store's, and not a snapshot's."""
         self.revision = 0
         self.epoch = ""
-        """Tells the revision from another one of the same number: see store/epochs.py."""
+        """Distinguishes this revision from another of the same number: see store/epochs.py."""
         self.is_wrong_database = False
         """Whether the last look found a database of another installation."""
 
     @property
     def is_known(self) -> bool:
-        """Whether there are settings to decide by, if only that there is no key."""
+        """Whether there are settings to decide by. That there is no key is one of them, too."""
         return self._known.is_set()
 
     async def until_known(self) -> None:
@@ -78,7 +88,7 @@ class KeyTable:
         return self._settings.copy()
 
     def restore(self, settings: dict[bytes, KeySettings], revision: int, age: float) -> None:
-        """Begin with what was known `age` seconds ago. All of it is read anew from the store."""
+        """Begin with settings from `age` seconds ago. The store is still read from the start."""
         self._settings = settings
         self._fresh_at = _seconds() - age
         self.revision = revision
@@ -89,7 +99,7 @@ class KeyTable:
         return _seconds() - self._fresh_at
 
     async def refresh(self) -> None:
-        """Read what changed. Raises StoreUnavailable."""
+        """Read the changes. Raises StoreUnavailable."""
         asked_at = _seconds()
         changes = await self._thread.run(self._changes_since, self._read_to, self.epoch)
         if changes.everything or not self._read_to:
@@ -126,16 +136,16 @@ class KeyTable:
                     )
                 lost = ""
                 self.is_wrong_database = False
-            except Exception as error:  # noqa: BLE001  # Whatever it was, following goes on.
+            except Exception as error:  # noqa: BLE001  # Whatever the error, following goes on.
                 self.is_wrong_database = isinstance(error, WrongDatabase)
-                # Once for each cause: a database that is away may come back as another one.
+                # One line for each cause: a database that is away may come back as a wrong one.
                 if lost != type(error).__name__:
                     _log.error("settings stay at revision %d: %s", self.revision, error)
                 lost = type(error).__name__
             await self._pause(interval * random.uniform(0.9, 1.1))  # noqa: S311  # keeps no secret
 
     def hint(self) -> None:
-        """Something may have changed: look soon."""
+        """Look at the store soon, as something may have changed."""
         self._wanted.set()
 
     async def reach(self, revision: int, timeout: float) -> None:

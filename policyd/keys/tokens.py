@@ -1,35 +1,32 @@
-"""Bearer tokens in files. The first start makes the administration token, for its owner only."""
+"""Bearer tokens in files that only their owner may read. The first start makes AdminService's."""
 
-import errno
 import os
 import secrets
 import stat
 from pathlib import Path
 
-from policyd.command.private_files import make_folder
+from policyd.command.private_files import NO_ROOM, make_folder
 from policyd.errors import NoRoom, SettingsError
-
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def load_or_create(path: Path) -> str:
-    """The token in `path`, made with a new one if it is not there.
+    """The token in `path`. A file that is missing is made, with a new token.
 
-    Raises SettingsError, which is NoRoom where the disk is full.
+    Raises SettingsError; NoRoom where the disk is full.
     """
     try:
-        if not path.exists():  # One that is there needs no room.
+        if not path.exists():  # A file that is there needs no room.
             _create(path)
     except FileExistsError:
         pass
     except OSError as error:
-        kind = NoRoom if error.errno in _NO_ROOM else SettingsError
+        kind = NoRoom if error.errno in NO_ROOM else SettingsError
         raise kind(f"--admin-token-file {path} cannot be made: {error.strerror}") from None
     return load(path, "--admin-token-file")
 
 
 def load(path: Path, flag: str) -> str:
-    """The token in `path`, which others must not be able to read. Raises SettingsError."""
+    """The token in `path`. Raises SettingsError, also where other users may read the file."""
     try:
         mode = path.stat().st_mode
         token = path.read_text(encoding="utf-8").strip()
@@ -46,7 +43,7 @@ def load(path: Path, flag: str) -> str:
 
 def _create(path: Path) -> None:
     make_folder(path.parent)
-    # Written whole under another name first: a process that starts at the same time reads no half.
+    # Written under another name first, so that a process that starts now reads no half of it.
     draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:

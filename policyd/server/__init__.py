@@ -1,1 +1,19 @@
-"""`policyd serve`: it makes a worker, their supervisor and the background worker of the rest."""
+"""`policyd serve`: the composition root, where processes are made of the other packages.
+
+    supervisor    holds the ports; starts, watches and replaces the other processes
+    worker        the process of one worker
+    server        Server: what one worker consists of, and how it starts and ends
+    background    the background worker: ships the log, retires it, and serves the console
+
+A worker, in the order of its start:
+
+    preparation   what it needs on its own disk, and the background worker's process
+    following     how it comes by the settings of API keys: from the database, or the snapshot
+    opening       the database: brought to its form, and known to be the spool's
+    presence      its signs of life in the store, which also measure its clock (worker_clock)
+    admin_token   the token of AdminService
+    http_check    what answers at --http
+    health        what it says of its health
+
+The background worker: shipper carries entries from the spool to the store.
+"""

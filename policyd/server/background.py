@@ -1,9 +1,8 @@
-"""What policyd does beside deciding, in a process of its own.
+"""The background worker: what policyd does beside deciding, in a process of its own.
 
-`python -m policyd.server.background` runs it.
-
-It ships the decision log to the store, retires what is old, and serves the console. It ends when
-its standard input closes, after it has shipped what is left.
+It ships the decision log to the store, retires old decisions, and serves the console. It ends when
+its standard input closes, after it has shipped what is left. A supervisor or a server runs it as
+`python -m policyd.server.background`.
 """
 
 import asyncio
@@ -13,9 +12,9 @@ import sys
 from contextlib import AsyncExitStack
 from datetime import timedelta
 
-from policyd.command import child
-from policyd.command.configuration import run, start_logging
 from policyd.command.open_files import raise_limit
+from policyd.command.parent import Parent
+from policyd.command.process import run, start_logging
 from policyd.command.threads import StoreThreads
 from policyd.decision_log.spool import SpoolReader, known_database
 from policyd.errors import StoreUnavailable
@@ -30,50 +29,53 @@ _PAUSE = 0.2
 _LONGEST_PAUSE = 5.0
 """Seconds between two tries while the store is away."""
 _RETIRE = 60.0
-"""Seconds between two looks at what is old."""
+"""Seconds between two looks for decisions that are old enough to delete."""
 _FINISH = 0.4
-"""Of the grace period: how long the last entries are shipped, and ..."""
+"""The share of the grace period in which the last entries are shipped, and ..."""
 _LEAST_FINISH = 2.0
-"""... seconds that they have at least."""
+"""... the seconds that they have at least."""
 _NICE = 5
-"""Deciding comes first."""
+"""How far its priority is lowered: deciding comes first."""
 
 
 async def _work() -> None:
     async with (
-        child.Parent(load_settings, ends_by_itself=False) as parent,
+        Parent(load_settings, ends_by_itself=False) as parent,
         AsyncExitStack() as running,
     ):
         settings = parent.settings
         store = Store(settings.database_url, settings.database_timeout)
         running.callback(store.close)
-        # Nothing closes it: a thread that hangs in the database may come back to it, and would
-        # find another file under its numbers.
+        # It is never closed: a thread that hangs in the database may come back to it, and would
+        # find other files under its descriptors.
         spool = SpoolReader(settings.spool)
-        office = _Office(store, Shipper(store, spool), settings)
+        work = _BackgroundWorker(store, Shipper(store, spool), settings)
         if settings.console is not None:
-            # Only who has a console waits for all that it is made of.
+            # Imported late, so that a policyd without a console starts sooner.
             from policyd.console import ConsoleServer
 
             await running.enter_async_context(ConsoleServer(settings, store))
         parent.ready()
-        await parent.gone_during(office.ship(), office.retire())
-        await office.finish()
+        await parent.gone_during(work.ship(), work.retire())
+        await work.finish()
 
 
-class _Office:
+class _BackgroundWorker:
+    """Ships and retires the log, each in a thread. Belongs to one event loop."""
+
     def __init__(self, store: Store, shipper: Shipper, settings: ServerSettings) -> None:
         self._store = store
         self._is_found = False
-        """Whether the database was seen to be the spool's."""
+        """Whether the database was found, and is the one that the spool is for."""
         self._shipper = shipper
         self._settings = settings
         self._away = False
-        # Each call that they make to the store has a deadline of its own.
+        # Without a bound: each call that they make to the store has a deadline of its own.
         self._shipping = StoreThreads("shipping the log", None)
         self._retiring = StoreThreads("retiring the log", None)
 
     async def ship(self) -> None:
+        """Ship what the workers write, until cancelled."""
         pause = _PAUSE
         while True:
             shipped = await self._try()
@@ -81,6 +83,7 @@ class _Office:
             await asyncio.sleep(pause)
 
     async def retire(self) -> None:
+        """Retire what is old, and give back the space, until cancelled."""
         keep = timedelta(days=self._settings.log_retention)
         retired, told = 0, ""
         while True:
@@ -109,17 +112,17 @@ class _Office:
             await asyncio.sleep(_PAUSE if some or pages else pause)
 
     async def _expect(self, threads: StoreThreads) -> None:
-        """Let nothing be shipped to another database than the spool's, and nothing retired there.
+        """Make sure that nothing is shipped to, or retired in, another database than the spool's.
 
-        Raises StoreUnavailable while that one has not been found.
+        Raises StoreUnavailable while that database has not been found.
         """
         if not self._is_found:
             await threads.run(self._find)
             self._is_found = True
 
     def _find(self) -> None:
-        # Each time anew: a worker marks a spool without entries for the database that it finds, and
-        # must not meet this process as the one that ships from it.
+        # Read each time: a worker marks a spool without entries as that of the database it finds,
+        # and can do so only while no process ships from it.
         identity = known_database(self._settings.spool)
         if identity is None:
             raise StoreUnavailable("the database has not answered since policyd was started")
@@ -127,9 +130,9 @@ class _Office:
         self._store.identity()
 
     async def finish(self) -> None:
-        """Ship what is left, if the store is there and takes it in time; else the next start does.
+        """Ship what is left, if the store takes it in time. Otherwise the next start ships it.
 
-        What was begun is finished first.
+        A call to the store that runs already is finished first.
         """
         try:
             async with asyncio.timeout(max(self._settings.grace * _FINISH, _LEAST_FINISH)):

@@ -1,5 +1,5 @@
-"""How a worker comes by the settings of API keys, and follows them: from the database, and where
-that does not answer soon, from the snapshot at first."""
+"""How a worker comes by the settings of API keys, and follows them: from the database, or at first
+from the snapshot, where the database does not answer soon."""
 
 import asyncio
 import logging
@@ -12,26 +12,27 @@ from typing import Any
 from policyd.command.database_url import sqlite_file
 from policyd.command.threads import StoreThreads
 from policyd.decision_log import spool
-from policyd.errors import SettingsError, StoreUnavailable, StoreUnusable
+from policyd.errors import SettingsError, SnapshotUnusable, StoreUnavailable, StoreUnusable
 from policyd.keys.key_table import KeyTable
-from policyd.keys.snapshot import SnapshotFile, SnapshotKeeper, SnapshotUnusable, place_of
+from policyd.keys.snapshot import SnapshotFile
+from policyd.keys.snapshot_keeper import SnapshotKeeper, place_of
 from policyd.server.opening import OpenedStore
 from policyd.settings import ServerSettings
 
 _log = logging.getLogger(__name__)
 
 _PATIENCE = 1.0
-"""Seconds that the database has to answer before the snapshot is looked at."""
+"""Seconds that the database has to answer before the snapshot is used."""
 _POLL_EMBEDDED = 0.2
 _POLL = 1.0
-"""Seconds between two looks for changed keys. One at SQLite costs little, and it gives no hints."""
+"""Seconds between two looks for changed keys. SQLite gives no hints, and a look costs little."""
 _REMIND = 30.0
-"""Seconds between two lines that say that nothing can be decided."""
+"""Seconds between two log lines that nothing can be decided."""
 
 
 class Following:
-    """Fills `keys` from `store`. `ends` tells whether a database that cannot be used ends the
-    start; a worker that is started again goes on by the snapshot. Belongs to one event loop.
+    """Fills `keys` from `store`. With `ends`, a database that this version cannot use ends the
+    start; a worker that is restarted goes on by the snapshot instead. Belongs to one event loop.
     """
 
     def __init__(
@@ -45,19 +46,19 @@ class Following:
         self._is_embedded = file is not None
         self._place = place_of(os.path.realpath(file) if file else settings.database_url)
         self._file = SnapshotFile(settings.snapshot_file)
-        # Each of the calls that opening makes has a deadline of its own.
+        # Without a bound: each call that opening makes has a deadline of its own.
         self._opening = StoreThreads("the start", None)
         self._reading: asyncio.Task[None] | None = None
         self._problem = ""
 
     @property
     def is_fresh(self) -> bool:
-        """Whether there are settings, and the database was followed not long ago."""
+        """Whether there are settings, and the database was followed within --max-staleness."""
         return self._keys.is_known and self._keys.staleness() <= self._settings.max_staleness
 
     @property
     def unready(self) -> str:
-        """Why no requests should come, in words that hold no secret; "" where they may."""
+        """Why no requests should come, in words that hold no secret; "": they may come."""
         if not self._keys.is_known:
             return "no settings are known yet: the database is away"
         if self._settings.unready_when_stale:
@@ -66,19 +67,19 @@ class Following:
 
     @property
     def stale(self) -> str:
-        """Why the settings may be old ones, in words that hold no secret; "" where they are not."""
+        """Why the settings are stale, in words that hold no secret; "": they are not."""
         if self.is_fresh:
             return ""
-        # Probes need no token: the rest of what the database says is for the log alone.
+        # Anyone may probe, without a token: what the database itself says is for the log alone.
         is_wrong = self._keys.is_wrong_database
         cause = "the database is not the one it was" if is_wrong else "the database is away"
         return f"the settings are stale: {cause}"
 
     async def begin(self) -> None:
-        """Read the settings; those of the snapshot, where the database does not answer soon. It may
-        be that there are none then.
+        """Read the settings from the database, or where it does not answer soon, from the snapshot.
+        If there is no snapshot to use either, no settings are known yet.
 
-        Raises SettingsError, or StoreUnusable.
+        Raises SettingsError or StoreUnusable.
         """
         self._reading = asyncio.create_task(self._open_and_read())
         await asyncio.wait({self._reading}, timeout=_PATIENCE)
@@ -96,7 +97,7 @@ class Following:
         await self._begin_by_snapshot()
 
     def work(self) -> list[Coroutine[Any, Any, None]]:
-        """What is to be done from then on, until it is cancelled."""
+        """What has to run after begin(), until cancelled."""
         work = [self._follow(), self._remind()]
         if self._settings.snapshot_max_age:
             keeper = SnapshotKeeper(
@@ -148,13 +149,13 @@ class Following:
         await self._keys.follow(self._settings.poll_interval or interval)
 
     async def _open_at_last(self) -> None:
-        """Open the database, however long it is away."""
+        """Open the database, however long that takes."""
         told = self._problem
         while not self._store.identity:
             await asyncio.sleep(_POLL)
             try:
                 await self._opening.run(self._store.open)
-            except Exception as error:  # noqa: BLE001  # Whatever it was, it may work another time.
+            except Exception as error:  # noqa: BLE001  # Whatever the error, a later try may work.
                 if str(error) != told:
                     told = str(error)
                     _log.error("settings stay at revision %d: %s", self._keys.revision, error)

@@ -1,5 +1,5 @@
-"""The database as a server comes to it: brought to this version's form, and known to be the one
-that the spool is for, before anything is read. Until it answers, that is tried again and again."""
+"""Opening the database of a server: before settings are read, the database is brought to this
+version's form, and must be the one that the spool is for. Until it answers, opening is repeated."""
 
 from policyd.decision_log import spool
 from policyd.engine.model import KeyChanges
@@ -12,7 +12,7 @@ _IDENTIFIED = "0002"
 
 
 class OpenedStore:
-    """`store`, opened when it is first asked, and again until that works. Threads may share it."""
+    """A `store` that open() has to open, as often as it takes. Threads may share it."""
 
     def __init__(self, store: Store, settings: ServerSettings) -> None:
         self._store = store
@@ -20,10 +20,10 @@ class OpenedStore:
         self._migrates = settings.migrate
         self._is_marked = False
         self.identity = ""
-        """Of the database, once it is open."""
+        """The database's identity, once it is open."""
 
     def open(self) -> None:
-        """Raises StoreUnavailable, or SettingsError where the spool is for another database."""
+        """Open it. Raises StoreUnavailable; SettingsError where the spool is another database's."""
         self._store.check()
         self._claim()
         if self._migrates:
@@ -32,13 +32,15 @@ class OpenedStore:
             self._store.check_form()
         identity = self._store.identity()
         self._mark(identity)
-        # From here on, another one is no place to read settings from or to ship the log to.
+        # From here on, settings are read from no other database, and the log is shipped to none.
         self._store.expect(identity)
         self.identity = identity
 
     def _claim(self) -> None:
-        """See that the database is the spool's before anything is changed there. Raises
-        SettingsError; another one is used for nothing from then on."""
+        """Make sure that the database is the spool's before anything in it is changed.
+
+        Raises SettingsError where it is not, and then uses it for nothing from then on.
+        """
         revision = self._store.form().revision
         if revision is None or revision < _IDENTIFIED:
             return
@@ -49,15 +51,15 @@ class OpenedStore:
             raise
 
     def changes_since(self, revision: int, epoch: str) -> KeyChanges:
-        """See Store. Raises StoreUnavailable, also where it is not open yet."""
+        """See Keys.changes_since(). Raises StoreUnavailable, also where it is not open yet."""
         if not self.identity:
             raise StoreUnavailable("the database has not answered yet")
         if not self._is_marked:
             self._mark(self.identity)
-        return self._store.changes_since(revision, epoch)
+        return self._store.keys.changes_since(revision, epoch)
 
     def _mark(self, identity: str) -> None:
-        """Have the spool say whose entries it holds. A full disk takes that later."""
+        """Mark the spool as this database's. On a full disk it is marked later."""
         try:
             spool.prepare(self._spool, identity)
             self._is_marked = True

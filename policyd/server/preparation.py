@@ -1,6 +1,6 @@
-"""What a server needs on its own disk before it starts, and the process that does the rest.
+"""What a server needs on its own disk before it starts; and the background worker's process.
 
-A full disk keeps no server from starting: what it lacks is made when there is room.
+A full disk keeps no server from starting: what is missing is made once there is room.
 """
 
 import asyncio
@@ -26,11 +26,11 @@ _PAUSE = 1.0
 
 
 def prepare(settings: ServerSettings, *, is_first: bool = True) -> bool:
-    """Make the administration token and the spool's folder; and where `is_first`, an empty
-    database, where there is none and it is a file: later, none appears in the place of one that was
-    deleted. Returns whether there was room.
+    """Make the administration token and the spool's folder; with `is_first` also an empty database,
+    if it is a file and there is none. Returns whether there was room. Raises SettingsError.
 
-    Raises SettingsError.
+    Only the first process of a start makes the database, so that none appears later in the place of
+    one that was deleted.
     """
     file = sqlite_file(settings.database_url)
     if file is not None and not file.parent.is_dir() and not settings.snapshot_file.exists():
@@ -58,18 +58,18 @@ async def preparing(settings: ServerSettings, *, is_first: bool = True) -> bool:
     return await StoreThreads("the start", None).run(prepare, settings, is_first=is_first)
 
 
-def back_office(settings: ServerSettings) -> Child:
-    """The process that ships the log to the store: see back_office.py."""
+def background_worker(settings: ServerSettings) -> Child:
+    """The background worker's process: see background.py."""
     return Child(
         "the background worker", "policyd.server.background", dump_settings(settings), SHIPPING
     )
 
 
-async def keep_back_office(office: Child, settings: ServerSettings, is_started: bool) -> None:
-    """Keep it running, until cancelled. It is started once there is room for what it needs."""
+async def keep_background_worker(worker: Child, settings: ServerSettings, is_started: bool) -> None:
+    """Keep the worker running, until cancelled; start it first, once there is room, if need be."""
     if not is_started:
-        await start_with_room(office.start, settings)
-    await office.keep_running()
+        await start_with_room(worker.start, settings)
+    await worker.keep_running()
 
 
 async def start_with_room(start: Callable[[], Awaitable[None]], settings: ServerSettings) -> None:
@@ -86,11 +86,11 @@ async def start_with_room(start: Callable[[], Awaitable[None]], settings: Server
 
 
 def make_the_rest(settings: ServerSettings, *, is_first: bool = True) -> None:
-    """Make what there was no room for. Raises SettingsError, NoRoom while there is none."""
+    """Make what prepare() could not. Raises SettingsError; NoRoom while the disk is full."""
     spool.make(settings.spool)
     tokens.load_or_create(settings.admin_token_file)
     file = sqlite_file(settings.database_url)
     if file is not None and is_first:
-        # Where even this has no place, the database is away, and that is said.
+        # Where there is no room even for this, the database counts as away, and the log says so.
         with suppress(OSError):
             make_file(Path(os.path.realpath(file)))

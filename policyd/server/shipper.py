@@ -1,4 +1,8 @@
-"""The shipper: carries the spool's entries to the store, with their price, and retires old ones."""
+"""The shipper carries entries from the spool to the store, and retires old ones there.
+
+Each chunk of a file is one transaction, which also commits how far the file is shipped. See
+decision_log/spool for why nothing is lost, and store/log.py for why nothing is stored again.
+"""
 
 import logging
 import time
@@ -8,7 +12,7 @@ import msgspec
 
 from policyd.decision_log.pricing import cost
 from policyd.decision_log.record import Outcome, Record, moment
-from policyd.decision_log.refused_key import Refusal, RefusalCount
+from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount
 from policyd.decision_log.spool import Chunk, SpoolReader
 from policyd.errors import PositionMoved
 from policyd.store import Step, Store
@@ -17,16 +21,16 @@ _log = logging.getLogger(__name__)
 _CHUNK = 2**20
 """Bytes of the spool in one transaction."""
 _KEEP = 24 * 3600.0
-"""Seconds between two times that the store is told that this spool is still there."""
-_Entry = Record | Outcome | Refusal | RefusalCount
+"""Seconds between two notes to the store that this spool is still in use."""
+_Entry = Record | Outcome | RefusedKey | RefusedKeyCount
 _decode = msgspec.json.Decoder(_Entry).decode
 
 
 class Shipper:
-    """Ships from `spool` to `store`. Everything may block.
+    """Ships from `spool` to `store`. Every method may block.
 
-    Whatever it has done when it ends, in the middle or killed, the next one goes on from what the
-    store has: nothing is shipped twice, and no file goes that the store has not got all of.
+    Whenever it ends, or is killed, the next shipper goes on from what the store has: no entry is
+    stored more than once, and no file is deleted before the store has all of it.
     """
 
     def __init__(self, store: Store, spool: SpoolReader) -> None:
@@ -38,9 +42,9 @@ class Shipper:
         self._kept_at = float("-inf")
 
     def ship(self) -> int:
-        """Carry over what there is. Returns how many entries. Raises StoreUnavailable.
+        """Ship all entries that there are. Returns how many. Raises StoreUnavailable.
 
-        One call at a time: the threads for shipping see to that, also when policyd ends.
+        Make one call at a time. The background worker's threads see to that, also at its end.
         """
         return self._ship() if self._spool.lock() else 0
 
@@ -71,8 +75,8 @@ class Shipper:
         return shipped
 
     def _delete_finished(self) -> None:
-        """Delete the files that the store has all of; it is asked once more, as it may be another
-        one by now. Only when they are gone are their positions forgotten."""
+        """Delete the files that the store has all of. The store is asked again before, as it may
+        have been restored from a backup since. Positions are forgotten once the files are gone."""
         spool = self._spool.identity()
         finished = self._spool.finished()
         if any(finished.values()):
@@ -98,9 +102,8 @@ class Shipper:
             self._spool.forget_losses(stored)
 
     def retire(self, keep: timedelta, max_rows: int) -> int:
-        """Delete some of what the log need not keep any longer. Returns how many; 0: that was all.
-
-        Raises StoreUnavailable.
+        """Delete some decisions that the log need not keep any longer. Returns how many; 0: that
+        was all. Raises StoreUnavailable.
         """
         if not self._spool.lock():
             return 0
@@ -110,16 +113,15 @@ class Shipper:
         return self._store.log.retire(keep, max_rows)
 
     def standstill(self) -> str:
-        """Why retention does less than its settings ask for; "" where it does not.
+        """Why retention deletes less than its settings ask for; "": it does not.
 
         Raises StoreUnavailable.
         """
         return self._store.log.standstill().reason
 
     def give_back(self) -> int:
-        """Give back some of the space that this has freed. Returns how many pages; 0: that was all.
-
-        Raises StoreUnavailable.
+        """Give back some of the space that retire() has freed. Returns how many pages; 0: that was
+        all. Raises StoreUnavailable.
         """
         return self._store.log.give_back() if self._spool.lock() else 0
 

@@ -1,9 +1,9 @@
-"""One of several workers, as its supervisor starts it: `python -m policyd.server.worker`."""
+"""The process of one worker, as the supervisor starts it: `python -m policyd.server.worker`."""
 
 import sys
 
-from policyd.command.child import Parent
-from policyd.command.configuration import run, start_logging
+from policyd.command.parent import Parent
+from policyd.command.process import run, start_logging
 from policyd.server.preparation import preparing
 from policyd.server.server import Server
 from policyd.settings import load_settings
@@ -12,7 +12,7 @@ from policyd.settings import load_settings
 async def _work() -> None:
     async with Parent(load_settings) as parent:
         if parent.position is not None:
-            # It may be of a later version than its supervisor, which has prepared for its own.
+            # It may be of a later version than the supervisor, which has prepared for its own.
             await preparing(parent.settings, is_first=False)
         server = Server(
             parent.settings,

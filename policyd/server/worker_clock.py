@@ -1,10 +1,10 @@
-"""A worker's clock, measured by the database's.
+"""A worker's clock, measured against the database's.
 
-Decisions are timed by their worker, which asks no database for it. A clock that is wrong would put
-them beyond what a query asks for, or among what is old enough to go. So where it is further off
-than a bound, the log says so, and what it shows is corrected by the offset that was measured last:
-a decision's time is right within that bound. Before the first answer of the database the clock is
-believed.
+Workers time decisions by their own clock, without asking the database. A wrong clock would put them
+outside of the time that a query looks at, or among those old enough to delete. So if the clock is
+off by more than a bound, that is logged, and its time is corrected by the offset that was measured
+last. A decision's time is then right within the bound. Before the database's first answer the clock
+is taken to be right.
 """
 
 import logging
@@ -16,13 +16,13 @@ _log = logging.getLogger(__name__)
 
 
 class WorkerClock:
-    """Is right within `bound` seconds, as far as it was measured."""
+    """A clock that is right within `bound` seconds, as far as it was measured."""
 
     def __init__(self, bound: float, clock: Callable[[], float] = time.time) -> None:
         self._bound = bound
         self._clock = clock
         self._offset = 0.0
-        """Seconds that the clock is ahead, where that is more than the bound."""
+        """Seconds that the clock is ahead, or 0 where that is within the bound."""
         self._told = 0.0
 
     def time(self) -> float:
@@ -30,11 +30,11 @@ class WorkerClock:
         return self._clock() - self._offset
 
     def measured(self, ahead: timedelta) -> None:
-        """Take note of how far the clock is ahead of the database's; behind, if negative."""
+        """Note how far the clock is ahead of the database's, or behind it, if negative."""
         seconds = ahead.total_seconds()
         self._offset = seconds if abs(seconds) > self._bound else 0.0
         if abs(self._offset - self._told) <= self._bound:
-            return  # A clock that drifts is not said to be wrong every two seconds.
+            return  # A clock that drifts a little is not logged again at every beat.
         self._told = self._offset
         if self._offset:
             _log.error(
@@ -51,7 +51,8 @@ class WorkerClock:
         return self._offset != 0
 
     def remark(self) -> str:
-        """What health says beside whether it serves: a wrong clock takes no worker out."""
+        """A remark for health checks. It is no failure: a wrong clock takes no worker out of
+        service."""
         return f"the clock is {self._words()}" if self._offset else ""
 
     def _words(self) -> str:

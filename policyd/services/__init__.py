@@ -1,1 +1,15 @@
-"""The gRPC services: message -> model -> one call -> message."""
+"""The gRPC services: thin servicers, each a message, one call of the code below, and a message.
+
+In the order of the way of a request:
+
+    grpc_server       a port with services, health and reflection, and its bounds
+    waiting_calls     bounds the calls that wait for their message, or stream
+    authentication    bearer tokens
+    errors            policyd's errors as gRPC statuses: one table
+    policy            PolicyService: decides, and logs each decision
+    ext_authz         Envoy's external authorization; ext_authz_request: its message
+    decision_ids      the IDs of decisions
+    log_entries       messages -> entries of the decision log
+    admin             AdminService: API keys, and the decision log
+    log_messages      entries of the decision log -> messages
+"""

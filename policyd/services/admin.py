@@ -1,7 +1,7 @@
 """AdminService: API keys and their settings, and the decision log.
 
-The store blocks, so it is asked in threads: some for keys, others for the log, whose calls may
-take longer. Calls beyond those at once wait for a turn, and only so many.
+The store blocks, so calls to it run in threads: _AT_ONCE of them for keys, and as many for the log,
+whose calls may take longer. Further calls wait for a turn, up to _WAITING of them.
 """
 
 from collections.abc import Callable, Iterable
@@ -26,13 +26,13 @@ _PAGE = 100
 _MAX_PAGE = 1000
 _AT_ONCE = 4
 _WAITING = 60
-"""Calls for keys, or for the log, that wait for a turn; further ones get RESOURCE_EXHAUSTED."""
+"""Calls for keys, or for the log, that may wait; further ones get RESOURCE_EXHAUSTED."""
 _LONGER = 3
-"""Times the time-out of the database, which a call for the log may take."""
+"""A call for the log may take so many times the database's time-out."""
 
 
 class AdminServicer(AdminServiceServicer):
-    """Manages the keys in `store`, and reads its decision log; `table` follows it."""
+    """Manages the keys in `store`, and reads its decision log. `table` follows the keys."""
 
     def __init__(self, store: Store, table: KeyTable, timeout: float = TIMEOUT) -> None:
         self._store = store
@@ -47,7 +47,7 @@ class AdminServicer(AdminServiceServicer):
     ) -> pb.CreateApiKeyResponse:
         """See admin.proto."""
         wanted = _fields(request.api_key, ("name", "enforce_user_ids", "override_policy", "accept"))
-        key, secret = await self._keys.run(self._store.create_key, **wanted)
+        key, secret = await self._keys.run(self._store.keys.create, **wanted)
         return pb.CreateApiKeyResponse(api_key=_message(key), key=secret)
 
     async def ListApiKeys(
@@ -57,7 +57,7 @@ class AdminServicer(AdminServiceServicer):
         size = _page_size(request.page_size)
         try:
             keys = await self._keys.run(
-                self._store.list_keys,
+                self._store.keys.list,
                 after=request.page_token,
                 limit=size + 1,
                 show_revoked=request.show_revoked,
@@ -70,7 +70,7 @@ class AdminServicer(AdminServiceServicer):
 
     async def GetApiKey(self, request: pb.GetApiKeyRequest, context: Any) -> pb.GetApiKeyResponse:
         """See admin.proto."""
-        key = await self._keys.run(self._store.get_key, request.id)
+        key = await self._keys.run(self._store.keys.get, request.id)
         return pb.GetApiKeyResponse(api_key=_message(key))
 
     async def UpdateApiKey(
@@ -79,14 +79,14 @@ class AdminServicer(AdminServiceServicer):
         """See admin.proto."""
         wanted = request.api_key
         changes = _fields(wanted, request.update_mask.paths)
-        key = await self._keys.run(self._store.update_key, wanted.id, changes, wanted.etag)
+        key = await self._keys.run(self._store.keys.update, wanted.id, changes, wanted.etag)
         return pb.UpdateApiKeyResponse(api_key=_message(key))
 
     async def RevokeApiKey(
         self, request: pb.RevokeApiKeyRequest, context: Any
     ) -> pb.RevokeApiKeyResponse:
         """See admin.proto."""
-        key = await self._keys.run(self._store.revoke_key, request.id, request.etag)
+        key = await self._keys.run(self._store.keys.revoke, request.id, request.etag)
         return pb.RevokeApiKeyResponse(api_key=_message(key))
 
     async def ListDecisions(
@@ -114,7 +114,7 @@ class AdminServicer(AdminServiceServicer):
     def _read_status(self) -> tuple[LogStatus, int, Standstill, tuple[str, timedelta] | None]:
         log = self._store.log
         furthest = self._store.workers.furthest_off()
-        return log.status(), self._store.refusals.total(), log.standstill(), furthest
+        return log.status(), self._store.refused_keys.total(), log.standstill(), furthest
 
     def _followed(self) -> Any:
         if not self._table.is_known:

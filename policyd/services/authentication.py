@@ -1,4 +1,10 @@
-"""Bearer tokens: which callers a listener lets in."""
+"""Authentication of gRPC callers by bearer token.
+
+A listener that has a token serves only calls with `authorization: Bearer TOKEN`. The check comes
+before the call's message is read, so that a caller without the token can make the server hold
+nothing; and it compares in constant time, so that the time of an answer tells nothing of the token.
+Only the health service needs no token: probes have none, and health is no secret.
+"""
 
 import hmac
 from typing import Any
@@ -8,19 +14,19 @@ import grpc
 from policyd.errors import Unauthenticated
 from policyd.services.errors import abort
 
-_HEALTH = "/grpc.health.v1.Health/"  # Probes have no token, and health is no secret.
+_HEALTH = "/grpc.health.v1.Health/"
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):
-    """Lets in who shows `authorization: Bearer TOKEN`, and everybody to the health service."""
+    """Serves callers that send `authorization: Bearer TOKEN`; the health service serves all."""
 
-    def __init__(self, token: str, mend: str) -> None:
-        """`mend` tells a refused caller where to find the token."""
-        self.let_in(token)
-        self._mend = mend
+    def __init__(self, token: str, hint: str) -> None:
+        """`hint` ends the error for other callers: it tells where to find the token."""
+        self.accept(token)
+        self._hint = hint
 
-    def let_in(self, token: str) -> None:
-        """Let in those that show `token` from now on, and no others."""
+    def accept(self, token: str) -> None:
+        """Accept `token` from now on, in place of the one before."""
         self._token = token.encode()
 
     async def intercept_service(
@@ -30,8 +36,8 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if method.startswith(_HEALTH) or self._is_right(handler_call_details.invocation_metadata):
             return await continuation(handler_call_details)
-        # As a handler of streams it waits for no message, which may be large or never come.
-        return grpc.stream_unary_rpc_method_handler(self._refuse)
+        # A handler of streams is called before the message, which may be large or never come.
+        return grpc.stream_unary_rpc_method_handler(self._reject)
 
     def _is_right(self, metadata: Any) -> bool:
         given = [value for name, value in metadata or () if name == "authorization"]
@@ -39,5 +45,5 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         is_bearer = scheme.lower() == "bearer"
         return hmac.compare_digest(token.strip().encode(), self._token) and is_bearer
 
-    async def _refuse(self, _: object, context: Any) -> None:
-        await abort(context, Unauthenticated(f"the bearer token is missing or wrong: {self._mend}"))
+    async def _reject(self, _: object, context: Any) -> None:
+        await abort(context, Unauthenticated(f"the bearer token is missing or wrong: {self._hint}"))

@@ -1,8 +1,8 @@
-"""The IDs of decisions: each its own, but for a request that is asked again and decided alike.
+"""The IDs of decisions: unique, except where a caller asks again and gets the same decision.
 
-The gateway never heard the first answer then, and the log would have two rows for one request.
-Only identical requests that are decided alike share an ID, so that no caller can keep another
-decision out of the log, and none stands there that the client did not get.
+A gateway asks again when it did not get the first answer, and without this the log would have two
+rows for one request. Only identical requests with the same decision share an ID. So no caller can
+keep another decision out of the log, and the log has no decision that the caller did not get.
 """
 
 import hashlib
@@ -15,17 +15,17 @@ from policyd.errors import InvalidDescriptor
 from policyd.v1 import policy_pb2 as pb
 
 MAX_SKEW = 5 * 60 * 1000
-"""Milliseconds that the time of an idempotency key may be from this machine's."""
+"""Milliseconds by which the time in an idempotency key may differ from this machine's."""
 _KEY = re.compile("[0-9a-f]{32}")
 _TIME = 12
-"""Digits of the millisecond, which an ID begins with."""
+"""Hexadecimal digits of the time in milliseconds, with which an ID begins."""
 _HASH = 10
-"""Bytes of the rest."""
+"""Bytes of the hash that follows it."""
 
 
 class DecisionIds:
-    """IDs in the order of time: 12 hexadecimal digits of the millisecond, then 12 of `process` and
-    8 of a count, or else 20 of what was asked and decided."""
+    """Makes IDs that sort by time: 12 hexadecimal digits of the time in milliseconds, then either
+    12 of `process` and 8 of a counter, or 20 of a hash over the request and its decision."""
 
     def __init__(self, process: str, clock: Callable[[], float] = time.time) -> None:
         self._process = process
@@ -38,14 +38,14 @@ class DecisionIds:
         return f"{now:012x}{self._process}{next(self._count) & 0xFFFFFFFF:08x}"
 
     def repeatable(self, request: pb.EvaluateRequest, decided: pb.EvaluateResponse) -> str:
-        """The ID that every policyd gives to this request, which has an idempotency key, where it
-        decides the same. Raises InvalidDescriptor where the key is malformed.
+        """The ID that every policyd gives to this request, which has an idempotency key, if it
+        makes the same decision. Raises InvalidDescriptor where the key is malformed.
         """
         key = request.idempotency_key
         if not _KEY.fullmatch(key):
             raise InvalidDescriptor(
-                "idempotency_key is 32 lower-case hexadecimal digits: 12 of the milliseconds since "
-                "1970, and 20 that are random"
+                "idempotency_key must be 32 lower-case hexadecimal digits: 12 for the milliseconds "
+                "since 1970, and 20 random ones"
             )
         asked_at = key[:_TIME]
         if abs(int(asked_at, 16) - int(self._clock() * 1000)) > MAX_SKEW:

@@ -1,4 +1,8 @@
-"""policyd's errors as gRPC statuses: one table, and the one interceptor that uses it."""
+"""policyd's errors as gRPC statuses: one table, and one interceptor that uses it.
+
+An error is no decision: a denial is a value in a response with status OK. So each status but OK
+means that policyd did not decide, and google.rpc.ErrorInfo tells a program why.
+"""
 
 from __future__ import annotations  # gRPC's classes are generic for the type checker only.
 
@@ -43,11 +47,11 @@ _Continuation = Callable[
 
 
 def status_of(error: Exception) -> tuple[grpc.StatusCode, str, str]:
-    """The status code, the message and the reason that `error` is reported with."""
+    """The status code, the message and the reason with which `error` is reported."""
     if type(error) in TABLE:
         code, reason = TABLE[type(error)]  # type: ignore[index]  # checked in the line above
         return code, str(error), reason
-    # Its text may hold anything, so it goes to the log alone.
+    # Its text may contain anything, a secret too, so only the log has it.
     _log.error("an unexpected error", exc_info=error)
     return _Code.INTERNAL, "policyd failed; its log says more", "INTERNAL"
 
@@ -63,7 +67,7 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Reports what the servicers raise. Streams (health, reflection) report their own."""
+    """Reports the errors that servicers raise. Streams (health, reflection) report their own."""
 
     def __init__(self) -> None:
         # A handler is the same at every call, so it is wrapped once.
@@ -93,10 +97,10 @@ def _reporting(handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandle
         try:
             return await answer(_parsed(parse, data), context)
         except grpc.aio.AbortError:
-            raise  # The servicer has ended the RPC itself.
+            raise  # The servicer has ended the call itself.
         except NotImplementedError:
             await context.abort(_Code.UNIMPLEMENTED, "this policyd does not have the method")
-        except Exception as error:  # noqa: BLE001  # abort() logs what is not expected
+        except Exception as error:  # noqa: BLE001  # abort() logs unexpected errors.
             await abort(context, error)
 
     return grpc.unary_unary_rpc_method_handler(

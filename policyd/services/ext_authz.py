@@ -1,4 +1,4 @@
-"""Envoy's external authorization: a CheckRequest becomes a question, its answer a CheckResponse.
+"""Envoy's external authorization: a CheckRequest is described and decided, and answered.
 
 Istio and Envoy Gateway speak it too. What they must be told is in integrations/envoy.
 """
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 _SET = HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 _ALLOWED = status_pb2.Status(code=code_pb2.OK)
-_REFUSED = status_pb2.Status(code=code_pb2.PERMISSION_DENIED)
+_DENIED = status_pb2.Status(code=code_pb2.PERMISSION_DENIED)
 _UNREAD = {
     Arrival.CUT: (
         "The request body is larger than what Envoy sends to be checked, so its user field cannot "
@@ -58,21 +58,21 @@ class AuthorizationServicer:
         route = self._route(request)
         check = await ext_authz_request.read(request.attributes, self._bodies, self._policy.knows)
         if check.is_websocket:
-            return CheckResponse(status=_REFUSED, denied_response=_WEBSOCKET)
-        answer = await self._policy.answer(check.question, route)
+            return CheckResponse(status=_DENIED, denied_response=_WEBSOCKET)
+        answer = await self._policy.answer(check.described, route)
         metadata = _metadata(answer)
         if answer.decision == pb.DECISION_ALLOW:
             allowed = _ok(check, answer.upstream_path)
             return CheckResponse(status=_ALLOWED, ok_response=allowed, dynamic_metadata=metadata)
         denied = _denied(answer, check.arrival)
-        return CheckResponse(status=_REFUSED, denied_response=denied, dynamic_metadata=metadata)
+        return CheckResponse(status=_DENIED, denied_response=denied, dynamic_metadata=metadata)
 
     def _route(self, request: CheckRequest) -> RouteSettings:
         try:
             return ext_authz_request.route_settings(request.attributes.context_extensions)
         except InvalidArgument as problem:
-            # It is the operator's mistake, and Envoy shows nobody what it is told. A configuration
-            # holds only so many, so each is told once.
+            # It is the operator's mistake, and Envoy does not show what policyd answers. A
+            # configuration holds only so many, so each is logged once.
             if str(problem) not in self._told:
                 self._told.add(str(problem))
                 _log.error("Envoy gets no decision for a route: %s", problem)
@@ -88,18 +88,18 @@ def _ok(check: Check, upstream_path: str) -> OkHttpResponse:
 
 
 def _denied(answer: pb.EvaluateResponse, arrival: Arrival) -> DeniedHttpResponse:
-    refusal = answer.denial
-    body = refusal.body
+    denied = answer.denial
+    body = denied.body
     is_unread = answer.explanation.user_state == pb.USER_STATE_TOO_LARGE
     if is_unread and arrival in _UNREAD:
-        body = denial.render(refusal.http_status, (_UNREAD[arrival],), "invalid_request").body
-    headers = [_header(header.name, header.value) for header in refusal.headers]
+        body = denial.render(denied.http_status, (_UNREAD[arrival],), "invalid_request").body
+    headers = [_header(header.name, header.value) for header in denied.headers]
     # Envoy would put its own behind Content-Length, where the original product has it before.
     headers.append(_header("Date", formatdate(usegmt=True)))
     # OpenAI's clients show it as the error's request_id.
     headers.append(_header("x-request-id", answer.decision_id))
     return DeniedHttpResponse(
-        status=HttpStatus(code=refusal.http_status), headers=headers, body=body
+        status=HttpStatus(code=denied.http_status), headers=headers, body=body
     )
 
 

@@ -1,23 +1,30 @@
-"""Envoy's CheckRequest -> the question that PolicyServicer is asked, and the route's settings."""
+"""Envoy's CheckRequest -> the request that policyd describes, and the route's settings."""
 
 from collections.abc import Callable, Mapping
 from enum import Enum
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
-from policyd.descriptor import body as descriptor
-from policyd.descriptor.body import KEY_HEADER, MAX_RAW_BODY, OVERRIDE_HEADER, PREFIX, TRACE_HEADER
+from policyd.descriptor import headers
+from policyd.descriptor.body import MAX_RAW_BODY
 from policyd.descriptor.body_memory import Bodies
-from policyd.descriptor.describe import put_facts
-from policyd.engine import endpoints, method_override
-from policyd.engine.model import IDENTIFIERS, Endpoint, Mode, Override, RouteSettings
+from policyd.descriptor.describe import HttpRequest, about_key, describe, read_attributes
+from policyd.descriptor.headers import (
+    KEY_HEADER,
+    OVERRIDE_HEADER,
+    PARTIAL_BODY,
+    PREFIX,
+    TRACE_HEADER,
+    Headers,
+)
+from policyd.descriptor.identifiers import NOT_READ, TOO_LARGE, BodyAttributes
+from policyd.engine.model import IDENTIFIERS, Mode, Override, RouteSettings, are_identifiers
 from policyd.errors import InvalidArgument, InvalidDescriptor
 from policyd.v1 import policy_pb2 as pb
 
-HttpRequest = Any
+EnvoyRequest = Any
 """An envoy.service.auth.v3.AttributeContext.HttpRequest: the package has no types."""
 
-_PARTIAL = "x-envoy-auth-partial-body"
 _LENGTH = "content-length"
 _TYPE = "content-type"
 # Envoy's map joins repeats by commas. None of these has a comma of its own in it.
@@ -37,7 +44,7 @@ class Arrival(Enum):
 class Check(NamedTuple):
     """What a CheckRequest says."""
 
-    question: pb.EvaluateRequest
+    described: pb.EvaluateRequest
     target: str
     """Path and query as they came."""
     own_headers: tuple[str, ...]
@@ -48,7 +55,7 @@ class Check(NamedTuple):
 
 
 async def read(
-    attributes: Any, bodies: Bodies, knows: Callable[[pb.EvaluateRequest], bool]
+    attributes: Any, bodies: Bodies, knows: Callable[[pb.CheckKeyRequest], bool]
 ) -> Check:
     """Read the attributes of a CheckRequest. The body is read where `knows` finds the key in force.
 
@@ -59,44 +66,41 @@ async def read(
             "policyd decides HTTP requests: use Envoy's HTTP filter ext_authz, not the network one"
         )
     http = attributes.request.http
-    headers = _headers(http)
+    given = _headers(http)
     body = http.raw_body or http.body.encode()
-    arrival = _arrival(http, headers, body)
+    arrival = _arrival(http, given, body)
     path, _, query = http.path.partition("?")
-    overriding = method_override.overriding(http.method, _pairs(headers), query)
-    question = pb.EvaluateRequest(
-        headers=[pb.Header(name=n, value=v) for n, v in [*_for_policyd(headers), *overriding]],
-        method=http.method,
-        path=path,
-        source_ip=attributes.source.address.socket_address.address,
-        user_agent=_first(headers, "user-agent"),
-        organization=_first(headers, "openai-organization"),
-        request_id=_first(headers, "x-request-id") or http.id,
+    source_ip = attributes.source.address.socket_address.address
+    request = HttpRequest(http.method, path, query, given, source_ip=source_ip, request_id=http.id)
+    body_attributes = NOT_READ
+    if request.target.in_scope:
+        body_attributes = TOO_LARGE
+        if arrival is Arrival.WHOLE and knows(about_key(request)):
+            body_attributes = await _read_body(bodies, body, request)
+    return Check(
+        describe(request, body_attributes),
+        http.path,
+        tuple(filter(_is_own, given)),
+        arrival,
+        headers.wants_websocket(given),
     )
-    target = endpoints.resolve("POST" if overriding else http.method, path)
-    if target.in_scope:
-        facts = descriptor.TOO_LARGE
-        if arrival is Arrival.WHOLE and knows(question):
-            facts = await _read_body(bodies, body, headers, target.endpoint)
-        put_facts(question, facts)
-    is_websocket = any("websocket" in value.lower() for value in headers.get("upgrade", ()))
-    return Check(question, http.path, tuple(filter(_is_own, headers)), arrival, is_websocket)
+
+
+async def _read_body(bodies: Bodies, body: bytes, request: HttpRequest) -> BodyAttributes:
+    # An operator who lets larger messages in, by --max-message, wants larger bodies read.
+    limit = max(MAX_RAW_BODY, len(body))
+    with bodies.hold() as held:
+        return await read_attributes(request, body, bodies, held, limit)
 
 
 # --- headers -----------------------------------------------------------------------------------
 
 
-_Headers = dict[str, list[str]]
-"""Values by name in lower case, repeats kept as far as they can be told."""
-
-
-def _headers(http: HttpRequest) -> _Headers:
+def _headers(http: EnvoyRequest) -> Headers:
+    """The headers, repeats kept as far as they can be told."""
     if not http.HasField("header_map"):
         return {name.lower(): _repeats(name.lower(), one) for name, one in http.headers.items()}
-    headers: _Headers = {}
-    for one in http.header_map.headers:
-        headers.setdefault(one.key.lower(), []).append(_value(one))
-    return headers
+    return headers.by_name((one.key.lower(), _value(one)) for one in http.header_map.headers)
 
 
 def _value(header: Any) -> str:
@@ -112,18 +116,6 @@ def _repeats(name: str, joined: str) -> list[str]:
     return [*values, joined] if name == OVERRIDE_HEADER else values
 
 
-def _pairs(headers: _Headers) -> list[tuple[str, str]]:
-    return [(name, value) for name, values in headers.items() for value in values]
-
-
-def _for_policyd(headers: _Headers) -> list[tuple[str, str]]:
-    return [(name, value) for name, value in _pairs(headers) if name.startswith(PREFIX)]
-
-
-def _first(headers: _Headers, name: str) -> str:
-    return headers[name][0] if name in headers else ""
-
-
 def _is_own(name: str) -> bool:
     # An underscore is a dash to some upstreams.
     return name.replace("_", "-").startswith(PREFIX)
@@ -132,33 +124,22 @@ def _is_own(name: str) -> bool:
 # --- the body ----------------------------------------------------------------------------------
 
 
-def _arrival(http: HttpRequest, headers: _Headers, body: bytes) -> Arrival:
-    partial = {value.strip().lower() for value in headers.get(_PARTIAL, ())}
-    length = descriptor.agreed(headers.get(_LENGTH, ()))
-    if partial - {"false"}:
+def _arrival(http: EnvoyRequest, given: Headers, body: bytes) -> Arrival:
+    length = headers.agreed(given.get(_LENGTH, ()))
+    if headers.is_partial(given):
         return Arrival.CUT
     if body:
         return Arrival.CUT if _number(length) > len(body) else Arrival.WHOLE
-    if length == "0" or (partial and not _number(length)):
+    says_partial = bool(given.get(PARTIAL_BODY))
+    if length == "0" or (says_partial and not _number(length)):
         return Arrival.WHOLE
     # In HTTP/1 one of two headers announces a body; in HTTP/2 nothing need to.
-    is_announced = length != "" or "transfer-encoding" in headers
+    is_announced = length != "" or "transfer-encoding" in given
     return Arrival.MISSING if is_announced or http.protocol[:6] != "HTTP/1" else Arrival.WHOLE
 
 
 def _number(length: str | None) -> int:
     return int(length) if length and length.isdecimal() and len(length) < 20 else 0
-
-
-async def _read_body(
-    bodies: Bodies, body: bytes, headers: _Headers, endpoint: Endpoint | None
-) -> descriptor.Facts:
-    content_type = descriptor.agreed(headers.get(_TYPE, ()))
-    coding = ", ".join(headers.get("content-encoding", ()))
-    # Who lets larger messages in, by --max-message, wants larger bodies read.
-    limit = max(MAX_RAW_BODY, len(body))
-    with bodies.hold() as held:
-        return await bodies.read(held, body, content_type, coding, endpoint, limit)
 
 
 # --- the route's settings ----------------------------------------------------------------------
@@ -202,13 +183,13 @@ def _one_of(field: str, members: type[_Member]) -> Callable[[str, str], tuple[st
 
 def _accept(name: str, value: str) -> tuple[str, tuple[str, ...]]:
     accepted = tuple(one.strip() for one in value.split(","))
-    if not set(accepted) <= set(IDENTIFIERS):
+    if not are_identifiers(accepted):
         raise _unknown(name, value, f"a list of {' and '.join(IDENTIFIERS)}, split by commas")
     return "accept", accepted
 
 
-def _unknown(name: str, value: str, mend: str) -> InvalidArgument:
-    return InvalidArgument(f"the route's context_extensions set {name} to {value!r}: give {mend}")
+def _unknown(name: str, value: str, fix: str) -> InvalidArgument:
+    return InvalidArgument(f"the route's context_extensions set {name} to {value!r}: give {fix}")
 
 
 _READERS = {

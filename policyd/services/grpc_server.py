@@ -1,4 +1,4 @@
-"""A gRPC listener: one port with services of ours, health and reflection."""
+"""A gRPC listener: one port with policyd's services, health and reflection, and its bounds."""
 
 import asyncio
 from contextlib import suppress
@@ -11,47 +11,49 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
-from policyd.command.address import check_free, not_free
-from policyd.command.configuration import Address
+from policyd.command.address import Address, check_free, not_free
 from policyd.errors import SettingsError
 from policyd.services.errors import ErrorInterceptor
-from policyd.services.waiting import Waiting
+from policyd.services.waiting_calls import WaitingCalls
 from policyd.settings import ServerSettings
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 LIVENESS = "liveness"
-"""The health service that says that the process answers: one that does not is to be restarted."""
+"""The health service that tells whether the process answers: one that does not should be
+restarted."""
 SETTINGS = "settings"
-"""The health service that says whether decisions are made by fresh settings. Every other one is
+"""The health service that tells whether policyd decides by fresh settings. Every other one tells
 readiness: whether requests should be sent here."""
 
 _STREAMS = 1000
 """Calls at once on a connection."""
 _CALLS = 10_000
 """Calls at once on all connections together; further ones get RESOURCE_EXHAUSTED. Half of them may
-wait for their message or stream: see waiting.py."""
+wait for their message, or stream: see waiting_calls.py."""
 _MAX_HEAD = 64 * 1024
 """Bytes of a call's metadata."""
 _IDLE = 900.0
-"""Seconds that a connection without a call is kept. Mostly its age ends it before, which puts no
-line into its client's log, as this would."""
+"""Seconds that a connection without a call is kept. Its age usually ends it sooner, because that,
+unlike this, leaves no line in the client's log."""
 _STREAMED = 1.0
-"""Seconds that calls which stream, or have brought no message yet, have at the end."""
+"""Seconds that calls have, when the server stops, which stream or have brought no message yet."""
 _DEAD = 30.0
-"""Seconds after which a connection without a sign of life is asked for one, and then ends."""
+"""Seconds without a sign of life until a connection is asked for one, and again until it ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """What bounds a listener's clients: bytes, connections and seconds."""
+    """The bounds of a listener."""
 
     max_message: int
+    """Bytes of a message."""
     connections: int
+    """Number of connections."""
     handshake: float
-    """Seconds until a connection speaks HTTP/2, TLS included."""
+    """Seconds until a connection has to speak HTTP/2, its TLS handshake included."""
     age: float
-    """Seconds after which a connection is to be made anew. gRPC adds or takes a tenth."""
+    """Seconds after which clients have to connect anew. gRPC varies it by a tenth."""
 
 
 def _options(bounds: Bounds, shared: bool) -> list[tuple[str, int]]:
@@ -64,15 +66,15 @@ def _options(bounds: Bounds, shared: bool) -> list[tuple[str, int]]:
         ("grpc.max_concurrent_streams", _STREAMS),
         ("grpc.max_metadata_size", _MAX_HEAD),
         ("grpc.absolute_max_metadata_size", _MAX_HEAD),
-        # Clients may ask every few seconds whether the connection still lives. gRPC's own measure
-        # the bandwidth with pings, too, of which a few may arrive together after a stall.
+        # Clients may send a keepalive ping every few seconds. gRPC's clients also measure the
+        # bandwidth with pings, and after a stall several may arrive together.
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
         ("grpc.http2.max_ping_strikes", 10),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.keepalive_time_ms", _milliseconds(_DEAD)),
         ("grpc.keepalive_timeout_ms", _milliseconds(_DEAD)),
         ("grpc.max_connection_idle_ms", _milliseconds(_IDLE)),
-        # Calls under way, and those that cross the notice, are finished: health's Watch may last.
+        # No grace is set, so that calls under way are finished: health's Watch may last.
         ("grpc.max_connection_age_ms", _milliseconds(bounds.age)),
     ]
 
@@ -82,12 +84,15 @@ def _milliseconds(seconds: float) -> int:
 
 
 class GrpcListener:
-    """A gRPC server with `services` of ours, health and reflection."""
+    """A gRPC server with `services` (their full names), health and reflection.
+
+    `guards` are interceptors that come before the servicers.
+    """
 
     def __init__(
         self, services: tuple[str, ...], guards: list[Any], bounds: Bounds, shared: bool
     ) -> None:
-        self._waiting = Waiting(_CALLS // 2)
+        self._waiting = WaitingCalls(_CALLS // 2)
         self.server = grpc.aio.server(
             interceptors=[self._waiting, *guards, ErrorInterceptor()],
             options=_options(bounds, shared),
@@ -103,7 +108,7 @@ class GrpcListener:
     async def start(
         self, address: Address, flag: str, credentials: grpc.ServerCredentials | None
     ) -> Address:
-        """Listen. Returns the address with the port that it took. Raises CannotListen."""
+        """Listen. Returns the address with the actual port. Raises CannotListen."""
         if not self._shared:
             check_free(address, flag)
         try:
@@ -117,21 +122,21 @@ class GrpcListener:
         return Address(address.host, port)
 
     async def tell(self, *, ready: bool, fresh: bool) -> None:
-        """Report this health: before start(), too."""
+        """Report this health, also before start()."""
         for service in self._services:
             await self._health.set(service, SERVING if ready else NOT_SERVING)
         await self._health.set(LIVENESS, SERVING)
         await self._health.set(SETTINGS, SERVING if fresh else NOT_SERVING)
 
     async def tell_of(self, name: str, status: int) -> None:
-        """Report the health of something that the rest does not depend on, under its own name."""
+        """Report the health of a part that the other services do not depend on, under its name."""
         await self._health.set(name, status)
 
     async def stop(self, grace: float, told: int | None = NOT_SERVING) -> None:
-        """Report `told`, and wait for calls under way up to `grace` seconds.
+        """Report the health `told`, and wait up to `grace` seconds for calls under way.
 
-        Those that stream, or have brought no message yet, have _STREAMED of them: none of them is
-        a decision under way.
+        Calls that stream, or have brought no message yet, have only _STREAMED seconds, because none
+        of them is a decision under way.
         """
         await self._health.end_watches(told)
         stopping = asyncio.ensure_future(self.server.stop(grace))
@@ -140,12 +145,12 @@ class GrpcListener:
         await stopping
 
     def hurry(self) -> None:
-        """Cut the calls under way, where it is being stopped."""
+        """Cut the calls under way, if it is stopping."""
         self._hurrying = asyncio.ensure_future(self.server.stop(0))
 
 
 class _Health(HealthServicer):
-    """Ends the streams of Watch when the server stops: they would last as long as the grace."""
+    """Ends the streams of Watch when the server stops, as they would use up all of the grace."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,7 +159,7 @@ class _Health(HealthServicer):
     async def Check(self, request: Any, context: Any) -> Any:
         """See grpc.health.v1."""
         if request.service == LIVENESS:
-            # One that is being stopped takes no requests, and is not to be killed for that.
+            # A stopping server takes no requests, but must not be killed for that.
             return health_pb2.HealthCheckResponse(status=SERVING)
         return await super().Check(request, context)
 
@@ -182,15 +187,15 @@ class _Health(HealthServicer):
                 await watching
 
     async def end_watches(self, told: int | None) -> None:
-        """Tell all that watch `told`, unless it is None, and end their streams."""
+        """Report `told` to all watches, unless it is None, and end their streams."""
         if told is not None:
             await self.enter_graceful_shutdown()
-        await asyncio.sleep(0)  # The watches wake, and send it.
+        await asyncio.sleep(0)  # The watches wake up and send it.
         self._stopping.set()
 
 
 def credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
-    """What TLS needs, None without TLS. Raises SettingsError."""
+    """The server's TLS credentials; None without TLS. Raises SettingsError."""
     if settings.tls_cert is None or settings.tls_key is None:
         return None
     pair = (_read(settings.tls_key, "--tls-key"), _read(settings.tls_cert, "--tls-cert"))

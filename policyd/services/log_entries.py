@@ -1,4 +1,4 @@
-"""PolicyService's messages -> entries of the decision log. They hold no body and no key."""
+"""PolicyService's messages -> entries of the decision log, which contain no body and no key."""
 
 from functools import lru_cache
 
@@ -16,8 +16,8 @@ from policyd.decision_log.record import (
     is_decision_id,
 )
 from policyd.decision_log.refused_key import MAX_TEXT as MAX_SAMPLE
-from policyd.decision_log.refused_key import REASONS, Refusal
-from policyd.descriptor.evaluate_request import Described
+from policyd.decision_log.refused_key import REASONS, RefusedKey
+from policyd.descriptor.evaluate_request import Reading
 from policyd.engine.model import SAFETY_IDENTIFIER, Decision, UserState
 from policyd.errors import InvalidArgument
 from policyd.v1 import policy_pb2 as pb
@@ -27,73 +27,72 @@ _ENDINGS = tuple(Ending)
 
 def record(
     request: pb.EvaluateRequest,
-    described: Described,
+    reading: Reading,
     decision: Decision,
     response: pb.EvaluateResponse,
-) -> Record | Refusal:
-    """The entry for `decision`, which `response` answers `request` with."""
+) -> Record | RefusedKey:
+    """The entry for `decision`, with which `response` answers `request`."""
     if not response.api_key_id:
-        return _refusal(request, described, response)
-    return _record(request, described, decision, response)
+        return _refused_key(request, reading, response)
+    return _record(request, reading, decision, response)
 
 
-def _refusal(
-    request: pb.EvaluateRequest, described: Described, response: pb.EvaluateResponse
-) -> Refusal:
-    facts = described.facts
-    return Refusal(
-        response.decision_id,
-        REASONS[described.descriptor.credential],
-        request.source_ip[:MAX_SAMPLE],
-        request.method[:MAX_SAMPLE],
-        request.path.partition("?")[0][:MAX_SAMPLE],
-        (request.model or (facts.model if facts else ""))[:MAX_SAMPLE],
-        request.user_agent[:MAX_SAMPLE],
-        described.trace_id,
-        request.request_id[:MAX_SAMPLE],
+def _refused_key(
+    request: pb.EvaluateRequest, reading: Reading, response: pb.EvaluateResponse
+) -> RefusedKey:
+    return RefusedKey(
+        id=response.decision_id,
+        reason=REASONS[reading.decision_input.credential],
+        source_ip=request.source_ip[:MAX_SAMPLE],
+        method=request.method[:MAX_SAMPLE],
+        path=request.path.partition("?")[0][:MAX_SAMPLE],
+        model=(request.model or reading.attributes.model)[:MAX_SAMPLE],
+        user_agent=request.user_agent[:MAX_SAMPLE],
+        trace_id=reading.trace_id,
+        request_id=request.request_id[:MAX_SAMPLE],
     )
 
 
 def _record(
     request: pb.EvaluateRequest,
-    described: Described,
+    reading: Reading,
     decision: Decision,
     response: pb.EvaluateResponse,
 ) -> Record:
     why = decision.explanation
-    descriptor, trace_id, facts = described
+    decided_on = reading.decision_input
     verdict, status, flags = _outline(decision)
     return Record(
-        response.decision_id,
-        verdict,
-        status,
-        response.api_key_id,
-        why.operation,
-        why.mode,
-        why.source,
-        why.ignored,
-        why.in_scope,
-        why.user_state,
-        why.identifier,
-        why.summary,
-        flags,
-        response.revision,
-        descriptor.user,
-        descriptor.safety_identifier,
-        _asked(descriptor.overrides) if descriptor.overrides else "",
-        _end_user(request, described, decision)[:MAX_TEXT],
-        (request.model or (facts.model if facts else ""))[:MAX_TEXT],
-        request.method[:MAX_TEXT],
-        request.path.partition("?")[0][:MAX_AGENT],
-        request.source_ip[:MAX_TEXT],
-        request.user_agent[:MAX_AGENT],
-        request.organization[:MAX_TEXT],
-        trace_id,
-        request.request_id[:MAX_TEXT],
+        id=response.decision_id,
+        verdict=verdict,
+        status=status,
+        key_id=response.api_key_id,
+        operation=why.operation,
+        mode=why.mode,
+        source=why.source,
+        ignored=why.ignored,
+        in_scope=why.in_scope,
+        user_state=why.user_state,
+        identifier=why.identifier,
+        summary=why.summary,
+        flags=flags,
+        revision=response.revision,
+        body_user=decided_on.user,
+        body_safety_identifier=decided_on.safety_identifier,
+        overrides=_asked(decided_on.overrides) if decided_on.overrides else "",
+        end_user=_end_user(request, reading, decision)[:MAX_TEXT],
+        model=(request.model or reading.attributes.model)[:MAX_TEXT],
+        method=request.method[:MAX_TEXT],
+        path=request.path.partition("?")[0][:MAX_AGENT],
+        source_ip=request.source_ip[:MAX_TEXT],
+        user_agent=request.user_agent[:MAX_AGENT],
+        organization=request.organization[:MAX_TEXT],
+        trace_id=reading.trace_id,
+        request_id=request.request_id[:MAX_TEXT],
     )
 
 
-# Few decisions are unlike, so what the log says of them is put together once.
+# Few decisions differ from each other, so what the log keeps of one is worked out once.
 @lru_cache(maxsize=4096)
 def _outline(decision: Decision) -> tuple[Verdict, int, str]:
     verdict = Verdict.WOULD_DENY if decision.would_deny else Verdict.ALLOWED
@@ -104,19 +103,19 @@ def _outline(decision: Decision) -> tuple[Verdict, int, str]:
 
 
 def _asked(overrides: tuple[str, ...]) -> str:
-    """What the override headers asked for: all that deciding once more needs to know of them."""
+    """What the override headers asked for, as far as a simulation needs it to decide again."""
     asked = {value.strip(" \t").lower() for value in overrides}
     return ",".join(sorted({one if one in ("true", "false") else "invalid" for one in asked}))
 
 
-def _end_user(request: pb.EvaluateRequest, described: Described, decision: Decision) -> str:
+def _end_user(request: pb.EvaluateRequest, reading: Reading, decision: Decision) -> str:
     why = decision.explanation
     if why.in_scope and why.user_state is not UserState.VALID:
         return ""
-    facts = described.facts
+    attributes = reading.attributes
     if why.identifier == SAFETY_IDENTIFIER:
-        return request.safety_identifier or (facts.safety_identifier.value if facts else "")
-    return request.user or (facts.user.value if facts else "")
+        return request.safety_identifier or attributes.safety_identifier.value
+    return request.user or attributes.user.value
 
 
 def outcome(message: pb.Outcome) -> Outcome:
@@ -128,17 +127,17 @@ def outcome(message: pb.Outcome) -> Outcome:
     if not 0 <= message.http_status <= 999:
         raise InvalidArgument("http_status is a number from 0 to 999")
     return Outcome(
-        message.decision_id,
-        _ENDINGS[message.ending],
-        message.http_status,
-        _microseconds(message, "time_to_first_byte"),
-        _microseconds(message, "duration"),
-        message.openai_id[:MAX_TEXT],
-        message.model[:MAX_TEXT],
-        message.organization[:MAX_TEXT],
-        _tokens(message, "input_tokens"),
-        _tokens(message, "output_tokens"),
-        _tokens(message, "cached_tokens"),
+        decision_id=message.decision_id,
+        ending=_ENDINGS[message.ending],
+        status=message.http_status,
+        first_byte_us=_microseconds(message, "time_to_first_byte"),
+        duration_us=_microseconds(message, "duration"),
+        openai_id=message.openai_id[:MAX_TEXT],
+        model=message.model[:MAX_TEXT],
+        organization=message.organization[:MAX_TEXT],
+        input_tokens=_tokens(message, "input_tokens"),
+        output_tokens=_tokens(message, "output_tokens"),
+        cached_tokens=_tokens(message, "cached_tokens"),
         cache_write_tokens=_tokens(message, "cache_write_tokens"),
     )
 

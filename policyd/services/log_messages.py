@@ -13,7 +13,7 @@ from policyd.v1 import policy_pb2
 
 
 def log_filter(request: pb.ListDecisionsRequest) -> LogFilter:
-    """Which decisions are asked for. Raises InvalidArgument."""
+    """The filter that a request asks for. Raises InvalidArgument."""
     if request.page_token and not is_decision_id(request.page_token):
         raise InvalidArgument("page_token is not one that ListDecisions gave")
     try:
@@ -44,7 +44,7 @@ def _moment(request: pb.ListDecisionsRequest, field: str) -> datetime | None:
 
 
 def message(record: Record) -> pb.LoggedDecision:
-    """The message that tells of one decision."""
+    """The message for one logged decision."""
     return pb.LoggedDecision(
         id=record.id,
         time=timestamp(record.time),
@@ -108,14 +108,14 @@ def _duration(microseconds: int | None) -> Duration | None:
 
 
 def duration(time: timedelta) -> Duration:
-    """How long something takes as protobuf has it."""
+    """A length of time as a protobuf message."""
     made = Duration()
     made.FromTimedelta(time)
     return made
 
 
 def timestamp(moment: datetime) -> Timestamp:
-    """A moment as protobuf has it."""
+    """A point in time as a protobuf message."""
     stamp = Timestamp()
     stamp.FromDatetime(moment)
     return stamp

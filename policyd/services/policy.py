@@ -1,4 +1,4 @@
-"""PolicyService: descriptor in, decision out."""
+"""PolicyService: a request descriptor comes in, a decision goes out, and the log has it by then."""
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from policyd.decision_log.writer import Entry
 from policyd.descriptor import evaluate_request
 from policyd.descriptor.body import MAX_RAW_BODY
-from policyd.descriptor.body_memory import SMALL, Bodies
+from policyd.descriptor.body_memory import Bodies
 from policyd.descriptor.content_encoding import decoded_limit
 from policyd.engine.decision import NO_ROUTE, decide
 from policyd.engine.model import Credential, KeySettings, Mode, RouteSettings
@@ -27,15 +27,15 @@ MAX_BATCH = 1000
 MAX_BATCH_BODIES = 16 * 2**20
 """Bytes that the raw bodies of one BatchEvaluate may decompress to."""
 MAX_WAIT = 5.0
-"""Seconds to wait for a revision that a caller asks for, where its own deadline is no sooner."""
+"""Seconds to wait for a revision that a caller asks for, if its own deadline is not sooner."""
 
 
 class PolicyServicer(PolicyServiceServicer):
     """Decides with the settings in `keys`; `default` is the mode of keys that set none.
 
-    `log` makes entries durable, at once or once what it returns was awaited, or raises LogFull.
-    `process` are 12 hexadecimal digits that no other process has: they stand in the IDs of
-    decisions, behind the time of `clock`. `bodies` bounds the raw bodies that are read.
+    `log` makes entries durable, at once or when its result is awaited, or raises LogFull. `process`
+    is 12 hexadecimal digits that no other process has: the IDs of decisions contain them, behind
+    the time of `clock`. `bodies` bounds the raw bodies that are read.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class PolicyServicer(PolicyServiceServicer):
             raise InvalidArgument("each item of a batch needs an id of its own")
         wanted = max((item.request.min_revision for item in items), default=0)
         if wanted > self._keys.revision:
-            with suppress(RevisionNotReached):  # The items that it concerns say so themselves.
+            with suppress(RevisionNotReached):  # The items that ask for it each get the error.
                 await self._reach(wanted, context)
         requests = [item.request for item in items]
         results, decided = await self._reading(requests, self._results, items)
@@ -87,8 +87,8 @@ class PolicyServicer(PolicyServiceServicer):
             in_force=in_force, needs_body=needs_body, revision=self._keys.revision
         )
 
-    def knows(self, request: pb.EvaluateRequest) -> bool:
-        """Whether the request's key is in force. If not, its body need not be read.
+    def knows(self, request: pb.EvaluateRequest | pb.CheckKeyRequest) -> bool:
+        """Whether the request's key is in force. If it is not, its body need not be read.
 
         Raises SettingsUnknown.
         """
@@ -102,7 +102,7 @@ class PolicyServicer(PolicyServiceServicer):
         return self._keys.settings(api_key.digest(key))
 
     def _body_size(self, request: pb.EvaluateRequest) -> int:
-        """Bytes that a raw body may take to read, decompressed, if it is to be read."""
+        """Bytes that reading a raw body may take, counted decompressed; 0 where it is not read."""
         if not request.HasField("raw_body") or not self.knows(request):
             return 0
         size = len(request.raw_body.content)
@@ -129,7 +129,7 @@ class PolicyServicer(PolicyServiceServicer):
 
     async def _reach(self, revision: int, context: Any) -> None:
         left = context.time_remaining()
-        # A little before the caller gives up, so that it gets the reason.
+        # A little less than the caller waits, so that it gets the reason.
         await self._keys.reach(revision, MAX_WAIT if left is None else min(MAX_WAIT, left * 0.9))
 
     def _results(self, items: Any) -> tuple[list[pb.BatchEvaluateResult], list[Entry]]:
@@ -150,7 +150,7 @@ class PolicyServicer(PolicyServiceServicer):
             response, record = self._evaluate(item.request)
             decided.append(record)
             return pb.BatchEvaluateResult(id=item.id, response=response)
-        except Exception as error:  # noqa: BLE001  # One item's fault costs no other its answer.
+        except Exception as error:  # noqa: BLE001  # An item's error must not affect the others.
             code, message, reason = status_of(error)
             status = pb.ItemStatus(code=code.value[0], message=message, reason=reason)
             return pb.BatchEvaluateResult(id=item.id, status=status)
@@ -158,9 +158,9 @@ class PolicyServicer(PolicyServiceServicer):
     async def answer(
         self, request: pb.EvaluateRequest, route: RouteSettings = NO_ROUTE
     ) -> pb.EvaluateResponse:
-        """Decide with the settings at hand, and log it: what every adapter asks.
+        """Decide with the settings at hand, and log the decision: every adapter calls this.
 
-        `route` is what the gateway's operator sets for the request's route. Raises
+        `route` has the settings that the gateway's operator gives to the request's route. Raises
         SettingsUnknown, InvalidDescriptor, RevisionNotReached, BodiesFull or LogFull.
         """
         response, record = await self._reading([request], self._evaluate, request, route)
@@ -174,19 +174,16 @@ class PolicyServicer(PolicyServiceServicer):
         work: Callable[..., _Result],
         *arguments: Any,
     ) -> _Result:
-        """Do `work`, which reads the bodies of `requests`: in a thread, where that takes long.
-
-        Raises BodiesFull.
-        """
+        """Do `work`, which reads the raw bodies of `requests`. Raises BodiesFull."""
         decoded = sum(map(self._body_size, requests))
-        if decoded <= SMALL:
+        if not decoded:
             return work(*arguments)
         size = sum(len(request.raw_body.content) for request in requests)
         with self._bodies.hold() as held:
             # The messages are here already, and those that wait for their turn count, too.
             held.grow(size)
             decoded = min(decoded, MAX_BATCH_BODIES) if decoded > size else 0
-            return await self._bodies.in_thread(held, size, decoded, work, *arguments)
+            return await self._bodies.do(held, size, decoded, work, *arguments)
 
     def _evaluate(
         self, request: pb.EvaluateRequest, route: RouteSettings = NO_ROUTE
@@ -195,10 +192,10 @@ class PolicyServicer(PolicyServiceServicer):
         if request.min_revision > revision:
             raise RevisionNotReached(f"settings are at revision {revision}: ask again")
         settings = self._settings(request)
-        # A request whose key is refused is refused whatever its body holds.
-        said = evaluate_request.describe(request, reads_body=settings is not None)
-        described = said.descriptor
-        decision = decide(described, settings, self._default, route)
+        # A request without a valid key is denied whatever its body holds.
+        reading = evaluate_request.read(request, reads_body=settings is not None)
+        decision_input = reading.decision_input
+        decision = decide(decision_input, settings, self._default, route)
         response = pb.EvaluateResponse()
         answer = evaluate_request.answer(decision)
         response.CopyFrom(answer)
@@ -208,8 +205,8 @@ class PolicyServicer(PolicyServiceServicer):
         response.revision = revision
         if settings is not None:
             response.api_key_id = settings.key_id
-        if described.target.path:
-            response.upstream_path = described.target.path
-        if said.trace_id:
-            response.trace_id = said.trace_id
-        return response, log_entries.record(request, said, decision, response)
+        if decision_input.target.path:
+            response.upstream_path = decision_input.target.path
+        if reading.trace_id:
+            response.trace_id = reading.trace_id
+        return response, log_entries.record(request, reading, decision, response)

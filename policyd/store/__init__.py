@@ -1,55 +1,49 @@
 """The database: its tables and queries, and the only SQL of policyd.
 
-One row counts revisions. A change locks it, writes the key with the new number and commits, so the
-order of commits is the order of revisions, and `WHERE revision > last` misses nothing.
+`Store` is all that the rest of policyd sees of it: a few methods of its own, and one part for each
+kind of thing that is kept. A request meets them in this order:
+
+    keys              API keys and revisions; changes_since() is what workers follow
+    epochs, hints     what makes a revision unmistakable; that settings have changed
+    log               decisions and outcomes as the shipper appends them, and as pages read them
+    outcomes          outcomes that wait for their decision
+    positions         how far each file of a spool has been shipped
+    refused_keys      requests without a key in force, counted apart from the log
+    losses, log_size  decisions that were lost; how many the log holds
+    decisions         the table of decisions, and the queries along its indexes
+    statistics        counts by hour, key and end user, for the console
+    history           a key's requests by kind, for simulations
+    workers           which workers run, and from which revision each decides
+    administrator     the console's password and sessions
+
+What deletes: retention (how much may go), expiry (deletes it), steps (in short transactions), days
+(PostgreSQL's partitions), space (gives free pages back).
+
+What is below: database (transactions, bounds, errors), engine (connections), postgresql,
+database_file and checkpoints (SQLite's file, which others may replace), clock, identity, damage.
+The form: forms and migrations/. What `policyd db` does: upkeep, copying, sqlite_files.
 """
 
-import json
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from datetime import datetime
-from typing import Any
 
 import sqlalchemy as sa
 
 from policyd.command.database_url import sqlite_file
 from policyd.command.deadline import TIMEOUT
-from policyd.engine.model import (
-    IDENTIFIERS,
-    ApiKey,
-    KeyChange,
-    KeyChanges,
-    KeySettings,
-    Mode,
-    Override,
-)
-from policyd.errors import (
-    EtagMismatch,
-    InvalidArgument,
-    KeyNotFound,
-    KeyRevoked,
-)
-from policyd.keys import api_key
 from policyd.store import damage, forms, hints
 from policyd.store import identity as identities
 from policyd.store.administrator import Administrator
 from policyd.store.clock import database_time
-from policyd.store.database import (
-    Moment,
-    make_file,
-    metadata,
-    now,
-    open_engine,
-    reading,
-    writing,
-)
+from policyd.store.database import metadata, reading
 from policyd.store.decisions import LogFilter
-from policyd.store.epochs import epoch_of, epochs
+from policyd.store.engine import make_file, open_engine
 from policyd.store.history import History
+from policyd.store.keys import CHANGEABLE, MAX_NAME, Keys
 from policyd.store.log import Log, LogStatus
 from policyd.store.migrations import Form
 from policyd.store.positions import Positions, Step
-from policyd.store.refusals import RefusalCounts, Refusals, RefusedSource
+from policyd.store.refused_keys import RefusedKeyCounts, RefusedKeys, RefusedSource
 from policyd.store.statistics import Counts, Statistics
 from policyd.store.workers import Worker, Workers
 
@@ -59,7 +53,7 @@ __all__ = [
     "Counts",
     "LogFilter",
     "LogStatus",
-    "RefusalCounts",
+    "RefusedKeyCounts",
     "RefusedSource",
     "Step",
     "Store",
@@ -68,41 +62,16 @@ __all__ = [
     "sqlite_file",
 ]
 
-MAX_NAME = 200
-"""Characters of a key's name."""
-CHANGEABLE = ("name", "mode", "override", "accept")
-"""The fields of an ApiKey that update_key() takes."""
-
-_revision = sa.Table(
-    "revision",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("value", sa.BigInteger, nullable=False),
-)
 _installation = sa.Table(
     "installation",
     metadata,
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("identity", sa.String(32), nullable=False),
 )
-_keys = sa.Table(
-    "api_keys",
-    metadata,
-    sa.Column("id", sa.String(32), primary_key=True),
-    sa.Column("name", sa.String(MAX_NAME), nullable=False),
-    sa.Column("digest", sa.LargeBinary(32), nullable=False, unique=True),
-    sa.Column("mode", sa.SmallInteger),
-    sa.Column("override", sa.SmallInteger, nullable=False),
-    sa.Column("accept", sa.String(200), nullable=False),
-    sa.Column("created_at", Moment, nullable=False),
-    sa.Column("updated_at", Moment, nullable=False),
-    sa.Column("revoked_at", Moment),
-    sa.Column("revision", sa.BigInteger, nullable=False, index=True),
-)
 
 
 class Store:
-    """The database at `url`, in SQLAlchemy's form. Threads may share it.
+    """The database at `url`, a URL as SQLAlchemy takes it. Threads may share it.
 
     Every method raises StoreUnavailable where the database cannot be reached or used, or does not
     answer within `timeout` seconds; the few that may take longer have a bound of their own.
@@ -111,25 +80,26 @@ class Store:
     def __init__(self, url: str, timeout: float = TIMEOUT) -> None:
         self._url = url
         self._engine = open_engine(url, timeout)
+        self.keys = Keys(self._engine)
         self.log = Log(self._engine)
         self.positions = Positions(self._engine)
-        self.refusals = Refusals(self._engine)
+        self.refused_keys = RefusedKeys(self._engine)
         self.statistics = Statistics(self._engine)
         self.workers = Workers(self._engine)
         self.administrator = Administrator(self._engine)
 
     def identity(self) -> str:
-        """What tells this database from every other one, copies of it aside."""
+        """The identity of this installation's database. Only copies of it have the same."""
         with reading(self._engine) as connection:
             return identities.read(connection)
 
     def time(self) -> datetime:
-        """This moment by the database's clock, by which what is stored is looked for."""
+        """This moment by the database's clock. Queries of what is stored start from it."""
         with reading(self._engine) as connection:
             return database_time(connection)
 
     def hints(self) -> AsyncIterator[None]:
-        """Yields when somebody has changed a key, where the database tells: see hints.py."""
+        """Yields when a key has changed, on databases that send notifications: see hints.py."""
         return hints.follow(self._engine)
 
     def history(self, key_id: str, since: datetime, until: datetime) -> History:
@@ -141,13 +111,12 @@ class Store:
         self._engine.dispose()
 
     def expect(self, identity: str) -> None:
-        """Use no other database than the one of this identity from now on: WrongDatabase is raised
-        for it."""
+        """Use only the database of this identity from now on. Another one raises WrongDatabase."""
         identities.expect(self._engine, identity)
 
     def check(self) -> None:
-        """Call it once at a start. Raises StoreUnavailable where the database is damaged, or takes
-        no changes; one that is not there yet is neither."""
+        """Raises StoreUnavailable where the database is damaged or read-only. For the start: a file
+        that is not there yet passes."""
         file = sqlite_file(self._url)
         if file is None or file.exists():
             damage.check(self._engine)
@@ -167,164 +136,5 @@ class Store:
         self.form().check()
 
     def form(self) -> Form:
-        """What the database says of its form."""
+        """The database's form, and which versions of policyd can use it."""
         return forms.read(self._engine)
-
-    def create_key(
-        self,
-        name: str,
-        mode: Mode | None = None,
-        override: Override = Override.ANY,
-        accept: tuple[str, ...] = IDENTIFIERS,
-    ) -> tuple[ApiKey, str]:
-        """Make a key. Returns its settings, and the key itself: nobody can read it again."""
-        key = api_key.generate()
-        row = _valid({"name": name, "mode": mode, "override": override, "accept": accept})
-        at = now()  # Only shown, so it may be the clock of this machine.
-        row |= {"id": api_key.generate_id(), "digest": api_key.digest(key)}
-        row |= {"created_at": at, "updated_at": at, "revoked_at": None}
-        with self._change() as (connection, revision):
-            row["revision"] = revision
-            connection.execute(sa.insert(_keys).values(row))
-            return _read(connection, row["id"]), key
-
-    def list_keys(
-        self, *, after: str = "", limit: int = 100, show_revoked: bool = False
-    ) -> list[ApiKey]:
-        """Up to `limit` keys, oldest first, from behind the key with the ID `after`."""
-        query = sa.select(_keys).order_by(_keys.c.created_at, _keys.c.id).limit(limit)
-        if not show_revoked:
-            query = query.where(_keys.c.revoked_at.is_(None))
-        with reading(self._engine) as connection:
-            if after:
-                last = _read(connection, after)
-                place = sa.tuple_(_keys.c.created_at, _keys.c.id)
-                query = query.where(place > sa.tuple_(last.created_at, last.id))
-            return [_api_key(row) for row in connection.execute(query)]
-
-    def get_key(self, key_id: str) -> ApiKey:
-        """The key with this ID. Raises KeyNotFound."""
-        with reading(self._engine) as connection:
-            return _read(connection, key_id)
-
-    def update_key(
-        self, key_id: str, changes: Mapping[str, object], etag: str | None = None
-    ) -> ApiKey:
-        """Change some of CHANGEABLE.
-
-        Raises KeyNotFound, KeyRevoked, EtagMismatch or InvalidArgument.
-        """
-        row = _valid(changes)
-        if not row:
-            raise InvalidArgument(f"nothing to change: name one of {', '.join(CHANGEABLE)}")
-        with self._change() as (connection, revision):
-            current = _read(connection, key_id, etag)
-            if current.revoked_at:
-                raise KeyRevoked(f"{key_id} is revoked and cannot be changed: create a new key")
-            return _write(connection, key_id, row, revision)
-
-    def revoke_key(self, key_id: str, etag: str | None = None) -> ApiKey:
-        """Revoke a key for good; once more changes nothing. Raises KeyNotFound, EtagMismatch."""
-        with self._change() as (connection, revision):
-            current = _read(connection, key_id, etag)
-            if current.revoked_at:
-                connection.rollback()
-                return current
-            return _write(connection, key_id, {"revoked_at": now()}, revision)
-
-    def changes_since(self, revision: int, epoch: str | None = None) -> KeyChanges:
-        """The keys that changed after `revision`, up to some newer one.
-
-        All of them for 0, and where the database does not have that revision of that epoch, or no
-        longer: it was put back from a backup, or has lost changes. None stands for any epoch.
-        """
-        newest = sa.select(_revision.c.value, sa.func.coalesce(epochs.c.epoch, ""))
-        newest = newest.outerjoin_from(_revision, epochs, epochs.c.revision == _revision.c.value)
-        with reading(self._engine) as connection:
-            # The number first: what commits between the two reads is read again the next time.
-            latest, latest_epoch = connection.execute(newest).one()
-            # The look that finds nothing new, which is nearly every one, takes one query.
-            known = latest_epoch if latest == revision else epoch_of(connection, revision)
-            is_known = epoch in (None, known)
-            if latest == revision and is_known:
-                return KeyChanges(latest, (), epoch=latest_epoch)
-            since = revision if latest > revision and is_known else 0
-            rows = connection.execute(sa.select(_keys).where(_keys.c.revision > since))
-            changed = tuple(map(_key_change, rows))
-            return KeyChanges(latest, changed, everything=since == 0, epoch=latest_epoch)
-
-    @contextmanager
-    def _change(self) -> Iterator[tuple[sa.Connection, int]]:
-        with writing(self._engine) as connection:
-            # First of all, so that the transaction begins with the lock and writers queue up here.
-            count = sa.update(_revision).values(value=_revision.c.value + 1)
-            revision = connection.execute(count.returning(_revision.c.value)).scalar_one()
-            hints.give(connection)
-            yield connection, revision
-
-
-def _valid(changes: Mapping[str, Any]) -> dict[str, Any]:
-    if unknown := set(changes) - set(CHANGEABLE):
-        raise InvalidArgument(f"a key has no changeable field {', '.join(sorted(unknown))}")
-    row = dict(changes)
-    if "name" in row:
-        row["name"] = _valid_name(row["name"])
-    if "accept" in row:
-        row["accept"] = json.dumps(_valid_accept(row["accept"]))
-    return row
-
-
-def _valid_name(name: str) -> str:
-    name = name.strip()
-    if not name or len(name) > MAX_NAME or not name.isprintable():
-        raise InvalidArgument(f"a key's name has 1 to {MAX_NAME} printable characters")
-    return name
-
-
-def _valid_accept(accept: tuple[str, ...]) -> list[str]:
-    names = list(dict.fromkeys(accept))
-    if not names or not set(names) <= set(IDENTIFIERS):
-        raise InvalidArgument(f"accept takes one or more of {', '.join(IDENTIFIERS)}")
-    return names
-
-
-def _read(connection: sa.Connection, key_id: str, etag: str | None = None) -> ApiKey:
-    # PostgreSQL takes no NUL in a text.
-    wanted = sa.select(_keys).where(_keys.c.id == key_id.replace("\0", ""))
-    row = connection.execute(wanted).one_or_none()
-    if row is None:
-        raise KeyNotFound(
-            f"no API key has the ID {key_id[:64]!r}: list them to see which there are"
-        )
-    key = _api_key(row)
-    # An older policyd gave the revision for one.
-    if etag and etag not in (key.etag, str(key.revision)):
-        raise EtagMismatch(f"{key_id} has changed since it was read: read it again, then change it")
-    return key
-
-
-def _write(connection: sa.Connection, key_id: str, row: dict[str, Any], revision: int) -> ApiKey:
-    row = {**row, "updated_at": now(), "revision": revision}
-    connection.execute(sa.update(_keys).where(_keys.c.id == key_id).values(row))
-    return _read(connection, key_id)
-
-
-def _api_key(row: Any) -> ApiKey:
-    return ApiKey(
-        id=row.id,
-        name=row.name,
-        mode=Mode(row.mode) if row.mode else None,
-        override=Override(row.override),
-        accept=tuple(json.loads(row.accept)),
-        created_at=row.created_at,
-        updated_at=row.updated_at,
-        revoked_at=row.revoked_at,
-        revision=row.revision,
-    )
-
-
-def _key_change(row: Any) -> KeyChange:
-    if row.revoked_at:
-        return KeyChange(row.digest, None)
-    key = _api_key(row)
-    return KeyChange(row.digest, KeySettings(key.id, key.mode, key.override, key.accept))

@@ -1,7 +1,7 @@
-"""The administrator of the console: a digest of the password, and which sessions have ended.
+"""The administrator of the console: the password's hash, and which sessions have ended.
 
-Sessions and the link of the first start are signed for one epoch, so a new epoch ends all of them.
-A session that ends alone is kept by its ID for as long as its cookie would be good.
+Sessions and the link of the first start are signed with an epoch, so a new epoch ends all of them.
+A single session that ends is kept here by its ID until its cookie would have expired.
 """
 
 from collections.abc import Mapping
@@ -29,15 +29,15 @@ _ended = sa.Table(
 )
 _NEXT = _administrator.c.epoch + 1
 MAX_ENDED = 10_000
-"""Sessions that are kept as ended. One more ends all there are, and none needs to be kept then."""
+"""Ended sessions that are kept. One more ends every session, and then none needs to be kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What signs the administrator in."""
+    """What a password is checked against, and what sessions are signed with."""
 
     password_hash: str
-    """By Argon2. Empty: no password was set yet."""
+    """Of Argon2. Empty: no password was set yet."""
     epoch: int
 
 
@@ -48,15 +48,14 @@ class Administrator:
         self._engine = engine
 
     def get(self) -> Credentials:
-        """What signs in now."""
+        """The password's hash and the epoch that are in force."""
         query = sa.select(_administrator.c.password_hash, _administrator.c.epoch)
         with reading(self._engine) as connection:
             return Credentials(*connection.execute(query).one())
 
     def set_password(self, password_hash: str, epoch: int) -> int | None:
-        """Set the password and end every session, if `epoch` still is. Returns the new epoch.
-
-        None: the epoch is another one, and nothing has changed.
+        """Set the password and end every session, if `epoch` is still in force. Returns the new
+        epoch; None where another one is in force, and nothing has changed.
         """
         new = {"password_hash": password_hash, "epoch": _NEXT}
         return self._update(_administrator.c.epoch == epoch, new)
@@ -66,10 +65,10 @@ class Administrator:
         self._update(sa.true(), {"epoch": _NEXT})
 
     def end_session(self, session: str, good_for: timedelta) -> None:
-        """End one session, whose cookie is good for no longer than `good_for` from now on."""
+        """End one session. Its cookie is valid for no longer than `good_for` from now on."""
         with writing(self._engine) as connection:
-            # By one clock: one that is ahead would forget what others have ended, and those
-            # sessions would be good again.
+            # By the database's clock: a server whose own is ahead would forget sessions that others
+            # have ended, and those would be valid again.
             now = database_time(connection)
             connection.execute(sa.delete(_ended).where(_ended.c.expires_at < now))
             upsert(connection, _ended, [{"id": session, "expires_at": now + good_for}])
@@ -79,7 +78,7 @@ class Administrator:
                 connection.execute(sa.delete(_ended))
 
     def has_ended(self, session: str) -> bool:
-        """Whether this session was ended by itself."""
+        """Whether this one session was ended."""
         query = sa.select(sa.exists().where(_ended.c.id == session))
         with reading(self._engine) as connection:
             return bool(connection.execute(query).scalar_one())

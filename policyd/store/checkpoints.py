@@ -1,11 +1,11 @@
-"""Tells SQLite's own writes to a database's file from those of a program that copies into it.
+"""Distinguishes SQLite's own writes to a database's file from those of another program.
 
-In WAL mode only checkpoints write to the file itself, and they count what they do in FILE-shm. So
-where it was written to while those counts stayed, it was not SQLite: a backup was copied into it,
-perhaps, and what is in FILE-wal does not fit it any more.
+In WAL mode only checkpoints write to the file itself, and SQLite counts them in FILE-shm. If the
+file was written to while those counts stayed the same, another program has done it: an operator has
+copied a backup into it, say, and FILE-wal does not fit it any more.
 
-The counts are read by SQLite's own descriptor. Another one would not do: as it is closed, the
-process would lose the locks that SQLite has on that file.
+The counts are read through SQLite's own descriptor of FILE-shm. Opening another one would not do:
+when it is closed, the process loses the locks that SQLite has on that file.
 """
 
 import os
@@ -16,7 +16,7 @@ from typing import NamedTuple
 _SALT = (32, 8)
 _DONE = (96, 4)
 _BEGUN = (128, 4)
-"""Where and how long they are in FILE-shm: https://www.sqlite.org/walformat.html."""
+"""The place and length of each in FILE-shm: https://www.sqlite.org/walformat.html."""
 _DESCRIPTORS = "/proc/self/fd"
 
 
@@ -28,7 +28,7 @@ class Written(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What FILE-shm says of checkpoints."""
+    """SQLite's counts of checkpoints in FILE-shm."""
 
     salt: bytes
     done: int
@@ -36,37 +36,41 @@ class Counts(NamedTuple):
 
     @property
     def is_under_way(self) -> bool:
-        """Whether a checkpoint writes now, or was cut off while it did."""
+        """Whether a checkpoint writes now, or was interrupted."""
         return self.done != self.begun
 
 
 class Checkpoints:
-    """Follows one file, as long as SQLite has it open. Belongs to one thread at a time."""
+    """Follows one file while SQLite has it open. Belongs to one thread at a time."""
 
     def __init__(self) -> None:
         self._written: Written | None = None
         self._counts: Counts | None = None
 
     def begin(self, written: Written, counts: Counts | None) -> None:
-        """This is how SQLite has just opened it."""
+        """Begin with the file as SQLite has just opened it."""
         self._written, self._counts = written, counts
 
     def explain(self, before: Counts | None, written: Written, after: Counts | None) -> bool:
-        """Whether checkpoints can have written the file as it is now. The counts are from before
-        and after it was looked at; None: they cannot be read here, and everything is explained."""
+        """Whether checkpoints can have written the file as it is now.
+
+        The counts are from `before` and `after` the file was looked at. None: they cannot be read
+        on this system, and every write counts as explained.
+        """
         known, self._written = self._written, written
         counts, self._counts = self._counts, after
         if written == known or counts is None or before is None or after is None:
             return True
         is_same = counts == before == after and not after.is_under_way
         if is_same:
-            # It stays unexplained, however often it is looked at.
+            # It stays unexplained at every later look.
             self._written, self._counts = known, counts
         return not is_same
 
 
 def find_descriptor(inode: tuple[int, int] | None) -> int | None:
-    """A descriptor that this process has of the file; None: there is none, or no way to tell."""
+    """A descriptor that this process has of the file. None: it has none, or the system cannot
+    tell."""
     with suppress(OSError):
         for name in os.listdir(_DESCRIPTORS):
             if _is_of(int(name), inode):
@@ -75,12 +79,12 @@ def find_descriptor(inode: tuple[int, int] | None) -> int | None:
 
 
 def counts(descriptor: int | None, inode: tuple[int, int] | None) -> Counts | None:
-    """What the file says by this descriptor, if that is still the file's."""
+    """The counts, read through this descriptor. None: it is no longer the file's."""
     if descriptor is None or not _is_of(descriptor, inode):
         return None
     try:
         salt, done, begun = (os.pread(descriptor, n, at) for at, n in (_SALT, _DONE, _BEGUN))
-        # As the machine has them: only processes of this one share the file.
+        # In the machine's byte order: only processes of one machine share the file.
         return Counts(salt, *struct.unpack("=I", done), *struct.unpack("=I", begun))
     except (OSError, struct.error):
         return None

@@ -1,8 +1,9 @@
 """The database's clock: the one that all servers of an installation share.
 
-What two servers compare goes by it: which workers run, when a session or a waiting outcome has had
-its time, what is old enough to go. When a key was made or changed is only shown, and decisions are
-timed by their worker, which corrects itself by what it has measured here.
+Everything that two servers compare goes by it: which workers run, when a session or a waiting
+outcome expires, which decisions are old enough to delete. The time at which a key was made or
+changed is only shown. Decisions are timed by their worker, which measures its clock by this one:
+see server/worker_clock.py.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -12,7 +13,7 @@ import sqlalchemy as sa
 from policyd.store.database import now
 
 _POSTGRESQL = sa.text("SELECT clock_timestamp()")
-# SQLite's own look at the machine's clock, in milliseconds: that machine is the database's.
+# SQLite reads this machine's clock, in milliseconds: the machine is the database's.
 _SQLITE = sa.text("SELECT strftime('%Y-%m-%d %H:%M:%f', 'now')")
 
 
@@ -26,10 +27,11 @@ def database_time(connection: sa.Connection) -> datetime:
 
 
 def clock_offset(connection: sa.Connection) -> tuple[datetime, timedelta]:
-    """The database's time, and how far this process' clock is ahead of it at least.
+    """The database's time, and how far this process's clock is ahead of it, at least.
 
-    The answer was made at some moment of the wait for it: by so much the offset is uncertain, and
-    a slow database makes no clock wrong.
+    The database read its clock at some moment between the query and the answer, so the offset is
+    uncertain by that time. The smallest that fits is returned, so that a slow database makes no
+    clock wrong.
     """
     asked = now()
     moment = database_time(connection)
@@ -39,5 +41,5 @@ def clock_offset(connection: sa.Connection) -> tuple[datetime, timedelta]:
 
 
 def midnight(at: datetime) -> datetime:
-    """The beginning of its day, of UTC."""
+    """The beginning of the day that `at` is in, in UTC."""
     return at.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)

@@ -1,7 +1,8 @@
-"""Copies a database into another one, of the other kind or the same: all tables, with its identity.
+"""Copies a database into another one, of the same kind or the other: all tables, and its identity.
 
-The copy may be ended at any moment and goes on where it was: each batch is written together with
-how far it is. Until all of it is there and counted, no version of policyd uses the new database.
+A copy may be interrupted at any moment, and the next run goes on from there: each batch is
+committed together with how far the copy is. Until all rows are there and counted, no version of
+policyd uses the new database.
 """
 
 import json
@@ -14,15 +15,8 @@ import sqlalchemy as sa
 from policyd.errors import StoreUnavailable
 from policyd.store import identity as identities
 from policyd.store import migrations
-from policyd.store.database import (
-    MIGRATING,
-    make_file,
-    metadata,
-    reading,
-    storable,
-    upsert,
-    writing,
-)
+from policyd.store.database import MIGRATING, metadata, reading, storable, upsert, writing
+from policyd.store.engine import make_file
 from policyd.store.epochs import epochs
 from policyd.store.forms import migrate
 from policyd.store.workers import hosts
@@ -42,12 +36,12 @@ _progress = sa.Table(
 
 
 class CopyRefused(StoreUnavailable):
-    """A database cannot be copied into that one."""
+    """This database cannot be copied into that one. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """How far a table is."""
+    """How far the copy of a table is."""
 
     table: str
     rows: int
@@ -55,13 +49,13 @@ class Copied:
 
 
 def copy(source: sa.Engine, target: sa.Engine, tell: Callable[[Copied], None]) -> dict[str, int]:
-    """Copy every table. Returns how many rows each has, as counted in both.
+    """Copy every table, and `tell` how far each is. Returns how many rows each has in both.
 
     No process may write to the source meanwhile. Raises CopyRefused, StoreUnavailable.
     """
     identity = _check_source(source)
     make_file(target.url.render_as_string(hide_password=False))
-    migrate_unless_copying(target)
+    _migrate_unless_copying(target)
     _begin(target, identity)
     counts = {}
     for table in _tables():
@@ -80,12 +74,12 @@ def copy(source: sa.Engine, target: sa.Engine, tell: Callable[[Copied], None]) -
 
 
 def _tables() -> list[sa.Table]:
-    """All but the epochs of revisions: a database makes its own as the revision changes."""
+    """All but the epochs of revisions: the new database makes its own as its revision changes."""
     return [table for table in metadata.sorted_tables if table is not epochs]
 
 
-def migrate_unless_copying(target: sa.Engine) -> None:
-    """Make the tables, where they are not there."""
+def _migrate_unless_copying(target: sa.Engine) -> None:
+    """Make the tables where they are missing."""
     with reading(target) as connection:
         found = migrations.form(connection)
     if found.reason != _REASON:
@@ -109,7 +103,8 @@ def _check_source(source: sa.Engine) -> str:
 
 
 def _begin(target: sa.Engine, identity: str) -> None:
-    """Take the database for this copy. Raises CopyRefused where it is another one's, or in use."""
+    """Reserve the database for this copy. Raises CopyRefused where it is in use, or holds another
+    copy."""
     with writing(target) as connection:
         _progress.create(connection, checkfirst=True)
         others = set(connection.execute(sa.select(_progress.c.identity)).scalars())
@@ -156,7 +151,7 @@ def _copy_table(
         copied += len(batch)
         key = [batch[-1][column.name] for column in table.primary_key.columns]
         with writing(target) as connection:
-            # A row that is there already is written over: nothing else has put it there.
+            # A row that is there already is of an earlier run, and is written over.
             names = [c.name for c in table.columns if not c.primary_key]
             upsert(connection, table, batch, replace=names)
             _note(connection, table, last_key=json.dumps(key), copied=copied)
@@ -202,7 +197,7 @@ def _count(engine: sa.Engine, table: sa.Table) -> int:
 
 def _finish(target: sa.Engine) -> None:
     with writing(target) as connection:
-        # Servers that knew the source see that this is another state, and read all of it.
+        # Servers that knew the source find a new revision, and read all keys anew.
         revision = metadata.tables["revision"]
         connection.execute(sa.update(revision).values(value=revision.c.value + 1))
         migrations.close(connection, "")

@@ -1,8 +1,8 @@
-"""Whether a database can be served from, looked at once at the start.
+"""Whether a database is fit to serve from: checked once, at the start.
 
-A damaged SQLite file answers most queries, some of them wrongly, and fails others for ever. Reading
-all of one that holds a large log takes long, so the tables of settings come first, and the rest for
-as long as _PATIENCE lasts.
+A damaged SQLite file answers most queries, some of them wrongly, and fails on others for ever.
+Reading a whole file with a large log takes long. So the tables with settings are read first, and
+the rest only as far as _PATIENCE allows.
 """
 
 import logging
@@ -14,19 +14,20 @@ from sqlalchemy.exc import OperationalError
 from policyd.command import deadline
 from policyd.errors import StoreUnavailable
 from policyd.store import identity
-from policyd.store.database import LOOK, damaged, reading
+from policyd.store.database import damaged, reading
+from policyd.store.engine import LOOK
 
 _log = logging.getLogger(__name__)
 
 _PATIENCE = 0.25
-"""Seconds for what is not settings."""
+"""Seconds for the tables that hold no settings."""
 _SETTINGS = ("api_keys", "revision", "installation", "administrator")
 _STEPS = 10_000
 """SQLite's own steps between two looks at the time."""
 
 
 def check(engine: sa.Engine) -> None:
-    """Raises StoreUnavailable where the database is damaged, or takes no changes."""
+    """Raises StoreUnavailable where the database is damaged or read-only."""
     with reading(engine) as connection:
         if connection.dialect.name == "postgresql":
             _check_primary(connection)
@@ -36,7 +37,7 @@ def check(engine: sa.Engine) -> None:
 
 def _check_primary(connection: sa.Connection) -> None:
     setting = connection.execute(sa.text("SHOW transaction_read_only")).scalar_one()
-    if setting == "on":  # By default there, or as it is a standby.
+    if setting == "on":  # It is a standby, or read-only by its own settings.
         raise StoreUnavailable(identity.READ_ONLY)
 
 

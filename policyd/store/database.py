@@ -1,36 +1,27 @@
-"""How policyd talks to SQLite and PostgreSQL: the engine, its errors, and what they do unlike."""
+"""Transactions on SQLite and PostgreSQL: what they may take, their errors, and what both can store.
 
-import os
+Every call to the store is one reading() or writing(). Each checks that the database is still the
+one that the server started with (identity.py), ends within its bound, and reports what goes wrong
+as StoreUnavailable. A write on SQLite takes the write lock first (BEGIN IMMEDIATE): a transaction
+that reads first could not write once another one has written. After its commit the file is looked
+at again, as a program may have replaced it (database_file.py).
+"""
+
 import sqlite3
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
-from policyd.command import deadline, private_files
-from policyd.command.database_url import sqlite_file
-from policyd.command.deadline import TIMEOUT
-from policyd.errors import SettingsError, StoreUnavailable, StoreUnusable
+from policyd.command import deadline
+from policyd.errors import StoreUnavailable, StoreUnusable
 from policyd.store import database_file, identity
-from policyd.store.database_file import DatabaseFile
-
-_CONNECTIONS = 20
-"""To PostgreSQL, of one process. All that ask at once are fewer."""
-LOOK = 100_000
-"""Steps of SQLite between two looks at the deadline: less than a millisecond of work."""
-_AGAIN = 0.02
-"""Seconds between two tries for a lock for which SQLite itself does not wait."""
-
-_INCREMENTAL = 2
+from policyd.store.engine import timeout_of
 
 _READ_ONLY = "25006"
 """PostgreSQL's code for a change in a transaction that takes none."""
@@ -38,17 +29,19 @@ _READ_ONLY = "25006"
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
+_VALUES = 5000
+"""Values that find() asks for in one query."""
 _MOST = 2**62
-"""Of a count: it fits into a BIGINT."""
+"""The largest count: it fits into a BIGINT."""
 
 metadata = sa.MetaData()
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """Seconds that a call may take which is no ordinary one: in all, and each statement of it.
+    """Seconds that an extraordinary call may take: all of it, and each of its statements.
 
-    None: as long as an ordinary one.
+    None: each statement may take as long as an ordinary call.
     """
 
     total: float
@@ -56,11 +49,11 @@ class Bound:
 
 
 SHIPPING = Bound(120.0)
-"""Many small statements, each as quick as others: a database that is silent is noticed as soon."""
+"""Many small statements. Each has the usual time, so a silent database is noticed as soon."""
 LONG = Bound(300.0, 300.0)
-"""What may look at every row of the log: statistics, simulations, exports, retention."""
+"""Calls that may look at every row of the log: statistics, simulations, exports, retention."""
 MIGRATING = Bound(24 * 3600.0, 24 * 3600.0)
-"""What may build an index over every row, or wait until another process has."""
+"""Calls that may build an index over every row, or wait for another process that does."""
 
 Id = sa.String(32).with_variant(sa.String(32, collation="C"), "postgresql")
 """An ID whose order is that of its bytes, whatever the database's language."""
@@ -82,126 +75,17 @@ def now() -> datetime:
 
 
 def storable(value: Any) -> Any:
-    """`value` as every database takes it: PostgreSQL has no way to keep a NUL in a text."""
+    """`value` as every database takes it: PostgreSQL cannot store a NUL in a text."""
     return value.replace("\0", "\N{REPLACEMENT CHARACTER}") if isinstance(value, str) else value
-
-
-def open_engine(url: str, timeout: float = TIMEOUT) -> sa.Engine:
-    """The engine for `url`; an ordinary call may take `timeout` seconds. Raises SettingsError."""
-    try:
-        engine = _open_postgresql(url, timeout) or _create_engine(url, timeout)
-    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, ValueError) as error:
-        # The URL may hold a password, so the message does not repeat it.
-        raise SettingsError(
-            "--database-url is not usable: give sqlite:///FILE, or "
-            "postgresql+psycopg://USER@HOST/NAME with the extra policyd[postgresql] "
-            f"({type(error).__name__})"
-        ) from None
-    if engine.dialect.name == "sqlite":
-        _bound_sqlite(engine, url, timeout)
-    engine.update_execution_options(policyd_timeout=timeout)
-    return engine
-
-
-def timeout_of(engine: sa.Engine) -> float:
-    """Seconds that an ordinary call of this engine may take."""
-    return float(engine.get_execution_options()["policyd_timeout"])
-
-
-def _create_engine(url: str | sa.URL, timeout: float) -> sa.Engine:
-    return sa.create_engine(
-        url,
-        pool_pre_ping=True,
-        hide_parameters=True,
-        poolclass=sa.QueuePool,  # Of every kind of URL, so that its bounds hold.
-        pool_size=5,
-        max_overflow=_CONNECTIONS - 5,
-        pool_timeout=timeout,
-    )
-
-
-def _open_postgresql(url: str, timeout: float) -> sa.Engine | None:
-    """The engine, if the URL is one of PostgreSQL."""
-    parsed = sa.make_url(url)
-    if parsed.get_backend_name() != "postgresql":
-        return None
-    # An extra of its own, which SQLite does without.
-    from policyd.store import postgresql as bounded
-
-    query = bounded.patience(timeout) | dict(parsed.query)
-    engine = _create_engine(parsed.set(query=query), timeout)
-    bounded.bound(engine, timeout)
-    return engine
-
-
-def _bound_sqlite(engine: sa.Engine, url: str, timeout: float) -> None:
-    file = sqlite_file(url)
-    if file is None:
-        raise SettingsError(
-            "--database-url must name a file: a database in memory cannot be shared"
-        )
-    event.listen(engine, "connect", partial(_prepare_sqlite, timeout))
-    event.listen(engine, "begin", _begin_sqlite)
-    DatabaseFile(file).guard(engine)
-
-
-def make_file(url: str) -> None:
-    """Make the file of a SQLite database, empty, unless it is there.
-
-    Nothing else makes it, so that none appears in the place of one that was deleted.
-    """
-    if file := sqlite_file(url):
-        private_files.make_file(Path(os.path.realpath(file)))
-
-
-def _prepare_sqlite(timeout: float, connection: Any, _: object) -> None:
-    connection.isolation_level = None  # The driver leaves transactions to _begin_sqlite.
-    # It stops a query whose thread has waited long enough.
-    connection.set_progress_handler(deadline.is_over, LOOK)
-    with deadline.within(timeout):
-        connection.execute(_wait_for_locks(timeout))
-        # A file that is new, or vacuumed next, gives back what retention has freed: see space.py.
-        # To one that does so already, setting it once more would be a write.
-        if connection.execute("PRAGMA auto_vacuum").fetchone() != (_INCREMENTAL,):
-            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        _use_wal(connection)
-        # What is committed is on the disk: the spool has deleted it by then.
-        connection.execute("PRAGMA synchronous = FULL")
-
-
-def _use_wal(connection: sqlite3.Connection) -> None:
-    """Have readers wait for no writer. To begin with that, SQLite needs the file for itself, and
-    does not wait for another process that has it."""
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or deadline.is_over():
-                raise
-            time.sleep(_AGAIN)
-        else:
-            return
-
-
-def _wait_for_locks(timeout: float) -> str:
-    """Has SQLite wait for another one's lock until the deadline, and no longer than `timeout`."""
-    seconds = max(min(timeout, deadline.remaining()), 0)
-    return f"PRAGMA busy_timeout = {int(seconds * 1000)}"
-
-
-def _begin_sqlite(connection: sa.Connection) -> None:
-    options = connection.get_execution_options()
-    connection.exec_driver_sql(_wait_for_locks(options["policyd_timeout"]))
-    connection.exec_driver_sql(options.get("policyd_begin", "BEGIN"))
 
 
 @contextmanager
 def errors() -> Iterator[None]:
-    """Report what the database says as StoreUnavailable."""
+    """Report errors of the database as StoreUnavailable."""
     try:
         yield
     except SQLAlchemyError as error:
-        # The driver's own words; SQLAlchemy's would add the statement.
+        # The driver's own message: SQLAlchemy's would add the statement.
         cause = getattr(error, "orig", None)
         if getattr(cause, "sqlstate", None) == _READ_ONLY:
             raise StoreUnavailable(identity.READ_ONLY) from error
@@ -214,7 +98,7 @@ def errors() -> Iterator[None]:
 
 
 def damaged(cause: str) -> StoreUnusable:
-    """What is said of a SQLite file that is damaged, or none."""
+    """The error for a SQLite file that is damaged, or is no SQLite file."""
     return StoreUnusable(
         f"the database is damaged: {cause}. Stop policyd, keep the file for a rescue, and put a "
         "backup in its place (policyd db restore)"
@@ -223,7 +107,7 @@ def damaged(cause: str) -> StoreUnusable:
 
 @contextmanager
 def reading(engine: sa.Engine, bound: Bound | None = None) -> Iterator[sa.Connection]:
-    """A connection to read by. Raises StoreUnavailable, also where that takes too long."""
+    """A connection to read with. Raises StoreUnavailable, also where the block takes too long."""
     with _bounded(engine, bound) as connection:
         identity.check(connection)
         yield connection
@@ -231,8 +115,8 @@ def reading(engine: sa.Engine, bound: Bound | None = None) -> Iterator[sa.Connec
 
 @contextmanager
 def writing(engine: sa.Engine, bound: Bound | None = None) -> Iterator[sa.Connection]:
-    """A transaction that writes, committed at the end. Raises StoreUnavailable, as reading()."""
-    # SQLite: a transaction that reads first could not write once another one has written.
+    """A transaction that is committed at the end of the block. Raises StoreUnavailable, like
+    reading()."""
     with _bounded(engine, bound, policyd_begin="BEGIN IMMEDIATE") as connection:
         if not connection.in_transaction():
             connection.begin()
@@ -257,7 +141,8 @@ def _bounded(engine: sa.Engine, bound: Bound | None, **options: str) -> Iterator
 
 @contextmanager
 def _long_statements(connection: sa.Connection, seconds: float) -> Iterator[None]:
-    """Of the transaction that begins here: SQLite bounds no statement by itself."""
+    """Allow each statement of the transaction that begins here so many seconds, on PostgreSQL:
+    SQLite has no bound for a single statement."""
     if connection.dialect.name != "postgresql":
         yield
         return
@@ -274,7 +159,7 @@ def _long_statements(connection: sa.Connection, seconds: float) -> Iterator[None
 
 
 def _sum(one: sa.ColumnElement[int], other: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
-    # A number that does not fit would fail the transaction, however often it is tried.
+    # A number that does not fit would fail the transaction at every try.
     return sa.case((one > _MOST - other, _MOST), else_=one + other)
 
 
@@ -286,9 +171,9 @@ def upsert(
     add: Sequence[str] = (),
     replace: Sequence[str] = (),
 ) -> None:
-    """Insert the rows; where one is there already, add to some columns and replace others.
+    """Insert the rows; where one is there already, add to some of its columns and replace others.
 
-    What is added to grows up to 2**62.
+    Sums grow up to 2**62.
     """
     if not rows:
         return
@@ -303,3 +188,17 @@ def upsert(
     else:
         statement = statement.on_conflict_do_nothing(index_elements=key)
     connection.execute(statement, rows)
+
+
+def find(
+    connection: sa.Connection,
+    key: sa.Column[str],
+    values: Iterable[str],
+    *more: sa.Column[Any],
+    query: Callable[..., sa.Select[Any]] = sa.select,
+) -> Iterator[Any]:
+    """The rows in which `key` has one of many values: that column and `more`."""
+    wanted = list(values)
+    for start in range(0, len(wanted), _VALUES):
+        some = wanted[start : start + _VALUES]
+        yield from connection.execute(query(key, *more).where(key.in_(some))).all()

@@ -1,12 +1,15 @@
 """The file of a SQLite database, which others may delete or replace while policyd has it open.
 
-A connection stays with the file that it has opened, whatever its name stands for later: what is
-committed there is in no database that can be found. So before a connection is used, and after each
-commit, the name is looked at; and a connection to another file than that is thrown away.
+A connection stays with the file that it has opened, even when the name stands for another file:
+what is then committed is in no database that can be found. So the name is checked before a
+connection is used and after each commit, and a connection to another file is thrown away.
 
-SQLite keeps changes in FILE-wal until they are in FILE. One that stays behind when FILE is replaced
-would be read into the new one, and damage it: it is put aside, and put back with the file that it
-belongs to.
+SQLite keeps changes in FILE-wal until they are in FILE. A FILE-wal that stays behind when FILE is
+replaced would be read into the new file and damage it. So it is put aside, and put back if the file
+that it belongs to comes back.
+
+A program may also write to the file itself, as `cp` does, and the name and the inode stay. That is
+found by SQLite's own counts of its writes: see checkpoints.py.
 """
 
 import fcntl
@@ -32,18 +35,18 @@ _log = logging.getLogger(__name__)
 
 _CONFIRM = "policyd_confirm"
 _BESIDE = ("-wal", "-shm", "-journal")
-"""Of SQLite's files beside a database, which have its mode when they are made."""
+"""The endings of SQLite's files beside a database. SQLite makes them with its mode."""
 _ASIDE = ("-wal", "-shm")
 _PINS = 4
-"""Files whose inode is kept from being given to another file."""
+"""How many files have their inode held, so that the system gives it to no other file."""
 _O_PATH: int = getattr(os, "O_PATH", 0)
-"""To hold an inode by, where the system can. Closing it drops none of SQLite's locks, as closing
-any other descriptor of the same file would."""
+"""Opens a file only to hold its inode, where the system can. Closing such a descriptor drops none
+of SQLite's locks, as closing any other descriptor of the same file would."""
 _Inode = tuple[int, int] | None
 
 
 class _Files(NamedTuple):
-    """What a database's names stand for: None where there is no such file."""
+    """The inodes that a database's names stand for. None: there is no such file."""
 
     main: _Inode
     wal: _Inode
@@ -54,20 +57,20 @@ class DatabaseFile:
     """The file at `path`, for the connections of one engine. Threads may share it."""
 
     def __init__(self, path: Path) -> None:
-        # From here on, wherever the process goes.
+        # Absolute, as the process may change its working directory.
         self._path = path.absolute()
         self._known: _Files | None = None
-        """As the newest connection found them."""
+        """The files that the newest connection has opened."""
         self._told: _Files | None = None
         self._pins: dict[_Inode, int] = {}
         self._checkpoints = Checkpoints()
         self._spoilt: _Inode = None
-        """What another program has written to."""
+        """The file that another program has written to."""
         self._lock = threading.Lock()
         self._close_to_others()
 
     def guard(self, engine: sa.Engine) -> None:
-        """Let no connection of this engine be used that is to another file than the name's."""
+        """Have the engine use no connection to another file than the name stands for."""
         event.listen(engine, "do_connect", self._before_opening)
         event.listen(engine, "connect", self._opened)
         event.listen(engine, "checkout", self._look)
@@ -77,7 +80,7 @@ class DatabaseFile:
         self, _: object, record: Any, where: list[Any], how: dict[str, Any]
     ) -> None:
         if how.get("uri"):
-            return  # Its operator says what file that is.
+            return  # The operator's URL says itself how the file is opened.
         found = self.found()
         real = os.path.realpath(self._path)
         if not os.path.lexists(real) and os.path.isdir(os.path.dirname(real)):
@@ -91,14 +94,14 @@ class DatabaseFile:
             self._sort_out(self._known, found)
         self._close_to_others()
         record.info[_CONFIRM] = found.main
-        # SQLite would make a file that has gone meanwhile.
+        # Otherwise SQLite would make a new file where this one has just gone.
         where[0] = f"file:{quote(str(where[0]))}?mode=rw"
         how["uri"] = True
 
     def _opened(self, connection: Any, record: Any) -> None:
         if _CONFIRM not in record.info:
             return
-        # SQLite opens what stands beside the file when it reads first.
+        # SQLite opens the files beside it at the first read.
         connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()
         opened = self.found()
         if opened.main != record.info[_CONFIRM]:
@@ -131,7 +134,7 @@ class DatabaseFile:
             return self._spoilt == connected.opened.main
 
     def spoilt(self) -> StoreUnavailable:
-        """What is said of a file that another program has written to."""
+        """The error for a file that another program has written to."""
         return StoreUnavailable(
             f"another program has written to {self._path} while policyd has it open (a backup "
             f"copied into it?), and {self._path}-wal does not fit it any more: stop policyd, put "
@@ -142,7 +145,7 @@ class DatabaseFile:
         try:
             found = os.stat(self._path)
         except OSError:
-            return Written(0, 0)  # It has just gone, which the next look tells.
+            return Written(0, 0)  # It has just gone. The next check finds that.
         return Written(found.st_mtime_ns, found.st_size)
 
     def _tell(self, found: _Files) -> None:
@@ -155,17 +158,17 @@ class DatabaseFile:
             )
 
     def found(self) -> _Files:
-        """What the names stand for now."""
+        """The files that the names stand for now."""
         real = os.path.realpath(self._path)  # SQLite puts its other files beside that.
         return _Files(_inode(real), _inode(real + "-wal"), _inode(real + "-shm"))
 
     def _sort_out(self, known: _Files, found: _Files) -> None:
-        """Rename what stands beside the file and belongs to the one that was here before; and give
-        back to this one what was so renamed."""
+        """Put aside the files that belong to the database that was here before, and put back those
+        of this one that were put aside earlier."""
         real = os.path.realpath(self._path)
         with suppress(OSError), _one_at_a_time(os.path.dirname(real)):
             for ending, inode in zip(_ASIDE, known[1:], strict=True):
-                # Another process may have done so, and what is there now is the new file's.
+                # Another process may have done it already: then the file there is the new one's.
                 if inode is not None and _inode(real + ending) == inode:
                     aside = _aside(real + ending, known.main)
                     os.rename(real + ending, aside)
@@ -185,7 +188,7 @@ class DatabaseFile:
                 os.close(self._pins.popitem()[1])
 
     def _pin(self, main: _Inode) -> None:
-        """Keep the inode, so that the same number later is the same file."""
+        """Hold the inode, so that the same number later means the same file."""
         if main in self._pins or not _O_PATH:
             return
         if len(self._pins) >= _PINS:
@@ -200,25 +203,25 @@ class DatabaseFile:
 
 
 class _Connected(NamedTuple):
-    """What a connection has opened."""
+    """The files that a connection has opened."""
 
     file: DatabaseFile
     opened: _Files
     descriptor: int | None
-    """SQLite's own of FILE-shm."""
+    """SQLite's own descriptor of FILE-shm."""
 
     def is_current(self) -> bool:
-        """Whether the names still stand for it."""
+        """Whether the names still stand for these files."""
         return self.file.found() == self.opened
 
     def counts(self) -> Counts | None:
-        """What SQLite counts of its checkpoints."""
+        """SQLite's counts of its checkpoints, as they are now."""
         return checkpoints.counts(self.descriptor, self.opened.shm)
 
 
 def confirm(connection: sa.Connection) -> None:
-    """Call it after a commit. Raises StoreUnavailable where that went to a file that has no name,
-    or another one's place."""
+    """Check, after a commit, that it went into the database that the name stands for. Raises
+    StoreUnavailable otherwise."""
     connected = connection.info.get(_CONFIRM)
     if not isinstance(connected, _Connected):
         return

@@ -1,11 +1,11 @@
-"""The log's partitions on PostgreSQL: one a day, told by the beginning of the decisions' IDs.
+"""The log's partitions on PostgreSQL: one for each day of UTC, by the beginning of decisions' IDs.
 
-    decisions_old       what was there before there were days
+    decisions_old       rows from before the log was partitioned
     decisions_pYYYYMMDD a day of UTC
-    decisions_default   what fits no other: of a wrong clock, or of a day that was not made in time
+    decisions_default   rows that fit no other: of a wrong clock, or of a day not made in time
 
-A day is taken out of the table first, which is quick, and then counted and dropped, which others
-do not wait for. SQLite has none of this, and every function here does nothing there.
+A day is first detached from the table, which is quick, and then counted and dropped, which no other
+statement waits for. On SQLite, which has no partitions, every function here does nothing.
 """
 
 import logging
@@ -27,11 +27,11 @@ from policyd.store.retention import take_turn
 _log = logging.getLogger(__name__)
 
 AHEAD = 8
-"""Days that are made before they come."""
+"""Days whose partitions are made in advance."""
 _MOVED = 5000
 """Rows of a day that are moved out of the default partition. A day with more stays there."""
 _LIMITS = ("SET LOCAL lock_timeout = '500ms'", "SET LOCAL statement_timeout = '2s'")
-"""So long others wait at most."""
+"""How long other statements wait for a change of the partitions, at most."""
 _DAY = timedelta(days=1)
 _RANGE = re.compile(r"FROM \((?:MINVALUE|'([0-9a-f]*)')\) TO \('([0-9a-f]*)'\)")
 _PARTITIONS = (
@@ -44,7 +44,7 @@ _DETACHED = (
     " ORDER BY relname"
 )
 _BUSY = ("55P03", "57014")
-"""What PostgreSQL says where one of these limits is reached."""
+"""PostgreSQL's codes for a statement that one of _LIMITS has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Partition:
 
 
 def partitions(connection: sa.Connection) -> list[Partition]:
-    """Those there are, oldest first, but for the default one."""
+    """The partitions that there are, oldest first, without the default one."""
     if connection.dialect.name != "postgresql":
         return []
     found = []
@@ -70,8 +70,8 @@ def partitions(connection: sa.Connection) -> list[Partition]:
 def drop_days(engine: sa.Engine, before: str, resize: Callable[[sa.Connection, int], None]) -> int:
     """Drop the days of which every ID is less than `before`. Returns how many rows they had.
 
-    Where another server is at it, where a lock is not to be had, or where the database's user must
-    not do so, nothing or less is done: the next call goes on.
+    `resize` adds to the log's number of rows. Days are left to the next call where another server
+    drops them, where a lock is not free soon, or where the database's user may not drop tables.
     """
     if engine.dialect.name != "postgresql":
         return 0
@@ -93,7 +93,7 @@ def _drop_detached(engine: sa.Engine, resize: Callable[[sa.Connection, int], Non
         names = list(connection.exec_driver_sql(_DETACHED).scalars())
     dropped = 0
     for name in names:
-        # No other statement uses it any more, so counting may take long.
+        # Detached, it is used by no other statement, so counting it may take long.
         with writing(engine, LONG) as connection:
             if not take_turn(connection, wait=False):
                 return dropped
@@ -108,8 +108,8 @@ def _drop_detached(engine: sa.Engine, resize: Callable[[sa.Connection, int], Non
 
 
 def make_days(engine: sa.Engine, now: datetime) -> int:
-    """Make the partitions of the days to come. Returns how many. What cannot be made now is tried
-    again at the next call, and until then its decisions go to the default partition."""
+    """Make the partitions of the days to come. Returns how many. One that cannot be made now is
+    left to the next call; until then its decisions go to the default partition."""
     if engine.dialect.name != "postgresql":
         return 0
     with reading(engine) as connection:
@@ -128,7 +128,7 @@ def make_days(engine: sa.Engine, now: datetime) -> int:
 
 
 def _make_day(connection: sa.Connection, day: Partition) -> None:
-    # Every word of these statements is ours: names of days, and numbers.
+    # Nothing in these statements comes from outside: they are names of days, and numbers.
     within = f"WHERE id >= '{day.first}' AND id < '{day.end}'"
     some = f"SELECT 1 FROM decisions_default {within} LIMIT {_MOVED + 1}"  # noqa: S608
     counted = f"SELECT count(*) FROM ({some}) few"  # noqa: S608
@@ -146,7 +146,8 @@ def _make_day(connection: sa.Connection, day: Partition) -> None:
 
 
 def _try(engine: sa.Engine, change: Callable[[sa.Connection], None]) -> bool:
-    """Change the table's partitions, unless others would wait for that."""
+    """Change the table's partitions, unless other statements would wait for it. Returns whether it
+    was done."""
     try:
         with writing(engine) as connection:
             for limit in _LIMITS:
@@ -158,13 +159,13 @@ def _try(engine: sa.Engine, change: Callable[[sa.Connection], None]) -> bool:
         if sqlstate(error) in _BUSY:
             _log.debug("the log's days stay as they are for now: %s", error)
         else:
-            _say_once(str(error))
+            _log_once(str(error))
         return False
     return True
 
 
 @cache
-def _say_once(problem: str) -> None:
+def _log_once(problem: str) -> None:
     _log.warning(
         "the log's partitions cannot be changed (%s): old rows go one by one, and those of new "
         "days into the default partition, unless the tables' owner runs policyd db migrate daily",

@@ -14,7 +14,7 @@ from policyd.store.database import Id, metadata
 FIELDS = Record.__struct_fields__[:-1]
 """The columns of a decision, in the order of Record."""
 OUTCOME_COLUMNS = tuple("outcome_" + name for name in Outcome.__struct_fields__[1:])
-"""Those of its outcome, in the order of Outcome."""
+"""The columns of its outcome, in the order of Outcome."""
 
 
 def _text(name: str, length: int) -> sa.Column[str]:
@@ -72,7 +72,7 @@ decisions = sa.Table(
 
 
 def _sparse(name: str, column: str) -> None:
-    # Most rows have "" there, which nobody looks for.
+    # Most rows have "" in these columns, and no query looks for "".
     filled = decisions.c[column] != sa.literal_column("''")
     sa.Index(
         name, decisions.c[column], decisions.c.id, sqlite_where=filled, postgresql_where=filled
@@ -92,7 +92,7 @@ _IDS = ("id", "request_id", "trace_id", "outcome_openai_id")
 
 @dataclass(frozen=True, slots=True)
 class LogFilter:
-    """Which decisions are wanted. Empty and None ask for nothing in particular."""
+    """Which decisions are wanted. A condition that is empty or None is no condition."""
 
     key_id: str = ""
     verdict: Verdict | None = None
@@ -102,9 +102,9 @@ class LogFilter:
     trace_id: str = ""
     since: datetime | None = None
     until: datetime | None = None
-    """Before, not at."""
+    """Exclusive."""
     any_id: str = ""
-    """The decision's own ID, the caller's of the request, the trace's, or OpenAI's."""
+    """An ID of any kind: the decision's, the caller's for the request, the trace's or OpenAI's."""
 
 
 def page_query(wanted: LogFilter, after: str, newer_than: str, limit: int) -> sa.Select[Any]:
@@ -116,8 +116,8 @@ def page_query(wanted: LogFilter, after: str, newer_than: str, limit: int) -> sa
         query = query.where(decisions.c.id > newer_than)
     if not (wanted.flag or wanted.any_id):
         return query.order_by(decisions.c.id.desc()).limit(limit)
-    # What is found along one index lies in order of time, and together it does not: so a few of
-    # each, and each once.
+    # Rows found along one index are in order of time, but those of several indexes are not. So up
+    # to `limit` rows are read along each, and sorted together.
     flags, ids = _flags(wanted.flag), _ids(wanted.any_id)
     if flags and ids:
         query = query.where(sa.or_(*(sa.and_(*one) for one in flags)))
@@ -130,7 +130,7 @@ def page_query(wanted: LogFilter, after: str, newer_than: str, limit: int) -> sa
 
 
 def usage_query(users: Sequence[str], key_id: str, limit: int) -> sa.CompoundSelect[Any]:
-    """User, model and key of the newest `limit` requests of each of some end users."""
+    """End user, model and key of the newest `limit` requests of each of these end users."""
     column = decisions.c
     query = sa.select(column.end_user, column.model, column.key_id).where(
         *conditions(LogFilter(key_id=key_id))
@@ -143,7 +143,7 @@ def usage_query(users: Sequence[str], key_id: str, limit: int) -> sa.CompoundSel
 
 
 def _flags(flag: str) -> list[list[sa.ColumnElement[bool]]]:
-    """The sets of flags that `flag` stands in."""
+    """Conditions, one for each set of flags that holds `flag`."""
     if not flag:
         return []
     sets = [one for one in FLAG_SETS if flag in one.split(",")]
@@ -151,7 +151,7 @@ def _flags(flag: str) -> list[list[sa.ColumnElement[bool]]]:
 
 
 def _ids(any_id: str) -> list[list[sa.ColumnElement[bool]]]:
-    """The places where `any_id` may stand."""
+    """Conditions, one for each column that may hold `any_id`."""
     text = any_id.replace("\0", "")
     return [_equal(name, text) for name in _IDS] if any_id else []
 
@@ -160,25 +160,25 @@ def _equal(name: str, value: str) -> list[sa.ColumnElement[bool]]:
     column = decisions.c[name]
     found: list[sa.ColumnElement[bool]] = [column == value]
     if name in _SPARSE:
-        # So that SQLite sees that the partial index holds what is asked for.
+        # This shows SQLite that the partial index holds all rows that are asked for.
         found.append(column != sa.literal_column("''"))
     return found
 
 
 def conditions(wanted: LogFilter) -> list[sa.ColumnElement[bool]]:
-    """What is true of the decisions that are wanted."""
+    """The conditions that the wanted decisions fulfil."""
     column = decisions.c
     found: list[sa.ColumnElement[bool]] = []
     for name in ("key_id", "operation", "end_user", "trace_id"):
         if value := getattr(wanted, name).replace("\0", ""):
             found += _equal(name, value)
     if wanted.verdict is not None:
-        # SQLite would take the index of key and verdict, which leads to most rows of a key, for
-        # better than that of a trace.
+        # SQLite would prefer the index of key and verdict, which holds most rows of a key, to that
+        # of a trace. `+ 0` keeps it from that.
         is_rare = wanted.end_user or wanted.trace_id or wanted.flag or wanted.any_id
         verdict = column.verdict + 0 if is_rare else column.verdict
         found.append(verdict == int(wanted.verdict))
-        # An older policyd logged refused keys as denials; no policy denied them.
+        # Older versions of policyd logged refused keys as denials, though no policy denied them.
         found.append(column.key_id != sa.literal_column("''"))
     if wanted.since is not None:
         found.append(column.id >= first_id(wanted.since))
@@ -188,7 +188,7 @@ def conditions(wanted: LogFilter) -> list[sa.ColumnElement[bool]]:
 
 
 def read_record(row: Any) -> Record:
-    """A row of the table as the decision that it holds."""
+    """The decision that a row of the table holds."""
     values = list(row)
     fields, outcome = values[: len(FIELDS)], values[len(FIELDS) :]
     reported = None if row.outcome_ending is None else ["O", row.id, *outcome]

@@ -1,9 +1,10 @@
 """The epochs of revisions: a random one for each, so that a revision is more than its number.
 
-A backup put back, or a failover that lost the last commits, goes on to numbers that were there
-before, with other settings. A worker that knows the epoch of the revision that it read last sees
-whether the database still has that one, and reads everything if not. A trigger writes them
-(migration 0007), so changes by a version that knows of no epochs have one too.
+After a restore from a backup, or a failover that lost the last commits, the database counts on to
+numbers that it had before, with other settings. A worker remembers the epoch of the revision that
+it read last. If the database no longer has that revision with that epoch, the worker reads all keys
+anew. A trigger writes epochs (migration 0007), so changes by older versions of policyd have them
+too.
 """
 
 import sqlalchemy as sa
@@ -19,6 +20,6 @@ epochs = sa.Table(
 
 
 def epoch_of(connection: sa.Connection, revision: int) -> str:
-    """The epoch of a revision; empty where that is not known, or no longer."""
+    """The epoch of a revision; "" where the database has none, or no longer, for it."""
     found = connection.execute(sa.select(epochs.c.epoch).where(epochs.c.revision == revision))
     return found.scalar_one_or_none() or ""

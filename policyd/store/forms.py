@@ -1,8 +1,8 @@
-"""Brings a database to this version's form, beside servers that use it.
+"""Brings a database to this version's form while servers use it.
 
-On PostgreSQL no step holds a lock for long that others wait for: what takes long is done first,
-under a lock that stops no reader or writer, and the rest gives up when it would have to wait and
-tries again.
+On PostgreSQL no step holds a lock for long that servers wait for. What takes long is done first,
+under a lock that stops no reader or writer. The steps that need a stronger lock give up where they
+would have to wait for it, and are tried again.
 """
 
 import random
@@ -20,16 +20,16 @@ from policyd.store.clock import database_time, midnight
 from policyd.store.database import MIGRATING, reading, writing
 
 _LOCK_WAIT = "2s"
-"""Of PostgreSQL: so long others wait at most behind a migration that waits itself."""
+"""How long a step waits for a lock on PostgreSQL, and so how long others wait behind it."""
 _TRIES = 30
 _OTHERS = 600.0
-"""Seconds for another process that migrates the same database."""
+"""Seconds to wait for another process that migrates the same database."""
 _PARTITIONED = "0009"
-"""The form in which PostgreSQL has the log by days."""
+"""The form from which on PostgreSQL's log is partitioned by days."""
 _BUSY = ("55P03", "40P01")
-"""What PostgreSQL says where a lock was not to be had in time, or would have been waited for in a
-circle."""
+"""PostgreSQL's codes for a lock that was not free in time, and for a deadlock."""
 _EXISTS = ("42710", "42P07")
+"""PostgreSQL's codes for a constraint or table that is there already."""
 
 
 def read(engine: sa.Engine) -> migrations.Form:
@@ -39,8 +39,8 @@ def read(engine: sa.Engine) -> migrations.Form:
 
 
 def migrate(engine: sa.Engine) -> None:
-    """Bring the tables to this version's form; those of a newer version that this one can use
-    stay. Several processes may do so at once. Raises StoreUnavailable."""
+    """Bring the tables to this version's form. Those of a newer form that this version can use stay
+    as they are. Several processes may do so at once. Raises StoreUnavailable."""
     found = read(engine)
     if not found.is_behind:
         found.check()
@@ -68,14 +68,17 @@ def _upgrade(connection: sa.Connection) -> None:
 
 
 def _prove_bound(engine: sa.Engine) -> None:
-    """Let PostgreSQL see that no row is from after some midnight to come, so that it need not look
-    when the rows become a partition. It reads them for that, and holds up no other."""
+    """Prove to PostgreSQL, by a constraint, that all rows are from before a coming midnight.
+
+    It reads every row for that, and holds up no other statement. So it need not read them under a
+    stronger lock later, when the rows become a partition.
+    """
     _patiently(engine, _add_bound, ignore=_EXISTS)
     _patiently(engine, _validate_bound)
 
 
 def _add_bound(connection: sa.Connection) -> None:
-    # First of all: a lock that grows would meet another one's.
+    # First, as a lock that is made stronger later may end in a deadlock.
     connection.exec_driver_sql("LOCK TABLE decisions IN ACCESS EXCLUSIVE MODE")
     newest = connection.exec_driver_sql("SELECT max(id) FROM decisions").scalar_one()
     at = max(database_time(connection), moment(newest)) if newest else database_time(connection)
@@ -86,9 +89,9 @@ def _add_bound(connection: sa.Connection) -> None:
 
 
 def _validate_bound(connection: sa.Connection) -> None:
-    # Its lock keeps only another one's migration waiting, and that may take as long as it takes.
+    # Only other migrations wait for its lock, so it may take its time.
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_OTHERS:.0f}s'")
-    # Where another process has made partitions meanwhile, there is no such constraint any more.
+    # If another process has made the partitions meanwhile, the constraint is gone.
     query = "SELECT 1 FROM pg_constraint WHERE conname = 'decisions_before' AND NOT convalidated"
     if connection.exec_driver_sql(query).first():
         connection.exec_driver_sql("ALTER TABLE decisions VALIDATE CONSTRAINT decisions_before")
@@ -97,7 +100,7 @@ def _validate_bound(connection: sa.Connection) -> None:
 def _patiently(
     engine: sa.Engine, step: Callable[[sa.Connection], None], ignore: Sequence[str] = ()
 ) -> None:
-    """Take a step in a transaction of its own, again where a lock is not to be had soon."""
+    """Take a step in a transaction of its own, and try again where a lock is not free soon."""
     for left in reversed(range(_TRIES)):
         try:
             with writing(engine, MIGRATING) as connection:
@@ -114,6 +117,6 @@ def _patiently(
 
 
 def sqlstate(error: StoreUnavailable) -> str:
-    """PostgreSQL's code for what went wrong; "" where it has none."""
+    """PostgreSQL's code for the error; "" where it has none."""
     cause = error.__cause__
     return getattr(cause.orig, "sqlstate", None) or "" if isinstance(cause, DBAPIError) else ""

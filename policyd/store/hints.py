@@ -1,4 +1,8 @@
-"""Hints that settings have changed. They may be lost, so whoever follows them polls as well."""
+"""Hints that settings have changed, by PostgreSQL's LISTEN and NOTIFY.
+
+A hint may be lost with its connection, so workers poll as well: it makes a change arrive sooner,
+and nothing depends on it.
+"""
 
 import asyncio
 import logging
@@ -9,7 +13,7 @@ from contextlib import closing, suppress
 import sqlalchemy as sa
 
 from policyd.command import deadline
-from policyd.store.database import timeout_of
+from policyd.store.engine import timeout_of
 
 _log = logging.getLogger(__name__)
 _CHANNEL = "policyd_settings"
@@ -18,13 +22,13 @@ _PAUSE = 5.0
 
 
 def give(connection: sa.Connection) -> None:
-    """Tell whoever listens that settings change with this transaction."""
+    """Notify all workers, when this transaction commits, that settings have changed."""
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(f"NOTIFY {_CHANNEL}")
 
 
 async def follow(engine: sa.Engine) -> AsyncIterator[None]:
-    """Yields at every hint, for ever; at once ends on SQLite, which gives none."""
+    """Yields at every hint, for ever. On SQLite, which has no hints, it ends at once."""
     if engine.dialect.name != "postgresql":
         return
     heard, stopped = asyncio.Event(), threading.Event()
@@ -40,7 +44,7 @@ async def follow(engine: sa.Engine) -> AsyncIterator[None]:
 
 
 class _Listener:
-    """Listens in a thread of its own: no hint is worth that something waits for it."""
+    """Listens in a thread of its own, so that a silent database holds up nothing else."""
 
     def __init__(
         self,
@@ -56,8 +60,8 @@ class _Listener:
         self._stopped = stopped
 
     def listen(self) -> None:
-        """Until it is stopped. A connection that is lost, or silent, is made again."""
-        # An extra of its own, which SQLite does without.
+        """Listen until it is stopped. A connection that is lost or silent is replaced."""
+        # psycopg is an extra that SQLite does not need.
         import psycopg
 
         while not self._stopped.is_set():
@@ -73,10 +77,10 @@ class _Listener:
         with closing(open_connection(self._engine, self._timeout)) as connection:
             with deadline.within(self._timeout):
                 connection.execute(f"LISTEN {_CHANNEL}")
-            # What changed while this connection was away may have been missed.
+            # Hints that came before this connection may have been missed.
             self._tell()
             while not self._stopped.is_set():
-                # Whether the server still is there shows only when it is asked.
+                # A server that has vanished is noticed only by asking it.
                 for _ in connection.notifies(timeout=self._timeout / 2):
                     self._tell()
                 with deadline.within(self._timeout):

@@ -1,4 +1,5 @@
-"""A key's logged requests by kind: those of a kind are alike in all that a decision depends on."""
+"""A key's logged requests by kind. Requests of one kind are decided alike, whatever the settings:
+so simulation.py decides each kind once, and not each request."""
 
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
@@ -30,7 +31,7 @@ _COLUMNS = tuple(decisions.c[name] for name in Kind.__slots__)
 class History:
     """A key's requests between two moments, in the database of `engine`.
 
-    Those that a route's own settings decided are left out: the key's have no say there.
+    Requests that were decided by a route's own settings are left out: the key's do not apply there.
     """
 
     def __init__(self, engine: sa.Engine, key_id: str, since: datetime, until: datetime) -> None:
@@ -40,12 +41,12 @@ class History:
         self._conditions = [*conditions(wanted), ~by_route]
 
     def kinds(self) -> list[tuple[Kind, int]]:
-        """The kinds there are, and how many requests of each."""
+        """The kinds that there are, and how many requests are of each."""
         query = sa.select(*_COLUMNS, sa.func.count()).group_by(*_COLUMNS)
         return [(Kind(*kind), count) for *kind, count in self._rows(query)]
 
     def most(self, kinds: Iterable[Kind], name: str, limit: int) -> list[tuple[str, int]]:
-        """The commonest values of the column `name` in these kinds' requests, and their counts."""
+        """The most frequent values of the column `name` in these kinds, and their counts."""
         column, count = decisions.c[name], sa.func.count()
         query = sa.select(column, count).where(_among(kinds)).group_by(column)
         return [tuple(row) for row in self._rows(query.order_by(count.desc(), column).limit(limit))]

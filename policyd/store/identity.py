@@ -1,7 +1,7 @@
-"""Which installation a database belongs to, looked at in every transaction of a server.
+"""Which installation a database belongs to: a server checks it in every transaction.
 
-A wrong address, a failover to another cluster or a file of another installation put in its place
-would give a server another installation's keys, and that installation its log.
+Otherwise a wrong address, a failover to another cluster, or a file of another installation put in
+its place would give a server the other installation's keys, and that installation this one's log.
 """
 
 from typing import Any
@@ -13,30 +13,31 @@ from policyd.errors import StoreUnavailable, WrongDatabase
 
 _OPTION = "policyd_identity"
 _NO_TABLE = "42P01"
-"""PostgreSQL's code for it."""
+"""PostgreSQL's code for a table that does not exist."""
 _identity: sa.Select[Any] = sa.select(sa.column("identity")).select_from(sa.table("installation"))
 _is_standby = sa.select(sa.func.pg_is_in_recovery())
 
 
 def read(connection: sa.Connection) -> str:
-    """What tells this database from every other one, copies of it aside."""
+    """The identity of this database. Only copies of it have the same."""
     return str(connection.execute(_identity).scalar_one())
 
 
 def expect(engine: sa.Engine, identity: str) -> None:
-    """Use no other database than that of this installation from now on."""
+    """Have every transaction of this engine check that the database is of this identity."""
     engine.update_execution_options(**{_OPTION: identity})
 
 
 def check(connection: sa.Connection) -> None:
-    """Raises WrongDatabase where another one is expected, and StoreUnavailable for a standby."""
+    """Raises WrongDatabase for another database than the expected one, and StoreUnavailable for a
+    standby."""
     expected = connection.get_execution_options().get(_OPTION)
     if expected is None:
         return
     query = _identity
     if connection.dialect.name == "postgresql":
-        # In one statement: it is a round trip. A standby may be behind, and a key that is revoked
-        # would come back.
+        # Both in one statement, as each is a round trip. A standby may lag, and a key that was
+        # revoked would be in force again.
         query = query.add_columns(_is_standby.scalar_subquery())
     try:
         found, *standby = connection.execute(query).one()

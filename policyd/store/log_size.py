@@ -1,8 +1,8 @@
 """How many decisions the log holds, counted while it is written.
 
-The count is spread over several rows, and a transaction adds to one that no other has in work. So
-none waits for another, which may stand still, or whose replica may have vanished in the middle.
-An older policyd counts in the one row of `log_size`, which is a part of the sum.
+The count is spread over several rows, and a transaction adds to a row that no other transaction has
+locked. So none waits for another, which may stand still, or whose replica may have vanished.
+Older versions of policyd count in the one row of `log_size`, which is a part of the sum.
 """
 
 import secrets
@@ -33,8 +33,8 @@ def total(connection: sa.Connection) -> int:
 
 
 def add(connection: sa.Connection, number: int) -> None:
-    """Count so many more, or fewer."""
-    # There are never more rows than there were transactions at once.
+    """Count `number` more decisions, or fewer if it is negative."""
+    # So there are never more rows than there were transactions at the same time.
     free = sa.select(_parts.c.id).limit(1).with_for_update(skip_locked=True).scalar_subquery()
     count = sa.update(_parts).where(_parts.c.id == free)
     if not connection.execute(count.values(decisions=_parts.c.decisions + number)).rowcount:

@@ -1,7 +1,7 @@
-"""How far each file of a spool has been shipped: kept beside what was shipped, in one transaction.
+"""How far each file of a spool has been shipped: committed with what was shipped.
 
-So what a shipper hands over again, after a crash or because it never heard that a transaction was
-committed, is noticed even where the rows have been retired since.
+So entries that a shipper hands over again, after a crash or because it never heard that a
+transaction was committed, are noticed even where their rows have been retired since.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from policyd.store.clock import database_time
 from policyd.store.database import Moment, metadata, reading, upsert, writing
 
 _KEEP = timedelta(days=30)
-"""How long the positions of a folder stay that no shipper asks for any more."""
+"""How long the positions of a folder stay after its last shipper was heard of."""
 
 _positions = sa.Table(
     "spool_positions",
@@ -30,10 +30,10 @@ _column = _positions.c
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one transaction ships of a file: the bytes from `start` to `end`."""
+    """The part of a file that one transaction ships: the bytes from `start` to `end`."""
 
     spool: str
-    """The identity of the file's folder."""
+    """The identity of the folder that the file is in."""
     file: str
     start: int
     end: int
@@ -76,8 +76,8 @@ class Positions:
             connection.execute(gone)
 
     def keep(self, spool: str) -> None:
-        """Call it every day, so that this folder's positions stay. Those of folders that were not
-        heard of for a month go: their machines are gone, and their entries with them."""
+        """Keep this folder's positions for another month: call it every day. Those of folders that
+        no shipper has kept for a month are deleted, as their machines are gone."""
         with writing(self._engine) as connection:
             at = database_time(connection)
             own = sa.update(_positions).where(_column.spool == spool)

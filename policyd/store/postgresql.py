@@ -1,8 +1,8 @@
-"""PostgreSQL's connections: no side of one waits for a silent other side for long.
+"""PostgreSQL's connections: neither side waits long for a silent other side.
 
-The client gives up a connection on which an answer is overdue, and closes it. The server ends what
-a client holds that has vanished or stands still: a statement, a wait for a lock, a transaction.
-What the database's URL says of any of these comes first.
+policyd gives up a connection on which an answer is overdue, and closes it. The server is told to
+end what a policyd holds that has vanished or stands still: a statement, a wait for a lock, a
+transaction. Settings in the database's URL take precedence over all of these.
 """
 
 import math
@@ -21,26 +21,26 @@ from policyd.command import deadline
 _Result = TypeVar("_Result")
 
 _LEAST_CONNECT = 2
-"""Seconds. The driver gives a server no less to take a connection."""
+"""Seconds that the driver gives a server, at least, to accept a connection."""
 _GIVEN = re.compile(r"(?:-c\s*|--)([a-zA-Z_]+)\s*=")
-"""A setting in the URL's `options`."""
+"""Finds the names of settings in the URL's `options`."""
 _LOCK = 0.6
 _IDLE = 0.4
-"""Of the time-out: how long a statement waits for a lock, and how long a transaction may stand
-still while it holds one. A replica that vanished has lost its locks before another gives up."""
+"""The shares of the timeout in which a statement waits for a lock, and in which a transaction that
+holds one may stand still. So a replica that vanished has lost its locks before another gives up."""
 _SINCE = {"tcp_user_timeout": 120_000, "client_connection_check_interval": 140_000}
-"""The first version of PostgreSQL that has a setting, where not all in use have it."""
+"""The first version of PostgreSQL that knows a setting, where some in use do not."""
 
 
 class Overdue(psycopg.OperationalError):
-    """The server has said nothing for longer than a call may take; the connection is closed."""
+    """The server was silent for longer than a call may take. The connection is closed."""
 
 
 class BoundedConnection(psycopg.Connection[Any]):
     """A connection whose every wait ends by the running thread's deadline.
 
-    `silence` is how many seconds the server may say nothing. Where a statement may take longer, it
-    is asked by another connection (`probe`) whether it lives.
+    `silence` is how many seconds the server may be silent. Where a statement may take longer than
+    that, `probe` asks the server on another connection whether it lives.
     """
 
     silence: float = math.inf
@@ -55,7 +55,7 @@ class BoundedConnection(psycopg.Connection[Any]):
         return super().wait(gen, *arguments, **options)
 
     def _bounded(self, work: Generator[Any, Any, _Result]) -> Generator[Any, Any, _Result]:
-        """`work`, with a look at the clock whenever the server was heard, or not."""
+        """`work`, with a look at the clock after each wait for the server."""
         heard_at = time.monotonic()
         try:
             state = next(work)
@@ -76,7 +76,7 @@ class BoundedConnection(psycopg.Connection[Any]):
         raise Overdue(deadline.OVERDUE)
 
     def _lives(self, silent: float) -> bool:
-        """Whether a server that has said nothing for long answers on another connection."""
+        """Whether a server that is silent here answers on another connection."""
         if silent < self.silence / 2 or self.statement <= self.silence:
             return False
         try:
@@ -85,12 +85,12 @@ class BoundedConnection(psycopg.Connection[Any]):
         except (Overdue, ConnectionTimeout):
             return False
         except psycopg.Error:
-            pass  # It refuses another connection, and says so.
+            pass  # It answers, if only to refuse another connection.
         return True
 
 
 def patience(timeout: float) -> dict[str, str]:
-    """What PostgreSQL's client is told, where the URL says nothing else."""
+    """Settings of PostgreSQL's client library, unless the URL sets them."""
     return {
         "connect_timeout": str(max(math.ceil(timeout / 2), _LEAST_CONNECT)),
         "tcp_user_timeout": str(math.ceil(timeout * 1000)),
@@ -102,7 +102,7 @@ def patience(timeout: float) -> dict[str, str]:
 
 
 def _session(timeout: float) -> dict[str, str]:
-    """What each session of the server is told, where the URL says nothing else."""
+    """Settings of each session on the server, unless the URL sets them."""
     return {
         "statement_timeout": _milliseconds(timeout),
         "lock_timeout": _milliseconds(timeout * _LOCK),
@@ -124,7 +124,7 @@ def _milliseconds(seconds: float) -> str:
 
 
 def bound(engine: sa.Engine, timeout: float) -> None:
-    """Have the engine connect as above."""
+    """Have the engine make bounded connections."""
     given = frozenset(_GIVEN.findall(str(engine.url.query.get("options", ""))))
     told = {name: value for name, value in _session(timeout).items() if name not in given}
 
@@ -174,7 +174,7 @@ def _tell(connection: BoundedConnection, told: Mapping[str, str]) -> None:
 
 
 def allow_statements(connection: sa.Connection, seconds: float) -> None:
-    """Let the statements of this transaction take longer than those of others, and wait longer."""
+    """Let statements of this transaction run, and wait for locks, for so many seconds."""
     value = _milliseconds(seconds)
     connection.exec_driver_sql(
         "SELECT set_config('statement_timeout', %s, true), set_config('lock_timeout', %s, true)",

@@ -1,9 +1,10 @@
-"""How far the log may be cut: a wrong clock or a slip of the operator never empties it.
+"""How much of the log may be deleted: neither a wrong clock nor a mistyped setting ever empties it.
 
-The database's clock counts, and never beyond the newest decision, of which those from a time to
-come are left out. What goes as time passes, goes. What would go beyond that, as a clock leaps or a
-setting is made smaller, goes only where it is no more than half of the log; else retention stands
-still at what was agreed on, says so, and waits until the operator tells it: policyd logs retire.
+Age is measured by the database's clock, and never beyond the newest decision; decisions from the
+future do not count as that. What becomes old as time passes may always be deleted, however much it
+is: that is agreed. More than that would go when a clock leaps or a setting is made smaller. It may
+go only if it is no more than half of the log. Otherwise retention stands still at what was agreed,
+the log says so, and the operator has to agree: policyd logs retire.
 """
 
 import sys
@@ -19,11 +20,11 @@ from policyd.store.database import Moment, metadata
 from policyd.store.decisions import decisions
 
 _AHEAD = timedelta(minutes=5)
-"""How far ahead of the database a decision's time is believed."""
+"""How far ahead of the database's clock a decision's time may be and still count."""
 _LEAP = timedelta(hours=1)
-"""What the database's clock advances between two looks beyond that is a leap, or was an outage."""
+"""An advance of the database's clock beyond that, between two looks, is a leap or was an outage."""
 _FEW = 10
-"""So many decisions may always go."""
+"""This many decisions may always be deleted."""
 
 _state = sa.Table(
     "log_retention",
@@ -39,22 +40,22 @@ _state = sa.Table(
 
 @dataclass(frozen=True, slots=True)
 class Standstill:
-    """Why retention does less than its settings ask for."""
+    """Why retention deletes less than its settings ask for."""
 
     reason: str
-    """Empty: it does all. Else the cause, and what to run."""
+    """The cause, and the command to run. Empty: it deletes all that the settings ask for."""
     waiting: int
-    """Decisions that would go, at least."""
+    """How many decisions the settings ask to delete, at least."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """What may go now."""
+    """What may be deleted now: decisions before a moment, and the oldest beyond a number."""
 
     before: datetime
     max_rows: int
     agreed: datetime
-    """What is older may go at the next look too, however much it is."""
+    """Decisions before this moment may be deleted at the next look too, however many they are."""
     standstill: Standstill
     now: datetime
     """By the database."""
@@ -62,7 +63,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class _Log:
-    """What the log and the clock look like."""
+    """The log's size and ends, and the database's time."""
 
     now: datetime
     held: int
@@ -74,22 +75,21 @@ class _Log:
 
 
 def standstill(connection: sa.Connection) -> Standstill:
-    """How retention stood when it last looked."""
+    """How retention stood at its last look."""
     row = connection.execute(sa.select(_state.c.reason, _state.c.waiting)).one()
     return Standstill(row.reason, row.waiting)
 
 
 def take_turn(connection: sa.Connection, *, wait: bool = True) -> bool:
-    """Let no other server cut the log until the transaction ends: it would count the same ones.
-
-    Without `wait`, returns False where another one does.
+    """Let no other server delete from the log until the transaction ends: it would count the same
+    decisions. Without `wait`, returns False where another server has the turn.
     """
     turn = sa.select(_state.c.id).with_for_update(skip_locked=not wait)
     return connection.execute(turn).first() is not None
 
 
 def agree(connection: sa.Connection, before: datetime | None, max_rows: int | None) -> None:
-    """The operator has told: what is older, and what is beyond so many rows, may go."""
+    """Note that the operator agrees: older decisions, and the oldest beyond `max_rows`, may go."""
     changes: dict[str, object] = {"reason": "", "waiting": 0}
     if before is not None:
         changes["agreed_before"] = before
@@ -99,7 +99,7 @@ def agree(connection: sa.Connection, before: datetime | None, max_rows: int | No
 
 
 def look(connection: sa.Connection, held: int, keep: timedelta, max_rows: int) -> Cut:
-    """What may go now of a log with so many rows. It only reads; note() writes what it found."""
+    """What may go now of a log with `held` rows. It only reads: note() writes the result."""
     state = connection.execute(sa.select(_state)).one()
     log = _look_at_log(connection, held)
     agreed = _agreed(state, log, keep)
@@ -121,7 +121,7 @@ def look(connection: sa.Connection, held: int, keep: timedelta, max_rows: int) -
 
 
 def note(connection: sa.Connection, cut: Cut, max_rows: int) -> None:
-    """Keep what was found, for the next look and for those who ask."""
+    """Write down the result of look(), for the next look, `logs status` and the console."""
     changes: dict[str, object] = {
         "seen_at": cut.now,
         "agreed_before": cut.agreed,
@@ -143,7 +143,7 @@ def _look_at_log(connection: sa.Connection, held: int) -> _Log:
 
 
 def _agreed(state: Any, log: _Log, keep: timedelta) -> datetime:
-    """What may go as time passes, however much it is."""
+    """The moment before which decisions have become old as time passed."""
     usual = log.now - keep
     if state.agreed_before is None:
         return min(log.oldest, usual) if log.oldest else usual
@@ -160,7 +160,7 @@ def _by_age(
     if wanted <= agreed:
         return Standstill("", 0)
     old = sa.select(decisions.c.id).where(decisions.c.id < first_id(wanted))
-    # More than half is enough to know: the rest need not be counted.
+    # It is enough to know whether it is more than half: the rest need not be counted.
     some = old.limit(max(_FEW, log.held // 2) + 1).subquery()
     count = connection.execute(sa.select(sa.func.count()).select_from(some)).scalar_one()
     if log.may_go(count):
@@ -176,7 +176,7 @@ def _by_age(
 
 
 def _span(keep: timedelta) -> str:
-    """As the command takes it."""
+    """The span as `policyd logs retire` takes it."""
     seconds = int(keep.total_seconds())
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds % size == 0:

@@ -1,6 +1,7 @@
-"""Free space is given back: what retention has deleted leaves the SQLite file, in small steps.
+"""Gives back the space that retention has freed in a SQLite file, in small steps.
 
-A file that an older policyd has made can do so once it was vacuumed. PostgreSQL does it by itself.
+A file that an old version of policyd has made can do so once it was vacuumed. PostgreSQL reuses
+free space by itself.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import sqlalchemy as sa
 from policyd.store.database import writing
 
 _RESERVE = 0.1
-"""The share of the file that stays free, as it is soon needed again."""
+"""The share of the file's pages that stays free, as they are soon needed again."""
 _LEAST = 1000
 """Pages of 4 KiB that stay free however small the file is."""
 STEP = 500
@@ -40,7 +41,8 @@ def give_back(engine: sa.Engine) -> int:
 
 
 def cut(execute: Callable[[str], object], pages: int) -> None:
-    """Give back so many free pages, in the transaction that `execute` runs statements in."""
+    """Give back this many free pages, in the transaction that `execute` runs statements in."""
     for _ in range(pages):
-        # One at a time: of a statement without columns the driver takes one step, which is a page.
+        # One page at a time: the driver takes a single step of a statement without columns, and a
+        # step frees one page.
         execute("PRAGMA incremental_vacuum(1)")

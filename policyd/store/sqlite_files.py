@@ -1,7 +1,7 @@
-"""SQLite's files as a whole: backed up while they are in use, put back, and made small again.
+"""SQLite's database as a file: backed up while it is in use, restored, and vacuumed.
 
-A copy that `cp` makes of a database in use holds nothing that can be relied on: part of it stands
-in the file beside it (-wal), and the rest changes while it is copied.
+A copy that `cp` makes of a database in use cannot be relied on: recent changes are in the file
+beside it (FILE-wal), and the rest changes while it is copied.
 """
 
 import os
@@ -18,30 +18,30 @@ from policyd.command.private_files import make_file
 from policyd.errors import StoreUnavailable
 from policyd.store import migrations
 from policyd.store.database import errors
+from policyd.store.engine import INCREMENTAL
 from policyd.store.space import STEP, cut
 
 _PAGES = 256
 """Pages that are copied between two looks at the time: less than a megabyte."""
 _PAUSE = 0.002
-"""Seconds that the disk is left to others between them."""
+"""Seconds between two steps of a copy, in which servers have the disk."""
 _WAIT = 10.0
-_INCREMENTAL = 2
 _HEADER = 20
-"""Bytes of a file's head; the last two but one say whether it has a file beside it."""
+"""Bytes of a file's head. The last two say whether the database uses a write-ahead log."""
 
 Progress = Callable[[int, int], None]
-"""Is told how many pages are done, of how many."""
+"""Called with how many pages are done, and of how many."""
 
 
 class BackupRefused(StoreUnavailable):
-    """A file cannot be backed up, put back or used, and nothing was changed."""
+    """A file cannot be backed up, restored or used. Nothing was changed."""
 
 
 def backup(source: Path, target: Path, progress: Progress) -> None:
-    """Copy the database, as it is at this moment, into a new file for its owner only.
+    """Copy the database, as it is at this moment, into a new file that only its owner may read.
 
-    Servers go on meanwhile: they read and write as before. The file is there once it is whole and
-    checked. Raises BackupRefused, StoreUnavailable.
+    Servers read and write as before meanwhile. The file appears once it is whole and checked.
+    Raises BackupRefused, StoreUnavailable.
     """
     if os.path.lexists(target):
         raise BackupRefused(f"there is a file {target} already: name another, or remove it")
@@ -50,9 +50,9 @@ def backup(source: Path, target: Path, progress: Progress) -> None:
         with _failing("the database cannot be backed up"):
             with closing(_open(source)) as reader, closing(_open(draft)) as writer:
                 _copy(reader, writer, progress)
-                # One file, whole in itself.
+                # The backup is one file, without a FILE-wal.
                 writer.execute("PRAGMA journal_mode = DELETE")
-            check(draft)
+            _check(draft)
             _sync(draft)
             os.link(draft, target)  # Unlike a rename, it replaces nothing.
             _sync(target.parent)
@@ -60,9 +60,9 @@ def backup(source: Path, target: Path, progress: Progress) -> None:
         draft.unlink(missing_ok=True)
 
 
-def check(file: Path) -> migrations.Form:
-    """The form of the database in the file. Raises BackupRefused where it is damaged, none of
-    policyd's, or one that this version cannot bring to its own form."""
+def _check(file: Path) -> migrations.Form:
+    """The form of the database in the file. Raises BackupRefused where it is damaged, is not
+    policyd's, or has a form that this version cannot work on."""
     try:
         with closing(sqlite3.connect(f"file:{_quoted(file)}?mode=ro", uri=True)) as connection:
             problems = [row[0] for row in connection.execute("PRAGMA quick_check(3)")]
@@ -91,13 +91,13 @@ def check(file: Path) -> migrations.Form:
 def restore(source: Path, target: Path, at: datetime, progress: Progress) -> Path | None:
     """Put the database in `source` in the place of `target`, as a new state of it.
 
-    What was there is kept beside it; returns where. Raises BackupRefused where a process has
-    `target` open, or `source` is not usable; nothing was changed then.
+    The database that was there is kept beside it; returns where. Raises BackupRefused, and changes
+    nothing, where a process has `target` open or `source` is not usable.
     """
     if not source.is_file():
         raise BackupRefused(f"there is no file {source}: name one that policyd db backup wrote")
     _check_whole(source)
-    check(source)
+    _check(source)
     draft = _draft(target)
     aside = target.with_name(f"{target.name}.before-restore-{at:%Y%m%dT%H%M%S}")
     try:
@@ -105,7 +105,7 @@ def restore(source: Path, target: Path, at: datetime, progress: Progress) -> Pat
             with closing(_open(source)) as reader, closing(_open(draft)) as writer:
                 _copy(reader, writer, progress)
                 writer.execute("PRAGMA journal_mode = DELETE")
-                begin_new_state(writer)
+                _begin_new_state(writer)
                 writer.commit()
             _sync(draft)
             with _out_of_use(target) as is_there:
@@ -119,7 +119,7 @@ def restore(source: Path, target: Path, at: datetime, progress: Progress) -> Pat
 
 
 def _check_whole(source: Path) -> None:
-    """A backup stands in one file; what a server uses does not, and nor does a copy of it."""
+    """Raises BackupRefused for a copy of a database in use: part of it may be in its FILE-wal."""
     with _failing(f"{source} cannot be read"), source.open("rb") as file:
         if file.read(_HEADER)[-2:-1] == b"\x02":
             raise BackupRefused(
@@ -129,24 +129,25 @@ def _check_whole(source: Path) -> None:
             )
 
 
-def begin_new_state(connection: sqlite3.Connection) -> None:
-    """Whatever number of revisions the file has: servers see that it is another state of the
-    database than the one they know, and read all of it."""
+def _begin_new_state(connection: sqlite3.Connection) -> None:
+    """Give the file a revision of its own, so that servers notice another state of the database and
+    read all keys anew."""
     connection.execute("UPDATE revision SET value = value + 1")
 
 
 @contextmanager
 def _out_of_use(file: Path) -> Iterator[bool]:
-    """No process has the file open, and none can open it meanwhile. Yields whether there is one.
+    """Keep every process from the file during the block. Yields whether there is a file.
 
-    What stands in the file beside it is in the file itself then. Raises BackupRefused.
+    All changes are then in the file itself, and none in its FILE-wal. Raises BackupRefused where a
+    process has it open.
     """
     if not file.exists():
         yield False
         return
     with closing(sqlite3.connect(file, isolation_level=None, timeout=1.0)) as connection:
         try:
-            # Every process that has it open holds a lock on it, and stands in the way of these.
+            # Every process that has it open holds a lock that these statements cannot pass.
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             connection.execute("PRAGMA journal_mode = DELETE")
             connection.execute("BEGIN EXCLUSIVE")
@@ -155,12 +156,12 @@ def _out_of_use(file: Path) -> Iterator[bool]:
                 f"{file} is in use: stop policyd serve, and close what else has it open, first"
             ) from None
         except sqlite3.DatabaseError:
-            pass  # It is damaged, which is why another one is to be put in its place.
+            pass  # It is damaged, which is why a backup is to take its place.
         yield True
 
 
 def free_pages(file: Path) -> tuple[int, int, int]:
-    """Bytes of a page, how many pages there are, and how many of them are free."""
+    """How many bytes a page has, how many pages there are, and how many of them are free."""
     with _failing("the database cannot be looked at"), closing(_open(file)) as connection:
         names = ("page_size", "page_count", "freelist_count")
         size, pages, free = (connection.execute(f"PRAGMA {n}").fetchone()[0] for n in names)
@@ -168,14 +169,15 @@ def free_pages(file: Path) -> tuple[int, int, int]:
 
 
 def gives_back(file: Path) -> bool:
-    """Whether free space can be given back bit by bit: PRAGMA auto_vacuum = INCREMENTAL."""
+    """Whether the file gives free pages back in steps: PRAGMA auto_vacuum = INCREMENTAL."""
     with _failing("the database cannot be looked at"), closing(_open(file)) as connection:
-        return bool(connection.execute("PRAGMA auto_vacuum").fetchone()[0] == _INCREMENTAL)
+        return bool(connection.execute("PRAGMA auto_vacuum").fetchone()[0] == INCREMENTAL)
 
 
 def vacuum(file: Path, progress: Progress) -> None:
-    """Give free space back: in short steps where the file allows that; else by writing it anew,
-    during which no other process can write, and in a form that allows steps from then on."""
+    """Give free space back: in short steps where the file allows that. Otherwise the file is
+    written anew, in a form that allows steps from then on, while no other process can write.
+    """
     _, _, free = free_pages(file)
     with _failing("the database cannot be made small"), closing(_open(file)) as connection:
         if not gives_back(file):
@@ -198,7 +200,7 @@ def _open(file: Path) -> sqlite3.Connection:
 
 
 def _copy(reader: sqlite3.Connection, writer: sqlite3.Connection, progress: Progress) -> None:
-    # One transaction for all of it: what others write meanwhile would begin the copy anew.
+    # One transaction for the whole copy: otherwise each write of a server would start it anew.
     reader.execute("BEGIN")
     reader.execute("SELECT 1 FROM sqlite_master").fetchone()
 

@@ -1,4 +1,8 @@
-"""Counts of the decision log, kept while it is written: by hour and key, and by day and user."""
+"""Counts of the decision log, by hour and key, and by day, key and end user.
+
+They change in the transaction that writes the log, so they always agree with it, and stay when its
+rows are retired.
+"""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -20,37 +24,37 @@ _ERROR = 400
 """The first status that is an error."""
 _BROKEN = (Ending.UPSTREAM_BROKE, Ending.NO_ANSWER)
 _KEEP = timedelta(days=400)
-"""How long the counts by hour are kept: so long that a year can be compared with the last."""
+"""How long the counts by hour are kept: long enough to compare a year with the one before."""
 
 
 @dataclass(slots=True)
 class Counts:
-    """What was counted of some requests."""
+    """Counts of some requests."""
 
     requests: int = 0
     denied: int = 0
     would_deny: int = 0
     attributed: int = 0
-    """In scope, with a valid user."""
+    """In scope, with a valid end-user identifier."""
     unattributed: int = 0
-    """In scope, without one. What is out of scope is in neither."""
+    """In scope, without one. Requests out of scope count in neither."""
     input_tokens: int = 0
     output_tokens: int = 0
     cost_nano: int = 0
-    """Billionths of a US dollar, of the requests of which the cost is known."""
+    """Billionths of a US dollar, of the requests whose cost is known."""
     flagged: int = 0
     errors: int = 0
-    """Answered with a status of 400 or more, cut short by the upstream, or not answered at all."""
+    """Answered with a status of 400 or more, broken off by the upstream, or not answered at all."""
     timed: int = 0
-    """Those of which it is known how long they took, and ..."""
+    """Requests whose duration is known, and ..."""
     duration_us: int = 0
-    """... how long all of them together, in microseconds."""
+    """... the sum of their durations, in microseconds."""
     placeholders: int = 0
-    """Attributed to what is no more than a placeholder of a user: see placeholders.py."""
+    """Attributed to a placeholder in place of an end user: see descriptor/placeholders.py."""
 
     @property
     def latency_us(self) -> int | None:
-        """How long a request took on average; None: not known."""
+        """The mean duration of a request. None: not known."""
         return self.duration_us // self.timed if self.timed else None
 
 
@@ -88,7 +92,7 @@ _SORTS: dict[str, sa.ColumnElement[Any]] = {
     "requests": _sum(_daily.c.requests),
     "flagged": _sum(_daily.c.flagged),
     "errors": _sum(_daily.c.errors),
-    # Databases part ways over where NULL stands.
+    # SQLite and PostgreSQL sort NULL to different ends.
     "latency": sa.func.coalesce(
         _sum(_daily.c.duration_us) / sa.func.nullif(_sum(_daily.c.timed), 0), -1
     ),
@@ -96,18 +100,18 @@ _SORTS: dict[str, sa.ColumnElement[Any]] = {
     "cost": _sum(_daily.c.cost_nano),
 }
 SORTS = (*_SORTS, "user")
-"""What users can be sorted by."""
+"""What end users can be sorted by."""
 
 
 class Tally:
-    """Counts up what one transaction adds."""
+    """The counts that one transaction adds."""
 
     def __init__(self) -> None:
         self._hours: dict[tuple[Any, ...], Counts] = defaultdict(Counts)
         self._users: dict[tuple[Any, ...], Counts] = defaultdict(Counts)
 
     def count(self, record: Record) -> None:
-        """Count one decision. One whose key was refused is none: an older policyd logged them."""
+        """Count one decision, unless its key was refused: older versions logged such requests."""
         if record.is_key_refused:
             return
         is_known = record.in_scope and record.mode is not None
@@ -123,7 +127,7 @@ class Tally:
             counts.placeholders += is_empty
 
     def add_outcome(self, outcome: Outcome, key_id: str, end_user: str) -> None:
-        """Count what became of one."""
+        """Count what became of one request."""
         if not key_id:
             return
         is_error = outcome.status >= _ERROR or outcome.ending in _BROKEN
@@ -136,7 +140,7 @@ class Tally:
             counts.duration_us += outcome.duration_us or 0
 
     def write(self, connection: sa.Connection) -> None:
-        """Add it to what the database has."""
+        """Add the counts to those in the database."""
         # In one order, so that two writers never wait for each other.
         for table, counted in ((_hourly, self._hours), (_daily, self._users)):
             keys = table.primary_key.columns.keys()
@@ -156,7 +160,7 @@ class Tally:
 
 
 def forget_users(steps: Steps, oldest: datetime) -> None:
-    """Delete the counts of users of days before `oldest`, and of hours long ago."""
+    """Delete the counts of end users for days before `oldest`, and those of hours long ago."""
     day = int(oldest.timestamp()) // _DAY
     steps.run(lambda c, limit: delete_some(c, _daily, _daily.c.day < day, limit))
     kept = int((oldest - _KEEP).timestamp()) // _HOUR
@@ -172,7 +176,7 @@ class Statistics:
     def hours(
         self, since: datetime, until: datetime, key_id: str = ""
     ) -> list[tuple[datetime, Counts]]:
-        """By the hour, in order of time; hours without a request are left out."""
+        """Counts by the hour, in order of time. Hours without a request are left out."""
         query = sa.select(_hourly.c.hour, *_sums(_hourly)).where(_within_hours(since, until))
         if key_id:
             query = query.where(_hourly.c.key_id == key_id)
@@ -180,7 +184,7 @@ class Statistics:
         return [(datetime.fromtimestamp(hour * _HOUR, UTC), counts) for hour, counts in rows]
 
     def keys(self, since: datetime, until: datetime) -> list[tuple[str, Counts]]:
-        """By the key's ID, most requests first."""
+        """Counts by the key's ID, most requests first."""
         query = sa.select(_hourly.c.key_id, *_sums(_hourly)).where(_within_hours(since, until))
         most = _sum(_hourly.c.requests).desc()
         return self._rows(query.group_by(_hourly.c.key_id).order_by(most, _hourly.c.key_id))
@@ -188,8 +192,8 @@ class Statistics:
     def placeholders(
         self, since: datetime, until: datetime, *, key_id: str = "", limit: int = 10
     ) -> list[tuple[str, str, int]]:
-        """Values of users that are placeholders, the key that sent each and in how many requests,
-        most first, over whole days of UTC."""
+        """Placeholders in place of end users, over whole days of UTC: the value, the key that sent
+        it, and in how many requests. Most requests first."""
         count = _sum(_daily.c.placeholders)
         query = (
             sa.select(_daily.c.end_user, _daily.c.key_id, count)
@@ -214,8 +218,8 @@ class Statistics:
         offset: int = 0,
         limit: int = 50,
     ) -> list[tuple[str, Counts]]:
-        """By the end user, over whole days of UTC. "" stands for requests that named none, or of
-        which only that much is known that they did.
+        """Counts by the end user, over whole days of UTC. "" stands for requests that named no end
+        user, or one that the log does not know.
 
         `sort` is one of SORTS.
         """
@@ -254,5 +258,5 @@ def _within_days(since: datetime, until: datetime) -> sa.ColumnElement[bool]:
 
 
 def _of_keys(table: sa.Table) -> sa.ColumnElement[bool]:
-    # An older policyd counted refused keys here, under no key.
+    # Older versions of policyd counted refused keys here, under an empty key.
     return table.c.key_id != sa.literal_column("''")

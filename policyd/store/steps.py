@@ -1,4 +1,7 @@
-"""Deletes many rows in transactions so short that no writer beside them waits for long."""
+"""Deletes many rows in transactions so short that no other writer waits for long.
+
+How many rows fit into one transaction is learned from how long those before took.
+"""
 
 import time
 from collections.abc import Callable
@@ -8,21 +11,21 @@ import sqlalchemy as sa
 from policyd.store.database import writing
 
 _LONGEST = {"sqlite": 0.02, "postgresql": 0.2}
-"""Seconds that one transaction is to take. SQLite's keeps every other writer waiting."""
+"""Seconds that one transaction should take. On SQLite every other writer waits for it."""
 _CALL = 1.0
-"""Seconds that one call works at most."""
+"""Seconds after which run() begins no further transaction."""
 _LEAST = 50
 _MOST = 5000
 """Rows of one transaction, at least and at most."""
 _PAUSE = 0.005
-"""Seconds between two transactions at least, in which another writer begins."""
+"""Seconds between two transactions, at least, so that another writer may begin."""
 
 Delete = Callable[[sa.Connection, int], int]
 """Deletes up to so many rows, and returns how many they were."""
 
 
 class Steps:
-    """How many rows fit into one step, as learned from those before."""
+    """Deletes in the database of `engine`, in steps of a length that it learns."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
@@ -30,7 +33,7 @@ class Steps:
         self._rows = 100
 
     def run(self, delete: Delete) -> int:
-        """Delete until nothing is left, or the time of one call is up. Returns how many rows."""
+        """Delete until nothing is left, or for _CALL seconds. Returns how many rows that were."""
         end = time.monotonic() + _CALL
         deleted = 0
         while True:
@@ -43,12 +46,12 @@ class Steps:
                 return deleted
             self._learn(took)
             if self._engine.dialect.name == "sqlite":
-                # As long as it took: a writer that waits looks again and again, and finds a gap.
+                # As long as it took: a writer that waits polls for the lock, and must find a gap.
                 time.sleep(max(took, _PAUSE))
 
     def _learn(self, took: float) -> None:
         if took > self._longest:
-            # A commit costs what it costs: fewer rows would only make more of them.
+            # Not below _LEAST: a commit has a fixed cost, and fewer rows only make more commits.
             self._rows = max(self._rows // 2, _LEAST)
         elif took < self._longest / 2:
             self._rows = min(self._rows * 2, _MOST)

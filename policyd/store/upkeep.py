@@ -1,4 +1,4 @@
-"""What `policyd db` asks of a database, besides what servers do with it."""
+"""The work of `policyd db` on a database of either kind, beside what servers do with it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,26 +11,27 @@ from policyd.command.database_url import sqlite_file
 from policyd.decision_log.record import moment
 from policyd.store import copying, log_size, migrations
 from policyd.store.clock import database_time
-from policyd.store.database import metadata, open_engine, reading
+from policyd.store.database import metadata, reading
 from policyd.store.days import make_days, partitions
+from policyd.store.engine import open_engine
 from policyd.store.workers import hosts
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What is known of a database. None: not known, in the form that it has."""
+    """A description of a database. None: a database of this form does not tell."""
 
     name: str
     """Its URL, without a password."""
     form: migrations.Form
     pending: list[str]
-    """Migrations that have not run: a line each."""
+    """Migrations that have not run, a line for each."""
     size: int
     """Bytes."""
     free: int | None
-    """Bytes of it that are free and not given back."""
+    """How many of them are free."""
     mode: str
-    """How SQLite keeps its journal, and whether it gives space back; "" for PostgreSQL."""
+    """SQLite's kind of journal, and whether the file gives space back; "" for PostgreSQL."""
     identity: str | None
     revision: int | None
     keys: int | None
@@ -40,13 +41,13 @@ class Figures:
     days: int
     """Partitions of the log."""
     hosts: list[str]
-    """Where policyd serve runs on it."""
+    """The machines on which `policyd serve` uses it."""
     time: datetime
     """By the database's clock."""
 
 
 _SECRETS = ("password", "sslpassword")
-"""What a URL's query may hold that is not shown."""
+"""The parameters of a URL's query that are not shown."""
 
 
 def figures(url: str) -> Figures:
@@ -55,8 +56,8 @@ def figures(url: str) -> Figures:
     try:
         with reading(engine) as connection:
             if connection.dialect.name == "postgresql":
-                # Each statement for itself: a migration that runs meanwhile waits for no two tables
-                # that are looked at here, which would be a circle with their order.
+                # No transaction: it would hold locks on several tables, and could end in a deadlock
+                # with a migration that runs meanwhile.
                 connection.execution_options(isolation_level="AUTOCOMMIT")
             return _figures(connection, _shown(url).render_as_string())
     finally:
@@ -131,7 +132,7 @@ def make_days_to_come(url: str) -> None:
 
 
 def copy(url: str, to: str, tell: Callable[[copying.Copied], None]) -> dict[str, int]:
-    """See copying.py."""
+    """Copy the database at `url` into the one at `to`: see copying.py."""
     source, target = open_engine(url), open_engine(to)
     try:
         return copying.copy(source, target, tell)
@@ -141,14 +142,14 @@ def copy(url: str, to: str, tell: Callable[[copying.Copied], None]) -> dict[str,
 
 
 def tool_arguments(url: str) -> str:
-    """The database as PostgreSQL's own programs take it, without a password; "" for SQLite."""
+    """The database's URL as PostgreSQL's programs take it, without a password; "" for SQLite."""
     if sqlite_file(url) is not None:
         return ""
-    open_engine(url).dispose()  # Raises SettingsError for what is none.
+    open_engine(url).dispose()  # Raises SettingsError for a URL that is not usable.
     return _shown(url).set(drivername="postgresql").render_as_string()
 
 
 def _shown(url: str) -> sa.URL:
-    """The URL as its operator gave it, without what is secret."""
+    """The URL as the operator gave it, without its secrets."""
     shown: sa.URL = sa.URL.create(**(sa.make_url(url)._asdict() | {"password": None}))
     return shown.difference_update_query(_SECRETS)

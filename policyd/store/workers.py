@@ -1,5 +1,7 @@
-"""Which workers there are, from which revision of the settings each decides, and how far its clock
-is off. All of it goes by the database's clock, so that no worker's own can hide another one."""
+"""Which workers run, from which revision each decides, and how far its clock is off.
+
+All of it goes by the database's clock, so that a worker with a wrong clock hides no other.
+"""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -33,7 +35,7 @@ class Worker:
     id: str
     host: str
     revision: int
-    """That it decides from; 0: one that this database does not have, or has no longer."""
+    """The revision that it decides from. 0: this database does not have that one, or no longer."""
     seen_at: datetime
     clock_offset: timedelta | None = None
     """How far its clock is ahead of the database's. None: a worker of an older version."""
@@ -46,9 +48,9 @@ class Workers:
         self._engine = engine
 
     def beat(self, worker_id: str, host: str, revision: int, epoch: str | None = None) -> timedelta:
-        """Tell that a worker runs, and at which revision of which epoch.
+        """Note that a worker runs, and from which revision and epoch it decides.
 
-        Returns how far this process' clock is ahead of the database's.
+        Returns how far this process's clock is ahead of the database's.
         """
         row = {"id": worker_id, "host": host[:256], "revision": revision, "epoch": epoch}
         with writing(self._engine) as connection:
@@ -56,19 +58,19 @@ class Workers:
             row |= {"seen_at": at, "clock_offset_us": offset // timedelta(microseconds=1)}
             replace = ("host", "revision", "seen_at", "epoch", "clock_offset_us")
             upsert(connection, _workers, [row], replace=replace)
-            # A beat far in the future is of a version that went by its own clock, or from before
-            # the database's was set right.
+            # A beat far in the future is of an old version, which went by its own clock, or from
+            # before the database's clock was corrected.
             known = _workers.c.seen_at.between(at - _KEEP, at + _KEEP)
             connection.execute(sa.delete(_workers).where(~known))
         return offset
 
     def leave(self, worker_id: str) -> None:
-        """Tell that a worker has ended."""
+        """Note that a worker has ended."""
         with writing(self._engine) as connection:
             connection.execute(sa.delete(_workers).where(_workers.c.id == worker_id))
 
     def list(self) -> list[Worker]:
-        """Those that run, by their ID."""
+        """The workers that run, in the order of their IDs."""
         column = _workers.c
         query = sa.select(_workers, epochs.c.epoch.label("known_epoch"))
         query = query.outerjoin_from(_workers, epochs, epochs.c.revision == column.revision)
@@ -88,7 +90,7 @@ class Workers:
     def furthest_off(self) -> tuple[str, timedelta] | None:
         """The host whose clock is furthest off, of the workers that run, and how far it is ahead.
 
-        None: none has told.
+        None: no clock was measured.
         """
         told = [(one.host, one.clock_offset) for one in self.list()]
         known = [(host, offset) for host, offset in told if offset is not None]
@@ -96,7 +98,7 @@ class Workers:
 
 
 def hosts(connection: sa.Connection) -> list[str]:
-    """Where workers run, in a database of any form that has workers."""
+    """The hosts that workers run on, in a database of any form that has a table of workers."""
     query = sa.select(_workers.c.host).where(_runs(connection)).distinct()
     return sorted(connection.execute(query).scalars())
 

@@ -32,19 +32,19 @@ class _OverridePolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Overri
     OVERRIDE_POLICY_UNSPECIFIED: _OverridePolicy.ValueType  # 0
     """Not set."""
     OVERRIDE_POLICY_ANY: _OverridePolicy.ValueType  # 1
-    """The header wins both ways."""
+    """Any request: the header can switch enforcement on and off."""
     OVERRIDE_POLICY_TIGHTEN_ONLY: _OverridePolicy.ValueType  # 2
     """The header can only switch enforcement on."""
     OVERRIDE_POLICY_LOCKED: _OverridePolicy.ValueType  # 3
     """The header is ignored."""
 
 class OverridePolicy(_OverridePolicy, metaclass=_OverridePolicyEnumTypeWrapper):
-    """Who may override a key's setting by the header x-usagepanda-enforce-user-ids."""
+    """Which requests may override a key's setting with the header x-usagepanda-enforce-user-ids."""
 
 OVERRIDE_POLICY_UNSPECIFIED: OverridePolicy.ValueType  # 0
 """Not set."""
 OVERRIDE_POLICY_ANY: OverridePolicy.ValueType  # 1
-"""The header wins both ways."""
+"""Any request: the header can switch enforcement on and off."""
 OVERRIDE_POLICY_TIGHTEN_ONLY: OverridePolicy.ValueType  # 2
 """The header can only switch enforcement on."""
 OVERRIDE_POLICY_LOCKED: OverridePolicy.ValueType  # 3
@@ -62,26 +62,26 @@ class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdict.Value
     VERDICT_ALLOWED: _Verdict.ValueType  # 1
     """Allowed."""
     VERDICT_WOULD_DENY: _Verdict.ValueType  # 2
-    """Allowed by audit mode; enforcing would have denied it."""
+    """Allowed in audit mode; enforce mode would have denied it."""
     VERDICT_DENIED: _Verdict.ValueType  # 3
     """Denied."""
 
 class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper):
-    """How a request fared, in a word."""
+    """The decision about a request, in a word."""
 
 VERDICT_UNSPECIFIED: Verdict.ValueType  # 0
 """Any."""
 VERDICT_ALLOWED: Verdict.ValueType  # 1
 """Allowed."""
 VERDICT_WOULD_DENY: Verdict.ValueType  # 2
-"""Allowed by audit mode; enforcing would have denied it."""
+"""Allowed in audit mode; enforce mode would have denied it."""
 VERDICT_DENIED: Verdict.ValueType  # 3
 """Denied."""
 Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
 
 @_typing.final
 class ApiKey(_message.Message):
-    """An API key and its settings. The key itself is not kept, only a digest of it."""
+    """An API key and its settings. policyd keeps only a digest of the key itself."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -98,25 +98,25 @@ class ApiKey(_message.Message):
     id: _builtins.str
     """The key's ID, given by policyd."""
     name: _builtins.str
-    """What people call it: 1 to 200 characters."""
+    """A name for people: 1 to 200 characters."""
     enforce_user_ids: _policy_pb2.EnforceMode.ValueType
     """"Enforce User IDs". Unspecified: the server's default."""
     override_policy: Global___OverridePolicy.ValueType
-    """Who may override it for a request. Unspecified: OVERRIDE_POLICY_ANY."""
+    """Which requests may override it. Unspecified: OVERRIDE_POLICY_ANY."""
     revision: _builtins.int
-    """The revision of the settings that brought the last change. Revisions count within one history of the
-    database: after a backup was put back, or a failover that lost changes, the same number may stand for
-    other settings.
+    """The revision of the settings in which the key last changed. Revisions count within one history of the
+    database: after a backup was restored, or a failover lost changes, the same number may stand for other
+    settings.
     """
     etag: _builtins.str
-    """Names this state of the key. Give it with an update, and the update fails if the key has changed."""
+    """Identifies this state of the key. An update with it fails if the key has changed since."""
     @_builtins.property
     def accept(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The identifiers that count as a user: "user", "safety_identifier". Empty: both."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When the key was made."""
+        """When the key was created."""
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
@@ -124,7 +124,7 @@ class ApiKey(_message.Message):
 
     @_builtins.property
     def revoke_time(self) -> _timestamp_pb2.Timestamp:
-        """When the key was revoked, if it was."""
+        """When the key was revoked. Unset: it was not."""
 
     def __init__(
         self,
@@ -150,14 +150,14 @@ Global___ApiKey: _TypeAlias = ApiKey  # noqa: Y015
 
 @_typing.final
 class CreateApiKeyRequest(_message.Message):
-    """The key to make."""
+    """The key to create."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     API_KEY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def api_key(self) -> Global___ApiKey:
-        """Its name and settings; every other field is ignored."""
+        """Its name and settings; all other fields are ignored."""
 
     def __init__(
         self,
@@ -174,14 +174,14 @@ Global___CreateApiKeyRequest: _TypeAlias = CreateApiKeyRequest  # noqa: Y015
 
 @_typing.final
 class CreateApiKeyResponse(_message.Message):
-    """The key that was made."""
+    """The created key."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     API_KEY_FIELD_NUMBER: _builtins.int
     KEY_FIELD_NUMBER: _builtins.int
     key: _builtins.str
-    """The key itself. It is shown this once."""
+    """The key itself. No other response contains it."""
     @_builtins.property
     def api_key(self) -> Global___ApiKey:
         """Its settings."""
@@ -214,7 +214,7 @@ class ListApiKeysRequest(_message.Message):
     page_token: _builtins.str
     """The next_page_token of the page before."""
     show_revoked: _builtins.bool
-    """Revoked keys too."""
+    """Whether to list revoked keys, too."""
     def __init__(
         self,
         *,
@@ -239,7 +239,7 @@ class ListApiKeysResponse(_message.Message):
     API_KEYS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Where the next page begins. Empty: there is none."""
+    """The page_token of the next page. Empty: there is none."""
     @_builtins.property
     def api_keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___ApiKey]:
         """The keys."""
@@ -314,7 +314,7 @@ class UpdateApiKeyRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def api_key(self) -> Global___ApiKey:
-        """The key's ID, the new values and, if the update is to fail when the key has changed, its etag."""
+        """The key's ID and the new values. With an etag, the update fails if the key has changed since."""
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
@@ -369,7 +369,7 @@ class RevokeApiKeyRequest(_message.Message):
     id: _builtins.str
     """The key's ID."""
     etag: _builtins.str
-    """If given, fail when the key has changed."""
+    """If given, the call fails if the key has changed since."""
     def __init__(
         self,
         *,
@@ -410,7 +410,7 @@ Global___RevokeApiKeyResponse: _TypeAlias = RevokeApiKeyResponse  # noqa: Y015
 
 @_typing.final
 class ListDecisionsRequest(_message.Message):
-    """Which decisions to list: those that everything given applies to."""
+    """Which decisions to list: those that match every given field."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -430,9 +430,9 @@ class ListDecisionsRequest(_message.Message):
     page_token: _builtins.str
     """The next_page_token of the page before."""
     api_key_id: _builtins.str
-    """Of the API key with this ID."""
+    """With the API key that has this ID."""
     verdict: Global___Verdict.ValueType
-    """With this verdict. Requests whose key was refused have none: no policy was asked about them."""
+    """With this verdict. Requests without a valid key have none, as no policy decided about them."""
     flag: _builtins.str
     """With the flag of this type."""
     operation: _builtins.str
@@ -442,14 +442,14 @@ class ListDecisionsRequest(_message.Message):
     trace_id: _builtins.str
     """Of this trace."""
     any_id: _builtins.str
-    """With this ID: the decision's own, the caller's of the request, the trace's or OpenAI's."""
+    """With this ID, whichever it is: the decision_id, the caller's request_id, the trace_id or OpenAI's ID."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """Made at this moment or later."""
+        """Made at this time or later."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """Made before this moment."""
+        """Made before this time."""
 
     def __init__(
         self,
@@ -483,7 +483,7 @@ class ListDecisionsResponse(_message.Message):
     DECISIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Where the next page begins. Empty: there is none."""
+    """The page_token of the next page. Empty: there is none."""
     @_builtins.property
     def decisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoggedDecision]:
         """The decisions, newest first."""
@@ -550,7 +550,7 @@ Global___GetDecisionResponse: _TypeAlias = GetDecisionResponse  # noqa: Y015
 
 @_typing.final
 class LoggedDecision(_message.Message):
-    """A decision as the log has it. Prompts, answers and keys are not logged."""
+    """A decision in the log. Prompts, answers and keys are not logged."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -577,17 +577,17 @@ class LoggedDecision(_message.Message):
     id: _builtins.str
     """The decision_id."""
     verdict: Global___Verdict.ValueType
-    """How the request fared."""
+    """The decision in a word."""
     api_key_id: _builtins.str
-    """The ID of the API key. Empty: none that was in force, in what an older policyd logged."""
+    """The ID of the API key. Empty: the request had no valid key. Only old versions of policyd logged those."""
     denial_status: _builtins.int
     """The status of the denial, 0 where the request was allowed."""
     revision: _builtins.int
-    """The revision of the settings that it was made with."""
+    """The revision of the settings that policyd decided with."""
     user: _builtins.str
-    """The end user, where it is known who."""
+    """The end user, where it is known."""
     model: _builtins.str
-    """The model that the request named."""
+    """The model that the request names."""
     method: _builtins.str
     """The request's method."""
     path: _builtins.str
@@ -597,30 +597,30 @@ class LoggedDecision(_message.Message):
     user_agent: _builtins.str
     """The client's User-Agent."""
     organization: _builtins.str
-    """The organization."""
+    """The organization that the request is billed to."""
     trace_id: _builtins.str
     """The trace that the request belongs to."""
     request_id: _builtins.str
     """The caller's own ID of the request."""
     cost_micro_usd: _builtins.float
-    """What it cost, in millionths of a US dollar, by the public prices of its day. Unset: not known."""
+    """The cost in millionths of a US dollar, from the public prices of that day. Unset: unknown."""
     sample: _builtins.bool
-    """Whether it is no real request, but a sample that `policyd demo` made."""
+    """Whether this is a sample that `policyd demo` made up, not a real request."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
-        """When it was made; or, where the request had an idempotency_key, the time of that."""
+        """When policyd decided; for a request with an idempotency_key, the time in that key."""
 
     @_builtins.property
     def flags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The types of its flags."""
+        """The types of the request's flags."""
 
     @_builtins.property
     def explanation(self) -> _policy_pb2.Explanation:
-        """Why it was decided so."""
+        """Why policyd decided so."""
 
     @_builtins.property
     def outcome(self) -> _policy_pb2.Outcome:
-        """What became of the request, where that was reported."""
+        """The outcome of the request, where the gateway reported it."""
 
     def __init__(
         self,
@@ -658,7 +658,7 @@ Global___LoggedDecision: _TypeAlias = LoggedDecision  # noqa: Y015
 
 @_typing.final
 class GetLogStatusRequest(_message.Message):
-    """Asks how the log is."""
+    """Asks for the state of the log."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -675,7 +675,7 @@ Global___GetLogStatusRequest: _TypeAlias = GetLogStatusRequest  # noqa: Y015
 
 @_typing.final
 class GetLogStatusResponse(_message.Message):
-    """How the log is."""
+    """The state of the log, and of the worker that answers."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -690,44 +690,44 @@ class GetLogStatusResponse(_message.Message):
     RETENTION_STANDSTILL_FIELD_NUMBER: _builtins.int
     RETENTION_WAITING_FIELD_NUMBER: _builtins.int
     decisions: _builtins.int
-    """Decisions that the log holds, about."""
+    """Approximate number of decisions in the log."""
     lost: _builtins.int
-    """Decisions that were answered and never logged, since the log was begun."""
+    """Number of decisions that policyd made and never logged, since the log began."""
     refused_keys: _builtins.int
-    """Requests that were refused as they brought no API key in force, of the last 400 days. They are
-    counted and not logged one by one, so they are in none of the other numbers.
+    """Number of requests without a valid API key in the last 400 days. policyd denies and counts them, and
+    does not log them one by one, so no other number includes them.
     """
     clock_host: _builtins.str
-    """The host of that worker."""
+    """The host of the worker with that clock."""
     settings_from_snapshot: _builtins.bool
-    """Whether that worker decides by the snapshot of the settings, since it was started while the
-    database was away, and has not reached it yet.
+    """Whether the answering worker decides with a snapshot of the settings, because it has not reached the
+    database since it started.
     """
     retention_standstill: _builtins.str
-    """Why retention deletes less than its settings ask for, and the command to run if it is to delete
-    more. It stands still where a leap of a clock or a changed setting would delete more than half
+    """Why retention deletes less than its settings ask for, and the command with which the operator lets it
+    delete more. Retention stops where a leap of a clock or a changed setting would delete more than half
     of the log at once. Empty: it deletes all that it should.
     """
     retention_waiting: _builtins.int
-    """Decisions that it would delete, at least."""
+    """Number of decisions that it would delete, at least."""
     @_builtins.property
     def oldest_time(self) -> _timestamp_pb2.Timestamp:
-        """The oldest decision that the log holds."""
+        """The time of the oldest decision in the log."""
 
     @_builtins.property
     def clock_offset(self) -> _duration_pb2.Duration:
-        """How far the clock that is furthest off the database's is ahead of it, of the workers that run; behind,
-        if negative. Unset: no worker has told. It is measured every two seconds, and no larger than it must be:
-        by how long the answer took, it may be more. A worker that is further off than --max-clock-skew says so
-        in its log, on /readyz and in gRPC's health under the name "policyd.clock", and logs decisions by the
-        database's clock; it goes on to serve.
+        """The largest difference between a running worker's clock and the database's: positive where the worker
+        is ahead, negative where it is behind. Unset: no worker has reported one. Workers measure it every two
+        seconds, and report the least that it can be: it may be larger by the time that the database took to
+        answer. A worker that is off by more than --max-clock-skew reports that in its log, on /readyz and in
+        gRPC's health service "policyd.clock"; it goes on serving, and logs decisions with the database's time.
         """
 
     @_builtins.property
     def settings_followed_time(self) -> _timestamp_pb2.Timestamp:
-        """When the worker that answers last followed the database's settings, by its own clock. It decides
-        by settings as old as that where the database is away; past --max-staleness the health service
-        "settings" says so. Unset: it knows no settings yet.
+        """When the answering worker last read the database's settings, by its own clock. While the database
+        cannot be reached, the worker decides with settings as old as that; beyond --max-staleness the health
+        service "settings" reports it. Unset: the worker knows no settings yet.
         """
 
     def __init__(

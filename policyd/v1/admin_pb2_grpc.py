@@ -27,21 +27,21 @@ if _version_not_supported:
 
 class AdminServiceStub:
     """Manages API keys and their settings, and reads the decision log. It has a listener of its own and
-    wants the metadata `authorization: Bearer TOKEN`; the token stands in the file that `policyd serve`
-    names at its start.
+    requires the metadata `authorization: Bearer TOKEN`. The token is in the file whose path
+    `policyd serve` prints at its start.
 
     Errors carry a google.rpc.ErrorInfo in their details, domain "policyd", with one of these reasons:
     INVALID_ARGUMENT   INVALID_ARGUMENT  a field is malformed; the message names it
     KEY_NOT_FOUND      NOT_FOUND         no key has this ID
     DECISION_NOT_FOUND NOT_FOUND         the log has no decision with this ID
     KEY_REVOKED        FAILED_PRECONDITION  a revoked key cannot be changed
-    ETAG_MISMATCH      ABORTED           the key was changed since it was read: read it again
-    STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time:
-    try again. Whether a change was made is not known then
-    STORE_BUSY         RESOURCE_EXHAUSTED  as many calls wait for the database as may: try later
+    ETAG_MISMATCH      ABORTED           the key was changed after it was read: read it again
+    STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time: try
+    again. It is then unknown whether a change was made
+    STORE_BUSY         RESOURCE_EXHAUSTED  too many calls wait for the database: try again later
     WRONG_DATABASE     UNAVAILABLE       another installation's database answers: see policyd's log
     UNAUTHENTICATED    UNAUTHENTICATED   the bearer token is missing or wrong
-    INTERNAL           INTERNAL          a fault of policyd; its log says more
+    INTERNAL           INTERNAL          a fault of policyd: its log has the details
     """
 
     def __init__(self, channel):
@@ -94,25 +94,25 @@ class AdminServiceStub:
 
 class AdminServiceServicer:
     """Manages API keys and their settings, and reads the decision log. It has a listener of its own and
-    wants the metadata `authorization: Bearer TOKEN`; the token stands in the file that `policyd serve`
-    names at its start.
+    requires the metadata `authorization: Bearer TOKEN`. The token is in the file whose path
+    `policyd serve` prints at its start.
 
     Errors carry a google.rpc.ErrorInfo in their details, domain "policyd", with one of these reasons:
     INVALID_ARGUMENT   INVALID_ARGUMENT  a field is malformed; the message names it
     KEY_NOT_FOUND      NOT_FOUND         no key has this ID
     DECISION_NOT_FOUND NOT_FOUND         the log has no decision with this ID
     KEY_REVOKED        FAILED_PRECONDITION  a revoked key cannot be changed
-    ETAG_MISMATCH      ABORTED           the key was changed since it was read: read it again
-    STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time:
-    try again. Whether a change was made is not known then
-    STORE_BUSY         RESOURCE_EXHAUSTED  as many calls wait for the database as may: try later
+    ETAG_MISMATCH      ABORTED           the key was changed after it was read: read it again
+    STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time: try
+    again. It is then unknown whether a change was made
+    STORE_BUSY         RESOURCE_EXHAUSTED  too many calls wait for the database: try again later
     WRONG_DATABASE     UNAVAILABLE       another installation's database answers: see policyd's log
     UNAUTHENTICATED    UNAUTHENTICATED   the bearer token is missing or wrong
-    INTERNAL           INTERNAL          a fault of policyd; its log says more
+    INTERNAL           INTERNAL          a fault of policyd: its log has the details
     """
 
     def CreateApiKey(self, request, context):
-        """Makes a key. The answer is the only one that ever carries the key itself.
+        """Creates a key. Only this response ever contains the key itself.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -140,7 +140,7 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RevokeApiKey(self, request, context):
-        """Revokes a key for good. Revoking it again changes nothing.
+        """Revokes a key, which cannot be undone. Revoking it again changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -161,7 +161,7 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetLogStatus(self, request, context):
-        """Tells how the log is: how many decisions it holds, and how many were never logged.
+        """Reads the state of the log: how many decisions it has, and how many were never logged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -220,21 +220,21 @@ def add_AdminServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class AdminService:
     """Manages API keys and their settings, and reads the decision log. It has a listener of its own and
-    wants the metadata `authorization: Bearer TOKEN`; the token stands in the file that `policyd serve`
-    names at its start.
+    requires the metadata `authorization: Bearer TOKEN`. The token is in the file whose path
+    `policyd serve` prints at its start.
 
     Errors carry a google.rpc.ErrorInfo in their details, domain "policyd", with one of these reasons:
     INVALID_ARGUMENT   INVALID_ARGUMENT  a field is malformed; the message names it
     KEY_NOT_FOUND      NOT_FOUND         no key has this ID
     DECISION_NOT_FOUND NOT_FOUND         the log has no decision with this ID
     KEY_REVOKED        FAILED_PRECONDITION  a revoked key cannot be changed
-    ETAG_MISMATCH      ABORTED           the key was changed since it was read: read it again
-    STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time:
-    try again. Whether a change was made is not known then
-    STORE_BUSY         RESOURCE_EXHAUSTED  as many calls wait for the database as may: try later
+    ETAG_MISMATCH      ABORTED           the key was changed after it was read: read it again
+    STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time: try
+    again. It is then unknown whether a change was made
+    STORE_BUSY         RESOURCE_EXHAUSTED  too many calls wait for the database: try again later
     WRONG_DATABASE     UNAVAILABLE       another installation's database answers: see policyd's log
     UNAUTHENTICATED    UNAUTHENTICATED   the bearer token is missing or wrong
-    INTERNAL           INTERNAL          a fault of policyd; its log says more
+    INTERNAL           INTERNAL          a fault of policyd: its log has the details
     """
 
     @staticmethod

@@ -28,21 +28,21 @@ GRPC_VERSION: str
 
 class AdminServiceStub:
     """Manages API keys and their settings, and reads the decision log. It has a listener of its own and
-    wants the metadata `authorization: Bearer TOKEN`; the token stands in the file that `policyd serve`
-    names at its start.
+    requires the metadata `authorization: Bearer TOKEN`. The token is in the file whose path
+    `policyd serve` prints at its start.
 
     Errors carry a google.rpc.ErrorInfo in their details, domain "policyd", with one of these reasons:
       INVALID_ARGUMENT   INVALID_ARGUMENT  a field is malformed; the message names it
       KEY_NOT_FOUND      NOT_FOUND         no key has this ID
       DECISION_NOT_FOUND NOT_FOUND         the log has no decision with this ID
       KEY_REVOKED        FAILED_PRECONDITION  a revoked key cannot be changed
-      ETAG_MISMATCH      ABORTED           the key was changed since it was read: read it again
-      STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time:
-                                           try again. Whether a change was made is not known then
-      STORE_BUSY         RESOURCE_EXHAUSTED  as many calls wait for the database as may: try later
+      ETAG_MISMATCH      ABORTED           the key was changed after it was read: read it again
+      STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time: try
+                                           again. It is then unknown whether a change was made
+      STORE_BUSY         RESOURCE_EXHAUSTED  too many calls wait for the database: try again later
       WRONG_DATABASE     UNAVAILABLE       another installation's database answers: see policyd's log
       UNAUTHENTICATED    UNAUTHENTICATED   the bearer token is missing or wrong
-      INTERNAL           INTERNAL          a fault of policyd; its log says more
+      INTERNAL           INTERNAL          a fault of policyd: its log has the details
     """
 
     @_typing.overload
@@ -50,7 +50,7 @@ class AdminServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AdminServiceAsyncStub: ...
     CreateApiKey: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CreateApiKeyRequest, _admin_pb2.CreateApiKeyResponse]
-    """Makes a key. The answer is the only one that ever carries the key itself."""
+    """Creates a key. Only this response ever contains the key itself."""
     ListApiKeys: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListApiKeysRequest, _admin_pb2.ListApiKeysResponse]
     """Lists keys, oldest first."""
     GetApiKey: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetApiKeyRequest, _admin_pb2.GetApiKeyResponse]
@@ -58,37 +58,37 @@ class AdminServiceStub:
     UpdateApiKey: _grpc.UnaryUnaryMultiCallable[_admin_pb2.UpdateApiKeyRequest, _admin_pb2.UpdateApiKeyResponse]
     """Changes a key's name or settings."""
     RevokeApiKey: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RevokeApiKeyRequest, _admin_pb2.RevokeApiKeyResponse]
-    """Revokes a key for good. Revoking it again changes nothing."""
+    """Revokes a key, which cannot be undone. Revoking it again changes nothing."""
     ListDecisions: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListDecisionsRequest, _admin_pb2.ListDecisionsResponse]
     """Lists decisions from the log, newest first."""
     GetDecision: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetDecisionRequest, _admin_pb2.GetDecisionResponse]
     """Reads one decision from the log."""
     GetLogStatus: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetLogStatusRequest, _admin_pb2.GetLogStatusResponse]
-    """Tells how the log is: how many decisions it holds, and how many were never logged."""
+    """Reads the state of the log: how many decisions it has, and how many were never logged."""
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
     """Manages API keys and their settings, and reads the decision log. It has a listener of its own and
-    wants the metadata `authorization: Bearer TOKEN`; the token stands in the file that `policyd serve`
-    names at its start.
+    requires the metadata `authorization: Bearer TOKEN`. The token is in the file whose path
+    `policyd serve` prints at its start.
 
     Errors carry a google.rpc.ErrorInfo in their details, domain "policyd", with one of these reasons:
       INVALID_ARGUMENT   INVALID_ARGUMENT  a field is malformed; the message names it
       KEY_NOT_FOUND      NOT_FOUND         no key has this ID
       DECISION_NOT_FOUND NOT_FOUND         the log has no decision with this ID
       KEY_REVOKED        FAILED_PRECONDITION  a revoked key cannot be changed
-      ETAG_MISMATCH      ABORTED           the key was changed since it was read: read it again
-      STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time:
-                                           try again. Whether a change was made is not known then
-      STORE_BUSY         RESOURCE_EXHAUSTED  as many calls wait for the database as may: try later
+      ETAG_MISMATCH      ABORTED           the key was changed after it was read: read it again
+      STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time: try
+                                           again. It is then unknown whether a change was made
+      STORE_BUSY         RESOURCE_EXHAUSTED  too many calls wait for the database: try again later
       WRONG_DATABASE     UNAVAILABLE       another installation's database answers: see policyd's log
       UNAUTHENTICATED    UNAUTHENTICATED   the bearer token is missing or wrong
-      INTERNAL           INTERNAL          a fault of policyd; its log says more
+      INTERNAL           INTERNAL          a fault of policyd: its log has the details
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateApiKey: _aio.UnaryUnaryMultiCallable[_admin_pb2.CreateApiKeyRequest, _admin_pb2.CreateApiKeyResponse]  # type: ignore[assignment]
-    """Makes a key. The answer is the only one that ever carries the key itself."""
+    """Creates a key. Only this response ever contains the key itself."""
     ListApiKeys: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListApiKeysRequest, _admin_pb2.ListApiKeysResponse]  # type: ignore[assignment]
     """Lists keys, oldest first."""
     GetApiKey: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetApiKeyRequest, _admin_pb2.GetApiKeyResponse]  # type: ignore[assignment]
@@ -96,31 +96,31 @@ class AdminServiceAsyncStub(AdminServiceStub):
     UpdateApiKey: _aio.UnaryUnaryMultiCallable[_admin_pb2.UpdateApiKeyRequest, _admin_pb2.UpdateApiKeyResponse]  # type: ignore[assignment]
     """Changes a key's name or settings."""
     RevokeApiKey: _aio.UnaryUnaryMultiCallable[_admin_pb2.RevokeApiKeyRequest, _admin_pb2.RevokeApiKeyResponse]  # type: ignore[assignment]
-    """Revokes a key for good. Revoking it again changes nothing."""
+    """Revokes a key, which cannot be undone. Revoking it again changes nothing."""
     ListDecisions: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListDecisionsRequest, _admin_pb2.ListDecisionsResponse]  # type: ignore[assignment]
     """Lists decisions from the log, newest first."""
     GetDecision: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetDecisionRequest, _admin_pb2.GetDecisionResponse]  # type: ignore[assignment]
     """Reads one decision from the log."""
     GetLogStatus: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetLogStatusRequest, _admin_pb2.GetLogStatusResponse]  # type: ignore[assignment]
-    """Tells how the log is: how many decisions it holds, and how many were never logged."""
+    """Reads the state of the log: how many decisions it has, and how many were never logged."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """Manages API keys and their settings, and reads the decision log. It has a listener of its own and
-    wants the metadata `authorization: Bearer TOKEN`; the token stands in the file that `policyd serve`
-    names at its start.
+    requires the metadata `authorization: Bearer TOKEN`. The token is in the file whose path
+    `policyd serve` prints at its start.
 
     Errors carry a google.rpc.ErrorInfo in their details, domain "policyd", with one of these reasons:
       INVALID_ARGUMENT   INVALID_ARGUMENT  a field is malformed; the message names it
       KEY_NOT_FOUND      NOT_FOUND         no key has this ID
       DECISION_NOT_FOUND NOT_FOUND         the log has no decision with this ID
       KEY_REVOKED        FAILED_PRECONDITION  a revoked key cannot be changed
-      ETAG_MISMATCH      ABORTED           the key was changed since it was read: read it again
-      STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time:
-                                           try again. Whether a change was made is not known then
-      STORE_BUSY         RESOURCE_EXHAUSTED  as many calls wait for the database as may: try later
+      ETAG_MISMATCH      ABORTED           the key was changed after it was read: read it again
+      STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time: try
+                                           again. It is then unknown whether a change was made
+      STORE_BUSY         RESOURCE_EXHAUSTED  too many calls wait for the database: try again later
       WRONG_DATABASE     UNAVAILABLE       another installation's database answers: see policyd's log
       UNAUTHENTICATED    UNAUTHENTICATED   the bearer token is missing or wrong
-      INTERNAL           INTERNAL          a fault of policyd; its log says more
+      INTERNAL           INTERNAL          a fault of policyd: its log has the details
     """
 
     @_abc_1.abstractmethod
@@ -129,7 +129,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.CreateApiKeyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.CreateApiKeyResponse, _abc.Awaitable[_admin_pb2.CreateApiKeyResponse]]:
-        """Makes a key. The answer is the only one that ever carries the key itself."""
+        """Creates a key. Only this response ever contains the key itself."""
 
     @_abc_1.abstractmethod
     def ListApiKeys(
@@ -161,7 +161,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.RevokeApiKeyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.RevokeApiKeyResponse, _abc.Awaitable[_admin_pb2.RevokeApiKeyResponse]]:
-        """Revokes a key for good. Revoking it again changes nothing."""
+        """Revokes a key, which cannot be undone. Revoking it again changes nothing."""
 
     @_abc_1.abstractmethod
     def ListDecisions(
@@ -185,6 +185,6 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.GetLogStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.GetLogStatusResponse, _abc.Awaitable[_admin_pb2.GetLogStatusResponse]]:
-        """Tells how the log is: how many decisions it holds, and how many were never logged."""
+        """Reads the state of the log: how many decisions it has, and how many were never logged."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

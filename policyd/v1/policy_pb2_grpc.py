@@ -28,25 +28,26 @@ if _version_not_supported:
 class PolicyServiceStub:
     """Decides whether requests to an LLM API may go upstream.
 
-    A denial is a value: an RPC that ends with OK carries a decision, one that ends with any other
-    status carries none, and the caller should then refuse the request (fail closed).
+    A denial is a value, not an error: a call that ends with OK carries a decision, allow or deny. A call
+    that ends with any other status carries no decision, and the caller should then not forward the
+    request (fail closed).
 
     Errors carry a google.rpc.ErrorInfo in their details, domain "policyd", with one of these reasons:
-    INVALID_DESCRIPTOR    INVALID_ARGUMENT     the request is malformed or says too little
-    INVALID_ARGUMENT      INVALID_ARGUMENT     it is no message of this method, or a batch breaks its rules
+    INVALID_DESCRIPTOR    INVALID_ARGUMENT     the descriptor is malformed, or lacks what a policy needs
+    INVALID_ARGUMENT      INVALID_ARGUMENT     not a message of this method, or a batch that breaks its rules
     REVISION_NOT_REACHED  FAILED_PRECONDITION  min_revision is not in force here yet: ask again, or another policyd
-    SETTINGS_UNKNOWN      UNAVAILABLE          no key's settings are known yet, as the database is away: ask again
-    UNAUTHENTICATED       UNAUTHENTICATED      this listener wants a bearer token
-    LOG_FULL              RESOURCE_EXHAUSTED   the decision cannot be logged, and --log-full is deny
-    LOG_UNWRITABLE        RESOURCE_EXHAUSTED   it cannot be logged, as the disk or the process fails, and --log-error is deny
-    BODIES_FULL           RESOURCE_EXHAUSTED   as many bytes of request bodies are held as may be: ask again
-    INTERNAL              INTERNAL             a fault of policyd; its log names the decision's error
-    A message over the server's limit (4 MiB unless set otherwise) is refused with RESOURCE_EXHAUSTED
-    before policyd sees it, so that error has no ErrorInfo.
+    SETTINGS_UNKNOWN      UNAVAILABLE          policyd knows no settings yet, as it cannot reach its database: ask again
+    UNAUTHENTICATED       UNAUTHENTICATED      this listener requires a bearer token
+    LOG_FULL              RESOURCE_EXHAUSTED   the decision cannot be logged for lack of space, and --log-full is deny
+    LOG_UNWRITABLE        RESOURCE_EXHAUSTED   the decision cannot be logged for another reason, and --log-error is deny
+    BODIES_FULL           RESOURCE_EXHAUSTED   policyd holds as many bytes of request bodies as it may: ask again
+    INTERNAL              INTERNAL             a fault of policyd: its log has the details
+    gRPC rejects a message over the server's limit (4 MiB by default) with RESOURCE_EXHAUSTED before
+    policyd sees it, so that error has no ErrorInfo.
 
-    An error with an ErrorInfo is an answer: policyd was reached and would not decide. UNAVAILABLE and
-    DEADLINE_EXCEEDED without one mean that it was not reached in time. A caller that lets requests pass
-    while policyd is away must let them pass for these two only.
+    An error with an ErrorInfo comes from policyd: the caller reached it, and it did not decide.
+    UNAVAILABLE and DEADLINE_EXCEEDED without one mean that the caller did not reach it in time. A caller
+    that lets requests pass during an outage of policyd must do so for these two only.
     """
 
     def __init__(self, channel):
@@ -80,25 +81,26 @@ class PolicyServiceStub:
 class PolicyServiceServicer:
     """Decides whether requests to an LLM API may go upstream.
 
-    A denial is a value: an RPC that ends with OK carries a decision, one that ends with any other
-    status carries none, and the caller should then refuse the request (fail closed).
+    A denial is a value, not an error: a call that ends with OK carries a decision, allow or deny. A call
+    that ends with any other status carries no decision, and the caller should then not forward the
+    request (fail closed).
 
     Errors carry a google.rpc.ErrorInfo in their details, domain "policyd", with one of these reasons:
-    INVALID_DESCRIPTOR    INVALID_ARGUMENT     the request is malformed or says too little
-    INVALID_ARGUMENT      INVALID_ARGUMENT     it is no message of this method, or a batch breaks its rules
+    INVALID_DESCRIPTOR    INVALID_ARGUMENT     the descriptor is malformed, or lacks what a policy needs
+    INVALID_ARGUMENT      INVALID_ARGUMENT     not a message of this method, or a batch that breaks its rules
     REVISION_NOT_REACHED  FAILED_PRECONDITION  min_revision is not in force here yet: ask again, or another policyd
-    SETTINGS_UNKNOWN      UNAVAILABLE          no key's settings are known yet, as the database is away: ask again
-    UNAUTHENTICATED       UNAUTHENTICATED      this listener wants a bearer token
-    LOG_FULL              RESOURCE_EXHAUSTED   the decision cannot be logged, and --log-full is deny
-    LOG_UNWRITABLE        RESOURCE_EXHAUSTED   it cannot be logged, as the disk or the process fails, and --log-error is deny
-    BODIES_FULL           RESOURCE_EXHAUSTED   as many bytes of request bodies are held as may be: ask again
-    INTERNAL              INTERNAL             a fault of policyd; its log names the decision's error
-    A message over the server's limit (4 MiB unless set otherwise) is refused with RESOURCE_EXHAUSTED
-    before policyd sees it, so that error has no ErrorInfo.
+    SETTINGS_UNKNOWN      UNAVAILABLE          policyd knows no settings yet, as it cannot reach its database: ask again
+    UNAUTHENTICATED       UNAUTHENTICATED      this listener requires a bearer token
+    LOG_FULL              RESOURCE_EXHAUSTED   the decision cannot be logged for lack of space, and --log-full is deny
+    LOG_UNWRITABLE        RESOURCE_EXHAUSTED   the decision cannot be logged for another reason, and --log-error is deny
+    BODIES_FULL           RESOURCE_EXHAUSTED   policyd holds as many bytes of request bodies as it may: ask again
+    INTERNAL              INTERNAL             a fault of policyd: its log has the details
+    gRPC rejects a message over the server's limit (4 MiB by default) with RESOURCE_EXHAUSTED before
+    policyd sees it, so that error has no ErrorInfo.
 
-    An error with an ErrorInfo is an answer: policyd was reached and would not decide. UNAVAILABLE and
-    DEADLINE_EXCEEDED without one mean that it was not reached in time. A caller that lets requests pass
-    while policyd is away must let them pass for these two only.
+    An error with an ErrorInfo comes from policyd: the caller reached it, and it did not decide.
+    UNAVAILABLE and DEADLINE_EXCEEDED without one mean that the caller did not reach it in time. A caller
+    that lets requests pass during an outage of policyd must do so for these two only.
     """
 
     def Evaluate(self, request, context):
@@ -109,24 +111,24 @@ class PolicyServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def BatchEvaluate(self, request, context):
-        """Decides many requests in one call. Much cheaper for each than Evaluate under load.
+        """Decides many requests in one call. Under load, each costs much less than with Evaluate.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CheckKey(self, request, context):
-        """Says whether an API key is in force, and whether the request's body has to be read for a decision. It is no
-        decision and is not logged. Ask it before you hold a large body; a request whose key is not in force is
-        then decided by Evaluate, with USER_STATE_TOO_LARGE in place of what the body says.
+        """Tells whether an API key is in force, and whether a decision needs the request's body. It decides and
+        logs nothing. Call it before holding a large body. If no body is needed, call Evaluate with
+        USER_STATE_TOO_LARGE in place of what the body has.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReportOutcome(self, request, context):
-        """Reports what became of requests that were allowed, for the decision log. Not on the client's path: send
-        outcomes in batches, when there is time. Reporting one again changes nothing.
+        """Reports the outcomes of allowed requests, for the decision log. No client waits for it, so send
+        outcomes in batches. Reporting an outcome again changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -166,25 +168,26 @@ def add_PolicyServiceServicer_to_server(servicer, server):
 class PolicyService:
     """Decides whether requests to an LLM API may go upstream.
 
-    A denial is a value: an RPC that ends with OK carries a decision, one that ends with any other
-    status carries none, and the caller should then refuse the request (fail closed).
+    A denial is a value, not an error: a call that ends with OK carries a decision, allow or deny. A call
+    that ends with any other status carries no decision, and the caller should then not forward the
+    request (fail closed).
 
     Errors carry a google.rpc.ErrorInfo in their details, domain "policyd", with one of these reasons:
-    INVALID_DESCRIPTOR    INVALID_ARGUMENT     the request is malformed or says too little
-    INVALID_ARGUMENT      INVALID_ARGUMENT     it is no message of this method, or a batch breaks its rules
+    INVALID_DESCRIPTOR    INVALID_ARGUMENT     the descriptor is malformed, or lacks what a policy needs
+    INVALID_ARGUMENT      INVALID_ARGUMENT     not a message of this method, or a batch that breaks its rules
     REVISION_NOT_REACHED  FAILED_PRECONDITION  min_revision is not in force here yet: ask again, or another policyd
-    SETTINGS_UNKNOWN      UNAVAILABLE          no key's settings are known yet, as the database is away: ask again
-    UNAUTHENTICATED       UNAUTHENTICATED      this listener wants a bearer token
-    LOG_FULL              RESOURCE_EXHAUSTED   the decision cannot be logged, and --log-full is deny
-    LOG_UNWRITABLE        RESOURCE_EXHAUSTED   it cannot be logged, as the disk or the process fails, and --log-error is deny
-    BODIES_FULL           RESOURCE_EXHAUSTED   as many bytes of request bodies are held as may be: ask again
-    INTERNAL              INTERNAL             a fault of policyd; its log names the decision's error
-    A message over the server's limit (4 MiB unless set otherwise) is refused with RESOURCE_EXHAUSTED
-    before policyd sees it, so that error has no ErrorInfo.
+    SETTINGS_UNKNOWN      UNAVAILABLE          policyd knows no settings yet, as it cannot reach its database: ask again
+    UNAUTHENTICATED       UNAUTHENTICATED      this listener requires a bearer token
+    LOG_FULL              RESOURCE_EXHAUSTED   the decision cannot be logged for lack of space, and --log-full is deny
+    LOG_UNWRITABLE        RESOURCE_EXHAUSTED   the decision cannot be logged for another reason, and --log-error is deny
+    BODIES_FULL           RESOURCE_EXHAUSTED   policyd holds as many bytes of request bodies as it may: ask again
+    INTERNAL              INTERNAL             a fault of policyd: its log has the details
+    gRPC rejects a message over the server's limit (4 MiB by default) with RESOURCE_EXHAUSTED before
+    policyd sees it, so that error has no ErrorInfo.
 
-    An error with an ErrorInfo is an answer: policyd was reached and would not decide. UNAVAILABLE and
-    DEADLINE_EXCEEDED without one mean that it was not reached in time. A caller that lets requests pass
-    while policyd is away must let them pass for these two only.
+    An error with an ErrorInfo comes from policyd: the caller reached it, and it did not decide.
+    UNAVAILABLE and DEADLINE_EXCEEDED without one mean that the caller did not reach it in time. A caller
+    that lets requests pass during an outage of policyd must do so for these two only.
     """
 
     @staticmethod

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from gateway.server import Server as GatewayServer
 from gateway.settings import Settings as GatewaySettings
 from policyd.asgi import probes
 from policyd.asgi.probes import Probes
-from policyd.command.configuration import Address
+from policyd.command.address import Address
 from policyd.engine.model import KeyChanges
 from policyd.server.server import Server
 from policyd.store import LogFilter, Store
@@ -65,7 +66,7 @@ async def test_without_a_key_and_a_trace(tmp_path: Path, token: bool) -> None:
         for path in ("/healthz/", "/v1/healthz", "/Healthz", "/%68ealthz"):
             assert (await ask(before.url, "GET", path)).status == (503 if token else 403)
     assert store.log.page(LogFilter()) == []
-    assert store.refusals.total() == (0 if token else 4)
+    assert store.refused_keys.total() == (0 if token else 4)
     store.close()
 
 
@@ -177,13 +178,13 @@ async def test_one_check_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     await asyncio.sleep(0)
     assert await status() == {503}
 
-    looks = iter(["no", asyncio.CancelledError(), "no", ""])
+    looks: Iterator[str | BaseException] = iter(["no", asyncio.CancelledError(), "no", ""])
 
     async def look() -> str:
         found = next(looks)
         if isinstance(found, BaseException):
             raise found
-        return found
+        return str(found)
 
     looking = Probes(look)
     told = [await looking.answer("GET", "/readyz") for _ in range(4)]

@@ -334,7 +334,7 @@ def test_stopping(tmp_path: Path, workers: str, number: signal.Signals) -> None:
     server = Policyd(tmp_path, "--workers", workers)
     children = Path(f"/proc/{server.pid}/task/{server.pid}/children")
     left = [Path(f"/proc/{pid}") for pid in children.read_text().split()]
-    # The back office, and the workers where they are processes of their own.
+    # The background worker, and the workers where they are processes of their own.
     assert len(left) == (3 if workers == "2" else 1)
     assert server.stop(number) == 0
     assert not any("Traceback" in line for line in server.errors)

@@ -21,10 +21,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from policyd.decision_log.refused_key import Refusal, RefusalCount, RefusalReason
+from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount, RefusedKeyReason
 from policyd.errors import StoreUnavailable
 from policyd.store import LogFilter, Store, metadata
-from policyd.store.database import open_engine, reading
+from policyd.store.database import reading
+from policyd.store.engine import open_engine
 from tests.support.postgresql import PostgreSQL
 from tests.support.processes import BIN, Policyd, environment, run
 from tests.support.records import decision_id, denied, outcome, record
@@ -68,12 +69,12 @@ def fill(store: Store, rows: int = ROWS) -> None:
         some = [record(NOW - (start + n) * timedelta(minutes=1)) for n in range(1000)]
         store.log.append([*some, denied(NOW, end_user="a\u3000b"), outcome(some[0])])
     store.log.append([outcome(record(NOW))])  # It waits.
-    store.log.append([Refusal(decision_id(NOW), RefusalReason.UNKNOWN, "1.2.3.4")])
+    store.log.append([RefusedKey(decision_id(NOW), RefusedKeyReason.UNKNOWN, "1.2.3.4")])
     minute = int(NOW.timestamp()) // 60
-    store.log.append([RefusalCount("p", n, minute, "1.2.3.4", 1, 0, 0) for n in range(30)])
+    store.log.append([RefusedKeyCount("p", n, minute, "1.2.3.4", 1, 0, 0) for n in range(30)])
     store.log.lose({"p": 3})
     for n in range(30):
-        store.create_key(f"app {n}")
+        store.keys.create(f"app {n}")
     store.administrator.set_password("digest", store.administrator.get().epoch)
     store.administrator.end_session("s", timedelta(days=1))
 
@@ -131,7 +132,7 @@ def loaded(url: str, pause: float = 0.0) -> Iterator[list[float]]:
         with closing(Store(url)) as store:
             while not done.is_set():
                 began = time.monotonic()
-                store.create_key("load")
+                store.keys.create("load")
                 store.log.append([record(datetime.now(UTC)) for _ in range(20)])
                 took.append(time.monotonic() - began)
                 time.sleep(pause)
@@ -161,7 +162,7 @@ def test_a_backup_under_load(store: Store, url: str, tmp_path: Path) -> None:
     copy = Store(f"sqlite:///{output}")
     found = copy.log.page(LogFilter(), limit=10**6)
     assert copy.log.status().decisions == len(found) > ROWS
-    assert copy.changes_since(0).revision == 31 + len(copy.list_keys(limit=10**6)) - 30
+    assert copy.keys.changes_since(0).revision == 31 + len(copy.keys.list(limit=10**6)) - 30
     copy.close()
     held = output.read_bytes()
     assert "already" in refusal(url, "backup", "--output", str(output))
@@ -183,9 +184,9 @@ def test_a_restore(store: Store, url: str, tmp_path: Path, start: Callable[..., 
     """It is refused while a server has the database open, whatever its spool; what was there is
     kept; a revision of the past is not taken for the one that servers know."""
     fill(store, 1000)
-    revision = store.changes_since(0).revision
+    revision = store.keys.changes_since(0).revision
     ask(url, "backup", "--output", f"{tmp_path}/backup")
-    store.create_key("later")
+    store.keys.create("later")
     store.close()
     server = start(Policyd, tmp_path, "--spool", f"{tmp_path}/elsewhere")
     assert "is in use: stop policyd serve" in refusal(
@@ -194,8 +195,8 @@ def test_a_restore(store: Store, url: str, tmp_path: Path, start: Callable[..., 
     assert server.stop() == 0
     told = ask(url, "restore", "--input", f"{tmp_path}/backup")
     restored, before = Store(url), Store(f"sqlite:///{told['before']}")
-    assert (len(restored.list_keys()), len(before.list_keys())) == (30, 31)
-    assert restored.changes_since(0).revision == revision + 1
+    assert (len(restored.keys.list()), len(before.keys.list())) == (30, 31)
+    assert restored.keys.changes_since(0).revision == revision + 1
     assert restored.log.status().decisions == 1001
     restored.close()
     before.close()
@@ -242,7 +243,7 @@ def test_a_damaged_database_is_restored(store: Store, url: str, tmp_path: Path) 
     file.unlink()
     assert ask(url, "restore", "--input", f"{tmp_path}/backup")["before"] is None
     again = Store(url)
-    assert len(again.list_keys()) == 30
+    assert len(again.keys.list()) == 30
     again.close()
 
 
@@ -338,7 +339,7 @@ def test_a_copy_that_is_killed(store: Store, url: str, postgresql: PostgreSQL) -
         new = Store(target)
         new.check_form()
         assert new.identity() == identity
-        new.create_key("later")
+        new.keys.create("later")
         new.close()
         assert "in use" in refusal(url, "copy", "--to", target)
         back = url.replace("policyd.db", "back.db")
@@ -383,7 +384,7 @@ def test_copies_that_are_refused(store: Store, url: str, tmp_path: Path) -> None
     fill(store, 1000)
     other = Store(f"sqlite:///{tmp_path}/other.db")
     other.migrate()
-    other.create_key("app")
+    other.keys.create("app")
     other.close()
     said = refusal(url, "copy", "--to", f"sqlite:///{tmp_path}/other.db")
     assert "the new database is in use" in said

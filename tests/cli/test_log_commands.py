@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from policyd.decision_log.record import Record, Verdict
-from policyd.decision_log.refused_key import Refusal, RefusalCount, RefusalReason
+from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount, RefusedKeyReason
 from policyd.engine.model import UserState
 from policyd.store import Store
 from tests.support.commands import invoke
@@ -98,9 +98,11 @@ def test_refused_keys(store: Store, url: str) -> None:
     """They are counted apart, by source, with samples in which nothing steers the terminal."""
     assert "No request was refused" in ask(url, "logs", "refused")
     minute = int(NOW.timestamp()) // 60
-    sample = Refusal(decision_id(NOW), RefusalReason.MISSING, "192.0.2.1", user_agent="\x1b[2J")
-    store.log.append([RefusalCount("a", 0, minute, "192.0.2.1", 5, 2, 0), sample])
-    store.log.append([RefusalCount("a", 0, minute, "", 0, 1, 0)])
+    sample = RefusedKey(
+        decision_id(NOW), RefusedKeyReason.MISSING, "192.0.2.1", user_agent="\x1b[2J"
+    )
+    store.log.append([RefusedKeyCount("a", 0, minute, "192.0.2.1", 5, 2, 0), sample])
+    store.log.append([RefusedKeyCount("a", 0, minute, "", 0, 1, 0)])
     found = json.loads(ask(url, "logs", "status", "--json"))
     assert (found["decisions"], found["refused_keys"]) == (0, 8)
     assert "refused_keys        8\n" in ask(url, "logs", "status")
@@ -194,7 +196,7 @@ def test_tail(store: Store, url: str) -> None:
 
 @pytest.fixture
 def key_id(store: Store) -> str:
-    return store.create_key("app")[0].id
+    return store.keys.create("app")[0].id
 
 
 def logged(key_id: str) -> list[Record]:
@@ -223,7 +225,7 @@ def test_a_simulation(store: Store, url: str, key_id: str) -> None:
     off = ("--enforce-user-ids", "off")
     assert json.loads(ask(url, "simulate", key_id, "--json", *off))["blocked"] == 0
     assert "5 of 8 requests (62.5%) would have been blocked" in ask(url, "simulate", key_id)
-    assert store.get_key(key_id).mode is None
+    assert store.keys.get(key_id).mode is None
 
 
 def test_a_simulation_of_nothing(store: Store, url: str, key_id: str) -> None:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow  # Each is a program of its own, which forks.
 PROGRAM = '''
 import asyncio, ctypes, gc, multiprocessing, os, signal, sys, threading, time
 from policyd.client import PolicyClient
-from policyd.sync_client import SyncPolicyClient
+from policyd.client import SyncPolicyClient
 from policyd.v1.policy_pb2 import DECISION_ALLOW, EvaluateRequest, Outcome
 
 TARGET = sys.argv[1]

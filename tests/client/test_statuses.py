@@ -13,9 +13,10 @@ from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from gateway.server import Server
-from gateway.settings import Address, Settings
+from gateway.settings import Settings
 from policyd.client import NoDecision, PolicyClient, SyncPolicyClient, peers, statuses
 from policyd.client.statuses import Meaning
+from policyd.command.address import Address
 from policyd.services import errors
 from policyd.v1 import policy_pb2 as pb
 from policyd.v1.policy_pb2_grpc import PolicyServiceServicer, add_PolicyServiceServicer_to_server
@@ -70,14 +71,17 @@ class Refusing(PolicyServiceServicer):
         results = []
         for item in request.items:
             code, _, reason = item.request.trace_id.partition("-")
-            status = pb.ItemStatus(code=CODE[code].value[0], message="as told", reason=reason)
+            status = pb.ItemStatus(
+                code=grpc.StatusCode[code].value[0], message="as told", reason=reason
+            )
             results.append(pb.BatchEvaluateResult(id=item.id, status=status))
         return pb.BatchEvaluateResponse(results=results)
 
     async def _end(self, wanted: str, context: Any) -> None:
         self.calls[wanted] = self.calls.get(wanted, 0) + 1
         name, _, reason = wanted.partition("-")
-        code, details = CODE[name], ()
+        code = grpc.StatusCode[name]
+        details: tuple[tuple[str, bytes], ...] = ()
         if reason:
             info = any_pb2.Any()
             info.Pack(error_details_pb2.ErrorInfo(reason=reason, domain=errors.DOMAIN))

@@ -52,7 +52,7 @@ def ask(wire: Wire, key: str, method: str, **more: Any) -> list[dict[str, Any]]:
 
 
 def is_denial(printed: list[dict[str, Any]]) -> bool:
-    """Whether the call failed as CONTRACT.md says."""
+    """Whether the call failed as docs/contract.md says."""
     error = {
         "class": "UnprocessableEntityError",
         "status": 422,

@@ -1,11 +1,11 @@
-"""OpenAI's own clients, of the seed's day and of today, against a real gateway and policyd."""
+"""OpenAI's own clients, of Usage Panda's day and of today, against a real gateway and policyd."""
 
 import inspect
 import subprocess
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import openai
 import pytest
@@ -88,33 +88,39 @@ async def refusal(client: Any, call: Call, **more: Any) -> openai.UnprocessableE
     return caught.value
 
 
-# The client of the seed
+# The client of Usage Panda's day
 
 
-def old_python(program: str, gateway: Gateway, key: str) -> subprocess.CompletedProcess[str]:
+class Server(Protocol):
+    """A gateway, ours or another."""
+
+    url: str
+
+
+def old_python(program: str, gateway: Server, key: str) -> subprocess.CompletedProcess[str]:
     """Run a program that uses openai==0.27.8."""
     python = HERE.parents[1] / ".venv-openai-0.27/bin/python"
     requirements.file(python, "make test-all sets it up")
     env = environment({"GATEWAY": gateway.url, "USAGE_PANDA_KEY": key})
-    command = [python, "-W", "ignore", "-c", program]
+    command: list[str | Path] = [python, "-W", "ignore", "-c", program]
     return subprocess.run(command, capture_output=True, env=env, text=True, timeout=60, check=False)
 
 
 @pytest.mark.clients
-def test_the_seeds_snippet(gateway: Gateway, upstream: Upstream, off: str) -> None:
-    """It ends with the seed's exception, to the letter up to the date; its header alone does so."""
-    done = old_python((HERE / "seed_snippet.py").read_text(), gateway, off)
-    seed = (HERE / "seed_exception.txt").read_text()
+def test_the_documented_snippet(gateway: Gateway, upstream: Upstream, off: str) -> None:
+    """It ends with the documented exception, to the letter up to the date; its header suffices."""
+    done = old_python((HERE / "documented_snippet.py").read_text(), gateway, off)
+    documented = (HERE / "documented_exception.txt").read_text()
     printed = done.stderr.splitlines()[-1]
-    assert printed.partition("'Date'")[:2] == seed.partition("'Date'")[:2]
+    assert printed.partition("'Date'")[:2] == documented.partition("'Date'")[:2]
     assert done.returncode == 1
     assert not upstream.received
 
 
 @pytest.mark.clients
-def test_the_seeds_snippet_with_user(gateway: Gateway, upstream: Upstream, off: str) -> None:
+def test_the_documented_snippet_with_user(gateway: Gateway, upstream: Upstream, off: str) -> None:
     """It is answered once it names its user."""
-    snippet = (HERE / "seed_snippet.py").read_text()
+    snippet = (HERE / "documented_snippet.py").read_text()
     named = snippet.replace('prompt="Hello there",', 'prompt="Hello there", user="alice",')
     done = old_python(f"{named}print(output)", gateway, off)
     assert done.returncode == 0, done.stderr

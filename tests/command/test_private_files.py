@@ -136,7 +136,7 @@ def test_files_that_were_open(tmp_path: Path, caplog: pytest.LogCaptureFixture, 
     url = f"sqlite:///{tmp_path}/policyd.db"
     held = Store(url)
     held.migrate()
-    held.create_key("app")
+    held.keys.create("app")
     for name in ("policyd.db", "policyd.db-wal", "policyd.db-shm"):
         (tmp_path / name).chmod(mode)
     Store(url).close()
@@ -145,7 +145,7 @@ def test_files_that_were_open(tmp_path: Path, caplog: pytest.LogCaptureFixture, 
     assert f"({mode:04o})" in caplog.text
     caplog.clear()
     other = Store(url)
-    assert len(other.list_keys()) == 1
+    assert len(other.keys.list()) == 1
     other.close()
     held.close()
     assert "open to others" not in caplog.text

@@ -15,7 +15,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from policyd.decision_log.record import Verdict
-from policyd.decision_log.refused_key import Refusal, RefusalCount, RefusalReason
+from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount, RefusedKeyReason
 from policyd.store import Store
 from tests.support.consoles import PASSWORD
 from tests.support.processes import Policyd
@@ -85,18 +85,18 @@ def filled(policyd: Policyd) -> dict[str, str]:
 
 
 def _fill(store: Store) -> dict[str, str]:
-    key, _ = store.create_key("Support chat")
+    key, _ = store.keys.create("Support chat")
     at = datetime.now(UTC) - timedelta(hours=2)
     hostile = "<img src=x onerror=alert(1)>\u202e\x1b" + "A" * 200
     would: dict[str, Any] = {"verdict": Verdict.WOULD_DENY, "status": 0}
     both = "policy_enforce_user_ids,invalid_override"
-    odd = record(at, end_user=hostile, user_agent=hostile * 2, model=hostile, trace_id="t-1")
+    odd: Any = record(at, end_user=hostile, user_agent=hostile * 2, model=hostile, trace_id="t-1")
     blocked = denied(at, key_id=key.id, trace_id="t-1", sample=True, flags=both)
     minute = int(at.timestamp()) // 60
     sources = [("192.0.2.1", 0), ("2001:db8:1:2::/64", 1), ("others", 2), ("", 3)]
-    store.log.append([RefusalCount("a", n, minute, one, 1, 1200, 3) for one, n in sources])
+    store.log.append([RefusedKeyCount("a", n, minute, one, 1, 1200, 3) for one, n in sources])
     texts = [hostile[:200]] * 4
-    store.log.append([Refusal(decision_id(at), RefusalReason.UNKNOWN, "192.0.2.1", *texts)])
+    store.log.append([RefusedKey(decision_id(at), RefusedKeyReason.UNKNOWN, "192.0.2.1", *texts)])
     store.log.append([record(at, key_id=key.id, end_user="undefined") for _ in range(3)])
     store.log.append([record(at, key_id=key.id, end_user="")])
     store.log.append(
@@ -158,7 +158,7 @@ def _sign_in(page: Page, policyd: Policyd, token: str) -> None:
 
 
 def _ask(gateway: Gateway, key: str, **headers: str) -> tuple[int, str]:
-    """The seed's request."""
+    """The request of Usage Panda's Enforce User IDs page."""
     body = json.dumps({"model": "text-davinci-003", "prompt": "Hello there"}).encode()
     given = {"x-usagepanda-api-key": key, "Content-Type": "application/json"} | headers
     request = urllib.request.Request(f"{gateway.url}/v1/completions", body, given)
@@ -178,7 +178,7 @@ def _create_key(page: Page, policyd: Policyd, name: str) -> str:
     page.get_by_role("button", name="Create key").click()
     key = page.locator("#key").inner_text()
     with _store(policyd) as store:
-        policyd.reach(store.changes_since(0).revision)
+        policyd.reach(store.keys.changes_since(0).revision)
     return key
 
 
@@ -186,15 +186,15 @@ def _wait_until_in_force(page: Page) -> None:
     expect(page.get_by_text("the one worker has it")).to_be_visible()
 
 
-def test_the_seed(browser: Browser, policyd: Policyd, gateway: Gateway, token: str) -> None:
-    """The page's four steps, then its request, then the flagged entry with its tooltip."""
+def test_documented_steps(browser: Browser, policyd: Policyd, gateway: Gateway, token: str) -> None:
+    """The documented four steps, then the request, then the flagged entry with its tooltip."""
     with _opened(browser) as page:
         _sign_in(page, policyd, token)
-        key = _create_key(page, policyd, "The seed's key")
+        key = _create_key(page, policyd, "The page's key")
         assert _ask(gateway, key)[0] == 200
 
         page.get_by_role("link", name="API Keys").first.click()
-        page.get_by_role("link", name="Settings of The seed's key").click()
+        page.get_by_role("link", name="Settings of The page's key").click()
         switch = page.get_by_role("group", name="Enforce User IDs")
         switch.scroll_into_view_if_needed()
         switch.get_by_role("radio", name="Enforce").check()
@@ -205,7 +205,7 @@ def test_the_seed(browser: Browser, policyd: Policyd, gateway: Gateway, token: s
         assert (status, json.loads(body)["error"]["type"]) == (422, "invalid_request")
 
         page.get_by_role("link", name="Logs").click()
-        row = page.get_by_role("row").filter(has_text="The seed's key").filter(has_text="Blocked")
+        row = page.get_by_role("row").filter(has_text="The page's key").filter(has_text="Blocked")
         expect(row).to_have_count(1)
         tooltip = row.get_by_role("tooltip")
         expect(tooltip).to_be_hidden()
@@ -311,7 +311,7 @@ def test_the_first_start(browser: Browser, tmp_path: Path) -> None:
         with _opened(browser) as page:
             page.goto(link)
             page.get_by_label("New password").fill(PASSWORD)
-            page.get_by_label("The same once more").fill(PASSWORD)
+            page.get_by_label("Repeat the new password").fill(PASSWORD)
             page.get_by_role("button", name="Set password and sign in").click()
             expect(page.get_by_text("Create the first key")).to_be_visible()
             page.get_by_role("button", name="Sign out").click()
@@ -398,7 +398,7 @@ def test_without_javascript(
             if row.count():
                 break
             page.wait_for_timeout(1000)
-            page.get_by_role("link", name="Look for new ones").click()
+            page.get_by_role("link", name="Check for new ones").click()
         row.get_by_role("button", name="Flag: Enforce User IDs").hover()
         expect(row.get_by_role("tooltip")).to_be_visible()
         page.get_by_text("Filters").click()

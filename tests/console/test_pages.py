@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from policyd.console import ConsoleServer
 from policyd.console.view import charts, labels, periods
 from policyd.decision_log.record import FLAG_SETS, Ending, Verdict
-from policyd.decision_log.refused_key import Refusal, RefusalCount, RefusalReason
+from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount, RefusedKeyReason
 from policyd.engine.model import Ignored, Mode, Override, Source, UserState
 from policyd.store import Counts, Store
 from tests.support.consoles import Console, Visitor, prepare, running, settings
@@ -68,7 +69,7 @@ async def test_a_new_key(console: Console, admin: Visitor) -> None:
     assert made.text.count(secret) == 4
     assert "http://127.0.0.1:8080/v1" in made.text
     assert made.headers["Cache-Control"] == "no-store"
-    (key,) = console.store.list_keys()
+    (key,) = console.store.keys.list()
     assert (key.name, key.mode) == ("Support chat", Mode.ENFORCE)
     for path in ("/keys", f"/keys/{key.id}", "/"):
         assert secret not in (await admin.get(path)).text
@@ -94,14 +95,14 @@ async def test_a_key_that_cannot_be_made(
     assert answer.status == 422
     assert 'role="alert"' in answer.text
     assert f'value="{form.get("name", "")}"' in answer.text
-    assert console.store.list_keys() == []
+    assert console.store.keys.list() == []
 
 
 async def test_the_list_of_keys(console: Console, admin: Visitor) -> None:
     """It leads to each key's settings; revoked ones are shown on request only."""
-    first, _ = console.store.create_key("First & <best>", Mode.AUDIT)
-    second, _ = console.store.create_key("Second")
-    console.store.revoke_key(second.id)
+    first, _ = console.store.keys.create("First & <best>", Mode.AUDIT)
+    second, _ = console.store.keys.create("Second")
+    console.store.keys.revoke(second.id)
     text = (await admin.get("/keys")).text
     assert "First &amp; &lt;best&gt;" in text
     assert f'href="/keys/{first.id}"' in text
@@ -113,7 +114,7 @@ async def test_the_list_of_keys(console: Console, admin: Visitor) -> None:
 async def test_many_keys(console: Console, admin: Visitor) -> None:
     """They come page by page."""
     for number in range(101):
-        console.store.create_key(f"key number {number}")
+        console.store.keys.create(f"key number {number}")
     first = (await admin.get("/keys")).text
     assert "key number 99<" in first
     assert "key number 100<" not in first
@@ -123,36 +124,36 @@ async def test_many_keys(console: Console, admin: Visitor) -> None:
 
 async def test_revoking(console: Console, admin: Visitor) -> None:
     """It is asked for once more, and then done."""
-    key, _ = console.store.create_key("app")
+    key, _ = console.store.keys.create("app")
     asked = await admin.get(f"/keys/{key.id}/revoke")
     assert "cannot be undone" in asked.text
-    assert console.store.get_key(key.id).revoked_at is None
+    assert console.store.keys.get(key.id).revoked_at is None
     done = await admin.post(f"/keys/{key.id}/revoke", {"etag": asked.field("etag")})
     assert "is revoked" in done.text
-    assert console.store.get_key(key.id).revoked_at is not None
-    assert "cannot be changed" in (await admin.get(f"/keys/{key.id}")).text
+    assert console.store.keys.get(key.id).revoked_at is not None
+    assert "can no longer be changed" in (await admin.get(f"/keys/{key.id}")).text
 
 
 async def test_a_link_that_tells_of_a_revocation(console: Console, admin: Visitor) -> None:
     """It says so only of a key that is revoked."""
-    key, _ = console.store.create_key("app")
+    key, _ = console.store.keys.create("app")
     assert "is revoked" not in (await admin.get(f"/keys?done={key.id}")).text
 
 
 async def test_revoking_what_has_changed(console: Console, admin: Visitor) -> None:
     """Who did not see the change is asked once more."""
-    key, _ = console.store.create_key("app")
+    key, _ = console.store.keys.create("app")
     asked = await admin.get(f"/keys/{key.id}/revoke")
-    console.store.update_key(key.id, {"name": "important"})
+    console.store.keys.update(key.id, {"name": "important"})
     answer = await admin.post(f"/keys/{key.id}/revoke", {"etag": asked.field("etag")})
     assert answer.status == 409
     assert "important" in answer.text
-    assert console.store.get_key(key.id).revoked_at is None
+    assert console.store.keys.get(key.id).revoked_at is None
 
 
 async def test_settings(console: Console, admin: Visitor) -> None:
     """All of them can be changed; Save says from which revision they are in force, and where."""
-    key, _ = console.store.create_key("app")
+    key, _ = console.store.keys.create("app")
     page = await admin.get(f"/keys/{key.id}")
     form = [
         ("etag", page.field("etag")),
@@ -163,18 +164,18 @@ async def test_settings(console: Console, admin: Visitor) -> None:
         ("accept", "safety_identifier"),
     ]
     saved = await admin.post(f"/keys/{key.id}", form)
-    changed = console.store.get_key(key.id)
+    changed = console.store.keys.get(key.id)
     assert (changed.name, changed.mode, changed.override) == ("chat", Mode.AUDIT, Override.LOCKED)
     assert changed.accept == ("user", "safety_identifier")
     assert f"In force from revision {changed.revision} on: no worker is running now" in saved.text
     back = _form("chat", str(changed.revision), mode="")
     await admin.post(f"/keys/{key.id}", back)
-    assert console.store.get_key(key.id).mode is None
+    assert console.store.keys.get(key.id).mode is None
 
 
 async def test_where_settings_are_in_force(console: Console, admin: Visitor) -> None:
     """It is told on how many workers, and again until all have it."""
-    key, _ = console.store.create_key("app")
+    key, _ = console.store.keys.create("app")
     console.store.workers.beat("one", "host", key.revision)
     console.store.workers.beat("two", "host", key.revision - 1)
     page = await admin.get(f"/keys/{key.id}?saved")
@@ -199,63 +200,63 @@ async def test_settings_that_cannot_be(
     console: Console, admin: Visitor, changes: dict[str, str], told: str
 ) -> None:
     """It is told what is wrong, and what else was typed is still there."""
-    key, _ = console.store.create_key("app")
+    key, _ = console.store.keys.create("app")
     form = _form("typed name", str(key.revision)) | changes
     answer = await admin.post(f"/keys/{key.id}", form)
     assert answer.status == 422
     assert told in answer.text
     assert f'value="{form["name"]}"' in answer.text
-    assert console.store.get_key(key.id) == key
+    assert console.store.keys.get(key.id) == key
 
 
 async def test_two_administrators(console: Console, admin: Visitor) -> None:
     """The second one is told, sees both values, has lost nothing, and may then save knowingly."""
-    key, _ = console.store.create_key("app")
+    key, _ = console.store.keys.create("app")
     page = await admin.get(f"/keys/{key.id}")
-    console.store.update_key(key.id, {"name": "theirs", "mode": Mode.AUDIT})
+    console.store.keys.update(key.id, {"name": "theirs", "mode": Mode.AUDIT})
     mine = _form("mine", page.field("etag"), mode="enforce", override="locked")
     answer = await admin.post(f"/keys/{key.id}", mine)
     assert answer.status == 409
-    assert "Somebody else has saved this key" in answer.text
-    for shown in ("theirs", "mine", "<bdi>Audit", "<bdi>Enforce", "<bdi>Nobody"):
+    assert "This key was changed after you opened this page" in answer.text
+    for shown in ("theirs", "mine", "<bdi>Audit", "<bdi>Enforce", "<bdi>No request"):
         assert shown in answer.text
     assert 'value="locked" checked' in answer.text
-    assert console.store.get_key(key.id).name == "theirs"
+    assert console.store.keys.get(key.id).name == "theirs"
     again = await admin.post(f"/keys/{key.id}", mine | {"etag": answer.field("etag")})
     assert "Saved." in again.text
-    assert console.store.get_key(key.id).name == "mine"
+    assert console.store.keys.get(key.id).name == "mine"
 
 
 async def test_two_administrators_and_a_mistake(console: Console, admin: Visitor) -> None:
     """Who has to mend the form first is still told that somebody else has saved meanwhile."""
-    key, _ = console.store.create_key("app")
+    key, _ = console.store.keys.create("app")
     page = await admin.get(f"/keys/{key.id}")
-    theirs = console.store.update_key(key.id, {"override": Override.LOCKED})
+    theirs = console.store.keys.update(key.id, {"override": Override.LOCKED})
     mistake = await admin.post(f"/keys/{key.id}", _form(" ", page.field("etag")))
     assert mistake.status == 422
     mended = await admin.post(f"/keys/{key.id}", _form("mine", mistake.field("etag")))
     assert mended.status == 409
-    assert "Somebody else has saved this key" in mended.text
-    assert console.store.get_key(key.id) == theirs
+    assert "This key was changed after you opened this page" in mended.text
+    assert console.store.keys.get(key.id) == theirs
 
 
 async def test_a_form_without_an_etag(console: Console, admin: Visitor) -> None:
     """It overwrites and revokes nothing."""
-    key, _ = console.store.create_key("app")
+    key, _ = console.store.keys.create("app")
     form = _form("mine", "")
     for path in (f"/keys/{key.id}", f"/keys/{key.id}/revoke"):
         assert (await admin.post(path, form)).status == 409
-    assert console.store.get_key(key.id) == key
+    assert console.store.keys.get(key.id) == key
 
 
 async def test_a_key_revoked_meanwhile(console: Console, admin: Visitor) -> None:
     """It is told, and nothing is saved."""
-    key, _ = console.store.create_key("app")
-    revoked = console.store.revoke_key(key.id)
+    key, _ = console.store.keys.create("app")
+    revoked = console.store.keys.revoke(key.id)
     form = _form("mine", str(revoked.revision))
     answer = await admin.post(f"/keys/{key.id}", form)
     assert answer.status == 409
-    assert "revoked this key" in answer.text
+    assert "was revoked after you opened" in answer.text
 
 
 @pytest.mark.parametrize(
@@ -282,11 +283,11 @@ async def test_what_is_not_there(admin: Visitor, path: str) -> None:
 
 async def test_no_decisions_yet(console: Console, admin: Visitor) -> None:
     """Every page that would show some says how to get them."""
-    console.store.create_key("app")
+    console.store.keys.create("app")
     assert "Point a client at the gateway" in (await admin.get("/")).text
     empty = (await admin.get("/logs")).text
     assert "No decisions yet" in empty
-    assert "Nobody in this time" in (await admin.get("/users")).text
+    assert "No end users in this time" in (await admin.get("/users")).text
     path = html.unescape(empty.partition('empty" hx-get="')[2].partition('"')[0])
     assert (await admin.get(path)).status == 204
     console.store.log.append([record(_now())])
@@ -330,7 +331,7 @@ async def test_filters(console: Console, admin: Visitor) -> None:
     """Each narrows the log down, and together they do so further."""
     at = _now() - timedelta(hours=1)
     later = at + timedelta(minutes=30)
-    key, _ = console.store.create_key("app")
+    key, _ = console.store.keys.create("app")
     console.store.log.append(
         [
             record(at, model="m0", end_user="ada & bob", trace_id="t-1"),
@@ -422,7 +423,7 @@ async def test_live_rows(console: Console, admin: Visitor) -> None:
 
 async def test_log_details(console: Console, admin: Visitor) -> None:
     """They have every field, the explanation, and the trace's other requests."""
-    key, _ = console.store.create_key("Support chat")
+    key, _ = console.store.keys.create("Support chat")
     told: dict[str, object] = {
         "key_id": key.id,
         "trace_id": "t-1",
@@ -453,7 +454,7 @@ async def test_log_details(console: Console, admin: Visitor) -> None:
     ):
         assert shown in text, shown
     blocked = (await admin.get(f"/logs/{other.id}")).text
-    for shown in ("Refused by policyd", "422", "policy_enforce_user_ids", "It was blocked"):
+    for shown in ("Denied by policyd", "422", "policy_enforce_user_ids", "It was blocked"):
         assert shown in blocked
 
 
@@ -508,7 +509,7 @@ async def test_json_lines(console: Console, admin: Visitor) -> None:
 async def test_end_users(console: Console, admin: Visitor) -> None:
     """Requests, blocks, tokens and cost of each, sorted as asked; the share attributed."""
     at = _now()
-    key, _ = console.store.create_key("app")
+    key, _ = console.store.keys.create("app")
     few = [record(at, end_user="few", key_id=key.id)]
     many = [record(at, end_user="many") for _ in range(4)]
     costly = outcome(few[0], input_tokens=1000, output_tokens=234, cost_nano=2_500_000_000)
@@ -528,7 +529,7 @@ async def test_end_users(console: Console, admin: Visitor) -> None:
     assert "<bdi>many" not in of_key
     assert ">100%<" in of_key
     long_ago = (await admin.get("/users?period=days&since=2020-01-01&until=2020-02-01")).text
-    assert "Nobody in this time" in long_ago
+    assert "No end users in this time" in long_ago
 
 
 async def test_many_users(console: Console, admin: Visitor) -> None:
@@ -578,7 +579,7 @@ async def test_an_order_that_is_none(console: Console, admin: Visitor) -> None:
 
 async def test_the_dashboard(console: Console, admin: Visitor) -> None:
     """Requests, blocks and the share attributed, over time and by key."""
-    key, _ = console.store.create_key("Support chat")
+    key, _ = console.store.keys.create("Support chat")
     at = _now()
     would = {"verdict": Verdict.WOULD_DENY, "status": 0}
     console.store.log.append(
@@ -605,10 +606,12 @@ async def test_refused_keys(console: Console, admin: Visitor) -> None:
     assert "None in this time" in (await admin.get("/refused")).text
     minute = int(at.timestamp()) // 60
     console.store.log.append(
-        [RefusalCount("a", n, minute, source, 1, 1200, 3) for n, source in enumerate(SOURCES)]
+        [RefusedKeyCount("a", n, minute, source, 1, 1200, 3) for n, source in enumerate(SOURCES)]
     )
-    assert "3,612 requests came without an API key" in (await admin.get("/")).text
-    one = Refusal(decision_id(at), RefusalReason.UNKNOWN, "192.0.2.1", "POST", HOSTILE, HOSTILE)
+    assert "3,612 requests came without a valid API key" in (await admin.get("/")).text
+    one = RefusedKey(
+        decision_id(at), RefusedKeyReason.UNKNOWN, "192.0.2.1", "POST", HOSTILE, HOSTILE
+    )
     console.store.log.append([record(at), one])
     text = (await admin.get("/")).text
     assert '<dt>Refused keys</dt><dd class="big">3,612</dd>' in text
@@ -659,7 +662,7 @@ async def test_found_by_an_id(console: Console, admin: Visitor) -> None:
     assert len(exported.splitlines()) == 2
 
 
-MEMBERS = [
+MEMBERS: list[dict[str, Any]] = [
     *({"source": one} for one in Source),
     *({"ignored": one} for one in Ignored),
     *({"mode": one} for one in Mode),
@@ -717,7 +720,7 @@ async def test_what_is_told_of_end_users(console: Console, admin: Visitor) -> No
 
 async def test_placeholders(console: Console, admin: Visitor) -> None:
     """Users that are none are warned of, with the values and the keys that send them."""
-    key, _ = console.store.create_key("Support chat")
+    key, _ = console.store.keys.create("Support chat")
     named = [record(_now(), key_id=key.id) for _ in range(97)]
     empty = [record(_now(), key_id=key.id, end_user="undefined") for _ in range(3)]
     console.store.log.append(named + empty)
@@ -755,7 +758,7 @@ async def test_on_postgresql(postgresql: PostgreSQL, tmp_path: Path) -> None:
         chosen = settings(tmp_path, database_url=url)
         async with running(chosen) as console, Visitor(console.url) as admin:
             await admin.sign_in(console.token)
-            key, _ = console.store.create_key("app")
+            key, _ = console.store.keys.create("app")
             one = denied(_now(), key_id=key.id, end_user=HOSTILE + "\0", trace_id="t-1")
             console.store.log.append([one, record(_now(), trace_id="t-1"), outcome(one)])
             for path in (

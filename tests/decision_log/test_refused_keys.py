@@ -17,19 +17,19 @@ from policyd.decision_log.record import Outcome, Record
 from policyd.decision_log.refused_key import (
     OTHERS,
     REASONS,
-    Refusal,
-    RefusalCount,
-    RefusalReason,
+    RefusedKey,
+    RefusedKeyCount,
+    RefusedKeyReason,
     source_of,
 )
-from policyd.decision_log.refused_tally import MAX_SAMPLES, MAX_SOURCES, SAMPLES, RefusalTally
+from policyd.decision_log.refused_tally import MAX_SAMPLES, MAX_SOURCES, SAMPLES, RefusedKeyTally
 from policyd.decision_log.spool import SpoolReader, SpoolWriter
 from policyd.decision_log.writer import DecisionLog
 from policyd.engine.model import Credential
 from policyd.errors import LogFull
 from policyd.server.shipper import Shipper
-from policyd.store import LogFilter, RefusalCounts, Store
-from policyd.store import refusals as store_refusals
+from policyd.store import LogFilter, RefusedKeyCounts, Store
+from policyd.store import refused_keys as store_refused_keys
 from policyd.v1.admin_pb2 import GetLogStatusRequest, GetLogStatusResponse
 from policyd.v1.admin_pb2_grpc import AdminServiceStub
 from policyd.v1.policy_pb2 import EvaluateRequest, EvaluateResponse
@@ -37,8 +37,8 @@ from tests.support.processes import Policyd
 from tests.support.records import START, decision_id, record
 
 HOUR = timedelta(hours=1)
-MISSING, UNKNOWN, CONFLICTING = RefusalReason
-Entries = list[Refusal | RefusalCount]
+MISSING, UNKNOWN, CONFLICTING = RefusedKeyReason
+Entries = list[RefusedKey | RefusedKeyCount]
 
 
 @pytest.fixture
@@ -49,16 +49,16 @@ def store(new_database: str) -> Iterator[Store]:
     opened.close()
 
 
-def refusal(source_ip: str = "192.0.2.1", reason: RefusalReason = UNKNOWN) -> Refusal:
-    return Refusal(decision_id(), reason, source_ip, "POST", "/v1/chat/completions", "gpt-4o")
+def refused_key(source_ip: str = "192.0.2.1", reason: RefusedKeyReason = UNKNOWN) -> RefusedKey:
+    return RefusedKey(decision_id(), reason, source_ip, "POST", "/v1/chat/completions", "gpt-4o")
 
 
-def count(at: datetime = START, **given: object) -> RefusalCount:
+def count(at: datetime = START, **given: object) -> RefusedKeyCount:
     """What a process counted of a source."""
     minute = int(at.timestamp()) // 60
     usual = {"process": "a", "stretch": 0, "minute": minute, "source": "192.0.2.1"}
     numbers = {"missing": 0, "unknown": 1, "conflicting": 0}
-    return RefusalCount(**usual | numbers | given)  # type: ignore[arg-type]  # any of them
+    return RefusedKeyCount(**usual | numbers | given)  # type: ignore[arg-type]  # any of them
 
 
 class Clock:
@@ -71,7 +71,7 @@ class Clock:
         return self.now
 
 
-class Tally(RefusalTally):
+class Tally(RefusedKeyTally):
     """One whose clock a test turns, with what it has written."""
 
     def __init__(self) -> None:
@@ -86,17 +86,17 @@ class Tally(RefusalTally):
         return self.takes
 
     @property
-    def counts(self) -> list[RefusalCount]:
+    def counts(self) -> list[RefusedKeyCount]:
         self.written.clear()
         self.flush(self.write)
-        return [one for one in self.written if isinstance(one, RefusalCount)]
+        return [one for one in self.written if isinstance(one, RefusedKeyCount)]
 
     @property
-    def samples(self) -> list[Refusal]:
-        return [one for one in self.written if isinstance(one, Refusal)]
+    def samples(self) -> list[RefusedKey]:
+        return [one for one in self.written if isinstance(one, RefusedKey)]
 
 
-def total(counts: list[RefusalCount]) -> int:
+def total(counts: list[RefusedKeyCount]) -> int:
     """Requests of the last entry of each source."""
     latest = {(one.process, one.stretch, one.source): one for one in counts}
     return sum(one.missing + one.unknown + one.conflicting for one in latest.values())
@@ -105,7 +105,7 @@ def total(counts: list[RefusalCount]) -> int:
 def test_reasons() -> None:
     """Each way to give no key in force has its reason."""
     assert REASONS.keys() == set(Credential)
-    assert set(REASONS.values()) == set(RefusalReason)
+    assert set(REASONS.values()) == set(RefusedKeyReason)
 
 
 @pytest.mark.parametrize(
@@ -132,20 +132,20 @@ def test_a_minute() -> None:
     """Requests are counted by source and reason, and some are kept; a count grows in its minute."""
     tally = Tally()
     for reason in (MISSING, UNKNOWN, UNKNOWN, CONFLICTING):
-        tally.add(refusal(reason=reason))
-    tally.add(refusal("192.0.2.2"))
+        tally.add(refused_key(reason=reason))
+    tally.add(refused_key("192.0.2.2"))
     first, other = tally.counts
     assert (first.source, first.missing, first.unknown, first.conflicting) == ("192.0.2.1", 1, 2, 1)
     assert (other.source, other.unknown) == ("192.0.2.2", 1)
     assert len(tally.samples) == SAMPLES + 1
     assert tally.counts == []
-    tally.add(refusal())
+    tally.add(refused_key())
     [again] = tally.counts
     assert (again.stretch, again.source, again.unknown) == (first.stretch, first.source, 3)
     assert tally.samples == []
     tally.clock.now += 60
     assert tally.counts == []
-    tally.add(refusal())
+    tally.add(refused_key())
     [next_minute] = tally.counts
     assert (next_minute.stretch, next_minute.unknown) == (first.stretch + 1, 1)
     assert next_minute.minute == first.minute + 1
@@ -157,12 +157,12 @@ def test_whatever_strangers_send() -> None:
     tally = Tally()
     chance = random.Random(1)
     text = "\U0001f600" * 200
-    written: list[RefusalCount] = []
+    written: list[RefusedKeyCount] = []
     samples = size = 0
     for _ in range(5):
         for number in range(4000):
             address = chance.choice((IPv4Address, IPv6Address))(chance.getrandbits(32))
-            one = Refusal(decision_id(), UNKNOWN, str(address), *[text] * 6)
+            one = RefusedKey(decision_id(), UNKNOWN, str(address), *[text] * 6)
             tally.add(one if number % 2 else msgspec.structs.replace(one, source_ip=text))
         written += tally.counts
         samples += len(tally.samples)
@@ -181,7 +181,7 @@ def test_a_clock_put_back() -> None:
     for step in (0, 60, -60, -3600):
         tally.clock.now += step
         written += tally.counts
-        tally.add(refusal())
+        tally.add(refused_key())
         written += tally.counts
     assert total(written) == 4
 
@@ -191,7 +191,7 @@ def test_what_cannot_be_written() -> None:
     tally = Tally()
     tally.takes = False
     for number in range(5):
-        tally.add(refusal(f"192.0.2.{number}"))
+        tally.add(refused_key(f"192.0.2.{number}"))
         assert tally.counts == []
         tally.clock.now += 60
     tally.takes = True
@@ -204,58 +204,59 @@ def test_what_cannot_be_written() -> None:
 def test_counted_once(store: Store) -> None:
     """Whatever is shipped twice, or again with more, is there once."""
     first, more = count(), count(unknown=3, missing=1)
-    other = [count(source="192.0.2.2"), count(process="b"), count(stretch=1), refusal()]
+    others = [count(source="192.0.2.2"), count(process="b"), count(stretch=1)]
+    other: list[RefusedKey | RefusedKeyCount] = [*others, refused_key()]
     store.log.append([first, *other])
     store.log.append([first, *other])
     store.log.append([first, more])
     store.log.append([more, *other])
     store.log.append([first])
-    assert store.refusals.hours(START, START) == [(START, RefusalCounts(1, 6, 0))]
-    assert store.refusals.total() == 7
-    [one, two] = store.refusals.sources(START, START)
-    assert (one.source, one.counts, one.last) == ("192.0.2.1", RefusalCounts(1, 5, 0), START)
+    assert store.refused_keys.hours(START, START) == [(START, RefusedKeyCounts(1, 6, 0))]
+    assert store.refused_keys.total() == 7
+    [one, two] = store.refused_keys.sources(START, START)
+    assert (one.source, one.counts, one.last) == ("192.0.2.1", RefusedKeyCounts(1, 5, 0), START)
     assert (two.source, two.counts.total) == ("192.0.2.2", 1)
-    assert len(store.refusals.samples(START)) == 1
+    assert len(store.refused_keys.samples(START)) == 1
 
 
 def test_kept_apart(store: Store) -> None:
     """They are in no count and on no page of the log."""
-    one = msgspec.structs.replace(refusal(), user_agent="a\0b")
+    one = msgspec.structs.replace(refused_key(), user_agent="a\0b")
     store.log.append([record(), one, count()])
     assert store.log.status().decisions == len(store.log.page(LogFilter())) == 1
     [(_, counts)] = store.statistics.hours(START, START)
     assert (counts.requests, counts.denied) == (1, 0)
     assert [user for user, _ in store.statistics.users(START, START)] == ["ada"]
-    found = store.refusals.sample(one.id)
+    found = store.refused_keys.sample(one.id)
     assert found == msgspec.structs.replace(one, user_agent="a\N{REPLACEMENT CHARACTER}b")
-    assert store.refusals.sample("x\0") is None
+    assert store.refused_keys.sample("x\0") is None
 
 
 def test_periods(store: Store) -> None:
     """Only what falls into the time that is asked for."""
-    store.log.append([count(START, stretch=0), count(START + HOUR, stretch=1), refusal()])
-    assert [at for at, _ in store.refusals.hours(START, START + HOUR)] == [START, START + HOUR]
-    assert [at for at, _ in store.refusals.hours(START + HOUR, START + HOUR)] == [START + HOUR]
-    assert [one.last for one in store.refusals.sources(START, START + HOUR)] == [START + HOUR]
-    assert store.refusals.sources(START + 2 * HOUR, START + 3 * HOUR) == []
-    assert store.refusals.samples(START + HOUR) == []
+    store.log.append([count(START, stretch=0), count(START + HOUR, stretch=1), refused_key()])
+    assert [at for at, _ in store.refused_keys.hours(START, START + HOUR)] == [START, START + HOUR]
+    assert [at for at, _ in store.refused_keys.hours(START + HOUR, START + HOUR)] == [START + HOUR]
+    assert [one.last for one in store.refused_keys.sources(START, START + HOUR)] == [START + HOUR]
+    assert store.refused_keys.sources(START + 2 * HOUR, START + 3 * HOUR) == []
+    assert store.refused_keys.samples(START + HOUR) == []
 
 
 def test_retention(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is too old goes, and then the oldest of what is too much; the counts by hour stay."""
-    monkeypatch.setattr(store_refusals, "MAX_ROWS", 5)
-    monkeypatch.setattr(store_refusals, "MAX_SAMPLES", 3)
-    monkeypatch.setattr(store_refusals, "KEEP", timedelta(days=100_000))
+    monkeypatch.setattr(store_refused_keys, "MAX_ROWS", 5)
+    monkeypatch.setattr(store_refused_keys, "MAX_SAMPLES", 3)
+    monkeypatch.setattr(store_refused_keys, "KEEP", timedelta(days=100_000))
     store.log.append([count(START + n * HOUR, stretch=n) for n in range(10)])
-    samples = [Refusal(decision_id(START + n * HOUR), UNKNOWN) for n in range(5)]
+    samples = [RefusedKey(decision_id(START + n * HOUR), UNKNOWN) for n in range(5)]
     store.log.append(samples)
     store.log.expire(START, 10**6)
-    assert sum(one.counts.total for one in store.refusals.sources(START, START + 9 * HOUR)) == 5
-    assert store.refusals.samples(START) == samples[:1:-1]
+    assert sum(one.counts.total for one in store.refused_keys.sources(START, START + 9 * HOUR)) == 5
+    assert store.refused_keys.samples(START) == samples[:1:-1]
     store.log.expire(START + 8 * HOUR, 10**6)
-    assert sum(one.counts.total for one in store.refusals.sources(START, START + 9 * HOUR)) == 2
-    assert store.refusals.samples(START) == []
-    assert store.refusals.total() == 10
+    assert sum(one.counts.total for one in store.refused_keys.sources(START, START + 9 * HOUR)) == 2
+    assert store.refused_keys.samples(START) == []
+    assert store.refused_keys.total() == 10
 
 
 def test_the_way_to_the_store(tmp_path: Path) -> None:
@@ -264,17 +265,17 @@ def test_the_way_to_the_store(tmp_path: Path) -> None:
     opened.migrate()
     writer = SpoolWriter(tmp_path, "a", 2**20)
     log = DecisionLog(writer, "a", drop_when_full=False)
-    log.append([refusal(), one := record(), Outcome(one.id)])
-    log.append([refusal()])
+    log.append([refused_key(), one := record(), Outcome(one.id)])
+    log.append([refused_key()])
     reader = SpoolReader(tmp_path)
     shipper = Shipper(opened, reader)
     assert shipper.ship() == 2
     log.flush()
     shipper.ship()
-    log.append([refusal()])
+    log.append([refused_key()])
     log.flush()
     shipper.ship()
-    assert opened.refusals.total() == 3
+    assert opened.refused_keys.total() == 3
     assert [one.id for one in opened.log.page(LogFilter())] == [one.id]
     writer.close()
     reader.close()
@@ -287,7 +288,7 @@ def test_room_for_decisions(tmp_path: Path, drops: bool) -> None:
     writer = SpoolWriter(tmp_path, "a", 40_000)
     log = DecisionLog(writer, "a", drop_when_full=drops)
     for number in range(5000):
-        log.append([refusal(f"192.0.{number % 250}.{number // 250}")])
+        log.append([refused_key(f"192.0.{number % 250}.{number // 250}")])
         if number % 50 == 0:
             writer._looked_at = 0  # As if some time had passed.
             log.flush()
@@ -301,7 +302,7 @@ def test_room_for_decisions(tmp_path: Path, drops: bool) -> None:
     except LogFull:
         assert not drops
     assert kept >= 50
-    log.append([refusal()])
+    log.append([refused_key()])
     writer.close()
 
 
@@ -313,7 +314,7 @@ async def test_strangers(tmp_path: Path, start: Callable[..., Any]) -> None:
     async with PolicyClient(policyd.grpc, timeout=60) as client:
 
         async def ask(number: int) -> EvaluateResponse:
-            given = {"user": "ceo@corp", "source_ip": f"192.0.2.{number % 100}"}
+            given: dict[str, Any] = {"user": "ceo@corp", "source_ip": f"192.0.2.{number % 100}"}
             keys = {0: "", 1: "up-unknown", 2: "up-" + "a" * 48}
             return await client.evaluate(EvaluateRequest(key=keys[number % 3], **given))
 
@@ -327,17 +328,17 @@ async def test_strangers(tmp_path: Path, start: Callable[..., Any]) -> None:
     since = until = datetime.now(UTC)
     since -= timedelta(days=1)
     # reach() asks without a key until the new one is in force.
-    assert 1000 <= opened.refusals.total() < 1010
+    assert 1000 <= opened.refused_keys.total() < 1010
     assert [one.id for one in opened.log.page(LogFilter())] == [blocked.decision_id]
     assert [user for user, _ in opened.statistics.users(since, until)] == [""]
     assert sum(one.denied for _, one in opened.statistics.hours(since, until)) == 1
-    sources = opened.refusals.sources(since, until, limit=1000)
+    sources = opened.refused_keys.sources(since, until, limit=1000)
     assert OTHERS in {one.source for one in sources}
     assert len(sources) <= 102
-    samples = opened.refusals.samples(since, limit=1000)
+    samples = opened.refused_keys.samples(since, limit=1000)
     assert {one.id for one in samples} <= {one.decision_id for one in answers} | {samples[-1].id}
     assert len(samples) <= 2 * MAX_SAMPLES
-    assert status.refused_keys <= opened.refusals.total()
+    assert status.refused_keys <= opened.refused_keys.total()
     opened.close()
 
 
@@ -362,7 +363,7 @@ async def test_the_status_tells_of_them(tmp_path: Path, start: Callable[..., Any
 
 def test_a_sample_says_no_user_and_no_key() -> None:
     """Whatever a record of the log tells of a user, a sample has no place for it."""
-    told = {*Record.__struct_fields__} & {*Refusal.__struct_fields__}
+    told = {*Record.__struct_fields__} & {*RefusedKey.__struct_fields__}
     assert told == {
         *("id", "source_ip", "method", "path", "model", "user_agent", "trace_id", "request_id")
     }

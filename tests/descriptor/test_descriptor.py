@@ -16,12 +16,13 @@ from openai.types.image_create_variation_params import ImageCreateVariationParam
 from openai.types.image_edit_params import ImageEditParamsNonStreaming
 from openai.types.image_generate_params import ImageGenerateParamsNonStreaming
 
-from policyd.descriptor import body as descriptor
-from policyd.descriptor import content_encoding, json_body, media_type
-from policyd.descriptor.body import Facts
+from policyd.descriptor import json_body, media_type
+from policyd.descriptor.body import read_body
+from policyd.descriptor.identifiers import BodyAttributes
 from policyd.descriptor.json_body import MAX_DEPTH
 from policyd.engine import endpoints
 from policyd.engine.model import UserState
+from tests.support.codings import COMPRESS
 
 EDITS = endpoints.ENDPOINTS["/images/edits"]
 CHAT = endpoints.ENDPOINTS["/chat/completions"]
@@ -30,9 +31,11 @@ GOOD = b'{"user": "alice", "model": "gpt-4o"}'
 MIB = 2**20
 
 
-def read(body: bytes, kind: str = "application/json", coding: str = "", limit: int = MIB) -> Facts:
+def read(
+    body: bytes, kind: str = "application/json", coding: str = "", limit: int = MIB
+) -> BodyAttributes:
     endpoint = EDITS if kind.startswith("multipart") else CHAT
-    return descriptor.read_body(body, kind, coding, endpoint, limit)
+    return read_body(body, kind, coding, endpoint, limit)
 
 
 def state(body: bytes, kind: str = "application/json", coding: str = "") -> UserState:
@@ -52,13 +55,7 @@ def deflate(data: bytes) -> bytes:
     return compressor.compress(data) + compressor.flush()
 
 
-CODINGS = {
-    "gzip": gzip.compress,
-    "x-gzip": gzip.compress,
-    "deflate": zlib.compress,
-    "br": brotli.compress,
-    "zstd": content_encoding.zstd.compress,
-}
+CODINGS = COMPRESS | {"x-gzip": gzip.compress}
 
 
 def test_json() -> None:
@@ -287,7 +284,7 @@ def test_content_types_of_json(kind: str) -> None:
 )
 def test_content_types_that_servers_read_differently(kind: str) -> None:
     """JSON under such a type is refused: it may be something else to the upstream."""
-    facts = descriptor.read_body(GOOD, kind, "", CHAT)
+    facts = read_body(GOOD, kind, "", CHAT)
     assert facts.user.state is UserState.NOT_JSON
 
 
@@ -502,7 +499,7 @@ def test_bad_forms(body: bytes, kind: str) -> None:
 def test_a_form_is_no_json() -> None:
     """Where the endpoint takes no form, a form is a body that is not JSON."""
     body = form(('name="user"', b"a"))
-    assert descriptor.read_body(body, FORM, "", CHAT).user.state is UserState.NOT_JSON
+    assert read_body(body, FORM, "", CHAT).user.state is UserState.NOT_JSON
 
 
 def test_long_values_are_cut() -> None:

@@ -20,8 +20,10 @@ import pytest
 from gateway import answer_reader, describe, usage
 from gateway import headers as gateway_headers
 from policyd.decision_log import export
-from policyd.descriptor import body as descriptor
 from policyd.descriptor import evaluate_request, media_type
+from policyd.descriptor.body import read_body
+from policyd.descriptor.headers import credential, override, trace_id
+from policyd.descriptor.identifiers import classify
 from policyd.engine import endpoints
 from policyd.errors import InvalidArgument
 from policyd.http import authzen, check
@@ -90,8 +92,8 @@ PATTERNS: dict[str, list[Pump]] = {
     ),
     "policyd.demo.streams._WORD": [],
     "policyd.demo.upstream._PREFIX": _after("/openai/deployments/", "/openai/v1", "/v1"),
-    "policyd.descriptor.body._LIKE": _after("user", "safety_identifier", "[", "user-", "\u017f"),
-    "policyd.descriptor.body._TRACE_ID": _after("-", "_"),
+    "policyd.descriptor.form._LIKE": _after("user", "safety_identifier", "[", "user-", "\u017f"),
+    "policyd.descriptor.headers._TRACE_ID": _after("-", "_"),
     "policyd.engine.endpoints._TARGET": _after("http://", "http:", "a+", "?", "#"),
     "policyd.decision_log.export._WITHIN": _after(";", ';"', ";=", "\t", '"'),
     "policyd.descriptor.form._BOUNDARY": _after("'"),
@@ -124,7 +126,7 @@ PATTERNS: dict[str, list[Pump]] = {
     "policyd.decision_log.spool.reader._IDENTITY": [],
     "policyd.store.days._RANGE": _after("FROM (", "FROM ('0", "FROM (MINVALUE) TO ('"),
     "policyd.store.postgresql._GIVEN": _after("-c", "-c ", "--a", "-c a", "-ca "),
-    "gateway.connector._TIMEOUT": _after(" timeout", ",timeout =", 'timeout="', " "),
+    "gateway.connection._TIMEOUT": _after(" timeout", ",timeout =", 'timeout="', " "),
     "gateway.headers._GARBLED": _after("\udc80"),
     "gateway.answer_reader._EVENT": _after("data:", "\ndata:", "\rdata"),
     "gateway.answer_reader._LINE_END": [],
@@ -205,9 +207,9 @@ def _found() -> tuple[list[Found], list[str]]:
             if isinstance(node, ast.Assign) and _is_re(node.value, "compile"):
                 known.add(node.value)
                 names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
-        for node in ast.walk(tree):
-            if _is_re(node) and node not in known and not _is_re(node, "escape"):
-                stray.append(f"{module}: {ast.unparse(node)}")
+        for part in ast.walk(tree):
+            if _is_re(part) and part not in known and not _is_re(part, "escape"):
+                stray.append(f"{module}: {ast.unparse(part)}")
         found += [_describe(module, name, tree) for name in sorted(names)]
     return found, stray
 
@@ -300,30 +302,30 @@ def test_a_pattern_is_linear(name: str) -> None:
 
 def _type_of(endpoint: Any) -> Callable[[str], object]:
     body = b'{"user": "a", "model": "m"}'
-    return lambda text: descriptor.read_body(body, text, "", endpoint)
+    return lambda text: read_body(body, text, "", endpoint)
 
 
 def _part(head: str) -> object:
     body = f'--B\r\nContent-Disposition: form-data; name="x"{head}\r\n\r\na\r\n--B--\r\n'
-    return descriptor.read_body(body.encode("latin-1"), FORM, "", EDITS)
+    return read_body(body.encode("latin-1"), FORM, "", EDITS)
 
 
 def _parts(text: str) -> object:
     body = b"--B\r\n" + text.encode("latin-1") + b"\r\n--B--\r\n"
-    return descriptor.read_body(body, FORM, "", EDITS)
+    return read_body(body, FORM, "", EDITS)
 
 
 def _json(text: str) -> object:
-    return descriptor.read_body(text.encode("latin-1"), "application/json", "", CHAT)
+    return read_body(text.encode("latin-1"), "application/json", "", CHAT)
 
 
 def _urlencoded(text: str) -> object:
     body = b'{"user": "a", "x": "' + text.encode("latin-1").replace(b'"', b"'") + b'"}'
-    return descriptor.read_body(body, "application/x-www-form-urlencoded", "", CHAT)
+    return read_body(body, "application/x-www-form-urlencoded", "", CHAT)
 
 
 def _streams(text: str) -> object:
-    return descriptor.read_body(gzip.compress(b"") * (len(text) // 20), "", "gzip", CHAT)
+    return read_body(gzip.compress(b"") * (len(text) // 20), "", "gzip", CHAT)
 
 
 def _raw_headers(text: str) -> list[tuple[bytes, bytes]]:
@@ -338,8 +340,8 @@ def _grpc(text: str) -> object:
     ]
     request = pb.EvaluateRequest(method="POST", path="/v1/chat/completions", headers=headers)
     request.raw_body.content = b"{}"
-    described = evaluate_request.describe(request)
-    return log_entries._asked(described.descriptor.overrides) if described else None
+    reading = evaluate_request.read(request)
+    return log_entries._asked(reading.decision_input.overrides)
 
 
 def _http_check(text: str) -> object:
@@ -382,7 +384,7 @@ def _events(text: str) -> object:
     data = text.encode("latin-1")
     for begin in range(0, len(data), 100):
         reader.feed(data[begin : begin + 100])
-    return reader.said()
+    return reader.metadata()
 
 
 def _envoy(text: str) -> object:
@@ -407,7 +409,7 @@ READERS: dict[str, tuple[Callable[[str], object], list[Pump]]] = {
         [*_TYPES, *_after(FORM, "multipart/form-data; boundary", 'multipart/form-data; a="')],
     ),
     "a Content-Encoding": (
-        lambda text: descriptor.read_body(b"{}", "", text, CHAT),
+        lambda text: read_body(b"{}", "", text, CHAT),
         [*_ANY, *_after("gzip,", "gzip;", "identity,")],
     ),
     "streams in a row": (_streams, [Pump("", "a")]),
@@ -460,7 +462,7 @@ READERS: dict[str, tuple[Callable[[str], object], list[Pump]]] = {
         ],
     ),
     "an AuthZEN evaluation": (_authzen, [*_ANY, *_after('{"subject":', '{"subject":{"type":"')]),
-    "an end user": (descriptor.classify, [*_ANY, Pump("", "\u200b"), Pump("", "\u3000")]),
+    "an end user": (classify, [*_ANY, Pump("", "\u200b"), Pump("", "\u3000")]),
     "a cell of the export": (export._cell, [*_ANY, *_after(";", ';"', ";=", "\t")]),
     "a parameter": (_parsed, [*_ANY, *_after("a/b;", 'a/b; a="', 'a/b; a="\\')]),
     "an answer": (
@@ -488,7 +490,7 @@ def test_the_bounds_of_headers() -> None:
     long = "application/json; x=" + "a" * media_type.MAX_CONTENT_TYPE
     with pytest.raises(ValueError, match="too long"):
         media_type.media_type(long)
-    assert descriptor.override("false" + " " * 1000) != "false"
-    assert not descriptor.trace_id("a" * 100)
-    _, key = descriptor.credential(("a" * 5000,))
+    assert override("false" + " " * 1000) != "false"
+    assert not trace_id("a" * 100)
+    _, key = credential(("a" * 5000,))
     assert len(key) < 100

@@ -20,9 +20,10 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from policyd.descriptor import body as descriptor
 from policyd.descriptor import form
-from policyd.descriptor.body import read_body
+from policyd.descriptor.body import MAX_BODY, read_body
+from policyd.descriptor.content_encoding import decompress
+from policyd.descriptor.identifiers import classify
 from policyd.engine import endpoints
 from policyd.engine.model import UserState
 from tests.differential import generate, readers
@@ -95,7 +96,7 @@ def asked(case: Case) -> Iterator[Asked]:
 
 
 def _plain(case: Case) -> bytes:
-    return descriptor.decompress(case.body, case.content_encoding, descriptor.MAX_BODY)
+    return decompress(case.body, case.content_encoding, MAX_BODY)
 
 
 def _first_stream(case: Case) -> bytes | None:
@@ -121,7 +122,7 @@ def problem(users: Users | None, one: Asked) -> str:
         return f"finds the fields {users}" if users else ""
     if not users:
         return "" if _is_empty(one) else "sees no user"
-    if any(user is None or descriptor.classify(user) is not UserState.VALID for user in users):
+    if any(user is None or classify(user) is not UserState.VALID for user in users):
         return "sees a user that is none"
     # A byte order mark before it is dropped by some, and names nobody else.
     names = {user.lstrip("\ufeff") for user in users if user}

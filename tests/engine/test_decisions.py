@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from policyd.descriptor.evaluate_request import describe
+from policyd.descriptor.evaluate_request import read
 from policyd.engine.decision import decide
 from policyd.engine.model import KeySettings, Mode, Override, RouteSettings
 from policyd.v1 import policy_pb2 as pb
@@ -60,7 +60,7 @@ def test_case(case: dict[str, Any]) -> None:
     if case.get("no_key"):
         question.key = ""
     default = Mode[case.get("default", "off").upper()]
-    decision = decide(describe(question)[0], settings(case), default, route(case))
+    decision = decide(read(question)[0], settings(case), default, route(case))
     why = decision.explanation
     actual = {
         "decision": "deny" if decision.denial else "allow",

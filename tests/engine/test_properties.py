@@ -3,10 +3,10 @@
 import gzip
 import json
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from policyd.descriptor import body as descriptor
+from policyd.descriptor.body import read_body
 from policyd.engine import endpoints
 from policyd.engine.decision import decide
 from policyd.engine.denial import AMBIGUOUS_PATH
@@ -14,7 +14,7 @@ from policyd.engine.endpoints import ENDPOINTS
 from policyd.engine.model import (
     IDENTIFIERS,
     Credential,
-    Descriptor,
+    DecisionInput,
     KeySettings,
     Mode,
     Override,
@@ -22,6 +22,7 @@ from policyd.engine.model import (
     Target,
     UserState,
 )
+from tests.support.codings import COMPRESS
 
 IN_SCOPE = Target(in_scope=True)
 modes = st.sampled_from(Mode)
@@ -35,7 +36,7 @@ targets = st.builds(endpoints.resolve, st.sampled_from(["", "POST", "GET"]), st.
     | st.just(endpoints.resolve("POST", "/v1/%2563hat/completions"))
 )
 descriptors = st.builds(
-    Descriptor,
+    DecisionInput,
     targets,
     st.sampled_from(Credential),
     st.text(),
@@ -47,7 +48,7 @@ descriptors = st.builds(
 
 @given(descriptors, st.none() | settings, modes)
 def test_every_request_is_decided(
-    described: Descriptor, key: KeySettings | None, default: Mode
+    described: DecisionInput, key: KeySettings | None, default: Mode
 ) -> None:
     """decide() is total, and its answer does not contradict itself."""
     decision = decide(described, key, default)
@@ -70,7 +71,7 @@ def test_every_request_is_decided(
 
 @given(descriptors, settings, modes)
 def test_deciding_twice_gives_the_same(
-    described: Descriptor, key: KeySettings, default: Mode
+    described: DecisionInput, key: KeySettings, default: Mode
 ) -> None:
     """decide() is pure."""
     assert decide(described, key, default) is decide(described, key, default)
@@ -106,19 +107,36 @@ def test_only_a_clear_false_weakens_a_key(values: tuple[str, ...], mode: Mode) -
         assert why.mode >= mode
 
 
-def _without_user(values: tuple[str, ...]) -> Descriptor:
-    return Descriptor(IN_SCOPE, Credential.GIVEN, "k", values, UserState.ABSENT, UserState.ABSENT)
+def _without_user(values: tuple[str, ...]) -> DecisionInput:
+    return DecisionInput(
+        IN_SCOPE, Credential.GIVEN, "k", values, UserState.ABSENT, UserState.ABSENT
+    )
 
 
-@given(st.binary(), st.text(), st.sampled_from(["", "gzip", "br", "deflate", "zstd"]) | st.text())
-def test_every_body_is_read(body: bytes, content_type: str, content_encoding: str) -> None:
-    """read_body() is total: any bytes get a state, and never that of a user by accident."""
+PIECES = (
+    *(b"{", b"}", b'"', b":", b",", b" ", b"user", b'"user"', b'"u-1"', b"null", b"\\u0075ser"),
+    *(b'{"user":"u-1"}', b'{"safety_identifier":"u-1"}', b'{"model":"m"}', b"[]", b"\xff"),
+    *(b"--x\r\n", b"--x--\r\n", b'Content-Disposition: form-data; name="user"\r\n\r\nu-1\r\n'),
+)
+bodies = st.binary() | st.lists(st.sampled_from(PIECES)).map(b"".join)
+
+
+@given(bodies, st.sampled_from(["", *COMPRESS]), st.text(), st.text())
+@example(b'{"user":"u-1"}', "gzip", "", "")
+@example(b"--x\r\n" + PIECES[-1] + b"--x--\r\n", "br", "", "")
+def test_every_body_is_read(plain: bytes, coding: str, content_type: str, name: str) -> None:
+    """read_body() is total: any bytes get a state, and that of a user only where the body names
+    one, and is encoded as its header says."""
     form = endpoints.ENDPOINTS["/images/edits"]
+    body = COMPRESS[coding](plain) if coding else plain
     for kind in (content_type, "application/json", "multipart/form-data; boundary=x"):
-        facts = descriptor.read_body(body, kind, content_encoding, form, limit=1000)
-        assert facts.user.state is not UserState.UNKNOWN
-        if facts.user.state is UserState.VALID:
-            assert b"user" in body or content_encoding or b"\\u" in body
+        for named in ("", *COMPRESS, name):
+            user = read_body(body, kind, named, form, limit=1000).user
+            assert user.state is not UserState.UNKNOWN
+            if user.state is UserState.VALID:
+                claimed = {one.strip(" \t").lower().removeprefix("x-") for one in named.split(",")}
+                assert claimed - {"", "identity"} == {coding} - {""}
+                assert b"user" in plain or b"\\u" in plain
 
 
 characters = st.characters(exclude_categories=["Cs"])  # Half a surrogate pair is not Unicode.
@@ -138,9 +156,9 @@ def test_repeats_are_judged_by_the_worst(members: list[tuple[str, object]], comp
     """A user that stands there several times is as good as its worst occurrence."""
     text = "{" + ",".join(f"{json.dumps(k)}:{json.dumps(v)}" for k, v in members) + "}"
     body = gzip.compress(text.encode()) if compress else text.encode()
-    facts = descriptor.read_body(body, "application/json", "gzip" if compress else "", None)
+    facts = read_body(body, "application/json", "gzip" if compress else "", None)
     alone = [
-        descriptor.read_body(json.dumps({"user": value}).encode(), "", "", None).user.state
+        read_body(json.dumps({"user": value}).encode(), "", "", None).user.state
         for name, value in members
         if name == "user"
     ]
@@ -173,7 +191,7 @@ def test_every_form_is_read(bodies: list[str], end: str) -> None:
     """Whatever the parts of a form look like, they get a state."""
     body = "".join(f"--x\r\n{part}\r\n" for part in bodies) + end
     kind = "multipart/form-data; boundary=x"
-    facts = descriptor.read_body(
+    facts = read_body(
         body.encode("utf-8", "surrogatepass"), kind, "", endpoints.ENDPOINTS["/images/edits"]
     )
     assert facts.user.state in UserState

@@ -12,17 +12,18 @@ import grpc
 import pytest
 import sqlalchemy as sa
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
-from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from policyd.engine.model import KeyChanges
 from policyd.keys.key_table import KeyTable
 from policyd.server.worker_clock import WorkerClock
 from policyd.store import LogFilter, Store
 from policyd.store.clock import clock_offset, database_time
-from policyd.store.database import open_engine, reading
+from policyd.store.database import reading
+from policyd.store.engine import open_engine
 from policyd.v1.policy_pb2 import EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 from tests.decision_log.test_refused_keys import log_status
+from tests.support.health import health_stub
 from tests.support.processes import Policyd, run
 from tests.support.raw_http import ask
 from tests.support.wrong_clock import wrong_clock
@@ -145,7 +146,7 @@ def ask_policyd(server: Policyd, key: str, trace_id: str) -> None:
 def clock_health(server: Policyd) -> int:
     with grpc.insecure_channel(server.grpc) as channel:
         asked = HealthCheckRequest(service="policyd.clock")
-        return HealthStub(channel).Check(asked, timeout=30).status
+        return int(health_stub(channel).Check(asked, timeout=30).status)
 
 
 @pytest.mark.parametrize("days", [100, -100])
@@ -164,7 +165,7 @@ async def test_one_clock_that_is_wrong(
     key = right.create_key("enforce")
     store = Store(new_database)
     # The other one has yet to hear of the key: until then it is unknown there, and only counted.
-    wrong.reach(store.changes_since(0).revision)
+    wrong.reach(store.keys.changes_since(0).revision)
     for number in range(20):
         for server in (right, wrong):
             await asyncio.to_thread(ask_policyd, server, key, f"one-{server.pid}-{number}")

@@ -19,10 +19,10 @@ import aiohttp
 import grpc
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
-from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from policyd.v1.policy_pb2 import DECISION_ALLOW, EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
+from tests.support.health import health_stub
 from tests.support.load import (
     CLIENTS,
     DECIDED,
@@ -116,7 +116,7 @@ async def test_policyd_is_stopped_and_replaced(make_stack: MakeStack) -> None:
 
 
 def children(policyd: Policyd) -> set[int]:
-    """The processes that policyd has started and that live: workers, and the back office."""
+    """The processes that policyd has started and that live: workers, and the background worker."""
     found = Path(f"/proc/{policyd.pid}/task/{policyd.pid}/children").read_text().split()
     return {int(pid) for pid in found if is_running(int(pid))}
 
@@ -144,7 +144,7 @@ def is_running(pid: int) -> bool:
 
 
 async def test_workers_are_killed_one_by_one(make_stack: MakeStack) -> None:
-    """Each is started again, and the other answers meanwhile; so is the back office."""
+    """Each is started again, and the other answers meanwhile; so is the background worker."""
     stack = make_stack("--workers", "2")
     async with under_load(stack) as load:
         for victim in children(stack.policyd):
@@ -218,7 +218,7 @@ async def test_sigterm_drains_policyd(
     waiting = EvaluateRequest(key=key["key"], has_user=True, min_revision=key["revision"] + 1)
     async with grpc.aio.insecure_channel(policyd.grpc) as channel:
         answer = PolicyServiceStub(channel).Evaluate(waiting, timeout=PATIENCE)
-        watch = HealthStub(channel).Watch(HealthCheckRequest())
+        watch = health_stub(channel).Watch(HealthCheckRequest())
         assert (await watch.read()).status == SERVING  # So what was asked before it is under way.
         policyd.send(signal.SIGTERM)
         assert (await watch.read()).status == NOT_SERVING

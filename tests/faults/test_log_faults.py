@@ -34,7 +34,9 @@ SMALL = 2**18
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, PostgreSQL]]:
+def database(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[tuple[str, PostgreSQL | None]]:
     """The URL of a new database of each kind, and the PostgreSQL that has it."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path}/policyd.db", None
@@ -88,14 +90,14 @@ def answered(answers: list[Answer], status: int) -> set[str]:
 
 @pytest.mark.timeout(120 + 20 * KILLS)
 async def test_killed_again_and_again(make_stack: MakeStack) -> None:
-    """policyd and its back office are killed at any moment: every 422 and 200 that a client got
-    is in the log, and nothing is there twice."""
+    """policyd and its background worker are killed at any moment: every 422 and 200 that a client
+    got is in the log, and nothing is there twice."""
     stack = make_stack()
     random.seed(1)
     async with loaded(stack) as load:
         for _ in range(KILLS):
             if random.random() < 0.3:  # keeps no secret
-                kill_back_office(stack)
+                kill_background_worker(stack)
             await asyncio.to_thread(stack.policyd.stop, signal.SIGKILL)
             await asyncio.to_thread(stack.restart_policyd)
             await load.more(20, *DECIDED)
@@ -122,7 +124,7 @@ def spool_of(stack: Stack) -> Path:
     return stack.policyd.folder / "policyd.db-spool"
 
 
-def kill_back_office(stack: Stack) -> None:
+def kill_background_worker(stack: Stack) -> None:
     children = Path(f"/proc/{stack.policyd.pid}/task/{stack.policyd.pid}/children")
     for pid in children.read_text().split():
         os.kill(int(pid), signal.SIGKILL)
@@ -221,7 +223,7 @@ async def test_a_spool_of_another_database(make_stack: MakeStack, tmp_path: Path
     stack = make_stack()
     async with loaded(stack):
         with locked(stack.policyd.database_url):
-            kill_back_office(stack)
+            kill_background_worker(stack)
             await asyncio.to_thread(stack.policyd.stop, signal.SIGKILL)
         with pytest.raises(AssertionError, match="entries of another database"):
             await asyncio.to_thread(

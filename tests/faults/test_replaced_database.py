@@ -184,7 +184,7 @@ async def test_another_installations_file(make_stack: MakeStack) -> None:
     file = stack.policyd.folder / "policyd.db"
     other = Store(f"sqlite:///{stack.policyd.folder}/other.db")
     other.migrate()
-    _, foreign = other.create_key("foreign")
+    _, foreign = other.keys.create("foreign")
     other.close()
     right, url = file.with_name("right.db"), stack.policyd.database_url
     async with loaded(stack) as load:

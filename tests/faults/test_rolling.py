@@ -19,15 +19,15 @@ import aiohttp
 import grpc
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
-from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from policyd.asgi.listener import Listener, open_socket
+from policyd.asgi.listener import Listener
 from policyd.client import PolicyClient
-from policyd.command.configuration import Address
+from policyd.command.address import Address, open_socket
 from policyd.store import Store
 from policyd.v1.policy_pb2 import DECISION_ALLOW, DECISION_DENY, EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 from tests.faults.test_faults import is_running
+from tests.support.health import health_stub
 from tests.support.load import (
     DECIDED,
     PATIENCE,
@@ -178,7 +178,7 @@ async def test_rolling_leaves_nothing_behind(start: Start, tmp_path: Path) -> No
             await roll(policyd)
     await until(lambda: store.log.status().decisions == 20)
     await until(lambda: len(store.workers.list()) == 2)
-    assert len(children(policyd, "back_office")) == 1
+    assert len(children(policyd, "server.background")) == 1
     assert await asyncio.to_thread(policyd.stop) == 0
     assert store.workers.list() == []
     store.close()
@@ -239,7 +239,7 @@ async def test_policyd_drains(start: Start, tmp_path: Path, workers: int) -> Non
     key = policyd.create_key()
     question = EvaluateRequest(key=key, has_user=True)
     async with grpc.aio.insecure_channel(policyd.grpc) as channel:
-        watch = HealthStub(channel).Watch(HealthCheckRequest())
+        watch = health_stub(channel).Watch(HealthCheckRequest())
         await watch.read()
         policyd.send(signal.SIGTERM)
         assert (await watch.read()).status == NOT_SERVING
@@ -266,7 +266,7 @@ async def test_the_gateway_drains(make_stack: MakeStack, workers: int) -> None:
         async with await ask(http, stack, user="alice") as answer:
             assert "Connection" not in answer.headers
         stack.gateway.send(signal.SIGTERM)
-        await until(lambda: told(stack.gateway, "is not ready any more") == workers)
+        await until(lambda: told(stack.gateway, "is no longer ready") == workers)
         assert await ready(stack.gateway.url) == (503, "close")
         for _ in range(3):
             async with await ask(http, stack, user="alice") as answer:
@@ -363,10 +363,10 @@ async def test_streams_of_strangers_do_not_hold_up_the_end(start: Start, tmp_pat
     key = keys(policyd.database_url, "create", "test")
     policyd.reach(key["revision"])
     async with grpc.aio.insecure_channel(policyd.grpc) as channel:
-        watch = HealthStub(channel).Watch(HealthCheckRequest())
+        watch = health_stub(channel).Watch(HealthCheckRequest())
         await watch.read()
-        reflecting = channel.stream_stream(_REFLECTION)()
-        silent = channel.stream_unary("/policyd.v1.PolicyService/Evaluate")()
+        reflecting: Any = channel.stream_stream(_REFLECTION)()
+        silent: Any = channel.stream_unary("/policyd.v1.PolicyService/Evaluate")()
         await reflecting.wait_for_connection()
         await silent.wait_for_connection()
         policyd.send(signal.SIGTERM)

@@ -45,18 +45,18 @@ KIND = Kind(True, "chat_completion", 0, 0, "")
 PERIOD = (NOW - timedelta(days=1), NOW)
 DENIED = denied()
 CALLS: dict[str, tuple[Any, ...]] = {
-    "Store.changes_since": (0,),
+    "Keys.changes_since": (0,),
     "Store.check": (),
     "Store.check_form": (),
-    "Store.create_key": ("app",),
+    "Keys.create": ("app",),
     "Store.form": (),
-    "Store.get_key": ("id",),
+    "Keys.get": ("id",),
     "Store.identity": (),
-    "Store.list_keys": (),
+    "Keys.list": (),
     "Store.migrate": (),
-    "Store.revoke_key": ("id",),
+    "Keys.revoke": ("id",),
     "Store.time": (),
-    "Store.update_key": ("id", {"name": "other"}),
+    "Keys.update": ("id", {"name": "other"}),
     "Log.agree": (timedelta(days=1), 10),
     "Log.append": ([DENIED, outcome(DENIED)],),
     "Log.expire": (NOW, 10),
@@ -71,11 +71,11 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "Positions.forget": ("spool", ["file"]),
     "Positions.keep": ("spool",),
     "Positions.read": ("spool",),
-    "Refusals.hours": PERIOD,
-    "Refusals.sample": ("id",),
-    "Refusals.samples": (NOW,),
-    "Refusals.sources": PERIOD,
-    "Refusals.total": (),
+    "RefusedKeys.hours": PERIOD,
+    "RefusedKeys.sample": ("id",),
+    "RefusedKeys.samples": (NOW,),
+    "RefusedKeys.sources": PERIOD,
+    "RefusedKeys.total": (),
     "Statistics.hours": PERIOD,
     "Statistics.keys": PERIOD,
     "Statistics.placeholders": PERIOD,
@@ -158,7 +158,11 @@ def test_every_method_ends(database: str, proxy: SilentProxy, is_known: bool) ->
 
     with ThreadPoolExecutor(len(CALLS)) as threads:
         took = dict(zip(CALLS, threads.map(call, CALLS, timeout=ENOUGH), strict=True))
-    log.info("the last one ended after %.1f s: %s", max(took.values()), max(took, key=took.get))
+    log.info(
+        "the last one ended after %.1f s: %s",
+        max(took.values()),
+        max(took, key=took.__getitem__),
+    )
     proxy.speak()
     for store in stores.values():
         # None of the connections that were given up comes back.
@@ -220,7 +224,7 @@ def test_a_replica_vanishes_in_mid_transaction(
             # The same key, hour and user, which are counted in the same rows.
             store.log.append([denied(at), outcome(denied(at))])
         elif work == "create a key":
-            store.create_key("app")
+            store.keys.create("app")
         elif work == "retire":
             store.log.expire(at - timedelta(days=1), 10)
         else:
@@ -268,14 +272,14 @@ def test_all_connections_are_taken(tmp_path: Path) -> None:
                 taken.append(psycopg.connect(plain))
         begun = time.monotonic()
         with pytest.raises(StoreUnavailable, match="too many clients"):
-            store.list_keys()
+            store.keys.list()
         assert time.monotonic() - begun < ENOUGH
         for connection in taken:
             connection.close()
         deadline = time.monotonic() + ENOUGH
         while True:
             with suppress(StoreUnavailable):
-                assert store.list_keys() == []
+                assert store.keys.list() == []
                 break
             assert time.monotonic() < deadline
 
@@ -286,7 +290,7 @@ def test_all_connections_are_taken(tmp_path: Path) -> None:
 async def test_hints_of_a_connection_that_was_lost(database: str, proxy: SilentProxy) -> None:
     """A listener whose packets are dropped notices it, and listens again."""
     with closing(Store(by_way_of(proxy, database), SHORT)) as far, closing(Store(database)) as near:
-        keys = KeyTable(far.changes_since, SHORT)
+        keys = KeyTable(far.keys.changes_since, SHORT)
         await keys.refresh()
         following = [asyncio.create_task(keys.follow(3600)), asyncio.create_task(hint(far, keys))]
         for _ in range(2):
@@ -305,7 +309,7 @@ async def hint(store: Store, keys: KeyTable) -> None:
 
 async def until_followed(store: Store, keys: KeyTable) -> None:
     while True:
-        key, _ = await asyncio.to_thread(store.create_key, "app")
+        key, _ = await asyncio.to_thread(store.keys.create, "app")
         with suppress(RevisionNotReached):
             await keys.wait_for(key.revision, 2)
             return
@@ -314,11 +318,11 @@ async def until_followed(store: Store, keys: KeyTable) -> None:
 async def test_settings_are_followed_again(database: str, proxy: SilentProxy) -> None:
     """A database that was silent and speaks again is followed within the deadline."""
     with closing(Store(by_way_of(proxy, database), SHORT)) as far, closing(Store(database)) as near:
-        keys = KeyTable(far.changes_since, SHORT)
+        keys = KeyTable(far.keys.changes_since, SHORT)
         await keys.refresh()
         following = asyncio.create_task(keys.follow(0.1))
         proxy.be_silent()
-        key, _ = await asyncio.to_thread(near.create_key, "app")
+        key, _ = await asyncio.to_thread(near.keys.create, "app")
         with pytest.raises(RevisionNotReached):
             await keys.wait_for(key.revision, 2 * SHORT)
         proxy.speak()
@@ -377,8 +381,8 @@ def test_a_thread_that_hangs_does_not_keep_the_process() -> None:
     """The process ends, whatever its threads wait for."""
     program = """if True:
         import asyncio, threading
-        from policyd.configuration import run
-        from policyd.threads import StoreThreads
+        from policyd.command.process import run
+        from policyd.command.threads import StoreThreads
 
         async def main():
             asyncio.create_task(StoreThreads("this test", 3600).run(threading.Event().wait))
@@ -405,7 +409,7 @@ def test_first_starts_at_once(tmp_path: Path) -> None:
         for line in sys.stdin:
             store = Store(f"sqlite:///{line.strip()}")
             store.migrate()
-            store.create_key("app")
+            store.keys.create("app")
             store.close()
             print("made", flush=True)
         """
@@ -430,7 +434,7 @@ def test_first_starts_at_once(tmp_path: Path) -> None:
             assert one.stdout
             assert one.stdout.readline() == "made\n"
         with closing(Store(f"sqlite:///{tmp_path}/{number}.db")) as store:
-            assert len(store.list_keys()) == len(starters)
+            assert len(store.keys.list()) == len(starters)
     for one in starters:
         one.communicate()
         assert one.returncode == 0
@@ -445,7 +449,7 @@ def test_a_new_file_that_another_process_has(tmp_path: Path) -> None:
     letting_go.start()
     with closing(Store(f"sqlite:///{file}", ENOUGH)) as store:
         store.migrate()
-        assert store.list_keys() == []
+        assert store.keys.list() == []
     letting_go.join()
     holder.close()
 

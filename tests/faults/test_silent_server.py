@@ -40,7 +40,7 @@ FAULTS = ["frozen", "silent", "no connections", "locked rows", "locked file"]
 class Fault:
     """A database, and what can befall it."""
 
-    def __init__(self, url: str, begin: Callable[[], None], end: Callable[[], None]) -> None:
+    def __init__(self, url: str, begin: Callable[[], object], end: Callable[[], None]) -> None:
         self.url = url
         self.begin = begin
         self.end = end
@@ -155,7 +155,7 @@ def until(holds: Callable[[], bool]) -> None:
 
 def key_of(url: str) -> str:
     with closing(Store(url)) as store:
-        return store.create_key("app", Mode.ENFORCE)[1]
+        return store.keys.create("app", Mode.ENFORCE)[1]
 
 
 @pytest.mark.timeout(240)
@@ -193,7 +193,7 @@ def test_it_comes_back(fault: Fault, tmp_path: Path, start: Callable[..., Any]) 
     fault.end()
     until(lambda: flagged(fault.url) == 40)
     with closing(Store(fault.url)) as store:
-        changed, _ = store.create_key("later")
+        changed, _ = store.keys.create("later")
     server.reach(changed.revision)
     assert server.stop() == 0
 

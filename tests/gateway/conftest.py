@@ -11,7 +11,8 @@ import pytest
 import pytest_asyncio
 
 from gateway.server import Server
-from gateway.settings import Address, Settings
+from gateway.settings import Settings
+from policyd.command.address import Address
 from policyd.v1.policy_pb2 import DECISION_ALLOW, EvaluateRequest, EvaluateResponse
 from tests.support.processes import Policyd
 from tests.support.raw_http import Demo, serving_demo

@@ -6,14 +6,15 @@ import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import grpc
 import pytest
 
 from gateway.server import Server
-from gateway.settings import Settings, SettingsError
+from gateway.settings import Settings
 from policyd.descriptor.body_memory import SMALL, Bodies
-from policyd.errors import BodiesFull
+from policyd.errors import BodiesFull, SettingsError
 from policyd.v1.policy_pb2 import DECISION_ALLOW, EvaluateRequest, EvaluateResponse
 from tests.gateway.conftest import FREE, IN_SESSION, Serving
 from tests.support.raw_http import CHAT_WITH_USER, Demo, connect, parse, post, request, serving_wire
@@ -132,7 +133,7 @@ async def _policyd(check_key: grpc.StatusCode | None) -> AsyncIterator[str]:
     async def evaluate(_: EvaluateRequest, __: object) -> EvaluateResponse:
         return EvaluateResponse(decision=DECISION_ALLOW, decision_id="1")
 
-    async def fail(_: bytes, context: grpc.aio.ServicerContext) -> bytes:
+    async def fail(_: bytes, context: Any) -> bytes:
         assert check_key is not None
         await context.abort(check_key, "as the test has it")
         return b""

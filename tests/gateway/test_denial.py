@@ -1,4 +1,4 @@
-"""What the client gets when a request is refused: CONTRACT.md, sections 4 and 5."""
+"""What the client gets when a request is refused: docs/contract.md, sections 4 and 5."""
 
 import asyncio
 import json

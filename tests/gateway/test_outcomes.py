@@ -18,7 +18,8 @@ import pytest_asyncio
 
 from gateway import answer_reader
 from gateway.server import Server
-from gateway.settings import Address, Settings
+from gateway.settings import Settings
+from policyd.command.address import Address
 from policyd.v1.policy_pb2 import (
     ENDING_CLIENT_LEFT,
     ENDING_COMPLETE,
@@ -71,8 +72,9 @@ async def demo() -> AsyncIterator[Demo]:
 
 def gateway(policyd: Recorder, upstream: str, **settings: Any) -> Server:
     """A gateway between the two."""
-    given = {"listen": Address("127.0.0.1", 0), "policyd": policyd.address, "policy_timeout": 30.0}
-    return Server(Settings(upstream=upstream, **given | settings))
+    listen = Address("127.0.0.1", 0)
+    given: dict[str, Any] = {"policyd": policyd.address, "policy_timeout": 30.0} | settings
+    return Server(Settings(upstream=upstream, listen=listen, **given))
 
 
 async def reported(policyd: Recorder) -> Outcome:
@@ -293,7 +295,7 @@ async def test_a_fault_in_reading(
     assert response.body == body
     assert response.is_whole
     assert (outcome.openai_id, outcome.ending) == ("r-1", ENDING_COMPLETE)
-    assert "an answer was not understood, but passed on" in caplog.text
+    assert "it could not read an answer, but passed it on" in caplog.text
 
 
 async def test_a_huge_answer(policyd: Recorder) -> None:

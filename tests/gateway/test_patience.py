@@ -200,7 +200,7 @@ def _is_let(breaker: Breaker) -> bool:
 def _opened(clock: Callable[[], float], failures: int = 3) -> Breaker:
     breaker = Breaker(failures, clock)
     for _ in range(failures):
-        breaker.fail("refused", tries=breaker.enter())
+        breaker.fail("refused", is_trial=breaker.enter())
     return breaker
 
 
@@ -228,7 +228,7 @@ async def test_the_breaker_waits_longer_each_time() -> None:
         while not _is_let(breaker):
             clock.now += 0.01
         pauses.append(clock.now - began)
-        breaker.fail("refused", tries=True)
+        breaker.fail("refused", is_trial=True)
     for pause, expected in zip(pauses, [1, 2, 4, 8, 16, 30, 30, 30, 30], strict=True):
         assert 0.74 * expected <= pause <= 1.26 * expected
     assert len({round(pause, 2) for pause in pauses[-4:]}) > 1
@@ -243,22 +243,22 @@ async def test_what_does_not_open_the_breaker() -> None:
     clock = _Clock()
     breaker = Breaker(3, clock)
     for _ in range(10):
-        breaker.fail("refused", tries=breaker.enter())
-        breaker.fail("refused", tries=breaker.enter())
+        breaker.fail("refused", is_trial=breaker.enter())
+        breaker.fail("refused", is_trial=breaker.enter())
         breaker.work()
     for _ in range(10):
-        breaker.fail("refused", tries=breaker.enter())
+        breaker.fail("refused", is_trial=breaker.enter())
         clock.now += 31
     for _ in range(100):
-        Breaker(0, clock).fail("refused", tries=False)
+        Breaker(0, clock).fail("refused", is_trial=False)
     assert not breaker.enter()
     opened = _opened(clock)
     clock.now += 1.5
     assert _is_let(opened)
-    opened.fail("late", tries=False)
-    opened.leave(tries=False)
+    opened.fail("late", is_trial=False)
+    opened.leave(is_trial=False)
     assert not _is_let(opened)
-    opened.leave(tries=True)
+    opened.leave(is_trial=True)
     assert _is_let(opened)
 
 

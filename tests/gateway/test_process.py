@@ -18,7 +18,9 @@ from typing import ClassVar
 import pytest
 
 from gateway.settings import Settings
-from policyd.command.configuration import Address, Options, SettingsError
+from policyd.command.address import Address
+from policyd.command.configuration import Options
+from policyd.errors import SettingsError
 from tests.support.commands import invoke
 from tests.support.processes import Policyd, Program, run
 from tests.support.raw_http import CHAT, CHAT_WITH_USER, NO_USER

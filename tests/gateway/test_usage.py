@@ -14,19 +14,21 @@ from hypothesis import strategies as st
 
 from gateway import answer_reader
 from gateway.answer_reader import END, FIRST_EVENTS, EventReader, JsonReader, Reader
-from gateway.usage import MAX_TEXT, MAX_TOKENS, Said, of_document, of_ends
+from gateway.usage import MAX_TEXT, MAX_TOKENS, AnswerMetadata, of_document, of_ends
 from policyd.demo import replies, streams
 from policyd.demo.replies import Ask
-from policyd.descriptor import content_encoding
 from policyd.v1.policy_pb2 import Outcome
+from tests.support.codings import COMPRESS
 
 JSON = "application/json"
 EVENTS = "text/event-stream; charset=utf-8"
-UNKNOWN = Said()
+UNKNOWN = AnswerMetadata()
 CHAT = replies.chat(Ask("gpt-4o-mini", {"messages": [{"content": "a b"}]}, "", b"", 0))
 RESPONSE = replies.response(Ask("gpt-4o-mini", {"input": "a b"}, "", b"", 0))
-CHAT_SAYS = Said(CHAT["id"], "gpt-4o-mini", 2, CHAT["usage"]["completion_tokens"])
-RESPONSE_SAYS = Said(RESPONSE["id"], "gpt-4o-mini", 2, RESPONSE["usage"]["output_tokens"], 0, 0)
+CHAT_SAYS = AnswerMetadata(CHAT["id"], "gpt-4o-mini", 2, CHAT["usage"]["completion_tokens"])
+RESPONSE_SAYS = AnswerMetadata(
+    RESPONSE["id"], "gpt-4o-mini", 2, RESPONSE["usage"]["output_tokens"], 0, 0
+)
 CHAT_STREAM = b"".join(streams.chat_events(CHAT, True))
 RESPONSE_STREAM = b"".join(streams.response_events(RESPONSE, False))
 _PATIENTLY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -36,12 +38,12 @@ def encode(value: object) -> bytes:
     return json.dumps(value).encode()
 
 
-def fed(reader: Reader | None, pieces: Iterable[bytes]) -> Said:
+def fed(reader: Reader | None, pieces: Iterable[bytes]) -> AnswerMetadata:
     """What a reader makes of an answer that comes in these pieces."""
     assert reader is not None
     for piece in pieces:
         reader.feed(piece)
-    return reader.said()
+    return reader.metadata()
 
 
 def pieces(data: bytes, size: int) -> list[bytes]:
@@ -166,7 +168,7 @@ def pieces(data: bytes, size: int) -> list[bytes]:
 def test_every_shape_of_usage(usage: object, tokens: tuple[int | None, ...]) -> None:
     """The endpoints name their tokens differently."""
     answer = {"id": "x-1", "object": "o", "model": "m-1", "data": [{}], "usage": usage}
-    assert of_document(encode(answer)) == Said("x-1", "m-1", *tokens)
+    assert of_document(encode(answer)) == AnswerMetadata("x-1", "m-1", *tokens)
 
 
 @pytest.mark.parametrize(
@@ -181,11 +183,11 @@ def test_hostile_tokens(value: object) -> None:
     """What is no sane number is unknown, and takes nothing else down with it."""
     usage = {"prompt_tokens": value, "completion_tokens": 5}
     details = {"cached_tokens": value}
-    assert of_document(encode({"id": "x", "usage": usage})) == Said("x", "", None, 5)
+    assert of_document(encode({"id": "x", "usage": usage})) == AnswerMetadata("x", "", None, 5)
     usage = {"input_tokens": 7, "output_tokens": value, "input_tokens_details": details}
-    assert of_document(encode({"model": "m", "usage": usage})) == Said("", "m", 7)
+    assert of_document(encode({"model": "m", "usage": usage})) == AnswerMetadata("", "m", 7)
     usage = {"prompt_tokens": 7, "prompt_tokens_details": value}
-    assert of_document(encode({"usage": usage})) == Said("", "", 7)
+    assert of_document(encode({"usage": usage})) == AnswerMetadata("", "", 7)
     assert of_document(encode({"id": "x", "model": "m", "usage": value}))[:2] == ("x", "m")
 
 
@@ -196,7 +198,7 @@ def test_more_cached_than_given() -> None:
         "completion_tokens": 1,
         "prompt_tokens_details": {"cached_tokens": 8},
     }
-    assert of_document(encode({"usage": usage})) == Said("", "", 7, 1)
+    assert of_document(encode({"usage": usage})) == AnswerMetadata("", "", 7, 1)
 
 
 @pytest.mark.parametrize("value", [7, None, True, [], {"id": "x"}, ""])
@@ -207,8 +209,8 @@ def test_names_that_are_no_strings(value: object) -> None:
 
 def test_long_names() -> None:
     """They are cut."""
-    said = of_document(encode({"id": "i" * 1000, "model": "m" * 1000}))
-    assert said == Said("i" * MAX_TEXT, "m" * MAX_TEXT)
+    found = of_document(encode({"id": "i" * 1000, "model": "m" * 1000}))
+    assert found == AnswerMetadata("i" * MAX_TEXT, "m" * MAX_TEXT)
 
 
 @pytest.mark.parametrize(
@@ -253,11 +255,11 @@ _values = st.recursive(
 def test_any_json_at_all(answer: dict[str, Any], usage: dict[str, Any]) -> None:
     """Nothing fails, and whatever is said can be reported."""
     for document in (answer, answer | {"usage": usage}, {"response": answer | {"usage": usage}}):
-        said = of_document(encode(document))
+        found = of_document(encode(document))
         Outcome(
-            openai_id=said.openai_id, model=said.model, input_tokens=said.input_tokens or 0
+            openai_id=found.openai_id, model=found.model, input_tokens=found.input_tokens or 0
         ).SerializeToString()
-        assert all(number is None or 0 <= number <= MAX_TOKENS for number in said[2:])
+        assert all(number is None or 0 <= number <= MAX_TOKENS for number in found[2:])
 
 
 # Large documents
@@ -281,7 +283,7 @@ def large(middle: object) -> dict[str, Any]:
     }
 
 
-LARGE_SAYS = Said("x-1", "m-1", 5, 6, 3)
+LARGE_SAYS = AnswerMetadata("x-1", "m-1", 5, 6, 3)
 MIDDLES: dict[str, object] = {
     "text": "a word " * 50_000,
     "quotes": [{"text": '","id":"no","usage":{"prompt_tokens":1},"model":"no"' * 3000}],
@@ -317,13 +319,13 @@ def test_a_large_answer_that_says_so_late() -> None:
         "model": "m-1",
         "usage": {"prompt_tokens": 8, "total_tokens": 8},
     }
-    assert fed(JsonReader(), pieces(encode(answer), 65536)) == Said("", "m-1", 8, 0)
+    assert fed(JsonReader(), pieces(encode(answer), 65536)) == AnswerMetadata("", "m-1", 8, 0)
 
 
 def test_a_large_answer_that_breaks_off() -> None:
     """Its head is known, its tokens are not."""
     document = encode(large("a word " * 50_000))[:-2000]
-    assert fed(JsonReader(), pieces(document, 65536)) == Said("x-1", "m-1")
+    assert fed(JsonReader(), pieces(document, 65536)) == AnswerMetadata("x-1", "m-1")
 
 
 @pytest.mark.parametrize("length", range(2 * END - 3, 2 * END + 4))
@@ -343,7 +345,7 @@ def test_the_bound(length: int) -> None:
 @pytest.mark.parametrize(
     ("stream", "says"), [(CHAT_STREAM, CHAT_SAYS), (RESPONSE_STREAM, RESPONSE_SAYS)]
 )
-def test_split_at_every_byte(stream: bytes, says: Said, line_end: bytes) -> None:
+def test_split_at_every_byte(stream: bytes, says: AnswerMetadata, line_end: bytes) -> None:
     """It is the same wherever a piece ends."""
     stream = stream.replace(b"\n", line_end)
     for at in range(len(stream)):
@@ -396,7 +398,7 @@ def test_a_stream_that_counts_as_it_goes() -> None:
         for count in range(100)
     ]
     stream = b"".join(b"data: %s\n\n" % event for event in events)
-    assert fed(EventReader(), pieces(stream, 333)) == Said("x", "m", 5, 99)
+    assert fed(EventReader(), pieces(stream, 333)) == AnswerMetadata("x", "m", 5, 99)
 
 
 def test_a_stream_that_begins_without_a_name() -> None:
@@ -441,7 +443,7 @@ CODINGS: dict[str, Callable[[bytes], bytes]] = {
     "deflate": zlib.compress,
     " deflate": _raw_deflate,
     "br": brotli.compress,
-    "zstd": content_encoding.zstd.compress,
+    "zstd": COMPRESS["zstd"],
 }
 
 
@@ -498,7 +500,7 @@ HUGE: dict[str, Callable[[], tuple[str, str, Iterable[bytes]]]] = {
     "one line": lambda: (EVENTS, "", (CHUNK for _ in range(ENDLESS))),
     "empty lines": lambda: (EVENTS, "", (b"\n" * 65536 for _ in range(20))),
     "gzip bomb": lambda: (JSON, "gzip", _bomb(gzip.compress)),
-    "zstd bomb": lambda: (JSON, "zstd", _bomb(content_encoding.zstd.compress)),
+    "zstd bomb": lambda: (JSON, "zstd", _bomb(COMPRESS["zstd"])),
     "br bomb": lambda: (JSON, "br", _bomb(lambda data: brotli.compress(data, quality=1))),
     "bomb of events": lambda: (EVENTS, "gzip", _bomb(gzip.compress)),
     "garbage behind gzip": lambda: (
@@ -524,4 +526,4 @@ def test_memory(make: Callable[[], tuple[str, str, Iterable[bytes]]]) -> None:
         tracemalloc.stop()
     assert kept < 2**20
     assert peak < 6 * answer_reader.MAX_PIECE
-    assert reader.said() == UNKNOWN
+    assert reader.metadata() == UNKNOWN

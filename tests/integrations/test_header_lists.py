@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from policyd.descriptor.body import KEY_HEADER, OVERRIDE_HEADER, TRACE_HEADER
+from policyd.descriptor.headers import KEY_HEADER, OVERRIDE_HEADER, TRACE_HEADER
 from policyd.engine.method_override import HEADERS
 
 FOLDER = Path(__file__).parents[2] / "integrations"

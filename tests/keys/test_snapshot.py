@@ -25,10 +25,12 @@ from policyd.engine.model import (
     Mode,
     Override,
 )
-from policyd.errors import RevisionNotReached
-from policyd.keys import api_key, snapshot
+from policyd.errors import RevisionNotReached, SnapshotUnusable
+from policyd.keys import api_key, snapshot_format, snapshot_keeper
 from policyd.keys.key_table import KeyTable
-from policyd.keys.snapshot import Head, SnapshotFile, SnapshotKeeper, SnapshotUnusable, place_of
+from policyd.keys.snapshot import SnapshotFile
+from policyd.keys.snapshot_format import Head
+from policyd.keys.snapshot_keeper import SnapshotKeeper, place_of
 from tests.support.load import PATIENCE
 
 IDENTITY, PLACE = "database", place_of("sqlite:///policyd.db")
@@ -65,7 +67,7 @@ def why_not(file: SnapshotFile, **given: str) -> str:
     return str(problem.value)
 
 
-@pytest.mark.parametrize("count", [0, 1, 24, snapshot._PIECE, 3 * snapshot._PIECE + 1])
+@pytest.mark.parametrize("count", [0, 1, 24, snapshot_format.PIECE, 3 * snapshot_format.PIECE + 1])
 def test_it_holds_all_settings(file: SnapshotFile, tmp_path: Path, count: int) -> None:
     """Those of every key come back as they were, and the file is its owner's alone."""
     settings = keys(count)
@@ -93,8 +95,8 @@ def test_every_damage_is_noticed(file: SnapshotFile, tmp_path: Path) -> None:
     path = tmp_path / "snapshot"
     file.keep(head(), keys(5))
     whole = path.read_bytes()
-    ends = len(whole[: snapshot._HEAD].rstrip())
-    for place in (*range(ends), *range(snapshot._HEAD, len(whole))):
+    ends = len(whole[: snapshot_format.HEAD_SIZE].rstrip())
+    for place in (*range(ends), *range(snapshot_format.HEAD_SIZE, len(whole))):
         damaged = bytearray(whole)
         damaged[place] ^= 0x20
         path.write_bytes(damaged)
@@ -102,7 +104,7 @@ def test_every_damage_is_noticed(file: SnapshotFile, tmp_path: Path) -> None:
         with suppress(SnapshotUnusable):
             read = file.read(IDENTITY, PLACE, HOUR)
             raise AssertionError(f"byte {place} is damaged, and {read} was read")
-    for size in (0, 1, ends, snapshot._HEAD, len(whole) - 1):
+    for size in (0, 1, ends, snapshot_format.HEAD_SIZE, len(whole) - 1):
         path.write_bytes(whole[:size])
         assert "damaged" in why_not(file)
     path.write_bytes(whole + b"x")
@@ -237,12 +239,12 @@ async def test_it_is_kept_as_settings_change(
     store = Changing()
     table = KeyTable(store.changes_since)
     keeper = asyncio.create_task(SnapshotKeeper(file, table, lambda: IDENTITY, PLACE).keep())
-    await asyncio.sleep(2 * snapshot._TURN)
+    await asyncio.sleep(2 * snapshot_keeper._TURN)
     assert file.head() is None, "what the store has not told is no snapshot"
     following = asyncio.create_task(table.follow(0.01))
     await _until(lambda: _revision(file) == 1)
     store.is_busy = True
-    seen, until = [], time.monotonic() + 6 * snapshot._TURN
+    seen, until = [], time.monotonic() + 6 * snapshot_keeper._TURN
     while time.monotonic() < until:
         seen.append((tmp_path / "snapshot").stat().st_ino)
         await asyncio.sleep(0.005)

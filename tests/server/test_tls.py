@@ -8,7 +8,7 @@ import pytest
 import trustme
 
 from policyd.client import NoDecision, PolicyClient, tls_credentials
-from policyd.command.configuration import Address
+from policyd.command.address import Address
 from policyd.server.server import Server
 from policyd.settings import ServerSettings
 from policyd.v1.policy_pb2 import EvaluateRequest

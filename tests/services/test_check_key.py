@@ -14,7 +14,7 @@ from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 from envoy.service.auth.v3.external_auth_pb2_grpc import AuthorizationStub
 
 from policyd.client import NoDecision, PolicyClient, SyncPolicyClient
-from policyd.command.configuration import Address
+from policyd.command.address import Address
 from policyd.server.server import Server
 from policyd.settings import ServerSettings
 from policyd.store import Store
@@ -26,7 +26,7 @@ from tests.support.processes import Policyd
 PATIENCE = 30
 KEY = "x-usagepanda-api-key"
 UNKNOWN = "up-" + "0" * 48
-CHAT = {"method": "POST", "path": "/v1/chat/completions"}
+CHAT: dict[str, Any] = {"method": "POST", "path": "/v1/chat/completions"}
 MODELS = {"method": "GET", "path": "/v1/models"}
 NOISE = random.Random(9).randbytes(900_000).hex()
 BODY = gzip.compress(json.dumps({"user": "u-1", "x": [NOISE]}).encode())
@@ -126,7 +126,7 @@ async def _cpu(ask: Any, key: str) -> float:
 async def test_a_strangers_body_is_not_read(server: Server, tmp_path: Path, way: str) -> None:
     """It costs a fraction of what a known key's costs, by every way to ask."""
     store = Store(f"sqlite:///{tmp_path}/policyd.db")
-    made, key = store.create_key("app")
+    made, key = store.keys.create("app")
     store.close()
     async with grpc.aio.insecure_channel(str(server.grpc)) as channel:
         stub, envoy = PolicyServiceStub(channel), AuthorizationStub(channel)

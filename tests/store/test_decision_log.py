@@ -14,8 +14,8 @@ from policyd.decision_log.record import FLAG_SETS, Ending, Record, Verdict, is_d
 from policyd.engine.model import Source, UserState
 from policyd.errors import DecisionNotFound
 from policyd.store import Counts, LogFilter, Store
-from policyd.store.database import open_engine
 from policyd.store.decisions import page_query
+from policyd.store.engine import open_engine
 from policyd.store.statistics import SORTS
 from tests.support.records import START, denied, outcome, record
 

@@ -16,7 +16,7 @@ from policyd.errors import StoreUnavailable, WrongDatabase
 from policyd.keys.key_table import KeyTable
 from policyd.store import Store, checkpoints, damage
 from policyd.store.checkpoints import Checkpoints, Counts, Written
-from policyd.store.database import make_file, open_engine
+from policyd.store.engine import make_file, open_engine
 from tests.support.postgresql import PostgreSQL
 from tests.support.records import record
 
@@ -39,31 +39,31 @@ def execute(url: str, *statements: str, **values: object) -> None:
 
 def test_each_revision_has_an_epoch(store: Store) -> None:
     """A reader that gives it back gets what changed since, and no more."""
-    first = store.changes_since(0, "")
+    first = store.keys.changes_since(0, "")
     assert first.everything
     assert first.epoch
-    store.create_key("one")
-    second = store.changes_since(first.revision, first.epoch)
+    store.keys.create("one")
+    second = store.keys.changes_since(first.revision, first.epoch)
     assert not second.everything
     assert len(second.changed) == 1
     assert second.epoch not in ("", first.epoch)
-    same = store.changes_since(second.revision, second.epoch)
+    same = store.keys.changes_since(second.revision, second.epoch)
     assert (same.everything, same.changed, same.epoch) == (False, (), second.epoch)
     for number in range(3):
-        store.create_key(f"more {number}")
-    third = store.changes_since(second.revision, second.epoch)
+        store.keys.create(f"more {number}")
+    third = store.keys.changes_since(second.revision, second.epoch)
     assert (third.everything, len(third.changed)) == (False, 3)
-    assert len(store.changes_since(first.revision, first.epoch).changed) == 4
+    assert len(store.keys.changes_since(first.revision, first.epoch).changed) == 4
 
 
 @pytest.mark.parametrize("more", [-1, 0, 1, 5])
 def test_another_history(store: Store, new_database: str, more: int) -> None:
     """Changes that were lost are noticed at a lower, the same and a higher revision."""
     for number in range(3):
-        store.create_key(f"kept {number}")
-    key, _ = store.create_key("changed later")
-    known = store.update_key(key.id, {"mode": Mode.OFF}).revision
-    epoch = store.changes_since(0).epoch
+        store.keys.create(f"kept {number}")
+    key, _ = store.keys.create("changed later")
+    known = store.keys.update(key.id, {"mode": Mode.OFF}).revision
+    epoch = store.keys.changes_since(0).epoch
     # As a backup from before the last change is.
     execute(
         new_database,
@@ -73,8 +73,8 @@ def test_another_history(store: Store, new_database: str, more: int) -> None:
         back=known - 2,
     )
     for _ in range(2 + more):
-        store.update_key(key.id, {"mode": Mode.AUDIT})
-    found = store.changes_since(known, epoch)
+        store.keys.update(key.id, {"mode": Mode.AUDIT})
+    found = store.keys.changes_since(known, epoch)
     assert found.everything
     assert found.revision == known + more
     modes = {change.settings.mode for change in found.changed if change.settings}
@@ -83,29 +83,29 @@ def test_another_history(store: Store, new_database: str, more: int) -> None:
 
 def test_changes_of_an_older_version(store: Store, new_database: str) -> None:
     """It knows of no epochs, and the database gives its changes one all the same."""
-    key, _ = store.create_key("one")
-    known = store.changes_since(0)
+    key, _ = store.keys.create("one")
+    known = store.keys.changes_since(0)
     execute(
         new_database,
         "UPDATE revision SET value = value + 1",
         "UPDATE api_keys SET mode = 1, revision = :next",
         next=known.revision + 1,
     )
-    found = store.changes_since(known.revision, known.epoch)
+    found = store.keys.changes_since(known.revision, known.epoch)
     assert not found.everything
     assert [change.settings.mode for change in found.changed if change.settings] == [Mode.OFF]
     assert found.epoch not in ("", known.epoch)
     # Nothing of it is lost on a reader that has seen that, either.
-    store.update_key(key.id, {"mode": Mode.AUDIT})
-    assert not store.changes_since(found.revision, found.epoch).everything
+    store.keys.update(key.id, {"mode": Mode.AUDIT})
+    assert not store.keys.changes_since(found.revision, found.epoch).everything
 
 
 def test_what_is_long_ago(store: Store, new_database: str) -> None:
     """Epochs are bounded, and a reader that is further behind reads everything."""
-    store.create_key("one")
-    known = store.changes_since(0)
+    store.keys.create("one")
+    known = store.keys.changes_since(0)
     execute(new_database, "UPDATE revision SET value = value + 10001")
-    assert store.changes_since(known.revision, known.epoch).everything
+    assert store.keys.changes_since(known.revision, known.epoch).everything
     engine = open_engine(new_database)
     with engine.connect() as connection:
         count = sa.text("SELECT count(*) FROM revision_epochs")
@@ -118,8 +118,8 @@ async def test_a_table_that_follows(
 ) -> None:
     """It has what the database has, and says that it read everything anew."""
     caplog.set_level(logging.INFO, "policyd.keys.key_table")
-    store.create_key("one", Mode.OFF)
-    table = KeyTable(store.changes_since)
+    store.keys.create("one", Mode.OFF)
+    table = KeyTable(store.keys.changes_since)
     await table.refresh()
     [(digest, settings)] = table._settings.items()
     assert settings.mode is Mode.OFF
@@ -140,8 +140,8 @@ async def test_a_table_that_follows(
 
 def test_workers_of_another_history(store: Store, new_database: str) -> None:
     """A worker that has a revision of the same number has not this one."""
-    store.create_key("one")
-    known = store.changes_since(0)
+    store.keys.create("one")
+    known = store.keys.changes_since(0)
     store.workers.beat("new", "host", known.revision, known.epoch)
     store.workers.beat("old", "host", known.revision)
     store.workers.beat("lost", "host", known.revision, "another")
@@ -157,12 +157,12 @@ def test_another_installation(store: Store, new_database: str) -> None:
     """Nothing is read from it and nothing written to it, by whatever method."""
     store.expect("0" * 32)
     for use in (
-        lambda: store.changes_since(0, ""),
-        lambda: store.create_key("one"),
+        lambda: store.keys.changes_since(0, ""),
+        lambda: store.keys.create("one"),
         lambda: store.log.append([record()]),
         lambda: store.log.lose({"process": 1}),
         lambda: store.workers.beat("one", "host", 1),
-        store.list_keys,
+        store.keys.list,
         store.workers.list,
         store.log.status,
     ):
@@ -171,7 +171,7 @@ def test_another_installation(store: Store, new_database: str) -> None:
     other = Store(new_database)
     other.expect(other.identity())
     assert other.log.status().decisions == 0
-    assert other.list_keys() == []
+    assert other.keys.list() == []
     other.close()
 
 
@@ -181,7 +181,7 @@ def test_a_database_without_our_tables(new_database: str) -> None:
     store = Store(new_database)
     store.expect("0" * 32)
     with pytest.raises(WrongDatabase, match="no tables of policyd"):
-        store.changes_since(0, "")
+        store.keys.changes_since(0, "")
     store.close()
 
 
@@ -196,7 +196,7 @@ def test_a_postgresql_that_takes_no_changes(postgresql: PostgreSQL) -> None:
         with pytest.raises(StoreUnavailable, match="target_session_attrs"):
             store.check()
         with pytest.raises(StoreUnavailable, match="target_session_attrs"):
-            store.create_key("one")
+            store.keys.create("one")
         store.close()
 
 
@@ -209,12 +209,12 @@ def test_a_standby() -> None:
         store.expect(store.identity())
         store.close()
         with server.standby():
-            for use in (store.check, store.list_keys, lambda: store.changes_since(0, "")):
+            for use in (store.check, store.keys.list, lambda: store.keys.changes_since(0, "")):
                 with pytest.raises(StoreUnavailable, match="target_session_attrs"):
                     use()
             store.close()
         store.check()
-        assert store.changes_since(0, "").everything
+        assert store.keys.changes_since(0, "").everything
         store.close()
 
 
@@ -225,7 +225,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     store = Store(f"sqlite:///{folder}/policyd.db")
     store.migrate()
     for number in range(50):
-        store.create_key(f"key {number}")
+        store.keys.create(f"key {number}")
     store.log.append([record() for _ in range(5000)])
     store.check()
     store.close()
@@ -262,7 +262,7 @@ def test_a_large_log(
     store = Store(f"sqlite:///{tmp_path}/policyd.db")
     store.check()
     assert "too large to look through" in caplog.text
-    store.create_key("after that, all is as before")
+    store.keys.create("after that, all is as before")
     root = "SELECT rootpage FROM sqlite_master WHERE name = 'api_keys'"
     with closing(sqlite3.connect(tmp_path / "policyd.db")) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -331,7 +331,7 @@ def test_checkpoints_are_explained(tmp_path: Path) -> None:
             connection.execute(f"PRAGMA wal_checkpoint({kind})")
             if number % 10 == 5:
                 connection.execute("VACUUM")
-        assert store.list_keys() == other.list_keys() == []
+        assert store.keys.list() == other.keys.list() == []
     assert len(written) > 5
     shm = file.with_name("policyd.db-shm").stat()
     inode = (shm.st_dev, shm.st_ino)
@@ -341,7 +341,7 @@ def test_checkpoints_are_explained(tmp_path: Path) -> None:
     with file.open("r+b") as opened:
         opened.write(file.read_bytes()[:4096])
     with pytest.raises(StoreUnavailable, match="another program has written"):
-        store.list_keys()
+        store.keys.list()
     with pytest.raises(StoreUnavailable, match="another program has written"):
-        store.create_key("one")
+        store.keys.create("one")
     store.close()

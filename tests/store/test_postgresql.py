@@ -55,7 +55,7 @@ async def test_hints(postgresql: PostgreSQL, tmp_path: Path) -> None:
     with postgresql.database() as url:
         store = Store(url)
         store.migrate()
-        keys = KeyTable(store.changes_since)
+        keys = KeyTable(store.keys.changes_since)
         await keys.refresh()
         listening = [asyncio.create_task(keys.follow(3600)), asyncio.create_task(hint(store, keys))]
         for _ in range(2):
@@ -77,7 +77,7 @@ async def hint(store: Store, keys: KeyTable) -> None:
 async def until_followed(store: Store, keys: KeyTable) -> ApiKey:
     """A key that was followed. Hints are lost while nobody listens, so there are some more."""
     while True:
-        key, _ = await asyncio.to_thread(store.create_key, "app")
+        key, _ = await asyncio.to_thread(store.keys.create, "app")
         with suppress(RevisionNotReached):
             await keys.wait_for(key.revision, 2)
             return key

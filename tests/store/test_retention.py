@@ -14,12 +14,13 @@ import grpc
 import pytest
 import sqlalchemy as sa
 
-from policyd.decision_log.refused_key import Refusal, RefusalCount, RefusalReason
+from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount, RefusedKeyReason
 from policyd.errors import StoreUnavailable
 from policyd.store import LogFilter, Store
-from policyd.store.database import open_engine, reading
+from policyd.store.database import reading
 from policyd.store.days import make_days, partitions
 from policyd.store.decisions import page_query
+from policyd.store.engine import open_engine
 from policyd.v1 import admin_pb2 as pb
 from policyd.v1.admin_pb2_grpc import AdminServiceStub
 from tests.support.load import until
@@ -206,7 +207,7 @@ def test_it_is_said(new_database: str, tmp_path: Path, start: Callable[..., Any]
     token = (tmp_path / "admin-token").read_text().strip()
     with grpc.insecure_channel(server.admin) as channel:
         status = AdminServiceStub(channel).GetLogStatus(
-            pb.GetLogStatusRequest(), metadata=[("authorization", f"Bearer {token}")], timeout=30
+            pb.GetLogStatusRequest(), metadata=(("authorization", f"Bearer {token}"),), timeout=30
         )
     assert "policyd logs retire --older-than 7d --yes" in status.retention_standstill
     assert status.retention_waiting > 400
@@ -366,7 +367,7 @@ def test_nobody_waits_for_it(tmp_path: Path) -> None:
     hours and refused keys within a fraction of the time that all of it takes."""
     store = Store(f"sqlite:///{tmp_path}/policyd.db")
     store.migrate()
-    key, _ = store.create_key("app")
+    key, _ = store.keys.create("app")
     chance = random.Random(1)
     for day in range(10):
         at = now() - (500 + day) * DAY
@@ -380,14 +381,14 @@ def test_nobody_waits_for_it(tmp_path: Path) -> None:
             pass
         done.set()
 
-    waits = []
+    waits: list[float] = []
     thread = threading.Thread(target=delete)
     began = time.monotonic()
     thread.start()
     with closing(Store(f"sqlite:///{tmp_path}/policyd.db")) as other:
         while not done.is_set():
             asked = time.monotonic()
-            other.update_key(key.id, {"name": f"n{len(waits)}"})
+            other.keys.update(key.id, {"name": f"n{len(waits)}"})
             waits.append(time.monotonic() - asked)
             time.sleep(0.001)
     thread.join()
@@ -398,8 +399,10 @@ def test_nobody_waits_for_it(tmp_path: Path) -> None:
     store.close()
 
 
-def refused(at: datetime, chance: random.Random) -> Refusal | RefusalCount:
+def refused(at: datetime, chance: random.Random) -> RefusedKey | RefusedKeyCount:
     if chance.random() < 0.5:
-        return Refusal(decision_id(at), RefusalReason.UNKNOWN, "1.2.3.4", "", "", "", "", "", "")
+        return RefusedKey(
+            decision_id(at), RefusedKeyReason.UNKNOWN, "1.2.3.4", "", "", "", "", "", ""
+        )
     minute = int(at.timestamp()) // 60
-    return RefusalCount(f"p{chance.random()}"[:32], minute, minute, "1.2.3.4", 1, 1, 1)
+    return RefusedKeyCount(f"p{chance.random()}"[:32], minute, minute, "1.2.3.4", 1, 1, 1)

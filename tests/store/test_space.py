@@ -64,5 +64,5 @@ def test_opening_waits_for_no_writer(tmp_path: Path) -> None:
     with closing(sqlite3.connect(file, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         other = Store(f"sqlite:///{file}", timeout=1)
-        assert other.list_keys() == []
+        assert other.keys.list() == []
         other.close()

@@ -45,7 +45,7 @@ def store(url: str) -> Iterator[Store]:
 
 def test_a_new_key(store: Store) -> None:
     """A key has the form of the contract, and the settings that it was made with."""
-    key, secret = store.create_key("app", Mode.AUDIT, Override.LOCKED, BOTH)
+    key, secret = store.keys.create("app", Mode.AUDIT, Override.LOCKED, BOTH)
     assert secret.startswith("up-")
     assert len(secret) == 51
     assert secret[3:].isalnum()
@@ -53,28 +53,28 @@ def test_a_new_key(store: Store) -> None:
     assert key.created_at == key.updated_at
     assert key.created_at.tzinfo is not None
     assert key.revoked_at is None
-    assert store.get_key(key.id) == key
+    assert store.keys.get(key.id) == key
 
 
 def test_a_key_without_settings(store: Store) -> None:
     """It takes the server's default mode and both identifiers, and anybody may override it."""
-    key, _ = store.create_key("app")
+    key, _ = store.keys.create("app")
     assert (key.mode, key.override, key.accept) == (None, Override.ANY, BOTH)
 
 
 def test_what_a_key_accepts_is_its_own(store: Store, url: str) -> None:
     """What it was made with stays, when another version with another default opens the store."""
-    key, _ = store.create_key("app", accept=("user",))
+    key, _ = store.keys.create("app", accept=("user",))
     again = Store(url)
     again.migrate()
-    assert again.get_key(key.id).accept == ("user",)
-    assert again.update_key(key.id, {"mode": Mode.ENFORCE}).accept == ("user",)
+    assert again.keys.get(key.id).accept == ("user",)
+    assert again.keys.update(key.id, {"mode": Mode.ENFORCE}).accept == ("user",)
     again.close()
 
 
 def test_the_key_itself_is_not_kept(store: Store, url: str, tmp_path: Path) -> None:
     """Nothing of the secret is in the tables, nor in the files where SQLite keeps them."""
-    _, secret = store.create_key("app")
+    _, secret = store.keys.create("app")
     if url.startswith("sqlite"):
         files = [file.read_bytes() for file in tmp_path.iterdir()]
         assert any(api_key.digest(secret) in content for content in files)
@@ -100,21 +100,21 @@ def _content(url: str) -> str:
 def test_bad_names(store: Store, name: str) -> None:
     """A name has 1 to 200 printable characters."""
     with pytest.raises(InvalidArgument):
-        store.create_key(name)
-    assert store.list_keys() == []
+        store.keys.create(name)
+    assert store.keys.list() == []
 
 
 def test_bad_accept(store: Store) -> None:
     """A key accepts one of the known identifiers at least."""
     for accept in ((), ("email",), ("user", "")):
         with pytest.raises(InvalidArgument):
-            store.create_key("app", accept=accept)
+            store.keys.create("app", accept=accept)
 
 
 def test_an_update(store: Store) -> None:
     """It changes what it names and nothing else, and counts a revision."""
-    key, _ = store.create_key("app", Mode.ENFORCE)
-    changed = store.update_key(key.id, {"override": Override.LOCKED, "name": "service"})
+    key, _ = store.keys.create("app", Mode.ENFORCE)
+    changed = store.keys.update(key.id, {"override": Override.LOCKED, "name": "service"})
     assert (changed.name, changed.mode, changed.override) == (
         "service",
         Mode.ENFORCE,
@@ -122,78 +122,78 @@ def test_an_update(store: Store) -> None:
     )
     assert changed.revision == key.revision + 1
     assert changed.updated_at >= key.updated_at
-    assert store.update_key(key.id, {"mode": None}).mode is None
+    assert store.keys.update(key.id, {"mode": None}).mode is None
 
 
 def test_bad_updates(store: Store) -> None:
     """Each is refused with its reason, and changes nothing."""
-    key, _ = store.create_key("app")
+    key, _ = store.keys.create("app")
     with pytest.raises(InvalidArgument, match="nothing to change"):
-        store.update_key(key.id, {})
+        store.keys.update(key.id, {})
     with pytest.raises(InvalidArgument, match="no changeable field digest"):
-        store.update_key(key.id, {"digest": b""})
+        store.keys.update(key.id, {"digest": b""})
     for unknown in ("key_0", "", "\0", "'; --"):
         with pytest.raises(KeyNotFound):
-            store.update_key(unknown, {"name": "x"})
+            store.keys.update(unknown, {"name": "x"})
     with pytest.raises(EtagMismatch):
-        store.update_key(key.id, {"name": "x"}, etag="1")
-    assert store.get_key(key.id) == key
+        store.keys.update(key.id, {"name": "x"}, etag="1")
+    assert store.keys.get(key.id) == key
 
 
 def test_the_second_of_two_editors_is_told(store: Store) -> None:
     """Who changes what has changed since it was read gets EtagMismatch."""
-    key, _ = store.create_key("app")
-    store.update_key(key.id, {"name": "first"}, etag=str(key.revision))
+    key, _ = store.keys.create("app")
+    store.keys.update(key.id, {"name": "first"}, etag=str(key.revision))
     with pytest.raises(EtagMismatch):
-        store.update_key(key.id, {"name": "second"}, etag=str(key.revision))
-    assert store.get_key(key.id).name == "first"
+        store.keys.update(key.id, {"name": "second"}, etag=str(key.revision))
+    assert store.keys.get(key.id).name == "first"
 
 
 def test_revoking(store: Store) -> None:
     """A revoked key stays revoked, cannot be changed, and is listed on demand only."""
-    key, _ = store.create_key("app")
-    revoked = store.revoke_key(key.id)
+    key, _ = store.keys.create("app")
+    revoked = store.keys.revoke(key.id)
     assert revoked.revoked_at is not None
-    assert store.revoke_key(key.id) == revoked
+    assert store.keys.revoke(key.id) == revoked
     with pytest.raises(KeyRevoked):
-        store.update_key(key.id, {"name": "x"})
-    assert store.list_keys() == []
-    assert store.list_keys(show_revoked=True) == [revoked]
+        store.keys.update(key.id, {"name": "x"})
+    assert store.keys.list() == []
+    assert store.keys.list(show_revoked=True) == [revoked]
 
 
 def test_pages(store: Store) -> None:
     """Pages follow each other without gap or repeat, oldest first."""
-    made = [store.create_key(f"key {number}")[0] for number in range(7)]
-    first = store.list_keys(limit=3)
-    second = store.list_keys(limit=3, after=first[-1].id)
-    third = store.list_keys(limit=3, after=second[-1].id)
+    made = [store.keys.create(f"key {number}")[0] for number in range(7)]
+    first = store.keys.list(limit=3)
+    second = store.keys.list(limit=3, after=first[-1].id)
+    third = store.keys.list(limit=3, after=second[-1].id)
     assert first + second + third == made
-    assert store.list_keys(after=made[-1].id) == []
+    assert store.keys.list(after=made[-1].id) == []
     with pytest.raises(KeyNotFound):
-        store.list_keys(after="key_0")
+        store.keys.list(after="key_0")
 
 
 def test_changes(store: Store) -> None:
     """What changed after a revision is found by it, revoked keys as tombstones."""
-    key, secret = store.create_key("app", Mode.ENFORCE, accept=BOTH)
+    key, secret = store.keys.create("app", Mode.ENFORCE, accept=BOTH)
     digest = api_key.digest(secret)
     settings = KeySettings(key.id, Mode.ENFORCE, Override.ANY, BOTH)
-    everything = store.changes_since(0)
+    everything = store.keys.changes_since(0)
     assert everything.revision == key.revision
     assert everything.changed == (KeyChange(digest, settings),)
-    assert store.changes_since(key.revision).changed == ()
-    store.revoke_key(key.id)
-    later = store.changes_since(key.revision)
+    assert store.keys.changes_since(key.revision).changed == ()
+    store.keys.revoke(key.id)
+    later = store.keys.changes_since(key.revision)
     assert later.revision == key.revision + 1
     assert later.changed == (KeyChange(digest, None),)
 
 
 def test_a_database_put_back_from_a_copy(store: Store, url: str) -> None:
     """Where the revision went back, everything is read again, and what is gone is gone."""
-    key, _ = store.create_key("old")
-    assert store.changes_since(0).everything
-    assert not store.changes_since(key.revision - 1).everything
-    back = store.changes_since(key.revision + 5)
+    key, _ = store.keys.create("old")
+    assert store.keys.changes_since(0).everything
+    assert not store.keys.changes_since(key.revision - 1).everything
+    back = store.keys.changes_since(key.revision + 5)
     assert back.everything
     assert back.revision == key.revision
     assert [change.settings.key_id for change in back.changed if change.settings] == [key.id]
@@ -202,9 +202,9 @@ def test_a_database_put_back_from_a_copy(store: Store, url: str) -> None:
 def test_writers_at_once(store: Store) -> None:
     """Changes made at the same time all count, each under a revision of its own."""
     with ThreadPoolExecutor(8) as pool:
-        keys = list(pool.map(lambda number: store.create_key(f"key {number}")[0], range(40)))
+        keys = list(pool.map(lambda number: store.keys.create(f"key {number}")[0], range(40)))
     assert len({key.revision for key in keys}) == 40
-    assert store.changes_since(0).revision == max(key.revision for key in keys)
+    assert store.keys.changes_since(0).revision == max(key.revision for key in keys)
 
 
 def test_a_reader_beside_writers_misses_nothing(store: Store) -> None:
@@ -214,14 +214,14 @@ def test_a_reader_beside_writers_misses_nothing(store: Store) -> None:
 
     def follow() -> None:
         last = 0
-        while not done.is_set() or store.changes_since(last).changed:
-            changes = store.changes_since(last)
+        while not done.is_set() or store.keys.changes_since(last).changed:
+            changes = store.keys.changes_since(last)
             seen.update({change.digest: change.settings for change in changes.changed})
             last = changes.revision
 
     with ThreadPoolExecutor(5) as pool:
         following = pool.submit(follow)
-        secrets = list(pool.map(lambda number: store.create_key(str(number))[1], range(60)))
+        secrets = list(pool.map(lambda number: store.keys.create(str(number))[1], range(60)))
         done.set()
         following.result()
     assert seen.keys() == {api_key.digest(secret) for secret in secrets}
@@ -232,7 +232,7 @@ def test_migrating_at_once(url: str) -> None:
     stores = [Store(url) for _ in range(6)]
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(Store.migrate, stores))
-    assert stores[0].list_keys() == []
+    assert stores[0].keys.list() == []
     for store in stores:
         store.close()
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 
 import aiohttp
 
-from policyd.command.configuration import Address
+from policyd.command.address import Address
 from policyd.command.database_url import sqlite_file
 from policyd.console import ConsoleServer, console_url, first_link
 from policyd.console.security.connection import LIMITS

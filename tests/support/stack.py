@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 
 import uvicorn
 
-from policyd.demo.upstream import DemoUpstream, Received
+from policyd.demo.received import Received
+from policyd.demo.upstream import DemoUpstream
 from tests.support.processes import Program
 
 _Result = TypeVar("_Result")

@@ -6,11 +6,20 @@ from collections.abc import Callable, Iterator
 import grpc
 import pytest
 
-from policyd.descriptor import body as descriptor
 from policyd.descriptor import evaluate_request
-from policyd.descriptor.body import Facts
+from policyd.descriptor.body import read_body
+from policyd.descriptor.headers import (
+    KEY_HEADER,
+    OVERRIDE_HEADER,
+    TRACE_HEADER,
+    agreed,
+    credential,
+    trace_id,
+    values,
+)
+from policyd.descriptor.identifiers import BodyAttributes
 from policyd.engine.decision import decide
-from policyd.engine.model import Credential, Descriptor, KeySettings, Mode, Override, UserState
+from policyd.engine.model import Credential, DecisionInput, KeySettings, Mode, Override, UserState
 from policyd.v1.policy_pb2 import EvaluateResponse
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 from tests.support import conformance
@@ -23,15 +32,13 @@ SECRET = "up-" + "k" * 48
 Stack = Callable[[Vector], tuple[str, str]]
 
 
-def facts(vector: Vector) -> Facts:
+def facts(vector: Vector) -> BodyAttributes:
     """What the body says."""
     request = vector.request
-    kinds = descriptor.values(request.headers, "content-type")
-    codings = descriptor.values(request.headers, "content-encoding")
+    kinds = values(request.headers, "content-type")
+    codings = values(request.headers, "content-encoding")
     endpoint = request.asked.endpoint
-    return descriptor.read_body(
-        request.content, descriptor.agreed(kinds), ", ".join(codings), endpoint
-    )
+    return read_body(request.content, agreed(kinds), ", ".join(codings), endpoint)
 
 
 @conformance.everywhere_by_file
@@ -43,10 +50,10 @@ def test_descriptor(vectors: tuple[Vector, ...], subtests: pytest.Subtests) -> N
 def check_descriptor(vector: Vector) -> None:
     expected, request = vector.descriptor, vector.request
     target = request.asked
-    traces = descriptor.values(request.headers, descriptor.TRACE_HEADER)
+    traces = values(request.headers, TRACE_HEADER)
     assert target.in_scope == expected.in_scope
     assert target.path == expected.path
-    assert descriptor.trace_id("".join(traces)) == expected.trace_id
+    assert trace_id("".join(traces)) == expected.trace_id
     assert (target.endpoint.operation if target.endpoint else "") == expected.operation
     if not expected.in_scope:
         return
@@ -68,11 +75,11 @@ def check_decision(vector: Vector) -> None:
     headers = vector.request.headers_with(SECRET)
     target = vector.request.asked
     found = facts(vector)
-    credential, key = descriptor.credential(descriptor.values(headers, descriptor.KEY_HEADER))
-    is_known = credential is Credential.GIVEN and key == SECRET
-    overrides = descriptor.values(headers, descriptor.OVERRIDE_HEADER)
-    described = Descriptor(
-        *(target, credential, key, overrides, found.user.state, found.safety_identifier.state)
+    named, key = credential(values(headers, KEY_HEADER))
+    is_known = named is Credential.GIVEN and key == SECRET
+    overrides = values(headers, OVERRIDE_HEADER)
+    described = DecisionInput(
+        *(target, named, key, overrides, found.user.state, found.safety_identifier.state)
     )
     default = Mode[vector.server_default.upper()]
     decision = decide(described, settings(vector) if is_known else None, default)

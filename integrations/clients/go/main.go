@@ -32,10 +32,10 @@ import (
 //go:generate buf generate
 
 const (
-	// What policyd reads of a body is 4 MiB, and a message to it is no larger; headers need room, too.
+	// policyd reads 4 MiB of a body, and accepts no larger message; headers need room in it, too.
 	maxBody = 4<<20 - 64<<10
-	// A policyd that is being replaced closes its connections: it is tried again within the deadline, and
-	// of several addresses each in turn.
+	// A policyd that is being replaced closes its connections: the call is tried again within the deadline,
+	// at each of several addresses in turn.
 	calls = `{"loadBalancingConfig": [{"round_robin": {}}], "methodConfig": [{
 		"name": [{"service": "policyd.v1.PolicyService"}],
 		"retryPolicy": {
@@ -45,10 +45,10 @@ const (
 	}]}`
 )
 
-// A policyd that is gone without a word is left for another connection after 12 s, not after minutes.
+// A policyd that has vanished is noticed after 12 s, not after minutes: then there is another connection.
 var alive = keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 2 * time.Second, PermitWithoutStream: true}
 
-// Go's own wait between two connections grows to two minutes.
+// By default, Go's pause between two connections grows to two minutes.
 var reconnect = grpc.ConnectParams{
 	Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
 	MinConnectTimeout: time.Second,
@@ -111,7 +111,7 @@ func newGateway(policyd policy.PolicyServiceClient, timeout time.Duration, upstr
 		ModifyResponse: allowOrigin,
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
 			log.Printf("no answer from upstream: %v", err)
-			refuse(w, http.StatusBadGateway, "server_error", "The upstream API cannot be reached. Try again")
+			answerError(w, http.StatusBadGateway, "server_error", "The upstream API cannot be reached. Try again")
 		},
 		FlushInterval: -1, // Streams go on chunk by chunk.
 		Transport:     transport,
@@ -127,29 +127,29 @@ func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusOK, "*, Authorization", []byte("{}"))
 		return
 	case strings.Contains(strings.ToLower(r.Header.Get("Upgrade")), "websocket"):
-		// With a 426, clients that know HTTP as well ask over HTTP at once.
+		// After a 426, clients that also speak HTTP try it at once.
 		w.Header().Set("Upgrade", "HTTP/1.1")
 		w.Header().Set("Connection", "Upgrade")
-		refuse(w, http.StatusUpgradeRequired, "invalid_request", "No policy can see into WebSockets. Ask over HTTP")
+		answerError(w, http.StatusUpgradeRequired, "invalid_request", "No policy can see into WebSockets. Ask over HTTP")
 		return
 	case !strings.HasPrefix(r.RequestURI, "/"):
-		refuse(w, http.StatusBadRequest, "invalid_request", "Send a path that begins with /")
+		answerError(w, http.StatusBadRequest, "invalid_request", "Send a path that begins with /")
 		return
 	}
 	begun, err := io.ReadAll(io.LimitReader(r.Body, maxBody+1))
 	if err != nil {
-		refuse(w, http.StatusBadRequest, "invalid_request", "The body is not as its headers say")
+		answerError(w, http.StatusBadRequest, "invalid_request", "The body is not as its headers say")
 		return
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), g.policyTimeout)
-	decided, err := g.policyd.Evaluate(ctx, g.question(r, begun))
+	decided, err := g.policyd.Evaluate(ctx, g.describe(r, begun))
 	cancel()
 	switch {
 	case err != nil:
 		// Fail closed: without a decision nothing goes upstream.
 		log.Printf("no decision: %v", err)
 		w.Header().Set("Retry-After", "1")
-		refuse(w, http.StatusServiceUnavailable, "server_error", "The policy service gave no decision. Try again")
+		answerError(w, http.StatusServiceUnavailable, "server_error", "The policy service gave no decision. Try again")
 	case decided.Decision == policy.Decision_DECISION_ALLOW:
 		r.Body = io.NopCloser(io.MultiReader(bytes.NewReader(begun), r.Body))
 		keepEndToEnd(r.Header)
@@ -162,17 +162,17 @@ func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// absolute is the target as it goes upstream, behind the upstream's own path.
+// absolute is the target as it goes upstream: with the upstream's own path before it.
 func (g *gateway) absolute(target string) string {
 	// Go's net/url takes two slashes for the beginning of a host.
 	return strings.TrimSuffix(g.upstream.Path, "/") + "/" + strings.TrimLeft(target, "/")
 }
 
-// Besides its own headers, policyd reads those that say what the body is, or make a POST of another method.
+// Besides its own headers, policyd reads those that describe the body, or turn another method into a POST.
 var read = regexp.MustCompile(`(?i)^(content-(type|encoding)|x[-_]http[-_]method([-_]override)?|x[-_]method[-_]override)$`)
 
-// question describes a request to policyd, which reads the body itself: by the path that goes upstream.
-func (g *gateway) question(r *http.Request, body []byte) *policy.EvaluateRequest {
+// describe makes the descriptor of a request, with its body, which policyd reads, and the path that goes upstream.
+func (g *gateway) describe(r *http.Request, body []byte) *policy.EvaluateRequest {
 	asked := &policy.EvaluateRequest{
 		Method: r.Method, Path: g.absolute(r.RequestURI), UserAgent: r.UserAgent(), IdempotencyKey: newKey(),
 	}
@@ -194,25 +194,25 @@ func (g *gateway) question(r *http.Request, body []byte) *policy.EvaluateRequest
 	return asked
 }
 
-// newKey makes a key that is the same at each try of a question, so that policyd decides and logs it once.
+// newKey makes a key that is the same at each attempt to ask, so that policyd decides and logs it once.
 func newKey() string {
 	var random [10]byte
 	rand.Read(random[:])
 	return fmt.Sprintf("%012x%x", time.Now().UnixMilli(), random)
 }
 
-// isOurs tells a header of policyd's, or one that a server may take for it.
+// isOurs reports whether a header is policyd's, or a server may take it for one of them.
 func isOurs(header string) bool {
 	return strings.HasPrefix(dashed(header), "x-usagepanda-")
 }
 
-// dashed is a header's name as those servers read it to whom an underscore is a dash.
+// dashed is a header's name as servers read it that take an underscore for a dash.
 func dashed(header string) string {
 	return strings.ReplaceAll(strings.ToLower(header), "_", "-")
 }
 
-// keepEndToEnd lets a client's Connection header take away nothing that a request is judged and read
-// by, and asks the upstream for no other protocol.
+// keepEndToEnd keeps the headers by which policyd, or the upstream, reads a request, though the client's
+// Connection header names them, and asks the upstream for no other protocol.
 func keepEndToEnd(header http.Header) {
 	var kept []string
 	for _, value := range header["Connection"] {
@@ -229,13 +229,13 @@ func keepEndToEnd(header http.Header) {
 	header.Del("Http2-Settings")
 }
 
-// rewrite sends a request upstream in the spelling that was judged, and otherwise as it came.
+// rewrite sends a request upstream with the path by which policyd decided, and otherwise unchanged.
 func (g *gateway) rewrite(r *httputil.ProxyRequest) {
 	r.SetURL(g.upstream)
 	path, query, hasQuery := strings.Cut(r.In.RequestURI, "?")
 	path = g.absolute(path)
-	if judged := r.In.Context().Value(upstreamPath{}).(string); judged != "" {
-		path = judged
+	if canonical := r.In.Context().Value(upstreamPath{}).(string); canonical != "" {
+		path = canonical
 	}
 	r.Out.URL = &url.URL{
 		Scheme: g.upstream.Scheme, Host: g.upstream.Host,
@@ -267,8 +267,8 @@ func deny(w http.ResponseWriter, denial *policy.Denial, decision string) {
 	w.Write(denial.Body)
 }
 
-// refuse answers with an error of the gateway's own, in the shape of OpenAI's.
-func refuse(w http.ResponseWriter, status int, kind, message string) {
+// answerError answers with an error of this gateway, in the shape of OpenAI's errors.
+func answerError(w http.ResponseWriter, status int, kind, message string) {
 	body := fmt.Sprintf(`{"error":{"message":"Usage Panda: %s","type":"%s","param":null,"code":null}}`, message, kind)
 	answer(w, status, "*", []byte(body))
 }

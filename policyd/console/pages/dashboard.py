@@ -4,8 +4,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from policyd.console.pages.logs import holds_samples, key_names
 from policyd.console.view import charts, periods
+from policyd.console.view.lookups import holds_samples, key_names
 from policyd.console.view.render import console, render, shown
 from policyd.store import LogFilter
 
@@ -28,7 +28,7 @@ def _show(request: Request) -> Response:
     status = here.store.log.status()
     newest = here.store.log.page(LogFilter(), limit=1)
     total = periods.total(hours)
-    refused = periods.total_refusals(here.store.refusals.hours(period.since, period.last))
+    refused = periods.total_refused_keys(here.store.refused_keys.hours(period.since, period.last))
     return render(
         request,
         "dashboard.html",

@@ -6,9 +6,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from policyd.console.pages.logs import holds_samples, key_names
 from policyd.console.view import charts, periods
 from policyd.console.view.log_query import KEY_ID
+from policyd.console.view.lookups import holds_samples, key_names
 from policyd.console.view.periods import Period
 from policyd.console.view.render import console, render, shown
 from policyd.descriptor.placeholders import is_placeholder
@@ -31,16 +31,16 @@ _ATTRIBUTION = (
 
 
 class Table:
-    """What the table of users was asked for."""
+    """Which rows of the table of users a request asks for, and in which order."""
 
     def __init__(self, request: Request, period: Period) -> None:
         asked = request.query_params
         self.key_id = asked.get("key", "")
         self.problem = ""
         if self.key_id and not KEY_ID.fullmatch(self.key_id):
-            self.key_id, self.problem = "", "There is no such API key; these are all of them."
+            self.key_id, self.problem = "", "There is no such API key; all keys are shown."
         self.sort = asked["sort"] if asked.get("sort") in _COLUMNS else "requests"
-        # Names read from A to Z, numbers from the largest.
+        # By default names go from A to Z, and numbers from the largest down.
         usual = "up" if self.sort == "user" else "down"
         self.order = asked["order"] if asked.get("order") in ("up", "down") else usual
         offset = asked.get("offset", "0")
@@ -51,19 +51,19 @@ class Table:
             self._period |= {name: asked.get(name, "") for name in ("since", "until")}
 
     def url(self, **changes: str) -> str:
-        """This table with some changes; a new order begins on the first page."""
+        """The URL of this table with some changes, on its first page unless an offset is given."""
         parameters = {**self._period, "key": self.key_id, "sort": self.sort, "order": self.order}
         given = {name: value for name, value in (parameters | changes).items() if value}
         return "/users?" + urlencode(given, errors="replace")
 
     def sort_url(self, column: str) -> str:
-        """This table sorted by a column, or the other way round where it is so already."""
+        """The URL of this table sorted by a column; in reverse where it is sorted by it already."""
         turned = "up" if self.order == "down" else "down"
         order = turned if column == self.sort else "up" if column == "user" else "down"
         return self.url(sort=column, order=order)
 
     def direction(self, column: str) -> str:
-        """What aria-sort says of a column."""
+        """The value of aria-sort for a column."""
         if column != self.sort:
             return "none"
         return "ascending" if self.order == "up" else "descending"

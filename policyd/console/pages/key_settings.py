@@ -1,4 +1,4 @@
-"""The settings of one API key: change them, see where they are in force and what they would do."""
+"""Settings of one API key: change them, see where they are in force, and simulate them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from policyd.console.pages.keys import read_etag, read_mode
 from policyd.console.view import labels
+from policyd.console.view.forms import read_etag, read_mode
 from policyd.console.view.render import console, is_fragment, posted, render, shown
-from policyd.engine.model import IDENTIFIERS, ApiKey, KeySettings, Mode, Override
+from policyd.engine.model import IDENTIFIERS, ApiKey, KeySettings, Mode, Override, are_identifiers
 from policyd.errors import EtagMismatch, InvalidArgument, KeyRevoked
 from policyd.simulation import simulate
 from policyd.store import MAX_NAME
@@ -25,7 +25,7 @@ PERIODS = {"24h": ("Last 24 hours", timedelta(days=1)), "7d": ("Last 7 days", ti
 
 @dataclass(frozen=True, slots=True)
 class Typed:
-    """The settings as a form has them: nothing in it is lost, valid or not."""
+    """The settings as typed into the form, valid or not, so that the form can be shown again."""
 
     name: str
     mode: str
@@ -34,29 +34,29 @@ class Typed:
 
     @classmethod
     def of(cls, key: ApiKey) -> Self:
-        """Those of a key."""
+        """The settings of a key."""
         mode = key.mode.name.lower() if key.mode else ""
         return cls(key.name, mode, key.override.name.lower(), key.accept)
 
     @classmethod
     def read(cls, form: FormData | QueryParams) -> Self:
-        """Those that a form holds."""
+        """The settings in a form."""
         values = {name: str(form.get(name, "")) for name in ("name", "mode", "override")}
         return cls(**values, accept=tuple(map(str, form.getlist("accept"))))
 
     def changes(self) -> dict[str, Any]:
-        """Them as the store takes them. Raises InvalidArgument."""
+        """The settings as the store takes them. Raises InvalidArgument."""
         try:
             override = Override[self.override.upper()]
         except KeyError:
             raise InvalidArgument("who may override is any, tighten_only or locked") from None
         mode = read_mode(self.mode)
-        if not self.accept or not set(self.accept) <= set(IDENTIFIERS):
+        if not are_identifiers(self.accept):
             raise InvalidArgument("choose at least one identifier that counts as a user")
         return {"name": self.name, "mode": mode, "override": override, "accept": self.accept}
 
-    def in_words(self) -> Mapping[str, str]:
-        """Each setting's name and value, for people."""
+    def labelled(self) -> Mapping[str, str]:
+        """Each setting's name and value, as the console shows them."""
         return {
             "Name": self.name,
             "Enforce User IDs": _label(Mode, labels.MODES, self.mode) or "Server's default",
@@ -66,13 +66,13 @@ class Typed:
 
 
 def _label(kind: type[_Kind], labels: Mapping[_Kind, tuple[str, str]], name: str) -> str:
-    """What people call the member of `kind` with this name; any other name as it is."""
+    """The label of the member of `kind` with this name; any other name unchanged."""
     member = kind.__members__.get(name.upper())
     return labels[member][0] if member else name
 
 
 def _show(request: Request) -> Response:
-    key = console(request).store.get_key(request.path_params["key_id"])
+    key = console(request).store.keys.get(request.path_params["key_id"])
     return _form(request, key, Typed.of(key))
 
 
@@ -87,9 +87,9 @@ def _form(
     conflict: bool = False,
 ) -> Response:
     here = console(request)
-    saved = Typed.of(key).in_words()
+    saved = Typed.of(key).labelled()
     differing = [
-        (name, saved[name], mine) for name, mine in typed.in_words().items() if mine != saved[name]
+        (name, saved[name], mine) for name, mine in typed.labelled().items() if mine != saved[name]
     ]
     return render(
         request,
@@ -116,21 +116,21 @@ def _save(request: Request, form: FormData) -> Response:
     typed = Typed.read(form)
     etag = read_etag(form)
     try:
-        store.update_key(key_id, typed.changes(), etag)
+        store.keys.update(key_id, typed.changes(), etag)
     except InvalidArgument as error:
         message = str(error)
         problem = f"{message[:1].upper()}{message[1:]}."
-        # With the etag that came: what somebody else has saved meanwhile is still to be told.
-        return _form(request, store.get_key(key_id), typed, problem, 422, etag=etag)
+        # With the form's own etag, so that a change made meanwhile is still reported.
+        return _form(request, store.keys.get(key_id), typed, problem, 422, etag=etag)
     except EtagMismatch:
         problem = (
-            "Somebody else has saved this key since you opened it, so nothing was saved yet. Your "
-            "values are still in the form; Save now puts them in place of the others."
+            "This key was changed after you opened this page, so nothing was saved yet. Your "
+            "values are still in the form; Save now replaces the saved ones."
         )
-        return _form(request, store.get_key(key_id), typed, problem, 409, conflict=True)
+        return _form(request, store.keys.get(key_id), typed, problem, 409, conflict=True)
     except KeyRevoked:
-        problem = "Somebody else has revoked this key, so nothing was saved."
-        return _form(request, store.get_key(key_id), typed, problem, 409)
+        problem = "This key was revoked after you opened this page, so nothing was saved."
+        return _form(request, store.keys.get(key_id), typed, problem, 409)
     return RedirectResponse(f"/keys/{key_id}?saved", 303)
 
 
@@ -141,13 +141,13 @@ def _in_force(request: Request, key: ApiKey) -> dict[str, Any]:
 
 
 def _in_force_line(request: Request) -> Response:
-    key = console(request).store.get_key(request.path_params["key_id"])
+    key = console(request).store.keys.get(request.path_params["key_id"])
     return render(request, "in_force.html", key=key, saved=_in_force(request, key))
 
 
 def _simulation(request: Request) -> Response:
     here = console(request)
-    key = here.store.get_key(request.path_params["key_id"])
+    key = here.store.keys.get(request.path_params["key_id"])
     period = request.query_params.get("period", "24h")
     _, length = PERIODS.get(period, PERIODS["24h"])
     typed = (

@@ -5,7 +5,8 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from policyd.console.view.render import console, posted, render, shown, text
+from policyd.console.view.forms import read_etag, read_mode, text
+from policyd.console.view.render import console, posted, render, shown
 from policyd.engine.model import ApiKey, Mode
 from policyd.errors import EtagMismatch, InvalidArgument
 from policyd.store import MAX_NAME
@@ -17,7 +18,7 @@ def _list(request: Request) -> Response:
     here = console(request)
     show_revoked = "revoked" in request.query_params
     after = request.query_params.get("after", "")
-    found = here.store.list_keys(after=after, limit=_PAGE + 1, show_revoked=show_revoked)
+    found = here.store.keys.list(after=after, limit=_PAGE + 1, show_revoked=show_revoked)
     return render(
         request,
         "keys.html",
@@ -31,8 +32,8 @@ def _list(request: Request) -> Response:
 
 
 def _revoked_name(request: Request, key_id: str) -> str:
-    # Whatever a link says, only what is revoked is called so.
-    key = console(request).store.get_key(key_id) if key_id else None
+    # A link may name any key: only one that is revoked is reported as revoked.
+    key = console(request).store.keys.get(key_id) if key_id else None
     return key.name if key and key.revoked_at else ""
 
 
@@ -58,30 +59,15 @@ def _create(request: Request, form: FormData) -> Response:
     here = console(request)
     name, mode = text(form, "name"), text(form, "mode")
     try:
-        key, secret = here.store.create_key(name, read_mode(mode))
+        key, secret = here.store.keys.create(name, read_mode(mode))
     except InvalidArgument as error:
         return _new_form(request, name, mode, str(error).capitalize() + ".")
     url = here.settings.console_gateway_url.rstrip("/")
     return render(request, "created_key.html", status=201, key=key, secret=secret, url=url)
 
 
-def read_mode(value: str) -> Mode | None:
-    """The mode that a form names; empty for the server's default. Raises InvalidArgument."""
-    if not value:
-        return None
-    try:
-        return Mode[value.upper()]
-    except KeyError:
-        raise InvalidArgument("Enforce User IDs is off, audit, enforce or empty") from None
-
-
-def read_etag(form: FormData) -> str:
-    """The etag of a form; without one, one that fits nothing."""
-    return text(form, "etag") or "missing"
-
-
 def _ask_to_revoke(request: Request) -> Response:
-    return _revoke_form(request, console(request).store.get_key(request.path_params["key_id"]))
+    return _revoke_form(request, console(request).store.keys.get(request.path_params["key_id"]))
 
 
 def _revoke_form(request: Request, key: ApiKey, problem: str = "") -> Response:
@@ -94,10 +80,10 @@ def _revoke(request: Request, form: FormData) -> Response:
     store = console(request).store
     key_id = request.path_params["key_id"]
     try:
-        store.revoke_key(key_id, read_etag(form))
+        store.keys.revoke(key_id, read_etag(form))
     except EtagMismatch:
-        changed = "Somebody has changed this key since this page was opened. Look again."
-        return _revoke_form(request, store.get_key(key_id), changed)
+        changed = "This key was changed after you opened this page. Check it again."
+        return _revoke_form(request, store.keys.get(key_id), changed)
     return RedirectResponse(f"/keys?done={key_id}", 303)
 
 

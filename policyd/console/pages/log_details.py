@@ -1,10 +1,10 @@
-"""Log Details: one decision with all that is known of it, and its trace."""
+"""Log Details: one decision with all that the log has of it, and the others of its trace."""
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from policyd.console.pages.logs import key_names
+from policyd.console.view.lookups import key_names
 from policyd.console.view.render import console, render, shown
 from policyd.store import LogFilter
 

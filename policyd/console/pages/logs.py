@@ -1,7 +1,7 @@
 """Logs: the decisions, newest first, filtered, live, and as files."""
 
 from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from hashlib import sha256
 
 from starlette.requests import Request
@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from policyd.console.view import labels, log_query
 from policyd.console.view.log_query import LogQuery
+from policyd.console.view.lookups import key_names
 from policyd.console.view.render import Console, console, refuse, render, shown
 from policyd.decision_log.export import csv_rows, json_line
 from policyd.decision_log.record import Record
@@ -17,22 +18,6 @@ from policyd.store import LogFilter, Store
 
 PAGE = 50
 _EXPORT_PAGE = 1000
-_MAX_KEYS = 1000
-"""Keys that the filter offers to choose from."""
-
-
-def key_names(store: Store) -> dict[str, str]:
-    """The names of the keys by ID, oldest first, revoked ones too."""
-    return {key.id: key.name for key in store.list_keys(limit=_MAX_KEYS, show_revoked=True)}
-
-
-def holds_samples(store: Store, oldest: datetime | None) -> bool:
-    """Whether the log, of which `oldest` is the begin, holds what `policyd demo` made up: that is
-    where such a log begins."""
-    if oldest is None:
-        return False
-    first = store.log.page(LogFilter(until=oldest + timedelta(seconds=1)), limit=1)
-    return any(record.sample for record in first)
 
 
 def _page(request: Request) -> Response:
@@ -46,7 +31,7 @@ def _page(request: Request) -> Response:
     return render(
         request,
         "logs.html",
-        refused=store.refusals.sample(wanted) if wanted and not records else None,
+        refused=store.refused_keys.sample(wanted) if wanted and not records else None,
         status=400 if query.problems else 200,
         query=query,
         records=records[:PAGE],
@@ -61,14 +46,14 @@ def _page(request: Request) -> Response:
 
 
 def _rows(request: Request) -> Response:
-    """The rows of the first page, for htmx: no content where they are those that it has seen."""
+    """The rows of the first page, for htmx; 204 where they are the rows that it has already."""
     query = log_query.read(request.query_params)
     store = console(request).store
     records = _find(store, query)[:PAGE] if query.is_live else []
     seen = _fingerprint(records)
     if not query.is_live or request.query_params.get("seen") == seen:
         return Response(status_code=204)
-    if "first" in request.query_params:  # Until now there was no table to put them in.
+    if "first" in request.query_params:  # The log was empty: the page has no table yet.
         return Response(headers={"HX-Refresh": "true"})
     return render(
         request, "log_rows.html", query=query, records=records, keys=key_names(store), seen=seen
@@ -82,7 +67,7 @@ def _find(store: Store, query: LogQuery) -> list[Record]:
 
 
 def _fingerprint(records: list[Record]) -> str:
-    """What changes when a row comes, or an outcome comes to one."""
+    """A digest that changes when a row is added, or a row gets its outcome."""
     shown = ",".join(f"{one.id}{one.outcome is not None:d}" for one in records)
     return sha256(shown.encode()).hexdigest()[:16]
 
@@ -95,7 +80,7 @@ async def _export(request: Request) -> Response:
         return refuse(request, 400, problem)
     here = console(request)
     store = here.store
-    # A store that is away is told now.
+    # The first page is read before the answer begins, so that an error can still become a 503.
     first = await here.pages.run(store.log.page, query.wanted, limit=_EXPORT_PAGE)
     records = _every(store, query.wanted, first)
     lines = csv_rows(records) if form == "csv" else map(json_line, records)
@@ -108,7 +93,7 @@ async def _export(request: Request) -> Response:
 
 
 async def _in_threads(here: Console, portions: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """What `portions` gives, each made in a thread: the store blocks."""
+    """The portions, each made in a thread, because the store blocks."""
     while (portion := await here.pages.run(next, portions, None)) is not None:
         yield portion
 
@@ -120,7 +105,8 @@ def _every(store: Store, wanted: LogFilter, page: list[Record]) -> Iterator[Reco
 
 
 def _together(lines: Iterator[str]) -> Iterator[str]:
-    """Lines in portions: each portion crosses from a thread to the event loop."""
+    """The lines joined to portions, because each portion crosses from a thread to the event
+    loop."""
     waiting: list[str] = []
     for line in lines:
         waiting.append(line)

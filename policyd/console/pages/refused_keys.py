@@ -1,4 +1,4 @@
-"""Refused keys: requests that brought no API key in force, by time, source and example."""
+"""Refused keys: requests without a valid API key, by time and source, with examples."""
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,20 +19,20 @@ _SAMPLES = 50
 
 def _show(request: Request) -> Response:
     store = console(request).store
-    refusals = store.refusals
+    refused = store.refused_keys
     period = periods.last_hours(request.query_params.get("period", ""), store.time())
-    hours = refusals.hours(period.since, period.last)
-    buckets = period.refusals(hours)
+    hours = refused.hours(period.since, period.last)
+    buckets = period.refused_keys(hours)
     return render(
         request,
         "refused_keys.html",
         period=period,
         periods=periods.DASHBOARD,
-        total=periods.total_refusals(hours),
+        total=periods.total_refused_keys(hours),
         chart=charts.stacked("Refused keys", _REASONS, buckets, period.step),
-        sources=refusals.sources(period.since, period.last, limit=_SOURCES),
+        sources=refused.sources(period.since, period.last, limit=_SOURCES),
         most_sources=MAX_SOURCES,
-        samples=refusals.samples(period.since, limit=_SAMPLES),
+        samples=refused.samples(period.since, limit=_SAMPLES),
     )
 
 

@@ -1,4 +1,4 @@
-"""Signing in and out, the one-time link, and the administrator's account."""
+"""Sign-in: signing in and out, and whether a request belongs to a session."""
 
 from datetime import timedelta
 from urllib.parse import urlencode
@@ -11,23 +11,20 @@ from starlette.routing import Route
 from policyd.console.security import credentials
 from policyd.console.security.client_address import client_address
 from policyd.console.security.sessions import LIFETIME
-from policyd.console.view.render import Console, console, is_fragment, posted, render, shown, text
+from policyd.console.view.forms import text
+from policyd.console.view.render import Console, console, is_fragment, posted, render, shown
 from policyd.decision_log.refused_key import source_of
 from policyd.store.administrator import Credentials
 
-_LINK_USED = (
-    "This link is no longer good: it was used, or is older than a day. Sign in below, or start "
-    "policyd again for a new one if no password was set yet."
-)
-_TOO_MANY = "Too many attempts. Wait {} seconds, then try again."
+TOO_MANY = "Too many attempts. Wait {} seconds, then try again."
 _TOO_MANY_OF_ALL = (
-    "Too many attempts were made from all sides. Wait {} seconds, then try again; or sign in with "
-    "the administration token, or on a device that has signed in before."
+    "Too many attempts were made from all addresses together. Wait {} seconds, then try again; or "
+    "sign in with the administration token, or on a device that has signed in before."
 )
 
 
 async def is_signed_in(request: Request) -> bool:
-    """Whether the request comes from the administrator. Raises StoreUnavailable and StoreBusy."""
+    """Whether the request belongs to a session. Raises StoreUnavailable or StoreBusy."""
     return await console(request).door.run(_is_signed_in, request)
 
 
@@ -36,20 +33,20 @@ def _is_signed_in(request: Request) -> bool:
 
 
 def _session(request: Request, known: Credentials) -> str:
-    """The ID of the session that the request is part of; empty: of none that lasts."""
+    """The ID of the session that the request belongs to; "" where it has none, or it has ended."""
     here = console(request)
     session = here.sessions.session(request, known.epoch)
     return "" if session and here.store.administrator.has_ended(session) else session
 
 
 def ask(request: Request) -> Response:
-    """Sends to the sign-in, and from there back to what was asked for."""
+    """Lead the browser to the sign-in, and from there back to the page that it asked for."""
     target = "/sign-in"
     if request.method == "GET" and not is_fragment(request):
         wanted = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         target += "?" + urlencode({"next": wanted}) if wanted != "/" else ""
     if is_fragment(request):
-        # The whole page goes to the sign-in, not the part that htmx would have put in.
+        # The whole page changes to the sign-in, not only the part that htmx would replace.
         return Response(status_code=401, headers={"HX-Redirect": target})
     return RedirectResponse(target, 303)
 
@@ -60,10 +57,10 @@ def _sign_in_page(request: Request) -> Response:
     wanted = _local(request.query_params.get("next", ""))
     if _session(request, known):
         return RedirectResponse(wanted, 303)
-    return _sign_in_form(request, known, wanted)
+    return sign_in_form(request, known, wanted)
 
 
-def _sign_in_form(
+def sign_in_form(
     request: Request, known: Credentials, wanted: str, problem: str = "", *, wait: int = 0
 ) -> Response:
     status = 429 if wait else 401 if problem else 200
@@ -88,21 +85,21 @@ def _sign_in(request: Request, form: FormData) -> Response:
     source = f"device {device}" if device else source_of(_address(request))
     is_stranger = not device and not credentials.is_token(secret, here.token)
     if wait := here.attempts.wait(source):
-        problem = _TOO_MANY.format(wait)
-        return _sign_in_form(request, known, wanted, problem, wait=wait)
+        problem = TOO_MANY.format(wait)
+        return sign_in_form(request, known, wanted, problem, wait=wait)
     if is_stranger and (wait := here.attempts.wait_for_all()):
         problem = _TOO_MANY_OF_ALL.format(wait)
-        return _sign_in_form(request, known, wanted, problem, wait=wait)
+        return sign_in_form(request, known, wanted, problem, wait=wait)
     if not credentials.matches(secret, known.password_hash, here.token):
         problem = "This is neither the password nor the administration token."
-        return _sign_in_form(request, known, wanted, problem)
+        return sign_in_form(request, known, wanted, problem)
     here.attempts.succeeded(source, counted_for_all=is_stranger)
-    # The new session takes the place of one that this browser has.
+    # The new session replaces the one that this browser may have.
     _end_session(request, known)
-    return _begin(here, known.epoch, wanted, device)
+    return begin_session(here, known.epoch, wanted, device)
 
 
-def _begin(here: Console, epoch: int, target: str, device: str) -> Response:
+def begin_session(here: Console, epoch: int, target: str, device: str) -> Response:
     response = RedirectResponse(target, 303)
     here.sessions.begin(response, epoch, device)
     return response
@@ -115,116 +112,35 @@ def _address(request: Request) -> str:
 
 
 def _local(target: str) -> str:
-    """Where to go after the sign-in: a page of this console, whatever the link says."""
+    """Where to go after the sign-in: `target` if it is a page of this console, else the first
+    page."""
     is_local = target.startswith("/") and target.isprintable() and target.isascii()
     return target if is_local and not target.startswith("//") and "\\" not in target else "/"
 
 
 def _sign_out(request: Request, _: FormData) -> Response:
     _end_session(request, console(request).store.administrator.get())
-    return _signed_out(request)
+    return signed_out(request)
 
 
 def _end_session(request: Request, known: Credentials) -> None:
-    """End the session that the request is part of, if there is one."""
+    """End the session that the request belongs to, if there is one."""
     if session := _session(request, known):
         lifetime = timedelta(seconds=LIFETIME)
         console(request).store.administrator.end_session(session, lifetime)
 
 
-def _sign_out_everywhere(request: Request, _: FormData) -> Response:
-    console(request).store.administrator.end_sessions()
-    return _signed_out(request)
-
-
-def _signed_out(request: Request) -> Response:
+def signed_out(request: Request) -> Response:
     response = RedirectResponse("/sign-in", 303)
     console(request).sessions.end(response)
     return response
 
 
-def _link_page(request: Request) -> Response:
-    here = console(request)
-    code = request.query_params.get("code", "")
-    known = here.store.administrator.get()
-    if known.password_hash or not here.sessions.is_link_code(code, known.epoch):
-        return _sign_in_form(request, known, "/", _LINK_USED)
-    return _link_form(request, code)
-
-
-def _link_form(request: Request, code: str, problem: str = "") -> Response:
-    return render(
-        request,
-        "first_password.html",
-        status=422 if problem else 200,
-        code=code,
-        problem=problem,
-        min_length=credentials.MIN_LENGTH,
-    )
-
-
-def _set_first_password(request: Request, form: FormData) -> Response:
-    here = console(request)
-    code = text(form, "code")
-    known = here.store.administrator.get()
-    if known.password_hash or not here.sessions.is_link_code(code, known.epoch):
-        return _sign_in_form(request, known, "/", _LINK_USED)
-    password = text(form, "password")
-    if problem := credentials.fault(password, text(form, "repeated")):
-        return _link_form(request, code, problem)
-    epoch = here.store.administrator.set_password(credentials.digest(password), known.epoch)
-    if epoch is None:
-        return _sign_in_form(request, here.store.administrator.get(), "/", _LINK_USED)
-    return _begin(here, epoch, "/", here.sessions.device(request, known.epoch))
-
-
-def _account_page(request: Request) -> Response:
-    return _account(request)
-
-
-def _account(request: Request, problem: str = "", status: int = 422) -> Response:
-    return render(
-        request,
-        "account.html",
-        status=status if problem else 200,
-        problem=problem,
-        changed="changed" in request.query_params,
-        has_password=bool(console(request).store.administrator.get().password_hash),
-        min_length=credentials.MIN_LENGTH,
-    )
-
-
-def _change_password(request: Request, form: FormData) -> Response:
-    here = console(request)
-    known = here.store.administrator.get()
-    # What strangers try does not keep the administrator waiting, who is signed in.
-    source = f"session {here.sessions.session(request, known.epoch)}"
-    if wait := here.attempts.wait(source):
-        return _account(request, _TOO_MANY.format(wait), 429)
-    if not credentials.matches(text(form, "current"), known.password_hash, here.token):
-        return _account(
-            request, "The current password is wrong. The administration token does too."
-        )
-    here.attempts.succeeded(source, counted_for_all=False)
-    password = text(form, "password")
-    if problem := credentials.fault(password, text(form, "repeated")):
-        return _account(request, problem)
-    epoch = here.store.administrator.set_password(credentials.digest(password), known.epoch)
-    if epoch is None:
-        return _account(request, "Somebody else has just changed it. Sign in again.", 409)
-    return _begin(here, epoch, "/account?changed", here.sessions.device(request, known.epoch))
-
-
 PUBLIC = [
     Route("/sign-in", shown(_sign_in_page, to_strangers=True)),
     Route("/sign-in", posted(_sign_in, by_strangers=True), methods=["POST"]),
-    Route("/first-password", shown(_link_page, to_strangers=True)),
-    Route("/first-password", posted(_set_first_password, by_strangers=True), methods=["POST"]),
 ]
-"""What a stranger may ask for."""
-PRIVATE = [
-    Route("/account", shown(_account_page)),
-    Route("/account/password", posted(_change_password), methods=["POST"]),
+"""Pages that need no session."""
+ROUTES = [
     Route("/sign-out", posted(_sign_out), methods=["POST"]),
-    Route("/sign-out-everywhere", posted(_sign_out_everywhere), methods=["POST"]),
 ]

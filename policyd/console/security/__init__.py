@@ -1,1 +1,9 @@
-"""Who may use the console: passwords, sessions, attempts, and where a request comes from."""
+"""Which requests the console serves, and to whom.
+
+guards          before each page: host name, same origin, session; and the headers of answers
+sessions        signed cookies, and the one-time link
+credentials     the administrator's password and its hash
+attempts        limits of guessing it
+client_address  a client's address, behind proxies too
+connection      a browser's connection and its bounds
+"""

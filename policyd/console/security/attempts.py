@@ -1,14 +1,14 @@
-"""How often a password may be guessed, by source and for the account as a whole.
+"""Limits of the attempts to guess a password: for each source, and for all of them together.
 
-    one address, or one IPv6 customer      10 a minute, 60 an hour
+    one address, or one IPv6 network       10 a minute, 60 an hour
     all addresses together                 20 a minute, 100 an hour
 
-An attacker with many addresses uses up what all have together, and must not keep the administrator
-out by it. So a device that has signed in before (see sessions.py) is a source of its own and counts
-for nothing else, and the administration token, which is beyond guessing, needs no part of what all
-have together. Attempts that succeed do not count.
+An attacker with many addresses can use up the limit of all together, and must not lock the
+administrator out with that. So a device that has signed in before (see sessions.py) is a source of
+its own and does not count for all, and neither does the administration token, which cannot be
+guessed. Attempts that succeed do not count.
 
-The counts are of one process, bounded, and by a clock that is never put back.
+The counts are of one process, bounded, and by a monotonic clock.
 """
 
 import math
@@ -19,9 +19,9 @@ from collections import OrderedDict, deque
 _HOUR = 3600.0
 _EACH = ((10, 60.0), (60, _HOUR))
 _ALL = ((20, 60.0), (100, _HOUR))
-"""How many attempts in how many seconds."""
+"""Limits: how many attempts in how many seconds."""
 MAX_SOURCES = 4096
-"""Sources that are remembered. What a forgotten one might try again is bounded by the account's."""
+"""Sources that are remembered. The limit of all together bounds those that are forgotten."""
 
 
 class Attempts:
@@ -33,7 +33,7 @@ class Attempts:
         self._all: deque[float] = deque()
 
     def wait(self, source: str) -> int:
-        """Count an attempt from `source`. Returns the seconds to wait, 0 if it may go on."""
+        """Count an attempt from `source`. Returns the seconds to wait; 0: it may go on."""
         with self._lock:
             made = self._sources.setdefault(source, deque())
             self._sources.move_to_end(source)
@@ -42,12 +42,12 @@ class Attempts:
             return _count(made, _EACH)
 
     def wait_for_all(self) -> int:
-        """The same, for the account: from whatever source that is not known."""
+        """Count an attempt towards the limit of all together. Returns the seconds to wait."""
         with self._lock:
             return _count(self._all, _ALL)
 
     def succeeded(self, source: str, *, counted_for_all: bool) -> None:
-        """Take the last attempt back."""
+        """Take the last attempt of `source` back, as it succeeded."""
         with self._lock:
             for made in (self._sources.get(source), self._all if counted_for_all else None):
                 if made:

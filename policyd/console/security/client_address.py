@@ -1,4 +1,4 @@
-"""Where a request comes from, also behind proxies."""
+"""The address of the client that sent a request, behind proxies too."""
 
 import ipaddress
 from collections.abc import Iterable, Sequence
@@ -8,11 +8,11 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def client_address(peer: str, forwarded: Iterable[str], proxies: Sequence[Network]) -> str:
-    """The client's address: `peer`, or where that is one of `proxies`, what X-Forwarded-For says.
+    """The client's address: `peer`, or where that is one of `proxies`, one from X-Forwarded-For.
 
-    Each proxy adds at the right whom it was asked by, and what stands left of that is the client's
-    to make up. So it is read from the right, up to the first address that is no proxy of ours. A
-    header that cannot be read so far is not followed: the peer counts.
+    Each proxy appends the address of its own peer, and a client can send a made-up beginning. So
+    the header is read from the right, up to the first address that is not in `proxies`. A header
+    with an unreadable address before that is not followed: the nearest address counts.
     """
     address = nearest = _parse(peer)
     if address is None or nearest is None:
@@ -38,7 +38,7 @@ def _parse(text: str) -> _Address | None:
 
 
 def _without_port(hop: str) -> str:
-    """Some proxies add 192.0.2.1:4711 or [2001:db8::1]:4711."""
+    """The address without its port: some proxies append 192.0.2.1:4711 or [2001:db8::1]:4711."""
     host, colon, port = hop.rpartition(":")
     if not colon or not (port.isascii() and port.isdecimal()):
         return hop.removeprefix("[").removesuffix("]") if hop.startswith("[") else hop

@@ -1,19 +1,20 @@
-"""A browser's connection, by uvicorn's h11, which bounds a request's head.
+"""A browser's connection, by uvicorn's h11 protocol, which bounds a request's head.
 
-Whoever connects need not be signed in, and each connection is a file of the process that also ships
-the decision log: nobody holds one for nothing, or too many.
+A client needs no session to connect, and each connection is a file descriptor of the process that
+also ships the decision log. So their number and their time are bounded tightly.
 """
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from policyd.asgi.connections import Bounded, Limits
+from policyd.asgi.bounded import Bounded
+from policyd.asgi.connections import Limits
 
 LIMITS = Limits(connections=200, head=10.0, body=10.0, idle=5.0, write=30.0)
-"""What a browser does at once, or not at all."""
+"""Enough for browsers, which send their requests without a pause."""
 
 
 class Connection(Bounded, H11Protocol):
-    """One connection."""
+    """One connection of a browser."""
 
     def has_begun_head(self) -> bool:
         """See Bounded."""

@@ -1,4 +1,4 @@
-"""The administrator's password: what it must be, its hash, and whether somebody knows it."""
+"""The administrator's password: its rules, its hash, and the check of a secret against it."""
 
 import hmac
 import threading
@@ -13,12 +13,12 @@ MIN_LENGTH = 12
 MAX_LENGTH = 200
 _MIN_VARIETY = 5
 _hasher = PasswordHasher()
-# A hash takes 64 MiB and 50 ms of four threads: a crowd at the door waits for its turn.
+# A hash takes 64 MiB, and 50 ms in four threads: of many sign-ins at once, most wait their turn.
 _at_once = threading.BoundedSemaphore(2)
 
 
 def fault(password: str, repeated: str) -> str:
-    """What is wrong with a new password, in words. Empty: nothing."""
+    """What is wrong with a new password, as a sentence; "" where it is good."""
     if len(password) < MIN_LENGTH:
         return f"Use at least {MIN_LENGTH} characters: three or four words will do."
     if len(password) > MAX_LENGTH:
@@ -31,13 +31,14 @@ def fault(password: str, repeated: str) -> str:
 
 
 def digest(password: str) -> str:
-    """The hash to keep of a password."""
+    """The hash of a password, as the store keeps it."""
     with _at_once:
         return _hasher.hash(_normal(password))
 
 
 def matches(secret: str, password_hash: str, token: str) -> bool:
-    """Whether `secret` is the password or the administration token. It always takes as long."""
+    """Whether `secret` is the password or the administration token. It takes the same time for
+    every secret, so that the time tells nothing."""
     right = is_token(secret, token)
     return _is_password(secret[: MAX_LENGTH + 1], password_hash) or right
 
@@ -50,20 +51,20 @@ def is_token(secret: str, token: str) -> bool:
 def _is_password(secret: str, password_hash: str) -> bool:
     with _at_once:
         try:
-            _hasher.verify(password_hash or _nobodys_hash(), _normal(secret))
+            _hasher.verify(password_hash or _hash_without_password(), _normal(secret))
         except (VerificationError, InvalidHashError):
             return False
     return bool(password_hash)
 
 
 @cache
-def _nobodys_hash() -> str:
-    """Checked where there is no hash, so that it takes as long."""
+def _hash_without_password() -> str:
+    """A hash to check against where no password is set, so that the check takes the same time."""
     return _hasher.hash("no password was set")
 
 
 def _normal(password: str) -> bytes:
-    # Keyboards differ in how they compose a letter with an accent.
+    # Keyboards differ in the characters that they make of a letter with an accent.
     return unicodedata.normalize("NFKC", password).encode("utf-8", "surrogatepass")
 
 
@@ -75,4 +76,4 @@ def use(hasher: PasswordHasher) -> None:
     """Hash with `hasher` from here on, in place of argon2's defaults: tests take a cheap one."""
     global _hasher  # noqa: PLW0603  # one for the process, as there is one administrator
     _hasher = hasher
-    _nobodys_hash.cache_clear()
+    _hash_without_password.cache_clear()

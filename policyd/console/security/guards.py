@@ -1,4 +1,5 @@
-"""What every request passes before it reaches a page, and what every answer carries."""
+"""Guards: what every request has to pass before it reaches a page, and the headers of each
+answer."""
 
 import ipaddress
 from collections.abc import Awaitable, Callable
@@ -10,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 Answer = Callable[[Request, int, str], Response]
-"""Makes the page that says with which status, and why, a request is refused."""
+"""Makes the page for a request that is not served: with its status and its reason."""
 
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _POLICY = "; ".join(
@@ -29,7 +30,7 @@ _HEADERS = {
     "Content-Security-Policy": _POLICY,
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    # With no-referrer, browsers would send `Origin: null` with our own forms.
+    # With no-referrer, browsers would send `Origin: null` with the console's own forms.
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -38,14 +39,16 @@ _HEADERS = {
 
 
 def public_origin(url: str) -> str:
-    """The origin of a URL as browsers write it: in lower case, without the usual port."""
+    """The origin of a URL as browsers write it: in lower case, without the scheme's default
+    port."""
     parts = urlsplit(url)
     usual = {"http": ":80", "https": ":443"}[parts.scheme]
     return f"{parts.scheme}://{parts.netloc.lower().removesuffix(usual)}"
 
 
 class SafeHeaders:
-    """Adds the headers that keep a page from running, loading or telling what is not ours."""
+    """Adds the headers that keep a page from running or loading anything of another origin, and
+    from telling other origins its address."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -62,7 +65,9 @@ class SafeHeaders:
 
 
 class OwnHost:
-    """Refuses requests to another host name than a loopback one or `public`: DNS rebinding."""
+    """Rejects requests for a host name other than a loopback one or `public`. Against DNS
+    rebinding: another site's name may point to this machine, and its pages could then read the
+    console's."""
 
     def __init__(self, app: ASGIApp, answer: Answer, public: str) -> None:
         self._app = app
@@ -75,7 +80,7 @@ class OwnHost:
             await self._app(scope, receive, send)
             return
         why = (
-            "This console listens on this machine only, and was asked for under another name. "
+            "This console listens on this machine only, and the request names another host. "
             "Open it as 127.0.0.1 or localhost; behind a proxy, start policyd with --console-url."
         )
         await self._answer(Request(scope), 421, why)(scope, receive, send)
@@ -91,8 +96,8 @@ def is_loopback(host: str) -> bool:
 
 
 class SameOrigin:
-    """Refuses what another site has a browser send (CSRF). `public` is the origin that browsers
-    see behind a proxy."""
+    """Rejects requests that a page of another site has a browser send (CSRF). `public` is the
+    origin that browsers see behind a proxy."""
 
     def __init__(self, app: ASGIApp, answer: Answer, public: str) -> None:
         self._app = app
@@ -112,12 +117,13 @@ class SameOrigin:
 
 
 def _is_same_origin(request: Request, public: str) -> bool:
-    """A request must show at least one of the two headers that browsers send, and none wrong."""
+    """Whether the request has at least one of the two headers that browsers send, and none that
+    names another origin."""
     site = request.headers.get("sec-fetch-site")
     origin = request.headers.get("origin")
     if site is None and origin is None:
         return False
-    # "none": the person did it, not a page.
+    # "none": the user opened it, not a page.
     if site not in (None, "same-origin", "none"):
         return False
     own = public or f"{request.url.scheme}://{request.headers.get('host')}"
@@ -125,7 +131,7 @@ def _is_same_origin(request: Request, public: str) -> bool:
 
 
 class SignedIn:
-    """Lets pass who is signed in; others are asked to sign in, and come back then."""
+    """Serves requests of a session; `ask` answers others, by leading them to the sign-in."""
 
     def __init__(
         self,

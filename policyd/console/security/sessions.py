@@ -1,11 +1,11 @@
-"""Who is signed in: a signed cookie, and the one-time link by which the first one comes in.
+"""Sessions: signed cookies, and the one-time link with which the first password is set.
 
-Both are signed with a key made of the administration token and the store's epoch, so all processes
-agree, and a new epoch or token ends every one of them. A session has an ID, by which the store
-knows the few that were ended alone.
+Both are signed with a key made of the administration token and the store's epoch. So all processes
+accept the same ones without sharing anything, and a new epoch or token ends all of them. A session
+has an ID, under which the store remembers the few that were ended one by one.
 
-Another cookie stays when a session ends: it tells a device that has signed in before, which opens
-nothing, but is not kept waiting for what strangers try; see attempts.py.
+Another cookie outlives the session: it recognises a device that has signed in before. It opens
+nothing, but strangers' attempts do not make such a device wait: see attempts.py.
 """
 
 import hmac
@@ -20,25 +20,25 @@ from starlette.responses import Response
 LIFETIME = 12 * 3600
 """Seconds that a session lasts."""
 LINK_LIFETIME = 24 * 3600
-"""Seconds that the link of the first start is good for."""
+"""Seconds that the one-time link is good for."""
 DEVICE_LIFETIME = 90 * 24 * 3600
-"""Seconds after its last sign-in that a device is known."""
+"""Seconds that a device is recognised after its last sign-in."""
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
 class Sessions:
-    """Makes and checks sessions. `secure`: the console is served under TLS."""
+    """Makes and checks sessions. `secure` tells that browsers reach the console by TLS."""
 
     def __init__(self, token: str, *, secure: bool) -> None:
         self._token = token.encode()
         self._secure = secure
-        # Under this prefix a browser takes the cookie from this very host and by TLS only.
+        # With this prefix, a browser accepts the cookie only by TLS and from this very host.
         prefix = "__Host-" if secure else ""
         self._cookie = f"{prefix}policyd-session"
         self._device_cookie = f"{prefix}policyd-device"
 
     def begin(self, response: Response, epoch: int, device: str = "") -> None:
-        """Sign in: the cookies go with `response`. `device` is the device's ID, if it has one."""
+        """Begin a session: `response` sets its cookies. `device` is the device's ID, if known."""
         self._set(response, self._cookie, "session", epoch, _new_id(), LIFETIME)
         known = device or _new_id()
         self._set(response, self._device_cookie, "device", epoch, known, DEVICE_LIFETIME)
@@ -46,7 +46,7 @@ class Sessions:
     def _set(
         self, response: Response, cookie: str, purpose: str, epoch: int, value: str, lifetime: int
     ) -> None:
-        # Lax, as a link that somebody shares should open for whoever is signed in.
+        # Lax, so that a link from another site opens the page without a new sign-in.
         response.set_cookie(
             cookie,
             self._signer(purpose, epoch).dumps(value),
@@ -57,33 +57,33 @@ class Sessions:
         )
 
     def end(self, response: Response) -> None:
-        """Sign out: the session's cookie goes away with `response`."""
+        """End a session: `response` deletes its cookie."""
         response.delete_cookie(self._cookie, secure=self._secure, httponly=True, samesite="lax")
 
     def session(self, request: Request, epoch: int) -> str:
-        """The ID of the session of this epoch that the request carries; empty: it has none."""
+        """The ID of the session of this epoch in the request's cookie; "" where there is none."""
         return self._id("session", epoch, request.cookies.get(self._cookie, ""), LIFETIME)
 
     def device(self, request: Request, epoch: int) -> str:
-        """The ID of the device that asks, if it has signed in before; else empty."""
+        """The ID of the request's device, if it has signed in before; else ""."""
         cookie = request.cookies.get(self._device_cookie, "")
         return self._id("device", epoch, cookie, DEVICE_LIFETIME)
 
     def link_code(self, epoch: int) -> str:
-        """What the one-time link carries."""
+        """The code in the one-time link."""
         return str(self._signer("link", epoch).dumps("password"))
 
     def is_link_code(self, code: str, epoch: int) -> bool:
-        """Whether `code` is of a link of this epoch."""
+        """Whether `code` is that of a link of this epoch."""
         return self._loaded("link", epoch, code, LINK_LIFETIME) is not None
 
     def _id(self, purpose: str, epoch: int, value: str, lifetime: int) -> str:
-        # An earlier version's session has no ID, and could not be ended.
+        # A session of an earlier version has no ID, so that it could not be ended.
         found = self._loaded(purpose, epoch, value, lifetime)
         return found if isinstance(found, str) and _ID.fullmatch(found) else ""
 
     def _loaded(self, purpose: str, epoch: int, value: str, lifetime: int) -> object:
-        """What was signed; None where the signature is not good, or no longer."""
+        """The signed value; None where the signature is wrong or too old."""
         try:
             found: object = self._signer(purpose, epoch).loads(value, max_age=lifetime)
         except BadSignature:

@@ -1,8 +1,8 @@
 "use strict";
-// What the console does beyond plain HTML: copying, the pause of the live log, and tooltips.
+// What the console needs beyond plain HTML: copying, pausing the live log, and tooltips.
 document.documentElement.classList.add("js");
 
-function said(button, word) {
+function show(button, word) {
   const label = button.querySelector("span");
   const before = label.textContent;
   label.textContent = word;
@@ -12,9 +12,9 @@ function said(button, word) {
 async function copy(button, text) {
   try {
     await navigator.clipboard.writeText(text);
-    said(button, "Copied");
+    show(button, "Copied");
   } catch {
-    said(button, "Select it and copy");
+    show(button, "Select it and copy");
   }
 }
 
@@ -25,7 +25,7 @@ document.addEventListener("click", (event) => {
   copy(button, source ? document.querySelector(source).textContent : location.href);
 });
 
-// A tooltip goes away by Escape, without the pointer or the focus having to move.
+// Escape hides a tooltip, so that neither the pointer nor the focus has to move.
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape") return;
   for (const tipped of document.querySelectorAll(".tipped:hover, .tipped:focus-within")) {
@@ -47,7 +47,7 @@ function tellLive(state) {
 
 document.addEventListener("htmx:beforeRequest", (event) => {
   if (event.target.id !== "rows") return;
-  // Rows do not move away under a tooltip, or under the keyboard's focus.
+  // Rows must not move while a tooltip is open, or while one of them has the keyboard's focus.
   const isRead = event.target.querySelector(".tipped:hover, :focus-visible");
   if (paused || isRead || document.hidden) event.preventDefault();
 });
@@ -64,7 +64,7 @@ document.addEventListener("DOMContentLoaded", () => {
     pause.setAttribute("aria-pressed", String(paused));
     tellLive(paused ? "paused" : "live");
   });
-  // Reloading the page that shows a new key must not make another one.
+  // Reloading the page that shows a new key must not create another key.
   const once = document.querySelector("[data-once]");
   if (once) history.replaceState(null, "", once.dataset.once);
 });

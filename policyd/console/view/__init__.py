@@ -1,1 +1,9 @@
-"""How the pages show what they show: templates, labels, charts, periods."""
+"""What the pages share.
+
+render      the templates, with their filters; the Console that pages work on
+labels      the console's labels, and how it writes numbers
+forms       fields of forms; lookups: what several pages look up in the store
+text        text of clients, made safe to show
+log_query   the log's filters in a URL
+periods     periods of time and their buckets; charts: stacked bars over them
+"""

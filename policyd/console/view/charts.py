@@ -1,4 +1,4 @@
-"""Charts as numbers that the template draws as SVG: bars that stand on each other."""
+"""Charts of stacked bars, as numbers that the template draws as SVG."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,10 +20,10 @@ class Series:
     """One kind of bar."""
 
     style: str
-    """The class that colours it."""
+    """The CSS class that colours it."""
     label: str
     read: Callable[[Any], int]
-    """Of what is counted: Counts or RefusalCounts."""
+    """Takes the series' value from Counts or RefusedKeyCounts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A bucket: its bars, and what they say."""
+    """A bucket: its bars and their values."""
 
     label: str
     values: tuple[str, ...]
@@ -52,12 +52,12 @@ class Chart:
 
     title: str
     series: Sequence[tuple[str, str]]
-    """Style and label of each."""
+    """Style and label of each series."""
     columns: Sequence[Column]
     top: str
-    """What stands at the top of the scale."""
+    """The label at the top of the scale."""
     labels: Sequence[tuple[float, str]]
-    """What stands under it, and where: in per cent from the left."""
+    """The labels of the time axis, each with its place in per cent from the left."""
     is_empty: bool
 
 
@@ -67,7 +67,7 @@ _Buckets = Sequence[tuple[datetime, Counts]]
 def stacked(
     title: str, series: Sequence[Series], buckets: Sequence[tuple[datetime, Any]], step: timedelta
 ) -> Chart:
-    """Bars that stand on each other, the first series at the bottom."""
+    """A chart of stacked bars, the first series at the bottom."""
     heights = [[one.read(counts) for one in series] for _, counts in buckets]
     top = _nice(max(map(sum, heights), default=0))
     columns = []
@@ -86,7 +86,7 @@ def stacked(
 
 
 def shares(title: str, buckets: _Buckets, step: timedelta) -> Chart:
-    """The share of attributed requests, in per cent."""
+    """A chart of the share of attributed requests, in per cent."""
     columns = []
     for x, (start, counts) in enumerate(buckets):
         whole = counts.attributed + counts.unattributed
@@ -102,7 +102,7 @@ def shares(title: str, buckets: _Buckets, step: timedelta) -> Chart:
 
 
 def _nice(value: int) -> int:
-    """The next number that reads well on a scale: one digit and noughts."""
+    """The next number for the top of a scale: one digit and zeros."""
     if value <= 1:
         return 1
     power = int(10 ** math.floor(math.log10(value)))
@@ -128,5 +128,5 @@ def _labels(buckets: Sequence[tuple[datetime, Any]], step: timedelta) -> list[tu
         for start, _ in buckets[::every]
     ]
     places = [round(100 * number * every / len(buckets), 2) for number in range(len(texts))]
-    # The last one would not fit into the picture where it begins close to its end.
+    # A label that begins close to the right edge would not fit into the picture.
     return [(place, one) for place, one in zip(places, texts, strict=True) if place < 87]

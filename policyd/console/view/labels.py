@@ -1,13 +1,17 @@
-"""What the console calls things, and how it writes numbers."""
+"""The console's labels for what the log and the settings hold, and its ways to write numbers.
+
+Each table that is keyed by an enumeration has a label for every member; a test checks that.
+"""
 
 from collections.abc import Sequence
 from datetime import datetime
 
 from policyd.decision_log.record import Ending, Record, Verdict
-from policyd.decision_log.refused_key import OTHERS, RefusalReason
+from policyd.decision_log.refused_key import OTHERS, RefusedKeyReason
 from policyd.engine.model import Ignored, Mode, Override, Source, UserState
 
 UNKNOWN = "\N{EM DASH}"
+"""Stands where a value is missing."""
 
 VERDICTS = {
     Verdict.ALLOWED: "Allowed",
@@ -16,13 +20,13 @@ VERDICTS = {
 }
 MODES = {
     Mode.OFF: ("Off", "Requests without a user pass."),
-    Mode.AUDIT: ("Audit", "They pass, and are flagged as would-be-blocked."),
+    Mode.AUDIT: ("Audit", "They pass, and are flagged as “would be blocked”."),
     Mode.ENFORCE: ("Enforce", "They are blocked with a 422 and never reach the provider."),
 }
 OVERRIDES = {
     Override.ANY: ("Any request", "The header wins both ways."),
     Override.TIGHTEN_ONLY: ("Only to tighten", "The header can only switch enforcement on."),
-    Override.LOCKED: ("Nobody", "The header is ignored, and the log says so."),
+    Override.LOCKED: ("No request", "The header is ignored, and the log shows that."),
 }
 IDENTIFIERS = {
     "user": "The body's top-level field user.",
@@ -38,19 +42,19 @@ IGNORED = {
     Ignored.NOT_IGNORED: "No",
     Ignored.LOCKED: "Yes: the key is locked",
     Ignored.TIGHTEN_ONLY: "Yes: the key lets it only tighten",
-    Ignored.INVALID: "Yes: it was not one clear true or false",
+    Ignored.INVALID: "Yes: its value was not a single true or false",
 }
 ENDINGS = {
-    Ending.UNKNOWN: "Not known",
+    Ending.UNKNOWN: "Unknown",
     Ending.COMPLETE: "Complete",
     Ending.CLIENT_LEFT: "The client left before the end",
     Ending.UPSTREAM_BROKE: "The provider broke off",
     Ending.NO_ANSWER: "The provider gave no answer",
 }
 REASONS = {
-    RefusalReason.MISSING: "No key",
-    RefusalReason.UNKNOWN: "Not valid",
-    RefusalReason.CONFLICTING: "Two keys",
+    RefusedKeyReason.MISSING: "No key",
+    RefusedKeyReason.UNKNOWN: "Not valid",
+    RefusedKeyReason.CONFLICTING: "Two keys",
 }
 BLOCKED_FLAG = "policy_enforce_user_ids"
 OVERRIDE_FLAG = "invalid_override"
@@ -60,15 +64,15 @@ FLAGS = {
 }
 
 
-def flag_words(record: Record, flag: str) -> str:
-    """What a flag on a decision means, in plain words."""
+def flag_explanation(record: Record, flag: str) -> str:
+    """What a flag on a decision means, as a sentence or two."""
     if flag == OVERRIDE_FLAG:
         return (
             "The header x-usagepanda-enforce-user-ids was neither true nor false, so it was not "
             "followed."
         )
     if record.user_state.is_unreadable:
-        cause = "The body of this request could not be read, so nobody could tell whose it is"
+        cause = "The body of this request could not be read, so its user is unknown"
     elif record.user_state is UserState.ABSENT:
         cause = "This request carried no user"
     else:
@@ -78,29 +82,29 @@ def flag_words(record: Record, flag: str) -> str:
     return f"{cause}. It passed, as Enforce User IDs only watched; enforcing would have blocked it."
 
 
-def verdict_words(record: Record) -> str:
-    """How a request fared. Blocked is what a policy denies: an older policyd logged refused keys
-    as well."""
+def verdict_label(record: Record) -> str:
+    """The label of a verdict. "Blocked" means denied by a policy: older versions of policyd logged
+    refused keys as well."""
     return "Key refused" if record.is_key_refused else VERDICTS[record.verdict]
 
 
-def source_words(source: str) -> str:
-    """Where requests came from."""
+def source_label(source: str) -> str:
+    """The label of the address that requests came from."""
     return {"": "Address not known", OTHERS: "All other addresses"}.get(source, source)
 
 
 def more(values: Sequence[str]) -> str:
-    """How many values there are behind the first."""
+    """How many values follow the first."""
     return f" and {number(len(values) - 1)} more" if len(values) > 1 else ""
 
 
-def words(name: str) -> str:
-    """An identifier of the log as words: chat_completion is "Chat completion"."""
+def label(name: str) -> str:
+    """The label of an identifier of the log: chat_completion is "Chat completion"."""
     return name.replace("_", " ").capitalize()
 
 
 def number(value: int | None) -> str:
-    """A count, its thousands apart."""
+    """A count, with commas between thousands."""
     return UNKNOWN if value is None else f"{value:,}"
 
 
@@ -126,7 +130,7 @@ def duration(microseconds: int | None) -> str:
 
 
 def share(part: int, rest: int) -> str:
-    """`part` of both, in per cent; never 100% or 0% where it is not quite so."""
+    """`part` of `part + rest` in per cent; 100% and 0% only where they are exact."""
     whole = part + rest
     if not whole:
         return UNKNOWN
@@ -137,7 +141,7 @@ def share(part: int, rest: int) -> str:
 
 
 def moment(at: datetime | None) -> str:
-    """A moment, to the second."""
+    """A point in time, to the second."""
     return at.strftime("%Y-%m-%d %H:%M:%S") if at else UNKNOWN
 
 

@@ -1,4 +1,4 @@
-"""The log's filters as they stand in a URL: read with patience, and written back as they came."""
+"""The log's filters in a URL: any value is read without an error, and written back as it came."""
 
 import re
 from collections.abc import Mapping
@@ -23,24 +23,24 @@ _ID = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True, slots=True)
 class LogQuery:
-    """What the log was asked for."""
+    """The filters of one request for the log."""
 
     given: dict[str, str]
-    """Of NAMES, what was asked for, as it was typed."""
+    """The given filters of NAMES, as they were typed."""
     after: str
-    """The ID of the last decision of the page before."""
+    """The ID of the last decision on the previous page."""
     wanted: LogFilter = field(default_factory=LogFilter)
     problems: dict[str, str] = field(default_factory=dict)
-    """What is wrong with what was asked for, by its name."""
+    """What is wrong with a filter, by its name."""
 
     @property
     def filters(self) -> dict[str, str]:
-        """What was asked for besides the ID of a request."""
+        """The given filters without the ID of a request."""
         return {name: value for name, value in self.given.items() if name != "find"}
 
     @property
     def is_live(self) -> bool:
-        """Whether new decisions may still join the page."""
+        """Whether new decisions may still appear on the page."""
         return not self.after and "until" not in self.given and not self.problems
 
     def url(self, path: str = "/logs", **more: str) -> str:
@@ -50,7 +50,7 @@ class LogQuery:
 
 
 def read(parameters: Mapping[str, str]) -> LogQuery:
-    """What the URL's parameters ask for. Total."""
+    """The filters in a URL's parameters. It raises nothing: see LogQuery.problems."""
     given = {name: value for name in NAMES if (value := parameters.get(name, "").strip())}
     problems: dict[str, str] = {}
     wanted: dict[str, Any] = {}
@@ -65,13 +65,13 @@ def read(parameters: Mapping[str, str]) -> LogQuery:
         problems["after"] = "This link to a page of the log is incomplete."
     since, until = wanted.get("since"), wanted.get("until")
     if since and until and since >= until:
-        problems["until"] = "Give a later moment than in From."
-    # A filter that is not understood finds nothing: rather nothing than too much.
+        problems["until"] = "Give a later time than in From."
+    # With an invalid filter nothing is shown, as all decisions would look like a result.
     return LogQuery(given, after, LogFilter() if problems else LogFilter(**wanted), problems)
 
 
 def _find(value: str) -> str:
-    # As it was copied from a terminal or a mail, over the end of a line perhaps.
+    # It may have been copied from a terminal or a mail, with a line break in it.
     text = "".join(value.split())
     if len(text) > MAX_TEXT:
         raise ValueError(f"The log keeps at most {MAX_TEXT} characters of an ID.")
@@ -115,12 +115,12 @@ def _trace(value: str) -> str:
 
 
 def moment(value: str) -> datetime:
-    """A moment in UTC, unless it names another zone. Raises ValueError."""
+    """A point in time, in UTC unless it names another zone. Raises ValueError."""
     try:
         at = datetime.fromisoformat(value)
         return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
     except (ValueError, OverflowError):
-        raise ValueError("Give a moment in UTC such as 2026-11-25T09:30.") from None
+        raise ValueError("Give a time in UTC such as 2026-11-25T09:30.") from None
 
 
 _PARSERS: dict[str, tuple[str, Any]] = {

@@ -1,4 +1,4 @@
-"""Stretches of time to look at, and the buckets that a chart divides them into."""
+"""The periods of time that pages show, and the buckets into which a chart divides them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -6,18 +6,18 @@ from datetime import MAXYEAR, datetime, timedelta
 from typing import TypeVar
 
 from policyd.console.view.log_query import moment
-from policyd.store import Counts, RefusalCounts
+from policyd.store import Counts, RefusedKeyCounts
 
 _HOUR = timedelta(hours=1)
 _DAY = timedelta(days=1)
 _MAX_BUCKETS = 60
-_Counted = TypeVar("_Counted", Counts, RefusalCounts)
+_Counted = TypeVar("_Counted", Counts, RefusedKeyCounts)
 _STEPS = (_HOUR, 3 * _HOUR, 6 * _HOUR, 12 * _HOUR, _DAY, 2 * _DAY, 7 * _DAY)
 
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """From `since` until before `until`, both at a full hour."""
+    """The time from `since` to just before `until`, both at a full hour."""
 
     name: str
     since: datetime
@@ -25,7 +25,7 @@ class Period:
 
     @property
     def last(self) -> datetime:
-        """A moment in its last hour: the statistics take both ends with."""
+        """A moment in its last hour: the statistics include both ends."""
         return self.until - timedelta(seconds=1)
 
     @property
@@ -35,14 +35,14 @@ class Period:
         return next(fitting, _STEPS[-1])
 
     def buckets(self, hours: Iterable[tuple[datetime, Counts]]) -> list[tuple[datetime, Counts]]:
-        """The counts of the hours, summed up by bucket; buckets with nothing in them too."""
+        """The counts of the hours, summed up by bucket; empty buckets are included."""
         return self._buckets(hours, Counts)
 
-    def refusals(
-        self, hours: Iterable[tuple[datetime, RefusalCounts]]
-    ) -> list[tuple[datetime, RefusalCounts]]:
-        """The same of refused keys."""
-        return self._buckets(hours, RefusalCounts)
+    def refused_keys(
+        self, hours: Iterable[tuple[datetime, RefusedKeyCounts]]
+    ) -> list[tuple[datetime, RefusedKeyCounts]]:
+        """The counts of refused keys, summed up in the same way."""
+        return self._buckets(hours, RefusedKeyCounts)
 
     def _buckets(
         self, hours: Iterable[tuple[datetime, _Counted]], empty: Callable[[], _Counted]
@@ -68,13 +68,13 @@ def add(total: _Counted, more: _Counted) -> None:
 
 
 def total(counted: Iterable[tuple[object, Counts]]) -> Counts:
-    """All of it in one."""
+    """The sum of all counts."""
     return _total(counted, Counts())
 
 
-def total_refusals(counted: Iterable[tuple[object, RefusalCounts]]) -> RefusalCounts:
-    """The same of refused keys."""
-    return _total(counted, RefusalCounts())
+def total_refused_keys(counted: Iterable[tuple[object, RefusedKeyCounts]]) -> RefusedKeyCounts:
+    """The sum of all counts of refused keys."""
+    return _total(counted, RefusedKeyCounts())
 
 
 def _total(counted: Iterable[tuple[object, _Counted]], whole: _Counted) -> _Counted:
@@ -98,31 +98,32 @@ USERS = {
 
 
 def last_hours(name: str, now: datetime) -> Period:
-    """The dashboard's period of this name, up to and with the hour that runs."""
+    """The dashboard's period of this name, up to and including the current hour."""
     chosen = name if name in DASHBOARD else "24h"
     until = now.replace(minute=0, second=0, microsecond=0) + _HOUR
     return Period(chosen, until - DASHBOARD[chosen][1], until)
 
 
 def whole_days(parameters: Mapping[str, str], now: datetime) -> tuple[Period, str]:
-    """The period of days in UTC that the parameters ask for, and what is wrong with them."""
+    """The period of days in UTC that the parameters give, and what is wrong with them, or ""."""
     tomorrow = now.replace(hour=0, minute=0, second=0, microsecond=0) + _DAY
     name = parameters.get("period", "")
     chosen = name if name in USERS else "7d"
     usual = Period(chosen, tomorrow - USERS[chosen][1], tomorrow)
     if name != "days":
-        return usual, "" if name in ("", *USERS) else "There is no such period; this is 7 days."
+        return usual, "" if name in ("", *USERS) else "There is no such period; 7 days are shown."
     try:
         since, until = (_midnight(parameters.get(end, "")) for end in ("since", "until"))
     except ValueError:
-        return usual, "Give two days such as 2026-11-25; until then, these are 7 days."
+        return usual, "Give two days such as 2026-11-25; until then, 7 days are shown."
     if not timedelta() <= until - since < timedelta(days=400):
-        return usual, "The first day comes first, and at most 400 days fit; these are 7 days."
+        problem = "The first day must not be after the last, and at most 400 days fit"
+        return usual, f"{problem}; 7 days are shown."
     return Period("days", since, until + _DAY), ""
 
 
 def _midnight(text: str) -> datetime:
     at = moment(text).replace(hour=0, minute=0, second=0, microsecond=0)
     if at.year == MAXYEAR:
-        raise ValueError("there is no day behind the last one")
+        raise ValueError("there is no day after the last one")
     return at

@@ -1,4 +1,4 @@
-"""Renders pages: the templates, their filters, and what all of them know."""
+"""Renders pages: the templates with their filters, and the Console that all pages work on."""
 
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
@@ -37,11 +37,12 @@ class Console:
     sessions: Sessions
     attempts: Attempts
     proxies: Sequence[Network]
-    """Whose X-Forwarded-For is believed."""
+    """Networks of the proxies whose X-Forwarded-For header is believed."""
     pages: StoreThreads
-    """Where pages use the store, and ..."""
+    """Threads in which pages use the store."""
     door: StoreThreads
-    """... where it tells who is signed in, and strangers use it."""
+    """Threads in which sessions are checked, and in which clients without a session use the
+    store."""
 
 
 def console(request: Request) -> Console:
@@ -64,14 +65,14 @@ def render(
 
 
 def is_fragment(request: Request) -> bool:
-    """Whether htmx asks, for a part of the page that it shows."""
+    """Whether htmx asks for a part of a page."""
     return request.headers.get("hx-request") == "true"
 
 
 def refuse(
     request: Request, status: int, why: str, *, headers: dict[str, str] | None = None
 ) -> Response:
-    """The page that says why there is no other one."""
+    """The page that tells with which status, and why, the request is not served."""
     title = _TITLES.get(status, "This did not work")
     return render(
         request, "problem.html", status=status, headers=headers, title=title, why=why, bare=True
@@ -79,15 +80,15 @@ def refuse(
 
 
 _TITLES = {
-    400: "This request is not understood",
+    400: "Not a valid request",
     403: "Not allowed",
     404: "Not found",
     405: "Not allowed",
     409: "Changed meanwhile",
     413: "Too much at once",
-    421: "Wrong name",
+    421: "Wrong host name",
     500: "Something went wrong",
-    503: "The database is away",
+    503: "The database cannot be reached",
 }
 
 Posted = Callable[[Request, FormData], Response]
@@ -107,9 +108,9 @@ def posted(handler: Posted, *, by_strangers: bool = False) -> _Endpoint:
     """An endpoint that gives `handler` the form, in a thread: the store blocks."""
 
     async def endpoint(request: Request) -> Response:
-        # In parts, a form may name any charset of Python's, which not everybody can write again.
+        # A part could name any charset of Python's, and some of them cannot encode its text again.
         if request.headers.get("content-type", "").strip().lower().startswith("multipart/"):
-            raise HTTPException(400, "The forms of this console are not sent in parts.")
+            raise HTTPException(400, "This console does not accept forms as multipart/form-data.")
         async with request.form(max_files=0, max_fields=_MAX_FIELDS) as form:
             return await _threads(request, by_strangers).run(handler, request, form)
 
@@ -119,12 +120,6 @@ def posted(handler: Posted, *, by_strangers: bool = False) -> _Endpoint:
 def _threads(request: Request, for_strangers: bool) -> StoreThreads:
     here = console(request)
     return here.door if for_strangers else here.pages
-
-
-def text(form: FormData, name: str) -> str:
-    """A field of a form as it was typed; empty where it is not there."""
-    value = form.get(name)
-    return value if isinstance(value, str) else ""
 
 
 @cache
@@ -140,13 +135,13 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {
         "visible": visible,
         "plain": plain,
-        "words": labels.words,
+        "label": labels.label,
         "number": labels.number,
         "money": labels.money,
         "duration": labels.duration,
         "moment": labels.moment,
     }
-    environment.globals |= {"static": _static, "names": labels}
+    environment.globals |= {"static": _static, "labels": labels}
     return environment
 
 

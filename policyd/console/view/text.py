@@ -1,4 +1,4 @@
-"""Text from strangers, shown so that it does no harm and hides nothing."""
+"""Text that clients sent, shown so that it does no harm and hides nothing."""
 
 import unicodedata
 from collections.abc import Iterable
@@ -12,8 +12,8 @@ _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
 def visible(text: str) -> Markup:
-    """`text` as HTML of its own direction, its hidden characters made visible."""
-    if text.isprintable():  # Most are, and it is told quickly.
+    """`text` as HTML with a text direction of its own, its hidden characters made visible."""
+    if text.isprintable():  # Most texts are, and the check is quick.
         return Markup("<bdi>") + text + Markup("</bdi>")
     parts = [
         _shown(characters) if is_hidden else escape("".join(characters))
@@ -36,5 +36,5 @@ def _name(character: str) -> str:
 
 
 def plain(text: str) -> str:
-    """The same for places that take no HTML, such as attributes and titles."""
+    """`text` with its hidden characters made visible, for attributes and titles: without HTML."""
     return "".join(_name(one) if _is_hidden(one) else one for one in text)

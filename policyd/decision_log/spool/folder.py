@@ -5,23 +5,22 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from policyd.command.private_files import make_file, make_folder
-from policyd.decision_log.spool.problems import NO_ROOM
+from policyd.command.private_files import NO_ROOM, make_file, make_folder
 from policyd.decision_log.spool.system import System
 from policyd.errors import NoRoom, SettingsError
 
 DIGITS = 20
-"""Of the number in a file that counts losses."""
+"""Digits of the number in a file of losses: always as many, so it is overwritten in place."""
 
 
 def prepare(folder: Path, identity: str) -> None:
-    """Make the folder, for the entries of the database of this identity. Raises SettingsError."""
+    """Make the folder, and mark it as that of the database `identity`. Raises SettingsError."""
     make(folder)
     mark = folder / "database"
     try:
         known = known_database(folder)
         if known == identity:
-            return  # Nothing is written, so that a full disk prevents no start.
+            return  # Nothing is written, so that a start needs no room on the disk.
         if known:
             _check_unused(folder)
         draft = folder / f"database.{os.getpid()}.tmp"
@@ -41,12 +40,12 @@ def make(folder: Path) -> None:
 
 
 def known_database(folder: Path) -> str | None:
-    """Which database the folder's entries belong to; None where that is not known yet.
+    """The identity of the database that the folder's entries belong to; None: not known yet.
 
     Raises SettingsError.
     """
     try:
-        # Empty: the disk was full when it was to be written.
+        # An empty file is left where the disk was full.
         return (folder / "database").read_text(encoding="utf-8") or None
     except FileNotFoundError:
         return None
@@ -55,7 +54,7 @@ def known_database(folder: Path) -> str | None:
 
 
 def _check_unused(folder: Path) -> None:
-    """Raises SettingsError where the entries of another database wait, or could any moment."""
+    """Raises SettingsError where entries for another database wait here, or may be written soon."""
     if any(file.stat().st_size for file in folder.glob("*.jsonl")):
         raise SettingsError(
             f"--spool {folder} holds entries of another database, which that one has not got "
@@ -100,7 +99,7 @@ def lock(system: System, descriptor: int) -> bool:
 
 
 def segments(folder: int, system: System) -> list[tuple[str, int]]:
-    """The names and sizes of the files with entries, by name."""
+    """The names and sizes of the segments, by name."""
     found = []
     for name in sorted(system.listdir(folder)):
         if name.endswith(".jsonl"):

@@ -1,11 +1,11 @@
-"""What keeps entries out of the spool, as an error that names the cause and how it is ended."""
+"""Errors for entries that cannot be written to the spool: each names the cause and the fix."""
 
 import errno
 
+from policyd.command.private_files import NO_ROOM
 from policyd.errors import LogFull, LogUnwritable
 
 NO_FILES = frozenset({errno.EMFILE, errno.ENFILE})
-NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def unwritable(what: str, error: OSError | None) -> LogFull:
@@ -16,7 +16,7 @@ def unwritable(what: str, error: OSError | None) -> LogFull:
 
 
 def cause(error: OSError | None) -> str:
-    """What is wrong, and what is to be done about it."""
+    """The cause, and the fix."""
     if error is None:
         return _at_the_disk("", "--log-error drop")
     if error.errno in NO_FILES:

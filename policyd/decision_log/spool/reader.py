@@ -1,4 +1,4 @@
-"""What the shipper reads of the spool, and what it deletes once the store has it."""
+"""The spool as the shipper reads it, and deletes what the store has."""
 
 import os
 import re
@@ -9,13 +9,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from policyd.command.private_files import NO_ROOM
 from policyd.decision_log.spool.folder import DIGITS, lock, open_folder, segments
-from policyd.decision_log.spool.problems import NO_ROOM
 from policyd.decision_log.spool.system import System
 from policyd.errors import SettingsError
 
 _PIECE = 2**20
-"""Bytes that are read at once, where no other size is asked for."""
+"""Bytes that are read of a file before it is deleted, to see whether it has more lines."""
 _IDENTITY = re.compile(rb"[0-9a-f]{16}")
 
 
@@ -29,12 +29,14 @@ class Chunk:
     end: int
     """Where the next chunk begins."""
     is_last: bool
-    """Whether that has yet to be written."""
+    """Whether there is nothing behind it yet, and the file is still being written."""
 
 
 class SpoolReader:
-    """Reads what all processes have written, once it has the folder's lock. It begins where
-    resume() says, and deletes only what delete() and forget_losses() are told that the store has.
+    """Reads what all processes have written, once it has the folder's lock.
+
+    It begins where resume() says, and deletes only what the caller of delete() and forget_losses()
+    states that the store has.
     """
 
     def __init__(self, folder: Path, system: System | None = None) -> None:
@@ -47,7 +49,7 @@ class SpoolReader:
         self._finished: set[str] = set()
 
     def lock(self) -> bool:
-        """Become the one that ships, unless another process is. Threads may ask at once."""
+        """Become the one that ships, unless another process is. Threads may call it at once."""
         with self._locking:
             if self._shipping < 0:
                 flags = os.O_WRONLY | os.O_CREAT
@@ -59,22 +61,23 @@ class SpoolReader:
             return True
 
     def identity(self) -> str:
-        """What tells this folder from every other one. Only the one that ships may ask."""
+        """The identity of this folder, made at the first call. Only the process that ships may call
+        it."""
         if not self._identity:
             self._identity = self._known_identity() or self._new_identity()
         return self._identity
 
     def resume(self, ends: Mapping[str, int]) -> set[str]:
-        """Go on where the store says that each file was shipped to. Returns files that are gone."""
+        """Go on from the store's positions. Returns the files that have one and are gone."""
         names = set(self._names())
         self._ends = {name: end for name, end in ends.items() if name in names}
         self._finished.clear()
         return ends.keys() - names
 
     def chunks(self, size: int) -> Iterator[Chunk]:
-        """What is not read yet, in pieces of about `size` bytes.
+        """The entries not read yet, in chunks of about `size` bytes.
 
-        A file that grows meanwhile has its turn again in the next round.
+        A file that grows meanwhile is read further at the next call.
         """
         names = self._names()
         self._finished |= self._ends.keys() - set(names)
@@ -85,16 +88,17 @@ class SpoolReader:
                     break
 
     def done(self, chunk: Chunk) -> None:
-        """The store has it."""
+        """Note that the store has the chunk."""
         self._ends[chunk.name] = chunk.end
 
     def finished(self) -> dict[str, int]:
-        """The files that were read to their end, which no process writes any more, and that end."""
+        """The files that no process writes any more and that were read to their end: each with its
+        end."""
         return {name: self._ends.get(name, 0) for name in self._finished}
 
     def delete(self, ends: Mapping[str, int]) -> set[str]:
-        """Delete the files that end where the store has them up to. Returns those that are gone,
-        for good even if the power fails."""
+        """Delete the files that end where the store's positions say. Returns those that are gone,
+        and stay so even if the power fails."""
         gone = set()
         for name, end in ends.items():
             if self._delete(name, end):
@@ -106,7 +110,7 @@ class SpoolReader:
         return gone
 
     def losses(self) -> dict[str, int]:
-        """How many entries each process has lost, of those that lost any."""
+        """How many entries each process has lost; one that lost none is left out."""
         found: dict[str, int] = {}
         for name in self._loss_files():
             with suppress(FileNotFoundError), self._opened(name) as descriptor:
@@ -128,7 +132,7 @@ class SpoolReader:
         for name in self._loss_files():
             with suppress(FileNotFoundError), self._opened(name) as descriptor:
                 if lock(self._system, descriptor):
-                    # In this order: one that still runs may count on.
+                    # Read once it is locked: before that, the process may still count.
                     lost = _number(self._system.pread(descriptor, DIGITS, 0))
                     if lost <= known.get(_process(name), 0):
                         self._system.unlink(name, dir_fd=self._folder)
@@ -153,7 +157,7 @@ class SpoolReader:
     def _chunk(self, name: str, size: int) -> Chunk | None:
         start = self._ends.get(name, 0)
         with suppress(FileNotFoundError), self._opened(name) as descriptor:
-            # In this order: what no process writes any more is read to its end.
+            # Locked before it is read: what is read of a file that is left is then its end.
             is_left = lock(self._system, descriptor)
             content = self._system.pread(descriptor, size, start)
             whole = _whole(content, size)
@@ -166,10 +170,10 @@ class SpoolReader:
         return None
 
     def _delete(self, name: str, end: int) -> bool:
-        """Whether the file is gone. One that is written, or has more lines, stays."""
+        """Whether the file is gone. It stays if a process writes it, or if it has more lines."""
         try:
             with self._opened(name) as descriptor:
-                # In this order: a process that has only just made it may write until it is locked.
+                # Locked before it is read: a process that has just made it may write until then.
                 if not lock(self._system, descriptor):
                     return False
                 if _whole(self._system.pread(descriptor, _PIECE, end), _PIECE):
@@ -198,7 +202,7 @@ class SpoolReader:
                 self._system.close(descriptor)
             self._system.fsync(self._folder)
         except OSError as error:
-            # Shipping is what makes room: this time without a name that outlasts this process.
+            # The disk is full. Shipping makes room: this time under an identity that is not kept.
             if error.errno not in NO_ROOM:
                 raise
         return identity
@@ -216,7 +220,7 @@ class SpoolReader:
 
 
 def left(folder: Path) -> int:
-    """Bytes of entries that no process writes or ships any more. They wait for the next start."""
+    """Bytes of entries that wait for the next start, as no process writes or ships them."""
     try:
         reader = SpoolReader(folder)
     except SettingsError:
@@ -228,8 +232,8 @@ def left(folder: Path) -> int:
 
 
 def _whole(content: bytes, size: int) -> bytes:
-    """The whole lines at the beginning of what was read. A piece without an end of a line is no
-    entry, and is passed over as one that cannot be read."""
+    """The whole lines at the beginning of `content`. A full piece without the end of a line is no
+    entry: it is taken as a line that cannot be read, and so passed over."""
     whole = content[: content.rfind(b"\n") + 1]
     return whole or (content if len(content) == size else b"")
 
@@ -240,5 +244,5 @@ def _process(name: str) -> str:
 
 
 def _number(digits: bytes) -> int:
-    """The count of losses; what is no number was never a whole one."""
+    """The count of losses. Incomplete digits were never written as a whole, and count as 0."""
     return int(digits) if digits.isdigit() else 0

@@ -1,4 +1,7 @@
-"""Descriptors in reserve, for a process whose connections have taken all others."""
+"""Descriptors in reserve, for a process whose connections have used up all others.
+
+Without them such a process could begin no new segment, and so make no decision.
+"""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -9,11 +12,11 @@ from policyd.decision_log.spool.system import System
 
 _Result = TypeVar("_Result")
 _SPARES = 4
-"""Descriptors that are kept for looking and for a new file, where the process has no other left."""
+"""Descriptors in reserve: enough to look through the folder and to begin new files."""
 
 
 class Spares:
-    """Descriptors in reserve: given up for a moment where the process has used up all others."""
+    """Holds descriptors, and closes one for a moment where the process has no other left."""
 
     def __init__(self, folder: int, system: System) -> None:
         self._folder = folder
@@ -22,7 +25,7 @@ class Spares:
         self._fill()
 
     def lend(self, work: Callable[[], _Result]) -> _Result:
-        """Do `work`, which opens a file. Raises what it raises."""
+        """Do `work`, which opens a file, and give it a spare descriptor if it needs one."""
         try:
             return work()
         except OSError as error:
@@ -35,7 +38,7 @@ class Spares:
                 self._fill()
 
     def close(self) -> None:
-        """Give all of them up."""
+        """Close all of them."""
         while self._kept:
             self._system.close(self._kept.pop())
 

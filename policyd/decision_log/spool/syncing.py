@@ -1,11 +1,13 @@
-"""What of the spool the disk has, and when: what a power cut may take.
+"""When the disk has what was written to the spool, and so what a power cut may take.
 
     always     the disk has a decision before its answer leaves
     interval   the disk has it a second or so later
-    never      the disk has it when the kernel writes it of its own accord, 30 s later, say
+    never      the disk has it when the kernel writes it of its own accord, some 30 s later
 
-A sync takes as long as the disk likes, so a thread of its own does it. All that wait for one
-while another runs share the next.
+A sync takes as long as the disk takes, so it runs in a thread of its own. Answers that come while
+one runs cannot rely on it, and share the next: so one runs and one waits at most, however many
+answers there are. A file whose sync has failed is written no more, as the kernel may have thrown
+away what the disk did not take, and a second sync would not report it again.
 """
 
 import asyncio
@@ -32,7 +34,7 @@ class Unsynced:
         self._has_new_file = False
 
     def begin(self, descriptor: int) -> None:
-        """Entries go into this new file from now on. The one before is closed once it is synced."""
+        """Note a new file for entries. The one before is closed once it is synced."""
         with self._lock:
             if self._current >= 0:
                 self._left.append(self._current)
@@ -47,7 +49,7 @@ class Unsynced:
             self._has_new_file = False
         try:
             if has_new_file:
-                # A file that no folder names is gone with the power, whatever is in it.
+                # Until the folder is synced, a power cut may take the file's name, and so the file.
                 self._system.fsync(self._folder)
             for descriptor in (*left, current):
                 if descriptor >= 0:
@@ -70,7 +72,7 @@ class Unsynced:
 
 
 class SyncThread:
-    """Does `work` in a thread, for the event loop. It holds up no end of the process."""
+    """Does `work` in a thread, for the event loop. The thread keeps no process from ending."""
 
     def __init__(self, work: Callable[[], None]) -> None:
         self._work = work
@@ -80,7 +82,8 @@ class SyncThread:
         self._next: asyncio.Future[OSError | None] | None = None
 
     def request(self) -> asyncio.Future[OSError | None]:
-        """What work comes to that begins after this call. Do not cancel it: others may wait too."""
+        """The error, if any, of a run of `work` that begins after this call. Do not cancel it, as
+        others may wait for the same run."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             threading.Thread(target=self._work_on, name="spool-sync", daemon=True).start()
@@ -110,7 +113,7 @@ class SyncThread:
             try:
                 self._loop.call_soon_threadsafe(self._end, error)
             except RuntimeError:
-                return  # The loop is closed: nothing waits any more.
+                return  # The loop is closed, so no caller waits any more.
 
     def _end(self, error: OSError | None) -> None:
         ended, self._running = self._running, None

@@ -1,7 +1,7 @@
 """The system calls of the spool, all in one place.
 
-A test puts a System of its own in the place of this one, which ends the process between any two
-calls or has one of them fail.
+A test replaces this System with its own, which ends the process between any two calls, or has one
+of them fail.
 """
 
 import fcntl
@@ -9,7 +9,7 @@ import os
 
 
 class System:
-    """What the spool asks of the operating system."""
+    """The system calls that the spool uses."""
 
     open = staticmethod(os.open)
     close = staticmethod(os.close)

@@ -1,4 +1,4 @@
-"""What a worker writes to the spool: whole batches of lines, within the limit, or an error."""
+"""The spool as a worker writes it: whole batches of lines, within the limit, or an error."""
 
 import logging
 import os
@@ -6,9 +6,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from policyd.command.private_files import make_folder
+from policyd.command.private_files import NO_ROOM, make_folder
 from policyd.decision_log.spool.folder import DIGITS, lock, segments, unusable
-from policyd.decision_log.spool.problems import NO_ROOM, cause, unwritable
+from policyd.decision_log.spool.problems import cause, unwritable
 from policyd.decision_log.spool.spares import Spares
 from policyd.decision_log.spool.syncing import Sync, Unsynced
 from policyd.decision_log.spool.system import System
@@ -19,16 +19,16 @@ _log = logging.getLogger(__name__)
 _SEGMENT = 8 * 2**20
 """Bytes after which a new file is begun."""
 _SEGMENTS = 8
-"""Files that the spool holds at least before it is full."""
+"""Segments that the spool's limit has room for, at least."""
 _LOOK = 1.0
-"""Seconds between two looks at what all workers together have written."""
+"""Seconds between two looks at how much all workers together have written."""
 
 
 class SpoolWriter:
-    """Writes the entries of one process. `limit` is the bytes of the whole folder.
+    """Writes the entries of one process. `limit` is the bytes that the whole folder may hold.
 
-    Raises SettingsError where the folder cannot be used. A disk that is full is no such case: then
-    write() raises LogFull until there is room for the folder and its files.
+    Raises SettingsError where the folder cannot be used. A full disk does not raise: write() raises
+    LogFull until there is room for the folder and its files.
     """
 
     def __init__(
@@ -60,9 +60,9 @@ class SpoolWriter:
         self._is_synced = sync != "never"
         self._unsynced: Unsynced | None = None
         self.written = 0
-        """Bytes that were ever written."""
+        """Bytes that this process has written so far."""
         self._is_blind = False
-        """Whether the last look failed."""
+        """Whether the last look at the folder failed."""
         self._problem: OSError | None = None
         """Why there was no new file when one was due."""
         self._start()
@@ -80,7 +80,7 @@ class SpoolWriter:
             _log.error("the spool has no room yet: %s", cause(error))
 
     def write(self, lines: bytes) -> None:
-        """Write all of it or nothing. Raises LogFull or LogUnwritable."""
+        """Write all of the lines or none. Raises LogFull or LogUnwritable."""
         now = time.monotonic()
         if now - self._looked_at > _LOOK or self._used + len(lines) > self._limit:
             self._look(now)
@@ -96,13 +96,13 @@ class SpoolWriter:
         self._append(lines)
 
     def sync(self) -> None:
-        """Have the disk take what was written: from any thread, one at a time. Raises OSError."""
+        """Sync what was written. Call it from any thread, one call at a time. Raises OSError."""
         if self._unsynced is not None:
             self._unsynced.sync()
 
     def leave_segment(self) -> None:
-        """Write no more to this file: the disk did not take it, and a second sync would not say so
-        again."""
+        """Write no more to this segment: its sync has failed, and a second one would not report
+        that again."""
         self._is_torn = True
 
     def is_fuller_than(self, share: float) -> bool:
@@ -111,15 +111,15 @@ class SpoolWriter:
         return self._used > share * self._limit
 
     def drop(self, entries: int) -> None:
-        """Count entries that are not kept."""
+        """Count entries that are lost."""
         self._lost += entries
         self.tell_losses()
 
     def tell_losses(self) -> None:
-        """Write down the losses that the disk has not taken yet, if it takes them now."""
+        """Write down losses that are not on the disk yet, as far as it takes them now."""
         if self._lost == self._told:
             return
-        with suppress(OSError):  # Then they are told the next time.
+        with suppress(OSError):  # Then the next call writes them.
             self._open()
             if self._losses < 0 or not self._system.fstat(self._losses).st_nlink:
                 self._spares.lend(self._begin_losses)
@@ -162,17 +162,17 @@ class SpoolWriter:
         self.written += written
 
     def _take_back(self, written: int) -> None:
-        """Half a batch must not be read as one."""
+        """Remove half a batch, which must not be read as a whole one."""
         with suppress(OSError):
             self._system.ftruncate(self._segment, self._size)
-        # The shipper can make room by deleting this file. And it may have read the half batch: it
-        # would look for what follows behind that.
+        # A new segment follows, so that the shipper can make room by deleting this one. It may also
+        # have read the half batch, and would look for more behind it.
         self._is_torn = self._is_torn or written > 0
         if self._size or self._is_torn:
             self._rotate()
 
     def _look(self, now: float) -> None:
-        """See how much all workers have written. At the limit, at most a few times a second."""
+        """Look how much all workers have written. At the limit, up to ten times a second."""
         if now - self._looked_at > _LOOK / 10:
             self._looked_at = now
             try:
@@ -180,14 +180,14 @@ class SpoolWriter:
                 found = self._spares.lend(lambda: segments(self._folder, self._system))
                 is_gone = self._segment >= 0 and not self._system.fstat(self._segment).st_nlink
             except OSError as error:
-                # What this process writes is counted all the same, and decisions go on.
+                # Decisions go on: what this process itself writes is still counted.
                 if not self._is_blind:
                     _log.error("the spool cannot be looked through: %s", cause(error))
                 self._is_blind = True
             else:
                 self._used = sum(size for _, size in found)
                 self._is_blind = False
-                # Deleted by a stranger: what is written there would never be read.
+                # Another program has deleted the segment, so no shipper would ever read it.
                 self._is_torn = self._is_torn or is_gone
 
     def _rotate(self) -> None:
@@ -197,11 +197,12 @@ class SpoolWriter:
             self._spares.lend(self._begin_segment)
         except OSError as error:
             self._problem = error
-            return  # The old one goes on, and write() says what is wrong.
+            return  # The old segment stays in use, if it can, and write() reports the problem.
         if before < 0:
             return
         if is_empty:
-            # On a full disk there may be many, and a shipper without a store deletes none.
+            # On a full disk there may be many empty ones, and while the store is away the shipper
+            # deletes none.
             with suppress(OSError):
                 self._system.unlink(name, dir_fd=self._folder)
         if self._unsynced is None:
@@ -216,7 +217,7 @@ class SpoolWriter:
             self._unsynced.begin(self._segment)
 
     def _begin_losses(self) -> None:
-        """Make the file that counts losses, with its place on a disk that is full later."""
+        """Make the file that counts losses, at its full size, as the disk may be full later."""
         descriptor, _ = self._create("lost", 0)
         try:
             self._system.pwrite(descriptor, b"%0*d" % (DIGITS, 0), 0)
@@ -228,15 +229,15 @@ class SpoolWriter:
         self._losses = descriptor
 
     def _create(self, kind: str, more: int) -> tuple[int, str]:
-        """A new file, locked, and its name. No file had that name before."""
+        """A new file, locked, and its name. No file has had that name before."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | more
         while True:
             name = f"{self._process}-{self._number + 1:08d}.{kind}"
             descriptor = self._system.open(name, flags, 0o600, dir_fd=self._folder)
             self._number += 1
             try:
-                # The shipper may have come between, and taken it for one that is written no more.
-                # It deletes it then, now or later; to wait for it could take for ever.
+                # Before it was locked, the shipper may have taken it for one that is left, and
+                # deletes it now or later. The lock may never be free, so another file is made.
                 if lock(self._system, descriptor) and self._system.fstat(descriptor).st_nlink:
                     return descriptor, name
             except OSError:

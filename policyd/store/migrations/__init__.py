@@ -1,12 +1,12 @@
 """The database's forms, one after the other, as Alembic migrations.
 
-A migration only expands: the version before goes on with what is there, and can be started again.
-So a database tells two things of itself: its form, and the oldest version that still works on it.
+A migration only expands: the version before still works on the result, and can be started again.
+So a database says two things of itself: its form, and the oldest version that still works on it.
 
-    schema_version   the form, the last of the migrations that have run
-    schema_form      `works_from`: versions that know this migration, or a later one, can use it;
-                     `reason`: why no version can at the moment, where it is not empty
-    alembic_version  for versions that know neither of the two, which refuse every other value
+    schema_version   the form: the last migration that has run
+    schema_form      `works_from`: versions that know this migration or a later one can use it;
+                     `reason`: why no version can at the moment, if it is not empty
+    alembic_version  for versions that know neither of the two and refuse every other value
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ _OLD_TABLE = "alembic_version"
 _OLD_HEAD = "0005"
 """What versions that do not know `schema_form` take for the newest form."""
 
-# Any number will do, as long as nobody else locks it in the same database.
+# Any number that no other program locks in the same database will do.
 POSTGRESQL_LOCK = 0x706F6C69637964
 
 _Form = sa.table("schema_form", sa.column("works_from"), sa.column("reason"))
@@ -36,7 +36,7 @@ _Form = sa.table("schema_form", sa.column("works_from"), sa.column("reason"))
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What a database says of its form."""
+    """The form of a database, and which versions can use it."""
 
     revision: str | None
     """None: it has no tables of policyd's."""
@@ -93,7 +93,7 @@ def _number(connection: sa.Connection, tables: sa.Inspector, name: str) -> str |
 
 
 def close(connection: sa.Connection, reason: str) -> None:
-    """Let no version use the database any more, and say why; "" opens it again."""
+    """Let no version use the database from now on, for this reason; "" opens it again."""
     connection.execute(sa.update(_Form).values(reason=reason))
 
 
@@ -106,7 +106,7 @@ def upgrade(connection: sa.Connection) -> None:
     if not found.is_behind:
         found.check()
         return
-    # Only a process that migrates waits for Alembic.
+    # Alembic is slow to import, and only a process that migrates needs it.
     from alembic import command
 
     if found.revision is not None:
@@ -116,7 +116,7 @@ def upgrade(connection: sa.Connection) -> None:
 
 
 def pending(revision: str | None) -> list[str]:
-    """What has not run yet on a database of this form: a line for each migration, in order."""
+    """The migrations that a database of this form lacks, in order: a line for each."""
     from alembic.script import ScriptDirectory
 
     scripts = ScriptDirectory.from_config(_config(None))
@@ -138,7 +138,7 @@ def _config(connection: sa.Connection | None) -> "Config":
 
 
 def _take_over(connection: sa.Connection, revision: str) -> None:
-    """The form that an older version has noted stands where this one looks for it."""
+    """Copy the form from where old versions have noted it to where this one looks for it."""
     if not sa.inspect(connection).has_table(VERSION_TABLE):
         number = sa.Column("version_num", sa.String(32), primary_key=True)
         table = sa.Table(VERSION_TABLE, sa.MetaData(), number)

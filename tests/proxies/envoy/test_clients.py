@@ -1,4 +1,4 @@
-"""OpenAI's own clients, of the seed's day and of today, through Envoy."""
+"""OpenAI's own clients, of Usage Panda's day and of today, through Envoy."""
 
 import openai
 import pytest
@@ -17,19 +17,19 @@ def client(envoy: Envoy, enforcing: str) -> openai.OpenAI:
     )
 
 
-def test_the_seeds_snippet(envoy: Envoy, upstream: Upstream, off: str) -> None:
-    """Under openai 0.27.8 it ends with the seed's exception, to the letter up to the date."""
-    done = old_python((HERE / "seed_snippet.py").read_text(), envoy, off)
-    seed = (HERE / "seed_exception.txt").read_text()
+def test_the_documented_snippet(envoy: Envoy, upstream: Upstream, off: str) -> None:
+    """Under openai 0.27.8 it ends with the documented exception, to the letter up to the date."""
+    done = old_python((HERE / "documented_snippet.py").read_text(), envoy, off)
+    documented = (HERE / "documented_exception.txt").read_text()
     printed = done.stderr.splitlines()[-1]
-    assert printed.partition("'Date'")[:2] == seed.partition("'Date'")[:2]
+    assert printed.partition("'Date'")[:2] == documented.partition("'Date'")[:2]
     assert done.returncode == 1
     assert not upstream.received
 
 
-def test_the_seeds_snippet_with_user(envoy: Envoy, upstream: Upstream, off: str) -> None:
+def test_the_documented_snippet_with_user(envoy: Envoy, upstream: Upstream, off: str) -> None:
     """It is answered once it names its user."""
-    snippet = (HERE / "seed_snippet.py").read_text()
+    snippet = (HERE / "documented_snippet.py").read_text()
     named = snippet.replace('prompt="Hello there",', 'prompt="Hello there", user="alice",')
     done = old_python(f"{named}print(output)", envoy, off)
     assert done.returncode == 0, done.stderr

@@ -13,7 +13,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from policyd.demo.upstream import Received
+from policyd.demo.received import Received
 from tests.proxies.http.conftest import LARGEST, Stack, stack
 from tests.support import requirements
 from tests.support.raw_http import (

@@ -15,10 +15,10 @@ import type { EvaluateRequest } from "./stubs/policyd/v1/EvaluateRequest.js";
 import type { EvaluateResponse__Output } from "./stubs/policyd/v1/EvaluateResponse.js";
 import type { PolicyServiceClient } from "./stubs/policyd/v1/PolicyService.js";
 
-// What policyd reads of a body is 4 MiB, and a message to it is no larger; headers need room, too.
+// policyd reads 4 MiB of a body, and accepts no larger message; headers need room in it, too.
 const MAX_BODY = 4 * 2 ** 20 - 64 * 2 ** 10;
-// A policyd that is being replaced closes its connections: it is tried again within the deadline, and
-// of several addresses each in turn.
+// A policyd that is being replaced closes its connections: the call is tried again within the deadline,
+// at each of several addresses in turn.
 const CALLS = {
   loadBalancingConfig: [{ round_robin: {} }],
   methodConfig: [
@@ -34,11 +34,11 @@ const CALLS = {
     },
   ],
 };
-// Besides its own headers, policyd reads those that say what the body is, or make a POST of another method.
+// Besides its own headers, policyd reads those that describe the body, or turn another method into a POST.
 const READ = /^(content-(type|encoding)|x[-_]http[-_]method([-_]override)?|x[-_]method[-_]override)$/i;
 const CORS = ["Access-Control-Allow-Origin", "*", "Access-Control-Allow-Methods", "OPTIONS,POST,GET", "Content-Type", "application/json"];
 const HOP_BY_HOP = new Set(["connection", "keep-alive", "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "http2-settings", "expect", "host"]);
-// A client's Connection header takes none of these away: they are what a request is judged and read by.
+// A client's Connection header removes none of these: policyd, or the upstream, reads the request by them.
 const END_TO_END = /^(authorization|content-(encoding|length|type))$/;
 
 const { values: settings } = parseArgs({
@@ -54,7 +54,7 @@ const PREFIX = upstream.pathname.replace(/\/$/, "");
 const policyd = connect(settings.policyd);
 const policyTimeout = Number(settings["policy-timeout"]) * 1000;
 const isSecure = upstream.protocol === "https:";
-// An idle connection is given up before the upstream does, which many do after 5 s.
+// An idle connection is closed before the upstream closes it, as many do after 5 s.
 const agent = new (isSecure ? https : http).Agent({ keepAlive: true, timeout: 4000 });
 
 function connect(address: string): PolicyServiceClient {
@@ -71,16 +71,16 @@ function connect(address: string): PolicyServiceClient {
     "grpc.service_config": JSON.stringify(CALLS),
     "grpc.initial_reconnect_backoff_ms": 100,
     "grpc.max_reconnect_backoff_ms": 1000,
-    // A policyd that is gone without a word is left for another connection after 12 s, not after minutes.
+    // A policyd that has vanished is noticed after 12 s, not after minutes: then there is another connection.
     "grpc.keepalive_time_ms": 10_000,
     "grpc.keepalive_timeout_ms": 2_000,
     "grpc.keepalive_permit_without_calls": 1,
   });
 }
 
-function evaluate(question: EvaluateRequest): Promise<EvaluateResponse__Output> {
+function evaluate(descriptor: EvaluateRequest): Promise<EvaluateResponse__Output> {
   return new Promise((resolve, reject) => {
-    policyd.evaluate(question, { deadline: Date.now() + policyTimeout }, (error, answer) => {
+    policyd.evaluate(descriptor, { deadline: Date.now() + policyTimeout }, (error, answer) => {
       if (answer) resolve(answer);
       else reject(error);
     });
@@ -93,20 +93,20 @@ async function serve(request: IncomingMessage, response: ServerResponse): Promis
     return;
   }
   if (/websocket/i.test(request.headers.upgrade ?? "")) {
-    // With a 426, clients that know HTTP as well ask over HTTP at once.
-    return refuse(response, 426, "invalid_request", "No policy can see into WebSockets. Ask over HTTP", ["Upgrade", "HTTP/1.1", "Connection", "Upgrade"]);
+    // After a 426, clients that also speak HTTP try it at once.
+    return answerError(response, 426, "invalid_request", "No policy can see into WebSockets. Ask over HTTP", ["Upgrade", "HTTP/1.1", "Connection", "Upgrade"]);
   }
   if (!request.url?.startsWith("/")) {
-    return refuse(response, 400, "invalid_request", "Send a path that begins with /");
+    return answerError(response, 400, "invalid_request", "Send a path that begins with /");
   }
   const begun = await readUpTo(request, MAX_BODY);
   let answer: EvaluateResponse__Output;
   try {
-    answer = await evaluate(question(request, begun));
+    answer = await evaluate(describe(request, begun));
   } catch (error) {
     // Fail closed: without a decision nothing goes upstream.
     console.error("no decision:", error);
-    return refuse(response, 503, "server_error", "The policy service gave no decision. Try again", ["Retry-After", "1"]);
+    return answerError(response, 503, "server_error", "The policy service gave no decision. Try again", ["Retry-After", "1"]);
   }
   if (answer.decision === "DECISION_ALLOW") {
     await forward(request, response, begun, answer.upstreamPath);
@@ -129,8 +129,8 @@ async function readUpTo(request: IncomingMessage, limit: number): Promise<Buffer
   return Buffer.concat(chunks);
 }
 
-/** Describes a request to policyd, which reads the body itself: by the path that goes upstream. */
-function question(request: IncomingMessage, body: Buffer): EvaluateRequest {
+/** The descriptor of a request, with its body, which policyd reads, and the path that goes upstream. */
+function describe(request: IncomingMessage, body: Buffer): EvaluateRequest {
   const read = pairs(request.rawHeaders).filter(([name]) => isOurs(name) || READ.test(name));
   return {
     method: request.method ?? "",
@@ -138,14 +138,14 @@ function question(request: IncomingMessage, body: Buffer): EvaluateRequest {
     headers: read.map(([name, value]) => ({ name, value })),
     sourceIp: request.socket.remoteAddress ?? "",
     userAgent: request.headers["user-agent"] ?? "",
-    // The same at each try, so that policyd decides and logs it once.
+    // The same at each attempt, so that policyd decides and logs it once.
     idempotencyKey: Date.now().toString(16).padStart(12, "0") + randomBytes(10).toString("hex"),
     ...(body.length > MAX_BODY ? { userState: "USER_STATE_TOO_LARGE" } : { rawBody: { content: body } }),
   };
 }
 
-/** Sends a request upstream in the spelling that was judged, and otherwise as it came. */
-async function forward(request: IncomingMessage, response: ServerResponse, begun: Buffer, judgedPath: string): Promise<void> {
+/** Sends a request upstream with the path by which policyd decided, and otherwise unchanged. */
+async function forward(request: IncomingMessage, response: ServerResponse, begun: Buffer, canonicalPath: string): Promise<void> {
   const { path, query } = splitTarget(request);
   const named = (request.headers.connection ?? "").toLowerCase().split(",").map((name) => name.trim());
   const forOneHop = new Set([...HOP_BY_HOP, ...named.filter((name) => !END_TO_END.test(name))]);
@@ -155,7 +155,7 @@ async function forward(request: IncomingMessage, response: ServerResponse, begun
     hostname: upstream.hostname,
     port: upstream.port,
     method: request.method,
-    path: (judgedPath || PREFIX + path) + query,
+    path: (canonicalPath || PREFIX + path) + query,
     headers: ["Host", upstream.host, ...passedOn.flat(), ...(request.headers["transfer-encoding"] ? ["Transfer-Encoding", "chunked"] : [])],
   });
   response.on("close", () => outgoing.destroy()); // The client may leave before its answer is whole.
@@ -172,7 +172,7 @@ async function forward(request: IncomingMessage, response: ServerResponse, begun
   } catch (error) {
     console.error("no answer from upstream:", error);
     if (response.headersSent) response.destroy();
-    else refuse(response, 502, "server_error", "The upstream API cannot be reached. Try again");
+    else answerError(response, 502, "server_error", "The upstream API cannot be reached. Try again");
   }
 }
 
@@ -186,8 +186,8 @@ function body(begun: Buffer, request: IncomingMessage): Readable {
   );
 }
 
-/** Answers with an error of the gateway's own, in the shape of OpenAI's. */
-function refuse(response: ServerResponse, status: number, type: string, message: string, headers: string[] = []): void {
+/** Answers with an error of this gateway, in the shape of OpenAI's errors. */
+function answerError(response: ServerResponse, status: number, type: string, message: string, headers: string[] = []): void {
   const error = { message: `Usage Panda: ${message}`, type, param: null, code: null };
   response.writeHead(status, ["Access-Control-Allow-Headers", "*", ...CORS, ...headers]).end(JSON.stringify({ error }));
 }
@@ -198,7 +198,7 @@ function splitTarget(request: IncomingMessage): { path: string; query: string } 
   return end < 0 ? { path: target, query: "" } : { path: target.slice(0, end), query: target.slice(end) };
 }
 
-/** Whether a header is policyd's, or one that a server may take for it: an underscore is a dash to some. */
+/** Whether a header is policyd's, or a server may take it for one: some read an underscore as a dash. */
 function isOurs(header: string): boolean {
   return /^x[-_]usagepanda[-_]/i.test(header);
 }

@@ -48,12 +48,12 @@ import policyd.v1.PolicyServiceGrpc.PolicyServiceBlockingStub;
  * forwards it.
  */
 public final class Gateway extends ProxyHandler {
-  /** What policyd reads of a body is 4 MiB, and a message to it is no larger; headers need room, too. */
+  /** policyd reads 4 MiB of a body, and accepts no larger message; headers need room in it, too. */
   private static final int MAX_BODY = 4 * 1024 * 1024 - 64 * 1024;
 
   /**
-   * A policyd that is being replaced closes its connections: it is tried again within the deadline,
-   * and of several addresses each in turn.
+   * A policyd that is being replaced closes its connections: the call is tried again within the
+   * deadline, at each of several addresses in turn.
    */
   private static final Map<String, ?> CALLS =
       Map.of(
@@ -72,18 +72,18 @@ public final class Gateway extends ProxyHandler {
                       "backoffMultiplier", 2.0,
                       "retryableStatusCodes", List.of("UNAVAILABLE")))));
 
-  /** Besides its own headers, policyd reads those that say what the body is, or make a POST of another method. */
+  /** Besides its own headers, policyd reads those that describe the body, or turn another method into a POST. */
   private static final Pattern READ =
       Pattern.compile(
           "content-(type|encoding)|x[-_]http[-_]method([-_]override)?|x[-_]method[-_]override",
           Pattern.CASE_INSENSITIVE);
 
-  /** A client's Connection header takes none of these away: a request is judged and read by them. */
+  /** A client's Connection header removes none of these: policyd, or the upstream, reads the request by them. */
   private static final Set<String> END_TO_END =
       Set.of("authorization", "content-encoding", "content-length", "content-type");
 
   private static final SecureRandom RANDOM = new SecureRandom();
-  private static final String JUDGED_PATH = "policyd.upstream_path";
+  private static final String CANONICAL_PATH = "policyd.upstream_path";
 
   private final PolicyServiceBlockingStub policyd;
   private final int policyTimeout;
@@ -109,8 +109,8 @@ public final class Gateway extends ProxyHandler {
             .usePlaintext()
             .defaultServiceConfig(CALLS)
             .enableRetry()
-            // A policyd that is gone without a word is left for another connection after 12 s, not
-            // after minutes.
+            // A policyd that has vanished is noticed after 12 s, not after minutes: then there is
+            // another connection.
             .keepAliveTime(10, TimeUnit.SECONDS)
             .keepAliveTimeout(2, TimeUnit.SECONDS)
             .keepAliveWithoutCalls(true)
@@ -144,8 +144,8 @@ public final class Gateway extends ProxyHandler {
     if (request.getMethod().equals("OPTIONS")) {
       answer(response, callback, 200, "*, Authorization", "{}");
     } else if (asksForWebSocket(request)) {
-      // With a 426, clients that know HTTP as well ask over HTTP at once.
-      refuse(response, callback, 426, "invalid_request", "No policy can see into WebSockets. Ask over HTTP");
+      // After a 426, clients that also speak HTTP try it at once.
+      answerError(response, callback, 426, "invalid_request", "No policy can see into WebSockets. Ask over HTTP");
     } else {
       judge(request, response, callback);
     }
@@ -164,9 +164,9 @@ public final class Gateway extends ProxyHandler {
       EvaluateResponse decided =
           policyd
               .withDeadlineAfter(policyTimeout, TimeUnit.SECONDS)
-              .evaluate(question(request, begun));
+              .evaluate(describe(request, begun));
       if (decided.getDecision() == Decision.DECISION_ALLOW) {
-        request.setAttribute(JUDGED_PATH, decided.getUpstreamPath());
+        request.setAttribute(CANONICAL_PATH, decided.getUpstreamPath());
         InputStream whole = new SequenceInputStream(new ByteArrayInputStream(begun), body);
         super.handle(new Replayed(request, Content.Source.from(whole)), response, callback);
       } else {
@@ -176,14 +176,14 @@ public final class Gateway extends ProxyHandler {
       // Fail closed: without a decision nothing goes upstream.
       System.err.println("no decision: " + noDecision.getStatus());
       response.getHeaders().put(HttpHeader.RETRY_AFTER, "1");
-      refuse(response, callback, 503, "server_error", "The policy service gave no decision. Try again");
+      answerError(response, callback, 503, "server_error", "The policy service gave no decision. Try again");
     } catch (IOException badBody) {
-      refuse(response, callback, 400, "invalid_request", "The body is not as its headers say");
+      answerError(response, callback, 400, "invalid_request", "The body is not as its headers say");
     }
   }
 
-  /** Describes a request to policyd, which reads the body itself: by the path that goes upstream. */
-  private EvaluateRequest question(Request request, byte[] body) {
+  /** The descriptor of a request, with its body, which policyd reads, and the path that goes upstream. */
+  private EvaluateRequest describe(Request request, byte[] body) {
     EvaluateRequest.Builder asked =
         EvaluateRequest.newBuilder()
             .setMethod(request.getMethod())
@@ -204,7 +204,7 @@ public final class Gateway extends ProxyHandler {
         .build();
   }
 
-  /** The same at each try of a question, so that policyd decides and logs it once. */
+  /** The same at each attempt to ask, so that policyd decides and logs it once. */
   private static String newKey() {
     byte[] random = new byte[10];
     RANDOM.nextBytes(random);
@@ -215,12 +215,12 @@ public final class Gateway extends ProxyHandler {
     return upstream.getRawPath().replaceFirst("/$", "");
   }
 
-  /** Whether a header is policyd's, or one that a server may take for it. */
+  /** Whether a header is policyd's, or a server may take it for one of them. */
   private static boolean isOurs(HttpField field) {
     return dashed(field).startsWith("x-usagepanda-");
   }
 
-  /** A header's name as those servers read it to whom an underscore is a dash. */
+  /** A header's name as servers read it that take an underscore for a dash. */
   private static String dashed(HttpField field) {
     return field.getName().toLowerCase(Locale.ROOT).replace('_', '-');
   }
@@ -232,11 +232,11 @@ public final class Gateway extends ProxyHandler {
     return HttpURI.from(upstream);
   }
 
-  /** In the spelling that was judged, and otherwise as it came. */
+  /** The target with the path by which policyd decided, and otherwise unchanged. */
   @Override
   protected org.eclipse.jetty.client.Request newProxyToServerRequest(Request request, HttpURI uri) {
-    String judged = (String) request.getAttribute(JUDGED_PATH);
-    String path = judged.isEmpty() ? prefix() + request.getHttpURI().getPath() : judged;
+    String canonical = (String) request.getAttribute(CANONICAL_PATH);
+    String path = canonical.isEmpty() ? prefix() + request.getHttpURI().getPath() : canonical;
     String query = request.getHttpURI().getQuery();
     return getHttpClient()
         .newRequest(upstream)
@@ -259,7 +259,7 @@ public final class Gateway extends ProxyHandler {
 
   @Override
   protected void addProxyHeaders(Request request, org.eclipse.jetty.client.Request outgoing) {
-    // Nothing: the request goes upstream as it came.
+    // Nothing: the request goes upstream unchanged.
   }
 
   @Override
@@ -275,7 +275,7 @@ public final class Gateway extends ProxyHandler {
       callback.failed(failure);
     } else {
       response.reset();
-      refuse(response, callback, 502, "server_error", "The upstream API cannot be reached. Try again");
+      answerError(response, callback, 502, "server_error", "The upstream API cannot be reached. Try again");
     }
   }
 
@@ -291,8 +291,8 @@ public final class Gateway extends ProxyHandler {
     send(response, callback, denial.getHttpStatus(), denial.getBody().asReadOnlyByteBuffer(), id);
   }
 
-  /** Answers with an error of the gateway's own, in the shape of OpenAI's. */
-  private static void refuse(
+  /** Answers with an error of this gateway, in the shape of OpenAI's errors. */
+  private static void answerError(
       Response response, Callback callback, int status, String type, String message) {
     String body =
         "{\"error\":{\"message\":\"Usage Panda: %s\",\"type\":\"%s\",\"param\":null,\"code\":null}}";

@@ -1,5 +1,10 @@
-"""Calls that have come without their message, and streams: a client that only holds calls stops no
-other."""
+"""A bound on the calls that wait: those whose message has not come yet, and those that stream.
+
+gRPC bounds all calls of a server together. But a client needs neither a token nor a message to
+begin a call, and a stream lasts as long as the client likes; so a client that only holds calls
+could take the place of all others. Half of gRPC's bound is therefore the most that may wait at
+once, and beyond it the call that has waited longest is ended for the new one.
+"""
 
 import asyncio
 from collections import OrderedDict
@@ -12,31 +17,28 @@ import grpc
 _Handler = Any
 """A grpc.RpcMethodHandler, which is generic for the type checker only."""
 _Answer = Callable[[Any, Any], Awaitable[Any]]
-_FULL = "too many calls stream, or wait for their message, and this one has lasted longest"
+_FULL = "too many calls stream or wait for their message, and this one has lasted longest"
 _STOPPING = "policyd is being stopped"
 _NO_MESSAGE = "the call brings no message"
 
 
 class _MakesRoom(Exception):
-    """The call has to end, so that another one can begin."""
+    """The call has to end, so that another one can wait, or because the server stops."""
 
 
-class Waiting(grpc.aio.ServerInterceptor):
-    """Has at most `most` of them at once: of more, the one that has lasted longest is ended.
-
-    gRPC bounds all calls together. A client needs neither a token nor a message to begin one, and
-    it may last as long as the client likes. Stands first, so that it sees what others refuse, too.
-    """
+class WaitingCalls(grpc.aio.ServerInterceptor):
+    """Lets at most `most` calls wait at once. It has to be the first interceptor, so that it sees
+    calls that a later one rejects, too."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._calls: OrderedDict[asyncio.Task[Any], None] = OrderedDict()
         self._is_stopping = False
-        # A handler is the same at every call, so it is wrapped once.
+        # A method's handler is the same at every call, so it is wrapped once.
         self._wrapped: dict[_Handler, _Handler] = {}
 
     def end_all(self) -> None:
-        """End all that wait or stream, as the server stops."""
+        """End all calls that wait, because the server stops."""
         self._is_stopping = True
         while self._calls:
             self._calls.popitem(last=False)[0].cancel()
@@ -56,8 +58,8 @@ class Waiting(grpc.aio.ServerInterceptor):
 
     def _wrap(self, handler: _Handler) -> _Handler:
         if handler.stream_unary is not None:
-            return handler  # A refusal, which waits for nothing.
-        # As a handler of streams it is called before a message is there.
+            return handler  # An error of a later interceptor, which waits for nothing.
+        # A handler of streams is called before the message is here.
         make: Any = grpc.stream_stream_rpc_method_handler
         answer = self._streaming(handler)
         if handler.unary_unary is not None:
@@ -71,7 +73,7 @@ class Waiting(grpc.aio.ServerInterceptor):
                 with self._held():
                     message = await _message(context)
             except _MakesRoom:
-                await self._refuse(context)
+                await self._reject(context)
             return await answer(message, context)
 
         return answer_message
@@ -86,18 +88,18 @@ class Waiting(grpc.aio.ServerInterceptor):
                     async for answer in handler.stream_stream(messages, context):
                         await context.write(answer)
             except _MakesRoom:
-                await self._refuse(context)
+                await self._reject(context)
 
         return answer_stream
 
-    async def _refuse(self, context: Any) -> None:
+    async def _reject(self, context: Any) -> None:
         if self._is_stopping:
             await context.abort(grpc.StatusCode.UNAVAILABLE, _STOPPING)
         await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, _FULL)
 
     @contextmanager
     def _held(self) -> Iterator[None]:
-        """While the running task's call waits. Raises _MakesRoom where it has to end."""
+        """The time in which the running task's call waits. Raises _MakesRoom if it has to end."""
         task = asyncio.current_task()
         assert task is not None
         if len(self._calls) >= self._most:

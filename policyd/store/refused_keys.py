@@ -1,7 +1,7 @@
-"""Refused keys in the store: counts by minute and source, by the hour, and a few samples.
+"""Refused keys in the store: counts by minute and source, counts by the hour, and a few samples.
 
-What is kept is bounded however many requests there were: MAX_ROWS counts and MAX_SAMPLES samples
-of the last KEEP, and a row an hour for as long as the log's own counts by the hour.
+Strangers can cause any number of such requests, so what is kept is bounded: MAX_ROWS counts and
+MAX_SAMPLES samples of the last KEEP, and one row an hour for as long as the log's own counts.
 """
 
 from collections import defaultdict
@@ -13,12 +13,12 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from policyd.decision_log.refused_key import Refusal, RefusalCount
+from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount
 from policyd.store.database import LONG, Id, metadata, reading, storable, upsert
 from policyd.store.steps import Steps, delete_some
 
 KEEP = timedelta(days=30)
-"""How long sources and samples stay, where the log itself does not stay for a shorter time."""
+"""How long sources and samples stay, if the log itself is not kept for a shorter time."""
 MAX_ROWS = 50_000
 MAX_SAMPLES = 2_000
 _KEEP_HOURS = timedelta(days=400)
@@ -28,8 +28,8 @@ _HOUR = 60
 
 
 @dataclass(slots=True)
-class RefusalCounts:
-    """How many keys were refused, by the reason."""
+class RefusedKeyCounts:
+    """How many requests had a refused key, by the reason."""
 
     missing: int = 0
     unknown: int = 0
@@ -37,22 +37,22 @@ class RefusalCounts:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum of all reasons."""
         return sum(astuple(self))
 
 
-_NAMES = tuple(field.name for field in fields(RefusalCounts))
+_NAMES = tuple(field.name for field in fields(RefusedKeyCounts))
 
 
 @dataclass(frozen=True, slots=True)
 class RefusedSource:
-    """What one source sent."""
+    """The requests of one source."""
 
     source: str
     """An address, an IPv6 network, "others", or "" where it is not known."""
-    counts: RefusalCounts
+    counts: RefusedKeyCounts
     last: datetime
-    """The minute in which it was last heard of."""
+    """The minute of its last request."""
 
 
 def _counts() -> list[sa.Column[int]]:
@@ -75,7 +75,7 @@ _hourly = sa.Table(
     sa.Column("hour", sa.BigInteger, primary_key=True, autoincrement=False),
     *_counts(),
 )
-_SAMPLE_FIELDS = Refusal.__struct_fields__
+_SAMPLE_FIELDS = RefusedKey.__struct_fields__
 _samples = sa.Table(
     "refused_samples",
     metadata,
@@ -85,12 +85,14 @@ _samples = sa.Table(
 )
 
 
-def add_refusals(connection: sa.Connection, entries: Iterable[Refusal | RefusalCount]) -> None:
+def add_refused_keys(
+    connection: sa.Connection, entries: Iterable[RefusedKey | RefusedKeyCount]
+) -> None:
     """Add counts and samples. What is there already changes nothing."""
     counts = []
     samples = []
     for entry in entries:
-        if isinstance(entry, RefusalCount):
+        if isinstance(entry, RefusedKeyCount):
             counts.append(entry)
         else:
             values = map(storable, msgspec.to_builtins(entry)[1:])
@@ -100,14 +102,15 @@ def add_refusals(connection: sa.Connection, entries: Iterable[Refusal | RefusalC
     upsert(connection, _samples, samples)
 
 
-def _add_counts(connection: sa.Connection, counts: Sequence[RefusalCount]) -> None:
-    # A count comes again with larger numbers: those are in force, and what they add is new.
+def _add_counts(connection: sa.Connection, counts: Sequence[RefusedKeyCount]) -> None:
+    # A count may come again with larger numbers. These replace the old ones, and the hours gain the
+    # difference.
     latest = {(one.process, one.stretch, one.source): one for one in counts}
     known = _known(connection, counts)
-    hours: dict[int, RefusalCounts] = defaultdict(RefusalCounts)
+    hours: dict[int, RefusedKeyCounts] = defaultdict(RefusedKeyCounts)
     rows = []
     for key, one in sorted(latest.items()):
-        before = known.get(key, RefusalCounts())
+        before = known.get(key, RefusedKeyCounts())
         row = {name: max(getattr(one, name), getattr(before, name)) for name in _NAMES}
         hour = hours[one.minute // _HOUR]
         for name, number in row.items():
@@ -125,8 +128,8 @@ _KEY = ("process", "stretch", "source")
 
 
 def _known(
-    connection: sa.Connection, counts: Iterable[RefusalCount]
-) -> dict[tuple[str, int, str], RefusalCounts]:
+    connection: sa.Connection, counts: Iterable[RefusedKeyCount]
+) -> dict[tuple[str, int, str], RefusedKeyCounts]:
     column = _sources.c
     stretches: dict[str, list[int]] = defaultdict(list)
     for one in counts:
@@ -135,14 +138,14 @@ def _known(
     for process, numbers in stretches.items():
         wanted = (column.process == process, column.stretch.between(min(numbers), max(numbers)))
         for row in connection.execute(sa.select(_sources).where(*wanted)):
-            known = RefusalCounts(*(getattr(row, name) for name in _NAMES))
+            known = RefusedKeyCounts(*(getattr(row, name) for name in _NAMES))
             found[row.process, row.stretch, row.source] = known
     return found
 
 
-def forget_refusals(engine: sa.Engine, steps: Steps, before: datetime, at: datetime) -> None:
-    """Delete what is older than `before` or KEEP, and the oldest of what is too much. It is `at`
-    now, by the database."""
+def forget_refused_keys(engine: sa.Engine, steps: Steps, before: datetime, at: datetime) -> None:
+    """Delete counts and samples older than `before` or KEEP, and the oldest beyond the bounds. `at`
+    is now, by the database."""
     minute = int(max(before, at - KEEP).timestamp()) // _MINUTE
     _forget(engine, steps, _sources.c.minute, minute, MAX_ROWS)
     first_id = f"{max(minute, 0) * _MINUTE * 1000:012x}"
@@ -161,30 +164,30 @@ def _forget(engine: sa.Engine, steps: Steps, column: sa.Column[Any], first: Any,
     steps.run(lambda connection, limit: delete_some(connection, column.table, old, limit))
 
 
-class Refusals:
+class RefusedKeys:
     """The refused keys in the database of `engine`."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
 
     def total(self) -> int:
-        """How many requests were refused for their key, as far back as hours are counted."""
+        """How many requests had a refused key, as far back as hours are counted."""
         sums = [sa.func.coalesce(sa.func.sum(_hourly.c[name]), 0) for name in _NAMES]
         with reading(self._engine) as connection:
             return sum(map(int, connection.execute(sa.select(*sums)).one()))
 
-    def hours(self, since: datetime, until: datetime) -> list[tuple[datetime, RefusalCounts]]:
-        """By the hour, in order of time; hours without a refused key are left out."""
+    def hours(self, since: datetime, until: datetime) -> list[tuple[datetime, RefusedKeyCounts]]:
+        """Counts by the hour, in order of time. Hours without a refused key are left out."""
         within = _hourly.c.hour.between(_minutes(since) // _HOUR, _minutes(until) // _HOUR)
         query = sa.select(_hourly).where(within).order_by(_hourly.c.hour)
         with reading(self._engine) as connection:
             return [
-                (_moment(hour * _HOUR), RefusalCounts(*counts))
+                (_moment(hour * _HOUR), RefusedKeyCounts(*counts))
                 for hour, *counts in connection.execute(query)
             ]
 
     def sources(self, since: datetime, until: datetime, *, limit: int = 50) -> list[RefusedSource]:
-        """By the source, most requests first."""
+        """Counts by the source, most requests first."""
         column = _sources.c
         sums = [sa.func.sum(column[name]) for name in _NAMES]
         query = (
@@ -196,11 +199,11 @@ class Refusals:
         )
         with reading(self._engine, LONG) as connection:
             return [
-                RefusedSource(source, RefusalCounts(*map(int, counts)), _moment(last))
+                RefusedSource(source, RefusedKeyCounts(*map(int, counts)), _moment(last))
                 for source, last, *counts in connection.execute(query)
             ]
 
-    def samples(self, since: datetime, *, limit: int = 50) -> list[Refusal]:
+    def samples(self, since: datetime, *, limit: int = 50) -> list[RefusedKey]:
         """The newest samples, newest first."""
         first = f"{max(int(since.timestamp() * 1000), 0):012x}"
         query = sa.select(_samples).where(_samples.c.id >= first)
@@ -208,16 +211,16 @@ class Refusals:
             rows = connection.execute(query.order_by(_samples.c.id.desc()).limit(limit))
             return [_sample(row) for row in rows]
 
-    def sample(self, decision_id: str) -> Refusal | None:
-        """The sample with this decision's ID, if that request is one."""
+    def sample(self, decision_id: str) -> RefusedKey | None:
+        """The sample with this ID, if that request is one. Denials show the ID to clients."""
         wanted = sa.select(_samples).where(_samples.c.id == decision_id.replace("\0", ""))
         with reading(self._engine) as connection:
             row = connection.execute(wanted).one_or_none()
         return None if row is None else _sample(row)
 
 
-def _sample(row: Any) -> Refusal:
-    return msgspec.convert(["S", *row], Refusal)
+def _sample(row: Any) -> RefusedKey:
+    return msgspec.convert(["S", *row], RefusedKey)
 
 
 def _minutes(at: datetime) -> int:

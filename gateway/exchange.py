@@ -1,0 +1,116 @@
+"""One request on its way upstream, and its answer on the way back.
+
+A client that leaves ends the exchange: what it asked for is no longer worth the upstream's work. So
+while the upstream is asked and answers, a watcher waits for the client's leaving, and cancels the
+task. An upload is received by the request to the upstream itself, so the watcher begins after it.
+"""
+
+import asyncio
+import logging
+from typing import Any
+
+from gateway import describe
+from gateway.describe import Scope
+from gateway.headers import RequestHeaders
+from gateway.outcome import OutcomeRecorder
+from gateway.upstream import (
+    Body,
+    Upload,
+    Upstream,
+    UpstreamBroke,
+    UpstreamFailed,
+)
+from policyd.asgi.body import ClientGone, Receive
+from policyd.asgi.reply import Reply, Send
+from policyd.descriptor.body_memory import Held
+from policyd.v1.policy_pb2 import (
+    ENDING_CLIENT_LEFT,
+    ENDING_COMPLETE,
+    ENDING_NO_ANSWER,
+    ENDING_UPSTREAM_BROKE,
+)
+
+log = logging.getLogger("gateway")
+
+
+class Exchange:
+    """One request and what became of it."""
+
+    __slots__ = ("headers", "held", "is_answered", "receive", "scope", "send")
+
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, headers: RequestHeaders, held: Held
+    ) -> None:
+        self.scope = scope
+        self.receive = receive
+        self.send = send
+        self.headers = headers
+        self.held = held
+        """The account of how much of its body the gateway holds."""
+        self.is_answered = False
+        """Whether the upstream's answer has begun to go to the client."""
+
+    async def give_up(self, reply: Reply) -> None:
+        """Answer with `reply`, unless the upstream's answer has begun: then that one is cut off."""
+        if not self.is_answered:
+            self.is_answered = True
+            await reply.send(self.send)
+
+    async def forward(
+        self, upstream: Upstream, path: str, body: Body, recorder: OutcomeRecorder
+    ) -> None:
+        """Send the request to the absolute `path` of `upstream`, and relay the answer.
+
+        Raises ClientGone where the client left during its upload.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        watcher = asyncio.create_task(_watch(self.receive, body, task))
+        try:
+            await self._relay(upstream, path, body, recorder)
+        except ClientGone:
+            recorder.ending = ENDING_CLIENT_LEFT
+            raise
+        except asyncio.CancelledError:
+            if not watcher.done():
+                raise
+            task.uncancel()  # It was the watcher: the client has left.
+            recorder.ending = ENDING_CLIENT_LEFT
+        finally:
+            watcher.cancel()
+
+    async def _relay(
+        self, upstream: Upstream, path: str, body: Body, recorder: OutcomeRecorder
+    ) -> None:
+        scope = self.scope
+        query = describe.text(scope["query_string"])
+        method = scope["method"]
+        is_safe = describe.is_safe(scope, self.headers)
+        try:
+            answer = await upstream.ask(method, path, query, self.headers, body, safe=is_safe)
+        except UpstreamFailed as failure:
+            if not failure.is_known:
+                log.warning("no answer from upstream to %s %s: %s", method, path, failure)
+            recorder.ending = ENDING_NO_ANSWER
+            await failure.reply.send(self.send)
+            return
+        self.is_answered = True
+        recorder.begin_answer(answer)
+        try:
+            await answer.relay(self.send, recorder.feed)
+            recorder.ending = ENDING_COMPLETE
+        except UpstreamBroke as problem:
+            # Returning before the response is complete makes the server close the connection.
+            log.warning("upstream broke off its answer to %s %s: %s", method, path, problem)
+            recorder.ending = ENDING_UPSTREAM_BROKE
+        finally:
+            answer.close()
+
+
+async def _watch(receive: Receive, body: Body, task: asyncio.Task[Any]) -> None:
+    """Cancel `task` when the client leaves."""
+    if isinstance(body, Upload):
+        await body.finished.wait()  # Until then the upload itself receives.
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    task.cancel()

@@ -1,0 +1,39 @@
+"""A request's body as it comes over ASGI: piece by piece, and held within a bound."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from policyd.descriptor.body_memory import Held
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+
+
+class ClientGone(Exception):
+    """The client left before its request was complete."""
+
+
+class Incoming:
+    """A body that comes by `receive`. `more` tells whether there is more of it."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.more = True
+
+    async def piece(self) -> bytes:
+        """The next of it. Raises ClientGone."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        self.more = message.get("more_body", False)
+        return bytes(message.get("body", b""))
+
+    async def take(self, limit: int, held: Held, begun: bytes = b"") -> bytes:
+        """`begun` and what follows it, until the body is complete or longer than `limit`.
+
+        Raises ClientGone or BodiesFull.
+        """
+        body = bytearray(begun)
+        while self.more and len(body) <= limit:
+            body += await self.piece()
+            held.grow(len(body))
+        return bytes(body)

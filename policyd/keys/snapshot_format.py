@@ -1,0 +1,153 @@
+"""The form of a snapshot's file: a head of 512 bytes, then the settings.
+
+    head      JSON, a line feed, the JSON's SHA-256 in hexadecimal, a line feed, then spaces
+    settings  pieces of up to 500 keys: the piece's length in 4 bytes, then MessagePack
+
+The head says of which database and revision the settings are, in which form they are written, and
+when the database was last followed; it holds the length and the SHA-256 of all pieces together.
+A disk writes the head in one go, so it can be renewed in place while the settings stay.
+
+The checksums tell a file that is torn, cut or damaged from a whole one. They are no signature: the
+file is its owner's alone, and a program that may write to it may decide.
+"""
+
+import gc
+import hashlib
+import os
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from itertools import islice
+
+import msgspec
+
+from policyd.engine.model import KeySettings
+from policyd.errors import SnapshotUnusable
+
+HEAD_SIZE = 512
+"""Bytes of the head. A disk writes so many at once, or none of them."""
+PIECE = 500
+"""Keys of one piece. Between two pieces other threads have a turn."""
+FUTURE = 60.0
+"""Seconds that a clock may have gone back since the file was written."""
+_FORMAT = 1
+_FORM = hashlib.sha256(
+    repr([(field.name, str(field.type)) for field in fields(KeySettings)]).encode()
+).hexdigest()[:16]
+"""Which fields the settings of a key have. A version with other fields could read them wrong."""
+_LENGTH = struct.Struct(">I")
+_TRIES = 3
+"""How often a head is read that another process may be renewing."""
+_Rows = list[tuple[bytes, KeySettings]]
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Rows).decode
+
+
+class Head(msgspec.Struct, frozen=True, kw_only=True):
+    """What the settings of a snapshot are: of which database, at which revision, and from when."""
+
+    identity: str
+    """The database's identity."""
+    place: str
+    """A digest of the database's address: see snapshot_keeper.place_of()."""
+    revision: int
+    epoch: str = ""
+    """Distinguishes two states of a database at one revision. "": the database has no epochs."""
+    followed_at: float
+    """When the database was last followed, in seconds of the wall clock."""
+    keys: int = 0
+    size: int = 0
+    checksum: str = ""
+    """The SHA-256 of the bytes after the head."""
+    form: str = _FORM
+    format: int = _FORMAT
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether this version reads the form that the settings are written in."""
+        return (self.format, self.form) == (_FORMAT, _FORM)
+
+    def is_newer_than(self, other: "Head") -> bool:
+        """Whether the same database was followed later than `other` says. A time in the future, of
+        a clock that was once wrong, counts as no newer."""
+        is_same = (self.identity, self.place) == (other.identity, other.place)
+        return is_same and other.followed_at < self.followed_at <= time.time() + FUTURE
+
+    def is_of(self, other: "Head") -> bool:
+        """Whether both are of the same database, revision and form."""
+        names = ("identity", "place", "epoch", "revision", "form", "format")
+        return all(getattr(self, name) == getattr(other, name) for name in names)
+
+
+_decode_head = msgspec.json.Decoder(Head).decode
+
+
+def pieces(settings: dict[bytes, KeySettings]) -> Iterator[bytes]:
+    rows = iter(settings.items())
+    while some := list(islice(rows, PIECE)):
+        content = _encode(some)
+        yield _LENGTH.pack(len(content)) + content
+        # Decisions come first: a thread that waits for the interpreter gets it now.
+        time.sleep(0)
+
+
+def sealed(head: Head) -> bytes:
+    content = msgspec.json.encode(head)
+    sealed = content + b"\n" + hashlib.sha256(content).hexdigest().encode() + b"\n"
+    if len(sealed) > HEAD_SIZE:
+        raise ValueError("a snapshot's head is too long")
+    return sealed.ljust(HEAD_SIZE)
+
+
+def read_head(descriptor: int) -> Head:
+    for _ in range(_TRIES):
+        content, _, rest = os.pread(descriptor, HEAD_SIZE, 0).partition(b"\n")
+        if hashlib.sha256(content).hexdigest().encode() == rest.strip():
+            try:
+                return _decode_head(content)
+            except msgspec.MsgspecError:
+                raise SnapshotUnusable("it is of another version of policyd") from None
+        time.sleep(0.01)
+    raise SnapshotUnusable("it is damaged")
+
+
+def read_settings(descriptor: int, head: Head) -> dict[bytes, KeySettings]:
+    with open(descriptor, "rb", closefd=False) as file:
+        file.seek(HEAD_SIZE)
+        content = file.read(head.size + 1)
+    if len(content) != head.size or hashlib.sha256(content).hexdigest() != head.checksum:
+        raise SnapshotUnusable("it is damaged")
+    settings: dict[bytes, KeySettings] = {}
+    try:
+        with _no_collection():
+            for piece in _cut(content):
+                settings.update(_decode(piece))
+    except (msgspec.MsgspecError, struct.error):
+        raise SnapshotUnusable("it is of another version of policyd") from None
+    if len(settings) != head.keys:
+        raise SnapshotUnusable("it is damaged")
+    return settings
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Run the block without the garbage collector, which would go through millions of new values
+    again and again, and find none to collect."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _cut(content: bytes) -> Iterator[memoryview]:
+    view, start = memoryview(content), 0
+    while start < len(view):
+        (length,) = _LENGTH.unpack_from(view, start)
+        start += _LENGTH.size
+        yield view[start : start + length]
+        start += length

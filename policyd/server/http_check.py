@@ -1,0 +1,86 @@
+"""The HTTP check of one worker: its listener, and what the check needs of the rest of the worker.
+
+Only a policyd with --http loads it, and all that an HTTP server is made of.
+"""
+
+import socket
+
+from policyd.asgi.connections import Limits
+from policyd.asgi.listener import Listener
+from policyd.asgi.tls import tls_context
+from policyd.command.address import Address, check_free, not_free, open_socket
+from policyd.descriptor.body_memory import Bodies
+from policyd.http.app import HttpCheck
+from policyd.keys import tokens
+from policyd.server.following import Following
+from policyd.server.worker_clock import WorkerClock
+from policyd.services.policy import PolicyServicer
+from policyd.settings import ServerSettings
+
+_ENDING = "policyd is being stopped"
+
+
+class HttpServer:
+    """Answers at --http until it is stopped. Making it raises SettingsError."""
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        limits: Limits,
+        policy: PolicyServicer,
+        bodies: Bodies,
+        following: Following,
+        clock: WorkerClock,
+    ) -> None:
+        self._following = following
+        path = settings.caller_token_file
+        self._app = HttpCheck(
+            policy.answer,
+            policy.knows,
+            bodies,
+            token=tokens.load(path, "--caller-token-file") if path else "",
+            max_body=settings.max_body,
+            max_message=settings.max_message,
+            patience=settings.body_timeout,
+            not_ready=self._not_ready,
+            remark=clock.remark,
+            is_stale=self._is_stale,
+        )
+        tls = tls_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+        self._listener = Listener(self._app, tls=tls, grace=settings.grace, limits=limits)
+
+    async def start(self, address: Address, shared: socket.socket | None) -> Address:
+        """Listen at `address`, by the `shared` socket where several workers have one. Returns the
+        address with its port. Raises CannotListen."""
+        listening = shared
+        if listening is None:
+            check_free(address, "--http")
+            try:
+                listening = open_socket(address)
+            except OSError:
+                raise not_free(address, "--http") from None
+        port = listening.getsockname()[1]
+        await self._listener.start(listening, shared=shared is not None)
+        return Address(address.host, port)
+
+    def wind_down(self) -> None:
+        """Have clients leave as they ask the next time."""
+        self._listener.wind_down()
+
+    def drain(self) -> None:
+        """Say from now on that it is not ready."""
+        self._app.end(_ENDING)
+
+    def hurry(self) -> None:
+        """Wait for nothing that is under way."""
+        self._listener.hurry()
+
+    async def stop(self) -> None:
+        """Take no new requests, and wait for those under way up to the grace period."""
+        await self._listener.stop()
+
+    async def _not_ready(self) -> str:
+        return self._following.unready
+
+    async def _is_stale(self) -> str:
+        return self._following.stale

@@ -1,0 +1,68 @@
+"""A worker's signs of life in the store: they show to administrators which workers run and from
+which revision each decides, and the store's answers measure the worker's clock."""
+
+import logging
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+
+from policyd.command.threads import StoreThreads
+from policyd.errors import RevisionNotReached, StoreBusy, StoreUnavailable
+from policyd.keys.key_table import KeyTable
+from policyd.server.worker_clock import WorkerClock
+from policyd.services.grpc_server import NOT_SERVING, SERVING, GrpcListener
+from policyd.store import Store
+
+_log = logging.getLogger(__name__)
+
+_BEAT = 2.0
+"""Seconds between two signs of life. A new revision is reported at once."""
+_LEAVE = 1.0
+"""Seconds to tell the store that this worker ends. Otherwise it shows a little later."""
+_CLOCK = "policyd.clock"
+"""The name under which gRPC's health service reports the worker's clock. A wrong clock takes no
+worker out of service, so the other names do not depend on it."""
+
+
+class Presence:
+    """Gives `store` signs of life of the worker `worker_id`, which decides by `keys`.
+
+    Each may take `timeout` seconds, and measures `clock`. Belongs to one event loop.
+    """
+
+    def __init__(
+        self, worker_id: str, store: Store, keys: KeyTable, clock: WorkerClock, timeout: float
+    ) -> None:
+        self._id = worker_id
+        self._store = store
+        self._keys = keys
+        self._clock = clock
+        self._threads = StoreThreads("signs of life", timeout)
+
+    async def keep_telling(self, listeners: Sequence[GrpcListener]) -> None:
+        """Give signs of life, and report the clock on the listeners, until cancelled."""
+        while True:
+            told = await self.tell()
+            status = NOT_SERVING if self._clock.is_wrong else SERVING
+            for listener in listeners:
+                await listener.tell_of(_CLOCK, status)
+            with suppress(RevisionNotReached):
+                await self._keys.wait_for(told + 1, _BEAT)
+
+    async def tell(self) -> int:
+        """Tell the store that this worker runs, and at which revision. Returns that revision."""
+        told = (self._id, socket.gethostname(), self._keys.revision, self._keys.epoch)
+        if self._keys.is_followed:
+            try:
+                self._clock.measured(await self._threads.run(self._store.workers.beat, *told))
+            except (StoreUnavailable, StoreBusy):
+                pass  # Following the settings fails in the same way, and logs it.
+            except Exception as error:  # noqa: BLE001  # Whatever the error, the next beat may work.
+                _log.error("this worker cannot be told of to the database: %s", error)
+        return told[2]
+
+    async def leave(self) -> None:
+        """Tell the store that this worker ends, if it answers soon."""
+        if self._keys.is_followed:
+            with suppress(StoreUnavailable, StoreBusy):
+                await StoreThreads("leaving", _LEAVE).run(self._store.workers.leave, self._id)

@@ -1,0 +1,264 @@
+"""One request, through each adapter: all give policyd the same descriptor.
+
+The LiteLLM hook is no part of this table, as it has no path and no body of the client's; it stands
+in integrations/litellm, and calls the same describe().
+"""
+
+import gzip
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any, NamedTuple
+
+import pytest
+from envoy.service.auth.v3.attribute_context_pb2 import AttributeContext
+
+from gateway.describe import http_request
+from gateway.headers import read_request
+from gateway.intake import Intake
+from gateway.settings import Settings
+from policyd.command.address import Address
+from policyd.descriptor.body_memory import AT_ONCE, Bodies
+from policyd.descriptor.describe import MAX_REMARK, HttpRequest, about_key, describe
+from policyd.descriptor.headers import by_name
+from policyd.http import check
+from policyd.http.request import Request
+from policyd.services import ext_authz_request
+from policyd.v1 import policy_pb2 as pb
+
+CHAT = "/v1/chat/completions"
+BODY = b'{"model":"m","user":"alice","safety_identifier":null,"messages":[]}'
+FORM = (
+    b'--B\r\nContent-Disposition: form-data; name="user"\r\n\r\nalice\r\n'
+    b'--B\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n--B--\r\n'
+)
+KEY = ("x-usagepanda-api-key", "up-1")
+ADDRESS = "192.0.2.7"
+LIMIT = 2**20
+Pairs = Iterable[tuple[str, str]]
+Message = dict[str, Any]
+
+
+class Case(NamedTuple):
+    """A request, and what its descriptor holds besides method, path, address and key."""
+
+    expected: dict[str, Any]
+    headers: Pairs = ()
+    body: bytes = BODY
+    method: str = "POST"
+    path: str = CHAT
+    query: str = ""
+
+    @property
+    def given(self) -> list[tuple[str, str]]:
+        """All its headers, a length among them, as each adapter gets them."""
+        return [KEY, ("content-length", str(len(self.body))), *self.headers]
+
+
+READ = {"model": "m", "user_state": 1, "user": "alice", "safety_identifier_state": 3}
+VALID = {**READ, "safety_identifier_state": 2}
+OVERRIDDEN = {"headers": [("x-http-method-override", "POST")]}
+_NOISE = random.Random(9).randbytes(AT_ONCE // 2).hex()  # It compresses to a half, as text does.
+_LARGE = BODY[:-1] + f',"x":"{_NOISE}"}}'.encode()
+
+
+def _unreadable(state: str) -> dict[str, Any]:
+    number = pb.UserState.Value(f"USER_STATE_{state}")
+    return {"user_state": number, "safety_identifier_state": number}
+
+
+CASES = {
+    "a chat": Case(READ),
+    "a chat of more than is read at once": Case(READ, body=_LARGE),
+    "a deployment's": Case(READ, path="/openai/deployments/Mine/chat/completions"),
+    "out of scope": Case({}, path="/v1/models", method="GET", body=b""),
+    "compressed": Case(READ, [("content-encoding", "gzip")], gzip.compress(BODY)),
+    "compressed twice": Case(
+        READ,
+        [("content-encoding", "gzip"), ("content-encoding", "gzip")],
+        gzip.compress(gzip.compress(BODY)),
+    ),
+    "compressed, and more than is read at once": Case(
+        READ, [("content-encoding", "gzip")], gzip.compress(_LARGE)
+    ),
+    "not compressed as it says": Case(_unreadable("BAD_ENCODING"), [("content-encoding", "gzip")]),
+    "an unknown coding": Case(
+        _unreadable("UNSUPPORTED_ENCODING"), [("content-encoding", "compress")]
+    ),
+    "two types": Case(
+        _unreadable("NOT_JSON"),
+        [("content-type", "application/json"), ("content-type", "text/plain")],
+    ),
+    "the same type twice": Case(READ, [("content-type", "application/json")] * 2),
+    "a form": Case(
+        VALID,
+        [("content-type", "multipart/form-data; boundary=B")],
+        FORM,
+        path="/v1/images/edits",
+    ),
+    "no JSON": Case(_unreadable("NOT_JSON"), body=b"{"),
+    "an object in place of the user": Case(
+        {"model": "m", "user_state": 5, "safety_identifier_state": 2},
+        body=b'{"model":"m","user":{}}',
+    ),
+    "own headers": Case(
+        READ
+        | {
+            "headers": [
+                ("x-usagepanda-enforce-user-ids", "false"),
+                ("x-usagepanda-enforce-user-ids", "true"),
+                ("x-usagepanda-trace-id", "t-1"),
+            ]
+        },
+        [
+            ("x-usagepanda-enforce-user-ids", "false"),
+            ("x-usagepanda-enforce-user-ids", "true"),
+            ("x-usagepanda-trace-id", "t-1"),
+            ("x-other", "kept back"),
+        ],
+    ),
+    "remarks": Case(
+        READ | {"user_agent": "a" * MAX_REMARK, "organization": "org", "request_id": "r-1"},
+        [
+            ("user-agent", "a" * 1000),
+            ("user-agent", "the second"),
+            ("openai-organization", "org"),
+            ("x-request-id", "r-1"),
+        ],
+    ),
+    "overridden by a header": Case(
+        READ | OVERRIDDEN, [("x-http-method-override", "post")], method="GET"
+    ),
+    "overridden by a header with an underscore": Case(
+        READ | OVERRIDDEN, [("x_http_method-override", "POST")], method="PUT"
+    ),
+    "overridden by the query": Case(READ | OVERRIDDEN, method="GET", query="a=1&_method=POST"),
+    "not overridden": Case({}, method="GET", query="a=1", body=b""),
+}
+
+
+async def through_the_gateway(case: Case, bodies: Bodies) -> pb.EvaluateRequest:
+    """As the gateway describes it."""
+    headers = read_request([(n.title().encode(), v.encode()) for n, v in case.given])
+    scope = {
+        "method": case.method,
+        "query_string": case.query.encode(),
+        "client": (ADDRESS, 50000),
+    }
+    settings = Settings(listen=Address("127.0.0.1", 0), upstream="http://x", max_body=LIMIT)
+    intake = Intake(settings, None, lambda *_: None)
+    asked = http_request(scope, case.path, headers, "up-of-the-operator")
+    with intake.hold() as held:
+        _, attributes = await intake.read(asked, _coming(case.body), headers, held)
+    intake.close()
+    return describe(asked, attributes)
+
+
+async def through_the_check(case: Case, bodies: Bodies) -> pb.EvaluateRequest:
+    """As the HTTP check describes it, for a proxy."""
+    target = case.path + ("?" + case.query if case.query else "")
+    about = [("x-forwarded-method", case.method), ("x-forwarded-uri", target)]
+    scope = {
+        "method": "POST",
+        "raw_path": b"/v1/check",
+        "query_string": b"",
+        "has_fragment": False,
+        "is_spare": False,
+        "scheme": "http",
+        "headers": [
+            (name.encode(), value.encode())
+            for name, value in [*case.given, *about, ("x-forwarded-for", ADDRESS)]
+        ],
+    }
+    request = Request(scope, _coming(case.body), 30)
+    described, _ = await check.described(request, LIMIT, bodies, lambda _: True)
+    return described
+
+
+async def through_envoy(case: Case, bodies: Bodies) -> pb.EvaluateRequest:
+    """As ext_authz describes it, for Envoy."""
+    attributes = AttributeContext()
+    attributes.source.address.socket_address.address = ADDRESS
+    http = attributes.request.http
+    http.method, http.raw_body, http.protocol = case.method, case.body, "HTTP/1.1"
+    http.path = case.path + ("?" + case.query if case.query else "")
+    for name, value in case.given:
+        http.header_map.headers.add(key=name, raw_value=value.encode())
+    return (await ext_authz_request.read(attributes, bodies, lambda _: True)).described
+
+
+def _coming(body: bytes) -> Callable[[], Awaitable[Message]]:
+    """ASGI's receive(), of a body in two pieces."""
+    pieces = [body[: len(body) // 2], body[len(body) // 2 :]]
+
+    async def receive() -> Message:
+        piece = pieces.pop(0)
+        return {"type": "http.request", "body": piece, "more_body": bool(pieces)}
+
+    return receive
+
+
+@pytest.fixture
+async def bodies() -> AsyncIterator[Bodies]:
+    found = Bodies(16 * LIMIT)
+    yield found
+    assert found.held == 0
+    found.close()
+
+
+def expected(case: Case) -> pb.EvaluateRequest:
+    """The descriptor, as the table has it."""
+    rest = dict(case.expected)
+    headers = [KEY, *rest.pop("headers", ())]
+    return pb.EvaluateRequest(
+        method=case.method,
+        path=case.path,
+        source_ip=ADDRESS,
+        headers=[pb.Header(name=name, value=value) for name, value in headers],
+        **rest,
+    )
+
+
+@pytest.mark.parametrize("adapter", [through_the_gateway, through_the_check, through_envoy])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+async def test_the_descriptor(
+    case: Case, adapter: Callable[[Case, Bodies], Awaitable[pb.EvaluateRequest]], bodies: Bodies
+) -> None:
+    """Whichever adapter a request comes by, its descriptor is the same to the field."""
+    assert await adapter(case, bodies) == expected(case)
+
+
+def _request(**rest: Any) -> HttpRequest:
+    headers = rest.pop("headers", ())
+    return HttpRequest("POST", CHAT, "", by_name(headers), **rest)
+
+
+def test_what_counts_where_no_header_does() -> None:
+    """An API key and a request ID of the adapter's own give way to the client's."""
+    own = _request(key="up-own", request_id="r-own")
+    assert (describe(own).key, describe(own).request_id) == ("up-own", "r-own")
+    headers = [KEY, ("x-request-id", "r-1")]
+    given = describe(_request(key="up-own", request_id="r-own", headers=headers))
+    assert (given.key, given.request_id) == ("", "r-1")
+    assert [(header.name, header.value) for header in given.headers] == [KEY]
+
+
+def test_the_key_is_asked_about_as_it_is_described() -> None:
+    """CheckKey gets the key, method, path and overriding header that Evaluate gets."""
+    for request in (
+        _request(headers=[KEY]),
+        _request(key="up-own"),
+        HttpRequest("GET", CHAT, "_method=post", by_name([KEY])),
+    ):
+        described, asked = describe(request), about_key(request)
+        for name in ("key", "method", "path"):
+            assert getattr(asked, name) == getattr(described, name)
+        assert list(asked.headers) == list(described.headers)
+
+
+@pytest.mark.parametrize("in_scope", [True, False])
+def test_a_call_without_method_and_path(in_scope: bool) -> None:
+    """Its adapter alone knows whether it is in scope, and the descriptor says so."""
+    request = HttpRequest("", "", "", {}, in_scope=in_scope)
+    assert request.target.in_scope is in_scope
+    assert describe(request).in_scope is in_scope
+    assert not describe(_request()).HasField("in_scope")

@@ -1,0 +1,35 @@
+"""The examples of the documentation do what the pages say."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from tests.support.processes import Policyd
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "no_user.json"
+
+
+async def test_asking_in_python(policyd: Policyd) -> None:
+    """docs/callers.md: the function gives the denial of a request without a user, and none else."""
+    page = (ROOT / "docs" / "callers.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    example: dict[str, Any] = {}
+    exec(program.replace("127.0.0.1:50051", policyd.grpc), example)  # noqa: S102
+    key = policyd.create_key("enforce")
+    assert await example["denial"](key, False) == (422, GOLDEN.read_bytes())
+    assert await example["denial"](key, True) is None
+
+
+def test_denial_of_the_readme() -> None:
+    """README.md shows the denial as it is, to the byte."""
+    assert f"\n\n{GOLDEN.read_text()}\n```" in (ROOT / "README.md").read_text()
+
+
+def test_number_of_vectors() -> None:
+    """The pages say how many vectors there are."""
+    files = (ROOT / "tests" / "vectors").glob("*.json")
+    count = sum(len(json.loads(file.read_text())["vectors"]) for file in files)
+    assert f"[{count} conformance vectors]" in (ROOT / "README.md").read_text()
+    assert f"are {count} requests" in (ROOT / "docs" / "callers.md").read_text()

@@ -1,0 +1,139 @@
+"""What the documentation names is there: files, headings, sections of the contract, packages."""
+
+import os
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote
+
+import pytest
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+ROOT = Path(__file__).parents[2]
+# What others have made, and what `make` builds.
+ELSEWHERE = ("node_modules", "target", "dist", "data")
+TEXTS = {".py", ".json", ".yaml", ".md", ".toml", ".proto"}
+
+
+def files(*suffixes: str) -> Iterator[Path]:
+    """The project's own files with one of these endings."""
+    for folder, folders, names in os.walk(ROOT):
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and name not in ELSEWHERE
+        )
+        yield from (Path(folder, name) for name in sorted(names) if name.endswith(suffixes))
+
+
+class Link(NamedTuple):
+    """A link, and the page that it stands on."""
+
+    page: Path
+    target: str
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}: {self.target}"
+
+
+@cache
+def tokens(page: Path) -> list[Token]:
+    """The page, parsed; what stands within paragraphs is among it."""
+    parsed = MarkdownIt("commonmark").enable("table").parse(page.read_text())
+    return [inner for outer in parsed for inner in (outer, *(outer.children or ()))]
+
+
+def links(page: Path) -> Iterator[Link]:
+    """The page's links and pictures."""
+    for token in tokens(page):
+        target = token.attrs.get("href") or token.attrs.get("src")
+        if isinstance(target, str):
+            yield Link(page, target)
+
+
+@cache
+def anchors(page: Path) -> frozenset[str]:
+    """What its headings can be linked by, as GitHub names them."""
+    found: Counter[str] = Counter()
+    made = []
+    parsed = tokens(page)
+    for opening, inline in pairwise(parsed):
+        if opening.type != "heading_open":
+            continue
+        text = "".join(part.content for part in inline.children or ())
+        slug = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
+        made.append(f"{slug}-{found[slug]}" if found[slug] else slug)
+        found[slug] += 1
+    return frozenset(made)
+
+
+PAGES = sorted(files(".md"))
+LINKS = [link for page in PAGES for link in links(page) if ":" not in link.target]
+
+
+@pytest.mark.parametrize("link", LINKS, ids=str)
+def test_link(link: Link) -> None:
+    """It leads to a file of the project, and to a heading there if it names one."""
+    path, _, anchor = unquote(link.target).partition("#")
+    page = (link.page.parent / path).resolve() if path else link.page
+    assert page.is_relative_to(ROOT)
+    assert page.exists()
+    if anchor:
+        assert page.suffix == ".md"
+        assert anchor in anchors(page)
+
+
+CITATION = re.compile(r"docs/contract\.md, sections? (\d)(?: (?:to|and) (\d))?")
+CITATIONS = [
+    (str(file.relative_to(ROOT)), section)
+    for file in files(*TEXTS)
+    for found in CITATION.findall(file.read_text())
+    for section in filter(None, found)
+]
+
+
+@pytest.mark.parametrize(("file", "section"), sorted(set(CITATIONS)))
+def test_citation_of_the_contract(file: str, section: str) -> None:
+    """The contract has the section that a file cites."""
+    contract = ROOT / "docs" / "contract.md"
+    assert any(anchor.startswith(f"{section}-") for anchor in anchors(contract)), file
+
+
+# Where code is named by its path within the package.
+BASES = (ROOT, ROOT / "policyd")
+NAMED = sorted(
+    {
+        (str(page.relative_to(ROOT)), name)
+        for page in PAGES
+        if page.parent in (ROOT, ROOT / "docs") and page.name != "CHANGELOG.md"
+        for name in re.findall(r"`((?:[a-z_0-9]+/)+[a-z_0-9]+\.[a-z]+)`", page.read_text())
+    }
+)
+
+
+@pytest.mark.parametrize(("page", "name"), NAMED)
+def test_file_that_a_page_names(page: str, name: str) -> None:
+    """It is there, from the top or within the package."""
+    assert any((base / name).exists() for base in BASES), page
+
+
+def test_packages() -> None:
+    """The architecture has a line for every package, and no others."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    tree = text.partition("## Packages")[2].split("```")[1]
+    listed = set(re.findall(r"^  ([a-z_0-9]+)/ ", tree, re.MULTILINE))
+    assert listed == {file.parent.name for file in (ROOT / "policyd").glob("*/__init__.py")}
+
+
+def test_which_way_imports_run() -> None:
+    """The architecture gives the layers that import-linter holds."""
+    linter = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (layers,) = (one["layers"] for one in linter["contracts"] if one["type"] == "layers")
+    written = " > ".join(layer.replace("policyd.", "") for layer in layers)
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    section = text.partition("## Which way imports run")[2]
+    assert " ".join(section.split("`")[1].split()) == written
