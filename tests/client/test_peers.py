@@ -67,7 +67,7 @@ Start = Callable[..., Any]
 
 
 @pytest_asyncio.fixture
-async def start() -> AsyncIterator[Start]:
+async def make_peer() -> AsyncIterator[Start]:
     """Starts a Peer at 127.0.0.1, or another host."""
     servers = []
 
@@ -133,9 +133,9 @@ def test_what_the_gateway_takes() -> None:
             Settings(policyd=wrong)
 
 
-async def test_how_many_connections(start: Start) -> None:
+async def test_how_many_connections(make_peer: Start) -> None:
     """Two to one address, and one to each of several."""
-    first, second = await start(), await start()
+    first, second = await make_peer(), await make_peer()
     with silent_before(first) as one, silent_before(second) as other:
         async with PolicyClient(target(one), timeout=PATIENCE) as client:
             await ask(client, 20)
@@ -146,9 +146,9 @@ async def test_how_many_connections(start: Start) -> None:
         assert one.accepted == CONNECTIONS + 1
 
 
-async def test_one_is_dead(start: Start, unused_port: Callable[[], int]) -> None:
+async def test_one_is_dead(make_peer: Start, unused_port: Callable[[], int]) -> None:
     """Every question is answered by the other."""
-    peer = await start()
+    peer = await make_peer()
     dead = f"127.0.0.1:{unused_port()}"
     async with PolicyClient(f"{dead},{peer.target}", timeout=PATIENCE) as client:
         await ask(client, 50)
@@ -157,9 +157,9 @@ async def test_one_is_dead(start: Start, unused_port: Callable[[], int]) -> None
     assert len(peer.asked) == 100
 
 
-async def test_one_is_silent(start: Start) -> None:
+async def test_one_is_silent(make_peer: Start) -> None:
     """It is waited for once, the other answers, and when it speaks again it is asked again."""
-    first, second = await start(), await start()
+    first, second = await make_peer(), await make_peer()
     with silent_before(first) as one:
         async with PolicyClient([target(one), second.target], timeout=8) as client:
             await ask(client, 10)
@@ -190,9 +190,9 @@ async def ask_busily(client: PolicyClient, *peers: Peer) -> None:
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-async def test_one_has_never_spoken(start: Start, is_first: bool) -> None:
+async def test_one_has_never_spoken(make_peer: Start, is_first: bool) -> None:
     """A peer that accepts connections and says nothing from the beginning costs no answer."""
-    peer = await start()
+    peer = await make_peer()
     with silent_before(peer) as mute:
         mute.be_silent()
         targets = [target(mute), peer.target] if is_first else [peer.target, target(mute)]
@@ -200,9 +200,9 @@ async def test_one_has_never_spoken(start: Start, is_first: bool) -> None:
             await ask(client, 30)
 
 
-async def test_connections_that_are_lost(start: Start) -> None:
+async def test_connections_that_are_lost(make_peer: Start) -> None:
     """Where a firewall forgets them they are made anew, and no question goes without an answer."""
-    peer = await start()
+    peer = await make_peer()
     with silent_before(peer) as proxy:
         async with PolicyClient(target(proxy), timeout=8) as client:
             await ask(client, 10)
@@ -222,9 +222,9 @@ async def test_all_are_dead(unused_port: Callable[[], int]) -> None:
     assert caught.value.is_outage
 
 
-async def test_all_are_silent(start: Start) -> None:
+async def test_all_are_silent(make_peer: Start) -> None:
     """So it is where nothing is said; and once they speak, they are heard."""
-    peer = await start()
+    peer = await make_peer()
     with silent_before(peer) as one, silent_before(peer) as other:
         async with PolicyClient([target(one), target(other)], timeout=1) as client:
             await ask(client, 5)
@@ -245,9 +245,9 @@ async def test_all_are_silent(start: Start) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
-async def test_a_name_with_several_addresses(start: Start, host: str) -> None:
+async def test_a_name_with_several_addresses(make_peer: Start, host: str) -> None:
     """localhost has two on most machines. Any that answers will do."""
-    peer = await start(host)
+    peer = await make_peer(host)
     port = peer.target.rpartition(":")[2]
     for name in (f"localhost:{port}", f"dns:///localhost:{port}"):
         async with PolicyClient(name, timeout=PATIENCE) as client:
@@ -255,9 +255,9 @@ async def test_a_name_with_several_addresses(start: Start, host: str) -> None:
 
 
 @pytest.mark.parametrize("code", [CODE.RESOURCE_EXHAUSTED, CODE.FAILED_PRECONDITION])
-async def test_one_would_not_decide(start: Start, code: grpc.StatusCode) -> None:
+async def test_one_would_not_decide(make_peer: Start, code: grpc.StatusCode) -> None:
     """Its log is full, say: the other is asked, once. Where none would, it is no outage."""
-    first, second = await start(), await start()
+    first, second = await make_peer(), await make_peer()
     first.code = code
     async with PolicyClient([first.target, second.target], timeout=PATIENCE) as client:
         await ask(client, 10)
@@ -272,10 +272,10 @@ async def test_one_would_not_decide(start: Start, code: grpc.StatusCode) -> None
 
 
 async def test_one_would_not_decide_and_the_other_is_dead(
-    start: Start, unused_port: Callable[[], int]
+    make_peer: Start, unused_port: Callable[[], int]
 ) -> None:
     """What one policyd refused is never allowed, though the other cannot be reached."""
-    peer = await start()
+    peer = await make_peer()
     peer.code = CODE.RESOURCE_EXHAUSTED
     targets = [peer.target, f"127.0.0.1:{unused_port()}"]
     for _ in range(4):  # In whichever order they are asked.
@@ -285,9 +285,9 @@ async def test_one_would_not_decide_and_the_other_is_dead(
         assert "RESOURCE_EXHAUSTED" in answer.explanation.summary
 
 
-async def test_a_connection_that_answers_others_waits(start: Start) -> None:
+async def test_a_connection_that_answers_others_waits(make_peer: Start) -> None:
     """It counts as silent only where no answer comes at all."""
-    peer = await start()
+    peer = await make_peer()
     connection = Connection(peer.target, None, 0.3)
 
     def evaluate(request: pb.EvaluateRequest) -> Any:
@@ -306,9 +306,9 @@ async def test_a_connection_that_answers_others_waits(start: Start) -> None:
     await connection.close()
 
 
-async def test_a_client_that_stood_still(start: Start) -> None:
+async def test_a_client_that_stood_still(make_peer: Start) -> None:
     """Its own pause is no silence of the peer: no connection is given up for it."""
-    peer = await start()
+    peer = await make_peer()
     with silent_before(peer) as proxy:
         async with PolicyClient(target(proxy), timeout=1) as client:
             await ask(client, 5)
@@ -325,10 +325,10 @@ async def test_a_client_that_stood_still(start: Start) -> None:
 # --- keys ---------------------------------------------------------------------------------------
 
 
-async def test_each_question_has_a_key(start: Start) -> None:
+async def test_each_question_has_a_key(make_peer: Start) -> None:
     """A fresh one, alone or in a batch, in the order of time; one of the caller's own is kept, and
     the caller's message is left as it is."""
-    peer = await start()
+    peer = await make_peer()
     own = pb.EvaluateRequest(has_user=True, idempotency_key="own")
     async with PolicyClient(peer.target, timeout=PATIENCE) as client:
         await ask(client, 3)
@@ -343,9 +343,9 @@ async def test_each_question_has_a_key(start: Start) -> None:
     assert not QUESTION.idempotency_key
 
 
-async def test_a_second_try_has_the_same_key(start: Start) -> None:
+async def test_a_second_try_has_the_same_key(make_peer: Start) -> None:
     """So that policyd decides it once; the same for a batch."""
-    first, second = await start(), await start()
+    first, second = await make_peer(), await make_peer()
     first.code = second.code = CODE.UNAVAILABLE
     for number in (1, 3):
         async with PolicyClient([first.target, second.target], timeout=0.5) as client:
@@ -361,9 +361,9 @@ async def test_a_second_try_has_the_same_key(start: Start) -> None:
 # --- what waits ---------------------------------------------------------------------------------
 
 
-async def test_a_revision_that_is_waited_for(start: Start) -> None:
+async def test_a_revision_that_is_waited_for(make_peer: Start) -> None:
     """It holds up nothing else, is no silence, and is never allowed where it is not reached."""
-    peer = await start()
+    peer = await make_peer()
     late = pb.EvaluateRequest(has_user=True, min_revision=9, model="slow")
     async with PolicyClient(peer.target, timeout=2, on_error="allow") as client:
         await ask(client, 1)
@@ -376,10 +376,10 @@ async def test_a_revision_that_is_waited_for(start: Start) -> None:
 
 
 async def test_a_revision_that_is_waited_for_elsewhere(
-    start: Start, unused_port: Callable[[], int]
+    make_peer: Start, unused_port: Callable[[], int]
 ) -> None:
     """It is not allowed either where another policyd could not be reached before."""
-    peer = await start()
+    peer = await make_peer()
     late = pb.EvaluateRequest(has_user=True, min_revision=9, model="slow")
     gone = f"127.0.0.1:{unused_port()}"
     for _ in range(6):  # In whatever order they are asked.
@@ -387,9 +387,9 @@ async def test_a_revision_that_is_waited_for_elsewhere(
             assert (await client.evaluate(late)).denial.http_status == 503
 
 
-async def test_outcomes(start: Start) -> None:
+async def test_outcomes(make_peer: Start) -> None:
     """A peer that falls silent loses none of them."""
-    first, second = await start(), await start()
+    first, second = await make_peer(), await make_peer()
     with silent_before(first) as one, silent_before(second) as other:
         async with PolicyClient([target(one), target(other)], timeout=1) as client:
             await ask(client, 2)

@@ -245,12 +245,20 @@ WRONG = {
     ),
     "an unknown header": (["--upstream-api-key-header", "Cookie"], {}, "x-goog-api-key"),
     "half of TLS": (["--tls-cert", "cert.pem"], {}, "--tls-key"),
-    "no certificate": (["--tls-cert", "nowhere", "--tls-key", "nowhere"], {}, "cannot be used"),
     "an unknown flag": (["--listn", "x"], {}, "--listen"),
     "an unknown variable": ([], {"GATEWAY_LISTN": "x"}, "did you mean GATEWAY_LISTEN?"),
     "no file": (["--api-key-file", "/nowhere"], {}, "/nowhere cannot be read"),
     "a key of two words": ([], {"GATEWAY_API_KEY": "up-1 up-2"}, "--api-key must be one word"),
 }
+
+
+def test_no_certificate() -> None:
+    """Likewise, once it has its port: as a process, whose end closes that."""
+    flags = ("--tls-cert", "nowhere", "--tls-key", "nowhere")
+    ended = run("policyd-gateway", "serve", "--listen", FREE, *flags)
+    assert (ended.returncode, ended.stdout) == (2, b"")
+    assert "cannot be used" in ended.stderr.decode()
+    assert "Traceback" not in ended.stderr.decode()
 
 
 @pytest.mark.parametrize(("flags", "env", "message"), WRONG.values(), ids=WRONG)

@@ -14,11 +14,13 @@ FIXTURES = {
     "browser": "browser",
     "old": "programs",
     "disk": "programs",
+    "start": "slow",
 }
-"""The marker of each fixture that needs what pip does not bring."""
+"""The marker of each fixture that needs what pip does not bring, or that starts servers for each
+test that uses it."""
 VALUES = {"postgresql": "postgresql"}
 """The marker of each value of a parameter that asks for such a fixture."""
-MARKERS = {*FOLDERS.values(), *FIXTURES.values(), *VALUES.values(), "clients", "slow"}
+MARKERS = {*FOLDERS.values(), *FIXTURES.values(), *VALUES.values(), "clients"}
 
 
 def mark(items: list[pytest.Item]) -> None:
