@@ -8,6 +8,7 @@ In the order of the way of a request:
     connections  the table of connections: their states, deadlines and totals; visit: one entry
     bounded      how a protocol reports to that table
     protocol     HTTP/1.1 as a proxy needs it
+    body         a request's body, piece by piece
     probes       /healthz, /readyz and /settingsz
     reply        answers of our own, written to the byte
 """
