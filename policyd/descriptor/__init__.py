@@ -1,1 +1,1 @@
-"""How a request is read: headers, body and path -> what a gateway asks, and what is decided on."""
+"""How a request is read: an HTTP request -> its descriptor -> the input of a decision."""

@@ -1,1 +1,1 @@
-"""HTTP as policyd and its gateway serve it: uvicorn, and replies that are exact to the byte."""
+"""policyd over HTTP: the check that proxies ask, the descriptor in JSON, and AuthZEN."""
