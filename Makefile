@@ -30,8 +30,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # `make protos OUT=...` generates elsewhere, and so does `make docs DOCS=...`.
 OUT ?= .
 DOCS ?= docs
-# What `make docs` writes.
-GENERATED := api.md
+# The pages that `make docs` writes.
+GENERATED := api configuration
 PROTOS := $(sort $(wildcard protos/policyd/v1/*.proto))
 
 .PHONY: help
@@ -83,7 +83,7 @@ check: $(INSTALLED) ## check style, types, imports, protos and docs
 	diff -r -x __init__.py -x __pycache__ policyd/v1 .venv/protos/policyd/v1
 	rm -rf .venv/docs && mkdir .venv/docs
 	$(MAKE) --no-print-directory docs DOCS=.venv/docs
-	for page in $(GENERATED); do diff docs/$$page .venv/docs/$$page || exit 1; done
+	for page in $(GENERATED); do diff docs/$$page.md .venv/docs/$$page.md || exit 1; done
 	$(BIN)/pytest -q tests/docs/test_links.py tests/docs/test_contract.py tests/docs/test_log_lines.py
 
 .PHONY: format
@@ -102,7 +102,7 @@ protos: $(INSTALLED) ## generate policyd/v1 from protos
 
 .PHONY: docs
 docs: $(INSTALLED) ## generate the reference pages in docs from protos and settings
-	$(BIN)/python docs/tools/api.py >$(DOCS)/api.md
+	@for page in $(GENERATED); do $(BIN)/python docs/tools/$$page.py >$(DOCS)/$$page.md || exit 1; done
 
 .PHONY: screenshot
 screenshot: $(INSTALLED) ## take the picture of the console in docs/images anew, with Chromium

@@ -533,7 +533,7 @@ HEAD = [
     "--root",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     metavar="DIR",
-    help="Another checkout with a .venv, on whose servers the faults are laid.",
+    help="Another checkout with a .venv, in whose servers the faults are caused.",
 )
 @click.argument("faults", nargs=-1, type=click.Choice([*ON_SQLITE, *ON_POSTGRESQL]))
 def main(quick: bool, root: Path | None, faults: tuple[str, ...]) -> None:

@@ -19,7 +19,8 @@ In the order of the way of a request:
 
 Around it:
 
-    cli, settings   the command `policyd-gateway` and its settings; passing: settings for a worker
+    cli, serve      the command `policyd-gateway`; settings: its settings
     supervisor      holds the socket and the workers; worker: one of them; server: app and listener
-    patience, prefix    the upstream's time-outs, and the path of its URL
+    policyd_client  the client that asks policyd
+    patience, prefix  the upstream's time-outs, and the path of its URL
 """

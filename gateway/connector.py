@@ -6,8 +6,8 @@ sending it again is safe only sometimes (delivery.py says when). So the pool avo
 - It takes the connection that was used last, because the upstream closes the others before it.
 - It passes over a connection that the upstream has closed, or has been idle for longer than the
   upstream is known to keep one: from its Keep-Alive header, or learnt (idle.py).
-- A request that is sent again takes a new connection. The attempt that is under way is known by a
-  context variable, as aiohttp hands nothing from the request through to its connector.
+- A request that is sent again takes a new connection. A context variable holds the current attempt,
+  because aiohttp passes nothing of its caller's through to the connector.
 - A new connection is made only where the breaker allows it (breaker.py). A fault of the gateway's
   own machine, such as a lack of file descriptors, does not count against the upstream.
 

@@ -9,8 +9,7 @@ import asyncio
 import logging
 from typing import Any
 
-from gateway import describe
-from gateway.describe import Scope
+from gateway.describe import Scope, is_safe, text
 from gateway.headers import RequestHeaders
 from gateway.outcome import OutcomeRecorder
 from gateway.upstream import (
@@ -83,11 +82,11 @@ class Exchange:
         self, upstream: Upstream, path: str, body: Body, recorder: OutcomeRecorder
     ) -> None:
         scope = self.scope
-        query = describe.text(scope["query_string"])
+        query = text(scope["query_string"])
         method = scope["method"]
-        is_safe = describe.is_safe(scope, self.headers)
+        safe = is_safe(scope, self.headers)
         try:
-            answer = await upstream.ask(method, path, query, self.headers, body, safe=is_safe)
+            answer = await upstream.ask(method, path, query, self.headers, body, safe=safe)
         except UpstreamFailed as failure:
             if not failure.is_known:
                 log.warning("no answer from upstream to %s %s: %s", method, path, failure)

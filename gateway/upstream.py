@@ -52,8 +52,8 @@ class WrongLength(Exception):
 class Upload(aiohttp.payload.Payload):
     """A request body that is streamed: it goes upstream while it comes from the client.
 
-    `begun` is what was read already. What has been taken is kept as long as it is small, so that it
-    can be sent once more.
+    `begun` is what was read already. What has been taken of the body is kept as long as it is
+    small, so that it can be sent once more.
     """
 
     def __init__(self, incoming: Incoming, length: int | None, begun: bytes = b"") -> None:

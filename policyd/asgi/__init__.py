@@ -5,9 +5,11 @@ In the order of the way of a request:
     listener     uvicorn behind one socket: started, drained and stopped
     tls          its TLS context
     door         takes connections from the socket, as many as there is room for
-    connections  the table of connections: their states, deadlines and totals; visit: one entry
+    connections  the table of connections: their states, deadlines and totals; visit: one entry;
+                 limits: its bounds
     bounded      how a protocol reports to that table
     protocol     HTTP/1.1 as a proxy needs it
+    body         a request's body, read piece by piece within a bound
     probes       /healthz, /readyz and /settingsz
     reply        answers of our own, written to the byte
 """

@@ -18,10 +18,10 @@ Where the process itself stood still, `pardon` first gives every connection that
 
 Room. Where there are as many connections as there may be, or the system has no file descriptor
 left, a new connection takes the place of an old one: of those in the states of _DISPENSABLE the one
-that has waited longest, and last of all one that does not read its answer. A connection whose
-request is under way is never ended for another one. If all are, SPARE further connections are taken
-in: their requests are answered without the application, so that probes get their answer and other
-clients learn that they should try again.
+that has waited longest, and last of all one whose client does not read its answer. A connection
+whose request is under way is never ended for another one. If all of them are, SPARE further
+connections are taken in, and the app sees that in its scope (`is_spare`): it answers probes, and
+has all other clients try again later.
 
 Totals. Large heads have a total (MAX_HEADS): a connection that would exceed it is turned away. The
 answers that clients do not read have one (`Limits.unread`): above it, the connection whose client
@@ -32,10 +32,10 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
+from policyd.asgi.limits import Limits
 from policyd.asgi.visit import State, Visit
 from policyd.command.throttle import Throttle
 
@@ -60,26 +60,6 @@ _CLOSE = 5.0
 """Seconds that a connection has to end in good order."""
 _REMIND = 10.0
 """Seconds between two log lines that report a lack of room."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The bounds of a listener's connections."""
-
-    connections: int = 10_000
-    """Number of connections."""
-    head: float = 10.0
-    """Seconds for a request's head, from the connection's beginning or the head's first byte."""
-    body: float = 120.0
-    """Seconds for a body that is held; one that is streamed has to keep MIN_PACE over this time."""
-    idle: float = 75.0
-    """Seconds between two requests: longer than clients keep their connections."""
-    write: float = 60.0
-    """Seconds for a client to read some more of its answer."""
-    unread: int = 256 * 2**20
-    """Bytes of answers that wait for clients which do not read, of all connections together."""
-    ahead: int = 0
-    """Bytes that the application may hold for each of these clients in addition."""
 
 
 # The states of connections that may be ended for a new one, in this order.

@@ -1,7 +1,7 @@
 """The door of a listener: takes connections from its socket, as many as there is room for.
 
-A client for which there is no room gets its answer (503) at once, or, with TLS, a closed
-connection: a handshake would cost the server more than the answer is worth.
+A client for which there is no room gets an answer that says so (503). With TLS its connection is
+just closed, as an answer would need a handshake first.
 """
 
 import asyncio
@@ -14,7 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 from policyd.asgi.bounded import Bounded
-from policyd.asgi.connections import SPARE, Connections, Limits, keep_sweeping
+from policyd.asgi.connections import SPARE, Connections, keep_sweeping
+from policyd.asgi.limits import Limits
 from policyd.asgi.reply import NO_ROOM
 from policyd.asgi.visit import Visit
 from policyd.command.address import BACKLOG

@@ -1,8 +1,9 @@
 """A listener: uvicorn serving an ASGI app at one socket, started, drained and stopped by its owner.
 
-Stopping goes in steps, so that no request is lost and none holds the process: connections that wait
-in the socket are still taken; idle ones may bring one last request; then requests have `grace`
-seconds, and those whose answer has begun `stream_grace`; what is left is cut.
+Stopping goes in steps, so that no request is lost and none keeps the process from ending:
+connections that wait in the socket are still taken; idle ones are ended, and those whose request
+has not quite come have a second; requests under way have `grace` seconds, and those whose answer
+has begun `stream_grace`; then what is left is cut.
 """
 
 import asyncio
@@ -17,8 +18,8 @@ from typing import Any
 import uvicorn
 
 from policyd.asgi.bounded import Bounded
-from policyd.asgi.connections import Limits
 from policyd.asgi.door import Door
+from policyd.asgi.limits import Limits
 from policyd.asgi.protocol import Protocol
 from policyd.asgi.visit import State
 from policyd.command.address import BACKLOG

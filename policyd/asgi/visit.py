@@ -41,7 +41,7 @@ class Visit:
         self.forget()
         self.state = State.OPENING
         self.is_spare = False
-        """Whether there is no room for it: its request is answered without the application."""
+        """Whether there is no room for it, so that the app answers only probes on it."""
         self.since = 0.0
         """When it entered its state."""
         self.received = 0

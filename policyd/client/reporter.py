@@ -164,8 +164,8 @@ class Reporter:
     def _fall_silent(self) -> None:
         if self._silent_until is None:
             log.warning(
-                "this policyd takes no reports of what became of requests, so its log will not "
-                "show that: update policyd"
+                "this policyd takes no outcomes of requests, so its log will not show "
+                "them: update policyd"
             )
         self._silent_until = time.monotonic() + _OLD_POLICYD_PAUSE
         self._waiting.clear()
@@ -181,4 +181,4 @@ class _Losses:
     def add(self, number: int, cause: str) -> None:
         self.count += number
         if self._throttle.is_due():
-            log.error("what became of requests was not reported (%d so far): %s", self.count, cause)
+            log.error("outcomes of requests are lost (%d so far): %s", self.count, cause)

@@ -5,7 +5,7 @@ import logging
 import socket
 from typing import Self
 
-from policyd.asgi.connections import Limits
+from policyd.asgi.limits import Limits
 from policyd.asgi.listener import Listener
 from policyd.asgi.tls import tls_context
 from policyd.command.address import Address, not_free, open_socket

@@ -10,6 +10,7 @@ A worker, in the order of its start:
     preparation   what it needs on its own disk, and the background worker's process
     following     how it comes by the settings of API keys: from the database, or the snapshot
     opening       the database: brought to its form, and known to be the spool's
+    log           its decision log
     presence      its signs of life in the store, which also measure its clock (worker_clock)
     admin_token   the token of AdminService
     http_check    what answers at --http

@@ -107,7 +107,7 @@ class _BackgroundWorker:
                 pause = _LONGEST_PAUSE
             retired += some
             if retired and not some:
-                _log.info("%d decisions of the log were old enough to go", retired)
+                _log.info("%d old decisions were deleted from the log", retired)
                 retired = 0
             await asyncio.sleep(_PAUSE if some or pages else pause)
 
@@ -140,7 +140,9 @@ class _BackgroundWorker:
         except TimeoutError:
             shipped = None
         if shipped is None:
-            _log.warning("what the database has not got yet stays in %s", self._settings.spool)
+            _log.warning(
+                "entries that the database does not have yet stay in %s", self._settings.spool
+            )
 
     async def _try(self) -> int | None:
         """Ship. Returns how many entries, None while the store is away."""

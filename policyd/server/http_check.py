@@ -5,7 +5,7 @@ Only a policyd with --http loads it, and all that an HTTP server is made of.
 
 import socket
 
-from policyd.asgi.connections import Limits
+from policyd.asgi.limits import Limits
 from policyd.asgi.listener import Listener
 from policyd.asgi.tls import tls_context
 from policyd.command.address import Address, check_free, not_free, open_socket

@@ -58,7 +58,7 @@ class Presence:
             except (StoreUnavailable, StoreBusy):
                 pass  # Following the settings fails in the same way, and logs it.
             except Exception as error:  # noqa: BLE001  # Whatever the error, the next beat may work.
-                _log.error("this worker cannot be told of to the database: %s", error)
+                _log.error("this worker's sign of life cannot be stored: %s", error)
         return told[2]
 
     async def leave(self) -> None:

@@ -4,18 +4,16 @@ import asyncio
 import logging
 import secrets
 import socket
-import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
 
-from policyd.asgi.connections import Limits
+from policyd.asgi.limits import Limits
 from policyd.command.address import Address, steer
 from policyd.command.child import Child, End
-from policyd.decision_log.spool import SpoolWriter
 from policyd.decision_log.writer import DecisionLog
 from policyd.descriptor.body_memory import Bodies
 from policyd.keys import tokens
@@ -23,6 +21,7 @@ from policyd.keys.key_table import KeyTable
 from policyd.server.admin_token import accept_later, guard_of
 from policyd.server.following import Following
 from policyd.server.health import Health
+from policyd.server.log import keep_flushed, open_log
 from policyd.server.opening import OpenedStore
 from policyd.server.preparation import background_worker, keep_background_worker, preparing
 from policyd.server.presence import Presence
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_FLUSH = 5.0
-"""Seconds between two writes of the counts of refused keys, which are kept in memory."""
 _HANDSHAKE = 5.0
 """Seconds that a gRPC client has, at most, to begin. At the limit of connections gRPC ends none for
 a new one, so those that say nothing must end soon."""
@@ -133,7 +130,7 @@ class Server:
         if self._keys.is_followed:
             # So that the first decision has the right time, if the database answers soon.
             await asyncio.wait({asyncio.create_task(self._presence.tell())}, timeout=_SOON)
-        self._log = decision_log(self._settings, self._id, self._clock.time)
+        self._log = open_log(self._settings, self._id, self._clock.time)
         tls = credentials(self._settings)
         policy = self._policy_listener()
         admin = self._admin_listener()
@@ -149,7 +146,7 @@ class Server:
             self._follow_hints(),
             self._health.watch(),
             self._presence.keep_telling(self._listeners),
-            self._flush(self._log),
+            keep_flushed(self._log),
             self._log.keep_synced(),
         )
         if not self._shared:
@@ -228,12 +225,6 @@ class Server:
         async for _ in self._store.hints():
             self._keys.hint()
 
-    async def _flush(self, log: DecisionLog) -> None:
-        """Write the counts of refused keys every few seconds."""
-        while True:
-            await asyncio.sleep(_FLUSH)
-            log.flush()
-
     async def wind_down(self, end: End) -> None:
         """Go on answering for as long as `end` takes. Returns when it is to be stopped.
 
@@ -269,7 +260,7 @@ class Server:
             task.cancel()
         for problem in await asyncio.gather(*self._working, return_exceptions=True):
             if isinstance(problem, Exception):
-                _log.error("a part of policyd had ended before its time: %r", problem)
+                _log.error("a task of policyd had ended early: %r", problem)
 
     async def stop(self) -> None:
         """Take no new calls, and wait for those under way up to the grace period."""
@@ -288,21 +279,6 @@ class Server:
             # Last, so that it ships everything that was written.
             await self._background.stop()
         self._store.close()
-
-
-def decision_log(
-    settings: ServerSettings, process: str, clock: Callable[[], float] = time.time
-) -> DecisionLog:
-    """The decision log of one process. Raises SettingsError."""
-    sync = settings.spool_sync
-    return DecisionLog(
-        SpoolWriter(settings.spool, process, settings.spool_limit, sync),
-        process,
-        drop_when_full=settings.drop_when_full,
-        drop_on_error=settings.drop_on_error,
-        sync=sync,
-        clock=clock,
-    )
 
 
 def _limits(settings: ServerSettings) -> Limits:

@@ -52,7 +52,7 @@ class Shipper:
         try:
             shipped = self._ship_entries()
         except PositionMoved as error:
-            _log.warning("the spool is shipped from where the database has it up to: %s", error)
+            _log.warning("shipping goes on from the database's position in the spool: %s", error)
             self._is_resumed = False
             shipped = self._ship_entries()
         self._delete_finished()

@@ -167,7 +167,8 @@ def _try(engine: sa.Engine, change: Callable[[sa.Connection], None]) -> bool:
 @cache
 def _log_once(problem: str) -> None:
     _log.warning(
-        "the log's partitions cannot be changed (%s): old rows go one by one, and those of new "
-        "days into the default partition, unless the tables' owner runs policyd db migrate daily",
+        "the log's partitions cannot be changed (%s): old rows are deleted one by one, and those "
+        "of new days go into the default partition, unless the tables' owner runs policyd db "
+        "migrate daily",
         problem,
     )

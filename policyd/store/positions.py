@@ -50,7 +50,7 @@ def advance(connection: sa.Connection, step: Step) -> None:
     if shipped != step.start:
         raise PositionMoved(
             f"{step.file} is shipped up to byte {shipped}, not {step.start}: the database was put "
-            "back from a copy, or it has not told of a transaction that it has"
+            "back from a copy, or it has committed a transaction without saying so"
         )
     row = {"spool": step.spool, "file": step.file, "shipped": step.end}
     row["seen_at"] = database_time(connection)

@@ -15,7 +15,7 @@ import pytest
 import trustme
 
 from policyd.asgi import connections
-from policyd.asgi.connections import Limits
+from policyd.asgi.limits import Limits
 from policyd.asgi.listener import Listener
 from policyd.asgi.protocol import MAX_HEAD
 from policyd.asgi.reply import NO_ROOM

@@ -23,6 +23,8 @@ from tests.support.processes import Policyd
 from tests.support.raw_http import CHAT, CHAT_WITH_USER, ask, connect, post
 from tests.support.stack import Background, Gateway, Upstream
 
+pytestmark = pytest.mark.slow  # They start servers of their own.
+
 PATIENCE = 30
 FILES = 200
 MANY = 400

@@ -16,7 +16,8 @@ from policyd.decision_log.record import Record, Verdict
 from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount, RefusedKeyReason
 from policyd.engine.model import UserState
 from policyd.store import Store
-from tests.support.processes import Program, run
+from tests.support.commands import invoke
+from tests.support.processes import Program
 from tests.support.records import decision_id, denied, outcome, record
 
 NOW = datetime.now(UTC)
@@ -37,7 +38,7 @@ def store(url: str) -> Iterator[Store]:
 
 def ask(url: str, *words: str) -> str:
     """What the command prints."""
-    done = run("policyd", *words, "--database-url", url)
+    done = invoke("policyd", *words, "--database-url", url)
     assert done.returncode == 0, done.stderr
     return done.stdout.decode()
 
@@ -64,7 +65,7 @@ def test_a_list(store: Store, url: str) -> None:
         assert found["id"] == old.id
         assert (found["output_tokens"], found["cost_usd"]) == (5, 4.5e-6)
     assert len(listed(url, "--flag", "policy_enforce_user_ids", "--since", "24h")) == 3
-    done = run("policyd", "logs", "list", "--limit", "2", "--database-url", url)
+    done = invoke("policyd", "logs", "list", "--limit", "2", "--database-url", url)
     assert done.stdout.decode().count("denied") == 2
     after = done.stderr.decode().split()[-1]
     assert [one["id"] for one in listed(url, "--after", after)] == [entries[1].id, old.id]
@@ -89,7 +90,7 @@ def test_shown_by_any_id(store: Store, url: str) -> None:
         assert json.loads(ask(url, "logs", "show", any_id, "--json"))["id"] == one.id
     assert len(listed(url, "--any-id", "t-1")) == 2
     assert [each["id"] for each in listed(url, "--any-id", "t-1", "--user", "ada")] == [one.id]
-    done = run("policyd", "logs", "show", "t-1", "--database-url", url)
+    done = invoke("policyd", "logs", "show", "t-1", "--database-url", url)
     assert "several requests have this ID" in done.stderr.decode()
 
 
@@ -117,7 +118,7 @@ def test_refused_keys(store: Store, url: str) -> None:
     [told] = found["samples"]
     assert (told["id"], told["reason"]) == (sample.id, "missing")
     assert json.loads(ask(url, "logs", "refused", "--since", "0s", "--json"))["samples"] == []
-    done = run("policyd", "logs", "show", sample.id, "--database-url", url)
+    done = invoke("policyd", "logs", "show", sample.id, "--database-url", url)
     assert "API key was refused" in done.stderr.decode()
 
 
@@ -157,7 +158,7 @@ def test_hostile_texts_in_a_terminal(store: Store, url: str) -> None:
 )
 def test_bad_input(store: Store, url: str, words: tuple[str, ...], said: str) -> None:
     """It is refused with words that say what is wrong."""
-    done = run("policyd", "logs", *words, "--database-url", url)
+    done = invoke("policyd", "logs", *words, "--database-url", url)
     assert done.returncode in (1, 2)
     assert said in done.stderr.decode()
     assert b"Traceback" not in done.stderr
@@ -231,5 +232,5 @@ def test_a_simulation_of_nothing(store: Store, url: str, key_id: str) -> None:
     """A key without requests, and one that there is not."""
     assert "0 of 0 requests would" in ask(url, "simulate", key_id)
     for words, said in ((("key_x",), "no API key"), ((key_id, "--accept", "email"), "accept must")):
-        done = run("policyd", "simulate", *words, "--database-url", url)
+        done = invoke("policyd", "simulate", *words, "--database-url", url)
         assert said in done.stderr.decode()

@@ -62,9 +62,7 @@ async def test_one_that_is_too_large(policyd: Recorder, caplog: pytest.LogCaptur
         client.report(Outcome(decision_id="0" * 32, model="m" * reporter.MAX_OUTCOME))
         client.report(outcomes(1)[0])
     assert policyd.outcomes == outcomes(1)
-    assert losses(caplog) == [
-        "what became of requests was not reported (1 so far): it is over 4096 bytes"
-    ]
+    assert losses(caplog) == ["outcomes of requests are lost (1 so far): it is over 4096 bytes"]
 
 
 async def test_closing_sends_what_waits(policyd: Recorder) -> None:

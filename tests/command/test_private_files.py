@@ -19,6 +19,8 @@ from tests.support.consoles import prepare, settings
 from tests.support.load import PATIENCE, until
 from tests.support.processes import BIN, Program, run
 
+pytestmark = pytest.mark.slow  # They start commands and servers under each umask.
+
 OPEN = ("/bin/sh", "-c", 'umask 0; exec "$0" "$@"')
 """Runs a command as one that lets every user read what it makes."""
 

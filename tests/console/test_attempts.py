@@ -263,6 +263,7 @@ def test_proxies_reach_the_process_that_has_the_console(tmp_path: Path) -> None:
     assert load_settings(dump_settings(chosen)) == chosen
 
 
+@pytest.mark.slow
 async def test_the_setting(tmp_path: Path) -> None:
     """By flag, of a real server."""
     flags = ("--console", "127.0.0.1:0", "--console-trusted-proxies", "192.0.2.1, 127.0.0.1")

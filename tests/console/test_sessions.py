@@ -67,6 +67,7 @@ async def test_a_copy_and_a_new_password(console: Console) -> None:
         assert await is_good(console.url, cookies(done))
 
 
+@pytest.mark.slow
 async def test_two_consoles_and_a_restart(tmp_path: Path, start: Callable[..., Any]) -> None:
     """What one process has ended, another on the same database knows at once, and after a start."""
     flag = ("--console", "127.0.0.1:0")

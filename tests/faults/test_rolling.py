@@ -202,9 +202,9 @@ async def test_settings_are_read_again(start: Start, tmp_path: Path) -> None:
     ):
         was = spoilt.read_text()
         spoilt.write_text(content)
-        refused = told(policyd, "no more is replaced, and what runs goes on")
+        refused = told(policyd, "no more workers are replaced, and those that run go on")
         policyd.send(signal.SIGHUP)
-        await until(lambda n=refused: told(policyd, "no more is replaced") > n)
+        await until(lambda n=refused: told(policyd, "no more workers are replaced") > n)
         assert words in policyd.errors[-1]
         assert children(policyd) == before
         assert await decision(policyd, key, "0123456789abcdef") == DECISION_ALLOW

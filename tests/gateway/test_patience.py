@@ -215,7 +215,7 @@ async def test_the_breaker_opens_and_closes(caplog: pytest.LogCaptureFixture) ->
     assert not breaker.enter()
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
     assert "3 times in a row (refused)" in caplog.text
-    assert "3 requests were refused" in caplog.text
+    assert "3 requests were answered 502" in caplog.text
 
 
 async def test_the_breaker_waits_longer_each_time() -> None:

@@ -21,6 +21,7 @@ from gateway.settings import Settings
 from policyd.command.address import Address
 from policyd.command.configuration import Options
 from policyd.errors import SettingsError
+from tests.support.commands import invoke
 from tests.support.processes import Policyd, Program, run
 from tests.support.raw_http import CHAT, CHAT_WITH_USER, NO_USER
 
@@ -192,6 +193,7 @@ def test_https(policyd: Policyd, upstream: str, tmp_path: Path) -> None:
     assert gateway.stop() == 0
 
 
+@pytest.mark.slow
 def test_policyd_over_tls(upstream: str, tmp_path: Path) -> None:
     """It asks a policyd over TLS that wants a certificate and a token of callers."""
     _make_certificate(tmp_path)
@@ -254,7 +256,7 @@ WRONG = {
 @pytest.mark.parametrize(("flags", "env", "message"), WRONG.values(), ids=WRONG)
 def test_wrong_settings(flags: list[str], env: dict[str, str], message: str) -> None:
     """They end it with 2 before it listens, with the cause and the mend and no traceback."""
-    ended = run("policyd-gateway", "serve", "--listen", FREE, *flags, env=env)
+    ended = invoke("policyd-gateway", "serve", "--listen", FREE, *flags, env=env)
     assert ended.returncode == 2
     assert ended.stdout == b""
     error = ended.stderr.decode()
@@ -278,7 +280,7 @@ def test_wrong_files(tmp_path: Path, content: str, message: str) -> None:
     """The same for --config."""
     config = tmp_path / "gateway.yaml"
     config.write_text(content)
-    ended = run("policyd-gateway", "serve", "--listen", FREE, "--config", str(config))
+    ended = invoke("policyd-gateway", "serve", "--listen", FREE, "--config", str(config))
     assert ended.returncode == 2
     assert message in ended.stderr.decode()
 
@@ -328,7 +330,7 @@ def test_the_header_that_an_upstream_wants(upstream: str, header: str) -> None:
 )
 def test_variables_that_are_not_read(name: str, message: str) -> None:
     """What looks like a setting of the gateway and is none is refused, with what was meant."""
-    ended = run("policyd-gateway", "serve", "--listen", FREE, env={name: "enforce"})
+    ended = invoke("policyd-gateway", "serve", "--listen", FREE, env={name: "enforce"})
     assert ended.returncode == 2
     assert message in ended.stderr.decode()
 

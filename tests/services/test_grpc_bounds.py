@@ -23,6 +23,8 @@ from policyd.v1.policy_pb2 import DECISION_DENY, EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 from tests.support.health import health_stub
 
+pytestmark = pytest.mark.slow  # Each has a server of its own settings.
+
 PATIENCE = 30
 FREE = Address("127.0.0.1", 0)
 ASKED = EvaluateRequest(has_user=True)

@@ -1,4 +1,4 @@
-"""The command `policyd` in the tests' own process: an interpreter of its own costs a second."""
+"""Our commands in the tests' own process: an interpreter of its own costs a second."""
 
 import os
 import subprocess
@@ -6,21 +6,26 @@ from collections.abc import Mapping
 
 from click.testing import CliRunner
 
-from policyd.cli.main import main
+from gateway.cli import main as policyd_gateway
+from policyd.cli.main import main as policyd
 from tests.support.processes import environment
+
+_COMMANDS = {"policyd": policyd, "policyd-gateway": policyd_gateway}
 
 
 def invoke(
     *command: str, stdin: bytes | None = None, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
-    """As processes.run() does, without a process. What no command of policyd handles is raised."""
+    """As processes.run() does, without a process. An exception that no command handles is raised.
+
+    A server is not for this, unless it is to refuse its settings.
+    """
     program, *words = command
-    assert program == "policyd"
     wanted = environment(env)
     variables = dict.fromkeys(os.environ.keys() - wanted.keys()) | wanted
     umask = os.umask(0o022)
     try:
-        done = CliRunner().invoke(main, words, stdin, variables, prog_name=program)
+        done = CliRunner().invoke(_COMMANDS[program], words, stdin, variables, prog_name=program)
     finally:
         os.umask(umask)
     if done.exception and not isinstance(done.exception, SystemExit):

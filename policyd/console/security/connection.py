@@ -7,7 +7,7 @@ also ships the decision log. So their number and their time are bounded tightly.
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from policyd.asgi.bounded import Bounded
-from policyd.asgi.connections import Limits
+from policyd.asgi.limits import Limits
 
 LIMITS = Limits(connections=200, head=10.0, body=10.0, idle=5.0, write=30.0)
 """Enough for browsers, which send their requests without a pause."""

@@ -1,8 +1,8 @@
 """Sessions: signed cookies, and the one-time link with which the first password is set.
 
 Both are signed with a key made of the administration token and the store's epoch. So all processes
-accept the same ones without sharing anything, and a new epoch or token ends all of them. A session
-has an ID, under which the store remembers the few that were ended one by one.
+accept the same ones without a table of sessions, and a new epoch or token ends all of them. A
+session has an ID, under which the store remembers the few that were ended one by one.
 
 Another cookie outlives the session: it recognises a device that has signed in before. It opens
 nothing, but strangers' attempts do not make such a device wait: see attempts.py.
