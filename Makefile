@@ -42,7 +42,7 @@ help: ## list the targets
 install: $(INSTALLED) ## set up .venv
 
 .PHONY: run
-run: $(INSTALLED) ## run the whole of policyd in one process, to try it
+run: $(INSTALLED) ## run the whole of policyd together, to try it
 	@$(BIN)/policyd demo --data '$(DATA)' --gateway $(GATEWAY) --grpc $(GRPC) --console $(CONSOLE)
 
 # `make test ARGS=tests/store` runs all tests there, whatever they need.

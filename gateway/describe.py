@@ -46,7 +46,7 @@ def http_request(scope: Scope, path: str, headers: RequestHeaders, api_key: str)
 
 
 def is_safe(scope: Scope, headers: RequestHeaders) -> bool:
-    """Whether the upstream only reads for it, so that it may be sent twice: GET and HEAD, where
+    """Whether the upstream only reads for it, so that it may be sent once more: GET and HEAD, where
     nothing makes another method of them.
     """
     if scope["method"] not in ("GET", "HEAD"):

@@ -37,7 +37,7 @@ from policyd.settings import ServerSettings
 @click.option("--openai-base-url", envvar="OPENAI_BASE_URL", hidden=True)
 @OPTIONS.log_level
 def demo(log_level: str, **given: Any) -> None:
-    """Run policyd, its gateway and a small OpenAI-compatible upstream in one process.
+    """Run policyd, its gateway and a small OpenAI-compatible upstream together, to try them.
 
     Prints an API key and two requests to try: one is blocked, one passes. With OPENAI_API_KEY in
     the environment, requests go to OpenAI with that key, or to OPENAI_BASE_URL; with --upstream,

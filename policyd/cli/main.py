@@ -16,7 +16,7 @@ _COMMANDS = {
     "demo": Lazy(
         "policyd.cli.demo",
         "demo",
-        "Run policyd, its gateway and a small OpenAI-compatible upstream in one process.",
+        "Run policyd, its gateway and a small OpenAI-compatible upstream together, to try them.",
     ),
     "explain": Lazy(
         "policyd.cli.explain", "explain", "Say what would be decided of a request, and why."
