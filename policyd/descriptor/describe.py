@@ -82,9 +82,9 @@ def describe(request: HttpRequest, attributes: BodyAttributes = NOT_READ) -> Eva
         method=request.method,
         path=request.path,
         source_ip=request.source_ip,
-        user_agent=request.first(_AGENT)[:MAX_REMARK],
-        organization=request.first(_ORGANIZATION)[:MAX_REMARK],
-        request_id=(request.first(_REQUEST_ID) or request.request_id)[:MAX_REMARK],
+        user_agent=_remark(request.first(_AGENT)),
+        organization=_remark(request.first(_ORGANIZATION)),
+        request_id=_remark(request.first(_REQUEST_ID) or request.request_id),
         model=attributes.model[:MAX_REMARK],
         user_state=_state(attributes.user),
         safety_identifier_state=_state(attributes.safety_identifier),
@@ -126,6 +126,12 @@ async def read_attributes(
     size, decoded = len(body), decoded_limit(len(body), limit) if coding else 0
     read = (read_body, body, content_type, coding, request.target.endpoint, limit)
     return await bodies.do(held, size, decoded, *read)
+
+
+def _remark(text: str) -> str:
+    # A byte that is not UTF-8 comes as half a surrogate pair, which no message can hold.
+    text = text[:MAX_REMARK]
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def _own_headers(request: HttpRequest) -> list[Header]:

@@ -17,6 +17,7 @@ from gateway.headers import read_request
 from gateway.intake import Intake
 from gateway.settings import Settings
 from policyd.command.address import Address
+from policyd.descriptor import describe as headers_read
 from policyd.descriptor.body_memory import AT_ONCE, Bodies
 from policyd.descriptor.describe import MAX_REMARK, HttpRequest, about_key, describe
 from policyd.descriptor.headers import by_name
@@ -262,3 +263,13 @@ def test_a_call_without_method_and_path(in_scope: bool) -> None:
     assert request.target.in_scope is in_scope
     assert describe(request).in_scope is in_scope
     assert not describe(_request()).HasField("in_scope")
+
+
+@pytest.mark.parametrize("name", sorted(headers_read.READ))
+def test_a_header_that_is_not_utf8(name: str) -> None:
+    """It is described all the same, also where the client names it in Connection, so that it does
+    not travel on and nothing else looks at its bytes."""
+    headers = read_request([(name.encode(), b"a\xffb"), (b"connection", name.encode())])
+    scope = {"method": "POST", "client": None, "query_string": b""}
+    described = describe(http_request(scope, CHAT, headers, ""))
+    assert described.SerializeToString()
