@@ -17,7 +17,7 @@ from gateway.headers import read_request
 from gateway.intake import Intake
 from gateway.settings import Settings
 from policyd.command.address import Address
-from policyd.descriptor import describe as headers_read
+from policyd.descriptor import describe as describing
 from policyd.descriptor.body_memory import AT_ONCE, Bodies
 from policyd.descriptor.describe import MAX_REMARK, HttpRequest, about_key, describe
 from policyd.descriptor.headers import by_name
@@ -265,7 +265,7 @@ def test_a_call_without_method_and_path(in_scope: bool) -> None:
     assert not describe(_request()).HasField("in_scope")
 
 
-@pytest.mark.parametrize("name", sorted(headers_read.READ))
+@pytest.mark.parametrize("name", sorted(describing.READ))
 def test_a_header_that_is_not_utf8(name: str) -> None:
     """It is described all the same, also where the client names it in Connection, so that it does
     not travel on and nothing else looks at its bytes."""
