@@ -30,8 +30,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # `make protos OUT=...` generates elsewhere, and so does `make docs DOCS=...`.
 OUT ?= .
 DOCS ?= docs
-# What `make docs` writes.
-GENERATED := api.md
+# The pages that `make docs` writes.
+GENERATED := api configuration
 PROTOS := $(sort $(wildcard protos/policyd/v1/*.proto))
 
 .PHONY: help
@@ -66,6 +66,10 @@ interop: $(INSTALLED) $(LITELLM) $(NODE_GATEWAY) $(GO_GATEWAY) $(JAVA_GATEWAY) #
 differential: $(DIFFERENTIAL) $(NODE_READERS) $(GO_READERS) ## compare what other readers of JSON and forms see; ARGS="--bodies 20000 --seed 1"
 	.venv-differential/bin/python -W ignore -m tests.differential $(ARGS)
 
+.PHONY: mutants
+mutants: $(INSTALLED) ## change engine, descriptor and log a little, and print what no test notices; ARGS=policyd/engine/denial.py
+	$(BIN)/python -m tests.support.mutants $(ARGS)
+
 .PHONY: check
 check: $(INSTALLED) ## check style, types, imports, protos and docs
 	$(BIN)/ruff format --check
@@ -79,7 +83,7 @@ check: $(INSTALLED) ## check style, types, imports, protos and docs
 	diff -r -x __init__.py -x __pycache__ policyd/v1 .venv/protos/policyd/v1
 	rm -rf .venv/docs && mkdir .venv/docs
 	$(MAKE) --no-print-directory docs DOCS=.venv/docs
-	for page in $(GENERATED); do diff docs/$$page .venv/docs/$$page || exit 1; done
+	for page in $(GENERATED); do diff docs/$$page.md .venv/docs/$$page.md || exit 1; done
 	$(BIN)/pytest -q tests/docs/test_links.py tests/docs/test_contract.py tests/docs/test_log_lines.py
 
 .PHONY: format
@@ -98,7 +102,7 @@ protos: $(INSTALLED) ## generate policyd/v1 from protos
 
 .PHONY: docs
 docs: $(INSTALLED) ## generate the reference pages in docs from protos and settings
-	$(BIN)/python docs/tools/api.py >$(DOCS)/api.md
+	@for page in $(GENERATED); do $(BIN)/python docs/tools/$$page.py >$(DOCS)/$$page.md || exit 1; done
 
 .PHONY: screenshot
 screenshot: $(INSTALLED) ## take the picture of the console in docs/images anew, with Chromium
@@ -127,7 +131,7 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generat
 
 .PHONY: clean
 clean: ## remove what the other targets have made, but not the data
-	rm -rf .venv .venv-openai-0.27 .venv-litellm tests/clients/node/node_modules dist
+	rm -rf .venv .venv-openai-0.27 .venv-litellm tests/clients/node/node_modules dist mutants
 	rm -rf .venv-differential $(READERS)/node/node_modules $(GO_READERS)
 	cd $(GATEWAYS) && rm -rf node/node_modules node/dist node/src/stubs go/gateway go/stubs java/target
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -41,6 +41,7 @@ from policyd.asgi.reply import (
 from policyd.client import NoDecision, PolicyClient
 from policyd.command.throttle import Throttle
 from policyd.descriptor.describe import describe
+from policyd.descriptor.headers import wants_websocket
 from policyd.errors import PolicydError
 from policyd.v1.policy_pb2 import (
     DECISION_ALLOW,
@@ -207,7 +208,7 @@ def _own_reply(exchange: Exchange) -> Reply | None:
     scope, headers = exchange.scope, exchange.headers
     if scope["method"] == "OPTIONS":
         return replies.PREFLIGHT
-    if headers.wants_websocket:
+    if wants_websocket(headers.values):
         return WEBSOCKET
     if not scope["raw_path"].startswith(b"/"):
         return replies.BAD_PATH

@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 from gateway.headers import RequestHeaders
 from policyd.descriptor.describe import HttpRequest
-from policyd.descriptor.headers import PREFIX
+from policyd.descriptor.headers import PREFIX, pairs
 from policyd.engine import method_override
 
 Scope = dict[str, Any]
@@ -52,4 +52,4 @@ def is_safe(scope: Scope, headers: RequestHeaders) -> bool:
     if scope["method"] not in ("GET", "HEAD"):
         return False
     query = text(scope["query_string"])
-    return not method_override.overriding(scope["method"], headers.pairs, query)
+    return not method_override.overriding(scope["method"], pairs(headers.values), query)

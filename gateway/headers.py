@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from policyd.asgi.reply import HeaderName, exact
-from policyd.descriptor import headers as policyd_headers
 from policyd.descriptor.describe import READ
 from policyd.descriptor.headers import KEY_HEADER, PREFIX, credential
 
@@ -61,11 +60,6 @@ class RequestHeaders(NamedTuple):
         return next(iter(self.all(name)), "")
 
     @property
-    def pairs(self) -> list[tuple[str, str]]:
-        """Those for the gateway and policyd, name and value."""
-        return policyd_headers.pairs(self.values)
-
-    @property
     def has_body(self) -> bool:
         """Whether they announce a body."""
         return "transfer-encoding" in self.values or self.first("content-length") not in ("", "0")
@@ -85,11 +79,6 @@ class RequestHeaders(NamedTuple):
     def is_garbled(self) -> bool:
         """Whether the value of one to be forwarded is not UTF-8."""
         return any(not value.isascii() and _GARBLED.search(value) for _, value in self.forwarded)
-
-    @property
-    def wants_websocket(self) -> bool:
-        """Whether the client asks to speak WebSocket from here on."""
-        return policyd_headers.wants_websocket(self.values)
 
 
 def read_request(raw: RawHeaders) -> RequestHeaders:

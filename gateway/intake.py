@@ -1,7 +1,7 @@
 """How a request's body comes in: as much of it as the policy needs, within bounds of all kinds.
 
 A body that the policy does not need streams through. One that it needs is held; before more than
-64 KiB of it are, policyd is asked whether its API key is in force at all.
+64 KiB of it are, the gateway asks policyd whether its API key is in force at all.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ Tell = Callable[[str, PolicydError], None]
 
 
 class Refused(Exception):
-    """The body is not taken in. `reply` is what the client is told."""
+    """The body is not taken in. The client gets `reply`."""
 
     def __init__(self, reply: Reply) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Refused(Exception):
 class Intake:
     """Takes bodies in. `check_key` asks policyd; without it, every body that matters is read.
 
-    `tell` is called with what became of a request for which of our own troubles, to be logged.
+    `tell` logs what became of a request by a failure that is not the client's: it gets both.
     """
 
     def __init__(self, settings: Settings, check_key: CheckKey | None, tell: Tell) -> None:

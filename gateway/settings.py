@@ -1,4 +1,7 @@
-"""The settings of `policyd-gateway serve`. It listens to strangers only where they can use TLS."""
+"""The settings of `policyd-gateway serve`, each with its default, unit and description.
+
+Beyond this machine the gateway listens only with TLS, as clients send it their API keys.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,8 +12,7 @@ from yarl import URL
 
 from gateway.patience import Patience
 from policyd.asgi.limits import Limits
-from policyd.command.address import Address
-from policyd.command.crew import HANDOVER
+from policyd.command.address import HANDOVER, Address
 from policyd.command.open_files import share
 from policyd.command.settings import dump, load, setting
 from policyd.engine import endpoints
@@ -68,7 +70,7 @@ class Settings:
     upstream_api_key: str = setting(
         "",
         "The same as a value. See --api-key.",
-        file_help="Holds the upstream's API key, sent in place of whatever key clients send.",
+        file_help="Holds the upstream's API key, sent in place of the key that a client sends.",
         hidden=True,
     )
     upstream_api_key_header: str = setting(
@@ -82,13 +84,15 @@ class Settings:
     on_policy_error: str = setting(
         "deny",
         "What to do with requests while policyd cannot be reached in time. allow: forward them "
-        "unchecked. What policyd would not decide is refused either way.",
+        "unchecked. A request on which policyd reports an error is not forwarded either way.",
         words=("deny", "allow"),
     )
-    policy_timeout: float = setting(1.0, "Seconds for policyd.", unit="seconds", least=0.001)
+    policy_timeout: float = setting(
+        1.0, "Seconds for policyd to decide.", unit="seconds", least=0.001
+    )
     max_body: int = setting(
         64 * 2**20,
-        "Bytes of a body that is checked, also decompressed. A larger one is refused if enforced.",
+        "Bytes of a body that is checked, also decompressed. A larger one gets 413 if enforced.",
         unit="bytes",
         least=1,
     )
@@ -164,7 +168,7 @@ class Settings:
     breaker: int = setting(
         5,
         "Connections to the upstream that fail in a row until requests get 502 at once, but for "
-        "one that tries after a pause of 1 to 30 seconds. 0: none is refused.",
+        "one that tries after a pause of 1 to 30 seconds. 0: all are tried.",
         least=0,
     )
     drain: float = setting(
@@ -191,7 +195,7 @@ class Settings:
     policyd_cert: Path | None = setting(None, "PEM certificate to show to policyd.", path="file")
     policyd_key: Path | None = setting(None, "PEM private key of --policyd-cert.", path="file")
     policyd_token: str = setting(
-        "", file_help="Holds the token that policyd wants of callers.", hidden=True
+        "", file_help="Holds the token that callers of policyd must show.", hidden=True
     )
     insecure: bool = setting(False, "Listen beyond this machine without TLS.")
 

@@ -1,4 +1,7 @@
-"""The settings of `policyd serve`. It listens to strangers only where it can tell who they are."""
+"""The settings of `policyd serve`, each with its default, unit and description.
+
+Beyond this machine policyd listens only where it can authenticate callers.
+"""
 
 import ipaddress
 import re
@@ -8,8 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from policyd.command.address import Address
-from policyd.command.crew import HANDOVER
+from policyd.command.address import HANDOVER, Address
 from policyd.command.database_url import sqlite_file
 from policyd.command.deadline import TIMEOUT
 from policyd.command.open_files import share
@@ -21,7 +23,7 @@ from policyd.errors import SettingsError
 # It stands in commands to copy: nothing that a shell or a program would read as its own.
 _PLAIN_URL = re.compile(r"https?://[A-Za-z0-9.:/_~\[\]-]+")
 SHIPPING = 5.0
-"""Seconds, at least, that the log's last entries have to get to the store at the end."""
+"""Seconds, at least, in which the log's last entries are shipped to the store at the end."""
 MAX_RETENTION = 36_500
 """Days that a decision can stay in the log."""
 MODES = {mode.name.lower(): mode for mode in Mode}
@@ -47,18 +49,22 @@ class ServerSettings:
         most=3600,
     )
     grpc: Address = setting(Address("127.0.0.1", 50051), "Where gateways ask.")
-    admin: Address = setting(Address("127.0.0.1", 50052), "Where keys are managed.")
+    admin: Address = setting(Address("127.0.0.1", 50052), "Where administrators manage keys.")
     http: Address | None = setting(None, "Where proxies without gRPC ask; off unless given.")
     workers: int = setting(1, "Processes; one a core is enough.", least=1, most=256)
-    default_mode: Mode = setting(Mode.OFF, "What keys do that set no mode.", words=MODES)
+    default_mode: Mode = setting(Mode.OFF, "The mode of API keys that set none.", words=MODES)
     admin_token_file: Path = setting(
-        None, "Made if it is not there; by default admin-token beside the database."
+        None,
+        "File with the administration token; made if it is missing; by default admin-token beside "
+        "the database.",
     )
-    caller_token_file: Path | None = setting(None, "Token that gateways must show.")
+    caller_token_file: Path | None = setting(None, "File with a token that callers must show.")
     tls_cert: Path | None = setting(None, "PEM certificate chain of the server.")
     tls_key: Path | None = setting(None, "PEM private key of the server.")
-    tls_client_ca: Path | None = setting(None, "Callers must have its certificate.")
-    max_message: int = setting(4 * 2**20, "Bytes of a request.", unit="bytes", least=1024)
+    tls_client_ca: Path | None = setting(
+        None, "PEM certificate authority; callers must show a certificate of it."
+    )
+    max_message: int = setting(4 * 2**20, "Bytes of a gRPC request.", unit="bytes", least=1024)
     max_body: int = setting(
         64 * 2**20,
         "Bytes of a body that --http reads, as it came and decompressed.",
@@ -123,8 +129,8 @@ class ServerSettings:
     )
     max_clock_skew: float = setting(
         5.0,
-        "Seconds that this machine's clock may be off the database's. Beyond it, log and health "
-        "say so, and decisions are logged by the database's.",
+        "Seconds that this machine's clock may differ from the database's. Beyond it, log and "
+        "health report it, and decisions are logged by the database's clock.",
         unit="seconds",
         least=0.1,
     )
@@ -143,7 +149,9 @@ class ServerSettings:
         "FILE, else policyd-spool.",
         path="folder",
     )
-    spool_limit: int = setting(4 * 2**30, "Bytes that may wait there.", unit="bytes", least=2**16)
+    spool_limit: int = setting(
+        4 * 2**30, "Bytes that may wait in --spool.", unit="bytes", least=2**16
+    )
     snapshot: Path | None = setting(
         None,
         "File with the last known settings of all keys, by which policyd decides where it starts "
@@ -186,17 +194,17 @@ class ServerSettings:
     migrate: bool = setting(
         True,
         "Whether an older database is brought to this version's form at the start. If not, "
-        "policyd db migrate does that, by a user who may change tables.",
+        "policyd db migrate does that, as a user of the database that may change tables.",
         switch=True,
     )
-    console: Address | None = setting(None, "Where the web console is; none without it.")
+    console: Address | None = setting(None, "Where the web console listens; off unless given.")
     console_url: str = setting(
         "", "Where browsers find the console, if that is behind a proxy.", metavar="URL"
     )
     console_trusted_proxies: tuple[str, ...] = setting(
         (),
-        "Proxies before the console, such as 10.0.0.7,192.168.0.0/16, whose X-Forwarded-For tells "
-        "who tries to sign in; none unless given.",
+        "Proxies before the console, such as 10.0.0.7,192.168.0.0/16, whose X-Forwarded-For names "
+        "the client that signs in, for the limit of attempts; none unless given.",
         metavar="NETWORKS",
     )
     console_gateway_url: str = setting(
@@ -262,7 +270,7 @@ class ServerSettings:
             _check_proxy(proxy)
 
     def _check_reach(self) -> None:
-        """Beyond this machine, policyd has to know who calls, and to speak TLS."""
+        """Beyond this machine, policyd speaks TLS and authenticates callers."""
         self._check_asking(self.grpc, "--grpc")
         self._check_asking(self.http, "--http")
         self._check_encrypted(self.admin, "--admin")
@@ -328,12 +336,12 @@ def _check_proxy(text: str) -> None:
 
 
 def admin_token_file(database_url: str) -> Path:
-    """Where the administration token of this database is, unless --admin-token-file says so."""
+    """Where the administration token is kept by default, for a policyd with this database."""
     return _beside_database(database_url, "admin-token")
 
 
 def spool_folder(database_url: str) -> Path:
-    """Where the log of this database waits for it, unless --spool says so."""
+    """Where log entries wait for this database by default."""
     file = sqlite_file(database_url)
     return _beside_database(database_url, f"{file.name}-spool" if file else "policyd-spool")
 

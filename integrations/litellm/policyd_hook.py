@@ -1,7 +1,7 @@
 """Asks policyd about each request to a LiteLLM proxy, and denies those that policyd denies.
 
 LiteLLM finds `hook` by the config's `callbacks: policyd_hook.hook`. Where policyd gives no decision
-the client gets 503. What counts is what LiteLLM sends upstream: a client's path says
+the client gets 503. What counts is what LiteLLM sends upstream: a client's path tells
 little of that, so a request is judged by the call that LiteLLM makes of it (`call_type`).
 """
 
@@ -213,7 +213,7 @@ def described(data: Data, call_type: str, key: str) -> EvaluateRequest:
 
 
 def _came_whole(data: Data) -> bool:
-    """Whether `data` is a request that LiteLLM has prepared: then what it says of it is true.
+    """Whether `data` is a request that LiteLLM has prepared: then what it holds is true.
 
     A body that is passed through and a line of a batch may claim anything, but hold no such object.
     """

@@ -24,6 +24,10 @@ from integrations.litellm.proxy import (
     send,
     unused_port,
 )
+from policyd.descriptor.body import read_body
+from policyd.descriptor.describe import HttpRequest, describe
+from policyd.descriptor.headers import by_name
+from policyd.engine.model import IDENTIFIERS
 from tests.support import requirements
 from tests.support.conformance import Key, Keys
 from tests.support.processes import Policyd, Program, environment
@@ -37,12 +41,13 @@ USER = b'"user":"alice"'
 TWINS = ("X_UsagePanda_Api_Key", "x-usagepanda_api-key", "x_usagepanda-trace-id")
 
 
-def inside(script: str) -> Any:
+def inside(script: str, *arguments: str) -> Any:
     """What `script` prints as JSON, run where LiteLLM and the hook are."""
     requirements.file(VENV / "python", "make interop installs it")
     env = environment({"LITELLM_LOCAL_MODEL_COST_MAP": "True", "PYTHONPATH": str(FOLDER)})
+    command = [VENV / "python", "-c", script, *arguments]
     done = subprocess.run(  # noqa: S603 - a test's own script
-        [VENV / "python", "-c", script], capture_output=True, env=env, timeout=300, check=False
+        command, capture_output=True, env=env, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr.decode()
     return json.loads(done.stdout.splitlines()[-1])
@@ -79,6 +84,45 @@ def test_an_unknown_call_type_is_in_scope() -> None:
     is_said, path, user, state = inside(script)
     assert (is_said, path, user) == (False, "", "")
     assert state == 2  # USER_STATE_ABSENT
+
+
+DESCRIBED = """
+import json, sys
+import policyd_hook as hook
+from litellm.types.proxy.litellm_pre_call_utils import RedactedDict
+headers, bodies = json.loads(sys.argv[1])
+found = []
+for body in bodies:
+    data = {
+        **body,
+        "secret_fields": {"raw_headers": RedactedDict(headers)},
+        "proxy_server_request": {"headers": headers},
+    }
+    message = hook.described(data, "acompletion", "")
+    found.append(message.SerializeToString(deterministic=True).hex())
+print(json.dumps(found))
+"""
+
+
+def test_the_descriptor() -> None:
+    """Of a chat it is the one that every adapter gives, to the byte."""
+    headers = {
+        "x-usagepanda-api-key": "up-1",
+        "user-agent": "a" * 1000,
+        "openai-organization": "org",
+        "x-request-id": "r-1",
+        "x-other": "kept back",
+    }
+    values = ["alice", "", " ", "u" * 2000, None, False, 0, 0.0, 1, True, [], {}]
+    bodies: list[dict[str, object]] = [{"model": "m"}, {"model": "m" * 2000, "user": "alice"}]
+    bodies += [{"model": "m", name: value} for name in IDENTIFIERS for value in values]
+    request = HttpRequest("POST", "/v1/chat/completions", "", by_name(headers.items()))
+    expected = []
+    for body in bodies:
+        attributes = read_body(json.dumps(body).encode(), "", "", request.target.endpoint)
+        message = describe(request, attributes)
+        expected.append(message.SerializeToString(deterministic=True).hex())
+    assert inside(DESCRIBED, json.dumps([headers, bodies])) == expected
 
 
 MESSAGES = CHAT[:-1] + b',"max_tokens":5}'

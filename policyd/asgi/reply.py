@@ -41,7 +41,7 @@ class _FramingName(HeaderName):
 CONTENT_LENGTH = _FramingName(b"Content-Length")
 
 
-# An upstream has a few dozen names, and the names of our own replies are fewer still.
+# An upstream has a few dozen names, and the project's own replies have fewer still.
 @lru_cache(maxsize=1024)
 def exact(name: bytes) -> HeaderName:
     """The header name `name`, to be sent in its own letter case."""
@@ -56,7 +56,7 @@ _RETRY_AFTER = exact(b"Retry-After")
 class Reply:
     """A whole response. The last of its headers is `request_id`, where there is one.
 
-    `retry_after` tells the client to try again, each time after other seconds, up to so many.
+    `retry_after` has the client try again, each time after other seconds, up to so many.
     """
 
     __slots__ = ("_body", "_headers", "_request_id", "_retry_after", "_status")

@@ -104,13 +104,18 @@ def migrate(database_url: str, as_json: bool, dry_run: bool) -> None:
 
 
 @db.command()
-@option("--output", required=True, type=click.Path(path_type=Path), help="A file to be made.")
+@option(
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The file to write, which must not exist.",
+)
 @options.common
 def backup(database_url: str, as_json: bool, output: Path) -> None:
     """Write the database, as it is at this moment, to a new file; servers go on meanwhile.
 
-    A cp of a SQLite file in use holds nothing: part of it stands in another file, and all of it
-    changes meanwhile. The backup is one file, checked, and for its owner only.
+    A copy by cp of a SQLite file in use is worthless: part of it stands in another file, and all
+    of it changes meanwhile. The backup is one file, checked, and for its owner only.
     """
     file = _sqlite(
         database_url, f"pg_dump --format=custom --file={shlex.quote(str(output))} --dbname={{}}"
@@ -127,14 +132,18 @@ def backup(database_url: str, as_json: bool, output: Path) -> None:
 
 @db.command()
 @option(
-    "--input", "source", required=True, type=click.Path(path_type=Path), help="What backup wrote."
+    "--input",
+    "source",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The file that policyd db backup wrote.",
 )
 @options.common
 def restore(database_url: str, as_json: bool, source: Path) -> None:
     """Put a backup in the database's place, once no server uses that.
 
-    What was there stays beside it. Log entries that wait in the spool go to the restored database.
-    Changes made after the backup are not in it: make them once more.
+    The database that was there stays beside it. Log entries that wait in the spool go to the
+    restored database. Changes made after the backup are not in it: make them again.
     """
     program = f"pg_restore --clean --dbname={{}} {shlex.quote(str(source))}"
     file = _sqlite(database_url, program, may_miss=True)
@@ -178,7 +187,7 @@ def vacuum(database_url: str, as_json: bool, yes: bool) -> None:
     """Give the free space of a SQLite file back to the disk.
 
     Decisions go on meanwhile. Where the file gives space back bit by bit, no writer waits for long;
-    else it is written anew, once, and those who change keys wait for that.
+    else it is written anew, once, and changes of keys wait for that.
     """
     file = _sqlite(database_url, "psql --command='VACUUM (ANALYZE)' {}")
     if not sqlite_files.gives_back(file) and not yes:
@@ -204,7 +213,7 @@ def _costs(file: Path) -> str:
 
 
 def _sqlite(url: str, instead: str, *, may_miss: bool = False) -> Path:
-    """SQLite's file, which may be missing only if so said.
+    """SQLite's file; `may_miss` allows that there is none.
 
     Raises SettingsError with what to run `instead`, and StoreUnavailable.
     """
@@ -230,25 +239,25 @@ def _require(url: str) -> None:
 
 
 def _progress(what: str) -> Callable[[int, int], None]:
-    """Tells on stderr how far it is, where that is a terminal."""
-    said_at = time.monotonic()
+    """Report progress on stderr, where that is a terminal."""
+    shown_at = time.monotonic()
 
     def tell(done: int, of: int) -> None:
-        nonlocal said_at
-        if sys.stderr.isatty() and (time.monotonic() - said_at > 1 or done == of):
-            said_at = time.monotonic()
+        nonlocal shown_at
+        if sys.stderr.isatty() and (time.monotonic() - shown_at > 1 or done == of):
+            shown_at = time.monotonic()
             click.echo(f"\r{done} of {of} {what} ", nl=done == of, err=True)
 
     return tell
 
 
 def _copied() -> Callable[[Copied], None]:
-    said_at = time.monotonic()
+    shown_at = time.monotonic()
 
     def tell(so_far: Copied) -> None:
-        nonlocal said_at
-        if time.monotonic() - said_at > 1:
-            said_at = time.monotonic()
+        nonlocal shown_at
+        if time.monotonic() - shown_at > 1:
+            shown_at = time.monotonic()
             click.echo(f"{so_far.table}: {so_far.rows} of {so_far.of} rows", err=True)
 
     return tell

@@ -19,10 +19,15 @@ from policyd.settings import ServerSettings
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for the database and the administration token.",
 )
-@option("--gateway", default="127.0.0.1:8080", metavar="HOST:PORT", help="Where clients connect.")
+@option(
+    "--gateway",
+    default="127.0.0.1:8080",
+    metavar="HOST:PORT",
+    help="Where clients reach the gateway.",
+)
 @OPTIONS.setting(ServerSettings, "grpc")
 @option("--console", default="127.0.0.1:8081", metavar="HOST:PORT", help="The web console.")
-@option("--upstream", metavar="URL", help="Forward there instead of to the built-in one.")
+@option("--upstream", metavar="URL", help="Forward to this API instead of to the built-in one.")
 @option(
     "--sample/--no-sample",
     default=True,

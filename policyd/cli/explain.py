@@ -20,11 +20,17 @@ if TYPE_CHECKING:
 
 @click.command()
 @option("--key", required=True, help="The API key. POLICYD_KEY keeps it out of the process list.")
-@option("--header", "headers", type=HeaderLine(), multiple=True, help="May be repeated.")
+@option(
+    "--header",
+    "headers",
+    type=HeaderLine(),
+    multiple=True,
+    help="A header of the request; may be repeated.",
+)
 @option("--method", default="", help="The HTTP method.")
-@option("--path", default="", help="The path. Without method and path, it is in scope.")
-@option("--has-user/--no-user", default=None, help="Whether the body names a user.")
-@option("--body", type=click.File("rb"), help="Read the user out of this body; - for stdin.")
+@option("--path", default="", help="The path. Without method and path, the request is in scope.")
+@option("--has-user/--no-user", default=None, help="Whether the body names an end user.")
+@option("--body", type=click.File("rb"), help="Read the end user from this body; - for stdin.")
 @options.default_mode
 @options.common
 def explain(database_url: str, as_json: bool, default_mode: str, **described: Any) -> None:

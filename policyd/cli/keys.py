@@ -1,13 +1,15 @@
 """`policyd keys`: API keys and their settings, read from and written to the store."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from policyd.cli import options
 from policyd.cli.options import option
 from policyd.engine.model import ApiKey
-from policyd.store import Store
+
+if TYPE_CHECKING:
+    from policyd.store import Store
 
 
 @click.group()
@@ -31,7 +33,7 @@ def create(name: str, database_url: str, as_json: bool, **settings: Any) -> None
 
 
 @keys.command("list")
-@option("--revoked", is_flag=True, help="Revoked keys too.")
+@option("--revoked", is_flag=True, help="List revoked keys too.")
 @options.common
 def list_(database_url: str, as_json: bool, revoked: bool) -> None:
     """List the keys, oldest first."""
@@ -49,7 +51,7 @@ def list_(database_url: str, as_json: bool, revoked: bool) -> None:
         click.echo("There are no keys. Make one: policyd keys create NAME", err=True)
 
 
-def _all_keys(store: Store, revoked: bool) -> list[ApiKey]:
+def _all_keys(store: "Store", revoked: bool) -> list[ApiKey]:
     found: list[ApiKey] = []
     while page := store.keys.list(
         after=found[-1].id if found else "", limit=1000, show_revoked=revoked
@@ -75,7 +77,7 @@ def show(key_id: str, database_url: str, as_json: bool) -> None:
 
 @keys.command("set")
 @click.argument("key_id", metavar="ID")
-@option("--name", help="What people call it.")
+@option("--name", help="A new name for the key.")
 @options.key_settings
 @options.common
 def set_(key_id: str, database_url: str, as_json: bool, name: str | None, **settings: Any) -> None:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,57 +11,20 @@ from typing import Any, TextIO
 import click
 
 from policyd.cli import options, refused_report, terminal
+from policyd.cli.log_filter import log_filter, with_filters
 from policyd.cli.options import Age, Moment, option
 from policyd.decision_log.export import csv_rows, json_line, values
-from policyd.decision_log.record import Record, Verdict, is_decision_id
+from policyd.decision_log.record import Record, is_decision_id
 from policyd.errors import DecisionNotFound, StoreUnavailable
 from policyd.keys.snapshot import SnapshotFile
 from policyd.settings import spool_folder
 from policyd.store import LogFilter, Store
 
-_VERDICTS = {verdict.name.lower(): verdict for verdict in Verdict}
 _CHUNK = 1000
 _LOOK = 0.5
 """Seconds between two looks for what is new."""
 _LATE = timedelta(seconds=30)
 """How late a decision may arrive in the store and still be seen by `tail`."""
-_filters = [
-    option("--key-id", default="", metavar="ID", help="Of this API key."),
-    option("--decision", type=click.Choice(list(_VERDICTS)), help="How the request fared."),
-    option("--flag", default="", help="With this flag, such as policy_enforce_user_ids."),
-    option("--operation", default="", help="Such as chat_completion or embedding."),
-    option("--user", default="", help="Of this end user."),
-    option("--trace-id", default="", help="Of this trace."),
-    option(
-        "--any-id",
-        default="",
-        metavar="ID",
-        help="With this ID: a decision's, the caller's of a request, a trace's or OpenAI's.",
-    ),
-    option("--since", type=Moment(), help="Made then or later: 2026-11-25T09:30Z, or 24h ago."),
-    option("--until", type=Moment(), help="Made before then."),
-]
-
-
-def _with_filters(command: Callable[..., Any]) -> Callable[..., Any]:
-    for add in reversed(_filters):
-        command = add(command)
-    return command
-
-
-def _filter(
-    key_id: str,
-    decision: str | None,
-    flag: str,
-    operation: str,
-    user: str,
-    trace_id: str,
-    any_id: str,
-    since: datetime | None,
-    until: datetime | None,
-) -> LogFilter:
-    verdict = _VERDICTS[decision] if decision else None
-    return LogFilter(key_id, verdict, flag, operation, user, trace_id, since, until, any_id)
 
 
 @click.group()
@@ -70,9 +33,11 @@ def logs() -> None:
 
 
 @logs.command("list")
-@option("--limit", default=50, type=click.IntRange(1), help="How many, newest first.")
-@option("--after", default="", metavar="ID", help="Go on behind this decision.")
-@_with_filters
+@option(
+    "--limit", default=50, type=click.IntRange(1), help="Print at most this many, newest first."
+)
+@option("--after", default="", metavar="ID", help="Continue after this decision.")
+@with_filters
 @options.common
 def list_(database_url: str, as_json: bool, limit: int, after: str, **given: Any) -> None:
     """List decisions, newest first. --json prints JSON Lines with every field."""
@@ -81,7 +46,7 @@ def list_(database_url: str, as_json: bool, limit: int, after: str, **given: Any
     write = _writer(as_json)
     last = ""
     with options.opened(database_url) as store:
-        for count, record in enumerate(_newest_first(store, _filter(**given), after)):
+        for count, record in enumerate(_newest_first(store, log_filter(**given), after)):
             if count == limit:
                 command = "For older ones: --after"
                 click.echo(f"{command} {last}", err=True)
@@ -89,16 +54,18 @@ def list_(database_url: str, as_json: bool, limit: int, after: str, **given: Any
             write(record)
             last = record.id
     if not last:
-        click.echo("No decision is logged that fits.", err=True)
+        click.echo("The log has no such decision.", err=True)
 
 
 @logs.command()
-@option("--lines", default=10, type=click.IntRange(0), help="How many older ones come first.")
-@_with_filters
+@option(
+    "--lines", default=10, type=click.IntRange(0), help="Begin with this many earlier decisions."
+)
+@with_filters
 @options.common
 def tail(database_url: str, as_json: bool, lines: int, **given: Any) -> None:
     """Print decisions as they are logged, until Ctrl-C."""
-    wanted = _filter(**given)
+    wanted = log_filter(**given)
     write = _writer(as_json)
     with options.opened(database_url) as store:
         first = store.log.page(wanted, limit=lines) if lines else []
@@ -115,7 +82,7 @@ def show(database_url: str, as_json: bool, any_id: str) -> None:
     """Show everything that is logged of one request.
 
     ID is that of its decision, which a denial carries as x-request-id; or the caller's own, its
-    trace's or OpenAI's, where that leads to one request only.
+    trace's or OpenAI's, where only one request has it.
     """
     with options.opened(database_url) as store:
         record = _one(store, "".join(any_id.split()))
@@ -129,7 +96,7 @@ def show(database_url: str, as_json: bool, any_id: str) -> None:
 
 
 def _one(store: Store, any_id: str) -> Record:
-    """The one request that `any_id` leads to. Raises DecisionNotFound or UsageError."""
+    """The one request that has this ID. Raises DecisionNotFound or UsageError."""
     found = store.log.page(LogFilter(any_id=any_id), limit=2)
     if len(found) > 1:
         raise click.UsageError(
@@ -155,11 +122,11 @@ def _one(store: Store, any_id: str) -> Record:
 def status(database_url: str, as_json: bool, snapshot: Path | None) -> None:
     """Show how many decisions the log holds, since when, and how many were never logged.
 
-    And how many requests were refused for their API key: those are counted, and not logged; how
-    many seconds the clock that is furthest off is ahead of the database's, of the workers that run;
-    and why retention stands still, where it does, and how many decisions wait for it. Where a
-    server runs here, also the revision of its snapshot of the settings, and when it last followed
-    the database: that is told on stderr where the database is away.
+    Also shown: how many requests had no API key in force, which are counted and not logged; by how
+    many seconds the clock of the worker that is furthest off is ahead of the database's; and why
+    retention stands still, where it does, and how many decisions wait for it. Where a server runs
+    on this machine, the revision of its snapshot of the settings and when it last followed the
+    database are shown too, on stderr where the database is away.
     """
     kept = _snapshot(snapshot or spool_folder(database_url) / "snapshot")
     try:
@@ -169,11 +136,10 @@ def status(database_url: str, as_json: bool, snapshot: Path | None) -> None:
             host, offset = store.workers.furthest_off() or (None, None)
             stands = store.log.standstill()
     except StoreUnavailable:
-        for name, value in kept.items():
-            click.echo(f"{name:19} {'-' if value is None else value}", err=True)
+        _echo(kept, err=True)
         raise
     oldest = found.oldest.isoformat(timespec="milliseconds") if found.oldest else None
-    facts: dict[str, float | str | None] = {
+    shown: dict[str, float | str | None] = {
         "decisions": found.decisions,
         "lost": found.lost,
         "oldest": oldest,
@@ -185,10 +151,14 @@ def status(database_url: str, as_json: bool, snapshot: Path | None) -> None:
         "retention_waiting": stands.waiting,
     }
     if as_json:
-        options.print_json(facts)
+        options.print_json(shown)
         return
-    for name, fact in facts.items():
-        click.echo(f"{name:19} {'-' if fact is None else fact}")
+    _echo(shown)
+
+
+def _echo(values: Mapping[str, float | str | None], *, err: bool = False) -> None:
+    for name, value in values.items():
+        click.echo(f"{name:19} {'-' if value is None else value}", err=err)
 
 
 def _snapshot(path: Path) -> dict[str, int | str | None]:
@@ -200,8 +170,15 @@ def _snapshot(path: Path) -> dict[str, int | str | None]:
 
 
 @logs.command()
-@option("--older-than", metavar="AGE", type=Age(), help="Such as 30d or 12h, by the database.")
-@option("--keep-rows", type=click.IntRange(0), help="All beyond so many, the oldest first.")
+@option(
+    "--older-than",
+    metavar="AGE",
+    type=Age(),
+    help="Delete decisions that are older, such as 30d or 12h, by the database's clock.",
+)
+@option(
+    "--keep-rows", type=click.IntRange(0), help="Keep this many decisions, and delete older ones."
+)
 @click.option("--yes", is_flag=True, help="Delete, and let retention do so from now on.")
 @options.common
 def retire(
@@ -210,10 +187,10 @@ def retire(
     """Delete old decisions from the log, however many they are.
 
     The server does this by itself, by --log-retention and --log-max-rows, but stands still where
-    that would delete more than half of the log at once: this command tells it that it is meant.
+    that would delete more than half of the log at once. This command confirms such a deletion.
     """
     if older_than is None and keep_rows is None:
-        raise click.UsageError("say what is to go: --older-than 90d, or --keep-rows 1000000")
+        raise click.UsageError("say what to delete: --older-than 90d, or --keep-rows 1000000")
     with options.opened(database_url) as store:
         if not yes:
             held = store.log.status().decisions
@@ -237,11 +214,11 @@ def retire(
 
 
 @logs.command()
-@option("--since", default="24h", type=Moment(), help="Then or later, up to 30 days ago.")
+@option("--since", default="24h", type=Moment(), help="Sent then or later, up to 30 days ago.")
 @option("--limit", default=20, type=click.IntRange(1, 1000), help="How many sources and samples.")
 @options.common
 def refused(database_url: str, as_json: bool, since: datetime, limit: int) -> None:
-    """Show who sent requests without an API key in force: counts by source, and a few samples."""
+    """Show where requests without an API key in force came from: counts by source, and samples."""
     with options.opened(database_url) as store:
         sources = store.refused_keys.sources(since, store.time(), limit=limit)
         samples = store.refused_keys.samples(since, limit=limit)
@@ -265,27 +242,27 @@ def refused(database_url: str, as_json: bool, since: datetime, limit: int) -> No
     type=click.File("w", encoding="utf-8", lazy=False),
     help="A file; - for stdout.",
 )
-@_with_filters
+@with_filters
 @options.OPTIONS.config
 @options.database_url
 def export(database_url: str, form: str, output: TextIO, **given: Any) -> None:
-    """Write all decisions that fit to a file, newest first."""
+    """Write all decisions that the filters choose to a file, newest first."""
     with options.opened(database_url) as store:
-        records = _counted(_newest_first(store, _filter(**given), ""))
+        records = _counted(_newest_first(store, log_filter(**given), ""))
         lines = csv_rows(records) if form == "csv" else map(json_line, records)
         for line in lines:
             output.write(line)
 
 
 def _counted(records: Iterator[Record]) -> Iterator[Record]:
-    """Tells on stderr how far it is, where that is a terminal."""
+    """Report progress on stderr, where that is a terminal."""
     count = 0
-    said_at = time.monotonic()
+    shown_at = time.monotonic()
     for record in records:
         yield record
         count += 1
-        if sys.stderr.isatty() and time.monotonic() - said_at > 1:
-            said_at = time.monotonic()
+        if sys.stderr.isatty() and time.monotonic() - shown_at > 1:
+            shown_at = time.monotonic()
             click.echo(f"\r{count} decisions …", nl=False, err=True)
     if sys.stderr.isatty():
         click.echo(f"\r{count} decisions.  ", err=True)
@@ -298,7 +275,7 @@ def _newest_first(store: Store, wanted: LogFilter, after: str) -> Iterator[Recor
 
 
 def _arriving(store: Store, wanted: LogFilter) -> Iterator[Record]:
-    """What is logged from now on, for ever. Decisions of several workers may arrive out of turn."""
+    """Decisions logged from now on, without end. Those of several workers may come out of order."""
     known = {record.id for record in _recent(store, wanted)}
     while True:
         time.sleep(_LOOK)

@@ -93,18 +93,22 @@ class Moment(click.ParamType[datetime]):
 
 
 database_url = OPTIONS.setting(ServerSettings, "database_url")
-default_mode = OPTIONS.setting(ServerSettings, "default_mode", help="As the server has it.")
+default_mode = OPTIONS.setting(ServerSettings, "default_mode", help="The server's default mode.")
 
 _key_settings = [
     option(
         "--enforce-user-ids",
         type=click.Choice([*MODES, "default"]),
-        help="What to do with requests that name no user.",
+        help="What to do with requests that name no end user.",
     ),
-    option("--override", type=click.Choice(list(OVERRIDES)), help="Who may override it by header."),
+    option(
+        "--override",
+        type=click.Choice(list(OVERRIDES)),
+        help="How far requests may override it by header.",
+    ),
     option(
         "--accept",
-        help="What counts as a user: user,safety_identifier, as new keys have it, or one of them.",
+        help="What counts as an end user: user,safety_identifier, as for new keys, or one of them.",
     ),
 ]
 
@@ -143,7 +147,7 @@ def opened(url: str, *, create: bool = False) -> Iterator["Store"]:
 
     Raises StoreUnavailable.
     """
-    # A server has opened its own before it comes here, and its supervisor has none.
+    # A command that opens no database does not wait for what reads one.
     from policyd.store import Store
 
     store = Store(url)

@@ -1,4 +1,4 @@
-"""What `policyd logs refused` says: where requests without an API key in force came from."""
+"""The report of `policyd logs refused`: where requests without an API key in force came from."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,7 +15,7 @@ _TEXTS = RefusedKey.__struct_fields__[2:]
 
 
 def as_dict(sources: Sequence[RefusedSource], samples: Sequence[RefusedKey]) -> dict[str, Any]:
-    """It as JSON values."""
+    """The report as JSON values."""
     return {
         "sources": [
             {"source": one.source, "last": one.last.isoformat(), "requests": one.counts.total}
@@ -31,9 +31,9 @@ def as_dict(sources: Sequence[RefusedSource], samples: Sequence[RefusedKey]) -> 
 
 
 def as_text(sources: Sequence[RefusedSource], samples: Sequence[RefusedKey]) -> str:
-    """It for people."""
+    """The report for people."""
     if not sources:
-        return "No request was refused for its API key in this time."
+        return "All requests of this period had an API key in force."
     lines = [f"{'SOURCE':42}{'REQUESTS':>10}{'NO KEY':>10}{'INVALID':>10}{'TWO KEYS':>10}  LAST"]
     for one in sources:
         numbers = (one.counts.total, *asdict(one.counts).values())

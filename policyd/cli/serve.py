@@ -54,7 +54,7 @@ def serve(log_level: str, **given: Any) -> None:
 
 
 async def _serve(settings: ServerSettings, again: "ReadAgain") -> None:
-    # Only a server waits for all that it is made of.
+    # --help does not wait for what a server is made of.
     from policyd.server.supervisor import supervise
 
     logging.getLogger(__name__).info("the administration token is in %s", settings.admin_token_file)
@@ -68,7 +68,7 @@ async def _say_ready(settings: ServerSettings) -> None:
     if settings.console is None:
         click.echo(f"policyd is ready: {at}")
         return
-    # Decisions are made here, too, and the database may be silent.
+    # In a thread: this loop may serve decisions, and the database may be silent.
     asking = StoreThreads("the console's link", settings.database_timeout)
     saying = asyncio.create_task(_say_link(settings, asking))
     try:
@@ -95,7 +95,7 @@ async def _say_link(settings: ServerSettings, asking: StoreThreads) -> None:
 
 
 def _first_link(settings: ServerSettings) -> str | None:
-    # Only who has a console waits for all that it is made of.
+    # A server without a console does not wait for what a console is made of.
     from policyd.console import first_link
 
     with options.opened(settings.database_url) as store:

@@ -19,7 +19,7 @@ from policyd.simulation import simulate as simulate_requests
 
 @click.command()
 @click.argument("key_id", metavar="ID")
-@option("--since", default="7d", type=Moment(), help="From then until now.")
+@option("--since", default="7d", type=Moment(), help="Simulate the requests from then until now.")
 @options.key_settings
 @options.default_mode
 @options.common

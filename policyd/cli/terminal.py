@@ -1,4 +1,4 @@
-"""The decision log on a terminal: a line a decision, and nothing that steers the terminal."""
+"""The decision log on a terminal: one line for each decision, and nothing that steers it."""
 
 from policyd.decision_log.export import values
 from policyd.decision_log.record import Record
@@ -12,22 +12,22 @@ _COLUMNS = (
     ("MODEL", 18),
 )
 HEADING = "  ".join(name.ljust(width) for name, width in _COLUMNS) + "  ID"
-"""Of the columns of line()."""
+"""Names the columns of line()."""
 
 
 def line(record: Record) -> str:
     """A decision in one line."""
-    facts = values(record)
+    shown = values(record)
     if record.has_unnamed_user:
-        facts["user"] = "(not named)"
+        shown["user"] = "(not named)"
     names = ("time", "verdict", "api_key_id", "operation", "user", "model")
     cells = (
-        printable(str(facts[name] or "-"))[:width].ljust(width)
+        printable(str(shown[name] or "-"))[:width].ljust(width)
         for name, (_, width) in zip(names, _COLUMNS, strict=True)
     )
     return "  ".join(cells) + "  " + record.id + ("  (sample)" if record.sample else "")
 
 
 def printable(text: str) -> str:
-    """Nothing that steers a terminal or turns the line around: it comes from strangers."""
+    """The text without what steers a terminal or reverses the line: clients have written it."""
     return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)

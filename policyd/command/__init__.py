@@ -8,6 +8,7 @@
     deadline       how long a thread may still wait for a database
     database_url   whether a database is a file
     open_files     how many files, and so connections, a process may have
+    throttle       log lines that a flood of requests would repeat
     private_files  files and folders that only their owner may read
 
 It imports neither a database nor gRPC.

@@ -1,4 +1,4 @@
-"""Addresses to listen at: whether they are free, and how several processes share one.
+"""Addresses to listen on: how they are written, whether they are free, how processes share one.
 
 A supervisor takes each port before its workers listen on it, so that no other program shares it.
 The workers of gRPC share a port by SO_REUSEPORT; those of HTTP take connections from one socket.
@@ -18,6 +18,8 @@ from policyd.errors import CannotListen, SettingsError
 
 BACKLOG = 2048
 """Connections that the system holds for a listening socket until they are taken."""
+HANDOVER = 1.0
+"""Seconds, at least, in which a worker that is replaced answers what clients still send to it."""
 _ATTACH_FILTER = 51
 """Linux's SO_ATTACH_REUSEPORT_CBPF, which Python has no name for."""
 _RETURN = 0x06

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-HANDOVER = 1.0
-"""Seconds, at least, in which a worker that is replaced answers what clients still send to it."""
-
 _Result = TypeVar("_Result")
 _Settings = TypeVar("_Settings", bound="DataclassInstance")
 
@@ -241,8 +238,8 @@ def keep_fixed(
     are in `current`. The log names those that differ from the `first` ones that were read."""
     for name in fixed:
         if getattr(new, name) != getattr(first, name):
-            flag = "--" + name.replace("_", "-")
-            _log.warning("%s has changed, which holds from the next start on", flag)
+            flag = name.replace("_", "-")
+            _log.warning("--%s has changed, which holds from the next start on", flag)
     return replace(new, **{name: getattr(current, name) for name in fixed})
 
 

@@ -59,16 +59,16 @@ class LazyGroup(Group):
 
     def __init__(self, *arguments: Any, lazy: Mapping[str, Lazy], **attributes: Any) -> None:
         super().__init__(*arguments, **attributes)
-        self._lazy = lazy
+        self.lazy = lazy
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """See click.Group."""
-        return sorted({*super().list_commands(ctx), *self._lazy})
+        return sorted({*super().list_commands(ctx), *self.lazy})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """See click.Group."""
-        if cmd_name in self._lazy and cmd_name not in self.commands:
-            module, name, _ = self._lazy[cmd_name]
+        if cmd_name in self.lazy and cmd_name not in self.commands:
+            module, name, _ = self.lazy[cmd_name]
             self.add_command(getattr(importlib.import_module(module), name), cmd_name)
         return super().get_command(ctx, cmd_name)
 
@@ -76,8 +76,8 @@ class LazyGroup(Group):
         """See click.Group."""
         listed = click.Group(
             commands={
-                name: click.Command(name, help=self._lazy[name].help)
-                if name in self._lazy
+                name: click.Command(name, help=self.lazy[name].help)
+                if name in self.lazy
                 else self.commands[name]
                 for name in self.list_commands(ctx)
             }

@@ -20,7 +20,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
 
 def fork_without_grpc() -> None:
-    """Keep gRPC, before it is loaded, from looking after forks: it would complain of each child
+    """Have gRPC, before it is loaded, not support forks: it would log a complaint for each child
     that a server starts, and those are programs of their own."""
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
@@ -30,4 +30,4 @@ def start_logging(level: str) -> None:
     line = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(level=level.upper(), format=line)
     for noisy in ("alembic", "grpc", "uvicorn"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)  # They tell of every start.
+        logging.getLogger(noisy).setLevel(logging.WARNING)  # They report every start.

@@ -9,10 +9,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self, TypeVar
 
-from policyd.descriptor.body import read_body
-from policyd.descriptor.content_encoding import decoded_limit
-from policyd.descriptor.identifiers import BodyAttributes
-from policyd.engine.model import Endpoint
 from policyd.errors import BodiesFull
 
 _Result = TypeVar("_Result")
@@ -47,20 +43,6 @@ class Bodies:
                 "--body-memory"
             )
         self.held += size
-
-    async def read(
-        self,
-        held: "Held",
-        body: bytes,
-        content_type: str | None,
-        coding: str,
-        endpoint: Endpoint | None,
-        limit: int,
-    ) -> BodyAttributes:
-        """The attributes of `body`, read as read_body() does. Raises BodiesFull."""
-        arguments = (body, content_type, coding, endpoint, limit)
-        decoded = decoded_limit(len(body), limit) if coding else 0
-        return await self.do(held, len(body), decoded, read_body, *arguments)
 
     async def do(
         self,

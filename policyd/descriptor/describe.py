@@ -11,7 +11,9 @@ not all, has those of `unreadable(state)`, which never pass for a user.
 from dataclasses import dataclass, field
 
 from policyd.descriptor import headers
+from policyd.descriptor.body import read_body
 from policyd.descriptor.body_memory import Bodies, Held
+from policyd.descriptor.content_encoding import decoded_limit
 from policyd.descriptor.headers import KEY_HEADER, PREFIX, Headers
 from policyd.descriptor.identifiers import NOT_READ, BodyAttributes, Identifier
 from policyd.engine import endpoints, method_override
@@ -121,7 +123,9 @@ async def read_attributes(
     """
     content_type = headers.agreed(request.headers.get(_TYPE, ()))
     coding = request.content_encoding
-    return await bodies.read(held, body, content_type, coding, request.target.endpoint, limit)
+    size, decoded = len(body), decoded_limit(len(body), limit) if coding else 0
+    read = (read_body, body, content_type, coding, request.target.endpoint, limit)
+    return await bodies.do(held, size, decoded, *read)
 
 
 def _own_headers(request: HttpRequest) -> list[Header]:

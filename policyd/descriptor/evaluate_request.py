@@ -26,7 +26,7 @@ _OWN = (OVERRIDE_HEADER, KEY_HEADER, TRACE_HEADER)
 
 
 class Reading(NamedTuple):
-    """What a message says."""
+    """What a message holds, as the engine and the decision log need it."""
 
     decision_input: DecisionInput
     trace_id: str
@@ -44,7 +44,7 @@ def credential(request: pb.EvaluateRequest | pb.CheckKeyRequest) -> tuple[Creden
 def read(request: pb.EvaluateRequest, *, reads_body: bool = True) -> Reading:
     """Read a message; its raw body counts as too large if that is not to be read.
 
-    Raises InvalidDescriptor where it is malformed or says too little.
+    Raises InvalidDescriptor where it is malformed, or lacks what its request is decided by.
     """
     overrides, keys, traces = _own_headers(request)
     named, key = Credential.GIVEN, request.key
@@ -55,10 +55,10 @@ def read(request: pb.EvaluateRequest, *, reads_body: bool = True) -> Reading:
     if request.HasField("raw_body") and target.in_scope:
         attributes = _read_raw_body(request, target) if reads_body else TOO_LARGE
     user, safety_identifier = _identifiers(request, attributes)
-    says_nothing = user is _UNKNOWN and safety_identifier is _UNKNOWN
-    if says_nothing and target.in_scope and not target.is_ambiguous:
+    is_unknown = user is _UNKNOWN and safety_identifier is _UNKNOWN
+    if is_unknown and target.in_scope and not target.is_ambiguous:
         raise InvalidDescriptor(
-            "nobody can tell whether this request has a user: "
+            "nothing tells whether this request has a user: "
             "set has_user, user_state or user, or send the body as raw_body; "
             "a call that is no endpoint of the API has in_scope false"
         )
@@ -71,14 +71,14 @@ def target_of(request: pb.EvaluateRequest | pb.CheckKeyRequest) -> Target:
     """What a message's method and path ask for."""
     method, path = request.method, request.path
     # A caller's word never takes a path out of scope: it counts only where there is none to judge.
-    if isinstance(request, pb.EvaluateRequest) and _says_scope(request):
+    if isinstance(request, pb.EvaluateRequest) and _gives_scope(request):
         return Target(request.in_scope)
     if not method_override.is_post(method):
         method = method_override.in_force(method, _pairs(request), path.partition("?")[2])
     return endpoints.resolve(method, path)
 
 
-def _says_scope(request: pb.EvaluateRequest) -> bool:
+def _gives_scope(request: pb.EvaluateRequest) -> bool:
     return not request.method and not request.path and request.HasField("in_scope")
 
 
@@ -116,7 +116,7 @@ def _identifiers(
     if request.HasField("safety_identifier"):
         claimed = classify(request.safety_identifier, SAFETY_IDENTIFIER)
         safety_identifier = max(safety_identifier, claimed)
-    # A body that cannot be read says nothing of either.
+    # Of a body that cannot be read, neither is known.
     unreadable = max(user, safety_identifier)
     return (unreadable, unreadable) if unreadable.is_unreadable else (user, safety_identifier)
 
@@ -128,7 +128,7 @@ def _state(number: int, field: str) -> UserState:
 
 
 def content_encoding(request: pb.EvaluateRequest) -> str:
-    """How the raw body is compressed: as it says itself, or else as the headers say."""
+    """How the raw body is compressed: by its own field, or else by the headers."""
     given = request.raw_body.content_encoding
     return given or headers.content_encoding(headers.values(_pairs(request), "content-encoding"))
 
@@ -160,8 +160,10 @@ def answer(decision: Decision) -> pb.EvaluateResponse:
             summary=why.summary,
         ),
     )
-    if refusal := decision.denial:
-        headers = [pb.Header(name=name, value=value) for name, value in refusal.headers]
-        denial = pb.Denial(http_status=refusal.status, headers=headers, body=refusal.body)
-        response.denial.CopyFrom(denial)
+    if denial := decision.denial:
+        response.denial.http_status = denial.status
+        response.denial.headers.extend(
+            pb.Header(name=name, value=value) for name, value in denial.headers
+        )
+        response.denial.body = denial.body
     return response

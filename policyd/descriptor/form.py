@@ -2,7 +2,7 @@
 
 Libraries forgive repeated parameters, doubled headers, other charsets, each in its own way. Where
 two readings differ, what is a user here is none to the upstream. So what RFC 7578 does not ask for
-is refused.
+counts as unreadable.
 """
 
 import re
@@ -124,7 +124,7 @@ def _field(part: bytes, wanted: tuple[str, ...]) -> Field:
     length = headers.pop("content-length", str(len(value)))
     kind = headers.get("content-type", "").lower()
     if encoding not in _IDENTITIES or length != str(len(value)):
-        raise ValueError("a part that does not end where it says, or is not as it stands there")
+        raise ValueError("a part that does not end at its Content-Length, or is encoded")
     if "multipart" in kind or "message" in kind:
         raise ValueError("a part that some servers look into")
     if is_file or name not in wanted:

@@ -1,8 +1,28 @@
 """JSON bodies: the values of the top-level members that matter here, every repeat of them.
 
-A JSON library finds where the members' values end, and a short walk from one member to the next
-sees whether it has passed any over. Only a body with repeats is looked at token by token; the
-bounds of structure keep that short, and what stands in strings never counts against them.
+The law: what counts as a user here is one to every server that reads the same bytes. Servers differ
+where JSON leaves them room: of a name that stands there twice some take the first value and some
+the last, some match names in any letter case, and some read a name's escapes late. So every
+occurrence of an identifier is found, and the worst of them counts.
+
+A JSON library keeps one value of each name, so it does not suffice; a reader of tokens in Python
+does, and takes many times as long. Hence three ways, the cheapest that is certain first:
+
+1. A glance, for small bodies. The library decodes the body; if the text of an identifier's name
+   stands there at most once, and nothing in which another spelling of it could hide, the library
+   has passed nothing over.
+2. A walk. The library gives every member's raw value, and so its length: from the end of one value
+   the walk jumps to the next name. It sees each name at the top level, and ends where a name comes
+   twice, as the library has the last of its values only.
+3. A scan, token by token, for bodies with a repeated name or with more members than the library
+   should build a dictionary of.
+
+The library has checked by then that the body is well-formed, so the patterns below need not. It
+does not look into strings that it skips: that the body is UTF-8 is checked before.
+
+The bounds: depth, for the stacks of all readers; strings, members and brackets, for the time and
+the memory that ways 2 and 3 take. They are counted on structure alone: what stands in strings, such
+as source code, never counts against them.
 """
 
 import re

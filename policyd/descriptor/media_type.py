@@ -2,7 +2,7 @@
 
 Both are a value and its parameters (RFC 9110, section 8.3.1, and RFC 6266). Libraries forgive loose
 ones, each in its own way, and a body is then a form to one and JSON to another. So what two of them
-could read differently is refused. Each text is walked once, and bounded before that.
+could read differently counts as malformed. Each text is walked once, and bounded before that.
 """
 
 import re
@@ -71,7 +71,7 @@ def parse(text: str) -> tuple[str, dict[str, str]]:
 
 
 def media_type(content_type: str) -> MediaType:
-    """What a Content-Type says; nothing, where it is empty.
+    """The media type that a Content-Type names; none, where it is empty.
 
     Raises ValueError where two servers could read it differently.
     """

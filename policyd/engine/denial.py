@@ -97,7 +97,7 @@ UNDECIDED = render(
 """The response where policyd gave no decision, without the Retry-After that goes with it:
 docs/contract.md, section 5."""
 NO_DECISION = replace(UNDECIDED, headers=(*HEADERS, ("Retry-After", "1")))
-"""The response where policyd gave no decision."""
+"""The whole of it."""
 
 WEBSOCKET = render(
     426,
@@ -134,5 +134,5 @@ def for_user_state(state: UserState) -> Denial:
 
 @cache
 def for_credential(credential: Credential) -> Denial:
-    """The response to a request with no API key that is in force, named as `credential` says."""
+    """The response to a request with no API key in force; `credential` is how it names one."""
     return render(403, (_KEY_DENIED[credential],), "access_denied")

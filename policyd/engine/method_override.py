@@ -42,8 +42,10 @@ def in_force(method: str, headers: Headers, query: str) -> str:
 
 
 def overriding(method: str, headers: Headers, query: str) -> Headers:
-    """The header by which the descriptor of a request that some server may take for a POST says so;
-    none where it is a POST by itself, or nothing makes one of it."""
+    """The header by which a descriptor tells that some server may take its request for a POST.
+
+    None where the request is a POST by itself, or where nothing makes one of it.
+    """
     if is_post(method):
         return ()
     is_overridden = any(_overrides(name.lower(), value.lower()) for name, value in headers)

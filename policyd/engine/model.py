@@ -219,7 +219,7 @@ class Flag:
 
 @dataclass(frozen=True, slots=True)
 class Denial:
-    """The HTTP response that refuses a request."""
+    """The HTTP response that denies a request."""
 
     status: int
     headers: tuple[tuple[str, str], ...]
@@ -231,7 +231,7 @@ class Explanation:
     """Why a request was decided as it was."""
 
     mode: Mode | None
-    """None where the API key was refused, so that no mode was asked."""
+    """None where the API key is not in force, so that no mode counted."""
     source: Source | None
     ignored: Ignored
     in_scope: bool

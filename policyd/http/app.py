@@ -12,8 +12,9 @@ from google.protobuf import json_format
 from policyd import errors
 from policyd.asgi.body import ClientGone, Receive
 from policyd.asgi.probes import Check, Probes
-from policyd.asgi.reply import AGAIN, NO_ROOM, TOO_SLOW, Reply, Send, error
+from policyd.asgi.reply import AGAIN, NO_ROOM, TOO_SLOW, WEBSOCKET, Reply, Send, error
 from policyd.descriptor.body_memory import Bodies
+from policyd.descriptor.headers import wants_websocket
 from policyd.errors import BodiesFull, InvalidArgument, PolicydError, Unauthenticated
 from policyd.http import authzen, check
 from policyd.http.request import Request
@@ -43,7 +44,8 @@ _NOT_FOUND = error(
 _TOO_LARGE = error(
     413,
     "invalid_request",
-    "The question is too large. Send a smaller one, or have policyd's operator raise --max-message",
+    "The descriptor is too large. Send a smaller one, or have policyd's operator raise "
+    "--max-message",
 )
 
 Answer = Callable[[EvaluateRequest], Awaitable[EvaluateResponse]]
@@ -53,9 +55,9 @@ class HttpCheck:
     """The ASGI app. `answer` decides; callers must show `token` where there is one.
 
     Of a body that a proxy sends along, `max_body` bytes are read, where `knows` finds the key in
-    force, and `max_message` of a question. Either has `patience` seconds to come. `not_ready` says
-    why a balancer should send no checks here, `is_stale` why the settings may be old ones, and
-    `remark` what its operator should know all the same.
+    force, and `max_message` of a descriptor or evaluation. Either has `patience` seconds to come.
+    `not_ready` gives the reason why a balancer should send no checks here, `is_stale` why the
+    settings may be old ones, and `remark` what its operator should know all the same.
     """
 
     def __init__(
@@ -124,9 +126,8 @@ class HttpCheck:
     async def _check(self, request: Request) -> Reply:
         # Authorization is the client's own, for the upstream.
         self._authenticate(request, bearer=False)
-        refusal = check.refusal(request)
-        if refusal is not None:
-            return refusal
+        if wants_websocket(request.headers):
+            return WEBSOCKET
         described, unread = await check.described(
             request, self._max_body, self._bodies, self._knows
         )
@@ -200,7 +201,7 @@ def _configuration(request: Request) -> Reply:
         return _text(405, "send a GET request", (("Allow", "GET, HEAD"),))
     if not _HOST.fullmatch(host):
         return _text(400, "send one Host header, from which the URLs are made")
-    # The standard has whoever asks compare the URL with the one that it has used.
+    # The standard has the caller compare the URL with the one that it has used.
     scheme = "https" if request.one("x-forwarded-proto") == "https" else request.scheme
     return _json(authzen.configuration(f"{scheme}://{host}"))
 

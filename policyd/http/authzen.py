@@ -1,4 +1,4 @@
-"""OpenID AuthZEN's Authorization API 1.0: its evaluations -> questions, and answers -> decisions.
+"""OpenID AuthZEN's Authorization API 1.0: its evaluations -> descriptors, and answers -> decisions.
 
     subject    type "api_key", id the API key; properties.ip_address
     action     name the HTTP method
@@ -6,8 +6,8 @@
     context    has_user, user, safety_identifier, headers (a string or a list of them each),
                request_id, trace_id, user_agent, organization
 
-What is not said of a user is unknown. Members with other names are ignored, as the standard asks,
-and null stands for an optional one that is not there, as many languages write it.
+A user of which nothing is given is unknown. Members with other names are ignored, as the standard
+asks, and null stands for an optional one that is not there, as many languages write it.
 """
 
 from collections.abc import Awaitable, Callable
@@ -159,7 +159,7 @@ def _with_default(default: Json, own: Any) -> Any:
 
 async def _decide(asked: _Evaluation, answer: Answer) -> Json:
     try:
-        response = await answer(_question(asked))
+        response = await answer(_descriptor(asked))
     except (InvalidArgument, InvalidDescriptor) as problem:
         return _undecided(400, str(problem))
     except PolicydError as problem:
@@ -167,7 +167,7 @@ async def _decide(asked: _Evaluation, answer: Answer) -> Json:
     return _decision(response)
 
 
-def _question(asked: _Evaluation) -> EvaluateRequest:
+def _descriptor(asked: _Evaluation) -> EvaluateRequest:
     if asked.subject.type != SUBJECT or asked.resource.type != RESOURCE:
         raise InvalidArgument(
             f'policyd decides about subjects of type "{SUBJECT}" and resources of type "{RESOURCE}"'

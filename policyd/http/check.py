@@ -10,7 +10,7 @@ A body that does not come is unknown, never absent: the proxy may have kept it.
 import re
 from collections.abc import Callable
 
-from policyd.asgi.reply import WEBSOCKET, Reply, denied, error
+from policyd.asgi.reply import Reply, denied, error
 from policyd.descriptor import headers
 from policyd.descriptor.body_memory import Bodies
 from policyd.descriptor.describe import HttpRequest, about_key, describe, read_attributes
@@ -52,16 +52,11 @@ def is_check(path: str) -> bool:
     return path == PATH or path.startswith(PATH + "/")
 
 
-def refusal(request: Request) -> Reply | None:
-    """The answer to a check that no decision is needed for."""
-    return WEBSOCKET if headers.wants_websocket(request.headers) else None
-
-
 async def described(
     request: Request, limit: int, bodies: Bodies, knows: Callable[[CheckKeyRequest], bool]
 ) -> tuple[EvaluateRequest, Reply | None]:
     """The descriptor of the request that a check is about, and what to answer in place of a denial
-    that only says what was not read.
+    that only names what was not read.
 
     Of a body, `limit` bytes are read, where `knows` finds the key in force. Raises InvalidArgument,
     BodiesFull, TimeoutError or ClientGone.
@@ -85,7 +80,7 @@ async def described(
 
 
 def _original(request: Request) -> tuple[str, str, str]:
-    """Method, path and query of the request that is asked about."""
+    """Method, path and query of the request that the check is about."""
     if request.path == PATH:
         method = _agreed(request, _METHODS, "X-Forwarded-Method")
         target = printable(_agreed(request, _TARGETS, "X-Forwarded-Uri"))
@@ -128,7 +123,7 @@ def reply(response: EvaluateResponse, unread: Reply | None, allowed: bytes) -> R
 
 
 def _remarks(response: EvaluateResponse) -> list[tuple[str, str]]:
-    """What the proxy is told about the decision. Its presence tells that one was made."""
+    """Headers about the decision, for the proxy. Where they are, a decision was made."""
     remarks = {
         "X-Policyd-Decision-Id": response.decision_id,
         "X-Policyd-Revision": str(response.revision),

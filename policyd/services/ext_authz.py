@@ -1,6 +1,6 @@
 """Envoy's external authorization: a CheckRequest is described and decided, and answered.
 
-Istio and Envoy Gateway speak it too. What they must be told is in integrations/envoy.
+Istio and Envoy Gateway speak it too. How each is set up is in integrations/envoy.
 """
 
 import logging

@@ -42,7 +42,7 @@ class Arrival(Enum):
 
 
 class Check(NamedTuple):
-    """What a CheckRequest says."""
+    """What a CheckRequest holds."""
 
     described: pb.EvaluateRequest
     target: str
@@ -97,7 +97,7 @@ async def _read_body(bodies: Bodies, body: bytes, request: HttpRequest) -> BodyA
 
 
 def _headers(http: EnvoyRequest) -> Headers:
-    """The headers, repeats kept as far as they can be told."""
+    """The headers, repeats kept as far as Envoy shows them."""
     if not http.HasField("header_map"):
         return {name.lower(): _repeats(name.lower(), one) for name, one in http.headers.items()}
     return headers.by_name((one.key.lower(), _value(one)) for one in http.header_map.headers)
@@ -158,7 +158,7 @@ def route_settings(extensions: Mapping[str, str]) -> RouteSettings:
     )
 
 
-# Routes are few, and each says the same with every request.
+# Routes are few, and each sends the same with every request.
 @lru_cache(maxsize=1024)
 def _route_settings(extensions: frozenset[tuple[str, str]]) -> RouteSettings:
     found = dict(extensions)

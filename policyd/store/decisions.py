@@ -12,9 +12,9 @@ from policyd.decision_log.record import FLAG_SETS, Outcome, Record, Verdict, fir
 from policyd.store.database import Id, metadata
 
 FIELDS = Record.__struct_fields__[:-1]
-"""The columns of a decision, in the order of Record."""
+"""The columns of a decision, by the names and in the order of Record's fields."""
 OUTCOME_COLUMNS = tuple("outcome_" + name for name in Outcome.__struct_fields__[1:])
-"""The columns of its outcome, in the order of Outcome."""
+"""The columns of its outcome, by the names and in the order of Outcome's fields."""
 
 
 def _text(name: str, length: int) -> sa.Column[str]:
@@ -189,7 +189,8 @@ def conditions(wanted: LogFilter) -> list[sa.ColumnElement[bool]]:
 
 def read_record(row: Any) -> Record:
     """The decision that a row of the table holds."""
-    values = list(row)
-    fields, outcome = values[: len(FIELDS)], values[len(FIELDS) :]
-    reported = None if row.outcome_ending is None else ["O", row.id, *outcome]
-    return msgspec.convert(["D", *fields, reported], Record)
+    values = row._mapping
+    outcome = None
+    if row.outcome_ending is not None:
+        outcome = ["O", row.id, *(values[name] for name in OUTCOME_COLUMNS)]
+    return msgspec.convert(["D", *(values[name] for name in FIELDS), outcome], Record)

@@ -20,7 +20,7 @@ from policyd.asgi.listener import Listener
 from policyd.asgi.protocol import MAX_HEAD
 from policyd.asgi.reply import NO_ROOM
 from policyd.asgi.tls import tls_context
-from policyd.asgi.visit import State
+from policyd.asgi.visit import State, Visit
 from policyd.command.address import Address, open_socket
 from tests.support.raw_http import Response, connect, exchange, parse, request
 
@@ -116,7 +116,7 @@ WAITING: dict[str, tuple[bytes, bytes, dict[str, float], bytes]] = {
 
 @pytest.mark.parametrize(("begun", "drip", "limits", "status"), WAITING.values(), ids=WAITING)
 async def test_every_wait_ends(
-    begun: bytes, drip: bytes, limits: dict[str, float], status: bytes
+    begun: bytes, drip: bytes, limits: dict[str, Any], status: bytes
 ) -> None:
     """Whatever a client keeps the server waiting with."""
     async with serving(**limits) as running:
@@ -479,7 +479,7 @@ def test_time_in_which_the_server_stood_still(state: State) -> None:
     times = [0.0]
     crowd = connections.Connections(Limits(), lambda: times[0])
     ended: list[State] = []
-    visit = connections.Visit()
+    visit = Visit()
     visit.cut = visit.dismiss = lambda: ended.append(state)
     crowd.enter(visit)
     crowd.move(visit, state)
@@ -500,7 +500,7 @@ async def test_a_sweep_that_comes_late() -> None:
     """It has stood still, and looks once more before it ends a connection for that."""
     crowd = connections.Connections(Limits(idle=1.0), asyncio.get_running_loop().time)
     ended = asyncio.Event()
-    visit = connections.Visit()
+    visit = Visit()
     visit.cut = visit.dismiss = ended.set
     crowd.enter(visit)
     crowd.move(visit, State.IDLE)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -177,13 +178,13 @@ async def test_one_check_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     await asyncio.sleep(0)
     assert await status() == {503}
 
-    looks = iter(["no", asyncio.CancelledError(), "no", ""])
+    looks: Iterator[str | BaseException] = iter(["no", asyncio.CancelledError(), "no", ""])
 
     async def look() -> str:
         found = next(looks)
         if isinstance(found, BaseException):
             raise found
-        return found
+        return str(found)
 
     looking = Probes(look)
     told = [await looking.answer("GET", "/readyz") for _ in range(4)]

@@ -13,7 +13,7 @@ import grpc
 import pytest
 import pytest_asyncio
 
-from gateway import replies
+from policyd.asgi import reply as replies
 from policyd.client import NoDecision, OnError, PolicyClient, SyncPolicyClient
 from policyd.engine import denial
 from policyd.v1 import policy_pb2 as pb

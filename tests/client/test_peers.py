@@ -107,7 +107,7 @@ async def ask(client: PolicyClient, number: int) -> list[float]:
     return took
 
 
-async def until(holds: Callable[[], bool]) -> None:
+async def until(holds: Callable[..., bool]) -> None:
     async with asyncio.timeout(PATIENCE):
         while not holds():  # noqa: ASYNC110 - servers set no event here
             await asyncio.sleep(0.01)

@@ -71,14 +71,17 @@ class Refusing(PolicyServiceServicer):
         results = []
         for item in request.items:
             code, _, reason = item.request.trace_id.partition("-")
-            status = pb.ItemStatus(code=CODE[code].value[0], message="as told", reason=reason)
+            status = pb.ItemStatus(
+                code=grpc.StatusCode[code].value[0], message="as told", reason=reason
+            )
             results.append(pb.BatchEvaluateResult(id=item.id, status=status))
         return pb.BatchEvaluateResponse(results=results)
 
     async def _end(self, wanted: str, context: Any) -> None:
         self.calls[wanted] = self.calls.get(wanted, 0) + 1
         name, _, reason = wanted.partition("-")
-        code, details = CODE[name], ()
+        code = grpc.StatusCode[name]
+        details: tuple[tuple[str, bytes], ...] = ()
         if reason:
             info = any_pb2.Any()
             info.Pack(error_details_pb2.ErrorInfo(reason=reason, domain=errors.DOMAIN))

@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import openai
 import pytest
@@ -91,12 +91,18 @@ async def refusal(client: Any, call: Call, **more: Any) -> openai.UnprocessableE
 # The client of Usage Panda's day
 
 
-def old_python(program: str, gateway: Gateway, key: str) -> subprocess.CompletedProcess[str]:
+class Server(Protocol):
+    """A gateway, ours or another."""
+
+    url: str
+
+
+def old_python(program: str, gateway: Server, key: str) -> subprocess.CompletedProcess[str]:
     """Run a program that uses openai==0.27.8."""
     python = HERE.parents[1] / ".venv-openai-0.27/bin/python"
     requirements.file(python, "make test-all sets it up")
     env = environment({"GATEWAY": gateway.url, "USAGE_PANDA_KEY": key})
-    command = [python, "-W", "ignore", "-c", program]
+    command: list[str | Path] = [python, "-W", "ignore", "-c", program]
     return subprocess.run(command, capture_output=True, env=env, text=True, timeout=60, check=False)
 
 

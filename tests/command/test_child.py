@@ -18,16 +18,17 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
-from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from policyd.command import child
 from policyd.command.child import Child
+from policyd.errors import SettingsError
 from policyd.server.preparation import background_worker
 from policyd.settings import dump_settings
 from policyd.v1.policy_pb2 import DECISION_DENY, EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 from tests.faults.test_faults import children, is_running
 from tests.support.consoles import prepare, settings
+from tests.support.health import health_stub
 from tests.support.load import PATIENCE
 from tests.support.processes import Policyd
 
@@ -104,7 +105,7 @@ async def test_a_server_that_is_stopped_and_continued(
             # Two seconds in a row, as the first look may come before the first reading.
             since = time.monotonic()
             while time.monotonic() < since + 2:
-                health = await HealthStub(channel).Check(HealthCheckRequest(), timeout=PATIENCE)
+                health = await health_stub(channel).Check(HealthCheckRequest(), timeout=PATIENCE)
                 if health.status != HealthCheckResponse.SERVING:
                     since = time.monotonic()
                 await asyncio.sleep(0.1)
@@ -179,7 +180,7 @@ async def test_a_child_that_never_gets_ready(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "silent.py").write_text("import time\ntime.sleep(600)\n")
     silent = Child("a module that says nothing", "silent", {}, 1.0)
-    with pytest.raises(child.SettingsError, match="was not ready after 2 s"):
+    with pytest.raises(SettingsError, match="was not ready after 2 s"):
         await silent.start()
     assert silent._process is not None
     async with asyncio.timeout(PATIENCE):

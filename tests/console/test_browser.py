@@ -90,7 +90,7 @@ def _fill(store: Store) -> dict[str, str]:
     hostile = "<img src=x onerror=alert(1)>\u202e\x1b" + "A" * 200
     would: dict[str, Any] = {"verdict": Verdict.WOULD_DENY, "status": 0}
     both = "policy_enforce_user_ids,invalid_override"
-    odd = record(at, end_user=hostile, user_agent=hostile * 2, model=hostile, trace_id="t-1")
+    odd: Any = record(at, end_user=hostile, user_agent=hostile * 2, model=hostile, trace_id="t-1")
     blocked = denied(at, key_id=key.id, trace_id="t-1", sample=True, flags=both)
     minute = int(at.timestamp()) // 60
     sources = [("192.0.2.1", 0), ("2001:db8:1:2::/64", 1), ("others", 2), ("", 3)]

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -661,7 +662,7 @@ async def test_found_by_an_id(console: Console, admin: Visitor) -> None:
     assert len(exported.splitlines()) == 2
 
 
-MEMBERS = [
+MEMBERS: list[dict[str, Any]] = [
     *({"source": one} for one in Source),
     *({"ignored": one} for one in Ignored),
     *({"mode": one} for one in Mode),

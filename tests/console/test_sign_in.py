@@ -8,6 +8,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -264,7 +265,7 @@ async def test_changing_the_password(console: Console, visitor: Visitor) -> None
     ],
 )
 async def test_another_sites_request(
-    console: Console, visitor: Visitor, headers: dict[str, str]
+    console: Console, visitor: Visitor, headers: dict[str, Any]
 ) -> None:
     """It changes nothing, even in the administrator's own browser."""
     await visitor.sign_in(console.token)
@@ -425,22 +426,22 @@ async def test_nothing_secret_is_logged(
 async def test_odd_forms(console: Console, visitor: Visitor) -> None:
     """Forms that are too large, or are no forms, get an answer, not a traceback."""
     assert (await visitor.post("/sign-in", "password=" + "x" * 100_000)).status == 413
-    broken = {"Content_Type": "multipart/form-data"}
+    broken: dict[str, Any] = {"Content_Type": "multipart/form-data"}
     assert (await visitor.post("/sign-in", b"--x", **broken)).status == 400
     many = "&".join(f"a{n}=1" for n in range(1000))
-    form = {"Content_Type": "application/x-www-form-urlencoded"}
+    form: dict[str, Any] = {"Content_Type": "application/x-www-form-urlencoded"}
     assert (await visitor.post("/sign-in", many.encode(), **form)).status == 400
     binary = b"password=%ff%fe&next=%00"
     assert (await visitor.post("/sign-in", binary, **form)).status == 401
     for charset in ("undefined", "utf-7", "unicode_escape"):
-        parts = {"Content_Type": f"multipart/form-data; boundary=x; charset={charset}"}
+        kind = f"multipart/form-data; boundary=x; charset={charset}"
         body = b'--x\r\nContent-Disposition: form-data; name="password"\r\n\r\n+2AA-\r\n--x--\r\n'
-        answer = await visitor.post("/sign-in", body, **parts)
+        answer = await visitor.post("/sign-in", body, Content_Type=kind)
         assert (answer.status, "multipart/form-data" in answer.text) == (400, True)
     await visitor.sign_in(console.token)
     origin = {"Origin": console.url}
-    async with visitor.session.put(console.url + "/keys", headers=origin) as answer:
-        assert answer.status == 405
+    async with visitor.session.put(console.url + "/keys", headers=origin) as put:
+        assert put.status == 405
 
 
 async def test_tls(tmp_path: Path) -> None:
@@ -479,7 +480,7 @@ async def test_behind_a_proxy(tmp_path: Path, host: str, ending: str) -> None:
                 done = await visitor.post("/sign-in", form, follow=False, **through)
                 assert (done.status, done.headers["Location"]) == (303, "/")
                 assert done.headers["Set-Cookie"].startswith("__Host-")
-                direct = {"Host": host, "Origin": f"http://{host}"}
+                direct: dict[str, Any] = {"Host": host, "Origin": f"http://{host}"}
                 assert (await visitor.post("/sign-in", form, **direct)).status == 403
             assert (await visitor.get("/sign-in", Host="evil.example")).status == 421
 

@@ -204,7 +204,8 @@ def test_what_cannot_be_written() -> None:
 def test_counted_once(store: Store) -> None:
     """Whatever is shipped twice, or again with more, is there once."""
     first, more = count(), count(unknown=3, missing=1)
-    other = [count(source="192.0.2.2"), count(process="b"), count(stretch=1), refused_key()]
+    others = [count(source="192.0.2.2"), count(process="b"), count(stretch=1)]
+    other: list[RefusedKey | RefusedKeyCount] = [*others, refused_key()]
     store.log.append([first, *other])
     store.log.append([first, *other])
     store.log.append([first, more])
@@ -313,7 +314,7 @@ async def test_strangers(tmp_path: Path, start: Callable[..., Any]) -> None:
     async with PolicyClient(policyd.grpc, timeout=60) as client:
 
         async def ask(number: int) -> EvaluateResponse:
-            given = {"user": "ceo@corp", "source_ip": f"192.0.2.{number % 100}"}
+            given: dict[str, Any] = {"user": "ceo@corp", "source_ip": f"192.0.2.{number % 100}"}
             keys = {0: "", 1: "up-unknown", 2: "up-" + "a" * 48}
             return await client.evaluate(EvaluateRequest(key=keys[number % 3], **given))
 

@@ -119,7 +119,12 @@ def test_a_spool_that_is_deleted(
 
 def test_files_of_a_process_that_starts(folder: Path, reader: SpoolReader) -> None:
     """The shipper takes no file of one that is about to lock it for one that ended."""
-    come_between = ComeBetween(lambda: (reader.forget_losses({}), shipped(reader)))
+
+    def forget_and_ship() -> None:
+        reader.forget_losses({})
+        shipped(reader)
+
+    come_between = ComeBetween(forget_and_ship)
     writer = SpoolWriter(folder, "worker", LIMIT, system=come_between)
     writer.drop(3)
     writer.write(b"kept\n")
@@ -345,7 +350,7 @@ def test_losses_that_the_disk_does_not_take(folder: Path, reader: SpoolReader) -
     class Failing(System):
         fails = False
 
-        def pwrite(self, *given: Any) -> int:  # type: ignore[override]
+        def pwrite(self, *given: Any) -> int:
             if self.fails:
                 raise OSError(errno.EIO, "it fails")
             return os.pwrite(*given)
@@ -462,7 +467,7 @@ class Watched(System):
         os.fdatasync(descriptor)
         self.unsynced[descriptor] = 0
 
-    def close(self, descriptor: int) -> None:  # type: ignore[override]
+    def close(self, descriptor: int) -> None:
         os.close(descriptor)
         if self.unsynced.pop(descriptor, 0):
             self.closed_unsynced.append(descriptor)
@@ -487,7 +492,7 @@ def test_threads_that_lock_at_once(folder: Path) -> None:
 
     class Slow(System):
         @staticmethod
-        def flock(descriptor: int, operation: int) -> None:
+        def flock(descriptor: int, operation: int) -> None:  # type: ignore[override]
             time.sleep(0.05)
             fcntl.flock(descriptor, operation)
 

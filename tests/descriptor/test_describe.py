@@ -16,7 +16,7 @@ from gateway.describe import http_request
 from gateway.headers import read_request
 from gateway.intake import Intake
 from gateway.settings import Settings
-from policyd.command.configuration import Address
+from policyd.command.address import Address
 from policyd.descriptor.body_memory import AT_ONCE, Bodies
 from policyd.descriptor.describe import MAX_REMARK, HttpRequest, about_key, describe
 from policyd.descriptor.headers import by_name

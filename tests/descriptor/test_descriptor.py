@@ -16,12 +16,13 @@ from openai.types.image_create_variation_params import ImageCreateVariationParam
 from openai.types.image_edit_params import ImageEditParamsNonStreaming
 from openai.types.image_generate_params import ImageGenerateParamsNonStreaming
 
-from policyd.descriptor import content_encoding, json_body, media_type
+from policyd.descriptor import json_body, media_type
 from policyd.descriptor.body import read_body
 from policyd.descriptor.identifiers import BodyAttributes
 from policyd.descriptor.json_body import MAX_DEPTH
 from policyd.engine import endpoints
 from policyd.engine.model import UserState
+from tests.support.codings import COMPRESS
 
 EDITS = endpoints.ENDPOINTS["/images/edits"]
 CHAT = endpoints.ENDPOINTS["/chat/completions"]
@@ -54,13 +55,7 @@ def deflate(data: bytes) -> bytes:
     return compressor.compress(data) + compressor.flush()
 
 
-CODINGS = {
-    "gzip": gzip.compress,
-    "x-gzip": gzip.compress,
-    "deflate": zlib.compress,
-    "br": brotli.compress,
-    "zstd": content_encoding.zstd.compress,
-}
+CODINGS = COMPRESS | {"x-gzip": gzip.compress}
 
 
 def test_json() -> None:

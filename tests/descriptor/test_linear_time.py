@@ -207,9 +207,9 @@ def _found() -> tuple[list[Found], list[str]]:
             if isinstance(node, ast.Assign) and _is_re(node.value, "compile"):
                 known.add(node.value)
                 names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
-        for node in ast.walk(tree):
-            if _is_re(node) and node not in known and not _is_re(node, "escape"):
-                stray.append(f"{module}: {ast.unparse(node)}")
+        for part in ast.walk(tree):
+            if _is_re(part) and part not in known and not _is_re(part, "escape"):
+                stray.append(f"{module}: {ast.unparse(part)}")
         found += [_describe(module, name, tree) for name in sorted(names)]
     return found, stray
 
@@ -341,7 +341,7 @@ def _grpc(text: str) -> object:
     request = pb.EvaluateRequest(method="POST", path="/v1/chat/completions", headers=headers)
     request.raw_body.content = b"{}"
     reading = evaluate_request.read(request)
-    return log_entries._asked(reading.decision_input.overrides) if reading else None
+    return log_entries._asked(reading.decision_input.overrides)
 
 
 def _http_check(text: str) -> object:

@@ -3,7 +3,7 @@
 import gzip
 import json
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from policyd.descriptor.body import read_body
@@ -22,6 +22,7 @@ from policyd.engine.model import (
     Target,
     UserState,
 )
+from tests.support.codings import COMPRESS
 
 IN_SCOPE = Target(in_scope=True)
 modes = st.sampled_from(Mode)
@@ -112,15 +113,30 @@ def _without_user(values: tuple[str, ...]) -> DecisionInput:
     )
 
 
-@given(st.binary(), st.text(), st.sampled_from(["", "gzip", "br", "deflate", "zstd"]) | st.text())
-def test_every_body_is_read(body: bytes, content_type: str, content_encoding: str) -> None:
-    """read_body() is total: any bytes get a state, and never that of a user by accident."""
+PIECES = (
+    *(b"{", b"}", b'"', b":", b",", b" ", b"user", b'"user"', b'"u-1"', b"null", b"\\u0075ser"),
+    *(b'{"user":"u-1"}', b'{"safety_identifier":"u-1"}', b'{"model":"m"}', b"[]", b"\xff"),
+    *(b"--x\r\n", b"--x--\r\n", b'Content-Disposition: form-data; name="user"\r\n\r\nu-1\r\n'),
+)
+bodies = st.binary() | st.lists(st.sampled_from(PIECES)).map(b"".join)
+
+
+@given(bodies, st.sampled_from(["", *COMPRESS]), st.text(), st.text())
+@example(b'{"user":"u-1"}', "gzip", "", "")
+@example(b"--x\r\n" + PIECES[-1] + b"--x--\r\n", "br", "", "")
+def test_every_body_is_read(plain: bytes, coding: str, content_type: str, name: str) -> None:
+    """read_body() is total: any bytes get a state, and that of a user only where the body names
+    one, and is encoded as its header says."""
     form = endpoints.ENDPOINTS["/images/edits"]
+    body = COMPRESS[coding](plain) if coding else plain
     for kind in (content_type, "application/json", "multipart/form-data; boundary=x"):
-        facts = read_body(body, kind, content_encoding, form, limit=1000)
-        assert facts.user.state is not UserState.UNKNOWN
-        if facts.user.state is UserState.VALID:
-            assert b"user" in body or content_encoding or b"\\u" in body
+        for named in ("", *COMPRESS, name):
+            user = read_body(body, kind, named, form, limit=1000).user
+            assert user.state is not UserState.UNKNOWN
+            if user.state is UserState.VALID:
+                claimed = {one.strip(" \t").lower().removeprefix("x-") for one in named.split(",")}
+                assert claimed - {"", "identity"} == {coding} - {""}
+                assert b"user" in plain or b"\\u" in plain
 
 
 characters = st.characters(exclude_categories=["Cs"])  # Half a surrogate pair is not Unicode.

@@ -1,20 +1,28 @@
-"""Each table that is keyed by an enumeration has all of its members."""
+"""Each table that is keyed by an enumeration has all of its members, by whatever they are named."""
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Iterator
 from enum import Enum
+from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 import pytest
 
 import gateway
 import policyd
+from policyd.console.view import labels
 from policyd.decision_log import record
-from policyd.decision_log.record import FLAG_SETS
+from policyd.decision_log.record import FLAG_SETS, Ending, Verdict
+from policyd.decision_log.refused_key import RefusedKeyReason
 from policyd.engine import model
-from policyd.engine.model import Flag
+from policyd.engine.model import Flag, Ignored, Mode, Override, Source, UserState
 from policyd.v1 import admin_pb2, policy_pb2
+from tests.support import conformance
+
+TEMPLATES = Path(labels.__file__).parents[1] / "templates"
 
 PARTIAL = {
     # What is not in them is looked up with something else at hand, which their users say.
@@ -79,10 +87,60 @@ def test_numbers_of_the_protos(ours: type[Enum], theirs: object) -> None:
     assert given == {one.name: one.value for one in ours if one.value}
 
 
+KINDS: list[type[Enum]] = [
+    *(Mode, Override, Source, Ignored, UserState, Verdict, Ending, RefusedKeyReason),
+]
+NAMES = {frozenset(one.name.lower() for one in kind): kind for kind in KINDS}
+
+
+def test_tables_of_names() -> None:
+    """A table whose keys are the names of an enumeration's members, in lower case, has them all."""
+    found = set()
+    for module in modules():
+        for name, table in vars(module).items():
+            if isinstance(table, dict) and all(isinstance(key, str) for key in table):
+                keys = frozenset(table)
+                kinds = [names for names in NAMES if len(keys) > 1 and keys <= names]
+                assert not kinds or keys in kinds, f"{module.__name__}.{name} lacks a member"
+                found |= {f"{module.__name__}.{name}"} if kinds else set()
+    assert {"policyd.cli.options.MODES", "policyd.console.view.log_query.DECISIONS"} <= found
+
+
+def test_the_vectors_know_every_name() -> None:
+    """What a vector may say of a mode, a user's state and an identifier is what there is."""
+    states = {"" if one is UserState.UNKNOWN else one.name.lower() for one in UserState}
+    assert set(get_args(conformance.State)) == states
+    assert set(get_args(conformance.Mode)) == {one.name.lower() for one in Mode}
+    assert set(get_args(conformance.Identifier)) == set(model.IDENTIFIERS)
+
+
+@pytest.mark.parametrize("template", sorted(TEMPLATES.glob("*.html")), ids=lambda path: path.stem)
+def test_a_template_names_whole_tables(template: Path) -> None:
+    """`names.MODES[...]` in a template is a table of the labels, which lacks no member."""
+    whole = {name.rpartition(".")[2] for name in TABLES if name.startswith(labels.__name__)}
+    used = set(re.findall(r"\bnames\.([A-Z]+)\b", template.read_text()))
+    assert used <= whole | {"FLAGS", "IDENTIFIERS", "UNKNOWN"}
+
+
+def test_styles_of_members() -> None:
+    """A CSS class that ends in a member's number, such as v3, has a rule for each member that is
+    to stand out."""
+    templates = "".join(path.read_text() for path in TEMPLATES.glob("*.html"))
+    classes = set(re.findall(r'class="[^"]*\b([a-z]+)\{\{ [a-z.]+\.value \}\}', templates))
+    rules = (TEMPLATES.parent / "static/console.css").read_text()
+    kinds: dict[str, set[Mode] | set[Verdict]] = {
+        "m": set(Mode) - {Mode.OFF},  # The plain look of a chip.
+        "v": set(Verdict),
+    }
+    assert classes == kinds.keys()
+    for letter, members in kinds.items():
+        found = {int(number) for number in re.findall(rf"\.{letter}(\d)\b", rules)}
+        assert found == {member.value for member in members}
+
+
 def test_flags_have_words() -> None:
     """The console has words for each flag that a decision can carry."""
-    words = importlib.import_module("policyd.console.view.labels")
     decision = importlib.import_module("policyd.engine.decision")
     given = {value.type for value in vars(decision).values() if isinstance(value, Flag)}
-    assert given == words.FLAGS.keys() == {flag for one in FLAG_SETS for flag in one.split(",")}
-    assert set(model.IDENTIFIERS) == words.IDENTIFIERS.keys()
+    assert given == labels.FLAGS.keys() == {flag for one in FLAG_SETS for flag in one.split(",")}
+    assert set(model.IDENTIFIERS) == labels.IDENTIFIERS.keys()

@@ -12,7 +12,6 @@ import grpc
 import pytest
 import sqlalchemy as sa
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
-from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from policyd.engine.model import KeyChanges
 from policyd.keys.key_table import KeyTable
@@ -24,6 +23,7 @@ from policyd.store.engine import open_engine
 from policyd.v1.policy_pb2 import EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 from tests.decision_log.test_refused_keys import log_status
+from tests.support.health import health_stub
 from tests.support.processes import Policyd, run
 from tests.support.raw_http import ask
 from tests.support.wrong_clock import wrong_clock
@@ -146,7 +146,7 @@ def ask_policyd(server: Policyd, key: str, trace_id: str) -> None:
 def clock_health(server: Policyd) -> int:
     with grpc.insecure_channel(server.grpc) as channel:
         asked = HealthCheckRequest(service="policyd.clock")
-        return HealthStub(channel).Check(asked, timeout=30).status
+        return int(health_stub(channel).Check(asked, timeout=30).status)
 
 
 @pytest.mark.parametrize("days", [100, -100])

@@ -19,10 +19,10 @@ import aiohttp
 import grpc
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
-from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from policyd.v1.policy_pb2 import DECISION_ALLOW, EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
+from tests.support.health import health_stub
 from tests.support.load import (
     CLIENTS,
     DECIDED,
@@ -218,7 +218,7 @@ async def test_sigterm_drains_policyd(
     waiting = EvaluateRequest(key=key["key"], has_user=True, min_revision=key["revision"] + 1)
     async with grpc.aio.insecure_channel(policyd.grpc) as channel:
         answer = PolicyServiceStub(channel).Evaluate(waiting, timeout=PATIENCE)
-        watch = HealthStub(channel).Watch(HealthCheckRequest())
+        watch = health_stub(channel).Watch(HealthCheckRequest())
         assert (await watch.read()).status == SERVING  # So what was asked before it is under way.
         policyd.send(signal.SIGTERM)
         assert (await watch.read()).status == NOT_SERVING

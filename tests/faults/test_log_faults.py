@@ -34,7 +34,9 @@ SMALL = 2**18
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, PostgreSQL]]:
+def database(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[tuple[str, PostgreSQL | None]]:
     """The URL of a new database of each kind, and the PostgreSQL that has it."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path}/policyd.db", None

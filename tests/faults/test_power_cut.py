@@ -14,6 +14,7 @@ import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -58,7 +59,7 @@ async def _load(policyd: Policyd, key: str) -> list[tuple[float, str]]:
     answered = []
     until = time.time() + LOAD
 
-    async def ask(stub: PolicyServiceStub) -> None:
+    async def ask(stub: Any) -> None:
         while time.time() < until:
             request = pb.EvaluateRequest(key=key, has_user=False)
             answer = await stub.Evaluate(request, timeout=60)

@@ -19,7 +19,6 @@ import aiohttp
 import grpc
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
-from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from policyd.asgi.listener import Listener
 from policyd.client import PolicyClient
@@ -28,6 +27,7 @@ from policyd.store import Store
 from policyd.v1.policy_pb2 import DECISION_ALLOW, DECISION_DENY, EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 from tests.faults.test_faults import is_running
+from tests.support.health import health_stub
 from tests.support.load import (
     DECIDED,
     PATIENCE,
@@ -239,7 +239,7 @@ async def test_policyd_drains(start: Start, tmp_path: Path, workers: int) -> Non
     key = policyd.create_key()
     question = EvaluateRequest(key=key, has_user=True)
     async with grpc.aio.insecure_channel(policyd.grpc) as channel:
-        watch = HealthStub(channel).Watch(HealthCheckRequest())
+        watch = health_stub(channel).Watch(HealthCheckRequest())
         await watch.read()
         policyd.send(signal.SIGTERM)
         assert (await watch.read()).status == NOT_SERVING
@@ -363,10 +363,10 @@ async def test_streams_of_strangers_do_not_hold_up_the_end(start: Start, tmp_pat
     key = keys(policyd.database_url, "create", "test")
     policyd.reach(key["revision"])
     async with grpc.aio.insecure_channel(policyd.grpc) as channel:
-        watch = HealthStub(channel).Watch(HealthCheckRequest())
+        watch = health_stub(channel).Watch(HealthCheckRequest())
         await watch.read()
-        reflecting = channel.stream_stream(_REFLECTION)()
-        silent = channel.stream_unary("/policyd.v1.PolicyService/Evaluate")()
+        reflecting: Any = channel.stream_stream(_REFLECTION)()
+        silent: Any = channel.stream_unary("/policyd.v1.PolicyService/Evaluate")()
         await reflecting.wait_for_connection()
         await silent.wait_for_connection()
         policyd.send(signal.SIGTERM)

@@ -40,7 +40,7 @@ FAULTS = ["frozen", "silent", "no connections", "locked rows", "locked file"]
 class Fault:
     """A database, and what can befall it."""
 
-    def __init__(self, url: str, begin: Callable[[], None], end: Callable[[], None]) -> None:
+    def __init__(self, url: str, begin: Callable[[], object], end: Callable[[], None]) -> None:
         self.url = url
         self.begin = begin
         self.end = end

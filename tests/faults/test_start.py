@@ -18,7 +18,6 @@ import aiohttp
 import grpc
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
-from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from policyd.keys import snapshot_format
 from policyd.keys.snapshot import SnapshotFile
@@ -33,6 +32,7 @@ from policyd.v1.policy_pb2 import (
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 from tests.faults.test_faults import kill, listeners, workers
 from tests.services.test_services import failure
+from tests.support.health import health_stub
 from tests.support.load import DECIDED, MODE, PATIENCE, MakeStack, keys, under_load, until
 from tests.support.postgresql import PostgreSQL
 from tests.support.processes import Policyd, run
@@ -118,7 +118,7 @@ async def is_kept(policyd: Policyd, revision: int) -> None:
 async def health(address: str, service: str = "") -> int:
     async with grpc.aio.insecure_channel(address) as channel:
         request = HealthCheckRequest(service=service)
-        return (await HealthStub(channel).Check(request, timeout=PATIENCE)).status
+        return int((await health_stub(channel).Check(request, timeout=PATIENCE)).status)
 
 
 async def change(policyd: Policyd, key_id: str) -> None:

@@ -3,13 +3,12 @@
 import asyncio
 import gzip
 import json
-import zlib
 
 import brotli
 import pytest
 
-from policyd.descriptor.content_encoding import zstd
 from tests.gateway.conftest import IN_SESSION, Serving
+from tests.support.codings import COMPRESS
 from tests.support.raw_http import CHAT, CHAT_WITH_USER, Demo, ask, exchange, parse, post
 
 pytestmark = IN_SESSION
@@ -88,32 +87,24 @@ async def test_a_long_header_holds_nobody_up(
     assert len(upstream.app.record) == 1
 
 
-ENCODE = {
-    "gzip": gzip.compress,
-    "deflate": zlib.compress,
-    "br": brotli.compress,
-    "zstd": zstd.compress,
-}
-
-
-@pytest.mark.parametrize("coding", ENCODE)
+@pytest.mark.parametrize("coding", COMPRESS)
 async def test_compressed_bodies(gateway: str, upstream: Demo, enforced: str, coding: str) -> None:
     """They are read, and go upstream compressed as they came."""
     header = ("Content-Encoding", coding)
-    assert (await post(gateway, enforced, ENCODE[coding](CHAT), header)).status == 422
+    assert (await post(gateway, enforced, COMPRESS[coding](CHAT), header)).status == 422
     assert not upstream.app.record
-    body = ENCODE[coding](CHAT_WITH_USER)
+    body = COMPRESS[coding](CHAT_WITH_USER)
     await post(gateway, enforced, body, header)
     assert [bytes(received.body) for received in upstream.app.record] == [body]
     assert upstream.app.record[0].header(b"content-encoding") == coding
 
 
-@pytest.mark.parametrize("coding", ENCODE)
+@pytest.mark.parametrize("coding", COMPRESS)
 async def test_compressed_bodies_that_are_cut_short(
     gateway: str, upstream: Demo, enforced: str, coding: str
 ) -> None:
     """They are refused with 400."""
-    body = ENCODE[coding](CHAT_WITH_USER)[:-3]
+    body = COMPRESS[coding](CHAT_WITH_USER)[:-3]
     assert (await post(gateway, enforced, body, ("Content-Encoding", coding))).status == 400
     assert not upstream.app.record
 
@@ -129,10 +120,10 @@ async def test_content_encodings(gateway: str, upstream: Demo, enforced: str) ->
     assert not upstream.app.record
 
 
-@pytest.mark.parametrize("coding", ENCODE)
+@pytest.mark.parametrize("coding", COMPRESS)
 async def test_bombs(serving: Serving, upstream: Demo, enforced: str, coding: str) -> None:
     """A body that decompresses beyond the bound is refused with 413."""
-    bomb = ENCODE[coding](b'{"user":"u-1","a":"' + b" " * 2**22 + b'"}')
+    bomb = COMPRESS[coding](b'{"user":"u-1","a":"' + b" " * 2**22 + b'"}')
     async with serving(upstream.url, max_body=2**20) as server:
         response = await post(server.url, enforced, bomb, ("Content-Encoding", coding))
     assert response.status == 413

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import grpc
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from gateway.server import Server
 from gateway.settings import Settings
 from policyd.descriptor.body_memory import SMALL, Bodies
+from policyd.descriptor.describe import HttpRequest, read_attributes
 from policyd.errors import BodiesFull, SettingsError
 from policyd.v1.policy_pb2 import DECISION_ALLOW, EvaluateRequest, EvaluateResponse
 from tests.gateway.conftest import FREE, IN_SESSION, Serving
@@ -20,6 +22,7 @@ from tests.support.raw_http import CHAT_WITH_USER, Demo, connect, parse, post, r
 
 pytestmark = IN_SESSION
 
+PATH = "/v1/chat/completions"
 PATIENCE = 30
 NOISE = random.Random(9).randbytes(250_000).hex()  # It compresses to a half, as text does.
 LARGE = json.dumps({"model": "m", "user": "u-1", "messages": [], "x": NOISE}).encode()
@@ -132,7 +135,7 @@ async def _policyd(check_key: grpc.StatusCode | None) -> AsyncIterator[str]:
     async def evaluate(_: EvaluateRequest, __: object) -> EvaluateResponse:
         return EvaluateResponse(decision=DECISION_ALLOW, decision_id="1")
 
-    async def fail(_: bytes, context: grpc.aio.ServicerContext) -> bytes:
+    async def fail(_: bytes, context: Any) -> bytes:
         assert check_key is not None
         await context.abort(check_key, "as the test has it")
         return b""
@@ -191,7 +194,8 @@ async def test_the_ledger() -> None:
             other.grow(2 * SMALL, 3 * SMALL)
         assert bodies.held == 36 * SMALL
         one.grow(0)
-        facts = await bodies.read(one, gzip.compress(LARGE), "", "gzip", None, 2**20)
-        assert facts.user.value == "u-1"
+        compressed = HttpRequest("POST", PATH, "", {"content-encoding": ["gzip"]})
+        attributes = await read_attributes(compressed, gzip.compress(LARGE), bodies, one, 2**20)
+        assert attributes.user.value == "u-1"
     assert bodies.held == 0
     bodies.close()

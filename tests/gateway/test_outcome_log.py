@@ -73,8 +73,13 @@ async def test_the_log_shows_it(tmp_path: Path, demo: Demo) -> None:
     """Of a stream: who answered, its tokens, how long it took, and what it cost."""
     async with serving_policyd(tmp_path) as (policyd, log):
         key = await asyncio.to_thread(policyd.create_key, "enforce")
-        given = {"listen": Address("127.0.0.1", 0), "policyd": policyd.grpc, "policy_timeout": 30.0}
-        async with Server(Settings(upstream=demo.url, **given)) as server:
+        settings = Settings(
+            listen=Address("127.0.0.1", 0),
+            upstream=demo.url,
+            policyd=policyd.grpc,
+            policy_timeout=30.0,
+        )
+        async with Server(settings) as server:
             body = chat(stream=True, stream_options={"include_usage": True})
             response = await post(server.url, key, body)
             (decision,) = await log.with_outcomes(1)
@@ -116,9 +121,11 @@ async def test_policyd_is_killed(tmp_path: Path, demo: Demo) -> None:
         async with serving_policyd(tmp_path) as (policyd, _):
             key = await asyncio.to_thread(policyd.create_key, "enforce")
         address = policyd.grpc
-        given = {"listen": Address("127.0.0.1", 0), "policyd": address, "policy_timeout": 0.5}
+        settings = Settings(
+            listen=Address("127.0.0.1", 0), upstream=demo.url, policyd=address, policy_timeout=0.5
+        )
         async with (
-            Server(Settings(upstream=demo.url, **given)) as server,
+            Server(settings) as server,
             load(server.url, key) as statuses,
         ):
             for number in (1, 2):

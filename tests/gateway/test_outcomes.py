@@ -72,8 +72,9 @@ async def demo() -> AsyncIterator[Demo]:
 
 def gateway(policyd: Recorder, upstream: str, **settings: Any) -> Server:
     """A gateway between the two."""
-    given = {"listen": Address("127.0.0.1", 0), "policyd": policyd.address, "policy_timeout": 30.0}
-    return Server(Settings(upstream=upstream, **given | settings))
+    listen = Address("127.0.0.1", 0)
+    given: dict[str, Any] = {"policyd": policyd.address, "policy_timeout": 30.0} | settings
+    return Server(Settings(upstream=upstream, listen=listen, **given))
 
 
 async def reported(policyd: Recorder) -> Outcome:

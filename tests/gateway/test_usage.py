@@ -17,8 +17,8 @@ from gateway.answer_reader import END, FIRST_EVENTS, EventReader, JsonReader, Re
 from gateway.usage import MAX_TEXT, MAX_TOKENS, AnswerMetadata, of_document, of_ends
 from policyd.demo import replies, streams
 from policyd.demo.replies import Ask
-from policyd.descriptor import content_encoding
 from policyd.v1.policy_pb2 import Outcome
+from tests.support.codings import COMPRESS
 
 JSON = "application/json"
 EVENTS = "text/event-stream; charset=utf-8"
@@ -443,7 +443,7 @@ CODINGS: dict[str, Callable[[bytes], bytes]] = {
     "deflate": zlib.compress,
     " deflate": _raw_deflate,
     "br": brotli.compress,
-    "zstd": content_encoding.zstd.compress,
+    "zstd": COMPRESS["zstd"],
 }
 
 
@@ -500,7 +500,7 @@ HUGE: dict[str, Callable[[], tuple[str, str, Iterable[bytes]]]] = {
     "one line": lambda: (EVENTS, "", (CHUNK for _ in range(ENDLESS))),
     "empty lines": lambda: (EVENTS, "", (b"\n" * 65536 for _ in range(20))),
     "gzip bomb": lambda: (JSON, "gzip", _bomb(gzip.compress)),
-    "zstd bomb": lambda: (JSON, "zstd", _bomb(content_encoding.zstd.compress)),
+    "zstd bomb": lambda: (JSON, "zstd", _bomb(COMPRESS["zstd"])),
     "br bomb": lambda: (JSON, "br", _bomb(lambda data: brotli.compress(data, quality=1))),
     "bomb of events": lambda: (EVENTS, "gzip", _bomb(gzip.compress)),
     "garbage behind gzip": lambda: (

@@ -408,7 +408,8 @@ async def test_semantics(url: str, enforced: str, semantic: str, wanted: list[bo
 
 async def test_no_evaluations(url: str, enforced: str) -> None:
     """Without any, the request is a single evaluation."""
-    for more in ({}, {"evaluations": []}):
+    without: list[dict[str, Any]] = [{}, {"evaluations": []}]
+    for more in without:
         response = await post(url, "/access/v1/evaluations", about(enforced, has_user=True) | more)
         assert json.loads(response.body)["decision"] is True
 

@@ -6,6 +6,7 @@ import signal
 import ssl
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -68,7 +69,7 @@ async def test_tls(made: ServerSettings, tmp_path: Path) -> None:
     own.private_key_pem.write_to_path(tmp_path / "key.pem")
     own.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-    files = {"tls_cert": tmp_path / "cert.pem", "tls_key": tmp_path / "key.pem"}
+    files: dict[str, Any] = {"tls_cert": tmp_path / "cert.pem", "tls_key": tmp_path / "key.pem"}
     trusting = ssl.create_default_context()
     authority.configure_trust(trusting)
     async with Server(replace(made, **files)) as server:
@@ -98,12 +99,13 @@ async def _status_over_tls(address: Address, context: ssl.SSLContext) -> int:
 @pytest.mark.parametrize("flag", ["--http", "--grpc"])
 def test_beyond_loopback(made: ServerSettings, tmp_path: Path, flag: str) -> None:
     """It listens there only with TLS and where callers must say who they are, or as insecure."""
-    everywhere = {flag.removeprefix("--"): Address("0.0.0.0", 0)}  # noqa: S104  # that is the point
-    tls = {"tls_cert": tmp_path / "cert.pem", "tls_key": tmp_path / "key.pem"}
-    for given_ in ({}, tls, {"caller_token_file": tmp_path / "token"}):
+    everywhere: dict[str, Any] = {flag.removeprefix("--"): Address("0.0.0.0", 0)}  # noqa: S104  # that is the point
+    tls: dict[str, Any] = {"tls_cert": tmp_path / "cert.pem", "tls_key": tmp_path / "key.pem"}
+    token: dict[str, Any] = {"caller_token_file": tmp_path / "token"}
+    for given_ in ({}, tls, token):
         with pytest.raises(SettingsError, match=f"{flag} .* can be reached from other machines"):
             replace(made, **everywhere, **given_)
-    replace(made, **everywhere, **tls, caller_token_file=tmp_path / "token")
+    replace(made, **everywhere, **tls, **token)
     replace(made, **everywhere, insecure=True)
 
 

@@ -13,7 +13,13 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "no_user.json"
 
 def buf_curl(policyd: Policyd, method: str, message: dict[str, Any]) -> dict[str, Any]:
     """What `buf curl` answers, run as docs/callers.md says."""
-    command = [BIN / "buf", "curl", "--protocol", "grpc", "--http2-prior-knowledge"]
+    command: list[str | Path] = [
+        BIN / "buf",
+        "curl",
+        "--protocol",
+        "grpc",
+        "--http2-prior-knowledge",
+    ]
     url = f"http://{policyd.grpc}/{method}"
     done = subprocess.run(
         [*command, "-d", json.dumps(message), url], capture_output=True, timeout=60, check=False

@@ -26,7 +26,7 @@ from tests.support.processes import Policyd
 PATIENCE = 30
 KEY = "x-usagepanda-api-key"
 UNKNOWN = "up-" + "0" * 48
-CHAT = {"method": "POST", "path": "/v1/chat/completions"}
+CHAT: dict[str, Any] = {"method": "POST", "path": "/v1/chat/completions"}
 MODELS = {"method": "GET", "path": "/v1/models"}
 NOISE = random.Random(9).randbytes(900_000).hex()
 BODY = gzip.compress(json.dumps({"user": "u-1", "x": [NOISE]}).encode())

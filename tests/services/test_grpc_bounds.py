@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from policyd.client import PolicyClient
 from policyd.command.address import Address
@@ -21,6 +21,7 @@ from policyd.services import grpc_server
 from policyd.settings import ServerSettings
 from policyd.v1.policy_pb2 import DECISION_DENY, EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
+from tests.support.health import health_stub
 
 PATIENCE = 30
 FREE = Address("127.0.0.1", 0)
@@ -111,7 +112,7 @@ async def test_health_is_listed(tmp_path: Path) -> None:
             (server.admin, "policyd.v1.AdminService"),
         ):
             async with grpc.aio.insecure_channel(str(address)) as channel:
-                stub: Any = health_pb2_grpc.HealthStub(channel)
+                stub: Any = health_stub(channel)
                 asked: Any = health_pb2
                 listed = await stub.List(asked.HealthListRequest(), timeout=PATIENCE)
             serving = health_pb2.HealthCheckResponse.SERVING
@@ -120,7 +121,7 @@ async def test_health_is_listed(tmp_path: Path) -> None:
 
 
 async def _watch(channel: grpc.aio.Channel) -> Any:
-    call: Any = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+    call: Any = health_stub(channel).Watch(health_pb2.HealthCheckRequest())
     with contextlib.suppress(grpc.aio.AioRpcError):
         await call.read()
     return call
@@ -194,8 +195,9 @@ async def test_methods_that_no_service_has(
     """They are UNIMPLEMENTED, and the log has nothing to say."""
     async with Server(_settings(tmp_path)) as server:
         async with grpc.aio.insecure_channel(str(server.grpc)) as channel:
+            call: Any = channel.unary_unary(method)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await channel.unary_unary(method)(b"", timeout=PATIENCE)
+                await call(b"", timeout=PATIENCE)
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
     assert [one for one in caplog.records if one.levelno >= logging.WARNING] == []
 

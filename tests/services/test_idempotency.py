@@ -30,9 +30,8 @@ def fresh(skew: int = 0) -> str:
 
 
 def asked(idempotency_key: str, **given: Any) -> pb.EvaluateRequest:
-    return pb.EvaluateRequest(
-        idempotency_key=idempotency_key, **{"key": "up-1", "has_user": False} | given
-    )
+    named: dict[str, Any] = {"key": "up-1", "has_user": False} | given
+    return pb.EvaluateRequest(idempotency_key=idempotency_key, **named)
 
 
 def test_the_same_again() -> None:

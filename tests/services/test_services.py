@@ -6,13 +6,13 @@ import json
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.rpc import error_details_pb2, status_pb2
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from policyd.client import NoDecision, PolicyClient
@@ -26,6 +26,7 @@ from policyd.settings import ServerSettings
 from policyd.v1 import admin_pb2, policy_pb2
 from policyd.v1.admin_pb2_grpc import AdminServiceStub
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
+from tests.support.health import health_stub
 
 LOCAL = Address("127.0.0.1", 0)
 ANYWHERE = Address("0.0.0.0", 0)  # noqa: S104  # It is refused, or not listened on.
@@ -186,9 +187,11 @@ async def test_an_oversize_request_is_refused(running: Running) -> None:
 
 async def test_bytes_that_are_no_message(running: Running) -> None:
     """What cannot be parsed is refused, and the server lives on."""
-    call = running.channel.unary_unary("/policyd.v1.PolicyService/Evaluate")(b"\xff\xff\xff")
+    evaluate: Any = running.channel.unary_unary("/policyd.v1.PolicyService/Evaluate")
+    call = evaluate(b"\xff\xff\xff")
     assert await failure(call) == (CODE.INVALID_ARGUMENT, "INVALID_ARGUMENT")
-    unknown = running.channel.unary_unary("/policyd.v1.PolicyService/Nothing")(b"")
+    nothing: Any = running.channel.unary_unary("/policyd.v1.PolicyService/Nothing")
+    unknown = nothing(b"")
     assert (await failure(unknown))[0] is CODE.UNIMPLEMENTED
     assert (await running.evaluate(has_user=True)).denial.http_status == 403
 
@@ -346,13 +349,17 @@ async def test_bad_administration(running: Running) -> None:
     invalid = (CODE.INVALID_ARGUMENT, "INVALID_ARGUMENT")
     create = admin_pb2.CreateApiKeyRequest
     key = admin_pb2.ApiKey
-    for bad in (key(), key(name="x", accept=["email"]), key(name="x", enforce_user_ids=77)):
+    for bad in (
+        key(),
+        key(name="x", accept=["email"]),
+        key(name="x", enforce_user_ids=cast(policy_pb2.EnforceMode.ValueType, 77)),
+    ):
         assert await failure(admin.CreateApiKey(create(api_key=bad), metadata=bearer)) == invalid
     mask = FieldMask(paths=["digest"])
     update = admin_pb2.UpdateApiKeyRequest(api_key=key(id="x"), update_mask=mask)
     assert await failure(admin.UpdateApiKey(update, metadata=bearer)) == invalid
     for pages in ({"page_size": -1}, {"page_token": "nonsense"}):
-        listing = admin_pb2.ListApiKeysRequest(**pages)  # type: ignore[arg-type]
+        listing = admin_pb2.ListApiKeysRequest(**pages)
         assert await failure(admin.ListApiKeys(listing, metadata=bearer)) == invalid
     missing = (CODE.NOT_FOUND, "KEY_NOT_FOUND")
     get = admin_pb2.GetApiKeyRequest(id="key_0")
@@ -380,7 +387,7 @@ async def test_administration_wants_the_token(running: Running, metadata: Any) -
     request = admin_pb2.ListApiKeysRequest()
     refused = (CODE.UNAUTHENTICATED, "UNAUTHENTICATED")
     assert await failure(running.admin.ListApiKeys(request, metadata=metadata)) == refused
-    health = health_pb2_grpc.HealthStub(running.admin_channel)
+    health = health_stub(running.admin_channel)
     answer = await health.Check(health_pb2.HealthCheckRequest(service="policyd.v1.AdminService"))
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
@@ -394,13 +401,13 @@ async def test_the_services_do_not_mix(running: Running) -> None:
 
 async def test_health_and_reflection(running: Running) -> None:
     """Health is told for the server and for each service; reflection lists what there is."""
-    health = health_pb2_grpc.HealthStub(running.channel)
+    health = health_stub(running.channel)
     for service in ("", "policyd.v1.PolicyService"):
         answer = await health.Check(health_pb2.HealthCheckRequest(service=service))
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
     unknown = health.Check(health_pb2.HealthCheckRequest(service="nobody"))
     assert (await failure(unknown))[0] is CODE.NOT_FOUND
-    stub = reflection_pb2_grpc.ServerReflectionStub(running.channel)
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(cast(Any, running.channel))
     ask = reflection_pb2.ServerReflectionRequest(list_services="")
     answers = [answer async for answer in stub.ServerReflectionInfo(iter([ask]))]
     names = {service.name for service in answers[0].list_services_response.service}
@@ -412,7 +419,7 @@ async def test_health_while_it_stops(tmp_path: Path) -> None:
     server = Server(settings(tmp_path))
     await server.__aenter__()
     async with grpc.aio.insecure_channel(str(server.grpc)) as channel:
-        health = health_pb2_grpc.HealthStub(channel)
+        health = health_stub(channel)
         watch = health.Watch(health_pb2.HealthCheckRequest(service="policyd.v1.PolicyService"))
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
         waiting = policy_pb2.EvaluateRequest(has_user=True, min_revision=999)
@@ -433,7 +440,7 @@ async def test_without_the_database_decisions_go_on(tmp_path: Path, unready: boo
     async with Server(quick) as server:
         stubs = Running(server, tokens.load(tmp_path / "admin-token", "test"))
         _, secret = await stubs.create_key(enforce_user_ids=policy_pb2.ENFORCE_MODE_ENFORCE)
-        health = health_pb2_grpc.HealthStub(stubs.channel)
+        health = health_stub(stubs.channel)
         check = health_pb2.HealthCheckRequest(service="settings")
         expected = dict.fromkeys(
             ("", "policyd.v1.PolicyService"), NOT_SERVING if unready else SERVING

@@ -118,8 +118,8 @@ def test_who_migrates(new_database: str, old: OldVersion) -> None:
     assert f"would run: {migrations.HEAD} ".encode() in dry.stdout
     assert number(new_database, "alembic_version") == "0005"
     for _ in range(2):
-        done = run("policyd", "db", "migrate", "--database-url", new_database)
-        assert done.returncode == 0, done.stderr
+        migrated = run("policyd", "db", "migrate", "--database-url", new_database)
+        assert migrated.returncode == 0, migrated.stderr
     found = run("policyd", "keys", "show", key, "--database-url", new_database)
     assert found.returncode == 0, found.stderr
     # The version before can be used again, too.

@@ -60,8 +60,8 @@ def test_a_database_of_the_third_form(new_database: str) -> None:
     told = store.log.get(one.id).outcome
     assert told
     assert told.cache_write_tokens == 4
-    [(_, counts)] = store.statistics.hours(START, START + timedelta(minutes=1))
-    assert (counts.requests, counts.denied, counts.errors, counts.placeholders) == (8, 7, 0, 0)
+    [(_, hour_of)] = store.statistics.hours(START, START + timedelta(minutes=1))
+    assert (hour_of.requests, hour_of.denied, hour_of.errors, hour_of.placeholders) == (8, 7, 0, 0)
     assert [user for user, _ in store.statistics.users(START, START)] == ["ada"]
     store.close()
 

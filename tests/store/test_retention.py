@@ -207,7 +207,7 @@ def test_it_is_said(new_database: str, tmp_path: Path, start: Callable[..., Any]
     token = (tmp_path / "admin-token").read_text().strip()
     with grpc.insecure_channel(server.admin) as channel:
         status = AdminServiceStub(channel).GetLogStatus(
-            pb.GetLogStatusRequest(), metadata=[("authorization", f"Bearer {token}")], timeout=30
+            pb.GetLogStatusRequest(), metadata=(("authorization", f"Bearer {token}"),), timeout=30
         )
     assert "policyd logs retire --older-than 7d --yes" in status.retention_standstill
     assert status.retention_waiting > 400
@@ -381,7 +381,7 @@ def test_nobody_waits_for_it(tmp_path: Path) -> None:
             pass
         done.set()
 
-    waits = []
+    waits: list[float] = []
     thread = threading.Thread(target=delete)
     began = time.monotonic()
     thread.start()

@@ -49,6 +49,8 @@ State = Literal[
     "bad_encoding",
     "unsupported_encoding",
     "too_large",
+    "duplicate",
+    "too_complex",
 ]
 
 
@@ -56,7 +58,7 @@ class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     pass
 
 
-class Key(_Struct):
+class Key(_Struct, frozen=True):
     """The settings of the API key that {key} stands for."""
 
     mode: Mode | None = None
@@ -64,7 +66,7 @@ class Key(_Struct):
     accept: tuple[Identifier, ...] = ("user", "safety_identifier")
 
 
-class Body(_Struct):
+class Body(_Struct, frozen=True):
     """A body: one of its text, in UTF-8, and its bytes in base64."""
 
     text: str | None = None
@@ -76,7 +78,7 @@ class Body(_Struct):
         return (self.text or "").encode() if self.base64 is None else base64.b64decode(self.base64)
 
 
-class Request(_Struct):
+class Request(_Struct, frozen=True):
     """An HTTP request."""
 
     method: str
@@ -106,7 +108,7 @@ class Request(_Struct):
         return [(name, value.replace(PLACEHOLDER, secret)) for name, value in self.headers]
 
 
-class Descriptor(_Struct):
+class Descriptor(_Struct, frozen=True):
     """What is to be read out of the request. Out of scope it is the trace ID alone."""
 
     in_scope: bool
@@ -120,7 +122,7 @@ class Descriptor(_Struct):
     safety_identifier: str | None = None
 
 
-class Decision(_Struct):
+class Decision(_Struct, frozen=True):
     """What is to be decided. No mode, where the API key is refused."""
 
     decision: Literal["allow", "deny"]
@@ -131,7 +133,7 @@ class Decision(_Struct):
     override_ignored: Literal["none", "locked", "tighten_only", "invalid"] = "none"
 
 
-class Denial(_Struct):
+class Denial(_Struct, frozen=True):
     """The response that refuses a request."""
 
     status: int
@@ -139,7 +141,7 @@ class Denial(_Struct):
     body: str
 
 
-class Vector(_Struct):
+class Vector(_Struct, frozen=True):
     """One request, and what is to become of it."""
 
     id: str
@@ -158,7 +160,7 @@ class Vector(_Struct):
         return _file(_file_name(self)).denials[self.denial] if self.denial else None
 
 
-class File(_Struct):
+class File(_Struct, frozen=True):
     """A file of vectors, and the denials that they name."""
 
     about: str

@@ -62,7 +62,7 @@ def keys(database_url: str, *words: str) -> Any:
     return json.loads(done.stdout)
 
 
-async def until(holds: Callable[[], bool]) -> None:
+async def until(holds: Callable[..., bool]) -> None:
     """Wait for what other processes bring about."""
     async with asyncio.timeout(PATIENCE):
         while not holds():  # noqa: ASYNC110 - they set no event here

@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from policyd.decision_log.record import Outcome, Record, Verdict
+from policyd.decision_log.record import Record, Verdict
 from policyd.descriptor.body_memory import Bodies
 from policyd.engine.model import KeyChange, KeyChanges, KeySettings, Mode
 from policyd.keys import api_key
@@ -53,7 +53,7 @@ class Recorder(PolicyServicer):
         """The IDs of the decisions that allowed a request."""
         return [one.id for one in self.decisions if one.verdict is not Verdict.DENIED]
 
-    def _keep(self, entries: Sequence[Record | Outcome]) -> None:
+    def _keep(self, entries: Sequence[object]) -> None:
         self.decisions += [entry for entry in entries if isinstance(entry, Record)]
 
     async def Evaluate(self, request: pb.EvaluateRequest, context: Any) -> pb.EvaluateResponse:  # noqa: N802
@@ -97,7 +97,7 @@ async def make_recorder() -> Recorder:
     return Recorder(keys, key)
 
 
-async def until(holds: Callable[[], bool]) -> None:
+async def until(holds: Callable[..., bool]) -> None:
     """Wait for what others bring about."""
     async with asyncio.timeout(PATIENCE):
         while not holds():  # noqa: ASYNC110 - they set no event here
@@ -120,7 +120,8 @@ def chat(model: str = "gpt-4o-mini", **more: object) -> bytes:
 def tokens(outcome: pb.Outcome) -> tuple[int | None, ...]:
     """Input, output and cached ones; None where they are not known."""
     names = ("input_tokens", "output_tokens", "cached_tokens")
-    return tuple(getattr(outcome, name) if outcome.HasField(name) else None for name in names)
+    given = {field.name: value for field, value in outcome.ListFields()}
+    return tuple(given.get(name) for name in names)
 
 
 def check_times(outcome: pb.Outcome) -> None:

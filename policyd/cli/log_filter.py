@@ -1,0 +1,58 @@
+"""The options that choose decisions of the log."""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import click
+
+from policyd.cli.options import Moment, option
+from policyd.decision_log.record import Verdict
+from policyd.store import LogFilter
+
+_VERDICTS = {verdict.name.lower(): verdict for verdict in Verdict}
+_FILTERS = [
+    option("--key-id", default="", metavar="ID", help="Of requests with this API key."),
+    option("--decision", type=click.Choice(list(_VERDICTS)), help="With this result."),
+    option("--flag", default="", help="With this flag, such as policy_enforce_user_ids."),
+    option(
+        "--operation", default="", help="Of this operation, such as chat_completion or embedding."
+    ),
+    option("--user", default="", help="Of requests that name this end user."),
+    option("--trace-id", default="", help="Of requests of this trace."),
+    option(
+        "--any-id",
+        default="",
+        metavar="ID",
+        help="With this ID: a decision's, the caller's of a request, a trace's or OpenAI's.",
+    ),
+    option(
+        "--since",
+        type=Moment(),
+        help="Decided then or later: 2026-11-25T09:30Z, or 24h for the last day.",
+    ),
+    option("--until", type=Moment(), help="Decided before then."),
+]
+
+
+def with_filters(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that choose decisions; see log_filter()."""
+    for add in reversed(_FILTERS):
+        command = add(command)
+    return command
+
+
+def log_filter(
+    key_id: str,
+    decision: str | None,
+    flag: str,
+    operation: str,
+    user: str,
+    trace_id: str,
+    any_id: str,
+    since: datetime | None,
+    until: datetime | None,
+) -> LogFilter:
+    """What the options of with_filters() ask for."""
+    verdict = _VERDICTS[decision] if decision else None
+    return LogFilter(key_id, verdict, flag, operation, user, trace_id, since, until, any_id)
