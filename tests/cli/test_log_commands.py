@@ -96,7 +96,7 @@ def test_shown_by_any_id(store: Store, url: str) -> None:
 
 def test_refused_keys(store: Store, url: str) -> None:
     """They are counted apart, by source, with samples in which nothing steers the terminal."""
-    assert "No request was refused" in ask(url, "logs", "refused")
+    assert "All requests of this period" in ask(url, "logs", "refused")
     minute = int(NOW.timestamp()) // 60
     sample = RefusedKey(
         decision_id(NOW), RefusedKeyReason.MISSING, "192.0.2.1", user_agent="\x1b[2J"
