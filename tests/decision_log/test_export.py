@@ -120,3 +120,28 @@ def test_hostile_text() -> None:
     record = _replaced(user_agent=text)
     assert _read(record)["user_agent"] == text
     assert json_line(record).count("\n") == 1
+
+
+def test_truths_and_nothing() -> None:
+    """In CSV a truth is a word in small letters, and a mode that there is not an empty cell."""
+    row = _read(_replaced(in_scope=True, sample=False, mode=None, source=None))
+    assert (row["in_scope"], row["sample"]) == ("true", "false")
+    assert (row["mode"], row["source"]) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("nano", "cell"),
+    [(0, "0"), (1, "0.000000001"), (1_500_000_000, "1.5"), (20_000_000_000, "20"), (None, "")],
+)
+def test_a_cost(nano: int | None, cell: str) -> None:
+    """It is in dollars, to the billionth, without an exponent and without zeros at its end."""
+    outcome = Outcome(RECORD.id, Ending.COMPLETE, 200, 1500, 2_000_000, cost_nano=nano)
+    assert _read(_replaced(outcome=outcome))["cost_usd"] == cell
+
+
+def test_a_line_of_json() -> None:
+    """It is one line without spaces between its members, in UTF-8 and not in escapes."""
+    line = json_line(_replaced(end_user="zoë"))
+    assert line.endswith("}\n")
+    assert line.count("\n") == 1
+    assert '"user":"zoë","user_state":"valid"' in line
