@@ -26,6 +26,8 @@ GO_GATEWAY := $(GATEWAYS)/go/gateway
 JAVA_GATEWAY := $(GATEWAYS)/java/target/classes/example/Gateway.class
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# The tests start many interpreters, each of which would compile everything anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # `make protos OUT=...` generates elsewhere, and so does `make docs DOCS=...`.
 OUT ?= .
