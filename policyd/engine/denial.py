@@ -1,4 +1,8 @@
-"""Decision -> the exact HTTP response of a denial: docs/contract.md, section 4."""
+"""Decision -> the exact HTTP response of a denial: docs/contract.md, section 4.
+
+The other answers that all adapters share stand here, too: no decision, a WebSocket, a path that
+servers read differently.
+"""
 
 import json
 from dataclasses import replace

@@ -1,1 +1,7 @@
-"""policyd over HTTP: the check that proxies ask, the descriptor in JSON, and AuthZEN."""
+"""policyd over HTTP: the check that proxies ask, the descriptor in JSON, and AuthZEN.
+
+app      the ASGI app behind --http: which path is which
+request  a request as the check reads it
+check    /v1/check: a proxy's request -> its descriptor, and the answer -> a response
+authzen  OpenID AuthZEN's evaluations
+"""

@@ -1,6 +1,7 @@
 """The spool: a folder of append-only files, where log entries are safe until the store has them.
 
-    {process}-{number}.jsonl   a segment: one line of JSON for each entry
+    {process}-{number}.jsonl   a segment: one line of JSON for each entry, as ../record.py
+                               and ../refused_key.py define them
     {process}-{number}.lost    how many entries the process has lost, as 20 digits
     shipper.lock               locked by the one process that ships
     database                   the identity of the database that the entries belong to
