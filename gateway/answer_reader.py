@@ -42,7 +42,7 @@ class Reader(Protocol):
         """Read the answer's next bytes."""
 
     def metadata(self) -> AnswerMetadata:
-        """the metadata found so far."""
+        """The metadata found so far."""
 
 
 def reader(content_type: str, content_encoding: str) -> Reader | None:

@@ -32,7 +32,7 @@ _TIMEOUT = re.compile(r"(?:^|[,\s])timeout\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
 
 
 class SlowToTake(aiohttp.ServerTimeoutError):
-    """The upstream has stopped to receive the request."""
+    """The upstream has stopped receiving the request."""
 
 
 class UpstreamConnection(ResponseHandler):

@@ -49,7 +49,7 @@ class RequestHeaders(NamedTuple):
     """Those for the upstream, in order and letter case, as they came."""
     values: dict[str, list[str]]
     """Those for the gateway and policyd, x-usagepanda-* among them, by name in lower case. An
-    underscore twin of one of these is neither here nor forwarded."""
+    underscore twin of x-usagepanda-* is neither here nor forwarded."""
 
     def all(self, name: str) -> list[str] | tuple[str, ...]:
         """The values of a header that the gateway reads, repeats kept."""

@@ -10,7 +10,7 @@ from gateway.app import Evaluate, Gateway
 from gateway.settings import Settings
 from policyd.asgi.listener import Listener
 from policyd.asgi.tls import tls_context
-from policyd.command.address import Address, not_free, open_socket
+from policyd.command.address import Address, listen
 from policyd.command.child import End
 
 _log = logging.getLogger("gateway")
@@ -41,7 +41,7 @@ class Server:
     async def __aenter__(self) -> Self:
         settings = self._settings
         tls = tls_context(settings.tls_cert, settings.tls_key)
-        listening = self._listening or _listen(settings.listen)
+        listening = self._listening or listen(settings.listen, "--listen")
         port = listening.getsockname()[1]
         app = await self.gateway.__aenter__()
         self._listener = Listener(
@@ -94,14 +94,7 @@ class Server:
         self._listener.hurry()
 
 
-def listen(address: Address, held: ExitStack) -> tuple[Address, socket.socket]:
+def listen_for_workers(address: Address, held: ExitStack) -> tuple[Address, socket.socket]:
     """A socket for all workers to share, and its address with the port. Raises CannotListen."""
-    listening = held.enter_context(_listen(address))
+    listening = held.enter_context(listen(address, "--listen"))
     return Address(address.host, listening.getsockname()[1]), listening
-
-
-def _listen(address: Address) -> socket.socket:
-    try:
-        return open_socket(address)
-    except OSError:
-        raise not_free(address, "--listen") from None

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
-from gateway.server import Server, listen
+from gateway.server import Server, listen_for_workers
 from gateway.settings import Settings, dump_settings
 from policyd.command.child import Child, End
 from policyd.command.crew import Crew, Orders, Own, Worker, keep_fixed
@@ -46,7 +46,7 @@ class _Supervisor:
     def __init__(self, asked: Settings, read_again: ReadAgain, held: ExitStack) -> None:
         self._asked = asked
         self._read_again = read_again
-        address, self._listening = listen(asked.listen, held)
+        address, self._listening = listen_for_workers(asked.listen, held)
         self._settings = replace(asked, listen=address)
         self.url = f"{'https' if asked.tls_cert else 'http'}://{address}"
         self.workers = Crew(self._first_workers())

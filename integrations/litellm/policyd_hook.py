@@ -17,7 +17,7 @@ from litellm.types.proxy.litellm_pre_call_utils import RedactedDict
 
 from policyd.client import PolicyClient
 from policyd.descriptor.describe import HttpRequest, describe
-from policyd.descriptor.headers import KEY_HEADER, PREFIX, by_name
+from policyd.descriptor.headers import KEY_HEADER, by_name, is_own
 from policyd.descriptor.identifiers import (
     ABSENT,
     MISSING,
@@ -363,13 +363,8 @@ def _keep_back_own_headers(data: Data) -> None:
     for field in ("headers", "extra_headers"):
         headers = data.get(field)
         if isinstance(headers, dict):
-            for name in [one for one in headers if _is_own(str(one))]:
+            for name in [one for one in headers if is_own(str(one))]:
                 del headers[name]
-
-
-def _is_own(name: str) -> bool:
-    # An underscore is a dash to some upstreams.
-    return name.lower().replace("_", "-").startswith(PREFIX)
 
 
 _setting = os.environ.get  # noqa: TID251  # LiteLLM makes a hook without arguments.

@@ -13,11 +13,13 @@ class ClientGone(Exception):
 
 
 class Incoming:
-    """A body that comes by `receive`. `more` tells whether there is more of it."""
+    """A body that comes by `receive`. `more` tells whether there is more of it, and `came` how many
+    bytes of it have come."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self.more = True
+        self.came = 0
 
     async def piece(self) -> bytes:
         """The next of it. Raises ClientGone."""
@@ -25,7 +27,9 @@ class Incoming:
         if message["type"] == "http.disconnect":
             raise ClientGone
         self.more = message.get("more_body", False)
-        return bytes(message.get("body", b""))
+        piece = bytes(message.get("body", b""))
+        self.came += len(piece)
+        return piece
 
     async def take(self, limit: int, held: Held, begun: bytes = b"") -> bytes:
         """`begun` and what follows it, until the body is complete or longer than `limit`.

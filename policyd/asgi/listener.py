@@ -35,7 +35,6 @@ _LOOK = 0.05
 _FOR_EVER = 10**9
 """uvicorn's seconds for an idle connection: connections.py bounds them instead."""
 
-_log = logging.getLogger(__name__)
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 

@@ -126,6 +126,14 @@ def open_socket(address: Address, *, shared: bool = False) -> socket.socket:
     return socket.create_server(address, family=family, backlog=BACKLOG, reuse_port=shared)
 
 
+def listen(address: Address, flag: str, *, shared: bool = False) -> socket.socket:
+    """A socket that listens there, as open_socket() makes it. Raises CannotListen."""
+    try:
+        return open_socket(address, shared=shared)
+    except OSError:
+        raise not_free(address, flag) from None
+
+
 def reserve_listening(
     address: Address, flag: str, held: ExitStack
 ) -> tuple[Address, socket.socket]:
@@ -134,8 +142,5 @@ def reserve_listening(
     Raises CannotListen.
     """
     check_free(address, flag)
-    try:
-        listening = held.enter_context(open_socket(address))
-    except OSError:
-        raise not_free(address, flag) from None
+    listening = held.enter_context(listen(address, flag))
     return Address(address.host, listening.getsockname()[1]), listening

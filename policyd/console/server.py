@@ -8,7 +8,7 @@ from typing import Self
 from policyd.asgi.limits import Limits
 from policyd.asgi.listener import Listener
 from policyd.asgi.tls import tls_context
-from policyd.command.address import Address, not_free, open_socket
+from policyd.command.address import Address, listen
 from policyd.command.threads import StoreThreads
 from policyd.console.app import application
 from policyd.console.security.attempts import Attempts
@@ -64,7 +64,8 @@ class ConsoleServer:
 
     async def __aenter__(self) -> Self:
         settings = self._settings
-        listening = _listen(self._address)
+        # Shared with the parent process, which holds the port while this one is replaced.
+        listening = listen(self._address, "--console", shared=True)
         if settings.console_url and not settings.console_trusted_proxies:
             _log.info(
                 "all sign-ins at %s may count as attempts of one address: if a proxy stands before "
@@ -120,14 +121,6 @@ def _token(settings: ServerSettings) -> str:
 
 def _sessions(settings: ServerSettings) -> Sessions:
     return Sessions(_token(settings), secure=console_url(settings).startswith("https:"))
-
-
-def _listen(address: Address) -> socket.socket:
-    try:
-        # Shared with the parent process, which holds the port while this one is replaced.
-        return open_socket(address, shared=True)
-    except OSError:
-        raise not_free(address, "--console") from None
 
 
 # Its lines would contain the one-time link, so it stays silent, whatever handlers it is given.

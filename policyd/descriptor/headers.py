@@ -24,6 +24,12 @@ _TOO_LONG = "too long"
 _TRACE_ID = re.compile(r"[0-9A-Za-z_-]{1,99}")
 
 
+def is_own(name: str) -> bool:
+    """Whether it is for policyd alone, so that it must not go upstream, in any letter case. An
+    underscore is a dash to some upstreams."""
+    return name.lower().replace("_", "-").startswith(PREFIX)
+
+
 def values(headers: Iterable[tuple[str, str]], name: str) -> tuple[str, ...]:
     """The values of the header `name` (in lower case), repeats kept."""
     return tuple(value for header, value in headers if header.lower() == name)

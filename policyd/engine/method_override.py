@@ -44,7 +44,7 @@ def in_force(method: str, headers: Headers, query: str) -> str:
 def overriding(method: str, headers: Headers, query: str) -> Headers:
     """The header by which a descriptor tells that some server may take its request for a POST.
 
-    None where the request is a POST by itself, or where nothing makes one of it.
+    Empty where the request is a POST by itself, or where nothing makes one of it.
     """
     if is_post(method):
         return ()

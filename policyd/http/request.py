@@ -10,6 +10,7 @@ from urllib.parse import quote
 from policyd.asgi.body import Incoming, Receive
 from policyd.descriptor.body_memory import Held
 from policyd.descriptor.headers import by_name
+from policyd.errors import BodiesFull
 
 _ASCII = "".join(map(chr, range(0x80)))
 
@@ -64,8 +65,13 @@ class Request:
 
         Raises ClientGone, BodiesFull, or TimeoutError where it does not come in time.
         """
-        async with asyncio.timeout(self._patience):
-            body = await self._incoming.take(limit, held)
+        try:
+            async with asyncio.timeout(self._patience):
+                body = await self._incoming.take(limit, held)
+        except BodiesFull:
+            if self._incoming.came <= limit:
+                raise
+            return None  # It is too large at any time, so its client should not try again.
         return body if len(body) <= limit else None
 
     async def drain(self, limit: int) -> None:

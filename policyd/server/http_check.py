@@ -8,7 +8,7 @@ import socket
 from policyd.asgi.limits import Limits
 from policyd.asgi.listener import Listener
 from policyd.asgi.tls import tls_context
-from policyd.command.address import Address, check_free, not_free, open_socket
+from policyd.command.address import Address, check_free, listen
 from policyd.descriptor.body_memory import Bodies
 from policyd.http.app import HttpCheck
 from policyd.keys import tokens
@@ -55,10 +55,7 @@ class HttpServer:
         listening = shared
         if listening is None:
             check_free(address, "--http")
-            try:
-                listening = open_socket(address)
-            except OSError:
-                raise not_free(address, "--http") from None
+            listening = listen(address, "--http")
         port = listening.getsockname()[1]
         await self._listener.start(listening, shared=shared is not None)
         return Address(address.host, port)

@@ -13,7 +13,6 @@ from policyd.descriptor.headers import (
     KEY_HEADER,
     OVERRIDE_HEADER,
     PARTIAL_BODY,
-    PREFIX,
     TRACE_HEADER,
     Headers,
 )
@@ -80,7 +79,7 @@ async def read(
     return Check(
         describe(request, body_attributes),
         http.path,
-        tuple(filter(_is_own, given)),
+        tuple(filter(headers.is_own, given)),
         arrival,
         headers.wants_websocket(given),
     )
@@ -114,11 +113,6 @@ def _repeats(name: str, joined: str) -> list[str]:
     values = [value.strip() for value in joined.split(",")]
     # One header may hold the comma itself. Then it is neither true nor false, and weakens nothing.
     return [*values, joined] if name == OVERRIDE_HEADER else values
-
-
-def _is_own(name: str) -> bool:
-    # An underscore is a dash to some upstreams.
-    return name.replace("_", "-").startswith(PREFIX)
 
 
 # --- the body ----------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from policyd.decision_log.writer import Entry
 from policyd.descriptor import evaluate_request
 from policyd.descriptor.body import MAX_RAW_BODY
-from policyd.descriptor.body_memory import Bodies
+from policyd.descriptor.body_memory import SMALL, Bodies
 from policyd.descriptor.content_encoding import decoded_limit
 from policyd.engine.decision import NO_ROUTE, decide
 from policyd.engine.model import Credential, KeySettings, Mode, RouteSettings
@@ -176,7 +176,7 @@ class PolicyServicer(PolicyServiceServicer):
     ) -> _Result:
         """Do `work`, which reads the raw bodies of `requests`. Raises BodiesFull."""
         decoded = sum(map(self._body_size, requests))
-        if not decoded:
+        if decoded <= SMALL:
             return work(*arguments)
         size = sum(len(request.raw_body.content) for request in requests)
         with self._bodies.hold() as held:

@@ -88,7 +88,7 @@ _TITLES = {
     413: "Too much at once",
     421: "Wrong host name",
     500: "Something went wrong",
-    503: "The database cannot be reached",
+    503: "Not available now",
 }
 
 Posted = Callable[[Request, FormData], Response]
