@@ -68,7 +68,7 @@ def _options(bounds: Bounds, shared: bool) -> list[tuple[str, int]]:
         ("grpc.absolute_max_metadata_size", _MAX_HEAD),
         # Clients may send a keepalive ping every few seconds. gRPC's clients also measure the
         # bandwidth with pings, and after a stall several may arrive together.
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ("grpc.http2.max_ping_strikes", 10),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.keepalive_time_ms", _milliseconds(_DEAD)),

@@ -345,7 +345,7 @@ async def test_streams_have_a_bound_of_their_own(
         if shorter == "grace":
             answer = await waiting
             assert answer.status == 503
-            assert b"The gateway is being stopped" in await answer.read()
+            assert b"The gateway is stopping" in await answer.read()
             let_go.set()
             assert await streaming.read() == b"k"
         else:

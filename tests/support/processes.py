@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -183,8 +184,15 @@ class Policyd(Program):
         # Each on a connection of its own, which leads to any of them.
         options = [("grpc.use_local_subchannel_pool", 1)]
         reached: set[str] = set()
+        until = time.monotonic() + 60
         while len(reached) < self.workers:
             with grpc.insecure_channel(self.grpc, options) as channel:
-                answer = PolicyServiceStub(channel).Evaluate(request, timeout=30)
+                try:
+                    answer = PolicyServiceStub(channel).Evaluate(request, timeout=30)
+                except grpc.RpcError as error:
+                    late = error.code() is grpc.StatusCode.FAILED_PRECONDITION
+                    if not late or time.monotonic() > until:
+                        raise
+                    continue
             # Which worker it was stands in the middle of a decision's ID.
             reached.add(answer.decision_id[12:24])
