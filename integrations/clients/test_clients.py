@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.client.test_statuses import BARE, CODE, Status, question, refusing_policyd
+from tests.client.test_statuses import BARE, CODE, Status, descriptor, refusing_policyd
 from tests.support import conformance, requirements
 from tests.support.conformance import Keys, Vector
 from tests.support.processes import Policyd, Program
@@ -265,10 +265,10 @@ def test_websockets(gateway: Gateway, keys: Keys, upstream: Upstream) -> None:
         writer.close()
         return head
 
-    refusal = parse(asyncio.run(exchange()))
-    assert refusal.status == 426
-    assert refusal.all("upgrade") == ["HTTP/1.1"]
-    assert "Upgrade" in refusal.all("connection")
+    denial = parse(asyncio.run(exchange()))
+    assert denial.status == 426
+    assert denial.all("upgrade") == ["HTTP/1.1"]
+    assert "Upgrade" in denial.all("connection")
     assert not upstream.received
 
 
@@ -296,7 +296,7 @@ def test_no_status_is_an_answer(name: str, upstream: Upstream) -> None:
     policyd = refusing_policyd()
     server = start(CLIENTS[name], background.run(policyd.__aenter__()).target, upstream.url, 3)
     for status in [*BARE, Status(CODE.UNAVAILABLE, "STORE_UNAVAILABLE")]:
-        told = ("x-usagepanda-trace-id", question(status).trace_id)
+        told = ("x-usagepanda-trace-id", descriptor(status).trace_id)
         response = asyncio.run(post(server.match[1], "up-" + "0" * 48, CHAT_WITH_USER, told))
         assert response.status == 503, status
         assert response.all("retry-after") == ["1"]

@@ -81,8 +81,8 @@ def test_an_unknown_call_type_is_in_scope() -> None:
         "asked = hook.described({'user': 'alice'}, 'teleport', 'k')\n"
         "print(json.dumps([asked.HasField('in_scope'), asked.path, asked.user, asked.user_state]))"
     )
-    is_said, path, user, state = inside(script)
-    assert (is_said, path, user) == (False, "", "")
+    is_given, path, user, state = inside(script)
+    assert (is_given, path, user) == (False, "", "")
     assert state == 2  # USER_STATE_ABSENT
 
 

@@ -134,7 +134,7 @@ async def test_every_wait_ends(
         writer.close()
 
 
-async def test_who_is_at_work_is_not_hurried() -> None:
+async def test_a_busy_client_is_not_hurried() -> None:
     """A body that comes fast enough, and a long answer, may last longer than any one wait."""
     wait = 4 * SOON  # Longer than a busy machine stands still.
     async with serving(body=wait, head=wait, idle=wait, write=wait) as running:
@@ -177,7 +177,7 @@ async def _hold(url: str, begun: bytes, count: int) -> list[tuple[Any, asyncio.S
 
 
 @pytest.mark.parametrize("begun", [b"", GET[:9], GET, POST], ids=["silent", "head", "idle", "body"])
-async def test_those_who_only_hold_connections_stop_nobody(begun: bytes) -> None:
+async def test_held_connections_stop_no_other(begun: bytes) -> None:
     """Where there is no room, the one that waits longest goes: others are answered at once."""
     async with serving(connections=10) as running:
         held = await _hold(running.url, begun, 25)
@@ -188,7 +188,7 @@ async def test_those_who_only_hold_connections_stop_nobody(begun: bytes) -> None
             writer.close()
 
 
-async def test_those_who_do_not_read_stop_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unread_answers_stop_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that its client has not taken for some time makes room where nothing else does."""
     monkeypatch.setattr(connections, "_SPARED", SOON)
     async with serving(connections=3) as running:
@@ -254,7 +254,7 @@ async def test_probes_are_answered_where_there_is_no_room() -> None:
             writer.close()
 
 
-async def test_who_brings_its_body_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_brings_its_body_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no room, it is not cut as long as it brings more; once it does not, it is."""
     monkeypatch.setattr(connections, "_SPARED", 2.0)
     async with serving(connections=2) as running, asyncio.timeout(PATIENCE):

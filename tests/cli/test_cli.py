@@ -308,7 +308,7 @@ def test_explain(database: str, tmp_path: Path) -> None:
         database, "--key", secret, "--no-user", "--method", "GET", "--path", "/v1/models"
     )
     assert (status, outside["in_scope"]) == (0, False)
-    status, unknown = explain(database, "--key", "up-nobody", "--has-user")
+    status, unknown = explain(database, "--key", "up-unknown", "--has-user")
     assert (status, unknown["denial"]["http_status"]) == (1, 403)
 
 

@@ -56,7 +56,7 @@ def ask(url: str, *words: str) -> Any:
     return json.loads(done.stdout)
 
 
-def refusal(url: str, *words: str) -> str:
+def error(url: str, *words: str) -> str:
     done = run("policyd", "db", *words, "--database-url", url)
     assert done.returncode != 0
     assert b"Traceback" not in done.stderr
@@ -165,9 +165,9 @@ def test_a_backup_under_load(store: Store, url: str, tmp_path: Path) -> None:
     assert copy.keys.changes_since(0).revision == 31 + len(copy.keys.list(limit=10**6)) - 30
     copy.close()
     held = output.read_bytes()
-    assert "already" in refusal(url, "backup", "--output", str(output))
+    assert "already" in error(url, "backup", "--output", str(output))
     assert output.read_bytes() == held
-    assert "no folder" in refusal(url, "backup", "--output", f"{tmp_path}/no/such")
+    assert "no folder" in error(url, "backup", "--output", f"{tmp_path}/no/such")
     assert list(tmp_path.glob(".*.tmp")) == []
 
 
@@ -176,8 +176,8 @@ def test_a_copy_of_a_file_in_use(store: Store, url: str, tmp_path: Path) -> None
     fill(store, 1000)
     (tmp_path / "copy").write_bytes((tmp_path / "policyd.db").read_bytes())
     store.close()
-    said = refusal(url, "restore", "--input", f"{tmp_path}/copy")
-    assert "policyd db backup" in said
+    message = error(url, "restore", "--input", f"{tmp_path}/copy")
+    assert "policyd db backup" in message
 
 
 def test_a_restore(store: Store, url: str, tmp_path: Path, start: Callable[..., Any]) -> None:
@@ -189,9 +189,7 @@ def test_a_restore(store: Store, url: str, tmp_path: Path, start: Callable[..., 
     store.keys.create("later")
     store.close()
     server = start(Policyd, tmp_path, "--spool", f"{tmp_path}/elsewhere")
-    assert "is in use: stop policyd serve" in refusal(
-        url, "restore", "--input", f"{tmp_path}/backup"
-    )
+    assert "is in use: stop policyd serve" in error(url, "restore", "--input", f"{tmp_path}/backup")
     assert server.stop() == 0
     told = ask(url, "restore", "--input", f"{tmp_path}/backup")
     restored, before = Store(url), Store(f"sqlite:///{told['before']}")
@@ -226,8 +224,8 @@ def test_a_backup_that_is_none(store: Store, url: str, tmp_path: Path, damage: s
                 connection.execute("UPDATE schema_version SET version_num = '9999'")
                 connection.execute("UPDATE schema_form SET works_from = '9999'")
     before = contents(url)
-    said = refusal(url, "restore", "--input", str(backup))
-    assert "backup" in said
+    message = error(url, "restore", "--input", str(backup))
+    assert "backup" in message
     assert contents(url) == before
 
 
@@ -255,7 +253,7 @@ def test_vacuum(store: Store, url: str, tmp_path: Path) -> None:
     size = file.stat().st_size
     store.close()
     if ask(url, "status")["mode"].endswith("auto_vacuum no"):
-        assert "Give --yes" in refusal(url, "vacuum")
+        assert "Give --yes" in error(url, "vacuum")
         assert file.stat().st_size == size
     ask(url, "vacuum", "--yes")
     assert file.stat().st_size < size / 2
@@ -278,10 +276,10 @@ def test_postgresql_has_programs_of_its_own(tmp_path: Path) -> None:
         (("restore", "--input", "x"), "pg_restore"),
         (("vacuum",), "psql"),
     ):
-        said = refusal(url, *words)
-        assert f"{program} " in said
-        assert "postgresql://policyd@db.internal:5432/policyd" in said
-        assert "hunter2" not in said
+        message = error(url, *words)
+        assert f"{program} " in message
+        assert "postgresql://policyd@db.internal:5432/policyd" in message
+        assert "hunter2" not in message
 
 
 def test_no_database(tmp_path: Path) -> None:
@@ -293,7 +291,7 @@ def test_no_database(tmp_path: Path) -> None:
         ("vacuum",),
         ("copy", "--to", f"sqlite:///{tmp_path}/x"),
     ):
-        assert "there is no database" in refusal(url, *words)
+        assert "there is no database" in error(url, *words)
     assert list(tmp_path.iterdir()) == []
     assert ask(url, "migrate", "--dry-run")["pending"]
     assert list(tmp_path.iterdir()) == []
@@ -341,7 +339,7 @@ def test_a_copy_that_is_killed(store: Store, url: str, postgresql: PostgreSQL) -
         assert new.identity() == identity
         new.keys.create("later")
         new.close()
-        assert "in use" in refusal(url, "copy", "--to", target)
+        assert "in use" in error(url, "copy", "--to", target)
         back = url.replace("policyd.db", "back.db")
         ask(target, "copy", "--to", back)
         assert contents(back) == contents(target)
@@ -386,8 +384,8 @@ def test_copies_that_are_refused(store: Store, url: str, tmp_path: Path) -> None
     other.migrate()
     other.keys.create("app")
     other.close()
-    said = refusal(url, "copy", "--to", f"sqlite:///{tmp_path}/other.db")
-    assert "the new database is in use" in said
+    message = error(url, "copy", "--to", f"sqlite:///{tmp_path}/other.db")
+    assert "the new database is in use" in message
     store.workers.beat("w", "host-7", 3)
-    said = refusal(url, "copy", "--to", f"sqlite:///{tmp_path}/new.db")
-    assert "policyd serve uses the database (on host-7)" in said
+    message = error(url, "copy", "--to", f"sqlite:///{tmp_path}/new.db")
+    assert "policyd serve uses the database (on host-7)" in message

@@ -145,7 +145,7 @@ def test_hostile_texts_in_a_terminal(store: Store, url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("list", "--since", "yesterday"), "is no moment"),
         (("list", "--until", "99999999999d"), "is no moment"),
@@ -156,11 +156,11 @@ def test_hostile_texts_in_a_terminal(store: Store, url: str) -> None:
         (("export", "--output", "/nowhere/log.csv"), "No such file"),
     ],
 )
-def test_bad_input(store: Store, url: str, words: tuple[str, ...], said: str) -> None:
+def test_bad_input(store: Store, url: str, words: tuple[str, ...], message: str) -> None:
     """It is refused with words that say what is wrong."""
     done = invoke("policyd", "logs", *words, "--database-url", url)
     assert done.returncode in (1, 2)
-    assert said in done.stderr.decode()
+    assert message in done.stderr.decode()
     assert b"Traceback" not in done.stderr
 
 
@@ -231,6 +231,9 @@ def test_a_simulation(store: Store, url: str, key_id: str) -> None:
 def test_a_simulation_of_nothing(store: Store, url: str, key_id: str) -> None:
     """A key without requests, and one that there is not."""
     assert "0 of 0 requests would" in ask(url, "simulate", key_id)
-    for words, said in ((("key_x",), "no API key"), ((key_id, "--accept", "email"), "accept must")):
+    for words, message in (
+        (("key_x",), "no API key"),
+        ((key_id, "--accept", "email"), "accept must"),
+    ):
         done = invoke("policyd", "simulate", *words, "--database-url", url)
-        assert said in done.stderr.decode()
+        assert message in done.stderr.decode()

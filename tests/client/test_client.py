@@ -21,8 +21,8 @@ from policyd.v1.policy_pb2_grpc import PolicyServiceServicer, add_PolicyServiceS
 from tests.support.processes import Policyd
 
 CODE = grpc.StatusCode
-QUESTION = pb.EvaluateRequest(has_user=True)
-DENIED = pb.EvaluateRequest(headers=[pb.Header(name="x-usagepanda-api-key", value="up-nobody")])
+DESCRIPTOR = pb.EvaluateRequest(has_user=True)
+DENIED = pb.EvaluateRequest(headers=[pb.Header(name="x-usagepanda-api-key", value="up-unknown")])
 DENIED.has_user = True
 
 
@@ -105,7 +105,7 @@ async def test_unavailable_is_tried_again(serving: Serving) -> None:
     for count, name in ((1, "Evaluate"), (3, "BatchEvaluate")):
         servicer = Failing(CODE.UNAVAILABLE)
         async with PolicyClient(await serving(servicer), timeout=30) as client:
-            answers = await asyncio.gather(*(client.evaluate(QUESTION) for _ in range(count)))
+            answers = await asyncio.gather(*(client.evaluate(DESCRIPTOR) for _ in range(count)))
         assert {answer.decision for answer in answers} == {pb.DECISION_ALLOW}
         assert servicer.calls == [name, name]
 
@@ -115,7 +115,7 @@ async def test_it_is_not_tried_for_ever(serving: Serving) -> None:
     servicer = Failing(*[CODE.UNAVAILABLE] * 1000)
     async with PolicyClient(await serving(servicer), timeout=1) as client:
         with pytest.raises(NoDecision, match="UNAVAILABLE: as the test says") as caught:
-            await asyncio.wait_for(client.evaluate(QUESTION), 30)
+            await asyncio.wait_for(client.evaluate(DESCRIPTOR), 30)
     assert caught.value.is_outage
     assert 6 <= len(servicer.calls) <= 50
 
@@ -129,11 +129,11 @@ async def test_other_errors_are_not_tried_again(serving: Serving, code: grpc.Sta
     target = await serving(servicer)
     async with PolicyClient(target, timeout=30) as client:
         with pytest.raises(NoDecision) as caught:
-            await client.evaluate(QUESTION)
+            await client.evaluate(DESCRIPTOR)
     assert not caught.value.is_outage
     for on_error in ("deny", "allow"):
         async with PolicyClient(target, timeout=30, on_error=on_error) as client:
-            assert (await client.evaluate(QUESTION)).decision == pb.DECISION_DENY
+            assert (await client.evaluate(DESCRIPTOR)).decision == pb.DECISION_DENY
     assert len(servicer.calls) == 3
 
 
@@ -141,7 +141,7 @@ async def test_other_errors_are_not_tried_again(serving: Serving, code: grpc.Sta
 async def test_a_server_that_is_gone(unused_port: Callable[[], int], on_error: OnError) -> None:
     """`deny` refuses with a 503 of its own, `allow` allows, and both say so."""
     async with PolicyClient(f"127.0.0.1:{unused_port()}", on_error=on_error) as client:
-        answer = await client.evaluate(QUESTION)
+        answer = await client.evaluate(DESCRIPTOR)
     assert answer.decision_id == ""
     assert answer.explanation.summary.startswith("No decision: policyd gave no decision (UNAV")
     if on_error == "allow":
@@ -154,7 +154,7 @@ async def test_a_server_that_is_gone(unused_port: Callable[[], int], on_error: O
         assert answer.denial.headers[-1] == pb.Header(name="Retry-After", value="1")
 
 
-async def test_the_refusal_is_the_gateways() -> None:
+async def test_the_denial_is_the_gateways() -> None:
     """A gateway that asks policyd by itself refuses in the words of policyd-gateway, which spreads
     when its clients come back."""
     sent: list[dict[str, Any]] = []
@@ -175,14 +175,14 @@ async def test_the_refusal_is_the_gateways() -> None:
 async def test_a_server_that_hangs(own_policyd: Policyd, on_error: OnError) -> None:
     """It is waited for no longer than the deadline says."""
     async with PolicyClient(own_policyd.grpc, timeout=3, on_error=on_error) as client:
-        assert (await client.evaluate(QUESTION)).decision_id
+        assert (await client.evaluate(DESCRIPTOR)).decision_id
         own_policyd.send(signal.SIGSTOP)
         if on_error == "raise":
             with pytest.raises(NoDecision, match=r"DEADLINE_EXCEEDED|receiving SETTINGS") as caught:
-                await asyncio.wait_for(client.evaluate(QUESTION), 30)
+                await asyncio.wait_for(client.evaluate(DESCRIPTOR), 30)
             assert caught.value.is_outage
         else:
-            answer = await asyncio.wait_for(client.evaluate(QUESTION), 30)
+            answer = await asyncio.wait_for(client.evaluate(DESCRIPTOR), 30)
             assert answer.HasField("denial") == (on_error == "deny")
 
 
@@ -190,10 +190,10 @@ async def test_a_server_that_restarts(serving: Serving, unused_port: Callable[[]
     """It is found again, at the same address, by the same client."""
     port = unused_port()
     async with PolicyClient(await serving(Failing(), port), timeout=2) as client:
-        assert (await client.evaluate(QUESTION)).decision_id == "1"
+        assert (await client.evaluate(DESCRIPTOR)).decision_id == "1"
         await serving.stop()
         with pytest.raises(NoDecision, match="UNAVAILABLE"):
-            await client.evaluate(QUESTION)
+            await client.evaluate(DESCRIPTOR)
         await serving(Failing(), port)
         assert (await _asked_until_answered(client)).decision_id == "1"
 
@@ -202,18 +202,18 @@ async def _asked_until_answered(client: PolicyClient) -> pb.EvaluateResponse:
     deadline = time.monotonic() + 60
     while True:
         try:
-            return await client.evaluate(QUESTION)
+            return await client.evaluate(DESCRIPTOR)
         except NoDecision:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.05)
 
 
-async def test_closing_with_questions_under_way(serving: Serving) -> None:
+async def test_closing_with_calls_under_way(serving: Serving) -> None:
     """They end with NoDecision at once."""
     servicer = Failing()
     servicer.hold.clear()
     client = PolicyClient(await serving(servicer), timeout=60)
-    asked = asyncio.create_task(client.evaluate(QUESTION))
+    asked = asyncio.create_task(client.evaluate(DESCRIPTOR))
     await asyncio.wait_for(servicer.asked.wait(), 30)
     await client.close()
     with pytest.raises(NoDecision, match="closed"):
@@ -246,7 +246,7 @@ async def test_threads_coalesce(serving: Serving) -> None:
         together = threading.Barrier(32)
         with SyncPolicyClient(target, timeout=60) as client, ThreadPoolExecutor(32) as threads:
             waiting = [
-                threads.submit(lambda: (together.wait(60), client.evaluate(QUESTION))[1])
+                threads.submit(lambda: (together.wait(60), client.evaluate(DESCRIPTOR))[1])
                 for _ in range(32)
             ]
             return [future.result(60) for future in waiting]
@@ -275,27 +275,27 @@ def test_a_thread_without_a_server(unused_port: Callable[[], int]) -> None:
     """on_error holds there as well."""
     target = f"127.0.0.1:{unused_port()}"
     with SyncPolicyClient(target) as client, pytest.raises(NoDecision, match="UNAVAILABLE"):
-        client.evaluate(QUESTION)
+        client.evaluate(DESCRIPTOR)
     with SyncPolicyClient(target, on_error="deny") as client:
-        assert client.evaluate(QUESTION).denial.http_status == 503
+        assert client.evaluate(DESCRIPTOR).denial.http_status == 503
     with SyncPolicyClient(target, on_error="allow") as client:
-        assert client.evaluate(QUESTION).decision == pb.DECISION_ALLOW
+        assert client.evaluate(DESCRIPTOR).decision == pb.DECISION_ALLOW
 
 
 def test_a_thread_that_waits_while_another_closes(own_policyd: Policyd) -> None:
     """It is told at once, and later questions are too; closing twice does no harm."""
     client = SyncPolicyClient(own_policyd.grpc, timeout=100)
-    assert client.evaluate(QUESTION).decision_id
+    assert client.evaluate(DESCRIPTOR).decision_id
     own_policyd.send(signal.SIGSTOP)
     with ThreadPoolExecutor(1) as threads:
-        asked = threads.submit(client.evaluate, QUESTION)
+        asked = threads.submit(client.evaluate, DESCRIPTOR)
         time.sleep(0.2)
         client.close()
         with pytest.raises(NoDecision, match="closed"):
             asked.result(60)
     client.close()
     with pytest.raises(NoDecision, match="closed"):
-        client.evaluate(QUESTION)
+        client.evaluate(DESCRIPTOR)
 
 
 def test_what_it_cannot_be_made_of() -> None:

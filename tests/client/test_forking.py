@@ -23,16 +23,16 @@ from policyd.client import SyncPolicyClient
 from policyd.v1.policy_pb2 import DECISION_ALLOW, EvaluateRequest, Outcome
 
 TARGET = sys.argv[1]
-QUESTION = EvaluateRequest(has_user=True)
+DESCRIPTOR = EvaluateRequest(has_user=True)
 
 
 def ask(client):
     """Whether policyd itself decides."""
-    return client.evaluate(QUESTION).decision_id != ""
+    return client.evaluate(DESCRIPTOR).decision_id != ""
 
 
 async def ask_async(client):
-    return (await client.evaluate(QUESTION)).decision_id != ""
+    return (await client.evaluate(DESCRIPTOR)).decision_id != ""
 
 
 def in_child(check, forked=os.fork):
@@ -174,7 +174,7 @@ ask(client)
 
 def is_denied():
     for one in (client, SyncPolicyClient(TARGET, timeout=20, on_error="allow")):
-        answer = one.evaluate(QUESTION)
+        answer = one.evaluate(DESCRIPTOR)
         one.report(Outcome(decision_id="1"))
         one.close()
         if answer.denial.http_status != 503 or "forked" not in answer.explanation.summary:
@@ -194,7 +194,7 @@ ask(client)
 child = ctypes.PyDLL(None).fork()
 if child == 0:
     signal.alarm(30)
-    print(client.evaluate(QUESTION).explanation.summary, flush=True)
+    print(client.evaluate(DESCRIPTOR).explanation.summary, flush=True)
     os._exit(0)
 os.waitpid(child, 0)
 """
@@ -216,7 +216,7 @@ def test_an_asynchronous_client_in_use(target: str) -> None:
 class Child:
     async def denied(self, client):
         client.report(Outcome(decision_id="1"))
-        answer = await client.evaluate(QUESTION)
+        answer = await client.evaluate(DESCRIPTOR)
         await client.close()
         return answer.denial.http_status == 503 and "forked" in answer.explanation.summary
 
@@ -229,7 +229,7 @@ class Child:
         thread.start()
         thread.join()
         threads = SyncPolicyClient(TARGET, on_error="deny")
-        return found == [True, True] and threads.evaluate(QUESTION).denial.http_status == 503
+        return found == [True, True] and threads.evaluate(DESCRIPTOR).denial.http_status == 503
 
 async def main():
     client = PolicyClient(TARGET, on_error="allow", timeout=20)
@@ -277,7 +277,7 @@ os.kill({server.pid}, signal.SIGSTOP)
 thread = threading.Thread(target=ask, args=[client])
 thread.start()
 time.sleep(0.2)
-print(in_child(lambda: client.evaluate(QUESTION).denial.http_status == 503))
+print(in_child(lambda: client.evaluate(DESCRIPTOR).denial.http_status == 503))
 thread.join()
 """
     try:

@@ -20,7 +20,7 @@ from policyd.v1.policy_pb2_grpc import PolicyServiceServicer, add_PolicyServiceS
 from tests.support.silent import SilentProxy
 
 CODE = grpc.StatusCode
-QUESTION = pb.EvaluateRequest(has_user=True)
+DESCRIPTOR = pb.EvaluateRequest(has_user=True)
 PATIENCE = 60
 """Seconds after which a test gives up: far more than any machine should take."""
 
@@ -102,7 +102,7 @@ async def ask(client: PolicyClient, number: int) -> list[float]:
     took = []
     for _ in range(number):
         begun = time.monotonic()
-        assert (await client.evaluate(QUESTION)).decision_id == "1"
+        assert (await client.evaluate(DESCRIPTOR)).decision_id == "1"
         took.append(time.monotonic() - begun)
     return took
 
@@ -152,7 +152,7 @@ async def test_one_is_dead(make_peer: Start, unused_port: Callable[[], int]) -> 
     dead = f"127.0.0.1:{unused_port()}"
     async with PolicyClient(f"{dead},{peer.target}", timeout=PATIENCE) as client:
         await ask(client, 50)
-        await asyncio.gather(*(client.evaluate(QUESTION) for _ in range(50)))
+        await asyncio.gather(*(client.evaluate(DESCRIPTOR) for _ in range(50)))
         assert await client.can_reach(PATIENCE)
     assert len(peer.asked) == 100
 
@@ -217,7 +217,7 @@ async def test_all_are_dead(unused_port: Callable[[], int]) -> None:
     targets = [f"127.0.0.1:{unused_port()}" for _ in range(2)]
     async with PolicyClient(targets, timeout=0.5) as client:
         with pytest.raises(NoDecision, match="UNAVAILABLE") as caught:
-            await asyncio.wait_for(client.evaluate(QUESTION), PATIENCE)
+            await asyncio.wait_for(client.evaluate(DESCRIPTOR), PATIENCE)
         assert not await client.can_reach(0.5)
     assert caught.value.is_outage
 
@@ -231,7 +231,7 @@ async def test_all_are_silent(make_peer: Start) -> None:
             one.be_silent()
             other.be_silent()
             with pytest.raises(NoDecision) as caught:
-                await asyncio.wait_for(client.evaluate(QUESTION), PATIENCE)
+                await asyncio.wait_for(client.evaluate(DESCRIPTOR), PATIENCE)
             assert caught.value.is_outage
             assert not await client.can_reach(0.5)
             one.speak()
@@ -266,7 +266,7 @@ async def test_one_would_not_decide(make_peer: Start, code: grpc.StatusCode) -> 
         second.code = code
         first.asked.clear()
         with pytest.raises(NoDecision, match=code.name) as caught:
-            await client.evaluate(QUESTION)
+            await client.evaluate(DESCRIPTOR)
     assert not caught.value.is_outage
     assert (len(first.asked), len(second.asked)) == (1, 11)
 
@@ -280,7 +280,7 @@ async def test_one_would_not_decide_and_the_other_is_dead(
     targets = [peer.target, f"127.0.0.1:{unused_port()}"]
     for _ in range(4):  # In whichever order they are asked.
         async with PolicyClient(targets, timeout=0.5, on_error="allow") as client:
-            answer = await client.evaluate(QUESTION)
+            answer = await client.evaluate(DESCRIPTOR)
         assert answer.denial.http_status == 503
         assert "RESOURCE_EXHAUSTED" in answer.explanation.summary
 
@@ -297,7 +297,7 @@ async def test_a_connection_that_answers_others_waits(make_peer: Start) -> None:
 
     slow = asyncio.create_task(evaluate(pb.EvaluateRequest(has_user=True, model="slow")))
     for _ in range(60):
-        await evaluate(QUESTION)
+        await evaluate(DESCRIPTOR)
         await asyncio.sleep(0.02)
     assert not slow.done()
     assert not connection.is_away
@@ -314,7 +314,7 @@ async def test_a_client_that_stood_still(make_peer: Start) -> None:
             await ask(client, 5)
             await until(lambda: proxy.accepted == CONNECTIONS)
             for _ in range(3):
-                asked = asyncio.create_task(client.evaluate(QUESTION))
+                asked = asyncio.create_task(client.evaluate(DESCRIPTOR))
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
                 time.sleep(0.6)  # noqa: ASYNC251 - as a machine that is suspended
@@ -325,14 +325,14 @@ async def test_a_client_that_stood_still(make_peer: Start) -> None:
 # --- keys ---------------------------------------------------------------------------------------
 
 
-async def test_each_question_has_a_key(make_peer: Start) -> None:
+async def test_each_request_has_a_key(make_peer: Start) -> None:
     """A fresh one, alone or in a batch, in the order of time; one of the caller's own is kept, and
     the caller's message is left as it is."""
     peer = await make_peer()
     own = pb.EvaluateRequest(has_user=True, idempotency_key="own")
     async with PolicyClient(peer.target, timeout=PATIENCE) as client:
         await ask(client, 3)
-        await asyncio.gather(*(client.evaluate(QUESTION) for _ in range(3)), client.evaluate(own))
+        await asyncio.gather(*(client.evaluate(DESCRIPTOR) for _ in range(3)), client.evaluate(own))
         await client.evaluate(own)
     keys = [request.idempotency_key for request in peer.asked]
     assert keys.count("own") == 2
@@ -340,7 +340,7 @@ async def test_each_question_has_a_key(make_peer: Start) -> None:
     assert len(set(made)) == 6
     assert all(len(key) == 32 and set(key) <= set("0123456789abcdef") for key in made)
     assert all(abs(int(key[:12], 16) / 1000 - time.time()) < PATIENCE for key in made)
-    assert not QUESTION.idempotency_key
+    assert not DESCRIPTOR.idempotency_key
 
 
 async def test_a_second_try_has_the_same_key(make_peer: Start) -> None:
@@ -349,7 +349,7 @@ async def test_a_second_try_has_the_same_key(make_peer: Start) -> None:
     first.code = second.code = CODE.UNAVAILABLE
     for number in (1, 3):
         async with PolicyClient([first.target, second.target], timeout=0.5) as client:
-            asked = [client.evaluate(QUESTION) for _ in range(number)]
+            asked = [client.evaluate(DESCRIPTOR) for _ in range(number)]
             await asyncio.gather(*asked, return_exceptions=True)
         keys = [request.idempotency_key for peer in (first, second) for request in peer.asked]
         assert len(keys) > 2 * number
@@ -368,7 +368,7 @@ async def test_a_revision_that_is_waited_for(make_peer: Start) -> None:
     async with PolicyClient(peer.target, timeout=2, on_error="allow") as client:
         await ask(client, 1)
         asked = asyncio.create_task(client.evaluate(late))
-        others = await asyncio.gather(*(client.evaluate(QUESTION) for _ in range(5)))
+        others = await asyncio.gather(*(client.evaluate(DESCRIPTOR) for _ in range(5)))
         assert {answer.decision_id for answer in others} == {"1"}
         assert not asked.done()
         assert (await asked).denial.http_status == 503
@@ -410,4 +410,4 @@ def test_threads_and_several(unused_port: Callable[[], int]) -> None:
     targets = [f"127.0.0.1:{unused_port()}" for _ in range(2)]
     for given in (targets, ",".join(targets)):
         with SyncPolicyClient(given, timeout=0.3, on_error="deny") as client:
-            assert client.evaluate(QUESTION).denial.http_status == 503
+            assert client.evaluate(DESCRIPTOR).denial.http_status == 503

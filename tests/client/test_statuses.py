@@ -117,7 +117,7 @@ async def refusing_policyd() -> AsyncIterator[Running]:
         await server.stop(None)
 
 
-def question(status: Status) -> pb.EvaluateRequest:
+def descriptor(status: Status) -> pb.EvaluateRequest:
     """One that ends so."""
     wanted = "-".join(filter(None, (status.code.name, status.reason)))
     return pb.EvaluateRequest(has_user=True, trace_id=wanted)
@@ -145,10 +145,10 @@ async def test_policy_client(refusing: Running) -> None:
         async with PolicyClient(
             refusing.target, timeout=status.timeout, on_error="allow"
         ) as client:
-            check(status, await client.evaluate(question(status)))
+            check(status, await client.evaluate(descriptor(status)))
         async with PolicyClient(refusing.target, timeout=status.timeout) as client:
             with pytest.raises(NoDecision) as caught:
-                await client.evaluate(question(status))
+                await client.evaluate(descriptor(status))
         assert caught.value.is_outage == status.is_outage, status
 
     every = BARE + TOLD
@@ -162,7 +162,7 @@ async def test_what_grpc_does_not_end(refusing: Running, monkeypatch: pytest.Mon
     monkeypatch.setattr(peers, "_MARGIN", -0.8)
     for status in (Status(code, reason) for code in AGAIN for reason in ("", "LOG_FULL")):
         async with PolicyClient(refusing.target, timeout=1, on_error="allow") as client:
-            check(status, await client.evaluate(question(status)))
+            check(status, await client.evaluate(descriptor(status)))
 
 
 @IN_SESSION
@@ -170,7 +170,7 @@ async def test_a_batch(refusing: Running) -> None:
     """An item that policyd gave a status is never allowed: policyd was there to give it."""
     for batch in (BARE, *([Status(code)] * 3 for code in AWAY)):
         async with PolicyClient(refusing.target, timeout=1, on_error="allow") as client:
-            answers = await asyncio.gather(*(client.evaluate(question(one)) for one in batch))
+            answers = await asyncio.gather(*(client.evaluate(descriptor(one)) for one in batch))
         assert {answer.decision for answer in answers} == {pb.DECISION_DENY}
 
 
@@ -180,7 +180,7 @@ async def test_sync_policy_client(refusing: Running) -> None:
 
     def ask(status: Status) -> None:
         with SyncPolicyClient(refusing.target, timeout=status.timeout, on_error="allow") as client:
-            check(status, client.evaluate(question(status)))
+            check(status, client.evaluate(descriptor(status)))
 
     for status in [*BARE, *(Status(code, "LOG_FULL") for code in AWAY)]:
         await asyncio.to_thread(ask, status)
@@ -200,7 +200,7 @@ async def test_the_gateway(refusing: Running) -> None:
         async with Server(settings) as server:
             told = [Status(code, reason) for code in AWAY for reason in REASONS[:2]]
             for status in BARE + told:
-                header = ("x-usagepanda-trace-id", question(status).trace_id)
+                header = ("x-usagepanda-trace-id", descriptor(status).trace_id)
                 response = await post(server.url, "up-" + "0" * 48, CHAT_WITH_USER, header)
                 assert response.status == (200 if status.is_outage else 503), status
         assert len(demo.app.record) == len(AWAY)
@@ -212,10 +212,10 @@ async def test_what_is_tried_again(refusing: Running) -> None:
     calls = refusing.servicer.calls
 
     async def tries(status: Status) -> int:
-        calls.pop(question(status).trace_id, None)
+        calls.pop(descriptor(status).trace_id, None)
         async with PolicyClient(refusing.target, timeout=status.timeout, on_error="deny") as client:
-            await client.evaluate(question(status))
-        return calls[question(status).trace_id]
+            await client.evaluate(descriptor(status))
+        return calls[descriptor(status).trace_id]
 
     for status in BARE:
         number = await tries(status)

@@ -80,7 +80,7 @@ async def outcome(client: Any, call: Call, **more: Any) -> Any:
             await closed
 
 
-async def refusal(client: Any, call: Call, **more: Any) -> openai.UnprocessableEntityError:
+async def denial(client: Any, call: Call, **more: Any) -> openai.UnprocessableEntityError:
     """The exception that a denied call raises."""
     with pytest.raises(openai.UnprocessableEntityError) as caught:
         await outcome(client, call, **more)
@@ -170,7 +170,7 @@ async def test_without_user(
     make_client: Call, enforcing: str, wire: Wire, upstream: Upstream, name: str
 ) -> None:
     """It raises UnprocessableEntityError after one request, and nothing goes upstream."""
-    error = await refusal(make_client(enforcing), CALLS[name])
+    error = await denial(make_client(enforcing), CALLS[name])
     assert error.status_code == 422
     assert is_decision_id(error.request_id or "")
     assert error.body == ERROR
@@ -184,7 +184,7 @@ async def test_a_stream_without_user(
     make_client: Call, enforcing: str, wire: Wire, upstream: Upstream, name: str
 ) -> None:
     """It is refused as everything else is, before there is a stream."""
-    error = await refusal(make_client(enforcing), CALLS[name], stream=True)
+    error = await denial(make_client(enforcing), CALLS[name], stream=True)
     assert error.body == ERROR
     assert wire.requests == 1
     assert not upstream.received
@@ -245,7 +245,7 @@ async def test_the_header_switches_off(make_client: Call, enforcing: str, name: 
 async def test_the_header_switches_on(make_client: Call, off: str, name: str) -> None:
     """With `true` in the header, a key that does not enforce refuses it."""
     headers = {"x-usagepanda-enforce-user-ids": "true"}
-    error = await refusal(make_client(off), CALLS[name], extra_headers=headers)
+    error = await denial(make_client(off), CALLS[name], extra_headers=headers)
     assert error.body == ERROR
 
 
@@ -253,7 +253,7 @@ async def test_the_header_switches_on(make_client: Call, off: str, name: str) ->
 async def test_a_locked_key(make_client: Call, locked: str, upstream: Upstream, name: str) -> None:
     """It refuses, whatever the header says."""
     headers = {"x-usagepanda-enforce-user-ids": "false"}
-    error = await refusal(make_client(locked), CALLS[name], extra_headers=headers)
+    error = await denial(make_client(locked), CALLS[name], extra_headers=headers)
     assert error.body == ERROR
     assert not upstream.received
 
@@ -282,9 +282,9 @@ async def test_a_safety_identifier(
     """It counts as a user, unless the key accepts `user` alone or it is too long."""
     named = {"safety_identifier": "5" * 128}
     assert await outcome(make_client(enforcing), CALLS[name], **named)
-    assert (await refusal(make_client(user_alone), CALLS[name], **named)).body == ERROR
+    assert (await denial(make_client(user_alone), CALLS[name], **named)).body == ERROR
     long = {"safety_identifier": "5" * 129}
-    assert (await refusal(make_client(enforcing), CALLS[name], **long)).body == ERROR
+    assert (await denial(make_client(enforcing), CALLS[name], **long)).body == ERROR
 
 
 async def test_a_wrong_key(make_client: Call, wire: Wire, upstream: Upstream) -> None:

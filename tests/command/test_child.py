@@ -98,8 +98,8 @@ async def test_a_server_that_is_stopped_and_continued(
         policyd.send(signal.SIGSTOP)
         await asyncio.sleep(3)
         policyd.send(signal.SIGCONT)
-        question = EvaluateRequest(key=key, has_user=False)
-        answer = await PolicyServiceStub(channel).Evaluate(question, timeout=PATIENCE)
+        descriptor = EvaluateRequest(key=key, has_user=False)
+        answer = await PolicyServiceStub(channel).Evaluate(descriptor, timeout=PATIENCE)
         assert answer.decision == DECISION_DENY
         async with asyncio.timeout(PATIENCE):
             # Two seconds in a row, as the first look may come before the first reading.

@@ -141,8 +141,8 @@ def _opened(browser: Browser, **options: Any) -> Iterator[Page]:
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on(
             "console",
-            lambda said: (
-                complaints.append(said.text) if said.type in ("error", "warning") else None
+            lambda message: (
+                complaints.append(message.text) if message.type in ("error", "warning") else None
             ),
         )
         yield page
@@ -320,9 +320,9 @@ def test_the_first_start(browser: Browser, tmp_path: Path) -> None:
             page.get_by_label("Password or administration token").fill(PASSWORD)
             page.get_by_role("button", name="Sign in").click()
             expect(page.get_by_role("heading", name="Dashboard")).to_be_visible()
-        said = "".join(server.errors)
-        assert PASSWORD not in said
-        assert link.partition("code=")[2] not in said
+        message = "".join(server.errors)
+        assert PASSWORD not in message
+        assert link.partition("code=")[2] not in message
     finally:
         assert server.stop() == 0, server.errors
 

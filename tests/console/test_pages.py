@@ -234,9 +234,9 @@ async def test_two_administrators_and_a_mistake(console: Console, admin: Visitor
     theirs = console.store.keys.update(key.id, {"override": Override.LOCKED})
     mistake = await admin.post(f"/keys/{key.id}", _form(" ", page.field("etag")))
     assert mistake.status == 422
-    mended = await admin.post(f"/keys/{key.id}", _form("mine", mistake.field("etag")))
-    assert mended.status == 409
-    assert "This key was changed after you opened this page" in mended.text
+    corrected = await admin.post(f"/keys/{key.id}", _form("mine", mistake.field("etag")))
+    assert corrected.status == 409
+    assert "This key was changed after you opened this page" in corrected.text
     assert console.store.keys.get(key.id) == theirs
 
 

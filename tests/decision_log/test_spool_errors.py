@@ -203,7 +203,7 @@ class Slow(System):
         os.fdatasync(descriptor)
 
 
-async def test_those_who_wait_share_a_sync(folder: Path) -> None:
+async def test_all_that_wait_share_a_sync(folder: Path) -> None:
     """While one runs, the event loop goes on, and all that come meanwhile wait for the next."""
     disk = Slow()
     writer = SpoolWriter(folder, "worker", LIMIT * 100, "always", disk)

@@ -166,9 +166,9 @@ def test_wrong_settings(tmp_path: Path) -> None:
     for flags, env, message in WRONG:
         places = ("--data", str(tmp_path), "--gateway", FREE, "--grpc", FREE, "--console", FREE)
         done = run("policyd", "demo", *places, *flags, env=env)
-        said = done.stderr.decode()
-        assert "Traceback" not in said
-        assert (done.returncode, message in said) == (2, True), said
+        printed = done.stderr.decode()
+        assert "Traceback" not in printed
+        assert (done.returncode, message in printed) == (2, True), printed
     with demo(tmp_path) as at_last:
         assert at_last.keys
 
@@ -227,8 +227,8 @@ def test_with_a_provider_key(tmp_path: Path, upstream: Upstream) -> None:
     (received,) = upstream.received
     assert received.header(b"authorization") == f"Bearer {PROVIDER_KEY}"
     assert not [name for name, _ in received.headers if name.startswith(b"x-usagepanda")]
-    said = "".join([*running.output, *running.errors, body.decode()])
-    assert PROVIDER_KEY not in said
+    printed = "".join([*running.output, *running.errors, body.decode()])
+    assert PROVIDER_KEY not in printed
     stored = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
     assert PROVIDER_KEY.encode() not in stored
 

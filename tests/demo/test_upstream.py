@@ -179,7 +179,7 @@ async def test_lesser_operations(client: openai.AsyncOpenAI) -> None:
     names = [model.id async for model in client.models.list()]
     assert (await client.models.retrieve(names[0])).id == names[0]
     with pytest.raises(openai.NotFoundError, match="does not exist"):
-        await client.models.retrieve("nobody")
+        await client.models.retrieve("unknown")
     verdict = await client.moderations.create(input=["a", "b"])
     assert [result.flagged for result in verdict.results] == [False, False]
 

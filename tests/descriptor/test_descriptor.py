@@ -61,9 +61,9 @@ CODINGS = COMPRESS | {"x-gzip": gzip.compress}
 def test_json() -> None:
     """User and model are read out of JSON, whatever its Content-Type says."""
     for kind in ("application/json", "", "text/plain", "application/x-www-form-urlencoded"):
-        facts = read(GOOD, kind)
-        assert (facts.user.state, facts.user.value) == (UserState.VALID, "alice")
-        assert facts.model == "gpt-4o"
+        attributes = read(GOOD, kind)
+        assert (attributes.user.state, attributes.user.value) == (UserState.VALID, "alice")
+        assert attributes.model == "gpt-4o"
 
 
 def test_invalid_utf8() -> None:
@@ -101,15 +101,15 @@ def test_brackets_in_strings_do_not_nest() -> None:
 def test_many_parts() -> None:
     """Where a body has to be looked at piece by piece, it may not have too many."""
     many = b"[]," * (json_body.MAX_TOKENS + 1)
-    facts = read(b'{"user": "a", "x": [' + many + b"1]}", limit=64 * MIB)
-    assert facts.user.state is UserState.TOO_COMPLEX
+    attributes = read(b'{"user": "a", "x": [' + many + b"1]}", limit=64 * MIB)
+    assert attributes.user.state is UserState.TOO_COMPLEX
     flat = b'"",' * (json_body.MAX_TOKENS + 1)
     assert read(b'{"user": "a", "x": [' + flat + b"1]}", limit=64 * MIB).user.state == 1
     twice = b'{"user": "a", "user": "b", "x": [' + flat + b"1]}"
     assert read(twice, limit=64 * MIB).user.state is UserState.TOO_COMPLEX
     strings = b'"",' * (json_body.MAX_STRINGS + 1)
-    facts = read(b'{"user": "a", "x": [' + strings + b"1]}", limit=64 * MIB)
-    assert facts.user.state is UserState.TOO_COMPLEX
+    attributes = read(b'{"user": "a", "x": [' + strings + b"1]}", limit=64 * MIB)
+    assert attributes.user.state is UserState.TOO_COMPLEX
 
 
 @pytest.mark.parametrize("text", ['"', '["', '{\\"}]', "[[[[{{{{", '\\\\"', "\\"])
@@ -284,8 +284,8 @@ def test_content_types_of_json(kind: str) -> None:
 )
 def test_content_types_that_servers_read_differently(kind: str) -> None:
     """JSON under such a type is refused: it may be something else to the upstream."""
-    facts = read_body(GOOD, kind, "", CHAT)
-    assert facts.user.state is UserState.NOT_JSON
+    attributes = read_body(GOOD, kind, "", CHAT)
+    assert attributes.user.state is UserState.NOT_JSON
 
 
 @pytest.mark.parametrize("charset", ["us-ascii", "iso-8859-1", "windows-1252", "latin1"])
@@ -363,9 +363,9 @@ def test_over_the_bound() -> None:
 
 def test_form() -> None:
     """The form field `user` is the user, and `model` the model."""
-    facts = read(form(('name="user"', b"alice"), ('name="model"', b"dall-e-2")), FORM)
-    assert (facts.user.state, facts.user.value) == (UserState.VALID, "alice")
-    assert facts.model == "dall-e-2"
+    attributes = read(form(('name="user"', b"alice"), ('name="model"', b"dall-e-2")), FORM)
+    assert (attributes.user.state, attributes.user.value) == (UserState.VALID, "alice")
+    assert attributes.model == "dall-e-2"
 
 
 @pytest.mark.parametrize(
@@ -504,6 +504,6 @@ def test_a_form_is_no_json() -> None:
 
 def test_long_values_are_cut() -> None:
     """Only the first 1,024 characters of a user go any further."""
-    facts = read(json.dumps({"user": "a" * 5000}).encode())
-    assert facts.user.state is UserState.VALID
-    assert facts.user.value == "a" * 1024
+    attributes = read(json.dumps({"user": "a" * 5000}).encode())
+    assert attributes.user.state is UserState.VALID
+    assert attributes.user.value == "a" * 1024

@@ -56,7 +56,7 @@ def test_names_of_blanks() -> None:
 @pytest.mark.parametrize(
     "value", ["alice", "0", "\u00e9", "\u5f20", "\u0628", "\U0001f43c", "\ue000", "\u0378"]
 )
-def test_what_names_somebody(value: str) -> None:
+def test_what_names_an_end_user(value: str) -> None:
     """Letters, digits, symbols; what is private use or unassigned, too."""
     assert classify(value) is UserState.VALID
     assert classify(f"\u3164{value}\u2800") is UserState.VALID

@@ -177,8 +177,10 @@ def _present() -> dict[str, External]:
 
 
 def _is_valid(case: Case) -> bool:
-    facts = read_body(case.body, case.content_type, case.content_encoding, ENDPOINTS[case.kind])
-    return facts.user.state is UserState.VALID
+    attributes = read_body(
+        case.body, case.content_type, case.content_encoding, ENDPOINTS[case.kind]
+    )
+    return attributes.user.state is UserState.VALID
 
 
 _Found = list[tuple[str, str, Asked]]

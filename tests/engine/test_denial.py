@@ -13,10 +13,10 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 def test_a_request_without_user() -> None:
     """It is refused with 422 and the very bytes of the contract."""
-    refusal = denial.for_user_state(UserState.ABSENT)
-    assert refusal.status == 422
-    assert refusal.body == (GOLDEN / "no_user.json").read_bytes()
-    assert refusal.headers == (
+    denied = denial.for_user_state(UserState.ABSENT)
+    assert denied.status == 422
+    assert denied.body == (GOLDEN / "no_user.json").read_bytes()
+    assert denied.headers == (
         ("Access-Control-Allow-Headers", "*"),
         ("Access-Control-Allow-Origin", "*"),
         ("Access-Control-Allow-Methods", "OPTIONS,POST,GET"),
@@ -26,20 +26,20 @@ def test_a_request_without_user() -> None:
 
 def test_several_violations_share_one_prefix() -> None:
     """They are joined with a comma behind one prefix."""
-    refusal = denial.render(422, ("one", "two"), "invalid_request")
-    assert json.loads(refusal.body)["error"]["message"] == "Usage Panda: one, two"
+    denied = denial.render(422, ("one", "two"), "invalid_request")
+    assert json.loads(denied.body)["error"]["message"] == "Usage Panda: one, two"
 
 
 @pytest.mark.parametrize("state", [s for s in UserState if s is not UserState.VALID])
 def test_every_state_has_a_denial(state: UserState) -> None:
     """Each has the shape of OpenAI's errors, and one line of text."""
-    refusal = denial.for_user_state(state)
-    error = json.loads(refusal.body)["error"]
+    denied = denial.for_user_state(state)
+    error = json.loads(denied.body)["error"]
     assert list(error) == ["message", "type", "param", "code"]
     assert error["type"] == "invalid_request"
     assert error["message"].startswith("Usage Panda: ")
     assert "\n" not in error["message"]
-    assert (refusal.status == 422) == (not state.is_unreadable)
+    assert (denied.status == 422) == (not state.is_unreadable)
 
 
 KEY_WORDS = {

@@ -125,9 +125,9 @@ def test_forms() -> None:
 def test_the_longest_safety_identifier() -> None:
     """OpenAI's limit is ours."""
     sources = {inspect.getsource(inspect.getmodule(kind) or kind) for kind in TYPES.values()}
-    said = re.findall(
+    stated = re.findall(
         r"safety_identifier: (?:(?!\"\"\").)*\"\"\"(?:(?!\"\"\").)*?maximum\s+length\s+of\s+(\d+)",
         "".join(sources),
         re.DOTALL,
     )
-    assert {int(number) for number in said} == {MAX_SAFETY_IDENTIFIER}
+    assert {int(number) for number in stated} == {MAX_SAFETY_IDENTIFIER}

@@ -156,13 +156,13 @@ def test_repeats_are_judged_by_the_worst(members: list[tuple[str, object]], comp
     """A user that stands there several times is as good as its worst occurrence."""
     text = "{" + ",".join(f"{json.dumps(k)}:{json.dumps(v)}" for k, v in members) + "}"
     body = gzip.compress(text.encode()) if compress else text.encode()
-    facts = read_body(body, "application/json", "gzip" if compress else "", None)
+    attributes = read_body(body, "application/json", "gzip" if compress else "", None)
     alone = [
         read_body(json.dumps({"user": value}).encode(), "", "", None).user.state
         for name, value in members
         if name == "user"
     ]
-    assert facts.user.state == max(alone, default=UserState.ABSENT)
+    assert attributes.user.state == max(alone, default=UserState.ABSENT)
 
 
 heads = st.lists(
@@ -191,8 +191,8 @@ def test_every_form_is_read(bodies: list[str], end: str) -> None:
     """Whatever the parts of a form look like, they get a state."""
     body = "".join(f"--x\r\n{part}\r\n" for part in bodies) + end
     kind = "multipart/form-data; boundary=x"
-    facts = read_body(
+    attributes = read_body(
         body.encode("utf-8", "surrogatepass"), kind, "", endpoints.ENDPOINTS["/images/edits"]
     )
-    assert facts.user.state in UserState
-    assert facts.user.state is not UserState.UNKNOWN
+    assert attributes.user.state in UserState
+    assert attributes.user.state is not UserState.UNKNOWN

@@ -130,13 +130,13 @@ async def new_connections(policyd: Policyd, key: str) -> AsyncIterator[Counter[s
     """Calls, each on a connection of its own; gives what became of them."""
     counted: Counter[str] = Counter()
     stopping = asyncio.Event()
-    question = EvaluateRequest(key=key, has_user=True)
+    descriptor = EvaluateRequest(key=key, has_user=True)
 
     async def call() -> None:
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
         async with grpc.aio.insecure_channel(policyd.grpc, options=options) as channel:
             try:
-                await PolicyServiceStub(channel).Evaluate(question, timeout=PATIENCE)
+                await PolicyServiceStub(channel).Evaluate(descriptor, timeout=PATIENCE)
                 counted["grpc OK"] += 1
             except grpc.aio.AioRpcError as error:
                 counted[f"grpc {error.code().name}: {error.details()}"] += 1
@@ -170,11 +170,11 @@ async def test_rolling_leaves_nothing_behind(start: Start, tmp_path: Path) -> No
     policyd = start(Policyd, tmp_path, "--workers", "2")
     key = policyd.create_key("enforce")
     store = Store(policyd.database_url)
-    question = EvaluateRequest(key=key, has_user=True)
+    descriptor = EvaluateRequest(key=key, has_user=True)
     async with grpc.aio.insecure_channel(policyd.grpc) as channel:
         for _ in range(2):
             for _ in range(10):
-                await PolicyServiceStub(channel).Evaluate(question, timeout=PATIENCE)
+                await PolicyServiceStub(channel).Evaluate(descriptor, timeout=PATIENCE)
             await roll(policyd)
     await until(lambda: store.log.status().decisions == 20)
     await until(lambda: len(store.workers.list()) == 2)
@@ -237,7 +237,7 @@ async def test_policyd_drains(start: Start, tmp_path: Path, workers: int) -> Non
     flags = ("--workers", str(workers), "--drain", "4", "--http", "127.0.0.1:0")
     policyd = start(Policyd, tmp_path, *flags)
     key = policyd.create_key()
-    question = EvaluateRequest(key=key, has_user=True)
+    descriptor = EvaluateRequest(key=key, has_user=True)
     async with grpc.aio.insecure_channel(policyd.grpc) as channel:
         watch = health_stub(channel).Watch(HealthCheckRequest())
         await watch.read()
@@ -249,7 +249,7 @@ async def test_policyd_drains(start: Start, tmp_path: Path, workers: int) -> Non
         new = [("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(policyd.grpc, options=new) as another:
             for one in (channel, another):
-                answer = await PolicyServiceStub(one).Evaluate(question, timeout=PATIENCE)
+                answer = await PolicyServiceStub(one).Evaluate(descriptor, timeout=PATIENCE)
                 assert answer.decision == DECISION_ALLOW
     assert await asyncio.to_thread(policyd.wait) == 0
     assert not told(policyd, "replaced")

@@ -73,7 +73,7 @@ async def test_big_numbers_do_no_harm(gateway: str, upstream: Demo, enforced: st
 
 @pytest.mark.parametrize("name", ["Content-Type", "Content-Encoding", "x-usagepanda-trace-id"])
 @pytest.mark.parametrize("word", ["charset", "charset=", ";a=", 'a="', "gzip,", "\t"])
-async def test_a_long_header_holds_nobody_up(
+async def test_a_long_header_holds_up_no_other(
     gateway: str, upstream: Demo, enforced: str, name: str, word: str
 ) -> None:
     """A quarter of a million bytes in a header are refused long before others give up waiting."""

@@ -75,7 +75,7 @@ async def test_a_known_keys_body_is_read(
     writer.close()
 
 
-async def test_small_bodies_travel_in_one_question(gateway: str, enforced: str) -> None:
+async def test_small_bodies_travel_in_one_call(gateway: str, enforced: str) -> None:
     """Compressed ones too."""
     small = gzip.compress(CHAT_WITH_USER)
     assert (await post(gateway, enforced, small, ("Content-Encoding", "gzip"))).status == 200

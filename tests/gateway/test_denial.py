@@ -42,7 +42,7 @@ async def test_the_denial_is_exact_to_the_byte(gateway: str, upstream: Demo, enf
     assert not upstream.app.record
 
 
-async def test_streams_are_refused_alike(gateway: str, upstream: Demo, enforced: str) -> None:
+async def test_streams_are_denied_alike(gateway: str, upstream: Demo, enforced: str) -> None:
     """With stream: true the denial is the same JSON response."""
     body = json.dumps({**json.loads(CHAT), "stream": True}).encode()
     response = await post(gateway, enforced, body)
@@ -111,9 +111,9 @@ async def test_a_request_without_key(gateway: str, upstream: Demo) -> None:
 async def test_malformed_and_unknown_keys(gateway: str, upstream: Demo) -> None:
     """They are refused alike, so that nobody learns which keys exist."""
     keys = ["", "nonsense", "up-" + "0" * 48, "up-é".encode().decode("latin-1")]
-    refusals = [await post(gateway, key, CHAT_WITH_USER) for key in keys]
-    assert {refusal.status for refusal in refusals} == {403}
-    assert len({refusal.body for refusal in refusals}) == 1
+    denials = [await post(gateway, key, CHAT_WITH_USER) for key in keys]
+    assert {denial.status for denial in denials} == {403}
+    assert len({denial.body for denial in denials}) == 1
     assert not upstream.app.record
 
 
@@ -158,13 +158,13 @@ async def test_websockets(gateway: str, upstream: Demo, unenforced: str) -> None
         head = await reader.readuntil(b"\r\n\r\n")
         body = await reader.readuntil(b"}}")
         writer.close()
-        refusal = parse(head)
-        assert refusal.status == 426
+        denial = parse(head)
+        assert denial.status == 426
         # RFC 9110: with a 426 the protocol is named that is spoken here; behind the contract's own.
-        names = [name for name, _ in refusal.headers[:6]]
+        names = [name for name, _ in denial.headers[:6]]
         assert names[4:] == ["Upgrade", "Connection"]
-        assert refusal.all("upgrade") == ["HTTP/1.1"]
-        assert "Upgrade" in refusal.all("connection")
+        assert denial.all("upgrade") == ["HTTP/1.1"]
+        assert "Upgrade" in denial.all("connection")
         assert "WebSocket" in json.loads(body)["error"]["message"]
     assert not upstream.app.record
 

@@ -127,8 +127,8 @@ async def test_what_policyd_is_told(upstream: Demo) -> None:
     """Facts about the request: never its Authorization, its other headers or its body."""
     asked: list[EvaluateRequest] = []
 
-    async def listen(question: EvaluateRequest) -> EvaluateResponse:
-        asked.append(question)
+    async def listen(descriptor: EvaluateRequest) -> EvaluateResponse:
+        asked.append(descriptor)
         return EvaluateResponse()
 
     async with Server(Settings(listen=FREE, upstream=upstream.url), listen) as server:
@@ -152,9 +152,9 @@ async def test_what_policyd_is_told(upstream: Demo) -> None:
     assert (told.user, told.user_state, told.safety_identifier_state) == ("u-1", 1, 2)
     assert (told.source_ip, told.organization, told.request_id) == ("127.0.0.1", "org-1", "r-1")
     assert told.user_agent == ("agent" * 100)[:256]
-    for question in asked:
-        assert b"sk-secret" not in question.SerializeToString()
-        assert b"Hello" not in question.SerializeToString()
+    for descriptor in asked:
+        assert b"sk-secret" not in descriptor.SerializeToString()
+        assert b"Hello" not in descriptor.SerializeToString()
     assert asked[1].user_state == 0
     assert not asked[1].HasField("user")
 

@@ -135,7 +135,7 @@ async def test_an_answer(
     check_times(outcome)
 
 
-async def test_what_policyd_learns_with_the_question(policyd: Recorder, demo: Demo) -> None:
+async def test_what_the_descriptor_tells_policyd(policyd: Recorder, demo: Demo) -> None:
     """All that its log has to say of the request itself."""
     headers = [
         ("x-usagepanda-trace-id", "t-1"),
@@ -446,7 +446,7 @@ async def test_denied_and_undecided_requests(policyd: Recorder, demo: Demo) -> N
     """There is nothing to report of what was refused, or of what policyd was not asked about."""
     async with gateway(policyd, demo.url, on_policy_error="allow", policy_timeout=2.0) as server:
         assert (await post(server.url, policyd.key, CHAT)).status == 422
-        assert (await post(server.url, "up-nobody", CHAT_WITH_USER)).status == 403
+        assert (await post(server.url, "up-unknown", CHAT_WITH_USER)).status == 403
         policyd.evaluating = grpc.StatusCode.UNAVAILABLE
         assert (await post(server.url, policyd.key, CHAT)).status == 200
         policyd.evaluating = None

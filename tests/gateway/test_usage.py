@@ -343,14 +343,14 @@ def test_the_bound(length: int) -> None:
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
 @pytest.mark.parametrize(
-    ("stream", "says"), [(CHAT_STREAM, CHAT_SAYS), (RESPONSE_STREAM, RESPONSE_SAYS)]
+    ("stream", "states"), [(CHAT_STREAM, CHAT_SAYS), (RESPONSE_STREAM, RESPONSE_SAYS)]
 )
-def test_split_at_every_byte(stream: bytes, says: AnswerMetadata, line_end: bytes) -> None:
+def test_split_at_every_byte(stream: bytes, states: AnswerMetadata, line_end: bytes) -> None:
     """It is the same wherever a piece ends."""
     stream = stream.replace(b"\n", line_end)
     for at in range(len(stream)):
-        assert fed(EventReader(), [stream[:at], stream[at:]]) == says
-    assert fed(EventReader(), pieces(stream, 1)) == says
+        assert fed(EventReader(), [stream[:at], stream[at:]]) == states
+    assert fed(EventReader(), pieces(stream, 1)) == states
 
 
 _events = st.lists(
@@ -425,7 +425,7 @@ def test_a_stream_that_begins_without_a_name() -> None:
         ("", type(None)),
     ],
 )
-def test_who_reads(content_type: str, expected: type) -> None:
+def test_which_reader(content_type: str, expected: type) -> None:
     """It goes by the Content-Type; what is neither JSON nor events is not looked at."""
     assert type(answer_reader.reader(content_type, "")) is expected
     assert type(answer_reader.reader(content_type, "identity")) is expected
@@ -470,7 +470,7 @@ def test_badly_compressed(coding: str) -> None:
 
 
 @pytest.mark.parametrize("coding", ["gzip, gzip", "compress", "x", "gzip;q=1", ","])
-def test_a_coding_that_nobody_knows(coding: str) -> None:
+def test_an_unknown_coding(coding: str) -> None:
     """Nothing is known of the answer."""
     answer = gzip.compress(gzip.compress(encode(CHAT)))
     assert fed(answer_reader.reader(JSON, coding), [answer, answer]) == UNKNOWN

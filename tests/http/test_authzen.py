@@ -168,7 +168,7 @@ async def test_what_policyd_does_not_decide_about(
     assert (await evaluate(url, asked))["decision"] is False
 
 
-async def test_members_that_nobody_knows(url: str, enforced: str) -> None:
+async def test_unknown_members(url: str, enforced: str) -> None:
     """They are ignored."""
     asked: Json = about(enforced, has_user=True, more={"a": [1]}) | {"future": {"nested": True}}
     asked["subject"]["properties"] = {"department": "Sales", "ip_address": "192.0.2.1"}

@@ -178,8 +178,8 @@ async def test_overridden_methods(url: str, enforced: str) -> None:
     ]:
         asked = await ask(url, "PUT", "/v1/check" + target, [key, *headers], CHAT)
         assert asked.status == status, (target, headers)
-        said = about("PUT", target)
-        assert (await ask(url, "POST", "/v1/check", [key, *said, *headers], CHAT)).status == status
+        named = about("PUT", target)
+        assert (await ask(url, "POST", "/v1/check", [key, *named, *headers], CHAT)).status == status
 
 
 def packed(body: bytes) -> bytes:
@@ -328,18 +328,18 @@ async def test_what_is_not_http(url: str) -> None:
 
 async def test_descriptors(url: str, enforced: str) -> None:
     """200 and the decision in JSON, or the denial itself."""
-    question = {"key": enforced, "method": "POST", "path": "/v1//embeddings"}
-    allowed = await evaluate(url, question | {"user": "u-1"})
+    descriptor = {"key": enforced, "method": "POST", "path": "/v1//embeddings"}
+    allowed = await evaluate(url, descriptor | {"user": "u-1"})
     assert allowed.status == 200
     decision = json.loads(allowed.body)
     assert decision["decision"] == "DECISION_ALLOW"
     assert decision["upstreamPath"] == "/v1/embeddings"
     assert allowed.all("x-policyd-decision-id") == [decision["decisionId"]]
-    denied = await evaluate(url, question | {"hasUser": False})
+    denied = await evaluate(url, descriptor | {"hasUser": False})
     assert (denied.status, denied.body) == (422, NO_USER)
     assert denied.headers[0] == ("Access-Control-Allow-Headers", "*")
     body = {"content": "eyJ1c2VyIjoidS0xIn0="}
-    assert (await evaluate(url, question | {"rawBody": body})).status == 200
+    assert (await evaluate(url, descriptor | {"rawBody": body})).status == 200
 
 
 @pytest.mark.parametrize(
@@ -367,9 +367,9 @@ async def test_malformed_descriptors(url: str, body: bytes) -> None:
 
 async def test_descriptors_that_cannot_be_answered(url: str, enforced: str) -> None:
     """Too large is 413, a revision that is not there yet 503, and another method 400."""
-    question = {"key": enforced, "hasUser": True}
-    assert (await evaluate(url, question | {"user": "x" * 5 * 2**20})).status == 413
-    ahead = await evaluate(url, question | {"minRevision": 10**6})
+    descriptor = {"key": enforced, "hasUser": True}
+    assert (await evaluate(url, descriptor | {"user": "x" * 5 * 2**20})).status == 413
+    ahead = await evaluate(url, descriptor | {"minRevision": 10**6})
     assert ahead.status == 503
     assert ahead.all("retry-after")[0] in {"1", "2", "3"}
     assert (await ask(url, "GET", "/v1/evaluate")).status == 400

@@ -180,8 +180,8 @@ async def test_a_log_that_is_full(made: ServerSettings) -> None:
         url = f"http://{server.http}"
         assert (await check(url, "", CHAT)).status == 403
         assert (await evaluate(url, {"key": "up-unknown", "hasUser": True})).status == 403
-        question = {"key": key, "hasUser": True}
-        for response in (await check(url, key, CHAT), await evaluate(url, question)):
+        descriptor = {"key": key, "hasUser": True}
+        for response in (await check(url, key, CHAT), await evaluate(url, descriptor)):
             assert response.status == 503
             assert response.all("retry-after")[0] in {"1", "2", "3"}
             assert response.all("x-policyd-decision-id") == []

@@ -13,7 +13,7 @@ from policyd.server.server import Server
 from policyd.settings import ServerSettings
 from policyd.v1.policy_pb2 import EvaluateRequest
 
-QUESTION = EvaluateRequest(has_user=True)
+DESCRIPTOR = EvaluateRequest(has_user=True)
 Settings = Callable[..., ServerSettings]
 
 
@@ -51,12 +51,12 @@ async def test_tls(settings: Settings, authority: trustme.CA) -> None:
         at = str(server.grpc)
         trusting = tls_credentials(authority.cert_pem.bytes())
         async with PolicyClient(at, credentials=trusting, timeout=20) as client:
-            assert (await client.evaluate(QUESTION)).denial.http_status == 403
+            assert (await client.evaluate(DESCRIPTOR)).denial.http_status == 403
         stranger = tls_credentials(trustme.CA().cert_pem.bytes())
         for credentials in (stranger, None):
             async with PolicyClient(at, credentials=credentials) as client:
                 with pytest.raises(NoDecision):
-                    await client.evaluate(QUESTION)
+                    await client.evaluate(DESCRIPTOR)
 
 
 async def test_client_certificates(
@@ -71,14 +71,14 @@ async def test_client_certificates(
             shown = tls_credentials(ours, caller.private_key_pem.bytes(), chain)
             async with PolicyClient(str(server.grpc), credentials=shown, timeout=3) as client:
                 if is_answered:
-                    assert (await client.evaluate(QUESTION)).denial.http_status == 403
+                    assert (await client.evaluate(DESCRIPTOR)).denial.http_status == 403
                 else:
                     with pytest.raises(NoDecision):
-                        await client.evaluate(QUESTION)
+                        await client.evaluate(DESCRIPTOR)
         nothing = tls_credentials(ours)
         async with PolicyClient(str(server.grpc), credentials=nothing) as client:
             with pytest.raises(NoDecision):
-                await client.evaluate(QUESTION)
+                await client.evaluate(DESCRIPTOR)
 
 
 def test_beyond_loopback(settings: Settings, tmp_path: Path) -> None:

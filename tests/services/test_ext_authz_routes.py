@@ -26,7 +26,7 @@ def test_the_routes_settings(checker: Checker, enforcing: str, off: str, locked:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "written"),
     [
         ("policyd.mode", "on", "one of off, audit, enforce"),
         ("policyd.mode", "", "one of off, audit, enforce"),
@@ -37,7 +37,7 @@ def test_the_routes_settings(checker: Checker, enforcing: str, off: str, locked:
     ],
 )
 def test_unknown_settings_of_a_route(
-    checker: Checker, policyd: Policyd, off: str, name: str, value: str, said: str
+    checker: Checker, policyd: Policyd, off: str, name: str, value: str, written: str
 ) -> None:
     """They get no decision, so that nothing passes by a slip, and policyd's log says why, once."""
     for _ in range(2):
@@ -46,7 +46,7 @@ def test_unknown_settings_of_a_route(
         error = caught.value
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
         details = error.details() or ""
-        assert said in details
+        assert written in details
     assert lines_with(policyd, details) == 1
 
 

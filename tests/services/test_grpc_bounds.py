@@ -171,7 +171,7 @@ async def test_calls_that_are_only_held(
             call.cancel()
 
 
-async def test_who_has_no_token_is_refused_before_a_message(tmp_path: Path) -> None:
+async def test_a_caller_without_token_is_rejected_before_a_message(tmp_path: Path) -> None:
     """Nothing that a stranger sends is waited for, or held."""
     file = tmp_path / "token"
     file.write_text("0123456789" * 4)

@@ -415,7 +415,7 @@ async def test_health_and_reflection(running: Running) -> None:
     for service in ("", "policyd.v1.PolicyService"):
         answer = await health.Check(health_pb2.HealthCheckRequest(service=service))
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
-    unknown = health.Check(health_pb2.HealthCheckRequest(service="nobody"))
+    unknown = health.Check(health_pb2.HealthCheckRequest(service="unknown"))
     assert (await failure(unknown))[0] is CODE.NOT_FOUND
     stub: Any = reflection_pb2_grpc.ServerReflectionStub(cast(Any, running.channel))
     ask = reflection_pb2.ServerReflectionRequest(list_services="")

@@ -301,7 +301,7 @@ BEGUN, DONE = Counts(b"salt", 3, 7), Counts(b"salt", 7, 7)
         (DONE, DONE, LATER, None, True),
     ],
 )
-def test_who_wrote(
+def test_which_program_wrote(
     known: Counts | None,
     before: Counts | None,
     written: Written,

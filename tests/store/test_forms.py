@@ -100,7 +100,7 @@ def test_the_newest_form() -> None:
     assert migrations.NEEDS <= migrations.HEAD
 
 
-def test_who_migrates(new_database: str, old: OldVersion) -> None:
+def test_which_commands_migrate(new_database: str, old: OldVersion) -> None:
     """No command but those that say so changes an older database's form; each names what does."""
     key = old.run(FILL, new_database, "1").strip()
     assert set(commands(main)) == COMMANDS.keys()

@@ -192,7 +192,9 @@ async def test_a_server_with_a_wrong_clock(
         assert not store.log.standstill().reason
 
 
-def test_it_is_said(new_database: str, tmp_path: Path, start: Callable[..., Any]) -> None:
+def test_a_standstill_is_reported(
+    new_database: str, tmp_path: Path, start: Callable[..., Any]
+) -> None:
     """The server's log and the status over gRPC tell why retention stands still."""
     store = Store(new_database)
     store.migrate()
@@ -362,7 +364,7 @@ def test_pages_over_many_days(days: tuple[str, Store], wanted: LogFilter) -> Non
     assert "Index" in plan, plan
 
 
-def test_nobody_waits_for_it(tmp_path: Path) -> None:
+def test_it_holds_up_no_writer(tmp_path: Path) -> None:
     """On SQLite a key is changed beside the retention of many decisions, counts of users, counts of
     hours and refused keys within a fraction of the time that all of it takes."""
     store = Store(f"sqlite:///{tmp_path}/policyd.db")

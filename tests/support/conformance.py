@@ -229,7 +229,7 @@ class Keys:
         return self._secrets[key]
 
 
-def question(vector: Vector, secret: str) -> pb.EvaluateRequest:
+def request_descriptor(vector: Vector, secret: str) -> pb.EvaluateRequest:
     """The request as a caller of PolicyService sends it that does not read bodies."""
     request = vector.request
     headers = [pb.Header(name=n, value=v) for n, v in request.headers_with(secret)]

@@ -34,10 +34,10 @@ def program(name: str, package: str) -> str:
     return shutil.which(name) or missing(f"{name} is missing (Debian: apt-get install {package})")
 
 
-def file(path: Path, mend: str) -> Path:
-    """The file or folder at `path`; without it, `mend` is told."""
+def file(path: Path, fix: str) -> Path:
+    """The file or folder at `path`; without it, `fix` is told."""
     beyond_pip(str(path))
-    return path if path.exists() else missing(f"{path} is missing: {mend}")
+    return path if path.exists() else missing(f"{path} is missing: {fix}")
 
 
 def missing(what: str) -> NoReturn:

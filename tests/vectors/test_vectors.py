@@ -32,7 +32,7 @@ SECRET = "up-" + "k" * 48
 Stack = Callable[[Vector], tuple[str, str]]
 
 
-def facts(vector: Vector) -> BodyAttributes:
+def attributes(vector: Vector) -> BodyAttributes:
     """What the body says."""
     request = vector.request
     kinds = values(request.headers, "content-type")
@@ -57,7 +57,7 @@ def check_descriptor(vector: Vector) -> None:
     assert (target.endpoint.operation if target.endpoint else "") == expected.operation
     if not expected.in_scope:
         return
-    user, safety_identifier, _ = facts(vector)
+    user, safety_identifier, _ = attributes(vector)
     assert user.state.name.lower() == expected.user_state
     assert (user.state is UserState.VALID) == expected.has_user
     assert safety_identifier.state.name.lower() == expected.safety_identifier_state
@@ -74,7 +74,7 @@ def test_decision(vectors: tuple[Vector, ...], subtests: pytest.Subtests) -> Non
 def check_decision(vector: Vector) -> None:
     headers = vector.request.headers_with(SECRET)
     target = vector.request.asked
-    found = facts(vector)
+    found = attributes(vector)
     named, key = credential(values(headers, KEY_HEADER))
     is_known = named is Credential.GIVEN and key == SECRET
     overrides = values(headers, OVERRIDE_HEADER)
@@ -130,7 +130,7 @@ def test_evaluate(
 
     def check(vector: Vector) -> None:
         default = vector.server_default
-        asked = conformance.question(vector, keys[default].secret(vector.key))
+        asked = conformance.request_descriptor(vector, keys[default].secret(vector.key))
         conformance.check_answer(vector, stubs[default].Evaluate(asked, timeout=30))
 
     conformance.check_each(subtests, vectors, check)

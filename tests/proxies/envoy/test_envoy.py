@@ -101,10 +101,10 @@ def test_a_denial_to_the_byte(envoy: Envoy, upstream: Upstream, enforcing: str) 
     assert [name for name, _ in answer.headers[4:]] == ["Date", "X-Request-Id", "Content-Length"]
     assert answer.body == GOLDEN.read_bytes()
     assert not upstream.received
-    said = last_log(envoy, before)
-    assert (said["status"], said["policyd"]["decision"]) == (422, "deny")
-    assert said["policyd"]["flags"] == ["policy_enforce_user_ids"]
-    assert dict(answer.headers)["X-Request-Id"] == said["policyd"]["decision_id"]
+    logged = last_log(envoy, before)
+    assert (logged["status"], logged["policyd"]["decision"]) == (422, "deny")
+    assert logged["policyd"]["flags"] == ["policy_enforce_user_ids"]
+    assert dict(answer.headers)["X-Request-Id"] == logged["policyd"]["decision_id"]
     assert enforcing not in "".join(envoy.output)
 
 

@@ -168,7 +168,7 @@ def form(user: str) -> bytes:
     return f"--B\r\n{file}\r\n--B\r\n{field}\r\n--B--\r\n".encode()
 
 
-REFUSED: dict[str, tuple[bytes, Pairs, str, int]] = {
+DENIED: dict[str, tuple[bytes, Pairs, str, int]] = {
     "no body": (b"", [], PATH, 400),
     "JSON cut short": (CHAT_WITH_USER[:-1], [], PATH, 400),
     "an array": (b'[{"user":"u-1"}]', [], PATH, 400),
@@ -198,8 +198,8 @@ REFUSED: dict[str, tuple[bytes, Pairs, str, int]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("body", "headers", "path", "status"), REFUSED.values(), ids=REFUSED)
-async def test_refused(proxied: Stack, body: bytes, headers: Pairs, path: str, status: int) -> None:
+@pytest.mark.parametrize(("body", "headers", "path", "status"), DENIED.values(), ids=DENIED)
+async def test_denied(proxied: Stack, body: bytes, headers: Pairs, path: str, status: int) -> None:
     """A request without a user for certain is refused, however it is put."""
     response = await post(proxied, body, *headers, path=path)
     assert response.status == status, response
@@ -299,8 +299,8 @@ def over_http_2(at: Stack, target: str, body: bytes) -> tuple[int, bytes]:
         capture_output=True,
         check=True,
     )
-    answer, _, said = done.stdout.rpartition(b"\n")
-    version, status = said.split()
+    answer, _, measured = done.stdout.rpartition(b"\n")
+    version, status = measured.split()
     assert version == b"2"
     return int(status), answer
 
@@ -374,11 +374,11 @@ async def test_preflight_and_websocket(proxied: Stack) -> None:
         "GET", "/v1/realtime", [*upgrade, ("Sec-WebSocket-Key", "YWJjZGVmZ2hpamtsbW5vcA==")]
     )
     data = head.replace(b"Connection: close", b"Connection: Upgrade")
-    refusal = parse(await _first_bytes(proxied.url, data))
-    assert refusal.status == 426
+    denial = parse(await _first_bytes(proxied.url, data))
+    assert denial.status == 426
     # RFC 9110: with a 426 the protocol is named that is spoken here. Caddy keeps it to itself.
-    assert proxied.name == "caddy" or refusal.all("upgrade") == ["HTTP/1.1"]
-    assert refusal.all("content-type") == ["application/json"]
+    assert proxied.name == "caddy" or denial.all("upgrade") == ["HTTP/1.1"]
+    assert denial.all("content-type") == ["application/json"]
     assert not sent_up(proxied)
 
 
