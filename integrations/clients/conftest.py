@@ -1,4 +1,5 @@
-"""What the tests of the example gateways need, and the count of vectors that each passes."""
+"""What the tests of the example gateways need, and the count of vectors that each gateway passes.
+"""
 
 import re
 from collections import Counter
@@ -12,7 +13,7 @@ _VECTOR = re.compile(r"test_vectors\[(\w+)-")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Tell how many vectors each gateway passes."""
+    """Report how many vectors each gateway passes."""
     counts: dict[str, Counter[str]] = {}
     for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.getreports(outcome):

@@ -1,6 +1,7 @@
-"""`policyd db`, run as people run it: backups, restores and copies lose nothing and double nothing.
+"""`policyd db`, run as an operator runs it: backups, restores and copies lose nothing and duplicate
+nothing.
 
-POLICYD_TEST_KILLS says how often a copy is killed; by default, a few times.
+POLICYD_TEST_KILLS sets how often a copy is killed; by default, a few times.
 """
 
 import json
@@ -64,7 +65,7 @@ def error(url: str, *words: str) -> str:
 
 
 def fill(store: Store, rows: int = ROWS) -> None:
-    """Put something into every table that a server writes to."""
+    """Put a row into every table that a server writes to."""
     for start in range(0, rows, 1000):
         some = [record(NOW - (start + n) * timedelta(minutes=1)) for n in range(1000)]
         store.log.append([*some, denied(NOW, end_user="a\u3000b"), outcome(some[0])])
@@ -90,7 +91,7 @@ def in_utc(value: Any) -> Any:
 
 
 def contents(url: str) -> dict[str, list[Any]]:
-    """All rows of all tables, but what every copy has anew."""
+    """All rows of all tables, but those that every copy makes anew."""
     engine = open_engine(url)
     with reading(engine) as connection:
         found = {
@@ -105,7 +106,7 @@ def contents(url: str) -> dict[str, list[Any]]:
 
 
 def test_status(new_database: str) -> None:
-    """It says what form the database has, what it holds and who uses it."""
+    """The status tells the database's form, its contents and which servers use it."""
     store = Store(new_database)
     if not new_database.startswith("sqlite"):
         done = run("policyd", "db", "status", "--json", "--database-url", new_database)
@@ -123,8 +124,10 @@ def test_status(new_database: str) -> None:
 
 @contextmanager
 def loaded(url: str, pause: float = 0.0) -> Iterator[list[float]]:
-    """Keys are made and decisions logged all the time, with so many seconds between. Yields how
-    long each took."""
+    """Create keys and log decisions all the time, with `pause` seconds between.
+
+    Yields how long each took.
+    """
     done = threading.Event()
     took: list[float] = []
 
@@ -147,7 +150,9 @@ def loaded(url: str, pause: float = 0.0) -> Iterator[list[float]]:
 
 
 def test_a_backup_under_load(store: Store, url: str, tmp_path: Path) -> None:
-    """It is one moment of the database, whole, in one file of its owner's; writers go on."""
+    """A backup is one moment of the database, whole, in one file that only its owner can read;
+    writers go on.
+    """
     fill(store)
     output = tmp_path / "backup\u3000"
     with loaded(url) as took:
@@ -172,7 +177,7 @@ def test_a_backup_under_load(store: Store, url: str, tmp_path: Path) -> None:
 
 
 def test_a_copy_of_a_file_in_use(store: Store, url: str, tmp_path: Path) -> None:
-    """What cp makes of it is not taken for a backup."""
+    """`policyd db restore` does not take a plain copy of a file in use for a backup."""
     fill(store, 1000)
     (tmp_path / "copy").write_bytes((tmp_path / "policyd.db").read_bytes())
     store.close()
@@ -181,8 +186,10 @@ def test_a_copy_of_a_file_in_use(store: Store, url: str, tmp_path: Path) -> None
 
 
 def test_a_restore(store: Store, url: str, tmp_path: Path, start: Callable[..., Any]) -> None:
-    """It is refused while a server has the database open, whatever its spool; what was there is
-    kept; a revision of the past is not taken for the one that servers know."""
+    """A restore is rejected while a server has the database open, whatever its spool.
+
+    It keeps what was there, and a revision of the past is not taken for the one that servers know.
+    """
     fill(store, 1000)
     revision = store.keys.changes_since(0).revision
     ask(url, "backup", "--output", f"{tmp_path}/backup")
@@ -203,7 +210,7 @@ def test_a_restore(store: Store, url: str, tmp_path: Path, start: Callable[..., 
 
 @pytest.mark.parametrize("damage", ["none", "text", "torn", "foreign", "newer"])
 def test_a_backup_that_is_none(store: Store, url: str, tmp_path: Path, damage: str) -> None:
-    """It is refused, and the database stays as it is."""
+    """A file that is no backup is rejected, and the database stays as it is."""
     fill(store, 1000)
     backup = tmp_path / "backup"
     if damage != "none":
@@ -269,7 +276,9 @@ def test_vacuum(store: Store, url: str, tmp_path: Path) -> None:
 
 
 def test_postgresql_has_programs_of_its_own(tmp_path: Path) -> None:
-    """What is for SQLite's file says which program to use instead, without the password."""
+    """On PostgreSQL the commands for SQLite's file name the program to use instead, without the
+    password.
+    """
     url = "postgresql+psycopg://policyd:hunter2@db.internal:5432/policyd"
     for words, program in (
         (("backup", "--output", "x"), "pg_dump"),
@@ -283,7 +292,9 @@ def test_postgresql_has_programs_of_its_own(tmp_path: Path) -> None:
 
 
 def test_no_database(tmp_path: Path) -> None:
-    """What needs a database makes none; migrate does, but where it only says what it would do."""
+    """A command that needs a database makes none; migrate does, unless it only tells what it would
+    do.
+    """
     url = f"sqlite:///{tmp_path}/none.db"
     for words in (
         ("status",),
@@ -300,8 +311,10 @@ def test_no_database(tmp_path: Path) -> None:
 
 
 def test_a_copy_that_is_killed(store: Store, url: str, postgresql: PostgreSQL) -> None:
-    """It goes on where it was, no server takes it for whole before, and in the end every row of
-    every table is there once; from there it can be copied back."""
+    """A copy that is killed resumes where it was, and no server takes it for whole before it is.
+
+    In the end every row of every table is there once, and the copy can be copied back.
+    """
     fill(store)
     identity = store.identity()
     store.close()
@@ -319,7 +332,7 @@ def test_a_copy_that_is_killed(store: Store, url: str, postgresql: PostgreSQL) -
                 time.sleep(random.random() * 0.05)
                 process.send_signal(signal.SIGKILL)
             if not is_copying(target):
-                break  # It was done before it was killed.
+                break  # The copy was complete before the kill.
             assert process.returncode == -signal.SIGKILL
             killed += 1
             new = Store(target)
@@ -346,7 +359,7 @@ def test_a_copy_that_is_killed(store: Store, url: str, postgresql: PostgreSQL) -
 
 
 def until_copying(url: str, killed: int) -> None:
-    """Wait until rows are copied, and further than before each of so many kills, or all are."""
+    """Wait until more rows are copied than before each kill so far, or all are."""
     deadline = time.monotonic() + 60
     while copied(url) <= 1000 * killed:
         if killed and not is_copying(url):
@@ -356,13 +369,13 @@ def until_copying(url: str, killed: int) -> None:
 
 
 def is_copying(url: str) -> bool:
-    """Whether a copy into it has begun and is not done."""
+    """Whether a copy into the database has begun and is not complete."""
     with looking(url) as connection:
         return sa.inspect(connection).has_table("schema_copy")
 
 
 def copied(url: str) -> int:
-    """How many rows a copy that is not done has copied."""
+    """How many rows an incomplete copy has copied."""
     if not is_copying(url):
         return 0
     with looking(url) as connection:

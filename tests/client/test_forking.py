@@ -1,4 +1,4 @@
-"""policyd.client in processes that fork, as gunicorn and Celery do."""
+"""policyd.client in processes that fork, such as those of gunicorn and Celery."""
 
 import asyncio
 import os
@@ -56,8 +56,8 @@ def fork_in_c():
 
 
 def run(target: str, program: str) -> str:
-    """Run a program that forks; it prints nothing but what it is meant to."""
-    # From Python 3.12 on it warns of forks beside threads: those are what is tested.
+    """Run a program that forks, and check that it prints only what it is meant to."""
+    # Python 3.12 and later warns of forks beside threads, which are tested here.
     calm = "ignore:This process:DeprecationWarning"
     command = [sys.executable, "-W", "error", "-W", calm, "-c", PROGRAM + program, target]
     started = subprocess.Popen(
@@ -74,7 +74,7 @@ def run(target: str, program: str) -> str:
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where a policyd is asked."""
+    """The address of a policyd."""
     server = Policyd(tmp_path_factory.mktemp("policyd"))
     yield server.grpc
     assert server.stop() == 0
@@ -88,7 +88,8 @@ async def serving() -> AsyncIterator[Serving]:
 
 
 def test_a_client_made_before(target: str) -> None:
-    """Made by a parent that never asks, as under gunicorn --preload: each child asks."""
+    """Children ask by a client that their parent made and never used, as under gunicorn --preload.
+    """
     program = """
 client = SyncPolicyClient(TARGET, timeout=20)
 print(in_child(lambda: ask(client)), in_child(lambda: ask(client) and client.close() is None))
@@ -97,7 +98,7 @@ print(in_child(lambda: ask(client)), in_child(lambda: ask(client) and client.clo
 
 
 def test_a_parent_that_has_asked(target: str) -> None:
-    """Children and grandchildren ask by channels of their own, and the parent goes on."""
+    """Children and grandchildren ask over channels of their own, and the parent goes on."""
     program = """
 client = SyncPolicyClient(TARGET, timeout=20)
 print(ask(client), in_child(lambda: ask(client)), ask(client))
@@ -112,7 +113,7 @@ with multiprocessing.get_context("fork").Pool(3) as pool:
 
 
 def test_a_parent_that_is_asking(target: str) -> None:
-    """Threads that ask while others fork get every answer."""
+    """Threads that ask while other threads fork get every answer."""
     program = """
 client = SyncPolicyClient(TARGET, timeout=20)
 is_over, answers = threading.Event(), []
@@ -134,7 +135,7 @@ print(all(answers), len(answers) > 8)
 
 
 def test_several_policyds(target: str) -> None:
-    """Each with connections of its own, one of them dead and looked for: fork and child go on."""
+    """With several policyds, of which one is dead and being looked for, fork and child go on."""
     program = """
 named = TARGET.replace("127.0.0.1", "localhost")
 client = SyncPolicyClient([TARGET, "127.0.0.1:1", named], timeout=20)
@@ -146,7 +147,9 @@ print(in_child(lambda: client.close() is None))
 
 
 def test_the_end_of_a_child(target: str) -> None:
-    """Closing, collecting and ending hang in no child, whether it has asked or not."""
+    """A child hangs neither in closing, in garbage collection nor at its end, whether it has asked
+    or not.
+    """
     program = """
 client = SyncPolicyClient(TARGET, timeout=20)
 ask(client)
@@ -166,8 +169,10 @@ print(in_child(lambda: client.close() is None))
 
 
 def test_a_fork_that_python_does_not_see(target: str) -> None:
-    """The child does not ask by what its parent left: it hears at once that it cannot, and even
-    where outages allow, nothing is allowed."""
+    """A child of such a fork does not use its parent's channel.
+
+    It fails at once, and on_error="allow" does not apply.
+    """
     program = """
 client = SyncPolicyClient(TARGET, timeout=20, on_error="allow")
 ask(client)
@@ -187,7 +192,9 @@ print(in_child(is_denied, fork_in_c), ask(client))
 
 
 def test_a_thread_that_is_gone(target: str) -> None:
-    """Where Python is not told of the fork at all, an answer is waited for no longer than set."""
+    """Where Python never learns of the fork, a caller waits for an answer no longer than its
+    timeout.
+    """
     program = """
 client = SyncPolicyClient(TARGET, timeout=0.2, on_error="deny")
 ask(client)
@@ -202,7 +209,7 @@ os.waitpid(child, 0)
 
 
 def test_an_asynchronous_client_made_before(target: str) -> None:
-    """Made by a parent that never asks: a child uses it on its own event loop."""
+    """A child uses a client that its parent made and never used, on an event loop of its own."""
     program = """
 client = PolicyClient(TARGET, timeout=20)
 print(in_child(lambda: asyncio.run(ask_async(client))), asyncio.run(ask_async(client)))
@@ -211,7 +218,8 @@ print(in_child(lambda: asyncio.run(ask_async(client))), asyncio.run(ask_async(cl
 
 
 def test_an_asynchronous_client_in_use(target: str) -> None:
-    """While it has a channel, children are denied at once; once it is closed, they may ask."""
+    """While the client has a channel, children are denied at once; once it is closed, they may ask.
+    """
     program = """
 class Child:
     async def denied(self, client):
@@ -247,7 +255,7 @@ print(in_child(lambda: ask(client)))
 
 
 async def test_reports(serving: Serving) -> None:
-    """What waits to be reported at a fork the parent reports, once; a child reports its own."""
+    """A report that waits at a fork is sent by the parent, once; a child sends its own."""
     servicer = Failing()
     program = """
 client = SyncPolicyClient(TARGET, timeout=20)
@@ -268,7 +276,7 @@ client.close()
 
 
 def test_a_policyd_that_hangs(tmp_path: Path) -> None:
-    """It holds up neither the fork nor the child for longer than the deadline allows."""
+    """A policyd that hangs delays neither the fork nor the child beyond the deadline."""
     server = Policyd(tmp_path)
     program = f"""
 client = SyncPolicyClient(TARGET, timeout=1, on_error="deny")
@@ -288,7 +296,7 @@ thread.join()
 
 
 def test_a_signal_while_it_forks(target: str) -> None:
-    """Its handler may raise where the fork waits for a question: the parent's clients go on."""
+    """A signal handler may raise where the fork waits for a call: the parent's clients go on."""
     program = """
 clients = [SyncPolicyClient(TARGET, timeout=5) for _ in range(3)]
 assert all(map(ask, clients))

@@ -65,12 +65,12 @@ def new_client(kind: Any, wire: Wire, key: str) -> Any:
 
 @pytest.fixture(params=[openai.OpenAI, openai.AsyncOpenAI])
 def make_client(request: pytest.FixtureRequest, wire: Wire) -> Callable[[str], Any]:
-    """Makes a client that sends the key it is given: a synchronous or an asynchronous one."""
+    """Makes a synchronous or an asynchronous client that sends the given key."""
     return partial(new_client, request.param, wire)
 
 
 async def outcome(client: Any, call: Call, **more: Any) -> Any:
-    """What a synchronous or asynchronous client gives; it is closed then."""
+    """What a synchronous or asynchronous client returns; the client is closed then."""
     try:
         answer = call(client, **more)
         return await answer if inspect.isawaitable(answer) else answer
@@ -108,7 +108,9 @@ def old_python(program: str, gateway: Server, key: str) -> subprocess.CompletedP
 
 @pytest.mark.clients
 def test_the_documented_snippet(gateway: Gateway, upstream: Upstream, off: str) -> None:
-    """It ends with the documented exception, to the letter up to the date; its header suffices."""
+    """The snippet ends with the documented exception, to the letter up to the date; its header
+    suffices.
+    """
     done = old_python((HERE / "documented_snippet.py").read_text(), gateway, off)
     documented = (HERE / "documented_exception.txt").read_text()
     printed = done.stderr.splitlines()[-1]
@@ -119,7 +121,7 @@ def test_the_documented_snippet(gateway: Gateway, upstream: Upstream, off: str) 
 
 @pytest.mark.clients
 def test_the_documented_snippet_with_user(gateway: Gateway, upstream: Upstream, off: str) -> None:
-    """It is answered once it names its user."""
+    """The snippet is answered once it names its user."""
     snippet = (HERE / "documented_snippet.py").read_text()
     named = snippet.replace('prompt="Hello there",', 'prompt="Hello there", user="alice",')
     done = old_python(f"{named}print(output)", gateway, off)
@@ -150,7 +152,9 @@ OLD_CALLS = {
 def test_where_the_old_client_asks(
     gateway: Gateway, upstream: Upstream, enforcing: str, call: str, target: bytes
 ) -> None:
-    """Whatever path it makes of a call, it is refused without a user, and passes with one."""
+    """Whatever path the old client makes of a call, it is denied without a user, and allowed with
+    one.
+    """
     program = (
         "import openai, os; gateway = os.environ['GATEWAY']; openai.api_base = gateway + '/v1'; "
         "openai.api_key = 'sk-any'; "
@@ -169,7 +173,7 @@ def test_where_the_old_client_asks(
 async def test_without_user(
     make_client: Call, enforcing: str, wire: Wire, upstream: Upstream, name: str
 ) -> None:
-    """It raises UnprocessableEntityError after one request, and nothing goes upstream."""
+    """The client raises UnprocessableEntityError after one request, which is not forwarded."""
     error = await denial(make_client(enforcing), CALLS[name])
     assert error.status_code == 422
     assert is_decision_id(error.request_id or "")
@@ -183,7 +187,7 @@ async def test_without_user(
 async def test_a_stream_without_user(
     make_client: Call, enforcing: str, wire: Wire, upstream: Upstream, name: str
 ) -> None:
-    """It is refused as everything else is, before there is a stream."""
+    """A stream without a user is denied like any other request, before it begins."""
     error = await denial(make_client(enforcing), CALLS[name], stream=True)
     assert error.body == ERROR
     assert wire.requests == 1
@@ -194,7 +198,7 @@ async def test_a_stream_without_user(
 async def test_with_user(
     make_client: Call, enforcing: str, wire: Wire, upstream: Upstream, name: str
 ) -> None:
-    """It is answered."""
+    """A request with a user is answered."""
     answer = await outcome(make_client(enforcing), CALLS[name], user="alice")
     assert answer.model_dump()
     assert wire.requests == 1
@@ -206,7 +210,7 @@ async def test_with_user(
 def test_a_stream_comes_chunk_by_chunk(
     wire: Wire, upstream: Upstream, enforcing: str, name: str
 ) -> None:
-    """The first chunk arrives before the upstream may send the second."""
+    """The client gets the first chunk before the upstream may send the second."""
     upstream.hold()
     with new_client(openai.OpenAI, wire, enforcing) as client:
         stream = CALLS[name](client, user="alice", stream=True)
@@ -222,7 +226,7 @@ def test_a_stream_comes_chunk_by_chunk(
 async def test_an_asynchronous_stream_comes_chunk_by_chunk(
     wire: Wire, upstream: Upstream, enforcing: str, name: str
 ) -> None:
-    """Likewise with the asynchronous client."""
+    """The asynchronous client gets the first chunk before the upstream may send the second."""
     upstream.hold()
     async with new_client(openai.AsyncOpenAI, wire, enforcing) as client:
         stream = await CALLS[name](client, user="alice", stream=True)
@@ -236,14 +240,14 @@ async def test_an_asynchronous_stream_comes_chunk_by_chunk(
 
 @every_call
 async def test_the_header_switches_off(make_client: Call, enforcing: str, name: str) -> None:
-    """With `false` in the header, an enforcing key lets the request pass."""
+    """With `false` in the header, an enforcing key allows the request."""
     headers = {"x-usagepanda-enforce-user-ids": "false"}
     assert await outcome(make_client(enforcing), CALLS[name], extra_headers=headers)
 
 
 @every_call
 async def test_the_header_switches_on(make_client: Call, off: str, name: str) -> None:
-    """With `true` in the header, a key that does not enforce refuses it."""
+    """With `true` in the header, a key that does not enforce denies the request."""
     headers = {"x-usagepanda-enforce-user-ids": "true"}
     error = await denial(make_client(off), CALLS[name], extra_headers=headers)
     assert error.body == ERROR
@@ -251,7 +255,7 @@ async def test_the_header_switches_on(make_client: Call, off: str, name: str) ->
 
 @every_call
 async def test_a_locked_key(make_client: Call, locked: str, upstream: Upstream, name: str) -> None:
-    """It refuses, whatever the header says."""
+    """A locked key denies the request, whatever the header says."""
     headers = {"x-usagepanda-enforce-user-ids": "false"}
     error = await denial(make_client(locked), CALLS[name], extra_headers=headers)
     assert error.body == ERROR
@@ -261,7 +265,9 @@ async def test_a_locked_key(make_client: Call, locked: str, upstream: Upstream, 
 async def test_azures_client(
     gateway: Gateway, upstream: Upstream, enforcing: str, wire: Wire
 ) -> None:
-    """It is refused without a user, and with one its deployment goes upstream by its own name."""
+    """A request of Azure's client is denied without a user; with one, its deployment's name is
+    forwarded unchanged.
+    """
     headers = {"x-usagepanda-api-key": enforcing}
     with openai.AzureOpenAI(
         api_key="any", azure_endpoint=wire.url, api_version="1", default_headers=headers
@@ -279,7 +285,9 @@ async def test_azures_client(
 async def test_a_safety_identifier(
     make_client: Call, enforcing: str, user_alone: str, name: str
 ) -> None:
-    """It counts as a user, unless the key accepts `user` alone or it is too long."""
+    """A safety_identifier counts as a user, unless the key accepts `user` alone or the identifier
+    is too long.
+    """
     named = {"safety_identifier": "5" * 128}
     assert await outcome(make_client(enforcing), CALLS[name], **named)
     assert (await denial(make_client(user_alone), CALLS[name], **named)).body == ERROR
@@ -288,7 +296,7 @@ async def test_a_safety_identifier(
 
 
 async def test_a_wrong_key(make_client: Call, wire: Wire, upstream: Upstream) -> None:
-    """It raises PermissionDeniedError after one request."""
+    """The client raises PermissionDeniedError after one request."""
     with pytest.raises(openai.PermissionDeniedError) as caught:
         await outcome(make_client("up-wrong"), CALLS["chat"], user="alice")
     assert caught.value.type == "access_denied"
