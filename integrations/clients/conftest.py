@@ -1,5 +1,4 @@
-"""What the tests of the example gateways need, and the count of vectors that each gateway passes.
-"""
+"""What the tests of the example gateways need, and the count of vectors that each gateway passes."""
 
 import re
 from collections import Counter
