@@ -55,7 +55,7 @@ def route(case: dict[str, Any]) -> RouteSettings:
 
 @pytest.mark.parametrize("case", CASES)
 def test_case(case: dict[str, Any]) -> None:
-    """Every case of the tables is decided as it says."""
+    """Every case of the tables is decided as the table states."""
     descriptor = request(case["request"])
     if case.get("no_key"):
         descriptor.key = ""
