@@ -332,7 +332,7 @@ def ask_until_denied(url: str, key: str) -> list[int]:
 def test_a_connection_that_is_lost(
     name: str, policyd: Policyd, keys: Keys, upstream: Upstream
 ) -> None:
-    """A gateway connects anew before long where policyd acknowledges packets and answers nothing."""
+    """A gateway soon connects anew where policyd acknowledges packets and answers nothing."""
     upstream.forget()
     host, _, port = policyd.grpc.rpartition(":")
     with SilentProxy((host, int(port))) as proxy:

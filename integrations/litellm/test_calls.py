@@ -218,7 +218,7 @@ def test_the_second_try(proxy: LiteLLM, keys: Keys, upstream: Upstream, told: ob
 
 @pytest.mark.parametrize("twin", ["User", "USER", "Safety_Identifier"])
 def test_another_letter_case(proxy: LiteLLM, keys: Keys, upstream: Upstream, twin: str) -> None:
-    """A name that only some upstreams read as an identifier invalidates the identifier beside it."""
+    """A name that only some upstreams read as an identifier invalidates the one beside it."""
     upstream.forget()
     for change in ({twin: ""}, {"extra_body": {twin: ""}}):
         body = json.dumps(json.loads(CHAT_WITH_USER) | change).encode()
@@ -336,7 +336,7 @@ def forwarding(policyd: Policyd, upstream: Upstream, folder: Path) -> Iterator[L
 
 
 def test_own_headers_stay_here(forwarding: LiteLLM, keys: Keys, upstream: Upstream) -> None:
-    """Where LiteLLM passes headers on, it forwards no x-usagepanda-* header, however it is spelled."""
+    """Where LiteLLM passes headers on, it forwards no x-usagepanda-* header, in any spelling."""
     upstream.forget()
     sent = [*((name, "x") for name in TWINS), ("x-other", "1"), ("x-usagepanda-trace-id", "t")]
     body = CHAT_WITH_USER[:-1] + b',"extra_headers":{"X_Usagepanda-Api_Key":"x","x-more":"1"}}'
@@ -405,7 +405,7 @@ def test_a_batch_with_users(forwarding: LiteLLM, keys: Keys, upstream: Upstream)
 
 
 def test_mcp_tools(forwarding: LiteLLM, keys: Keys, upstream: Upstream) -> None:
-    """MCP tools are out of scope: a client lists and calls them with a policyd key and without one."""
+    """MCP tools are out of scope: a client may use them with a policyd key and without one."""
     upstream.forget()
     asked = asyncio.run(ask(forwarding.url, "GET", "/mcp-rest/tools/list", [MASTER]))
     (tool,) = json.loads(asked.body)["tools"]

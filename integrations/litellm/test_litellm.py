@@ -241,7 +241,7 @@ def test_without_policyd(upstream: Upstream, keys: Keys) -> None:
 
 
 def test_litellms_own_enforce_user_param(upstream: Upstream, tmp_path: Path) -> None:
-    """LiteLLM's own setting allows null and an empty string, and answers 401, as the README states."""
+    """LiteLLM's own setting allows null and an empty string, and answers 401, as documented."""
     config = yaml.safe_load((FOLDER / "config.yaml").read_text())
     del config["litellm_settings"]["callbacks"]
     config["general_settings"]["enforce_user_param"] = True

@@ -326,7 +326,7 @@ def test_explain_for_people(database: str) -> None:
 
 
 def test_a_change_reaches_the_running_server(policyd: Policyd) -> None:
-    """A change by one process is in force in another, at the revision that the first one printed."""
+    """A change by one process is in force in another, at the revision that the first printed."""
     made = keys(policyd.database_url, "create", "x", "--enforce-user-ids", "off")
     policyd.reach(made["revision"])
     changed = keys(policyd.database_url, "set", made["id"], "--enforce-user-ids", "enforce")

@@ -88,7 +88,7 @@ async def serving() -> AsyncIterator[Serving]:
 
 
 def test_a_client_made_before(target: str) -> None:
-    """Children ask by a client that their parent made and never used, as under gunicorn --preload."""
+    """Children ask by a client that their parent made and never used, as with `--preload`."""
     program = """
 client = SyncPolicyClient(TARGET, timeout=20)
 print(in_child(lambda: ask(client)), in_child(lambda: ask(client) and client.close() is None))
@@ -217,7 +217,7 @@ print(in_child(lambda: asyncio.run(ask_async(client))), asyncio.run(ask_async(cl
 
 
 def test_an_asynchronous_client_in_use(target: str) -> None:
-    """While the client has a channel, children are denied at once; once it is closed, they may ask."""
+    """While the client has a channel, children are denied at once; once it is closed, they ask."""
     program = """
 class Child:
     async def denied(self, client):

@@ -364,7 +364,7 @@ async def test_each_request_has_a_key(make_peer: Start) -> None:
 
 
 async def test_a_second_try_has_the_same_key(make_peer: Start) -> None:
-    """A second try has the same idempotency key, so that policyd decides it once; so has a batch."""
+    """A second try has the same idempotency key, so that policyd decides once; so has a batch."""
     first, second = await make_peer(), await make_peer()
     first.code = second.code = CODE.UNAVAILABLE
     for number in (1, 3):

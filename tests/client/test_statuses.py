@@ -58,7 +58,7 @@ TOLD = [Status(code, reason) for code in CODE if code is not CODE.OK for reason 
 
 
 class Refusing(PolicyServiceServicer):
-    """A policyd that ends each call with the status that its trace ID names: CODE or CODE-REASON."""
+    """A policyd that ends each call with the status in its trace ID: CODE or CODE-REASON."""
 
     def __init__(self) -> None:
         self.calls: dict[str, int] = {}

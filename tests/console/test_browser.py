@@ -229,7 +229,7 @@ def test_documented_steps(browser: Browser, policyd: Policyd, gateway: Gateway, 
 
 
 def test_the_header(browser: Browser, policyd: Policyd, gateway: Gateway, token: str) -> None:
-    """A request that asks to enforce by the header is blocked and flagged, though the key is off."""
+    """A request that asks to enforce by header is blocked and flagged, though the key is off."""
     with _opened(browser) as page:
         _sign_in(page, policyd, token)
         key = _create_key(page, policyd, "Header")

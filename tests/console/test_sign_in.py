@@ -238,7 +238,7 @@ async def test_signing_out(console: Console, visitor: Visitor) -> None:
 
 
 async def test_changing_the_password(console: Console, visitor: Visitor) -> None:
-    """Changing the password requires the current one, ends the other sessions and keeps this one."""
+    """Changing the password requires the current one, and ends all sessions but this one."""
     await _set_password(console, visitor)
     new = _passwords("three other words")
     async with Visitor(console.url) as other:

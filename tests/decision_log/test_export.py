@@ -140,7 +140,7 @@ def test_a_cost(nano: int | None, cell: str) -> None:
 
 
 def test_a_line_of_json() -> None:
-    """A decision is one line of JSON without spaces between its members, in UTF-8 without escapes."""
+    """A decision is one line of JSON without spaces between members, in UTF-8 without escapes."""
     line = json_line(_replaced(end_user="zoë"))
     assert line.endswith("}\n")
     assert line.count("\n") == 1

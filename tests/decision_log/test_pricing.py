@@ -36,7 +36,7 @@ def test_models_without_such_prices() -> None:
 
 
 def test_counts_that_cannot_be() -> None:
-    """If more of the cache than of context is counted, the cost is unknown where each has a price."""
+    """More of the cache than of context makes the cost unknown where each has a price."""
     assert cost("claude-sonnet-4-5", 10, 0, 8, 8, AT) is None
 
 

@@ -207,7 +207,7 @@ class Slow(System):
 
 
 async def test_all_that_wait_share_a_sync(folder: Path) -> None:
-    """While one sync runs, the event loop goes on, and all decisions that arrive wait for the next."""
+    """While one sync runs, the event loop goes on, and all later decisions wait for the next."""
     disk = Slow()
     writer = SpoolWriter(folder, "worker", LIMIT * 100, "always", disk)
     log = DecisionLog(writer, "worker", drop_when_full=False, sync="always")
@@ -309,7 +309,7 @@ def test_a_read_only_disk_at_the_start(disk: Path) -> None:
 async def test_a_deleted_folder(
     tmp_path: Path, start: Callable[..., Any], flag: str, refuses: bool
 ) -> None:
-    """--log-full drop covers only a spool without room; --log-error drop goes on without a spool."""
+    """--log-full drop covers only a spool without room; --log-error drop needs no spool."""
     policyd = start(Policyd, tmp_path, flag, "drop")
     key = policyd.create_key("enforce")
     shutil.rmtree(tmp_path / "policyd.db-spool")

@@ -218,7 +218,7 @@ async def test_upload_is_counted_and_not_kept(
 async def test_errors_have_the_shape_of_openai(
     url: str, path: str, body: bytes, status: int, param: str | None
 ) -> None:
-    """A request that cannot be answered gets a status and an error object that names the parameter."""
+    """A bad request gets a status and an error object that names the parameter."""
     async with aiohttp.ClientSession() as http, http.post(url + path, data=body) as answer:
         assert answer.status == status
         error = (await answer.json())["error"]
@@ -235,7 +235,7 @@ async def test_rate_limit(client: openai.AsyncOpenAI) -> None:
 
 
 async def test_slow_model(client: openai.AsyncOpenAI, app: DemoUpstream) -> None:
-    """The model demo-slow makes the client wait for the headers; clients that give up are counted."""
+    """The model demo-slow makes the client wait for the headers; clients that leave are counted."""
     asked = asyncio.get_running_loop().time()
     await client.chat.completions.create(model="demo-slow", messages=HELLO)
     assert asyncio.get_running_loop().time() - asked >= app.pause_slow

@@ -1,4 +1,4 @@
-"""Reading the user from bodies: JSON, forms, compressed bodies, and bodies that are made to hurt."""
+"""Reading the user from bodies: JSON, forms, compressed bodies, and hostile bodies."""
 
 import gzip
 import json

@@ -238,7 +238,7 @@ async def test_sigterm_drains_policyd(
 
 
 async def test_the_gateway_is_killed(make_stack: MakeStack, start: Callable[..., Any]) -> None:
-    """policyd goes on, and answers the gateway that takes the killed one's place on the same port."""
+    """policyd goes on, and answers the gateway that replaces the killed one on the same port."""
     stack = make_stack()
     async with under_load(stack):
         pass

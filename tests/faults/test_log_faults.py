@@ -207,7 +207,7 @@ async def test_full_and_deny(make_stack: MakeStack, full_soon: tuple[str, ...]) 
 
 
 async def test_full_and_drop(make_stack: MakeStack, full_soon: tuple[str, ...]) -> None:
-    """With --log-full drop requests are answered while the spool is full, and losses are counted."""
+    """With --log-full drop requests are answered while the spool is full, and losses counted."""
     stack = make_stack(*full_soon, "--log-full", "drop")
     async with loaded(stack) as load:
         with locked(stack.policyd.database_url):

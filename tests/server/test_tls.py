@@ -46,7 +46,9 @@ def settings(tmp_path: Path, authority: trustme.CA) -> Settings:
 
 
 async def test_tls(settings: Settings, authority: trustme.CA) -> None:
-    """Who trusts the authority is answered; who does not, or speaks in the clear, is not."""
+    """A caller that trusts the authority is answered; one that does not, or that speaks in the
+    clear, is not.
+    """
     async with Server(settings()) as server:
         at = str(server.grpc)
         trusting = tls_credentials(authority.cert_pem.bytes())
@@ -82,7 +84,7 @@ async def test_client_certificates(
 
 
 def test_beyond_loopback(settings: Settings, tmp_path: Path) -> None:
-    """TLS and a way to tell callers apart are enough to listen to other machines."""
+    """With TLS and authenticated callers policyd may listen to other machines."""
     anywhere = Address("0.0.0.0", 0)  # noqa: S104  # It is not listened on.
     made = settings(tls_client_ca=tmp_path / "ca.pem")
     assert replace(made, grpc=anywhere, admin=anywhere).grpc == anywhere

@@ -21,7 +21,7 @@ _running: "set[Program]" = set()
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This environment without what would change how policyd or its gateway run."""
+    """This environment without variables that would change how policyd or its gateway run."""
     foreign = ("POLICYD_", "GATEWAY_", "OPENAI_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return kept | {"PYTHONUNBUFFERED": "1"} | dict(extra or {})
@@ -115,7 +115,7 @@ class Program:
 
 
 def end_programs() -> None:
-    """Kill those that no test has ended."""
+    """Kill the programs that no test has ended."""
     for program in list(_running):
         program.send(signal.SIGKILL)
         program.wait()
@@ -144,7 +144,7 @@ class Policyd(Program):
             *("--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0"),
             *("--admin-token-file", str(folder / "admin-token")),
             *("--spool", str(folder / "policyd.db-spool")),
-            # The tests of draining say otherwise, and an older version does not know it.
+            # The tests of draining set it, and an older version does not know it.
             *(("--drain", "0") if drains else ()),
             *flags,
             ready=r"policyd is ready: grpc=(\S+) admin=(\S+)(?: http=(\S+))?(?: console=(\S+))?",
@@ -186,5 +186,5 @@ class Policyd(Program):
         while len(reached) < self.workers:
             with grpc.insecure_channel(self.grpc, options) as channel:
                 answer = PolicyServiceStub(channel).Evaluate(request, timeout=30)
-            # Which worker it was stands in the middle of a decision's ID.
+            # The middle of a decision's ID identifies the worker.
             reached.add(answer.decision_id[12:24])
