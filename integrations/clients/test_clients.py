@@ -29,13 +29,13 @@ class Client(NamedTuple):
 
     program: str
     package: str
-    """Debian's package that brings it."""
+    """Debian's package that contains it."""
     built: Path
     command: tuple[str, ...]
     is_exact: bool
-    """Whether its HTTP server leaves the order of a denial's headers alone."""
+    """Whether its HTTP server keeps the order of a denial's headers."""
     refuses: frozenset[str]
-    """Vectors whose requests its HTTP server itself refuses."""
+    """Vectors whose requests its HTTP server itself rejects."""
 
 
 CLIENTS = {
@@ -170,8 +170,8 @@ def test_a_body_that_is_too_large(gateway: Gateway, keys: Keys, upstream: Upstre
     off.
     """
     upstream.forget()
-    refused = asyncio.run(post(gateway.url, keys.secret(ENFORCE), LARGE))
-    assert refused.status == 413
+    denied = asyncio.run(post(gateway.url, keys.secret(ENFORCE), LARGE))
+    assert denied.status == 413
     assert not upstream.received
     assert asyncio.run(post(gateway.url, keys.secret(OFF), LARGE)).status == 200
     assert [received.length for received in upstream.received] == [len(LARGE)]

@@ -96,9 +96,9 @@ def test_a_stream_comes_chunk_by_chunk(proxy: LiteLLM, keys: Keys, upstream: Ups
         return first + rest
 
     assert b"data: [DONE]" in asyncio.run(exchange())
-    refused = chat(proxy, keys.secret(ENFORCE), CHAT[:-1] + b',"stream":true}')
-    assert (refused.status, refused.body) == (422, NO_USER)
-    assert refused.all("content-type") == ["application/json"]
+    denied = chat(proxy, keys.secret(ENFORCE), CHAT[:-1] + b',"stream":true}')
+    assert (denied.status, denied.body) == (422, NO_USER)
+    assert denied.all("content-type") == ["application/json"]
 
 
 def test_keys(proxy: LiteLLM, upstream: Upstream) -> None:
@@ -131,11 +131,11 @@ def test_the_other_endpoints(
     """Each endpoint denies a request without a user, and answers one with a user."""
     upstream.forget()
     headers = [("x-usagepanda-api-key", keys.secret(ENFORCE))]
-    refused = send(proxy, target, body, headers)
-    assert refused.status == 422
+    denied = send(proxy, target, body, headers)
+    assert denied.status == 422
     # Of images LiteLLM writes the error anew, with the status for a code.
     is_rewritten = target == "/v1/images/generations"
-    assert refused.body == (
+    assert denied.body == (
         NO_USER.replace(b'"code":null', b'"code":"422"') if is_rewritten else NO_USER
     )
     assert not upstream.received
@@ -216,7 +216,7 @@ def test_vectors(
         assert response.status == 200
     elif vector.denial != "no_user" and upstream.received:
         # policyd does not read such a body, as its readers may differ. Here LiteLLM alone reads it.
-        outcome = "to be refused as unreadable, but sent upstream anew with its user"
+        outcome = "to be denied as unreadable, but sent upstream anew with its user"
         assert all(user_of(received).strip(" \0") for received in upstream.received)
     else:
         expected = (vector.response.status, vector.response.body.encode())

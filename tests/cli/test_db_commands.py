@@ -269,7 +269,7 @@ def test_vacuum(store: Store, url: str, tmp_path: Path) -> None:
     empty(again)
     again.close()
     assert ask(url, "status")["mode"].endswith("auto_vacuum incremental")
-    # Writers who never pause would fill what is given back.
+    # Writers that never pause would fill the space that is given back.
     with loaded(url, pause=0.1):
         told = ask(url, "vacuum")
     assert told["bytes"] < told["bytes_before"]

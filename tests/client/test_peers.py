@@ -35,7 +35,7 @@ class Peer(PolicyServiceServicer):
         self.asked: list[pb.EvaluateRequest] = []
         self.reported: list[str] = []
         self.slow = asyncio.Event()
-        """What is asked with the model "slow" waits for it."""
+        """A request with the model "slow" waits for it."""
         self.target = ""
 
     async def Evaluate(self, request: pb.EvaluateRequest, context: Any) -> pb.EvaluateResponse:  # noqa: N802
@@ -400,7 +400,7 @@ async def test_a_revision_that_is_waited_for(make_peer: Start) -> None:
 async def test_a_revision_that_is_waited_for_elsewhere(
     make_peer: Start, unused_port: Callable[[], int]
 ) -> None:
-    """Nor is the request allowed if another policyd could not be reached before."""
+    """The request is not allowed either if another policyd could not be reached before."""
     peer = await make_peer()
     late = pb.EvaluateRequest(has_user=True, min_revision=9, model="slow")
     gone = f"127.0.0.1:{unused_port()}"

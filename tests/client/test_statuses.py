@@ -29,7 +29,7 @@ CODE = grpc.StatusCode
 IN_SESSION = pytest.mark.asyncio(loop_scope="session")
 AWAY = {CODE.UNAVAILABLE, CODE.DEADLINE_EXCEEDED}
 AGAIN = AWAY | {CODE.CANCELLED}
-"""What is tried again until the deadline."""
+"""The statuses after which a client tries again until the deadline."""
 REASONS = sorted({reason for _, reason in errors.TABLE.values()} | {"INTERNAL", "ONE_OF_TOMORROW"})
 
 
@@ -38,7 +38,7 @@ class Status(NamedTuple):
 
     code: grpc.StatusCode
     reason: str = ""
-    """The ErrorInfo's; none where it is empty."""
+    """The reason of the ErrorInfo; empty for none."""
 
     @property
     def is_outage(self) -> bool:

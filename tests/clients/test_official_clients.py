@@ -159,8 +159,8 @@ def test_where_the_old_client_asks(
         "import openai, os; gateway = os.environ['GATEWAY']; openai.api_base = gateway + '/v1'; "
         "openai.api_key = 'sk-any'; "
     ) + call.replace("%s", "headers={'x-usagepanda-api-key': os.environ['USAGE_PANDA_KEY']}, %s")
-    refused = old_python(program.replace("%s", ""), gateway, enforcing)
-    assert MESSAGE in refused.stderr
+    denied = old_python(program.replace("%s", ""), gateway, enforcing)
+    assert MESSAGE in denied.stderr
     assert not upstream.received
     old_python(program.replace("%s", "user='alice'"), gateway, enforcing)
     assert upstream.received[0].target == target

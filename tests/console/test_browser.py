@@ -36,7 +36,7 @@ _FLAGS = (
 _WIDE = {"width": 1400, "height": 900}
 _NARROW = {"width": 390, "height": 844}
 _PATIENCE = 30_000
-"""Milliseconds to wait for what comes by itself."""
+"""Milliseconds to wait for a change that the page makes by itself."""
 
 expect.set_options(timeout=_PATIENCE)
 

@@ -494,7 +494,7 @@ async def test_behind_a_proxy(tmp_path: Path, host: str, ending: str) -> None:
 
 def test_beyond_this_machine(tmp_path: Path) -> None:
     """Without TLS the console listens on loopback only, unless its operator allows otherwise."""
-    public = Address("0.0.0.0", 0)  # noqa: S104  # it is refused
+    public = Address("0.0.0.0", 0)  # noqa: S104  # it is rejected
     with pytest.raises(SettingsError, match=r"--console .* can be reached"):
         settings(tmp_path, console=public)
     assert settings(tmp_path, console=public, insecure=True).console == public

@@ -104,7 +104,7 @@ def test_a_formula(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["a;=1+1;b", "a; @x", "a\t+1", 'a;"=1+1;b', "a\n=1", "a;\uff1d1"])
 def test_a_formula_elsewhere(text: str) -> None:
-    """Nor does a formula run where semicolons or tabs end the cells, as in many languages."""
+    """A formula does not run either where semicolons or tabs end the cells, as in many places."""
     for separator in ";\t":
         line = list(csv_rows([_replaced(user_agent=text)]))[1]
         rows = csv.reader(io.StringIO(line, newline=""), delimiter=separator)

@@ -39,7 +39,7 @@ MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FAILS = (errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOENT, errno.EACCES)
 CALLS = [name for name in vars(System) if not name.startswith("_") and name != "close"]
-"""What may fail. A close() that fails has closed all the same."""
+"""The calls that may fail. A close() that fails has closed all the same."""
 
 
 class Failing(System):

@@ -173,7 +173,7 @@ class Found(NamedTuple):
     name: str
     pattern: re.Pattern[Any]
     ways: frozenset[str]
-    """The methods that it is used by."""
+    """The methods of the pattern that the code uses."""
 
 
 _WAYS = frozenset({"match", "fullmatch", "search", "finditer", "findall", "sub", "split"})

@@ -2,7 +2,7 @@
 
     python -m tests.differential --bodies 20000 --seed 1
 
-Only bodies in which policyd sees a user are given to the others: to refuse one is always safe.
+Only bodies in which policyd sees a user are given to the others: to reject one is always safe.
 """
 
 import argparse
@@ -75,7 +75,7 @@ class Asked(NamedTuple):
     body: bytes
     content_type: str
     expected: frozenset[str]
-    """The users that there may be; none where no field may be found at all."""
+    """The users that a reader may find; none where it may find no field at all."""
     why: str
     case: Case
 

@@ -116,7 +116,7 @@ class Reader(NamedTuple):
     keeps_empty: bool
     drops_breaks: bool
     cuts: str
-    """What ends the path once it is decoded."""
+    """The characters that end the path once it is decoded."""
 
     def endpoint(self, path: str) -> str | None:
         """The endpoint that this reader takes the path to end in."""

@@ -1,4 +1,4 @@
-"""Each table that is keyed by an enumeration has all of its members, by whatever they are named."""
+"""Each table that is keyed by an enumeration has all of its members."""
 
 import importlib
 import pkgutil

@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 TIMES = int(os.environ.get("POLICYD_TEST_ROLLINGS", "2"))
 PAUSE = float(os.environ.get("POLICYD_TEST_PAUSE", "12"))
-"""Seconds that everything stands still."""
+"""Seconds for which everything stands still."""
 REPLACED = "all workers are replaced"
 NOT_SERVING = HealthCheckResponse.NOT_SERVING
 Start = Callable[..., Any]

@@ -94,9 +94,9 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "History.most": ([KIND], "model", 3),
     "History.newest": ([KIND], 3),
 }
-"""What each public method is called with."""
+"""The arguments of each public method."""
 APART = {"Store.close", "Store.expect", "Store.history", "Log.give_back", "Store.hints"}
-"""Those that ask PostgreSQL nothing, and the hints, which have a test of their own."""
+"""Methods that send PostgreSQL nothing, and the hints, which have a test of their own."""
 
 
 @pytest.fixture(scope="module")

@@ -257,7 +257,7 @@ async def test_without_a_snapshot_to_use(
         assert answer.decision == DECISION_ALLOW
     assert await health(place) == SERVING
     async with asyncio.timeout(PATIENCE):
-        while await probed(policyd) != (200, 200, 200):  # noqa: ASYNC110 - it tells nobody
+        while await probed(policyd) != (200, 200, 200):  # noqa: ASYNC110 - it sends no event
             await asyncio.sleep(0.1)  # The answer to a probe is reused for a second.
     assert reason in "".join(policyd.errors)
 

@@ -109,7 +109,7 @@ async def test_a_request_without_key(gateway: str, upstream: Demo) -> None:
 
 
 async def test_malformed_and_unknown_keys(gateway: str, upstream: Demo) -> None:
-    """They get the same denial, so that a client cannot learn which keys exist."""
+    """Malformed and unknown keys get one denial, so that no client learns which keys exist."""
     keys = ["", "nonsense", "up-" + "0" * 48, "up-é".encode().decode("latin-1")]
     denials = [await post(gateway, key, CHAT_WITH_USER) for key in keys]
     assert {denial.status for denial in denials} == {403}

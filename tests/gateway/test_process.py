@@ -255,7 +255,7 @@ WRONG = {
 
 
 def test_no_certificate() -> None:
-    """It ends likewise once it has its port: as a process, whose end closes the port."""
+    """The gateway ends with 1 once it has its port: as a process, whose end closes the port."""
     flags = ("--tls-cert", "nowhere", "--tls-key", "nowhere")
     ended = run("policyd-gateway", "serve", "--listen", FREE, *flags)
     assert (ended.returncode, ended.stdout) == (2, b"")

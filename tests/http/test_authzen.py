@@ -143,9 +143,9 @@ async def test_out_of_scope(url: str, enforced: str) -> None:
     """Other methods and paths are allowed, with a valid key."""
     for method, path in [("GET", PATH), ("POST", "/v1/files")]:
         assert (await evaluate(url, about(enforced, path, method)))["decision"] is True
-        refused = await evaluate(url, about("up-unknown", path, method))
-        assert refused["decision"] is False
-        assert refused["context"]["denial"]["status"] == 403
+        denied = await evaluate(url, about("up-unknown", path, method))
+        assert denied["decision"] is False
+        assert denied["context"]["denial"]["status"] == 403
 
 
 @pytest.mark.parametrize(

@@ -282,7 +282,7 @@ def _epoch(file: SnapshotFile) -> str:
 
 async def _until(is_so: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE):
-        while not is_so():  # noqa: ASYNC110 - it tells nobody
+        while not is_so():  # noqa: ASYNC110 - it sends no event
             await asyncio.sleep(0.02)
 
 

@@ -112,9 +112,9 @@ def test_a_cut_body(
     """A cut body is unknown, whatever its beginning is: enforce denies it with the setting to
     raise, audit flags it, and off allows it.
     """
-    refused = checker.ask(request({KEY: enforcing} | headers, CHAT_WITH_USER))
-    assert status(refused) == 413
-    assert "with_request_body.max_request_bytes" in message(refused)
+    denied = checker.ask(request({KEY: enforcing} | headers, CHAT_WITH_USER))
+    assert status(denied) == 413
+    assert "with_request_body.max_request_bytes" in message(denied)
     noted = checker.ask(request({KEY: audited} | headers, CHAT_WITH_USER))
     assert (status(noted), flags(noted)) == (0, ["policy_enforce_user_ids"])
     passed = checker.ask(request({KEY: off} | headers, CHAT_WITH_USER))
@@ -135,9 +135,9 @@ def test_a_body_that_was_not_sent(
     checker: Checker, enforcing: str, off: str, headers: dict[str, str], protocol: str
 ) -> None:
     """Where Envoy is not configured to send bodies, a request that may have one is denied too."""
-    refused = checker.ask(request({KEY: enforcing} | headers, protocol=protocol))
-    assert status(refused) == 413
-    assert "set with_request_body.max_request_bytes" in message(refused)
+    denied = checker.ask(request({KEY: enforcing} | headers, protocol=protocol))
+    assert status(denied) == 413
+    assert "set with_request_body.max_request_bytes" in message(denied)
     assert status(checker.ask(request({KEY: off} | headers, protocol=protocol))) == 0
 
 

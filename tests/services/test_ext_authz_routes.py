@@ -16,7 +16,7 @@ def test_the_routes_settings(checker: Checker, enforcing: str, off: str, locked:
     overridden = {KEY: enforcing, OVERRIDE: "false"}
     fixed = {"policyd.override": "locked"}
     assert status(checker.ask(request(overridden, CHAT, fixed))) == 422
-    loosened = {"policyd.override": "any", "someone.else": "x"}
+    loosened = {"policyd.override": "any", "another.filter": "x"}
     assert status(checker.ask(request(overridden | {KEY: locked}, CHAT, loosened))) == 0
     body = CHAT[:-1] + b',"safety_identifier":"s-1"}'
     accepting = {"policyd.accept": "user, safety_identifier"}

@@ -29,7 +29,7 @@ PATIENCE = 30
 FREE = Address("127.0.0.1", 0)
 ASKED = EvaluateRequest(has_user=True)
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
-"""How a client of HTTP/2 begins, with settings that say nothing."""
+"""The beginning of an HTTP/2 connection, with empty settings."""
 
 
 def _settings(folder: Path, **changes: Any) -> ServerSettings:

@@ -31,7 +31,7 @@ from tests.support.health import health_stub
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 LOCAL = Address("127.0.0.1", 0)
-ANYWHERE = Address("0.0.0.0", 0)  # noqa: S104  # It is refused, or not listened on.
+ANYWHERE = Address("0.0.0.0", 0)  # noqa: S104  # policyd rejects it, or does not listen on it.
 GOLDEN = Path(__file__).parents[1] / "golden" / "no_user.json"
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -155,7 +155,7 @@ async def test_a_raw_body_is_read(running: Running) -> None:
 
 
 async def test_malformed_unknown_and_revoked_keys_read_alike(running: Running) -> None:
-    """They get the same denial, so that a client cannot learn which keys exist."""
+    """All of them get one denial, so that no client learns which keys exist."""
     key, secret = await running.create_key()
     revoke = admin_pb2.RevokeApiKeyRequest(id=key.id)
     revoked = (await running.admin.RevokeApiKey(revoke, metadata=running.bearer)).api_key

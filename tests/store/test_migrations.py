@@ -32,9 +32,7 @@ TOKENS = ("input_tokens", "output_tokens", "cost_nano")
 
 
 def test_a_database_of_the_third_form(new_database: str) -> None:
-    """Its contents are still read; refused keys that it counted as blocked are no longer counted
-    so.
-    """
+    """Its contents are still read, and its refused keys no longer count as blocked."""
     make_file(new_database)
     engine = open_engine(new_database)
     config = Config()

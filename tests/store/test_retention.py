@@ -47,7 +47,7 @@ def store(new_database: str) -> Iterator[Store]:
 
 
 def retire(store: Store, keep: timedelta, max_rows: int = PLENTY) -> int:
-    """All that is retired."""
+    """Retire records until none is due, and return their number."""
     retired = 0
     while some := store.log.retire(keep, max_rows):
         retired += some

@@ -249,8 +249,8 @@ def check_answer(vector: Vector, answer: pb.EvaluateResponse) -> None:
     assert answer.upstream_path == vector.descriptor.path
     if vector.response:
         headers = tuple((header.name, header.value) for header in answer.denial.headers)
-        refused = Denial(answer.denial.http_status, headers, answer.denial.body.decode())
-        assert refused == vector.response
+        denial = Denial(answer.denial.http_status, headers, answer.denial.body.decode())
+        assert denial == vector.response
     else:
         assert not answer.HasField("denial")
     if expected.mode:

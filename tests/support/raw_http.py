@@ -32,7 +32,7 @@ class Response:
     headers: list[tuple[str, str]]
     body: bytes
     is_whole: bool
-    """Whether it ended as its framing said."""
+    """Whether it ended as its framing declares."""
 
     def all(self, name: str) -> list[str]:
         return [value for header, value in self.headers if header.lower() == name.lower()]

@@ -34,11 +34,11 @@ class Recorder(PolicyServicer):
         self.decisions: list[Record] = []
         self.batches: list[list[pb.Outcome]] = []
         self.evaluating: grpc.StatusCode | None = None
-        """What Evaluate fails with."""
+        """The status that Evaluate fails with; None if it does not."""
         self.reporting: grpc.StatusCode | None = None
-        """What ReportOutcome fails with."""
+        """The status that ReportOutcome fails with; None if it does not."""
         self.calls = 0
-        """Of ReportOutcome."""
+        """The number of calls of ReportOutcome."""
         self.gate = asyncio.Event()
         """ReportOutcome waits for it."""
         self.gate.set()

@@ -19,7 +19,7 @@ FIXTURES = {
 """The marker of each fixture that needs what pip does not bring, or that starts servers for each
 test that uses it."""
 VALUES = {"postgresql": "postgresql"}
-"""The marker of each value of a parameter that asks for such a fixture."""
+"""The marker of each value of a parameter that requests such a fixture."""
 MARKERS = {*FOLDERS.values(), *FIXTURES.values(), *VALUES.values(), "clients"}
 
 

@@ -17,7 +17,7 @@ class Line:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     number: int
-    """The how-manieth it is, from 1."""
+    """Its number, from 1."""
     upstream: "Raw"
 
     async def request(self) -> bytes:
@@ -60,9 +60,9 @@ class Raw:
     url: str = ""
     lines: list[Line] = field(default_factory=list)
     seen: Counter[str] = field(default_factory=Counter)
-    """How often each request has come, by its X-Number."""
+    """How often each request has arrived, by its X-Number."""
     begun: int = 0
-    """Requests of which something has come."""
+    """Requests of which a part has arrived."""
 
 
 @asynccontextmanager

@@ -28,7 +28,9 @@ def as_shipped(_: Config) -> None:
 
 
 def as_istio(config: Config) -> None:
-    """All headers, in a map; bodies as the manifest says, in buffers of Envoy's own size."""
+    """All headers, in a map; bodies as the manifest configures them, in buffers of Envoy's own
+    size.
+    """
     providers = manifest("istio/mesh-config.yaml")["spec"]["meshConfig"]["extensionProviders"]
     told = providers[0]["envoyExtAuthzGrpc"]["includeRequestBodyInCheck"]
     _as_control_planes_do(config)
@@ -178,8 +180,8 @@ def test_multipart(proxy: Envoy, upstream: Upstream, enforcing: str) -> None:
     """The user field of a form counts, and an incomplete form is denied."""
     assert ask(proxy, enforcing, FILE + USER + b"--x--\r\n", FORM, path=EDITS).status == 200
     upstream.forget()
-    refused = ask(proxy, enforcing, FILE + b"--x--\r\n", FORM, path=EDITS)
-    assert (refused.status, refused.body) == (422, GOLDEN.read_bytes())
+    denied = ask(proxy, enforcing, FILE + b"--x--\r\n", FORM, path=EDITS)
+    assert (denied.status, denied.body) == (422, GOLDEN.read_bytes())
     assert ask(proxy, enforcing, FILE + USER, FORM, path=EDITS).status == 400
     assert not upstream.received
 

@@ -187,9 +187,9 @@ DENIED: dict[str, tuple[bytes, Pairs, str, int]] = {
     "percent-encoded": (CHAT, [], "/v1/%63hat/%63ompletions", 422),
     "slashes and dots": (CHAT, [], "//v1/x/..//./chat/completions/", 422),
     "capitals": (CHAT, [], "/v1/Chat/Completions", 422),
-    "another method said": (CHAT, [("X-Forwarded-Method", "GET")], PATH, 422),
-    "another path said": (CHAT, [("X-Forwarded-Uri", "/v1/models")], PATH, 422),
-    "said otherwise": (
+    "another method named": (CHAT, [("X-Forwarded-Method", "GET")], PATH, 422),
+    "another path named": (CHAT, [("X-Forwarded-Uri", "/v1/models")], PATH, 422),
+    "named by other headers": (
         CHAT, [("X-Original-Method", "GET"), ("X-Original-URI", "/v1/models")], PATH, 422,
     ),
     "headers for one hop": (CHAT, [("Connection", "X-Forwarded-Method")], PATH, 422),
