@@ -166,9 +166,7 @@ def test_a_stream_comes_chunk_by_chunk(gateway: Gateway, keys: Keys, upstream: U
 
 
 def test_a_body_that_is_too_large(gateway: Gateway, keys: Keys, upstream: Upstream) -> None:
-    """A body over the bound is denied where the key enforces, and forwarded whole where the mode is
-    off.
-    """
+    """A body over the bound is denied if the key enforces, and forwarded whole in mode off."""
     upstream.forget()
     denied = asyncio.run(post(gateway.url, keys.secret(ENFORCE), LARGE))
     assert denied.status == 413
@@ -205,9 +203,7 @@ def test_a_body_that_breaks_off(gateway: Gateway, keys: Keys, upstream: Upstream
 def test_a_connection_header_takes_nothing_away(
     gateway: Gateway, keys: Keys, upstream: Upstream
 ) -> None:
-    """The headers that the decision rests on are forwarded, though the client names them in
-    Connection.
-    """
+    """Headers that a decision rests on are forwarded, though Connection names them."""
     upstream.forget()
     headers = [
         ("Connection", "content-encoding, content-type"),
@@ -243,9 +239,7 @@ def test_denials_name_their_decision(gateway: Gateway, keys: Keys) -> None:
 
 
 def test_other_protocols(gateway: Gateway, keys: Keys, upstream: Upstream) -> None:
-    """The gateway neither accepts nor forwards an offer to upgrade to h2c, which Java's own client
-    makes.
-    """
+    """The gateway neither accepts nor forwards an offer of h2c, as Java's own client makes it."""
     upstream.forget()
     offer = [("Upgrade", "h2c"), ("HTTP2-Settings", "AAMAAABkAARAAAAAAAIAAAAA")]
     headers = [("Connection", "Upgrade, HTTP2-Settings"), *offer]
@@ -296,9 +290,7 @@ def test_without_policyd(
 
 @pytest.mark.parametrize("name", CLIENTS)
 def test_no_status_is_an_answer(name: str, upstream: Upstream) -> None:
-    """Whatever status a call to policyd ends with, nothing is forwarded, and the client may try
-    again.
-    """
+    """Whatever status a call to policyd ends with, nothing is forwarded; the client may retry."""
     upstream.forget()
     background = Background()
     policyd = refusing_policyd()

@@ -1,6 +1,4 @@
-"""Which of LiteLLM's calls the hook judges, by what, and that none of them loses its user on the
-way.
-"""
+"""Which of LiteLLM's calls the hook judges, by what, and that none loses its user on the way."""
 
 import asyncio
 import base64
@@ -68,9 +66,7 @@ print(json.dumps([sorted(known), sorted(hook.IN_SCOPE), sorted(hook.OUT_OF_SCOPE
 
 
 def test_every_call_type_is_known() -> None:
-    """Each call type of LiteLLM is in one of the hook's two tables: an upgrade that adds one fails
-    here.
-    """
+    """Each call type of LiteLLM is in one of the hook's tables: a new one fails here."""
     known, in_scope, out_of_scope = (set(names) for names in inside(NAMES))
     assert not known - in_scope - out_of_scope
     assert not in_scope & out_of_scope
@@ -260,9 +256,7 @@ CALLS = {
 def test_no_field_of_litellms_loses_the_user(
     proxy: LiteLLM, keys: Keys, upstream: Upstream, target: str, body: bytes
 ) -> None:
-    """Whichever of LiteLLM's own fields a client sets, the request reaches the upstream with its
-    user.
-    """
+    """Whichever of LiteLLM's own fields a client sets, the upstream gets the user."""
     upstream.forget()
     headers = [("x-usagepanda-api-key", keys.secret(BOTH))]
     for name in (*inside(OWN_FIELDS), *MORE_FIELDS):

@@ -42,9 +42,7 @@ WEAKER = {
 
 
 def test_the_seeds_request(proxy: LiteLLM, keys: Keys, upstream: Upstream) -> None:
-    """A request without a user gets the contract's status, content type and bytes, and is not
-    forwarded.
-    """
+    """A request without a user gets the contract's status, content type and bytes."""
     upstream.forget()
     response = chat(proxy, keys.secret(ENFORCE), CHAT, ("Origin", "http://page.test"))
     assert (response.status, response.body) == (422, NO_USER)
@@ -73,9 +71,7 @@ def test_what_is_no_user(proxy: LiteLLM, keys: Keys, upstream: Upstream, user: s
 
 
 def test_a_stream_comes_chunk_by_chunk(proxy: LiteLLM, keys: Keys, upstream: Upstream) -> None:
-    """The client gets the first chunk before the upstream may send the second, and no chunk without
-    a user.
-    """
+    """The client gets the first chunk before the second is sent, and none without a user."""
     stream = CHAT_WITH_USER[:-1] + b',"stream":true}'
     chat(proxy, keys.secret(ENFORCE), stream)
     upstream.hold()
@@ -144,9 +140,7 @@ def test_the_other_endpoints(
 
 
 def test_what_litellm_passes_through(proxy: LiteLLM, keys: Keys, upstream: Upstream) -> None:
-    """LiteLLM passes the hook no headers of such a request, which is denied unless the operator set
-    a key.
-    """
+    """LiteLLM shows the hook no headers here, so only the operator's key lets a request pass."""
     upstream.forget()
     headers = [("x-usagepanda-api-key", keys.secret(ENFORCE))]
     response = send(proxy, "/openai/v1/chat/completions", CHAT, headers)

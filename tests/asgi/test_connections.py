@@ -41,9 +41,7 @@ class Running(NamedTuple):
 
 
 async def _app(scope: Message, receive: Any, send: Any) -> None:
-    """An application that reads the body of /body, answers /early at once, and sends 100 MB on
-    /much.
-    """
+    """Read the body of /body, answer /early at once, and send 100 MB on /much."""
     more = scope["path"] == "/body"
     while more:
         message = await receive()
@@ -160,9 +158,7 @@ async def test_a_busy_client_is_not_hurried() -> None:
 
 
 async def test_an_answer_that_is_not_read() -> None:
-    """The server closes the connection of a client that does not read, whatever is still to be
-    sent.
-    """
+    """The server closes the connection of a client that does not read its answer."""
     async with serving(write=SOON) as running:
         _, writer = await connect(running.url)
         writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -477,9 +473,7 @@ def test_it_is_a_table_over_all_states() -> None:
 
 @pytest.mark.parametrize("first", [CHUNKED + b"1\r\nx\r\n0\r\n\r\n", GET], ids=["chunked", "none"])
 async def test_an_upgrade_behind_another_request(first: bytes) -> None:
-    """What stands behind a head that offers h2c is that request's body, in whatever piece it
-    arrives.
-    """
+    """Bytes behind a head that offers h2c are its body, in whatever piece they arrive."""
     offer = b"Upgrade: h2c\r\nConnection: Upgrade\r\nContent-Length: 3\r\n\r\nabc"
     offered = b"POST /body HTTP/1.1\r\nHost: x\r\n" + offer
     async with serving() as running, asyncio.timeout(PATIENCE):
@@ -513,7 +507,7 @@ def test_time_in_which_the_server_stood_still(state: State) -> None:
 
 
 async def test_a_sweep_that_comes_late() -> None:
-    """A sweep that is late knows that the server stood still, and looks once more before it ends a
+    """A late sweep means that the server stood still, so it looks again before it ends a
     connection.
     """
     crowd = connections.Connections(Limits(idle=1.0), asyncio.get_running_loop().time)

@@ -57,9 +57,7 @@ def _no_fault(errors: list[str]) -> bool:
 async def test_the_gateway(
     policyd: Policyd, background: Background, start: Start, begun: bytes
 ) -> None:
-    """The gateway answers other clients while idle connections are held, and warns its operator
-    once.
-    """
+    """The gateway answers others while idle connections are held, and warns its operator once."""
     key = policyd.create_key("enforce")
     with Upstream(background) as upstream:
         flags = ("--policy-timeout", "30", "--max-connections", "1000")
@@ -184,9 +182,7 @@ _CHAT = (
 
 
 async def test_clients_that_reset(policyd: Policyd, background: Background, start: Start) -> None:
-    """Whatever is under way when a client resets its connection, pipelined or not, the log has no
-    traceback.
-    """
+    """Whatever is under way when a client resets its connection, the log has no traceback."""
     key = policyd.create_key("enforce").encode()
     stream = CHAT_WITH_USER[:-1] + b',"stream":true}'
     chat = _CHAT % (key, len(stream), stream)

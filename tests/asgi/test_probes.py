@@ -71,9 +71,7 @@ async def test_without_a_key_and_a_trace(tmp_path: Path, token: bool) -> None:
 
 
 async def test_a_gateway_without_policyd() -> None:
-    """A gateway without policyd is alive and not ready, unless its operator lets requests pass
-    then.
-    """
+    """A gateway without policyd is alive, and ready only if its operator lets requests pass."""
     async with gateway(NOWHERE) as server:
         assert await probed(server.url) == {"/healthz": 200, "/readyz": 503}
         answer = await ready(server.url)
@@ -134,8 +132,9 @@ async def test_stale_settings(
 
 
 async def test_the_console(tmp_path: Path) -> None:
-    """The console answers probes under any host name and without a session; without its database it
-    is not ready.
+    """The console answers probes under any host name and without a session.
+
+    Without its database it is not ready.
     """
     async with consoles.running(consoles.settings(tmp_path)) as console:
         assert await probed(console.url) == dict.fromkeys(PATHS, 200)

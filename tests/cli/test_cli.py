@@ -412,9 +412,7 @@ def test_the_list_of_commands(group: LazyGroup) -> None:
 
 
 def test_settings_of_commands_that_are_not_loaded(tmp_path: Path) -> None:
-    """A command ignores the settings of commands that are not loaded, in its environment and its
-    file.
-    """
+    """A command ignores the settings of other commands, though they are not loaded."""
     url = f"sqlite:///{tmp_path}/policyd.db"
     config = tmp_path / "policyd.yaml"
     config.write_text("older-than: 30d\nsample: 'false'\n")

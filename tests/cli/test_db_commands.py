@@ -1,5 +1,4 @@
-"""`policyd db`, run as an operator runs it: backups, restores and copies lose nothing and duplicate
-nothing.
+"""`policyd db`: backups, restores and copies lose nothing and duplicate nothing.
 
 POLICYD_TEST_KILLS sets how often a copy is killed; by default, a few times.
 """
@@ -150,8 +149,9 @@ def loaded(url: str, pause: float = 0.0) -> Iterator[list[float]]:
 
 
 def test_a_backup_under_load(store: Store, url: str, tmp_path: Path) -> None:
-    """A backup is one moment of the database, whole, in one file that only its owner can read;
-    writers go on.
+    """A backup is one moment of the database, whole, in one file that only its owner can read.
+
+    Writers go on.
     """
     fill(store)
     output = tmp_path / "backup\u3000"
@@ -276,9 +276,7 @@ def test_vacuum(store: Store, url: str, tmp_path: Path) -> None:
 
 
 def test_postgresql_has_programs_of_its_own(tmp_path: Path) -> None:
-    """On PostgreSQL the commands for SQLite's file name the program to use instead, without the
-    password.
-    """
+    """On PostgreSQL, commands for SQLite's file name the program to use, without the password."""
     url = "postgresql+psycopg://policyd:hunter2@db.internal:5432/policyd"
     for words, program in (
         (("backup", "--output", "x"), "pg_dump"),
@@ -292,8 +290,9 @@ def test_postgresql_has_programs_of_its_own(tmp_path: Path) -> None:
 
 
 def test_no_database(tmp_path: Path) -> None:
-    """A command that needs a database makes none; migrate does, unless it only tells what it would
-    do.
+    """A command that needs a database makes none.
+
+    `policyd db migrate` does, unless it only tells what it would do.
     """
     url = f"sqlite:///{tmp_path}/none.db"
     for words in (

@@ -48,8 +48,9 @@ def listed(url: str, *words: str) -> list[Any]:
 
 
 def test_a_list(store: Store, url: str) -> None:
-    """The list shows the newest first, as many as wanted, and tells how to get the rest; it takes
-    every filter.
+    """The list shows the newest first, as many as wanted, and tells how to get the rest.
+
+    It takes every filter.
     """
     old = record(NOW - timedelta(days=3), end_user="bob", trace_id="t-1")
     entries = [old, *(denied(NOW - timedelta(minutes=n), operation="embedding") for n in (3, 2, 1))]
@@ -167,9 +168,7 @@ def test_bad_input(store: Store, url: str, words: tuple[str, ...], message: str)
 
 
 def test_an_export(store: Store, url: str, tmp_path: Path) -> None:
-    """The file holds every matching decision, in either form, and no text that a spreadsheet would
-    run.
-    """
+    """The file holds every matching decision, in either form, and no formula for a spreadsheet."""
     entries = [record(NOW - timedelta(seconds=n), end_user="=1+1") for n in range(2500)]
     store.log.append(entries)
     lines = ask(url, "logs", "export").splitlines()

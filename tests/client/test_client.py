@@ -124,9 +124,7 @@ async def test_it_is_not_tried_for_ever(serving: Serving) -> None:
     "code", [CODE.RESOURCE_EXHAUSTED, CODE.INVALID_ARGUMENT, CODE.INTERNAL, CODE.UNAUTHENTICATED]
 )
 async def test_other_errors_are_not_tried_again(serving: Serving, code: grpc.StatusCode) -> None:
-    """The client does not repeat a call that policyd would not decide, and never allows its
-    request.
-    """
+    """The client does not repeat a call that policyd would not decide, nor allow it."""
     servicer = Failing(code, code, code)
     target = await serving(servicer)
     async with PolicyClient(target, timeout=30) as client:
@@ -141,8 +139,9 @@ async def test_other_errors_are_not_tried_again(serving: Serving, code: grpc.Sta
 
 @pytest.mark.parametrize("on_error", ["deny", "allow"])
 async def test_a_server_that_is_gone(unused_port: Callable[[], int], on_error: OnError) -> None:
-    """With `deny` the client answers with a 503 of its own, with `allow` it allows; the explanation
-    tells so.
+    """With `deny` the client answers with a 503 of its own, with `allow` it allows.
+
+    The explanation tells so.
     """
     async with PolicyClient(f"127.0.0.1:{unused_port()}", on_error=on_error) as client:
         answer = await client.evaluate(DESCRIPTOR)
@@ -159,9 +158,7 @@ async def test_a_server_that_is_gone(unused_port: Callable[[], int], on_error: O
 
 
 async def test_the_denial_is_the_gateways() -> None:
-    """A Python gateway denies in the words of policyd-gateway, whose Retry-After spreads when
-    clients return.
-    """
+    """A Python gateway denies in the words of policyd-gateway; Retry-After spreads the clients."""
     sent: list[dict[str, Any]] = []
 
     async def send(message: dict[str, Any]) -> None:

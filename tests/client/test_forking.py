@@ -146,9 +146,7 @@ print(in_child(lambda: client.close() is None))
 
 
 def test_the_end_of_a_child(target: str) -> None:
-    """A child hangs neither in closing, in garbage collection nor at its end, whether it has asked
-    or not.
-    """
+    """No child hangs in closing, in garbage collection or at its end, asked or not."""
     program = """
 client = SyncPolicyClient(TARGET, timeout=20)
 ask(client)
@@ -191,9 +189,7 @@ print(in_child(is_denied, fork_in_c), ask(client))
 
 
 def test_a_thread_that_is_gone(target: str) -> None:
-    """Where Python never learns of the fork, a caller waits for an answer no longer than its
-    timeout.
-    """
+    """If Python never learns of the fork, a caller waits no longer than its timeout."""
     program = """
 client = SyncPolicyClient(TARGET, timeout=0.2, on_error="deny")
 ask(client)

@@ -119,8 +119,9 @@ async def until(holds: Callable[..., bool]) -> None:
 
 
 def test_addresses() -> None:
-    """Addresses may be separated by commas or form a list; each counts once, and an empty one is an
-    error.
+    """Addresses may be separated by commas or form a list.
+
+    Each counts once, and an empty one is an error.
     """
     assert addresses("a:1") == ("a:1",)
     assert addresses("a:1, b:2,a:1") == addresses(["a:1", "b:2"]) == ("a:1", "b:2")
@@ -210,9 +211,7 @@ async def test_one_has_never_spoken(make_peer: Start, is_first: bool) -> None:
 
 
 async def test_connections_that_are_lost(make_peer: Start) -> None:
-    """The client replaces connections that a firewall has forgotten, and every request gets an
-    answer.
-    """
+    """Connections that a firewall forgets are replaced, and every request gets an answer."""
     peer = await make_peer()
     with silent_before(peer) as proxy:
         async with PolicyClient(target(proxy), timeout=8) as client:
@@ -290,9 +289,7 @@ async def test_one_would_not_decide(make_peer: Start, code: grpc.StatusCode) -> 
 async def test_one_would_not_decide_and_the_other_is_dead(
     make_peer: Start, unused_port: Callable[[], int]
 ) -> None:
-    """A request that one policyd would not decide is never allowed, though the other cannot be
-    reached.
-    """
+    """What one policyd would not decide is never allowed, though the other is dead."""
     peer = await make_peer()
     peer.code = CODE.RESOURCE_EXHAUSTED
     targets = [peer.target, f"127.0.0.1:{unused_port()}"]

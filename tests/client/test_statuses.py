@@ -47,8 +47,8 @@ class Status(NamedTuple):
 
     @property
     def timeout(self) -> float:
-        """Seconds: short where the client waits them out, and more than any machine should take
-        where not.
+        """Seconds: short if the client waits them out, and otherwise more than any machine should
+        take.
         """
         return 1.0 if self.code in AGAIN else 60.0
 
@@ -165,9 +165,7 @@ async def test_policy_client(refusing: Running) -> None:
 
 @IN_SESSION
 async def test_what_grpc_does_not_end(refusing: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call that policyd would not decide stays undecided, even where gRPC stalls and keeps no
-    deadline.
-    """
+    """A call that policyd would not decide stays so, even if gRPC stalls and keeps no deadline."""
     monkeypatch.setattr(peers, "_MARGIN", -0.8)
     for status in (Status(code, reason) for code in AGAIN for reason in ("", "LOG_FULL")):
         async with PolicyClient(refusing.target, timeout=1, on_error="allow") as client:

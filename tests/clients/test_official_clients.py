@@ -108,8 +108,9 @@ def old_python(program: str, gateway: Server, key: str) -> subprocess.CompletedP
 
 @pytest.mark.clients
 def test_the_documented_snippet(gateway: Gateway, upstream: Upstream, off: str) -> None:
-    """The snippet ends with the documented exception, to the letter up to the date; its header
-    suffices.
+    """The snippet ends with the documented exception, to the letter up to the date.
+
+    Its header suffices.
     """
     done = old_python((HERE / "documented_snippet.py").read_text(), gateway, off)
     documented = (HERE / "documented_exception.txt").read_text()
@@ -152,9 +153,7 @@ OLD_CALLS = {
 def test_where_the_old_client_asks(
     gateway: Gateway, upstream: Upstream, enforcing: str, call: str, target: bytes
 ) -> None:
-    """Whatever path the old client makes of a call, it is denied without a user, and allowed with
-    one.
-    """
+    """Whatever path the old client uses, it is denied without a user, and allowed with one."""
     program = (
         "import openai, os; gateway = os.environ['GATEWAY']; openai.api_base = gateway + '/v1'; "
         "openai.api_key = 'sk-any'; "
@@ -265,8 +264,9 @@ async def test_a_locked_key(make_client: Call, locked: str, upstream: Upstream, 
 async def test_azures_client(
     gateway: Gateway, upstream: Upstream, enforcing: str, wire: Wire
 ) -> None:
-    """A request of Azure's client is denied without a user; with one, its deployment's name is
-    forwarded unchanged.
+    """A request of Azure's client is denied without a user.
+
+    With one, its deployment's name is forwarded unchanged.
     """
     headers = {"x-usagepanda-api-key": enforcing}
     with openai.AzureOpenAI(
@@ -285,9 +285,7 @@ async def test_azures_client(
 async def test_a_safety_identifier(
     make_client: Call, enforcing: str, user_alone: str, name: str
 ) -> None:
-    """A safety_identifier counts as a user, unless the key accepts `user` alone or the identifier
-    is too long.
-    """
+    """A safety_identifier counts as a user, unless too long or not accepted by the key."""
     named = {"safety_identifier": "5" * 128}
     assert await outcome(make_client(enforcing), CALLS[name], **named)
     assert (await denial(make_client(user_alone), CALLS[name], **named)).body == ERROR

@@ -140,9 +140,7 @@ async def test_a_parent_and_a_child_that_are_stopped(
 
 
 async def test_a_child_that_hangs(running: Child, caplog: pytest.LogCaptureFixture) -> None:
-    """A child that hangs is killed and replaced in bounded time, though the parent stands still now
-    and then.
-    """
+    """A child that hangs is killed and replaced in time, though its parent has pauses."""
     before = pid(running)
     os.kill(before, signal.SIGSTOP)
     async with asyncio.timeout(PATIENCE):
@@ -193,9 +191,7 @@ async def test_a_child_that_never_gets_ready(
 
 
 def test_a_parent_that_reads_nothing(tmp_path: Path) -> None:
-    """A child works on, however many of its signs of life lie unread, and ends when its parent
-    tells it to.
-    """
+    """A child works on, however many signs of life lie unread, and ends when it is told to."""
     chosen = settings(tmp_path, console=None)
     prepare(chosen)
     reading, writing = os.pipe()

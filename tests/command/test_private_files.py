@@ -43,9 +43,7 @@ def modes(folder: Path) -> dict[str, int]:
 
 
 def check(folder: Path, *expected: str) -> None:
-    """Check that `expected` are among a folder's files, none of which another user may read or
-    write.
-    """
+    """Check that `expected` are among a folder's files, and that all are private."""
     found = modes(folder)
     for name in expected:
         assert any(Path(one).match(name) for one in found), (name, found)

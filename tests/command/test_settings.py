@@ -137,8 +137,9 @@ def test_a_secret_in_a_file(tmp_path: Path) -> None:
 
 
 def test_an_address() -> None:
-    """An error about a malformed address names its flag; an empty address means none where it is
-    optional.
+    """An error about a malformed address names its flag.
+
+    An empty address means none where it is optional.
     """
     assert ask("--other", "").other is None
     for flag in ("--place", "--other"):

@@ -205,8 +205,9 @@ def test_what_counts_as_one_address(address: str, network: str) -> None:
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory is bounded however many addresses an attacker has; the clients that used up their
-    limit most recently are remembered.
+    """Memory is bounded however many addresses an attacker has.
+
+    The clients that used up their limit most recently are remembered.
     """
     monkeypatch.setattr(attempts, "MAX_SOURCES", 50)
     counted = Attempts()
@@ -224,8 +225,9 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_after_some_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is a limit per minute and one per hour, and each ends; setting the clock back changes
-    nothing.
+    """There is a limit per minute and one per hour, and each ends.
+
+    Setting the clock back changes nothing.
     """
     clock = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: clock)

@@ -79,9 +79,7 @@ def gateway(policyd: Policyd) -> Iterator[Gateway]:
 
 @pytest.fixture(scope="module")
 def filled(policyd: Policyd) -> dict[str, str]:
-    """The paths of every kind of page, with a log of all kinds of decisions, hostile ones among
-    them.
-    """
+    """The paths of every kind of page, with a log of all kinds of decisions, also hostile ones."""
     with _store(policyd) as store:
         return _fill(store)
 
@@ -243,9 +241,7 @@ def test_the_header(browser: Browser, policyd: Policyd, gateway: Gateway, token:
 
 
 def test_live(browser: Browser, policyd: Policyd, gateway: Gateway, token: str) -> None:
-    """New decisions appear in the log by themselves, unless it is paused, and outcomes appear in
-    their rows.
-    """
+    """New decisions and outcomes appear in the log by themselves, unless it is paused."""
     with _opened(browser) as page:
         _sign_in(page, policyd, token)
         key = _create_key(page, policyd, "Live")
@@ -384,9 +380,7 @@ def _check(page: Page, name: str) -> None:
 def test_without_javascript(
     browser: Browser, policyd: Policyd, gateway: Gateway, token: str, filled: dict[str, str]
 ) -> None:
-    """Without JavaScript everything can be done and tooltips show, but live pages do not update
-    themselves.
-    """
+    """Without JavaScript everything works and tooltips show, but pages do not update themselves."""
     with _opened(browser, java_script_enabled=False) as page:
         _sign_in(page, policyd, token)
         key = _create_key(page, policyd, "Plain")

@@ -152,8 +152,9 @@ async def test_revoking_what_has_changed(console: Console, admin: Visitor) -> No
 
 
 async def test_settings(console: Console, admin: Visitor) -> None:
-    """The administrator can change all settings; Save shows from which revision they are in force,
-    and where.
+    """The administrator can change all settings.
+
+    Save shows from which revision they are in force, and where.
     """
     key, _ = console.store.keys.create("app")
     page = await admin.get(f"/keys/{key.id}")
@@ -230,9 +231,7 @@ async def test_two_administrators(console: Console, admin: Visitor) -> None:
 
 
 async def test_two_administrators_and_a_mistake(console: Console, admin: Visitor) -> None:
-    """An administrator who must correct the form first still learns that another has saved
-    meanwhile.
-    """
+    """While correcting the form, an administrator still learns that another has saved."""
     key, _ = console.store.keys.create("app")
     page = await admin.get(f"/keys/{key.id}")
     theirs = console.store.keys.update(key.id, {"override": Override.LOCKED})
@@ -607,9 +606,7 @@ async def test_the_dashboard(console: Console, admin: Visitor) -> None:
 
 
 async def test_refused_keys(console: Console, admin: Visitor) -> None:
-    """Refused keys have a number of their own, with sources and samples, and count as blocks of no
-    policy.
-    """
+    """Refused keys have their own number, sources and samples, and count as no policy's blocks."""
     at = _now()
     assert "None in this time" in (await admin.get("/refused")).text
     minute = int(at.timestamp()) // 60

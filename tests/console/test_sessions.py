@@ -110,8 +110,9 @@ async def test_a_device_is_no_session(console: Console) -> None:
 
 
 def test_sessions_that_have_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ended sessions are kept while their cookie would be valid, up to a bound; one beyond it ends
-    all sessions.
+    """Ended sessions are kept while their cookie would be valid, up to a bound.
+
+    One beyond it ends all sessions.
     """
     monkeypatch.setattr(administrator, "MAX_ENDED", 3)
     store = Store(f"sqlite:///{tmp_path}/policyd.db")

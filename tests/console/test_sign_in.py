@@ -71,9 +71,7 @@ async def test_the_first_link(console: Console, visitor: Visitor) -> None:
 
 
 async def test_looking_at_the_link_uses_nothing_up(console: Console, visitor: Visitor) -> None:
-    """A program that fetches the link before a person does, such as a chat's preview, does not use
-    it up.
-    """
+    """A program that fetches the link first, such as a chat's preview, does not use it up."""
     link = _link(console)
     for _ in range(3):
         await visitor.get(link)
@@ -473,9 +471,7 @@ async def test_tls(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", ["", "/", ":443"])
 @pytest.mark.parametrize("host", ["policyd.example.com", "Policyd.Example.com"])
 async def test_behind_a_proxy(tmp_path: Path, host: str, ending: str) -> None:
-    """Behind a proxy the public URL counts, however it is written, and whatever host the proxy
-    sends.
-    """
+    """Behind a proxy the public URL counts, in any spelling, and whatever host the proxy sends."""
     public = "https://policyd.example.com"
     async with running(settings(tmp_path, console_url=f"https://{host}{ending}")) as console:
         assert console.url == public
@@ -501,9 +497,7 @@ def test_beyond_this_machine(tmp_path: Path) -> None:
 
 
 def test_a_port_that_is_taken(tmp_path: Path) -> None:
-    """`policyd serve` and the console itself report a port that is taken, with the flag to change
-    it.
-    """
+    """`policyd serve` and the console report a port that is taken, with the flag to change it."""
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         taken = Address("127.0.0.1", stranger.getsockname()[1])
         chosen = settings(tmp_path, console=taken)
@@ -522,9 +516,7 @@ async def _run(chosen: ServerSettings) -> None:
 
 @pytest.mark.parametrize("url", ["", "ftp://x", "https://", "http://x/'; rm -rf", "http://x:99999"])
 def test_a_gateway_url_that_is_none(tmp_path: Path, url: str) -> None:
-    """A malformed gateway URL is rejected at the start, as it stands in commands that
-    administrators copy.
-    """
+    """A malformed gateway URL is rejected at the start: administrators copy it in commands."""
     with pytest.raises(SettingsError, match="--console-gateway-url"):
         settings(tmp_path, console_gateway_url=url)
     with pytest.raises(SettingsError, match="--console-url"):

@@ -28,8 +28,9 @@ def test_what_goes_to_the_cache_and_comes_from_it(model: str) -> None:
 
 
 def test_models_without_such_prices() -> None:
-    """Writing to the cache costs nothing more where the provider charges nothing; an unknown
-    model's cost is unknown.
+    """Writing to the cache costs nothing more where the provider charges nothing.
+
+    An unknown model's cost is unknown.
     """
     assert cost("gpt-4o-mini", MILLION, 0, 0, 400, AT) == 150_000_000
     assert cost("no-such-model", 1, 1, 0, 0, AT) is None

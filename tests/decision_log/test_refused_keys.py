@@ -129,8 +129,9 @@ def test_sources(address: str, source: str) -> None:
 
 
 def test_a_minute() -> None:
-    """Requests are counted by source and reason, and some are kept; a count grows during its
-    minute.
+    """Requests are counted by source and reason, and some are kept.
+
+    A count grows during its minute.
     """
     tally = Tally()
     for reason in (MISSING, UNKNOWN, UNKNOWN, CONFLICTING):
@@ -245,8 +246,9 @@ def test_periods(store: Store) -> None:
 
 
 def test_retention(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retention deletes what is too old, and then the oldest of what is too much; the hourly counts
-    stay.
+    """Retention deletes what is too old, and then the oldest of what is too much.
+
+    The hourly counts stay.
     """
     monkeypatch.setattr(store_refused_keys, "MAX_ROWS", 5)
     monkeypatch.setattr(store_refused_keys, "MAX_SAMPLES", 3)
@@ -369,9 +371,7 @@ async def test_the_status_tells_of_them(tmp_path: Path, start: Callable[..., Any
 
 
 def test_a_sample_says_no_user_and_no_key() -> None:
-    """A sample has no place for a user or a key, whatever fields a record of the log has for a
-    user.
-    """
+    """A sample has no place for a user or a key, whatever fields a record has."""
     told = {*Record.__struct_fields__} & {*RefusedKey.__struct_fields__}
     assert told == {
         *("id", "source_ip", "method", "path", "model", "user_agent", "trace_id", "request_id")

@@ -81,9 +81,7 @@ def test_a_busy_writer_keeps_no_other_waiting(
 
 
 def test_a_write_of_which_half_was_read(folder: Path, reader: SpoolReader) -> None:
-    """Where the disk takes half a batch and the shipper has read that half, the next batch is not
-    lost.
-    """
+    """If the shipper has read half a batch that the disk took, the next batch is not lost."""
 
     class ReadFirst(System):
         @staticmethod
@@ -120,9 +118,7 @@ def test_a_spool_that_is_deleted(
 
 
 def test_files_of_a_process_that_starts(folder: Path, reader: SpoolReader) -> None:
-    """The shipper does not take a file whose process is about to lock it for one whose process has
-    ended.
-    """
+    """The shipper leaves the file of a process alone that is about to lock it."""
 
     def forget_and_ship() -> None:
         reader.forget_losses({})
@@ -176,9 +172,7 @@ class ComeBetween(System):
 
 
 def test_a_spool_in_use_for_another_database(folder: Path) -> None:
-    """A server cannot use a spool from which another policyd ships to another database, even an
-    empty one.
-    """
+    """A spool from which another policyd ships is closed to a server of another database."""
     reader = SpoolReader(folder)
     assert reader.lock()
     spool.prepare(folder, "database")
@@ -191,9 +185,7 @@ def test_a_spool_in_use_for_another_database(folder: Path) -> None:
 def test_an_entry_that_cannot_be_read(
     tmp_path: Path, writer: SpoolWriter, reader: SpoolReader
 ) -> None:
-    """An unreadable entry holds up no other one, and is counted once, however often the store was
-    away.
-    """
+    """An unreadable entry holds up no other, and counts once, however often the store was away."""
     place = tmp_path / "store"
     store = Store(f"sqlite:///{place}/policyd.db")
     shipper = Shipper(store, reader)
@@ -248,8 +240,9 @@ def _without_files(left: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("looks", [0.0, 3600.0])
 def test_the_limit(folder: Path, looks: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The spool never exceeds its limit, whether or not its size could be measured in time; an
-    entry that fits to the byte is taken.
+    """The spool never exceeds its limit, whether or not its size could be measured in time.
+
+    An entry that fits to the byte is taken.
     """
     monkeypatch.setattr(writing, "_LOOK", looks)
     for last, fits in ((100, True), (101, False)):
@@ -409,9 +402,7 @@ def test_a_store_that_fails_once(
 def test_losses_that_the_store_does_not_take(
     tmp_path: Path, store: Store, folder: Path, reader: SpoolReader
 ) -> None:
-    """Losses stay in the spool until the store takes them, though their process and the shipper
-    have ended.
-    """
+    """Losses stay in the spool until the store takes them, though all processes have ended."""
     ended = SpoolWriter(folder, "ended", LIMIT)
     ended.drop(2)
     ended.close()
@@ -425,8 +416,9 @@ def test_losses_that_the_store_does_not_take(
 def test_retired_rows_do_not_come_back(
     store: Store, folder: Path, writer: SpoolWriter, reader: SpoolReader
 ) -> None:
-    """A new shipper resumes at the store's position; one that does not know whether a transaction
-    was committed finds it out.
+    """A new shipper resumes at the store's position.
+
+    One that does not know whether a transaction was committed finds it out.
     """
     lines = msgspec.json.encode(record()) + b"\n"
     writer.write(lines)

@@ -127,9 +127,7 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.parametrize("drops", [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("number", [*FULL, *FAILS], ids=errno.errorcode.get)
 async def test_each_error_at_each_call(folder: Path, number: int, drops: tuple[bool, bool]) -> None:
-    """Each error is reported as its own kind, handled as its own setting states, and over with its
-    cause.
-    """
+    """Each error is reported as its own kind, obeys its own setting, and ends with its cause."""
     kind = LogFull if number in FULL else LogUnwritable
     may_drop = drops[kind is LogUnwritable]
     refusing = set()
@@ -161,8 +159,10 @@ async def test_each_error_at_each_call(folder: Path, number: int, drops: tuple[b
 @pytest.mark.parametrize("number", [*FULL, *FAILS], ids=errno.errorcode.get)
 @pytest.mark.parametrize("call", ["open", "pwrite", "flock", "fstat"])
 async def test_each_error_at_the_start(folder: Path, call: str, number: int) -> None:
-    """A server starts on a full disk; a decision is then refused or dropped, and logged as soon as
-    there is room. Any other error is reported at once.
+    """A server starts on a full disk.
+
+    A decision is then refused or dropped, and logged as soon as there is room. Any other error is
+    reported at once.
     """
     kernel = Failing(call, number, spared=call == "open")  # The folder itself is there.
     kernel.fails = True

@@ -263,7 +263,7 @@ class Spool(RuleBasedStateMachine):
 
     @invariant()
     def holds(self) -> None:
-        """Every answered decision is in the log or in the spool, and nothing comes back or counts
+        """Every answered decision is in the log or the spool, and nothing comes back or counts
         twice.
         """
         present = self._present()

@@ -176,8 +176,9 @@ def test_wrong_settings(tmp_path: Path) -> None:
 
 
 def test_the_console(tmp_path: Path) -> None:
-    """The first start prints the link that sets the console's password; its snippets name the
-    gateway.
+    """The first start prints the link that sets the console's password.
+
+    Its snippets name the gateway.
     """
     with demo(tmp_path) as running:
         (link,) = re.findall(r"http://\S+/first-password\S+", running.text)
@@ -220,9 +221,7 @@ PROVIDER_KEY = "sk-proj-0123456789"
 
 
 def test_with_a_provider_key(tmp_path: Path, upstream: Upstream) -> None:
-    """A provider's key goes to the provider in place of the client's, and is shown and stored
-    nowhere.
-    """
+    """A provider's key replaces the client's upstream, and is shown and stored nowhere."""
     env = {"OPENAI_API_KEY": PROVIDER_KEY, "OPENAI_BASE_URL": f"{upstream.url}/v1"}
     with demo(tmp_path, "--log-level", "debug", env=env, quiet=False) as running:
         assert upstream.url in running.text

@@ -1,6 +1,4 @@
-"""The demo upstream answers the official client as OpenAI does, and gives a test a record of its
-requests.
-"""
+"""The demo upstream answers the official client as OpenAI does, and records its requests."""
 
 import asyncio
 import gzip
@@ -257,9 +255,7 @@ async def test_broken_stream(client: openai.AsyncOpenAI, app: DemoUpstream) -> N
 
 
 async def test_leaving_a_stream_is_counted(client: openai.AsyncOpenAI, app: DemoUpstream) -> None:
-    """The upstream notices a client that closes its connection within a stream, while no chunk is
-    sent.
-    """
+    """The upstream notices a client that leaves within a stream while no chunk is sent."""
     app.gate = asyncio.Semaphore(0)
     stream = await client.chat.completions.create(model="m", messages=HELLO, stream=True)
     await anext(stream)
@@ -268,9 +264,7 @@ async def test_leaving_a_stream_is_counted(client: openai.AsyncOpenAI, app: Demo
 
 
 async def test_record(url: str, app: DemoUpstream) -> None:
-    """The record holds the whole request: path and query unchanged, headers in order, the body's
-    bytes.
-    """
+    """The record holds the whole request: path and query, headers in order, and the body."""
     body = gzip.compress(json.dumps({"model": "m", "input": "x"}).encode())
     headers = [("X-B", "1"), ("X-A", "2"), ("X-B", "3"), ("Content-Encoding", "gzip")]
     async with (

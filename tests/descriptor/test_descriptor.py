@@ -306,9 +306,7 @@ def test_names_in_other_letter_case(name: str) -> None:
 
 
 def test_bare_deflate() -> None:
-    """deflate means zlib's format: a body without its header can be text, which a server reads as
-    it came.
-    """
+    """deflate means zlib's format: without its header a body can be text, and is read as it is."""
     assert state(deflate(GOOD), coding="deflate") is UserState.BAD_ENCODING
 
 

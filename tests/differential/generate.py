@@ -224,9 +224,7 @@ def _part(draw: random.Random, is_odd: bool) -> bytes:
 
 
 def coded_case(draw: random.Random) -> Case:
-    """A body with a user, coded so that a reader might read it, or a part of it, without decoding
-    it.
-    """
+    """A body with a user, coded so that a reader might read some of it without decoding it."""
     plain = draw.choice((json_case, form_case))(draw)
     coding, code = draw.choice(_CODERS)
     body = code(draw, plain)

@@ -12,9 +12,7 @@ GOLDEN = ROOT / "tests" / "golden" / "no_user.json"
 
 
 async def test_asking_in_python(policyd: Policyd) -> None:
-    """docs/callers.md: the function returns the denial of a request without a user, and otherwise
-    None.
-    """
+    """The function of docs/callers.md returns the denial of a request without a user, or None."""
     page = (ROOT / "docs" / "callers.md").read_text()
     (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     example: dict[str, Any] = {}

@@ -174,9 +174,7 @@ def test_no_server_reads_another_endpoint(path: str, reader: Reader) -> None:
     readers,
 )
 def test_what_goes_behind_a_prefix_was_judged(prefix: str, path: str, reader: Reader) -> None:
-    """Behind any path of the upstream's, the judged path goes upstream, and begins as the operator
-    wrote it.
-    """
+    """The judged path goes upstream behind any prefix, which stays as the operator wrote it."""
     own = Prefix(prefix)
     absolute = own.absolute(path.partition("?")[0])
     target = endpoints.resolve("POST", absolute)

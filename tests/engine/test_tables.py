@@ -123,8 +123,9 @@ def test_a_template_names_whole_tables(template: Path) -> None:
 
 
 def test_styles_of_members() -> None:
-    """A CSS class that ends in a member's number, such as v3, has a rule for each member that is
-    to stand out."""
+    """A CSS class such as v3, named by a member's number, has a rule for each member that stands
+    out.
+    """
     templates = "".join(path.read_text() for path in TEMPLATES.glob("*.html"))
     classes = set(re.findall(r'class="[^"]*\b([a-z]+)\{\{ [a-z.]+\.value \}\}', templates))
     rules = (TEMPLATES.parent / "static/console.css").read_text()

@@ -1,6 +1,4 @@
-"""Servers compare moments by the database's clock, and a worker whose own clock is wrong reports
-it.
-"""
+"""Servers compare moments by the database's clock, and a worker with a wrong clock reports it."""
 
 import asyncio
 import json
@@ -73,9 +71,7 @@ def test_workers_by_the_databases_clock(store: Store, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("age", [DAY / 24, -DAY / 24, 2 * DAY, -2 * DAY])
 def test_beats_of_an_older_version(store: Store, new_database: str, age: timedelta) -> None:
-    """An older version's beats use its own clock: one far from now is no sign of life, and is
-    deleted in time.
-    """
+    """An older version's beats use its own clock: one far from now is ignored, and deleted."""
     engine = open_engine(new_database)
     insert = sa.text(
         "INSERT INTO workers (id, host, revision, seen_at) VALUES ('old', 'host', 9, :seen_at)"

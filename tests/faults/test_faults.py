@@ -75,9 +75,7 @@ async def test_a_restart_within_the_deadline(make_stack: MakeStack, number: sign
 
 
 async def test_one_policyd_of_two_is_gone(make_stack: MakeStack, start: Callable[..., Any]) -> None:
-    """A policyd that is stopped, killed or starting costs no request its answer: the gateway asks
-    the other.
-    """
+    """A policyd that is stopped, killed or starting costs no answer: the other is asked."""
     stack = make_stack()
     other = start(Policyd, stack.policyd.folder, database_url=stack.policyd.database_url)
     both = f"{stack.policyd.grpc},{other.grpc}"
@@ -146,8 +144,9 @@ def is_running(pid: int) -> bool:
 
 
 async def test_workers_are_killed_one_by_one(make_stack: MakeStack) -> None:
-    """Each worker that is killed is started again, and the other answers meanwhile; so it is with
-    the background worker.
+    """Each worker that is killed is started again, and the other answers meanwhile.
+
+    So it is with the background worker.
     """
     stack = make_stack("--workers", "2")
     async with under_load(stack) as load:
@@ -175,9 +174,7 @@ async def test_one_worker_of_two_hangs(make_stack: MakeStack) -> None:
 
 
 async def test_a_worker_that_hangs_is_replaced(make_stack: MakeStack) -> None:
-    """A worker that hangs is killed and another started, so that its callers do not lose it for
-    good.
-    """
+    """A worker that hangs is killed and replaced, so that its callers do not lose it for good."""
     stack = make_stack("--workers", "2", policy_timeout=WAITS_BRIEFLY)
     async with under_load(stack) as load:
         for hanging in workers(stack.policyd):
@@ -189,9 +186,7 @@ async def test_a_worker_that_hangs_is_replaced(make_stack: MakeStack) -> None:
 
 
 async def test_the_supervisor_is_killed(make_stack: MakeStack) -> None:
-    """The workers end with their supervisor: none goes on with settings that are no longer
-    followed.
-    """
+    """Workers end with their supervisor, as their settings would no longer be followed."""
     stack = make_stack("--workers", "2", policy_timeout=WAITS_BRIEFLY)
     async with under_load(stack) as load:
         orphans = children(stack.policyd)
@@ -320,9 +315,7 @@ def spoil(folder: Path) -> None:
 
 
 async def test_without_the_database(make_stack: MakeStack) -> None:
-    """Decisions go on as if nothing had happened, and changes are followed once the database is
-    back.
-    """
+    """Decisions go on without the database, and changes are followed once it is back."""
     stack = make_stack()
     async with under_load(stack) as load:
         for disaster in (locked, read_only, lost):

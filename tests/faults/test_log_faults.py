@@ -190,8 +190,9 @@ def full_soon(request: pytest.FixtureRequest) -> tuple[str, ...]:
 
 
 async def test_full_and_deny(make_stack: MakeStack, full_soon: tuple[str, ...]) -> None:
-    """With --log-full deny no request is forwarded while the spool is full; with room again,
-    policyd works as before.
+    """With --log-full deny no request is forwarded while the spool is full.
+
+    With room again, policyd works as before.
     """
     stack = make_stack(*full_soon, "--log-full", "deny")
     async with loaded(stack) as load:

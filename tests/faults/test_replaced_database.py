@@ -31,8 +31,9 @@ NAMES = ("policyd.db", "old.db")
 
 @asynccontextmanager
 async def loaded(stack: Stack, *others: int) -> AsyncIterator[Load]:
-    """Apply load from before a fault until decisions flow again; each request is answered as
-    before, or with one of the `others`.
+    """Apply load from before a fault until decisions flow again.
+
+    Each request is answered as before, or with one of the `others`.
     """
     load = Load(stack)
     async with load.running():

@@ -167,9 +167,7 @@ async def new_connections(policyd: Policyd, key: str) -> AsyncIterator[Counter[s
 
 
 async def test_rolling_leaves_nothing_behind(start: Start, tmp_path: Path) -> None:
-    """Rolling leaves neither a worker that counts as running, nor a decision that is not in the
-    log.
-    """
+    """No replaced worker counts as running, and every decision is in the log."""
     policyd = start(Policyd, tmp_path, "--workers", "2")
     key = policyd.create_key("enforce")
     store = Store(policyd.database_url)
@@ -231,8 +229,8 @@ async def decision(policyd: Policyd, key: str, token: str) -> int:
 
 
 async def ready(url: str) -> tuple[int, str]:
-    """The answer to a probe on a connection of its own: its status, and whether the connection ends
-    with it.
+    """The answer to a probe on a connection of its own: its status, and whether the connection
+    ends.
     """
     async with aiohttp.ClientSession() as http, http.get(f"{url}/readyz") as answer:
         return answer.status, answer.headers.get("Connection", "")
@@ -265,8 +263,9 @@ async def test_policyd_drains(start: Start, tmp_path: Path, workers: int) -> Non
 
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_the_gateway_drains(make_stack: MakeStack, workers: int) -> None:
-    """The gateway is not ready at once, and answers until its port closes; each answer is the last
-    on its connection.
+    """The gateway is not ready at once, and answers until its port closes.
+
+    Each answer is the last on its connection.
     """
     stack = make_stack()
     restart_gateway(stack, "--workers", str(workers), "--drain", "4")
@@ -338,8 +337,9 @@ async def held_upstream(let_go: asyncio.Event) -> AsyncIterator[str]:
 async def test_streams_have_a_bound_of_their_own(
     policyd: Policyd, start: Start, shorter: str
 ) -> None:
-    """Past its bound an answer that has begun is cut; past the other, a request without an answer
-    gets 503.
+    """Past its bound an answer that has begun is cut.
+
+    Past the other, a request without an answer gets 503.
     """
     longer = {"grace": "stream-grace", "stream-grace": "grace"}[shorter]
     let_go = asyncio.Event()

@@ -172,9 +172,7 @@ def test_every_method_ends(database: str, proxy: SilentProxy, is_known: bool) ->
 
 
 def test_a_call_that_may_take_long(database: str, proxy: SilentProxy) -> None:
-    """A long call goes on while the server lives, however long it is silent, and ends once the
-    server is gone.
-    """
+    """A long call goes on while the server lives, though it is silent, and ends with the server."""
     with closing(Store(by_way_of(proxy, database), SHORT)) as store:
         with reading(store._engine, LONG) as connection:
             connection.exec_driver_sql(f"SELECT pg_sleep({3 * SHORT})")
@@ -265,9 +263,7 @@ def test_replicas_that_ship_at_once_wait_for_no_count(database: str) -> None:
 
 
 def test_all_connections_are_taken(tmp_path: Path) -> None:
-    """The store reports that all connections are taken, and recovers with the first one that is
-    free.
-    """
+    """The store reports that all connections are taken, and recovers with the first free one."""
     few = PostgreSQL("max_connections=8", "superuser_reserved_connections=0")
     with few, few.database() as url, closing(Store(url, SHORT)) as store:
         store.migrate()
@@ -450,9 +446,7 @@ def test_first_starts_at_once(tmp_path: Path) -> None:
 
 
 def test_a_new_file_that_another_process_has(tmp_path: Path) -> None:
-    """The first start waits for the file, as SQLite itself does not where a file becomes one with a
-    WAL.
-    """
+    """The first start waits for the file, as SQLite itself does not while it adds a WAL."""
     file = tmp_path / "policyd.db"
     holder = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
     holder.execute("BEGIN IMMEDIATE")

@@ -1,5 +1,4 @@
-"""policyd on a database that neither answers nor closes: it decides, ends at SIGTERM, and recovers
-by itself.
+"""policyd on a database that neither answers nor closes: it decides, ends and recovers.
 
 Every program and database is real.
 """
@@ -164,8 +163,9 @@ def key_of(url: str) -> str:
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_told_to_end(fault: Fault, tmp_path: Path, start: Callable[..., Any], workers: str) -> None:
-    """SIGTERM ends it within the grace period, and its status and last log lines tell what is left;
-    the next start ships that.
+    """SIGTERM ends it within the grace period, and its status and last log lines tell what is left.
+
+    The next start ships that.
     """
     key = key_of(fault.url)
     server = start(Policyd, tmp_path, *FLAGS, "--workers", workers, database_url=fault.url)

@@ -110,8 +110,9 @@ async def test_compressed_bodies_that_are_cut_short(
 
 
 async def test_content_encodings(gateway: str, upstream: Demo, enforced: str) -> None:
-    """An unknown coding is denied with 415; several codings apply in their order, repeated headers
-    too.
+    """An unknown coding is denied with 415.
+
+    Several codings apply in their order, repeated headers too.
     """
     unknown = await post(gateway, enforced, CHAT_WITH_USER, ("Content-Encoding", "compress"))
     assert unknown.status == 415

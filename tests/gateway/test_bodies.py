@@ -1,5 +1,6 @@
-"""The gateway does not hold bodies without a known key; those that it holds have a total and a
-deadline.
+"""The gateway does not hold bodies without a known key.
+
+Those that it holds have a total and a deadline.
 """
 
 import asyncio

@@ -126,9 +126,7 @@ async def test_two_keys(gateway: str, enforced: str, unenforced: str) -> None:
 
 
 async def test_the_operators_key(serving: Serving, upstream: Demo, enforced: str) -> None:
-    """The operator's key is used where a request names no key, and never where it names a wrong
-    one.
-    """
+    """The operator's key is used if a request names no key, and never if it names a wrong one."""
     async with serving(upstream.url, api_key=enforced) as server:
         assert (await ask(server.url, "GET", "/v1/models")).status == 200
         no_user = await ask(server.url, "POST", "/v1/chat/completions", (), CHAT)

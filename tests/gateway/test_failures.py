@@ -124,9 +124,7 @@ async def test_a_fault_of_the_gateway(upstream: Demo, caplog: pytest.LogCaptureF
 
 
 async def test_what_policyd_is_told(upstream: Demo) -> None:
-    """policyd gets a descriptor of the request: never its Authorization, its other headers or its
-    body.
-    """
+    """policyd gets a descriptor, but never the Authorization, the other headers or the body."""
     asked: list[EvaluateRequest] = []
 
     async def listen(descriptor: EvaluateRequest) -> EvaluateResponse:
@@ -181,9 +179,7 @@ async def test_upstream_is_slow(open_door: Serving) -> None:
 
 
 async def test_upstream_is_slow_to_connect(open_door: Serving) -> None:
-    """The client gets 504 where the upstream does not accept a connection in time: here, its queue
-    is full.
-    """
+    """The client gets 504 if the upstream, with its queue full, does not accept in time."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
         address = listener.getsockname()
         crowd = [socket.socket() for _ in range(8)]

@@ -92,9 +92,7 @@ async def test_no_header_is_added(open_door: Serving) -> None:
     ],
 )
 async def test_the_operators_upstream_key(open_door: Serving, header: str, sent: str) -> None:
-    """The operator's key replaces every key that the client sent, in the header that the upstream
-    expects.
-    """
+    """The operator's key replaces every key of the client's, in the header that it belongs in."""
     names = [*KEY_HEADERS, *map(str.upper, KEY_HEADERS), "API_KEY", "x_api-key"]
     for headers in ([], [(name, "sk-client") for name in names]):
         async with (
@@ -161,9 +159,7 @@ async def test_browsers_may_read_answers(open_door: Serving) -> None:
 async def test_statuses(
     open_door: Serving, method: str, answer: bytes, status: int, body: bytes
 ) -> None:
-    """Every status is passed on, redirects too, with or without a body, and the connection lives
-    on.
-    """
+    """Every status is passed on, redirects too, with or without a body; the connection lives on."""
     async with serving_wire(answer) as wire, open_door(wire.url) as server:
         reader, writer = await connect(server.url)
         for _ in range(2):
@@ -234,8 +230,8 @@ async def test_uploads_go_up_as_they_come(serving: Serving, unenforced: str) -> 
 
 
 async def test_chunked_uploads(serving: Serving, enforced: str) -> None:
-    """Chunked uploads are forwarded in chunks out of scope, and with their length where the gateway
-    read them.
+    """Chunked uploads go upstream in chunks out of scope, and with a length if the gateway read
+    them.
     """
     chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (b"{", CHAT_WITH_USER[1:]))
     for target, framing in [
@@ -292,9 +288,7 @@ async def test_expect_continue(gateway: str, upstream: Demo, enforced: str) -> N
 
 
 async def test_an_offer_of_http2(gateway: str, upstream: Demo, enforced: str) -> None:
-    """The gateway ignores the offer, as servers may: it reads the request's body and judges the
-    request by it.
-    """
+    """The gateway ignores the offer, as servers may, and judges the request by its body."""
     headers = [
         ("x-usagepanda-api-key", enforced),
         ("Connection", "Upgrade, HTTP2-Settings"),

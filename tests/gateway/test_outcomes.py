@@ -1,5 +1,4 @@
-"""The gateway reports the outcome of each allowed request to policyd and leaves the client's bytes
-as they are.
+"""The gateway reports the outcome of each allowed request; the client's bytes stay as they are.
 
 A real gateway, between real upstreams and a real gRPC server.
 """
@@ -289,9 +288,7 @@ async def test_what_is_not_what_it_says(policyd: Recorder) -> None:
 async def test_a_fault_in_reading(
     policyd: Recorder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fault in reading an answer costs the client nothing: the log tells of it, and the rest is
-    reported.
-    """
+    """A fault in reading an answer costs the client nothing: it is logged, the rest reported."""
     monkeypatch.setattr(answer_reader, "END", "no number")
     body = encode({**ANSWER, "usage": USAGE})
     response, outcome = await through(policyd, http(body, JSON, "X-Request-Id: r-1"))

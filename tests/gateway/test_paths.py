@@ -90,9 +90,7 @@ BEHIND = {
 async def test_what_is_judged_is_what_is_sent(
     serving: Serving, enforced: str, base: str, target: str, passed: str | None
 ) -> None:
-    """The gateway judges the path that goes upstream, including the operator's part, which stays as
-    it is.
-    """
+    """The gateway judges the path that goes upstream, with the operator's part of it."""
     headers = [("x-usagepanda-api-key", enforced), ("Content-Type", "application/json")]
     async with serving_wire() as wire, serving(wire.url + base) as server:
         assert (await ask(server.url, "POST", target, headers, CHAT)).status == 422
@@ -131,9 +129,7 @@ async def test_out_of_the_path_of_the_upstream(open_door: Serving, target: str) 
 
 @pytest.mark.parametrize("target", SPELLINGS)
 async def test_what_goes_upstream(gateway: str, upstream: Demo, enforced: str, target: str) -> None:
-    """In scope the canonical spelling goes upstream, so that the upstream reads what policyd
-    judged.
-    """
+    """In scope the canonical path goes upstream, so that the upstream reads what policyd judged."""
     headers = [("x-usagepanda-api-key", enforced)]
     assert (await ask(gateway, "POST", target, headers, CHAT_WITH_USER)).status in (200, 404)
     (passed,) = upstream.targets

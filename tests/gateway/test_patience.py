@@ -72,8 +72,9 @@ async def test_a_head_that_does_not_come_is_not_asked_for_again(open_door: Servi
 
 
 async def test_an_answer_that_stops(open_door: Serving, caplog: pytest.LogCaptureFixture) -> None:
-    """An answer that stops is cut; one that goes on may take longer than any one wait, and so may
-    its head.
+    """An answer that stops is cut.
+
+    One that goes on may take longer than any one wait, and so may its head.
     """
 
     async def serve(line: Line) -> None:
@@ -98,9 +99,7 @@ async def test_an_answer_that_stops(open_door: Serving, caplog: pytest.LogCaptur
 
 @pytest.mark.parametrize("size", [8_000_000, 40_000_000], ids=["held", "streamed"])
 async def test_a_request_that_is_not_taken(open_door: Serving, size: int) -> None:
-    """The client gets 504 where the upstream reads none of the request, and where it stops in the
-    middle.
-    """
+    """The client gets 504 if the upstream reads none of the request, or stops in the middle."""
     lost = asyncio.Event()
 
     async def serve(line: Line) -> None:
@@ -209,8 +208,9 @@ def _opened(clock: Callable[[], float], failures: int = 3) -> Breaker:
 
 
 async def test_the_breaker_opens_and_closes(caplog: pytest.LogCaptureFixture) -> None:
-    """Failures in a row open the breaker; then one request at a time tries, until a connection is
-    made.
+    """Failures in a row open the breaker.
+
+    Then one request at a time tries, until a connection is made.
     """
     clock = _Clock()
     breaker = _opened(clock)

@@ -128,9 +128,7 @@ def _listens(host: str, port: int) -> bool:
 
 @pytest.mark.parametrize("hurry", ["grace", "signal"])
 def test_requests_that_do_not_end(policyd: Policyd, hurry: str) -> None:
-    """Past the grace period, or at a second signal, such requests get 503 or are cut, without a
-    traceback.
-    """
+    """Past the grace period, or at a second signal, they get 503 or are cut; no traceback."""
     key = policyd.create_key()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
@@ -265,9 +263,7 @@ def test_no_certificate() -> None:
 
 @pytest.mark.parametrize(("flags", "env", "message"), WRONG.values(), ids=WRONG)
 def test_wrong_settings(flags: list[str], env: dict[str, str], message: str) -> None:
-    """Wrong settings end the gateway with 2 before it listens, with cause and fix and without a
-    traceback.
-    """
+    """Wrong settings end the gateway with 2 before it listens, with cause and fix, no traceback."""
     ended = invoke("policyd-gateway", "serve", "--listen", FREE, *flags, env=env)
     assert ended.returncode == 2
     assert ended.stdout == b""
@@ -341,9 +337,7 @@ def test_the_header_that_an_upstream_wants(upstream: str, header: str) -> None:
     ],
 )
 def test_variables_that_are_not_read(name: str, message: str) -> None:
-    """A variable that looks like a setting of the gateway and is none is rejected, with a
-    suggestion.
-    """
+    """A variable that only looks like a setting of the gateway is rejected, with a suggestion."""
     ended = invoke("policyd-gateway", "serve", "--listen", FREE, env={name: "enforce"})
     assert ended.returncode == 2
     assert message in ended.stderr.decode()

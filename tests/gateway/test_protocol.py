@@ -158,9 +158,7 @@ async def test_many_upgrades_in_one_packet(open_door: Serving) -> None:
 
 
 async def test_header_values(open_door: Serving) -> None:
-    """White space around a value is dropped, and a value that is not UTF-8 is rejected, not
-    changed.
-    """
+    """White space around a value is dropped; a value that is not UTF-8 is rejected, not changed."""
     async with serving_wire() as wire, open_door(wire.url) as server:
         padded = [("X-Padded", " a\t "), ("Content-Length", "3 ")]
         data = request("POST", "/v1/files", padded, framed=False) + b"abc"

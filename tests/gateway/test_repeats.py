@@ -162,9 +162,7 @@ ONCE = [("POST", ()), ("PUT", ()), ("DELETE", ()), ("PATCH", ()), ("GET", (OVERR
 async def test_what_has_come_upstream_is_not_sent_twice(
     open_door: Serving, serve: Callable[..., object], method: str, headers: tuple[tuple[str, str]]
 ) -> None:
-    """An upstream that read the request before it closed may have acted on it, so the client gets
-    502.
-    """
+    """An upstream that read the request may have acted on it: the client gets 502."""
     async with serving_raw(serve) as raw, open_door(raw.url) as server:  # type: ignore[arg-type]
         assert (await _send(server.url, "POST", 1)).status == 200
         assert (await _send(server.url, method, 2, *headers)).status == 502
@@ -196,9 +194,7 @@ async def test_it_is_sent_again_once(open_door: Serving, method: str) -> None:
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
 async def test_a_close_that_has_come_unseen(method: str) -> None:
-    """The gateway looks at a kept connection before it uses it: the event loop may not know of its
-    end.
-    """
+    """The gateway checks a kept connection before use: the event loop may not know of its end."""
     held: list[socket.socket] = []
     closing = False
 
@@ -294,8 +290,9 @@ async def test_what_the_upstream_says_of_its_patience(
 
 
 async def test_the_patience_that_is_learnt() -> None:
-    """The learnt idle time is shorter than where connections have ended; single early ends change
-    nothing.
+    """The learnt idle time is shorter than where connections have ended.
+
+    Single early ends change nothing.
     """
     idle = IdleTime()
     assert idle.usable == MOST

@@ -513,9 +513,7 @@ HUGE: dict[str, Callable[[], tuple[str, str, Iterable[bytes]]]] = {
 
 @pytest.mark.parametrize("make", HUGE.values(), ids=HUGE)
 def test_memory(make: Callable[[], tuple[str, str, Iterable[bytes]]]) -> None:
-    """However long an answer is, the reader keeps a few bytes of it and takes a few MB for a
-    moment.
-    """
+    """However long an answer is, the reader keeps a few bytes of it and takes a few MB briefly."""
     content_type, coding, answer = make()
     reader = answer_reader.reader(content_type, coding)
     assert reader is not None

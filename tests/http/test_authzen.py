@@ -355,8 +355,9 @@ async def test_no_defaults(url: str, enforced: str) -> None:
 
 
 async def test_one_that_cannot_be_evaluated(url: str, enforced: str) -> None:
-    """A malformed evaluation is decided with false, with the error in its context; the others are
-    decided as always.
+    """A malformed evaluation is decided with false, with the error in its context.
+
+    The others are decided as always.
     """
     asked = without(about(enforced, has_user=True), "resource")
     resource = {"type": "path", "id": PATH}

@@ -82,9 +82,7 @@ async def test_a_denial(url: str, enforced: str) -> None:
 
 
 async def test_an_allowed_request(policyd: Policyd, url: str, enforced: str) -> None:
-    """An allowed request is answered 200, with the decision's ID, the revision and the path to send
-    upstream.
-    """
+    """An allowed request gets 200, the decision's ID, the revision and the path upstream."""
     target = about(target="/v1//%63hat/completions/?a=1")
     headers = [("x-usagepanda-api-key", enforced), *target]
     response = await ask(url, "POST", "/v1/check", headers, CHAT_WITH_USER)
@@ -220,9 +218,7 @@ async def test_bodies(url: str, enforced: str, body: bytes, headers: Pairs, stat
 async def test_a_body_that_does_not_come(
     url: str, enforced: str, audited: str, unenforced: str
 ) -> None:
-    """A missing body is unknown, never absent: an enforcing key denies it, with how to fix the
-    proxy.
-    """
+    """A missing body is unknown, never absent: an enforcing key denies it, and names the fix."""
     for method in ("GET", "POST"):
         headers = [("x-usagepanda-api-key", enforced), *about()]
         response = await ask(url, method, "/v1/check", headers)
@@ -373,9 +369,7 @@ async def test_malformed_descriptors(url: str, body: bytes) -> None:
 
 
 async def test_descriptors_that_cannot_be_answered(url: str, enforced: str) -> None:
-    """A descriptor that is too large gets 413, a revision that is not there yet 503, and another
-    method 400.
-    """
+    """A large descriptor gets 413, a future revision 503, and another method 400."""
     descriptor = {"key": enforced, "hasUser": True}
     assert (await evaluate(url, descriptor | {"user": "x" * 5 * 2**20})).status == 413
     ahead = await evaluate(url, descriptor | {"minRevision": 10**6})

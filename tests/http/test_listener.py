@@ -63,9 +63,7 @@ async def test_caller_token(made: ServerSettings, tmp_path: Path) -> None:
 
 
 async def test_tls(made: ServerSettings, tmp_path: Path) -> None:
-    """With --tls-cert the listener speaks TLS only, and with --tls-client-ca to that authority's
-    clients only.
-    """
+    """--tls-cert makes it speak TLS only, and --tls-client-ca only to clients of that authority."""
     authority = trustme.CA()
     own = authority.issue_cert("127.0.0.1")
     own.private_key_pem.write_to_path(tmp_path / "key.pem")
@@ -100,9 +98,7 @@ async def _status_over_tls(address: Address, context: ssl.SSLContext) -> int:
 
 @pytest.mark.parametrize("flag", ["--http", "--grpc"])
 def test_beyond_loopback(made: ServerSettings, tmp_path: Path, flag: str) -> None:
-    """The listener is reachable from other machines only with TLS and authenticated callers, or as
-    insecure.
-    """
+    """Listening beyond loopback requires TLS and authenticated callers, or `insecure`."""
     everywhere: dict[str, Any] = {flag.removeprefix("--"): Address("0.0.0.0", 0)}  # noqa: S104  # that is the point
     tls: dict[str, Any] = {"tls_cert": tmp_path / "cert.pem", "tls_key": tmp_path / "key.pem"}
     token: dict[str, Any] = {"caller_token_file": tmp_path / "token"}

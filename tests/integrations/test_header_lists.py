@@ -32,9 +32,7 @@ def _config(name: str) -> Any:
 
 
 def test_traefik() -> None:
-    """Traefik shows policyd the headers that override the method, and forwards none of policyd's
-    own.
-    """
+    """Traefik shows policyd the headers that override the method, and forwards none of ours."""
     middlewares = _config("traefik/dynamic.yaml")["http"]["middlewares"]
     shown = middlewares["policyd"]["forwardAuth"]["authRequestHeaders"]
     assert {name.lower() for name in shown} >= HEADERS

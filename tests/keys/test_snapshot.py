@@ -115,9 +115,7 @@ def test_every_damage_is_noticed(file: SnapshotFile, tmp_path: Path) -> None:
 
 
 def test_what_is_not_used(file: SnapshotFile, tmp_path: Path) -> None:
-    """No snapshot, one of another database or place, one that is too old and one of the future are
-    not used.
-    """
+    """A snapshot of another database or place, too old or of the future is not used."""
     assert "there is none" in why_not(file)
     file.keep(head(), keys(1))
     assert "another database" in why_not(file, identity="another")
@@ -182,9 +180,7 @@ def _writes(path: Path, number: int) -> None:
 
 
 def test_several_that_write_and_are_killed(tmp_path: Path) -> None:
-    """Whenever a writer is killed, and however many write, the file is one whole snapshot of
-    theirs.
-    """
+    """Whenever a writer is killed, and however many write, the file is one whole snapshot."""
     path = tmp_path / "snapshot"
     file = SnapshotFile(path)
     context = multiprocessing.get_context("spawn")
@@ -243,9 +239,7 @@ class Changing:
 async def test_it_is_kept_as_settings_change(
     file: SnapshotFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each change is soon in the snapshot, which is written regularly however many changes there
-    are.
-    """
+    """Each change is soon in the snapshot, and a stream of changes does not delay it."""
     store = Changing()
     table = KeyTable(store.changes_since)
     keeper = asyncio.create_task(SnapshotKeeper(file, table, lambda: IDENTITY, PLACE).keep())

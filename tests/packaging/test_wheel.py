@@ -82,9 +82,7 @@ def required(distribution: metadata.Distribution) -> Iterator[metadata.Distribut
 
 
 def test_every_file_is_in_it(wheel: Path) -> None:
-    """The wheel contains templates, static files, migrations and type marks, and every other file
-    of ours.
-    """
+    """The wheel contains templates, static files, migrations, type marks and all other files."""
     files = {
         str(path.relative_to(ROOT))
         for package in ("policyd", "gateway")

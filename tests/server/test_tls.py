@@ -46,8 +46,9 @@ def settings(tmp_path: Path, authority: trustme.CA) -> Settings:
 
 
 async def test_tls(settings: Settings, authority: trustme.CA) -> None:
-    """A caller that trusts the authority is answered; one that does not, or that speaks in the
-    clear, is not.
+    """A caller that trusts the authority is answered.
+
+    One that does not, or that speaks in the clear, is not.
     """
     async with Server(settings()) as server:
         at = str(server.grpc)

@@ -49,8 +49,9 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
 
 
 async def test_what_it_says(policyd: Policyd) -> None:
-    """CheckKey tells whether the key is in force, and whether the body matters then; it logs
-    nothing.
+    """CheckKey tells whether the key is in force, and whether the body matters then.
+
+    It logs nothing.
     """
     key = policyd.create_key("enforce")
     header = [pb.Header(name="X-UsagePanda-API-Key", value=key)]
@@ -152,8 +153,9 @@ async def test_a_strangers_body_is_not_read(server: Server, tmp_path: Path, way:
 
 
 async def test_raw_bodies_have_a_total(tmp_path: Path) -> None:
-    """Evaluate and BatchEvaluate reject bodies beyond the total; small ones, and those with refused
-    keys, fit.
+    """Evaluate and BatchEvaluate reject bodies beyond the total.
+
+    Small ones, and those with refused keys, fit.
     """
     server = Policyd(tmp_path, "--body-memory", "200000", "--max-body", "100000")
     try:

@@ -72,8 +72,9 @@ def test_an_allowed_request(checker: Checker, enforcing: str) -> None:
     ],
 )
 def test_the_path_upstream(checker: Checker, enforcing: str, came: str, goes: str | None) -> None:
-    """In scope the canonical path goes upstream, with the query unchanged; out of scope, the path
-    as sent.
+    """In scope the canonical path goes upstream, with the query unchanged.
+
+    Out of scope, the path as sent.
     """
     answer = checker.ask(request({KEY: enforcing}, CHAT_WITH_USER, path=came))
     assert status(answer) == 0
@@ -171,8 +172,9 @@ UNCLEAR = {
 
 @pytest.mark.parametrize("case", UNCLEAR.values(), ids=UNCLEAR)
 def test_override_headers(checker: Checker, enforcing: str, case: Any) -> None:
-    """A header that is not one clear false does not weaken; a map cannot tell two headers from a
-    list.
+    """A header that is not one clear false does not weaken.
+
+    A map cannot tell two headers from a list.
     """
     joined, raw, by_map, by_list = case
     assert status(checker.ask(request({KEY: enforcing, OVERRIDE: joined}, CHAT))) == by_map
@@ -205,8 +207,9 @@ def test_keys(checker: Checker, enforcing: str, off: str) -> None:
 
 @pytest.mark.parametrize("joined", [True, False])
 def test_two_content_types(checker: Checker, enforcing: str, joined: bool) -> None:
-    """The upstream may follow either of two that differ, so the request is denied; the same one
-    twice is one.
+    """The upstream may follow either of two that differ, so the request is denied.
+
+    The same one twice is one.
     """
     for first, second, expected in (("application/json", "text/x", 400), ("text/x", "text/x", 0)):
         headers: Any = {KEY: enforcing, "content-type": f"{first},{second}"}

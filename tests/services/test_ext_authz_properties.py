@@ -60,9 +60,7 @@ def test_no_request_without_user_is_allowed(
     is_raw: bool,
     is_text: bool,
 ) -> None:
-    """An enforcing key denies a request without a user, whatever else it holds, in whichever
-    fields.
-    """
+    """An enforcing key denies a request without a user, whatever its other fields are."""
     named: Any = given_headers | {KEY: locked}
     if is_raw:
         named = list(named.items())

@@ -39,9 +39,7 @@ def test_the_routes_settings(checker: Checker, enforcing: str, off: str, locked:
 def test_unknown_settings_of_a_route(
     checker: Checker, policyd: Policyd, off: str, name: str, value: str, written: str
 ) -> None:
-    """Unknown settings give no decision, so that a slip allows nothing, and policyd logs the reason
-    once.
-    """
+    """Unknown settings give no decision, so a slip allows nothing; the log tells why, once."""
     for _ in range(2):
         with pytest.raises(grpc.RpcError) as caught:
             checker.ask(request({KEY: off}, CHAT_WITH_USER, {name: value}))

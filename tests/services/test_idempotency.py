@@ -35,8 +35,9 @@ def asked(idempotency_key: str, **given: Any) -> pb.EvaluateRequest:
 
 
 def test_the_same_again() -> None:
-    """A request that is sent again and decided alike has the same ID in every process; otherwise it
-    has another.
+    """A request that is sent again and decided alike has the same ID in every process.
+
+    Otherwise it has another.
     """
     key = fresh()
     one, other = DecisionIds("a" * 12), DecisionIds("b" * 12)
@@ -71,9 +72,7 @@ def test_a_clock_that_is_off() -> None:
     ids=["short", "a digit less", "a digit more", "in capitals", "not hexadecimal", "a line"],
 )
 def test_a_malformed_key(key: str) -> None:
-    """A malformed idempotency key is the gateway's fault, and is reported at once, not only at a
-    retry.
-    """
+    """A malformed idempotency key is the gateway's fault, and is reported at once."""
     with pytest.raises(InvalidDescriptor, match="idempotency_key"):
         DecisionIds("a" * 12).repeatable(asked(key), DENIED)
 
@@ -114,8 +113,9 @@ def test_asked_again_after_a_kill(tmp_path: Path, start: Callable[..., Any]) -> 
 def test_asked_again_at_another_replica(
     tmp_path: Path, start: Callable[..., Any], new_database: str
 ) -> None:
-    """The decision is logged once there too; after a change of the key's settings, both decisions
-    are logged.
+    """The decision is logged once there too.
+
+    After a change of the key's settings, both decisions are logged.
     """
     first = start(Policyd, tmp_path / "one", database_url=new_database)
     second = start(Policyd, tmp_path / "two", database_url=new_database)

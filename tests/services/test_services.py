@@ -286,8 +286,9 @@ async def test_trace_ids(running: Running) -> None:
 
 
 async def test_bad_batches(running: Running) -> None:
-    """A batch over the bound, or with an ID twice, is rejected whole; an empty one gets an empty
-    answer.
+    """A batch over the bound, or with an ID twice, is rejected whole.
+
+    An empty one gets an empty answer.
     """
     request = policy_pb2.EvaluateRequest(has_user=True)
     for ids in ([str(n) for n in range(MAX_BATCH + 1)], ["a", "a"]):

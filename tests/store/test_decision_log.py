@@ -120,8 +120,9 @@ def test_hostile_texts(store: Store) -> None:
 
 
 def test_pages(store: Store) -> None:
-    """The newest come first; each page goes on where the one before ended, and newer decisions can
-    be read.
+    """The newest come first.
+
+    Each page goes on where the one before ended, and newer decisions can be read.
     """
     entries = [record(START + timedelta(seconds=n)) for n in range(10)]
     store.log.append(entries)
@@ -278,8 +279,9 @@ def test_users_in_order(store: Store) -> None:
 
 
 def test_retention(store: Store) -> None:
-    """Retention deletes what is too old, and then the oldest of what is too much; the hourly counts
-    stay.
+    """Retention deletes what is too old, and then the oldest of what is too much.
+
+    The hourly counts stay.
     """
     old = [record(START + timedelta(minutes=n)) for n in range(10)]
     young = [record(START + DAY + timedelta(minutes=n), end_user="bob") for n in range(10)]
@@ -324,8 +326,9 @@ def test_workers(store: Store) -> None:
 
 
 def test_history(store: Store) -> None:
-    """Requests that were alike are one kind, whichever client sent them; those of a route are left
-    out.
+    """Requests that were alike are one kind, whichever client sent them.
+
+    Those of a route are left out.
     """
     store.log.append([record(), record(end_user="bob"), denied(), record(START + DAY)])
     store.log.append([denied(source=Source.ROUTE), denied(model="b"), denied(key_id="key_2")])

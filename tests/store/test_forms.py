@@ -101,8 +101,9 @@ def test_the_newest_form() -> None:
 
 
 def test_which_commands_migrate(new_database: str, old: OldVersion) -> None:
-    """Only the commands that announce it change an older database's form; each other one names
-    them.
+    """Only the commands that announce it change an older database's form.
+
+    Each other one names them.
     """
     key = old.run(FILL, new_database, "1").strip()
     assert set(commands(main)) == COMMANDS.keys()
@@ -248,9 +249,7 @@ class Asking:
 def test_under_a_running_server_of_the_version_before(
     new_database: str, tmp_path: Path, old: OldVersion, start: Callable[..., Any]
 ) -> None:
-    """The older server goes on while its database is migrated, logs everything, and can be started
-    again.
-    """
+    """The older server runs on during the migration, logs everything, and can restart."""
     old.run(FILL, new_database, "5")
     key = json.loads(
         old.policyd(

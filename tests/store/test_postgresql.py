@@ -50,8 +50,9 @@ def test_a_revoked_key(postgresql: PostgreSQL, tmp_path: Path) -> None:
 
 
 async def test_hints(postgresql: PostgreSQL, tmp_path: Path) -> None:
-    """A hint has a change followed at once, without waiting for the next poll; a lost connection is
-    replaced.
+    """A hint has a change followed at once, without waiting for the next poll.
+
+    A lost connection is replaced.
     """
     with postgresql.database() as url:
         store = Store(url)

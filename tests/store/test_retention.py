@@ -107,8 +107,9 @@ def test_a_decision_from_the_future(store: Store) -> None:
 
 
 def test_a_setting_made_smaller(store: Store, new_database: str) -> None:
-    """Retention waits until the operator confirms that so much is to go; meanwhile the old setting
-    holds.
+    """Retention waits until the operator confirms that so much is to go.
+
+    Meanwhile the old setting holds.
     """
     store.log.append([record(now() - n * DAY / 10) for n in range(800)])
     for keep, rows, option in (

@@ -57,9 +57,7 @@ def test_a_new_key(store: Store) -> None:
 
 
 def test_a_key_without_settings(store: Store) -> None:
-    """Such a key has the server's default mode, accepts both identifiers, and lets any request
-    override it.
-    """
+    """Such a key has the default mode, accepts both identifiers, and lets any request override."""
     key, _ = store.keys.create("app")
     assert (key.mode, key.override, key.accept) == (None, Override.ANY, BOTH)
 
@@ -267,9 +265,7 @@ def test_a_newer_database(store: Store, url: str) -> None:
 
 
 def test_no_database(tmp_path: Path) -> None:
-    """A path or URL that cannot be opened, or is no database, is named as the cause, without a
-    password.
-    """
+    """What cannot be opened, or is no database, is named as the cause, without a password."""
     with pytest.raises(StoreUnavailable, match="unable to open"):
         Store(f"sqlite:///{tmp_path}/no/such/folder.db").migrate()
     (tmp_path / "text.db").write_text("not a database " * 100)

@@ -38,8 +38,11 @@ def run(
 
 
 class Program:
-    """One of our servers. It has printed a line that matches `ready` when the constructor returns;
-    `match` is that line's match. It may have `files` files open."""
+    """One of our servers.
+
+    It has printed a line that matches `ready` when the constructor returns; `match` is that line's
+    match. It may have `files` files open.
+    """
 
     def __init__(
         self,

@@ -28,8 +28,9 @@ def as_shipped(_: Config) -> None:
 
 
 def as_istio(config: Config) -> None:
-    """All headers, in a map; bodies as the manifest configures them, in buffers of Envoy's own
-    size.
+    """All headers, in a map.
+
+    Bodies as the manifest configures them, in buffers of Envoy's own size.
     """
     providers = manifest("istio/mesh-config.yaml")["spec"]["meshConfig"]["extensionProviders"]
     told = providers[0]["envoyExtAuthzGrpc"]["includeRequestBodyInCheck"]
@@ -75,8 +76,9 @@ def proxy(flavour: tuple[str, Envoy]) -> Envoy:
 
 
 def test_keys(proxy: Envoy, upstream: Upstream, enforcing: str, off: str) -> None:
-    """A request without a key, with an unknown one, or with two that differ is denied with 403; the
-    same key twice counts as one.
+    """A request without a key, with an unknown one, or with two that differ is denied with 403.
+
+    The same key twice counts as one.
     """
     missing = ask(proxy, "", CHAT_WITH_USER, JSON)
     unknown = ask(proxy, "up-" + "0" * 48, CHAT_WITH_USER, JSON)

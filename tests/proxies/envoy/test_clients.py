@@ -18,9 +18,7 @@ def client(envoy: Envoy, enforcing: str) -> openai.OpenAI:
 
 
 def test_the_documented_snippet(envoy: Envoy, upstream: Upstream, off: str) -> None:
-    """Under openai 0.27.8 the snippet ends with the documented exception, to the letter up to the
-    date.
-    """
+    """Under openai 0.27.8 the snippet raises the documented exception, but for its date."""
     done = old_python((HERE / "documented_snippet.py").read_text(), envoy, off)
     documented = (HERE / "documented_exception.txt").read_text()
     printed = done.stderr.splitlines()[-1]

@@ -191,9 +191,7 @@ def test_policyd_down(
     upstream: Upstream,
     unused_port: Callable[[], int],
 ) -> None:
-    """While policyd is down or hangs nothing is forwarded: the client gets 503, with the gateway's
-    own body.
-    """
+    """While policyd is down or hangs nothing is forwarded: the answer is the gateway's own 503."""
     with socket.create_server(("127.0.0.1", 0)) as hanging:
         for port in (unused_port(), hanging.getsockname()[1]):
             envoy = start(config(at=f"127.0.0.1:{port}"))

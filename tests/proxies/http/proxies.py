@@ -14,8 +14,7 @@ INTEGRATIONS = Path(__file__).parents[3] / "integrations"
 
 
 def configured(folder: Path, name: str, changes: Mapping[str, str]) -> Path:
-    """A copy of integrations/NAME in `folder`, in which every key of `changes` is replaced by its
-    value.
+    """A copy of integrations/NAME in `folder`, with every key of `changes` replaced by its value.
 
     Each of the keys must occur in it.
     """

@@ -75,9 +75,7 @@ AS_ORDERED = {
 
 
 async def test_a_denial(proxied: Stack) -> None:
-    """A denial has the contract's status, headers in their letter case, bytes, and the decision's
-    ID.
-    """
+    """A denial has the contract's status, headers in their letter case, bytes and the ID."""
     response = await post(proxied, CHAT)
     (identifier,) = response.all("x-request-id")
     assert re.fullmatch("[0-9a-f]{32}", identifier)
