@@ -105,7 +105,7 @@ def gateway(
     client = CLIENTS[request.param]
     server = start(client, policyd.grpc, upstream.url)
     yield Gateway(client, server.match[1])
-    assert server.stop() in (0, 143)  # Java reports the signal.
+    assert server.stop() in (0, 143)  # Java's exit status reports the signal.
 
 
 @conformance.over_http

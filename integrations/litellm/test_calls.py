@@ -395,7 +395,7 @@ def test_a_batch_with_users(forwarding: LiteLLM, keys: Keys, upstream: Upstream)
     assert b"\n".join(lines) in upstream.received[0].body
 
 
-# --- what is no endpoint -----------------------------------------------------------------------
+# --- paths out of scope ------------------------------------------------------------------------
 
 
 def test_mcp_tools(forwarding: LiteLLM, keys: Keys, upstream: Upstream) -> None:

@@ -34,9 +34,9 @@ pytestmark = pytest.mark.timeout(600)
 
 # Denied vectors that LiteLLM does not deny, and why.
 WEAKER = {
-    # Of a repeated field it sends the last one upstream.
+    # LiteLLM sends the last of a repeated field upstream.
     "forms/twice_blank_first": "field",
-    # It answers by itself, and calls no hook.
+    # LiteLLM answers by itself, and calls no hook.
     "keys/missing_out_of_scope": "models",
 }
 
@@ -129,7 +129,7 @@ def test_the_other_endpoints(
     headers = [("x-usagepanda-api-key", keys.secret(ENFORCE))]
     denied = send(proxy, target, body, headers)
     assert denied.status == 422
-    # Of images LiteLLM writes the error anew, with the status for a code.
+    # For images LiteLLM writes the error anew, with the status for a code.
     is_rewritten = target == "/v1/images/generations"
     assert denied.body == (
         NO_USER.replace(b'"code":null', b'"code":"422"') if is_rewritten else NO_USER

@@ -139,7 +139,7 @@ async def test_every_wait_ends(
 
 async def test_a_busy_client_is_not_hurried() -> None:
     """A body that arrives fast enough and a long answer may last longer than any one wait."""
-    wait = 4 * SOON  # Longer than a busy machine stands still.
+    wait = 4 * SOON  # Longer than a busy machine may stand still.
     async with serving(body=wait, head=wait, idle=wait, write=wait) as running:
         reader, writer = await connect(running.url)
         pieces = 60

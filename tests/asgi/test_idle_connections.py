@@ -23,7 +23,7 @@ from tests.support.processes import Policyd
 from tests.support.raw_http import CHAT, CHAT_WITH_USER, ask, connect, post
 from tests.support.stack import Background, Gateway, Upstream
 
-pytestmark = pytest.mark.slow  # They start servers of their own.
+pytestmark = pytest.mark.slow  # These tests start servers of their own.
 
 PATIENCE = 30
 FILES = 200
@@ -102,7 +102,7 @@ async def test_requests_that_wait_for_the_upstream(
             assert len({answer.all("retry-after")[0] for answer in beyond}) > 1
             async with _held(gateway.url, 50):
                 for probe in ("/healthz", "/readyz"):
-                    # The silent ones keep a spare place for a moment.
+                    # Silent connections keep a spare place for a moment.
                     while (await ask(gateway.url, "GET", probe)).status == 503:  # noqa: ASYNC110
                         await asyncio.sleep(0.1)
             upstream.let_go()

@@ -197,7 +197,7 @@ async def test_one_check_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
     looking = Probes(look)
     told = [await looking.answer("GET", "/readyz") for _ in range(4)]
-    # One that was cancelled is followed by another one.
+    # Another check follows one that was cancelled.
     assert [answer and answer.status for answer in told] == [503, 503, 503, 200]
 
     async def fail() -> str:

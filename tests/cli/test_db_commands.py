@@ -68,7 +68,7 @@ def fill(store: Store, rows: int = ROWS) -> None:
     for start in range(0, rows, 1000):
         some = [record(NOW - (start + n) * timedelta(minutes=1)) for n in range(1000)]
         store.log.append([*some, denied(NOW, end_user="a\u3000b"), outcome(some[0])])
-    store.log.append([outcome(record(NOW))])  # It waits.
+    store.log.append([outcome(record(NOW))])  # The outcome waits for its decision.
     store.log.append([RefusedKey(decision_id(NOW), RefusedKeyReason.UNKNOWN, "1.2.3.4")])
     minute = int(NOW.timestamp()) // 60
     store.log.append([RefusedKeyCount("p", n, minute, "1.2.3.4", 1, 0, 0) for n in range(30)])

@@ -141,7 +141,7 @@ async def test_other_errors_are_not_tried_again(serving: Serving, code: grpc.Sta
 async def test_a_server_that_is_gone(unused_port: Callable[[], int], on_error: OnError) -> None:
     """With `deny` the client answers with a 503 of its own, with `allow` it allows.
 
-    The explanation tells so.
+    The explanation names the outage.
     """
     async with PolicyClient(f"127.0.0.1:{unused_port()}", on_error=on_error) as client:
         answer = await client.evaluate(DESCRIPTOR)

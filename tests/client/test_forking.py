@@ -14,7 +14,7 @@ import pytest_asyncio
 from tests.client.test_client import Failing, Serving
 from tests.support.processes import Policyd
 
-pytestmark = pytest.mark.slow  # Each is a program of its own, which forks.
+pytestmark = pytest.mark.slow  # Each test runs a program of its own, which forks.
 
 PROGRAM = '''
 import asyncio, ctypes, gc, multiprocessing, os, signal, sys, threading, time

@@ -293,7 +293,7 @@ async def test_one_would_not_decide_and_the_other_is_dead(
     peer = await make_peer()
     peer.code = CODE.RESOURCE_EXHAUSTED
     targets = [peer.target, f"127.0.0.1:{unused_port()}"]
-    for _ in range(4):  # In whichever order they are asked.
+    for _ in range(4):  # The client may ask the peers in either order.
         async with PolicyClient(targets, timeout=0.5, on_error="allow") as client:
             answer = await client.evaluate(DESCRIPTOR)
         assert answer.denial.http_status == 503
@@ -375,7 +375,7 @@ async def test_a_second_try_has_the_same_key(make_peer: Start) -> None:
         second.asked.clear()
 
 
-# --- what waits ---------------------------------------------------------------------------------
+# --- calls that wait ----------------------------------------------------------------------------
 
 
 async def test_a_revision_that_is_waited_for(make_peer: Start) -> None:

@@ -188,7 +188,7 @@ async def test_those_that_policyd_rejects(
 
 
 async def test_an_old_policyd(policyd: Recorder, caplog: pytest.LogCaptureFixture) -> None:
-    """A policyd that does not know outcomes gets none, and one line in the log tells so."""
+    """A policyd that does not know outcomes gets none, and the log mentions it in one line."""
     policyd.reporting = grpc.StatusCode.UNIMPLEMENTED
     async with PolicyClient(policyd.address) as client:
         client.report(outcomes(1)[0])

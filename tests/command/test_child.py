@@ -44,7 +44,7 @@ async def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     chosen = settings(tmp_path, console=None)
     await asyncio.to_thread(prepare, chosen)
     worker = background_worker(chosen)
-    # It has longer to become ready than between two signs of life.
+    # The child has longer to become ready than between two signs of life.
     monkeypatch.setattr(child, "_START", int(PATIENCE / TURN))
     await worker.start()
     watching = asyncio.create_task(worker.keep_running())
@@ -166,7 +166,7 @@ async def test_a_parent_that_is_busy_at_the_start_and_the_end(
     stand_still(4, until=lambda: _unread(pipe.get_extra_info("pipe").fileno()) > 0)
     await starting
     stopping = asyncio.create_task(worker.stop())
-    await asyncio.sleep(0.1)  # Its standard input is closed meanwhile.
+    await asyncio.sleep(0.1)  # The child's standard input is closed meanwhile.
     number = pid(worker)
     stand_still(7, until=lambda: not is_running(number))
     await stopping
@@ -177,7 +177,7 @@ async def test_a_parent_that_is_busy_at_the_start_and_the_end(
 async def test_a_child_that_never_gets_ready(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A child that never gets ready is killed, and the log tells so."""
+    """A child that never gets ready is killed, and the log mentions it."""
     monkeypatch.setattr(child, "_TURN", TURN)
     monkeypatch.setattr(child, "_START", 4)
     monkeypatch.chdir(tmp_path)
@@ -207,7 +207,7 @@ def test_a_parent_that_reads_nothing(tmp_path: Path) -> None:
         give_up = time.monotonic() + PATIENCE
         while _unread(reading) == filled and time.monotonic() < give_up:
             time.sleep(0.05)
-        time.sleep(2.5)  # Two signs of life find no room.
+        time.sleep(2.5)  # The pipe has no room for two signs of life.
         process.stdin.close()
         assert process.wait(PATIENCE) == 0
     finally:

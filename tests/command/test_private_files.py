@@ -19,7 +19,7 @@ from tests.support.consoles import prepare, settings
 from tests.support.load import PATIENCE, until
 from tests.support.processes import BIN, Program, run
 
-pytestmark = pytest.mark.slow  # They start commands and servers under each umask.
+pytestmark = pytest.mark.slow  # These tests start commands and servers under each umask.
 
 OPEN = ("/bin/sh", "-c", 'umask 0; exec "$0" "$@"')
 """Runs a command as one that lets every user read what it makes."""
@@ -133,7 +133,7 @@ def test_a_journal(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o666])
 def test_files_that_were_open(tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int) -> None:
-    """Files of an earlier version are made private, and the log tells so once."""
+    """Files of an earlier version are made private, and the log mentions it once."""
     url = f"sqlite:///{tmp_path}/policyd.db"
     held = Store(url)
     held.migrate()

@@ -64,7 +64,7 @@ async def test_many_addresses_and_the_administrator(console: Console) -> None:
         assert (await attempt(stranger, PASSWORD, "203.0.113.2")).status == 429
         assert (await attempt(known, PASSWORD, "203.0.113.2")).status == 303
         assert (await attempt(stranger, console.token, "203.0.113.2")).status == 303
-        # It is a known device now.
+        # The browser is a known device now.
         assert (await attempt(stranger, PASSWORD, "203.0.113.2")).status == 303
 
 
@@ -141,19 +141,19 @@ PROXIES = ("10.0.0.0/8", "192.0.2.1", "2001:db8:1::/48")
         ("10.1.2.3", ["203.0.113.9"], "203.0.113.9"),
         ("::ffff:10.1.2.3", ["203.0.113.9"], "203.0.113.9"),
         ("2001:db8:1::1%eth0", ["203.0.113.9"], "203.0.113.9"),
-        # What the client made up stands left of what our proxies have added.
+        # The client's own values stand left of those that our proxies have added.
         ("10.1.2.3", ["127.0.0.1, 203.0.113.9"], "203.0.113.9"),
         ("10.1.2.3", ["127.0.0.1", "203.0.113.9, 192.0.2.1"], "203.0.113.9"),
         ("10.1.2.3", ["203.0.113.9", "198.51.100.7"], "198.51.100.7"),
         ("10.1.2.3", ["garbage, 203.0.113.9"], "203.0.113.9"),
         ("10.1.2.3", ["10.9.9.9, 10.1.1.1"], "10.9.9.9"),
-        # As some proxies write it.
+        # Some proxies write it so.
         ("10.1.2.3", ["203.0.113.9:4711"], "203.0.113.9"),
         ("10.1.2.3", ["[2001:db8::5]:4711"], "2001:db8::5"),
         ("10.1.2.3", ["[2001:db8::5]"], "2001:db8::5"),
         ("10.1.2.3", ["2001:db8::5"], "2001:db8::5"),
         ("10.1.2.3", ["::ffff:203.0.113.9"], "203.0.113.9"),
-        # Malformed: not followed.
+        # Malformed values are not followed.
         ("10.1.2.3", ["203.0.113.9, unknown"], "10.1.2.3"),
         ("10.1.2.3", ["203.0.113.9, unknown, 192.0.2.1"], "10.1.2.3"),
         ("10.1.2.3", ["203.0.113.9,"], "10.1.2.3"),

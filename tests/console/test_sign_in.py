@@ -207,7 +207,7 @@ def test_the_end_of_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sessions.session(request, 1)
     assert not sessions.session(request, 2)
     assert not Sessions("another token", secure=False).session(request, 1)
-    # A link is no session, and the other way round.
+    # A link is no session, and a session is no link.
     swapped = Request(
         {"type": "http", "headers": [(b"cookie", f"policyd-session={code}".encode())]}
     )

@@ -108,7 +108,7 @@ def test_a_formula_elsewhere(text: str) -> None:
     for separator in ";\t":
         line = list(csv_rows([_replaced(user_agent=text)]))[1]
         rows = csv.reader(io.StringIO(line, newline=""), delimiter=separator)
-        # As spreadsheets do it: what does not begin a cell is no quote.
+        # As spreadsheets read it: a quote inside a cell quotes nothing.
         bare = [cell for part in line.splitlines() for cell in part.split(separator)]
         for cell in (*bare, *(cell for row in rows for cell in row)):
             assert not cell.lstrip(' "').startswith(("=", "+", "-", "@", "\uff1d")), cell

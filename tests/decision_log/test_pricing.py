@@ -23,7 +23,7 @@ def test_what_goes_to_the_cache_and_comes_from_it(model: str) -> None:
     assert plain and read and written and both  # noqa: PT018 - all of them are known
     assert read < plain < written
     assert both == read + written - plain
-    # A quarter more, by both providers' price lists.
+    # The price lists of both providers charge a quarter more.
     assert written == pytest.approx(plain * (1 + 0.4 * 0.25))
 
 

@@ -118,7 +118,7 @@ class Case:
 @pytest.fixture
 def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(writing, "_LOOK", 0.0)
-    # In memory, if that is possible, as there are thousands of syncs.
+    # In memory if possible, as there are thousands of syncs.
     with tempfile.TemporaryDirectory(dir=MEMORY) as place:
         spool.prepare(Path(place, "spool"), "database")
         yield Path(place, "spool")
@@ -164,7 +164,7 @@ async def test_each_error_at_the_start(folder: Path, call: str, number: int) -> 
     A decision is then refused or dropped, and logged as soon as there is room. Any other error is
     reported at once.
     """
-    kernel = Failing(call, number, spared=call == "open")  # The folder itself is there.
+    kernel = Failing(call, number, spared=call == "open")  # The folder itself exists.
     kernel.fails = True
     before = len(os.listdir("/proc/self/fd"))
     if number in FULL:

@@ -92,7 +92,7 @@ class Process(System):
                 number, self.fails_with = self.fails_with, 0
                 raise OSError(number, os.strerror(number))
         except (Killed, OSError):
-            if name == "write" and not was_dead:  # The kernel may have taken some of it.
+            if name == "write" and not was_dead:  # The kernel may have taken a part of the bytes.
                 os.write(given[0], given[1][: len(given[1]) // 2])
             raise
         found = call(*given, **named)
@@ -230,7 +230,7 @@ class Spool(RuleBasedStateMachine):
     @rule(kept=st.integers(0, 10))
     def retire(self, kept: int) -> None:
         self._see()
-        # Each call takes some.
+        # Each call takes a part.
         while self.reading.log.expire(START - timedelta(days=1), kept):
             pass
         self.retired = self.logged - self._present()

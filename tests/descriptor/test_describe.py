@@ -58,7 +58,7 @@ class Case(NamedTuple):
 READ = {"model": "m", "user_state": 1, "user": "alice", "safety_identifier_state": 3}
 VALID = {**READ, "safety_identifier_state": 2}
 OVERRIDDEN = {"headers": [("x-http-method-override", "POST")]}
-_NOISE = random.Random(9).randbytes(AT_ONCE // 2).hex()  # It compresses to a half, as text does.
+_NOISE = random.Random(9).randbytes(AT_ONCE // 2).hex()  # This text compresses to a half.
 _LARGE = BODY[:-1] + f',"x":"{_NOISE}"}}'.encode()
 
 

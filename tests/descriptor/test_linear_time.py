@@ -81,7 +81,7 @@ def _after(*begins: str) -> list[Pump]:
 
 # By module and name: the texts most likely to be slow, besides those that every pattern gets.
 PATTERNS: dict[str, list[Pump]] = {
-    "policyd.command.configuration._FOREIGN": [],  # It reads names of the operator's environment.
+    "policyd.command.configuration._FOREIGN": [],  # It reads names of variables.
     "policyd.console.view.log_query.KEY_ID": _after("key_"),
     "policyd.console.view.log_query._ID": [],
     "policyd.console.view.log_query._TRACE": _after("-", "_"),

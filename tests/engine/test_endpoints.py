@@ -14,12 +14,12 @@ CANONICAL = {
     "/openai/deployments/V1%2fOpenAI/embeddings": "/openai/deployments/V1%2fOpenAI/embeddings",
     "/a%2Fb/V1/engines/Gpt%2f4/completions": "/a%2Fb/v1/engines/Gpt%2f4/completions",
     "/openai%2Fdeployments%2fx%2Fembeddings": "/openai/deployments/x/embeddings",
-    # What stands before the API's own words is a name as well.
+    # Words before the API's own words are a name as well.
     "/Team/embeddings": "/Team/embeddings",
     "/a%2Fb%2fc/embeddings": "/a%2Fb%2fc/embeddings",
     "/X%2FOpenAI/embeddings": "/X/openai/embeddings",
     "/a%2Fv1%2Fb/embeddings": "/a/v1/b/embeddings",
-    # Longer than what is cached.
+    # Longer than the paths that are cached.
     "/" + "X" * 300 + "/Embeddings": "/" + "X" * 300 + "/embeddings",
 }
 

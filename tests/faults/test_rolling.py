@@ -432,7 +432,7 @@ async def test_all_stand_still(make_stack: MakeStack) -> None:
         for pid in everything:
             os.kill(pid, signal.SIGSTOP)
         await asyncio.sleep(1)
-        await rest()  # It lies unread.
+        await rest()  # The request lies unread.
         await asyncio.sleep(PAUSE)
         for pid in everything:
             os.kill(pid, signal.SIGCONT)

@@ -54,7 +54,7 @@ BODIES = {
 async def test_bodies(
     gateway: str, upstream: Demo, enforced: str, body: bytes, status: int
 ) -> None:
-    """A body that carries no user for certain is denied, in OpenAI's shape, with the reason."""
+    """A body that does not clearly carry a user is denied, in OpenAI's shape, with the reason."""
     response = await post(gateway, enforced, body)
     assert response.status == status
     error = json.loads(response.body)["error"]
@@ -210,7 +210,7 @@ async def test_forms(
     content_type: str,
     status: int,
 ) -> None:
-    """A form that carries no user for certain is denied."""
+    """A form that does not clearly carry a user is denied."""
     headers = [("x-usagepanda-api-key", enforced), ("Content-Type", content_type)]
     response = await ask(gateway, "POST", f"/v1/images/{endpoint}", headers, body)
     assert response.status == status

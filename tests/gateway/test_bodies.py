@@ -27,7 +27,7 @@ pytestmark = IN_SESSION
 
 PATH = "/v1/chat/completions"
 PATIENCE = 30
-NOISE = random.Random(9).randbytes(250_000).hex()  # It compresses to a half, as text does.
+NOISE = random.Random(9).randbytes(250_000).hex()  # This text compresses to a half.
 LARGE = json.dumps({"model": "m", "user": "u-1", "messages": [], "x": NOISE}).encode()
 LARGE_WITHOUT_USER = LARGE.replace(b'"user"', b'"abcd"')
 Open = tuple[asyncio.StreamReader, asyncio.StreamWriter]

@@ -37,7 +37,9 @@ async def test_the_denial_is_exact_to_the_byte(gateway: str, upstream: Demo, enf
     writer.close()
     raw = re.sub(rb"(?m)^Date: \w{3}, \d\d \w{3} \d{4} [\d:]{8} GMT\r$", b"Date: DATE\r", raw)
     raw = re.sub(rb"(?m)^x-request-id: [0-9a-f]{32}\r$", b"x-request-id: DECISION\r", raw)
-    raw = re.sub(rb"^(HTTP/1.1 422) [\w ]+", rb"\1 REASON", raw)  # Python changed its wording.
+    raw = re.sub(
+        rb"^(HTTP/1.1 422) [\w ]+", rb"\1 REASON", raw
+    )  # Python changed the wording of a status.
     assert raw == GOLDEN.read_bytes()
     assert not upstream.app.record
 

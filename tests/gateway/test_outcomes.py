@@ -387,7 +387,7 @@ async def test_the_client_leaves_in_an_upload(policyd: Recorder, demo: Demo) -> 
 
 
 async def test_the_upstream_breaks_off(policyd: Recorder, demo: Demo) -> None:
-    """The outcome of a stream that breaks off tells so."""
+    """The outcome of a stream that breaks off names the upstream as its end."""
     async with gateway(policyd, demo.url) as server:
         body = chat("demo-broken-stream", stream=True)
         response = await post(server.url, policyd.key, body)
@@ -482,7 +482,7 @@ async def test_policyd_goes_and_comes_back(demo: Demo) -> None:
     """Under load, every forwarded request is reported in the end."""
     policyd = await make_recorder()
     async with policyd.serving():
-        pass  # It has an address now.
+        pass  # policyd has an address now.
     async with (
         AsyncExitStack() as at_last,
         gateway(policyd, demo.url, policy_timeout=0.5) as server,

@@ -86,7 +86,7 @@ def pieces(data: bytes, size: int) -> list[bytes]:
             {"input_tokens": 6, "output_tokens": 3, "cache_creation_input_tokens": 4},
             (10, 3, None, 4),
         ),
-        # A server that translates for it.
+        # A server that translates Anthropic's answers into OpenAI's.
         (
             {
                 "prompt_tokens": 2006,
@@ -408,7 +408,7 @@ def test_a_stream_that_begins_without_a_name() -> None:
     assert fed(EventReader(), pieces(stream, 50)) == CHAT_SAYS
 
 
-# What reads which answer
+# Which reader reads which answer
 
 
 @pytest.mark.parametrize(

@@ -459,7 +459,7 @@ async def test_the_discovery_document(url: str, enforced: str) -> None:
     assert response.status == 405
 
 
-# --- every request -----------------------------------------------------------------------------
+# --- any request -------------------------------------------------------------------------------
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),

@@ -157,7 +157,7 @@ def test_a_body_of_3_mb(checker: Checker, enforcing: str) -> None:
     assert status(checker.ask(request({KEY: enforcing}, body + b'" "}'))) == 422
 
 
-# Headers: (what the map holds, what the raw list holds, the statuses of the two forms)
+# Headers: (the values of the map, those of the raw list, the statuses of the two forms)
 UNCLEAR = {
     "one true": ("true", ["true"], 422, 422),
     "one false": ("false", ["false"], 0, 0),

@@ -95,7 +95,7 @@ def test_changes_of_an_older_version(store: Store, new_database: str) -> None:
     assert not found.everything
     assert [change.settings.mode for change in found.changed if change.settings] == [Mode.OFF]
     assert found.epoch not in ("", known.epoch)
-    # Nothing of it is lost on a reader that has seen that, either.
+    # A reader that has seen that misses no change, either.
     store.keys.update(key.id, {"mode": Mode.AUDIT})
     assert not store.keys.changes_since(found.revision, found.epoch).everything
 
@@ -295,7 +295,7 @@ BEGUN, DONE = Counts(b"salt", 3, 7), Counts(b"salt", 7, 7)
         (BEGUN, DONE, LATER, DONE, True),
         (BEGUN, BEGUN, LATER, DONE, True),
         (DONE, Counts(b"new", 0, 0), LATER, Counts(b"new", 0, 0), True),
-        # Where the counts cannot be read.
+        # The counts cannot be read.
         (None, DONE, LATER, DONE, True),
         (DONE, None, LATER, DONE, True),
         (DONE, DONE, LATER, None, True),

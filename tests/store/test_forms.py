@@ -84,7 +84,7 @@ def number(url: str, table: str) -> str:
 
 def commands(group: click.Group, path: str = "") -> Iterator[str]:
     context = click.Context(group)
-    for name in group.list_commands(context):  # Some are loaded only now.
+    for name in group.list_commands(context):  # Some commands are loaded only now.
         one = group.get_command(context, name)
         if isinstance(one, click.Group) and name not in OTHERS:
             yield from commands(one, f"{path}{name} ")

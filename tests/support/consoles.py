@@ -42,7 +42,7 @@ class Visitor:
 
     def __init__(self, url: str, **session: Any) -> None:
         self.url = url
-        jar = aiohttp.CookieJar(unsafe=True)  # It takes cookies of an IP address too.
+        jar = aiohttp.CookieJar(unsafe=True)  # The jar takes cookies of an IP address too.
         self.session = aiohttp.ClientSession(cookie_jar=jar, auto_decompress=True, **session)
 
     async def __aenter__(self) -> Self:

@@ -39,7 +39,7 @@ class OldVersion:
         """The output of Python code that runs with that version's packages."""
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments],
-            cwd=self._folder,  # Where Python looks first.
+            cwd=self._folder,  # Python looks there first.
             env=environment(),
             capture_output=True,
             text=True,

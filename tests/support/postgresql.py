@@ -28,7 +28,7 @@ class PostgreSQL:
         self._settings = settings
         """Such as "max_connections=10"."""
         self._numbers = itertools.count()
-        # PostgreSQL refuses to run as root; Debian's package brings a user for it.
+        # PostgreSQL refuses to run as root; Debian's package creates a user for it.
         self._user = "postgres" if os.getuid() == 0 else None
 
     def __enter__(self) -> Self:

@@ -183,7 +183,7 @@ class Policyd(Program):
     def reach(self, revision: int) -> None:
         """Wait until `revision` is in force, in each worker."""
         request = EvaluateRequest(has_user=True, min_revision=revision)
-        # Each on a connection of its own, which leads to any of them.
+        # Each call has a connection of its own, which leads to any worker.
         options = [("grpc.use_local_subchannel_pool", 1)]
         reached: set[str] = set()
         while len(reached) < self.workers:

@@ -142,7 +142,7 @@ BODIES = {
 
 @pytest.mark.parametrize(("body", "status"), BODIES.values(), ids=BODIES)
 def test_bodies(proxy: Envoy, upstream: Upstream, enforcing: str, body: bytes, status: int) -> None:
-    """A body that carries no user for certain is denied, in OpenAI's shape."""
+    """A body that does not clearly carry a user is denied, in OpenAI's shape."""
     answer = ask(proxy, enforcing, body, JSON)
     assert answer.status == status
     assert list(json.loads(answer.body)["error"]) == ["message", "type", "param", "code"]

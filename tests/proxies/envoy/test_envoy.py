@@ -228,7 +228,7 @@ def test_upstream_down(
     unused_port: Callable[[], int],
     enforcing: str,
 ) -> None:
-    """The client gets an answer that tells so, in the shape of OpenAI's errors."""
+    """An allowed request gets 502 in the shape of OpenAI's errors, and a denied one its 422."""
     envoy = start(config(upstream=f"https://127.0.0.1:{unused_port()}"))
     answer = ask(envoy, enforcing, CHAT_WITH_USER, JSON)
     assert answer.status == 502

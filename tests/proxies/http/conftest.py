@@ -113,7 +113,7 @@ def _caddy(
     folder: Path, port: int, program: str, file: str, changes: dict[str, str]
 ) -> Iterator[Proxy]:
     copy = configured(folder, "caddy", changes)
-    # It keeps certificates and its last configuration in the home folder.
+    # Caddy keeps certificates and its last configuration in the home folder.
     home = (f"HOME={copy}", f"XDG_DATA_HOME={copy}/data", f"XDG_CONFIG_HOME={copy}/config")
     command = ("/usr/bin/env", *home, program, "run", "--config", file, "--adapter", "caddyfile")
     with Proxy(port, *command, folder=copy) as proxy:

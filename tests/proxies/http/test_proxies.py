@@ -202,7 +202,7 @@ DENIED: dict[str, tuple[bytes, Pairs, str, int]] = {
 
 @pytest.mark.parametrize(("body", "headers", "path", "status"), DENIED.values(), ids=DENIED)
 async def test_denied(proxied: Stack, body: bytes, headers: Pairs, path: str, status: int) -> None:
-    """A request without a user for certain is denied, whatever its form."""
+    """A request that does not clearly carry a user is denied, whatever its form."""
     response = await post(proxied, body, *headers, path=path)
     assert response.status == status, response
     assert response.all("content-type") == ["application/json"]
@@ -399,7 +399,7 @@ async def test_policyd_is_down(name: str, tmp_path: Path, background: Background
     with stack(name, tmp_path, background) as one:
         assert (await post(one, CHAT_WITH_USER)).status == 200
         one.upstream.forget()
-        if name != "caddy":  # There it is the gateway that waits.
+        if name != "caddy":  # With Caddy the gateway waits for policyd.
             await _hangs(one)
         one.policyd.stop()
         for body in (CHAT, CHAT_WITH_USER):

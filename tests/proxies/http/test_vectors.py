@@ -25,7 +25,7 @@ REFUSED = {
         "scope/ambiguous_nul",
     },
     "haproxy": EMPTY,
-    # It stands before policyd-gateway.
+    # Caddy stands before policyd-gateway.
     "caddy": set(),
 }
 
