@@ -140,7 +140,7 @@ def test_the_other_endpoints(
 
 
 def test_what_litellm_passes_through(proxy: LiteLLM, keys: Keys, upstream: Upstream) -> None:
-    """LiteLLM shows the hook no headers here, so only the operator's key lets a request pass."""
+    """LiteLLM shows the hook no headers here: a request is denied unless the operator set a key."""
     upstream.forget()
     headers = [("x-usagepanda-api-key", keys.secret(ENFORCE))]
     response = send(proxy, "/openai/v1/chat/completions", CHAT, headers)

@@ -507,9 +507,7 @@ def test_time_in_which_the_server_stood_still(state: State) -> None:
 
 
 async def test_a_sweep_that_comes_late() -> None:
-    """A late sweep means that the server stood still, so it looks again before it ends a
-    connection.
-    """
+    """After a late sweep the server looks once more before it ends a connection."""
     crowd = connections.Connections(Limits(idle=1.0), asyncio.get_running_loop().time)
     ended = asyncio.Event()
     visit = Visit()

@@ -159,7 +159,7 @@ def test_settings_of_other_commands(tmp_path: Path, name: str, value: str, messa
 
 @pytest.mark.parametrize("command", ["serve", "demo"])
 def test_every_setting_is_a_servers_or_refused(command: str) -> None:
-    """No command ignores a setting of another command silently."""
+    """A server's command rejects every setting of another command."""
     main.load()
     server = main.get_command(click.Context(main), command)
     assert server is not None

@@ -306,7 +306,7 @@ def test_names_in_other_letter_case(name: str) -> None:
 
 
 def test_bare_deflate() -> None:
-    """deflate means zlib's format: without its header a body can be text, and is read as it is."""
+    """deflate means zlib's format: bare deflate is rejected, as a server could read it as text."""
     assert state(deflate(GOOD), coding="deflate") is UserState.BAD_ENCODING
 
 

@@ -47,8 +47,9 @@ def test_no_spelling_of_a_path_escapes(paths: tuple[str, str]) -> None:
 
 
 def test_what_is_loose_at_the_end() -> None:
-    """White space and control characters of Unicode at a path's end do not change the path, as no
-    server drops others.
+    """White space or a control character at a path's end does not change the path.
+
+    Servers that drop characters there drop only these.
     """
     loose = [one for one in map(chr, range(sys.maxunicode + 1)) if _is_loose(one)]
     assert {"\0", " ", "\x85", "\xa0", "\u2003", "\u2028", "\u3000", "\ufeff"} <= set(loose)

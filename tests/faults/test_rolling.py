@@ -417,8 +417,10 @@ async def _app(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def test_all_stand_still(make_stack: MakeStack) -> None:
-    """All processes stand still, as in a freezer or with their machine, for longer than a child or
-    a client may be silent. None is replaced, no request is lost, and the pause is not made up for.
+    """All processes stand still for longer than a child or a client may be silent.
+
+    As in a freezer, or with their machine. None is replaced, no request is lost, and the log names
+    no process that hangs.
     """
     flags = ("--workers", "2")
     stack = make_stack(*flags, "--http", "127.0.0.1:0", "--head-timeout", "2")

@@ -239,7 +239,7 @@ class Changing:
 async def test_it_is_kept_as_settings_change(
     file: SnapshotFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each change is soon in the snapshot, and a stream of changes does not delay it."""
+    """A change is soon in the snapshot, which is rewritten now and then while changes go on."""
     store = Changing()
     table = KeyTable(store.changes_since)
     keeper = asyncio.create_task(SnapshotKeeper(file, table, lambda: IDENTITY, PLACE).keep())
