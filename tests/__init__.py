@@ -1,4 +1,4 @@
 import pytest
 
-# Before any of it is imported, so that a check there that fails shows its values.
+# Before support modules are imported, so that a failing assertion there shows its values.
 pytest.register_assert_rewrite("tests.support")

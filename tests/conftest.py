@@ -17,23 +17,23 @@ from tests.support.postgresql import PostgreSQL
 from tests.support.processes import Policyd, Program, end_programs
 from tests.support.stack import Background, Gateway, Upstream
 
-# A machine that is busy makes no test fail.
+# A busy machine makes no test fail.
 hypothesis.settings.register_profile("policyd", deadline=None)
 hypothesis.settings.load_profile("policyd")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Each test is in its tier."""
+    """Put each test into its tier."""
     tiers.mark(items)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A quick test needs no program from outside pip."""
+    """Check that a quick test needs no program from outside pip."""
     requirements.only_pip(item.get_closest_marker("quick") is not None)
 
 
 def pytest_unconfigure() -> None:
-    """What a failed test has left running does not keep the run from ending, and is shown."""
+    """Show the programs that a failed test has left running, and do not wait for them."""
     end_programs()
     faulthandler.dump_traceback_later(60, exit=True)
 
@@ -48,7 +48,7 @@ def policyd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policyd]:
 
 @pytest.fixture(scope="session")
 def checker(policyd: Policyd) -> Iterator[Checker]:
-    """Asks policyd as Envoy does."""
+    """A caller that asks policyd as Envoy does."""
     asking = Checker(policyd.grpc)
     yield asking
     asking.close()
@@ -62,7 +62,7 @@ def enforcing(policyd: Policyd) -> str:
 
 @pytest.fixture(scope="session")
 def off(policyd: Policyd) -> str:
-    """An API key that does not."""
+    """An API key that does not enforce user IDs."""
     return policyd.create_key("off")
 
 
@@ -80,7 +80,7 @@ def locked(policyd: Policyd) -> str:
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[PostgreSQL]:
-    """A running PostgreSQL, of Debian's programs."""
+    """A running PostgreSQL, started with Debian's programs."""
     with PostgreSQL() as server:
         yield server
 
@@ -97,7 +97,7 @@ def new_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 
 @pytest.fixture
 def unused_port() -> Callable[[], int]:
-    """Gives a port of this machine that nobody listens on."""
+    """Gives a port of this machine at which nothing listens."""
 
     def find() -> int:
         with socket.socket() as probe:
@@ -122,7 +122,7 @@ def upstream(background: Background) -> Iterator[Upstream]:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Any]]:
-    """Starts programs, which end with the test in whatever state it leaves them."""
+    """Starts programs, and ends them with the test in whatever state it leaves them."""
     programs: list[Program] = []
 
     def begin(program: type[Program], *arguments: Any, **options: Any) -> Program:

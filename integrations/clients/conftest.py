@@ -1,4 +1,4 @@
-"""What the tests of the example gateways need, and the count of vectors that each passes."""
+"""Fixtures for the tests of the example gateways, and the count of vectors that each passes."""
 
 import re
 from collections import Counter
@@ -12,7 +12,7 @@ _VECTOR = re.compile(r"test_vectors\[(\w+)-")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Tell how many vectors each gateway passes."""
+    """Report how many vectors each passes."""
     counts: dict[str, Counter[str]] = {}
     for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.getreports(outcome):

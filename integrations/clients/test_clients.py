@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.client.test_statuses import BARE, CODE, Status, question, refusing_policyd
+from tests.client.test_statuses import BARE, CODE, Status, descriptor, refusing_policyd
 from tests.support import conformance, requirements
 from tests.support.conformance import Keys, Vector
 from tests.support.processes import Policyd, Program
@@ -29,13 +29,13 @@ class Client(NamedTuple):
 
     program: str
     package: str
-    """Debian's package that brings it."""
+    """Debian's package that contains it."""
     built: Path
     command: tuple[str, ...]
     is_exact: bool
-    """Whether its HTTP server leaves the order of a denial's headers alone."""
+    """Whether its HTTP server keeps the order of a denial's headers."""
     refuses: frozenset[str]
-    """Vectors whose requests its HTTP server itself refuses."""
+    """Vectors whose requests its HTTP server itself rejects."""
 
 
 CLIENTS = {
@@ -78,7 +78,7 @@ def keys(policyd: Policyd) -> Keys:
 
 
 def start(client: Client, policyd: str, upstream: str, timeout: int = 30) -> Program:
-    """The gateway as a process, which waits so many seconds for policyd."""
+    """The gateway as a process. It waits for policyd for at most `timeout` seconds."""
     program = requirements.program(client.program, client.package)
     requirements.file(client.built, "make interop builds it")
     first, *rest = client.command
@@ -86,13 +86,13 @@ def start(client: Client, policyd: str, upstream: str, timeout: int = 30) -> Pro
     if client.program == "java":
         words.append("example.Gateway")
     where = ("--listen", "127.0.0.1:0", "--policyd", policyd, "--upstream", upstream)
-    # The first question takes a JVM its time.
+    # A JVM takes its time over the first request.
     where += ("--policy-timeout", str(timeout))
     return Program(*words, *where, ready=r"gateway is ready: (\S+)")
 
 
 class Gateway(NamedTuple):
-    """One that is running."""
+    """A gateway that is running."""
 
     client: Client
     url: str
@@ -105,7 +105,7 @@ def gateway(
     client = CLIENTS[request.param]
     server = start(client, policyd.grpc, upstream.url)
     yield Gateway(client, server.match[1])
-    assert server.stop() in (0, 143)  # Java reports the signal.
+    assert server.stop() in (0, 143)  # Java's exit status reports the signal.
 
 
 @conformance.over_http
@@ -116,7 +116,7 @@ def test_vectors(
     upstream: Upstream,
     record_property: Callable[[str, bool], None],
 ) -> None:
-    """Each passes the conformance vectors."""
+    """Each gateway passes the conformance vectors."""
     if vector.id in gateway.client.refuses:
         record_property("refused", True)
     conformance.check_over_http(
@@ -130,7 +130,7 @@ def test_vectors(
 def test_behind_a_path_of_the_upstream(
     client: Client, policyd: Policyd, keys: Keys, upstream: Upstream
 ) -> None:
-    """The path that goes upstream is what is judged, whatever of it is the operator's."""
+    """The gateway judges the path that goes upstream, including the part that the operator set."""
     upstream.forget()
     server = start(client, policyd.grpc, f"{upstream.url}/v1/chat")
     headers = [("x-usagepanda-api-key", keys.secret(ENFORCE)), ("Content-Type", "application/json")]
@@ -144,7 +144,7 @@ def test_behind_a_path_of_the_upstream(
 
 
 def test_a_stream_comes_chunk_by_chunk(gateway: Gateway, keys: Keys, upstream: Upstream) -> None:
-    """The first chunk arrives before the upstream may send the second."""
+    """The client gets the first chunk before the upstream may send the second."""
     body = json.dumps({**json.loads(CHAT_WITH_USER), "stream": True}).encode()
     headers = [("x-usagepanda-api-key", keys.secret(ENFORCE)), ("Content-Type", "application/json")]
     sent = request("POST", "/v1/chat/completions", headers, body)
@@ -166,17 +166,17 @@ def test_a_stream_comes_chunk_by_chunk(gateway: Gateway, keys: Keys, upstream: U
 
 
 def test_a_body_that_is_too_large(gateway: Gateway, keys: Keys, upstream: Upstream) -> None:
-    """Where the key enforces it is refused, and where it is off it goes upstream whole."""
+    """A body over the bound is denied if the key enforces, and forwarded whole in mode off."""
     upstream.forget()
-    refused = asyncio.run(post(gateway.url, keys.secret(ENFORCE), LARGE))
-    assert refused.status == 413
+    denied = asyncio.run(post(gateway.url, keys.secret(ENFORCE), LARGE))
+    assert denied.status == 413
     assert not upstream.received
     assert asyncio.run(post(gateway.url, keys.secret(OFF), LARGE)).status == 200
     assert [received.length for received in upstream.received] == [len(LARGE)]
 
 
 def test_a_body_that_breaks_off(gateway: Gateway, keys: Keys, upstream: Upstream) -> None:
-    """It goes nowhere, though it is well-formed and has a user so far."""
+    """A body that breaks off is not forwarded, though it is well-formed and has a user so far."""
     upstream.forget()
     headers = [
         ("x-usagepanda-api-key", keys.secret(ENFORCE)),
@@ -203,7 +203,7 @@ def test_a_body_that_breaks_off(gateway: Gateway, keys: Keys, upstream: Upstream
 def test_a_connection_header_takes_nothing_away(
     gateway: Gateway, keys: Keys, upstream: Upstream
 ) -> None:
-    """What the verdict rests on goes upstream, though the client calls it one hop's matter."""
+    """Headers that a decision rests on are forwarded, though Connection names them."""
     upstream.forget()
     headers = [
         ("Connection", "content-encoding, content-type"),
@@ -221,7 +221,7 @@ def test_a_connection_header_takes_nothing_away(
 
 
 def test_preflight(gateway: Gateway, upstream: Upstream) -> None:
-    """OPTIONS is answered before any authentication."""
+    """The gateway answers OPTIONS before any authentication."""
     upstream.forget()
     response = asyncio.run(ask(gateway.url, "OPTIONS", "/v1/chat/completions"))
     assert response.status == 200
@@ -230,7 +230,7 @@ def test_preflight(gateway: Gateway, upstream: Upstream) -> None:
 
 
 def test_denials_name_their_decision(gateway: Gateway, keys: Keys) -> None:
-    """The client gets the decision's ID, behind the contract's headers."""
+    """A denial names its decision's ID in a header behind the contract's headers."""
     response = asyncio.run(post(gateway.url, keys.secret(ENFORCE), CHAT))
     (decision_id,) = response.all("x-request-id")
     assert len(decision_id) == 32
@@ -239,7 +239,7 @@ def test_denials_name_their_decision(gateway: Gateway, keys: Keys) -> None:
 
 
 def test_other_protocols(gateway: Gateway, keys: Keys, upstream: Upstream) -> None:
-    """The offer to speak another one is not taken, nor passed on: Java's own client makes it."""
+    """The gateway neither accepts nor forwards an offer of h2c, as Java's own client makes it."""
     upstream.forget()
     offer = [("Upgrade", "h2c"), ("HTTP2-Settings", "AAMAAABkAARAAAAAAAIAAAAA")]
     headers = [("Connection", "Upgrade, HTTP2-Settings"), *offer]
@@ -251,7 +251,7 @@ def test_other_protocols(gateway: Gateway, keys: Keys, upstream: Upstream) -> No
 
 
 def test_websockets(gateway: Gateway, keys: Keys, upstream: Upstream) -> None:
-    """An upgrade is refused with 426, and the protocol named that is spoken here."""
+    """The gateway denies a WebSocket upgrade with 426, and names the protocol that it speaks."""
     upstream.forget()
     lines = (
         *("GET /v1/realtime HTTP/1.1", "Host: x", "Connection: Upgrade", "Upgrade: WebSocket"),
@@ -265,10 +265,10 @@ def test_websockets(gateway: Gateway, keys: Keys, upstream: Upstream) -> None:
         writer.close()
         return head
 
-    refusal = parse(asyncio.run(exchange()))
-    assert refusal.status == 426
-    assert refusal.all("upgrade") == ["HTTP/1.1"]
-    assert "Upgrade" in refusal.all("connection")
+    denial = parse(asyncio.run(exchange()))
+    assert denial.status == 426
+    assert denial.all("upgrade") == ["HTTP/1.1"]
+    assert "Upgrade" in denial.all("connection")
     assert not upstream.received
 
 
@@ -276,7 +276,7 @@ def test_websockets(gateway: Gateway, keys: Keys, upstream: Upstream) -> None:
 def test_without_policyd(
     name: str, upstream: Upstream, keys: Keys, unused_port: Callable[[], int]
 ) -> None:
-    """Nothing goes upstream, and the client is told to try again."""
+    """While policyd is away nothing is forwarded, and the denial tells the client to try again."""
     upstream.forget()
     server = start(CLIENTS[name], f"127.0.0.1:{unused_port()}", upstream.url, timeout=1)
     for body in (CHAT, CHAT_WITH_USER):
@@ -290,13 +290,13 @@ def test_without_policyd(
 
 @pytest.mark.parametrize("name", CLIENTS)
 def test_no_status_is_an_answer(name: str, upstream: Upstream) -> None:
-    """Whatever policyd's call ends with, nothing goes upstream, and the client may try again."""
+    """Whatever status a call to policyd ends with, nothing is forwarded; the client may retry."""
     upstream.forget()
     background = Background()
     policyd = refusing_policyd()
     server = start(CLIENTS[name], background.run(policyd.__aenter__()).target, upstream.url, 3)
     for status in [*BARE, Status(CODE.UNAVAILABLE, "STORE_UNAVAILABLE")]:
-        told = ("x-usagepanda-trace-id", question(status).trace_id)
+        told = ("x-usagepanda-trace-id", descriptor(status).trace_id)
         response = asyncio.run(post(server.match[1], "up-" + "0" * 48, CHAT_WITH_USER, told))
         assert response.status == 503, status
         assert response.all("retry-after") == ["1"]
@@ -307,7 +307,10 @@ def test_no_status_is_an_answer(name: str, upstream: Upstream) -> None:
 
 
 def ask_until_denied(url: str, key: str) -> list[int]:
-    """Ask again and again, for no longer than any machine should take; the answers' statuses."""
+    """Ask again and again until a request is denied, within a generous deadline.
+
+    Gives the statuses of the answers.
+    """
     statuses: list[int] = []
     deadline = time.monotonic() + 60
     while statuses[-1:] != [422] and time.monotonic() < deadline:
@@ -321,7 +324,7 @@ def ask_until_denied(url: str, key: str) -> list[int]:
 def test_a_connection_that_is_lost(
     name: str, policyd: Policyd, keys: Keys, upstream: Upstream
 ) -> None:
-    """Where policyd acknowledges and says nothing, another connection is made before long."""
+    """A gateway soon connects anew where policyd acknowledges packets and answers nothing."""
     upstream.forget()
     host, _, port = policyd.grpc.rpartition(":")
     with SilentProxy((host, int(port))) as proxy:
@@ -335,7 +338,7 @@ def test_a_connection_that_is_lost(
 
 @pytest.mark.parametrize("name", CLIENTS)
 def test_a_restart(name: str, tmp_path: Path, upstream: Upstream) -> None:
-    """policyd is found again, and nothing goes upstream meanwhile."""
+    """The gateway finds a restarted policyd again, and forwards nothing in the meantime."""
     upstream.forget()
     policyd = Policyd(tmp_path)
     key = policyd.create_key("enforce")
@@ -354,7 +357,7 @@ def test_a_restart(name: str, tmp_path: Path, upstream: Upstream) -> None:
 def test_without_upstream(
     name: str, policyd: Policyd, keys: Keys, unused_port: Callable[[], int]
 ) -> None:
-    """A request that may pass is answered 502, one that may not as always."""
+    """Without an upstream an allowed request is answered 502, and a denied one as always."""
     server = start(CLIENTS[name], policyd.grpc, f"http://127.0.0.1:{unused_port()}")
     passes = asyncio.run(post(server.match[1], keys.secret(ENFORCE), CHAT_WITH_USER))
     denied = asyncio.run(post(server.match[1], keys.secret(ENFORCE), CHAT))

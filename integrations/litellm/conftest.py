@@ -1,4 +1,4 @@
-"""What the tests of the LiteLLM hook need, and the count of vectors by what became of them."""
+"""What the tests of the LiteLLM hook need, and the count of vectors by their outcome."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def keys(policyd: Policyd) -> Keys:
 
 @pytest.fixture(scope="session")
 def proxy(policyd: Policyd, upstream: Upstream) -> Iterator[LiteLLM]:
-    """LiteLLM with the hook, as config.yaml has it."""
+    """LiteLLM with the hook, configured by config.yaml."""
     env = {"POLICYD_TARGET": policyd.grpc, "POLICYD_TIMEOUT": "30"}
     server = LiteLLM(FOLDER / "config.yaml", unused_port(), upstream.url, env)
     yield server
@@ -36,7 +36,7 @@ def proxy(policyd: Policyd, upstream: Upstream) -> Iterator[LiteLLM]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Tell how many vectors LiteLLM treats in which way."""
+    """Report how many vectors LiteLLM treats in which way."""
     properties = [
         value
         for report in terminalreporter.getreports("passed")

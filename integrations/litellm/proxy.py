@@ -32,7 +32,7 @@ class LiteLLM(Program):
     def __init__(self, config: Path, port: int, upstream: str, env: Mapping[str, str]) -> None:
         requirements.file(VENV / "litellm", "make interop installs it")
         given = {
-            "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # or it fetches one from elsewhere
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # LiteLLM would fetch one from the network
             "LITELLM_MASTER_KEY": "sk-master",
             "OPENAI_API_KEY": "sk-upstream",
             "OPENAI_BASE_URL": f"{upstream}/v1",
@@ -53,6 +53,6 @@ def send(
 
 
 def chat(proxy: LiteLLM, key: str, body: bytes, *headers: tuple[str, str]) -> Response:
-    """Ask for a chat completion."""
+    """Send a chat completion."""
     pairs = [("x-usagepanda-api-key", key), *headers]
     return send(proxy, "/v1/chat/completions", body, pairs)

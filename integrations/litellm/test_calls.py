@@ -1,4 +1,4 @@
-"""Which of LiteLLM's calls are judged, by what, and that none loses its user on the way."""
+"""Which of LiteLLM's calls the hook judges, by what, and that none loses its user on the way."""
 
 import asyncio
 import base64
@@ -42,7 +42,7 @@ TWINS = ("X_UsagePanda_Api_Key", "x-usagepanda_api-key", "x_usagepanda-trace-id"
 
 
 def inside(script: str, *arguments: str) -> Any:
-    """What `script` prints as JSON, run where LiteLLM and the hook are."""
+    """What `script` prints as JSON when it runs in the environment of LiteLLM and the hook."""
     requirements.file(VENV / "python", "make interop installs it")
     env = environment({"LITELLM_LOCAL_MODEL_COST_MAP": "True", "PYTHONPATH": str(FOLDER)})
     command = [VENV / "python", "-c", script, *arguments]
@@ -66,23 +66,23 @@ print(json.dumps([sorted(known), sorted(hook.IN_SCOPE), sorted(hook.OUT_OF_SCOPE
 
 
 def test_every_call_type_is_known() -> None:
-    """Each of LiteLLM's is in one of the hook's two tables: an upgrade of it tells of new ones."""
+    """Each call type of LiteLLM is in one of the hook's tables: a new one fails here."""
     known, in_scope, out_of_scope = (set(names) for names in inside(NAMES))
     assert not known - in_scope - out_of_scope
     assert not in_scope & out_of_scope
-    # And none is made up, but for names that older versions use.
+    # Nor do the tables name others, but for those of older versions.
     assert in_scope - known <= {"embeddings"}
 
 
 def test_an_unknown_call_type_is_in_scope() -> None:
-    """So where the key enforces it is refused."""
+    """A call type that the hook does not know is in scope, so an enforcing key denies it."""
     script = (
         "import json, policyd_hook as hook\n"
         "asked = hook.described({'user': 'alice'}, 'teleport', 'k')\n"
         "print(json.dumps([asked.HasField('in_scope'), asked.path, asked.user, asked.user_state]))"
     )
-    is_said, path, user, state = inside(script)
-    assert (is_said, path, user) == (False, "", "")
+    is_given, path, user, state = inside(script)
+    assert (is_given, path, user) == (False, "", "")
     assert state == 2  # USER_STATE_ABSENT
 
 
@@ -105,7 +105,7 @@ print(json.dumps(found))
 
 
 def test_the_descriptor() -> None:
-    """Of a chat it is the one that every adapter gives, to the byte."""
+    """The descriptor of a chat equals that of every other adapter, to the byte."""
     headers = {
         "x-usagepanda-api-key": "up-1",
         "user-agent": "a" * 1000,
@@ -167,7 +167,7 @@ def test_other_ways_to_a_model(
 
 @pytest.mark.parametrize("model", ["gpt-4o-mini", "in-house-7b"])
 def test_messages_with_a_user(proxy: LiteLLM, keys: Keys, upstream: Upstream, model: str) -> None:
-    """Anthropic's `metadata.user_id` goes upstream as `user`, and counts as it."""
+    """Anthropic's `metadata.user_id` is forwarded as `user`, and counts as it."""
     upstream.forget()
     body = json.loads(MESSAGES) | {"model": model, "metadata": {"user_id": "alice"}}
     headers = [("x-usagepanda-api-key", keys.secret(ENFORCE))]
@@ -179,7 +179,7 @@ def test_messages_with_a_user(proxy: LiteLLM, keys: Keys, upstream: Upstream, mo
 
 
 def user_of(received: Any) -> str | None:
-    """The end user that the upstream was told."""
+    """The end user that the upstream received."""
     body = json.loads(received.body)
     told = body.get("user") or body.get("safety_identifier")
     return None if told is None else str(told)
@@ -201,7 +201,7 @@ FIELDS = ("fallbacks", "context_window_fallbacks", "content_policy_fallbacks")
 
 @pytest.mark.parametrize("told", SECOND_TRY.values(), ids=SECOND_TRY)
 def test_the_second_try(proxy: LiteLLM, keys: Keys, upstream: Upstream, told: object) -> None:
-    """No field that changes the request after a failure replaces its user."""
+    """A field that changes the request after a failure cannot replace its user."""
     upstream.forget()
     failing = json.loads(CHAT_WITH_USER) | {"model": "demo-error-500"}
     changes: list[dict[str, object]] = [{name: told} for name in FIELDS]
@@ -214,7 +214,7 @@ def test_the_second_try(proxy: LiteLLM, keys: Keys, upstream: Upstream, told: ob
 
 @pytest.mark.parametrize("twin", ["User", "USER", "Safety_Identifier"])
 def test_another_letter_case(proxy: LiteLLM, keys: Keys, upstream: Upstream, twin: str) -> None:
-    """A name that only some upstreams take for an identifier's spoils the one that is there."""
+    """A name that only some upstreams read as an identifier invalidates the one beside it."""
     upstream.forget()
     for change in ({twin: ""}, {"extra_body": {twin: ""}}):
         body = json.dumps(json.loads(CHAT_WITH_USER) | change).encode()
@@ -223,7 +223,9 @@ def test_another_letter_case(proxy: LiteLLM, keys: Keys, upstream: Upstream, twi
 
 
 def test_a_second_try_that_keeps_the_user(proxy: LiteLLM, keys: Keys, upstream: Upstream) -> None:
-    """It is let through, and every try has the user, also where LiteLLM does not know the model."""
+    """A second try that keeps the user is allowed, and every try has the user, even where LiteLLM
+    does not know the model.
+    """
     upstream.forget()
     body = json.loads(CHAT_WITH_USER) | {"model": "demo-error-500", "drop_params": True}
     body["fallbacks"] = ["in-house-7b"]
@@ -254,7 +256,7 @@ CALLS = {
 def test_no_field_of_litellms_loses_the_user(
     proxy: LiteLLM, keys: Keys, upstream: Upstream, target: str, body: bytes
 ) -> None:
-    """Whichever field of LiteLLM's own a client sets, what arrives upstream has the user."""
+    """Whichever of LiteLLM's own fields a client sets, the upstream gets the user."""
     upstream.forget()
     headers = [("x-usagepanda-api-key", keys.secret(BOTH))]
     for name in (*inside(OWN_FIELDS), *MORE_FIELDS):
@@ -266,7 +268,7 @@ def test_no_field_of_litellms_loses_the_user(
 
 @pytest.mark.parametrize("value", ["user", "user.*", "$.user", "safety_identifier"])
 def test_what_is_dropped(proxy: LiteLLM, keys: Keys, upstream: Upstream, value: str) -> None:
-    """A request that has LiteLLM drop its user is refused, wherever it says so."""
+    """A request that has LiteLLM drop its user is denied, wherever the instruction stands."""
     upstream.forget()
     for change in (
         {"additional_drop_params": [value]},
@@ -281,7 +283,7 @@ def test_what_is_dropped(proxy: LiteLLM, keys: Keys, upstream: Upstream, value: 
 
 
 def test_denials_name_their_decision(proxy: LiteLLM, keys: Keys) -> None:
-    """The client gets the decision's ID, by which the console finds it."""
+    """A denial names the decision's ID, by which the console finds it."""
     first, second = (chat(proxy, keys.secret(ENFORCE), CHAT) for _ in range(2))
     (one,), (other,) = first.all("x-request-id"), second.all("x-request-id")
     assert len(one) == 32
@@ -309,7 +311,7 @@ server.run("streamable-http", host="127.0.0.1", port=int(sys.argv[1]))
 
 @pytest.fixture(scope="module")
 def forwarding(policyd: Policyd, upstream: Upstream, folder: Path) -> Iterator[LiteLLM]:
-    """LiteLLM that passes headers on, uploads files and calls an MCP server's tools."""
+    """A LiteLLM that passes headers on, uploads files and calls an MCP server's tools."""
     requirements.file(VENV / "python", "make interop installs it")
     port = unused_port()
     words = ("/bin/sh", "-c", f"exec {VENV}/python -c '{ECHO}' {port} 2>&1")
@@ -328,7 +330,7 @@ def forwarding(policyd: Policyd, upstream: Upstream, folder: Path) -> Iterator[L
 
 
 def test_own_headers_stay_here(forwarding: LiteLLM, keys: Keys, upstream: Upstream) -> None:
-    """Where LiteLLM passes headers on, no x-usagepanda-* does, in whichever spelling."""
+    """Where LiteLLM passes headers on, it forwards no x-usagepanda-* header, in any spelling."""
     upstream.forget()
     sent = [*((name, "x") for name in TWINS), ("x-other", "1"), ("x-usagepanda-trace-id", "t")]
     body = CHAT_WITH_USER[:-1] + b',"extra_headers":{"X_Usagepanda-Api_Key":"x","x-more":"1"}}'
@@ -376,7 +378,7 @@ BAD_LINES = {
 def test_a_batch_with_a_line_without_user(
     forwarding: LiteLLM, keys: Keys, upstream: Upstream, bad: bytes
 ) -> None:
-    """The whole upload is refused, and where the key does not enforce it goes upstream whole."""
+    """An enforcing key denies the whole upload; any other key forwards it whole."""
     upstream.forget()
     response = upload(forwarding, keys.secret(ENFORCE), line(WITH), bad, line(WITH))
     assert (response.status, response.body) == (422, NO_USER)
@@ -386,18 +388,18 @@ def test_a_batch_with_a_line_without_user(
 
 
 def test_a_batch_with_users(forwarding: LiteLLM, keys: Keys, upstream: Upstream) -> None:
-    """It goes upstream as it came."""
+    """A batch whose lines all name a user is forwarded unchanged."""
     upstream.forget()
     lines = [line(WITH | {"seed": number}) for number in range(70)]
     assert upload(forwarding, keys.secret(ENFORCE), *lines).status == 200
     assert b"\n".join(lines) in upstream.received[0].body
 
 
-# --- what is no endpoint -----------------------------------------------------------------------
+# --- paths out of scope ------------------------------------------------------------------------
 
 
 def test_mcp_tools(forwarding: LiteLLM, keys: Keys, upstream: Upstream) -> None:
-    """They are listed and called, with a policyd key and without: they are no endpoint."""
+    """MCP tools are out of scope: a client may use them with a policyd key and without one."""
     upstream.forget()
     asked = asyncio.run(ask(forwarding.url, "GET", "/mcp-rest/tools/list", [MASTER]))
     (tool,) = json.loads(asked.body)["tools"]
@@ -411,7 +413,7 @@ def test_mcp_tools(forwarding: LiteLLM, keys: Keys, upstream: Upstream) -> None:
 
 
 def test_calls_out_of_scope(proxy: LiteLLM, keys: Keys, upstream: Upstream) -> None:
-    """They pass, given a policyd key, and without one they are refused."""
+    """A call out of scope is allowed with a policyd key, and denied without one."""
     upstream.forget()
     body = b'{"model":"omni-moderation-latest","input":"Hello"}'
     headers = [("x-usagepanda-api-key", keys.secret(ENFORCE))]
@@ -424,14 +426,14 @@ def test_calls_out_of_scope(proxy: LiteLLM, keys: Keys, upstream: Upstream) -> N
 
 
 def frame(text: bytes) -> bytes:
-    """A client's text frame, masked by nothing but zeros."""
+    """A client's text frame with a mask of zeros."""
     assert len(text) < 126
     return bytes([0x81, 0x80 | len(text), 0, 0, 0, 0]) + text
 
 
 @pytest.mark.parametrize("target", ["/v1/responses?model=gpt-4o-mini", "/v1/realtime?model=gpt-4o"])
 def test_websockets(proxy: LiteLLM, keys: Keys, upstream: Upstream, target: str) -> None:
-    """Where the key enforces, nothing that comes over one goes upstream."""
+    """Where the key enforces, nothing that a client sends over a WebSocket is forwarded."""
     upstream.forget()
     nonce = base64.b64encode(b"0123456789abcdef").decode()
     head = [

@@ -34,15 +34,15 @@ pytestmark = pytest.mark.timeout(600)
 
 # Denied vectors that LiteLLM does not deny, and why.
 WEAKER = {
-    # Of a repeated field it sends the last one upstream.
+    # LiteLLM sends the last of a repeated field upstream.
     "forms/twice_blank_first": "field",
-    # It answers by itself, and calls no hook.
+    # LiteLLM answers by itself, and calls no hook.
     "keys/missing_out_of_scope": "models",
 }
 
 
 def test_the_seeds_request(proxy: LiteLLM, keys: Keys, upstream: Upstream) -> None:
-    """It is refused: the contract's status, content type and bytes, and nothing goes upstream."""
+    """A request without a user gets the contract's status, content type and bytes."""
     upstream.forget()
     response = chat(proxy, keys.secret(ENFORCE), CHAT, ("Origin", "http://page.test"))
     assert (response.status, response.body) == (422, NO_USER)
@@ -52,7 +52,7 @@ def test_the_seeds_request(proxy: LiteLLM, keys: Keys, upstream: Upstream) -> No
 
 
 def test_with_user(proxy: LiteLLM, keys: Keys, upstream: Upstream) -> None:
-    """It is answered, and the user goes upstream."""
+    """A request with a user is answered, and its user is forwarded."""
     upstream.forget()
     assert chat(proxy, keys.secret(ENFORCE), CHAT_WITH_USER).status == 200
     (received,) = upstream.received
@@ -62,7 +62,7 @@ def test_with_user(proxy: LiteLLM, keys: Keys, upstream: Upstream) -> None:
 
 @pytest.mark.parametrize("user", ["null", '""', '" "', "false", "0", "1", "true", "[]", "{}"])
 def test_what_is_no_user(proxy: LiteLLM, keys: Keys, upstream: Upstream, user: str) -> None:
-    """It is refused with the contract's bytes."""
+    """A value that is no user is denied with the contract's bytes."""
     upstream.forget()
     body = CHAT[:-1] + b',"user":' + user.encode() + b"}"
     response = chat(proxy, keys.secret(ENFORCE), body)
@@ -71,7 +71,7 @@ def test_what_is_no_user(proxy: LiteLLM, keys: Keys, upstream: Upstream, user: s
 
 
 def test_a_stream_comes_chunk_by_chunk(proxy: LiteLLM, keys: Keys, upstream: Upstream) -> None:
-    """The first chunk arrives before the upstream may send the second; without user, none does."""
+    """The client gets the first chunk before the second is sent, and none without a user."""
     stream = CHAT_WITH_USER[:-1] + b',"stream":true}'
     chat(proxy, keys.secret(ENFORCE), stream)
     upstream.hold()
@@ -92,13 +92,13 @@ def test_a_stream_comes_chunk_by_chunk(proxy: LiteLLM, keys: Keys, upstream: Ups
         return first + rest
 
     assert b"data: [DONE]" in asyncio.run(exchange())
-    refused = chat(proxy, keys.secret(ENFORCE), CHAT[:-1] + b',"stream":true}')
-    assert (refused.status, refused.body) == (422, NO_USER)
-    assert refused.all("content-type") == ["application/json"]
+    denied = chat(proxy, keys.secret(ENFORCE), CHAT[:-1] + b',"stream":true}')
+    assert (denied.status, denied.body) == (422, NO_USER)
+    assert denied.all("content-type") == ["application/json"]
 
 
 def test_keys(proxy: LiteLLM, upstream: Upstream) -> None:
-    """Without a policyd key, or with one that nobody has, a request is refused with 403."""
+    """A request without a policyd key, or with an unknown one, is denied with 403."""
     upstream.forget()
     missing = send(proxy, "/v1/chat/completions", CHAT_WITH_USER)
     unknown = chat(proxy, "up-" + "0" * 48, CHAT_WITH_USER)
@@ -124,14 +124,14 @@ def test_keys(proxy: LiteLLM, upstream: Upstream) -> None:
 def test_the_other_endpoints(
     proxy: LiteLLM, keys: Keys, upstream: Upstream, target: str, body: bytes
 ) -> None:
-    """Each refuses a request without a user, and answers one with a user."""
+    """Each endpoint denies a request without a user, and answers one with a user."""
     upstream.forget()
     headers = [("x-usagepanda-api-key", keys.secret(ENFORCE))]
-    refused = send(proxy, target, body, headers)
-    assert refused.status == 422
-    # Of images LiteLLM writes the error anew, with the status for a code.
+    denied = send(proxy, target, body, headers)
+    assert denied.status == 422
+    # For images LiteLLM writes the error anew, with the status for a code.
     is_rewritten = target == "/v1/images/generations"
-    assert refused.body == (
+    assert denied.body == (
         NO_USER.replace(b'"code":null', b'"code":"422"') if is_rewritten else NO_USER
     )
     assert not upstream.received
@@ -140,7 +140,7 @@ def test_the_other_endpoints(
 
 
 def test_what_litellm_passes_through(proxy: LiteLLM, keys: Keys, upstream: Upstream) -> None:
-    """It tells the hook no headers, so such a request is refused unless the operator gave a key."""
+    """LiteLLM shows the hook no headers here: a request is denied unless the operator set a key."""
     upstream.forget()
     headers = [("x-usagepanda-api-key", keys.secret(ENFORCE))]
     response = send(proxy, "/openai/v1/chat/completions", CHAT, headers)
@@ -149,7 +149,7 @@ def test_what_litellm_passes_through(proxy: LiteLLM, keys: Keys, upstream: Upstr
 
 
 def test_what_claims_to_be_another_request(proxy: LiteLLM, keys: Keys, upstream: Upstream) -> None:
-    """In what is passed through, a body that describes another request is not believed."""
+    """A passed-through body that describes another request is not believed."""
     headers = {"x-usagepanda-api-key": keys.secret(ENFORCE)}
     claim = {"method": "GET", "url": "http://x/v1/models", "headers": headers, "body": {}}
     body = json.dumps(json.loads(CHAT) | {"proxy_server_request": claim}).encode()
@@ -168,7 +168,7 @@ def test_what_claims_to_be_another_request(proxy: LiteLLM, keys: Keys, upstream:
 def test_fields_that_rewrite_the_user(
     proxy: LiteLLM, keys: Keys, upstream: Upstream, rewriting: str
 ) -> None:
-    """Where the body has LiteLLM send another user than it names, or none, it is refused."""
+    """A body that has LiteLLM send another user than it names, or none, is denied."""
     upstream.forget()
     body = CHAT_WITH_USER[:-1] + f",{rewriting}}}".encode()
     response = chat(proxy, keys.secret(ENFORCE), body)
@@ -179,7 +179,7 @@ def test_fields_that_rewrite_the_user(
 
 
 def user_of(received: Received) -> str:
-    """The user that the upstream was told, in JSON or in a form."""
+    """The user that the upstream received, in JSON or in a form."""
     content_type, body = received.header(b"content-type"), bytes(received.body)
     if content_type == "application/json":
         return str(json.loads(body)["user"])
@@ -197,9 +197,9 @@ def test_vectors(
     vector: Vector,
     record_property: Callable[[str, str], None],
 ) -> None:
-    """No vector that is to be denied goes upstream, but for those that say why.
+    """No vector that is to be denied is forwarded, but for those listed above with their reason.
 
-    LiteLLM writes requests anew, so of those that are allowed it only matters that they arrive.
+    LiteLLM writes requests anew, so an allowed one need only arrive.
     """
     upstream.forget()
     response = conformance.send(vector, proxy.url, keys.secret(vector.key), headers=[MASTER])
@@ -210,7 +210,7 @@ def test_vectors(
         assert response.status == 200
     elif vector.denial != "no_user" and upstream.received:
         # policyd does not read such a body, as its readers may differ. Here LiteLLM alone reads it.
-        outcome = "to be refused as unreadable, but sent upstream anew with its user"
+        outcome = "to be denied as unreadable, but sent upstream anew with its user"
         assert all(user_of(received).strip(" \0") for received in upstream.received)
     else:
         expected = (vector.response.status, vector.response.body.encode())
@@ -222,7 +222,7 @@ def test_vectors(
 
 
 def test_without_policyd(upstream: Upstream, keys: Keys) -> None:
-    """Nothing goes upstream, and the client is told to try again."""
+    """While policyd is away nothing is forwarded, and the denial tells the client to try again."""
     upstream.forget()
     env = {"POLICYD_TARGET": f"127.0.0.1:{unused_port()}"}
     proxy = LiteLLM(FOLDER / "config.yaml", unused_port(), upstream.url, env)
@@ -235,7 +235,7 @@ def test_without_policyd(upstream: Upstream, keys: Keys) -> None:
 
 
 def test_litellms_own_enforce_user_param(upstream: Upstream, tmp_path: Path) -> None:
-    """It lets null and an empty string pass, and answers 401: what the README says of it."""
+    """LiteLLM's own setting allows null and an empty string, and answers 401, as documented."""
     config = yaml.safe_load((FOLDER / "config.yaml").read_text())
     del config["litellm_settings"]["callbacks"]
     config["general_settings"]["enforce_user_param"] = True

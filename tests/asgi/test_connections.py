@@ -1,4 +1,4 @@
-"""The listener's connections: those that only hold one stop no other, and every wait has an end."""
+"""The listener's connections: a held connection stops no other, and every wait has an end."""
 
 import asyncio
 import contextlib
@@ -34,14 +34,14 @@ Message = dict[str, Any]
 
 
 class Running(NamedTuple):
-    """A listener that runs."""
+    """A running listener."""
 
     url: str
     listener: Listener
 
 
 async def _app(scope: Message, receive: Any, send: Any) -> None:
-    """Reads the body of /body, answers /early at once, and gives 100 MB on /much."""
+    """Read the body of /body, answer /early at once, and send 100 MB on /much."""
     more = scope["path"] == "/body"
     while more:
         message = await receive()
@@ -61,7 +61,7 @@ async def _app(scope: Message, receive: Any, send: Any) -> None:
 
 @asynccontextmanager
 async def serving(tls: ssl.SSLContext | None = None, **limits: Any) -> AsyncIterator[Running]:
-    """Serve with these limits, and no others that a test would meet."""
+    """Serve with these limits, and with all others out of a test's reach."""
     wide = {"connections": 100, "head": NEVER, "body": NEVER, "idle": NEVER, "write": NEVER}
     listening = open_socket(Address("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
@@ -79,7 +79,10 @@ async def _answered(url: str) -> Response:
 
 
 async def _end(reader: asyncio.StreamReader) -> bytes:
-    """What comes until the connection ends. A client that goes on sending may miss the last."""
+    """What arrives until the connection ends.
+
+    A client that goes on sending may miss the last of it.
+    """
     data = b""
     async with asyncio.timeout(PATIENCE):
         with contextlib.suppress(ConnectionResetError):
@@ -118,7 +121,7 @@ WAITING: dict[str, tuple[bytes, bytes, dict[str, float], bytes]] = {
 async def test_every_wait_ends(
     begun: bytes, drip: bytes, limits: dict[str, Any], status: bytes
 ) -> None:
-    """Whatever a client keeps the server waiting with."""
+    """The server ends every wait for a client, whatever the client delays."""
     async with serving(**limits) as running:
         reader, writer = await connect(running.url)
         writer.write(begun)
@@ -134,9 +137,9 @@ async def test_every_wait_ends(
         writer.close()
 
 
-async def test_who_is_at_work_is_not_hurried() -> None:
-    """A body that comes fast enough, and a long answer, may last longer than any one wait."""
-    wait = 4 * SOON  # Longer than a busy machine stands still.
+async def test_a_busy_client_is_not_hurried() -> None:
+    """A body that arrives fast enough and a long answer may last longer than any one wait."""
+    wait = 4 * SOON  # Longer than a busy machine may stand still.
     async with serving(body=wait, head=wait, idle=wait, write=wait) as running:
         reader, writer = await connect(running.url)
         pieces = 60
@@ -155,7 +158,7 @@ async def test_who_is_at_work_is_not_hurried() -> None:
 
 
 async def test_an_answer_that_is_not_read() -> None:
-    """Its client is left, whatever is still to be sent."""
+    """The server closes the connection of a client that does not read its answer."""
     async with serving(write=SOON) as running:
         _, writer = await connect(running.url)
         writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -177,8 +180,10 @@ async def _hold(url: str, begun: bytes, count: int) -> list[tuple[Any, asyncio.S
 
 
 @pytest.mark.parametrize("begun", [b"", GET[:9], GET, POST], ids=["silent", "head", "idle", "body"])
-async def test_those_who_only_hold_connections_stop_nobody(begun: bytes) -> None:
-    """Where there is no room, the one that waits longest goes: others are answered at once."""
+async def test_held_connections_stop_no_other(begun: bytes) -> None:
+    """Where there is no room, the server closes the connection that has waited longest and answers
+    others at once.
+    """
     async with serving(connections=10) as running:
         held = await _hold(running.url, begun, 25)
         for _ in range(5):
@@ -188,8 +193,8 @@ async def test_those_who_only_hold_connections_stop_nobody(begun: bytes) -> None
             writer.close()
 
 
-async def test_those_who_do_not_read_stop_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer that its client has not taken for some time makes room where nothing else does."""
+async def test_unread_answers_stop_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that its client has not read for some time makes room where nothing else does."""
     monkeypatch.setattr(connections, "_SPARED", SOON)
     async with serving(connections=3) as running:
         held = await _hold(running.url, GET.replace(b"/quick", b"/much"), 3)
@@ -204,7 +209,7 @@ async def test_those_who_do_not_read_stop_nobody(monkeypatch: pytest.MonkeyPatch
 
 
 async def _busy(url: str, count: int) -> list[tuple[Any, asyncio.StreamWriter]]:
-    """Hold connections whose answers have begun, and are not read."""
+    """Hold connections whose answers have begun and are not read."""
     held = await _hold(url, GET.replace(b"/quick", b"/much"), count)
     for reader, writer in held:
         assert (await reader.readline()).startswith(b"HTTP/1.1 200")
@@ -221,9 +226,10 @@ def _check_refused(answer: bytes) -> None:
 
 
 async def test_no_room_where_all_are_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who is being answered is not cut for others: these get 503, and may try again.
+    """A client that is being answered is never cut for others: these get 503 and may try again.
 
-    So do all of a crowd that comes at once; who says nothing keeps a place for a moment only.
+    So does every client of a crowd that arrives at once. A silent client keeps its place only for a
+    moment.
     """
     monkeypatch.setattr(connections, "_SPARED", NEVER)
     keeping = GET * 2  # The first answer ends the connection all the same.
@@ -244,7 +250,7 @@ async def test_no_room_where_all_are_at_work(monkeypatch: pytest.MonkeyPatch) ->
 
 
 async def test_probes_are_answered_where_there_is_no_room() -> None:
-    """The application sees that a connection is a spare one, and may answer all the same."""
+    """The application learns that a connection is a spare one, and may answer it all the same."""
     async with serving(connections=2) as running, asyncio.timeout(PATIENCE):
         busy = await _busy(running.url, 2)
         probed = parse(await exchange(running.url, GET.replace(b"/quick", b"/healthz")))
@@ -254,8 +260,8 @@ async def test_probes_are_answered_where_there_is_no_room() -> None:
             writer.close()
 
 
-async def test_who_brings_its_body_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is no room, it is not cut as long as it brings more; once it does not, it is."""
+async def test_a_client_that_brings_its_body_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no room, a client is not cut while its body arrives; it is once it pauses."""
     monkeypatch.setattr(connections, "_SPARED", 2.0)
     async with serving(connections=2) as running, asyncio.timeout(PATIENCE):
         held = await _hold(running.url, POST.replace(b"100000", b"9000000"), 2)
@@ -279,7 +285,9 @@ async def test_who_brings_its_body_is_under_way(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_what_is_not_read_has_a_total(caplog: pytest.LogCaptureFixture) -> None:
-    """Beyond it, those that have not read for longest are closed; the others are not."""
+    """Beyond the total of unread bytes, the server closes the connections that were not read for
+    longest and no others.
+    """
     async with serving(unread=3_500_000, ahead=1_000_000) as running, asyncio.timeout(PATIENCE):
         held = await _busy(running.url, 1)
         held += await _busy(running.url, 4)
@@ -305,7 +313,7 @@ async def _end_of_much(reader: asyncio.StreamReader) -> bytes:
 
 @pytest.fixture
 def certificates(tmp_path: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """What a server listens with, and what a client trusts."""
+    """The certificate that a server listens with, and the one that a client trusts."""
     authority = trustme.CA()
     own = authority.issue_cert("127.0.0.1")
     own.private_key_pem.write_to_path(tmp_path / "key.pem")
@@ -318,7 +326,7 @@ def certificates(tmp_path: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
 
 
 async def test_tls_handshakes(certificates: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
-    """They have a deadline, and make room for others, as heads do."""
+    """A TLS handshake has a deadline and makes room for others, as a head does."""
     own, trusting = certificates
     async with serving(own, connections=5, head=SOON) as running:
         held = await _hold(running.url, b"", 8)
@@ -363,7 +371,7 @@ BROKEN = {
 async def test_clients_that_leave(
     begun: bytes, end: Break, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They leave no error in the log, and nothing behind."""
+    """A client that leaves causes no error in the log and leaves nothing behind."""
     left: list[asyncio.StreamWriter] = []
     async with serving(head=SOON, body=SOON, idle=SOON, write=SOON) as running:
         for pause in (0, 0.01, 0.05):
@@ -389,7 +397,7 @@ def _head(size: int) -> bytes:
 @pytest.mark.parametrize("piece", [MAX_HEAD * 2, 65536, 8191, 997])
 @pytest.mark.parametrize("before", [b"", GET, GET * 50, POST + b"x" * 100000])
 async def test_the_bound_of_heads_holds_to_the_byte(piece: int, before: bytes) -> None:
-    """However it comes, and whatever has come before it or comes behind."""
+    """The bound of a head holds however it is split, and whatever comes before or behind it."""
     async with serving() as running:
         for size, status in ((MAX_HEAD, b"200"), (MAX_HEAD + 1, b"431")):
             reader, writer = await connect(running.url)
@@ -403,7 +411,7 @@ async def test_the_bound_of_heads_holds_to_the_byte(piece: int, before: bytes) -
 
 
 async def test_heads_have_a_total(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large ones that are not complete leave room for small ones, and are let go with their end."""
+    """Large incomplete heads leave room for small ones, and their total is freed when they end."""
     monkeypatch.setattr(connections, "MAX_HEADS", 3 * MAX_HEAD)
     async with serving() as running:
         held = await _hold(running.url, _head(MAX_HEAD)[:-1], 3)
@@ -418,7 +426,7 @@ async def test_heads_have_a_total(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_body_does_not_count_as_head() -> None:
-    """What follows the head at once is the body's."""
+    """Bytes that follow the head in the same piece count as the body's."""
     async with serving() as running:
         head = _head(MAX_HEAD).replace(b"GET /quick", b"POST /body")[:-4]
         extra = b"\r\nContent-Length: 100000\r\n\r\n"
@@ -428,7 +436,7 @@ async def test_a_body_does_not_count_as_head() -> None:
 
 @pytest.mark.parametrize(("size", "status"), [(MAX_HEAD, 200), (MAX_HEAD + 1, 431)])
 async def test_the_bound_of_trailers(size: int, status: int) -> None:
-    """It is the same, where they come by themselves."""
+    """Trailers that arrive by themselves have the same bound."""
     async with serving() as running:
         reader, writer = await connect(running.url)
         writer.write(request("POST", "/body", [("Transfer-Encoding", "chunked")]) + b"0\r\n")
@@ -444,7 +452,7 @@ async def test_the_bound_of_trailers(size: int, status: int) -> None:
 
 
 async def test_many_heads_in_one_piece_take_linear_time() -> None:
-    """Pipelined requests, each of which is parsed by itself."""
+    """Pipelined requests are each parsed by themselves, in linear time."""
     loop = asyncio.get_running_loop()
     async with serving() as running:
         took = {}
@@ -457,7 +465,7 @@ async def test_many_heads_in_one_piece_take_linear_time() -> None:
 
 
 def test_it_is_a_table_over_all_states() -> None:
-    """Every state but that of being at work has its deadline, or its pace."""
+    """Every state but that of being at work has a deadline or a minimum pace."""
     table = connections.Connections(Limits(), itertools.count().__next__)
     has_another = {State.ANSWERING, State.BODY}
     assert set(table.deadlines) == set(State) - has_another
@@ -465,7 +473,7 @@ def test_it_is_a_table_over_all_states() -> None:
 
 @pytest.mark.parametrize("first", [CHUNKED + b"1\r\nx\r\n0\r\n\r\n", GET], ids=["chunked", "none"])
 async def test_an_upgrade_behind_another_request(first: bytes) -> None:
-    """What stands behind a head with an offer of h2c is its body, in whatever piece it comes."""
+    """Bytes behind a head that offers h2c are its body, in whatever piece they arrive."""
     offer = b"Upgrade: h2c\r\nConnection: Upgrade\r\nContent-Length: 3\r\n\r\nabc"
     offered = b"POST /body HTTP/1.1\r\nHost: x\r\n" + offer
     async with serving() as running, asyncio.timeout(PATIENCE):
@@ -475,7 +483,9 @@ async def test_an_upgrade_behind_another_request(first: bytes) -> None:
 
 @pytest.mark.parametrize("state", State)
 def test_time_in_which_the_server_stood_still(state: State) -> None:
-    """It counts for no client, whatever that had to do: what came meanwhile is still unread."""
+    """Time in which the server stood still counts against no client, as what arrived meanwhile is
+    still unread.
+    """
     times = [0.0]
     crowd = connections.Connections(Limits(), lambda: times[0])
     ended: list[State] = []
@@ -497,7 +507,7 @@ def test_time_in_which_the_server_stood_still(state: State) -> None:
 
 
 async def test_a_sweep_that_comes_late() -> None:
-    """It has stood still, and looks once more before it ends a connection for that."""
+    """After a late sweep the server looks once more before it ends a connection."""
     crowd = connections.Connections(Limits(idle=1.0), asyncio.get_running_loop().time)
     ended = asyncio.Event()
     visit = Visit()

@@ -1,4 +1,4 @@
-"""More connections than a process may have files open: they stop neither gateway nor policyd."""
+"""More connections than a process may have open files stop neither the gateway nor policyd."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ from tests.support.processes import Policyd
 from tests.support.raw_http import CHAT, CHAT_WITH_USER, ask, connect, post
 from tests.support.stack import Background, Gateway, Upstream
 
-pytestmark = pytest.mark.slow  # They start servers of their own.
+pytestmark = pytest.mark.slow  # These tests start servers of their own.
 
 PATIENCE = 30
 FILES = 200
@@ -34,7 +34,7 @@ Start = Callable[..., Any]
 
 @asynccontextmanager
 async def _held(address: str, count: int, begun: bytes = b"") -> AsyncIterator[None]:
-    """Hold connections that ask for nothing, opened as fast as may be."""
+    """Hold connections that send nothing, opened as fast as possible."""
     host, _, port = address.removeprefix("http://").rpartition(":")
     held = []
     try:
@@ -57,7 +57,7 @@ def _no_fault(errors: list[str]) -> bool:
 async def test_the_gateway(
     policyd: Policyd, background: Background, start: Start, begun: bytes
 ) -> None:
-    """It answers others while they are held, and tells its operator once."""
+    """The gateway answers others while idle connections are held, and warns its operator once."""
     key = policyd.create_key("enforce")
     with Upstream(background) as upstream:
         flags = ("--policy-timeout", "30", "--max-connections", "1000")
@@ -80,8 +80,10 @@ _STREAM = CHAT_WITH_USER[:-1] + b',"stream":true}'
 async def test_requests_that_wait_for_the_upstream(
     policyd: Policyd, background: Background, start: Start
 ) -> None:
-    """As many as there are files for are let in and never cut; others are told to come again, and
-    probes are answered. POLICYD_TEST_FILES says how many files there are."""
+    """The gateway admits as many requests as there are files for, and cuts none of them.
+
+    Others get 503, and probes are answered. POLICYD_TEST_FILES sets how many files there are.
+    """
     key = policyd.create_key("enforce")
     room = (WAIT_FILES - RESERVE) // 2
     with Upstream(background) as upstream:
@@ -100,7 +102,7 @@ async def test_requests_that_wait_for_the_upstream(
             assert len({answer.all("retry-after")[0] for answer in beyond}) > 1
             async with _held(gateway.url, 50):
                 for probe in ("/healthz", "/readyz"):
-                    # The silent ones keep a spare place for a moment.
+                    # Silent connections keep a spare place for a moment.
                     while (await ask(gateway.url, "GET", probe)).status == 503:  # noqa: ASYNC110
                         await asyncio.sleep(0.1)
             upstream.let_go()
@@ -114,9 +116,8 @@ async def test_requests_that_wait_for_the_upstream(
 
 
 async def test_policyd(tmp_path: Path, start: Start) -> None:
-    """Who asks already goes on, who comes new is answered soon, and the log takes every decision.
-
-    gRPC closes no connection for another; there, those that say nothing have a short time.
+    """A caller that is connected goes on, a new one is answered soon, and the log has every
+    decision. gRPC closes no connection for another; there, silent connections have a short time.
     """
     flags = ("--http", "127.0.0.1:0", "--head-timeout", "2", "--spool-limit", "65536")
     server = start(Policyd, tmp_path, *flags, files=FILES)
@@ -142,7 +143,7 @@ BOMB = gzip.compress(json.dumps(_BODY).encode())
 
 
 def _peak(pid: int) -> int:
-    """The most memory that a process has had, in KiB."""
+    """The largest amount of memory that a process has had, in KiB."""
     match = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     assert match
     return int(match[1])
@@ -152,7 +153,9 @@ def _peak(pid: int) -> int:
 async def test_compressed_bodies_of_strangers(
     policyd: Policyd, background: Background, start: Start
 ) -> None:
-    """24 of them at once cost less memory than one of a known key, and others are answered."""
+    """24 compressed bodies without a known key cost less memory at once than one with a known key,
+    and others are answered.
+    """
     key = policyd.create_key("enforce")
     coded = ("Content-Encoding", "gzip")
     with Upstream(background) as upstream:
@@ -179,7 +182,7 @@ _CHAT = (
 
 
 async def test_clients_that_reset(policyd: Policyd, background: Background, start: Start) -> None:
-    """Whatever is under way then, pipelined or not, the log has no traceback."""
+    """Whatever is under way when a client resets its connection, the log has no traceback."""
     key = policyd.create_key("enforce").encode()
     stream = CHAT_WITH_USER[:-1] + b',"stream":true}'
     chat = _CHAT % (key, len(stream), stream)

@@ -26,7 +26,7 @@ PATHS = ("/healthz", "/readyz")
 
 
 async def probed(url: str) -> dict[str, int]:
-    """The status of each, which HEAD answers like GET."""
+    """The status of each probe. HEAD gets the same one as GET."""
     found = {}
     for path in PATHS:
         full, head = await ask(url, "GET", path + "?x"), await ask(url, "HEAD", path)
@@ -51,7 +51,7 @@ def gateway(policyd: object, **given: object) -> GatewayServer:
 
 @pytest.mark.parametrize("token", [False, True])
 async def test_without_a_key_and_a_trace(tmp_path: Path, token: bool) -> None:
-    """A probe is answered, and nothing of it is logged or counted."""
+    """A probe is answered without a key, and is neither logged nor counted."""
     made = consoles.settings(tmp_path, http=FREE)
     if token:
         file = tmp_path / "caller-token"
@@ -71,7 +71,7 @@ async def test_without_a_key_and_a_trace(tmp_path: Path, token: bool) -> None:
 
 
 async def test_a_gateway_without_policyd() -> None:
-    """It lives, and is not ready; unless its operator lets requests pass then."""
+    """A gateway without policyd is alive, and ready only if its operator lets requests pass."""
     async with gateway(NOWHERE) as server:
         assert await probed(server.url) == {"/healthz": 200, "/readyz": 503}
         answer = await ready(server.url)
@@ -81,7 +81,9 @@ async def test_a_gateway_without_policyd() -> None:
 
 
 async def test_a_policyd_that_hangs() -> None:
-    """The gateway says soon that it is not ready, however many ask, and asks it once at a time."""
+    """The gateway soon reports that it is not ready, however many probes arrive, and asks policyd
+    once at a time.
+    """
     held: list[asyncio.StreamWriter] = []
 
     async def hold(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -103,8 +105,10 @@ async def test_a_policyd_that_hangs() -> None:
 async def test_stale_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unready: bool
 ) -> None:
-    """The HTTP check says it once the settings are older than they may be, and that it is not
-    ready where the operator wants that. It is alive."""
+    """The HTTP check reports stale settings, and is not ready then if the operator wants that.
+
+    It stays alive.
+    """
     made = consoles.settings(
         tmp_path, http=FREE, max_staleness=0.2, poll_interval=0.05, unready_when_stale=unready
     )
@@ -128,7 +132,10 @@ async def test_stale_settings(
 
 
 async def test_the_console(tmp_path: Path) -> None:
-    """It answers probes under any name, signed in or not; without its database it is not ready."""
+    """The console answers probes under any host name and without a session.
+
+    Without its database it is not ready.
+    """
     async with consoles.running(consoles.settings(tmp_path)) as console:
         assert await probed(console.url) == dict.fromkeys(PATHS, 200)
         console.store.close()
@@ -142,7 +149,7 @@ async def test_the_console(tmp_path: Path) -> None:
 
 
 class Checks:
-    """Checks that are counted, and wait until they are let go."""
+    """Checks that are counted, and that wait until the test lets them go."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -157,7 +164,9 @@ class Checks:
 
 
 async def test_one_check_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A check is good for a while, one that hangs is not begun again, and a fault is told."""
+    """The result of a check is reused for a while, a check that hangs is not begun again, and a
+    fault is reported.
+    """
     monkeypatch.setattr(probes, "PATIENCE", 0.05)
     checks = Checks()
     asked = Probes(checks)
@@ -188,7 +197,7 @@ async def test_one_check_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
     looking = Probes(look)
     told = [await looking.answer("GET", "/readyz") for _ in range(4)]
-    # One that was cancelled is followed by another one.
+    # Another check follows one that was cancelled.
     assert [answer and answer.status for answer in told] == [503, 503, 503, 200]
 
     async def fail() -> str:

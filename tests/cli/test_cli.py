@@ -26,21 +26,21 @@ def database(tmp_path: Path) -> str:
 
 
 def keys(database: str, *words: str) -> Any:
-    """What `policyd keys … --json` prints."""
+    """The output of `policyd keys … --json`."""
     done = invoke("policyd", "keys", *words, "--database-url", database, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 def explain(database: str, *words: str, **options: Any) -> tuple[int, dict[str, Any]]:
-    """The exit status of `policyd explain` and what it prints."""
+    """The exit status of `policyd explain` and its output."""
     done = invoke("policyd", "explain", *words, "--database-url", database, "--json", **options)
     assert done.returncode in (0, 1), done.stderr
     return done.returncode, json.loads(done.stdout)
 
 
 def test_the_life_of_a_key(database: str) -> None:
-    """Keys are created, listed, shown, changed and revoked; the key is shown once."""
+    """Keys are created, listed, shown, changed and revoked; the secret is shown once."""
     made = keys(database, "create", "app", "--enforce-user-ids", "enforce", "--override", "locked")
     secret = made.pop("key")
     assert re.fullmatch(r"up-[0-9a-zA-Z]{48}", secret)
@@ -65,7 +65,7 @@ def test_the_life_of_a_key(database: str) -> None:
 
 
 def test_for_people(database: str) -> None:
-    """Without --json the same is readable, and an empty list says what to do."""
+    """Without --json the output is readable, and an empty list names the next step."""
     missing = run("policyd", "keys", "list", "--database-url", database)
     assert missing.returncode == 1
     assert b"there is no database" in missing.stderr
@@ -91,7 +91,7 @@ def test_for_people(database: str) -> None:
     ],
 )
 def test_errors(database: str, words: list[str], message: str) -> None:
-    """What goes wrong is named on stderr, with status 1 and without a traceback."""
+    """An error is named on stderr, with status 1 and without a traceback."""
     keys(database, "create", "first")
     done = run("policyd", *words, env={"POLICYD_DATABASE_URL": database})
     assert done.returncode == 1
@@ -121,7 +121,7 @@ def test_wrong_settings(
     tmp_path: Path, words: list[str], env: dict[str, str], message: str
 ) -> None:
     """A wrong command or setting is named on stderr, with status 2."""
-    # Of its own: what another run left here might be of another version.
+    # A folder of its own: another run may have left files of another version here.
     database = {"POLICYD_DATABASE_URL": f"sqlite:///{tmp_path}/policyd.db"}
     config = {"POLICYD_CONFIG": str(_empty_config(tmp_path))}
     done = invoke("policyd", *words, env=config | database | env)
@@ -143,8 +143,9 @@ OTHERS = [
 
 @pytest.mark.parametrize(("name", "value", "message"), OTHERS)
 def test_settings_of_other_commands(tmp_path: Path, name: str, value: str, message: str) -> None:
-    """What a server would not follow it refuses, in the environment and in its file, and names
-    what was meant."""
+    """A server rejects a setting that it would not follow, in its environment and in its file, and
+    suggests the one that was meant.
+    """
     refused = invoke("policyd", "serve", "--grpc", "nowhere", env={name: value})
     assert (refused.returncode, message in refused.stderr.decode()) == (2, True), refused.stderr
     assert f"{name}, which means nothing to policyd serve" in refused.stderr.decode()
@@ -158,7 +159,7 @@ def test_settings_of_other_commands(tmp_path: Path, name: str, value: str, messa
 
 @pytest.mark.parametrize("command", ["serve", "demo"])
 def test_every_setting_is_a_servers_or_refused(command: str) -> None:
-    """No setting of the program, whichever command's it is, is taken in silence."""
+    """A server's command rejects every setting of another command."""
     main.load()
     server = main.get_command(click.Context(main), command)
     assert server is not None
@@ -172,7 +173,7 @@ def test_every_setting_is_a_servers_or_refused(command: str) -> None:
 
 
 def test_one_environment_for_all_commands(tmp_path: Path) -> None:
-    """The other commands run in a server's environment and by its file."""
+    """The other commands run in a server's environment and with its file."""
     url = f"sqlite:///{tmp_path}/policyd.db"
     config = tmp_path / "policyd.yaml"
     config.write_text(f"database-url: {url}\ngrpc: 127.0.0.1:1\ndefault-mode: enforce\n")
@@ -193,7 +194,7 @@ def test_one_environment_for_all_commands(tmp_path: Path) -> None:
     ],
 )
 def test_variables_that_no_command_reads(env: dict[str, str], message: str) -> None:
-    """Names that are near to one of ours, or in another letter case, are refused."""
+    """A variable whose name is close to a setting's, or in another letter case, is rejected."""
     for words in (("serve", "--grpc", "nowhere"), ("keys", "list")):
         refused = invoke("policyd", *words, env=env)
         assert refused.returncode == 2
@@ -211,7 +212,7 @@ def test_variables_that_no_command_reads(env: dict[str, str], message: str) -> N
     ],
 )
 def test_lines_that_would_not_count(tmp_path: Path, content: str, message: str) -> None:
-    """A file says each thing once, and by its name."""
+    """A file must name each setting once, and by its own name."""
     config = tmp_path / "policyd.yaml"
     config.write_text(content + "\n")
     refused = invoke("policyd", "serve", "--grpc", "nowhere", "--config", str(config))
@@ -226,7 +227,7 @@ def _empty_config(folder: Path) -> Path:
 
 
 def test_where_settings_come_from(tmp_path: Path) -> None:
-    """Flags beat the environment, and that beats the file; what the file misspells is refused."""
+    """Flags beat the environment, which beats the file; a misspelt name in the file is rejected."""
     by_file, by_env, by_flag = (f"sqlite:///{tmp_path}/{name}.db" for name in ("a", "b", "c"))
     config = tmp_path / "policyd.yaml"
     config.write_text(f"database-url: {by_file}\nenforce_user_ids: audit\n")
@@ -265,7 +266,9 @@ def test_where_settings_come_from(tmp_path: Path) -> None:
 
 
 def test_explain(database: str, tmp_path: Path) -> None:
-    """It says what would be decided and why, and its status says whether it would be denied."""
+    """`policyd explain` tells the decision and its reason, and its status tells whether the request
+    would be denied.
+    """
     secret = keys(database, "create", "x", "--enforce-user-ids", "enforce")["key"]
     status, denied = explain(database, "--key", secret, "--no-user")
     assert status == 1
@@ -308,12 +311,12 @@ def test_explain(database: str, tmp_path: Path) -> None:
         database, "--key", secret, "--no-user", "--method", "GET", "--path", "/v1/models"
     )
     assert (status, outside["in_scope"]) == (0, False)
-    status, unknown = explain(database, "--key", "up-nobody", "--has-user")
+    status, unknown = explain(database, "--key", "up-unknown", "--has-user")
     assert (status, unknown["denial"]["http_status"]) == (1, 403)
 
 
 def test_explain_for_people(database: str) -> None:
-    """Without --json it begins with a sentence."""
+    """Without --json the explanation begins with a sentence."""
     secret = keys(database, "create", "x", "--enforce-user-ids", "enforce")["key"]
     done = invoke(
         "policyd", "explain", "--no-user", "--database-url", database, env={"POLICYD_KEY": secret}
@@ -323,7 +326,7 @@ def test_explain_for_people(database: str) -> None:
 
 
 def test_a_change_reaches_the_running_server(policyd: Policyd) -> None:
-    """What one process changes is in force in another, at the revision that it printed."""
+    """A change by one process is in force in another, at the revision that the first printed."""
     made = keys(policyd.database_url, "create", "x", "--enforce-user-ids", "off")
     policyd.reach(made["revision"])
     changed = keys(policyd.database_url, "set", made["id"], "--enforce-user-ids", "enforce")
@@ -348,7 +351,7 @@ def test_stopping(tmp_path: Path, workers: str, number: signal.Signals) -> None:
 
 @pytest.mark.slow
 def test_workers_answer_on_one_port(tmp_path: Path) -> None:
-    """Several workers share one port, and a stranger cannot have it."""
+    """Several workers share one port, which no other process can take."""
     server = Policyd(tmp_path, "--workers", "2")
     try:
         assert server.create_key("enforce").startswith("up-")
@@ -362,19 +365,19 @@ def test_workers_answer_on_one_port(tmp_path: Path) -> None:
 
 
 def test_help_names_every_setting() -> None:
-    """Each option says what it is for and where else it is read from."""
+    """The help describes each option and names its variable."""
     done = run("policyd", "serve", "--help")
     text = done.stdout.decode()
     text = done.stdout.decode().replace("\n", " ")
     for flag in set(re.findall(r" (--[a-z-]+) ", text)) - {"--help"}:
         if f"/ {flag} " in text:
-            continue  # The other side of a switch, which has one variable.
+            continue  # The negative form of a switch, which shares the variable.
         name = flag.removeprefix("--").replace("-", "_").upper()
         assert re.search(rf"env\s+var:\s+POLICYD_{name}\b", text), flag
 
 
 def test_as_a_module() -> None:
-    """Importing the asking side loads none of the server's packages."""
+    """Importing the client loads none of the server's packages."""
     program = (
         "import sys, policyd.client, policyd.descriptor.body, policyd.engine.endpoints; "
         "import policyd.v1.policy_pb2; "
@@ -386,7 +389,7 @@ def test_as_a_module() -> None:
 
 @pytest.mark.parametrize("words", [["--version"], ["--help"], ["serve", "--help"]])
 def test_what_a_short_command_loads(words: list[str]) -> None:
-    """Nothing that only another command, a database or a server needs."""
+    """A short command loads nothing that only another command, a database or a server needs."""
     program = (
         "import sys; from policyd.cli.main import main;"
         f"main({words}, standalone_mode=False);"
@@ -399,7 +402,7 @@ def test_what_a_short_command_loads(words: list[str]) -> None:
 
 @pytest.mark.parametrize("group", [main, gateway], ids=["policyd", "policyd-gateway"])
 def test_the_list_of_commands(group: LazyGroup) -> None:
-    """It shows, of each command, how its own help begins, though it loads none."""
+    """The list shows the first line of each command's help without loading the command."""
     context = click.Context(group)
     for name, lazy in group.lazy.items():
         command = group.get_command(context, name)
@@ -409,7 +412,7 @@ def test_the_list_of_commands(group: LazyGroup) -> None:
 
 
 def test_settings_of_commands_that_are_not_loaded(tmp_path: Path) -> None:
-    """They are known all the same: a command leaves them alone, in its environment and its file."""
+    """A command ignores the settings of other commands, though they are not loaded."""
     url = f"sqlite:///{tmp_path}/policyd.db"
     config = tmp_path / "policyd.yaml"
     config.write_text("older-than: 30d\nsample: 'false'\n")

@@ -1,6 +1,6 @@
-"""`policyd db`, run as people run it: backups, restores and copies lose nothing and double nothing.
+"""`policyd db`: backups, restores and copies lose nothing and duplicate nothing.
 
-POLICYD_TEST_KILLS says how often a copy is killed; by default, a few times.
+POLICYD_TEST_KILLS sets how often a copy is killed; by default, a few times.
 """
 
 import json
@@ -56,7 +56,7 @@ def ask(url: str, *words: str) -> Any:
     return json.loads(done.stdout)
 
 
-def refusal(url: str, *words: str) -> str:
+def error(url: str, *words: str) -> str:
     done = run("policyd", "db", *words, "--database-url", url)
     assert done.returncode != 0
     assert b"Traceback" not in done.stderr
@@ -64,11 +64,11 @@ def refusal(url: str, *words: str) -> str:
 
 
 def fill(store: Store, rows: int = ROWS) -> None:
-    """Put something into every table that a server writes to."""
+    """Put a row into every table that a server writes to."""
     for start in range(0, rows, 1000):
         some = [record(NOW - (start + n) * timedelta(minutes=1)) for n in range(1000)]
         store.log.append([*some, denied(NOW, end_user="a\u3000b"), outcome(some[0])])
-    store.log.append([outcome(record(NOW))])  # It waits.
+    store.log.append([outcome(record(NOW))])  # The outcome waits for its decision.
     store.log.append([RefusedKey(decision_id(NOW), RefusedKeyReason.UNKNOWN, "1.2.3.4")])
     minute = int(NOW.timestamp()) // 60
     store.log.append([RefusedKeyCount("p", n, minute, "1.2.3.4", 1, 0, 0) for n in range(30)])
@@ -90,7 +90,7 @@ def in_utc(value: Any) -> Any:
 
 
 def contents(url: str) -> dict[str, list[Any]]:
-    """All rows of all tables, but what every copy has anew."""
+    """All rows of all tables, but those that every copy makes anew."""
     engine = open_engine(url)
     with reading(engine) as connection:
         found = {
@@ -105,7 +105,7 @@ def contents(url: str) -> dict[str, list[Any]]:
 
 
 def test_status(new_database: str) -> None:
-    """It says what form the database has, what it holds and who uses it."""
+    """The status tells the database's form, its contents and which servers use it."""
     store = Store(new_database)
     if not new_database.startswith("sqlite"):
         done = run("policyd", "db", "status", "--json", "--database-url", new_database)
@@ -123,8 +123,10 @@ def test_status(new_database: str) -> None:
 
 @contextmanager
 def loaded(url: str, pause: float = 0.0) -> Iterator[list[float]]:
-    """Keys are made and decisions logged all the time, with so many seconds between. Yields how
-    long each took."""
+    """Create keys and log decisions all the time, with `pause` seconds between.
+
+    Yields how long each took.
+    """
     done = threading.Event()
     took: list[float] = []
 
@@ -147,7 +149,10 @@ def loaded(url: str, pause: float = 0.0) -> Iterator[list[float]]:
 
 
 def test_a_backup_under_load(store: Store, url: str, tmp_path: Path) -> None:
-    """It is one moment of the database, whole, in one file of its owner's; writers go on."""
+    """A backup is one moment of the database, whole, in one file that only its owner can read.
+
+    Writers go on.
+    """
     fill(store)
     output = tmp_path / "backup\u3000"
     with loaded(url) as took:
@@ -165,33 +170,33 @@ def test_a_backup_under_load(store: Store, url: str, tmp_path: Path) -> None:
     assert copy.keys.changes_since(0).revision == 31 + len(copy.keys.list(limit=10**6)) - 30
     copy.close()
     held = output.read_bytes()
-    assert "already" in refusal(url, "backup", "--output", str(output))
+    assert "already" in error(url, "backup", "--output", str(output))
     assert output.read_bytes() == held
-    assert "no folder" in refusal(url, "backup", "--output", f"{tmp_path}/no/such")
+    assert "no folder" in error(url, "backup", "--output", f"{tmp_path}/no/such")
     assert list(tmp_path.glob(".*.tmp")) == []
 
 
 def test_a_copy_of_a_file_in_use(store: Store, url: str, tmp_path: Path) -> None:
-    """What cp makes of it is not taken for a backup."""
+    """`policyd db restore` does not take a plain copy of a file in use for a backup."""
     fill(store, 1000)
     (tmp_path / "copy").write_bytes((tmp_path / "policyd.db").read_bytes())
     store.close()
-    said = refusal(url, "restore", "--input", f"{tmp_path}/copy")
-    assert "policyd db backup" in said
+    message = error(url, "restore", "--input", f"{tmp_path}/copy")
+    assert "policyd db backup" in message
 
 
 def test_a_restore(store: Store, url: str, tmp_path: Path, start: Callable[..., Any]) -> None:
-    """It is refused while a server has the database open, whatever its spool; what was there is
-    kept; a revision of the past is not taken for the one that servers know."""
+    """A restore is rejected while a server has the database open, whatever its spool.
+
+    It keeps what was there, and a revision of the past is not taken for the one that servers know.
+    """
     fill(store, 1000)
     revision = store.keys.changes_since(0).revision
     ask(url, "backup", "--output", f"{tmp_path}/backup")
     store.keys.create("later")
     store.close()
     server = start(Policyd, tmp_path, "--spool", f"{tmp_path}/elsewhere")
-    assert "is in use: stop policyd serve" in refusal(
-        url, "restore", "--input", f"{tmp_path}/backup"
-    )
+    assert "is in use: stop policyd serve" in error(url, "restore", "--input", f"{tmp_path}/backup")
     assert server.stop() == 0
     told = ask(url, "restore", "--input", f"{tmp_path}/backup")
     restored, before = Store(url), Store(f"sqlite:///{told['before']}")
@@ -205,7 +210,7 @@ def test_a_restore(store: Store, url: str, tmp_path: Path, start: Callable[..., 
 
 @pytest.mark.parametrize("damage", ["none", "text", "torn", "foreign", "newer"])
 def test_a_backup_that_is_none(store: Store, url: str, tmp_path: Path, damage: str) -> None:
-    """It is refused, and the database stays as it is."""
+    """A file that is no backup is rejected, and the database stays as it is."""
     fill(store, 1000)
     backup = tmp_path / "backup"
     if damage != "none":
@@ -226,8 +231,8 @@ def test_a_backup_that_is_none(store: Store, url: str, tmp_path: Path, damage: s
                 connection.execute("UPDATE schema_version SET version_num = '9999'")
                 connection.execute("UPDATE schema_form SET works_from = '9999'")
     before = contents(url)
-    said = refusal(url, "restore", "--input", str(backup))
-    assert "backup" in said
+    message = error(url, "restore", "--input", str(backup))
+    assert "backup" in message
     assert contents(url) == before
 
 
@@ -255,7 +260,7 @@ def test_vacuum(store: Store, url: str, tmp_path: Path) -> None:
     size = file.stat().st_size
     store.close()
     if ask(url, "status")["mode"].endswith("auto_vacuum no"):
-        assert "Give --yes" in refusal(url, "vacuum")
+        assert "Give --yes" in error(url, "vacuum")
         assert file.stat().st_size == size
     ask(url, "vacuum", "--yes")
     assert file.stat().st_size < size / 2
@@ -264,28 +269,31 @@ def test_vacuum(store: Store, url: str, tmp_path: Path) -> None:
     empty(again)
     again.close()
     assert ask(url, "status")["mode"].endswith("auto_vacuum incremental")
-    # Writers who never pause would fill what is given back.
+    # Writers that never pause would fill the space that is given back.
     with loaded(url, pause=0.1):
         told = ask(url, "vacuum")
     assert told["bytes"] < told["bytes_before"]
 
 
 def test_postgresql_has_programs_of_its_own(tmp_path: Path) -> None:
-    """What is for SQLite's file says which program to use instead, without the password."""
+    """On PostgreSQL, commands for SQLite's file name the program to use, without the password."""
     url = "postgresql+psycopg://policyd:hunter2@db.internal:5432/policyd"
     for words, program in (
         (("backup", "--output", "x"), "pg_dump"),
         (("restore", "--input", "x"), "pg_restore"),
         (("vacuum",), "psql"),
     ):
-        said = refusal(url, *words)
-        assert f"{program} " in said
-        assert "postgresql://policyd@db.internal:5432/policyd" in said
-        assert "hunter2" not in said
+        message = error(url, *words)
+        assert f"{program} " in message
+        assert "postgresql://policyd@db.internal:5432/policyd" in message
+        assert "hunter2" not in message
 
 
 def test_no_database(tmp_path: Path) -> None:
-    """What needs a database makes none; migrate does, but where it only says what it would do."""
+    """A command that needs a database makes none.
+
+    `policyd db migrate` does, unless it only tells what it would do.
+    """
     url = f"sqlite:///{tmp_path}/none.db"
     for words in (
         ("status",),
@@ -293,7 +301,7 @@ def test_no_database(tmp_path: Path) -> None:
         ("vacuum",),
         ("copy", "--to", f"sqlite:///{tmp_path}/x"),
     ):
-        assert "there is no database" in refusal(url, *words)
+        assert "there is no database" in error(url, *words)
     assert list(tmp_path.iterdir()) == []
     assert ask(url, "migrate", "--dry-run")["pending"]
     assert list(tmp_path.iterdir()) == []
@@ -302,8 +310,10 @@ def test_no_database(tmp_path: Path) -> None:
 
 
 def test_a_copy_that_is_killed(store: Store, url: str, postgresql: PostgreSQL) -> None:
-    """It goes on where it was, no server takes it for whole before, and in the end every row of
-    every table is there once; from there it can be copied back."""
+    """A copy that is killed resumes where it was, and no server takes it for whole before it is.
+
+    In the end every row of every table is there once, and the copy can be copied back.
+    """
     fill(store)
     identity = store.identity()
     store.close()
@@ -321,7 +331,7 @@ def test_a_copy_that_is_killed(store: Store, url: str, postgresql: PostgreSQL) -
                 time.sleep(random.random() * 0.05)
                 process.send_signal(signal.SIGKILL)
             if not is_copying(target):
-                break  # It was done before it was killed.
+                break  # The copy was complete before the kill.
             assert process.returncode == -signal.SIGKILL
             killed += 1
             new = Store(target)
@@ -341,14 +351,14 @@ def test_a_copy_that_is_killed(store: Store, url: str, postgresql: PostgreSQL) -
         assert new.identity() == identity
         new.keys.create("later")
         new.close()
-        assert "in use" in refusal(url, "copy", "--to", target)
+        assert "in use" in error(url, "copy", "--to", target)
         back = url.replace("policyd.db", "back.db")
         ask(target, "copy", "--to", back)
         assert contents(back) == contents(target)
 
 
 def until_copying(url: str, killed: int) -> None:
-    """Wait until rows are copied, and further than before each of so many kills, or all are."""
+    """Wait until more rows are copied than before each kill so far, or all are."""
     deadline = time.monotonic() + 60
     while copied(url) <= 1000 * killed:
         if killed and not is_copying(url):
@@ -358,13 +368,13 @@ def until_copying(url: str, killed: int) -> None:
 
 
 def is_copying(url: str) -> bool:
-    """Whether a copy into it has begun and is not done."""
+    """Whether a copy into the database has begun and is not complete."""
     with looking(url) as connection:
         return sa.inspect(connection).has_table("schema_copy")
 
 
 def copied(url: str) -> int:
-    """How many rows a copy that is not done has copied."""
+    """How many rows an incomplete copy has copied."""
     if not is_copying(url):
         return 0
     with looking(url) as connection:
@@ -386,8 +396,8 @@ def test_copies_that_are_refused(store: Store, url: str, tmp_path: Path) -> None
     other.migrate()
     other.keys.create("app")
     other.close()
-    said = refusal(url, "copy", "--to", f"sqlite:///{tmp_path}/other.db")
-    assert "the new database is in use" in said
+    message = error(url, "copy", "--to", f"sqlite:///{tmp_path}/other.db")
+    assert "the new database is in use" in message
     store.workers.beat("w", "host-7", 3)
-    said = refusal(url, "copy", "--to", f"sqlite:///{tmp_path}/new.db")
-    assert "policyd serve uses the database (on host-7)" in said
+    message = error(url, "copy", "--to", f"sqlite:///{tmp_path}/new.db")
+    assert "policyd serve uses the database (on host-7)" in message

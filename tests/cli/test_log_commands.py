@@ -1,4 +1,4 @@
-"""`policyd logs` and `policyd simulate`, run as people run them."""
+"""`policyd logs` and `policyd simulate`, run as an operator runs them."""
 
 import csv
 import io
@@ -37,7 +37,7 @@ def store(url: str) -> Iterator[Store]:
 
 
 def ask(url: str, *words: str) -> str:
-    """What the command prints."""
+    """The output of the command."""
     done = invoke("policyd", *words, "--database-url", url)
     assert done.returncode == 0, done.stderr
     return done.stdout.decode()
@@ -48,7 +48,10 @@ def listed(url: str, *words: str) -> list[Any]:
 
 
 def test_a_list(store: Store, url: str) -> None:
-    """Newest first, as many as wanted, and where the rest begins; every filter can be given."""
+    """The list shows the newest first, as many as wanted, and tells how to get the rest.
+
+    It takes every filter.
+    """
     old = record(NOW - timedelta(days=3), end_user="bob", trace_id="t-1")
     entries = [old, *(denied(NOW - timedelta(minutes=n), operation="embedding") for n in (3, 2, 1))]
     store.log.append([*entries, outcome(old)])
@@ -72,7 +75,7 @@ def test_a_list(store: Store, url: str) -> None:
 
 
 def test_the_status(store: Store, url: str) -> None:
-    """It tells how much the log holds, since when, and what was lost."""
+    """The status tells how much the log holds, since when, and what was lost."""
     assert json.loads(ask(url, "logs", "status", "--json"))["oldest"] is None
     store.log.append([one := record(NOW), denied(NOW)])
     store.log.lose({"process": 3})
@@ -83,7 +86,7 @@ def test_the_status(store: Store, url: str) -> None:
 
 
 def test_shown_by_any_id(store: Store, url: str) -> None:
-    """A request is shown by any ID of it that leads to it alone."""
+    """`policyd logs show` takes any ID that leads to one request alone."""
     one = record(NOW, request_id="req-1", trace_id="t-1")
     store.log.append([one, denied(NOW, trace_id="t-1"), outcome(one, openai_id="chatcmpl-1")])
     for any_id in (one.id, f"{one.id[:8]} {one.id[8:]}", "req-1", "chatcmpl-1"):
@@ -95,7 +98,7 @@ def test_shown_by_any_id(store: Store, url: str) -> None:
 
 
 def test_refused_keys(store: Store, url: str) -> None:
-    """They are counted apart, by source, with samples in which nothing steers the terminal."""
+    """Refused keys are counted apart, by source, and no sample can control the terminal."""
     assert "All requests of this period" in ask(url, "logs", "refused")
     minute = int(NOW.timestamp()) // 60
     sample = RefusedKey(
@@ -123,20 +126,20 @@ def test_refused_keys(store: Store, url: str) -> None:
 
 
 def test_refused_keys_of_an_older_policyd(store: Store, url: str) -> None:
-    """They are no denials."""
+    """The refused keys that an older policyd logged count as no denials."""
     store.log.append([denied(NOW, key_id="", mode=None, status=403), one := denied(NOW)])
     assert [each["id"] for each in listed(url, "--decision", "denied")] == [one.id]
     assert {each["verdict"] for each in listed(url)} == {"denied", "key_refused"}
 
 
 def test_a_user_that_is_not_named(store: Store, url: str) -> None:
-    """It is told from none."""
+    """A user whose identifier is unknown is told apart from no user."""
     store.log.append([record(NOW, end_user="")])
     assert "(not named)" in ask(url, "logs", "list")
 
 
 def test_hostile_texts_in_a_terminal(store: Store, url: str) -> None:
-    """Nothing that a client sent steers the terminal."""
+    """No text from a client can control the terminal."""
     hostile = record(NOW, end_user="\x1b[2J\u202e", model="a\nb\x07", user_agent="\x9b31m")
     store.log.append([hostile])
     shown = ask(url, "logs", "list") + ask(url, "logs", "show", hostile.id)
@@ -145,7 +148,7 @@ def test_hostile_texts_in_a_terminal(store: Store, url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("list", "--since", "yesterday"), "is no moment"),
         (("list", "--until", "99999999999d"), "is no moment"),
@@ -156,16 +159,16 @@ def test_hostile_texts_in_a_terminal(store: Store, url: str) -> None:
         (("export", "--output", "/nowhere/log.csv"), "No such file"),
     ],
 )
-def test_bad_input(store: Store, url: str, words: tuple[str, ...], said: str) -> None:
-    """It is refused with words that say what is wrong."""
+def test_bad_input(store: Store, url: str, words: tuple[str, ...], message: str) -> None:
+    """A wrong argument is rejected, and the error names what is wrong."""
     done = invoke("policyd", "logs", *words, "--database-url", url)
     assert done.returncode in (1, 2)
-    assert said in done.stderr.decode()
+    assert message in done.stderr.decode()
     assert b"Traceback" not in done.stderr
 
 
 def test_an_export(store: Store, url: str, tmp_path: Path) -> None:
-    """Everything that fits is in the file, in either form, and a spreadsheet runs none of it."""
+    """The file holds every matching decision, in either form, and no formula for a spreadsheet."""
     entries = [record(NOW - timedelta(seconds=n), end_user="=1+1") for n in range(2500)]
     store.log.append(entries)
     lines = ask(url, "logs", "export").splitlines()
@@ -178,7 +181,7 @@ def test_an_export(store: Store, url: str, tmp_path: Path) -> None:
 
 
 def test_tail(store: Store, url: str) -> None:
-    """It prints what was there last, then what comes, each once, until Ctrl-C."""
+    """`policyd logs tail` prints the latest decisions, then each new one once, until Ctrl-C."""
     store.log.append([record(NOW - timedelta(seconds=n)) for n in range(5)])
     words = ("policyd", "logs", "tail", "--json", "--lines", "1", "--database-url", url)
     running = Program(*words, ready='"id"')
@@ -200,7 +203,7 @@ def key_id(store: Store) -> str:
 
 
 def logged(key_id: str) -> list[Record]:
-    """Requests of two kinds that enforcing would block, and some that it would not."""
+    """Requests of two kinds that enforcing would deny, and some that it would not."""
     given: dict[str, Any] = {"key_id": key_id, "verdict": Verdict.ALLOWED, "flags": ""}
     browser = [denied(NOW, **given, user_agent="browser", model="gpt-4o") for _ in range(3)]
     script = [denied(NOW, **given, user_agent="script", operation="embedding") for _ in range(2)]
@@ -210,7 +213,7 @@ def logged(key_id: str) -> list[Record]:
 
 
 def test_a_simulation(store: Store, url: str, key_id: str) -> None:
-    """The log's requests are decided once more, by settings that nobody has saved yet."""
+    """A simulation decides the log's requests once more, by settings that are not saved."""
     store.log.append(logged(key_id))
     found = json.loads(ask(url, "simulate", key_id, "--json"))
     assert (found["requests"], found["blocked"]) == (8, 5)
@@ -229,8 +232,11 @@ def test_a_simulation(store: Store, url: str, key_id: str) -> None:
 
 
 def test_a_simulation_of_nothing(store: Store, url: str, key_id: str) -> None:
-    """A key without requests, and one that there is not."""
+    """A simulation handles a key without requests and a key that does not exist."""
     assert "0 of 0 requests would" in ask(url, "simulate", key_id)
-    for words, said in ((("key_x",), "no API key"), ((key_id, "--accept", "email"), "accept must")):
+    for words, message in (
+        (("key_x",), "no API key"),
+        ((key_id, "--accept", "email"), "accept must"),
+    ):
         done = invoke("policyd", "simulate", *words, "--database-url", url)
-        assert said in done.stderr.decode()
+        assert message in done.stderr.decode()

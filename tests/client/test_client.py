@@ -1,4 +1,4 @@
-"""policyd.client, with asyncio and for threads, asking real servers that fail in every way."""
+"""policyd.client, for asyncio and for threads, against real servers that fail in every way."""
 
 import asyncio
 import signal
@@ -21,13 +21,13 @@ from policyd.v1.policy_pb2_grpc import PolicyServiceServicer, add_PolicyServiceS
 from tests.support.processes import Policyd
 
 CODE = grpc.StatusCode
-QUESTION = pb.EvaluateRequest(has_user=True)
-DENIED = pb.EvaluateRequest(headers=[pb.Header(name="x-usagepanda-api-key", value="up-nobody")])
+DESCRIPTOR = pb.EvaluateRequest(has_user=True)
+DENIED = pb.EvaluateRequest(headers=[pb.Header(name="x-usagepanda-api-key", value="up-unknown")])
 DENIED.has_user = True
 
 
 class Failing(PolicyServiceServicer):
-    """Fails the first calls with `codes`, and allows every other."""
+    """A policyd that fails the first calls with `codes`, and allows every other."""
 
     def __init__(self, *codes: grpc.StatusCode) -> None:
         self.codes = list(codes)
@@ -101,21 +101,21 @@ def own_policyd(tmp_path: Path) -> Iterator[Policyd]:
 
 
 async def test_unavailable_is_tried_again(serving: Serving) -> None:
-    """One UNAVAILABLE is none to whoever asks; the same for a batch."""
+    """A caller sees no single UNAVAILABLE, neither for a request nor for a batch."""
     for count, name in ((1, "Evaluate"), (3, "BatchEvaluate")):
         servicer = Failing(CODE.UNAVAILABLE)
         async with PolicyClient(await serving(servicer), timeout=30) as client:
-            answers = await asyncio.gather(*(client.evaluate(QUESTION) for _ in range(count)))
+            answers = await asyncio.gather(*(client.evaluate(DESCRIPTOR) for _ in range(count)))
         assert {answer.decision for answer in answers} == {pb.DECISION_ALLOW}
         assert servicer.calls == [name, name]
 
 
 async def test_it_is_not_tried_for_ever(serving: Serving) -> None:
-    """Until the deadline, with pauses that grow, and then there is no decision."""
+    """The client tries until the deadline, with growing pauses, and then there is no decision."""
     servicer = Failing(*[CODE.UNAVAILABLE] * 1000)
     async with PolicyClient(await serving(servicer), timeout=1) as client:
         with pytest.raises(NoDecision, match="UNAVAILABLE: as the test says") as caught:
-            await asyncio.wait_for(client.evaluate(QUESTION), 30)
+            await asyncio.wait_for(client.evaluate(DESCRIPTOR), 30)
     assert caught.value.is_outage
     assert 6 <= len(servicer.calls) <= 50
 
@@ -124,24 +124,27 @@ async def test_it_is_not_tried_for_ever(serving: Serving) -> None:
     "code", [CODE.RESOURCE_EXHAUSTED, CODE.INVALID_ARGUMENT, CODE.INTERNAL, CODE.UNAUTHENTICATED]
 )
 async def test_other_errors_are_not_tried_again(serving: Serving, code: grpc.StatusCode) -> None:
-    """policyd would not decide, so nobody insists; and such a request is never allowed."""
+    """The client does not repeat a call that policyd would not decide, nor allow it."""
     servicer = Failing(code, code, code)
     target = await serving(servicer)
     async with PolicyClient(target, timeout=30) as client:
         with pytest.raises(NoDecision) as caught:
-            await client.evaluate(QUESTION)
+            await client.evaluate(DESCRIPTOR)
     assert not caught.value.is_outage
     for on_error in ("deny", "allow"):
         async with PolicyClient(target, timeout=30, on_error=on_error) as client:
-            assert (await client.evaluate(QUESTION)).decision == pb.DECISION_DENY
+            assert (await client.evaluate(DESCRIPTOR)).decision == pb.DECISION_DENY
     assert len(servicer.calls) == 3
 
 
 @pytest.mark.parametrize("on_error", ["deny", "allow"])
 async def test_a_server_that_is_gone(unused_port: Callable[[], int], on_error: OnError) -> None:
-    """`deny` refuses with a 503 of its own, `allow` allows, and both say so."""
+    """With `deny` the client answers with a 503 of its own, with `allow` it allows.
+
+    The explanation names the outage.
+    """
     async with PolicyClient(f"127.0.0.1:{unused_port()}", on_error=on_error) as client:
-        answer = await client.evaluate(QUESTION)
+        answer = await client.evaluate(DESCRIPTOR)
     assert answer.decision_id == ""
     assert answer.explanation.summary.startswith("No decision: policyd gave no decision (UNAV")
     if on_error == "allow":
@@ -154,9 +157,8 @@ async def test_a_server_that_is_gone(unused_port: Callable[[], int], on_error: O
         assert answer.denial.headers[-1] == pb.Header(name="Retry-After", value="1")
 
 
-async def test_the_refusal_is_the_gateways() -> None:
-    """A gateway that asks policyd by itself refuses in the words of policyd-gateway, which spreads
-    when its clients come back."""
+async def test_the_denial_is_the_gateways() -> None:
+    """A Python gateway denies in the words of policyd-gateway; Retry-After spreads the clients."""
     sent: list[dict[str, Any]] = []
 
     async def send(message: dict[str, Any]) -> None:
@@ -173,27 +175,27 @@ async def test_the_refusal_is_the_gateways() -> None:
 
 @pytest.mark.parametrize("on_error", ["raise", "deny", "allow"])
 async def test_a_server_that_hangs(own_policyd: Policyd, on_error: OnError) -> None:
-    """It is waited for no longer than the deadline says."""
+    """The client waits for a server that hangs no longer than the deadline."""
     async with PolicyClient(own_policyd.grpc, timeout=3, on_error=on_error) as client:
-        assert (await client.evaluate(QUESTION)).decision_id
+        assert (await client.evaluate(DESCRIPTOR)).decision_id
         own_policyd.send(signal.SIGSTOP)
         if on_error == "raise":
             with pytest.raises(NoDecision, match=r"DEADLINE_EXCEEDED|receiving SETTINGS") as caught:
-                await asyncio.wait_for(client.evaluate(QUESTION), 30)
+                await asyncio.wait_for(client.evaluate(DESCRIPTOR), 30)
             assert caught.value.is_outage
         else:
-            answer = await asyncio.wait_for(client.evaluate(QUESTION), 30)
+            answer = await asyncio.wait_for(client.evaluate(DESCRIPTOR), 30)
             assert answer.HasField("denial") == (on_error == "deny")
 
 
 async def test_a_server_that_restarts(serving: Serving, unused_port: Callable[[], int]) -> None:
-    """It is found again, at the same address, by the same client."""
+    """The same client finds a restarted server again at the same address."""
     port = unused_port()
     async with PolicyClient(await serving(Failing(), port), timeout=2) as client:
-        assert (await client.evaluate(QUESTION)).decision_id == "1"
+        assert (await client.evaluate(DESCRIPTOR)).decision_id == "1"
         await serving.stop()
         with pytest.raises(NoDecision, match="UNAVAILABLE"):
-            await client.evaluate(QUESTION)
+            await client.evaluate(DESCRIPTOR)
         await serving(Failing(), port)
         assert (await _asked_until_answered(client)).decision_id == "1"
 
@@ -202,18 +204,18 @@ async def _asked_until_answered(client: PolicyClient) -> pb.EvaluateResponse:
     deadline = time.monotonic() + 60
     while True:
         try:
-            return await client.evaluate(QUESTION)
+            return await client.evaluate(DESCRIPTOR)
         except NoDecision:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.05)
 
 
-async def test_closing_with_questions_under_way(serving: Serving) -> None:
-    """They end with NoDecision at once."""
+async def test_closing_with_calls_under_way(serving: Serving) -> None:
+    """Calls under way end with NoDecision at once when the client is closed."""
     servicer = Failing()
     servicer.hold.clear()
     client = PolicyClient(await serving(servicer), timeout=60)
-    asked = asyncio.create_task(client.evaluate(QUESTION))
+    asked = asyncio.create_task(client.evaluate(DESCRIPTOR))
     await asyncio.wait_for(servicer.asked.wait(), 30)
     await client.close()
     with pytest.raises(NoDecision, match="closed"):
@@ -238,7 +240,7 @@ def test_threads(policyd: Policyd) -> None:
 
 
 async def test_threads_coalesce(serving: Serving) -> None:
-    """What threads ask while a call is under way travels in few calls."""
+    """Requests that threads make while a call is under way travel in few calls."""
     servicer = Failing()
     target = await serving(servicer)
 
@@ -246,7 +248,7 @@ async def test_threads_coalesce(serving: Serving) -> None:
         together = threading.Barrier(32)
         with SyncPolicyClient(target, timeout=60) as client, ThreadPoolExecutor(32) as threads:
             waiting = [
-                threads.submit(lambda: (together.wait(60), client.evaluate(QUESTION))[1])
+                threads.submit(lambda: (together.wait(60), client.evaluate(DESCRIPTOR))[1])
                 for _ in range(32)
             ]
             return [future.result(60) for future in waiting]
@@ -257,7 +259,7 @@ async def test_threads_coalesce(serving: Serving) -> None:
 
 
 async def test_threads_report(serving: Serving) -> None:
-    """What they report has arrived when the client is closed, and later reports do no harm."""
+    """What threads report has arrived when the client is closed, and later reports do no harm."""
     servicer = Failing()
     target = await serving(servicer)
 
@@ -272,34 +274,34 @@ async def test_threads_report(serving: Serving) -> None:
 
 
 def test_a_thread_without_a_server(unused_port: Callable[[], int]) -> None:
-    """on_error holds there as well."""
+    """The client for threads obeys on_error as well."""
     target = f"127.0.0.1:{unused_port()}"
     with SyncPolicyClient(target) as client, pytest.raises(NoDecision, match="UNAVAILABLE"):
-        client.evaluate(QUESTION)
+        client.evaluate(DESCRIPTOR)
     with SyncPolicyClient(target, on_error="deny") as client:
-        assert client.evaluate(QUESTION).denial.http_status == 503
+        assert client.evaluate(DESCRIPTOR).denial.http_status == 503
     with SyncPolicyClient(target, on_error="allow") as client:
-        assert client.evaluate(QUESTION).decision == pb.DECISION_ALLOW
+        assert client.evaluate(DESCRIPTOR).decision == pb.DECISION_ALLOW
 
 
 def test_a_thread_that_waits_while_another_closes(own_policyd: Policyd) -> None:
-    """It is told at once, and later questions are too; closing twice does no harm."""
+    """A waiting thread gets NoDecision at once, as do later ones; closing twice does no harm."""
     client = SyncPolicyClient(own_policyd.grpc, timeout=100)
-    assert client.evaluate(QUESTION).decision_id
+    assert client.evaluate(DESCRIPTOR).decision_id
     own_policyd.send(signal.SIGSTOP)
     with ThreadPoolExecutor(1) as threads:
-        asked = threads.submit(client.evaluate, QUESTION)
+        asked = threads.submit(client.evaluate, DESCRIPTOR)
         time.sleep(0.2)
         client.close()
         with pytest.raises(NoDecision, match="closed"):
             asked.result(60)
     client.close()
     with pytest.raises(NoDecision, match="closed"):
-        client.evaluate(QUESTION)
+        client.evaluate(DESCRIPTOR)
 
 
 def test_what_it_cannot_be_made_of() -> None:
-    """The constructor raises it, and leaves no thread behind."""
+    """The constructor raises on wrong arguments, and leaves no thread behind."""
     before = threading.active_count()
     with pytest.raises((TypeError, AttributeError)):
         SyncPolicyClient("127.0.0.1:1", credentials="no credentials")  # type: ignore[arg-type]
@@ -307,7 +309,7 @@ def test_what_it_cannot_be_made_of() -> None:
 
 
 def test_a_denial_is_no_error(policyd: Policyd) -> None:
-    """It is an answer, whatever on_error says."""
+    """A denial is an answer, whatever on_error is."""
     with SyncPolicyClient(policyd.grpc, timeout=30, on_error="allow") as client:
         answer = client.evaluate(DENIED)
     assert answer.decision == pb.DECISION_DENY

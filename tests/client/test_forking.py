@@ -1,4 +1,4 @@
-"""policyd.client in processes that fork, as gunicorn and Celery do."""
+"""policyd.client in processes that fork, such as those of gunicorn and Celery."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ import pytest_asyncio
 from tests.client.test_client import Failing, Serving
 from tests.support.processes import Policyd
 
-pytestmark = pytest.mark.slow  # Each is a program of its own, which forks.
+pytestmark = pytest.mark.slow  # Each test runs a program of its own, which forks.
 
 PROGRAM = '''
 import asyncio, ctypes, gc, multiprocessing, os, signal, sys, threading, time
@@ -23,16 +23,16 @@ from policyd.client import SyncPolicyClient
 from policyd.v1.policy_pb2 import DECISION_ALLOW, EvaluateRequest, Outcome
 
 TARGET = sys.argv[1]
-QUESTION = EvaluateRequest(has_user=True)
+DESCRIPTOR = EvaluateRequest(has_user=True)
 
 
 def ask(client):
     """Whether policyd itself decides."""
-    return client.evaluate(QUESTION).decision_id != ""
+    return client.evaluate(DESCRIPTOR).decision_id != ""
 
 
 async def ask_async(client):
-    return (await client.evaluate(QUESTION)).decision_id != ""
+    return (await client.evaluate(DESCRIPTOR)).decision_id != ""
 
 
 def in_child(check, forked=os.fork):
@@ -56,8 +56,8 @@ def fork_in_c():
 
 
 def run(target: str, program: str) -> str:
-    """Run a program that forks; it prints nothing but what it is meant to."""
-    # From Python 3.12 on it warns of forks beside threads: those are what is tested.
+    """Run a program that forks, and check that it prints only what it is meant to."""
+    # Python 3.12 and later warns of forks beside threads, which are tested here.
     calm = "ignore:This process:DeprecationWarning"
     command = [sys.executable, "-W", "error", "-W", calm, "-c", PROGRAM + program, target]
     started = subprocess.Popen(
@@ -74,7 +74,7 @@ def run(target: str, program: str) -> str:
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where a policyd is asked."""
+    """The address of a policyd."""
     server = Policyd(tmp_path_factory.mktemp("policyd"))
     yield server.grpc
     assert server.stop() == 0
@@ -88,7 +88,7 @@ async def serving() -> AsyncIterator[Serving]:
 
 
 def test_a_client_made_before(target: str) -> None:
-    """Made by a parent that never asks, as under gunicorn --preload: each child asks."""
+    """Children ask by a client that their parent made and never used, as with `--preload`."""
     program = """
 client = SyncPolicyClient(TARGET, timeout=20)
 print(in_child(lambda: ask(client)), in_child(lambda: ask(client) and client.close() is None))
@@ -97,7 +97,7 @@ print(in_child(lambda: ask(client)), in_child(lambda: ask(client) and client.clo
 
 
 def test_a_parent_that_has_asked(target: str) -> None:
-    """Children and grandchildren ask by channels of their own, and the parent goes on."""
+    """Children and grandchildren ask over channels of their own, and the parent goes on."""
     program = """
 client = SyncPolicyClient(TARGET, timeout=20)
 print(ask(client), in_child(lambda: ask(client)), ask(client))
@@ -112,7 +112,7 @@ with multiprocessing.get_context("fork").Pool(3) as pool:
 
 
 def test_a_parent_that_is_asking(target: str) -> None:
-    """Threads that ask while others fork get every answer."""
+    """Threads that ask while other threads fork get every answer."""
     program = """
 client = SyncPolicyClient(TARGET, timeout=20)
 is_over, answers = threading.Event(), []
@@ -134,7 +134,7 @@ print(all(answers), len(answers) > 8)
 
 
 def test_several_policyds(target: str) -> None:
-    """Each with connections of its own, one of them dead and looked for: fork and child go on."""
+    """With several policyds, of which one is dead and being looked for, fork and child go on."""
     program = """
 named = TARGET.replace("127.0.0.1", "localhost")
 client = SyncPolicyClient([TARGET, "127.0.0.1:1", named], timeout=20)
@@ -146,7 +146,7 @@ print(in_child(lambda: client.close() is None))
 
 
 def test_the_end_of_a_child(target: str) -> None:
-    """Closing, collecting and ending hang in no child, whether it has asked or not."""
+    """No child hangs in closing, in garbage collection or at its end, asked or not."""
     program = """
 client = SyncPolicyClient(TARGET, timeout=20)
 ask(client)
@@ -166,15 +166,17 @@ print(in_child(lambda: client.close() is None))
 
 
 def test_a_fork_that_python_does_not_see(target: str) -> None:
-    """The child does not ask by what its parent left: it hears at once that it cannot, and even
-    where outages allow, nothing is allowed."""
+    """A child of such a fork does not use its parent's channel.
+
+    It fails at once, and on_error="allow" does not apply.
+    """
     program = """
 client = SyncPolicyClient(TARGET, timeout=20, on_error="allow")
 ask(client)
 
 def is_denied():
     for one in (client, SyncPolicyClient(TARGET, timeout=20, on_error="allow")):
-        answer = one.evaluate(QUESTION)
+        answer = one.evaluate(DESCRIPTOR)
         one.report(Outcome(decision_id="1"))
         one.close()
         if answer.denial.http_status != 503 or "forked" not in answer.explanation.summary:
@@ -187,14 +189,14 @@ print(in_child(is_denied, fork_in_c), ask(client))
 
 
 def test_a_thread_that_is_gone(target: str) -> None:
-    """Where Python is not told of the fork at all, an answer is waited for no longer than set."""
+    """If Python never learns of the fork, a caller waits no longer than its timeout."""
     program = """
 client = SyncPolicyClient(TARGET, timeout=0.2, on_error="deny")
 ask(client)
 child = ctypes.PyDLL(None).fork()
 if child == 0:
     signal.alarm(30)
-    print(client.evaluate(QUESTION).explanation.summary, flush=True)
+    print(client.evaluate(DESCRIPTOR).explanation.summary, flush=True)
     os._exit(0)
 os.waitpid(child, 0)
 """
@@ -202,7 +204,7 @@ os.waitpid(child, 0)
 
 
 def test_an_asynchronous_client_made_before(target: str) -> None:
-    """Made by a parent that never asks: a child uses it on its own event loop."""
+    """A child uses a client that its parent made and never used, on an event loop of its own."""
     program = """
 client = PolicyClient(TARGET, timeout=20)
 print(in_child(lambda: asyncio.run(ask_async(client))), asyncio.run(ask_async(client)))
@@ -211,12 +213,12 @@ print(in_child(lambda: asyncio.run(ask_async(client))), asyncio.run(ask_async(cl
 
 
 def test_an_asynchronous_client_in_use(target: str) -> None:
-    """While it has a channel, children are denied at once; once it is closed, they may ask."""
+    """While the client has a channel, children are denied at once; once it is closed, they ask."""
     program = """
 class Child:
     async def denied(self, client):
         client.report(Outcome(decision_id="1"))
-        answer = await client.evaluate(QUESTION)
+        answer = await client.evaluate(DESCRIPTOR)
         await client.close()
         return answer.denial.http_status == 503 and "forked" in answer.explanation.summary
 
@@ -229,7 +231,7 @@ class Child:
         thread.start()
         thread.join()
         threads = SyncPolicyClient(TARGET, on_error="deny")
-        return found == [True, True] and threads.evaluate(QUESTION).denial.http_status == 503
+        return found == [True, True] and threads.evaluate(DESCRIPTOR).denial.http_status == 503
 
 async def main():
     client = PolicyClient(TARGET, on_error="allow", timeout=20)
@@ -247,7 +249,7 @@ print(in_child(lambda: ask(client)))
 
 
 async def test_reports(serving: Serving) -> None:
-    """What waits to be reported at a fork the parent reports, once; a child reports its own."""
+    """A report that waits at a fork is sent by the parent, once; a child sends its own."""
     servicer = Failing()
     program = """
 client = SyncPolicyClient(TARGET, timeout=20)
@@ -268,7 +270,7 @@ client.close()
 
 
 def test_a_policyd_that_hangs(tmp_path: Path) -> None:
-    """It holds up neither the fork nor the child for longer than the deadline allows."""
+    """A policyd that hangs delays neither the fork nor the child beyond the deadline."""
     server = Policyd(tmp_path)
     program = f"""
 client = SyncPolicyClient(TARGET, timeout=1, on_error="deny")
@@ -277,7 +279,7 @@ os.kill({server.pid}, signal.SIGSTOP)
 thread = threading.Thread(target=ask, args=[client])
 thread.start()
 time.sleep(0.2)
-print(in_child(lambda: client.evaluate(QUESTION).denial.http_status == 503))
+print(in_child(lambda: client.evaluate(DESCRIPTOR).denial.http_status == 503))
 thread.join()
 """
     try:
@@ -288,7 +290,7 @@ thread.join()
 
 
 def test_a_signal_while_it_forks(target: str) -> None:
-    """Its handler may raise where the fork waits for a question: the parent's clients go on."""
+    """A signal handler may raise where the fork waits for a call: the parent's clients go on."""
     program = """
 clients = [SyncPolicyClient(TARGET, timeout=5) for _ in range(3)]
 assert all(map(ask, clients))

@@ -20,20 +20,22 @@ from policyd.v1.policy_pb2_grpc import PolicyServiceServicer, add_PolicyServiceS
 from tests.support.silent import SilentProxy
 
 CODE = grpc.StatusCode
-QUESTION = pb.EvaluateRequest(has_user=True)
+DESCRIPTOR = pb.EvaluateRequest(has_user=True)
 PATIENCE = 60
 """Seconds after which a test gives up: far more than any machine should take."""
 
 
 class Peer(PolicyServiceServicer):
-    """Allows all, or ends calls with `code`; keeps what it was asked and told."""
+    """A policyd that allows everything, or ends calls with `code`, and keeps the requests and
+    reports that it gets.
+    """
 
     def __init__(self) -> None:
         self.code: grpc.StatusCode | None = None
         self.asked: list[pb.EvaluateRequest] = []
         self.reported: list[str] = []
         self.slow = asyncio.Event()
-        """What is asked with the model "slow" waits for it."""
+        """A request with the model "slow" waits for it."""
         self.target = ""
 
     async def Evaluate(self, request: pb.EvaluateRequest, context: Any) -> pb.EvaluateResponse:  # noqa: N802
@@ -68,7 +70,7 @@ Start = Callable[..., Any]
 
 @pytest_asyncio.fixture
 async def make_peer() -> AsyncIterator[Start]:
-    """Starts a Peer at 127.0.0.1, or another host."""
+    """Starts a Peer at 127.0.0.1, or at another host."""
     servers = []
 
     async def start_one(host: str = "127.0.0.1") -> Peer:
@@ -87,7 +89,7 @@ async def make_peer() -> AsyncIterator[Start]:
 
 @contextmanager
 def silent_before(peer: Peer) -> Iterator[SilentProxy]:
-    """A proxy before it, which can fall silent."""
+    """A proxy before a peer, which can fall silent."""
     host, _, port = peer.target.rpartition(":")
     with SilentProxy((host, int(port))) as proxy:
         yield proxy
@@ -98,11 +100,14 @@ def target(proxy: SilentProxy) -> str:
 
 
 async def ask(client: PolicyClient, number: int) -> list[float]:
-    """Ask one after the other; the seconds that each answer took. Raises NoDecision."""
+    """Ask one request after the other, and give the seconds that each answer took.
+
+    Raises NoDecision.
+    """
     took = []
     for _ in range(number):
         begun = time.monotonic()
-        assert (await client.evaluate(QUESTION)).decision_id == "1"
+        assert (await client.evaluate(DESCRIPTOR)).decision_id == "1"
         took.append(time.monotonic() - begun)
     return took
 
@@ -114,7 +119,10 @@ async def until(holds: Callable[..., bool]) -> None:
 
 
 def test_addresses() -> None:
-    """With commas or as a list, each once; an empty one is a mistake."""
+    """Addresses may be separated by commas or form a list.
+
+    Each counts once, and an empty one is an error.
+    """
     assert addresses("a:1") == ("a:1",)
     assert addresses("a:1, b:2,a:1") == addresses(["a:1", "b:2"]) == ("a:1", "b:2")
     for wrong in ("", ",", "a:1,", [], ["a:1", " "]):
@@ -125,7 +133,7 @@ def test_addresses() -> None:
 
 
 def test_what_the_gateway_takes() -> None:
-    """The same, and each is looked at."""
+    """The gateway takes the same addresses, and validates each."""
     for right in ("a:1,b:2", "a:1, [::1]:2", "dns:///policyd:50051"):
         assert Settings(policyd=right).policyd == right
     for wrong in ("a:1,", "a:1,b", "dns:///policyd", ","):
@@ -134,7 +142,7 @@ def test_what_the_gateway_takes() -> None:
 
 
 async def test_how_many_connections(make_peer: Start) -> None:
-    """Two to one address, and one to each of several."""
+    """A client makes two connections to a single address, and one to each of several."""
     first, second = await make_peer(), await make_peer()
     with silent_before(first) as one, silent_before(second) as other:
         async with PolicyClient(target(one), timeout=PATIENCE) as client:
@@ -147,18 +155,20 @@ async def test_how_many_connections(make_peer: Start) -> None:
 
 
 async def test_one_is_dead(make_peer: Start, unused_port: Callable[[], int]) -> None:
-    """Every question is answered by the other."""
+    """The other policyd answers every request."""
     peer = await make_peer()
     dead = f"127.0.0.1:{unused_port()}"
     async with PolicyClient(f"{dead},{peer.target}", timeout=PATIENCE) as client:
         await ask(client, 50)
-        await asyncio.gather(*(client.evaluate(QUESTION) for _ in range(50)))
+        await asyncio.gather(*(client.evaluate(DESCRIPTOR) for _ in range(50)))
         assert await client.can_reach(PATIENCE)
     assert len(peer.asked) == 100
 
 
 async def test_one_is_silent(make_peer: Start) -> None:
-    """It is waited for once, the other answers, and when it speaks again it is asked again."""
+    """The client waits for a silent peer once, asks the other meanwhile, and asks the first again
+    when it answers.
+    """
     first, second = await make_peer(), await make_peer()
     with silent_before(first) as one:
         async with PolicyClient([target(one), second.target], timeout=8) as client:
@@ -175,7 +185,7 @@ async def test_one_is_silent(make_peer: Start) -> None:
 
 
 async def ask_busily(client: PolicyClient, *peers: Peer) -> None:
-    """Ask one question while as many others are under way as make each connection busy."""
+    """Ask one request while enough others are under way to make each connection busy."""
     slow = pb.EvaluateRequest(has_user=True, model="slow")
     held = []
     for _ in range(2 * BUSY):
@@ -191,7 +201,7 @@ async def ask_busily(client: PolicyClient, *peers: Peer) -> None:
 
 @pytest.mark.parametrize("is_first", [True, False])
 async def test_one_has_never_spoken(make_peer: Start, is_first: bool) -> None:
-    """A peer that accepts connections and says nothing from the beginning costs no answer."""
+    """A peer that accepts connections and never answers costs no request its answer."""
     peer = await make_peer()
     with silent_before(peer) as mute:
         mute.be_silent()
@@ -201,7 +211,7 @@ async def test_one_has_never_spoken(make_peer: Start, is_first: bool) -> None:
 
 
 async def test_connections_that_are_lost(make_peer: Start) -> None:
-    """Where a firewall forgets them they are made anew, and no question goes without an answer."""
+    """Connections that a firewall forgets are replaced, and every request gets an answer."""
     peer = await make_peer()
     with silent_before(peer) as proxy:
         async with PolicyClient(target(proxy), timeout=8) as client:
@@ -213,17 +223,17 @@ async def test_connections_that_are_lost(make_peer: Start) -> None:
 
 
 async def test_all_are_dead(unused_port: Callable[[], int]) -> None:
-    """It is an outage, told by the deadline."""
+    """It is an outage if all peers are dead, and the caller learns it by the deadline."""
     targets = [f"127.0.0.1:{unused_port()}" for _ in range(2)]
     async with PolicyClient(targets, timeout=0.5) as client:
         with pytest.raises(NoDecision, match="UNAVAILABLE") as caught:
-            await asyncio.wait_for(client.evaluate(QUESTION), PATIENCE)
+            await asyncio.wait_for(client.evaluate(DESCRIPTOR), PATIENCE)
         assert not await client.can_reach(0.5)
     assert caught.value.is_outage
 
 
 async def test_all_are_silent(make_peer: Start) -> None:
-    """So it is where nothing is said; and once they speak, they are heard."""
+    """It is an outage, too, if all peers are silent; once they answer, they are asked again."""
     peer = await make_peer()
     with silent_before(peer) as one, silent_before(peer) as other:
         async with PolicyClient([target(one), target(other)], timeout=1) as client:
@@ -231,7 +241,7 @@ async def test_all_are_silent(make_peer: Start) -> None:
             one.be_silent()
             other.be_silent()
             with pytest.raises(NoDecision) as caught:
-                await asyncio.wait_for(client.evaluate(QUESTION), PATIENCE)
+                await asyncio.wait_for(client.evaluate(DESCRIPTOR), PATIENCE)
             assert caught.value.is_outage
             assert not await client.can_reach(0.5)
             one.speak()
@@ -246,7 +256,10 @@ async def test_all_are_silent(make_peer: Start) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
 async def test_a_name_with_several_addresses(make_peer: Start, host: str) -> None:
-    """localhost has two on most machines. Any that answers will do."""
+    """A name may have several addresses, as localhost does on most machines.
+
+    Any that answers will do.
+    """
     peer = await make_peer(host)
     port = peer.target.rpartition(":")[2]
     for name in (f"localhost:{port}", f"dns:///localhost:{port}"):
@@ -256,7 +269,9 @@ async def test_a_name_with_several_addresses(make_peer: Start, host: str) -> Non
 
 @pytest.mark.parametrize("code", [CODE.RESOURCE_EXHAUSTED, CODE.FAILED_PRECONDITION])
 async def test_one_would_not_decide(make_peer: Start, code: grpc.StatusCode) -> None:
-    """Its log is full, say: the other is asked, once. Where none would, it is no outage."""
+    """Where one policyd would not decide, for a full log for instance, the client asks the other,
+    once. Where none would, it is no outage.
+    """
     first, second = await make_peer(), await make_peer()
     first.code = code
     async with PolicyClient([first.target, second.target], timeout=PATIENCE) as client:
@@ -266,7 +281,7 @@ async def test_one_would_not_decide(make_peer: Start, code: grpc.StatusCode) -> 
         second.code = code
         first.asked.clear()
         with pytest.raises(NoDecision, match=code.name) as caught:
-            await client.evaluate(QUESTION)
+            await client.evaluate(DESCRIPTOR)
     assert not caught.value.is_outage
     assert (len(first.asked), len(second.asked)) == (1, 11)
 
@@ -274,19 +289,19 @@ async def test_one_would_not_decide(make_peer: Start, code: grpc.StatusCode) -> 
 async def test_one_would_not_decide_and_the_other_is_dead(
     make_peer: Start, unused_port: Callable[[], int]
 ) -> None:
-    """What one policyd refused is never allowed, though the other cannot be reached."""
+    """What one policyd would not decide is never allowed, though the other is dead."""
     peer = await make_peer()
     peer.code = CODE.RESOURCE_EXHAUSTED
     targets = [peer.target, f"127.0.0.1:{unused_port()}"]
-    for _ in range(4):  # In whichever order they are asked.
+    for _ in range(4):  # The client may ask the peers in either order.
         async with PolicyClient(targets, timeout=0.5, on_error="allow") as client:
-            answer = await client.evaluate(QUESTION)
+            answer = await client.evaluate(DESCRIPTOR)
         assert answer.denial.http_status == 503
         assert "RESOURCE_EXHAUSTED" in answer.explanation.summary
 
 
 async def test_a_connection_that_answers_others_waits(make_peer: Start) -> None:
-    """It counts as silent only where no answer comes at all."""
+    """A connection counts as silent only if no answer at all arrives on it."""
     peer = await make_peer()
     connection = Connection(peer.target, None, 0.3)
 
@@ -297,7 +312,7 @@ async def test_a_connection_that_answers_others_waits(make_peer: Start) -> None:
 
     slow = asyncio.create_task(evaluate(pb.EvaluateRequest(has_user=True, model="slow")))
     for _ in range(60):
-        await evaluate(QUESTION)
+        await evaluate(DESCRIPTOR)
         await asyncio.sleep(0.02)
     assert not slow.done()
     assert not connection.is_away
@@ -307,14 +322,14 @@ async def test_a_connection_that_answers_others_waits(make_peer: Start) -> None:
 
 
 async def test_a_client_that_stood_still(make_peer: Start) -> None:
-    """Its own pause is no silence of the peer: no connection is given up for it."""
+    """A client's own pause is no silence of its peer: it gives up no connection for it."""
     peer = await make_peer()
     with silent_before(peer) as proxy:
         async with PolicyClient(target(proxy), timeout=1) as client:
             await ask(client, 5)
             await until(lambda: proxy.accepted == CONNECTIONS)
             for _ in range(3):
-                asked = asyncio.create_task(client.evaluate(QUESTION))
+                asked = asyncio.create_task(client.evaluate(DESCRIPTOR))
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
                 time.sleep(0.6)  # noqa: ASYNC251 - as a machine that is suspended
@@ -325,14 +340,16 @@ async def test_a_client_that_stood_still(make_peer: Start) -> None:
 # --- keys ---------------------------------------------------------------------------------------
 
 
-async def test_each_question_has_a_key(make_peer: Start) -> None:
-    """A fresh one, alone or in a batch, in the order of time; one of the caller's own is kept, and
-    the caller's message is left as it is."""
+async def test_each_request_has_a_key(make_peer: Start) -> None:
+    """Each request gets a fresh idempotency key, alone or in a batch, in the order of time.
+
+    The client keeps a caller's own key, and leaves the caller's message as it is.
+    """
     peer = await make_peer()
     own = pb.EvaluateRequest(has_user=True, idempotency_key="own")
     async with PolicyClient(peer.target, timeout=PATIENCE) as client:
         await ask(client, 3)
-        await asyncio.gather(*(client.evaluate(QUESTION) for _ in range(3)), client.evaluate(own))
+        await asyncio.gather(*(client.evaluate(DESCRIPTOR) for _ in range(3)), client.evaluate(own))
         await client.evaluate(own)
     keys = [request.idempotency_key for request in peer.asked]
     assert keys.count("own") == 2
@@ -340,16 +357,16 @@ async def test_each_question_has_a_key(make_peer: Start) -> None:
     assert len(set(made)) == 6
     assert all(len(key) == 32 and set(key) <= set("0123456789abcdef") for key in made)
     assert all(abs(int(key[:12], 16) / 1000 - time.time()) < PATIENCE for key in made)
-    assert not QUESTION.idempotency_key
+    assert not DESCRIPTOR.idempotency_key
 
 
 async def test_a_second_try_has_the_same_key(make_peer: Start) -> None:
-    """So that policyd decides it once; the same for a batch."""
+    """A second try has the same idempotency key, so that policyd decides once; so has a batch."""
     first, second = await make_peer(), await make_peer()
     first.code = second.code = CODE.UNAVAILABLE
     for number in (1, 3):
         async with PolicyClient([first.target, second.target], timeout=0.5) as client:
-            asked = [client.evaluate(QUESTION) for _ in range(number)]
+            asked = [client.evaluate(DESCRIPTOR) for _ in range(number)]
             await asyncio.gather(*asked, return_exceptions=True)
         keys = [request.idempotency_key for peer in (first, second) for request in peer.asked]
         assert len(keys) > 2 * number
@@ -358,17 +375,19 @@ async def test_a_second_try_has_the_same_key(make_peer: Start) -> None:
         second.asked.clear()
 
 
-# --- what waits ---------------------------------------------------------------------------------
+# --- calls that wait ----------------------------------------------------------------------------
 
 
 async def test_a_revision_that_is_waited_for(make_peer: Start) -> None:
-    """It holds up nothing else, is no silence, and is never allowed where it is not reached."""
+    """A request that waits for a revision holds up no other, counts as no silence, and is never
+    allowed if the revision is not reached.
+    """
     peer = await make_peer()
     late = pb.EvaluateRequest(has_user=True, min_revision=9, model="slow")
     async with PolicyClient(peer.target, timeout=2, on_error="allow") as client:
         await ask(client, 1)
         asked = asyncio.create_task(client.evaluate(late))
-        others = await asyncio.gather(*(client.evaluate(QUESTION) for _ in range(5)))
+        others = await asyncio.gather(*(client.evaluate(DESCRIPTOR) for _ in range(5)))
         assert {answer.decision_id for answer in others} == {"1"}
         assert not asked.done()
         assert (await asked).denial.http_status == 503
@@ -378,17 +397,17 @@ async def test_a_revision_that_is_waited_for(make_peer: Start) -> None:
 async def test_a_revision_that_is_waited_for_elsewhere(
     make_peer: Start, unused_port: Callable[[], int]
 ) -> None:
-    """It is not allowed either where another policyd could not be reached before."""
+    """The request is not allowed either if another policyd could not be reached before."""
     peer = await make_peer()
     late = pb.EvaluateRequest(has_user=True, min_revision=9, model="slow")
     gone = f"127.0.0.1:{unused_port()}"
-    for _ in range(6):  # In whatever order they are asked.
+    for _ in range(6):  # The client may ask the peers in either order.
         async with PolicyClient([gone, peer.target], timeout=0.5, on_error="allow") as client:
             assert (await client.evaluate(late)).denial.http_status == 503
 
 
 async def test_outcomes(make_peer: Start) -> None:
-    """A peer that falls silent loses none of them."""
+    """A peer that falls silent loses no outcome."""
     first, second = await make_peer(), await make_peer()
     with silent_before(first) as one, silent_before(second) as other:
         async with PolicyClient([target(one), target(other)], timeout=1) as client:
@@ -406,8 +425,8 @@ async def test_outcomes(make_peer: Start) -> None:
 
 
 def test_threads_and_several(unused_port: Callable[[], int]) -> None:
-    """SyncPolicyClient takes the same."""
+    """SyncPolicyClient takes several addresses as well."""
     targets = [f"127.0.0.1:{unused_port()}" for _ in range(2)]
     for given in (targets, ",".join(targets)):
         with SyncPolicyClient(given, timeout=0.3, on_error="deny") as client:
-            assert client.evaluate(QUESTION).denial.http_status == 503
+            assert client.evaluate(DESCRIPTOR).denial.http_status == 503

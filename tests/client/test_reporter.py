@@ -1,4 +1,4 @@
-"""Outcomes reach policyd in batches, and wait while it is away; what is lost is counted."""
+"""Outcomes reach policyd in batches and wait while it is away; lost ones are counted."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -29,12 +29,12 @@ def outcomes(number: int, begin: int = 0) -> list[Outcome]:
 
 
 def losses(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What the reporter logged."""
+    """What the reporter logged of losses."""
     return [one.getMessage() for one in caplog.records if one.name == "policyd.client.reporter"]
 
 
 async def test_batches(policyd: Recorder) -> None:
-    """Many go out in calls of a thousand at most, in their order, each once."""
+    """Many outcomes go out in calls of a thousand at most, in their order, each once."""
     sent = outcomes(2500)
     async with PolicyClient(policyd.address) as client:
         for outcome in sent:
@@ -45,7 +45,7 @@ async def test_batches(policyd: Recorder) -> None:
 
 
 async def test_large_ones(policyd: Recorder) -> None:
-    """A call holds a megabyte at most, so that policyd does not refuse it for its size."""
+    """A call holds a megabyte at most, so that policyd does not reject it for its size."""
     sent = [Outcome(decision_id=f"{number:032x}", model="m" * 3000) for number in range(1000)]
     async with PolicyClient(policyd.address) as client:
         for outcome in sent:
@@ -57,7 +57,7 @@ async def test_large_ones(policyd: Recorder) -> None:
 
 
 async def test_one_that_is_too_large(policyd: Recorder, caplog: pytest.LogCaptureFixture) -> None:
-    """It is lost by itself."""
+    """An outcome that is too large is lost alone."""
     async with PolicyClient(policyd.address) as client:
         client.report(Outcome(decision_id="0" * 32, model="m" * reporter.MAX_OUTCOME))
         client.report(outcomes(1)[0])
@@ -66,7 +66,7 @@ async def test_one_that_is_too_large(policyd: Recorder, caplog: pytest.LogCaptur
 
 
 async def test_closing_sends_what_waits(policyd: Recorder) -> None:
-    """Nothing that was reported before is lost."""
+    """No outcome that was reported before the client is closed is lost."""
     client = PolicyClient(policyd.address)
     for outcome in outcomes(1500):
         client.report(outcome)
@@ -77,7 +77,7 @@ async def test_closing_sends_what_waits(policyd: Recorder) -> None:
 async def test_closing_while_policyd_is_away(
     policyd: Recorder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It ends all the same, and says what was lost; what is reported later is lost too."""
+    """Closing ends all the same, and logs what was lost; later reports are lost too."""
     policyd.reporting = grpc.StatusCode.UNAVAILABLE
     client = PolicyClient(policyd.address)
     for outcome in outcomes(7):
@@ -91,7 +91,7 @@ async def test_closing_while_policyd_is_away(
 
 
 async def test_closing_while_policyd_hangs(policyd: Recorder) -> None:
-    """It ends all the same."""
+    """Closing ends all the same."""
     policyd.gate.clear()
     client = PolicyClient(policyd.address)
     client.report(outcomes(1)[0])
@@ -104,7 +104,9 @@ async def test_closing_while_policyd_hangs(policyd: Recorder) -> None:
 
 @pytest.mark.parametrize("status", ["UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"])
 async def test_what_passes(policyd: Recorder, status: str) -> None:
-    """They are sent again until policyd takes them, those that came meanwhile behind them."""
+    """The reporter repeats a call after a passing error until policyd takes it, and sends newer
+    outcomes behind it.
+    """
     policyd.reporting = grpc.StatusCode[status]
     async with PolicyClient(policyd.address) as client:
         for outcome in outcomes(1200):
@@ -117,10 +119,10 @@ async def test_what_passes(policyd: Recorder, status: str) -> None:
 
 
 async def test_policyd_is_restarted(caplog: pytest.LogCaptureFixture) -> None:
-    """What is reported before it starts, and while it is gone, reaches it when it is back."""
+    """What is reported before policyd starts, and while it is gone, reaches it when it is back."""
     policyd = await make_recorder()
     async with policyd.serving():
-        pass  # It has an address now, and nobody listens there.
+        pass  # It has an address now, at which nothing listens.
     async with PolicyClient(policyd.address) as client:
         for begin in (0, 300):
             for outcome in outcomes(300, begin):
@@ -133,7 +135,7 @@ async def test_policyd_is_restarted(caplog: pytest.LogCaptureFixture) -> None:
 
 
 async def test_more_than_may_wait(policyd: Recorder, caplog: pytest.LogCaptureFixture) -> None:
-    """Those beyond the bound are lost, counted and logged once; the others arrive."""
+    """Outcomes beyond the bound are lost, counted and logged once; the others arrive."""
     policyd.reporting = grpc.StatusCode.UNAVAILABLE
     async with PolicyClient(policyd.address) as client:
         for outcome in outcomes(MANY + 500):
@@ -152,7 +154,10 @@ async def test_more_than_may_wait(policyd: Recorder, caplog: pytest.LogCaptureFi
 async def test_what_does_not_pass(
     policyd: Recorder, caplog: pytest.LogCaptureFixture, status: str
 ) -> None:
-    """That call's are lost and counted; the log names the cause, and the next ones go out."""
+    """After a lasting error the outcomes of that call are lost and counted.
+
+    The log names the cause, and the next ones go out.
+    """
     policyd.reporting = grpc.StatusCode[status]
     async with PolicyClient(policyd.address) as client:
         for outcome in outcomes(3):
@@ -169,7 +174,7 @@ async def test_what_does_not_pass(
 async def test_those_that_policyd_rejects(
     policyd: Recorder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They are counted, not sent again; the others of their call count as taken."""
+    """Rejected outcomes are counted and not sent again; the others of their call count as taken."""
     sent = outcomes(3)
     sent[1].http_status = -1
     async with PolicyClient(policyd.address) as client:
@@ -183,7 +188,7 @@ async def test_those_that_policyd_rejects(
 
 
 async def test_an_old_policyd(policyd: Recorder, caplog: pytest.LogCaptureFixture) -> None:
-    """One that does not know of outcomes gets none, and one line in the log says so."""
+    """A policyd that does not know outcomes gets none, and the log mentions it in one line."""
     policyd.reporting = grpc.StatusCode.UNIMPLEMENTED
     async with PolicyClient(policyd.address) as client:
         client.report(outcomes(1)[0])
@@ -200,7 +205,7 @@ async def test_an_old_policyd(policyd: Recorder, caplog: pytest.LogCaptureFixtur
 async def test_an_old_policyd_is_updated(
     policyd: Recorder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a while it is asked again, and gets what is reported from then on."""
+    """After a while the reporter asks it again, and sends what is reported from then on."""
     monkeypatch.setattr(reporter, "_OLD_POLICYD_PAUSE", 0.0)
     policyd.reporting = grpc.StatusCode.UNIMPLEMENTED
     async with PolicyClient(policyd.address) as client:

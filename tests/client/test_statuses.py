@@ -1,5 +1,8 @@
-"""Every status that a call can end with, to every client of policyd: which ones may let a request
-pass where the operator lets requests pass while policyd is away, and which never do."""
+"""Every status that a call can end with, for every client of policyd.
+
+A few may let a request pass where the operator lets requests pass while policyd is away; all others
+never do.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -26,16 +29,16 @@ CODE = grpc.StatusCode
 IN_SESSION = pytest.mark.asyncio(loop_scope="session")
 AWAY = {CODE.UNAVAILABLE, CODE.DEADLINE_EXCEEDED}
 AGAIN = AWAY | {CODE.CANCELLED}
-"""What is tried again until the deadline."""
+"""The statuses after which a client tries again until the deadline."""
 REASONS = sorted({reason for _, reason in errors.TABLE.values()} | {"INTERNAL", "ONE_OF_TOMORROW"})
 
 
 class Status(NamedTuple):
-    """What a call ends with."""
+    """The status that a call ends with."""
 
     code: grpc.StatusCode
     reason: str = ""
-    """The ErrorInfo's; none where it is empty."""
+    """The reason of the ErrorInfo; empty for none."""
 
     @property
     def is_outage(self) -> bool:
@@ -44,7 +47,9 @@ class Status(NamedTuple):
 
     @property
     def timeout(self) -> float:
-        """Seconds: short where they pass, and more than any machine should take where not."""
+        """Seconds: short if the client waits them out, and otherwise more than any machine should
+        take.
+        """
         return 1.0 if self.code in AGAIN else 60.0
 
 
@@ -53,7 +58,7 @@ TOLD = [Status(code, reason) for code in CODE if code is not CODE.OK for reason 
 
 
 class Refusing(PolicyServiceServicer):
-    """Ends each call with the status that its trace ID names: CODE or CODE-REASON."""
+    """A policyd that ends each call with the status in its trace ID: CODE or CODE-REASON."""
 
     def __init__(self) -> None:
         self.calls: dict[str, int] = {}
@@ -91,7 +96,7 @@ class Refusing(PolicyServiceServicer):
 
 
 class Running(NamedTuple):
-    """A policyd that decides nothing, and where it is."""
+    """A policyd that decides nothing, and its address."""
 
     servicer: Refusing
     target: str
@@ -105,7 +110,7 @@ async def refusing() -> AsyncIterator[Running]:
 
 @asynccontextmanager
 async def refusing_policyd() -> AsyncIterator[Running]:
-    """One that runs until the end of the block."""
+    """A policyd that decides nothing until the end of the block."""
     server = grpc.aio.server()
     servicer = Refusing()
     add_PolicyServiceServicer_to_server(servicer, server)
@@ -117,21 +122,21 @@ async def refusing_policyd() -> AsyncIterator[Running]:
         await server.stop(None)
 
 
-def question(status: Status) -> pb.EvaluateRequest:
-    """One that ends so."""
+def descriptor(status: Status) -> pb.EvaluateRequest:
+    """A request whose call ends with this status."""
     wanted = "-".join(filter(None, (status.code.name, status.reason)))
     return pb.EvaluateRequest(has_user=True, trace_id=wanted)
 
 
 def check(status: Status, answer: pb.EvaluateResponse) -> None:
-    """It is allowed where policyd was away, and nowhere else."""
+    """The request is allowed if policyd was away, and otherwise not."""
     allowed = answer.decision == pb.DECISION_ALLOW
     assert allowed == status.is_outage, status
     assert allowed or answer.denial.http_status == 503
 
 
 def test_the_table_is_whole() -> None:
-    """Each status has a meaning, and the two that mean an outage are the two that may."""
+    """Each status has a meaning, and only the two that mean an outage may let a request pass."""
     assert set(statuses.TABLE) == set(CODE)
     outages = {code for code, meaning in statuses.TABLE.items() if meaning is Meaning.NOT_REACHED}
     assert outages == AWAY
@@ -139,16 +144,18 @@ def test_the_table_is_whole() -> None:
 
 @IN_SESSION
 async def test_policy_client(refusing: Running) -> None:
-    """on_error="allow" allows where policyd was not reached in time, and never what it refused."""
+    """on_error="allow" allows a request if policyd was not reached in time, and never one that it
+    would not decide.
+    """
 
     async def ask(status: Status) -> None:
         async with PolicyClient(
             refusing.target, timeout=status.timeout, on_error="allow"
         ) as client:
-            check(status, await client.evaluate(question(status)))
+            check(status, await client.evaluate(descriptor(status)))
         async with PolicyClient(refusing.target, timeout=status.timeout) as client:
             with pytest.raises(NoDecision) as caught:
-                await client.evaluate(question(status))
+                await client.evaluate(descriptor(status))
         assert caught.value.is_outage == status.is_outage, status
 
     every = BARE + TOLD
@@ -158,29 +165,29 @@ async def test_policy_client(refusing: Running) -> None:
 
 @IN_SESSION
 async def test_what_grpc_does_not_end(refusing: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where gRPC stalls and keeps no deadline, what was refused until then stays refused."""
+    """A call that policyd would not decide stays so, even if gRPC stalls and keeps no deadline."""
     monkeypatch.setattr(peers, "_MARGIN", -0.8)
     for status in (Status(code, reason) for code in AGAIN for reason in ("", "LOG_FULL")):
         async with PolicyClient(refusing.target, timeout=1, on_error="allow") as client:
-            check(status, await client.evaluate(question(status)))
+            check(status, await client.evaluate(descriptor(status)))
 
 
 @IN_SESSION
 async def test_a_batch(refusing: Running) -> None:
-    """An item that policyd gave a status is never allowed: policyd was there to give it."""
+    """An item to which policyd gave a status is never allowed: policyd was there to give it."""
     for batch in (BARE, *([Status(code)] * 3 for code in AWAY)):
         async with PolicyClient(refusing.target, timeout=1, on_error="allow") as client:
-            answers = await asyncio.gather(*(client.evaluate(question(one)) for one in batch))
+            answers = await asyncio.gather(*(client.evaluate(descriptor(one)) for one in batch))
         assert {answer.decision for answer in answers} == {pb.DECISION_DENY}
 
 
 @IN_SESSION
 async def test_sync_policy_client(refusing: Running) -> None:
-    """For threads it is the same."""
+    """SyncPolicyClient behaves the same."""
 
     def ask(status: Status) -> None:
         with SyncPolicyClient(refusing.target, timeout=status.timeout, on_error="allow") as client:
-            check(status, client.evaluate(question(status)))
+            check(status, client.evaluate(descriptor(status)))
 
     for status in [*BARE, *(Status(code, "LOG_FULL") for code in AWAY)]:
         await asyncio.to_thread(ask, status)
@@ -188,7 +195,9 @@ async def test_sync_policy_client(refusing: Running) -> None:
 
 @IN_SESSION
 async def test_the_gateway(refusing: Running) -> None:
-    """--on-policy-error allow forwards where policyd was away; what it refused is a 503."""
+    """--on-policy-error allow forwards a request if policyd was away, and answers 503 if policyd
+    would not decide.
+    """
     async with serving_demo() as demo:
         settings = Settings(
             listen=Address("127.0.0.1", 0),
@@ -200,7 +209,7 @@ async def test_the_gateway(refusing: Running) -> None:
         async with Server(settings) as server:
             told = [Status(code, reason) for code in AWAY for reason in REASONS[:2]]
             for status in BARE + told:
-                header = ("x-usagepanda-trace-id", question(status).trace_id)
+                header = ("x-usagepanda-trace-id", descriptor(status).trace_id)
                 response = await post(server.url, "up-" + "0" * 48, CHAT_WITH_USER, header)
                 assert response.status == (200 if status.is_outage else 503), status
         assert len(demo.app.record) == len(AWAY)
@@ -208,14 +217,14 @@ async def test_the_gateway(refusing: Running) -> None:
 
 @IN_SESSION
 async def test_what_is_tried_again(refusing: Running) -> None:
-    """What may pass is; what no try changes is asked once."""
+    """The client repeats a call whose cause may pass, and makes any other once."""
     calls = refusing.servicer.calls
 
     async def tries(status: Status) -> int:
-        calls.pop(question(status).trace_id, None)
+        calls.pop(descriptor(status).trace_id, None)
         async with PolicyClient(refusing.target, timeout=status.timeout, on_error="deny") as client:
-            await client.evaluate(question(status))
-        return calls[question(status).trace_id]
+            await client.evaluate(descriptor(status))
+        return calls[descriptor(status).trace_id]
 
     for status in BARE:
         number = await tries(status)

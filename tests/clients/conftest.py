@@ -1,4 +1,4 @@
-"""A policyd and a gateway before a demo upstream, and keys of every kind."""
+"""A policyd and a gateway before a demo upstream, and API keys of every kind."""
 
 from collections.abc import Iterator
 
@@ -23,7 +23,7 @@ def running_upstream(background: Background) -> Iterator[Upstream]:
 
 @pytest.fixture
 def upstream(running_upstream: Upstream) -> Iterator[Upstream]:
-    """The demo upstream, having received nothing."""
+    """The demo upstream, with an empty record."""
     running_upstream.forget()
     yield running_upstream
     running_upstream.let_go()
@@ -40,7 +40,7 @@ def gateway(policyd: Policyd, running_upstream: Upstream) -> Iterator[Gateway]:
 
 @pytest.fixture
 def wire(background: Background, gateway: Gateway) -> Iterator[Wire]:
-    """The way to the gateway, with every request counted."""
+    """The way to the gateway, which counts every request."""
     with Wire(background, gateway.url) as counting:
         yield counting
 
@@ -53,7 +53,7 @@ def enforcing(policyd: Policyd) -> str:
 
 @pytest.fixture(scope="session")
 def off(policyd: Policyd) -> str:
-    """An API key that does not."""
+    """An API key that does not enforce user IDs."""
     return policyd.create_key("off")
 
 
@@ -65,5 +65,5 @@ def locked(policyd: Policyd) -> str:
 
 @pytest.fixture(scope="session")
 def user_alone(policyd: Policyd) -> str:
-    """An API key that enforces user IDs, and takes no safety identifier for one."""
+    """An API key that enforces user IDs, and does not accept safety_identifier."""
     return policyd.create_key("enforce", accept="user")

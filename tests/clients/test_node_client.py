@@ -39,7 +39,7 @@ def command(wire: Wire, key: str, method: str, **more: Any) -> list[str]:
 
 
 def ask(wire: Wire, key: str, method: str, **more: Any) -> list[dict[str, Any]]:
-    """What comes of a call."""
+    """The result of a call."""
     done = subprocess.run(
         command(wire, key, method, **more),
         capture_output=True,
@@ -52,7 +52,7 @@ def ask(wire: Wire, key: str, method: str, **more: Any) -> list[dict[str, Any]]:
 
 
 def is_denial(printed: list[dict[str, Any]]) -> bool:
-    """Whether the call failed as docs/contract.md says."""
+    """Whether the call failed as docs/contract.md states."""
     error = {
         "class": "UnprocessableEntityError",
         "status": 422,
@@ -64,7 +64,7 @@ def is_denial(printed: list[dict[str, Any]]) -> bool:
 
 @every_call
 def test_without_user(wire: Wire, upstream: Upstream, enforcing: str, method: str) -> None:
-    """It throws UnprocessableEntityError after one request, and nothing goes upstream."""
+    """The client throws UnprocessableEntityError after one request, which is not forwarded."""
     assert is_denial(ask(wire, enforcing, method))
     assert wire.requests == 1
     assert not upstream.received
@@ -72,7 +72,7 @@ def test_without_user(wire: Wire, upstream: Upstream, enforcing: str, method: st
 
 @every_stream
 def test_a_stream_without_user(wire: Wire, upstream: Upstream, enforcing: str, method: str) -> None:
-    """It is refused as everything else is, before there is a stream."""
+    """A stream without a user is denied like any other request, before it begins."""
     assert is_denial(ask(wire, enforcing, method, stream=True))
     assert wire.requests == 1
     assert not upstream.received
@@ -80,7 +80,7 @@ def test_a_stream_without_user(wire: Wire, upstream: Upstream, enforcing: str, m
 
 @every_call
 def test_with_user(wire: Wire, upstream: Upstream, enforcing: str, method: str) -> None:
-    """It is answered."""
+    """A request with a user is answered."""
     assert ask(wire, enforcing, method, user="alice") == [{"answered": True}]
     assert wire.requests == 1
     assert len(upstream.received) == 1
@@ -90,7 +90,7 @@ def test_with_user(wire: Wire, upstream: Upstream, enforcing: str, method: str) 
 def test_a_stream_comes_chunk_by_chunk(
     wire: Wire, upstream: Upstream, enforcing: str, method: str
 ) -> None:
-    """The first chunk arrives before the upstream may send the second."""
+    """The client gets the first chunk before the upstream may send the second."""
     upstream.hold()
     words = command(wire, enforcing, method, user="alice", stream=True)
     with subprocess.Popen(words, stdout=subprocess.PIPE, env=environment(), text=True) as node:

@@ -65,12 +65,12 @@ def new_client(kind: Any, wire: Wire, key: str) -> Any:
 
 @pytest.fixture(params=[openai.OpenAI, openai.AsyncOpenAI])
 def make_client(request: pytest.FixtureRequest, wire: Wire) -> Callable[[str], Any]:
-    """Makes a client that sends the key it is given: a synchronous or an asynchronous one."""
+    """Makes a synchronous or an asynchronous client that sends the given key."""
     return partial(new_client, request.param, wire)
 
 
 async def outcome(client: Any, call: Call, **more: Any) -> Any:
-    """What a synchronous or asynchronous client gives; it is closed then."""
+    """What a synchronous or asynchronous client returns; the client is closed then."""
     try:
         answer = call(client, **more)
         return await answer if inspect.isawaitable(answer) else answer
@@ -80,7 +80,7 @@ async def outcome(client: Any, call: Call, **more: Any) -> Any:
             await closed
 
 
-async def refusal(client: Any, call: Call, **more: Any) -> openai.UnprocessableEntityError:
+async def denial(client: Any, call: Call, **more: Any) -> openai.UnprocessableEntityError:
     """The exception that a denied call raises."""
     with pytest.raises(openai.UnprocessableEntityError) as caught:
         await outcome(client, call, **more)
@@ -108,7 +108,10 @@ def old_python(program: str, gateway: Server, key: str) -> subprocess.CompletedP
 
 @pytest.mark.clients
 def test_the_documented_snippet(gateway: Gateway, upstream: Upstream, off: str) -> None:
-    """It ends with the documented exception, to the letter up to the date; its header suffices."""
+    """The snippet ends with the documented exception, to the letter up to the date.
+
+    Its header suffices.
+    """
     done = old_python((HERE / "documented_snippet.py").read_text(), gateway, off)
     documented = (HERE / "documented_exception.txt").read_text()
     printed = done.stderr.splitlines()[-1]
@@ -119,7 +122,7 @@ def test_the_documented_snippet(gateway: Gateway, upstream: Upstream, off: str) 
 
 @pytest.mark.clients
 def test_the_documented_snippet_with_user(gateway: Gateway, upstream: Upstream, off: str) -> None:
-    """It is answered once it names its user."""
+    """The snippet is answered once it names its user."""
     snippet = (HERE / "documented_snippet.py").read_text()
     named = snippet.replace('prompt="Hello there",', 'prompt="Hello there", user="alice",')
     done = old_python(f"{named}print(output)", gateway, off)
@@ -150,13 +153,13 @@ OLD_CALLS = {
 def test_where_the_old_client_asks(
     gateway: Gateway, upstream: Upstream, enforcing: str, call: str, target: bytes
 ) -> None:
-    """Whatever path it makes of a call, it is refused without a user, and passes with one."""
+    """Whatever path the old client uses, it is denied without a user, and allowed with one."""
     program = (
         "import openai, os; gateway = os.environ['GATEWAY']; openai.api_base = gateway + '/v1'; "
         "openai.api_key = 'sk-any'; "
     ) + call.replace("%s", "headers={'x-usagepanda-api-key': os.environ['USAGE_PANDA_KEY']}, %s")
-    refused = old_python(program.replace("%s", ""), gateway, enforcing)
-    assert MESSAGE in refused.stderr
+    denied = old_python(program.replace("%s", ""), gateway, enforcing)
+    assert MESSAGE in denied.stderr
     assert not upstream.received
     old_python(program.replace("%s", "user='alice'"), gateway, enforcing)
     assert upstream.received[0].target == target
@@ -169,8 +172,8 @@ def test_where_the_old_client_asks(
 async def test_without_user(
     make_client: Call, enforcing: str, wire: Wire, upstream: Upstream, name: str
 ) -> None:
-    """It raises UnprocessableEntityError after one request, and nothing goes upstream."""
-    error = await refusal(make_client(enforcing), CALLS[name])
+    """The client raises UnprocessableEntityError after one request, which is not forwarded."""
+    error = await denial(make_client(enforcing), CALLS[name])
     assert error.status_code == 422
     assert is_decision_id(error.request_id or "")
     assert error.body == ERROR
@@ -183,8 +186,8 @@ async def test_without_user(
 async def test_a_stream_without_user(
     make_client: Call, enforcing: str, wire: Wire, upstream: Upstream, name: str
 ) -> None:
-    """It is refused as everything else is, before there is a stream."""
-    error = await refusal(make_client(enforcing), CALLS[name], stream=True)
+    """A stream without a user is denied like any other request, before it begins."""
+    error = await denial(make_client(enforcing), CALLS[name], stream=True)
     assert error.body == ERROR
     assert wire.requests == 1
     assert not upstream.received
@@ -194,7 +197,7 @@ async def test_a_stream_without_user(
 async def test_with_user(
     make_client: Call, enforcing: str, wire: Wire, upstream: Upstream, name: str
 ) -> None:
-    """It is answered."""
+    """A request with a user is answered."""
     answer = await outcome(make_client(enforcing), CALLS[name], user="alice")
     assert answer.model_dump()
     assert wire.requests == 1
@@ -206,7 +209,7 @@ async def test_with_user(
 def test_a_stream_comes_chunk_by_chunk(
     wire: Wire, upstream: Upstream, enforcing: str, name: str
 ) -> None:
-    """The first chunk arrives before the upstream may send the second."""
+    """The client gets the first chunk before the upstream may send the second."""
     upstream.hold()
     with new_client(openai.OpenAI, wire, enforcing) as client:
         stream = CALLS[name](client, user="alice", stream=True)
@@ -222,7 +225,7 @@ def test_a_stream_comes_chunk_by_chunk(
 async def test_an_asynchronous_stream_comes_chunk_by_chunk(
     wire: Wire, upstream: Upstream, enforcing: str, name: str
 ) -> None:
-    """Likewise with the asynchronous client."""
+    """The asynchronous client gets the first chunk before the upstream may send the second."""
     upstream.hold()
     async with new_client(openai.AsyncOpenAI, wire, enforcing) as client:
         stream = await CALLS[name](client, user="alice", stream=True)
@@ -236,24 +239,24 @@ async def test_an_asynchronous_stream_comes_chunk_by_chunk(
 
 @every_call
 async def test_the_header_switches_off(make_client: Call, enforcing: str, name: str) -> None:
-    """With `false` in the header, an enforcing key lets the request pass."""
+    """With `false` in the header, an enforcing key allows the request."""
     headers = {"x-usagepanda-enforce-user-ids": "false"}
     assert await outcome(make_client(enforcing), CALLS[name], extra_headers=headers)
 
 
 @every_call
 async def test_the_header_switches_on(make_client: Call, off: str, name: str) -> None:
-    """With `true` in the header, a key that does not enforce refuses it."""
+    """With `true` in the header, a key that does not enforce denies the request."""
     headers = {"x-usagepanda-enforce-user-ids": "true"}
-    error = await refusal(make_client(off), CALLS[name], extra_headers=headers)
+    error = await denial(make_client(off), CALLS[name], extra_headers=headers)
     assert error.body == ERROR
 
 
 @every_call
 async def test_a_locked_key(make_client: Call, locked: str, upstream: Upstream, name: str) -> None:
-    """It refuses, whatever the header says."""
+    """A locked key denies the request, whatever the header says."""
     headers = {"x-usagepanda-enforce-user-ids": "false"}
-    error = await refusal(make_client(locked), CALLS[name], extra_headers=headers)
+    error = await denial(make_client(locked), CALLS[name], extra_headers=headers)
     assert error.body == ERROR
     assert not upstream.received
 
@@ -261,7 +264,10 @@ async def test_a_locked_key(make_client: Call, locked: str, upstream: Upstream, 
 async def test_azures_client(
     gateway: Gateway, upstream: Upstream, enforcing: str, wire: Wire
 ) -> None:
-    """It is refused without a user, and with one its deployment goes upstream by its own name."""
+    """A request of Azure's client is denied without a user.
+
+    With one, its deployment's name is forwarded unchanged.
+    """
     headers = {"x-usagepanda-api-key": enforcing}
     with openai.AzureOpenAI(
         api_key="any", azure_endpoint=wire.url, api_version="1", default_headers=headers
@@ -279,16 +285,16 @@ async def test_azures_client(
 async def test_a_safety_identifier(
     make_client: Call, enforcing: str, user_alone: str, name: str
 ) -> None:
-    """It counts as a user, unless the key accepts `user` alone or it is too long."""
+    """A safety_identifier counts as a user, unless too long or not accepted by the key."""
     named = {"safety_identifier": "5" * 128}
     assert await outcome(make_client(enforcing), CALLS[name], **named)
-    assert (await refusal(make_client(user_alone), CALLS[name], **named)).body == ERROR
+    assert (await denial(make_client(user_alone), CALLS[name], **named)).body == ERROR
     long = {"safety_identifier": "5" * 129}
-    assert (await refusal(make_client(enforcing), CALLS[name], **long)).body == ERROR
+    assert (await denial(make_client(enforcing), CALLS[name], **long)).body == ERROR
 
 
 async def test_a_wrong_key(make_client: Call, wire: Wire, upstream: Upstream) -> None:
-    """It raises PermissionDeniedError after one request."""
+    """The client raises PermissionDeniedError after one request."""
     with pytest.raises(openai.PermissionDeniedError) as caught:
         await outcome(make_client("up-wrong"), CALLS["chat"], user="alice")
     assert caught.value.type == "access_denied"

@@ -39,12 +39,12 @@ TURN = 0.5
 
 @pytest.fixture
 async def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Child]:
-    """A background worker that is watched, in a hurry."""
+    """A background worker that is watched with short deadlines."""
     monkeypatch.setattr(child, "_TURN", TURN)
     chosen = settings(tmp_path, console=None)
     await asyncio.to_thread(prepare, chosen)
     worker = background_worker(chosen)
-    # It need not be ready as soon as it has to give signs of life.
+    # The child has longer to become ready than between two signs of life.
     monkeypatch.setattr(child, "_START", int(PATIENCE / TURN))
     await worker.start()
     watching = asyncio.create_task(worker.keep_running())
@@ -56,7 +56,7 @@ async def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
 
 
 def stand_still(seconds: float, until: Callable[[], bool] = lambda: True) -> None:
-    """As a parent does that is stopped, or busy: its event loop does not turn."""
+    """Stand still as a stopped or busy parent does: its event loop does not turn."""
     began = time.monotonic()
     while (spent := time.monotonic() - began) < seconds or not (until() or spent > PATIENCE):
         time.sleep(0.05)
@@ -70,8 +70,9 @@ def pid(running: Child) -> int:
 async def test_a_parent_that_is_stopped_and_continued(
     tmp_path: Path, start: Callable[..., Any]
 ) -> None:
-    """As by a shell, or with a machine that is suspended: its children stay the same ones, be it
-    a server with its background worker or a supervisor with workers."""
+    """A parent that a shell stops, or whose machine is suspended, keeps its children: a server its
+    background worker, a supervisor its workers.
+    """
     servers: dict[Policyd, set[int]] = {}
     for count in (1, 2):
         (tmp_path / str(count)).mkdir()
@@ -91,18 +92,20 @@ async def test_a_parent_that_is_stopped_and_continued(
 async def test_a_server_that_is_stopped_and_continued(
     tmp_path: Path, start: Callable[..., Any]
 ) -> None:
-    """For longer than settings may be stale: it says so until it has looked, and serves again."""
+    """A server that was stopped for longer than settings may be stale reports so until it has
+    looked, and serves again.
+    """
     policyd = start(Policyd, tmp_path, "--max-staleness", "1", "--on-stale", "not-serving")
     key = policyd.create_key("enforce")
     async with grpc.aio.insecure_channel(policyd.grpc) as channel:
         policyd.send(signal.SIGSTOP)
         await asyncio.sleep(3)
         policyd.send(signal.SIGCONT)
-        question = EvaluateRequest(key=key, has_user=False)
-        answer = await PolicyServiceStub(channel).Evaluate(question, timeout=PATIENCE)
+        descriptor = EvaluateRequest(key=key, has_user=False)
+        answer = await PolicyServiceStub(channel).Evaluate(descriptor, timeout=PATIENCE)
         assert answer.decision == DECISION_DENY
         async with asyncio.timeout(PATIENCE):
-            # Two seconds in a row, as the first look may come before the first reading.
+            # Twice in a row, as the first probe may precede the first reading.
             since = time.monotonic()
             while time.monotonic() < since + 2:
                 health = await health_stub(channel).Check(HealthCheckRequest(), timeout=PATIENCE)
@@ -113,7 +116,7 @@ async def test_a_server_that_is_stopped_and_continued(
 
 
 async def test_a_parent_that_is_busy(running: Child, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever holds its event loop, and again and again: the child is no less alive for it."""
+    """A parent whose event loop is blocked again and again does not take its child for dead."""
     before = pid(running)
     for _ in range(2):
         stand_still(child._SILENCE * TURN * 1.5)
@@ -126,7 +129,7 @@ async def test_a_parent_that_is_busy(running: Child, caplog: pytest.LogCaptureFi
 async def test_a_parent_and_a_child_that_are_stopped(
     running: Child, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As by Ctrl-Z, which reaches both: the child has its time from when the parent goes on."""
+    """Where Ctrl-Z stops both, the child has its time from when the parent goes on."""
     before = pid(running)
     os.kill(before, signal.SIGSTOP)
     stand_still(child._SILENCE * TURN * 1.5)  # The parent is this process.
@@ -137,7 +140,7 @@ async def test_a_parent_and_a_child_that_are_stopped(
 
 
 async def test_a_child_that_hangs(running: Child, caplog: pytest.LogCaptureFixture) -> None:
-    """It is killed and replaced in bounded time, though the parent stands still now and then."""
+    """A child that hangs is killed and replaced in time, though its parent has pauses."""
     before = pid(running)
     os.kill(before, signal.SIGSTOP)
     async with asyncio.timeout(PATIENCE):
@@ -150,7 +153,7 @@ async def test_a_child_that_hangs(running: Child, caplog: pytest.LogCaptureFixtu
 async def test_a_parent_that_is_busy_at_the_start_and_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A child that has started, or ended, in time meanwhile is taken for what it is."""
+    """A child that starts or ends in time while its parent is busy is not taken for late."""
     chosen = settings(tmp_path, console=None, grace=0.0)
     await asyncio.to_thread(prepare, chosen)
     worker = background_worker(chosen)
@@ -163,7 +166,7 @@ async def test_a_parent_that_is_busy_at_the_start_and_the_end(
     stand_still(4, until=lambda: _unread(pipe.get_extra_info("pipe").fileno()) > 0)
     await starting
     stopping = asyncio.create_task(worker.stop())
-    await asyncio.sleep(0.1)  # Its standard input is closed meanwhile.
+    await asyncio.sleep(0.1)  # The child's standard input is closed meanwhile.
     number = pid(worker)
     stand_still(7, until=lambda: not is_running(number))
     await stopping
@@ -174,7 +177,7 @@ async def test_a_parent_that_is_busy_at_the_start_and_the_end(
 async def test_a_child_that_never_gets_ready(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is killed, which is told."""
+    """A child that never gets ready is killed, and the log mentions it."""
     monkeypatch.setattr(child, "_TURN", TURN)
     monkeypatch.setattr(child, "_START", 4)
     monkeypatch.chdir(tmp_path)
@@ -188,7 +191,7 @@ async def test_a_child_that_never_gets_ready(
 
 
 def test_a_parent_that_reads_nothing(tmp_path: Path) -> None:
-    """Its child works on, however many signs of life lie unread, and ends when it is told to."""
+    """A child works on, however many signs of life lie unread, and ends when it is told to."""
     chosen = settings(tmp_path, console=None)
     prepare(chosen)
     reading, writing = os.pipe()
@@ -204,7 +207,7 @@ def test_a_parent_that_reads_nothing(tmp_path: Path) -> None:
         give_up = time.monotonic() + PATIENCE
         while _unread(reading) == filled and time.monotonic() < give_up:
             time.sleep(0.05)
-        time.sleep(2.5)  # Two signs of life find no room.
+        time.sleep(2.5)  # The pipe has no room for two signs of life.
         process.stdin.close()
         assert process.wait(PATIENCE) == 0
     finally:

@@ -1,4 +1,4 @@
-"""Every file that policyd makes is for its owner only, whatever the umask."""
+"""Only its owner may read a file that policyd makes, whatever the umask."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ from tests.support.consoles import prepare, settings
 from tests.support.load import PATIENCE, until
 from tests.support.processes import BIN, Program, run
 
-pytestmark = pytest.mark.slow  # They start commands and servers under each umask.
+pytestmark = pytest.mark.slow  # These tests start commands and servers under each umask.
 
 OPEN = ("/bin/sh", "-c", 'umask 0; exec "$0" "$@"')
 """Runs a command as one that lets every user read what it makes."""
@@ -27,14 +27,14 @@ OPEN = ("/bin/sh", "-c", 'umask 0; exec "$0" "$@"')
 
 @pytest.fixture
 def umask() -> Iterator[None]:
-    """None at all, as some services have it."""
+    """No umask at all, as some services have it."""
     before = os.umask(0)
     yield
     os.umask(before)
 
 
 def modes(folder: Path) -> dict[str, int]:
-    """The modes of all that is in a folder, by their paths in it."""
+    """The modes of everything in a folder, by path within it."""
     found = {}
     for path in folder.rglob("*"):
         name = str(path.relative_to(folder))
@@ -43,7 +43,7 @@ def modes(folder: Path) -> dict[str, int]:
 
 
 def check(folder: Path, *expected: str) -> None:
-    """`expected` are among what is in it, and no other user may read or write any of that."""
+    """Check that `expected` are among a folder's files, and that all are private."""
     found = modes(folder)
     for name in expected:
         assert any(Path(one).match(name) for one in found), (name, found)
@@ -52,12 +52,12 @@ def check(folder: Path, *expected: str) -> None:
 
 
 def command(*arguments: str) -> tuple[str, ...]:
-    """One of ours, in a process without a umask."""
+    """One of our commands, in a process without a umask."""
     return (*OPEN, str(BIN / arguments[0]), *arguments[1:])
 
 
 def test_the_command_that_comes_first(tmp_path: Path) -> None:
-    """`policyd keys create` makes the database; its log goes to a file of the same kind."""
+    """`policyd keys create` makes a private database; a log that it writes is private as well."""
     url = f"sqlite:///{tmp_path}/policyd.db"
     made = run(*command("policyd", "keys", "create", "app", "--database-url", url))
     assert made.returncode == 0, made.stderr
@@ -69,8 +69,9 @@ def test_the_command_that_comes_first(tmp_path: Path) -> None:
 
 
 async def test_all_of_a_demo(tmp_path: Path, start: Callable[..., Any]) -> None:
-    """Database, its WAL, the token, the spool: all that policyd, its workers and the gateway
-    make, and the folders that were not there."""
+    """The database, its WAL, the token, the spool and the folders that policyd, its workers and the
+    gateway make are private.
+    """
     places = [word for name in ("gateway", "grpc", "console") for word in (f"--{name}", "[::1]:0")]
     data = tmp_path / "there" / "data"
     demo = start(
@@ -101,7 +102,7 @@ async def _demo_key(demo: Program) -> str:
 
 @pytest.mark.usefixtures("umask")
 async def test_as_a_library(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """What the command's umask does for all is done for each file too."""
+    """As a library, policyd makes each file private without the command's umask."""
     async with asyncio.timeout(PATIENCE):
         chosen = settings(tmp_path / "data", spool=tmp_path / "apart" / "spool")
         make_folder(tmp_path / "data")
@@ -112,13 +113,13 @@ async def test_as_a_library(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
                 *("policyd.db", "policyd.db-wal", "policyd.db-shm", "admin-token"),
                 *("database", "*.jsonl", "*.lost", "shipper.lock"),
             )
-    # Nothing was readable first, and closed then.
+    # No file was readable first and made private afterwards.
     assert "open to others" not in caplog.text
 
 
 @pytest.mark.usefixtures("umask")
 def test_a_journal(tmp_path: Path) -> None:
-    """Where SQLite writes one, as on a disk that can have no WAL."""
+    """SQLite's journal is private where it writes one, as on a disk that can have no WAL."""
     store = Store(f"sqlite:///{tmp_path}/policyd.db")
     store.migrate()
     store.close()
@@ -132,7 +133,7 @@ def test_a_journal(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o666])
 def test_files_that_were_open(tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int) -> None:
-    """An earlier version's are closed to others, which is told; once is enough."""
+    """Files of an earlier version are made private, and the log mentions it once."""
     url = f"sqlite:///{tmp_path}/policyd.db"
     held = Store(url)
     held.migrate()
@@ -155,7 +156,7 @@ def test_files_that_were_open(tmp_path: Path, caplog: pytest.LogCaptureFixture, 
 def test_a_folder_that_was_there(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int, word: str
 ) -> None:
-    """It stays as it is, and is named where every user may look into it."""
+    """An existing folder keeps its mode, and the log names it if every user may look into it."""
     (tmp_path / "spool").mkdir()
     (tmp_path / "spool").chmod(mode)
     prepare(settings(tmp_path))
@@ -166,7 +167,7 @@ def test_a_folder_that_was_there(
 
 
 def test_a_database_by_a_link(tmp_path: Path) -> None:
-    """The file that the link leads to is the one that counts, if it is made or was there."""
+    """The file that a link leads to is made private, whether it is new or was there."""
     (tmp_path / "policyd.db").symlink_to(tmp_path / "elsewhere.db")
     url = f"sqlite:///{tmp_path}/policyd.db"
     for _ in range(2):
@@ -180,7 +181,7 @@ def test_a_database_by_a_link(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "folder", "folder/", "file/policyd.db", "loop"])
 def test_what_is_no_database(tmp_path: Path, name: str) -> None:
-    """It is told, and stays as it is."""
+    """A file that is no database is named in an error, and stays as it is."""
     (tmp_path / "folder").mkdir(mode=0o755)
     (tmp_path / "file").touch(mode=0o644)
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
@@ -193,7 +194,7 @@ def test_what_is_no_database(tmp_path: Path, name: str) -> None:
 
 
 def test_folders_that_are_none(tmp_path: Path) -> None:
-    """They are told by the setting that names them."""
+    """An error about a path that is no folder names the setting."""
     (tmp_path / "file").touch()
     for spool in (tmp_path / "file", tmp_path / "file" / "spool"):
         with pytest.raises(SettingsError, match=r"--spool .* cannot be used"):

@@ -1,4 +1,4 @@
-"""Settings that are declared once: what flags, the environment, files and workers make of them."""
+"""Settings that are declared once: how flags, the environment, files and workers read them."""
 
 import json
 from dataclasses import dataclass, fields, replace
@@ -28,7 +28,7 @@ class Colour(IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A setting of each kind."""
+    """One setting of each kind."""
 
     place: Address = setting(Address("127.0.0.1", 1), "Where.")
     other: Address | None = setting(None, "Where else.")
@@ -78,7 +78,7 @@ VARIABLES = {
 
 
 def ask(*flags: str, env: dict[str, str] | None = None) -> Sample:
-    """The settings by which a command with these flags runs."""
+    """The settings that a command with these flags runs by."""
     options = Options("SAMPLE")
     made: list[Sample] = []
 
@@ -94,7 +94,7 @@ def ask(*flags: str, env: dict[str, str] | None = None) -> Sample:
 
 
 def test_defaults() -> None:
-    """What an operator does not give is as the class has it."""
+    """A setting that the operator does not give has the default of its class."""
     assert ask() == Sample()
 
 
@@ -104,12 +104,12 @@ def test_flags() -> None:
 
 
 def test_the_environment() -> None:
-    """A variable takes what the flag does."""
+    """A variable takes what its flag takes."""
     assert ask(env=VARIABLES) == CHANGED
 
 
 def test_a_file(tmp_path: Path) -> None:
-    """So does a line of the --config file."""
+    """A line of the --config file takes what its flag takes."""
     lines = [
         f"{name.removeprefix('SAMPLE_').lower().replace('_', '-')}: '{value}'"
         for name, value in VARIABLES.items()
@@ -120,7 +120,10 @@ def test_a_file(tmp_path: Path) -> None:
 
 
 def test_a_secret_in_a_file(tmp_path: Path) -> None:
-    """It is read without the line's end; the value itself wins; neither shows in repr()."""
+    """A secret is read from its file without the line's end.
+
+    The value itself wins, and neither shows in repr().
+    """
     (tmp_path / "token").write_text("hush\n")
     file = ("--token-file", str(tmp_path / "token"))
     assert ask(*file).token == "hush"
@@ -134,7 +137,10 @@ def test_a_secret_in_a_file(tmp_path: Path) -> None:
 
 
 def test_an_address() -> None:
-    """One that is none is named by its flag; an empty one is none, where there may be none."""
+    """An error about a malformed address names its flag.
+
+    An empty address means none where it is optional.
+    """
     assert ask("--other", "").other is None
     for flag in ("--place", "--other"):
         with pytest.raises(SettingsError, match=f"{flag} takes HOST:PORT"):
@@ -145,12 +151,12 @@ def test_an_address() -> None:
 
 @pytest.mark.parametrize("given", [Sample(), CHANGED, replace(CHANGED, seed=7)])
 def test_a_worker_has_the_same(given: Sample) -> None:
-    """JSON brings every value over, those for code alone included."""
+    """JSON carries every value to a worker, including those that only code sets."""
     assert load(Sample, json.loads(json.dumps(dump(given))), "policyd") == given
 
 
 def test_a_worker_of_another_version() -> None:
-    """It says so where a setting is not known to it."""
+    """A worker of another version reports a setting that it does not know."""
     for program in ("policyd", "the gateway"):
         with pytest.raises(SettingsError, match=f"stop {program} and start it again"):
             load(Sample, dump(CHANGED) | {"more": 1}, program)
@@ -164,7 +170,7 @@ SERVERS = [
 
 @pytest.mark.parametrize(("kind", "command", "internal"), SERVERS)
 def test_every_field_is_a_setting(kind: Any, command: click.Command, internal: set[str]) -> None:
-    """A server's command takes what its class declares, each with a description, and no more."""
+    """A server's command takes exactly what its class declares, each with a description."""
     declared = settings_of(kind)
     assert {one.name for one in fields(kind)} - {one.field for one in declared} == internal
     assert all(one.help or one.file_help for one in declared)
@@ -182,7 +188,7 @@ def test_no_default_stands_twice(kind: Any, command: click.Command, internal: se
 
 
 def test_what_depends_on_the_database() -> None:
-    """The spool and the administration token stand beside it, unless they are named."""
+    """The spool and the administration token stand beside the database, unless they are set."""
     made = policyd_settings.ServerSettings(database_url="sqlite:///data/policyd.db")
     assert made.spool == Path("data/policyd.db-spool")
     assert made.admin_token_file == Path("data/admin-token")
@@ -195,7 +201,7 @@ def test_what_depends_on_the_database() -> None:
 
 
 def test_the_servers_settings_pass() -> None:
-    """Both servers' settings reach their workers as they are."""
+    """The settings of both servers reach their workers unchanged."""
     made = policyd_settings.ServerSettings(
         http=Address("127.0.0.1", 0),
         default_mode=Mode.ENFORCE,

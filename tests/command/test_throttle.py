@@ -1,10 +1,10 @@
-"""A log line that a flood of requests would repeat comes seldom."""
+"""A log line that a flood of requests would repeat is logged seldom."""
 
 from policyd.command.throttle import Throttle
 
 
 def test_once_in_so_many_seconds() -> None:
-    """The first may come, and then one whenever as many seconds have passed since the last."""
+    """The first line is logged, and then one whenever enough seconds have passed since the last."""
     now = 0.0
     throttle = Throttle(10, lambda: now)
     came = []

@@ -1,4 +1,4 @@
-"""Passwords are hashed cheaply: the hashes of tests need not withstand anybody who guesses."""
+"""Passwords are hashed cheaply here: the hashes of tests need not withstand guessing."""
 
 from collections.abc import Iterator
 

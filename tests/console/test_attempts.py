@@ -1,4 +1,4 @@
-"""How often one may try to sign in: from an address, for the account, and through proxies."""
+"""How often a client may try to sign in: from an address, for the account, and through proxies."""
 
 import ipaddress
 import time
@@ -22,20 +22,20 @@ WRONG = "wrong password here"
 
 @pytest.fixture
 async def console(tmp_path: Path) -> AsyncIterator[Console]:
-    """One whose proxy is this machine."""
+    """A console whose trusted proxy is this machine."""
     async with running(settings(tmp_path, console_trusted_proxies=("127.0.0.0/8",))) as console:
         yield console
 
 
 async def attempt(visitor: Visitor, password: str, forwarded: str) -> Page:
-    """One from behind the proxy."""
+    """Try to sign in from behind the proxy."""
     return await visitor.post(
         "/sign-in", {"password": password}, follow=False, X_Forwarded_For=forwarded
     )
 
 
 async def flood(console: Console) -> None:
-    """An attacker with many addresses uses up what all have together."""
+    """Use up the account's limit, as an attacker with many addresses does."""
     async with Visitor(console.url) as attacker:
         for number in range(ALL):
             answer = await attempt(attacker, WRONG, f"198.51.100.{number}")
@@ -53,8 +53,10 @@ async def set_password(visitor: Visitor, console: Console) -> None:
 
 
 async def test_many_addresses_and_the_administrator(console: Console) -> None:
-    """The account's limit holds for strangers, also for one who has the password by then; a
-    device that was used before and the administration token sign in meanwhile."""
+    """The account's limit holds for every unknown device, even with the right password by then.
+
+    A device that was used before and the administration token sign in meanwhile.
+    """
     async with Visitor(console.url) as known, Visitor(console.url) as stranger:
         await set_password(known, console)
         await flood(console)
@@ -62,12 +64,12 @@ async def test_many_addresses_and_the_administrator(console: Console) -> None:
         assert (await attempt(stranger, PASSWORD, "203.0.113.2")).status == 429
         assert (await attempt(known, PASSWORD, "203.0.113.2")).status == 303
         assert (await attempt(stranger, console.token, "203.0.113.2")).status == 303
-        # It is a known device now.
+        # The browser is a known device now.
         assert (await attempt(stranger, PASSWORD, "203.0.113.2")).status == 303
 
 
 async def test_an_attacker_at_the_administrators_address(console: Console) -> None:
-    """As behind one NAT: a known device has its own limit."""
+    """A known device has its own limit, even behind one NAT with an attacker."""
     async with Visitor(console.url) as known, Visitor(console.url) as attacker:
         await set_password(known, console)
         for _ in range(EACH):
@@ -78,8 +80,9 @@ async def test_an_attacker_at_the_administrators_address(console: Console) -> No
 
 
 async def test_a_device_that_was_stolen(console: Console) -> None:
-    """It may not guess more often than an address may, from however many it does; and it is a
-    stranger's once the administrator has signed out everywhere."""
+    """A stolen device may not guess more often than an address may, however many addresses it uses,
+    and is unknown once the administrator has signed out everywhere.
+    """
     async with Visitor(console.url) as known, Visitor(console.url) as other:
         await set_password(known, console)
         await known.post("/sign-out")
@@ -94,15 +97,16 @@ async def test_a_device_that_was_stolen(console: Console) -> None:
 
 
 async def test_success_uses_nothing_up(console: Console) -> None:
-    """Nor do sign-ins that succeed keep others out."""
+    """A successful sign-in uses up no limit, and keeps no other client out."""
     for _ in range(ALL + 1):
         async with Visitor(console.url) as visitor:
             assert (await attempt(visitor, console.token, "203.0.113.3")).status == 303
 
 
 async def test_guessing_the_current_password(console: Console) -> None:
-    """A session that was left open is no way to find the password out; what strangers
-    try does not keep the administrator from changing it."""
+    """A session that was left open does not allow guessing the password, and an attacker's attempts
+    do not keep the administrator from changing it.
+    """
     async with Visitor(console.url) as visitor:
         await set_password(visitor, console)
         await flood(console)
@@ -119,7 +123,7 @@ async def test_guessing_the_current_password(console: Console) -> None:
 
 
 async def test_without_a_trusted_proxy(tmp_path: Path) -> None:
-    """The header is the client's to make up, and counts for nothing."""
+    """Without a trusted proxy the header is the client's own claim, and is ignored."""
     async with running(settings(tmp_path)) as console, Visitor(console.url) as visitor:
         for number in range(EACH):
             assert (await attempt(visitor, WRONG, f"198.51.100.{number}")).status == 401
@@ -137,19 +141,19 @@ PROXIES = ("10.0.0.0/8", "192.0.2.1", "2001:db8:1::/48")
         ("10.1.2.3", ["203.0.113.9"], "203.0.113.9"),
         ("::ffff:10.1.2.3", ["203.0.113.9"], "203.0.113.9"),
         ("2001:db8:1::1%eth0", ["203.0.113.9"], "203.0.113.9"),
-        # What the client made up stands left of what our proxies have added.
+        # The client's own values stand left of those that our proxies have added.
         ("10.1.2.3", ["127.0.0.1, 203.0.113.9"], "203.0.113.9"),
         ("10.1.2.3", ["127.0.0.1", "203.0.113.9, 192.0.2.1"], "203.0.113.9"),
         ("10.1.2.3", ["203.0.113.9", "198.51.100.7"], "198.51.100.7"),
         ("10.1.2.3", ["garbage, 203.0.113.9"], "203.0.113.9"),
         ("10.1.2.3", ["10.9.9.9, 10.1.1.1"], "10.9.9.9"),
-        # As some proxies write it.
+        # Some proxies write it so.
         ("10.1.2.3", ["203.0.113.9:4711"], "203.0.113.9"),
         ("10.1.2.3", ["[2001:db8::5]:4711"], "2001:db8::5"),
         ("10.1.2.3", ["[2001:db8::5]"], "2001:db8::5"),
         ("10.1.2.3", ["2001:db8::5"], "2001:db8::5"),
         ("10.1.2.3", ["::ffff:203.0.113.9"], "203.0.113.9"),
-        # Malformed: not followed.
+        # Malformed values are not followed.
         ("10.1.2.3", ["203.0.113.9, unknown"], "10.1.2.3"),
         ("10.1.2.3", ["203.0.113.9, unknown, 192.0.2.1"], "10.1.2.3"),
         ("10.1.2.3", ["203.0.113.9,"], "10.1.2.3"),
@@ -163,14 +167,14 @@ PROXIES = ("10.0.0.0/8", "192.0.2.1", "2001:db8:1::/48")
     ],
 )
 def test_the_address_that_counts(peer: str, forwarded: list[str], expected: str) -> None:
-    """The right-most that is no trusted proxy's."""
+    """The address that counts is the right-most that is no trusted proxy's."""
     proxies = [ipaddress.ip_network(one) for one in PROXIES]
     assert client_address(peer, forwarded, proxies) == expected
     assert client_address(peer, forwarded, []) == client_address(peer, [], proxies)
 
 
 def test_a_long_header() -> None:
-    """It is read in linear time."""
+    """A long header is read in linear time."""
     proxies = [ipaddress.ip_network("10.0.0.0/8")]
 
     def seconds(number: int) -> float:
@@ -196,12 +200,15 @@ def test_a_long_header() -> None:
     ],
 )
 def test_what_counts_as_one_address(address: str, network: str) -> None:
-    """An IPv6 customer has many."""
+    """All addresses of one IPv6 customer count as one."""
     assert source_of(address) == network
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many addresses an attacker has; who has used up its limit most lately stays known."""
+    """Memory is bounded however many addresses an attacker has.
+
+    The clients that used up their limit most recently are remembered.
+    """
     monkeypatch.setattr(attempts, "MAX_SOURCES", 50)
     counted = Attempts()
     for _ in range(EACH):
@@ -218,8 +225,10 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_after_some_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is a limit by the minute and one by the hour, and each ends; a clock that is put back
-    changes nothing."""
+    """There is a limit per minute and one per hour, and each ends.
+
+    Setting the clock back changes nothing.
+    """
     clock = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: clock)
     monkeypatch.setattr(time, "time", lambda: 0.0)
@@ -252,20 +261,20 @@ def test_after_some_time(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_proxies_that_are_none(tmp_path: Path, proxies: str, told: str) -> None:
-    """They are refused at the start, with the reason."""
+    """A malformed list of proxies is rejected at the start, with the reason."""
     with pytest.raises(SettingsError, match=told):
         settings(tmp_path, console_trusted_proxies=tuple(proxies.split(",")))
 
 
 def test_proxies_reach_the_process_that_has_the_console(tmp_path: Path) -> None:
-    """They are told to it whole."""
+    """The process that serves the console gets the whole list of proxies."""
     chosen = settings(tmp_path, console_trusted_proxies=PROXIES)
     assert load_settings(dump_settings(chosen)) == chosen
 
 
 @pytest.mark.slow
 async def test_the_setting(tmp_path: Path) -> None:
-    """By flag, of a real server."""
+    """A flag of a real server sets the proxies."""
     flags = ("--console", "127.0.0.1:0", "--console-trusted-proxies", "192.0.2.1, 127.0.0.1")
     server = Policyd(tmp_path, *flags)
     try:

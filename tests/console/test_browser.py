@@ -1,4 +1,4 @@
-"""The console in a real browser, beside a real gateway: what the product's page tells of it."""
+"""The console in a real browser, beside a real gateway, as the product's page describes it."""
 
 import json
 import re
@@ -36,7 +36,7 @@ _FLAGS = (
 _WIDE = {"width": 1400, "height": 900}
 _NARROW = {"width": 390, "height": 844}
 _PATIENCE = 30_000
-"""Milliseconds to wait for what comes by itself."""
+"""Milliseconds to wait for a change that the page makes by itself."""
 
 expect.set_options(timeout=_PATIENCE)
 
@@ -62,7 +62,7 @@ def policyd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policyd]:
 
 @pytest.fixture(scope="module")
 def token(policyd: Policyd) -> str:
-    """What signs in."""
+    """The administration token."""
     return (policyd.folder / "admin-token").read_text().strip()
 
 
@@ -79,7 +79,7 @@ def gateway(policyd: Policyd) -> Iterator[Gateway]:
 
 @pytest.fixture(scope="module")
 def filled(policyd: Policyd) -> dict[str, str]:
-    """Paths of every kind of page, in a log with all kinds of decisions, hostile ones too."""
+    """The paths of every kind of page, with a log of all kinds of decisions, also hostile ones."""
     with _store(policyd) as store:
         return _fill(store)
 
@@ -133,7 +133,7 @@ def _store(policyd: Policyd) -> Iterator[Store]:
 
 @contextmanager
 def _opened(browser: Browser, **options: Any) -> Iterator[Page]:
-    """A page that must not complain, of a browser with nothing in it."""
+    """A page in a new browser context, which must log no error or warning."""
     complaints: list[str] = []
     with browser.new_context(**{"viewport": _WIDE} | options) as context:
         page = context.new_page()
@@ -141,12 +141,12 @@ def _opened(browser: Browser, **options: Any) -> Iterator[Page]:
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on(
             "console",
-            lambda said: (
-                complaints.append(said.text) if said.type in ("error", "warning") else None
+            lambda message: (
+                complaints.append(message.text) if message.type in ("error", "warning") else None
             ),
         )
         yield page
-    # That a page was refused is no complaint about the page.
+    # An error status of a page is no complaint about the page.
     assert [one for one in complaints if "the server responded with a status of 4" not in one] == []
 
 
@@ -171,7 +171,7 @@ def _ask(gateway: Gateway, key: str, **headers: str) -> tuple[int, str]:
 
 
 def _create_key(page: Page, policyd: Policyd, name: str) -> str:
-    """Make a key by the console. It is in force then."""
+    """Create a key in the console, and wait until it is in force."""
     page.get_by_role("link", name="API Keys").first.click()
     page.get_by_role("link", name=re.compile("Create (the first )?key")).first.click()
     page.get_by_label("Name").fill(name)
@@ -187,7 +187,7 @@ def _wait_until_in_force(page: Page) -> None:
 
 
 def test_documented_steps(browser: Browser, policyd: Policyd, gateway: Gateway, token: str) -> None:
-    """The documented four steps, then the request, then the flagged entry with its tooltip."""
+    """The four documented steps and the request give the flagged entry with its tooltip."""
     with _opened(browser) as page:
         _sign_in(page, policyd, token)
         key = _create_key(page, policyd, "The page's key")
@@ -227,7 +227,7 @@ def test_documented_steps(browser: Browser, policyd: Policyd, gateway: Gateway, 
 
 
 def test_the_header(browser: Browser, policyd: Policyd, gateway: Gateway, token: str) -> None:
-    """A request that asks for it by the header is blocked and flagged, though the key is off."""
+    """A request that asks to enforce by header is blocked and flagged, though the key is off."""
     with _opened(browser) as page:
         _sign_in(page, policyd, token)
         key = _create_key(page, policyd, "Header")
@@ -241,7 +241,7 @@ def test_the_header(browser: Browser, policyd: Policyd, gateway: Gateway, token:
 
 
 def test_live(browser: Browser, policyd: Policyd, gateway: Gateway, token: str) -> None:
-    """New decisions join the log by themselves, unless it is paused; outcomes join their rows."""
+    """New decisions and outcomes appear in the log by themselves, unless it is paused."""
     with _opened(browser) as page:
         _sign_in(page, policyd, token)
         key = _create_key(page, policyd, "Live")
@@ -266,7 +266,7 @@ def test_live(browser: Browser, policyd: Policyd, gateway: Gateway, token: str) 
 def test_before_you_switch_it_on(
     browser: Browser, policyd: Policyd, gateway: Gateway, token: str
 ) -> None:
-    """Settings show what enforcing would have blocked, with the identifiers chosen so far."""
+    """The settings show what enforcing would have blocked, with the identifiers chosen so far."""
     with _opened(browser) as page:
         _sign_in(page, policyd, token)
         key = _create_key(page, policyd, "Careful")
@@ -320,15 +320,15 @@ def test_the_first_start(browser: Browser, tmp_path: Path) -> None:
             page.get_by_label("Password or administration token").fill(PASSWORD)
             page.get_by_role("button", name="Sign in").click()
             expect(page.get_by_role("heading", name="Dashboard")).to_be_visible()
-        said = "".join(server.errors)
-        assert PASSWORD not in said
-        assert link.partition("code=")[2] not in said
+        message = "".join(server.errors)
+        assert PASSWORD not in message
+        assert link.partition("code=")[2] not in message
     finally:
         assert server.stop() == 0, server.errors
 
 
 def test_a_session_that_ends(browser: Browser, policyd: Policyd, token: str) -> None:
-    """A page that polls goes to the sign-in when its session is gone."""
+    """A page that polls goes to the sign-in when its session has ended."""
     with _opened(browser) as page:
         _sign_in(page, policyd, token)
         page.goto(f"{policyd.console}/logs")
@@ -341,8 +341,9 @@ def test_a_session_that_ends(browser: Browser, policyd: Policyd, token: str) -> 
 def test_accessibility(
     browser: Browser, policyd: Policyd, token: str, filled: dict[str, str], look: str
 ) -> None:
-    """axe finds nothing serious on any page; nothing is wider than the screen; no script runs
-    that came with a request."""
+    """axe finds nothing serious on any page, no page is wider than the screen, and no script from a
+    request runs.
+    """
     scheme = "dark" if look == "dark" else "light"
     size = _NARROW if look == "narrow" else _WIDE
     # Without motion, as a tooltip that fades in has too little contrast for a moment.
@@ -379,7 +380,7 @@ def _check(page: Page, name: str) -> None:
 def test_without_javascript(
     browser: Browser, policyd: Policyd, gateway: Gateway, token: str, filled: dict[str, str]
 ) -> None:
-    """Everything can be done, and tooltips show; only what is live has to be asked for."""
+    """Without JavaScript everything works and tooltips show, but pages do not update themselves."""
     with _opened(browser, java_script_enabled=False) as page:
         _sign_in(page, policyd, token)
         key = _create_key(page, policyd, "Plain")

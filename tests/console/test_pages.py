@@ -1,4 +1,4 @@
-"""The console's pages, as a browser without JavaScript has them."""
+"""The console's pages, as a browser without JavaScript gets them."""
 
 import csv
 import html
@@ -55,13 +55,13 @@ def _form(page_key: str, etag: str, **changes: object) -> dict[str, object]:
 
 
 async def test_no_keys_yet(admin: Visitor) -> None:
-    """The dashboard and the list of keys say what to do first."""
+    """The dashboard and the list of keys name the first step."""
     for path in ("/", "/keys"):
         assert "Create the first key" in (await admin.get(path)).text
 
 
 async def test_a_new_key(console: Console, admin: Visitor) -> None:
-    """It is shown once, with snippets for this instance's gateway."""
+    """A new key is shown once, with snippets for this instance's gateway."""
     made = await admin.post("/keys", {"name": "Support chat", "mode": "enforce"})
     assert made.status == 201
     secret = made.text.partition('<code id="key">')[2][:51]
@@ -76,7 +76,7 @@ async def test_a_new_key(console: Console, admin: Visitor) -> None:
 
 
 async def test_snippets_for_another_gateway(tmp_path: Path) -> None:
-    """They name the gateway that the console was told of."""
+    """Snippets name the gateway that the console is configured with."""
     chosen = settings(tmp_path, console_gateway_url="https://llm.example.com/")
     async with running(chosen) as console, Visitor(console.url) as admin:
         await admin.sign_in(console.token)
@@ -90,7 +90,7 @@ async def test_snippets_for_another_gateway(tmp_path: Path) -> None:
 async def test_a_key_that_cannot_be_made(
     console: Console, admin: Visitor, form: dict[str, str]
 ) -> None:
-    """It is told why, and nothing typed is lost."""
+    """The form shows what is wrong, and keeps what the administrator typed."""
     answer = await admin.post("/keys", form)
     assert answer.status == 422
     assert 'role="alert"' in answer.text
@@ -99,7 +99,7 @@ async def test_a_key_that_cannot_be_made(
 
 
 async def test_the_list_of_keys(console: Console, admin: Visitor) -> None:
-    """It leads to each key's settings; revoked ones are shown on request only."""
+    """The list links to each key's settings, and shows revoked keys on request only."""
     first, _ = console.store.keys.create("First & <best>", Mode.AUDIT)
     second, _ = console.store.keys.create("Second")
     console.store.keys.revoke(second.id)
@@ -112,7 +112,7 @@ async def test_the_list_of_keys(console: Console, admin: Visitor) -> None:
 
 
 async def test_many_keys(console: Console, admin: Visitor) -> None:
-    """They come page by page."""
+    """Many keys are listed page by page."""
     for number in range(101):
         console.store.keys.create(f"key number {number}")
     first = (await admin.get("/keys")).text
@@ -123,7 +123,7 @@ async def test_many_keys(console: Console, admin: Visitor) -> None:
 
 
 async def test_revoking(console: Console, admin: Visitor) -> None:
-    """It is asked for once more, and then done."""
+    """The console asks for a confirmation before it revokes a key."""
     key, _ = console.store.keys.create("app")
     asked = await admin.get(f"/keys/{key.id}/revoke")
     assert "cannot be undone" in asked.text
@@ -135,13 +135,13 @@ async def test_revoking(console: Console, admin: Visitor) -> None:
 
 
 async def test_a_link_that_tells_of_a_revocation(console: Console, admin: Visitor) -> None:
-    """It says so only of a key that is revoked."""
+    """A link shows the note of a revocation only for a key that is revoked."""
     key, _ = console.store.keys.create("app")
     assert "is revoked" not in (await admin.get(f"/keys?done={key.id}")).text
 
 
 async def test_revoking_what_has_changed(console: Console, admin: Visitor) -> None:
-    """Who did not see the change is asked once more."""
+    """An administrator who has not seen a change must confirm again."""
     key, _ = console.store.keys.create("app")
     asked = await admin.get(f"/keys/{key.id}/revoke")
     console.store.keys.update(key.id, {"name": "important"})
@@ -152,7 +152,10 @@ async def test_revoking_what_has_changed(console: Console, admin: Visitor) -> No
 
 
 async def test_settings(console: Console, admin: Visitor) -> None:
-    """All of them can be changed; Save says from which revision they are in force, and where."""
+    """The administrator can change all settings.
+
+    Save shows from which revision they are in force, and where.
+    """
     key, _ = console.store.keys.create("app")
     page = await admin.get(f"/keys/{key.id}")
     form = [
@@ -174,7 +177,7 @@ async def test_settings(console: Console, admin: Visitor) -> None:
 
 
 async def test_where_settings_are_in_force(console: Console, admin: Visitor) -> None:
-    """It is told on how many workers, and again until all have it."""
+    """The page shows how many workers have the settings, and updates until all have them."""
     key, _ = console.store.keys.create("app")
     console.store.workers.beat("one", "host", key.revision)
     console.store.workers.beat("two", "host", key.revision - 1)
@@ -199,7 +202,7 @@ async def test_where_settings_are_in_force(console: Console, admin: Visitor) -> 
 async def test_settings_that_cannot_be(
     console: Console, admin: Visitor, changes: dict[str, str], told: str
 ) -> None:
-    """It is told what is wrong, and what else was typed is still there."""
+    """The form shows what is wrong, and keeps everything else that was typed."""
     key, _ = console.store.keys.create("app")
     form = _form("typed name", str(key.revision)) | changes
     answer = await admin.post(f"/keys/{key.id}", form)
@@ -210,7 +213,7 @@ async def test_settings_that_cannot_be(
 
 
 async def test_two_administrators(console: Console, admin: Visitor) -> None:
-    """The second one is told, sees both values, has lost nothing, and may then save knowingly."""
+    """The second administrator sees both values, has lost nothing, and may then save knowingly."""
     key, _ = console.store.keys.create("app")
     page = await admin.get(f"/keys/{key.id}")
     console.store.keys.update(key.id, {"name": "theirs", "mode": Mode.AUDIT})
@@ -228,20 +231,20 @@ async def test_two_administrators(console: Console, admin: Visitor) -> None:
 
 
 async def test_two_administrators_and_a_mistake(console: Console, admin: Visitor) -> None:
-    """Who has to mend the form first is still told that somebody else has saved meanwhile."""
+    """While correcting the form, an administrator still learns that another has saved."""
     key, _ = console.store.keys.create("app")
     page = await admin.get(f"/keys/{key.id}")
     theirs = console.store.keys.update(key.id, {"override": Override.LOCKED})
     mistake = await admin.post(f"/keys/{key.id}", _form(" ", page.field("etag")))
     assert mistake.status == 422
-    mended = await admin.post(f"/keys/{key.id}", _form("mine", mistake.field("etag")))
-    assert mended.status == 409
-    assert "This key was changed after you opened this page" in mended.text
+    corrected = await admin.post(f"/keys/{key.id}", _form("mine", mistake.field("etag")))
+    assert corrected.status == 409
+    assert "This key was changed after you opened this page" in corrected.text
     assert console.store.keys.get(key.id) == theirs
 
 
 async def test_a_form_without_an_etag(console: Console, admin: Visitor) -> None:
-    """It overwrites and revokes nothing."""
+    """A form without an etag overwrites and revokes nothing."""
     key, _ = console.store.keys.create("app")
     form = _form("mine", "")
     for path in (f"/keys/{key.id}", f"/keys/{key.id}/revoke"):
@@ -250,7 +253,7 @@ async def test_a_form_without_an_etag(console: Console, admin: Visitor) -> None:
 
 
 async def test_a_key_revoked_meanwhile(console: Console, admin: Visitor) -> None:
-    """It is told, and nothing is saved."""
+    """The administrator learns that the key was revoked meanwhile, and nothing is saved."""
     key, _ = console.store.keys.create("app")
     revoked = console.store.keys.revoke(key.id)
     form = _form("mine", str(revoked.revision))
@@ -275,14 +278,14 @@ async def test_a_key_revoked_meanwhile(console: Console, admin: Visitor) -> None
     ],
 )
 async def test_what_is_not_there(admin: Visitor, path: str) -> None:
-    """It is said so."""
+    """A page that does not exist answers 404 with an explanation."""
     answer = await admin.get(path)
     assert answer.status == 404
     assert "Traceback" not in answer.text
 
 
 async def test_no_decisions_yet(console: Console, admin: Visitor) -> None:
-    """Every page that would show some says how to get them."""
+    """Every page that shows decisions explains how to get some."""
     console.store.keys.create("app")
     assert "Point a client at the gateway" in (await admin.get("/")).text
     empty = (await admin.get("/logs")).text
@@ -295,7 +298,7 @@ async def test_no_decisions_yet(console: Console, admin: Visitor) -> None:
 
 
 async def test_a_blocked_request(console: Console, admin: Visitor) -> None:
-    """It is flagged, with a tooltip that says in plain words why it was blocked."""
+    """A blocked request is flagged, with a tooltip that explains in plain words why."""
     console.store.log.append([denied(_now()), record(_now())])
     text = (await admin.get("/logs")).text
     assert text.count('class="flag blocked"') == 1
@@ -315,20 +318,20 @@ async def test_a_blocked_request(console: Console, admin: Visitor) -> None:
 async def test_what_flags_say(
     console: Console, admin: Visitor, made: dict[str, object], words: str
 ) -> None:
-    """Each says what it means for this request."""
+    """Each flag explains what it means for its request."""
     console.store.log.append([denied(_now(), **made)])
     assert words in (await admin.get("/logs")).text
 
 
 async def _shown(admin: Visitor, query: str) -> set[str]:
-    """The models of the decisions that a page of the log shows: they tell which ones."""
+    """The models of the decisions that a page of the log shows, which identify them."""
     answer = await admin.get(f"/logs?{query}")
     assert answer.status == 200
     return {f"m{n}" for n in range(9) if f"<bdi>m{n}</bdi>" in answer.text}
 
 
 async def test_filters(console: Console, admin: Visitor) -> None:
-    """Each narrows the log down, and together they do so further."""
+    """Each filter narrows the log down, and several do so together."""
     at = _now() - timedelta(hours=1)
     later = at + timedelta(minutes=30)
     key, _ = console.store.keys.create("app")
@@ -378,7 +381,7 @@ async def test_filters(console: Console, admin: Visitor) -> None:
     ],
 )
 async def test_filters_with_nonsense(console: Console, admin: Visitor, query: str) -> None:
-    """They get a message beside what was typed, and show nothing."""
+    """A malformed filter gets a message beside its value, and shows no decision."""
     console.store.log.append([record(_now(), model="found-it")])
     for path in ("/logs", "/logs/export.csv"):
         answer = await admin.get(f"{path}?{query}")
@@ -389,7 +392,7 @@ async def test_filters_with_nonsense(console: Console, admin: Visitor, query: st
 
 
 async def test_pages_of_the_log(console: Console, admin: Visitor) -> None:
-    """Newest first, page by page, with the filters kept, until the log begins."""
+    """The log shows the newest first, page by page, and keeps the filters until it ends."""
     at = _now() - timedelta(hours=1)
     made = [record(at + timedelta(seconds=n), model=f"n{n}") for n in range(120)]
     console.store.log.append(made)
@@ -405,7 +408,7 @@ async def test_pages_of_the_log(console: Console, admin: Visitor) -> None:
 
 
 async def test_live_rows(console: Console, admin: Visitor) -> None:
-    """The first page asks for its rows again, and gets them where something is new."""
+    """The first page asks for its rows again, and gets them where one is new."""
     first = record(_now(), model="m1")
     console.store.log.append([first])
     page = (await admin.get("/logs?user=ada")).text
@@ -422,7 +425,7 @@ async def test_live_rows(console: Console, admin: Visitor) -> None:
 
 
 async def test_log_details(console: Console, admin: Visitor) -> None:
-    """They have every field, the explanation, and the trace's other requests."""
+    """Log Details shows every field, the explanation, and the other requests of the trace."""
     key, _ = console.store.keys.create("Support chat")
     told: dict[str, object] = {
         "key_id": key.id,
@@ -459,7 +462,7 @@ async def test_log_details(console: Console, admin: Visitor) -> None:
 
 
 async def test_a_sample(console: Console, admin: Visitor) -> None:
-    """What the demo made up is marked as such, in the list and in the details."""
+    """A sample decision of the demo is marked as such, in the list and in the details."""
     one = record(_now(), sample=True)
     console.store.log.append([one])
     assert ">Sample<" in (await admin.get("/logs")).text
@@ -467,7 +470,7 @@ async def test_a_sample(console: Console, admin: Visitor) -> None:
 
 
 async def test_hostile_strings(console: Console, admin: Visitor) -> None:
-    """They are shown, harmless and whole, wherever they come up."""
+    """Hostile strings are shown, harmless and whole, on every page."""
     fields = ("end_user", "model", "user_agent", "organization", "request_id", "source_ip")
     one = denied(_now(), **dict.fromkeys((*fields, "path", "method", "trace_id"), HOSTILE))
     two = record(_now(), end_user=HOSTILE, user_agent=("A" * 255 + "\u202e") * 2)
@@ -485,7 +488,7 @@ async def test_hostile_strings(console: Console, admin: Visitor) -> None:
 
 
 async def test_csv(console: Console, admin: Visitor) -> None:
-    """The filtered log as CSV, all of it, with nothing that a spreadsheet would run."""
+    """The filtered log is exported whole as CSV, without a text that a spreadsheet would run."""
     at = _now() - timedelta(hours=1)
     made = [record(at + timedelta(seconds=n), end_user="=1+1") for n in range(1203)]
     console.store.log.append([*made, record(_now(), end_user="ada")])
@@ -498,7 +501,7 @@ async def test_csv(console: Console, admin: Visitor) -> None:
 
 
 async def test_json_lines(console: Console, admin: Visitor) -> None:
-    """The log as JSON Lines."""
+    """The log is exported as JSON Lines."""
     console.store.log.append([denied(_now()), record(_now(), end_user="=1")])
     answer = await admin.get("/logs/export.jsonl")
     users = [json.loads(line)["user"] for line in answer.text.splitlines()]
@@ -507,7 +510,9 @@ async def test_json_lines(console: Console, admin: Visitor) -> None:
 
 
 async def test_end_users(console: Console, admin: Visitor) -> None:
-    """Requests, blocks, tokens and cost of each, sorted as asked; the share attributed."""
+    """The page shows requests, blocks, tokens and cost of each end user, in any order, and the
+    share attributed.
+    """
     at = _now()
     key, _ = console.store.keys.create("app")
     few = [record(at, end_user="few", key_id=key.id)]
@@ -533,7 +538,7 @@ async def test_end_users(console: Console, admin: Visitor) -> None:
 
 
 async def test_many_users(console: Console, admin: Visitor) -> None:
-    """They come page by page."""
+    """Many users are listed page by page."""
     console.store.log.append([record(_now(), end_user=f"u{n:03}") for n in range(120)])
     first = (await admin.get("/users?period=today&sort=user")).text
     assert "u049" in first
@@ -559,14 +564,14 @@ async def test_many_users(console: Console, admin: Visitor) -> None:
     ],
 )
 async def test_users_of_nonsense(admin: Visitor, query: str) -> None:
-    """It gets a message."""
+    """A malformed filter gets a message."""
     answer = await admin.get(f"/users?{query}")
     assert answer.status == 400
     assert 'role="alert"' in answer.text
 
 
 async def test_an_order_that_is_none(console: Console, admin: Visitor) -> None:
-    """The usual one is taken."""
+    """An unknown order is taken for the default one."""
     console.store.log.append([record(_now())])
     for query in (
         "sort=x&order=y",
@@ -578,7 +583,7 @@ async def test_an_order_that_is_none(console: Console, admin: Visitor) -> None:
 
 
 async def test_the_dashboard(console: Console, admin: Visitor) -> None:
-    """Requests, blocks and the share attributed, over time and by key."""
+    """The dashboard shows requests, blocks and the share attributed, over time and by key."""
     key, _ = console.store.keys.create("Support chat")
     at = _now()
     would = {"verdict": Verdict.WOULD_DENY, "status": 0}
@@ -601,7 +606,7 @@ async def test_the_dashboard(console: Console, admin: Visitor) -> None:
 
 
 async def test_refused_keys(console: Console, admin: Visitor) -> None:
-    """They are a number of their own, with sources and examples, and blocks of no policy."""
+    """Refused keys have their own number, sources and samples, and count as no policy's blocks."""
     at = _now()
     assert "None in this time" in (await admin.get("/refused")).text
     minute = int(at.timestamp()) // 60
@@ -628,7 +633,7 @@ async def test_refused_keys(console: Console, admin: Visitor) -> None:
 
 
 async def test_refused_keys_of_an_older_policyd(console: Console, admin: Visitor) -> None:
-    """They stay in the log under a name of their own."""
+    """Refused keys of an older policyd stay in the log under a name of their own."""
     refused = denied(_now(), key_id="", mode=None, source=None, in_scope=False, status=403)
     console.store.log.append([refused])
     for path in ("/logs", f"/logs/{refused.id}"):
@@ -639,7 +644,7 @@ async def test_refused_keys_of_an_older_policyd(console: Console, admin: Visitor
 
 
 async def test_found_by_an_id(console: Console, admin: Visitor) -> None:
-    """The search takes any of a request's IDs, pasted with spaces or without."""
+    """The search takes any of a request's IDs, with spaces around it or without."""
     one = record(_now(), request_id="req-1", trace_id="t-1")
     other = denied(_now(), trace_id="t-1")
     console.store.log.append([one, other, outcome(one, openai_id="chatcmpl-1")])
@@ -673,7 +678,7 @@ MEMBERS: list[dict[str, Any]] = [
 
 
 async def test_details_of_all_there_can_be(console: Console, admin: Visitor) -> None:
-    """Log Details has words for whatever a decision and its end can be."""
+    """Log Details has words for every state of a decision and its outcome."""
     at = _now()
     ended = [record(at) for _ in Ending]
     entries = [record(at, **given) for given in MEMBERS]
@@ -689,7 +694,7 @@ async def test_details_of_all_there_can_be(console: Console, admin: Visitor) -> 
 
 
 async def test_a_user_that_is_not_named(console: Console, admin: Visitor) -> None:
-    """It is told from no user."""
+    """A user whose identifier is unknown is told apart from no user."""
     told, without = record(_now(), end_user=""), denied(_now())
     console.store.log.append([told, without])
     for one, words_ in ((told, "A user, not named"), (without, "No user")):
@@ -701,7 +706,7 @@ async def test_a_user_that_is_not_named(console: Console, admin: Visitor) -> Non
 
 
 async def test_what_is_told_of_end_users(console: Console, admin: Visitor) -> None:
-    """Flags, errors and latency of each, which they can be sorted by."""
+    """The page shows flags, errors and latency of each end user, and sorts by them."""
     at = _now()
     entries = [record(at, end_user=name) for name in ("ada", "ada", "bob")]
     flagged = record(at, end_user="bob", flags="invalid_override")
@@ -719,7 +724,7 @@ async def test_what_is_told_of_end_users(console: Console, admin: Visitor) -> No
 
 
 async def test_placeholders(console: Console, admin: Visitor) -> None:
-    """Users that are none are warned of, with the values and the keys that send them."""
+    """The page warns of placeholders, with their values and the keys that send them."""
     key, _ = console.store.keys.create("Support chat")
     named = [record(_now(), key_id=key.id) for _ in range(97)]
     empty = [record(_now(), key_id=key.id, end_user="undefined") for _ in range(3)]
@@ -735,7 +740,7 @@ async def test_placeholders(console: Console, admin: Visitor) -> None:
 
 
 async def test_the_store_is_away(tmp_path: Path) -> None:
-    """Every page says so with 503 and when to come back, and none shows a traceback."""
+    """Without the store every page answers 503 with Retry-After, and none shows a traceback."""
     chosen = settings(tmp_path)
     prepare(chosen)
     away = Store(f"sqlite:///{tmp_path}/nowhere/policyd.db")
@@ -753,7 +758,7 @@ async def test_the_store_is_away(tmp_path: Path) -> None:
 
 
 async def test_on_postgresql(postgresql: PostgreSQL, tmp_path: Path) -> None:
-    """Every page works there too, hostile strings and odd filters included."""
+    """Every page works on PostgreSQL too, hostile strings and odd filters included."""
     with postgresql.database() as url:
         chosen = settings(tmp_path, database_url=url)
         async with running(chosen) as console, Visitor(console.url) as admin:
@@ -778,7 +783,7 @@ async def test_on_postgresql(postgresql: PostgreSQL, tmp_path: Path) -> None:
 
 
 def test_buckets() -> None:
-    """Hours fall into buckets that begin with the period; buckets without any are there too."""
+    """Hours fall into buckets that begin with the period, and empty buckets are there too."""
     since = datetime(2026, 11, 1, tzinfo=UTC)
     period = periods.Period("days", since, since + timedelta(days=7))
     assert period.step == timedelta(hours=3)
@@ -790,7 +795,7 @@ def test_buckets() -> None:
 
 
 def test_bars() -> None:
-    """They stand on each other and reach as high as their share of the scale."""
+    """The bars stand on each other and reach as high as their share of the scale."""
     at = datetime(2026, 11, 1, tzinfo=UTC)
     series = (
         charts.Series("a", "A", lambda counts: counts.attributed),

@@ -1,4 +1,4 @@
-"""How sessions of the console end: on the server, whatever copies of a cookie there are."""
+"""Sessions of the console end on the server, whatever copies of a cookie there are."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -22,7 +22,7 @@ async def console(tmp_path: Path) -> AsyncIterator[Console]:
 
 
 def cookies(page: Page) -> str:
-    """All cookies that an answer sets, as a request carries them."""
+    """All cookies that a response sets, as a request carries them."""
     lines = page.headers.getall("Set-Cookie")  # type: ignore[attr-defined]  # of a multidict
     return "; ".join(line.partition(";")[0] for line in lines)
 
@@ -36,7 +36,7 @@ async def is_good(url: str, copied: str) -> bool:
 
 
 async def test_a_cookie_that_was_copied(console: Console) -> None:
-    """It ends with the session that it was copied from, and with no other one."""
+    """A copied cookie ends with the session that it was copied from, and with no other one."""
     async with Visitor(console.url) as visitor, Visitor(console.url) as other:
         copied = cookies(await visitor.sign_in(console.token))
         kept = cookies(await other.sign_in(console.token))
@@ -44,7 +44,7 @@ async def test_a_cookie_that_was_copied(console: Console) -> None:
         await visitor.post("/sign-out")
         assert not await is_good(console.url, copied)
         assert await is_good(console.url, kept)
-        # Nor does it come back with a new session of the same browser, which ends with a newer.
+        # It stays ended with a new session of the same browser, which a newer one ends.
         again = cookies(await visitor.sign_in(console.token))
         assert not await is_good(console.url, copied)
         assert await is_good(console.url, again)
@@ -69,7 +69,9 @@ async def test_a_copy_and_a_new_password(console: Console) -> None:
 
 @pytest.mark.slow
 async def test_two_consoles_and_a_restart(tmp_path: Path, start: Callable[..., Any]) -> None:
-    """What one process has ended, another on the same database knows at once, and after a start."""
+    """A session that one process has ended is ended for another on the same database, at once and
+    after a restart.
+    """
     flag = ("--console", "127.0.0.1:0")
     one = start(Policyd, tmp_path, *flag)
     two = start(Policyd, tmp_path, *flag, "--spool", str(tmp_path / "another-spool"))
@@ -89,7 +91,7 @@ async def test_two_consoles_and_a_restart(tmp_path: Path, start: Callable[..., A
 
 
 async def test_a_session_of_an_earlier_version(console: Console) -> None:
-    """It has no ID by which it could be ended, so it counts for nothing."""
+    """A session of an earlier version has no ID by which it could be ended, so it is ignored."""
     sessions: Sessions = console.server._console.sessions
     epoch = console.store.administrator.get().epoch
     for value in ("administrator", ["x"], "", "0" * 31, "G" * 32):
@@ -98,7 +100,7 @@ async def test_a_session_of_an_earlier_version(console: Console) -> None:
 
 
 async def test_a_device_is_no_session(console: Console) -> None:
-    """What tells a known device opens nothing, and a session tells no device."""
+    """A device's cookie opens no page, and a session's identifies no device."""
     async with Visitor(console.url) as visitor:
         names = dict(
             one.split("=", 1) for one in cookies(await visitor.sign_in(console.token)).split("; ")
@@ -108,8 +110,10 @@ async def test_a_device_is_no_session(console: Console) -> None:
 
 
 def test_sessions_that_have_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are kept while their cookie would be good, and no more than a number of them: one more
-    ends all sessions there are."""
+    """Ended sessions are kept while their cookie would be valid, up to a bound.
+
+    One beyond it ends all sessions.
+    """
     monkeypatch.setattr(administrator, "MAX_ENDED", 3)
     store = Store(f"sqlite:///{tmp_path}/policyd.db")
     store.migrate()

@@ -1,4 +1,4 @@
-"""Signing in to the console, and what keeps others out."""
+"""Signing in to the console, and how it keeps attackers out."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ async def console(tmp_path: Path) -> AsyncIterator[Console]:
 
 @pytest.fixture
 async def visitor(console: Console) -> AsyncIterator[Visitor]:
-    """A stranger."""
+    """A visitor who is not signed in."""
     async with Visitor(console.url) as visitor:
         yield visitor
 
@@ -54,7 +54,7 @@ async def _set_password(console: Console, visitor: Visitor) -> None:
 
 
 async def test_the_first_link(console: Console, visitor: Visitor) -> None:
-    """It lets the administrator set a password, signs in, and is good only once."""
+    """The link lets the administrator set a password, signs in, and is valid only once."""
     link = _link(console)
     assert (await visitor.get(link)).status == 200
     await _set_password(console, visitor)
@@ -71,7 +71,7 @@ async def test_the_first_link(console: Console, visitor: Visitor) -> None:
 
 
 async def test_looking_at_the_link_uses_nothing_up(console: Console, visitor: Visitor) -> None:
-    """What looks at links before a person does, such as a chat's preview, does no harm."""
+    """A program that fetches the link first, such as a chat's preview, does not use it up."""
     link = _link(console)
     for _ in range(3):
         await visitor.get(link)
@@ -79,7 +79,7 @@ async def test_looking_at_the_link_uses_nothing_up(console: Console, visitor: Vi
 
 
 async def test_a_made_up_link(visitor: Visitor) -> None:
-    """It sets nothing."""
+    """A made-up link sets no password."""
     for code in ("", "x", "x.y.z"):
         form = _passwords() | {"code": code}
         assert "no longer good" in (await visitor.post("/first-password", form)).text
@@ -99,7 +99,7 @@ async def test_a_made_up_link(visitor: Visitor) -> None:
 async def test_an_unfit_password(
     console: Console, visitor: Visitor, password: str, repeated: str, told: str
 ) -> None:
-    """It is told what is wrong, and the link is still good."""
+    """The form names what is wrong with the password, and the link stays valid."""
     form = {"password": password, "repeated": repeated}
     code = urlsplit(_link(console)).query.removeprefix("code=")
     answer = await visitor.post("/first-password", form | {"code": code})
@@ -109,7 +109,7 @@ async def test_an_unfit_password(
 
 
 async def test_the_token(console: Console, visitor: Visitor) -> None:
-    """The administration token signs in, before there is a password and after."""
+    """The administration token signs in, before a password is set and afterwards."""
     assert (await visitor.sign_in(console.token)).status == 303
     await _set_password(console, visitor)
     async with Visitor(console.url) as other:
@@ -117,7 +117,7 @@ async def test_the_token(console: Console, visitor: Visitor) -> None:
 
 
 async def test_a_wrong_password(console: Console, visitor: Visitor) -> None:
-    """It is refused, and nothing of it is shown or said."""
+    """A wrong password is rejected, and neither shown nor logged."""
     await _set_password(console, visitor)
     async with Visitor(console.url) as other:
         for wrong in ("", "wrong password here", PASSWORD.upper(), "x" * 10_000, "\0", "é" * 20):
@@ -138,7 +138,7 @@ async def test_a_password_typed_on_another_keyboard(console: Console, visitor: V
 
 
 async def test_strangers_see_nothing(visitor: Visitor) -> None:
-    """Every page asks them to sign in, whether it exists or not."""
+    """Without a session every page asks for a sign-in, whether it exists or not."""
     for path in (
         "/",
         "/keys",
@@ -159,7 +159,7 @@ async def test_strangers_see_nothing(visitor: Visitor) -> None:
 
 
 async def test_a_shared_link(console: Console, visitor: Visitor) -> None:
-    """After the sign-in it goes on to what the link asked for."""
+    """After the sign-in the console goes on to the page that the link names."""
     asked = await visitor.get("/logs?user=a%26b&trace=t1")
     assert asked.field("next") == "/logs?user=a%26b&amp;trace=t1"
     done = await visitor.sign_in(console.token, "/logs?user=a%26b&trace=t1")
@@ -170,13 +170,13 @@ async def test_a_shared_link(console: Console, visitor: Visitor) -> None:
     "target", ["https://evil.example/", "//evil.example", "/\\evil.example", "evil", "/a\r\nX: y"]
 )
 async def test_a_link_that_leads_elsewhere(console: Console, visitor: Visitor, target: str) -> None:
-    """After the sign-in nobody is sent away from the console."""
+    """After the sign-in the console redirects to none but its own pages."""
     done = await visitor.sign_in(console.token, target)
     assert (done.status, done.headers["Location"]) == (303, "/")
 
 
 async def test_the_cookie(console: Console, visitor: Visitor) -> None:
-    """It is kept from scripts and from other sites' requests, and it ends."""
+    """The cookie is kept from scripts and from other sites' requests, and expires."""
     done = await visitor.sign_in(console.token)
     cookie = done.headers["Set-Cookie"]
     assert "HttpOnly" in cookie
@@ -186,7 +186,7 @@ async def test_the_cookie(console: Console, visitor: Visitor) -> None:
 
 
 async def test_a_tampered_cookie(console: Console, visitor: Visitor) -> None:
-    """It counts for nothing."""
+    """A tampered cookie is ignored."""
     cookie = (await visitor.sign_in(console.token)).headers["Set-Cookie"].partition(";")[0]
     for changed in (cookie[:-2] + "xx", cookie.replace(".", ""), "policyd-session=", cookie[:40]):
         async with Visitor(console.url) as other:
@@ -207,7 +207,7 @@ def test_the_end_of_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sessions.session(request, 1)
     assert not sessions.session(request, 2)
     assert not Sessions("another token", secure=False).session(request, 1)
-    # A link is no session, and the other way round.
+    # A link is no session, and a session is no link.
     swapped = Request(
         {"type": "http", "headers": [(b"cookie", f"policyd-session={code}".encode())]}
     )
@@ -223,7 +223,7 @@ def test_the_end_of_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_signing_out(console: Console, visitor: Visitor) -> None:
-    """It ends this session; signing out everywhere ends all of them."""
+    """Signing out ends this session; signing out everywhere ends all of them."""
     async with Visitor(console.url) as other, Visitor(console.url) as third:
         for one in (visitor, other, third):
             await one.sign_in(console.token)
@@ -236,7 +236,7 @@ async def test_signing_out(console: Console, visitor: Visitor) -> None:
 
 
 async def test_changing_the_password(console: Console, visitor: Visitor) -> None:
-    """It wants the current one, ends the other sessions and keeps this one."""
+    """Changing the password requires the current one, and ends all sessions but this one."""
     await _set_password(console, visitor)
     new = _passwords("three other words")
     async with Visitor(console.url) as other:
@@ -267,7 +267,7 @@ async def test_changing_the_password(console: Console, visitor: Visitor) -> None
 async def test_another_sites_request(
     console: Console, visitor: Visitor, headers: dict[str, Any]
 ) -> None:
-    """It changes nothing, even in the administrator's own browser."""
+    """Another site's request changes nothing, even in the administrator's own browser."""
     await visitor.sign_in(console.token)
     for path in ("/keys", "/sign-out-everywhere", "/account/password", "/sign-in"):
         answer = await visitor.post(path, {"name": "forged"}, **headers)
@@ -278,7 +278,7 @@ async def test_another_sites_request(
 
 
 async def test_a_request_without_an_origin(console: Console, visitor: Visitor) -> None:
-    """What a browser says to be of the same origin passes."""
+    """A request that the browser marks as same-origin is allowed without an Origin."""
     await visitor.sign_in(console.token)
     answer = await visitor.post("/keys", {"name": "app"}, Origin="", Sec_Fetch_Site="same-origin")
     assert answer.status == 201
@@ -286,21 +286,21 @@ async def test_a_request_without_an_origin(console: Console, visitor: Visitor) -
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "10.0.0.1", "", "[x"])
 async def test_a_rebound_name(visitor: Visitor, host: str) -> None:
-    """On loopback, another host's name is refused: that is DNS rebinding."""
+    """On loopback another host's name is rejected, as it means DNS rebinding."""
     answer = await visitor.get("/sign-in", Host=host or " ")
     assert answer.status in (400, 421)
     assert "Sign in" not in answer.text
 
 
 async def test_the_names_of_this_machine(console: Console, visitor: Visitor) -> None:
-    """They are all taken."""
+    """All names of this machine are accepted."""
     port = urlsplit(console.url).port
     for host in (f"localhost:{port}", f"127.0.0.1:{port}", "[::1]", "127.0.0.2"):
         assert (await visitor.get("/sign-in", Host=host)).status == 200
 
 
 async def test_headers(console: Console, visitor: Visitor) -> None:
-    """Every answer keeps scripts, frames and caches of others out; errors do too."""
+    """Every response, errors included, has the headers that keep out scripts, frames and caches."""
     await visitor.sign_in(console.token)
     style = (await visitor.get("/")).text.partition('rel="stylesheet" href="')[2].partition('"')[0]
     for path in ("/", "/keys", "/logs?since=x", "/logs/export.csv", "/nothing", style, "/sign-in"):
@@ -320,7 +320,7 @@ async def test_headers(console: Console, visitor: Visitor) -> None:
 async def test_headers_of_a_failure(
     console: Console, visitor: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A page that says that something went wrong is kept as safe, and tells no more."""
+    """The page of an internal error has the same headers, and reveals no more."""
 
     def fail(_: object) -> None:
         raise ValueError("a detail of ours")
@@ -334,7 +334,7 @@ async def test_headers_of_a_failure(
 
 
 async def test_a_head_without_end(console: Console) -> None:
-    """A request's headers have a bound, whoever sends them."""
+    """The headers of a request have a bound, whichever client sends them."""
     reader, writer = await asyncio.open_connection(*console.server.address)
     writer.write(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n")
     for _ in range(100):
@@ -345,7 +345,9 @@ async def test_a_head_without_end(console: Console) -> None:
 
 
 async def test_connections_that_ask_for_nothing(tmp_path: Path) -> None:
-    """They are ended, as are those that never finish a request, whether it is the first or not."""
+    """The console closes idle connections and unfinished requests, whether it is the first request
+    or a later one.
+    """
     sign_in = b"GET /sign-in HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
     form = b"POST /sign-in HTTP/1.1\r\nHost: 127.0.0.1\r\n"
     form += b"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 99\r\n\r\na="
@@ -360,7 +362,7 @@ async def test_connections_that_ask_for_nothing(tmp_path: Path) -> None:
 
 
 async def test_too_many_connections(tmp_path: Path) -> None:
-    """Those that only hold connections are ended for those that ask."""
+    """The console closes connections that are only held, to serve those that send requests."""
     async with running(settings(tmp_path), connections=3) as console:
         held = [await asyncio.open_connection(*console.server.address) for _ in range(5)]
         async with asyncio.timeout(30), Visitor(console.url) as visitor:
@@ -372,7 +374,7 @@ async def test_too_many_connections(tmp_path: Path) -> None:
 
 
 async def test_what_is_not_http(console: Console, caplog: pytest.LogCaptureFixture) -> None:
-    """It is refused, or answered as a page, and no client fills the log with it."""
+    """Input that is not HTTP is rejected or answered with a page, and fills no log."""
     upgrade = b"Upgrade: websocket\r\nConnection: Upgrade, close\r\n"
     for sent in (
         b"\x16\x03\x01\x02\r\n\r\n",
@@ -387,7 +389,7 @@ async def test_what_is_not_http(console: Console, caplog: pytest.LogCaptureFixtu
 
 
 async def test_no_inline_script_or_style(console: Console, visitor: Visitor) -> None:
-    """No page needs what the policy forbids."""
+    """No page needs what the Content-Security-Policy forbids."""
     await visitor.sign_in(console.token)
     key, _ = console.store.keys.create("app")
     for path in ("/", "/keys", "/keys/new", f"/keys/{key.id}", "/logs", "/users", "/account"):
@@ -399,7 +401,9 @@ async def test_no_inline_script_or_style(console: Console, visitor: Visitor) -> 
 
 
 async def test_too_many_attempts(console: Console, visitor: Visitor) -> None:
-    """After ten in a minute from one address even the right one has to wait, and is told so."""
+    """After ten attempts in a minute from one address even the right password must wait, and the
+    page tells so.
+    """
     for _ in range(10):
         assert (await visitor.sign_in("wrong password here")).status == 401
     answer = await visitor.sign_in(console.token)
@@ -411,7 +415,7 @@ async def test_too_many_attempts(console: Console, visitor: Visitor) -> None:
 async def test_nothing_secret_is_logged(
     console: Console, visitor: Visitor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither passwords, tokens, links nor cookies."""
+    """The log holds no password, token, link or cookie."""
     caplog.set_level(logging.DEBUG)
     link = _link(console)
     await _set_password(console, visitor)
@@ -424,7 +428,7 @@ async def test_nothing_secret_is_logged(
 
 
 async def test_odd_forms(console: Console, visitor: Visitor) -> None:
-    """Forms that are too large, or are no forms, get an answer, not a traceback."""
+    """A form that is too large, or no form at all, gets a response and no traceback."""
     assert (await visitor.post("/sign-in", "password=" + "x" * 100_000)).status == 413
     broken: dict[str, Any] = {"Content_Type": "multipart/form-data"}
     assert (await visitor.post("/sign-in", b"--x", **broken)).status == 400
@@ -467,8 +471,7 @@ async def test_tls(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", ["", "/", ":443"])
 @pytest.mark.parametrize("host", ["policyd.example.com", "Policyd.Example.com"])
 async def test_behind_a_proxy(tmp_path: Path, host: str, ending: str) -> None:
-    """Browsers see another URL: it is the one that counts, however it was written, and whatever
-    host the proxy gives."""
+    """Behind a proxy the public URL counts, in any spelling, and whatever host the proxy sends."""
     public = "https://policyd.example.com"
     async with running(settings(tmp_path, console_url=f"https://{host}{ending}")) as console:
         assert console.url == public
@@ -486,15 +489,15 @@ async def test_behind_a_proxy(tmp_path: Path, host: str, ending: str) -> None:
 
 
 def test_beyond_this_machine(tmp_path: Path) -> None:
-    """Without TLS the console listens on loopback only, unless told otherwise."""
-    public = Address("0.0.0.0", 0)  # noqa: S104  # it is refused
+    """Without TLS the console listens on loopback only, unless its operator allows otherwise."""
+    public = Address("0.0.0.0", 0)  # noqa: S104  # it is rejected
     with pytest.raises(SettingsError, match=r"--console .* can be reached"):
         settings(tmp_path, console=public)
     assert settings(tmp_path, console=public, insecure=True).console == public
 
 
 def test_a_port_that_is_taken(tmp_path: Path) -> None:
-    """It is said so, with the flag that mends it, by `policyd serve` and by the console itself."""
+    """`policyd serve` and the console report a port that is taken, with the flag to change it."""
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         taken = Address("127.0.0.1", stranger.getsockname()[1])
         chosen = settings(tmp_path, console=taken)
@@ -513,7 +516,7 @@ async def _run(chosen: ServerSettings) -> None:
 
 @pytest.mark.parametrize("url", ["", "ftp://x", "https://", "http://x/'; rm -rf", "http://x:99999"])
 def test_a_gateway_url_that_is_none(tmp_path: Path, url: str) -> None:
-    """It is refused at the start: it stands in commands that people copy."""
+    """A malformed gateway URL is rejected at the start: administrators copy it in commands."""
     with pytest.raises(SettingsError, match="--console-gateway-url"):
         settings(tmp_path, console_gateway_url=url)
     with pytest.raises(SettingsError, match="--console-url"):

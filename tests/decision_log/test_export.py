@@ -58,12 +58,12 @@ def _read(record: Record) -> dict[str, str]:
 
 
 def test_no_decision() -> None:
-    """A log without decisions is the line of the columns."""
+    """A log without decisions gives a line with the columns."""
     assert "".join(csv_rows([])) == ",".join(COLUMNS) + "\r\n"
 
 
 def test_a_decision_without_an_outcome() -> None:
-    """What is not known is an empty cell in CSV and null in JSON."""
+    """An unknown value is an empty cell in CSV and null in JSON."""
     row = _read(RECORD)
     assert (row["time"], row["verdict"]) == ("2025-10-20T05:03:11.360Z", "allowed")
     assert (row["ending"], row["input_tokens"], row["cost_usd"]) == ("", "", "")
@@ -73,7 +73,7 @@ def test_a_decision_without_an_outcome() -> None:
 
 
 def test_a_decision_with_its_outcome() -> None:
-    """Times are milliseconds, and cost is dollars; zero is not the same as unknown."""
+    """Times are in milliseconds, and cost is in dollars; zero differs from unknown."""
     record = _replaced(outcome=OUTCOME, flags="policy_enforce_user_ids,invalid_override")
     fields = json.loads(json_line(record))
     assert (fields["first_byte_ms"], fields["duration_ms"]) == (1.5, 2000)
@@ -95,7 +95,7 @@ def test_a_small_cost() -> None:
     "text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", " =1", "\uff1d1"]
 )
 def test_a_formula(text: str) -> None:
-    """A text that a spreadsheet would run is quoted, in CSV; JSON keeps it as it is."""
+    """A text that a spreadsheet would run is quoted in CSV; JSON keeps it as it is."""
     record = _replaced(user_agent=text)
     cell = _read(record)["user_agent"]
     assert (cell[0], cell.replace("'", "")) == ("'", text)
@@ -104,11 +104,11 @@ def test_a_formula(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["a;=1+1;b", "a; @x", "a\t+1", 'a;"=1+1;b', "a\n=1", "a;\uff1d1"])
 def test_a_formula_elsewhere(text: str) -> None:
-    """Nor does one run where semicolons or tabs end the cells, as in many languages."""
+    """A formula does not run either where semicolons or tabs end the cells, as in many places."""
     for separator in ";\t":
         line = list(csv_rows([_replaced(user_agent=text)]))[1]
         rows = csv.reader(io.StringIO(line, newline=""), delimiter=separator)
-        # As spreadsheets do it: what does not begin a cell is no quote.
+        # As spreadsheets read it: a quote inside a cell quotes nothing.
         bare = [cell for part in line.splitlines() for cell in part.split(separator)]
         for cell in (*bare, *(cell for row in rows for cell in row)):
             assert not cell.lstrip(' "').startswith(("=", "+", "-", "@", "\uff1d")), cell
@@ -123,7 +123,7 @@ def test_hostile_text() -> None:
 
 
 def test_truths_and_nothing() -> None:
-    """In CSV a truth is a word in small letters, and a mode that there is not an empty cell."""
+    """In CSV a truth value is a word in lower case, and no mode is an empty cell."""
     row = _read(_replaced(in_scope=True, sample=False, mode=None, source=None))
     assert (row["in_scope"], row["sample"]) == ("true", "false")
     assert (row["mode"], row["source"]) == ("", "")
@@ -134,13 +134,13 @@ def test_truths_and_nothing() -> None:
     [(0, "0"), (1, "0.000000001"), (1_500_000_000, "1.5"), (20_000_000_000, "20"), (None, "")],
 )
 def test_a_cost(nano: int | None, cell: str) -> None:
-    """It is in dollars, to the billionth, without an exponent and without zeros at its end."""
+    """A cost is in dollars, to the billionth, without an exponent and without trailing zeros."""
     outcome = Outcome(RECORD.id, Ending.COMPLETE, 200, 1500, 2_000_000, cost_nano=nano)
     assert _read(_replaced(outcome=outcome))["cost_usd"] == cell
 
 
 def test_a_line_of_json() -> None:
-    """It is one line without spaces between its members, in UTF-8 and not in escapes."""
+    """A decision is one line of JSON without spaces between members, in UTF-8 without escapes."""
     line = json_line(_replaced(end_user="zoë"))
     assert line.endswith("}\n")
     assert line.count("\n") == 1

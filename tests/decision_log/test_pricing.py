@@ -1,4 +1,4 @@
-"""What a request cost, by public prices."""
+"""What a request cost, by published prices."""
 
 from datetime import UTC, datetime
 
@@ -15,7 +15,7 @@ MILLION = 1_000_000
 
 @pytest.mark.parametrize("model", ["gpt-5.6-sol", "claude-sonnet-4-5"])
 def test_what_goes_to_the_cache_and_comes_from_it(model: str) -> None:
-    """Context put into the cache costs more than other context, what is read from it less."""
+    """Context written to the cache costs more than other context, context read from it less."""
     plain = cost(model, 1000, 0, 0, 0, AT)
     read = cost(model, 1000, 0, 400, 0, AT)
     written = cost(model, 1000, 0, 0, 400, AT)
@@ -23,23 +23,26 @@ def test_what_goes_to_the_cache_and_comes_from_it(model: str) -> None:
     assert plain and read and written and both  # noqa: PT018 - all of them are known
     assert read < plain < written
     assert both == read + written - plain
-    # A quarter more, by both providers' price lists.
+    # The price lists of both providers charge a quarter more.
     assert written == pytest.approx(plain * (1 + 0.4 * 0.25))
 
 
 def test_models_without_such_prices() -> None:
-    """Where writing costs nothing more, it does not; an unknown model's cost is unknown."""
+    """Writing to the cache costs nothing more where the provider charges nothing.
+
+    An unknown model's cost is unknown.
+    """
     assert cost("gpt-4o-mini", MILLION, 0, 0, 400, AT) == 150_000_000
     assert cost("no-such-model", 1, 1, 0, 0, AT) is None
 
 
 def test_counts_that_cannot_be() -> None:
-    """More of the cache than of context costs what is not known, where each has a price."""
+    """More of the cache than of context makes the cost unknown where each has a price."""
     assert cost("claude-sonnet-4-5", 10, 0, 8, 8, AT) is None
 
 
 def test_an_outcome_of_an_older_policyd() -> None:
-    """What it has left in the spool is read, and keeps its cost."""
+    """An outcome that an older policyd left in the spool is read, and keeps its cost."""
     line = msgspec.json.encode(["O", decision_id(), 1, 200, 1, 2, "x", "m", "o", 9, 5, 3, 4500])
     found = msgspec.json.decode(line, type=Outcome)
     assert (found.cached_tokens, found.cost_nano, found.cache_write_tokens) == (3, 4500, None)

@@ -54,7 +54,7 @@ def refused_key(source_ip: str = "192.0.2.1", reason: RefusedKeyReason = UNKNOWN
 
 
 def count(at: datetime = START, **given: object) -> RefusedKeyCount:
-    """What a process counted of a source."""
+    """The count that a process made of a source."""
     minute = int(at.timestamp()) // 60
     usual = {"process": "a", "stretch": 0, "minute": minute, "source": "192.0.2.1"}
     numbers = {"missing": 0, "unknown": 1, "conflicting": 0}
@@ -62,7 +62,7 @@ def count(at: datetime = START, **given: object) -> RefusedKeyCount:
 
 
 class Clock:
-    """A clock that goes when it is told to."""
+    """A clock that the test moves."""
 
     def __init__(self) -> None:
         self.now = START.timestamp()
@@ -72,7 +72,7 @@ class Clock:
 
 
 class Tally(RefusedKeyTally):
-    """One whose clock a test turns, with what it has written."""
+    """A tally whose clock the test moves, with the entries that it has written."""
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -97,13 +97,13 @@ class Tally(RefusedKeyTally):
 
 
 def total(counts: list[RefusedKeyCount]) -> int:
-    """Requests of the last entry of each source."""
+    """The requests of the last entry of each source."""
     latest = {(one.process, one.stretch, one.source): one for one in counts}
     return sum(one.missing + one.unknown + one.conflicting for one in latest.values())
 
 
 def test_reasons() -> None:
-    """Each way to give no key in force has its reason."""
+    """Each way to send no key in force has its reason."""
     assert REASONS.keys() == set(Credential)
     assert set(REASONS.values()) == set(RefusedKeyReason)
 
@@ -124,12 +124,15 @@ def test_reasons() -> None:
     ],
 )
 def test_sources(address: str, source: str) -> None:
-    """A client has any address of its IPv6 network; what is no address is none."""
+    """All addresses of an IPv6 network are one source; a text that is no address is none."""
     assert source_of(address) == source
 
 
 def test_a_minute() -> None:
-    """Requests are counted by source and reason, and some are kept; a count grows in its minute."""
+    """Requests are counted by source and reason, and some are kept.
+
+    A count grows during its minute.
+    """
     tally = Tally()
     for reason in (MISSING, UNKNOWN, UNKNOWN, CONFLICTING):
         tally.add(refused_key(reason=reason))
@@ -153,7 +156,7 @@ def test_a_minute() -> None:
 
 
 def test_whatever_strangers_send() -> None:
-    """Neither memory nor disk grows with the requests, the sources or what they say."""
+    """Neither memory nor disk grows with the requests, the sources or their content."""
     tally = Tally()
     chance = random.Random(1)
     text = "\U0001f600" * 200
@@ -187,7 +190,7 @@ def test_a_clock_put_back() -> None:
 
 
 def test_what_cannot_be_written() -> None:
-    """Counts are tried again, in a later minute too; samples are not."""
+    """A count that could not be written is tried again, even in a later minute; a sample is not."""
     tally = Tally()
     tally.takes = False
     for number in range(5):
@@ -202,7 +205,7 @@ def test_what_cannot_be_written() -> None:
 
 
 def test_counted_once(store: Store) -> None:
-    """Whatever is shipped twice, or again with more, is there once."""
+    """A count that is shipped twice, or again with more, is counted once."""
     first, more = count(), count(unknown=3, missing=1)
     others = [count(source="192.0.2.2"), count(process="b"), count(stretch=1)]
     other: list[RefusedKey | RefusedKeyCount] = [*others, refused_key()]
@@ -220,7 +223,7 @@ def test_counted_once(store: Store) -> None:
 
 
 def test_kept_apart(store: Store) -> None:
-    """They are in no count and on no page of the log."""
+    """Refused keys are in no count and on no page of the log."""
     one = msgspec.structs.replace(refused_key(), user_agent="a\0b")
     store.log.append([record(), one, count()])
     assert store.log.status().decisions == len(store.log.page(LogFilter())) == 1
@@ -233,7 +236,7 @@ def test_kept_apart(store: Store) -> None:
 
 
 def test_periods(store: Store) -> None:
-    """Only what falls into the time that is asked for."""
+    """Only the counts within the requested period are returned."""
     store.log.append([count(START, stretch=0), count(START + HOUR, stretch=1), refused_key()])
     assert [at for at, _ in store.refused_keys.hours(START, START + HOUR)] == [START, START + HOUR]
     assert [at for at, _ in store.refused_keys.hours(START + HOUR, START + HOUR)] == [START + HOUR]
@@ -243,7 +246,10 @@ def test_periods(store: Store) -> None:
 
 
 def test_retention(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is too old goes, and then the oldest of what is too much; the counts by hour stay."""
+    """Retention deletes what is too old, and then the oldest of what is too much.
+
+    The hourly counts stay.
+    """
     monkeypatch.setattr(store_refused_keys, "MAX_ROWS", 5)
     monkeypatch.setattr(store_refused_keys, "MAX_SAMPLES", 3)
     monkeypatch.setattr(store_refused_keys, "KEEP", timedelta(days=100_000))
@@ -284,7 +290,7 @@ def test_the_way_to_the_store(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("drops", [False, True])
 def test_room_for_decisions(tmp_path: Path, drops: bool) -> None:
-    """Refused keys take a quarter of the spool at most, and are refused even where it is full."""
+    """Refused keys take a quarter of the spool at most, and are answered even where it is full."""
     writer = SpoolWriter(tmp_path, "a", 40_000)
     log = DecisionLog(writer, "a", drop_when_full=drops)
     for number in range(5000):
@@ -307,8 +313,11 @@ def test_room_for_decisions(tmp_path: Path, drops: bool) -> None:
 
 
 async def test_strangers(tmp_path: Path, start: Callable[..., Any]) -> None:
-    """Whatever they send is answered at once, each with an ID; it makes nobody an end user, leaves
-    no row in the log, and is counted to the last one, also when policyd is stopped at once."""
+    """Every request without a key is denied at once, with an ID.
+
+    It adds no end user and no row to the log, and is counted to the last one, even when policyd is
+    stopped at once.
+    """
     policyd = start(Policyd, tmp_path)
     key = policyd.create_key("enforce")
     async with PolicyClient(policyd.grpc, timeout=60) as client:
@@ -343,7 +352,7 @@ async def test_strangers(tmp_path: Path, start: Callable[..., Any]) -> None:
 
 
 async def log_status(policyd: Policyd) -> GetLogStatusResponse:
-    """What AdminService tells."""
+    """The status that AdminService reports."""
     token = (policyd.folder / "admin-token").read_text().strip()
     async with grpc.aio.insecure_channel(policyd.admin) as channel:
         return await AdminServiceStub(channel).GetLogStatus(
@@ -352,7 +361,7 @@ async def log_status(policyd: Policyd) -> GetLogStatusResponse:
 
 
 async def test_the_status_tells_of_them(tmp_path: Path, start: Callable[..., Any]) -> None:
-    """AdminService counts them within seconds, while policyd runs."""
+    """AdminService reports the counts within seconds, while policyd runs."""
     policyd = start(Policyd, tmp_path)
     async with PolicyClient(policyd.grpc, timeout=60) as client, asyncio.timeout(60):
         await client.evaluate(EvaluateRequest(key="up-unknown", has_user=True))
@@ -362,7 +371,7 @@ async def test_the_status_tells_of_them(tmp_path: Path, start: Callable[..., Any
 
 
 def test_a_sample_says_no_user_and_no_key() -> None:
-    """Whatever a record of the log tells of a user, a sample has no place for it."""
+    """A sample has no place for a user or a key, whatever fields a record has."""
     told = {*Record.__struct_fields__} & {*RefusedKey.__struct_fields__}
     assert told == {
         *("id", "source_ip", "method", "path", "model", "user_agent", "trace_id", "request_id")

@@ -1,4 +1,4 @@
-"""The spool between those who write it and the one who ships it."""
+"""The spool between the workers that write it and the background worker that ships it."""
 
 import errno
 import fcntl
@@ -81,7 +81,7 @@ def test_a_busy_writer_keeps_no_other_waiting(
 
 
 def test_a_write_of_which_half_was_read(folder: Path, reader: SpoolReader) -> None:
-    """Where the disk takes half a batch and the shipper has read that, the next one is not lost."""
+    """If the shipper has read half a batch that the disk took, the next batch is not lost."""
 
     class ReadFirst(System):
         @staticmethod
@@ -105,7 +105,7 @@ def test_a_write_of_which_half_was_read(folder: Path, reader: SpoolReader) -> No
 def test_a_spool_that_is_deleted(
     folder: Path, writer: SpoolWriter, reader: SpoolReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing goes on into a file that nobody can read: there is a new one, or it is refused."""
+    """A writer does not go on in a deleted file: it makes a new one, or the decision is refused."""
     monkeypatch.setattr(writing, "_LOOK", 0.0)
     writer.write(b"gone\n")
     for file in folder.glob("*.jsonl"):
@@ -118,7 +118,7 @@ def test_a_spool_that_is_deleted(
 
 
 def test_files_of_a_process_that_starts(folder: Path, reader: SpoolReader) -> None:
-    """The shipper takes no file of one that is about to lock it for one that ended."""
+    """The shipper leaves the file of a process alone that is about to lock it."""
 
     def forget_and_ship() -> None:
         reader.forget_losses({})
@@ -135,8 +135,9 @@ def test_files_of_a_process_that_starts(folder: Path, reader: SpoolReader) -> No
 
 
 def test_a_shipper_that_stands_still(folder: Path, reader: SpoolReader) -> None:
-    """One that was stopped while it looked at a new file keeps its writer waiting for nothing, and
-    deletes none but that file when it goes on."""
+    """A shipper that was stopped while it looked at a new file keeps its writer waiting for
+    nothing, and deletes no file but that one when it goes on.
+    """
     held: list[int] = []
 
     def look() -> None:
@@ -156,7 +157,7 @@ def test_a_shipper_that_stands_still(folder: Path, reader: SpoolReader) -> None:
 
 
 class ComeBetween(System):
-    """Lets others do something before each lock is taken, after its file was made."""
+    """Lets another process act before each lock is taken, after its file was made."""
 
     def __init__(self, others: Callable[[], object]) -> None:
         self._others = others
@@ -171,7 +172,7 @@ class ComeBetween(System):
 
 
 def test_a_spool_in_use_for_another_database(folder: Path) -> None:
-    """Nobody moves in while policyd ships from there to another database, even if it is empty."""
+    """A spool from which another policyd ships is closed to a server of another database."""
     reader = SpoolReader(folder)
     assert reader.lock()
     spool.prepare(folder, "database")
@@ -184,7 +185,7 @@ def test_a_spool_in_use_for_another_database(folder: Path) -> None:
 def test_an_entry_that_cannot_be_read(
     tmp_path: Path, writer: SpoolWriter, reader: SpoolReader
 ) -> None:
-    """It holds up no other one, and is counted once, however often the store was away."""
+    """An unreadable entry holds up no other, and counts once, however often the store was away."""
     place = tmp_path / "store"
     store = Store(f"sqlite:///{place}/policyd.db")
     shipper = Shipper(store, reader)
@@ -202,7 +203,7 @@ def test_an_entry_that_cannot_be_read(
 
 
 def test_losses_are_told_once(tmp_path: Path, writer: SpoolWriter, reader: SpoolReader) -> None:
-    """While nothing more is lost or written, the store is left alone."""
+    """While nothing more is lost or written, the shipper leaves the store alone."""
     store = Store(f"sqlite:///{tmp_path}/policyd.db")
     store.migrate()
     shipper = Shipper(store, reader)
@@ -210,7 +211,7 @@ def test_losses_are_told_once(tmp_path: Path, writer: SpoolWriter, reader: Spool
     shipper.ship()
     with closing(sqlite3.connect(f"{tmp_path}/policyd.db")) as busy:
         busy.execute("BEGIN IMMEDIATE")
-        shipper.ship()  # It would say that the store is locked.
+        shipper.ship()  # A write would fail, as the store is locked.
         busy.rollback()
     writer.drop(1)
     shipper.ship()
@@ -239,8 +240,10 @@ def _without_files(left: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("looks", [0.0, 3600.0])
 def test_the_limit(folder: Path, looks: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is never passed, whether or not there is time to look how much there is; what fits to the
-    byte is taken."""
+    """The spool never exceeds its limit, whether or not its size could be measured in time.
+
+    An entry that fits to the byte is taken.
+    """
     monkeypatch.setattr(writing, "_LOOK", looks)
     for last, fits in ((100, True), (101, False)):
         writer = SpoolWriter(folder, f"worker{last}", 1000)
@@ -275,7 +278,7 @@ def test_no_files_left(
 def test_a_file_that_cannot_be_had(
     folder: Path, writer: SpoolWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where not even the reserve helps, the cause is told, and how it is ended."""
+    """Where not even the reserve helps, the log names the cause, and how to remove it."""
     monkeypatch.setattr(writing, "_LOOK", 0.0)
     writer.write(b"before\n")
     writer._spares.close()
@@ -284,14 +287,14 @@ def test_a_file_that_cannot_be_had(
         writer.write(b"known all the same\n")
         for file in files:
             file.unlink()
-        writer.leave_segment()  # As the next look would find it.
+        writer.leave_segment()  # As the next measurement would find it.
         with pytest.raises(LogUnwritable, match=r"Too many open files.*LimitNOFILE"):
             writer.write(b"refused\n")
     writer.write(b"after\n")
 
 
 class Race(System):
-    """Lets a writer write its last line and end, when the shipper is about to take a lock."""
+    """Lets a writer write its last line and end when the shipper is about to take a lock."""
 
     def __init__(self) -> None:
         self.others: list[Callable[[], object]] = []
@@ -303,7 +306,9 @@ class Race(System):
 
 
 def test_a_file_that_is_not_deleted(folder: Path) -> None:
-    """One that a process has just made, writes, or ended with a line that nobody has read."""
+    """The shipper does not delete a file that a process has just made, that it writes, or that it
+    ended with an unread line.
+    """
     race = Race()
     reader = SpoolReader(folder, race)
     assert reader.lock()
@@ -330,7 +335,7 @@ def shipped_without_delete(reader: SpoolReader) -> list[bytes]:
 
 
 def test_half_a_batch(folder: Path, reader: SpoolReader) -> None:
-    """What the disk took of a batch that was refused is taken back."""
+    """The part of a refused batch that the disk took is taken back."""
     writer = SpoolWriter(folder, "worker", LIMIT)
     writer.write(b"a\n")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -345,7 +350,7 @@ def test_half_a_batch(folder: Path, reader: SpoolReader) -> None:
 
 
 def test_losses_that_the_disk_does_not_take(folder: Path, reader: SpoolReader) -> None:
-    """They are told as soon as it takes them."""
+    """Losses are written as soon as the disk takes them."""
 
     class Failing(System):
         fails = False
@@ -386,7 +391,7 @@ def _without_table(tmp_path: Path, name: str) -> Iterator[None]:
 def test_a_store_that_fails_once(
     tmp_path: Path, store: Store, writer: SpoolWriter, reader: SpoolReader
 ) -> None:
-    """What it did not take is shipped again at once, and not when more is written."""
+    """What the store did not take is shipped again at once, and not only after the next write."""
     writer.write(msgspec.json.encode(record()) + b"\n")
     shipper = Shipper(store, reader)
     with _without_table(tmp_path, "decisions"), pytest.raises(StoreUnavailable):
@@ -397,7 +402,7 @@ def test_a_store_that_fails_once(
 def test_losses_that_the_store_does_not_take(
     tmp_path: Path, store: Store, folder: Path, reader: SpoolReader
 ) -> None:
-    """They stay in the spool until it does, though their process and the shipper have ended."""
+    """Losses stay in the spool until the store takes them, though all processes have ended."""
     ended = SpoolWriter(folder, "ended", LIMIT)
     ended.drop(2)
     ended.close()
@@ -411,8 +416,10 @@ def test_losses_that_the_store_does_not_take(
 def test_retired_rows_do_not_come_back(
     store: Store, folder: Path, writer: SpoolWriter, reader: SpoolReader
 ) -> None:
-    """A shipper that begins anew goes on where the store has the file up to; one that does not
-    know that a transaction was committed finds it out."""
+    """A new shipper resumes at the store's position.
+
+    One that does not know whether a transaction was committed finds it out.
+    """
     lines = msgspec.json.encode(record()) + b"\n"
     writer.write(lines)
     Shipper(store, reader).ship()
@@ -424,7 +431,7 @@ def test_retired_rows_do_not_come_back(
     writer.write(lines.replace(b"ada", b"bob"))
     late = Shipper(store, reader)
     late._is_resumed = True
-    reader.resume({})  # As it would be where no answer came from the store.
+    reader.resume({})  # As if no answer had come from the store.
     assert late.ship() == 1
     assert store.log.status().decisions == 1
     [(_, counts)] = store.statistics.hours(START, START)
@@ -432,7 +439,7 @@ def test_retired_rows_do_not_come_back(
 
 
 def test_positions_of_other_folders(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that no shipper asks for go in time, and this folder's stay."""
+    """Positions that no shipper asks for are deleted in time, and this folder's stay."""
     for name in ("own", "gone"):
         store.log.append([], Step(name, "file", 0, 5))
     store.positions.keep("own")
@@ -444,7 +451,7 @@ def test_positions_of_other_folders(store: Store, monkeypatch: pytest.MonkeyPatc
 
 
 class Watched(System):
-    """Notes which files hold bytes that the disk has not been asked to take."""
+    """A kernel that notes which files hold bytes that were not synced."""
 
     def __init__(self) -> None:
         self.unsynced: dict[int, int] = {}
@@ -474,8 +481,7 @@ class Watched(System):
 
 
 def test_what_is_full_is_synced_too(folder: Path) -> None:
-    """A sync has the disk take the files that were left for a new one since, before they are
-    closed."""
+    """A sync includes the files that were replaced since the last one, before they are closed."""
     system = Watched()
     writer = SpoolWriter(folder, "worker", 8000, "always", system)
     for _ in range(7):

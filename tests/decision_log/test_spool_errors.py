@@ -1,7 +1,7 @@
-"""Whatever the spool meets with, it is one of two things, and each has its own setting.
+"""Each failure of the spool is one of two kinds, and each kind has its own setting.
 
 There is no room (--log-full), or the disk or the process fails (--log-error): a decision is then
-refused, or answered and counted as lost, and nothing that was answered is lost otherwise.
+refused, or answered and counted as lost. No decision that was answered is lost otherwise.
 """
 
 import asyncio
@@ -39,11 +39,11 @@ MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FAILS = (errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOENT, errno.EACCES)
 CALLS = [name for name in vars(System) if not name.startswith("_") and name != "close"]
-"""What may fail. A close() that fails has closed all the same."""
+"""The calls that may fail. A close() that fails has closed all the same."""
 
 
 class Failing(System):
-    """A kernel of which one call fails, as long as it is told to, after some that are spared."""
+    """A kernel of which one call fails, as long as the test wants, after some that succeed."""
 
     def __init__(self, call: str, number: int, spared: int = 0) -> None:
         self._call = call
@@ -67,7 +67,7 @@ class Failing(System):
 
 
 class Case:
-    """A decision log on a kernel that fails, and what came of what it was given."""
+    """A decision log on a kernel that fails, and the results of its writes."""
 
     def __init__(self, folder: Path, kernel: Failing, drops: tuple[bool, bool]) -> None:
         self.folder = folder
@@ -118,7 +118,7 @@ class Case:
 @pytest.fixture
 def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(writing, "_LOOK", 0.0)
-    # In memory, if that is possible, as there are thousands of syncs.
+    # In memory if possible, as there are thousands of syncs.
     with tempfile.TemporaryDirectory(dir=MEMORY) as place:
         spool.prepare(Path(place, "spool"), "database")
         yield Path(place, "spool")
@@ -127,7 +127,7 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.parametrize("drops", [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("number", [*FULL, *FAILS], ids=errno.errorcode.get)
 async def test_each_error_at_each_call(folder: Path, number: int, drops: tuple[bool, bool]) -> None:
-    """It is told by its own kind, met as its own setting says, and over when its cause is."""
+    """Each error is reported as its own kind, obeys its own setting, and ends with its cause."""
     kind = LogFull if number in FULL else LogUnwritable
     may_drop = drops[kind is LogUnwritable]
     refusing = set()
@@ -152,16 +152,19 @@ async def test_each_error_at_each_call(folder: Path, number: int, drops: tuple[b
         assert lost == case.dropped, call
         shutil.rmtree(folder)
         spool.prepare(folder, "database")
-    # These are what a decision needs. The others have a way round them: the old file goes on.
+    # A decision needs these. The writer can do without the others: it goes on in the old file.
     assert {"write"} <= refusing <= {"write", "fsync", "fdatasync"}
 
 
 @pytest.mark.parametrize("number", [*FULL, *FAILS], ids=errno.errorcode.get)
 @pytest.mark.parametrize("call", ["open", "pwrite", "flock", "fstat"])
 async def test_each_error_at_the_start(folder: Path, call: str, number: int) -> None:
-    """A disk that is full is no reason not to start: what is decided then is refused or dropped,
-    and logged as soon as there is room. Any other is told at once."""
-    kernel = Failing(call, number, spared=call == "open")  # The folder itself is there.
+    """A server starts on a full disk.
+
+    A decision is then refused or dropped, and logged as soon as there is room. Any other error is
+    reported at once.
+    """
+    kernel = Failing(call, number, spared=call == "open")  # The folder itself exists.
     kernel.fails = True
     before = len(os.listdir("/proc/self/fd"))
     if number in FULL:
@@ -179,7 +182,7 @@ async def test_each_error_at_the_start(folder: Path, call: str, number: int) -> 
 
 
 async def test_outcomes_are_never_dropped(folder: Path) -> None:
-    """No client waits for them: the gateway reports them again."""
+    """No outcome is dropped: no client waits for one, and the gateway reports it again."""
     for number in (errno.EIO, errno.ENOSPC):
         spool.prepare(folder / str(number), "database")
         kernel = Failing("write", number)
@@ -191,7 +194,7 @@ async def test_outcomes_are_never_dropped(folder: Path) -> None:
 
 
 class Slow(System):
-    """A disk that does not come back from a sync until it is let."""
+    """A disk whose syncs wait until the test lets them go."""
 
     def __init__(self) -> None:
         self.syncs = 0
@@ -203,8 +206,8 @@ class Slow(System):
         os.fdatasync(descriptor)
 
 
-async def test_those_who_wait_share_a_sync(folder: Path) -> None:
-    """While one runs, the event loop goes on, and all that come meanwhile wait for the next."""
+async def test_all_that_wait_share_a_sync(folder: Path) -> None:
+    """While one sync runs, the event loop goes on, and all later decisions wait for the next."""
     disk = Slow()
     writer = SpoolWriter(folder, "worker", LIMIT * 100, "always", disk)
     log = DecisionLog(writer, "worker", drop_when_full=False, sync="always")
@@ -223,7 +226,7 @@ async def test_those_who_wait_share_a_sync(folder: Path) -> None:
 
 
 async def test_a_disk_that_hangs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is waited for only so long, and then fails, and the end of policyd waits no longer."""
+    """A sync that hangs fails after its time, and delays the end of policyd no longer."""
     monkeypatch.setattr(decision_log, "_PATIENCE", 0.1)
     disk = Slow()
     writer = SpoolWriter(folder, "worker", LIMIT, "always", disk)
@@ -237,7 +240,7 @@ async def test_a_disk_that_hangs(folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 async def test_a_background_sync_that_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Decisions are refused until one succeeds again, in another file."""
+    """Decisions are refused until a sync succeeds again, in another file."""
     monkeypatch.setattr(decision_log, "_INTERVAL", 0.01)
     kernel = Failing("fdatasync", errno.EIO)
     writer = SpoolWriter(folder, "worker", LIMIT, "interval", kernel)
@@ -279,7 +282,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 async def test_a_full_disk_at_the_start(disk: Path) -> None:
-    """Once it has room, all is as it would have been."""
+    """Once the disk has room, policyd behaves as if it had started with room."""
     spool.prepare(disk / "spool", "database")
     filler = disk / "filler"
     with suppress(OSError), filler.open("wb", buffering=0) as file:
@@ -295,7 +298,7 @@ async def test_a_full_disk_at_the_start(disk: Path) -> None:
 
 
 def test_a_read_only_disk_at_the_start(disk: Path) -> None:
-    """There is no use in starting: it is told at once."""
+    """On a read-only disk the start fails at once."""
     spool.prepare(disk / "spool", "database")
     subprocess.run(("mount", "-o", "remount,ro", str(disk)), check=True)
     with pytest.raises(SettingsError, match="Read-only file system"):
@@ -306,7 +309,7 @@ def test_a_read_only_disk_at_the_start(disk: Path) -> None:
 async def test_a_deleted_folder(
     tmp_path: Path, start: Callable[..., Any], flag: str, refuses: bool
 ) -> None:
-    """--log-full drop is for a spool without room only; --log-error drop goes on without one."""
+    """--log-full drop covers only a spool without room; --log-error drop needs no spool."""
     policyd = start(Policyd, tmp_path, flag, "drop")
     key = policyd.create_key("enforce")
     shutil.rmtree(tmp_path / "policyd.db-spool")
@@ -315,7 +318,7 @@ async def test_a_deleted_folder(
         stub = PolicyServiceStub(channel)
         async with asyncio.timeout(30):
             refused = None
-            # It is noticed within a second.
+            # policyd notices it within a second.
             while not any("decisions are" in line for line in policyd.errors):
                 await asyncio.sleep(0.05)
                 try:

@@ -1,8 +1,8 @@
 """Writers, a shipper, retention and restored databases, ended between any two system calls.
 
-Files, locks, SQLite and all of policyd's own code are real. What is made up is when a process is
+Files, locks, SQLite and all of policyd's own code are real. The test decides when a process is
 killed, when a call fails, and when another process comes between two calls. POLICYD_TEST_EXAMPLES
-is how many sequences are tried.
+sets how many sequences are tried.
 """
 
 import errno
@@ -48,7 +48,7 @@ class Killed(BaseException):
 
 
 class Process(System):
-    """A process's view of the kernel. At one of its calls something happens, if that is planned."""
+    """A process's view of the kernel. A planned event happens at one of its calls."""
 
     def __init__(self) -> None:
         self.files: set[int] = set()
@@ -58,7 +58,7 @@ class Process(System):
         self._event: Callable[[], None] = lambda: None
 
     def plan(self, calls: int, event: Callable[[], None]) -> None:
-        """After so many calls, before the next one, this happens."""
+        """Have this happen after so many calls, before the next one."""
         self._left, self._event = calls, event
 
     def end(self) -> None:
@@ -69,9 +69,9 @@ class Process(System):
         self.files.clear()
 
     def tick(self, *_: object) -> None:
-        """A call begins."""
+        """Count the beginning of a call."""
         if self.is_dead:
-            raise Killed  # What would tidy up behind a kill does not run.
+            raise Killed  # Code that would tidy up does not run after a kill.
         self._left -= 1
         if self._left == -1:
             self._event()
@@ -92,7 +92,7 @@ class Process(System):
                 number, self.fails_with = self.fails_with, 0
                 raise OSError(number, os.strerror(number))
         except (Killed, OSError):
-            if name == "write" and not was_dead:  # The kernel may have taken some of it.
+            if name == "write" and not was_dead:  # The kernel may have taken a part of the bytes.
                 os.write(given[0], given[1][: len(given[1]) // 2])
             raise
         found = call(*given, **named)
@@ -132,7 +132,7 @@ ship_plans = st.none() | st.tuples(
 
 
 class Spool(RuleBasedStateMachine):
-    """The rules are what processes do, and the invariants what must hold after each."""
+    """The rules are the actions of processes, and the invariants must hold after each."""
 
     @initialize(looks=st.booleans(), drops=st.booleans())
     def begin(self, looks: bool, drops: bool) -> None:
@@ -158,7 +158,7 @@ class Spool(RuleBasedStateMachine):
         self.unreadable = [0, 0]
         self.copy: tuple[bytes, set[str], set[str], int] | None = None
 
-    # What processes do.
+    # The actions of processes.
 
     @precondition(lambda self: len(self.writers) < self.most_writers)
     @rule(plan=plans)
@@ -230,7 +230,7 @@ class Spool(RuleBasedStateMachine):
     @rule(kept=st.integers(0, 10))
     def retire(self, kept: int) -> None:
         self._see()
-        # Each call takes some.
+        # Each call takes a part.
         while self.reading.log.expire(START - timedelta(days=1), kept):
             pass
         self.retired = self.logged - self._present()
@@ -247,7 +247,7 @@ class Spool(RuleBasedStateMachine):
     @precondition(lambda self: self.copy)
     @rule()
     def put_back(self) -> None:
-        """What was shipped since, and is in the spool no more, is lost: a copy is a copy."""
+        """Restore a copy: what was shipped since, and is no longer in the spool, is lost."""
         assert self.copy
         file = self.place / "copy.db"
         with closing(sqlite3.connect(file)) as copy, closing(sqlite3.connect(self.database)) as to:
@@ -259,11 +259,13 @@ class Spool(RuleBasedStateMachine):
             bounds[0] = max(lost.get(name, 0), self._told(name))
         self.unreadable[0] = 0
 
-    # What must hold.
+    # The invariants.
 
     @invariant()
     def holds(self) -> None:
-        """Every answer is in the log or in the spool; nothing comes back or counts twice."""
+        """Every answered decision is in the log or the spool, and nothing comes back or counts
+        twice.
+        """
         present = self._present()
         assert not self.retired & present
         self.logged |= present
@@ -291,7 +293,7 @@ class Spool(RuleBasedStateMachine):
             shutil.rmtree(self.place)
 
     def _ship_all(self) -> None:
-        """After a last round nothing is left in the spool, and every answer is in the log."""
+        """After a last round the spool is empty, and every answered decision is in the log."""
         for _ in range(2):
             _, _, shipper = self._shipper()
             shipper.ship()
@@ -308,7 +310,7 @@ class Spool(RuleBasedStateMachine):
         assert least + self.unreadable[0] <= lost <= most + self.unreadable[1]
         self.kill_shipper()
 
-    # How it is looked at.
+    # Observations.
 
     def _shipper(self) -> tuple[Process, Store, Shipper]:
         if self.shipper is None:
@@ -334,7 +336,7 @@ class Spool(RuleBasedStateMachine):
         process.plan(-2, lambda: None)
 
     def _happen(self, process: Process, what: str) -> None:
-        """What comes between two calls of the process."""
+        """Do the action that comes between two calls of the process."""
         if what in FAULTS:
             process.fails_with = FAULTS[what]
         if what.startswith("ship"):
@@ -363,7 +365,7 @@ class Spool(RuleBasedStateMachine):
         return found
 
     def _told(self, name: str) -> int:
-        """How many losses the files of a process tell of."""
+        """The number of losses that a process has recorded in its files."""
         told = (file.read_text() for file in self.folder.glob(f"{name}-*.lost"))
         return max((int(digits or "0") for digits in told), default=0)
 

@@ -1,4 +1,4 @@
-"""`policyd demo`, as somebody meets it who tries policyd for the first time."""
+"""`policyd demo`, as a person meets it who tries policyd for the first time."""
 
 import itertools
 import json
@@ -51,7 +51,7 @@ class Demo(Program):
 def demo(
     data: Path, *flags: str, env: Mapping[str, str] | None = None, quiet: bool = True
 ) -> Iterator[Demo]:
-    """A running demo, which must end well, and say nothing on stderr if it is to be `quiet`."""
+    """A running demo, which must end well, and print nothing on stderr if it is to be `quiet`."""
     running = Demo(data, *flags, env=env)
     try:
         yield running
@@ -82,7 +82,7 @@ def paste(command: str, env: Mapping[str, str] | None = None) -> tuple[int, list
 
 
 def imitate(command: str, env: Mapping[str, str]) -> tuple[int, list[str], bytes]:
-    """What curl does, where there is no curl."""
+    """Send the request that curl would send, where curl is not installed."""
     try:
         answer = urllib.request.urlopen(as_request(command, env), timeout=60)
     except urllib.error.HTTPError as error:
@@ -93,7 +93,7 @@ def imitate(command: str, env: Mapping[str, str]) -> tuple[int, list[str], bytes
 
 
 def as_request(command: str, env: Mapping[str, str]) -> urllib.request.Request:
-    """What a printed curl line asks for."""
+    """The request that a printed curl line sends."""
     words = shlex.split(Template(command).safe_substitute(env))
     values: dict[str, list[str]] = {"-H": [], "-d": []}
     for option, value in itertools.pairwise(words):
@@ -103,7 +103,9 @@ def as_request(command: str, env: Mapping[str, str]) -> urllib.request.Request:
 
 
 def test_the_printed_requests(tmp_path: Path) -> None:
-    """Pasted as they are, the first is blocked with the exact error, and the second passes."""
+    """Of the printed requests, pasted as they are, the first is denied with the exact error, and
+    the second is answered.
+    """
     with demo(tmp_path / "data") as running:
         status, headers, body = paste(running.blocked)
         assert (status, headers[:4]) == (422, FIRST_HEADERS)
@@ -113,7 +115,7 @@ def test_the_printed_requests(tmp_path: Path) -> None:
 
 
 def test_a_second_start(tmp_path: Path) -> None:
-    """It keeps the data and does not show the key again; the key still works."""
+    """A second start keeps the data and does not show the key again; the key still works."""
     with demo(tmp_path) as first:
         (key,) = first.keys
     with demo(tmp_path) as second:
@@ -124,7 +126,7 @@ def test_a_second_start(tmp_path: Path) -> None:
 
 
 def test_the_command_for_another_key(tmp_path: Path) -> None:
-    """What the second start prints makes a key that works in place of the first."""
+    """The command that the second start prints makes a key that works in place of the first."""
     data = tmp_path / "a folder"
     with demo(data):
         pass
@@ -139,7 +141,7 @@ def test_the_command_for_another_key(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("flag", ["--gateway", "--grpc", "--console"])
 def test_a_busy_port(tmp_path: Path, flag: str) -> None:
-    """It is named, with the flag that mends it, and nothing is printed that looks like success."""
+    """A busy port is reported with the flag to change it, and no line looks like success."""
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         busy = f"127.0.0.1:{stranger.getsockname()[1]}"
         places = {"--gateway": FREE, "--grpc": FREE, "--console": FREE} | {flag: busy}
@@ -162,19 +164,22 @@ WRONG: list[tuple[list[str], dict[str, str], str]] = [
 
 
 def test_wrong_settings(tmp_path: Path) -> None:
-    """One is named without a traceback, and the next start still shows the key."""
+    """A wrong setting is reported without a traceback, and the next start still shows the key."""
     for flags, env, message in WRONG:
         places = ("--data", str(tmp_path), "--gateway", FREE, "--grpc", FREE, "--console", FREE)
         done = run("policyd", "demo", *places, *flags, env=env)
-        said = done.stderr.decode()
-        assert "Traceback" not in said
-        assert (done.returncode, message in said) == (2, True), said
+        printed = done.stderr.decode()
+        assert "Traceback" not in printed
+        assert (done.returncode, message in printed) == (2, True), printed
     with demo(tmp_path) as at_last:
         assert at_last.keys
 
 
 def test_the_console(tmp_path: Path) -> None:
-    """The first start prints the link that sets its password; its snippets name the gateway."""
+    """The first start prints the link that sets the console's password.
+
+    Its snippets name the gateway.
+    """
     with demo(tmp_path) as running:
         (link,) = re.findall(r"http://\S+/first-password\S+", running.text)
         with urllib.request.urlopen(link, timeout=60) as page:
@@ -194,7 +199,7 @@ def test_the_console(tmp_path: Path) -> None:
 
 
 def test_sigterm(tmp_path: Path) -> None:
-    """It ends the demo as Ctrl-C does: with status 0, and without a word."""
+    """SIGTERM ends the demo as Ctrl-C does: with status 0 and without a message."""
     running = Demo(tmp_path)
     assert running.stop(signal.SIGTERM) == 0
     assert not running.errors
@@ -216,7 +221,7 @@ PROVIDER_KEY = "sk-proj-0123456789"
 
 
 def test_with_a_provider_key(tmp_path: Path, upstream: Upstream) -> None:
-    """It goes to the provider in place of the client's, and is shown and stored nowhere."""
+    """A provider's key replaces the client's upstream, and is shown and stored nowhere."""
     env = {"OPENAI_API_KEY": PROVIDER_KEY, "OPENAI_BASE_URL": f"{upstream.url}/v1"}
     with demo(tmp_path, "--log-level", "debug", env=env, quiet=False) as running:
         assert upstream.url in running.text
@@ -227,15 +232,15 @@ def test_with_a_provider_key(tmp_path: Path, upstream: Upstream) -> None:
     (received,) = upstream.received
     assert received.header(b"authorization") == f"Bearer {PROVIDER_KEY}"
     assert not [name for name, _ in received.headers if name.startswith(b"x-usagepanda")]
-    said = "".join([*running.output, *running.errors, body.decode()])
-    assert PROVIDER_KEY not in said
+    printed = "".join([*running.output, *running.errors, body.decode()])
+    assert PROVIDER_KEY not in printed
     stored = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
     assert PROVIDER_KEY.encode() not in stored
 
 
 @pytest.mark.parametrize("env", [{}, {"OPENAI_API_KEY": PROVIDER_KEY}])
 def test_with_another_upstream(tmp_path: Path, upstream: Upstream, env: dict[str, str]) -> None:
-    """What --upstream names gets the client's own key, and never the one for OpenAI."""
+    """The upstream of --upstream gets the client's own key, and never the one for OpenAI."""
     with demo(tmp_path, "--upstream", upstream.url, env=env) as running:
         assert paste(with_own_key(running.passes))[0] == 200
         assert paste(running.passes)[0] == 200
@@ -244,7 +249,7 @@ def test_with_another_upstream(tmp_path: Path, upstream: Upstream, env: dict[str
 
 
 def with_own_key(command: str) -> str:
-    """A printed curl line with a provider's key of the client's own."""
+    """A printed curl line with the client's own provider key."""
     return command.replace(" -d ", " -H 'Authorization: Bearer sk-own' -d ")
 
 
@@ -256,7 +261,7 @@ def wait_until(holds: Callable[[], bool]) -> None:
 
 
 def test_the_sample(tmp_path: Path) -> None:
-    """A new demo has some traffic to look at, marked as a sample; --no-sample asks for none."""
+    """A new demo has a sample of traffic, marked as such; --no-sample leaves it out."""
     for flags, is_there in (((), True), (("--no-sample",), False)):
         data = tmp_path / f"data{is_there}"
         places = ("--gateway", FREE, "--grpc", FREE, "--console", FREE)

@@ -1,4 +1,4 @@
-"""The demo upstream is to the official client what OpenAI is, and tells a test what came."""
+"""The demo upstream answers the official client as OpenAI does, and records its requests."""
 
 import asyncio
 import gzip
@@ -73,7 +73,7 @@ async def test_chat(client: openai.AsyncOpenAI) -> None:
 
 
 async def test_sync_client(url: str) -> None:
-    """The synchronous client is served too, streams included."""
+    """The synchronous client is answered too, streams included."""
 
     def ask() -> str:
         with openai.OpenAI(api_key="any", base_url=url) as client:
@@ -138,7 +138,7 @@ async def test_completions(client: openai.AsyncOpenAI) -> None:
 
 
 async def test_embeddings(client: openai.AsyncOpenAI) -> None:
-    """Floats and base64, which is what the client asks for by itself, are the same numbers."""
+    """Floats and base64, which the client requests by itself, are the same numbers."""
     plain = await client.embeddings.create(model="m", input=["a", "b"], encoding_format="float")
     packed = await client.embeddings.create(model="m", input=["a", "b"])
     for one, other in zip(plain.data, packed.data, strict=True):
@@ -179,7 +179,7 @@ async def test_lesser_operations(client: openai.AsyncOpenAI) -> None:
     names = [model.id async for model in client.models.list()]
     assert (await client.models.retrieve(names[0])).id == names[0]
     with pytest.raises(openai.NotFoundError, match="does not exist"):
-        await client.models.retrieve("nobody")
+        await client.models.retrieve("unknown")
     verdict = await client.moderations.create(input=["a", "b"])
     assert [result.flagged for result in verdict.results] == [False, False]
 
@@ -216,7 +216,7 @@ async def test_upload_is_counted_and_not_kept(
 async def test_errors_have_the_shape_of_openai(
     url: str, path: str, body: bytes, status: int, param: str | None
 ) -> None:
-    """What cannot be answered gets a status and an error object that names the parameter."""
+    """A bad request gets a status and an error object that names the parameter."""
     async with aiohttp.ClientSession() as http, http.post(url + path, data=body) as answer:
         assert answer.status == status
         error = (await answer.json())["error"]
@@ -225,7 +225,7 @@ async def test_errors_have_the_shape_of_openai(
 
 
 async def test_rate_limit(client: openai.AsyncOpenAI) -> None:
-    """The model demo-error-429 is always over its limit, and says when to come again."""
+    """The model demo-error-429 is always over its limit, and sends Retry-After."""
     with pytest.raises(openai.RateLimitError) as caught:
         await client.chat.completions.create(model="demo-error-429", messages=HELLO)
     assert caught.value.response.headers["retry-after"] == "1"
@@ -233,7 +233,7 @@ async def test_rate_limit(client: openai.AsyncOpenAI) -> None:
 
 
 async def test_slow_model(client: openai.AsyncOpenAI, app: DemoUpstream) -> None:
-    """The model demo-slow makes the client wait for the headers; who gives up is counted."""
+    """The model demo-slow makes the client wait for the headers; clients that leave are counted."""
     asked = asyncio.get_running_loop().time()
     await client.chat.completions.create(model="demo-slow", messages=HELLO)
     assert asyncio.get_running_loop().time() - asked >= app.pause_slow
@@ -255,7 +255,7 @@ async def test_broken_stream(client: openai.AsyncOpenAI, app: DemoUpstream) -> N
 
 
 async def test_leaving_a_stream_is_counted(client: openai.AsyncOpenAI, app: DemoUpstream) -> None:
-    """A client that closes its connection within a stream is noticed while no chunk is sent."""
+    """The upstream notices a client that leaves within a stream while no chunk is sent."""
     app.gate = asyncio.Semaphore(0)
     stream = await client.chat.completions.create(model="m", messages=HELLO, stream=True)
     await anext(stream)
@@ -264,7 +264,7 @@ async def test_leaving_a_stream_is_counted(client: openai.AsyncOpenAI, app: Demo
 
 
 async def test_record(url: str, app: DemoUpstream) -> None:
-    """The record holds what came: path and query unchanged, headers in order, the body's bytes."""
+    """The record holds the whole request: path and query, headers in order, and the body."""
     body = gzip.compress(json.dumps({"model": "m", "input": "x"}).encode())
     headers = [("X-B", "1"), ("X-A", "2"), ("X-B", "3"), ("Content-Encoding", "gzip")]
     async with (
@@ -285,7 +285,7 @@ async def test_record(url: str, app: DemoUpstream) -> None:
 
 
 async def test_record_is_off_by_default() -> None:
-    """An app made without arguments remembers nothing, and its streams still flow with a pause."""
+    """An app made without arguments keeps no record, and its streams still flow with a pause."""
     app = DemoUpstream(pause=0.001)
     async with (
         serving(app) as url,

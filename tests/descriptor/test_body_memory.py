@@ -20,7 +20,7 @@ MIB = 2**20
     ],
 )
 async def test_one_threshold(size: int, decoded: int, in_thread: bool) -> None:
-    """One that is large, if only decompressed, is read in a thread, and counted while it is."""
+    """A body that is large, if only decompressed, is read in a thread, and counted meanwhile."""
     bodies = Bodies(4 * MIB)
     here = threading.current_thread()
 

@@ -1,7 +1,7 @@
 """One request, through each adapter: all give policyd the same descriptor.
 
-The LiteLLM hook is no part of this table, as it has no path and no body of the client's; it stands
-in integrations/litellm, and calls the same describe().
+The LiteLLM hook has no path and no body of the client's, so its test stands in
+integrations/litellm. It calls the same describe().
 """
 
 import gzip
@@ -40,7 +40,7 @@ Message = dict[str, Any]
 
 
 class Case(NamedTuple):
-    """A request, and what its descriptor holds besides method, path, address and key."""
+    """A request, and the fields of its descriptor besides method, path, address and key."""
 
     expected: dict[str, Any]
     headers: Pairs = ()
@@ -51,14 +51,14 @@ class Case(NamedTuple):
 
     @property
     def given(self) -> list[tuple[str, str]]:
-        """All its headers, a length among them, as each adapter gets them."""
+        """All headers, a length among them, as each adapter gets them."""
         return [KEY, ("content-length", str(len(self.body))), *self.headers]
 
 
 READ = {"model": "m", "user_state": 1, "user": "alice", "safety_identifier_state": 3}
 VALID = {**READ, "safety_identifier_state": 2}
 OVERRIDDEN = {"headers": [("x-http-method-override", "POST")]}
-_NOISE = random.Random(9).randbytes(AT_ONCE // 2).hex()  # It compresses to a half, as text does.
+_NOISE = random.Random(9).randbytes(AT_ONCE // 2).hex()  # This text compresses to a half.
 _LARGE = BODY[:-1] + f',"x":"{_NOISE}"}}'.encode()
 
 
@@ -138,7 +138,7 @@ CASES = {
 
 
 async def through_the_gateway(case: Case, bodies: Bodies) -> pb.EvaluateRequest:
-    """As the gateway describes it."""
+    """Describe the request as the gateway does."""
     headers = read_request([(n.title().encode(), v.encode()) for n, v in case.given])
     scope = {
         "method": case.method,
@@ -155,7 +155,7 @@ async def through_the_gateway(case: Case, bodies: Bodies) -> pb.EvaluateRequest:
 
 
 async def through_the_check(case: Case, bodies: Bodies) -> pb.EvaluateRequest:
-    """As the HTTP check describes it, for a proxy."""
+    """Describe the request as the HTTP check does, for a proxy."""
     target = case.path + ("?" + case.query if case.query else "")
     about = [("x-forwarded-method", case.method), ("x-forwarded-uri", target)]
     scope = {
@@ -176,7 +176,7 @@ async def through_the_check(case: Case, bodies: Bodies) -> pb.EvaluateRequest:
 
 
 async def through_envoy(case: Case, bodies: Bodies) -> pb.EvaluateRequest:
-    """As ext_authz describes it, for Envoy."""
+    """Describe the request as ext_authz does, for Envoy."""
     attributes = AttributeContext()
     attributes.source.address.socket_address.address = ADDRESS
     http = attributes.request.http
@@ -188,7 +188,7 @@ async def through_envoy(case: Case, bodies: Bodies) -> pb.EvaluateRequest:
 
 
 def _coming(body: bytes) -> Callable[[], Awaitable[Message]]:
-    """ASGI's receive(), of a body in two pieces."""
+    """ASGI's receive() for a body in two pieces."""
     pieces = [body[: len(body) // 2], body[len(body) // 2 :]]
 
     async def receive() -> Message:
@@ -207,7 +207,7 @@ async def bodies() -> AsyncIterator[Bodies]:
 
 
 def expected(case: Case) -> pb.EvaluateRequest:
-    """The descriptor, as the table has it."""
+    """The descriptor that the table states."""
     rest = dict(case.expected)
     headers = [KEY, *rest.pop("headers", ())]
     return pb.EvaluateRequest(
@@ -224,7 +224,7 @@ def expected(case: Case) -> pb.EvaluateRequest:
 async def test_the_descriptor(
     case: Case, adapter: Callable[[Case, Bodies], Awaitable[pb.EvaluateRequest]], bodies: Bodies
 ) -> None:
-    """Whichever adapter a request comes by, its descriptor is the same to the field."""
+    """Whichever adapter a request arrives by, its descriptor has the same fields."""
     assert await adapter(case, bodies) == expected(case)
 
 
@@ -234,7 +234,7 @@ def _request(**rest: Any) -> HttpRequest:
 
 
 def test_what_counts_where_no_header_does() -> None:
-    """An API key and a request ID of the adapter's own give way to the client's."""
+    """The adapter's own API key and request ID are used only where the client sends none."""
     own = _request(key="up-own", request_id="r-own")
     assert (describe(own).key, describe(own).request_id) == ("up-own", "r-own")
     headers = [KEY, ("x-request-id", "r-1")]
@@ -258,7 +258,7 @@ def test_the_key_is_asked_about_as_it_is_described() -> None:
 
 @pytest.mark.parametrize("in_scope", [True, False])
 def test_a_call_without_method_and_path(in_scope: bool) -> None:
-    """Its adapter alone knows whether it is in scope, and the descriptor says so."""
+    """Only the adapter knows whether such a call is in scope, and the descriptor tells so."""
     request = HttpRequest("", "", "", {}, in_scope=in_scope)
     assert request.target.in_scope is in_scope
     assert describe(request).in_scope is in_scope
@@ -267,8 +267,9 @@ def test_a_call_without_method_and_path(in_scope: bool) -> None:
 
 @pytest.mark.parametrize("name", sorted(describing.READ))
 def test_a_header_that_is_not_utf8(name: str) -> None:
-    """It is described all the same, also where the client names it in Connection, so that it does
-    not travel on and nothing else looks at its bytes."""
+    """A request with a header that is not UTF-8 is described, even where the client names that
+    header in Connection, so that it is not forwarded and no other code looks at its bytes.
+    """
     headers = read_request([(name.encode(), b"a\xffb"), (b"connection", name.encode())])
     scope = {"method": "POST", "client": None, "query_string": b""}
     described = describe(http_request(scope, CHAT, headers, ""))

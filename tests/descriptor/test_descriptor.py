@@ -1,4 +1,4 @@
-"""Reading the user out of bodies: forms, compressed ones, and those that are made to hurt."""
+"""Reading the user from bodies: JSON, forms, compressed bodies, and hostile bodies."""
 
 import gzip
 import json
@@ -59,28 +59,28 @@ CODINGS = COMPRESS | {"x-gzip": gzip.compress}
 
 
 def test_json() -> None:
-    """User and model are read out of JSON, whatever its Content-Type says."""
+    """User and model are read from JSON, whatever its Content-Type is."""
     for kind in ("application/json", "", "text/plain", "application/x-www-form-urlencoded"):
-        facts = read(GOOD, kind)
-        assert (facts.user.state, facts.user.value) == (UserState.VALID, "alice")
-        assert facts.model == "gpt-4o"
+        attributes = read(GOOD, kind)
+        assert (attributes.user.state, attributes.user.value) == (UserState.VALID, "alice")
+        assert attributes.model == "gpt-4o"
 
 
 def test_invalid_utf8() -> None:
-    """A body that is not UTF-8 is not JSON, even where nobody looks."""
+    """A body that is not UTF-8 is not JSON, wherever the bad bytes stand."""
     assert state(b'{"user": "alice", "x": "\xff"}') is UserState.NOT_JSON
     assert state(b'{"user": "\xff"}') is UserState.NOT_JSON
 
 
 def test_byte_order_mark() -> None:
-    """JSON has no byte order mark."""
+    """A body with a byte order mark is not JSON."""
     assert state(b"\xef\xbb\xbf" + GOOD) is UserState.NOT_JSON
     assert state(GOOD.decode().encode("utf-16")) is UserState.NOT_JSON
 
 
 @pytest.mark.parametrize("opening", ["[", '{"a":'])
 def test_deep_nesting(opening: str) -> None:
-    """Nesting is read to its bound and refused beyond, at 2,000 and at 200,000 levels alike."""
+    """Nesting is read to its bound and rejected beyond, at 2,000 and at 200,000 levels alike."""
     closing = "]" if opening == "[" else "}"
     for depth, expected in (
         (MAX_DEPTH - 1, UserState.VALID),
@@ -93,28 +93,28 @@ def test_deep_nesting(opening: str) -> None:
 
 
 def test_brackets_in_strings_do_not_nest() -> None:
-    """Text with many brackets, such as source code, is as good as any."""
+    """Text with many brackets, such as source code, is read like any other."""
     body = json.dumps({"messages": [{"content": '{["\\' * 5000}], "user": "alice"}).encode()
     assert state(body) is UserState.VALID
 
 
 def test_many_parts() -> None:
-    """Where a body has to be looked at piece by piece, it may not have too many."""
+    """A body that must be read piece by piece may not have too many pieces."""
     many = b"[]," * (json_body.MAX_TOKENS + 1)
-    facts = read(b'{"user": "a", "x": [' + many + b"1]}", limit=64 * MIB)
-    assert facts.user.state is UserState.TOO_COMPLEX
+    attributes = read(b'{"user": "a", "x": [' + many + b"1]}", limit=64 * MIB)
+    assert attributes.user.state is UserState.TOO_COMPLEX
     flat = b'"",' * (json_body.MAX_TOKENS + 1)
     assert read(b'{"user": "a", "x": [' + flat + b"1]}", limit=64 * MIB).user.state == 1
     twice = b'{"user": "a", "user": "b", "x": [' + flat + b"1]}"
     assert read(twice, limit=64 * MIB).user.state is UserState.TOO_COMPLEX
     strings = b'"",' * (json_body.MAX_STRINGS + 1)
-    facts = read(b'{"user": "a", "x": [' + strings + b"1]}", limit=64 * MIB)
-    assert facts.user.state is UserState.TOO_COMPLEX
+    attributes = read(b'{"user": "a", "x": [' + strings + b"1]}", limit=64 * MIB)
+    assert attributes.user.state is UserState.TOO_COMPLEX
 
 
 @pytest.mark.parametrize("text", ['"', '["', '{\\"}]', "[[[[{{{{", '\\\\"', "\\"])
 def test_what_stands_in_strings_is_no_structure(text: str) -> None:
-    """Code, JSON in JSON and quotations do not count, however many there are."""
+    """Code, JSON in JSON and quotations in strings do not count, however many there are."""
     content = text * (3 * json_body.MAX_TOKENS // len(text))
     body = json.dumps({"messages": [{"content": content}], "user": "alice"}).encode()
     assert read(body, limit=64 * MIB).user == (UserState.VALID, "alice")
@@ -133,7 +133,7 @@ def test_repeats_behind_a_tool_that_has_a_user_too() -> None:
 
 @pytest.mark.parametrize("coding", CODINGS)
 def test_compressed(coding: str) -> None:
-    """Each coding is undone, once or several times, in any letter case."""
+    """Each coding is decoded, applied once or several times, in any letter case."""
     data = CODINGS[coding](GOOD)
     assert state(data, coding=coding) is UserState.VALID
     assert state(data, coding=f" {coding.upper()} ") is UserState.VALID
@@ -143,7 +143,7 @@ def test_compressed(coding: str) -> None:
 
 @pytest.mark.parametrize("coding", CODINGS)
 def test_damaged(coding: str) -> None:
-    """Half a stream, one with something behind it, and none at all cannot be read."""
+    """Half a stream, a stream with bytes behind it, and no stream at all are unreadable."""
     data = CODINGS[coding](GOOD * 100)
     for damaged in (data[:-1], data[: len(data) // 2], data + b"\0\1", GOOD, b""):
         assert state(damaged, coding=coding) is UserState.BAD_ENCODING
@@ -151,7 +151,7 @@ def test_damaged(coding: str) -> None:
 
 @pytest.mark.parametrize("coding", CODINGS)
 def test_bomb(coding: str) -> None:
-    """What would grow over the bound is refused, one coding deep or two."""
+    """A body that would decompress beyond the bound is rejected, one coding deep or two."""
     bomb = CODINGS[coding](b" " * 32 * MIB)
     assert state(bomb, coding=coding) is UserState.TOO_LARGE
     assert state(gzip.compress(bomb), coding=f"{coding}, gzip") is UserState.TOO_LARGE
@@ -167,7 +167,7 @@ def test_small_bomb(coding: str) -> None:
 
 
 def test_a_name_behind_invisible_characters() -> None:
-    """It is looked for among the first thousand characters only."""
+    """A name behind invisible characters is looked for among the first thousand characters only."""
     hidden = json.dumps({"user": "\u200b" * 100_000 + "alice"}).encode()
     assert state(hidden) is UserState.BLANK
 
@@ -191,7 +191,7 @@ URLENCODED = "application/x-www-form-urlencoded"
     ],
 )
 def test_a_field_that_an_endpoint_asks_for(text: str) -> None:
-    """JSON that an upstream could take for a form is refused, if its type says that it is one."""
+    """JSON that an upstream could take for a form is rejected if its type declares a form."""
     body = json.dumps({"user": "a", "x": text}).encode()
     for kind in (URLENCODED, URLENCODED.upper() + "; charset=utf-8", URLENCODED + "+json"):
         assert state(body, kind) is UserState.NOT_JSON
@@ -210,7 +210,7 @@ def test_a_field_that_an_endpoint_asks_for(text: str) -> None:
     ],
 )
 def test_no_form_can_do_without_a_field_that_is_looked_for(parameters: type) -> None:
-    """What OpenAI's own types require of a request is among the fields that are looked for."""
+    """The required fields of OpenAI's own types are among the fields that the reader looks for."""
     hints = get_type_hints(parameters, include_extras=True)
     required = {name.encode() for name, hint in hints.items() if get_origin(hint) is Required}
     assert required
@@ -221,7 +221,7 @@ def test_no_form_can_do_without_a_field_that_is_looked_for(parameters: type) -> 
     "text", ["Tom & Jerry", "a&b=2", "if (a && b) x = 1; y = 2;", "https://e.org/?a=1&utm_source=b"]
 )
 def test_what_curl_sends_without_a_content_type(text: str) -> None:
-    """JSON is read as JSON though curl calls it a form, where nobody could ask with that form."""
+    """JSON is read as JSON though curl calls it a form, where that form could not be a request."""
     body = json.dumps({"user": "a", "prompt": text}).encode()
     assert state(body, URLENCODED) is UserState.VALID
     assert state(gzip.compress(body), URLENCODED, "gzip") is UserState.NOT_JSON
@@ -243,7 +243,7 @@ def test_what_curl_sends_without_a_content_type(text: str) -> None:
     ],
 )
 def test_content_types_of_json(kind: str) -> None:
-    """A type by which JSON is read as JSON, or not at all, is as good as any."""
+    """A type by which servers read JSON as JSON, or not at all, is accepted."""
     assert state(GOOD, kind) is UserState.VALID
 
 
@@ -283,14 +283,14 @@ def test_content_types_of_json(kind: str) -> None:
     ],
 )
 def test_content_types_that_servers_read_differently(kind: str) -> None:
-    """JSON under such a type is refused: it may be something else to the upstream."""
-    facts = read_body(GOOD, kind, "", CHAT)
-    assert facts.user.state is UserState.NOT_JSON
+    """JSON under such a type is rejected: the upstream may read it as something else."""
+    attributes = read_body(GOOD, kind, "", CHAT)
+    assert attributes.user.state is UserState.NOT_JSON
 
 
 @pytest.mark.parametrize("charset", ["us-ascii", "iso-8859-1", "windows-1252", "latin1"])
 def test_charsets_that_differ_outside_ascii(charset: str) -> None:
-    """They are UTF-8 as long as the body is ASCII, and no longer."""
+    """Such a charset is taken for UTF-8 only if the body is ASCII."""
     assert state('{"user": "Zo\u00eb"}'.encode(), f"text/plain; charset={charset}") is (
         UserState.NOT_JSON
     )
@@ -298,7 +298,7 @@ def test_charsets_that_differ_outside_ascii(charset: str) -> None:
 
 @pytest.mark.parametrize("name", ["USER", "User", "U\\u0053er", "u\u017fer", "u\\u017Fer"])
 def test_names_in_other_letter_case(name: str) -> None:
-    """Servers that read any letter case may take them, so with `user` beside them they count."""
+    """Some servers read names in any letter case, so such a name beside `user` counts."""
     for first, second in (('"user": "a"', f'"{name}": ""'), (f'"{name}": ""', '"user": "a"')):
         assert state(f"{{{first}, {second}}}".encode()) is UserState.EMPTY
     assert state(f'{{"{name}": "a"}}'.encode()) is UserState.ABSENT
@@ -306,12 +306,12 @@ def test_names_in_other_letter_case(name: str) -> None:
 
 
 def test_bare_deflate() -> None:
-    """deflate is zlib's format: without its header a body can be text, to be read as it came."""
+    """deflate means zlib's format: bare deflate is rejected, as a server could read it as text."""
     assert state(deflate(GOOD), coding="deflate") is UserState.BAD_ENCODING
 
 
 def test_several_streams() -> None:
-    """Some servers read the first of them only."""
+    """A body of several streams is rejected, as some servers read only the first."""
     for coding, compress in CODINGS.items():
         several = compress(GOOD) + compress(b" ")
         assert state(several, coding=coding) is UserState.BAD_ENCODING
@@ -323,7 +323,7 @@ def brotli_like_json(body: bytes) -> bytes:
 
 
 def test_a_coded_body_that_begins_like_json() -> None:
-    """What a server might read without undoing the coding is refused, one coding deep or two."""
+    """A body that a server might read without decoding it is rejected, one coding deep or two."""
     data = brotli_like_json(GOOD)
     assert brotli.decompress(data).strip() == GOOD
     assert state(data, coding="br") is UserState.BAD_ENCODING
@@ -337,7 +337,7 @@ def test_a_coded_body_that_begins_like_json() -> None:
 
 @pytest.mark.parametrize("coding", CODINGS)
 def test_a_coded_form_that_reads_as_another(coding: str) -> None:
-    """A coded form is read, unless its boundary can be found without undoing the coding."""
+    """A coded form is read, unless its boundary can be found without decoding it."""
     prompt = " ".join(map(str, range(500))).encode()
     body = form(('name="prompt"', prompt), ('name="user"', b"alice"))
     data = CODINGS[coding](body)
@@ -351,7 +351,7 @@ def test_a_coded_form_that_reads_as_another(coding: str) -> None:
 
 @pytest.mark.parametrize("coding", ["snappy", "gzip, snappy", "gzip gzip", "gzip," * 5])
 def test_unknown_codings(coding: str) -> None:
-    """A coding that is not known, or too many of them, cannot be read."""
+    """A body with an unknown coding, or with too many codings, is unreadable."""
     assert state(GOOD, coding=coding) is UserState.UNSUPPORTED_ENCODING
 
 
@@ -363,9 +363,9 @@ def test_over_the_bound() -> None:
 
 def test_form() -> None:
     """The form field `user` is the user, and `model` the model."""
-    facts = read(form(('name="user"', b"alice"), ('name="model"', b"dall-e-2")), FORM)
-    assert (facts.user.state, facts.user.value) == (UserState.VALID, "alice")
-    assert facts.model == "dall-e-2"
+    attributes = read(form(('name="user"', b"alice"), ('name="model"', b"dall-e-2")), FORM)
+    assert (attributes.user.state, attributes.user.value) == (UserState.VALID, "alice")
+    assert attributes.model == "dall-e-2"
 
 
 @pytest.mark.parametrize(
@@ -406,7 +406,7 @@ def test_form() -> None:
     ],
 )
 def test_form_fields(parts: list[tuple[str, bytes]], expected: int) -> None:
-    """File parts and file names never count, and repeats are judged by the worst."""
+    """File parts and file names never count, and of repeats the worst counts."""
     body = form(('name="x"', b"1"), *parts)
     assert state(body, FORM) == expected
 
@@ -492,7 +492,7 @@ def test_form_fields(parts: list[tuple[str, bytes]], expected: int) -> None:
     ],
 )
 def test_bad_forms(body: bytes, kind: str) -> None:
-    """A form that two servers could read differently is refused."""
+    """A form that two servers could read differently is rejected."""
     assert state(body, kind) is UserState.BAD_FORM
 
 
@@ -503,7 +503,7 @@ def test_a_form_is_no_json() -> None:
 
 
 def test_long_values_are_cut() -> None:
-    """Only the first 1,024 characters of a user go any further."""
-    facts = read(json.dumps({"user": "a" * 5000}).encode())
-    assert facts.user.state is UserState.VALID
-    assert facts.user.value == "a" * 1024
+    """Only the first 1,024 characters of a user are kept."""
+    attributes = read(json.dumps({"user": "a" * 5000}).encode())
+    assert attributes.user.state is UserState.VALID
+    assert attributes.user.value == "a" * 1024

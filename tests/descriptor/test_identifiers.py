@@ -1,4 +1,4 @@
-"""What a string is as an end-user identifier: characters that show nothing, and lengths."""
+"""How a string counts as an end-user identifier: characters that show nothing, and lengths."""
 
 import re
 import time
@@ -11,16 +11,16 @@ from policyd.descriptor.identifiers import MAX_VALUE, classify, is_blank
 from policyd.engine.model import MAX_SAFETY_IDENTIFIER, SAFETY_IDENTIFIER, USER, UserState
 
 EVERYTHING = [chr(number) for number in range(0x110000)]
-# What the module's docstring says, in the words of a library that knows Unicode's properties.
+# The rule of the module's docstring, written with a library that knows Unicode's properties.
 BLANK = regex.compile(
     r"[\p{White_Space}\p{Control}\p{Format}\p{Surrogate}\p{Mark}\p{Default_Ignorable_Code_Point}"
     r"\p{Noncharacter_Code_Point}\x1c-\x1f\u2800\ufffc\U0001d159\U00013441\U00013442]"
 )
-# The words with which Unicode names what shows nothing, and speaks of it.
+# The words by which Unicode's names tell that a character shows nothing.
 NAMED = re.compile(
     r"\b(BLANK|FILLER|NULL|EMPTY|INVISIBLE|SPACE|VOID|PLACEHOLDER|HIDDEN|TRANSPARENT|REPLACEMENT)\b"
 )
-# Such names of what is drawn all the same.
+# Such names of characters that are drawn all the same.
 DRAWN = (
     r"SYMBOL FOR (NULL|SPACE)|BLANK SYMBOL",
     r"EMPTY (SET.*|NOTE.*|DOCUMENT|PAGES?|NEST)|REVERSED EMPTY SET",
@@ -32,9 +32,10 @@ DRAWN = (
 
 
 def test_every_character() -> None:
-    """The whole code space is blank, or not, as the library says.
+    """Each character of the code space is blank exactly if the library calls it so.
 
-    It may know of characters that this Python does not know yet: those count as unassigned here.
+    The library may know characters that this Python does not know yet: those count as unassigned
+    here.
     """
     mine = {character for character in EVERYTHING if is_blank(character)}
     theirs = set(BLANK.findall("".join(EVERYTHING)))
@@ -46,7 +47,7 @@ def test_every_character() -> None:
 
 
 def test_names_of_blanks() -> None:
-    """A character that Unicode names a blank is one, or is known to be drawn."""
+    """A character whose name in Unicode tells of a blank is blank, or is known to be drawn."""
     drawn = re.compile("|".join(DRAWN))
     named = {one: unicodedata.name(one, "") for one in EVERYTHING if not is_blank(one)}
     missed = {one for one, name in named.items() if NAMED.search(name)}
@@ -56,8 +57,8 @@ def test_names_of_blanks() -> None:
 @pytest.mark.parametrize(
     "value", ["alice", "0", "\u00e9", "\u5f20", "\u0628", "\U0001f43c", "\ue000", "\u0378"]
 )
-def test_what_names_somebody(value: str) -> None:
-    """Letters, digits, symbols; what is private use or unassigned, too."""
+def test_what_names_an_end_user(value: str) -> None:
+    """Letters, digits and symbols name an end user, as do private-use and unassigned characters."""
     assert classify(value) is UserState.VALID
     assert classify(f"\u3164{value}\u2800") is UserState.VALID
 
@@ -74,13 +75,13 @@ def test_lengths() -> None:
 
 @pytest.mark.parametrize("blank", [" ", "\u3164", "\u0301", "\U000e0001"])
 def test_the_time_it_takes(blank: str) -> None:
-    """However long a value of blanks is, no more than so many characters are looked at."""
+    """However long a value of blanks is, a bounded number of characters is looked at."""
     assert classify(blank * MAX_VALUE + "a") is UserState.BLANK
     assert _seconds(blank * MAX_VALUE * 1024) < 16 * _seconds(blank * MAX_VALUE)
 
 
 def _seconds(value: str) -> float:
-    """The best of several tries."""
+    """The shortest of several measurements."""
     return min(_once(value) for _ in range(5))
 
 

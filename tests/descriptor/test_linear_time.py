@@ -42,7 +42,7 @@ EDITS = endpoints.ENDPOINTS["/images/edits"]
 
 
 class Pump(NamedTuple):
-    """A hostile text: `pump` as often as is needed, between a beginning and an end."""
+    """A hostile text: `pump` as often as needed, between a beginning and an end."""
 
     begin: str
     pump: str
@@ -75,13 +75,13 @@ _ANY = [Pump("", pump, end) for pump in _BLANKS for end in ("", "\0", "\u00ff")]
 
 
 def _after(*begins: str) -> list[Pump]:
-    """Whatever can be repeated, behind each of `begins`."""
+    """The repeatable texts, behind each of `begins`."""
     return [Pump(begin, pump, "\0") for begin in begins for pump in ("", *begins, *_BLANKS) if pump]
 
 
-# By module and name: the texts that would be slow, if any were, besides those that all get.
+# By module and name: the texts most likely to be slow, besides those that every pattern gets.
 PATTERNS: dict[str, list[Pump]] = {
-    "policyd.command.configuration._FOREIGN": [],  # It reads names of the operator's environment.
+    "policyd.command.configuration._FOREIGN": [],  # It reads names of variables.
     "policyd.console.view.log_query.KEY_ID": _after("key_"),
     "policyd.console.view.log_query._ID": [],
     "policyd.console.view.log_query._TRACE": _after("-", "_"),
@@ -138,7 +138,7 @@ PATTERNS: dict[str, list[Pump]] = {
     ),
     "gateway.usage._RESPONSE_EVENT": _after('"type"', '"type" :', '"type":"response'),
 }
-# Where a pattern is built while a setting is read, or stands in another language.
+# Patterns that are built while a setting is read, or that stand in another language.
 ELSEWHERE = {
     "integrations/clients/go/main.go": [
         "regexp.MustCompile(`(?i)^(content-(type|encoding)|x[-_]http[-_]method([-_]override)?|",
@@ -173,7 +173,7 @@ class Found(NamedTuple):
     name: str
     pattern: re.Pattern[Any]
     ways: frozenset[str]
-    """The methods that it is used by."""
+    """The methods of the pattern that the code uses."""
 
 
 _WAYS = frozenset({"match", "fullmatch", "search", "finditer", "findall", "sub", "split"})
@@ -227,7 +227,7 @@ def _describe(module: str, name: str, tree: ast.Module) -> Found:
 
 
 def _time(function: Callable[[str], object], text: str, times: int) -> int:
-    """Nanoseconds on the processor that reading `text` so often takes."""
+    """The processor time, in nanoseconds, of reading `text` so many times."""
     began = time.thread_time_ns()
     for _ in range(times):
         function(text)
@@ -237,7 +237,7 @@ def _time(function: Callable[[str], object], text: str, times: int) -> int:
 def _ratio(function: Callable[[str], object], pump: Pump, times: int) -> float:
     """How many times as long one text takes as so many short ones, by the best of a few tries.
 
-    It stops where the ratio is as it should be, so what is linear is quick to test.
+    It stops once the ratio is as it should be, so that linear code is quick to test.
     """
     short, long = pump.of_length(SHORT), pump.of_length(times * SHORT)
     taken = []
@@ -256,14 +256,14 @@ def _check(function: Callable[[str], object], pump: Pump) -> None:
 
 
 def test_every_pattern_is_in_the_table() -> None:
-    """A new pattern is to be written down above, with what would be slow if anything were."""
+    """A new pattern must be added to the table above, with the texts most likely to be slow."""
     found, stray = _found()
     assert stray == []
     assert {one.name for one in found} == PATTERNS.keys()
 
 
 def test_patterns_in_other_languages() -> None:
-    """Those are few, anchored or constant, and written down above."""
+    """Patterns in other languages are few, anchored or constant, and listed above."""
     for suffix in ("ts", "js", "lua", "go", "java"):
         for path in (ROOT / "integrations").rglob(f"*.{suffix}"):
             if "node_modules" in path.parts or {"dist", "stubs", "target"} & set(path.parts):
@@ -285,7 +285,7 @@ def _way(pattern: re.Pattern[Any], way: str) -> Callable[[Any], object]:
 
 @pytest.mark.parametrize("name", PATTERNS)
 def test_a_pattern_is_linear(name: str) -> None:
-    """Each pattern over each hostile text, by each method that it is used by."""
+    """Each pattern is linear over each hostile text, by each method that the code uses."""
     (one,) = [one for one in _found()[0] if one.name == name]
     is_bytes = isinstance(one.pattern.pattern, bytes)
     for way in one.ways:
@@ -479,14 +479,14 @@ READERS: dict[str, tuple[Callable[[str], object], list[Pump]]] = {
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_reader_is_linear(name: str) -> None:
-    """What reads headers, bodies and answers, over each hostile text."""
+    """Each reader of headers, bodies and answers is linear over each hostile text."""
     function, pumps = READERS[name]
     for pump in pumps:
         _check(function, pump)
 
 
 def test_the_bounds_of_headers() -> None:
-    """What is longer than a header needs to be is refused before it is parsed."""
+    """A header that is longer than needed is rejected before it is parsed."""
     long = "application/json; x=" + "a" * media_type.MAX_CONTENT_TYPE
     with pytest.raises(ValueError, match="too long"):
         media_type.media_type(long)

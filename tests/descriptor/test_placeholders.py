@@ -20,7 +20,7 @@ from policyd.descriptor.placeholders import is_placeholder
     ],
 )
 def test_placeholders(user: str) -> None:
-    """What clients send that have filled in nothing."""
+    """A value that a client sends which filled in nothing is a placeholder."""
     assert is_placeholder(user)
 
 
@@ -34,7 +34,7 @@ def test_placeholders(user: str) -> None:
     ],
 )
 def test_names(user: str) -> None:
-    """What may be somebody's."""
+    """A value that may name an end user is no placeholder."""
     assert not is_placeholder(user)
 
 

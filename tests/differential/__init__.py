@@ -1,1 +1,1 @@
-"""What policyd reads, against what many other readers read: `make differential`."""
+"""What policyd reads, compared with what many other readers read: `make differential`."""

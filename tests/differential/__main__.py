@@ -2,7 +2,7 @@
 
     python -m tests.differential --bodies 20000 --seed 1
 
-Only bodies in which policyd sees a user are given to the others: to refuse one is always safe.
+Only bodies in which policyd sees a user are given to the others: to reject one is always safe.
 """
 
 import argparse
@@ -40,7 +40,7 @@ _JQ = (
     ' [.user | if type == "string" then . else null end] else [] end) catch null)}'
 )
 _AT_ONCE = 2000
-# Readers that differ by their own fault, where policyd goes by the standard and by real clients.
+# Readers that differ by their own fault; policyd follows the standard and real clients.
 KNOWN = {
     "sqlite": "it undoes no escapes in names, and ends a string at a NUL",
     "sanic": "it takes the boundary's own letters for the boundary, without dashes before them",
@@ -49,7 +49,7 @@ KNOWN = {
 
 
 class External(NamedTuple):
-    """A program with readers: a line of JSON in, a line of JSON out."""
+    """A program with readers, which reads and writes a line of JSON for each body."""
 
     command: tuple[str, ...]
     needs: Path
@@ -69,19 +69,19 @@ EXTERNALS = {
 
 
 class Asked(NamedTuple):
-    """A reading to be had: of `body`, by the readers of one kind."""
+    """One reading to request: of `body`, by the readers of one kind."""
 
     kind: str
     body: bytes
     content_type: str
     expected: frozenset[str]
-    """The users that there may be; none where no field may be found at all."""
+    """The users that a reader may find; none where it may find no field at all."""
     why: str
     case: Case
 
 
 def asked(case: Case) -> Iterator[Asked]:
-    """What the others are asked about a body in which policyd sees a user."""
+    """The readings to request of a body in which policyd sees a user."""
     plain = _plain(case)
     users = frozenset(_users(case, plain))
     yield Asked(case.kind, plain, case.content_type, users, "as policyd reads it", case)
@@ -105,7 +105,7 @@ def _first_stream(case: Case) -> bytes | None:
 
 
 def _users(case: Case, plain: bytes) -> list[str]:
-    """Every user that stands there: of repeats that are all valid, a reader takes any one."""
+    """Every user in the body: of repeats that are all valid, a reader takes any one."""
     if case.kind == "form":
         fields = form.fields(plain, form.boundary(case.content_type), "user")
         return [field.value for field in fields if field.name == "user" and field.value]
@@ -115,7 +115,7 @@ def _users(case: Case, plain: bytes) -> list[str]:
 
 
 def problem(users: Users | None, one: Asked) -> str:
-    """What is wrong about what a reader sees; empty, if it is no danger."""
+    """What is wrong with a reader's result; empty if it is harmless."""
     if users is None:
         return ""
     if one.kind == "urlencoded":
@@ -124,15 +124,16 @@ def problem(users: Users | None, one: Asked) -> str:
         return "" if _is_empty(one) else "sees no user"
     if any(user is None or classify(user) is not UserState.VALID for user in users):
         return "sees a user that is none"
-    # A byte order mark before it is dropped by some, and names nobody else.
+    # Some readers drop a byte order mark before it, which changes no name.
     names = {user.lstrip("\ufeff") for user in users if user}
     expected = {user.lstrip("\ufeff") for user in one.expected}
     return "" if names <= expected else "sees another user"
 
 
 def _is_empty(one: Asked) -> bool:
-    """Whether it is a form without a part, or none to those who take a type's letter case for
-    something: either asks for nothing.
+    """Whether the body is a form without a part, or none to readers that heed a type's letter case.
+
+    Such a body requests nothing.
     """
     if one.kind != "form":
         return False
@@ -141,13 +142,13 @@ def _is_empty(one: Asked) -> bool:
 
 
 def main() -> int:
-    """Print what was tried and what differed. Returns 1 where anything did."""
+    """Print the number of bodies tried and the differences. Returns 1 if there are any."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--bodies", type=int, default=20_000, help="bodies of each kind to try")
     options.add_argument("--seed", type=int, default=1, help="which bodies those are")
     given = options.parse_args()
     warnings.simplefilter("ignore")
-    logging.disable()  # Readers tell of what they refuse.
+    logging.disable()  # Readers log the bodies that they reject.
     present = _present()
     differ = 0
     for name, make in generate.MAKERS.items():
@@ -177,8 +178,10 @@ def _present() -> dict[str, External]:
 
 
 def _is_valid(case: Case) -> bool:
-    facts = read_body(case.body, case.content_type, case.content_encoding, ENDPOINTS[case.kind])
-    return facts.user.state is UserState.VALID
+    attributes = read_body(
+        case.body, case.content_type, case.content_encoding, ENDPOINTS[case.kind]
+    )
+    return attributes.user.state is UserState.VALID
 
 
 _Found = list[tuple[str, str, Asked]]
@@ -199,7 +202,7 @@ def _compare(all_asked: list[Asked], present: dict[str, External]) -> tuple[int,
 
 
 def _ask(external: External, chunk: list[Asked], answers: list[dict[str, Users | None]]) -> None:
-    """Add to `answers` what an external program makes of `chunk`."""
+    """Add to `answers` what an external program reads in `chunk`."""
     places = [place for place, one in enumerate(chunk) if one.kind in external.kinds]
     lines = [_line(chunk[place]) for place in places]
     done = subprocess.run(external.command, input="".join(lines), stdout=-1, check=True, text=True)

@@ -1,6 +1,6 @@
 """Bodies that readers might read differently: well-formed ones, taken apart and put together anew.
 
-All of them come from one seeded random generator, so a run can be had again.
+All of them come from one seeded random generator, so that a run can be repeated.
 """
 
 import gzip
@@ -94,7 +94,7 @@ _TOKENS = (
 
 
 def json_case(draw: random.Random) -> Case:
-    """A JSON body, its members drawn from many that matter."""
+    """A JSON body of members that matter."""
     gap = lambda: draw.choice(_GAPS) if is_odd else draw.choice(("", "", " "))  # noqa: E731
     is_odd = draw.random() < 0.3
     members = [
@@ -196,7 +196,7 @@ _BOUNDARIES = ("B",) * 6 + (
 
 
 def form_case(draw: random.Random) -> Case:
-    """A form, its parts drawn from many that matter."""
+    """A form of parts that matter."""
     boundary = draw.choice(_BOUNDARIES)
     end = "\n" if draw.random() < 0.03 else "\r\n"
     is_odd = draw.random() < 0.6
@@ -224,7 +224,7 @@ def _part(draw: random.Random, is_odd: bool) -> bytes:
 
 
 def coded_case(draw: random.Random) -> Case:
-    """A body with a user, coded so that it might be read without undoing that, or in part."""
+    """A body with a user, coded so that a reader might read some of it without decoding it."""
     plain = draw.choice((json_case, form_case))(draw)
     coding, code = draw.choice(_CODERS)
     body = code(draw, plain)
@@ -234,7 +234,7 @@ def coded_case(draw: random.Random) -> Case:
 
 
 def _other(plain: Case) -> bytes:
-    """Another body of the same kind, which has no user."""
+    """Another body of the same kind, without a user."""
     if plain.kind == "json":
         return b'{"model":"m","messages":[]}'
     boundary = plain.content_type.rpartition("oundary=")[2].strip('"').encode() or b"B"
@@ -261,7 +261,7 @@ def _bare(_: random.Random, plain: Case) -> bytes:
 
 
 def _brotli_raw(_: random.Random, plain: Case) -> bytes:
-    """One piece that is not compressed, as long as makes its head a brace."""
+    """One uncompressed piece, whose length makes its head a brace."""
     return b"\r{\x80" + plain.body.ljust(247)[:247] + b"\x03"
 
 
@@ -302,7 +302,7 @@ _CODERS: tuple[tuple[str, Callable[[random.Random, Case], bytes]], ...] = (
 
 
 def _mutated(draw: random.Random, body: bytes, chance: float) -> bytes:
-    """`body` with a few bytes taken out, put in, repeated or changed, by `chance`."""
+    """`body` with a few bytes removed, inserted, repeated or changed, by `chance`."""
     while draw.random() < chance:
         at = draw.randrange(len(body) + 1)
         to = min(len(body), at + draw.randrange(1, 12))

@@ -1,6 +1,6 @@
-"""The readers in Python: each takes a body and its Content-Type, and gives the values of `user`.
+"""The readers in Python: each takes a body and its Content-Type, and returns the values of `user`.
 
-A value that is no string is None. A reader that refuses the body raises, whatever it raises.
+A value that is no string is None. A reader that rejects the body raises any exception.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ def _json(load: Callable[[bytes], Any]) -> Reader:
 
 
 def _in_charset(charset_of: Callable[[str], str | None]) -> Reader:
-    """As frameworks do it that decode a body in the charset of its Content-Type."""
+    """Decode the body in the charset of its Content-Type, as some frameworks do."""
 
     def read(body: bytes, content_type: str) -> Users:
         text = body.decode(charset_of(content_type) or "utf-8", "ignore")
@@ -155,7 +155,7 @@ def _starlette(body: bytes, content_type: str) -> Users:
     headers = starlette.datastructures.Headers({"content-type": content_type})
     parser = starlette.formparsers.MultiPartParser(headers, chunks())
     form = asyncio.run(parser.parse())
-    # A file is none of its texts.
+    # A file is no text field.
     return [value for value in form.getlist("user") if isinstance(value, str)]
 
 
@@ -269,7 +269,7 @@ FORM: dict[str, Reader] = {
 }
 
 
-# --- urlencoded: which fields are there that an endpoint asks for ------------------------------
+# --- urlencoded: which of the endpoint's required fields are there -----------------------------
 
 _ASKED_FOR = ("model", "messages", "prompt", "input", "image")
 
@@ -288,7 +288,7 @@ KINDS = {"json": JSON, "form": FORM, "urlencoded": URLENCODED}
 
 
 def read(kind: str, body: bytes, content_type: str) -> dict[str, Users | None]:
-    """What each reader makes of a body; None where it refuses it."""
+    """What each reader reads in a body; None where it rejects it."""
     return {name: _attempt(reader, body, content_type) for name, reader in KINDS[kind].items()}
 
 

@@ -10,7 +10,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_it_has_not_drifted() -> None:
-    """The page is what the commands take now: `make docs` makes it anew."""
+    """The page matches the settings of the commands; `make docs` generates it anew."""
     made = subprocess.run(
         [sys.executable, str(DOCS / "tools" / "configuration.py")],
         capture_output=True,

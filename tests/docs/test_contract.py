@@ -1,4 +1,4 @@
-"""docs/contract.md says what the code does: its endpoints, its denial, its flag."""
+"""docs/contract.md describes what the code does: its endpoints, its denial, its flag."""
 
 import re
 from pathlib import Path
@@ -17,13 +17,13 @@ def section(number: int) -> str:
 
 
 def rows(text: str) -> list[list[str]]:
-    """The rows of the tables in `text`: what stands in backticks, cell by cell."""
+    """The rows of the tables in `text`: the texts in backticks, cell by cell."""
     lines = [line for line in text.splitlines() if line.startswith("| ") and "`" in line]
     return [line.strip("|").split(" | ") for line in lines]
 
 
 def test_endpoints() -> None:
-    """Section 2 has the endpoints of the code and their identifiers; others are planned."""
+    """Section 2 lists the endpoints of the code and their identifiers; others are planned."""
     found = {}
     for paths, places in rows(section(2)):
         for path in re.findall(r"`(/[^`]*)`", paths):
@@ -33,20 +33,20 @@ def test_endpoints() -> None:
                 found[path] = set(re.findall(r"`([a-z_]+)`", places))
     submit = found.pop("/images/generations:submit")
     assert found == {path: set(one.identifiers) for path, one in ENDPOINTS.items()}
-    assert not submit  # It is "as /images/generations".
+    assert not submit  # The cell reads "as /images/generations".
     assert (
         resolve("POST", "/images/generations:submit").endpoint == ENDPOINTS["/images/generations"]
     )
 
 
 def test_denial() -> None:
-    """Section 4 has the headers and the body of a denial, to the byte."""
+    """Section 4 states the headers and the body of a denial, to the byte."""
     headers, body = re.findall(r"```\n(.*?)\n```", section(4), re.DOTALL)
     assert headers == "\n".join(f"{name}: {value}" for name, value in denial.HEADERS)
     assert body == (ROOT / "tests" / "golden" / "no_user.json").read_text()
 
 
 def test_flag() -> None:
-    """Section 6 has the flag's type and description."""
+    """Section 6 states the flag's type and description."""
     assert f"`{BLOCKED.type}`" in section(6)
     assert f"`{BLOCKED.description}`" in section(6)

@@ -1,4 +1,4 @@
-"""The examples of the documentation do what the pages say."""
+"""The examples of the documentation do what the pages state."""
 
 import json
 import re
@@ -12,7 +12,7 @@ GOLDEN = ROOT / "tests" / "golden" / "no_user.json"
 
 
 async def test_asking_in_python(policyd: Policyd) -> None:
-    """docs/callers.md: the function gives the denial of a request without a user, and none else."""
+    """The function of docs/callers.md returns the denial of a request without a user, or None."""
     page = (ROOT / "docs" / "callers.md").read_text()
     (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     example: dict[str, Any] = {}
@@ -23,12 +23,12 @@ async def test_asking_in_python(policyd: Policyd) -> None:
 
 
 def test_denial_of_the_readme() -> None:
-    """README.md shows the denial as it is, to the byte."""
+    """README.md shows the denial to the byte."""
     assert f"\n\n{GOLDEN.read_text()}\n```" in (ROOT / "README.md").read_text()
 
 
 def test_number_of_vectors() -> None:
-    """The pages say how many vectors there are."""
+    """The pages state the number of vectors."""
     files = (ROOT / "tests" / "vectors").glob("*.json")
     count = sum(len(json.loads(file.read_text())["vectors"]) for file in files)
     assert f"[{count} conformance vectors]" in (ROOT / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""What the documentation names is there: files, headings, sections of the contract, packages."""
+"""What the documentation names exists: files, headings, sections of the contract, packages."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 ROOT = Path(__file__).parents[2]
-# What others have made, and what `make` builds.
+# Folders that other tools make, or that `make` builds.
 ELSEWHERE = ("node_modules", "target", "dist", "data")
 TEXTS = {".py", ".json", ".yaml", ".md", ".toml", ".proto"}
 
@@ -42,7 +42,7 @@ class Link(NamedTuple):
 
 @cache
 def tokens(page: Path) -> list[Token]:
-    """The page, parsed; what stands within paragraphs is among it."""
+    """The parsed page, with the contents of its paragraphs."""
     parsed = MarkdownIt("commonmark").enable("table").parse(page.read_text())
     return [inner for outer in parsed for inner in (outer, *(outer.children or ()))]
 
@@ -57,7 +57,7 @@ def links(page: Path) -> Iterator[Link]:
 
 @cache
 def anchors(page: Path) -> frozenset[str]:
-    """What its headings can be linked by, as GitHub names them."""
+    """The anchors of the page's headings, as GitHub names them."""
     found: Counter[str] = Counter()
     made = []
     parsed = tokens(page)
@@ -77,7 +77,7 @@ LINKS = [link for page in PAGES for link in links(page) if ":" not in link.targe
 
 @pytest.mark.parametrize("link", LINKS, ids=str)
 def test_link(link: Link) -> None:
-    """It leads to a file of the project, and to a heading there if it names one."""
+    """A link leads to a file of the project, and to a heading in it if it names one."""
     path, _, anchor = unquote(link.target).partition("#")
     page = (link.page.parent / path).resolve() if path else link.page
     assert page.is_relative_to(ROOT)
@@ -117,12 +117,12 @@ NAMED = sorted(
 
 @pytest.mark.parametrize(("page", "name"), NAMED)
 def test_file_that_a_page_names(page: str, name: str) -> None:
-    """It is there, from the top or within the package."""
+    """A file that a page names exists, from the top or within the package."""
     assert any((base / name).exists() for base in BASES), page
 
 
 def test_packages() -> None:
-    """The architecture has a line for every package, and no others."""
+    """The architecture page has a line for every package, and no others."""
     text = (ROOT / "docs" / "architecture.md").read_text()
     tree = text.partition("## Packages")[2].split("```")[1]
     listed = set(re.findall(r"^  ([a-z_0-9]+)/ ", tree, re.MULTILINE))
@@ -130,7 +130,7 @@ def test_packages() -> None:
 
 
 def test_which_way_imports_run() -> None:
-    """The architecture gives the layers that import-linter holds."""
+    """The architecture page gives the layers that import-linter enforces."""
     linter = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
     (layers,) = (one["layers"] for one in linter["contracts"] if one["type"] == "layers")
     written = " > ".join(layer.replace("policyd.", "") for layer in layers)

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "operations.md").read_text()
 LEVELS = ("warning", "error", "exception", "critical")
-# Lines whose whole text is an error's or a state's: these are their beginnings.
+# The beginnings of lines whose whole text is an error's or a state's.
 MADE_ELSEWHERE = (
     "the decision log cannot",
     "the settings are stale:",
@@ -19,7 +19,7 @@ MADE_ELSEWHERE = (
 
 
 def messages() -> Iterator[tuple[str, str]]:
-    """Where a line is logged, and its text with … for what changes."""
+    """Each place where a line is logged, and its text with … for the parts that vary."""
     for folder in ("policyd", "gateway"):
         for file in sorted((ROOT / folder).rglob("*.py")):
             for call in ast.walk(ast.parse(file.read_text())):
@@ -28,11 +28,13 @@ def messages() -> Iterator[tuple[str, str]]:
 
 
 def logged(node: ast.AST) -> str | None:
-    """The text of a call that logs, None for any other node."""
+    """The text that a call logs; None for any other node."""
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
         return None
     receiver = ast.unparse(node.func.value).lower()
-    is_tell = node.func.attr == "_tell"  # It logs its first argument, at most every few seconds.
+    is_tell = (
+        node.func.attr == "_tell"
+    )  # This call logs its first argument, at most every few seconds.
     if not is_tell and not (node.func.attr in LEVELS and "log" in receiver):
         return None
     template = node.args[0] if node.args else None
@@ -50,7 +52,7 @@ LINES = [text.rstrip(" …") for cell in ROWS for text in re.findall(r"`([^`]+)`
 
 @pytest.mark.parametrize(("place", "text"), FOUND, ids=[place for place, _ in FOUND])
 def test_has_a_row(place: str, text: str) -> None:
-    """A row of the tables begins as the line does."""
+    """A row of the tables begins as the logged line does."""
     assert any(text.startswith(line) for line in LINES), (
         f"{place} logs {text!r}: explain it in docs/operations.md, "
         '"What each log line asks of an operator"'
@@ -59,6 +61,6 @@ def test_has_a_row(place: str, text: str) -> None:
 
 @pytest.mark.parametrize("line", LINES)
 def test_is_logged(line: str) -> None:
-    """A row stands for a line that is still logged."""
+    """Every row stands for a line that is still logged."""
     is_logged = any(text.startswith(line) for _, text in FOUND)
     assert is_logged or line.startswith(MADE_ELSEWHERE)

@@ -55,12 +55,12 @@ def route(case: dict[str, Any]) -> RouteSettings:
 
 @pytest.mark.parametrize("case", CASES)
 def test_case(case: dict[str, Any]) -> None:
-    """Every case of the tables is decided as it says."""
-    question = request(case["request"])
+    """Every case of the tables is decided as the table states."""
+    descriptor = request(case["request"])
     if case.get("no_key"):
-        question.key = ""
+        descriptor.key = ""
     default = Mode[case.get("default", "off").upper()]
-    decision = decide(read(question)[0], settings(case), default, route(case))
+    decision = decide(read(descriptor)[0], settings(case), default, route(case))
     why = decision.explanation
     actual = {
         "decision": "deny" if decision.denial else "allow",

@@ -12,11 +12,11 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def test_a_request_without_user() -> None:
-    """It is refused with 422 and the very bytes of the contract."""
-    refusal = denial.for_user_state(UserState.ABSENT)
-    assert refusal.status == 422
-    assert refusal.body == (GOLDEN / "no_user.json").read_bytes()
-    assert refusal.headers == (
+    """A request without a user is denied with 422 and the very bytes of the contract."""
+    denied = denial.for_user_state(UserState.ABSENT)
+    assert denied.status == 422
+    assert denied.body == (GOLDEN / "no_user.json").read_bytes()
+    assert denied.headers == (
         ("Access-Control-Allow-Headers", "*"),
         ("Access-Control-Allow-Origin", "*"),
         ("Access-Control-Allow-Methods", "OPTIONS,POST,GET"),
@@ -25,21 +25,21 @@ def test_a_request_without_user() -> None:
 
 
 def test_several_violations_share_one_prefix() -> None:
-    """They are joined with a comma behind one prefix."""
-    refusal = denial.render(422, ("one", "two"), "invalid_request")
-    assert json.loads(refusal.body)["error"]["message"] == "Usage Panda: one, two"
+    """Several violations are joined with a comma behind one prefix."""
+    denied = denial.render(422, ("one", "two"), "invalid_request")
+    assert json.loads(denied.body)["error"]["message"] == "Usage Panda: one, two"
 
 
 @pytest.mark.parametrize("state", [s for s in UserState if s is not UserState.VALID])
 def test_every_state_has_a_denial(state: UserState) -> None:
-    """Each has the shape of OpenAI's errors, and one line of text."""
-    refusal = denial.for_user_state(state)
-    error = json.loads(refusal.body)["error"]
+    """The denial of each state has the shape of OpenAI's errors, and one line of text."""
+    denied = denial.for_user_state(state)
+    error = json.loads(denied.body)["error"]
     assert list(error) == ["message", "type", "param", "code"]
     assert error["type"] == "invalid_request"
     assert error["message"].startswith("Usage Panda: ")
     assert "\n" not in error["message"]
-    assert (refusal.status == 422) == (not state.is_unreadable)
+    assert (denied.status == 422) == (not state.is_unreadable)
 
 
 KEY_WORDS = {
@@ -51,7 +51,7 @@ KEY_WORDS = {
 
 @pytest.mark.parametrize("credential", list(Credential))
 def test_a_key_that_is_not_in_force(credential: Credential) -> None:
-    """Each way to give no key in force has its own words, and none of another's, and is a 403."""
+    """Each way to send no key in force has a message of its own, and is a 403."""
     denied = denial.for_credential(credential)
     assert denied.status == 403
     error = json.loads(denied.body)["error"]

@@ -1,4 +1,4 @@
-"""The table of endpoints against OpenAI's own package: when its calls move, this tells."""
+"""The table of endpoints against OpenAI's own package: a call that changes there fails here."""
 
 import importlib
 import inspect
@@ -21,7 +21,7 @@ CALLS_OUT_OF_SCOPE = {
     "responses.responses.ResponsesResponseResource.create": "an event on a WebSocket: 426",
     "beta.responses.responses.ResponsesResponseResource.create": "an event on a WebSocket: 426",
 }
-# What posts as `create` of the same class does.
+# Calls that post as `create` of the same class does.
 HELPERS = (".parse", ".stream")
 # Types with an identifier that are no call's own arguments, each with the reason.
 _LIVE = "the session of a live call, to be judged by OpenAI-Safety-Identifier"
@@ -48,7 +48,7 @@ def modules(package: ModuleType) -> Iterator[ModuleType]:
 
 
 def members(package: ModuleType) -> Iterator[tuple[str, type]]:
-    """Every class that a module of `package` defines, by its name from there on."""
+    """Every class that a module of `package` defines, by its name within the package."""
     for module in modules(package):
         for name, kind in vars(module).items():
             if inspect.isclass(kind) and kind.__module__ == module.__name__:
@@ -87,13 +87,13 @@ IN_SCOPE = [one for one in sorted(CALLS.keys() - CALLS_OUT_OF_SCOPE) if not one.
 
 @pytest.mark.parametrize("name", IN_SCOPE)
 def test_calls(name: str) -> None:
-    """Each posts to an endpoint of the table, which has the same identifiers."""
+    """Each call posts to an endpoint of the table, which has the same identifiers."""
     taken, source = CALLS[name]
     assert ENDPOINTS[path(source)].identifiers == taken
 
 
 def test_endpoints() -> None:
-    """Each is one that the package still has a call for."""
+    """The package still has a call for each endpoint."""
     assert {path(CALLS[name][1]) for name in IN_SCOPE} == set(ENDPOINTS)
 
 
@@ -106,7 +106,7 @@ def test_types() -> None:
 
 
 def test_reasons_are_needed() -> None:
-    """What is excepted is there."""
+    """Each exception names a call or type that exists."""
     assert CALLS_OUT_OF_SCOPE.keys() <= CALLS.keys()
     assert TYPES_OUT_OF_SCOPE.keys() <= TYPES.keys()
     helpers = [name for name in CALLS if name.endswith(HELPERS)]
@@ -123,11 +123,11 @@ def test_forms() -> None:
 
 
 def test_the_longest_safety_identifier() -> None:
-    """OpenAI's limit is ours."""
+    """Our bound of a safety_identifier is OpenAI's."""
     sources = {inspect.getsource(inspect.getmodule(kind) or kind) for kind in TYPES.values()}
-    said = re.findall(
+    stated = re.findall(
         r"safety_identifier: (?:(?!\"\"\").)*\"\"\"(?:(?!\"\"\").)*?maximum\s+length\s+of\s+(\d+)",
         "".join(sources),
         re.DOTALL,
     )
-    assert {int(number) for number in said} == {MAX_SAFETY_IDENTIFIER}
+    assert {int(number) for number in stated} == {MAX_SAFETY_IDENTIFIER}

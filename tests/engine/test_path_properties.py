@@ -1,4 +1,4 @@
-"""What holds for every path, by hypothesis."""
+"""What holds for every path, tested with hypothesis."""
 
 import re
 import sys
@@ -47,8 +47,10 @@ def test_no_spelling_of_a_path_escapes(paths: tuple[str, str]) -> None:
 
 
 def test_what_is_loose_at_the_end() -> None:
-    """A path that ends in any of Unicode's white space and control characters is the path without:
-    there is no other than these to the servers that drop it."""
+    """White space or a control character at a path's end does not change the path.
+
+    Servers that drop characters there drop only these.
+    """
     loose = [one for one in map(chr, range(sys.maxunicode + 1)) if _is_loose(one)]
     assert {"\0", " ", "\x85", "\xa0", "\u2003", "\u2028", "\u3000", "\ufeff"} <= set(loose)
     for one in loose:
@@ -62,7 +64,7 @@ def _is_loose(one: str) -> bool:
 
 @given(spellings(), st.sampled_from(["GPT-4o", "a%2Fb", "%47PT", "x%20y", "a/B", "100%25", "V1"]))
 def test_names_stay_as_they_came(paths: tuple[str, str], name: str) -> None:
-    """Whatever the spelling around it, a deployment's name goes upstream as it came."""
+    """Whatever the spelling around it, a deployment's name goes upstream unchanged."""
     path, spelt = paths
     endpoint = next(one for one in ENDPOINTS if path.endswith(one))
     target = endpoints.resolve("POST", f"/OpenAI//Deployments/{name}/{spelt}")
@@ -105,7 +107,7 @@ def test_what_goes_upstream_is_judged_alike(path: str) -> None:
 
 
 class Reader(NamedTuple):
-    """How a server reads a path. What it does first, it does before it decodes."""
+    """How a server reads a path. The steps named first come before the decoding."""
 
     decodings: int
     resolves_first: bool
@@ -115,10 +117,10 @@ class Reader(NamedTuple):
     keeps_empty: bool
     drops_breaks: bool
     cuts: str
-    """What ends the path once it is decoded."""
+    """The characters that end the path once it is decoded."""
 
     def endpoint(self, path: str) -> str | None:
-        """The endpoint that it takes the path to end in."""
+        """The endpoint that this reader takes the path to end in."""
         if self.drops_parameters_first:
             path = "/".join(part.partition(";")[0] for part in path.split("/"))
         if self.resolves_first:
@@ -154,8 +156,8 @@ readers = st.builds(
 @settings(max_examples=2000)
 @given(hard_paths, readers)
 def test_no_server_reads_another_endpoint(path: str, reader: Reader) -> None:
-    """What goes upstream out of scope is no endpoint to any server, and what goes in scope is no
-    other one than was judged.
+    """What goes upstream out of scope is no endpoint to any server, and what goes upstream in scope
+    is the endpoint that was judged.
     """
     came = path.partition("?")[0]
     target = endpoints.resolve("POST", came)
@@ -173,9 +175,7 @@ def test_no_server_reads_another_endpoint(path: str, reader: Reader) -> None:
     readers,
 )
 def test_what_goes_behind_a_prefix_was_judged(prefix: str, path: str, reader: Reader) -> None:
-    """Behind any path of the upstream's, what goes upstream is what was judged, and begins as the
-    operator wrote it.
-    """
+    """The judged path goes upstream behind any prefix, which stays as the operator wrote it."""
     own = Prefix(prefix)
     absolute = own.absolute(path.partition("?")[0])
     target = endpoints.resolve("POST", absolute)

@@ -1,4 +1,4 @@
-"""What holds for every input, by hypothesis."""
+"""What holds for every input, tested with hypothesis."""
 
 import gzip
 import json
@@ -50,7 +50,7 @@ descriptors = st.builds(
 def test_every_request_is_decided(
     described: DecisionInput, key: KeySettings | None, default: Mode
 ) -> None:
-    """decide() is total, and its answer does not contradict itself."""
+    """decide() is total, and its decision does not contradict itself."""
     decision = decide(described, key, default)
     why = decision.explanation
     assert not (decision.denial and decision.would_deny)
@@ -81,7 +81,7 @@ def test_deciding_twice_gives_the_same(
 def test_no_header_changes_a_locked_key(
     values: tuple[str, ...], mode: Mode, accept: tuple[str, ...]
 ) -> None:
-    """A locked key's mode holds, whatever the headers say."""
+    """A locked key's mode holds, whatever the headers are."""
     key = KeySettings("key_1", mode, Override.LOCKED, accept)
     why = decide(_without_user(values), key, Mode.OFF).explanation
     assert (why.mode, why.source) == (mode, Source.KEY)
@@ -100,7 +100,7 @@ def test_no_header_weakens_a_key_that_may_only_be_tightened(
 
 @given(overrides, modes)
 def test_only_a_clear_false_weakens_a_key(values: tuple[str, ...], mode: Mode) -> None:
-    """Where anybody may override, only headers that all say false make the mode weaker."""
+    """With override `any`, only headers that are all false make the mode weaker."""
     why = decide(_without_user(values), KeySettings("key_1", mode), Mode.OFF).explanation
     assert why.mode is not None
     if {value.strip(" \t").lower() for value in values} != {"false"}:
@@ -125,8 +125,10 @@ bodies = st.binary() | st.lists(st.sampled_from(PIECES)).map(b"".join)
 @example(b'{"user":"u-1"}', "gzip", "", "")
 @example(b"--x\r\n" + PIECES[-1] + b"--x--\r\n", "br", "", "")
 def test_every_body_is_read(plain: bytes, coding: str, content_type: str, name: str) -> None:
-    """read_body() is total: any bytes get a state, and that of a user only where the body names
-    one, and is encoded as its header says."""
+    """read_body() is total: any bytes get a state.
+
+    It is a user's only if the body names a user and is encoded as its header declares.
+    """
     form = endpoints.ENDPOINTS["/images/edits"]
     body = COMPRESS[coding](plain) if coding else plain
     for kind in (content_type, "application/json", "multipart/form-data; boundary=x"):
@@ -153,16 +155,16 @@ values = st.recursive(
     st.booleans(),
 )
 def test_repeats_are_judged_by_the_worst(members: list[tuple[str, object]], compress: bool) -> None:
-    """A user that stands there several times is as good as its worst occurrence."""
+    """A repeated user is as good as its worst occurrence."""
     text = "{" + ",".join(f"{json.dumps(k)}:{json.dumps(v)}" for k, v in members) + "}"
     body = gzip.compress(text.encode()) if compress else text.encode()
-    facts = read_body(body, "application/json", "gzip" if compress else "", None)
+    attributes = read_body(body, "application/json", "gzip" if compress else "", None)
     alone = [
         read_body(json.dumps({"user": value}).encode(), "", "", None).user.state
         for name, value in members
         if name == "user"
     ]
-    assert facts.user.state == max(alone, default=UserState.ABSENT)
+    assert attributes.user.state == max(alone, default=UserState.ABSENT)
 
 
 heads = st.lists(
@@ -188,11 +190,11 @@ parts = st.tuples(heads, st.sampled_from(["\r\n\r\n", "\r\n", "\n\n"]), st.text(
 
 @given(st.lists(parts.map("".join), max_size=3), st.sampled_from(["--x--\r\n", "--x--", "--x", ""]))
 def test_every_form_is_read(bodies: list[str], end: str) -> None:
-    """Whatever the parts of a form look like, they get a state."""
+    """A form gets a state, whatever its parts look like."""
     body = "".join(f"--x\r\n{part}\r\n" for part in bodies) + end
     kind = "multipart/form-data; boundary=x"
-    facts = read_body(
+    attributes = read_body(
         body.encode("utf-8", "surrogatepass"), kind, "", endpoints.ENDPOINTS["/images/edits"]
     )
-    assert facts.user.state in UserState
-    assert facts.user.state is not UserState.UNKNOWN
+    assert attributes.user.state in UserState
+    assert attributes.user.state is not UserState.UNKNOWN

@@ -1,4 +1,4 @@
-"""Each table that is keyed by an enumeration has all of its members, by whatever they are named."""
+"""Each table that is keyed by an enumeration has all of its members."""
 
 import importlib
 import pkgutil
@@ -25,7 +25,7 @@ from tests.support import conformance
 TEMPLATES = Path(labels.__file__).parents[1] / "templates"
 
 PARTIAL = {
-    # What is not in them is looked up with something else at hand, which their users say.
+    # Members that are missing here are handled elsewhere, which the table's users document.
     "policyd.engine.denial._UNREADABLE": "states of a body that was read are one case",
     "policyd.services.ext_authz._UNREAD": "a body that came whole has words already",
 }
@@ -39,7 +39,7 @@ def modules() -> Iterator[ModuleType]:
 
 
 def tables() -> dict[str, dict[Enum, object]]:
-    """The module-level tables of all our code whose keys are members of one enumeration."""
+    """The module-level tables of our code whose keys are members of one enumeration."""
     found = {}
     for module in modules():
         for name, value in vars(module).items():
@@ -53,7 +53,7 @@ TABLES = tables()
 
 
 def test_there_are_tables() -> None:
-    """They are found, those of the console among them, and so is each exception."""
+    """The search finds tables, the console's among them, and each exception."""
     assert "policyd.console.view.labels.SOURCES" in TABLES
     assert PARTIAL.keys() <= TABLES.keys()
 
@@ -107,7 +107,7 @@ def test_tables_of_names() -> None:
 
 
 def test_the_vectors_know_every_name() -> None:
-    """What a vector may say of a mode, a user's state and an identifier is what there is."""
+    """The vectors' schema knows every mode, state of a user and identifier that exists."""
     states = {"" if one is UserState.UNKNOWN else one.name.lower() for one in UserState}
     assert set(get_args(conformance.State)) == states
     assert set(get_args(conformance.Mode)) == {one.name.lower() for one in Mode}
@@ -123,13 +123,14 @@ def test_a_template_names_whole_tables(template: Path) -> None:
 
 
 def test_styles_of_members() -> None:
-    """A CSS class that ends in a member's number, such as v3, has a rule for each member that is
-    to stand out."""
+    """A CSS class such as v3, named by a member's number, has a rule for each member that stands
+    out.
+    """
     templates = "".join(path.read_text() for path in TEMPLATES.glob("*.html"))
     classes = set(re.findall(r'class="[^"]*\b([a-z]+)\{\{ [a-z.]+\.value \}\}', templates))
     rules = (TEMPLATES.parent / "static/console.css").read_text()
     kinds: dict[str, set[Mode] | set[Verdict]] = {
-        "m": set(Mode) - {Mode.OFF},  # The plain look of a chip.
+        "m": set(Mode) - {Mode.OFF},  # The default look of a chip.
         "v": set(Verdict),
     }
     assert classes == kinds.keys()

@@ -1,4 +1,4 @@
-"""What servers compare goes by the database's clock, and a worker whose own is wrong says so."""
+"""Servers compare moments by the database's clock, and a worker with a wrong clock reports it."""
 
 import asyncio
 import json
@@ -43,7 +43,7 @@ def store(new_database: str) -> Any:
 
 
 def test_the_databases_time(store: Store, new_database: str) -> None:
-    """It is this moment, with its zone; and no wait for it makes a clock wrong."""
+    """The database's time is this moment, with its zone; a wait for it makes no clock wrong."""
     engine = open_engine(new_database)
     with reading(engine) as connection:
         assert abs(database_time(connection) - datetime.now(UTC)) < NEAR
@@ -55,7 +55,7 @@ def test_the_databases_time(store: Store, new_database: str) -> None:
 
 
 def test_workers_by_the_databases_clock(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker whose clock is wrong hides no other one, is counted, and tells how far it is off."""
+    """A worker whose clock is wrong hides no other one, is counted, and reports its clock skew."""
     store.workers.beat("right", "here", 3)
     with monkeypatch.context() as wrong:
         wrong.setattr("policyd.store.clock.now", lambda: datetime.now(UTC) + AHEAD)
@@ -71,7 +71,7 @@ def test_workers_by_the_databases_clock(store: Store, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("age", [DAY / 24, -DAY / 24, 2 * DAY, -2 * DAY])
 def test_beats_of_an_older_version(store: Store, new_database: str, age: timedelta) -> None:
-    """It goes by its own clock: what is far from now is no sign of life, and goes in time."""
+    """An older version's beats use its own clock: one far from now is ignored, and deleted."""
     engine = open_engine(new_database)
     insert = sa.text(
         "INSERT INTO workers (id, host, revision, seen_at) VALUES ('old', 'host', 9, :seen_at)"
@@ -96,7 +96,7 @@ def test_a_session_that_has_ended(store: Store, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_workers_clock(caplog: pytest.LogCaptureFixture) -> None:
-    """It is corrected beyond the bound, and said to be wrong once for each change."""
+    """A clock beyond the bound is corrected, and each change is logged once."""
     caplog.set_level(logging.INFO)
     clock = WorkerClock(5, lambda: 1000.0)
     for offset, right, lines in (
@@ -120,7 +120,7 @@ def test_a_workers_clock(caplog: pytest.LogCaptureFixture) -> None:
 
 
 async def test_a_machine_that_was_suspended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The time that it slept counts as staleness."""
+    """The time that a machine slept counts as staleness."""
     table = KeyTable(lambda *_: KeyChanges(1, ()))
     await table.refresh()
     assert table.staleness() < 60
@@ -153,8 +153,10 @@ def clock_health(server: Policyd) -> int:
 async def test_one_clock_that_is_wrong(
     new_database: str, tmp_path: Path, start: Callable[..., Any], days: int
 ) -> None:
-    """Of two servers on one database: both run and are counted, the wrong one says so, and the
-    decisions of both are of now."""
+    """Of two servers on one database, one of them with a wrong clock, both run and are counted.
+
+    That one reports it, and the decisions of both carry the present time.
+    """
     right_folder, wrong_folder = tmp_path / "right", tmp_path / "wrong"
     for folder in (right_folder, wrong_folder):
         folder.mkdir()
@@ -164,7 +166,7 @@ async def test_one_clock_that_is_wrong(
     wrong = start(Policyd, wrong_folder, *http, database_url=new_database, env=env)
     key = right.create_key("enforce")
     store = Store(new_database)
-    # The other one has yet to hear of the key: until then it is unknown there, and only counted.
+    # The other server has yet to follow the key: until then the key is unknown there.
     wrong.reach(store.keys.changes_since(0).revision)
     for number in range(20):
         for server in (right, wrong):

@@ -1,4 +1,4 @@
-"""Killed, stopped and restarted under load, policyd and its gateway let nothing through unchecked.
+"""Killed, stopped and restarted under load, policyd and its gateway forward nothing unchecked.
 
 Every program is a real process. `pytest --log-level=info -rP` shows the counts and times.
 """
@@ -54,7 +54,7 @@ SEVERAL_POLLS = 0.6
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 async def test_policyd_ends_and_is_restarted(make_stack: MakeStack, number: signal.Signals) -> None:
-    """Without policyd there is 503 and nothing goes upstream; with it back, decisions flow."""
+    """Without policyd clients get 503 and nothing is forwarded; with it back, decisions flow."""
     stack = make_stack(policy_timeout=WAITS_BRIEFLY)
     async with under_load(stack) as load:
         status = await asyncio.to_thread(stack.policyd.stop, number)
@@ -65,7 +65,7 @@ async def test_policyd_ends_and_is_restarted(make_stack: MakeStack, number: sign
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 async def test_a_restart_within_the_deadline(make_stack: MakeStack, number: signal.Signals) -> None:
-    """The gateway tries again until its deadline, so that no client sees a restart."""
+    """The gateway tries again until its deadline, so that no client notices a restart."""
     stack = make_stack()
     async with under_load(stack) as load:
         await asyncio.to_thread(stack.policyd.stop, number)
@@ -75,7 +75,7 @@ async def test_a_restart_within_the_deadline(make_stack: MakeStack, number: sign
 
 
 async def test_one_policyd_of_two_is_gone(make_stack: MakeStack, start: Callable[..., Any]) -> None:
-    """Stopped, killed or being started, it costs no request an answer: the other is asked."""
+    """A policyd that is stopped, killed or starting costs no answer: the other is asked."""
     stack = make_stack()
     other = start(Policyd, stack.policyd.folder, database_url=stack.policyd.database_url)
     both = f"{stack.policyd.grpc},{other.grpc}"
@@ -94,7 +94,7 @@ async def test_one_policyd_of_two_is_gone(make_stack: MakeStack, start: Callable
 
 
 async def test_policyd_is_stopped_and_continued(make_stack: MakeStack) -> None:
-    """A policyd that does not answer is as none: 503 in time, and nothing goes upstream."""
+    """While policyd is stopped clients get 503 in time, and nothing is forwarded."""
     stack = make_stack(policy_timeout=WAITS_BRIEFLY)
     async with under_load(stack) as load:
         stack.policyd.send(signal.SIGSTOP)
@@ -103,7 +103,7 @@ async def test_policyd_is_stopped_and_continued(make_stack: MakeStack) -> None:
 
 
 async def test_policyd_is_stopped_and_replaced(make_stack: MakeStack) -> None:
-    """One that hangs is killed and another started on its port, while the load goes on."""
+    """A policyd that hangs is killed and another started on its port, while the load goes on."""
     stack = make_stack(policy_timeout=WAITS_BRIEFLY)
     async with under_load(stack) as load:
         stack.policyd.send(signal.SIGSTOP)
@@ -116,19 +116,19 @@ async def test_policyd_is_stopped_and_replaced(make_stack: MakeStack) -> None:
 
 
 def children(policyd: Policyd) -> set[int]:
-    """The processes that policyd has started and that live: workers, and the background worker."""
+    """The live processes that policyd has started: the workers and the background worker."""
     found = Path(f"/proc/{policyd.pid}/task/{policyd.pid}/children").read_text().split()
     return {int(pid) for pid in found if is_running(int(pid))}
 
 
 def workers(policyd: Policyd) -> set[int]:
-    """Those that decide."""
+    """The processes that decide."""
     words = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children(policyd)}
     return {pid for pid, line in words.items() if b"policyd.server.worker" in line}
 
 
 def listeners(policyd: Policyd) -> int:
-    """How many processes listen where gateways ask."""
+    """The number of processes that listen on the callers' port."""
     place = f":{int(policyd.grpc.rpartition(':')[2]):04X}"
     tables = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
     rows = [row.split() for table in tables for row in table.read_text().splitlines()]
@@ -140,16 +140,19 @@ def is_running(pid: int) -> bool:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
         return False
-    return state not in "ZX"  # Ended; whether it has been reaped is its parent's matter.
+    return state not in "ZX"  # It has ended; reaping it is its parent's task.
 
 
 async def test_workers_are_killed_one_by_one(make_stack: MakeStack) -> None:
-    """Each is started again, and the other answers meanwhile; so is the background worker."""
+    """Each worker that is killed is started again, and the other answers meanwhile.
+
+    So it is with the background worker.
+    """
     stack = make_stack("--workers", "2")
     async with under_load(stack) as load:
         for victim in children(stack.policyd):
             kill(victim)
-            # Not the listeners alone: those of a killed one may stay for a moment.
+            # Not the listeners alone: those of a killed worker may stay for a moment.
             await until(lambda gone=victim: len(children(stack.policyd) - {gone}) == 3)
             await until(lambda: listeners(stack.policyd) == 2)
             await load.more(40, *DECIDED)
@@ -157,7 +160,7 @@ async def test_workers_are_killed_one_by_one(make_stack: MakeStack) -> None:
 
 
 async def test_one_worker_of_two_hangs(make_stack: MakeStack) -> None:
-    """The other answers, whichever it is, before policyd itself has noticed."""
+    """The other worker answers, whichever hangs, before policyd itself has noticed."""
     stack = make_stack("--workers", "2", policy_timeout="4")
     async with under_load(stack) as load:
         for hanging in workers(stack.policyd):
@@ -171,7 +174,7 @@ async def test_one_worker_of_two_hangs(make_stack: MakeStack) -> None:
 
 
 async def test_a_worker_that_hangs_is_replaced(make_stack: MakeStack) -> None:
-    """It is killed and another started, so that its callers are not left to it for good."""
+    """A worker that hangs is killed and replaced, so that its callers do not lose it for good."""
     stack = make_stack("--workers", "2", policy_timeout=WAITS_BRIEFLY)
     async with under_load(stack) as load:
         for hanging in workers(stack.policyd):
@@ -183,7 +186,7 @@ async def test_a_worker_that_hangs_is_replaced(make_stack: MakeStack) -> None:
 
 
 async def test_the_supervisor_is_killed(make_stack: MakeStack) -> None:
-    """Its workers end with it: none is left to answer by settings that nobody keeps."""
+    """Workers end with their supervisor, as their settings would no longer be followed."""
     stack = make_stack("--workers", "2", policy_timeout=WAITS_BRIEFLY)
     async with under_load(stack) as load:
         orphans = children(stack.policyd)
@@ -211,7 +214,7 @@ def kill(pid: int) -> None:
 async def test_sigterm_drains_policyd(
     start: Callable[..., Any], tmp_path: Path, count: str
 ) -> None:
-    """A question that is under way when it comes is answered; then policyd exits with 0."""
+    """A call that is under way at SIGTERM is answered; then policyd exits with 0."""
     policyd = start(Policyd, tmp_path, "--workers", count)
     key = keys(policyd.database_url, "create", "test")
     policyd.reach(key["revision"])
@@ -219,7 +222,7 @@ async def test_sigterm_drains_policyd(
     async with grpc.aio.insecure_channel(policyd.grpc) as channel:
         answer = PolicyServiceStub(channel).Evaluate(waiting, timeout=PATIENCE)
         watch = health_stub(channel).Watch(HealthCheckRequest())
-        assert (await watch.read()).status == SERVING  # So what was asked before it is under way.
+        assert (await watch.read()).status == SERVING  # So the earlier call is under way.
         policyd.send(signal.SIGTERM)
         assert (await watch.read()).status == NOT_SERVING
         watch.cancel()
@@ -230,7 +233,7 @@ async def test_sigterm_drains_policyd(
 
 
 async def test_the_gateway_is_killed(make_stack: MakeStack, start: Callable[..., Any]) -> None:
-    """policyd does not mind, and answers the gateway that takes its place on the same port."""
+    """policyd goes on, and answers the gateway that replaces the killed one on the same port."""
     stack = make_stack()
     async with under_load(stack):
         pass
@@ -261,7 +264,7 @@ async def test_a_change_in_another_process(make_stack: MakeStack) -> None:
 
 
 async def change(stack: Stack, mode: str) -> None:
-    """Set the key to `mode` in a process of its own, and wait until it is in force."""
+    """Set the key to `mode` in another process, and wait until it is in force."""
     database = stack.policyd.database_url
     (key,) = keys(database, "list")
     load = Load(stack)
@@ -287,7 +290,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """Nobody may write to the database or beside it; it means nothing to root."""
+    """No process may write to the database or beside it; root is not bound by that."""
     files = [*folder.iterdir()]
     for path in (*files, folder):
         path.chmod(path.stat().st_mode & ~0o222)
@@ -298,21 +301,21 @@ def read_only(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def lost(folder: Path) -> Iterator[None]:
-    """The folder is gone."""
+    """Move the database's folder away."""
     away = folder.rename(folder.with_name("away"))
     yield
     away.rename(folder)
 
 
 def spoil(folder: Path) -> None:
-    """Make the database something else."""
+    """Overwrite the database with something else."""
     for path in filter(Path.is_file, folder.glob("policyd.db*")):
         with path.open("r+b") as file:
             file.write(b"nonsense" * 1024)
 
 
 async def test_without_the_database(make_stack: MakeStack) -> None:
-    """Decisions go on as if nothing had happened, and once it is back, changes are followed."""
+    """Decisions go on without the database, and changes are followed once it is back."""
     stack = make_stack()
     async with under_load(stack) as load:
         for disaster in (locked, read_only, lost):
@@ -325,7 +328,7 @@ async def test_without_the_database(make_stack: MakeStack) -> None:
 
 
 async def test_a_spoilt_database(make_stack: MakeStack) -> None:
-    """Decisions go on by what was read before."""
+    """Decisions go on by the settings that were read before."""
     stack = make_stack()
     async with under_load(stack) as load:
         spoil(stack.policyd.folder)

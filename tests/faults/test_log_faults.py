@@ -1,8 +1,8 @@
-"""Whatever breaks, the decision log has every answer that a client got: once.
+"""Whatever breaks, the decision log has every answer that a client got, once.
 
 Every program and database is real. `pytest --log-level=info -rP` shows the counts. By default the
 faults are few and short; POLICYD_TEST_KILLS and POLICYD_TEST_AWAY (seconds) make them as many and
-as long as CI has them.
+as long as in CI.
 """
 
 import asyncio
@@ -41,14 +41,14 @@ def database(
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path}/policyd.db", None
         return
-    # One of its own, as it is going to be stopped.
+    # A PostgreSQL of its own, as the test stops it.
     with PostgreSQL() as server, server.database() as url:
         yield url, server
 
 
 @asynccontextmanager
 async def loaded(stack: Stack) -> AsyncIterator[Load]:
-    """Load from before a fault until decisions flow again; each answer is looked at."""
+    """Apply load from before a fault until decisions flow again, and check each answer."""
     load = Load(stack)
     async with load.running():
         await load.more(40, *DECIDED)
@@ -60,7 +60,7 @@ async def loaded(stack: Stack) -> AsyncIterator[Load]:
 
 
 def logged(stack: Stack) -> list[Record]:
-    """All decisions that the store has, of requests of the load."""
+    """All decisions in the store that belong to requests of the load."""
     store = Store(stack.policyd.database_url)
     try:
         found: list[Record] = []
@@ -91,7 +91,8 @@ def answered(answers: list[Answer], status: int) -> set[str]:
 @pytest.mark.timeout(120 + 20 * KILLS)
 async def test_killed_again_and_again(make_stack: MakeStack) -> None:
     """policyd and its background worker are killed at any moment: every 422 and 200 that a client
-    got is in the log, and nothing is there twice."""
+    got is in the log, and no decision is there twice.
+    """
     stack = make_stack()
     random.seed(1)
     async with loaded(stack) as load:
@@ -115,7 +116,7 @@ async def test_killed_again_and_again(make_stack: MakeStack) -> None:
     assert blocked <= flagged.keys()
     assert passed <= allowed.keys()
     assert len({one.id for one in records}) == len(records)
-    # What was logged and never heard of is what was under way at a kill.
+    # Decisions that were logged and not received were under way at a kill.
     assert 0 <= unheard <= (KILLS + 1) * 8
     assert list(spool_of(stack).glob("*.jsonl")) == []
 
@@ -132,7 +133,7 @@ def kill_background_worker(stack: Stack) -> None:
 
 @contextmanager
 def locked(database_url: str) -> Iterator[None]:
-    """Nobody can use the SQLite database."""
+    """Lock the SQLite database, so that no other process can use it."""
     holder = sqlite3.connect(database_url.removeprefix("sqlite:///"), isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
     yield
@@ -169,27 +170,30 @@ async def test_the_store_is_away(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a disk that is full soon."""
+    """A folder on a disk that is soon full."""
     folder = tmp_path / "small"
     folder.mkdir()
     mount = ("mount", "-t", "tmpfs", "-o", f"size={SMALL}", "tmpfs", str(folder))
     if subprocess.run(mount, check=False, capture_output=True).returncode:
         missing("only root can make a disk that is full soon")
     yield folder
-    # What a killed policyd leaves behind ends a moment after it.
+    # The processes of a killed policyd end a moment after it.
     subprocess.run(("umount", "--lazy", str(folder)), check=True)
 
 
 @pytest.fixture(params=["limit", "disk"])
 def full_soon(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    """Flags with which the spool is full soon: by its own limit, or as its disk is."""
+    """Flags with which the spool is soon full, by its own limit or because its disk is."""
     if request.param == "limit":
         return ("--spool-limit", str(SMALL))
     return ("--spool", str(request.getfixturevalue("small_disk") / "spool"))
 
 
 async def test_full_and_deny(make_stack: MakeStack, full_soon: tuple[str, ...]) -> None:
-    """Where no more can be logged, no request is let through; with room again, all is as before."""
+    """With --log-full deny no request is forwarded while the spool is full.
+
+    With room again, policyd works as before.
+    """
     stack = make_stack(*full_soon, "--log-full", "deny")
     async with loaded(stack) as load:
         with locked(stack.policyd.database_url):
@@ -204,7 +208,7 @@ async def test_full_and_deny(make_stack: MakeStack, full_soon: tuple[str, ...]) 
 
 
 async def test_full_and_drop(make_stack: MakeStack, full_soon: tuple[str, ...]) -> None:
-    """Where no more can be logged, requests are answered, and what is not logged is counted."""
+    """With --log-full drop requests are answered while the spool is full, and losses counted."""
     stack = make_stack(*full_soon, "--log-full", "drop")
     async with loaded(stack) as load:
         with locked(stack.policyd.database_url):
@@ -219,7 +223,7 @@ async def test_full_and_drop(make_stack: MakeStack, full_soon: tuple[str, ...]) 
 
 
 async def test_a_spool_of_another_database(make_stack: MakeStack, tmp_path: Path) -> None:
-    """What waits for one database is not given to another: policyd does not start."""
+    """policyd does not start on a spool whose entries belong to another database."""
     stack = make_stack()
     async with loaded(stack):
         with locked(stack.policyd.database_url):

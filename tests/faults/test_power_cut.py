@@ -1,6 +1,6 @@
-"""The power fails under load: what was answered and is lost, for each --spool-sync.
+"""The power fails under load: which answered decisions are lost, for each --spool-sync.
 
-POLICYD_TEST_CUTS is at how many moments it fails. `pytest --log-level=info -rP` shows the counts.
+POLICYD_TEST_CUTS sets at how many moments it fails. `pytest --log-level=info -rP` shows the counts.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ LOAD = float(os.environ.get("POLICYD_TEST_CUT_LOAD", "4"))
 
 
 class Traced(Policyd):
-    """policyd under strace."""
+    """A policyd under strace."""
 
     def __init__(self, folder: Path, traces: Path, *flags: str) -> None:
         self.folder = folder
@@ -55,7 +55,7 @@ class Traced(Policyd):
 
 
 async def _load(policyd: Policyd, key: str) -> list[tuple[float, str]]:
-    """When each decision was answered, and its ID."""
+    """When each decision was answered, with its ID."""
     answered = []
     until = time.time() + LOAD
 
@@ -79,7 +79,7 @@ def _lock(database: Path, seconds: float) -> None:
 
 
 def _logged(place: Path) -> set[str]:
-    """What the log has once policyd has started again on this disk, each once."""
+    """The decisions in the log once policyd has started again on this disk, each once."""
     store = Store(f"sqlite:///{place}/policyd.db")
     store.migrate()
     folder = place / "policyd.db-spool"
@@ -100,7 +100,7 @@ def _logged(place: Path) -> set[str]:
 @pytest.mark.timeout(200 + 10 * CUTS)
 @pytest.mark.parametrize("sync", ["always", "interval", "never"])
 async def test_the_power_fails(tmp_path: Path, sync: str) -> None:
-    """`always` loses nothing that was answered, `interval` the last seconds at most."""
+    """`always` loses no answered decision, `interval` at most those of the last seconds."""
     traces, data = tmp_path / "traces", tmp_path / "data"
     traces.mkdir()
     data.mkdir()
@@ -136,6 +136,6 @@ async def test_the_power_fails(tmp_path: Path, sync: str) -> None:
 
 
 def _children(pid: int) -> list[int]:
-    """policyd's processes, which strace has begun; parents last."""
+    """policyd's processes, which strace has started; parents last."""
     found = [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return [descendant for one in found for descendant in (*_children(one), one)]

@@ -1,5 +1,5 @@
-"""The database is deleted, replaced or put back under a running policyd: it notices, and what it
-answers stays in a database that is there.
+"""The database is deleted, replaced or put back under a running policyd: policyd notices, and what
+it answers stays in a database that exists.
 
 Every program and file is real. `pytest --log-level=info -rP` shows the counts.
 """
@@ -31,8 +31,10 @@ NAMES = ("policyd.db", "old.db")
 
 @asynccontextmanager
 async def loaded(stack: Stack, *others: int) -> AsyncIterator[Load]:
-    """Load from before a fault until decisions flow again; each request is answered as before, or
-    with one of the `others`."""
+    """Apply load from before a fault until decisions flow again.
+
+    Each request is answered as before, or with one of the `others`.
+    """
     load = Load(stack)
     async with load.running():
         await load.more(40, *DECIDED)
@@ -45,14 +47,14 @@ async def loaded(stack: Stack, *others: int) -> AsyncIterator[Load]:
 
 
 def back_up(file: Path, to: Path) -> Path:
-    """A whole copy of a database that is in use."""
+    """Make a whole copy of a database that is in use."""
     with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(to)) as target:
         source.backup(target)
     return to
 
 
 def logged(file: Path) -> list[Record]:
-    """The load's decisions in the database."""
+    """The decisions of the load in the database."""
     store = Store(f"sqlite:///{file}")
     try:
         found: list[Record] = []
@@ -99,7 +101,7 @@ class Fault:
 
     def renamed_over_and_the_rest_deleted(self) -> None:
         for ending in BESIDE:
-            # The changes in there are wanted back, to be counted.
+            # The test needs the changes in there back, to count them.
             os.link(f"{self.file}{ending}", f"{self.old}{ending}")
             os.unlink(f"{self.file}{ending}")
         self.backup.rename(self.file)
@@ -126,7 +128,7 @@ class Fault:
             assert not self.file.exists(), "an empty database was made in its place"
 
     def old_records(self) -> list[Record]:
-        """What the old file has with what stands beside it."""
+        """The records of the old file and of the files beside it."""
         for aside in self.file.parent.glob("policyd.db-*.of-*"):
             shutil.copy(aside, self.old.with_name(aside.name.partition(".of-")[0].replace(*NAMES)))
         return logged(self.old)
@@ -146,8 +148,9 @@ FAULTS = [
 async def test_a_file_that_is_replaced(
     make_stack: MakeStack, fault: Callable[[Fault], None], workers: str
 ) -> None:
-    """Every flag is in the database that was there when its client was answered, or in the new one;
-    those of requests after the change are in the new one; and settings are followed."""
+    """Every flag is in the old database or in the new one, and in the new one if its request came
+    after the change; the new settings are followed.
+    """
     stack = make_stack("--workers", workers)
     file = stack.policyd.folder / "policyd.db"
     async with loaded(stack) as load:
@@ -179,7 +182,7 @@ async def test_a_file_that_is_replaced(
 
 
 async def test_another_installations_file(make_stack: MakeStack) -> None:
-    """Its settings are not taken and nothing is shipped to it, until the right one is back."""
+    """Its settings are not taken and nothing is shipped to it, until the right file is back."""
     stack = make_stack()
     file = stack.policyd.folder / "policyd.db"
     other = Store(f"sqlite:///{stack.policyd.folder}/other.db")
@@ -189,7 +192,7 @@ async def test_another_installations_file(make_stack: MakeStack) -> None:
     right, url = file.with_name("right.db"), stack.policyd.database_url
     async with loaded(stack) as load:
         await load.more(100, *DECIDED)
-        # Younger than what SQLite has taken over from -wal.
+        # Younger than the pages that SQLite has taken over from -wal.
         made = await asyncio.to_thread(keys, url, "create", "late", *MODE, "off")
         await in_force(stack, made["key"], 1)
         file.rename(right)
@@ -206,20 +209,21 @@ async def test_another_installations_file(make_stack: MakeStack) -> None:
     assert await asyncio.to_thread(stack.policyd.stop) == 0
     blocked = {one.trace_id for one in load.answers if one.status == 422}
     assert logged(file.with_name("other.db")) == []
-    # What stood beside it was put aside, and is back with it: no change is missing.
+    # The files beside it were put aside, and are back with it: no change is missing.
     assert blocked <= flagged(logged(file))
 
 
 def put_back(backup: Path, file: Path) -> None:
-    """As it is done while nothing has the file open."""
+    """Put the file back, as an operator does while no process has it open."""
     for ending in BESIDE:
         Path(f"{file}{ending}").unlink(missing_ok=True)
     backup.rename(file)
 
 
 async def test_a_backup_copied_into_the_file(make_stack: MakeStack) -> None:
-    """SQLite's own changes beside it do not fit any more. policyd notices, uses it no longer, and
-    says what to do; after that, every flag of a request since is in the database."""
+    """SQLite's own changes beside the file no longer fit it. policyd notices, stops using it, and
+    logs what to do; after that, every flag of a later request is in the database.
+    """
     stack = make_stack()
     file = stack.policyd.folder / "policyd.db"
     async with loaded(stack, 503) as load:
@@ -230,7 +234,7 @@ async def test_a_backup_copied_into_the_file(make_stack: MakeStack) -> None:
         await until(mentions(stack, "settings stay at revision"))
         await until(mentions(stack, "another program has written to"))
         await load.more(100, *DECIDED)
-        # The database has not got them: they wait for the next start, and the status tells so.
+        # The database does not have them: they wait for the next start, as the status tells.
         assert await asyncio.to_thread(stack.policyd.stop) == 3
         put_back(backup, file)
         await asyncio.to_thread(stack.restart_policyd)
@@ -245,13 +249,13 @@ async def test_a_backup_copied_into_the_file(make_stack: MakeStack) -> None:
 
 
 def restore_within(backup: Path, file: Path) -> None:
-    """Put a backup back through SQLite itself, which leaves the file and changes its content."""
+    """Put a backup back through SQLite itself, which keeps the file and changes its content."""
     with closing(sqlite3.connect(backup)) as source, closing(sqlite3.connect(file)) as target:
         source.backup(target)
 
 
 async def test_a_backup_that_ends_at_the_same_revision(make_stack: MakeStack) -> None:
-    """The number alone would not tell that the settings are others."""
+    """The number alone would not tell that the settings differ."""
     stack = make_stack()
     url = stack.policyd.database_url
     file = stack.policyd.folder / "policyd.db"
@@ -280,8 +284,9 @@ def own_postgresql() -> Iterator[tuple[PostgreSQL, str]]:
 async def test_a_failover_that_lost_changes(
     make_stack: MakeStack, own_postgresql: tuple[PostgreSQL, str]
 ) -> None:
-    """PostgreSQL goes on without its last commits, to the same revision: what is in force is what
-    it has, and what was shipped and lost with it is not said to be missing."""
+    """PostgreSQL goes on without its last commits, to the same revision: its settings are in force,
+    and records that were shipped and lost with it are not reported as missing.
+    """
     server, url = own_postgresql
     stack = make_stack(database_url=url)
     made = keys(url, "create", "one", *MODE, "enforce")

@@ -1,4 +1,4 @@
-"""Servers that are replaced or drained under load: nothing is lost, and everything has an end.
+"""Servers are replaced or drained under load: nothing is lost, and everything has an end.
 
 Every program is a real process. `pytest --log-level=info -rP` shows the counts.
 """
@@ -47,14 +47,14 @@ log = logging.getLogger(__name__)
 
 TIMES = int(os.environ.get("POLICYD_TEST_ROLLINGS", "2"))
 PAUSE = float(os.environ.get("POLICYD_TEST_PAUSE", "12"))
-"""Seconds that everything stands still."""
+"""Seconds for which everything stands still."""
 REPLACED = "all workers are replaced"
 NOT_SERVING = HealthCheckResponse.NOT_SERVING
 Start = Callable[..., Any]
 
 
 def told(program: Program, words: str) -> int:
-    """How many lines of its log have these words."""
+    """The number of lines of its log that contain these words."""
     return sum(words in line for line in program.errors)
 
 
@@ -67,7 +67,7 @@ def children(program: Program, module: str = "worker") -> set[int]:
 
 
 async def roll(program: Program) -> None:
-    """Have its workers replaced."""
+    """Have the server's workers replaced."""
     done = told(program, REPLACED)
     program.send(signal.SIGHUP)
     await until(lambda: told(program, REPLACED) > done)
@@ -111,8 +111,9 @@ async def test_rolling(make_stack: MakeStack, which: str, workers: int) -> None:
 async def test_new_connections_while_policyd_rolls(
     start: Start, tmp_path: Path, workers: int
 ) -> None:
-    """A client that connects anew for each call, and tries nothing twice, is always answered: over
-    gRPC as over HTTP."""
+    """A client that connects anew for each call, and never retries, is always answered, over gRPC
+    and over HTTP.
+    """
     flags = ("--workers", str(workers), "--http", "127.0.0.1:0")
     policyd = start(Policyd, tmp_path, *flags)
     key = policyd.create_key("enforce")
@@ -127,16 +128,16 @@ async def test_new_connections_while_policyd_rolls(
 
 @asynccontextmanager
 async def new_connections(policyd: Policyd, key: str) -> AsyncIterator[Counter[str]]:
-    """Calls, each on a connection of its own; gives what became of them."""
+    """Make calls, each on a connection of its own. Gives their results."""
     counted: Counter[str] = Counter()
     stopping = asyncio.Event()
-    question = EvaluateRequest(key=key, has_user=True)
+    descriptor = EvaluateRequest(key=key, has_user=True)
 
     async def call() -> None:
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
         async with grpc.aio.insecure_channel(policyd.grpc, options=options) as channel:
             try:
-                await PolicyServiceStub(channel).Evaluate(question, timeout=PATIENCE)
+                await PolicyServiceStub(channel).Evaluate(descriptor, timeout=PATIENCE)
                 counted["grpc OK"] += 1
             except grpc.aio.AioRpcError as error:
                 counted[f"grpc {error.code().name}: {error.details()}"] += 1
@@ -166,15 +167,15 @@ async def new_connections(policyd: Policyd, key: str) -> AsyncIterator[Counter[s
 
 
 async def test_rolling_leaves_nothing_behind(start: Start, tmp_path: Path) -> None:
-    """Neither a worker that counts as running, nor a decision that is not in the log."""
+    """No replaced worker counts as running, and every decision is in the log."""
     policyd = start(Policyd, tmp_path, "--workers", "2")
     key = policyd.create_key("enforce")
     store = Store(policyd.database_url)
-    question = EvaluateRequest(key=key, has_user=True)
+    descriptor = EvaluateRequest(key=key, has_user=True)
     async with grpc.aio.insecure_channel(policyd.grpc) as channel:
         for _ in range(2):
             for _ in range(10):
-                await PolicyServiceStub(channel).Evaluate(question, timeout=PATIENCE)
+                await PolicyServiceStub(channel).Evaluate(descriptor, timeout=PATIENCE)
             await roll(policyd)
     await until(lambda: store.log.status().decisions == 20)
     await until(lambda: len(store.workers.list()) == 2)
@@ -185,8 +186,10 @@ async def test_rolling_leaves_nothing_behind(start: Start, tmp_path: Path) -> No
 
 
 async def test_settings_are_read_again(start: Start, tmp_path: Path) -> None:
-    """Those of --config hold from SIGHUP on, but for those that need a new start, which it says. A
-    worker that does not come up leaves the old one at work, and so does a file with a mistake."""
+    """The settings of --config are in force from SIGHUP on, but for those that need a new start,
+    which the log names. If the new worker does not come up, or the file has a mistake, the old
+    worker goes on.
+    """
     token, config = tmp_path / "token", tmp_path / "policyd.yaml"
     token.write_text("0123456789abcdef")
     token.chmod(0o600)
@@ -217,7 +220,7 @@ async def test_settings_are_read_again(start: Start, tmp_path: Path) -> None:
 
 
 async def decision(policyd: Policyd, key: str, token: str) -> int:
-    """What is decided of a request without a user."""
+    """The decision on a request without a user."""
     async with PolicyClient(policyd.grpc, timeout=PATIENCE, token=token) as client:
         return (await client.evaluate(EvaluateRequest(key=key, has_user=False))).decision
 
@@ -226,30 +229,32 @@ async def decision(policyd: Policyd, key: str, token: str) -> int:
 
 
 async def ready(url: str) -> tuple[int, str]:
-    """What a probe on a connection of its own is told: its status, and whether that is the end."""
+    """The answer to a probe on a connection of its own: its status, and whether the connection
+    ends.
+    """
     async with aiohttp.ClientSession() as http, http.get(f"{url}/readyz") as answer:
         return answer.status, answer.headers.get("Connection", "")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_policyd_drains(start: Start, tmp_path: Path, workers: int) -> None:
-    """Health says NOT_SERVING at once; new calls are answered until the port closes."""
+    """Health reports NOT_SERVING at once; new calls are answered until the port closes."""
     flags = ("--workers", str(workers), "--drain", "4", "--http", "127.0.0.1:0")
     policyd = start(Policyd, tmp_path, *flags)
     key = policyd.create_key()
-    question = EvaluateRequest(key=key, has_user=True)
+    descriptor = EvaluateRequest(key=key, has_user=True)
     async with grpc.aio.insecure_channel(policyd.grpc) as channel:
         watch = health_stub(channel).Watch(HealthCheckRequest())
         await watch.read()
         policyd.send(signal.SIGTERM)
         assert (await watch.read()).status == NOT_SERVING
         await until(lambda: told(policyd, "says NOT_SERVING") == workers)
-        policyd.send(signal.SIGHUP)  # It is too late for that.
+        policyd.send(signal.SIGHUP)  # It is too late for an answer.
         assert await ready(f"http://{policyd.http}") == (503, "close")
         new = [("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(policyd.grpc, options=new) as another:
             for one in (channel, another):
-                answer = await PolicyServiceStub(one).Evaluate(question, timeout=PATIENCE)
+                answer = await PolicyServiceStub(one).Evaluate(descriptor, timeout=PATIENCE)
                 assert answer.decision == DECISION_ALLOW
     assert await asyncio.to_thread(policyd.wait) == 0
     assert not told(policyd, "replaced")
@@ -258,8 +263,10 @@ async def test_policyd_drains(start: Start, tmp_path: Path, workers: int) -> Non
 
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_the_gateway_drains(make_stack: MakeStack, workers: int) -> None:
-    """It is not ready at once, and answers until its port closes; each answer is a connection's
-    last."""
+    """The gateway is not ready at once, and answers until its port closes.
+
+    Each answer is the last on its connection.
+    """
     stack = make_stack()
     restart_gateway(stack, "--workers", str(workers), "--drain", "4")
     async with aiohttp.ClientSession() as http:
@@ -279,7 +286,7 @@ async def test_the_gateway_drains(make_stack: MakeStack, workers: int) -> None:
 async def test_an_end_that_does_not_drain(
     make_stack: MakeStack, workers: int, second: bool
 ) -> None:
-    """SIGINT does not wait for balancers; a second signal waits for nothing, not even answers."""
+    """SIGINT does not wait for balancers; a second signal does not even wait for answers."""
     flags = ("--workers", str(workers), "--drain", "600", "--grace", "600")
     stack = make_stack(*flags)
     restart_gateway(stack, *flags)
@@ -310,7 +317,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 2
 
 @asynccontextmanager
 async def held_upstream(let_go: asyncio.Event) -> AsyncIterator[str]:
-    """An upstream that begins its answer to /v1/stream, and ends each when it is let go."""
+    """An upstream that begins its answer to /v1/stream, and ends each when the test lets it go."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -330,7 +337,10 @@ async def held_upstream(let_go: asyncio.Event) -> AsyncIterator[str]:
 async def test_streams_have_a_bound_of_their_own(
     policyd: Policyd, start: Start, shorter: str
 ) -> None:
-    """Past it, an answer that has begun is cut; past the other, a request without one gets 503."""
+    """Past its bound an answer that has begun is cut.
+
+    Past the other, a request without an answer gets 503.
+    """
     longer = {"grace": "stream-grace", "stream-grace": "grace"}[shorter]
     let_go = asyncio.Event()
     headers = {"x-usagepanda-api-key": policyd.create_key()}
@@ -357,8 +367,10 @@ async def test_streams_have_a_bound_of_their_own(
 
 
 async def test_streams_of_strangers_do_not_hold_up_the_end(start: Start, tmp_path: Path) -> None:
-    """Calls without a message, or that stream and never end, have a short time, whatever --grace
-    says, which a decision under way has."""
+    """Calls without a message, and streams that never end, have a short time, whatever --grace is.
+
+    A decision under way has all of --grace.
+    """
     policyd = start(Policyd, tmp_path, "--grace", "600")
     key = keys(policyd.database_url, "create", "test")
     policyd.reach(key["revision"])
@@ -379,13 +391,13 @@ _REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 
 
 async def test_connections_that_wait_where_a_server_closes() -> None:
-    """Those in the kernel's queue when it stops are taken from there and answered."""
+    """A server that stops accepts and answers the connections in the kernel's queue."""
     listening = open_socket(Address("127.0.0.1", 0))
     place = listening.getsockname()
     listener = Listener(_app, tls=None, grace=PATIENCE)
     await listener.start(listening)
     clients, answers = [], list[bytes]()
-    for _ in range(100):  # More than are taken at once.
+    for _ in range(100):  # More than the server accepts at once.
         client = socket.create_connection(place)
         client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         clients.append(client)
@@ -405,8 +417,11 @@ async def _app(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def test_all_stand_still(make_stack: MakeStack) -> None:
-    """As in a freezer, or with their machine: longer than a child may be silent, or a client. No
-    process is replaced, no request lost, and nothing is made up for the time."""
+    """All processes stand still for longer than a child or a client may be silent.
+
+    As in a freezer, or with their machine. None is replaced, no request is lost, and the log names
+    no process that hangs.
+    """
     flags = ("--workers", "2")
     stack = make_stack(*flags, "--http", "127.0.0.1:0", "--head-timeout", "2")
     restart_gateway(stack, *flags, "--head-timeout", "2", "--idle-timeout", "3")
@@ -419,7 +434,7 @@ async def test_all_stand_still(make_stack: MakeStack) -> None:
         for pid in everything:
             os.kill(pid, signal.SIGSTOP)
         await asyncio.sleep(1)
-        await rest()  # It lies unread.
+        await rest()  # The request lies unread.
         await asyncio.sleep(PAUSE)
         for pid in everything:
             os.kill(pid, signal.SIGCONT)
@@ -435,7 +450,10 @@ async def test_all_stand_still(make_stack: MakeStack) -> None:
 
 @asynccontextmanager
 async def half_sent(stack: Stack) -> AsyncIterator[Callable[[], Any]]:
-    """A client that has sent half a head; gives what sends the rest. It gets its answer."""
+    """A client that has sent half a head.
+
+    Gives a function that sends the rest and gets the answer.
+    """
     host, _, port = stack.gateway.url.removeprefix("http://").rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(b"GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n")

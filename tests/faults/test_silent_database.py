@@ -1,5 +1,6 @@
 """A database that neither answers nor closes: every call to it ends in time, and nothing of one
-replica holds up another."""
+replica holds up another.
+"""
 
 import asyncio
 import inspect
@@ -93,9 +94,9 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "History.most": ([KIND], "model", 3),
     "History.newest": ([KIND], 3),
 }
-"""What each public method is called with."""
+"""The arguments of each public method."""
 APART = {"Store.close", "Store.expect", "Store.history", "Log.give_back", "Store.hints"}
-"""Those that ask PostgreSQL nothing, and the hints, which have a test of their own."""
+"""Methods that send PostgreSQL nothing, and the hints, which have a test of their own."""
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +120,7 @@ def by_way_of(proxy: SilentProxy, url: str) -> str:
 
 
 def parts(store: Store) -> dict[str, Any]:
-    """The store and all that its users call, by their classes' names."""
+    """The store and every object that its users call, by class name."""
     kept = [one for one in vars(store).values() if type(one).__module__.startswith("policyd.")]
     found = [store, *kept, store.history("key", *PERIOD)]
     return {type(one).__name__: one for one in found}
@@ -135,14 +136,14 @@ def public_methods(store: Store) -> set[str]:
 
 
 def test_every_method_is_tried(database: str) -> None:
-    """A new method of the store gets its arguments in CALLS."""
+    """A new method of the store must get its arguments in CALLS."""
     with closing(Store(database)) as store:
         assert public_methods(store) == CALLS.keys() | APART
 
 
 @pytest.mark.parametrize("is_known", [True, False], ids=["old connection", "new connection"])
 def test_every_method_ends(database: str, proxy: SilentProxy, is_known: bool) -> None:
-    """A database that acknowledges and says nothing is given up in time, whatever it was asked."""
+    """Every method gives up in time on a database that acknowledges packets and never answers."""
     url = by_way_of(proxy, database)
     stores = {name: Store(url, SHORT) for name in CALLS}
     for store in stores.values() if is_known else ():
@@ -165,13 +166,13 @@ def test_every_method_ends(database: str, proxy: SilentProxy, is_known: bool) ->
     )
     proxy.speak()
     for store in stores.values():
-        # None of the connections that were given up comes back.
+        # No connection that was given up is used again.
         assert store.identity()
         store.close()
 
 
 def test_a_call_that_may_take_long(database: str, proxy: SilentProxy) -> None:
-    """It goes on while the server lives, however long that says nothing; then it ends as well."""
+    """A long call goes on while the server lives, though it is silent, and ends with the server."""
     with closing(Store(by_way_of(proxy, database), SHORT)) as store:
         with reading(store._engine, LONG) as connection:
             connection.exec_driver_sql(f"SELECT pg_sleep({3 * SHORT})")
@@ -195,13 +196,13 @@ def test_a_silent_answer(database: str, proxy: SilentProxy) -> None:
 
 
 def sessions(url: str, *names: str) -> dict[str, str]:
-    """What a store's sessions are set to."""
+    """The settings of a store's sessions."""
     with closing(Store(url, 10)) as store, reading(store._engine) as connection:
         return {name: connection.exec_driver_sql(f"SHOW {name}").scalar_one() for name in names}
 
 
 def test_what_the_server_is_told(database: str) -> None:
-    """The server gives up what a client holds that has vanished; the URL says otherwise."""
+    """The server gives up what a vanished client holds, unless the URL sets otherwise."""
     names = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
     assert sessions(database, *names) == dict(zip(names, ("10s", "6s", "4s"), strict=True))
     given = "&options=-c%20lock_timeout%3D3s%20-c%20statement_timeout%3D1min"
@@ -216,7 +217,9 @@ def test_what_the_server_is_told(database: str) -> None:
 def test_a_replica_vanishes_in_mid_transaction(
     database: str, proxy: SilentProxy, work: str
 ) -> None:
-    """Its packets are dropped while it holds its locks: another one does the same soon after."""
+    """The packets of a replica are dropped while it holds its locks: another one does the same work
+    soon after.
+    """
     at = datetime.now(UTC)
 
     def do(store: Store, replica: int) -> None:
@@ -244,7 +247,7 @@ def test_a_replica_vanishes_in_mid_transaction(
 
 
 def test_replicas_that_ship_at_once_wait_for_no_count(database: str) -> None:
-    """A transaction that stands still holds up none that counts other keys' decisions."""
+    """A transaction that stands still holds up no replica that counts other keys' decisions."""
     at = datetime.now(UTC)
     with closing(Store(database, 30)) as one, closing(Store(database, 30)) as other:
 
@@ -260,7 +263,7 @@ def test_replicas_that_ship_at_once_wait_for_no_count(database: str) -> None:
 
 
 def test_all_connections_are_taken(tmp_path: Path) -> None:
-    """The store says so, and is back with the first connection that is free."""
+    """The store reports that all connections are taken, and recovers with the first free one."""
     few = PostgreSQL("max_connections=8", "superuser_reserved_connections=0")
     with few, few.database() as url, closing(Store(url, SHORT)) as store:
         store.migrate()
@@ -335,7 +338,7 @@ async def test_settings_are_followed_again(database: str, proxy: SilentProxy) ->
 
 
 async def test_a_call_that_hangs_is_given_up() -> None:
-    """Its caller is told; so are the next ones, until it comes back."""
+    """The caller of a hanging call gets an error, and so do the next callers until it returns."""
     threads = StoreThreads("this test", 0.2)
     with blocked() as hang:
         for _ in range(2):
@@ -362,8 +365,10 @@ async def until_it_runs(threads: StoreThreads) -> None:
 
 
 async def test_more_calls_than_may_wait() -> None:
-    """Those beyond are refused at once, those that wait too long in time; a caller that goes away
-    makes no room for another call, as its own goes on."""
+    """Calls beyond the bound fail at once, and those that wait too long in time.
+
+    A caller that goes away makes no room for another, as its call goes on.
+    """
     threads = StoreThreads("this test", ENOUGH, at_once=2, waiting=3)
     with blocked() as hang:
         calls = [asyncio.create_task(threads.run(hang)) for _ in range(5)]
@@ -441,7 +446,7 @@ def test_first_starts_at_once(tmp_path: Path) -> None:
 
 
 def test_a_new_file_that_another_process_has(tmp_path: Path) -> None:
-    """The first start waits for it: SQLite itself does not where a file becomes one with a WAL."""
+    """The first start waits for the file, as SQLite itself does not while it adds a WAL."""
     file = tmp_path / "policyd.db"
     holder = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
     holder.execute("BEGIN IMMEDIATE")

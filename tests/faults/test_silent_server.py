@@ -1,5 +1,7 @@
-"""policyd on a database that neither answers nor closes: it decides, it ends when it is told to,
-and it comes back by itself. Every program and database is real."""
+"""policyd on a database that neither answers nor closes: it decides, ends and recovers.
+
+Every program and database is real.
+"""
 
 import asyncio
 import sqlite3
@@ -38,7 +40,7 @@ FAULTS = ["frozen", "silent", "no connections", "locked rows", "locked file"]
 
 
 class Fault:
-    """A database, and what can befall it."""
+    """A database, and a fault that it can have."""
 
     def __init__(self, url: str, begin: Callable[[], object], end: Callable[[], None]) -> None:
         self.url = url
@@ -133,7 +135,7 @@ FOUND = {
 
 
 def decide(server: Policyd, key: str, number: int) -> None:
-    """That many requests without a user are denied."""
+    """Check that so many requests without a user are denied."""
     with grpc.insecure_channel(server.grpc) as channel:
         ask = PolicyServiceStub(channel).Evaluate
         for _ in range(number):
@@ -161,12 +163,14 @@ def key_of(url: str) -> str:
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_told_to_end(fault: Fault, tmp_path: Path, start: Callable[..., Any], workers: str) -> None:
-    """SIGTERM ends it within the grace period, and its status and last words tell what is left;
-    the next start ships that."""
+    """SIGTERM ends it within the grace period, and its status and last log lines tell what is left.
+
+    The next start ships that.
+    """
     key = key_of(fault.url)
     server = start(Policyd, tmp_path, *FLAGS, "--workers", workers, database_url=fault.url)
     fault.begin()
-    # In the middle of what each thread of it does.
+    # In the middle of each thread's work.
     time.sleep(1.5 * TIMEOUT)
     decide(server, key, 20)
     begun = time.monotonic()
@@ -200,7 +204,7 @@ def test_it_comes_back(fault: Fault, tmp_path: Path, start: Callable[..., Any]) 
 
 @pytest.mark.timeout(240)
 def test_told_to_end_while_it_starts(postgresql: PostgreSQL, tmp_path: Path) -> None:
-    """SIGTERM ends one that waits for a silent database to start."""
+    """SIGTERM ends a policyd that waits for a silent database to start."""
     with postgresql.database() as url, SilentProxy(postgresql.socket) as proxy:
         proxy.be_silent()
         name = sa.make_url(url).database
@@ -232,8 +236,9 @@ async def administration(server: Policyd) -> AsyncIterator[Any]:
 async def test_calls_that_wait_hold_up_no_change(
     postgresql: PostgreSQL, tmp_path: Path, start: Callable[..., Any]
 ) -> None:
-    """However many callers wait for the log, a key is changed, and in force, meanwhile. More of
-    them than may wait are refused at once, the others in time."""
+    """However many callers wait for the log, an administrator can change a key, and the change is
+    in force. Callers beyond the bound fail at once, the others in time.
+    """
     with postgresql.database() as url:
         with closing(Store(url)) as store:
             store.migrate()

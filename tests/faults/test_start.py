@@ -1,4 +1,4 @@
-"""A server starts, and comes back, whatever is away: its database, or room on its disk."""
+"""A server starts, and recovers, whatever is away: its database, or room on its disk."""
 
 import asyncio
 import contextlib
@@ -75,7 +75,7 @@ def stopped(server: PostgreSQL) -> Iterator[None]:
 
 @contextmanager
 def silent(server: PostgreSQL) -> Iterator[None]:
-    """It takes connections, and answers none."""
+    """Have the database accept connections, and answer none."""
     first = int(Path(server._data, "postmaster.pid").read_text().split()[0])
     children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
     pids = [first, *map(int, children)]
@@ -101,7 +101,7 @@ def away(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, 
 
 
 def kept(policyd: Policyd) -> Path:
-    """Its snapshot."""
+    """The server's snapshot."""
     return policyd.folder / "policyd.db-spool" / "snapshot"
 
 
@@ -122,18 +122,18 @@ async def health(address: str, service: str = "") -> int:
 
 
 async def change(policyd: Policyd, key_id: str) -> None:
-    """A change is followed again."""
+    """Check that a change is followed again."""
     made = await asyncio.to_thread(keys, policyd.database_url, "set", key_id, *MODE, "off")
     await asyncio.to_thread(policyd.reach, made["revision"])
 
 
 @pytest.mark.timeout(300)
-# SQLite lets nobody lock a file that others read.
+# SQLite lets no process lock a file that others read.
 @pytest.mark.parametrize("away", ["gone", "stopped", "silent"], indirect=True)
 async def test_workers_are_killed_while_the_database_is_away(
     make_stack: MakeStack, away: tuple[str, Any]
 ) -> None:
-    """Each is started again and decides as before; then the database is followed again."""
+    """Each worker is started again and decides as before; then the database is followed again."""
     url, is_away = away
     stack = make_stack("--workers", "2", database_url=url)
     (key,) = await asyncio.to_thread(keys, url, "list")
@@ -142,7 +142,7 @@ async def test_workers_are_killed_while_the_database_is_away(
         with is_away():
             for victim in workers(stack.policyd):
                 kill(victim)
-                # Not the listeners alone: those of a killed one may stay for a moment.
+                # Not the listeners alone: those of a killed worker may stay for a moment.
                 await until(lambda gone=victim: len(workers(stack.policyd) - {gone}) == 2)
                 await until(lambda: listeners(stack.policyd) == 2)
                 await load.more(60, *DECIDED)
@@ -161,7 +161,7 @@ async def test_workers_are_killed_while_the_database_is_away(
 async def test_a_server_that_starts_while_the_database_is_away(
     start: Callable[..., Any], tmp_path: Path, away: tuple[str, Any], count: str
 ) -> None:
-    """It decides by the snapshot, says so, and follows the database as soon as that is there."""
+    """The server decides by the snapshot, logs so, and follows the database once it is back."""
     url, is_away = away
     flags = ("--workers", count)
     policyd = start(Policyd, tmp_path, *flags, database_url=url)
@@ -187,7 +187,7 @@ async def test_a_server_that_starts_while_the_database_is_away(
 
 
 async def probed(policyd: Policyd) -> tuple[int, ...]:
-    """What the HTTP check answers to probes of life, readiness and settings."""
+    """What the HTTP check answers to the probes of life, readiness and settings."""
     async with aiohttp.ClientSession() as http:
         statuses = []
         for path in ("/healthz", "/readyz", "/settingsz"):
@@ -228,8 +228,10 @@ UNUSABLE: dict[str, tuple[Callable[[Path], None], tuple[str, ...], str]] = {
 async def test_without_a_snapshot_to_use(
     start: Callable[..., Any], tmp_path: Path, unused_port: Callable[[], int], kind: str, count: str
 ) -> None:
-    """A server listens and lives, and answers that it cannot decide yet; it does once the database
-    is there, and says only then that it is ready."""
+    """Without a snapshot a server listens, is alive, and answers that it cannot decide yet.
+
+    It decides once the database is there, and is ready only then.
+    """
     spoil, flags, reason = UNUSABLE[kind]
     (tmp_path / "disk").mkdir()
     file = tmp_path / "disk" / "policyd.db"
@@ -255,8 +257,8 @@ async def test_without_a_snapshot_to_use(
         assert answer.decision == DECISION_ALLOW
     assert await health(place) == SERVING
     async with asyncio.timeout(PATIENCE):
-        while await probed(policyd) != (200, 200, 200):  # noqa: ASYNC110 - it tells nobody
-            await asyncio.sleep(0.1)  # An answer to a probe is good for a second.
+        while await probed(policyd) != (200, 200, 200):  # noqa: ASYNC110 - it sends no event
+            await asyncio.sleep(0.1)  # The answer to a probe is reused for a second.
     assert reason in "".join(policyd.errors)
 
 
@@ -280,7 +282,7 @@ async def _cannot_decide(place: str, http: str, key: str) -> None:
     async with grpc.aio.insecure_channel(place) as channel:
         stub = PolicyServiceStub(channel)
         assert await failure(stub.Evaluate(asked, timeout=PATIENCE)) == nothing
-        # Not even that a request without a key is refused.
+        # Not even a request without a key is denied.
         assert await failure(stub.Evaluate(EvaluateRequest(), timeout=PATIENCE)) == nothing
         assert await failure(stub.CheckKey(CheckKeyRequest(key=key), timeout=PATIENCE)) == nothing
         batch = BatchEvaluateRequest(items=[BatchEvaluateItem(id="1", request=asked)])
@@ -311,7 +313,7 @@ async def _cannot_decide(place: str, http: str, key: str) -> None:
 )
 @pytest.mark.parametrize("count", ["1", "2"])
 def test_what_is_no_outage(tmp_path: Path, url: str, message: str, count: str) -> None:
-    """Settings that cannot work end the start at once, and say what is wrong."""
+    """Settings that cannot work end the start at once, with a message that names what is wrong."""
     done = run(
         *("policyd", "serve", "--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0"),
         *("--database-url", url, "--spool", str(tmp_path / "spool"), "--workers", count),
@@ -322,7 +324,7 @@ def test_what_is_no_outage(tmp_path: Path, url: str, message: str, count: str) -
 
 
 def test_a_start_loads_what_it_needs() -> None:
-    """What only some servers have, or none at their start, keeps no decision waiting."""
+    """Code that only some servers need, or none at its start, delays no decision."""
     heavy = ("alembic", "aiohttp", "genai_prices", "jinja2", "starlette", "uvicorn", "psycopg")
     loaded = _loaded("policyd.server.worker")
     assert {"grpc", "sqlalchemy"} <= loaded
@@ -350,13 +352,13 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     if subprocess.run(mount, check=False, capture_output=True).returncode:
         missing("only root can make a disk that is full soon")
     yield folder
-    # What a killed policyd leaves behind ends a moment after it.
+    # The processes of a killed policyd end a moment after it.
     subprocess.run(("umount", "--lazy", str(folder)), check=True)
 
 
 @contextmanager
 def full(disk: Path) -> Iterator[None]:
-    """There is no room, and none for a new file either."""
+    """Leave no room on the disk, and none for a new file either."""
     filler = disk / "filler"
     with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
@@ -379,8 +381,11 @@ def _files(disk: Path) -> int:
 async def test_the_spools_disk_is_full(
     start: Callable[..., Any], tmp_path: Path, disk: Path, drops: bool, count: str
 ) -> None:
-    """A server starts all the same. What it decides it drops, and counts; or it decides nothing,
-    and then as before, once there is room."""
+    """A server starts on a full disk.
+
+    It drops and counts the decisions that it makes, or it makes none; once there is room it works
+    as before.
+    """
     policyd = start(Policyd, tmp_path)
     key = policyd.create_key("enforce")
     policyd.stop()
@@ -410,7 +415,7 @@ async def test_the_spools_disk_is_full(
 
 
 async def _counted(database_url: str) -> tuple[int, int]:
-    """How many decisions the log has, and how many were lost."""
+    """The number of decisions in the log, and of those lost."""
     command = ("policyd", "logs", "status", "--json", "--database-url", database_url)
     done = await asyncio.to_thread(run, *command)
     assert done.returncode == 0, done.stderr
@@ -442,7 +447,9 @@ async def test_every_disk_is_full(start: Callable[..., Any], disk: Path) -> None
 async def test_the_first_start_on_a_full_disk(
     start: Callable[..., Any], disk: Path, unused_port: Callable[[], int], count: str
 ) -> None:
-    """It waits for room, and then makes all that is missing: the token, too, and the console."""
+    """The first start waits for room, and then makes everything that is missing, the token and the
+    console included.
+    """
     place, http = f"127.0.0.1:{unused_port()}", f"127.0.0.1:{unused_port()}"
     flags = ("--grpc", place, "--http", http, "--console", "127.0.0.1:0", "--workers", count)
     with full(disk):

@@ -38,7 +38,7 @@ async def demo() -> AsyncIterator[Demo]:
 
 @pytest.fixture
 def upstream(demo: Demo) -> Demo:
-    """The demo upstream, having received nothing."""
+    """The demo upstream, with an empty record."""
     demo.app.record.clear()
     return demo
 
@@ -56,7 +56,7 @@ def serving(policyd: Policyd) -> Serving:
 
 @pytest.fixture(scope="session")
 def open_door() -> Serving:
-    """Gateways that ask nobody and allow everything: for what is no matter of policy."""
+    """Gateways that do not ask policyd and allow everything, for tests that concern no policy."""
 
     async def allow(_: EvaluateRequest) -> EvaluateResponse:
         return EvaluateResponse(decision=DECISION_ALLOW)
@@ -83,7 +83,7 @@ def enforced(policyd: Policyd) -> str:
 
 @pytest.fixture(scope="session")
 def unenforced(policyd: Policyd) -> str:
-    """An API key that does not."""
+    """An API key that does not enforce user IDs."""
     return policyd.create_key("off")
 
 

@@ -54,7 +54,7 @@ BODIES = {
 async def test_bodies(
     gateway: str, upstream: Demo, enforced: str, body: bytes, status: int
 ) -> None:
-    """A body that carries no user for certain is refused, in OpenAI's shape, with the reason."""
+    """A body that does not clearly carry a user is denied, in OpenAI's shape, with the reason."""
     response = await post(gateway, enforced, body)
     assert response.status == status
     error = json.loads(response.body)["error"]
@@ -65,7 +65,7 @@ async def test_bodies(
 
 
 async def test_big_numbers_do_no_harm(gateway: str, upstream: Demo, enforced: str) -> None:
-    """An int beyond 64 bits elsewhere in the body is the upstream's matter."""
+    """An integer beyond 64 bits elsewhere in the body is the upstream's matter."""
     response = await post(gateway, enforced, chat(f'{USER},"seed":99999999999999999999999999'))
     assert response.status == 200
     assert len(upstream.app.record) == 1
@@ -73,10 +73,10 @@ async def test_big_numbers_do_no_harm(gateway: str, upstream: Demo, enforced: st
 
 @pytest.mark.parametrize("name", ["Content-Type", "Content-Encoding", "x-usagepanda-trace-id"])
 @pytest.mark.parametrize("word", ["charset", "charset=", ";a=", 'a="', "gzip,", "\t"])
-async def test_a_long_header_holds_nobody_up(
+async def test_a_long_header_holds_up_no_other(
     gateway: str, upstream: Demo, enforced: str, name: str, word: str
 ) -> None:
-    """A quarter of a million bytes in a header are refused long before others give up waiting."""
+    """A quarter of a million bytes in a header are rejected long before other requests time out."""
     long = (name, "a" + word * (250_000 // len(word)) + "a")
     key = ("x-usagepanda-api-key", enforced)
     hostile = ask(gateway, "POST", "/v1/chat/completions", [key, long], CHAT_WITH_USER)
@@ -89,7 +89,7 @@ async def test_a_long_header_holds_nobody_up(
 
 @pytest.mark.parametrize("coding", COMPRESS)
 async def test_compressed_bodies(gateway: str, upstream: Demo, enforced: str, coding: str) -> None:
-    """They are read, and go upstream compressed as they came."""
+    """Compressed bodies are read, and forwarded compressed, unchanged."""
     header = ("Content-Encoding", coding)
     assert (await post(gateway, enforced, COMPRESS[coding](CHAT), header)).status == 422
     assert not upstream.app.record
@@ -103,14 +103,17 @@ async def test_compressed_bodies(gateway: str, upstream: Demo, enforced: str, co
 async def test_compressed_bodies_that_are_cut_short(
     gateway: str, upstream: Demo, enforced: str, coding: str
 ) -> None:
-    """They are refused with 400."""
+    """A compressed body that is cut short is denied with 400."""
     body = COMPRESS[coding](CHAT_WITH_USER)[:-3]
     assert (await post(gateway, enforced, body, ("Content-Encoding", coding))).status == 400
     assert not upstream.app.record
 
 
 async def test_content_encodings(gateway: str, upstream: Demo, enforced: str) -> None:
-    """An unknown one is refused with 415; several apply in their order, repeated headers too."""
+    """An unknown coding is denied with 415.
+
+    Several codings apply in their order, repeated headers too.
+    """
     unknown = await post(gateway, enforced, CHAT_WITH_USER, ("Content-Encoding", "compress"))
     assert unknown.status == 415
     body = brotli.compress(gzip.compress(CHAT))
@@ -122,7 +125,7 @@ async def test_content_encodings(gateway: str, upstream: Demo, enforced: str) ->
 
 @pytest.mark.parametrize("coding", COMPRESS)
 async def test_bombs(serving: Serving, upstream: Demo, enforced: str, coding: str) -> None:
-    """A body that decompresses beyond the bound is refused with 413."""
+    """A body that decompresses beyond the bound is denied with 413."""
     bomb = COMPRESS[coding](b'{"user":"u-1","a":"' + b" " * 2**22 + b'"}')
     async with serving(upstream.url, max_body=2**20) as server:
         response = await post(server.url, enforced, bomb, ("Content-Encoding", coding))
@@ -134,7 +137,9 @@ async def test_bombs(serving: Serving, upstream: Demo, enforced: str, coding: st
 async def test_a_body_over_the_bound(
     serving: Serving, upstream: Demo, enforced: str, unenforced: str, framing: str
 ) -> None:
-    """It is refused with 413 where enforced, and else passes whole; one at the bound is read."""
+    """A body over the bound is denied with 413 where the key enforces, and otherwise forwarded
+    whole; one at the bound is read.
+    """
     body = chat(f'{USER},"a":"{"x" * 100_000}"')
     for limit, key, status in [
         (len(body) - 1, enforced, 413),
@@ -163,7 +168,7 @@ async def _post_framed(url: str, key: str, body: bytes, framing: str) -> int:
 
 
 def form(*fields: str, boundary: str = "B") -> bytes:
-    """A form of these parts, each from its headers on."""
+    """A form of these parts, each of which begins with its headers."""
     parts = "".join(f"--{boundary}\r\n{part}\r\n" for part in fields)
     return f"{parts}--{boundary}--\r\n".encode()
 
@@ -205,7 +210,7 @@ async def test_forms(
     content_type: str,
     status: int,
 ) -> None:
-    """A form without a user for certain is refused."""
+    """A form that does not clearly carry a user is denied."""
     headers = [("x-usagepanda-api-key", enforced), ("Content-Type", content_type)]
     response = await ask(gateway, "POST", f"/v1/images/{endpoint}", headers, body)
     assert response.status == status
@@ -213,7 +218,7 @@ async def test_forms(
 
 
 async def test_a_form_with_user(gateway: str, upstream: Demo, enforced: str) -> None:
-    """It goes upstream as it came, Content-Type and all."""
+    """A form with a user is forwarded unchanged, with its Content-Type."""
     content_type = f'{FORM}; boundary="B"'
     headers = [("x-usagepanda-api-key", enforced), ("Content-Type", content_type)]
     assert (await ask(gateway, "POST", "/v1/images/edits", headers, GOOD)).status == 200
@@ -222,7 +227,7 @@ async def test_a_form_with_user(gateway: str, upstream: Demo, enforced: str) -> 
 
 
 async def test_two_content_types(gateway: str, upstream: Demo, enforced: str) -> None:
-    """Where two differ nobody knows which one the upstream follows, so neither is believed."""
+    """The upstream may follow either of two Content-Types that differ, so neither is believed."""
     for target, first, second, body in [
         ("/v1/images/edits", f"{FORM}; boundary=B", f"{FORM}; boundary=C", GOOD),
         ("/v1/images/edits", f"{FORM}; boundary=B", "application/json", GOOD),
@@ -237,7 +242,7 @@ async def test_two_content_types(gateway: str, upstream: Demo, enforced: str) ->
 
 
 async def test_an_over_long_trace_id(gateway: str, upstream: Demo, enforced: str) -> None:
-    """It changes no decision, unless it is so long that the headers are refused with 431."""
+    """A long trace ID changes no decision, unless the headers exceed their bound and get 431."""
     for length, statuses in [(100, (422, 200)), (9000, (431, 431))]:
         header = ("x-usagepanda-trace-id", "t" * length)
         responses = [await post(gateway, enforced, body, header) for body in (CHAT, CHAT_WITH_USER)]

@@ -1,4 +1,7 @@
-"""Bodies: those of strangers are not held, and those that are have a total and a deadline."""
+"""The gateway does not hold bodies without a known key.
+
+Those that it holds have a total and a deadline.
+"""
 
 import asyncio
 import gzip
@@ -24,7 +27,7 @@ pytestmark = IN_SESSION
 
 PATH = "/v1/chat/completions"
 PATIENCE = 30
-NOISE = random.Random(9).randbytes(250_000).hex()  # It compresses to a half, as text does.
+NOISE = random.Random(9).randbytes(250_000).hex()  # This text compresses to a half.
 LARGE = json.dumps({"model": "m", "user": "u-1", "messages": [], "x": NOISE}).encode()
 LARGE_WITHOUT_USER = LARGE.replace(b'"user"', b'"abcd"')
 Open = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -45,7 +48,7 @@ async def _answer(reader: asyncio.StreamReader) -> int:
 
 
 async def test_a_strangers_body_is_not_waited_for(gateway: str, upstream: Demo) -> None:
-    """A request with an unknown key is refused once 64 KiB are there, not when all is."""
+    """A request with an unknown key is denied once 64 KiB have arrived, not at its end."""
     for sent in (LARGE[: SMALL + 1000], LARGE):
         reader, writer = await _begin(gateway, "up-unknown", 2 * len(LARGE), sent)
         assert await _answer(reader) == 403
@@ -56,7 +59,7 @@ async def test_a_strangers_body_is_not_waited_for(gateway: str, upstream: Demo) 
 async def test_a_known_keys_body_is_read(
     gateway: str, upstream: Demo, enforced: str, unenforced: str
 ) -> None:
-    """Whatever its size: it is judged whole."""
+    """The body of a known key is judged whole, whatever its size."""
     for coded, headers in (
         (lambda body: body, ()),
         (gzip.compress, (("Content-Encoding", "gzip"),)),
@@ -75,15 +78,15 @@ async def test_a_known_keys_body_is_read(
     writer.close()
 
 
-async def test_small_bodies_travel_in_one_question(gateway: str, enforced: str) -> None:
-    """Compressed ones too."""
+async def test_small_bodies_travel_in_one_call(gateway: str, enforced: str) -> None:
+    """A small body needs a single call to policyd, compressed or not."""
     small = gzip.compress(CHAT_WITH_USER)
     assert (await post(gateway, enforced, small, ("Content-Encoding", "gzip"))).status == 200
     assert (await post(gateway, "up-unknown", small, ("Content-Encoding", "gzip"))).status == 403
 
 
 async def test_the_total(serving: Serving, demo: Demo, enforced: str) -> None:
-    """What all bodies take is bounded: one beyond it gets 503, and small ones go on."""
+    """The memory of all bodies is bounded: a body beyond it gets 503, and small ones go on."""
     size = 600_000
     async with serving(demo.url, max_body=size, body_memory=2 * size) as server:
         sent = LARGE[:550_000].ljust(550_000)
@@ -106,7 +109,7 @@ async def test_the_total(serving: Serving, demo: Demo, enforced: str) -> None:
 
 
 async def test_a_body_has_a_deadline(serving: Serving, demo: Demo, enforced: str) -> None:
-    """One that is checked must be complete by then, though it comes without a pause."""
+    """A checked body must be complete by its deadline, though it arrives without a pause."""
     async with serving(demo.url, body_timeout=0.5) as server:
         for sent in (b"", LARGE[: 2 * SMALL]):
             reader, writer = await _begin(server.url, enforced, 2**25, sent)
@@ -119,7 +122,7 @@ async def test_a_body_has_a_deadline(serving: Serving, demo: Demo, enforced: str
 
 
 async def test_settings_that_do_not_fit() -> None:
-    """A body must fit into the total, as it came and decompressed."""
+    """One body must fit into the total, as it is sent and decompressed."""
     with pytest.raises(SettingsError, match="--body-memory must be at least twice --max-body"):
         Settings(max_body=1000, body_memory=1999)
     assert Settings(max_body=2**30).memory >= 2 * 2**30
@@ -130,7 +133,7 @@ Answer = Callable[[EvaluateRequest, object], Awaitable[EvaluateResponse]]
 
 @asynccontextmanager
 async def _policyd(check_key: grpc.StatusCode | None) -> AsyncIterator[str]:
-    """A policyd that allows everything, and fails CheckKey so, or does not know it."""
+    """A policyd that allows everything, and fails CheckKey with a status, or does not know it."""
 
     async def evaluate(_: EvaluateRequest, __: object) -> EvaluateResponse:
         return EvaluateResponse(decision=DECISION_ALLOW, decision_id="1")
@@ -173,7 +176,10 @@ async def _policyd(check_key: grpc.StatusCode | None) -> AsyncIterator[str]:
 async def test_a_policyd_that_does_not_say(
     check_key: grpc.StatusCode | None, on_policy_error: str, status: int
 ) -> None:
-    """An older one does not know the question: the body is read. Otherwise no answer is a no."""
+    """An older policyd does not know CheckKey, so the gateway reads the body.
+
+    Any other failure denies the request.
+    """
     async with _policyd(check_key) as address, serving_wire() as wire:
         settings = Settings(
             upstream=wire.url, listen=FREE, policyd=address, on_policy_error=on_policy_error
@@ -183,7 +189,7 @@ async def test_a_policyd_that_does_not_say(
 
 
 async def test_the_ledger() -> None:
-    """Small bodies are free; what was taken is given back, whatever happens."""
+    """Small bodies take nothing from the total; others always give back what they took."""
     bodies = Bodies(40 * SMALL)
     with bodies.hold() as one:
         one.grow(SMALL)

@@ -1,4 +1,4 @@
-"""What the client gets when a request is refused: docs/contract.md, sections 4 and 5."""
+"""The response that the client gets to a denied request: docs/contract.md, sections 4 and 5."""
 
 import asyncio
 import json
@@ -37,12 +37,14 @@ async def test_the_denial_is_exact_to_the_byte(gateway: str, upstream: Demo, enf
     writer.close()
     raw = re.sub(rb"(?m)^Date: \w{3}, \d\d \w{3} \d{4} [\d:]{8} GMT\r$", b"Date: DATE\r", raw)
     raw = re.sub(rb"(?m)^x-request-id: [0-9a-f]{32}\r$", b"x-request-id: DECISION\r", raw)
-    raw = re.sub(rb"^(HTTP/1.1 422) [\w ]+", rb"\1 REASON", raw)  # Python changed its wording.
+    raw = re.sub(
+        rb"^(HTTP/1.1 422) [\w ]+", rb"\1 REASON", raw
+    )  # Python changed the wording of a status.
     assert raw == GOLDEN.read_bytes()
     assert not upstream.app.record
 
 
-async def test_streams_are_refused_alike(gateway: str, upstream: Demo, enforced: str) -> None:
+async def test_streams_are_denied_alike(gateway: str, upstream: Demo, enforced: str) -> None:
     """With stream: true the denial is the same JSON response."""
     body = json.dumps({**json.loads(CHAT), "stream": True}).encode()
     response = await post(gateway, enforced, body)
@@ -52,7 +54,7 @@ async def test_streams_are_refused_alike(gateway: str, upstream: Demo, enforced:
 
 
 async def test_a_request_with_user_passes(gateway: str, upstream: Demo, enforced: str) -> None:
-    """It is answered by the upstream, its body untouched."""
+    """A request with a user is answered by the upstream, its body untouched."""
     response = await post(gateway, enforced, CHAT_WITH_USER)
     assert response.status == 200
     assert response.all("access-control-allow-origin") == ["*"]
@@ -79,13 +81,13 @@ async def test_the_header_overrides_the_key(
 
 @pytest.mark.parametrize("value", ["1", "no", "", "false, false", "fals\u0435"])
 async def test_an_unclear_header_never_weakens(gateway: str, enforced: str, value: str) -> None:
-    """What is not one clear true or false leaves enforcement on."""
+    """A header that is not one clear true or false leaves enforcement on."""
     header = ("x-usagepanda-enforce-user-ids", value.encode().decode("latin-1"))
     assert (await post(gateway, enforced, CHAT, header)).status == 422
 
 
 async def test_two_headers_that_disagree(gateway: str, enforced: str, unenforced: str) -> None:
-    """The strictest of them wins."""
+    """The strictest of several headers wins."""
     headers = [("x-usagepanda-enforce-user-ids", value) for value in ("false", "true")]
     for key in (enforced, unenforced):
         assert (await post(gateway, key, CHAT, *headers)).status == 422
@@ -99,7 +101,7 @@ async def test_underscore_twins_do_not_count(gateway: str, enforced: str) -> Non
 
 
 async def test_a_request_without_key(gateway: str, upstream: Demo) -> None:
-    """It is refused with 403, wherever it goes, and told how to give a key."""
+    """A request without a key is denied with 403, whatever its path, with how to send a key."""
     for method, target in [("POST", "/v1/chat/completions"), ("GET", "/v1/models")]:
         response = await ask(gateway, method, target, [("x_usagepanda_api_key", "up-1")])
         error = json.loads(response.body)["error"]
@@ -109,16 +111,16 @@ async def test_a_request_without_key(gateway: str, upstream: Demo) -> None:
 
 
 async def test_malformed_and_unknown_keys(gateway: str, upstream: Demo) -> None:
-    """They are refused alike, so that nobody learns which keys exist."""
+    """Malformed and unknown keys get one denial, so that no client learns which keys exist."""
     keys = ["", "nonsense", "up-" + "0" * 48, "up-é".encode().decode("latin-1")]
-    refusals = [await post(gateway, key, CHAT_WITH_USER) for key in keys]
-    assert {refusal.status for refusal in refusals} == {403}
-    assert len({refusal.body for refusal in refusals}) == 1
+    denials = [await post(gateway, key, CHAT_WITH_USER) for key in keys]
+    assert {denial.status for denial in denials} == {403}
+    assert len({denial.body for denial in denials}) == 1
     assert not upstream.app.record
 
 
 async def test_two_keys(gateway: str, enforced: str, unenforced: str) -> None:
-    """Two that differ are refused; the same one twice is one."""
+    """Two keys that differ are denied; the same key twice counts as one."""
     same = await post(gateway, enforced, CHAT_WITH_USER, ("X-UsagePanda-API-Key", enforced))
     assert same.status == 200
     other = await post(gateway, enforced, CHAT_WITH_USER, ("X-UsagePanda-API-Key", unenforced))
@@ -126,7 +128,7 @@ async def test_two_keys(gateway: str, enforced: str, unenforced: str) -> None:
 
 
 async def test_the_operators_key(serving: Serving, upstream: Demo, enforced: str) -> None:
-    """It stands in where the request names none at all, and never where it names a wrong one."""
+    """The operator's key is used if a request names no key, and never if it names a wrong one."""
     async with serving(upstream.url, api_key=enforced) as server:
         assert (await ask(server.url, "GET", "/v1/models")).status == 200
         no_user = await ask(server.url, "POST", "/v1/chat/completions", (), CHAT)
@@ -150,7 +152,7 @@ async def test_preflight(gateway: str, upstream: Demo) -> None:
 
 
 async def test_websockets(gateway: str, upstream: Demo, unenforced: str) -> None:
-    """An upgrade to WebSocket is refused with 426 and a reason, however it is asked for."""
+    """An upgrade to WebSocket is denied with 426 and a reason, however it is requested."""
     for connection in ([], [("Connection", "keep-alive, Upgrade")]):
         headers = [("Upgrade", "WebSocket"), ("x-usagepanda-api-key", unenforced), *connection]
         reader, writer = await connect(gateway)
@@ -158,19 +160,19 @@ async def test_websockets(gateway: str, upstream: Demo, unenforced: str) -> None
         head = await reader.readuntil(b"\r\n\r\n")
         body = await reader.readuntil(b"}}")
         writer.close()
-        refusal = parse(head)
-        assert refusal.status == 426
-        # RFC 9110: with a 426 the protocol is named that is spoken here; behind the contract's own.
-        names = [name for name, _ in refusal.headers[:6]]
+        denial = parse(head)
+        assert denial.status == 426
+        # RFC 9110: a 426 names the protocol that the server speaks; behind the contract's headers.
+        names = [name for name, _ in denial.headers[:6]]
         assert names[4:] == ["Upgrade", "Connection"]
-        assert refusal.all("upgrade") == ["HTTP/1.1"]
-        assert "Upgrade" in refusal.all("connection")
+        assert denial.all("upgrade") == ["HTTP/1.1"]
+        assert "Upgrade" in denial.all("connection")
         assert "WebSocket" in json.loads(body)["error"]["message"]
     assert not upstream.app.record
 
 
 async def test_many_at_once(gateway: str, upstream: Demo, enforced: str) -> None:
-    """Questions that are asked together get each its own answer."""
+    """Requests that share a call to policyd each get their own answer."""
     bodies = [CHAT, CHAT_WITH_USER] * 40
     responses = await asyncio.gather(*(post(gateway, enforced, body) for body in bodies))
     assert [response.status for response in responses] == [422, 200] * 40

@@ -1,4 +1,4 @@
-"""Where something fails, the client is told what, and nothing goes upstream unchecked."""
+"""Where something fails, the client learns what, and nothing is forwarded unchecked."""
 
 import json
 import logging
@@ -32,13 +32,13 @@ OK = b"HTTP/1.1 200 OK\r\n"
 
 @pytest.fixture
 def nowhere() -> str:
-    """An address where nobody listens."""
+    """An address at which nothing listens."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return f"127.0.0.1:{listener.getsockname()[1]}"
 
 
 def check(response: Response, status: int, word: str) -> None:
-    """It is a server error in the shape of section 4."""
+    """Check that the answer is a server error in the shape of section 4."""
     assert response.status == status
     error = json.loads(response.body)["error"]
     assert list(error) == ["message", "type", "param", "code"]
@@ -54,7 +54,7 @@ def check(response: Response, status: int, word: str) -> None:
 
 
 async def test_policyd_is_down(serving: Serving, upstream: Demo, nowhere: str) -> None:
-    """The request is refused with 503 and Retry-After, in scope and out of it."""
+    """The request is denied with 503 and Retry-After, in scope and out of it."""
     async with serving(upstream.url, policyd=nowhere, policy_timeout=0.5) as server:
         for method, target in [("POST", "/v1/chat/completions"), ("GET", "/v1/models")]:
             response = await ask(server.url, method, target, [], CHAT_WITH_USER)
@@ -66,7 +66,7 @@ async def test_policyd_is_down(serving: Serving, upstream: Demo, nowhere: str) -
 async def test_policyd_is_down_and_that_is_allowed(
     serving: Serving, upstream: Demo, nowhere: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The operator may choose to forward unchecked instead; the log counts it."""
+    """The operator may choose to forward unchecked instead; the log counts such requests."""
     async with serving(
         upstream.url, policyd=nowhere, policy_timeout=0.5, on_policy_error="allow"
     ) as server:
@@ -78,7 +78,7 @@ async def test_policyd_is_down_and_that_is_allowed(
 
 
 async def test_policyd_hangs_and_comes_back(tmp_path: Path, upstream: Demo) -> None:
-    """While it is stopped requests are refused; once it goes on, they are judged again."""
+    """While policyd is stopped requests are denied; once it goes on, they are judged again."""
     policyd = Policyd(tmp_path)
     key = policyd.create_key("enforce")
     settings = Settings(
@@ -101,7 +101,7 @@ async def test_policyd_hangs_and_comes_back(tmp_path: Path, upstream: Demo) -> N
 
 
 async def test_an_answer_that_is_no_decision(upstream: Demo) -> None:
-    """It is treated as none: refused."""
+    """An answer without a decision counts as no decision: the request is denied."""
 
     async def nothing(_: EvaluateRequest) -> EvaluateResponse:
         return EvaluateResponse()
@@ -112,7 +112,7 @@ async def test_an_answer_that_is_no_decision(upstream: Demo) -> None:
 
 
 async def test_a_fault_of_the_gateway(upstream: Demo, caplog: pytest.LogCaptureFixture) -> None:
-    """It refuses the request with 500, and the log has the whole story."""
+    """A fault of the gateway answers 500, and the log has the traceback."""
 
     async def fail(_: EvaluateRequest) -> EvaluateResponse:
         raise ZeroDivisionError
@@ -124,11 +124,11 @@ async def test_a_fault_of_the_gateway(upstream: Demo, caplog: pytest.LogCaptureF
 
 
 async def test_what_policyd_is_told(upstream: Demo) -> None:
-    """Facts about the request: never its Authorization, its other headers or its body."""
+    """policyd gets a descriptor, but never the Authorization, the other headers or the body."""
     asked: list[EvaluateRequest] = []
 
-    async def listen(question: EvaluateRequest) -> EvaluateResponse:
-        asked.append(question)
+    async def listen(descriptor: EvaluateRequest) -> EvaluateResponse:
+        asked.append(descriptor)
         return EvaluateResponse()
 
     async with Server(Settings(listen=FREE, upstream=upstream.url), listen) as server:
@@ -152,34 +152,34 @@ async def test_what_policyd_is_told(upstream: Demo) -> None:
     assert (told.user, told.user_state, told.safety_identifier_state) == ("u-1", 1, 2)
     assert (told.source_ip, told.organization, told.request_id) == ("127.0.0.1", "org-1", "r-1")
     assert told.user_agent == ("agent" * 100)[:256]
-    for question in asked:
-        assert b"sk-secret" not in question.SerializeToString()
-        assert b"Hello" not in question.SerializeToString()
+    for descriptor in asked:
+        assert b"sk-secret" not in descriptor.SerializeToString()
+        assert b"Hello" not in descriptor.SerializeToString()
     assert asked[1].user_state == 0
     assert not asked[1].HasField("user")
 
 
 async def test_upstream_is_down(open_door: Serving, nowhere: str) -> None:
-    """502, and the log names where the upstream should be."""
+    """The client gets 502, and the log names the upstream's address."""
     async with open_door(f"http://{nowhere}") as server:
         check(await post(server.url, "", CHAT_WITH_USER), 502, "cannot be reached")
 
 
 async def test_upstream_has_no_address(open_door: Serving) -> None:
-    """502."""
+    """The client gets 502."""
     async with open_door("http://upstream.invalid") as server:
         check(await post(server.url, "", CHAT_WITH_USER), 502, "cannot be reached")
 
 
 async def test_upstream_is_slow(open_door: Serving) -> None:
-    """504 where it does not begin its answer in time."""
+    """The client gets 504 where the upstream does not begin its answer in time."""
     async with serving_wire(None) as wire, open_door(wire.url, first_byte_timeout=0.1) as server:
         check(await post(server.url, "", CHAT_WITH_USER), 504, "too long to begin")
         await wire.lost.wait()
 
 
 async def test_upstream_is_slow_to_connect(open_door: Serving) -> None:
-    """504 where it does not accept a connection in time: here, its queue of connections is full."""
+    """The client gets 504 if the upstream, with its queue full, does not accept in time."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
         address = listener.getsockname()
         crowd = [socket.socket() for _ in range(8)]
@@ -205,7 +205,7 @@ async def test_upstream_is_slow_to_connect(open_door: Serving) -> None:
     ],
 )
 async def test_upstream_does_not_answer_in_http(open_door: Serving, answer: bytes) -> None:
-    """502."""
+    """The client gets 502."""
     async with serving_wire(answer, cut=True) as wire, open_door(wire.url) as server:
         check(await post(server.url, "", CHAT_WITH_USER), 502, "upstream API")
 
@@ -232,7 +232,7 @@ async def test_upstream_breaks_off(
 
 
 async def test_a_broken_stream(serving: Serving, enforced: str) -> None:
-    """The same for a stream of events."""
+    """A broken stream of events is cut likewise."""
     body = CHAT_WITH_USER.replace(b'"m"', b'"demo-broken-stream","stream":true', 1)
     async with serving_demo() as demo, serving(demo.url) as server:
         response = await post(server.url, enforced, body)

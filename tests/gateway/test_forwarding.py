@@ -1,4 +1,4 @@
-"""What is allowed passes untouched, in both directions, as it comes."""
+"""An allowed request and its answer pass unchanged, in both directions, as they arrive."""
 
 import asyncio
 import gzip
@@ -29,10 +29,10 @@ OK = b"HTTP/1.1 200 OK\r\n"
 
 
 async def test_request_headers(open_door: Serving) -> None:
-    """They keep order, letter case and repeats; those for one hop and for policyd are dropped, and
-    twins of those by which a body is read.
+    """Headers keep order, letter case and repeats.
 
-    A repeat is spelled as the first one is.
+    Those for one hop and for policyd are dropped, and so are twins of those by which a body is
+    read. A repeat is spelled as the first one is.
     """
     passed = [
         ("AUTHORIZATION", "Bearer sk-1"),
@@ -92,7 +92,7 @@ async def test_no_header_is_added(open_door: Serving) -> None:
     ],
 )
 async def test_the_operators_upstream_key(open_door: Serving, header: str, sent: str) -> None:
-    """It takes the place of every key that the client sent, in the header that it is to go in."""
+    """The operator's key replaces every key of the client's, in the header that it belongs in."""
     names = [*KEY_HEADERS, *map(str.upper, KEY_HEADERS), "API_KEY", "x_api-key"]
     for headers in ([], [(name, "sk-client") for name in names]):
         async with (
@@ -106,7 +106,7 @@ async def test_the_operators_upstream_key(open_door: Serving, header: str, sent:
 
 
 async def test_the_clients_upstream_keys(open_door: Serving) -> None:
-    """They go upstream where the operator has set none."""
+    """The client's keys are forwarded where the operator has set none."""
     headers = [(name, "sk-client") for name in KEY_HEADERS]
     async with serving_wire() as wire, open_door(wire.url) as server:
         await ask(server.url, "GET", "/v1/models", headers)
@@ -114,7 +114,7 @@ async def test_the_clients_upstream_keys(open_door: Serving) -> None:
 
 
 async def test_response_headers(open_door: Serving) -> None:
-    """They keep order, letter case and repeats; those for one hop are dropped."""
+    """Headers keep order, letter case and repeats; those for one hop are dropped."""
     answer = (
         OK + b"X-B: 1\r\nset-COOKIE: a=1\r\nConnection: x-named, close\r\nX-Named: 1\r\n"
         b"Keep-Alive: 5\r\nSet-Cookie: b=2\r\nDate: then\r\nServer: s\r\nContent-LENGTH: 3\r\n"
@@ -159,7 +159,7 @@ async def test_browsers_may_read_answers(open_door: Serving) -> None:
 async def test_statuses(
     open_door: Serving, method: str, answer: bytes, status: int, body: bytes
 ) -> None:
-    """Every status passes, redirects too, with or without a body, and the connection lives on."""
+    """Every status is passed on, redirects too, with or without a body; the connection lives on."""
     async with serving_wire(answer) as wire, open_door(wire.url) as server:
         reader, writer = await connect(server.url)
         for _ in range(2):
@@ -178,7 +178,7 @@ async def test_statuses(
 
 
 async def test_an_answer_that_ends_with_its_connection(open_door: Serving) -> None:
-    """It passes whole."""
+    """Such an answer is passed on whole."""
     async with (
         serving_wire(OK + b"\r\nuntil the end", cut=True) as wire,
         open_door(wire.url) as server,
@@ -188,7 +188,7 @@ async def test_an_answer_that_ends_with_its_connection(open_door: Serving) -> No
 
 
 async def test_compressed_answers(open_door: Serving) -> None:
-    """They are not decompressed."""
+    """Compressed answers are passed on without being decompressed."""
     body = gzip.compress(b"{}")
     answer = OK + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body) + body
     async with serving_wire(answer) as wire, open_door(wire.url) as server:
@@ -198,7 +198,7 @@ async def test_compressed_answers(open_door: Serving) -> None:
 
 
 async def test_streams_come_as_they_are_sent(serving: Serving, enforced: str) -> None:
-    """The first chunk of a stream is here before the second is sent."""
+    """The client gets the first chunk of a stream before the second is sent."""
     body = CHAT_WITH_USER.replace(b"{", b'{"stream":true,', 1)
     headers = {"x-usagepanda-api-key": enforced}
     gate = asyncio.Semaphore(0)
@@ -217,7 +217,7 @@ async def test_streams_come_as_they_are_sent(serving: Serving, enforced: str) ->
 
 
 async def test_uploads_go_up_as_they_come(serving: Serving, unenforced: str) -> None:
-    """Out of scope, the first part of a body is upstream before the client sends the second."""
+    """Out of scope, the upstream gets the first part of a body before the second is sent."""
     async with serving_wire() as wire, serving(wire.url) as server:
         reader, writer = await connect(server.url)
         head = request("POST", "/v1/files", [("x-usagepanda-api-key", unenforced)])
@@ -230,7 +230,9 @@ async def test_uploads_go_up_as_they_come(serving: Serving, unenforced: str) -> 
 
 
 async def test_chunked_uploads(serving: Serving, enforced: str) -> None:
-    """They pass as chunks out of scope, and with their length where they were read."""
+    """Chunked uploads go upstream in chunks out of scope, and with a length if the gateway read
+    them.
+    """
     chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (b"{", CHAT_WITH_USER[1:]))
     for target, framing in [
         ("/v1/files", "Transfer-Encoding: chunked"),
@@ -247,7 +249,7 @@ async def test_chunked_uploads(serving: Serving, enforced: str) -> None:
 
 
 async def test_a_chunked_upload_that_is_cut(open_door: Serving) -> None:
-    """It never ends cleanly upstream."""
+    """A chunked upload that is cut never ends cleanly upstream."""
     async with serving_wire(None) as wire, open_door(wire.url) as server:
         _, writer = await connect(server.url)
         head = request("POST", "/v1/files", [("Transfer-Encoding", "chunked")])
@@ -286,7 +288,7 @@ async def test_expect_continue(gateway: str, upstream: Demo, enforced: str) -> N
 
 
 async def test_an_offer_of_http2(gateway: str, upstream: Demo, enforced: str) -> None:
-    """It is passed over, as servers may: the request is served with its body, and judged by it."""
+    """The gateway ignores the offer, as servers may, and judges the request by its body."""
     headers = [
         ("x-usagepanda-api-key", enforced),
         ("Connection", "Upgrade, HTTP2-Settings"),
@@ -311,7 +313,9 @@ async def test_an_offer_of_http2(gateway: str, upstream: Demo, enforced: str) ->
 
 @pytest.mark.parametrize("stream", [b"true", b"false"])
 async def test_a_client_that_leaves(serving: Serving, enforced: str, stream: bytes) -> None:
-    """Its request upstream is cancelled at once, in a stream or before the answer has begun."""
+    """The upstream request of a client that leaves is cancelled at once, in a stream or before the
+    answer has begun.
+    """
     body = CHAT_WITH_USER.replace(b'"m"', b'"demo-slow","stream":' + stream, 1)
     gate = asyncio.Semaphore(0)
     pause = 0.0 if stream == b"true" else 3600.0
@@ -332,7 +336,7 @@ async def test_a_client_that_leaves(serving: Serving, enforced: str, stream: byt
 
 
 async def test_connections_are_kept(open_door: Serving) -> None:
-    """One after the other, requests share a connection to the upstream."""
+    """Requests in a row share a connection to the upstream."""
     async with serving_wire() as wire, open_door(wire.url) as server:
         for _ in range(5):
             assert (await post(server.url, "", CHAT)).status == 200

@@ -1,4 +1,4 @@
-"""The decision log of a real policyd shows what became of each request that its gateway sent on."""
+"""The decision log of a real policyd shows the outcome of each request that a gateway forwarded."""
 
 import asyncio
 import signal
@@ -38,14 +38,14 @@ class Log:
         self._stub = AdminServiceStub(self._channel)
 
     async def decisions(self) -> list[LoggedDecision]:
-        """All of them, newest first."""
+        """All decisions, newest first."""
         request = ListDecisionsRequest(page_size=1000)
         answer = await self._stub.ListDecisions(request, metadata=self._metadata, timeout=30)
         assert not answer.next_page_token
         return list(answer.decisions)
 
     async def with_outcomes(self, number: int) -> list[LoggedDecision]:
-        """Those whose outcome is known, once there are so many."""
+        """The decisions whose outcome is known, once there are so many."""
         async with asyncio.timeout(PATIENCE):
             while True:
                 found = [one for one in await self.decisions() if one.HasField("outcome")]
@@ -70,7 +70,7 @@ async def serving_policyd(folder: Path, *flags: str) -> AsyncIterator[tuple[Poli
 
 
 async def test_the_log_shows_it(tmp_path: Path, demo: Demo) -> None:
-    """Of a stream: who answered, its tokens, how long it took, and what it cost."""
+    """The log shows the model, tokens, times and cost of a stream."""
     async with serving_policyd(tmp_path) as (policyd, log):
         key = await asyncio.to_thread(policyd.create_key, "enforce")
         settings = Settings(
@@ -98,7 +98,7 @@ async def test_the_log_shows_it(tmp_path: Path, demo: Demo) -> None:
 
 
 async def test_what_was_written_to_the_cache(tmp_path: Path) -> None:
-    """It is logged, and is part of the cost."""
+    """Tokens that were written to the cache are logged, and are part of the cost."""
     async with serving_policyd(tmp_path) as (policyd, log):
         key = await asyncio.to_thread(policyd.create_key)
         async with PolicyClient(policyd.grpc, timeout=30) as client:
@@ -116,7 +116,7 @@ async def test_what_was_written_to_the_cache(tmp_path: Path) -> None:
 
 
 async def test_policyd_is_killed(tmp_path: Path, demo: Demo) -> None:
-    """Under load, the log knows in the end what became of every request that went upstream."""
+    """Under load, the log has in the end the outcome of every forwarded request."""
     async with AsyncExitStack() as at_last:
         async with serving_policyd(tmp_path) as (policyd, _):
             key = await asyncio.to_thread(policyd.create_key, "enforce")

@@ -1,4 +1,4 @@
-"""What became of each allowed request is reported to policyd; the client's bytes stay as they are.
+"""The gateway reports the outcome of each allowed request; the client's bytes stay as they are.
 
 A real gateway, between real upstreams and a real gRPC server.
 """
@@ -94,7 +94,7 @@ def http(body: bytes, *headers: str, status: str = "200 OK") -> bytes:
 async def through(
     policyd: Recorder, answer: bytes, *, cut: bool = False
 ) -> tuple[Response, Outcome]:
-    """What the client gets of an upstream's answer, and what is reported of it."""
+    """What the client gets of an upstream's answer, and the outcome that the gateway reports."""
     async with serving_wire(answer, cut=cut) as wire, gateway(policyd, wire.url) as server:
         response = await post(server.url, policyd.key, CHAT_WITH_USER)
         return response, await reported(policyd)
@@ -135,8 +135,8 @@ async def test_an_answer(
     check_times(outcome)
 
 
-async def test_what_policyd_learns_with_the_question(policyd: Recorder, demo: Demo) -> None:
-    """All that its log has to say of the request itself."""
+async def test_what_the_descriptor_tells_policyd(policyd: Recorder, demo: Demo) -> None:
+    """The descriptor carries everything that the log shows of the request itself."""
     headers = [
         ("x-usagepanda-trace-id", "t-1"),
         ("User-Agent", "agent/1"),
@@ -156,7 +156,7 @@ async def test_what_policyd_learns_with_the_question(policyd: Recorder, demo: De
 
 
 async def test_out_of_scope(policyd: Recorder, demo: Demo) -> None:
-    """What the policy does not concern is decided, and so reported, as well."""
+    """A request out of scope is decided, and so reported, as well."""
     async with gateway(policyd, demo.url) as server:
         pairs = [("x-usagepanda-api-key", policyd.key)]
         response = await ask(server.url, "GET", "/v1/models", pairs)
@@ -179,7 +179,7 @@ async def test_an_error(policyd: Recorder, demo: Demo, status: int) -> None:
 
 
 async def test_times(policyd: Recorder, demo: Demo) -> None:
-    """The upstream's slowness shows: until its first byte, and until its last."""
+    """The outcome shows how slow the upstream was, until its first byte and until its last."""
     demo.app.pause_slow = 0.3
     async with gateway(policyd, demo.url) as server:
         await post(server.url, policyd.key, chat("demo-slow"))
@@ -193,7 +193,7 @@ async def test_times(policyd: Recorder, demo: Demo) -> None:
 
 
 async def test_strange_headers(policyd: Recorder) -> None:
-    """What is no text, or too long, is reported as well as it can be."""
+    """A header that is no text, or too long, is reported as far as possible."""
     body = encode({"usage": USAGE})
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nX-Request-Id: r-\xff\r\n"
     head += b"OpenAI-Organization: " + b"o" * 1000 + b"\r\nContent-Length: %d\r\n\r\n" % len(body)
@@ -210,7 +210,7 @@ async def test_strange_headers(policyd: Recorder) -> None:
 @pytest.mark.parametrize("target", ["chat/completions", "completions", "responses"])
 @pytest.mark.parametrize("with_usage", [True, False])
 async def test_a_stream(policyd: Recorder, demo: Demo, target: str, with_usage: bool) -> None:
-    """Its tokens are reported where it counts them, and its ID and model always."""
+    """The ID and model of a stream are always reported, its tokens where it counts them."""
     asked = {
         "messages": [{"content": "a b c"}],
         "prompt": "a b c",
@@ -241,7 +241,7 @@ async def test_a_stream(policyd: Recorder, demo: Demo, target: str, with_usage: 
 @pytest.mark.parametrize("coding", ["gzip", "x-unknown"])
 @pytest.mark.parametrize("kind", [JSON, EVENTS])
 async def test_a_compressed_answer(policyd: Recorder, coding: str, kind: str) -> None:
-    """It reaches the client as it is; it is understood where the coding is known."""
+    """A compressed answer reaches the client unchanged, and is read where the coding is known."""
     document = encode({**ANSWER, "usage": USAGE})
     packed = gzip.compress(document if kind is JSON else b"data: %s\n\n" % document)
     answer = http(packed, kind, f"Content-Encoding: {coding}", "X-Request-Id: r-1")
@@ -266,7 +266,7 @@ async def test_a_compressed_answer(policyd: Recorder, coding: str, kind: str) ->
 )
 @pytest.mark.parametrize("kind", [JSON, EVENTS])
 async def test_hostile_usage(policyd: Recorder, usage: object, kind: str) -> None:
-    """What is no count is unknown; the answer passes, and the rest of it is reported."""
+    """A value that is no count is unknown; the answer is passed on, and the rest reported."""
     document = encode({**ANSWER, "usage": usage})
     body = document if kind is JSON else b"data: %s\n\ndata: [DONE]\n\n" % document
     response, outcome = await through(policyd, http(body, kind))
@@ -276,7 +276,7 @@ async def test_hostile_usage(policyd: Recorder, usage: object, kind: str) -> Non
 
 
 async def test_what_is_not_what_it_says(policyd: Recorder) -> None:
-    """An answer that is no JSON passes, and nothing is known of it but its status."""
+    """An answer that is no JSON is passed on, and only its status is known."""
     for body in (b"<html>", b"{" * 100_000, b"\xff\xfe\x00", b""):
         policyd.batches.clear()
         policyd.decisions.clear()
@@ -288,7 +288,7 @@ async def test_what_is_not_what_it_says(policyd: Recorder) -> None:
 async def test_a_fault_in_reading(
     policyd: Recorder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It costs the client nothing: the log tells of it, and the rest is reported."""
+    """A fault in reading an answer costs the client nothing: it is logged, the rest reported."""
     monkeypatch.setattr(answer_reader, "END", "no number")
     body = encode({**ANSWER, "usage": USAGE})
     response, outcome = await through(policyd, http(body, JSON, "X-Request-Id: r-1"))
@@ -299,7 +299,7 @@ async def test_a_fault_in_reading(
 
 
 async def test_a_huge_answer(policyd: Recorder) -> None:
-    """It passes as it comes, in little memory, and its ends are understood."""
+    """A huge answer is passed on as it arrives, in little memory, and its ends are read."""
     piece = b'"%s",' % (b"x" * 65529)
     count = 1000
     head, tail = encode(ANSWER)[:-2], b'""],"usage":' + encode(USAGE) + b"}"
@@ -342,7 +342,7 @@ async def test_a_huge_answer(policyd: Recorder) -> None:
 
 
 async def test_the_client_leaves(policyd: Recorder, demo: Demo) -> None:
-    """In the middle of a stream: what is known by then is reported."""
+    """When the client leaves in the middle of a stream, what is known by then is reported."""
     demo.app.gate = asyncio.Semaphore(0)
     headers = [("x-usagepanda-api-key", policyd.key), ("Content-Type", "application/json")]
     async with gateway(policyd, demo.url) as server:
@@ -360,7 +360,7 @@ async def test_the_client_leaves(policyd: Recorder, demo: Demo) -> None:
 
 
 async def test_the_client_leaves_before_an_answer(policyd: Recorder, demo: Demo) -> None:
-    """There is no status then, and no first byte."""
+    """The outcome has no status and no first byte if the client leaves before an answer."""
     demo.app.pause_slow = 60
     headers = [("x-usagepanda-api-key", policyd.key), ("Content-Type", "application/json")]
     async with gateway(policyd, demo.url) as server:
@@ -375,7 +375,7 @@ async def test_the_client_leaves_before_an_answer(policyd: Recorder, demo: Demo)
 
 
 async def test_the_client_leaves_in_an_upload(policyd: Recorder, demo: Demo) -> None:
-    """Likewise."""
+    """The outcome of an upload that its client leaves has no status."""
     headers = [("x-usagepanda-api-key", policyd.key), ("Content-Length", "1000000")]
     async with gateway(policyd, demo.url) as server:
         _, writer = await connect(server.url)
@@ -387,7 +387,7 @@ async def test_the_client_leaves_in_an_upload(policyd: Recorder, demo: Demo) -> 
 
 
 async def test_the_upstream_breaks_off(policyd: Recorder, demo: Demo) -> None:
-    """In the middle of a stream."""
+    """The outcome of a stream that breaks off names the upstream as its end."""
     async with gateway(policyd, demo.url) as server:
         body = chat("demo-broken-stream", stream=True)
         response = await post(server.url, policyd.key, body)
@@ -399,7 +399,7 @@ async def test_the_upstream_breaks_off(policyd: Recorder, demo: Demo) -> None:
 
 
 async def test_the_upstream_breaks_off_its_json(policyd: Recorder) -> None:
-    """What its beginning said is not trusted to be whole: only the request's ID is known."""
+    """The beginning of a broken answer is not trusted: only the request's ID is known."""
     body = encode({**ANSWER, "usage": USAGE})
     answer = http(body, JSON, "X-Request-Id: r-1")[:-10]
     response, outcome = await through(policyd, answer, cut=True)
@@ -418,7 +418,7 @@ async def test_the_upstream_gives_no_answer(policyd: Recorder, answer: bytes) ->
 
 
 async def test_the_upstream_is_gone(policyd: Recorder, unused_port: Callable[[], int]) -> None:
-    """Likewise."""
+    """The client gets the gateway's error, which is not the upstream's status."""
     async with gateway(policyd, f"http://127.0.0.1:{unused_port()}") as server:
         response = await post(server.url, policyd.key, CHAT_WITH_USER)
         outcome = await reported(policyd)
@@ -427,7 +427,7 @@ async def test_the_upstream_is_gone(policyd: Recorder, unused_port: Callable[[],
 
 
 async def test_the_gateway_is_stopped(policyd: Recorder, demo: Demo) -> None:
-    """It cuts what lasts too long, which was nobody else's doing, and reports it before it ends."""
+    """The gateway cuts what lasts too long, and reports that as its own doing before it ends."""
     demo.app.gate = asyncio.Semaphore(0)
     headers = [("x-usagepanda-api-key", policyd.key), ("Content-Type", "application/json")]
     async with gateway(policyd, demo.url, grace=1) as server:
@@ -443,10 +443,10 @@ async def test_the_gateway_is_stopped(policyd: Recorder, demo: Demo) -> None:
 
 
 async def test_denied_and_undecided_requests(policyd: Recorder, demo: Demo) -> None:
-    """There is nothing to report of what was refused, or of what policyd was not asked about."""
+    """A denied request has no outcome, nor has one that policyd did not decide."""
     async with gateway(policyd, demo.url, on_policy_error="allow", policy_timeout=2.0) as server:
         assert (await post(server.url, policyd.key, CHAT)).status == 422
-        assert (await post(server.url, "up-nobody", CHAT_WITH_USER)).status == 403
+        assert (await post(server.url, "up-unknown", CHAT_WITH_USER)).status == 403
         policyd.evaluating = grpc.StatusCode.UNAVAILABLE
         assert (await post(server.url, policyd.key, CHAT)).status == 200
         policyd.evaluating = None
@@ -470,7 +470,7 @@ async def test_clients_do_not_wait(policyd: Recorder, demo: Demo) -> None:
 
 
 async def test_an_old_policyd(policyd: Recorder, demo: Demo) -> None:
-    """One that does not know of outcomes decides as ever."""
+    """A policyd that does not know outcomes decides as before."""
     policyd.reporting = grpc.StatusCode.UNIMPLEMENTED
     async with gateway(policyd, demo.url) as server:
         for _ in range(3):
@@ -479,10 +479,10 @@ async def test_an_old_policyd(policyd: Recorder, demo: Demo) -> None:
 
 
 async def test_policyd_goes_and_comes_back(demo: Demo) -> None:
-    """Under load, every request that went upstream is reported in the end."""
+    """Under load, every forwarded request is reported in the end."""
     policyd = await make_recorder()
     async with policyd.serving():
-        pass  # It has an address now.
+        pass  # policyd has an address now.
     async with (
         AsyncExitStack() as at_last,
         gateway(policyd, demo.url, policy_timeout=0.5) as server,

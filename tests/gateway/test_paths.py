@@ -39,7 +39,7 @@ SPELLINGS = [
 
 @pytest.mark.parametrize("target", SPELLINGS)
 async def test_spellings(gateway: str, upstream: Demo, enforced: str, target: str) -> None:
-    """Every spelling of a path in scope is refused without a user."""
+    """Every spelling of a path in scope is denied without a user."""
     headers = [("x-usagepanda-api-key", enforced)]
     assert (await ask(gateway, "POST", target, headers, CHAT)).status == 422
     assert not upstream.app.record
@@ -58,7 +58,7 @@ async def test_spellings(gateway: str, upstream: Demo, enforced: str, target: st
     ],
 )
 async def test_behind_a_path_of_the_upstream(serving: Serving, enforced: str, target: str) -> None:
-    """Where the upstream has a path of its own, no spelling slips past either."""
+    """Where the upstream has a path of its own, no spelling slips past the policy either."""
     headers = [("x-usagepanda-api-key", enforced)]
     async with serving_wire() as wire, serving(f"{wire.url}/api/v1") as server:
         answer = await ask(server.url, "POST", target, headers, CHAT)
@@ -90,7 +90,7 @@ BEHIND = {
 async def test_what_is_judged_is_what_is_sent(
     serving: Serving, enforced: str, base: str, target: str, passed: str | None
 ) -> None:
-    """The path that goes upstream is judged, whatever of it is the operator's, and that stays."""
+    """The gateway judges the path that goes upstream, with the operator's part of it."""
     headers = [("x-usagepanda-api-key", enforced), ("Content-Type", "application/json")]
     async with serving_wire() as wire, serving(wire.url + base) as server:
         assert (await ask(server.url, "POST", target, headers, CHAT)).status == 422
@@ -119,7 +119,7 @@ async def test_what_is_judged_is_what_is_sent(
     ],
 )
 async def test_out_of_the_path_of_the_upstream(open_door: Serving, target: str) -> None:
-    """Nobody gets at what the operator did not choose."""
+    """No client reaches a path that the operator did not choose."""
     async with serving_wire() as wire, open_door(f"{wire.url}/api/v1") as server:
         assert (await ask(server.url, "GET", target)).status == 400
         assert not wire.received
@@ -129,7 +129,7 @@ async def test_out_of_the_path_of_the_upstream(open_door: Serving, target: str) 
 
 @pytest.mark.parametrize("target", SPELLINGS)
 async def test_what_goes_upstream(gateway: str, upstream: Demo, enforced: str, target: str) -> None:
-    """In scope it is the canonical spelling, so that the upstream reads what policyd judged."""
+    """In scope the canonical path goes upstream, so that the upstream reads what policyd judged."""
     headers = [("x-usagepanda-api-key", enforced)]
     assert (await ask(gateway, "POST", target, headers, CHAT_WITH_USER)).status in (200, 404)
     (passed,) = upstream.targets
@@ -152,7 +152,7 @@ async def test_what_goes_upstream(gateway: str, upstream: Demo, enforced: str, t
 async def test_other_paths(
     open_door: Serving, upstream: Demo, unenforced: str, target: str
 ) -> None:
-    """Out of scope, path and query go upstream byte for byte."""
+    """Out of scope, path and query are forwarded byte for byte."""
     async with serving_wire() as wire, open_door(wire.url) as server:
         headers = [("x-usagepanda-api-key", unenforced)]
         assert (await ask(server.url, "GET", target, headers)).status == 200
@@ -160,7 +160,7 @@ async def test_other_paths(
 
 
 async def test_the_query_in_scope(gateway: str, upstream: Demo, enforced: str) -> None:
-    """It goes upstream as it came."""
+    """The query of a request in scope is forwarded unchanged."""
     query = "?a=%20b+c;d=%2F//../&e=%zz"
     headers = [("x-usagepanda-api-key", enforced)]
     await ask(gateway, "POST", f"/v1/Embeddings/{query}", headers, b'{"user":"u"}')
@@ -169,7 +169,7 @@ async def test_the_query_in_scope(gateway: str, upstream: Demo, enforced: str) -
 
 @pytest.mark.parametrize("method", ["GET", "DELETE", "PUT", "PATCH", "HEAD"])
 async def test_other_methods(gateway: str, upstream: Demo, enforced: str, method: str) -> None:
-    """They are not in scope, and pass with their body."""
+    """Other methods are not in scope, and are forwarded with their body."""
     headers = [("x-usagepanda-api-key", enforced)]
     await ask(gateway, method, "/v1/chat/completions/", headers, CHAT)
     (received,) = upstream.app.record
@@ -192,7 +192,7 @@ async def test_other_methods(gateway: str, upstream: Demo, enforced: str, method
 async def test_an_upstream_with_a_path(
     open_door: Serving, base: str, target: str, passed: str
 ) -> None:
-    """Its path stands before the request's, unless the request has it already."""
+    """The upstream's path stands before the request's, unless the request has it already."""
     async with serving_wire() as wire, open_door(wire.url + base) as server:
         await ask(server.url, "GET", target)
     assert wire.head[0] == f"GET {passed} HTTP/1.1"

@@ -1,4 +1,4 @@
-"""How long an upstream may keep the gateway waiting, and what is done with one that is down."""
+"""How long an upstream may keep the gateway waiting, and how the gateway treats a dead one."""
 
 import asyncio
 import json
@@ -46,7 +46,7 @@ DRIPS = {
 
 @pytest.mark.parametrize(("begun", "piece"), DRIPS.values(), ids=DRIPS)
 async def test_a_head_that_does_not_come(open_door: Serving, begun: bytes, piece: bytes) -> None:
-    """504, whatever comes in its place: it is the whole head that has its time."""
+    """The client gets 504, whatever arrives instead: the deadline covers the whole head."""
 
     async def serve(line: Line) -> None:
         await _drip(line, begun, piece)
@@ -59,7 +59,7 @@ async def test_a_head_that_does_not_come(open_door: Serving, begun: bytes, piece
 
 
 async def test_a_head_that_does_not_come_is_not_asked_for_again(open_door: Serving) -> None:
-    """It was the gateway that gave up, so a GET, too, goes upstream once."""
+    """The gateway gave up by itself, so even a GET goes upstream once."""
 
     async def serve(line: Line) -> None:
         await _drip(line, b"", b"")
@@ -72,7 +72,10 @@ async def test_a_head_that_does_not_come_is_not_asked_for_again(open_door: Servi
 
 
 async def test_an_answer_that_stops(open_door: Serving, caplog: pytest.LogCaptureFixture) -> None:
-    """It is cut; one that goes on may take longer than any one wait, and so may its head."""
+    """An answer that stops is cut.
+
+    One that goes on may take longer than any one wait, and so may its head.
+    """
 
     async def serve(line: Line) -> None:
         while head := await line.request():
@@ -96,7 +99,7 @@ async def test_an_answer_that_stops(open_door: Serving, caplog: pytest.LogCaptur
 
 @pytest.mark.parametrize("size", [8_000_000, 40_000_000], ids=["held", "streamed"])
 async def test_a_request_that_is_not_taken(open_door: Serving, size: int) -> None:
-    """504 where the upstream reads none of it, and where it stops in the middle."""
+    """The client gets 504 if the upstream reads none of the request, or stops in the middle."""
     lost = asyncio.Event()
 
     async def serve(line: Line) -> None:
@@ -117,7 +120,7 @@ async def test_a_request_that_is_not_taken(open_door: Serving, size: int) -> Non
 
 
 async def test_a_request_that_is_taken_slowly(open_door: Serving) -> None:
-    """It may take longer than any one wait, as long as it goes on."""
+    """An upload may take longer than any one wait, as long as it goes on."""
 
     async def serve(line: Line) -> None:
         read = 0
@@ -136,7 +139,7 @@ async def test_a_request_that_is_taken_slowly(open_door: Serving) -> None:
 async def test_a_name_that_is_not_looked_up(
     open_door: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """504: a resolver that hangs has the time of the connection that it is for."""
+    """The client gets 504: a resolver that hangs has the time of the connection that it is for."""
     looking = socket.getaddrinfo
     hangs = 4 * SOON
 
@@ -156,7 +159,7 @@ async def test_a_name_that_is_not_looked_up(
 
 
 async def test_clients_that_stop_reading(open_door: Serving) -> None:
-    """They are cut, and so are their streams from the upstream."""
+    """The gateway cuts clients that stop reading, and their streams from the upstream."""
 
     async def serve(line: Line) -> None:
         await line.request()
@@ -181,7 +184,7 @@ async def test_clients_that_stop_reading(open_door: Serving) -> None:
 
 
 class _Clock:
-    """Seconds that the test tells."""
+    """Seconds that the test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -205,7 +208,10 @@ def _opened(clock: Callable[[], float], failures: int = 3) -> Breaker:
 
 
 async def test_the_breaker_opens_and_closes(caplog: pytest.LogCaptureFixture) -> None:
-    """Failures in a row open it; then one at a time tries, until a connection is made."""
+    """Failures in a row open the breaker.
+
+    Then one request at a time tries, until a connection is made.
+    """
     clock = _Clock()
     breaker = _opened(clock)
     assert not _is_let(breaker)
@@ -219,7 +225,7 @@ async def test_the_breaker_opens_and_closes(caplog: pytest.LogCaptureFixture) ->
 
 
 async def test_the_breaker_waits_longer_each_time() -> None:
-    """Twice as long, up to a bound, and never the same time for all."""
+    """Each wait is about twice as long, up to a bound, and varies at random."""
     clock = _Clock()
     breaker = _opened(clock)
     pauses = []
@@ -235,10 +241,9 @@ async def test_the_breaker_waits_longer_each_time() -> None:
 
 
 async def test_what_does_not_open_the_breaker() -> None:
-    """Failures with one that works between them, those that are long ago, and any where it is off.
-
-    One that tries and is given up leaves its place to the next; what others do meanwhile does not
-    end its turn.
+    """Failures with a success between them, failures long ago, and any failure where the breaker is
+    off do not open it. An attempt that is given up leaves its turn to the next; other requests do
+    not end the turn meanwhile.
     """
     clock = _Clock()
     breaker = Breaker(3, clock)
@@ -270,8 +275,11 @@ def _nowhere() -> str:
 async def test_an_upstream_that_is_down(
     open_door: Serving, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """After some failures its requests get 502 at once, and a time to come back at; the gateway
-    stays ready, and the log tells of it once. Once it is up, requests get through."""
+    """After some failures its requests get 502 with Retry-After at once.
+
+    The gateway stays ready, and the log tells of it once. When the upstream is up, requests are
+    answered.
+    """
     url = _nowhere()
     port = int(url.rpartition(":")[2])
     async with open_door(url, breaker=3) as server:
@@ -303,7 +311,7 @@ async def test_an_upstream_that_is_down(
 
 @pytest.mark.parametrize("answer", [ANSWER.replace(b"200", b"503"), b"", b"SSH-2.0\r\n\r\n"])
 async def test_what_an_upstream_answers_opens_nothing(open_door: Serving, answer: bytes) -> None:
-    """It can be connected to, whatever comes then."""
+    """An upstream that can be connected to opens no breaker, whatever it answers."""
     async with serving_wire(answer, cut=True) as wire, open_door(wire.url, breaker=1) as server:
         for _ in range(5):
             assert b"several times" not in (await _post(server.url)).body
@@ -311,14 +319,14 @@ async def test_what_an_upstream_answers_opens_nothing(open_door: Serving, answer
 
 
 async def test_a_breaker_that_is_off(open_door: Serving) -> None:
-    """Every request tries."""
+    """Every request tries to connect."""
     async with open_door(_nowhere(), breaker=0) as server:
         for _ in range(10):
             assert b"cannot be reached" in (await _post(server.url)).body
 
 
 async def test_time_outs_open_it(open_door: Serving, caplog: pytest.LogCaptureFixture) -> None:
-    """An upstream that takes no connection is as down as one that refuses them."""
+    """An upstream that accepts no connection is as down as one that refuses them."""
     caplog.set_level(logging.WARNING)
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
         address = listener.getsockname()

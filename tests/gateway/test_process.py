@@ -29,7 +29,7 @@ FREE = "127.0.0.1:0"
 
 
 class _Upstream(BaseHTTPRequestHandler):
-    """Answers everything, `/v1/held` only once the test lets go."""
+    """An upstream that answers everything, `/v1/held` only once the test lets go."""
 
     authorizations: ClassVar[list[str | None]] = []
     let_go = threading.Event()
@@ -70,7 +70,7 @@ def upstream() -> Iterator[str]:
 def start(
     policyd: Policyd, upstream: str, *flags: str, env: Mapping[str, str] | None = None
 ) -> Program:
-    """A gateway that is ready."""
+    """Start a gateway, which is ready when this returns."""
     place = ("--listen", FREE, "--policyd", policyd.grpc, "--upstream", upstream)
     ready = r"^policyd-gateway is ready: (https?://127\.0\.0\.1:\d+)$"
     waiting = ("--policy-timeout", "30", "--drain", "0")
@@ -78,7 +78,7 @@ def start(
 
 
 def post(url: str, key: str, body: bytes, **headers: str) -> tuple[int, bytes]:
-    """Ask for a chat completion."""
+    """Send a chat completion."""
     named = {"x-usagepanda-api-key": key, "Content-Type": "application/json", **headers}
     request = urllib.request.Request(f"{url}/v1/chat/completions", body, named)
     try:
@@ -91,7 +91,7 @@ def post(url: str, key: str, body: bytes, **headers: str) -> tuple[int, bytes]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_serves_and_stops(policyd: Policyd, upstream: str, number: signal.Signals) -> None:
-    """It prints one line when it is ready, judges and forwards, and ends with 0, silently."""
+    """The gateway prints a line when it is ready, judges, forwards, and ends with 0 silently."""
     key = policyd.create_key("enforce")
     gateway = start(policyd, upstream)
     assert post(gateway.match[1], key, CHAT) == (422, NO_USER)
@@ -102,7 +102,7 @@ def test_it_serves_and_stops(policyd: Policyd, upstream: str, number: signal.Sig
 
 
 def test_requests_under_way_are_finished(policyd: Policyd, upstream: str) -> None:
-    """SIGTERM closes the door, and then waits for the answers that are still due."""
+    """At SIGTERM the gateway closes its port, and then waits for the answers under way."""
     key = policyd.create_key()
     gateway = start(policyd, upstream)
     client = HTTPConnection(gateway.match[1].removeprefix("http://"), timeout=60)
@@ -128,7 +128,7 @@ def _listens(host: str, port: int) -> bool:
 
 @pytest.mark.parametrize("hurry", ["grace", "signal"])
 def test_requests_that_do_not_end(policyd: Policyd, hurry: str) -> None:
-    """Past the grace period, or at a second signal, they get 503 or are cut; still no traceback."""
+    """Past the grace period, or at a second signal, they get 503 or are cut; no traceback."""
     key = policyd.create_key()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
@@ -146,7 +146,7 @@ def test_requests_that_do_not_end(policyd: Policyd, hurry: str) -> None:
 
 
 def test_keys_from_files(policyd: Policyd, upstream: str, tmp_path: Path) -> None:
-    """The operator's keys may stand in files, and are used, and never logged."""
+    """The operator's keys may stand in files, and are never logged."""
     (tmp_path / "key").write_text(policyd.create_key("enforce") + "\n")
     (tmp_path / "upstream-key").write_text("sk-operator\n")
     flags = ("--api-key-file", str(tmp_path / "key"), "--log-level", "debug")
@@ -181,7 +181,7 @@ def test_where_settings_come_from(policyd: Policyd, upstream: str, tmp_path: Pat
 
 
 def test_https(policyd: Policyd, upstream: str, tmp_path: Path) -> None:
-    """With a certificate it speaks TLS, also to other machines."""
+    """With a certificate the gateway speaks TLS, also to other machines."""
     _make_certificate(tmp_path)
     files = ("--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem"))
     gateway = start(policyd, upstream, *files)
@@ -195,7 +195,7 @@ def test_https(policyd: Policyd, upstream: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_policyd_over_tls(upstream: str, tmp_path: Path) -> None:
-    """It asks a policyd over TLS that wants a certificate and a token of callers."""
+    """The gateway asks, over TLS, a policyd that requires a certificate and a caller's token."""
     _make_certificate(tmp_path)
     (tmp_path / "token").write_text("t" * 40)
     (tmp_path / "token").chmod(0o600)
@@ -220,7 +220,7 @@ def _make_certificate(folder: Path) -> None:
 
 
 def test_a_busy_port() -> None:
-    """It ends with 1, and names the port and what to do."""
+    """The gateway ends with 1, and names the port and what to do."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         ended = run("policyd-gateway", "serve", "--listen", address)
@@ -253,7 +253,7 @@ WRONG = {
 
 
 def test_no_certificate() -> None:
-    """Likewise, once it has its port: as a process, whose end closes that."""
+    """The gateway ends with 1 once it has its port: as a process, whose end closes the port."""
     flags = ("--tls-cert", "nowhere", "--tls-key", "nowhere")
     ended = run("policyd-gateway", "serve", "--listen", FREE, *flags)
     assert (ended.returncode, ended.stdout) == (2, b"")
@@ -263,7 +263,7 @@ def test_no_certificate() -> None:
 
 @pytest.mark.parametrize(("flags", "env", "message"), WRONG.values(), ids=WRONG)
 def test_wrong_settings(flags: list[str], env: dict[str, str], message: str) -> None:
-    """They end it with 2 before it listens, with the cause and the mend and no traceback."""
+    """Wrong settings end the gateway with 2 before it listens, with cause and fix, no traceback."""
     ended = invoke("policyd-gateway", "serve", "--listen", FREE, *flags, env=env)
     assert ended.returncode == 2
     assert ended.stdout == b""
@@ -285,7 +285,7 @@ def test_wrong_settings(flags: list[str], env: dict[str, str], message: str) -> 
     ],
 )
 def test_wrong_files(tmp_path: Path, content: str, message: str) -> None:
-    """The same for --config."""
+    """A wrong --config file ends the gateway likewise."""
     config = tmp_path / "gateway.yaml"
     config.write_text(content)
     ended = invoke("policyd-gateway", "serve", "--listen", FREE, "--config", str(config))
@@ -294,7 +294,7 @@ def test_wrong_files(tmp_path: Path, content: str, message: str) -> None:
 
 
 def test_variables_of_others() -> None:
-    """What Kubernetes and CGI set for a service called gateway is no misspelt setting."""
+    """Variables that Kubernetes and CGI set for a "gateway" service are no misspelt settings."""
     others = ["GATEWAY_SERVICE_HOST", "GATEWAY_PORT", "GATEWAY_PORT_80_TCP", "GATEWAY_INTERFACE"]
     options = Options("GATEWAY")
     options.option("--listen")
@@ -321,7 +321,7 @@ def test_variables_of_others() -> None:
     ],
 )
 def test_the_header_that_an_upstream_wants(upstream: str, header: str) -> None:
-    """It is known by the upstream's host, unless the operator names it."""
+    """The header follows from the upstream's host, unless the operator names it."""
     assert Settings(upstream=upstream).key_header == header
     named = Settings(upstream=upstream, upstream_api_key="k", upstream_api_key_header="x-api-key")
     assert named.key_header == "x-api-key"
@@ -337,7 +337,7 @@ def test_the_header_that_an_upstream_wants(upstream: str, header: str) -> None:
     ],
 )
 def test_variables_that_are_not_read(name: str, message: str) -> None:
-    """What looks like a setting of the gateway and is none is refused, with what was meant."""
+    """A variable that only looks like a setting of the gateway is rejected, with a suggestion."""
     ended = invoke("policyd-gateway", "serve", "--listen", FREE, env={name: "enforce"})
     assert ended.returncode == 2
     assert message in ended.stderr.decode()
@@ -351,12 +351,12 @@ def test_secrets_are_not_shown() -> None:
 
 @pytest.mark.parametrize("text", ["127.0.0.1:80", "[::1]:0", "localhost:65535"])
 def test_addresses(text: str) -> None:
-    """They are read and written alike, IPv6 in brackets."""
+    """Addresses are read and written alike, IPv6 in brackets."""
     assert str(Address.parse(text, "--listen")) == text
 
 
 def test_help() -> None:
-    """It names every setting with its variable."""
+    """The help names every setting with its variable."""
     shown = run("policyd-gateway", "serve", "--help").stdout.decode()
     for name in ("listen", "policyd", "upstream", "api-key", "max-body", "on-policy-error"):
         assert f"--{name} " in shown

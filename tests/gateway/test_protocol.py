@@ -1,4 +1,4 @@
-"""What is not quite HTTP/1.1 is refused in OpenAI's shape, and never smuggled on."""
+"""A request that is not quite HTTP/1.1 is rejected in OpenAI's shape, and never smuggled on."""
 
 import asyncio
 import contextlib
@@ -50,7 +50,7 @@ MALFORMED = {
 
 @pytest.mark.parametrize("data", MALFORMED.values(), ids=MALFORMED)
 async def test_malformed_requests(gateway: str, upstream: Demo, data: bytes) -> None:
-    """They get 400, an error that can be read, and the end of the connection."""
+    """Malformed requests get 400, a readable error, and the end of the connection."""
     response = parse(await exchange(gateway, data))
     assert response.status == 400
     assert response.is_whole
@@ -60,7 +60,7 @@ async def test_malformed_requests(gateway: str, upstream: Demo, data: bytes) -> 
 
 
 async def test_heads_have_a_bound(gateway: str, upstream: Demo) -> None:
-    """A path, or a head, without end is refused with 431."""
+    """A path, or a head, without end is rejected with 431."""
     long_path = request("GET", "/v1/models" + "/a" * 5000)
     assert parse(await exchange(gateway, long_path)).status == 431
     reader, writer = await connect(gateway)
@@ -83,7 +83,7 @@ async def test_what_follows_a_refused_body_is_no_request(
 
 
 async def test_pipelined_requests(gateway: str, upstream: Demo, enforced: str) -> None:
-    """Each is judged by itself, in order."""
+    """Pipelined requests are each judged by themselves, in order."""
     key = ("x-usagepanda-api-key", enforced)
     bodies = [CHAT_WITH_USER, CHAT, CHAT_WITH_USER]
     data = [request("POST", "/v1/chat/completions", [key], body) for body in bodies]
@@ -95,7 +95,7 @@ async def test_pipelined_requests(gateway: str, upstream: Demo, enforced: str) -
 
 
 async def test_upgrades_smuggle_nothing(open_door: Serving) -> None:
-    """What a client sends behind an Upgrade is its body, and no request of its own upstream."""
+    """Bytes behind an Upgrade are the request's body, and no request of their own upstream."""
     inner = b"GET /v1/hidden HTTP/1.1\r\nHost: x\r\n\r\n"
     async with serving_wire() as wire, open_door(wire.url) as server:
         for name in ("Connection", "Proxy-Connection"):
@@ -116,7 +116,7 @@ async def test_http_1_0(gateway: str, enforced: str) -> None:
 
 
 async def test_trailers_are_no_headers(gateway: str, upstream: Demo, enforced: str) -> None:
-    """What comes behind the body's last chunk counts for nothing and goes no further."""
+    """Trailers behind the last chunk are ignored and not forwarded."""
     head = [("Transfer-Encoding", "chunked"), ("Content-Type", "application/json")]
     chunks = b"%x\r\n%s\r\n0\r\n" % (len(CHAT_WITH_USER), CHAT_WITH_USER)
     trailer = f"x-usagepanda-api-key: {enforced}\r\nX-Foo: 1\r\n\r\n".encode()
@@ -129,7 +129,7 @@ async def test_trailers_are_no_headers(gateway: str, upstream: Demo, enforced: s
 
 
 async def test_trailers_have_a_bound(gateway: str) -> None:
-    """Of trailers without end no more is read, and the connection ends."""
+    """The gateway reads a bounded part of endless trailers, and ends the connection."""
     reader, writer = await connect(gateway)
     head = [("Transfer-Encoding", "chunked"), ("x-usagepanda-api-key", "up-1")]
     writer.write(request("POST", "/v1/chat/completions", head) + b"0\r\n")
@@ -149,7 +149,7 @@ async def test_trailers_have_a_bound(gateway: str) -> None:
 
 
 async def test_many_upgrades_in_one_packet(open_door: Serving) -> None:
-    """They are all answered: one behind the other, not one within the other."""
+    """Many upgrades in one packet are all answered, one after the other and not nested."""
     one = b"GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
     last = request("GET", "/v1/models")
     async with serving_wire() as wire, open_door(wire.url) as server:
@@ -158,7 +158,7 @@ async def test_many_upgrades_in_one_packet(open_door: Serving) -> None:
 
 
 async def test_header_values(open_door: Serving) -> None:
-    """White space around them is not theirs, and what is not UTF-8 is refused, not changed."""
+    """White space around a value is dropped; a value that is not UTF-8 is rejected, not changed."""
     async with serving_wire() as wire, open_door(wire.url) as server:
         padded = [("X-Padded", " a\t "), ("Content-Length", "3 ")]
         data = request("POST", "/v1/files", padded, framed=False) + b"abc"

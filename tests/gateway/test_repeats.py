@@ -1,4 +1,4 @@
-"""A request that meets the close of its connection: sent again where that is no second time."""
+"""A request that meets the close of its connection is sent again if it cannot run twice."""
 
 import asyncio
 import os
@@ -33,7 +33,7 @@ Pair = tuple[socket.socket, socket.socket]
 
 
 def _pair() -> Pair:
-    """A kept connection, its first request answered: the gateway's side and the upstream's."""
+    """A kept connection whose first request was answered: the gateway's side and the upstream's."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         ours = socket.create_connection(listener.getsockname())
         theirs, _ = listener.accept()
@@ -103,7 +103,7 @@ ENDS: dict[Callable[[socket.socket, socket.socket], None], bool] = {
 async def test_what_is_known_of_a_delivery(
     end: Callable[[socket.socket, socket.socket], None], failed: bool
 ) -> None:
-    """It has failed where the upstream cannot have read any of it, and nowhere else."""
+    """A delivery has failed only where the upstream cannot have read any of it."""
     ours, theirs = _pair()
     with ours, theirs, Delivery(ours) as delivery:
         end(ours, theirs)
@@ -117,7 +117,7 @@ async def test_what_is_known_of_a_delivery(
 
 
 async def test_nothing_is_known_where_the_system_does_not_tell() -> None:
-    """Then it has not failed."""
+    """If the system tells nothing of a delivery, it has not failed."""
     one, other = socket.socketpair()
     with one, other, Delivery(one) as delivery:
         other.close()
@@ -162,7 +162,7 @@ ONCE = [("POST", ()), ("PUT", ()), ("DELETE", ()), ("PATCH", ()), ("GET", (OVERR
 async def test_what_has_come_upstream_is_not_sent_twice(
     open_door: Serving, serve: Callable[..., object], method: str, headers: tuple[tuple[str, str]]
 ) -> None:
-    """The upstream has read it, and ends: it may have been acted on, so the client gets 502."""
+    """An upstream that read the request may have acted on it: the client gets 502."""
     async with serving_raw(serve) as raw, open_door(raw.url) as server:  # type: ignore[arg-type]
         assert (await _send(server.url, "POST", 1)).status == 200
         assert (await _send(server.url, method, 2, *headers)).status == 502
@@ -172,7 +172,7 @@ async def test_what_has_come_upstream_is_not_sent_twice(
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 async def test_what_only_reads_may_come_twice(open_door: Serving, method: str) -> None:
-    """An upstream does not mind: the client gets the second answer."""
+    """A request that only reads is sent again: the client gets the second answer."""
     async with serving_raw(_answer_one_without_body) as raw, open_door(raw.url) as server:
         assert (await _send(server.url, "POST", 1)).status == 200
         assert (await _send(server.url, method, 2)).status == 200
@@ -181,7 +181,7 @@ async def test_what_only_reads_may_come_twice(open_door: Serving, method: str) -
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_it_is_sent_again_once(open_door: Serving, method: str) -> None:
-    """Where the second connection is closed as well, that is told."""
+    """Where the second connection is closed as well, the client gets the error."""
 
     async def close(_: Line) -> None:
         return
@@ -194,7 +194,7 @@ async def test_it_is_sent_again_once(open_door: Serving, method: str) -> None:
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
 async def test_a_close_that_has_come_unseen(method: str) -> None:
-    """A kept connection is looked at before it is used: the event loop may not know of its end."""
+    """The gateway checks a kept connection before use: the event loop may not know of its end."""
     held: list[socket.socket] = []
     closing = False
 
@@ -226,7 +226,7 @@ async def test_a_close_that_has_come_unseen(method: str) -> None:
 
 
 async def test_a_close_before_the_body_comes(open_door: Serving) -> None:
-    """A body that is to stream through has gone nowhere yet: all of it goes on a new connection."""
+    """A body that is to stream through was not sent yet: all of it goes over a new connection."""
 
     async def serve(line: Line) -> None:
         assert await line.request()
@@ -254,7 +254,7 @@ async def test_a_close_before_the_body_comes(open_door: Serving) -> None:
 
 
 async def test_an_answer_that_no_request_asked_for(open_door: Serving) -> None:
-    """What comes on an idle connection answers no later request."""
+    """Bytes that arrive on an idle connection answer no later request."""
 
     async def serve(line: Line) -> None:
         while await line.request():
@@ -277,7 +277,7 @@ async def test_an_answer_that_no_request_asked_for(open_door: Serving) -> None:
 async def test_what_the_upstream_says_of_its_patience(
     open_door: Serving, told: str, shared: bool
 ) -> None:
-    """A connection is not used for longer than its upstream says that it keeps it."""
+    """The gateway uses a connection no longer than its upstream promises to keep it."""
 
     async def serve(line: Line) -> None:
         while await line.request():
@@ -290,7 +290,10 @@ async def test_what_the_upstream_says_of_its_patience(
 
 
 async def test_the_patience_that_is_learnt() -> None:
-    """It is less than where connections have ended; single ones that end early change nothing."""
+    """The learnt idle time is shorter than where connections have ended.
+
+    Single early ends change nothing.
+    """
     idle = IdleTime()
     assert idle.usable == MOST
     for seconds in (5.0, 5.1, 0.0, 5.0, 0.1, 5.2, 4.9):
@@ -305,7 +308,7 @@ async def test_the_patience_that_is_learnt() -> None:
 
 
 async def test_the_freshest_connection_is_taken(open_door: Serving) -> None:
-    """The upstream closes the others first."""
+    """The gateway takes the freshest connection, as the upstream closes the others first."""
     gate = asyncio.Event()
     used: list[int] = []
 
@@ -346,8 +349,11 @@ async def _tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContex
 async def test_an_upstream_that_closes_all_the_time(
     open_door: Serving, over: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bursts that come just as it closes its idle connections: nearly all are answered, none comes
-    twice. POLICYD_TEST_BURSTS says how many bursts of 8."""
+    """Bursts arrive just as the upstream closes its idle connections: nearly all are answered, none
+    arrives twice.
+
+    POLICYD_TEST_BURSTS sets how many bursts of 8.
+    """
 
     async def serve(line: Line) -> None:
         while True:

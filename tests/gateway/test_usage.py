@@ -1,4 +1,4 @@
-"""What an answer says of itself is read however it comes; what it does not say is unknown."""
+"""The gateway reads an answer's metadata however it arrives; what is not there is unknown."""
 
 import gzip
 import json
@@ -39,7 +39,7 @@ def encode(value: object) -> bytes:
 
 
 def fed(reader: Reader | None, pieces: Iterable[bytes]) -> AnswerMetadata:
-    """What a reader makes of an answer that comes in these pieces."""
+    """What a reader reads from an answer that arrives in these pieces."""
     assert reader is not None
     for piece in pieces:
         reader.feed(piece)
@@ -86,7 +86,7 @@ def pieces(data: bytes, size: int) -> list[bytes]:
             {"input_tokens": 6, "output_tokens": 3, "cache_creation_input_tokens": 4},
             (10, 3, None, 4),
         ),
-        # A server that translates for it.
+        # A server that translates Anthropic's answers into OpenAI's.
         (
             {
                 "prompt_tokens": 2006,
@@ -106,7 +106,7 @@ def pieces(data: bytes, size: int) -> list[bytes]:
             },
             (2006, 300, 500, 1500),
         ),
-        # More than there was of context.
+        # More cached tokens than context.
         (
             {
                 "input_tokens": 9,
@@ -166,7 +166,7 @@ def pieces(data: bytes, size: int) -> list[bytes]:
     ],
 )
 def test_every_shape_of_usage(usage: object, tokens: tuple[int | None, ...]) -> None:
-    """The endpoints name their tokens differently."""
+    """Every endpoint's own names for its tokens are read."""
     answer = {"id": "x-1", "object": "o", "model": "m-1", "data": [{}], "usage": usage}
     assert of_document(encode(answer)) == AnswerMetadata("x-1", "m-1", *tokens)
 
@@ -180,7 +180,7 @@ def test_every_shape_of_usage(usage: object, tokens: tuple[int | None, ...]) -> 
     ids=lambda value: repr(value)[:20],
 )
 def test_hostile_tokens(value: object) -> None:
-    """What is no sane number is unknown, and takes nothing else down with it."""
+    """A value that is no sane number is unknown, and affects no other value."""
     usage = {"prompt_tokens": value, "completion_tokens": 5}
     details = {"cached_tokens": value}
     assert of_document(encode({"id": "x", "usage": usage})) == AnswerMetadata("x", "", None, 5)
@@ -192,7 +192,7 @@ def test_hostile_tokens(value: object) -> None:
 
 
 def test_more_cached_than_given() -> None:
-    """That cannot be, so how many were cached is unknown."""
+    """More cached tokens than input tokens are impossible, so their number is unknown."""
     usage = {
         "prompt_tokens": 7,
         "completion_tokens": 1,
@@ -203,12 +203,12 @@ def test_more_cached_than_given() -> None:
 
 @pytest.mark.parametrize("value", [7, None, True, [], {"id": "x"}, ""])
 def test_names_that_are_no_strings(value: object) -> None:
-    """They are unknown."""
+    """A name that is no string is unknown."""
     assert of_document(encode({"id": value, "model": value})) == UNKNOWN
 
 
 def test_long_names() -> None:
-    """They are cut."""
+    """Long names are cut."""
     found = of_document(encode({"id": "i" * 1000, "model": "m" * 1000}))
     assert found == AnswerMetadata("i" * MAX_TEXT, "m" * MAX_TEXT)
 
@@ -224,7 +224,7 @@ def test_long_names() -> None:
     ids=lambda document: str(document)[:30],
 )
 def test_what_is_no_answer(document: bytes) -> None:
-    """Nothing is known of it, and nothing fails."""
+    """Nothing is known of a body that is no answer, and nothing fails."""
     assert of_document(document) == UNKNOWN
     assert of_ends(document, document)[1:] == UNKNOWN[1:]
 
@@ -232,7 +232,7 @@ def test_what_is_no_answer(document: bytes) -> None:
 @_PATIENTLY
 @given(st.binary(max_size=200), st.binary(max_size=200))
 def test_any_bytes_at_all(head: bytes, tail: bytes) -> None:
-    """Nothing fails."""
+    """No bytes make the reader fail."""
     of_document(head)
     of_ends(b'{"id":"x",' + head, tail + b',"usage":{"prompt_tokens":1}}')
 
@@ -253,7 +253,7 @@ _values = st.recursive(
     ),
 )
 def test_any_json_at_all(answer: dict[str, Any], usage: dict[str, Any]) -> None:
-    """Nothing fails, and whatever is said can be reported."""
+    """No JSON makes the reader fail, and whatever it reads can be reported."""
     for document in (answer, answer | {"usage": usage}, {"response": answer | {"usage": usage}}):
         found = of_document(encode(document))
         Outcome(
@@ -296,7 +296,7 @@ MIDDLES: dict[str, object] = {
 @pytest.mark.parametrize("middle", MIDDLES.values(), ids=MIDDLES)
 @pytest.mark.parametrize("size", [1000, 65536, 10**9])
 def test_a_large_answer(middle: object, size: int) -> None:
-    """Its ends tell, whatever stands between them."""
+    """The ends of a large answer suffice, whatever stands between them."""
     document = encode(large(middle))
     assert len(document) > 2 * END
     assert fed(JsonReader(), pieces(document, size)) == LARGE_SAYS
@@ -304,7 +304,7 @@ def test_a_large_answer(middle: object, size: int) -> None:
 
 @pytest.mark.parametrize("middle", MIDDLES.values(), ids=MIDDLES)
 def test_a_large_last_event(middle: object) -> None:
-    """The last event of a response holds all of it again."""
+    """The last event of a response repeats all of it."""
     last = {"type": "response.completed", "response": large(middle), "sequence_number": 9}
     stream = b"event: response.completed\ndata: %s\n\n" % encode(last)
     for size in (1000, 65536, 10**9):
@@ -323,14 +323,14 @@ def test_a_large_answer_that_says_so_late() -> None:
 
 
 def test_a_large_answer_that_breaks_off() -> None:
-    """Its head is known, its tokens are not."""
+    """The head of a large answer that breaks off is known, its tokens are not."""
     document = encode(large("a word " * 50_000))[:-2000]
     assert fed(JsonReader(), pieces(document, 65536)) == AnswerMetadata("x-1", "m-1")
 
 
 @pytest.mark.parametrize("length", range(2 * END - 3, 2 * END + 4))
 def test_the_bound(length: int) -> None:
-    """An answer is understood alike whether it is kept whole or not."""
+    """An answer is read alike whether it is kept whole or not."""
     padding = length - len(encode(large("")))
     document = encode(large("x" * padding))
     assert len(document) == length
@@ -343,14 +343,14 @@ def test_the_bound(length: int) -> None:
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
 @pytest.mark.parametrize(
-    ("stream", "says"), [(CHAT_STREAM, CHAT_SAYS), (RESPONSE_STREAM, RESPONSE_SAYS)]
+    ("stream", "states"), [(CHAT_STREAM, CHAT_SAYS), (RESPONSE_STREAM, RESPONSE_SAYS)]
 )
-def test_split_at_every_byte(stream: bytes, says: AnswerMetadata, line_end: bytes) -> None:
-    """It is the same wherever a piece ends."""
+def test_split_at_every_byte(stream: bytes, states: AnswerMetadata, line_end: bytes) -> None:
+    """The result is the same wherever a piece ends."""
     stream = stream.replace(b"\n", line_end)
     for at in range(len(stream)):
-        assert fed(EventReader(), [stream[:at], stream[at:]]) == says
-    assert fed(EventReader(), pieces(stream, 1)) == says
+        assert fed(EventReader(), [stream[:at], stream[at:]]) == states
+    assert fed(EventReader(), pieces(stream, 1)) == states
 
 
 _events = st.lists(
@@ -386,7 +386,7 @@ def test_split_anywhere(
 
 
 def test_a_stream_without_usage() -> None:
-    """Who answered is known, the tokens are not."""
+    """The ID and model of a stream without usage are known, its tokens are not."""
     stream = b"".join(streams.chat_events(CHAT, False))
     assert fed(EventReader(), pieces(stream, 100)) == (*CHAT_SAYS[:2], *(None,) * 4)
 
@@ -408,7 +408,7 @@ def test_a_stream_that_begins_without_a_name() -> None:
     assert fed(EventReader(), pieces(stream, 50)) == CHAT_SAYS
 
 
-# What reads which answer
+# Which reader reads which answer
 
 
 @pytest.mark.parametrize(
@@ -425,8 +425,8 @@ def test_a_stream_that_begins_without_a_name() -> None:
         ("", type(None)),
     ],
 )
-def test_who_reads(content_type: str, expected: type) -> None:
-    """It goes by the Content-Type; what is neither JSON nor events is not looked at."""
+def test_which_reader(content_type: str, expected: type) -> None:
+    """The reader follows the Content-Type; an answer that is no JSON and no events is not read."""
     assert type(answer_reader.reader(content_type, "")) is expected
     assert type(answer_reader.reader(content_type, "identity")) is expected
 
@@ -450,9 +450,9 @@ CODINGS: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("coding", CODINGS)
 @pytest.mark.parametrize("size", [1, 100, 10**9])
 def test_compressed(coding: str, size: int) -> None:
-    """An answer is decompressed as it comes."""
+    """An answer is decompressed as it arrives."""
     pack = CODINGS[coding]
-    size += coding.endswith("deflate")  # It takes two bytes to tell which of two formats it is.
+    size += coding.endswith("deflate")  # Two bytes tell which of two formats it is.
     answer = pieces(pack(encode(CHAT)), size)
     assert fed(answer_reader.reader(JSON, coding), answer) == CHAT_SAYS
     answer = pieces(pack(RESPONSE_STREAM), size)
@@ -461,7 +461,7 @@ def test_compressed(coding: str, size: int) -> None:
 
 @pytest.mark.parametrize("coding", CODINGS)
 def test_badly_compressed(coding: str) -> None:
-    """Of one that is damaged, cut or followed by something, nothing fails."""
+    """A compressed answer that is damaged, cut or followed by other bytes causes no failure."""
     packed = CODINGS[coding](encode(large("a word " * 20_000)))
     for answer in (packed[:-20], b"x" + packed, packed[:50] + packed[60:], encode(CHAT)):
         assert fed(answer_reader.reader(JSON, coding), pieces(answer, 64))[2:] == (None,) * 4
@@ -470,8 +470,8 @@ def test_badly_compressed(coding: str) -> None:
 
 
 @pytest.mark.parametrize("coding", ["gzip, gzip", "compress", "x", "gzip;q=1", ","])
-def test_a_coding_that_nobody_knows(coding: str) -> None:
-    """Nothing is known of the answer."""
+def test_an_unknown_coding(coding: str) -> None:
+    """Nothing is known of an answer with an unknown coding."""
     answer = gzip.compress(gzip.compress(encode(CHAT)))
     assert fed(answer_reader.reader(JSON, coding), [answer, answer]) == UNKNOWN
 
@@ -481,7 +481,7 @@ def test_a_coding_that_nobody_knows(coding: str) -> None:
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "zstd"])
 def test_more_than_is_decompressed(coding: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer that grows beyond the bound says nothing more."""
+    """An answer that grows beyond the bound is read no further."""
     answer = pieces(CODINGS[coding](encode(large("a word " * 20_000))), 64)
     for bound in (100_000, 10**9):
         monkeypatch.setattr(answer_reader, "MAX_DECOMPRESSED", bound)
@@ -513,7 +513,7 @@ HUGE: dict[str, Callable[[], tuple[str, str, Iterable[bytes]]]] = {
 
 @pytest.mark.parametrize("make", HUGE.values(), ids=HUGE)
 def test_memory(make: Callable[[], tuple[str, str, Iterable[bytes]]]) -> None:
-    """However long an answer is, a few bytes of it are kept, and few MB taken for a moment."""
+    """However long an answer is, the reader keeps a few bytes of it and takes a few MB briefly."""
     content_type, coding, answer = make()
     reader = answer_reader.reader(content_type, coding)
     assert reader is not None

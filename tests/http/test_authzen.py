@@ -64,7 +64,7 @@ async def evaluate(url: str, content: object) -> Json:
 
 
 async def evaluate_all(url: str, content: object) -> list[Json]:
-    """The decisions on several."""
+    """The decisions on several evaluations."""
     response = await post(url, "/access/v1/evaluations", content)
     assert response.status == 200, response.body
     answer: Json = json.loads(response.body)
@@ -76,7 +76,7 @@ async def evaluate_all(url: str, content: object) -> list[Json]:
 
 
 async def test_a_denial(url: str, enforced: str) -> None:
-    """A decision of false brings the reasons, and the HTTP response to give the client."""
+    """A decision of false comes with the reasons, and the HTTP response for the client."""
     decision = await evaluate(url, about(enforced, has_user=False))
     assert decision["decision"] is False
     context = decision["context"]
@@ -94,7 +94,7 @@ async def test_a_denial(url: str, enforced: str) -> None:
 
 
 async def test_an_allowed_request(url: str, enforced: str) -> None:
-    """A decision of true brings its ID and the path to send upstream."""
+    """A decision of true comes with its ID and the path to send upstream."""
     decision = await evaluate(url, about(enforced, "/v1//%63hat/completions", user="u-1"))
     assert decision["decision"] is True
     assert decision["context"]["upstream_path"] == PATH
@@ -116,7 +116,7 @@ async def test_an_allowed_request(url: str, enforced: str) -> None:
     ],
 )  # fmt: skip
 async def test_contexts(url: str, enforced: str, context: Json, decision: bool) -> None:
-    """The context says what is known of the user. Where it says nothing, nothing is allowed."""
+    """The context describes the user. An evaluation without one is never allowed."""
     assert (await evaluate(url, about(enforced, **context)))["decision"] is decision
 
 
@@ -134,7 +134,7 @@ async def test_contexts(url: str, enforced: str, context: Json, decision: bool) 
 async def test_overridden_methods(
     url: str, enforced: str, path: str, headers: Json, decision: bool
 ) -> None:
-    """What the upstream may take for a POST is judged as one."""
+    """A request that the upstream may take for a POST is judged as one."""
     asked = about(enforced, path, "PUT", has_user=False, headers=headers)
     assert (await evaluate(url, asked))["decision"] is decision
 
@@ -143,9 +143,9 @@ async def test_out_of_scope(url: str, enforced: str) -> None:
     """Other methods and paths are allowed, with a valid key."""
     for method, path in [("GET", PATH), ("POST", "/v1/files")]:
         assert (await evaluate(url, about(enforced, path, method)))["decision"] is True
-        refused = await evaluate(url, about("up-unknown", path, method))
-        assert refused["decision"] is False
-        assert refused["context"]["denial"]["status"] == 403
+        denied = await evaluate(url, about("up-unknown", path, method))
+        assert denied["decision"] is False
+        assert denied["context"]["denial"]["status"] == 403
 
 
 @pytest.mark.parametrize(
@@ -162,14 +162,14 @@ async def test_out_of_scope(url: str, enforced: str) -> None:
 async def test_what_policyd_does_not_decide_about(
     url: str, enforced: str, entity: str, name: str, value: str
 ) -> None:
-    """A well-formed question about something else is answered with false, never with true."""
+    """A well-formed evaluation of something else is answered with false, never with true."""
     asked = about(enforced, has_user=True)
     asked[entity][name] = value
     assert (await evaluate(url, asked))["decision"] is False
 
 
-async def test_members_that_nobody_knows(url: str, enforced: str) -> None:
-    """They are ignored."""
+async def test_unknown_members(url: str, enforced: str) -> None:
+    """Unknown members are ignored."""
     asked: Json = about(enforced, has_user=True, more={"a": [1]}) | {"future": {"nested": True}}
     asked["subject"]["properties"] = {"department": "Sales", "ip_address": "192.0.2.1"}
     asked["action"]["properties"] = {"method": "GET"}
@@ -228,14 +228,14 @@ MALFORMED: list[object] = [
 @pytest.mark.parametrize("content", MALFORMED)
 @pytest.mark.parametrize("path", ["/access/v1/evaluation", "/access/v1/evaluations"])
 async def test_malformed_requests(url: str, path: str, content: object) -> None:
-    """They are answered 400 and the reason, as the standard asks."""
+    """Malformed requests are answered 400 with the reason, as the standard requires."""
     response = await post(url, path, content)
     assert response.status == 400
     assert response.body
 
 
 async def test_other_content_types(url: str, enforced: str) -> None:
-    """Anything but application/json is answered 400."""
+    """Any content type but application/json is answered 400."""
     asked = about(enforced, has_user=True)
     for kind in ("text/plain", "application/x-www-form-urlencoded", "application/jsonp"):
         response = await post(url, "/access/v1/evaluation", asked, ("Content-Type", kind))
@@ -251,7 +251,7 @@ async def test_other_content_types(url: str, enforced: str) -> None:
 
 
 async def test_request_ids(url: str, enforced: str) -> None:
-    """X-Request-ID comes back as it went, with errors too."""
+    """X-Request-ID is returned unchanged, with errors too."""
     name = ("X-Request-ID", "bfe9eb29-ab87")
     for content, status in ((about(enforced, has_user=True), 200), (b"", 400)):
         response = await post(url, "/access/v1/evaluation", content, JSON, name)
@@ -268,7 +268,7 @@ async def test_other_methods(url: str) -> None:
 
 
 async def test_a_trailing_slash(url: str, enforced: str) -> None:
-    """It is the same endpoint; anything more is another."""
+    """A trailing slash is ignored; any longer path is another endpoint."""
     asked = about(enforced, has_user=True)
     for path in ("/access/v1/evaluation/", "/access/v1/evaluations/"):
         response = await post(url, path, asked)
@@ -302,7 +302,7 @@ NOTHING = [
 @pytest.mark.parametrize("where", NOTHING, ids=".".join)
 @pytest.mark.parametrize("path", ["/access/v1/evaluation", "/access/v1/evaluations"])
 async def test_null(url: str, enforced: str, path: str, where: tuple[str, ...]) -> None:
-    """For what is optional it means that it is not there."""
+    """Null for an optional member means that it is not there."""
     asked: Json = about(enforced, has_user=True)
     inner = asked
     for name in where[:-1]:
@@ -313,7 +313,7 @@ async def test_null(url: str, enforced: str, path: str, where: tuple[str, ...]) 
 
 
 async def test_no_context(url: str, enforced: str) -> None:
-    """Null says nothing of the user, so where one is needed nothing is allowed."""
+    """A null context tells nothing of the user, so where a user is needed nothing is allowed."""
     for more in ({"context": None}, {"context": {"has_user": None}}, {"context": {"user": None}}):
         decision = await evaluate(url, about(enforced) | more)
         assert decision["decision"] is False
@@ -348,14 +348,17 @@ async def test_defaults(url: str, enforced: str) -> None:
 
 
 async def test_no_defaults(url: str, enforced: str) -> None:
-    """Each evaluation may say everything itself."""
+    """Each evaluation may give everything itself."""
     items = [about(enforced, has_user=has_user) for has_user in (False, True)]
     decisions = await evaluate_all(url, {"evaluations": items})
     assert [one["decision"] for one in decisions] == [False, True]
 
 
 async def test_one_that_cannot_be_evaluated(url: str, enforced: str) -> None:
-    """It is decided with false, with the error in its context, and the others are as ever."""
+    """A malformed evaluation is decided with false, with the error in its context.
+
+    The others are decided as always.
+    """
     asked = without(about(enforced, has_user=True), "resource")
     resource = {"type": "path", "id": PATH}
     bad = [{}, {"resource": 5}, {"resource": None}, 1, None, "x", [], True]
@@ -380,7 +383,9 @@ async def test_null_defaults(url: str, enforced: str) -> None:
 
 
 async def test_a_bad_one_is_a_denial(url: str, enforced: str) -> None:
-    """It ends what ends at the first denial, and does not end what ends at the first permit."""
+    """A malformed evaluation ends a batch that ends at the first denial, and none that ends at the
+    first permit.
+    """
     asked = about(enforced, has_user=True) | {"evaluations": [1, {}, {}]}
     for semantic, wanted in (
         ("deny_on_first_deny", [False]),
@@ -399,7 +404,7 @@ async def test_a_bad_one_is_a_denial(url: str, enforced: str) -> None:
     ],
 )
 async def test_semantics(url: str, enforced: str, semantic: str, wanted: list[bool]) -> None:
-    """Evaluating ends where the semantic says."""
+    """The evaluations end where the semantic requires."""
     items = [{"context": {"has_user": has_user}} for has_user in (True, False, True)]
     options = {"evaluations_semantic": semantic, "another": 1}
     asked = about(enforced) | {"evaluations": items, "options": options}
@@ -407,7 +412,7 @@ async def test_semantics(url: str, enforced: str, semantic: str, wanted: list[bo
 
 
 async def test_no_evaluations(url: str, enforced: str) -> None:
-    """Without any, the request is a single evaluation."""
+    """Without evaluations the request is a single one."""
     without: list[dict[str, Any]] = [{}, {"evaluations": []}]
     for more in without:
         response = await post(url, "/access/v1/evaluations", about(enforced, has_user=True) | more)
@@ -430,7 +435,7 @@ async def test_no_evaluations(url: str, enforced: str) -> None:
     ],
 )
 async def test_malformed_evaluations(url: str, enforced: str, more: Json) -> None:
-    """What is wrong with the whole is answered 400."""
+    """An error of the whole request is answered 400."""
     asked = about(enforced, has_user=True) | more
     assert (await post(url, "/access/v1/evaluations", asked)).status == 400
 
@@ -439,7 +444,7 @@ async def test_malformed_evaluations(url: str, enforced: str, more: Json) -> Non
 
 
 async def test_the_discovery_document(url: str, enforced: str) -> None:
-    """It names the endpoints by the URL that it was asked under, and they answer there."""
+    """The document names the endpoints by the URL of its own request, and they answer there."""
     response = await ask(url, "GET", "/.well-known/authzen-configuration")
     assert (response.status, response.all("content-type")) == (200, ["application/json"])
     assert json.loads(response.body) == {
@@ -454,7 +459,7 @@ async def test_the_discovery_document(url: str, enforced: str) -> None:
     assert response.status == 405
 
 
-# --- every request -----------------------------------------------------------------------------
+# --- any request -------------------------------------------------------------------------------
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
@@ -485,7 +490,9 @@ FUZZ = settings(
 def test_no_request_without_user_is_allowed(
     url: str, enforced: str, context: Json, items: list[Json], options: object
 ) -> None:
-    """Where user IDs are enforced, whatever the evaluations hold, and nothing crashes it."""
+    """Where the key enforces, no request without a user is allowed, whatever the evaluations hold,
+    and nothing crashes policyd.
+    """
     asked = about(enforced) | {"context": context, "evaluations": items}
     if isinstance(options, dict):
         asked["options"] = options

@@ -1,4 +1,4 @@
-"""The HTTP check: what a proxy without gRPC asks, at the level of bytes."""
+"""The HTTP check, which a proxy without gRPC asks, at the level of bytes."""
 
 import asyncio
 import gzip
@@ -62,7 +62,7 @@ def unenforced(policyd: Policyd) -> str:
 
 
 async def test_a_denial(url: str, enforced: str) -> None:
-    """It is the contract's own: status, headers first, in order and letter case, and bytes."""
+    """A denial is the contract's: status, headers first, in order and letter case, and bytes."""
     headers = [("x-usagepanda-api-key", enforced), *about()]
     raw = await exchange(url, request("POST", "/v1/check", headers, CHAT))
     assert raw.startswith(
@@ -82,7 +82,7 @@ async def test_a_denial(url: str, enforced: str) -> None:
 
 
 async def test_an_allowed_request(policyd: Policyd, url: str, enforced: str) -> None:
-    """200, with the decision's ID, the revision and the path to send upstream."""
+    """An allowed request gets 200, the decision's ID, the revision and the path upstream."""
     target = about(target="/v1//%63hat/completions/?a=1")
     headers = [("x-usagepanda-api-key", enforced), *target]
     response = await ask(url, "POST", "/v1/check", headers, CHAT_WITH_USER)
@@ -101,15 +101,16 @@ async def test_checks_of_another_method(url: str, enforced: str) -> None:
 
 
 async def test_audit(url: str, audited: str) -> None:
-    """What would be denied is allowed and flagged."""
+    """With audit a request that would be denied is allowed and flagged."""
     response = await check(url, audited, CHAT)
     assert response.status == 200
     assert response.all("x-policyd-flags") == ["policy_enforce_user_ids"]
 
 
 async def test_the_log(policyd: Policyd, url: str, enforced: str) -> None:
-    """A check is logged as the proxy tells it: with the last address of X-Forwarded-For, and
-    without anybody's keys."""
+    """A check is logged as the proxy describes it: with the last address of X-Forwarded-For, and
+    without any secret.
+    """
     told = [("X-Forwarded-For", "203.0.113.9, 192.0.2.1"), ("User-Agent", "client/1")]
     secret = ("Authorization", "Bearer sk-secret")
     response = await check(url, enforced, CHAT, *told, secret, ("X-Request-Id", "r-1"))
@@ -123,7 +124,7 @@ async def test_the_log(policyd: Policyd, url: str, enforced: str) -> None:
 
 
 def _logged(policyd: Policyd, identifier: str) -> str:
-    """The log's line about this decision, once it is there."""
+    """The record of this decision, once the log has it."""
     database = ("--database-url", policyd.database_url)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
@@ -135,7 +136,7 @@ def _logged(policyd: Policyd, identifier: str) -> str:
 
 
 async def test_out_of_scope(url: str, enforced: str) -> None:
-    """Another method or path is allowed, as it came, with a valid key only."""
+    """A request with another method or path is allowed unchanged, with a key in force only."""
     for method, target in [("GET", PATH), ("POST", "/v1/files"), ("DELETE", "/v1/models/m")]:
         headers = [("x-usagepanda-api-key", enforced), *about(method, target)]
         for own in ("POST", "GET"):
@@ -146,7 +147,7 @@ async def test_out_of_scope(url: str, enforced: str) -> None:
 
 
 async def test_behind_the_prefix(url: str, enforced: str) -> None:
-    """/v1/check/… asks about the rest of its own path, whatever its headers say of another."""
+    """/v1/check/… is about the rest of its own path, whatever path its headers name."""
     key = ("x-usagepanda-api-key", enforced)
     for method, target, headers, status in [
         ("POST", PATH, [], 422),
@@ -162,8 +163,8 @@ async def test_behind_the_prefix(url: str, enforced: str) -> None:
 
 
 async def test_overridden_methods(url: str, enforced: str) -> None:
-    """A request that a header, its query or a form may make a POST of is judged as one, however the
-    proxy says which it is.
+    """A request that a header, its query or a form may turn into a POST is judged as one, however
+    the proxy describes it.
     """
     key = ("x-usagepanda-api-key", enforced)
     form = ("Content-Type", "multipart/form-data; boundary=x")
@@ -178,8 +179,8 @@ async def test_overridden_methods(url: str, enforced: str) -> None:
     ]:
         asked = await ask(url, "PUT", "/v1/check" + target, [key, *headers], CHAT)
         assert asked.status == status, (target, headers)
-        said = about("PUT", target)
-        assert (await ask(url, "POST", "/v1/check", [key, *said, *headers], CHAT)).status == status
+        named = about("PUT", target)
+        assert (await ask(url, "POST", "/v1/check", [key, *named, *headers], CHAT)).status == status
 
 
 def packed(body: bytes) -> bytes:
@@ -217,7 +218,7 @@ async def test_bodies(url: str, enforced: str, body: bytes, headers: Pairs, stat
 async def test_a_body_that_does_not_come(
     url: str, enforced: str, audited: str, unenforced: str
 ) -> None:
-    """It is unknown, never absent: denied where enforced, with what to do about it."""
+    """A missing body is unknown, never absent: an enforcing key denies it, and names the fix."""
     for method in ("GET", "POST"):
         headers = [("x-usagepanda-api-key", enforced), *about()]
         response = await ask(url, method, "/v1/check", headers)
@@ -232,7 +233,7 @@ async def test_a_body_that_does_not_come(
 
 
 async def test_a_body_that_is_cut_off(url: str, enforced: str) -> None:
-    """A check that ends before its body is complete gets no answer, and no other one suffers."""
+    """A check that ends before its body is complete gets no answer, and affects no other one."""
     head = [("x-usagepanda-api-key", enforced), *about(), ("Content-Length", "500")]
     reader, writer = await connect(url)
     writer.write(request("POST", "/v1/check", head) + CHAT_WITH_USER)
@@ -243,7 +244,9 @@ async def test_a_body_that_is_cut_off(url: str, enforced: str) -> None:
 
 
 async def test_bodies_far_over_the_bound(url: str, enforced: str, unenforced: str) -> None:
-    """They are thrown away, so that who sends them sees the answer, and pass where not enforced."""
+    """Such bodies are discarded, so that their sender gets the answer, and allowed where the key
+    does not enforce.
+    """
     body = b" " * 20 * 2**20
     assert (await check(url, enforced, body)).status == 413
     assert (await check(url, unenforced, body)).status == 200
@@ -272,7 +275,7 @@ async def test_bodies_far_over_the_bound(url: str, enforced: str, unenforced: st
     ],
 )
 async def test_which_request_it_is(url: str, enforced: str, headers: Pairs) -> None:
-    """A check that does not say for certain which request it is about is refused with 400."""
+    """A check that does not clearly name its request is answered 400."""
     pairs = [("x-usagepanda-api-key", enforced), *headers]
     response = await ask(url, "POST", "/v1/check", pairs, CHAT_WITH_USER)
     assert response.status == 400
@@ -284,7 +287,7 @@ async def test_which_request_it_is(url: str, enforced: str, headers: Pairs) -> N
     "target", [f"https://x?{PATH}", "https://x", "http://x" + PATH.replace("/", "\\")]
 )
 async def test_urls_without_a_clear_path(url: str, enforced: str, target: str) -> None:
-    """Where servers may part ways on where a URL's host ends, the request counts as in scope."""
+    """Where servers may differ on where a URL's host ends, the request counts as in scope."""
     pairs = [("x-usagepanda-api-key", enforced), *about("POST", target)]
     assert (await ask(url, "POST", "/v1/check", pairs, CHAT)).status == 422
     assert (await ask(url, "POST", "/v1/check", pairs, CHAT_WITH_USER)).status == 200
@@ -301,7 +304,7 @@ async def test_urls_without_a_clear_path(url: str, enforced: str, target: str) -
     ],
 )
 async def test_other_paths(url: str, enforced: str, method: str, target: str) -> None:
-    """Nothing else is here, and nothing else answers 200."""
+    """No other path is served, and none answers 200."""
     headers = [("x-usagepanda-api-key", enforced), *about()]
     response = await ask(url, method, target, headers, CHAT_WITH_USER)
     assert response.status in (400, 404)
@@ -309,7 +312,7 @@ async def test_other_paths(url: str, enforced: str, method: str, target: str) ->
 
 
 async def test_web_sockets(url: str, enforced: str) -> None:
-    """They are refused with 426, as no policy can see into them."""
+    """WebSockets are denied with 426, as no policy can see into them."""
     headers = [("x-usagepanda-api-key", enforced), *about("GET", "/v1/realtime")]
     upgrade = [("Connection", "Upgrade"), ("Upgrade", "websocket")]
     data = request("GET", "/v1/check", [*headers, *upgrade])
@@ -317,7 +320,7 @@ async def test_web_sockets(url: str, enforced: str) -> None:
 
 
 async def test_what_is_not_http(url: str) -> None:
-    """It is answered 400 in OpenAI's shape."""
+    """Input that is not HTTP is answered 400 in OpenAI's shape."""
     response = parse(await exchange(url, b"POST /v1/check HTTP/1.1\r\nA : b\r\n\r\n"))
     assert response.status == 400
     assert b"not well-formed HTTP" in response.body
@@ -327,19 +330,19 @@ async def test_what_is_not_http(url: str) -> None:
 
 
 async def test_descriptors(url: str, enforced: str) -> None:
-    """200 and the decision in JSON, or the denial itself."""
-    question = {"key": enforced, "method": "POST", "path": "/v1//embeddings"}
-    allowed = await evaluate(url, question | {"user": "u-1"})
+    """A descriptor is answered 200 with the decision in JSON, or with the denial itself."""
+    descriptor = {"key": enforced, "method": "POST", "path": "/v1//embeddings"}
+    allowed = await evaluate(url, descriptor | {"user": "u-1"})
     assert allowed.status == 200
     decision = json.loads(allowed.body)
     assert decision["decision"] == "DECISION_ALLOW"
     assert decision["upstreamPath"] == "/v1/embeddings"
     assert allowed.all("x-policyd-decision-id") == [decision["decisionId"]]
-    denied = await evaluate(url, question | {"hasUser": False})
+    denied = await evaluate(url, descriptor | {"hasUser": False})
     assert (denied.status, denied.body) == (422, NO_USER)
     assert denied.headers[0] == ("Access-Control-Allow-Headers", "*")
     body = {"content": "eyJ1c2VyIjoidS0xIn0="}
-    assert (await evaluate(url, question | {"rawBody": body})).status == 200
+    assert (await evaluate(url, descriptor | {"rawBody": body})).status == 200
 
 
 @pytest.mark.parametrize(
@@ -359,17 +362,17 @@ async def test_descriptors(url: str, enforced: str) -> None:
     ],
 )
 async def test_malformed_descriptors(url: str, body: bytes) -> None:
-    """They are refused with 400 and the reason."""
+    """Malformed descriptors are answered 400 with the reason."""
     response = await evaluate(url, body)
     assert response.status == 400
     assert json.loads(response.body)["error"]["message"].startswith("Usage Panda: ")
 
 
 async def test_descriptors_that_cannot_be_answered(url: str, enforced: str) -> None:
-    """Too large is 413, a revision that is not there yet 503, and another method 400."""
-    question = {"key": enforced, "hasUser": True}
-    assert (await evaluate(url, question | {"user": "x" * 5 * 2**20})).status == 413
-    ahead = await evaluate(url, question | {"minRevision": 10**6})
+    """A large descriptor gets 413, a future revision 503, and another method 400."""
+    descriptor = {"key": enforced, "hasUser": True}
+    assert (await evaluate(url, descriptor | {"user": "x" * 5 * 2**20})).status == 413
+    ahead = await evaluate(url, descriptor | {"minRevision": 10**6})
     assert ahead.status == 503
     assert ahead.all("retry-after")[0] in {"1", "2", "3"}
     assert (await ask(url, "GET", "/v1/evaluate")).status == 400
@@ -419,7 +422,9 @@ FUZZ = settings(
 def test_no_request_without_user_is_allowed(
     url: str, enforced: str, target: str, headers: Pairs, body: bytes, prefixed: bool
 ) -> None:
-    """Where user IDs are enforced, whatever its spelling, its headers and its body."""
+    """Where the key enforces, no request without a user is allowed, whatever its spelling, its
+    headers and its body.
+    """
     own = f"/v1/check{target}" if prefixed and target.startswith("/") else "/v1/check"
     pairs = [("x-usagepanda-api-key", enforced), *headers]
     if own == "/v1/check":
@@ -440,7 +445,7 @@ def test_no_request_without_user_is_allowed(
 def test_no_bytes_crash_it(
     url: str, enforced: str, head: bytes, lines: list[bytes], body: bytes
 ) -> None:
-    """Whatever comes, nothing is allowed that is no check, and the next check is answered."""
+    """Whatever bytes arrive, only a check can be allowed, and the next check is answered."""
     data = b"\r\n".join([head, *lines, b"Connection: close", b"", body])
     answer = asyncio.run(_until_silent(url, data))
     assert not answer.startswith(b"HTTP/1.1 200")

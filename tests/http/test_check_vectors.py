@@ -11,7 +11,7 @@ from tests.support.processes import Policyd
 from tests.support.raw_http import Response
 
 pytestmark = pytest.mark.timeout(600)  # For a file of vectors.
-# An empty body is taken for one that the proxy left out: 400 in other words.
+# The check takes an empty body for one that the proxy left out: 400 in other words.
 EMPTY = {
     *("encodings/gzip_nothing", "encodings/deflate_nothing", "encodings/br_nothing"),
     *("encodings/zstd_nothing", "forms/bad_empty", "malformed/empty"),
@@ -32,7 +32,7 @@ def keys(http_policyd: Policyd) -> Keys:
 
 
 def verdict(vector: Vector, response: Response) -> None:
-    """Whether the check answered as the vector says."""
+    """Check that the answer is the vector's."""
     if vector.id in EMPTY:
         assert response.status == 400
     elif vector.response:
@@ -47,7 +47,7 @@ def verdict(vector: Vector, response: Response) -> None:
 def test_named_by_headers(
     vectors: tuple[Vector, ...], subtests: pytest.Subtests, http_policyd: Policyd, keys: Keys
 ) -> None:
-    """A request that X-Forwarded-Method and X-Forwarded-Uri name is judged as its vector says."""
+    """A request that X-Forwarded-Method and X-Forwarded-Uri name is judged as its vector states."""
 
     def check(vector: Vector) -> None:
         url, secret = f"http://{http_policyd.http}", keys.secret(vector.key)
@@ -64,7 +64,7 @@ def test_named_by_headers(
 def test_behind_the_prefix(
     vectors: tuple[Vector, ...], subtests: pytest.Subtests, http_policyd: Policyd, keys: Keys
 ) -> None:
-    """So is the one whose own method and path follow /v1/check."""
+    """A request whose own method and path follow /v1/check is judged as its vector states."""
 
     def check(vector: Vector) -> None:
         url, secret = f"http://{http_policyd.http}", keys.secret(vector.key)

@@ -1,4 +1,4 @@
-"""The listener of the HTTP check: who may ask, TLS, workers, and how it ends."""
+"""The listener of the HTTP check: which callers may ask, TLS, workers, and how it ends."""
 
 import asyncio
 import json
@@ -39,7 +39,7 @@ TOKEN = "a-token-of-the-gateways"
 
 
 async def test_caller_token(made: ServerSettings, tmp_path: Path) -> None:
-    """Callers must show it in X-Policyd-Token; a check's Authorization is the client's own."""
+    """A caller shows its token in X-Policyd-Token; a check's Authorization is the client's own."""
     file = tmp_path / "caller-token"
     file.write_text(TOKEN)
     file.chmod(0o600)
@@ -63,7 +63,7 @@ async def test_caller_token(made: ServerSettings, tmp_path: Path) -> None:
 
 
 async def test_tls(made: ServerSettings, tmp_path: Path) -> None:
-    """With --tls-cert it speaks TLS only, and with --tls-client-ca to its clients only."""
+    """--tls-cert makes it speak TLS only, and --tls-client-ca only to clients of that authority."""
     authority = trustme.CA()
     own = authority.issue_cert("127.0.0.1")
     own.private_key_pem.write_to_path(tmp_path / "key.pem")
@@ -98,7 +98,7 @@ async def _status_over_tls(address: Address, context: ssl.SSLContext) -> int:
 
 @pytest.mark.parametrize("flag", ["--http", "--grpc"])
 def test_beyond_loopback(made: ServerSettings, tmp_path: Path, flag: str) -> None:
-    """It listens there only with TLS and where callers must say who they are, or as insecure."""
+    """Listening beyond loopback requires TLS and authenticated callers, or `insecure`."""
     everywhere: dict[str, Any] = {flag.removeprefix("--"): Address("0.0.0.0", 0)}  # noqa: S104  # that is the point
     tls: dict[str, Any] = {"tls_cert": tmp_path / "cert.pem", "tls_key": tmp_path / "key.pem"}
     token: dict[str, Any] = {"caller_token_file": tmp_path / "token"}
@@ -110,7 +110,7 @@ def test_beyond_loopback(made: ServerSettings, tmp_path: Path, flag: str) -> Non
 
 
 async def test_a_port_that_is_taken(made: ServerSettings) -> None:
-    """It is an error that names the flag."""
+    """A port that is taken is an error that names the flag."""
     async with Server(made) as server:
         with pytest.raises(CannotListen, match="--http"):
             async with Server(replace(made, http=server.http)):
@@ -118,7 +118,7 @@ async def test_a_port_that_is_taken(made: ServerSettings) -> None:
 
 
 async def test_workers(tmp_path: Path) -> None:
-    """All of them answer on the one port, and end cleanly."""
+    """All workers answer on the one port, and end cleanly."""
     server = Policyd(tmp_path, "--http", "127.0.0.1:0", "--workers", "2")
     try:
         url = f"http://{server.http}"
@@ -128,14 +128,14 @@ async def test_workers(tmp_path: Path) -> None:
         while len(seen) < 2:
             assert asyncio.get_running_loop().time() < deadline
             response = await check(url, key, CHAT_WITH_USER)
-            # Which worker it was stands in the middle of a decision's ID.
+            # The middle of a decision's ID identifies the worker.
             seen.update(value[12:24] for value in response.all("x-policyd-decision-id"))
     finally:
         assert server.stop() == 0, server.errors
 
 
 async def test_checks_under_way_when_it_stops(tmp_path: Path) -> None:
-    """They are answered, and new ones are not taken."""
+    """Checks under way are answered, and new ones are not accepted."""
     server = Policyd(tmp_path, "--http", "127.0.0.1:0")
     key = server.create_key("enforce")
     head = [("x-usagepanda-api-key", key), *about(), ("Content-Length", str(len(CHAT_WITH_USER)))]
@@ -152,7 +152,7 @@ async def test_checks_under_way_when_it_stops(tmp_path: Path) -> None:
 
 
 async def _refused(url: str) -> None:
-    """Wait until nobody listens there any more."""
+    """Wait until nothing listens there any more."""
     async with asyncio.timeout(30):
         while True:
             try:
@@ -164,8 +164,10 @@ async def _refused(url: str) -> None:
 
 
 async def test_a_log_that_is_full(made: ServerSettings) -> None:
-    """A decision that cannot be logged is none: nothing is allowed, and the answer is 503. A key
-    that is refused needs no log."""
+    """Without room in the log there is no decision: nothing is allowed, and the answer is 503.
+
+    A refused key needs no room in the log.
+    """
     store = Store(made.database_url)
     await asyncio.to_thread(store.migrate)
     _, key = await asyncio.to_thread(store.keys.create, "app")
@@ -180,8 +182,8 @@ async def test_a_log_that_is_full(made: ServerSettings) -> None:
         url = f"http://{server.http}"
         assert (await check(url, "", CHAT)).status == 403
         assert (await evaluate(url, {"key": "up-unknown", "hasUser": True})).status == 403
-        question = {"key": key, "hasUser": True}
-        for response in (await check(url, key, CHAT), await evaluate(url, question)):
+        descriptor = {"key": key, "hasUser": True}
+        for response in (await check(url, key, CHAT), await evaluate(url, descriptor)):
             assert response.status == 503
             assert response.all("retry-after")[0] in {"1", "2", "3"}
             assert response.all("x-policyd-decision-id") == []

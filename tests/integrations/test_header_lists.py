@@ -1,4 +1,4 @@
-"""Gateways that are told headers by their full names are told every spelling of them."""
+"""Gateways whose configuration lists headers by full name list every spelling of them."""
 
 import re
 from itertools import product
@@ -32,7 +32,7 @@ def _config(name: str) -> Any:
 
 
 def test_traefik() -> None:
-    """It shows policyd what overrides the method, and passes none of policyd's own headers on."""
+    """Traefik shows policyd the headers that override the method, and forwards none of ours."""
     middlewares = _config("traefik/dynamic.yaml")["http"]["middlewares"]
     shown = middlewares["policyd"]["forwardAuth"]["authRequestHeaders"]
     assert {name.lower() for name in shown} >= HEADERS
@@ -41,14 +41,14 @@ def test_traefik() -> None:
 
 
 def test_apisix() -> None:
-    """It passes neither on: of a repeated header policyd would see the first only."""
+    """APISIX removes both kinds: of a repeated header policyd would get the first only."""
     [route] = _config("apisix/apisix.yaml")["routes"]
     removed = route["plugins"]["proxy-rewrite"]["headers"]["remove"]
     assert set(removed) >= HEADERS | OWN
 
 
 def test_envoy() -> None:
-    """It shows policyd what overrides the method, by a pattern."""
+    """Envoy shows policyd the headers that override the method, by a pattern."""
     text = (FOLDER / "envoy" / "envoy.yaml").read_text(encoding="utf-8")
     patterns = re.findall(r'safe_regex: \{ regex: "([^"]*method[^"]*)" \}', text)
     assert patterns
@@ -56,7 +56,7 @@ def test_envoy() -> None:
 
 
 def test_example_gateways() -> None:
-    """They do, too."""
+    """The example gateways show policyd every spelling, too."""
     pattern = r"x[-_]http[-_]method([-_]override)?|x[-_]method[-_]override"
     for name in ("node/src/gateway.ts", "go/main.go", "java/src/main/java/example/Gateway.java"):
         assert pattern in (FOLDER / "clients" / name).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The manifests for Istio and Envoy Gateway say what they must."""
+"""The manifests for Istio and Envoy Gateway have the settings that enforcement needs."""
 
 from tests.proxies.envoy.proxy import manifest
 

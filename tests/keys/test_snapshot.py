@@ -1,4 +1,4 @@
-"""The file with the last settings, by which a server decides that starts without its database."""
+"""The snapshot, by which a server decides that starts without its database."""
 
 import asyncio
 import multiprocessing
@@ -38,7 +38,7 @@ HOUR = 3600.0
 
 
 def keys(count: int) -> dict[bytes, KeySettings]:
-    """Settings of each kind."""
+    """Keys with settings of each kind."""
     kinds = [
         (mode, override, accept)
         for mode in (None, *Mode)
@@ -61,7 +61,7 @@ def file(tmp_path: Path) -> SnapshotFile:
 
 
 def why_not(file: SnapshotFile, **given: str) -> str:
-    """Why the file cannot be used."""
+    """The reason why the snapshot cannot be used."""
     with pytest.raises(SnapshotUnusable) as problem:
         file.read(given.get("identity", IDENTITY), given.get("place", PLACE), HOUR)
     return str(problem.value)
@@ -69,7 +69,7 @@ def why_not(file: SnapshotFile, **given: str) -> str:
 
 @pytest.mark.parametrize("count", [0, 1, 24, snapshot_format.PIECE, 3 * snapshot_format.PIECE + 1])
 def test_it_holds_all_settings(file: SnapshotFile, tmp_path: Path, count: int) -> None:
-    """Those of every key come back as they were, and the file is its owner's alone."""
+    """The settings of every key are read back unchanged, and only the file's owner can read it."""
     settings = keys(count)
     before = os.umask(0)
     try:
@@ -83,7 +83,10 @@ def test_it_holds_all_settings(file: SnapshotFile, tmp_path: Path, count: int) -
 
 
 def test_it_holds_no_key_and_no_name(file: SnapshotFile, tmp_path: Path) -> None:
-    """What decides is a digest. Whatever else a key's settings come to hold is to be thought of."""
+    """The snapshot holds digests in place of keys, and no names.
+
+    A new field of a key's settings must be considered here.
+    """
     key = api_key.generate()
     file.keep(head(), {api_key.digest(key): KeySettings("key_1")})
     assert key.encode() not in (tmp_path / "snapshot").read_bytes()
@@ -91,7 +94,7 @@ def test_it_holds_no_key_and_no_name(file: SnapshotFile, tmp_path: Path) -> None
 
 
 def test_every_damage_is_noticed(file: SnapshotFile, tmp_path: Path) -> None:
-    """Wherever a byte is another one, or the file is cut, it is not used."""
+    """A snapshot with a changed byte, or one that is cut, is not used."""
     path = tmp_path / "snapshot"
     file.keep(head(), keys(5))
     whole = path.read_bytes()
@@ -100,7 +103,7 @@ def test_every_damage_is_noticed(file: SnapshotFile, tmp_path: Path) -> None:
         damaged = bytearray(whole)
         damaged[place] ^= 0x20
         path.write_bytes(damaged)
-        # Blanks around the checksum say nothing.
+        # Blanks around the checksum change nothing.
         with suppress(SnapshotUnusable):
             read = file.read(IDENTITY, PLACE, HOUR)
             raise AssertionError(f"byte {place} is damaged, and {read} was read")
@@ -112,12 +115,12 @@ def test_every_damage_is_noticed(file: SnapshotFile, tmp_path: Path) -> None:
 
 
 def test_what_is_not_used(file: SnapshotFile, tmp_path: Path) -> None:
-    """None, one of another database or place, one that is too old or of the future."""
+    """A snapshot of another database or place, too old or of the future is not used."""
     assert "there is none" in why_not(file)
     file.keep(head(), keys(1))
     assert "another database" in why_not(file, identity="another")
     assert "another database" in why_not(file, place=place_of("sqlite:///other.db"))
-    (tmp_path / "snapshot").unlink()  # An older one takes no newer one's place.
+    (tmp_path / "snapshot").unlink()  # An older snapshot does not replace a newer one.
     file.keep(head(age=HOUR + 10), {})
     assert "--snapshot-max-age" in why_not(file)
     file.keep(head(age=-HOUR), {})
@@ -129,7 +132,7 @@ def test_what_is_not_used(file: SnapshotFile, tmp_path: Path) -> None:
 
 
 def test_one_that_is_newer_stays(file: SnapshotFile) -> None:
-    """A worker that follows the database no longer writes nothing over what another one knows."""
+    """A worker that no longer follows the database does not overwrite a newer snapshot."""
     file.keep(head(3), keys(3))
     for late in (head(2, age=5), head(3, age=5)):
         assert not file.is_behind(late)
@@ -139,8 +142,9 @@ def test_one_that_is_newer_stays(file: SnapshotFile) -> None:
 
 @pytest.mark.parametrize("other", [{"form": "x"}, {"format": 99}])
 def test_another_version(file: SnapshotFile, other: dict[str, object]) -> None:
-    """A version that knows other settings, as it could read these wrong, does not use them, and
-    writes its own."""
+    """A version that knows other settings could misread the snapshot, so it does not use it, and
+    writes its own.
+    """
     file.keep(msgspec.structs.replace(head(), **other), {})
     assert "another version" in why_not(file)
     file.keep(head(), keys(1))
@@ -148,7 +152,7 @@ def test_another_version(file: SnapshotFile, other: dict[str, object]) -> None:
 
 
 def test_the_head_alone_is_renewed(file: SnapshotFile, tmp_path: Path) -> None:
-    """Settings that are the same are not written again."""
+    """Unchanged settings are not written again."""
     path = tmp_path / "snapshot"
     settings = keys(3)
     file.keep(head(age=HOUR / 2), settings)
@@ -176,7 +180,7 @@ def _writes(path: Path, number: int) -> None:
 
 
 def test_several_that_write_and_are_killed(tmp_path: Path) -> None:
-    """Whenever a writer is killed, and however many write, the file is a whole one of theirs."""
+    """Whenever a writer is killed, and however many write, the file is one whole snapshot."""
     path = tmp_path / "snapshot"
     file = SnapshotFile(path)
     context = multiprocessing.get_context("spawn")
@@ -208,7 +212,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 
 def test_no_room_for_a_new_one(file: SnapshotFile, tmp_path: Path) -> None:
-    """The one that is there stays, and nothing lies around."""
+    """Without room the existing snapshot stays, and no temporary file is left."""
     settings = keys(3)
     file.keep(head(), settings)
     with files_of_at_most(4096), pytest.raises(OSError):  # noqa: PT011 - whichever it is
@@ -218,7 +222,7 @@ def test_no_room_for_a_new_one(file: SnapshotFile, tmp_path: Path) -> None:
 
 
 class Changing:
-    """A store of one key, whose settings change at every look while `is_busy`."""
+    """A store of one key, whose settings change at every read while `is_busy`."""
 
     def __init__(self) -> None:
         self.revision = 1
@@ -235,7 +239,7 @@ class Changing:
 async def test_it_is_kept_as_settings_change(
     file: SnapshotFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each change is in the file soon, and however many there are, it is written now and then."""
+    """A change is soon in the snapshot, which is rewritten now and then while changes go on."""
     store = Changing()
     table = KeyTable(store.changes_since)
     keeper = asyncio.create_task(SnapshotKeeper(file, table, lambda: IDENTITY, PLACE).keep())
@@ -272,12 +276,14 @@ def _epoch(file: SnapshotFile) -> str:
 
 async def _until(is_so: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE):
-        while not is_so():  # noqa: ASYNC110 - it tells nobody
+        while not is_so():  # noqa: ASYNC110 - it sends no event
             await asyncio.sleep(0.02)
 
 
 async def test_a_table_that_begins_by_a_snapshot() -> None:
-    """It is as old as that, and reads all of the store afterwards: also what was deleted there."""
+    """A table that begins by a snapshot is as old as that, and then reads the whole store,
+    including what was deleted there.
+    """
     store = Changing()
     table = KeyTable(store.changes_since)
     assert not table.is_known

@@ -51,8 +51,8 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of an environment that holds the wheel and its dependencies without an extra.
 
     The dependencies are linked from the environment of the tests, file by file, so that no network
-    is needed and nothing else comes along, but for the types of gRPC and of protobuf messages,
-    which a consumer installs who checks types: those packages carry none themselves.
+    is needed and nothing else is installed, but for the types of gRPC and of protobuf messages. A
+    consumer that checks types installs those: the packages carry none themselves.
     """
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False, symlinks=True)
@@ -72,7 +72,7 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def required(distribution: metadata.Distribution) -> Iterator[metadata.Distribution]:
-    """What `distribution` requires without an extra, and what that requires."""
+    """The dependencies of `distribution` without an extra, and their own dependencies."""
     for line in distribution.requires or []:
         requirement = Requirement(line)
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
@@ -82,7 +82,7 @@ def required(distribution: metadata.Distribution) -> Iterator[metadata.Distribut
 
 
 def test_every_file_is_in_it(wheel: Path) -> None:
-    """Templates, static files, migrations and type marks come along, as every file of ours does."""
+    """The wheel contains templates, static files, migrations, type marks and all other files."""
     files = {
         str(path.relative_to(ROOT))
         for package in ("policyd", "gateway")
@@ -104,18 +104,18 @@ def test_every_file_is_in_it(wheel: Path) -> None:
 
 
 def test_the_client_needs_its_own_dependencies_only(python: Path, tmp_path: Path) -> None:
-    """All that a gateway imports loads in that environment, from there, and without a server."""
+    """Every import of a gateway loads in that environment, from there, and without a server."""
     assert run(python, "-I", "-c", IMPORTS_ALL, cwd=tmp_path).startswith(str(python.parents[1]))
     assert attempt(python, "-I", "-c", "import sqlalchemy", cwd=tmp_path).returncode != 0
 
 
 def test_a_consumer_runs(python: Path, tmp_path: Path) -> None:
-    """Both clients work from the wheel, as far as that goes without a policyd."""
+    """Both clients work from the wheel, as far as they can without a policyd."""
     run(python, "-I", CONSUMER, cwd=tmp_path)
 
 
 def test_a_consumer_has_types(python: Path, tmp_path: Path) -> None:
-    """A consumer's correct calls pass mypy's strict mode, and each mistake in it is found."""
-    consumer = shutil.copy(CONSUMER, tmp_path)  # Beside our own sources it would be one of them.
+    """A consumer's correct calls pass mypy's strict mode, and mypy finds each mistake in it."""
+    consumer = shutil.copy(CONSUMER, tmp_path)  # Not beside our own sources.
     options = ("--strict", "--python-executable", python)
     run(sys.executable, "-m", "mypy", *options, consumer, cwd=tmp_path)

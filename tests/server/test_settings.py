@@ -1,4 +1,4 @@
-"""Which settings a server starts with."""
+"""The settings that a server starts with."""
 
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from tests.services.test_services import ANYWHERE, settings
     ],
 )
 def test_settings_that_do_not_fit(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
-    """policyd refuses to listen to strangers it cannot tell apart, and what no calendar has; it
-    says what to give."""
+    """policyd does not listen to other machines without authentication, nor accept a date that no
+    calendar has; the error names what to set.
+    """
     with pytest.raises(SettingsError, match=words):
         settings(tmp_path, **changes)
     settings(tmp_path, grpc=ANYWHERE, insecure=True)

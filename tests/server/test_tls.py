@@ -13,7 +13,7 @@ from policyd.server.server import Server
 from policyd.settings import ServerSettings
 from policyd.v1.policy_pb2 import EvaluateRequest
 
-QUESTION = EvaluateRequest(has_user=True)
+DESCRIPTOR = EvaluateRequest(has_user=True)
 Settings = Callable[..., ServerSettings]
 
 
@@ -46,17 +46,20 @@ def settings(tmp_path: Path, authority: trustme.CA) -> Settings:
 
 
 async def test_tls(settings: Settings, authority: trustme.CA) -> None:
-    """Who trusts the authority is answered; who does not, or speaks in the clear, is not."""
+    """A caller that trusts the authority is answered.
+
+    One that does not, or that speaks in the clear, is not.
+    """
     async with Server(settings()) as server:
         at = str(server.grpc)
         trusting = tls_credentials(authority.cert_pem.bytes())
         async with PolicyClient(at, credentials=trusting, timeout=20) as client:
-            assert (await client.evaluate(QUESTION)).denial.http_status == 403
+            assert (await client.evaluate(DESCRIPTOR)).denial.http_status == 403
         stranger = tls_credentials(trustme.CA().cert_pem.bytes())
         for credentials in (stranger, None):
             async with PolicyClient(at, credentials=credentials) as client:
                 with pytest.raises(NoDecision):
-                    await client.evaluate(QUESTION)
+                    await client.evaluate(DESCRIPTOR)
 
 
 async def test_client_certificates(
@@ -71,18 +74,18 @@ async def test_client_certificates(
             shown = tls_credentials(ours, caller.private_key_pem.bytes(), chain)
             async with PolicyClient(str(server.grpc), credentials=shown, timeout=3) as client:
                 if is_answered:
-                    assert (await client.evaluate(QUESTION)).denial.http_status == 403
+                    assert (await client.evaluate(DESCRIPTOR)).denial.http_status == 403
                 else:
                     with pytest.raises(NoDecision):
-                        await client.evaluate(QUESTION)
+                        await client.evaluate(DESCRIPTOR)
         nothing = tls_credentials(ours)
         async with PolicyClient(str(server.grpc), credentials=nothing) as client:
             with pytest.raises(NoDecision):
-                await client.evaluate(QUESTION)
+                await client.evaluate(DESCRIPTOR)
 
 
 def test_beyond_loopback(settings: Settings, tmp_path: Path) -> None:
-    """TLS and a way to tell callers apart are enough to listen to other machines."""
+    """With TLS and authenticated callers policyd may listen to other machines."""
     anywhere = Address("0.0.0.0", 0)  # noqa: S104  # It is not listened on.
     made = settings(tls_client_ca=tmp_path / "ca.pem")
     assert replace(made, grpc=anywhere, admin=anywhere).grpc == anywhere

@@ -1,4 +1,4 @@
-"""policyd asked without its .proto files, by reflection, as grpcurl and its like do."""
+"""policyd, called without its .proto files, by reflection, as grpcurl and similar tools do."""
 
 import base64
 import json
@@ -12,7 +12,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "no_user.json"
 
 
 def buf_curl(policyd: Policyd, method: str, message: dict[str, Any]) -> dict[str, Any]:
-    """What `buf curl` answers, run as docs/callers.md says."""
+    """The answer to `buf curl`, run as docs/callers.md describes."""
     command: list[str | Path] = [
         BIN / "buf",
         "curl",
@@ -37,7 +37,7 @@ def test_evaluate(policyd: Policyd) -> None:
 
 
 def test_check(policyd: Policyd) -> None:
-    """So does Envoy's Check."""
+    """Envoy's Check answers with the denial."""
     key = policyd.create_key("enforce")
     http = {
         "method": "POST",

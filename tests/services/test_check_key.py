@@ -1,4 +1,4 @@
-"""CheckKey, and bodies that are not read as their request's key is refused."""
+"""CheckKey, and bodies that are not read as their request has no key in force."""
 
 import gzip
 import json
@@ -49,7 +49,10 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
 
 
 async def test_what_it_says(policyd: Policyd) -> None:
-    """Whether the key is in force, and whether the body matters then; it logs nothing."""
+    """CheckKey tells whether the key is in force, and whether the body matters then.
+
+    It logs nothing.
+    """
     key = policyd.create_key("enforce")
     header = [pb.Header(name="X-UsagePanda-API-Key", value=key)]
     cases: list[tuple[dict[str, Any], bool, bool]] = [
@@ -70,7 +73,7 @@ async def test_what_it_says(policyd: Policyd) -> None:
 
 
 async def test_it_is_not_logged(tmp_path: Path) -> None:
-    """It is no decision: the spool does not grow by it."""
+    """CheckKey is no decision: the spool does not grow."""
     server = Policyd(tmp_path)
     try:
         async with PolicyClient(server.grpc, timeout=PATIENCE) as client:
@@ -84,7 +87,7 @@ async def test_it_is_not_logged(tmp_path: Path) -> None:
 
 
 def test_from_threads(policyd: Policyd) -> None:
-    """SyncPolicyClient asks the same, and raises once it is closed."""
+    """SyncPolicyClient has the same call, and raises once it is closed."""
     asked = pb.CheckKeyRequest(key=policyd.create_key("off"), **CHAT)
     with SyncPolicyClient(policyd.grpc, timeout=PATIENCE) as client:
         assert client.check_key(asked).needs_body
@@ -93,7 +96,7 @@ def test_from_threads(policyd: Policyd) -> None:
 
 
 async def test_a_policyd_that_is_gone(unused_port: Any) -> None:
-    """There is no answer, and that is an outage."""
+    """Without an answer the call is an outage."""
     async with PolicyClient(f"127.0.0.1:{unused_port()}", timeout=0.5) as client:
         with pytest.raises(NoDecision) as caught:
             await client.check_key(pb.CheckKeyRequest(key=UNKNOWN))
@@ -115,7 +118,7 @@ def _evaluate(key: str, body: bytes) -> pb.EvaluateRequest:
 
 
 async def _cpu(ask: Any, key: str) -> float:
-    """The seconds of CPU that a few questions with a large compressed body take."""
+    """The seconds of CPU that a few requests with a large compressed body take."""
     began = time.process_time()
     for _ in range(5):
         await ask(key, BODY)
@@ -124,7 +127,7 @@ async def _cpu(ask: Any, key: str) -> float:
 
 @pytest.mark.parametrize("way", ["Evaluate", "BatchEvaluate", "Envoy", "HTTP"])
 async def test_a_strangers_body_is_not_read(server: Server, tmp_path: Path, way: str) -> None:
-    """It costs a fraction of what a known key's costs, by every way to ask."""
+    """A body without a known key costs a fraction of one with a known key, by each interface."""
     store = Store(f"sqlite:///{tmp_path}/policyd.db")
     made, key = store.keys.create("app")
     store.close()
@@ -150,7 +153,10 @@ async def test_a_strangers_body_is_not_read(server: Server, tmp_path: Path, way:
 
 
 async def test_raw_bodies_have_a_total(tmp_path: Path) -> None:
-    """Evaluate and BatchEvaluate refuse what does not fit; small ones, and refused keys, fit."""
+    """Evaluate and BatchEvaluate reject bodies beyond the total.
+
+    Small ones, and those with refused keys, fit.
+    """
     server = Policyd(tmp_path, "--body-memory", "200000", "--max-body", "100000")
     try:
         key = server.create_key("enforce")

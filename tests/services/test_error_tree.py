@@ -45,6 +45,6 @@ def test_the_tree_is_drawn() -> None:
 
 
 def test_each_error_has_a_status() -> None:
-    """An error that is added gets a status in TABLE, or a reason here."""
+    """A new error must get a status in TABLE, or a reason here."""
     assert {*TABLE} | {*NOT_REPORTED} == {*tree()}
     assert not {*TABLE} & {*NOT_REPORTED}

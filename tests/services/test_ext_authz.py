@@ -1,4 +1,4 @@
-"""envoy.service.auth.v3.Authorization/Check on a real policyd, asked as Envoy asks."""
+"""envoy.service.auth.v3.Authorization/Check on a real policyd, called as Envoy calls it."""
 
 import json
 import time
@@ -30,7 +30,7 @@ def message(answer: Any) -> str:
 
 
 def test_a_denial(checker: Checker, enforcing: str) -> None:
-    """It has the contract's status, headers and body, and names the decision in its metadata."""
+    """A denial has the contract's status, headers and body; its metadata names the decision."""
     answer = checker.ask(request({KEY: enforcing} | BUFFERED, CHAT))
     denied = answer.denied_response
     assert denied.status.code == 422
@@ -53,7 +53,7 @@ def test_a_denial(checker: Checker, enforcing: str) -> None:
 
 
 def test_an_allowed_request(checker: Checker, enforcing: str) -> None:
-    """None of policyd's own headers goes upstream, nor one that some upstreams take for one."""
+    """policyd's own headers are not forwarded, nor one that some upstreams take for one of them."""
     own = {KEY: enforcing, "x-usagepanda-other": "1", "x_usagepanda_api_key": "2"}
     answer = checker.ask(request({"content-type": "application/json", **own}, CHAT_WITH_USER))
     assert status(answer) == 0
@@ -72,7 +72,10 @@ def test_an_allowed_request(checker: Checker, enforcing: str) -> None:
     ],
 )
 def test_the_path_upstream(checker: Checker, enforcing: str, came: str, goes: str | None) -> None:
-    """In scope it is the canonical one, with the query as it came; out of scope, as it came."""
+    """In scope the canonical path goes upstream, with the query unchanged.
+
+    Out of scope, the path as sent.
+    """
     answer = checker.ask(request({KEY: enforcing}, CHAT_WITH_USER, path=came))
     assert status(answer) == 0
     rewritten = {one.header.key: one.header.value for one in answer.ok_response.headers}
@@ -107,11 +110,12 @@ CUT = [
 def test_a_cut_body(
     checker: Checker, enforcing: str, audited: str, off: str, headers: dict[str, str]
 ) -> None:
-    """Nobody knows what it says, whatever its beginning says: enforced, it is refused with the
-    setting to raise; audit flags it; off lets it pass."""
-    refused = checker.ask(request({KEY: enforcing} | headers, CHAT_WITH_USER))
-    assert status(refused) == 413
-    assert "with_request_body.max_request_bytes" in message(refused)
+    """A cut body is unknown, whatever its beginning is: enforce denies it with the setting to
+    raise, audit flags it, and off allows it.
+    """
+    denied = checker.ask(request({KEY: enforcing} | headers, CHAT_WITH_USER))
+    assert status(denied) == 413
+    assert "with_request_body.max_request_bytes" in message(denied)
     noted = checker.ask(request({KEY: audited} | headers, CHAT_WITH_USER))
     assert (status(noted), flags(noted)) == (0, ["policy_enforce_user_ids"])
     passed = checker.ask(request({KEY: off} | headers, CHAT_WITH_USER))
@@ -131,10 +135,10 @@ MISSING = [
 def test_a_body_that_was_not_sent(
     checker: Checker, enforcing: str, off: str, headers: dict[str, str], protocol: str
 ) -> None:
-    """Where Envoy is not told to send bodies, a request that may have one is refused too."""
-    refused = checker.ask(request({KEY: enforcing} | headers, protocol=protocol))
-    assert status(refused) == 413
-    assert "set with_request_body.max_request_bytes" in message(refused)
+    """Where Envoy is not configured to send bodies, a request that may have one is denied too."""
+    denied = checker.ask(request({KEY: enforcing} | headers, protocol=protocol))
+    assert status(denied) == 413
+    assert "set with_request_body.max_request_bytes" in message(denied)
     assert status(checker.ask(request({KEY: off} | headers, protocol=protocol))) == 0
 
 
@@ -142,18 +146,18 @@ def test_a_body_that_was_not_sent(
     "headers", [{}, {"content-length": "0"}, BUFFERED, BUFFERED | {"transfer-encoding": "chunked"}]
 )
 def test_a_request_without_body(checker: Checker, enforcing: str, headers: dict[str, str]) -> None:
-    """It is no JSON object, as with the gateway."""
+    """An empty body is no JSON object, as with the gateway."""
     assert status(checker.ask(request({KEY: enforcing} | headers))) == 400
 
 
 def test_a_body_of_3_mb(checker: Checker, enforcing: str) -> None:
-    """It is read to its end."""
+    """A body of 3 MB is read to its end."""
     body = b'{"messages":["' + b"x" * 3_000_000 + b'"],"user":'
     assert status(checker.ask(request({KEY: enforcing}, body + b'"u-1"}'))) == 0
     assert status(checker.ask(request({KEY: enforcing}, body + b'" "}'))) == 422
 
 
-# Headers: (what the map holds, what the raw list holds, the statuses of the two forms)
+# Headers: (the values of the map, those of the raw list, the statuses of the two forms)
 UNCLEAR = {
     "one true": ("true", ["true"], 422, 422),
     "one false": ("false", ["false"], 0, 0),
@@ -168,7 +172,10 @@ UNCLEAR = {
 
 @pytest.mark.parametrize("case", UNCLEAR.values(), ids=UNCLEAR)
 def test_override_headers(checker: Checker, enforcing: str, case: Any) -> None:
-    """What is not one clear false does not weaken; a map cannot tell two headers from a list."""
+    """A header that is not one clear false does not weaken.
+
+    A map cannot tell two headers from a list.
+    """
     joined, raw, by_map, by_list = case
     assert status(checker.ask(request({KEY: enforcing, OVERRIDE: joined}, CHAT))) == by_map
     listed = [(KEY, enforcing), *((OVERRIDE.title(), value) for value in raw)]
@@ -176,7 +183,7 @@ def test_override_headers(checker: Checker, enforcing: str, case: Any) -> None:
 
 
 def test_the_strictest_override_wins(checker: Checker, off: str) -> None:
-    """Two that disagree switch enforcement on, and are flagged, in both forms."""
+    """Two headers that disagree switch enforcement on, and are flagged, in both forms."""
     for headers in (
         {KEY: off, OVERRIDE: "false,true"},
         [(KEY, off), (OVERRIDE, "true"), (OVERRIDE, "false")],
@@ -187,7 +194,7 @@ def test_the_strictest_override_wins(checker: Checker, off: str) -> None:
 
 
 def test_keys(checker: Checker, enforcing: str, off: str) -> None:
-    """None, an unknown one and two that differ are refused; the same one twice is one."""
+    """No key, an unknown one and two that differ are denied; the same key twice counts as one."""
     unknown = "up-" + "0" * 48
     for value in ("", "nonsense", unknown, f"{enforcing},{off}", f"{enforcing},"):
         for headers in ({KEY: value}, [(KEY, each) for each in value.split(",")]):
@@ -200,7 +207,10 @@ def test_keys(checker: Checker, enforcing: str, off: str) -> None:
 
 @pytest.mark.parametrize("joined", [True, False])
 def test_two_content_types(checker: Checker, enforcing: str, joined: bool) -> None:
-    """Nobody knows which one the upstream follows; the same one twice is one."""
+    """The upstream may follow either of two that differ, so the request is denied.
+
+    The same one twice is one.
+    """
     for first, second, expected in (("application/json", "text/x", 400), ("text/x", "text/x", 0)):
         headers: Any = {KEY: enforcing, "content-type": f"{first},{second}"}
         if not joined:
@@ -209,14 +219,14 @@ def test_two_content_types(checker: Checker, enforcing: str, joined: bool) -> No
 
 
 def test_what_is_no_http_request(checker: Checker) -> None:
-    """It gets an error, with which Envoy refuses it."""
+    """Such a Check gets an error, at which Envoy denies the request."""
     with pytest.raises(grpc.RpcError, match="network") as caught:
         checker.ask(CheckRequest())
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_the_decision_log(checker: Checker, policyd: Policyd, enforcing: str) -> None:
-    """A Check is logged as any other decision is, with what Envoy says of its request."""
+    """A Check is logged as any other decision is, with Envoy's description of its request."""
     headers = {KEY: enforcing, "user-agent": "test/1", "openai-organization": "org-1"}
     answer = checker.ask(
         request(headers, CHAT_WITH_USER, {"policyd.mode": "audit"}, path="/v1/a?b")

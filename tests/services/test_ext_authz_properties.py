@@ -1,4 +1,4 @@
-"""What holds for every CheckRequest, by hypothesis, over gRPC."""
+"""What holds for every CheckRequest over gRPC, tested with hypothesis."""
 
 import gzip
 import json
@@ -60,7 +60,7 @@ def test_no_request_without_user_is_allowed(
     is_raw: bool,
     is_text: bool,
 ) -> None:
-    """Whatever else it holds, a key that enforces refuses it, in whichever fields it comes."""
+    """An enforcing key denies a request without a user, whatever its other fields are."""
     named: Any = given_headers | {KEY: locked}
     if is_raw:
         named = list(named.items())
@@ -88,7 +88,7 @@ anything = st.builds(
 @settings(deadline=None, max_examples=200)
 @given(anything)
 def test_every_request_is_answered(checker: Checker, asked: CheckRequest) -> None:
-    """It is decided, or is called an invalid argument; none makes policyd fail."""
+    """Every CheckRequest is decided, or is an invalid argument; none makes policyd fail."""
     try:
         status(checker.ask(asked))
     except grpc.RpcError as error:

@@ -1,4 +1,4 @@
-"""What context_extensions set for a route, by Check on a real policyd."""
+"""The settings that context_extensions give a route, by Check on a real policyd."""
 
 import time
 
@@ -10,13 +10,13 @@ from tests.support.processes import Policyd
 
 
 def test_the_routes_settings(checker: Checker, enforcing: str, off: str, locked: str) -> None:
-    """A route sets mode, who may override it, and what counts as a user."""
+    """A route sets the mode, which overrides it permits, and what counts as a user."""
     assert status(checker.ask(request({KEY: enforcing}, CHAT, {"policyd.mode": "audit"}))) == 0
     assert status(checker.ask(request({KEY: off}, CHAT, {"policyd.mode": "enforce"}))) == 422
     overridden = {KEY: enforcing, OVERRIDE: "false"}
     fixed = {"policyd.override": "locked"}
     assert status(checker.ask(request(overridden, CHAT, fixed))) == 422
-    loosened = {"policyd.override": "any", "someone.else": "x"}
+    loosened = {"policyd.override": "any", "another.filter": "x"}
     assert status(checker.ask(request(overridden | {KEY: locked}, CHAT, loosened))) == 0
     body = CHAT[:-1] + b',"safety_identifier":"s-1"}'
     accepting = {"policyd.accept": "user, safety_identifier"}
@@ -26,7 +26,7 @@ def test_the_routes_settings(checker: Checker, enforcing: str, off: str, locked:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "written"),
     [
         ("policyd.mode", "on", "one of off, audit, enforce"),
         ("policyd.mode", "", "one of off, audit, enforce"),
@@ -37,21 +37,21 @@ def test_the_routes_settings(checker: Checker, enforcing: str, off: str, locked:
     ],
 )
 def test_unknown_settings_of_a_route(
-    checker: Checker, policyd: Policyd, off: str, name: str, value: str, said: str
+    checker: Checker, policyd: Policyd, off: str, name: str, value: str, written: str
 ) -> None:
-    """They get no decision, so that nothing passes by a slip, and policyd's log says why, once."""
+    """Unknown settings give no decision, so a slip allows nothing; the log tells why, once."""
     for _ in range(2):
         with pytest.raises(grpc.RpcError) as caught:
             checker.ask(request({KEY: off}, CHAT_WITH_USER, {name: value}))
         error = caught.value
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
         details = error.details() or ""
-        assert said in details
+        assert written in details
     assert lines_with(policyd, details) == 1
 
 
 def lines_with(policyd: Policyd, words: str) -> int:
-    """How many lines of its log hold these words; waits for the first."""
+    """The number of lines of its log that hold these words; waits for the first."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         if count := sum(words in line for line in list(policyd.errors)):

@@ -1,4 +1,4 @@
-"""What bounds a gRPC client: connections, handshakes, ages; and methods that no service has."""
+"""The bounds of a gRPC caller: connections, handshakes, ages; and methods that no service has."""
 
 import asyncio
 import contextlib
@@ -23,13 +23,13 @@ from policyd.v1.policy_pb2 import DECISION_DENY, EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 from tests.support.health import health_stub
 
-pytestmark = pytest.mark.slow  # Each has a server of its own settings.
+pytestmark = pytest.mark.slow  # Each test has a server with its own settings.
 
 PATIENCE = 30
 FREE = Address("127.0.0.1", 0)
 ASKED = EvaluateRequest(has_user=True)
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
-"""How a client of HTTP/2 begins, with settings that say nothing."""
+"""The beginning of an HTTP/2 connection, with empty settings."""
 
 
 def _settings(folder: Path, **changes: Any) -> ServerSettings:
@@ -49,7 +49,7 @@ async def _end(reader: asyncio.StreamReader) -> bytes:
 
 
 async def test_connections_that_do_not_speak(tmp_path: Path) -> None:
-    """Those over the number end at once, the others when their handshake's time is over."""
+    """Connections over the number end at once, the others when their handshake's time is over."""
     async with Server(_settings(tmp_path, max_connections=3, head_timeout=4.0)) as server:
         held = [await asyncio.open_connection(*server.grpc) for _ in range(6)]
         ended = [asyncio.create_task(_end(reader)) for reader, _ in held]
@@ -90,7 +90,7 @@ async def _counting(target: Address) -> AsyncIterator[tuple[str, list[int]]]:
 
 
 async def test_connections_grow_old(tmp_path: Path) -> None:
-    """They are made anew again and again, so that balancers spread, and no question fails by it."""
+    """Old connections are replaced, so that balancers spread them, and no call fails by it."""
     async with (
         Server(_settings(tmp_path, max_connection_age=0.3)) as server,
         _counting(server.grpc) as (address, seen),
@@ -107,7 +107,7 @@ async def test_connections_grow_old(tmp_path: Path) -> None:
 
 
 async def test_health_is_listed(tmp_path: Path) -> None:
-    """All services at once, as Check tells them one by one."""
+    """List tells the health of all services at once, as Check does one by one."""
     async with Server(_settings(tmp_path)) as server:
         for address, service in (
             (server.grpc, "policyd.v1.PolicyService"),
@@ -131,7 +131,7 @@ async def _watch(channel: grpc.aio.Channel) -> Any:
 
 async def _say_nothing(channel: grpc.aio.Channel, method: str) -> Any:
     call: Any = channel.stream_stream(method)()
-    with contextlib.suppress(grpc.aio.AioRpcError):  # It may have been refused by now.
+    with contextlib.suppress(grpc.aio.AioRpcError):  # The server may have rejected it by now.
         await call.wait_for_connection()
     return call
 
@@ -154,7 +154,7 @@ async def test_calls_that_are_only_held(
     hold: Callable[[grpc.aio.Channel], Awaitable[Any]],
     token: str,
 ) -> None:
-    """Streams, and calls without their message, keep nobody else out, token or not."""
+    """Streams, and calls without their message, keep out no caller, with a token or without."""
     monkeypatch.setattr(grpc_server, "_CALLS", 20)
     file = tmp_path / "token"
     file.write_text(token)
@@ -171,8 +171,8 @@ async def test_calls_that_are_only_held(
             call.cancel()
 
 
-async def test_who_has_no_token_is_refused_before_a_message(tmp_path: Path) -> None:
-    """Nothing that a stranger sends is waited for, or held."""
+async def test_a_caller_without_token_is_rejected_before_a_message(tmp_path: Path) -> None:
+    """policyd neither waits for a message of such a caller nor holds one."""
     file = tmp_path / "token"
     file.write_text("0123456789" * 4)
     file.chmod(0o600)
@@ -194,7 +194,7 @@ async def test_who_has_no_token_is_refused_before_a_message(tmp_path: Path) -> N
 async def test_methods_that_no_service_has(
     tmp_path: Path, method: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They are UNIMPLEMENTED, and the log has nothing to say."""
+    """Such methods are UNIMPLEMENTED, and leave no line in the log."""
     async with Server(_settings(tmp_path)) as server:
         async with grpc.aio.insecure_channel(str(server.grpc)) as channel:
             call: Any = channel.unary_unary(method)
@@ -205,7 +205,7 @@ async def test_methods_that_no_service_has(
 
 
 async def test_what_a_connection_may_ask(tmp_path: Path) -> None:
-    """HTTP/2's settings, as the server tells them: calls at once, and bytes of metadata."""
+    """The server announces HTTP/2's settings: calls at once, and bytes of metadata."""
     async with Server(_settings(tmp_path)) as server, asyncio.timeout(PATIENCE):
         for address in (server.grpc, server.admin):
             reader, writer = await asyncio.open_connection(*address)

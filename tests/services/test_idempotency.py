@@ -1,4 +1,4 @@
-"""A request that is asked again is one decision of the log, whichever policyd it reaches then."""
+"""A request that is sent again is one decision of the log, whichever policyd it reaches then."""
 
 import asyncio
 import dataclasses
@@ -25,7 +25,7 @@ DENIED = pb.EvaluateResponse(decision=pb.DECISION_DENY)
 
 
 def fresh(skew: int = 0) -> str:
-    """An idempotency key of now."""
+    """An idempotency key of the present time."""
     return f"{time.time_ns() // 1_000_000 + skew:012x}{secrets.token_hex(10)}"
 
 
@@ -35,7 +35,10 @@ def asked(idempotency_key: str, **given: Any) -> pb.EvaluateRequest:
 
 
 def test_the_same_again() -> None:
-    """Asked again and decided alike, it has its ID in every process; else it has another one."""
+    """A request that is sent again and decided alike has the same ID in every process.
+
+    Otherwise it has another.
+    """
     key = fresh()
     one, other = DecisionIds("a" * 12), DecisionIds("b" * 12)
     first = one.repeatable(asked(key), DENIED)
@@ -52,7 +55,7 @@ def test_the_same_again() -> None:
 
 
 def test_a_clock_that_is_off() -> None:
-    """A key of another time makes no decision of another time: it counts as none."""
+    """An idempotency key of another time gives no decision that time: it counts as none."""
     ids = DecisionIds("a" * 12)
     for skew in (-2 * MAX_SKEW, 2 * MAX_SKEW):
         request = asked(fresh(skew))
@@ -65,11 +68,11 @@ def test_a_clock_that_is_off() -> None:
 @pytest.mark.parametrize(
     "key",
     ["x", fresh()[:-1], fresh() + "0", fresh().upper() + "A", "g" * 32, fresh() + "\n"],
-    # Those of the keys change.
+    # The keys' timestamps change.
     ids=["short", "a digit less", "a digit more", "in capitals", "not hexadecimal", "a line"],
 )
 def test_a_malformed_key(key: str) -> None:
-    """It is the gateway's fault, which is to be found at once and not once a retry is due."""
+    """A malformed idempotency key is the gateway's fault, and is reported at once."""
     with pytest.raises(InvalidDescriptor, match="idempotency_key"):
         DecisionIds("a" * 12).repeatable(asked(key), DENIED)
 
@@ -91,7 +94,7 @@ def logged(database_url: str) -> list[str]:
 
 
 def test_asked_again_after_a_kill(tmp_path: Path, start: Callable[..., Any]) -> None:
-    """What was decided, and never heard of as policyd was killed, is logged once."""
+    """A decision that its caller did not receive, as policyd was killed, is logged once."""
     policyd = start(Policyd, tmp_path)
     secret = policyd.create_key("enforce")
     requests = [asked(fresh(), key=secret) for _ in range(50)]
@@ -110,13 +113,16 @@ def test_asked_again_after_a_kill(tmp_path: Path, start: Callable[..., Any]) -> 
 def test_asked_again_at_another_replica(
     tmp_path: Path, start: Callable[..., Any], new_database: str
 ) -> None:
-    """It is logged once there too; once the key's settings are others, both answers are logged."""
+    """The decision is logged once there too.
+
+    After a change of the key's settings, both decisions are logged.
+    """
     first = start(Policyd, tmp_path / "one", database_url=new_database)
     second = start(Policyd, tmp_path / "two", database_url=new_database)
     secret = first.create_key("enforce")
     requests = [asked(fresh(), key=secret) for _ in range(200)]
     one = ask(first, *requests)
-    second.reach(one[0].response.revision)  # Until then, it does not know the key.
+    second.reach(one[0].response.revision)  # Until then, the replica does not know the key.
     two = ask(second, *requests)
     same = {result.response.decision_id for result in (*one, *two)}
     assert len(same) == 200
@@ -137,7 +143,7 @@ def test_asked_again_at_another_replica(
 
 
 async def test_two_replicas_that_log_it_at_once(new_database: str) -> None:
-    """The one that comes second finds it there, and ships the rest."""
+    """The second replica finds the decision in the store, and ships the rest."""
     stores = [Store(new_database), Store(new_database)]
     stores[0].migrate()
     rounds = 20

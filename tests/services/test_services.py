@@ -31,7 +31,7 @@ from tests.support.health import health_stub
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 LOCAL = Address("127.0.0.1", 0)
-ANYWHERE = Address("0.0.0.0", 0)  # noqa: S104  # It is refused, or not listened on.
+ANYWHERE = Address("0.0.0.0", 0)  # noqa: S104  # policyd rejects it, or does not listen on it.
 GOLDEN = Path(__file__).parents[1] / "golden" / "no_user.json"
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -91,7 +91,7 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Run
 
 
 async def failure(call: Any) -> tuple[grpc.StatusCode, str]:
-    """The status code and the ErrorInfo's reason that an RPC fails with."""
+    """The status code and the reason in ErrorInfo that an RPC fails with."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     trailers = dict(caught.value.trailing_metadata() or ())
@@ -126,7 +126,7 @@ async def test_a_request_without_user_is_denied_to_the_byte(running: Running) ->
 
 
 async def test_a_request_with_user_is_allowed(running: Running) -> None:
-    """It has no denial, and every decision has an ID of its own, in order."""
+    """An allowed request has no denial, and every decision has an ID of its own, in order."""
     _, secret = await running.create_key(enforce_user_ids=policy_pb2.ENFORCE_MODE_ENFORCE)
     answers = [await running.evaluate(key=secret, has_user=True) for _ in range(3)]
     assert all(answer.decision == policy_pb2.DECISION_ALLOW for answer in answers)
@@ -136,7 +136,7 @@ async def test_a_request_with_user_is_allowed(running: Running) -> None:
 
 
 async def test_the_key_is_taken_from_the_headers(running: Running) -> None:
-    """Where the request names no key, the header does, in any letter case."""
+    """Where the descriptor names no key, the header does, in any letter case."""
     _, secret = await running.create_key(enforce_user_ids=policy_pb2.ENFORCE_MODE_ENFORCE)
     header = policy_pb2.Header(name="X-UsagePanda-API-Key", value=f" {secret}\t")
     answer = await running.evaluate(headers=[header], has_user=False)
@@ -155,7 +155,7 @@ async def test_a_raw_body_is_read(running: Running) -> None:
 
 
 async def test_malformed_unknown_and_revoked_keys_read_alike(running: Running) -> None:
-    """Nobody can tell them apart, so nobody learns which keys exist."""
+    """All of them get one denial, so that no client learns which keys exist."""
     key, secret = await running.create_key()
     revoke = admin_pb2.RevokeApiKeyRequest(id=key.id)
     revoked = (await running.admin.RevokeApiKey(revoke, metadata=running.bearer)).api_key
@@ -187,7 +187,7 @@ async def test_what_says_too_little_is_an_error(running: Running, fields: dict[s
 
 
 async def test_an_oversize_request_is_refused(running: Running) -> None:
-    """Over the limit it is RESOURCE_EXHAUSTED, and the server lives on."""
+    """A message over the limit is RESOURCE_EXHAUSTED, and the server goes on."""
     huge = policy_pb2.RawBody(content=b" " * 5 * 2**20)
     call = running.policy.Evaluate(policy_pb2.EvaluateRequest(key="x", raw_body=huge))
     assert (await failure(call))[0] is CODE.RESOURCE_EXHAUSTED
@@ -195,7 +195,7 @@ async def test_an_oversize_request_is_refused(running: Running) -> None:
 
 
 async def test_bytes_that_are_no_message(running: Running) -> None:
-    """What cannot be parsed is refused, and the server lives on."""
+    """Bytes that are no message are rejected, and the server goes on."""
     evaluate: Any = running.channel.unary_unary("/policyd.v1.PolicyService/Evaluate")
     call = evaluate(b"\xff\xff\xff")
     assert await failure(call) == (CODE.INVALID_ARGUMENT, "INVALID_ARGUMENT")
@@ -223,7 +223,7 @@ async def test_a_batch(running: Running) -> None:
 
 
 async def test_a_revision_in_a_batch(running: Running) -> None:
-    """An item that asks for a revision from the future fails alone."""
+    """An item that requests a revision from the future fails alone."""
     _, secret = await running.create_key()
     requests = [
         policy_pb2.EvaluateRequest(key=secret, has_user=True, min_revision=revision)
@@ -237,7 +237,7 @@ async def test_a_revision_in_a_batch(running: Running) -> None:
 
 
 async def test_a_batch_of_bombs(running: Running) -> None:
-    """Bodies that would grow too large together are not all read, and others are answered."""
+    """Bodies that would grow too large together are not all read, and other calls are answered."""
     _, secret = await running.create_key(enforce_user_ids=policy_pb2.ENFORCE_MODE_ENFORCE)
     body = policy_pb2.RawBody(content=gzip.compress(b" " * 2**22), content_encoding="gzip")
     request = policy_pb2.EvaluateRequest(key=secret, raw_body=body)
@@ -251,7 +251,7 @@ async def test_a_batch_of_bombs(running: Running) -> None:
 
 
 async def test_a_call_that_is_no_endpoint(running: Running) -> None:
-    """Its caller says so, and then nothing of its user needs to be known."""
+    """The caller tells that such a call is no endpoint, and then its user may stay unknown."""
     _, secret = await running.create_key(enforce_user_ids=policy_pb2.ENFORCE_MODE_ENFORCE)
     passed = await running.evaluate(key=secret, in_scope=False)
     assert passed.decision == policy_pb2.DECISION_ALLOW
@@ -262,7 +262,7 @@ async def test_a_call_that_is_no_endpoint(running: Running) -> None:
 
 
 async def test_what_a_key_accepts_by_default(running: Running) -> None:
-    """Both identifiers; likewise where an update empties the list."""
+    """A key accepts both identifiers by default, and after an update that empties the list."""
     key, secret = await running.create_key(enforce_user_ids=policy_pb2.ENFORCE_MODE_ENFORCE)
     assert list(key.accept) == ["user", "safety_identifier"]
     allowed = await running.evaluate(key=secret, safety_identifier="s" * 128, has_user=False)
@@ -276,7 +276,7 @@ async def test_what_a_key_accepts_by_default(running: Running) -> None:
 
 
 async def test_trace_ids(running: Running) -> None:
-    """A trace ID of the right form is kept, from the field or the header; any other is none."""
+    """A well-formed trace ID is kept, from the field or the header; any other counts as none."""
     header = policy_pb2.Header(name="X-UsagePanda-Trace-ID", value="t-1_A")
     assert (await running.evaluate(has_user=True, headers=[header])).trace_id == "t-1_A"
     given = await running.evaluate(has_user=True, headers=[header], trace_id="t-2")
@@ -286,7 +286,10 @@ async def test_trace_ids(running: Running) -> None:
 
 
 async def test_bad_batches(running: Running) -> None:
-    """A batch over the cap, or with an ID twice, is refused whole; an empty one is empty."""
+    """A batch over the bound, or with an ID twice, is rejected whole.
+
+    An empty one gets an empty answer.
+    """
     request = policy_pb2.EvaluateRequest(has_user=True)
     for ids in ([str(n) for n in range(MAX_BATCH + 1)], ["a", "a"]):
         items = [policy_pb2.BatchEvaluateItem(id=i, request=request) for i in ids]
@@ -297,7 +300,7 @@ async def test_bad_batches(running: Running) -> None:
 
 
 async def test_a_revision_that_is_not_there_yet(running: Running) -> None:
-    """Asking for one from the future fails before the caller's deadline, with the reason."""
+    """A request for a future revision fails before the caller's deadline, with the reason."""
     request = policy_pb2.EvaluateRequest(has_user=True, min_revision=999)
     call = running.policy.Evaluate(request, timeout=1.0)
     assert await failure(call) == (CODE.FAILED_PRECONDITION, "REVISION_NOT_REACHED")
@@ -393,7 +396,7 @@ async def test_the_scheme_in_any_letter_case(running: Running) -> None:
     ],
 )
 async def test_administration_wants_the_token(running: Running, metadata: Any) -> None:
-    """Without it nothing is answered but health."""
+    """Without the token only health is answered."""
     request = admin_pb2.ListApiKeysRequest()
     refused = (CODE.UNAUTHENTICATED, "UNAUTHENTICATED")
     assert await failure(running.admin.ListApiKeys(request, metadata=metadata)) == refused
@@ -403,19 +406,19 @@ async def test_administration_wants_the_token(running: Running, metadata: Any) -
 
 
 async def test_the_services_do_not_mix(running: Running) -> None:
-    """Keys cannot be managed where gateways ask, with a token or without."""
+    """Keys cannot be managed on the callers' port, with a token or without."""
     stub = AdminServiceStub(running.channel)
     call = stub.ListApiKeys(admin_pb2.ListApiKeysRequest(), metadata=running.bearer)
     assert (await failure(call))[0] is CODE.UNIMPLEMENTED
 
 
 async def test_health_and_reflection(running: Running) -> None:
-    """Health is told for the server and for each service; reflection lists what there is."""
+    """Health tells the state of the server and of each service; reflection lists the services."""
     health = health_stub(running.channel)
     for service in ("", "policyd.v1.PolicyService"):
         answer = await health.Check(health_pb2.HealthCheckRequest(service=service))
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
-    unknown = health.Check(health_pb2.HealthCheckRequest(service="nobody"))
+    unknown = health.Check(health_pb2.HealthCheckRequest(service="unknown"))
     assert (await failure(unknown))[0] is CODE.NOT_FOUND
     stub: Any = reflection_pb2_grpc.ServerReflectionStub(cast(Any, running.channel))
     ask = reflection_pb2.ServerReflectionRequest(list_services="")
@@ -425,7 +428,7 @@ async def test_health_and_reflection(running: Running) -> None:
 
 
 async def test_health_while_it_stops(tmp_path: Path) -> None:
-    """Who watches is told before the server goes, and a call under way is answered."""
+    """A caller that watches health learns of the end in advance; a call under way is answered."""
     server = Server(settings(tmp_path))
     await server.__aenter__()
     async with grpc.aio.insecure_channel(str(server.grpc)) as channel:
@@ -444,8 +447,11 @@ async def test_health_while_it_stops(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("unready", [False, True])
 async def test_without_the_database_decisions_go_on(tmp_path: Path, unready: bool) -> None:
-    """An outage changes no decision; past the bound, the health service of the settings says so,
-    and takes it back later. The others say so where the operator wants it; liveness never."""
+    """An outage changes no decision.
+
+    Past --max-staleness, the health service of the settings reports it, and recovers later. The
+    others report it if the operator wants that; liveness never does.
+    """
     quick = settings(tmp_path, max_staleness=0.3, unready_when_stale=unready)
     async with Server(quick) as server:
         stubs = Running(server, tokens.load(tmp_path / "admin-token", "test"))
@@ -483,7 +489,7 @@ async def _until(health: Any, check: Any, status: int) -> None:
 
 
 async def test_callers_with_a_token(tmp_path: Path) -> None:
-    """With --caller-token-file, who shows the token is answered, and nobody else."""
+    """With --caller-token-file, only a caller that shows the token is answered."""
     file = tmp_path / "caller-token"
     file.write_text("0123456789abcdef\n")
     file.chmod(0o600)
@@ -497,7 +503,7 @@ async def test_callers_with_a_token(tmp_path: Path) -> None:
 
 
 async def test_a_busy_port(tmp_path: Path) -> None:
-    """It is named, with the flag that mends it."""
+    """A busy port is reported with the flag to change it."""
     async with Server(settings(tmp_path)) as server:
         with pytest.raises(CannotListen, match=rf"--grpc {server.grpc} cannot be listened on"):
             async with Server(settings(tmp_path, grpc=server.grpc)):
@@ -505,7 +511,7 @@ async def test_a_busy_port(tmp_path: Path) -> None:
 
 
 async def test_a_token_file_that_others_can_read(tmp_path: Path) -> None:
-    """It is refused, with the command that mends it."""
+    """Such a file is rejected, with the command that fixes it."""
     async with Server(settings(tmp_path)):
         pass
     file = tmp_path / "admin-token"
@@ -517,7 +523,7 @@ async def test_a_token_file_that_others_can_read(tmp_path: Path) -> None:
 
 
 async def test_the_client_coalesces(running: Running) -> None:
-    """Questions asked at once are answered each with its own answer; who leaves bothers nobody."""
+    """Requests made at once each get their own answer; a caller that leaves affects no other."""
     _, secret = await running.create_key(enforce_user_ids=policy_pb2.ENFORCE_MODE_ENFORCE)
     async with PolicyClient(str(running.server.grpc), timeout=20) as client:
         requests = [
@@ -537,7 +543,7 @@ async def test_the_client_coalesces(running: Running) -> None:
 
 
 async def test_the_client_without_a_server(unused_port: Callable[[], int]) -> None:
-    """It says that there is no decision, and why."""
+    """The client reports that there is no decision, and why."""
     async with PolicyClient(f"127.0.0.1:{unused_port()}") as client:
         with pytest.raises(NoDecision, match="UNAVAILABLE"):
             await client.evaluate(policy_pb2.EvaluateRequest(has_user=True))

@@ -43,7 +43,7 @@ def store(url: str) -> Iterator[Store]:
 
 
 def test_a_decision_and_its_outcome(store: Store) -> None:
-    """Both are read as they were written, whichever came first."""
+    """A decision and its outcome are read as they were written, whichever came first."""
     first, second = record(), denied()
     store.log.append([first, second, outcome(first)])
     assert store.log.get(first.id) == msgspec.structs.replace(first, outcome=outcome(first))
@@ -51,14 +51,14 @@ def test_a_decision_and_its_outcome(store: Store) -> None:
 
 
 def test_no_such_decision(store: Store) -> None:
-    """It is said so, whatever the ID looks like."""
+    """A lookup of an unknown ID finds nothing, whatever the ID looks like."""
     for unknown in ("", "f" * 32, "x\0y", "'; --"):
         with pytest.raises(DecisionNotFound):
             store.log.get(unknown)
 
 
 def test_appended_again(store: Store) -> None:
-    """What is there already changes nothing, alone or among others, and is counted once."""
+    """A decision that is there already changes nothing, alone or among others, and counts once."""
     entries = [record(), denied()]
     reported = outcome(entries[0])
     store.log.append([*entries, reported])
@@ -71,7 +71,7 @@ def test_appended_again(store: Store) -> None:
 
 
 def test_an_outcome_that_comes_first(store: Store) -> None:
-    """It waits for its decision."""
+    """An outcome that comes first waits for its decision."""
     late, later = record(), record()
     store.log.append([outcome(late)])
     store.log.append([outcome(later), late])
@@ -82,7 +82,7 @@ def test_an_outcome_that_comes_first(store: Store) -> None:
 
 
 def test_outcomes_of_one_moment(store: Store) -> None:
-    """Two who append at the same time leave no outcome waiting for long."""
+    """Two servers that append at the same time leave no outcome waiting for long."""
     entries = [record() for _ in range(200)]
     halves = [entries, [outcome(one) for one in entries]]
     with ThreadPoolExecutor(2) as threads:
@@ -92,7 +92,7 @@ def test_outcomes_of_one_moment(store: Store) -> None:
 
 
 def test_two_servers_with_one_outcome(url: str, store: Store) -> None:
-    """A gateway that repeats a report may reach another server: it is counted once."""
+    """A gateway that repeats a report may reach another server: the outcome is counted once."""
     entries = [record() for _ in range(300)]
     store.log.append(entries)
     reports = [outcome(one) for one in entries]
@@ -107,7 +107,7 @@ def test_two_servers_with_one_outcome(url: str, store: Store) -> None:
 
 
 def test_hostile_texts(store: Store) -> None:
-    """Whatever a text holds is kept, but for NUL, which PostgreSQL cannot keep."""
+    """Every text is kept as it is, but for NUL, which PostgreSQL cannot keep."""
     text = "<script>alert(1)</script>\u202e\x1b[31m\n'\"\\ =cmd|' /C calc'!A0 \U0001f600"
     store.log.append([kept := record(user_agent=text, end_user=text, model="a\0b")])
     found = store.log.get(kept.id)
@@ -120,7 +120,10 @@ def test_hostile_texts(store: Store) -> None:
 
 
 def test_pages(store: Store) -> None:
-    """Newest first; each page goes on where the one before ended, and new ones can be asked for."""
+    """The newest come first.
+
+    Each page goes on where the one before ended, and newer decisions can be read.
+    """
     entries = [record(START + timedelta(seconds=n)) for n in range(10)]
     store.log.append(entries)
     newest = entries[::-1]
@@ -132,7 +135,7 @@ def test_pages(store: Store) -> None:
 
 
 def test_filters(store: Store) -> None:
-    """Each asks for what it names, and several for what fits them all."""
+    """Each filter selects what it names, and several select the decisions that fit them all."""
     audited = record(verdict=Verdict.WOULD_DENY, flags=FLAG_SETS[2], key_id="key_2")
     blocked = denied(trace_id="t-1", operation="embedding")
     odd = record(START + HOUR, flags="invalid_override", end_user="bob")
@@ -178,7 +181,7 @@ def test_counts(store: Store) -> None:
 
 
 def test_counts_of_what_became(store: Store) -> None:
-    """Errors, flags and how long requests took are counted of each user, by what was reported."""
+    """Errors, flags and latency are counted for each user from the reported outcomes."""
     ends = [
         {"status": 200, "duration_us": 1000},
         {"status": 404, "duration_us": 3000},
@@ -198,7 +201,7 @@ def test_counts_of_what_became(store: Store) -> None:
 
 
 def test_counts_of_placeholders(store: Store) -> None:
-    """Users that are none are counted, and it is told which, by which key."""
+    """Placeholders are counted, with their values and keys."""
     store.log.append([record(end_user="undefined", key_id="key_2") for _ in range(3)])
     store.log.append([record(end_user="{{user}}"), record(), record(in_scope=False)])
     assert store.statistics.placeholders(START, START) == [
@@ -212,7 +215,7 @@ def test_counts_of_placeholders(store: Store) -> None:
 
 
 def test_refused_keys_of_an_older_policyd(store: Store) -> None:
-    """They stay in the log, and are no denials."""
+    """Refused keys of an older policyd stay in the log, and are no denials."""
     refused = denied(key_id="", mode=None, source=None, in_scope=False, status=403)
     store.log.append([blocked := denied(), refused, outcome(refused)])
     assert store.log.page(LogFilter(verdict=Verdict.DENIED)) == [blocked]
@@ -222,7 +225,7 @@ def test_refused_keys_of_an_older_policyd(store: Store) -> None:
 
 
 def test_usage(store: Store) -> None:
-    """The models and keys of each user's newest requests, commonest first."""
+    """The usage gives the models and keys of each user's newest requests, commonest first."""
     at = [START + timedelta(seconds=n) for n in range(6)]
     models = ("old", "b", "a", "a", "")
     store.log.append([record(t, model=m) for t, m in zip(at, models, strict=False)])
@@ -253,7 +256,7 @@ def test_found_by_any_id(store: Store) -> None:
 
 
 def test_counts_that_are_too_large(store: Store) -> None:
-    """A sum that no number of the database can hold holds up nothing."""
+    """A sum beyond the database's numbers stops no appending."""
     for _ in range(3):
         store.log.append([one := record(), outcome(one, cost_nano=4 * 10**18)])
     [(_, counts)] = store.statistics.hours(START, START)
@@ -261,7 +264,7 @@ def test_counts_that_are_too_large(store: Store) -> None:
 
 
 def test_users_in_order(store: Store) -> None:
-    """They can be sorted by whatever is shown of them, in pages."""
+    """Users can be sorted by every column, in pages."""
     store.log.append([record(end_user=f"user-{n % 5}") for n in range(15)])
     for sort in SORTS:
         everyone = store.statistics.users(START, START, sort=sort)
@@ -276,7 +279,10 @@ def test_users_in_order(store: Store) -> None:
 
 
 def test_retention(store: Store) -> None:
-    """What is too old goes, and then the oldest of what is too much; the counts by hour stay."""
+    """Retention deletes what is too old, and then the oldest of what is too much.
+
+    The hourly counts stay.
+    """
     old = [record(START + timedelta(minutes=n)) for n in range(10)]
     young = [record(START + DAY + timedelta(minutes=n), end_user="bob") for n in range(10)]
     store.log.append(old + young)
@@ -292,7 +298,7 @@ def test_retention(store: Store) -> None:
 
 
 def test_two_servers_retire(url: str, store: Store) -> None:
-    """What both of them find too old is taken from the count once."""
+    """Rows that both servers find too old are subtracted from the count once."""
     other = Store(url)
     with ThreadPoolExecutor(2) as threads:
         for _ in range(10):
@@ -303,14 +309,14 @@ def test_two_servers_retire(url: str, store: Store) -> None:
 
 
 def test_lost_decisions(store: Store) -> None:
-    """The losses of all processes are one number, however often each tells its own."""
+    """The losses of all processes add up to one number, however often each reports its own."""
     store.log.lose({"a": 2, "b": 3})
     store.log.lose({"a": 4})
     assert store.log.status().lost == 7
 
 
 def test_workers(store: Store) -> None:
-    """Those that run are known, and at which revision each is."""
+    """The store lists the running workers, and the revision of each."""
     store.workers.beat("w1", "host", 3)
     store.workers.beat("w2", "host", 4)
     store.workers.beat("w1", "host", 5)
@@ -320,7 +326,10 @@ def test_workers(store: Store) -> None:
 
 
 def test_history(store: Store) -> None:
-    """Requests that were alike are one kind, whoever sent them; those of a route stay out."""
+    """Requests that were alike are one kind, whichever client sent them.
+
+    Those of a route are left out.
+    """
     store.log.append([record(), record(end_user="bob"), denied(), record(START + DAY)])
     store.log.append([denied(source=Source.ROUTE), denied(model="b"), denied(key_id="key_2")])
     history = store.history("key_1", START, START + DAY)
@@ -364,7 +373,7 @@ def test_query_plans(url: str, store: Store, wanted: LogFilter) -> None:
             steps = [line for line in plan.splitlines() if "decisions" in line]
             assert steps, plan
             assert all("USING" in step for step in steps), plan
-            # What is merged of several flags is sorted: a few pages at most.
+            # Rows that are merged from several flags are sorted: a few pages at most.
             assert wanted.flag or wanted.any_id or "TEMP B-TREE" not in plan, plan
             assert not wanted.trace_id or "ix_decisions_trace" in plan, plan
             for index in ("request", "trace", "openai") if wanted.any_id else ():
@@ -381,7 +390,7 @@ def test_query_plans(url: str, store: Store, wanted: LogFilter) -> None:
 
 
 def test_ids() -> None:
-    """Only what tells a moment that there is can be the ID of a decision."""
+    """Only an ID with a possible moment can be a decision's."""
     last = "e677d21fdbff" + "f" * 20
     assert is_decision_id(last)
     assert moment(last).year == 9999

@@ -1,4 +1,4 @@
-"""A revision is more than its number: whether a database still has it, and is the one it was."""
+"""A revision is more than its number: whether a database still has it, and has the same one."""
 
 import logging
 import os
@@ -38,7 +38,7 @@ def execute(url: str, *statements: str, **values: object) -> None:
 
 
 def test_each_revision_has_an_epoch(store: Store) -> None:
-    """A reader that gives it back gets what changed since, and no more."""
+    """A reader that returns the epoch gets the later changes, and no more."""
     first = store.keys.changes_since(0, "")
     assert first.everything
     assert first.epoch
@@ -58,13 +58,13 @@ def test_each_revision_has_an_epoch(store: Store) -> None:
 
 @pytest.mark.parametrize("more", [-1, 0, 1, 5])
 def test_another_history(store: Store, new_database: str, more: int) -> None:
-    """Changes that were lost are noticed at a lower, the same and a higher revision."""
+    """Lost changes are noticed at a lower, the same and a higher revision."""
     for number in range(3):
         store.keys.create(f"kept {number}")
     key, _ = store.keys.create("changed later")
     known = store.keys.update(key.id, {"mode": Mode.OFF}).revision
     epoch = store.keys.changes_since(0).epoch
-    # As a backup from before the last change is.
+    # Like a backup from before the last change.
     execute(
         new_database,
         "UPDATE revision SET value = :back",
@@ -82,7 +82,7 @@ def test_another_history(store: Store, new_database: str, more: int) -> None:
 
 
 def test_changes_of_an_older_version(store: Store, new_database: str) -> None:
-    """It knows of no epochs, and the database gives its changes one all the same."""
+    """An older version knows no epochs, and the database gives its changes one all the same."""
     key, _ = store.keys.create("one")
     known = store.keys.changes_since(0)
     execute(
@@ -95,13 +95,13 @@ def test_changes_of_an_older_version(store: Store, new_database: str) -> None:
     assert not found.everything
     assert [change.settings.mode for change in found.changed if change.settings] == [Mode.OFF]
     assert found.epoch not in ("", known.epoch)
-    # Nothing of it is lost on a reader that has seen that, either.
+    # A reader that has seen that misses no change, either.
     store.keys.update(key.id, {"mode": Mode.AUDIT})
     assert not store.keys.changes_since(found.revision, found.epoch).everything
 
 
 def test_what_is_long_ago(store: Store, new_database: str) -> None:
-    """Epochs are bounded, and a reader that is further behind reads everything."""
+    """The number of epochs is bounded, and a reader that is further behind reads everything."""
     store.keys.create("one")
     known = store.keys.changes_since(0)
     execute(new_database, "UPDATE revision SET value = value + 10001")
@@ -116,7 +116,7 @@ def test_what_is_long_ago(store: Store, new_database: str) -> None:
 async def test_a_table_that_follows(
     store: Store, new_database: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It has what the database has, and says that it read everything anew."""
+    """The table has the database's settings, and tells that it read everything anew."""
     caplog.set_level(logging.INFO, "policyd.keys.key_table")
     store.keys.create("one", Mode.OFF)
     table = KeyTable(store.keys.changes_since)
@@ -139,7 +139,7 @@ async def test_a_table_that_follows(
 
 
 def test_workers_of_another_history(store: Store, new_database: str) -> None:
-    """A worker that has a revision of the same number has not this one."""
+    """A worker with a revision of the same number but another history does not have this one."""
     store.keys.create("one")
     known = store.keys.changes_since(0)
     store.workers.beat("new", "host", known.revision, known.epoch)
@@ -154,7 +154,7 @@ def test_workers_of_another_history(store: Store, new_database: str) -> None:
 
 
 def test_another_installation(store: Store, new_database: str) -> None:
-    """Nothing is read from it and nothing written to it, by whatever method."""
+    """No method reads from another installation's database, or writes to it."""
     store.expect("0" * 32)
     for use in (
         lambda: store.keys.changes_since(0, ""),
@@ -176,7 +176,7 @@ def test_another_installation(store: Store, new_database: str) -> None:
 
 
 def test_a_database_without_our_tables(new_database: str) -> None:
-    """An empty one in the place of the right one is another one."""
+    """An empty database in the place of the right one is another one."""
     make_file(new_database)
     store = Store(new_database)
     store.expect("0" * 32)
@@ -186,7 +186,7 @@ def test_a_database_without_our_tables(new_database: str) -> None:
 
 
 def test_a_postgresql_that_takes_no_changes(postgresql: PostgreSQL) -> None:
-    """It is told at the start, and by each change."""
+    """The start and each change report that the database accepts no writes."""
     with postgresql.database() as url:
         store = Store(url)
         store.migrate()
@@ -202,7 +202,7 @@ def test_a_postgresql_that_takes_no_changes(postgresql: PostgreSQL) -> None:
 
 @pytest.mark.postgresql
 def test_a_standby() -> None:
-    """It may be behind, so that not even settings are taken from it."""
+    """A standby may be behind, so not even settings are taken from it."""
     with PostgreSQL() as server, server.database() as url:
         store = Store(url)
         store.migrate()
@@ -234,7 +234,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.mark.parametrize("damage", ["cut", "zeros", "noise", "text"])
 def test_a_damaged_file(filled: bytes, tmp_path: Path, damage: str) -> None:
-    """It is found at the start, wherever it is damaged, and the message says what to do."""
+    """The start finds the damage, wherever it is, and the message names what to do."""
     chance = random.Random(damage)
     for number in range(10):
         page = chance.randrange(1, len(filled) // 4096) * 4096
@@ -254,7 +254,7 @@ def test_a_damaged_file(filled: bytes, tmp_path: Path, damage: str) -> None:
 def test_a_large_log(
     filled: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The start waits no longer for it than it may, and reads all settings all the same."""
+    """The start checks a large log no longer than allowed, and reads all settings all the same."""
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(damage, "_PATIENCE", 0)
     monkeypatch.setattr(damage, "_STEPS", 10)
@@ -277,7 +277,7 @@ def test_a_large_log(
     store.close()
 
 
-# Who wrote to the file
+# Which program wrote to the file
 
 WRITTEN, LATER = Written(1, 4096), Written(2, 4096)
 BEGUN, DONE = Counts(b"salt", 3, 7), Counts(b"salt", 7, 7)
@@ -295,20 +295,20 @@ BEGUN, DONE = Counts(b"salt", 3, 7), Counts(b"salt", 7, 7)
         (BEGUN, DONE, LATER, DONE, True),
         (BEGUN, BEGUN, LATER, DONE, True),
         (DONE, Counts(b"new", 0, 0), LATER, Counts(b"new", 0, 0), True),
-        # Where the counts cannot be read.
+        # The counts cannot be read.
         (None, DONE, LATER, DONE, True),
         (DONE, None, LATER, DONE, True),
         (DONE, DONE, LATER, None, True),
     ],
 )
-def test_who_wrote(
+def test_which_program_wrote(
     known: Counts | None,
     before: Counts | None,
     written: Written,
     after: Counts | None,
     is_explained: bool,
 ) -> None:
-    """Checkpoints explain what they can have written; the rest stays unexplained."""
+    """A checkpoint explains the writes that it can have made; the rest stays unexplained."""
     following = Checkpoints()
     following.begin(WRITTEN, known)
     assert following.explain(before, written, after) is is_explained
@@ -317,7 +317,7 @@ def test_who_wrote(
 
 
 def test_checkpoints_are_explained(tmp_path: Path) -> None:
-    """However SQLite writes to the file, it is no other program."""
+    """However SQLite writes to the file, it is not taken for another program."""
     file = tmp_path / "policyd.db"
     store, other = (Store(f"sqlite:///{file}") for _ in range(2))
     store.migrate()
@@ -337,7 +337,7 @@ def test_checkpoints_are_explained(tmp_path: Path) -> None:
     inode = (shm.st_dev, shm.st_ino)
     assert checkpoints.counts(checkpoints.find_descriptor(inode), inode) is not None
     other.close()
-    # As a copy does it, which writes the same bytes here.
+    # As a copy does, which writes the same bytes here.
     with file.open("r+b") as opened:
         opened.write(file.read_bytes()[:4096])
     with pytest.raises(StoreUnavailable, match="another program has written"):

@@ -1,4 +1,4 @@
-"""A database changes its form when that is asked for, and the version before runs on beside it."""
+"""A database changes its form on request, and the version before runs on beside it."""
 
 import json
 import threading
@@ -84,7 +84,7 @@ def number(url: str, table: str) -> str:
 
 def commands(group: click.Group, path: str = "") -> Iterator[str]:
     context = click.Context(group)
-    for name in group.list_commands(context):  # Some are loaded only now.
+    for name in group.list_commands(context):  # Some commands are loaded only now.
         one = group.get_command(context, name)
         if isinstance(one, click.Group) and name not in OTHERS:
             yield from commands(one, f"{path}{name} ")
@@ -93,15 +93,18 @@ def commands(group: click.Group, path: str = "") -> Iterator[str]:
 
 
 def test_the_newest_form() -> None:
-    """What the code takes for the newest form is the newest migration."""
+    """The newest form that the code knows is the newest migration."""
     config = Config()
     config.set_main_option("script_location", "policyd.store:migrations")
     assert ScriptDirectory.from_config(config).get_heads() == [migrations.HEAD]
     assert migrations.NEEDS <= migrations.HEAD
 
 
-def test_who_migrates(new_database: str, old: OldVersion) -> None:
-    """No command but those that say so changes an older database's form; each names what does."""
+def test_which_commands_migrate(new_database: str, old: OldVersion) -> None:
+    """Only the commands that announce it change an older database's form.
+
+    Each other one names them.
+    """
     key = old.run(FILL, new_database, "1").strip()
     assert set(commands(main)) == COMMANDS.keys()
     for name, words in COMMANDS.items():
@@ -122,13 +125,13 @@ def test_who_migrates(new_database: str, old: OldVersion) -> None:
         assert migrated.returncode == 0, migrated.stderr
     found = run("policyd", "keys", "show", key, "--database-url", new_database)
     assert found.returncode == 0, found.stderr
-    # The version before can be used again, too.
+    # The version before can use the database again, too.
     assert key in old.policyd("keys", "list", "--database-url", new_database)
     assert number(new_database, "schema_version") == migrations.HEAD
 
 
 def test_a_new_database(new_database: str) -> None:
-    """The first key makes it, as serve does; what only reads does not."""
+    """The first key makes a new database, as serve does; a command that only reads does not."""
     listed = run("policyd", "keys", "list", "--database-url", new_database)
     assert listed.returncode == 1
     made = run("policyd", "keys", "create", "app", "--database-url", new_database)
@@ -196,7 +199,7 @@ def test_a_newer_form_that_this_version_can_use(
 
 
 def test_a_newer_form_that_this_version_cannot_use(new_database: str, tmp_path: Path) -> None:
-    """It is refused by every command, and left as it is."""
+    """Every command rejects the database, and leaves it as it is."""
     store = Store(new_database)
     store.migrate()
     upgraded(new_database, tmp_path / "later", works_from="9000")
@@ -217,7 +220,7 @@ def asked(server: Policyd, key: str) -> int:
 
 
 class Asking:
-    """Asks a server all the time, and knows how many answers it got."""
+    """Asks a server all the time, and counts its answers."""
 
     def __init__(self, server: Policyd, key: str) -> None:
         self.answers = 0
@@ -246,7 +249,7 @@ class Asking:
 def test_under_a_running_server_of_the_version_before(
     new_database: str, tmp_path: Path, old: OldVersion, start: Callable[..., Any]
 ) -> None:
-    """It goes on while its database is migrated, logs everything, and can be started again."""
+    """The older server runs on during the migration, logs everything, and can restart."""
     old.run(FILL, new_database, "5")
     key = json.loads(
         old.policyd(
@@ -296,7 +299,7 @@ def test_rows_are_not_read_under_a_lock(postgresql: PostgreSQL, old: OldVersion)
 def test_a_user_who_may_not_change_tables(
     postgresql: PostgreSQL, tmp_path: Path, start: Callable[..., Any]
 ) -> None:
-    """With --no-migrate such a user is enough for a server, retention included."""
+    """With --no-migrate such a database user is enough for a server, retention included."""
     with postgresql.database() as url:
         store = Store(url)
         store.migrate()

@@ -1,4 +1,4 @@
-"""A database of an older policyd is brought to the form that this one has."""
+"""A database of an older policyd is migrated to this version's form."""
 
 from datetime import timedelta
 
@@ -32,7 +32,7 @@ TOKENS = ("input_tokens", "output_tokens", "cost_nano")
 
 
 def test_a_database_of_the_third_form(new_database: str) -> None:
-    """What it holds is still read; the refused keys that it counted as blocked are so no longer."""
+    """Its contents are still read, and its refused keys no longer count as blocked."""
     make_file(new_database)
     engine = open_engine(new_database)
     config = Config()

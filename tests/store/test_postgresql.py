@@ -20,7 +20,7 @@ from tests.support.processes import Policyd, run
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_serving(postgresql: PostgreSQL, tmp_path: Path, workers: str) -> None:
-    """Keys that one policyd makes are in force in another one on the same database."""
+    """A key that one policyd makes is in force in another one on the same database."""
     with postgresql.database() as url:
         first = Policyd(tmp_path, "--workers", workers, database_url=url)
         second = Policyd(tmp_path, database_url=url)
@@ -36,7 +36,7 @@ def test_serving(postgresql: PostgreSQL, tmp_path: Path, workers: str) -> None:
 
 
 def test_a_revoked_key(postgresql: PostgreSQL, tmp_path: Path) -> None:
-    """A key that the command line revokes is refused by a server that runs."""
+    """A running server denies a key that the command line has revoked."""
     with postgresql.database() as url:
         server = Policyd(tmp_path, database_url=url)
         key = server.create_key("off")
@@ -50,8 +50,10 @@ def test_a_revoked_key(postgresql: PostgreSQL, tmp_path: Path) -> None:
 
 
 async def test_hints(postgresql: PostgreSQL, tmp_path: Path) -> None:
-    """A change is followed at once, without waiting for the next look at the database; a lost
-    connection is made again."""
+    """A hint has a change followed at once, without waiting for the next poll.
+
+    A lost connection is replaced.
+    """
     with postgresql.database() as url:
         store = Store(url)
         store.migrate()
@@ -61,7 +63,7 @@ async def test_hints(postgresql: PostgreSQL, tmp_path: Path) -> None:
         for _ in range(2):
             key = await until_followed(store, keys)
             assert keys.revision >= key.revision
-            # Whoever listens is cut off, and begins again.
+            # Each listener is cut off, and listens again.
             await asyncio.to_thread(cut_connections, url)
         for task in listening:
             task.cancel()
@@ -75,7 +77,7 @@ async def hint(store: Store, keys: KeyTable) -> None:
 
 
 async def until_followed(store: Store, keys: KeyTable) -> ApiKey:
-    """A key that was followed. Hints are lost while nobody listens, so there are some more."""
+    """A key that was followed. Hints are lost while no worker listens, so there are some more."""
     while True:
         key, _ = await asyncio.to_thread(store.keys.create, "app")
         with suppress(RevisionNotReached):

@@ -47,7 +47,7 @@ def store(new_database: str) -> Iterator[Store]:
 
 
 def retire(store: Store, keep: timedelta, max_rows: int = PLENTY) -> int:
-    """All that is retired."""
+    """Retire records until none is due, and return their number."""
     retired = 0
     while some := store.log.retire(keep, max_rows):
         retired += some
@@ -61,7 +61,7 @@ def kept(store: Store) -> int:
 
 
 def test_what_is_old_goes(store: Store) -> None:
-    """With a retention of hours as well as of days; PostgreSQL keeps those of one more day."""
+    """The retention may be hours as well as days; PostgreSQL keeps the records of one more day."""
     begun = now()
     store.log.append([record(begun - n * DAY) for n in range(20)])
     store.log.append([record(begun - timedelta(hours=n, minutes=1)) for n in range(20)])
@@ -77,7 +77,7 @@ def test_what_is_old_goes(store: Store) -> None:
 
 
 def test_as_time_passes(store: Store) -> None:
-    """What goes as time passes goes, though it is nearly everything."""
+    """Records that age are deleted, though they are nearly all."""
     first = [record(now() - timedelta(milliseconds=n)) for n in range(200)]
     store.log.append(first)
     begun = time.monotonic()
@@ -91,14 +91,14 @@ def test_as_time_passes(store: Store) -> None:
 
 
 def test_an_idle_log(store: Store) -> None:
-    """Nothing goes that is younger than the newest decision less the retention."""
+    """No record is deleted that is younger than the newest decision less the retention."""
     store.log.append([record(now() - 100 * DAY - n * DAY) for n in range(50)])
     assert retire(store, 60 * DAY) == 0
     assert kept(store) == 50
 
 
 def test_a_decision_from_the_future(store: Store) -> None:
-    """A worker whose clock is ahead moves nothing, as its decisions are not believed."""
+    """A worker whose clock is ahead moves nothing, as its decisions' times are not believed."""
     store.log.append([record(now() - n * DAY / 10) for n in range(300)])
     assert retire(store, 90 * DAY) == 0
     store.log.append([record(now() + 100 * DAY) for _ in range(200)])
@@ -107,7 +107,10 @@ def test_a_decision_from_the_future(store: Store) -> None:
 
 
 def test_a_setting_made_smaller(store: Store, new_database: str) -> None:
-    """It waits until the operator tells that so much is to go; meanwhile the old one holds."""
+    """Retention waits until the operator confirms that so much is to go.
+
+    Meanwhile the old setting holds.
+    """
     store.log.append([record(now() - n * DAY / 10) for n in range(800)])
     for keep, rows, option in (
         (7 * DAY, PLENTY, "--older-than 7d"),
@@ -167,8 +170,9 @@ def seen_at(url: str) -> datetime | None:
 async def test_a_server_with_a_wrong_clock(
     store: Store, new_database: str, tmp_path: Path, start: Callable[..., Any], share: float
 ) -> None:
-    """A second server whose clock is 100 days ahead deletes nothing, however much it has logged
-    from its own time, and says why."""
+    """A second server whose clock is 100 days ahead deletes nothing, however much it has logged in
+    its own time, and logs why.
+    """
     store.log.append([record(now() - n * DAY / 20) for n in range(1000)])
     assert retire(store, 90 * DAY) == 0
     before, is_fooled = seen_at(new_database), new_database.startswith("sqlite")
@@ -187,12 +191,14 @@ async def test_a_server_with_a_wrong_clock(
     assert wrong.stop() == 0
     assert kept(store) == 1000 + int(share * 200)
     if is_fooled:
-        # With a clock that is right, all is as before.
+        # With a correct clock, everything works as before.
         assert retire(store, 90 * DAY) == 0
         assert not store.log.standstill().reason
 
 
-def test_it_is_said(new_database: str, tmp_path: Path, start: Callable[..., Any]) -> None:
+def test_a_standstill_is_reported(
+    new_database: str, tmp_path: Path, start: Callable[..., Any]
+) -> None:
     """The server's log and the status over gRPC tell why retention stands still."""
     store = Store(new_database)
     store.migrate()
@@ -272,8 +278,10 @@ def midnight(n: int) -> datetime:
 
 
 def test_days_are_dropped(days: tuple[str, Store]) -> None:
-    """Beside readers and writers, whom it fails nothing; the rest of a day goes row by row, and
-    what no day fits goes too."""
+    """Dropping a day fails neither readers nor writers.
+
+    The rest of a day is deleted row by row, and so is what no day fits.
+    """
     url, store = days
     entries = [record(midnight(n) + timedelta(hours=n % 24)) for n in range(-5, 35) for _ in "abc"]
     store.log.append([*entries, record(midnight(-400)), far := record(midnight(3000))])
@@ -298,7 +306,7 @@ def test_days_are_dropped(days: tuple[str, Store]) -> None:
 
 
 def test_a_kill_between_taking_a_day_out_and_dropping_it(days: tuple[str, Store]) -> None:
-    """The next one drops it, and counts its rows once."""
+    """The next run drops the day, and counts its rows once."""
     url, store = days
     store.log.append([record(midnight(n)) for n in range(20) for _ in range(10)])
     engine = sa.create_engine(url)
@@ -362,9 +370,10 @@ def test_pages_over_many_days(days: tuple[str, Store], wanted: LogFilter) -> Non
     assert "Index" in plan, plan
 
 
-def test_nobody_waits_for_it(tmp_path: Path) -> None:
-    """On SQLite a key is changed beside the retention of many decisions, counts of users, counts of
-    hours and refused keys within a fraction of the time that all of it takes."""
+def test_it_holds_up_no_writer(tmp_path: Path) -> None:
+    """On SQLite a key can be changed during the retention of many decisions, counts of users,
+    counts of hours and refused keys, within a fraction of its time.
+    """
     store = Store(f"sqlite:///{tmp_path}/policyd.db")
     store.migrate()
     key, _ = store.keys.create("app")

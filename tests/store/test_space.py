@@ -1,4 +1,4 @@
-"""Space that retention frees is given back, in steps that hold up no other writer."""
+"""Space that retention frees is returned to the disk, in steps that hold up no other writer."""
 
 import sqlite3
 from contextlib import closing
@@ -13,7 +13,7 @@ from tests.support.records import START, record
 
 @pytest.mark.parametrize("is_old", [False, True])
 def test_a_file_shrinks(tmp_path: Path, is_old: bool) -> None:
-    """A new file does, and one of an older policyd from its first VACUUM on."""
+    """A new file shrinks, and one of an older policyd does from its first VACUUM on."""
     file = tmp_path / "policyd.db"
     if is_old:
         with closing(sqlite3.connect(file)) as connection:
@@ -56,7 +56,7 @@ def _auto_vacuum(file: Path) -> int:
 
 
 def test_opening_waits_for_no_writer(tmp_path: Path) -> None:
-    """A connection to a file that gives space back writes nothing as it is made."""
+    """Opening a file that returns its space writes nothing."""
     file = tmp_path / "policyd.db"
     store = Store(f"sqlite:///{file}")
     store.migrate()

@@ -57,13 +57,13 @@ def test_a_new_key(store: Store) -> None:
 
 
 def test_a_key_without_settings(store: Store) -> None:
-    """It takes the server's default mode and both identifiers, and anybody may override it."""
+    """Such a key has the default mode, accepts both identifiers, and lets any request override."""
     key, _ = store.keys.create("app")
     assert (key.mode, key.override, key.accept) == (None, Override.ANY, BOTH)
 
 
 def test_what_a_key_accepts_is_its_own(store: Store, url: str) -> None:
-    """What it was made with stays, when another version with another default opens the store."""
+    """A key keeps what it accepts when another version with another default opens the store."""
     key, _ = store.keys.create("app", accept=("user",))
     again = Store(url)
     again.migrate()
@@ -73,7 +73,7 @@ def test_what_a_key_accepts_is_its_own(store: Store, url: str) -> None:
 
 
 def test_the_key_itself_is_not_kept(store: Store, url: str, tmp_path: Path) -> None:
-    """Nothing of the secret is in the tables, nor in the files where SQLite keeps them."""
+    """The key is neither in the tables nor in the files where SQLite keeps them."""
     _, secret = store.keys.create("app")
     if url.startswith("sqlite"):
         files = [file.read_bytes() for file in tmp_path.iterdir()]
@@ -112,7 +112,7 @@ def test_bad_accept(store: Store) -> None:
 
 
 def test_an_update(store: Store) -> None:
-    """It changes what it names and nothing else, and counts a revision."""
+    """An update changes only what it names, and counts a revision."""
     key, _ = store.keys.create("app", Mode.ENFORCE)
     changed = store.keys.update(key.id, {"override": Override.LOCKED, "name": "service"})
     assert (changed.name, changed.mode, changed.override) == (
@@ -126,7 +126,7 @@ def test_an_update(store: Store) -> None:
 
 
 def test_bad_updates(store: Store) -> None:
-    """Each is refused with its reason, and changes nothing."""
+    """A bad update is rejected with its reason, and changes nothing."""
     key, _ = store.keys.create("app")
     with pytest.raises(InvalidArgument, match="nothing to change"):
         store.keys.update(key.id, {})
@@ -141,7 +141,7 @@ def test_bad_updates(store: Store) -> None:
 
 
 def test_the_second_of_two_editors_is_told(store: Store) -> None:
-    """Who changes what has changed since it was read gets EtagMismatch."""
+    """An update of settings that have changed since they were read raises EtagMismatch."""
     key, _ = store.keys.create("app")
     store.keys.update(key.id, {"name": "first"}, etag=str(key.revision))
     with pytest.raises(EtagMismatch):
@@ -174,7 +174,7 @@ def test_pages(store: Store) -> None:
 
 
 def test_changes(store: Store) -> None:
-    """What changed after a revision is found by it, revoked keys as tombstones."""
+    """The changes after a revision include revoked keys as tombstones."""
     key, secret = store.keys.create("app", Mode.ENFORCE, accept=BOTH)
     digest = api_key.digest(secret)
     settings = KeySettings(key.id, Mode.ENFORCE, Override.ANY, BOTH)
@@ -189,7 +189,7 @@ def test_changes(store: Store) -> None:
 
 
 def test_a_database_put_back_from_a_copy(store: Store, url: str) -> None:
-    """Where the revision went back, everything is read again, and what is gone is gone."""
+    """Where the revision went back, everything is read again, and missing keys are removed."""
     key, _ = store.keys.create("old")
     assert store.keys.changes_since(0).everything
     assert not store.keys.changes_since(key.revision - 1).everything
@@ -200,7 +200,7 @@ def test_a_database_put_back_from_a_copy(store: Store, url: str) -> None:
 
 
 def test_writers_at_once(store: Store) -> None:
-    """Changes made at the same time all count, each under a revision of its own."""
+    """Changes that are made at the same time all count, each under a revision of its own."""
     with ThreadPoolExecutor(8) as pool:
         keys = list(pool.map(lambda number: store.keys.create(f"key {number}")[0], range(40)))
     assert len({key.revision for key in keys}) == 40
@@ -208,7 +208,7 @@ def test_writers_at_once(store: Store) -> None:
 
 
 def test_a_reader_beside_writers_misses_nothing(store: Store) -> None:
-    """Whoever follows the changes while others write has, in the end, all of them."""
+    """A reader that follows the changes while others write has, in the end, all of them."""
     seen: dict[bytes, KeySettings | None] = {}
     done = threading.Event()
 
@@ -255,7 +255,7 @@ def is_of_the_store(name: str | None, kind: str, parents: object) -> bool:
 
 
 def test_a_newer_database(store: Store, url: str) -> None:
-    """A database that a newer policyd has used is refused, and left alone."""
+    """A database that a newer policyd has used is rejected, and left alone."""
     engine = sa.create_engine(url)
     with engine.begin() as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
@@ -265,7 +265,7 @@ def test_a_newer_database(store: Store, url: str) -> None:
 
 
 def test_no_database(tmp_path: Path) -> None:
-    """A database that cannot be opened or is none is named as the cause, without a password."""
+    """What cannot be opened, or is no database, is named as the cause, without a password."""
     with pytest.raises(StoreUnavailable, match="unable to open"):
         Store(f"sqlite:///{tmp_path}/no/such/folder.db").migrate()
     (tmp_path / "text.db").write_text("not a database " * 100)
@@ -290,7 +290,7 @@ def test_the_administrator(store: Store) -> None:
 
 
 def test_two_first_passwords(store: Store) -> None:
-    """Of several that are set by one link, one counts."""
+    """Of several passwords that are set by one link, one counts."""
     epoch = store.administrator.get().epoch
     with ThreadPoolExecutor(8) as pool:
         hashes = [f"hash {number}" for number in range(8)]
@@ -314,7 +314,7 @@ def test_two_first_passwords(store: Store) -> None:
     ],
 )
 def test_the_file_of_a_database(url: str) -> None:
-    """It is known without SQLAlchemy, and is what SQLAlchemy opens."""
+    """The file's path is known without SQLAlchemy, and is the one that SQLAlchemy opens."""
     parsed = sa.make_url(url)
     named = parsed.database if parsed.get_backend_name() == "sqlite" else None
     opened = None if named in (None, "", ":memory:") else Path(named)

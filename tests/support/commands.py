@@ -16,9 +16,10 @@ _COMMANDS = {"policyd": policyd, "policyd-gateway": policyd_gateway}
 def invoke(
     *command: str, stdin: bytes | None = None, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
-    """As processes.run() does, without a process. An exception that no command handles is raised.
+    """Run a command as processes.run() does, without a process.
 
-    A server is not for this, unless it is to refuse its settings.
+    An exception that no command handles is raised. A server is not for this, unless it is to reject
+    its settings.
     """
     program, *words = command
     wanted = environment(env)

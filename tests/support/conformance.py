@@ -93,7 +93,7 @@ class Request(_Struct, frozen=True):
 
     @property
     def asked(self) -> Target:
-        """What it asks for."""
+        """The endpoint that the request asks for."""
         query = self.target.partition("?")[2]
         method = method_override.in_force(self.method, self.headers, query)
         return endpoints.resolve(method, self.path)
@@ -109,7 +109,7 @@ class Request(_Struct, frozen=True):
 
 
 class Descriptor(_Struct, frozen=True):
-    """What is to be read out of the request. Out of scope it is the trace ID alone."""
+    """The fields to be read from the request. Out of scope it is the trace ID alone."""
 
     in_scope: bool
     trace_id: str
@@ -123,7 +123,7 @@ class Descriptor(_Struct, frozen=True):
 
 
 class Decision(_Struct, frozen=True):
-    """What is to be decided. No mode, where the API key is refused."""
+    """The decision to be made. It has no mode if the API key is refused."""
 
     decision: Literal["allow", "deny"]
     would_deny: bool
@@ -134,7 +134,7 @@ class Decision(_Struct, frozen=True):
 
 
 class Denial(_Struct, frozen=True):
-    """The response that refuses a request."""
+    """A response that denies a request."""
 
     status: int
     headers: tuple[tuple[str, str], ...]
@@ -142,7 +142,7 @@ class Denial(_Struct, frozen=True):
 
 
 class Vector(_Struct, frozen=True):
-    """One request, and what is to become of it."""
+    """One request, and its expected treatment."""
 
     id: str
     it: str
@@ -183,13 +183,13 @@ VECTORS = tuple(vector for path in FILES for vector in _file(path.stem).vectors)
 
 
 def parametrized(vectors: Iterable[Vector]) -> pytest.MarkDecorator:
-    """Runs a test with each of `vectors`, which it takes as `vector`."""
+    """Run a test with each of `vectors`, which it takes as `vector`."""
     given = [pytest.param(vector, id=vector.id) for vector in vectors]
     return pytest.mark.parametrize("vector", given)
 
 
 def by_file(vectors: Iterable[Vector]) -> pytest.MarkDecorator:
-    """Runs a test with each file's share of `vectors`, which it takes as `vectors`."""
+    """Run a test with each file's share of `vectors`, which it takes as `vectors`."""
     files = {name: tuple(share) for name, share in groupby(vectors, _file_name)}
     return pytest.mark.parametrize("vectors", files.values(), ids=files)
 
@@ -229,7 +229,7 @@ class Keys:
         return self._secrets[key]
 
 
-def question(vector: Vector, secret: str) -> pb.EvaluateRequest:
+def request_descriptor(vector: Vector, secret: str) -> pb.EvaluateRequest:
     """The request as a caller of PolicyService sends it that does not read bodies."""
     request = vector.request
     headers = [pb.Header(name=n, value=v) for n, v in request.headers_with(secret)]
@@ -240,7 +240,7 @@ def question(vector: Vector, secret: str) -> pb.EvaluateRequest:
 
 
 def check_answer(vector: Vector, answer: pb.EvaluateResponse) -> None:
-    """Whether PolicyService has answered as the vector says."""
+    """Check that PolicyService has answered as the vector states."""
     expected = vector.decision
     assert _name(pb.Decision, answer.decision) == expected.decision
     assert answer.would_deny == expected.would_deny
@@ -249,8 +249,8 @@ def check_answer(vector: Vector, answer: pb.EvaluateResponse) -> None:
     assert answer.upstream_path == vector.descriptor.path
     if vector.response:
         headers = tuple((header.name, header.value) for header in answer.denial.headers)
-        refused = Denial(answer.denial.http_status, headers, answer.denial.body.decode())
-        assert refused == vector.response
+        denial = Denial(answer.denial.http_status, headers, answer.denial.body.decode())
+        assert denial == vector.response
     else:
         assert not answer.HasField("denial")
     if expected.mode:
@@ -296,9 +296,9 @@ def send(
 
 
 def check_response(vector: Vector, response: raw_http.Response, *, exact: bool = True) -> None:
-    """Whether a denied request was answered as the vector says.
+    """Check that a denied request was answered as the vector states.
 
-    Not `exact`: a server that sends headers in an order and letter case of its own will do.
+    If not `exact`, a server may send headers in an order and letter case of its own.
     """
     expected = vector.response
     assert expected
@@ -319,9 +319,9 @@ def check_over_http(
     exact: bool = True,
     refused: Iterable[str] = (),
 ) -> None:
-    """Whether the adapter at `url`, before `upstream`, treats the request as the vector says.
+    """Check that the adapter at `url`, before `upstream`, treats the request as the vector states.
 
-    `refused` are the IDs of vectors whose requests its HTTP server itself refuses.
+    `refused` are the IDs of vectors whose requests its HTTP server itself rejects.
     """
     upstream.forget()
     request = vector.request
@@ -339,7 +339,7 @@ def check_over_http(
 
 
 def check_headers(vector: Vector, received: Iterable[tuple[bytes, bytes]]) -> None:
-    """Whether the upstream got the headers by which a body is read, and none that is ours.
+    """Check that the upstream got the headers by which a body is read, and none of ours.
 
     A name spelled with underscores is ours, too: to some upstreams an underscore is a dash.
     """

@@ -24,7 +24,7 @@ PASSWORD = "correct horse battery"
 
 
 class Page(NamedTuple):
-    """What a console answered."""
+    """A response of a console."""
 
     status: int
     headers: Mapping[str, str]
@@ -42,7 +42,7 @@ class Visitor:
 
     def __init__(self, url: str, **session: Any) -> None:
         self.url = url
-        jar = aiohttp.CookieJar(unsafe=True)  # It takes cookies of an IP address too.
+        jar = aiohttp.CookieJar(unsafe=True)  # The jar takes cookies of an IP address too.
         self.session = aiohttp.ClientSession(cookie_jar=jar, auto_decompress=True, **session)
 
     async def __aenter__(self) -> Self:
@@ -57,7 +57,7 @@ class Visitor:
         await self.session.close()
 
     async def get(self, path: str, *, follow: bool = True, **headers: str) -> Page:
-        """A page; `headers` have _ in place of -."""
+        """Get a page; `headers` have _ in place of -."""
         return await self._ask("GET", path, follow, None, headers)
 
     async def post(
@@ -77,7 +77,7 @@ class Visitor:
             return Page(answer.status, answer.headers, await answer.text())
 
     async def sign_in(self, password: str, target: str = "") -> Page:
-        """Through the form; where that leads to is not followed."""
+        """Sign in by the form; the redirect is not followed."""
         return await self.post("/sign-in", {"password": password, "next": target}, follow=False)
 
 
@@ -98,7 +98,7 @@ class Console:
 
 
 def settings(folder: Path, **changes: Any) -> ServerSettings:
-    """Settings of a console on a free port, with a database in `folder`."""
+    """The settings of a console on a free port, with a database in `folder`."""
     usual: dict[str, Any] = {
         "database_url": f"sqlite:///{folder}/policyd.db",
         "grpc": Address("127.0.0.1", 0),
@@ -111,7 +111,7 @@ def settings(folder: Path, **changes: Any) -> ServerSettings:
 
 
 def prepare(chosen: ServerSettings) -> None:
-    """Make what a server with these settings makes before others can use it."""
+    """Make the files that a server with these settings makes at its start."""
     preparation.prepare(chosen)
     store = Store(chosen.database_url)
     try:

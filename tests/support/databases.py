@@ -19,7 +19,7 @@ def _migrated() -> bytes:
 
 
 def put_database(url: str) -> str:
-    """Put a new database at `url`, whose file there is not yet; all share one identity."""
+    """Put a new database at `url`, where no file exists yet; all share one identity."""
     file = sqlite_file(url)
     assert file is not None
     file.touch(0o600, exist_ok=False)

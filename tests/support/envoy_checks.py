@@ -1,4 +1,4 @@
-"""Check, asked over gRPC as Envoy asks it."""
+"""Check, called over gRPC as Envoy calls it."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -41,7 +41,7 @@ def request(
 
 
 class Checker:
-    """Asks the policyd at `at`."""
+    """A caller of the policyd at `at`."""
 
     def __init__(self, at: str) -> None:
         self._channel = grpc.insecure_channel(at)

@@ -1,4 +1,4 @@
-"""Load on a whole stack (gateway, policyd, upstream), which tests of faults lay upon it."""
+"""Load on a whole stack (gateway, policyd, upstream), for tests of faults."""
 
 import asyncio
 import json
@@ -56,14 +56,14 @@ MODE = ("--enforce-user-ids",)
 
 
 def keys(database_url: str, *words: str) -> Any:
-    """What `policyd keys` prints."""
+    """The output of `policyd keys`."""
     done = invoke("policyd", "keys", *words, "--json", "--database-url", database_url)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 async def until(holds: Callable[..., bool]) -> None:
-    """Wait for what other processes bring about."""
+    """Wait until other processes have made this true."""
     async with asyncio.timeout(PATIENCE):
         while not holds():  # noqa: ASYNC110 - they set no event here
             await asyncio.sleep(0.005)
@@ -74,7 +74,7 @@ async def until(holds: Callable[..., bool]) -> None:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a client got."""
+    """An answer that a client got."""
 
     trace_id: str
     with_user: bool
@@ -86,14 +86,14 @@ class Answer:
 async def ask(
     http: aiohttp.ClientSession, stack: Stack, trace_id: str = "", **fields: object
 ) -> aiohttp.ClientResponse:
-    """Ask for a chat completion."""
+    """Send a chat completion."""
     headers = {"x-usagepanda-api-key": stack.key, "x-usagepanda-trace-id": trace_id}
     body = {"model": "m", "messages": [{"role": "user", "content": "Hello"}], **fields}
     return await http.post(f"{stack.gateway.url}/v1/chat/completions", json=body, headers=headers)
 
 
 class Load:
-    """Clients that ask again and again, every other time without a user."""
+    """Clients that send requests again and again, every other one without a user."""
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
@@ -105,12 +105,12 @@ class Load:
         return Counter(answer.status for answer in self.answers)
 
     async def more(self, number: int, *statuses: int) -> None:
-        """Wait until so many answers more have come, with one of `statuses` if any are named."""
+        """Wait for so many more answers, with one of `statuses` if any are named."""
         begun = len(self.answers)
         await until(lambda: self._count(begun, statuses) >= number)
 
     async def until_without_user_is(self, status: int) -> None:
-        """Wait until a request without a user is answered so."""
+        """Wait until a request without a user gets this answer."""
         begun = len(self.answers)
         expected = (False, status)
         await until(lambda: expected in {(a.with_user, a.status) for a in self.answers[begun:]})
@@ -120,7 +120,7 @@ class Load:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Load"]:
-        """Every request is answered when this ends."""
+        """Run the load; every request is answered when this ends."""
         timeout = aiohttp.ClientTimeout(total=PATIENCE)
         async with (
             aiohttp.ClientSession(timeout=timeout) as http,
@@ -148,7 +148,7 @@ class Load:
 
 @asynccontextmanager
 async def under_load(stack: Stack) -> AsyncIterator[Load]:
-    """Load from before a fault until decisions flow again; then everything is looked at."""
+    """Apply load from before a fault until decisions flow again; then check every answer."""
     load = Load(stack)
     async with load.running():
         await load.more(60, *DECIDED)
@@ -164,11 +164,11 @@ async def under_load(stack: Stack) -> AsyncIterator[Load]:
 
 
 def check(answer: Answer) -> None:
-    """It is a decision, or says that there is none."""
+    """Check that the answer is a decision, or tells that there is none."""
     if answer.status != 503:
         assert answer.status == (200 if answer.with_user else 422), answer
         return
-    assert answer.retry_after in {"1", "2", "3"}  # So that not all come back at once.
+    assert answer.retry_after in {"1", "2", "3"}  # So that not all clients return at once.
     error = json.loads(answer.body)["error"]
     assert list(error) == ["message", "type", "param", "code"]
     assert error["type"] == "server_error"

@@ -1,4 +1,4 @@
-"""A clock that is wrong: a library that a program is started with moves what it sees of time."""
+"""A wrong clock: a library that a program is started with changes the time that it sees."""
 
 import shutil
 import subprocess

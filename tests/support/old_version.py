@@ -1,4 +1,4 @@
-"""The version before the database told its form, from the repository, for tests of upgrades."""
+"""The version before the database recorded its form, from the repository, for tests of upgrades."""
 
 import io
 import subprocess
@@ -32,14 +32,14 @@ class OldVersion:
         self._command.chmod(0o700)
 
     def policyd(self, *words: str) -> str:
-        """What that version's command prints."""
+        """The output of that version's command."""
         return self.run("import sys\nfrom policyd.cli import main\nmain(sys.argv[1:])", *words)
 
     def run(self, code: str, *arguments: str) -> str:
-        """What Python code prints that runs with that version's packages."""
+        """The output of Python code that runs with that version's packages."""
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments],
-            cwd=self._folder,  # Where Python looks first.
+            cwd=self._folder,  # Python looks there first.
             env=environment(),
             capture_output=True,
             text=True,
@@ -51,7 +51,7 @@ class OldVersion:
 
     @property
     def serving(self) -> dict[str, Any]:
-        """What makes a Policyd of tests.support.processes one of that version."""
+        """The parameters that make a Policyd of tests.support.processes one of that version."""
         # The command looks there first, and its children where they are started.
         env = {"PYTHONPATH": str(self._folder)}
         command = str(self._command)

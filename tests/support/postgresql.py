@@ -22,13 +22,13 @@ _DEBIAN = Path("/usr/lib/postgresql")
 
 
 class PostgreSQL:
-    """Starts with the newest PostgreSQL that Debian's packages have installed."""
+    """A PostgreSQL, started with the newest of Debian's packages that is installed."""
 
     def __init__(self, *settings: str) -> None:
         self._settings = settings
         """Such as "max_connections=10"."""
         self._numbers = itertools.count()
-        # PostgreSQL refuses to run as root; Debian's package brings a user for it.
+        # PostgreSQL refuses to run as root; Debian's package creates a user for it.
         self._user = "postgres" if os.getuid() == 0 else None
 
     def __enter__(self) -> Self:
@@ -66,15 +66,15 @@ class PostgreSQL:
 
     @property
     def socket(self) -> Path:
-        """Where it listens."""
+        """The folder of its socket."""
         return self._folder / ".s.PGSQL.5432"
 
     def freeze(self) -> None:
-        """Stop every process of it where it stands; the kernel goes on to answer for them."""
+        """Stop every process of it where it stands; the kernel still acknowledges for them."""
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let them go on."""
+        """Let its processes go on."""
         self._signal(signal.SIGCONT)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -92,13 +92,13 @@ class PostgreSQL:
             time.sleep(0.005)
 
     def keep(self) -> None:
-        """Keep what it has now for go_back(): what a replica had when its primary was lost."""
+        """Keep its present state for go_back(): what a replica had when its primary was lost."""
         self.stop()
         self._run(Path("/bin/cp"), "-a", self._data, f"{self._data}.kept")
         self.start()
 
     def go_back(self) -> None:
-        """Go on from what was kept: all that was committed since is lost."""
+        """Go on from the kept state: every later commit is lost."""
         self.stop()
         shutil.rmtree(self._data)
         self._run(Path("/bin/cp"), "-a", f"{self._data}.kept", self._data)
@@ -106,7 +106,7 @@ class PostgreSQL:
 
     @contextmanager
     def standby(self) -> Iterator[None]:
-        """Meanwhile it is a standby, of a primary that sends nothing."""
+        """Run it as a standby meanwhile, of a primary that sends nothing."""
         signal = f"{self._data}/standby.signal"
         self.stop()
         self._run(Path("/bin/touch"), signal)

@@ -22,7 +22,7 @@ _running: "set[Program]" = set()
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This environment without what would change how policyd or its gateway run."""
+    """This environment without variables that would change how policyd or its gateway run."""
     foreign = ("POLICYD_", "GATEWAY_", "OPENAI_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return kept | {"PYTHONUNBUFFERED": "1"} | dict(extra or {})
@@ -39,8 +39,11 @@ def run(
 
 
 class Program:
-    """One of our servers. It has printed a line that matches `ready` when the constructor returns;
-    `match` is that line's match. It may have `files` files open."""
+    """One of our servers.
+
+    It has printed a line that matches `ready` when the constructor returns; `match` is that line's
+    match. It may have `files` files open.
+    """
 
     def __init__(
         self,
@@ -116,7 +119,7 @@ class Program:
 
 
 def end_programs() -> None:
-    """Kill those that no test has ended."""
+    """Kill the programs that no test has ended."""
     for program in list(_running):
         program.send(signal.SIGKILL)
         program.wait()
@@ -145,7 +148,7 @@ class Policyd(Program):
             *("--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0"),
             *("--admin-token-file", str(folder / "admin-token")),
             *("--spool", str(folder / "policyd.db-spool")),
-            # The tests of draining say otherwise, and an older version does not know it.
+            # The tests of draining set it, and an older version does not know it.
             *(("--drain", "0") if drains else ()),
             *flags,
             ready=r"policyd is ready: grpc=(\S+) admin=(\S+)(?: http=(\S+))?(?: console=(\S+))?",
@@ -181,7 +184,7 @@ class Policyd(Program):
     def reach(self, revision: int) -> None:
         """Wait until `revision` is in force, in each worker."""
         request = EvaluateRequest(has_user=True, min_revision=revision)
-        # Each on a connection of its own, which leads to any of them.
+        # Each call has a connection of its own, which leads to any worker.
         options = [("grpc.use_local_subchannel_pool", 1)]
         reached: set[str] = set()
         until = time.monotonic() + 60
@@ -194,5 +197,5 @@ class Policyd(Program):
                     if not late or time.monotonic() > until:
                         raise
                     continue
-            # Which worker it was stands in the middle of a decision's ID.
+            # The middle of a decision's ID identifies the worker.
             reached.add(answer.decision_id[12:24])

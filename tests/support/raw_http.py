@@ -1,5 +1,8 @@
-"""HTTP at the level of bytes, for tests: a client that sends just what it is told, and an upstream
-that keeps just what it got."""
+"""HTTP at the level of bytes, for tests.
+
+A client that sends exactly the given bytes, and an upstream that keeps exactly the bytes that it
+gets.
+"""
 
 import asyncio
 import re
@@ -23,13 +26,13 @@ Headers = Iterable[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Response:
-    """A response as it came over the wire."""
+    """A response as it arrived over the wire."""
 
     status: int
     headers: list[tuple[str, str]]
     body: bytes
     is_whole: bool
-    """Whether it ended as its framing said."""
+    """Whether it ended as its framing declares."""
 
     def all(self, name: str) -> list[str]:
         return [value for header, value in self.headers if header.lower() == name.lower()]
@@ -63,7 +66,7 @@ def _without_chunks(body: bytes) -> bytes:
 def request(
     method: str, target: str, headers: Headers = (), body: bytes = b"", *, framed: bool = True
 ) -> bytes:
-    """A request that asks for the connection to be closed after it."""
+    """A request with `Connection: close`."""
     lines = [f"{method} {target} HTTP/1.1", "Host: gateway.test", "Connection: close"]
     lines += [f"{name}: {value}" for name, value in headers]
     if framed and body:
@@ -72,7 +75,7 @@ def request(
 
 
 async def exchange(url: str, data: bytes) -> bytes:
-    """Send bytes, and give all that comes back until the connection is closed."""
+    """Send bytes, and return everything that arrives until the connection is closed."""
     reader, writer = await connect(url)
     writer.write(data)
     try:
@@ -95,21 +98,21 @@ async def ask(
 
 
 async def post(url: str, key: str, body: bytes, *headers: tuple[str, str]) -> Response:
-    """Ask for a chat completion."""
+    """Send a chat completion."""
     pairs = [("x-usagepanda-api-key", key), ("Content-Type", "application/json"), *headers]
     return await ask(url, "POST", "/v1/chat/completions", pairs, body)
 
 
 @dataclass
 class Demo:
-    """A demo upstream that is running."""
+    """A running demo upstream."""
 
     url: str
     app: DemoUpstream
 
     @property
     def targets(self) -> list[str]:
-        """The paths and queries that came, as they came."""
+        """The paths and queries of the requests, as they arrived."""
         return [received.target.decode("latin-1") for received in self.app.record]
 
 

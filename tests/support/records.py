@@ -17,7 +17,7 @@ def decision_id(at: datetime = START) -> str:
 
 
 def record(at: datetime = START, **given: Any) -> Record:
-    """A decision that allowed a request with a user; `given` says what is different."""
+    """A decision that allowed a request with a user; `given` replaces fields."""
     usual: dict[str, Any] = {
         "id": decision_id(at),
         "verdict": Verdict.ALLOWED,
@@ -57,7 +57,7 @@ def denied(at: datetime = START, **given: Any) -> Record:
 
 
 def outcome(decision: Record, **given: Any) -> Outcome:
-    """What became of `decision`'s request."""
+    """The outcome of `decision`'s request."""
     usual: dict[str, Any] = {
         "ending": 1,
         "status": 200,

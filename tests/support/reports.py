@@ -1,4 +1,4 @@
-"""A policyd that keeps what is reported to it, for tests of those who report."""
+"""A policyd that keeps the reports that it gets, for tests of gateways and clients."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ PATIENCE = 60
 
 
 class Recorder(PolicyServicer):
-    """Does as policyd does, and keeps what it decided and what was reported."""
+    """Behaves as policyd does, and keeps its decisions and the reports."""
 
     def __init__(self, keys: KeyTable, key: str) -> None:
         super().__init__(keys, Mode.OFF, secrets.token_hex(6), self._keep, Bodies(2**29))
@@ -34,18 +34,18 @@ class Recorder(PolicyServicer):
         self.decisions: list[Record] = []
         self.batches: list[list[pb.Outcome]] = []
         self.evaluating: grpc.StatusCode | None = None
-        """What Evaluate fails with."""
+        """The status that Evaluate fails with; None if it does not."""
         self.reporting: grpc.StatusCode | None = None
-        """What ReportOutcome fails with."""
+        """The status that ReportOutcome fails with; None if it does not."""
         self.calls = 0
-        """Of ReportOutcome."""
+        """The number of calls of ReportOutcome."""
         self.gate = asyncio.Event()
         """ReportOutcome waits for it."""
         self.gate.set()
 
     @property
     def outcomes(self) -> list[pb.Outcome]:
-        """Those that it took."""
+        """The outcomes that it took."""
         return [outcome for batch in self.batches for outcome in batch]
 
     @property
@@ -76,7 +76,7 @@ class Recorder(PolicyServicer):
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
-        """Listen, again at the same address after the first time."""
+        """Listen, at the same address each time."""
         server = grpc.aio.server()
         add_PolicyServiceServicer_to_server(self, server)
         port = server.add_insecure_port(self.address or "127.0.0.1:0")
@@ -89,7 +89,7 @@ class Recorder(PolicyServicer):
 
 
 async def make_recorder() -> Recorder:
-    """One that does not listen yet."""
+    """A Recorder that does not listen yet."""
     key = api_key.generate()
     settings = KeySettings("key_test", Mode.ENFORCE)
     keys = KeyTable(lambda *_: KeyChanges(1, (KeyChange(api_key.digest(key), settings),)))
@@ -98,17 +98,17 @@ async def make_recorder() -> Recorder:
 
 
 async def until(holds: Callable[..., bool]) -> None:
-    """Wait for what others bring about."""
+    """Wait until other tasks have made this true."""
     async with asyncio.timeout(PATIENCE):
         while not holds():  # noqa: ASYNC110 - they set no event here
             await asyncio.sleep(0.005)
 
 
-# What is asked, and what is reported
+# Requests and reports
 
 
 def encode(value: object) -> bytes:
-    """It as JSON."""
+    """The value as JSON."""
     return json.dumps(value).encode()
 
 
@@ -118,21 +118,21 @@ def chat(model: str = "gpt-4o-mini", **more: object) -> bytes:
 
 
 def tokens(outcome: pb.Outcome) -> tuple[int | None, ...]:
-    """Input, output and cached ones; None where they are not known."""
+    """The input, output and cached tokens; None where they are not known."""
     names = ("input_tokens", "output_tokens", "cached_tokens")
     given = {field.name: value for field, value in outcome.ListFields()}
     return tuple(given.get(name) for name in names)
 
 
 def check_times(outcome: pb.Outcome) -> None:
-    """They are known, and in their order."""
+    """Check that the times are known, and in their order."""
     first, last = (time.ToNanoseconds() for time in (outcome.time_to_first_byte, outcome.duration))
     assert 0 < first <= last
 
 
 @asynccontextmanager
 async def load(url: str, key: str) -> AsyncIterator[list[int]]:
-    """Clients that ask again and again; their answers' statuses."""
+    """Clients that send requests again and again; the statuses of their answers."""
     statuses: list[int] = []
     going = True
 

@@ -1,4 +1,5 @@
-"""What tests need that pip cannot bring: without it they are skipped, and say what is missing.
+"""Programs that tests need and pip cannot install: without them the tests are skipped, and report
+what is missing.
 
 Where POLICYD_TEST_REQUIRE_ALL is 1, as it is for CI, they fail.
 """
@@ -23,21 +24,21 @@ def only_pip(is_quick: bool) -> None:
 
 
 def beyond_pip(what: str) -> None:
-    """Fail a quick test: it may not need `what`, which pip does not bring."""
+    """Fail a quick test: it may not need `what`, which pip does not install."""
     if _only_pip.is_set():
         pytest.fail(f"a test that needs {what} is not quick: see tests/support/tiers.py")
 
 
 def program(name: str, package: str) -> str:
-    """The path of the program `name`, which Debian's `package` brings."""
+    """The path of the program `name`, which Debian's `package` contains."""
     beyond_pip(name)
     return shutil.which(name) or missing(f"{name} is missing (Debian: apt-get install {package})")
 
 
-def file(path: Path, mend: str) -> Path:
-    """The file or folder at `path`; without it, `mend` is told."""
+def file(path: Path, fix: str) -> Path:
+    """The file or folder at `path`; if it is missing, the message names `fix`."""
     beyond_pip(str(path))
-    return path if path.exists() else missing(f"{path} is missing: {mend}")
+    return path if path.exists() else missing(f"{path} is missing: {fix}")
 
 
 def missing(what: str) -> NoReturn:

@@ -12,7 +12,7 @@ Target = Path | tuple[str, int]
 
 
 class SilentProxy:
-    """Stands before `target` at `host` and `port`, and passes bytes on until it is told not to."""
+    """A proxy before `target`, at `host` and `port`, that passes bytes on until it is silent."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
@@ -44,16 +44,17 @@ class SilentProxy:
         self.speak()
 
     def be_silent(self) -> None:
-        """Pass nothing on, in either direction, on old and new connections."""
+        """Pass no byte on, in either direction, on old and new connections."""
         self._speaking.clear()
 
     def speak(self) -> None:
-        """Pass on what was held back, and all that follows."""
+        """Pass on what was held back, and everything that follows."""
         self._speaking.set()
 
     def lose(self) -> None:
-        """Never pass on anything of the connections there are, as a firewall does that has lost
-        its state; new ones speak."""
+        """Never pass on another byte of the present connections, as a firewall does that has lost
+        its state; new ones are passed on.
+        """
         self._speaking.clear()
         self._speaking = threading.Event()
         self._speaking.set()
@@ -98,7 +99,7 @@ def _pass_on(source: socket.socket, to: socket.socket, speaking: threading.Event
     with suppress(OSError):
         while True:
             chunk = source.recv(2**16)
-            # Whatever came while it was silent waits, the end of the connection too.
+            # Bytes that arrive while it is silent wait, and so does the end of the connection.
             speaking.wait()
             if not chunk:
                 to.shutdown(socket.SHUT_WR)

@@ -21,7 +21,7 @@ _REQUEST_LINE = re.compile(rb"[A-Z]+ /\S* HTTP/1\.1\r\n")
 
 
 class Background:
-    """An event loop in a thread, for what must run while a test blocks."""
+    """An event loop in a thread, for code that must run while a test blocks."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -47,9 +47,9 @@ async def _cancel_the_rest() -> None:
 
 
 class Upstream:
-    """A demo upstream on a free port, which keeps what it gets.
+    """A demo upstream on a free port, which keeps the requests that it gets.
 
-    It speaks TLS where it is given the file of a certificate and its key.
+    It speaks TLS if it is given the file of a certificate and its key.
     """
 
     def __init__(self, background: Background, certificate: Path | None = None) -> None:
@@ -77,7 +77,7 @@ class Upstream:
 
     @property
     def received(self) -> list[Received]:
-        """The requests that came, oldest first."""
+        """The requests that arrived, oldest first."""
         return list(self._app.record)
 
     def forget(self) -> None:
@@ -89,7 +89,7 @@ class Upstream:
         self._background.run(self._set_gate(asyncio.Semaphore(0)))
 
     def let_go(self) -> None:
-        """Send what hold() has kept back."""
+        """Send the chunks that hold() has kept back."""
         self._background.run(self._set_gate(None))
 
     async def _start(self) -> None:
@@ -120,7 +120,7 @@ class Gateway(Program):
     ) -> None:
         super().__init__(
             *("policyd-gateway", "serve", "--listen", "127.0.0.1:0"),
-            # The tests of draining say otherwise.
+            # The tests of draining set it.
             *("--policyd", policyd, "--upstream", upstream, "--drain", "0", *flags),
             ready=r"policyd-gateway is ready: (\S+)",
             env=env,

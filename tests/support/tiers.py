@@ -1,8 +1,8 @@
 """The tiers of the tests: which run in `make test`, and which wait for `make test-all`.
 
-A test is `quick` unless something marks it. Most marks come by themselves, from here: by the folder
-that the test stands in, by the fixtures that it uses, or by the values that it is run with. What a
-test needs beyond these it says with a marker of its own. pyproject.toml declares the markers.
+A test is `quick` unless it has another marker. Most markers are set here: by the folder that the
+test stands in, by the fixtures that it uses, or by the values that it is run with. A test sets a
+marker of its own for whatever else it needs. pyproject.toml declares the markers.
 """
 
 import pytest
@@ -19,7 +19,7 @@ FIXTURES = {
 """The marker of each fixture that needs what pip does not bring, or that starts servers for each
 test that uses it."""
 VALUES = {"postgresql": "postgresql"}
-"""The marker of each value of a parameter that asks for such a fixture."""
+"""The marker of each value of a parameter that requests such a fixture."""
 MARKERS = {*FOLDERS.values(), *FIXTURES.values(), *VALUES.values(), "clients"}
 
 

@@ -1,4 +1,4 @@
-"""Upstreams that behave badly, for tests: raw servers that count what they get."""
+"""Upstreams that behave badly, for tests: raw servers that count their requests."""
 
 import asyncio
 import re
@@ -12,12 +12,12 @@ ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 
 @dataclass
 class Line:
-    """One connection of an upstream's."""
+    """One connection of an upstream."""
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     number: int
-    """The how-manieth it is, from 1."""
+    """Its number, from 1."""
     upstream: "Raw"
 
     async def request(self) -> bytes:
@@ -44,9 +44,9 @@ class Line:
         return data
 
     def reset(self) -> None:
-        """Cut it, with a reset."""
+        """Cut the connection with a reset."""
         connected = self.writer.get_extra_info("socket")
-        connected.setsockopt(1, 13, b"\1\0\0\0\0\0\0\0")  # SO_LINGER of no time
+        connected.setsockopt(1, 13, b"\1\0\0\0\0\0\0\0")  # SO_LINGER with no time
         self.writer.transport.abort()
 
 
@@ -55,19 +55,19 @@ Serve = Callable[[Line], Awaitable[None]]
 
 @dataclass
 class Raw:
-    """An upstream that is running."""
+    """A running upstream."""
 
     url: str = ""
     lines: list[Line] = field(default_factory=list)
     seen: Counter[str] = field(default_factory=Counter)
-    """How often each request has come, by its X-Number."""
+    """How often each request has arrived, by its X-Number."""
     begun: int = 0
-    """Requests of which something has come."""
+    """Requests of which a part has arrived."""
 
 
 @asynccontextmanager
 async def serving_raw(serve: Serve, **options: object) -> AsyncIterator[Raw]:
-    """Run an upstream that deals with each of its connections by `serve`, and then closes it."""
+    """Run an upstream that handles each of its connections by `serve`, and then closes it."""
     raw = Raw()
     tasks: set[asyncio.Task[None]] = set()
 

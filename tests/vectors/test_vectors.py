@@ -32,8 +32,8 @@ SECRET = "up-" + "k" * 48
 Stack = Callable[[Vector], tuple[str, str]]
 
 
-def facts(vector: Vector) -> BodyAttributes:
-    """What the body says."""
+def attributes(vector: Vector) -> BodyAttributes:
+    """The attributes of the vector's body."""
     request = vector.request
     kinds = values(request.headers, "content-type")
     codings = values(request.headers, "content-encoding")
@@ -43,7 +43,7 @@ def facts(vector: Vector) -> BodyAttributes:
 
 @conformance.everywhere_by_file
 def test_descriptor(vectors: tuple[Vector, ...], subtests: pytest.Subtests) -> None:
-    """Scope, operation, path, trace ID and both identifiers are read as each vector says."""
+    """Scope, operation, path, trace ID and both identifiers are read as each vector states."""
     conformance.check_each(subtests, vectors, check_descriptor)
 
 
@@ -57,7 +57,7 @@ def check_descriptor(vector: Vector) -> None:
     assert (target.endpoint.operation if target.endpoint else "") == expected.operation
     if not expected.in_scope:
         return
-    user, safety_identifier, _ = facts(vector)
+    user, safety_identifier, _ = attributes(vector)
     assert user.state.name.lower() == expected.user_state
     assert (user.state is UserState.VALID) == expected.has_user
     assert safety_identifier.state.name.lower() == expected.safety_identifier_state
@@ -67,14 +67,14 @@ def check_descriptor(vector: Vector) -> None:
 
 @conformance.everywhere_by_file
 def test_decision(vectors: tuple[Vector, ...], subtests: pytest.Subtests) -> None:
-    """The pure core decides as each vector says."""
+    """The engine decides as each vector states."""
     conformance.check_each(subtests, vectors, check_decision)
 
 
 def check_decision(vector: Vector) -> None:
     headers = vector.request.headers_with(SECRET)
     target = vector.request.asked
-    found = facts(vector)
+    found = attributes(vector)
     named, key = credential(values(headers, KEY_HEADER))
     is_known = named is Credential.GIVEN and key == SECRET
     overrides = values(headers, OVERRIDE_HEADER)
@@ -83,7 +83,7 @@ def check_decision(vector: Vector) -> None:
     )
     default = Mode[vector.server_default.upper()]
     decision = decide(described, settings(vector) if is_known else None, default)
-    # Of the two that the service adds to a decision, test_descriptor has seen to.
+    # test_descriptor checks the two fields that the service adds to a decision.
     answer = EvaluateResponse(trace_id=vector.descriptor.trace_id, upstream_path=target.path)
     answer.MergeFrom(evaluate_request.answer(decision))
     conformance.check_answer(vector, answer)
@@ -126,11 +126,11 @@ def test_evaluate(
     keys: dict[str, Keys],
     stubs: dict[str, PolicyServiceStub],
 ) -> None:
-    """Evaluate answers the raw request over gRPC as each vector says."""
+    """Evaluate answers the raw request over gRPC as each vector states."""
 
     def check(vector: Vector) -> None:
         default = vector.server_default
-        asked = conformance.question(vector, keys[default].secret(vector.key))
+        asked = conformance.request_descriptor(vector, keys[default].secret(vector.key))
         conformance.check_answer(vector, stubs[default].Evaluate(asked, timeout=30))
 
     conformance.check_each(subtests, vectors, check)
@@ -149,7 +149,7 @@ def upstream() -> Iterator[Upstream]:
 def gateways(
     policyd: Policyd, enforcing_policyd: Policyd, upstream: Upstream
 ) -> Iterator[dict[str, Gateway]]:
-    """A gateway before each, by the server's default."""
+    """A gateway before each policyd, by the server's default."""
     flags = (upstream.url, "--policy-timeout", "30")
     servers = {
         "off": Gateway(policyd.grpc, *flags),
@@ -167,7 +167,7 @@ def test_gateway(
     gateways: dict[str, Gateway],
     upstream: Upstream,
 ) -> None:
-    """The gateway answers a denied request byte for byte, and sends an allowed one upstream."""
+    """The gateway answers a denied request byte for byte, and forwards an allowed one."""
 
     def check(vector: Vector) -> None:
         default = vector.server_default
@@ -178,14 +178,14 @@ def test_gateway(
 
 
 def test_there_are_vectors() -> None:
-    """They are found, each has an ID of its own, and each ends in a denial or upstream."""
+    """Vectors are found, each has an ID of its own, and each ends in a denial or upstream."""
     vectors = conformance.VECTORS
     assert len({vector.id for vector in vectors}) == len(vectors) > 600
     assert all((vector.denial is None) != (vector.upstream_target is None) for vector in vectors)
 
 
 def test_their_page() -> None:
-    """It names every file, and says how many vectors there are."""
+    """The page names every file, and gives the number of vectors."""
     page = (conformance.FOLDER / "README.md").read_text(encoding="utf-8")
     assert f"{len(conformance.VECTORS)} vectors in" in page
     assert [path.name for path in conformance.FILES if f"`{path.name}`" not in page] == []

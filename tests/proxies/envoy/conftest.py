@@ -42,7 +42,7 @@ def running_upstream(background: Background, certificates: Path) -> Iterator[Ups
 
 @pytest.fixture
 def upstream(running_upstream: Upstream) -> Iterator[Upstream]:
-    """The demo upstream, having received nothing."""
+    """The demo upstream, with an empty record."""
     running_upstream.forget()
     yield running_upstream
     running_upstream.let_go()

@@ -1,4 +1,4 @@
-"""A real Envoy with the shipped bootstrap, in which nothing is changed but the addresses."""
+"""A real Envoy with the shipped bootstrap, in which only the addresses are changed."""
 
 import json
 import urllib.request
@@ -76,7 +76,7 @@ def _address(place: str) -> dict[str, Any]:
 
 
 class Envoy(Program):
-    """A running Envoy. `log` is what its access log has said so far."""
+    """A running Envoy. `log` holds the lines of its access log so far."""
 
     def __init__(self, config: dict[str, Any], folder: Path) -> None:
         file, admin = folder / "envoy.json", folder / "admin-address"

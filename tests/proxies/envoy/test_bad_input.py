@@ -1,4 +1,4 @@
-"""No malformed request slips past Envoy, as shipped and as others configure it."""
+"""No malformed request slips past Envoy, as shipped and as other products configure it."""
 
 import gzip
 import json
@@ -28,7 +28,10 @@ def as_shipped(_: Config) -> None:
 
 
 def as_istio(config: Config) -> None:
-    """All headers, in a map; bodies as the manifest says, in buffers of Envoy's own size."""
+    """All headers, in a map.
+
+    Bodies as the manifest configures them, in buffers of Envoy's own size.
+    """
     providers = manifest("istio/mesh-config.yaml")["spec"]["meshConfig"]["extensionProviders"]
     told = providers[0]["envoyExtAuthzGrpc"]["includeRequestBodyInCheck"]
     _as_control_planes_do(config)
@@ -73,7 +76,10 @@ def proxy(flavour: tuple[str, Envoy]) -> Envoy:
 
 
 def test_keys(proxy: Envoy, upstream: Upstream, enforcing: str, off: str) -> None:
-    """None, an unknown one, and two that differ are refused with 403; the same twice is one."""
+    """A request without a key, with an unknown one, or with two that differ is denied with 403.
+
+    The same key twice counts as one.
+    """
     missing = ask(proxy, "", CHAT_WITH_USER, JSON)
     unknown = ask(proxy, "up-" + "0" * 48, CHAT_WITH_USER, JSON)
     malformed = ask(proxy, "up-\xe9", CHAT_WITH_USER, JSON)
@@ -93,8 +99,11 @@ LIMITS = {"as_shipped": 4_000_000, "as_istio": 1_000_000, "as_envoy_gateway": 4_
 def test_a_large_body(
     flavour: tuple[str, Envoy], upstream: Upstream, enforcing: str, off: str
 ) -> None:
-    """Up to max_request_bytes it is read; over that it is refused with the setting's name, however
-    its length is given, and passes whole where nothing is enforced."""
+    """A body is read up to max_request_bytes.
+
+    Beyond that it is denied with the setting's name, however its length is given, and forwarded
+    whole where the key does not enforce.
+    """
     name, proxy = flavour
     assert ask(proxy, enforcing, BODY % (b"x" * (LIMITS[name] - 50)), JSON).status == 200
     upstream.forget()
@@ -104,7 +113,7 @@ def test_a_large_body(
     chunked = b"%x\r\n%b\r\n0\r\n\r\n" % (len(over), over)
     assert ask(proxy, enforcing, chunked, JSON, ("Transfer-Encoding", "chunked")).status == 413
     assert not upstream.received
-    if name == "as_envoy_gateway":  # Envoy asks nobody, and says so itself.
+    if name == "as_envoy_gateway":  # Envoy does not ask policyd, and answers by itself.
         assert answer.body == b"Payload Too Large"
         return
     assert "with_request_body.max_request_bytes" in answer.message
@@ -113,7 +122,7 @@ def test_a_large_body(
 
 
 def test_a_forged_marker(proxy: Envoy, upstream: Upstream, enforcing: str) -> None:
-    """A client's own x-envoy-auth-partial-body makes no cut body whole."""
+    """A client's own x-envoy-auth-partial-body does not make a cut body count as whole."""
     over = b'{"user":"u-1","x":"%b"}' % (b"x" * 4_500_000)
     marker = ("x-envoy-auth-partial-body", "false")
     assert ask(proxy, enforcing, over, JSON, marker).status == 413
@@ -133,7 +142,7 @@ BODIES = {
 
 @pytest.mark.parametrize(("body", "status"), BODIES.values(), ids=BODIES)
 def test_bodies(proxy: Envoy, upstream: Upstream, enforcing: str, body: bytes, status: int) -> None:
-    """A body that carries no user for certain is refused, in OpenAI's shape."""
+    """A body that does not clearly carry a user is denied, in OpenAI's shape."""
     answer = ask(proxy, enforcing, body, JSON)
     assert answer.status == status
     assert list(json.loads(answer.body)["error"]) == ["message", "type", "param", "code"]
@@ -141,7 +150,7 @@ def test_bodies(proxy: Envoy, upstream: Upstream, enforcing: str, body: bytes, s
 
 
 def test_websockets(proxy: Envoy, upstream: Upstream, off: str) -> None:
-    """They are refused with 426, though control planes have Envoy pass them on."""
+    """WebSockets are denied with 426, though control planes have Envoy pass them on."""
     headers = [("Connection", "Upgrade"), ("Upgrade", "WebSocket"), ("Sec-WebSocket-Key", "x")]
     answer = ask(proxy, off, None, *headers, method="GET", path="/v1/responses")
     assert answer.status == 426
@@ -150,13 +159,13 @@ def test_websockets(proxy: Envoy, upstream: Upstream, off: str) -> None:
 
 
 def test_no_body(proxy: Envoy, upstream: Upstream, enforcing: str) -> None:
-    """A POST without one is refused."""
+    """A POST without a body is denied."""
     assert ask(proxy, enforcing, None).status == 400
     assert not upstream.received
 
 
 def test_gzip(flavour: tuple[str, Envoy], upstream: Upstream, enforcing: str) -> None:
-    """A compressed body is read; where Envoy spoils it by sending it as text, it is refused."""
+    """A compressed body is read; where Envoy spoils it by sending it as text, it is denied."""
     name, proxy = flavour
     packed = gzip.compress(CHAT_WITH_USER)
     passes = name != "as_envoy_gateway"
@@ -170,11 +179,11 @@ def test_gzip(flavour: tuple[str, Envoy], upstream: Upstream, enforcing: str) ->
 
 
 def test_multipart(proxy: Envoy, upstream: Upstream, enforcing: str) -> None:
-    """A form's field user counts, and an incomplete form is refused."""
+    """The user field of a form counts, and an incomplete form is denied."""
     assert ask(proxy, enforcing, FILE + USER + b"--x--\r\n", FORM, path=EDITS).status == 200
     upstream.forget()
-    refused = ask(proxy, enforcing, FILE + b"--x--\r\n", FORM, path=EDITS)
-    assert (refused.status, refused.body) == (422, GOLDEN.read_bytes())
+    denied = ask(proxy, enforcing, FILE + b"--x--\r\n", FORM, path=EDITS)
+    assert (denied.status, denied.body) == (422, GOLDEN.read_bytes())
     assert ask(proxy, enforcing, FILE + USER, FORM, path=EDITS).status == 400
     assert not upstream.received
 
@@ -185,14 +194,14 @@ def test_multipart(proxy: Envoy, upstream: Upstream, enforcing: str) -> None:
 def test_unclear_overrides(
     proxy: Envoy, upstream: Upstream, enforcing: str, values: list[str]
 ) -> None:
-    """What is not one clear false leaves enforcement on."""
+    """A header that is not one clear false leaves enforcement on."""
     answer = ask(proxy, enforcing, CHAT, JSON, *((OVERRIDE, value) for value in values))
     assert answer.status == 422
     assert not upstream.received
 
 
 def test_clear_overrides(flavour: tuple[str, Envoy], enforcing: str, off: str) -> None:
-    """One header is followed; two alike too, where Envoy says that they are two."""
+    """One header is followed, and so are two equal ones where Envoy tells that they are two."""
     name, proxy = flavour
     assert ask(proxy, enforcing, CHAT, JSON, (OVERRIDE, "False")).status == 200
     assert ask(proxy, off, CHAT, JSON, (OVERRIDE, "TRUE")).status == 422
@@ -226,7 +235,7 @@ def test_without_bodies(
     enforcing: str,
     off: str,
 ) -> None:
-    """Where Envoy sends no bodies at all, nothing is taken for having a user or for having none."""
+    """Where Envoy sends no bodies at all, no request counts as having a user or as having none."""
     made = config()
     del ext_authz(made)["with_request_body"]
     proxy = start(made)

@@ -10,7 +10,7 @@ from tests.support.stack import Upstream
 
 @pytest.fixture
 def client(envoy: Envoy, enforcing: str) -> openai.OpenAI:
-    """Today's client, with its own defaults."""
+    """A client of today, with its own defaults."""
     headers = {"x-usagepanda-api-key": enforcing}
     return openai.OpenAI(
         api_key="sk-any", base_url=f"{envoy.url}/v1", default_headers=headers, timeout=60
@@ -18,7 +18,7 @@ def client(envoy: Envoy, enforcing: str) -> openai.OpenAI:
 
 
 def test_the_documented_snippet(envoy: Envoy, upstream: Upstream, off: str) -> None:
-    """Under openai 0.27.8 it ends with the documented exception, to the letter up to the date."""
+    """Under openai 0.27.8 the snippet raises the documented exception, but for its date."""
     done = old_python((HERE / "documented_snippet.py").read_text(), envoy, off)
     documented = (HERE / "documented_exception.txt").read_text()
     printed = done.stderr.splitlines()[-1]
@@ -28,7 +28,7 @@ def test_the_documented_snippet(envoy: Envoy, upstream: Upstream, off: str) -> N
 
 
 def test_the_documented_snippet_with_user(envoy: Envoy, upstream: Upstream, off: str) -> None:
-    """It is answered once it names its user."""
+    """The snippet is answered once it names its user."""
     snippet = (HERE / "documented_snippet.py").read_text()
     named = snippet.replace('prompt="Hello there",', 'prompt="Hello there", user="alice",')
     done = old_python(f"{named}print(output)", envoy, off)
@@ -39,7 +39,7 @@ def test_the_documented_snippet_with_user(envoy: Envoy, upstream: Upstream, off:
 
 @pytest.mark.parametrize("name", [name for name in CALLS if name != "images.create_variation"])
 def test_without_user(client: openai.OpenAI, upstream: Upstream, name: str) -> None:
-    """Today's client raises UnprocessableEntityError, with the same text."""
+    """The client of today raises UnprocessableEntityError, with the same text."""
     with client, pytest.raises(openai.UnprocessableEntityError) as caught:
         CALLS[name](client)
     assert caught.value.body == ERROR
@@ -48,7 +48,7 @@ def test_without_user(client: openai.OpenAI, upstream: Upstream, name: str) -> N
 
 @pytest.mark.parametrize("name", [name for name in CALLS if name != "images.create_variation"])
 def test_with_user(client: openai.OpenAI, upstream: Upstream, name: str) -> None:
-    """It is answered."""
+    """A request with a user is answered."""
     with client:
         assert CALLS[name](client, user="alice").model_dump()
     assert len(upstream.received) == 1
@@ -58,7 +58,7 @@ def test_with_user(client: openai.OpenAI, upstream: Upstream, name: str) -> None
 def test_a_stream_comes_chunk_by_chunk(
     client: openai.OpenAI, upstream: Upstream, name: str
 ) -> None:
-    """The first chunk arrives before the upstream may send the second."""
+    """The client gets the first chunk before the upstream may send the second."""
     upstream.hold()
     with client:
         stream = CALLS[name](client, user="alice", stream=True)
@@ -71,7 +71,7 @@ def test_a_stream_comes_chunk_by_chunk(
 
 @pytest.mark.parametrize("name", STREAMS)
 def test_a_stream_without_user(client: openai.OpenAI, upstream: Upstream, name: str) -> None:
-    """It is refused before there is a stream."""
+    """A stream without a user is denied before it begins."""
     with client, pytest.raises(openai.UnprocessableEntityError) as caught:
         CALLS[name](client, stream=True)
     assert caught.value.body == ERROR

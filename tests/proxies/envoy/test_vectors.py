@@ -24,7 +24,7 @@ REFUSED = {
     *("headers/connection_content_type", "headers/connection_content_type_no_user"),
     *("headers/connection_host", "headers/connection_key", "headers/connection_all"),
 }
-# A client that names what it asked for itself has asked for nothing.
+# Envoy removes a header that the client itself names in Connection.
 NOT_ASKED = {
     "headers/connection_authorization": b"authorization",
     "headers/connection_override": b"x-usagepanda-enforce-user-ids",

@@ -19,7 +19,7 @@ LARGEST = 2**20
 
 @dataclass
 class Stack:
-    """A proxy, what stands behind it, and API keys."""
+    """A proxy with the servers behind it, and API keys."""
 
     name: str
     url: str
@@ -50,7 +50,7 @@ def nginx(folder: Path, port: int, policyd: Policyd, upstream: Upstream) -> Iter
         "api.openai.com:443": address(upstream.url),
         "https://openai": "http://openai",
         "client_max_body_size 64m;": f"client_max_body_size {2 * LARGEST};",
-        # In the folder of whoever runs the test.
+        # In the folder of the user who runs the test.
         "access_log off;": "access_log off; client_body_temp_path body; proxy_temp_path proxy; "
         "fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi;",
     }
@@ -113,7 +113,7 @@ def _caddy(
     folder: Path, port: int, program: str, file: str, changes: dict[str, str]
 ) -> Iterator[Proxy]:
     copy = configured(folder, "caddy", changes)
-    # It keeps certificates and its last configuration in the home folder.
+    # Caddy keeps certificates and its last configuration in the home folder.
     home = (f"HOME={copy}", f"XDG_DATA_HOME={copy}/data", f"XDG_CONFIG_HOME={copy}/config")
     command = ("/usr/bin/env", *home, program, "run", "--config", file, "--adapter", "caddyfile")
     with Proxy(port, *command, folder=copy) as proxy:
@@ -124,7 +124,7 @@ STARTERS = {"nginx": nginx, "haproxy": haproxy, "caddy": caddy, "forward_auth": 
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """A port of this machine at which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -132,7 +132,7 @@ def free_port() -> int:
 
 @contextmanager
 def stack(name: str, folder: Path, background: Background) -> Iterator[Stack]:
-    """Start the proxy `name` and what it needs."""
+    """Start the proxy `name` and the servers that it needs."""
     with ExitStack() as running:
         flags = ("--http", "127.0.0.1:0", "--max-body", str(LARGEST))
         policyd = Policyd(folder, *flags)

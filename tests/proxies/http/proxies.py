@@ -14,8 +14,10 @@ INTEGRATIONS = Path(__file__).parents[3] / "integrations"
 
 
 def configured(folder: Path, name: str, changes: Mapping[str, str]) -> Path:
-    """A copy of integrations/NAME in `folder`, in which every key of `changes` has become its
-    value. Each of them must stand there."""
+    """A copy of integrations/NAME in `folder`, with every key of `changes` replaced by its value.
+
+    Each of the keys must occur in it.
+    """
     copy = folder / name
     shutil.copytree(INTEGRATIONS / name, copy)
     left = set(changes)
@@ -66,7 +68,7 @@ class Proxy:
 
     @property
     def log(self) -> str:
-        """What it has written so far."""
+        """The lines that it has written so far."""
         return self._log.read_text(errors="replace")
 
     def _wait(self) -> None:

@@ -1,5 +1,7 @@
-"""The proxies that ask policyd over HTTP enforce as its own gateway does: none lets a request pass
-by accident, and each gives the client the denial's very bytes."""
+"""The proxies that ask policyd over HTTP enforce as its own gateway does.
+
+None forwards a request by accident, and each gives the client the denial's very bytes.
+"""
 
 import gzip
 import re
@@ -46,7 +48,7 @@ def running(
 
 @pytest.fixture
 def proxied(running: Stack) -> Stack:
-    """A proxy whose upstream has received nothing."""
+    """A proxy whose upstream has an empty record."""
     running.upstream.forget()
     return running
 
@@ -54,14 +56,14 @@ def proxied(running: Stack) -> Stack:
 async def post(
     at: Stack, body: bytes, *headers: tuple[str, str], key: str | None = None, path: str = PATH
 ) -> Response:
-    """Ask for a chat completion with the key that enforces, or `key`."""
+    """Send a chat completion with the key that enforces, or with `key`."""
     pairs = [("x-usagepanda-api-key", key or at.enforced), ("Authorization", "Bearer sk-1")]
     if not any(name == "Content-Type" for name, _ in headers):
         pairs.append(("Content-Type", "application/json"))
     return await ask(at.url, "POST", path, [*pairs, *headers], body)
 
 
-# How each gives the denial's four headers: as the contract has them, or what it cannot keep.
+# How each proxy sends the denial's four headers: as the contract has them, or what it changes.
 AS_ORDERED = {
     "nginx": ("Content-Type", "Access-Control-Allow-Headers", "Access-Control-Allow-Origin",
               "Access-Control-Allow-Methods"),
@@ -73,7 +75,7 @@ AS_ORDERED = {
 
 
 async def test_a_denial(proxied: Stack) -> None:
-    """It has the contract's status, headers in their letter case, bytes, and the decision's ID."""
+    """A denial has the contract's status, headers in their letter case, bytes and the ID."""
     response = await post(proxied, CHAT)
     (identifier,) = response.all("x-request-id")
     assert re.fullmatch("[0-9a-f]{32}", identifier)
@@ -91,7 +93,7 @@ async def test_a_denial(proxied: Stack) -> None:
 
 
 async def test_an_allowed_request(proxied: Stack) -> None:
-    """It reaches the upstream as it came, without a header of ours."""
+    """An allowed request reaches the upstream unchanged, without a header of ours."""
     trace = ("x-usagepanda-trace-id", "t-1")
     override = ("X-UsagePanda-Enforce-User-IDs", "true")
     response = await post(proxied, CHAT_WITH_USER, trace, override, path=PATH + "?a=%20b")
@@ -106,7 +108,7 @@ async def test_an_allowed_request(proxied: Stack) -> None:
 
 
 async def test_out_of_scope(proxied: Stack) -> None:
-    """What the policy is not about passes with its path and query as they came, given a key."""
+    """A request out of scope is forwarded with its path and query unchanged, given a key."""
     headers = [("x-usagepanda-api-key", proxied.enforced)]
     target = "/v1/models?limit=%31&a"
     assert (await ask(proxied.url, "GET", target, headers)).status == 200
@@ -116,7 +118,7 @@ async def test_out_of_scope(proxied: Stack) -> None:
 
 
 def test_streams(proxied: Stack) -> None:
-    """The first chunk of a stream is there before the upstream sends the second."""
+    """The client gets the first chunk of a stream before the upstream sends the second."""
     client = openai.OpenAI(
         base_url=f"{proxied.url}/v1",
         api_key="sk-1",
@@ -142,7 +144,7 @@ def test_streams(proxied: Stack) -> None:
 
 
 def test_the_official_client(proxied: Stack) -> None:
-    """It raises the denial as what it is, and does not retry."""
+    """The official client raises the exception of the denial's status, and does not retry."""
     client = openai.OpenAI(
         base_url=f"{proxied.url}/v1",
         api_key="sk-1",
@@ -168,7 +170,7 @@ def form(user: str) -> bytes:
     return f"--B\r\n{file}\r\n--B\r\n{field}\r\n--B--\r\n".encode()
 
 
-REFUSED: dict[str, tuple[bytes, Pairs, str, int]] = {
+DENIED: dict[str, tuple[bytes, Pairs, str, int]] = {
     "no body": (b"", [], PATH, 400),
     "JSON cut short": (CHAT_WITH_USER[:-1], [], PATH, 400),
     "an array": (b'[{"user":"u-1"}]', [], PATH, 400),
@@ -183,9 +185,9 @@ REFUSED: dict[str, tuple[bytes, Pairs, str, int]] = {
     "percent-encoded": (CHAT, [], "/v1/%63hat/%63ompletions", 422),
     "slashes and dots": (CHAT, [], "//v1/x/..//./chat/completions/", 422),
     "capitals": (CHAT, [], "/v1/Chat/Completions", 422),
-    "another method said": (CHAT, [("X-Forwarded-Method", "GET")], PATH, 422),
-    "another path said": (CHAT, [("X-Forwarded-Uri", "/v1/models")], PATH, 422),
-    "said otherwise": (
+    "another method named": (CHAT, [("X-Forwarded-Method", "GET")], PATH, 422),
+    "another path named": (CHAT, [("X-Forwarded-Uri", "/v1/models")], PATH, 422),
+    "named by other headers": (
         CHAT, [("X-Original-Method", "GET"), ("X-Original-URI", "/v1/models")], PATH, 422,
     ),
     "headers for one hop": (CHAT, [("Connection", "X-Forwarded-Method")], PATH, 422),
@@ -198,9 +200,9 @@ REFUSED: dict[str, tuple[bytes, Pairs, str, int]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("body", "headers", "path", "status"), REFUSED.values(), ids=REFUSED)
-async def test_refused(proxied: Stack, body: bytes, headers: Pairs, path: str, status: int) -> None:
-    """A request without a user for certain is refused, however it is put."""
+@pytest.mark.parametrize(("body", "headers", "path", "status"), DENIED.values(), ids=DENIED)
+async def test_denied(proxied: Stack, body: bytes, headers: Pairs, path: str, status: int) -> None:
+    """A request that does not clearly carry a user is denied, whatever its form."""
     response = await post(proxied, body, *headers, path=path)
     assert response.status == status, response
     assert response.all("content-type") == ["application/json"]
@@ -221,7 +223,7 @@ PASSING: dict[str, tuple[bytes, Pairs, str, str]] = {
 
 @pytest.mark.parametrize(("body", "headers", "path", "target"), PASSING.values(), ids=PASSING)
 async def test_passing(proxied: Stack, body: bytes, headers: Pairs, path: str, target: str) -> None:
-    """A request with a user passes, its body as it came and its path in the canonical form."""
+    """A request with a user is forwarded, its body unchanged and its path in the canonical form."""
     response = await post(proxied, body, *headers, path=path)
     assert response.status == 200, response
     (received,) = proxied.upstream.received
@@ -231,7 +233,7 @@ async def test_passing(proxied: Stack, body: bytes, headers: Pairs, path: str, t
 
 
 async def test_keys(proxied: Stack) -> None:
-    """No key, one that nobody has, and two different ones are refused with 403."""
+    """A request without a key, with an unknown one or two different ones is denied with 403."""
     unknown = "up-" + "0" * 48
     json = ("Content-Type", "application/json")
     both = [("x-usagepanda-api-key", proxied.enforced), ("x-usagepanda-api-key", unknown)]
@@ -243,7 +245,7 @@ async def test_keys(proxied: Stack) -> None:
 
 
 async def test_bodies_over_the_bound(proxied: Stack) -> None:
-    """They are refused with 413, and told so in OpenAI's shape, with a length or in chunks."""
+    """Such bodies are denied with 413 in OpenAI's shape, with a length or in chunks."""
     body = b'{"user":"u-1","a":"%s"}' % (b"x" * 3 * LARGEST)
     response = await post(proxied, body)
     assert response.status == 413
@@ -255,14 +257,14 @@ async def test_bodies_over_the_bound(proxied: Stack) -> None:
 
 
 async def test_bodies_over_the_bound_where_not_enforced(proxied: Stack) -> None:
-    """They pass whole, as long as the proxy holds them."""
+    """Such bodies are forwarded whole, as long as the proxy holds them."""
     body = CHAT_WITH_USER[:-1] + b',"a":"%s"}' % (b"x" * (LARGEST * 3 // 2))
     assert (await post(proxied, body, key=proxied.off)).status == 200
     assert [one.length for one in proxied.upstream.received] == [len(body)]
 
 
 async def _answer_until_cut(url: str, data: bytes) -> bytes:
-    """What comes back to a request that is answered before it is complete."""
+    """The answer to a request that is answered before it is complete."""
     reader, writer = await connect(url)
     writer.write(data)
     answer = b""
@@ -285,7 +287,7 @@ async def test_chunked_bodies(proxied: Stack) -> None:
 
 
 def over_http_2(at: Stack, target: str, body: bytes) -> tuple[int, bytes]:
-    """Ask for `target` over HTTP/2, as curl speaks it. Gives status and body."""
+    """Send a request for `target` over HTTP/2, as curl speaks it. Gives status and body."""
     program = requirements.program("curl", "curl")
     url = at.proxy.h2_url + target
     done = subprocess.run(
@@ -299,15 +301,15 @@ def over_http_2(at: Stack, target: str, body: bytes) -> tuple[int, bytes]:
         capture_output=True,
         check=True,
     )
-    answer, _, said = done.stdout.rpartition(b"\n")
-    version, status = said.split()
+    answer, _, measured = done.stdout.rpartition(b"\n")
+    version, status = measured.split()
     assert version == b"2"
     return int(status), answer
 
 
 @pytest.mark.parametrize("target", [PATH, "/v1//%63hat/x/../completions?a=1"])
 def test_http_2(proxied: Stack, target: str) -> None:
-    """What stands in pseudo-headers is judged as what stands in a request line."""
+    """Pseudo-headers are judged as a request line is."""
     assert over_http_2(proxied, target, CHAT) == (422, NO_USER)
     assert not proxied.upstream.received
     status, _ = over_http_2(proxied, target, CHAT_WITH_USER)
@@ -328,7 +330,7 @@ async def test_whole_urls(proxied: Stack, host: str) -> None:
 
 
 async def test_other_protocols(proxied: Stack) -> None:
-    """No upstream is asked to speak another one, in which nobody would check anything."""
+    """No upstream gets an offer to speak another protocol, whose requests would not be checked."""
     await _ask_for_h2c(proxied)
 
 
@@ -336,8 +338,11 @@ H2C = "as-h2c"
 
 
 def sent_up(at: Stack) -> list[Received]:
-    """What the upstream got. Not what Caddy sends of a request for h2c when its client has left:
-    that may still come while the next test runs."""
+    """The requests that the upstream got.
+
+    Not what Caddy sends of a request for h2c when its client has left: that may still arrive while
+    the next test runs.
+    """
     return [one for one in at.upstream.received if not one.target.endswith(H2C.encode())]
 
 
@@ -346,7 +351,7 @@ async def _ask_for_h2c(at: Stack) -> None:
     key = ("x-usagepanda-api-key", at.enforced)
     data = raw_request("GET", f"/v1/models?{H2C}", [key, *upgrade])
     data = data.replace(b"Connection: close", b"Connection: close, Upgrade, HTTP2-Settings")
-    # Caddy may follow it itself: then it sees into every request.
+    # Caddy may accept the offer itself: then it sees into every request.
     ours = 101 if at.name == "caddy" else 200
     assert parse(await _first_bytes(at.url, data)).status == ours
     assert not any(one.header(b"upgrade") for one in at.upstream.received)
@@ -354,7 +359,7 @@ async def _ask_for_h2c(at: Stack) -> None:
 
 
 async def test_clients_that_leave(proxied: Stack) -> None:
-    """A request that ends too soon is not sent upstream, and harms no other one."""
+    """A request that ends too soon is not forwarded, and harms no other one."""
     key = ("x-usagepanda-api-key", proxied.enforced)
     data = raw_request("POST", PATH, [key, ("Content-Length", "500")]) + CHAT_WITH_USER
     for _ in range(3):
@@ -365,7 +370,7 @@ async def test_clients_that_leave(proxied: Stack) -> None:
 
 
 async def test_preflight_and_websocket(proxied: Stack) -> None:
-    """OPTIONS is answered without a key, and a WebSocket is refused with 426."""
+    """OPTIONS is answered without a key, and a WebSocket is denied with 426."""
     preflight = await ask(proxied.url, "OPTIONS", PATH)
     assert (preflight.status, preflight.body) == (200, b"{}")
     assert preflight.all("access-control-allow-headers") == ["*, Authorization"]
@@ -374,11 +379,11 @@ async def test_preflight_and_websocket(proxied: Stack) -> None:
         "GET", "/v1/realtime", [*upgrade, ("Sec-WebSocket-Key", "YWJjZGVmZ2hpamtsbW5vcA==")]
     )
     data = head.replace(b"Connection: close", b"Connection: Upgrade")
-    refusal = parse(await _first_bytes(proxied.url, data))
-    assert refusal.status == 426
-    # RFC 9110: with a 426 the protocol is named that is spoken here. Caddy keeps it to itself.
-    assert proxied.name == "caddy" or refusal.all("upgrade") == ["HTTP/1.1"]
-    assert refusal.all("content-type") == ["application/json"]
+    denial = parse(await _first_bytes(proxied.url, data))
+    assert denial.status == 426
+    # RFC 9110: a 426 names the protocol that the server speaks. Caddy drops that header.
+    assert proxied.name == "caddy" or denial.all("upgrade") == ["HTTP/1.1"]
+    assert denial.all("content-type") == ["application/json"]
     assert not sent_up(proxied)
 
 
@@ -390,11 +395,11 @@ async def _first_bytes(url: str, data: bytes) -> bytes:
 
 @pytest.mark.parametrize("name", PROXIES)
 async def test_policyd_is_down(name: str, tmp_path: Path, background: Background) -> None:
-    """Then nothing goes upstream: each answers 503 in OpenAI's shape."""
+    """While policyd is down nothing is forwarded: each proxy answers 503 in OpenAI's shape."""
     with stack(name, tmp_path, background) as one:
         assert (await post(one, CHAT_WITH_USER)).status == 200
         one.upstream.forget()
-        if name != "caddy":  # There it is the gateway that waits.
+        if name != "caddy":  # With Caddy the gateway waits for policyd.
             await _hangs(one)
         one.policyd.stop()
         for body in (CHAT, CHAT_WITH_USER):
@@ -415,8 +420,9 @@ async def _hangs(at: Stack) -> None:
 
 
 async def test_forward_auth(tmp_path: Path, background: Background) -> None:
-    """Caddy's forward_auth sends no body: where user IDs are enforced nothing in scope passes, and
-    the answer says why. Keys are checked all the same."""
+    """Caddy's forward_auth sends no body: where the key enforces nothing in scope is allowed, and
+    the answer tells why. Keys are checked all the same.
+    """
     with stack("forward_auth", tmp_path, background) as one:
         for body in (CHAT, CHAT_WITH_USER):
             for path in (PATH, "/v1//%63hat/completions"):

@@ -25,7 +25,7 @@ REFUSED = {
         "scope/ambiguous_nul",
     },
     "haproxy": EMPTY,
-    # It stands before policyd-gateway.
+    # Caddy stands before policyd-gateway.
     "caddy": set(),
 }
 
@@ -44,13 +44,13 @@ def running(
 def test_vectors(
     vectors: tuple[Vector, ...], subtests: pytest.Subtests, running: tuple[Stack, Keys]
 ) -> None:
-    """Each answers a denied request byte for byte, and sends an allowed one upstream."""
+    """Each proxy answers a denied request byte for byte, and forwards an allowed one."""
     proxy, keys = running
 
     def check(vector: Vector) -> None:
         conformance.check_over_http(
             *(vector, proxy.url, keys.secret(vector.key), proxy.upstream),
-            exact=False,  # They send headers in an order of their own.
+            exact=False,  # These proxies send headers in an order of their own.
             refused=REFUSED[proxy.name],
         )
 
