@@ -80,6 +80,16 @@ def lost(stack: Stack) -> int:
         store.close()
 
 
+async def until_logged(stack: Stack, decisions: int) -> None:
+    """Wait until so many decisions are in the store: policyd leaves in the spool what it cannot ship
+    before it ends."""
+    store = Store(stack.policyd.database_url)
+    async with asyncio.timeout(120):
+        while store.log.status().decisions < decisions:  # noqa: ASYNC110 - it tells no one
+            await asyncio.sleep(0.2)
+    store.close()
+
+
 def traces(records: list[Record], verdict: Verdict) -> Counter[str]:
     return Counter(one.trace_id for one in records if one.verdict is verdict)
 
@@ -148,7 +158,7 @@ def stopped(server: PostgreSQL) -> Iterator[None]:
     server.start()
 
 
-@pytest.mark.timeout(120 + 2 * AWAY)
+@pytest.mark.timeout(240 + 2 * AWAY)
 async def test_the_store_is_away(
     make_stack: MakeStack, database: tuple[str, PostgreSQL | None]
 ) -> None:
@@ -161,6 +171,7 @@ async def test_the_store_is_away(
             await asyncio.sleep(AWAY)
             await load.more(100, *DECIDED)
     assert set(load.statuses()) == DECIDED
+    await until_logged(stack, load.statuses().total())
     assert await asyncio.to_thread(stack.policyd.stop) == 0
     records = logged(stack)
     log.info("%.0f s away: %s, %d logged", AWAY, dict(load.statuses()), len(records))
