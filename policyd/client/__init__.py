@@ -13,9 +13,18 @@ An evaluation goes through these files:
     forking     what becomes of clients where a process forks
 """
 
+from grpc import ChannelCredentials
+
 from policyd.client.aio import PolicyClient, tls_credentials
 from policyd.client.fallback import OnError
 from policyd.client.sync import SyncPolicyClient
 from policyd.errors import NoDecision
 
-__all__ = ["NoDecision", "OnError", "PolicyClient", "SyncPolicyClient", "tls_credentials"]
+__all__ = [
+    "ChannelCredentials",
+    "NoDecision",
+    "OnError",
+    "PolicyClient",
+    "SyncPolicyClient",
+    "tls_credentials",
+]

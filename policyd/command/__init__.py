@@ -1,6 +1,9 @@
 """What policyd and policyd-gateway share as commands and as servers.
 
-    configuration  what a command does to start: settings, log, event loop
+    settings       settings that are declared once, as fields of a dataclass
+    configuration  their options: from flags, environment and --config, which yaml_words reads
+    groups         groups of commands: their errors, and commands loaded when they are called
+    process        how a process begins: its log, its event loop
     address        addresses to listen at, taken so that no other program shares them
     crew           the workers of one server, and the operator's signals
     child, parent  a worker process: as its parent has it, and as it has its parent

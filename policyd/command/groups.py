@@ -1,4 +1,5 @@
-"""Groups of commands: how they report errors, and load a command only when it is called."""
+"""Groups of commands: how they report errors, load a command only when it is called, and read a
+server's command line once more."""
 
 import importlib
 from collections.abc import Mapping
@@ -27,6 +28,11 @@ def read_again(context: click.Context) -> dict[str, Any]:
         again = context.command.make_context(context.info_name, arguments, context.parent)
     except click.ClickException as problem:
         raise SettingsError(problem.format_message()) from None
+    except (ImportError, AttributeError) as problem:
+        # Commands are loaded late, and by then another version may be installed.
+        raise SettingsError(
+            f"another version is installed, which this one cannot read ({problem}): start it anew"
+        ) from None
     return again.params
 
 

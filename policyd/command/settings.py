@@ -1,10 +1,10 @@
 """Settings that are declared once, as the fields of a frozen dataclass.
 
 A field that setting() makes states a setting's default, unit, bounds and description. From these
-come its flag, its environment variable, its key in the --config file and its --help (options.py),
-its row in docs/configuration.md (docs/tools/configuration.py), and the JSON by which a supervisor
-passes settings to its workers: dump() and load(). A field that setting() does not make is for code
-alone, such as tests.
+come its flag, its environment variable, its key in the --config file and its --help (see
+configuration.py), its row in docs/configuration.md (docs/tools/configuration.py), and the JSON by
+which a supervisor passes settings to its workers: dump() and load(). A field that setting() does
+not make is for code alone, such as tests.
 """
 
 from collections.abc import Mapping

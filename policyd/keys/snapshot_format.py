@@ -33,8 +33,12 @@ PIECE = 500
 FUTURE = 60.0
 """Seconds that a clock may have gone back since the file was written."""
 _FORMAT = 1
+# A module's name is no part of the form: types were written with this one first.
+_MODULE = "policyd.engine.model", "policyd.model"
 _FORM = hashlib.sha256(
-    repr([(field.name, str(field.type)) for field in fields(KeySettings)]).encode()
+    repr(
+        [(field.name, str(field.type).replace(*_MODULE)) for field in fields(KeySettings)]
+    ).encode()
 ).hexdigest()[:16]
 """Which fields the settings of a key have. A version with other fields could read them wrong."""
 _LENGTH = struct.Struct(">I")

@@ -57,7 +57,6 @@ class _Supervisor:
         http = console = None
         self._sockets = {}
         if asked.http is not None:
-            # Imported late, so that a policyd without --http starts sooner.
             http, self._sockets["http"] = reserve_listening(asked.http, "--http", held)
         if asked.console is not None:
             console = reserve(asked.console, "--console", held)

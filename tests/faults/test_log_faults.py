@@ -81,8 +81,10 @@ def lost(stack: Stack) -> int:
 
 
 async def until_logged(stack: Stack, decisions: int) -> None:
-    """Wait until so many decisions are in the store: policyd leaves in the spool what it cannot ship
-    before it ends."""
+    """Wait until so many decisions are in the store.
+
+    What policyd cannot ship before it ends, it leaves in the spool.
+    """
     store = Store(stack.policyd.database_url)
     async with asyncio.timeout(120):
         while store.log.status().decisions < decisions:  # noqa: ASYNC110 - it tells no one
