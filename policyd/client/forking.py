@@ -11,6 +11,8 @@ as its process forks, every client in the child raises NoDecision with the reaso
 import gc
 import os
 import threading
+import time
+from pathlib import Path
 from typing import Protocol
 from weakref import WeakSet
 
@@ -20,6 +22,14 @@ INHERITED = (
     "this process was forked from one in which a client of policyd had a channel open, and gRPC "
     "does not survive that: fork first, or close the client before"
 )
+
+
+_TASKS = Path("/proc/self/task")
+"""The threads of this process, on Linux."""
+_THREADS = ("event_engine", "grpc_", "lifeguard", "timer_", "resolver-", "default-exec")
+"""The beginnings of the names of gRPC's threads."""
+_THREADS_TIME = 0.5
+"""Seconds that a fork waits for gRPC's threads at most."""
 
 
 class Suspendable(Protocol):
@@ -71,6 +81,22 @@ def _before() -> None:
     if were_in_use:
         # gRPC stops its threads once no object of a channel is left, circular references included.
         gc.collect()
+        _wait_for_threads()
+
+
+def _wait_for_threads() -> None:
+    """Wait until gRPC's threads are gone: a lock that one of them holds would stay locked in the
+    child. Threads of another user of gRPC in this process do not end, so the wait has a bound."""
+    until = time.monotonic() + _THREADS_TIME
+    while time.monotonic() < until and any(map(_is_grpcs, _TASKS.glob("*/comm"))):
+        time.sleep(0.001)
+
+
+def _is_grpcs(comm: Path) -> bool:
+    try:
+        return comm.read_text().startswith(_THREADS)
+    except OSError:  # The thread has ended.
+        return False
 
 
 def _in_parent() -> None:
