@@ -117,6 +117,7 @@ WAITING: dict[str, tuple[bytes, bytes, dict[str, float], bytes]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("begun", "drip", "limits", "status"), WAITING.values(), ids=WAITING)
 async def test_every_wait_ends(
     begun: bytes, drip: bytes, limits: dict[str, Any], status: bytes
@@ -137,6 +138,7 @@ async def test_every_wait_ends(
         writer.close()
 
 
+@pytest.mark.slow
 async def test_a_busy_client_is_not_hurried() -> None:
     """A body that arrives fast enough and a long answer may last longer than any one wait."""
     wait = 4 * SOON  # Longer than a busy machine may stand still.
@@ -506,6 +508,7 @@ def test_time_in_which_the_server_stood_still(state: State) -> None:
     assert ended
 
 
+@pytest.mark.slow
 async def test_a_sweep_that_comes_late() -> None:
     """After a late sweep the server looks once more before it ends a connection."""
     crowd = connections.Connections(Limits(idle=1.0), asyncio.get_running_loop().time)

@@ -99,6 +99,10 @@ def test_errors(database: str, words: list[str], message: str) -> None:
     assert b"Traceback" not in done.stderr
 
 
+# Ports that are free, as policyd looks at them first.
+PORTS = ("--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0")
+
+
 @pytest.mark.parametrize(
     ("words", "env", "message"),
     [
@@ -108,13 +112,21 @@ def test_errors(database: str, words: list[str], message: str) -> None:
         (["keys", "create", "x", "--override", "never"], {}, "'never' is not one of"),
         (["explain", "--key", "x"], {}, "give one of --has-user, --no-user and --body"),
         (["explain", "--key", "x", "--has-user", "--header", "no"], {}, "'NAME: VALUE'"),
-        (["serve", "--database-url", "sqlite://"], {}, "must name a file"),
-        (["serve", "--database-url", "postgresql+psycopg://h:s3cret"], {}, "is not usable"),
+        (["serve", *PORTS, "--database-url", "sqlite://"], {}, "must name a file"),
+        (
+            ["serve", *PORTS, "--database-url", "postgresql+psycopg://h:s3cret"],
+            {},
+            "is not usable",
+        ),
         (["serve", "--grpc", "nowhere"], {}, "--grpc takes HOST:PORT"),
         (["serve", "--grpc", "0.0.0.0:0"], {}, "--insecure"),
         (["serve"], {"POLICYD_WORKER": "2"}, "did you mean POLICYD_WORKERS?"),
         (["serve"], {"POLICYD_WORKERS": "many"}, "'many' is not a valid integer"),
-        (["serve", "--database-url", "nonsense"], {}, "--database-url is not usable"),
+        (
+            ["serve", *PORTS, "--database-url", "nonsense"],
+            {},
+            "--database-url is not usable",
+        ),
     ],
 )
 def test_wrong_settings(

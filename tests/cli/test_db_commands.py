@@ -252,6 +252,7 @@ def test_a_damaged_database_is_restored(store: Store, url: str, tmp_path: Path) 
     again.close()
 
 
+@pytest.mark.slow
 def test_vacuum(store: Store, url: str, tmp_path: Path) -> None:
     """Free space goes back to the disk, at first at once, and then bit by bit beside writers."""
     file = tmp_path / "policyd.db"
@@ -289,6 +290,7 @@ def test_postgresql_has_programs_of_its_own(tmp_path: Path) -> None:
         assert "hunter2" not in message
 
 
+@pytest.mark.slow
 def test_no_database(tmp_path: Path) -> None:
     """A command that needs a database makes none.
 

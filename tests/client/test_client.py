@@ -173,6 +173,7 @@ async def test_the_denial_is_the_gateways() -> None:
     assert sent[1]["body"] == denial.NO_DECISION.body
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_error", ["raise", "deny", "allow"])
 async def test_a_server_that_hangs(own_policyd: Policyd, on_error: OnError) -> None:
     """The client waits for a server that hangs no longer than the deadline."""

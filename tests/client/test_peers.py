@@ -210,6 +210,7 @@ async def test_one_has_never_spoken(make_peer: Start, is_first: bool) -> None:
             await ask(client, 30)
 
 
+@pytest.mark.slow
 async def test_connections_that_are_lost(make_peer: Start) -> None:
     """Connections that a firewall forgets are replaced, and every request gets an answer."""
     peer = await make_peer()
@@ -394,6 +395,7 @@ async def test_a_revision_that_is_waited_for(make_peer: Start) -> None:
     assert sum(request.min_revision == 9 for request in peer.asked) == 1
 
 
+@pytest.mark.slow
 async def test_a_revision_that_is_waited_for_elsewhere(
     make_peer: Start, unused_port: Callable[[], int]
 ) -> None:

@@ -142,6 +142,7 @@ def test_the_table_is_whole() -> None:
     assert outages == AWAY
 
 
+@pytest.mark.slow
 @IN_SESSION
 async def test_policy_client(refusing: Running) -> None:
     """on_error="allow" allows a request if policyd was not reached in time, and never one that it
@@ -181,6 +182,7 @@ async def test_a_batch(refusing: Running) -> None:
         assert {answer.decision for answer in answers} == {pb.DECISION_DENY}
 
 
+@pytest.mark.slow
 @IN_SESSION
 async def test_sync_policy_client(refusing: Running) -> None:
     """SyncPolicyClient behaves the same."""
@@ -193,6 +195,7 @@ async def test_sync_policy_client(refusing: Running) -> None:
         await asyncio.to_thread(ask, status)
 
 
+@pytest.mark.slow
 @IN_SESSION
 async def test_the_gateway(refusing: Running) -> None:
     """--on-policy-error allow forwards a request if policyd was away, and answers 503 if policyd
@@ -215,6 +218,7 @@ async def test_the_gateway(refusing: Running) -> None:
         assert len(demo.app.record) == len(AWAY)
 
 
+@pytest.mark.slow
 @IN_SESSION
 async def test_what_is_tried_again(refusing: Running) -> None:
     """The client repeats a call whose cause may pass, and makes any other once."""

@@ -225,6 +225,7 @@ async def test_all_that_wait_share_a_sync(folder: Path) -> None:
     await log.close()
 
 
+@pytest.mark.slow
 async def test_a_disk_that_hangs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sync that hangs fails after its time, and delays the end of policyd no longer."""
     monkeypatch.setattr(decision_log, "_PATIENCE", 0.1)

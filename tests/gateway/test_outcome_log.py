@@ -115,6 +115,7 @@ async def test_what_was_written_to_the_cache(tmp_path: Path) -> None:
     assert with_cache.cost_micro_usd == pytest.approx(1.1 * without.cost_micro_usd)
 
 
+@pytest.mark.slow
 async def test_policyd_is_killed(tmp_path: Path, demo: Demo) -> None:
     """Under load, the log has in the end the outcome of every forwarded request."""
     async with AsyncExitStack() as at_last:

@@ -71,6 +71,7 @@ async def test_a_head_that_does_not_come_is_not_asked_for_again(open_door: Servi
         assert raw.begun == 1
 
 
+@pytest.mark.slow
 async def test_an_answer_that_stops(open_door: Serving, caplog: pytest.LogCaptureFixture) -> None:
     """An answer that stops is cut.
 

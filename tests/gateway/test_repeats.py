@@ -345,6 +345,7 @@ async def _tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContex
     return context
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("over", ["plain", "TLS"])
 async def test_an_upstream_that_closes_all_the_time(
     open_door: Serving, over: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

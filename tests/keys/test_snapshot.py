@@ -93,6 +93,7 @@ def test_it_holds_no_key_and_no_name(file: SnapshotFile, tmp_path: Path) -> None
     assert {one.name for one in fields(KeySettings)} == {"key_id", "mode", "override", "accept"}
 
 
+@pytest.mark.slow
 def test_every_damage_is_noticed(file: SnapshotFile, tmp_path: Path) -> None:
     """A snapshot with a changed byte, or one that is cut, is not used."""
     path = tmp_path / "snapshot"
@@ -244,6 +245,7 @@ class Changing:
         return KeyChanges(self.revision, (change,), everything, self.epoch)
 
 
+@pytest.mark.slow
 async def test_it_is_kept_as_settings_change(
     file: SnapshotFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,8 +7,10 @@ marker of its own for whatever else it needs. pyproject.toml declares the marker
 
 import pytest
 
-FOLDERS = {"faults": "faults", "proxies": "proxies"}
+FOLDERS = {"demo": "slow", "faults": "faults", "proxies": "proxies"}
 """The marker of each folder of tests/ whose tests are not quick."""
+FILES = {"test_child.py": "slow", "test_tls.py": "slow"}
+"""The marker of each file whose tests are not quick."""
 FIXTURES = {
     "postgresql": "postgresql",
     "browser": "browser",
@@ -20,7 +22,7 @@ FIXTURES = {
 test that uses it."""
 VALUES = {"postgresql": "postgresql"}
 """The marker of each value of a parameter that requests such a fixture."""
-MARKERS = {*FOLDERS.values(), *FIXTURES.values(), *VALUES.values(), "clients"}
+MARKERS = {*FOLDERS.values(), *FILES.values(), *FIXTURES.values(), *VALUES.values(), "clients"}
 
 
 def mark(items: list[pytest.Item]) -> None:
@@ -41,4 +43,5 @@ def _named(item: pytest.Item) -> set[str]:
         if given
         else []
     )
-    return {name for name in (*folders, *fixtures, *values) if name}
+    files = [FILES.get(item.path.name)]
+    return {name for name in (*folders, *files, *fixtures, *values) if name}
