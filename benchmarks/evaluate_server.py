@@ -57,5 +57,5 @@ class _Server(Server):
 
 if __name__ == "__main__":
     # Replaced here, so that all else is as in `policyd serve`.
-    with patch("policyd.cli.main.Server", _Server):
+    with patch("policyd.server.server.Server", _Server):
         main.main()

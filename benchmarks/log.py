@@ -1,6 +1,6 @@
-"""Evaluate with the decision log, compared with a server that does not log."""
+"""Evaluate with the decision log, for each --spool-sync, beside a server that does not log."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from statistics import median
@@ -20,10 +20,11 @@ from benchmarks.rounds import (
     take_turns,
     with_spread,
 )
+from policyd.decision_log.spool import SYNCS
 from policyd.v1.policy_pb2 import DECISION_DENY, EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 
-LOGGED, UNLOGGED = "with the log", "without"
+UNLOGGED = "without the log"
 _SETTLE = 1.0
 """Seconds between two turns, in which the log reaches the store."""
 
@@ -32,16 +33,13 @@ async def run(folder: Path, plan: Plan) -> str:
     """Measure, and give the result as Markdown. `folder` is for the databases."""
     async with AsyncExitStack() as running:
         cases = []
-        for name, arguments in (
-            (LOGGED, ()),
-            (UNLOGGED, ("python", "-m", "benchmarks.unlogged_server")),
-        ):
+        for name, command, flags in _servers():
             place = folder / name.replace(" ", "-")
             place.mkdir()
             url = f"sqlite:///{place}/policyd.db"
             key = create_key(url)
             server = running.enter_context(
-                started(*policyd(url, *arguments), ready=POLICYD_IS_READY)
+                started(*policyd(url, *command), *flags, ready=POLICYD_IS_READY)
             )
             channel = await running.enter_async_context(grpc.aio.insecure_channel(server.places[0]))
             programs = {"server": server.pid, "background worker": _background_worker(server)}
@@ -49,6 +47,13 @@ async def run(folder: Path, plan: Plan) -> str:
             cases.append(Case(name, ask, programs))
         found = {n: await take_turns(cases, n, plan, pause=_SETTLE) for n in CONCURRENCIES}
     return _table(found)
+
+
+def _servers() -> Iterator[tuple[str, tuple[str, ...], tuple[str, ...]]]:
+    """The name, command and flags of each."""
+    for sync in SYNCS:
+        yield f"sync {sync}", (), ("--spool-sync", sync)
+    yield UNLOGGED, ("python", "-m", "benchmarks.unlogged_server"), ()
 
 
 def _background_worker(server: Program) -> int:

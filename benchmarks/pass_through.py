@@ -14,5 +14,5 @@ async def _allow(request: EvaluateRequest) -> EvaluateResponse:
 
 if __name__ == "__main__":
     # Replaced here, so that all else is as in `policyd-gateway serve`.
-    with patch("gateway.cli.Server", partial(Server, evaluate=_allow)):
+    with patch("gateway.supervisor.Server", partial(Server, evaluate=_allow)):
         cli.main()
