@@ -155,7 +155,7 @@ def _pages(store: Store) -> dict[str, str]:
         "Logs of an operation": "/logs?operation=embedding",
         "Logs of a user": "/logs?user=user-1",
         "Logs of a rare user": "/logs?user=user-4321",
-        "Logs of an unknown user": "/logs?user=nobody-at-all",
+        "Logs of an unknown user": "/logs?user=unknown-user",
         "Logs of a trace": f"/logs?trace={newest.trace_id}",
         "Logs until a day": f"/logs?until={day}",
         "Logs, a key's blocked ones of a user's": f"/logs?key={key}&decision=denied&user=user-1",

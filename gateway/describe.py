@@ -26,7 +26,7 @@ def is_too_large(path: bytes, headers: RequestHeaders) -> bool:
 
 
 def text(raw: bytes) -> str:
-    """A part of the request target as it came, but with bytes outside ASCII percent-encoded."""
+    """A part of the request target, unchanged but for bytes outside ASCII: percent-encoded."""
     return raw.decode() if raw.isascii() else quote(raw, safe=_ASCII)
 
 

@@ -67,7 +67,7 @@ class ServerSettings:
     max_message: int = setting(4 * 2**20, "Bytes of a gRPC request.", unit="bytes", least=1024)
     max_body: int = setting(
         64 * 2**20,
-        "Bytes of a body that --http reads, as it came and decompressed.",
+        "Bytes of a body that --http reads, as the client sends it and decompressed.",
         unit="bytes",
         least=1,
     )

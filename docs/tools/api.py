@@ -18,7 +18,7 @@ from google.protobuf.descriptor_pb2 import (
     FileDescriptorSet,
     ServiceDescriptorProto,
 )
-from grpc_tools import protoc  # type: ignore[import-untyped]
+from grpc_tools import protoc  # type: ignore[import-untyped]  # It carries no types.
 
 _ROOT = Path(__file__).parent.parent.parent / "protos"
 _FILES = ("policyd/v1/policy.proto", "policyd/v1/admin.proto")

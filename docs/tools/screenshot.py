@@ -89,6 +89,7 @@ def take(running: Demo, browser_path: str) -> None:
     """Sign in, and take the picture of the log once both requests are there."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+        # Playwright's own type of a size is private.
         page = browser.new_page(viewport=_SIZE, color_scheme="light")  # type: ignore[arg-type]
         page.goto(f"{running.console}/sign-in")
         page.fill("#password", running.token)

@@ -22,7 +22,7 @@ class Bounded:
 
     def connection_made(self, transport: Any) -> None:
         """See asyncio.Protocol."""
-        super().connection_made(transport)  # type: ignore[misc]
+        super().connection_made(transport)  # type: ignore[misc]  # of uvicorn
         if not self.crowd.has(self.visit):  # It was ended during its TLS handshake.
             transport.abort()
         self.visit.cut = transport.abort
@@ -35,28 +35,28 @@ class Bounded:
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
         self.crowd.leave(self.visit)
-        super().connection_lost(exc)  # type: ignore[misc]
+        super().connection_lost(exc)  # type: ignore[misc]  # of uvicorn
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
         self.crowd.hear(self.visit, len(data))
-        super().data_received(data)  # type: ignore[misc]
+        super().data_received(data)  # type: ignore[misc]  # of uvicorn
         self.crowd.move(self.visit, self._state())
 
     def on_response_complete(self) -> None:
         """See uvicorn's protocols."""
-        super().on_response_complete()  # type: ignore[misc]
+        super().on_response_complete()  # type: ignore[misc]  # of uvicorn
         self.crowd.move(self.visit, self._state())
 
     def pause_writing(self) -> None:
         """See asyncio.Protocol."""
         self.crowd.stall(self.visit)
-        super().pause_writing()  # type: ignore[misc]
+        super().pause_writing()  # type: ignore[misc]  # of uvicorn
 
     def resume_writing(self) -> None:
         """See asyncio.Protocol."""
         self.crowd.flow(self.visit)
-        super().resume_writing()  # type: ignore[misc]
+        super().resume_writing()  # type: ignore[misc]  # of uvicorn
 
     def dismiss(self) -> None:
         """End the connection in good order, if the client allows that."""

@@ -3,6 +3,6 @@
 run         starts all of it, and says how to use it
 sample      a week of made-up requests for the console
 upstream    a small OpenAI-compatible upstream, for tests and benchmarks too
-received    a request as it came to the upstream
+received    a request as the upstream receives it
 replies     its answers; streams: the same word by word
 """

@@ -1,4 +1,4 @@
-"""A request as it came to the demo upstream."""
+"""A request as the demo upstream receives it."""
 
 import zlib
 from collections.abc import Awaitable, Callable
@@ -14,7 +14,7 @@ Receive = Callable[[], Awaitable[Any]]
 
 @dataclass(slots=True)
 class Received:
-    """A request as it came: made when its head has come, and growing while its body comes."""
+    """One request: made when its head has arrived, and growing while its body arrives."""
 
     method: str
     target: bytes  # the raw path, and after a `?` the query

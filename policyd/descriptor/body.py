@@ -10,7 +10,7 @@ from policyd.descriptor.identifiers import BodyAttributes, unreadable
 from policyd.engine.model import Endpoint, UserState
 
 MAX_BODY = 64 * 2**20
-"""Bytes of a body, as it came and decompressed, unless a caller sets its own bound."""
+"""Bytes of a body, as sent and decompressed, unless an adapter sets its own bound."""
 MAX_RAW_BODY = 4 * 2**20
 """The same of a body that a caller of PolicyService sends in place of its attributes."""
 

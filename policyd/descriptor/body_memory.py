@@ -13,7 +13,7 @@ from policyd.errors import BodiesFull
 
 _Result = TypeVar("_Result")
 SMALL = 64 * 1024
-"""Bytes of a body, as it came or decompressed, that are held and read for any client."""
+"""Bytes of a body, as sent or decompressed, that are held and read for any client."""
 AT_ONCE = 256 * 1024
 """Bytes of a body, decompressed too, up to which reading is quicker than handing it to a thread."""
 THREADS = 4

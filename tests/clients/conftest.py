@@ -46,24 +46,6 @@ def wire(background: Background, gateway: Gateway) -> Iterator[Wire]:
 
 
 @pytest.fixture(scope="session")
-def enforcing(policyd: Policyd) -> str:
-    """An API key that enforces user IDs."""
-    return policyd.create_key("enforce")
-
-
-@pytest.fixture(scope="session")
-def off(policyd: Policyd) -> str:
-    """An API key that does not enforce user IDs."""
-    return policyd.create_key("off")
-
-
-@pytest.fixture(scope="session")
-def locked(policyd: Policyd) -> str:
-    """An API key that enforces user IDs, whatever the headers say."""
-    return policyd.create_key("enforce", override="locked")
-
-
-@pytest.fixture(scope="session")
 def user_alone(policyd: Policyd) -> str:
     """An API key that enforces user IDs, and does not accept safety_identifier."""
     return policyd.create_key("enforce", accept="user")

@@ -1,9 +1,7 @@
 """The decision log's acceptance suite, which every store passes."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -22,24 +20,6 @@ from tests.support.records import START, denied, outcome, record
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 EVERYTHING = LogFilter()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A new database of each kind."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/policyd.db"
-        return
-    with request.getfixturevalue("postgresql").database() as url:
-        yield url
-
-
-@pytest.fixture
-def store(url: str) -> Iterator[Store]:
-    store = Store(url)
-    store.migrate()
-    yield store
-    store.close()
 
 
 def test_a_decision_and_its_outcome(store: Store) -> None:

@@ -4,7 +4,6 @@ import logging
 import os
 import random
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -19,14 +18,6 @@ from policyd.store.checkpoints import Checkpoints, Counts, Written
 from policyd.store.engine import make_file, open_engine
 from tests.support.postgresql import PostgreSQL
 from tests.support.records import record
-
-
-@pytest.fixture
-def store(new_database: str) -> Iterator[Store]:
-    store = Store(new_database)
-    store.migrate()
-    yield store
-    store.close()
 
 
 def execute(url: str, *statements: str, **values: object) -> None:

@@ -38,14 +38,6 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-@pytest.fixture
-def store(new_database: str) -> Iterator[Store]:
-    store = Store(new_database)
-    store.migrate()
-    yield store
-    store.close()
-
-
 def retire(store: Store, keep: timedelta, max_rows: int = PLENTY) -> int:
     """Retire records until none is due, and return their number."""
     retired = 0

@@ -1,7 +1,6 @@
 """The acceptance suite that every store passes."""
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,24 +22,6 @@ from policyd.store import Store, metadata
 from policyd.store.administrator import Credentials
 
 BOTH = ("user", "safety_identifier")
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A new database of each kind."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/policyd.db"
-        return
-    with request.getfixturevalue("postgresql").database() as url:
-        yield url
-
-
-@pytest.fixture
-def store(url: str) -> Iterator[Store]:
-    store = Store(url)
-    store.migrate()
-    yield store
-    store.close()
 
 
 def test_a_new_key(store: Store) -> None:

@@ -1,4 +1,4 @@
-"""The log's filters in a URL: any value is read without an error, and written back as it came."""
+"""The log's filters in a URL: any value is read without an error, and written back unchanged."""
 
 import re
 from collections.abc import Mapping

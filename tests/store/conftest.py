@@ -1,0 +1,22 @@
+"""What the tests of the store share: a store on a new database of each kind."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from policyd.store import Store
+
+
+@pytest.fixture
+def url(new_database: str) -> str:
+    """The URL of a new database of each kind."""
+    return new_database
+
+
+@pytest.fixture
+def store(new_database: str) -> Iterator[Store]:
+    """A store on that database."""
+    store = Store(new_database)
+    store.migrate()
+    yield store
+    store.close()
