@@ -155,6 +155,18 @@ def test_a_minute() -> None:
     assert len(tally.samples) == 1
 
 
+def test_samples_of_each_minute() -> None:
+    """Every minute has MAX_SAMPLES anew, of however many sources."""
+    tally = Tally()
+    for _ in range(3):
+        for number in range(2 * MAX_SAMPLES):
+            tally.add(refused_key(f"192.0.2.{number}"))
+        assert tally.counts
+        assert len(tally.samples) == MAX_SAMPLES
+        tally.clock.now += 60
+        assert tally.counts == []
+
+
 def test_whatever_strangers_send() -> None:
     """Neither memory nor disk grows with the requests, the sources or their content."""
     tally = Tally()
