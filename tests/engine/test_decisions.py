@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from policyd.descriptor.evaluate_request import read
-from policyd.engine.decision import decide
-from policyd.engine.model import KeySettings, Mode, Override, RouteSettings
+from policyd.engine.model import KeySettings, Mode, Override, RouteSettings, Settings
+from policyd.engine.policy import parse_setting
+from policyd.policies import TABLE, decide
 from policyd.v1 import policy_pb2 as pb
 
 TABLES = sorted((Path(__file__).parents[1] / "decisions").glob("*.yaml"))
@@ -37,20 +38,26 @@ def settings(case: dict[str, Any]) -> KeySettings | None:
         return None
     key = case.get("key", {})
     return KeySettings(
-        "key_test",
-        Mode[key["mode"].upper()] if "mode" in key else None,
-        Override[key.get("override", "any").upper()],
-        tuple(key.get("accept", ["user", "safety_identifier"])),
+        "key_test", policies(key), tuple(key.get("accept", ["user", "safety_identifier"]))
     )
+
+
+def policies(level: dict[str, Any]) -> Settings:
+    """What a level of a case sets: `mode` and `override` of the original policy, and others by
+    their names, as `enforce:500`, or `enforce:500 locked`."""
+    mode = Mode[level["mode"].upper()] if "mode" in level else None
+    override = Override[level["override"].upper()] if "override" in level else None
+    others = {}
+    for name, text in level.get("policies", {}).items():
+        written, _, may = text.partition(" ")
+        setting = parse_setting(TABLE.by_name[name], written)
+        others[name] = setting._replace(override=Override[may.upper()] if may else None)
+    return TABLE.with_original(mode, override, tuple(others.items()))
 
 
 def route(case: dict[str, Any]) -> RouteSettings:
     given = case.get("route", {})
-    return RouteSettings(
-        Mode[given["mode"].upper()] if "mode" in given else None,
-        Override[given["override"].upper()] if "override" in given else None,
-        tuple(given.get("accept", [])),
-    )
+    return RouteSettings(policies(given), tuple(given.get("accept", [])))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -59,7 +66,7 @@ def test_case(case: dict[str, Any]) -> None:
     descriptor = request(case["request"])
     if case.get("no_key"):
         descriptor.key = ""
-    default = Mode[case.get("default", "off").upper()]
+    default = policies({"mode": case["default"]} if "default" in case else {})
     decision = decide(read(descriptor)[0], settings(case), default, route(case))
     why = decision.explanation
     actual = {
