@@ -206,8 +206,10 @@ def _listed(text: str, what: str) -> list[str]:
 
 
 def _matches(glob: tuple[str, ...], text: str) -> bool:
-    """Whether `text` holds the parts of a pattern in their order, the first at its beginning and the
-    last at its end. The leftmost place for each part will do, so none is tried again."""
+    """Whether `text` holds the parts of a pattern in their order, from its beginning to its end.
+
+    The leftmost place for each part will do, so none is tried again.
+    """
     first, *middle, last = glob
     if not text.startswith(first):
         return False
