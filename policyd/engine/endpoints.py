@@ -12,6 +12,7 @@ in scope and has no canonical form: it never goes upstream.
 import re
 from collections.abc import Collection, Iterable
 from functools import lru_cache
+from urllib.parse import unquote
 
 from policyd.engine import paths
 from policyd.engine.method_override import is_post
@@ -158,7 +159,7 @@ def _resolve(target: str) -> Target:
     canonical = _written(names, words)
     if _may_be_another(canonical, words):
         return Target(True, endpoint, is_ambiguous=True)
-    return Target(True, endpoint, canonical)
+    return Target(True, endpoint, canonical, model=_model(names[: len(names) - len(words)]))
 
 
 def _for_some(path: str, text: str | None) -> Target:
@@ -213,6 +214,15 @@ def _written(names: list[Name], endpoint: _Words) -> str:
     for word, name in zip(endpoint, names[before:], strict=True):
         written.append("/" + (name.spelling if word == _ANY else word))
     return paths.join(written)
+
+
+def _model(names: list[Name]) -> str:
+    """The deployment or engine that stands before an endpoint, in its own letter case."""
+    for position, name in enumerate(names):
+        if name.word in _NAMING:
+            named = names[position + 1 :]
+            return "".join(unquote(one.joint + one.spelling) for one in named)[1:]
+    return ""
 
 
 # --- other readings ----------------------------------------------------------------------------
