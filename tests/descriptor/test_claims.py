@@ -11,7 +11,7 @@ from policyd.v1 import policy_pb2 as pb
 
 VALID, ABSENT, DUPLICATE = UserState.VALID, UserState.ABSENT, UserState.DUPLICATE
 GIVEN, INVALID, NONE = NumberState.GIVEN, NumberState.INVALID, NumberState.ABSENT
-USER = {"has_user": True, "method": "POST", "path": "/v1/chat/completions"}
+USER: dict[str, Any] = {"has_user": True, "method": "POST", "path": "/v1/chat/completions"}
 
 
 def asked(body: str = "", headers: tuple[str, ...] = (), **fields: Any) -> pb.EvaluateRequest:
