@@ -135,20 +135,73 @@ class DecisionInput(NamedTuple):
     safety_identifier: UserState
 
 
+class ModelState(_Number):
+    """What is known about the model that a request names."""
+
+    UNKNOWN = 0
+    GIVEN = 1
+    ABSENT = 2
+    NOT_STRING = 3
+    CONFLICTING = 4
+    TOO_LONG = 5
+
+
+class NumberState(_Number):
+    """What is known about a number."""
+
+    UNKNOWN = 0
+    GIVEN = 1
+    ABSENT = 2
+    INVALID = 3
+
+
+class Number(NamedTuple):
+    """A number of a request."""
+
+    state: NumberState
+    value: int = 0
+
+
+UNKNOWN_NUMBER = Number(NumberState.UNKNOWN)
+
+
+class Setting(NamedTuple):
+    """One policy's setting on a key, a route or as the server's default."""
+
+    mode: Mode | None = None
+    value: str = ""
+    """Canonical text, which only the policy's kind parses."""
+    override: Override | None = None
+
+
+def _original(policies: "Policies") -> Setting:  # A stand-in until the core is merged.
+    return dict(policies).get("enforce_user_ids", Setting())
+
+
+Policies = tuple[tuple[str, Setting], ...]
+"""Policies' settings by name, in the contract's order."""
+
+
 @dataclass(frozen=True, slots=True)
 class KeySettings:
     """What deciding needs to know of one API key."""
 
     key_id: str
-    mode: Mode | None = None
-    """None: the server's default."""
-    override: Override = Override.ANY
+    policies: tuple[tuple[str, Setting], ...] = ()
     accept: tuple[str, ...] = IDENTIFIERS
     """The identifiers that count as a user. At least one of IDENTIFIERS."""
 
     def __post_init__(self) -> None:
         if not are_identifiers(self.accept):
             raise ValueError(f"accept must name at least one of {', '.join(IDENTIFIERS)}")
+
+    @property
+    def mode(self) -> Mode | None:
+        return _original(self.policies).mode
+
+    @property
+    def override(self) -> Override:
+        return _original(self.policies).override or Override.ANY
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +223,7 @@ class ApiKey:
 
     id: str
     name: str
-    mode: Mode | None
-    """None: the server's default."""
-    override: Override
+    policies: tuple[tuple[str, Setting], ...]
     accept: tuple[str, ...]
     created_at: datetime
     updated_at: datetime
@@ -186,6 +237,14 @@ class ApiKey:
         back, and an administrator with the one before would overwrite it."""
         changed = (self.updated_at - _FIRST) // timedelta(microseconds=1)
         return f"{self.revision}-{changed:x}"
+
+    @property
+    def mode(self) -> Mode | None:
+        return _original(self.policies).mode
+
+    @property
+    def override(self) -> Override:
+        return _original(self.policies).override or Override.ANY
 
 
 @dataclass(frozen=True, slots=True)

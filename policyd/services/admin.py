@@ -13,6 +13,7 @@ from policyd.command.threads import StoreThreads
 from policyd.engine.model import IDENTIFIERS, ApiKey, Mode, Override
 from policyd.errors import InvalidArgument, KeyNotFound
 from policyd.keys.key_table import KeyTable
+from policyd.policies import ORIGINAL
 from policyd.services import log_messages
 from policyd.services.log_messages import timestamp
 from policyd.store import LogStatus, Store
@@ -149,15 +150,18 @@ def _page_size(wanted: int) -> int:
 
 
 def _fields(key: pb.ApiKey, paths: Iterable[str]) -> dict[str, Any]:
-    readers: dict[str, Callable[[], tuple[str, Any]]] = {
-        "name": lambda: ("name", key.name),
-        "enforce_user_ids": lambda: ("mode", _mode(key.enforce_user_ids)),
-        "override_policy": lambda: ("override", _override(key.override_policy)),
-        "accept": lambda: ("accept", tuple(key.accept) or IDENTIFIERS),
+    readers: dict[str, Callable[[], Any]] = {
+        "name": lambda: key.name,
+        "enforce_user_ids": lambda: _mode(key.enforce_user_ids),
+        "override_policy": lambda: _override(key.override_policy),
+        "accept": lambda: tuple(key.accept) or IDENTIFIERS,
     }
     if unknown := sorted(set(paths) - set(readers)):
         raise InvalidArgument(f"{', '.join(unknown)} cannot be changed: {', '.join(readers)} can")
-    return dict(readers[path]() for path in paths)
+    found = {path: readers[path]() for path in paths}
+    views = {"enforce_user_ids": "mode", "override_policy": "override"}
+    original = {views[path]: found.pop(path) for path in views if path in found}
+    return found | ({"policies": {ORIGINAL.name: original}} if original else {})
 
 
 def _mode(number: int) -> Mode | None:

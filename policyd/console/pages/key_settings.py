@@ -14,8 +14,17 @@ from starlette.routing import Route
 from policyd.console.view import labels
 from policyd.console.view.forms import read_etag, read_mode
 from policyd.console.view.render import console, is_fragment, posted, render, shown
-from policyd.engine.model import IDENTIFIERS, ApiKey, KeySettings, Mode, Override, are_identifiers
+from policyd.engine.model import (
+    IDENTIFIERS,
+    ApiKey,
+    KeySettings,
+    Mode,
+    Override,
+    Setting,
+    are_identifiers,
+)
 from policyd.errors import EtagMismatch, InvalidArgument, KeyRevoked
+from policyd.policies import ORIGINAL
 from policyd.simulation import simulate
 from policyd.store import MAX_NAME
 
@@ -53,7 +62,12 @@ class Typed:
         mode = read_mode(self.mode)
         if not are_identifiers(self.accept):
             raise InvalidArgument("choose at least one identifier that counts as a user")
-        return {"name": self.name, "mode": mode, "override": override, "accept": self.accept}
+        setting = Setting(mode, "", override)
+        return {
+            "name": self.name,
+            "policies": {ORIGINAL.name: setting},
+            "accept": self.accept,
+        }
 
     def labelled(self) -> Mapping[str, str]:
         """Each setting's name and value, as the console shows them."""
@@ -157,7 +171,8 @@ def _simulation(request: Request) -> Response:
         chosen = typed.changes()
     except InvalidArgument:
         chosen = Typed.of(key).changes()
-    settings = KeySettings(key.id, Mode.ENFORCE, chosen["override"], chosen["accept"])
+    setting = chosen["policies"][ORIGINAL.name]._replace(mode=Mode.ENFORCE)
+    settings = KeySettings(key.id, ((ORIGINAL.name, setting),), chosen["accept"])
     until = here.store.time()
     result = simulate(
         here.store, key.id, settings, until - length, until, here.settings.default_mode
