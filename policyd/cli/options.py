@@ -13,7 +13,6 @@ from policyd.command.database_url import sqlite_file
 from policyd.command.settings import listed
 from policyd.engine.model import Override
 from policyd.errors import StoreUnavailable
-from policyd.policies import ORIGINAL
 from policyd.settings import MODES, ServerSettings
 
 if TYPE_CHECKING:
@@ -126,13 +125,10 @@ def changes(
 ) -> dict[str, Any]:
     """What the options of key_settings() ask for, as Keys.update() takes it."""
     changes: dict[str, Any] = {}
-    original: dict[str, Any] = {}
     if enforce_user_ids is not None:
-        original["mode"] = MODES.get(enforce_user_ids)
+        changes["mode"] = MODES.get(enforce_user_ids)
     if override is not None:
-        original["override"] = OVERRIDES[override]
-    if original:
-        changes["policies"] = {ORIGINAL.name: original}
+        changes["override"] = OVERRIDES[override]
     if accept is not None:
         changes["accept"] = listed(accept)
     return changes

@@ -12,8 +12,6 @@ from policyd.cli.terminal import line, printable
 from policyd.decision_log.export import values
 from policyd.engine.model import ApiKey, KeySettings, Mode
 from policyd.errors import InvalidArgument
-from policyd.keys.settings import changed
-from policyd.policies import ORIGINAL
 from policyd.settings import MODES
 from policyd.simulation import Simulation
 from policyd.simulation import simulate as simulate_requests
@@ -34,7 +32,7 @@ def simulate(
     """
     with options.opened(database_url) as store:
         key = store.keys.get(key_id)
-        settings = _settings(key, options.changes(**given))
+        settings = _settings(key, {"mode": Mode.ENFORCE} | options.changes(**given))
         now = store.time()
         default = MODES[default_mode]
         found = simulate_requests(store, key.id, settings, since, now, default)
@@ -45,12 +43,8 @@ def simulate(
 
 
 def _settings(key: ApiKey, changes: dict[str, Any]) -> KeySettings:
-    policies = {ORIGINAL.name: {"mode": Mode.ENFORCE}}
-    for name, change in changes.pop("policies", {}).items():
-        policies[name] = policies.get(name, {}) | change
     try:
-        settings = KeySettings(key.id, changed(key.policies, policies), key.accept)
-        return replace(settings, **changes)
+        return replace(KeySettings(key.id, key.mode, key.override, key.accept), **changes)
     except ValueError as error:
         raise InvalidArgument(str(error)) from None
 

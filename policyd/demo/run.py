@@ -26,9 +26,9 @@ from policyd.command.private_files import make_folder
 from policyd.console import console_url, first_link
 from policyd.demo import sample as demo_sample
 from policyd.demo.upstream import DemoUpstream
-from policyd.engine.model import Mode, Setting
+from policyd.engine.model import Mode
 from policyd.errors import SettingsError
-from policyd.policies import ORIGINAL
+from policyd.policies import TABLE
 from policyd.server.server import Server
 from policyd.settings import ServerSettings
 from policyd.store import Store
@@ -124,7 +124,7 @@ def _first_key(database_url: str, sample: bool) -> str | None:
         store.migrate()
         if store.keys.list(limit=1, show_revoked=True):
             return None
-        key, secret = store.keys.create("demo", {ORIGINAL.name: Setting(Mode.ENFORCE)})
+        key, secret = store.keys.create("demo", TABLE.with_original(Mode.ENFORCE))
         if sample:
             demo_sample.fill(store, key.id)
         return secret

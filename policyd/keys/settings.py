@@ -4,63 +4,26 @@ A key may have a setting of a policy that this version does not know, as a newer
 it. Such a setting stays as it is until an administrator removes it.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable
 
-from policyd.engine.model import Mode, Override, Setting
-from policyd.engine.policy import parse_setting
+from policyd.engine.model import Settings
+from policyd.engine.policy import check_settings
 from policyd.errors import InvalidArgument
-from policyd.policies import BY_NAME, TABLE
+from policyd.policies import TABLE
 
-Settings = tuple[tuple[str, Setting], ...]
-"""Policies' settings by name, in the contract's order; those that this version does not know come
-last."""
-Change = Setting | Mapping[str, Any]
-"""A policy's new setting, or only those of its fields that change. Setting() removes it."""
-Changes = Mapping[str, Change] | Iterable[tuple[str, Change]]
-"""Changes of policies' settings by name."""
-
-MAX_VALUE = 100_000
-"""Characters of a setting's value."""
-_ORDER = {policy.name: number for number, policy in enumerate(TABLE)}
-_NOTHING = Setting()
+Change = Settings | Callable[[Settings], Settings]
+"""A key's new settings, or what makes them of those that it has."""
 
 
-def changed(current: Settings, changes: Changes) -> Settings:
-    """The settings after `changes`. Raises InvalidArgument."""
-    found = dict(current)
-    for name, change in dict(changes).items():
-        before = found.pop(name, _NOTHING)
-        wanted = change if isinstance(change, Setting) else before._replace(**change)
-        # What is there already may stay, though this version may not know it.
-        setting = wanted if wanted in (before, _NOTHING) else _valid(name, wanted)
-        if setting != _NOTHING:
-            found[name] = setting
-    return in_order(found)
-
-
-def in_order(settings: Mapping[str, Setting]) -> Settings:
-    """Settings by name as a key has them."""
-    last = len(_ORDER)
-    names = sorted(settings, key=lambda name: (_ORDER.get(name, last), name))
-    return tuple((name, settings[name]) for name in names)
-
-
-def _valid(name: str, setting: Setting) -> Setting:
-    policy = BY_NAME.get(name)
-    if policy is None:
-        raise InvalidArgument(
-            f"there is no policy {name[:64]!r}: the policies are {', '.join(BY_NAME)}"
-        )
-    mode, value, override = setting
-    if len(value) > MAX_VALUE:
-        raise InvalidArgument(f"{name} takes a value of up to {MAX_VALUE} characters")
+def changed(current: Settings, change: Change) -> Settings:
+    """The settings after a change. Raises InvalidArgument."""
+    wanted = change(current) if callable(change) else change
+    if len(dict(wanted)) < len(wanted):
+        raise InvalidArgument("a policy is set twice: set each once")
+    # What is there already may stay, though this version may not know it.
+    kept = [one for one in wanted if one in current]
     try:
-        mode = None if mode is None else Mode(mode)
-        override = None if override is None else Override(override)
-        if mode or value:
-            word = (mode or Mode.ENFORCE).name.lower()
-            value = parse_setting(policy, f"{word}:{value}" if value else word).value
+        new = check_settings(TABLE, tuple(one for one in wanted if one not in current))
     except ValueError as error:
-        raise InvalidArgument(f"{name} cannot be set so: {error}") from None
-    return Setting(mode, value, override)
+        raise InvalidArgument(str(error)) from None
+    return TABLE.in_order((*kept, *new))

@@ -24,7 +24,7 @@ from itertools import islice
 
 import msgspec
 
-from policyd.engine.model import KeySettings, Setting
+from policyd.engine.model import KeySettings, Setting, Settings
 from policyd.errors import SnapshotUnusable
 
 HEAD_SIZE = 512
@@ -45,7 +45,7 @@ _FORM = hashlib.sha256(
 _LENGTH = struct.Struct(">I")
 _TRIES = 3
 """How often a head is read that another process may be renewing."""
-_Shared = tuple[tuple[tuple[str, Setting], ...], tuple[str, ...]]
+_Shared = tuple[Settings, tuple[str, ...]]
 """What keys share: their policies' settings, and the identifiers that they accept."""
 _Piece = tuple[list[_Shared], list[tuple[bytes, str, int]]]
 _encode = msgspec.msgpack.Encoder().encode

@@ -1,19 +1,28 @@
-"""A stand-in until the core is merged."""
+"""The policies: one file each, and everything else that differs between them is made of it.
 
-from policyd.engine.policy import Policy
+A file declares one POLICY (engine/policy.py says of what). Every module of this package is one, and
+they are found, not listed: a new file is a new policy, and no other line changes. Their `order` is
+that of docs/contract.md, section 7. docs/policies.md says how to write one.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from policyd.engine import decision
+from policyd.engine.model import Decision, DecisionInput, KeySettings, RouteSettings, Settings
+from policyd.engine.policy import Table
+
+TABLE = Table(
+    [import_module(f"{__name__}.{module.name}").POLICY for module in iter_modules(__path__)]
+)
+"""All policies, in their order."""
 
 
-def _none(text: str) -> None:
-    if text:
-        raise ValueError("it takes no value")
-
-
-def _limit(text: str) -> int:
-    if not text.isdecimal():
-        raise ValueError(f"{text!r} is no limit: give a whole number")
-    return int(text)
-
-
-ORIGINAL = Policy("enforce_user_ids", _none)
-TABLE = (Policy("max_tokens", _limit), Policy("max_prompt_chars", _limit), ORIGINAL)
-BY_NAME = {policy.name: policy for policy in TABLE}
+def decide(
+    given: DecisionInput,
+    settings: KeySettings | None,
+    defaults: Settings = (),
+    route: RouteSettings = decision.NO_ROUTE,
+) -> Decision:
+    """Decide one request by all policies: see engine/decision.py."""
+    return decision.decide(TABLE, given, settings, defaults, route)

@@ -1,6 +1,6 @@
 """A key's settings as columns of its row.
 
-The columns `mode` and `override` are the setting of policies.ORIGINAL, which every version of
+The columns `mode` and `override` are the setting of the original policy, which every version of
 policyd knows; the column `policies` has those of all others, as JSON: {name: [mode, value,
 override]}. So the version before runs on beside this one, and what it changes counts here.
 """
@@ -11,15 +11,13 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from policyd.engine.model import IDENTIFIERS, Mode, Override, Setting, are_identifiers
+from policyd.engine.model import Mode, Override, Setting, Settings, accept_problem
 from policyd.errors import InvalidArgument
-from policyd.keys.settings import Settings, in_order
-from policyd.policies import ORIGINAL
+from policyd.policies import TABLE
 
 # SQLite bounds no text, and keeps the length that a column was made with.
 Accept = sa.String(1000).with_variant(sa.String(200), "sqlite")
-"""The type of the column `accept`."""
-_MAX_ACCEPT = 1000
+"""The type of the column `accept`: room for MAX_PLACES places."""
 _SEEN = 65536
 """Different settings that are kept, so that keys with equal ones share them."""
 
@@ -29,8 +27,9 @@ _SEEN = 65536
 def policies(mode: int | None, override: int, others: str) -> Settings:
     """The settings that a row holds."""
     found = {name: _setting(*given) for name, given in json.loads(others).items()}
-    found[ORIGINAL.name] = _setting(mode, "", override)
-    return in_order(found)
+    return TABLE.with_original(
+        Mode(mode) if mode else None, Override(override), tuple(found.items())
+    )
 
 
 def _setting(mode: int | None, value: str, override: int | None) -> Setting:
@@ -40,7 +39,7 @@ def _setting(mode: int | None, value: str, override: int | None) -> Setting:
 def row(settings: Settings) -> dict[str, Any]:
     """The columns that hold these settings."""
     others = dict(settings)
-    original = others.pop(ORIGINAL.name, Setting())
+    original = others.pop(TABLE.original.name, Setting())
     return {
         "mode": original.mode,
         "override": original.override or Override.ANY,
@@ -50,15 +49,13 @@ def row(settings: Settings) -> dict[str, Any]:
 
 @lru_cache(maxsize=_SEEN)
 def accept(text: str) -> tuple[str, ...]:
-    """The identifiers that a row accepts."""
+    """The places that a row accepts."""
     return tuple(json.loads(text))
 
 
 def accept_text(accept: tuple[str, ...]) -> str:
-    """The column that holds these. Raises InvalidArgument."""
-    if not are_identifiers(accept):
-        raise InvalidArgument(f"accept takes one or more of {', '.join(IDENTIFIERS)}")
-    text = json.dumps(list(dict.fromkeys(accept)))
-    if len(text) > _MAX_ACCEPT:
-        raise InvalidArgument("accept names too many places, or too long ones")
-    return text
+    """The column that holds these places. Raises InvalidArgument."""
+    places = tuple(dict.fromkeys(accept))
+    if problem := accept_problem(places):
+        raise InvalidArgument(problem)
+    return json.dumps(places)

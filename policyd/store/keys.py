@@ -21,7 +21,7 @@ from policyd.engine.model import (
 )
 from policyd.errors import EtagMismatch, InvalidArgument, KeyNotFound, KeyRevoked
 from policyd.keys import api_key
-from policyd.keys.settings import Changes, changed
+from policyd.keys.settings import Change, changed
 from policyd.store import hints, key_settings
 from policyd.store.database import Moment, metadata, now, reading, writing
 from policyd.store.epochs import epoch_of, epochs
@@ -64,7 +64,7 @@ class Keys:
     def create(
         self,
         name: str,
-        policies: Changes = (),
+        policies: Change = (),
         accept: tuple[str, ...] = IDENTIFIERS,
     ) -> tuple[ApiKey, str]:
         """Make a key. Returns its settings and the key itself, which is stored as a digest only.
@@ -102,12 +102,13 @@ class Keys:
             return _read(connection, key_id)
 
     def update(self, key_id: str, changes: Mapping[str, object], etag: str | None = None) -> ApiKey:
-        """Change some of CHANGEABLE. Of policies, those that the changes name.
+        """Change some of CHANGEABLE. `policies` are all that the key then has, or a function that
+        makes them of those that it has.
 
         Raises KeyNotFound, KeyRevoked, EtagMismatch or InvalidArgument.
         """
         row = _valid(changes)
-        policies: Changes | None = row.pop("policies", None)
+        policies: Change | None = row.pop("policies", None)
         if not changes:
             raise InvalidArgument(f"nothing to change: name one of {', '.join(CHANGEABLE)}")
         with self._change() as (connection, revision):

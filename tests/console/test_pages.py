@@ -16,8 +16,8 @@ from policyd.console import ConsoleServer
 from policyd.console.view import charts, labels, periods
 from policyd.decision_log.record import Ending, Verdict
 from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount, RefusedKeyReason
-from policyd.engine.model import Ignored, Mode, Override, Setting, Source, UserState
-from policyd.policies import ORIGINAL
+from policyd.engine.model import Ignored, Mode, Override, Source, UserState
+from policyd.policies import TABLE
 from policyd.store import Counts, Store
 from tests.support.consoles import Console, Visitor, prepare, running, settings
 from tests.support.postgresql import PostgreSQL
@@ -101,7 +101,7 @@ async def test_a_key_that_cannot_be_made(
 
 async def test_the_list_of_keys(console: Console, admin: Visitor) -> None:
     """The list links to each key's settings, and shows revoked keys on request only."""
-    first, _ = console.store.keys.create("First & <best>", {ORIGINAL.name: Setting(Mode.AUDIT)})
+    first, _ = console.store.keys.create("First & <best>", TABLE.with_original(Mode.AUDIT))
     second, _ = console.store.keys.create("Second")
     console.store.keys.revoke(second.id)
     text = (await admin.get("/keys")).text
@@ -218,7 +218,7 @@ async def test_two_administrators(console: Console, admin: Visitor) -> None:
     key, _ = console.store.keys.create("app")
     page = await admin.get(f"/keys/{key.id}")
     console.store.keys.update(
-        key.id, {"name": "theirs", "policies": {ORIGINAL.name: {"mode": Mode.AUDIT}}}
+        key.id, {"name": "theirs", "policies": TABLE.with_original(Mode.AUDIT)}
     )
     mine = _form("mine", page.field("etag"), mode="enforce", override="locked")
     answer = await admin.post(f"/keys/{key.id}", mine)
@@ -238,7 +238,7 @@ async def test_two_administrators_and_a_mistake(console: Console, admin: Visitor
     key, _ = console.store.keys.create("app")
     page = await admin.get(f"/keys/{key.id}")
     theirs = console.store.keys.update(
-        key.id, {"policies": {ORIGINAL.name: {"override": Override.LOCKED}}}
+        key.id, {"policies": TABLE.with_original(None, Override.LOCKED)}
     )
     mistake = await admin.post(f"/keys/{key.id}", _form(" ", page.field("etag")))
     assert mistake.status == 422

@@ -32,7 +32,7 @@ from policyd.keys.key_table import KeyTable
 from policyd.keys.snapshot import SnapshotFile
 from policyd.keys.snapshot_format import Head
 from policyd.keys.snapshot_keeper import SnapshotKeeper, place_of
-from policyd.policies import ORIGINAL
+from policyd.policies import TABLE
 from tests.support.load import PATIENCE
 
 IDENTITY, PLACE = "database", place_of("sqlite:///policyd.db")
@@ -42,7 +42,7 @@ HOUR = 3600.0
 def keys(count: int) -> dict[bytes, KeySettings]:
     """Keys with settings of each kind."""
     kinds = [
-        (((ORIGINAL.name, Setting(mode, "", override)), *more), accept)
+        (((TABLE.original.name, Setting(mode, "", override)), *more), accept)
         for mode in (None, *Mode)
         for override in Override
         for more in ((), (("of_a_newer_version", Setting(Mode.ENFORCE, "é, 1", None)),))

@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from policyd.command.database_url import sqlite_file
-from policyd.engine.model import KeyChange, KeySettings, Mode, Override, Setting
+from policyd.engine.model import KeyChange, KeySettings, Mode, Override, Settings
 from policyd.errors import (
     EtagMismatch,
     InvalidArgument,
@@ -18,18 +18,18 @@ from policyd.errors import (
     StoreUnavailable,
 )
 from policyd.keys import api_key
-from policyd.policies import ORIGINAL
+from policyd.policies import TABLE
 from policyd.store import Store, metadata
 from policyd.store.administrator import Credentials
 
 BOTH = ("user", "safety_identifier")
-UNSET = ((ORIGINAL.name, Setting(None, "", Override.ANY)),)
-ENFORCE = {ORIGINAL.name: Setting(Mode.ENFORCE)}
+UNSET = TABLE.with_original(None, Override.ANY)
+ENFORCE = TABLE.with_original(Mode.ENFORCE)
 
 
 def test_a_new_key(store: Store) -> None:
     """A key has the form of the contract, and the settings that it was made with."""
-    settings = ((ORIGINAL.name, Setting(Mode.AUDIT, "", Override.LOCKED)),)
+    settings = TABLE.with_original(Mode.AUDIT, Override.LOCKED)
     key, secret = store.keys.create("app", settings, BOTH)
     assert secret.startswith("up-")
     assert len(secret) == 51
@@ -99,14 +99,16 @@ def test_bad_accept(store: Store) -> None:
 def test_an_update(store: Store) -> None:
     """An update changes only what it names, and counts a revision."""
     key, _ = store.keys.create("app", ENFORCE)
-    locked = {ORIGINAL.name: {"override": Override.LOCKED}}
+
+    def locked(current: Settings) -> Settings:
+        return TABLE.with_original(TABLE.original_of(current).mode, Override.LOCKED, current)
+
     changed = store.keys.update(key.id, {"policies": locked, "name": "service"})
     assert changed.name == "service"
-    assert changed.policies == ((ORIGINAL.name, Setting(Mode.ENFORCE, "", Override.LOCKED)),)
+    assert changed.policies == TABLE.with_original(Mode.ENFORCE, Override.LOCKED)
     assert changed.revision == key.revision + 1
     assert changed.updated_at >= key.updated_at
-    default = {"policies": {ORIGINAL.name: {"mode": None, "override": Override.ANY}}}
-    assert store.keys.update(key.id, default).policies == UNSET
+    assert store.keys.update(key.id, {"policies": ()}).policies == UNSET
 
 
 def test_bad_updates(store: Store) -> None:

@@ -20,11 +20,10 @@ from policyd.engine.model import (
     KeySettings,
     Mode,
     Override,
-    Setting,
     are_identifiers,
 )
 from policyd.errors import EtagMismatch, InvalidArgument, KeyRevoked
-from policyd.policies import ORIGINAL
+from policyd.policies import TABLE
 from policyd.simulation import simulate
 from policyd.store import MAX_NAME
 
@@ -44,8 +43,14 @@ class Typed:
     @classmethod
     def of(cls, key: ApiKey) -> Self:
         """The settings of a key."""
-        mode = key.mode.name.lower() if key.mode else ""
-        return cls(key.name, mode, key.override.name.lower(), key.accept)
+        mode = (
+            TABLE.original_of(key.policies).mode.name.lower()
+            if TABLE.original_of(key.policies).mode
+            else ""
+        )
+        return cls(
+            key.name, mode, TABLE.original_of(key.policies).override.name.lower(), key.accept
+        )
 
     @classmethod
     def read(cls, form: FormData | QueryParams) -> Self:
@@ -62,10 +67,9 @@ class Typed:
         mode = read_mode(self.mode)
         if not are_identifiers(self.accept):
             raise InvalidArgument("choose at least one identifier that counts as a user")
-        setting = Setting(mode, "", override)
         return {
             "name": self.name,
-            "policies": {ORIGINAL.name: setting},
+            "policies": lambda current: TABLE.with_original(mode, override, current),
             "accept": self.accept,
         }
 
@@ -171,8 +175,9 @@ def _simulation(request: Request) -> Response:
         chosen = typed.changes()
     except InvalidArgument:
         chosen = Typed.of(key).changes()
-    setting = chosen["policies"][ORIGINAL.name]._replace(mode=Mode.ENFORCE)
-    settings = KeySettings(key.id, ((ORIGINAL.name, setting),), chosen["accept"])
+    override = TABLE.original_of(chosen["policies"](())).override
+    policies = TABLE.with_original(Mode.ENFORCE, override, key.policies)
+    settings = KeySettings(key.id, policies, chosen["accept"])
     until = here.store.time()
     result = simulate(
         here.store, key.id, settings, until - length, until, here.settings.default_mode
