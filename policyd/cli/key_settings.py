@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
-from policyd.cli.options import MODE_HINT, OPTIONS, option
+from policyd.cli.options import option
 from policyd.command.settings import listed
 from policyd.engine.model import Setting, Settings
 from policyd.engine.policy import MODES, OVERRIDES, Policy, parse_setting
@@ -20,8 +20,6 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 _DEFAULT = "default"
 """The word that leaves a setting to the server's default."""
 _ORIGINAL = TABLE.original
-_ORIGINAL_FLAG = _ORIGINAL.name.replace("_", "-")
-OPTIONS.meant[_ORIGINAL.name] = f"{MODE_HINT} --{_ORIGINAL_FLAG}"
 
 
 class Change(NamedTuple):
@@ -115,7 +113,7 @@ policy_option = option(
 )
 _key_settings = [
     option(
-        f"--{_ORIGINAL_FLAG}",
+        f"--{_ORIGINAL.name.replace('_', '-')}",
         "mode",
         type=click.Choice([*MODES, _DEFAULT]),
         help=f"The mode of the policy {_ORIGINAL.title}.",

@@ -18,14 +18,11 @@ if TYPE_CHECKING:
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-MODE_HINT = (
+_MODE = (
     "did you mean --default-mode (POLICYD_DEFAULT_MODE), which holds for API keys that set no "
-    "mode? A key's own mode is set by policyd keys set ID"
+    "mode? A key's own modes are set by policyd keys set ID --policy NAME=MODE"
 )
-"""What is meant by a setting of the server that says a mode."""
-OPTIONS = Options(
-    "POLICYD", dict.fromkeys(("enforce", "mode", "enforce_mode"), f"{MODE_HINT} --policy NAME=MODE")
-)
+OPTIONS = Options("POLICYD", dict.fromkeys(("enforce", "mode"), _MODE))
 option = OPTIONS.option
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _EPOCH = datetime.fromtimestamp(0, UTC)
