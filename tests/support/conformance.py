@@ -155,6 +155,13 @@ class Vector(_Struct, frozen=True):
     upstream_target: str | None = None
 
     @property
+    def target(self) -> Target:
+        """What the request asks for, as it is to a key with these settings."""
+        target = self.request.asked
+        is_for = target.endpoint is None or target.endpoint.is_for(self.key.accept)
+        return target if is_for else Target(in_scope=False)
+
+    @property
     def response(self) -> Denial | None:
         """The response to a request that is denied."""
         return _file(_file_name(self)).denials[self.denial] if self.denial else None

@@ -49,7 +49,7 @@ def test_descriptor(vectors: tuple[Vector, ...], subtests: pytest.Subtests) -> N
 
 def check_descriptor(vector: Vector) -> None:
     expected, request = vector.descriptor, vector.request
-    target = request.asked
+    target = vector.target
     traces = values(request.headers, TRACE_HEADER)
     assert target.in_scope == expected.in_scope
     assert target.path == expected.path
@@ -73,7 +73,7 @@ def test_decision(vectors: tuple[Vector, ...], subtests: pytest.Subtests) -> Non
 
 def check_decision(vector: Vector) -> None:
     headers = vector.request.headers_with(SECRET)
-    target = vector.request.asked
+    target = vector.target
     found = attributes(vector)
     named, key = credential(values(headers, KEY_HEADER))
     is_known = named is Credential.GIVEN and key == SECRET
