@@ -45,15 +45,15 @@ def test_names_are_different() -> None:
 @each
 def test_cases(policy: Policy) -> None:
     """tests/decisions has a request that violates it, one that does not, one that is audited, and a
-    setting that is refused."""
+    setting that is rejected."""
     found = {kind for case in CASES for kind in kinds(policy, case)}
-    assert found == {"violated", "kept", "audited", "refused"}
+    assert found == {"violated", "kept", "audited", "rejected"}
 
 
 def kinds(policy: Policy, case: dict[str, Any]) -> set[str]:
     """What a case shows of a policy."""
     if "error" in case:
-        return {"refused"} if policy.name in str(case["key"]) else set()
+        return {"rejected"} if policy.name in str(case["key"]) else set()
     key = tables.settings(case)
     if not isinstance(key, KeySettings):
         return set()
