@@ -107,9 +107,8 @@ policy_option = option(
     "policies",
     type=_OfPolicy("NAME=MODE[:VALUE]", _mode),
     multiple=True,
-    help="What a policy does: off, audit or enforce, and with which value, such as "
-    "NAME=enforce:500; NAME=default leaves it to the server. May be repeated. "
-    "policyd policies lists them.",
+    help=f"A policy's mode ({', '.join(MODES)}) and value, such as NAME=enforce:500; NAME={_DEFAULT} "
+    "leaves them to the server. May be repeated. `policyd policies` lists the policies.",
 )
 _key_settings = [
     option(
@@ -121,15 +120,16 @@ _key_settings = [
     option(
         "--override",
         type=click.Choice(list(OVERRIDES)),
-        help="How far requests may override it by header.",
+        help="How far requests may override that mode by the header.",
     ),
     policy_option,
     option(
         "--policy-override",
         "overrides",
-        type=_OfPolicy(f"NAME={'|'.join(OVERRIDES)}", _override),
+        type=_OfPolicy("NAME=OVERRIDE", _override),
         multiple=True,
-        help="How far requests may override a policy by its header. May be repeated.",
+        help=f"How far requests may override a policy by its header: {', '.join(OVERRIDES)}, or "
+        f"{_DEFAULT}, which leaves it to the server. May be repeated.",
     ),
     option(
         "--accept",

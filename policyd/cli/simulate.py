@@ -18,7 +18,15 @@ from policyd.simulation import Simulation
 from policyd.simulation import simulate as simulate_requests
 
 
-@click.command()
+_HELP = f"""\
+Say what other settings would have done to the logged requests of the key with this ID.
+
+Policies that are not given are as the key has them. Where none is given: what "enforce" of
+{TABLE.original.title} would have blocked. Nothing is changed.
+"""
+
+
+@click.command(help=_HELP)
 @click.argument("key_id", metavar="ID")
 @option("--since", default="7d", type=Moment(), help="Simulate the requests from then until now.")
 @key_settings.of_key
@@ -27,11 +35,7 @@ from policyd.simulation import simulate as simulate_requests
 def simulate(
     database_url: str, as_json: bool, key_id: str, since: datetime, default_mode: str, **given: Any
 ) -> None:
-    """Say what other settings would have done to the logged requests of the key with this ID.
-
-    Without a policy: what "enforce" would have blocked by the first one. Policies that are not
-    given are as the key has them. It changes nothing.
-    """
+    """Decide logged requests once more."""
     wanted = key_settings.changes(**given)
     with options.opened(database_url) as store:
         settings = _settings(store.keys.get(key_id), wanted)
