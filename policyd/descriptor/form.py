@@ -64,7 +64,7 @@ def read(body: bytes, content_type: str, content_encoding: str, limit: int) -> B
     found = fields(decoded, between, *IDENTIFIERS, _MODEL)
     user, safety_identifier = (_worst(found, name) for name in IDENTIFIERS)
     models = [field.value for field in found if field.name == _MODEL and field.value]
-    numbers = {name: _occurrences(found, name) for name in stated.NUMBERS}
+    numbers = {name: given for name in stated.NUMBERS if (given := _occurrences(found, name))}
     return BodyAttributes(
         user,
         safety_identifier,

@@ -10,6 +10,7 @@ Of a member that stands there several times, or in another letter case too, ever
 """
 
 from collections.abc import Iterable, Iterator
+from operator import itemgetter
 
 from policyd.descriptor import media_type, prompt, stated
 from policyd.descriptor.content_encoding import UnreadableBody, decompress
@@ -64,7 +65,7 @@ def read(body: bytes, content_type: str, content_encoding: str, limit: int) -> B
         stated.token_limit(numbers),
         stated.choices(numbers),
         Number(NumberState.GIVEN, sum(_characters(found))),
-        tuple(_others(found)) if found.keys() & _OUTER else (),
+        () if _OUTER.isdisjoint(found) else tuple(_others(found)),
     )
 
 
@@ -86,23 +87,26 @@ def _by_name(found: Iterable[Member]) -> _Found:
 
 def _identifier(found: _Found, name: str) -> Identifier:
     # Names in another letter case count only where the right one is there.
-    given = found.get(name, ())
-    if not any(member.name == name for member in given):
-        return ABSENT
-    return _worst(_identifier_of(member.raw, name) for member in given)
+    given = _given(found, name)
+    return _worst([_identifier_of(member.raw, name) for member in given]) if given else ABSENT
 
 
-def _worst(identifiers: Iterable[Identifier]) -> Identifier:
-    return max(identifiers, key=lambda one: one.state)
+def _given(found: _Found, name: str) -> list[Member]:
+    given = found.get(name, [])
+    return given if name in [member.name for member in given] else []
+
+
+def _worst(identifiers: list[Identifier]) -> Identifier:
+    return max(identifiers, key=itemgetter(0)) if len(identifiers) > 1 else identifiers[0]
 
 
 def _identifier_of(raw: memoryview, identifier: str) -> Identifier:
-    first = bytes(raw[:1])
-    if first == b'"':
+    first = chr(raw[0])
+    if first == '"':
         return from_string(string(raw), identifier)
-    if first in (b"n", b"f"):
+    if first in "nf":
         return Identifier(UserState.EMPTY)
-    if first in (b"t", b"[", b"{"):
+    if first in "t[{":
         return Identifier(UserState.NOT_STRING)
     return Identifier(UserState.NOT_STRING if float(bytes(raw)) else UserState.EMPTY)
 
@@ -110,9 +114,9 @@ def _identifier_of(raw: memoryview, identifier: str) -> Identifier:
 def _others(found: _Found) -> Iterator[tuple[str, Identifier]]:
     """The further places of an end user that a body has."""
     for place, (outer, inner) in _NESTED.items():
-        given = found.get(outer, ())
-        if any(member.name == outer for member in given):
-            identifier = _worst(_inner(member.raw, inner) for member in given)
+        given = _given(found, outer)
+        if given:
+            identifier = _worst([_inner(member.raw, inner) for member in given])
             if identifier != ABSENT:
                 yield place, identifier
 

@@ -37,7 +37,7 @@ def _pattern() -> re.Pattern[bytes]:
         rb'"[^"]*+"'
         rb"|result%(colon)b"
         rb'"[0-9A-Za-z+/]{%(least)d,}+={0,2}"'
-        rb'|([^"]*+)"(?!%(blanks)b:)'
+        rb'|(?:[^"]*+%(colon)b")?+([^"]*+)"(?!%(blanks)b:)'
         rb'|[^"]*+")'
         % {
             b"words": words,
@@ -51,7 +51,7 @@ def _pattern() -> re.Pattern[bytes]:
 
 
 _TEXT = _pattern()
-"""A string. Its text is the group: empty for a name, and for what does not count."""
+"""A string, with the name before it. Its text is the group: empty for what does not count."""
 _STRING = re.compile(rb'"[^"]*+"')
 _SURROGATE_PAIR = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]")
 _CONTINUATION = bytes(range(0x80, 0xC0))
