@@ -103,11 +103,15 @@ PATTERNS: dict[str, list[Pump]] = {
     "policyd.http.check._METHOD": _after("POST", "!"),
     "policyd.http.check._TARGET": _after("/", "http://", "http:", "*"),
     "policyd.descriptor.identifiers._BLANK": _after("\u3164", "\u200b"),
-    "policyd.descriptor.json_body._BLANKS": [],
-    "policyd.descriptor.json_body._KEY": _after('"user"', '"safety_identifier" ', '"USER'),
-    "policyd.descriptor.json_body._NAME": _after('{"', '{ "', '{"a"', '{"a" :', ',"\\'),
-    "policyd.descriptor.json_body._SCALAR": _after("1", "]"),
-    "policyd.descriptor.json_body._TOKEN": _after('"', '"a"', '"a" :', '"\\', '"\\"', '"\\\\'),
+    "policyd.descriptor.json_members._END": [],
+    "policyd.descriptor.json_members._NAME": _after('{"', '{ "', '{"a"', '{"a" :', ',"\\'),
+    "policyd.descriptor.json_members._SCALAR": _after("1", "]"),
+    "policyd.descriptor.json_members._TOKEN": _after('"', '"a"', '"a" :', '"\\', '"\\"', '"\\\\'),
+    "policyd.descriptor.prompt._STRING": [],
+    "policyd.descriptor.prompt._SURROGATE_PAIR": _after("\\ud800", "\\ud800\\u", "\\ud800\\udc00"),
+    "policyd.descriptor.prompt._TEXT": _after(
+        '"', '"a"', '"a" :', '"type"', '"type":"', '"type" : "a",', '"url":"', '"result":"a', '""'
+    ),
     "policyd.descriptor.media_type._EDGE": _after("-", "a-"),
     "policyd.descriptor.media_type._FORM_FIELD": _after("&", "&a", ";a", "&=", "&;"),
     "policyd.descriptor.media_type._PARAMETER": _after(
