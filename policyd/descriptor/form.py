@@ -101,10 +101,10 @@ def _model(field: Field) -> object:
     return stated.NOT_STRING if field.is_file else field.content.decode(errors="replace")
 
 
-def _occurrences(found: list[Field], name: str) -> list[stated.Occurrence]:
+def _occurrences(found: list[Field], name: str) -> list[tuple[bool, int]]:
     # A file's content is a number to no server.
     return [
-        (field.name == name, b"" if field.is_file else field.content)
+        (field.name == name, stated.value(b"" if field.is_file else field.content))
         for field in _like(found, name)
     ]
 

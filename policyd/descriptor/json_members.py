@@ -26,7 +26,6 @@ as source code, never counts against them.
 
 import re
 from itertools import accumulate
-from typing import NamedTuple
 
 import msgspec
 
@@ -47,12 +46,10 @@ _AT_A_GLANCE = 8 * 1024
 """Bytes of body up to which it is quicker to count colons than to walk."""
 
 
-class Member(NamedTuple):
-    """A member of an object."""
-
-    name: str
-    raw: memoryview
-    """Its value, as the JSON that stands in the body."""
+Member = tuple[str, memoryview]
+"""A member of an object: its name, and its value as the JSON that stands in the body."""
+Members = dict[str, list[Member]]
+"""Members by their names in small letters."""
 
 
 class _Object(msgspec.Struct):
@@ -76,7 +73,7 @@ _NOT_STRUCTURE = bytes(set(range(256)) - set(b'"[]{}:'))
 _STEPS = {ord(bracket): step for bracket, step in (("[", 1), ("{", 1), ("]", -1), ("}", -1))}
 
 
-def members(body: bytes, wanted: frozenset[str]) -> list[Member]:
+def members(body: bytes, wanted: frozenset[str]) -> Members:
     """The members of a JSON object whose names, in small letters, are among `wanted`.
 
     Of a name that stands there several times, each is one. Raises UnreadableBody: NOT_OBJECT,
@@ -85,11 +82,12 @@ def members(body: bytes, wanted: frozenset[str]) -> list[Member]:
     values = _values(body)
     if values is None:
         return _scan(body, wanted)
-    return [
-        Member(name, memoryview(value))
-        for name, value in values.items()
-        if name.casefold() in wanted
-    ]
+    found: Members = {}
+    for name, value in values.items():
+        small = name.casefold()
+        if small in wanted:
+            found.setdefault(small, []).append((name, memoryview(value)))
+    return found
 
 
 def _values(body: bytes) -> _Values | None:
@@ -118,7 +116,7 @@ def _decode(
         raise UnreadableBody(UserState.NOT_JSON) from None
 
 
-def inner_members(raw: memoryview, wanted: frozenset[str]) -> list[Member]:
+def inner_members(raw: memoryview, wanted: frozenset[str]) -> Members:
     """The same of an object in a body that has been read. Raises UnreadableBody: TOO_COMPLEX."""
     return members(bytes(raw), wanted)
 
@@ -198,10 +196,9 @@ def _walk(body: bytes, values: _Values) -> bool:
     return not values or _END.match(body, position) is not None
 
 
-def _scan(body: bytes, wanted: frozenset[str]) -> list[Member]:
-    """The same, token by token, repeats kept."""
-    view = memoryview(body)
-    found = []
+def _scan(body: bytes, wanted: frozenset[str]) -> Members:
+    """The members, token by token, repeats kept."""
+    found: Members = {}
     name, start, depth = "", -1, 0
     for count, match in enumerate(_TOKEN.finditer(body)):
         if count > MAX_TOKENS:
@@ -209,16 +206,20 @@ def _scan(body: bytes, wanted: frozenset[str]) -> list[Member]:
         if match[1] is None:
             depth += 1 if match[0] in b"[{" else -1
             if depth == 1 and start >= 0:
-                found.append(Member(name, view[start : match.end()]))
+                _add(found, name, memoryview(body)[start : match.end()])
                 start = -1
         elif depth == 1 and match[2] is not None:
             name = string(match[1])
             if name.casefold() in wanted:
                 start = match.end()
                 if body[start] not in b"[{":
-                    found.append(Member(name, view[start : _end_of_scalar(body, start)]))
+                    _add(found, name, memoryview(body)[start : _end_of_scalar(body, start)])
                     start = -1
     return found
+
+
+def _add(found: Members, name: str, value: memoryview) -> None:
+    found.setdefault(name.casefold(), []).append((name, value))
 
 
 def _end_of_scalar(body: bytes, start: int) -> int:

@@ -24,10 +24,9 @@ _DIGITS = len(str(MOST))
 NOT_STRING = object()
 """Stands for a model that is no string."""
 
-Occurrence = tuple[bool, bytes]
-"""One of a number: whether every server takes its name for the number's, and its text."""
-Occurrences = Mapping[str, Sequence[Occurrence]]
-"""Those of each number, by its name."""
+Occurrences = Mapping[str, Sequence[tuple[bool, int]]]
+"""Of each number's name, those that a body has: whether every server takes it for the number's, and
+value() of it."""
 
 
 def model_state(certain: Sequence[object], others: Sequence[object]) -> ModelState:
@@ -54,16 +53,19 @@ def token_limit(found: Occurrences) -> Number:
     It is ABSENT where a server may find none, which limits nothing, and INVALID where the choices
     are.
     """
+    if not found:
+        return ABSENT
     if choices(found) is INVALID:
         return INVALID
     largest, is_limited = 0, False
     for name in TOKEN_LIMITS:
         if name in found:
-            values = [_value(text) for _, text in found[name]]
-            if _INVALID in values:
+            values = [value for _, value in found[name]]
+            least = min(values)
+            if least == _INVALID:
                 return INVALID
             largest = max(largest, *values)
-            is_limited |= _NONE not in values and True in [certain for certain, _ in found[name]]
+            is_limited = is_limited or (least != _NONE and any(sure for sure, _ in found[name]))
     return Number(NumberState.GIVEN, largest) if is_limited else ABSENT
 
 
@@ -71,15 +73,15 @@ def choices(found: Occurrences) -> Number:
     """How many answers a request asks for at most. ABSENT means one."""
     if CHOICES not in found:
         return ABSENT
-    values = [_value(text) for _, text in found[CHOICES]]
+    values = [value for _, value in found[CHOICES]]
     if _INVALID in values or 0 in values:
         return INVALID
     largest = max(values)
     return ABSENT if largest == _NONE else Number(NumberState.GIVEN, largest)
 
 
-def _value(text: bytes) -> int:
-    """The number that `text` is, in JSON or in decimal digits: _NONE for null."""
+def value(text: bytes) -> int:
+    """The number that `text` is, in JSON or in decimal digits; a negative one for none."""
     if not text.isdigit():
         return _NONE if text == NULL else _INVALID
     if len(text) > _DIGITS:
