@@ -3,6 +3,7 @@
 The enumerations have the numbers of protos/policyd/v1, so that a message's value is the model's.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,7 @@ class _Number(IntEnum):
 
 
 class Mode(_Number):
-    """How "Enforce User IDs" treats a request without a user. A larger one is stricter."""
+    """How a policy treats a request that violates it. A larger one is stricter."""
 
     OFF = 1
     AUDIT = 2
@@ -24,7 +25,7 @@ class Mode(_Number):
 
 
 class Override(_Number):
-    """Whether a request may override its key's mode by the header."""
+    """Whether a request may override a policy's setting by the policy's header."""
 
     ANY = 1
     TIGHTEN_ONLY = 2
@@ -32,7 +33,7 @@ class Override(_Number):
 
 
 class Source(_Number):
-    """Where the mode in force came from."""
+    """Where the setting in force came from."""
 
     HEADER = 1
     KEY = 2
@@ -74,36 +75,30 @@ class UserState(_Number):
         return self >= UserState.NOT_JSON
 
 
-class Credential(_Number):
-    """How the request names its API key."""
-
-    GIVEN = 0
-    MISSING = 1
-    CONFLICTING = 2
-
-
 class ModelState(_Number):
-    """What is known about the model that a request names. A larger one is worse."""
+    """What is known about the model that a request names."""
 
     UNKNOWN = 0
     GIVEN = 1
     ABSENT = 2
     NOT_STRING = 3
     CONFLICTING = 4
+    """Two models that differ."""
     TOO_LONG = 5
 
 
 class NumberState(_Number):
-    """What is known about a number of a request."""
+    """What is known about a number that a policy judges."""
 
     UNKNOWN = 0
     GIVEN = 1
     ABSENT = 2
     INVALID = 3
+    """It is no whole number that can be, or cannot be counted."""
 
 
 class Number(NamedTuple):
-    """A number of a request, such as its token limit."""
+    """A number that a policy judges."""
 
     state: NumberState
     value: int = 0
@@ -113,17 +108,58 @@ class Number(NamedTuple):
 UNKNOWN_NUMBER = Number(NumberState.UNKNOWN)
 
 
+class Credential(_Number):
+    """How the request names its API key."""
+
+    GIVEN = 0
+    MISSING = 1
+    CONFLICTING = 2
+
+
 USER = "user"
 SAFETY_IDENTIFIER = "safety_identifier"
+METADATA_USER_ID = "metadata.user_id"
+"""Anthropic's place: `user_id` in the object `metadata`."""
+END_USER_ID = "user_security_context.end_user_id"
+"""Azure's place: `end_user_id` in the object `user_security_context`."""
 IDENTIFIERS = (USER, SAFETY_IDENTIFIER)
-"""The fields of a body that can carry an end-user identifier. An API key that names none accepts
-them all."""
+"""The places in which an end user may stand for an API key that names none."""
+BODY_PLACES = (USER, SAFETY_IDENTIFIER, METADATA_USER_ID, END_USER_ID)
+"""The places of a body in which an end user can stand: its fields, and fields of its objects."""
+HEADER_PLACE = "header:"
+"""Begins the places that are headers. The header's name follows, in lower case."""
+SAFETY_HEADER = "openai-safety-identifier"
+"""The header in which some endpoints take what is safety_identifier elsewhere."""
+MAX_PLACES = 8
+"""Places that an API key can accept."""
+_HEADER_PLACE = re.compile(r"header:[a-z0-9-]{1,64}")
+
+
+def is_place(name: str) -> bool:
+    """Whether an end user can stand in the place that is called so."""
+    return name in BODY_PLACES or _HEADER_PLACE.fullmatch(name) is not None
+
+
+def accept_problem(accept: Iterable[str]) -> str:
+    """Why an API key cannot accept these places, and what it can accept; "" where it can."""
+    places = tuple(accept)
+    if not places:
+        return f"accept is empty: name at least one of {_PLACES}"
+    if unknown := next((one for one in places if not is_place(one)), ""):
+        return f"accept names {unknown[:80]!r}, in which no end user can stand: name {_PLACES}"
+    if repeated := next((one for one in places if places.count(one) > 1), ""):
+        return f"accept names {repeated} more than once: name it once"
+    if len(places) > MAX_PLACES:
+        return f"accept names {len(places)} places: name at most {MAX_PLACES}"
+    return ""
+
+
+_PLACES = f"{', '.join(BODY_PLACES)} and header:NAME (a header's name in lower case)"
 
 
 def are_identifiers(accept: Iterable[str]) -> bool:
-    """Whether an API key can accept these: one or more of IDENTIFIERS, and nothing else."""
-    names = set(accept)
-    return bool(names) and names <= set(IDENTIFIERS)
+    """Whether an API key can accept these places; accept_problem() says why it cannot."""
+    return not accept_problem(accept)
 
 
 MAX_SAFETY_IDENTIFIER = 128
@@ -136,21 +172,58 @@ class Endpoint(NamedTuple):
     operation: str
     """What it does, in the log's words: chat_completion, embedding …"""
     identifiers: tuple[str, ...]
-    """The fields of its body that can carry an end-user identifier."""
+    """The places of BODY_PLACES that it has. Places that are headers count on every endpoint."""
     takes_form: bool = False
     """Whether its body may be multipart/form-data."""
+    takes_sdp: bool = False
+    """Whether its body may be application/sdp, which has no place for an end user."""
+    takes_model: bool = True
+    """Whether its body names a model, in a field of its own."""
+    safety_header: bool = False
+    """Whether SAFETY_HEADER is a place of its safety_identifier, beside the body."""
+    safety_in_session: bool = False
+    """Whether its safety_identifier stands in the body's object `session`."""
+    only_for: str = ""
+    """Where it is not empty: the place that a key must accept for it to be in scope."""
+
+    def is_for(self, accept: Iterable[str]) -> bool:
+        """Whether it is in scope for a key that accepts these places."""
+        return not self.only_for or self.only_for in accept
+
+    def places(self, accept: Iterable[str]) -> tuple[str, ...]:
+        """Those of `accept` in which an end user can stand here."""
+        return tuple(
+            one for one in accept if one in self.identifiers or one.startswith(HEADER_PLACE)
+        )
 
 
 class Target(NamedTuple):
     """What a request's method and path ask for."""
 
     in_scope: bool
+    """Whether it is for some keys, at least: `endpoint.is_for` tells for which."""
     endpoint: Endpoint | None = None
     """None where it is out of scope, or where neither method nor path is known."""
     path: str = ""
     """The canonical path, percent-encoded. Empty if out of scope, not known or ambiguous."""
     is_ambiguous: bool = False
     """Whether servers may read its path as different endpoints, so that it must not go upstream."""
+    model: str = ""
+    """The model, deployment or engine that its path names. Empty: none."""
+
+
+class EndUser(NamedTuple):
+    """What is known about the end user in one place of a request."""
+
+    place: str
+    """user, safety_identifier, metadata.user_id, user_security_context.end_user_id, header:NAME."""
+    state: UserState
+    value: str | None = None
+    """Where it is VALID: its first 1,024 characters. None: the caller did not give it."""
+
+
+NO_END_USER = EndUser("", UserState.ABSENT)
+"""The end user of a request that has no place for one."""
 
 
 class DecisionInput(NamedTuple):
@@ -160,10 +233,39 @@ class DecisionInput(NamedTuple):
     credential: Credential
     key: str
     """The API key, where `credential` is GIVEN."""
-    overrides: tuple[str, ...]
-    """The values of the override header, repeats kept."""
-    user: UserState
-    safety_identifier: UserState
+    overrides: tuple[tuple[str, str], ...] = ()
+    """The override headers as name and value, repeats kept, names in lower case."""
+    end_users: tuple[EndUser, ...] = ()
+    """The places of which something is known."""
+    model_state: ModelState = ModelState.UNKNOWN
+    model: str = ""
+    """The model in the body, where it is GIVEN."""
+    token_limit: Number = UNKNOWN_NUMBER
+    """The most tokens that the upstream may generate, all choices together."""
+    prompt_chars: Number = UNKNOWN_NUMBER
+    """Characters of all prompts together."""
+    unreadable: UserState = UserState.UNKNOWN
+    """Why the body cannot be read, UNKNOWN where it can."""
+
+
+class Setting(NamedTuple):
+    """What one level sets for one policy: a key, a route, or the server as its default."""
+
+    mode: Mode | None = None
+    """None: the next level's."""
+    value: str = ""
+    """As text that the policy's kind of setting reads: "500", "gpt-4*,o1". It goes with `mode`."""
+    override: Override | None = None
+    """None: the next level's; without any, ANY."""
+
+
+Settings = tuple[tuple[str, Setting], ...]
+"""What one level sets: names of policies, and the setting of each."""
+
+
+def setting_of(settings: Settings, policy: str) -> Setting:
+    """What a level sets for one policy."""
+    return next((setting for name, setting in settings if name == policy), Setting())
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,25 +273,22 @@ class KeySettings:
     """What deciding needs to know of one API key."""
 
     key_id: str
-    mode: Mode | None = None
-    """None: the server's default."""
-    override: Override = Override.ANY
+    policies: Settings = ()
     accept: tuple[str, ...] = IDENTIFIERS
-    """The identifiers that count as a user. At least one of IDENTIFIERS."""
+    """The places in which an end user may stand: one or more, up to MAX_PLACES."""
 
     def __post_init__(self) -> None:
-        if not are_identifiers(self.accept):
-            raise ValueError(f"accept must name at least one of {', '.join(IDENTIFIERS)}")
+        if problem := accept_problem(self.accept):
+            raise ValueError(problem)
 
 
 @dataclass(frozen=True, slots=True)
 class RouteSettings:
     """What a gateway's operator sets for a route. It stands above what the key sets."""
 
-    mode: Mode | None = None
-    override: Override | None = None
+    policies: Settings = ()
     accept: tuple[str, ...] = ()
-    """The identifiers that count as a user. What is None or empty is left to the key."""
+    """The places in which an end user may stand. Empty: those of the key."""
 
 
 _FIRST = datetime(1970, 1, 1, tzinfo=UTC)
@@ -201,9 +300,7 @@ class ApiKey:
 
     id: str
     name: str
-    mode: Mode | None
-    """None: the server's default."""
-    override: Override
+    policies: Settings
     accept: tuple[str, ...]
     created_at: datetime
     updated_at: datetime
@@ -257,12 +354,40 @@ class Denial:
     body: bytes
 
 
+class Violation(NamedTuple):
+    """How a request violates a policy."""
+
+    message: str
+    """For the client, in its denial."""
+    words: str
+    """For operators: a clause of the explanation."""
+
+
+class Result(NamedTuple):
+    """What one policy found of a request."""
+
+    policy: str
+    """Its name."""
+    mode: Mode
+    """The mode in force, with `value`, from `source`."""
+    value: str
+    source: Source
+    override: Override
+    """Which headers may override the setting."""
+    ignored: Ignored
+    """Why the override header did not count, if there was one."""
+    violation: Violation | None = None
+    has_failed: bool = False
+    """Whether the policy could not judge, so that the request is denied where it is enforced."""
+
+
 @dataclass(frozen=True, slots=True)
 class Explanation:
     """Why a request was decided as it was."""
 
     mode: Mode | None
-    """None where the API key is not in force, so that no mode counted."""
+    """Of the first policy, as source and ignored are. None where the API key is not in force, so
+    that no mode counted."""
     source: Source | None
     ignored: Ignored
     in_scope: bool
@@ -283,3 +408,9 @@ class Decision:
     would_deny: bool
     flags: tuple[Flag, ...]
     explanation: Explanation
+    results: tuple[Result, ...] = ()
+    """Of each policy that is set, in the contract's order."""
+    missing: tuple[str, ...] = ()
+    """What policies in force need, and the caller did not give, so that there is no decision."""
+    failures: tuple[tuple[str, Exception], ...] = ()
+    """The policies that could not judge, and why."""

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from enum import Enum
-from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from policyd.descriptor import headers
 from policyd.descriptor.body import MAX_RAW_BODY
@@ -11,14 +10,16 @@ from policyd.descriptor.body_memory import Bodies
 from policyd.descriptor.describe import HttpRequest, about_key, describe, read_attributes
 from policyd.descriptor.headers import (
     KEY_HEADER,
-    OVERRIDE_HEADER,
     PARTIAL_BODY,
     TRACE_HEADER,
     Headers,
 )
 from policyd.descriptor.identifiers import NOT_READ, TOO_LARGE, BodyAttributes
-from policyd.engine.model import IDENTIFIERS, Mode, Override, RouteSettings, are_identifiers
-from policyd.errors import InvalidArgument, InvalidDescriptor
+from policyd.descriptor.route import route_settings
+from policyd.engine.decision import NO_ROUTE
+from policyd.engine.model import RouteSettings
+from policyd.errors import InvalidDescriptor
+from policyd.policies import TABLE
 from policyd.v1 import policy_pb2 as pb
 
 EnvoyRequest = Any
@@ -27,7 +28,7 @@ EnvoyRequest = Any
 _LENGTH = "content-length"
 _TYPE = "content-type"
 # Envoy's map joins repeats by commas. None of these has a comma of its own in it.
-_ONE_VALUE = frozenset({KEY_HEADER, OVERRIDE_HEADER, TRACE_HEADER, _LENGTH, _TYPE})
+_ONE_VALUE = frozenset({KEY_HEADER, *TABLE.by_header, TRACE_HEADER, _LENGTH, _TYPE})
 
 
 class Arrival(Enum):
@@ -112,7 +113,7 @@ def _repeats(name: str, joined: str) -> list[str]:
         return [joined]
     values = [value.strip() for value in joined.split(",")]
     # One header may hold the comma itself. Then it is neither true nor false, and weakens nothing.
-    return [*values, joined] if name == OVERRIDE_HEADER else values
+    return [*values, joined] if name in TABLE.by_header else values
 
 
 # --- the body ----------------------------------------------------------------------------------
@@ -136,58 +137,17 @@ def _number(length: str | None) -> int:
     return int(length) if length and length.isdecimal() and len(length) < 20 else 0
 
 
-# --- the route's settings ----------------------------------------------------------------------
-
 _NAMESPACE = "policyd"
-_Member = TypeVar("_Member", Mode, Override)
 
 
-def route_settings(extensions: Mapping[str, str]) -> RouteSettings:
-    """What a route's context_extensions set. Other systems' are left alone.
+def route(extensions: Mapping[str, str]) -> RouteSettings:
+    """What a route's context_extensions set: `policyd.mode`, `policyd.max_tokens` … Those of other
+    systems are left alone.
 
     Raises InvalidArgument where a name or a value of policyd's is unknown.
     """
-    return _route_settings(
-        frozenset(one for one in extensions.items() if one[0].lower().startswith(_NAMESPACE))
-    )
-
-
-# Routes are few, and each sends the same with every request.
-@lru_cache(maxsize=1024)
-def _route_settings(extensions: frozenset[tuple[str, str]]) -> RouteSettings:
-    found = dict(extensions)
-    if unknown := sorted(found.keys() - _READERS.keys()):
-        raise InvalidArgument(
-            f"the route's context_extensions set {unknown[0]!r}, which policyd does not know: "
-            f"it knows {', '.join(_READERS)}"
-        )
-    return RouteSettings(**dict(_READERS[name](name, value) for name, value in found.items()))
-
-
-def _one_of(field: str, members: type[_Member]) -> Callable[[str, str], tuple[str, Any]]:
-    values = {member.name.lower(): member for member in members}
-
-    def read(name: str, value: str) -> tuple[str, _Member]:
-        if value not in values:
-            raise _unknown(name, value, f"one of {', '.join(values)}")
-        return field, values[value]
-
-    return read
-
-
-def _accept(name: str, value: str) -> tuple[str, tuple[str, ...]]:
-    accepted = tuple(one.strip() for one in value.split(","))
-    if not are_identifiers(accepted):
-        raise _unknown(name, value, f"a list of {' and '.join(IDENTIFIERS)}, split by commas")
-    return "accept", accepted
-
-
-def _unknown(name: str, value: str, fix: str) -> InvalidArgument:
-    return InvalidArgument(f"the route's context_extensions set {name} to {value!r}: give {fix}")
-
-
-_READERS = {
-    f"{_NAMESPACE}.mode": _one_of("mode", Mode),
-    f"{_NAMESPACE}.override": _one_of("override", Override),
-    f"{_NAMESPACE}.accept": _accept,
-}
+    own = [one for one in extensions.items() if one[0].lower().startswith(_NAMESPACE)]
+    if not own:
+        return NO_ROUTE
+    given = frozenset((name.removeprefix(f"{_NAMESPACE}."), value) for name, value in own)
+    return route_settings(given, "the route's context_extensions")
