@@ -199,6 +199,16 @@ def test_a_field_that_an_endpoint_asks_for(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("fields", "expected"),
+    [(media_type.MAX_FIELDS, UserState.VALID), (media_type.MAX_FIELDS + 1, UserState.NOT_JSON)],
+)
+def test_the_most_fields(fields: int, expected: UserState) -> None:
+    """JSON with more fields than are looked at is rejected if its type declares a form."""
+    body = json.dumps({"user": "a", "x": "&a=" * fields}).encode()
+    assert state(body, URLENCODED) is expected
+
+
+@pytest.mark.parametrize(
     "parameters",
     [
         CompletionCreateParamsNonStreaming,
@@ -446,6 +456,7 @@ def test_form_fields(parts: list[tuple[str, bytes]], expected: int) -> None:
         (form(('name="user"', b"a")), FORM + "; charset=utf-7"),
         (form(('name="x"', b'x\n--B\nContent-Disposition: form-data; name="user"\n\n ')), FORM),
         (form(('name="us\\er"', b"")), FORM),
+        (form(('name="a\\b"', b"x"), ('name="user"', b"a")), FORM),
         (form(('filename="a"; name="user"', b"a")), FORM),
         (form(('name="user"\r\nContent-Type: application/octet-stream', b"a")), FORM),
         (form(('name="user"\r\nX-Other: a', b"a")), FORM),
