@@ -249,7 +249,7 @@ def _scan(body: bytes) -> _Found:
     """The same, token by token, repeats kept."""
     found = []
     depth = 0
-    for count, match in enumerate(_TOKEN.finditer(body)):
+    for count, match in enumerate(_TOKEN.finditer(body), 1):
         if count > MAX_TOKENS:
             raise UnreadableBody(UserState.TOO_COMPLEX)
         if match[1] is None:
