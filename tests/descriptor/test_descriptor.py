@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import tracemalloc
 import zlib
+from collections.abc import Callable
 from typing import Required, get_origin, get_type_hints
 
 import brotli
@@ -165,6 +167,23 @@ def test_bomb(coding: str) -> None:
 
 
 @pytest.mark.parametrize("coding", CODINGS)
+def test_the_memory_that_a_bomb_takes(coding: str) -> None:
+    """A body that is rejected for what it decompresses to has not been decompressed as a whole."""
+    bomb = CODINGS[coding](b" " * 32 * MIB)
+    assert _peak(lambda: state(bomb, coding=coding)) < 8 * MIB
+
+
+def _peak(work: Callable[[], object]) -> int:
+    """The most bytes that are in use at once during `work`, beside those that were before."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("coding", CODINGS)
 def test_small_bomb(coding: str) -> None:
     """A small body may grow a hundredfold and no more, however large the bound is."""
     bomb = CODINGS[coding](GOOD + b" " * 16 * MIB)
@@ -311,6 +330,20 @@ def test_charsets_that_differ_outside_ascii(charset: str) -> None:
     assert state('{"user": "Zo\u00eb"}'.encode(), f"text/plain; charset={charset}") is (
         UserState.NOT_JSON
     )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"user": "a", "user": "a", "model": "m"}',
+        '{"user": "a", "x": {"user": ""}, "y": ["user", {"user": ""}], "user": "b"}',
+        '{"x": "user", "user": "a", "y": "user", "user": "b", "z": "user"}',
+    ],
+)
+def test_repeats_beside_other_members(text: str) -> None:
+    """Of repeats, those at the top level count, whatever else the body holds."""
+    assert state(text.encode()) is UserState.VALID
+    assert state(text.encode()[:-1] + b', "user": ""}') is UserState.EMPTY
 
 
 @pytest.mark.parametrize("name", ["USER", "User", "U\\u0053er", "u\u017fer", "u\\u017Fer"])
