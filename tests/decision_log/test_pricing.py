@@ -50,7 +50,7 @@ def test_the_price_of_the_day() -> None:
 
 
 def test_a_model_of_another_provider() -> None:
-    """The prices of providers that no upstream is do not count, where a model is named like one."""
+    """The cost of a model that only another provider has is unknown, whatever that one charges."""
     assert cost("mistral-large-latest", MILLION, 0, 0, 0, AT) is None
 
 
