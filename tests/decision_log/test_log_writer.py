@@ -105,8 +105,25 @@ def test_counts_of_refused_keys(tmp_path: Path, spool: SpoolWriter, disk: Disk) 
     log.flush()
     assert lines(tmp_path) == 0
     disk.failing = {}
-    log.flush()
-    assert lines(tmp_path) == 1
+    for _ in range(2):
+        log.flush()
+        assert lines(tmp_path) == 1
+
+
+def test_counts_for_which_there_is_no_room(tmp_path: Path) -> None:
+    """While the spool is fuller than a quarter, counts wait."""
+    with closing(SpoolWriter(tmp_path, "a", 4000)) as spool:
+        log = log_of(spool)
+        spool.write(b"x" * 499 + b"\n")
+        spool.write(b"x" * 500 + b"\n")
+        log.append([refused_key()])
+        spool._looked_at = 0.0  # As if some time had passed.
+        log.flush()
+        assert lines(tmp_path) == 2
+        min(tmp_path.glob("*.jsonl")).unlink()
+        spool._looked_at = 0.0
+        log.flush()
+        assert lines(tmp_path) == 2, "the second line, and the count"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])

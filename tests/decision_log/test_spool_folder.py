@@ -89,17 +89,18 @@ def test_what_is_no_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "kind"),
+    ("number", "kind", "fix"),
     [
-        (errno.ENOSPC, NoRoom),
-        (errno.EDQUOT, NoRoom),
-        (errno.EACCES, SettingsError),
-        (errno.EROFS, SettingsError),
+        (errno.ENOSPC, NoRoom, "Make room on its disk"),
+        (errno.EDQUOT, NoRoom, "Make room on its disk"),
+        (errno.EACCES, SettingsError, "that policyd may write to, on a local disk"),
+        (errno.EROFS, SettingsError, "that policyd may write to, on a local disk"),
     ],
 )
-def test_why_a_folder_is_unusable(number: int, kind: type, tmp_path: Path) -> None:
-    """A full disk is an error of its own kind; each names the folder and the cause."""
+def test_why_a_folder_is_unusable(number: int, kind: type, fix: str, tmp_path: Path) -> None:
+    """A full disk is an error of its own kind; each names the folder, the cause and the fix."""
     error = unusable(tmp_path, OSError(number, os.strerror(number)))
     assert type(error) is kind
     assert str(tmp_path) in str(error)
     assert os.strerror(number) in str(error)
+    assert str(error).endswith(fix)

@@ -157,6 +157,14 @@ def test_deleting(folder: Path) -> None:
         assert reader.finished() == {}
 
 
+def test_a_file_with_a_long_line(folder: Path, reader: SpoolReader) -> None:
+    """A file is not deleted where so much stands behind its position that it is no half line."""
+    name = leave(folder, "worker", b"a")
+    with (folder / name).open("ab") as file:
+        file.write(bytes(2**20))
+    assert reader.delete({name: 2}) == set()
+
+
 def test_losses(folder: Path, reader: SpoolReader) -> None:
     """Of several counts of a process the largest counts, and of a damaged one nothing."""
     leave(folder, "ended", lost=2)
@@ -167,12 +175,44 @@ def test_losses(folder: Path, reader: SpoolReader) -> None:
     with closing(write(folder, "running", lost=5)):
         assert reader.losses() == {"ended": 3, "running": 5}
         assert reader.ended() == {"ended", "lossless", "damaged"}
-        reader.forget_losses({"ended": 2, "running": 5})
+        reader.forget_losses({"ended": 2, "running": 5, "damaged": 0})
         assert reader.losses() == {"ended": 3, "running": 5}
         assert reader.ended() == {"ended"}
         reader.forget_losses({"ended": 3})
         assert reader.losses() == {"running": 5}
         assert reader.ended() == set()
+
+
+def test_a_loss_that_the_store_does_not_have(folder: Path, reader: SpoolReader) -> None:
+    """A loss of one entry stays until the store has that process's count."""
+    leave(folder, "ended", lost=1)
+    reader.forget_losses({})
+    assert reader.losses() == {"ended": 1}
+
+
+class Ghosts(System):
+    """A folder of which another program deletes two files once they were listed."""
+
+    @staticmethod
+    def listdir(folder: int) -> list[str]:
+        return ["gone-00000001.jsonl", "gone-00000002.lost", *os.listdir(folder)]
+
+    @staticmethod
+    def stat(name: str, dir_fd: int) -> os.stat_result:  # type: ignore[override]
+        return os.stat("database" if name.startswith("gone") else name, dir_fd=dir_fd)
+
+
+def test_files_that_are_deleted_meanwhile(folder: Path) -> None:
+    """A file that is gone once it is to be read is passed over."""
+    name = leave(folder, "one", b"a", lost=1)
+    with closing(SpoolReader(folder, Ghosts())) as reader:
+        assert reader.lock()
+        assert [chunk.name for chunk in read(reader)] == [name]
+        assert reader.left() == 2
+        assert reader.losses() == {"one": 1}
+        assert reader.ended() == {"one"}
+        reader.forget_losses({"one": 1})
+        assert reader.losses() == {}
 
 
 def test_what_waits_for_the_next_start(folder: Path, tmp_path: Path) -> None:
