@@ -154,6 +154,7 @@ def test_deleting(folder: Path) -> None:
         read(reader)
         assert reader.finished() == {more: 4}
         assert reader.delete(reader.finished()) == {more}
+        assert read(reader) == []
         assert reader.finished() == {}
 
 
