@@ -22,6 +22,11 @@ hypothesis.settings.register_profile("policyd", deadline=None)
 hypothesis.settings.load_profile("policyd")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out what has no test of the tier that runs."""
+    return tiers.is_left_out(collection_path, config.option.markexpr) or None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put each test into its tier."""
     tiers.mark(items)
