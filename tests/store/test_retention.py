@@ -221,12 +221,10 @@ class Readers:
         self._done = threading.Event()
         self.errors: list[str] = []
         self.pages = 0
-        self.longest = 0.0
 
     def _read(self) -> None:
         store = Store(self._url)
         while not self._done.is_set():
-            began = time.monotonic()
             try:
                 page = store.log.page(LogFilter(), limit=50)
                 if page:
@@ -234,7 +232,6 @@ class Readers:
                 self.pages += 1
             except StoreUnavailable as error:
                 self.errors.append(str(error))
-            self.longest = max(self.longest, time.monotonic() - began)
         store.close()
 
     @contextmanager
