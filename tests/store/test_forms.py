@@ -27,6 +27,7 @@ from policyd.store.database import writing
 from policyd.store.engine import open_engine
 from policyd.v1.policy_pb2 import DECISION_DENY, EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
+from tests.support.commands import invoke
 from tests.support.old_version import OldVersion
 from tests.support.postgresql import PostgreSQL
 from tests.support.processes import Policyd, run
@@ -132,9 +133,9 @@ def test_which_commands_migrate(new_database: str, old: OldVersion) -> None:
 
 def test_a_new_database(new_database: str) -> None:
     """The first key makes a new database, as serve does; a command that only reads does not."""
-    listed = run("policyd", "keys", "list", "--database-url", new_database)
+    listed = invoke("policyd", "keys", "list", "--database-url", new_database)
     assert listed.returncode == 1
-    made = run("policyd", "keys", "create", "app", "--database-url", new_database)
+    made = invoke("policyd", "keys", "create", "app", "--database-url", new_database)
     assert made.returncode == 0, made.stderr
     assert number(new_database, "schema_version") == migrations.HEAD
 
@@ -206,8 +207,12 @@ def test_a_newer_form_that_this_version_cannot_use(new_database: str, tmp_path: 
     with pytest.raises(StoreUnavailable, match="newer policyd; run that version"):
         store.migrate()
     store.close()
-    for words in (("keys", "list"), ("db", "migrate"), ("serve", *ANYWHERE)):
-        done = run("policyd", *words, "--database-url", new_database)
+    for words, begin in (
+        (("keys", "list"), invoke),
+        (("db", "migrate"), invoke),
+        (("serve", *ANYWHERE), run),
+    ):
+        done = begin("policyd", *words, "--database-url", new_database)
         assert done.returncode == 1
         assert b"it was used with a newer policyd" in done.stderr
     assert number(new_database, "schema_version") == "9000"
