@@ -105,15 +105,23 @@ CASES = {
     ),
     "numbers": Case(
         {
-            **{"user_state": 2, "safety_identifier_state": 2, "model_state": 2},
-            **{"token_limit": 500, "choices": 3, "prompt_characters": 5},
+            "user_state": 2,
+            "safety_identifier_state": 2,
+            "model_state": 2,
+            "token_limit": 500,
+            "choices": 3,
+            "prompt_characters": 5,
         },
         body=b'{"max_tokens":500,"n":3,"messages":[{"role":"user","content":"Hello"}]}',
     ),
     "no numbers": Case(
         {
-            **{"user_state": 2, "safety_identifier_state": 2, "model_state": 4, "model": "o"},
-            **{"token_limit_state": 3, "prompt_characters": 0},
+            "user_state": 2,
+            "safety_identifier_state": 2,
+            "model_state": 4,
+            "model": "o",
+            "token_limit_state": 3,
+            "prompt_characters": 0,
         },
         body=b'{"model":"m","model":"o","max_tokens":500,"n":0}',
     ),
@@ -131,7 +139,9 @@ CASES = {
     "a session": Case(
         STATED
         | {
-            **{"user_state": 2, "safety_identifier_state": 1, "safety_identifier": "bob"},
+            "user_state": 2,
+            "safety_identifier_state": 1,
+            "safety_identifier": "bob",
             "headers": [("openai-safety-identifier", "a"), ("openai-safety-identifier", "b")],
         },
         [("openai-safety-identifier", "a"), ("openai-safety-identifier", "b")],
