@@ -151,10 +151,11 @@ def _model(raw: memoryview) -> object:
 
 
 def _characters(found: Members) -> int:
-    count = 0
-    for name in _PROMPTS:
-        for _, raw in found.get(name, ()):
-            count += prompt.characters(raw)
-            if name in _TOKENS:
-                count += prompt.characters_of_tokens(raw)
-    return count
+    return sum(
+        [
+            prompt.characters(raw, with_tokens=name in _TOKENS)
+            for name in _PROMPTS
+            if name in found
+            for _, raw in found[name]
+        ]
+    )

@@ -108,7 +108,6 @@ PATTERNS: dict[str, list[Pump]] = {
     "policyd.descriptor.json_members._SCALAR": _after("1", "]"),
     "policyd.descriptor.json_members._TOKEN": _after('"', '"a"', '"a" :', '"\\', '"\\"', '"\\\\'),
     "policyd.descriptor.json_members._TWO_BACKSLASHES": [],
-    "policyd.descriptor.prompt._STRING": _after('"', '"\\"', '\\"'),
     "policyd.descriptor.prompt._TWO_BACKSLASHES": [],
     "policyd.descriptor.prompt._UNICODE": [],
     "policyd.descriptor.prompt._SURROGATE_PAIR": _after("\\ud800", "\\ud800\\u", "\\ud800\\udc00"),
