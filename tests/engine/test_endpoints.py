@@ -125,6 +125,8 @@ def test_endpoints_without_an_accepted_place() -> None:
     assert set(endpoints.without_place((METADATA_USER_ID,))) == operations - {"message"}
     azure = operations - {"message", "chat_completion"}
     assert set(endpoints.without_place((END_USER_ID,))) == azure
+
+
 @pytest.mark.parametrize("path", ["", "/", "//", "/..", "/a/../.", "/%20"])
 def test_a_path_without_a_name(path: str) -> None:
     """What is left of a path without any name is a slash."""
