@@ -11,13 +11,13 @@ from benchmarks.rounds import Plan, table, with_spread
 from policyd.descriptor.body import read_body
 from policyd.descriptor.body_memory import Bodies
 from policyd.descriptor.evaluate_request import read
-from policyd.engine.decision import decide
 from policyd.engine.model import KeyChange, KeyChanges, KeySettings, Mode
 from policyd.keys import api_key
 from policyd.keys.key_table import KeyTable
+from policyd.policies import TABLE, decide
 from policyd.services.policy import PolicyServicer
 
-_SETTINGS = KeySettings("key_benchmark", Mode.ENFORCE)
+_SETTINGS = KeySettings("key_benchmark", TABLE.with_original(Mode.ENFORCE))
 _SIZES = {"1 KB": 1024, "100 KB": 100 * 1024, "1 MB": 2**20}
 Call = Callable[[], object]
 
@@ -38,11 +38,11 @@ async def _calls() -> dict[str, Call]:
     key = api_key.generate()
     keys = KeyTable(lambda *_: KeyChanges(1, (KeyChange(api_key.digest(key), _SETTINGS),)))
     await keys.refresh()
-    servicer = PolicyServicer(keys, Mode.OFF, "benchmark", lambda _: None, Bodies(2**29))
+    servicer = PolicyServicer(keys, (), "benchmark", lambda _: None, Bodies(2**29))
     allowed, denied = traffic.asked(key), traffic.asked(key, user=None)
     return {
-        "decide, allowed": partial(decide, read(allowed)[0], _SETTINGS, Mode.OFF),
-        "decide, denied": partial(decide, read(denied)[0], _SETTINGS, Mode.OFF),
+        "decide, allowed": partial(decide, read(allowed)[0], _SETTINGS),
+        "decide, denied": partial(decide, read(denied)[0], _SETTINGS),
         "read, a message": partial(read, allowed),
         "Evaluate without gRPC, allowed": _finish(lambda: servicer.Evaluate(allowed, None)),
         "Evaluate without gRPC, denied": _finish(lambda: servicer.Evaluate(denied, None)),

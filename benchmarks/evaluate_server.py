@@ -8,6 +8,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from policyd.cli import main
 from policyd.descriptor.body_memory import Bodies
+from policyd.policies import TABLE
 from policyd.server.server import Server
 from policyd.services.policy import PolicyServicer
 from policyd.v1.policy_pb2 import EvaluateRequest, EvaluateResponse
@@ -49,7 +50,7 @@ def _handler(nothing: _Nothing) -> grpc.GenericRpcHandler:
 class _Server(Server):
     def _policy_listener(self) -> Any:
         listener = super()._policy_listener()
-        mode = self._settings.default_mode
+        mode = TABLE.with_original(self._settings.default_mode)
         policy = PolicyServicer(self._keys, mode, "benchmark", lambda _: None, Bodies(2**29))
         listener.server.add_generic_rpc_handlers((_handler(_Nothing(policy)),))
         return listener

@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks.rounds import Plan, table
 from policyd.decision_log.record import Outcome, Record, Verdict
 from policyd.engine.model import KeySettings, Mode
+from policyd.policies import TABLE
 from policyd.simulation import simulate
 from policyd.store import LogFilter, Store
 from tests.support.postgresql import PostgreSQL
@@ -122,7 +123,7 @@ def _asks(store: Store) -> dict[str, Ask]:
         return store.log.page(LogFilter(**wanted))  # type: ignore[arg-type]
 
     month, week = now - timedelta(days=_DAYS), now - timedelta(days=7)
-    settings = KeySettings(_KEYS[0], Mode.ENFORCE)
+    settings = KeySettings(_KEYS[0], TABLE.with_original(Mode.ENFORCE))
     return {
         "the newest": page,
         "of a key": lambda: page(key_id=key()),

@@ -4,14 +4,16 @@ from typing import Any
 from unittest.mock import patch
 
 from policyd.cli import main
-from policyd.engine.model import Mode
+from policyd.engine.model import Settings
 from policyd.keys.key_table import KeyTable
 from policyd.services.policy import PolicyServicer
 
 
 class _Unlogged(PolicyServicer):
-    def __init__(self, keys: KeyTable, default: Mode, process: str, _: Any, *others: Any) -> None:
-        super().__init__(keys, default, process, lambda _: None, *others)
+    def __init__(
+        self, keys: KeyTable, defaults: Settings, process: str, _: Any, *others: Any
+    ) -> None:
+        super().__init__(keys, defaults, process, lambda _: None, *others)
 
 
 if __name__ == "__main__":

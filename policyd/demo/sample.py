@@ -12,8 +12,8 @@ import msgspec
 from policyd.decision_log.pricing import cost
 from policyd.decision_log.record import Ending, Outcome, Record, first_id
 from policyd.descriptor import evaluate_request
-from policyd.engine.decision import decide
 from policyd.engine.model import KeySettings, Mode
+from policyd.policies import TABLE, decide
 from policyd.services import log_entries
 from policyd.store import Store
 from policyd.store.database import now
@@ -75,9 +75,9 @@ def _record(
     else:
         request.user = chance.choices(_USERS, weights=range(len(_USERS), 0, -1))[0]
     enforced = until - at < _ENFORCED_FOR
-    settings = KeySettings(key_id, Mode.ENFORCE if enforced else Mode.AUDIT)
+    settings = KeySettings(key_id, TABLE.with_original(Mode.ENFORCE if enforced else Mode.AUDIT))
     reading = evaluate_request.read(request)
-    decision = decide(reading.decision_input, settings, Mode.OFF)
+    decision = decide(reading.decision_input, settings)
     decision_id = f"{first_id(at)}{chance.getrandbits(48):012x}{number:08x}"
     response = pb.EvaluateResponse(decision_id=decision_id, revision=1, api_key_id=key_id)
     record = log_entries.record(request, reading, decision, response)

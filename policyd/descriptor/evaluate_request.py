@@ -2,27 +2,52 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from policyd.descriptor import headers
 from policyd.descriptor.body import MAX_RAW_BODY, read_body
-from policyd.descriptor.headers import KEY_HEADER, OVERRIDE_HEADER, TRACE_HEADER
-from policyd.descriptor.identifiers import NOT_READ, TOO_LARGE, BodyAttributes, classify
+from policyd.descriptor.headers import KEY_HEADER, TRACE_HEADER
+from policyd.descriptor.identifiers import (
+    MAX_VALUE,
+    NOT_READ,
+    TOO_LARGE,
+    BodyAttributes,
+    Identifier,
+    classify,
+)
 from policyd.engine import endpoints, method_override
 from policyd.engine.model import (
     SAFETY_IDENTIFIER,
+    UNKNOWN_NUMBER,
+    USER,
     Credential,
     Decision,
     DecisionInput,
+    EndUser,
+    ModelState,
+    Number,
+    NumberState,
+    Result,
     Target,
     UserState,
 )
 from policyd.errors import InvalidDescriptor
+from policyd.policies import TABLE
 from policyd.v1 import policy_pb2 as pb
 
 _STATES = tuple(UserState)
 _UNKNOWN = UserState.UNKNOWN
-_OWN = (OVERRIDE_HEADER, KEY_HEADER, TRACE_HEADER)
+_MODEL_STATES = tuple(ModelState)
+_NUMBER_STATES = tuple(NumberState)
+MAX_MODEL = 256
+"""Characters of a model that policies judge."""
+MAX_NUMBER = 10**15
+"""The largest number that policies tell from larger ones."""
+
+
+MAX_PLACE = 80
+"""Characters of a place."""
+_Member = TypeVar("_Member")
 
 
 class Reading(NamedTuple):
@@ -54,16 +79,25 @@ def read(request: pb.EvaluateRequest, *, reads_body: bool = True) -> Reading:
     attributes = NOT_READ
     if request.HasField("raw_body") and target.in_scope:
         attributes = _read_raw_body(request, target) if reads_body else TOO_LARGE
-    user, safety_identifier = _identifiers(request, attributes)
-    is_unknown = user is _UNKNOWN and safety_identifier is _UNKNOWN
-    if is_unknown and target.in_scope and not target.is_ambiguous:
+    end_users, unreadable = _end_users(request, attributes)
+    if not end_users and target.in_scope and not target.is_ambiguous:
         raise InvalidDescriptor(
             "nothing tells whether this request has a user: "
             "set has_user, user_state or user, or send the body as raw_body; "
             "a call that is no endpoint of the API has in_scope false"
         )
     trace = request.trace_id or (traces[0] if traces else "")
-    decision_input = DecisionInput(target, named, key, overrides, user, safety_identifier)
+    decision_input = DecisionInput(
+        target,
+        named,
+        key,
+        overrides,
+        end_users,
+        *_model(request, attributes),
+        _token_limit(request, attributes),
+        _prompt_chars(request, attributes),
+        unreadable,
+    )
     return Reading(decision_input, headers.trace_id(trace) if trace else "", attributes)
 
 
@@ -87,38 +121,157 @@ def _pairs(request: pb.EvaluateRequest | pb.CheckKeyRequest) -> Sequence[tuple[s
 
 
 _Values = tuple[str, ...]
+_Pairs = tuple[tuple[str, str], ...]
 
 
-def _own_headers(request: pb.EvaluateRequest) -> tuple[_Values, _Values, _Values]:
-    """The values of the override, key and trace headers, repeats kept."""
-    found: dict[str, list[str]] = {name: [] for name in _OWN}
+def _own_headers(request: pb.EvaluateRequest) -> tuple[_Pairs, _Values, _Values]:
+    """The policies' override headers, and the values of the key and trace headers, repeats kept."""
+    overrides: list[tuple[str, str]] = []
+    keys: list[str] = []
+    traces: list[str] = []
     for header in request.headers:
         name = header.name.lower()
-        if name in found:
-            found[name].append(header.value)
-    overrides, keys, traces = found.values()
-    return tuple(map(headers.override, overrides)), tuple(keys), tuple(traces)
+        if name in TABLE.by_header:
+            overrides.append((name, headers.override(header.value)))
+        elif name == KEY_HEADER:
+            keys.append(header.value)
+        elif name == TRACE_HEADER:
+            traces.append(header.value)
+    return tuple(overrides), tuple(keys), tuple(traces)
 
 
-def _identifiers(
+# --- end users ---------------------------------------------------------------------------------
+
+
+def _end_users(
     request: pb.EvaluateRequest, attributes: BodyAttributes
-) -> tuple[UserState, UserState]:
-    """What is known of user and safety_identifier: of each, the worst that is claimed."""
-    user = max(_state(request.user_state, "user_state"), attributes.user.state)
-    safety_identifier = max(
-        _state(request.safety_identifier_state, "safety_identifier_state"),
-        attributes.safety_identifier.state,
-    )
+) -> tuple[tuple[EndUser, ...], UserState]:
+    """What is known of each place: the worst that is claimed. And why the body cannot be read.
+
+    Empty where nothing is known.
+    """
+    user = _worst(USER, request.user_state, "user_state", attributes.user)
     if request.HasField("has_user"):
-        user = max(user, UserState.VALID if request.has_user else UserState.ABSENT)
+        claimed = UserState.VALID if request.has_user else UserState.ABSENT
+        user = _or_worse(user, EndUser(USER, claimed))
     if request.HasField("user"):
-        user = max(user, classify(request.user))
+        user = _or_worse(user, _string(USER, request.user))
+    other = _worst(
+        SAFETY_IDENTIFIER,
+        request.safety_identifier_state,
+        "safety_identifier_state",
+        attributes.safety_identifier,
+    )
     if request.HasField("safety_identifier"):
-        claimed = classify(request.safety_identifier, SAFETY_IDENTIFIER)
-        safety_identifier = max(safety_identifier, claimed)
-    # Of a body that cannot be read, neither is known.
-    unreadable = max(user, safety_identifier)
-    return (unreadable, unreadable) if unreadable.is_unreadable else (user, safety_identifier)
+        other = _or_worse(other, _string(SAFETY_IDENTIFIER, request.safety_identifier))
+    found = [user, other]
+    for place, identifier in attributes.others:
+        found.append(EndUser(place, identifier.state, identifier.value or None))
+    for given in request.end_users:
+        found.append(_given(given))
+    # Of a body that cannot be read, none of its places is known.
+    unreadable = max((one.state for one in found), default=_UNKNOWN)
+    if unreadable.is_unreadable:
+        return tuple(_without_body(one, unreadable) for one in found), unreadable
+    if user.state is _UNKNOWN and other.state is _UNKNOWN and len(found) == 2:
+        return (), _UNKNOWN
+    return tuple(found), _UNKNOWN
+
+
+def _without_body(one: EndUser, state: UserState) -> EndUser:
+    return one if one.place.startswith("header:") else EndUser(one.place, state)
+
+
+def _given(given: pb.EndUser) -> EndUser:
+    state = _state(given.state, "end_users.state")
+    claimed = EndUser(given.place[:MAX_PLACE], state)
+    if given.HasField("value"):
+        claimed = _or_worse(claimed, _string(given.place, given.value))
+    return claimed
+
+
+def _worst(place: str, number: int, field: str, found: Identifier) -> EndUser:
+    read = EndUser(place, found.state, found.value or None)
+    return _or_worse(read, EndUser(place, _state(number, field))) if number else read
+
+
+def _or_worse(one: EndUser, other: EndUser) -> EndUser:
+    """The worse of two claims about a place, with the value that either knows."""
+    state = max(one.state, other.state)
+    value = other.value if one.value is None else one.value
+    return EndUser(one.place, state, value if state is UserState.VALID else None)
+
+
+def _string(place: str, text: str) -> EndUser:
+    return EndUser(place, classify(text, place), text[:MAX_VALUE])
+
+
+# --- the model and the numbers -----------------------------------------------------------------
+
+
+def _model(request: pb.EvaluateRequest, read: BodyAttributes) -> tuple[ModelState, str]:
+    """What is known of the model: what the caller claims and what the body holds must agree."""
+    state, model = read.model_state, read.model
+    if request.model_state or request.model:
+        claimed = _member(_MODEL_STATES, request.model_state, "model_state")
+        if request.model and claimed is ModelState.UNKNOWN:
+            claimed = ModelState.GIVEN
+        if state is ModelState.GIVEN and request.model not in ("", model):
+            claimed = ModelState.CONFLICTING
+        state, model = max(state, claimed), request.model or model
+    if state is ModelState.GIVEN and len(model) > MAX_MODEL:
+        state = ModelState.TOO_LONG
+    return state, model if state is ModelState.GIVEN else ""
+
+
+def _token_limit(request: pb.EvaluateRequest, read: BodyAttributes) -> Number:
+    limit, choices = read.token_limit, read.choices
+    if request.token_limit_state or request.HasField("token_limit"):
+        given = request.token_limit if request.HasField("token_limit") else None
+        limit = _worse(limit, _number(request.token_limit_state, given, "token_limit_state"))
+    if request.HasField("choices"):
+        choices = _worse(choices, _number(0, request.choices, ""))
+    if limit.state is not NumberState.GIVEN or choices.state in _NO_CHOICES:
+        return limit
+    if choices.state is NumberState.INVALID or choices.value < 1:
+        return Number(NumberState.INVALID)
+    return Number(NumberState.GIVEN, min(limit.value * choices.value, MAX_NUMBER))
+
+
+_NO_CHOICES = (NumberState.UNKNOWN, NumberState.ABSENT)
+
+
+def _prompt_chars(request: pb.EvaluateRequest, read: BodyAttributes) -> Number:
+    if not request.prompt_characters_state and not request.HasField("prompt_characters"):
+        return read.prompt_chars
+    given = request.prompt_characters if request.HasField("prompt_characters") else None
+    claimed = _number(request.prompt_characters_state, given, "prompt_characters_state")
+    return _worse(read.prompt_chars, claimed)
+
+
+def _number(state: int, value: int | None, field: str) -> Number:
+    """What a caller claims a number to be."""
+    claimed = _member(_NUMBER_STATES, state, field)
+    if value is None:
+        # A number that is given stands in the field beside.
+        return UNKNOWN_NUMBER if claimed is NumberState.GIVEN else Number(claimed)
+    if value < 0 or claimed is NumberState.INVALID:
+        return Number(NumberState.INVALID)
+    return Number(NumberState.GIVEN, min(value, MAX_NUMBER))
+
+
+def _worse(one: Number, other: Number) -> Number:
+    """The worse of two claims: one that is not valid, else the larger number."""
+    if NumberState.INVALID in (one.state, other.state):
+        return Number(NumberState.INVALID)
+    given = [number for number in (one, other) if number.state is NumberState.GIVEN]
+    return max(given or [one, other])
+
+
+def _member(members: Sequence[_Member], number: int, field: str) -> _Member:
+    if 0 <= number < len(members):
+        return members[number]
+    raise InvalidDescriptor(f"{field} has no value {number}: see policy.proto")
 
 
 def _state(number: int, field: str) -> UserState:
@@ -159,6 +312,7 @@ def answer(decision: Decision) -> pb.EvaluateResponse:
             identifier=why.identifier,
             summary=why.summary,
         ),
+        results=map(_result, decision.results),
     )
     if denial := decision.denial:
         response.denial.http_status = denial.status
@@ -167,3 +321,16 @@ def answer(decision: Decision) -> pb.EvaluateResponse:
         )
         response.denial.body = denial.body
     return response
+
+
+def _result(result: Result) -> pb.PolicyResult:
+    violation = result.violation
+    return pb.PolicyResult(
+        policy=result.policy,
+        mode=pb.EnforceMode.ValueType(result.mode),
+        value=result.value,
+        source=pb.SettingSource.ValueType(result.source),
+        ignored=pb.OverrideIgnored.ValueType(result.ignored),
+        violated=violation is not None or result.has_failed,
+        message=violation.message if violation else "",
+    )

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from policyd.engine.model import Credential
 
 KEY_HEADER = "x-usagepanda-api-key"
-OVERRIDE_HEADER = "x-usagepanda-enforce-user-ids"
 TRACE_HEADER = "x-usagepanda-trace-id"
 PREFIX = "x-usagepanda-"
 PARTIAL_BODY = "x-envoy-auth-partial-body"
@@ -75,7 +74,7 @@ def trace_id(given: str) -> str:
 
 
 def override(given: str) -> str:
-    """A value of the override header, cut where it is longer than any valid one."""
+    """A value of an override header, cut where it is longer than any valid one."""
     return given if len(given) <= _MAX_OVERRIDE else _TOO_LONG
 
 

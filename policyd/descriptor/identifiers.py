@@ -12,7 +12,15 @@ import re
 import unicodedata
 from typing import NamedTuple
 
-from policyd.engine.model import MAX_SAFETY_IDENTIFIER, SAFETY_IDENTIFIER, USER, UserState
+from policyd.engine.model import (
+    MAX_SAFETY_IDENTIFIER,
+    SAFETY_IDENTIFIER,
+    UNKNOWN_NUMBER,
+    USER,
+    ModelState,
+    Number,
+    UserState,
+)
 
 MAX_VALUE = 1024
 """Characters of a value that are looked at, and kept."""
@@ -32,6 +40,14 @@ class BodyAttributes(NamedTuple):
     user: Identifier
     safety_identifier: Identifier
     model: str = ""
+    model_state: ModelState = ModelState.UNKNOWN
+    token_limit: Number = UNKNOWN_NUMBER
+    """The largest limit of tokens. It is not multiplied by `choices`."""
+    choices: Number = UNKNOWN_NUMBER
+    prompt_chars: Number = UNKNOWN_NUMBER
+    """Characters of all prompts together."""
+    others: tuple[tuple[str, Identifier], ...] = ()
+    """The further places of an end user that the body has."""
 
 
 ABSENT = Identifier(UserState.ABSENT)

@@ -1,121 +1,218 @@
 """decide(): the one place where a request is allowed or denied. Pure and total.
 
-The rules are docs/contract.md, sections 1 to 3:
+It knows no policy by name. For each policy that a route, a key, the server or a header sets, it
+finds the setting in force (plan.py), asks the policy whether the request violates it, and joins
+what they answer: messages, flags and explanations, in the contract's order. The rules that are no
+policy's are docs/contract.md, sections 1 to 4 and 7:
 
-- the route's mode holds where it has one, else the key's, else the server's default;
-- a valid override header beats it, where the route or else the key lets it;
-- an invalid one never weakens it;
-- in scope, a request without a valid accepted identifier is denied (enforce) or flagged (audit);
-- where the endpoint has none of those that are accepted, `user` is, if it has that;
+- in scope, a request that violates a policy is denied (enforce) or flagged (audit);
+- an end user counts in the places that the key accepts; where the endpoint has none of those,
+  `user` counts, if it has that;
+- what cannot be known never passes: a body that cannot be read is denied where a policy that needs
+  it is enforced, and so is any request where a policy that is enforced is not known or fails;
 - a path that servers may read as different endpoints never goes upstream, whatever the mode.
 """
 
 from dataclasses import replace
 from functools import lru_cache
+from typing import NamedTuple
 
 from policyd.engine import denial, summary
 from policyd.engine.model import (
+    NO_END_USER,
     USER,
     Credential,
     Decision,
     DecisionInput,
+    Denial,
     Endpoint,
+    EndUser,
     Explanation,
     Flag,
     Ignored,
     KeySettings,
     Mode,
-    Override,
+    ModelState,
+    Result,
     RouteSettings,
-    Source,
+    Settings,
     UserState,
+    Violation,
 )
+from policyd.engine.plan import Plan, overridden, plan_of
+from policyd.engine.policy import Attributes, Need, Policy, Table
 
-BLOCKED = Flag("policy_enforce_user_ids", denial.NO_USER)
-INVALID_OVERRIDE = Flag(
-    "invalid_override", "x-usagepanda-enforce-user-ids is not true or false, and was not followed"
-)
+INVALID_OVERRIDE = "invalid_override"
+"""The type of the flag of a request with an override header that is not valid."""
 NO_ROUTE = RouteSettings()
-_OVERRIDE_MODES = {"true": Mode.ENFORCE, "false": Mode.OFF}
+
+
+class _Verdict(NamedTuple):
+    """What all policies found. There are only so many, so each is put into words once."""
+
+    results: tuple[Result, ...]
+    in_scope: bool
+    operation: str
+    place: str
+    state: UserState
+    unreadable: UserState
 
 
 def decide(
+    table: Table,
     given: DecisionInput,
     settings: KeySettings | None,
-    default: Mode,
+    defaults: Settings = (),
     route: RouteSettings = NO_ROUTE,
 ) -> Decision:
-    """Decide one request.
+    """Decide one request by the policies of `table`.
 
-    `settings` are the key's, None where no key in force was given. `default` is the mode where
-    neither `route` nor the key sets one.
+    `settings` are the key's, None where no key in force was given. `defaults` hold where neither
+    `route` nor the key sets a policy.
     """
     if settings is None:
         return _deny_key(given.credential)
-    override = route.override or settings.override
-    base, source = _base(settings, default, route)
-    mode, source, ignored = _mode_in_force(given.overrides, override, base, source)
-    target = given.target
-    if not target.in_scope:
-        return _decision(mode, source, ignored, False, "", UserState.UNKNOWN, "", override)
+    headers = frozenset(name for name, _ in given.overrides) if given.overrides else None
+    plan = plan_of(table, route.policies, settings.policies, defaults, headers)
+    if headers:
+        plan = tuple(_overridden(one, given) for one in plan)
     accept = route.accept or settings.accept
-    identifier, state = _best_identifier(given, accept, target.endpoint)
-    operation = target.endpoint.operation if target.endpoint else ""
-    decision = _decision(mode, source, ignored, True, operation, state, identifier, override)
-    return _deny_path(decision) if target.is_ambiguous else decision
+    target = given.target
+    if not target.in_scope or not _is_accepted(target.endpoint, accept):
+        results = tuple(one.result for one in plan)
+        return _decision(
+            table, _Verdict(results, False, "", "", UserState.UNKNOWN, UserState.UNKNOWN)
+        )
+    attributes = _attributes(given, accept)
+    unreadable = given.unreadable if given.unreadable.is_unreadable else UserState.UNKNOWN
+    judged = [_judge(one, attributes, unreadable) for one in plan]
+    user = attributes.end_user
+    verdict = _Verdict(
+        tuple([one.result for one in judged]),
+        True,
+        attributes.operation,
+        user.place,
+        user.state,
+        unreadable,
+    )
+    decision = _decision(table, verdict)
+    if target.is_ambiguous:
+        return _deny_path(decision)
+    missing = tuple(text for one in judged for text in one.missing)
+    failures = tuple(one.failure for one in judged if one.failure)
+    if missing or failures:
+        return replace(decision, missing=missing, failures=failures)
+    return decision
 
 
-def _base(settings: KeySettings, default: Mode, route: RouteSettings) -> tuple[Mode, Source]:
-    if route.mode:
-        return route.mode, Source.ROUTE
-    return (settings.mode, Source.KEY) if settings.mode else (default, Source.DEFAULT)
+# --- what is known of the request --------------------------------------------------------------
 
 
-def _mode_in_force(
-    overrides: tuple[str, ...], override: Override, base: Mode, source: Source
-) -> tuple[Mode, Source, Ignored]:
-    if not overrides:
-        return base, source, Ignored.NOT_IGNORED
-    modes = {_OVERRIDE_MODES.get(value.strip(" \t").lower()) for value in overrides}
-    wanted = max((mode for mode in modes if mode), default=None)
-    if override is Override.LOCKED:
-        return base, source, Ignored.INVALID if len(modes) > 1 or not wanted else Ignored.LOCKED
-    if len(modes) > 1 or wanted is None:
-        # It does not say for certain what the client wants, so it may make the mode stricter, and
-        # never weaker.
-        return (*_stricter(base, source, wanted), Ignored.INVALID)
-    if override is Override.TIGHTEN_ONLY and wanted < base:
-        return base, source, Ignored.TIGHTEN_ONLY
-    return wanted, Source.HEADER, Ignored.NOT_IGNORED
+def _is_accepted(endpoint: Endpoint | None, accept: tuple[str, ...]) -> bool:
+    """Whether an endpoint that is in scope for some keys only is so for this one."""
+    return endpoint is None or not endpoint.only_for or endpoint.only_for in accept
 
 
-def _stricter(base: Mode, source: Source, wanted: Mode | None) -> tuple[Mode, Source]:
-    if wanted is not None and wanted > base:
-        return wanted, Source.HEADER
-    return base, source
+def _attributes(given: DecisionInput, accept: tuple[str, ...]) -> Attributes:
+    endpoint = given.target.endpoint
+    models = (given.model,) if given.model_state is ModelState.GIVEN else ()
+    if given.target.model and given.target.model not in models:
+        models = (given.target.model, *models)
+    return Attributes(
+        endpoint.operation if endpoint else "",
+        endpoint is None or endpoint.takes_model,
+        _end_user(given.end_users, accept, endpoint),
+        given.model_state,
+        models,
+        given.token_limit,
+        given.prompt_chars,
+    )
 
 
-def _best_identifier(
-    given: DecisionInput, accept: tuple[str, ...], endpoint: Endpoint | None
-) -> tuple[str, UserState]:
-    found: list[tuple[str, UserState]] = []
-    for identifier in _places(accept, endpoint):
-        state = given.user if identifier == USER else given.safety_identifier
-        if state is UserState.VALID:
-            return identifier, state
-        found.append((identifier, state))
-    # Of those that do not count, the one of which there is something to say.
-    telling = [one for one in found if one[1] not in (UserState.ABSENT, UserState.UNKNOWN)]
-    return next(iter(telling or found), ("", UserState.ABSENT))
+def _end_user(
+    given: tuple[EndUser, ...], accept: tuple[str, ...], endpoint: Endpoint | None
+) -> EndUser:
+    """The end user that counts: the first valid one, else the one of which there is something to
+    say, else the first."""
+    found: list[EndUser] = []
+    for place in _places(accept, endpoint):
+        user = next((one for one in given if one.place == place), None) or _not_given(place)
+        if user.state is UserState.VALID:
+            return user
+        found.append(user)
+    telling = [one for one in found if one.state not in (UserState.ABSENT, UserState.UNKNOWN)]
+    return next(iter(telling or found), NO_END_USER)
 
 
+def _not_given(place: str) -> EndUser:
+    # A caller gives all headers that it has, but not all members of a body that it did not read.
+    is_header = place.startswith("header:")
+    return EndUser(place, UserState.ABSENT if is_header else UserState.UNKNOWN)
+
+
+@lru_cache(maxsize=1024)
 def _places(accept: tuple[str, ...], endpoint: Endpoint | None) -> tuple[str, ...]:
-    """The identifiers that count. Where the endpoint has none that is accepted, `user` counts if
-    the endpoint has that, lest a key be shut out of it."""
+    """The places that count. Where the endpoint has none that is accepted, `user` counts if the
+    endpoint has that, lest a key be shut out of it."""
     if endpoint is None:
         return accept
-    places = tuple(identifier for identifier in accept if identifier in endpoint.identifiers)
+    places = tuple(
+        place for place in accept if place in endpoint.identifiers or place.startswith("header:")
+    )
     return places or tuple(one for one in endpoint.identifiers if one == USER)
+
+
+# --- what each policy finds --------------------------------------------------------------------
+
+
+class _Judged(NamedTuple):
+    """What a policy found, and why it could not judge."""
+
+    result: Result
+    missing: tuple[str, ...] = ()
+    failure: tuple[str, Exception] | None = None
+
+
+def _overridden(one: Plan, given: DecisionInput) -> Plan:
+    header = one.policy.header
+    values = tuple([value for name, value in given.overrides if name == header]) if header else ()
+    return overridden(one, values) if values else one
+
+
+def _judge(one: Plan, attributes: Attributes, unreadable: UserState) -> _Judged:
+    policy, result = one.policy, one.result
+    if result.mode is Mode.OFF or not _applies(policy, attributes.operation):
+        return _Judged(result)
+    if policy.needs:
+        unknown = [need for need in policy.needs if not need.is_known(attributes)]
+        if unknown and unreadable and policy.subject:
+            return _Judged(result._replace(violation=_unreadable(policy, unreadable)))
+        if unknown:
+            return _Judged(result, tuple(_missing(policy, need) for need in unknown))
+    try:
+        if one.problem:
+            raise one.problem
+        violation = policy.decide(attributes, one.parsed)
+    except Exception as error:  # noqa: BLE001  # A policy's fault must not let a request pass.
+        return _Judged(result._replace(has_failed=True), failure=(policy.name, error))
+    return _Judged(result._replace(violation=violation) if violation else result)
+
+
+def _applies(policy: Policy, operation: str) -> bool:
+    # What is not known may be one of them.
+    return not policy.operations or not operation or operation in policy.operations
+
+
+def _unreadable(policy: Policy, state: UserState) -> Violation:
+    words = f"the {policy.subject} {summary.STATE_WORDS[state]}"
+    return Violation(f"{policy.title} could not be checked", words)
+
+
+def _missing(policy: Policy, need: Need) -> str:
+    return f"{policy.title} needs {need.value}"
+
+
+# --- what becomes of the request ---------------------------------------------------------------
 
 
 def _deny_key(credential: Credential) -> Decision:
@@ -134,26 +231,49 @@ def _deny_path(decision: Decision) -> Decision:
     )
 
 
-# There are only so many ways in which a request can be decided, so each is put into words once.
 @lru_cache(maxsize=4096)
-def _decision(
-    mode: Mode,
-    source: Source,
-    ignored: Ignored,
-    in_scope: bool,
-    operation: str,
-    state: UserState,
-    identifier: str,
-    override: Override,
-) -> Decision:
-    offends = in_scope and state is not UserState.VALID and mode is not Mode.OFF
-    is_denied = offends and mode is Mode.ENFORCE
-    would_deny = offends and not is_denied
-    why = Explanation(mode, source, ignored, in_scope, operation, state, identifier, "")
-    text = summary.of(why, override, is_denied=is_denied, would_deny=would_deny)
-    return Decision(
-        denial=denial.for_user_state(state) if is_denied else None,
-        would_deny=would_deny,
-        flags=(BLOCKED,) * offends + (INVALID_OVERRIDE,) * (ignored is Ignored.INVALID),
-        explanation=replace(why, summary=text),
+def _decision(table: Table, verdict: _Verdict) -> Decision:
+    results = verdict.results
+    denied = _denial(table, verdict)
+    would_deny = denied is None and any(one.violation for one in results)
+    first = next(one for one in results if one.policy == table.original.name)
+    why = Explanation(
+        first.mode,
+        first.source,
+        first.ignored,
+        verdict.in_scope,
+        verdict.operation,
+        verdict.state,
+        verdict.place,
+        "",
     )
+    text = summary.of(table, why, results, is_denied=denied is not None)
+    return Decision(denied, would_deny, _flags(table, results), replace(why, summary=text), results)
+
+
+def _denial(table: Table, verdict: _Verdict) -> Denial | None:
+    enforced = [one for one in verdict.results if one.mode is Mode.ENFORCE]
+    if any(one.has_failed for one in enforced):
+        return denial.NO_DECISION
+    violated = [one for one in enforced if one.violation]
+    if not violated:
+        return None
+    if verdict.unreadable:
+        subjects = [table.by_name[one.policy].subject for one in violated]
+        if subjects := [one for one in subjects if one]:
+            return denial.for_unreadable(verdict.unreadable, tuple(subjects))
+    return denial.for_violations(tuple(one.violation.message for one in violated if one.violation))
+
+
+def _flags(table: Table, results: tuple[Result, ...]) -> tuple[Flag, ...]:
+    flags = []
+    for one in results:
+        if one.violation:
+            policy = table.by_name[one.policy]
+            flags.append(Flag(policy.flag, policy.description or one.violation.message))
+    for one in results:
+        if one.ignored is Ignored.INVALID:
+            policy = table.by_name[one.policy]
+            text = f"{policy.header} is not {policy.kind.header_usage}, and was not followed"
+            flags.append(Flag(INVALID_OVERRIDE, text))
+    return tuple(flags)

@@ -17,46 +17,45 @@ HEADERS = (
     ("Content-Type", "application/json"),
 )
 PREFIX = "Usage Panda: "
-NO_USER = "Config set to block requests without user field"
 
 _UNREADABLE = {
     UserState.NOT_JSON: (
         400,
         "The request body is not well-formed JSON, or its Content-Type header lets a server read "
-        "it as something else, such as a form or another charset, so its user field cannot be "
+        "it as something else, such as a form or another charset, so its {subject} cannot be "
         "checked. Send one JSON object, encoded in UTF-8 without a byte order mark, with the "
         "header Content-Type: application/json",
     ),
     UserState.NOT_OBJECT: (
         400,
-        "The request body is JSON but not an object, so it has no user field. Send one JSON object",
+        "The request body is JSON but not an object, so it has no {subject}. Send one JSON object",
     ),
     UserState.TOO_COMPLEX: (
         400,
         "The request body is nested more than 500 levels deep, or has too many strings, arrays and "
-        "objects for its user field to be checked. Send a simpler JSON object",
+        "objects for its {subject} to be checked. Send a simpler JSON object",
     ),
     UserState.BAD_FORM: (
         400,
         "The request body is not a well-formed multipart form that every server reads alike, so "
-        "its user field cannot be checked. Send a complete form, with the header Content-Type: "
+        "its {subject} cannot be checked. Send a complete form, with the header Content-Type: "
         "multipart/form-data; boundary=... and each part's name in plain text",
     ),
     UserState.BAD_ENCODING: (
         400,
         "The request body does not decompress as its Content-Encoding says, or can be read without "
-        "that, so its user field cannot be checked. Send the complete compressed data as one "
+        "that, so its {subject} cannot be checked. Send the complete compressed data as one "
         "stream (deflate is zlib's format), or send the body uncompressed",
     ),
     UserState.UNSUPPORTED_ENCODING: (
         415,
-        "The request body's Content-Encoding is not known here, so its user field cannot be "
+        "The request body's Content-Encoding is not known here, so its {subject} cannot be "
         "checked. "
         "Use gzip, deflate, br or zstd, or send the body uncompressed",
     ),
     UserState.TOO_LARGE: (
         413,
-        "The request body is too large for its user field to be checked. "
+        "The request body is too large for its {subject} to be checked. "
         "Send a smaller one, or ask the gateway's operator to raise its limit",
     ),
 }
@@ -129,11 +128,18 @@ AMBIGUOUS_PATH = render(
 """The response to a request whose path must not go upstream: docs/contract.md, section 2."""
 
 
+def for_violations(messages: tuple[str, ...]) -> Denial:
+    """The response to a request that violates policies."""
+    return render(422, messages, "invalid_request")
+
+
 @cache
-def for_user_state(state: UserState) -> Denial:
-    """The response to a request whose user is in `state`, which is not VALID."""
-    status, message = _UNREADABLE.get(state, (422, NO_USER))
-    return render(status, (message,), "invalid_request")
+def for_unreadable(state: UserState, subjects: tuple[str, ...]) -> Denial:
+    """The response to a request whose body cannot be read, so that `subjects` are not known."""
+    status, message = _UNREADABLE[state]
+    *some, last = dict.fromkeys(subjects)
+    subject = f"{', '.join(some)} and {last}" if some else last
+    return render(status, (message.format(subject=subject),), "invalid_request")
 
 
 @cache

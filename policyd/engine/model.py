@@ -17,7 +17,7 @@ class _Number(IntEnum):
 
 
 class Mode(_Number):
-    """How "Enforce User IDs" treats a request without a user. A larger one is stricter."""
+    """How a policy treats a request that violates it. A larger one is stricter."""
 
     OFF = 1
     AUDIT = 2
@@ -25,7 +25,7 @@ class Mode(_Number):
 
 
 class Override(_Number):
-    """Whether a request may override its key's mode by the header."""
+    """Whether a request may override a policy's setting by the policy's header."""
 
     ANY = 1
     TIGHTEN_ONLY = 2
@@ -33,7 +33,7 @@ class Override(_Number):
 
 
 class Source(_Number):
-    """Where the mode in force came from."""
+    """Where the setting in force came from."""
 
     HEADER = 1
     KEY = 2
@@ -73,6 +73,39 @@ class UserState(_Number):
     def is_unreadable(self) -> bool:
         """Whether the body could not be read, so that its attributes are unknown."""
         return self >= UserState.NOT_JSON
+
+
+class ModelState(_Number):
+    """What is known about the model that a request names."""
+
+    UNKNOWN = 0
+    GIVEN = 1
+    ABSENT = 2
+    NOT_STRING = 3
+    CONFLICTING = 4
+    """Two models that differ."""
+    TOO_LONG = 5
+
+
+class NumberState(_Number):
+    """What is known about a number that a policy judges."""
+
+    UNKNOWN = 0
+    GIVEN = 1
+    ABSENT = 2
+    INVALID = 3
+    """It is no whole number that can be, or cannot be counted."""
+
+
+class Number(NamedTuple):
+    """A number that a policy judges."""
+
+    state: NumberState
+    value: int = 0
+    """Where it is GIVEN."""
+
+
+UNKNOWN_NUMBER = Number(NumberState.UNKNOWN)
 
 
 class Credential(_Number):
@@ -145,7 +178,7 @@ class Endpoint(NamedTuple):
     takes_sdp: bool = False
     """Whether its body may be application/sdp, which has no place for an end user."""
     takes_model: bool = True
-    """Whether its body names a model, in a field of its own."""
+    """Whether its requests name a model, in a field of their own or in the path."""
     safety_header: bool = False
     """Whether SAFETY_HEADER is a place of its safety_identifier, beside the body."""
     safety_in_session: bool = False
@@ -175,6 +208,22 @@ class Target(NamedTuple):
     """The canonical path, percent-encoded. Empty if out of scope, not known or ambiguous."""
     is_ambiguous: bool = False
     """Whether servers may read its path as different endpoints, so that it must not go upstream."""
+    model: str = ""
+    """The model, deployment or engine that its path names. Empty: none."""
+
+
+class EndUser(NamedTuple):
+    """What is known about the end user in one place of a request."""
+
+    place: str
+    """user, safety_identifier, metadata.user_id, user_security_context.end_user_id, header:NAME."""
+    state: UserState
+    value: str | None = None
+    """Where it is VALID: its first 1,024 characters. None: the caller did not give it."""
+
+
+NO_END_USER = EndUser("", UserState.ABSENT)
+"""The end user of a request that has no place for one."""
 
 
 class DecisionInput(NamedTuple):
@@ -184,10 +233,39 @@ class DecisionInput(NamedTuple):
     credential: Credential
     key: str
     """The API key, where `credential` is GIVEN."""
-    overrides: tuple[str, ...]
-    """The values of the override header, repeats kept."""
-    user: UserState
-    safety_identifier: UserState
+    overrides: tuple[tuple[str, str], ...] = ()
+    """The override headers as name and value, repeats kept, names in lower case."""
+    end_users: tuple[EndUser, ...] = ()
+    """The places of which something is known."""
+    model_state: ModelState = ModelState.UNKNOWN
+    model: str = ""
+    """The model in the body, where it is GIVEN."""
+    token_limit: Number = UNKNOWN_NUMBER
+    """The most tokens that the upstream may generate, all choices together."""
+    prompt_chars: Number = UNKNOWN_NUMBER
+    """Characters of all prompts together."""
+    unreadable: UserState = UserState.UNKNOWN
+    """Why the body cannot be read, UNKNOWN where it can."""
+
+
+class Setting(NamedTuple):
+    """What one level sets for one policy: a key, a route, or the server as its default."""
+
+    mode: Mode | None = None
+    """None: the next level's."""
+    value: str = ""
+    """As text that the policy's kind of setting reads: "500", "gpt-4*,o1". It goes with `mode`."""
+    override: Override | None = None
+    """None: the next level's; without any, ANY."""
+
+
+Settings = tuple[tuple[str, Setting], ...]
+"""What one level sets: names of policies, and the setting of each."""
+
+
+def setting_of(settings: Settings, policy: str) -> Setting:
+    """What a level sets for one policy."""
+    return next((setting for name, setting in settings if name == policy), Setting())
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,9 +273,7 @@ class KeySettings:
     """What deciding needs to know of one API key."""
 
     key_id: str
-    mode: Mode | None = None
-    """None: the server's default."""
-    override: Override = Override.ANY
+    policies: Settings = ()
     accept: tuple[str, ...] = IDENTIFIERS
     """The places in which an end user may stand: one or more, up to MAX_PLACES."""
 
@@ -210,10 +286,9 @@ class KeySettings:
 class RouteSettings:
     """What a gateway's operator sets for a route. It stands above what the key sets."""
 
-    mode: Mode | None = None
-    override: Override | None = None
+    policies: Settings = ()
     accept: tuple[str, ...] = ()
-    """The places in which an end user may stand. What is None or empty is left to the key."""
+    """The places in which an end user may stand. Empty: those of the key."""
 
 
 _FIRST = datetime(1970, 1, 1, tzinfo=UTC)
@@ -225,9 +300,7 @@ class ApiKey:
 
     id: str
     name: str
-    mode: Mode | None
-    """None: the server's default."""
-    override: Override
+    policies: Settings
     accept: tuple[str, ...]
     created_at: datetime
     updated_at: datetime
@@ -281,12 +354,40 @@ class Denial:
     body: bytes
 
 
+class Violation(NamedTuple):
+    """How a request violates a policy."""
+
+    message: str
+    """For the client, in its denial."""
+    words: str
+    """For operators: a clause of the explanation."""
+
+
+class Result(NamedTuple):
+    """What one policy found of a request."""
+
+    policy: str
+    """Its name."""
+    mode: Mode
+    """The mode in force, with `value`, from `source`."""
+    value: str
+    source: Source
+    override: Override
+    """Which headers may override the setting."""
+    ignored: Ignored
+    """Why the override header did not count, if there was one."""
+    violation: Violation | None = None
+    has_failed: bool = False
+    """Whether the policy could not judge, so that the request is denied where it is enforced."""
+
+
 @dataclass(frozen=True, slots=True)
 class Explanation:
     """Why a request was decided as it was."""
 
     mode: Mode | None
-    """None where the API key is not in force, so that no mode counted."""
+    """Of the first policy, as source and ignored are. None where the API key is not in force, so
+    that no mode counted."""
     source: Source | None
     ignored: Ignored
     in_scope: bool
@@ -307,3 +408,9 @@ class Decision:
     would_deny: bool
     flags: tuple[Flag, ...]
     explanation: Explanation
+    results: tuple[Result, ...] = ()
+    """Of each policy that is set, in the contract's order."""
+    missing: tuple[str, ...] = ()
+    """What policies in force need, and the caller did not give, so that there is no decision."""
+    failures: tuple[tuple[str, Exception], ...] = ()
+    """The policies that could not judge, and why."""

@@ -10,13 +10,15 @@ from policyd.engine.model import (
     Ignored,
     Mode,
     Override,
+    Result,
     Source,
     UserState,
 )
+from policyd.engine.policy import Table
 
 AMBIGUOUS_PATH = "Denied: servers may read the path as different endpoints."
 
-_STATE_WORDS = {
+STATE_WORDS = {
     UserState.UNKNOWN: "could not be known",
     UserState.VALID: "names an end user",
     UserState.ABSENT: "is absent",
@@ -36,10 +38,9 @@ _STATE_WORDS = {
     UserState.UNSUPPORTED_ENCODING: "cannot be read: the body's Content-Encoding is not known",
     UserState.TOO_LARGE: "cannot be read: the body is too large",
 }
-_NO_PLACE = "no field of this endpoint is one that the API key accepts as an end user"
 _MODE_WORDS = {Mode.OFF: "off", Mode.AUDIT: "audit", Mode.ENFORCE: "enforce"}
 _SOURCE_WORDS = {
-    Source.HEADER: "the request's x-usagepanda-enforce-user-ids header",
+    Source.HEADER: "the request's header",
     Source.KEY: "the API key's setting",
     Source.DEFAULT: "the server's default",
     Source.ROUTE: "the route's setting",
@@ -51,42 +52,65 @@ _KEY_DENIED = {
 }
 
 
+def place_words(place: str) -> str:
+    """The place of an end user, in words."""
+    kind, colon, name = place.partition(":")
+    return f"the {kind} {name}" if colon else f"the field {place}"
+
+
 def for_credential(credential: Credential) -> str:
     """Why a request with no API key in force is denied."""
     return f"Denied: {_KEY_DENIED[credential]}."
 
 
-def of(why: Explanation, override: Override, *, is_denied: bool, would_deny: bool) -> str:
-    """What `why` explains, in words: what was decided, by which setting, and what was ignored."""
-    outcome = _outcome(why, is_denied=is_denied, would_deny=would_deny)
-    setting = _setting(why.mode, why.source) if why.mode and why.source else ""
-    return " ".join(filter(None, (outcome, setting, _ignored(why.ignored, override))))
+def of(table: Table, why: Explanation, results: tuple[Result, ...], *, is_denied: bool) -> str:
+    """What was decided, in words: by which policy and setting, and what was ignored."""
+    first = next(one for one in results if one.policy == table.original.name)
+    deciding = [one for one in results if one.has_failed or one.violation]
+    if is_denied:
+        deciding = [one for one in deciding if one.mode is Mode.ENFORCE]
+    settings = [_setting(table, one) for one in deciding or (first,)]
+    ignored = [_ignored(table, one) for one in results]
+    outcome = _outcome(table, why, deciding, is_denied=is_denied)
+    return " ".join(filter(None, (outcome, *settings, *ignored)))
 
 
-def _outcome(why: Explanation, *, is_denied: bool, would_deny: bool) -> str:
+def _outcome(table: Table, why: Explanation, deciding: list[Result], *, is_denied: bool) -> str:
     if not why.in_scope:
         return "Allowed: this call is out of scope."
-    state = why.user_state
-    field = f"the field {why.identifier} {_STATE_WORDS[state]}" if why.identifier else _NO_PLACE
+    words = "; ".join(_finding(one) for one in deciding)
     if is_denied:
-        return f"Denied: {field}."
-    if would_deny:
-        return f"Allowed, but enforcing would deny it: {field}."
-    if state is UserState.VALID or not why.identifier:
-        return f"Allowed: {field}."
-    return f"Allowed: {field}, and may be."
+        return f"Denied: {words}."
+    if any(one.violation for one in deciding):
+        return f"Allowed, but enforcing would deny it: {words}."
+    observed = table.original.observe
+    return f"Allowed: {observed(why.identifier, why.user_state) if observed else words}."
 
 
-def _setting(mode: Mode, source: Source) -> str:
-    return f'Enforce User IDs is "{_MODE_WORDS[mode]}" by {_SOURCE_WORDS[source]}.'
+def _finding(one: Result) -> str:
+    if one.violation:
+        return one.violation.words
+    return f"the policy {one.policy} could not judge it"
 
 
-def _ignored(ignored: Ignored, override: Override) -> str:
-    if ignored is Ignored.LOCKED:
-        return "The override header was ignored: the setting is locked."
-    if ignored is Ignored.TIGHTEN_ONLY:
-        return "The override header was ignored: it may only switch enforcement on."
-    if ignored is Ignored.INVALID:
-        locked = ", and the setting is locked" if override is Override.LOCKED else ""
-        return f"The override header weakens nothing: it is not one clear true or false{locked}."
-    return ""
+def _setting(table: Table, one: Result) -> str:
+    policy = table.by_name.get(one.policy)
+    title = policy.title if policy else one.policy
+    value = f" with {one.value}" if one.value else ""
+    source = _SOURCE_WORDS[one.source]
+    if one.source is Source.HEADER and policy:
+        source = f"the request's {policy.header} header"
+    return f'{title} is "{_MODE_WORDS[one.mode]}"{value} by {source}.'
+
+
+def _ignored(table: Table, one: Result) -> str:
+    if one.ignored is Ignored.NOT_IGNORED:
+        return ""
+    policy = table.by_name[one.policy]
+    header = "The override header" + ("" if policy.is_original else f" of {policy.title}")
+    if one.ignored is Ignored.LOCKED:
+        return f"{header} was ignored: the setting is locked."
+    if one.ignored is Ignored.TIGHTEN_ONLY:
+        return f"{header} was ignored: it may only switch enforcement on."
+    locked = ", and the setting is locked" if one.override is Override.LOCKED else ""
+    return f"{header} weakens nothing: it is not one clear {policy.kind.header_usage}{locked}."

@@ -16,7 +16,14 @@ from typing import Any, TypeVar
 import msgspec
 
 from policyd.errors import InvalidArgument, InvalidDescriptor, PolicydError
-from policyd.v1.policy_pb2 import DECISION_ALLOW, EvaluateRequest, EvaluateResponse, Header
+from policyd.v1.policy_pb2 import (
+    DECISION_ALLOW,
+    EnforceMode,
+    EvaluateRequest,
+    EvaluateResponse,
+    Header,
+    PolicyResult,
+)
 
 Answer = Callable[[EvaluateRequest], Awaitable[EvaluateResponse]]
 
@@ -53,6 +60,9 @@ class _Action(msgspec.Struct):
 
 class _ResourceProperties(msgspec.Struct):
     model: str | None = None
+    token_limit: int | None = None
+    choices: int | None = None
+    prompt_characters: int | None = None
 
 
 class _Resource(msgspec.Struct):
@@ -192,6 +202,9 @@ def _descriptor(asked: _Evaluation) -> EvaluateRequest:
         user=context.user,
         safety_identifier=context.safety_identifier,
         model=resource.model or "",
+        token_limit=resource.token_limit,
+        choices=resource.choices,
+        prompt_characters=resource.prompt_characters,
         source_ip=subject.ip_address or "",
         user_agent=context.user_agent or "",
         organization=context.organization or "",
@@ -209,6 +222,7 @@ def _decision(response: EvaluateResponse) -> Json:
         "decision_id": response.decision_id,
         "revision": response.revision,
         "flags": [flag.type for flag in response.flags],
+        "policies": [_result(one) for one in response.results],
     }
     if response.decision == DECISION_ALLOW:
         if response.upstream_path:
@@ -225,3 +239,13 @@ def _decision(response: EvaluateResponse) -> Json:
         "body": denial.body.decode(),
     }
     return {"decision": False, "context": context}
+
+
+def _result(result: PolicyResult) -> Json:
+    return {
+        "policy": result.policy,
+        "mode": EnforceMode.Name(result.mode).removeprefix("ENFORCE_MODE_").lower(),
+        "value": result.value,
+        "violated": result.violated,
+        "message": result.message,
+    }

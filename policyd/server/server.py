@@ -18,6 +18,7 @@ from policyd.decision_log.writer import DecisionLog
 from policyd.descriptor.body_memory import Bodies
 from policyd.keys import tokens
 from policyd.keys.key_table import KeyTable
+from policyd.policies import TABLE
 from policyd.server.admin_token import accept_later, guard_of
 from policyd.server.following import Following
 from policyd.server.health import Health
@@ -175,10 +176,10 @@ class Server:
         connections = self._limits.connections
         listener = self._listener((_POLICY, _AUTHORIZATION), guards, connections)
         assert self._log is not None
-        default = self._settings.default_mode
         self._bodies = Bodies(self._settings.memory)
+        defaults = TABLE.with_original(self._settings.default_mode)
         self._policy = PolicyServicer(
-            self._keys, default, self._id, self._log.append, self._bodies, self._clock.time
+            self._keys, defaults, self._id, self._log.append, self._bodies, self._clock.time
         )
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(self._policy, listener.server)
         external_auth_pb2_grpc.add_AuthorizationServicer_to_server(

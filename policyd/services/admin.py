@@ -4,15 +4,16 @@ The store blocks, so calls to it run in threads: _AT_ONCE of them for keys, and 
 whose calls may take longer. Further calls wait for a turn, up to _WAITING of them.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from policyd.command.deadline import TIMEOUT
 from policyd.command.threads import StoreThreads
-from policyd.engine.model import IDENTIFIERS, ApiKey, Mode, Override
+from policyd.engine.model import IDENTIFIERS, ApiKey, Mode, Override, Setting, Settings
 from policyd.errors import InvalidArgument, KeyNotFound
 from policyd.keys.key_table import KeyTable
+from policyd.policies import TABLE
 from policyd.services import log_messages
 from policyd.services.log_messages import timestamp
 from policyd.store import LogStatus, Store
@@ -46,8 +47,10 @@ class AdminServicer(AdminServiceServicer):
         self, request: pb.CreateApiKeyRequest, context: Any
     ) -> pb.CreateApiKeyResponse:
         """See admin.proto."""
-        wanted = _fields(request.api_key, ("name", "enforce_user_ids", "override_policy", "accept"))
-        key, secret = await self._keys.run(self._store.keys.create, **wanted)
+        wanted = request.api_key
+        key, secret = await self._keys.run(
+            self._store.keys.create, wanted.name, _all_settings(wanted), _accept(wanted)
+        )
         return pb.CreateApiKeyResponse(api_key=_message(key), key=secret)
 
     async def ListApiKeys(
@@ -78,9 +81,19 @@ class AdminServicer(AdminServiceServicer):
     ) -> pb.UpdateApiKeyResponse:
         """See admin.proto."""
         wanted = request.api_key
-        changes = _fields(wanted, request.update_mask.paths)
-        key = await self._keys.run(self._store.keys.update, wanted.id, changes, wanted.etag)
+        paths = request.update_mask.paths
+        key = await self._keys.run(self._update, wanted, _checked_paths(paths))
         return pb.UpdateApiKeyResponse(api_key=_message(key))
+
+    def _update(self, wanted: pb.ApiKey, paths: frozenset[str]) -> ApiKey:
+        changes: dict[str, Any] = {}
+        if "name" in paths:
+            changes["name"] = wanted.name
+        if "accept" in paths:
+            changes["accept"] = _accept(wanted)
+        if policies := paths - {"name", "accept"}:
+            changes["policies"] = lambda current: _changed_settings(wanted, policies, current)
+        return self._store.keys.update(wanted.id, changes, wanted.etag)
 
     async def RevokeApiKey(
         self, request: pb.RevokeApiKeyRequest, context: Any
@@ -148,24 +161,62 @@ def _page_size(wanted: int) -> int:
     return min(wanted or _PAGE, _MAX_PAGE)
 
 
-def _fields(key: pb.ApiKey, paths: Iterable[str]) -> dict[str, Any]:
-    readers: dict[str, Callable[[], tuple[str, Any]]] = {
-        "name": lambda: ("name", key.name),
-        "enforce_user_ids": lambda: ("mode", _mode(key.enforce_user_ids)),
-        "override_policy": lambda: ("override", _override(key.override_policy)),
-        "accept": lambda: ("accept", tuple(key.accept) or IDENTIFIERS),
-    }
-    if unknown := sorted(set(paths) - set(readers)):
-        raise InvalidArgument(f"{', '.join(unknown)} cannot be changed: {', '.join(readers)} can")
-    return dict(readers[path]() for path in paths)
+_ORIGINAL = frozenset({"enforce_user_ids", "override_policy"})
+_PATHS = frozenset({"name", "accept", "policies"}) | _ORIGINAL
+_ONE = "policies."
 
 
-def _mode(number: int) -> Mode | None:
-    return _one_of(Mode, number, "enforce_user_ids") if number else None
+def _checked_paths(paths: Iterable[str]) -> frozenset[str]:
+    named = frozenset(paths)
+    if unknown := sorted(path for path in named - _PATHS if not path.startswith(_ONE)):
+        known = ", ".join(sorted(_PATHS))
+        raise InvalidArgument(
+            f"{', '.join(unknown)} cannot be changed: {known} and policies.NAME can"
+        )
+    return named
 
 
-def _override(number: int) -> Override:
-    return _one_of(Override, number, "override_policy") if number else Override.ANY
+def _accept(key: pb.ApiKey) -> tuple[str, ...]:
+    return tuple(key.accept) or IDENTIFIERS
+
+
+def _all_settings(key: pb.ApiKey) -> Settings:
+    """The settings of a new key. The older fields are a view of one of them."""
+    others = {name: _setting(name, one) for name, one in key.policies.items()}
+    if TABLE.original.name not in others:
+        mode, may = _mode(key.enforce_user_ids, ""), _override(key.override_policy, "")
+        return TABLE.with_original(mode, may, tuple(others.items()))
+    return TABLE.in_order(others.items())
+
+
+def _changed_settings(key: pb.ApiKey, paths: frozenset[str], current: Settings) -> Settings:
+    """A key's settings after a change of those that `paths` name."""
+    given = {name: _setting(name, one) for name, one in key.policies.items()}
+    settings = given if "policies" in paths else dict(current)
+    for path in paths:
+        if path.startswith(_ONE):
+            name = path.removeprefix(_ONE)
+            settings[name] = given.get(name, Setting())
+    held = TABLE.original_of(tuple(settings.items()))
+    if "enforce_user_ids" in paths:
+        held = held._replace(mode=_mode(key.enforce_user_ids, ""))
+    if "override_policy" in paths:
+        held = held._replace(override=_override(key.override_policy, ""))
+    return TABLE.with_original(held.mode, held.override, tuple(settings.items()))
+
+
+def _setting(name: str, one: pb.PolicySetting) -> Setting:
+    return Setting(_mode(one.mode, name), one.value, _override(one.override_policy, name))
+
+
+def _mode(number: int, policy: str) -> Mode | None:
+    field = f"policies[{policy}].mode" if policy else "enforce_user_ids"
+    return _one_of(Mode, number, field) if number else None
+
+
+def _override(number: int, policy: str) -> Override | None:
+    field = f"policies[{policy}].override_policy" if policy else "override_policy"
+    return _one_of(Override, number, field) if number else None
 
 
 def _one_of(enumeration: type[_Enum], number: int, field: str) -> _Enum:
@@ -176,15 +227,25 @@ def _one_of(enumeration: type[_Enum], number: int, field: str) -> _Enum:
 
 
 def _message(key: ApiKey) -> pb.ApiKey:
+    original = TABLE.original_of(key.policies)
     return pb.ApiKey(
         id=key.id,
         name=key.name,
-        enforce_user_ids=policy_pb2.EnforceMode.ValueType(key.mode or 0),
-        override_policy=pb.OverridePolicy.ValueType(key.override),
+        enforce_user_ids=policy_pb2.EnforceMode.ValueType(original.mode or 0),
+        override_policy=pb.OverridePolicy.ValueType(original.override or Override.ANY),
+        policies={name: _policy_message(setting) for name, setting in key.policies},
         accept=key.accept,
         create_time=timestamp(key.created_at),
         update_time=timestamp(key.updated_at),
         revoke_time=timestamp(key.revoked_at) if key.revoked_at else None,
         revision=key.revision,
         etag=key.etag,
+    )
+
+
+def _policy_message(setting: Setting) -> pb.PolicySetting:
+    return pb.PolicySetting(
+        mode=policy_pb2.EnforceMode.ValueType(setting.mode or 0),
+        value=setting.value,
+        override_policy=pb.OverridePolicy.ValueType(setting.override or 0),
     )

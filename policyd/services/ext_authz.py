@@ -127,6 +127,16 @@ def _metadata(answer: pb.EvaluateResponse) -> Struct:
             "api_key_id": answer.api_key_id,
             "mode": Mode(mode).name.lower() if mode else "",
             "would_deny": answer.would_deny,
+            "policies": {one.policy: _result(one) for one in answer.results},
         }
     )
     return metadata
+
+
+def _result(result: pb.PolicyResult) -> dict[str, Any]:
+    return {
+        "mode": Mode(result.mode).name.lower() if result.mode else "",
+        "value": result.value,
+        "violated": result.violated,
+        "message": result.message,
+    }

@@ -11,14 +11,20 @@ from policyd.descriptor.body_memory import Bodies
 from policyd.descriptor.describe import HttpRequest, about_key, describe, read_attributes
 from policyd.descriptor.headers import (
     KEY_HEADER,
-    OVERRIDE_HEADER,
     PARTIAL_BODY,
     TRACE_HEADER,
     Headers,
 )
 from policyd.descriptor.identifiers import NOT_READ, TOO_LARGE, BodyAttributes
-from policyd.engine.model import IDENTIFIERS, Mode, Override, RouteSettings, are_identifiers
+from policyd.engine.model import (
+    IDENTIFIERS,
+    RouteSettings,
+    Setting,
+    are_identifiers,
+)
+from policyd.engine.policy import MODES, OVERRIDES, parse_setting
 from policyd.errors import InvalidArgument, InvalidDescriptor
+from policyd.policies import TABLE
 from policyd.v1 import policy_pb2 as pb
 
 EnvoyRequest = Any
@@ -27,7 +33,7 @@ EnvoyRequest = Any
 _LENGTH = "content-length"
 _TYPE = "content-type"
 # Envoy's map joins repeats by commas. None of these has a comma of its own in it.
-_ONE_VALUE = frozenset({KEY_HEADER, OVERRIDE_HEADER, TRACE_HEADER, _LENGTH, _TYPE})
+_ONE_VALUE = frozenset({KEY_HEADER, *TABLE.by_header, TRACE_HEADER, _LENGTH, _TYPE})
 
 
 class Arrival(Enum):
@@ -112,7 +118,7 @@ def _repeats(name: str, joined: str) -> list[str]:
         return [joined]
     values = [value.strip() for value in joined.split(",")]
     # One header may hold the comma itself. Then it is neither true nor false, and weakens nothing.
-    return [*values, joined] if name == OVERRIDE_HEADER else values
+    return [*values, joined] if name in TABLE.by_header else values
 
 
 # --- the body ----------------------------------------------------------------------------------
@@ -139,7 +145,7 @@ def _number(length: str | None) -> int:
 # --- the route's settings ----------------------------------------------------------------------
 
 _NAMESPACE = "policyd"
-_Member = TypeVar("_Member", Mode, Override)
+_Member = TypeVar("_Member")
 
 
 def route_settings(extensions: Mapping[str, str]) -> RouteSettings:
@@ -155,39 +161,62 @@ def route_settings(extensions: Mapping[str, str]) -> RouteSettings:
 # Routes are few, and each sends the same with every request.
 @lru_cache(maxsize=1024)
 def _route_settings(extensions: frozenset[tuple[str, str]]) -> RouteSettings:
-    found = dict(extensions)
-    if unknown := sorted(found.keys() - _READERS.keys()):
+    mode, override = None, None
+    accept: tuple[str, ...] = ()
+    settings: dict[str, Setting] = {}
+    for name, value in sorted(extensions):
+        field = name.removeprefix(f"{_NAMESPACE}.")
+        policy, _, part = field.partition(".")
+        if name == f"{_NAMESPACE}.mode":
+            mode = _one_of(name, value, MODES)
+        elif name == f"{_NAMESPACE}.override":
+            override = _one_of(name, value, OVERRIDES)
+        elif name == f"{_NAMESPACE}.accept":
+            accept = _accept(name, value)
+        elif name.startswith(f"{_NAMESPACE}.") and policy in TABLE.by_name and part in _PARTS:
+            settings[policy] = _with(settings.get(policy, Setting()), policy, part, name, value)
+        else:
+            raise InvalidArgument(
+                f"the route's context_extensions set {name!r}, which policyd does not know: it "
+                f"knows {', '.join(_KNOWN)}, {_NAMESPACE}.POLICY and {_NAMESPACE}.POLICY.override"
+            )
+    original = TABLE.original_of(tuple(settings.items()))
+    return RouteSettings(
+        TABLE.with_original(
+            mode or original.mode, override or original.override, tuple(settings.items())
+        ),
+        accept,
+    )
+
+
+_PARTS = ("", "override")
+_KNOWN = (f"{_NAMESPACE}.mode", f"{_NAMESPACE}.override", f"{_NAMESPACE}.accept")
+
+
+def _with(setting: Setting, policy: str, part: str, name: str, value: str) -> Setting:
+    if part == "override":
+        return setting._replace(override=_one_of(name, value, OVERRIDES))
+    try:
+        written = parse_setting(TABLE.by_name[policy], value)
+    except ValueError as error:
         raise InvalidArgument(
-            f"the route's context_extensions set {unknown[0]!r}, which policyd does not know: "
-            f"it knows {', '.join(_READERS)}"
-        )
-    return RouteSettings(**dict(_READERS[name](name, value) for name, value in found.items()))
+            f"the route's context_extensions set {name} to {value[:64]!r}: {error}"
+        ) from None
+    return setting._replace(mode=written.mode, value=written.value)
 
 
-def _one_of(field: str, members: type[_Member]) -> Callable[[str, str], tuple[str, Any]]:
-    values = {member.name.lower(): member for member in members}
-
-    def read(name: str, value: str) -> tuple[str, _Member]:
-        if value not in values:
-            raise _unknown(name, value, f"one of {', '.join(values)}")
-        return field, values[value]
-
-    return read
+def _one_of(name: str, value: str, members: Mapping[str, _Member]) -> _Member:
+    if value not in members:
+        raise _unknown(name, value, f"one of {', '.join(members)}")
+    return members[value]
 
 
-def _accept(name: str, value: str) -> tuple[str, tuple[str, ...]]:
+def _accept(name: str, value: str) -> tuple[str, ...]:
     accepted = tuple(one.strip() for one in value.split(","))
     if not are_identifiers(accepted):
         raise _unknown(name, value, f"a list of {' and '.join(IDENTIFIERS)}, split by commas")
-    return "accept", accepted
+    return accepted
 
 
 def _unknown(name: str, value: str, fix: str) -> InvalidArgument:
     return InvalidArgument(f"the route's context_extensions set {name} to {value!r}: give {fix}")
-
-
-_READERS = {
-    f"{_NAMESPACE}.mode": _one_of("mode", Mode),
-    f"{_NAMESPACE}.override": _one_of("override", Override),
-    f"{_NAMESPACE}.accept": _accept,
-}

@@ -10,14 +10,16 @@ from policyd.descriptor import evaluate_request
 from policyd.descriptor.body import MAX_RAW_BODY
 from policyd.descriptor.body_memory import SMALL, Bodies
 from policyd.descriptor.content_encoding import decoded_limit
-from policyd.engine.decision import NO_ROUTE, decide
-from policyd.engine.model import Credential, KeySettings, Mode, RouteSettings
+from policyd.engine.decision import NO_ROUTE
+from policyd.engine.model import Credential, KeySettings, RouteSettings, Settings
 from policyd.errors import InvalidArgument, InvalidDescriptor, RevisionNotReached
 from policyd.keys import api_key
 from policyd.keys.key_table import KeyTable
+from policyd.policies import decide
 from policyd.services import log_entries
 from policyd.services.decision_ids import DecisionIds
 from policyd.services.errors import status_of
+from policyd.services.policy_failures import PolicyFailures
 from policyd.v1 import policy_pb2 as pb
 from policyd.v1.policy_pb2_grpc import PolicyServiceServicer
 
@@ -31,7 +33,7 @@ MAX_WAIT = 5.0
 
 
 class PolicyServicer(PolicyServiceServicer):
-    """Decides with the settings in `keys`; `default` is the mode of keys that set none.
+    """Decides with the settings in `keys`; `defaults` hold for keys that set no such policy.
 
     `log` makes entries durable, at once or when its result is awaited, or raises LogFull. `process`
     is 12 hexadecimal digits that no other process has: the IDs of decisions contain them, behind
@@ -41,17 +43,18 @@ class PolicyServicer(PolicyServiceServicer):
     def __init__(
         self,
         keys: KeyTable,
-        default: Mode,
+        defaults: Settings,
         process: str,
         log: Callable[[Sequence[Entry]], Awaitable[None] | None],
         bodies: Bodies,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._keys = keys
-        self._default = default
+        self._defaults = defaults
         self._log = log
         self._ids = DecisionIds(process, clock)
         self._bodies = bodies
+        self.failures = PolicyFailures()
 
     async def Evaluate(self, request: pb.EvaluateRequest, context: Any) -> pb.EvaluateResponse:
         """See policy.proto."""
@@ -195,7 +198,11 @@ class PolicyServicer(PolicyServiceServicer):
         # A request without a valid key is denied whatever its body holds.
         reading = evaluate_request.read(request, reads_body=settings is not None)
         decision_input = reading.decision_input
-        decision = decide(decision_input, settings, self._default, route)
+        decision = decide(decision_input, settings, self._defaults, route)
+        if decision.missing:
+            raise InvalidDescriptor("; ".join(decision.missing))
+        if decision.failures:
+            self.failures.add(decision.failures)
         response = pb.EvaluateResponse()
         answer = evaluate_request.answer(decision)
         response.CopyFrom(answer)
@@ -205,7 +212,7 @@ class PolicyServicer(PolicyServiceServicer):
         response.revision = revision
         if settings is not None:
             response.api_key_id = settings.key_id
-        if decision_input.target.path:
+        if decision_input.target.path and decision.explanation.in_scope:
             response.upstream_path = decision_input.target.path
         if reading.trace_id:
             response.trace_id = reading.trace_id

@@ -85,6 +85,27 @@ class ApiKey(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class PoliciesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___PolicySetting: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___PolicySetting | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     ENFORCE_USER_IDS_FIELD_NUMBER: _builtins.int
@@ -95,6 +116,7 @@ class ApiKey(_message.Message):
     REVOKE_TIME_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    POLICIES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The key's ID, given by policyd."""
     name: _builtins.str
@@ -126,6 +148,12 @@ class ApiKey(_message.Message):
     def revoke_time(self) -> _timestamp_pb2.Timestamp:
         """When the key was revoked. Unset: it was not."""
 
+    @_builtins.property
+    def policies(self) -> _containers.MessageMap[_builtins.str, Global___PolicySetting]:
+        """The settings of policies, by their names. enforce_user_ids and override_policy above are a view of one
+        of them: to create a key, set either. To update it, the mask names those that count.
+        """
+
     def __init__(
         self,
         *,
@@ -139,14 +167,47 @@ class ApiKey(_message.Message):
         revoke_time: _timestamp_pb2.Timestamp | None = ...,
         revision: _builtins.int = ...,
         etag: _builtins.str = ...,
+        policies: _abc.Mapping[_builtins.str, Global___PolicySetting] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "revoke_time", b"revoke_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept", b"accept", "create_time", b"create_time", "enforce_user_ids", b"enforce_user_ids", "etag", b"etag", "id", b"id", "name", b"name", "override_policy", b"override_policy", "revision", b"revision", "revoke_time", b"revoke_time", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept", b"accept", "create_time", b"create_time", "enforce_user_ids", b"enforce_user_ids", "etag", b"etag", "id", b"id", "name", b"name", "override_policy", b"override_policy", "policies", b"policies", "revision", b"revision", "revoke_time", b"revoke_time", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ApiKey: _TypeAlias = ApiKey  # noqa: Y015
+
+@_typing.final
+class PolicySetting(_message.Message):
+    """A key's setting of one policy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODE_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    OVERRIDE_POLICY_FIELD_NUMBER: _builtins.int
+    mode: _policy_pb2.EnforceMode.ValueType
+    """The mode. Unspecified: the server's default."""
+    value: _builtins.str
+    """The value, as `policyd policies` describes it: "500", "gpt-4*,o1". Empty: the policy has none, or is
+    off.
+    """
+    override_policy: Global___OverridePolicy.ValueType
+    """Which requests may override it. Unspecified: OVERRIDE_POLICY_ANY."""
+    def __init__(
+        self,
+        *,
+        mode: _policy_pb2.EnforceMode.ValueType = ...,
+        value: _builtins.str = ...,
+        override_policy: Global___OverridePolicy.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "override_policy", b"override_policy", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicySetting: _TypeAlias = PolicySetting  # noqa: Y015
 
 @_typing.final
 class CreateApiKeyRequest(_message.Message):
@@ -318,7 +379,10 @@ class UpdateApiKeyRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Which of name, enforce_user_ids, override_policy and accept to change. At least one."""
+        """Which of name, enforce_user_ids, override_policy, accept and policies to change. At least one.
+        `policies` replaces the settings of all policies, and `policies.NAME` that of one; one that the key
+        leaves out is then not set.
+        """
 
     def __init__(
         self,
@@ -425,6 +489,7 @@ class ListDecisionsRequest(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     ANY_ID_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """At most this many; 0 means 100, and more than 1,000 means 1,000."""
     page_token: _builtins.str
@@ -443,6 +508,8 @@ class ListDecisionsRequest(_message.Message):
     """Of this trace."""
     any_id: _builtins.str
     """With this ID, whichever it is: the decision_id, the caller's request_id, the trace_id or OpenAI's ID."""
+    policy: _builtins.str
+    """That violate the policy of this name."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Made at this time or later."""
@@ -465,10 +532,11 @@ class ListDecisionsRequest(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         any_id: _builtins.str = ...,
+        policy: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["any_id", b"any_id", "api_key_id", b"api_key_id", "end_time", b"end_time", "flag", b"flag", "operation", b"operation", "page_size", b"page_size", "page_token", b"page_token", "start_time", b"start_time", "trace_id", b"trace_id", "user", b"user", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["any_id", b"any_id", "api_key_id", b"api_key_id", "end_time", b"end_time", "flag", b"flag", "operation", b"operation", "page_size", b"page_size", "page_token", b"page_token", "policy", b"policy", "start_time", b"start_time", "trace_id", b"trace_id", "user", b"user", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -574,6 +642,9 @@ class LoggedDecision(_message.Message):
     OUTCOME_FIELD_NUMBER: _builtins.int
     COST_MICRO_USD_FIELD_NUMBER: _builtins.int
     SAMPLE_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    TOKEN_LIMIT_FIELD_NUMBER: _builtins.int
+    PROMPT_CHARACTERS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The decision_id."""
     verdict: Global___Verdict.ValueType
@@ -606,6 +677,10 @@ class LoggedDecision(_message.Message):
     """The cost in millionths of a US dollar, from the public prices of that day. Unset: unknown."""
     sample: _builtins.bool
     """Whether this is a sample that `policyd demo` made up, not a real request."""
+    token_limit: _builtins.int
+    """The token limit of the request, all choices together. Unset: none, not valid, or unknown."""
+    prompt_characters: _builtins.int
+    """Characters of the request's prompt. Unset: unknown."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When policyd decided; for a request with an idempotency_key, the time in that key."""
@@ -621,6 +696,10 @@ class LoggedDecision(_message.Message):
     @_builtins.property
     def outcome(self) -> _policy_pb2.Outcome:
         """The outcome of the request, where the gateway reported it."""
+
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[_policy_pb2.PolicyResult]:
+        """What each policy found that was set."""
 
     def __init__(
         self,
@@ -645,14 +724,26 @@ class LoggedDecision(_message.Message):
         outcome: _policy_pb2.Outcome | None = ...,
         cost_micro_usd: _builtins.float | None = ...,
         sample: _builtins.bool = ...,
+        results: _abc.Iterable[_policy_pb2.PolicyResult] | None = ...,
+        token_limit: _builtins.int | None = ...,
+        prompt_characters: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_micro_usd", b"_cost_micro_usd", "cost_micro_usd", b"cost_micro_usd", "explanation", b"explanation", "outcome", b"outcome", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_micro_usd", b"_cost_micro_usd", "_prompt_characters", b"_prompt_characters", "_token_limit", b"_token_limit", "cost_micro_usd", b"cost_micro_usd", "explanation", b"explanation", "outcome", b"outcome", "prompt_characters", b"prompt_characters", "time", b"time", "token_limit", b"token_limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_micro_usd", b"_cost_micro_usd", "api_key_id", b"api_key_id", "cost_micro_usd", b"cost_micro_usd", "denial_status", b"denial_status", "explanation", b"explanation", "flags", b"flags", "id", b"id", "method", b"method", "model", b"model", "organization", b"organization", "outcome", b"outcome", "path", b"path", "request_id", b"request_id", "revision", b"revision", "sample", b"sample", "source_ip", b"source_ip", "time", b"time", "trace_id", b"trace_id", "user", b"user", "user_agent", b"user_agent", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_micro_usd", b"_cost_micro_usd", "_prompt_characters", b"_prompt_characters", "_token_limit", b"_token_limit", "api_key_id", b"api_key_id", "cost_micro_usd", b"cost_micro_usd", "denial_status", b"denial_status", "explanation", b"explanation", "flags", b"flags", "id", b"id", "method", b"method", "model", b"model", "organization", b"organization", "outcome", b"outcome", "path", b"path", "prompt_characters", b"prompt_characters", "request_id", b"request_id", "results", b"results", "revision", b"revision", "sample", b"sample", "source_ip", b"source_ip", "time", b"time", "token_limit", b"token_limit", "trace_id", b"trace_id", "user", b"user", "user_agent", b"user_agent", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cost_micro_usd: _TypeAlias = _typing.Literal["cost_micro_usd"]  # noqa: Y015
     _WhichOneofArgType__cost_micro_usd: _TypeAlias = _typing.Literal["_cost_micro_usd", b"_cost_micro_usd"]  # noqa: Y015
+    _WhichOneofReturnType__prompt_characters: _TypeAlias = _typing.Literal["prompt_characters"]  # noqa: Y015
+    _WhichOneofArgType__prompt_characters: _TypeAlias = _typing.Literal["_prompt_characters", b"_prompt_characters"]  # noqa: Y015
+    _WhichOneofReturnType__token_limit: _TypeAlias = _typing.Literal["token_limit"]  # noqa: Y015
+    _WhichOneofArgType__token_limit: _TypeAlias = _typing.Literal["_token_limit", b"_token_limit"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cost_micro_usd) -> _WhichOneofReturnType__cost_micro_usd | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_characters) -> _WhichOneofReturnType__prompt_characters | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__token_limit) -> _WhichOneofReturnType__token_limit | None: ...
 
 Global___LoggedDecision: _TypeAlias = LoggedDecision  # noqa: Y015
 

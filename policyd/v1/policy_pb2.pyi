@@ -22,6 +22,70 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ModelState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ModelStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MODEL_STATE_UNSPECIFIED: _ModelState.ValueType  # 0
+    """Unknown."""
+    MODEL_STATE_GIVEN: _ModelState.ValueType  # 1
+    """A string of up to 256 characters."""
+    MODEL_STATE_ABSENT: _ModelState.ValueType  # 2
+    """The body names no model."""
+    MODEL_STATE_NOT_STRING: _ModelState.ValueType  # 3
+    """It is no string."""
+    MODEL_STATE_CONFLICTING: _ModelState.ValueType  # 4
+    """The body names two models that differ."""
+    MODEL_STATE_TOO_LONG: _ModelState.ValueType  # 5
+    """A string of more than 256 characters."""
+
+class ModelState(_ModelState, metaclass=_ModelStateEnumTypeWrapper):
+    """What the model in a request's body is."""
+
+MODEL_STATE_UNSPECIFIED: ModelState.ValueType  # 0
+"""Unknown."""
+MODEL_STATE_GIVEN: ModelState.ValueType  # 1
+"""A string of up to 256 characters."""
+MODEL_STATE_ABSENT: ModelState.ValueType  # 2
+"""The body names no model."""
+MODEL_STATE_NOT_STRING: ModelState.ValueType  # 3
+"""It is no string."""
+MODEL_STATE_CONFLICTING: ModelState.ValueType  # 4
+"""The body names two models that differ."""
+MODEL_STATE_TOO_LONG: ModelState.ValueType  # 5
+"""A string of more than 256 characters."""
+Global___ModelState: _TypeAlias = ModelState  # noqa: Y015
+
+class _NumberState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NumberStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NumberState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NUMBER_STATE_UNSPECIFIED: _NumberState.ValueType  # 0
+    """Unknown."""
+    NUMBER_STATE_GIVEN: _NumberState.ValueType  # 1
+    """A whole number, which stands in the field beside."""
+    NUMBER_STATE_ABSENT: _NumberState.ValueType  # 2
+    """The body has none."""
+    NUMBER_STATE_INVALID: _NumberState.ValueType  # 3
+    """It is no whole number that can be, or cannot be counted."""
+
+class NumberState(_NumberState, metaclass=_NumberStateEnumTypeWrapper):
+    """What a number in a request's body is."""
+
+NUMBER_STATE_UNSPECIFIED: NumberState.ValueType  # 0
+"""Unknown."""
+NUMBER_STATE_GIVEN: NumberState.ValueType  # 1
+"""A whole number, which stands in the field beside."""
+NUMBER_STATE_ABSENT: NumberState.ValueType  # 2
+"""The body has none."""
+NUMBER_STATE_INVALID: NumberState.ValueType  # 3
+"""It is no whole number that can be, or cannot be counted."""
+Global___NumberState: _TypeAlias = NumberState  # noqa: Y015
+
 class _UserState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -150,7 +214,7 @@ class _EnforceModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EnforceMo
     """Denied."""
 
 class EnforceMode(_EnforceMode, metaclass=_EnforceModeEnumTypeWrapper):
-    """How "Enforce User IDs" treats a request without an end user."""
+    """How a policy treats a request that violates it."""
 
 ENFORCE_MODE_UNSPECIFIED: EnforceMode.ValueType  # 0
 """Not set: the setting of the next level applies."""
@@ -171,7 +235,7 @@ class _SettingSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Setting
     SETTING_SOURCE_UNSPECIFIED: _SettingSource.ValueType  # 0
     """No setting: the request was denied because it has no API key that is in force."""
     SETTING_SOURCE_HEADER: _SettingSource.ValueType  # 1
-    """The request's header x-usagepanda-enforce-user-ids."""
+    """The request's override header."""
     SETTING_SOURCE_KEY: _SettingSource.ValueType  # 2
     """The API key's setting."""
     SETTING_SOURCE_DEFAULT: _SettingSource.ValueType  # 3
@@ -185,7 +249,7 @@ class SettingSource(_SettingSource, metaclass=_SettingSourceEnumTypeWrapper):
 SETTING_SOURCE_UNSPECIFIED: SettingSource.ValueType  # 0
 """No setting: the request was denied because it has no API key that is in force."""
 SETTING_SOURCE_HEADER: SettingSource.ValueType  # 1
-"""The request's header x-usagepanda-enforce-user-ids."""
+"""The request's override header."""
 SETTING_SOURCE_KEY: SettingSource.ValueType  # 2
 """The API key's setting."""
 SETTING_SOURCE_DEFAULT: SettingSource.ValueType  # 3
@@ -207,7 +271,7 @@ class _OverrideIgnoredEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Overr
     OVERRIDE_IGNORED_TIGHTEN_ONLY: _OverrideIgnored.ValueType  # 2
     """The key allows an override only to enforce."""
     OVERRIDE_IGNORED_INVALID: _OverrideIgnored.ValueType  # 3
-    """Its value is neither true nor false, or two headers differ."""
+    """Its value is not valid, or two headers differ."""
 
 class OverrideIgnored(_OverrideIgnored, metaclass=_OverrideIgnoredEnumTypeWrapper):
     """Why an override header was ignored."""
@@ -219,7 +283,7 @@ OVERRIDE_IGNORED_LOCKED: OverrideIgnored.ValueType  # 1
 OVERRIDE_IGNORED_TIGHTEN_ONLY: OverrideIgnored.ValueType  # 2
 """The key allows an override only to enforce."""
 OVERRIDE_IGNORED_INVALID: OverrideIgnored.ValueType  # 3
-"""Its value is neither true nor false, or two headers differ."""
+"""Its value is not valid, or two headers differ."""
 Global___OverrideIgnored: _TypeAlias = OverrideIgnored  # noqa: Y015
 
 class _Ending:
@@ -284,6 +348,13 @@ class EvaluateRequest(_message.Message):
     MIN_REVISION_FIELD_NUMBER: _builtins.int
     IN_SCOPE_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    END_USERS_FIELD_NUMBER: _builtins.int
+    MODEL_STATE_FIELD_NUMBER: _builtins.int
+    TOKEN_LIMIT_FIELD_NUMBER: _builtins.int
+    TOKEN_LIMIT_STATE_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
+    PROMPT_CHARACTERS_FIELD_NUMBER: _builtins.int
+    PROMPT_CHARACTERS_STATE_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """The policyd API key: "up-" and 48 characters of 0-9a-zA-Z. Empty: policyd takes it from the header
     x-usagepanda-api-key.
@@ -343,6 +414,24 @@ class EvaluateRequest(_message.Message):
     by more than five minutes counts as none; a malformed one fails with INVALID_DESCRIPTOR. Empty: each
     call is a decision of its own.
     """
+    model_state: Global___ModelState.ValueType
+    """What the body's top-level `model` is. Unspecified: unknown, unless `model` is set."""
+    token_limit: _builtins.int
+    """The request's token limit: the largest of `max_tokens`, `max_completion_tokens` and
+    `max_output_tokens` at the body's top level. Unset: token_limit_state counts.
+    """
+    token_limit_state: Global___NumberState.ValueType
+    """What the token limit is, where it is no number."""
+    choices: _builtins.int
+    """How many choices the request asks for: the body's `n`. Unset: one. policyd multiplies the token limit
+    by it.
+    """
+    prompt_characters: _builtins.int
+    """Characters (code points) of all prompts, messages and inputs of the body together; a token that is
+    given as a number counts as four. Unset: prompt_characters_state counts.
+    """
+    prompt_characters_state: Global___NumberState.ValueType
+    """What the number of characters is, where it is no number."""
     @_builtins.property
     def headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Header]:
         """The request's headers, in order, with repeats. policyd reads x-usagepanda-*, Content-Type,
@@ -354,6 +443,12 @@ class EvaluateRequest(_message.Message):
     @_builtins.property
     def raw_body(self) -> Global___RawBody:
         """The body itself, for a caller that does not parse it."""
+
+    @_builtins.property
+    def end_users(self) -> _containers.RepeatedCompositeFieldContainer[Global___EndUser]:
+        """Further places of an end user than the two above. A place that is not named here, and needs no body to
+        be known, holds no end user.
+        """
 
     def __init__(
         self,
@@ -377,29 +472,82 @@ class EvaluateRequest(_message.Message):
         min_revision: _builtins.int = ...,
         in_scope: _builtins.bool | None = ...,
         idempotency_key: _builtins.str = ...,
+        end_users: _abc.Iterable[Global___EndUser] | None = ...,
+        model_state: Global___ModelState.ValueType = ...,
+        token_limit: _builtins.int | None = ...,
+        token_limit_state: Global___NumberState.ValueType = ...,
+        choices: _builtins.int | None = ...,
+        prompt_characters: _builtins.int | None = ...,
+        prompt_characters_state: Global___NumberState.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_has_user", b"_has_user", "_in_scope", b"_in_scope", "_safety_identifier", b"_safety_identifier", "_user", b"_user", "has_user", b"has_user", "in_scope", b"in_scope", "raw_body", b"raw_body", "safety_identifier", b"safety_identifier", "user", b"user"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_choices", b"_choices", "_has_user", b"_has_user", "_in_scope", b"_in_scope", "_prompt_characters", b"_prompt_characters", "_safety_identifier", b"_safety_identifier", "_token_limit", b"_token_limit", "_user", b"_user", "choices", b"choices", "has_user", b"has_user", "in_scope", b"in_scope", "prompt_characters", b"prompt_characters", "raw_body", b"raw_body", "safety_identifier", b"safety_identifier", "token_limit", b"token_limit", "user", b"user"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_has_user", b"_has_user", "_in_scope", b"_in_scope", "_safety_identifier", b"_safety_identifier", "_user", b"_user", "has_user", b"has_user", "headers", b"headers", "idempotency_key", b"idempotency_key", "in_scope", b"in_scope", "key", b"key", "method", b"method", "min_revision", b"min_revision", "model", b"model", "organization", b"organization", "path", b"path", "raw_body", b"raw_body", "request_id", b"request_id", "safety_identifier", b"safety_identifier", "safety_identifier_state", b"safety_identifier_state", "source_ip", b"source_ip", "trace_id", b"trace_id", "user", b"user", "user_agent", b"user_agent", "user_state", b"user_state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_choices", b"_choices", "_has_user", b"_has_user", "_in_scope", b"_in_scope", "_prompt_characters", b"_prompt_characters", "_safety_identifier", b"_safety_identifier", "_token_limit", b"_token_limit", "_user", b"_user", "choices", b"choices", "end_users", b"end_users", "has_user", b"has_user", "headers", b"headers", "idempotency_key", b"idempotency_key", "in_scope", b"in_scope", "key", b"key", "method", b"method", "min_revision", b"min_revision", "model", b"model", "model_state", b"model_state", "organization", b"organization", "path", b"path", "prompt_characters", b"prompt_characters", "prompt_characters_state", b"prompt_characters_state", "raw_body", b"raw_body", "request_id", b"request_id", "safety_identifier", b"safety_identifier", "safety_identifier_state", b"safety_identifier_state", "source_ip", b"source_ip", "token_limit", b"token_limit", "token_limit_state", b"token_limit_state", "trace_id", b"trace_id", "user", b"user", "user_agent", b"user_agent", "user_state", b"user_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__choices: _TypeAlias = _typing.Literal["choices"]  # noqa: Y015
+    _WhichOneofArgType__choices: _TypeAlias = _typing.Literal["_choices", b"_choices"]  # noqa: Y015
     _WhichOneofReturnType__has_user: _TypeAlias = _typing.Literal["has_user"]  # noqa: Y015
     _WhichOneofArgType__has_user: _TypeAlias = _typing.Literal["_has_user", b"_has_user"]  # noqa: Y015
     _WhichOneofReturnType__in_scope: _TypeAlias = _typing.Literal["in_scope"]  # noqa: Y015
     _WhichOneofArgType__in_scope: _TypeAlias = _typing.Literal["_in_scope", b"_in_scope"]  # noqa: Y015
+    _WhichOneofReturnType__prompt_characters: _TypeAlias = _typing.Literal["prompt_characters"]  # noqa: Y015
+    _WhichOneofArgType__prompt_characters: _TypeAlias = _typing.Literal["_prompt_characters", b"_prompt_characters"]  # noqa: Y015
     _WhichOneofReturnType__safety_identifier: _TypeAlias = _typing.Literal["safety_identifier"]  # noqa: Y015
     _WhichOneofArgType__safety_identifier: _TypeAlias = _typing.Literal["_safety_identifier", b"_safety_identifier"]  # noqa: Y015
+    _WhichOneofReturnType__token_limit: _TypeAlias = _typing.Literal["token_limit"]  # noqa: Y015
+    _WhichOneofArgType__token_limit: _TypeAlias = _typing.Literal["_token_limit", b"_token_limit"]  # noqa: Y015
     _WhichOneofReturnType__user: _TypeAlias = _typing.Literal["user"]  # noqa: Y015
     _WhichOneofArgType__user: _TypeAlias = _typing.Literal["_user", b"_user"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__choices) -> _WhichOneofReturnType__choices | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__has_user) -> _WhichOneofReturnType__has_user | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__in_scope) -> _WhichOneofReturnType__in_scope | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_characters) -> _WhichOneofReturnType__prompt_characters | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__safety_identifier) -> _WhichOneofReturnType__safety_identifier | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__token_limit) -> _WhichOneofReturnType__token_limit | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__user) -> _WhichOneofReturnType__user | None: ...
 
 Global___EvaluateRequest: _TypeAlias = EvaluateRequest  # noqa: Y015
+
+@_typing.final
+class EndUser(_message.Message):
+    """An end user in one place of a request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLACE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    place: _builtins.str
+    """"metadata.user_id", "user_security_context.end_user_id", or "header:NAME" with a header's name in lower
+    case. "user" and "safety_identifier" may stand here, too.
+    """
+    state: Global___UserState.ValueType
+    """What stands there."""
+    value: _builtins.str
+    """The value, where it is a string."""
+    def __init__(
+        self,
+        *,
+        place: _builtins.str = ...,
+        state: Global___UserState.ValueType = ...,
+        value: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "place", b"place", "state", b"state", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
+    _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value) -> _WhichOneofReturnType__value | None: ...
+
+Global___EndUser: _TypeAlias = EndUser  # noqa: Y015
 
 @_typing.final
 class Header(_message.Message):
@@ -478,6 +626,7 @@ class EvaluateResponse(_message.Message):
     UPSTREAM_PATH_FIELD_NUMBER: _builtins.int
     API_KEY_ID_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
     decision: Global___Decision.ValueType
     """Allow or deny."""
     decision_id: _builtins.str
@@ -511,6 +660,12 @@ class EvaluateResponse(_message.Message):
     def explanation(self) -> Global___Explanation:
         """Why policyd decided so."""
 
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyResult]:
+        """What each policy found that a key, a route, the server or a header sets, in the order in which their
+        messages are joined.
+        """
+
     def __init__(
         self,
         *,
@@ -524,14 +679,61 @@ class EvaluateResponse(_message.Message):
         upstream_path: _builtins.str = ...,
         api_key_id: _builtins.str = ...,
         trace_id: _builtins.str = ...,
+        results: _abc.Iterable[Global___PolicyResult] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["denial", b"denial", "explanation", b"explanation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key_id", b"api_key_id", "decision", b"decision", "decision_id", b"decision_id", "denial", b"denial", "explanation", b"explanation", "flags", b"flags", "revision", b"revision", "trace_id", b"trace_id", "upstream_path", b"upstream_path", "would_deny", b"would_deny"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key_id", b"api_key_id", "decision", b"decision", "decision_id", b"decision_id", "denial", b"denial", "explanation", b"explanation", "flags", b"flags", "results", b"results", "revision", b"revision", "trace_id", b"trace_id", "upstream_path", b"upstream_path", "would_deny", b"would_deny"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EvaluateResponse: _TypeAlias = EvaluateResponse  # noqa: Y015
+
+@_typing.final
+class PolicyResult(_message.Message):
+    """What one policy found of a request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    IGNORED_FIELD_NUMBER: _builtins.int
+    VIOLATED_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    policy: _builtins.str
+    """The policy's name: enforce_user_ids, max_tokens …"""
+    mode: Global___EnforceMode.ValueType
+    """The mode in force for the request."""
+    value: _builtins.str
+    """The setting's value: "500", "gpt-4*,o1". Empty: the policy has none, or is off."""
+    source: Global___SettingSource.ValueType
+    """Where the setting comes from."""
+    ignored: Global___OverrideIgnored.ValueType
+    """Why the policy's override header was ignored, if it was."""
+    violated: _builtins.bool
+    """Whether the request violates the policy, or the policy could not judge it."""
+    message: _builtins.str
+    """What the client reads in a denial. Empty: the request does not violate the policy."""
+    def __init__(
+        self,
+        *,
+        policy: _builtins.str = ...,
+        mode: Global___EnforceMode.ValueType = ...,
+        value: _builtins.str = ...,
+        source: Global___SettingSource.ValueType = ...,
+        ignored: Global___OverrideIgnored.ValueType = ...,
+        violated: _builtins.bool = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ignored", b"ignored", "message", b"message", "mode", b"mode", "policy", b"policy", "source", b"source", "value", b"value", "violated", b"violated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyResult: _TypeAlias = PolicyResult  # noqa: Y015
 
 @_typing.final
 class Denial(_message.Message):
@@ -576,7 +778,7 @@ class Flag(_message.Message):
     TYPE_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     type: _builtins.str
-    """"policy_enforce_user_ids" or "invalid_override"."""
+    """"policy_" and a policy's name, such as "policy_enforce_user_ids"; or "invalid_override"."""
     description: _builtins.str
     """A description for people."""
     def __init__(
@@ -595,7 +797,9 @@ Global___Flag: _TypeAlias = Flag  # noqa: Y015
 
 @_typing.final
 class Explanation(_message.Message):
-    """Why policyd decided as it did."""
+    """Why policyd decided as it did. mode, source and override_ignored are those of "Enforce User IDs"; those of
+    every policy stand in the results.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

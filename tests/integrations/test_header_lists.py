@@ -7,8 +7,9 @@ from typing import Any
 
 import yaml
 
-from policyd.descriptor.headers import KEY_HEADER, OVERRIDE_HEADER, TRACE_HEADER
+from policyd.descriptor.headers import KEY_HEADER, TRACE_HEADER
 from policyd.engine.method_override import HEADERS
+from policyd.policies import TABLE
 
 FOLDER = Path(__file__).parents[2] / "integrations"
 
@@ -21,7 +22,7 @@ def _spellings(name: str) -> set[str]:
 
 OWN = {
     spelling
-    for name in (KEY_HEADER, OVERRIDE_HEADER, TRACE_HEADER)
+    for name in (KEY_HEADER, *TABLE.by_header, TRACE_HEADER)
     for spelling in _spellings(name)
 }
 

@@ -1,0 +1,184 @@
+"""User ID Format: what a user has to look like, where a request names one."""
+
+import re
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from policyd.engine.kinds import Wanted
+from policyd.engine.model import UserState, Violation
+from policyd.engine.policy import Attributes, Need, Policy
+
+MAX_LENGTH = 1000
+"""The largest bound. Of a longer user only the beginning is known."""
+_MAX_PATTERN = 500
+_MAX_MEMORY = 2**20
+"""Bytes that a compiled pattern may take."""
+_NUMBER = re.compile(r"[1-9][0-9]{0,3}", re.ASCII)
+_PLACEHOLDERS = frozenset(
+    {"user", "test", "anonymous", "null", "none", "undefined", "[object object]"}
+)
+_TEMPLATE = re.compile(r"\{\{[^{}]*+\}\}")
+
+
+class _Rules(NamedTuple):
+    """The parts of a setting, each of which a user must keep."""
+
+    least: int | None = None
+    most: int | None = None
+    pattern: Any = None
+    """An expression of RE2, which matches in linear time."""
+    no_email: bool = False
+    no_placeholder: bool = False
+
+
+class UserFormat:
+    """Rules with commas between them. `pattern` is the last, as it may hold commas itself."""
+
+    usage = "off, audit:RULE,… or enforce:RULE,…"
+    value_usage = (
+        "min=N, max=N, no_email, no_placeholder and pattern=RE2, with commas between them, "
+        "pattern last"
+    )
+    header_usage = ""
+
+    def canonical(self, text: str) -> str:
+        """The rules in one order, each once."""
+        found = _split(text)
+        least, most = _length(found, "min"), _length(found, "max")
+        if least and most and least > most:
+            raise ValueError(f"min={least} is above max={most}")
+        if "pattern" in found:
+            _compiled(found["pattern"])
+        order = ("min", "max", "no_email", "no_placeholder", "pattern")
+        kept = [(name, found[name]) for name in order if name in found]
+        return ",".join(f"{name}={value}" if value else name for name, value in kept)
+
+    def parse(self, value: str) -> _Rules:
+        """The rules, the pattern compiled."""
+        found = _split(self.canonical(value))
+        pattern = _compiled(found["pattern"]) if "pattern" in found else None
+        bounds = _length(found, "min"), _length(found, "max")
+        return _Rules(*bounds, pattern, "no_email" in found, "no_placeholder" in found)
+
+    def wanted(self, header: str) -> Wanted | None:
+        """No header overrides it."""
+        return None
+
+    def is_as_strict(self, value: str, than: str) -> bool:
+        """Only equal rules can be compared."""
+        return value == than
+
+
+def _split(text: str) -> dict[str, str]:
+    """The rules by their names; the value of one that has none is empty."""
+    rest, found = text.strip(), dict[str, str]()
+    while rest:
+        if rest.startswith("pattern="):
+            part, rest = rest, ""
+        else:
+            part, _, rest = rest.partition(",")
+        name, equals, value = part.strip().partition("=")
+        if name not in _TAKES_VALUE or bool(equals) != _TAKES_VALUE[name]:
+            known = "min=N, max=N, no_email, no_placeholder, pattern=RE2"
+            raise ValueError(f"there is no rule {part[:64]!r}: the rules are {known}")
+        if name in found:
+            raise ValueError(f"the rule {name} is given twice: give it once")
+        found[name] = value
+        rest = rest.lstrip()
+    if not found:
+        raise ValueError("there is no rule: give at least one, such as no_placeholder")
+    return found
+
+
+_TAKES_VALUE = {
+    "min": True,
+    "max": True,
+    "pattern": True,
+    "no_email": False,
+    "no_placeholder": False,
+}
+
+
+def _length(found: dict[str, str], name: str) -> int | None:
+    if name not in found:
+        return None
+    if not _NUMBER.fullmatch(found[name]) or int(found[name]) > MAX_LENGTH:
+        raise ValueError(
+            f"{name} is a whole number from 1 to {MAX_LENGTH}, not {found[name][:64]!r}"
+        )
+    return int(found[name])
+
+
+@lru_cache(maxsize=1024)
+def _compiled(pattern: str) -> Any:
+    # Only where a pattern is set, as the client needs none.
+    import re2
+
+    if not pattern or len(pattern) > _MAX_PATTERN:
+        raise ValueError(f"pattern has 1 to {_MAX_PATTERN} characters")
+    options = re2.Options()
+    options.log_errors = False
+    options.max_mem = _MAX_MEMORY
+    try:
+        return re2.compile(pattern, options)
+    except re2.error as error:
+        reason = error.args[0] if error.args else ""
+        text = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
+        raise ValueError(f"pattern is no expression of RE2: {text[:200]}") from None
+
+
+def _decide(attributes: Attributes, rules: _Rules) -> Violation | None:
+    user = attributes.end_user
+    if user.state is not UserState.VALID:
+        return None
+    broken = _broken(user.value or "", rules)
+    return (
+        Violation(
+            f"Config set to block user fields that {broken}",
+            f"the user {broken}".replace("the user are", "the user is"),
+        )
+        if broken
+        else None
+    )
+
+
+def _broken(user: str, rules: _Rules) -> str:
+    """The first rule that a user breaks, as what such users do. Empty: none."""
+    if rules.least and len(user) < rules.least:
+        return f"have fewer than {rules.least} characters"
+    if (rules.most and len(user) > rules.most) or len(user) > MAX_LENGTH:
+        return f"have more than {rules.most or MAX_LENGTH} characters"
+    if rules.no_email and _is_email(user):
+        return "hold an e-mail address"
+    if rules.no_placeholder and _is_placeholder(user):
+        return "are a placeholder"
+    if rules.pattern is not None and not rules.pattern.fullmatch(user):
+        return "do not match the pattern that is set"
+    return ""
+
+
+def _is_email(user: str) -> bool:
+    """Whether it holds something like name@host.domain."""
+    return any(
+        name and "." in host.strip(".")
+        for name, _, host in (word.strip("<>(),;\"'").partition("@") for word in user.split())
+        if host
+    )
+
+
+def _is_placeholder(user: str) -> bool:
+    word = user.strip().casefold()
+    return word in _PLACEHOLDERS or _TEMPLATE.search(word) is not None
+
+
+POLICY = Policy(
+    name="user_format",
+    order=40,
+    title="User ID Format",
+    hint="Where a request names a user, the user must keep these rules.",
+    kind=UserFormat(),
+    needs=(Need.END_USER_VALUE,),
+    subject="user field",
+    decide=_decide,
+    tooltip="The user of this request did not have the form that its key asks for",
+)

@@ -1,0 +1,34 @@
+"""Policies that could not judge requests: counted, and said in the log now and then."""
+
+import logging
+from collections import Counter
+
+from policyd.command.throttle import Throttle
+
+_log = logging.getLogger(__name__)
+_SECONDS = 10.0
+"""At most one line in so many seconds."""
+
+
+class PolicyFailures:
+    """Counts how often each policy could not judge a request."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        """Failures since the start, by policy."""
+        self._throttle = Throttle(_SECONDS)
+
+    def add(self, failures: tuple[tuple[str, Exception], ...]) -> None:
+        """Count the failures of one decision."""
+        self.counts.update(name for name, _ in failures)
+        if self._throttle.is_due():
+            name, error = failures[0]
+            _log.error(
+                "the policy %s could not judge a request (%s: %s), which is denied where the "
+                "policy is enforced; %d times since the start. Set it anew by `policyd keys set ID "
+                "--policy`, or run the version of policyd that knows it.",
+                name,
+                type(error).__name__,
+                error,
+                self.counts[name],
+            )
