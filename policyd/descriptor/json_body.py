@@ -16,6 +16,7 @@ from policyd.descriptor.content_encoding import UnreadableBody, decompress
 from policyd.descriptor.identifiers import (
     ABSENT,
     FURTHER_PLACES,
+    IN_SESSION,
     MAX_VALUE,
     BodyAttributes,
     Identifier,
@@ -35,7 +36,7 @@ _MODEL = "model"
 _TOKENS = ("prompt", "input")
 """The members of a prompt that may hold arrays of tokens."""
 _PROMPTS = (*_TOKENS, "messages", "instructions")
-_NESTED = {place: place.split(".") for place in FURTHER_PLACES}
+_NESTED = {place: place.split(".") for place in (*FURTHER_PLACES, IN_SESSION)}
 _OUTER = frozenset(outer for outer, _ in _NESTED.values())
 _WANTED = _OUTER.union(IDENTIFIERS, [_MODEL], stated.NUMBERS, _PROMPTS)
 
