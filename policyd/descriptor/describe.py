@@ -10,14 +10,14 @@ not all, has those of `unreadable(state)`, which never pass for a user.
 
 from dataclasses import dataclass, field
 
-from policyd.descriptor import headers
+from policyd.descriptor import end_users, headers
 from policyd.descriptor.body import read_body
 from policyd.descriptor.body_memory import Bodies, Held
 from policyd.descriptor.content_encoding import decoded_limit
 from policyd.descriptor.headers import KEY_HEADER, PREFIX, Headers
 from policyd.descriptor.identifiers import NOT_READ, BodyAttributes, Identifier
 from policyd.engine import endpoints, method_override
-from policyd.engine.model import Target
+from policyd.engine.model import SAFETY_HEADER, Target
 from policyd.v1.policy_pb2 import CheckKeyRequest, EvaluateRequest, Header, UserState
 
 MAX_REMARK = 256
@@ -27,8 +27,12 @@ _ENCODING = "content-encoding"
 _AGENT = "user-agent"
 _ORGANIZATION = "openai-organization"
 _REQUEST_ID = "x-request-id"
-READ = frozenset({_TYPE, _ENCODING, _AGENT, _ORGANIZATION, _REQUEST_ID, *method_override.HEADERS})
+READ = method_override.HEADERS | {
+    *(_TYPE, _ENCODING, _AGENT, _ORGANIZATION, _REQUEST_ID),
+    SAFETY_HEADER,
+}
 """The headers that are read here, besides those that begin with PREFIX."""
+NO_HEADERS: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
@@ -48,6 +52,8 @@ class HttpRequest:
     """The ID that counts where no header gives one."""
     in_scope: bool | None = None
     """What the adapter knows of a call that has neither method nor path."""
+    end_user_headers: frozenset[str] = NO_HEADERS
+    """Those in which the adapter's operator trusts the client, or the proxy, to name end users."""
     target: Target = field(init=False)
     """What the request asks for."""
     overriding: method_override.Headers = field(init=False)
@@ -141,9 +147,21 @@ def _own_headers(request: HttpRequest) -> list[Header]:
         if name.startswith(PREFIX)
         for value in values
     ]
+    own += [
+        Header(name=name, value=end_users.value(text))
+        for name in _naming_end_users(request)
+        for text in request.headers.get(name, ())
+    ]
     if request.overriding:
         own += [Header(name=name, value=value) for name, value in request.overriding]
     return own
+
+
+def _naming_end_users(request: HttpRequest) -> frozenset[str]:
+    """The headers that may name the end user of a request."""
+    endpoint = request.target.endpoint
+    has_own = endpoint is not None and endpoint.safety_header
+    return request.end_user_headers | {SAFETY_HEADER} if has_own else request.end_user_headers
 
 
 def _key(request: HttpRequest) -> str:

@@ -221,8 +221,7 @@ def _end_users(
     if in_headers:
         # The engine takes the first valid one of a place: that of a header beside the body's.
         return (*in_headers, *found), unreadable
-    is_known = len(found) > 2 or any(one.state for one in found)
-    return (found if is_known else ()), unreadable
+    return (found if any(one.state for one in found) else ()), unreadable
 
 
 def _further(

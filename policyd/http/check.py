@@ -53,16 +53,24 @@ def is_check(path: str) -> bool:
 
 
 async def described(
-    request: Request, limit: int, bodies: Bodies, knows: Callable[[CheckKeyRequest], bool]
+    request: Request,
+    limit: int,
+    bodies: Bodies,
+    knows: Callable[[CheckKeyRequest], bool],
+    end_user_headers: frozenset[str],
 ) -> tuple[EvaluateRequest, Reply | None]:
     """The descriptor of the request that a check is about, and what to answer in place of a denial
     that only names what was not read.
 
-    Of a body, `limit` bytes are read, where `knows` finds the key in force. Raises InvalidArgument,
-    BodiesFull, TimeoutError or ClientGone.
+    Of a body, `limit` bytes are read, where `knows` finds the key in force. `end_user_headers` may
+    name the end user. Raises InvalidArgument, BodiesFull, TimeoutError or ClientGone.
     """
     method, path, query = _original(request)
-    about = HttpRequest(method, path, query, request.headers, source_ip=request.source_ip)
+    about = HttpRequest(
+        *(method, path, query, request.headers),
+        source_ip=request.source_ip,
+        end_user_headers=end_user_headers,
+    )
     if not about.target.in_scope:
         return describe(about), None
     if not knows(about_key(about)):

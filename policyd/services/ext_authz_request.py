@@ -17,10 +17,10 @@ from policyd.descriptor.headers import (
 )
 from policyd.descriptor.identifiers import NOT_READ, TOO_LARGE, BodyAttributes
 from policyd.engine.model import (
-    IDENTIFIERS,
+    SAFETY_HEADER,
     RouteSettings,
     Setting,
-    are_identifiers,
+    accept_problem,
 )
 from policyd.engine.policy import MODES, OVERRIDES, parse_setting
 from policyd.errors import InvalidArgument, InvalidDescriptor
@@ -33,7 +33,7 @@ EnvoyRequest = Any
 _LENGTH = "content-length"
 _TYPE = "content-type"
 # Envoy's map joins repeats by commas. None of these has a comma of its own in it.
-_ONE_VALUE = frozenset({KEY_HEADER, *TABLE.by_header, TRACE_HEADER, _LENGTH, _TYPE})
+_ONE_VALUE = frozenset({KEY_HEADER, *TABLE.by_header, TRACE_HEADER, SAFETY_HEADER, _LENGTH, _TYPE})
 
 
 class Arrival(Enum):
@@ -60,9 +60,13 @@ class Check(NamedTuple):
 
 
 async def read(
-    attributes: Any, bodies: Bodies, knows: Callable[[pb.CheckKeyRequest], bool]
+    attributes: Any,
+    bodies: Bodies,
+    knows: Callable[[pb.CheckKeyRequest], bool],
+    end_user_headers: frozenset[str],
 ) -> Check:
     """Read the attributes of a CheckRequest. The body is read where `knows` finds the key in force.
+    `end_user_headers` may name the end user.
 
     Raises InvalidDescriptor where none are of HTTP.
     """
@@ -71,12 +75,17 @@ async def read(
             "policyd decides HTTP requests: use Envoy's HTTP filter ext_authz, not the network one"
         )
     http = attributes.request.http
-    given = _headers(http)
+    given = _headers(http, end_user_headers | _ONE_VALUE)
     body = http.raw_body or http.body.encode()
     arrival = _arrival(http, given, body)
     path, _, query = http.path.partition("?")
     source_ip = attributes.source.address.socket_address.address
-    request = HttpRequest(http.method, path, query, given, source_ip=source_ip, request_id=http.id)
+    request = HttpRequest(
+        *(http.method, path, query, given),
+        source_ip=source_ip,
+        request_id=http.id,
+        end_user_headers=end_user_headers,
+    )
     body_attributes = NOT_READ
     if request.target.in_scope:
         body_attributes = TOO_LARGE
@@ -101,10 +110,11 @@ async def _read_body(bodies: Bodies, body: bytes, request: HttpRequest) -> BodyA
 # --- headers -----------------------------------------------------------------------------------
 
 
-def _headers(http: EnvoyRequest) -> Headers:
-    """The headers, repeats kept as far as Envoy shows them."""
+def _headers(http: EnvoyRequest, one_value: frozenset[str]) -> Headers:
+    """The headers, repeats kept as far as Envoy shows them: those in `one_value` hold no comma."""
     if not http.HasField("header_map"):
-        return {name.lower(): _repeats(name.lower(), one) for name, one in http.headers.items()}
+        given = [(name.lower(), joined) for name, joined in http.headers.items()]
+        return {name: _repeats(name, joined, name in one_value) for name, joined in given}
     return headers.by_name((one.key.lower(), _value(one)) for one in http.header_map.headers)
 
 
@@ -113,8 +123,8 @@ def _value(header: Any) -> str:
     return str(header.value) or header.raw_value.decode(errors="replace")
 
 
-def _repeats(name: str, joined: str) -> list[str]:
-    if "," not in joined or name not in _ONE_VALUE:
+def _repeats(name: str, joined: str, is_one_value: bool) -> list[str]:
+    if "," not in joined or not is_one_value:
         return [joined]
     values = [value.strip() for value in joined.split(",")]
     # One header may hold the comma itself. Then it is neither true nor false, and weakens nothing.
@@ -213,8 +223,8 @@ def _one_of(name: str, value: str, members: Mapping[str, _Member]) -> _Member:
 
 def _accept(name: str, value: str) -> tuple[str, ...]:
     accepted = tuple(one.strip() for one in value.split(","))
-    if not are_identifiers(accepted):
-        raise _unknown(name, value, f"a list of {' and '.join(IDENTIFIERS)}, split by commas")
+    if problem := accept_problem(accepted):
+        raise InvalidArgument(f"the route's context_extensions set {name} to {value!r}: {problem}")
     return accepted
 
 
