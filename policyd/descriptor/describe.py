@@ -149,7 +149,7 @@ def _own_headers(request: HttpRequest) -> list[Header]:
     ]
     own += [
         Header(name=name, value=end_users.value(text))
-        for name in _naming_end_users(request)
+        for name in sorted(_naming_end_users(request))
         for text in request.headers.get(name, ())
     ]
     if request.overriding:

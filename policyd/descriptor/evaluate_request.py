@@ -291,15 +291,16 @@ def _string(place: str, text: str) -> EndUser:
 
 
 def _model(request: pb.EvaluateRequest, read: BodyAttributes) -> tuple[ModelState, str]:
-    """What is known of the model: what the caller claims and what the body holds must agree."""
+    """What is known of the model. What the caller claims and what the body holds must agree; one
+    that either of them names is named."""
     state, model, given = read.model_state, read.model, request.model
     if request.model_state or given:
-        claimed = _member(_MODEL_STATES, request.model_state, "model_state")
-        if given and claimed is ModelState.UNKNOWN:
-            claimed = ModelState.GIVEN
-        if state is ModelState.GIVEN and given not in ("", model):
-            claimed = ModelState.CONFLICTING
-        state, model = max(state, claimed), given or model
+        state = max(state, _member(_MODEL_STATES, request.model_state, "model_state"))
+        if state in (ModelState.UNKNOWN, ModelState.GIVEN, ModelState.ABSENT):
+            is_conflicting = model != "" and given not in ("", model)
+            model = given or model
+            state = ModelState.GIVEN if model else state
+            state = ModelState.CONFLICTING if is_conflicting else state
     if state is ModelState.GIVEN and len(model) > MAX_MODEL:
         state = ModelState.TOO_LONG
     return state, model if state is ModelState.GIVEN else ""
