@@ -20,6 +20,7 @@ import pytest
 from gateway import answer_reader, describe, usage
 from gateway import headers as gateway_headers
 from policyd.decision_log import export
+from policyd.decision_log import inputs
 from policyd.descriptor import evaluate_request, media_type
 from policyd.descriptor.body import read_body
 from policyd.descriptor.headers import credential, override, trace_id
@@ -28,7 +29,7 @@ from policyd.engine import endpoints
 from policyd.errors import InvalidArgument
 from policyd.http import authzen, check
 from policyd.http.request import Request
-from policyd.services import ext_authz_request, log_entries
+from policyd.services import ext_authz_request
 from policyd.v1 import policy_pb2 as pb
 
 ROOT = Path(__file__).parents[2]
@@ -353,7 +354,7 @@ def _grpc(text: str) -> object:
     request = pb.EvaluateRequest(method="POST", path="/v1/chat/completions", headers=headers)
     request.raw_body.content = b"{}"
     reading = evaluate_request.read(request)
-    return log_entries._asked(reading.decision_input.overrides)
+    return inputs.override_texts(reading.decision_input.overrides)
 
 
 def _http_check(text: str) -> object:
