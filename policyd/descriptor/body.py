@@ -6,19 +6,17 @@ be read for certain gets a state that names the reason, and never passes for one
 
 from policyd.descriptor import form, json_body, media_type
 from policyd.descriptor.content_encoding import UnreadableBody
-from policyd.descriptor.identifiers import (
-    ABSENT,
-    IN_SESSION,
-    NO_ATTRIBUTES,
-    BodyAttributes,
-    unreadable,
-)
-from policyd.engine.model import Endpoint, UserState
+from policyd.descriptor.identifiers import ABSENT, BodyAttributes, unreadable
+from policyd.engine.model import Endpoint, ModelState, Number, NumberState, UserState
 
 MAX_BODY = 64 * 2**20
 """Bytes of a body, as sent and decompressed, unless an adapter sets its own bound."""
 MAX_RAW_BODY = 4 * 2**20
 """The same of a body that a caller of PolicyService sends in place of its attributes."""
+_NO_ATTRIBUTES = BodyAttributes(
+    *(ABSENT, ABSENT, "", ModelState.ABSENT),
+    *(Number(NumberState.ABSENT), Number(NumberState.ABSENT), Number(NumberState.GIVEN)),
+)
 
 
 def read_body(
@@ -40,22 +38,12 @@ def read_body(
     if content_type is None:
         return unreadable(UserState.BAD_FORM if takes_form else UserState.NOT_JSON)
     if endpoint and endpoint.takes_sdp and media_type.is_sdp(content_type):
-        return NO_ATTRIBUTES
+        return _NO_ATTRIBUTES
     is_form = takes_form and media_type.claims_multipart(content_type)
-    read = form.read if is_form else json_body.read
+    in_session = endpoint is not None and endpoint.safety_in_session
     try:
-        found = read(body, content_type, content_encoding, limit)
+        if is_form:
+            return form.read(body, content_type, content_encoding, limit)
+        return json_body.read(body, content_type, content_encoding, limit, in_session)
     except UnreadableBody as problem:
         return unreadable(problem.state)
-    if not (found.others or (endpoint and endpoint.safety_in_session)):
-        return found
-    return _of_session(found, endpoint)
-
-
-def _of_session(found: BodyAttributes, endpoint: Endpoint | None) -> BodyAttributes:
-    """The same, with the safety_identifier of the object `session` where that is the one."""
-    others = dict(found.others)
-    safety_identifier = others.pop(IN_SESSION, ABSENT)
-    if endpoint is None or not endpoint.safety_in_session:
-        safety_identifier = found.safety_identifier
-    return found._replace(safety_identifier=safety_identifier, others=tuple(others.items()))

@@ -13,24 +13,22 @@ import unicodedata
 from typing import NamedTuple
 
 from policyd.engine.model import (
+    END_USER_ID,
     MAX_SAFETY_IDENTIFIER,
+    METADATA_USER_ID,
     SAFETY_IDENTIFIER,
     UNKNOWN_NUMBER,
     USER,
     ModelState,
     Number,
-    NumberState,
     UserState,
 )
 
 MAX_VALUE = 1024
 """Characters of a value that are looked at, and kept."""
 
-FURTHER_PLACES = ("metadata.user_id", "user_security_context.end_user_id")
+FURTHER_PLACES = (METADATA_USER_ID, END_USER_ID)
 """The places in a body, besides `user` and `safety_identifier`, in which an end user can stand."""
-
-IN_SESSION = "session.safety_identifier"
-"""Where the safety_identifier of a body stands that describes a live session."""
 
 
 class Identifier(NamedTuple):
@@ -73,15 +71,6 @@ NOT_READ = BodyAttributes(Identifier(UserState.UNKNOWN), Identifier(UserState.UN
 """The attributes of a body of which nothing is known."""
 TOO_LARGE = unreadable(UserState.TOO_LARGE)
 """The attributes of a body over the bound."""
-NO_ATTRIBUTES = BodyAttributes(
-    ABSENT,
-    ABSENT,
-    model_state=ModelState.ABSENT,
-    token_limit=Number(NumberState.ABSENT),
-    choices=Number(NumberState.ABSENT),
-    prompt_chars=Number(NumberState.GIVEN, 0),
-)
-"""The attributes of a body that was read and has none."""
 
 
 MISSING = object()
