@@ -153,7 +153,7 @@ def _number(length: str | None) -> int:
     return int(length) if length and length.isdecimal() and len(length) < 20 else 0
 
 
-_NAMESPACE = "policyd"
+_NAMESPACE = "policyd."
 
 
 def route(extensions: Mapping[str, str]) -> RouteSettings:
@@ -162,8 +162,8 @@ def route(extensions: Mapping[str, str]) -> RouteSettings:
 
     Raises InvalidArgument where a name or a value of policyd's is unknown.
     """
-    own = [one for one in extensions.items() if one[0].lower().startswith(_NAMESPACE)]
+    own = [one for one in extensions.items() if one[0].lower().startswith(_NAMESPACE[:-1])]
     if not own:
         return NO_ROUTE
-    given = frozenset((name.removeprefix(f"{_NAMESPACE}."), value) for name, value in own)
-    return route_settings(given, "the route's context_extensions")
+    given = frozenset((name.removeprefix(_NAMESPACE), value) for name, value in own)
+    return route_settings(given, "the route's context_extensions", _NAMESPACE)
