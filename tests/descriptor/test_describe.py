@@ -104,10 +104,6 @@ CASES = {
         STATED | {"user_state": 5, "safety_identifier_state": 2},
         body=b'{"model":"m","user":{}}',
     ),
-    "a safety_identifier": Case(
-        STATED | {"user_state": 2, "safety_identifier_state": 1, "safety_identifier": "s-1"},
-        body=b'{"model":"m","safety_identifier":"s-1"}',
-    ),
     "numbers": Case(
         {
             "user_state": 2,
@@ -152,6 +148,10 @@ CASES = {
         [("openai-safety-identifier", "a"), ("openai-safety-identifier", "b")],
         b'{"model":"m","session":{"safety_identifier":"bob"},"safety_identifier":""}',
         path="/v1/live/sessions",
+    ),
+    "a safety_identifier": Case(
+        STATED | {"user_state": 2, "safety_identifier_state": 1, "safety_identifier": "s-1"},
+        body=b'{"model":"m","safety_identifier":"s-1"}',
     ),
     "own headers": Case(
         READ
@@ -317,6 +317,20 @@ def test_a_call_without_method_and_path(in_scope: bool) -> None:
     assert not describe(_request()).HasField("in_scope")
 
 
+def test_headers_of_end_users() -> None:
+    """Headers in which an end user may stand are described: those that the adapter names."""
+    given = [("x-end-user", "alice"), ("x-end-user", "a\udcffb"), ("x-other", "a" * 2000), KEY]
+    own = ("x-end-user", "x-other", "x-absent")
+    described = describe(_request(headers=given, end_user_headers=frozenset(own)))
+    assert sorted((header.name, header.value) for header in described.headers) == [
+        ("x-end-user", "a?b"),
+        ("x-end-user", "alice"),
+        ("x-other", "a" * MAX_VALUE),
+        KEY,
+    ]
+    assert [header.name for header in describe(_request(headers=given)).headers] == [KEY[0]]
+
+
 @pytest.mark.parametrize(
     ("coding", "body", "counted"),
     [
@@ -340,20 +354,6 @@ async def test_what_a_body_may_take(coding: str, body: bytes, counted: int) -> N
             else:
                 assert (await reading).user.value == "alice"
         bodies.close()
-
-
-def test_headers_of_end_users() -> None:
-    """Headers in which an end user may stand are described: those that the adapter names."""
-    given = [("x-end-user", "alice"), ("x-end-user", "a\udcffb"), ("x-other", "a" * 2000), KEY]
-    own = ("x-end-user", "x-other", "x-absent")
-    described = describe(_request(headers=given, end_user_headers=frozenset(own)))
-    assert sorted((header.name, header.value) for header in described.headers) == [
-        ("x-end-user", "a?b"),
-        ("x-end-user", "alice"),
-        ("x-other", "a" * MAX_VALUE),
-        KEY,
-    ]
-    assert [header.name for header in describe(_request(headers=given)).headers] == [KEY[0]]
 
 
 @pytest.mark.parametrize("name", sorted(describing.READ))

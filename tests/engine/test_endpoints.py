@@ -86,6 +86,26 @@ def test_a_name_in_the_middle(path: str) -> None:
     assert (verdict if found.in_scope else "out of scope") == NAMES[path]
 
 
+MODELS = {
+    "/openai/deployments/My-GPT/chat/completions": "My-GPT",
+    "/OpenAI/Deployments/a%2Fb/chat/completions": "a/b",
+    "/openai/deployments/gpt-4/extensions/chat/completions": "gpt-4",
+    "/openai/deployments/gpt%204;x/v1/embeddings": "gpt 4",
+    "/openai/deployments/v1/embeddings": "v1",
+    "/v1/engines/davinci/completions": "davinci",
+    "/v1/engines/%ff/completions": "?",
+    "/v1/completions": "",
+    "/openai/deployments/embeddings": "",
+    "/v1/engines/" + "x" * 300 + "/completions": "x" * 256,
+}
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path[:40])
+def test_the_model_in_a_path(path: str) -> None:
+    """A path before an endpoint may name a deployment or an engine."""
+    assert endpoints.resolve("POST", path).model == MODELS[path]
+
+
 MESSAGES = {
     "/v1/messages": "message",
     "/Anthropic/V1/messages/": "message",
