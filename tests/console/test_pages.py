@@ -14,9 +14,10 @@ import pytest
 
 from policyd.console import ConsoleServer
 from policyd.console.view import charts, labels, periods
-from policyd.decision_log.record import FLAG_SETS, Ending, Verdict
+from policyd.decision_log.record import Ending, Verdict
 from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount, RefusedKeyReason
 from policyd.engine.model import Ignored, Mode, Override, Source, UserState
+from policyd.policies import TABLE
 from policyd.store import Counts, Store
 from tests.support.consoles import Console, Visitor, prepare, running, settings
 from tests.support.postgresql import PostgreSQL
@@ -100,7 +101,7 @@ async def test_a_key_that_cannot_be_made(
 
 async def test_the_list_of_keys(console: Console, admin: Visitor) -> None:
     """The list links to each key's settings, and shows revoked keys on request only."""
-    first, _ = console.store.keys.create("First & <best>", Mode.AUDIT)
+    first, _ = console.store.keys.create("First & <best>", TABLE.with_original(Mode.AUDIT))
     second, _ = console.store.keys.create("Second")
     console.store.keys.revoke(second.id)
     text = (await admin.get("/keys")).text
@@ -216,7 +217,9 @@ async def test_two_administrators(console: Console, admin: Visitor) -> None:
     """The second administrator sees both values, has lost nothing, and may then save knowingly."""
     key, _ = console.store.keys.create("app")
     page = await admin.get(f"/keys/{key.id}")
-    console.store.keys.update(key.id, {"name": "theirs", "mode": Mode.AUDIT})
+    console.store.keys.update(
+        key.id, {"name": "theirs", "policies": TABLE.with_original(Mode.AUDIT)}
+    )
     mine = _form("mine", page.field("etag"), mode="enforce", override="locked")
     answer = await admin.post(f"/keys/{key.id}", mine)
     assert answer.status == 409
@@ -234,7 +237,9 @@ async def test_two_administrators_and_a_mistake(console: Console, admin: Visitor
     """While correcting the form, an administrator still learns that another has saved."""
     key, _ = console.store.keys.create("app")
     page = await admin.get(f"/keys/{key.id}")
-    theirs = console.store.keys.update(key.id, {"override": Override.LOCKED})
+    theirs = console.store.keys.update(
+        key.id, {"policies": TABLE.with_original(None, Override.LOCKED)}
+    )
     mistake = await admin.post(f"/keys/{key.id}", _form(" ", page.field("etag")))
     assert mistake.status == 422
     corrected = await admin.post(f"/keys/{key.id}", _form("mine", mistake.field("etag")))
@@ -667,12 +672,17 @@ async def test_found_by_an_id(console: Console, admin: Visitor) -> None:
     assert len(exported.splitlines()) == 2
 
 
+FLAGS = (
+    BLOCKED := "policy_enforce_user_ids",
+    INVALID := "invalid_override",
+    f"{BLOCKED},{INVALID}",
+)
 MEMBERS: list[dict[str, Any]] = [
     *({"source": one} for one in Source),
     *({"ignored": one} for one in Ignored),
     *({"mode": one} for one in Mode),
     *({"user_state": one, "end_user": ""} for one in UserState),
-    *({"verdict": one, "flags": flags} for one in Verdict for flags in FLAG_SETS),
+    *({"verdict": one, "flags": flags} for one in Verdict for flags in FLAGS),
     {"mode": None, "source": None},
 ]
 

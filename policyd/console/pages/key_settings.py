@@ -14,8 +14,16 @@ from starlette.routing import Route
 from policyd.console.view import labels
 from policyd.console.view.forms import read_etag, read_mode
 from policyd.console.view.render import console, is_fragment, posted, render, shown
-from policyd.engine.model import IDENTIFIERS, ApiKey, KeySettings, Mode, Override, are_identifiers
+from policyd.engine.model import (
+    IDENTIFIERS,
+    ApiKey,
+    KeySettings,
+    Mode,
+    Override,
+    are_identifiers,
+)
 from policyd.errors import EtagMismatch, InvalidArgument, KeyRevoked
+from policyd.policies import TABLE
 from policyd.simulation import simulate
 from policyd.store import MAX_NAME
 
@@ -35,8 +43,14 @@ class Typed:
     @classmethod
     def of(cls, key: ApiKey) -> Self:
         """The settings of a key."""
-        mode = key.mode.name.lower() if key.mode else ""
-        return cls(key.name, mode, key.override.name.lower(), key.accept)
+        mode = (
+            TABLE.original_of(key.policies).mode.name.lower()
+            if TABLE.original_of(key.policies).mode
+            else ""
+        )
+        return cls(
+            key.name, mode, TABLE.original_of(key.policies).override.name.lower(), key.accept
+        )
 
     @classmethod
     def read(cls, form: FormData | QueryParams) -> Self:
@@ -53,7 +67,11 @@ class Typed:
         mode = read_mode(self.mode)
         if not are_identifiers(self.accept):
             raise InvalidArgument("choose at least one identifier that counts as a user")
-        return {"name": self.name, "mode": mode, "override": override, "accept": self.accept}
+        return {
+            "name": self.name,
+            "policies": lambda current: TABLE.with_original(mode, override, current),
+            "accept": self.accept,
+        }
 
     def labelled(self) -> Mapping[str, str]:
         """Each setting's name and value, as the console shows them."""
@@ -157,7 +175,9 @@ def _simulation(request: Request) -> Response:
         chosen = typed.changes()
     except InvalidArgument:
         chosen = Typed.of(key).changes()
-    settings = KeySettings(key.id, Mode.ENFORCE, chosen["override"], chosen["accept"])
+    override = TABLE.original_of(chosen["policies"](())).override
+    policies = TABLE.with_original(Mode.ENFORCE, override, key.policies)
+    settings = KeySettings(key.id, policies, chosen["accept"])
     until = here.store.time()
     result = simulate(
         here.store, key.id, settings, until - length, until, here.settings.default_mode

@@ -9,6 +9,7 @@ from policyd.console.view.forms import read_etag, read_mode, text
 from policyd.console.view.render import console, posted, render, shown
 from policyd.engine.model import ApiKey, Mode
 from policyd.errors import EtagMismatch, InvalidArgument
+from policyd.policies import TABLE
 from policyd.store import MAX_NAME
 
 _PAGE = 100
@@ -59,7 +60,7 @@ def _create(request: Request, form: FormData) -> Response:
     here = console(request)
     name, mode = text(form, "name"), text(form, "mode")
     try:
-        key, secret = here.store.keys.create(name, read_mode(mode))
+        key, secret = here.store.keys.create(name, TABLE.with_original(read_mode(mode)))
     except InvalidArgument as error:
         return _new_form(request, name, mode, str(error).capitalize() + ".")
     url = here.settings.console_gateway_url.rstrip("/")
