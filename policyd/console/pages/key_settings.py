@@ -43,14 +43,9 @@ class Typed:
     @classmethod
     def of(cls, key: ApiKey) -> Self:
         """The settings of a key."""
-        mode = (
-            TABLE.original_of(key.policies).mode.name.lower()
-            if TABLE.original_of(key.policies).mode
-            else ""
-        )
-        return cls(
-            key.name, mode, TABLE.original_of(key.policies).override.name.lower(), key.accept
-        )
+        original = TABLE.original_of(key.policies)
+        mode = original.mode.name.lower() if original.mode else ""
+        return cls(key.name, mode, (original.override or Override.ANY).name.lower(), key.accept)
 
     @classmethod
     def read(cls, form: FormData | QueryParams) -> Self:
@@ -180,7 +175,12 @@ def _simulation(request: Request) -> Response:
     settings = KeySettings(key.id, policies, chosen["accept"])
     until = here.store.time()
     result = simulate(
-        here.store, key.id, settings, until - length, until, here.settings.default_mode
+        here.store,
+        key.id,
+        settings,
+        until - length,
+        until,
+        TABLE.with_original(here.settings.default_mode),
     )
     return render(
         request,
