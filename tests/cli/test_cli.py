@@ -420,7 +420,16 @@ def test_the_list_of_commands(group: LazyGroup) -> None:
         command = group.get_command(context, name)
         assert command is not None
         assert command.get_short_help_str(limit=200) == lazy.help
-    assert [*main.lazy] == ["db", "demo", "explain", "keys", "logs", "serve", "simulate"]
+    assert [*main.lazy] == [
+        "db",
+        "demo",
+        "explain",
+        "keys",
+        "logs",
+        "policies",
+        "serve",
+        "simulate",
+    ]
 
 
 def test_settings_of_commands_that_are_not_loaded(tmp_path: Path) -> None:
