@@ -25,6 +25,7 @@ from policyd.console.pages import (
     logs,
     refused_keys,
     sign_in,
+    simulation,
 )
 from policyd.console.security.guards import (
     OwnHost,
@@ -55,6 +56,7 @@ _PAGES = (
     dashboard,
     keys,
     key_settings,  # behind keys: else /keys/new would show the settings of a key "new"
+    simulation,
     logs,
     log_details,
     end_users,

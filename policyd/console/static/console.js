@@ -51,6 +51,10 @@ document.addEventListener("htmx:beforeRequest", (event) => {
   const isRead = event.target.querySelector(".tipped:hover, :focus-visible");
   if (paused || isRead || document.hidden) event.preventDefault();
 });
+// What stands in a closed panel is looked up when the panel is opened.
+document.addEventListener("htmx:beforeRequest", (event) => {
+  if (event.target.closest("details:not([open])")) event.preventDefault();
+});
 document.addEventListener("htmx:afterRequest", (event) => {
   if (event.target.id !== "rows" || paused) return;
   const status = event.detail.xhr.status;
