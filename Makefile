@@ -72,6 +72,9 @@ differential: $(DIFFERENTIAL) $(NODE_READERS) $(GO_READERS) ## compare what othe
 mutants: $(INSTALLED) ## change engine, descriptor and log a little, and print what no test notices; ARGS=policyd/engine/denial.py
 	$(BIN)/python -m tests.support.mutants $(ARGS)
 
+# What the protos must stay compatible with: they may grow, and nothing in them may change.
+LAST_COMMIT = $(shell git rev-parse --verify --quiet HEAD~1 || echo HEAD)
+
 .PHONY: check
 check: $(INSTALLED) ## check style, types, imports, protos and docs
 	$(BIN)/ruff format --check
@@ -80,6 +83,7 @@ check: $(INSTALLED) ## check style, types, imports, protos and docs
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
+	$(BIN)/buf breaking --against '.git#ref=$(LAST_COMMIT)'
 	rm -rf .venv/protos && mkdir .venv/protos
 	$(MAKE) --no-print-directory protos OUT=.venv/protos
 	diff -r -x __init__.py -x __pycache__ policyd/v1 .venv/protos/policyd/v1

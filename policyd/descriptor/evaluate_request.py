@@ -164,18 +164,18 @@ def _end_users(
     )
     if request.HasField("safety_identifier"):
         other = _or_worse(other, _string(SAFETY_IDENTIFIER, request.safety_identifier))
-    found = [user, other]
-    for place, identifier in attributes.others:
-        found.append(EndUser(place, identifier.state, identifier.value or None))
-    for given in request.end_users:
-        found.append(_given(given))
+    found = (user, other, *_further(request, attributes))
     # Of a body that cannot be read, none of its places is known.
-    unreadable = max((one.state for one in found), default=_UNKNOWN)
+    unreadable = max([one.state for one in found])
     if unreadable.is_unreadable:
         return tuple(_without_body(one, unreadable) for one in found), unreadable
-    if user.state is _UNKNOWN and other.state is _UNKNOWN and len(found) == 2:
-        return (), _UNKNOWN
-    return tuple(found), _UNKNOWN
+    return (found, _UNKNOWN) if unreadable or len(found) > 2 else ((), _UNKNOWN)
+
+
+def _further(request: pb.EvaluateRequest, attributes: BodyAttributes) -> list[EndUser]:
+    """The further places that the body has, or of which the caller knows something."""
+    found = [_found(place, identifier) for place, identifier in attributes.others]
+    return [*found, *map(_given, request.end_users)] if request.end_users else found
 
 
 def _without_body(one: EndUser, state: UserState) -> EndUser:
@@ -191,12 +191,23 @@ def _given(given: pb.EndUser) -> EndUser:
 
 
 def _worst(place: str, number: int, field: str, found: Identifier) -> EndUser:
-    read = EndUser(place, found.state, found.value or None)
-    return _or_worse(read, EndUser(place, _state(number, field))) if number else read
+    claimed = _claimed(place, number, field)
+    return _or_worse(claimed, _found(place, found)) if found.state else claimed
+
+
+@lru_cache(maxsize=256)
+def _claimed(place: str, number: int, field: str) -> EndUser:
+    return EndUser(place, _state(number, field))
+
+
+def _found(place: str, identifier: Identifier) -> EndUser:
+    return EndUser(place, identifier.state, identifier.value or None)
 
 
 def _or_worse(one: EndUser, other: EndUser) -> EndUser:
     """The worse of two claims about a place, with the value that either knows."""
+    if one.state is _UNKNOWN:
+        return other
     state = max(one.state, other.state)
     value = other.value if one.value is None else one.value
     return EndUser(one.place, state, value if state is UserState.VALID else None)
@@ -211,14 +222,14 @@ def _string(place: str, text: str) -> EndUser:
 
 def _model(request: pb.EvaluateRequest, read: BodyAttributes) -> tuple[ModelState, str]:
     """What is known of the model: what the caller claims and what the body holds must agree."""
-    state, model = read.model_state, read.model
-    if request.model_state or request.model:
+    state, model, given = read.model_state, read.model, request.model
+    if request.model_state or given:
         claimed = _member(_MODEL_STATES, request.model_state, "model_state")
-        if request.model and claimed is ModelState.UNKNOWN:
+        if given and claimed is ModelState.UNKNOWN:
             claimed = ModelState.GIVEN
-        if state is ModelState.GIVEN and request.model not in ("", model):
+        if state is ModelState.GIVEN and given not in ("", model):
             claimed = ModelState.CONFLICTING
-        state, model = max(state, claimed), request.model or model
+        state, model = max(state, claimed), given or model
     if state is ModelState.GIVEN and len(model) > MAX_MODEL:
         state = ModelState.TOO_LONG
     return state, model if state is ModelState.GIVEN else ""
@@ -249,6 +260,7 @@ def _prompt_chars(request: pb.EvaluateRequest, read: BodyAttributes) -> Number:
     return _worse(read.prompt_chars, claimed)
 
 
+@lru_cache(maxsize=1024)
 def _number(state: int, value: int | None, field: str) -> Number:
     """What a caller claims a number to be."""
     claimed = _member(_NUMBER_STATES, state, field)
@@ -262,10 +274,11 @@ def _number(state: int, value: int | None, field: str) -> Number:
 
 def _worse(one: Number, other: Number) -> Number:
     """The worse of two claims: one that is not valid, else the larger number."""
+    if one is UNKNOWN_NUMBER:
+        return other
     if NumberState.INVALID in (one.state, other.state):
         return Number(NumberState.INVALID)
-    given = [number for number in (one, other) if number.state is NumberState.GIVEN]
-    return max(given or [one, other])
+    return max(one, other, key=lambda number: (number.state is NumberState.GIVEN, number))
 
 
 def _member(members: Sequence[_Member], number: int, field: str) -> _Member:

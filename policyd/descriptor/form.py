@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 from urllib.parse import unquote
 
+from policyd.descriptor import prompt, stated
 from policyd.descriptor.content_encoding import UnreadableBody, decompress
 from policyd.descriptor.identifiers import (
     ABSENT,
@@ -20,7 +21,7 @@ from policyd.descriptor.identifiers import (
 )
 from policyd.descriptor.json_body import begins_like_json
 from policyd.descriptor.media_type import ASCII_ALIKE, MULTIPART, UTF_8, media_type, parse
-from policyd.engine.model import IDENTIFIERS, UserState
+from policyd.engine.model import IDENTIFIERS, ModelState, Number, NumberState, UserState
 
 MAX_PARTS = 1000
 MAX_PART_HEAD = 8 * 1024
@@ -32,10 +33,11 @@ _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_./:=?-]{0,69}[0-9A-Za-z'()+_./:=?]", re.
 _HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]++): ([^\x00-\x1f\x7f]*+)", re.ASCII)
 _NOT_LETTERS = re.compile(r"[^a-z_]++")
 _PARAMETERS = {"name", "filename", "filename*"}
-# Names that some server might take for an identifier's, such as `user[]`.
-_LIKE = re.compile(
-    rf"[^0-9a-z]*+({'|'.join(IDENTIFIERS)})(?![0-9a-z_-]).*", re.IGNORECASE | re.DOTALL
-)
+_MODEL = "model"
+_PROMPT = "prompt"
+_NAMES = (*IDENTIFIERS, _MODEL, _PROMPT, *stated.NUMBERS)
+# Names that some server might take for one that matters, such as `user[]`.
+_LIKE = re.compile(rf"[^0-9a-z]*+({'|'.join(_NAMES)})(?![0-9a-z_-]).*", re.IGNORECASE | re.DOTALL)
 _IDENTITIES = ("7bit", "8bit", "binary")
 
 
@@ -45,6 +47,9 @@ class Field(NamedTuple):
     name: str
     value: str | None
     """None for a file, which never counts, and for a field whose value was not wanted."""
+    content: bytes = b""
+    """As it was sent, a file's too."""
+    is_file: bool = False
 
 
 def read(body: bytes, content_type: str, content_encoding: str, limit: int) -> BodyAttributes:
@@ -56,20 +61,58 @@ def read(body: bytes, content_type: str, content_encoding: str, limit: int) -> B
         return delimiter in coded or begins_like_json(coded)
 
     decoded = decompress(body, content_encoding, limit, is_readable)
-    found = fields(decoded, between, *IDENTIFIERS, "model")
+    found = fields(decoded, between, *IDENTIFIERS, _MODEL)
     user, safety_identifier = (_worst(found, name) for name in IDENTIFIERS)
-    models = [field.value for field in found if field.name == "model" and field.value]
-    return BodyAttributes(user, safety_identifier, models[0][:MAX_VALUE] if models else "")
+    models = [field.value for field in found if field.name == _MODEL and field.value]
+    numbers = {name: _occurrences(found, name) for name in stated.NUMBERS}
+    return BodyAttributes(
+        user,
+        safety_identifier,
+        models[0][:MAX_VALUE] if models else "",
+        _model_state(found),
+        stated.token_limit(numbers),
+        stated.choices(numbers),
+        _characters(found),
+    )
 
 
 def _worst(found: list[Field], name: str) -> Identifier:
-    identifiers = [_identifier(field, name) for field in found if _is_like(name, field.name)]
+    identifiers = [_identifier(field, name) for field in _like(found, name)]
     return max(identifiers, default=ABSENT)
+
+
+def _like(found: list[Field], name: str) -> list[Field]:
+    """The fields that some server might take for `name`."""
+    return [field for field in found if _is_like(name, field.name)]
 
 
 def _is_like(name: str, given: str) -> bool:
     found = (_LIKE.fullmatch(spelling) for spelling in (given, unquote(given)))
     return any(match and match[1].casefold() == name for match in found)
+
+
+def _model_state(found: list[Field]) -> ModelState:
+    given = _like(found, _MODEL)
+    exact = [_model(field) for field in given if field.name == _MODEL]
+    return stated.model_state(exact, [_model(field) for field in given if field.name != _MODEL])
+
+
+def _model(field: Field) -> object:
+    return stated.NOT_STRING if field.is_file else field.content.decode(errors="replace")
+
+
+def _occurrences(found: list[Field], name: str) -> list[stated.Occurrence]:
+    # A file's content is a number to no server.
+    return [
+        (field.name == name, b"" if field.is_file else field.content)
+        for field in _like(found, name)
+    ]
+
+
+def _characters(found: list[Field]) -> Number:
+    """A prompt's characters, of which a server reads one that is a file, or none."""
+    texts = [field.content for field in _like(found, _PROMPT)]
+    return Number(NumberState.GIVEN, sum(map(prompt.code_points, texts)))
 
 
 def _identifier(field: Field, name: str) -> Identifier:
@@ -127,9 +170,8 @@ def _field(part: bytes, wanted: tuple[str, ...]) -> Field:
         raise ValueError("a part that does not end at its Content-Length, or is encoded")
     if "multipart" in kind or "message" in kind:
         raise ValueError("a part that some servers look into")
-    if is_file or name not in wanted:
-        return Field(name, None)
-    return Field(name, _value(value, headers))
+    text = _value(value, headers) if name in wanted and not is_file else None
+    return Field(name, text, value, is_file)
 
 
 def _read_disposition(text: str, wanted: tuple[str, ...]) -> tuple[str, bool]:

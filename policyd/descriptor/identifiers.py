@@ -25,6 +25,9 @@ from policyd.engine.model import (
 MAX_VALUE = 1024
 """Characters of a value that are looked at, and kept."""
 
+FURTHER_PLACES = ("metadata.user_id", "user_security_context.end_user_id")
+"""The places in a body, besides `user` and `safety_identifier`, in which an end user can stand."""
+
 
 class Identifier(NamedTuple):
     """An end-user identifier as found in a body."""
@@ -40,14 +43,16 @@ class BodyAttributes(NamedTuple):
     user: Identifier
     safety_identifier: Identifier
     model: str = ""
+    """Its first 1,024 characters, where it is a string; of several, one."""
     model_state: ModelState = ModelState.UNKNOWN
     token_limit: Number = UNKNOWN_NUMBER
-    """The largest limit of tokens. It is not multiplied by `choices`."""
+    """How many tokens one choice may have. INVALID, too, where `choices` is."""
     choices: Number = UNKNOWN_NUMBER
+    """How many answers are asked for. ABSENT means one."""
     prompt_chars: Number = UNKNOWN_NUMBER
-    """Characters of all prompts together."""
+    """Code points of all text in the prompt."""
     others: tuple[tuple[str, Identifier], ...] = ()
-    """The further places of an end user that the body has."""
+    """The identifiers in FURTHER_PLACES, by their places; ABSENT ones are left out."""
 
 
 ABSENT = Identifier(UserState.ABSENT)
@@ -56,10 +61,11 @@ ABSENT = Identifier(UserState.ABSENT)
 
 def unreadable(state: UserState) -> BodyAttributes:
     """The attributes of a body that was not read, for the reason that `state` names."""
-    return BodyAttributes(Identifier(state), Identifier(state))
+    found = Identifier(state)
+    return BodyAttributes(found, found, others=tuple((place, found) for place in FURTHER_PLACES))
 
 
-NOT_READ = unreadable(UserState.UNKNOWN)
+NOT_READ = BodyAttributes(Identifier(UserState.UNKNOWN), Identifier(UserState.UNKNOWN))
 """The attributes of a body of which nothing is known."""
 TOO_LARGE = unreadable(UserState.TOO_LARGE)
 """The attributes of a body over the bound."""

@@ -84,7 +84,8 @@ def decide(
             table, _Verdict(results, False, "", "", UserState.UNKNOWN, UserState.UNKNOWN)
         )
     attributes = _attributes(given, accept)
-    judged = [_judge(one, attributes, given.unreadable) for one in plan]
+    unreadable = given.unreadable if given.unreadable.is_unreadable else UserState.UNKNOWN
+    judged = [_judge(one, attributes, unreadable) for one in plan]
     user = attributes.end_user
     verdict = _Verdict(
         tuple([one.result for one in judged]),
@@ -92,7 +93,7 @@ def decide(
         attributes.operation,
         user.place,
         user.state,
-        given.unreadable,
+        unreadable,
     )
     decision = _decision(table, verdict)
     if target.is_ambiguous:

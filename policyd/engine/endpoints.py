@@ -28,7 +28,7 @@ ENDPOINTS = {
     "/embeddings": Endpoint("embedding", (USER,)),
     "/responses": Endpoint("response", _WITH_SUCCESSOR),
     "/decisions": Endpoint("decision", (SAFETY_IDENTIFIER,)),
-    "/chatkit/sessions": Endpoint("chatkit_session", (USER,)),
+    "/chatkit/sessions": Endpoint("chatkit_session", (USER,), takes_model=False),
 }
 """Every endpoint in scope, by what its paths end in."""
 

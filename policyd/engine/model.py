@@ -115,6 +115,37 @@ class Credential(_Number):
     CONFLICTING = 2
 
 
+class ModelState(_Number):
+    """What is known about the model that a request names. A larger one is worse."""
+
+    UNKNOWN = 0
+    GIVEN = 1
+    ABSENT = 2
+    NOT_STRING = 3
+    CONFLICTING = 4
+    TOO_LONG = 5
+
+
+class NumberState(_Number):
+    """What is known about a number of a request."""
+
+    UNKNOWN = 0
+    GIVEN = 1
+    ABSENT = 2
+    INVALID = 3
+
+
+class Number(NamedTuple):
+    """A number of a request, such as its token limit."""
+
+    state: NumberState
+    value: int = 0
+    """Where it is GIVEN."""
+
+
+UNKNOWN_NUMBER = Number(NumberState.UNKNOWN)
+
+
 USER = "user"
 SAFETY_IDENTIFIER = "safety_identifier"
 IDENTIFIERS = (USER, SAFETY_IDENTIFIER)

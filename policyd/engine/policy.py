@@ -59,8 +59,9 @@ class Need(Enum):
 
 def _is_value_known(attributes: Attributes) -> bool:
     user = attributes.end_user
-    is_needed = user.state is UserState.VALID and user.value is None
-    return user.state is not UserState.UNKNOWN and not is_needed
+    if user.state is UserState.VALID:
+        return user.value is not None
+    return user.state is not UserState.UNKNOWN and not user.state.is_unreadable
 
 
 _IS_KNOWN: dict[Need, Callable[[Attributes], bool]] = {

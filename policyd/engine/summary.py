@@ -104,17 +104,13 @@ def _setting(table: Table, one: Result) -> str:
 
 
 def _ignored(table: Table, one: Result) -> str:
-    which = (
-        "The override header"
-        if one.policy == table.original.name
-        else f"The override header of {table.by_name[one.policy].title}"
-    )
+    if one.ignored is Ignored.NOT_IGNORED:
+        return ""
+    policy = table.by_name[one.policy]
+    header = "The override header" + ("" if policy.is_original else f" of {policy.title}")
     if one.ignored is Ignored.LOCKED:
-        return f"{which} was ignored: the setting is locked."
+        return f"{header} was ignored: the setting is locked."
     if one.ignored is Ignored.TIGHTEN_ONLY:
-        return f"{which} was ignored: it may only switch enforcement on."
-    if one.ignored is Ignored.INVALID:
-        locked = ", and the setting is locked" if one.override is Override.LOCKED else ""
-        usage = table.by_name[one.policy].kind.header_usage
-        return f"{which} weakens nothing: it is not one clear {usage}{locked}."
-    return ""
+        return f"{header} was ignored: it may only switch enforcement on."
+    locked = ", and the setting is locked" if one.override is Override.LOCKED else ""
+    return f"{header} weakens nothing: it is not one clear {policy.kind.header_usage}{locked}."

@@ -16,10 +16,10 @@ from openai.types.image_create_variation_params import ImageCreateVariationParam
 from openai.types.image_edit_params import ImageEditParamsNonStreaming
 from openai.types.image_generate_params import ImageGenerateParamsNonStreaming
 
-from policyd.descriptor import json_body, media_type
+from policyd.descriptor import json_body, json_members, media_type
 from policyd.descriptor.body import read_body
 from policyd.descriptor.identifiers import BodyAttributes
-from policyd.descriptor.json_body import MAX_DEPTH
+from policyd.descriptor.json_members import MAX_DEPTH
 from policyd.engine import endpoints
 from policyd.engine.model import UserState
 from tests.support.codings import COMPRESS
@@ -100,14 +100,14 @@ def test_brackets_in_strings_do_not_nest() -> None:
 
 def test_many_parts() -> None:
     """A body that must be read piece by piece may not have too many pieces."""
-    many = b"[]," * (json_body.MAX_TOKENS + 1)
+    many = b"[]," * (json_members.MAX_TOKENS + 1)
     attributes = read(b'{"user": "a", "x": [' + many + b"1]}", limit=64 * MIB)
     assert attributes.user.state is UserState.TOO_COMPLEX
-    flat = b'"",' * (json_body.MAX_TOKENS + 1)
+    flat = b'"",' * (json_members.MAX_TOKENS + 1)
     assert read(b'{"user": "a", "x": [' + flat + b"1]}", limit=64 * MIB).user.state == 1
     twice = b'{"user": "a", "user": "b", "x": [' + flat + b"1]}"
     assert read(twice, limit=64 * MIB).user.state is UserState.TOO_COMPLEX
-    strings = b'"",' * (json_body.MAX_STRINGS + 1)
+    strings = b'"",' * (json_members.MAX_STRINGS + 1)
     attributes = read(b'{"user": "a", "x": [' + strings + b"1]}", limit=64 * MIB)
     assert attributes.user.state is UserState.TOO_COMPLEX
 
@@ -115,7 +115,7 @@ def test_many_parts() -> None:
 @pytest.mark.parametrize("text", ['"', '["', '{\\"}]', "[[[[{{{{", '\\\\"', "\\"])
 def test_what_stands_in_strings_is_no_structure(text: str) -> None:
     """Code, JSON in JSON and quotations in strings do not count, however many there are."""
-    content = text * (3 * json_body.MAX_TOKENS // len(text))
+    content = text * (3 * json_members.MAX_TOKENS // len(text))
     body = json.dumps({"messages": [{"content": content}], "user": "alice"}).encode()
     assert read(body, limit=64 * MIB).user == (UserState.VALID, "alice")
     nested = body[:-1] + b', "x": ' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}"

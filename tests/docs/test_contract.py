@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 from policyd.engine import denial
-from policyd.engine.decision import BLOCKED
 from policyd.engine.endpoints import ENDPOINTS, resolve
+from policyd.policies import TABLE
 
 ROOT = Path(__file__).parents[2]
 CONTRACT = (ROOT / "docs" / "contract.md").read_text()
@@ -48,5 +48,18 @@ def test_denial() -> None:
 
 def test_flag() -> None:
     """Section 6 states the flag's type and description."""
-    assert f"`{BLOCKED.type}`" in section(6)
-    assert f"`{BLOCKED.description}`" in section(6)
+    original = TABLE.original
+    assert f"`{original.flag}`" in section(6)
+    assert f"`{original.description}`" in section(6)
+
+
+def test_policies() -> None:
+    """Section 7 lists the policies of the code in their order, with headers, flags and kinds."""
+    table = [row for row in rows(section(7)) if len(row) == 5]
+    assert len(table) == len(TABLE.policies)
+    for (name, header, _, flag, _), policy in zip(table, TABLE.policies, strict=True):
+        assert policy.title in name
+        assert f"`{policy.name}`" in name
+        assert f"`{policy.flag}`" in flag
+        if not policy.is_original:  # Section 1 has the header of that one.
+            assert (f"`{policy.header}`" in header) == bool(policy.header)

@@ -1,5 +1,6 @@
 """The decision tables in tests/decisions, run through the engine."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,15 @@ import pytest
 import yaml
 
 from policyd.descriptor.evaluate_request import read
-from policyd.engine.model import KeySettings, Mode, Override, RouteSettings, Settings
+from policyd.engine.model import (
+    Denial,
+    KeySettings,
+    Mode,
+    Override,
+    RouteSettings,
+    Setting,
+    Settings,
+)
 from policyd.engine.policy import parse_setting
 from policyd.policies import TABLE, decide
 from policyd.v1 import policy_pb2 as pb
@@ -20,6 +29,15 @@ CASES = [
 ]
 
 
+_STATES: dict[str, Any] = {
+    "user_state": pb.UserState,
+    "safety_identifier_state": pb.UserState,
+    "model_state": pb.ModelState,
+    "token_limit_state": pb.NumberState,
+    "prompt_characters_state": pb.NumberState,
+}
+
+
 def request(fields: dict[str, Any]) -> pb.EvaluateRequest:
     message = pb.EvaluateRequest(key="up-test")
     for name, value in fields.items():
@@ -28,8 +46,10 @@ def request(fields: dict[str, Any]) -> pb.EvaluateRequest:
             message.headers.extend(pb.Header(name=n, value=v) for n, v in pairs)
         elif name == "body":
             message.raw_body.content = value.encode()
+        elif name in _STATES:
+            setattr(message, name, _STATES[name].Value(value))
         else:
-            setattr(message, name, pb.UserState.Value(value) if "state" in name else value)
+            setattr(message, name, value)
     return message
 
 
@@ -52,12 +72,19 @@ def policies(level: dict[str, Any]) -> Settings:
         written, _, may = text.partition(" ")
         setting = parse_setting(TABLE.by_name[name], written)
         others[name] = setting._replace(override=Override[may.upper()] if may else None)
+    for name, text in level.get("unknown_policies", {}).items():
+        word, _, value = text.partition(":")
+        others[name] = Setting(Mode[word.upper()], value)
     return TABLE.with_original(mode, override, tuple(others.items()))
 
 
 def route(case: dict[str, Any]) -> RouteSettings:
     given = case.get("route", {})
     return RouteSettings(policies(given), tuple(given.get("accept", [])))
+
+
+def message(denial: Denial | None) -> str | None:
+    return json.loads(denial.body)["error"]["message"] if denial else None
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -68,6 +95,11 @@ def test_case(case: dict[str, Any]) -> None:
         descriptor.key = ""
     default = policies({"mode": case["default"]} if "default" in case else {})
     decision = decide(read(descriptor)[0], settings(case), default, route(case))
+    expected = {"flags": [], "would_deny": False} | case["expect"]
+    missing = expected.pop("missing", "")
+    assert "; ".join(decision.missing) == missing
+    if missing:
+        return
     why = decision.explanation
     actual = {
         "decision": "deny" if decision.denial else "allow",
@@ -81,8 +113,8 @@ def test_case(case: dict[str, Any]) -> None:
         "operation": why.operation,
         "user_state": why.user_state.name.lower(),
         "identifier": why.identifier,
+        "message": message(decision.denial),
     }
-    expected = {"flags": [], "would_deny": False} | case["expect"]
     assert expected.pop("says", "") in why.summary
     assert {name: actual[name] for name in expected} == expected
     assert why.summary.startswith("Denied" if decision.denial else "Allowed")
@@ -90,5 +122,5 @@ def test_case(case: dict[str, Any]) -> None:
 
 def test_there_are_tables() -> None:
     """The tables are found."""
-    assert len(TABLES) == 5
-    assert len(CASES) > 100
+    assert len(TABLES) >= 9
+    assert len(CASES) > 280

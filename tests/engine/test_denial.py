@@ -7,13 +7,14 @@ import pytest
 
 from policyd.engine import denial
 from policyd.engine.model import Credential, UserState
+from policyd.policies import TABLE
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def test_a_request_without_user() -> None:
     """A request without a user is denied with 422 and the very bytes of the contract."""
-    denied = denial.for_user_state(UserState.ABSENT)
+    denied = denial.for_violations((TABLE.original.description,))
     assert denied.status == 422
     assert denied.body == (GOLDEN / "no_user.json").read_bytes()
     assert denied.headers == (
@@ -30,16 +31,22 @@ def test_several_violations_share_one_prefix() -> None:
     assert json.loads(denied.body)["error"]["message"] == "Usage Panda: one, two"
 
 
-@pytest.mark.parametrize("state", [s for s in UserState if s is not UserState.VALID])
-def test_every_state_has_a_denial(state: UserState) -> None:
-    """The denial of each state has the shape of OpenAI's errors, and one line of text."""
-    denied = denial.for_user_state(state)
+UNREADABLE = [state for state in UserState if state.is_unreadable]
+
+
+@pytest.mark.parametrize("state", UNREADABLE)
+@pytest.mark.parametrize("subjects", [("user field",), ("token limit", "user field", "model")])
+def test_every_state_has_a_denial(state: UserState, subjects: tuple[str, ...]) -> None:
+    """The denial for each state of a body that cannot be read has the shape of OpenAI's errors, and
+    one line of text, which names what is not known."""
+    denied = denial.for_unreadable(state, subjects)
     error = json.loads(denied.body)["error"]
     assert list(error) == ["message", "type", "param", "code"]
     assert error["type"] == "invalid_request"
     assert error["message"].startswith("Usage Panda: ")
     assert "\n" not in error["message"]
-    assert (denied.status == 422) == (not state.is_unreadable)
+    assert denied.status in (400, 413, 415)
+    assert all(subject in error["message"] for subject in subjects)
 
 
 KEY_WORDS = {

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from policyd.descriptor.body import read_body
 from policyd.engine import endpoints
-from policyd.engine.decision import decide
 from policyd.engine.denial import AMBIGUOUS_PATH
 from policyd.engine.endpoints import ENDPOINTS
 from policyd.engine.model import (
     IDENTIFIERS,
     Credential,
     DecisionInput,
+    EndUser,
     KeySettings,
     Mode,
     Override,
@@ -22,6 +22,7 @@ from policyd.engine.model import (
     Target,
     UserState,
 )
+from policyd.policies import TABLE, decide
 from tests.support.codings import COMPRESS
 
 IN_SCOPE = Target(in_scope=True)
@@ -29,8 +30,12 @@ modes = st.sampled_from(Mode)
 overrides = st.lists(st.one_of(st.sampled_from(["true", "false", "1", ""]), st.text())).map(tuple)
 accepts = st.sampled_from([("user",), ("safety_identifier",), ("user", "safety_identifier")])
 settings = st.builds(
-    KeySettings, st.just("key_1"), st.none() | modes, st.sampled_from(Override), accepts
+    KeySettings,
+    st.just("key_1"),
+    st.builds(TABLE.with_original, st.none() | modes, st.sampled_from(Override)),
+    accepts,
 )
+HEADER = TABLE.original.header
 targets = st.builds(endpoints.resolve, st.sampled_from(["", "POST", "GET"]), st.text()) | (
     st.sampled_from([endpoints.resolve("POST", "/v1" + path) for path in ENDPOINTS])
     | st.just(endpoints.resolve("POST", "/v1/%2563hat/completions"))
@@ -40,9 +45,10 @@ descriptors = st.builds(
     targets,
     st.sampled_from(Credential),
     st.text(),
-    overrides,
-    st.sampled_from(UserState),
-    st.sampled_from(UserState),
+    overrides.map(lambda values: tuple((HEADER, value) for value in values)),
+    st.tuples(
+        *(st.builds(EndUser, st.just(one), st.sampled_from(UserState)) for one in IDENTIFIERS)
+    ),
 )
 
 
@@ -51,7 +57,7 @@ def test_every_request_is_decided(
     described: DecisionInput, key: KeySettings | None, default: Mode
 ) -> None:
     """decide() is total, and its decision does not contradict itself."""
-    decision = decide(described, key, default)
+    decision = decide(described, key, TABLE.with_original(default))
     why = decision.explanation
     assert not (decision.denial and decision.would_deny)
     if key is None:
@@ -74,7 +80,8 @@ def test_deciding_twice_gives_the_same(
     described: DecisionInput, key: KeySettings, default: Mode
 ) -> None:
     """decide() is pure."""
-    assert decide(described, key, default) is decide(described, key, default)
+    defaults = TABLE.with_original(default)
+    assert decide(described, key, defaults) is decide(described, key, defaults)
 
 
 @given(overrides, modes, accepts)
@@ -82,8 +89,8 @@ def test_no_header_changes_a_locked_key(
     values: tuple[str, ...], mode: Mode, accept: tuple[str, ...]
 ) -> None:
     """A locked key's mode holds, whatever the headers are."""
-    key = KeySettings("key_1", mode, Override.LOCKED, accept)
-    why = decide(_without_user(values), key, Mode.OFF).explanation
+    key = KeySettings("key_1", TABLE.with_original(mode, Override.LOCKED), accept)
+    why = decide(_without_user(values), key).explanation
     assert (why.mode, why.source) == (mode, Source.KEY)
 
 
@@ -92,8 +99,8 @@ def test_no_header_weakens_a_key_that_may_only_be_tightened(
     values: tuple[str, ...], mode: Mode
 ) -> None:
     """With tighten_only, the mode in force is never weaker than the key's."""
-    key = KeySettings("key_1", mode, Override.TIGHTEN_ONLY)
-    why = decide(_without_user(values), key, Mode.OFF).explanation
+    key = KeySettings("key_1", TABLE.with_original(mode, Override.TIGHTEN_ONLY))
+    why = decide(_without_user(values), key).explanation
     assert why.mode is not None
     assert why.mode >= mode
 
@@ -101,16 +108,16 @@ def test_no_header_weakens_a_key_that_may_only_be_tightened(
 @given(overrides, modes)
 def test_only_a_clear_false_weakens_a_key(values: tuple[str, ...], mode: Mode) -> None:
     """With override `any`, only headers that are all false make the mode weaker."""
-    why = decide(_without_user(values), KeySettings("key_1", mode), Mode.OFF).explanation
+    why = decide(_without_user(values), KeySettings("key_1", TABLE.with_original(mode))).explanation
     assert why.mode is not None
     if {value.strip(" \t").lower() for value in values} != {"false"}:
         assert why.mode >= mode
 
 
 def _without_user(values: tuple[str, ...]) -> DecisionInput:
-    return DecisionInput(
-        IN_SCOPE, Credential.GIVEN, "k", values, UserState.ABSENT, UserState.ABSENT
-    )
+    overrides = tuple((HEADER, value) for value in values)
+    absent = tuple(EndUser(place, UserState.ABSENT) for place in IDENTIFIERS)
+    return DecisionInput(IN_SCOPE, Credential.GIVEN, "k", overrides, absent)
 
 
 PIECES = (

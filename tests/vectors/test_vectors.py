@@ -57,7 +57,7 @@ def check_descriptor(vector: Vector) -> None:
     assert (target.endpoint.operation if target.endpoint else "") == expected.operation
     if not expected.in_scope:
         return
-    user, safety_identifier, _ = attributes(vector)
+    user, safety_identifier, *_ = attributes(vector)
     assert user.state.name.lower() == expected.user_state
     assert (user.state is UserState.VALID) == expected.has_user
     assert safety_identifier.state.name.lower() == expected.safety_identifier_state
