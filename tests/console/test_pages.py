@@ -14,14 +14,27 @@ import pytest
 
 from policyd.console import ConsoleServer
 from policyd.console.view import charts, labels, periods
-from policyd.decision_log.record import FLAG_SETS, Ending, Verdict
+from policyd.decision_log.record import Ending, Verdict
 from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount, RefusedKeyReason
-from policyd.engine.model import Ignored, Mode, Override, Source, UserState
+from policyd.engine.decision import INVALID_OVERRIDE
+from policyd.engine.model import (
+    ApiKey,
+    Ignored,
+    Mode,
+    Override,
+    Setting,
+    Source,
+    UserState,
+    setting_of,
+)
+from policyd.policies import TABLE
 from policyd.store import Counts, Store
 from tests.support.consoles import Console, Visitor, prepare, running, settings
 from tests.support.postgresql import PostgreSQL
 from tests.support.records import decision_id, denied, outcome, record
 
+ORIGINAL = TABLE.original
+FLAG_SETS = (ORIGINAL.flag, INVALID_OVERRIDE, f"{ORIGINAL.flag},{INVALID_OVERRIDE}")
 SOURCES = ("192.0.2.1", "others", "")
 HOSTILE = "<script>alert(1)</script>\u202e\x1b[31m\x07\u2028\"'&"
 SHOWN = (
@@ -50,8 +63,21 @@ def _now() -> datetime:
 
 
 def _form(page_key: str, etag: str, **changes: object) -> dict[str, object]:
+    """A form of a key's settings. `mode`, `value` and `override` are those of ORIGINAL."""
     usual = {"name": page_key, "mode": "enforce", "override": "any", "accept": "user"}
-    return usual | {"etag": etag} | changes
+    return _named(usual | {"etag": etag} | changes)
+
+
+def _named(form: dict[str, object]) -> dict[str, object]:
+    parts = ("mode", "value", "override")
+    return {
+        f"{name}.{ORIGINAL.name}" if name in parts else name: value for name, value in form.items()
+    }
+
+
+def _set(key: ApiKey) -> Setting:
+    """The setting of ORIGINAL."""
+    return setting_of(key.policies, ORIGINAL.name)
 
 
 async def test_no_keys_yet(admin: Visitor) -> None:
@@ -62,7 +88,7 @@ async def test_no_keys_yet(admin: Visitor) -> None:
 
 async def test_a_new_key(console: Console, admin: Visitor) -> None:
     """A new key is shown once, with snippets for this instance's gateway."""
-    made = await admin.post("/keys", {"name": "Support chat", "mode": "enforce"})
+    made = await admin.post("/keys", _named({"name": "Support chat", "mode": "enforce"}))
     assert made.status == 201
     secret = made.text.partition('<code id="key">')[2][:51]
     assert secret.startswith("up-")
@@ -70,7 +96,7 @@ async def test_a_new_key(console: Console, admin: Visitor) -> None:
     assert "http://127.0.0.1:8080/v1" in made.text
     assert made.headers["Cache-Control"] == "no-store"
     (key,) = console.store.keys.list()
-    assert (key.name, key.mode) == ("Support chat", Mode.ENFORCE)
+    assert (key.name, _set(key).mode) == ("Support chat", Mode.ENFORCE)
     for path in ("/keys", f"/keys/{key.id}", "/"):
         assert secret not in (await admin.get(path)).text
 
@@ -88,10 +114,10 @@ async def test_snippets_for_another_gateway(tmp_path: Path) -> None:
     "form", [{"name": ""}, {"name": "x" * 201}, {"name": "a\0b"}, {"name": "app", "mode": "on"}, {}]
 )
 async def test_a_key_that_cannot_be_made(
-    console: Console, admin: Visitor, form: dict[str, str]
+    console: Console, admin: Visitor, form: dict[str, object]
 ) -> None:
     """The form shows what is wrong, and keeps what the administrator typed."""
-    answer = await admin.post("/keys", form)
+    answer = await admin.post("/keys", _named(form))
     assert answer.status == 422
     assert 'role="alert"' in answer.text
     assert f'value="{form.get("name", "")}"' in answer.text
@@ -100,7 +126,7 @@ async def test_a_key_that_cannot_be_made(
 
 async def test_the_list_of_keys(console: Console, admin: Visitor) -> None:
     """The list links to each key's settings, and shows revoked keys on request only."""
-    first, _ = console.store.keys.create("First & <best>", Mode.AUDIT)
+    first, _ = console.store.keys.create("First & <best>", TABLE.with_original(Mode.AUDIT))
     second, _ = console.store.keys.create("Second")
     console.store.keys.revoke(second.id)
     text = (await admin.get("/keys")).text
@@ -161,19 +187,20 @@ async def test_settings(console: Console, admin: Visitor) -> None:
     form = [
         ("etag", page.field("etag")),
         ("name", "chat"),
-        ("mode", "audit"),
-        ("override", "locked"),
+        (f"mode.{ORIGINAL.name}", "audit"),
+        (f"override.{ORIGINAL.name}", "locked"),
         ("accept", "user"),
         ("accept", "safety_identifier"),
     ]
     saved = await admin.post(f"/keys/{key.id}", form)
     changed = console.store.keys.get(key.id)
-    assert (changed.name, changed.mode, changed.override) == ("chat", Mode.AUDIT, Override.LOCKED)
+    assert changed.name == "chat"
+    assert _set(changed) == Setting(Mode.AUDIT, "", Override.LOCKED)
     assert changed.accept == ("user", "safety_identifier")
     assert f"In force from revision {changed.revision} on: no worker is running now" in saved.text
     back = _form("chat", str(changed.revision), mode="")
     await admin.post(f"/keys/{key.id}", back)
-    assert console.store.keys.get(key.id).mode is None
+    assert _set(console.store.keys.get(key.id)).mode is None
 
 
 async def test_where_settings_are_in_force(console: Console, admin: Visitor) -> None:
@@ -194,17 +221,18 @@ async def test_where_settings_are_in_force(console: Console, admin: Visitor) -> 
     ("changes", "told"),
     [
         ({"name": " "}, "1 to 200 printable characters"),
-        ({"accept": "nickname"}, "at least one identifier"),
+        ({"accept": ""}, "at least one identifier"),
+        ({"accept": "nickname"}, "An identifier is one of"),
         ({"mode": "sometimes"}, "off, audit, enforce"),
         ({"override": ""}, "any, tighten_only or locked"),
     ],
 )
 async def test_settings_that_cannot_be(
-    console: Console, admin: Visitor, changes: dict[str, str], told: str
+    console: Console, admin: Visitor, changes: dict[str, object], told: str
 ) -> None:
     """The form shows what is wrong, and keeps everything else that was typed."""
     key, _ = console.store.keys.create("app")
-    form = _form("typed name", str(key.revision)) | changes
+    form = _form("typed name", str(key.revision)) | _named(changes)
     answer = await admin.post(f"/keys/{key.id}", form)
     assert answer.status == 422
     assert told in answer.text
@@ -216,7 +244,9 @@ async def test_two_administrators(console: Console, admin: Visitor) -> None:
     """The second administrator sees both values, has lost nothing, and may then save knowingly."""
     key, _ = console.store.keys.create("app")
     page = await admin.get(f"/keys/{key.id}")
-    console.store.keys.update(key.id, {"name": "theirs", "mode": Mode.AUDIT})
+    console.store.keys.update(
+        key.id, {"name": "theirs", "policies": TABLE.with_original(Mode.AUDIT)}
+    )
     mine = _form("mine", page.field("etag"), mode="enforce", override="locked")
     answer = await admin.post(f"/keys/{key.id}", mine)
     assert answer.status == 409
@@ -234,7 +264,9 @@ async def test_two_administrators_and_a_mistake(console: Console, admin: Visitor
     """While correcting the form, an administrator still learns that another has saved."""
     key, _ = console.store.keys.create("app")
     page = await admin.get(f"/keys/{key.id}")
-    theirs = console.store.keys.update(key.id, {"override": Override.LOCKED})
+    theirs = console.store.keys.update(
+        key.id, {"policies": TABLE.with_original(None, Override.LOCKED)}
+    )
     mistake = await admin.post(f"/keys/{key.id}", _form(" ", page.field("etag")))
     assert mistake.status == 422
     corrected = await admin.post(f"/keys/{key.id}", _form("mine", mistake.field("etag")))

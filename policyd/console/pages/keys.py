@@ -83,7 +83,7 @@ def _new_form(
 def _create(request: Request, form: FormData) -> Response:
     here = console(request)
     name = text(form, "name")
-    typed = TypedPolicy.read(form, TABLE.original) or TypedPolicy(TABLE.original)
+    typed = TypedPolicy(TABLE.original).typed_over(form)
     if problems := typed.problems():
         return _new_form(request, name, typed, problems)
     try:

@@ -53,7 +53,13 @@ document.addEventListener("htmx:beforeRequest", (event) => {
 });
 // What stands in a closed panel is looked up when the panel is opened.
 document.addEventListener("htmx:beforeRequest", (event) => {
-  if (event.target.closest("details:not([open])")) event.preventDefault();
+  const panel = event.target.closest("details");
+  if (!panel) return;
+  const isStale = "stale" in panel.dataset;
+  const isToggled = event.detail.requestConfig.triggeringEvent?.type === "toggle";
+  if (panel.open) delete panel.dataset.stale;
+  else panel.dataset.stale = "";
+  if (!panel.open || (isToggled && !isStale)) event.preventDefault();
 });
 document.addEventListener("htmx:afterRequest", (event) => {
   if (event.target.id !== "rows" || paused) return;

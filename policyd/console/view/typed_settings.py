@@ -49,15 +49,17 @@ class TypedPolicy(NamedTuple):
         mode = setting.mode.name.lower() if setting.mode else ""
         return cls(policy, mode, setting.value, (setting.override or Override.ANY).name.lower())
 
-    @classmethod
-    def read(cls, form: FormData, policy: Policy) -> Self | None:
-        """What a form has for this policy, if anything."""
-        if f"mode.{policy.name}" not in form:
-            return None
-        mode, value = (text(form, f"{part}.{policy.name}") for part in ("mode", "value"))
-        # A policy without a header has no such field.
-        override = text(form, f"override.{policy.name}") if policy.header else "any"
-        return cls(policy, mode, value.strip(), override)
+    def typed_over(self, form: FormData) -> Self:
+        """What stands in a form; where it lacks a field, what is here."""
+        if f"mode.{self.policy.name}" not in form:
+            return self
+        fields = (f"{part}.{self.policy.name}" for part in ("mode", "value", "override"))
+        held = (self.mode, self.value, self.override)
+        typed = (
+            text(form, name).strip() if name in form else before
+            for name, before in zip(fields, held, strict=True)
+        )
+        return type(self)(self.policy, *typed)
 
     def problems(self) -> dict[str, str]:
         """What is wrong with each field, by the field's name."""
@@ -88,6 +90,8 @@ class TypedPolicy(NamedTuple):
     def enforced(self) -> Setting:
         """The setting if its mode were to enforce. Raises ValueError where the value will not
         do."""
+        if self.policy.kind.value_usage and not self.value:
+            raise ValueError("give the policy a value first")
         value = self.policy.kind.canonical(self.value)
         return Setting(Mode.ENFORCE, value, OVERRIDES.get(self.override))
 
@@ -125,11 +129,8 @@ class TypedSettings:
     @classmethod
     def read(cls, form: FormData, key: ApiKey) -> Self:
         """What a form has; for a policy that it does not have, the key's setting."""
-        policies = (
-            TypedPolicy.read(form, policy) or _saved(policy, key.policies)
-            for policy in TABLE.policies
-        )
-        places = tuple(str(place) for place in form.getlist("accept"))
+        policies = (_saved(policy, key.policies).typed_over(form) for policy in TABLE.policies)
+        places = tuple(str(place) for place in form.getlist("accept") if place)
         return cls(text(form, "name"), tuple(policies), places, text(form, "accept_headers"))
 
     def accept(self, before: tuple[str, ...] = ()) -> tuple[str, ...]:
