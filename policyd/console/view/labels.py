@@ -6,10 +6,10 @@ Each table that is keyed by an enumeration has a label for every member; a test 
 from collections.abc import Sequence
 from datetime import datetime
 
-from policyd.decision_log.record import Ending, Record, Verdict
+from policyd.decision_log.record import ABSENT, INVALID, Ending, Record, Verdict
 from policyd.decision_log.refused_key import OTHERS, RefusedKeyReason
 from policyd.engine.decision import INVALID_OVERRIDE
-from policyd.engine.model import Ignored, Mode, Override, Source
+from policyd.engine.model import Ignored, Mode, ModelState, Override, Source
 from policyd.policies import TABLE
 
 UNKNOWN = "\N{EM DASH}"
@@ -53,6 +53,15 @@ IGNORED = {
     Ignored.TIGHTEN_ONLY: "Yes, as it may only tighten the setting",
     Ignored.INVALID: "Yes, as it was not valid",
 }
+MODEL_STATES = {
+    ModelState.UNKNOWN: "",
+    ModelState.GIVEN: "",
+    ModelState.ABSENT: "Not named",
+    ModelState.NOT_STRING: "Not a string",
+    ModelState.CONFLICTING: "Two that differ",
+    ModelState.TOO_LONG: "Too long",
+}
+"""Why a request's model is not known; empty where it is, or where its state is not known."""
 ENDINGS = {
     Ending.UNKNOWN: "Unknown",
     Ending.COMPLETE: "Complete",
@@ -95,6 +104,11 @@ def label(name: str) -> str:
 def number(value: int | None) -> str:
     """A count, with commas between thousands."""
     return UNKNOWN if value is None else f"{value:,}"
+
+
+def counted(value: int | None) -> str:
+    """A number that a policy judges, as the log has it."""
+    return {ABSENT: "Not given", INVALID: "Not a number"}.get(value or 0) or number(value)
 
 
 def money(nano: int | None, digits: int = 4) -> str:

@@ -33,13 +33,6 @@ class Found(NamedTuple):
         """The policy's title, or else its name."""
         return labels.POLICIES.get(self.name, self.name)
 
-    @property
-    def ignored_label(self) -> str:
-        """Why the override header did not count."""
-        if self.ignored is Ignored.INVALID and self.policy:
-            return f"{labels.IGNORED[self.ignored]}: it takes {self.policy.kind.header_usage}"
-        return labels.IGNORED[self.ignored]
-
 
 def found(record: Record) -> list[Found]:
     """What the policies found of a request, in their order."""
@@ -93,7 +86,9 @@ def _not_followed(record: Record) -> Iterator[str]:
     # Older versions of policyd logged the flag without it.
     for policy in filter(None, ignored or [TABLE.original]):
         usage = policy.kind.header_usage
-        words = usage.split(" or ")
-        is_either = len(words) == 2 and " " not in "".join(words)
-        told = f"neither {words[0]} nor {words[1]}" if is_either else f"not {usage}"
-        yield f"The header {policy.header} was {told}, so it was not followed."
+        either, _, other = usage.partition(" or ")
+        yield (
+            f"The header {policy.header} was neither {either} nor {other}, so it was not followed."
+            if other and " " not in either + other
+            else f"The header {policy.header} was not followed: it takes {usage}."
+        )
