@@ -6,13 +6,14 @@ be read for certain gets a state that names the reason, and never passes for one
 
 from policyd.descriptor import form, json_body, media_type
 from policyd.descriptor.content_encoding import UnreadableBody
-from policyd.descriptor.identifiers import BodyAttributes, unreadable
+from policyd.descriptor.identifiers import ABSENT, BodyAttributes, unreadable
 from policyd.engine.model import Endpoint, UserState
 
 MAX_BODY = 64 * 2**20
 """Bytes of a body, as sent and decompressed, unless an adapter sets its own bound."""
 MAX_RAW_BODY = 4 * 2**20
 """The same of a body that a caller of PolicyService sends in place of its attributes."""
+_NO_ATTRIBUTES = BodyAttributes(ABSENT, ABSENT)
 
 
 def read_body(
@@ -25,13 +26,16 @@ def read_body(
     """Read a body's attributes. Total: any bytes and strings will do.
 
     `endpoint` is what the request asks for, None if that is not known; it settles whether the body
-    may be a form. Otherwise it is read as JSON, whatever its type claims, as upstreams do; one that
-    an upstream could take for something else counts as unreadable.
+    may be a form, or a session description (SDP), which names no end user. Otherwise it is read as
+    JSON, whatever its type claims, as upstreams do; one that an upstream could take for something
+    else counts as unreadable.
     `content_type` is None where several headers differ: the upstream may follow either.
     """
     takes_form = endpoint is None or endpoint.takes_form
     if content_type is None:
         return unreadable(UserState.BAD_FORM if takes_form else UserState.NOT_JSON)
+    if endpoint and endpoint.takes_sdp and media_type.is_sdp(content_type):
+        return _NO_ATTRIBUTES
     is_form = takes_form and media_type.claims_multipart(content_type)
     read = form.read if is_form else json_body.read
     try:

@@ -17,6 +17,8 @@ from policyd.descriptor.identifiers import (
 )
 from policyd.engine import endpoints, method_override
 from policyd.engine.model import (
+    HEADER_PLACE,
+    SAFETY_HEADER,
     SAFETY_IDENTIFIER,
     UNKNOWN_NUMBER,
     USER,
@@ -30,6 +32,7 @@ from policyd.engine.model import (
     Result,
     Target,
     UserState,
+    is_place,
 )
 from policyd.errors import InvalidDescriptor
 from policyd.policies import TABLE
@@ -66,8 +69,18 @@ def credential(request: pb.EvaluateRequest | pb.CheckKeyRequest) -> tuple[Creden
     return headers.credential(headers.values(_pairs(request), KEY_HEADER))
 
 
-def read(request: pb.EvaluateRequest, *, reads_body: bool = True) -> Reading:
+NONE_TRUSTED: frozenset[str] = frozenset()
+
+
+def read(
+    request: pb.EvaluateRequest,
+    *,
+    reads_body: bool = True,
+    trusted: frozenset[str] = NONE_TRUSTED,
+) -> Reading:
     """Read a message; its raw body counts as too large if that is not to be read.
+
+    `trusted` are the headers, in lower case, that may name an end user.
 
     Raises InvalidDescriptor where it is malformed, or lacks what its request is decided by.
     """
@@ -79,7 +92,9 @@ def read(request: pb.EvaluateRequest, *, reads_body: bool = True) -> Reading:
     attributes = NOT_READ
     if request.HasField("raw_body") and target.in_scope:
         attributes = _read_raw_body(request, target) if reads_body else TOO_LARGE
-    end_users, unreadable = _end_users(request, attributes)
+    end_users, unreadable = _end_users(
+        request, attributes, _from_headers(request, target, trusted), trusted
+    )
     if not end_users and target.in_scope and not target.is_ambiguous:
         raise InvalidDescriptor(
             "nothing tells whether this request has a user: "
@@ -143,8 +158,40 @@ def _own_headers(request: pb.EvaluateRequest) -> tuple[_Pairs, _Values, _Values]
 # --- end users ---------------------------------------------------------------------------------
 
 
+def _from_headers(
+    request: pb.EvaluateRequest, target: Target, trusted: frozenset[str]
+) -> list[EndUser]:
+    """The end users that headers name: trusted ones, and the endpoint's own."""
+    endpoint = target.endpoint
+    has_own = endpoint is not None and endpoint.safety_header
+    if not trusted and not has_own:
+        return []
+    wanted = trusted | {SAFETY_HEADER} if has_own else trusted
+    values: dict[str, set[str]] = {}
+    for header in request.headers:
+        name = header.name.lower()
+        if name in wanted:
+            values.setdefault(name, set()).add(header.value)
+    found = [
+        _in_header(HEADER_PLACE + name, given) for name, given in values.items() if name in trusted
+    ]
+    if has_own and SAFETY_HEADER in values:
+        found.append(_in_header(SAFETY_IDENTIFIER, values[SAFETY_HEADER]))
+    return found
+
+
+def _in_header(place: str, values: set[str]) -> EndUser:
+    """Two values that differ name no end user."""
+    if len(values) > 1:
+        return EndUser(place, UserState.DUPLICATE)
+    return _string(place, *values)
+
+
 def _end_users(
-    request: pb.EvaluateRequest, attributes: BodyAttributes
+    request: pb.EvaluateRequest,
+    attributes: BodyAttributes,
+    in_headers: list[EndUser],
+    trusted: frozenset[str],
 ) -> tuple[tuple[EndUser, ...], UserState]:
     """What is known of each place: the worst that is claimed. And why the body cannot be read.
 
@@ -164,27 +211,50 @@ def _end_users(
     )
     if request.HasField("safety_identifier"):
         other = _or_worse(other, _string(SAFETY_IDENTIFIER, request.safety_identifier))
-    found = (user, other, *_further(request, attributes))
+    found = (user, other, *_further(request, attributes, trusted))
     # Of a body that cannot be read, none of its places is known.
     unreadable = max([one.state for one in found])
     if unreadable.is_unreadable:
-        return tuple(_without_body(one, unreadable) for one in found), unreadable
-    return (found, _UNKNOWN) if unreadable or len(found) > 2 else ((), _UNKNOWN)
+        found = tuple(_without_body(one, unreadable) for one in found)
+    else:
+        unreadable = _UNKNOWN
+    if in_headers:
+        # The engine takes the first valid one of a place: that of a header beside the body's.
+        return (*in_headers, *found), unreadable
+    return (found if any(one.state for one in found) else ()), unreadable
 
 
-def _further(request: pb.EvaluateRequest, attributes: BodyAttributes) -> list[EndUser]:
+def _further(
+    request: pb.EvaluateRequest, attributes: BodyAttributes, trusted: frozenset[str]
+) -> list[EndUser]:
     """The further places that the body has, or of which the caller knows something."""
-    found = [_found(place, identifier) for place, identifier in attributes.others]
-    return [*found, *map(_given, request.end_users)] if request.end_users else found
+    found = {place: _found(place, identifier) for place, identifier in attributes.others}
+    for given in request.end_users:
+        place = given.place
+        if _may_give(place, trusted):
+            claimed = _given(given)
+            found[place] = _or_worse(found[place], claimed) if place in found else claimed
+    return list(found.values())
+
+
+def _may_give(place: str, trusted: frozenset[str]) -> bool:
+    """Raises InvalidDescriptor where it is no place of `end_users`."""
+    if place.startswith(HEADER_PLACE):
+        return place.removeprefix(HEADER_PLACE) in trusted
+    if place in (USER, SAFETY_IDENTIFIER) or not is_place(place):
+        raise InvalidDescriptor(
+            f"end_users names the place {place[:MAX_PLACE]!r}: see EndUser in policy.proto"
+        )
+    return True
 
 
 def _without_body(one: EndUser, state: UserState) -> EndUser:
-    return one if one.place.startswith("header:") else EndUser(one.place, state)
+    return one if one.place.startswith(HEADER_PLACE) else EndUser(one.place, state)
 
 
 def _given(given: pb.EndUser) -> EndUser:
     state = _state(given.state, "end_users.state")
-    claimed = EndUser(given.place[:MAX_PLACE], state)
+    claimed = EndUser(given.place, state)
     if given.HasField("value"):
         claimed = _or_worse(claimed, _string(given.place, given.value))
     return claimed
@@ -221,15 +291,16 @@ def _string(place: str, text: str) -> EndUser:
 
 
 def _model(request: pb.EvaluateRequest, read: BodyAttributes) -> tuple[ModelState, str]:
-    """What is known of the model: what the caller claims and what the body holds must agree."""
+    """What is known of the model. What the caller claims and what the body holds must agree; one
+    that either of them names is named."""
     state, model, given = read.model_state, read.model, request.model
     if request.model_state or given:
-        claimed = _member(_MODEL_STATES, request.model_state, "model_state")
-        if given and claimed is ModelState.UNKNOWN:
-            claimed = ModelState.GIVEN
-        if state is ModelState.GIVEN and given not in ("", model):
-            claimed = ModelState.CONFLICTING
-        state, model = max(state, claimed), given or model
+        state = max(state, _member(_MODEL_STATES, request.model_state, "model_state"))
+        if state in (ModelState.UNKNOWN, ModelState.GIVEN, ModelState.ABSENT):
+            is_conflicting = model != "" and given not in ("", model)
+            model = given or model
+            state = ModelState.GIVEN if model else state
+            state = ModelState.CONFLICTING if is_conflicting else state
     if state is ModelState.GIVEN and len(model) > MAX_MODEL:
         state = ModelState.TOO_LONG
     return state, model if state is ModelState.GIVEN else ""

@@ -14,6 +14,7 @@ MAX_CONTENT_TYPE = 1024
 MAX_FIELDS = 1000
 """Fields that a body may have which an upstream could take for an urlencoded form."""
 MULTIPART = "multipart/form-data"
+SDP = "application/sdp"
 UTF_8 = ("utf-8", "utf8")
 ASCII_ALIKE = ("us-ascii", "ascii", "iso-8859-1", "latin1", "windows-1252")
 """Charsets in which ASCII reads as in UTF-8. What lies outside ASCII does not."""
@@ -39,6 +40,8 @@ ASKED_FOR = frozenset(
         b"previous_response_id",
         b"user",
         b"safety_identifier",
+        b"session",
+        b"sdp",
     )
 )
 """Fields of a request without all of which no endpoint in scope has anything to do."""
@@ -94,6 +97,14 @@ def media_type(content_type: str) -> MediaType:
 def claims_multipart(content_type: str) -> bool:
     """Whether a server might take a body of this type for a form in parts."""
     return "multipart" in content_type.lower()
+
+
+def is_sdp(content_type: str) -> bool:
+    """Whether a body of this type is a session description, to every server."""
+    try:
+        return media_type(content_type).kind == SDP
+    except ValueError:
+        return False
 
 
 def reads_as_json(content_type: str, body: bytes, is_coded: bool) -> bool:

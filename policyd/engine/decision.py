@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from policyd.engine import denial, summary
 from policyd.engine.model import (
+    HEADER_PLACE,
     NO_END_USER,
     USER,
     Credential,
@@ -78,7 +79,7 @@ def decide(
         plan = tuple(_overridden(one, given) for one in plan)
     accept = route.accept or settings.accept
     target = given.target
-    if not target.in_scope or not _is_accepted(target.endpoint, accept):
+    if not target.in_scope or not (target.endpoint is None or target.endpoint.is_for(accept)):
         results = tuple(one.result for one in plan)
         return _decision(
             table, _Verdict(results, False, "", "", UserState.UNKNOWN, UserState.UNKNOWN)
@@ -108,11 +109,6 @@ def decide(
 # --- what is known of the request --------------------------------------------------------------
 
 
-def _is_accepted(endpoint: Endpoint | None, accept: tuple[str, ...]) -> bool:
-    """Whether an endpoint that is in scope for some keys only is so for this one."""
-    return endpoint is None or not endpoint.only_for or endpoint.only_for in accept
-
-
 def _attributes(given: DecisionInput, accept: tuple[str, ...]) -> Attributes:
     endpoint = given.target.endpoint
     models = (given.model,) if given.model_state is ModelState.GIVEN else ()
@@ -136,17 +132,18 @@ def _end_user(
     say, else the first."""
     found: list[EndUser] = []
     for place in _places(accept, endpoint):
-        user = next((one for one in given if one.place == place), None) or _not_given(place)
-        if user.state is UserState.VALID:
-            return user
-        found.append(user)
+        here = [one for one in given if one.place == place] or [_not_given(place)]
+        for user in here:
+            if user.state is UserState.VALID:
+                return user
+        found += here
     telling = [one for one in found if one.state not in (UserState.ABSENT, UserState.UNKNOWN)]
     return next(iter(telling or found), NO_END_USER)
 
 
 def _not_given(place: str) -> EndUser:
     # A caller gives all headers that it has, but not all members of a body that it did not read.
-    is_header = place.startswith("header:")
+    is_header = place.startswith(HEADER_PLACE)
     return EndUser(place, UserState.ABSENT if is_header else UserState.UNKNOWN)
 
 
@@ -156,10 +153,7 @@ def _places(accept: tuple[str, ...], endpoint: Endpoint | None) -> tuple[str, ..
     endpoint has that, lest a key be shut out of it."""
     if endpoint is None:
         return accept
-    places = tuple(
-        place for place in accept if place in endpoint.identifiers or place.startswith("header:")
-    )
-    return places or tuple(one for one in endpoint.identifiers if one == USER)
+    return endpoint.places(accept) or tuple(one for one in endpoint.identifiers if one == USER)
 
 
 # --- what each policy finds --------------------------------------------------------------------

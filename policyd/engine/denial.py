@@ -59,6 +59,10 @@ _UNREADABLE = {
         "Send a smaller one, or ask the gateway's operator to raise its limit",
     ),
 }
+TOO_LARGE = 413
+"""The status of a denial for a body over the bound."""
+UNREADABLE = frozenset(status for status, _ in _UNREADABLE.values())
+"""The statuses of denials for bodies that cannot be read."""
 _KEY_DENIED = {
     Credential.MISSING: ("No API key was given. Send yours in the x-usagepanda-api-key header"),
     Credential.CONFLICTING: (

@@ -10,18 +10,36 @@ in scope and has no canonical form: it never goes upstream.
 """
 
 import re
+from collections.abc import Collection, Iterable
 from functools import lru_cache
+from urllib.parse import unquote
 
 from policyd.engine import paths
 from policyd.engine.method_override import is_post
-from policyd.engine.model import SAFETY_IDENTIFIER, USER, Endpoint, Target
+from policyd.engine.model import (
+    END_USER_ID,
+    METADATA_USER_ID,
+    SAFETY_IDENTIFIER,
+    USER,
+    Endpoint,
+    Target,
+)
 from policyd.engine.paths import Name
 
 _WITH_SUCCESSOR = (USER, SAFETY_IDENTIFIER)
 
+
+def _realtime(operation: str, *, takes_model: bool = False) -> Endpoint:
+    return Endpoint(operation, (SAFETY_IDENTIFIER,), takes_model=takes_model, safety_header=True)
+
+
+def _live(operation: str) -> Endpoint:
+    return _realtime(operation)._replace(safety_in_session=True)
+
+
 ENDPOINTS = {
     "/completions": Endpoint("completion", (USER,)),
-    "/chat/completions": Endpoint("chat_completion", _WITH_SUCCESSOR),
+    "/chat/completions": Endpoint("chat_completion", (*_WITH_SUCCESSOR, END_USER_ID)),
     "/images/generations": Endpoint("image_generation", _WITH_SUCCESSOR),
     "/images/edits": Endpoint("image_edit", _WITH_SUCCESSOR, takes_form=True),
     "/images/variations": Endpoint("image_variation", (USER,), takes_form=True),
@@ -29,10 +47,34 @@ ENDPOINTS = {
     "/responses": Endpoint("response", _WITH_SUCCESSOR),
     "/decisions": Endpoint("decision", (SAFETY_IDENTIFIER,)),
     "/chatkit/sessions": Endpoint("chatkit_session", (USER,), takes_model=False),
+    "/realtime/client_secrets": _realtime("realtime_client_secret"),
+    "/realtime/calls": _realtime("realtime_call")._replace(takes_form=True, takes_sdp=True),
+    "/realtime/sessions": _realtime("realtime_session", takes_model=True),
+    "/realtime/transcription_sessions": _realtime("realtime_transcription_session"),
+    "/realtime/translations/client_secrets": _realtime("realtime_translation_client_secret"),
+    "/live/sessions": _live("live_session"),
+    "/live/sessions/{session_id}/accept": _live("live_accept"),
+    # Anthropic's. Keys for OpenAI's API alone have nothing to do with it.
+    "/v1/messages": Endpoint("message", (METADATA_USER_ID,), only_for=METADATA_USER_ID),
 }
-"""Every endpoint in scope, by what its paths end in."""
+"""Every endpoint in scope, by what its paths end in. A word in braces stands for any one word."""
+
+
+def without_place(accept: Iterable[str]) -> tuple[str, ...]:
+    """The operations on which a key that accepts these places has none of them.
+
+    There `user` counts in their stead, or nothing does where the endpoint has no `user`.
+    """
+    accepted = tuple(accept)
+    return tuple(
+        one.operation
+        for one in ENDPOINTS.values()
+        if one.is_for(accepted) and not one.places(accepted)
+    )
+
 
 _Words = tuple[str, ...]
+_ANY = "{session_id}"
 
 
 def _words(path: str) -> _Words:
@@ -42,6 +84,10 @@ def _words(path: str) -> _Words:
 _BY_WORDS = {_words(path): endpoint for path, endpoint in ENDPOINTS.items()}
 # Azure's first API for images, which openai 0.27 asks.
 _BY_WORDS["images", "generations:submit"] = ENDPOINTS["/images/generations"]
+_FOR_ALL = frozenset(words for words, endpoint in _BY_WORDS.items() if not endpoint.only_for)
+"""Those that are in scope whatever the key accepts."""
+_WITH_NAME = tuple(words for words in _BY_WORDS if _ANY in words)
+"""Those with a name among their words."""
 _LAST_WORDS = frozenset(words[-1] for words in _BY_WORDS)
 _LONGEST = max(map(len, _BY_WORDS))
 
@@ -104,13 +150,23 @@ def _resolve(target: str) -> Target:
         return _OUT_OF_SCOPE  # Most paths, and found so without a closer look.
     names = paths.names(path)
     words = _endpoint(names)
+    # Where it is out of scope, if only for some keys, it goes upstream as it came.
+    if words not in _FOR_ALL and _may_be_in_scope(path, text, _FOR_ALL):
+        return Target(True, is_ambiguous=True)
     if words is None:
-        return Target(True, is_ambiguous=True) if _may_be_in_scope(text) else _OUT_OF_SCOPE
+        return _for_some(path, text)
     endpoint = _BY_WORDS[words]
     canonical = _written(names, words)
     if _may_be_another(canonical, words):
         return Target(True, endpoint, is_ambiguous=True)
-    return Target(True, endpoint, canonical)
+    return Target(True, endpoint, canonical, model=_model(names[: len(names) - len(words)]))
+
+
+def _for_some(path: str, text: str | None) -> Target:
+    """What a path asks for that is an endpoint, if at all, for some keys and some servers alone."""
+    some = (words for words in _BY_WORDS if words not in _FOR_ALL)
+    found = next((words for words in some if _may_be_in_scope(path, text, {words})), None)
+    return Target(True, _BY_WORDS[found], is_ambiguous=True) if found else _OUT_OF_SCOPE
 
 
 _resolve_cached = lru_cache(maxsize=4096)(_resolve)
@@ -128,35 +184,80 @@ def _endpoint(names: list[Name]) -> _Words | None:
     """The words of the endpoint that a path ends in, the longest there is."""
     last = tuple(name.word for name in names[-_LONGEST:])
     tails = (last[start:] for start in range(len(last)))
-    return next((tail for tail in tails if tail in _BY_WORDS), None)
+    return next(filter(None, map(_known, tails)), None)
+
+
+def _known(tail: _Words) -> _Words | None:
+    """The words of the endpoint that these are."""
+    if tail in _BY_WORDS:
+        return tail
+    return next((words for words in _WITH_NAME if _fits(tail, words)), None)
+
+
+def _fits(tail: _Words, words: _Words) -> bool:
+    return len(tail) == len(words) and all(
+        word in (_ANY, given) for word, given in zip(words, tail, strict=True)
+    )
 
 
 def _written(names: list[Name], endpoint: _Words) -> str:
     """A path that ends in `endpoint`: the API's own words in small letters, names as they came."""
     written = []
     was_fixed, in_name = True, False
-    for name in names[: len(names) - len(endpoint)]:
+    before = len(names) - len(endpoint)
+    for name in names[:before]:
         is_fixed = not in_name and name.word in _FIXED
         joint = "/" if was_fixed or is_fixed else name.joint
         written.append(joint + (name.word if is_fixed else name.spelling))
         in_name = in_name or (is_fixed and name.word in _NAMING)
         was_fixed = is_fixed
-    return paths.join([*written, *(f"/{word}" for word in endpoint)])
+    for word, name in zip(endpoint, names[before:], strict=True):
+        written.append("/" + (name.spelling if word == _ANY else word))
+    return paths.join(written)
+
+
+def _model(names: list[Name]) -> str:
+    """The deployment or engine that stands before an endpoint, in its own letter case."""
+    for position, name in enumerate(names):
+        if name.word in _NAMING:
+            named = names[position + 1 :]
+            return "".join(unquote(one.joint + one.spelling) for one in named)[1:]
+    return ""
 
 
 # --- other readings ----------------------------------------------------------------------------
 
 
-def _may_be_in_scope(text: str | None) -> bool:
-    """Whether a server might read an endpoint where the canonical form ends in none.
+def _may_be_in_scope(path: str, text: str | None, among: Collection[_Words]) -> bool:
+    """Whether a server might read one of the endpoints `among` where the canonical form is none.
 
-    `text` is the path's last reading, None where there is no last one.
+    `text` is the last reading of `path`, None where there is no last one.
     """
     if text is None:
         return True
-    if paths.is_read_alike(text):
-        return _endpoint(paths.names_of_text(text)) is not None
-    return _holds_endpoint(text)
+    if not paths.is_read_alike(text):
+        return _holds_endpoint(text, among)
+    names = paths.names_of_text(text)
+    if _endpoint(names) in among:
+        return True
+    return paths.hides_slashes(path, text) and _ends_around_slashes(names, among)
+
+
+def _ends_around_slashes(names: list[Name], among: Collection[_Words]) -> bool:
+    """Whether a path ends in an endpoint whose name has slashes, as a server may have it that
+    splits the path before it decodes that.
+    """
+    found = [name.word for name in names]
+    for words in among:
+        if _ANY in words:
+            at = words.index(_ANY)
+            end = len(found) - len(words[at + 1 :])
+            starts = range(end - at)
+            if tuple(found[end:]) == words[at + 1 :] and any(
+                tuple(found[start : start + at]) == words[:at] for start in starts
+            ):
+                return True
+    return False
 
 
 def _may_be_another(canonical: str, endpoint: _Words) -> bool:
@@ -164,12 +265,12 @@ def _may_be_another(canonical: str, endpoint: _Words) -> bool:
     text = paths.last_reading(canonical)
     if text is None or paths.climbs(text):
         return True
-    if not paths.is_read_alike(text) and _holds_endpoint(text, endpoint):
+    if not paths.is_read_alike(text) and _holds_endpoint(text, _BY_WORDS, endpoint):
         return True
     return _endpoint(paths.names_of_text(text)) != endpoint
 
 
-def _holds_endpoint(text: str, end: _Words = ()) -> bool:
+def _holds_endpoint(text: str, among: Collection[_Words], end: _Words = ()) -> bool:
     """Whether an endpoint's words stand in a decoded path in their order, others between them.
 
     `end` is the endpoint that it ends in, which is none of those looked for.
@@ -177,14 +278,15 @@ def _holds_endpoint(text: str, end: _Words = ()) -> bool:
     for reading in {text, paths.unbroken(text)}:
         found = paths.words(reading)
         before = found[: len(found) - len(end)]
-        if any(
-            _are_in_order(words, before if end[-len(words) :] == words else found)
-            for words in _BY_WORDS
-        ):
-            return True
+        is_plain = _fits(tuple(found[len(before) :]), end)
+        for words in among:
+            # One with which `end` begins is none where no server may end the path behind it.
+            is_own = words == end[-len(words) :] or (is_plain and words == end[: len(words)])
+            if _are_in_order(words, before if is_own else found):
+                return True
     return False
 
 
 def _are_in_order(words: _Words, found: list[str]) -> bool:
     rest = iter(found)
-    return all(word in rest for word in words)
+    return all(word in rest for word in words if word != _ANY)

@@ -3,6 +3,7 @@
 The enumerations have the numbers of protos/policyd/v1, so that a message's value is the model's.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -115,48 +116,50 @@ class Credential(_Number):
     CONFLICTING = 2
 
 
-class ModelState(_Number):
-    """What is known about the model that a request names. A larger one is worse."""
-
-    UNKNOWN = 0
-    GIVEN = 1
-    ABSENT = 2
-    NOT_STRING = 3
-    CONFLICTING = 4
-    TOO_LONG = 5
-
-
-class NumberState(_Number):
-    """What is known about a number of a request."""
-
-    UNKNOWN = 0
-    GIVEN = 1
-    ABSENT = 2
-    INVALID = 3
-
-
-class Number(NamedTuple):
-    """A number of a request, such as its token limit."""
-
-    state: NumberState
-    value: int = 0
-    """Where it is GIVEN."""
-
-
-UNKNOWN_NUMBER = Number(NumberState.UNKNOWN)
-
-
 USER = "user"
 SAFETY_IDENTIFIER = "safety_identifier"
+METADATA_USER_ID = "metadata.user_id"
+"""Anthropic's place: `user_id` in the object `metadata`."""
+END_USER_ID = "user_security_context.end_user_id"
+"""Azure's place: `end_user_id` in the object `user_security_context`."""
 IDENTIFIERS = (USER, SAFETY_IDENTIFIER)
-"""The fields of a body that can carry an end-user identifier. An API key that names none accepts
-them all."""
+"""The places in which an end user may stand for an API key that names none."""
+BODY_PLACES = (USER, SAFETY_IDENTIFIER, METADATA_USER_ID, END_USER_ID)
+"""The places of a body in which an end user can stand: its fields, and fields of its objects."""
+HEADER_PLACE = "header:"
+"""Begins the places that are headers. The header's name follows, in lower case."""
+SAFETY_HEADER = "openai-safety-identifier"
+"""The header in which some endpoints take what is safety_identifier elsewhere."""
+MAX_PLACES = 8
+"""Places that an API key can accept."""
+_HEADER_PLACE = re.compile(r"header:[a-z0-9-]{1,64}")
+
+
+def is_place(name: str) -> bool:
+    """Whether an end user can stand in the place that is called so."""
+    return name in BODY_PLACES or _HEADER_PLACE.fullmatch(name) is not None
+
+
+def accept_problem(accept: Iterable[str]) -> str:
+    """Why an API key cannot accept these places, and what it can accept; "" where it can."""
+    places = tuple(accept)
+    if not places:
+        return f"accept is empty: name at least one of {_PLACES}"
+    if unknown := next((one for one in places if not is_place(one)), ""):
+        return f"accept names {unknown[:80]!r}, in which no end user can stand: name {_PLACES}"
+    if repeated := next((one for one in places if places.count(one) > 1), ""):
+        return f"accept names {repeated} more than once: name it once"
+    if len(places) > MAX_PLACES:
+        return f"accept names {len(places)} places: name at most {MAX_PLACES}"
+    return ""
+
+
+_PLACES = f"{', '.join(BODY_PLACES)} and header:NAME (a header's name in lower case)"
 
 
 def are_identifiers(accept: Iterable[str]) -> bool:
-    """Whether an API key can accept these: one or more of IDENTIFIERS, and nothing else."""
-    names = set(accept)
-    return bool(names) and names <= set(IDENTIFIERS)
+    """Whether an API key can accept these places; accept_problem() says why it cannot."""
+    return not accept_problem(accept)
 
 
 MAX_SAFETY_IDENTIFIER = 128
@@ -169,20 +172,36 @@ class Endpoint(NamedTuple):
     operation: str
     """What it does, in the log's words: chat_completion, embedding …"""
     identifiers: tuple[str, ...]
-    """The fields of its body that can carry an end-user identifier."""
+    """The places of BODY_PLACES that it has. Places that are headers count on every endpoint."""
     takes_form: bool = False
     """Whether its body may be multipart/form-data."""
+    takes_sdp: bool = False
+    """Whether its body may be application/sdp, which has no place for an end user."""
     takes_model: bool = True
-    """Whether its requests name a model."""
+    """Whether its body names a model, in a field of its own."""
+    safety_header: bool = False
+    """Whether SAFETY_HEADER is a place of its safety_identifier, beside the body."""
+    safety_in_session: bool = False
+    """Whether its safety_identifier stands in the body's object `session`."""
     only_for: str = ""
-    """The place of an end user that a key has to accept for the endpoint to be in scope. Empty: it
-    is in scope for every key."""
+    """Where it is not empty: the place that a key must accept for it to be in scope."""
+
+    def is_for(self, accept: Iterable[str]) -> bool:
+        """Whether it is in scope for a key that accepts these places."""
+        return not self.only_for or self.only_for in accept
+
+    def places(self, accept: Iterable[str]) -> tuple[str, ...]:
+        """Those of `accept` in which an end user can stand here."""
+        return tuple(
+            one for one in accept if one in self.identifiers or one.startswith(HEADER_PLACE)
+        )
 
 
 class Target(NamedTuple):
     """What a request's method and path ask for."""
 
     in_scope: bool
+    """Whether it is for some keys, at least: `endpoint.is_for` tells for which."""
     endpoint: Endpoint | None = None
     """None where it is out of scope, or where neither method nor path is known."""
     path: str = ""
@@ -256,11 +275,11 @@ class KeySettings:
     key_id: str
     policies: Settings = ()
     accept: tuple[str, ...] = IDENTIFIERS
-    """The places in which an end user counts. At least one of IDENTIFIERS."""
+    """The places in which an end user may stand: one or more, up to MAX_PLACES."""
 
     def __post_init__(self) -> None:
-        if not are_identifiers(self.accept):
-            raise ValueError(f"accept must name at least one of {', '.join(IDENTIFIERS)}")
+        if problem := accept_problem(self.accept):
+            raise ValueError(problem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +288,7 @@ class RouteSettings:
 
     policies: Settings = ()
     accept: tuple[str, ...] = ()
-    """The places in which an end user counts. Empty: those of the key."""
+    """The places in which an end user may stand. Empty: those of the key."""
 
 
 _FIRST = datetime(1970, 1, 1, tzinfo=UTC)

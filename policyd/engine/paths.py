@@ -82,6 +82,11 @@ def is_read_alike(text: str) -> bool:
     return _ENDS_EARLY.search(text) is None and not climbs(text)
 
 
+def hides_slashes(path: str, text: str) -> bool:
+    """Whether a server might see fewer slashes in `path` than in `text`, its last reading."""
+    return "\\" in text or path.count("/") < text.count("/")
+
+
 def climbs(path: str) -> bool:
     """Whether a server might find a `..` in `path`."""
     if ".." not in path and "%" not in path:

@@ -15,6 +15,8 @@ from policyd.asgi.probes import Check, Probes
 from policyd.asgi.reply import AGAIN, NO_ROOM, TOO_SLOW, WEBSOCKET, Reply, Send, error
 from policyd.descriptor.body_memory import Bodies
 from policyd.descriptor.headers import wants_websocket
+from policyd.engine.decision import NO_ROUTE
+from policyd.engine.model import RouteSettings
 from policyd.errors import BodiesFull, InvalidArgument, PolicydError, Unauthenticated
 from policyd.http import authzen, check
 from policyd.http.request import Request
@@ -48,7 +50,7 @@ _TOO_LARGE = error(
     "--max-message",
 )
 
-Answer = Callable[[EvaluateRequest], Awaitable[EvaluateResponse]]
+Answer = Callable[[EvaluateRequest, RouteSettings], Awaitable[EvaluateResponse]]
 
 
 class HttpCheck:
@@ -131,7 +133,8 @@ class HttpCheck:
         described, unread = await check.described(
             request, self._max_body, self._bodies, self._knows
         )
-        return check.reply(await self._answer(described), unread, b"{}")
+        answer = await self._answer(described, check.route(request.path))
+        return check.reply(answer, unread, b"{}")
 
     async def _evaluate(self, request: Request) -> Reply:
         self._authenticate(request, bearer=True)
@@ -139,7 +142,7 @@ class HttpCheck:
             body = await request.body(self._max_message, held)
             if body is None:
                 return _TOO_LARGE
-            response = await self._answer(_descriptor(request, body))
+            response = await self._answer(_descriptor(request, body), NO_ROUTE)
         shown = json_format.MessageToJson(response, indent=None, ensure_ascii=False)
         return check.reply(response, None, shown.encode())
 
@@ -159,13 +162,16 @@ class HttpCheck:
                 body = await request.body(self._max_message, held)
                 if body is None:
                     return _text(413, "send a smaller request, or raise --max-message")
-                return _json(await decide(body, self._answer))
+                return _json(await decide(body, self._decide))
         except BodiesFull as problem:
             return _text(503, str(problem), retry_after=AGAIN)
         except Unauthenticated as problem:
             return _text(401, str(problem), (("WWW-Authenticate", 'Bearer realm="policyd"'),))
         except InvalidArgument as problem:
             return _text(400, str(problem))
+
+    async def _decide(self, described: EvaluateRequest) -> EvaluateResponse:
+        return await self._answer(described, NO_ROUTE)
 
     def _authenticate(self, request: Request, *, bearer: bool) -> None:
         if self._token and not request.shows(self._token, bearer=bearer):

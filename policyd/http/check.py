@@ -4,18 +4,26 @@ Which request it is stands in X-Forwarded-Method and X-Forwarded-Uri, or X-Origi
 X-Original-URI (or X-Original-URL), which the proxy sets and the client cannot. Or it stands in the
 check's own first line: /v1/check/v1/chat/completions. The headers and the body are the request's.
 
+The proxy's operator can set policies for a route behind a semicolon, as in
+/v1/check;max_tokens=enforce:500 (descriptor/route.py says which). That part of the path is the
+proxy's own: no client can change it.
+
 A body that does not come is unknown, never absent: the proxy may have kept it.
 """
 
 import re
 from collections.abc import Callable
+from urllib.parse import unquote
 
 from policyd.asgi.reply import Reply, denied, error
 from policyd.descriptor import headers
 from policyd.descriptor.body_memory import Bodies
 from policyd.descriptor.describe import HttpRequest, about_key, describe, read_attributes
 from policyd.descriptor.identifiers import TOO_LARGE, unreadable
-from policyd.engine.model import UserState
+from policyd.descriptor.route import route_settings
+from policyd.engine import denial
+from policyd.engine.decision import NO_ROUTE
+from policyd.engine.model import RouteSettings, UserState
 from policyd.errors import InvalidArgument
 from policyd.http.request import Request, printable
 from policyd.v1.policy_pb2 import (
@@ -26,6 +34,7 @@ from policyd.v1.policy_pb2 import (
 )
 
 PATH = "/v1/check"
+_WHERE = "the settings in the check's path"
 _METHODS = ("x-forwarded-method", "x-original-method")
 _TARGETS = ("x-forwarded-uri", "x-original-uri", "x-original-url")
 _METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -49,7 +58,24 @@ CUT_BODY = error(
 
 def is_check(path: str) -> bool:
     """Whether a request for `path` is a check."""
-    return path == PATH or path.startswith(PATH + "/")
+    return path.startswith(PATH) and path[len(PATH) : len(PATH) + 1] in ("", "/", ";")
+
+
+def route(path: str) -> RouteSettings:
+    """What the check's path sets for the route. Raises InvalidArgument."""
+    parameters = _split(path)[0]
+    if not parameters:
+        return NO_ROUTE
+    pairs = [unquote(one).partition("=") for one in parameters.split(";")]
+    if len({name for name, _, _ in pairs}) < len(pairs):
+        raise InvalidArgument(f"{_WHERE} set something twice: set it once")
+    return route_settings(frozenset((name, value) for name, _, value in pairs), _WHERE)
+
+
+def _split(path: str) -> tuple[str, str]:
+    """What stands between the semicolon behind PATH and the next slash, and what follows."""
+    parameters, slash, rest = path[len(PATH) :].partition("/")
+    return parameters[1:], slash + rest
 
 
 async def described(
@@ -81,11 +107,12 @@ async def described(
 
 def _original(request: Request) -> tuple[str, str, str]:
     """Method, path and query of the request that the check is about."""
-    if request.path == PATH:
+    rest = _split(request.path)[1]
+    if not rest:
         method = _agreed(request, _METHODS, "X-Forwarded-Method")
         target = printable(_agreed(request, _TARGETS, "X-Forwarded-Uri"))
     else:
-        method, target = request.method, printable(request.path[len(PATH) :])
+        method, target = request.method, printable(rest)
     if not _METHOD.fullmatch(method):
         raise InvalidArgument("the check names no HTTP method: send one, such as POST")
     if not _TARGET.fullmatch(target) or request.has_fragment:
@@ -94,7 +121,7 @@ def _original(request: Request) -> tuple[str, str, str]:
             "white space nor #"
         )
     path, _, query = target.partition("?")
-    return method, path, query if request.path == PATH else request.query
+    return method, path, request.query if rest else query
 
 
 def _agreed(request: Request, names: tuple[str, ...], name: str) -> str:
@@ -117,7 +144,9 @@ def reply(response: EvaluateResponse, unread: Reply | None, allowed: bytes) -> R
         path = [("X-Policyd-Upstream-Path", response.upstream_path)] * bool(response.upstream_path)
         shown = [("Content-Type", "application/json"), *_remarks(response), *path]
         return Reply(200, shown, allowed)
-    if unread is not None and UserState(response.explanation.user_state).is_unreadable:
+    # A policy that needs no body denies by itself.
+    is_unread = response.denial.http_status in denial.UNREADABLE
+    if unread is not None and is_unread:
         return unread.with_headers(_remarks(response), response.decision_id)
     return denied(response, _remarks(response))
 

@@ -69,7 +69,7 @@ class AuthorizationServicer:
 
     def _route(self, request: CheckRequest) -> RouteSettings:
         try:
-            return ext_authz_request.route_settings(request.attributes.context_extensions)
+            return ext_authz_request.route(request.attributes.context_extensions)
         except InvalidArgument as problem:
             # It is the operator's mistake, and Envoy does not show what policyd answers. A
             # configuration holds only so many, so each is logged once.
@@ -90,7 +90,7 @@ def _ok(check: Check, upstream_path: str) -> OkHttpResponse:
 def _denied(answer: pb.EvaluateResponse, arrival: Arrival) -> DeniedHttpResponse:
     denied = answer.denial
     body = denied.body
-    is_unread = answer.explanation.user_state == pb.USER_STATE_TOO_LARGE
+    is_unread = denied.http_status == denial.TOO_LARGE
     if is_unread and arrival in _UNREAD:
         body = denial.render(denied.http_status, (_UNREAD[arrival],), "invalid_request").body
     headers = [_header(header.name, header.value) for header in denied.headers]

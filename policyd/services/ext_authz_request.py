@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from enum import Enum
-from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from policyd.descriptor import headers
 from policyd.descriptor.body import MAX_RAW_BODY
@@ -16,14 +15,10 @@ from policyd.descriptor.headers import (
     Headers,
 )
 from policyd.descriptor.identifiers import NOT_READ, TOO_LARGE, BodyAttributes
-from policyd.engine.model import (
-    IDENTIFIERS,
-    RouteSettings,
-    Setting,
-    are_identifiers,
-)
-from policyd.engine.policy import MODES, OVERRIDES, parse_setting
-from policyd.errors import InvalidArgument, InvalidDescriptor
+from policyd.descriptor.route import route_settings
+from policyd.engine.decision import NO_ROUTE
+from policyd.engine.model import RouteSettings
+from policyd.errors import InvalidDescriptor
 from policyd.policies import TABLE
 from policyd.v1 import policy_pb2 as pb
 
@@ -142,81 +137,17 @@ def _number(length: str | None) -> int:
     return int(length) if length and length.isdecimal() and len(length) < 20 else 0
 
 
-# --- the route's settings ----------------------------------------------------------------------
-
 _NAMESPACE = "policyd"
-_Member = TypeVar("_Member")
 
 
-def route_settings(extensions: Mapping[str, str]) -> RouteSettings:
-    """What a route's context_extensions set. Other systems' are left alone.
+def route(extensions: Mapping[str, str]) -> RouteSettings:
+    """What a route's context_extensions set: `policyd.mode`, `policyd.max_tokens` … Those of other
+    systems are left alone.
 
     Raises InvalidArgument where a name or a value of policyd's is unknown.
     """
-    return _route_settings(
-        frozenset(one for one in extensions.items() if one[0].lower().startswith(_NAMESPACE))
-    )
-
-
-# Routes are few, and each sends the same with every request.
-@lru_cache(maxsize=1024)
-def _route_settings(extensions: frozenset[tuple[str, str]]) -> RouteSettings:
-    mode, override = None, None
-    accept: tuple[str, ...] = ()
-    settings: dict[str, Setting] = {}
-    for name, value in sorted(extensions):
-        field = name.removeprefix(f"{_NAMESPACE}.")
-        policy, _, part = field.partition(".")
-        if name == f"{_NAMESPACE}.mode":
-            mode = _one_of(name, value, MODES)
-        elif name == f"{_NAMESPACE}.override":
-            override = _one_of(name, value, OVERRIDES)
-        elif name == f"{_NAMESPACE}.accept":
-            accept = _accept(name, value)
-        elif name.startswith(f"{_NAMESPACE}.") and policy in TABLE.by_name and part in _PARTS:
-            settings[policy] = _with(settings.get(policy, Setting()), policy, part, name, value)
-        else:
-            raise InvalidArgument(
-                f"the route's context_extensions set {name!r}, which policyd does not know: it "
-                f"knows {', '.join(_KNOWN)}, {_NAMESPACE}.POLICY and {_NAMESPACE}.POLICY.override"
-            )
-    original = TABLE.original_of(tuple(settings.items()))
-    return RouteSettings(
-        TABLE.with_original(
-            mode or original.mode, override or original.override, tuple(settings.items())
-        ),
-        accept,
-    )
-
-
-_PARTS = ("", "override")
-_KNOWN = (f"{_NAMESPACE}.mode", f"{_NAMESPACE}.override", f"{_NAMESPACE}.accept")
-
-
-def _with(setting: Setting, policy: str, part: str, name: str, value: str) -> Setting:
-    if part == "override":
-        return setting._replace(override=_one_of(name, value, OVERRIDES))
-    try:
-        written = parse_setting(TABLE.by_name[policy], value)
-    except ValueError as error:
-        raise InvalidArgument(
-            f"the route's context_extensions set {name} to {value[:64]!r}: {error}"
-        ) from None
-    return setting._replace(mode=written.mode, value=written.value)
-
-
-def _one_of(name: str, value: str, members: Mapping[str, _Member]) -> _Member:
-    if value not in members:
-        raise _unknown(name, value, f"one of {', '.join(members)}")
-    return members[value]
-
-
-def _accept(name: str, value: str) -> tuple[str, ...]:
-    accepted = tuple(one.strip() for one in value.split(","))
-    if not are_identifiers(accepted):
-        raise _unknown(name, value, f"a list of {' and '.join(IDENTIFIERS)}, split by commas")
-    return accepted
-
-
-def _unknown(name: str, value: str, fix: str) -> InvalidArgument:
-    return InvalidArgument(f"the route's context_extensions set {name} to {value!r}: give {fix}")
+    own = [one for one in extensions.items() if one[0].lower().startswith(_NAMESPACE)]
+    if not own:
+        return NO_ROUTE
+    given = frozenset((name.removeprefix(f"{_NAMESPACE}."), value) for name, value in own)
+    return route_settings(given, "the route's context_extensions")

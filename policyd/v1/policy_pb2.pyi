@@ -526,7 +526,7 @@ class EndUser(_message.Message):
     VALUE_FIELD_NUMBER: _builtins.int
     place: _builtins.str
     """"metadata.user_id", "user_security_context.end_user_id", or "header:NAME" with a header's name in lower
-    case. "user" and "safety_identifier" may stand here, too.
+    case. One of a header counts only if policyd's operator trusts that header.
     """
     state: Global___UserState.ValueType
     """What stands there."""

@@ -4,6 +4,17 @@ import pytest
 
 from policyd.engine import endpoints, method_override
 from policyd.engine.endpoints import MAX_PATH
+from policyd.engine.model import (
+    BODY_PLACES,
+    END_USER_ID,
+    IDENTIFIERS,
+    METADATA_USER_ID,
+    SAFETY_IDENTIFIER,
+    USER,
+    KeySettings,
+    accept_problem,
+    are_identifiers,
+)
 
 CANONICAL = {
     "/v1/chat/completions": "/v1/chat/completions",
@@ -19,6 +30,11 @@ CANONICAL = {
     "/a%2Fb%2fc/embeddings": "/a%2Fb%2fc/embeddings",
     "/X%2FOpenAI/embeddings": "/X/openai/embeddings",
     "/a%2Fv1%2Fb/embeddings": "/a/v1/b/embeddings",
+    # So is a session's name between the API's own words.
+    "/V1/Live//Sessions/Live_%41/Accept;x": "/v1/live/sessions/Live_%41/accept",
+    "/live/sessions/x%2F..%2FLive_1/accept": "/live/sessions/Live_1/accept",
+    "/live/sessions/live/sessions/a/accept": "/live/sessions/live/sessions/a/accept",
+    "/live/sessions/{session_id}/accept": "/live/sessions/%7Bsession_id%7D/accept",
     # Longer than the paths that are cached.
     "/" + "X" * 300 + "/Embeddings": "/" + "X" * 300 + "/embeddings",
 }
@@ -33,6 +49,72 @@ def test_the_path_that_goes_upstream(path: str) -> None:
     assert endpoints.resolve("POST", found.path) == found
 
 
+NAMES = {
+    "/live/sessions/a/b/accept": "out of scope",
+    "/live/sessions//accept": "out of scope",
+    "/live/sessions/accept": "out of scope",
+    "/realtime/calls/a/accept": "out of scope",
+    # A server that splits a path before it decodes that sees one name here.
+    "/live/sessions/a%2Fb/accept": "ambiguous",
+    "/live/sessions/a%5cb/accept": "ambiguous",
+    "/live/sessions/a\\b/accept": "ambiguous",
+    "/live/sessions/a%252Fb/accept": "ambiguous",
+    "/live/sessions/a%3Fb/accept": "ambiguous",
+    "/live/sessions/%3Fa/accept": "ambiguous",
+    "/live/sessions/%252e%252e/accept": "ambiguous",
+    "/a%3Fb/live/sessions/a/accept": "in scope",
+}
+
+
+@pytest.mark.parametrize("path", NAMES)
+def test_a_name_in_the_middle(path: str) -> None:
+    """A session's name is one word: what a server may read as one is ambiguous."""
+    found = endpoints.resolve("POST", path)
+    verdict = "ambiguous" if found.is_ambiguous else "in scope"
+    assert (verdict if found.in_scope else "out of scope") == NAMES[path]
+
+
+MESSAGES = {
+    "/v1/messages": "message",
+    "/Anthropic/V1/messages/": "message",
+    "/v1/%256dessages": "message, ambiguous",
+    "/v1/threads%3Fx/messages": "message, ambiguous",
+    # Out of scope it would go upstream as it came, and be another endpoint to some server.
+    "/v1/chat/completions%3F/v1/messages": "ambiguous",
+    "/v1/chat/completions/..%252f../v1/messages": "ambiguous",
+    "/v1/threads/x/messages": "",
+    "/v1/messages/count_tokens": "",
+    "/messages": "",
+}
+
+
+@pytest.mark.parametrize("path", MESSAGES)
+def test_what_is_in_scope_for_some_keys(path: str) -> None:
+    """A path of Anthropic's messages is in scope for keys that accept its place; one that may be
+    another endpoint as well, for all keys.
+    """
+    found = endpoints.resolve("POST", path)
+    operation = [found.endpoint.operation] if found.endpoint else []
+    assert ", ".join(operation + ["ambiguous"] * found.is_ambiguous) == MESSAGES[path]
+    assert found.in_scope == bool(MESSAGES[path])
+    if found.endpoint:
+        assert not found.endpoint.is_for(IDENTIFIERS)
+        assert found.endpoint.is_for((USER, METADATA_USER_ID))
+
+
+def test_endpoints_without_an_accepted_place() -> None:
+    """without_place() names the operations that have none of the places that a key accepts."""
+    assert endpoints.without_place(IDENTIFIERS) == ()
+    assert endpoints.without_place(("header:x-user", USER)) == ()
+    successor = ("completion", "image_variation", "embedding", "chatkit_session")
+    assert endpoints.without_place((SAFETY_IDENTIFIER,)) == successor
+    assert "message" not in endpoints.without_place((USER,))
+    operations = {one.operation for one in endpoints.ENDPOINTS.values()}
+    assert set(endpoints.without_place((METADATA_USER_ID,))) == operations - {"message"}
+    azure = operations - {"message", "chat_completion"}
+    assert set(endpoints.without_place((END_USER_ID,))) == azure
+
+
 @pytest.mark.parametrize(("more", "is_known"), [(0, True), (1, False)])
 def test_the_longest_path(more: int, is_known: bool) -> None:
     """A path longer than MAX_PATH is not read, and counts as in scope."""
@@ -44,3 +126,34 @@ def test_the_method_in_force() -> None:
     """A request that a server may take for a POST is judged as one; any other by its own method."""
     assert method_override.in_force("PUT", [("X-HTTP-Method", "post")], "") == "POST"
     assert method_override.in_force("PUT", [], "") == "PUT"
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [IDENTIFIERS, BODY_PLACES, ("header:x-user",), tuple(f"header:x-{n}" for n in range(8))],
+)
+def test_accepted_places(accept: tuple[str, ...]) -> None:
+    """A key accepts one to eight places of a body and headers."""
+    assert are_identifiers(accept)
+    assert KeySettings("key_test", accept=accept).accept == accept
+
+
+REJECTED = {
+    (): "accept is empty: name at least one of user, ",
+    ("user", "users"): "accept names 'users', in which no end user can stand: name user, ",
+    ("header:X-User",): "(a header's name in lower case)",
+    ("header:",): "no end user can stand",
+    ("header:" + "x" * 65,): "no end user can stand",
+    ("header:x-user\n",): "no end user can stand",
+    ("user", "user"): "accept names user more than once: name it once",
+    tuple(f"header:x-{n}" for n in range(9)): "accept names 9 places: name at most 8",
+}
+
+
+@pytest.mark.parametrize("accept", REJECTED, ids=lambda accept: ",".join(accept)[:30])
+def test_rejected_places(accept: tuple[str, ...]) -> None:
+    """An error says which place is wrong, and which there are."""
+    assert not are_identifiers(accept)
+    assert REJECTED[accept] in accept_problem(accept)
+    with pytest.raises(ValueError, match="accept "):
+        KeySettings("key_test", accept=accept)

@@ -100,6 +100,31 @@ async def test_checks_of_another_method(url: str, enforced: str) -> None:
         assert (await ask(url, "GET", "/v1/check", headers, body)).status == status
 
 
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/v1/check;mode=off", 200),
+        ("/v1/check;mode=audit", 200),
+        ("/v1/check;mode=off;max_tokens=enforce:500", 422),
+        ("/v1/check;mode=off;disabled_models=enforce:m%2A,o1", 422),
+        ("/v1/check;mode=off;disabled_models=enforce:o1", 200),
+        ("/v1/check;mode=off;disabled_models=audit:*/v1/chat/completions", 200),
+        ("/v1/check;mode=off;max_tokens=enforce:500/v1/chat/completions", 422),
+        ("/v1/check;mode=off;max_tokens=enforce:500/v1/models", 200),
+        ("/v1/check;", 422),
+        ("/v1/check;mode=on", 400),
+        ("/v1/check;mode=off;mode=audit", 400),
+        ("/v1/check;max_tokens=enforce:lots", 400),
+        ("/v1/check;max_poems=enforce:3", 400),
+        ("/v1/check;max_tokens.override=never", 400),
+    ],
+)
+async def test_the_routes_settings(url: str, enforced: str, path: str, status: int) -> None:
+    """The check's path sets policies for a route; a slip in it allows nothing."""
+    headers = [("x-usagepanda-api-key", enforced), *about()]
+    assert (await ask(url, "POST", path, headers, CHAT)).status == status
+
+
 async def test_audit(url: str, audited: str) -> None:
     """With audit a request that would be denied is allowed and flagged."""
     response = await check(url, audited, CHAT)

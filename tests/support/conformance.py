@@ -22,7 +22,9 @@ import msgspec
 import pytest
 
 from policyd.engine import endpoints, method_override
-from policyd.engine.model import Target
+from policyd.engine.model import Settings, Target
+from policyd.engine.policy import MODES, OVERRIDES, parse_setting
+from policyd.policies import TABLE
 from policyd.v1 import policy_pb2 as pb
 from tests.support import raw_http
 from tests.support.processes import Policyd
@@ -34,6 +36,7 @@ PLACEHOLDER = "{key}"
 READ_BY = frozenset({"content-type", "content-encoding", "authorization"})
 """Headers that an upstream reads a request by: they reach it as they were judged."""
 Mode = Literal["off", "audit", "enforce"]
+Override = Literal["any", "tighten_only", "locked"]
 Identifier = Literal["user", "safety_identifier"]
 State = Literal[
     "",
@@ -62,8 +65,23 @@ class Key(_Struct, frozen=True):
     """The settings of the API key that {key} stands for."""
 
     mode: Mode | None = None
-    override: Literal["any", "tighten_only", "locked"] = "any"
+    override: Override = "any"
     accept: tuple[Identifier, ...] = ("user", "safety_identifier")
+    policies: dict[str, str] = {}
+    """The settings of other policies, as `policyd keys create --policy` takes them."""
+    policy_overrides: dict[str, Override] = {}
+    """Which requests may override them."""
+
+    @property
+    def settings(self) -> Settings:
+        """The settings as the engine takes them."""
+        others = {}
+        for name, text in self.policies.items():
+            override = self.policy_overrides.get(name)
+            setting = parse_setting(TABLE.by_name[name], text)
+            others[name] = setting._replace(override=OVERRIDES[override] if override else None)
+        mode = MODES[self.mode] if self.mode else None
+        return TABLE.with_original(mode, OVERRIDES[self.override], tuple(others.items()))
 
 
 class Body(_Struct, frozen=True):
@@ -127,7 +145,7 @@ class Decision(_Struct, frozen=True):
 
     decision: Literal["allow", "deny"]
     would_deny: bool
-    flags: tuple[Literal["policy_enforce_user_ids", "invalid_override"], ...]
+    flags: tuple[str, ...]
     mode: Mode | None = None
     source: Literal["header", "key", "default"] | None = None
     override_ignored: Literal["none", "locked", "tighten_only", "invalid"] = "none"
@@ -153,6 +171,13 @@ class Vector(_Struct, frozen=True):
     decision: Decision
     denial: str | None = None
     upstream_target: str | None = None
+
+    @property
+    def target(self) -> Target:
+        """What the request asks for, as it is to a key with these settings."""
+        target = self.request.asked
+        is_for = target.endpoint is None or target.endpoint.is_for(self.key.accept)
+        return target if is_for else Target(in_scope=False)
 
     @property
     def response(self) -> Denial | None:
@@ -219,14 +244,16 @@ class Keys:
 
     def __init__(self, policyd: Policyd) -> None:
         self._policyd = policyd
-        self._secrets: dict[Key, str] = {}
+        self._secrets: dict[bytes, str] = {}
 
     def secret(self, key: Key) -> str:
         """An API key with these settings, in force."""
-        if key not in self._secrets:
-            accept = ",".join(key.accept)
-            self._secrets[key] = self._policyd.create_key(key.mode, key.override, accept)
-        return self._secrets[key]
+        settings = msgspec.json.encode(key)
+        if settings not in self._secrets:
+            self._secrets[settings] = self._policyd.create_key(
+                key.mode, key.override, ",".join(key.accept), key.settings
+            )
+        return self._secrets[settings]
 
 
 def request_descriptor(vector: Vector, secret: str) -> pb.EvaluateRequest:

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import grpc
 
+from policyd.engine.model import Settings
+from policyd.policies import TABLE
 from policyd.v1 import admin_pb2
 from policyd.v1.admin_pb2_grpc import AdminServiceStub
-from policyd.v1.policy_pb2 import EvaluateRequest
+from policyd.v1.policy_pb2 import EnforceMode, EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 
 BIN = Path(sys.executable).parent
@@ -162,14 +164,27 @@ class Policyd(Program):
             self.workers = int(flags[flags.index(flag) + 1])
 
     def create_key(
-        self, mode: str | None = None, override: str | None = None, accept: str | None = None
+        self,
+        mode: str | None = None,
+        override: str | None = None,
+        accept: str | None = None,
+        policies: Settings = (),
     ) -> str:
-        """A new API key, in force."""
+        """A new API key, in force. `mode` and `override` are those of the original policy."""
         wanted = admin_pb2.ApiKey(
             name="test",
             enforce_user_ids=f"ENFORCE_MODE_{mode.upper()}" if mode else None,  # type: ignore[arg-type]
             override_policy=f"OVERRIDE_POLICY_{override.upper()}" if override else None,  # type: ignore[arg-type]
             accept=accept.split(",") if accept else (),
+            policies={
+                name: admin_pb2.PolicySetting(
+                    mode=EnforceMode.ValueType(setting.mode or 0),
+                    value=setting.value,
+                    override_policy=admin_pb2.OverridePolicy.ValueType(setting.override or 0),
+                )
+                for name, setting in policies
+                if name != TABLE.original.name
+            },
         )
         token = (self.folder / "admin-token").read_text().strip()
         with grpc.insecure_channel(self.admin) as channel:

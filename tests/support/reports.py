@@ -14,6 +14,7 @@ from policyd.descriptor.body_memory import Bodies
 from policyd.engine.model import KeyChange, KeyChanges, KeySettings, Mode
 from policyd.keys import api_key
 from policyd.keys.key_table import KeyTable
+from policyd.policies import TABLE
 from policyd.services.policy import PolicyServicer
 from policyd.v1 import policy_pb2 as pb
 from policyd.v1.policy_pb2_grpc import add_PolicyServiceServicer_to_server
@@ -27,7 +28,7 @@ class Recorder(PolicyServicer):
     """Behaves as policyd does, and keeps its decisions and the reports."""
 
     def __init__(self, keys: KeyTable, key: str) -> None:
-        super().__init__(keys, Mode.OFF, secrets.token_hex(6), self._keep, Bodies(2**29))
+        super().__init__(keys, (), secrets.token_hex(6), self._keep, Bodies(2**29))
         self.key = key
         """An API key that enforces user IDs."""
         self.address = ""
@@ -91,7 +92,7 @@ class Recorder(PolicyServicer):
 async def make_recorder() -> Recorder:
     """A Recorder that does not listen yet."""
     key = api_key.generate()
-    settings = KeySettings("key_test", Mode.ENFORCE)
+    settings = KeySettings("key_test", TABLE.with_original(Mode.ENFORCE))
     keys = KeyTable(lambda *_: KeyChanges(1, (KeyChange(api_key.digest(key), settings),)))
     await keys.refresh()
     return Recorder(keys, key)

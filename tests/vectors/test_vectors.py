@@ -9,17 +9,14 @@ import pytest
 from policyd.descriptor import evaluate_request
 from policyd.descriptor.body import read_body
 from policyd.descriptor.headers import (
-    KEY_HEADER,
-    OVERRIDE_HEADER,
     TRACE_HEADER,
     agreed,
-    credential,
     trace_id,
     values,
 )
 from policyd.descriptor.identifiers import BodyAttributes
-from policyd.engine.decision import decide
-from policyd.engine.model import Credential, DecisionInput, KeySettings, Mode, Override, UserState
+from policyd.engine.model import Credential, KeySettings, Mode, UserState
+from policyd.policies import TABLE, decide
 from policyd.v1.policy_pb2 import EvaluateResponse
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 from tests.support import conformance
@@ -49,7 +46,7 @@ def test_descriptor(vectors: tuple[Vector, ...], subtests: pytest.Subtests) -> N
 
 def check_descriptor(vector: Vector) -> None:
     expected, request = vector.descriptor, vector.request
-    target = request.asked
+    target = vector.target
     traces = values(request.headers, TRACE_HEADER)
     assert target.in_scope == expected.in_scope
     assert target.path == expected.path
@@ -72,27 +69,15 @@ def test_decision(vectors: tuple[Vector, ...], subtests: pytest.Subtests) -> Non
 
 
 def check_decision(vector: Vector) -> None:
-    headers = vector.request.headers_with(SECRET)
-    target = vector.request.asked
-    found = attributes(vector)
-    named, key = credential(values(headers, KEY_HEADER))
-    is_known = named is Credential.GIVEN and key == SECRET
-    overrides = values(headers, OVERRIDE_HEADER)
-    described = DecisionInput(
-        *(target, named, key, overrides, found.user.state, found.safety_identifier.state)
-    )
-    default = Mode[vector.server_default.upper()]
-    decision = decide(described, settings(vector) if is_known else None, default)
+    given = evaluate_request.read(conformance.request_descriptor(vector, SECRET)).decision_input
+    is_known = given.credential is Credential.GIVEN and given.key == SECRET
+    settings = KeySettings("key_test", vector.key.settings, vector.key.accept)
+    defaults = TABLE.with_original(Mode[vector.server_default.upper()])
+    decision = decide(given, settings if is_known else None, defaults)
     # test_descriptor checks the two fields that the service adds to a decision.
-    answer = EvaluateResponse(trace_id=vector.descriptor.trace_id, upstream_path=target.path)
+    answer = EvaluateResponse(trace_id=vector.descriptor.trace_id, upstream_path=vector.target.path)
     answer.MergeFrom(evaluate_request.answer(decision))
     conformance.check_answer(vector, answer)
-
-
-def settings(vector: Vector) -> KeySettings:
-    key = vector.key
-    mode = Mode[key.mode.upper()] if key.mode else None
-    return KeySettings("key_test", mode, Override[key.override.upper()], key.accept)
 
 
 @pytest.fixture(scope="module")

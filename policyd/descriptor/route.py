@@ -1,0 +1,81 @@
+"""What a gateway's operator sets for a route: texts of a configuration -> RouteSettings.
+
+mode        the mode of the original policy
+override    which requests may override it
+accept      the places in which an end user counts, with commas between them
+POLICY      any policy's setting, as MODE or MODE:VALUE
+POLICY.override
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import TypeVar
+
+from policyd.engine.model import RouteSettings, Setting, accept_problem
+from policyd.engine.policy import MODES, OVERRIDES, parse_setting
+from policyd.errors import InvalidArgument
+from policyd.policies import TABLE
+
+_Member = TypeVar("_Member")
+_PARTS = ("", "override")
+
+
+# Routes are few, and each sends the same with every request.
+@lru_cache(maxsize=1024)
+def route_settings(given: frozenset[tuple[str, str]], where: str) -> RouteSettings:
+    """The settings that pairs of a name and a value make. `where` is the place that holds them.
+
+    Raises InvalidArgument where a name or a value is unknown: a slip must allow nothing.
+    """
+    found = dict(given)
+    settings: dict[str, Setting] = {}
+    if "mode" in found or "override" in found:
+        settings[TABLE.original.name] = Setting(
+            _one_of("mode", found, MODES, where), "", _one_of("override", found, OVERRIDES, where)
+        )
+    for name in sorted(found.keys() - {"mode", "override", "accept"}):
+        policy, _, part = name.partition(".")
+        if policy not in TABLE.by_name or part not in _PARTS:
+            raise InvalidArgument(
+                f"{where} set {name[:80]!r}, which policyd does not know: it knows mode, override, "
+                f"accept, POLICY and POLICY.override, where POLICY is one of "
+                f"{', '.join(TABLE.by_name)}"
+            )
+        held = settings.get(policy, Setting())
+        settings[policy] = _set(held, policy, part, name, found, where)
+    return RouteSettings(TABLE.in_order(settings.items()), _accept(found, where))
+
+
+def _set(
+    held: Setting, policy: str, part: str, name: str, found: Mapping[str, str], where: str
+) -> Setting:
+    if part:
+        return held._replace(override=_one_of(name, found, OVERRIDES, where))
+    try:
+        written = parse_setting(TABLE.by_name[policy], found[name])
+    except ValueError as error:
+        raise InvalidArgument(f"{where} set {name} to {found[name][:80]!r}: {error}") from None
+    return held._replace(mode=written.mode, value=written.value)
+
+
+def _one_of(
+    name: str, found: Mapping[str, str], members: Mapping[str, _Member], where: str
+) -> _Member | None:
+    if name not in found:
+        return None
+    if found[name] not in members:
+        raise _unknown(name, found[name], f"one of {', '.join(members)}", where)
+    return members[found[name]]
+
+
+def _accept(found: Mapping[str, str], where: str) -> tuple[str, ...]:
+    if "accept" not in found:
+        return ()
+    accepted = tuple(one.strip() for one in found["accept"].split(","))
+    if problem := accept_problem(accepted):
+        raise _unknown("accept", found["accept"], f"a list of places ({problem})", where)
+    return accepted
+
+
+def _unknown(name: str, value: str, fix: str, where: str) -> InvalidArgument:
+    return InvalidArgument(f"{where} set {name} to {value[:80]!r}: give {fix}")

@@ -1,0 +1,192 @@
+"""What callers claim in a descriptor, beside what its raw body holds: the worst counts."""
+
+from typing import Any
+
+import pytest
+
+from policyd.descriptor.evaluate_request import MAX_NUMBER, read
+from policyd.engine.model import EndUser, ModelState, Number, NumberState, UserState
+from policyd.errors import InvalidDescriptor
+from policyd.v1 import policy_pb2 as pb
+
+VALID, ABSENT, DUPLICATE = UserState.VALID, UserState.ABSENT, UserState.DUPLICATE
+GIVEN, INVALID, NONE = NumberState.GIVEN, NumberState.INVALID, NumberState.ABSENT
+USER: dict[str, Any] = {"has_user": True, "method": "POST", "path": "/v1/chat/completions"}
+
+
+def asked(body: str = "", headers: tuple[str, ...] = (), **fields: Any) -> pb.EvaluateRequest:
+    """A descriptor of a chat completion with a user, and `fields`."""
+    message = pb.EvaluateRequest(**USER | fields)
+    if body:
+        message.raw_body.content = body.encode()
+    for line in headers:
+        name, _, value = line.partition(": ")
+        message.headers.add(name=name, value=value)
+    return message
+
+
+@pytest.mark.parametrize(
+    ("message", "number"),
+    [
+        (asked(), Number(NumberState.UNKNOWN)),
+        (asked(token_limit=7), Number(GIVEN, 7)),
+        (asked(token_limit=0), Number(GIVEN, 0)),
+        (asked(token_limit=-1), Number(INVALID)),
+        (asked(token_limit=7, choices=3), Number(GIVEN, 21)),
+        (asked(token_limit=7, choices=1), Number(GIVEN, 7)),
+        (asked(token_limit=7, choices=0), Number(INVALID)),
+        (asked(token_limit=7, choices=-1), Number(INVALID)),
+        (asked(token_limit=2**62, choices=2**62), Number(GIVEN, MAX_NUMBER)),
+        (asked(token_limit_state=pb.NUMBER_STATE_ABSENT), Number(NONE)),
+        (asked(token_limit_state=pb.NUMBER_STATE_ABSENT, choices=3), Number(NONE)),
+        (asked(token_limit_state=pb.NUMBER_STATE_INVALID), Number(INVALID)),
+        (asked(token_limit=7, token_limit_state=pb.NUMBER_STATE_INVALID), Number(INVALID)),
+        (asked(token_limit=7, token_limit_state=pb.NUMBER_STATE_ABSENT), Number(GIVEN, 7)),
+        # A number that is given stands in the field; without it nothing is known.
+        (asked(token_limit_state=pb.NUMBER_STATE_GIVEN), Number(NumberState.UNKNOWN)),
+        (asked('{"max_tokens":9}'), Number(GIVEN, 9)),
+        (asked('{"max_tokens":9,"n":2}'), Number(GIVEN, 18)),
+        (asked('{"max_tokens":9}', token_limit=7), Number(GIVEN, 9)),
+        (asked('{"max_tokens":9}', token_limit=70), Number(GIVEN, 70)),
+        (asked('{"max_tokens":9}', choices=3), Number(GIVEN, 27)),
+        (asked('{"max_tokens":9,"n":5}', choices=3), Number(GIVEN, 45)),
+        (asked("{}", token_limit=7), Number(GIVEN, 7)),
+        (asked("{}"), Number(NONE)),
+        (asked('{"max_tokens":"9"}', token_limit=7), Number(INVALID)),
+    ],
+)
+def test_the_token_limit(message: pb.EvaluateRequest, number: Number) -> None:
+    """The limit is the larger one that is claimed, times the larger number of choices."""
+    assert read(message).decision_input.token_limit == number
+
+
+@pytest.mark.parametrize(
+    ("message", "number"),
+    [
+        (asked(), Number(NumberState.UNKNOWN)),
+        (asked(prompt_characters=7), Number(GIVEN, 7)),
+        (asked(prompt_characters=-7), Number(INVALID)),
+        (asked(prompt_characters_state=pb.NUMBER_STATE_ABSENT), Number(NONE)),
+        (asked(prompt_characters_state=pb.NUMBER_STATE_INVALID), Number(INVALID)),
+        (asked('{"prompt":"Hello"}', prompt_characters=3), Number(GIVEN, 5)),
+        (asked('{"prompt":"Hello"}', prompt_characters=8), Number(GIVEN, 8)),
+    ],
+)
+def test_the_prompt(message: pb.EvaluateRequest, number: Number) -> None:
+    """The prompt has as many characters as the larger number that is claimed."""
+    assert read(message).decision_input.prompt_chars == number
+
+
+@pytest.mark.parametrize(
+    ("message", "state", "model"),
+    [
+        (asked(), ModelState.UNKNOWN, ""),
+        (asked(model="m"), ModelState.GIVEN, "m"),
+        (asked(model="m" * 256), ModelState.GIVEN, "m" * 256),
+        (asked(model="m" * 257), ModelState.TOO_LONG, ""),
+        (asked(model_state=pb.MODEL_STATE_ABSENT), ModelState.ABSENT, ""),
+        (asked(model="m", model_state=pb.MODEL_STATE_ABSENT), ModelState.GIVEN, "m"),
+        (asked('{"model":"m"}', model_state=pb.MODEL_STATE_ABSENT), ModelState.GIVEN, "m"),
+        (asked("{}", model="m"), ModelState.GIVEN, "m"),
+        (asked(model="m", model_state=pb.MODEL_STATE_CONFLICTING), ModelState.CONFLICTING, ""),
+        (asked('{"model":"m"}'), ModelState.GIVEN, "m"),
+        (asked('{"model":"m"}', model="m"), ModelState.GIVEN, "m"),
+        (asked('{"model":"m"}', model="o"), ModelState.CONFLICTING, ""),
+        (asked('{"model":1}', model="o"), ModelState.NOT_STRING, ""),
+        (asked("{}"), ModelState.ABSENT, ""),
+    ],
+)
+def test_the_model(message: pb.EvaluateRequest, state: ModelState, model: str) -> None:
+    """A model counts where all that is claimed of it agrees."""
+    found = read(message).decision_input
+    assert (found.model_state, found.model) == (state, model)
+
+
+PLACE = "metadata.user_id"
+
+
+@pytest.mark.parametrize(
+    ("message", "trusted", "found"),
+    [
+        (asked(end_users=[pb.EndUser(place=PLACE, value="u")]), (), EndUser(PLACE, VALID, "u")),
+        (
+            asked(end_users=[pb.EndUser(place=PLACE, state=pb.USER_STATE_ABSENT)]),
+            (),
+            EndUser(PLACE, ABSENT),
+        ),
+        (
+            asked(
+                end_users=[
+                    pb.EndUser(place=PLACE, value="u"),
+                    pb.EndUser(place=PLACE, state=pb.USER_STATE_ABSENT),
+                ]
+            ),
+            (),
+            EndUser(PLACE, ABSENT),
+        ),
+        (asked(headers=("X-Person: u",)), (), None),
+        (asked(headers=("X-Person: u",)), ("x-person",), EndUser("header:x-person", VALID, "u")),
+        (
+            asked(headers=("X-Person: u", "x-person: u")),
+            ("x-person",),
+            EndUser("header:x-person", VALID, "u"),
+        ),
+        (
+            asked(headers=("X-Person: u", "x-person: v")),
+            ("x-person",),
+            EndUser("header:x-person", DUPLICATE),
+        ),
+        (asked(end_users=[pb.EndUser(place="header:x-person", value="u")]), (), None),
+        (
+            asked(end_users=[pb.EndUser(place="header:x-person", value="u")]),
+            ("x-person",),
+            EndUser("header:x-person", VALID, "u"),
+        ),
+    ],
+)
+def test_further_places(
+    message: pb.EvaluateRequest, trusted: tuple[str, ...], found: EndUser | None
+) -> None:
+    """A further place counts as the worst that is claimed; that of a header only if trusted."""
+    users = read(message, trusted=frozenset(trusted)).decision_input.end_users
+    place = found.place if found else "header:x-person"
+    assert [one for one in users if one.place == place] == ([found] if found else [])
+
+
+def test_a_header_beside_a_body_that_cannot_be_read() -> None:
+    """What a body cannot tell, a trusted header can."""
+    message = asked("{", headers=("X-Person: u",))
+    message.ClearField("has_user")
+    found = read(message, trusted=frozenset({"x-person"})).decision_input
+    states = {one.place: one.state for one in found.end_users}
+    assert states["header:x-person"] is VALID
+    assert states["user"] is states["safety_identifier"] is UserState.NOT_JSON
+    assert found.unreadable is UserState.NOT_JSON
+
+
+def test_the_endpoints_own_header() -> None:
+    """Sessions of the realtime API take the safety identifier in a header."""
+    header = "OpenAI-Safety-Identifier: u"
+    there = pb.EvaluateRequest(method="POST", path="/v1/realtime/sessions")
+    for path, is_known in ((there.path, True), ("/v1/responses", False)):
+        message = asked(headers=(header,), path=path)
+        users = read(message).decision_input.end_users
+        known = [one for one in users if one.place == "safety_identifier" and one.state is VALID]
+        assert bool(known) == is_known
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model_state": 99},
+        {"token_limit_state": 99},
+        {"prompt_characters_state": 99},
+        {"end_users": [pb.EndUser(place="user", value="u")]},
+        {"end_users": [pb.EndUser(place="messages", value="u")]},
+        {"end_users": [pb.EndUser(place=PLACE, state=99)]},  # type: ignore[arg-type]
+    ],
+)
+def test_malformed_claims(fields: dict[str, Any]) -> None:
+    """A value that the protos do not know is an error that names the field."""
+    with pytest.raises(InvalidDescriptor, match=r"policy\.proto"):
+        read(asked(**fields))
