@@ -222,7 +222,7 @@ async def test_where_settings_are_in_force(console: Console, admin: Visitor) -> 
     [
         ({"name": " "}, "1 to 200 printable characters"),
         ({"accept": ""}, "at least one identifier"),
-        ({"accept": "nickname"}, "An identifier is one of"),
+        ({"accept": "nickname"}, "in which no end user can stand"),
         ({"mode": "sometimes"}, "off, audit, enforce"),
         ({"override": ""}, "any, tighten_only or locked"),
     ],

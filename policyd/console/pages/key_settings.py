@@ -14,7 +14,8 @@ from policyd.console.view.panels import panels, unknown
 from policyd.console.view.render import console, posted, render, shown
 from policyd.console.view.text import sentence
 from policyd.console.view.typed_settings import TypedSettings
-from policyd.engine.model import ApiKey, Override
+from policyd.engine.endpoints import ENDPOINTS, without_place
+from policyd.engine.model import USER, ApiKey, Override
 from policyd.errors import EtagMismatch, InvalidArgument, KeyRevoked
 from policyd.store import MAX_NAME
 
@@ -54,10 +55,22 @@ def _form(
         differing=_differing(key, typed) if conflict else [],
         panels=panels(typed, key.policies, console(request).defaults, problems or {}),
         unknown=unknown(key.policies),
+        without_place=_without_place(key),
         max_name=MAX_NAME,
         overrides=list(Override),
         places=labels.IDENTIFIERS,
         saved=_in_force(request, key) if "saved" in request.query_params else None,
+    )
+
+
+def _without_place(key: ApiKey) -> tuple[list[str], list[str]]:
+    """The operations that have none of the places that a key accepts: those on which `user` counts
+    in their stead, and those on which nothing does."""
+    with_user = {one.operation for one in ENDPOINTS.values() if USER in one.identifiers}
+    operations = without_place(key.accept)
+    return (
+        [one for one in operations if one in with_user],
+        [one for one in operations if one not in with_user],
     )
 
 

@@ -14,24 +14,21 @@ from policyd.console.view import labels
 from policyd.console.view.forms import text
 from policyd.console.view.text import sentence
 from policyd.engine.model import (
+    HEADER_PLACE,
     ApiKey,
     Mode,
     Override,
     Setting,
     Settings,
-    are_identifiers,
+    accept_problem,
     setting_of,
 )
 from policyd.engine.policy import MODES, OVERRIDES, Policy, checked_value
 from policyd.policies import TABLE
 
-_HEADER = "header:"
 _MODES = f"Choose one of {', '.join(MODES)}, or the server's default."
 _OVERRIDES = "Choose who may override: any, tighten_only or locked."
 _NO_PLACE = "Choose at least one identifier that counts as a user."
-_UNKNOWN_PLACE = (
-    "An identifier is one of those below, or the name of a header: letters, digits and hyphens."
-)
 
 
 class TypedPolicy(NamedTuple):
@@ -122,8 +119,8 @@ class TypedSettings:
     def of(cls, key: ApiKey) -> Self:
         """The settings of a key."""
         policies = (_saved(policy, key.policies) for policy in TABLE.policies)
-        places = tuple(place for place in key.accept if not place.startswith(_HEADER))
-        headers = (place.removeprefix(_HEADER) for place in key.accept if place not in places)
+        places = tuple(place for place in key.accept if not place.startswith(HEADER_PLACE))
+        headers = (place.removeprefix(HEADER_PLACE) for place in key.accept if place not in places)
         return cls(key.name, tuple(policies), places, ", ".join(headers))
 
     @classmethod
@@ -136,8 +133,10 @@ class TypedSettings:
     def accept(self, before: tuple[str, ...] = ()) -> tuple[str, ...]:
         """The accepted identifiers. Those of `before` keep their order, as the first valid one
         counts."""
-        names = (name.strip().lower().removeprefix(_HEADER) for name in self.headers.split(","))
-        typed = dict.fromkeys((*self.places, *(_HEADER + name for name in names if name)))
+        names = (
+            name.strip().lower().removeprefix(HEADER_PLACE) for name in self.headers.split(",")
+        )
+        typed = dict.fromkeys((*self.places, *(HEADER_PLACE + name for name in names if name)))
         kept = [place for place in before if place in typed]
         return (*kept, *(place for place in typed if place not in kept))
 
@@ -145,8 +144,8 @@ class TypedSettings:
         """What is wrong, by the field's name."""
         found: dict[str, str] = {}
         accept = self.accept()
-        if not are_identifiers(accept):
-            found["accept"] = _UNKNOWN_PLACE if accept else _NO_PLACE
+        if problem := accept_problem(accept):
+            found["accept"] = sentence(problem) if accept else _NO_PLACE
         for typed in self.policies:
             found |= typed.problems()
         return found
