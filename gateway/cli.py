@@ -6,12 +6,12 @@ from policyd.command.configuration import Options
 from policyd.command.groups import Lazy, LazyGroup
 
 _MODE = (
-    "did you mean --default-mode of policyd serve? Whether users are enforced is set in policyd, "
-    "for all API keys or for each"
+    "did you mean --default-mode of policyd serve? What policies enforce is set in policyd, for all "
+    "API keys or for each"
 )
 OPTIONS = Options(
     "GATEWAY",
-    dict.fromkeys(("enforce_user_ids", "default_mode", "enforce", "mode"), _MODE),
+    dict.fromkeys(("default_mode", "enforce", "mode"), _MODE),
     like=("POLICYD_GATEWAY_",),
 )
 _COMMANDS = {"serve": Lazy("gateway.serve", "serve", "Run the gateway.")}

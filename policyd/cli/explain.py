@@ -1,16 +1,18 @@
 """`policyd explain`: a decision made now, from the store, without a server."""
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from policyd.cli import options
+from policyd.cli import key_settings, options, verdicts
+from policyd.cli.key_settings import Change, Changes
 from policyd.cli.options import HeaderLine, option
 from policyd.descriptor.evaluate_request import read
-from policyd.engine.decision import decide
-from policyd.engine.model import Credential, Decision, KeySettings, Mode
+from policyd.engine.model import Credential, Decision, KeySettings, Settings
 from policyd.keys import api_key
+from policyd.policies import TABLE, decide
 from policyd.settings import MODES
 from policyd.v1 import policy_pb2 as pb
 
@@ -30,18 +32,39 @@ if TYPE_CHECKING:
 @option("--method", default="", help="The HTTP method.")
 @option("--path", default="", help="The path. Without method and path, the request is in scope.")
 @option("--has-user/--no-user", default=None, help="Whether the body names an end user.")
-@option("--body", type=click.File("rb"), help="Read the end user from this body; - for stdin.")
+@option(
+    "--body",
+    type=click.File("rb"),
+    help="Read all that policies judge from this body; - for stdin.",
+)
+@key_settings.policy_option
 @options.default_mode
 @options.common
-def explain(database_url: str, as_json: bool, default_mode: str, **described: Any) -> None:
-    """Say what would be decided of a request, and why. Exits with 1 where it would be denied."""
+def explain(
+    database_url: str,
+    as_json: bool,
+    default_mode: str,
+    policies: tuple[Change, ...],
+    **described: Any,
+) -> None:
+    """Say what would be decided of a request, and why. Exits with 1 where it would be denied.
+
+    The verdict of every policy is shown. With --policy, a policy is set as if the API key had it
+    so, to try it; the key is not changed.
+    """
     message = request(**described)
+    tried = Changes(key_settings.joined(policies))
+    defaults = TABLE.with_original(MODES[default_mode])
     with options.opened(database_url) as store:
-        decision, key = decide_now(store, message, MODES[default_mode])
+        decision, key = decide_now(store, message, tried, defaults)
+    if decision.missing:
+        raise click.UsageError(
+            f"{'; '.join(decision.missing)}: give the request's --method and --path, and its --body"
+        )
     if as_json:
-        options.print_json(as_dict(decision, key))
+        options.print_json(verdicts.as_dict(decision, key))
     else:
-        click.echo(as_text(decision, key))
+        click.echo(verdicts.as_text(decision, key))
     sys.exit(1 if decision.denial else 0)
 
 
@@ -69,52 +92,15 @@ def _header(line: str) -> pb.Header:
 
 
 def decide_now(
-    store: "Store", message: pb.EvaluateRequest, default: Mode
+    store: "Store", message: pb.EvaluateRequest, tried: Changes, defaults: Settings
 ) -> tuple[Decision, KeySettings | None]:
-    """The decision, and the settings of the key if it is in force."""
+    """The decision, and the settings that were tried on the key, if it is in force."""
     decision_input = read(message).decision_input
     settings = None
     if decision_input.credential is Credential.GIVEN:
         digest = api_key.digest(decision_input.key)
         changed = store.keys.changes_since(0).changed
         settings = next((one.settings for one in changed if one.digest == digest), None)
-    return decide(decision_input, settings, default), settings
-
-
-def as_dict(decision: Decision, key: KeySettings | None) -> dict[str, Any]:
-    """The decision as JSON values."""
-    why = decision.explanation
-    denial = decision.denial
-    return {
-        "decision": "deny" if denial else "allow",
-        "would_deny": decision.would_deny,
-        "key_id": key.key_id if key else None,
-        "mode": why.mode.name.lower() if why.mode else None,
-        "source": why.source.name.lower() if why.source else None,
-        "override_ignored": why.ignored.name.lower() if why.ignored else None,
-        "in_scope": why.in_scope,
-        "operation": why.operation or None,
-        "user_state": why.user_state.name.lower(),
-        "identifier": why.identifier or None,
-        "flags": [flag.type for flag in decision.flags],
-        "summary": why.summary,
-        "denial": None
-        if denial is None
-        else {
-            "http_status": denial.status,
-            "headers": dict(denial.headers),
-            "body": denial.body.decode(),
-        },
-    }
-
-
-def as_text(decision: Decision, key: KeySettings | None) -> str:
-    """The decision for people."""
-    shown = as_dict(decision, key)
-    lines = [decision.explanation.summary, ""]
-    for name in ("decision", "key_id", "mode", "source", "operation", "user_state"):
-        lines.append(f"{name.replace('_', ' '):12}{shown[name] or '-'}")
-    lines.append(f"{'flags':12}{', '.join(shown['flags']) or '-'}")
-    if decision.denial:
-        lines.append(f"{'response':12}{decision.denial.status} {decision.denial.body.decode()}")
-    return "\n".join(lines)
+    if settings:
+        settings = replace(settings, policies=tried.applied(settings.policies))
+    return decide(decision_input, settings, defaults), settings

@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from policyd.cli import options
+from policyd.cli import key_settings, options, setting_words
 from policyd.cli.options import option
-from policyd.engine.model import ApiKey
+from policyd.engine.model import IDENTIFIERS, ApiKey
+from policyd.policies import TABLE
 
 if TYPE_CHECKING:
     from policyd.store import Store
@@ -19,12 +20,14 @@ def keys() -> None:
 
 @keys.command()
 @click.argument("name")
-@options.key_settings
+@key_settings.of_key
 @options.common
 def create(name: str, database_url: str, as_json: bool, **settings: Any) -> None:
     """Make the key NAME and print it. It is shown this once."""
+    wanted = key_settings.changes(**settings)
+    accept = IDENTIFIERS if wanted.accept is None else wanted.accept
     with options.opened(database_url, create=True) as store:
-        key, secret = store.keys.create(name, **options.changes(**settings))
+        key, secret = store.keys.create(name, wanted.applied(()), accept)
     if as_json:
         options.print_json(_as_dict(key) | {"key": secret})
         return
@@ -42,7 +45,7 @@ def list_(database_url: str, as_json: bool, revoked: bool) -> None:
     if as_json:
         options.print_json([_as_dict(key) for key in found])
     elif found:
-        rows = [("ID", "NAME", "ENFORCE", "OVERRIDE", "ACCEPT", "STATE"), *map(_row, found)]
+        rows = [_HEADING, *map(_row, found)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
             cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
@@ -60,10 +63,14 @@ def _all_keys(store: "Store", revoked: bool) -> list[ApiKey]:
     return found
 
 
+_HEADING = ("ID", "NAME", "ENFORCE", "OVERRIDE", "ACCEPT", "STATE", "OTHER POLICIES")
+
+
 def _row(key: ApiKey) -> tuple[str, ...]:
-    mode = _mode_name(key) or "default"
+    mode, override = setting_words.original(key.policies)
     state = "revoked" if key.revoked_at else "in force"
-    return key.id, key.name, mode, key.override.name.lower(), ",".join(key.accept), state
+    others = " ".join(setting_words.others(key.policies, are_brief=True)) or "-"
+    return key.id, key.name, mode or "default", override, ",".join(key.accept), state, others
 
 
 @keys.command()
@@ -78,15 +85,13 @@ def show(key_id: str, database_url: str, as_json: bool) -> None:
 @keys.command("set")
 @click.argument("key_id", metavar="ID")
 @option("--name", help="A new name for the key.")
-@options.key_settings
+@key_settings.of_key
 @options.common
 def set_(key_id: str, database_url: str, as_json: bool, name: str | None, **settings: Any) -> None:
     """Change the settings of the key with this ID; a running server follows within a second."""
-    changes = options.changes(**settings) | ({} if name is None else {"name": name})
+    changes = key_settings.changes(**settings).update() | ({} if name is None else {"name": name})
     if not changes:
-        raise click.UsageError(
-            "nothing to change: give an option, such as --enforce-user-ids audit"
-        )
+        raise click.UsageError("nothing to change: give an option, such as --policy NAME=audit")
     with options.opened(database_url) as store:
         _report(store.keys.update(key_id, changes), as_json)
 
@@ -108,24 +113,26 @@ def _report(key: ApiKey, as_json: bool) -> None:
 
 
 def _print_key(key: ApiKey) -> None:
-    for name, value in _as_dict(key).items():
-        shown = ",".join(value) if isinstance(value, list) else value
-        click.echo(f"{name:18}{'-' if shown is None else shown}")
-
-
-def _mode_name(key: ApiKey) -> str | None:
-    return key.mode.name.lower() if key.mode else None
+    shown = _as_dict(key)
+    del shown["policies"]
+    for name, value in shown.items():
+        text = ",".join(value) if isinstance(value, list) else value
+        click.echo(f"{name:18}{'-' if text is None else text}")
+    for number, line in enumerate(setting_words.others(key.policies) or ["-"]):
+        click.echo(f"{'' if number else 'other policies':18}{line}")
 
 
 def _as_dict(key: ApiKey) -> dict[str, Any]:
+    mode, override = setting_words.original(key.policies)
     return {
         "id": key.id,
         "name": key.name,
-        "enforce_user_ids": _mode_name(key),
-        "override": key.override.name.lower(),
+        TABLE.original.name: mode,
+        "override": override,
         "accept": list(key.accept),
         "created_at": key.created_at.isoformat(),
         "updated_at": key.updated_at.isoformat(),
         "revoked_at": key.revoked_at.isoformat() if key.revoked_at else None,
         "revision": key.revision,
+        "policies": setting_words.as_dict(key.policies),
     }

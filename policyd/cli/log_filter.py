@@ -8,13 +8,20 @@ import click
 
 from policyd.cli.options import Moment, option
 from policyd.decision_log.record import Verdict
+from policyd.policies import TABLE
 from policyd.store import LogFilter
 
 _VERDICTS = {verdict.name.lower(): verdict for verdict in Verdict}
 _FILTERS = [
     option("--key-id", default="", metavar="ID", help="Of requests with this API key."),
     option("--decision", type=click.Choice(list(_VERDICTS)), help="With this result."),
-    option("--flag", default="", help="With this flag, such as policy_enforce_user_ids."),
+    option("--flag", default="", help=f"With this flag, such as {TABLE.original.flag}."),
+    # In the environment and the file, the name is that of a key's setting.
+    click.option(
+        "--policy",
+        type=click.Choice(list(TABLE.by_name)),
+        help="Of requests that violate this policy, whether it is enforced or audited.",
+    ),
     option(
         "--operation", default="", help="Of this operation, such as chat_completion or embedding."
     ),
@@ -46,6 +53,7 @@ def log_filter(
     key_id: str,
     decision: str | None,
     flag: str,
+    policy: str | None,
     operation: str,
     user: str,
     trace_id: str,
@@ -55,4 +63,8 @@ def log_filter(
 ) -> LogFilter:
     """What the options of with_filters() ask for."""
     verdict = _VERDICTS[decision] if decision else None
+    if policy:
+        if flag not in ("", TABLE.by_name[policy].flag):
+            raise click.UsageError("give --policy or --flag: the log is searched by one flag")
+        flag = TABLE.by_name[policy].flag
     return LogFilter(key_id, verdict, flag, operation, user, trace_id, since, until, any_id)

@@ -25,6 +25,11 @@ _COMMANDS = {
     "logs": Lazy(
         "policyd.cli.logs", "logs", "Read the decision log: list it, follow it, export it."
     ),
+    "policies": Lazy(
+        "policyd.cli.policies",
+        "policies",
+        "List the policies: what each does, its setting, its header, and the flag that it gives.",
+    ),
     "serve": Lazy("policyd.cli.serve", "serve", "Run policyd: answer gateways, and manage keys."),
     "simulate": Lazy(
         "policyd.cli.simulate",

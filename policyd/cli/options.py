@@ -10,10 +10,8 @@ import click
 
 from policyd.command.configuration import Options
 from policyd.command.database_url import sqlite_file
-from policyd.command.settings import listed
-from policyd.engine.model import Override
 from policyd.errors import StoreUnavailable
-from policyd.settings import MODES, ServerSettings
+from policyd.settings import ServerSettings
 
 if TYPE_CHECKING:
     from policyd.store import Store
@@ -22,15 +20,12 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _MODE = (
     "did you mean --default-mode (POLICYD_DEFAULT_MODE), which holds for API keys that set no "
-    "mode? A key's own mode is set by policyd keys set ID --enforce-user-ids"
+    "mode? A key's own modes are set by policyd keys set ID --policy NAME=MODE"
 )
-OPTIONS = Options(
-    "POLICYD", dict.fromkeys(("enforce_user_ids", "enforce", "mode", "enforce_mode"), _MODE)
-)
+OPTIONS = Options("POLICYD", dict.fromkeys(("enforce", "mode"), _MODE))
 option = OPTIONS.option
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _EPOCH = datetime.fromtimestamp(0, UTC)
-OVERRIDES = {override.name.lower(): override for override in Override}
 
 
 class HeaderLine(click.ParamType[str]):
@@ -95,48 +90,11 @@ class Moment(click.ParamType[datetime]):
 database_url = OPTIONS.setting(ServerSettings, "database_url")
 default_mode = OPTIONS.setting(ServerSettings, "default_mode", help="The server's default mode.")
 
-_key_settings = [
-    option(
-        "--enforce-user-ids",
-        type=click.Choice([*MODES, "default"]),
-        help="What to do with requests that name no end user.",
-    ),
-    option(
-        "--override",
-        type=click.Choice(list(OVERRIDES)),
-        help="How far requests may override it by header.",
-    ),
-    option(
-        "--accept",
-        help="What counts as an end user: user,safety_identifier, as for new keys, or one of them.",
-    ),
-]
-
-
-def key_settings(command: _Command) -> _Command:
-    """The options that set a key's settings; see changes()."""
-    for add in reversed(_key_settings):
-        command = add(command)
-    return command
-
-
-def changes(
-    enforce_user_ids: str | None, override: str | None, accept: str | None
-) -> dict[str, Any]:
-    """What the options of key_settings() ask for, as Keys.update() takes it."""
-    changes: dict[str, Any] = {}
-    if enforce_user_ids is not None:
-        changes["mode"] = MODES.get(enforce_user_ids)
-    if override is not None:
-        changes["override"] = OVERRIDES[override]
-    if accept is not None:
-        changes["accept"] = listed(accept)
-    return changes
+as_json = option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
 
 
 def common(command: _Command) -> _Command:
     """The options of the commands that use the database and exit."""
-    as_json = option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
     return OPTIONS.config(database_url(as_json(command)))
 
 

@@ -1,60 +1,72 @@
 """`policyd simulate`: what other settings would have done, from the decision log."""
 
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 import click
 
-from policyd.cli import options
+from policyd.cli import key_settings, options, setting_words
+from policyd.cli.key_settings import Change, Changes
 from policyd.cli.options import Moment, option
 from policyd.cli.terminal import line, printable
 from policyd.decision_log.export import values
 from policyd.engine.model import ApiKey, KeySettings, Mode
 from policyd.errors import InvalidArgument
+from policyd.policies import TABLE
 from policyd.settings import MODES
 from policyd.simulation import Simulation
 from policyd.simulation import simulate as simulate_requests
 
 
-@click.command()
+_HELP = f"""\
+Say what other settings would have done to the logged requests of the key with this ID.
+
+Policies that are not given are as the key has them. Where none is given: what "enforce" of
+{TABLE.original.title} would have blocked. Nothing is changed.
+"""
+
+
+@click.command(help=_HELP)
 @click.argument("key_id", metavar="ID")
 @option("--since", default="7d", type=Moment(), help="Simulate the requests from then until now.")
-@options.key_settings
+@key_settings.of_key
 @options.default_mode
 @options.common
 def simulate(
     database_url: str, as_json: bool, key_id: str, since: datetime, default_mode: str, **given: Any
 ) -> None:
-    """Say what other settings would have done to the logged requests of the key with this ID.
-
-    Without options: what "enforce" would have blocked. It changes nothing.
-    """
+    """Decide logged requests once more."""
+    wanted = key_settings.changes(**given)
     with options.opened(database_url) as store:
-        key = store.keys.get(key_id)
-        settings = _settings(key, {"mode": Mode.ENFORCE} | options.changes(**given))
+        settings = _settings(store.keys.get(key_id), wanted)
         now = store.time()
-        default = MODES[default_mode]
-        found = simulate_requests(store, key.id, settings, since, now, default)
+        defaults = TABLE.with_original(MODES[default_mode])
+        found = simulate_requests(store, key_id, settings, since, now, defaults)
     if as_json:
         options.print_json(_simulation(found, settings))
     else:
         click.echo(_report(found, settings))
 
 
-def _settings(key: ApiKey, changes: dict[str, Any]) -> KeySettings:
+def _settings(key: ApiKey, wanted: Changes) -> KeySettings:
+    if not any("mode" in one.fields for one in wanted.policies):
+        enforced = Change(TABLE.original.name, {"mode": Mode.ENFORCE})
+        wanted = wanted._replace(policies=(*wanted.policies, enforced))
+    accept = key.accept if wanted.accept is None else wanted.accept
     try:
-        return replace(KeySettings(key.id, key.mode, key.override, key.accept), **changes)
+        return KeySettings(key.id, wanted.applied(key.policies), accept)
     except ValueError as error:
         raise InvalidArgument(str(error)) from None
 
 
 def _simulation(found: Simulation, settings: KeySettings) -> dict[str, Any]:
+    mode, override = setting_words.original(settings.policies)
     return {
         "key_id": settings.key_id,
-        "enforce_user_ids": settings.mode.name.lower() if settings.mode else None,
-        "override": settings.override.name.lower(),
+        TABLE.original.name: mode,
+        "override": override,
         "accept": list(settings.accept),
+        "policies": setting_words.as_dict(settings.policies),
         "requests": found.requests,
         "blocked": found.blocked,
         "by_operation": dict(found.by_operation),
@@ -65,10 +77,11 @@ def _simulation(found: Simulation, settings: KeySettings) -> dict[str, Any]:
 
 
 def _report(found: Simulation, settings: KeySettings) -> str:
-    mode = settings.mode.name.lower() if settings.mode else "default"
+    mode, override = setting_words.original(settings.policies)
+    others = "".join(f", {one}" for one in setting_words.others(settings.policies, are_brief=True))
     share = f" ({found.blocked / found.requests:.1%})" if found.requests else ""
     lines = [
-        f'With "{mode}", override {settings.override.name.lower()}, accepting '
+        f'With "{mode or "default"}", override {override}{others}, accepting '
         f"{', '.join(settings.accept)}: {found.blocked} of {found.requests} requests{share} "
         "would have been blocked."
     ]

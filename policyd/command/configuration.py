@@ -39,7 +39,8 @@ class Options:
 
     A server refuses every name that it does not take itself. The other commands of its program run
     in its environment, and by its file: they refuse what no command of the program takes.
-    `meant` says what to use in place of names that are no setting, or none of a server's.
+    `meant` says what to use in place of names that are no setting, or none of a server's: of these
+    names, and of longer ones that begin with such a word.
     """
 
     def __init__(
@@ -173,7 +174,7 @@ class Options:
     def _refuse_others(self, context: click.Context, name: str, spelling: str, where: str) -> None:
         others = [*_commands_that_take(context.find_root(), self._prefix + name.upper())]
         whose = ", ".join(others[:3]) + (" and others" if others[3:] else "")
-        hint = self._meant.get(name) or f"it is for {whose}, so take it out here"
+        hint = self._hint(name) or f"it is for {whose}, so take it out here"
         raise SettingsError(
             f"{where} sets {spelling}, which means nothing to {context.command_path}: {hint}"
         )
@@ -207,8 +208,11 @@ class Options:
             hint = f"did you mean {spelt(close[0])}?"
         else:
             hint = f"there are {', '.join(map(spelt, sorted(self._known)))}"
-        hint = self._meant.get(name, hint)
+        hint = self._hint(name) or hint
         raise SettingsError(f"{where} sets {spelling}, which is no setting: {hint}")
+
+    def _hint(self, name: str) -> str:
+        return self._meant.get(name) or self._meant.get(name.partition("_")[0], "")
 
 
 def _attributes(one: Setting) -> dict[str, Any]:

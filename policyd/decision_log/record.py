@@ -2,7 +2,8 @@
 
 Records are msgspec structs, written as JSON arrays: the spool, the store and the export share them.
 Fields are only ever added at the end, with a default, so that entries which an older version has
-left in the spool are still read.
+left in the spool are still read. An older version reads those of a newer one, too, without the
+fields that it does not know, but counts an entry as lost where a text is longer than it allows.
 """
 
 import re
@@ -12,7 +13,7 @@ from typing import Annotated
 
 import msgspec
 
-from policyd.engine.model import Ignored, Mode, Source, UserState
+from policyd.engine.model import Ignored, Mode, ModelState, Source, UserState
 
 MAX_TEXT = 256
 """Characters of a text in a record. Longer texts are cut."""
@@ -22,12 +23,19 @@ MAX_TIME = 2**40
 """Microseconds that a request may take: twelve days."""
 MAX_TOKENS = 10**9
 """Tokens that a request may take."""
-FLAG_SETS = (
-    "policy_enforce_user_ids",
-    "invalid_override",
-    "policy_enforce_user_ids,invalid_override",
-)
-"""The values of `flags`, where it is not empty: see engine/decision.py."""
+MAX_PLACE = 128
+"""Characters of the place of an end-user identifier."""
+MAX_SUMMARY = 500
+"""Characters of an explanation, and of all flags together."""
+MAX_ASKED = 1000
+"""Characters of `end_users` and of `header_overrides`."""
+MAX_RESULTS = 16_000
+"""Characters of `results`."""
+MAX_NUMBER = 10**18
+"""A larger number of tokens or characters counts as this one."""
+ABSENT = -1
+INVALID = -2
+"""What stands for a number that a request does not have, or that is none."""
 
 _ID = re.compile("[0-9a-f]{32}")
 _LAST = f"{253402300799999:012x}"
@@ -40,6 +48,9 @@ _Name = Annotated[str, msgspec.Meta(max_length=32)]
 _Status = Annotated[int, msgspec.Meta(ge=0, le=999)]
 _Time = Annotated[int, msgspec.Meta(ge=0, le=MAX_TIME)]
 _Tokens = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
+_Summary = Annotated[str, msgspec.Meta(max_length=MAX_SUMMARY)]
+_Asked = Annotated[str, msgspec.Meta(max_length=MAX_ASKED)]
+_Number = Annotated[int, msgspec.Meta(ge=INVALID, le=MAX_NUMBER)]
 
 
 class Verdict(IntEnum):
@@ -102,10 +113,10 @@ class Record(msgspec.Struct, frozen=True, array_like=True, tag="D"):
     in_scope: bool
     user_state: UserState
     """The state of the identifier that decided."""
-    identifier: _Name
-    summary: Annotated[str, msgspec.Meta(max_length=500)]
+    identifier: Annotated[str, msgspec.Meta(max_length=MAX_PLACE)]
+    summary: _Summary
     """The explanation in words."""
-    flags: Annotated[str, msgspec.Meta(max_length=100)]
+    flags: _Summary
     """The types of the flags, separated by commas."""
     revision: Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
     body_user: UserState
@@ -129,6 +140,21 @@ class Record(msgspec.Struct, frozen=True, array_like=True, tag="D"):
     """Whether `policyd demo` has made the request up."""
     outcome: Outcome | None = None
     """None: no gateway has reported it yet."""
+    token_limit: _Number | None = None
+    """The tokens that the request allows the answer, of all choices together. ABSENT, INVALID;
+    None: not known."""
+    prompt_chars: _Number | None = None
+    """The characters of the prompt, in the same way."""
+    model_state: ModelState = ModelState.UNKNOWN
+    end_users: _Asked = ""
+    """The states of the further places of an end user, as a JSON object. "": there are none."""
+    header_overrides: _Asked = ""
+    """What the override headers of further policies asked for: a JSON object with a list of values
+    for each header; "" where there are none."""
+    results: Annotated[str, msgspec.Meta(max_length=MAX_RESULTS)] = ""
+    """The results of all policies that are set, as a JSON array: of each, [policy, mode, value,
+    source, ignored, message or null]. "": only policies.ORIGINAL is set, and the fields above are
+    its result."""
 
     @property
     def is_key_refused(self) -> bool:

@@ -28,6 +28,7 @@ from policyd.demo import sample as demo_sample
 from policyd.demo.upstream import DemoUpstream
 from policyd.engine.model import Mode
 from policyd.errors import SettingsError
+from policyd.policies import TABLE
 from policyd.server.server import Server
 from policyd.settings import ServerSettings
 from policyd.store import Store
@@ -123,7 +124,7 @@ def _first_key(database_url: str, sample: bool) -> str | None:
         store.migrate()
         if store.keys.list(limit=1, show_revoked=True):
             return None
-        key, secret = store.keys.create("demo", Mode.ENFORCE)
+        key, secret = store.keys.create("demo", TABLE.with_original(Mode.ENFORCE))
         if sample:
             demo_sample.fill(store, key.id)
         return secret

@@ -175,7 +175,7 @@ def _overridden(one: Plan, given: DecisionInput) -> Plan:
 
 def _judge(one: Plan, attributes: Attributes, unreadable: UserState) -> _Judged:
     policy, result = one.policy, one.result
-    if result.mode is Mode.OFF or not _applies(policy, attributes.operation):
+    if result.mode is Mode.OFF or not policy.applies_to(attributes.operation):
         return _Judged(result)
     if policy.needs:
         unknown = [need for need in policy.needs if not need.is_known(attributes)]
@@ -190,11 +190,6 @@ def _judge(one: Plan, attributes: Attributes, unreadable: UserState) -> _Judged:
     except Exception as error:  # noqa: BLE001  # A policy's fault must not let a request pass.
         return _Judged(result._replace(has_failed=True), failure=(policy.name, error))
     return _Judged(result._replace(violation=violation) if violation else result)
-
-
-def _applies(policy: Policy, operation: str) -> bool:
-    # What is not known may be one of them.
-    return not policy.operations or not operation or operation in policy.operations
 
 
 def _unreadable(policy: Policy, state: UserState) -> Violation:

@@ -111,6 +111,10 @@ class Policy:
         """The type of the flag of a request that violates it."""
         return f"policy_{self.name}"
 
+    def applies_to(self, operation: str) -> bool:
+        """Whether it judges requests of an operation. One that is not known may be any."""
+        return not self.operations or not operation or operation in self.operations
+
 
 class Table:
     """All policies, in their order."""

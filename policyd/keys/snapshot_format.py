@@ -1,7 +1,8 @@
 """The form of a snapshot's file: a head of 512 bytes, then the settings.
 
     head      JSON, a line feed, the JSON's SHA-256 in hexadecimal, a line feed, then spaces
-    settings  pieces of up to 500 keys: the piece's length in 4 bytes, then MessagePack
+    settings  pieces of up to 500 keys: the piece's length in 4 bytes, then MessagePack: the
+              different settings, and each key's digest and ID with the number of its settings
 
 The head says of which database and revision the settings are, in which form they are written, and
 when the database was last followed; it holds the length and the SHA-256 of all pieces together.
@@ -16,14 +17,14 @@ import hashlib
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from itertools import islice
 
 import msgspec
 
-from policyd.engine.model import KeySettings
+from policyd.engine.model import KeySettings, Setting, Settings
 from policyd.errors import SnapshotUnusable
 
 HEAD_SIZE = 512
@@ -32,21 +33,23 @@ PIECE = 500
 """Keys of one piece. Between two pieces other threads have a turn."""
 FUTURE = 60.0
 """Seconds that a clock may have gone back since the file was written."""
-_FORMAT = 1
+_FORMAT = 2
 # A module's name is no part of the form: types were written with this one first.
 _MODULE = "policyd.engine.model", "policyd.model"
+_FIELDS = [(field.name, field.type) for field in fields(KeySettings)]
+_FIELDS += Setting.__annotations__.items()
 _FORM = hashlib.sha256(
-    repr(
-        [(field.name, str(field.type).replace(*_MODULE)) for field in fields(KeySettings)]
-    ).encode()
+    repr([(name, str(kind).replace(*_MODULE)) for name, kind in _FIELDS]).encode()
 ).hexdigest()[:16]
 """Which fields the settings of a key have. A version with other fields could read them wrong."""
 _LENGTH = struct.Struct(">I")
 _TRIES = 3
 """How often a head is read that another process may be renewing."""
-_Rows = list[tuple[bytes, KeySettings]]
+_Shared = tuple[Settings, tuple[str, ...]]
+"""What keys share: their policies' settings, and the identifiers that they accept."""
+_Piece = tuple[list[_Shared], list[tuple[bytes, str, int]]]
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(_Rows).decode
+_decode = msgspec.msgpack.Decoder(_Piece).decode
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,10 +94,19 @@ _decode_head = msgspec.json.Decoder(Head).decode
 def pieces(settings: dict[bytes, KeySettings]) -> Iterator[bytes]:
     rows = iter(settings.items())
     while some := list(islice(rows, PIECE)):
-        content = _encode(some)
+        content = _encode(_piece(some))
         yield _LENGTH.pack(len(content)) + content
         # Decisions come first: a thread that waits for the interpreter gets it now.
         time.sleep(0)
+
+
+def _piece(rows: Iterable[tuple[bytes, KeySettings]]) -> _Piece:
+    numbers: dict[_Shared, int] = {}
+    keys = [
+        (digest, one.key_id, numbers.setdefault((one.policies, one.accept), len(numbers)))
+        for digest, one in rows
+    ]
+    return list(numbers), keys
 
 
 def sealed(head: Head) -> bytes:
@@ -124,11 +136,16 @@ def read_settings(descriptor: int, head: Head) -> dict[bytes, KeySettings]:
     if len(content) != head.size or hashlib.sha256(content).hexdigest() != head.checksum:
         raise SnapshotUnusable("it is damaged")
     settings: dict[bytes, KeySettings] = {}
+    known: dict[_Shared, _Shared] = {}
     try:
         with _no_collection():
             for piece in _cut(content):
-                settings.update(_decode(piece))
-    except (msgspec.MsgspecError, struct.error):
+                found, keys = _decode(piece)
+                # Keys with equal settings share them in memory, too.
+                shared = [known.setdefault(one, one) for one in found]
+                for digest, key_id, number in keys:
+                    settings[digest] = KeySettings(key_id, *shared[number])
+    except (msgspec.MsgspecError, struct.error, IndexError, ValueError):
         raise SnapshotUnusable("it is of another version of policyd") from None
     if len(settings) != head.keys:
         raise SnapshotUnusable("it is damaged")

@@ -8,17 +8,26 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from policyd.decision_log.record import FLAG_SETS, Outcome, Record, Verdict, first_id
+from policyd.decision_log.record import Outcome, Record, Verdict, first_id
 from policyd.store.database import Id, metadata
 
-FIELDS = Record.__struct_fields__[:-1]
-"""The columns of a decision, by the names and in the order of Record's fields."""
+OUTCOME_AT = Record.__struct_fields__.index("outcome")
+"""The place of the outcome among Record's fields."""
+FIELDS = Record.__struct_fields__[:OUTCOME_AT] + Record.__struct_fields__[OUTCOME_AT + 1 :]
+"""The columns of a decision, by the names and in the order of Record's other fields."""
 OUTCOME_COLUMNS = tuple("outcome_" + name for name in Outcome.__struct_fields__[1:])
 """The columns of its outcome, by the names and in the order of Outcome's fields."""
 
 
-def _text(name: str, length: int) -> sa.Column[str]:
-    return sa.Column(name, sa.String(length), nullable=False, default="")
+def _text(name: str, length: int, before: int = 0) -> sa.Column[str]:
+    """A text of up to `length` characters; `before`, in older forms."""
+    # SQLite bounds no text, and keeps the length that a column was made with.
+    kind = sa.String(length).with_variant(sa.String(before or length), "sqlite")
+    return sa.Column(name, kind, nullable=False, default="")
+
+
+def _long_text(name: str) -> sa.Column[str]:
+    return sa.Column(name, sa.Text, nullable=False, default="", server_default="")
 
 
 decisions = sa.Table(
@@ -34,9 +43,9 @@ decisions = sa.Table(
     sa.Column("ignored", sa.SmallInteger, nullable=False),
     sa.Column("in_scope", sa.Boolean, nullable=False),
     sa.Column("user_state", sa.SmallInteger, nullable=False),
-    _text("identifier", 32),
+    _text("identifier", 128, before=32),
     _text("summary", 500),
-    _text("flags", 100),
+    _text("flags", 500, before=100),
     sa.Column("revision", sa.BigInteger, nullable=False),
     sa.Column("body_user", sa.SmallInteger, nullable=False),
     sa.Column("body_safety_identifier", sa.SmallInteger, nullable=False),
@@ -63,6 +72,12 @@ decisions = sa.Table(
     sa.Column("outcome_cached_tokens", sa.BigInteger),
     sa.Column("outcome_cost_nano", sa.BigInteger),
     sa.Column("outcome_cache_write_tokens", sa.BigInteger),
+    sa.Column("token_limit", sa.BigInteger),
+    sa.Column("prompt_chars", sa.BigInteger),
+    sa.Column("model_state", sa.SmallInteger, nullable=False, server_default="0"),
+    _long_text("end_users"),
+    _long_text("header_overrides"),
+    _long_text("results"),
     sa.Index("ix_decisions_key", "key_id", "id"),
     sa.Index("ix_decisions_key_verdict", "key_id", "verdict", "id"),
     sa.Index("ix_decisions_verdict", "verdict", "id"),
@@ -86,6 +101,8 @@ _sparse("ix_decisions_request", "request_id")
 _sparse("ix_decisions_openai", "outcome_openai_id")
 _SPARSE = ("flags", "end_user", "trace_id", "request_id", "outcome_openai_id")
 """The columns with a partial index."""
+_AT_ONCE = 50
+"""Sets of flags that one query looks for."""
 _IDS = ("id", "request_id", "trace_id", "outcome_openai_id")
 """The columns by which a request is found."""
 
@@ -107,18 +124,59 @@ class LogFilter:
     """An ID of any kind: the decision's, the caller's for the request, the trace's or OpenAI's."""
 
 
-def page_query(wanted: LogFilter, after: str, newer_than: str, limit: int) -> sa.Select[Any]:
-    """The query of Log.page(): it follows an index from its newest end and stops at `limit`."""
+def newest(
+    connection: sa.Connection, wanted: LogFilter, after: str, newer_than: str, limit: int
+) -> list[Record]:
+    """The page of Log.page()."""
+    every = _flag_sets(connection, wanted)
+    if every is None:
+        query = page_query(wanted, after, newer_than, limit)
+        return [read_record(row) for row in connection.execute(query)]
+    rows: list[sa.Row[Any]] = []
+    for start in range(0, len(every), _AT_ONCE):
+        some = every[start : start + _AT_ONCE]
+        rows += connection.execute(page_query(wanted, after, newer_than, limit, some))
+    rows.sort(key=lambda row: row.id, reverse=True)
+    return [read_record(row) for row in rows[:limit]]
+
+
+def _flag_sets(connection: sa.Connection, wanted: LogFilter) -> list[str] | None:
+    """The sets of flags in the log that hold the wanted one. None: every set is wanted."""
+    if not wanted.flag:
+        return None
+    found = connection.execute(flag_sets_query()).scalars()
+    return [one for one in found if wanted.flag in one.split(",")]
+
+
+def flag_sets_query() -> sa.Select[Any]:
+    """The different sets of flags in the log. It reads one entry of the index for each of them, as
+    it looks for the next larger one each time."""
+    flags = decisions.c.flags
+    least = sa.select(sa.func.min(flags)).where(flags != sa.literal_column("''"))
+    sets = least.cte("sets", recursive=True)
+    known = sets.c[0]
+    following = least.where(flags > known).correlate(sets).scalar_subquery()
+    sets = sets.union_all(sa.select(following).where(known.is_not(None)))
+    return sa.select(sets.c[0]).where(sets.c[0].is_not(None))
+
+
+def page_query(
+    wanted: LogFilter, after: str, newer_than: str, limit: int, flag_sets: Sequence[str] = ()
+) -> sa.Select[Any]:
+    """The query of a page: it follows an index from its newest end and stops at `limit`.
+
+    `flag_sets` are those of which any is wanted, where a flag is.
+    """
     query = sa.select(decisions).where(*conditions(wanted))
     if after:
         query = query.where(decisions.c.id < after)
     if newer_than:
         query = query.where(decisions.c.id > newer_than)
-    if not (wanted.flag or wanted.any_id):
+    if not (flag_sets or wanted.any_id):
         return query.order_by(decisions.c.id.desc()).limit(limit)
     # Rows found along one index are in order of time, but those of several indexes are not. So up
     # to `limit` rows are read along each, and sorted together.
-    flags, ids = _flags(wanted.flag), _ids(wanted.any_id)
+    flags, ids = [_equal("flags", one) for one in flag_sets], _ids(wanted.any_id)
     if flags and ids:
         query = query.where(sa.or_(*(sa.and_(*one) for one in flags)))
     parts = [
@@ -140,14 +198,6 @@ def usage_query(users: Sequence[str], key_id: str, limit: int) -> sa.CompoundSel
         for user in users
     ]
     return sa.union_all(*map(sa.select, parts))
-
-
-def _flags(flag: str) -> list[list[sa.ColumnElement[bool]]]:
-    """Conditions, one for each set of flags that holds `flag`."""
-    if not flag:
-        return []
-    sets = [one for one in FLAG_SETS if flag in one.split(",")]
-    return [_equal("flags", one) for one in sets or [""]]
 
 
 def _ids(any_id: str) -> list[list[sa.ColumnElement[bool]]]:
@@ -193,4 +243,5 @@ def read_record(row: Any) -> Record:
     outcome = None
     if row.outcome_ending is not None:
         outcome = ["O", row.id, *(values[name] for name in OUTCOME_COLUMNS)]
-    return msgspec.convert(["D", *(values[name] for name in FIELDS), outcome], Record)
+    found = [values[name] for name in FIELDS]
+    return msgspec.convert(["D", *found[:OUTCOME_AT], outcome, *found[OUTCOME_AT:]], Record)

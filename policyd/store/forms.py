@@ -9,13 +9,14 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from policyd.decision_log.record import first_id, moment
 from policyd.errors import StoreUnavailable
-from policyd.store import migrations
+from policyd.store import log_indexes, migrations
 from policyd.store.clock import database_time, midnight
 from policyd.store.database import MIGRATING, reading, writing
 
@@ -26,6 +27,8 @@ _OTHERS = 600.0
 """Seconds to wait for another process that migrates the same database."""
 _PARTITIONED = "0009"
 """The form from which on PostgreSQL's log is partitioned by days."""
+_NO_FLAGS = "0010"
+"""The form in which PostgreSQL's log has no index of flags: see log_indexes.py."""
 _BUSY = ("55P03", "40P01")
 """PostgreSQL's codes for a lock that was not free in time, and for a deadlock."""
 _EXISTS = ("42710", "42P07")
@@ -49,22 +52,48 @@ def migrate(engine: sa.Engine) -> None:
         with writing(engine, MIGRATING) as connection:
             migrations.upgrade(connection)
         return
-    if found.revision is not None and found.revision < _PARTITIONED:
-        _prove_bound(engine)
-    _patiently(engine, _upgrade)
+    if found.revision is not None:
+        if found.revision < _PARTITIONED:
+            _prove_bound(engine)
+        _upgrade(engine, _NO_FLAGS)
+        log_indexes.build(engine)
+    _upgrade(engine)
 
 
-def _upgrade(connection: sa.Connection) -> None:
+def _upgrade(engine: sa.Engine, to: str = migrations.HEAD) -> None:
     end = time.monotonic() + _OTHERS
-    locked = sa.select(sa.func.pg_try_advisory_xact_lock(migrations.POSTGRESQL_LOCK))
-    while not connection.execute(locked).scalar_one():
+    # Another process that migrates may have to wait for all older transactions to end. So this one
+    # has none open while it waits for its turn.
+    while not _patiently(engine, partial(_try_to_upgrade, to=to)):
         if time.monotonic() > end:
             raise StoreUnavailable(
                 "another policyd has been migrating this database for ten minutes: see what it "
                 "waits for, end it, and try again"
             )
         time.sleep(0.2)
-    migrations.upgrade(connection)
+
+
+def _try_to_upgrade(connection: sa.Connection, to: str) -> bool:
+    """Whether it was this process's turn."""
+    locked = sa.select(sa.func.pg_try_advisory_xact_lock(migrations.POSTGRESQL_LOCK))
+    if not connection.execute(locked).scalar_one():
+        return False
+    migrations.upgrade(connection, to)
+    return True
+
+
+def downgrade(engine: sa.Engine, to: str, *, force: bool = False) -> None:
+    """Take the tables back to an older form, for a version that does not know this one's. No server
+    may use the database meanwhile.
+
+    Raises StoreUnusable where that would lose settings of keys, unless it is forced.
+    """
+    step = partial(migrations.downgrade, to=to, force=force)
+    if engine.dialect.name == "postgresql":
+        _patiently(engine, step)
+        return
+    with writing(engine, MIGRATING) as connection:
+        step(connection)
 
 
 def _prove_bound(engine: sa.Engine) -> None:
@@ -98,22 +127,22 @@ def _validate_bound(connection: sa.Connection) -> None:
 
 
 def _patiently(
-    engine: sa.Engine, step: Callable[[sa.Connection], None], ignore: Sequence[str] = ()
-) -> None:
+    engine: sa.Engine, step: Callable[[sa.Connection], bool | None], ignore: Sequence[str] = ()
+) -> bool | None:
     """Take a step in a transaction of its own, and try again where a lock is not free soon."""
     for left in reversed(range(_TRIES)):
         try:
             with writing(engine, MIGRATING) as connection:
                 connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_LOCK_WAIT}'")
-                step(connection)
-            return
+                return step(connection)
         except StoreUnavailable as error:
             state = sqlstate(error)
             if state in ignore:
-                return
+                return None
             if state not in _BUSY or not left:
                 raise
         time.sleep(random.uniform(0.2, 1.0))  # noqa: S311  # keeps no secret
+    return None
 
 
 def sqlstate(error: StoreUnavailable) -> str:

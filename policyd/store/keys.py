@@ -6,7 +6,6 @@ misses none, whatever else commits at the same time. A revoked key stays as a ro
 workers must learn of it too. A revision is unmistakable only with its epoch: see epochs.py.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -19,19 +18,18 @@ from policyd.engine.model import (
     KeyChange,
     KeyChanges,
     KeySettings,
-    Mode,
-    Override,
-    are_identifiers,
 )
 from policyd.errors import EtagMismatch, InvalidArgument, KeyNotFound, KeyRevoked
 from policyd.keys import api_key
-from policyd.store import hints
+from policyd.keys.settings import Change, changed
+from policyd.store import hints, key_settings
 from policyd.store.database import Moment, metadata, now, reading, writing
 from policyd.store.epochs import epoch_of, epochs
+from policyd.store.key_settings import Accept
 
 MAX_NAME = 200
 """Characters of a key's name."""
-CHANGEABLE = ("name", "mode", "override", "accept")
+CHANGEABLE = ("name", "policies", "accept")
 """The fields of an ApiKey that Keys.update() takes."""
 
 _revision = sa.Table(
@@ -48,7 +46,8 @@ _keys = sa.Table(
     sa.Column("digest", sa.LargeBinary(32), nullable=False, unique=True),
     sa.Column("mode", sa.SmallInteger),
     sa.Column("override", sa.SmallInteger, nullable=False),
-    sa.Column("accept", sa.String(200), nullable=False),
+    sa.Column("accept", Accept, nullable=False),
+    sa.Column("policies", sa.Text, nullable=False, server_default="{}"),
     sa.Column("created_at", Moment, nullable=False),
     sa.Column("updated_at", Moment, nullable=False),
     sa.Column("revoked_at", Moment),
@@ -65,8 +64,7 @@ class Keys:
     def create(
         self,
         name: str,
-        mode: Mode | None = None,
-        override: Override = Override.ANY,
+        policies: Change = (),
         accept: tuple[str, ...] = IDENTIFIERS,
     ) -> tuple[ApiKey, str]:
         """Make a key. Returns its settings and the key itself, which is stored as a digest only.
@@ -74,7 +72,8 @@ class Keys:
         Raises InvalidArgument.
         """
         key = api_key.generate()
-        row = _valid({"name": name, "mode": mode, "override": override, "accept": accept})
+        row = _valid({"name": name, "accept": accept})
+        row |= key_settings.row(changed((), policies))
         at = now()  # It is only shown, so this machine's clock will do.
         row |= {"id": api_key.generate_id(), "digest": api_key.digest(key)}
         row |= {"created_at": at, "updated_at": at, "revoked_at": None}
@@ -103,17 +102,21 @@ class Keys:
             return _read(connection, key_id)
 
     def update(self, key_id: str, changes: Mapping[str, object], etag: str | None = None) -> ApiKey:
-        """Change some of CHANGEABLE.
+        """Change some of CHANGEABLE. `policies` are all that the key then has, or a function that
+        makes them of those that it has.
 
         Raises KeyNotFound, KeyRevoked, EtagMismatch or InvalidArgument.
         """
         row = _valid(changes)
-        if not row:
+        policies: Change | None = row.pop("policies", None)
+        if not changes:
             raise InvalidArgument(f"nothing to change: name one of {', '.join(CHANGEABLE)}")
         with self._change() as (connection, revision):
             current = _read(connection, key_id, etag)
             if current.revoked_at:
                 raise KeyRevoked(f"{key_id} is revoked and cannot be changed: create a new key")
+            if policies is not None:
+                row |= key_settings.row(changed(current.policies, policies))
             return _write(connection, key_id, row, revision)
 
     def revoke(self, key_id: str, etag: str | None = None) -> ApiKey:
@@ -165,7 +168,7 @@ def _valid(changes: Mapping[str, Any]) -> dict[str, Any]:
     if "name" in row:
         row["name"] = _valid_name(row["name"])
     if "accept" in row:
-        row["accept"] = json.dumps(_valid_accept(row["accept"]))
+        row["accept"] = key_settings.accept_text(row["accept"])
     return row
 
 
@@ -174,12 +177,6 @@ def _valid_name(name: str) -> str:
     if not name or len(name) > MAX_NAME or not name.isprintable():
         raise InvalidArgument(f"a key's name has 1 to {MAX_NAME} printable characters")
     return name
-
-
-def _valid_accept(accept: tuple[str, ...]) -> list[str]:
-    if not are_identifiers(accept):
-        raise InvalidArgument(f"accept takes one or more of {', '.join(IDENTIFIERS)}")
-    return list(dict.fromkeys(accept))
 
 
 def _read(connection: sa.Connection, key_id: str, etag: str | None = None) -> ApiKey:
@@ -207,9 +204,8 @@ def _api_key(row: Any) -> ApiKey:
     return ApiKey(
         id=row.id,
         name=row.name,
-        mode=Mode(row.mode) if row.mode else None,
-        override=Override(row.override),
-        accept=tuple(json.loads(row.accept)),
+        policies=key_settings.policies(row.mode, row.override, row.policies),
+        accept=key_settings.accept(row.accept),
         created_at=row.created_at,
         updated_at=row.updated_at,
         revoked_at=row.revoked_at,
@@ -220,5 +216,5 @@ def _api_key(row: Any) -> ApiKey:
 def _key_change(row: Any) -> KeyChange:
     if row.revoked_at:
         return KeyChange(row.digest, None)
-    key = _api_key(row)
-    return KeyChange(row.digest, KeySettings(key.id, key.mode, key.override, key.accept))
+    settings = key_settings.policies(row.mode, row.override, row.policies)
+    return KeyChange(row.digest, KeySettings(row.id, settings, key_settings.accept(row.accept)))

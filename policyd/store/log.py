@@ -43,9 +43,10 @@ from policyd.store.database import (
 from policyd.store.days import make_days
 from policyd.store.decisions import (
     FIELDS,
+    OUTCOME_AT,
     LogFilter,
     decisions,
-    page_query,
+    newest,
     read_record,
     usage_query,
 )
@@ -130,9 +131,8 @@ class Log:
     ) -> list[Record]:
         """Up to `limit` decisions, newest first: those older than the one with the ID `after`, and
         newer than the one with the ID `newer_than`."""
-        query = page_query(wanted, after, newer_than, limit)
         with reading(self._engine, LONG) as connection:
-            return [read_record(row) for row in connection.execute(query)]
+            return newest(connection, wanted, after, newer_than, limit)
 
     def usage(
         self, users: Iterable[str], *, key_id: str = "", limit: int = 20
@@ -243,8 +243,9 @@ def _commonest(counted: Counter[str]) -> list[str]:
 def _insert(connection: sa.Connection, records: Iterable[Record], tally: Tally) -> None:
     rows = []
     for record in records:
-        values = map(storable, msgspec.to_builtins(record)[1:])
-        rows.append(dict(zip(FIELDS, values, strict=False)))
+        values = msgspec.to_builtins(record)[1:]
+        del values[OUTCOME_AT]
+        rows.append(dict(zip(FIELDS, map(storable, values), strict=True)))
         tally.count(record)
     if rows:
         connection.execute(sa.insert(decisions), rows)

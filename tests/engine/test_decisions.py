@@ -1,6 +1,7 @@
 """The decision tables in tests/decisions, run through the engine."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,10 @@ def message(denial: Denial | None) -> str | None:
 @pytest.mark.parametrize("case", CASES)
 def test_case(case: dict[str, Any]) -> None:
     """Every case of the tables is decided as the table states."""
+    if "error" in case:
+        with pytest.raises(ValueError, match=re.escape(case["error"])):
+            settings(case)
+        return
     descriptor = request(case["request"])
     if case.get("no_key"):
         descriptor.key = ""

@@ -19,6 +19,7 @@ import pytest
 import sqlalchemy as sa
 
 from policyd.engine.model import Mode
+from policyd.policies import TABLE
 from policyd.store import LogFilter, Store
 from policyd.v1 import admin_pb2 as pb
 from policyd.v1.admin_pb2_grpc import AdminServiceStub
@@ -157,7 +158,7 @@ def until(holds: Callable[[], bool]) -> None:
 
 def key_of(url: str) -> str:
     with closing(Store(url)) as store:
-        return store.keys.create("app", Mode.ENFORCE)[1]
+        return store.keys.create("app", TABLE.with_original(Mode.ENFORCE))[1]
 
 
 @pytest.mark.timeout(240)

@@ -24,6 +24,7 @@ from policyd.engine.model import (
     KeySettings,
     Mode,
     Override,
+    Setting,
 )
 from policyd.errors import RevisionNotReached, SnapshotUnusable
 from policyd.keys import api_key, snapshot_format, snapshot_keeper
@@ -31,6 +32,7 @@ from policyd.keys.key_table import KeyTable
 from policyd.keys.snapshot import SnapshotFile
 from policyd.keys.snapshot_format import Head
 from policyd.keys.snapshot_keeper import SnapshotKeeper, place_of
+from policyd.policies import TABLE
 from tests.support.load import PATIENCE
 
 IDENTITY, PLACE = "database", place_of("sqlite:///policyd.db")
@@ -40,9 +42,10 @@ HOUR = 3600.0
 def keys(count: int) -> dict[bytes, KeySettings]:
     """Keys with settings of each kind."""
     kinds = [
-        (mode, override, accept)
+        (((TABLE.original.name, Setting(mode, "", override)), *more), accept)
         for mode in (None, *Mode)
         for override in Override
+        for more in ((), (("of_a_newer_version", Setting(Mode.ENFORCE, "é, 1", None)),))
         for accept in (IDENTIFIERS, (SAFETY_IDENTIFIER,))
     ]
     return {
@@ -90,7 +93,7 @@ def test_it_holds_no_key_and_no_name(file: SnapshotFile, tmp_path: Path) -> None
     key = api_key.generate()
     file.keep(head(), {api_key.digest(key): KeySettings("key_1")})
     assert key.encode() not in (tmp_path / "snapshot").read_bytes()
-    assert {one.name for one in fields(KeySettings)} == {"key_id", "mode", "override", "accept"}
+    assert {one.name for one in fields(KeySettings)} == {"key_id", "policies", "accept"}
 
 
 @pytest.mark.slow
@@ -144,9 +147,9 @@ def test_one_that_is_newer_stays(file: SnapshotFile) -> None:
 def test_the_form_is_no_matter_of_modules() -> None:
     """A version whose modules have other names reads it: the form changes with the fields alone.
 
-    This one is of the first version that wrote snapshots; with a field more it is another one.
+    This one is of the first version that knew several policies; with a field more it is another.
     """
-    assert snapshot_format._FORM == "18e49b6ded8fa4d4"
+    assert snapshot_format._FORM == "ae62d789d2634461"
 
 
 @pytest.mark.parametrize("other", [{"form": "x"}, {"format": 99}])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policyd.decision_log.record import FLAG_SETS, Ending, Record, Verdict, is_decision_id, moment
+from policyd.decision_log.record import Ending, Record, Verdict, is_decision_id, moment
 from policyd.engine.model import Source, UserState
 from policyd.errors import DecisionNotFound
 from policyd.store import Counts, LogFilter, Store
@@ -116,7 +116,9 @@ def test_pages(store: Store) -> None:
 
 def test_filters(store: Store) -> None:
     """Each filter selects what it names, and several select the decisions that fit them all."""
-    audited = record(verdict=Verdict.WOULD_DENY, flags=FLAG_SETS[2], key_id="key_2")
+    audited = record(
+        verdict=Verdict.WOULD_DENY, flags="policy_enforce_user_ids,invalid_override", key_id="key_2"
+    )
     blocked = denied(trace_id="t-1", operation="embedding")
     odd = record(START + HOUR, flags="invalid_override", end_user="bob")
     plain = record(START + 2 * HOUR)

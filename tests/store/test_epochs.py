@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from policyd.engine.model import Mode
+from policyd.engine.model import KeySettings, Mode
 from policyd.errors import StoreUnavailable, WrongDatabase
 from policyd.keys.key_table import KeyTable
+from policyd.policies import TABLE
 from policyd.store import Store, checkpoints, damage
 from policyd.store.checkpoints import Checkpoints, Counts, Written
 from policyd.store.engine import make_file, open_engine
@@ -26,6 +27,10 @@ def execute(url: str, *statements: str, **values: object) -> None:
         for statement in statements:
             connection.execute(sa.text(statement), values)
     engine.dispose()
+
+
+def mode_of(settings: KeySettings) -> Mode | None:
+    return TABLE.original_of(settings.policies).mode
 
 
 def test_each_revision_has_an_epoch(store: Store) -> None:
@@ -53,7 +58,7 @@ def test_another_history(store: Store, new_database: str, more: int) -> None:
     for number in range(3):
         store.keys.create(f"kept {number}")
     key, _ = store.keys.create("changed later")
-    known = store.keys.update(key.id, {"mode": Mode.OFF}).revision
+    known = store.keys.update(key.id, {"policies": TABLE.with_original(Mode.OFF)}).revision
     epoch = store.keys.changes_since(0).epoch
     # Like a backup from before the last change.
     execute(
@@ -64,11 +69,11 @@ def test_another_history(store: Store, new_database: str, more: int) -> None:
         back=known - 2,
     )
     for _ in range(2 + more):
-        store.keys.update(key.id, {"mode": Mode.AUDIT})
+        store.keys.update(key.id, {"policies": TABLE.with_original(Mode.AUDIT)})
     found = store.keys.changes_since(known, epoch)
     assert found.everything
     assert found.revision == known + more
-    modes = {change.settings.mode for change in found.changed if change.settings}
+    modes = {mode_of(change.settings) for change in found.changed if change.settings}
     assert modes == {None, Mode.AUDIT}
 
 
@@ -84,10 +89,10 @@ def test_changes_of_an_older_version(store: Store, new_database: str) -> None:
     )
     found = store.keys.changes_since(known.revision, known.epoch)
     assert not found.everything
-    assert [change.settings.mode for change in found.changed if change.settings] == [Mode.OFF]
+    assert [mode_of(change.settings) for change in found.changed if change.settings] == [Mode.OFF]
     assert found.epoch not in ("", known.epoch)
     # A reader that has seen that misses no change, either.
-    store.keys.update(key.id, {"mode": Mode.AUDIT})
+    store.keys.update(key.id, {"policies": TABLE.with_original(Mode.AUDIT)})
     assert not store.keys.changes_since(found.revision, found.epoch).everything
 
 
@@ -109,11 +114,11 @@ async def test_a_table_that_follows(
 ) -> None:
     """The table has the database's settings, and tells that it read everything anew."""
     caplog.set_level(logging.INFO, "policyd.keys.key_table")
-    store.keys.create("one", Mode.OFF)
+    store.keys.create("one", TABLE.with_original(Mode.OFF))
     table = KeyTable(store.keys.changes_since)
     await table.refresh()
     [(digest, settings)] = table._settings.items()
-    assert settings.mode is Mode.OFF
+    assert mode_of(settings) is Mode.OFF
     assert caplog.records == []
     revision = table.revision
     execute(
@@ -125,7 +130,7 @@ async def test_a_table_that_follows(
     await table.refresh()
     found = table.settings(digest)
     assert found
-    assert (found.mode, table.revision) == (Mode.ENFORCE, revision)
+    assert (mode_of(found), table.revision) == (Mode.ENFORCE, revision)
     assert "put back from a backup" in caplog.text
 
 

@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from policyd.command.database_url import sqlite_file
-from policyd.engine.model import KeyChange, KeySettings, Mode, Override
+from policyd.engine.model import KeyChange, KeySettings, Mode, Override, Settings
 from policyd.errors import (
     EtagMismatch,
     InvalidArgument,
@@ -18,19 +18,23 @@ from policyd.errors import (
     StoreUnavailable,
 )
 from policyd.keys import api_key
+from policyd.policies import TABLE
 from policyd.store import Store, metadata
 from policyd.store.administrator import Credentials
 
 BOTH = ("user", "safety_identifier")
+UNSET = TABLE.with_original(None, Override.ANY)
+ENFORCE = TABLE.with_original(Mode.ENFORCE)
 
 
 def test_a_new_key(store: Store) -> None:
     """A key has the form of the contract, and the settings that it was made with."""
-    key, secret = store.keys.create("app", Mode.AUDIT, Override.LOCKED, BOTH)
+    settings = TABLE.with_original(Mode.AUDIT, Override.LOCKED)
+    key, secret = store.keys.create("app", settings, BOTH)
     assert secret.startswith("up-")
     assert len(secret) == 51
     assert secret[3:].isalnum()
-    assert (key.mode, key.override, key.accept) == (Mode.AUDIT, Override.LOCKED, BOTH)
+    assert (key.policies, key.accept) == (settings, BOTH)
     assert key.created_at == key.updated_at
     assert key.created_at.tzinfo is not None
     assert key.revoked_at is None
@@ -40,7 +44,7 @@ def test_a_new_key(store: Store) -> None:
 def test_a_key_without_settings(store: Store) -> None:
     """Such a key has the default mode, accepts both identifiers, and lets any request override."""
     key, _ = store.keys.create("app")
-    assert (key.mode, key.override, key.accept) == (None, Override.ANY, BOTH)
+    assert (key.policies, key.accept) == (UNSET, BOTH)
 
 
 def test_what_a_key_accepts_is_its_own(store: Store, url: str) -> None:
@@ -49,7 +53,7 @@ def test_what_a_key_accepts_is_its_own(store: Store, url: str) -> None:
     again = Store(url)
     again.migrate()
     assert again.keys.get(key.id).accept == ("user",)
-    assert again.keys.update(key.id, {"mode": Mode.ENFORCE}).accept == ("user",)
+    assert again.keys.update(key.id, {"policies": ENFORCE}).accept == ("user",)
     again.close()
 
 
@@ -94,16 +98,17 @@ def test_bad_accept(store: Store) -> None:
 
 def test_an_update(store: Store) -> None:
     """An update changes only what it names, and counts a revision."""
-    key, _ = store.keys.create("app", Mode.ENFORCE)
-    changed = store.keys.update(key.id, {"override": Override.LOCKED, "name": "service"})
-    assert (changed.name, changed.mode, changed.override) == (
-        "service",
-        Mode.ENFORCE,
-        Override.LOCKED,
-    )
+    key, _ = store.keys.create("app", ENFORCE)
+
+    def locked(current: Settings) -> Settings:
+        return TABLE.with_original(TABLE.original_of(current).mode, Override.LOCKED, current)
+
+    changed = store.keys.update(key.id, {"policies": locked, "name": "service"})
+    assert changed.name == "service"
+    assert changed.policies == TABLE.with_original(Mode.ENFORCE, Override.LOCKED)
     assert changed.revision == key.revision + 1
     assert changed.updated_at >= key.updated_at
-    assert store.keys.update(key.id, {"mode": None}).mode is None
+    assert store.keys.update(key.id, {"policies": ()}).policies == UNSET
 
 
 def test_bad_updates(store: Store) -> None:
@@ -156,9 +161,9 @@ def test_pages(store: Store) -> None:
 
 def test_changes(store: Store) -> None:
     """The changes after a revision include revoked keys as tombstones."""
-    key, secret = store.keys.create("app", Mode.ENFORCE, accept=BOTH)
+    key, secret = store.keys.create("app", ENFORCE, accept=BOTH)
     digest = api_key.digest(secret)
-    settings = KeySettings(key.id, Mode.ENFORCE, Override.ANY, BOTH)
+    settings = KeySettings(key.id, key.policies, BOTH)
     everything = store.keys.changes_since(0)
     assert everything.revision == key.revision
     assert everything.changed == (KeyChange(digest, settings),)

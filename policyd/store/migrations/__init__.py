@@ -19,7 +19,7 @@ from policyd.errors import StoreUnusable
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0009"
+HEAD = "0011"
 """The form that this version makes."""
 NEEDS = "0009"
 """The oldest form that this version works on."""
@@ -97,22 +97,35 @@ def close(connection: sa.Connection, reason: str) -> None:
     connection.execute(sa.update(_Form).values(reason=reason))
 
 
-def upgrade(connection: sa.Connection) -> None:
-    """Bring the database to the newest form, in the transaction that `connection` is in.
+def upgrade(connection: sa.Connection, to: str = HEAD) -> None:
+    """Bring the database to the form `to`, in the transaction that `connection` is in.
 
     One that is newer stays as it is. Raises StoreUnusable where this version cannot work on it.
     """
     found = form(connection)
     if not found.is_behind:
         found.check()
+    if found.revision is not None and found.revision >= to:
         return
     # Alembic is slow to import, and only a process that migrates needs it.
     from alembic import command
 
     if found.revision is not None:
         _take_over(connection, found.revision)
-    command.upgrade(_config(connection), HEAD)
+    command.upgrade(_config(connection), to)
     _mark_for_older(connection)
+
+
+def downgrade(connection: sa.Connection, to: str, *, force: bool = False) -> None:
+    """Take the database back to the form `to`, in the transaction that `connection` is in.
+
+    Raises StoreUnusable where that would lose settings of keys, unless it is forced.
+    """
+    from alembic import command
+
+    config = _config(connection)
+    config.attributes["force"] = force
+    command.downgrade(config, to)
 
 
 def pending(revision: str | None) -> list[str]:

@@ -1,0 +1,51 @@
+"""The settings of policies, in words and as JSON values."""
+
+from typing import Any
+
+from policyd.cli.terminal import printable
+from policyd.engine.model import Mode, Override, Setting, Settings
+from policyd.policies import TABLE
+
+_BRIEF = 24
+"""Characters of a value in a list."""
+
+
+def word(member: Mode | Override | None) -> str | None:
+    """The word that operators use for it."""
+    return member.name.lower() if member else None
+
+
+def as_dict(settings: Settings) -> dict[str, Any]:
+    """Settings by policy, as JSON values. What a level does not set is null."""
+    return {
+        name: {"mode": word(one.mode), "value": one.value, "override": word(one.override)}
+        for name, one in settings
+    }
+
+
+def original(settings: Settings) -> tuple[str | None, str]:
+    """The mode and the override of the original policy, which older fields are about."""
+    setting = TABLE.original_of(settings)
+    return word(setting.mode), (setting.override or Override.ANY).name.lower()
+
+
+def text(setting: Setting) -> str:
+    """A setting as people write it: "enforce:500", with its override where that is set."""
+    mode = word(setting.mode) or "default"
+    shown = f"{mode}:{printable(setting.value)}" if setting.value else mode
+    return f"{shown} ({word(setting.override)})" if setting.override else shown
+
+
+def others(settings: Settings, *, are_brief: bool = False) -> list[str]:
+    """The settings of all policies but the original one: "NAME=enforce:500"."""
+    return [
+        f"{name}={text(_shortened(one) if are_brief else one)}"
+        for name, one in settings
+        if name != TABLE.original.name
+    ]
+
+
+def _shortened(setting: Setting) -> Setting:
+    if len(setting.value) <= _BRIEF:
+        return setting
+    return setting._replace(value=setting.value[: _BRIEF - 1] + "…")

@@ -1,0 +1,113 @@
+"""A decision and the verdict of every policy, for people and as JSON values."""
+
+from typing import Any
+
+from policyd.cli.setting_words import word
+from policyd.cli.terminal import printable
+from policyd.engine.model import Decision, Explanation, Ignored, KeySettings, Mode, Result, Source
+from policyd.policies import TABLE
+
+_SOURCES = {
+    Source.HEADER: "the header",
+    Source.KEY: "the key",
+    Source.DEFAULT: "the server",
+    Source.ROUTE: "the route",
+}
+_IGNORED = {
+    Ignored.LOCKED: "header ignored, as the setting is locked",
+    Ignored.TIGHTEN_ONLY: "header ignored, as it may only tighten",
+    Ignored.INVALID: "header not valid",
+}
+
+
+def as_dict(decision: Decision, key: KeySettings | None) -> dict[str, Any]:
+    """The decision as JSON values."""
+    why = decision.explanation
+    denial = decision.denial
+    return {
+        "decision": "deny" if denial else "allow",
+        "would_deny": decision.would_deny,
+        "key_id": key.key_id if key else None,
+        "mode": why.mode.name.lower() if why.mode else None,
+        "source": why.source.name.lower() if why.source else None,
+        "override_ignored": why.ignored.name.lower() if why.ignored else None,
+        "in_scope": why.in_scope,
+        "operation": why.operation or None,
+        "user_state": why.user_state.name.lower(),
+        "identifier": why.identifier or None,
+        "flags": [flag.type for flag in decision.flags],
+        "summary": why.summary,
+        "policies": [_verdict(one, why) for one in decision.results],
+        "denial": None
+        if denial is None
+        else {
+            "http_status": denial.status,
+            "headers": dict(denial.headers),
+            "body": denial.body.decode(),
+        },
+    }
+
+
+def _verdict(result: Result, why: Explanation) -> dict[str, Any]:
+    violation = result.violation
+    return {
+        "policy": result.policy,
+        "mode": word(result.mode),
+        "value": result.value,
+        "source": result.source.name.lower(),
+        "override": word(result.override),
+        "override_ignored": result.ignored.name.lower() if result.ignored else None,
+        "verdict": _word(result, why),
+        "violation": violation.words if violation else None,
+        "message": violation.message if violation else None,
+    }
+
+
+def _word(result: Result, why: Explanation) -> str:
+    """What a policy that is set made of the request."""
+    policy = TABLE.by_name.get(result.policy)
+    if result.has_failed:
+        return "failed"
+    if result.violation:
+        return "violated"
+    if result.mode is Mode.OFF:
+        return "off"
+    if not why.in_scope or (policy and not policy.applies_to(why.operation)):
+        return "out_of_scope"
+    return "kept"
+
+
+def as_text(decision: Decision, key: KeySettings | None) -> str:
+    """The decision for people."""
+    shown = as_dict(decision, key)
+    lines = [decision.explanation.summary, ""]
+    for name in ("decision", "key_id", "mode", "source", "operation", "user_state"):
+        lines.append(f"{name.replace('_', ' '):12}{shown[name] or '-'}")
+    lines.append(f"{'flags':12}{', '.join(shown['flags']) or '-'}")
+    if decision.denial:
+        lines.append(f"{'response':12}{decision.denial.status} {decision.denial.body.decode()}")
+    if decision.results:
+        lines += ["", *_table(decision)]
+    return "\n".join(printable(line) for line in lines)
+
+
+def _table(decision: Decision) -> list[str]:
+    """A line for each policy, set or not."""
+    results = {one.policy: one for one in decision.results}
+    names = dict.fromkeys((*TABLE.by_name, *results))
+    width = max(map(len, names)) + 2
+    return [f"{name:{width}}{_told(results.get(name), decision.explanation)}" for name in names]
+
+
+def _told(result: Result | None, why: Explanation) -> str:
+    if result is None:
+        return "not set"
+    setting = word(result.mode) or ""
+    if result.value:
+        setting += f":{result.value}"
+    told = _word(result, why).replace("_", " ")
+    if result.violation:
+        told += f": {result.violation.words}"
+    parts = [f"{setting} by {_SOURCES[result.source]}", "" if told == "off" else told]
+    parts.append(_IGNORED.get(result.ignored, ""))
+    return "; ".join(filter(None, parts))
