@@ -17,7 +17,6 @@ from policyd.settings import MODES
 from policyd.simulation import Simulation
 from policyd.simulation import simulate as simulate_requests
 
-
 _HELP = f"""\
 Say what other settings would have done to the logged requests of the key with this ID.
 

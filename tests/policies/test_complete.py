@@ -57,7 +57,9 @@ def kinds(policy: Policy, case: dict[str, Any]) -> set[str]:
     key = tables.settings(case)
     if not isinstance(key, KeySettings):
         return set()
-    decision = decide(read(tables.request(case["request"])).decision_input, key, (), tables.route(case))
+    decision = decide(
+        read(tables.request(case["request"])).decision_input, key, (), tables.route(case)
+    )
     result = next((one for one in decision.results if one.policy == policy.name), None)
     if result is None or result.mode is Mode.OFF or decision.missing:
         return set()

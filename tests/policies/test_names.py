@@ -4,8 +4,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from policyd.policies import TABLE
 
 ROOT = Path(__file__).parents[2]

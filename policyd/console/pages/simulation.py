@@ -54,7 +54,7 @@ def _page(request: Request, key: ApiKey, typed: TypedSettings) -> Response:
         problem = sentence(str(error))
     else:
         since = until - _PERIODS[period][1]
-        result = simulate(here.store, key.id, settings, since, until, Mode.OFF)
+        result = simulate(here.store, key.id, settings, since, until, ())
     return render(
         request,
         "simulation.html",

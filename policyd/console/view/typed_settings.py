@@ -152,7 +152,9 @@ class TypedSettings:
 
     def changes(self, key: ApiKey) -> dict[str, Any]:
         """The settings as the store takes them, where there are no problems."""
-        policies = {typed.policy.name: typed.setting() for typed in self.policies}
+        typed = {one.policy.name: one.setting() for one in self.policies}
+        # What this version does not know stays as it is.
+        policies = TABLE.in_order((dict(key.policies) | typed).items())
         return {"name": self.name, "policies": policies, "accept": self.accept(key.accept)}
 
     def labelled(self) -> Mapping[str, str]:
