@@ -4,7 +4,6 @@ import csv
 import html
 import io
 import json
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -42,20 +41,6 @@ SHOWN = (
     '<span class="hidden-character">\u2039U+202E\u203a\u2039U+001B\u203a</span>[31m'
     '<span class="hidden-character">\u2039U+0007\u203a\u2039U+2028\u203a</span>&#34;&#39;&amp;'
 )
-
-
-@pytest.fixture
-async def console(tmp_path: Path) -> AsyncIterator[Console]:
-    async with running(settings(tmp_path)) as console:
-        yield console
-
-
-@pytest.fixture
-async def admin(console: Console) -> AsyncIterator[Visitor]:
-    """The administrator, signed in."""
-    async with Visitor(console.url) as admin:
-        assert (await admin.sign_in(console.token)).status == 303
-        yield admin
 
 
 def _now() -> datetime:

@@ -107,8 +107,10 @@ def number(value: int | None) -> str:
 
 
 def counted(value: int | None) -> str:
-    """A number that a policy judges, as the log has it."""
-    return {ABSENT: "Not given", INVALID: "Not a number"}.get(value or 0) or number(value)
+    """A number that policies judge, as the log has it; empty where it is not known."""
+    if value is None:
+        return ""
+    return {ABSENT: "Not given", INVALID: "Not a number"}.get(value, number(value))
 
 
 def money(nano: int | None, digits: int = 4) -> str:
