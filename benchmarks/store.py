@@ -142,7 +142,7 @@ def _asks(store: Store) -> dict[str, Ask]:
         "keys of a month": lambda: store.statistics.keys(month, now),
         "how the log is": store.log.status,
         "simulation of 24 h": lambda: simulate(
-            store, key(), settings, now - timedelta(days=1), now, Mode.OFF
+            store, key(), settings, now - timedelta(days=1), now, ()
         ),
-        "simulation of 7 days": lambda: simulate(store, key(), settings, week, now, Mode.OFF),
+        "simulation of 7 days": lambda: simulate(store, key(), settings, week, now, ()),
     }

@@ -8,10 +8,21 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
 
+from policyd.decision_log import inputs
 from policyd.decision_log.record import Record
-from policyd.engine.decision import decide
 from policyd.engine.endpoints import ENDPOINTS
-from policyd.engine.model import Credential, DecisionInput, KeySettings, Mode, Target, UserState
+from policyd.engine.model import (
+    SAFETY_IDENTIFIER,
+    USER,
+    Credential,
+    DecisionInput,
+    EndUser,
+    KeySettings,
+    Settings,
+    Target,
+    UserState,
+)
+from policyd.policies import decide
 from policyd.store import Store
 from policyd.store.history import Kind
 
@@ -41,13 +52,13 @@ def simulate(
     settings: KeySettings,
     since: datetime,
     until: datetime,
-    default: Mode,
+    defaults: Settings,
 ) -> Simulation:
-    """Decide a key's requests between two moments by `settings`, with `default` as the server's
-    mode. Raises StoreUnavailable."""
+    """Decide a key's requests between two moments by `settings`, with `defaults` as the server's.
+    Raises StoreUnavailable."""
     history = store.history(key_id, since, until)
     kinds = history.kinds()
-    blocked = {kind: count for kind, count in kinds if _would_block(kind, settings, default)}
+    blocked = {kind: count for kind, count in kinds if _would_block(kind, settings, defaults)}
     by_operation: Counter[str] = Counter()
     for kind, count in blocked.items():
         by_operation[kind.operation] += count
@@ -61,13 +72,15 @@ def simulate(
     )
 
 
-def _would_block(kind: Kind, settings: KeySettings, default: Mode) -> bool:
+def _would_block(kind: Kind, settings: KeySettings, defaults: Settings) -> bool:
     described = DecisionInput(
         Target(kind.in_scope, _BY_OPERATION.get(kind.operation)),
         Credential.GIVEN,
         "",
-        tuple(kind.overrides.split(",")) if kind.overrides else (),
-        UserState(kind.body_user),
-        UserState(kind.body_safety_identifier),
+        inputs.read_overrides(kind.overrides, ""),
+        (
+            EndUser(USER, UserState(kind.body_user)),
+            EndUser(SAFETY_IDENTIFIER, UserState(kind.body_safety_identifier)),
+        ),
     )
-    return decide(described, settings, default).denial is not None
+    return decide(described, settings, defaults).denial is not None

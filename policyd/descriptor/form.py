@@ -64,7 +64,7 @@ def read(body: bytes, content_type: str, content_encoding: str, limit: int) -> B
     found = fields(decoded, between, *IDENTIFIERS, _MODEL)
     user, safety_identifier = (_worst(found, name) for name in IDENTIFIERS)
     models = [field.value for field in found if field.name == _MODEL and field.value]
-    numbers = {name: _occurrences(found, name) for name in stated.NUMBERS}
+    numbers = {name: given for name in stated.NUMBERS if (given := _occurrences(found, name))}
     return BodyAttributes(
         user,
         safety_identifier,
@@ -101,10 +101,10 @@ def _model(field: Field) -> object:
     return stated.NOT_STRING if field.is_file else field.content.decode(errors="replace")
 
 
-def _occurrences(found: list[Field], name: str) -> list[stated.Occurrence]:
+def _occurrences(found: list[Field], name: str) -> list[tuple[bool, int]]:
     # A file's content is a number to no server.
     return [
-        (field.name == name, b"" if field.is_file else field.content)
+        (field.name == name, stated.value(b"" if field.is_file else field.content))
         for field in _like(found, name)
     ]
 

@@ -97,8 +97,9 @@ def classify(value: str, identifier: str = USER) -> UserState:
     """What the string `value` is as the end-user identifier `identifier`."""
     if not value:
         return UserState.EMPTY
-    # Only so far: a name behind a thousand blank characters names no end user.
-    if all(map(is_blank, value[:MAX_VALUE])):
+    # Only so far: a name behind a thousand blank characters names no end user. Most begin with a
+    # letter that is quick to tell.
+    if not "!" <= value[0] <= "~" and all(map(is_blank, value[:MAX_VALUE])):
         return UserState.BLANK
     if identifier == SAFETY_IDENTIFIER and len(value) > MAX_SAFETY_IDENTIFIER:
         return UserState.TOO_LONG

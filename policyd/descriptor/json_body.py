@@ -9,7 +9,8 @@ Of a member that stands there several times, or in another letter case too, ever
 - The prompt's characters are the sum, in any letter case.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from operator import itemgetter
 
 from policyd.descriptor import media_type, prompt, stated
 from policyd.descriptor.content_encoding import UnreadableBody, decompress
@@ -21,7 +22,7 @@ from policyd.descriptor.identifiers import (
     Identifier,
     from_string,
 )
-from policyd.descriptor.json_members import Member, inner_members, members, string
+from policyd.descriptor.json_members import Member, Members, inner_members, members, string
 from policyd.engine.model import (
     IDENTIFIERS,
     SAFETY_IDENTIFIER,
@@ -43,19 +44,20 @@ _WANTED = _OUTER.union(IDENTIFIERS, [_MODEL], stated.NUMBERS, _PROMPTS)
 _BLANK = b" \t\r\n\x00\xef\xbb\xbf\xfe\xff"
 _MAX_BLANK = 1024
 
-_Found = dict[str, list[Member]]
-"""Members by their names in small letters."""
-
 
 def read(body: bytes, content_type: str, content_encoding: str, limit: int) -> BodyAttributes:
     """The attributes of a JSON object. Raises UnreadableBody."""
     decoded = decompress(body, content_encoding, limit, begins_like_json)
     if not media_type.reads_as_json(content_type, decoded, is_coded=decoded is not body):
         raise UnreadableBody(UserState.NOT_JSON)
-    found = _by_name(members(decoded, _WANTED))
+    found = members(decoded, _WANTED)
     exact, others = _models(found)
     last = exact[-1] if exact else None
-    numbers = {name: _occurrences(found, name) for name in stated.NUMBERS if name in found}
+    numbers = {
+        name: [(spelling == name, stated.value(bytes(raw))) for spelling, raw in found[name]]
+        for name in stated.NUMBERS
+        if name in found
+    }
     return BodyAttributes(
         _identifier(found, USER),
         _identifier(found, SAFETY_IDENTIFIER),
@@ -63,8 +65,8 @@ def read(body: bytes, content_type: str, content_encoding: str, limit: int) -> B
         stated.model_state(exact, others),
         stated.token_limit(numbers),
         stated.choices(numbers),
-        Number(NumberState.GIVEN, sum(_characters(found))),
-        tuple(_others(found)) if found.keys() & _OUTER else (),
+        Number(NumberState.GIVEN, _characters(found)),
+        () if _OUTER.isdisjoint(found) else tuple(_others(found)),
     )
 
 
@@ -74,45 +76,41 @@ def begins_like_json(coded: bytes) -> bool:
     return begin[:1] in (b"", b"{") or begin[:2] in (b"//", b"/*")
 
 
-def _by_name(found: Iterable[Member]) -> _Found:
-    by_name: _Found = {}
-    for member in found:
-        by_name.setdefault(member.name.casefold(), []).append(member)
-    return by_name
-
-
 # --- identifiers -------------------------------------------------------------------------------
 
 
-def _identifier(found: _Found, name: str) -> Identifier:
+def _identifier(found: Members, name: str) -> Identifier:
     # Names in another letter case count only where the right one is there.
-    given = found.get(name, ())
-    if not any(member.name == name for member in given):
-        return ABSENT
-    return _worst(_identifier_of(member.raw, name) for member in given)
+    given = _given(found, name)
+    return _worst([_identifier_of(raw, name) for _, raw in given]) if given else ABSENT
 
 
-def _worst(identifiers: Iterable[Identifier]) -> Identifier:
-    return max(identifiers, key=lambda one: one.state)
+def _given(found: Members, name: str) -> list[Member]:
+    given = found.get(name, [])
+    return given if name in [spelling for spelling, _ in given] else []
+
+
+def _worst(identifiers: list[Identifier]) -> Identifier:
+    return max(identifiers, key=itemgetter(0)) if len(identifiers) > 1 else identifiers[0]
 
 
 def _identifier_of(raw: memoryview, identifier: str) -> Identifier:
-    first = bytes(raw[:1])
-    if first == b'"':
+    first = chr(raw[0])
+    if first == '"':
         return from_string(string(raw), identifier)
-    if first in (b"n", b"f"):
+    if first in "nf":
         return Identifier(UserState.EMPTY)
-    if first in (b"t", b"[", b"{"):
+    if first in "t[{":
         return Identifier(UserState.NOT_STRING)
     return Identifier(UserState.NOT_STRING if float(bytes(raw)) else UserState.EMPTY)
 
 
-def _others(found: _Found) -> Iterator[tuple[str, Identifier]]:
+def _others(found: Members) -> Iterator[tuple[str, Identifier]]:
     """The further places of an end user that a body has."""
     for place, (outer, inner) in _NESTED.items():
-        given = found.get(outer, ())
-        if any(member.name == outer for member in given):
-            identifier = _worst(_inner(member.raw, inner) for member in given)
+        given = _given(found, outer)
+        if given:
+            identifier = _worst([_inner(raw, inner) for _, raw in given])
             if identifier != ABSENT:
                 yield place, identifier
 
@@ -120,18 +118,18 @@ def _others(found: _Found) -> Iterator[tuple[str, Identifier]]:
 def _inner(raw: memoryview, name: str) -> Identifier:
     if raw[0] != ord("{"):
         return ABSENT
-    return _identifier(_by_name(inner_members(raw, frozenset({name}))), name)
+    return _identifier(inner_members(raw, frozenset({name})), name)
 
 
 # --- model, numbers and prompt -----------------------------------------------------------------
 
 
-def _models(found: _Found) -> tuple[list[object], list[object]]:
+def _models(found: Members) -> tuple[list[object], list[object]]:
     """The values of the model's own name, and those of its name in other letter cases."""
     exact: list[object] = []
     others: list[object] = []
-    for member in found.get(_MODEL, ()):
-        (exact if member.name == _MODEL else others).append(_model(member.raw))
+    for name, raw in found.get(_MODEL, ()):
+        (exact if name == _MODEL else others).append(_model(raw))
     return exact, others
 
 
@@ -141,13 +139,11 @@ def _model(raw: memoryview) -> object:
     return None if raw == stated.NULL else stated.NOT_STRING
 
 
-def _occurrences(found: _Found, name: str) -> list[stated.Occurrence]:
-    return [(member.name == name, bytes(member.raw)) for member in found[name]]
-
-
-def _characters(found: _Found) -> Iterator[int]:
+def _characters(found: Members) -> int:
+    count = 0
     for name in _PROMPTS:
-        for member in found.get(name, ()):
-            yield prompt.characters(member.raw)
+        for _, raw in found.get(name, ()):
+            count += prompt.characters(raw)
             if name in _TOKENS:
-                yield prompt.characters_of_tokens(member.raw)
+                count += prompt.characters_of_tokens(raw)
+    return count

@@ -6,25 +6,26 @@ the last, some match names in any letter case, and some read a name's escapes la
 occurrence of a member is found, and whoever judges them takes the worst.
 
 A JSON library keeps one value of each name, so it does not suffice; a reader of tokens in Python
-does, and takes many times as long. Hence two ways, the cheaper one first:
+does, and takes many times as long. Hence three ways, the cheapest that is certain first:
 
-1. A walk. The library gives every member's raw value, and so its length: from the end of one value
+1. A glance, for small bodies. The library has one value of each name, and every member has a colon.
+   If the body has no more of them than these, the library has passed nothing over.
+2. A walk. The library gives every member's raw value, and so its length: from the end of one value
    the walk jumps to the next. Where it comes to the object's end after as many steps as the library
    has names, no name stands there twice, and the library has passed nothing over.
-2. A scan, token by token, for objects with a repeated name or with more members than the library
+3. A scan, token by token, for objects with a repeated name or with more members than the library
    should build a dictionary of.
 
 The library has checked by then that the body is well-formed, so the patterns below need not. It
 does not look into strings that it skips: that the body is UTF-8 is checked before.
 
 The bounds: depth, for the stacks of all readers; strings, members and brackets, for the time and
-the memory that both ways take. They are counted on structure alone: what stands in strings, such
+the memory that all ways take. They are counted on structure alone: what stands in strings, such
 as source code, never counts against them.
 """
 
 import re
 from itertools import accumulate
-from typing import NamedTuple
 
 import msgspec
 
@@ -39,22 +40,25 @@ MAX_WALKED = 100_000
 """How many members, at any depth, a body may have for the library to take it apart, for memory."""
 MAX_STRINGS = 1_000_000
 """How many strings any body may have."""
+_WITHIN_BOUNDS = 2 * MAX_DEPTH
+"""Bytes that are too few for more than any of these."""
+_AT_A_GLANCE = 8 * 1024
+"""Bytes of body up to which it is quicker to count colons than to walk."""
 
 
-class Member(NamedTuple):
-    """A member of an object."""
-
-    name: str
-    raw: memoryview
-    """Its value, as the JSON that stands in the body."""
+Member = tuple[str, memoryview]
+"""A member of an object: its name, and its value as the JSON that stands in the body."""
+Members = dict[str, list[Member]]
+"""Members by their names in small letters."""
 
 
 class _Object(msgspec.Struct):
     """Any object: the library checks it, and builds nothing."""
 
 
+_Values = dict[str, msgspec.Raw]
 _checker = msgspec.json.Decoder(_Object)
-_members_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_members_decoder = msgspec.json.Decoder(_Values)
 _string_decoder = msgspec.json.Decoder(str)
 
 _TOKEN = re.compile(
@@ -69,27 +73,52 @@ _NOT_STRUCTURE = bytes(set(range(256)) - set(b'"[]{}:'))
 _STEPS = {ord(bracket): step for bracket, step in (("[", 1), ("{", 1), ("]", -1), ("}", -1))}
 
 
-def members(body: bytes, wanted: frozenset[str]) -> list[Member]:
+def members(body: bytes, wanted: frozenset[str]) -> Members:
     """The members of a JSON object whose names, in small letters, are among `wanted`.
 
     Of a name that stands there several times, each is one. Raises UnreadableBody: NOT_OBJECT,
     NOT_JSON or TOO_COMPLEX.
     """
+    values = _values(body)
+    if values is None:
+        return _scan(body, wanted)
+    found: Members = {}
+    for name, value in values.items():
+        small = name.casefold()
+        if small in wanted:
+            found.setdefault(small, []).append((name, memoryview(value)))
+    return found
+
+
+def _values(body: bytes) -> _Values | None:
+    """Every member's value by its name; None where the library would pass one over, or too many."""
+    marks = body.translate(None, _NOT_STRUCTURE) if len(body) > _WITHIN_BOUNDS else b""
+    is_small = marks.count(b":") <= MAX_WALKED
+    decoded = _decode(body, _members_decoder if is_small else _checker)
+    if _check_complexity(body, marks) > MAX_WALKED:
+        return None
+    values = decoded if isinstance(decoded, dict) else _members_decoder.decode(body)
+    is_whole = _is_whole if len(body) <= _AT_A_GLANCE else _walk
+    return values if is_whole(body, values) else None
+
+
+def _decode(
+    body: bytes, decoder: msgspec.json.Decoder[_Values] | msgspec.json.Decoder[_Object]
+) -> _Values | _Object:
     try:
-        body.decode()  # The checker below does not look into the strings that it skips.
-        _checker.decode(body)
+        body.decode()  # The decoder does not look into the strings that it skips.
+        return decoder.decode(body)
     except msgspec.ValidationError:
         raise UnreadableBody(UserState.NOT_OBJECT) from None
     except RecursionError:
         raise UnreadableBody(UserState.TOO_COMPLEX) from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise UnreadableBody(UserState.NOT_JSON) from None
-    return _found(body, wanted, _check_complexity(body))
 
 
-def inner_members(raw: memoryview, wanted: frozenset[str]) -> list[Member]:
+def inner_members(raw: memoryview, wanted: frozenset[str]) -> Members:
     """The same of an object in a body that has been read. Raises UnreadableBody: TOO_COMPLEX."""
-    return _found(bytes(raw), wanted, MAX_WALKED)
+    return members(bytes(raw), wanted)
 
 
 def string(raw: bytes | memoryview) -> str:
@@ -100,37 +129,44 @@ def string(raw: bytes | memoryview) -> str:
 # --- the bounds --------------------------------------------------------------------------------
 
 
-def _check_complexity(body: bytes) -> int:
-    """How many members well-formed JSON has at most, at any depth.
+def _check_complexity(body: bytes, marks: bytes) -> int:
+    """How many members well-formed JSON has at most, at any depth, by the `marks` in it.
 
     Raises UnreadableBody where it would take too long to look through.
     """
     # To count what stands in strings too is quick, and mostly settles it.
-    marks = body.translate(None, _NOT_STRUCTURE)
     members = marks.count(b":")
     brackets = marks.count(b"{") + marks.count(b"[")
     if members <= MAX_WALKED and brackets <= MAX_DEPTH and marks.count(b'"') <= 2 * MAX_STRINGS:
         return members
-    structure = _structure(body)
-    members = structure.count(b":")
+    structure = _structure(_plain_marks(body) if b"\\" in body else marks)
     _check_brackets(structure.replace(b":", b""))
-    return members
+    return structure.count(b":")
 
 
-def _structure(body: bytes) -> bytes:
-    """The brackets and colons of well-formed JSON that stand outside its strings."""
-    # Without escapes, every quotation mark begins a string or ends one.
-    plain = body.replace(rb"\\", b"").replace(rb"\"", b"") if b"\\" in body else body
-    marks = plain.translate(None, _NOT_STRUCTURE)
+def _plain_marks(body: bytes) -> bytes:
+    """Its marks without those that are escaped: of the others, each quotation mark begins a string
+    or ends one."""
+    return body.replace(rb"\\", b"").replace(rb"\"", b"").translate(None, _NOT_STRUCTURE)
+
+
+def _structure(marks: bytes) -> bytes:
+    """The brackets and colons that stand outside strings."""
     if marks.count(b'"') > 2 * MAX_STRINGS:
         raise UnreadableBody(UserState.TOO_COMPLEX)
-    return b"".join(marks.split(b'"')[::2])
+    # Most strings hold no mark. Without two marks in a row, what lies between the others is in a
+    # string, or in none, as before.
+    return b"".join(marks.replace(b'""', b"").split(b'"')[::2])
 
 
 def _check_brackets(brackets: bytes) -> None:
     if len(brackets) <= 2 * MAX_DEPTH:
         return
-    if len(brackets) > 2 * MAX_TOKENS or _depth(brackets) > MAX_DEPTH:
+    if len(brackets) > 2 * MAX_TOKENS:
+        raise UnreadableBody(UserState.TOO_COMPLEX)
+    # Without the innermost pairs, it is two levels less deep at most, and mostly short.
+    outer = brackets.replace(b"{}", b"").replace(b"[]", b"")
+    if len(outer) > 2 * (MAX_DEPTH - 2) and _depth(brackets) > MAX_DEPTH:
         raise UnreadableBody(UserState.TOO_COMPLEX)
 
 
@@ -138,34 +174,31 @@ def _depth(brackets: bytes) -> int:
     return max(accumulate(map(_STEPS.__getitem__, brackets)))
 
 
-# --- the two ways ------------------------------------------------------------------------------
+# --- the three ways ----------------------------------------------------------------------------
 
 
-def _found(body: bytes, wanted: frozenset[str], count: int) -> list[Member]:
-    found = _walk(body, wanted) if count <= MAX_WALKED else None
-    return _scan(body, wanted) if found is None else found
+def _is_whole(body: bytes, values: _Values) -> bool:
+    """Whether well-formed JSON holds no member besides these, for certain."""
+    # Every member has a colon of its own. One in a name may be escaped, and is not looked for.
+    colons = len(values) + b"".join(values.values()).count(b":")
+    return body.count(b":") == colons and ":" not in "".join(values)
 
 
-def _walk(body: bytes, wanted: frozenset[str]) -> list[Member] | None:
-    """What stands at the top level of well-formed JSON; None where a name stands there twice."""
-    found = []
+def _walk(body: bytes, values: _Values) -> bool:
+    """The same, from value to value."""
     position = 0
-    for name, value in _members_decoder.decode(body).items():
+    for value in values.values():
         match = _NAME.match(body, position)
         # Of several members with one name, the library has the last one only.
         if match is None or not body.startswith(value, match.end()):
-            return None
-        raw = memoryview(value)
-        position = match.end() + len(raw)
-        if name.casefold() in wanted:
-            found.append(Member(name, raw))
-    return found if not position or _END.match(body, position) else None
+            return False
+        position = match.end() + len(memoryview(value))
+    return not values or _END.match(body, position) is not None
 
 
-def _scan(body: bytes, wanted: frozenset[str]) -> list[Member]:
-    """The same, token by token, repeats kept."""
-    view = memoryview(body)
-    found = []
+def _scan(body: bytes, wanted: frozenset[str]) -> Members:
+    """The members, token by token, repeats kept."""
+    found: Members = {}
     name, start, depth = "", -1, 0
     for count, match in enumerate(_TOKEN.finditer(body)):
         if count > MAX_TOKENS:
@@ -173,16 +206,20 @@ def _scan(body: bytes, wanted: frozenset[str]) -> list[Member]:
         if match[1] is None:
             depth += 1 if match[0] in b"[{" else -1
             if depth == 1 and start >= 0:
-                found.append(Member(name, view[start : match.end()]))
+                _add(found, name, memoryview(body)[start : match.end()])
                 start = -1
         elif depth == 1 and match[2] is not None:
             name = string(match[1])
             if name.casefold() in wanted:
                 start = match.end()
                 if body[start] not in b"[{":
-                    found.append(Member(name, view[start : _end_of_scalar(body, start)]))
+                    _add(found, name, memoryview(body)[start : _end_of_scalar(body, start)])
                     start = -1
     return found
+
+
+def _add(found: Members, name: str, value: memoryview) -> None:
+    found.setdefault(name.casefold(), []).append((name, value))
 
 
 def _end_of_scalar(body: bytes, start: int) -> int:

@@ -6,11 +6,13 @@ could read differently counts as malformed. Each text is walked once, and bounde
 """
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 MAX_CONTENT_TYPE = 1024
 """Characters of a Content-Type that are read."""
+_MAX_CACHED = 64
 MAX_FIELDS = 1000
 """Fields that a body may have which an upstream could take for an urlencoded form."""
 MULTIPART = "multipart/form-data"
@@ -111,18 +113,26 @@ def reads_as_json(content_type: str, body: bytes, is_coded: bool) -> bool:
     """Whether no upstream that goes by the Content-Type takes `body`, a JSON object, for something
     else. `is_coded` tells that the body came compressed.
     """
-    try:
-        # An end without a parameter behind it is common, and means nothing to any server.
-        kind, parameters = media_type(content_type.rstrip("; \t"))
-    except ValueError:
-        return False
-    charset = parameters.get("charset", "utf-8").lower()
+    kind, charset = (_of_json if len(content_type) <= _MAX_CACHED else _read_of_json)(content_type)
     if charset not in UTF_8 and not (charset in ASCII_ALIKE and body.isascii()):
         return False
     if "urlencoded" in kind:
         # A server that does not decompress bodies finds in it what no check here has seen.
         return not (is_coded or _may_be_form(body))
     return "multipart" not in kind
+
+
+def _read_of_json(content_type: str) -> tuple[str, str]:
+    """Type and charset of what is taken for JSON; a charset that is none, where it is malformed."""
+    try:
+        # An end without a parameter behind it is common, and means nothing to any server.
+        kind, parameters = media_type(content_type.rstrip("; \t"))
+    except ValueError:
+        return "", ""
+    return kind, parameters.get("charset", "utf-8").lower()
+
+
+_of_json = lru_cache(maxsize=256)(_read_of_json)
 
 
 def _may_be_form(body: bytes) -> bool:

@@ -17,41 +17,28 @@ _MIN_IMAGE = 1024
 _CHARACTERS_OF_TOKEN = 4
 """OpenAI's rule of thumb."""
 
+# By the name before it, what is no text. The first are words of the API's own, and its IDs.
 _WORDS = (
-    *("type", "role", "id", "name", "status", "format", "detail", "phase", "model", "media_type"),
-    *("call_id", "tool_call_id", "item_id", "response_id", "file_id", "container_id"),
-    *("approval_request_id", "server_label", "filename"),
+    b"type|role|id|name|status|format|detail|phase|model|media_type|filename|server_label|call_id|"
+    b"tool_call_id|item_id|response_id|file_id|container_id|approval_request_id"
 )
-_DATA = ("url", "image_url", "file_url", "data", "file_data", "encrypted_content")
-
-
-def _pattern() -> re.Pattern[bytes]:
-    words, data = ("|".join(names).encode() for names in (_WORDS, _DATA))
-    blanks = rb"[ \t\r\n]*+"
-    colon = rb'"' + blanks + rb":" + blanks
-    return re.compile(
-        rb'"(?:'
-        rb"(?:%(words)b)%(colon)b"
-        rb'"[^"]{0,%(most)d}+"'
-        rb"|(?:%(data)b)%(colon)b"
-        rb'"[^"]*+"'
-        rb"|result%(colon)b"
-        rb'"[0-9A-Za-z+/]{%(least)d,}+={0,2}"'
-        rb'|([^"]*+)"(?!%(blanks)b:)'
-        rb'|[^"]*+")'
-        % {
-            b"words": words,
-            b"data": data,
-            b"colon": colon,
-            b"most": _MAX_WORD,
-            b"least": _MIN_IMAGE,
-            b"blanks": blanks,
-        }
-    )
-
-
-_TEXT = _pattern()
-"""A string. Its text is the group: empty for a name, and for what does not count."""
+_DATA = b"url|image_url|file_url|data|file_data|encrypted_content"
+_COLON = rb'"[ \t\r\n]*+:[ \t\r\n]*+'
+_TEXT = re.compile(
+    rb'"(?:(?:%(words)b)%(colon)b"[^"]{0,%(longest)d}+"'
+    rb'|(?:%(data)b)%(colon)b"[^"]*+"'
+    rb'|result%(colon)b"[0-9A-Za-z+/]{%(least)d,}+={0,2}"'
+    rb'|(?:[^"]*+%(colon)b")?+([^"]*+)"(?![ \t\r\n]*+:)'
+    rb'|[^"]*+")'
+    % {
+        b"words": _WORDS,
+        b"data": _DATA,
+        b"colon": _COLON,
+        b"longest": _MAX_WORD,
+        b"least": _MIN_IMAGE,
+    }
+)
+"""A string, with the name before it. Its text is the group: empty for what does not count."""
 _STRING = re.compile(rb'"[^"]*+"')
 _SURROGATE_PAIR = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]")
 _CONTINUATION = bytes(range(0x80, 0xC0))

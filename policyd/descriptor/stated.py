@@ -3,7 +3,7 @@
 What some server may read otherwise counts as the worst that any may read.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from policyd.engine.model import ModelState, Number, NumberState
 
@@ -18,15 +18,15 @@ MAX_MODEL = 256
 ABSENT = Number(NumberState.ABSENT)
 INVALID = Number(NumberState.INVALID)
 NULL = b"null"
+_NONE, _INVALID = -1, -2
 _DIGITS = len(str(MOST))
 
 NOT_STRING = object()
 """Stands for a model that is no string."""
 
-Occurrence = tuple[bool, bytes]
-"""One of a number: whether every server takes its name for the number's, and its text."""
-Occurrences = Mapping[str, Sequence[Occurrence]]
-"""Those of each number, by its name."""
+Occurrences = Mapping[str, Sequence[tuple[bool, int]]]
+"""Of each number's name, those that a body has: whether every server takes it for the number's, and
+value() of it."""
 
 
 def model_state(certain: Sequence[object], others: Sequence[object]) -> ModelState:
@@ -50,40 +50,40 @@ def model_state(certain: Sequence[object], others: Sequence[object]) -> ModelSta
 def token_limit(found: Occurrences) -> Number:
     """The largest of the limits that a request states.
 
-    Of a limit that only some servers read, it is no less; but none is stated then, as the others
-    limit nothing.
+    It is ABSENT where a server may find none, which limits nothing, and INVALID where the choices
+    are.
     """
-    is_limited = any(_is_certain(found.get(name, ())) for name in TOKEN_LIMITS)
-    numbers = [number(text) for name in TOKEN_LIMITS for _, text in found.get(name, ())]
-    if INVALID in numbers or choices(found) == INVALID:
+    if not found:
+        return ABSENT
+    if choices(found) is INVALID:
         return INVALID
-    return _largest(numbers) if is_limited else ABSENT
+    largest, is_limited = 0, False
+    for name in TOKEN_LIMITS:
+        if name in found:
+            values = [value for _, value in found[name]]
+            least = min(values)
+            if least == _INVALID:
+                return INVALID
+            largest = max(largest, *values)
+            is_limited = is_limited or (least != _NONE and any(sure for sure, _ in found[name]))
+    return Number(NumberState.GIVEN, largest) if is_limited else ABSENT
 
 
 def choices(found: Occurrences) -> Number:
     """How many answers a request asks for at most. ABSENT means one."""
-    numbers = [number(text) for _, text in found.get(CHOICES, ())]
-    stated = [one for one in numbers if one is not ABSENT]
-    if not all(one.value for one in stated):
-        return INVALID
-    return _largest(stated) if stated else ABSENT
-
-
-def number(text: bytes) -> Number:
-    """The number that `text` is, in JSON or in decimal digits; null is none."""
-    if text == NULL:
+    if CHOICES not in found:
         return ABSENT
-    if not text.isdigit():
+    values = [value for _, value in found[CHOICES]]
+    if _INVALID in values or 0 in values:
         return INVALID
-    digits = text.lstrip(b"0")[: _DIGITS + 1]
-    return Number(NumberState.GIVEN, min(int(digits or b"0"), MOST))
+    largest = max(values)
+    return ABSENT if largest == _NONE else Number(NumberState.GIVEN, largest)
 
 
-def _is_certain(occurrences: Sequence[Occurrence]) -> bool:
-    """Whether every server reads a number there, whichever of them it reads."""
-    is_there = any(is_certain for is_certain, _ in occurrences)
-    return is_there and all(text != NULL for _, text in occurrences)
-
-
-def _largest(numbers: Iterable[Number]) -> Number:
-    return max(numbers, key=lambda one: one.value)
+def value(text: bytes) -> int:
+    """The number that `text` is, in JSON or in decimal digits; a negative one for none."""
+    if not text.isdigit():
+        return _NONE if text == NULL else _INVALID
+    if len(text) > _DIGITS:
+        text = text.lstrip(b"0")[:_DIGITS] or b"0"
+    return min(int(text), MOST)

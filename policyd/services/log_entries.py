@@ -1,11 +1,20 @@
 """PolicyService's messages -> entries of the decision log, which contain no body and no key."""
 
 from functools import lru_cache
+from typing import NamedTuple
 
 from google.protobuf.duration_pb2 import Duration
 
+from policyd.decision_log import results
+from policyd.decision_log.inputs import (
+    NO_OVERRIDES,
+    number,
+    override_texts,
+    place_states,
+)
 from policyd.decision_log.record import (
     MAX_AGENT,
+    MAX_SUMMARY,
     MAX_TEXT,
     MAX_TIME,
     MAX_TOKENS,
@@ -18,7 +27,7 @@ from policyd.decision_log.record import (
 from policyd.decision_log.refused_key import MAX_TEXT as MAX_SAMPLE
 from policyd.decision_log.refused_key import REASONS, RefusedKey
 from policyd.descriptor.evaluate_request import Reading
-from policyd.engine.model import SAFETY_IDENTIFIER, Decision, UserState
+from policyd.engine.model import Decision, UserState
 from policyd.errors import InvalidArgument
 from policyd.v1 import policy_pb2 as pb
 
@@ -60,12 +69,14 @@ def _record(
     response: pb.EvaluateResponse,
 ) -> Record:
     why = decision.explanation
-    decided_on = reading.decision_input
-    verdict, status, flags = _outline(decision)
+    given = reading.decision_input
+    outline = _outline(decision)
+    overrides = override_texts(given.overrides) if given.overrides else NO_OVERRIDES
+    states = place_states(given.end_users)
     return Record(
         id=response.decision_id,
-        verdict=verdict,
-        status=status,
+        verdict=outline.verdict,
+        status=outline.status,
         key_id=response.api_key_id,
         operation=why.operation,
         mode=why.mode,
@@ -74,12 +85,12 @@ def _record(
         in_scope=why.in_scope,
         user_state=why.user_state,
         identifier=why.identifier,
-        summary=why.summary,
-        flags=flags,
+        summary=outline.summary,
+        flags=outline.flags,
         revision=response.revision,
-        body_user=decided_on.user,
-        body_safety_identifier=decided_on.safety_identifier,
-        overrides=_asked(decided_on.overrides) if decided_on.overrides else "",
+        body_user=states.user,
+        body_safety_identifier=states.safety_identifier,
+        overrides=overrides.original,
         end_user=_end_user(request, reading, decision)[:MAX_TEXT],
         model=(request.model or reading.attributes.model)[:MAX_TEXT],
         method=request.method[:MAX_TEXT],
@@ -89,33 +100,60 @@ def _record(
         organization=request.organization[:MAX_TEXT],
         trace_id=reading.trace_id,
         request_id=request.request_id[:MAX_TEXT],
+        token_limit=number(given.token_limit),
+        prompt_chars=number(given.prompt_chars),
+        model_state=given.model_state,
+        end_users=states.others,
+        header_overrides=overrides.others,
+        results=outline.results,
     )
+
+
+class _Outline(NamedTuple):
+    """What a record keeps of a decision, within its bounds."""
+
+    verdict: Verdict
+    status: int
+    summary: str
+    flags: str
+    results: str
 
 
 # Few decisions differ from each other, so what the log keeps of one is worked out once.
 @lru_cache(maxsize=4096)
-def _outline(decision: Decision) -> tuple[Verdict, int, str]:
+def _outline(decision: Decision) -> _Outline:
     verdict = Verdict.WOULD_DENY if decision.would_deny else Verdict.ALLOWED
     if decision.denial:
         verdict = Verdict.DENIED
-    flags = ",".join(flag.type for flag in decision.flags)
-    return verdict, decision.denial.status if decision.denial else 0, flags
+    return _Outline(
+        verdict,
+        decision.denial.status if decision.denial else 0,
+        results.cut(decision.explanation.summary, MAX_SUMMARY),
+        _flags(decision),
+        results.text(decision.results),
+    )
 
 
-def _asked(overrides: tuple[str, ...]) -> str:
-    """What the override headers asked for, as far as a simulation needs it to decide again."""
-    asked = {value.strip(" \t").lower() for value in overrides}
-    return ",".join(sorted({one if one in ("true", "false") else "invalid" for one in asked}))
+def _flags(decision: Decision) -> str:
+    """The types of its flags, so many as a record has room for."""
+    types = list(dict.fromkeys(flag.type for flag in decision.flags))
+    while len(flags := ",".join(types)) > MAX_SUMMARY:
+        types.pop()
+    return flags
 
 
 def _end_user(request: pb.EvaluateRequest, reading: Reading, decision: Decision) -> str:
     why = decision.explanation
-    if why.in_scope and why.user_state is not UserState.VALID:
-        return ""
-    attributes = reading.attributes
-    if why.identifier == SAFETY_IDENTIFIER:
-        return request.safety_identifier or attributes.safety_identifier.value
-    return request.user or attributes.user.value
+    if not why.in_scope:
+        return request.user or reading.attributes.user.value
+    return next(
+        (
+            one.value or ""
+            for one in reading.decision_input.end_users
+            if one.place == why.identifier and one.state is UserState.VALID
+        ),
+        "",
+    )
 
 
 def outcome(message: pb.Outcome) -> Outcome:

@@ -15,6 +15,7 @@ import pytest
 from policyd.decision_log.record import Record, Verdict
 from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount, RefusedKeyReason
 from policyd.engine.model import UserState
+from policyd.policies import TABLE
 from policyd.store import Store
 from tests.support.commands import invoke
 from tests.support.processes import Program
@@ -228,7 +229,7 @@ def test_a_simulation(store: Store, url: str, key_id: str) -> None:
     off = ("--enforce-user-ids", "off")
     assert json.loads(ask(url, "simulate", key_id, "--json", *off))["blocked"] == 0
     assert "5 of 8 requests (62.5%) would have been blocked" in ask(url, "simulate", key_id)
-    assert store.keys.get(key_id).mode is None
+    assert TABLE.original_of(store.keys.get(key_id).policies).mode is None
 
 
 def test_a_simulation_of_nothing(store: Store, url: str, key_id: str) -> None:

@@ -20,6 +20,7 @@ import pytest
 from gateway import answer_reader, describe, usage
 from gateway import headers as gateway_headers
 from policyd.decision_log import export
+from policyd.decision_log import inputs
 from policyd.descriptor import evaluate_request, media_type
 from policyd.descriptor.body import read_body
 from policyd.descriptor.headers import credential, override, trace_id
@@ -28,7 +29,7 @@ from policyd.engine import endpoints
 from policyd.errors import InvalidArgument
 from policyd.http import authzen, check
 from policyd.http.request import Request
-from policyd.services import ext_authz_request, log_entries
+from policyd.services import ext_authz_request
 from policyd.v1 import policy_pb2 as pb
 
 ROOT = Path(__file__).parents[2]
@@ -103,11 +104,15 @@ PATTERNS: dict[str, list[Pump]] = {
     "policyd.http.check._METHOD": _after("POST", "!"),
     "policyd.http.check._TARGET": _after("/", "http://", "http:", "*"),
     "policyd.descriptor.identifiers._BLANK": _after("\u3164", "\u200b"),
-    "policyd.descriptor.json_body._BLANKS": [],
-    "policyd.descriptor.json_body._KEY": _after('"user"', '"safety_identifier" ', '"USER'),
-    "policyd.descriptor.json_body._NAME": _after('{"', '{ "', '{"a"', '{"a" :', ',"\\'),
-    "policyd.descriptor.json_body._SCALAR": _after("1", "]"),
-    "policyd.descriptor.json_body._TOKEN": _after('"', '"a"', '"a" :', '"\\', '"\\"', '"\\\\'),
+    "policyd.descriptor.json_members._END": [],
+    "policyd.descriptor.json_members._NAME": _after('{"', '{ "', '{"a"', '{"a" :', ',"\\'),
+    "policyd.descriptor.json_members._SCALAR": _after("1", "]"),
+    "policyd.descriptor.json_members._TOKEN": _after('"', '"a"', '"a" :', '"\\', '"\\"', '"\\\\'),
+    "policyd.descriptor.prompt._STRING": [],
+    "policyd.descriptor.prompt._SURROGATE_PAIR": _after("\\ud800", "\\ud800\\u", "\\ud800\\udc00"),
+    "policyd.descriptor.prompt._TEXT": _after(
+        '"', '"a"', '"a" :', '"type"', '"type":"', '"type" : "a",', '"url":"', '"result":"a', '""'
+    ),
     "policyd.descriptor.media_type._EDGE": _after("-", "a-"),
     "policyd.descriptor.media_type._FORM_FIELD": _after("&", "&a", ";a", "&=", "&;"),
     "policyd.descriptor.media_type._PARAMETER": _after(
@@ -320,6 +325,13 @@ def _json(text: str) -> object:
     return read_body(text.encode("latin-1"), "application/json", "", CHAT)
 
 
+def _prompt(text: str) -> object:
+    """Read JSON that stands under every name of a prompt."""
+    members = (f'"{name}":{text}' for name in ("prompt", "messages", "input", "Prompt"))
+    body = f"{{{','.join(members)}}}"
+    return read_body(body.encode("latin-1"), "application/json", "", CHAT)
+
+
 def _urlencoded(text: str) -> object:
     body = b'{"user": "a", "x": "' + text.encode("latin-1").replace(b'"', b"'") + b'"}'
     return read_body(body, "application/x-www-form-urlencoded", "", CHAT)
@@ -342,7 +354,7 @@ def _grpc(text: str) -> object:
     request = pb.EvaluateRequest(method="POST", path="/v1/chat/completions", headers=headers)
     request.raw_body.content = b"{}"
     reading = evaluate_request.read(request)
-    return log_entries._asked(reading.decision_input.overrides)
+    return inputs.override_texts(reading.decision_input.overrides)
 
 
 def _http_check(text: str) -> object:
@@ -401,6 +413,19 @@ def _parsed(text: str) -> object:
 
 
 FORM = "multipart/form-data; boundary=B"
+_PARTS = [
+    *(
+        Pump('"', text, '"')
+        for text in ("\\\\", '\\"', '\\\\\\"', "\\n", "\\u00e9", "\\ud83d", "\u00e9")
+    ),
+    *(Pump('"', text, '"') for text in ("\\ud83d\\udc3c", ":", ",1", "[", " ", '\\":\\"')),
+    *(Pump(f'{{"{name}":"', "a", '"}') for name in ("role", "url", "result", "text", "x")),
+    Pump('{"', "type", '":"a"}'),
+]
+_PARTS_OF_MESSAGES = [
+    *('""', "{}", "[]", '{"role":"user","content":""}', '{"type":"text","text":""}'),
+    *('{"url":""}', '{"result":"A"}', '{"type":{"type":"a"}}'),
+]
 _WORDS = ["charset", "charset=", "; charset=a", "boundary=", ';a="', "multipart", "*", "a/"]
 _TYPES = [Pump("application/json", word) for word in _WORDS]
 READERS: dict[str, tuple[Callable[[str], object], list[Pump]]] = {
@@ -443,6 +468,31 @@ READERS: dict[str, tuple[Callable[[str], object], list[Pump]]] = {
             Pump('{"user":"a","a":[', "[],", "1]}"),
             Pump('{"user":"a","a":[', "{},", "1]}"),
             Pump('{"user":"a","a":[', '{"user":"a"},', "1]}"),
+            *(Pump(f'{{"{name}":', "1", "}") for name in ("max_tokens", "n", "prompt")),
+            Pump('{"max_tokens":', "0", "}"),
+            Pump('{"max_tokens":1', ',"max_tokens":1', "}"),
+            Pump('{"max_tokens":1', ',"Max_Tokens":null', "}"),
+            Pump('{"model":"a"', ',"model":"a"', "}"),
+            Pump('{"model":"', "a", '"}'),
+            Pump('{"metadata":{}', ',"metadata":{"user_id":"a"}', "}"),
+            Pump('{"metadata":{"user_id":"a"', ',"user_id":"a"', "}}"),
+            Pump('{"metadata":{"a":[', '{"user_id":"a"},', "1]}}"),
+        ],
+    ),
+    "the prompt of JSON": (
+        _prompt,
+        [
+            *_PARTS,
+            *(Pump("[", part + ",", '""]') for part in _PARTS_OF_MESSAGES),
+            Pump('[{"role":"user"', ',"content":"a"', "}]"),
+            Pump('[{"role":"user","content":[', '"",', '""]}]'),
+            Pump("[1", ",1", "]"),
+            Pump("[[1]", ",[1]", "]"),
+            Pump("[1", ",null,1", "]"),
+            Pump('["a"', ',1,"a"', "]"),
+            Pump("[", " ", "]"),
+            Pump('["a"', " ", "]"),
+            Pump('{"a"', " ", ":1}"),
         ],
     ),
     "JSON of type urlencoded": (_urlencoded, [*_ANY, *_after("&", "&a", "&%6d", "&a=", ";")]),
