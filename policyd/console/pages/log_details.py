@@ -4,9 +4,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from policyd.console.view import results
 from policyd.console.view.lookups import key_names
 from policyd.console.view.render import console, render, shown
+from policyd.decision_log import results
 from policyd.store import LogFilter
 
 _TRACE_ROWS = 20
@@ -24,7 +24,7 @@ def _show(request: Request) -> Response:
         request,
         "log_details.html",
         record=record,
-        found=results.found(record),
+        found=results.of(record),
         trace=trace,
         keys=key_names(store),
     )

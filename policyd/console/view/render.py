@@ -17,7 +17,7 @@ from policyd.command.threads import StoreThreads
 from policyd.console.security.attempts import Attempts
 from policyd.console.security.client_address import Network
 from policyd.console.security.sessions import Sessions
-from policyd.console.view import labels, results
+from policyd.console.view import flags, labels
 from policyd.console.view.text import plain, sentence, visible
 from policyd.engine.model import Settings
 from policyd.policies import TABLE
@@ -149,7 +149,7 @@ def _environment() -> jinja2.Environment:
         "duration": labels.duration,
         "moment": labels.moment,
     }
-    environment.globals |= {"static": _static, "labels": labels, "results": results}
+    environment.globals |= {"static": _static, "labels": labels, "flag_words": flags}
     return environment
 
 
