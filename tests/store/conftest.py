@@ -1,6 +1,7 @@
 """What the tests of the store share: a store on a new database of each kind."""
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -16,7 +17,6 @@ def url(new_database: str) -> str:
 @pytest.fixture
 def store(new_database: str) -> Iterator[Store]:
     """A store on that database."""
-    store = Store(new_database)
-    store.migrate()
-    yield store
-    store.close()
+    with closing(Store(new_database)) as store:
+        store.migrate()
+        yield store
