@@ -397,10 +397,9 @@ def test_first_starts_at_once(tmp_path: Path) -> None:
         from policyd.store import Store
 
         for line in sys.stdin:
-            store = Store(f"sqlite:///{line.strip()}")
-            store.migrate()
-            store.keys.create("app")
-            store.close()
+            with closing(Store(f"sqlite:///{line.strip()}")) as store:
+                store.migrate()
+                store.keys.create("app")
             print("made", flush=True)
         """
     starters = [
