@@ -31,7 +31,7 @@ _TEXT = re.compile(
     rb'|(?:%(data)b)%(colon)b"%(inner)b"'
     rb'|result%(colon)b"[0-9A-Za-z+/]{%(least)d,}+={0,2}"'
     rb'|(?:%(inner)b%(colon)b")?+(%(inner)b)"(?![ \t\r\n]*+:)'
-    rb'|%(inner)b")'
+    rb'|%(inner)b"?+)'
     % {
         b"words": _WORDS,
         b"data": _DATA,
