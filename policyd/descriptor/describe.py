@@ -10,12 +10,12 @@ not all, has those of `unreadable(state)`, which never pass for a user.
 
 from dataclasses import dataclass, field
 
-from policyd.descriptor import headers
+from policyd.descriptor import end_users, headers
 from policyd.descriptor.body import read_body
 from policyd.descriptor.body_memory import Bodies, Held
 from policyd.descriptor.content_encoding import decoded_limit
 from policyd.descriptor.headers import KEY_HEADER, PREFIX, Headers
-from policyd.descriptor.identifiers import MAX_VALUE, NOT_READ, BodyAttributes, Identifier
+from policyd.descriptor.identifiers import NOT_READ, BodyAttributes, Identifier
 from policyd.engine import endpoints, method_override
 from policyd.engine.model import SAFETY_HEADER, ModelState, NumberState, Target
 from policyd.v1 import policy_pb2 as pb
@@ -28,14 +28,11 @@ _ENCODING = "content-encoding"
 _AGENT = "user-agent"
 _ORGANIZATION = "openai-organization"
 _REQUEST_ID = "x-request-id"
-READ = frozenset(
-    {
-        *(_TYPE, _ENCODING, _AGENT, _ORGANIZATION, _REQUEST_ID, SAFETY_HEADER),
-        *method_override.HEADERS,
-    }
-)
+READ = method_override.HEADERS | {
+    *(_TYPE, _ENCODING, _AGENT, _ORGANIZATION, _REQUEST_ID, SAFETY_HEADER)
+}
 """The headers that are read here, besides those that begin with PREFIX and those of end users."""
-_NONE: frozenset[str] = frozenset()
+NO_HEADERS: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
@@ -55,8 +52,9 @@ class HttpRequest:
     """The ID that counts where no header gives one."""
     in_scope: bool | None = None
     """What the adapter knows of a call that has neither method nor path."""
-    end_user_headers: frozenset[str] = _NONE
-    """The headers, in lower case, in which an end user may stand, besides SAFETY_HEADER."""
+    end_user_headers: frozenset[str] = NO_HEADERS
+    """Those, in lower case, in which the operator trusts this client, or proxy, to name end users,
+    besides SAFETY_HEADER."""
     target: Target = field(init=False)
     """What the request asks for."""
     overriding: method_override.Headers = field(init=False)
@@ -159,9 +157,9 @@ async def read_attributes(
     return await bodies.do(held, size, decoded, *read)
 
 
-def _remark(text: str, longest: int = MAX_REMARK) -> str:
+def _remark(text: str) -> str:
     # A byte that is not UTF-8 comes as half a surrogate pair, which no message can hold.
-    text = text[:longest]
+    text = text[:MAX_REMARK]
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
@@ -178,10 +176,13 @@ def _own_headers(request: HttpRequest) -> list[Header]:
 
 
 def _end_user_headers(request: HttpRequest) -> list[Header]:
+    endpoint = request.target.endpoint
+    own = {SAFETY_HEADER} if endpoint is not None and endpoint.safety_header else NO_HEADERS
+    names = request.end_user_headers | own
     return [
-        Header(name=name, value=_remark(value, MAX_VALUE))
-        for name in (SAFETY_HEADER, *request.end_user_headers)
-        for value in request.headers.get(name, ())
+        Header(name=name, value=end_users.value(text))
+        for name in sorted(names)
+        for text in request.headers.get(name, ())
     ]
 
 

@@ -203,7 +203,7 @@ def _scan(body: bytes, wanted: frozenset[str]) -> Members:
     """The members, token by token, repeats kept."""
     found: Members = {}
     name, start, depth = "", -1, 0
-    for count, match in enumerate(_TOKEN.finditer(body)):
+    for count, match in enumerate(_TOKEN.finditer(body), 1):
         if count > MAX_TOKENS:
             raise UnreadableBody(UserState.TOO_COMPLEX)
         if match[1] is None:

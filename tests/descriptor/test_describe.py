@@ -22,6 +22,7 @@ from policyd.descriptor.body_memory import AT_ONCE, Bodies
 from policyd.descriptor.describe import MAX_REMARK, HttpRequest, about_key, describe
 from policyd.descriptor.headers import by_name
 from policyd.descriptor.identifiers import MAX_VALUE
+from policyd.errors import BodiesFull
 from policyd.http import check
 from policyd.http.request import Request
 from policyd.services import ext_authz_request
@@ -147,6 +148,10 @@ CASES = {
         [("openai-safety-identifier", "a"), ("openai-safety-identifier", "b")],
         b'{"model":"m","session":{"safety_identifier":"bob"},"safety_identifier":""}',
         path="/v1/live/sessions",
+    ),
+    "a safety_identifier": Case(
+        STATED | {"user_state": 2, "safety_identifier_state": 1, "safety_identifier": "s-1"},
+        body=b'{"model":"m","safety_identifier":"s-1"}',
     ),
     "own headers": Case(
         READ
@@ -324,6 +329,31 @@ def test_headers_of_end_users() -> None:
         KEY,
     ]
     assert [header.name for header in describe(_request(headers=given)).headers] == [KEY[0]]
+
+
+@pytest.mark.parametrize(
+    ("coding", "body", "counted"),
+    [
+        ("", _LARGE, len(_LARGE)),
+        # Any body may grow to 256 KiB, which are read at once, and a larger one to a hundredfold.
+        ("gzip", gzip.compress(BODY), 0),
+        ("gzip", gzip.compress(_LARGE), len(gzip.compress(_LARGE)) + LIMIT),
+    ],
+    ids=["plain", "small", "compressed"],
+)
+async def test_what_a_body_may_take(coding: str, body: bytes, counted: int) -> None:
+    """While a large body is read, all that it may decompress to is counted, and nothing else."""
+    request = _request(headers=[("content-encoding", coding)] if coding else [])
+    for missing in (0, 1) if counted else (0,):
+        bodies = Bodies(counted - missing)
+        with bodies.hold() as held:
+            reading = describing.read_attributes(request, body, bodies, held, LIMIT)
+            if missing:
+                with pytest.raises(BodiesFull):
+                    await reading
+            else:
+                assert (await reading).user.value == "alice"
+        bodies.close()
 
 
 @pytest.mark.parametrize("name", sorted(describing.READ))

@@ -405,7 +405,7 @@ def _events(text: str) -> object:
 
 def _envoy(text: str) -> object:
     names = ("x-usagepanda-enforce-user-ids", "x-usagepanda-api-key", "content-type", "upgrade")
-    return [ext_authz_request._repeats(name, text) for name in names]
+    return [ext_authz_request._repeats(name, text, True) for name in names]
 
 
 def _parsed(text: str) -> object:
