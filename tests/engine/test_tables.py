@@ -18,7 +18,9 @@ from policyd.decision_log import record
 from policyd.decision_log.record import Ending, Verdict
 from policyd.decision_log.refused_key import RefusedKeyReason
 from policyd.engine import model
-from policyd.engine.model import Flag, Ignored, Mode, Override, Source, UserState
+from policyd.engine.decision import INVALID_OVERRIDE
+from policyd.engine.model import Ignored, Mode, Override, Source, UserState
+from policyd.policies import TABLE
 from policyd.v1 import admin_pb2, policy_pb2
 from tests.support import conformance
 
@@ -139,9 +141,9 @@ def test_styles_of_members() -> None:
         assert found == {member.value for member in members}
 
 
-def test_flags_have_words() -> None:
-    """The console has words for each flag that a decision can carry."""
-    decision = importlib.import_module("policyd.engine.decision")
-    given = {value.type for value in vars(decision).values() if isinstance(value, Flag)}
-    assert given == labels.FLAGS.keys()
-    assert set(model.IDENTIFIERS) == labels.IDENTIFIERS.keys()
+def test_flags_and_places_have_words() -> None:
+    """The console has words for each flag that a decision can carry, and for each place of a body
+    in which an end user can stand.
+    """
+    assert set(labels.FLAGS) == TABLE.by_flag.keys() | {INVALID_OVERRIDE}
+    assert labels.IDENTIFIERS.keys() == set(model.BODY_PLACES)
