@@ -3,13 +3,17 @@
 from contextlib import closing
 from datetime import timedelta
 
+import pytest
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
 from policyd.decision_log.record import Verdict
-from policyd.store import LogFilter, Store, migrations
+from policyd.engine.model import Mode, Override, Setting
+from policyd.errors import StoreUnusable
+from policyd.policies import TABLE
+from policyd.store import LogFilter, Store, forms, migrations
 from policyd.store.database import writing
 from policyd.store.engine import make_file, open_engine
 from tests.support.records import START, denied, outcome, record
@@ -69,6 +73,30 @@ def test_a_database_of_the_third_form(new_database: str) -> None:
             0,
         )
         assert [user for user, _ in store.statistics.users(START, START)] == ["ada"]
+
+
+def test_settings_that_an_older_form_has_no_place_for(new_database: str) -> None:
+    """A way back that would lose a key's settings is refused, unless it is forced.
+
+    The settings that the older form has stay, as does the log.
+    """
+    store = Store(new_database)
+    store.migrate()
+    policies = TABLE.with_original(Mode.AUDIT, Override.LOCKED)
+    key, _ = store.keys.create("app", (*policies, ("max_tokens", Setting(Mode.ENFORCE, "5"))))
+    store.log.append([one := record(flags="x")])
+    engine = open_engine(new_database)
+    with pytest.raises(StoreUnusable, match=rf"1 keys have settings .*{key.id}.* or force it"):
+        forms.downgrade(engine, "0009")
+    assert forms.read(engine).revision == migrations.HEAD
+    forms.downgrade(engine, "0009", force=True)
+    assert forms.read(engine).revision == "0009"
+    store.migrate()
+    assert store.keys.get(key.id).policies == policies
+    assert store.log.page(LogFilter(flag="x")) == [one]
+    forms.downgrade(engine, "0009")
+    engine.dispose()
+    store.close()
 
 
 def test_the_newest_form_is_known_without_alembic() -> None:
