@@ -167,6 +167,19 @@ def test_samples_of_each_minute() -> None:
         assert tally.counts == []
 
 
+def test_a_source_that_was_there_before_the_others() -> None:
+    """A source that is counted by itself stays so, however many others come."""
+    tally = Tally()
+    for number in range(MAX_SOURCES + 10):
+        tally.add(refused_key(f"192.0.2.{number}"))
+    for _ in range(5):
+        tally.add(refused_key("192.0.2.0"))
+    counts = {one.source: one.unknown for one in tally.counts}
+    assert counts["192.0.2.0"] == 6
+    assert counts[OTHERS] == 10
+    assert len(counts) == MAX_SOURCES + 1
+
+
 def test_whatever_strangers_send() -> None:
     """Neither memory nor disk grows with the requests, the sources or their content."""
     tally = Tally()

@@ -34,7 +34,7 @@ Object = tuple[Pairs]
 def counted(value: Any, name: str = "", *, tokens: bool = False) -> int:
     """The characters of a value that stands under `name`."""
     if isinstance(value, str):
-        is_word = name in WORDS and len(value) <= 128
+        is_word = name in WORDS and len(value) <= 128 and '"' not in value
         return 0 if is_word or name in DATA else len(value)
     if isinstance(value, tuple):
         return sum(counted(inner, name, tokens=tokens) for name, inner in value[0])

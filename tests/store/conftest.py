@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from policyd.store import Store
+from tests.support.databases import open_store
 
 
 @pytest.fixture
@@ -16,7 +17,6 @@ def url(new_database: str) -> str:
 @pytest.fixture
 def store(new_database: str) -> Iterator[Store]:
     """A store on that database."""
-    store = Store(new_database)
-    store.migrate()
+    store = open_store(new_database)
     yield store
     store.close()

@@ -23,10 +23,11 @@ from policyd.store.decisions import page_query
 from policyd.store.engine import open_engine
 from policyd.v1 import admin_pb2 as pb
 from policyd.v1.admin_pb2_grpc import AdminServiceStub
+from tests.support.commands import invoke
 from tests.support.load import until
 from tests.support.machine_clock import wrong_machine_clock
 from tests.support.postgresql import PostgreSQL
-from tests.support.processes import Policyd, run
+from tests.support.processes import Policyd
 from tests.support.records import decision_id, denied, record
 
 DAY = timedelta(days=1)
@@ -118,7 +119,7 @@ def test_a_setting_made_smaller(store: Store, new_database: str) -> None:
         assert status["retention_standstill"] == standstill.reason
         assert f"policyd logs retire {option} --yes" in standstill.reason
     words = ("logs", "retire", "--older-than", "7d")
-    refused = run("policyd", *words, "--database-url", new_database)
+    refused = invoke("policyd", *words, "--database-url", new_database)
     assert refused.returncode == 2
     assert b"give --yes" in refused.stderr
     assert kept(store) > before - 10
@@ -141,7 +142,7 @@ def test_a_small_bound_from_the_beginning(store: Store) -> None:
 
 
 def ask(url: str, *words: str) -> Any:
-    done = run("policyd", *words, "--database-url", url)
+    done = invoke("policyd", *words, "--database-url", url)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -220,12 +221,10 @@ class Readers:
         self._done = threading.Event()
         self.errors: list[str] = []
         self.pages = 0
-        self.longest = 0.0
 
     def _read(self) -> None:
         store = Store(self._url)
         while not self._done.is_set():
-            began = time.monotonic()
             try:
                 page = store.log.page(LogFilter(), limit=50)
                 if page:
@@ -233,7 +232,6 @@ class Readers:
                 self.pages += 1
             except StoreUnavailable as error:
                 self.errors.append(str(error))
-            self.longest = max(self.longest, time.monotonic() - began)
         store.close()
 
     @contextmanager
