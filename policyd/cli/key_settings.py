@@ -109,7 +109,7 @@ policy_option = option(
     type=_OfPolicy("NAME=MODE[:VALUE]", _mode),
     multiple=True,
     help=f"A policy's mode ({', '.join(MODES)}) and value, such as NAME=enforce:500; "
-    f"NAME={_DEFAULT} leaves them to the server. May be repeated. `policyd policies` lists the policies.",
+    f"NAME={_DEFAULT} leaves them to the server. May be repeated. `policyd policies` lists all.",
 )
 _key_settings = [
     option(
