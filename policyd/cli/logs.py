@@ -69,10 +69,12 @@ def tail(database_url: str, as_json: bool, lines: int, **given: Any) -> None:
     wanted = log_filter(**given)
     write = _writer(as_json)
     with options.opened(database_url) as store:
+        # Looked up first: what is logged from now on is either on the page or new.
+        known = {record.id for record in _recent(store, wanted)}
         first = store.log.page(wanted, limit=lines) if lines else []
         for record in reversed(first):
             write(record)
-        for record in _arriving(store, wanted):
+        for record in _arriving(store, wanted, known | {record.id for record in first}):
             write(record)
 
 
@@ -279,9 +281,10 @@ def _newest_first(store: Store, wanted: LogFilter, after: str) -> Iterator[Recor
         after = page[-1].id
 
 
-def _arriving(store: Store, wanted: LogFilter) -> Iterator[Record]:
-    """Decisions logged from now on, without end. Those of several workers may come out of order."""
-    known = {record.id for record in _recent(store, wanted)}
+def _arriving(store: Store, wanted: LogFilter, known: set[str]) -> Iterator[Record]:
+    """Decisions that are logged and not `known`, without end. Those of several workers may come out
+    of order.
+    """
     while True:
         time.sleep(_LOOK)
         recent = _recent(store, wanted)

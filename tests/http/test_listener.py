@@ -73,6 +73,7 @@ async def test_caller_token(made: ServerSettings, tmp_path: Path) -> None:
             assert (await evaluate(url, {"hasUser": True}, *headers)).status == status
 
 
+@pytest.mark.slow
 async def test_tls(made: ServerSettings, tmp_path: Path) -> None:
     """--tls-cert makes it speak TLS only, and --tls-client-ca only to clients of that authority."""
     authority = trustme.CA()
