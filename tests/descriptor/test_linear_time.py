@@ -19,8 +19,7 @@ import pytest
 
 from gateway import answer_reader, describe, usage
 from gateway import headers as gateway_headers
-from policyd.decision_log import export
-from policyd.decision_log import inputs
+from policyd.decision_log import export, inputs
 from policyd.descriptor import evaluate_request, media_type
 from policyd.descriptor.body import read_body
 from policyd.descriptor.headers import credential, override, trace_id

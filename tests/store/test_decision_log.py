@@ -315,12 +315,11 @@ def test_history(store: Store) -> None:
     store.log.append([record(), record(end_user="bob"), denied(), record(START + DAY)])
     store.log.append([denied(source=Source.ROUTE), denied(model="b"), denied(key_id="key_2")])
     history = store.history("key_1", START, START + DAY)
-    kinds = dict(history.kinds())
-    assert sorted((kind.body_user, count) for kind, count in kinds.items()) == [(1, 2), (2, 2)]
-    [absent] = [kind for kind in kinds if kind.body_user == UserState.ABSENT]
-    assert history.most([absent], "model", 5) == [("b", 1), ("gpt-4o-mini", 1)]
-    assert history.most(kinds, "model", 1) == [("gpt-4o-mini", 3)]
-    assert [one.model for one in history.newest([absent], 5)] == ["b", "gpt-4o-mini"]
+    groups = {(group.kind.body_user, group.kind.model): group for group in history.groups()}
+    counts = {which: group.requests for which, group in groups.items()}
+    assert counts == {(1, "gpt-4o-mini"): 2, (2, "gpt-4o-mini"): 1, (2, "b"): 1}
+    absent = [group.kind for which, group in groups.items() if which[0] == UserState.ABSENT]
+    assert [one.model for one in history.newest(absent, 5)] == ["b", "gpt-4o-mini"]
 
 
 @pytest.mark.parametrize(
