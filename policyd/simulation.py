@@ -1,15 +1,19 @@
 """What other settings would have done: the logged requests of a key, decided again by them.
 
 The log groups requests by all that a decision depends on (store/history.py), so each group is
-decided once, by the same engine that decides requests.
+decided once, by the same engine that decides requests. What the log does not have is not guessed:
+such requests are counted apart. Older versions of policyd kept less of a request.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum
 
 from policyd.decision_log import inputs
-from policyd.decision_log.record import Record
+from policyd.decision_log.record import MAX_TEXT, Record
+from policyd.engine import endpoints
 from policyd.engine.endpoints import ENDPOINTS
 from policyd.engine.model import (
     SAFETY_IDENTIFIER,
@@ -18,13 +22,15 @@ from policyd.engine.model import (
     DecisionInput,
     EndUser,
     KeySettings,
+    ModelState,
     Settings,
     Target,
     UserState,
 )
-from policyd.policies import decide
+from policyd.engine.policy import Need
+from policyd.policies import TABLE, decide
 from policyd.store import Store
-from policyd.store.history import Kind
+from policyd.store.history import Group, Kind
 
 MOST = 10
 """Rows of each list."""
@@ -44,6 +50,19 @@ class Simulation:
     by_user_agent: list[tuple[str, int]]
     examples: list[Record]
     """The newest blocked requests."""
+    flagged: int = 0
+    """Requests that would have been allowed, and flagged as violating a policy."""
+    unknown: int = 0
+    """Requests of which the log does not have what the policies look at."""
+
+
+class _Fate(Enum):
+    """What would have become of a request."""
+
+    ALLOWED = 0
+    FLAGGED = 1
+    BLOCKED = 2
+    UNKNOWN = 3
 
 
 def simulate(
@@ -56,31 +75,88 @@ def simulate(
 ) -> Simulation:
     """Decide a key's requests between two moments by `settings`, with `defaults` as the server's.
     Raises StoreUnavailable."""
-    history = store.history(key_id, since, until)
-    kinds = history.kinds()
-    blocked = {kind: count for kind, count in kinds if _would_block(kind, settings, defaults)}
-    by_operation: Counter[str] = Counter()
-    for kind, count in blocked.items():
-        by_operation[kind.operation] += count
+    history = store.history(key_id, since, until, _needs((*settings.policies, *defaults)))
+    counts: Counter[_Fate] = Counter()
+    blocked: list[Group] = []
+    for group in history.groups():
+        fate = _fate(group.kind, settings, defaults)
+        counts[fate] += group.requests
+        if fate is _Fate.BLOCKED:
+            blocked.append(group)
+    # The newest requests are among those of the kinds with the newest one each.
+    newest = sorted(blocked, key=lambda group: group.newest, reverse=True)[:EXAMPLES]
     return Simulation(
-        requests=sum(count for _, count in kinds),
-        blocked=by_operation.total(),
-        by_operation=by_operation.most_common(MOST),
-        by_model=history.most(blocked, "model", MOST) if blocked else [],
-        by_user_agent=history.most(blocked, "user_agent", MOST) if blocked else [],
-        examples=history.newest(blocked, EXAMPLES) if blocked else [],
+        requests=counts.total(),
+        blocked=counts[_Fate.BLOCKED],
+        by_operation=_most((group.kind.operation, group.requests) for group in blocked),
+        by_model=_most((group.kind.model, group.requests) for group in blocked),
+        by_user_agent=_most((group.kind.user_agent, group.requests) for group in blocked),
+        examples=history.newest([group.kind for group in newest], EXAMPLES) if newest else [],
+        flagged=counts[_Fate.FLAGGED],
+        unknown=counts[_Fate.UNKNOWN],
     )
 
 
-def _would_block(kind: Kind, settings: KeySettings, defaults: Settings) -> bool:
-    described = DecisionInput(
-        Target(kind.in_scope, _BY_OPERATION.get(kind.operation)),
+def _needs(settings: Settings) -> frozenset[Need]:
+    """What the policies that are set look at."""
+    known = [TABLE.by_name[name] for name, _ in settings if name in TABLE.by_name]
+    return frozenset(need for policy in known for need in policy.needs)
+
+
+def _most(counted: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    total: Counter[str] = Counter()
+    for name, count in counted:
+        total[name] += count
+    return sorted(total.items(), key=lambda one: (-one[1], one[0]))[:MOST]
+
+
+def _fate(kind: Kind, settings: KeySettings, defaults: Settings) -> _Fate:
+    if kind.header_overrides == inputs.NOT_KEPT or _lacks_places(kind, settings.accept):
+        return _Fate.UNKNOWN
+    decision = decide(_described(kind), settings, defaults)
+    if decision.denial:
+        return _Fate.BLOCKED
+    if decision.missing:
+        return _Fate.UNKNOWN
+    return _Fate.FLAGGED if decision.would_deny else _Fate.ALLOWED
+
+
+def _lacks_places(kind: Kind, accept: tuple[str, ...]) -> bool:
+    """Whether an end user may have stood in a place that the log does not know of."""
+    if not kind.in_scope or kind.end_users not in ("", inputs.NOT_KEPT):
+        return False
+    known = {USER: kind.body_user, SAFETY_IDENTIFIER: kind.body_safety_identifier}
+    if any(known.get(place) == UserState.VALID for place in accept):
+        return False
+    endpoint = _BY_OPERATION.get(kind.operation)
+    counting = endpoint.places(accept) if endpoint else accept
+    return any(place not in known for place in counting)
+
+
+def _described(kind: Kind) -> DecisionInput:
+    body_user = UserState(kind.body_user)
+    states = {
+        USER: body_user,
+        SAFETY_IDENTIFIER: UserState(kind.body_safety_identifier),
+        **inputs.read_place_states(kind.end_users),
+    }
+    model_state = ModelState(kind.model_state)
+    path_model = endpoints.resolve("POST", kind.path).model if kind.path else ""
+    return DecisionInput(
+        Target(kind.in_scope, _BY_OPERATION.get(kind.operation), model=path_model),
         Credential.GIVEN,
         "",
-        inputs.read_overrides(kind.overrides, ""),
-        (
-            EndUser(USER, UserState(kind.body_user)),
-            EndUser(SAFETY_IDENTIFIER, UserState(kind.body_safety_identifier)),
-        ),
+        inputs.read_overrides(kind.overrides, kind.header_overrides),
+        tuple(EndUser(place, state, _value(kind, place, state)) for place, state in states.items()),
+        model_state,
+        kind.model if model_state is ModelState.GIVEN else "",
+        inputs.read_number(kind.token_limit),
+        inputs.read_number(kind.prompt_chars),
+        body_user if body_user.is_unreadable else UserState.UNKNOWN,
     )
-    return decide(described, settings, defaults).denial is not None
+
+
+def _value(kind: Kind, place: str, state: UserState) -> str | None:
+    """The end user in a place. None: the log does not have it, or not all of it."""
+    is_kept = state is UserState.VALID and place == kind.identifier
+    return kind.end_user if is_kept and 0 < len(kind.end_user) < MAX_TEXT else None

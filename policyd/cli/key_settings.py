@@ -108,8 +108,8 @@ policy_option = option(
     "policies",
     type=_OfPolicy("NAME=MODE[:VALUE]", _mode),
     multiple=True,
-    help=f"A policy's mode ({', '.join(MODES)}) and value, such as NAME=enforce:500; NAME={_DEFAULT} "
-    "leaves them to the server. May be repeated. `policyd policies` lists the policies.",
+    help=f"A policy's mode ({', '.join(MODES)}) and value, such as NAME=enforce:500; "
+    f"NAME={_DEFAULT} leaves them to the server. May be repeated. `policyd policies` lists all.",
 )
 _key_settings = [
     option(
@@ -134,8 +134,8 @@ _key_settings = [
     ),
     option(
         "--accept",
-        help=f"Where an end user may stand: some of {', '.join(BODY_PLACES)} and {HEADER_PLACE}NAME, "
-        f"with commas between them; {','.join(IDENTIFIERS)} for new keys.",
+        help=f"Where an end user may stand: some of {', '.join(BODY_PLACES)} and "
+        f"{HEADER_PLACE}NAME, with commas between them; {','.join(IDENTIFIERS)} for new keys.",
     ),
 ]
 
@@ -187,7 +187,7 @@ def warn_of_places(accept: Iterable[str]) -> None:
         )
     if without:
         click.echo(
-            f"On {', '.join(without)}, none of these places can be, and no request there has an end "
-            "user that counts: accept another place, if this key is for them.",
+            f"On {', '.join(without)}, none of these places can be, and no request there has an "
+            "end user that counts: accept another place, if this key is for them.",
             err=True,
         )

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
 from typing import Any
 
+from policyd.decision_log import results
 from policyd.decision_log.record import Outcome, Record
+from policyd.decision_log.results import LoggedResult
 
 _SIGNS = "=+@\uff1d\uff0b\uff0d\uff20-"
 """The characters that a formula can begin with, full-width forms included."""
@@ -37,6 +39,21 @@ def _usd(nano: int | None) -> float | None:
 
 def _time(record: Record) -> str:
     return record.time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _given(number: int | None) -> int | None:
+    return None if number is None or number < 0 else number
+
+
+def _result(result: LoggedResult) -> dict[str, Any]:
+    return {
+        "policy": result.policy,
+        "mode": _word(result.mode),
+        "value": result.value,
+        "source": _word(result.source),
+        "override_ignored": _word(result.ignored),
+        "message": result.message,
+    }
 
 
 _DECISION: dict[str, Callable[[Record], Any]] = {
@@ -81,7 +98,14 @@ _OUTCOME: dict[str, Callable[[Outcome], Any]] = {
     "cache_write_tokens": lambda outcome: outcome.cache_write_tokens,
     "cost_usd": lambda outcome: _usd(outcome.cost_nano),
 }
-COLUMNS = (*_DECISION, *_OUTCOME)
+# At the end, so that programs which know a column by its number find it where it was.
+_POLICIES: dict[str, Callable[[Record], Any]] = {
+    "model_state": lambda record: _word(record.model_state),
+    "token_limit": lambda record: _given(record.token_limit),
+    "prompt_characters": lambda record: _given(record.prompt_chars),
+    "policies": lambda record: [_result(one) for one in results.of(record)],
+}
+COLUMNS = (*_DECISION, *_OUTCOME, *_POLICIES)
 """The names of the columns, in order."""
 
 
@@ -89,7 +113,8 @@ def values(record: Record) -> dict[str, Any]:
     """A decision as JSON values, by the names in COLUMNS. None: not known."""
     outcome = record.outcome
     found = {name: read(record) for name, read in _DECISION.items()}
-    return found | {name: read(outcome) if outcome else None for name, read in _OUTCOME.items()}
+    found |= {name: read(outcome) if outcome else None for name, read in _OUTCOME.items()}
+    return found | {name: read(record) for name, read in _POLICIES.items()}
 
 
 def json_line(record: Record) -> str:
@@ -118,9 +143,13 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         # Without an exponent, as some spreadsheets read that as text.
         return f"{value:.9f}".rstrip("0").rstrip(".")
-    text = ",".join(value) if isinstance(value, list) else str(value)
+    text = ",".join(map(_item, value)) if isinstance(value, list) else str(value)
     text = _WITHIN.sub(_disarm, text)
     return "'" + text if text.startswith(_FORMULA) or text.lstrip().startswith(_FORMULA) else text
+
+
+def _item(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _disarm(gap: re.Match[str]) -> str:

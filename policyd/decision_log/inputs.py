@@ -56,7 +56,7 @@ class PlaceStates(NamedTuple):
     user: UserState
     safety_identifier: UserState
     others: str
-    """A JSON object, or NOT_KEPT."""
+    """A JSON object, or NOT_KEPT. (Older versions of policyd kept "".)"""
 
 
 def place_states(given: Iterable[EndUser]) -> PlaceStates:
@@ -72,7 +72,7 @@ def _place_states(given: tuple[tuple[str, UserState], ...]) -> PlaceStates:
         found[place] = _more_telling(found[place], state) if place in found else state
     user = found.pop(USER, UserState.UNKNOWN)
     safety_identifier = found.pop(SAFETY_IDENTIFIER, UserState.UNKNOWN)
-    return PlaceStates(user, safety_identifier, _text(found) if found else "")
+    return PlaceStates(user, safety_identifier, _text(found))
 
 
 def _more_telling(one: UserState, other: UserState) -> UserState:

@@ -147,7 +147,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True, tag="D"):
     """The characters of the prompt, in the same way."""
     model_state: ModelState = ModelState.UNKNOWN
     end_users: _Asked = ""
-    """The states of the further places of an end user, as a JSON object. "": there are none."""
+    """The states of the further places of an end user, as a JSON object. "": not known."""
     header_overrides: _Asked = ""
     """What the override headers of further policies asked for: a JSON object with a list of values
     for each header; "" where there are none."""

@@ -5,8 +5,11 @@ from datetime import UTC, datetime, timedelta
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from policyd.decision_log import results
 from policyd.decision_log.record import Outcome, Record, Verdict, is_decision_id
+from policyd.decision_log.results import LoggedResult
 from policyd.errors import InvalidArgument
+from policyd.policies import TABLE
 from policyd.store import LogFilter
 from policyd.v1 import admin_pb2 as pb
 from policyd.v1 import policy_pb2
@@ -16,6 +19,11 @@ def log_filter(request: pb.ListDecisionsRequest) -> LogFilter:
     """The filter that a request asks for. Raises InvalidArgument."""
     if request.page_token and not is_decision_id(request.page_token):
         raise InvalidArgument("page_token is not one that ListDecisions gave")
+    if request.policy and request.policy not in TABLE.by_name:
+        known = ", ".join(TABLE.by_name)
+        raise InvalidArgument(
+            f"there is no policy {request.policy[:64]!r}: the policies are {known}"
+        )
     try:
         verdict = Verdict(request.verdict) if request.verdict else None
     except ValueError:
@@ -30,6 +38,7 @@ def log_filter(request: pb.ListDecisionsRequest) -> LogFilter:
         since=_moment(request, "start_time"),
         until=_moment(request, "end_time"),
         any_id=request.any_id,
+        policy=request.policy,
     )
 
 
@@ -66,7 +75,26 @@ def message(record: Record) -> pb.LoggedDecision:
         outcome=_outcome(record.outcome) if record.outcome else None,
         cost_micro_usd=_micro(record.outcome),
         sample=record.sample,
+        results=map(_result, results.of(record)),
+        token_limit=_given(record.token_limit),
+        prompt_characters=_given(record.prompt_chars),
     )
+
+
+def _result(result: LoggedResult) -> policy_pb2.PolicyResult:
+    return policy_pb2.PolicyResult(
+        policy=result.policy,
+        mode=policy_pb2.EnforceMode.ValueType(result.mode),
+        value=result.value,
+        source=policy_pb2.SettingSource.ValueType(result.source),
+        ignored=policy_pb2.OverrideIgnored.ValueType(result.ignored),
+        violated=result.message is not None,
+        message=result.message or "",
+    )
+
+
+def _given(number: int | None) -> int | None:
+    return None if number is None or number < 0 else number
 
 
 def _explanation(record: Record) -> policy_pb2.Explanation:

@@ -31,6 +31,7 @@ import sqlalchemy as sa
 
 from policyd.command.database_url import sqlite_file
 from policyd.command.deadline import TIMEOUT
+from policyd.engine.policy import Need
 from policyd.store import damage, forms, hints
 from policyd.store import identity as identities
 from policyd.store.administrator import Administrator
@@ -102,9 +103,15 @@ class Store:
         """Yields when a key has changed, on databases that send notifications: see hints.py."""
         return hints.follow(self._engine)
 
-    def history(self, key_id: str, since: datetime, until: datetime) -> History:
-        """A key's logged requests between two moments."""
-        return History(self._engine, key_id, since, until)
+    def history(
+        self,
+        key_id: str,
+        since: datetime,
+        until: datetime,
+        needs: frozenset[Need] = frozenset(),
+    ) -> History:
+        """A key's logged requests between two moments, with what policies look at."""
+        return History(self._engine, key_id, since, until, needs)
 
     def close(self) -> None:
         """Close every connection."""

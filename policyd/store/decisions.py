@@ -9,6 +9,7 @@ import msgspec
 import sqlalchemy as sa
 
 from policyd.decision_log.record import Outcome, Record, Verdict, first_id
+from policyd.policies import TABLE
 from policyd.store.database import Id, metadata
 
 OUTCOME_AT = Record.__struct_fields__.index("outcome")
@@ -101,7 +102,7 @@ _sparse("ix_decisions_request", "request_id")
 _sparse("ix_decisions_openai", "outcome_openai_id")
 _SPARSE = ("flags", "end_user", "trace_id", "request_id", "outcome_openai_id")
 """The columns with a partial index."""
-_AT_ONCE = 50
+_AT_ONCE = 8
 """Sets of flags that one query looks for."""
 _IDS = ("id", "request_id", "trace_id", "outcome_openai_id")
 """The columns by which a request is found."""
@@ -122,6 +123,18 @@ class LogFilter:
     """Exclusive."""
     any_id: str = ""
     """An ID of any kind: the decision's, the caller's for the request, the trace's or OpenAI's."""
+    policy: str = ""
+    """The name of a policy that the request violates, whether it is enforced or audited."""
+
+    @property
+    def flags(self) -> frozenset[str]:
+        """The flags that the wanted decisions have."""
+        found = {self.flag} if self.flag else set()
+        if self.policy:
+            policy = TABLE.by_name.get(self.policy)
+            # A policy that is not known here may have been, when the log was written.
+            found.add(policy.flag if policy else f"policy_{self.policy}")
+        return frozenset(found)
 
 
 def newest(
@@ -141,11 +154,11 @@ def newest(
 
 
 def _flag_sets(connection: sa.Connection, wanted: LogFilter) -> list[str] | None:
-    """The sets of flags in the log that hold the wanted one. None: every set is wanted."""
-    if not wanted.flag:
+    """The sets of flags in the log that hold the wanted ones. None: every set is wanted."""
+    if not wanted.flags:
         return None
     found = connection.execute(flag_sets_query()).scalars()
-    return [one for one in found if wanted.flag in one.split(",")]
+    return [one for one in found if wanted.flags <= set(one.split(","))]
 
 
 def flag_sets_query() -> sa.Select[Any]:
@@ -225,7 +238,7 @@ def conditions(wanted: LogFilter) -> list[sa.ColumnElement[bool]]:
     if wanted.verdict is not None:
         # SQLite would prefer the index of key and verdict, which holds most rows of a key, to that
         # of a trace. `+ 0` keeps it from that.
-        is_rare = wanted.end_user or wanted.trace_id or wanted.flag or wanted.any_id
+        is_rare = wanted.end_user or wanted.trace_id or wanted.flags or wanted.any_id
         verdict = column.verdict + 0 if is_rare else column.verdict
         found.append(verdict == int(wanted.verdict))
         # Older versions of policyd logged refused keys as denials, though no policy denied them.

@@ -1,59 +1,108 @@
 """A key's logged requests by kind. Requests of one kind are decided alike, whatever the settings:
 so simulation.py decides each kind once, and not each request."""
 
-from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from collections.abc import Iterable, Iterator
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
 from policyd.decision_log.record import Record
 from policyd.engine.model import Source
+from policyd.engine.policy import Need
+from policyd.policies import TABLE
 from policyd.store.database import LONG, reading
 from policyd.store.decisions import LogFilter, conditions, decisions, read_record
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """What the decision on a request depends on, besides the settings."""
+class Kind(NamedTuple):
+    """What the decision on a request depends on, besides the settings, and what simulations tell of
+    it. The fields are a Record's. What no policy looks at is left out: "" or None."""
 
     in_scope: bool
     operation: str
     body_user: int
     body_safety_identifier: int
     overrides: str
+    end_users: str
+    header_overrides: str
+    model_state: int
+    model: str
+    user_agent: str
+    path: str
+    identifier: str
+    end_user: str
+    token_limit: int | None
+    prompt_chars: int | None
 
 
-_COLUMNS = tuple(decisions.c[name] for name in Kind.__slots__)
+class Group(NamedTuple):
+    """The requests of one kind."""
+
+    kind: Kind
+    requests: int
+    newest: str
+    """The ID of the newest decision."""
+
+
+_DETAILS = {
+    "path": Need.MODEL,
+    "identifier": Need.END_USER_VALUE,
+    "end_user": Need.END_USER_VALUE,
+    "token_limit": Need.TOKEN_LIMIT,
+    "prompt_chars": Need.PROMPT_CHARS,
+}
+"""The columns with so many values that they are read only where a policy looks at them."""
+_BY_HEADER = frozenset(need for policy in TABLE.by_header.values() for need in policy.needs)
+
+
+_NO_TEXT: sa.ColumnElement[Any] = sa.literal_column("''")
+_NO_NUMBER: sa.ColumnElement[Any] = sa.literal_column("NULL")
 
 
 class History:
     """A key's requests between two moments, in the database of `engine`.
 
     Requests that were decided by a route's own settings are left out: the key's do not apply there.
+    `needs` are what the policies that are set look at.
     """
 
-    def __init__(self, engine: sa.Engine, key_id: str, since: datetime, until: datetime) -> None:
+    def __init__(
+        self,
+        engine: sa.Engine,
+        key_id: str,
+        since: datetime,
+        until: datetime,
+        needs: frozenset[Need],
+    ) -> None:
         self._engine = engine
         wanted = LogFilter(key_id=key_id, since=since, until=until)
         by_route = decisions.c.source.is_not_distinct_from(int(Source.ROUTE))
         self._conditions = [*conditions(wanted), ~by_route]
+        self._columns = [_column(name, needs) for name in Kind._fields]
 
-    def kinds(self) -> list[tuple[Kind, int]]:
-        """The kinds that there are, and how many requests are of each."""
-        query = sa.select(*_COLUMNS, sa.func.count()).group_by(*_COLUMNS)
-        return [(Kind(*kind), count) for *kind, count in self._rows(query)]
-
-    def most(self, kinds: Iterable[Kind], name: str, limit: int) -> list[tuple[str, int]]:
-        """The most frequent values of the column `name` in these kinds, and their counts."""
-        column, count = decisions.c[name], sa.func.count()
-        query = sa.select(column, count).where(_among(kinds)).group_by(column)
-        return [tuple(row) for row in self._rows(query.order_by(count.desc(), column).limit(limit))]
+    def groups(self) -> Iterator[Group]:
+        """The kinds that there are, with their requests."""
+        found = (*self._columns, sa.func.count(), sa.func.max(decisions.c.id))
+        differing = [one for one in self._columns if one is not _NO_TEXT and one is not _NO_NUMBER]
+        query = sa.select(*found).group_by(*differing)
+        for *kind, count, last in self._rows(query):
+            yield Group(Kind(*kind), count, last)
 
     def newest(self, kinds: Iterable[Kind], limit: int) -> list[Record]:
-        """The newest requests of these kinds."""
-        query = sa.select(decisions).where(_among(kinds)).order_by(decisions.c.id.desc())
+        """The newest requests of these kinds, which are a few."""
+        among = sa.or_(
+            *(
+                sa.and_(
+                    *(
+                        column.is_not_distinct_from(value)
+                        for column, value in zip(self._columns, kind, strict=True)
+                    )
+                )
+                for kind in kinds
+            )
+        )
+        query = sa.select(decisions).where(among).order_by(decisions.c.id.desc())
         return [read_record(row) for row in self._rows(query.limit(limit))]
 
     def _rows(self, query: sa.Select[Any]) -> list[Any]:
@@ -61,5 +110,14 @@ class History:
             return list(connection.execute(query.where(*self._conditions)))
 
 
-def _among(kinds: Iterable[Kind]) -> sa.ColumnElement[bool]:
-    return sa.tuple_(*_COLUMNS).in_([astuple(kind) for kind in kinds])
+def _column(name: str, needs: frozenset[Need]) -> sa.ColumnElement[Any]:
+    column: sa.ColumnElement[Any] = decisions.c[name]
+    need = _DETAILS.get(name)
+    if need is None or need in needs:
+        return column
+    nothing = _NO_TEXT if isinstance(column.type, sa.String) else _NO_NUMBER
+    if need not in _BY_HEADER:
+        return nothing
+    # A header may set a policy that looks at it.
+    has_header = decisions.c.header_overrides.not_in([sa.literal_column("''")])
+    return sa.case((has_header, column), else_=nothing)

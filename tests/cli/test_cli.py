@@ -108,7 +108,7 @@ PORTS = ("--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0")
     [
         (["keys", "set", "key_0"], {}, "nothing to change"),
         (["keys", "create", ""], {}, "a key's name has 1 to 200"),
-        (["keys", "create", "x", "--accept", "email"], {}, "accept takes one or more of"),
+        (["keys", "create", "x", "--accept", "email"], {}, "in which no end user can stand"),
         (["keys", "create", "x", "--override", "never"], {}, "'never' is not one of"),
         (["explain", "--key", "x"], {}, "give one of --has-user, --no-user and --body"),
         (["explain", "--key", "x", "--has-user", "--header", "no"], {}, "'NAME: VALUE'"),

@@ -223,7 +223,7 @@ def test_a_simulation_of_nothing(store: Store, url: str, key_id: str) -> None:
     assert "0 of 0 requests would" in ask(url, "simulate", key_id)
     for words, message in (
         (("key_x",), "no API key"),
-        ((key_id, "--accept", "email"), "accept must"),
+        ((key_id, "--accept", "email"), "no end user can stand"),
     ):
         done = invoke("policyd", "simulate", *words, "--database-url", url)
         assert message in done.stderr.decode()

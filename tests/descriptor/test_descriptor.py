@@ -282,6 +282,7 @@ def test_content_types_of_json(kind: str) -> None:
     "kind",
     [
         "application/json; charset=utf-7",
+        "application/json; charset=utf-8X",
         "application/json;charset = 'utf-16'",
         "application/json; charset*=utf-8''utf-7",
         "application/json; charset*0=utf-; charset*1=7",
