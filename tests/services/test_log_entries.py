@@ -1,6 +1,5 @@
 """What the log keeps of any request can be read back, and is enough to decide once more."""
 
-from typing import Any
 
 import msgspec
 import pytest
@@ -164,7 +163,7 @@ def test_what_a_simulation_needs_is_kept(request: pb.EvaluateRequest) -> None:
     assert inputs.read_place_states(entry.end_users).keys() == places
 
 
-def _decision(**given: Any) -> Decision:
+def _decision(flags: tuple[Flag, ...], results: tuple[Result, ...]) -> Decision:
     why = Explanation(
         Mode.ENFORCE,
         Source.KEY,
@@ -175,7 +174,7 @@ def _decision(**given: Any) -> Decision:
         "user",
         "x" * 900,
     )
-    return Decision(None, False, **{"flags": (), "explanation": why} | given)
+    return Decision(None, False, flags, why, results)
 
 
 def test_more_than_a_record_holds() -> None:
@@ -193,7 +192,7 @@ def test_more_than_a_record_holds() -> None:
         )
         for number in range(60)
     ]
-    outline = log_entries._outline(_decision(flags=flags, results=tuple(made)))
+    outline = log_entries._outline(_decision(flags, tuple(made)))
     assert outline.flags == ",".join(flag.type for flag in flags[:4])
     assert (len(outline.summary), outline.summary[-1]) == (MAX_SUMMARY, "…")
     assert len(outline.results) <= MAX_RESULTS
