@@ -25,6 +25,7 @@ from policyd.console.pages import (
     logs,
     refused_keys,
     sign_in,
+    simulation,
 )
 from policyd.console.security.guards import (
     OwnHost,
@@ -44,8 +45,8 @@ from policyd.errors import (
 
 _log = logging.getLogger(__name__)
 
-_MAX_BODY = 64 * 2**10
-"""Bytes that a form may have."""
+_MAX_BODY = 2**20
+"""Bytes that a form may have: the lists of a key's policies."""
 _AWAY = (
     "The console cannot reach the database, so it has nothing to show. policyd goes on deciding, "
     "as that needs no database. Check the database, then reload this page."
@@ -55,6 +56,7 @@ _PAGES = (
     dashboard,
     keys,
     key_settings,  # behind keys: else /keys/new would show the settings of a key "new"
+    simulation,
     logs,
     log_details,
     end_users,

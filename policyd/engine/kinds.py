@@ -38,6 +38,10 @@ class Kind(Protocol):
         """What its value is, for forms and help. Empty: it has none."""
 
     @property
+    def example(self) -> str:
+        """A value, for forms and help. Empty: it has none."""
+
+    @property
     def header_usage(self) -> str:
         """What its override header may be. Empty: it has no such header."""
 
@@ -58,7 +62,7 @@ class Switch:
     """On or off: a setting without a value. Its header is true or false."""
 
     usage = "off, audit or enforce"
-    value_usage = ""
+    value_usage = example = ""
     header_usage = "true or false"
 
     def canonical(self, text: str) -> str:
@@ -78,6 +82,7 @@ class Switch:
 
 
 _SWITCHED = {"true": Wanted(Mode.ENFORCE, ""), "false": Wanted(Mode.OFF, "")}
+_STARS = re.compile(r"\*+")
 _LIMIT = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
 
 
@@ -86,6 +91,7 @@ class Limit:
 
     usage = "off, audit:N or enforce:N"
     value_usage = f"a whole number from 1 to {MAX_LIMIT:,}"
+    example = "500"
     header_usage = f"a whole number up to {MAX_LIMIT:,}; 0 switches it off"
 
     def canonical(self, text: str) -> str:
@@ -114,6 +120,7 @@ class Patterns:
 
     usage = "off, audit:PATTERN,… or enforce:PATTERN,…"
     value_usage = "patterns with commas between them, in which * stands for any characters"
+    example = "gpt-4*,o1"
     header_usage = ""
 
     def __init__(self, *, ignores_case: bool = False) -> None:
@@ -123,7 +130,7 @@ class Patterns:
         return ",".join(_listed(text, "pattern"))
 
     def parse(self, value: str) -> Callable[[str], bool]:
-        patterns = [re.sub(r"\*+", "*", one) for one in self.canonical(value).split(",")]
+        patterns = [_STARS.sub("*", one) for one in self.canonical(value).split(",")]
         folded = [one.casefold() for one in patterns] if self._ignores_case else patterns
         plain = frozenset(one for one in folded if "*" not in one)
         globs = [tuple(one.split("*")) for one in folded if "*" in one]
@@ -152,6 +159,7 @@ class Names:
         self._what = what
         self.usage = f"off, audit:{what.upper()},… or enforce:{what.upper()},…"
         self.value_usage = f"{what}s with commas between them: {', '.join(self.choices)}"
+        self.example = ",".join(self.choices[:2])
 
     def canonical(self, text: str) -> str:
         names = _listed(text, self._what)
@@ -175,7 +183,7 @@ class Names:
 class Anything:
     """The setting of a policy that this version does not know. It is kept as it is."""
 
-    usage = value_usage = header_usage = ""
+    usage = value_usage = example = header_usage = ""
 
     def canonical(self, text: str) -> str:
         return text

@@ -39,6 +39,7 @@ class UserFormat:
         "min=N, max=N, no_email, no_placeholder and pattern=RE2, with commas between them, "
         "pattern last"
     )
+    example = "min=3,max=64,no_email"
     header_usage = ""
 
     def canonical(self, text: str) -> str:

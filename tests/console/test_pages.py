@@ -4,7 +4,6 @@ import csv
 import html
 import io
 import json
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,25 @@ from policyd.console import ConsoleServer
 from policyd.console.view import charts, labels, periods
 from policyd.decision_log.record import Ending, Verdict
 from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount, RefusedKeyReason
-from policyd.engine.model import Ignored, Mode, Override, Source, UserState
+from policyd.engine.decision import INVALID_OVERRIDE
+from policyd.engine.model import (
+    ApiKey,
+    Ignored,
+    Mode,
+    Override,
+    Setting,
+    Source,
+    UserState,
+    setting_of,
+)
 from policyd.policies import TABLE
 from policyd.store import Counts, Store
 from tests.support.consoles import Console, Visitor, prepare, running, settings
 from tests.support.postgresql import PostgreSQL
 from tests.support.records import decision_id, denied, outcome, record
 
+ORIGINAL = TABLE.original
+FLAG_SETS = (ORIGINAL.flag, INVALID_OVERRIDE, f"{ORIGINAL.flag},{INVALID_OVERRIDE}")
 SOURCES = ("192.0.2.1", "others", "")
 HOSTILE = "<script>alert(1)</script>\u202e\x1b[31m\x07\u2028\"'&"
 SHOWN = (
@@ -32,27 +43,26 @@ SHOWN = (
 )
 
 
-@pytest.fixture
-async def console(tmp_path: Path) -> AsyncIterator[Console]:
-    async with running(settings(tmp_path)) as console:
-        yield console
-
-
-@pytest.fixture
-async def admin(console: Console) -> AsyncIterator[Visitor]:
-    """The administrator, signed in."""
-    async with Visitor(console.url) as admin:
-        assert (await admin.sign_in(console.token)).status == 303
-        yield admin
-
-
 def _now() -> datetime:
     return datetime.now(UTC)
 
 
 def _form(page_key: str, etag: str, **changes: object) -> dict[str, object]:
+    """A form of a key's settings. `mode`, `value` and `override` are those of ORIGINAL."""
     usual = {"name": page_key, "mode": "enforce", "override": "any", "accept": "user"}
-    return usual | {"etag": etag} | changes
+    return _named(usual | {"etag": etag} | changes)
+
+
+def _named(form: dict[str, object]) -> dict[str, object]:
+    parts = ("mode", "value", "override")
+    return {
+        f"{name}.{ORIGINAL.name}" if name in parts else name: value for name, value in form.items()
+    }
+
+
+def _set(key: ApiKey) -> Setting:
+    """The setting of ORIGINAL."""
+    return setting_of(key.policies, ORIGINAL.name)
 
 
 async def test_no_keys_yet(admin: Visitor) -> None:
@@ -63,7 +73,7 @@ async def test_no_keys_yet(admin: Visitor) -> None:
 
 async def test_a_new_key(console: Console, admin: Visitor) -> None:
     """A new key is shown once, with snippets for this instance's gateway."""
-    made = await admin.post("/keys", {"name": "Support chat", "mode": "enforce"})
+    made = await admin.post("/keys", _named({"name": "Support chat", "mode": "enforce"}))
     assert made.status == 201
     secret = made.text.partition('<code id="key">')[2][:51]
     assert secret.startswith("up-")
@@ -71,7 +81,7 @@ async def test_a_new_key(console: Console, admin: Visitor) -> None:
     assert "http://127.0.0.1:8080/v1" in made.text
     assert made.headers["Cache-Control"] == "no-store"
     (key,) = console.store.keys.list()
-    assert (key.name, key.mode) == ("Support chat", Mode.ENFORCE)
+    assert (key.name, _set(key).mode) == ("Support chat", Mode.ENFORCE)
     for path in ("/keys", f"/keys/{key.id}", "/"):
         assert secret not in (await admin.get(path)).text
 
@@ -89,10 +99,10 @@ async def test_snippets_for_another_gateway(tmp_path: Path) -> None:
     "form", [{"name": ""}, {"name": "x" * 201}, {"name": "a\0b"}, {"name": "app", "mode": "on"}, {}]
 )
 async def test_a_key_that_cannot_be_made(
-    console: Console, admin: Visitor, form: dict[str, str]
+    console: Console, admin: Visitor, form: dict[str, object]
 ) -> None:
     """The form shows what is wrong, and keeps what the administrator typed."""
-    answer = await admin.post("/keys", form)
+    answer = await admin.post("/keys", _named(form))
     assert answer.status == 422
     assert 'role="alert"' in answer.text
     assert f'value="{form.get("name", "")}"' in answer.text
@@ -162,19 +172,20 @@ async def test_settings(console: Console, admin: Visitor) -> None:
     form = [
         ("etag", page.field("etag")),
         ("name", "chat"),
-        ("mode", "audit"),
-        ("override", "locked"),
+        (f"mode.{ORIGINAL.name}", "audit"),
+        (f"override.{ORIGINAL.name}", "locked"),
         ("accept", "user"),
         ("accept", "safety_identifier"),
     ]
     saved = await admin.post(f"/keys/{key.id}", form)
     changed = console.store.keys.get(key.id)
-    assert (changed.name, changed.mode, changed.override) == ("chat", Mode.AUDIT, Override.LOCKED)
+    assert changed.name == "chat"
+    assert _set(changed) == Setting(Mode.AUDIT, "", Override.LOCKED)
     assert changed.accept == ("user", "safety_identifier")
     assert f"In force from revision {changed.revision} on: no worker is running now" in saved.text
     back = _form("chat", str(changed.revision), mode="")
     await admin.post(f"/keys/{key.id}", back)
-    assert console.store.keys.get(key.id).mode is None
+    assert _set(console.store.keys.get(key.id)).mode is None
 
 
 async def test_where_settings_are_in_force(console: Console, admin: Visitor) -> None:
@@ -195,17 +206,18 @@ async def test_where_settings_are_in_force(console: Console, admin: Visitor) -> 
     ("changes", "told"),
     [
         ({"name": " "}, "1 to 200 printable characters"),
-        ({"accept": "nickname"}, "at least one identifier"),
+        ({"accept": ""}, "at least one identifier"),
+        ({"accept": "nickname"}, "in which no end user can stand"),
         ({"mode": "sometimes"}, "off, audit, enforce"),
         ({"override": ""}, "any, tighten_only or locked"),
     ],
 )
 async def test_settings_that_cannot_be(
-    console: Console, admin: Visitor, changes: dict[str, str], told: str
+    console: Console, admin: Visitor, changes: dict[str, object], told: str
 ) -> None:
     """The form shows what is wrong, and keeps everything else that was typed."""
     key, _ = console.store.keys.create("app")
-    form = _form("typed name", str(key.revision)) | changes
+    form = _form("typed name", str(key.revision)) | _named(changes)
     answer = await admin.post(f"/keys/{key.id}", form)
     assert answer.status == 422
     assert told in answer.text
@@ -672,17 +684,12 @@ async def test_found_by_an_id(console: Console, admin: Visitor) -> None:
     assert len(exported.splitlines()) == 2
 
 
-FLAGS = (
-    BLOCKED := "policy_enforce_user_ids",
-    INVALID := "invalid_override",
-    f"{BLOCKED},{INVALID}",
-)
 MEMBERS: list[dict[str, Any]] = [
     *({"source": one} for one in Source),
     *({"ignored": one} for one in Ignored),
     *({"mode": one} for one in Mode),
     *({"user_state": one, "end_user": ""} for one in UserState),
-    *({"verdict": one, "flags": flags} for one in Verdict for flags in FLAGS),
+    *({"verdict": one, "flags": flags} for one in Verdict for flags in FLAG_SETS),
     {"mode": None, "source": None},
 ]
 

@@ -18,7 +18,9 @@ from policyd.decision_log import record
 from policyd.decision_log.record import Ending, Verdict
 from policyd.decision_log.refused_key import RefusedKeyReason
 from policyd.engine import model
-from policyd.engine.model import Flag, Ignored, Mode, Override, Source, UserState
+from policyd.engine.decision import INVALID_OVERRIDE
+from policyd.engine.model import Ignored, Mode, Override, Source, UserState
+from policyd.policies import TABLE
 from policyd.v1 import admin_pb2, policy_pb2
 from tests.support import conformance
 
@@ -107,11 +109,11 @@ def test_tables_of_names() -> None:
 
 
 def test_the_vectors_know_every_name() -> None:
-    """The vectors' schema knows every mode, state of a user and identifier that exists."""
+    """The vectors' schema knows every mode, state of a user and place that exists."""
     states = {"" if one is UserState.UNKNOWN else one.name.lower() for one in UserState}
     assert set(get_args(conformance.State)) == states
     assert set(get_args(conformance.Mode)) == {one.name.lower() for one in Mode}
-    assert set(get_args(conformance.Identifier)) == set(model.IDENTIFIERS)
+    assert set(get_args(conformance.Identifier)) == set(model.BODY_PLACES)
 
 
 @pytest.mark.parametrize("template", sorted(TEMPLATES.glob("*.html")), ids=lambda path: path.stem)
@@ -139,9 +141,9 @@ def test_styles_of_members() -> None:
         assert found == {member.value for member in members}
 
 
-def test_flags_have_words() -> None:
-    """The console has words for each flag that a decision can carry."""
-    decision = importlib.import_module("policyd.engine.decision")
-    given = {value.type for value in vars(decision).values() if isinstance(value, Flag)}
-    assert given == labels.FLAGS.keys()
-    assert set(model.IDENTIFIERS) == labels.IDENTIFIERS.keys()
+def test_flags_and_places_have_words() -> None:
+    """The console has words for each flag that a decision can carry, and for each place of a body
+    in which an end user can stand.
+    """
+    assert set(labels.FLAGS) == TABLE.by_flag.keys() | {INVALID_OVERRIDE}
+    assert labels.IDENTIFIERS.keys() == set(model.BODY_PLACES)

@@ -1,6 +1,7 @@
 """The decision log's acceptance suite, which every store passes."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -76,12 +77,10 @@ def test_two_servers_with_one_outcome(url: str, store: Store) -> None:
     entries = [record() for _ in range(300)]
     store.log.append(entries)
     reports = [outcome(one) for one in entries]
-    other = Store(url)
-    with ThreadPoolExecutor(2) as threads:
+    with closing(Store(url)) as other, ThreadPoolExecutor(2) as threads:
         for start in range(0, 300, 10):
             some = reports[start : start + 10]
             list(threads.map(lambda one: one.log.append(some), (store, other)))  # noqa: B023
-    other.close()
     [(_, counts)] = store.statistics.hours(START, START)
     assert counts.input_tokens == 3000
 
@@ -328,12 +327,10 @@ def test_retention(store: Store) -> None:
 
 def test_two_servers_retire(url: str, store: Store) -> None:
     """Rows that both servers find too old are subtracted from the count once."""
-    other = Store(url)
-    with ThreadPoolExecutor(2) as threads:
+    with closing(Store(url)) as other, ThreadPoolExecutor(2) as threads:
         for _ in range(10):
             store.log.append([record() for _ in range(100)])
             list(threads.map(lambda one: one.log.expire(START + DAY, 0), (store, other)))
-    other.close()
     assert store.log.status().decisions == len(store.log.page(EVERYTHING)) == 0
 
 

@@ -1,5 +1,6 @@
 """A database of an older policyd is migrated to this version's form."""
 
+from contextlib import closing
 from datetime import timedelta
 
 import pytest
@@ -55,19 +56,23 @@ def test_a_database_of_the_third_form(new_database: str) -> None:
             row = counts | {"day": hour // 24, "end_user": "ceo@corp" if not key_id else "ada"}
             connection.execute(sa.insert(daily).values(row))
     engine.dispose()
-    store = Store(new_database)
-    store.migrate()
-    store.migrate()
-    [found] = store.log.page(LogFilter())
-    assert (found.id, found.is_key_refused) == (OLD["id"], True)
-    store.log.append([one := record(), outcome(one, cache_write_tokens=4)])
-    told = store.log.get(one.id).outcome
-    assert told
-    assert told.cache_write_tokens == 4
-    [(_, hour_of)] = store.statistics.hours(START, START + timedelta(minutes=1))
-    assert (hour_of.requests, hour_of.denied, hour_of.errors, hour_of.placeholders) == (8, 7, 0, 0)
-    assert [user for user, _ in store.statistics.users(START, START)] == ["ada"]
-    store.close()
+    with closing(Store(new_database)) as store:
+        store.migrate()
+        store.migrate()
+        [found] = store.log.page(LogFilter())
+        assert (found.id, found.is_key_refused) == (OLD["id"], True)
+        store.log.append([one := record(), outcome(one, cache_write_tokens=4)])
+        told = store.log.get(one.id).outcome
+        assert told
+        assert told.cache_write_tokens == 4
+        [(_, hour_of)] = store.statistics.hours(START, START + timedelta(minutes=1))
+        assert (hour_of.requests, hour_of.denied, hour_of.errors, hour_of.placeholders) == (
+            8,
+            7,
+            0,
+            0,
+        )
+        assert [user for user, _ in store.statistics.users(START, START)] == ["ada"]
 
 
 def test_settings_that_an_older_form_has_no_place_for(new_database: str) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -50,11 +51,10 @@ def test_a_key_without_settings(store: Store) -> None:
 def test_what_a_key_accepts_is_its_own(store: Store, url: str) -> None:
     """A key keeps what it accepts when another version with another default opens the store."""
     key, _ = store.keys.create("app", accept=("user",))
-    again = Store(url)
-    again.migrate()
-    assert again.keys.get(key.id).accept == ("user",)
-    assert again.keys.update(key.id, {"policies": ENFORCE}).accept == ("user",)
-    again.close()
+    with closing(Store(url)) as again:
+        again.migrate()
+        assert again.keys.get(key.id).accept == ("user",)
+        assert again.keys.update(key.id, {"policies": ENFORCE}).accept == ("user",)
 
 
 def test_the_key_itself_is_not_kept(store: Store, url: str, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from policyd.console.pages.sign_in import begin_session, sign_in_form
+from policyd.console.pages.sign_in import MAX_BODY, begin_session, sign_in_form
 from policyd.console.security import credentials
 from policyd.console.view.forms import text
 from policyd.console.view.render import console, posted, render, shown
@@ -53,6 +53,11 @@ def _set_first_password(request: Request, form: FormData) -> Response:
 
 PUBLIC = [
     Route("/first-password", shown(_link_page, to_strangers=True)),
-    Route("/first-password", posted(_set_first_password, by_strangers=True), methods=["POST"]),
+    Route(
+        "/first-password",
+        posted(_set_first_password, by_strangers=True),
+        methods=["POST"],
+        max_body_size=MAX_BODY,
+    ),
 ]
 """Pages that need no session."""

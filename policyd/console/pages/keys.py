@@ -1,18 +1,39 @@
 """API Keys: list, create and revoke them."""
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from policyd.console.view.forms import read_etag, read_mode, text
+from policyd.console.view.forms import read_etag, text
+from policyd.console.view.panels import Panel, default_mode, is_set
 from policyd.console.view.render import console, posted, render, shown
-from policyd.engine.model import ApiKey, Mode
+from policyd.console.view.text import sentence
+from policyd.console.view.typed_settings import TypedPolicy
+from policyd.engine.model import ApiKey, Override, Setting, Settings, setting_of
 from policyd.errors import EtagMismatch, InvalidArgument
 from policyd.policies import TABLE
 from policyd.store import MAX_NAME
 
 _PAGE = 100
+
+
+class _Row(NamedTuple):
+    """A key with what it sets."""
+
+    key: ApiKey
+    original: Setting
+    others: Settings
+    """Those of all other policies that it sets."""
+
+
+def _row(key: ApiKey) -> _Row:
+    original = TABLE.original.name
+    others = [(name, one) for name, one in key.policies if name != original and is_set(one)]
+    return _Row(key, setting_of(key.policies, original), tuple(others))
 
 
 def _list(request: Request) -> Response:
@@ -23,11 +44,13 @@ def _list(request: Request) -> Response:
     return render(
         request,
         "keys.html",
-        keys=found[:_PAGE],
+        rows=[_row(key) for key in found[:_PAGE]],
         after=found[_PAGE - 1].id if len(found) > _PAGE else "",
         is_first=not after,
         show_revoked=show_revoked,
-        default=here.settings.default_mode,
+        original=TABLE.original,
+        any=Override.ANY,
+        default=default_mode(TABLE.original, here.defaults),
         just_revoked=_revoked_name(request, request.query_params.get("done", "")),
     )
 
@@ -39,30 +62,34 @@ def _revoked_name(request: Request, key_id: str) -> str:
 
 
 def _new(request: Request) -> Response:
-    return _new_form(request)
+    return _new_form(request, "", TypedPolicy(TABLE.original))
 
 
-def _new_form(request: Request, name: str = "", mode: str = "", problem: str = "") -> Response:
+def _new_form(
+    request: Request, name: str, typed: TypedPolicy, problems: Mapping[str, str] | None = None
+) -> Response:
+    default = default_mode(TABLE.original, console(request).defaults)
     return render(
         request,
         "new_key.html",
-        status=422 if problem else 200,
+        status=422 if problems else 200,
         name=name,
-        mode=mode,
-        problem=problem,
-        modes=list(Mode),
-        default=console(request).settings.default_mode,
+        panel=Panel(TABLE.original, typed, Setting(), default, problems or {}),
+        problems=problems or {},
         max_name=MAX_NAME,
     )
 
 
 def _create(request: Request, form: FormData) -> Response:
     here = console(request)
-    name, mode = text(form, "name"), text(form, "mode")
+    name = text(form, "name")
+    typed = TypedPolicy(TABLE.original).typed_over(form)
+    if problems := typed.problems():
+        return _new_form(request, name, typed, problems)
     try:
-        key, secret = here.store.keys.create(name, TABLE.with_original(read_mode(mode)))
+        key, secret = here.store.keys.create(name, TABLE.with_original(typed.setting().mode))
     except InvalidArgument as error:
-        return _new_form(request, name, mode, str(error).capitalize() + ".")
+        return _new_form(request, name, typed, {"name": sentence(str(error))})
     url = here.settings.console_gateway_url.rstrip("/")
     return render(request, "created_key.html", status=201, key=key, secret=secret, url=url)
 

@@ -6,6 +6,7 @@ from starlette.routing import Route
 
 from policyd.console.view.lookups import key_names
 from policyd.console.view.render import console, render, shown
+from policyd.decision_log import results
 from policyd.store import LogFilter
 
 _TRACE_ROWS = 20
@@ -19,7 +20,14 @@ def _show(request: Request) -> Response:
         wanted = LogFilter(trace_id=record.trace_id)
         found = store.log.page(wanted, limit=_TRACE_ROWS + 1)
         trace = [one for one in found if one.id != record.id][:_TRACE_ROWS]
-    return render(request, "log_details.html", record=record, trace=trace, keys=key_names(store))
+    return render(
+        request,
+        "log_details.html",
+        record=record,
+        found=results.of(record),
+        trace=trace,
+        keys=key_names(store),
+    )
 
 
 ROUTES = [Route("/logs/{decision_id}", shown(_show))]

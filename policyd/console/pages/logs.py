@@ -39,6 +39,7 @@ def _page(request: Request) -> Response:
         keys=names,
         seen=_fingerprint(records[:PAGE]),
         is_log_empty=not records and not query.given and not query.after,
+        policies=labels.POLICIES,
         flags=labels.FLAGS,
         decisions=log_query.DECISIONS,
         operations=log_query.OPERATIONS,

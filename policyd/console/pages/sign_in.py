@@ -16,6 +16,8 @@ from policyd.console.view.render import Console, console, is_fragment, posted, r
 from policyd.decision_log.refused_key import source_of
 from policyd.store.administrator import Credentials
 
+MAX_BODY = 64 * 2**10
+"""Bytes that a form of a client without a session may have."""
 TOO_MANY = "Too many attempts. Wait {} seconds, then try again."
 _TOO_MANY_OF_ALL = (
     "Too many attempts were made from all addresses together. Wait {} seconds, then try again; or "
@@ -138,7 +140,9 @@ def signed_out(request: Request) -> Response:
 
 PUBLIC = [
     Route("/sign-in", shown(_sign_in_page, to_strangers=True)),
-    Route("/sign-in", posted(_sign_in, by_strangers=True), methods=["POST"]),
+    Route(
+        "/sign-in", posted(_sign_in, by_strangers=True), methods=["POST"], max_body_size=MAX_BODY
+    ),
 ]
 """Pages that need no session."""
 ROUTES = [

@@ -51,6 +51,16 @@ document.addEventListener("htmx:beforeRequest", (event) => {
   const isRead = event.target.querySelector(".tipped:hover, :focus-visible");
   if (paused || isRead || document.hidden) event.preventDefault();
 });
+// What stands in a closed panel is looked up when the panel is opened.
+document.addEventListener("htmx:beforeRequest", (event) => {
+  const panel = event.target.closest("details");
+  if (!panel) return;
+  const isStale = "stale" in panel.dataset;
+  const isToggled = event.detail.requestConfig.triggeringEvent?.type === "toggle";
+  if (panel.open) delete panel.dataset.stale;
+  else panel.dataset.stale = "";
+  if (!panel.open || (isToggled && !isStale)) event.preventDefault();
+});
 document.addEventListener("htmx:afterRequest", (event) => {
   if (event.target.id !== "rows" || paused) return;
   const status = event.detail.xhr.status;

@@ -6,9 +6,11 @@ Each table that is keyed by an enumeration has a label for every member; a test 
 from collections.abc import Sequence
 from datetime import datetime
 
-from policyd.decision_log.record import Ending, Record, Verdict
+from policyd.decision_log.record import ABSENT, INVALID, Ending, Record, Verdict
 from policyd.decision_log.refused_key import OTHERS, RefusedKeyReason
-from policyd.engine.model import Ignored, Mode, Override, Source, UserState
+from policyd.engine.decision import INVALID_OVERRIDE
+from policyd.engine.model import Ignored, Mode, ModelState, Override, Source
+from policyd.policies import TABLE
 
 UNKNOWN = "\N{EM DASH}"
 """Stands where a value is missing."""
@@ -19,19 +21,26 @@ VERDICTS = {
     Verdict.DENIED: "Blocked",
 }
 MODES = {
-    Mode.OFF: ("Off", "Requests without a user pass."),
-    Mode.AUDIT: ("Audit", "They pass, and are flagged as “would be blocked”."),
-    Mode.ENFORCE: ("Enforce", "They are blocked with a 422 and never reach the provider."),
+    Mode.OFF: ("Off", "Nothing is checked."),
+    Mode.AUDIT: ("Audit", "What violates it passes, flagged as “would be blocked”."),
+    Mode.ENFORCE: (
+        "Enforce",
+        "What violates it is blocked with a 422, and never reaches the provider.",
+    ),
 }
+MODES_BY_NAME = {mode.name.lower(): mode for mode in Mode}
 OVERRIDES = {
     Override.ANY: ("Any request", "The header wins both ways."),
-    Override.TIGHTEN_ONLY: ("Only to tighten", "The header can only switch enforcement on."),
+    Override.TIGHTEN_ONLY: ("Only to tighten", "The header can only make the setting stricter."),
     Override.LOCKED: ("No request", "The header is ignored, and the log shows that."),
 }
 IDENTIFIERS = {
     "user": "The body's top-level field user.",
     "safety_identifier": "OpenAI's successor of user, on chat completions, responses and images.",
+    "metadata.user_id": "Anthropic's, on messages, which are in scope for keys that accept it.",
+    "user_security_context.end_user_id": "Azure's, on chat completions.",
 }
+"""The places in a body that a key can accept."""
 SOURCES = {
     Source.HEADER: "The request's header",
     Source.KEY: "The API key",
@@ -40,10 +49,19 @@ SOURCES = {
 }
 IGNORED = {
     Ignored.NOT_IGNORED: "No",
-    Ignored.LOCKED: "Yes: the key is locked",
-    Ignored.TIGHTEN_ONLY: "Yes: the key lets it only tighten",
-    Ignored.INVALID: "Yes: its value was not a single true or false",
+    Ignored.LOCKED: "Yes, as the setting is locked",
+    Ignored.TIGHTEN_ONLY: "Yes, as it may only tighten the setting",
+    Ignored.INVALID: "Yes, as it was not valid",
 }
+MODEL_STATES = {
+    ModelState.UNKNOWN: "",
+    ModelState.GIVEN: "",
+    ModelState.ABSENT: "Not named",
+    ModelState.NOT_STRING: "Not a string",
+    ModelState.CONFLICTING: "Two that differ",
+    ModelState.TOO_LONG: "Too long",
+}
+"""Why a request's model is not known; empty where it is, or where its state is not known."""
 ENDINGS = {
     Ending.UNKNOWN: "Unknown",
     Ending.COMPLETE: "Complete",
@@ -56,30 +74,10 @@ REASONS = {
     RefusedKeyReason.UNKNOWN: "Not valid",
     RefusedKeyReason.CONFLICTING: "Two keys",
 }
-BLOCKED_FLAG = "policy_enforce_user_ids"
-OVERRIDE_FLAG = "invalid_override"
-FLAGS = {
-    BLOCKED_FLAG: "Enforce User IDs",
-    OVERRIDE_FLAG: "Invalid override",
+POLICIES = {policy.name: policy.title for policy in TABLE.policies}
+FLAGS = {policy.flag: policy.title for policy in TABLE.policies} | {
+    INVALID_OVERRIDE: "Invalid override"
 }
-
-
-def flag_explanation(record: Record, flag: str) -> str:
-    """What a flag on a decision means, as a sentence or two."""
-    if flag == OVERRIDE_FLAG:
-        return (
-            "The header x-usagepanda-enforce-user-ids was neither true nor false, so it was not "
-            "followed."
-        )
-    if record.user_state.is_unreadable:
-        cause = "The body of this request could not be read, so its user is unknown"
-    elif record.user_state is UserState.ABSENT:
-        cause = "This request carried no user"
-    else:
-        cause = f"This request carried no usable {record.identifier or 'user'}"
-    if record.verdict is Verdict.DENIED:
-        return f"{cause}. It was blocked: Enforce User IDs lets only requests pass that name one."
-    return f"{cause}. It passed, as Enforce User IDs only watched; enforcing would have blocked it."
 
 
 def verdict_label(record: Record) -> str:
@@ -106,6 +104,13 @@ def label(name: str) -> str:
 def number(value: int | None) -> str:
     """A count, with commas between thousands."""
     return UNKNOWN if value is None else f"{value:,}"
+
+
+def counted(value: int | None) -> str:
+    """A number that policies judge, as the log has it; empty where it is not known."""
+    if value is None:
+        return ""
+    return {ABSENT: "Not given", INVALID: "Not a number"}.get(value, number(value))
 
 
 def money(nano: int | None, digits: int = 4) -> str:

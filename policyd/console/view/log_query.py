@@ -12,7 +12,18 @@ from policyd.decision_log.record import MAX_TEXT, Verdict
 from policyd.engine.endpoints import ENDPOINTS
 from policyd.store import LogFilter
 
-NAMES = ("find", "key", "decision", "flag", "operation", "user", "trace", "since", "until")
+NAMES = (
+    "find",
+    "key",
+    "decision",
+    "policy",
+    "flag",
+    "operation",
+    "user",
+    "trace",
+    "since",
+    "until",
+)
 """The filters, in the order of the form."""
 DECISIONS = {verdict.name.lower(): label for verdict, label in labels.VERDICTS.items()}
 OPERATIONS = tuple(endpoint.operation for endpoint in ENDPOINTS.values())
@@ -90,6 +101,12 @@ def _decision(value: str) -> Verdict:
     return Verdict[value.upper()]
 
 
+def _policy(value: str) -> str:
+    if value not in labels.POLICIES:
+        raise ValueError(f"Choose one of {', '.join(labels.POLICIES)}.")
+    return value
+
+
 def _flag(value: str) -> str:
     if value not in labels.FLAGS:
         raise ValueError(f"Choose one of {', '.join(labels.FLAGS)}.")
@@ -127,6 +144,7 @@ _PARSERS: dict[str, tuple[str, Any]] = {
     "find": ("any_id", _find),
     "key": ("key_id", _key),
     "decision": ("verdict", _decision),
+    "policy": ("policy", _policy),
     "flag": ("flag", _flag),
     "operation": ("operation", _operation),
     "user": ("end_user", _user),

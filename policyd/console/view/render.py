@@ -13,17 +13,19 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from policyd.command.networks import Network
 from policyd.command.threads import StoreThreads
 from policyd.console.security.attempts import Attempts
-from policyd.console.security.client_address import Network
 from policyd.console.security.sessions import Sessions
-from policyd.console.view import labels
-from policyd.console.view.text import plain, visible
+from policyd.console.view import flags, labels
+from policyd.console.view.text import plain, sentence, visible
+from policyd.engine.model import Settings
+from policyd.policies import TABLE
 from policyd.settings import ServerSettings
 from policyd.store import Store
 
 HERE = Path(__file__).parent.parent
-_MAX_FIELDS = 50
+_MAX_FIELDS = 50 + 3 * len(TABLE.policies)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,11 @@ class Console:
     door: StoreThreads
     """Threads in which sessions are checked, and in which clients without a session use the
     store."""
+
+    @property
+    def defaults(self) -> Settings:
+        """What the server sets for keys that set nothing."""
+        return TABLE.with_original(self.settings.default_mode)
 
 
 def console(request: Request) -> Console:
@@ -135,13 +142,14 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {
         "visible": visible,
         "plain": plain,
+        "sentence": sentence,
         "label": labels.label,
         "number": labels.number,
         "money": labels.money,
         "duration": labels.duration,
         "moment": labels.moment,
     }
-    environment.globals |= {"static": _static, "labels": labels}
+    environment.globals |= {"static": _static, "labels": labels, "flag_words": flags}
     return environment
 
 
