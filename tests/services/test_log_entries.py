@@ -1,6 +1,5 @@
 """What the log keeps of any request can be read back, and is enough to decide once more."""
 
-
 import msgspec
 import pytest
 from hypothesis import given, settings
