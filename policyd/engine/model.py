@@ -167,7 +167,7 @@ MAX_SAFETY_IDENTIFIER = 128
 
 
 class Endpoint(NamedTuple):
-    """An endpoint that "Enforce User IDs" applies to."""
+    """An endpoint whose requests policies judge."""
 
     operation: str
     """What it does, in the log's words: chat_completion, embedding …"""

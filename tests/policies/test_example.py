@@ -70,8 +70,9 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
 def server(copy: Copy) -> Iterator[Policyd]:
     data = copy.folder / "data"
     data.mkdir()
+    # Its processes look in the folder that they are started in, before they look in any other.
     flags = ("--console", "127.0.0.1:0")
-    running = Policyd(data, *flags, env=copy.variables)
+    running = Policyd(data, *flags, env=copy.variables, cwd=copy.folder)
     copy.database = running.database_url
     yield running
     assert running.stop() == 0, running.errors
