@@ -24,7 +24,7 @@ class PolicyFailures:
         if self._throttle.is_due():
             name, error = failures[0]
             _log.error(
-                "the policy %s could not judge a request (%d so far): %s: %s. The request is denied "
+                "the policy %s could not judge a request (%d so far): %s: %s. It is denied "
                 "where the policy is enforced",
                 name,
                 self.counts[name],

@@ -16,6 +16,8 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from policyd.decision_log.record import Verdict
 from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount, RefusedKeyReason
+from policyd.engine.model import Ignored, Mode, Setting, Source
+from policyd.policies import TABLE
 from policyd.store import Store
 from tests.support.consoles import PASSWORD
 from tests.support.processes import Policyd
@@ -37,6 +39,8 @@ _WIDE = {"width": 1400, "height": 900}
 _NARROW = {"width": 390, "height": 844}
 _PATIENCE = 30_000
 """Milliseconds to wait for a change that the page makes by itself."""
+
+_SIMULATION = f"#simulation-{TABLE.original.name}"
 
 expect.set_options(timeout=_PATIENCE)
 
@@ -108,6 +112,15 @@ def _fill(store: Store) -> dict[str, str]:
     store.log.append([RefusedKey(decision_id(at), RefusedKeyReason.UNKNOWN, "192.0.2.1", *texts)])
     store.log.append([record(at, key_id=key.id, end_user="undefined") for _ in range(3)])
     store.log.append([record(at, key_id=key.id, end_user="")])
+    every = [(one.name, Setting(Mode.AUDIT, one.kind.example)) for one in TABLE.policies]
+    strict, _ = store.keys.create("Every policy", tuple(every), ("user", "header:x-user-id"))
+    results = [
+        [name, Mode.ENFORCE, setting.value, Source.KEY, Ignored.NOT_IGNORED, f"{hostile} {name}"]
+        for name, setting in every
+    ]
+    flags = ",".join(one.flag for one in TABLE.policies)
+    many = denied(at, key_id=strict.id, flags=flags, results=json.dumps(results), token_limit=900)
+    store.log.append([many])
     store.log.append(
         [odd, outcome(odd), blocked, denied(at, key_id=key.id, **would)]
         + [record(at + timedelta(minutes=n), end_user=f"user-{n}") for n in range(60)]
@@ -117,13 +130,17 @@ def _fill(store: Store) -> dict[str, str]:
         "keys": "/keys",
         "new key": "/keys/new",
         "settings": f"/keys/{key.id}?saved",
+        "all policies": f"/keys/{strict.id}?saved",
         "revoke": f"/keys/{key.id}/revoke",
         "simulation": f"/keys/{key.id}/simulation?period=7d",
         "logs": "/logs",
         "filters": "/logs?user=user-1&decision=allowed",
         "blocked": "/logs?decision=denied",
+        "of a policy": f"/logs?policy={TABLE.policies[0].name}",
+        "of a flag": f"/logs?flag={TABLE.policies[-1].flag}",
         "nonsense": "/logs?since=nonsense&key=x",
         "details": f"/logs/{blocked.id}",
+        "all flags": f"/logs/{many.id}",
         "hostile": f"/logs/{odd.id}",
         "users": "/users",
         "refused keys": "/refused",
@@ -287,7 +304,7 @@ def test_before_you_switch_it_on(
         expect(page.get_by_role("row").filter(has_text="Careful")).to_have_count(3)
         page.get_by_role("link", name="API Keys").click()
         page.get_by_role("link", name="Settings of Careful").click()
-        panel = page.locator("#simulation")
+        panel = page.locator(_SIMULATION)
         expect(panel).to_contain_text("3 of 3 requests would have been blocked")
         expect(panel).to_contain_text("text-davinci-003")
         panel.get_by_role("link", name="Last 7 days").click()
@@ -295,6 +312,38 @@ def test_before_you_switch_it_on(
             "aria-current", "true"
         )
         expect(panel).to_contain_text("3 of 3 requests")
+
+
+def test_panels(browser: Browser, policyd: Policyd, token: str) -> None:
+    """A panel that is closed looks nothing up until it is opened; then its simulation follows what
+    is typed.
+    """
+    policy = TABLE.by_name["max_tokens"]
+    asked: list[str] = []
+    with _opened(browser) as page:
+        _sign_in(page, policyd, token)
+        _create_key(page, policyd, "Panels")
+        page.on("request", lambda one: asked.append(one.url.partition("?policy=")[2]))
+        page.get_by_role("link", name="Settings", exact=True).click()
+        expect(page.locator(f"{_SIMULATION} .tabs")).to_be_visible()
+        assert [one for one in asked if one] == [TABLE.original.name]
+        panel = page.locator(f"#policy-{policy.name}")
+        value = panel.get_by_label("Value")
+        expect(value).to_be_hidden()
+        panel.locator("summary").click()
+        expect(panel).to_contain_text("Give the policy a value first.")
+        value.fill("many")
+        value.press("Tab")
+        expect(panel).to_contain_text("There is nothing to look for yet. A limit is")
+        value.fill("500")
+        value.press("Tab")
+        expect(panel).to_contain_text("No requests with this key in this time")
+        assert {one for one in asked if one} == {TABLE.original.name, policy.name}
+        panel.get_by_role("radio", name="Audit").check()
+        page.get_by_role("button", name="Save").click()
+        _wait_until_in_force(page)
+        expect(panel.locator("summary")).to_contain_text("Audit 500")
+        expect(value).to_have_value("500")
 
 
 def test_copying_a_key(browser: Browser, policyd: Policyd, token: str) -> None:
@@ -364,7 +413,11 @@ def test_accessibility(
         for name, path in filled.items():
             page.goto(f"{policyd.console}{path}")
             if name == "settings":
-                expect(page.locator("#simulation .tabs")).to_be_visible()
+                expect(page.locator(f"{_SIMULATION} .tabs")).to_be_visible()
+            if name == "all policies":
+                expect(page.locator("details.panel[open] .simulation p.muted")).to_have_count(
+                    len(TABLE.policies)
+                )
             _check(page, name)
         page.goto(f"{policyd.console}{filled['blocked']}")
         page.locator(".flag").first.focus()

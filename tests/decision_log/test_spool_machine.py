@@ -107,9 +107,8 @@ class Process(System):
 @cache
 def _migrated() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
-        store = Store(f"sqlite:///{folder}/policyd.db")
-        store.migrate()
-        store.close()
+        with closing(Store(f"sqlite:///{folder}/policyd.db")) as store:
+            store.migrate()
         return Path(folder, "policyd.db").read_bytes()
 
 

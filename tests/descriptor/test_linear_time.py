@@ -110,6 +110,7 @@ PATTERNS: dict[str, list[Pump]] = {
     "policyd.descriptor.json_members._TWO_BACKSLASHES": [],
     "policyd.descriptor.prompt._TWO_BACKSLASHES": [],
     "policyd.descriptor.prompt._UNICODE": [],
+    "policyd.descriptor.prompt._STRINGS": _after('"', '"a"', '"a" :', '"a":"\\"', '"\\"'),
     "policyd.descriptor.prompt._SURROGATE_PAIR": _after("\\ud800", "\\ud800\\u", "\\ud800\\udc00"),
     "policyd.descriptor.prompt._TEXT": _after(
         *('"', '"\\"', '\\"', '"a\\":\\"', '"type":"\\"'),

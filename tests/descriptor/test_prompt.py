@@ -193,6 +193,19 @@ def test_what_counts(body: bytes, expected: int) -> None:
     assert chars(body) == (NumberState.GIVEN, expected)
 
 
+def test_a_large_prompt() -> None:
+    """A prompt that is read in pieces has as many characters as one that is read at once."""
+    message = (
+        ' {"role" : "user","content":[{"type":"text","text": "say \\"\\ud83d\\udc3c\\\\"},'
+        '{"x":["a",{"url":"https://e.org/"}]}],"tool_calls":[],"name" :"n"},"plain",[1,2],\n'
+    )
+    for count in (1, 30_000):
+        raw = f'[{message * count}"end"]'.encode()
+        assert prompt.characters(memoryview(raw), with_tokens=True) == 21 * count + 3
+    assert len(raw) > prompt._AT_ONCE
+    assert chars(b'{"input":[' + message.encode() + b'""]}') == (NumberState.GIVEN, 21)
+
+
 def test_many_parts() -> None:
     """Half a million strings are counted; as many objects are too many for any reader."""
     many = 500_000

@@ -39,7 +39,7 @@ ENOUGH = 40.0
 """Seconds after which a call has no end: far more than any machine should take for SHORT."""
 FIRST_STARTS = int(os.environ.get("POLICYD_TEST_FIRST_STARTS", "12"))
 NOW = datetime.now(UTC)
-KIND = Kind(True, "chat_completion", 0, 0, "")
+KIND = Kind(True, "chat_completion", 0, 0, "", "", "", 0, "", "", "", "", "", None, None)
 PERIOD = (NOW - timedelta(days=1), NOW)
 DENIED = denied()
 CALLS: dict[str, tuple[Any, ...]] = {
@@ -87,8 +87,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "Administrator.get": (),
     "Administrator.has_ended": ("id",),
     "Administrator.set_password": ("hash", 1),
-    "History.kinds": (),
-    "History.most": ([KIND], "model", 3),
+    "History.groups": (),
     "History.newest": ([KIND], 3),
 }
 """The arguments of each public method."""
@@ -397,10 +396,9 @@ def test_first_starts_at_once(tmp_path: Path) -> None:
         from policyd.store import Store
 
         for line in sys.stdin:
-            store = Store(f"sqlite:///{line.strip()}")
-            store.migrate()
-            store.keys.create("app")
-            store.close()
+            with closing(Store(f"sqlite:///{line.strip()}")) as store:
+                store.migrate()
+                store.keys.create("app")
             print("made", flush=True)
         """
     starters = [

@@ -86,9 +86,9 @@ async def test_checks_of_another_method(url: str, enforcing: str) -> None:
         ("/v1/check;max_tokens.override=never", 400),
     ],
 )
-async def test_the_routes_settings(url: str, enforced: str, path: str, status: int) -> None:
+async def test_the_routes_settings(url: str, enforcing: str, path: str, status: int) -> None:
     """The check's path sets policies for a route; a slip in it allows nothing."""
-    headers = [("x-usagepanda-api-key", enforced), *about()]
+    headers = [("x-usagepanda-api-key", enforcing), *about()]
     assert (await ask(url, "POST", path, headers, CHAT)).status == status
 
 

@@ -15,6 +15,7 @@ import trustme
 from policyd.command.address import Address
 from policyd.engine.model import Mode
 from policyd.errors import CannotListen, SettingsError
+from policyd.policies import TABLE
 from policyd.server.server import Server
 from policyd.settings import ServerSettings
 from tests.support.databases import open_store
@@ -135,7 +136,9 @@ async def test_bodies_over_the_bound(made: ServerSettings) -> None:
     gets the answer, and allowed where the key does not enforce.
     """
     store = open_store(made.database_url)
-    off, enforcing = (store.keys.create("app", mode)[1] for mode in (Mode.OFF, Mode.ENFORCE))
+    off, enforcing = (
+        store.keys.create("app", TABLE.with_original(mode))[1] for mode in (Mode.OFF, Mode.ENFORCE)
+    )
     store.close()
     larger, far = (b'{"user":"u-1","a":"%s"}' % (b"x" * size) for size in (10**5, 20 * 2**20))
     packed = ("Content-Encoding", "gzip")

@@ -1,6 +1,7 @@
 """What the tests of the store share: a store on a new database of each kind."""
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -17,6 +18,5 @@ def url(new_database: str) -> str:
 @pytest.fixture
 def store(new_database: str) -> Iterator[Store]:
     """A store on that database."""
-    store = open_store(new_database)
-    yield store
-    store.close()
+    with closing(open_store(new_database)) as store:
+        yield store
