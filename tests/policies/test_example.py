@@ -23,6 +23,7 @@ from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 from tests.support.consoles import Visitor
 from tests.support.processes import Policyd, environment, run
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "policies.md").read_text(encoding="utf-8")
 NAME, TITLE, FLAG = "pinned_models", "Pinned Models", "policy_pinned_models"
