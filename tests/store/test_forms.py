@@ -66,7 +66,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "simulate": ("key_1",),
 }
 """Every command that uses the database and is not about its form."""
-OTHERS = {"serve", "demo", "db"}
+OTHERS = {"serve", "demo", "db", "policies"}
 ANYWHERE = ("--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0")
 """Flags of `policyd serve`."""
 
