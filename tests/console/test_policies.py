@@ -522,3 +522,13 @@ async def test_a_simulation_of_one_policy(console: Console, admin: Visitor) -> N
         answer = await admin.post(f"/keys/{key.id}/simulation?policy={policy.name}", asked)
         assert "<strong>1</strong> of 3 requests would have been blocked" in answer.text
         assert ("large-one" in answer.text) is (policy is LIMIT)
+
+
+async def test_a_simulation_of_what_is_not_known(console: Console, admin: Visitor) -> None:
+    """Requests whose numbers the log does not have are told apart from those that kept to it."""
+    key, _ = console.store.keys.create("app")
+    console.store.log.append([record(_now(), key_id=key.id) for _ in range(2)])
+    path = f"/keys/{key.id}/simulation?policy={LIMIT.name}"
+    text = (await admin.post(path, Form(key).with_(LIMIT, value="500").fields)).text
+    assert "Of 2 requests the log does not have what this policy looks at" in text
+    assert "Every request kept to it" not in text
