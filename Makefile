@@ -48,7 +48,7 @@ run: $(INSTALLED) ## run the whole of policyd together, to try it
 	@$(BIN)/policyd demo --data '$(DATA)' --gateway $(GATEWAY) --grpc $(GRPC) --console $(CONSOLE)
 
 # `make test ARGS=tests/store` runs all tests there, whatever they need.
-TIER = $(if $(findstring tests/,$(ARGS)),,-m quick)
+TIER = $(if $(findstring tests/,$(ARGS)),,-m quick --hypothesis-profile=quick)
 # A file's tests run one after the other, files side by side.
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 

@@ -20,6 +20,7 @@ from typing import NamedTuple, Self
 
 from gateway import replies
 from gateway.describe import Scope, http_request, is_too_large, text
+from gateway.end_users import EndUserHeaders
 from gateway.exchange import Exchange
 from gateway.headers import read_request
 from gateway.intake import Intake, Refused
@@ -67,6 +68,7 @@ class Gateway:
         self._policyd: PolicyClient | None = None
         self._upstream: Upstream
         self._intake: Intake
+        self._end_users = EndUserHeaders(settings.end_user_headers, settings.trusted_networks)
         self._undecided = _Tally()
         self._probes = Probes(self._not_ready)
 
@@ -99,7 +101,8 @@ class Gateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         held = self._intake.hold()
-        exchange = Exchange(scope, receive, send, read_request(scope["headers"]), held)
+        headers = read_request(scope["headers"], self._end_users.trust(scope["client"]))
+        exchange = Exchange(scope, receive, send, headers, held)
         try:
             with held:
                 await self._serve(exchange)

@@ -6,8 +6,8 @@ from policyd.command.configuration import Options
 from policyd.command.groups import Lazy, LazyGroup
 
 _MODE = (
-    "did you mean --default-mode of policyd serve? What policies enforce is set in policyd, for all "
-    "API keys or for each"
+    "did you mean --default-mode of policyd serve? What policies enforce is set in policyd, for "
+    "all API keys or for each"
 )
 OPTIONS = Options(
     "GATEWAY",

@@ -7,12 +7,13 @@ from gateway.headers import RequestHeaders
 from policyd.descriptor.describe import HttpRequest
 from policyd.descriptor.headers import PREFIX, pairs
 from policyd.engine import method_override
+from policyd.engine.model import SAFETY_HEADER
 
 Scope = dict[str, Any]
 
 MAX_PATH = 8 * 1024
 MAX_OWN_HEADERS = 8 * 1024
-"""Bytes of path, and of x-usagepanda-* headers: they go to policyd, many requests in a message."""
+"""Bytes of path, and of headers for policyd: they go there, many requests in a message."""
 _ASCII = "".join(map(chr, range(0x80)))
 
 
@@ -20,7 +21,7 @@ def is_too_large(path: bytes, headers: RequestHeaders) -> bool:
     """Whether this request's descriptor would be larger than policyd should be sent."""
     own = 0
     for name, values in headers.values.items():
-        if name.startswith(PREFIX):
+        if name.startswith(PREFIX) or name == SAFETY_HEADER or name in headers.end_users:
             own += len(name) * len(values) + sum(map(len, values))
     return len(path) > MAX_PATH or own > MAX_OWN_HEADERS
 
@@ -42,6 +43,7 @@ def http_request(scope: Scope, path: str, headers: RequestHeaders, api_key: str)
         headers.values,
         source_ip=scope["client"][0] if scope["client"] else "",
         key=api_key,
+        end_user_headers=headers.end_users,
     )
 
 

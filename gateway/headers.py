@@ -1,12 +1,13 @@
 """Headers: what the gateway reads of them, which ones travel on, and their letter case."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from policyd.asgi.reply import HeaderName, exact
 from policyd.descriptor.describe import READ
 from policyd.descriptor.headers import KEY_HEADER, PREFIX, credential
+from policyd.engine.model import SAFETY_HEADER
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
@@ -28,10 +29,28 @@ _HOP_BY_HOP = frozenset(
     }
 )
 # An underscore is a dash to some upstreams, and policyd has not judged the body by these.
-_TWINS = frozenset({b"content_encoding", b"content_length", b"content_type", b"transfer_encoding"})
+_TWINS = frozenset(
+    {
+        b"content_encoding",
+        b"content_length",
+        b"content_type",
+        b"openai-safety_identifier",
+        b"openai_safety-identifier",
+        b"openai_safety_identifier",
+        b"transfer_encoding",
+    }
+)
 _NOT_FORWARDED = _HOP_BY_HOP | _TWINS | {b"host"}
 # A Connection header cannot name these: what was judged by them must reach the upstream.
-_END_TO_END = frozenset({b"authorization", b"content-encoding", b"content-length", b"content-type"})
+_END_TO_END = frozenset(
+    {
+        b"authorization",
+        b"content-encoding",
+        b"content-length",
+        b"content-type",
+        SAFETY_HEADER.encode(),
+    }
+)
 _READ = {
     name.encode(): name
     for name in READ | {"connection", "content-length", "transfer-encoding", "upgrade"}
@@ -42,6 +61,22 @@ _GARBLED = re.compile("[\udc80-\udcff]")
 _NONE: tuple[str, ...] = ()
 
 
+class Trust(NamedTuple):
+    """Which headers may name the end user, and whether this client's do."""
+
+    names: frozenset[bytes] = frozenset()
+    """All that may, of any client, in lower case and with dashes."""
+    read: Mapping[bytes, str] = {}
+    """Those of this client's that do, and how the gateway calls them. The others go nowhere."""
+
+    def drops(self, lower: bytes) -> bool:
+        """Whether the header of this name is neither read nor forwarded, as its twins never are."""
+        return lower not in self.read and lower.replace(b"_", b"-") in self.names
+
+
+NO_TRUST = Trust()
+
+
 class RequestHeaders(NamedTuple):
     """A request's headers, sorted by their reader."""
 
@@ -50,6 +85,8 @@ class RequestHeaders(NamedTuple):
     values: dict[str, list[str]]
     """Those for the gateway and policyd, x-usagepanda-* among them, by name in lower case. An
     underscore twin of x-usagepanda-* is neither here nor forwarded."""
+    end_users: frozenset[str] = frozenset()
+    """Those that may name the end user, whether or not they are there."""
 
     def all(self, name: str) -> list[str] | tuple[str, ...]:
         """The values of a header that the gateway reads, repeats kept."""
@@ -81,24 +118,24 @@ class RequestHeaders(NamedTuple):
         return any(not value.isascii() and _GARBLED.search(value) for _, value in self.forwarded)
 
 
-def read_request(raw: RawHeaders) -> RequestHeaders:
+def read_request(raw: RawHeaders, trust: Trust = NO_TRUST) -> RequestHeaders:
     """Sort a request's headers. Total: any bytes will do, names in any letter case."""
-    headers = RequestHeaders([], {})
+    headers = RequestHeaders([], {}, frozenset(trust.read.values()))
     for name, padded in raw:
         lower = name.lower()
         value = padded.strip(b" \t")
         text = _text(value)
-        if read := _READ.get(lower):
+        if read := _READ.get(lower) or trust.read.get(lower):
             headers.values.setdefault(read, []).append(text)
         if lower[: len(_OWN_OR_TWIN)].replace(b"_", b"-") == _OWN_OR_TWIN:
             if lower.startswith(_OWN):
                 own = headers.values.setdefault(lower.decode("latin-1"), [])
                 own.append(value.decode("latin-1"))
-        elif lower not in _NOT_FORWARDED:
+        elif lower not in _NOT_FORWARDED and not (trust.names and trust.drops(lower)):
             headers.forwarded.append((name.decode("latin-1"), text))
     if "connection" not in headers.values:
         return headers
-    named = _named_by(",".join(headers.all("connection")))
+    named = _named_by(",".join(headers.all("connection"))) - trust.read.keys()
     return headers._replace(
         forwarded=[pair for pair in headers.forwarded if pair[0].lower().encode() not in named]
     )

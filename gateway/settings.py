@@ -13,8 +13,10 @@ from yarl import URL
 from gateway.patience import Patience
 from policyd.asgi.limits import Limits
 from policyd.command.address import HANDOVER, Address
+from policyd.command.networks import Network, networks
 from policyd.command.open_files import share
 from policyd.command.settings import dump, load, setting
+from policyd.descriptor.end_users import check_end_user_headers
 from policyd.engine import endpoints
 from policyd.errors import SettingsError
 
@@ -186,6 +188,18 @@ class Settings:
         unit="seconds",
         least=0,
     )
+    end_user_headers: tuple[str, ...] = setting(
+        (),
+        "Headers that may name the end user, such as x-forwarded-user, for API keys that accept "
+        "header:NAME; none unless given. policyd's --end-user-headers has to list them, too.",
+        metavar="NAMES",
+    )
+    end_user_networks: tuple[str, ...] = setting(
+        (),
+        "The clients from which those headers count, such as 10.0.0.7,192.168.0.0/16; none unless "
+        "given. They are taken out of all other clients' requests.",
+        metavar="NETWORKS",
+    )
     tls_cert: Path | None = setting(None, "PEM certificate chain to listen with.", path="file")
     tls_key: Path | None = setting(None, "PEM private key to listen with.", path="file")
     policyd_tls: bool = setting(False, "Ask policyd over TLS.")
@@ -211,6 +225,12 @@ class Settings:
             unread=self.answer_memory,
             ahead=2 * READ_AHEAD + _AT_ONCE,
         )
+
+    @property
+    def trusted_networks(self) -> tuple[Network, ...]:
+        """The networks of `end_user_networks`."""
+        fix = "who could claim to be any end user: name the clients that you trust"
+        return networks(self.end_user_networks, "--end-user-networks", fix)
 
     @property
     def patience(self) -> Patience:
@@ -246,6 +266,7 @@ class Settings:
         for one in self.policyd.split(","):
             Address.parse(one.strip().removeprefix("dns:///"), "--policyd")
         _check_upstream(self.upstream)
+        self._check_end_users()
         if self.upstream_api_key_header not in ("", *KEY_HEADERS):
             raise SettingsError(
                 f"--upstream-api-key-header is one of {', '.join(KEY_HEADERS)}, "
@@ -271,6 +292,13 @@ class Settings:
                 f"--listen {self.listen} can be reached from other machines, which would send "
                 "their API keys in the clear: give --tls-cert and --tls-key, or --insecure if "
                 "something else protects it"
+            )
+
+    def _check_end_users(self) -> None:
+        check_end_user_headers(self.end_user_headers)
+        if self.trusted_networks and not self.end_user_headers:
+            raise SettingsError(
+                "--end-user-networks says whose headers name end users: give --end-user-headers too"
             )
 
     @property

@@ -3,7 +3,6 @@
 Beyond this machine policyd listens only where it can authenticate callers.
 """
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,9 +13,11 @@ from urllib.parse import urlsplit
 from policyd.command.address import HANDOVER, Address
 from policyd.command.database_url import sqlite_file
 from policyd.command.deadline import TIMEOUT
+from policyd.command.networks import Network, networks
 from policyd.command.open_files import share
 from policyd.command.settings import dump, load, setting
 from policyd.decision_log.spool import SYNCS, Sync
+from policyd.descriptor.end_users import check_end_user_headers
 from policyd.engine.model import Mode
 from policyd.errors import SettingsError
 
@@ -26,6 +27,8 @@ SHIPPING = 5.0
 """Seconds, at least, in which the log's last entries are shipped to the store at the end."""
 MAX_RETENTION = 36_500
 """Days that a decision can stay in the log."""
+CALLERS = ("grpc", "http", "envoy")
+"""The kinds of callers, by the words that operators use."""
 MODES = {mode.name.lower(): mode for mode in Mode}
 """The modes by the words that operators use."""
 
@@ -212,6 +215,19 @@ class ServerSettings:
         "Where clients reach the gateway, for the console's snippets.",
         metavar="URL",
     )
+    end_user_headers: tuple[str, ...] = setting(
+        (),
+        "Headers that may name the end user, such as x-forwarded-user, for API keys that accept "
+        "header:NAME; none unless given.",
+        metavar="NAMES",
+    )
+    end_user_callers: tuple[str, ...] = setting(
+        (),
+        "From whom those headers count, of grpc (policyd-gateway and other callers of "
+        "PolicyService), http (proxies that ask --http) and envoy; none unless given. Each has to "
+        "take them out of requests of clients that it does not trust with them.",
+        metavar="CALLERS",
+    )
     insecure: bool = setting(False, "Listen beyond this machine without TLS or authentication.")
 
     poll_interval: float | None = None
@@ -232,6 +248,16 @@ class ServerSettings:
         """How many connections `grpc` takes, and as many again `http`."""
         each = 1 if self.http is None else 2
         return share(self.max_connections, each=each, flag="--max-connections")
+
+    @property
+    def console_proxies(self) -> tuple[Network, ...]:
+        """The networks of `console_trusted_proxies`."""
+        fix = "who could claim any address: name proxies"
+        return networks(self.console_trusted_proxies, "--console-trusted-proxies", fix)
+
+    def end_users_from(self, caller: str) -> frozenset[str]:
+        """The headers that may name an end user where a caller of this kind sends them."""
+        return frozenset(self.end_user_headers if caller in self.end_user_callers else ())
 
     @property
     def snapshot_file(self) -> Path:
@@ -257,6 +283,7 @@ class ServerSettings:
         if self.tls_client_ca and not self.tls_cert:
             raise SettingsError("--tls-client-ca needs --tls-cert and --tls-key")
         self._check_console()
+        self._check_end_users()
         if not self.insecure:
             self._check_reach()
 
@@ -266,8 +293,19 @@ class ServerSettings:
             _check_url(self.console_url, "--console-url")
             if urlsplit(self.console_url).path.strip("/"):
                 raise SettingsError("--console-url has no path: give the console a name of its own")
-        for proxy in self.console_trusted_proxies:
-            _check_proxy(proxy)
+        _ = self.console_proxies
+
+    def _check_end_users(self) -> None:
+        check_end_user_headers(self.end_user_headers)
+        for caller in self.end_user_callers:
+            if caller not in CALLERS:
+                raise SettingsError(
+                    f"--end-user-callers takes {', '.join(CALLERS)}, not {caller!r}"
+                )
+        if bool(self.end_user_headers) != bool(self.end_user_callers):
+            raise SettingsError(
+                "--end-user-headers and --end-user-callers go together: give both or neither"
+            )
 
     def _check_reach(self) -> None:
         """Beyond this machine, policyd speaks TLS and authenticates callers."""
@@ -315,24 +353,6 @@ def _check_url(text: str, flag: str) -> None:
         is_usable = False
     if not is_usable or not _PLAIN_URL.fullmatch(text):
         raise SettingsError(f"{flag} takes a URL such as https://llm.example.com, not {text!r}")
-
-
-def _check_proxy(text: str) -> None:
-    flag = "--console-trusted-proxies"
-    try:
-        network = ipaddress.ip_network(text, strict=False)
-    except ValueError:
-        raise SettingsError(
-            f"{flag} takes addresses and networks such as 10.0.0.7,192.168.0.0/16, not {text!r}"
-        ) from None
-    if not network.prefixlen:
-        raise SettingsError(
-            f"{flag} {text} is every client, who could claim any address: name proxies"
-        )
-    if "/" in text and ipaddress.ip_interface(text).ip != network.network_address:
-        raise SettingsError(
-            f"{flag} {text} is an address within a network: did you mean {network}?"
-        )
 
 
 def admin_token_file(database_url: str) -> Path:

@@ -19,7 +19,13 @@ from tests.support.stack import Background, Gateway, Upstream
 
 # A busy machine makes no test fail.
 hypothesis.settings.register_profile("policyd", deadline=None)
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=50)
 hypothesis.settings.load_profile("policyd")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out what has no test of the tier that runs."""
+    return tiers.is_left_out(collection_path, config.option.markexpr) or None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,10 +46,11 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(scope="session")
 def policyd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policyd]:
-    """A running policyd with a database of its own."""
-    server = Policyd(tmp_path_factory.mktemp("policyd"))
+    """A running policyd with a database of its own, which answers HTTP too."""
+    server = Policyd(tmp_path_factory.mktemp("policyd"), "--http", "127.0.0.1:0")
     yield server
     assert server.stop() == 0, server.errors
+    assert "Traceback" not in "".join(server.errors)
 
 
 @pytest.fixture(scope="session")

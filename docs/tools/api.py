@@ -146,6 +146,10 @@ def _enum(enum: EnumDescriptorProto, comments: Comments, at: int) -> str:
 
 
 def _field_type(field: FieldDescriptorProto, message: DescriptorProto) -> str:
+    for entry in message.nested_type:
+        if entry.options.map_entry and field.type_name.endswith(f".{entry.name}"):
+            key, value = entry.field
+            return f"map from {_field_type(key, entry)} to {_field_type(value, entry)}"
     name = _type(field.type_name) if field.type_name else f"`{_SCALARS[field.type]}`"
     if field.label == FieldDescriptorProto.LABEL_REPEATED:
         return f"repeated {name}"

@@ -12,7 +12,8 @@ import click
 
 from policyd.cli.options import option
 from policyd.command.settings import listed
-from policyd.engine.model import Setting, Settings
+from policyd.engine.endpoints import ENDPOINTS, without_place
+from policyd.engine.model import BODY_PLACES, HEADER_PLACE, IDENTIFIERS, USER, Setting, Settings
 from policyd.engine.policy import MODES, OVERRIDES, Policy, parse_setting
 from policyd.policies import TABLE
 
@@ -107,8 +108,8 @@ policy_option = option(
     "policies",
     type=_OfPolicy("NAME=MODE[:VALUE]", _mode),
     multiple=True,
-    help=f"A policy's mode ({', '.join(MODES)}) and value, such as NAME=enforce:500; NAME={_DEFAULT} "
-    "leaves them to the server. May be repeated. `policyd policies` lists the policies.",
+    help=f"A policy's mode ({', '.join(MODES)}) and value, such as NAME=enforce:500; "
+    f"NAME={_DEFAULT} leaves them to the server. May be repeated. `policyd policies` lists all.",
 )
 _key_settings = [
     option(
@@ -133,7 +134,8 @@ _key_settings = [
     ),
     option(
         "--accept",
-        help="What counts as an end user: user,safety_identifier, as for new keys, or one of them.",
+        help=f"Where an end user may stand: some of {', '.join(BODY_PLACES)} and "
+        f"{HEADER_PLACE}NAME, with commas between them; {','.join(IDENTIFIERS)} for new keys.",
     ),
 ]
 
@@ -170,3 +172,22 @@ def joined(asked: Iterable[Change]) -> tuple[Change, ...]:
             raise click.UsageError(f"{name} is set twice: set it once")
         held.update(fields)
     return tuple(Change(name, fields) for name, fields in found.items())
+
+
+def warn_of_places(accept: Iterable[str]) -> None:
+    """Say on stderr on which endpoints a key that accepts these places has none of them."""
+    operations = without_place(accept)
+    has_user = {one.operation for one in ENDPOINTS.values() if USER in one.identifiers}
+    falling_back = [one for one in operations if one in has_user]
+    without = [one for one in operations if one not in has_user]
+    if falling_back:
+        click.echo(
+            f"On {', '.join(falling_back)}, none of these places can be: {USER} counts there.",
+            err=True,
+        )
+    if without:
+        click.echo(
+            f"On {', '.join(without)}, none of these places can be, and no request there has an "
+            "end user that counts: accept another place, if this key is for them.",
+            err=True,
+        )

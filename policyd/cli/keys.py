@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from policyd.cli import key_settings, options, setting_words
+from policyd.cli.key_settings import Changes
 from policyd.cli.options import option
 from policyd.engine.model import IDENTIFIERS, ApiKey
 from policyd.policies import TABLE
@@ -28,6 +29,7 @@ def create(name: str, database_url: str, as_json: bool, **settings: Any) -> None
     accept = IDENTIFIERS if wanted.accept is None else wanted.accept
     with options.opened(database_url, create=True) as store:
         key, secret = store.keys.create(name, wanted.applied(()), accept)
+    _warn(wanted)
     if as_json:
         options.print_json(_as_dict(key) | {"key": secret})
         return
@@ -89,11 +91,18 @@ def show(key_id: str, database_url: str, as_json: bool) -> None:
 @options.common
 def set_(key_id: str, database_url: str, as_json: bool, name: str | None, **settings: Any) -> None:
     """Change the settings of the key with this ID; a running server follows within a second."""
-    changes = key_settings.changes(**settings).update() | ({} if name is None else {"name": name})
+    wanted = key_settings.changes(**settings)
+    changes = wanted.update() | ({} if name is None else {"name": name})
     if not changes:
         raise click.UsageError("nothing to change: give an option, such as --policy NAME=audit")
     with options.opened(database_url) as store:
         _report(store.keys.update(key_id, changes), as_json)
+    _warn(wanted)
+
+
+def _warn(wanted: Changes) -> None:
+    if wanted.accept is not None:
+        key_settings.warn_of_places(wanted.accept)
 
 
 @keys.command()

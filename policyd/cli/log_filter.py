@@ -63,8 +63,6 @@ def log_filter(
 ) -> LogFilter:
     """What the options of with_filters() ask for."""
     verdict = _VERDICTS[decision] if decision else None
-    if policy:
-        if flag not in ("", TABLE.by_name[policy].flag):
-            raise click.UsageError("give --policy or --flag: the log is searched by one flag")
-        flag = TABLE.by_name[policy].flag
-    return LogFilter(key_id, verdict, flag, operation, user, trace_id, since, until, any_id)
+    return LogFilter(
+        key_id, verdict, flag, operation, user, trace_id, since, until, any_id, policy or ""
+    )

@@ -10,9 +10,10 @@ from typing import Any, TextIO
 
 import click
 
-from policyd.cli import options, refused_report, terminal
+from policyd.cli import options, refused_report, setting_words, terminal
 from policyd.cli.log_filter import log_filter, with_filters
 from policyd.cli.options import Age, Moment, option
+from policyd.decision_log import results
 from policyd.decision_log.export import csv_rows, json_line, values
 from policyd.decision_log.record import Record, is_decision_id
 from policyd.errors import DecisionNotFound, StoreUnavailable
@@ -68,10 +69,12 @@ def tail(database_url: str, as_json: bool, lines: int, **given: Any) -> None:
     wanted = log_filter(**given)
     write = _writer(as_json)
     with options.opened(database_url) as store:
+        # Looked up first: what is logged from now on is either on the page or new.
+        known = {record.id for record in _recent(store, wanted)}
         first = store.log.page(wanted, limit=lines) if lines else []
         for record in reversed(first):
             write(record)
-        for record in _arriving(store, wanted):
+        for record in _arriving(store, wanted, known | {record.id for record in first}):
             write(record)
 
 
@@ -89,10 +92,14 @@ def show(database_url: str, as_json: bool, any_id: str) -> None:
     if as_json:
         click.echo(json_line(record), nl=False)
         return
-    for name, value in values(record).items():
+    shown = values(record)
+    del shown["policies"]
+    for name, value in shown.items():
         if value not in (None, "", []):
-            shown = ", ".join(value) if isinstance(value, list) else value
-            click.echo(f"{name:20}{terminal.printable(str(shown))}")
+            text = ", ".join(value) if isinstance(value, list) else value
+            click.echo(f"{name:20}{terminal.printable(str(text))}")
+    for number, result in enumerate(results.of(record)):
+        click.echo(f"{'' if number else 'policies':20}{setting_words.logged(result)}")
 
 
 def _one(store: Store, any_id: str) -> Record:
@@ -274,9 +281,10 @@ def _newest_first(store: Store, wanted: LogFilter, after: str) -> Iterator[Recor
         after = page[-1].id
 
 
-def _arriving(store: Store, wanted: LogFilter) -> Iterator[Record]:
-    """Decisions logged from now on, without end. Those of several workers may come out of order."""
-    known = {record.id for record in _recent(store, wanted)}
+def _arriving(store: Store, wanted: LogFilter, known: set[str]) -> Iterator[Record]:
+    """Decisions that are logged and not `known`, without end. Those of several workers may come out
+    of order.
+    """
     while True:
         time.sleep(_LOOK)
         recent = _recent(store, wanted)

@@ -3,9 +3,22 @@
 from typing import Any
 
 from policyd.cli.terminal import printable
-from policyd.engine.model import Mode, Override, Setting, Settings
+from policyd.decision_log.results import LoggedResult
+from policyd.engine.model import Ignored, Mode, Override, Result, Setting, Settings, Source
 from policyd.policies import TABLE
 
+_SOURCES = {
+    Source.HEADER: "the header",
+    Source.KEY: "the key",
+    Source.DEFAULT: "the server",
+    Source.ROUTE: "the route",
+}
+_IGNORED = {
+    Ignored.NOT_IGNORED: "",
+    Ignored.LOCKED: "header ignored, as the setting is locked",
+    Ignored.TIGHTEN_ONLY: "header ignored, as it may only tighten",
+    Ignored.INVALID: "header not valid",
+}
 _BRIEF = 24
 """Characters of a value in a list."""
 
@@ -49,3 +62,17 @@ def _shortened(setting: Setting) -> Setting:
     if len(setting.value) <= _BRIEF:
         return setting
     return setting._replace(value=setting.value[: _BRIEF - 1] + "…")
+
+
+def finding(result: Result | LoggedResult, told: str) -> str:
+    """The setting of a policy that judged, where it came from, and what it found."""
+    setting = text(Setting(result.mode, result.value))
+    parts = (f"{setting} by {_SOURCES[result.source]}", told, _IGNORED[result.ignored])
+    return "; ".join(filter(None, parts))
+
+
+def logged(result: LoggedResult) -> str:
+    """What a policy found of a logged request."""
+    message = result.message
+    told = "" if message is None else f"violated: {message}" if message else "failed"
+    return printable(f"{result.policy}={finding(result, told)}")

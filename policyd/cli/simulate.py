@@ -68,6 +68,8 @@ def _simulation(found: Simulation, settings: KeySettings) -> dict[str, Any]:
         "policies": setting_words.as_dict(settings.policies),
         "requests": found.requests,
         "blocked": found.blocked,
+        "flagged": found.flagged,
+        "unknown": found.unknown,
         "by_operation": dict(found.by_operation),
         "by_model": dict(found.by_model),
         "by_user_agent": dict(found.by_user_agent),
@@ -84,6 +86,10 @@ def _report(found: Simulation, settings: KeySettings) -> str:
         f"{', '.join(settings.accept)}: {found.blocked} of {found.requests} requests{share} "
         "would have been blocked."
     ]
+    if found.flagged:
+        lines.append(f"{found.flagged} would have passed, and been flagged.")
+    if found.unknown:
+        lines.append(f"Of {found.unknown}, the log does not have what these policies judge.")
     lists = (
         ("operation", found.by_operation),
         ("model", found.by_model),

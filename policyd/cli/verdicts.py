@@ -2,22 +2,11 @@
 
 from typing import Any
 
+from policyd.cli import setting_words
 from policyd.cli.setting_words import word
 from policyd.cli.terminal import printable
-from policyd.engine.model import Decision, Explanation, Ignored, KeySettings, Mode, Result, Source
+from policyd.engine.model import Decision, Explanation, KeySettings, Mode, Result
 from policyd.policies import TABLE
-
-_SOURCES = {
-    Source.HEADER: "the header",
-    Source.KEY: "the key",
-    Source.DEFAULT: "the server",
-    Source.ROUTE: "the route",
-}
-_IGNORED = {
-    Ignored.LOCKED: "header ignored, as the setting is locked",
-    Ignored.TIGHTEN_ONLY: "header ignored, as it may only tighten",
-    Ignored.INVALID: "header not valid",
-}
 
 
 def as_dict(decision: Decision, key: KeySettings | None) -> dict[str, Any]:
@@ -102,12 +91,7 @@ def _table(decision: Decision) -> list[str]:
 def _told(result: Result | None, why: Explanation) -> str:
     if result is None:
         return "not set"
-    setting = word(result.mode) or ""
-    if result.value:
-        setting += f":{result.value}"
     told = _word(result, why).replace("_", " ")
     if result.violation:
         told += f": {result.violation.words}"
-    parts = [f"{setting} by {_SOURCES[result.source]}", "" if told == "off" else told]
-    parts.append(_IGNORED.get(result.ignored, ""))
-    return "; ".join(filter(None, parts))
+    return setting_words.finding(result, "" if told == "off" else told)

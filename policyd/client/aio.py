@@ -18,7 +18,7 @@ from policyd.client.batches import CLOSED, Batches
 from policyd.client.fallback import OnError, instead
 from policyd.client.peers import Peers, Targets, addresses
 from policyd.client.reporter import Reporter
-from policyd.client.statuses import Failed
+from policyd.client.statuses import Failed, bare
 from policyd.errors import NoDecision
 from policyd.v1.policy_pb2 import (
     CheckKeyRequest,
@@ -49,8 +49,9 @@ class PolicyClient:
 
     A client belongs to the event loop that it is first used in. It opens its connections there, so
     a client that was made before a fork, and not used yet, may be used in a child. After its first
-    use a fork leaves the children without: there evaluate() raises NoDecision, also of new clients.
-    So close the client before the process forks. Raises ValueError or TypeError where it cannot be
+    use a fork leaves the children without: there evaluate() raises NoDecision, also of new clients,
+    and gRPC itself may crash the child (see forking.py). So close the client before the process
+    forks. Raises ValueError or TypeError where it cannot be
     made of these arguments.
     """
 
@@ -108,17 +109,19 @@ class PolicyClient:
 
         An older policyd without this method counts as needing the body. Raises NoDecision.
         """
+        problem: NoDecision
         try:
             return await self._connected().ask(lambda stub: stub.CheckKey, request, self._timeout)
-        except Failed as problem:
-            if problem.code is grpc.StatusCode.UNIMPLEMENTED:
+        except Failed as failed:
+            if failed.code is grpc.StatusCode.UNIMPLEMENTED:
                 return CheckKeyResponse(in_force=True, needs_body=True)
-            raise
+            problem = bare(failed)
         except (asyncio.CancelledError, grpc.aio.UsageError) as error:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
                 raise
-            raise NoDecision(CLOSED) from None
+            problem = NoDecision(CLOSED)
+        raise problem
 
     def report(self, outcome: Outcome) -> None:
         """Report the outcome of a request that was allowed. It returns at once and never fails.
@@ -127,7 +130,7 @@ class PolicyClient:
         Those beyond that are lost: they are counted, and logged now and then. An older policyd
         without this method gets none.
         """
-        forking.in_use.add(self)  # Its queue belongs to this process, too.
+        forking.use(self)  # Its queue belongs to this process, too.
         self._reporter.report(outcome)
 
     def take_outcomes(self) -> list[Outcome]:
@@ -158,7 +161,7 @@ class PolicyClient:
         forking.check()
         if self._peers is None:
             self._peers = Peers(self._targets, self._credentials, self._metadata, self._timeout)
-            forking.in_use.add(self)
+            forking.use(self)
         return self._peers
 
 

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 import grpc
 
 from policyd.client.peers import Peers
-from policyd.client.statuses import Failed, failed_item
+from policyd.client.statuses import Failed, bare, failed_item
 from policyd.errors import NoDecision
 from policyd.v1.policy_pb2 import (
     BatchEvaluateRequest,
@@ -73,7 +73,7 @@ class Batches:
         try:
             answers = await self._answers([request for request, _ in batch])
         except NoDecision as problem:
-            answers = [problem] * len(batch)
+            answers = [bare(problem)] * len(batch)
         except (asyncio.CancelledError, grpc.aio.UsageError):
             answers = [NoDecision(CLOSED)] * len(batch)
         except Exception as error:  # noqa: BLE001  # Each caller must get an answer.

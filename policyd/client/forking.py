@@ -5,9 +5,17 @@ so gRPC hangs there, or ends the process. gRPC's own support for forking does no
 asyncio part, which the clients use. Therefore no channel lives through a fork: before one, every
 SyncPolicyClient closes its channel, and parent and child each open a new one at their next call. A
 PolicyClient belongs to an event loop, which cannot be stopped from outside. If one holds a channel
-as its process forks, every client in the child raises NoDecision with the reason, and none hangs.
+as its process forks, every client in the child raises NoDecision with the reason, and calls nothing
+of gRPC.
+
+Two things there are beyond the clients. The child must not go on with an event loop of its parent:
+the calls that wait in it would go on, too. And gRPC has handlers of forks of its own. Now and then,
+mostly while a call is under way, they find its threads idle and start new ones in the child, which
+may end it by SIGSEGV or SIGABRT. GRPC_ENABLE_FORK_SUPPORT=0 in the environment switches them off;
+then no other part of the process may use gRPC. To close the client before the fork is safe always.
 """
 
+import ctypes
 import gc
 import os
 import threading
@@ -28,7 +36,7 @@ _TASKS = Path("/proc/self/task")
 """The threads of this process, on Linux."""
 _THREADS = ("event_engine", "grpc_", "lifeguard", "timer_", "resolver-", "default-exec")
 """The beginnings of the names of gRPC's threads."""
-_THREADS_TIME = 0.5
+_THREADS_TIME = 5.0
 """Seconds that a fork waits for gRPC's threads at most."""
 
 
@@ -59,11 +67,20 @@ class _State(threading.local):
 
 _state = _State()
 _is_broken = False
+_has_threads = False
+"""Whether a client has had a channel since the last fork, so that threads of gRPC may be left."""
 
 
 def is_broken() -> bool:
     """Whether gRPC cannot be used in this process, as a channel was open when it was forked."""
     return _is_broken
+
+
+def use(client: object) -> None:
+    """Note that an asyncio client has a channel or a task, until in_use.discard(client)."""
+    global _has_threads  # noqa: PLW0603  # It is the process's.
+    _has_threads = True
+    in_use.add(client)
 
 
 def check() -> None:
@@ -73,15 +90,17 @@ def check() -> None:
 
 
 def _before() -> None:
-    were_in_use = bool(in_use)
+    global _has_threads  # noqa: PLW0603  # It is the process's.
     for client in tuple(clients):
         if client.suspend():
             # Noted one by one, so that an exception of a signal leaves none of them locked.
             _state.suspended = (*_state.suspended, client)
-    if were_in_use:
+    if _has_threads and not in_use:
         # gRPC stops its threads once no object of a channel is left, circular references included.
+        # That takes most of a second, be the client closed by the fork or just before it.
         gc.collect()
         _wait_for_threads()
+        _has_threads = False
 
 
 def _wait_for_threads() -> None:
@@ -108,6 +127,10 @@ def _in_parent() -> None:
 def _in_child() -> None:
     global _is_broken  # noqa: PLW0603  # It is the process's.
     _is_broken = _is_broken or bool(in_use)
+    for client in tuple(in_use):
+        # No destructor of its channel may run, not even at the end of the child: it would wait for
+        # threads that only the parent has. A reference more than there are lasts for ever.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(client))
     _state.suspended = ()
     for client in tuple(clients):
         client.renew()

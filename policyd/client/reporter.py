@@ -16,6 +16,7 @@ from contextlib import suppress
 
 import grpc
 
+from policyd.client import forking
 from policyd.client.statuses import Failed, Meaning
 from policyd.command.throttle import Throttle
 from policyd.v1.policy_pb2 import Outcome, ReportOutcomeRequest, ReportOutcomeResponse
@@ -72,6 +73,8 @@ class Reporter:
             self._losses.add(1, "policyd has not taken any for too long")
         elif outcome.ByteSize() > MAX_OUTCOME:
             self._losses.add(1, f"it is over {MAX_OUTCOME} bytes")
+        elif forking.is_broken():
+            self._losses.add(1, forking.INHERITED)
         elif self._closing.is_set():
             self._losses.add(1, "the client of policyd was closed")
         else:

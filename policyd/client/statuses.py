@@ -82,5 +82,12 @@ def failed_item(number: int, message: str) -> Failed:
     return Failed(code, message, Meaning.PASSING if meaning is Meaning.NOT_REACHED else meaning)
 
 
+def bare(problem: NoDecision) -> NoDecision:
+    """The error without the frames that it came through. They hold a connection, and gRPC keeps its
+    threads as long as a caller keeps such an error."""
+    problem.__cause__ = problem.__context__ = None
+    return problem.with_traceback(None)
+
+
 def _has_details(error: grpc.aio.AioRpcError) -> bool:
     return any(name == _DETAILS for name, _ in error.trailing_metadata() or ())

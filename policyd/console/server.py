@@ -1,6 +1,5 @@
 """The console behind its listener, and the URLs at which a browser finds it."""
 
-import ipaddress
 import logging
 import socket
 from typing import Self
@@ -47,14 +46,13 @@ class ConsoleServer:
         assert settings.console is not None
         self._address = settings.console
         self._settings = settings
-        proxies = [ipaddress.ip_network(one) for one in settings.console_trusted_proxies]
         self._console = Console(
             settings,
             store,
             _token(settings),
             _sessions(settings),
             Attempts(),
-            proxies,
+            settings.console_proxies,
             pages=_threads("the console", max(_LONG, settings.database_timeout)),
             door=_threads("sign-ins", settings.database_timeout),
         )

@@ -7,13 +7,16 @@ be read for certain gets a state that names the reason, and never passes for one
 from policyd.descriptor import form, json_body, media_type
 from policyd.descriptor.content_encoding import UnreadableBody
 from policyd.descriptor.identifiers import ABSENT, BodyAttributes, unreadable
-from policyd.engine.model import Endpoint, UserState
+from policyd.engine.model import Endpoint, ModelState, Number, NumberState, UserState
 
 MAX_BODY = 64 * 2**20
 """Bytes of a body, as sent and decompressed, unless an adapter sets its own bound."""
 MAX_RAW_BODY = 4 * 2**20
 """The same of a body that a caller of PolicyService sends in place of its attributes."""
-_NO_ATTRIBUTES = BodyAttributes(ABSENT, ABSENT)
+_NO_ATTRIBUTES = BodyAttributes(
+    *(ABSENT, ABSENT, "", ModelState.ABSENT),
+    *(Number(NumberState.ABSENT), Number(NumberState.ABSENT), Number(NumberState.GIVEN)),
+)
 
 
 def read_body(
@@ -37,8 +40,10 @@ def read_body(
     if endpoint and endpoint.takes_sdp and media_type.is_sdp(content_type):
         return _NO_ATTRIBUTES
     is_form = takes_form and media_type.claims_multipart(content_type)
-    read = form.read if is_form else json_body.read
+    in_session = endpoint is not None and endpoint.safety_in_session
     try:
-        return read(body, content_type, content_encoding, limit)
+        if is_form:
+            return form.read(body, content_type, content_encoding, limit)
+        return json_body.read(body, content_type, content_encoding, limit, in_session)
     except UnreadableBody as problem:
         return unreadable(problem.state)

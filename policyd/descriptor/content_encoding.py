@@ -168,4 +168,5 @@ class Decompression:
 
 
 def _is_zlib(data: bytes) -> bool:
-    return len(data) > 1 and data[0] & 0x0F == 8 and (data[0] * 256 + data[1]) % 31 == 0
+    # The first byte settles it where no second one has come: compressors write no such bare one.
+    return data[0] & 0x0F == 8 and (len(data) == 1 or int.from_bytes(data[:2]) % 31 == 0)

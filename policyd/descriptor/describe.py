@@ -10,14 +10,15 @@ not all, has those of `unreadable(state)`, which never pass for a user.
 
 from dataclasses import dataclass, field
 
-from policyd.descriptor import headers
+from policyd.descriptor import end_users, headers
 from policyd.descriptor.body import read_body
 from policyd.descriptor.body_memory import Bodies, Held
 from policyd.descriptor.content_encoding import decoded_limit
 from policyd.descriptor.headers import KEY_HEADER, PREFIX, Headers
 from policyd.descriptor.identifiers import NOT_READ, BodyAttributes, Identifier
 from policyd.engine import endpoints, method_override
-from policyd.engine.model import Target
+from policyd.engine.model import SAFETY_HEADER, ModelState, NumberState, Target
+from policyd.v1 import policy_pb2 as pb
 from policyd.v1.policy_pb2 import CheckKeyRequest, EvaluateRequest, Header, UserState
 
 MAX_REMARK = 256
@@ -27,8 +28,11 @@ _ENCODING = "content-encoding"
 _AGENT = "user-agent"
 _ORGANIZATION = "openai-organization"
 _REQUEST_ID = "x-request-id"
-READ = frozenset({_TYPE, _ENCODING, _AGENT, _ORGANIZATION, _REQUEST_ID, *method_override.HEADERS})
-"""The headers that are read here, besides those that begin with PREFIX."""
+READ = method_override.HEADERS | {
+    *(_TYPE, _ENCODING, _AGENT, _ORGANIZATION, _REQUEST_ID, SAFETY_HEADER)
+}
+"""The headers that are read here, besides those that begin with PREFIX and those of end users."""
+NO_HEADERS: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
@@ -40,7 +44,7 @@ class HttpRequest:
     """As it goes upstream, percent-encoded, without its query string."""
     query: str
     headers: Headers
-    """At least those that READ and PREFIX name."""
+    """At least those that READ, PREFIX and `end_user_headers` name."""
     source_ip: str = ""
     key: str = ""
     """The API key that counts where no header names one."""
@@ -48,6 +52,9 @@ class HttpRequest:
     """The ID that counts where no header gives one."""
     in_scope: bool | None = None
     """What the adapter knows of a call that has neither method nor path."""
+    end_user_headers: frozenset[str] = NO_HEADERS
+    """Those, in lower case, in which the operator trusts this client, or proxy, to name end users,
+    besides SAFETY_HEADER."""
     target: Target = field(init=False)
     """What the request asks for."""
     overriding: method_override.Headers = field(init=False)
@@ -78,7 +85,7 @@ class HttpRequest:
 def describe(request: HttpRequest, attributes: BodyAttributes = NOT_READ) -> EvaluateRequest:
     """The descriptor of a request whose body has these attributes."""
     described = EvaluateRequest(
-        headers=_own_headers(request),
+        headers=_own_headers(request) + _end_user_headers(request),
         method=request.method,
         path=request.path,
         source_ip=request.source_ip,
@@ -98,7 +105,29 @@ def describe(request: HttpRequest, attributes: BodyAttributes = NOT_READ) -> Eva
         described.user = attributes.user.value
     if attributes.safety_identifier.value:
         described.safety_identifier = attributes.safety_identifier.value
+    if attributes.model_state is not ModelState.UNKNOWN:
+        _add_what_is_stated(described, attributes)
     return described
+
+
+def _add_what_is_stated(described: EvaluateRequest, attributes: BodyAttributes) -> None:
+    """Add what a body that was read states besides `user` and `safety_identifier`."""
+    described.model_state = pb.ModelState.ValueType(attributes.model_state)
+    limit, choices, chars = attributes.token_limit, attributes.choices, attributes.prompt_chars
+    if limit.state is NumberState.GIVEN:
+        described.token_limit = limit.value
+    else:
+        described.token_limit_state = pb.NumberState.ValueType(limit.state)
+    # Of choices that are INVALID, so is the token limit.
+    if choices.state is NumberState.GIVEN:
+        described.choices = choices.value
+    if chars.state is NumberState.GIVEN:
+        described.prompt_characters = chars.value
+    else:
+        described.prompt_characters_state = pb.NumberState.ValueType(chars.state)
+    for place, found in attributes.others:
+        value = found.value or None
+        described.end_users.add(place=place, state=_state(found), value=value)
 
 
 def about_key(request: HttpRequest) -> CheckKeyRequest:
@@ -144,6 +173,17 @@ def _own_headers(request: HttpRequest) -> list[Header]:
     if request.overriding:
         own += [Header(name=name, value=value) for name, value in request.overriding]
     return own
+
+
+def _end_user_headers(request: HttpRequest) -> list[Header]:
+    endpoint = request.target.endpoint
+    own = {SAFETY_HEADER} if endpoint is not None and endpoint.safety_header else NO_HEADERS
+    names = request.end_user_headers | own
+    return [
+        Header(name=name, value=end_users.value(text))
+        for name in sorted(names)
+        for text in request.headers.get(name, ())
+    ]
 
 
 def _key(request: HttpRequest) -> str:

@@ -15,6 +15,7 @@ from policyd.descriptor.identifiers import (
     Identifier,
     classify,
 )
+from policyd.descriptor.stated import MAX_MODEL, MOST
 from policyd.engine import endpoints, method_override
 from policyd.engine.model import (
     HEADER_PLACE,
@@ -42,10 +43,6 @@ _STATES = tuple(UserState)
 _UNKNOWN = UserState.UNKNOWN
 _MODEL_STATES = tuple(ModelState)
 _NUMBER_STATES = tuple(NumberState)
-MAX_MODEL = 256
-"""Characters of a model that policies judge."""
-MAX_NUMBER = 10**15
-"""The largest number that policies tell from larger ones."""
 
 
 MAX_PLACE = 80
@@ -317,7 +314,7 @@ def _token_limit(request: pb.EvaluateRequest, read: BodyAttributes) -> Number:
         return limit
     if choices.state is NumberState.INVALID or choices.value < 1:
         return Number(NumberState.INVALID)
-    return Number(NumberState.GIVEN, min(limit.value * choices.value, MAX_NUMBER))
+    return Number(NumberState.GIVEN, min(limit.value * choices.value, MOST))
 
 
 _NO_CHOICES = (NumberState.UNKNOWN, NumberState.ABSENT)
@@ -340,7 +337,7 @@ def _number(state: int, value: int | None, field: str) -> Number:
         return UNKNOWN_NUMBER if claimed is NumberState.GIVEN else Number(claimed)
     if value < 0 or claimed is NumberState.INVALID:
         return Number(NumberState.INVALID)
-    return Number(NumberState.GIVEN, min(value, MAX_NUMBER))
+    return Number(NumberState.GIVEN, min(value, MOST))
 
 
 def _worse(one: Number, other: Number) -> Number:

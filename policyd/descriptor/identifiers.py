@@ -13,7 +13,9 @@ import unicodedata
 from typing import NamedTuple
 
 from policyd.engine.model import (
+    END_USER_ID,
     MAX_SAFETY_IDENTIFIER,
+    METADATA_USER_ID,
     SAFETY_IDENTIFIER,
     UNKNOWN_NUMBER,
     USER,
@@ -25,7 +27,7 @@ from policyd.engine.model import (
 MAX_VALUE = 1024
 """Characters of a value that are looked at, and kept."""
 
-FURTHER_PLACES = ("metadata.user_id", "user_security_context.end_user_id")
+FURTHER_PLACES = (METADATA_USER_ID, END_USER_ID)
 """The places in a body, besides `user` and `safety_identifier`, in which an end user can stand."""
 
 

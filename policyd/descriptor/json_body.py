@@ -36,17 +36,23 @@ _MODEL = "model"
 _TOKENS = ("prompt", "input")
 """The members of a prompt that may hold arrays of tokens."""
 _PROMPTS = (*_TOKENS, "messages", "instructions")
+_SESSION = "session"
 _NESTED = {place: place.split(".") for place in FURTHER_PLACES}
 _OUTER = frozenset(outer for outer, _ in _NESTED.values())
-_WANTED = _OUTER.union(IDENTIFIERS, [_MODEL], stated.NUMBERS, _PROMPTS)
+_WANTED = _OUTER.union(IDENTIFIERS, [_MODEL, _SESSION], stated.NUMBERS, _PROMPTS)
 
 # What some servers pass over before an object, marks of byte order and UTF-16's zeros too.
 _BLANK = b" \t\r\n\x00\xef\xbb\xbf\xfe\xff"
 _MAX_BLANK = 1024
 
 
-def read(body: bytes, content_type: str, content_encoding: str, limit: int) -> BodyAttributes:
-    """The attributes of a JSON object. Raises UnreadableBody."""
+def read(
+    body: bytes, content_type: str, content_encoding: str, limit: int, in_session: bool = False
+) -> BodyAttributes:
+    """The attributes of a JSON object. Raises UnreadableBody.
+
+    `in_session` tells that its safety_identifier is the one in its object `session`.
+    """
     decoded = decompress(body, content_encoding, limit, begins_like_json)
     if not media_type.reads_as_json(content_type, decoded, is_coded=decoded is not body):
         raise UnreadableBody(UserState.NOT_JSON)
@@ -60,7 +66,9 @@ def read(body: bytes, content_type: str, content_encoding: str, limit: int) -> B
     }
     return BodyAttributes(
         _identifier(found, USER),
-        _identifier(found, SAFETY_IDENTIFIER),
+        _inner_identifier(found, _SESSION, SAFETY_IDENTIFIER)
+        if in_session
+        else _identifier(found, SAFETY_IDENTIFIER),
         last[:MAX_VALUE] if isinstance(last, str) else "",
         stated.model_state(exact, others),
         stated.token_limit(numbers),
@@ -108,11 +116,14 @@ def _identifier_of(raw: memoryview, identifier: str) -> Identifier:
 def _others(found: Members) -> Iterator[tuple[str, Identifier]]:
     """The further places of an end user that a body has."""
     for place, (outer, inner) in _NESTED.items():
-        given = _given(found, outer)
-        if given:
-            identifier = _worst([_inner(raw, inner) for _, raw in given])
-            if identifier != ABSENT:
-                yield place, identifier
+        identifier = _inner_identifier(found, outer, inner)
+        if identifier != ABSENT:
+            yield place, identifier
+
+
+def _inner_identifier(found: Members, outer: str, inner: str) -> Identifier:
+    given = _given(found, outer)
+    return _worst([_inner(raw, inner) for _, raw in given]) if given else ABSENT
 
 
 def _inner(raw: memoryview, name: str) -> Identifier:
@@ -140,10 +151,11 @@ def _model(raw: memoryview) -> object:
 
 
 def _characters(found: Members) -> int:
-    count = 0
-    for name in _PROMPTS:
-        for _, raw in found.get(name, ()):
-            count += prompt.characters(raw)
-            if name in _TOKENS:
-                count += prompt.characters_of_tokens(raw)
-    return count
+    return sum(
+        [
+            prompt.characters(raw, with_tokens=name in _TOKENS)
+            for name in _PROMPTS
+            if name in found
+            for _, raw in found[name]
+        ]
+    )

@@ -68,6 +68,7 @@ _NAME = re.compile(
     rb'[ \t\r\n]*+[{,][ \t\r\n]*+"[^"\\]*+(?:\\.[^"\\]*+)*+"[ \t\r\n]*+:[ \t\r\n]*+', re.DOTALL
 )
 _END = re.compile(rb"[ \t\r\n]*+}")
+_TWO_BACKSLASHES = re.compile(rb"\\\\")
 _SCALAR = re.compile(rb"[^\s,\]}]++")
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'"[]{}:'))
 _STEPS = {ord(bracket): step for bracket, step in (("[", 1), ("{", 1), ("]", -1), ("}", -1))}
@@ -147,7 +148,9 @@ def _check_complexity(body: bytes, marks: bytes) -> int:
 def _plain_marks(body: bytes) -> bytes:
     """Its marks without those that are escaped: of the others, each quotation mark begins a string
     or ends one."""
-    return body.replace(rb"\\", b"").replace(rb"\"", b"").translate(None, _NOT_STRUCTURE)
+    if _TWO_BACKSLASHES.search(body):  # To look is quicker than to replace what is not there.
+        body = body.replace(rb"\\", b"")
+    return body.replace(rb"\"", b"").translate(None, _NOT_STRUCTURE)
 
 
 def _structure(marks: bytes) -> bytes:
@@ -200,7 +203,7 @@ def _scan(body: bytes, wanted: frozenset[str]) -> Members:
     """The members, token by token, repeats kept."""
     found: Members = {}
     name, start, depth = "", -1, 0
-    for count, match in enumerate(_TOKEN.finditer(body)):
+    for count, match in enumerate(_TOKEN.finditer(body), 1):
         if count > MAX_TOKENS:
             raise UnreadableBody(UserState.TOO_COMPLEX)
         if match[1] is None:

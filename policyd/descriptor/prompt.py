@@ -9,11 +9,14 @@ Nothing is decoded and nothing is built: strings are cut out of the JSON, and th
 """
 
 import re
+from collections.abc import Iterator
 
 _MAX_WORD = 128
 """Characters of a structural word. Those of the API, its IDs among them, are shorter."""
 _MIN_IMAGE = 1024
 """Characters of base64 from which a result is an image's data, and no text."""
+_AT_ONCE = 4 * 2**20
+"""Bytes that are read at once."""
 _CHARACTERS_OF_TOKEN = 4
 """OpenAI's rule of thumb."""
 
@@ -24,59 +27,94 @@ _WORDS = (
 )
 _DATA = b"url|image_url|file_url|data|file_data|encrypted_content"
 _COLON = rb'"[ \t\r\n]*+:[ \t\r\n]*+'
+# What stands in a string that holds no two backslashes in a row: they escape each other.
+_INNER = rb'[^"]*+(?:(?<=\\)"[^"]*+)*+'
 _TEXT = re.compile(
-    rb'"(?:(?:%(words)b)%(colon)b"[^"]{0,%(longest)d}+"'
-    rb'|(?:%(data)b)%(colon)b"[^"]*+"'
+    rb'"(?:(?:%(words)b)%(colon)b"[^"]{0,%(longest)d}+(?<!\\)"'
+    rb'|(?:%(data)b)%(colon)b"%(inner)b"'
     rb'|result%(colon)b"[0-9A-Za-z+/]{%(least)d,}+={0,2}"'
-    rb'|(?:[^"]*+%(colon)b")?+([^"]*+)"(?![ \t\r\n]*+:)'
-    rb'|[^"]*+")'
+    rb'|(?:%(inner)b%(colon)b")?+(%(inner)b)"(?![ \t\r\n]*+:)'
+    rb'|%(inner)b"?+)'
     % {
         b"words": _WORDS,
         b"data": _DATA,
+        b"inner": _INNER,
         b"colon": _COLON,
         b"longest": _MAX_WORD,
         b"least": _MIN_IMAGE,
     }
 )
 """A string, with the name before it. Its text is the group: empty for what does not count."""
-_STRING = re.compile(rb'"[^"]*+"')
+_STRINGS = re.compile(
+    rb'(?:[^"]*+"%(inner)b"(?:[ \t\r\n]*+:(?:[ \t\r\n]*+"%(inner)b")?+)?+){1,4096}+'
+    % {b"inner": _INNER}
+)
+"""Strings in a row; none ends between a name and its value."""
+# To look whether there is one is quicker than to count or to replace what is not there.
+_TWO_BACKSLASHES = re.compile(rb"\\\\")
+_UNICODE = re.compile(rb"\\u")
 _SURROGATE_PAIR = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]")
 _CONTINUATION = bytes(range(0x80, 0xC0))
-_BLANKS = b" \t\r\n"
+_NO_MARKS = bytes(set(range(256)) - set(b'"[,:-0123456789'))
 _NUMBERS = bytes.maketrans(b"-0123456789", b"11111111111")
 
 
-def characters(raw: memoryview) -> int:
-    """The code points of all text in a well-formed JSON value of UTF-8."""
-    texts = _TEXT.findall(_without_quotes(raw))
+def characters(raw: memoryview, with_tokens: bool = False) -> int:
+    """The code points of all text in a well-formed JSON value of UTF-8.
+
+    `with_tokens` has the numbers that are elements of arrays count, too, as the tokens they are.
+    """
+    json = _without_backslashes(raw)
+    if len(json) <= _AT_ONCE:
+        count = _length(_TEXT.findall(json))
+    else:
+        count = sum(_length(_TEXT.findall(json, *span)) for span in _spans(json))
+    return count + _CHARACTERS_OF_TOKEN * _tokens(json) if with_tokens else count
+
+
+def _spans(json: bytes) -> Iterator[tuple[int, int]]:
+    """Where the strings of JSON stand, a few thousand at a time: other threads get their turn in
+    between, and no more than those are cut out at once."""
+    position = 0
+    while match := _STRINGS.match(json, position):
+        yield match.span()
+        position = match.end()
+
+
+def _length(texts: list[bytes]) -> int:
     # With a quotation mark between them, the halves of two surrogate pairs are no pair.
-    return _length(b'"'.join(texts)) - max(len(texts) - 1, 0)
+    text = b'"'.join(texts)
+    count = code_points(text) - max(len(texts) - 1, 0)
+    return count - _escaped(text) if b"\\" in text else count
 
 
-def characters_of_tokens(raw: memoryview) -> int:
-    """What the tokens in a JSON value stand for: the numbers that are elements of its arrays."""
-    structure = _STRING.sub(b"", _without_quotes(raw))
-    marks = structure.translate(_NUMBERS, _BLANKS)
-    return _CHARACTERS_OF_TOKEN * (marks.count(b"[1") + marks.count(b",1"))
-
-
-def _without_quotes(raw: memoryview) -> bytes:
-    """JSON in which every quotation mark begins a string or ends one: of what it escapes, a
-    backslash and a quotation mark are an x."""
-    text = bytes(raw)
-    return text.replace(rb"\\", b"x").replace(rb"\"", b"x") if b"\\" in text else text
-
-
-def _length(text: bytes) -> int:
-    """The code points of a JSON string, without quotation marks and backslashes in it."""
-    count = code_points(text)
-    if b"\\" not in text:
-        return count
-    # Each escape is one character, and so are the two of a surrogate pair.
-    pairs = len(_SURROGATE_PAIR.findall(text))
-    return count - text.count(b"\\") - 4 * text.count(rb"\u") - pairs
+def _tokens(json: bytes) -> int:
+    """How many numbers are elements of arrays in JSON without escaped backslashes."""
+    plain = json.replace(rb"\"", b"") if b"\\" in json else json
+    # Most strings hold none of these marks. Without two quotation marks in a row, what lies between
+    # the others is in a string, or in none, as before.
+    marks = plain.translate(_NUMBERS, _NO_MARKS).replace(b'""', b"")
+    structure = b"".join(marks.split(b'"')[::2])
+    return structure.count(b"[1") + structure.count(b",1")
 
 
 def code_points(text: bytes) -> int:
     """The code points of a text in UTF-8. Total: of other bytes, no fewer than any reader finds."""
     return len(text) if text.isascii() else len(text.translate(None, _CONTINUATION))
+
+
+def _without_backslashes(raw: memoryview) -> bytes:
+    """JSON in which every escaped backslash is an x."""
+    text = bytes(raw)
+    if b"\\" in text and _TWO_BACKSLASHES.search(text):
+        return text.replace(rb"\\", b"x")
+    return text
+
+
+def _escaped(text: bytes) -> int:
+    """How many characters less there are than code points in JSON: each escape is one, and so are
+    the two of a surrogate pair."""
+    count = text.count(b"\\")
+    if _UNICODE.search(text):
+        count += 4 * text.count(rb"\u") + len(_SURROGATE_PAIR.findall(text))
+    return count

@@ -18,16 +18,22 @@ from policyd.policies import TABLE
 
 _Member = TypeVar("_Member")
 _PARTS = ("", "override")
+_KNOWN = ("mode", "override", "accept", "POLICY", "POLICY.override")
 
 
 # Routes are few, and each sends the same with every request.
 @lru_cache(maxsize=1024)
-def route_settings(given: frozenset[tuple[str, str]], where: str) -> RouteSettings:
-    """The settings that pairs of a name and a value make. `where` is the place that holds them.
+def route_settings(
+    given: frozenset[tuple[str, str]], where: str, prefix: str = ""
+) -> RouteSettings:
+    """The settings that pairs of a name and a value make.
+
+    `where` is the place that holds them, in which each name stands behind `prefix`.
 
     Raises InvalidArgument where a name or a value is unknown: a slip must allow nothing.
     """
     found = dict(given)
+    where = f"{where} set {prefix}"
     settings: dict[str, Setting] = {}
     if "mode" in found or "override" in found:
         settings[TABLE.original.name] = Setting(
@@ -37,8 +43,8 @@ def route_settings(given: frozenset[tuple[str, str]], where: str) -> RouteSettin
         policy, _, part = name.partition(".")
         if policy not in TABLE.by_name or part not in _PARTS:
             raise InvalidArgument(
-                f"{where} set {name[:80]!r}, which policyd does not know: it knows mode, override, "
-                f"accept, POLICY and POLICY.override, where POLICY is one of "
+                f"{where}{name[:80]}, which policyd does not know: it knows "
+                f"{', '.join(prefix + one for one in _KNOWN)}, where POLICY is one of "
                 f"{', '.join(TABLE.by_name)}"
             )
         held = settings.get(policy, Setting())
@@ -54,7 +60,7 @@ def _set(
     try:
         written = parse_setting(TABLE.by_name[policy], found[name])
     except ValueError as error:
-        raise InvalidArgument(f"{where} set {name} to {found[name][:80]!r}: {error}") from None
+        raise InvalidArgument(f"{where}{name} to {found[name][:80]!r}: {error}") from None
     return held._replace(mode=written.mode, value=written.value)
 
 
@@ -73,9 +79,9 @@ def _accept(found: Mapping[str, str], where: str) -> tuple[str, ...]:
         return ()
     accepted = tuple(one.strip() for one in found["accept"].split(","))
     if problem := accept_problem(accepted):
-        raise _unknown("accept", found["accept"], f"a list of places ({problem})", where)
+        raise _unknown("accept", found["accept"], f"a list of places, as {problem}", where)
     return accepted
 
 
 def _unknown(name: str, value: str, fix: str, where: str) -> InvalidArgument:
-    return InvalidArgument(f"{where} set {name} to {value[:80]!r}: give {fix}")
+    return InvalidArgument(f"{where}{name} to {value[:80]!r}: give {fix}")

@@ -55,18 +55,16 @@ def token_limit(found: Occurrences) -> Number:
     """
     if not found:
         return ABSENT
-    if choices(found) is INVALID:
+    limits = [found[name] for name in TOKEN_LIMITS if name in found]
+    values = [value for given in limits for _, value in given]
+    if _INVALID in values or choices(found) is INVALID:
         return INVALID
-    largest, is_limited = 0, False
-    for name in TOKEN_LIMITS:
-        if name in found:
-            values = [value for _, value in found[name]]
-            least = min(values)
-            if least == _INVALID:
-                return INVALID
-            largest = max(largest, *values)
-            is_limited = is_limited or (least != _NONE and any(sure for sure, _ in found[name]))
-    return Number(NumberState.GIVEN, largest) if is_limited else ABSENT
+    return Number(NumberState.GIVEN, max(values)) if any(map(_is_certain, limits)) else ABSENT
+
+
+def _is_certain(given: Sequence[tuple[bool, int]]) -> bool:
+    """Whether every server finds a number there, whichever of several it reads."""
+    return True in [is_sure for is_sure, _ in given] and _NONE not in [value for _, value in given]
 
 
 def choices(found: Occurrences) -> Number:

@@ -10,9 +10,8 @@ in scope and has no canonical form: it never goes upstream.
 """
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
-from urllib.parse import unquote
 
 from policyd.engine import paths
 from policyd.engine.method_override import is_post
@@ -115,6 +114,8 @@ _UNKNOWN = Target(in_scope=True)
 MAX_PATH = 16 * 1024
 """Characters of a path that are read. What a longer one asks for is unknown."""
 _MAX_CACHED_PATH = 256
+MAX_MODEL = 256
+"""Characters of a model in a path that count. No deployment's name is as long."""
 
 
 def resolve(method: str, path: str) -> Target:
@@ -157,9 +158,10 @@ def _resolve(target: str) -> Target:
         return _for_some(path, text)
     endpoint = _BY_WORDS[words]
     canonical = _written(names, words)
+    model = _model(names[: len(names) - len(words)])
     if _may_be_another(canonical, words):
-        return Target(True, endpoint, is_ambiguous=True)
-    return Target(True, endpoint, canonical, model=_model(names[: len(names) - len(words)]))
+        return Target(True, endpoint, is_ambiguous=True, model=model)
+    return Target(True, endpoint, canonical, model=model)
 
 
 def _for_some(path: str, text: str | None) -> Target:
@@ -216,13 +218,17 @@ def _written(names: list[Name], endpoint: _Words) -> str:
     return paths.join(written)
 
 
-def _model(names: list[Name]) -> str:
-    """The deployment or engine that stands before an endpoint, in its own letter case."""
-    for position, name in enumerate(names):
-        if name.word in _NAMING:
-            named = names[position + 1 :]
-            return "".join(unquote(one.joint + one.spelling) for one in named)[1:]
-    return ""
+def _model(before: list[Name]) -> str:
+    """The model, deployment or engine that a path names before its endpoint; "" where it does not.
+
+    Azure has a word of its own between a deployment's name and the endpoint.
+    """
+    words = [name.word for name in before]
+    start = next((at for at, word in enumerate(words, 1) if word in _NAMING), len(words))
+    end = len(words)
+    while end > start + 1 and (words[end - 1] in _FIXED or words[end - 1] == "extensions"):
+        end -= 1
+    return paths.spoken(before[start:end])[:MAX_MODEL]
 
 
 # --- other readings ----------------------------------------------------------------------------
@@ -280,13 +286,13 @@ def _holds_endpoint(text: str, among: Collection[_Words], end: _Words = ()) -> b
         before = found[: len(found) - len(end)]
         is_plain = _fits(tuple(found[len(before) :]), end)
         for words in among:
-            # One with which `end` begins is none where no server may end the path behind it.
-            is_own = words == end[-len(words) :] or (is_plain and words == end[: len(words)])
+            # One whose words `end` itself has is none where no server may end the path within it.
+            is_own = words == end[-len(words) :] or (is_plain and _are_in_order(words, end))
             if _are_in_order(words, before if is_own else found):
                 return True
     return False
 
 
-def _are_in_order(words: _Words, found: list[str]) -> bool:
+def _are_in_order(words: _Words, found: Sequence[str]) -> bool:
     rest = iter(found)
     return all(word in rest for word in words if word != _ANY)

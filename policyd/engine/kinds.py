@@ -82,6 +82,7 @@ class Switch:
 
 
 _SWITCHED = {"true": Wanted(Mode.ENFORCE, ""), "false": Wanted(Mode.OFF, "")}
+_STARS = re.compile(r"\*+")
 _LIMIT = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
 
 
@@ -129,7 +130,7 @@ class Patterns:
         return ",".join(_listed(text, "pattern"))
 
     def parse(self, value: str) -> Callable[[str], bool]:
-        patterns = [re.sub(r"\*+", "*", one) for one in self.canonical(value).split(",")]
+        patterns = [_STARS.sub("*", one) for one in self.canonical(value).split(",")]
         folded = [one.casefold() for one in patterns] if self._ignores_case else patterns
         plain = frozenset(one for one in folded if "*" not in one)
         globs = [tuple(one.split("*")) for one in folded if "*" in one]

@@ -178,7 +178,7 @@ class Endpoint(NamedTuple):
     takes_sdp: bool = False
     """Whether its body may be application/sdp, which has no place for an end user."""
     takes_model: bool = True
-    """Whether its body names a model, in a field of its own."""
+    """Whether its requests name a model, in a field of their own or in the path."""
     safety_header: bool = False
     """Whether SAFETY_HEADER is a place of its safety_identifier, beside the body."""
     safety_in_session: bool = False

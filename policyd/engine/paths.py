@@ -51,6 +51,12 @@ def names(path: str) -> list[Name]:
     return _resolved(_split(path, _SEPARATOR), _decoded)
 
 
+def spoken(names: list[Name]) -> str:
+    """Names as people write them: decoded once, in their letter case, with slashes between them."""
+    text = "/".join(_decoded(name.spelling) for name in names)
+    return text.encode("utf-8", "replace").decode()
+
+
 def last_reading(path: str) -> str | None:
     """`path` decoded until that changes nothing; None where this takes too often."""
     text = path

@@ -54,7 +54,8 @@ Answer = Callable[[EvaluateRequest, RouteSettings], Awaitable[EvaluateResponse]]
 
 
 class HttpCheck:
-    """The ASGI app. `answer` decides; callers must show `token` where there is one.
+    """The ASGI app. `answer` decides; callers must show `token` where there is one. The headers
+    `end_user_headers` of what a proxy sends may name the end user.
 
     Of a body that a proxy sends along, `max_body` bytes are read, where `knows` finds the key in
     force, and `max_message` of a descriptor or evaluation. Either has `patience` seconds to come.
@@ -69,6 +70,7 @@ class HttpCheck:
         bodies: Bodies,
         *,
         token: str,
+        end_user_headers: frozenset[str],
         max_body: int,
         max_message: int,
         patience: float,
@@ -82,6 +84,7 @@ class HttpCheck:
         self._patience = patience
         self._probes = Probes(not_ready, remark, is_stale)
         self._token = token
+        self._end_user_headers = end_user_headers
         self._max_body = max_body
         self._max_message = max_message
 
@@ -131,7 +134,7 @@ class HttpCheck:
         if wants_websocket(request.headers):
             return WEBSOCKET
         described, unread = await check.described(
-            request, self._max_body, self._bodies, self._knows
+            request, self._max_body, self._bodies, self._knows, self._end_user_headers
         )
         answer = await self._answer(described, check.route(request.path))
         return check.reply(answer, unread, b"{}")

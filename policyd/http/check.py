@@ -18,7 +18,13 @@ from urllib.parse import unquote
 from policyd.asgi.reply import Reply, denied, error
 from policyd.descriptor import headers
 from policyd.descriptor.body_memory import Bodies
-from policyd.descriptor.describe import HttpRequest, about_key, describe, read_attributes
+from policyd.descriptor.describe import (
+    NO_HEADERS,
+    HttpRequest,
+    about_key,
+    describe,
+    read_attributes,
+)
 from policyd.descriptor.identifiers import TOO_LARGE, unreadable
 from policyd.descriptor.route import route_settings
 from policyd.engine import denial
@@ -79,16 +85,24 @@ def _split(path: str) -> tuple[str, str]:
 
 
 async def described(
-    request: Request, limit: int, bodies: Bodies, knows: Callable[[CheckKeyRequest], bool]
+    request: Request,
+    limit: int,
+    bodies: Bodies,
+    knows: Callable[[CheckKeyRequest], bool],
+    end_user_headers: frozenset[str] = NO_HEADERS,
 ) -> tuple[EvaluateRequest, Reply | None]:
     """The descriptor of the request that a check is about, and what to answer in place of a denial
     that only names what was not read.
 
-    Of a body, `limit` bytes are read, where `knows` finds the key in force. Raises InvalidArgument,
-    BodiesFull, TimeoutError or ClientGone.
+    Of a body, `limit` bytes are read, where `knows` finds the key in force. `end_user_headers` may
+    name the end user. Raises InvalidArgument, BodiesFull, TimeoutError or ClientGone.
     """
     method, path, query = _original(request)
-    about = HttpRequest(method, path, query, request.headers, source_ip=request.source_ip)
+    about = HttpRequest(
+        *(method, path, query, request.headers),
+        source_ip=request.source_ip,
+        end_user_headers=end_user_headers,
+    )
     if not about.target.in_scope:
         return describe(about), None
     if not knows(about_key(about)):

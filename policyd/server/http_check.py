@@ -4,6 +4,7 @@ Only a policyd with --http loads it, and all that an HTTP server is made of.
 """
 
 import socket
+from functools import partial
 
 from policyd.asgi.limits import Limits
 from policyd.asgi.listener import Listener
@@ -34,11 +35,13 @@ class HttpServer:
     ) -> None:
         self._following = following
         path = settings.caller_token_file
+        trusted = settings.end_users_from("http")
         self._app = HttpCheck(
-            policy.answer,
+            partial(policy.answer, trusted=trusted),
             policy.knows,
             bodies,
             token=tokens.load(path, "--caller-token-file") if path else "",
+            end_user_headers=trusted,
             max_body=settings.max_body,
             max_message=settings.max_message,
             patience=settings.body_timeout,

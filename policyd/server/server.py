@@ -179,11 +179,20 @@ class Server:
         self._bodies = Bodies(self._settings.memory)
         defaults = TABLE.with_original(self._settings.default_mode)
         self._policy = PolicyServicer(
-            self._keys, defaults, self._id, self._log.append, self._bodies, self._clock.time
+            self._keys,
+            defaults,
+            self._id,
+            self._log.append,
+            self._bodies,
+            self._clock.time,
+            self._settings.end_users_from("grpc"),
         )
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(self._policy, listener.server)
         external_auth_pb2_grpc.add_AuthorizationServicer_to_server(
-            AuthorizationServicer(self._policy, self._bodies), listener.server
+            AuthorizationServicer(
+                self._policy, self._bodies, self._settings.end_users_from("envoy")
+            ),
+            listener.server,
         )
         return listener
 

@@ -48,7 +48,9 @@ _UNREAD = {
 class AuthorizationServicer:
     """Answers Check by what `policy` decides. An error is no decision: Envoy then fails closed."""
 
-    def __init__(self, policy: PolicyServicer, bodies: Bodies) -> None:
+    def __init__(self, policy: PolicyServicer, bodies: Bodies, trusted: frozenset[str]) -> None:
+        """Of the headers that Envoy shows, those in `trusted` may name the end user."""
+        self._trusted = trusted
         self._policy = policy
         self._bodies = bodies
         self._told: set[str] = set()
@@ -56,10 +58,12 @@ class AuthorizationServicer:
     async def Check(self, request: CheckRequest, context: Any) -> CheckResponse:
         """See envoy.service.auth.v3. Raises InvalidArgument or InvalidDescriptor."""
         route = self._route(request)
-        check = await ext_authz_request.read(request.attributes, self._bodies, self._policy.knows)
+        check = await ext_authz_request.read(
+            request.attributes, self._bodies, self._policy.knows, self._trusted
+        )
         if check.is_websocket:
             return CheckResponse(status=_DENIED, denied_response=_WEBSOCKET)
-        answer = await self._policy.answer(check.described, route)
+        answer = await self._policy.answer(check.described, route, self._trusted)
         metadata = _metadata(answer)
         if answer.decision == pb.DECISION_ALLOW:
             allowed = _ok(check, answer.upstream_path)

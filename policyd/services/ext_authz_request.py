@@ -7,7 +7,13 @@ from typing import Any, NamedTuple
 from policyd.descriptor import headers
 from policyd.descriptor.body import MAX_RAW_BODY
 from policyd.descriptor.body_memory import Bodies
-from policyd.descriptor.describe import HttpRequest, about_key, describe, read_attributes
+from policyd.descriptor.describe import (
+    NO_HEADERS,
+    HttpRequest,
+    about_key,
+    describe,
+    read_attributes,
+)
 from policyd.descriptor.headers import (
     KEY_HEADER,
     PARTIAL_BODY,
@@ -17,7 +23,7 @@ from policyd.descriptor.headers import (
 from policyd.descriptor.identifiers import NOT_READ, TOO_LARGE, BodyAttributes
 from policyd.descriptor.route import route_settings
 from policyd.engine.decision import NO_ROUTE
-from policyd.engine.model import RouteSettings
+from policyd.engine.model import SAFETY_HEADER, RouteSettings
 from policyd.errors import InvalidDescriptor
 from policyd.policies import TABLE
 from policyd.v1 import policy_pb2 as pb
@@ -28,7 +34,7 @@ EnvoyRequest = Any
 _LENGTH = "content-length"
 _TYPE = "content-type"
 # Envoy's map joins repeats by commas. None of these has a comma of its own in it.
-_ONE_VALUE = frozenset({KEY_HEADER, *TABLE.by_header, TRACE_HEADER, _LENGTH, _TYPE})
+_ONE_VALUE = frozenset({KEY_HEADER, *TABLE.by_header, TRACE_HEADER, SAFETY_HEADER, _LENGTH, _TYPE})
 
 
 class Arrival(Enum):
@@ -55,9 +61,13 @@ class Check(NamedTuple):
 
 
 async def read(
-    attributes: Any, bodies: Bodies, knows: Callable[[pb.CheckKeyRequest], bool]
+    attributes: Any,
+    bodies: Bodies,
+    knows: Callable[[pb.CheckKeyRequest], bool],
+    end_user_headers: frozenset[str] = NO_HEADERS,
 ) -> Check:
     """Read the attributes of a CheckRequest. The body is read where `knows` finds the key in force.
+    `end_user_headers` may name the end user.
 
     Raises InvalidDescriptor where none are of HTTP.
     """
@@ -66,12 +76,17 @@ async def read(
             "policyd decides HTTP requests: use Envoy's HTTP filter ext_authz, not the network one"
         )
     http = attributes.request.http
-    given = _headers(http)
+    given = _headers(http, end_user_headers | _ONE_VALUE)
     body = http.raw_body or http.body.encode()
     arrival = _arrival(http, given, body)
     path, _, query = http.path.partition("?")
     source_ip = attributes.source.address.socket_address.address
-    request = HttpRequest(http.method, path, query, given, source_ip=source_ip, request_id=http.id)
+    request = HttpRequest(
+        *(http.method, path, query, given),
+        source_ip=source_ip,
+        request_id=http.id,
+        end_user_headers=end_user_headers,
+    )
     body_attributes = NOT_READ
     if request.target.in_scope:
         body_attributes = TOO_LARGE
@@ -96,10 +111,11 @@ async def _read_body(bodies: Bodies, body: bytes, request: HttpRequest) -> BodyA
 # --- headers -----------------------------------------------------------------------------------
 
 
-def _headers(http: EnvoyRequest) -> Headers:
-    """The headers, repeats kept as far as Envoy shows them."""
+def _headers(http: EnvoyRequest, one_value: frozenset[str]) -> Headers:
+    """The headers, repeats kept as far as Envoy shows them: those in `one_value` hold no comma."""
     if not http.HasField("header_map"):
-        return {name.lower(): _repeats(name.lower(), one) for name, one in http.headers.items()}
+        given = [(name.lower(), joined) for name, joined in http.headers.items()]
+        return {name: _repeats(name, joined, name in one_value) for name, joined in given}
     return headers.by_name((one.key.lower(), _value(one)) for one in http.header_map.headers)
 
 
@@ -108,8 +124,8 @@ def _value(header: Any) -> str:
     return str(header.value) or header.raw_value.decode(errors="replace")
 
 
-def _repeats(name: str, joined: str) -> list[str]:
-    if "," not in joined or name not in _ONE_VALUE:
+def _repeats(name: str, joined: str, is_one_value: bool) -> list[str]:
+    if "," not in joined or not is_one_value:
         return [joined]
     values = [value.strip() for value in joined.split(",")]
     # One header may hold the comma itself. Then it is neither true nor false, and weakens nothing.
@@ -137,7 +153,7 @@ def _number(length: str | None) -> int:
     return int(length) if length and length.isdecimal() and len(length) < 20 else 0
 
 
-_NAMESPACE = "policyd"
+_NAMESPACE = "policyd."
 
 
 def route(extensions: Mapping[str, str]) -> RouteSettings:
@@ -146,8 +162,8 @@ def route(extensions: Mapping[str, str]) -> RouteSettings:
 
     Raises InvalidArgument where a name or a value of policyd's is unknown.
     """
-    own = [one for one in extensions.items() if one[0].lower().startswith(_NAMESPACE)]
+    own = [one for one in extensions.items() if one[0].lower().startswith(_NAMESPACE[:-1])]
     if not own:
         return NO_ROUTE
-    given = frozenset((name.removeprefix(f"{_NAMESPACE}."), value) for name, value in own)
-    return route_settings(given, "the route's context_extensions")
+    given = frozenset((name.removeprefix(_NAMESPACE), value) for name, value in own)
+    return route_settings(given, "the route's context_extensions", _NAMESPACE)

@@ -10,6 +10,7 @@ from policyd.descriptor import evaluate_request
 from policyd.descriptor.body import MAX_RAW_BODY
 from policyd.descriptor.body_memory import SMALL, Bodies
 from policyd.descriptor.content_encoding import decoded_limit
+from policyd.descriptor.evaluate_request import NONE_TRUSTED
 from policyd.engine.decision import NO_ROUTE
 from policyd.engine.model import Credential, KeySettings, RouteSettings, Settings
 from policyd.errors import InvalidArgument, InvalidDescriptor, RevisionNotReached
@@ -37,7 +38,8 @@ class PolicyServicer(PolicyServiceServicer):
 
     `log` makes entries durable, at once or when its result is awaited, or raises LogFull. `process`
     is 12 hexadecimal digits that no other process has: the IDs of decisions contain them, behind
-    the time of `clock`. `bodies` bounds the raw bodies that are read.
+    the time of `clock`. `bodies` bounds the raw bodies that are read. Of the headers that
+    callers of PolicyService send, those in `trusted` may name the end user.
     """
 
     def __init__(
@@ -48,19 +50,21 @@ class PolicyServicer(PolicyServiceServicer):
         log: Callable[[Sequence[Entry]], Awaitable[None] | None],
         bodies: Bodies,
         clock: Callable[[], float] = time.time,
+        trusted: frozenset[str] = NONE_TRUSTED,
     ) -> None:
         self._keys = keys
         self._defaults = defaults
         self._log = log
         self._ids = DecisionIds(process, clock)
         self._bodies = bodies
+        self._trusted = trusted
         self.failures = PolicyFailures()
 
     async def Evaluate(self, request: pb.EvaluateRequest, context: Any) -> pb.EvaluateResponse:
         """See policy.proto."""
         if request.min_revision > self._keys.revision:
             await self._reach(request.min_revision, context)
-        return await self.answer(request)
+        return await self.answer(request, trusted=self._trusted)
 
     async def BatchEvaluate(
         self, request: pb.BatchEvaluateRequest, context: Any
@@ -150,7 +154,7 @@ class PolicyServicer(PolicyServiceServicer):
         try:
             if bodies > MAX_BATCH_BODIES:
                 raise InvalidDescriptor("the batch's raw bodies are too large: send fewer at once")
-            response, record = self._evaluate(item.request)
+            response, record = self._evaluate(item.request, NO_ROUTE, self._trusted)
             decided.append(record)
             return pb.BatchEvaluateResult(id=item.id, response=response)
         except Exception as error:  # noqa: BLE001  # An item's error must not affect the others.
@@ -159,14 +163,19 @@ class PolicyServicer(PolicyServiceServicer):
             return pb.BatchEvaluateResult(id=item.id, status=status)
 
     async def answer(
-        self, request: pb.EvaluateRequest, route: RouteSettings = NO_ROUTE
+        self,
+        request: pb.EvaluateRequest,
+        route: RouteSettings = NO_ROUTE,
+        trusted: frozenset[str] = NONE_TRUSTED,
     ) -> pb.EvaluateResponse:
         """Decide with the settings at hand, and log the decision: every adapter calls this.
 
-        `route` has the settings that the gateway's operator gives to the request's route. Raises
-        SettingsUnknown, InvalidDescriptor, RevisionNotReached, BodiesFull or LogFull.
+        `route` has the settings that the gateway's operator gives to the request's route, `trusted`
+        the headers that may name the end user. Raises SettingsUnknown, InvalidDescriptor,
+        RevisionNotReached, BodiesFull or LogFull.
         """
-        response, record = await self._reading([request], self._evaluate, request, route)
+        work = (self._evaluate, request, route, trusted)
+        response, record = await self._reading([request], *work)
         if durable := self._log((record,)):
             await durable
         return response
@@ -189,14 +198,14 @@ class PolicyServicer(PolicyServiceServicer):
             return await self._bodies.do(held, size, decoded, work, *arguments)
 
     def _evaluate(
-        self, request: pb.EvaluateRequest, route: RouteSettings = NO_ROUTE
+        self, request: pb.EvaluateRequest, route: RouteSettings, trusted: frozenset[str]
     ) -> tuple[pb.EvaluateResponse, Entry]:
         revision = self._keys.revision
         if request.min_revision > revision:
             raise RevisionNotReached(f"settings are at revision {revision}: ask again")
         settings = self._settings(request)
         # A request without a valid key is denied whatever its body holds.
-        reading = evaluate_request.read(request, reads_body=settings is not None)
+        reading = evaluate_request.read(request, reads_body=settings is not None, trusted=trusted)
         decision_input = reading.decision_input
         decision = decide(decision_input, settings, self._defaults, route)
         if decision.missing:

@@ -24,11 +24,10 @@ class PolicyFailures:
         if self._throttle.is_due():
             name, error = failures[0]
             _log.error(
-                "the policy %s could not judge a request (%s: %s), which is denied where the "
-                "policy is enforced; %d times since the start. Set it anew by `policyd keys set ID "
-                "--policy`, or run the version of policyd that knows it.",
+                "the policy %s could not judge a request (%d so far): %s: %s. It is denied "
+                "where the policy is enforced",
                 name,
+                self.counts[name],
                 type(error).__name__,
                 error,
-                self.counts[name],
             )

@@ -102,7 +102,7 @@ _sparse("ix_decisions_request", "request_id")
 _sparse("ix_decisions_openai", "outcome_openai_id")
 _SPARSE = ("flags", "end_user", "trace_id", "request_id", "outcome_openai_id")
 """The columns with a partial index."""
-_AT_ONCE = 50
+_AT_ONCE = 8
 """Sets of flags that one query looks for."""
 _IDS = ("id", "request_id", "trace_id", "outcome_openai_id")
 """The columns by which a request is found."""

@@ -83,14 +83,9 @@ class History:
 
     def groups(self) -> Iterator[Group]:
         """The kinds that there are, with their requests."""
-        newest = sa.func.max(decisions.c.id)
-        query = sa.select(*self._columns, sa.func.count(), newest).group_by(
-            *(
-                column
-                for column in self._columns
-                if column is not _NO_TEXT and column is not _NO_NUMBER
-            )
-        )
+        found = (*self._columns, sa.func.count(), sa.func.max(decisions.c.id))
+        differing = [one for one in self._columns if one is not _NO_TEXT and one is not _NO_NUMBER]
+        query = sa.select(*found).group_by(*differing)
         for *kind, count, last in self._rows(query):
             yield Group(Kind(*kind), count, last)
 

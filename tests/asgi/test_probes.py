@@ -110,7 +110,7 @@ async def test_stale_settings(
     It stays alive.
     """
     made = consoles.settings(
-        tmp_path, http=FREE, max_staleness=0.2, poll_interval=0.05, unready_when_stale=unready
+        tmp_path, http=FREE, max_staleness=2.0, poll_interval=0.05, unready_when_stale=unready
     )
     async with Server(made) as server:
         url = f"http://{server.http}"

@@ -5,7 +5,6 @@ import io
 import json
 import signal
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,19 +21,6 @@ from tests.support.processes import Program
 from tests.support.records import decision_id, denied, outcome, record
 
 NOW = datetime.now(UTC)
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/policyd.db"
-
-
-@pytest.fixture
-def store(url: str) -> Iterator[Store]:
-    store = Store(url)
-    store.migrate()
-    yield store
-    store.close()
 
 
 def ask(url: str, *words: str) -> str:

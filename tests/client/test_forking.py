@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,16 @@ from tests.support.processes import Policyd
 pytestmark = pytest.mark.slow  # Each test runs a program of its own, which forks.
 
 PROGRAM = '''
-import asyncio, ctypes, gc, multiprocessing, os, signal, sys, threading, time
+import asyncio, ctypes, faulthandler, gc, multiprocessing, os, signal, sys, threading, time
+
+# A child that hangs, be it in the client's own hook, prints its threads' stacks and is killed.
+faulthandler.register(signal.SIGALRM, all_threads=True, chain=True)
+os.register_at_fork(after_in_child=lambda: signal.alarm(30))
+
 from policyd.client import PolicyClient
 from policyd.client import SyncPolicyClient
-from policyd.v1.policy_pb2 import DECISION_ALLOW, EvaluateRequest, Outcome
+from policyd.errors import NoDecision
+from policyd.v1.policy_pb2 import CheckKeyRequest, EvaluateRequest, Outcome
 
 TARGET = sys.argv[1]
 DESCRIPTOR = EvaluateRequest(has_user=True)
@@ -36,12 +43,14 @@ async def ask_async(client):
 
 
 def in_child(check, forked=os.fork):
-    """Whether a child finds it so, and ends as usual."""
+    """Whether a child finds it so, and ends as usual. Otherwise says how it ended."""
     child = forked()
     if child == 0:
-        signal.alarm(30)  # A child that hangs is killed.
         sys.exit(0 if check() else 1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status != 0:
+        print(f"a child ended with {status}", file=sys.stderr)
+    return status == 0
 
 
 def fork_in_c():
@@ -55,19 +64,26 @@ def fork_in_c():
 '''
 
 
-def run(target: str, program: str) -> str:
+def run(target: str, program: str, **environment: str) -> str:
     """Run a program that forks, and check that it prints only what it is meant to."""
     # Python 3.12 and later warns of forks beside threads, which are tested here.
     calm = "ignore:This process:DeprecationWarning"
     command = [sys.executable, "-W", "error", "-W", calm, "-c", PROGRAM + program, target]
-    started = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    try:
-        printed, problems = started.communicate(timeout=90)
-    finally:
-        if started.poll() is None:
-            os.killpg(started.pid, signal.SIGKILL)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        start_new_session=True,
+        env=os.environ | environment,
+    ) as started:
+        try:
+            printed, problems = started.communicate(timeout=90)
+        finally:
+            with suppress(ProcessLookupError):  # No process of it is left, as it should be.
+                os.killpg(started.pid, signal.SIGKILL)
+    sys.stderr.write(problems)  # pytest shows it where the test fails.
     assert started.returncode == 0, problems
     return printed.strip()
 
@@ -213,7 +229,10 @@ print(in_child(lambda: asyncio.run(ask_async(client))), asyncio.run(ask_async(cl
 
 
 def test_an_asynchronous_client_in_use(target: str) -> None:
-    """While the client has a channel, children are denied at once; once it is closed, they ask."""
+    """While the client has a channel, children are denied at once; once it is closed, they ask.
+
+    gRPC's own handlers of forks could end such a child, so they are switched off.
+    """
     program = """
 class Child:
     async def denied(self, client):
@@ -233,17 +252,51 @@ class Child:
         threads = SyncPolicyClient(TARGET, on_error="deny")
         return found == [True, True] and threads.evaluate(DESCRIPTOR).denial.http_status == 503
 
-async def main():
-    client = PolicyClient(TARGET, on_error="allow", timeout=20)
-    client.report(Outcome(decision_id="1"))
-    print(in_child(lambda: Child().all_denied(client)))
-    print(await ask_async(client), in_child(lambda: Child().all_denied(client)))
-    print(await ask_async(client))
-    await client.close()
+async def do(act):
+    return act()
 
-asyncio.run(main())
+def run_on_loop(work):
+    return asyncio.run_coroutine_threadsafe(work, loop).result()
+
+loop = asyncio.new_event_loop()
+thread = threading.Thread(target=loop.run_forever)
+thread.start()
+client = run_on_loop(do(lambda: PolicyClient(TARGET, on_error="allow", timeout=20)))
+run_on_loop(do(lambda: client.report(Outcome(decision_id="1"))))
+print(in_child(lambda: Child().all_denied(client)))
+print(run_on_loop(ask_async(client)), in_child(lambda: Child().all_denied(client)))
+print(run_on_loop(ask_async(client)))
+run_on_loop(client.close())
+loop.call_soon_threadsafe(loop.stop)
+thread.join()
+loop.close()
 client = SyncPolicyClient(TARGET, timeout=20)
 print(in_child(lambda: ask(client)))
+"""
+    printed = run(target, program, GRPC_ENABLE_FORK_SUPPORT="0")
+    assert printed.split() == ["True"] * 5
+
+
+def test_an_error_that_is_kept(target: str) -> None:
+    """A program that keeps an error keeps no channel, with which gRPC's threads would stay."""
+    program = """
+def channels():
+    gc.collect()
+    return [one for one in gc.get_objects() if type(one).__name__ == "AioChannel"]
+
+def error_of(ask):
+    try:
+        ask()
+    except NoDecision as error:
+        return error
+
+dead = SyncPolicyClient("127.0.0.1:1", timeout=0.2)
+kept = error_of(lambda: ask(dead)), error_of(lambda: dead.check_key(CheckKeyRequest(key="x")))
+print(None not in kept, len(channels()) > 0)
+dead.close()
+print(channels() == [])
+client = SyncPolicyClient(TARGET, timeout=20)
+print(ask(client), in_child(lambda: ask(client)))
 """
     assert run(target, program).split() == ["True"] * 5
 

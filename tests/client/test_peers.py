@@ -112,6 +112,12 @@ async def ask(client: PolicyClient, number: int) -> list[float]:
     return took
 
 
+def held_up(took: list[float]) -> int:
+    """How many of the answers took far longer than the quickest quarter of them."""
+    usual = sorted(took)[len(took) // 4]
+    return sum(seconds > 50 * usual for seconds in took)
+
+
 async def until(holds: Callable[..., bool]) -> None:
     async with asyncio.timeout(PATIENCE):
         while not holds():  # noqa: ASYNC110 - servers set no event here
@@ -175,7 +181,7 @@ async def test_one_is_silent(make_peer: Start) -> None:
             await ask(client, 10)
             one.be_silent()
             took = await ask(client, 60)
-            assert sum(seconds > 0.8 for seconds in took) <= 1  # The share of a try is 1 s.
+            assert held_up(took) <= 6  # Half of them, if the client did not remember.
             assert await client.can_reach(PATIENCE)
             one.speak()
             seen = len(first.asked)
@@ -220,7 +226,7 @@ async def test_connections_that_are_lost(make_peer: Start) -> None:
             for _ in range(2):
                 proxy.lose()
                 took = await ask(client, 20)
-                assert sum(seconds > 0.8 for seconds in took) <= CONNECTIONS
+                assert held_up(took) <= CONNECTIONS + 2
 
 
 async def test_all_are_dead(unused_port: Callable[[], int]) -> None:

@@ -206,6 +206,8 @@ def test_the_servers_settings_pass() -> None:
         http=Address("127.0.0.1", 0),
         default_mode=Mode.ENFORCE,
         console_trusted_proxies=("10.0.0.7", "192.168.0.0/16"),
+        end_user_headers=("x-user", "x-email"),
+        end_user_callers=("grpc", "envoy"),
         drop_when_full=True,
         spool_sync="always",
         snapshot=Path("snapshot"),
@@ -213,7 +215,12 @@ def test_the_servers_settings_pass() -> None:
     told = json.loads(json.dumps(policyd_settings.dump_settings(made)))
     assert policyd_settings.load_settings(told) == made
     forwarding = gateway_settings.Settings(
-        listen=Address("::1", 0), api_key="up-1", policyd_tls=True, policyd_ca=Path("ca.pem")
+        listen=Address("::1", 0),
+        api_key="up-1",
+        policyd_tls=True,
+        policyd_ca=Path("ca.pem"),
+        end_user_headers=("x-user",),
+        end_user_networks=("10.0.0.0/8",),
     )
     told = json.loads(json.dumps(gateway_settings.dump_settings(forwarding)))
     assert gateway_settings.load_settings(told) == forwarding

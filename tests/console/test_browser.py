@@ -55,13 +55,22 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+def is_an_error(line: str) -> bool:
+    """Whether policyd logs an error there.
+
+    On a busy machine a new database may take more than a second to make, in which policyd rightly
+    logs that it cannot decide yet.
+    """
+    return "ERROR" in line and "no decision can be made" not in line
+
+
 @pytest.fixture(scope="module")
 def policyd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policyd]:
     """policyd with its console."""
     server = Policyd(tmp_path_factory.mktemp("console"), "--console", "127.0.0.1:0")
     yield server
     assert server.stop() == 0, server.errors
-    assert not [line for line in server.errors if "ERROR" in line or "Traceback" in line]
+    assert not [line for line in server.errors if "Traceback" in line or is_an_error(line)]
 
 
 @pytest.fixture(scope="module")

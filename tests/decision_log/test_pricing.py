@@ -36,6 +36,24 @@ def test_models_without_such_prices() -> None:
     assert cost("no-such-model", 1, 1, 0, 0, AT) is None
 
 
+def test_the_price_of_an_answer() -> None:
+    """Tokens of the answer have a price of their own, beside those of the context."""
+    assert cost("gpt-4o-mini", 0, MILLION, 0, 0, AT) == 600_000_000
+    assert cost("gpt-4o-mini", MILLION, MILLION, 0, 0, AT) == 750_000_000
+
+
+def test_the_price_of_the_day() -> None:
+    """A request costs what the model cost at its moment: o3 became cheaper in June 2025."""
+    before, after = datetime(2025, 6, 1, tzinfo=UTC), datetime(2025, 7, 1, tzinfo=UTC)
+    assert cost("o3", MILLION, 0, 0, 0, before) == 10_000_000_000
+    assert cost("o3", MILLION, 0, 0, 0, after) == 2_000_000_000
+
+
+def test_a_model_of_another_provider() -> None:
+    """The cost of a model that only another provider has is unknown, whatever that one charges."""
+    assert cost("mistral-large-latest", MILLION, 0, 0, 0, AT) is None
+
+
 def test_counts_that_cannot_be() -> None:
     """More of the cache than of context makes the cost unknown where each has a price."""
     assert cost("claude-sonnet-4-5", 10, 0, 8, 8, AT) is None

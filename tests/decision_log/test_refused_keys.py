@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -43,10 +44,9 @@ Entries = list[RefusedKey | RefusedKeyCount]
 
 @pytest.fixture
 def store(new_database: str) -> Iterator[Store]:
-    opened = Store(new_database)
-    opened.migrate()
-    yield opened
-    opened.close()
+    with closing(Store(new_database)) as opened:
+        opened.migrate()
+        yield opened
 
 
 def refused_key(source_ip: str = "192.0.2.1", reason: RefusedKeyReason = UNKNOWN) -> RefusedKey:
@@ -167,6 +167,19 @@ def test_samples_of_each_minute() -> None:
         assert tally.counts == []
 
 
+def test_a_source_that_was_there_before_the_others() -> None:
+    """A source that is counted by itself stays so, however many others come."""
+    tally = Tally()
+    for number in range(MAX_SOURCES + 10):
+        tally.add(refused_key(f"192.0.2.{number}"))
+    for _ in range(5):
+        tally.add(refused_key("192.0.2.0"))
+    counts = {one.source: one.unknown for one in tally.counts}
+    assert counts["192.0.2.0"] == 6
+    assert counts[OTHERS] == 10
+    assert len(counts) == MAX_SOURCES + 1
+
+
 def test_whatever_strangers_send() -> None:
     """Neither memory nor disk grows with the requests, the sources or their content."""
     tally = Tally()
@@ -279,25 +292,24 @@ def test_retention(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_way_to_the_store(tmp_path: Path) -> None:
     """A worker's counts reach the store by the spool, beside its decisions, and once."""
-    opened = Store(f"sqlite:///{tmp_path}/policyd.db")
-    opened.migrate()
-    writer = SpoolWriter(tmp_path, "a", 2**20)
-    log = DecisionLog(writer, "a", drop_when_full=False)
-    log.append([refused_key(), one := record(), Outcome(one.id)])
-    log.append([refused_key()])
-    reader = SpoolReader(tmp_path)
-    shipper = Shipper(opened, reader)
-    assert shipper.ship() == 2
-    log.flush()
-    shipper.ship()
-    log.append([refused_key()])
-    log.flush()
-    shipper.ship()
-    assert opened.refused_keys.total() == 3
-    assert [one.id for one in opened.log.page(LogFilter())] == [one.id]
-    writer.close()
-    reader.close()
-    opened.close()
+    with closing(Store(f"sqlite:///{tmp_path}/policyd.db")) as opened:
+        opened.migrate()
+        writer = SpoolWriter(tmp_path, "a", 2**20)
+        log = DecisionLog(writer, "a", drop_when_full=False)
+        log.append([refused_key(), one := record(), Outcome(one.id)])
+        log.append([refused_key()])
+        reader = SpoolReader(tmp_path)
+        shipper = Shipper(opened, reader)
+        assert shipper.ship() == 2
+        log.flush()
+        shipper.ship()
+        log.append([refused_key()])
+        log.flush()
+        shipper.ship()
+        assert opened.refused_keys.total() == 3
+        assert [one.id for one in opened.log.page(LogFilter())] == [one.id]
+        writer.close()
+        reader.close()
 
 
 @pytest.mark.parametrize("drops", [False, True])
@@ -345,22 +357,23 @@ async def test_strangers(tmp_path: Path, start: Callable[..., Any]) -> None:
     assert len({answer.decision_id for answer in answers}) == 1000
     status = await log_status(policyd)
     assert policyd.stop() == 0, policyd.errors
-    opened = Store(policyd.database_url)
-    since = until = datetime.now(UTC)
-    since -= timedelta(days=1)
-    # reach() asks without a key until the new one is in force.
-    assert 1000 <= opened.refused_keys.total() < 1010
-    assert [one.id for one in opened.log.page(LogFilter())] == [blocked.decision_id]
-    assert [user for user, _ in opened.statistics.users(since, until)] == [""]
-    assert sum(one.denied for _, one in opened.statistics.hours(since, until)) == 1
-    sources = opened.refused_keys.sources(since, until, limit=1000)
-    assert OTHERS in {one.source for one in sources}
-    assert len(sources) <= 102
-    samples = opened.refused_keys.samples(since, limit=1000)
-    assert {one.id for one in samples} <= {one.decision_id for one in answers} | {samples[-1].id}
-    assert len(samples) <= 2 * MAX_SAMPLES
-    assert status.refused_keys <= opened.refused_keys.total()
-    opened.close()
+    with closing(Store(policyd.database_url)) as opened:
+        since = until = datetime.now(UTC)
+        since -= timedelta(days=1)
+        # reach() asks without a key until the new one is in force.
+        assert 1000 <= opened.refused_keys.total() < 1010
+        assert [one.id for one in opened.log.page(LogFilter())] == [blocked.decision_id]
+        assert [user for user, _ in opened.statistics.users(since, until)] == [""]
+        assert sum(one.denied for _, one in opened.statistics.hours(since, until)) == 1
+        sources = opened.refused_keys.sources(since, until, limit=1000)
+        assert OTHERS in {one.source for one in sources}
+        assert len(sources) <= 102
+        samples = opened.refused_keys.samples(since, limit=1000)
+        assert {one.id for one in samples} <= {one.decision_id for one in answers} | {
+            samples[-1].id
+        }
+        assert len(samples) <= 2 * MAX_SAMPLES
+        assert status.refused_keys <= opened.refused_keys.total()
 
 
 async def log_status(policyd: Policyd) -> GetLogStatusResponse:

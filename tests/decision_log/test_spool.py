@@ -187,36 +187,34 @@ def test_an_entry_that_cannot_be_read(
 ) -> None:
     """An unreadable entry holds up no other, and counts once, however often the store was away."""
     place = tmp_path / "store"
-    store = Store(f"sqlite:///{place}/policyd.db")
-    shipper = Shipper(store, reader)
-    good: Record = record()
-    writer.write(b'["D","nonsense"]\n' + msgspec.json.encode(good) + b"\n")
-    for _ in range(3):
-        with pytest.raises(StoreUnavailable):
-            shipper.ship()
-    place.mkdir()
-    store.migrate()
-    assert shipper.ship() == 1
-    assert store.log.page(LogFilter()) == [good]
-    assert store.log.status().lost == 1
-    store.close()
+    with closing(Store(f"sqlite:///{place}/policyd.db")) as store:
+        shipper = Shipper(store, reader)
+        good: Record = record()
+        writer.write(b'["D","nonsense"]\n' + msgspec.json.encode(good) + b"\n")
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable):
+                shipper.ship()
+        place.mkdir()
+        store.migrate()
+        assert shipper.ship() == 1
+        assert store.log.page(LogFilter()) == [good]
+        assert store.log.status().lost == 1
 
 
 def test_losses_are_told_once(tmp_path: Path, writer: SpoolWriter, reader: SpoolReader) -> None:
     """While nothing more is lost or written, the shipper leaves the store alone."""
-    store = Store(f"sqlite:///{tmp_path}/policyd.db")
-    store.migrate()
-    shipper = Shipper(store, reader)
-    writer.drop(2)
-    shipper.ship()
-    with closing(sqlite3.connect(f"{tmp_path}/policyd.db")) as busy:
-        busy.execute("BEGIN IMMEDIATE")
-        shipper.ship()  # A write would fail, as the store is locked.
-        busy.rollback()
-    writer.drop(1)
-    shipper.ship()
-    assert store.log.status().lost == 3
-    store.close()
+    with closing(Store(f"sqlite:///{tmp_path}/policyd.db")) as store:
+        store.migrate()
+        shipper = Shipper(store, reader)
+        writer.drop(2)
+        shipper.ship()
+        with closing(sqlite3.connect(f"{tmp_path}/policyd.db")) as busy:
+            busy.execute("BEGIN IMMEDIATE")
+            shipper.ship()  # A write would fail, as the store is locked.
+            busy.rollback()
+        writer.drop(1)
+        shipper.ship()
+        assert store.log.status().lost == 3
 
 
 @contextmanager
@@ -373,10 +371,9 @@ def test_losses_that_the_disk_does_not_take(folder: Path, reader: SpoolReader) -
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(f"sqlite:///{tmp_path}/policyd.db")
-    store.migrate()
-    yield store
-    store.close()
+    with closing(Store(f"sqlite:///{tmp_path}/policyd.db")) as store:
+        store.migrate()
+        yield store
 
 
 @contextmanager

@@ -249,7 +249,7 @@ async def test_a_background_sync_that_fails(folder: Path, monkeypatch: pytest.Mo
     keeping = asyncio.create_task(log.keep_synced())
 
     async def try_until(works: bool) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while _is_taken(lambda: log.append([record()])) is not works:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
@@ -323,7 +323,7 @@ async def test_a_deleted_folder(
             while not any("decisions are" in line for line in policyd.errors):
                 await asyncio.sleep(0.05)
                 try:
-                    await stub.Evaluate(request, timeout=20)
+                    await stub.Evaluate(request, timeout=60)
                 except grpc.aio.AioRpcError as error:
                     refused = error
     assert (refused is not None) == refuses

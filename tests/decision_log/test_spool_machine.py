@@ -33,9 +33,10 @@ from policyd.errors import LogFull
 from policyd.server import shipper as shipping
 from policyd.server.shipper import Shipper
 from policyd.store import LogFilter, Store
+from tests.support import examples
 from tests.support.records import START, denied, record
 
-EXAMPLES = int(os.environ.get("POLICYD_TEST_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("POLICYD_TEST_EXAMPLES", examples.times(0.6)))
 LIMIT = 3000
 """Bytes: about ten records."""
 FAULTS = {"EIO": errno.EIO, "ENOSPC": errno.ENOSPC, "EMFILE": errno.EMFILE}
@@ -106,9 +107,8 @@ class Process(System):
 @cache
 def _migrated() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
-        store = Store(f"sqlite:///{folder}/policyd.db")
-        store.migrate()
-        store.close()
+        with closing(Store(f"sqlite:///{folder}/policyd.db")) as store:
+            store.migrate()
         return Path(folder, "policyd.db").read_bytes()
 
 

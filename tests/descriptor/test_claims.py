@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from policyd.descriptor.evaluate_request import MAX_NUMBER, read
+from policyd.descriptor.evaluate_request import read
+from policyd.descriptor.stated import MOST
 from policyd.engine.model import EndUser, ModelState, Number, NumberState, UserState
 from policyd.errors import InvalidDescriptor
 from policyd.v1 import policy_pb2 as pb
@@ -36,7 +37,7 @@ def asked(body: str = "", headers: tuple[str, ...] = (), **fields: Any) -> pb.Ev
         (asked(token_limit=7, choices=1), Number(GIVEN, 7)),
         (asked(token_limit=7, choices=0), Number(INVALID)),
         (asked(token_limit=7, choices=-1), Number(INVALID)),
-        (asked(token_limit=2**62, choices=2**62), Number(GIVEN, MAX_NUMBER)),
+        (asked(token_limit=2**62, choices=2**62), Number(GIVEN, MOST)),
         (asked(token_limit_state=pb.NUMBER_STATE_ABSENT), Number(NONE)),
         (asked(token_limit_state=pb.NUMBER_STATE_ABSENT, choices=3), Number(NONE)),
         (asked(token_limit_state=pb.NUMBER_STATE_INVALID), Number(INVALID)),

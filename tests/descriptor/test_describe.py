@@ -21,6 +21,8 @@ from policyd.descriptor import describe as describing
 from policyd.descriptor.body_memory import AT_ONCE, Bodies
 from policyd.descriptor.describe import MAX_REMARK, HttpRequest, about_key, describe
 from policyd.descriptor.headers import by_name
+from policyd.descriptor.identifiers import MAX_VALUE
+from policyd.errors import BodiesFull
 from policyd.http import check
 from policyd.http.request import Request
 from policyd.services import ext_authz_request
@@ -55,7 +57,8 @@ class Case(NamedTuple):
         return [KEY, ("content-length", str(len(self.body))), *self.headers]
 
 
-READ = {"model": "m", "user_state": 1, "user": "alice", "safety_identifier_state": 3}
+STATED = {"model_state": 1, "model": "m", "token_limit_state": 2, "prompt_characters": 0}
+READ = {**STATED, "user_state": 1, "user": "alice", "safety_identifier_state": 3}
 VALID = {**READ, "safety_identifier_state": 2}
 OVERRIDDEN = {"headers": [("x-http-method-override", "POST")]}
 _NOISE = random.Random(9).randbytes(AT_ONCE // 2).hex()  # This text compresses to a half.
@@ -98,8 +101,57 @@ CASES = {
     ),
     "no JSON": Case(_unreadable("NOT_JSON"), body=b"{"),
     "an object in place of the user": Case(
-        {"model": "m", "user_state": 5, "safety_identifier_state": 2},
+        STATED | {"user_state": 5, "safety_identifier_state": 2},
         body=b'{"model":"m","user":{}}',
+    ),
+    "numbers": Case(
+        {
+            "user_state": 2,
+            "safety_identifier_state": 2,
+            "model_state": 2,
+            "token_limit": 500,
+            "choices": 3,
+            "prompt_characters": 5,
+        },
+        body=b'{"max_tokens":500,"n":3,"messages":[{"role":"user","content":"Hello"}]}',
+    ),
+    "no numbers": Case(
+        {
+            "user_state": 2,
+            "safety_identifier_state": 2,
+            "model_state": 4,
+            "model": "o",
+            "token_limit_state": 3,
+            "prompt_characters": 0,
+        },
+        body=b'{"model":"m","model":"o","max_tokens":500,"n":0}',
+    ),
+    "further places": Case(
+        READ
+        | {
+            "end_users": [
+                {"place": "metadata.user_id", "state": 1, "value": "bob"},
+                {"place": "user_security_context.end_user_id", "state": 3},
+            ]
+        },
+        body=BODY[:-1]
+        + b',"metadata":{"user_id":"bob"},"user_security_context":{"end_user_id":null}}',
+    ),
+    "a session": Case(
+        STATED
+        | {
+            "user_state": 2,
+            "safety_identifier_state": 1,
+            "safety_identifier": "bob",
+            "headers": [("openai-safety-identifier", "a"), ("openai-safety-identifier", "b")],
+        },
+        [("openai-safety-identifier", "a"), ("openai-safety-identifier", "b")],
+        b'{"model":"m","session":{"safety_identifier":"bob"},"safety_identifier":""}',
+        path="/v1/live/sessions",
+    ),
+    "a safety_identifier": Case(
+        STATED | {"user_state": 2, "safety_identifier_state": 1, "safety_identifier": "s-1"},
+        body=b'{"model":"m","safety_identifier":"s-1"}',
     ),
     "own headers": Case(
         READ
@@ -263,6 +315,45 @@ def test_a_call_without_method_and_path(in_scope: bool) -> None:
     assert request.target.in_scope is in_scope
     assert describe(request).in_scope is in_scope
     assert not describe(_request()).HasField("in_scope")
+
+
+def test_headers_of_end_users() -> None:
+    """Headers in which an end user may stand are described: those that the adapter names."""
+    given = [("x-end-user", "alice"), ("x-end-user", "a\udcffb"), ("x-other", "a" * 2000), KEY]
+    own = ("x-end-user", "x-other", "x-absent")
+    described = describe(_request(headers=given, end_user_headers=frozenset(own)))
+    assert sorted((header.name, header.value) for header in described.headers) == [
+        ("x-end-user", "a?b"),
+        ("x-end-user", "alice"),
+        ("x-other", "a" * MAX_VALUE),
+        KEY,
+    ]
+    assert [header.name for header in describe(_request(headers=given)).headers] == [KEY[0]]
+
+
+@pytest.mark.parametrize(
+    ("coding", "body", "counted"),
+    [
+        ("", _LARGE, len(_LARGE)),
+        # Any body may grow to 256 KiB, which are read at once, and a larger one to a hundredfold.
+        ("gzip", gzip.compress(BODY), 0),
+        ("gzip", gzip.compress(_LARGE), len(gzip.compress(_LARGE)) + LIMIT),
+    ],
+    ids=["plain", "small", "compressed"],
+)
+async def test_what_a_body_may_take(coding: str, body: bytes, counted: int) -> None:
+    """While a large body is read, all that it may decompress to is counted, and nothing else."""
+    request = _request(headers=[("content-encoding", coding)] if coding else [])
+    for missing in (0, 1) if counted else (0,):
+        bodies = Bodies(counted - missing)
+        with bodies.hold() as held:
+            reading = describing.read_attributes(request, body, bodies, held, LIMIT)
+            if missing:
+                with pytest.raises(BodiesFull):
+                    await reading
+            else:
+                assert (await reading).user.value == "alice"
+        bodies.close()
 
 
 @pytest.mark.parametrize("name", sorted(describing.READ))

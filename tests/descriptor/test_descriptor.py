@@ -1,23 +1,19 @@
 """Reading the user from bodies: JSON, forms, compressed bodies, and hostile bodies."""
 
 import gzip
+import importlib
 import json
+import tracemalloc
 import zlib
+from collections.abc import Callable
 from typing import Required, get_origin, get_type_hints
 
 import brotli
 import pytest
-from openai.types.chat.completion_create_params import (
-    CompletionCreateParamsNonStreaming as ChatParamsNonStreaming,
-)
-from openai.types.completion_create_params import CompletionCreateParamsNonStreaming
-from openai.types.embedding_create_params import EmbeddingCreateParams
-from openai.types.image_create_variation_params import ImageCreateVariationParams
-from openai.types.image_edit_params import ImageEditParamsNonStreaming
-from openai.types.image_generate_params import ImageGenerateParamsNonStreaming
 
 from policyd.descriptor import json_body, json_members, media_type
 from policyd.descriptor.body import read_body
+from policyd.descriptor.form import MAX_PART_HEAD
 from policyd.descriptor.identifiers import BodyAttributes
 from policyd.descriptor.json_members import MAX_DEPTH
 from policyd.engine import endpoints
@@ -98,18 +94,24 @@ def test_brackets_in_strings_do_not_nest() -> None:
     assert state(body) is UserState.VALID
 
 
-def test_many_parts() -> None:
-    """A body that must be read piece by piece may not have too many pieces."""
-    many = b"[]," * (json_members.MAX_TOKENS + 1)
-    attributes = read(b'{"user": "a", "x": [' + many + b"1]}", limit=64 * MIB)
-    assert attributes.user.state is UserState.TOO_COMPLEX
-    flat = b'"",' * (json_members.MAX_TOKENS + 1)
-    assert read(b'{"user": "a", "x": [' + flat + b"1]}", limit=64 * MIB).user.state == 1
-    twice = b'{"user": "a", "user": "b", "x": [' + flat + b"1]}"
-    assert read(twice, limit=64 * MIB).user.state is UserState.TOO_COMPLEX
-    strings = b'"",' * (json_members.MAX_STRINGS + 1)
-    attributes = read(b'{"user": "a", "x": [' + strings + b"1]}", limit=64 * MIB)
-    assert attributes.user.state is UserState.TOO_COMPLEX
+@pytest.mark.parametrize(
+    ("begin", "piece", "most"),
+    [
+        # The brackets of the object and of the list count, too.
+        (b'{"user": "a", "x": [', b"[],", json_members.MAX_TOKENS - 2),
+        # As do the strings before them.
+        (b'{"user": "a", "x": [', b'"",', json_members.MAX_STRINGS - 3),
+        (b'{"user": "a", "y": [' + b"[]," * MAX_DEPTH + b'0], "x": [', b'"",', 999_996),
+        # Here each string and each bracket is looked at, as a name stands there twice.
+        (b'{"user": "a", "user": "b", "x": [', b'"",', json_members.MAX_TOKENS - 9),
+    ],
+    ids=["brackets", "strings", "strings beside brackets", "tokens"],
+)
+def test_many_parts(begin: bytes, piece: bytes, most: int) -> None:
+    """A body may have so many strings and brackets, and not one more."""
+    for count, expected in ((most, UserState.VALID), (most + 1, UserState.TOO_COMPLEX)):
+        body = begin + (piece * count)[:-1] + b"]}"
+        assert read(body, limit=64 * MIB).user.state is expected
 
 
 @pytest.mark.parametrize("text", ['"', '["', '{\\"}]', "[[[[{{{{", '\\\\"', "\\"])
@@ -158,6 +160,23 @@ def test_bomb(coding: str) -> None:
 
 
 @pytest.mark.parametrize("coding", CODINGS)
+def test_the_memory_that_a_bomb_takes(coding: str) -> None:
+    """A body that is rejected for what it decompresses to has not been decompressed as a whole."""
+    bomb = CODINGS[coding](b" " * 32 * MIB)
+    assert _peak(lambda: state(bomb, coding=coding)) < 8 * MIB
+
+
+def _peak(work: Callable[[], object]) -> int:
+    """The most bytes that are in use at once during `work`, beside those that were before."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("coding", CODINGS)
 def test_small_bomb(coding: str) -> None:
     """A small body may grow a hundredfold and no more, however large the bound is."""
     bomb = CODINGS[coding](GOOD + b" " * 16 * MIB)
@@ -199,18 +218,30 @@ def test_a_field_that_an_endpoint_asks_for(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "parameters",
+    ("fields", "expected"),
+    [(media_type.MAX_FIELDS, UserState.VALID), (media_type.MAX_FIELDS + 1, UserState.NOT_JSON)],
+)
+def test_the_most_fields(fields: int, expected: UserState) -> None:
+    """JSON with more fields than are looked at is rejected if its type declares a form."""
+    body = json.dumps({"user": "a", "x": "&a=" * fields}).encode()
+    assert state(body, URLENCODED) is expected
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
     [
-        CompletionCreateParamsNonStreaming,
-        ChatParamsNonStreaming,
-        EmbeddingCreateParams,
-        ImageEditParamsNonStreaming,
-        ImageGenerateParamsNonStreaming,
-        ImageCreateVariationParams,
+        ("completion_create_params", "CompletionCreateParamsNonStreaming"),
+        ("chat.completion_create_params", "CompletionCreateParamsNonStreaming"),
+        ("embedding_create_params", "EmbeddingCreateParams"),
+        ("image_edit_params", "ImageEditParamsNonStreaming"),
+        ("image_generate_params", "ImageGenerateParamsNonStreaming"),
+        ("image_create_variation_params", "ImageCreateVariationParams"),
     ],
 )
-def test_no_form_can_do_without_a_field_that_is_looked_for(parameters: type) -> None:
+def test_no_form_can_do_without_a_field_that_is_looked_for(module: str, name: str) -> None:
     """The required fields of OpenAI's own types are among the fields that the reader looks for."""
+    # The package takes a second to load, which only the process that runs this test spends.
+    parameters = getattr(importlib.import_module(f"openai.types.{module}"), name)
     hints = get_type_hints(parameters, include_extras=True)
     required = {name.encode() for name, hint in hints.items() if get_origin(hint) is Required}
     assert required
@@ -251,6 +282,7 @@ def test_content_types_of_json(kind: str) -> None:
     "kind",
     [
         "application/json; charset=utf-7",
+        "application/json; charset=utf-8X",
         "application/json;charset = 'utf-16'",
         "application/json; charset*=utf-8''utf-7",
         "application/json; charset*0=utf-; charset*1=7",
@@ -294,6 +326,20 @@ def test_charsets_that_differ_outside_ascii(charset: str) -> None:
     assert state('{"user": "Zo\u00eb"}'.encode(), f"text/plain; charset={charset}") is (
         UserState.NOT_JSON
     )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"user": "a", "user": "a", "model": "m"}',
+        '{"user": "a", "x": {"user": ""}, "y": ["user", {"user": ""}], "user": "b"}',
+        '{"x": "user", "user": "a", "y": "user", "user": "b", "z": "user"}',
+    ],
+)
+def test_repeats_beside_other_members(text: str) -> None:
+    """Of repeats, those at the top level count, whatever else the body holds."""
+    assert state(text.encode()) is UserState.VALID
+    assert state(text.encode()[:-1] + b', "user": ""}') is UserState.EMPTY
 
 
 @pytest.mark.parametrize("name", ["USER", "User", "U\\u0053er", "u\u017fer", "u\\u017Fer"])
@@ -366,6 +412,34 @@ def test_form() -> None:
     attributes = read(form(('name="user"', b"alice"), ('name="model"', b"dall-e-2")), FORM)
     assert (attributes.user.state, attributes.user.value) == (UserState.VALID, "alice")
     assert attributes.model == "dall-e-2"
+    assert read(form(('name="user"', b"alice")), FORM).model == ""
+
+
+def test_a_long_identifier_in_a_form() -> None:
+    """An identifier in a form may be as long as in JSON."""
+    body = form(('name="user"', b"a" * 1000), ('name="safety_identifier"', b"a" * 1000))
+    as_json = json.dumps({"user": "a" * 1000, "safety_identifier": "a" * 1000}).encode()
+    assert read(body, FORM)[:2] == read(as_json)[:2]
+    assert read(body, FORM).safety_identifier.state is UserState.TOO_LONG
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"), [(0, UserState.VALID), (1, UserState.BAD_FORM)], ids=["most", "more"]
+)
+def test_the_longest_head_of_a_part(more: int, expected: UserState) -> None:
+    """A part's headers, with the line break before them, are read up to their bound."""
+    head = b'\r\nContent-Disposition: form-data; name="x"; filename=""'
+    name = "a" * (MAX_PART_HEAD - len(head) + more)
+    body = form((f'name="x"; filename="{name}"', b""), ('name="user"', b"a"))
+    assert state(body, FORM) is expected
+
+
+@pytest.mark.parametrize("end", [b"--", b"--\r\n"])
+@pytest.mark.parametrize("kind", [FORM, FORM + "; charset=UTF-8", "Multipart/Form-Data;Boundary=B"])
+def test_other_spellings_of_a_form(kind: str, end: bytes) -> None:
+    """A form is read with a charset that changes nothing, and without its last line break."""
+    body = form(('name="user"', b"alice")).removesuffix(b"--\r\n") + end
+    assert read_body(body, kind, "", EDITS).user.value == "alice"
 
 
 @pytest.mark.parametrize(
@@ -403,6 +477,11 @@ def test_form() -> None:
         ([('name="i"; filename="a"\r\nContent-Type: image/png', b""), ('name="user"', b"a")], 1),
         ([('name="prompt"', b"\xe9"), ('name="user"', b"a")], UserState.VALID),
         ([('name="user"\r\nContent-Type: text/plain; charset="UTF-8"', b"a")], UserState.VALID),
+        ([('name="prompt"', b"a\r\n\r\nb"), ('name="user"', b"a")], UserState.VALID),
+        ([('name="user"\r\nContent-Transfer-Encoding: 7bit', b"a")], UserState.VALID),
+        ([('name="user"\r\nContent-Transfer-Encoding: 8BIT', b"a")], UserState.VALID),
+        ([('name="user"\r\nContent-Transfer-Encoding: Binary', b"a")], UserState.VALID),
+        ([('name="i"; filename="a"; filename*=UTF-8\'\'a', b"x"), ('name="user"', b"a")], 1),
     ],
 )
 def test_form_fields(parts: list[tuple[str, bytes]], expected: int) -> None:
@@ -446,6 +525,7 @@ def test_form_fields(parts: list[tuple[str, bytes]], expected: int) -> None:
         (form(('name="user"', b"a")), FORM + "; charset=utf-7"),
         (form(('name="x"', b'x\n--B\nContent-Disposition: form-data; name="user"\n\n ')), FORM),
         (form(('name="us\\er"', b"")), FORM),
+        (form(('name="a\\b"', b"x"), ('name="user"', b"a")), FORM),
         (form(('filename="a"; name="user"', b"a")), FORM),
         (form(('name="user"\r\nContent-Type: application/octet-stream', b"a")), FORM),
         (form(('name="user"\r\nX-Other: a', b"a")), FORM),
@@ -454,6 +534,10 @@ def test_form_fields(parts: list[tuple[str, bytes]], expected: int) -> None:
         (form(('name="image"; filename="a\\"; name=\\"user"', b"x"), ('name="user"', b"a")), FORM),
         (form(('name="image"; filename="name=user"', b"x"), ('name="user"', b"a")), FORM),
         (form(('name="image"; filename="a\\"', b"x"), ('name="user"', b"a")), FORM),
+        (form(('name="image"; filename="a;b=c"', b"x"), ('name="user"', b"a")), FORM),
+        (form(('name="image"; filename="a\\"=b"', b"x"), ('name="user"', b"a")), FORM),
+        (b'--B\r\nContent-Disposition: form-data; name="user"\r\n--B--\r\n', FORM),
+        (form(('name="user"', b"a")).replace(b"--B\r\n", b"--B  "), FORM),
         (form(('name="image";\tfilename="a"', b"x"), ('name="user"', b"a")), FORM),
         (form(('name="image"; filename="a\tb"', b"x"), ('name="user"', b"a")), FORM),
         (form(('name="image"; filename="a";', b"x"), ('name="user"', b"a")), FORM),

@@ -3,6 +3,7 @@
 import re
 import time
 import unicodedata
+from functools import cache
 
 import pytest
 import regex
@@ -10,7 +11,6 @@ import regex
 from policyd.descriptor.identifiers import MAX_VALUE, classify, is_blank
 from policyd.engine.model import MAX_SAFETY_IDENTIFIER, SAFETY_IDENTIFIER, USER, UserState
 
-EVERYTHING = [chr(number) for number in range(0x110000)]
 # The rule of the module's docstring, written with a library that knows Unicode's properties.
 BLANK = regex.compile(
     r"[\p{White_Space}\p{Control}\p{Format}\p{Surrogate}\p{Mark}\p{Default_Ignorable_Code_Point}"
@@ -31,17 +31,23 @@ DRAWN = (
 )
 
 
+@cache
+def everything() -> list[str]:
+    """Each character of the code space."""
+    return [chr(number) for number in range(0x110000)]
+
+
 def test_every_character() -> None:
     """Each character of the code space is blank exactly if the library calls it so.
 
     The library may know characters that this Python does not know yet: those count as unassigned
     here.
     """
-    mine = {character for character in EVERYTHING if is_blank(character)}
-    theirs = set(BLANK.findall("".join(EVERYTHING)))
+    mine = {character for character in everything() if is_blank(character)}
+    theirs = set(BLANK.findall("".join(everything())))
     assert not mine - theirs
     assert {unicodedata.category(character) for character in theirs - mine} <= {"Cn"}
-    ignorable = set(regex.findall(r"\p{Default_Ignorable_Code_Point}", "".join(EVERYTHING)))
+    ignorable = set(regex.findall(r"\p{Default_Ignorable_Code_Point}", "".join(everything())))
     assert len(ignorable) > 4000
     assert ignorable <= mine
 
@@ -49,7 +55,7 @@ def test_every_character() -> None:
 def test_names_of_blanks() -> None:
     """A character whose name in Unicode tells of a blank is blank, or is known to be drawn."""
     drawn = re.compile("|".join(DRAWN))
-    named = {one: unicodedata.name(one, "") for one in EVERYTHING if not is_blank(one)}
+    named = {one: unicodedata.name(one, "") for one in everything() if not is_blank(one)}
     missed = {one for one, name in named.items() if NAMED.search(name)}
     assert not {named[one] for one in missed if not drawn.fullmatch(named[one])}
 

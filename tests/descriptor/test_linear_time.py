@@ -107,10 +107,14 @@ PATTERNS: dict[str, list[Pump]] = {
     "policyd.descriptor.json_members._NAME": _after('{"', '{ "', '{"a"', '{"a" :', ',"\\'),
     "policyd.descriptor.json_members._SCALAR": _after("1", "]"),
     "policyd.descriptor.json_members._TOKEN": _after('"', '"a"', '"a" :', '"\\', '"\\"', '"\\\\'),
-    "policyd.descriptor.prompt._STRING": [],
+    "policyd.descriptor.json_members._TWO_BACKSLASHES": [],
+    "policyd.descriptor.prompt._TWO_BACKSLASHES": [],
+    "policyd.descriptor.prompt._UNICODE": [],
+    "policyd.descriptor.prompt._STRINGS": _after('"', '"a"', '"a" :', '"a":"\\"', '"\\"'),
     "policyd.descriptor.prompt._SURROGATE_PAIR": _after("\\ud800", "\\ud800\\u", "\\ud800\\udc00"),
     "policyd.descriptor.prompt._TEXT": _after(
-        '"', '"a"', '"a" :', '"type"', '"type":"', '"type" : "a",', '"url":"', '"result":"a', '""'
+        *('"', '"\\"', '\\"', '"a\\":\\"', '"type":"\\"'),
+        *('"a"', '"a" :', '"type"', '"type":"', '"type" : "a",', '"url":"', '"result":"a', '""'),
     ),
     "policyd.descriptor.media_type._EDGE": _after("-", "a-"),
     "policyd.descriptor.media_type._FORM_FIELD": _after("&", "&a", ";a", "&=", "&;"),
@@ -401,7 +405,7 @@ def _events(text: str) -> object:
 
 def _envoy(text: str) -> object:
     names = ("x-usagepanda-enforce-user-ids", "x-usagepanda-api-key", "content-type", "upgrade")
-    return [ext_authz_request._repeats(name, text) for name in names]
+    return [ext_authz_request._repeats(name, text, True) for name in names]
 
 
 def _parsed(text: str) -> object:

@@ -29,7 +29,17 @@ def test_placeholders(user: str) -> None:
     [
         *("ada", "u-1", "alice@example.com", "550e8400-e29b-41d4-a716-446655440000", "12345"),
         *("nullable", "undefined-behaviour", "tester", "users", "anonymous-7f3a", "usertest"),
-        *("Nona None-Smith", "a%20b", "100%s", '{"id": 7}', "a<b>c", "$5.00", "x{y}"),
+        *(
+            "Nona None-Smith",
+            "a%20b",
+            "100%s",
+            '{"id": 7}',
+            "a<b>c",
+            "$5.00",
+            "x{y}",
+            "x{{y",
+            "x}}y",
+        ),
         *("annull", "h\u00e9l\u00e8ne", "\u0441\u0432\u0435\u0442\u0430", "", "foundnull"),
     ],
 )

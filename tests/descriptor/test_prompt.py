@@ -34,7 +34,7 @@ Object = tuple[Pairs]
 def counted(value: Any, name: str = "", *, tokens: bool = False) -> int:
     """The characters of a value that stands under `name`."""
     if isinstance(value, str):
-        is_word = name in WORDS and len(value) <= 128
+        is_word = name in WORDS and len(value) <= 128 and '"' not in value
         return 0 if is_word or name in DATA else len(value)
     if isinstance(value, tuple):
         return sum(counted(inner, name, tokens=tokens) for name, inner in value[0])
@@ -191,6 +191,19 @@ def test_any_text(text: str) -> None:
 def test_what_counts(body: bytes, expected: int) -> None:
     """Text counts, every repeat of it, wherever the API takes it; words and data do not."""
     assert chars(body) == (NumberState.GIVEN, expected)
+
+
+def test_a_large_prompt() -> None:
+    """A prompt that is read in pieces has as many characters as one that is read at once."""
+    message = (
+        ' {"role" : "user","content":[{"type":"text","text": "say \\"\\ud83d\\udc3c\\\\"},'
+        '{"x":["a",{"url":"https://e.org/"}]}],"tool_calls":[],"name" :"n"},"plain",[1,2],\n'
+    )
+    for count in (1, 30_000):
+        raw = f'[{message * count}"end"]'.encode()
+        assert prompt.characters(memoryview(raw), with_tokens=True) == 21 * count + 3
+    assert len(raw) > prompt._AT_ONCE
+    assert chars(b'{"input":[' + message.encode() + b'""]}') == (NumberState.GIVEN, 21)
 
 
 def test_many_parts() -> None:

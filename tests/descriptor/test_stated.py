@@ -10,6 +10,8 @@ from policyd.engine import endpoints
 from policyd.engine.model import UNKNOWN_NUMBER, ModelState, Number, NumberState, UserState
 
 CHAT = endpoints.ENDPOINTS["/chat/completions"]
+CALLS = endpoints.ENDPOINTS["/realtime/calls"]
+LIVE = endpoints.ENDPOINTS["/live/sessions"]
 EDITS = endpoints.ENDPOINTS["/images/edits"]
 ABSENT, INVALID = NumberState.ABSENT, NumberState.INVALID
 METADATA, CONTEXT = FURTHER_PLACES
@@ -235,9 +237,26 @@ def test_the_prompt_of_a_form(parts: list[tuple[str, bytes]], expected: int) -> 
     assert read_form(*parts).prompt_chars == number(expected)
 
 
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ('"session":{"safety_identifier":"a"}', UserState.VALID),
+        ('"session":{"safety_identifier":"a","safety_identifier":""}', UserState.EMPTY),
+        ('"session":{"safety_identifier":"a"},"session":{}', UserState.ABSENT),
+        ('"safety_identifier":"a"', UserState.ABSENT),
+        ('"session":null,"safety_identifier":"a"', UserState.ABSENT),
+    ],
+)
+def test_an_identifier_in_a_session(members: str, expected: UserState) -> None:
+    """Where an endpoint has its safety_identifier in a session, that one alone counts."""
+    body = f"{{{members}}}".encode()
+    assert read_body(body, "", "", LIVE).safety_identifier.state is expected
+
+
 def test_nothing_is_unknown_of_a_body_that_was_read() -> None:
     """Of a body that was read everything is known, and of others nothing."""
-    for attributes in (read(""), read_form(('name="x"', b""))):
+    offer = read_body(b"v=0", "application/sdp", "", CALLS)
+    for attributes in (read(""), read_form(('name="x"', b"")), offer):
         assert attributes.model_state is not ModelState.UNKNOWN
         assert UNKNOWN_NUMBER not in attributes
     unreadable = read('"user"')

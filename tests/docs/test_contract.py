@@ -5,6 +5,7 @@ from pathlib import Path
 
 from policyd.engine import denial
 from policyd.engine.endpoints import ENDPOINTS, resolve
+from policyd.engine.model import Endpoint
 from policyd.policies import TABLE
 
 ROOT = Path(__file__).parents[2]
@@ -23,20 +24,24 @@ def rows(text: str) -> list[list[str]]:
 
 
 def test_endpoints() -> None:
-    """Section 2 lists the endpoints of the code and their identifiers; others are planned."""
+    """Section 2 lists the endpoints of the code and their places."""
     found = {}
     for paths, places in rows(section(2)):
         for path in re.findall(r"`(/[^`]*)`", paths):
-            if "Planned" in paths:
-                assert not resolve("POST", f"/v1{path}").in_scope, path
-            else:
-                found[path] = set(re.findall(r"`([a-z_]+)`", places))
+            found[path.replace("/ID/", "/{session_id}/")] = set(re.findall(r"`([^`]+)`", places))
     submit = found.pop("/images/generations:submit")
-    assert found == {path: set(one.identifiers) for path, one in ENDPOINTS.items()}
-    assert not submit  # The cell reads "as /images/generations".
+    assert found == {path: _places(one) for path, one in ENDPOINTS.items()}
+    assert submit == {"/images/generations"}
     assert (
         resolve("POST", "/images/generations:submit").endpoint == ENDPOINTS["/images/generations"]
     )
+
+
+def _places(endpoint: Endpoint) -> set[str]:
+    header = {"OpenAI-Safety-Identifier"} if endpoint.safety_header else set()
+    if endpoint.safety_in_session:
+        return header | {f"session.{one}" for one in endpoint.identifiers}
+    return header | set(endpoint.identifiers)
 
 
 def test_denial() -> None:

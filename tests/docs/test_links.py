@@ -72,19 +72,19 @@ def anchors(page: Path) -> frozenset[str]:
 
 
 PAGES = sorted(files(".md"))
-LINKS = [link for page in PAGES for link in links(page) if ":" not in link.target]
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
-@pytest.mark.parametrize("link", LINKS, ids=str)
-def test_link(link: Link) -> None:
-    """A link leads to a file of the project, and to a heading in it if it names one."""
-    path, _, anchor = unquote(link.target).partition("#")
-    page = (link.page.parent / path).resolve() if path else link.page
-    assert page.is_relative_to(ROOT)
-    assert page.exists()
-    if anchor:
-        assert page.suffix == ".md"
-        assert anchor in anchors(page)
+@every_page
+def test_links(page: Path) -> None:
+    """Each link leads to a file of the project, and to a heading in it if it names one."""
+    for link in links(page):
+        if ":" not in link.target:
+            path, _, anchor = unquote(link.target).partition("#")
+            to = (page.parent / path).resolve() if path else page
+            assert to.is_relative_to(ROOT), link
+            assert to.exists(), link
+            assert not anchor or (to.suffix == ".md" and anchor in anchors(to)), link
 
 
 CITATION = re.compile(r"docs/contract\.md, sections? (\d)(?: (?:to|and) (\d))?")

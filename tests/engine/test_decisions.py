@@ -99,7 +99,8 @@ def test_case(case: dict[str, Any]) -> None:
     if case.get("no_key"):
         descriptor.key = ""
     default = policies({"mode": case["default"]} if "default" in case else {})
-    decision = decide(read(descriptor)[0], settings(case), default, route(case))
+    given = read(descriptor, trusted=frozenset(case.get("trusted", ()))).decision_input
+    decision = decide(given, settings(case), default, route(case))
     expected = {"flags": [], "would_deny": False} | case["expect"]
     missing = expected.pop("missing", "")
     assert "; ".join(decision.missing) == missing

@@ -2,7 +2,7 @@
 
 import pytest
 
-from policyd.engine import endpoints, method_override
+from policyd.engine import endpoints, method_override, paths
 from policyd.engine.endpoints import MAX_PATH
 from policyd.engine.model import (
     BODY_PLACES,
@@ -35,6 +35,18 @@ CANONICAL = {
     "/live/sessions/x%2F..%2FLive_1/accept": "/live/sessions/Live_1/accept",
     "/live/sessions/live/sessions/a/accept": "/live/sessions/live/sessions/a/accept",
     "/live/sessions/{session_id}/accept": "/live/sessions/%7Bsession_id%7D/accept",
+    # A parameter of a segment is none of its name, and what separates segments becomes a slash.
+    "/openai/deployments/A;v=1/embeddings": "/openai/deployments/A/embeddings",
+    "/v1/chat%3Bx/completions": "/v1/chat/completions",
+    "/a\\b/embeddings": "/a/b/embeddings",
+    "/a/%2Fb/embeddings": "/a/b/embeddings",
+    # A dot segment takes one name away.
+    "/a/b/c/../embeddings": "/a/b/embeddings",
+    "/v1/embeddings/.%20": "/v1/embeddings",
+    # What is not in ASCII or not in UTF-8 is a name like any other.
+    "/\u00e9%20x;y/embeddings": "/%C3%A9%20x/embeddings",
+    "/\ud800/embeddings": "/%ED%A0%80/embeddings",
+    "/%FF%2541/embeddings": "/%FF%2541/embeddings",
     # Longer than the paths that are cached.
     "/" + "X" * 300 + "/Embeddings": "/" + "X" * 300 + "/embeddings",
 }
@@ -72,6 +84,26 @@ def test_a_name_in_the_middle(path: str) -> None:
     found = endpoints.resolve("POST", path)
     verdict = "ambiguous" if found.is_ambiguous else "in scope"
     assert (verdict if found.in_scope else "out of scope") == NAMES[path]
+
+
+MODELS = {
+    "/openai/deployments/My-GPT/chat/completions": "My-GPT",
+    "/OpenAI/Deployments/a%2Fb/chat/completions": "a/b",
+    "/openai/deployments/gpt-4/extensions/chat/completions": "gpt-4",
+    "/openai/deployments/gpt%204;x/v1/embeddings": "gpt 4",
+    "/openai/deployments/v1/embeddings": "v1",
+    "/v1/engines/davinci/completions": "davinci",
+    "/v1/engines/%ff/completions": "?",
+    "/v1/completions": "",
+    "/openai/deployments/embeddings": "",
+    "/v1/engines/" + "x" * 300 + "/completions": "x" * 256,
+}
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path[:40])
+def test_the_model_in_a_path(path: str) -> None:
+    """A path before an endpoint may name a deployment or an engine."""
+    assert endpoints.resolve("POST", path).model == MODELS[path]
 
 
 MESSAGES = {
@@ -113,6 +145,35 @@ def test_endpoints_without_an_accepted_place() -> None:
     assert set(endpoints.without_place((METADATA_USER_ID,))) == operations - {"message"}
     azure = operations - {"message", "chat_completion"}
     assert set(endpoints.without_place((END_USER_ID,))) == azure
+
+
+@pytest.mark.parametrize("path", ["", "/", "//", "/..", "/a/../.", "/%20"])
+def test_a_path_without_a_name(path: str) -> None:
+    """What is left of a path without any name is a slash."""
+    assert endpoints.canonical_path(path) == "/"
+
+
+@pytest.mark.parametrize(
+    ("path", "may_climb"),
+    [
+        ("/a/../b", True),
+        ("/a/%2e%2E/b", True),
+        ("/a/%252e./b", True),
+        ("/a\\..", True),
+        ("/a/..;x/b", True),
+        ("/a/..%EF%BB%BF/b", True),
+        ("/a/.%0d./b", True),
+        ("/a%09../b", True),
+        ("/a%" + "25" * 8 + "2f", True),
+        ("/a/b", False),
+        ("/a/b..c/...", False),
+        ("/a%20b", False),
+        ("/a%" + "25" * 7 + "2f", False),
+    ],
+)
+def test_what_climbs(path: str, may_climb: bool) -> None:
+    """A path climbs if some reading of it holds a `..`, or if it is decoded too often to tell."""
+    assert paths.climbs(path) is may_climb
 
 
 @pytest.mark.parametrize(("more", "is_known"), [(0, True), (1, False)])

@@ -1,16 +1,17 @@
-"""The table of endpoints against OpenAI's own package: a call that changes there fails here."""
+"""The table of endpoints against OpenAI's own package: a call that changes there fails here.
+
+The package takes seconds to load, so that only a test that runs loads it.
+"""
 
 import importlib
 import inspect
 import pkgutil
 import re
 from collections.abc import Iterator
+from functools import cache
 from types import FunctionType, ModuleType
 from typing import Any, NamedTuple, get_type_hints
 
-import openai.resources
-import openai.types
-import pytest
 from typing_extensions import is_typeddict
 
 from policyd.engine.endpoints import ENDPOINTS
@@ -81,17 +82,18 @@ def modules(package: ModuleType) -> Iterator[ModuleType]:
         yield importlib.import_module(found.name)
 
 
-def members(package: ModuleType) -> Iterator[tuple[str, type]]:
-    """Every class that a module of `package` defines, by its name within the package."""
+def members(name: str) -> Iterator[tuple[str, type]]:
+    """Every class that a module of the package `name` defines, by its name within the package."""
+    package = importlib.import_module(name)
     for module in modules(package):
-        for name, kind in vars(module).items():
+        for own, kind in vars(module).items():
             if inspect.isclass(kind) and kind.__module__ == module.__name__:
-                yield f"{module.__name__}.{name}".removeprefix(f"{package.__name__}."), kind
+                yield f"{module.__name__}.{own}".removeprefix(f"{package.__name__}."), kind
 
 
 def functions() -> Iterator[tuple[str, Any]]:
     """Every synchronous call, by its name."""
-    for name, kind in members(openai.resources):
+    for name, kind in members("openai.resources"):
         for method, function in vars(kind).items():
             if isinstance(function, FunctionType) and "Async" not in name:
                 yield f"{name}.{method}", inspect.unwrap(function)
@@ -109,27 +111,49 @@ def calls() -> Iterator[tuple[str, Call]]:
             yield name, Call(taken, fields is nested, frozenset(given), source)
 
 
-CALLS = dict(calls())
-TYPES = {
-    name: kind
-    for name, kind in members(openai.types)
-    if is_typeddict(kind) and set(IDENTIFIERS) & set(kind.__annotations__)
-}
-IN_SCOPE = [one for one in sorted(CALLS.keys() - CALLS_OUT_OF_SCOPE) if not one.endswith(HELPERS)]
-SOURCES = {name: inspect.getsource(function) for name, function in functions()}
-POSTED = {path: source for source in SOURCES.values() for path in posted(source)}
+@cache
+def known_calls() -> dict[str, Call]:
+    """Each call that takes an identifier, by its name."""
+    return dict(calls())
 
 
-@pytest.mark.parametrize("name", IN_SCOPE)
-def test_calls(name: str) -> None:
+@cache
+def known_types() -> dict[str, type]:
+    """Each type that has an identifier, by its name."""
+    return {
+        name: kind
+        for name, kind in members("openai.types")
+        if is_typeddict(kind) and set(IDENTIFIERS) & set(kind.__annotations__)
+    }
+
+
+def in_scope() -> dict[str, Call]:
+    """Those of the calls that post to an endpoint of the table."""
+    return {
+        name: call
+        for name, call in known_calls().items()
+        if name not in CALLS_OUT_OF_SCOPE and not name.endswith(HELPERS)
+    }
+
+
+@cache
+def sources() -> dict[str, str]:
+    """The source of each call that posts, by the path that it posts to."""
+    found = (inspect.getsource(function) for _, function in functions())
+    return {path: source for source in found for path in posted(source)}
+
+
+def test_calls() -> None:
     """Each call posts to an endpoint of the table, which has the same identifiers and takes a model
     as the call does.
     """
-    call = CALLS[name]
-    endpoint = ENDPOINTS[call.path]
-    assert tuple(one for one in endpoint.identifiers if one in IDENTIFIERS) == call.taken
-    assert endpoint.safety_in_session == call.is_in_session
-    assert endpoint.takes_model == ("model" in call.arguments)
+    assert in_scope()
+    for name, call in in_scope().items():
+        endpoint = ENDPOINTS[call.path]
+        places = tuple(one for one in endpoint.identifiers if one in IDENTIFIERS)
+        assert places == call.taken, name
+        assert endpoint.safety_in_session == call.is_in_session, name
+        assert endpoint.takes_model == ("model" in call.arguments), name
 
 
 def test_endpoints() -> None:
@@ -137,17 +161,18 @@ def test_endpoints() -> None:
     are judged by OpenAI-Safety-Identifier alone are the ones that begin sessions and calls.
     """
     by_header = {name for name, endpoint in ENDPOINTS.items() if endpoint.safety_header}
-    assert by_header | {CALLS[name].path for name in IN_SCOPE} == set(ENDPOINTS) - {"/v1/messages"}
-    sessions = {path for path in POSTED if path.startswith(("/realtime/", "/live/"))}
+    posted_to = {call.path for call in in_scope().values()}
+    assert by_header | posted_to == set(ENDPOINTS) - {"/v1/messages"}
+    sessions = {path for path in sources() if path.startswith(("/realtime/", "/live/"))}
     assert sessions == by_header | SESSIONS_OUT_OF_SCOPE.keys()
 
 
 def test_types() -> None:
     """A type with an identifier is the arguments of a call above, or there is a reason."""
-    sources = "".join(call.source for call in CALLS.values())
-    own = {name for name in TYPES if _is_used(name, sources)}
+    used = "".join(call.source for call in known_calls().values())
+    own = {name for name in known_types() if _is_used(name, used)}
     assert own
-    assert TYPES.keys() - own <= TYPES_OUT_OF_SCOPE.keys()
+    assert known_types().keys() - own <= TYPES_OUT_OF_SCOPE.keys()
 
 
 def _is_used(name: str, sources: str) -> bool:
@@ -157,17 +182,18 @@ def _is_used(name: str, sources: str) -> bool:
 
 def test_reasons_are_needed() -> None:
     """Each exception names a call or type that exists."""
-    assert CALLS_OUT_OF_SCOPE.keys() <= CALLS.keys()
-    assert TYPES_OUT_OF_SCOPE.keys() <= TYPES.keys()
-    helpers = [name for name in CALLS if name.endswith(HELPERS)]
+    assert CALLS_OUT_OF_SCOPE.keys() <= known_calls().keys()
+    assert TYPES_OUT_OF_SCOPE.keys() <= known_types().keys()
+    calls = known_calls()
+    helpers = [name for name in calls if name.endswith(HELPERS)]
     assert helpers
     for name in helpers:
-        assert CALLS[f"{name.rpartition('.')[0]}.create"].taken == CALLS[name].taken
+        assert calls[f"{name.rpartition('.')[0]}.create"].taken == calls[name].taken
 
 
 def test_bodies() -> None:
     """Calls that send forms and session descriptions are those whose endpoints take them."""
-    sent = {path: POSTED[path] for path in ENDPOINTS if path in POSTED}
+    sent = {path: sources()[path] for path in ENDPOINTS if path in sources()}
     forms = {path for path, source in sent.items() if "multipart/form-data" in source}
     assert forms == {name for name, endpoint in ENDPOINTS.items() if endpoint.takes_form}
     offers = {path for path, source in sent.items() if '{"sdp": ("application/sdp"' in source}
@@ -178,15 +204,17 @@ def test_models() -> None:
     """Calls of sessions take a model of their own where their endpoints are said to."""
     for path, endpoint in ENDPOINTS.items():
         if endpoint.safety_header:
-            assert endpoint.takes_model == ('"model": model' in POSTED[path]), path
+            assert endpoint.takes_model == ('"model": model' in sources()[path]), path
 
 
 def test_the_longest_safety_identifier() -> None:
     """Our bound of a safety_identifier is OpenAI's."""
-    sources = {inspect.getsource(inspect.getmodule(kind) or kind) for kind in TYPES.values()}
+    defined = {
+        inspect.getsource(inspect.getmodule(kind) or kind) for kind in known_types().values()
+    }
     stated = re.findall(
         r"safety_identifier: (?:(?!\"\"\").)*\"\"\"(?:(?!\"\"\").)*?maximum\s+length\s+of\s+(\d+)",
-        "".join(sources),
+        "".join(defined),
         re.DOTALL,
     )
     assert {int(number) for number in stated} == {MAX_SAFETY_IDENTIFIER}

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from gateway.prefix import Prefix
 from policyd.engine import endpoints
 from policyd.engine.endpoints import ENDPOINTS
+from tests.support import examples
 
 NAME = "{session_id}"
 """The word of an endpoint's path that stands for any one word."""
@@ -172,7 +173,7 @@ readers = st.builds(
 )
 
 
-@settings(max_examples=2000)
+@settings(max_examples=examples.times(20))
 @given(hard_paths, readers)
 def test_no_server_reads_another_endpoint(path: str, reader: Reader) -> None:
     """What goes upstream out of scope is no endpoint to any server, and what goes upstream in scope
@@ -189,7 +190,7 @@ def test_no_server_reads_another_endpoint(path: str, reader: Reader) -> None:
         assert read is None or ENDPOINTS[read] == target.endpoint
 
 
-@settings(max_examples=1000)
+@settings(max_examples=examples.times(10))
 @given(
     st.sampled_from(["", "/openai", "/V1/Images", "/v1/chat", "/Team%20A/v1", "/v1/embeddings"]),
     hard_paths,

@@ -109,11 +109,11 @@ def test_tables_of_names() -> None:
 
 
 def test_the_vectors_know_every_name() -> None:
-    """The vectors' schema knows every mode, state of a user and identifier that exists."""
+    """The vectors' schema knows every mode, state of a user and place that exists."""
     states = {"" if one is UserState.UNKNOWN else one.name.lower() for one in UserState}
     assert set(get_args(conformance.State)) == states
     assert set(get_args(conformance.Mode)) == {one.name.lower() for one in Mode}
-    assert set(get_args(conformance.Identifier)) == set(model.IDENTIFIERS)
+    assert set(get_args(conformance.Identifier)) == set(model.BODY_PLACES)
 
 
 @pytest.mark.parametrize("template", sorted(TEMPLATES.glob("*.html")), ids=lambda path: path.stem)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,9 @@ NEAR = timedelta(minutes=5)
 
 @pytest.fixture
 def store(new_database: str) -> Any:
-    store = Store(new_database)
-    store.migrate()
-    yield store
-    store.close()
+    with closing(Store(new_database)) as store:
+        store.migrate()
+        yield store
 
 
 def test_the_databases_time(store: Store, new_database: str) -> None:
@@ -165,29 +165,28 @@ async def test_one_clock_that_is_wrong(
     http = ("--http", "127.0.0.1:0")
     wrong = start(Policyd, wrong_folder, *http, database_url=new_database, env=env)
     key = right.create_key("enforce")
-    store = Store(new_database)
-    # The other server has yet to follow the key: until then the key is unknown there.
-    wrong.reach(store.keys.changes_since(0).revision)
-    for number in range(20):
-        for server in (right, wrong):
-            await asyncio.to_thread(ask_policyd, server, key, f"one-{server.pid}-{number}")
-    side = "ahead of" if days > 0 else "behind"
-    [line] = [one for one in wrong.errors if "the clock of this machine" in one]
-    assert f"{abs(days) * 86400}.0 s {side} the database's" in line
-    assert not any("the clock of this machine" in one for one in right.errors)
-    answer = await ask(f"http://{wrong.http}", "GET", "/readyz")
-    assert answer.status == 200
-    assert f"s {side} the database's" in json.loads(answer.body)["remark"]
-    assert clock_health(wrong) == HealthCheckResponse.NOT_SERVING
-    assert clock_health(right) == HealthCheckResponse.SERVING
-    told = await log_status(right)
-    assert abs(told.clock_offset.ToTimedelta() - timedelta(days=days)) < NEAR
-    assert told.clock_host
-    shown = run("policyd", "logs", "status", "--json", "--database-url", new_database)
-    assert abs(json.loads(shown.stdout)["clock_offset"] - days * 86400) < NEAR.total_seconds()
-    assert len(store.workers.list()) == 2
-    assert [right.stop(), wrong.stop()] == [0, 0]
-    logged = store.log.page(LogFilter(), limit=1000)
-    store.close()
+    with closing(Store(new_database)) as store:
+        # The other server has yet to follow the key: until then the key is unknown there.
+        wrong.reach(store.keys.changes_since(0).revision)
+        for number in range(20):
+            for server in (right, wrong):
+                await asyncio.to_thread(ask_policyd, server, key, f"one-{server.pid}-{number}")
+        side = "ahead of" if days > 0 else "behind"
+        [line] = [one for one in wrong.errors if "the clock of this machine" in one]
+        assert f"{abs(days) * 86400}.0 s {side} the database's" in line
+        assert not any("the clock of this machine" in one for one in right.errors)
+        answer = await ask(f"http://{wrong.http}", "GET", "/readyz")
+        assert answer.status == 200
+        assert f"s {side} the database's" in json.loads(answer.body)["remark"]
+        assert clock_health(wrong) == HealthCheckResponse.NOT_SERVING
+        assert clock_health(right) == HealthCheckResponse.SERVING
+        told = await log_status(right)
+        assert abs(told.clock_offset.ToTimedelta() - timedelta(days=days)) < NEAR
+        assert told.clock_host
+        shown = run("policyd", "logs", "status", "--json", "--database-url", new_database)
+        assert abs(json.loads(shown.stdout)["clock_offset"] - days * 86400) < NEAR.total_seconds()
+        assert len(store.workers.list()) == 2
+        assert [right.stop(), wrong.stop()] == [0, 0]
+        logged = store.log.page(LogFilter(), limit=1000)
     assert len(logged) == 40
     assert all(abs(one.time - datetime.now(UTC)) < NEAR for one in logged)

@@ -14,7 +14,7 @@ import sqlite3
 import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -85,11 +85,10 @@ async def until_logged(stack: Stack, decisions: int) -> None:
 
     What policyd cannot ship before it ends, it leaves in the spool.
     """
-    store = Store(stack.policyd.database_url)
-    async with asyncio.timeout(120):
-        while store.log.status().decisions < decisions:  # noqa: ASYNC110 - it tells no one
-            await asyncio.sleep(0.2)
-    store.close()
+    with closing(Store(stack.policyd.database_url)) as store:
+        async with asyncio.timeout(120):
+            while store.log.status().decisions < decisions:  # noqa: ASYNC110 - it tells no one
+                await asyncio.sleep(0.2)
 
 
 def traces(records: list[Record], verdict: Verdict) -> Counter[str]:

@@ -306,13 +306,12 @@ async def test_a_failover_that_lost_changes(
         answer = await asyncio.to_thread(ask, stack, made["key"])
         assert answer.revision == revision
     assert await asyncio.to_thread(stack.policyd.stop) == 0
-    store = Store(url)
-    late = {
-        f"load-{number}"
-        for number in range(sent + 1, load.sent + 1)
-        if any(one.trace_id == f"load-{number}" and one.status == 422 for one in load.answers)
-    }
-    found = flagged(store.log.page(LogFilter(), limit=100_000))
-    store.close()
+    with closing(Store(url)) as store:
+        late = {
+            f"load-{number}"
+            for number in range(sent + 1, load.sent + 1)
+            if any(one.trace_id == f"load-{number}" and one.status == 422 for one in load.answers)
+        }
+        found = flagged(store.log.page(LogFilter(), limit=100_000))
     assert late
     assert late <= found

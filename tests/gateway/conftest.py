@@ -73,21 +73,3 @@ async def gateway(serving: Serving, demo: Demo) -> AsyncIterator[str]:
     """The URL of a gateway before the demo upstream."""
     async with serving(demo.url) as server:
         yield server.url
-
-
-@pytest.fixture(scope="session")
-def enforced(policyd: Policyd) -> str:
-    """An API key that enforces user IDs."""
-    return policyd.create_key("enforce")
-
-
-@pytest.fixture(scope="session")
-def unenforced(policyd: Policyd) -> str:
-    """An API key that does not enforce user IDs."""
-    return policyd.create_key("off")
-
-
-@pytest.fixture(scope="session")
-def audited(policyd: Policyd) -> str:
-    """An API key that only flags."""
-    return policyd.create_key("audit")

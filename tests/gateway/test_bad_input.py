@@ -52,10 +52,10 @@ BODIES = {
 
 @pytest.mark.parametrize(("body", "status"), BODIES.values(), ids=BODIES)
 async def test_bodies(
-    gateway: str, upstream: Demo, enforced: str, body: bytes, status: int
+    gateway: str, upstream: Demo, enforcing: str, body: bytes, status: int
 ) -> None:
     """A body that does not clearly carry a user is denied, in OpenAI's shape, with the reason."""
-    response = await post(gateway, enforced, body)
+    response = await post(gateway, enforcing, body)
     assert response.status == status
     error = json.loads(response.body)["error"]
     assert list(error) == ["message", "type", "param", "code"]
@@ -64,9 +64,9 @@ async def test_bodies(
     assert not upstream.app.record
 
 
-async def test_big_numbers_do_no_harm(gateway: str, upstream: Demo, enforced: str) -> None:
+async def test_big_numbers_do_no_harm(gateway: str, upstream: Demo, enforcing: str) -> None:
     """An integer beyond 64 bits elsewhere in the body is the upstream's matter."""
-    response = await post(gateway, enforced, chat(f'{USER},"seed":99999999999999999999999999'))
+    response = await post(gateway, enforcing, chat(f'{USER},"seed":99999999999999999999999999'))
     assert response.status == 200
     assert len(upstream.app.record) == 1
 
@@ -74,78 +74,78 @@ async def test_big_numbers_do_no_harm(gateway: str, upstream: Demo, enforced: st
 @pytest.mark.parametrize("name", ["Content-Type", "Content-Encoding", "x-usagepanda-trace-id"])
 @pytest.mark.parametrize("word", ["charset", "charset=", ";a=", 'a="', "gzip,", "\t"])
 async def test_a_long_header_holds_up_no_other(
-    gateway: str, upstream: Demo, enforced: str, name: str, word: str
+    gateway: str, upstream: Demo, enforcing: str, name: str, word: str
 ) -> None:
     """A quarter of a million bytes in a header are rejected long before other requests time out."""
     long = (name, "a" + word * (250_000 // len(word)) + "a")
-    key = ("x-usagepanda-api-key", enforced)
+    key = ("x-usagepanda-api-key", enforcing)
     hostile = ask(gateway, "POST", "/v1/chat/completions", [key, long], CHAT_WITH_USER)
-    async with asyncio.timeout(20):
-        refused, answered = await asyncio.gather(hostile, post(gateway, enforced, CHAT_WITH_USER))
+    async with asyncio.timeout(60):
+        refused, answered = await asyncio.gather(hostile, post(gateway, enforcing, CHAT_WITH_USER))
     assert refused.status in (400, 415, 431)
     assert answered.status == 200
     assert len(upstream.app.record) == 1
 
 
 @pytest.mark.parametrize("coding", COMPRESS)
-async def test_compressed_bodies(gateway: str, upstream: Demo, enforced: str, coding: str) -> None:
+async def test_compressed_bodies(gateway: str, upstream: Demo, enforcing: str, coding: str) -> None:
     """Compressed bodies are read, and forwarded compressed, unchanged."""
     header = ("Content-Encoding", coding)
-    assert (await post(gateway, enforced, COMPRESS[coding](CHAT), header)).status == 422
+    assert (await post(gateway, enforcing, COMPRESS[coding](CHAT), header)).status == 422
     assert not upstream.app.record
     body = COMPRESS[coding](CHAT_WITH_USER)
-    await post(gateway, enforced, body, header)
+    await post(gateway, enforcing, body, header)
     assert [bytes(received.body) for received in upstream.app.record] == [body]
     assert upstream.app.record[0].header(b"content-encoding") == coding
 
 
 @pytest.mark.parametrize("coding", COMPRESS)
 async def test_compressed_bodies_that_are_cut_short(
-    gateway: str, upstream: Demo, enforced: str, coding: str
+    gateway: str, upstream: Demo, enforcing: str, coding: str
 ) -> None:
     """A compressed body that is cut short is denied with 400."""
     body = COMPRESS[coding](CHAT_WITH_USER)[:-3]
-    assert (await post(gateway, enforced, body, ("Content-Encoding", coding))).status == 400
+    assert (await post(gateway, enforcing, body, ("Content-Encoding", coding))).status == 400
     assert not upstream.app.record
 
 
-async def test_content_encodings(gateway: str, upstream: Demo, enforced: str) -> None:
+async def test_content_encodings(gateway: str, upstream: Demo, enforcing: str) -> None:
     """An unknown coding is denied with 415.
 
     Several codings apply in their order, repeated headers too.
     """
-    unknown = await post(gateway, enforced, CHAT_WITH_USER, ("Content-Encoding", "compress"))
+    unknown = await post(gateway, enforcing, CHAT_WITH_USER, ("Content-Encoding", "compress"))
     assert unknown.status == 415
     body = brotli.compress(gzip.compress(CHAT))
     headers = [("Content-Encoding", "gzip"), ("content-encoding", "br")]
-    assert (await post(gateway, enforced, body, *headers)).status == 422
-    assert (await post(gateway, enforced, body, *reversed(headers))).status == 400
+    assert (await post(gateway, enforcing, body, *headers)).status == 422
+    assert (await post(gateway, enforcing, body, *reversed(headers))).status == 400
     assert not upstream.app.record
 
 
 @pytest.mark.parametrize("coding", COMPRESS)
-async def test_bombs(serving: Serving, upstream: Demo, enforced: str, coding: str) -> None:
+async def test_bombs(serving: Serving, upstream: Demo, enforcing: str, coding: str) -> None:
     """A body that decompresses beyond the bound is denied with 413."""
     bomb = COMPRESS[coding](b'{"user":"u-1","a":"' + b" " * 2**22 + b'"}')
     async with serving(upstream.url, max_body=2**20) as server:
-        response = await post(server.url, enforced, bomb, ("Content-Encoding", coding))
+        response = await post(server.url, enforcing, bomb, ("Content-Encoding", coding))
     assert response.status == 413
     assert not upstream.app.record
 
 
 @pytest.mark.parametrize("framing", ["Content-Length", "Transfer-Encoding"])
 async def test_a_body_over_the_bound(
-    serving: Serving, upstream: Demo, enforced: str, unenforced: str, framing: str
+    serving: Serving, upstream: Demo, enforcing: str, off: str, framing: str
 ) -> None:
     """A body over the bound is denied with 413 where the key enforces, and otherwise forwarded
     whole; one at the bound is read.
     """
     body = chat(f'{USER},"a":"{"x" * 100_000}"')
     for limit, key, status in [
-        (len(body) - 1, enforced, 413),
-        (len(body) - 1, unenforced, 200),
-        (1, unenforced, 200),
-        (len(body), enforced, 200),
+        (len(body) - 1, enforcing, 413),
+        (len(body) - 1, off, 200),
+        (1, off, 200),
+        (len(body), enforcing, 200),
     ]:
         upstream.app.record.clear()
         async with serving(upstream.url, max_body=limit) as server:
@@ -204,36 +204,36 @@ FORMS = {
 async def test_forms(
     gateway: str,
     upstream: Demo,
-    enforced: str,
+    enforcing: str,
     endpoint: str,
     body: bytes,
     content_type: str,
     status: int,
 ) -> None:
     """A form that does not clearly carry a user is denied."""
-    headers = [("x-usagepanda-api-key", enforced), ("Content-Type", content_type)]
+    headers = [("x-usagepanda-api-key", enforcing), ("Content-Type", content_type)]
     response = await ask(gateway, "POST", f"/v1/images/{endpoint}", headers, body)
     assert response.status == status
     assert not upstream.app.record
 
 
-async def test_a_form_with_user(gateway: str, upstream: Demo, enforced: str) -> None:
+async def test_a_form_with_user(gateway: str, upstream: Demo, enforcing: str) -> None:
     """A form with a user is forwarded unchanged, with its Content-Type."""
     content_type = f'{FORM}; boundary="B"'
-    headers = [("x-usagepanda-api-key", enforced), ("Content-Type", content_type)]
+    headers = [("x-usagepanda-api-key", enforcing), ("Content-Type", content_type)]
     assert (await ask(gateway, "POST", "/v1/images/edits", headers, GOOD)).status == 200
     assert bytes(upstream.app.record[0].body) == GOOD
     assert upstream.app.record[0].header(b"content-type") == content_type
 
 
-async def test_two_content_types(gateway: str, upstream: Demo, enforced: str) -> None:
+async def test_two_content_types(gateway: str, upstream: Demo, enforcing: str) -> None:
     """The upstream may follow either of two Content-Types that differ, so neither is believed."""
     for target, first, second, body in [
         ("/v1/images/edits", f"{FORM}; boundary=B", f"{FORM}; boundary=C", GOOD),
         ("/v1/images/edits", f"{FORM}; boundary=B", "application/json", GOOD),
         ("/v1/chat/completions", "application/json", "text/plain", CHAT_WITH_USER),
     ]:
-        key = ("x-usagepanda-api-key", enforced)
+        key = ("x-usagepanda-api-key", enforcing)
         headers = [key, ("Content-Type", first), ("content-type", second)]
         assert (await ask(gateway, "POST", target, headers, body)).status == 400
         twice = [key, ("Content-Type", first), ("Content-Type", first)]
@@ -241,10 +241,12 @@ async def test_two_content_types(gateway: str, upstream: Demo, enforced: str) ->
     assert len(upstream.app.record) == 3
 
 
-async def test_an_over_long_trace_id(gateway: str, upstream: Demo, enforced: str) -> None:
+async def test_an_over_long_trace_id(gateway: str, upstream: Demo, enforcing: str) -> None:
     """A long trace ID changes no decision, unless the headers exceed their bound and get 431."""
     for length, statuses in [(100, (422, 200)), (9000, (431, 431))]:
         header = ("x-usagepanda-trace-id", "t" * length)
-        responses = [await post(gateway, enforced, body, header) for body in (CHAT, CHAT_WITH_USER)]
+        responses = [
+            await post(gateway, enforcing, body, header) for body in (CHAT, CHAT_WITH_USER)
+        ]
         assert tuple(response.status for response in responses) == statuses
     assert len(upstream.app.record) == 1

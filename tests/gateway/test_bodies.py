@@ -57,7 +57,7 @@ async def test_a_strangers_body_is_not_waited_for(gateway: str, upstream: Demo) 
 
 
 async def test_a_known_keys_body_is_read(
-    gateway: str, upstream: Demo, enforced: str, unenforced: str
+    gateway: str, upstream: Demo, enforcing: str, off: str
 ) -> None:
     """The body of a known key is judged whole, whatever its size."""
     for coded, headers in (
@@ -65,11 +65,11 @@ async def test_a_known_keys_body_is_read(
         (gzip.compress, (("Content-Encoding", "gzip"),)),
     ):
         code: Callable[[bytes], bytes] = coded
-        assert (await post(gateway, enforced, code(LARGE), *headers)).status == 200
-        assert (await post(gateway, enforced, code(LARGE_WITHOUT_USER), *headers)).status == 422
-        assert (await post(gateway, unenforced, code(LARGE_WITHOUT_USER), *headers)).status == 200
+        assert (await post(gateway, enforcing, code(LARGE), *headers)).status == 200
+        assert (await post(gateway, enforcing, code(LARGE_WITHOUT_USER), *headers)).status == 422
+        assert (await post(gateway, off, code(LARGE_WITHOUT_USER), *headers)).status == 200
     assert len(upstream.app.record) == 4
-    reader, writer = await _begin(gateway, enforced, len(LARGE), LARGE[:-1])
+    reader, writer = await _begin(gateway, enforcing, len(LARGE), LARGE[:-1])
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.5):
             await reader.read(1)
@@ -78,41 +78,41 @@ async def test_a_known_keys_body_is_read(
     writer.close()
 
 
-async def test_small_bodies_travel_in_one_call(gateway: str, enforced: str) -> None:
+async def test_small_bodies_travel_in_one_call(gateway: str, enforcing: str) -> None:
     """A small body needs a single call to policyd, compressed or not."""
     small = gzip.compress(CHAT_WITH_USER)
-    assert (await post(gateway, enforced, small, ("Content-Encoding", "gzip"))).status == 200
+    assert (await post(gateway, enforcing, small, ("Content-Encoding", "gzip"))).status == 200
     assert (await post(gateway, "up-unknown", small, ("Content-Encoding", "gzip"))).status == 403
 
 
-async def test_the_total(serving: Serving, demo: Demo, enforced: str) -> None:
+async def test_the_total(serving: Serving, demo: Demo, enforcing: str) -> None:
     """The memory of all bodies is bounded: a body beyond it gets 503, and small ones go on."""
     size = 600_000
     async with serving(demo.url, max_body=size, body_memory=2 * size) as server:
         sent = LARGE[:550_000].ljust(550_000)
-        held = [await _begin(server.url, enforced, size, sent) for _ in range(2)]
+        held = [await _begin(server.url, enforcing, size, sent) for _ in range(2)]
         async with asyncio.timeout(PATIENCE):
             while server.gateway.held < 2 * len(sent):  # noqa: ASYNC110  # nothing tells of it
                 await asyncio.sleep(0.01)
-        reader, writer = await _begin(server.url, enforced, size, sent)
+        reader, writer = await _begin(server.url, enforcing, size, sent)
         async with asyncio.timeout(PATIENCE):
             refused = parse(await reader.readuntil(b"}}"))
         assert refused.status == 503
         assert refused.all("retry-after")[0] in {"1", "2", "3"}
-        assert (await post(server.url, enforced, CHAT_WITH_USER)).status == 200
+        assert (await post(server.url, enforcing, CHAT_WITH_USER)).status == 200
         for _, one in [*held, (reader, writer)]:
             one.close()
         async with asyncio.timeout(PATIENCE):
             while server.gateway.held:  # noqa: ASYNC110  # likewise
                 await asyncio.sleep(0.01)
-        assert (await post(server.url, enforced, LARGE)).status == 200
+        assert (await post(server.url, enforcing, LARGE)).status == 200
 
 
-async def test_a_body_has_a_deadline(serving: Serving, demo: Demo, enforced: str) -> None:
+async def test_a_body_has_a_deadline(serving: Serving, demo: Demo, enforcing: str) -> None:
     """A checked body must be complete by its deadline, though it arrives without a pause."""
     async with serving(demo.url, body_timeout=0.5) as server:
         for sent in (b"", LARGE[: 2 * SMALL]):
-            reader, writer = await _begin(server.url, enforced, 2**25, sent)
+            reader, writer = await _begin(server.url, enforcing, 2**25, sent)
             answered = asyncio.create_task(_answer(reader))
             while not answered.done():
                 writer.write(b"x" * 1000)

@@ -231,11 +231,11 @@ async def test_upstream_breaks_off(
     assert "broke off" in lines[0]
 
 
-async def test_a_broken_stream(serving: Serving, enforced: str) -> None:
+async def test_a_broken_stream(serving: Serving, enforcing: str) -> None:
     """A broken stream of events is cut likewise."""
     body = CHAT_WITH_USER.replace(b'"m"', b'"demo-broken-stream","stream":true', 1)
     async with serving_demo() as demo, serving(demo.url) as server:
-        response = await post(server.url, enforced, body)
+        response = await post(server.url, enforcing, body)
     assert response.status == 200
     assert response.body.startswith(b"data: ")
     assert not response.is_whole

@@ -197,10 +197,10 @@ async def test_compressed_answers(open_door: Serving) -> None:
     assert response.all("content-encoding") == ["gzip"]
 
 
-async def test_streams_come_as_they_are_sent(serving: Serving, enforced: str) -> None:
+async def test_streams_come_as_they_are_sent(serving: Serving, enforcing: str) -> None:
     """The client gets the first chunk of a stream before the second is sent."""
     body = CHAT_WITH_USER.replace(b"{", b'{"stream":true,', 1)
-    headers = {"x-usagepanda-api-key": enforced}
+    headers = {"x-usagepanda-api-key": enforcing}
     gate = asyncio.Semaphore(0)
     async with (
         serving_demo(gate=gate) as demo,
@@ -216,11 +216,11 @@ async def test_streams_come_as_they_are_sent(serving: Serving, enforced: str) ->
     assert rest.endswith(b"data: [DONE]\n\n")
 
 
-async def test_uploads_go_up_as_they_come(serving: Serving, unenforced: str) -> None:
+async def test_uploads_go_up_as_they_come(serving: Serving, off: str) -> None:
     """Out of scope, the upstream gets the first part of a body before the second is sent."""
     async with serving_wire() as wire, serving(wire.url) as server:
         reader, writer = await connect(server.url)
-        head = request("POST", "/v1/files", [("x-usagepanda-api-key", unenforced)])
+        head = request("POST", "/v1/files", [("x-usagepanda-api-key", off)])
         writer.write(head[:-2] + b"Content-Length: 10\r\n\r\nfirst")
         await _until(lambda: wire.received.endswith(b"first"))
         writer.write(b"later")
@@ -229,7 +229,7 @@ async def test_uploads_go_up_as_they_come(serving: Serving, unenforced: str) -> 
     assert bytes(wire.received).endswith(b"\r\n\r\nfirstlater")
 
 
-async def test_chunked_uploads(serving: Serving, enforced: str) -> None:
+async def test_chunked_uploads(serving: Serving, enforcing: str) -> None:
     """Chunked uploads go upstream in chunks out of scope, and with a length if the gateway read
     them.
     """
@@ -242,7 +242,7 @@ async def test_chunked_uploads(serving: Serving, enforced: str) -> None:
             head = request(
                 "POST",
                 target,
-                [("x-usagepanda-api-key", enforced), ("Transfer-Encoding", "chunked")],
+                [("x-usagepanda-api-key", enforcing), ("Transfer-Encoding", "chunked")],
             )
             assert parse(await exchange(server.url, head + chunks + b"0\r\n\r\n")).status == 200
         assert wire.head[2:] == [framing]
@@ -274,10 +274,10 @@ async def test_a_malformed_upload(open_door: Serving) -> None:
     assert not bytes(wire.received).endswith(b"0\r\n\r\n")
 
 
-async def test_expect_continue(gateway: str, upstream: Demo, enforced: str) -> None:
+async def test_expect_continue(gateway: str, upstream: Demo, enforcing: str) -> None:
     """A client that waits for 100 Continue before its body gets it."""
     reader, writer = await connect(gateway)
-    headers = [("x-usagepanda-api-key", enforced), ("Expect", "100-continue")]
+    headers = [("x-usagepanda-api-key", enforcing), ("Expect", "100-continue")]
     length = [("Content-Length", str(len(CHAT_WITH_USER)))]
     writer.write(request("POST", "/v1/chat/completions", headers + length))
     assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -287,10 +287,10 @@ async def test_expect_continue(gateway: str, upstream: Demo, enforced: str) -> N
     assert upstream.app.record[0].header(b"expect") == ""
 
 
-async def test_an_offer_of_http2(gateway: str, upstream: Demo, enforced: str) -> None:
+async def test_an_offer_of_http2(gateway: str, upstream: Demo, enforcing: str) -> None:
     """The gateway ignores the offer, as servers may, and judges the request by its body."""
     headers = [
-        ("x-usagepanda-api-key", enforced),
+        ("x-usagepanda-api-key", enforcing),
         ("Connection", "Upgrade, HTTP2-Settings"),
         ("Upgrade", "h2c"),
         ("HTTP2-Settings", "AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA"),
@@ -312,7 +312,7 @@ async def test_an_offer_of_http2(gateway: str, upstream: Demo, enforced: str) ->
 
 
 @pytest.mark.parametrize("stream", [b"true", b"false"])
-async def test_a_client_that_leaves(serving: Serving, enforced: str, stream: bytes) -> None:
+async def test_a_client_that_leaves(serving: Serving, enforcing: str, stream: bytes) -> None:
     """The upstream request of a client that leaves is cancelled at once, in a stream or before the
     answer has begun.
     """
@@ -324,7 +324,7 @@ async def test_a_client_that_leaves(serving: Serving, enforced: str, stream: byt
         serving(demo.url) as server,
     ):
         reader, writer = await connect(server.url)
-        key = ("x-usagepanda-api-key", enforced)
+        key = ("x-usagepanda-api-key", enforcing)
         writer.write(request("POST", "/v1/chat/completions", [key], body))
         if stream == b"true":
             await reader.readuntil(b"data: ")

@@ -38,9 +38,9 @@ SPELLINGS = [
 
 
 @pytest.mark.parametrize("target", SPELLINGS)
-async def test_spellings(gateway: str, upstream: Demo, enforced: str, target: str) -> None:
+async def test_spellings(gateway: str, upstream: Demo, enforcing: str, target: str) -> None:
     """Every spelling of a path in scope is denied without a user."""
-    headers = [("x-usagepanda-api-key", enforced)]
+    headers = [("x-usagepanda-api-key", enforcing)]
     assert (await ask(gateway, "POST", target, headers, CHAT)).status == 422
     assert not upstream.app.record
 
@@ -57,9 +57,9 @@ async def test_spellings(gateway: str, upstream: Demo, enforced: str, target: st
         "//x/../api/v1//chat/completions",
     ],
 )
-async def test_behind_a_path_of_the_upstream(serving: Serving, enforced: str, target: str) -> None:
+async def test_behind_a_path_of_the_upstream(serving: Serving, enforcing: str, target: str) -> None:
     """Where the upstream has a path of its own, no spelling slips past the policy either."""
-    headers = [("x-usagepanda-api-key", enforced)]
+    headers = [("x-usagepanda-api-key", enforcing)]
     async with serving_wire() as wire, serving(f"{wire.url}/api/v1") as server:
         answer = await ask(server.url, "POST", target, headers, CHAT)
         if answer.status == 200:
@@ -88,10 +88,10 @@ BEHIND = {
 
 @pytest.mark.parametrize(("base", "target", "passed"), BEHIND.values(), ids=BEHIND)
 async def test_what_is_judged_is_what_is_sent(
-    serving: Serving, enforced: str, base: str, target: str, passed: str | None
+    serving: Serving, enforcing: str, base: str, target: str, passed: str | None
 ) -> None:
     """The gateway judges the path that goes upstream, with the operator's part of it."""
-    headers = [("x-usagepanda-api-key", enforced), ("Content-Type", "application/json")]
+    headers = [("x-usagepanda-api-key", enforcing), ("Content-Type", "application/json")]
     async with serving_wire() as wire, serving(wire.url + base) as server:
         assert (await ask(server.url, "POST", target, headers, CHAT)).status == 422
         assert not wire.received
@@ -128,9 +128,11 @@ async def test_out_of_the_path_of_the_upstream(open_door: Serving, target: str) 
 
 
 @pytest.mark.parametrize("target", SPELLINGS)
-async def test_what_goes_upstream(gateway: str, upstream: Demo, enforced: str, target: str) -> None:
+async def test_what_goes_upstream(
+    gateway: str, upstream: Demo, enforcing: str, target: str
+) -> None:
     """In scope the canonical path goes upstream, so that the upstream reads what policyd judged."""
-    headers = [("x-usagepanda-api-key", enforced)]
+    headers = [("x-usagepanda-api-key", enforcing)]
     assert (await ask(gateway, "POST", target, headers, CHAT_WITH_USER)).status in (200, 404)
     (passed,) = upstream.targets
     prefix = (
@@ -149,28 +151,26 @@ async def test_what_goes_upstream(gateway: str, upstream: Demo, enforced: str, t
         "/%E2%82%AC/%ff?%ff",
     ],
 )
-async def test_other_paths(
-    open_door: Serving, upstream: Demo, unenforced: str, target: str
-) -> None:
+async def test_other_paths(open_door: Serving, upstream: Demo, off: str, target: str) -> None:
     """Out of scope, path and query are forwarded byte for byte."""
     async with serving_wire() as wire, open_door(wire.url) as server:
-        headers = [("x-usagepanda-api-key", unenforced)]
+        headers = [("x-usagepanda-api-key", off)]
         assert (await ask(server.url, "GET", target, headers)).status == 200
     assert wire.head[0] == f"GET {target.removesuffix('?')} HTTP/1.1"
 
 
-async def test_the_query_in_scope(gateway: str, upstream: Demo, enforced: str) -> None:
+async def test_the_query_in_scope(gateway: str, upstream: Demo, enforcing: str) -> None:
     """The query of a request in scope is forwarded unchanged."""
     query = "?a=%20b+c;d=%2F//../&e=%zz"
-    headers = [("x-usagepanda-api-key", enforced)]
+    headers = [("x-usagepanda-api-key", enforcing)]
     await ask(gateway, "POST", f"/v1/Embeddings/{query}", headers, b'{"user":"u"}')
     assert upstream.targets == [f"/v1/embeddings{query}"]
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE", "PUT", "PATCH", "HEAD"])
-async def test_other_methods(gateway: str, upstream: Demo, enforced: str, method: str) -> None:
+async def test_other_methods(gateway: str, upstream: Demo, enforcing: str, method: str) -> None:
     """Other methods are not in scope, and are forwarded with their body."""
-    headers = [("x-usagepanda-api-key", enforced)]
+    headers = [("x-usagepanda-api-key", enforcing)]
     await ask(gateway, method, "/v1/chat/completions/", headers, CHAT)
     (received,) = upstream.app.record
     assert received.method == method

@@ -165,6 +165,7 @@ def test_keys_from_files(policyd: Policyd, upstream: str, tmp_path: Path) -> Non
         assert secret not in logged
 
 
+@pytest.mark.slow
 def test_where_settings_come_from(policyd: Policyd, upstream: str, tmp_path: Path) -> None:
     """A flag beats the environment, which beats the file; the file's names may have - or _."""
     config = tmp_path / "gateway.yaml"

@@ -73,18 +73,18 @@ async def test_heads_have_a_bound(gateway: str, upstream: Demo) -> None:
 
 
 async def test_what_follows_a_refused_body_is_no_request(
-    gateway: str, upstream: Demo, enforced: str
+    gateway: str, upstream: Demo, enforcing: str
 ) -> None:
     """A request hidden behind a malformed one is never read."""
-    hidden = request("GET", "/v1/models", [("x-usagepanda-api-key", enforced)])
+    hidden = request("GET", "/v1/models", [("x-usagepanda-api-key", enforcing)])
     raw = await exchange(gateway, MALFORMED["Content-Length and Transfer-Encoding"] + hidden)
     assert raw.count(b"HTTP/1.1 ") == 1
     assert not upstream.app.record
 
 
-async def test_pipelined_requests(gateway: str, upstream: Demo, enforced: str) -> None:
+async def test_pipelined_requests(gateway: str, upstream: Demo, enforcing: str) -> None:
     """Pipelined requests are each judged by themselves, in order."""
-    key = ("x-usagepanda-api-key", enforced)
+    key = ("x-usagepanda-api-key", enforcing)
     bodies = [CHAT_WITH_USER, CHAT, CHAT_WITH_USER]
     data = [request("POST", "/v1/chat/completions", [key], body) for body in bodies]
     keep = [one.replace(b"Connection: close\r\n", b"") for one in data[:-1]]
@@ -108,22 +108,22 @@ async def test_upgrades_smuggle_nothing(open_door: Serving) -> None:
         assert wire.connections == 1
 
 
-async def test_http_1_0(gateway: str, enforced: str) -> None:
+async def test_http_1_0(gateway: str, enforcing: str) -> None:
     """A client of HTTP/1.0 is served, and its connection closed."""
-    data = request("GET", "/v1/models", [("x-usagepanda-api-key", enforced)])
+    data = request("GET", "/v1/models", [("x-usagepanda-api-key", enforcing)])
     response = parse(await exchange(gateway, data.replace(b"HTTP/1.1", b"HTTP/1.0")))
     assert response.status == 200
 
 
-async def test_trailers_are_no_headers(gateway: str, upstream: Demo, enforced: str) -> None:
+async def test_trailers_are_no_headers(gateway: str, upstream: Demo, enforcing: str) -> None:
     """Trailers behind the last chunk are ignored and not forwarded."""
     head = [("Transfer-Encoding", "chunked"), ("Content-Type", "application/json")]
     chunks = b"%x\r\n%s\r\n0\r\n" % (len(CHAT_WITH_USER), CHAT_WITH_USER)
-    trailer = f"x-usagepanda-api-key: {enforced}\r\nX-Foo: 1\r\n\r\n".encode()
+    trailer = f"x-usagepanda-api-key: {enforcing}\r\nX-Foo: 1\r\n\r\n".encode()
     data = request("POST", "/v1/chat/completions", head)
     assert parse(await exchange(gateway, data + chunks + trailer)).status == 403
     assert not upstream.app.record
-    data = request("POST", "/v1/chat/completions", [*head, ("x-usagepanda-api-key", enforced)])
+    data = request("POST", "/v1/chat/completions", [*head, ("x-usagepanda-api-key", enforcing)])
     assert parse(await exchange(gateway, data + chunks + trailer)).status == 200
     assert upstream.app.record[0].header(b"x-foo") == ""
 

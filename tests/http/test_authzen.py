@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -10,31 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.processes import Policyd
+from tests.support import examples
 from tests.support.raw_http import NO_USER, Response, ask
 
 Json = dict[str, Any]
 JSON = ("Content-Type", "application/json")
 PATH = "/v1/chat/completions"
-
-
-@pytest.fixture(scope="module")
-def policyd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policyd]:
-    """A policyd that answers HTTP too."""
-    server = Policyd(tmp_path_factory.mktemp("policyd"), "--http", "127.0.0.1:0")
-    yield server
-    assert server.stop() == 0, server.errors
-    assert "Traceback" not in "".join(server.errors)
-
-
-@pytest.fixture(scope="module")
-def url(policyd: Policyd) -> str:
-    return f"http://{policyd.http}"
-
-
-@pytest.fixture(scope="module")
-def enforced(policyd: Policyd) -> str:
-    return policyd.create_key("enforce")
 
 
 def about(key: str, path: str = PATH, method: str = "POST", **context: object) -> Json:
@@ -75,9 +55,9 @@ async def evaluate_all(url: str, content: object) -> list[Json]:
 # --- evaluation --------------------------------------------------------------------------------
 
 
-async def test_a_denial(url: str, enforced: str) -> None:
+async def test_a_denial(url: str, enforcing: str) -> None:
     """A decision of false comes with the reasons, and the HTTP response for the client."""
-    decision = await evaluate(url, about(enforced, has_user=False))
+    decision = await evaluate(url, about(enforcing, has_user=False))
     assert decision["decision"] is False
     context = decision["context"]
     assert context["flags"] == ["policy_enforce_user_ids"]
@@ -93,9 +73,9 @@ async def test_a_denial(url: str, enforced: str) -> None:
     assert context["reason_user"]["422"].startswith("Usage Panda: Config set to block")
 
 
-async def test_an_allowed_request(url: str, enforced: str) -> None:
+async def test_an_allowed_request(url: str, enforcing: str) -> None:
     """A decision of true comes with its ID and the path to send upstream."""
-    decision = await evaluate(url, about(enforced, "/v1//%63hat/completions", user="u-1"))
+    decision = await evaluate(url, about(enforcing, "/v1//%63hat/completions", user="u-1"))
     assert decision["decision"] is True
     assert decision["context"]["upstream_path"] == PATH
     assert len(decision["context"]["decision_id"]) == 32
@@ -115,9 +95,9 @@ async def test_an_allowed_request(url: str, enforced: str) -> None:
           "headers": {"x-usagepanda-enforce-user-ids": ["false", "true"]}}, False),
     ],
 )  # fmt: skip
-async def test_contexts(url: str, enforced: str, context: Json, decision: bool) -> None:
+async def test_contexts(url: str, enforcing: str, context: Json, decision: bool) -> None:
     """The context describes the user. An evaluation without one is never allowed."""
-    assert (await evaluate(url, about(enforced, **context)))["decision"] is decision
+    assert (await evaluate(url, about(enforcing, **context)))["decision"] is decision
 
 
 @pytest.mark.parametrize(
@@ -132,17 +112,17 @@ async def test_contexts(url: str, enforced: str, context: Json, decision: bool) 
     ],
 )
 async def test_overridden_methods(
-    url: str, enforced: str, path: str, headers: Json, decision: bool
+    url: str, enforcing: str, path: str, headers: Json, decision: bool
 ) -> None:
     """A request that the upstream may take for a POST is judged as one."""
-    asked = about(enforced, path, "PUT", has_user=False, headers=headers)
+    asked = about(enforcing, path, "PUT", has_user=False, headers=headers)
     assert (await evaluate(url, asked))["decision"] is decision
 
 
-async def test_out_of_scope(url: str, enforced: str) -> None:
+async def test_out_of_scope(url: str, enforcing: str) -> None:
     """Other methods and paths are allowed, with a valid key."""
     for method, path in [("GET", PATH), ("POST", "/v1/files")]:
-        assert (await evaluate(url, about(enforced, path, method)))["decision"] is True
+        assert (await evaluate(url, about(enforcing, path, method)))["decision"] is True
         denied = await evaluate(url, about("up-unknown", path, method))
         assert denied["decision"] is False
         assert denied["context"]["denial"]["status"] == 403
@@ -160,17 +140,17 @@ async def test_out_of_scope(url: str, enforced: str) -> None:
     ],
 )
 async def test_what_policyd_does_not_decide_about(
-    url: str, enforced: str, entity: str, name: str, value: str
+    url: str, enforcing: str, entity: str, name: str, value: str
 ) -> None:
     """A well-formed evaluation of something else is answered with false, never with true."""
-    asked = about(enforced, has_user=True)
+    asked = about(enforcing, has_user=True)
     asked[entity][name] = value
     assert (await evaluate(url, asked))["decision"] is False
 
 
-async def test_unknown_members(url: str, enforced: str) -> None:
+async def test_unknown_members(url: str, enforcing: str) -> None:
     """Unknown members are ignored."""
-    asked: Json = about(enforced, has_user=True, more={"a": [1]}) | {"future": {"nested": True}}
+    asked: Json = about(enforcing, has_user=True, more={"a": [1]}) | {"future": {"nested": True}}
     asked["subject"]["properties"] = {"department": "Sales", "ip_address": "192.0.2.1"}
     asked["action"]["properties"] = {"method": "GET"}
     asked["resource"]["properties"] = {"model": "m", "owner": None}
@@ -234,9 +214,9 @@ async def test_malformed_requests(url: str, path: str, content: object) -> None:
     assert response.body
 
 
-async def test_other_content_types(url: str, enforced: str) -> None:
+async def test_other_content_types(url: str, enforcing: str) -> None:
     """Any content type but application/json is answered 400."""
-    asked = about(enforced, has_user=True)
+    asked = about(enforcing, has_user=True)
     for kind in ("text/plain", "application/x-www-form-urlencoded", "application/jsonp"):
         response = await post(url, "/access/v1/evaluation", asked, ("Content-Type", kind))
         assert response.status == 400
@@ -250,14 +230,14 @@ async def test_other_content_types(url: str, enforced: str) -> None:
         assert (await post(url, "/access/v1/evaluation", asked, JSON, given)).status == status
 
 
-async def test_request_ids(url: str, enforced: str) -> None:
+async def test_request_ids(url: str, enforcing: str) -> None:
     """X-Request-ID is returned unchanged, with errors too."""
     name = ("X-Request-ID", "bfe9eb29-ab87")
-    for content, status in ((about(enforced, has_user=True), 200), (b"", 400)):
+    for content, status in ((about(enforcing, has_user=True), 200), (b"", 400)):
         response = await post(url, "/access/v1/evaluation", content, JSON, name)
         assert response.status == status
         assert response.all("x-request-id") == [name[1]]
-    response = await post(url, "/access/v1/evaluation", about(enforced))
+    response = await post(url, "/access/v1/evaluation", about(enforcing))
     assert response.all("x-request-id") == []
 
 
@@ -267,9 +247,9 @@ async def test_other_methods(url: str) -> None:
     assert (response.status, response.all("allow")) == (405, ["POST"])
 
 
-async def test_a_trailing_slash(url: str, enforced: str) -> None:
+async def test_a_trailing_slash(url: str, enforcing: str) -> None:
     """A trailing slash is ignored; any longer path is another endpoint."""
-    asked = about(enforced, has_user=True)
+    asked = about(enforcing, has_user=True)
     for path in ("/access/v1/evaluation/", "/access/v1/evaluations/"):
         response = await post(url, path, asked)
         assert (response.status, json.loads(response.body)["decision"]) == (200, True)
@@ -277,7 +257,7 @@ async def test_a_trailing_slash(url: str, enforced: str) -> None:
         assert (await post(url, path + "x", asked)).status == 404
     response = await ask(url, "GET", "/.well-known/authzen-configuration/")
     assert json.loads(response.body)["policy_decision_point"] == "http://gateway.test"
-    assert (await post(url, "/v1/evaluate/", {"key": enforced, "hasUser": True})).status == 200
+    assert (await post(url, "/v1/evaluate/", {"key": enforcing, "hasUser": True})).status == 200
 
 
 NOTHING = [
@@ -301,9 +281,9 @@ NOTHING = [
 
 @pytest.mark.parametrize("where", NOTHING, ids=".".join)
 @pytest.mark.parametrize("path", ["/access/v1/evaluation", "/access/v1/evaluations"])
-async def test_null(url: str, enforced: str, path: str, where: tuple[str, ...]) -> None:
+async def test_null(url: str, enforcing: str, path: str, where: tuple[str, ...]) -> None:
     """Null for an optional member means that it is not there."""
-    asked: Json = about(enforced, has_user=True)
+    asked: Json = about(enforcing, has_user=True)
     inner = asked
     for name in where[:-1]:
         inner = inner.setdefault(name, {})
@@ -312,28 +292,28 @@ async def test_null(url: str, enforced: str, path: str, where: tuple[str, ...]) 
     assert (response.status, json.loads(response.body)["decision"]) == (200, True)
 
 
-async def test_no_context(url: str, enforced: str) -> None:
+async def test_no_context(url: str, enforcing: str) -> None:
     """A null context tells nothing of the user, so where a user is needed nothing is allowed."""
     for more in ({"context": None}, {"context": {"has_user": None}}, {"context": {"user": None}}):
-        decision = await evaluate(url, about(enforced) | more)
+        decision = await evaluate(url, about(enforcing) | more)
         assert decision["decision"] is False
         assert decision["context"]["error"]["status"] == 400
-        out_of_scope = await evaluate(url, about(enforced, method="GET") | more)
+        out_of_scope = await evaluate(url, about(enforcing, method="GET") | more)
         assert out_of_scope["decision"] is True
 
 
-async def test_too_large(url: str, enforced: str) -> None:
+async def test_too_large(url: str, enforcing: str) -> None:
     """A request over --max-message is answered 413."""
-    asked = about(enforced, user="x" * 5 * 2**20)
+    asked = about(enforcing, user="x" * 5 * 2**20)
     assert (await post(url, "/access/v1/evaluation", asked)).status == 413
 
 
 # --- evaluations -------------------------------------------------------------------------------
 
 
-async def test_defaults(url: str, enforced: str) -> None:
+async def test_defaults(url: str, enforcing: str) -> None:
     """The top level fills in what an evaluation lacks, and an evaluation's own entity wins."""
-    asked = about(enforced, user="u-1") | {
+    asked = about(enforcing, user="u-1") | {
         "evaluations": [
             {},
             {"context": {"has_user": False}},
@@ -347,19 +327,19 @@ async def test_defaults(url: str, enforced: str) -> None:
     assert decisions[3]["context"]["upstream_path"] == "/v1/embeddings"
 
 
-async def test_no_defaults(url: str, enforced: str) -> None:
+async def test_no_defaults(url: str, enforcing: str) -> None:
     """Each evaluation may give everything itself."""
-    items = [about(enforced, has_user=has_user) for has_user in (False, True)]
+    items = [about(enforcing, has_user=has_user) for has_user in (False, True)]
     decisions = await evaluate_all(url, {"evaluations": items})
     assert [one["decision"] for one in decisions] == [False, True]
 
 
-async def test_one_that_cannot_be_evaluated(url: str, enforced: str) -> None:
+async def test_one_that_cannot_be_evaluated(url: str, enforcing: str) -> None:
     """A malformed evaluation is decided with false, with the error in its context.
 
     The others are decided as always.
     """
-    asked = without(about(enforced, has_user=True), "resource")
+    asked = without(about(enforcing, has_user=True), "resource")
     resource = {"type": "path", "id": PATH}
     bad = [{}, {"resource": 5}, {"resource": None}, 1, None, "x", [], True]
     bad += [{"resource": {"type": "", "id": ""}}, {"resource": resource, "context": 5}]
@@ -372,9 +352,9 @@ async def test_one_that_cannot_be_evaluated(url: str, enforced: str) -> None:
     assert all(one["context"]["error"]["status"] == 400 for one in decisions)
 
 
-async def test_null_defaults(url: str, enforced: str) -> None:
+async def test_null_defaults(url: str, enforcing: str) -> None:
     """Null at the top level is no default, and null in an evaluation leaves the default."""
-    whole = about(enforced, has_user=True)
+    whole = about(enforcing, has_user=True)
     nothing = dict.fromkeys(("subject", "action", "resource", "context", "options"))
     asked = nothing | {"evaluations": [whole, {}]}
     assert [one["decision"] for one in await evaluate_all(url, asked)] == [True, False]
@@ -382,11 +362,11 @@ async def test_null_defaults(url: str, enforced: str) -> None:
     assert [one["decision"] for one in await evaluate_all(url, asked)] == [True]
 
 
-async def test_a_bad_one_is_a_denial(url: str, enforced: str) -> None:
+async def test_a_bad_one_is_a_denial(url: str, enforcing: str) -> None:
     """A malformed evaluation ends a batch that ends at the first denial, and none that ends at the
     first permit.
     """
-    asked = about(enforced, has_user=True) | {"evaluations": [1, {}, {}]}
+    asked = about(enforcing, has_user=True) | {"evaluations": [1, {}, {}]}
     for semantic, wanted in (
         ("deny_on_first_deny", [False]),
         ("permit_on_first_permit", [False, True]),
@@ -403,19 +383,19 @@ async def test_a_bad_one_is_a_denial(url: str, enforced: str) -> None:
         ("permit_on_first_permit", [True]),
     ],
 )
-async def test_semantics(url: str, enforced: str, semantic: str, wanted: list[bool]) -> None:
+async def test_semantics(url: str, enforcing: str, semantic: str, wanted: list[bool]) -> None:
     """The evaluations end where the semantic requires."""
     items = [{"context": {"has_user": has_user}} for has_user in (True, False, True)]
     options = {"evaluations_semantic": semantic, "another": 1}
-    asked = about(enforced) | {"evaluations": items, "options": options}
+    asked = about(enforcing) | {"evaluations": items, "options": options}
     assert [one["decision"] for one in await evaluate_all(url, asked)] == wanted
 
 
-async def test_no_evaluations(url: str, enforced: str) -> None:
+async def test_no_evaluations(url: str, enforcing: str) -> None:
     """Without evaluations the request is a single one."""
     without: list[dict[str, Any]] = [{}, {"evaluations": []}]
     for more in without:
-        response = await post(url, "/access/v1/evaluations", about(enforced, has_user=True) | more)
+        response = await post(url, "/access/v1/evaluations", about(enforcing, has_user=True) | more)
         assert json.loads(response.body)["decision"] is True
 
 
@@ -434,16 +414,16 @@ async def test_no_evaluations(url: str, enforced: str) -> None:
         {"evaluations": [{}], "options": []},
     ],
 )
-async def test_malformed_evaluations(url: str, enforced: str, more: Json) -> None:
+async def test_malformed_evaluations(url: str, enforcing: str, more: Json) -> None:
     """An error of the whole request is answered 400."""
-    asked = about(enforced, has_user=True) | more
+    asked = about(enforcing, has_user=True) | more
     assert (await post(url, "/access/v1/evaluations", asked)).status == 400
 
 
 # --- discovery ---------------------------------------------------------------------------------
 
 
-async def test_the_discovery_document(url: str, enforced: str) -> None:
+async def test_the_discovery_document(url: str, enforcing: str) -> None:
     """The document names the endpoints by the URL of its own request, and they answer there."""
     response = await ask(url, "GET", "/.well-known/authzen-configuration")
     assert (response.status, response.all("content-type")) == (200, ["application/json"])
@@ -481,19 +461,21 @@ ENTITIES = st.fixed_dictionaries(
     },
 )
 FUZZ = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples.times(1.5),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 
 @FUZZ
 @given(context=USERLESS, items=st.lists(ENTITIES, max_size=4), options=VALUES)
 def test_no_request_without_user_is_allowed(
-    url: str, enforced: str, context: Json, items: list[Json], options: object
+    url: str, enforcing: str, context: Json, items: list[Json], options: object
 ) -> None:
     """Where the key enforces, no request without a user is allowed, whatever the evaluations hold,
     and nothing crashes policyd.
     """
-    asked = about(enforced) | {"context": context, "evaluations": items}
+    asked = about(enforcing) | {"context": context, "evaluations": items}
     if isinstance(options, dict):
         asked["options"] = options
     response = asyncio.run(post(url, "/access/v1/evaluations", asked))

@@ -1,7 +1,5 @@
 """The HTTP check passes the conformance vectors."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from tests.support import conformance
@@ -19,16 +17,8 @@ EMPTY = {
 
 
 @pytest.fixture(scope="module")
-def http_policyd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policyd]:
-    """A policyd that answers HTTP too."""
-    server = Policyd(tmp_path_factory.mktemp("policyd"), "--http", "127.0.0.1:0")
-    yield server
-    assert server.stop() == 0, server.errors
-
-
-@pytest.fixture(scope="module")
-def keys(http_policyd: Policyd) -> Keys:
-    return Keys(http_policyd)
+def keys(policyd: Policyd) -> Keys:
+    return Keys(policyd)
 
 
 def verdict(vector: Vector, response: Response) -> None:
@@ -45,12 +35,12 @@ def verdict(vector: Vector, response: Response) -> None:
 
 @conformance.over_http_by_file
 def test_named_by_headers(
-    vectors: tuple[Vector, ...], subtests: pytest.Subtests, http_policyd: Policyd, keys: Keys
+    vectors: tuple[Vector, ...], subtests: pytest.Subtests, url: str, keys: Keys
 ) -> None:
     """A request that X-Forwarded-Method and X-Forwarded-Uri name is judged as its vector states."""
 
     def check(vector: Vector) -> None:
-        url, secret = f"http://{http_policyd.http}", keys.secret(vector.key)
+        secret = keys.secret(vector.key)
         named = about(vector.request.method, vector.request.target)
         response = conformance.send(
             vector, url, secret, method="POST", target="/v1/check", headers=named
@@ -62,12 +52,12 @@ def test_named_by_headers(
 
 @conformance.over_http_by_file
 def test_behind_the_prefix(
-    vectors: tuple[Vector, ...], subtests: pytest.Subtests, http_policyd: Policyd, keys: Keys
+    vectors: tuple[Vector, ...], subtests: pytest.Subtests, url: str, keys: Keys
 ) -> None:
     """A request whose own method and path follow /v1/check is judged as its vector states."""
 
     def check(vector: Vector) -> None:
-        url, secret = f"http://{http_policyd.http}", keys.secret(vector.key)
+        secret = keys.secret(vector.key)
         target = f"/v1/check{vector.request.target}"
         verdict(vector, conformance.send(vector, url, secret, target=target))
 

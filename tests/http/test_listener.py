@@ -1,6 +1,7 @@
 """The listener of the HTTP check: which callers may ask, TLS, workers, and how it ends."""
 
 import asyncio
+import gzip
 import json
 import signal
 import ssl
@@ -12,10 +13,12 @@ import pytest
 import trustme
 
 from policyd.command.address import Address
+from policyd.engine.model import Mode
 from policyd.errors import CannotListen, SettingsError
+from policyd.policies import TABLE
 from policyd.server.server import Server
 from policyd.settings import ServerSettings
-from policyd.store import Store
+from tests.support.databases import open_store
 from tests.support.http_checks import about, check, evaluate
 from tests.support.processes import Policyd
 from tests.support.raw_http import CHAT, CHAT_WITH_USER, ask, connect, exchange, parse, request
@@ -33,6 +36,15 @@ def made(tmp_path: Path) -> ServerSettings:
         admin_token_file=tmp_path / "admin-token",
         spool=tmp_path / "spool",
     )
+
+
+@pytest.fixture
+def key(made: ServerSettings) -> str:
+    """An API key of the database that these settings name."""
+    store = open_store(made.database_url)
+    _, secret = store.keys.create("app")
+    store.close()
+    return secret
 
 
 TOKEN = "a-token-of-the-gateways"
@@ -62,6 +74,7 @@ async def test_caller_token(made: ServerSettings, tmp_path: Path) -> None:
             assert (await evaluate(url, {"hasUser": True}, *headers)).status == status
 
 
+@pytest.mark.slow
 async def test_tls(made: ServerSettings, tmp_path: Path) -> None:
     """--tls-cert makes it speak TLS only, and --tls-client-ca only to clients of that authority."""
     authority = trustme.CA()
@@ -109,14 +122,35 @@ def test_beyond_loopback(made: ServerSettings, tmp_path: Path, flag: str) -> Non
     replace(made, **everywhere, insecure=True)
 
 
-async def test_a_port_that_is_taken(made: ServerSettings) -> None:
+async def test_a_port_that_is_taken(made: ServerSettings, policyd: Policyd) -> None:
     """A port that is taken is an error that names the flag."""
-    async with Server(made) as server:
-        with pytest.raises(CannotListen, match="--http"):
-            async with Server(replace(made, http=server.http)):
-                pass
+    assert policyd.http
+    host, _, port = policyd.http.rpartition(":")
+    with pytest.raises(CannotListen, match="--http"):
+        async with Server(replace(made, http=Address(host, int(port)))):
+            pass
 
 
+async def test_bodies_over_the_bound(made: ServerSettings) -> None:
+    """A body larger than --max-body, as it came or decompressed, is discarded, so that its sender
+    gets the answer, and allowed where the key does not enforce.
+    """
+    store = open_store(made.database_url)
+    off, enforcing = (
+        store.keys.create("app", TABLE.with_original(mode))[1] for mode in (Mode.OFF, Mode.ENFORCE)
+    )
+    store.close()
+    larger, far = (b'{"user":"u-1","a":"%s"}' % (b"x" * size) for size in (10**5, 20 * 2**20))
+    packed = ("Content-Encoding", "gzip")
+    async with Server(replace(made, max_body=10**5)) as server:
+        url = f"http://{server.http}"
+        assert (await check(url, enforcing, larger)).status == 413
+        assert (await check(url, enforcing, gzip.compress(larger * 20), packed)).status == 413
+        for key, status in ((enforcing, 413), (off, 200), ("", 403)):
+            assert (await check(url, key, far)).status == status
+
+
+@pytest.mark.slow
 async def test_workers(tmp_path: Path) -> None:
     """All workers answer on the one port, and end cleanly."""
     server = Policyd(tmp_path, "--http", "127.0.0.1:0", "--workers", "2")
@@ -163,15 +197,11 @@ async def _refused(url: str) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_a_log_that_is_full(made: ServerSettings) -> None:
+async def test_a_log_that_is_full(made: ServerSettings, key: str) -> None:
     """Without room in the log there is no decision: nothing is allowed, and the answer is 503.
 
     A refused key needs no room in the log.
     """
-    store = Store(made.database_url)
-    await asyncio.to_thread(store.migrate)
-    _, key = await asyncio.to_thread(store.keys.create, "app")
-    store.close()
     json_type = ("Content-Type", "application/json")
     asked = {
         "subject": {"type": "api_key", "id": key},

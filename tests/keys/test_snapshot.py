@@ -191,6 +191,7 @@ def _writes(path: Path, number: int) -> None:
             SnapshotFile(path).keep(head(revision), settings)
 
 
+@pytest.mark.slow
 def test_several_that_write_and_are_killed(tmp_path: Path) -> None:
     """Whenever a writer is killed, and however many write, the file is one whole snapshot."""
     path = tmp_path / "snapshot"

@@ -13,7 +13,7 @@ from policyd.engine.policy import Policy
 from policyd.policies import TABLE, decide
 from tests.engine import test_decisions as tables
 
-CASES = [one.values[0] for one in tables.CASES]
+CASES: list[Any] = [one.values[0] for one in tables.CASES]
 each = pytest.mark.parametrize("policy", TABLE.policies, ids=lambda policy: policy.name)
 
 

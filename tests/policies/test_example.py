@@ -26,13 +26,12 @@ from tests.support.processes import Policyd, environment, run
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "policies.md").read_text(encoding="utf-8")
 NAME, TITLE, FLAG = "pinned_models", "Pinned Models", "policy_pinned_models"
-ASKED = {"method": "POST", "path": "/v1/chat/completions", "model": "gpt-4o", "has_user": True}
 
 
 def block(language: str) -> str:
     """The one block of the page in this language."""
     [found] = re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    return found
+    return str(found)
 
 
 @dataclass
@@ -81,13 +80,21 @@ def server(copy: Copy) -> Iterator[Policyd]:
 @pytest.fixture(scope="module")
 def key(copy: Copy, server: Policyd) -> dict[str, Any]:
     """A key that enforces the policy, and has been asked about once."""
+    made: dict[str, Any]
     [made] = copy.json("keys", "create", "app", "--policy", f"{NAME}=audit")
     [held] = copy.json("keys", "set", made["id"], "--policy", f"{NAME}=enforce")
     assert held["policies"][NAME] == {"mode": "enforce", "value": "", "override": None}
     server.reach(held["revision"])
     with grpc.insecure_channel(server.grpc) as channel:
         answer = PolicyServiceStub(channel).Evaluate(
-            EvaluateRequest(key=made["key"], **ASKED), timeout=30
+            EvaluateRequest(
+                key=made["key"],
+                method="POST",
+                path="/v1/chat/completions",
+                model="gpt-4o",
+                has_user=True,
+            ),
+            timeout=30,
         )
     assert answer.decision == DECISION_DENY
     assert [flag.type for flag in answer.flags] == [FLAG]
@@ -131,7 +138,7 @@ def test_its_settings_are_checked(copy: Copy, key: dict[str, Any]) -> None:
 async def test_the_console_has_it(copy: Copy, server: Policyd, key: dict[str, Any]) -> None:
     """The console has a panel for its setting, its words in the log, and a filter for its flag."""
     token = (server.folder / "admin-token").read_text().strip()
-    async with Visitor(f"http://{server.console}") as visitor:
+    async with Visitor(server.console) as visitor:
         await visitor.sign_in(token)
         panel = (await visitor.get(f"/keys/{key['id']}")).text
         log = (await visitor.get(f"/logs?flag={FLAG}")).text
@@ -175,8 +182,10 @@ def test_its_cases(copy: Copy) -> None:
     shutil.copy(ROOT / "pyproject.toml", copy.folder)
     (copy.folder / "tests" / "decisions" / f"{NAME}.yaml").write_text(block("yaml"))
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-vv", "-p", "no:cacheprovider", "-p", "no:xdist"]
-        + ["tests/engine/test_decisions.py", "tests/policies/test_complete.py"],
+        [
+            *(sys.executable, "-m", "pytest", "-vv", "-p", "no:cacheprovider", "-p", "no:xdist"),
+            *("tests/engine/test_decisions.py", "tests/policies/test_complete.py"),
+        ],
         cwd=copy.folder,
         env=environment(copy.variables),
         capture_output=True,

@@ -16,7 +16,7 @@ def row(policy: Policy) -> str:
         f"`{policy.name}`",
         policy.hint,
         policy.kind.usage,
-        f"`{policy.header}`: {policy.kind.header_usage}" if policy.header else "–",
+        f"`{policy.header}`: {policy.kind.header_usage}" if policy.header else "none",
         ", ".join(f"`{one}`" for one in sorted(policy.operations)) or "all in scope",
         f"`{policy.flag}`",
     )

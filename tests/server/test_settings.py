@@ -18,11 +18,16 @@ from tests.services.test_services import ANYWHERE, settings
         ({"tls_client_ca": Path("x")}, "needs --tls-cert"),
         ({"log_retention": 1e6}, "--log-retention takes days, up to 36500"),
         ({"log_retention": float("nan")}, "--log-retention takes days"),
+        ({"end_user_headers": ("x-user",)}, "--end-user-callers go together"),
+        ({"end_user_callers": ("grpc",)}, "--end-user-callers go together"),
+        ({"end_user_callers": ("all",)}, "--end-user-callers takes grpc, http, envoy, not 'all'"),
+        ({"end_user_headers": ("Cookie",)}, "names of headers in lower case"),
+        ({"end_user_headers": ("cookie",)}, "--end-user-headers cookie has another meaning"),
     ],
 )
 def test_settings_that_do_not_fit(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     """policyd does not listen to other machines without authentication, nor accept a date that no
-    calendar has; the error names what to set.
+    calendar has or a header that names no end user; the error names what to set.
     """
     with pytest.raises(SettingsError, match=words):
         settings(tmp_path, **changes)

@@ -1,7 +1,6 @@
 """envoy.service.auth.v3.Authorization/Check on a real policyd, called as Envoy calls it."""
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import grpc
 import pytest
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 
+from tests.support.commands import logged
 from tests.support.envoy_checks import (
     BUFFERED,
     CHAT,
@@ -20,7 +20,7 @@ from tests.support.envoy_checks import (
     request,
     status,
 )
-from tests.support.processes import Policyd, run
+from tests.support.processes import Policyd
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "no_user.json"
 
@@ -231,10 +231,10 @@ def test_the_decision_log(checker: Checker, policyd: Policyd, enforcing: str) ->
     answer = checker.ask(
         request(headers, CHAT_WITH_USER, {"policyd.mode": "audit"}, path="/v1/a?b")
     )
-    unscoped = logged(policyd, answer.dynamic_metadata["decision_id"])
+    unscoped = logged(policyd.database_url, answer.dynamic_metadata["decision_id"])
     assert (unscoped["source"], unscoped["path"]) == ("route", "/v1/a")
     answer = checker.ask(request(headers, CHAT_WITH_USER))
-    entry = logged(policyd, answer.dynamic_metadata["decision_id"])
+    entry = logged(policyd.database_url, answer.dynamic_metadata["decision_id"])
     expected = {
         "source": "key",
         "operation": "chat_completion",
@@ -245,14 +245,3 @@ def test_the_decision_log(checker: Checker, policyd: Policyd, enforcing: str) ->
         "organization": "org-1",
     }
     assert {name: entry.get(name) for name in expected} == expected
-
-
-def logged(policyd: Policyd, decision_id: str) -> dict[str, Any]:
-    """The entry of the decision log, once it is in the store."""
-    command = ("policyd", "logs", "show", decision_id, "--json")
-    deadline = time.monotonic() + 30
-    while True:
-        done = run(*command, "--database-url", policyd.database_url)
-        if done.returncode == 0:
-            return dict(json.loads(done.stdout))
-        assert time.monotonic() < deadline, done.stderr

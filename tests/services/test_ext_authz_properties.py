@@ -9,6 +9,7 @@ from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support import examples
 from tests.support.envoy_checks import CHAT, KEY, PATH, Checker, request, status
 
 characters = st.characters(exclude_categories=["Cs"])
@@ -33,11 +34,12 @@ values = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(text, inner),
     max_leaves=5,
 )
+nobody = st.sampled_from([None, "", " \u200b", 0, 1, True, [], ["u"]])
 userless = st.dictionaries(
-    st.sampled_from(["model", "messages", "metadata", "User", "safety_identifier"]), values
-) | st.fixed_dictionaries({"user": st.sampled_from([None, "", " \u200b", 0, 1, True, [], ["u"]])})
+    st.sampled_from(["model", "messages", "metadata", "User"]), values
+) | st.fixed_dictionaries({}, optional={"user": nobody, "safety_identifier": nobody})
 bodies = (
-    st.binary(max_size=50)
+    examples.NAMELESS
     | userless.map(lambda members: json.dumps(members).encode())
     | userless.map(lambda members: gzip.compress(json.dumps(members).encode()))
     | st.just(CHAT)
@@ -48,7 +50,7 @@ paths = st.sampled_from(
 protocols = st.sampled_from(["HTTP/1.1", "HTTP/2", ""])
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples.times(2))
 @given(headers, bodies, paths, protocols, st.booleans(), st.booleans())
 def test_no_request_without_user_is_allowed(
     checker: Checker,
@@ -85,7 +87,7 @@ anything = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples.times(2))
 @given(anything)
 def test_every_request_is_answered(checker: Checker, asked: CheckRequest) -> None:
     """Every CheckRequest is decided, or is an invalid argument; none makes policyd fail."""

@@ -502,12 +502,12 @@ async def test_callers_with_a_token(tmp_path: Path) -> None:
                 await client.evaluate(request)
 
 
-async def test_a_busy_port(tmp_path: Path) -> None:
+async def test_a_busy_port(running: Running, tmp_path: Path) -> None:
     """A busy port is reported with the flag to change it."""
-    async with Server(settings(tmp_path)) as server:
-        with pytest.raises(CannotListen, match=rf"--grpc {server.grpc} cannot be listened on"):
-            async with Server(settings(tmp_path, grpc=server.grpc)):
-                pass
+    busy = running.server.grpc
+    with pytest.raises(CannotListen, match=rf"--grpc {busy} cannot be listened on"):
+        async with Server(settings(tmp_path, grpc=busy)):
+            pass
 
 
 async def test_a_token_file_that_others_can_read(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """What the tests of the store share: a store on a new database of each kind."""
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
 from policyd.store import Store
+from tests.support.databases import open_store
 
 
 @pytest.fixture
@@ -16,7 +18,5 @@ def url(new_database: str) -> str:
 @pytest.fixture
 def store(new_database: str) -> Iterator[Store]:
     """A store on that database."""
-    store = Store(new_database)
-    store.migrate()
-    yield store
-    store.close()
+    with closing(open_store(new_database)) as store:
+        yield store

@@ -1,6 +1,7 @@
 """The decision log's acceptance suite, which every store passes."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -12,7 +13,7 @@ from policyd.decision_log.record import Ending, Record, Verdict, is_decision_id,
 from policyd.engine.model import Source, UserState
 from policyd.errors import DecisionNotFound
 from policyd.store import Counts, LogFilter, Store
-from policyd.store.decisions import page_query
+from policyd.store.decisions import flag_sets_query, page_query
 from policyd.store.engine import open_engine
 from policyd.store.statistics import SORTS
 from tests.support.records import START, denied, outcome, record
@@ -76,12 +77,10 @@ def test_two_servers_with_one_outcome(url: str, store: Store) -> None:
     entries = [record() for _ in range(300)]
     store.log.append(entries)
     reports = [outcome(one) for one in entries]
-    other = Store(url)
-    with ThreadPoolExecutor(2) as threads:
+    with closing(Store(url)) as other, ThreadPoolExecutor(2) as threads:
         for start in range(0, 300, 10):
             some = reports[start : start + 10]
             list(threads.map(lambda one: one.log.append(some), (store, other)))  # noqa: B023
-    other.close()
     [(_, counts)] = store.statistics.hours(START, START)
     assert counts.input_tokens == 3000
 
@@ -138,6 +137,53 @@ def test_filters(store: Store) -> None:
     assert found(end_user="bob", since=START) == [odd]
     assert found(since=START + HOUR, until=START + 2 * HOUR) == [odd]
     assert found(end_user="b\0ob") == [odd]
+
+
+def test_sets_of_flags(store: Store) -> None:
+    """A flag is found in every set of flags that there is, however many those are."""
+    flags = [f"flag_{number}" for number in range(7)]
+    sets = [
+        ",".join(one for number, one in enumerate(flags) if chosen >> number & 1)
+        for chosen in range(1, 2**7)
+    ]
+    entries = [record(START + timedelta(seconds=n), flags=one) for n, one in enumerate(sets)]
+    store.log.append([*entries, record(START + HOUR)])
+    wanted = [one for one in entries if "flag_3" in one.flags.split(",")]
+    assert store.log.page(LogFilter(flag="flag_3"), limit=100) == wanted[::-1]
+    assert store.log.page(LogFilter(flag="flag_3"), limit=5, after=wanted[9].id) == wanted[8:3:-1]
+    assert store.log.page(LogFilter(flag="flag")) == []
+
+
+def test_violations_of_a_policy(store: Store) -> None:
+    """The log is filtered by the policy that a request violates, and by two at once."""
+    both = denied(flags="policy_max_tokens,policy_enforce_user_ids")
+    one = denied(flags="policy_max_tokens")
+    store.log.append([record(), denied(), one, both])
+    assert store.log.page(LogFilter(policy="max_tokens")) == [both, one][::-1]
+    assert store.log.page(LogFilter(policy="max_tokens", flag="policy_enforce_user_ids")) == [both]
+    assert store.log.page(LogFilter(policy="user_format")) == []
+
+
+def test_flags_are_found_along_the_index(url: str, store: Store) -> None:
+    """The sets of flags are read from the index, one entry of each."""
+    kinds = ("", "", "", "a", "a,b")
+    store.log.append([record(flags=kinds[number % 5]) for number in range(3000)])
+    engine = open_engine(url)
+    text = str(flag_sets_query().compile(engine, compile_kwargs={"literal_binds": True}))
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            plan = [str(row[3]) for row in connection.exec_driver_sql("EXPLAIN QUERY PLAN " + text)]
+            steps = [line for line in plan if "decisions" in line]
+            assert len(steps) == 2, plan
+            assert all("SEARCH decisions USING COVERING INDEX ix_" in step for step in steps), plan
+        else:
+            connection.exec_driver_sql("SET enable_seqscan = off")
+            connection.exec_driver_sql("ANALYZE decisions")
+            lines = "\n".join(str(row[0]) for row in connection.exec_driver_sql("EXPLAIN " + text))
+            assert "Seq Scan" not in lines, lines
+            assert "flags_id_idx" in lines, lines
+        assert list(connection.execute(flag_sets_query()).scalars()) == ["a", "a,b"]
+    engine.dispose()
 
 
 def test_counts(store: Store) -> None:
@@ -281,12 +327,10 @@ def test_retention(store: Store) -> None:
 
 def test_two_servers_retire(url: str, store: Store) -> None:
     """Rows that both servers find too old are subtracted from the count once."""
-    other = Store(url)
-    with ThreadPoolExecutor(2) as threads:
+    with closing(Store(url)) as other, ThreadPoolExecutor(2) as threads:
         for _ in range(10):
             store.log.append([record() for _ in range(100)])
             list(threads.map(lambda one: one.log.expire(START + DAY, 0), (store, other)))
-    other.close()
     assert store.log.status().decisions == len(store.log.page(EVERYTHING)) == 0
 
 
@@ -345,7 +389,8 @@ def test_query_plans(url: str, store: Store, wanted: LogFilter) -> None:
     """A page of the log is read along an index: nothing is scanned from end to end, or sorted."""
     store.log.append([record(START + timedelta(seconds=n), trace_id=f"t{n}") for n in range(3000)])
     engine = open_engine(url)
-    query = page_query(wanted, "f" * 32, "", 50)
+    flag_sets = ["invalid_override", "policy_enforce_user_ids,invalid_override"]
+    query = page_query(wanted, "f" * 32, "", 50, flag_sets if wanted.flag else ())
     text = str(query.compile(engine, compile_kwargs={"literal_binds": True}))
     with engine.connect() as connection:
         if engine.dialect.name == "sqlite":

@@ -164,21 +164,19 @@ def test_another_installation(store: Store, new_database: str) -> None:
     ):
         with pytest.raises(WrongDatabase, match="restart policyd"):
             use()
-    other = Store(new_database)
-    other.expect(other.identity())
-    assert other.log.status().decisions == 0
-    assert other.keys.list() == []
-    other.close()
+    with closing(Store(new_database)) as other:
+        other.expect(other.identity())
+        assert other.log.status().decisions == 0
+        assert other.keys.list() == []
 
 
 def test_a_database_without_our_tables(new_database: str) -> None:
     """An empty database in the place of the right one is another one."""
     make_file(new_database)
-    store = Store(new_database)
-    store.expect("0" * 32)
-    with pytest.raises(WrongDatabase, match="no tables of policyd"):
-        store.keys.changes_since(0, "")
-    store.close()
+    with closing(Store(new_database)) as store:
+        store.expect("0" * 32)
+        with pytest.raises(WrongDatabase, match="no tables of policyd"):
+            store.keys.changes_since(0, "")
 
 
 def test_a_postgresql_that_takes_no_changes(postgresql: PostgreSQL) -> None:
@@ -218,13 +216,12 @@ def test_a_standby() -> None:
 def filled(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A database with keys and decisions, all of it in its file."""
     folder = tmp_path_factory.mktemp("filled")
-    store = Store(f"sqlite:///{folder}/policyd.db")
-    store.migrate()
-    for number in range(50):
-        store.keys.create(f"key {number}")
-    store.log.append([record() for _ in range(5000)])
-    store.check()
-    store.close()
+    with closing(Store(f"sqlite:///{folder}/policyd.db")) as store:
+        store.migrate()
+        for number in range(50):
+            store.keys.create(f"key {number}")
+        store.log.append([record() for _ in range(5000)])
+        store.check()
     return (folder / "policyd.db").read_bytes()
 
 
@@ -240,10 +237,12 @@ def test_a_damaged_file(filled: bytes, tmp_path: Path, damage: str) -> None:
         )
         file = tmp_path / f"{number}.db"
         file.write_bytes(broken)
-        store = Store(f"sqlite:///{file}")
-        with pytest.raises(StoreUnavailable, match=r"is damaged: .+policyd db restore"):
+        reason = r"is damaged: .+policyd db restore"
+        with (
+            closing(Store(f"sqlite:///{file}")) as store,
+            pytest.raises(StoreUnavailable, match=reason),
+        ):
             store.check()
-        store.close()
         assert file.read_bytes() == broken
 
 
@@ -267,10 +266,11 @@ def test_a_large_log(
     with (tmp_path / "policyd.db").open("r+b") as file:
         file.seek((page - 1) * 4096)
         file.write(os.urandom(4096))
-    store = Store(f"sqlite:///{tmp_path}/policyd.db")
-    with pytest.raises(StoreUnavailable, match="is damaged"):
+    with (
+        closing(Store(f"sqlite:///{tmp_path}/policyd.db")) as store,
+        pytest.raises(StoreUnavailable, match="is damaged"),
+    ):
         store.check()
-    store.close()
 
 
 # Which program wrote to the file

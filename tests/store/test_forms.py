@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from policyd.store.database import writing
 from policyd.store.engine import open_engine
 from policyd.v1.policy_pb2 import DECISION_DENY, EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
+from tests.support.commands import invoke
 from tests.support.old_version import OldVersion
 from tests.support.postgresql import PostgreSQL
 from tests.support.processes import Policyd, run
@@ -75,11 +76,12 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> OldVersion:
 
 def number(url: str, table: str) -> str:
     engine = sa.create_engine(url)
-    with engine.connect() as connection:
-        named = sa.table(table, sa.column("version_num"))
-        found = connection.execute(sa.select(named)).scalar_one()
-    engine.dispose()
-    return str(found)
+    try:
+        with engine.connect() as connection:
+            named = sa.table(table, sa.column("version_num"))
+            return str(connection.execute(sa.select(named)).scalar_one())
+    finally:
+        engine.dispose()
 
 
 def commands(group: click.Group, path: str = "") -> Iterator[str]:
@@ -132,9 +134,9 @@ def test_which_commands_migrate(new_database: str, old: OldVersion) -> None:
 
 def test_a_new_database(new_database: str) -> None:
     """The first key makes a new database, as serve does; a command that only reads does not."""
-    listed = run("policyd", "keys", "list", "--database-url", new_database)
+    listed = invoke("policyd", "keys", "list", "--database-url", new_database)
     assert listed.returncode == 1
-    made = run("policyd", "keys", "create", "app", "--database-url", new_database)
+    made = invoke("policyd", "keys", "create", "app", "--database-url", new_database)
     assert made.returncode == 0, made.stderr
     assert number(new_database, "schema_version") == migrations.HEAD
 
@@ -146,9 +148,8 @@ def test_several_migrate_at_once(new_database: str, old: OldVersion) -> None:
     with ThreadPoolExecutor(4) as threads:
         for done in threads.map(lambda _: run(*words), range(4)):
             assert done.returncode == 0, done.stderr
-    store = Store(new_database)
-    assert store.log.status().decisions == len(store.log.page(LogFilter(), limit=1000)) == 300
-    store.close()
+    with closing(Store(new_database)) as store:
+        assert store.log.status().decisions == len(store.log.page(LogFilter(), limit=1000)) == 300
 
 
 def upgraded(url: str, folder: Path, works_from: str) -> None:
@@ -171,10 +172,12 @@ def upgraded(url: str, folder: Path, works_from: str) -> None:
     ours = Path(migrations.__file__).parent / "versions"
     config.set_main_option("version_locations", f"{ours} {folder}")
     engine = open_engine(url)
-    with writing(engine) as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "9000")
-    engine.dispose()
+    try:
+        with writing(engine) as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "9000")
+    finally:
+        engine.dispose()
 
 
 def test_a_newer_form_that_this_version_can_use(
@@ -190,9 +193,8 @@ def test_a_newer_form_that_this_version_can_use(
     again = start(Policyd, tmp_path, database_url=new_database)
     assert asked(again, key) == DECISION_DENY
     assert again.stop() == 0
-    store = Store(new_database)
-    assert len(store.log.page(LogFilter())) == 2
-    store.close()
+    with closing(Store(new_database)) as store:
+        assert len(store.log.page(LogFilter())) == 2
     status = run("policyd", "db", "status", "--json", "--database-url", new_database)
     assert status.returncode == 0
     assert json.loads(status.stdout)["form"] == "9000"
@@ -200,14 +202,17 @@ def test_a_newer_form_that_this_version_can_use(
 
 def test_a_newer_form_that_this_version_cannot_use(new_database: str, tmp_path: Path) -> None:
     """Every command rejects the database, and leaves it as it is."""
-    store = Store(new_database)
-    store.migrate()
-    upgraded(new_database, tmp_path / "later", works_from="9000")
-    with pytest.raises(StoreUnavailable, match="newer policyd; run that version"):
+    with closing(Store(new_database)) as store:
         store.migrate()
-    store.close()
-    for words in (("keys", "list"), ("db", "migrate"), ("serve", *ANYWHERE)):
-        done = run("policyd", *words, "--database-url", new_database)
+        upgraded(new_database, tmp_path / "later", works_from="9000")
+        with pytest.raises(StoreUnavailable, match="newer policyd; run that version"):
+            store.migrate()
+    for words, begin in (
+        (("keys", "list"), invoke),
+        (("db", "migrate"), invoke),
+        (("serve", *ANYWHERE), run),
+    ):
+        done = begin("policyd", *words, "--database-url", new_database)
         assert done.returncode == 1
         assert b"it was used with a newer policyd" in done.stderr
     assert number(new_database, "schema_version") == "9000"
@@ -271,10 +276,9 @@ def test_under_a_running_server_of_the_version_before(
         assert not any("cannot be used" in line for line in server.errors), server.errors
         answers += asking.answers
     assert answers > 100
-    store = Store(new_database)
-    assert store.log.status().decisions == 500 + answers
-    store.log.append([record()])
-    store.close()
+    with closing(Store(new_database)) as store:
+        assert store.log.status().decisions == 500 + answers
+        store.log.append([record()])
 
 
 def test_rows_are_not_read_under_a_lock(postgresql: PostgreSQL, old: OldVersion) -> None:
@@ -290,40 +294,63 @@ def test_rows_are_not_read_under_a_lock(postgresql: PostgreSQL, old: OldVersion)
             connection.commit()
             connection.add_notice_handler(lambda one: heard.append(str(one.message_primary)))
 
-        forms.migrate(engine)
-        engine.dispose()
+        try:
+            forms.migrate(engine)
+        finally:
+            engine.dispose()
     implied = 'partition constraint for table "decisions_old" is implied by existing constraints'
     assert implied in heard
+
+
+@contextmanager
+def least_user(engine: sa.Engine) -> Iterator[str]:
+    """The name of a database user who may read and write rows, and change no table."""
+    grants = (
+        "CREATE ROLE least LOGIN",
+        "REVOKE CREATE ON SCHEMA public FROM PUBLIC",
+        "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO least",
+    )
+    execute(engine, grants)
+    try:
+        yield "least"
+    finally:
+        execute(engine, ("DROP OWNED BY least", "DROP ROLE least"))
+
+
+def ids(store: Store) -> list[str]:
+    return [one.id for one in store.log.page(LogFilter(), limit=100)]
+
+
+def execute(engine: sa.Engine, statements: tuple[str, ...]) -> None:
+    with engine.connect() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
 
 
 def test_a_user_who_may_not_change_tables(
     postgresql: PostgreSQL, tmp_path: Path, start: Callable[..., Any]
 ) -> None:
     """With --no-migrate such a database user is enough for a server, retention included."""
-    with postgresql.database() as url:
+    with postgresql.database() as url, ExitStack() as ending:
         store = Store(url)
+        ending.callback(store.close)
         store.migrate()
         old_one = record(NOW - timedelta(days=20))
         store.log.append([old_one, *(record(NOW) for _ in range(30))])
         engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            for statement in (
-                "CREATE ROLE least LOGIN",
-                "REVOKE CREATE ON SCHEMA public FROM PUBLIC",
-                "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO least",
-            ):
-                connection.exec_driver_sql(statement)
-        least = url.replace("postgres@", "least@")
+        ending.callback(engine.dispose)
+        user = ending.enter_context(least_user(engine))
         server = start(
-            Policyd, tmp_path, "--no-migrate", "--log-retention", "10", database_url=least
+            *(Policyd, tmp_path, "--no-migrate", "--log-retention", "10"),
+            database_url=url.replace("postgres@", f"{user}@"),
         )
+        # The user cannot be dropped while the server is connected.
+        ending.callback(server.stop)
         assert asked(server, server.create_key("enforce")) == DECISION_DENY
+        until = time.monotonic() + 60
+        while old_one.id in ids(store) and time.monotonic() < until:
+            time.sleep(0.05)
         assert server.stop() == 0
-        found = [one.id for one in store.log.page(LogFilter(), limit=100)]
+        found = ids(store)
         assert len(found) == 31
         assert old_one.id not in found
-        store.close()
-        with engine.connect() as connection:
-            for statement in ("DROP OWNED BY least", "DROP ROLE least"):
-                connection.exec_driver_sql(statement)
-        engine.dispose()

@@ -1,7 +1,7 @@
 """policyd with PostgreSQL as its database, as a real process."""
 
 import asyncio
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import grpc
@@ -54,12 +54,14 @@ async def test_hints(postgresql: PostgreSQL, tmp_path: Path) -> None:
 
     A lost connection is replaced.
     """
-    with postgresql.database() as url:
-        store = Store(url)
+    with postgresql.database() as url, closing(Store(url)) as store:
         store.migrate()
         keys = KeyTable(store.keys.changes_since)
         await keys.refresh()
-        listening = [asyncio.create_task(keys.follow(3600)), asyncio.create_task(hint(store, keys))]
+        listening = [
+            asyncio.create_task(keys.follow(3600)),
+            asyncio.create_task(hint(store, keys)),
+        ]
         for _ in range(2):
             key = await until_followed(store, keys)
             assert keys.revision >= key.revision
@@ -68,7 +70,6 @@ async def test_hints(postgresql: PostgreSQL, tmp_path: Path) -> None:
         for task in listening:
             task.cancel()
         await asyncio.gather(*listening, return_exceptions=True)
-        store.close()
 
 
 async def hint(store: Store, keys: KeyTable) -> None:

@@ -23,10 +23,11 @@ from policyd.store.decisions import page_query
 from policyd.store.engine import open_engine
 from policyd.v1 import admin_pb2 as pb
 from policyd.v1.admin_pb2_grpc import AdminServiceStub
+from tests.support.commands import invoke
 from tests.support.load import until
 from tests.support.machine_clock import wrong_machine_clock
 from tests.support.postgresql import PostgreSQL
-from tests.support.processes import Policyd, run
+from tests.support.processes import Policyd
 from tests.support.records import decision_id, denied, record
 
 DAY = timedelta(days=1)
@@ -118,7 +119,7 @@ def test_a_setting_made_smaller(store: Store, new_database: str) -> None:
         assert status["retention_standstill"] == standstill.reason
         assert f"policyd logs retire {option} --yes" in standstill.reason
     words = ("logs", "retire", "--older-than", "7d")
-    refused = run("policyd", *words, "--database-url", new_database)
+    refused = invoke("policyd", *words, "--database-url", new_database)
     assert refused.returncode == 2
     assert b"give --yes" in refused.stderr
     assert kept(store) > before - 10
@@ -141,7 +142,7 @@ def test_a_small_bound_from_the_beginning(store: Store) -> None:
 
 
 def ask(url: str, *words: str) -> Any:
-    done = run("policyd", *words, "--database-url", url)
+    done = invoke("policyd", *words, "--database-url", url)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -192,11 +193,10 @@ def test_a_standstill_is_reported(
     new_database: str, tmp_path: Path, start: Callable[..., Any]
 ) -> None:
     """The server's log and the status over gRPC tell why retention stands still."""
-    store = Store(new_database)
-    store.migrate()
-    store.log.append([record(now() - n * DAY / 10) for n in range(800)])
-    store.log.retire(90 * DAY, PLENTY)
-    store.close()
+    with closing(Store(new_database)) as store:
+        store.migrate()
+        store.log.append([record(now() - n * DAY / 10) for n in range(800)])
+        store.log.retire(90 * DAY, PLENTY)
     server = start(Policyd, tmp_path, "--log-retention", "7", database_url=new_database)
     deadline = time.monotonic() + 60
     while not any("stands still" in line for line in server.errors):
@@ -220,21 +220,17 @@ class Readers:
         self._done = threading.Event()
         self.errors: list[str] = []
         self.pages = 0
-        self.longest = 0.0
 
     def _read(self) -> None:
-        store = Store(self._url)
-        while not self._done.is_set():
-            began = time.monotonic()
-            try:
-                page = store.log.page(LogFilter(), limit=50)
-                if page:
-                    store.log.page(LogFilter(key_id="key_1"), after=page[-1].id)
-                self.pages += 1
-            except StoreUnavailable as error:
-                self.errors.append(str(error))
-            self.longest = max(self.longest, time.monotonic() - began)
-        store.close()
+        with closing(Store(self._url)) as store:
+            while not self._done.is_set():
+                try:
+                    page = store.log.page(LogFilter(), limit=50)
+                    if page:
+                        store.log.page(LogFilter(key_id="key_1"), after=page[-1].id)
+                    self.pages += 1
+                except StoreUnavailable as error:
+                    self.errors.append(str(error))
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -252,8 +248,7 @@ class Readers:
 @pytest.fixture
 def days(postgresql: PostgreSQL) -> Iterator[tuple[str, Store]]:
     """A PostgreSQL whose log has forty days."""
-    with postgresql.database() as url:
-        store = Store(url)
+    with postgresql.database() as url, closing(Store(url)) as store:
         store.migrate()
         engine = open_engine(url)
         for n in range(0, 40, 8):
@@ -262,7 +257,6 @@ def days(postgresql: PostgreSQL) -> Iterator[tuple[str, Store]]:
             assert len(partitions(connection)) > 35
         engine.dispose()
         yield url, store
-        store.close()
 
 
 def midnight(n: int) -> datetime:
@@ -319,8 +313,7 @@ def test_a_kill_between_taking_a_day_out_and_dropping_it(days: tuple[str, Store]
 
 def test_a_day_that_was_not_made_in_time(postgresql: PostgreSQL) -> None:
     """Its decisions are in the default partition, from which they are moved once it is made."""
-    with postgresql.database() as url:
-        store = Store(url)
+    with postgresql.database() as url, closing(Store(url)) as store:
         store.migrate()
         store.log.append([record(midnight(20) + n * SECOND) for n in range(50)])
         engine = open_engine(url)
@@ -331,7 +324,6 @@ def test_a_day_that_was_not_made_in_time(postgresql: PostgreSQL) -> None:
         assert found == [f"decisions_p{midnight(20):%Y%m%d}"]
         assert kept(store) == 50
         engine.dispose()
-        store.close()
 
 
 @pytest.mark.parametrize(
@@ -366,38 +358,39 @@ def test_it_holds_up_no_writer(tmp_path: Path) -> None:
     """On SQLite a key can be changed during the retention of many decisions, counts of users,
     counts of hours and refused keys, within a fraction of its time.
     """
-    store = Store(f"sqlite:///{tmp_path}/policyd.db")
-    store.migrate()
-    key, _ = store.keys.create("app")
-    chance = random.Random(1)
-    for day in range(10):
-        at = now() - (500 + day) * DAY
-        some = [record(at + n * SECOND, end_user=f"u{n}", key_id=f"k{n % 9}") for n in range(1000)]
-        store.log.append(some)
-        store.log.append([denied(at), *(refused(at, chance) for _ in range(500))])
-    done = threading.Event()
+    with closing(Store(f"sqlite:///{tmp_path}/policyd.db")) as store:
+        store.migrate()
+        key, _ = store.keys.create("app")
+        chance = random.Random(1)
+        for day in range(10):
+            at = now() - (500 + day) * DAY
+            some = [
+                record(at + n * SECOND, end_user=f"u{n}", key_id=f"k{n % 9}") for n in range(1000)
+            ]
+            store.log.append(some)
+            store.log.append([denied(at), *(refused(at, chance) for _ in range(500))])
+        done = threading.Event()
 
-    def delete() -> None:
-        while store.log.expire(now() - 10 * DAY, PLENTY):
-            pass
-        done.set()
+        def delete() -> None:
+            while store.log.expire(now() - 10 * DAY, PLENTY):
+                pass
+            done.set()
 
-    waits: list[float] = []
-    thread = threading.Thread(target=delete)
-    began = time.monotonic()
-    thread.start()
-    with closing(Store(f"sqlite:///{tmp_path}/policyd.db")) as other:
-        while not done.is_set():
-            asked = time.monotonic()
-            other.keys.update(key.id, {"name": f"n{len(waits)}"})
-            waits.append(time.monotonic() - asked)
-            time.sleep(0.001)
-    thread.join()
-    took = time.monotonic() - began
-    assert kept(store) == 0
-    assert len(waits) > 20
-    assert max(waits) < took / 4
-    store.close()
+        waits: list[float] = []
+        thread = threading.Thread(target=delete)
+        began = time.monotonic()
+        thread.start()
+        with closing(Store(f"sqlite:///{tmp_path}/policyd.db")) as other:
+            while not done.is_set():
+                asked = time.monotonic()
+                other.keys.update(key.id, {"name": f"n{len(waits)}"})
+                waits.append(time.monotonic() - asked)
+                time.sleep(0.001)
+        thread.join()
+        took = time.monotonic() - began
+        assert kept(store) == 0
+        assert len(waits) > 20
+        assert max(waits) < took / 4
 
 
 def refused(at: datetime, chance: random.Random) -> RefusedKey | RefusedKeyCount:

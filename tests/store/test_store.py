@@ -2,13 +2,14 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
 from policyd.command.database_url import sqlite_file
-from policyd.engine.model import KeyChange, KeySettings, Mode, Override, Settings
+from policyd.engine.model import KeyChange, KeySettings, Mode, Override, Setting, Settings
 from policyd.errors import (
     EtagMismatch,
     InvalidArgument,
@@ -50,11 +51,10 @@ def test_a_key_without_settings(store: Store) -> None:
 def test_what_a_key_accepts_is_its_own(store: Store, url: str) -> None:
     """A key keeps what it accepts when another version with another default opens the store."""
     key, _ = store.keys.create("app", accept=("user",))
-    again = Store(url)
-    again.migrate()
-    assert again.keys.get(key.id).accept == ("user",)
-    assert again.keys.update(key.id, {"policies": ENFORCE}).accept == ("user",)
-    again.close()
+    with closing(Store(url)) as again:
+        again.migrate()
+        assert again.keys.get(key.id).accept == ("user",)
+        assert again.keys.update(key.id, {"policies": ENFORCE}).accept == ("user",)
 
 
 def test_the_key_itself_is_not_kept(store: Store, url: str, tmp_path: Path) -> None:
@@ -109,6 +109,53 @@ def test_an_update(store: Store) -> None:
     assert changed.revision == key.revision + 1
     assert changed.updated_at >= key.updated_at
     assert store.keys.update(key.id, {"policies": ()}).policies == UNSET
+
+
+def test_settings_of_further_policies(store: Store) -> None:
+    """A key has a setting of each policy, in the contract's order, and updates keep the others."""
+    limit = ("max_tokens", Setting(Mode.ENFORCE, "500", Override.LOCKED))
+    models = ("disabled_models", Setting(Mode.AUDIT, "gpt-4*,é"))
+    key, _ = store.keys.create("app", (models, *ENFORCE, limit))
+    original = TABLE.with_original(Mode.ENFORCE, Override.ANY)
+    assert key.policies == (limit, *original, models)
+    [change] = store.keys.changes_since(0).changed
+    assert change.settings
+    assert change.settings.policies == key.policies
+    assert store.keys.update(key.id, {"name": "other"}).policies == key.policies
+    changed = store.keys.update(
+        key.id, {"policies": lambda now: TABLE.with_original(None, None, now)}
+    )
+    assert changed.policies == (limit, *UNSET, models)
+    assert store.keys.update(key.id, {"policies": (limit,)}).policies == (limit, *UNSET)
+    with pytest.raises(InvalidArgument, match="there is no policy 'colour'"):
+        store.keys.update(key.id, {"policies": (("colour", Setting(Mode.OFF)),)})
+    with pytest.raises(InvalidArgument, match="max_tokens"):
+        store.keys.create("app", (("max_tokens", Setting(Mode.ENFORCE, "-1")),))
+
+
+def test_settings_of_a_newer_version(store: Store, url: str) -> None:
+    """A policy that this version does not know is read as it is, and stays until it is removed."""
+    key, _ = store.keys.create("app", ENFORCE)
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        text = '{"colour":[3,"blue",null]}'
+        connection.execute(sa.text("UPDATE api_keys SET policies = :text"), {"text": text})
+    engine.dispose()
+    unknown = ("colour", Setting(Mode.ENFORCE, "blue"))
+    assert unknown in store.keys.get(key.id).policies
+    assert unknown in store.keys.update(key.id, {"name": "other"}).policies
+    limit = ("max_tokens", Setting(Mode.AUDIT, "5"))
+    changed = store.keys.update(key.id, {"policies": lambda now: (*now, limit)})
+    assert {unknown, limit} < set(changed.policies)
+    left = store.keys.update(key.id, {"policies": lambda now: now[:-1]})
+    assert unknown not in left.policies
+
+
+def test_eight_places(store: Store) -> None:
+    """A key can accept as many places as there may be, with long names."""
+    places = tuple(f"header:x-{number}-{'a' * 60}" for number in range(8))
+    key, _ = store.keys.create("app", accept=places)
+    assert store.keys.get(key.id).accept == places
 
 
 def test_bad_updates(store: Store) -> None:

@@ -1,8 +1,11 @@
 """Our commands in the tests' own process: an interpreter of its own costs a second."""
 
+import json
 import os
 import subprocess
+import time
 from collections.abc import Mapping
+from typing import Any
 
 from click.testing import CliRunner
 
@@ -11,6 +14,17 @@ from policyd.cli.main import main as policyd
 from tests.support.processes import environment
 
 _COMMANDS = {"policyd": policyd, "policyd-gateway": policyd_gateway}
+
+
+def logged(url: str, decision_id: str) -> dict[str, Any]:
+    """The entry of the decision log in the database at `url`, once it is there."""
+    until = time.monotonic() + 60
+    while True:
+        done = invoke("policyd", "logs", "show", decision_id, "--json", "--database-url", url)
+        if done.returncode == 0:
+            return dict(json.loads(done.stdout))
+        assert time.monotonic() < until, done.stderr
+        time.sleep(0.05)
 
 
 def invoke(

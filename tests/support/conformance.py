@@ -37,7 +37,9 @@ READ_BY = frozenset({"content-type", "content-encoding", "authorization"})
 """Headers that an upstream reads a request by: they reach it as they were judged."""
 Mode = Literal["off", "audit", "enforce"]
 Override = Literal["any", "tighten_only", "locked"]
-Identifier = Literal["user", "safety_identifier"]
+Identifier = Literal[
+    "user", "safety_identifier", "metadata.user_id", "user_security_context.end_user_id"
+]
 State = Literal[
     "",
     "valid",
@@ -138,6 +140,8 @@ class Descriptor(_Struct, frozen=True):
     safety_identifier_state: State = ""
     user: str | None = None
     safety_identifier: str | None = None
+    end_users: dict[Identifier, State] = {}
+    """What is known of further places that the body has."""
 
 
 class Decision(_Struct, frozen=True):

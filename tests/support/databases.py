@@ -18,6 +18,15 @@ def _migrated() -> bytes:
         return file.read_bytes()
 
 
+def open_store(url: str) -> Store:
+    """A store on a new database at `url`; on SQLite as put_database() makes it."""
+    if url.startswith("sqlite"):
+        return Store(put_database(url))
+    store = Store(url)
+    store.migrate()
+    return store
+
+
 def put_database(url: str) -> str:
     """Put a new database at `url`, where no file exists yet; all share one identity."""
     file = sqlite_file(url)

@@ -2,15 +2,20 @@
 
     make mutants ARGS=policyd/engine/decision.py
     make mutants ARGS="policyd/engine policyd/descriptor/form.py"
+    make mutants ARGS="policyd/engine/paths.py tests/engine/test_path_properties.py"
 
 mutmut does the work, with [tool.mutmut] in pyproject.toml, in a copy of the code under mutants/. It
 keeps what it found there: a file that has not changed is not tried again, unless it is named.
+
+pyproject.toml leaves out the tests that take seconds. Those that are named here are run against
+what survived the others, each time in a process of its own.
 
 What it cannot show: it changes the bodies of functions, not tables of modules, nor functions with
 decorators (those with a cache). And what a function is called for while its module is imported has
 happened before the change is switched on, so such a function seems to survive.
 """
 
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -19,24 +24,45 @@ from pathlib import Path
 
 MUTMUT = Path(sys.executable).with_name("mutmut")
 TO_SHOW = ("survived", "no tests")
+HANGS = 600
+"""Seconds after which tests count as hanging."""
 
 
 def main(given: list[str]) -> int:
     """Try the files and folders, those of pyproject.toml if none is given; print the survivors."""
-    names = [_name(file) for file in sorted(_files(given))]
+    tests = [path for path in given if path.startswith("tests/")]
+    names = [_name(file) for file in sorted(_files(set(given) - set(tests)))]
     done = subprocess.run([MUTMUT, "run", *(f"{name}.x*" for name in names)], check=False)
     if done.returncode:
         return done.returncode
     counts: Counter[str] = Counter()
     for mutant, result in _results(names):
-        counts[result] += 1
-        if result in TO_SHOW:
+        if result not in TO_SHOW:
+            counts[result] += 1
+        elif tests and _is_noticed(mutant, tests):
+            counts[f"killed by {' '.join(tests)}"] += 1
+        else:
+            counts[result] += 1
             print(_output("show", mutant))
     print(", ".join(f"{number} {result}" for result, number in counts.most_common()))
     return 0
 
 
-def _files(given: list[str]) -> Iterator[Path]:
+def _is_noticed(mutant: str, tests: list[str]) -> bool:
+    """Whether one of these tests fails with this change, or hangs."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    changed = os.environ | {"MUTANT_UNDER_TEST": mutant}
+    try:
+        # Where mutmut has put the changed code, and the tests.
+        run = subprocess.run(
+            command, cwd="mutants", env=changed, capture_output=True, timeout=HANGS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return True
+    return run.returncode != 0
+
+
+def _files(given: Iterable[str]) -> Iterator[Path]:
     for path in map(Path, given):
         yield from path.rglob("*.py") if path.is_dir() else [path]
 

@@ -5,11 +5,13 @@ test stands in, by the fixtures that it uses, or by the values that it is run wi
 marker of its own for whatever else it needs. pyproject.toml declares the markers.
 """
 
+from pathlib import Path
+
 import pytest
 
 FOLDERS = {"demo": "slow", "faults": "faults", "proxies": "proxies"}
 """The marker of each folder of tests/ whose tests are not quick."""
-FILES = {"test_child.py": "slow", "test_tls.py": "slow"}
+FILES = {"test_browser.py": "browser", "test_child.py": "slow", "test_tls.py": "slow"}
 """The marker of each file whose tests are not quick."""
 FIXTURES = {
     "postgresql": "postgresql",
@@ -25,13 +27,24 @@ VALUES = {"postgresql": "postgresql"}
 MARKERS = {*FOLDERS.values(), *FILES.values(), *FIXTURES.values(), *VALUES.values(), "clients"}
 
 
+QUICK = "quick"
+
+
+def is_left_out(path: Path, wanted: str) -> bool:
+    """Whether no test at `path` is quick, where the expression `wanted` selects the quick ones.
+
+    What is left out is not even imported.
+    """
+    return wanted == QUICK and (path.name in FOLDERS or path.name in FILES)
+
+
 def mark(items: list[pytest.Item]) -> None:
     """Put its markers on each test, and `quick` on those that have none."""
     for item in items:
         for name in _named(item):
             item.add_marker(name)
         if not any(item.get_closest_marker(name) for name in MARKERS):
-            item.add_marker("quick")
+            item.add_marker(QUICK)
 
 
 def _named(item: pytest.Item) -> set[str]:

@@ -54,10 +54,13 @@ def check_descriptor(vector: Vector) -> None:
     assert (target.endpoint.operation if target.endpoint else "") == expected.operation
     if not expected.in_scope:
         return
-    user, safety_identifier, *_ = attributes(vector)
+    user, safety_identifier, *_, others = attributes(vector)
     assert user.state.name.lower() == expected.user_state
     assert (user.state is UserState.VALID) == expected.has_user
     assert safety_identifier.state.name.lower() == expected.safety_identifier_state
+    if not user.state.is_unreadable:  # Else no place is known.
+        further = {place: one.state.name.lower() for place, one in others}
+        assert further == expected.end_users
     assert expected.user in (None, user.value)
     assert expected.safety_identifier in (None, safety_identifier.value)
 

@@ -168,8 +168,8 @@ func (g *gateway) absolute(target string) string {
 	return strings.TrimSuffix(g.upstream.Path, "/") + "/" + strings.TrimLeft(target, "/")
 }
 
-// Besides its own headers, policyd reads those that describe the body, or turn another method into a POST.
-var read = regexp.MustCompile(`(?i)^(content-(type|encoding)|x[-_]http[-_]method([-_]override)?|x[-_]method[-_]override)$`)
+// Besides its own headers, policyd reads those that describe the body, name the end user or turn another method into a POST.
+var read = regexp.MustCompile(`(?i)^(content-(type|encoding)|openai-safety-identifier|x[-_]http[-_]method([-_]override)?|x[-_]method[-_]override)$`)
 
 // describe makes the descriptor of a request, with its body, which policyd reads, and the path that goes upstream.
 func (g *gateway) describe(r *http.Request, body []byte) *policy.EvaluateRequest {
@@ -218,7 +218,7 @@ func keepEndToEnd(header http.Header) {
 	for _, value := range header["Connection"] {
 		for _, name := range strings.Split(value, ",") {
 			switch name = textproto.TrimString(name); strings.ToLower(name) {
-			case "authorization", "content-encoding", "content-length", "content-type", "upgrade":
+			case "authorization", "content-encoding", "content-length", "content-type", "openai-safety-identifier", "upgrade":
 			default:
 				kept = append(kept, name)
 			}

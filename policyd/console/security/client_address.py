@@ -1,10 +1,8 @@
 """The address of the client that sent a request, behind proxies too."""
 
-import ipaddress
 from collections.abc import Iterable, Sequence
 
-_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+from policyd.command.networks import Network, address_of
 
 
 def client_address(peer: str, forwarded: Iterable[str], proxies: Sequence[Network]) -> str:
@@ -14,27 +12,17 @@ def client_address(peer: str, forwarded: Iterable[str], proxies: Sequence[Networ
     the header is read from the right, up to the first address that is not in `proxies`. A header
     with an unreadable address before that is not followed: the nearest address counts.
     """
-    address = nearest = _parse(peer)
+    address = nearest = address_of(peer)
     if address is None or nearest is None:
         return peer
     for hop in reversed(",".join(forwarded).split(",")):
         if not any(address in network for network in proxies):
             break
-        earlier = _parse(_without_port(hop.strip()))
+        earlier = address_of(_without_port(hop.strip()))
         if earlier is None:
             return str(nearest)
         address = earlier
     return str(address)
-
-
-def _parse(text: str) -> _Address | None:
-    try:
-        address = ipaddress.ip_address(text.partition("%")[0])
-    except ValueError:
-        return None
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-        return address.ipv4_mapped
-    return address
 
 
 def _without_port(hop: str) -> str:

@@ -13,9 +13,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from policyd.command.networks import Network
 from policyd.command.threads import StoreThreads
 from policyd.console.security.attempts import Attempts
-from policyd.console.security.client_address import Network
 from policyd.console.security.sessions import Sessions
 from policyd.console.view import flags, labels
 from policyd.console.view.text import plain, sentence, visible

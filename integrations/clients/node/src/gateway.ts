@@ -34,12 +34,12 @@ const CALLS = {
     },
   ],
 };
-// Besides its own headers, policyd reads those that describe the body, or turn another method into a POST.
-const READ = /^(content-(type|encoding)|x[-_]http[-_]method([-_]override)?|x[-_]method[-_]override)$/i;
+// Besides its own headers, policyd reads those that describe the body, name the end user or turn another method into a POST.
+const READ = /^(content-(type|encoding)|openai-safety-identifier|x[-_]http[-_]method([-_]override)?|x[-_]method[-_]override)$/i;
 const CORS = ["Access-Control-Allow-Origin", "*", "Access-Control-Allow-Methods", "OPTIONS,POST,GET", "Content-Type", "application/json"];
 const HOP_BY_HOP = new Set(["connection", "keep-alive", "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "http2-settings", "expect", "host"]);
 // A client's Connection header removes none of these: policyd, or the upstream, reads the request by them.
-const END_TO_END = /^(authorization|content-(encoding|length|type))$/;
+const END_TO_END = /^(authorization|content-(encoding|length|type)|openai-safety-identifier)$/;
 
 const { values: settings } = parseArgs({
   options: {

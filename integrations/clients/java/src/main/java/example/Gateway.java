@@ -72,15 +72,21 @@ public final class Gateway extends ProxyHandler {
                       "backoffMultiplier", 2.0,
                       "retryableStatusCodes", List.of("UNAVAILABLE")))));
 
-  /** Besides its own headers, policyd reads those that describe the body, or turn another method into a POST. */
+  /** Besides its own headers, policyd reads those that describe the body, name the end user or turn another method into a POST. */
   private static final Pattern READ =
       Pattern.compile(
-          "content-(type|encoding)|x[-_]http[-_]method([-_]override)?|x[-_]method[-_]override",
+          "content-(type|encoding)|openai-safety-identifier|"
+              + "x[-_]http[-_]method([-_]override)?|x[-_]method[-_]override",
           Pattern.CASE_INSENSITIVE);
 
   /** A client's Connection header removes none of these: policyd, or the upstream, reads the request by them. */
   private static final Set<String> END_TO_END =
-      Set.of("authorization", "content-encoding", "content-length", "content-type");
+      Set.of(
+          "authorization",
+          "content-encoding",
+          "content-length",
+          "content-type",
+          "openai-safety-identifier");
 
   private static final SecureRandom RANDOM = new SecureRandom();
   private static final String CANONICAL_PATH = "policyd.upstream_path";

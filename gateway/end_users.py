@@ -1,0 +1,28 @@
+"""Headers that may name the end user, and the clients from which they count."""
+
+from functools import lru_cache
+
+from gateway.headers import Trust
+from policyd.command.networks import Network, address_of
+
+
+class EndUserHeaders:
+    """Of clients in `networks`, the headers `names` count; all others' are taken out."""
+
+    def __init__(self, names: tuple[str, ...], networks: tuple[Network, ...]) -> None:
+        known = {name.encode(): name for name in names}
+        self._trusted = Trust(frozenset(known), known)
+        self._others = Trust(frozenset(known), {})
+        self._networks = networks
+        # Clients come again, and to read an address takes longer than to look it up.
+        self._is_trusted = lru_cache(maxsize=4096)(self._is_in_networks)
+
+    def trust(self, client: tuple[str, int] | None) -> Trust:
+        """How the headers of a client are read; `client` is its address and port."""
+        if client is None or not self._networks:
+            return self._others
+        return self._trusted if self._is_trusted(client[0]) else self._others
+
+    def _is_in_networks(self, text: str) -> bool:
+        address = address_of(text)
+        return address is not None and any(address in network for network in self._networks)

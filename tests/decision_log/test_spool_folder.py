@@ -1,0 +1,106 @@
+"""The spool's folder: made for one database, and refused to another as long as it is in use."""
+
+import errno
+import os
+import stat
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from policyd.decision_log import spool
+from policyd.decision_log.spool import SpoolReader, SpoolWriter
+from policyd.decision_log.spool.folder import unusable
+from policyd.errors import NoRoom, SettingsError
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_the_database_of_a_folder(tmp_path: Path) -> None:
+    """A folder is that of one database, from the first start on, and of another once it is empty
+    and out of use.
+    """
+    folder = tmp_path / "spool"
+    spool.make(folder)
+    assert spool.known_database(folder) is None
+    (folder / "database").touch()
+    assert spool.known_database(folder) is None, "the disk was full"
+    spool.prepare(folder, "one")
+    assert spool.known_database(folder) == "one"
+    before = open_files()
+    spool.prepare(folder, "other")
+    assert spool.known_database(folder) == "other"
+    assert open_files() == before
+    files = {file.name: stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()}
+    assert files == {"database": 0o600, "shipper.lock": 0o600}
+
+
+def test_a_start_that_needs_no_room(tmp_path: Path) -> None:
+    """A start with the same database writes nothing, even while policyd runs."""
+    spool.prepare(tmp_path, "one")
+    before = (tmp_path / "database").stat().st_ino
+    with closing(SpoolReader(tmp_path)) as reader:
+        assert reader.lock()
+        spool.prepare(tmp_path, "one")
+    assert (tmp_path / "database").stat().st_ino == before, "the file was replaced"
+
+
+def test_entries_of_another_database(tmp_path: Path) -> None:
+    """A folder with entries stays that of their database, and the error names both ways out.
+
+    An empty segment is no entry.
+    """
+    spool.prepare(tmp_path, "one")
+    writer = SpoolWriter(tmp_path, "worker", 2**20)
+    spool.prepare(tmp_path, "other")
+    writer.write(b"a\n")
+    writer.close()
+    with pytest.raises(
+        SettingsError, match=r"holds entries of another .* that database, or give --spool another"
+    ):
+        spool.prepare(tmp_path, "one")
+    assert spool.known_database(tmp_path) == "other"
+
+
+def test_a_folder_in_use(tmp_path: Path) -> None:
+    """A folder from which policyd ships now is refused to another database, with the fix."""
+    spool.prepare(tmp_path, "one")
+    with closing(SpoolReader(tmp_path)) as reader:
+        assert reader.lock()
+        before = open_files()
+        with pytest.raises(SettingsError, match=r"in use by .*: give --spool another folder\Z"):
+            spool.prepare(tmp_path, "other")
+        assert open_files() == before
+    assert spool.known_database(tmp_path) == "one"
+
+
+def test_what_is_no_folder(tmp_path: Path) -> None:
+    """A path that is no folder cannot be used, and the error names it and the fix."""
+    file = tmp_path / "file"
+    file.touch()
+    for begin in (spool.make, SpoolReader, lambda path: spool.prepare(path, "one")):
+        with pytest.raises(SettingsError, match=f"--spool {file} cannot be used: .* Give it a "):
+            begin(file)
+    (tmp_path / "database").mkdir()
+    with pytest.raises(SettingsError, match="Is a directory"):
+        spool.known_database(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "fix"),
+    [
+        (errno.ENOSPC, NoRoom, "Make room on its disk"),
+        (errno.EDQUOT, NoRoom, "Make room on its disk"),
+        (errno.EACCES, SettingsError, "that policyd may write to, on a local disk"),
+        (errno.EROFS, SettingsError, "that policyd may write to, on a local disk"),
+    ],
+)
+def test_why_a_folder_is_unusable(number: int, kind: type, fix: str, tmp_path: Path) -> None:
+    """A full disk is an error of its own kind; each names the folder, the cause and the fix."""
+    error = unusable(tmp_path, OSError(number, os.strerror(number)))
+    assert type(error) is kind
+    assert str(tmp_path) in str(error)
+    assert os.strerror(number) in str(error)
+    assert str(error).endswith(fix)

@@ -1,0 +1,162 @@
+"""The spool as a worker writes it: when a new segment begins, and what a failed write leaves."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from policyd.decision_log.spool import SpoolReader, SpoolWriter
+from policyd.decision_log.spool.system import System
+from policyd.errors import LogFull, LogUnwritable
+
+LIMIT = 8000
+"""Bytes: a segment ends at an eighth of them."""
+
+
+class Disk(System):
+    """A disk of which calls fail while the test wants, after it took some bytes of a write."""
+
+    def __init__(self) -> None:
+        self.failing: frozenset[str] = frozenset()
+        self.taken = 0
+        self.pwrites = 0
+
+    def _check(self, call: str) -> None:
+        if call in self.failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def write(self, descriptor: int, content: bytes) -> int:  # type: ignore[override]
+        if "write" in self.failing and self.taken:
+            content, self.taken = content[: self.taken], 0
+            return os.write(descriptor, content)
+        self._check("write")
+        return os.write(descriptor, content)
+
+    def pwrite(self, *given: Any) -> int:
+        self.pwrites += 1
+        self._check("pwrite")
+        return os.pwrite(*given)
+
+    def ftruncate(self, *given: Any) -> None:
+        self._check("ftruncate")
+        os.ftruncate(*given)
+
+    def unlink(self, *given: Any, **named: Any) -> None:
+        self._check("unlink")
+        os.unlink(*given, **named)
+
+
+@pytest.fixture
+def disk() -> Disk:
+    return Disk()
+
+
+@pytest.fixture
+def writer(tmp_path: Path, disk: Disk) -> Iterator[SpoolWriter]:
+    with closing(SpoolWriter(tmp_path, "a", LIMIT, system=disk)) as writer:
+        yield writer
+
+
+def segments(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.glob("*.jsonl"))}
+
+
+def fail(writer: SpoolWriter, disk: Disk, *calls: str, taken: int = 0) -> None:
+    """Have a write fail, of which the disk takes some bytes before."""
+    disk.failing, disk.taken = frozenset(("write", *calls)), taken
+    with pytest.raises(LogUnwritable, match="cannot be written"):
+        writer.write(b"refused\n")
+    disk.failing = frozenset()
+
+
+def test_full_segments(tmp_path: Path, writer: SpoolWriter) -> None:
+    """A segment is replaced once it has its size. A batch stands in one of them."""
+    batches = [b"x" * 998 + b"\n", b"y\n", b"z\n" * 600]
+    for batch in (*batches, b"last\n"):
+        writer.write(batch)
+    assert list(segments(tmp_path).values()) == [batches[0] + batches[1], batches[2], b"last\n"]
+    assert writer.written == sum(map(len, batches)) + 5
+
+
+def test_a_write_that_fails_in_an_empty_segment(
+    tmp_path: Path, writer: SpoolWriter, disk: Disk
+) -> None:
+    """The segment stays, where the disk took nothing: on a full disk a new one may not be had."""
+    before = segments(tmp_path)
+    for _ in range(3):
+        fail(writer, disk)
+    assert segments(tmp_path) == before
+    writer.write(b"a\n")
+    assert list(segments(tmp_path).values()) == [b"a\n"]
+    assert segments(tmp_path).keys() == before.keys()
+
+
+@pytest.mark.parametrize("taken", [1, 5])
+def test_half_a_batch_in_an_empty_segment(
+    tmp_path: Path, writer: SpoolWriter, disk: Disk, taken: int
+) -> None:
+    """Of a segment that held even a byte of a failed batch nothing is left, as a reader may have
+    seen it.
+    """
+    before = segments(tmp_path)
+    fail(writer, disk, taken=taken)
+    writer.write(b"a\n")
+    assert list(segments(tmp_path).values()) == [b"a\n"]
+    assert not segments(tmp_path).keys() & before.keys()
+
+
+@pytest.mark.parametrize("calls", [(), ("ftruncate",), ("unlink",), ("ftruncate", "unlink")])
+@pytest.mark.parametrize("taken", [0, 5])
+def test_a_write_that_fails_behind_others(
+    tmp_path: Path, writer: SpoolWriter, disk: Disk, calls: tuple[str, ...], taken: int
+) -> None:
+    """A new segment follows, even where nothing else succeeds: the shipper can then make room by
+    deleting this one. What was written before is kept, and no refused line is read.
+    """
+    writer.write(b"a\n")
+    fail(writer, disk, *calls, taken=taken)
+    writer.write(b"b\n")
+    found = segments(tmp_path)
+    assert len(found) == 2
+    assert found.popitem()[1] == b"b\n"
+    writer.close()
+    with closing(SpoolReader(tmp_path)) as reader:
+        assert reader.lock()
+        lines: list[bytes] = []
+        for chunk in reader.chunks(1000):
+            lines += chunk.lines
+            reader.done(chunk)
+    assert lines == [b"a", b"b"]
+
+
+def test_losses_on_the_disk(tmp_path: Path, writer: SpoolWriter, disk: Disk) -> None:
+    """Losses are written where they changed, in 20 digits, and to a new file if theirs is gone."""
+    [file] = tmp_path.glob("*.lost")
+    assert file.read_bytes() == b"%020d" % 0
+    writer.drop(3)
+    assert file.read_bytes() == b"%020d" % 3
+    before = disk.pwrites
+    writer.tell_losses()
+    assert disk.pwrites == before
+    file.unlink()
+    writer.drop(1)
+    [again] = tmp_path.glob("*.lost")
+    assert again.name != file.name
+    assert again.read_bytes() == b"%020d" % 4
+
+
+def test_how_full_it_is(tmp_path: Path, writer: SpoolWriter) -> None:
+    """All that the folder holds counts, whichever process has written it, to the byte."""
+    with closing(SpoolWriter(tmp_path, "other", LIMIT)) as other:
+        other.write(b"x" * 999 + b"\n")
+    writer.write(b"x" * 999 + b"\n")
+    for share, is_fuller in ((0.2, True), (0.25, False), (0.3, False)):
+        writer._looked_at = 0.0  # As if some time had passed.
+        assert writer.is_fuller_than(share) is is_fuller
+    with pytest.raises(LogFull, match="--spool-limit"):
+        writer.write(b"x" * 6001)
+    writer.write(b"x" * 5999 + b"\n")
