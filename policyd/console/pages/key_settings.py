@@ -85,7 +85,7 @@ def _save(request: Request, form: FormData) -> Response:
     typed = TypedSettings.read(form, key)
     # The form's own etag goes on, so that a change made meanwhile is still reported.
     etag = read_etag(form)
-    if problems := typed.problems():
+    if problems := typed.problems(key):
         return _form(request, key, typed, _MISTAKES, 422, problems=problems, etag=etag)
     try:
         store.keys.update(key.id, typed.changes(key), etag)
