@@ -92,7 +92,8 @@ def read(
     end_users, unreadable = _end_users(
         request, attributes, _from_headers(request, target, trusted), trusted
     )
-    if not end_users and target.in_scope and not target.is_ambiguous:
+    is_for_all = target.in_scope and not (target.endpoint and target.endpoint.only_for)
+    if not end_users and is_for_all and not target.is_ambiguous:
         raise InvalidDescriptor(
             "nothing tells whether this request has a user: "
             "set has_user, user_state or user, or send the body as raw_body; "

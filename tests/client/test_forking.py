@@ -214,7 +214,8 @@ if child == 0:
     signal.alarm(30)
     print(client.evaluate(DESCRIPTOR).explanation.summary, flush=True)
     os._exit(0)
-os.waitpid(child, 0)
+ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+print(f"the child ended with {ended}", file=sys.stderr)
 """
     assert run(target, program) == "No decision: the client's own thread gave no answer."
 

@@ -150,7 +150,7 @@ PATTERNS: dict[str, list[Pump]] = {
 # Patterns that are built while a setting is read, or that stand in another language.
 ELSEWHERE = {
     "integrations/clients/go/main.go": [
-        "regexp.MustCompile(`(?i)^(content-(type|encoding)|x[-_]http[-_]method([-_]override)?|",
+        "regexp.MustCompile(`(?i)^(content-(type|encoding)|openai-safety-identifier|x[-_]http[-_]",
     ],
     "integrations/clients/java/src/main/java/example/Gateway.java": [
         "Pattern.compile(",
