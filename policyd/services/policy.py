@@ -225,7 +225,8 @@ class PolicyServicer(PolicyServiceServicer):
         response.revision = revision
         if settings is not None:
             response.api_key_id = settings.key_id
-        if decision_input.target.path and decision.explanation.in_scope:
+        # Without a key nothing tells that an endpoint is out of scope for it.
+        if decision_input.target.path and (settings is None or decision.explanation.in_scope):
             response.upstream_path = decision_input.target.path
         if reading.trace_id:
             response.trace_id = reading.trace_id
