@@ -145,8 +145,8 @@ def accept_problem(accept: Iterable[str]) -> str:
     places = tuple(accept)
     if not places:
         return f"accept is empty: name at least one of {_PLACES}"
-    if unknown := next((one for one in places if not is_place(one)), ""):
-        return f"accept names {unknown[:80]!r}, in which no end user can stand: name {_PLACES}"
+    if unknown := [one for one in places if not is_place(one)]:
+        return f"accept names {unknown[0][:80]!r}, in which no end user can stand: name {_PLACES}"
     if repeated := next((one for one in places if places.count(one) > 1), ""):
         return f"accept names {repeated} more than once: name it once"
     if len(places) > MAX_PLACES:

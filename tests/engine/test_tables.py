@@ -105,7 +105,7 @@ def test_tables_of_names() -> None:
                 kinds = [names for names in NAMES if len(keys) > 1 and keys <= names]
                 assert not kinds or keys in kinds, f"{module.__name__}.{name} lacks a member"
                 found |= {f"{module.__name__}.{name}"} if kinds else set()
-    assert {"policyd.cli.options.MODES", "policyd.console.view.log_query.DECISIONS"} <= found
+    assert {"policyd.engine.policy.MODES", "policyd.console.view.log_query.DECISIONS"} <= found
 
 
 def test_the_vectors_know_every_name() -> None:
