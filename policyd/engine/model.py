@@ -210,6 +210,8 @@ class Target(NamedTuple):
     """Whether servers may read its path as different endpoints, so that it must not go upstream."""
     model: str = ""
     """The model, deployment or engine that its path names. Empty: none."""
+    has_unclear_model: bool = False
+    """Whether a server may read another model in its path."""
 
 
 class EndUser(NamedTuple):
