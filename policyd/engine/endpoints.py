@@ -159,7 +159,7 @@ def _resolve(target: str) -> Target:
     endpoint = _BY_WORDS[words]
     canonical = _written(names, words)
     naming = _naming(names[: len(names) - len(words)])
-    target = Target(
+    found = Target(
         True,
         endpoint,
         canonical,
@@ -167,8 +167,8 @@ def _resolve(target: str) -> Target:
         has_unclear_model=_is_unclear(naming),
     )
     if _may_be_another(canonical, words):
-        return target._replace(path="", is_ambiguous=True)
-    return target
+        return found._replace(path="", is_ambiguous=True)
+    return found
 
 
 def _for_some(path: str, text: str | None) -> Target:
