@@ -19,6 +19,7 @@ from policyd.descriptor.stated import MAX_MODEL, MOST
 from policyd.engine import endpoints, method_override
 from policyd.engine.model import (
     HEADER_PLACE,
+    MAX_TOLD,
     SAFETY_HEADER,
     SAFETY_IDENTIFIER,
     UNKNOWN_NUMBER,
@@ -33,6 +34,7 @@ from policyd.engine.model import (
     Result,
     Target,
     UserState,
+    cut,
     is_place,
 )
 from policyd.errors import InvalidDescriptor
@@ -409,7 +411,7 @@ def _result(result: Result) -> pb.PolicyResult:
     return pb.PolicyResult(
         policy=result.policy,
         mode=pb.EnforceMode.ValueType(result.mode),
-        value=result.value,
+        value=cut(result.value, MAX_TOLD),
         source=pb.SettingSource.ValueType(result.source),
         ignored=pb.OverrideIgnored.ValueType(result.ignored),
         violated=violation is not None or result.has_failed,

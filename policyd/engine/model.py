@@ -365,6 +365,15 @@ class Violation(NamedTuple):
     """For operators: a clause of the explanation."""
 
 
+MAX_TOLD = 300
+"""Characters that answers, explanations and the log tell of a setting's value, or of a message."""
+
+
+def cut(text: str, length: int) -> str:
+    """`text` itself, or its beginning and an ellipsis: `length` characters."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
 class Result(NamedTuple):
     """What one policy found of a request."""
 
