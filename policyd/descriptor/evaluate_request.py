@@ -68,6 +68,21 @@ def credential(request: pb.EvaluateRequest | pb.CheckKeyRequest) -> tuple[Creden
     return headers.credential(headers.values(_pairs(request), KEY_HEADER))
 
 
+def check_end_users(reading: Reading, decision: Decision) -> None:
+    """Raises InvalidDescriptor where nothing tells whether a request has a user.
+
+    Of an endpoint that is in scope for some keys, the decision tells whether it is for this one.
+    """
+    given = reading.decision_input
+    if not given.end_users and decision.explanation.in_scope and not given.target.is_ambiguous:
+        raise InvalidDescriptor(NO_END_USER_GIVEN)
+
+
+NO_END_USER_GIVEN = (
+    "nothing tells whether this request has a user: "
+    "set has_user, user_state or user, or send the body as raw_body; "
+    "a call that is no endpoint of the API has in_scope false"
+)
 NONE_TRUSTED: frozenset[str] = frozenset()
 
 
@@ -94,12 +109,9 @@ def read(
     end_users, unreadable = _end_users(
         request, attributes, _from_headers(request, target, trusted), trusted
     )
-    if not end_users and target.in_scope and not target.is_ambiguous:
-        raise InvalidDescriptor(
-            "nothing tells whether this request has a user: "
-            "set has_user, user_state or user, or send the body as raw_body; "
-            "a call that is no endpoint of the API has in_scope false"
-        )
+    is_for_all = target.endpoint is None or not target.endpoint.only_for
+    if not end_users and target.in_scope and not target.is_ambiguous and is_for_all:
+        raise InvalidDescriptor(NO_END_USER_GIVEN)
     trace = request.trace_id or (traces[0] if traces else "")
     decision_input = DecisionInput(
         target,
