@@ -215,6 +215,8 @@ class Target(NamedTuple):
     """Whether servers may read its path as different endpoints, so that it must not go upstream."""
     model: str = ""
     """The model, deployment or engine that its path names. Empty: none."""
+    has_unclear_model: bool = False
+    """Whether a server may read another model in its path."""
 
 
 class EndUser(NamedTuple):
@@ -366,6 +368,15 @@ class Violation(NamedTuple):
     """For the client, in its denial."""
     words: str
     """For operators: a clause of the explanation."""
+
+
+MAX_TOLD = 300
+"""Characters that answers, explanations and the log tell of a setting's value, or of a message."""
+
+
+def cut(text: str, length: int) -> str:
+    """`text` itself, or its beginning and an ellipsis: `length` characters."""
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 class Result(NamedTuple):
