@@ -149,9 +149,12 @@ def _described(kind: Kind) -> DecisionInput:
         **inputs.read_place_states(kind.end_users),
     }
     model_state = ModelState(kind.model_state)
-    path_model = endpoints.resolve("POST", kind.path).model if kind.path else ""
+    target = Target(kind.in_scope, _BY_OPERATION.get(kind.operation))
+    if kind.path:
+        in_path = endpoints.resolve("POST", kind.path)
+        target = target._replace(model=in_path.model, has_unclear_model=in_path.has_unclear_model)
     return DecisionInput(
-        Target(kind.in_scope, _BY_OPERATION.get(kind.operation), model=path_model),
+        target,
         Credential.GIVEN,
         "",
         inputs.read_overrides(kind.overrides, kind.header_overrides),

@@ -10,11 +10,8 @@ from typing import NamedTuple
 import msgspec
 
 from policyd.decision_log.record import MAX_RESULTS, Record
-from policyd.engine.model import Ignored, Mode, Result, Source
+from policyd.engine.model import MAX_TOLD, Ignored, Mode, Result, Source, cut
 from policyd.policies import TABLE
-
-MAX_VALUE = 300
-"""Characters that are kept of a setting's value, and of a message."""
 
 
 class LoggedResult(NamedTuple):
@@ -50,16 +47,11 @@ def _logged(result: Result) -> LoggedResult:
     return LoggedResult(
         result.policy,
         result.mode,
-        cut(result.value, MAX_VALUE),
+        cut(result.value, MAX_TOLD),
         result.source,
         result.ignored,
-        None if message is None else cut(message, MAX_VALUE),
+        None if message is None else cut(message, MAX_TOLD),
     )
-
-
-def cut(text: str, length: int) -> str:
-    """`text` itself, or its beginning and an ellipsis: `length` characters."""
-    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def of(record: Record) -> list[LoggedResult]:

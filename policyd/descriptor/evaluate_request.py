@@ -14,6 +14,7 @@ from policyd.descriptor.identifiers import (
 )
 from policyd.engine import endpoints, method_override
 from policyd.engine.model import (
+    MAX_TOLD,
     Credential,
     Decision,
     DecisionInput,
@@ -22,6 +23,7 @@ from policyd.engine.model import (
     Result,
     Target,
     UserState,
+    cut,
 )
 from policyd.errors import InvalidDescriptor
 from policyd.policies import TABLE
@@ -54,6 +56,21 @@ def credential(request: pb.EvaluateRequest | pb.CheckKeyRequest) -> tuple[Creden
     return headers.credential(headers.values(_pairs(request), KEY_HEADER))
 
 
+def check_end_users(reading: Reading, decision: Decision) -> None:
+    """Raises InvalidDescriptor where nothing tells whether a request has a user.
+
+    Of an endpoint that is in scope for some keys, the decision tells whether it is for this one.
+    """
+    given = reading.decision_input
+    if not given.end_users and decision.explanation.in_scope and not given.target.is_ambiguous:
+        raise InvalidDescriptor(NO_END_USER_GIVEN)
+
+
+NO_END_USER_GIVEN = (
+    "nothing tells whether this request has a user: "
+    "set has_user, user_state or user, or send the body as raw_body; "
+    "a call that is no endpoint of the API has in_scope false"
+)
 NONE_TRUSTED: frozenset[str] = frozenset()
 
 
@@ -78,13 +95,9 @@ def read(
     if request.HasField("raw_body") and target.in_scope:
         attributes = _read_raw_body(request, target) if reads_body else TOO_LARGE
     end_users, unreadable = end_user_claims.end_users(request, attributes, target, trusted)
-    is_for_all = target.in_scope and not (target.endpoint and target.endpoint.only_for)
-    if not end_users and is_for_all and not target.is_ambiguous:
-        raise InvalidDescriptor(
-            "nothing tells whether this request has a user: "
-            "set has_user, user_state or user, or send the body as raw_body; "
-            "a call that is no endpoint of the API has in_scope false"
-        )
+    is_for_all = target.endpoint is None or not target.endpoint.only_for
+    if not end_users and target.in_scope and not target.is_ambiguous and is_for_all:
+        raise InvalidDescriptor(NO_END_USER_GIVEN)
     trace = request.trace_id or (traces[0] if traces else "")
     decision_input = DecisionInput(
         target,
@@ -187,7 +200,7 @@ def _result(result: Result) -> pb.PolicyResult:
     return pb.PolicyResult(
         policy=result.policy,
         mode=pb.EnforceMode.ValueType(result.mode),
-        value=result.value,
+        value=cut(result.value, MAX_TOLD),
         source=pb.SettingSource.ValueType(result.source),
         ignored=pb.OverrideIgnored.ValueType(result.ignored),
         violated=violation is not None or result.has_failed,

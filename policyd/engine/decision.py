@@ -110,15 +110,15 @@ def decide(
 
 
 def _attributes(given: DecisionInput, accept: tuple[str, ...]) -> Attributes:
-    endpoint = given.target.endpoint
+    target, endpoint = given.target, given.target.endpoint
     models = (given.model,) if given.model_state is ModelState.GIVEN else ()
-    if given.target.model and given.target.model not in models:
-        models = (given.target.model, *models)
+    if target.model and target.model not in models:
+        models = (target.model, *models)
     return Attributes(
         endpoint.operation if endpoint else "",
         endpoint is None or endpoint.takes_model,
         _end_user(given.end_users, accept, endpoint),
-        given.model_state,
+        ModelState.CONFLICTING if target.has_unclear_model else given.model_state,
         models,
         given.token_limit,
         given.prompt_chars,

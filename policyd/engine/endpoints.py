@@ -158,10 +158,17 @@ def _resolve(target: str) -> Target:
         return _for_some(path, text)
     endpoint = _BY_WORDS[words]
     canonical = _written(names, words)
-    model = _model(names[: len(names) - len(words)])
+    naming = _naming(names[: len(names) - len(words)])
+    found = Target(
+        True,
+        endpoint,
+        canonical,
+        model=paths.spoken(naming)[:MAX_MODEL],
+        has_unclear_model=_is_unclear(naming),
+    )
     if _may_be_another(canonical, words):
-        return Target(True, endpoint, is_ambiguous=True, model=model)
-    return Target(True, endpoint, canonical, model=model)
+        return found._replace(path="", is_ambiguous=True)
+    return found
 
 
 def _for_some(path: str, text: str | None) -> Target:
@@ -218,8 +225,8 @@ def _written(names: list[Name], endpoint: _Words) -> str:
     return paths.join(written)
 
 
-def _model(before: list[Name]) -> str:
-    """The model, deployment or engine that a path names before its endpoint; "" where it does not.
+def _naming(before: list[Name]) -> list[Name]:
+    """Those that name a model, deployment or engine, of the names before an endpoint.
 
     Azure has a word of its own between a deployment's name and the endpoint.
     """
@@ -228,7 +235,19 @@ def _model(before: list[Name]) -> str:
     end = len(words)
     while end > start + 1 and (words[end - 1] in _FIXED or words[end - 1] == "extensions"):
         end -= 1
-    return paths.spoken(before[start:end])[:MAX_MODEL]
+    return before[start:end]
+
+
+def _is_unclear(naming: list[Name]) -> bool:
+    """Whether a server may find another model in a path, or more of a name than counts."""
+    if not naming:
+        return False
+    text = paths.spoken(naming)
+    return (
+        len(text) > MAX_MODEL
+        or not paths.is_read_once(naming)
+        or any(name.word in _NAMING for name in naming)
+    )
 
 
 # --- other readings ----------------------------------------------------------------------------

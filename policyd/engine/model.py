@@ -145,8 +145,8 @@ def accept_problem(accept: Iterable[str]) -> str:
     places = tuple(accept)
     if not places:
         return f"accept is empty: name at least one of {_PLACES}"
-    if unknown := next((one for one in places if not is_place(one)), ""):
-        return f"accept names {unknown[:80]!r}, in which no end user can stand: name {_PLACES}"
+    if unknown := [one for one in places if not is_place(one)]:
+        return f"accept names {unknown[0][:80]!r}, in which no end user can stand: name {_PLACES}"
     if repeated := next((one for one in places if places.count(one) > 1), ""):
         return f"accept names {repeated} more than once: name it once"
     if len(places) > MAX_PLACES:
@@ -215,6 +215,8 @@ class Target(NamedTuple):
     """Whether servers may read its path as different endpoints, so that it must not go upstream."""
     model: str = ""
     """The model, deployment or engine that its path names. Empty: none."""
+    has_unclear_model: bool = False
+    """Whether a server may read another model in its path."""
 
 
 class EndUser(NamedTuple):
@@ -366,6 +368,15 @@ class Violation(NamedTuple):
     """For the client, in its denial."""
     words: str
     """For operators: a clause of the explanation."""
+
+
+MAX_TOLD = 300
+"""Characters that answers, explanations and the log tell of a setting's value, or of a message."""
+
+
+def cut(text: str, length: int) -> str:
+    """`text` itself, or its beginning and an ellipsis: `length` characters."""
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 class Result(NamedTuple):

@@ -57,6 +57,13 @@ def spoken(names: list[Name]) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+def is_read_once(names: list[Name]) -> bool:
+    """Whether servers agree on what these names are, decoded: those too that decode them twice, or
+    take them to end at a space."""
+    text = "/".join(_decoded(name.spelling) for name in names)
+    return last_reading(text) == text and is_read_alike(text)
+
+
 def last_reading(path: str) -> str | None:
     """`path` decoded until that changes nothing; None where this takes too often."""
     text = path

@@ -5,6 +5,7 @@ They name the identifier, the mode in force and the setting that it came from, n
 
 from policyd.engine.model import (
     MAX_SAFETY_IDENTIFIER,
+    MAX_TOLD,
     Credential,
     Explanation,
     Ignored,
@@ -13,6 +14,7 @@ from policyd.engine.model import (
     Result,
     Source,
     UserState,
+    cut,
 )
 from policyd.engine.policy import Table
 
@@ -96,7 +98,8 @@ def _finding(one: Result) -> str:
 def _setting(table: Table, one: Result) -> str:
     policy = table.by_name.get(one.policy)
     title = policy.title if policy else one.policy
-    value = f" with {one.value}" if one.value else ""
+    # A list of models may be long, and there is a summary for each model that one asks for.
+    value = f" with {cut(one.value, MAX_TOLD)}" if one.value else ""
     source = _SOURCE_WORDS[one.source]
     if one.source is Source.HEADER and policy:
         source = f"the request's {policy.header} header"

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from policyd.descriptor.stated import MOST
 from policyd.errors import InvalidArgument, InvalidDescriptor, PolicydError
 from policyd.v1.policy_pb2 import (
     DECISION_ALLOW,
@@ -202,15 +203,20 @@ def _descriptor(asked: _Evaluation) -> EvaluateRequest:
         user=context.user,
         safety_identifier=context.safety_identifier,
         model=resource.model or "",
-        token_limit=resource.token_limit,
-        choices=resource.choices,
-        prompt_characters=resource.prompt_characters,
+        token_limit=_number(resource.token_limit),
+        choices=_number(resource.choices),
+        prompt_characters=_number(resource.prompt_characters),
         source_ip=subject.ip_address or "",
         user_agent=context.user_agent or "",
         organization=context.organization or "",
         trace_id=context.trace_id or "",
         request_id=context.request_id or "",
     )
+
+
+def _number(given: int | None) -> int | None:
+    """What a message can hold of a number: all beyond are judged alike."""
+    return None if given is None else max(-1, min(given, MOST))
 
 
 def _undecided(status: int, message: str) -> Json:

@@ -6,7 +6,7 @@ it. Such a setting stays as it is until an administrator removes it.
 
 from collections.abc import Callable
 
-from policyd.engine.model import Settings
+from policyd.engine.model import Setting, Settings
 from policyd.engine.policy import check_settings
 from policyd.errors import InvalidArgument
 from policyd.policies import TABLE
@@ -20,7 +20,9 @@ def changed(current: Settings, change: Change) -> Settings:
     wanted = change(current) if callable(change) else change
     if len(dict(wanted)) < len(wanted):
         raise InvalidArgument("a policy is set twice: set each once")
-    # What is there already may stay, though this version may not know it.
+    # What is there already may stay, or be removed, though this version may not know it.
+    known = dict(current)
+    wanted = tuple(one for one in wanted if one[1] != Setting() or one[0] not in known)
     kept = [one for one in wanted if one in current]
     try:
         new = check_settings(TABLE, tuple(one for one in wanted if one not in current))

@@ -27,7 +27,7 @@ from policyd.decision_log.record import (
 from policyd.decision_log.refused_key import MAX_TEXT as MAX_SAMPLE
 from policyd.decision_log.refused_key import REASONS, RefusedKey
 from policyd.descriptor.evaluate_request import Reading
-from policyd.engine.model import Decision, UserState
+from policyd.engine.model import Decision, UserState, cut
 from policyd.errors import InvalidArgument
 from policyd.v1 import policy_pb2 as pb
 
@@ -128,7 +128,7 @@ def _outline(decision: Decision) -> _Outline:
     return _Outline(
         verdict,
         decision.denial.status if decision.denial else 0,
-        results.cut(decision.explanation.summary, MAX_SUMMARY),
+        cut(decision.explanation.summary, MAX_SUMMARY),
         _flags(decision),
         results.text(decision.results),
     )

@@ -212,6 +212,7 @@ class PolicyServicer(PolicyServiceServicer):
         reading = evaluate_request.read(request, reads_body=settings is not None, trusted=trusted)
         decision_input = reading.decision_input
         decision = decide(decision_input, settings, self._defaults, route)
+        evaluate_request.check_end_users(reading, decision)
         if decision.missing:
             raise InvalidDescriptor("; ".join(decision.missing))
         if decision.failures:

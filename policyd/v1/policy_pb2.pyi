@@ -707,7 +707,9 @@ class PolicyResult(_message.Message):
     mode: Global___EnforceMode.ValueType
     """The mode in force for the request."""
     value: _builtins.str
-    """The setting's value: "500", "gpt-4*,o1". Empty: the policy has none, or is off."""
+    """The setting's value: "500", "gpt-4*,o1". Empty: the policy has none, or is off. Of one longer
+    than 300 characters it is the beginning, and an ellipsis.
+    """
     source: Global___SettingSource.ValueType
     """Where the setting comes from."""
     ignored: Global___OverrideIgnored.ValueType

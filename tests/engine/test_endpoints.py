@@ -106,6 +106,31 @@ def test_the_model_in_a_path(path: str) -> None:
     assert endpoints.resolve("POST", path).model == MODELS[path]
 
 
+UNCLEAR = (
+    "/openai/deployments/gpt%252D4/chat/completions",
+    "/openai/deployments/gpt-4%20/chat/completions",
+    "/openai/deployments/gpt-4%00/chat/completions",
+    "/openai/deployments/gpt-4%3Bx/chat/completions",
+    "/openai/deployments/gpt-4%3Fx/chat/completions",
+    "/openai/deployments/x/deployments/gpt-4/chat/completions",
+    "/v1/engines/x/openai/deployments/gpt-4/chat/completions",
+    "/v1/engines/" + "x" * 257 + "/completions",
+)
+CLEAR = (
+    "/openai/deployments/gpt%2D4/chat/completions",
+    "/openai/deployments/gpt-4;x/chat/completions",
+    "/v1/engines/meta/llama%2Fbig/v1/completions",
+    "/v1/engines/" + "x" * 256 + "/completions",
+    "/v1/completions",
+)
+
+
+@pytest.mark.parametrize("path", UNCLEAR + CLEAR, ids=lambda path: path[:40])
+def test_a_model_that_servers_read_differently(path: str) -> None:
+    """A name that a server may decode twice, end early or find elsewhere is any model's."""
+    assert endpoints.resolve("POST", path).has_unclear_model is (path in UNCLEAR)
+
+
 MESSAGES = {
     "/v1/messages": "message",
     "/Anthropic/V1/messages/": "message",

@@ -33,6 +33,7 @@ def test_what_is_there_stays() -> None:
     assert changed((UNKNOWN,), limited) == (LIMIT, UNKNOWN)
     assert changed((UNKNOWN, LIMIT), (LIMIT,)) == (LIMIT,)
     assert changed((LIMIT,), ((LIMIT[0], Setting()),)) == ()
+    assert changed((UNKNOWN, LIMIT), ((UNKNOWN[0], Setting()), LIMIT)) == (LIMIT,)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,40 @@
+"""A setting may be long. What is told of each request is not, as so much is kept of many."""
+
+from policyd.descriptor import evaluate_request
+from policyd.engine import endpoints
+from policyd.engine.model import (
+    MAX_TOLD,
+    USER,
+    Credential,
+    DecisionInput,
+    EndUser,
+    KeySettings,
+    Mode,
+    ModelState,
+    Setting,
+    UserState,
+)
+from policyd.policies import decide
+
+LIST = ",".join(f"model-{number}-{'x' * 200}" for number in range(1000))
+KEY = KeySettings("key", (("allowed_models", Setting(Mode.ENFORCE, LIST)),))
+
+
+def test_a_long_list_of_models() -> None:
+    """Neither an explanation nor an answer repeats a list of a thousand models."""
+    given = DecisionInput(
+        endpoints.resolve("POST", "/v1/chat/completions"),
+        Credential.GIVEN,
+        "key",
+        end_users=(EndUser(USER, UserState.VALID, "alice"),),
+        model_state=ModelState.GIVEN,
+        model="gpt-4",
+    )
+    decision = decide(given, KEY)
+    assert decision.denial
+    answer = evaluate_request.answer(decision)
+    told = next(one.value for one in answer.results if one.policy == "allowed_models")
+    assert len(told) == MAX_TOLD
+    assert LIST.startswith(told[:-1])
+    assert told[:-1] in answer.explanation.summary
+    assert answer.ByteSize() < 5 * MAX_TOLD
