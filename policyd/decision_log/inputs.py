@@ -20,6 +20,7 @@ from policyd.policies import TABLE
 
 NOT_KEPT = "?"
 """Stands for a text that would be too long."""
+_MAX_CACHED = 8
 _INVALID = "invalid"
 """Stands for the value of an override header that is not valid."""
 _NOT_GIVEN = {
@@ -105,9 +106,16 @@ class OverrideTexts(NamedTuple):
 NO_OVERRIDES = OverrideTexts("", "")
 
 
-@lru_cache(maxsize=1024)
 def override_texts(given: tuple[tuple[str, str], ...]) -> OverrideTexts:
     """What the headers asked for, as far as a simulation needs it to decide again."""
+    # Of many values, a client could send ever others.
+    return (
+        _override_texts(given) if len(given) <= _MAX_CACHED else _override_texts.__wrapped__(given)
+    )
+
+
+@lru_cache(maxsize=1024)
+def _override_texts(given: tuple[tuple[str, str], ...]) -> OverrideTexts:
     found: dict[str, set[str]] = {}
     for header, value in given:
         found.setdefault(header, set()).add(_asked(header, value))

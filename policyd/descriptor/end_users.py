@@ -51,7 +51,6 @@ def check_end_user_headers(names: Iterable[str]) -> None:
 
 def value(text: str) -> str:
     """A header's value as a message can hold it. Some adapters have UTF-8 as Latin-1."""
-    text = text[: 4 * MAX_VALUE]
     if text.isascii():
         return text[:MAX_VALUE]
     try:

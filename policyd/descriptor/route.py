@@ -35,8 +35,12 @@ def route_settings(
     found = dict(given)
     where = f"{where} set {prefix}"
     settings: dict[str, Setting] = {}
+    original = TABLE.original.name
+    for short, full in (("mode", original), ("override", f"{original}.override")):
+        if short in found and full in found:
+            raise InvalidArgument(f"{where}{short} and {full}, which are one setting: give one")
     if "mode" in found or "override" in found:
-        settings[TABLE.original.name] = Setting(
+        settings[original] = Setting(
             _one_of("mode", found, MODES, where), "", _one_of("override", found, OVERRIDES, where)
         )
     for name in sorted(found.keys() - {"mode", "override", "accept"}):

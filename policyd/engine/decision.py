@@ -46,6 +46,8 @@ from policyd.engine.policy import Attributes, Need, Policy, Table
 INVALID_OVERRIDE = "invalid_override"
 """The type of the flag of a request with an override header that is not valid."""
 NO_ROUTE = RouteSettings()
+_MAX_CACHED = 8
+"""Values of a header that are kept. Of more, a client could send ever others."""
 
 
 class _Verdict(NamedTuple):
@@ -170,6 +172,8 @@ class _Judged(NamedTuple):
 def _overridden(one: Plan, given: DecisionInput) -> Plan:
     header = one.policy.header
     values = tuple([value for name, value in given.overrides if name == header]) if header else ()
+    if len(values) > _MAX_CACHED:
+        return overridden.__wrapped__(one, values)
     return overridden(one, values) if values else one
 
 

@@ -160,11 +160,13 @@ def _broken(user: str, rules: _Rules) -> str:
 
 def _is_email(user: str) -> bool:
     """Whether it holds something like name@host.domain."""
-    return any(
-        name and "." in host.strip(".")
-        for name, _, host in (word.strip("<>(),;\"'").partition("@") for word in user.split())
-        if host
-    )
+    return any(map(_is_address, user.split()))
+
+
+def _is_address(word: str) -> bool:
+    # A name in a social network may have an @ before it, too.
+    name, *hosts = word.strip("<>(),;\"'@").split("@")
+    return name != "" and any("." in host.strip(".") for host in hosts)
 
 
 def _is_placeholder(user: str) -> bool:

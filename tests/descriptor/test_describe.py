@@ -331,6 +331,15 @@ def test_headers_of_end_users() -> None:
     assert [header.name for header in describe(_request(headers=given)).headers] == [KEY[0]]
 
 
+@pytest.mark.parametrize("size", [1, 1365, 1366, 5000])
+def test_a_long_header_in_another_alphabet(size: int) -> None:
+    """A header that an adapter has as Latin-1 is read as UTF-8, however long it is."""
+    blank = "\u3000" * size
+    given = [("x-end-user", blank.encode().decode("latin-1"))]
+    described = describe(_request(headers=given, end_user_headers=frozenset(["x-end-user"])))
+    assert described.headers[0].value == blank[:MAX_VALUE]
+
+
 @pytest.mark.parametrize(
     ("coding", "body", "counted"),
     [

@@ -1,5 +1,6 @@
 """A setting may be long. What is told of each request is not, as so much is kept of many."""
 
+from policyd.decision_log.inputs import override_texts
 from policyd.descriptor import evaluate_request
 from policyd.engine import endpoints
 from policyd.engine.model import (
@@ -11,12 +12,17 @@ from policyd.engine.model import (
     KeySettings,
     Mode,
     ModelState,
+    Number,
+    NumberState,
     Setting,
+    Target,
     UserState,
 )
+from policyd.engine.plan import overridden
 from policyd.policies import decide
 
 LIST = ",".join(f"model-{number}-{'x' * 200}" for number in range(1000))
+NOWHERE = Target(in_scope=False)
 KEY = KeySettings("key", (("allowed_models", Setting(Mode.ENFORCE, LIST)),))
 
 
@@ -38,3 +44,26 @@ def test_a_long_list_of_models() -> None:
     assert LIST.startswith(told[:-1])
     assert told[:-1] in answer.explanation.summary
     assert answer.ByteSize() < 5 * MAX_TOLD
+
+
+def test_many_values_of_a_header() -> None:
+    """They are judged as few are, and not kept."""
+    name = "x-usagepanda-max-tokens"
+    given = tuple((name, str(number)) for number in range(7, 2000))
+    decision = decide(
+        DecisionInput(
+            endpoints.resolve("POST", "/v1/chat/completions"),
+            Credential.GIVEN,
+            "key",
+            given,
+            (EndUser(USER, UserState.VALID, "alice"),),
+            token_limit=Number(NumberState.GIVEN, 8),
+        ),
+        KeySettings("key"),
+    )
+    assert decision.denial
+    assert b"max tokens of: 7; request was: 8" in decision.denial.body
+    kept = overridden.cache_info().currsize
+    assert override_texts(given).others == "?"
+    decide(DecisionInput(NOWHERE, Credential.GIVEN, "key", given), KeySettings("key"))
+    assert overridden.cache_info().currsize == kept
