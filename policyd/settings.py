@@ -19,6 +19,7 @@ from policyd.command.settings import dump, load, setting
 from policyd.decision_log.spool import SYNCS, Sync
 from policyd.descriptor.end_users import check_end_user_headers
 from policyd.engine.model import Mode
+from policyd.engine.policy import MODES
 from policyd.errors import SettingsError
 
 # It stands in commands to copy: nothing that a shell or a program would read as its own.
@@ -29,8 +30,6 @@ MAX_RETENTION = 36_500
 """Days that a decision can stay in the log."""
 CALLERS = ("grpc", "http", "envoy")
 """The kinds of callers, by the words that operators use."""
-MODES = {mode.name.lower(): mode for mode in Mode}
-"""The modes by the words that operators use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,10 @@ from policyd.engine.model import (
     DecisionInput,
     EndUser,
     KeySettings,
+    Mode,
     ModelState,
+    Override,
+    Setting,
     Settings,
     Target,
     UserState,
@@ -99,8 +102,13 @@ def simulate(
 
 def _needs(settings: Settings) -> frozenset[Need]:
     """What the policies that are set look at."""
-    known = [TABLE.by_name[name] for name, _ in settings if name in TABLE.by_name]
+    judging = [name for name, setting in settings if not _is_off_for_good(setting)]
+    known = [TABLE.by_name[name] for name in judging if name in TABLE.by_name]
     return frozenset(need for policy in known for need in policy.needs)
+
+
+def _is_off_for_good(setting: Setting) -> bool:
+    return setting.mode is Mode.OFF and setting.override is Override.LOCKED
 
 
 def _most(counted: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:

@@ -16,6 +16,7 @@ from litellm.proxy._types import ProxyException, UserAPIKeyAuth
 from litellm.types.proxy.litellm_pre_call_utils import RedactedDict
 
 from policyd.client import PolicyClient
+from policyd.descriptor.body import read_body
 from policyd.descriptor.describe import HttpRequest, describe
 from policyd.descriptor.headers import KEY_HEADER, by_name, is_own
 from policyd.descriptor.identifiers import (
@@ -27,7 +28,8 @@ from policyd.descriptor.identifiers import (
     from_value,
     unreadable,
 )
-from policyd.engine.model import SAFETY_IDENTIFIER, USER, UserState
+from policyd.descriptor.stated import INVALID, NUMBERS
+from policyd.engine.model import SAFETY_HEADER, SAFETY_IDENTIFIER, USER, ModelState, UserState
 from policyd.v1.policy_pb2 import DECISION_ALLOW, EvaluateRequest, EvaluateResponse
 
 Data = dict[str, Any]
@@ -41,13 +43,18 @@ class Call(NamedTuple):
     """The endpoint; none where it may be any, which is in scope, too."""
     identifiers: tuple[str, ...] = ("user",)
     """The fields that LiteLLM sends on as what they are."""
+    shows_model: bool = True
+    """Whether the field `model` names the model that LiteLLM asks for."""
+    shows_numbers: bool = True
+    """Whether the token limit and the prompt stand in fields of OpenAI's names."""
 
 
 _CHAT = Call("/v1/chat/completions", ("user", "safety_identifier"))
 _MESSAGES = Call("/v1/chat/completions", ("metadata.user_id",))
-_NOTHING_MAPPED = Call("/v1/chat/completions", ())
+_NOTHING_MAPPED = Call("/v1/chat/completions", (), shows_numbers=False)
 _RESPONSES = Call("/v1/responses", ("user", "safety_identifier"))
 _GENERATIONS = Call("/v1/images/generations")
+_UNSEEN = Call("", (), shows_model=False, shows_numbers=False)
 
 IN_SCOPE = {
     **dict.fromkeys(("acompletion", "completion"), _CHAT),
@@ -60,22 +67,27 @@ IN_SCOPE = {
     **dict.fromkeys(("anthropic_messages", "aanthropic_messages"), _MESSAGES),
     **dict.fromkeys(("generate_content", "agenerate_content"), _NOTHING_MAPPED),
     **dict.fromkeys(("generate_content_stream", "agenerate_content_stream"), _NOTHING_MAPPED),
-    **dict.fromkeys(("create_interaction", "acreate_interaction"), Call("/v1/responses")),
+    **dict.fromkeys(
+        ("create_interaction", "acreate_interaction"), Call("/v1/responses", shows_numbers=False)
+    ),
     **dict.fromkeys(("send_message", "asend_message"), _NOTHING_MAPPED),
     **dict.fromkeys(("decisions", "adecisions"), Call("/v1/decisions", ("safety_identifier",))),
+    # LiteLLM sends upstream neither their identifier nor the header that may name an end user.
+    "acreate_realtime_client_secret": Call("/v1/realtime/client_secrets", ()),
+    "acreate_realtime_transcription_session": Call("/v1/realtime/transcription_sessions", ()),
+    "arealtime_calls": Call("/v1/realtime/calls", ()),
     # Over a WebSocket the client sends what no hook sees.
-    "_aresponses_websocket": Call("/v1/responses", ()),
-    "_arealtime": Call("", ()),
+    "_aresponses_websocket": Call("/v1/responses", (), shows_model=False, shows_numbers=False),
+    "_arealtime": _UNSEEN,
     # What LiteLLM passes through without saying where. A body there is the client's own.
     "pass_through_endpoint": Call("", ("user", "safety_identifier")),
-    **dict.fromkeys(("llm_passthrough_route", "allm_passthrough_route"), Call("", ())),
+    **dict.fromkeys(("llm_passthrough_route", "allm_passthrough_route"), _UNSEEN),
 }
 """Call types that may reach an endpoint which carries an end user."""
 
 _OUT_OF_SCOPE = """
     moderation amoderation transcription atranscription speech aspeech rerank arerank
     search asearch systemone asystemone ocr aocr ingest aingest query aquery
-    acreate_realtime_client_secret arealtime_calls acreate_realtime_transcription_session
     create_batch acreate_batch retrieve_batch aretrieve_batch cancel_batch acancel_batch
     alist_batches create_file acreate_file file_retrieve afile_retrieve file_delete afile_delete
     file_list afile_list file_content afile_content
@@ -119,7 +131,6 @@ OUT_OF_SCOPE = frozenset(_OUT_OF_SCOPE.split())
 
 _KEYLESS = frozenset({"call_mcp_tool", "list_mcp_tools"})
 """Those of them whose clients speak another protocol, and in it need name no API key."""
-_UNKNOWN = Call("", ())
 _UPSTREAM_CUTS_AT = 64  # Of metadata.user_id LiteLLM may send so many characters.
 
 
@@ -199,7 +210,7 @@ def deny(answer: EvaluateResponse) -> NoReturn:
 def described(data: Data, call_type: str, key: str) -> EvaluateRequest:
     """Describe a request. `key` is used where it names no policyd key itself."""
     given = by_name(_headers(data, call_type))
-    call = IN_SCOPE.get(call_type, _UNKNOWN)
+    call = IN_SCOPE.get(call_type, _UNSEEN)
     request = HttpRequest(
         "POST" if call.path else "",
         call.path,
@@ -233,7 +244,7 @@ def _headers(data: Data, call_type: str) -> list[tuple[str, str]]:
     first = data["secret_fields"]["raw_headers"]
     last = data["proxy_server_request"]["headers"]
     found = {(str(name).lower(), str(v)): None for one in (first, last) for name, v in one.items()}
-    return list(found)
+    return [one for one in found if one[0] != SAFETY_HEADER]  # LiteLLM does not send it upstream.
 
 
 def _remembered_headers(data: Data) -> list[tuple[str, str]]:
@@ -246,22 +257,56 @@ def _remembered_headers(data: Data) -> list[tuple[str, str]]:
     return []
 
 
-# --- the end user ------------------------------------------------------------------------------
+# --- the request's attributes ------------------------------------------------------------------
 
 
 def _attributes(data: Data, call: Call, request: HttpRequest) -> BodyAttributes:
-    """What of the request's fields LiteLLM sends upstream as an end-user identifier."""
+    """What policies judge of the request that LiteLLM sends upstream."""
     if not request.target.in_scope:
         return NOT_READ
     if request.content_encoding.strip().lower() not in ("", "identity"):
         return unreadable(UserState.UNSUPPORTED_ENCODING)  # LiteLLM undoes none.
+    stated = _stated(data, call)
+    if stated.user.state.is_unreadable:
+        return stated
     is_rewritten = _is_rewritten(data, call) if _came_whole(data) else _has_twin(data)
     found = {USER: ABSENT, SAFETY_IDENTIFIER: ABSENT}
     for place in call.identifiers:
         name = SAFETY_IDENTIFIER if place == SAFETY_IDENTIFIER else USER
         value = _value(data, place)
         found[name] = Identifier(UserState.DUPLICATE) if is_rewritten else from_value(value, name)
-    return BodyAttributes(found[USER], found[SAFETY_IDENTIFIER])
+    return stated._replace(user=found[USER], safety_identifier=found[SAFETY_IDENTIFIER])
+
+
+_PROMPTS = ("messages", "prompt", "input", "instructions")
+_SYSTEM = "system"
+"""The instructions of Anthropic's messages."""
+_STATED = frozenset({"model", *NUMBERS, *_PROMPTS, _SYSTEM})
+_REPLACING = frozenset({"context_window_fallback_dict", "prompt_id"}) | {
+    *("fallbacks", "context_window_fallbacks", "content_policy_fallbacks", "default_fallbacks")
+}
+"""Fields that name other models, and a prompt that LiteLLM keeps."""
+
+
+def _stated(data: Data, call: Call) -> BodyAttributes:
+    """Its model, its numbers and its prompt's characters, as policyd reads them in a body.
+
+    What LiteLLM may replace on the way, and what it does not show, is worse than every limit.
+    """
+    fields = {name: data[name] for name in ("model", *NUMBERS, *_PROMPTS) if name in data}
+    if _SYSTEM in data:
+        fields["instructions"] = [fields.get("instructions"), data[_SYSTEM]]
+    try:
+        body = json.dumps(fields, default=str).encode()
+    except (ValueError, RecursionError):
+        return unreadable(UserState.TOO_COMPLEX)
+    found = read_body(body, "application/json", "", None)
+    is_replaced = _came_whole(data) and _replaces_what_it_states(data)
+    if is_replaced or not call.shows_model:
+        found = found._replace(model_state=ModelState.CONFLICTING)
+    if is_replaced or not call.shows_numbers:
+        found = found._replace(token_limit=INVALID, choices=INVALID, prompt_chars=INVALID)
+    return found
 
 
 def _value(data: Data, place: str) -> object:
@@ -300,6 +345,17 @@ def _is_rewritten(data: Data, call: Call) -> bool:
     fields = {name: value for name, value in data.items() if name not in _LOOKED_PAST}
     fields.pop("allowed_openai_params", None)  # It is added to; see _keep_user.
     return any(_folded(name) in names or _drops(name, value) for name, value in _walk(fields))
+
+
+def _replaces_what_it_states(data: Data) -> bool:
+    """Whether the request has LiteLLM ask another model, or send another limit or prompt on."""
+    if any(data.get(name) for name in _REPLACING):
+        return True
+    fields = [value for name, value in data.items() if name not in _LOOKED_PAST | {"session"}]
+    if any(_folded(name) in _STATED for value in fields for name, _ in _walk(value)):
+        return True
+    dropped = data.get(_DROPPING)
+    return any(f"'{name}" in str(dropped) for name in _STATED) if dropped else False
 
 
 def _has_twin(data: Data) -> bool:

@@ -2,7 +2,8 @@
 
 const OWN = 'x-usagepanda-';
 // nginx removes headers by their full names only: these are the ones that nginx.conf removes.
-const REMOVED = ['x-usagepanda-api-key', 'x-usagepanda-enforce-user-ids', 'x-usagepanda-trace-id'];
+const REMOVED = ['x-usagepanda-api-key', 'x-usagepanda-enforce-user-ids', 'x-usagepanda-max-tokens',
+    'x-usagepanda-max-prompt-chars', 'x-usagepanda-trace-id'];
 
 async function check(r) {
     if (r.method === 'OPTIONS') {

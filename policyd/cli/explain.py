@@ -11,9 +11,9 @@ from policyd.cli.key_settings import Change, Changes
 from policyd.cli.options import HeaderLine, option
 from policyd.descriptor.evaluate_request import read
 from policyd.engine.model import Credential, Decision, KeySettings, Settings
+from policyd.engine.policy import MODES
 from policyd.keys import api_key
 from policyd.policies import TABLE, decide
-from policyd.settings import MODES
 from policyd.v1 import policy_pb2 as pb
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from policyd.cli.options import Moment, option
 from policyd.cli.terminal import line, printable
 from policyd.decision_log.export import values
 from policyd.engine.model import ApiKey, KeySettings, Mode
+from policyd.engine.policy import MODES
 from policyd.errors import InvalidArgument
 from policyd.policies import TABLE
-from policyd.settings import MODES
 from policyd.simulation import Simulation
 from policyd.simulation import simulate as simulate_requests
 

@@ -23,7 +23,6 @@ NOT_KEPT = "?"
 _MAX_CACHED = 8
 _INVALID = "invalid"
 """Stands for the value of an override header that is not valid."""
-_NUMBERS = {NumberState.UNKNOWN: None, NumberState.ABSENT: ABSENT, NumberState.INVALID: INVALID}
 _NOT_GIVEN = {
     None: UNKNOWN_NUMBER,
     ABSENT: Number(NumberState.ABSENT),
@@ -38,9 +37,13 @@ _decode_values = msgspec.json.Decoder(dict[str, list[str]]).decode
 
 def number(given: Number) -> int | None:
     """A number as a record keeps it."""
-    if given.state is NumberState.GIVEN:
-        return min(given.value, MAX_NUMBER)
-    return _NUMBERS[given.state]
+    kept = {
+        NumberState.UNKNOWN: None,
+        NumberState.GIVEN: min(given.value, MAX_NUMBER),
+        NumberState.ABSENT: ABSENT,
+        NumberState.INVALID: INVALID,
+    }
+    return kept[given.state]
 
 
 def read_number(kept: int | None) -> Number:

@@ -188,7 +188,7 @@ def _key_lines(settings: ServerSettings, key: str | None) -> str:
         return f"API key, which is shown this once: {key}"
     return (
         "The API key was shown at the first start. For one to put in place of $POLICYD_KEY:\n"
-        f"  {shlex.quote(sys.argv[0])} keys create NAME --enforce-user-ids enforce "
+        f"  {shlex.quote(sys.argv[0])} keys create NAME --policy {TABLE.original.name}=enforce "
         f"--database-url {shlex.quote(settings.database_url)}"
     )
 

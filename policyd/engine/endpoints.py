@@ -1,4 +1,4 @@
-"""Where "Enforce User IDs" applies: the endpoints, and the one spelling of each path.
+"""Where policies apply: the endpoints, and the one spelling of each path.
 
 A path is in scope where it ends in an endpoint, whatever stands before that. It is judged in its
 canonical form, and where that form is in scope it is what goes upstream. So no spelling that an

@@ -145,8 +145,8 @@ def accept_problem(accept: Iterable[str]) -> str:
     places = tuple(accept)
     if not places:
         return f"accept is empty: name at least one of {_PLACES}"
-    if unknown := next((one for one in places if not is_place(one)), ""):
-        return f"accept names {unknown[:80]!r}, in which no end user can stand: name {_PLACES}"
+    if unknown := [one for one in places if not is_place(one)]:
+        return f"accept names {unknown[0][:80]!r}, in which no end user can stand: name {_PLACES}"
     if repeated := next((one for one in places if places.count(one) > 1), ""):
         return f"accept names {repeated} more than once: name it once"
     if len(places) > MAX_PLACES:
@@ -167,7 +167,7 @@ MAX_SAFETY_IDENTIFIER = 128
 
 
 class Endpoint(NamedTuple):
-    """An endpoint that "Enforce User IDs" applies to."""
+    """An endpoint whose requests policies judge."""
 
     operation: str
     """What it does, in the log's words: chat_completion, embedding …"""
@@ -185,6 +185,11 @@ class Endpoint(NamedTuple):
     """Whether its safety_identifier stands in the body's object `session`."""
     only_for: str = ""
     """Where it is not empty: the place that a key must accept for it to be in scope."""
+
+    @property
+    def further(self) -> tuple[str, ...]:
+        """Its places but for IDENTIFIERS."""
+        return tuple(one for one in self.identifiers if one not in IDENTIFIERS)
 
     def is_for(self, accept: Iterable[str]) -> bool:
         """Whether it is in scope for a key that accepts these places."""

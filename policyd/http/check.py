@@ -5,7 +5,7 @@ X-Original-URI (or X-Original-URL), which the proxy sets and the client cannot. 
 check's own first line: /v1/check/v1/chat/completions. The headers and the body are the request's.
 
 The proxy's operator can set policies for a route behind a semicolon, as in
-/v1/check;max_tokens=enforce:500 (descriptor/route.py says which). That part of the path is the
+/v1/check;NAME=enforce:500 (descriptor/route.py says which). That part of the path is the
 proxy's own: no client can change it.
 
 A body that does not come is unknown, never absent: the proxy may have kept it.

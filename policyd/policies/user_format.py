@@ -133,14 +133,14 @@ def _decide(attributes: Attributes, rules: _Rules) -> Violation | None:
     if user.state is not UserState.VALID:
         return None
     broken = _broken(user.value or "", rules)
-    return (
-        Violation(
-            f"Config set to block user fields that {broken}",
-            f"the user {broken}".replace("the user are", "the user is"),
-        )
-        if broken
-        else None
-    )
+    if not broken:
+        return None
+    verb, rest = broken.split(" ", 1)
+    message = f"Config set to block user fields that {broken}"
+    return Violation(message, f"the user {_SINGULAR[verb]} {rest}")
+
+
+_SINGULAR = {"have": "has", "hold": "holds", "are": "is", "do": "does"}
 
 
 def _broken(user: str, rules: _Rules) -> str:

@@ -157,7 +157,7 @@ _NAMESPACE = "policyd."
 
 
 def route(extensions: Mapping[str, str]) -> RouteSettings:
-    """What a route's context_extensions set: `policyd.mode`, `policyd.max_tokens` … Those of other
+    """What a route's context_extensions set: `policyd.mode`, `policyd.NAME` … Those of other
     systems are left alone.
 
     Raises InvalidArgument where a name or a value of policyd's is unknown.

@@ -88,10 +88,14 @@ class PolicyServicer(PolicyServiceServicer):
 
     async def CheckKey(self, request: pb.CheckKeyRequest, context: Any) -> pb.CheckKeyResponse:
         """See policy.proto."""
-        in_force = self._settings(request) is not None
-        needs_body = in_force and evaluate_request.target_of(request).in_scope
+        settings = self._settings(request)
+        needs_body = False
+        if settings is not None:
+            target = evaluate_request.target_of(request)
+            is_for = target.endpoint is None or target.endpoint.is_for(settings.accept)
+            needs_body = target.in_scope and is_for
         return pb.CheckKeyResponse(
-            in_force=in_force, needs_body=needs_body, revision=self._keys.revision
+            in_force=settings is not None, needs_body=needs_body, revision=self._keys.revision
         )
 
     def knows(self, request: pb.EvaluateRequest | pb.CheckKeyRequest) -> bool:
@@ -222,7 +226,8 @@ class PolicyServicer(PolicyServiceServicer):
         response.revision = revision
         if settings is not None:
             response.api_key_id = settings.key_id
-        if decision_input.target.path and decision.explanation.in_scope:
+        # Without a key nothing tells that an endpoint is out of scope for it.
+        if decision_input.target.path and (settings is None or decision.explanation.in_scope):
             response.upstream_path = decision_input.target.path
         if reading.trace_id:
             response.trace_id = reading.trace_id

@@ -399,13 +399,22 @@ def test_as_a_module() -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("words", [["--version"], ["--help"], ["serve", "--help"]])
-def test_what_a_short_command_loads(words: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "other"),
+    [
+        (["--version"], "policyd.policies"),
+        (["--help"], "policyd.policies"),
+        (["serve", "--help"], "policyd.store"),
+        (["policies"], "policyd.store"),
+    ],
+)
+def test_what_a_short_command_loads(words: list[str], other: str) -> None:
     """A short command loads nothing that only another command, a database or a server needs."""
     program = (
         "import sys; from policyd.cli.main import main;"
         f"main({words}, standalone_mode=False);"
         "names = {'sqlalchemy', 'alembic', 'grpc', 'uvicorn', 'starlette', 'yaml', 'gateway'};"
+        f"names |= {{'re2', '{other}'}};"
         "sys.exit(', '.join(names & sys.modules.keys()) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)

@@ -11,9 +11,19 @@ from typing import Any
 
 import pytest
 
+from policyd.decision_log import results
 from policyd.decision_log.record import Record, Verdict
 from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount, RefusedKeyReason
-from policyd.engine.model import UserState
+from policyd.engine.model import (
+    Ignored,
+    Mode,
+    ModelState,
+    Override,
+    Result,
+    Source,
+    UserState,
+    Violation,
+)
 from policyd.policies import TABLE
 from policyd.store import Store
 from tests.support.commands import invoke
@@ -59,6 +69,46 @@ def test_a_list(store: Store, url: str) -> None:
     assert done.stdout.decode().count("denied") == 2
     after = done.stderr.decode().split()[-1]
     assert [one["id"] for one in listed(url, "--after", after)] == [entries[1].id, old.id]
+
+
+def of_policies(**given: Any) -> Record:
+    """A request that violates the limit of tokens, and keeps the format of users."""
+    any_header = (Override.ANY, Ignored.NOT_IGNORED)
+    violation = Violation("Config set to max tokens of: 500; request was: 900\x1b", "")
+    locked = (Source.KEY, Override.LOCKED, Ignored.LOCKED, violation)
+    found = (
+        Result("max_tokens", Mode.ENFORCE, "500", *locked),
+        Result("user_format", Mode.AUDIT, "min=3", Source.DEFAULT, *any_header),
+        Result("poems", Mode.AUDIT, "3", Source.ROUTE, *any_header, has_failed=True),
+    )
+    usual = {"flags": "policy_max_tokens,invalid_override", "results": results.text(found)}
+    return denied(NOW, **usual | given)
+
+
+def test_decisions_of_a_policy(store: Store, url: str) -> None:
+    """Decisions are listed by the policy that they violate, and by any flag."""
+    limit, user = of_policies(), denied(NOW)
+    store.log.append([limit, user, record(NOW)])
+    assert [one["id"] for one in listed(url, "--policy", "max_tokens")] == [limit.id]
+    assert [one["id"] for one in listed(url, "--policy", "enforce_user_ids")] == [user.id]
+    assert [one["id"] for one in listed(url, "--flag", "invalid_override")] == [limit.id]
+    both = ("--policy", "max_tokens", "--flag", "invalid_override")
+    assert [one["id"] for one in listed(url, *both)] == [limit.id]
+    assert listed(url, "--policy", "max_tokens", "--flag", user.flags) == []
+    done = invoke("policyd", "logs", "list", "--policy", "poems", "--database-url", url)
+    assert "'poems' is not one of 'max_tokens'" in done.stderr.decode()
+
+
+def test_what_each_policy_found(store: Store, url: str) -> None:
+    """A decision's details tell of each policy its setting, and what it found."""
+    store.log.append([one := of_policies()])
+    shown = ask(url, "logs", "show", one.id)
+    assert "policies            max_tokens=enforce:500 by the key; violated: Config set to" in shown
+    assert "request was: 900\\u001b; header ignored, as the setting is locked\n" in shown
+    assert "\n                    user_format=audit:min=3 by the server\n" in shown
+    assert "\n                    poems=audit:3 by the route; failed\n" in shown
+    told = json.loads(ask(url, "logs", "show", one.id, "--json"))["policies"]
+    assert [each["policy"] for each in told] == ["max_tokens", "user_format", "poems"]
 
 
 def test_the_status(store: Store, url: str) -> None:
@@ -216,6 +266,27 @@ def test_a_simulation(store: Store, url: str, key_id: str) -> None:
     assert json.loads(ask(url, "simulate", key_id, "--json", *off))["blocked"] == 0
     assert "5 of 8 requests (62.5%) would have been blocked" in ask(url, "simulate", key_id)
     assert TABLE.original_of(store.keys.get(key_id).policies).mode is None
+
+
+def test_a_simulation_of_any_policy(store: Store, url: str, key_id: str) -> None:
+    """A simulation decides by the policies that are given, and by the key's others as they are."""
+    given: dict[str, Any] = {"key_id": key_id, "model_state": ModelState.GIVEN, "model": "gpt-4o"}
+    older = record(NOW, key_id=key_id, model="")
+    store.log.append([older, record(NOW, **given, token_limit=900), record(NOW, **given)])
+
+    def simulated(*words: str) -> tuple[int, int, int]:
+        found = json.loads(ask(url, "simulate", key_id, "--json", *words))
+        return found["blocked"], found["flagged"], found["unknown"]
+
+    assert simulated("--policy", "max_tokens=enforce:500") == (1, 0, 2)
+    assert simulated("--policy", "max_tokens=audit:500") == (0, 1, 2)
+    assert simulated("--policy", "max_tokens=enforce:900") == (0, 0, 2)
+    assert simulated("--policy", "disabled_models=enforce:gpt-4*") == (2, 0, 1)
+    text = ask(url, "simulate", key_id, "--policy", "max_tokens=audit:500")
+    assert 'With "default", override any, max_tokens=audit:500, accepting' in text
+    assert "1 would have passed, and been flagged." in text
+    assert "Of 2, the log does not have what these policies judge." in text
+    assert store.keys.get(key_id).policies == TABLE.with_original(None, Override.ANY)
 
 
 def test_a_simulation_of_nothing(store: Store, url: str, key_id: str) -> None:

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from policyd.engine.policy import parse_setting
+from policyd.policies import TABLE
 from tests.support.processes import Policyd
 from tests.support.stack import Background, Gateway, Upstream, Wire
 
@@ -49,3 +51,10 @@ def wire(background: Background, gateway: Gateway) -> Iterator[Wire]:
 def user_alone(policyd: Policyd) -> str:
     """An API key that enforces user IDs, and does not accept safety_identifier."""
     return policyd.create_key("enforce", accept="user")
+
+
+@pytest.fixture(scope="session")
+def limited(policyd: Policyd) -> str:
+    """An API key that enforces no more than 500 tokens."""
+    setting = parse_setting(TABLE.by_name["max_tokens"], "enforce:500")
+    return policyd.create_key("off", policies=(("max_tokens", setting),))

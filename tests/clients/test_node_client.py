@@ -51,12 +51,12 @@ def ask(wire: Wire, key: str, method: str, **more: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def is_denial(printed: list[dict[str, Any]]) -> bool:
+def is_denial(printed: list[dict[str, Any]], message: str = MESSAGE) -> bool:
     """Whether the call failed as docs/contract.md states."""
     error = {
         "class": "UnprocessableEntityError",
         "status": 422,
-        "message": f"422 {MESSAGE}",
+        "message": f"422 {message}",
         "type": "invalid_request",
     }
     return printed == [error]
@@ -84,6 +84,39 @@ def test_with_user(wire: Wire, upstream: Upstream, enforcing: str, method: str) 
     assert ask(wire, enforcing, method, user="alice") == [{"answered": True}]
     assert wire.requests == 1
     assert len(upstream.received) == 1
+
+
+SAFETY = ["chat.completions.create", "responses.create", "images.generate", "images.edit"]
+
+
+@pytest.mark.parametrize("method", SAFETY)
+def test_a_safety_identifier(
+    wire: Wire, upstream: Upstream, enforcing: str, user_alone: str, method: str
+) -> None:
+    """A safety_identifier counts as a user, unless too long or not accepted by the key."""
+    named = {"safety_identifier": "5" * 128}
+    assert is_denial(ask(wire, user_alone, method, **named))
+    assert is_denial(ask(wire, enforcing, method, safety_identifier="5" * 129))
+    assert not upstream.received
+    assert ask(wire, enforcing, method, **named) == [{"answered": True}]
+
+
+@pytest.mark.parametrize(
+    ("method", "limit"),
+    [
+        ("completions.create", "max_tokens"),
+        ("chat.completions.create", "max_completion_tokens"),
+        ("responses.create", "max_output_tokens"),
+    ],
+)
+def test_a_token_limit(
+    wire: Wire, upstream: Upstream, limited: str, method: str, limit: str
+) -> None:
+    """A token limit above the key's is denied with a message that names both."""
+    message = "Usage Panda: Config set to max tokens of: 500; request was: 501"
+    assert is_denial(ask(wire, limited, method, **{limit: 501}), message)
+    assert not upstream.received
+    assert ask(wire, limited, method, **{limit: 500}) == [{"answered": True}]
 
 
 @every_stream

@@ -5,6 +5,7 @@ Today's takes a second to load, which only the process that runs these tests spe
 
 import importlib
 import inspect
+import json
 import subprocess
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +21,7 @@ from tests.support.stack import Gateway, Upstream, Wire
 
 HERE = Path(__file__).parent
 MESSAGE = "Usage Panda: Config set to block requests without user field"
+LIMITED = "Usage Panda: Config set to max tokens of: 500; request was: 501"
 ERROR = {"message": MESSAGE, "type": "invalid_request", "param": None, "code": None}
 HELLO = [{"role": "user", "content": "Hello there"}]
 PNG = ("image.png", b"\x89PNG\r\n\x1a\n", "image/png")
@@ -47,6 +49,11 @@ CALLS: dict[str, Call] = {
     "images.create_variation": lambda client, **more: client.images.create_variation(
         image=PNG, **more
     ),
+}
+TOKEN_LIMITS = {
+    "completions": "max_tokens",
+    "chat": "max_completion_tokens",
+    "responses": "max_output_tokens",
 }
 STREAMS = ["completions", "chat", "responses"]
 DEPRECATED = pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
@@ -142,6 +149,10 @@ def test_the_documented_snippet_with_user(gateway: Gateway, upstream: Upstream, 
     assert len(upstream.received) == 1
 
 
+OLD = (
+    "import openai, os; gateway = os.environ['GATEWAY']; openai.api_base = gateway + '/v1'; "
+    "openai.api_key = 'sk-any'; headers = {'x-usagepanda-api-key': os.environ['USAGE_PANDA_KEY']}; "
+)
 OLD_CALLS = {
     "an engine's chat": (
         "openai.ChatCompletion.create(engine='GPT-4o', messages=[], %s)",
@@ -165,15 +176,44 @@ def test_where_the_old_client_asks(
     gateway: Gateway, upstream: Upstream, enforcing: str, call: str, target: bytes
 ) -> None:
     """Whatever path the old client uses, it is denied without a user, and allowed with one."""
-    program = (
-        "import openai, os; gateway = os.environ['GATEWAY']; openai.api_base = gateway + '/v1'; "
-        "openai.api_key = 'sk-any'; "
-    ) + call.replace("%s", "headers={'x-usagepanda-api-key': os.environ['USAGE_PANDA_KEY']}, %s")
+    program = OLD + call.replace("%s", "headers=headers, %s")
     denied = old_python(program.replace("%s", ""), gateway, enforcing)
     assert MESSAGE in denied.stderr
     assert not upstream.received
     old_python(program.replace("%s", "user='alice'"), gateway, enforcing)
     assert upstream.received[0].target == target
+
+
+OLD_SAFETY = {
+    "chat": "openai.ChatCompletion.create(model='m', messages=[], headers=headers, %s)",
+    # It sends headers of its caller's on images only where they are its session's.
+    "images": "import requests; openai.requestssession = requests.Session(); "
+    "openai.requestssession.headers.update(headers); openai.Image.create(prompt='a panda', %s)",
+}
+
+
+@pytest.mark.parametrize("call", OLD_SAFETY.values(), ids=OLD_SAFETY)
+@pytest.mark.clients
+def test_the_old_clients_safety_identifier(
+    gateway: Gateway, upstream: Upstream, enforcing: str, user_alone: str, call: str
+) -> None:
+    """The old client passes a safety_identifier on; it counts where the key accepts it."""
+    named = call.replace("%s", "safety_identifier='alice'")
+    denied = old_python(OLD + named, gateway, user_alone)
+    assert MESSAGE in denied.stderr
+    assert not upstream.received
+    assert old_python(OLD + named, gateway, enforcing).returncode == 0
+    assert json.loads(upstream.received[0].body)["safety_identifier"] == "alice"
+
+
+@pytest.mark.clients
+def test_the_old_clients_token_limit(gateway: Gateway, upstream: Upstream, limited: str) -> None:
+    """The old client raises APIError, as for every 422, with the message that names both limits."""
+    program = OLD + "openai.Completion.create(model='m', prompt='', headers=headers, max_tokens=%s)"
+    denied = old_python(program.replace("%s", "501"), gateway, limited)
+    assert f"APIError: {LIMITED} " in denied.stderr.splitlines()[-1]
+    assert not upstream.received
+    assert old_python(program.replace("%s", "500"), gateway, limited).returncode == 0
 
 
 # Today's client for Python
@@ -302,6 +342,21 @@ async def test_a_safety_identifier(
     assert (await denial(make_client(user_alone), CALLS[name], **named)).body == ERROR
     long = {"safety_identifier": "5" * 129}
     assert (await denial(make_client(enforcing), CALLS[name], **long)).body == ERROR
+
+
+@every_stream
+async def test_a_token_limit(
+    make_client: Call, limited: str, wire: Wire, upstream: Upstream, name: str
+) -> None:
+    """A token limit above the key's is denied with a message that names both, streams alike."""
+    limit = TOKEN_LIMITS[name]
+    for more in ({limit: 501}, {limit: 501, "stream": True}):
+        error = await denial(make_client(limited), CALLS[name], **more)
+        assert error.body["message"] == LIMITED
+        assert is_decision_id(error.request_id or "")
+    assert wire.requests == 2
+    assert not upstream.received
+    assert await outcome(make_client(limited), CALLS[name], **{limit: 500})
 
 
 async def test_a_wrong_key(make_client: Call, wire: Wire, upstream: Upstream) -> None:

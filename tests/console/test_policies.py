@@ -266,6 +266,22 @@ async def test_a_policy_that_is_not_known(console: Console, admin: Visitor) -> N
     assert "&lt;new&gt;: enforce" in (await admin.get("/keys")).text
 
 
+async def test_a_value_of_another_version(console: Console, admin: Visitor) -> None:
+    """A value that another version took, and this one would not, keeps nothing else from being
+    saved, and stays until it is changed.
+    """
+    key, _ = console.store.keys.create("app")
+    _put(console, key, {LIMIT.name: [3, "1e9", 3]})
+    key = console.store.keys.get(key.id)
+    assert (
+        "Saved." in (await _save(admin, Form(key).with_(PATTERNS, mode="audit", value="o1"))).text
+    )
+    key = console.store.keys.get(key.id)
+    assert setting_of(key.policies, PATTERNS.name) == Setting(Mode.AUDIT, "o1")
+    assert setting_of(key.policies, LIMIT.name) == Setting(Mode.ENFORCE, "1e9", Override.LOCKED)
+    assert (await _save(admin, Form(key).with_(LIMIT, mode="audit"))).status == 422
+
+
 async def test_accepted_places(console: Console, admin: Visitor) -> None:
     """A key accepts places of the body and headers; those that it had before keep their order."""
     key, _ = console.store.keys.create("app", accept=("header:x-b", "user"))
@@ -522,3 +538,13 @@ async def test_a_simulation_of_one_policy(console: Console, admin: Visitor) -> N
         answer = await admin.post(f"/keys/{key.id}/simulation?policy={policy.name}", asked)
         assert "<strong>1</strong> of 3 requests would have been blocked" in answer.text
         assert ("large-one" in answer.text) is (policy is LIMIT)
+
+
+async def test_a_simulation_of_what_is_not_known(console: Console, admin: Visitor) -> None:
+    """Requests whose numbers the log does not have are told apart from those that kept to it."""
+    key, _ = console.store.keys.create("app")
+    console.store.log.append([record(_now(), key_id=key.id) for _ in range(2)])
+    path = f"/keys/{key.id}/simulation?policy={LIMIT.name}"
+    text = (await admin.post(path, Form(key).with_(LIMIT, value="500").fields)).text
+    assert "Of 2 requests the log does not have what this policy looks at" in text
+    assert "Every request kept to it" not in text

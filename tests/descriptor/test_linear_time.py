@@ -94,6 +94,10 @@ PATTERNS: dict[str, list[Pump]] = {
     "policyd.demo.upstream._PREFIX": _after("/openai/deployments/", "/openai/v1", "/v1"),
     "policyd.descriptor.form._LIKE": _after("user", "safety_identifier", "[", "user-", "\u017f"),
     "policyd.descriptor.headers._TRACE_ID": _after("-", "_"),
+    "policyd.engine.kinds._LIMIT": _after("1", "0"),
+    "policyd.engine.kinds._STARS": _after("*", "a*"),
+    "policyd.policies.user_format._NUMBER": _after("1", "0"),
+    "policyd.policies.user_format._TEMPLATE": _after("{{", "{{a", "{", "}}", "{{ {{"),
     "policyd.engine.endpoints._TARGET": _after("http://", "http:", "a+", "?", "#"),
     "policyd.decision_log.export._WITHIN": _after(";", ';"', ";=", "\t", '"'),
     "policyd.descriptor.form._BOUNDARY": _after("'"),
@@ -150,7 +154,7 @@ PATTERNS: dict[str, list[Pump]] = {
 # Patterns that are built while a setting is read, or that stand in another language.
 ELSEWHERE = {
     "integrations/clients/go/main.go": [
-        "regexp.MustCompile(`(?i)^(content-(type|encoding)|x[-_]http[-_]method([-_]override)?|",
+        "regexp.MustCompile(`(?i)^(content-(type|encoding)|openai-safety-identifier|x[-_]http[-_]",
     ],
     "integrations/clients/java/src/main/java/example/Gateway.java": [
         "Pattern.compile(",

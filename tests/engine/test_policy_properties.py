@@ -27,8 +27,7 @@ from policyd.engine.model import (
 from policyd.engine.policy import Policy, checked_value, parse_setting
 from policyd.policies import TABLE, decide
 
-VALUES = {
-    "": [""],
+VALUES = {policy.name: [policy.kind.example] for policy in TABLE.policies} | {
     "max_tokens": ["1", "500", "1000", str(MAX_LIMIT)],
     "max_prompt_chars": ["1", "500", "1000"],
     "user_format": ["min=3", "no_email", "max=8,no_placeholder", "pattern=[a-z]+"],
@@ -36,11 +35,11 @@ VALUES = {
     "allowed_models": ["gpt-4*", "*", "o1,gpt-4o"],
     "allowed_operations": ["embedding", "chat_completion,response"],
 }
-"""Values of each policy's setting, those of switches first."""
+"""Values of each policy's setting."""
 
 
 def setting(name: str, override: st.SearchStrategy[Override | None]) -> st.SearchStrategy[Setting]:
-    values = st.sampled_from(VALUES.get(name, VALUES[""]))
+    values = st.sampled_from(VALUES[name])
     return st.builds(Setting, st.sampled_from([Mode.AUDIT, Mode.ENFORCE]), values, override) | (
         st.builds(Setting, st.just(Mode.OFF), st.just(""), override)
     )
@@ -199,5 +198,5 @@ def test_any_text_is_a_setting_or_an_error_that_says_why(policy: Policy, text: s
 def test_every_policy_has_values() -> None:
     """The properties above set every policy."""
     for policy in TABLE.policies:
-        for value in VALUES.get(policy.name, VALUES[""]):
+        for value in VALUES[policy.name]:
             assert policy.kind.canonical(value) == value

@@ -20,11 +20,8 @@ def _spellings(name: str) -> set[str]:
     return {"".join(a + b for a, b in zip(parts, (*one, ""), strict=True)) for one in joints}
 
 
-OWN = {
-    spelling
-    for name in (KEY_HEADER, *TABLE.by_header, TRACE_HEADER)
-    for spelling in _spellings(name)
-}
+NAMES = {KEY_HEADER, *TABLE.by_header, TRACE_HEADER}
+OWN = {spelling for name in NAMES for spelling in _spellings(name)}
 
 
 def _config(name: str) -> Any:
@@ -32,18 +29,30 @@ def _config(name: str) -> Any:
     return yaml.safe_load(text.removesuffix("#END\n"))
 
 
+def test_nginx() -> None:
+    """nginx removes each of our headers, and passes no request on that has another of ours."""
+    config = (FOLDER / "nginx" / "nginx.conf").read_text(encoding="utf-8")
+    assert set(re.findall(r'proxy_set_header (x-usagepanda-\S+) "";', config)) == NAMES
+    script = (FOLDER / "nginx" / "policyd.js").read_text(encoding="utf-8")
+    [removed] = re.findall(r"REMOVED = \[(.*?)\]", script, re.DOTALL)
+    assert set(re.findall(r"'(.*?)'", removed)) == NAMES
+
+
 def test_traefik() -> None:
-    """Traefik shows policyd the headers that override the method, and forwards none of ours."""
+    """Traefik shows policyd our headers and those that override the method, and forwards none of
+    ours."""
     middlewares = _config("traefik/dynamic.yaml")["http"]["middlewares"]
     shown = middlewares["policyd"]["forwardAuth"]["authRequestHeaders"]
-    assert {name.lower() for name in shown} >= HEADERS
+    assert {name.lower() for name in shown} >= HEADERS | NAMES
     removed = middlewares["own-headers"]["headers"]["customRequestHeaders"]
     assert {name for name in OWN if removed[name] == ""} == OWN
 
 
 def test_apisix() -> None:
-    """APISIX removes both kinds: of a repeated header policyd would get the first only."""
+    """APISIX shows policyd our headers, and removes both kinds: of a repeated header policyd would
+    get the first only."""
     [route] = _config("apisix/apisix.yaml")["routes"]
+    assert set(route["plugins"]["forward-auth"]["request_headers"]) >= NAMES
     removed = route["plugins"]["proxy-rewrite"]["headers"]["remove"]
     assert set(removed) >= HEADERS | OWN
 

@@ -27,6 +27,7 @@ def test_what_it_declares(policy: Policy) -> None:
     assert policy.tooltip
     assert not policy.tooltip.endswith(".")
     assert policy.kind.usage.startswith("off, audit")
+    assert policy.kind.canonical(policy.kind.example) == policy.kind.example
     assert bool(policy.header) <= bool(policy.kind.header_usage)
     assert policy.operations <= {one.operation for one in ENDPOINTS.values()}
     assert len(inspect.getdoc(inspect.getmodule(policy.decide)) or "") > 10

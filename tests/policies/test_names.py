@@ -14,9 +14,8 @@ OWN = {
 }
 """Folders whose files may name policies."""
 ELSEWHERE = {
-    ("policyd/descriptor/json_members.py", "max_tokens"): "a member of OpenAI's bodies",
     ("policyd/descriptor/stated.py", "max_tokens"): "a member of OpenAI's bodies",
-    ("policyd/services/admin.py", "enforce_user_ids"): "a field of admin.proto keeps its name",
+    ("policyd/services/admin.py", "enforce_user_ids"): "the field of admin.proto keeps its name",
 }
 """Files that name one all the same, and why."""
 

@@ -29,6 +29,7 @@ PATIENCE = 30
 KEY = "x-usagepanda-api-key"
 UNKNOWN = "up-" + "0" * 48
 CHAT: dict[str, Any] = {"method": "POST", "path": "/v1/chat/completions"}
+MESSAGES: dict[str, Any] = {"method": "POST", "path": "/v1/messages"}
 MODELS = {"method": "GET", "path": "/v1/models"}
 NOISE = random.Random(9).randbytes(900_000).hex()
 BODY = gzip.compress(json.dumps({"user": "u-1", "x": [NOISE]}).encode())
@@ -68,6 +69,8 @@ async def test_what_it_says(policyd: Policyd) -> None:
     header = [pb.Header(name="X-UsagePanda-API-Key", value=key)]
     cases: list[tuple[dict[str, Any], bool, bool]] = [
         ({"key": key, **CHAT}, True, True),
+        ({"key": key, **MESSAGES}, True, False),
+        ({"key": policyd.create_key("off", accept="metadata.user_id"), **MESSAGES}, True, True),
         ({"headers": header, **CHAT}, True, True),
         ({"key": key}, True, True),
         ({"key": key, **MODELS}, True, False),

@@ -21,7 +21,9 @@ from alembic.script import ScriptDirectory
 from click.testing import CliRunner
 
 from policyd.cli.main import main
+from policyd.engine.model import Mode, Override, Setting
 from policyd.errors import StoreUnavailable
+from policyd.policies import TABLE
 from policyd.store import LogFilter, Store, forms, migrations
 from policyd.store.database import writing
 from policyd.store.engine import open_engine
@@ -64,7 +66,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "simulate": ("key_1",),
 }
 """Every command that uses the database and is not about its form."""
-OTHERS = {"serve", "demo", "db"}
+OTHERS = {"serve", "demo", "db", "policies"}
 ANYWHERE = ("--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0")
 """Flags of `policyd serve`."""
 
@@ -279,6 +281,25 @@ def test_under_a_running_server_of_the_version_before(
     with closing(Store(new_database)) as store:
         assert store.log.status().decisions == 500 + answers
         store.log.append([record()])
+
+
+def test_settings_beside_the_version_before(new_database: str, old: OldVersion) -> None:
+    """What either version changes counts for both, and the older one leaves further policies."""
+    key_id = old.run(FILL, new_database, "1").strip()
+    url = ("--database-url", new_database)
+    store = Store(new_database)
+    store.migrate()
+    limit = ("max_tokens", Setting(Mode.ENFORCE, "5"))
+    store.keys.update(key_id, {"policies": (*TABLE.with_original(Mode.OFF), limit)})
+    assert "off" in old.policyd("keys", "show", key_id, *url)
+    old.policyd("keys", "set", key_id, "--enforce-user-ids", "audit", "--override", "locked", *url)
+    original = TABLE.with_original(Mode.AUDIT, Override.LOCKED)
+    assert store.keys.get(key_id).policies == (limit, *original)
+    made = json.loads(old.policyd("keys", "create", "app", "--json", *url))
+    assert store.keys.get(made["id"]).policies == TABLE.with_original(None, Override.ANY)
+    store.log.append([record(results="[]", flags="policy_max_tokens", end_users="{}")])
+    assert "policy_max_tokens" in old.policyd("logs", "export", *url)
+    store.close()
 
 
 def test_rows_are_not_read_under_a_lock(postgresql: PostgreSQL, old: OldVersion) -> None:

@@ -8,14 +8,13 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from policyd.console.view import labels
 from policyd.console.view.forms import read_etag
 from policyd.console.view.panels import panels, unknown
 from policyd.console.view.render import console, posted, render, shown
 from policyd.console.view.text import sentence
 from policyd.console.view.typed_settings import TypedSettings
 from policyd.engine.endpoints import ENDPOINTS, without_place
-from policyd.engine.model import USER, ApiKey, Override
+from policyd.engine.model import USER, ApiKey
 from policyd.errors import EtagMismatch, InvalidArgument, KeyRevoked
 from policyd.store import MAX_NAME
 
@@ -57,8 +56,6 @@ def _form(
         unknown=unknown(key.policies),
         without_place=_without_place(key),
         max_name=MAX_NAME,
-        overrides=list(Override),
-        places=labels.IDENTIFIERS,
         saved=_in_force(request, key) if "saved" in request.query_params else None,
     )
 
@@ -88,7 +85,7 @@ def _save(request: Request, form: FormData) -> Response:
     typed = TypedSettings.read(form, key)
     # The form's own etag goes on, so that a change made meanwhile is still reported.
     etag = read_etag(form)
-    if problems := typed.problems():
+    if problems := typed.problems(key):
         return _form(request, key, typed, _MISTAKES, 422, problems=problems, etag=etag)
     try:
         store.keys.update(key.id, typed.changes(key), etag)

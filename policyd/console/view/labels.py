@@ -28,7 +28,6 @@ MODES = {
         "What violates it is blocked with a 422, and never reaches the provider.",
     ),
 }
-MODES_BY_NAME = {mode.name.lower(): mode for mode in Mode}
 OVERRIDES = {
     Override.ANY: ("Any request", "The header wins both ways."),
     Override.TIGHTEN_ONLY: ("Only to tighten", "The header can only make the setting stricter."),
@@ -36,7 +35,7 @@ OVERRIDES = {
 }
 IDENTIFIERS = {
     "user": "The body's top-level field user.",
-    "safety_identifier": "OpenAI's successor of user, on chat completions, responses and images.",
+    "safety_identifier": "OpenAI's successor of user, up to 128 characters.",
     "metadata.user_id": "Anthropic's, on messages, which are in scope for keys that accept it.",
     "user_security_context.end_user_id": "Azure's, on chat completions.",
 }

@@ -140,20 +140,25 @@ class TypedSettings:
         kept = [place for place in before if place in typed]
         return (*kept, *(place for place in typed if place not in kept))
 
-    def problems(self) -> dict[str, str]:
-        """What is wrong, by the field's name."""
+    def problems(self, key: ApiKey) -> dict[str, str]:
+        """What is wrong, by the field's name. What `key` has already may stay, though another
+        version of policyd may have set it, which takes more than this one."""
         found: dict[str, str] = {}
         accept = self.accept()
         if problem := accept_problem(accept):
             found["accept"] = sentence(problem) if accept else _NO_PLACE
         for typed in self.policies:
-            found |= typed.problems()
+            if typed != _saved(typed.policy, key.policies):
+                found |= typed.problems()
         return found
 
     def changes(self, key: ApiKey) -> dict[str, Any]:
         """The settings as the store takes them, where there are no problems."""
-        typed = {one.policy.name: one.setting() for one in self.policies}
-        # What this version does not know stays as it is.
+        typed = {
+            one.policy.name: one.setting()
+            for one in self.policies
+            if one != _saved(one.policy, key.policies)
+        }
         policies = TABLE.in_order((dict(key.policies) | typed).items())
         return {"name": self.name, "policies": policies, "accept": self.accept(key.accept)}
 

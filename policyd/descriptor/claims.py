@@ -1,0 +1,87 @@
+"""The model and the numbers that a descriptor claims, beside those in its raw body.
+
+What the caller claims and what the body holds must agree on the model; of numbers the worse counts:
+one that is not valid, else the larger one.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TypeVar
+
+from policyd.descriptor.identifiers import BodyAttributes
+from policyd.descriptor.stated import MAX_MODEL, MOST
+from policyd.engine.model import UNKNOWN_NUMBER, ModelState, Number, NumberState
+from policyd.errors import InvalidDescriptor
+from policyd.v1 import policy_pb2 as pb
+
+_MODEL_STATES = tuple(ModelState)
+_NUMBER_STATES = tuple(NumberState)
+_Member = TypeVar("_Member")
+
+
+def model(request: pb.EvaluateRequest, read: BodyAttributes) -> tuple[ModelState, str]:
+    """What is known of the model. What the caller claims and what the body holds must agree; one
+    that either of them names is named."""
+    state, found, given = read.model_state, read.model, request.model
+    if request.model_state or given:
+        state = max(state, _member(_MODEL_STATES, request.model_state, "model_state"))
+        if state in (ModelState.UNKNOWN, ModelState.GIVEN, ModelState.ABSENT):
+            is_conflicting = found != "" and given not in ("", found)
+            found = given or found
+            state = ModelState.GIVEN if found else state
+            state = ModelState.CONFLICTING if is_conflicting else state
+    if state is ModelState.GIVEN and len(found) > MAX_MODEL:
+        state = ModelState.TOO_LONG
+    return state, found if state is ModelState.GIVEN else ""
+
+
+def token_limit(request: pb.EvaluateRequest, read: BodyAttributes) -> Number:
+    limit, choices = read.token_limit, read.choices
+    if request.token_limit_state or request.HasField("token_limit"):
+        given = request.token_limit if request.HasField("token_limit") else None
+        limit = _worse(limit, _number(request.token_limit_state, given, "token_limit_state"))
+    if request.HasField("choices"):
+        choices = _worse(choices, _number(0, request.choices, ""))
+    if limit.state is not NumberState.GIVEN or choices.state in _NO_CHOICES:
+        return limit
+    if choices.state is NumberState.INVALID or choices.value < 1:
+        return Number(NumberState.INVALID)
+    return Number(NumberState.GIVEN, min(limit.value * choices.value, MOST))
+
+
+_NO_CHOICES = (NumberState.UNKNOWN, NumberState.ABSENT)
+
+
+def prompt_chars(request: pb.EvaluateRequest, read: BodyAttributes) -> Number:
+    if not request.prompt_characters_state and not request.HasField("prompt_characters"):
+        return read.prompt_chars
+    given = request.prompt_characters if request.HasField("prompt_characters") else None
+    claimed = _number(request.prompt_characters_state, given, "prompt_characters_state")
+    return _worse(read.prompt_chars, claimed)
+
+
+@lru_cache(maxsize=1024)
+def _number(state: int, value: int | None, field: str) -> Number:
+    """What a caller claims a number to be."""
+    claimed = _member(_NUMBER_STATES, state, field)
+    if value is None:
+        # A number that is given stands in the field beside.
+        return UNKNOWN_NUMBER if claimed is NumberState.GIVEN else Number(claimed)
+    if value < 0 or claimed is NumberState.INVALID:
+        return Number(NumberState.INVALID)
+    return Number(NumberState.GIVEN, min(value, MOST))
+
+
+def _worse(one: Number, other: Number) -> Number:
+    """The worse of two claims: one that is not valid, else the larger number."""
+    if one is UNKNOWN_NUMBER:
+        return other
+    if NumberState.INVALID in (one.state, other.state):
+        return Number(NumberState.INVALID)
+    return max(one, other, key=lambda number: (number.state is NumberState.GIVEN, number))
+
+
+def _member(members: Sequence[_Member], number: int, field: str) -> _Member:
+    if 0 <= number < len(members):
+        return members[number]
+    raise InvalidDescriptor(f"{field} has no value {number}: see policy.proto")

@@ -1,0 +1,166 @@
+"""The end users that a descriptor claims, beside those in its raw body: the worst claim counts.
+
+A place that two claims tell of has the worse state of them, so that no claim makes a user of what
+the body does not have.
+"""
+
+from functools import lru_cache
+
+from policyd.descriptor.identifiers import MAX_VALUE, BodyAttributes, Identifier, classify
+from policyd.engine.model import (
+    HEADER_PLACE,
+    SAFETY_HEADER,
+    SAFETY_IDENTIFIER,
+    USER,
+    EndUser,
+    Target,
+    UserState,
+    is_place,
+)
+from policyd.errors import InvalidDescriptor
+from policyd.v1 import policy_pb2 as pb
+
+_STATES = tuple(UserState)
+_UNKNOWN = UserState.UNKNOWN
+MAX_PLACE = 80
+"""Characters of a place that an error repeats."""
+
+
+def end_users(
+    request: pb.EvaluateRequest,
+    attributes: BodyAttributes,
+    target: Target,
+    trusted: frozenset[str],
+) -> tuple[tuple[EndUser, ...], UserState]:
+    """What is known of each place: the worst that is claimed. And why the body cannot be read.
+
+    Empty where nothing is known.
+    """
+    user = _worst(USER, request.user_state, "user_state", attributes.user)
+    if request.HasField("has_user"):
+        claimed = UserState.VALID if request.has_user else UserState.ABSENT
+        user = _or_worse(user, EndUser(USER, claimed))
+    if request.HasField("user"):
+        user = _or_worse(user, _string(USER, request.user))
+    other = _worst(
+        SAFETY_IDENTIFIER,
+        request.safety_identifier_state,
+        "safety_identifier_state",
+        attributes.safety_identifier,
+    )
+    if request.HasField("safety_identifier"):
+        other = _or_worse(other, _string(SAFETY_IDENTIFIER, request.safety_identifier))
+    further = _further(request, attributes, target, trusted)
+    # The engine takes the first valid one of a place: that of a header beside the body's.
+    found = (*_in_headers(request, target, trusted), user, other, *further)
+    worst = max([one.state for one in found])
+    if worst.is_unreadable:
+        # A body that cannot be read is denied, whoever sent it: none of its places is known, and
+        # what a header says does not make up for that.
+        return tuple([one._replace(state=worst, value=None) for one in found]), worst
+    return (found if worst else ()), _UNKNOWN
+
+
+def _in_headers(
+    request: pb.EvaluateRequest, target: Target, trusted: frozenset[str]
+) -> list[EndUser]:
+    """The end users that headers name: trusted ones, and the endpoint's own."""
+    endpoint = target.endpoint
+    has_own = endpoint is not None and endpoint.safety_header
+    if not trusted and not has_own:
+        return []
+    wanted = trusted | {SAFETY_HEADER} if has_own else trusted
+    values: dict[str, set[str]] = {}
+    for header in request.headers:
+        name = header.name.lower()
+        if name in wanted:
+            values.setdefault(name, set()).add(header.value)
+    found = [
+        _in_header(HEADER_PLACE + name, given) for name, given in values.items() if name in trusted
+    ]
+    if has_own and SAFETY_HEADER in values:
+        found.append(_in_header(SAFETY_IDENTIFIER, values[SAFETY_HEADER]))
+    return found
+
+
+def _in_header(place: str, values: set[str]) -> EndUser:
+    """Two values that differ name no end user."""
+    if len(values) > 1:
+        return EndUser(place, UserState.DUPLICATE)
+    return _string(place, *values)
+
+
+def _further(
+    request: pb.EvaluateRequest,
+    attributes: BodyAttributes,
+    target: Target,
+    trusted: frozenset[str],
+) -> list[EndUser]:
+    """The further places that the body has, or of which the caller knows something."""
+    found = {}
+    if (request.model_state or attributes.model_state) and target.endpoint:
+        # The whole body was read, so that a place that is not named is not there.
+        found = {place: EndUser(place, UserState.ABSENT) for place in target.endpoint.further}
+    for place, identifier in attributes.others:
+        found[place] = _found(place, identifier)
+    named = {place for place, _ in attributes.others}
+    for given in request.end_users:
+        place = given.place
+        if _may_give(place, trusted):
+            claimed = _given(given)
+            is_repeated = place in named
+            found[place] = _or_worse(found[place], claimed) if is_repeated else claimed
+            named.add(place)
+    return list(found.values())
+
+
+def _may_give(place: str, trusted: frozenset[str]) -> bool:
+    """Raises InvalidDescriptor where it is no place of `end_users`."""
+    if place.startswith(HEADER_PLACE):
+        return place.removeprefix(HEADER_PLACE) in trusted
+    if place in (USER, SAFETY_IDENTIFIER) or not is_place(place):
+        raise InvalidDescriptor(
+            f"end_users names the place {place[:MAX_PLACE]!r}: see EndUser in policy.proto"
+        )
+    return True
+
+
+def _given(given: pb.EndUser) -> EndUser:
+    state = _state(given.state, "end_users.state")
+    claimed = EndUser(given.place, state)
+    if given.HasField("value"):
+        claimed = _or_worse(claimed, _string(given.place, given.value))
+    return claimed
+
+
+def _worst(place: str, number: int, field: str, found: Identifier) -> EndUser:
+    claimed = _claimed(place, number, field)
+    return _or_worse(claimed, _found(place, found)) if found.state else claimed
+
+
+@lru_cache(maxsize=256)
+def _claimed(place: str, number: int, field: str) -> EndUser:
+    return EndUser(place, _state(number, field))
+
+
+def _found(place: str, identifier: Identifier) -> EndUser:
+    return EndUser(place, identifier.state, identifier.value or None)
+
+
+def _or_worse(one: EndUser, other: EndUser) -> EndUser:
+    """The worse of two claims about a place, with the value that either knows."""
+    if one.state is _UNKNOWN:
+        return other
+    state = max(one.state, other.state)
+    value = other.value if one.value is None else one.value
+    return EndUser(one.place, state, value if state is UserState.VALID else None)
+
+
+def _string(place: str, text: str) -> EndUser:
+    return EndUser(place, classify(text, place), text[:MAX_VALUE])
+
+
+def _state(number: int, field: str) -> UserState:
+    if 0 <= number < len(_STATES):
+        return _STATES[number]
+    raise InvalidDescriptor(f"{field} has no value {number}: see UserState in policy.proto")
