@@ -29,7 +29,6 @@ TEMPLATES = Path(labels.__file__).parents[1] / "templates"
 PARTIAL = {
     # Members that are missing here are handled elsewhere, which the table's users document.
     "policyd.engine.denial._UNREADABLE": "states of a body that was read are one case",
-    "policyd.decision_log.inputs._NUMBERS": "a number that is given is kept itself",
     "policyd.services.ext_authz._UNREAD": "a body that came whole has words already",
 }
 
