@@ -14,6 +14,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 OPENAI_0_27 := .venv-openai-0.27/.installed
+LANGCHAIN := .venv-langchain/.installed
 NODE_CLIENT := tests/clients/node/node_modules/.installed
 LITELLM := .venv-litellm/.installed
 GATEWAYS := integrations/clients
@@ -57,7 +58,7 @@ test: $(INSTALLED) ## run the tests that need nothing but what pip brings; ARGS=
 	$(BIN)/pytest $(PARALLEL) $(TIER) $(ARGS)
 
 .PHONY: test-all
-test-all: $(INSTALLED) $(OPENAI_0_27) $(NODE_CLIENT) ## run all tests: those with other programs, and those that kill, too
+test-all: $(INSTALLED) $(OPENAI_0_27) $(LANGCHAIN) $(NODE_CLIENT) ## run all tests: those with other programs, and those that kill, too
 	$(BIN)/pytest $(PARALLEL) $(ARGS)
 
 .PHONY: interop
@@ -122,6 +123,7 @@ bench: $(INSTALLED) ## run the benchmarks
 lock: $(INSTALLED) ## make the locks; with ARGS=--upgrade, of the newest versions
 	$(LOCK) --all-extras --group dev --output-file requirements.txt pyproject.toml
 	echo openai==0.27.8 | $(LOCK) --output-file tests/clients/openai-0.27.8.txt -
+	echo langchain-openai | $(LOCK) --output-file tests/clients/langchain.txt -
 	cd tests/clients/node && npm install --package-lock-only --ignore-scripts \
 		--no-audit --no-fund --omit-lockfile-registry-resolved
 	cd $(GATEWAYS)/node && npm install --package-lock-only --ignore-scripts \
@@ -137,7 +139,7 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generat
 
 .PHONY: clean
 clean: ## remove what the other targets have made, but not the data
-	rm -rf .venv .venv-openai-0.27 .venv-litellm tests/clients/node/node_modules dist mutants
+	rm -rf .venv .venv-openai-0.27 .venv-langchain .venv-litellm tests/clients/node/node_modules dist mutants
 	rm -rf .venv-differential $(READERS)/node/node_modules $(GO_READERS)
 	cd $(GATEWAYS) && rm -rf node/node_modules node/dist node/src/stubs go/gateway go/stubs java/target
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
@@ -154,6 +156,11 @@ $(INSTALLED): requirements.txt pyproject.toml
 $(OPENAI_0_27): tests/clients/openai-0.27.8.txt
 	$(call venv,.venv-openai-0.27)
 	.venv-openai-0.27/bin/pip install --quiet --require-hashes -r $<
+	@touch $@
+
+$(LANGCHAIN): tests/clients/langchain.txt
+	$(call venv,.venv-langchain)
+	.venv-langchain/bin/pip install --quiet --require-hashes -r $<
 	@touch $@
 
 # Without npm the tests of the Node client are skipped, unless everything is required.

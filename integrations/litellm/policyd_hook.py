@@ -349,13 +349,14 @@ def _is_rewritten(data: Data, call: Call) -> bool:
 
 def _replaces_what_it_states(data: Data) -> bool:
     """Whether the request has LiteLLM ask another model, or send another limit or prompt on."""
-    if any(data.get(name) for name in _REPLACING):
+    fields = {name: value for name, value in data.items() if name not in _LOOKED_PAST}
+    fields.pop("session", None)  # Of a realtime call: LiteLLM made `model` of it.
+    if any(name in _REPLACING and value for name, value in _walk(fields)):
         return True
-    fields = [value for name, value in data.items() if name not in _LOOKED_PAST | {"session"}]
-    if any(_folded(name) in _STATED for value in fields for name, _ in _walk(value)):
+    if any(_folded(name) in _STATED for value in fields.values() for name, _ in _walk(value)):
         return True
-    dropped = data.get(_DROPPING)
-    return any(f"'{name}" in str(dropped) for name in _STATED) if dropped else False
+    dropped = str(fields.get(_DROPPING) or "")
+    return any(f"'{name}" in dropped for name in _STATED)
 
 
 def _has_twin(data: Data) -> bool:
