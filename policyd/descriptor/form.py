@@ -19,9 +19,9 @@ from policyd.descriptor.identifiers import (
     Identifier,
     from_string,
 )
-from policyd.descriptor.json_body import begins_like_json
+from policyd.descriptor.json_body import begins_like_json, session_models
 from policyd.descriptor.media_type import ASCII_ALIKE, MULTIPART, UTF_8, media_type, parse
-from policyd.engine.model import IDENTIFIERS, ModelState, Number, NumberState, UserState
+from policyd.engine.model import IDENTIFIERS, Number, NumberState, UserState
 
 MAX_PARTS = 1000
 MAX_PART_HEAD = 8 * 1024
@@ -35,7 +35,8 @@ _NOT_LETTERS = re.compile(r"[^a-z_]++")
 _PARAMETERS = {"name", "filename", "filename*"}
 _MODEL = "model"
 _PROMPT = "prompt"
-_NAMES = (*IDENTIFIERS, _MODEL, _PROMPT, *stated.NUMBERS)
+_SESSION = "session"
+_NAMES = (*IDENTIFIERS, _MODEL, _PROMPT, _SESSION, *stated.NUMBERS)
 # Names that some server might take for one that matters, such as `user[]`.
 _LIKE = re.compile(rf"[^0-9a-z]*+({'|'.join(_NAMES)})(?![0-9a-z_-]).*", re.IGNORECASE | re.DOTALL)
 _IDENTITIES = ("7bit", "8bit", "binary")
@@ -63,13 +64,14 @@ def read(body: bytes, content_type: str, content_encoding: str, limit: int) -> B
     decoded = decompress(body, content_encoding, limit, is_readable)
     found = fields(decoded, between, *IDENTIFIERS, _MODEL)
     user, safety_identifier = (_worst(found, name) for name in IDENTIFIERS)
-    models = [field.value for field in found if field.name == _MODEL and field.value]
+    exact, others = _models(found)
+    model = next((one for one in exact if isinstance(one, str)), "")
     numbers = {name: given for name in stated.NUMBERS if (given := _occurrences(found, name))}
     return BodyAttributes(
         user,
         safety_identifier,
-        models[0][:MAX_VALUE] if models else "",
-        _model_state(found),
+        model[:MAX_VALUE],
+        stated.model_state(exact, others),
         stated.token_limit(numbers),
         stated.choices(numbers),
         _characters(found),
@@ -91,10 +93,24 @@ def _is_like(name: str, given: str) -> bool:
     return any(match and match[1].casefold() == name for match in found)
 
 
-def _model_state(found: list[Field]) -> ModelState:
-    given = _like(found, _MODEL)
-    exact = [_model(field) for field in given if field.name == _MODEL]
-    return stated.model_state(exact, [_model(field) for field in given if field.name != _MODEL])
+def _models(found: list[Field]) -> tuple[list[object], list[object]]:
+    """The values of the model's own name, and those that only some servers take for the model's."""
+    exact: list[object] = []
+    others: list[object] = []
+    for field in _like(found, _MODEL):
+        (exact if field.name == _MODEL else others).append(_model(field))
+    for field in _like(found, _SESSION):
+        for is_exact, model in _session_models(field):
+            (exact if is_exact and field.name == _SESSION else others).append(model)
+    return exact, others
+
+
+def _session_models(field: Field) -> list[tuple[bool, object]]:
+    # What cannot be read may be any.
+    try:
+        return session_models(field.content)
+    except UnreadableBody:
+        return [(True, stated.NOT_STRING)]
 
 
 def _model(field: Field) -> object:

@@ -3,7 +3,8 @@
 Of a member that stands there several times, or in another letter case too, every occurrence counts:
 
 - Identifiers, in other letter cases only beside the right one; a name in another one alone is none.
-- The model, in any letter case: where two differ, or a server may find none, it is CONFLICTING.
+- The model, in any letter case, and that of a session: where two differ, or a server may find none,
+  it is CONFLICTING.
 - The token limit is the largest, in any letter case; but where a server may find none, as the name
   has another letter case or a repeat of it is null, it is ABSENT. Choices are the largest.
 - The prompt's characters are the sum, in any letter case.
@@ -139,9 +140,23 @@ def _models(found: Members) -> tuple[list[object], list[object]]:
     """The values of the model's own name, and those of its name in other letter cases."""
     exact: list[object] = []
     others: list[object] = []
+    for name, raw in found.get(_SESSION, ()):
+        for is_exact, model in session_models(bytes(raw)):
+            (exact if is_exact and name == _SESSION else others).append(model)
     for name, raw in found.get(_MODEL, ()):
         (exact if name == _MODEL else others).append(_model(raw))
     return exact, others
+
+
+def session_models(json: bytes) -> list[tuple[bool, object]]:
+    """The models that a session names, and of each whether every server finds it.
+
+    Raises UnreadableBody where the session is none.
+    """
+    if not json.lstrip(_BLANK).startswith(b"{"):
+        return []
+    found = members(json, frozenset({_MODEL})).get(_MODEL, ())
+    return [(name == _MODEL, _model(raw)) for name, raw in found]
 
 
 def _model(raw: memoryview) -> object:

@@ -86,8 +86,8 @@ def decide(
         return _decision(
             table, _Verdict(results, False, "", "", UserState.UNKNOWN, UserState.UNKNOWN)
         )
-    attributes = _attributes(given, accept)
     unreadable = given.unreadable if given.unreadable.is_unreadable else UserState.UNKNOWN
+    attributes = _attributes(given, accept, unreadable)
     judged = [_judge(one, attributes, unreadable) for one in plan]
     user = attributes.end_user
     verdict = _Verdict(
@@ -111,7 +111,7 @@ def decide(
 # --- what is known of the request --------------------------------------------------------------
 
 
-def _attributes(given: DecisionInput, accept: tuple[str, ...]) -> Attributes:
+def _attributes(given: DecisionInput, accept: tuple[str, ...], unreadable: UserState) -> Attributes:
     target, endpoint = given.target, given.target.endpoint
     models = (given.model,) if given.model_state is ModelState.GIVEN else ()
     if target.model and target.model not in models:
@@ -119,7 +119,7 @@ def _attributes(given: DecisionInput, accept: tuple[str, ...]) -> Attributes:
     return Attributes(
         endpoint.operation if endpoint else "",
         endpoint is None or endpoint.takes_model,
-        _end_user(given.end_users, accept, endpoint),
+        _end_user(given, accept, unreadable),
         ModelState.CONFLICTING if target.has_unclear_model else given.model_state,
         models,
         given.token_limit,
@@ -127,14 +127,13 @@ def _attributes(given: DecisionInput, accept: tuple[str, ...]) -> Attributes:
     )
 
 
-def _end_user(
-    given: tuple[EndUser, ...], accept: tuple[str, ...], endpoint: Endpoint | None
-) -> EndUser:
+def _end_user(given: DecisionInput, accept: tuple[str, ...], unreadable: UserState) -> EndUser:
     """The end user that counts: the first valid one, else the one of which there is something to
     say, else the first."""
     found: list[EndUser] = []
-    for place in _places(accept, endpoint):
-        here = [one for one in given if one.place == place] or [_not_given(place)]
+    for place in _places(accept, given.target.endpoint):
+        here = [one for one in given.end_users if one.place == place]
+        here = here or [_not_given(place, unreadable)]
         for user in here:
             if user.state is UserState.VALID:
                 return user
@@ -143,10 +142,10 @@ def _end_user(
     return next(iter(telling or found), NO_END_USER)
 
 
-def _not_given(place: str) -> EndUser:
+def _not_given(place: str, unreadable: UserState) -> EndUser:
     # A caller gives all headers that it has, but not all members of a body that it did not read.
     is_header = place.startswith(HEADER_PLACE)
-    return EndUser(place, UserState.ABSENT if is_header else UserState.UNKNOWN)
+    return EndUser(place, UserState.ABSENT if is_header else unreadable)
 
 
 @lru_cache(maxsize=1024)

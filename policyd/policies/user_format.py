@@ -115,8 +115,9 @@ def _compiled(pattern: str) -> Any:
     # Only where a pattern is set, as the client needs none.
     import re2
 
-    if not pattern or len(pattern) > _MAX_PATTERN:
-        raise ValueError(f"pattern has 1 to {_MAX_PATTERN} characters")
+    # It stands in logs and explanations, so it breaks no line there.
+    if not pattern or len(pattern) > _MAX_PATTERN or not pattern.isprintable():
+        raise ValueError(f"pattern has 1 to {_MAX_PATTERN} printable characters")
     options = re2.Options()
     options.log_errors = False
     options.max_mem = _MAX_MEMORY

@@ -183,10 +183,21 @@ def _accept(key: pb.ApiKey) -> tuple[str, ...]:
 def _all_settings(key: pb.ApiKey) -> Settings:
     """The settings of a new key. The older fields are a view of one of them."""
     others = {name: _setting(name, one) for name, one in key.policies.items()}
+    mode, may = _mode(key.enforce_user_ids, ""), _override(key.override_policy, "")
     if TABLE.original.name not in others:
-        mode, may = _mode(key.enforce_user_ids, ""), _override(key.override_policy, "")
         return TABLE.with_original(mode, may, tuple(others.items()))
+    named = others[TABLE.original.name]
+    _check_alike("enforce_user_ids", mode, named.mode)
+    _check_alike("override_policy", may, named.override)
     return TABLE.in_order(others.items())
+
+
+def _check_alike(field: str, given: object, in_map: object) -> None:
+    """Raises InvalidArgument where the older field and the map set the same differently."""
+    if given and in_map and given != in_map:
+        raise InvalidArgument(
+            f"{field} and policies[{TABLE.original.name}] differ: they are one setting, so give one"
+        )
 
 
 def _changed_settings(key: pb.ApiKey, paths: frozenset[str], current: Settings) -> Settings:

@@ -26,7 +26,7 @@ class PolicyFailures:
             _log.error(
                 "the policy %s could not judge a request (%d so far): %s: %s. It is denied "
                 "where the policy is enforced",
-                name,
+                name[:64] if name.isprintable() else repr(name[:64]),
                 self.counts[name],
                 type(error).__name__,
                 error,

@@ -253,6 +253,44 @@ def test_an_identifier_in_a_session(members: str, expected: UserState) -> None:
     assert read_body(body, "", "", LIVE).safety_identifier.state is expected
 
 
+SESSIONS = {
+    '"session":{"model":"a"}': (ModelState.GIVEN, "a"),
+    '"session":{"model":"a"},"model":"a"': (ModelState.GIVEN, "a"),
+    '"session":{"model":"a"},"model":"b"': (ModelState.CONFLICTING, "b"),
+    '"session":{"model":"a","model":"b"}': (ModelState.CONFLICTING, "b"),
+    '"session":{"model":"a"},"session":{"model":"b"}': (ModelState.CONFLICTING, "b"),
+    '"session":{"Model":"a"}': (ModelState.CONFLICTING, ""),
+    '"Session":{"model":"a"}': (ModelState.CONFLICTING, ""),
+    '"session":{"model":["a"]}': (ModelState.NOT_STRING, ""),
+    '"session":{"type":"realtime"}': (ModelState.ABSENT, ""),
+    '"session":{"type":"realtime"},"model":"a"': (ModelState.GIVEN, "a"),
+    '"session":"a"': (ModelState.ABSENT, ""),
+}
+
+
+@pytest.mark.parametrize("members", SESSIONS)
+def test_the_model_of_a_session(members: str) -> None:
+    """The model of a realtime session is the request's."""
+    found = read(members)
+    assert (found.model_state, found.model) == SESSIONS[members]
+
+
+@pytest.mark.parametrize(
+    ("session", "state", "model"),
+    [
+        (b'{"type":"realtime","model":"a"}', ModelState.GIVEN, "a"),
+        (b'{"type":"realtime"}', ModelState.ABSENT, ""),
+        (b'{"model":"a"', ModelState.NOT_STRING, ""),
+        (b"\xef\xbb\xbf{}", ModelState.NOT_STRING, ""),
+    ],
+)
+def test_the_model_of_a_session_in_a_form(session: bytes, state: ModelState, model: str) -> None:
+    """A call's form has its session as JSON. One that cannot be read may name any model."""
+    found = read_form(('name="session"', session), ('name="sdp"', b"v=0"))
+    assert (found.model_state, found.model) == (state, model)
+    assert found.user.state is UserState.ABSENT
+
+
 def test_nothing_is_unknown_of_a_body_that_was_read() -> None:
     """Of a body that was read everything is known, and of others nothing."""
     offer = read_body(b"v=0", "application/sdp", "", CALLS)

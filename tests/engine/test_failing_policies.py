@@ -101,3 +101,9 @@ def test_failures_are_counted_and_told_now_and_then(caplog: pytest.LogCaptureFix
     assert len(caplog.messages) == 1
     assert "the policy broken could not judge a request" in caplog.messages[0]
     assert "ZeroDivisionError: while judging embedding" in caplog.messages[0]
+
+
+def test_a_name_breaks_no_line(caplog: pytest.LogCaptureFixture) -> None:
+    """A policy that is not known has whatever name the database has."""
+    PolicyFailures().add((("of\na newer version", LookupError("it is not known")),))
+    assert "\n" not in caplog.messages[0]

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import grpc
 import pytest
 
+from policyd.policies import TABLE
 from policyd.v1 import admin_pb2, policy_pb2
-from tests.services.test_services import serving
+from tests.services.test_services import failure, serving
 
 MASKS = {
     "policies.max_tokens": {"max_tokens": "9", "enforce_user_ids": "", "user_format": "min=3"},
@@ -43,3 +45,15 @@ async def test_what_an_update_changes(tmp_path: Path, mask: str) -> None:
         set_now = {name: one.value for name, one in changed.policies.items() if one.mode}
         assert set_now == MASKS[mask]
         assert changed.name == ("other" if mask == "name" else key.name)
+
+
+async def test_two_fields_of_one_setting(tmp_path: Path) -> None:
+    """A new key's older fields and its map set the same, or one of them does."""
+    enforce, off = policy_pb2.ENFORCE_MODE_ENFORCE, policy_pb2.ENFORCE_MODE_OFF
+    name = TABLE.original.name
+    async with serving(tmp_path) as running:
+        both = {name: admin_pb2.PolicySetting(mode=enforce)}
+        key, _ = await running.create_key(enforce_user_ids=enforce, policies=both)
+        assert key.policies[name].mode == enforce
+        call = running.create_key(enforce_user_ids=off, policies=both)
+        assert await failure(call) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT")
