@@ -28,6 +28,8 @@ _OTHERWISE_USED = method_override.HEADERS | {
     "upgrade",
     "x-api-key",
     "x-goog-api-key",
+    "x-policyd-body",
+    "x-policyd-token",
 }
 
 
