@@ -41,7 +41,7 @@ def outcomes(wire: Wire, key: str, method: str, *calls: dict[str, Any]) -> list[
     """Of each call, which `ChatOpenAI` makes with these settings: "answered", or the message of its
     UnprocessableEntityError."""
     requirements.file(PYTHON, "make test-all installs LangChain")
-    command = [PYTHON, "-c", PROGRAM, f"{wire.url}/v1", key, method, json.dumps(calls)]
+    command = [str(PYTHON), "-c", PROGRAM, f"{wire.url}/v1", key, method, json.dumps(calls)]
     done = subprocess.run(command, capture_output=True, env=environment(), timeout=120, check=False)
     assert done.returncode == 0, done.stderr.decode()
     return [json.loads(line) for line in done.stdout.splitlines()]
