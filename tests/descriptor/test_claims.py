@@ -51,7 +51,7 @@ def asked(body: str = "", headers: tuple[str, ...] = (), **fields: Any) -> pb.Ev
         (asked('{"max_tokens":9}', token_limit=70), Number(GIVEN, 70)),
         (asked('{"max_tokens":9}', choices=3), Number(GIVEN, 27)),
         (asked('{"max_tokens":9,"n":5}', choices=3), Number(GIVEN, 45)),
-        (asked("{}", token_limit=7), Number(GIVEN, 7)),
+        (asked("{}", token_limit=7), Number(NONE)),
         (asked("{}"), Number(NONE)),
         (asked('{"max_tokens":"9"}', token_limit=7), Number(INVALID)),
     ],
