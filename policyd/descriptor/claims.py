@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from policyd.descriptor.identifiers import BodyAttributes
 from policyd.descriptor.stated import MAX_MODEL, MOST
-from policyd.engine.model import UNKNOWN_NUMBER, ModelState, Number, NumberState
+from policyd.engine.states import UNKNOWN_NUMBER, ModelState, Number, NumberState
 from policyd.errors import InvalidDescriptor
 from policyd.v1 import policy_pb2 as pb
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
-from policyd.engine.model import Mode
+from policyd.engine.states import Mode
 
 MAX_LIMIT = 1_000_000_000
 """The largest limit."""

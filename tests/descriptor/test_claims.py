@@ -6,7 +6,8 @@ import pytest
 
 from policyd.descriptor.evaluate_request import read
 from policyd.descriptor.stated import MOST
-from policyd.engine.model import EndUser, ModelState, Number, NumberState, UserState
+from policyd.engine.places import EndUser
+from policyd.engine.states import ModelState, Number, NumberState, UserState
 from policyd.errors import InvalidDescriptor
 from policyd.v1 import policy_pb2 as pb
 
