@@ -20,7 +20,7 @@ from policyd.command.address import Address
 from policyd.console import ConsoleServer, console_url
 from policyd.decision_log.record import Ending, Outcome, Record, Verdict, first_id
 from policyd.decision_log.refused_key import RefusedKeyCount
-from policyd.engine.model import Ignored, Mode, Source, UserState
+from policyd.engine.states import Ignored, Mode, Source, UserState
 from policyd.server.preparation import prepare
 from policyd.settings import ServerSettings
 from policyd.store import LogFilter, Store

@@ -11,7 +11,8 @@ from benchmarks.rounds import Plan, table, with_spread
 from policyd.descriptor.body import read_body
 from policyd.descriptor.body_memory import Bodies
 from policyd.descriptor.evaluate_request import read
-from policyd.engine.model import KeyChange, KeyChanges, KeySettings, Mode
+from policyd.engine.settings import KeyChange, KeyChanges, KeySettings
+from policyd.engine.states import Mode
 from policyd.keys import api_key
 from policyd.keys.key_table import KeyTable
 from policyd.policies import TABLE, decide

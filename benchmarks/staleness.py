@@ -16,7 +16,7 @@ import click
 import grpc
 
 from benchmarks.rounds import table
-from policyd.engine.model import Mode
+from policyd.engine.states import Mode
 from policyd.store import Store
 from policyd.v1.policy_pb2 import DECISION_DENY, EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from benchmarks.rounds import Plan, table
 from policyd.decision_log.record import Outcome, Record, Verdict
-from policyd.engine.model import KeySettings, Mode
+from policyd.engine.settings import KeySettings
+from policyd.engine.states import Mode
 from policyd.policies import TABLE
 from policyd.simulation import simulate
 from policyd.store import LogFilter, Store

@@ -4,7 +4,7 @@ from typing import Any
 from unittest.mock import patch
 
 from policyd.cli import main
-from policyd.engine.model import Settings
+from policyd.engine.settings import Settings
 from policyd.keys.key_table import KeyTable
 from policyd.services.policy import PolicyServicer
 

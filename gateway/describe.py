@@ -7,7 +7,7 @@ from gateway.headers import RequestHeaders
 from policyd.descriptor.describe import HttpRequest
 from policyd.descriptor.headers import PREFIX, pairs
 from policyd.engine import method_override
-from policyd.engine.model import SAFETY_HEADER
+from policyd.engine.places import SAFETY_HEADER
 
 Scope = dict[str, Any]
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from policyd.asgi.reply import HeaderName, exact
 from policyd.descriptor.describe import READ
 from policyd.descriptor.headers import KEY_HEADER, PREFIX, credential
-from policyd.engine.model import SAFETY_HEADER
+from policyd.engine.places import SAFETY_HEADER
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
 

@@ -18,8 +18,8 @@ from policyd.command.open_files import share
 from policyd.command.settings import dump, load, setting
 from policyd.decision_log.spool import SYNCS, Sync
 from policyd.descriptor.end_users import check_end_user_headers
-from policyd.engine.model import Mode
 from policyd.engine.policy import MODES
+from policyd.engine.states import Mode
 from policyd.errors import SettingsError
 
 # It stands in commands to copy: nothing that a shell or a program would read as its own.

@@ -15,22 +15,11 @@ from policyd.decision_log import inputs
 from policyd.decision_log.record import MAX_TEXT, Record
 from policyd.engine import endpoints
 from policyd.engine.endpoints import ENDPOINTS
-from policyd.engine.model import (
-    SAFETY_IDENTIFIER,
-    USER,
-    Credential,
-    DecisionInput,
-    EndUser,
-    KeySettings,
-    Mode,
-    ModelState,
-    Override,
-    Setting,
-    Settings,
-    Target,
-    UserState,
-)
+from policyd.engine.model import DecisionInput
+from policyd.engine.places import SAFETY_IDENTIFIER, USER, EndUser, Target
 from policyd.engine.policy import Need
+from policyd.engine.settings import KeySettings, Setting, Settings
+from policyd.engine.states import Credential, Mode, ModelState, Override, UserState
 from policyd.policies import TABLE, decide
 from policyd.store import Store
 from policyd.store.history import Group, Kind

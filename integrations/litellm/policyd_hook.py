@@ -29,7 +29,8 @@ from policyd.descriptor.identifiers import (
     unreadable,
 )
 from policyd.descriptor.stated import INVALID, NUMBERS
-from policyd.engine.model import SAFETY_HEADER, SAFETY_IDENTIFIER, USER, ModelState, UserState
+from policyd.engine.places import SAFETY_HEADER, SAFETY_IDENTIFIER, USER
+from policyd.engine.states import ModelState, UserState
 from policyd.v1.policy_pb2 import DECISION_ALLOW, EvaluateRequest, EvaluateResponse
 
 Data = dict[str, Any]

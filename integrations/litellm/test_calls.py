@@ -27,7 +27,7 @@ from integrations.litellm.proxy import (
 from policyd.descriptor.body import read_body
 from policyd.descriptor.describe import HttpRequest, describe
 from policyd.descriptor.headers import by_name
-from policyd.engine.model import IDENTIFIERS
+from policyd.engine.places import IDENTIFIERS
 from tests.support import requirements
 from tests.support.conformance import Key, Keys
 from tests.support.processes import Policyd, Program, environment

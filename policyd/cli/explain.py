@@ -10,8 +10,10 @@ from policyd.cli import key_settings, options, verdicts
 from policyd.cli.key_settings import Change, Changes
 from policyd.cli.options import HeaderLine, option
 from policyd.descriptor.evaluate_request import read
-from policyd.engine.model import Credential, Decision, KeySettings, Settings
+from policyd.engine.model import Decision
 from policyd.engine.policy import MODES
+from policyd.engine.settings import KeySettings, Settings
+from policyd.engine.states import Credential
 from policyd.keys import api_key
 from policyd.policies import TABLE, decide
 from policyd.v1 import policy_pb2 as pb

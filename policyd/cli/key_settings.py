@@ -13,8 +13,9 @@ import click
 from policyd.cli.options import option
 from policyd.command.settings import listed
 from policyd.engine.endpoints import ENDPOINTS, without_place
-from policyd.engine.model import BODY_PLACES, HEADER_PLACE, IDENTIFIERS, USER, Setting, Settings
+from policyd.engine.places import BODY_PLACES, HEADER_PLACE, IDENTIFIERS, USER
 from policyd.engine.policy import MODES, OVERRIDES, Policy, parse_setting
+from policyd.engine.settings import Setting, Settings
 from policyd.policies import TABLE
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])

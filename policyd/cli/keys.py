@@ -7,7 +7,8 @@ import click
 from policyd.cli import key_settings, options, setting_words
 from policyd.cli.key_settings import Changes
 from policyd.cli.options import option
-from policyd.engine.model import IDENTIFIERS, ApiKey
+from policyd.engine.places import IDENTIFIERS
+from policyd.engine.settings import ApiKey
 from policyd.policies import TABLE
 
 if TYPE_CHECKING:

@@ -4,7 +4,9 @@ from typing import Any
 
 from policyd.cli.terminal import printable
 from policyd.decision_log.results import LoggedResult
-from policyd.engine.model import Ignored, Mode, Override, Result, Setting, Settings, Source
+from policyd.engine.model import Result
+from policyd.engine.settings import Setting, Settings
+from policyd.engine.states import Ignored, Mode, Override, Source
 from policyd.policies import TABLE
 
 _SOURCES = {

@@ -10,8 +10,9 @@ from policyd.cli.key_settings import Change, Changes
 from policyd.cli.options import Moment, option
 from policyd.cli.terminal import line, printable
 from policyd.decision_log.export import values
-from policyd.engine.model import ApiKey, KeySettings, Mode
 from policyd.engine.policy import MODES
+from policyd.engine.settings import ApiKey, KeySettings
+from policyd.engine.states import Mode
 from policyd.errors import InvalidArgument
 from policyd.policies import TABLE
 from policyd.simulation import Simulation

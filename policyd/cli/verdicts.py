@@ -5,7 +5,9 @@ from typing import Any
 from policyd.cli import setting_words
 from policyd.cli.setting_words import word
 from policyd.cli.terminal import printable
-from policyd.engine.model import Decision, Explanation, KeySettings, Mode, Result
+from policyd.engine.model import Decision, Explanation, Result
+from policyd.engine.settings import KeySettings
+from policyd.engine.states import Mode
 from policyd.policies import TABLE
 
 

@@ -7,15 +7,8 @@ from typing import NamedTuple
 import msgspec
 
 from policyd.decision_log.record import ABSENT, INVALID, MAX_ASKED, MAX_NUMBER
-from policyd.engine.model import (
-    SAFETY_IDENTIFIER,
-    UNKNOWN_NUMBER,
-    USER,
-    EndUser,
-    Number,
-    NumberState,
-    UserState,
-)
+from policyd.engine.places import SAFETY_IDENTIFIER, USER, EndUser
+from policyd.engine.states import UNKNOWN_NUMBER, Number, NumberState, UserState
 from policyd.policies import TABLE
 
 NOT_KEPT = "?"

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import msgspec
 
-from policyd.engine.model import Ignored, Mode, ModelState, Source, UserState
+from policyd.engine.states import Ignored, Mode, ModelState, Source, UserState
 
 MAX_TEXT = 256
 """Characters of a text in a record. Longer texts are cut."""

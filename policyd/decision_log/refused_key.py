@@ -15,7 +15,7 @@ from typing import Annotated
 import msgspec
 
 from policyd.decision_log.record import DecisionId, moment
-from policyd.engine.model import Credential
+from policyd.engine.states import Credential
 
 MAX_TEXT = 200
 """Characters of a text in a sample. Longer texts are cut."""

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import msgspec
 
 from policyd.decision_log.record import MAX_RESULTS, Record
-from policyd.engine.model import MAX_TOLD, Ignored, Mode, Result, Source, cut
+from policyd.engine.model import MAX_TOLD, Result, cut
+from policyd.engine.states import Ignored, Mode, Source
 from policyd.policies import TABLE
 
 

@@ -26,7 +26,7 @@ from policyd.command.private_files import make_folder
 from policyd.console import console_url, first_link
 from policyd.demo import sample as demo_sample
 from policyd.demo.upstream import DemoUpstream
-from policyd.engine.model import Mode
+from policyd.engine.states import Mode
 from policyd.errors import SettingsError
 from policyd.policies import TABLE
 from policyd.server.server import Server

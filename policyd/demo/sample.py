@@ -12,7 +12,8 @@ import msgspec
 from policyd.decision_log.pricing import cost
 from policyd.decision_log.record import Ending, Outcome, Record, first_id
 from policyd.descriptor import evaluate_request
-from policyd.engine.model import KeySettings, Mode
+from policyd.engine.settings import KeySettings
+from policyd.engine.states import Mode
 from policyd.policies import TABLE, decide
 from policyd.services import log_entries
 from policyd.store import Store

@@ -7,7 +7,8 @@ be read for certain gets a state that names the reason, and never passes for one
 from policyd.descriptor import form, json_body, media_type
 from policyd.descriptor.content_encoding import UnreadableBody
 from policyd.descriptor.identifiers import ABSENT, BodyAttributes, unreadable
-from policyd.engine.model import Endpoint, ModelState, Number, NumberState, UserState
+from policyd.engine.places import Endpoint
+from policyd.engine.states import ModelState, Number, NumberState, UserState
 
 MAX_BODY = 64 * 2**20
 """Bytes of a body, as sent and decompressed, unless an adapter sets its own bound."""

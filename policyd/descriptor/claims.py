@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from policyd.descriptor.identifiers import BodyAttributes
 from policyd.descriptor.stated import MAX_MODEL, MOST
-from policyd.engine.model import UNKNOWN_NUMBER, ModelState, Number, NumberState
+from policyd.engine.states import UNKNOWN_NUMBER, ModelState, Number, NumberState
 from policyd.errors import InvalidDescriptor
 from policyd.v1 import policy_pb2 as pb
 
@@ -39,7 +39,10 @@ def token_limit(request: pb.EvaluateRequest, read: BodyAttributes) -> Number:
     limit, choices = read.token_limit, read.choices
     if request.token_limit_state or request.HasField("token_limit"):
         given = request.token_limit if request.HasField("token_limit") else None
-        limit = _worse(limit, _number(request.token_limit_state, given, "token_limit_state"))
+        claimed = _number(request.token_limit_state, given, "token_limit_state")
+        # What goes upstream is the body, so a limit that it lacks is not made up for.
+        is_absent = limit.state is NumberState.ABSENT and claimed.state is NumberState.GIVEN
+        limit = limit if is_absent else _worse(limit, claimed)
     if request.HasField("choices"):
         choices = _worse(choices, _number(0, request.choices, ""))
     if limit.state is not NumberState.GIVEN or choices.state in _NO_CHOICES:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import brotli
 
-from policyd.engine.model import UserState
+from policyd.engine.states import UserState
 
 if sys.version_info >= (3, 14):
     from compression import zstd

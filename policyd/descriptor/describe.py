@@ -17,7 +17,8 @@ from policyd.descriptor.content_encoding import decoded_limit
 from policyd.descriptor.headers import KEY_HEADER, PREFIX, Headers
 from policyd.descriptor.identifiers import NOT_READ, BodyAttributes, Identifier
 from policyd.engine import endpoints, method_override
-from policyd.engine.model import SAFETY_HEADER, ModelState, NumberState, Target
+from policyd.engine.places import SAFETY_HEADER, Target
+from policyd.engine.states import ModelState, NumberState
 from policyd.v1 import policy_pb2 as pb
 from policyd.v1.policy_pb2 import CheckKeyRequest, EvaluateRequest, Header, UserState
 

@@ -7,16 +7,16 @@ the body does not have.
 from functools import lru_cache
 
 from policyd.descriptor.identifiers import MAX_VALUE, BodyAttributes, Identifier, classify
-from policyd.engine.model import (
+from policyd.engine.places import (
     HEADER_PLACE,
     SAFETY_HEADER,
     SAFETY_IDENTIFIER,
     USER,
     EndUser,
     Target,
-    UserState,
     is_place,
 )
+from policyd.engine.states import UserState
 from policyd.errors import InvalidDescriptor
 from policyd.v1 import policy_pb2 as pb
 

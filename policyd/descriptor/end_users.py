@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from policyd.descriptor.headers import is_own
 from policyd.descriptor.identifiers import MAX_VALUE
 from policyd.engine import method_override
-from policyd.engine.model import HEADER_PLACE, MAX_PLACES, is_place
+from policyd.engine.places import HEADER_PLACE, MAX_PLACES, is_place
 from policyd.errors import SettingsError
 
 # What they hold is logged, so none may be a secret; and by the others requests are read.
@@ -28,6 +28,8 @@ _OTHERWISE_USED = method_override.HEADERS | {
     "upgrade",
     "x-api-key",
     "x-goog-api-key",
+    "x-policyd-body",
+    "x-policyd-token",
 }
 
 

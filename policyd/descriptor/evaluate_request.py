@@ -13,18 +13,9 @@ from policyd.descriptor.identifiers import (
     BodyAttributes,
 )
 from policyd.engine import endpoints, method_override
-from policyd.engine.model import (
-    MAX_TOLD,
-    Credential,
-    Decision,
-    DecisionInput,
-    ModelState,
-    NumberState,
-    Result,
-    Target,
-    UserState,
-    cut,
-)
+from policyd.engine.model import MAX_TOLD, Decision, DecisionInput, Result, cut
+from policyd.engine.places import Target
+from policyd.engine.states import Credential, ModelState, NumberState, UserState
 from policyd.errors import InvalidDescriptor
 from policyd.policies import TABLE
 from policyd.v1 import policy_pb2 as pb

@@ -21,7 +21,8 @@ from policyd.descriptor.identifiers import (
 )
 from policyd.descriptor.json_body import begins_like_json, session_models
 from policyd.descriptor.media_type import ASCII_ALIKE, MULTIPART, UTF_8, media_type, parse
-from policyd.engine.model import IDENTIFIERS, Number, NumberState, UserState
+from policyd.engine.places import IDENTIFIERS
+from policyd.engine.states import Number, NumberState, UserState
 
 MAX_PARTS = 1000
 MAX_PART_HEAD = 8 * 1024

@@ -7,7 +7,7 @@ over. No value is read further than its bound.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from policyd.engine.model import Credential
+from policyd.engine.states import Credential
 
 KEY_HEADER = "x-usagepanda-api-key"
 TRACE_HEADER = "x-usagepanda-trace-id"

@@ -12,17 +12,14 @@ import re
 import unicodedata
 from typing import NamedTuple
 
-from policyd.engine.model import (
+from policyd.engine.places import (
     END_USER_ID,
     MAX_SAFETY_IDENTIFIER,
     METADATA_USER_ID,
     SAFETY_IDENTIFIER,
-    UNKNOWN_NUMBER,
     USER,
-    ModelState,
-    Number,
-    UserState,
 )
+from policyd.engine.states import UNKNOWN_NUMBER, ModelState, Number, UserState
 
 MAX_VALUE = 1024
 """Characters of a value that are looked at, and kept."""

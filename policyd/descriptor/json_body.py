@@ -24,14 +24,8 @@ from policyd.descriptor.identifiers import (
     from_string,
 )
 from policyd.descriptor.json_members import Member, Members, inner_members, members, string
-from policyd.engine.model import (
-    IDENTIFIERS,
-    SAFETY_IDENTIFIER,
-    USER,
-    Number,
-    NumberState,
-    UserState,
-)
+from policyd.engine.places import IDENTIFIERS, SAFETY_IDENTIFIER, USER
+from policyd.engine.states import Number, NumberState, UserState
 
 _MODEL = "model"
 _TOKENS = ("prompt", "input")

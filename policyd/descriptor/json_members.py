@@ -30,7 +30,7 @@ from itertools import accumulate
 import msgspec
 
 from policyd.descriptor.content_encoding import UnreadableBody
-from policyd.engine.model import UserState
+from policyd.engine.states import UserState
 
 MAX_DEPTH = 500
 """How deep JSON may nest. Python's own parsers stop at about twice this."""

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import TypeVar
 
-from policyd.engine.model import RouteSettings, Setting, accept_problem
+from policyd.engine.places import accept_problem
 from policyd.engine.policy import MODES, OVERRIDES, parse_setting
+from policyd.engine.settings import RouteSettings, Setting
 from policyd.errors import InvalidArgument
 from policyd.policies import TABLE
 

@@ -5,7 +5,7 @@ What some server may read otherwise counts as the worst that any may read.
 
 from collections.abc import Mapping, Sequence
 
-from policyd.engine.model import ModelState, Number, NumberState
+from policyd.engine.states import ModelState, Number, NumberState
 
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 CHOICES = "n"

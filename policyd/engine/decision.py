@@ -19,29 +19,19 @@ from typing import NamedTuple
 
 from policyd.engine import denial, summary
 from policyd.engine.model import (
-    HEADER_PLACE,
-    NO_END_USER,
-    USER,
-    Credential,
     Decision,
     DecisionInput,
     Denial,
-    Endpoint,
-    EndUser,
     Explanation,
     Flag,
-    Ignored,
-    KeySettings,
-    Mode,
-    ModelState,
     Result,
-    RouteSettings,
-    Settings,
-    UserState,
     Violation,
 )
+from policyd.engine.places import HEADER_PLACE, NO_END_USER, USER, Endpoint, EndUser
 from policyd.engine.plan import Plan, overridden, plan_of
 from policyd.engine.policy import Attributes, Need, Policy, Table
+from policyd.engine.settings import KeySettings, RouteSettings, Settings
+from policyd.engine.states import Credential, Ignored, Mode, ModelState, UserState
 
 INVALID_OVERRIDE = "invalid_override"
 """The type of the flag of a request with an override header that is not valid."""

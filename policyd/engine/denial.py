@@ -8,7 +8,8 @@ import json
 from dataclasses import replace
 from functools import cache
 
-from policyd.engine.model import Credential, Denial, UserState
+from policyd.engine.model import Denial
+from policyd.engine.states import Credential, UserState
 
 HEADERS = (
     ("Access-Control-Allow-Headers", "*"),

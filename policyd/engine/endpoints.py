@@ -15,7 +15,8 @@ from functools import lru_cache
 
 from policyd.engine import paths
 from policyd.engine.method_override import is_post
-from policyd.engine.model import (
+from policyd.engine.paths import Name
+from policyd.engine.places import (
     END_USER_ID,
     METADATA_USER_ID,
     SAFETY_IDENTIFIER,
@@ -23,7 +24,6 @@ from policyd.engine.model import (
     Endpoint,
     Target,
 )
-from policyd.engine.paths import Name
 
 _WITH_SUCCESSOR = (USER, SAFETY_IDENTIFIER)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
-from policyd.engine.model import Mode
+from policyd.engine.states import Mode
 
 MAX_LIMIT = 1_000_000_000
 """The largest limit."""
@@ -82,6 +82,7 @@ class Switch:
 
 
 _SWITCHED = {"true": Wanted(Mode.ENFORCE, ""), "false": Wanted(Mode.OFF, "")}
+_LOOSE = "".join(map(chr, range(0x21))) + "\x7f\u00a0\ufeff"
 _STARS = re.compile(r"\*+")
 _LIMIT = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
 
@@ -116,7 +117,7 @@ class Limit:
 
 class Patterns:
     """A list of patterns, in which * stands for any characters. decide() gets a function that says
-    whether one of them matches a text."""
+    whether one of them matches a text, in any letter case and trimmed where `ignores_case`."""
 
     usage = "off, audit:PATTERN,… or enforce:PATTERN,…"
     value_usage = "patterns with commas between them, in which * stands for any characters"
@@ -137,7 +138,8 @@ class Patterns:
 
         @lru_cache(maxsize=256)
         def matches(text: str) -> bool:
-            text = text.casefold() if self._ignores_case else text
+            # Some upstreams trim a name, and some ignore its letter case.
+            text = text.strip(_LOOSE).casefold() if self._ignores_case else text
             return text in plain or any(_matches(glob, text) for glob in globs)
 
         return matches

@@ -9,17 +9,10 @@ from functools import lru_cache, reduce
 from typing import Any, NamedTuple
 
 from policyd.engine.kinds import Anything, Kind, Wanted
-from policyd.engine.model import (
-    Ignored,
-    Mode,
-    Override,
-    Result,
-    Setting,
-    Settings,
-    Source,
-    setting_of,
-)
+from policyd.engine.model import Result
 from policyd.engine.policy import Policy, Table
+from policyd.engine.settings import Setting, Settings, setting_of
+from policyd.engine.states import Ignored, Mode, Override, Source
 
 
 class Plan(NamedTuple):

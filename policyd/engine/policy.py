@@ -11,19 +11,10 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from policyd.engine.kinds import Kind
-from policyd.engine.model import (
-    EndUser,
-    Mode,
-    ModelState,
-    Number,
-    NumberState,
-    Override,
-    Setting,
-    Settings,
-    UserState,
-    Violation,
-    setting_of,
-)
+from policyd.engine.model import Violation
+from policyd.engine.places import EndUser
+from policyd.engine.settings import Setting, Settings, setting_of
+from policyd.engine.states import Mode, ModelState, Number, NumberState, Override, UserState
 
 
 class Attributes(NamedTuple):

@@ -3,20 +3,10 @@
 They name the identifier, the mode in force and the setting that it came from, never a value.
 """
 
-from policyd.engine.model import (
-    MAX_SAFETY_IDENTIFIER,
-    MAX_TOLD,
-    Credential,
-    Explanation,
-    Ignored,
-    Mode,
-    Override,
-    Result,
-    Source,
-    UserState,
-    cut,
-)
+from policyd.engine.model import MAX_TOLD, Explanation, Result, cut
+from policyd.engine.places import MAX_SAFETY_IDENTIFIER
 from policyd.engine.policy import Table
+from policyd.engine.states import Credential, Ignored, Mode, Override, Source, UserState
 
 AMBIGUOUS_PATH = "Denied: servers may read the path as different endpoints."
 

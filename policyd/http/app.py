@@ -16,7 +16,7 @@ from policyd.asgi.reply import AGAIN, NO_ROOM, TOO_SLOW, WEBSOCKET, Reply, Send,
 from policyd.descriptor.body_memory import Bodies
 from policyd.descriptor.headers import wants_websocket
 from policyd.engine.decision import NO_ROUTE
-from policyd.engine.model import RouteSettings
+from policyd.engine.settings import RouteSettings
 from policyd.errors import BodiesFull, InvalidArgument, PolicydError, Unauthenticated
 from policyd.http import authzen, check
 from policyd.http.request import Request

@@ -29,7 +29,8 @@ from policyd.descriptor.identifiers import TOO_LARGE, unreadable
 from policyd.descriptor.route import route_settings
 from policyd.engine import denial
 from policyd.engine.decision import NO_ROUTE
-from policyd.engine.model import RouteSettings, UserState
+from policyd.engine.settings import RouteSettings
+from policyd.engine.states import UserState
 from policyd.errors import InvalidArgument
 from policyd.http.request import Request, printable
 from policyd.v1.policy_pb2 import (

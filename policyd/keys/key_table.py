@@ -21,7 +21,7 @@ from contextlib import suppress
 
 from policyd.command.deadline import TIMEOUT
 from policyd.command.threads import StoreThreads
-from policyd.engine.model import KeyChanges, KeySettings
+from policyd.engine.settings import KeyChanges, KeySettings
 from policyd.errors import RevisionNotReached, SettingsUnknown, WrongDatabase
 
 _log = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ it. Such a setting stays as it is until an administrator removes it.
 
 from collections.abc import Callable
 
-from policyd.engine.model import Setting, Settings
 from policyd.engine.policy import check_settings
+from policyd.engine.settings import Setting, Settings
 from policyd.errors import InvalidArgument
 from policyd.policies import TABLE
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import msgspec
 
-from policyd.engine.model import KeySettings
+from policyd.engine.settings import KeySettings
 from policyd.errors import SnapshotUnusable
 from policyd.keys.snapshot_format import (
     FUTURE,

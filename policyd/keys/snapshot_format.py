@@ -20,11 +20,12 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import reduce
 from itertools import islice
 
 import msgspec
 
-from policyd.engine.model import KeySettings, Setting, Settings
+from policyd.engine.settings import KeySettings, Setting, Settings
 from policyd.errors import SnapshotUnusable
 
 HEAD_SIZE = 512
@@ -34,13 +35,15 @@ PIECE = 500
 FUTURE = 60.0
 """Seconds that a clock may have gone back since the file was written."""
 _FORMAT = 2
-# A module's name is no part of the form: types were written with this one first.
-_MODULE = "policyd.engine.model", "policyd.model"
 _FIELDS = [(field.name, field.type) for field in fields(KeySettings)]
 _FIELDS += Setting.__annotations__.items()
-_FORM = hashlib.sha256(
-    repr([(name, str(kind).replace(*_MODULE)) for name, kind in _FIELDS]).encode()
-).hexdigest()[:16]
+# The modules in which types stand are no part of the form.
+_MODULES = ("policyd.engine.settings.", "policyd.engine.states.")
+_KINDS = [
+    (name, reduce(lambda text, one: text.replace(one, ""), _MODULES, str(kind)))
+    for name, kind in _FIELDS
+]
+_FORM = hashlib.sha256(repr(_KINDS).encode()).hexdigest()[:16]
 """Which fields the settings of a key have. A version with other fields could read them wrong."""
 _LENGTH = struct.Struct(">I")
 _TRIES = 3

@@ -9,8 +9,9 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from policyd.engine import decision
-from policyd.engine.model import Decision, DecisionInput, KeySettings, RouteSettings, Settings
+from policyd.engine.model import Decision, DecisionInput
 from policyd.engine.policy import Table
+from policyd.engine.settings import KeySettings, RouteSettings, Settings
 
 TABLE = Table(
     [import_module(f"{__name__}.{module.name}").POLICY for module in iter_modules(__path__)]

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 
 from policyd.engine.kinds import Patterns
-from policyd.engine.model import ModelState, Violation
+from policyd.engine.model import Violation
 from policyd.engine.policy import Attributes, Need, Policy
+from policyd.engine.states import ModelState
 
 _JUDGED = (ModelState.GIVEN, ModelState.ABSENT)
 

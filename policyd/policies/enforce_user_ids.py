@@ -1,8 +1,9 @@
 """Enforce User IDs: no request without an end user. docs/contract.md, sections 1 to 3."""
 
 from policyd.engine.kinds import Switch
-from policyd.engine.model import UserState, Violation
+from policyd.engine.model import Violation
 from policyd.engine.policy import Attributes, Policy
+from policyd.engine.states import UserState
 from policyd.engine.summary import STATE_WORDS, place_words
 
 _MESSAGE = "Config set to block requests without user field"

@@ -1,8 +1,9 @@
 """Enforce Max Prompt Characters: a bound on the length of all prompts of a request together."""
 
 from policyd.engine.kinds import Limit
-from policyd.engine.model import NumberState, Violation
+from policyd.engine.model import Violation
 from policyd.engine.policy import Attributes, Need, Policy
+from policyd.engine.states import NumberState
 
 
 def _decide(attributes: Attributes, limit: int) -> Violation | None:

@@ -5,8 +5,9 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from policyd.engine.kinds import Wanted
-from policyd.engine.model import UserState, Violation
+from policyd.engine.model import Violation
 from policyd.engine.policy import Attributes, Need, Policy
+from policyd.engine.states import UserState
 
 MAX_LENGTH = 1000
 """The largest bound. Of a longer user only the beginning is known."""

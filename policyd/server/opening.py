@@ -2,7 +2,7 @@
 version's form, and must be the one that the spool is for. Until it answers, opening is repeated."""
 
 from policyd.decision_log import spool
-from policyd.engine.model import KeyChanges
+from policyd.engine.settings import KeyChanges
 from policyd.errors import NoRoom, SettingsError, StoreUnavailable
 from policyd.settings import ServerSettings
 from policyd.store import Store

@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 
 from policyd.command.deadline import TIMEOUT
 from policyd.command.threads import StoreThreads
-from policyd.engine.model import IDENTIFIERS, ApiKey, Mode, Override, Setting, Settings
+from policyd.engine.places import IDENTIFIERS
+from policyd.engine.settings import ApiKey, Setting, Settings
+from policyd.engine.states import Mode, Override
 from policyd.errors import InvalidArgument, KeyNotFound
 from policyd.keys.key_table import KeyTable
 from policyd.policies import TABLE

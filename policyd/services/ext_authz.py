@@ -20,7 +20,8 @@ from google.rpc import code_pb2, status_pb2
 
 from policyd.descriptor.body_memory import Bodies
 from policyd.engine import denial
-from policyd.engine.model import Mode, RouteSettings
+from policyd.engine.settings import RouteSettings
+from policyd.engine.states import Mode
 from policyd.errors import InvalidArgument
 from policyd.services import ext_authz_request
 from policyd.services.ext_authz_request import Arrival, Check

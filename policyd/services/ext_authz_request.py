@@ -23,7 +23,8 @@ from policyd.descriptor.headers import (
 from policyd.descriptor.identifiers import NOT_READ, TOO_LARGE, BodyAttributes
 from policyd.descriptor.route import route_settings
 from policyd.engine.decision import NO_ROUTE
-from policyd.engine.model import SAFETY_HEADER, RouteSettings
+from policyd.engine.places import SAFETY_HEADER
+from policyd.engine.settings import RouteSettings
 from policyd.errors import InvalidDescriptor
 from policyd.policies import TABLE
 from policyd.v1 import policy_pb2 as pb

@@ -12,7 +12,8 @@ from policyd.descriptor.body_memory import SMALL, Bodies
 from policyd.descriptor.content_encoding import decoded_limit
 from policyd.descriptor.evaluate_request import NONE_TRUSTED
 from policyd.engine.decision import NO_ROUTE
-from policyd.engine.model import Credential, KeySettings, RouteSettings, Settings
+from policyd.engine.settings import KeySettings, RouteSettings, Settings
+from policyd.engine.states import Credential
 from policyd.errors import InvalidArgument, InvalidDescriptor, RevisionNotReached
 from policyd.keys import api_key
 from policyd.keys.key_table import KeyTable

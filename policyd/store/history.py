@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from policyd.decision_log.record import Record
-from policyd.engine.model import Source
 from policyd.engine.policy import Need
+from policyd.engine.states import Source
 from policyd.policies import TABLE
 from policyd.store.database import LONG, reading
 from policyd.store.decisions import LogFilter, conditions, decisions, read_record

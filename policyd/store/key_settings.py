@@ -11,7 +11,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from policyd.engine.model import Mode, Override, Setting, Settings, accept_problem
+from policyd.engine.places import accept_problem
+from policyd.engine.settings import Setting, Settings
+from policyd.engine.states import Mode, Override
 from policyd.errors import InvalidArgument
 from policyd.policies import TABLE
 

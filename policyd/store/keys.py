@@ -12,13 +12,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from policyd.engine.model import (
-    IDENTIFIERS,
-    ApiKey,
-    KeyChange,
-    KeyChanges,
-    KeySettings,
-)
+from policyd.engine.places import IDENTIFIERS
+from policyd.engine.settings import ApiKey, KeyChange, KeyChanges, KeySettings
 from policyd.errors import EtagMismatch, InvalidArgument, KeyNotFound, KeyRevoked
 from policyd.keys import api_key
 from policyd.keys.settings import Change, changed

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from policyd.decision_log.record import Ending, Outcome, Record, Verdict, moment
 from policyd.descriptor.placeholders import is_placeholder
-from policyd.engine.model import UserState
+from policyd.engine.states import UserState
 from policyd.store.database import LONG, metadata, reading, upsert
 from policyd.store.steps import Steps, delete_some
 

@@ -14,7 +14,7 @@ from gateway.settings import Settings as GatewaySettings
 from policyd.asgi import probes
 from policyd.asgi.probes import Probes
 from policyd.command.address import Address
-from policyd.engine.model import KeyChanges
+from policyd.engine.settings import KeyChanges
 from policyd.server.server import Server
 from policyd.store import LogFilter, Store
 from tests.support import consoles

@@ -14,16 +14,8 @@ import pytest
 from policyd.decision_log import results
 from policyd.decision_log.record import Record, Verdict
 from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount, RefusedKeyReason
-from policyd.engine.model import (
-    Ignored,
-    Mode,
-    ModelState,
-    Override,
-    Result,
-    Source,
-    UserState,
-    Violation,
-)
+from policyd.engine.model import Result, Violation
+from policyd.engine.states import Ignored, Mode, ModelState, Override, Source, UserState
 from policyd.policies import TABLE
 from policyd.store import Store
 from tests.support.commands import invoke

@@ -17,7 +17,7 @@ from policyd.cli.serve import serve
 from policyd.command.address import Address
 from policyd.command.configuration import Options
 from policyd.command.settings import build, dump, load, setting, settings_of
-from policyd.engine.model import Mode
+from policyd.engine.states import Mode
 from policyd.errors import SettingsError
 
 

@@ -16,7 +16,8 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from policyd.decision_log.record import Verdict
 from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount, RefusedKeyReason
-from policyd.engine.model import Ignored, Mode, Setting, Source
+from policyd.engine.settings import Setting
+from policyd.engine.states import Ignored, Mode, Source
 from policyd.policies import TABLE
 from policyd.store import Store
 from tests.support.consoles import PASSWORD

@@ -16,16 +16,8 @@ from policyd.console.view import charts, labels, periods
 from policyd.decision_log.record import Ending, Verdict
 from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount, RefusedKeyReason
 from policyd.engine.decision import INVALID_OVERRIDE
-from policyd.engine.model import (
-    ApiKey,
-    Ignored,
-    Mode,
-    Override,
-    Setting,
-    Source,
-    UserState,
-    setting_of,
-)
+from policyd.engine.settings import ApiKey, Setting, setting_of
+from policyd.engine.states import Ignored, Mode, Override, Source, UserState
 from policyd.policies import TABLE
 from policyd.store import Counts, Store
 from tests.support.consoles import Console, Visitor, prepare, running, settings

@@ -15,17 +15,10 @@ import sqlalchemy as sa
 from policyd.console.view import labels
 from policyd.decision_log.record import ABSENT, INVALID, Record, Verdict
 from policyd.engine.decision import INVALID_OVERRIDE
-from policyd.engine.model import (
-    BODY_PLACES,
-    ApiKey,
-    Ignored,
-    Mode,
-    Override,
-    Setting,
-    Source,
-    setting_of,
-)
+from policyd.engine.places import BODY_PLACES
 from policyd.engine.policy import Policy
+from policyd.engine.settings import ApiKey, Setting, setting_of
+from policyd.engine.states import Ignored, Mode, Override, Source
 from policyd.policies import TABLE
 from tests.support.consoles import Console, Page, Visitor
 from tests.support.records import denied, record

@@ -8,7 +8,7 @@ import pytest
 
 from policyd.decision_log.export import COLUMNS, csv_rows, json_line
 from policyd.decision_log.record import Ending, Outcome, Record, Verdict
-from policyd.engine.model import Ignored, Mode, Source, UserState
+from policyd.engine.states import Ignored, Mode, Source, UserState
 
 RECORD = Record(
     id="019a0000000000000000000000000001",

@@ -26,7 +26,7 @@ from policyd.decision_log.refused_key import (
 from policyd.decision_log.refused_tally import MAX_SAMPLES, MAX_SOURCES, SAMPLES, RefusedKeyTally
 from policyd.decision_log.spool import SpoolReader, SpoolWriter
 from policyd.decision_log.writer import DecisionLog
-from policyd.engine.model import Credential
+from policyd.engine.states import Credential
 from policyd.errors import LogFull
 from policyd.server.shipper import Shipper
 from policyd.store import LogFilter, RefusedKeyCounts, Store

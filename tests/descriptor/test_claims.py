@@ -6,7 +6,8 @@ import pytest
 
 from policyd.descriptor.evaluate_request import read
 from policyd.descriptor.stated import MOST
-from policyd.engine.model import EndUser, ModelState, Number, NumberState, UserState
+from policyd.engine.places import EndUser
+from policyd.engine.states import ModelState, Number, NumberState, UserState
 from policyd.errors import InvalidDescriptor
 from policyd.v1 import policy_pb2 as pb
 
@@ -51,7 +52,7 @@ def asked(body: str = "", headers: tuple[str, ...] = (), **fields: Any) -> pb.Ev
         (asked('{"max_tokens":9}', token_limit=70), Number(GIVEN, 70)),
         (asked('{"max_tokens":9}', choices=3), Number(GIVEN, 27)),
         (asked('{"max_tokens":9,"n":5}', choices=3), Number(GIVEN, 45)),
-        (asked("{}", token_limit=7), Number(GIVEN, 7)),
+        (asked("{}", token_limit=7), Number(NONE)),
         (asked("{}"), Number(NONE)),
         (asked('{"max_tokens":"9"}', token_limit=7), Number(INVALID)),
     ],

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import pytest
 
 from policyd.descriptor.content_encoding import Decompression, UnreadableBody
-from policyd.engine.model import UserState
+from policyd.engine.states import UserState
 from tests.support.codings import COMPRESS
 
 TEXT = random.Random(3).randbytes(2000).hex().encode()

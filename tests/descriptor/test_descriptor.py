@@ -17,7 +17,7 @@ from policyd.descriptor.form import MAX_PART_HEAD
 from policyd.descriptor.identifiers import BodyAttributes
 from policyd.descriptor.json_members import MAX_DEPTH
 from policyd.engine import endpoints
-from policyd.engine.model import UserState
+from policyd.engine.states import UserState
 from tests.support.codings import COMPRESS
 
 EDITS = endpoints.ENDPOINTS["/images/edits"]

@@ -3,7 +3,7 @@
 import pytest
 
 from policyd.descriptor import headers
-from policyd.engine.model import Credential
+from policyd.engine.states import Credential
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import pytest
 import regex
 
 from policyd.descriptor.identifiers import MAX_VALUE, classify, is_blank
-from policyd.engine.model import MAX_SAFETY_IDENTIFIER, SAFETY_IDENTIFIER, USER, UserState
+from policyd.engine.places import MAX_SAFETY_IDENTIFIER, SAFETY_IDENTIFIER, USER
+from policyd.engine.states import UserState
 
 # The rule of the module's docstring, written with a library that knows Unicode's properties.
 BLANK = regex.compile(

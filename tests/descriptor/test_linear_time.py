@@ -127,7 +127,7 @@ PATTERNS: dict[str, list[Pump]] = {
     ),
     "policyd.descriptor.media_type._VALUE": _after("a/", "a", "a "),
     "policyd.store.migrations.versions.0009_forms_and_days._ID": _after("'"),
-    "policyd.engine.model._HEADER_PLACE": _after("header:", "header:a"),
+    "policyd.engine.places._HEADER_PLACE": _after("header:", "header:a"),
     "policyd.engine.paths._BREAK": _after("/"),
     "policyd.engine.paths._ENDS_EARLY": _after("?", "#"),
     "policyd.engine.paths._PLAIN_SEPARATOR": _after("/", "\\"),

@@ -11,7 +11,7 @@ from policyd.descriptor import prompt
 from policyd.descriptor.body import read_body
 from policyd.descriptor.json_members import MAX_DEPTH
 from policyd.engine import endpoints
-from policyd.engine.model import UNKNOWN_NUMBER, Number, NumberState, UserState
+from policyd.engine.states import UNKNOWN_NUMBER, Number, NumberState, UserState
 
 CHAT = endpoints.ENDPOINTS["/chat/completions"]
 WORDS = frozenset(

@@ -3,7 +3,8 @@
 import pytest
 
 from policyd.descriptor.route import route_settings
-from policyd.engine.model import Mode, Override, Setting
+from policyd.engine.settings import Setting
+from policyd.engine.states import Mode, Override
 from policyd.errors import InvalidArgument
 from policyd.policies import TABLE
 

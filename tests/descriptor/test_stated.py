@@ -7,7 +7,7 @@ from policyd.descriptor import stated
 from policyd.descriptor.body import read_body
 from policyd.descriptor.identifiers import FURTHER_PLACES, NOT_READ, BodyAttributes
 from policyd.engine import endpoints
-from policyd.engine.model import UNKNOWN_NUMBER, ModelState, Number, NumberState, UserState
+from policyd.engine.states import UNKNOWN_NUMBER, ModelState, Number, NumberState, UserState
 
 CHAT = endpoints.ENDPOINTS["/chat/completions"]
 CALLS = endpoints.ENDPOINTS["/realtime/calls"]

@@ -25,7 +25,7 @@ from policyd.descriptor.body import MAX_BODY, read_body
 from policyd.descriptor.content_encoding import decompress
 from policyd.descriptor.identifiers import classify
 from policyd.engine import endpoints
-from policyd.engine.model import UserState
+from policyd.engine.states import UserState
 from tests.differential import generate, readers
 from tests.differential.generate import Case
 from tests.differential.readers import Users

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from policyd.engine import denial
 from policyd.engine.endpoints import ENDPOINTS, resolve
-from policyd.engine.model import Endpoint
+from policyd.engine.places import Endpoint
 from policyd.policies import TABLE
 
 ROOT = Path(__file__).parents[2]

@@ -9,16 +9,10 @@ import pytest
 import yaml
 
 from policyd.descriptor.evaluate_request import read
-from policyd.engine.model import (
-    Denial,
-    KeySettings,
-    Mode,
-    Override,
-    RouteSettings,
-    Setting,
-    Settings,
-)
+from policyd.engine.model import Denial
 from policyd.engine.policy import parse_setting
+from policyd.engine.settings import KeySettings, RouteSettings, Setting, Settings
+from policyd.engine.states import Mode, Override
 from policyd.policies import TABLE, decide
 from policyd.v1 import policy_pb2 as pb
 

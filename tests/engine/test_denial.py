@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from policyd.engine import denial
-from policyd.engine.model import Credential, UserState
+from policyd.engine.states import Credential, UserState
 from policyd.policies import TABLE
 
 GOLDEN = Path(__file__).parents[1] / "golden"

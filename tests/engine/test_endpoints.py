@@ -4,17 +4,17 @@ import pytest
 
 from policyd.engine import endpoints, method_override, paths
 from policyd.engine.endpoints import MAX_PATH
-from policyd.engine.model import (
+from policyd.engine.places import (
     BODY_PLACES,
     END_USER_ID,
     IDENTIFIERS,
     METADATA_USER_ID,
     SAFETY_IDENTIFIER,
     USER,
-    KeySettings,
     accept_problem,
     are_identifiers,
 )
+from policyd.engine.settings import KeySettings
 
 CANONICAL = {
     "/v1/chat/completions": "/v1/chat/completions",

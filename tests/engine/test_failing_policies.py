@@ -8,16 +8,11 @@ from policyd.engine import endpoints
 from policyd.engine.decision import decide
 from policyd.engine.denial import NO_DECISION
 from policyd.engine.kinds import Switch
-from policyd.engine.model import (
-    Credential,
-    DecisionInput,
-    EndUser,
-    KeySettings,
-    Mode,
-    Setting,
-    UserState,
-)
+from policyd.engine.model import DecisionInput
+from policyd.engine.places import EndUser
 from policyd.engine.policy import Attributes, Policy, Table
+from policyd.engine.settings import KeySettings, Setting
+from policyd.engine.states import Credential, Mode, UserState
 from policyd.policies import TABLE
 from policyd.services.policy_failures import PolicyFailures
 

@@ -3,22 +3,11 @@
 from policyd.decision_log.inputs import override_texts
 from policyd.descriptor import evaluate_request
 from policyd.engine import endpoints
-from policyd.engine.model import (
-    MAX_TOLD,
-    USER,
-    Credential,
-    DecisionInput,
-    EndUser,
-    KeySettings,
-    Mode,
-    ModelState,
-    Number,
-    NumberState,
-    Setting,
-    Target,
-    UserState,
-)
+from policyd.engine.model import MAX_TOLD, DecisionInput
+from policyd.engine.places import USER, EndUser, Target
 from policyd.engine.plan import overridden
+from policyd.engine.settings import KeySettings, Setting
+from policyd.engine.states import Credential, Mode, ModelState, Number, NumberState, UserState
 from policyd.policies import decide
 
 LIST = ",".join(f"model-{number}-{'x' * 200}" for number in range(1000))

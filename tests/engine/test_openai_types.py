@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, get_type_hints
 from typing_extensions import is_typeddict
 
 from policyd.engine.endpoints import ENDPOINTS
-from policyd.engine.model import IDENTIFIERS, MAX_SAFETY_IDENTIFIER, SAFETY_IDENTIFIER
+from policyd.engine.places import IDENTIFIERS, MAX_SAFETY_IDENTIFIER, SAFETY_IDENTIFIER
 
 # Calls that take an identifier and are no endpoint of the table, each with the reason.
 CALLS_OUT_OF_SCOPE = {

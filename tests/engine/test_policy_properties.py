@@ -8,23 +8,19 @@ from hypothesis import strategies as st
 from policyd.engine import endpoints
 from policyd.engine.endpoints import ENDPOINTS
 from policyd.engine.kinds import MAX_LIMIT
-from policyd.engine.model import (
+from policyd.engine.model import Decision, DecisionInput
+from policyd.engine.places import EndUser, Target
+from policyd.engine.policy import Policy, checked_value, parse_setting
+from policyd.engine.settings import KeySettings, Setting, Settings
+from policyd.engine.states import (
     Credential,
-    Decision,
-    DecisionInput,
-    EndUser,
-    KeySettings,
     Mode,
     ModelState,
     Number,
     NumberState,
     Override,
-    Setting,
-    Settings,
-    Target,
     UserState,
 )
-from policyd.engine.policy import Policy, checked_value, parse_setting
 from policyd.policies import TABLE, decide
 
 VALUES = {policy.name: [policy.kind.example] for policy in TABLE.policies} | {

@@ -10,18 +10,10 @@ from policyd.descriptor.body import read_body
 from policyd.engine import endpoints
 from policyd.engine.denial import AMBIGUOUS_PATH
 from policyd.engine.endpoints import ENDPOINTS
-from policyd.engine.model import (
-    IDENTIFIERS,
-    Credential,
-    DecisionInput,
-    EndUser,
-    KeySettings,
-    Mode,
-    Override,
-    Source,
-    Target,
-    UserState,
-)
+from policyd.engine.model import DecisionInput
+from policyd.engine.places import IDENTIFIERS, EndUser, Target
+from policyd.engine.settings import KeySettings
+from policyd.engine.states import Credential, Mode, Override, Source, UserState
 from policyd.policies import TABLE, decide
 from tests.support.codings import COMPRESS
 

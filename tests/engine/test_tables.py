@@ -17,9 +17,9 @@ from policyd.console.view import labels
 from policyd.decision_log import record
 from policyd.decision_log.record import Ending, Verdict
 from policyd.decision_log.refused_key import RefusedKeyReason
-from policyd.engine import model
+from policyd.engine import places, states
 from policyd.engine.decision import INVALID_OVERRIDE
-from policyd.engine.model import Ignored, Mode, Override, Source, UserState
+from policyd.engine.states import Ignored, Mode, Override, Source, UserState
 from policyd.policies import TABLE
 from policyd.v1 import admin_pb2, policy_pb2
 from tests.support import conformance
@@ -71,11 +71,11 @@ def test_a_table_lacks_nothing(name: str) -> None:
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
-        (model.Mode, policy_pb2.EnforceMode),
-        (model.Override, admin_pb2.OverridePolicy),
-        (model.Source, policy_pb2.SettingSource),
-        (model.Ignored, policy_pb2.OverrideIgnored),
-        (model.UserState, policy_pb2.UserState),
+        (states.Mode, policy_pb2.EnforceMode),
+        (states.Override, admin_pb2.OverridePolicy),
+        (states.Source, policy_pb2.SettingSource),
+        (states.Ignored, policy_pb2.OverrideIgnored),
+        (states.UserState, policy_pb2.UserState),
         (record.Ending, policy_pb2.Ending),
         (record.Verdict, admin_pb2.Verdict),
     ],
@@ -113,7 +113,7 @@ def test_the_vectors_know_every_name() -> None:
     states = {"" if one is UserState.UNKNOWN else one.name.lower() for one in UserState}
     assert set(get_args(conformance.State)) == states
     assert set(get_args(conformance.Mode)) == {one.name.lower() for one in Mode}
-    assert set(get_args(conformance.Identifier)) == set(model.BODY_PLACES)
+    assert set(get_args(conformance.Identifier)) == set(places.BODY_PLACES)
 
 
 @pytest.mark.parametrize("template", sorted(TEMPLATES.glob("*.html")), ids=lambda path: path.stem)
@@ -146,4 +146,4 @@ def test_flags_and_places_have_words() -> None:
     in which an end user can stand.
     """
     assert set(labels.FLAGS) == TABLE.by_flag.keys() | {INVALID_OVERRIDE}
-    assert labels.IDENTIFIERS.keys() == set(model.BODY_PLACES)
+    assert labels.IDENTIFIERS.keys() == set(places.BODY_PLACES)

@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from policyd.engine.model import KeyChanges
+from policyd.engine.settings import KeyChanges
 from policyd.keys.key_table import KeyTable
 from policyd.server.worker_clock import WorkerClock
 from policyd.store import LogFilter, Store

@@ -18,7 +18,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from policyd.engine.model import Mode
+from policyd.engine.states import Mode
 from policyd.policies import TABLE
 from policyd.store import LogFilter, Store
 from policyd.v1 import admin_pb2 as pb

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from policyd.engine import endpoints
 from policyd.engine.endpoints import ENDPOINTS
-from policyd.engine.model import IDENTIFIERS
+from policyd.engine.places import IDENTIFIERS
 from tests.support import examples
 from tests.support.commands import logged
 from tests.support.http_checks import PATH, Pairs, about, check, evaluate

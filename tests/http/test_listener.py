@@ -13,7 +13,7 @@ import pytest
 import trustme
 
 from policyd.command.address import Address
-from policyd.engine.model import Mode
+from policyd.engine.states import Mode
 from policyd.errors import CannotListen, SettingsError
 from policyd.policies import TABLE
 from policyd.server.server import Server

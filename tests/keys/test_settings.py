@@ -2,7 +2,8 @@
 
 import pytest
 
-from policyd.engine.model import Mode, Override, Setting, Settings
+from policyd.engine.settings import Setting, Settings
+from policyd.engine.states import Mode, Override
 from policyd.errors import InvalidArgument
 from policyd.keys.settings import changed
 from policyd.policies import TABLE

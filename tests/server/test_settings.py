@@ -23,6 +23,7 @@ from tests.services.test_services import ANYWHERE, settings
         ({"end_user_callers": ("all",)}, "--end-user-callers takes grpc, http, envoy, not 'all'"),
         ({"end_user_headers": ("Cookie",)}, "names of headers in lower case"),
         ({"end_user_headers": ("cookie",)}, "--end-user-headers cookie has another meaning"),
+        ({"end_user_headers": ("x-policyd-token",)}, "x-policyd-token has another meaning"),
     ],
 )
 def test_settings_that_do_not_fit(tmp_path: Path, changes: dict[str, Any], words: str) -> None:

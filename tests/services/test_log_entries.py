@@ -9,23 +9,9 @@ from policyd.decision_log import inputs, results
 from policyd.decision_log.record import MAX_RESULTS, MAX_SUMMARY, Record
 from policyd.decision_log.refused_key import RefusedKey
 from policyd.descriptor import evaluate_request
-from policyd.engine.model import (
-    Decision,
-    Explanation,
-    Flag,
-    Ignored,
-    KeySettings,
-    Mode,
-    Number,
-    NumberState,
-    Override,
-    Result,
-    Setting,
-    Settings,
-    Source,
-    UserState,
-    Violation,
-)
+from policyd.engine.model import Decision, Explanation, Flag, Result, Violation
+from policyd.engine.settings import KeySettings, Setting, Settings
+from policyd.engine.states import Ignored, Mode, Number, NumberState, Override, Source, UserState
 from policyd.errors import InvalidDescriptor
 from policyd.policies import TABLE, decide
 from policyd.services import log_entries

@@ -1,6 +1,6 @@
 """The numbers on the wire."""
 
-from policyd.engine.model import Mode, UserState
+from policyd.engine.states import Mode, UserState
 from policyd.v1 import policy_pb2
 
 

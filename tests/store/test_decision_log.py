@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policyd.decision_log.record import Ending, Record, Verdict, is_decision_id, moment
-from policyd.engine.model import Source, UserState
+from policyd.engine.states import Source, UserState
 from policyd.errors import DecisionNotFound
 from policyd.store import Counts, LogFilter, Store
 from policyd.store.decisions import flag_sets_query, page_query

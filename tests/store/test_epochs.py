@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from policyd.engine.model import KeySettings, Mode
+from policyd.engine.settings import KeySettings
+from policyd.engine.states import Mode
 from policyd.errors import StoreUnavailable, WrongDatabase
 from policyd.keys.key_table import KeyTable
 from policyd.policies import TABLE

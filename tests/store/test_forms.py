@@ -21,7 +21,8 @@ from alembic.script import ScriptDirectory
 from click.testing import CliRunner
 
 from policyd.cli.main import main
-from policyd.engine.model import Mode, Override, Setting
+from policyd.engine.settings import Setting
+from policyd.engine.states import Mode, Override
 from policyd.errors import StoreUnavailable
 from policyd.policies import TABLE
 from policyd.store import LogFilter, Store, forms, migrations

@@ -10,7 +10,8 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 
 from policyd.decision_log.record import Verdict
-from policyd.engine.model import Mode, Override, Setting
+from policyd.engine.settings import Setting
+from policyd.engine.states import Mode, Override
 from policyd.errors import StoreUnusable
 from policyd.policies import TABLE
 from policyd.store import LogFilter, Store, forms, migrations

@@ -8,7 +8,7 @@ import grpc
 import pytest
 import sqlalchemy as sa
 
-from policyd.engine.model import ApiKey
+from policyd.engine.settings import ApiKey
 from policyd.errors import RevisionNotReached
 from policyd.keys.key_table import KeyTable
 from policyd.store import Store

@@ -4,15 +4,8 @@ from datetime import timedelta
 from typing import Any
 
 from policyd.decision_log.record import ABSENT, INVALID, Record
-from policyd.engine.model import (
-    KeySettings,
-    Mode,
-    ModelState,
-    Override,
-    Setting,
-    Settings,
-    UserState,
-)
+from policyd.engine.settings import KeySettings, Setting, Settings
+from policyd.engine.states import Mode, ModelState, Override, UserState
 from policyd.policies import TABLE
 from policyd.simulation import EXAMPLES, Simulation, simulate
 from policyd.store import Store

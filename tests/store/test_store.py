@@ -9,7 +9,8 @@ import pytest
 import sqlalchemy as sa
 
 from policyd.command.database_url import sqlite_file
-from policyd.engine.model import KeyChange, KeySettings, Mode, Override, Setting, Settings
+from policyd.engine.settings import KeyChange, KeySettings, Setting, Settings
+from policyd.engine.states import Mode, Override
 from policyd.errors import (
     EtagMismatch,
     InvalidArgument,

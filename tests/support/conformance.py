@@ -22,8 +22,9 @@ import msgspec
 import pytest
 
 from policyd.engine import endpoints, method_override
-from policyd.engine.model import Settings, Target
+from policyd.engine.places import Target
 from policyd.engine.policy import MODES, OVERRIDES, parse_setting
+from policyd.engine.settings import Settings
 from policyd.policies import TABLE
 from policyd.v1 import policy_pb2 as pb
 from tests.support import raw_http

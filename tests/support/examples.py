@@ -8,7 +8,7 @@ import json
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from policyd.engine.model import IDENTIFIERS
+from policyd.engine.places import IDENTIFIERS
 
 
 def times(factor: float) -> int:

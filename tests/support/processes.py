@@ -12,7 +12,7 @@ from pathlib import Path
 
 import grpc
 
-from policyd.engine.model import Settings
+from policyd.engine.settings import Settings
 from policyd.policies import TABLE
 from policyd.v1 import admin_pb2
 from policyd.v1.admin_pb2_grpc import AdminServiceStub

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from policyd.decision_log.record import Outcome, Record, Verdict, first_id
-from policyd.engine.model import Ignored, Mode, Source, UserState
+from policyd.engine.states import Ignored, Mode, Source, UserState
 
 _count = itertools.count()
 START = datetime(2026, 11, 1, 12, tzinfo=UTC)

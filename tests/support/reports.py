@@ -11,7 +11,8 @@ import grpc
 
 from policyd.decision_log.record import Record, Verdict
 from policyd.descriptor.body_memory import Bodies
-from policyd.engine.model import KeyChange, KeyChanges, KeySettings, Mode
+from policyd.engine.settings import KeyChange, KeyChanges, KeySettings
+from policyd.engine.states import Mode
 from policyd.keys import api_key
 from policyd.keys.key_table import KeyTable
 from policyd.policies import TABLE

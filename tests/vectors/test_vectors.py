@@ -15,7 +15,8 @@ from policyd.descriptor.headers import (
     values,
 )
 from policyd.descriptor.identifiers import BodyAttributes
-from policyd.engine.model import Credential, KeySettings, Mode, UserState
+from policyd.engine.settings import KeySettings
+from policyd.engine.states import Credential, Mode, UserState
 from policyd.policies import TABLE, decide
 from policyd.v1.policy_pb2 import EvaluateResponse
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub

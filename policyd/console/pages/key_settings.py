@@ -14,7 +14,8 @@ from policyd.console.view.render import console, posted, render, shown
 from policyd.console.view.text import sentence
 from policyd.console.view.typed_settings import TypedSettings
 from policyd.engine.endpoints import ENDPOINTS, without_place
-from policyd.engine.model import USER, ApiKey
+from policyd.engine.places import USER
+from policyd.engine.settings import ApiKey
 from policyd.errors import EtagMismatch, InvalidArgument, KeyRevoked
 from policyd.store import MAX_NAME
 

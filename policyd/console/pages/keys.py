@@ -13,7 +13,8 @@ from policyd.console.view.panels import Panel, default_mode, is_set
 from policyd.console.view.render import console, posted, render, shown
 from policyd.console.view.text import sentence
 from policyd.console.view.typed_settings import TypedPolicy
-from policyd.engine.model import ApiKey, Override, Setting, Settings, setting_of
+from policyd.engine.settings import ApiKey, Setting, Settings, setting_of
+from policyd.engine.states import Override
 from policyd.errors import EtagMismatch, InvalidArgument
 from policyd.policies import TABLE
 from policyd.store import MAX_NAME

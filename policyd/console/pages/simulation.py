@@ -11,16 +11,10 @@ from starlette.routing import Route
 from policyd.console.view.render import console, is_fragment, posted, render, shown
 from policyd.console.view.text import sentence
 from policyd.console.view.typed_settings import TypedSettings
-from policyd.engine.model import (
-    ApiKey,
-    KeySettings,
-    Mode,
-    Override,
-    Setting,
-    Settings,
-    are_identifiers,
-)
+from policyd.engine.places import are_identifiers
 from policyd.engine.policy import Policy
+from policyd.engine.settings import ApiKey, KeySettings, Setting, Settings
+from policyd.engine.states import Mode, Override
 from policyd.policies import TABLE
 from policyd.simulation import simulate
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from policyd.decision_log import results
 from policyd.decision_log.record import Record, Verdict
 from policyd.engine.decision import INVALID_OVERRIDE
-from policyd.engine.model import Ignored, Mode, UserState
 from policyd.engine.policy import Policy
+from policyd.engine.states import Ignored, Mode, UserState
 from policyd.policies import TABLE
 
 

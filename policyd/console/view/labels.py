@@ -9,7 +9,7 @@ from datetime import datetime
 from policyd.decision_log.record import ABSENT, INVALID, Ending, Record, Verdict
 from policyd.decision_log.refused_key import OTHERS, RefusedKeyReason
 from policyd.engine.decision import INVALID_OVERRIDE
-from policyd.engine.model import Ignored, Mode, ModelState, Override, Source
+from policyd.engine.states import Ignored, Mode, ModelState, Override, Source
 from policyd.policies import TABLE
 
 UNKNOWN = "\N{EM DASH}"

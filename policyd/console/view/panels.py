@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from policyd.console.view.typed_settings import TypedPolicy, TypedSettings
-from policyd.engine.model import Mode, Override, Setting, Settings, setting_of
 from policyd.engine.policy import Policy
+from policyd.engine.settings import Setting, Settings, setting_of
+from policyd.engine.states import Mode, Override
 from policyd.policies import TABLE
 
 

@@ -19,7 +19,7 @@ from policyd.console.security.attempts import Attempts
 from policyd.console.security.sessions import Sessions
 from policyd.console.view import flags, labels
 from policyd.console.view.text import plain, sentence, visible
-from policyd.engine.model import Settings
+from policyd.engine.settings import Settings
 from policyd.policies import TABLE
 from policyd.settings import ServerSettings
 from policyd.store import Store

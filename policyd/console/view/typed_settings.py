@@ -13,17 +13,10 @@ from starlette.datastructures import FormData
 from policyd.console.view import labels
 from policyd.console.view.forms import text
 from policyd.console.view.text import sentence
-from policyd.engine.model import (
-    HEADER_PLACE,
-    ApiKey,
-    Mode,
-    Override,
-    Setting,
-    Settings,
-    accept_problem,
-    setting_of,
-)
+from policyd.engine.places import HEADER_PLACE, accept_problem
 from policyd.engine.policy import MODES, OVERRIDES, Policy, checked_value
+from policyd.engine.settings import ApiKey, Setting, Settings, setting_of
+from policyd.engine.states import Mode, Override
 from policyd.policies import TABLE
 
 _MODES = f"Choose one of {', '.join(MODES)}, or the server's default."

@@ -1,0 +1,97 @@
+"""What is set for policies: by an API key, by a route, or by the server as its default."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+from policyd.engine.places import IDENTIFIERS, accept_problem
+from policyd.engine.states import Mode, Override
+
+
+class Setting(NamedTuple):
+    """What one level sets for one policy: a key, a route, or the server as its default."""
+
+    mode: Mode | None = None
+    """None: the next level's."""
+    value: str = ""
+    """As text that the policy's kind of setting reads: "500", "gpt-4*,o1". It goes with `mode`."""
+    override: Override | None = None
+    """None: the next level's; without any, ANY."""
+
+
+Settings = tuple[tuple[str, Setting], ...]
+"""What one level sets: names of policies, and the setting of each."""
+
+
+def setting_of(settings: Settings, policy: str) -> Setting:
+    """What a level sets for one policy."""
+    return next((setting for name, setting in settings if name == policy), Setting())
+
+
+@dataclass(frozen=True, slots=True)
+class KeySettings:
+    """What deciding needs to know of one API key."""
+
+    key_id: str
+    policies: Settings = ()
+    accept: tuple[str, ...] = IDENTIFIERS
+    """The places in which an end user may stand: one or more, up to MAX_PLACES."""
+
+    def __post_init__(self) -> None:
+        if problem := accept_problem(self.accept):
+            raise ValueError(problem)
+
+
+@dataclass(frozen=True, slots=True)
+class RouteSettings:
+    """What a gateway's operator sets for a route. It stands above what the key sets."""
+
+    policies: Settings = ()
+    accept: tuple[str, ...] = ()
+    """The places in which an end user may stand. Empty: those of the key."""
+
+
+_FIRST = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """An API key as its owner sees it. The key itself is not kept anywhere."""
+
+    id: str
+    name: str
+    policies: Settings
+    accept: tuple[str, ...]
+    created_at: datetime
+    updated_at: datetime
+    revoked_at: datetime | None
+    revision: int
+    """Of the settings, by the last change to this key."""
+
+    @property
+    def etag(self) -> str:
+        """Names this state of the key. A revision alone may be another one after a backup was put
+        back, and an administrator with the one before would overwrite it."""
+        changed = (self.updated_at - _FIRST) // timedelta(microseconds=1)
+        return f"{self.revision}-{changed:x}"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyChange:
+    """One key that changed: what `digest` now stands for. None: it is revoked."""
+
+    digest: bytes
+    settings: KeySettings | None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyChanges:
+    """The keys that changed up to `revision`."""
+
+    revision: int
+    changed: tuple[KeyChange, ...]
+    everything: bool = False
+    """Whether these are all keys there are, so that others known before are gone."""
+    epoch: str = ""
+    """What tells this revision from another one of the same number, in a database that was put back
+    from a backup or has lost changes. Keep it beside the revision, and ask with both."""
