@@ -73,6 +73,8 @@ class SilentProxy:
                 near, _ = self._listening.accept()
                 self.accepted += 1
                 self._held.append(near)
+                if self._is_over:  # It came while the others were closed.
+                    near.close()
                 threading.Thread(target=self._join, args=(near,), daemon=True).start()
 
     def _join(self, near: socket.socket) -> None:
