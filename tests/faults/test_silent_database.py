@@ -137,6 +137,13 @@ def test_every_method_is_tried(database: str) -> None:
         assert public_methods(store) == CALLS.keys() | APART
 
 
+def _finish(store: Store, name: str) -> None:
+    """Call a method, and read what it gives piece by piece."""
+    part, method = name.split(".")
+    found = getattr(parts(store)[part], method)(*CALLS[name])
+    list(found if isinstance(found, Iterator) else ())
+
+
 @pytest.mark.parametrize("is_known", [True, False], ids=["old connection", "new connection"])
 def test_every_method_ends(database: str, proxy: SilentProxy, is_known: bool) -> None:
     """Every method gives up in time on a database that acknowledges packets and never answers."""
@@ -147,10 +154,8 @@ def test_every_method_ends(database: str, proxy: SilentProxy, is_known: bool) ->
     proxy.be_silent()
 
     def call(name: str) -> None:
-        part, method = name.split(".")
         with pytest.raises(StoreUnavailable):
-            found = getattr(parts(stores[name])[part], method)(*CALLS[name])
-            list(found if isinstance(found, Iterator) else ())
+            _finish(stores[name], name)
 
     # All end while the database is silent.
     with ThreadPoolExecutor(len(CALLS)) as threads:
