@@ -5,7 +5,6 @@ fields say the same: so most records stay short.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import msgspec
 
@@ -15,8 +14,8 @@ from policyd.engine.states import Ignored, Mode, Source
 from policyd.policies import TABLE
 
 
-class LoggedResult(NamedTuple):
-    """What one policy found."""
+class LoggedResult(msgspec.Struct, frozen=True, array_like=True):
+    """What one policy found. A newer version may have logged more of it, which is passed over."""
 
     policy: str
     mode: Mode

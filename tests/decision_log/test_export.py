@@ -8,7 +8,7 @@ import pytest
 
 from policyd.decision_log.export import COLUMNS, csv_rows, json_line
 from policyd.decision_log.record import Ending, Outcome, Record, Verdict
-from policyd.engine.states import Ignored, Mode, Source, UserState
+from policyd.engine.states import Ignored, Mode, ModelState, Source, UserState
 
 RECORD = Record(
     id="019a0000000000000000000000000001",
@@ -145,3 +145,37 @@ def test_a_line_of_json() -> None:
     assert line.endswith("}\n")
     assert line.count("\n") == 1
     assert '"user":"zoë","user_state":"valid"' in line
+
+
+JUDGED = (
+    '[["max_tokens",3,"500",2,0,"Config set to max tokens of: 500; request was: 600"],'
+    '["enforce_user_ids",2,"",2,0,null]]'
+)
+
+
+def test_what_policies_found() -> None:
+    """The last columns hold what each policy found, and the numbers that they judged."""
+    judged = _replaced(
+        results=JUDGED, token_limit=600, prompt_chars=12, model_state=ModelState.GIVEN
+    )
+    found = json.loads(json_line(judged))
+    assert list(found)[-3:] == ["token_limit", "prompt_characters", "policies"]
+    assert (found["token_limit"], found["prompt_characters"]) == (600, 12)
+    first, second = found["policies"]
+    assert (first["policy"], first["mode"], first["value"]) == ("max_tokens", "enforce", "500")
+    assert first["message"] == "Config set to max tokens of: 500; request was: 600"
+    assert (second["policy"], second["mode"], second["message"]) == (
+        "enforce_user_ids",
+        "audit",
+        "",
+    )
+    row = _read(judged)
+    assert (row["token_limit"], row["prompt_characters"]) == ("600", "12")
+    assert json.loads(row["policies"]) == found["policies"]
+
+
+def test_numbers_that_are_none() -> None:
+    """A limit that is absent or not valid, and what older versions did not log, is no number."""
+    for kept in (None, -1, -2):
+        found = json.loads(json_line(_replaced(token_limit=kept, prompt_chars=kept)))
+        assert found["token_limit"] is found["prompt_characters"] is None
