@@ -168,7 +168,7 @@ def test_what_policies_found() -> None:
     assert second["message"] is None
     row = _read(judged)
     assert (row["token_limit"], row["prompt_characters"]) == ("600", "12")
-    assert json.loads(row["policies"]) == found["policies"]
+    assert json.loads(f"[{row['policies']}]") == found["policies"]
 
 
 def test_numbers_that_are_none() -> None:
