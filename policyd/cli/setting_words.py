@@ -4,7 +4,7 @@ from typing import Any
 
 from policyd.cli.terminal import printable
 from policyd.decision_log.results import LoggedResult
-from policyd.engine.model import Result
+from policyd.engine.model import Result, cut
 from policyd.engine.settings import Setting, Settings
 from policyd.engine.states import Ignored, Mode, Override, Source
 from policyd.policies import TABLE
@@ -61,9 +61,7 @@ def others(settings: Settings, *, are_brief: bool = False) -> list[str]:
 
 
 def _shortened(setting: Setting) -> Setting:
-    if len(setting.value) <= _BRIEF:
-        return setting
-    return setting._replace(value=setting.value[: _BRIEF - 1] + "…")
+    return setting._replace(value=cut(setting.value, _BRIEF))
 
 
 def finding(result: Result | LoggedResult, told: str) -> str:

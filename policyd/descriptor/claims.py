@@ -9,7 +9,8 @@ from functools import lru_cache
 from typing import TypeVar
 
 from policyd.descriptor.identifiers import BodyAttributes
-from policyd.descriptor.stated import MAX_MODEL, MOST
+from policyd.descriptor.stated import MOST
+from policyd.engine.endpoints import MAX_MODEL
 from policyd.engine.states import UNKNOWN_NUMBER, ModelState, Number, NumberState
 from policyd.errors import InvalidDescriptor
 from policyd.v1 import policy_pb2 as pb
@@ -24,7 +25,7 @@ def model(request: pb.EvaluateRequest, read: BodyAttributes) -> tuple[ModelState
     that either of them names is named."""
     state, found, given = read.model_state, read.model, request.model
     if request.model_state or given:
-        state = max(state, _member(_MODEL_STATES, request.model_state, "model_state"))
+        state = max(state, member(_MODEL_STATES, request.model_state, "model_state"))
         if state in (ModelState.UNKNOWN, ModelState.GIVEN, ModelState.ABSENT):
             is_conflicting = found != "" and given not in ("", found)
             found = given or found
@@ -66,7 +67,7 @@ def prompt_chars(request: pb.EvaluateRequest, read: BodyAttributes) -> Number:
 @lru_cache(maxsize=1024)
 def _number(state: int, value: int | None, field: str) -> Number:
     """What a caller claims a number to be."""
-    claimed = _member(_NUMBER_STATES, state, field)
+    claimed = member(_NUMBER_STATES, state, field)
     if value is None:
         # A number that is given stands in the field beside.
         return UNKNOWN_NUMBER if claimed is NumberState.GIVEN else Number(claimed)
@@ -84,7 +85,9 @@ def _worse(one: Number, other: Number) -> Number:
     return max(one, other, key=lambda number: (number.state is NumberState.GIVEN, number))
 
 
-def _member(members: Sequence[_Member], number: int, field: str) -> _Member:
+def member(members: Sequence[_Member], number: int, field: str) -> _Member:
+    """The member of an enumeration that a field names. Raises InvalidDescriptor."""
     if 0 <= number < len(members):
         return members[number]
-    raise InvalidDescriptor(f"{field} has no value {number}: see policy.proto")
+    kind = type(members[0]).__name__
+    raise InvalidDescriptor(f"{field} has no value {number}: see {kind} in policy.proto")

@@ -14,7 +14,7 @@ from policyd.descriptor import end_users, headers
 from policyd.descriptor.body import read_body
 from policyd.descriptor.body_memory import Bodies, Held
 from policyd.descriptor.content_encoding import decoded_limit
-from policyd.descriptor.headers import KEY_HEADER, PREFIX, Headers
+from policyd.descriptor.headers import KEY_HEADER, NO_HEADERS, PREFIX, Headers
 from policyd.descriptor.identifiers import NOT_READ, BodyAttributes, Identifier
 from policyd.engine import endpoints, method_override
 from policyd.engine.places import SAFETY_HEADER, Target
@@ -33,7 +33,6 @@ READ = method_override.HEADERS | {
     *(_TYPE, _ENCODING, _AGENT, _ORGANIZATION, _REQUEST_ID, SAFETY_HEADER)
 }
 """The headers that are read here, besides those that begin with PREFIX and those of end users."""
-NO_HEADERS: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ the body does not have.
 
 from functools import lru_cache
 
+from policyd.descriptor.claims import member
 from policyd.descriptor.identifiers import MAX_VALUE, BodyAttributes, Identifier, classify
 from policyd.engine.places import (
     HEADER_PLACE,
@@ -55,8 +56,8 @@ def end_users(
     found = (*_in_headers(request, target, trusted), user, other, *further)
     worst = max([one.state for one in found])
     if worst.is_unreadable:
-        # A body that cannot be read is denied, whoever sent it: none of its places is known, and
-        # what a header says does not make up for that.
+        # None of the body's places is known, and a header that names an end user does not make up
+        # for that: docs/contract.md, section 3.
         return tuple([one._replace(state=worst, value=None) for one in found]), worst
     return (found if worst else ()), _UNKNOWN
 
@@ -97,20 +98,16 @@ def _further(
     trusted: frozenset[str],
 ) -> list[EndUser]:
     """The further places that the body has, or of which the caller knows something."""
-    found = {}
-    if (request.model_state or attributes.model_state) and target.endpoint:
-        # The whole body was read, so that a place that is not named is not there.
-        found = {place: EndUser(place, UserState.ABSENT) for place in target.endpoint.further}
-    for place, identifier in attributes.others:
-        found[place] = _found(place, identifier)
-    named = {place for place, _ in attributes.others}
+    found = {place: _found(place, one) for place, one in attributes.others if one.state}
     for given in request.end_users:
         place = given.place
         if _may_give(place, trusted):
             claimed = _given(given)
-            is_repeated = place in named
-            found[place] = _or_worse(found[place], claimed) if is_repeated else claimed
-            named.add(place)
+            found[place] = _or_worse(found[place], claimed) if place in found else claimed
+    if (request.model_state or attributes.model_state) and target.endpoint:
+        # The whole body was read, so that a place that is not named is not there.
+        for place in target.endpoint.further:
+            found.setdefault(place, EndUser(place, UserState.ABSENT))
     return list(found.values())
 
 
@@ -161,6 +158,4 @@ def _string(place: str, text: str) -> EndUser:
 
 
 def _state(number: int, field: str) -> UserState:
-    if 0 <= number < len(_STATES):
-        return _STATES[number]
-    raise InvalidDescriptor(f"{field} has no value {number}: see UserState in policy.proto")
+    return member(_STATES, number, field)

@@ -2,33 +2,19 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from policyd.descriptor import claims, end_user_claims, headers
 from policyd.descriptor.body import MAX_RAW_BODY, read_body
-from policyd.descriptor.headers import KEY_HEADER, TRACE_HEADER
-from policyd.descriptor.identifiers import (
-    NOT_READ,
-    TOO_LARGE,
-    BodyAttributes,
-)
+from policyd.descriptor.headers import KEY_HEADER, NO_HEADERS, TRACE_HEADER
+from policyd.descriptor.identifiers import NOT_READ, TOO_LARGE, BodyAttributes
 from policyd.engine import endpoints, method_override
 from policyd.engine.model import MAX_TOLD, Decision, DecisionInput, Result, cut
-from policyd.engine.places import Target
-from policyd.engine.states import Credential, ModelState, NumberState, UserState
+from policyd.engine.places import IDENTIFIERS, Target
+from policyd.engine.states import Credential
 from policyd.errors import InvalidDescriptor
 from policyd.policies import TABLE
 from policyd.v1 import policy_pb2 as pb
-
-_STATES = tuple(UserState)
-_UNKNOWN = UserState.UNKNOWN
-_MODEL_STATES = tuple(ModelState)
-_NUMBER_STATES = tuple(NumberState)
-
-
-MAX_PLACE = 80
-"""Characters of a place."""
-_Member = TypeVar("_Member")
 
 
 class Reading(NamedTuple):
@@ -47,33 +33,17 @@ def credential(request: pb.EvaluateRequest | pb.CheckKeyRequest) -> tuple[Creden
     return headers.credential(headers.values(_pairs(request), KEY_HEADER))
 
 
-def check_end_users(reading: Reading, decision: Decision) -> None:
-    """Raises InvalidDescriptor where nothing tells whether a request has a user.
-
-    Of an endpoint that is in scope for some keys, the decision tells whether it is for this one.
-    """
-    given = reading.decision_input
-    if not given.end_users and decision.explanation.in_scope and not given.target.is_ambiguous:
-        raise InvalidDescriptor(NO_END_USER_GIVEN)
-
-
-NO_END_USER_GIVEN = (
-    "nothing tells whether this request has a user: "
-    "set has_user, user_state or user, or send the body as raw_body; "
-    "a call that is no endpoint of the API has in_scope false"
-)
-NONE_TRUSTED: frozenset[str] = frozenset()
-
-
 def read(
     request: pb.EvaluateRequest,
     *,
     reads_body: bool = True,
-    trusted: frozenset[str] = NONE_TRUSTED,
+    accept: tuple[str, ...] = IDENTIFIERS,
+    trusted: frozenset[str] = NO_HEADERS,
 ) -> Reading:
     """Read a message; its raw body counts as too large if that is not to be read.
 
-    `trusted` are the headers, in lower case, that may name an end user.
+    `accept` are the places of an end user that count: some endpoints are in scope for keys that
+    accept theirs only. `trusted` are the headers, in lower case, that may name an end user.
 
     Raises InvalidDescriptor where it is malformed, or lacks what its request is decided by.
     """
@@ -86,9 +56,13 @@ def read(
     if request.HasField("raw_body") and target.in_scope:
         attributes = _read_raw_body(request, target) if reads_body else TOO_LARGE
     end_users, unreadable = end_user_claims.end_users(request, attributes, target, trusted)
-    is_for_all = target.endpoint is None or not target.endpoint.only_for
-    if not end_users and target.in_scope and not target.is_ambiguous and is_for_all:
-        raise InvalidDescriptor(NO_END_USER_GIVEN)
+    is_judged = target.is_in_scope_for(accept) and not target.is_ambiguous
+    if not end_users and is_judged:
+        raise InvalidDescriptor(
+            "nothing tells whether this request has a user: "
+            "set has_user, user_state or user, or send the body as raw_body; "
+            "a call that is no endpoint of the API has in_scope false"
+        )
     trace = request.trace_id or (traces[0] if traces else "")
     decision_input = DecisionInput(
         target,

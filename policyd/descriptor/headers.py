@@ -14,6 +14,8 @@ TRACE_HEADER = "x-usagepanda-trace-id"
 PREFIX = "x-usagepanda-"
 PARTIAL_BODY = "x-envoy-auth-partial-body"
 
+NO_HEADERS: frozenset[str] = frozenset()
+
 Headers = Mapping[str, Sequence[str]]
 """The values of headers, repeats kept, by their names in lower case."""
 

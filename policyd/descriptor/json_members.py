@@ -3,7 +3,7 @@
 The law: what is read here is what every server reads from the same bytes, or worse. Servers differ
 where JSON leaves them room: of a name that stands there twice some take the first value and some
 the last, some match names in any letter case, and some read a name's escapes late. So every
-occurrence of a member is found, and whoever judges them takes the worst.
+occurrence of a member is found, and the reader of a member takes the worst.
 
 A JSON library keeps one value of each name, so it does not suffice; a reader of tokens in Python
 does, and takes many times as long. Hence three ways, the cheapest that is certain first:

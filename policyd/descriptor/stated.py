@@ -5,6 +5,7 @@ What some server may read otherwise counts as the worst that any may read.
 
 from collections.abc import Mapping, Sequence
 
+from policyd.engine.endpoints import MAX_MODEL
 from policyd.engine.states import ModelState, Number, NumberState
 
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
@@ -12,8 +13,6 @@ CHOICES = "n"
 NUMBERS = (*TOKEN_LIMITS, CHOICES)
 MOST = 10**15
 """What a larger number counts as."""
-MAX_MODEL = 256
-"""Characters of a model's name."""
 
 ABSENT = Number(NumberState.ABSENT)
 INVALID = Number(NumberState.INVALID)

@@ -45,10 +45,10 @@ class _Verdict(NamedTuple):
 
     results: tuple[Result, ...]
     in_scope: bool
-    operation: str
-    place: str
-    state: UserState
-    unreadable: UserState
+    operation: str = ""
+    place: str = ""
+    state: UserState = UserState.UNKNOWN
+    unreadable: UserState = UserState.UNKNOWN
 
 
 def decide(
@@ -71,23 +71,13 @@ def decide(
         plan = tuple(_overridden(one, given) for one in plan)
     accept = route.accept or settings.accept
     target = given.target
-    if not target.in_scope or not (target.endpoint is None or target.endpoint.is_for(accept)):
-        results = tuple(one.result for one in plan)
-        return _decision(
-            table, _Verdict(results, False, "", "", UserState.UNKNOWN, UserState.UNKNOWN)
-        )
+    if not target.is_in_scope_for(accept):
+        return _decision(table, _Verdict(tuple(one.result for one in plan), in_scope=False))
     unreadable = given.unreadable if given.unreadable.is_unreadable else UserState.UNKNOWN
     attributes = _attributes(given, accept, unreadable)
     judged = [_judge(one, attributes, unreadable) for one in plan]
-    user = attributes.end_user
-    verdict = _Verdict(
-        tuple([one.result for one in judged]),
-        True,
-        attributes.operation,
-        user.place,
-        user.state,
-        unreadable,
-    )
+    results, user = tuple([one.result for one in judged]), attributes.end_user
+    verdict = _Verdict(results, True, attributes.operation, user.place, user.state, unreadable)
     decision = _decision(table, verdict)
     if target.is_ambiguous:
         return _deny_path(decision)

@@ -151,7 +151,8 @@ def _resolve(target: str) -> Target:
         return _OUT_OF_SCOPE  # Most paths, and found so without a closer look.
     names = paths.names(path)
     words = _endpoint(names)
-    # Where it is out of scope, if only for some keys, it goes upstream as it came.
+    # A path that is out of scope for some keys goes upstream as it came, so that it must not be
+    # another endpoint to any server.
     if words not in _FOR_ALL and _may_be_in_scope(path, text, _FOR_ALL):
         return Target(True, is_ambiguous=True)
     if words is None:

@@ -115,14 +115,27 @@ class Limit:
         return int(value) <= int(than)
 
 
-class Patterns:
+class WithoutHeader:
+    """A kind whose settings no header overrides. Of two values, only equal ones can be compared."""
+
+    header_usage = ""
+
+    def wanted(self, header: str) -> Wanted | None:
+        """No header asks for anything."""
+        return None
+
+    def is_as_strict(self, value: str, than: str) -> bool:
+        """Whether they are equal."""
+        return value == than
+
+
+class Patterns(WithoutHeader):
     """A list of patterns, in which * stands for any characters. decide() gets a function that says
     whether one of them matches a text, in any letter case and trimmed where `ignores_case`."""
 
     usage = "off, audit:PATTERN,… or enforce:PATTERN,…"
     value_usage = "patterns with commas between them, in which * stands for any characters"
     example = "gpt-4*,o1"
-    header_usage = ""
 
     def __init__(self, *, ignores_case: bool = False) -> None:
         self._ignores_case = ignores_case
@@ -144,17 +157,9 @@ class Patterns:
 
         return matches
 
-    def wanted(self, header: str) -> Wanted | None:
-        return None
 
-    def is_as_strict(self, value: str, than: str) -> bool:
-        return value == than
-
-
-class Names:
+class Names(WithoutHeader):
     """A list of names out of `choices`. decide() gets them as a set."""
-
-    header_usage = ""
 
     def __init__(self, what: str, choices: Iterable[str]) -> None:
         self.choices = tuple(sorted(choices))
@@ -175,29 +180,17 @@ class Names:
     def parse(self, value: str) -> frozenset[str]:
         return frozenset(self.canonical(value).split(","))
 
-    def wanted(self, header: str) -> Wanted | None:
-        return None
 
-    def is_as_strict(self, value: str, than: str) -> bool:
-        return value == than
-
-
-class Anything:
+class Anything(WithoutHeader):
     """The setting of a policy that this version does not know. It is kept as it is."""
 
-    usage = value_usage = example = header_usage = ""
+    usage = value_usage = example = ""
 
     def canonical(self, text: str) -> str:
         return text
 
     def parse(self, value: str) -> str:
         return value
-
-    def wanted(self, header: str) -> Wanted | None:
-        return None
-
-    def is_as_strict(self, value: str, than: str) -> bool:
-        return value == than
 
 
 def _listed(text: str, what: str) -> list[str]:

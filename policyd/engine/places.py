@@ -108,6 +108,10 @@ class Target(NamedTuple):
     has_unclear_model: bool = False
     """Whether a server may read another model in its path."""
 
+    def is_in_scope_for(self, accept: Iterable[str]) -> bool:
+        """Whether it is in scope for a key that accepts these places."""
+        return self.in_scope and (self.endpoint is None or self.endpoint.is_for(accept))
+
 
 class EndUser(NamedTuple):
     """What is known about the end user in one place of a request."""

@@ -37,7 +37,6 @@ class Need(Enum):
     """An attribute that a policy needs. The value says how a caller gives it."""
 
     OPERATION = "method and path"
-    END_USER = "has_user, user_state or user"
     END_USER_VALUE = "user, or the value of the place where the end user stands"
     MODEL = "model or model_state"
     TOKEN_LIMIT = "token_limit or token_limit_state"  # noqa: S105  # No password.
@@ -57,9 +56,8 @@ def _is_value_known(attributes: Attributes) -> bool:
 
 _IS_KNOWN: dict[Need, Callable[[Attributes], bool]] = {
     Need.OPERATION: lambda given: given.operation != "",
-    Need.END_USER: lambda given: given.end_user.state is not UserState.UNKNOWN,
     Need.END_USER_VALUE: _is_value_known,
-    Need.MODEL: lambda given: given.model_state is not ModelState.UNKNOWN or given.models != (),
+    Need.MODEL: lambda given: given.model_state is not ModelState.UNKNOWN,
     Need.TOKEN_LIMIT: lambda given: given.token_limit.state is not NumberState.UNKNOWN,
     Need.PROMPT_CHARS: lambda given: given.prompt_chars.state is not NumberState.UNKNOWN,
 }

@@ -19,12 +19,12 @@ from policyd.asgi.reply import Reply, denied, error
 from policyd.descriptor import headers
 from policyd.descriptor.body_memory import Bodies
 from policyd.descriptor.describe import (
-    NO_HEADERS,
     HttpRequest,
     about_key,
     describe,
     read_attributes,
 )
+from policyd.descriptor.headers import NO_HEADERS
 from policyd.descriptor.identifiers import TOO_LARGE, unreadable
 from policyd.descriptor.route import route_settings
 from policyd.engine import denial

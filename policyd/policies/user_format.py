@@ -4,7 +4,7 @@ import re
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from policyd.engine.kinds import Wanted
+from policyd.engine.kinds import WithoutHeader
 from policyd.engine.model import Violation
 from policyd.engine.policy import Attributes, Need, Policy
 from policyd.engine.states import UserState
@@ -32,7 +32,7 @@ class _Rules(NamedTuple):
     no_placeholder: bool = False
 
 
-class UserFormat:
+class UserFormat(WithoutHeader):
     """Rules with commas between them. `pattern` is the last, as it may hold commas itself."""
 
     usage = "off, audit:RULE,… or enforce:RULE,…"
@@ -41,7 +41,6 @@ class UserFormat:
         "pattern last"
     )
     example = "min=3,max=64,no_email"
-    header_usage = ""
 
     def canonical(self, text: str) -> str:
         """The rules in one order, each once."""
@@ -61,14 +60,6 @@ class UserFormat:
         pattern = _compiled(found["pattern"]) if "pattern" in found else None
         bounds = _length(found, "min"), _length(found, "max")
         return _Rules(*bounds, pattern, "no_email" in found, "no_placeholder" in found)
-
-    def wanted(self, header: str) -> Wanted | None:
-        """No header overrides it."""
-        return None
-
-    def is_as_strict(self, value: str, than: str) -> bool:
-        """Only equal rules can be compared."""
-        return value == than
 
 
 def _split(text: str) -> dict[str, str]:

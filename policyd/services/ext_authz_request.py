@@ -8,7 +8,6 @@ from policyd.descriptor import headers
 from policyd.descriptor.body import MAX_RAW_BODY
 from policyd.descriptor.body_memory import Bodies
 from policyd.descriptor.describe import (
-    NO_HEADERS,
     HttpRequest,
     about_key,
     describe,
@@ -16,6 +15,7 @@ from policyd.descriptor.describe import (
 )
 from policyd.descriptor.headers import (
     KEY_HEADER,
+    NO_HEADERS,
     PARTIAL_BODY,
     TRACE_HEADER,
     Headers,

@@ -10,8 +10,9 @@ from policyd.descriptor import evaluate_request
 from policyd.descriptor.body import MAX_RAW_BODY
 from policyd.descriptor.body_memory import SMALL, Bodies
 from policyd.descriptor.content_encoding import decoded_limit
-from policyd.descriptor.evaluate_request import NONE_TRUSTED
+from policyd.descriptor.headers import NO_HEADERS
 from policyd.engine.decision import NO_ROUTE
+from policyd.engine.places import IDENTIFIERS
 from policyd.engine.settings import KeySettings, RouteSettings, Settings
 from policyd.engine.states import Credential
 from policyd.errors import InvalidArgument, InvalidDescriptor, RevisionNotReached
@@ -51,7 +52,7 @@ class PolicyServicer(PolicyServiceServicer):
         log: Callable[[Sequence[Entry]], Awaitable[None] | None],
         bodies: Bodies,
         clock: Callable[[], float] = time.time,
-        trusted: frozenset[str] = NONE_TRUSTED,
+        trusted: frozenset[str] = NO_HEADERS,
     ) -> None:
         self._keys = keys
         self._defaults = defaults
@@ -92,9 +93,7 @@ class PolicyServicer(PolicyServiceServicer):
         settings = self._settings(request)
         needs_body = False
         if settings is not None:
-            target = evaluate_request.target_of(request)
-            is_for = target.endpoint is None or target.endpoint.is_for(settings.accept)
-            needs_body = target.in_scope and is_for
+            needs_body = evaluate_request.target_of(request).is_in_scope_for(settings.accept)
         return pb.CheckKeyResponse(
             in_force=settings is not None, needs_body=needs_body, revision=self._keys.revision
         )
@@ -171,7 +170,7 @@ class PolicyServicer(PolicyServiceServicer):
         self,
         request: pb.EvaluateRequest,
         route: RouteSettings = NO_ROUTE,
-        trusted: frozenset[str] = NONE_TRUSTED,
+        trusted: frozenset[str] = NO_HEADERS,
     ) -> pb.EvaluateResponse:
         """Decide with the settings at hand, and log the decision: every adapter calls this.
 
@@ -210,10 +209,12 @@ class PolicyServicer(PolicyServiceServicer):
             raise RevisionNotReached(f"settings are at revision {revision}: ask again")
         settings = self._settings(request)
         # A request without a valid key is denied whatever its body holds.
-        reading = evaluate_request.read(request, reads_body=settings is not None, trusted=trusted)
+        accept = route.accept or (settings.accept if settings else IDENTIFIERS)
+        reading = evaluate_request.read(
+            request, reads_body=settings is not None, accept=accept, trusted=trusted
+        )
         decision_input = reading.decision_input
         decision = decide(decision_input, settings, self._defaults, route)
-        evaluate_request.check_end_users(reading, decision)
         if decision.missing:
             raise InvalidDescriptor("; ".join(decision.missing))
         if decision.failures:

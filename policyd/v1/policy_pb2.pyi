@@ -823,7 +823,8 @@ class Explanation(_message.Message):
     """Whether "Enforce User IDs" applies to the request's method and path."""
     operation: _builtins.str
     """The operation: chat_completion, completion, image_generation, image_edit, image_variation, embedding,
-    response, decision or chatkit_session. Empty: out of scope, or unknown.
+    response, decision, chatkit_session, message, live_session, live_accept, or one of the realtime_…
+    operations that `policyd policies` lists. Empty: out of scope, or unknown.
     """
     user_state: Global___UserState.ValueType
     """What the identifier is that the decision rests on."""

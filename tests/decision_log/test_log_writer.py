@@ -40,7 +40,7 @@ class Disk(System):
         self._check("write")
         return os.write(*given)
 
-    def fdatasync(self, descriptor: int) -> None:  # type: ignore[override]
+    def fdatasync(self, descriptor: int) -> None:  # type: ignore[override]  # static there
         self.syncs += 1
         self._check("fdatasync")
         os.fdatasync(descriptor)

@@ -164,7 +164,7 @@ class ComeBetween(System):
         self._names: set[int] = set()
         self.calls = 0
 
-    def flock(self, descriptor: int, operation: int) -> None:  # type: ignore[override]
+    def flock(self, descriptor: int, operation: int) -> None:  # type: ignore[override]  # static there
         self.calls += 1
         if self.calls % 2:
             self._others()
@@ -297,7 +297,7 @@ class Race(System):
     def __init__(self) -> None:
         self.others: list[Callable[[], object]] = []
 
-    def flock(self, descriptor: int, operation: int) -> None:  # type: ignore[override]
+    def flock(self, descriptor: int, operation: int) -> None:  # type: ignore[override]  # static there
         while self.others:
             self.others.pop(0)()
         fcntl.flock(descriptor, operation)
@@ -462,12 +462,12 @@ class Watched(System):
             self.unsynced[descriptor] = 0
         return descriptor
 
-    def write(self, descriptor: int, content: bytes) -> int:  # type: ignore[override]
+    def write(self, descriptor: int, content: bytes) -> int:  # type: ignore[override]  # static there
         written = os.write(descriptor, content)
         self.unsynced[descriptor] += written
         return written
 
-    def fdatasync(self, descriptor: int) -> None:  # type: ignore[override]
+    def fdatasync(self, descriptor: int) -> None:  # type: ignore[override]  # static there
         os.fdatasync(descriptor)
         self.unsynced[descriptor] = 0
 
@@ -495,7 +495,7 @@ def test_threads_that_lock_at_once(folder: Path) -> None:
 
     class Slow(System):
         @staticmethod
-        def flock(descriptor: int, operation: int) -> None:  # type: ignore[override]
+        def flock(descriptor: int, operation: int) -> None:  # type: ignore[override]  # static there
             time.sleep(0.05)
             fcntl.flock(descriptor, operation)
 

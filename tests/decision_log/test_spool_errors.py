@@ -200,7 +200,7 @@ class Slow(System):
         self.syncs = 0
         self.waits = threading.Event()
 
-    def fdatasync(self, descriptor: int) -> None:  # type: ignore[override]
+    def fdatasync(self, descriptor: int) -> None:  # type: ignore[override]  # static there
         self.syncs += 1
         self.waits.wait()
         os.fdatasync(descriptor)

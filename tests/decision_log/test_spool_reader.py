@@ -129,7 +129,7 @@ class Counting(System):
     def __init__(self) -> None:
         self.syncs = 0
 
-    def fsync(self, descriptor: int) -> None:  # type: ignore[override]
+    def fsync(self, descriptor: int) -> None:  # type: ignore[override]  # static there
         self.syncs += 1
         os.fsync(descriptor)
 
@@ -199,7 +199,7 @@ class Ghosts(System):
         return ["gone-00000001.jsonl", "gone-00000002.lost", *os.listdir(folder)]
 
     @staticmethod
-    def stat(name: str, dir_fd: int) -> os.stat_result:  # type: ignore[override]
+    def stat(name: str, dir_fd: int) -> os.stat_result:  # type: ignore[override]  # static there
         return os.stat("database" if name.startswith("gone") else name, dir_fd=dir_fd)
 
 

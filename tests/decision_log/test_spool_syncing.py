@@ -23,11 +23,11 @@ class Disk(System):
         self.calls: list[tuple[str, int]] = []
         self.meanwhile: Callable[[], None] = lambda: None
 
-    def fsync(self, descriptor: int) -> None:  # type: ignore[override]
+    def fsync(self, descriptor: int) -> None:  # type: ignore[override]  # static there
         self.calls.append(("name", descriptor))
         os.fsync(descriptor)
 
-    def fdatasync(self, descriptor: int) -> None:  # type: ignore[override]
+    def fdatasync(self, descriptor: int) -> None:  # type: ignore[override]  # static there
         self.calls.append(("data", descriptor))
         self.meanwhile()
         os.fdatasync(descriptor)

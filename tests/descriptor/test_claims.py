@@ -204,7 +204,7 @@ def test_the_endpoints_own_header() -> None:
         {"prompt_characters_state": 99},
         {"end_users": [pb.EndUser(place="user", value="u")]},
         {"end_users": [pb.EndUser(place="messages", value="u")]},
-        {"end_users": [pb.EndUser(place=PLACE, state=99)]},  # type: ignore[arg-type]
+        {"end_users": [pb.EndUser(place=PLACE, state=99)]},  # type: ignore[arg-type]  # no member
     ],
 )
 def test_malformed_claims(fields: dict[str, Any]) -> None:

@@ -132,8 +132,8 @@ async def test_a_port_that_is_taken(made: ServerSettings, policyd: Policyd) -> N
 
 
 async def test_bodies_over_the_bound(made: ServerSettings) -> None:
-    """A body larger than --max-body, as it came or decompressed, is discarded, so that its sender
-    gets the answer, and allowed where the key does not enforce.
+    """A body larger than --max-body, as it came or decompressed, is discarded, so that the
+    client gets the answer, and allowed where the key does not enforce.
     """
     store = open_store(made.database_url)
     off, enforcing = (

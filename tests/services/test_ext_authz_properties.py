@@ -34,10 +34,10 @@ values = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(text, inner),
     max_leaves=5,
 )
-nobody = st.sampled_from([None, "", " \u200b", 0, 1, True, [], ["u"]])
+no_user = st.sampled_from([None, "", " \u200b", 0, 1, True, [], ["u"]])
 userless = st.dictionaries(
     st.sampled_from(["model", "messages", "metadata", "User"]), values
-) | st.fixed_dictionaries({}, optional={"user": nobody, "safety_identifier": nobody})
+) | st.fixed_dictionaries({}, optional={"user": no_user, "safety_identifier": no_user})
 bodies = (
     examples.NAMELESS
     | userless.map(lambda members: json.dumps(members).encode())
