@@ -51,6 +51,34 @@ OVERRIDE_POLICY_LOCKED: OverridePolicy.ValueType  # 3
 """The header is ignored."""
 Global___OverridePolicy: _TypeAlias = OverridePolicy  # noqa: Y015
 
+class _AppliedAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AppliedActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AppliedAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    APPLIED_ACTION_UNSPECIFIED: _AppliedAction.ValueType  # 0
+    """The defaults change."""
+    APPLIED_ACTION_CREATE: _AppliedAction.ValueType  # 1
+    """The key is created."""
+    APPLIED_ACTION_UPDATE: _AppliedAction.ValueType  # 2
+    """The key is changed."""
+    APPLIED_ACTION_REVOKE: _AppliedAction.ValueType  # 3
+    """The key is revoked."""
+
+class AppliedAction(_AppliedAction, metaclass=_AppliedActionEnumTypeWrapper):
+    """What is done to a key."""
+
+APPLIED_ACTION_UNSPECIFIED: AppliedAction.ValueType  # 0
+"""The defaults change."""
+APPLIED_ACTION_CREATE: AppliedAction.ValueType  # 1
+"""The key is created."""
+APPLIED_ACTION_UPDATE: AppliedAction.ValueType  # 2
+"""The key is changed."""
+APPLIED_ACTION_REVOKE: AppliedAction.ValueType  # 3
+"""The key is revoked."""
+Global___AppliedAction: _TypeAlias = AppliedAction  # noqa: Y015
+
 class _Verdict:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -117,6 +145,9 @@ class ApiKey(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     POLICIES_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    PREVIOUS_SECRET_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    SUFFIX_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The key's ID, given by policyd."""
     name: _builtins.str
@@ -132,6 +163,10 @@ class ApiKey(_message.Message):
     """
     etag: _builtins.str
     """Identifies this state of the key. An update with it fails if the key has changed since."""
+    suffix: _builtins.str
+    """The last four characters of the key, by which people recognise it. Empty: not known, as of a key that
+    an older version of policyd made, or of which only a digest was given.
+    """
     @_builtins.property
     def accept(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The identifiers that count as a user: "user", "safety_identifier". Empty: both."""
@@ -154,6 +189,14 @@ class ApiKey(_message.Message):
         of them: to create a key, set either. To update it, the mask names those that count.
         """
 
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the key expires. From then on policyd treats it as one that was revoked. Unset: never."""
+
+    @_builtins.property
+    def previous_secret_expire_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when the secret before the last rotation stays valid. Unset: there is none."""
+
     def __init__(
         self,
         *,
@@ -168,10 +211,13 @@ class ApiKey(_message.Message):
         revision: _builtins.int = ...,
         etag: _builtins.str = ...,
         policies: _abc.Mapping[_builtins.str, Global___PolicySetting] | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        previous_secret_expire_time: _timestamp_pb2.Timestamp | None = ...,
+        suffix: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "revoke_time", b"revoke_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "previous_secret_expire_time", b"previous_secret_expire_time", "revoke_time", b"revoke_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept", b"accept", "create_time", b"create_time", "enforce_user_ids", b"enforce_user_ids", "etag", b"etag", "id", b"id", "name", b"name", "override_policy", b"override_policy", "policies", b"policies", "revision", b"revision", "revoke_time", b"revoke_time", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept", b"accept", "create_time", b"create_time", "enforce_user_ids", b"enforce_user_ids", "etag", b"etag", "expire_time", b"expire_time", "id", b"id", "name", b"name", "override_policy", b"override_policy", "policies", b"policies", "previous_secret_expire_time", b"previous_secret_expire_time", "revision", b"revision", "revoke_time", b"revoke_time", "suffix", b"suffix", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -326,16 +372,20 @@ class GetApiKeyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The key's ID."""
+    name: _builtins.str
+    """In place of the ID: the name of a key that is not revoked."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -379,7 +429,7 @@ class UpdateApiKeyRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Which of name, enforce_user_ids, override_policy, accept and policies to change. At least one.
+        """Which of name, enforce_user_ids, override_policy, accept, policies and expire_time to change. At least one.
         `policies` replaces the settings of all policies, and `policies.NAME` that of one; one that the key
         leaves out is then not set.
         """
@@ -473,6 +523,448 @@ class RevokeApiKeyResponse(_message.Message):
 Global___RevokeApiKeyResponse: _TypeAlias = RevokeApiKeyResponse  # noqa: Y015
 
 @_typing.final
+class RotateApiKeyRequest(_message.Message):
+    """Which key to give a new secret."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    KEEP_PREVIOUS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The key's ID."""
+    etag: _builtins.str
+    """If given, the call fails if the key has changed since."""
+    @_builtins.property
+    def keep_previous(self) -> _duration_pb2.Duration:
+        """How long the secret before stays valid. Unset: 24 hours; 0: it ends at once. At most 90 days."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        keep_previous: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["keep_previous", b"keep_previous"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "id", b"id", "keep_previous", b"keep_previous"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateApiKeyRequest: _TypeAlias = RotateApiKeyRequest  # noqa: Y015
+
+@_typing.final
+class RotateApiKeyResponse(_message.Message):
+    """The key after it was given a new secret."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    API_KEY_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """The new secret. No other response contains it."""
+    @_builtins.property
+    def api_key(self) -> Global___ApiKey:
+        """Its settings."""
+
+    def __init__(
+        self,
+        *,
+        api_key: Global___ApiKey | None = ...,
+        key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateApiKeyResponse: _TypeAlias = RotateApiKeyResponse  # noqa: Y015
+
+@_typing.final
+class ApplyRequest(_message.Message):
+    """The state that keys and defaults should have."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    DEFAULTS_FIELD_NUMBER: _builtins.int
+    PRUNE_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    prune: _builtins.bool
+    """Whether keys that are in force and not declared are revoked."""
+    dry_run: _builtins.bool
+    """Whether to tell the changes only, and make none."""
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeclaredKey]:
+        """The keys, each with a name of its own. The fields id, create_time, update_time, revoke_time, revision,
+        etag, previous_secret_expire_time and suffix are ignored. What a key leaves out is not set.
+        """
+
+    @_builtins.property
+    def defaults(self) -> Global___Defaults:
+        """The server's defaults. Unset: they stay as they are."""
+
+    def __init__(
+        self,
+        *,
+        keys: _abc.Iterable[Global___DeclaredKey] | None = ...,
+        defaults: Global___Defaults | None = ...,
+        prune: _builtins.bool = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["defaults", b"defaults"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["defaults", b"defaults", "dry_run", b"dry_run", "keys", b"keys", "prune", b"prune"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApplyRequest: _TypeAlias = ApplyRequest  # noqa: Y015
+
+@_typing.final
+class DeclaredKey(_message.Message):
+    """A key that should be there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    API_KEY_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    """The SHA-256 digest of its secret in hexadecimal, where the operator made that secret elsewhere. Empty:
+    policyd makes a secret if there is no such key yet.
+    """
+    @_builtins.property
+    def api_key(self) -> Global___ApiKey:
+        """Its name and settings."""
+
+    def __init__(
+        self,
+        *,
+        api_key: Global___ApiKey | None = ...,
+        digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "digest", b"digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeclaredKey: _TypeAlias = DeclaredKey  # noqa: Y015
+
+@_typing.final
+class Defaults(_message.Message):
+    """What holds where a key sets nothing, and which headers the server trusts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class PoliciesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___PolicySetting: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___PolicySetting | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    POLICIES_FIELD_NUMBER: _builtins.int
+    END_USER_HEADERS_FIELD_NUMBER: _builtins.int
+    END_USER_CALLERS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The revision of the settings in which they last changed. 0: they were never set."""
+    @_builtins.property
+    def policies(self) -> _containers.MessageMap[_builtins.str, Global___PolicySetting]:
+        """The settings of policies, by their names, for keys that do not set them."""
+
+    @_builtins.property
+    def end_user_headers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Headers that may name the end user. Empty: those of --end-user-headers."""
+
+    @_builtins.property
+    def end_user_callers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The kinds of callers from which those headers count: grpc, http, envoy."""
+
+    def __init__(
+        self,
+        *,
+        policies: _abc.Mapping[_builtins.str, Global___PolicySetting] | None = ...,
+        end_user_headers: _abc.Iterable[_builtins.str] | None = ...,
+        end_user_callers: _abc.Iterable[_builtins.str] | None = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_user_callers", b"end_user_callers", "end_user_headers", b"end_user_headers", "policies", b"policies", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Defaults: _TypeAlias = Defaults  # noqa: Y015
+
+@_typing.final
+class ApplyResponse(_message.Message):
+    """What was changed, or would be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGES_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The revision in which all changes are in force."""
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___AppliedChange]:
+        """The changes, keys first. Keys that stay as they are do not appear."""
+
+    def __init__(
+        self,
+        *,
+        changes: _abc.Iterable[Global___AppliedChange] | None = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApplyResponse: _TypeAlias = ApplyResponse  # noqa: Y015
+
+@_typing.final
+class AppliedChange(_message.Message):
+    """One change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    DEFAULTS_BEFORE_FIELD_NUMBER: _builtins.int
+    DEFAULTS_AFTER_FIELD_NUMBER: _builtins.int
+    action: Global___AppliedAction.ValueType
+    """What is done."""
+    key: _builtins.str
+    """The secret of a key that was created, unless its digest was given."""
+    @_builtins.property
+    def before(self) -> Global___ApiKey:
+        """The key before. Unset: there was none, or the change is one of the defaults."""
+
+    @_builtins.property
+    def after(self) -> Global___ApiKey:
+        """The key after."""
+
+    @_builtins.property
+    def defaults_before(self) -> Global___Defaults:
+        """The defaults before and after, where these change."""
+
+    @_builtins.property
+    def defaults_after(self) -> Global___Defaults:
+        """See defaults_before."""
+
+    def __init__(
+        self,
+        *,
+        action: Global___AppliedAction.ValueType = ...,
+        before: Global___ApiKey | None = ...,
+        after: Global___ApiKey | None = ...,
+        key: _builtins.str = ...,
+        defaults_before: Global___Defaults | None = ...,
+        defaults_after: Global___Defaults | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "defaults_after", b"defaults_after", "defaults_before", b"defaults_before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "after", b"after", "before", b"before", "defaults_after", b"defaults_after", "defaults_before", b"defaults_before", "key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AppliedChange: _TypeAlias = AppliedChange  # noqa: Y015
+
+@_typing.final
+class GetDefaultsRequest(_message.Message):
+    """Asks for the server's defaults."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDefaultsRequest: _TypeAlias = GetDefaultsRequest  # noqa: Y015
+
+@_typing.final
+class GetDefaultsResponse(_message.Message):
+    """The server's defaults."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEFAULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def defaults(self) -> Global___Defaults:
+        """Those that were applied. What they leave out is as the server's own settings say."""
+
+    def __init__(
+        self,
+        *,
+        defaults: Global___Defaults | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["defaults", b"defaults"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["defaults", b"defaults"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDefaultsResponse: _TypeAlias = GetDefaultsResponse  # noqa: Y015
+
+@_typing.final
+class ListAuditRecordsRequest(_message.Message):
+    """Which audit records to list: those that match every given field."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    API_KEY_ID_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """At most this many; 0 means 100, and more than 1,000 means 1,000."""
+    page_token: _builtins.str
+    """The next_page_token of the page before."""
+    api_key_id: _builtins.str
+    """Of the API key that has this ID."""
+    action: _builtins.str
+    """Of this action: key.create, key.update, key.revoke, key.rotate, defaults.update, sign_in, sign_in.failed,
+    sign_out, password.set, log.export, log.retire …
+    """
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Made at this time or later."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Made before this time."""
+
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        api_key_id: _builtins.str = ...,
+        action: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "api_key_id", b"api_key_id", "end_time", b"end_time", "page_size", b"page_size", "page_token", b"page_token", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAuditRecordsRequest: _TypeAlias = ListAuditRecordsRequest  # noqa: Y015
+
+@_typing.final
+class ListAuditRecordsResponse(_message.Message):
+    """A page of audit records."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """The page_token of the next page. Empty: there is none."""
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditRecord]:
+        """The records, newest first."""
+
+    def __init__(
+        self,
+        *,
+        records: _abc.Iterable[Global___AuditRecord] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAuditRecordsResponse: _TypeAlias = ListAuditRecordsResponse  # noqa: Y015
+
+@_typing.final
+class AuditRecord(_message.Message):
+    """What an administrator did."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    API_KEY_ID_FIELD_NUMBER: _builtins.int
+    API_KEY_NAME_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Its number, in the order of the changes."""
+    actor: _builtins.str
+    """The actor: "cli ada@host", "console 192.0.2.7", "admin api 192.0.2.7"."""
+    action: _builtins.str
+    """What was done: see ListAuditRecordsRequest.action."""
+    api_key_id: _builtins.str
+    """The API key, where it is about one."""
+    api_key_name: _builtins.str
+    """The name that the key had then."""
+    before: _builtins.str
+    """What changed, as a JSON object of the fields before. No secret is in it."""
+    after: _builtins.str
+    """The same fields after."""
+    revision: _builtins.int
+    """The revision that the change made. 0: it changed no settings."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When it was done, by the database's time."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        actor: _builtins.str = ...,
+        action: _builtins.str = ...,
+        api_key_id: _builtins.str = ...,
+        api_key_name: _builtins.str = ...,
+        before: _builtins.str = ...,
+        after: _builtins.str = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "after", b"after", "api_key_id", b"api_key_id", "api_key_name", b"api_key_name", "before", b"before", "id", b"id", "revision", b"revision", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditRecord: _TypeAlias = AuditRecord  # noqa: Y015
+
+@_typing.final
 class ListDecisionsRequest(_message.Message):
     """Which decisions to list: those that match every given field."""
 
@@ -490,6 +982,11 @@ class ListDecisionsRequest(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     ANY_ID_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    SOURCE_IP_FIELD_NUMBER: _builtins.int
+    HTTP_STATUS_FIELD_NUMBER: _builtins.int
+    USER_CONTAINS_FIELD_NUMBER: _builtins.int
+    WITHOUT_USER_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """At most this many; 0 means 100, and more than 1,000 means 1,000."""
     page_token: _builtins.str
@@ -510,6 +1007,16 @@ class ListDecisionsRequest(_message.Message):
     """With this ID, whichever it is: the decision_id, the caller's request_id, the trace_id or OpenAI's ID."""
     policy: _builtins.str
     """That violate the policy of this name."""
+    model: _builtins.str
+    """Of this model, as the request names it."""
+    source_ip: _builtins.str
+    """From this IP address."""
+    http_status: _builtins.int
+    """With this HTTP status for the client: the denial's, or the upstream's answer's."""
+    user_contains: _builtins.str
+    """Whose end user contains this text, in any letter case."""
+    without_user: _builtins.bool
+    """Without a known end user."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Made at this time or later."""
@@ -533,10 +1040,15 @@ class ListDecisionsRequest(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         any_id: _builtins.str = ...,
         policy: _builtins.str = ...,
+        model: _builtins.str = ...,
+        source_ip: _builtins.str = ...,
+        http_status: _builtins.int = ...,
+        user_contains: _builtins.str = ...,
+        without_user: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["any_id", b"any_id", "api_key_id", b"api_key_id", "end_time", b"end_time", "flag", b"flag", "operation", b"operation", "page_size", b"page_size", "page_token", b"page_token", "policy", b"policy", "start_time", b"start_time", "trace_id", b"trace_id", "user", b"user", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["any_id", b"any_id", "api_key_id", b"api_key_id", "end_time", b"end_time", "flag", b"flag", "http_status", b"http_status", "model", b"model", "operation", b"operation", "page_size", b"page_size", "page_token", b"page_token", "policy", b"policy", "source_ip", b"source_ip", "start_time", b"start_time", "trace_id", b"trace_id", "user", b"user", "user_contains", b"user_contains", "verdict", b"verdict", "without_user", b"without_user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -35,6 +35,7 @@ class AdminServiceStub:
     KEY_NOT_FOUND      NOT_FOUND         no key has this ID
     DECISION_NOT_FOUND NOT_FOUND         the log has no decision with this ID
     KEY_REVOKED        FAILED_PRECONDITION  a revoked key cannot be changed
+    NAME_TAKEN         ALREADY_EXISTS    another key in force has this name
     ETAG_MISMATCH      ABORTED           the key was changed after it was read: read it again
     STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time: try
     again. It is then unknown whether a change was made
@@ -75,6 +76,26 @@ class AdminServiceStub:
                 request_serializer=policyd_dot_v1_dot_admin__pb2.RevokeApiKeyRequest.SerializeToString,
                 response_deserializer=policyd_dot_v1_dot_admin__pb2.RevokeApiKeyResponse.FromString,
                 _registered_method=True)
+        self.RotateApiKey = channel.unary_unary(
+                '/policyd.v1.AdminService/RotateApiKey',
+                request_serializer=policyd_dot_v1_dot_admin__pb2.RotateApiKeyRequest.SerializeToString,
+                response_deserializer=policyd_dot_v1_dot_admin__pb2.RotateApiKeyResponse.FromString,
+                _registered_method=True)
+        self.Apply = channel.unary_unary(
+                '/policyd.v1.AdminService/Apply',
+                request_serializer=policyd_dot_v1_dot_admin__pb2.ApplyRequest.SerializeToString,
+                response_deserializer=policyd_dot_v1_dot_admin__pb2.ApplyResponse.FromString,
+                _registered_method=True)
+        self.GetDefaults = channel.unary_unary(
+                '/policyd.v1.AdminService/GetDefaults',
+                request_serializer=policyd_dot_v1_dot_admin__pb2.GetDefaultsRequest.SerializeToString,
+                response_deserializer=policyd_dot_v1_dot_admin__pb2.GetDefaultsResponse.FromString,
+                _registered_method=True)
+        self.ListAuditRecords = channel.unary_unary(
+                '/policyd.v1.AdminService/ListAuditRecords',
+                request_serializer=policyd_dot_v1_dot_admin__pb2.ListAuditRecordsRequest.SerializeToString,
+                response_deserializer=policyd_dot_v1_dot_admin__pb2.ListAuditRecordsResponse.FromString,
+                _registered_method=True)
         self.ListDecisions = channel.unary_unary(
                 '/policyd.v1.AdminService/ListDecisions',
                 request_serializer=policyd_dot_v1_dot_admin__pb2.ListDecisionsRequest.SerializeToString,
@@ -102,6 +123,7 @@ class AdminServiceServicer:
     KEY_NOT_FOUND      NOT_FOUND         no key has this ID
     DECISION_NOT_FOUND NOT_FOUND         the log has no decision with this ID
     KEY_REVOKED        FAILED_PRECONDITION  a revoked key cannot be changed
+    NAME_TAKEN         ALREADY_EXISTS    another key in force has this name
     ETAG_MISMATCH      ABORTED           the key was changed after it was read: read it again
     STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time: try
     again. It is then unknown whether a change was made
@@ -141,6 +163,35 @@ class AdminServiceServicer:
 
     def RevokeApiKey(self, request, context):
         """Revokes a key, which cannot be undone. Revoking it again changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateApiKey(self, request, context):
+        """Gives a key a new secret. The secret before it stays valid for as long as the request says.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Apply(self, request, context):
+        """Makes the keys, by their names, and the server's defaults what the request declares, all of it in one
+        revision or nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDefaults(self, request, context):
+        """Reads the server's defaults.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAuditRecords(self, request, context):
+        """Lists what administrators changed, newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -195,6 +246,26 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=policyd_dot_v1_dot_admin__pb2.RevokeApiKeyRequest.FromString,
                     response_serializer=policyd_dot_v1_dot_admin__pb2.RevokeApiKeyResponse.SerializeToString,
             ),
+            'RotateApiKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateApiKey,
+                    request_deserializer=policyd_dot_v1_dot_admin__pb2.RotateApiKeyRequest.FromString,
+                    response_serializer=policyd_dot_v1_dot_admin__pb2.RotateApiKeyResponse.SerializeToString,
+            ),
+            'Apply': grpc.unary_unary_rpc_method_handler(
+                    servicer.Apply,
+                    request_deserializer=policyd_dot_v1_dot_admin__pb2.ApplyRequest.FromString,
+                    response_serializer=policyd_dot_v1_dot_admin__pb2.ApplyResponse.SerializeToString,
+            ),
+            'GetDefaults': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDefaults,
+                    request_deserializer=policyd_dot_v1_dot_admin__pb2.GetDefaultsRequest.FromString,
+                    response_serializer=policyd_dot_v1_dot_admin__pb2.GetDefaultsResponse.SerializeToString,
+            ),
+            'ListAuditRecords': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAuditRecords,
+                    request_deserializer=policyd_dot_v1_dot_admin__pb2.ListAuditRecordsRequest.FromString,
+                    response_serializer=policyd_dot_v1_dot_admin__pb2.ListAuditRecordsResponse.SerializeToString,
+            ),
             'ListDecisions': grpc.unary_unary_rpc_method_handler(
                     servicer.ListDecisions,
                     request_deserializer=policyd_dot_v1_dot_admin__pb2.ListDecisionsRequest.FromString,
@@ -228,6 +299,7 @@ class AdminService:
     KEY_NOT_FOUND      NOT_FOUND         no key has this ID
     DECISION_NOT_FOUND NOT_FOUND         the log has no decision with this ID
     KEY_REVOKED        FAILED_PRECONDITION  a revoked key cannot be changed
+    NAME_TAKEN         ALREADY_EXISTS    another key in force has this name
     ETAG_MISMATCH      ABORTED           the key was changed after it was read: read it again
     STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time: try
     again. It is then unknown whether a change was made
@@ -362,6 +434,114 @@ class AdminService:
             '/policyd.v1.AdminService/RevokeApiKey',
             policyd_dot_v1_dot_admin__pb2.RevokeApiKeyRequest.SerializeToString,
             policyd_dot_v1_dot_admin__pb2.RevokeApiKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateApiKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/policyd.v1.AdminService/RotateApiKey',
+            policyd_dot_v1_dot_admin__pb2.RotateApiKeyRequest.SerializeToString,
+            policyd_dot_v1_dot_admin__pb2.RotateApiKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Apply(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/policyd.v1.AdminService/Apply',
+            policyd_dot_v1_dot_admin__pb2.ApplyRequest.SerializeToString,
+            policyd_dot_v1_dot_admin__pb2.ApplyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDefaults(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/policyd.v1.AdminService/GetDefaults',
+            policyd_dot_v1_dot_admin__pb2.GetDefaultsRequest.SerializeToString,
+            policyd_dot_v1_dot_admin__pb2.GetDefaultsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAuditRecords(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/policyd.v1.AdminService/ListAuditRecords',
+            policyd_dot_v1_dot_admin__pb2.ListAuditRecordsRequest.SerializeToString,
+            policyd_dot_v1_dot_admin__pb2.ListAuditRecordsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,6 +36,7 @@ class AdminServiceStub:
       KEY_NOT_FOUND      NOT_FOUND         no key has this ID
       DECISION_NOT_FOUND NOT_FOUND         the log has no decision with this ID
       KEY_REVOKED        FAILED_PRECONDITION  a revoked key cannot be changed
+      NAME_TAKEN         ALREADY_EXISTS    another key in force has this name
       ETAG_MISMATCH      ABORTED           the key was changed after it was read: read it again
       STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time: try
                                            again. It is then unknown whether a change was made
@@ -59,6 +60,16 @@ class AdminServiceStub:
     """Changes a key's name or settings."""
     RevokeApiKey: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RevokeApiKeyRequest, _admin_pb2.RevokeApiKeyResponse]
     """Revokes a key, which cannot be undone. Revoking it again changes nothing."""
+    RotateApiKey: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RotateApiKeyRequest, _admin_pb2.RotateApiKeyResponse]
+    """Gives a key a new secret. The secret before it stays valid for as long as the request says."""
+    Apply: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ApplyRequest, _admin_pb2.ApplyResponse]
+    """Makes the keys, by their names, and the server's defaults what the request declares, all of it in one
+    revision or nothing.
+    """
+    GetDefaults: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetDefaultsRequest, _admin_pb2.GetDefaultsResponse]
+    """Reads the server's defaults."""
+    ListAuditRecords: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListAuditRecordsRequest, _admin_pb2.ListAuditRecordsResponse]
+    """Lists what administrators changed, newest first."""
     ListDecisions: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListDecisionsRequest, _admin_pb2.ListDecisionsResponse]
     """Lists decisions from the log, newest first."""
     GetDecision: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetDecisionRequest, _admin_pb2.GetDecisionResponse]
@@ -77,6 +88,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
       KEY_NOT_FOUND      NOT_FOUND         no key has this ID
       DECISION_NOT_FOUND NOT_FOUND         the log has no decision with this ID
       KEY_REVOKED        FAILED_PRECONDITION  a revoked key cannot be changed
+      NAME_TAKEN         ALREADY_EXISTS    another key in force has this name
       ETAG_MISMATCH      ABORTED           the key was changed after it was read: read it again
       STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time: try
                                            again. It is then unknown whether a change was made
@@ -97,6 +109,16 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Changes a key's name or settings."""
     RevokeApiKey: _aio.UnaryUnaryMultiCallable[_admin_pb2.RevokeApiKeyRequest, _admin_pb2.RevokeApiKeyResponse]  # type: ignore[assignment]
     """Revokes a key, which cannot be undone. Revoking it again changes nothing."""
+    RotateApiKey: _aio.UnaryUnaryMultiCallable[_admin_pb2.RotateApiKeyRequest, _admin_pb2.RotateApiKeyResponse]  # type: ignore[assignment]
+    """Gives a key a new secret. The secret before it stays valid for as long as the request says."""
+    Apply: _aio.UnaryUnaryMultiCallable[_admin_pb2.ApplyRequest, _admin_pb2.ApplyResponse]  # type: ignore[assignment]
+    """Makes the keys, by their names, and the server's defaults what the request declares, all of it in one
+    revision or nothing.
+    """
+    GetDefaults: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetDefaultsRequest, _admin_pb2.GetDefaultsResponse]  # type: ignore[assignment]
+    """Reads the server's defaults."""
+    ListAuditRecords: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListAuditRecordsRequest, _admin_pb2.ListAuditRecordsResponse]  # type: ignore[assignment]
+    """Lists what administrators changed, newest first."""
     ListDecisions: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListDecisionsRequest, _admin_pb2.ListDecisionsResponse]  # type: ignore[assignment]
     """Lists decisions from the log, newest first."""
     GetDecision: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetDecisionRequest, _admin_pb2.GetDecisionResponse]  # type: ignore[assignment]
@@ -114,6 +136,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
       KEY_NOT_FOUND      NOT_FOUND         no key has this ID
       DECISION_NOT_FOUND NOT_FOUND         the log has no decision with this ID
       KEY_REVOKED        FAILED_PRECONDITION  a revoked key cannot be changed
+      NAME_TAKEN         ALREADY_EXISTS    another key in force has this name
       ETAG_MISMATCH      ABORTED           the key was changed after it was read: read it again
       STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time: try
                                            again. It is then unknown whether a change was made
@@ -162,6 +185,40 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.RevokeApiKeyResponse, _abc.Awaitable[_admin_pb2.RevokeApiKeyResponse]]:
         """Revokes a key, which cannot be undone. Revoking it again changes nothing."""
+
+    @_abc_1.abstractmethod
+    def RotateApiKey(
+        self,
+        request: _admin_pb2.RotateApiKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.RotateApiKeyResponse, _abc.Awaitable[_admin_pb2.RotateApiKeyResponse]]:
+        """Gives a key a new secret. The secret before it stays valid for as long as the request says."""
+
+    @_abc_1.abstractmethod
+    def Apply(
+        self,
+        request: _admin_pb2.ApplyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ApplyResponse, _abc.Awaitable[_admin_pb2.ApplyResponse]]:
+        """Makes the keys, by their names, and the server's defaults what the request declares, all of it in one
+        revision or nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def GetDefaults(
+        self,
+        request: _admin_pb2.GetDefaultsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetDefaultsResponse, _abc.Awaitable[_admin_pb2.GetDefaultsResponse]]:
+        """Reads the server's defaults."""
+
+    @_abc_1.abstractmethod
+    def ListAuditRecords(
+        self,
+        request: _admin_pb2.ListAuditRecordsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListAuditRecordsResponse, _abc.Awaitable[_admin_pb2.ListAuditRecordsResponse]]:
+        """Lists what administrators changed, newest first."""
 
     @_abc_1.abstractmethod
     def ListDecisions(
