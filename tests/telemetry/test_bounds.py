@@ -25,7 +25,7 @@ def test_what_is_no_name(name: str) -> None:
 def test_a_model_counts_by_its_name_in_the_list_of_prices() -> None:
     """Versions of a model are one; what is not in the list has no name."""
     assert priced_as("gpt-4o-mini-2024-07-18") == priced_as("gpt-4o-mini") == "gpt-4o-mini"
-    assert {priced_as(f"stranger-{number}") for number in range(10_000)} == {""}
+    assert {priced_as(f"stranger-{number}") for number in range(1000)} == {""}
 
 
 @pytest.mark.parametrize(
