@@ -227,6 +227,9 @@ class ServerSettings:
         "take them out of requests of clients that it does not trust with them.",
         metavar="CALLERS",
     )
+    metrics: Address | None = setting(
+        None, "Where Prometheus finds metrics, at /metrics; off unless given."
+    )
     insecure: bool = setting(False, "Listen beyond this machine without TLS or authentication.")
 
     poll_interval: float | None = None
@@ -312,6 +315,7 @@ class ServerSettings:
         self._check_asking(self.http, "--http")
         self._check_encrypted(self.admin, "--admin")
         self._check_encrypted(self.console, "--console")
+        self._check_encrypted(self.metrics, "--metrics")
 
     def _check_asking(self, address: Address | None, flag: str) -> None:
         if not _is_beyond(address) or (
