@@ -1,0 +1,60 @@
+"""Log lines as JSON: one object a line, in ASCII, so that nothing in it ends the line.
+
+The standard library's records come in, and structlog's ProcessorFormatter renders them.
+"""
+
+import logging
+import os
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+from structlog.stdlib import ProcessorFormatter
+
+from policyd.telemetry.redaction import redacted
+
+_MAX_TEXT = 8 * 1024
+"""Characters of a text; a longer one is cut."""
+_MAX_TRACEBACK = 32 * 1024
+"""Characters of a traceback, whose end is kept: it says what went wrong."""
+_CUT = "…"
+_ADDED = structlog.stdlib.ExtraAdder()
+
+
+def json_formatter() -> logging.Formatter:
+    """The formatter that makes a JSON object of each record."""
+    return ProcessorFormatter(
+        processors=[
+            _describe,
+            _ADDED,
+            structlog.processors.ExceptionRenderer(),
+            _bound,
+            ProcessorFormatter.remove_processors_meta,
+            structlog.processors.JSONRenderer(),
+        ]
+    )
+
+
+def _describe(_: Any, __: str, event: Any) -> Any:
+    """The members that every line has, in their order."""
+    record: logging.LogRecord = event["_record"]
+    time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+    return {
+        "time": time.removesuffix("+00:00") + "Z",
+        "level": record.levelname.lower(),
+        "logger": record.name,
+        "event": event["event"],
+        "process": os.getpid(),
+        **{name: value for name, value in event.items() if name != "event"},
+    }
+
+
+def _bound(_: Any, __: str, event: Any) -> Any:
+    """Take out secrets, cut what is long, and call a traceback what it is."""
+    if traceback := event.pop("exception", None):
+        kept = traceback[-_MAX_TRACEBACK:]
+        event["traceback"] = redacted(kept if len(kept) == len(traceback) else _CUT + kept)
+    for name, value in event.items():
+        if isinstance(value, str) and name != "traceback":
+            event[name] = redacted(value if len(value) <= _MAX_TEXT else value[:_MAX_TEXT] + _CUT)
+    return event
