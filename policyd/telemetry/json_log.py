@@ -8,9 +8,11 @@ import os
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import structlog
 from structlog.stdlib import ProcessorFormatter
 
+from policyd.telemetry.access import AccessLine
 from policyd.telemetry.redaction import redacted
 
 _MAX_TEXT = 8 * 1024
@@ -18,15 +20,27 @@ _MAX_TEXT = 8 * 1024
 _MAX_TRACEBACK = 32 * 1024
 """Characters of a traceback, whose end is kept: it says what went wrong."""
 _CUT = "…"
-_ADDED = structlog.stdlib.ExtraAdder()
+_added = structlog.stdlib.ExtraAdder()
+_encoder = msgspec.json.Encoder()
+
+
+class _Json(ProcessorFormatter):
+    """A line of the access log, of which there are many, does without what others may need: its
+    fields are plain, short and free of secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See logging.Formatter."""
+        if isinstance(record.msg, AccessLine):
+            return _encoder.encode({**_head(record, "request"), **record.msg.fields}).decode()
+        return super().format(record)
 
 
 def json_formatter() -> logging.Formatter:
     """The formatter that makes a JSON object of each record."""
-    return ProcessorFormatter(
+    return _Json(
         processors=[
             _describe,
-            _ADDED,
+            _added,
             structlog.processors.ExceptionRenderer(),
             _bound,
             ProcessorFormatter.remove_processors_meta,
@@ -36,16 +50,19 @@ def json_formatter() -> logging.Formatter:
 
 
 def _describe(_: Any, __: str, event: Any) -> Any:
-    """The members that every line has, in their order."""
-    record: logging.LogRecord = event["_record"]
+    """Put the members that every line has before the others."""
+    head = _head(event["_record"], event["event"])
+    return head | {name: value for name, value in event.items() if name != "event"}
+
+
+def _head(record: logging.LogRecord, event: str) -> dict[str, Any]:
     time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
     return {
         "time": time.removesuffix("+00:00") + "Z",
         "level": record.levelname.lower(),
         "logger": record.name,
-        "event": event["event"],
+        "event": event,
         "process": os.getpid(),
-        **{name: value for name, value in event.items() if name != "event"},
     }
 
 

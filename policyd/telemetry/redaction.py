@@ -17,11 +17,15 @@ _SECRETS = re.compile(
     # A password among the parameters of a PostgreSQL connection.
     r"|\bpassword=(?:'[^']*'|[^\s&;,'\")]+)"
 )
+_SIGNS = ("://", "up-", "sk-", "earer", "EARER", "asic", "password=")
+"""One of these stands in each text with a secret. To look for them takes far less long."""
 
 
 def redacted(text: str) -> str:
     """The text with each secret in it replaced by `***`."""
-    return _SECRETS.sub(_replacement, text)
+    if any(sign in text for sign in _SIGNS):
+        return _SECRETS.sub(_replacement, text)
+    return text
 
 
 def _replacement(found: re.Match[str]) -> str:

@@ -13,6 +13,7 @@ The law: tracing changes no request, and no request waits for it.
 
 import hashlib
 import hmac
+import re
 import time
 from collections.abc import Sequence
 from enum import Enum
@@ -31,6 +32,10 @@ from policyd.telemetry.trace_context import (
 
 MAX_TEXT = 256
 """Characters of an attribute."""
+
+_URL = re.compile(r"https?://[0-9A-Za-z.\-_\[\]:]+(/[0-9A-Za-z.\-_~/]*)?")
+_LEAST_KEY = 16
+"""Characters of the key by which end users are hashed, at least."""
 
 Value = str | int | float | bool
 
@@ -221,3 +226,19 @@ def start_tracing(service: str, url: str, share: float, users_key: str = "") -> 
             "extra policyd[tracing]"
         ) from None
     return Tracer(span_sender(service, url), share, users_key)
+
+
+def check_traces(url: str, users_key: str = "") -> None:
+    """Check what --traces and --trace-users-file say. Raises SettingsError."""
+    if url and not _URL.fullmatch(url):
+        raise SettingsError(
+            f"--traces takes the URL of a collector, such as http://127.0.0.1:4318, not {url!r}. A "
+            "token for it goes into OTEL_EXPORTER_OTLP_HEADERS"
+        )
+    if users_key and not url:
+        raise SettingsError("--trace-users-file says what spans tell of: give --traces too")
+    if users_key and len(users_key) < _LEAST_KEY:
+        raise SettingsError(
+            f"--trace-users-file holds {len(users_key)} characters, and end users could be guessed "
+            f"by so short a key: put at least {_LEAST_KEY} random ones there"
+        )
