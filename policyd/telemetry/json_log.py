@@ -15,11 +15,15 @@ from structlog.stdlib import ProcessorFormatter
 from policyd.telemetry.access import AccessLine
 from policyd.telemetry.redaction import redacted
 
-_MAX_TEXT = 8 * 1024
-"""Characters of a text; a longer one is cut."""
+_MAX_EVENT = 8 * 1024
+"""Characters of the sentence; a longer one is cut."""
+_MAX_TEXT = 1024
+"""Characters of any other text."""
 _MAX_TRACEBACK = 32 * 1024
 """Characters of a traceback, whose end is kept: it says what went wrong."""
 _CUT = "…"
+_OTHER_HANDLERS = ("message", "asctime")
+"""What another handler's formatter leaves on a record."""
 _added = structlog.stdlib.ExtraAdder()
 _encoder = msgspec.json.Encoder()
 
@@ -68,10 +72,13 @@ def _head(record: logging.LogRecord, event: str) -> dict[str, Any]:
 
 def _bound(_: Any, __: str, event: Any) -> Any:
     """Take out secrets, cut what is long, and call a traceback what it is."""
+    for name in _OTHER_HANDLERS:
+        event.pop(name, None)
     if traceback := event.pop("exception", None):
         kept = traceback[-_MAX_TRACEBACK:]
         event["traceback"] = redacted(kept if len(kept) == len(traceback) else _CUT + kept)
     for name, value in event.items():
         if isinstance(value, str) and name != "traceback":
-            event[name] = redacted(value if len(value) <= _MAX_TEXT else value[:_MAX_TEXT] + _CUT)
+            most = _MAX_EVENT if name == "event" else _MAX_TEXT
+            event[name] = redacted(value if len(value) <= most else value[:most] + _CUT)
     return event
