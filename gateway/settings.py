@@ -230,6 +230,9 @@ class Settings:
         least=0,
         most=1,
     )
+    metrics: Address | None = setting(
+        None, "Where Prometheus finds metrics, at /metrics; off unless given."
+    )
     insecure: bool = setting(False, "Listen beyond this machine without TLS.")
 
     @property
@@ -307,11 +310,21 @@ class Settings:
             )
         if (self.policyd_ca or self.policyd_cert) and not self.policyd_tls:
             raise SettingsError("--policyd-ca and --policyd-cert need --policyd-tls")
-        if not (self.listen.is_loopback or self.tls_cert or self.insecure):
+        if not (self.tls_cert or self.insecure):
+            self._check_reach()
+
+    def _check_reach(self) -> None:
+        """Beyond this machine, the gateway speaks TLS."""
+        if not self.listen.is_loopback:
             raise SettingsError(
                 f"--listen {self.listen} can be reached from other machines, which would send "
                 "their API keys in the clear: give --tls-cert and --tls-key, or --insecure if "
                 "something else protects it"
+            )
+        if self.metrics and not self.metrics.is_loopback:
+            raise SettingsError(
+                f"--metrics {self.metrics} can be reached from other machines: give --tls-cert and "
+                "--tls-key, or --insecure if something else protects it"
             )
 
     def _check_end_users(self) -> None:

@@ -252,6 +252,9 @@ class ServerSettings:
         "hash with that key (user.id); without it they do not.",
         hidden=True,
     )
+    metrics: Address | None = setting(
+        None, "Where Prometheus finds metrics, at /metrics; off unless given."
+    )
     insecure: bool = setting(False, "Listen beyond this machine without TLS or authentication.")
 
     poll_interval: float | None = None
@@ -338,6 +341,7 @@ class ServerSettings:
         self._check_asking(self.http, "--http")
         self._check_encrypted(self.admin, "--admin")
         self._check_encrypted(self.console, "--console")
+        self._check_encrypted(self.metrics, "--metrics")
 
     def _check_asking(self, address: Address | None, flag: str) -> None:
         if not _is_beyond(address) or (

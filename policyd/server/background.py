@@ -50,14 +50,25 @@ async def _work() -> None:
         # It is never closed: a thread that hangs in the database may come back to it, and would
         # find other files under its descriptors.
         spool = SpoolReader(settings.spool)
-        work = _BackgroundWorker(store, Shipper(store, spool), settings)
+        also = []
+        if settings.metrics is not None:
+            # Imported late, so that a policyd without --metrics starts sooner.
+            from policyd.server.background_metrics import BackgroundMetrics
+
+            metrics = BackgroundMetrics(spool)
+            running.callback(metrics.end)
+            also.append(metrics.keep())
+            shipper = Shipper(store, spool, metrics.shipped)
+        else:
+            shipper = Shipper(store, spool)
+        work = _BackgroundWorker(store, shipper, settings)
         if settings.console is not None:
             # Imported late, so that a policyd without a console starts sooner.
             from policyd.console import ConsoleServer
 
             await running.enter_async_context(ConsoleServer(settings, store))
         parent.ready()
-        await parent.gone_during(work.ship(), work.retire())
+        await parent.gone_during(work.ship(), work.retire(), *also)
         await work.finish()
 
 
