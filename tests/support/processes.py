@@ -92,7 +92,7 @@ class Program:
             reader.join()
         if status not in (0, -signal.SIGKILL):
             # pytest shows this where the test fails.
-            sys.stdout.write(f"{self._process.args} ended with {status}:\n")
+            sys.stdout.write(f"{self._process.args!r} ended with {status}:\n")
             sys.stdout.writelines(self.errors[-50:])
         return status
 
