@@ -6,6 +6,7 @@ import click
 
 from policyd.command.groups import Lazy, LazyGroup
 from policyd.command.private_files import UMASK
+from policyd.command.versions import version_option
 
 _COMMANDS = {
     "db": Lazy(
@@ -42,7 +43,7 @@ _COMMANDS = {
 @click.group(
     cls=LazyGroup, lazy=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]}
 )
-@click.version_option(package_name="policyd")
+@version_option
 def main() -> None:
     """policyd decides whether a request to an LLM API may go upstream.
 
