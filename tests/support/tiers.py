@@ -11,7 +11,12 @@ import pytest
 
 FOLDERS = {"demo": "slow", "faults": "faults", "proxies": "proxies"}
 """The marker of each folder of tests/ whose tests are not quick."""
-FILES = {"test_browser.py": "browser", "test_child.py": "slow", "test_tls.py": "slow"}
+FILES = {
+    "test_browser.py": "browser",
+    "test_child.py": "slow",
+    "test_extras.py": "slow",
+    "test_tls.py": "slow",
+}
 """The marker of each file whose tests are not quick."""
 FIXTURES = {
     "postgresql": "postgresql",
