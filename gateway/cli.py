@@ -15,7 +15,10 @@ OPTIONS = Options(
     dict.fromkeys(("default_mode", "enforce", "mode"), _MODE),
     like=("POLICYD_GATEWAY_",),
 )
-_COMMANDS = {"serve": Lazy("gateway.serve", "serve", "Run the gateway.")}
+_COMMANDS = {
+    "health": Lazy("gateway.health", "health", "Say whether the gateway of this machine is ready."),
+    "serve": Lazy("gateway.serve", "serve", "Run the gateway."),
+}
 
 
 @click.group(

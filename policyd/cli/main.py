@@ -22,6 +22,11 @@ _COMMANDS = {
     "explain": Lazy(
         "policyd.cli.explain", "explain", "Say what would be decided of a request, and why."
     ),
+    "health": Lazy(
+        "policyd.cli.health",
+        "health",
+        "Say whether the policyd of this machine is ready, which has to have --http.",
+    ),
     "keys": Lazy("policyd.cli.keys", "keys", "Create, list, change and revoke API keys."),
     "logs": Lazy(
         "policyd.cli.logs", "logs", "Read the decision log: list it, follow it, export it."
