@@ -15,6 +15,7 @@ FILES = {
     "test_browser.py": "browser",
     "test_child.py": "slow",
     "test_probes.py": "slow",
+    "test_extras.py": "slow",
     "test_tls.py": "slow",
 }
 """The marker of each file whose tests are not quick."""
