@@ -36,7 +36,7 @@ async def test_a_denial(console: Console, admin: Visitor) -> None:
     assert page.status == 200
     command = ("explain", "--key", secret, "--method", "POST", "--path", "/v1/chat/completions")
     database = ("--database-url", console.settings.database_url, "--json")
-    given = invoke("policyd", *command, "--body", "-", *database, stdin=WITHOUT_USER)
+    given = invoke("policyd", *command, "--body", "-", *database, stdin=WITHOUT_USER.encode())
     explained = json.loads(given.stdout)
     text = _text(page.text)
     assert explained["summary"] in text

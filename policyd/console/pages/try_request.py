@@ -27,6 +27,8 @@ _CALLER = "grpc"
 
 
 def _page(request: Request) -> Response:
+    if form := console(request).kept.of(request):
+        return _form(request, TypedRequest.read(form), returned=True)
     asked = request.query_params
     found = {name: asked[name] for name in ("method", "path") if asked.get(name)}
     return _form(request, TypedRequest(asked.get("key", ""), **found))
@@ -63,12 +65,14 @@ def _form(
     problems: Mapping[str, str] | None = None,
     *,
     tried: Trial | None = None,
+    returned: bool = False,
 ) -> Response:
     return render(
         request,
         "try_request.html",
         status=422 if problems else 200,
         typed=typed,
+        returned=returned,
         problem=_MISTAKES if problems else "",
         problems=problems or {},
         keys=keys_in_force(console(request).store),
