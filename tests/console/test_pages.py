@@ -848,7 +848,7 @@ def test_shares() -> None:
 async def test_the_documentation(admin: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each page links to the documentation that the installed package names, if it names any."""
     message = Message()
-    monkeypatch.setattr(documentation.metadata, "metadata", lambda _: message)
+    monkeypatch.setattr("importlib.metadata.metadata", lambda _: message)
     documentation.url.cache_clear()
     assert "the folder <code>docs</code>" in (await admin.get("/keys")).text
     message["Project-URL"] = "Documentation, https://docs.example/policyd"
