@@ -32,8 +32,8 @@ class KeyBatches:
         """
 
         def row(current: ApiKey) -> dict[str, Any]:
-            new = changed(current.policies, policies)
-            return {} if new == current.policies else key_settings.row(new)
+            new = key_settings.row(changed(current.policies, policies))
+            return {} if new == key_settings.row(current.policies) else new
 
         return self._change(chosen, row, Action.KEY_UPDATE, by)
 
