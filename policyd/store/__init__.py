@@ -4,6 +4,7 @@
 kind of thing that is kept. A request meets them in this order:
 
     keys              API keys, one at a time; key_rows has their table
+    key_list          keys, searched and sorted; key_batches: several changed in one revision
     declaring         keys and defaults as an operator declares them, in one revision
     revisions         what counts them; defaults: the server's, for all keys
     key_changes       what workers follow: digests in force, and the defaults
@@ -48,6 +49,8 @@ from policyd.store.clock import database_time
 from policyd.store.database import metadata, reading
 from policyd.store.engine import make_file, open_engine
 from policyd.store.history import History
+from policyd.store.key_batches import KeyBatches
+from policyd.store.key_list import KeyFilter, KeyList
 from policyd.store.key_rows import CHANGEABLE, MAX_NAME
 from policyd.store.keys import MAX_KEEP, Keys
 from policyd.store.log import Log, LogStatus
@@ -63,6 +66,7 @@ __all__ = [
     "MAX_KEEP",
     "MAX_NAME",
     "Counts",
+    "KeyFilter",
     "LogFilter",
     "LogStatus",
     "RefusedKeyCounts",
@@ -93,6 +97,8 @@ class Store:
         self._url = url
         self._engine = open_engine(url, timeout)
         self.keys = Keys(self._engine)
+        self.key_list = KeyList(self._engine)
+        self.key_batches = KeyBatches(self._engine)
         self.audit = Audit(self._engine)
         self.log = Log(self._engine)
         self.positions = Positions(self._engine)
