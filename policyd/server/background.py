@@ -14,13 +14,14 @@ from datetime import timedelta
 
 from policyd.command.open_files import raise_limit
 from policyd.command.parent import Parent
-from policyd.command.process import run, start_logging
+from policyd.command.process import run
 from policyd.command.threads import StoreThreads
 from policyd.decision_log.spool import SpoolReader, known_database
 from policyd.errors import StoreUnavailable
 from policyd.server.shipper import Shipper
 from policyd.settings import ServerSettings, load_settings
 from policyd.store import Store
+from policyd.telemetry.log import start_logging
 
 _log = logging.getLogger(__name__)
 
@@ -175,7 +176,7 @@ class _BackgroundWorker:
 
 
 if __name__ == "__main__":
-    start_logging(sys.argv[1])
+    start_logging(*sys.argv[1:])
     os.nice(_NICE)
     raise_limit()
     run(_work())
