@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gateway.supervisor_metrics import SupervisorMetrics
 
 Ready = Callable[[str], None]
-"""Called with the URL at which the gateway listens, once it does."""
+"""Called with the URL at which the gateway listens, once it does, and where its metrics are."""
 ReadAgain = Callable[[], Settings]
 """Reads the settings again. Raises SettingsError."""
 
@@ -36,7 +36,7 @@ async def supervise(
         end = End.NOW
         try:
             await supervisor.start()
-            ready(supervisor.url)
+            ready(supervisor.at)
             await orders.follow(supervisor.replace)
             end = orders.end
         finally:
@@ -61,6 +61,12 @@ class _Supervisor:
             return [self._worker() for _ in range(self._settings.workers)]
         # A single worker first runs in the supervisor's own process, which starts sooner.
         return [Own(Server(self._settings, listening=self._listening.dup()))]
+
+    @property
+    def at(self) -> str:
+        """Where it listens."""
+        metrics = self._settings.metrics
+        return f"{self.url} metrics={metrics}" if metrics else self.url
 
     async def start(self) -> None:
         """Start the workers, and restart those that end, from then on."""
