@@ -8,6 +8,7 @@ from policyd.command.groups import Lazy, LazyGroup
 from policyd.command.private_files import UMASK
 
 _COMMANDS = {
+    "audit": Lazy("policyd.cli.audit", "audit", "List what administrators did, newest first."),
     "db": Lazy(
         "policyd.cli.db",
         "db",
