@@ -13,6 +13,7 @@ from policyd.descriptor import evaluate_request
 from policyd.engine.policy import MODES
 from policyd.engine.settings import Settings
 from policyd.engine.states import Credential
+from policyd.keys import api_key
 from policyd.keys.defaults import above
 from policyd.policies import TABLE
 from policyd.trial import Trial, try_request
