@@ -9,6 +9,7 @@ from policyd.command.private_files import UMASK
 from policyd.command.versions import version_option
 
 _COMMANDS = {
+    "audit": Lazy("policyd.cli.audit", "audit", "List what administrators did, newest first."),
     "db": Lazy(
         "policyd.cli.db",
         "db",
