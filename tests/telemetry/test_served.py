@@ -226,11 +226,11 @@ def test_a_single_worker(tmp_path: Path) -> None:
     check = f"http://{policyd.http}/v1/check/v1/chat/completions"
     named = {"x-usagepanda-api-key": key}
     assert post(check, {"model": "m"}, named) == 422
-    until(lambda: total(policyd, "policyd_decisions_total") == 1)
+    until(lambda: total(policyd, "policyd_decisions_total", adapter="http") == 1)
     policyd.send(signal.SIGHUP)
     until(lambda: "all workers are replaced" in "".join(policyd.errors))
     assert post(check, {"model": "m"}, named) == 422
-    until(lambda: total(policyd, "policyd_decisions_total") == 2)
+    until(lambda: total(policyd, "policyd_decisions_total", adapter="http") == 2)
     policyd.create_key("enforce")
     # The first worker's gauges would hold this one down: it knew one key.
     until(lambda: total(policyd, "policyd_keys") == 2)
