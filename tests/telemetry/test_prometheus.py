@@ -22,9 +22,7 @@ ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 ALERTS = DEPLOY / "prometheus" / "alerts.yml"
 DASHBOARD = json.loads((DEPLOY / "grafana" / "policyd.json").read_text())
-RULES = [
-    rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]
-]
+RULES = [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
 PANELS = [one for one in DASHBOARD["panels"] if one["type"] != "row"]
 QUERIES = [
     pytest.param(target["expr"], id=f"{panel['title']} {target['refId']}")
