@@ -72,13 +72,22 @@ def test_members(log: logging.Logger) -> None:
     assert (found["decision_id"], found["status"], found["path"]) == ("d1", 502, "/")
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["a\nb", "a\r\nb", "\x1b[31mred", "a\u2028b", "\x85", "\udcff", "\x00", '"}{"a":1'],
-    ids=ascii,
-)
-def test_one_line(log: logging.Logger, text: str) -> None:
+HOSTILE = {
+    "a line break": "a\nb",
+    "another": "a\r\nb",
+    "an escape sequence": "\x1b[31mred",
+    "a line separator": "a\u2028b",
+    "a control character": "\x85",
+    "half a pair": "\udcff",
+    "nothing": "\x00",
+    "JSON": '"}{"a":1',
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_one_line(log: logging.Logger, name: str) -> None:
     """Nothing that a text holds ends the line, or the object, or reaches a terminal as it is."""
+    text = HOSTILE[name]
     written = lines(log, "json")
     log.error("it says %s", text, extra={"path": text})
     [line] = written
