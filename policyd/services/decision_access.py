@@ -9,7 +9,7 @@ from policyd.decision_log.writer import Entry
 from policyd.telemetry.access import AccessLog, Value
 
 _VERDICTS = {one: one.name.lower() for one in Verdict}
-_ALLOWED, _REFUSED = 200, 401
+_ALLOWED, _REFUSED = 200, 403
 """The status of a line whose request may go upstream, and of one whose key is not in force."""
 
 
