@@ -14,6 +14,7 @@ FOLDERS = {"demo": "slow", "deploy": "programs", "faults": "faults", "proxies": 
 FILES = {
     "test_browser.py": "browser",
     "test_child.py": "slow",
+    "test_probes.py": "slow",
     "test_extras.py": "slow",
     "test_tls.py": "slow",
 }
@@ -24,6 +25,7 @@ FIXTURES = {
     "old": "programs",
     "disk": "programs",
     "start": "slow",
+    "enforcing_policyd": "slow",
 }
 """The marker of each fixture that needs what pip does not bring, or that starts servers for each
 test that uses it."""
