@@ -1,8 +1,8 @@
 """The version that runs."""
 
-from importlib.metadata import version
+from policyd.build_info import commit, version
 
 
 def build() -> tuple[str, str]:
     """The version, and the commit that it was built from; "" where that is not known."""
-    return version("policyd"), ""
+    return version(), commit()

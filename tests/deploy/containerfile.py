@@ -148,14 +148,15 @@ class Image:
         into = self.layer / "upper" / Path(self._at, target).relative_to("/")
         for source in sources:
             path = origin / source.lstrip("/")
-            place = into / path.name if target.endswith("/") else into
-            place.parent.mkdir(parents=True, exist_ok=True)
-            if path.is_dir():
+            if path.is_dir():  # What is in it, and not the folder itself.
                 ignored = None if stage else shutil.ignore_patterns("__pycache__")
-                shutil.copytree(path, place, symlinks=True, ignore=ignored)
+                shutil.copytree(path, into, symlinks=True, ignore=ignored, dirs_exist_ok=True)
+                made = [into / one.name for one in path.iterdir()]
             else:
-                shutil.copy(path, place)
-            subprocess.run(["chown", "--recursive", owner, place], check=True)
+                place = into / path.name if target.endswith("/") else into
+                place.parent.mkdir(parents=True, exist_ok=True)
+                made = [Path(shutil.copy(path, place))]
+            subprocess.run(["chown", "--recursive", owner, *made], check=True)
 
     def running(self, *command: str, **environment: str) -> list[str]:
         """The command line that runs `command` as a container of this image would be, with a
