@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import secrets
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
