@@ -14,7 +14,10 @@ OPTIONS = Options(
     dict.fromkeys(("default_mode", "enforce", "mode"), _MODE),
     like=("POLICYD_GATEWAY_",),
 )
-_COMMANDS = {"serve": Lazy("gateway.serve", "serve", "Run the gateway.")}
+_COMMANDS = {
+    "config": Lazy("gateway.config", "config", "Check the settings of policyd-gateway serve."),
+    "serve": Lazy("gateway.serve", "serve", "Run the gateway."),
+}
 
 
 @click.group(
