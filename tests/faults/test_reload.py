@@ -107,6 +107,7 @@ async def test_refused(program: tuple[str, Program, str], files: Path, workers: 
         assert "Traceback" not in "".join(server.errors)
         assert children(server) == before
         path.write_bytes(was)
+        path.chmod(0o600)
         assert _answers(url, files), line
     server.send(SIGHUP)
     await until(lambda: told(server, REPLACED) == 1)
