@@ -15,6 +15,7 @@ from policyd.engine.policy import MODES
 from policyd.engine.settings import KeySettings, Settings
 from policyd.engine.states import Credential
 from policyd.keys import api_key
+from policyd.keys.defaults import above
 from policyd.policies import TABLE, decide
 from policyd.v1 import policy_pb2 as pb
 
@@ -56,8 +57,9 @@ def explain(
     """
     message = request(**described)
     tried = Changes(key_settings.joined(policies))
-    defaults = TABLE.with_original(MODES[default_mode])
+    own = TABLE.with_original(MODES[default_mode])
     with options.opened(database_url) as store:
+        defaults = above(store.defaults(), own)
         decision, key = decide_now(store, message, tried, defaults)
     if decision.missing:
         raise click.UsageError(
@@ -101,8 +103,7 @@ def decide_now(
     settings = None
     if decision_input.credential is Credential.GIVEN:
         digest = api_key.digest(decision_input.key)
-        changed = store.keys.changes_since(0).changed
-        settings = next((one.settings for one in changed if one.digest == digest), None)
+        settings = store.keys.in_force(digest)
     if settings:
         settings = replace(settings, policies=tried.applied(settings.policies))
     return decide(decision_input, settings, defaults), settings

@@ -8,6 +8,7 @@ from policyd.command.groups import Lazy, LazyGroup
 from policyd.command.private_files import UMASK
 
 _COMMANDS = {
+    "audit": Lazy("policyd.cli.audit", "audit", "List what administrators did, newest first."),
     "config": Lazy("policyd.cli.config", "config", "Check the settings of policyd serve."),
     "db": Lazy(
         "policyd.cli.db",

@@ -50,7 +50,7 @@ _TOO_LARGE = error(
     "--max-message",
 )
 
-Answer = Callable[[EvaluateRequest, RouteSettings], Awaitable[EvaluateResponse]]
+Answer = Callable[[EvaluateRequest, RouteSettings, frozenset[str]], Awaitable[EvaluateResponse]]
 
 
 class HttpCheck:
@@ -70,7 +70,7 @@ class HttpCheck:
         bodies: Bodies,
         *,
         token: str,
-        end_user_headers: frozenset[str],
+        end_user_headers: Callable[[], frozenset[str]],
         max_body: int,
         max_message: int,
         patience: float,
@@ -133,10 +133,11 @@ class HttpCheck:
         self._authenticate(request, bearer=False)
         if wants_websocket(request.headers):
             return WEBSOCKET
+        trusted = self._end_user_headers()
         described, unread = await check.described(
-            request, self._max_body, self._bodies, self._knows, self._end_user_headers
+            request, self._max_body, self._bodies, self._knows, trusted
         )
-        answer = await self._answer(described, check.route(request.path))
+        answer = await self._answer(described, check.route(request.path), trusted)
         return check.reply(answer, unread, b"{}")
 
     async def _evaluate(self, request: Request) -> Reply:
@@ -145,7 +146,9 @@ class HttpCheck:
             body = await request.body(self._max_message, held)
             if body is None:
                 return _TOO_LARGE
-            response = await self._answer(_descriptor(request, body), NO_ROUTE)
+            response = await self._answer(
+                _descriptor(request, body), NO_ROUTE, self._end_user_headers()
+            )
         shown = json_format.MessageToJson(response, indent=None, ensure_ascii=False)
         return check.reply(response, None, shown.encode())
 
@@ -174,7 +177,7 @@ class HttpCheck:
             return _text(400, str(problem))
 
     async def _decide(self, described: EvaluateRequest) -> EvaluateResponse:
-        return await self._answer(described, NO_ROUTE)
+        return await self._answer(described, NO_ROUTE, self._end_user_headers())
 
     def _authenticate(self, request: Request, *, bearer: bool) -> None:
         if self._token and not request.shows(self._token, bearer=bearer):

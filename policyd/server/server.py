@@ -6,6 +6,7 @@ import secrets
 import socket
 from collections.abc import Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import grpc
@@ -17,6 +18,7 @@ from policyd.command.child import Child, End
 from policyd.decision_log.writer import DecisionLog
 from policyd.descriptor.body_memory import Bodies
 from policyd.keys import tokens
+from policyd.keys.defaults import Defaults
 from policyd.keys.key_table import KeyTable
 from policyd.policies import TABLE
 from policyd.server.admin_token import accept_later, guard_of
@@ -80,7 +82,10 @@ class Server:
         self._shared = shared
         self._store = Store(settings.database_url, settings.database_timeout)
         opened = OpenedStore(self._store, settings)
-        self._keys = KeyTable(opened.changes_since, settings.database_timeout)
+        self._clock = WorkerClock(settings.max_clock_skew)
+        self._keys = KeyTable(opened.changes_since, settings.database_timeout, self._clock.time)
+        own = TABLE.with_original(settings.default_mode)
+        self._defaults = Defaults(self._keys, own, settings.end_users_from)
         self._following_settings = Following(
             self._keys, opened, settings, ends=is_first or not shared
         )
@@ -96,7 +101,6 @@ class Server:
         self._log: DecisionLog | None = None
         self._background: Child | None = None
         self._id = secrets.token_hex(6)
-        self._clock = WorkerClock(settings.max_clock_skew)
         self._presence = Presence(
             self._id, self._store, self._keys, self._clock, settings.database_timeout
         )
@@ -177,20 +181,18 @@ class Server:
         listener = self._listener((_POLICY, _AUTHORIZATION), guards, connections)
         assert self._log is not None
         self._bodies = Bodies(self._settings.memory)
-        defaults = TABLE.with_original(self._settings.default_mode)
         self._policy = PolicyServicer(
             self._keys,
-            defaults,
+            self._defaults,
             self._id,
             self._log.append,
             self._bodies,
             self._clock.time,
-            self._settings.end_users_from("grpc"),
         )
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(self._policy, listener.server)
         external_auth_pb2_grpc.add_AuthorizationServicer_to_server(
             AuthorizationServicer(
-                self._policy, self._bodies, self._settings.end_users_from("envoy")
+                self._policy, self._bodies, partial(self._defaults.trusted, "envoy")
             ),
             listener.server,
         )
@@ -213,7 +215,7 @@ class Server:
 
         self._http = HttpServer(
             *(self._settings, self._limits, self._policy, self._bodies),
-            *(self._following_settings, self._clock),
+            *(self._following_settings, self._clock, self._defaults),
         )
         return await self._http.start(address, self._listening)
 

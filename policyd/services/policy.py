@@ -13,10 +13,11 @@ from policyd.descriptor.content_encoding import decoded_limit
 from policyd.descriptor.headers import NO_HEADERS
 from policyd.engine.decision import NO_ROUTE
 from policyd.engine.places import IDENTIFIERS
-from policyd.engine.settings import KeySettings, RouteSettings, Settings
+from policyd.engine.settings import KeySettings, RouteSettings
 from policyd.engine.states import Credential
 from policyd.errors import InvalidArgument, InvalidDescriptor, RevisionNotReached
 from policyd.keys import api_key
+from policyd.keys.defaults import Defaults
 from policyd.keys.key_table import KeyTable
 from policyd.policies import decide
 from policyd.services import log_entries
@@ -27,6 +28,8 @@ from policyd.v1 import policy_pb2 as pb
 from policyd.v1.policy_pb2_grpc import PolicyServiceServicer
 
 _Result = TypeVar("_Result")
+_CALLER = "grpc"
+"""The kind of the callers of PolicyService."""
 MAX_BATCH = 1000
 """Items in one BatchEvaluate."""
 MAX_BATCH_BODIES = 16 * 2**20
@@ -36,37 +39,35 @@ MAX_WAIT = 5.0
 
 
 class PolicyServicer(PolicyServiceServicer):
-    """Decides with the settings in `keys`; `defaults` hold for keys that set no such policy.
+    """Decides with the settings in `keys`; `defaults` hold for keys that set no such policy, and
+    say which headers that callers of PolicyService send may name the end user.
 
     `log` makes entries durable, at once or when its result is awaited, or raises LogFull. `process`
     is 12 hexadecimal digits that no other process has: the IDs of decisions contain them, behind
-    the time of `clock`. `bodies` bounds the raw bodies that are read. Of the headers that
-    callers of PolicyService send, those in `trusted` may name the end user.
+    the time of `clock`. `bodies` bounds the raw bodies that are read.
     """
 
     def __init__(
         self,
         keys: KeyTable,
-        defaults: Settings,
+        defaults: Defaults,
         process: str,
         log: Callable[[Sequence[Entry]], Awaitable[None] | None],
         bodies: Bodies,
         clock: Callable[[], float] = time.time,
-        trusted: frozenset[str] = NO_HEADERS,
     ) -> None:
         self._keys = keys
         self._defaults = defaults
         self._log = log
         self._ids = DecisionIds(process, clock)
         self._bodies = bodies
-        self._trusted = trusted
         self.failures = PolicyFailures()
 
     async def Evaluate(self, request: pb.EvaluateRequest, context: Any) -> pb.EvaluateResponse:
         """See policy.proto."""
         if request.min_revision > self._keys.revision:
             await self._reach(request.min_revision, context)
-        return await self.answer(request, trusted=self._trusted)
+        return await self.answer(request, trusted=self._defaults.trusted(_CALLER))
 
     async def BatchEvaluate(
         self, request: pb.BatchEvaluateRequest, context: Any
@@ -158,7 +159,9 @@ class PolicyServicer(PolicyServiceServicer):
         try:
             if bodies > MAX_BATCH_BODIES:
                 raise InvalidDescriptor("the batch's raw bodies are too large: send fewer at once")
-            response, record = self._evaluate(item.request, NO_ROUTE, self._trusted)
+            response, record = self._evaluate(
+                item.request, NO_ROUTE, self._defaults.trusted(_CALLER)
+            )
             decided.append(record)
             return pb.BatchEvaluateResult(id=item.id, response=response)
         except Exception as error:  # noqa: BLE001  # An item's error must not affect the others.
@@ -214,7 +217,7 @@ class PolicyServicer(PolicyServiceServicer):
             request, reads_body=settings is not None, accept=accept, trusted=trusted
         )
         decision_input = reading.decision_input
-        decision = decide(decision_input, settings, self._defaults, route)
+        decision = decide(decision_input, settings, self._defaults.policies, route)
         if decision.missing:
             raise InvalidDescriptor("; ".join(decision.missing))
         if decision.failures:
