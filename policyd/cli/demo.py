@@ -7,8 +7,9 @@ import click
 
 from policyd.cli.options import OPTIONS, option
 from policyd.command.open_files import raise_limit
-from policyd.command.process import fork_without_grpc, start_logging
+from policyd.command.process import fork_without_grpc
 from policyd.settings import ServerSettings
+from policyd.telemetry.log import start_logging
 
 
 @click.command()

@@ -61,6 +61,8 @@ class KeyTable:
         """Distinguishes this revision from another of the same number: see store/epochs.py."""
         self.is_wrong_database = False
         """Whether the last look found a database of another installation."""
+        self.is_answered = False
+        """Whether the last look at the database succeeded."""
 
     @property
     def is_known(self) -> bool:
@@ -82,6 +84,10 @@ class KeyTable:
     def settings(self, digest: bytes) -> KeySettings | None:
         """The settings of the key with this digest. None: no such key is in force."""
         return self._settings.get(digest)
+
+    def __len__(self) -> int:
+        """How many keys are in force."""
+        return len(self._settings)
 
     def copy(self) -> dict[bytes, KeySettings]:
         """The settings of every key that is in force."""
@@ -116,6 +122,7 @@ class KeyTable:
             else:
                 self._settings[change.digest] = change.settings
         self._fresh_at = asked_at
+        self.is_answered = True
         self._read_to = changes.revision
         self.is_followed = True
         self._known.set()
@@ -137,6 +144,7 @@ class KeyTable:
                 lost = ""
                 self.is_wrong_database = False
             except Exception as error:  # noqa: BLE001  # Whatever the error, following goes on.
+                self.is_answered = False
                 self.is_wrong_database = isinstance(error, WrongDatabase)
                 # One line for each cause: a database that is away may come back as a wrong one.
                 if lost != type(error).__name__:

@@ -90,6 +90,10 @@ class Program:
         _running.discard(self)
         for reader in self._readers:
             reader.join()
+        if status not in (0, -signal.SIGKILL):
+            # pytest shows this where the test fails.
+            sys.stdout.write(f"{self._process.args!r} ended with {status}:\n")
+            sys.stdout.writelines(self.errors[-50:])
         return status
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:

@@ -28,7 +28,11 @@ _REVOKED = "This key was revoked after you opened this page, so nothing was save
 
 
 def _show(request: Request) -> Response:
-    key = console(request).store.keys.get(request.path_params["key_id"])
+    here = console(request)
+    key = here.store.keys.get(request.path_params["key_id"])
+    if form := here.kept.of(request):
+        typed = TypedSettings.read(form, key)
+        return _form(request, key, typed, etag=read_etag(form), returned=True)
     return _form(request, key, TypedSettings.of(key))
 
 
@@ -42,6 +46,7 @@ def _form(
     problems: Mapping[str, str] | None = None,
     etag: str = "",
     conflict: bool = False,
+    returned: bool = False,
 ) -> Response:
     return render(
         request,
@@ -50,6 +55,7 @@ def _form(
         key=key,
         typed=typed,
         etag=etag or key.etag,
+        returned=returned,
         problem=problem,
         problems=problems or {},
         differing=_differing(key, typed) if conflict else [],

@@ -63,11 +63,19 @@ def _revoked_name(request: Request, key_id: str) -> str:
 
 
 def _new(request: Request) -> Response:
+    if form := console(request).kept.of(request):
+        typed = TypedPolicy(TABLE.original).typed_over(form)
+        return _new_form(request, text(form, "name"), typed, returned=True)
     return _new_form(request, "", TypedPolicy(TABLE.original))
 
 
 def _new_form(
-    request: Request, name: str, typed: TypedPolicy, problems: Mapping[str, str] | None = None
+    request: Request,
+    name: str,
+    typed: TypedPolicy,
+    problems: Mapping[str, str] | None = None,
+    *,
+    returned: bool = False,
 ) -> Response:
     default = default_mode(TABLE.original, console(request).defaults)
     return render(
@@ -75,6 +83,7 @@ def _new_form(
         "new_key.html",
         status=422 if problems else 200,
         name=name,
+        returned=returned,
         panel=Panel(TABLE.original, typed, Setting(), default, problems or {}),
         problems=problems or {},
         max_name=MAX_NAME,
