@@ -44,7 +44,10 @@ _CAUSES = (
         "handshake failed",
         "the TLS handshake failed: it may ask for a certificate of yours (--tls-cert, --tls-key)",
     ),
-    ("Connection refused", "nothing listens there: name the address that policyd serve prints as admin=…"),
+    (
+        "Connection refused",
+        "nothing listens there: name the address that policyd serve prints as admin=…",
+    ),
     ("DNS", "its name cannot be resolved: check --server"),
     ("Socket closed", "it closed the connection: if it speaks TLS, give --tls or --tls-ca"),
     ("reset by peer", "it closed the connection: if it speaks TLS, give --tls or --tls-ca"),

@@ -141,11 +141,24 @@ class Tally:
 
     def write(self, connection: sa.Connection) -> None:
         """Add the counts to those in the database."""
+        self._add(connection, 1)
+
+    def take_back(self, connection: sa.Connection) -> None:
+        """Take the counts out of those in the database, and the rows that then count nothing."""
+        self._add(connection, -1)
+        for table, counted in ((_hourly, self._hours), (_daily, self._users)):
+            key = sa.tuple_(*table.primary_key.columns)
+            # Also below 0: counts may have gone before their decisions.
+            nothing = table.c.requests <= 0
+            connection.execute(sa.delete(table).where(key.in_(sorted(counted)), nothing))
+
+    def _add(self, connection: sa.Connection, sign: int) -> None:
         # In one order, so that two writers never wait for each other.
         for table, counted in ((_hourly, self._hours), (_daily, self._users)):
             keys = table.primary_key.columns.keys()
             rows = [
-                dict(zip(keys, key, strict=True)) | {name: getattr(counts, name) for name in _NAMES}
+                dict(zip(keys, key, strict=True))
+                | {name: sign * getattr(counts, name) for name in _NAMES}
                 for key, counts in sorted(counted.items())
             ]
             upsert(connection, table, rows, add=_NAMES)
