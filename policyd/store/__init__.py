@@ -13,7 +13,9 @@ kind of thing that is kept. A request meets them in this order:
     decisions         the table of decisions
     log_filter        which decisions are wanted
     log_pages         pages of them along the indexes, and searches where no index helps
-    statistics        counts by hour, key and end user, for the console
+    counts            counts by hour, key, end user and model, which change with the log
+    latencies         counts of how long requests took
+    statistics        sums of these, for the console
     history           a key's requests by kind, for simulations
     workers           which workers run, and from which revision each decides
     administrator     the console's password and sessions
@@ -38,22 +40,25 @@ from policyd.store import damage, forms, hints
 from policyd.store import identity as identities
 from policyd.store.administrator import Administrator
 from policyd.store.clock import database_time
+from policyd.store.counts import Counts
 from policyd.store.database import metadata, reading
 from policyd.store.engine import make_file, open_engine
 from policyd.store.history import History
 from policyd.store.keys import CHANGEABLE, MAX_NAME, Keys
+from policyd.store.latencies import Latencies
 from policyd.store.log import Log, LogStatus
 from policyd.store.log_filter import LogFilter
 from policyd.store.migrations import Form
 from policyd.store.positions import Positions, Step
 from policyd.store.refused_keys import RefusedKeyCounts, RefusedKeys, RefusedSource
-from policyd.store.statistics import Counts, Statistics
+from policyd.store.statistics import Statistics
 from policyd.store.workers import Worker, Workers
 
 __all__ = [
     "CHANGEABLE",
     "MAX_NAME",
     "Counts",
+    "Latencies",
     "LogFilter",
     "LogStatus",
     "RefusedKeyCounts",
