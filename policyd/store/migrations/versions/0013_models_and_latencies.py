@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0013"
-down_revision = "0011"
+down_revision = "0012"
 
 _COUNTS = (
     *("requests", "denied", "would_deny", "attributed", "unattributed"),
