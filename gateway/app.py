@@ -16,7 +16,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from gateway import replies
 from gateway.describe import Scope, http_request, is_too_large, text
@@ -49,10 +49,16 @@ from policyd.v1.policy_pb2 import (
     DECISION_DENY,
     EvaluateRequest,
     EvaluateResponse,
+    Outcome,
 )
+
+if TYPE_CHECKING:
+    from gateway.request_metrics import RequestMetrics
 
 log = logging.getLogger("gateway")
 
+_PROBE = "probe"
+"""What answers probes, which are not counted."""
 Evaluate = Callable[[EvaluateRequest], Awaitable[EvaluateResponse]]
 
 
@@ -69,7 +75,10 @@ class Gateway:
         self._upstream: Upstream
         self._intake: Intake
         self._end_users = EndUserHeaders(settings.end_user_headers, settings.trusted_networks)
-        self._undecided = _Tally()
+        self.metrics = self._measure() if settings.metrics is not None else None
+        self._undecided = _Tally(self.metrics)
+        self.streams = 0
+        """Answers of the upstream that are being passed on."""
         self._probes = Probes(self._not_ready)
 
     async def __aenter__(self) -> Self:
@@ -94,6 +103,22 @@ class Gateway:
         """Bytes of large bodies that are held."""
         return self._intake.held
 
+    @property
+    def outcomes_lost(self) -> int:
+        """Outcomes that policyd will not get."""
+        return self._policyd.outcomes_lost if self._policyd else 0
+
+    @property
+    def is_breaker_open(self) -> bool:
+        """Whether the upstream is not connected to for now."""
+        return self._upstream.is_down
+
+    def _measure(self) -> "RequestMetrics":
+        # Imported late, so that a gateway without --metrics starts sooner.
+        from gateway.request_metrics import RequestMetrics
+
+        return RequestMetrics(self)
+
     def end(self, reason: str) -> None:
         """Report from now on that the gateway is not ready, and why."""
         self._probes.end(reason)
@@ -114,49 +139,63 @@ class Gateway:
         except Exception:
             log.exception("a fault of the gateway; the request was not answered")
             await exchange.give_up(replies.FAULT)
+        finally:
+            if self.metrics is not None and exchange.by != _PROBE:
+                self.metrics.served(exchange, time.perf_counter_ns())
 
     async def _serve(self, exchange: Exchange) -> None:
         own_reply = _own_reply(exchange)
         if own_reply is not None:
-            await own_reply.send(exchange.send)
+            await exchange.reply(own_reply)
             return
         came = text(exchange.scope["raw_path"])
         if probed := await self._probes.answer(exchange.scope["method"], came):
-            await Reply(*probed).send(exchange.send)
+            await exchange.reply(Reply(*probed), _PROBE)
             return
         if exchange.scope["is_spare"]:
-            await NO_ROOM.send(exchange.send)
+            await exchange.reply(NO_ROOM)
             return
         prefix = self._upstream.prefix
         path = prefix.absolute(came)
         key = self._settings.api_key
         request = http_request(exchange.scope, path, exchange.headers, key)
+        if endpoint := request.target.endpoint:
+            exchange.operation = endpoint.operation
         if prefix.restored(request.target.path or path) is None:
-            await replies.OUTSIDE.send(exchange.send)
+            await exchange.reply(replies.OUTSIDE)
             return
         try:
             body, attributes = await self._intake.read(
                 request, exchange.receive, exchange.headers, exchange.held
             )
         except Refused as refused:
-            await refused.reply.send(exchange.send)
+            await exchange.reply(refused.reply)
             return
         asked = describe(request, attributes)
-        began = time.perf_counter_ns()
+        exchange.asked = time.perf_counter_ns()
         verdict = await self._decide(asked)
+        exchange.decided = time.perf_counter_ns()
         if isinstance(verdict, Reply):
-            await verdict.send(exchange.send)
+            await exchange.reply(verdict, "gateway" if verdict is NO_DECISION else "policyd")
             return
         goes = prefix.restored(verdict.path or path)
         if goes is None:
-            await replies.OUTSIDE.send(exchange.send)
+            await exchange.reply(replies.OUTSIDE)
             return
-        recorder = OutcomeRecorder(verdict.decision_id, began)
+        recorder = OutcomeRecorder(verdict.decision_id, exchange.asked)
+        self.streams += 1
         try:
             await exchange.forward(self._upstream, goes, body, recorder)
         finally:
+            self.streams -= 1
             if self._policyd is not None and verdict.decision_id:
-                self._policyd.report(recorder.outcome())
+                self._report(recorder.outcome())
+
+    def _report(self, outcome: Outcome) -> None:
+        assert self._policyd is not None
+        self._policyd.report(outcome)
+        if self.metrics is not None:
+            self.metrics.used(outcome)
 
     async def _not_ready(self) -> str:
         """Why a load balancer should send requests elsewhere; "" where it need not."""
@@ -196,12 +235,15 @@ class _Permission(NamedTuple):
 class _Tally:
     """Counts the requests without a decision, and logs that at most once a second."""
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: "RequestMetrics | None") -> None:
+        self._metrics = metrics
         self._counts: dict[str, int] = {}
         self._throttle = Throttle(1)
 
     def count(self, outcome: str, problem: PolicydError) -> None:
         self._counts[outcome] = self._counts.get(outcome, 0) + 1
+        if self._metrics is not None:
+            self._metrics.undecided(outcome.partition(" ")[0])
         if self._throttle.is_due():
             log.error("a request was %s (%d so far): %s", outcome, self._counts[outcome], problem)
 

@@ -7,6 +7,7 @@ task. An upload is received by the request to the upstream itself, so the watche
 
 import asyncio
 import logging
+from time import perf_counter_ns
 from typing import Any
 
 from gateway.describe import Scope, is_safe, text
@@ -35,7 +36,10 @@ log = logging.getLogger("gateway")
 class Exchange:
     """One request and what became of it."""
 
-    __slots__ = ("headers", "held", "is_answered", "receive", "scope", "send")
+    __slots__ = (
+        *("headers", "held", "is_answered", "receive", "scope", "send"),
+        *("answered", "asked", "began", "by", "decided", "operation", "status"),
+    )
 
     def __init__(
         self, scope: Scope, receive: Receive, send: Send, headers: RequestHeaders, held: Held
@@ -48,12 +52,29 @@ class Exchange:
         """The account of how much of its body the gateway holds."""
         self.is_answered = False
         """Whether the upstream's answer has begun to go to the client."""
+        self.operation = ""
+        """What its endpoint is for; "": no endpoint that policies apply to."""
+        self.status = 0
+        """Of the answer to the client. 0: there is none yet."""
+        self.by = ""
+        """The actor whose answer it is: gateway, policyd, upstream; "": none yet."""
+        self.began = perf_counter_ns()
+        """When it came. This and the next three are moments of perf_counter_ns(); 0: not yet."""
+        self.asked = 0
+        self.decided = 0
+        self.answered = 0
+        """When the head of the upstream's answer was there."""
+
+    async def reply(self, reply: Reply, by: str = "gateway") -> None:
+        """Answer with `reply`, which is `by` the gateway or policyd."""
+        self.status, self.by = reply.status, by
+        await reply.send(self.send)
 
     async def give_up(self, reply: Reply) -> None:
         """Answer with `reply`, unless the upstream's answer has begun: then that one is cut off."""
         if not self.is_answered:
             self.is_answered = True
-            await reply.send(self.send)
+            await self.reply(reply)
 
     async def forward(
         self, upstream: Upstream, path: str, body: Body, recorder: OutcomeRecorder
@@ -91,9 +112,11 @@ class Exchange:
             if not failure.is_known:
                 log.warning("no answer from upstream to %s %s: %s", method, path, failure)
             recorder.ending = ENDING_NO_ANSWER
-            await failure.reply.send(self.send)
+            await self.reply(failure.reply)
             return
         self.is_answered = True
+        self.answered = perf_counter_ns()
+        self.status, self.by = answer.status, "upstream"
         recorder.begin_answer(answer)
         try:
             await answer.relay(self.send, recorder.feed)

@@ -17,10 +17,11 @@ from policyd.command.networks import Network, networks
 from policyd.command.open_files import share
 from policyd.command.settings import dump, load, setting
 from policyd.decision_log.spool import SYNCS, Sync
-from policyd.descriptor.end_users import check_end_user_headers
+from policyd.descriptor.end_users import check_end_users
 from policyd.engine.policy import MODES
 from policyd.engine.states import Mode
 from policyd.errors import SettingsError
+from policyd.telemetry.tracing import check_traces
 
 # It stands in commands to copy: nothing that a shell or a program would read as its own.
 _PLAIN_URL = re.compile(r"https?://[A-Za-z0-9.:/_~\[\]-]+")
@@ -28,8 +29,6 @@ SHIPPING = 5.0
 """Seconds, at least, in which the log's last entries are shipped to the store at the end."""
 MAX_RETENTION = 36_500
 """Days that a decision can stay in the log."""
-CALLERS = ("grpc", "http", "envoy")
-"""The kinds of callers, by the words that operators use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,6 +226,33 @@ class ServerSettings:
         "take them out of requests of clients that it does not trust with them.",
         metavar="CALLERS",
     )
+    access_log: bool = setting(
+        False,
+        "Log each request in one line, by the logger access. Those without an API key in force are "
+        "counted instead.",
+    )
+    traces: str = setting(
+        "",
+        "The collector to send traces to, by OTLP over HTTP, such as http://127.0.0.1:4318. Needs "
+        "the extra policyd[tracing].",
+        metavar="URL",
+    )
+    trace_sample: float = setting(
+        1.0,
+        "The share of the traces that begin here which is sent, from 0 to 1: 0.01 is one in a "
+        "hundred. Of a trace that comes with a request, the caller has decided.",
+        least=0,
+        most=1,
+    )
+    trace_users: str = setting(
+        "",
+        file_help="Holds a key of at least 16 characters. Spans then tell of the end user, by a "
+        "hash with that key (user.id); without it they do not.",
+        hidden=True,
+    )
+    metrics: Address | None = setting(
+        None, "Where Prometheus finds metrics, at /metrics; off unless given."
+    )
     insecure: bool = setting(False, "Listen beyond this machine without TLS or authentication.")
 
     poll_interval: float | None = None
@@ -282,7 +308,8 @@ class ServerSettings:
         if self.tls_client_ca and not self.tls_cert:
             raise SettingsError("--tls-client-ca needs --tls-cert and --tls-key")
         self._check_console()
-        self._check_end_users()
+        check_end_users(self.end_user_headers, self.end_user_callers)
+        check_traces(self.traces, self.trace_users)
         if not self.insecure:
             self._check_reach()
 
@@ -294,24 +321,13 @@ class ServerSettings:
                 raise SettingsError("--console-url has no path: give the console a name of its own")
         _ = self.console_proxies
 
-    def _check_end_users(self) -> None:
-        check_end_user_headers(self.end_user_headers)
-        for caller in self.end_user_callers:
-            if caller not in CALLERS:
-                raise SettingsError(
-                    f"--end-user-callers takes {', '.join(CALLERS)}, not {caller!r}"
-                )
-        if bool(self.end_user_headers) != bool(self.end_user_callers):
-            raise SettingsError(
-                "--end-user-headers and --end-user-callers go together: give both or neither"
-            )
-
     def _check_reach(self) -> None:
         """Beyond this machine, policyd speaks TLS and authenticates callers."""
         self._check_asking(self.grpc, "--grpc")
         self._check_asking(self.http, "--http")
         self._check_encrypted(self.admin, "--admin")
         self._check_encrypted(self.console, "--console")
+        self._check_encrypted(self.metrics, "--metrics")
 
     def _check_asking(self, address: Address | None, flag: str) -> None:
         if not _is_beyond(address) or (

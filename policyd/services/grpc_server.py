@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection
 
 from policyd.command.address import Address, check_free, not_free
 from policyd.errors import SettingsError
-from policyd.services.errors import ErrorInterceptor
+from policyd.services.errors import ErrorInterceptor, Note, unnoted
 from policyd.services.waiting_calls import WaitingCalls
 from policyd.settings import ServerSettings
 
@@ -86,15 +86,21 @@ def _milliseconds(seconds: float) -> int:
 class GrpcListener:
     """A gRPC server with `services` (their full names), health and reflection.
 
-    `guards` are interceptors that come before the servicers.
+    `guards` are interceptors that come before the servicers. `note` is told of the servicers'
+    errors.
     """
 
     def __init__(
-        self, services: tuple[str, ...], guards: list[Any], bounds: Bounds, shared: bool
+        self,
+        services: tuple[str, ...],
+        guards: list[Any],
+        bounds: Bounds,
+        shared: bool,
+        note: Note = unnoted,
     ) -> None:
         self._waiting = WaitingCalls(_CALLS // 2)
         self.server = grpc.aio.server(
-            interceptors=[self._waiting, *guards, ErrorInterceptor()],
+            interceptors=[self._waiting, *guards, ErrorInterceptor(note)],
             options=_options(bounds, shared),
             maximum_concurrent_rpcs=_CALLS,
         )

@@ -45,9 +45,7 @@ LAST = {
     "30d": ("Last 30 days", timedelta(days=30)),
 }
 OPERATIONS = tuple(endpoint.operation for endpoint in ENDPOINTS.values())
-KEY_STATUS = re.compile("[1-5][0-9]{2}")
-_NUMBER = re.compile("[0-9]{1,13}")
-_ID = re.compile(r"key_[0-9a-f]{1,27}")
+KEY_ID = re.compile(r"key_[0-9a-f]{1,27}")
 _TRACE = re.compile(r"[0-9A-Za-z_-]{1,99}")
 _STATUS = re.compile("[1-5][0-9]{2}")
 _NUMBER = re.compile("[0-9]{1,13}")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 HEAD = "0013"
 """The form that this version makes."""
-NEEDS = "0009"
+NEEDS = "0013"
 """The oldest form that this version works on."""
 VERSION_TABLE = "schema_version"
 _OLD_TABLE = "alembic_version"
