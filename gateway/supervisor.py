@@ -9,8 +9,10 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from gateway.checks import files
 from gateway.server import Server, listen_for_workers
 from gateway.settings import Settings, dump_settings
+from policyd.command.checks import look_at
 from policyd.command.child import Child, End
 from policyd.command.crew import Crew, Orders, Own, Worker, keep_fixed
 
@@ -90,8 +92,15 @@ class _Supervisor:
 
         Raises PolicydError or OSError.
         """
-        self._settings = keep_fixed(self._read_again(), self._asked, self._settings, _FIXED)
-        await self.workers.replace(lambda _: self._worker())
+        before = self._settings
+        again = self._read_again()
+        look_at(files(again))
+        self._settings = keep_fixed(again, self._asked, before, _FIXED)
+        try:
+            await self.workers.replace(lambda _: self._worker())
+        except BaseException:
+            self._settings = before
+            raise
 
     async def stop(self, end: End) -> None:
         """Stop the workers."""

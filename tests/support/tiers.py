@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDERS = {"demo": "slow", "faults": "faults", "proxies": "proxies"}
+FOLDERS = {"demo": "slow", "deploy": "programs", "faults": "faults", "proxies": "proxies"}
 """The marker of each folder of tests/ whose tests are not quick."""
 FILES = {
     "test_browser.py": "browser",
