@@ -12,6 +12,7 @@ from policyd.command.groups import ServerCommand, read_again
 from policyd.command.open_files import raise_limit
 from policyd.command.process import run
 from policyd.command.settings import build
+from policyd.command.versions import build_words
 from policyd.telemetry.log import start_logging
 
 
@@ -40,4 +41,4 @@ async def _serve(settings: Settings, again: ReadAgain) -> None:
 
 
 def _say_ready(url: str) -> None:
-    click.echo(f"policyd-gateway is ready: {url}")
+    click.echo(f"policyd-gateway is ready: {url} {build_words()}")

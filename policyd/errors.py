@@ -10,6 +10,8 @@ PolicydError
 ├── LogFull                a decision cannot be logged, as there is no room for it
 │   └── LogUnwritable      ... as the disk or the process fails
 ├── BodiesFull             as many bytes of request bodies are held as may be
+├── NameTaken              another API key that is not revoked has this name
+├── OlderServers           servers of an older version would not follow the change
 ├── KeyRevoked             a revoked API key cannot be changed
 ├── EtagMismatch           the API key has changed since the caller read it
 ├── PositionMoved          a spool file is shipped up to another byte than the shipper expected
@@ -67,6 +69,14 @@ class LogUnwritable(LogFull):
 
 class BodiesFull(PolicydError):
     """As many bytes of request bodies are held as may be."""
+
+
+class NameTaken(PolicydError):
+    """Another API key that is not revoked has this name."""
+
+
+class OlderServers(PolicydError):
+    """Servers of an older version use the database, and would not follow the change."""
 
 
 class KeyRevoked(PolicydError):

@@ -17,7 +17,7 @@ from policyd.command.networks import Network, networks
 from policyd.command.open_files import share
 from policyd.command.settings import dump, load, setting
 from policyd.decision_log.spool import SYNCS, Sync
-from policyd.descriptor.end_users import check_end_user_headers
+from policyd.descriptor.end_users import check_end_users
 from policyd.engine.policy import MODES
 from policyd.engine.states import Mode
 from policyd.errors import SettingsError
@@ -29,8 +29,6 @@ SHIPPING = 5.0
 """Seconds, at least, in which the log's last entries are shipped to the store at the end."""
 MAX_RETENTION = 36_500
 """Days that a decision can stay in the log."""
-CALLERS = ("grpc", "http", "envoy")
-"""The kinds of callers, by the words that operators use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,7 +308,7 @@ class ServerSettings:
         if self.tls_client_ca and not self.tls_cert:
             raise SettingsError("--tls-client-ca needs --tls-cert and --tls-key")
         self._check_console()
-        self._check_end_users()
+        check_end_users(self.end_user_headers, self.end_user_callers)
         check_traces(self.traces, self.trace_users)
         if not self.insecure:
             self._check_reach()
@@ -322,18 +320,6 @@ class ServerSettings:
             if urlsplit(self.console_url).path.strip("/"):
                 raise SettingsError("--console-url has no path: give the console a name of its own")
         _ = self.console_proxies
-
-    def _check_end_users(self) -> None:
-        check_end_user_headers(self.end_user_headers)
-        for caller in self.end_user_callers:
-            if caller not in CALLERS:
-                raise SettingsError(
-                    f"--end-user-callers takes {', '.join(CALLERS)}, not {caller!r}"
-                )
-        if bool(self.end_user_headers) != bool(self.end_user_callers):
-            raise SettingsError(
-                "--end-user-headers and --end-user-callers go together: give both or neither"
-            )
 
     def _check_reach(self) -> None:
         """Beyond this machine, policyd speaks TLS and authenticates callers."""

@@ -9,13 +9,14 @@ import click
 from policyd.cli import key_settings, options, verdicts
 from policyd.cli.key_settings import Change, Changes
 from policyd.cli.options import HeaderLine, option
-from policyd.descriptor.evaluate_request import read
-from policyd.engine.model import Decision
+from policyd.descriptor import evaluate_request
 from policyd.engine.policy import MODES
-from policyd.engine.settings import KeySettings, Settings
+from policyd.engine.settings import Settings
 from policyd.engine.states import Credential
 from policyd.keys import api_key
-from policyd.policies import TABLE, decide
+from policyd.keys.defaults import above
+from policyd.policies import TABLE
+from policyd.trial import Trial, try_request
 from policyd.v1 import policy_pb2 as pb
 
 if TYPE_CHECKING:
@@ -56,8 +57,9 @@ def explain(
     """
     message = request(**described)
     tried = Changes(key_settings.joined(policies))
-    defaults = TABLE.with_original(MODES[default_mode])
+    own = TABLE.with_original(MODES[default_mode])
     with options.opened(database_url) as store:
+        defaults = above(store.defaults(), own)
         decision, key = decide_now(store, message, tried, defaults)
     if decision.missing:
         raise click.UsageError(
@@ -95,14 +97,12 @@ def _header(line: str) -> pb.Header:
 
 def decide_now(
     store: "Store", message: pb.EvaluateRequest, tried: Changes, defaults: Settings
-) -> tuple[Decision, KeySettings | None]:
-    """The decision, and the settings that were tried on the key, if it is in force."""
-    decision_input = read(message).decision_input
+) -> Trial:
+    """The decision, with `tried` as if they were set on the key, if it is in force."""
+    credential, key = evaluate_request.credential(message)
     settings = None
-    if decision_input.credential is Credential.GIVEN:
-        digest = api_key.digest(decision_input.key)
-        changed = store.keys.changes_since(0).changed
-        settings = next((one.settings for one in changed if one.digest == digest), None)
+    if credential is Credential.GIVEN:
+        settings = store.keys.in_force(api_key.digest(key))
     if settings:
         settings = replace(settings, policies=tried.applied(settings.policies))
-    return decide(decision_input, settings, defaults), settings
+    return try_request(message, settings, defaults)

@@ -15,6 +15,7 @@ from policyd.command.open_files import raise_limit
 from policyd.command.process import fork_without_grpc, run
 from policyd.command.settings import build
 from policyd.command.threads import StoreThreads
+from policyd.command.versions import build_words
 from policyd.decision_log.spool import left
 from policyd.errors import PolicydError
 from policyd.settings import ServerSettings
@@ -68,7 +69,7 @@ async def _say_ready(settings: ServerSettings) -> None:
     http = settings.http
     at = f"grpc={settings.grpc} admin={settings.admin}" + (f" http={http}" if http else "")
     if settings.console is None:
-        click.echo(f"policyd is ready: {at}")
+        click.echo(f"policyd is ready: {at} {build_words()}")
         return
     # In a thread: this loop may serve decisions, and the database may be silent.
     asking = StoreThreads("the console's link", settings.database_timeout)
@@ -77,7 +78,7 @@ async def _say_ready(settings: ServerSettings) -> None:
         # It is first, unless the database does not tell whether there is a password.
         await asyncio.wait({saying}, timeout=_LINK)
         url = await asking.run(_console_url, settings)
-        click.echo(f"policyd is ready: {at} console={url}")
+        click.echo(f"policyd is ready: {at} console={url} {build_words()}")
         await saying
     finally:
         saying.cancel()

@@ -33,22 +33,42 @@ _OTHERWISE_USED = method_override.HEADERS | {
 }
 
 
-def check_end_user_headers(names: Iterable[str]) -> None:
-    """Raises SettingsError where --end-user-headers cannot list these."""
+CALLERS = ("grpc", "http", "envoy")
+"""The kinds of callers, by the words that operators use."""
+_FLAGS = ("--end-user-headers", "--end-user-callers")
+
+
+def check_end_users(
+    headers: tuple[str, ...], callers: tuple[str, ...], names: tuple[str, str] = _FLAGS
+) -> None:
+    """Raises SettingsError where these headers cannot be trusted when these callers send them.
+
+    `names` are what the message calls the two.
+    """
+    check_end_user_headers(headers, names[0])
+    for caller in callers:
+        if caller not in CALLERS:
+            raise SettingsError(f"{names[1]} takes {', '.join(CALLERS)}, not {caller[:80]!r}")
+    if bool(headers) != bool(callers):
+        raise SettingsError(f"{names[0]} and {names[1]} go together: give both or neither")
+
+
+def check_end_user_headers(names: Iterable[str], flag: str = _FLAGS[0]) -> None:
+    """Raises SettingsError where --end-user-headers, or the setting `flag`, cannot list these."""
     given = tuple(names)
     for name in given:
         if not is_place(HEADER_PLACE + name):
             raise SettingsError(
-                "--end-user-headers takes names of headers in lower case, such as "
+                f"{flag} takes names of headers in lower case, such as "
                 f"x-forwarded-user, not {name[:80]!r}"
             )
         if name in _OTHERWISE_USED or is_own(name):
             raise SettingsError(
-                f"--end-user-headers {name} has another meaning, and its values would be logged: "
+                f"{flag} {name} has another meaning, and its values would be logged: "
                 "list a header that holds end users and nothing else"
             )
     if len(given) > MAX_PLACES:
-        raise SettingsError(f"--end-user-headers takes up to {MAX_PLACES} headers")
+        raise SettingsError(f"{flag} takes up to {MAX_PLACES} headers")
 
 
 def value(text: str) -> str:

@@ -36,6 +36,8 @@ class KeySettings:
     policies: Settings = ()
     accept: tuple[str, ...] = IDENTIFIERS
     """The places in which an end user may stand: one or more, up to MAX_PLACES."""
+    until: float | None = None
+    """Seconds since 1970 from which on the secret is no longer in force. None: it has no end."""
 
     def __post_init__(self) -> None:
         if problem := accept_problem(self.accept):
@@ -49,6 +51,20 @@ class RouteSettings:
     policies: Settings = ()
     accept: tuple[str, ...] = ()
     """The places in which an end user may stand. Empty: those of the key."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerDefaults:
+    """What holds where a key sets nothing, and which headers may name the end user, as
+    administrators applied it for all servers of a database."""
+
+    policies: Settings = ()
+    """Above those of the server's own settings, policy by policy."""
+    end_user_headers: tuple[str, ...] = ()
+    """Empty: headers and callers are those of the server's own settings."""
+    end_user_callers: tuple[str, ...] = ()
+    revision: int = 0
+    """Of the settings, by the last change of these. 0: they were not applied yet."""
 
 
 _FIRST = datetime(1970, 1, 1, tzinfo=UTC)
@@ -67,6 +83,12 @@ class ApiKey:
     revoked_at: datetime | None
     revision: int
     """Of the settings, by the last change to this key."""
+    expires_at: datetime | None = None
+    """From then on it is treated as one that was revoked. None: never."""
+    previous_until: datetime | None = None
+    """Until when the secret before the last rotation is in force. None: there is none."""
+    suffix: str = ""
+    """The last four characters of the key itself. "": not known."""
 
     @property
     def etag(self) -> str:
@@ -78,7 +100,7 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True)
 class KeyChange:
-    """One key that changed: what `digest` now stands for. None: it is revoked."""
+    """What `digest` now stands for, as its key has changed. None: it is not in force any more."""
 
     digest: bytes
     settings: KeySettings | None
@@ -95,3 +117,5 @@ class KeyChanges:
     epoch: str = ""
     """What tells this revision from another one of the same number, in a database that was put back
     from a backup or has lost changes. Keep it beside the revision, and ask with both."""
+    defaults: ServerDefaults | None = None
+    """The defaults at this revision, whether they have changed or not. None: none were applied."""

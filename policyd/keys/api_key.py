@@ -4,12 +4,17 @@ A key has 285 bits of randomness. That is too much to search, so a plain SHA-256
 """
 
 import hashlib
+import re
 import secrets
 import string
+
+from policyd.errors import InvalidArgument
 
 _ALPHABET = string.digits + string.ascii_letters
 _PREFIX = "up-"
 _LENGTH = 48
+_SUFFIX = 4
+_DIGEST = re.compile("[0-9a-fA-F]{64}")
 
 
 def generate() -> str:
@@ -26,3 +31,18 @@ def digest(key: str) -> bytes:
     """The 32 bytes by which `key` is stored and looked up. Any string has a digest, and that of a
     malformed key is no key's: so malformed and unknown keys take the same path and time."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+
+
+def suffix(key: str) -> str:
+    """The last characters of `key`, by which people recognise it."""
+    return key[-_SUFFIX:]
+
+
+def read_digest(text: str) -> bytes:
+    """The digest that `text` states in hexadecimal. Raises InvalidArgument."""
+    if not _DIGEST.fullmatch(text):
+        raise InvalidArgument(
+            "a digest is the SHA-256 of a key in 64 hexadecimal digits, as `printf %s KEY | "
+            "sha256sum` prints it"
+        )
+    return bytes.fromhex(text)

@@ -5,14 +5,53 @@ it. Such a setting stays as it is until an administrator removes it.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
 
+from policyd.engine.places import IDENTIFIERS
 from policyd.engine.policy import check_settings
-from policyd.engine.settings import Setting, Settings
+from policyd.engine.settings import ApiKey, ServerDefaults, Setting, Settings
 from policyd.errors import InvalidArgument
+from policyd.keys.audit import Action
 from policyd.policies import TABLE
 
 Change = Settings | Callable[[Settings], Settings]
 """A key's new settings, or what makes them of those that it has."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeclaredKey:
+    """A key that should be there, by its name. What it leaves out is not set."""
+
+    name: str
+    policies: Settings = ()
+    accept: tuple[str, ...] = IDENTIFIERS
+    expires_at: datetime | None = None
+    digest: str | None = None
+    """The SHA-256 of its secret in hexadecimal. None: the secret stays as it is, or is made."""
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedChange:
+    """What applying a declaration changed, or would change: a key, or the defaults."""
+
+    action: Action
+    before: ApiKey | None = None
+    after: ApiKey | None = None
+    """A key that would be created has no ID yet."""
+    secret: str = ""
+    """Of a key that was created, unless its digest was declared."""
+    defaults_before: ServerDefaults | None = None
+    defaults_after: ServerDefaults | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What applying a declaration changed, keys first, or would change."""
+
+    changes: tuple[AppliedChange, ...]
+    revision: int
+    """In which all of it is in force."""
 
 
 def changed(current: Settings, change: Change) -> Settings:

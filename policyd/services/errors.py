@@ -34,6 +34,8 @@ TABLE: dict[type[errors.PolicydError], tuple[grpc.StatusCode, str]] = {
     errors.LogUnwritable: (_Code.RESOURCE_EXHAUSTED, "LOG_UNWRITABLE"),
     errors.BodiesFull: (_Code.RESOURCE_EXHAUSTED, "BODIES_FULL"),
     errors.KeyRevoked: (_Code.FAILED_PRECONDITION, "KEY_REVOKED"),
+    errors.NameTaken: (_Code.ALREADY_EXISTS, "NAME_TAKEN"),
+    errors.OlderServers: (_Code.FAILED_PRECONDITION, "OLDER_SERVERS"),
     errors.EtagMismatch: (_Code.ABORTED, "ETAG_MISMATCH"),
     errors.StoreBusy: (_Code.RESOURCE_EXHAUSTED, "STORE_BUSY"),
     errors.StoreUnavailable: (_Code.UNAVAILABLE, "STORE_UNAVAILABLE"),

@@ -15,10 +15,11 @@ from policyd.descriptor.content_encoding import decoded_limit
 from policyd.descriptor.headers import NO_HEADERS
 from policyd.engine.decision import NO_ROUTE
 from policyd.engine.places import IDENTIFIERS
-from policyd.engine.settings import KeySettings, RouteSettings, Settings
+from policyd.engine.settings import KeySettings, RouteSettings
 from policyd.engine.states import Credential
 from policyd.errors import InvalidArgument, InvalidDescriptor, RevisionNotReached
 from policyd.keys import api_key
+from policyd.keys.defaults import Defaults
 from policyd.keys.key_table import KeyTable
 from policyd.policies import decide
 from policyd.services import log_entries
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from policyd.telemetry.tracing import Span
 
 _Result = TypeVar("_Result")
+_CALLER = "grpc"
+"""The kind of the callers of PolicyService."""
 MAX_BATCH = 1000
 """Items in one BatchEvaluate."""
 MAX_BATCH_BODIES = 16 * 2**20
@@ -44,25 +47,24 @@ MAX_WAIT = 5.0
 
 
 class PolicyServicer(PolicyServiceServicer):
-    """Decides with the settings in `keys`; `defaults` hold for keys that set no such policy.
+    """Decides with the settings in `keys`; `defaults` hold for keys that set no such policy, and
+    say which headers that callers of PolicyService send may name the end user.
 
     `log` makes entries durable, at once or when its result is awaited, or raises LogFull. `process`
     is 12 hexadecimal digits that no other process has: the IDs of decisions contain them, behind
-    the time of `clock`. `bodies` bounds the raw bodies that are read. Of the headers that
-    callers of PolicyService send, those in `trusted` may name the end user. `metrics` count and
-    time what it does, `access` writes a line of it, and `traces` make spans of it, where operators
-    ask for that.
+    the time of `clock`. `bodies` bounds the raw bodies that are read. `metrics` count and time what
+    it does, `access` writes a line of it, and `traces` make spans of it, where operators ask for
+    that.
     """
 
     def __init__(
         self,
         keys: KeyTable,
-        defaults: Settings,
+        defaults: Defaults,
         process: str,
         log: Callable[[Sequence[Entry]], Awaitable[None] | None],
         bodies: Bodies,
         clock: Callable[[], float] = time.time,
-        trusted: frozenset[str] = NO_HEADERS,
         metrics: "DecisionMetrics | None" = None,
         access: "DecisionAccess | None" = None,
         traces: "DecisionTraces | None" = None,
@@ -79,14 +81,14 @@ class PolicyServicer(PolicyServiceServicer):
         self._decide = metrics.decide.timed(decide) if metrics else decide
         self._ids = DecisionIds(process, clock)
         self._bodies = bodies
-        self._trusted = trusted
         self.failures = PolicyFailures()
 
     async def Evaluate(self, request: pb.EvaluateRequest, context: Any) -> pb.EvaluateResponse:
         """See policy.proto."""
         if request.min_revision > self._keys.revision:
             await self._reach(request.min_revision, context)
-        return await self.answer(request, trusted=self._trusted, adapter="grpc", context=context)
+        trusted = self._defaults.trusted(_CALLER)
+        return await self.answer(request, trusted=trusted, adapter="grpc", context=context)
 
     async def BatchEvaluate(
         self, request: pb.BatchEvaluateRequest, context: Any
@@ -190,7 +192,8 @@ class PolicyServicer(PolicyServiceServicer):
         try:
             if bodies > MAX_BATCH_BODIES:
                 raise InvalidDescriptor("the batch's raw bodies are too large: send fewer at once")
-            response, record = self._evaluate(item.request, NO_ROUTE, self._trusted, span)
+            trusted = self._defaults.trusted(_CALLER)
+            response, record = self._evaluate(item.request, NO_ROUTE, trusted, span)
             decided.append(record)
             return pb.BatchEvaluateResult(id=item.id, response=response)
         except Exception as error:  # noqa: BLE001  # An item's error must not affect the others.
@@ -302,7 +305,7 @@ class PolicyServicer(PolicyServiceServicer):
         if trace_id and not reading.trace_id:
             reading = reading._replace(trace_id=trace_id)
         decision_input = reading.decision_input
-        decision = self._decide(decision_input, settings, self._defaults, route)
+        decision = self._decide(decision_input, settings, self._defaults.policies, route)
         if decision.missing:
             raise InvalidDescriptor("; ".join(decision.missing))
         if decision.failures:

@@ -3,14 +3,21 @@
 `Store` is all that the rest of policyd sees of it: a few methods of its own, and one part for each
 kind of thing that is kept. A request meets them in this order:
 
-    keys              API keys and revisions; changes_since() is what workers follow
+    keys              API keys, one at a time; key_rows has their table
+    key_list          keys, searched and sorted; key_batches: several changed in one revision
+    declaring         keys and defaults as an operator declares them, in one revision
+    revisions         what counts them; defaults: the server's, for all keys
+    key_changes       what workers follow: digests in force, and the defaults
+    audit             what administrators did
     epochs, hints     what makes a revision unmistakable; that settings have changed
     log               decisions and outcomes as the shipper appends them, and as pages read them
     outcomes          outcomes that wait for their decision
     positions         how far each file of a spool has been shipped
     refused_keys      requests without a key in force, counted apart from the log
     losses, log_size  decisions that were lost; how many the log holds
-    decisions         the table of decisions, and the queries along its indexes
+    decisions         the table of decisions
+    log_filter        which decisions are wanted
+    log_pages         pages of them along the indexes, and searches where no index helps
     statistics        counts by hour, key and end user, for the console
     history           a key's requests by kind, for simulations
     workers           which workers run, and from which revision each decides
@@ -24,7 +31,7 @@ database_file and checkpoints (SQLite's file, which others may replace), clock, 
 The form: forms and migrations/. What `policyd db` does: upkeep, copying, sqlite_files.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 
 import sqlalchemy as sa
@@ -32,16 +39,22 @@ import sqlalchemy as sa
 from policyd.command.database_url import sqlite_file
 from policyd.command.deadline import TIMEOUT
 from policyd.engine.policy import Need
-from policyd.store import damage, forms, hints
+from policyd.engine.settings import ServerDefaults
+from policyd.keys.settings import Applied, DeclaredKey
+from policyd.store import damage, declaring, defaults, forms, hints
 from policyd.store import identity as identities
 from policyd.store.administrator import Administrator
+from policyd.store.audit import Audit
 from policyd.store.clock import database_time
 from policyd.store.database import metadata, reading
-from policyd.store.decisions import LogFilter
 from policyd.store.engine import make_file, open_engine
 from policyd.store.history import History
-from policyd.store.keys import CHANGEABLE, MAX_NAME, Keys
+from policyd.store.key_batches import KeyBatches
+from policyd.store.key_list import KeyFilter, KeyList
+from policyd.store.key_rows import CHANGEABLE, MAX_NAME
+from policyd.store.keys import MAX_KEEP, Keys
 from policyd.store.log import Log, LogStatus
+from policyd.store.log_filter import LogFilter
 from policyd.store.migrations import Form
 from policyd.store.positions import Positions, Step
 from policyd.store.refused_keys import RefusedKeyCounts, RefusedKeys, RefusedSource
@@ -50,8 +63,10 @@ from policyd.store.workers import Worker, Workers
 
 __all__ = [
     "CHANGEABLE",
+    "MAX_KEEP",
     "MAX_NAME",
     "Counts",
+    "KeyFilter",
     "LogFilter",
     "LogStatus",
     "RefusedKeyCounts",
@@ -82,6 +97,9 @@ class Store:
         self._url = url
         self._engine = open_engine(url, timeout)
         self.keys = Keys(self._engine)
+        self.key_list = KeyList(self._engine)
+        self.key_batches = KeyBatches(self._engine)
+        self.audit = Audit(self._engine)
         self.log = Log(self._engine)
         self.positions = Positions(self._engine)
         self.refused_keys = RefusedKeys(self._engine)
@@ -98,6 +116,32 @@ class Store:
         """This moment by the database's clock. Queries of what is stored start from it."""
         with reading(self._engine) as connection:
             return database_time(connection)
+
+    def defaults(self) -> ServerDefaults | None:
+        """The server's defaults, as they were applied. None: they were not."""
+        with reading(self._engine) as connection:
+            return defaults.read(connection)
+
+    def apply(
+        self,
+        declared: Sequence[DeclaredKey],
+        wanted: ServerDefaults | None = None,
+        *,
+        prune: bool = False,
+        dry_run: bool = False,
+        by: str = "",
+    ) -> Applied:
+        """Make the keys, by their names, and the server's defaults what is declared: all of it in
+        one revision, or nothing. None: the defaults stay as they are.
+
+        With `prune`, every key that is not declared is revoked. With `dry_run`, the changes are
+        told and none is made. A declared digest that is not the key's takes the place of its
+        secret, which ends at once.
+
+        Raises InvalidArgument or OlderServers.
+        """
+        work = (self._engine, declared, wanted)
+        return declaring.apply(*work, prune=prune, dry_run=dry_run, by=by)
 
     def hints(self) -> AsyncIterator[None]:
         """Yields when a key has changed, on databases that send notifications: see hints.py."""

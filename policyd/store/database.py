@@ -106,9 +106,17 @@ def damaged(cause: str) -> StoreUnusable:
 
 
 @contextmanager
-def reading(engine: sa.Engine, bound: Bound | None = None) -> Iterator[sa.Connection]:
-    """A connection to read with. Raises StoreUnavailable, also where the block takes too long."""
-    with _bounded(engine, bound) as connection:
+def reading(
+    engine: sa.Engine, bound: Bound | None = None, *, is_snapshot: bool = False
+) -> Iterator[sa.Connection]:
+    """A connection to read with. Raises StoreUnavailable, also where the block takes too long.
+
+    With `is_snapshot`, all statements read the database as it was at the first one. On SQLite they
+    always do.
+    """
+    is_asked = is_snapshot and engine.dialect.name == "postgresql"
+    options = {"isolation_level": "REPEATABLE READ"} if is_asked else {}
+    with _bounded(engine, bound, **options) as connection:
         identity.check(connection)
         yield connection
 

@@ -28,10 +28,18 @@ _SEEN = 65536
 @lru_cache(maxsize=_SEEN)
 def policies(mode: int | None, override: int, others: str) -> Settings:
     """The settings that a row holds."""
-    found = {name: _setting(*given) for name, given in json.loads(others).items()}
-    return TABLE.with_original(
-        Mode(mode) if mode else None, Override(override), tuple(found.items())
-    )
+    return TABLE.with_original(Mode(mode) if mode else None, Override(override), read_all(others))
+
+
+def read_all(text: str) -> Settings:
+    """The settings that JSON holds, as the column `policies` has it."""
+    found = {name: _setting(*given) for name, given in json.loads(text).items()}
+    return TABLE.in_order(found.items())
+
+
+def text_of_all(settings: Settings) -> str:
+    """The same as JSON."""
+    return json.dumps(dict(settings), separators=(",", ":"))
 
 
 def _setting(mode: int | None, value: str, override: int | None) -> Setting:
@@ -45,7 +53,7 @@ def row(settings: Settings) -> dict[str, Any]:
     return {
         "mode": original.mode,
         "override": original.override or Override.ANY,
-        "policies": json.dumps(others, separators=(",", ":")),
+        "policies": text_of_all(tuple(others.items())),
     }
 
 

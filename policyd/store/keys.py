@@ -1,53 +1,29 @@
-"""API keys in the store, and the revisions of their settings.
+"""API keys in the store: what administrators do with them, one key at a time.
 
-One row counts revisions. A change locks that row, writes the key with the new number and commits.
-So commits come in the order of revisions, and a worker that asks for keys `WHERE revision > last`
-misses none, whatever else commits at the same time. A revoked key stays as a row, a tombstone, as
-workers must learn of it too. A revision is unmistakable only with its epoch: see epochs.py.
+Each change makes one revision (revisions.py), and writes its record of the audit trail in the same
+transaction (audit.py). Of those who change a key, each says who it is: `by`.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
 
 from policyd.engine.places import IDENTIFIERS
-from policyd.engine.settings import ApiKey, KeyChange, KeyChanges, KeySettings
-from policyd.errors import EtagMismatch, InvalidArgument, KeyNotFound, KeyRevoked
+from policyd.engine.settings import ApiKey, KeyChanges, KeySettings
+from policyd.errors import InvalidArgument, KeyNotFound, KeyRevoked
 from policyd.keys import api_key
+from policyd.keys.audit import Action, changed_fields
 from policyd.keys.settings import Change, changed
-from policyd.store import hints, key_settings
-from policyd.store.database import Moment, metadata, now, reading, writing
-from policyd.store.epochs import epoch_of, epochs
-from policyd.store.key_settings import Accept
+from policyd.store import audit, key_changes, key_rows, key_settings, workers
+from policyd.store.clock import database_time
+from policyd.store.database import now, reading
+from policyd.store.key_rows import CHANGEABLE, keys
+from policyd.store.revisions import change
 
-MAX_NAME = 200
-"""Characters of a key's name."""
-CHANGEABLE = ("name", "policies", "accept")
-"""The fields of an ApiKey that Keys.update() takes."""
-
-_revision = sa.Table(
-    "revision",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("value", sa.BigInteger, nullable=False),
-)
-_keys = sa.Table(
-    "api_keys",
-    metadata,
-    sa.Column("id", sa.String(32), primary_key=True),
-    sa.Column("name", sa.String(MAX_NAME), nullable=False),
-    sa.Column("digest", sa.LargeBinary(32), nullable=False, unique=True),
-    sa.Column("mode", sa.SmallInteger),
-    sa.Column("override", sa.SmallInteger, nullable=False),
-    sa.Column("accept", Accept, nullable=False),
-    sa.Column("policies", sa.Text, nullable=False, server_default="{}"),
-    sa.Column("created_at", Moment, nullable=False),
-    sa.Column("updated_at", Moment, nullable=False),
-    sa.Column("revoked_at", Moment),
-    sa.Column("revision", sa.BigInteger, nullable=False, index=True),
-)
+MAX_KEEP = timedelta(days=90)
+"""How long the secret before a rotation stays in force, at most."""
 
 
 class Keys:
@@ -61,155 +37,182 @@ class Keys:
         name: str,
         policies: Change = (),
         accept: tuple[str, ...] = IDENTIFIERS,
+        *,
+        expires_at: datetime | None = None,
+        digest: str | None = None,
+        by: str = "",
     ) -> tuple[ApiKey, str]:
-        """Make a key. Returns its settings and the key itself, which is stored as a digest only.
+        """Make a key. Returns its settings and the key itself, which is stored as a digest only; or
+        "", where its `digest` is given: the SHA-256 of a secret made elsewhere, in hexadecimal.
 
-        Raises InvalidArgument.
+        Raises InvalidArgument, NameTaken or OlderServers.
         """
-        key = api_key.generate()
-        row = _valid({"name": name, "accept": accept})
+        row = key_rows.valid({"name": name, "accept": accept, "expires_at": expires_at})
         row |= key_settings.row(changed((), policies))
-        at = now()  # It is only shown, so this machine's clock will do.
-        row |= {"id": api_key.generate_id(), "digest": api_key.digest(key)}
-        row |= {"created_at": at, "updated_at": at, "revoked_at": None}
-        with self._change() as (connection, revision):
-            row["revision"] = revision
-            connection.execute(sa.insert(_keys).values(row))
-            return _read(connection, row["id"]), key
+        secret = new_secret(row, digest)
+        with change(self._engine) as (connection, revision):
+            check_free(connection, row, needs_workers=expires_at is not None)
+            connection.execute(sa.insert(keys).values(row | {"revision": revision}))
+            key = key_rows.read(connection, row["id"])
+            _note(connection, Action.KEY_CREATE, by, None, key)
+            return key, secret
 
     def list(
         self, *, after: str = "", limit: int = 100, show_revoked: bool = False
     ) -> list[ApiKey]:
         """Up to `limit` keys, oldest first, that were made after the key with the ID `after`."""
-        query = sa.select(_keys).order_by(_keys.c.created_at, _keys.c.id).limit(limit)
+        query = sa.select(keys).order_by(keys.c.created_at, keys.c.id).limit(limit)
         if not show_revoked:
-            query = query.where(_keys.c.revoked_at.is_(None))
+            query = query.where(keys.c.revoked_at.is_(None))
         with reading(self._engine) as connection:
             if after:
-                last = _read(connection, after)
-                place = sa.tuple_(_keys.c.created_at, _keys.c.id)
+                last = key_rows.read(connection, after)
+                place = sa.tuple_(keys.c.created_at, keys.c.id)
                 query = query.where(place > sa.tuple_(last.created_at, last.id))
-            return [_api_key(row) for row in connection.execute(query)]
+            return [key_rows.api_key_of(row) for row in connection.execute(query)]
 
     def get(self, key_id: str) -> ApiKey:
         """The key with this ID. Raises KeyNotFound."""
         with reading(self._engine) as connection:
-            return _read(connection, key_id)
+            return key_rows.read(connection, key_id)
 
-    def update(self, key_id: str, changes: Mapping[str, object], etag: str | None = None) -> ApiKey:
+    def find(self, name: str) -> ApiKey:
+        """The key of this name that is not revoked. Raises KeyNotFound, and InvalidArgument where
+        several have it, as older versions of policyd allowed."""
+        with reading(self._engine) as connection:
+            found = key_rows.named(connection, name.strip())
+        if not found:
+            raise KeyNotFound(
+                f"no API key that is not revoked has the name {name[:64]!r}: list them to see "
+                "which there are"
+            )
+        return key_rows.only(found)
+
+    def update(
+        self,
+        key_id: str,
+        changes: Mapping[str, object],
+        etag: str | None = None,
+        *,
+        by: str = "",
+    ) -> ApiKey:
         """Change some of CHANGEABLE. `policies` are all that the key then has, or a function that
         makes them of those that it has.
 
-        Raises KeyNotFound, KeyRevoked, EtagMismatch or InvalidArgument.
+        Raises KeyNotFound, KeyRevoked, EtagMismatch, InvalidArgument, NameTaken or OlderServers.
         """
-        row = _valid(changes)
+        row = key_rows.valid(changes)
         policies: Change | None = row.pop("policies", None)
         if not changes:
             raise InvalidArgument(f"nothing to change: name one of {', '.join(CHANGEABLE)}")
-        with self._change() as (connection, revision):
-            current = _read(connection, key_id, etag)
-            if current.revoked_at:
-                raise KeyRevoked(f"{key_id} is revoked and cannot be changed: create a new key")
+        with change(self._engine) as (connection, revision):
+            current = _read_unrevoked(connection, key_id, etag)
+            if row.get("name", current.name) != current.name:
+                key_rows.check_name_is_free(connection, row["name"])
+            if row.get("expires_at") is not None:
+                workers.check_all_follow(connection)
             if policies is not None:
                 row |= key_settings.row(changed(current.policies, policies))
-            return _write(connection, key_id, row, revision)
+            key = key_rows.write(connection, key_id, row, revision)
+            _note(connection, Action.KEY_UPDATE, by, current, key)
+            return key
 
-    def revoke(self, key_id: str, etag: str | None = None) -> ApiKey:
+    def rotate(
+        self, key_id: str, keep: timedelta, etag: str | None = None, *, by: str = ""
+    ) -> tuple[ApiKey, str]:
+        """Give a key a new secret. Returns its settings and the new secret. The secret before stays
+        in force for `keep`, up to MAX_KEEP; one that was kept before that ends now.
+
+        Raises KeyNotFound, KeyRevoked, EtagMismatch, InvalidArgument or OlderServers.
+        """
+        if not timedelta() <= keep <= MAX_KEEP:
+            raise InvalidArgument(
+                f"the secret before is kept for 0 to {MAX_KEEP.days} days, no longer"
+            )
+        secret = api_key.generate()
+        with change(self._engine) as (connection, revision):
+            current = _read_unrevoked(connection, key_id, etag)
+            workers.check_all_follow(connection)
+            until = database_time(connection) + keep if keep else None
+            row = replaced(connection, key_id, api_key.digest(secret), until, revision)
+            row["suffix"] = api_key.suffix(secret)
+            key = key_rows.write(connection, key_id, row, revision)
+            _note(connection, Action.KEY_ROTATE, by, current, key)
+            return key, secret
+
+    def revoke(self, key_id: str, etag: str | None = None, *, by: str = "") -> ApiKey:
         """Revoke a key for good. A revoked key stays as it is. Raises KeyNotFound, EtagMismatch."""
-        with self._change() as (connection, revision):
-            current = _read(connection, key_id, etag)
+        with change(self._engine) as (connection, revision):
+            current = key_rows.read(connection, key_id, etag)
             if current.revoked_at:
                 connection.rollback()
                 return current
-            return _write(connection, key_id, {"revoked_at": now()}, revision)
+            key = key_rows.write(connection, key_id, {"revoked_at": now()}, revision)
+            _note(connection, Action.KEY_REVOKE, by, current, key)
+            return key
+
+    def in_force(self, digest: bytes) -> KeySettings | None:
+        """The settings of the key whose secret has this digest. None: it is not in force."""
+        with reading(self._engine) as connection:
+            return key_changes.in_force(connection, digest)
 
     def changes_since(self, revision: int, epoch: str | None = None) -> KeyChanges:
-        """The keys that changed after `revision`, up to some newer one.
-
-        Every key for revision 0, and where the database does not have this revision with this
-        epoch, because it was restored from a backup or has lost changes. None stands for any
-        epoch.
-        """
-        newest = sa.select(_revision.c.value, sa.func.coalesce(epochs.c.epoch, ""))
-        newest = newest.outerjoin_from(_revision, epochs, epochs.c.revision == _revision.c.value)
-        with reading(self._engine) as connection:
-            # The number is read first: a key that commits between the two reads is read once more
-            # at the next call.
-            latest, latest_epoch = connection.execute(newest).one()
-            # Nearly every call finds nothing new, and takes this one query.
-            known = latest_epoch if latest == revision else epoch_of(connection, revision)
-            is_known = epoch in (None, known)
-            if latest == revision and is_known:
-                return KeyChanges(latest, (), epoch=latest_epoch)
-            since = revision if latest > revision and is_known else 0
-            rows = connection.execute(sa.select(_keys).where(_keys.c.revision > since))
-            changed = tuple(map(_key_change, rows))
-            return KeyChanges(latest, changed, everything=since == 0, epoch=latest_epoch)
-
-    @contextmanager
-    def _change(self) -> Iterator[tuple[sa.Connection, int]]:
-        with writing(self._engine) as connection:
-            # The transaction begins with the lock, so that writers queue up here.
-            count = sa.update(_revision).values(value=_revision.c.value + 1)
-            revision = connection.execute(count.returning(_revision.c.value)).scalar_one()
-            hints.give(connection)
-            yield connection, revision
+        """What changed after `revision`, up to some newer one: see key_changes.py."""
+        return key_changes.since(self._engine, revision, epoch)
 
 
-def _valid(changes: Mapping[str, Any]) -> dict[str, Any]:
-    if unknown := set(changes) - set(CHANGEABLE):
-        raise InvalidArgument(f"a key has no changeable field {', '.join(sorted(unknown))}")
-    row = dict(changes)
-    if "name" in row:
-        row["name"] = _valid_name(row["name"])
-    if "accept" in row:
-        row["accept"] = key_settings.accept_text(row["accept"])
-    return row
+def new_secret(row: dict[str, Any], digest: str | None) -> str:
+    """Complete the row of a new key, with a new secret or the `digest` of one. Returns the secret;
+    "" where only its digest is known. Raises InvalidArgument."""
+    at = now()  # It is only shown, so this machine's clock will do.
+    row |= {"id": api_key.generate_id(), "created_at": at, "updated_at": at, "revoked_at": None}
+    if digest is not None:
+        row |= {"digest": api_key.read_digest(digest), "suffix": ""}
+        return ""
+    secret = api_key.generate()
+    row |= {"digest": api_key.digest(secret), "suffix": api_key.suffix(secret)}
+    return secret
 
 
-def _valid_name(name: str) -> str:
-    name = name.strip()
-    if not name or len(name) > MAX_NAME or not name.isprintable():
-        raise InvalidArgument(f"a key's name has 1 to {MAX_NAME} printable characters")
-    return name
+def check_free(connection: sa.Connection, row: Mapping[str, Any], *, needs_workers: bool) -> None:
+    """Raises where a new key cannot have this name or digest, or workers would not follow it."""
+    key_rows.check_name_is_free(connection, row["name"])
+    key_rows.check_digest_is_free(connection, row["digest"])
+    if needs_workers:
+        workers.check_all_follow(connection)
 
 
-def _read(connection: sa.Connection, key_id: str, etag: str | None = None) -> ApiKey:
-    # PostgreSQL takes no NUL in a text.
-    wanted = sa.select(_keys).where(_keys.c.id == key_id.replace("\0", ""))
-    row = connection.execute(wanted).one_or_none()
-    if row is None:
-        raise KeyNotFound(
-            f"no API key has the ID {key_id[:64]!r}: list them to see which there are"
-        )
-    key = _api_key(row)
-    # Older versions of policyd gave out the revision as the etag.
-    if etag and etag not in (key.etag, str(key.revision)):
-        raise EtagMismatch(f"{key_id} has changed since it was read: read it again, then change it")
-    return key
+def replaced(
+    connection: sa.Connection,
+    key_id: str,
+    digest: bytes,
+    until: datetime | None,
+    revision: int,
+) -> dict[str, Any]:
+    """What changes of a key's row where `digest` takes the place of its own, which stays in force
+    `until` then. What is no longer in force is noted."""
+    row = key_rows.read_row(connection, key_id)
+    kept, ended = (row.digest, [row.previous_digest]) if until else (None, [row.digest])
+    if not until:
+        ended.append(row.previous_digest)
+    key_rows.end(connection, ended, revision)
+    return {"digest": digest, "previous_digest": kept, "previous_until": until}
 
 
-def _write(connection: sa.Connection, key_id: str, row: dict[str, Any], revision: int) -> ApiKey:
-    row = {**row, "updated_at": now(), "revision": revision}
-    connection.execute(sa.update(_keys).where(_keys.c.id == key_id).values(row))
-    return _read(connection, key_id)
+def _read_unrevoked(connection: sa.Connection, key_id: str, etag: str | None) -> ApiKey:
+    current = key_rows.read(connection, key_id, etag)
+    if current.revoked_at:
+        raise KeyRevoked(f"{key_id} is revoked and cannot be changed: create a new key")
+    return current
 
 
-def _api_key(row: Any) -> ApiKey:
-    return ApiKey(
-        id=row.id,
-        name=row.name,
-        policies=key_settings.policies(row.mode, row.override, row.policies),
-        accept=key_settings.accept(row.accept),
-        created_at=row.created_at,
-        updated_at=row.updated_at,
-        revoked_at=row.revoked_at,
-        revision=row.revision,
-    )
+def _note(
+    connection: sa.Connection, action: Action, by: str, before: ApiKey | None, after: ApiKey
+) -> None:
+    audit.add(connection, [entry(action, by, before, after)])
 
 
-def _key_change(row: Any) -> KeyChange:
-    if row.revoked_at:
-        return KeyChange(row.digest, None)
-    settings = key_settings.policies(row.mode, row.override, row.policies)
-    return KeyChange(row.digest, KeySettings(row.id, settings, key_settings.accept(row.accept)))
+def entry(action: Action, by: str, before: ApiKey | None, after: ApiKey) -> audit.Entry:
+    """What the audit trail has of a change to a key."""
+    fields = changed_fields(before, after)
+    return audit.Entry(action, by, after.id, after.name, fields, after.revision)

@@ -8,6 +8,8 @@ from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
+from policyd.errors import OlderServers
+from policyd.store import migrations
 from policyd.store.clock import clock_offset, database_time
 from policyd.store.database import Moment, metadata, reading, upsert, writing
 from policyd.store.epochs import epochs
@@ -25,7 +27,10 @@ _workers = sa.Table(
     sa.Column("seen_at", Moment, nullable=False),
     sa.Column("epoch", sa.String(32)),
     sa.Column("clock_offset_us", sa.BigInteger),
+    sa.Column("form", sa.String(32)),
 )
+_FOLLOWS = "0012"
+"""The form that workers know which follow rotation, expiry and the server's defaults."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,8 @@ class Workers:
         with writing(self._engine) as connection:
             at, offset = clock_offset(connection)
             row |= {"seen_at": at, "clock_offset_us": offset // timedelta(microseconds=1)}
-            replace = ("host", "revision", "seen_at", "epoch", "clock_offset_us")
+            row |= {"form": migrations.HEAD}
+            replace = ("host", "revision", "seen_at", "epoch", "clock_offset_us", "form")
             upsert(connection, _workers, [row], replace=replace)
             # A beat far in the future is of an old version, which went by its own clock, or from
             # before the database's clock was corrected.
@@ -101,6 +107,18 @@ def hosts(connection: sa.Connection) -> list[str]:
     """The hosts that workers run on, in a database of any form that has a table of workers."""
     query = sa.select(_workers.c.host).where(_runs(connection)).distinct()
     return sorted(connection.execute(query).scalars())
+
+
+def check_all_follow(connection: sa.Connection) -> None:
+    """Raises OlderServers where a worker runs that would not follow a key's rotation or expiry, or
+    the server's defaults: for it, what they end would stay in force."""
+    follows = sa.func.coalesce(_workers.c.form, "") >= _FOLLOWS
+    query = sa.select(_workers.c.host).where(_runs(connection), ~follows).distinct()
+    if found := sorted(connection.execute(query).scalars()):
+        raise OlderServers(
+            f"policyd serve of an older version uses the database (on {', '.join(found)}), and "
+            "knows no rotation, expiry or defaults of the database: upgrade it first"
+        )
 
 
 def _runs(connection: sa.Connection) -> sa.ColumnElement[bool]:

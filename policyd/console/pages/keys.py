@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from policyd.console.view.actor import actor
 from policyd.console.view.forms import read_etag, text
 from policyd.console.view.panels import Panel, default_mode, is_set
 from policyd.console.view.render import console, posted, render, shown
@@ -15,7 +16,7 @@ from policyd.console.view.text import sentence
 from policyd.console.view.typed_settings import TypedPolicy
 from policyd.engine.settings import ApiKey, Setting, Settings, setting_of
 from policyd.engine.states import Override
-from policyd.errors import EtagMismatch, InvalidArgument
+from policyd.errors import EtagMismatch, InvalidArgument, NameTaken
 from policyd.policies import TABLE
 from policyd.store import MAX_NAME
 
@@ -63,11 +64,19 @@ def _revoked_name(request: Request, key_id: str) -> str:
 
 
 def _new(request: Request) -> Response:
+    if form := console(request).kept.of(request):
+        typed = TypedPolicy(TABLE.original).typed_over(form)
+        return _new_form(request, text(form, "name"), typed, returned=True)
     return _new_form(request, "", TypedPolicy(TABLE.original))
 
 
 def _new_form(
-    request: Request, name: str, typed: TypedPolicy, problems: Mapping[str, str] | None = None
+    request: Request,
+    name: str,
+    typed: TypedPolicy,
+    problems: Mapping[str, str] | None = None,
+    *,
+    returned: bool = False,
 ) -> Response:
     default = default_mode(TABLE.original, console(request).defaults)
     return render(
@@ -75,6 +84,7 @@ def _new_form(
         "new_key.html",
         status=422 if problems else 200,
         name=name,
+        returned=returned,
         panel=Panel(TABLE.original, typed, Setting(), default, problems or {}),
         problems=problems or {},
         max_name=MAX_NAME,
@@ -88,8 +98,10 @@ def _create(request: Request, form: FormData) -> Response:
     if problems := typed.problems():
         return _new_form(request, name, typed, problems)
     try:
-        key, secret = here.store.keys.create(name, TABLE.with_original(typed.setting().mode))
-    except InvalidArgument as error:
+        key, secret = here.store.keys.create(
+            name, TABLE.with_original(typed.setting().mode), by=actor(request)
+        )
+    except (InvalidArgument, NameTaken) as error:
         return _new_form(request, name, typed, {"name": sentence(str(error))})
     url = here.settings.console_gateway_url.rstrip("/")
     return render(request, "created_key.html", status=201, key=key, secret=secret, url=url)
@@ -109,7 +121,7 @@ def _revoke(request: Request, form: FormData) -> Response:
     store = console(request).store
     key_id = request.path_params["key_id"]
     try:
-        store.keys.revoke(key_id, read_etag(form))
+        store.keys.revoke(key_id, read_etag(form), by=actor(request))
     except EtagMismatch:
         changed = "This key was changed after you opened this page. Check it again."
         return _revoke_form(request, store.keys.get(key_id), changed)

@@ -11,6 +11,7 @@ from policyd.decision_log.refused_key import OTHERS, RefusedKeyReason
 from policyd.engine.decision import INVALID_OVERRIDE
 from policyd.engine.states import Ignored, Mode, ModelState, Override, Source
 from policyd.policies import TABLE
+from policyd.trial import Finding
 
 UNKNOWN = "\N{EM DASH}"
 """Stands where a value is missing."""
@@ -73,6 +74,14 @@ REASONS = {
     RefusedKeyReason.UNKNOWN: "Not valid",
     RefusedKeyReason.CONFLICTING: "Two keys",
 }
+FINDINGS = {
+    Finding.KEPT: ("Kept", "v1"),
+    Finding.VIOLATED: ("Violated", "v3"),
+    Finding.FAILED: ("Failed", "v3"),
+    Finding.OFF: ("Off", ""),
+    Finding.OUT_OF_SCOPE: ("Does not apply", ""),
+}
+"""What a policy made of a request that is tried, and the class of its colour."""
 POLICIES = {policy.name: policy.title for policy in TABLE.policies}
 FLAGS = {policy.flag: policy.title for policy in TABLE.policies} | {
     INVALID_OVERRIDE: "Invalid override"
