@@ -86,7 +86,7 @@ class AccessLog:
         counts, self._strangers = self._strangers, Counter()
         if counts:
             _log.info(
-                "%d requests without an API key in force: %s",
+                "requests without an API key in force: %d (%s)",
                 counts.total(),
                 ", ".join(f"{count} with {status}" for status, count in sorted(counts.items())),
                 extra={"requests": counts.total()},

@@ -214,6 +214,6 @@ def test_strangers_are_counted(caplog: pytest.LogCaptureFixture) -> None:
     access.count_stranger(503)
     access.flush()
     assert [record.getMessage() for record in caplog.records] == [
-        "1 requests without an API key in force: 1 with 401",
-        "1000 requests without an API key in force: 999 with 401, 1 with 503",
+        "requests without an API key in force: 1 (1 with 401)",
+        "requests without an API key in force: 1000 (999 with 401, 1 with 503)",
     ]
