@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 from gateway.cli import OPTIONS as GATEWAY
+from gateway.cli import main as policyd_gateway
 from gateway.settings import Settings
+from policyd.cli.main import main as policyd
 from policyd.cli.options import OPTIONS as POLICYD
 from policyd.settings import ServerSettings
 from tests.deploy.tools import ROOT, run, tool
@@ -46,6 +48,8 @@ def test_a_password_is_asked_for() -> None:
 
 def test_every_setting_is_one() -> None:
     """Each POLICYD_ and GATEWAY_ variable is a setting of the server that gets it."""
+    policyd.load()
+    policyd_gateway.load()
     for name, options in (("policyd", POLICYD), ("gateway", GATEWAY)):
         given = {one for one in services()[name]["environment"] if one.startswith(name.upper())}
         assert given
