@@ -36,6 +36,11 @@ log-retention: 30
 In the environment and in the file, a flag that takes no value is turned on by `true` and off by
 `false`.
 
+A size or a time is a number of the unit that its row names, or has a unit of its own. Sizes have
+`B`; `KiB`, `MiB`, `GiB`, `TiB` (or `Ki` to `Ti`), which are powers of 1024; and `kB`, `MB`, `GB`,
+`TB`, which are powers of 1000. Times have `ms`, `s`, `m`, `h`, `d` and `w`. So `--spool-limit 4GiB`, `--log-retention 90d` and
+`--policy-timeout 500ms` say what they mean.
+
 A name that no command reads is an error that says which name is meant. `policyd serve`,
 `policyd demo` and `policyd-gateway serve` also refuse settings of other commands. The other
 commands of `policyd` leave a server's settings alone, so all commands can run in one environment.
@@ -144,7 +149,9 @@ def _value(option: click.Option) -> str:
             for sign, bound in ((">" if kind.min_open else "≥", kind.min), ("≤", kind.max))
             if bound is not None
         ]
-        what = _unit(option) or ("whole number" if isinstance(kind, click.IntRange) else "number")
+        unit = _unit(option)
+        size = "size in bytes" if unit == "bytes" else f"time in {unit}" if unit else ""
+        what = size or ("whole number" if isinstance(kind, click.IntRange) else "number")
         return ", ".join((what, *bounds))
     shown = option.make_metavar(click.Context(click.Command("policyd")))
     return f"`{shown}`" + (", several" if option.multiple else "")

@@ -16,6 +16,7 @@ import click
 from policyd.command.address import Address
 from policyd.command.process import JSON, TEXT
 from policyd.command.settings import Setting, settings_of
+from policyd.command.units import Size, Span
 from policyd.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -252,9 +253,13 @@ def _type(one: Setting) -> click.ParamType[Any] | None:
             path_type=Path, file_okay=one.path != "folder", dir_okay=one.path != "file"
         )
     if one.kind is int:
+        if one.unit:
+            return Size(one.unit, one.least, one.most)
         return click.IntRange(one.least, one.most)
     if one.kind is float:
         least = one.above if one.least is None else one.least
+        if one.unit:
+            return Span(one.unit, least, one.most, is_open=one.above is not None)
         return click.FloatRange(least, one.most, min_open=one.above is not None)
     return None
 
