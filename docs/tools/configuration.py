@@ -38,8 +38,8 @@ In the environment and in the file, a flag that takes no value is turned on by `
 
 A size or a time is a number of the unit that its row names, or has a unit of its own. Sizes have
 `B`; `KiB`, `MiB`, `GiB`, `TiB` (or `Ki` to `Ti`), which are powers of 1024; and `kB`, `MB`, `GB`,
-`TB`, which are powers of 1000. Times have `ms`, `s`, `m`, `h`, `d` and `w`. So `--spool-limit 4GiB`, `--log-retention 90d` and
-`--policy-timeout 500ms` say what they mean.
+`TB`, which are powers of 1000. Times have `ms`, `s`, `m`, `h`, `d` and `w`. So
+`--spool-limit 4GiB`, `--log-retention 90d` and `--policy-timeout 500ms` say what they mean.
 
 A name that no command reads is an error that says which name is meant. `policyd serve`,
 `policyd demo` and `policyd-gateway serve` also refuse settings of other commands. The other
