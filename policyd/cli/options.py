@@ -1,6 +1,9 @@
 """Options that several commands of policyd share."""
 
+import getpass
 import json
+import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -106,7 +109,12 @@ def _found(context: click.Context, parameter: click.Parameter, url: str) -> str:
 
 
 database_url = OPTIONS.setting(ServerSettings, "database_url", callback=_found)
-default_mode = OPTIONS.setting(ServerSettings, "default_mode", help="The server's default mode.")
+default_mode = OPTIONS.setting(
+    ServerSettings,
+    "default_mode",
+    help="The server's own default mode. Defaults that were applied to "
+    "the database stand above it.",
+)
 
 as_json = option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
 
@@ -114,6 +122,15 @@ as_json = option("--json", "as_json", is_flag=True, help="Print JSON, for machin
 def common(command: _Command) -> _Command:
     """The options of the commands that use the database and exit."""
     return OPTIONS.config(database_url(as_json(command)))
+
+
+def actor() -> str:
+    """What the audit trail calls the administrator who uses this command."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # A container's user may have no name.
+        user = f"user {os.getuid()}"
+    return f"cli {user}@{socket.gethostname()}"
 
 
 @contextmanager

@@ -55,9 +55,15 @@ class Answer(Protocol):
     """Decides: PolicyServicer.answer(), as this app calls it."""
 
     def __call__(
-        self, request: EvaluateRequest, route: RouteSettings, *, adapter: str
+        self,
+        request: EvaluateRequest,
+        route: RouteSettings,
+        trusted: frozenset[str],
+        *,
+        adapter: str,
     ) -> Awaitable[EvaluateResponse]:
-        """The decision on `request`, which is counted by `adapter`."""
+        """The decision on `request`, which is counted by `adapter`. Its headers in `trusted` may
+        name the end user."""
 
 
 class HttpCheck:
@@ -78,7 +84,7 @@ class HttpCheck:
         bodies: Bodies,
         *,
         token: str,
-        end_user_headers: frozenset[str],
+        end_user_headers: Callable[[], frozenset[str]],
         max_body: int,
         max_message: int,
         patience: float,
@@ -144,10 +150,11 @@ class HttpCheck:
         self._authenticate(request, bearer=False)
         if wants_websocket(request.headers):
             return WEBSOCKET
+        trusted = self._end_user_headers()
         described, unread = await check.described(
-            request, self._max_body, self._bodies, self._knows, self._end_user_headers
+            request, self._max_body, self._bodies, self._knows, trusted
         )
-        answer = await self._answer(described, check.route(request.path), adapter="http")
+        answer = await self._answer(described, check.route(request.path), trusted, adapter="http")
         return check.reply(answer, unread, b"{}")
 
     async def _evaluate(self, request: Request) -> Reply:
@@ -156,7 +163,9 @@ class HttpCheck:
             body = await request.body(self._max_message, held)
             if body is None:
                 return _TOO_LARGE
-            response = await self._answer(_descriptor(request, body), NO_ROUTE, adapter="http")
+            response = await self._answer(
+                _descriptor(request, body), NO_ROUTE, self._end_user_headers(), adapter="http"
+            )
         shown = json_format.MessageToJson(response, indent=None, ensure_ascii=False)
         return check.reply(response, None, shown.encode())
 
@@ -183,7 +192,9 @@ class HttpCheck:
 
     async def _decide(self, described: EvaluateRequest) -> EvaluateResponse:
         try:
-            return await self._answer(described, NO_ROUTE, adapter="authzen")
+            return await self._answer(
+                described, NO_ROUTE, self._end_user_headers(), adapter="authzen"
+            )
         except PolicydError as problem:
             self._note(problem)
             raise

@@ -14,6 +14,7 @@ from policyd.command.address import Address, check_free, listen
 from policyd.descriptor.body_memory import Bodies
 from policyd.http.app import HttpCheck
 from policyd.keys import tokens
+from policyd.keys.defaults import Defaults
 from policyd.server.following import Following
 from policyd.server.worker_clock import WorkerClock
 from policyd.services.policy import PolicyServicer
@@ -34,17 +35,17 @@ class HttpServer:
         following: Following,
         clock: WorkerClock,
         note: Callable[[Exception], None],
+        defaults: Defaults,
     ) -> None:
         """`note` is told of each error that a caller gets in place of a decision."""
         self._following = following
         path = settings.caller_token_file
-        trusted = settings.end_users_from("http")
         self._app = HttpCheck(
-            partial(policy.answer, trusted=trusted),
+            policy.answer,
             policy.knows,
             bodies,
             token=tokens.load(path, "--caller-token-file") if path else "",
-            end_user_headers=trusted,
+            end_user_headers=partial(defaults.trusted, "http"),
             max_body=settings.max_body,
             max_message=settings.max_message,
             patience=settings.body_timeout,

@@ -32,6 +32,7 @@ from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount
 from policyd.errors import DecisionNotFound, StoreUnavailable
 from policyd.store import log_size, losses
 from policyd.store.clock import database_time, midnight
+from policyd.store.counts import Tally
 from policyd.store.database import (
     LONG,
     SHIPPING,
@@ -56,7 +57,6 @@ from policyd.store.refused_keys import add_refused_keys
 from policyd.store.retention import Standstill, agree, look, note, standstill
 from policyd.store.sample import remove_some
 from policyd.store.space import give_back
-from policyd.store.statistics import Tally
 from policyd.store.steps import Steps
 
 _SEVERAL_DAYS = timedelta(days=2)

@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 
 from policyd.store import log_size
+from policyd.store.counts import Tally
 from policyd.store.decisions import decisions, read_record
-from policyd.store.statistics import Tally
 
 _ROWS = 500
 """Decisions that one transaction removes."""
@@ -23,7 +23,7 @@ def remove_some(connection: sa.Connection) -> int:
     for record in records:
         tally.count(record)
         if record.outcome is not None:
-            tally.add_outcome(record.outcome, record.key_id, record.end_user)
+            tally.add_outcome(record.outcome, record.key_id, record.end_user, record.model)
     ids = [record.id for record in records]
     connection.execute(sa.delete(decisions).where(decisions.c.id.in_(ids)))
     log_size.add(connection, -len(ids))

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from policyd.console.view.actor import actor
 from policyd.console.view.forms import read_etag
 from policyd.console.view.panels import panels, unknown
 from policyd.console.view.render import console, posted, render, shown
@@ -16,7 +17,7 @@ from policyd.console.view.typed_settings import TypedSettings
 from policyd.engine.endpoints import ENDPOINTS, without_place
 from policyd.engine.places import USER
 from policyd.engine.settings import ApiKey
-from policyd.errors import EtagMismatch, InvalidArgument, KeyRevoked
+from policyd.errors import EtagMismatch, InvalidArgument, KeyRevoked, NameTaken
 from policyd.store import MAX_NAME
 
 _MISTAKES = "Nothing was saved yet: correct what is marked below."
@@ -95,8 +96,8 @@ def _save(request: Request, form: FormData) -> Response:
     if problems := typed.problems(key):
         return _form(request, key, typed, _MISTAKES, 422, problems=problems, etag=etag)
     try:
-        store.keys.update(key.id, typed.changes(key), etag)
-    except InvalidArgument as error:
+        store.keys.update(key.id, typed.changes(key), etag, by=actor(request))
+    except (InvalidArgument, NameTaken) as error:
         # All but the name was checked above.
         problems = {"name": sentence(str(error))}
         return _form(request, key, typed, _MISTAKES, 422, problems=problems, etag=etag)

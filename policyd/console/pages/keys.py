@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from policyd.console.view.actor import actor
 from policyd.console.view.forms import read_etag, text
 from policyd.console.view.panels import Panel, default_mode, is_set
 from policyd.console.view.render import console, posted, render, shown
@@ -16,7 +17,7 @@ from policyd.console.view.text import sentence
 from policyd.console.view.typed_settings import TypedPolicy
 from policyd.engine.settings import ApiKey, Setting, Settings, setting_of
 from policyd.engine.states import Override
-from policyd.errors import EtagMismatch, InvalidArgument
+from policyd.errors import EtagMismatch, InvalidArgument, NameTaken
 from policyd.policies import TABLE
 from policyd.store import MAX_NAME
 
@@ -98,8 +99,10 @@ def _create(request: Request, form: FormData) -> Response:
     if problems := typed.problems():
         return _new_form(request, name, typed, problems)
     try:
-        key, secret = here.store.keys.create(name, TABLE.with_original(typed.setting().mode))
-    except InvalidArgument as error:
+        key, secret = here.store.keys.create(
+            name, TABLE.with_original(typed.setting().mode), by=actor(request)
+        )
+    except (InvalidArgument, NameTaken) as error:
         return _new_form(request, name, typed, {"name": sentence(str(error))})
     url = here.settings.console_gateway_url.rstrip("/")
     return render(
@@ -127,7 +130,7 @@ def _revoke(request: Request, form: FormData) -> Response:
     store = console(request).store
     key_id = request.path_params["key_id"]
     try:
-        store.keys.revoke(key_id, read_etag(form))
+        store.keys.revoke(key_id, read_etag(form), by=actor(request))
     except EtagMismatch:
         changed = "This key was changed after you opened this page. Check it again."
         return _revoke_form(request, store.keys.get(key_id), changed)

@@ -9,11 +9,13 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from policyd.console.view import labels, log_query
+from policyd.console.view.actor import actor
 from policyd.console.view.log_query import LogQuery
 from policyd.console.view.lookups import key_names
 from policyd.console.view.render import Console, console, refuse, render, shown
 from policyd.decision_log.export import csv_rows, json_line
 from policyd.decision_log.record import Record
+from policyd.keys.audit import Action
 from policyd.store import LogFilter, Store
 
 PAGE = 50
@@ -83,6 +85,8 @@ async def _export(request: Request) -> Response:
     store = here.store
     # The first page is read before the answer begins, so that an error can still become a 503.
     first = await here.pages.run(store.log.page, query.wanted, limit=_EXPORT_PAGE)
+    what = {"format": form, "filter": str(request.query_params)}
+    await here.pages.run(store.audit.add, Action.LOG_EXPORT, actor(request), what)
     records = _every(store, query.wanted, first)
     lines = csv_rows(records) if form == "csv" else map(json_line, records)
     name = f"policyd-log-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.{form}"

@@ -9,11 +9,12 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from policyd.console.security import credentials, kept_forms
-from policyd.console.security.client_address import client_address
 from policyd.console.security.sessions import LIFETIME
+from policyd.console.view.actor import actor, address
 from policyd.console.view.forms import text
 from policyd.console.view.render import Console, console, is_fragment, posted, render, shown
 from policyd.decision_log.refused_key import source_of
+from policyd.keys.audit import Action
 from policyd.store.administrator import Credentials
 
 MAX_BODY = 64 * 2**10
@@ -114,7 +115,7 @@ def _sign_in(request: Request, form: FormData) -> Response:
     secret = text(form, "password")
     kept = kept_forms.without_secrets(text(form, "kept"))
     device = here.sessions.device(request, known.epoch)
-    source = f"device {device}" if device else source_of(_address(request))
+    source = f"device {device}" if device else source_of(address(request))
     is_stranger = not device and not credentials.is_token(secret, here.token)
     if wait := here.attempts.wait(source):
         problem = TOO_MANY.format(wait)
@@ -123,6 +124,7 @@ def _sign_in(request: Request, form: FormData) -> Response:
         problem = _TOO_MANY_OF_ALL.format(wait)
         return sign_in_form(request, known, wanted, problem, wait=wait, kept=kept)
     if not credentials.matches(secret, known.password_hash, here.token):
+        here.store.audit.add(Action.SIGN_IN_FAILED, actor(request))
         problem = "This is neither the password nor the administration token."
         return sign_in_form(request, known, wanted, problem, kept=kept)
     here.attempts.succeeded(source, counted_for_all=is_stranger)
@@ -130,6 +132,7 @@ def _sign_in(request: Request, form: FormData) -> Response:
     _end_session(request, known)
     if kept and kept_forms.is_page(wanted):
         wanted += "?" + urlencode({"typed": here.kept.keep(wanted, kept)})
+    here.store.audit.add(Action.SIGN_IN, actor(request))
     return begin_session(here, known.epoch, wanted, device)
 
 
@@ -137,12 +140,6 @@ def begin_session(here: Console, epoch: int, target: str, device: str) -> Respon
     response = RedirectResponse(target, 303)
     here.sessions.begin(response, epoch, device)
     return response
-
-
-def _address(request: Request) -> str:
-    peer = request.client.host if request.client else ""
-    forwarded = request.headers.getlist("x-forwarded-for")
-    return client_address(peer, forwarded, console(request).proxies)
 
 
 def _local(target: str) -> str:
@@ -154,6 +151,7 @@ def _local(target: str) -> str:
 
 def _sign_out(request: Request, _: FormData) -> Response:
     _end_session(request, console(request).store.administrator.get())
+    console(request).store.audit.add(Action.SIGN_OUT, actor(request))
     return signed_out(request)
 
 
