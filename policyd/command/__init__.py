@@ -9,6 +9,7 @@
     address        addresses to listen at, taken so that no other program shares them
     crew           the workers of one server, and the operator's signals
     child, parent  a worker process: as its parent has it, and as it has its parent
+    start          how a worker process begins
     threads        threads for calls that block, some for each purpose
     deadline       how long a thread may still wait for a database
     database_url   whether a database is a file
