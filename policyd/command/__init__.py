@@ -2,6 +2,7 @@
 
     settings       settings that are declared once, as fields of a dataclass
     configuration  their options: from flags, environment and --config, which yaml_words reads
+    declared       click's options of such fields
     units          numbers with a unit, such as 4GiB and 90d
     groups         groups of commands: their errors, and commands loaded when they are called
     process        how a process begins: its log, its event loop
