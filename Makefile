@@ -35,7 +35,7 @@ unexport PYTHONDONTWRITEBYTECODE
 OUT ?= .
 DOCS ?= docs
 # The pages that `make docs` writes.
-GENERATED := api configuration
+GENERATED := api configuration metrics
 PROTOS := $(sort $(wildcard protos/policyd/v1/*.proto))
 
 .PHONY: help

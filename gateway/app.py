@@ -27,7 +27,7 @@ from gateway.intake import Intake, Refused
 from gateway.outcome import OutcomeRecorder
 from gateway.policyd_client import policyd_client
 from gateway.settings import Settings
-from gateway.upstream import Upstream
+from gateway.upstream import Body, Upstream
 from policyd.asgi.body import ClientGone, Receive
 from policyd.asgi.probes import PATIENCE, Probes
 from policyd.asgi.reply import (
@@ -41,9 +41,11 @@ from policyd.asgi.reply import (
 )
 from policyd.client import NoDecision, PolicyClient
 from policyd.command.throttle import Throttle
-from policyd.descriptor.describe import describe
-from policyd.descriptor.headers import wants_websocket
+from policyd.descriptor.describe import HttpRequest, describe
+from policyd.descriptor.headers import TRACE_HEADER, wants_websocket
+from policyd.descriptor.identifiers import BodyAttributes
 from policyd.errors import PolicydError
+from policyd.telemetry.tracing import start_tracing
 from policyd.v1.policy_pb2 import (
     DECISION_ALLOW,
     DECISION_DENY,
@@ -53,7 +55,9 @@ from policyd.v1.policy_pb2 import (
 )
 
 if TYPE_CHECKING:
+    from gateway.request_access import RequestAccess
     from gateway.request_metrics import RequestMetrics
+    from gateway.request_traces import RequestTraces
 
 log = logging.getLogger("gateway")
 
@@ -77,6 +81,10 @@ class Gateway:
         self._end_users = EndUserHeaders(settings.end_user_headers, settings.trusted_networks)
         self.metrics = self._measure() if settings.metrics is not None else None
         self._undecided = _Tally(self.metrics)
+        self._access = self._write_access() if settings.access_log else None
+        self._traces = self._trace() if settings.traces else None
+        watching = (self.metrics, self._access, self._traces)
+        self._watching = tuple(one for one in watching if one is not None)
         self.streams = 0
         """Answers of the upstream that are being passed on."""
         self._probes = Probes(self._not_ready)
@@ -97,6 +105,10 @@ class Gateway:
         self._intake.close()
         if self._policyd is not None:
             await self._policyd.close()
+        if self._access is not None:
+            self._access.end()
+        if self._traces is not None:
+            await asyncio.to_thread(self._traces.close)
 
     @property
     def held(self) -> int:
@@ -119,6 +131,19 @@ class Gateway:
 
         return RequestMetrics(self)
 
+    def _write_access(self) -> "RequestAccess":
+        from gateway.request_access import RequestAccess
+
+        return RequestAccess()
+
+    def _trace(self) -> "RequestTraces":
+        from gateway.request_traces import RequestTraces
+
+        settings = self._settings
+        tracer = start_tracing("policyd-gateway", settings.traces, settings.trace_sample)
+        assert tracer is not None
+        return RequestTraces(tracer, settings.upstream)
+
     def end(self, reason: str) -> None:
         """Report from now on that the gateway is not ready, and why."""
         self._probes.end(reason)
@@ -128,6 +153,8 @@ class Gateway:
         held = self._intake.hold()
         headers = read_request(scope["headers"], self._end_users.trust(scope["client"]))
         exchange = Exchange(scope, receive, send, headers, held)
+        if self._traces is not None:
+            exchange.trace = self._traces.begin(headers)
         try:
             with held:
                 await self._serve(exchange)
@@ -137,11 +164,15 @@ class Gateway:
             # The server is stopping, and the time that requests under way have is over.
             await exchange.give_up(replies.STOPPING)
         except Exception:
-            log.exception("a fault of the gateway; the request was not answered")
+            log.exception(
+                "a fault of the gateway; the request was not answered", extra=exchange.about
+            )
             await exchange.give_up(replies.FAULT)
         finally:
-            if self.metrics is not None and exchange.by != _PROBE:
-                self.metrics.served(exchange, time.perf_counter_ns())
+            if self._watching and exchange.by != _PROBE:
+                now = time.perf_counter_ns()
+                for one in self._watching:
+                    one.served(exchange, now)
 
     async def _serve(self, exchange: Exchange) -> None:
         own_reply = _own_reply(exchange)
@@ -155,10 +186,13 @@ class Gateway:
         if exchange.scope["is_spare"]:
             await exchange.reply(NO_ROOM)
             return
+        await self._pass_on(exchange, came)
+
+    async def _pass_on(self, exchange: Exchange, came: str) -> None:
+        """Ask policyd about a request for the path `came`, and forward or deny it."""
         prefix = self._upstream.prefix
         path = prefix.absolute(came)
-        key = self._settings.api_key
-        request = http_request(exchange.scope, path, exchange.headers, key)
+        request = http_request(exchange.scope, path, exchange.headers, self._settings.api_key)
         if endpoint := request.target.endpoint:
             exchange.operation = endpoint.operation
         if prefix.restored(request.target.path or path) is None:
@@ -171,9 +205,9 @@ class Gateway:
         except Refused as refused:
             await exchange.reply(refused.reply)
             return
-        asked = describe(request, attributes)
+        asked = _described(exchange, request, attributes)
         exchange.asked = time.perf_counter_ns()
-        verdict = await self._decide(asked)
+        verdict = await self._decide(asked, exchange)
         exchange.decided = time.perf_counter_ns()
         if isinstance(verdict, Reply):
             await exchange.reply(verdict, "gateway" if verdict is NO_DECISION else "policyd")
@@ -182,14 +216,18 @@ class Gateway:
         if goes is None:
             await exchange.reply(replies.OUTSIDE)
             return
-        recorder = OutcomeRecorder(verdict.decision_id, exchange.asked)
+        await self._forward(exchange, goes, body, verdict.decision_id)
+
+    async def _forward(self, exchange: Exchange, path: str, body: Body, decision_id: str) -> None:
+        recorder = OutcomeRecorder(decision_id, exchange.asked)
         self.streams += 1
         try:
-            await exchange.forward(self._upstream, goes, body, recorder)
+            await exchange.forward(self._upstream, path, body, recorder)
         finally:
             self.streams -= 1
-            if self._policyd is not None and verdict.decision_id:
-                self._report(recorder.outcome())
+            if self._policyd is not None and decision_id:
+                exchange.outcome = recorder.outcome()
+                self._report(exchange.outcome)
 
     def _report(self, outcome: Outcome) -> None:
         assert self._policyd is not None
@@ -205,11 +243,13 @@ class Gateway:
         is_there = await self._policyd.can_reach(PATIENCE)
         return "" if is_there else "policyd cannot be reached"
 
-    async def _decide(self, asked: EvaluateRequest) -> "Reply | _Permission":
+    async def _decide(self, asked: EvaluateRequest, exchange: Exchange) -> "Reply | _Permission":
         """What policyd decides: the reply to the client, or the permission to forward."""
         assert self._evaluate is not None
         try:
             answer = await self._evaluate(asked)
+            if answer.decision in (DECISION_ALLOW, DECISION_DENY):
+                exchange.decision = answer
             if answer.decision == DECISION_ALLOW:
                 return _Permission(answer.upstream_path, answer.decision_id)
             if answer.decision == DECISION_DENY:
@@ -246,6 +286,20 @@ class _Tally:
             self._metrics.undecided(outcome.partition(" ")[0])
         if self._throttle.is_due():
             log.error("a request was %s (%d so far): %s", outcome, self._counts[outcome], problem)
+
+
+def _described(
+    exchange: Exchange, request: HttpRequest, attributes: BodyAttributes
+) -> EvaluateRequest:
+    """What policyd is asked about a request."""
+    trace = exchange.trace
+    if trace is not None:
+        trace.begin_ask(exchange.headers.values)
+    asked = describe(request, attributes)
+    exchange.model = asked.model
+    if trace is not None:
+        trace.name(asked, exchange.headers.first(TRACE_HEADER))
+    return asked
 
 
 def _own_reply(exchange: Exchange) -> Reply | None:

@@ -16,6 +16,7 @@ OPTIONS = Options(
     like=("POLICYD_GATEWAY_",),
 )
 _COMMANDS = {
+    "config": Lazy("gateway.config", "config", "Check the settings of policyd-gateway serve."),
     "health": Lazy("gateway.health", "health", "Say whether the gateway of this machine is ready."),
     "serve": Lazy("gateway.serve", "serve", "Run the gateway."),
 }

@@ -40,5 +40,5 @@ async def _serve(settings: Settings, again: ReadAgain) -> None:
         await supervise(settings, given, _say_ready, again)
 
 
-def _say_ready(url: str) -> None:
-    click.echo(f"policyd-gateway is ready: {url} {build_words()}")
+def _say_ready(at: str) -> None:
+    click.echo(f"policyd-gateway is ready: {at} {build_words()}")

@@ -10,6 +10,7 @@ from policyd.command.versions import version_option
 
 _COMMANDS = {
     "audit": Lazy("policyd.cli.audit", "audit", "List what administrators did, newest first."),
+    "config": Lazy("policyd.cli.config", "config", "Check the settings of policyd serve."),
     "db": Lazy(
         "policyd.cli.db",
         "db",

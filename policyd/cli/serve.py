@@ -66,10 +66,11 @@ async def _serve(settings: ServerSettings, again: "ReadAgain") -> None:
 
 
 async def _say_ready(settings: ServerSettings) -> None:
-    http = settings.http
+    http, metrics = settings.http, settings.metrics
     at = f"grpc={settings.grpc} admin={settings.admin}" + (f" http={http}" if http else "")
+    last = (f"metrics={metrics} " if metrics else "") + build_words()
     if settings.console is None:
-        click.echo(f"policyd is ready: {at} {build_words()}")
+        click.echo(f"policyd is ready: {at} {last}")
         return
     # In a thread: this loop may serve decisions, and the database may be silent.
     asking = StoreThreads("the console's link", settings.database_timeout)
@@ -78,7 +79,7 @@ async def _say_ready(settings: ServerSettings) -> None:
         # It is first, unless the database does not tell whether there is a password.
         await asyncio.wait({saying}, timeout=_LINK)
         url = await asking.run(_console_url, settings)
-        click.echo(f"policyd is ready: {at} console={url} {build_words()}")
+        click.echo(f"policyd is ready: {at} console={url} {last}")
         await saying
     finally:
         saying.cancel()

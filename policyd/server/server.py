@@ -31,12 +31,16 @@ from policyd.server.presence import Presence
 from policyd.server.worker_clock import WorkerClock
 from policyd.services.admin import AdminServicer
 from policyd.services.authentication import TokenInterceptor
+from policyd.services.decision_access import DecisionAccess
+from policyd.services.decision_traces import DecisionTraces
 from policyd.services.errors import Note, unnoted
 from policyd.services.ext_authz import AuthorizationServicer
 from policyd.services.grpc_server import NOT_SERVING, Bounds, GrpcListener, credentials
 from policyd.services.policy import PolicyServicer
 from policyd.settings import ServerSettings
 from policyd.store import Store
+from policyd.telemetry.access import AccessLog
+from policyd.telemetry.tracing import Tracer, start_tracing
 from policyd.v1 import admin_pb2, admin_pb2_grpc, policy_pb2, policy_pb2_grpc
 
 if TYPE_CHECKING:
@@ -105,6 +109,8 @@ class Server:
         self._id = secrets.token_hex(6)
         self._bodies = Bodies(settings.memory)
         self._metrics = self._measure() if settings.metrics is not None else None
+        self._access = DecisionAccess(AccessLog()) if settings.access_log else None
+        self._tracer: Tracer | None = None
         self._note = self._metrics.decisions.failed if self._metrics else unnoted
         self._presence = Presence(
             self._id, self._store, self._keys, self._clock, settings.database_timeout
@@ -172,6 +178,12 @@ class Server:
 
         return WorkerMetrics(self._keys, self._clock, self._bodies)
 
+    def _traced(self) -> DecisionTraces | None:
+        settings = self._settings
+        given = (settings.traces, settings.trace_sample, settings.trace_users)
+        self._tracer = start_tracing("policyd", *given)
+        return DecisionTraces(self._tracer) if self._tracer else None
+
     async def _start_background_worker(self, has_room: bool) -> None:
         self._background = background_worker(self._settings)
         if has_room:
@@ -204,6 +216,8 @@ class Server:
             self._bodies,
             self._clock.time,
             self._metrics.decisions if self._metrics else None,
+            self._access,
+            self._traced(),
         )
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(self._policy, listener.server)
         external_auth_pb2_grpc.add_AuthorizationServicer_to_server(
@@ -307,6 +321,10 @@ class Server:
         await self._presence.leave()
         if self._metrics is not None:
             self._metrics.end()
+        if self._access is not None:
+            self._access.end()
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
         if self._log is not None:
             self._log.flush()
             await self._log.close()

@@ -13,7 +13,7 @@ from policyd.decision_log.writer import Entry
 from policyd.engine import denial
 from policyd.engine.states import Mode
 from policyd.policies import TABLE
-from policyd.services.errors import reason_of
+from policyd.services.errors import REASONS, reason_of
 from policyd.telemetry import catalogue
 from policyd.telemetry.bounds import OTHER, status
 from policyd.telemetry.metrics import Metrics
@@ -39,6 +39,8 @@ class DecisionMetrics:
         self._decisions = metrics.counts(catalogue.DECISIONS)
         self._results = metrics.counts(catalogue.RESULTS)
         self._errors = metrics.counts(catalogue.ERRORS)
+        for reason in REASONS:
+            self._errors.of(reason)  # So that its first error shows as an increase from 0.
         self._outcomes = metrics.counts(catalogue.OUTCOMES)
         self._refused = metrics.counts(catalogue.REFUSED_KEYS)
         self._by_kind: dict[_Kind, tuple[Count, ...]] = {}

@@ -142,16 +142,33 @@ class Tally:
 
     def write(self, connection: sa.Connection) -> None:
         """Add the counts to those in the database."""
-        # In one order, so that two writers never wait for each other.
-        written = ((hourly, self._hours), (daily, self._users), (models, self._models))
-        for table, counted in written:
+        self._add(connection, 1)
+        latencies.write(connection, self._latencies)
+
+    def take_back(self, connection: sa.Connection) -> None:
+        """Take the counts out of those in the database, and the rows that then count nothing."""
+        self._add(connection, -1)
+        latencies.take_back(connection, self._latencies)
+        for table, counted in self._written():
+            key = sa.tuple_(*table.primary_key.columns)
+            # Also below 0: counts may have gone before their decisions.
+            nothing = table.c.requests <= 0
+            connection.execute(sa.delete(table).where(key.in_(sorted(counted)), nothing))
+
+    def _add(self, connection: sa.Connection, sign: int) -> None:
+        for table, counted in self._written():
             keys = table.primary_key.columns.keys()
             rows = [
-                dict(zip(keys, key, strict=True)) | {name: getattr(counts, name) for name in NAMES}
+                dict(zip(keys, key, strict=True))
+                | {name: sign * getattr(counts, name) for name in NAMES}
                 for key, counts in sorted(counted.items())
             ]
             upsert(connection, table, rows, add=NAMES)
-        latencies.write(connection, self._latencies)
+
+    def _written(self) -> tuple[tuple[sa.Table, dict[tuple[Any, ...], Counts]], ...]:
+        """What was counted, by table: in one order, so that two writers never wait for each
+        other."""
+        return (hourly, self._hours), (daily, self._users), (models, self._models)
 
     def _of(self, decision_id: str, key_id: str, end_user: str, model: str) -> list[Counts]:
         hour = _hour(decision_id)

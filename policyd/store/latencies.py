@@ -84,6 +84,14 @@ def write(connection: sa.Connection, counted: Mapping[tuple[int, str, int], int]
     upsert(connection, table, rows, add=("requests",))
 
 
+def take_back(connection: sa.Connection, counted: Mapping[tuple[int, str, int], int]) -> None:
+    """Take counts out again, and the rows that then count nothing."""
+    write(connection, {key: -count for key, count in counted.items()})
+    key = sa.tuple_(*table.primary_key.columns)
+    nothing = table.c.requests <= 0
+    connection.execute(sa.delete(table).where(key.in_(sorted(counted)), nothing))
+
+
 def read(
     connection: sa.Connection, since: datetime, until: datetime, key_id: str, step: timedelta
 ) -> dict[datetime, Latencies]:

@@ -55,6 +55,7 @@ from policyd.store.outcomes import add_outcomes
 from policyd.store.positions import Step, advance
 from policyd.store.refused_keys import add_refused_keys
 from policyd.store.retention import Standstill, agree, look, note, standstill
+from policyd.store.sample import remove_some
 from policyd.store.space import give_back
 from policyd.store.steps import Steps
 
@@ -231,6 +232,12 @@ class Log:
         with reading(self._engine) as connection:
             at = database_time(connection)
         return expire(self._engine, self._steps, before, max_rows, at)
+
+    def remove_sample(self) -> int:
+        """Delete some of the requests that `policyd demo` has made up. Returns how many; call it
+        again until that is 0."""
+        with writing(self._engine, LONG) as connection:
+            return remove_some(connection)
 
     @property
     def _has_days(self) -> bool:

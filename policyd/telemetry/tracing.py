@@ -110,6 +110,11 @@ class Span:
         """Whether it goes to the collector."""
         return self.context.is_sampled
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether its parent is another program's."""
+        return self._is_remote
+
     def child(self, name: str, kind: Kind = Kind.INTERNAL, began: int | None = None) -> "Span":
         """A step within this one, which began now, or at `began` nanoseconds since 1970."""
         if not self.context.is_sampled:
@@ -129,8 +134,9 @@ class Span:
             if value != "":
                 self.attributes[name] = value[:MAX_TEXT] if isinstance(value, str) else value
 
-    def end(self, ended: int | None = None) -> None:
-        """It has ended, now or at `ended` nanoseconds since 1970."""
+    def end(self, ended: int | None = None, began: int | None = None) -> None:
+        """It has ended, now or at `ended` nanoseconds since 1970, and began when it was made, or at
+        `began`."""
         if not self.context.is_sampled:
             return
         self._sender.put(
@@ -140,7 +146,7 @@ class Span:
                 self.context,
                 self._parent,
                 self._is_remote,
-                self._began,
+                began or self._began,
                 ended or time.time_ns(),
                 self.attributes,
                 self.error,

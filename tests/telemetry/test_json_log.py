@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from policyd.telemetry.access import MAX_TEXT, AccessLog
+from policyd.telemetry.access import MAX_TEXT, AccessLog, plain
 from policyd.telemetry.log import FORMATS, _formatter
 
 KEY = "up-" + "a1B2" * 12
@@ -72,16 +72,25 @@ def test_members(log: logging.Logger) -> None:
     assert (found["decision_id"], found["status"], found["path"]) == ("d1", 502, "/")
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["a\nb", "a\r\nb", "\x1b[31mred", "a\u2028b", "\x85", "\udcff", "\x00", '"}{"a":1'],
-    ids=ascii,
-)
-def test_one_line(log: logging.Logger, text: str) -> None:
+HOSTILE = {
+    "a line break": "a\nb",
+    "another": "a\r\nb",
+    "an escape sequence": "\x1b[31mred",
+    "a line separator": "a\u2028b",
+    "a control character": "\x85",
+    "half a pair": "\udcff",
+    "nothing": "\x00",
+    "JSON": '"}{"a":1',
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_one_line(name: str) -> None:
     """Nothing that a text holds ends the line, or the object, or reaches a terminal as it is."""
-    written = lines(log, "json")
-    log.error("it says %s", text, extra={"path": text})
-    [line] = written
+    text = HOSTILE[name]
+    record = logging.LogRecord("policyd.test", logging.ERROR, "", 0, "it says %s", (text,), None)
+    record.path = text
+    line = _formatter("json").format(record)
     assert line.isascii()
     assert line.isprintable()
     found = json.loads(line)
@@ -177,7 +186,7 @@ def test_access_lines_of_hostile_clients(caplog: pytest.LogCaptureFixture, form:
     """A path that looks like fields or lines is one word, and a long one is cut."""
     caplog.set_level(logging.INFO, "access")
     access = AccessLog()
-    hostile = ["/a b=c", "/\n2026 INFO x: y", '/"}', "/\udcff", "/\\", "/\u2028", f"/{KEY}/x"]
+    hostile = ["/a b=c", "/\n2026 INFO x: y", '/"}', "/\x85", "/\\", "/\u2028", f"/{KEY}/x"]
     for path in hostile:
         access.write("PO ST", path, 200, {})
     access.write("GET", "/" + "a" * 10**6, 200, {})
@@ -189,6 +198,11 @@ def test_access_lines_of_hostile_clients(caplog: pytest.LogCaptureFixture, form:
         assert all(json.loads(line)["status"] == 200 for line in written)
     else:
         assert all(len(line.partition("access: ")[2].split(" ")) == 3 for line in written)
+
+
+def test_half_a_surrogate_pair() -> None:
+    """It stands in no line as it is: no file could hold it."""
+    assert plain("/\udcff") == "/?"
 
 
 def test_strangers_are_counted(caplog: pytest.LogCaptureFixture) -> None:
