@@ -111,7 +111,7 @@ async def _check_tables(admin: Visitor, text: str) -> None:
 async def test_trends(console: Console, admin: Visitor) -> None:
     """A figure says by how much it differs from that of the period before."""
     hour = _now().replace(minute=0, second=0, microsecond=0)
-    before = [record(hour - 30 * HOUR) for _ in range(10)]
+    before = [record(hour - 30 * HOUR) for _ in range(10)] + [record(hour - 60 * HOUR)]
     now = [record(hour - 3 * HOUR) for _ in range(15)] + [denied(hour - 3 * HOUR)]
     told = [outcome(one, duration_us=2_000_000) for one in now[:15]]
     console.store.log.append([*before, *now, *told, *(outcome(one) for one in before)])
@@ -122,6 +122,8 @@ async def test_trends(console: Console, admin: Visitor) -> None:
     assert "new" in told_of["denied"]
     assert "trend bad" in told_of["attributed"]
     assert 'class="spark-line"' in told_of["p95"]
+    week = (await admin.get("/?period=7d")).text
+    assert 'class="trend' not in week, "the week before was not counted"
 
 
 async def test_live_figures(console: Console, admin: Visitor) -> None:
