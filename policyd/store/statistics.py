@@ -45,6 +45,13 @@ class Statistics:
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
 
+    def first(self) -> datetime | None:
+        """The first hour that is counted."""
+        query = sa.select(sa.func.min(hourly.c.hour))
+        with reading(self._engine) as connection:
+            hour = connection.execute(query).scalar_one()
+        return None if hour is None else datetime.fromtimestamp(hour * HOUR, UTC)
+
     def hours(
         self, since: datetime, until: datetime, key_id: str = ""
     ) -> list[tuple[datetime, Counts]]:
