@@ -15,7 +15,7 @@ _HEADING = ("TIME", "REVISION", "ACTION", "KEY", "ACTOR", "CHANGES")
 
 
 @click.command()
-@option("--key", "key_id", default="", metavar="ID", help="Of the key with this ID.")
+@option("--key-id", default="", metavar="ID", help="Of the key with this ID.")
 @option("--action", default="", metavar="ACTION", help=f"Of one action: {', '.join(Action)}.")
 @option("--since", type=Moment(), help="Done then or later.")
 @option(

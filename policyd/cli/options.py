@@ -10,9 +10,11 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from policyd.command.configuration import Options
 from policyd.command.database_url import sqlite_file
+from policyd.demo import presence
 from policyd.errors import StoreUnavailable
 from policyd.settings import ServerSettings
 
@@ -90,7 +92,23 @@ class Moment(click.ParamType[datetime]):
             )
 
 
-database_url = OPTIONS.setting(ServerSettings, "database_url")
+def _found(context: click.Context, parameter: click.Parameter, url: str) -> str:
+    """The database of a demo that runs here, where no setting names one and none stands here."""
+    source = context.get_parameter_source(parameter.name or "")
+    demo = presence.running() if source is ParameterSource.DEFAULT else None
+    if demo is None:
+        return url
+    file = sqlite_file(url)
+    if file is not None and file.exists():
+        click.echo(
+            f"This is {url}. A demo runs here, too: --database-url {demo.database_url}", err=True
+        )
+        return url
+    click.echo(f"This is the running demo: --database-url {demo.database_url}", err=True)
+    return demo.database_url
+
+
+database_url = OPTIONS.setting(ServerSettings, "database_url", callback=_found)
 default_mode = OPTIONS.setting(
     ServerSettings,
     "default_mode",
@@ -132,8 +150,9 @@ def opened(url: str, *, create: bool = False) -> Iterator["Store"]:
         click.echo(f"There is no database {file} yet; it is made.", err=True)
     elif is_new:
         raise StoreUnavailable(
-            f"there is no database {file}: check --database-url, or make the first key "
-            "(policyd keys create NAME) or start policyd serve, which make it"
+            f"there is no database {file}: check --database-url (a demo is found from the folder "
+            "that it was started in), or make the first key (policyd keys create NAME) or start "
+            "policyd serve, which make it"
         )
     try:
         if create and (is_new or store.form().revision is None):
