@@ -36,7 +36,7 @@ _COMMANDS = {
     "simulate": Lazy(
         "policyd.cli.simulate",
         "simulate",
-        "Say what other settings would have done to the logged requests of the key with this ID.",
+        "Say what other settings would have done to the logged requests of a key.",
     ),
 }
 

@@ -25,6 +25,11 @@ def fork_without_grpc() -> None:
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
+def silence_grpc() -> None:
+    """Have gRPC, before it is loaded, log nothing of its own: a command says what went wrong."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+
 def start_logging(level: str) -> None:
     """Log to stderr."""
     line = "%(asctime)s %(levelname)s %(name)s: %(message)s"

@@ -82,14 +82,14 @@ class Audit:
         """Up to `limit` records that match all that is given, newest first: of a key, of an action,
         made at `since` or later and before `until`, and with a number below `before_id`."""
         column = _records.c
-        given = (
-            (key_id, column.key_id == storable(key_id)),
-            (action, column.action == storable(action)),
-            (since, column.at >= since),
-            (until, column.at < until),
-            (before_id, column.id < before_id),
+        wanted = (
+            *([column.key_id == storable(key_id)] if key_id else ()),
+            *([column.action == storable(action)] if action else ()),
+            *([column.at >= since] if since else ()),
+            *([column.at < until] if until else ()),
+            *([column.id < before_id] if before_id else ()),
         )
-        query = sa.select(_records).where(*(where for value, where in given if value))
+        query = sa.select(_records).where(*wanted)
         with reading(self._engine) as connection:
             rows = connection.execute(query.order_by(column.id.desc()).limit(limit))
             return [_record(row) for row in rows]
