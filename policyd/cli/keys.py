@@ -38,7 +38,7 @@ def create(
         key, secret = administrator.create(name, wanted.applied(()), accept, expiry)
     _warn(wanted)
     if as_json:
-        options.print_json(_as_dict(key) | {"key": secret})
+        options.print_json(as_dict(key) | {"key": secret})
         return
     _print_key(key)
     click.echo(f"\n{secret}\n\nThis is the key. Keep it: it is not shown again.")
@@ -53,7 +53,7 @@ def list_(place: Place, as_json: bool, revoked: bool) -> None:
     with place.opened() as administrator:
         found = administrator.all_keys(show_revoked=revoked)
     if as_json:
-        options.print_json([_as_dict(key) for key in found])
+        options.print_json([as_dict(key) for key in found])
     elif found:
         rows = [_HEADING, *map(_row, found)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -138,7 +138,7 @@ def rotate(named: str, place: Place, as_json: bool, keep: timedelta) -> None:
     with place.opened() as administrator:
         key, secret = administrator.rotate(find(administrator, named).id, keep)
     if as_json:
-        options.print_json(_as_dict(key) | {"key": secret})
+        options.print_json(as_dict(key) | {"key": secret})
         return
     _print_key(key)
     click.echo(f"\n{secret}\n\nThis is the new key. Keep it: it is not shown again.")
@@ -156,13 +156,13 @@ def revoke(named: str, place: Place, as_json: bool) -> None:
 
 def _report(key: ApiKey, as_json: bool) -> None:
     if as_json:
-        options.print_json(_as_dict(key))
+        options.print_json(as_dict(key))
     else:
         _print_key(key)
 
 
 def _print_key(key: ApiKey) -> None:
-    shown = _as_dict(key)
+    shown = as_dict(key)
     del shown["policies"]
     for name, value in shown.items():
         text = ",".join(value) if isinstance(value, list) else value
@@ -175,7 +175,8 @@ def _time(at: datetime | None) -> str | None:
     return at.isoformat() if at else None
 
 
-def _as_dict(key: ApiKey) -> dict[str, Any]:
+def as_dict(key: ApiKey) -> dict[str, Any]:
+    """A key as JSON values."""
     mode, override = setting_words.original(key.policies)
     return {
         "id": key.id,

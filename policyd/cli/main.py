@@ -8,6 +8,11 @@ from policyd.command.groups import Lazy, LazyGroup
 from policyd.command.private_files import UMASK
 
 _COMMANDS = {
+    "apply": Lazy(
+        "policyd.cli.apply",
+        "apply",
+        "Make API keys, by their names, and the server's defaults what a file declares.",
+    ),
     "audit": Lazy("policyd.cli.audit", "audit", "List what administrators did, newest first."),
     "config": Lazy("policyd.cli.config", "config", "Check the settings of policyd serve."),
     "db": Lazy(
@@ -19,6 +24,11 @@ _COMMANDS = {
         "policyd.cli.demo",
         "demo",
         "Run policyd, its gateway and a small OpenAI-compatible upstream together, to try them.",
+    ),
+    "export": Lazy(
+        "policyd.cli.apply",
+        "export",
+        "Write the API keys that are not revoked, and the server's defaults, as a declaration.",
     ),
     "explain": Lazy(
         "policyd.cli.explain", "explain", "Say what would be decided of a request, and why."
