@@ -64,6 +64,10 @@ def read(content: bytes, file: str, folder: Path) -> Declaration:
         )
     reader = _Reader(Problems(file), folder)
     found = reader.declaration(top)
+    if not (getattr(top, "flow_style", False) or content.endswith(b"\n")):
+        # Half a number is a number, too.
+        cut_off = "the last line has no end, so the file may be cut off: end it by a line break"
+        reader.problems.add_at(content.count(b"\n") + 1, cut_off)
     reader.problems.check()
     return found
 

@@ -92,9 +92,8 @@ def _key() -> _Schema:
             "minLength": 1,
         },
     }
-    return _object(fields, **{"not": {"required": ["digest", "secret_file"]}}) | {
-        "type": ["object", "null"]
-    }
+    both = {"type": "object", "required": ["digest", "secret_file"]}
+    return _object(fields, **{"not": both}) | {"type": ["object", "null"]}
 
 
 def _policies() -> _Schema:

@@ -55,7 +55,11 @@ class Problems:
 
     def add(self, at: yaml.Node, text: str) -> None:
         """Note a problem at a place."""
-        self._found.append((at.start_mark.line + 1, text))
+        self.add_at(at.start_mark.line + 1, text)
+
+    def add_at(self, line: int, text: str) -> None:
+        """Note a problem in a line."""
+        self._found.append((line, text))
 
     def check(self) -> None:
         """Raises SettingsError with all problems, in the order of lines."""
