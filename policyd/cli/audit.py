@@ -17,7 +17,7 @@ _HEADING = ("TIME", "REVISION", "ACTION", "KEY", "ACTOR", "CHANGES")
 
 
 @click.command()
-@click.option("--key", "named", default="", metavar="KEY", help="Of this key: its ID, or its name.")
+@option("--key-id", default="", metavar="KEY", help="Of this key: its ID, or its name.")
 @option("--action", default="", metavar="ACTION", help=f"Of one action: {', '.join(Action)}.")
 @option("--since", type=Moment(), help="Done then or later.")
 @option(
@@ -28,15 +28,14 @@ _HEADING = ("TIME", "REVISION", "ACTION", "KEY", "ACTOR", "CHANGES")
 def audit(
     place: Place,
     as_json: bool,
-    named: str,
+    key_id: str,
     action: str,
     since: datetime | None,
     limit: int,
 ) -> None:
     """List what administrators did, newest first. --json prints JSON Lines with every field."""
     with place.opened() as administrator:
-        key_id = find_id(administrator, named)
-        found = administrator.audit(key_id, action, since, limit)
+        found = administrator.audit(find_id(administrator, key_id), action, since, limit)
     if as_json:
         for one in found:
             options.print_json(_as_dict(one))

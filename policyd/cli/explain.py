@@ -9,14 +9,14 @@ import click
 from policyd.cli import key_settings, options, verdicts
 from policyd.cli.key_settings import Change, Changes
 from policyd.cli.options import HeaderLine, option
-from policyd.descriptor.evaluate_request import read
-from policyd.engine.model import Decision
+from policyd.descriptor import evaluate_request
 from policyd.engine.policy import MODES
-from policyd.engine.settings import KeySettings, Settings
+from policyd.engine.settings import Settings
 from policyd.engine.states import Credential
 from policyd.keys import api_key
 from policyd.keys.defaults import above
-from policyd.policies import TABLE, decide
+from policyd.policies import TABLE
+from policyd.trial import Trial, try_request
 from policyd.v1 import policy_pb2 as pb
 
 if TYPE_CHECKING:
@@ -97,13 +97,12 @@ def _header(line: str) -> pb.Header:
 
 def decide_now(
     store: "Store", message: pb.EvaluateRequest, tried: Changes, defaults: Settings
-) -> tuple[Decision, KeySettings | None]:
-    """The decision, and the settings that were tried on the key, if it is in force."""
-    decision_input = read(message).decision_input
+) -> Trial:
+    """The decision, with `tried` as if they were set on the key, if it is in force."""
+    credential, key = evaluate_request.credential(message)
     settings = None
-    if decision_input.credential is Credential.GIVEN:
-        digest = api_key.digest(decision_input.key)
-        settings = store.keys.in_force(digest)
+    if credential is Credential.GIVEN:
+        settings = store.keys.in_force(api_key.digest(key))
     if settings:
         settings = replace(settings, policies=tried.applied(settings.policies))
-    return decide(decision_input, settings, defaults), settings
+    return try_request(message, settings, defaults)

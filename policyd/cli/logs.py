@@ -21,6 +21,7 @@ from policyd.cli.administration import (
 from policyd.cli.log_filter import log_filter, with_filters
 from policyd.cli.options import Age, Moment, as_json, option
 from policyd.cli.place import Place, administered
+from policyd.cli.remove_sample import remove_sample
 from policyd.decision_log import results
 from policyd.decision_log.export import csv_rows, json_line, values
 from policyd.decision_log.record import Record, is_decision_id
@@ -39,6 +40,9 @@ _LATE = timedelta(seconds=30)
 @click.group()
 def logs() -> None:
     """Read the decision log: list it, follow it, export it."""
+
+
+logs.add_command(remove_sample)
 
 
 @logs.command("list")

@@ -5,14 +5,16 @@ import json
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from policyd.command.configuration import Options
 from policyd.command.database_url import sqlite_file
+from policyd.demo import presence
 from policyd.errors import StoreUnavailable
 from policyd.settings import ServerSettings
 
@@ -90,7 +92,25 @@ class Moment(click.ParamType[datetime]):
             )
 
 
-database_url = OPTIONS.setting(ServerSettings, "database_url")
+def _found(context: click.Context, parameter: click.Parameter, url: str) -> str:
+    """The database of a demo that runs here, where no setting names one and none stands here."""
+    if context.params.get("server"):
+        return url  # The command works on that server.
+    source = context.get_parameter_source(parameter.name or "")
+    demo = presence.running() if source is ParameterSource.DEFAULT else None
+    if demo is None:
+        return url
+    file = sqlite_file(url)
+    if file is not None and file.exists():
+        click.echo(
+            f"This is {url}. A demo runs here, too: --database-url {demo.database_url}", err=True
+        )
+        return url
+    click.echo(f"This is the running demo: --database-url {demo.database_url}", err=True)
+    return demo.database_url
+
+
+database_url = OPTIONS.setting(ServerSettings, "database_url", callback=_found)
 default_mode = OPTIONS.setting(
     ServerSettings,
     "default_mode",
@@ -115,6 +135,20 @@ def actor() -> str:
     return f"cli {user}@{socket.gethostname()}"
 
 
+def _check_no_other(url: str) -> None:
+    """Raises StoreUnavailable where no setting names a database, and a policyd runs on this
+    machine: it has a database elsewhere, and would know nothing of what a new one here says."""
+    usual = ServerSettings()
+    if url != usual.database_url:
+        return
+    with suppress(OSError), socket.create_connection(usual.admin, timeout=1):
+        raise StoreUnavailable(
+            f"no database is here, and a policyd that runs on this machine ({usual.admin}) has "
+            "one elsewhere, so none is made: name that one by --database-url, or the server by "
+            f"--server {usual.admin} and --token-file"
+        )
+
+
 @contextmanager
 def opened(url: str, *, create: bool = False) -> Iterator["Store"]:
     """The store at `url`, in a form that this version works on: it is migrated only where there
@@ -128,12 +162,14 @@ def opened(url: str, *, create: bool = False) -> Iterator["Store"]:
     store = Store(url)
     file = sqlite_file(url)
     is_new = file is not None and not file.exists()
-    if is_new and create:
-        click.echo(f"There is no database {file} yet; it is made.", err=True)
+    if file is not None and is_new and create:
+        _check_no_other(url)
+        click.echo(f"There is no database {file.absolute()} yet; it is made.", err=True)
     elif is_new:
         raise StoreUnavailable(
-            f"there is no database {file}: check --database-url, or make the first key "
-            "(policyd keys create NAME) or start policyd serve, which make it"
+            f"there is no database {file}: check --database-url (a demo is found from the folder "
+            "that it was started in), or make the first key (policyd keys create NAME) or start "
+            "policyd serve, which make it"
         )
     try:
         if create and (is_new or store.form().revision is None):

@@ -30,6 +30,11 @@ def request(wanted: LogFilter, after: str, limit: int) -> pb.ListDecisionsReques
         end_time=timestamp(wanted.until) if wanted.until else None,
         any_id=wanted.any_id,
         policy=wanted.policy,
+        model=wanted.model,
+        source_ip=wanted.source_ip,
+        http_status=wanted.http_status,
+        user_contains=wanted.user_contains,
+        without_user=wanted.without_user,
     )
 
 

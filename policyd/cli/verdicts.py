@@ -7,8 +7,8 @@ from policyd.cli.setting_words import word
 from policyd.cli.terminal import printable
 from policyd.engine.model import Decision, Explanation, Result
 from policyd.engine.settings import KeySettings
-from policyd.engine.states import Mode
 from policyd.policies import TABLE
+from policyd.trial import finding
 
 
 def as_dict(decision: Decision, key: KeySettings | None) -> dict[str, Any]:
@@ -48,24 +48,10 @@ def _verdict(result: Result, why: Explanation) -> dict[str, Any]:
         "source": result.source.name.lower(),
         "override": word(result.override),
         "override_ignored": result.ignored.name.lower() if result.ignored else None,
-        "verdict": _word(result, why),
+        "verdict": finding(result, why).value,
         "violation": violation.words if violation else None,
         "message": violation.message if violation else None,
     }
-
-
-def _word(result: Result, why: Explanation) -> str:
-    """What a policy that is set made of the request."""
-    policy = TABLE.by_name.get(result.policy)
-    if result.has_failed:
-        return "failed"
-    if result.violation:
-        return "violated"
-    if result.mode is Mode.OFF:
-        return "off"
-    if not why.in_scope or (policy and not policy.applies_to(why.operation)):
-        return "out_of_scope"
-    return "kept"
 
 
 def as_text(decision: Decision, key: KeySettings | None) -> str:
@@ -93,7 +79,7 @@ def _table(decision: Decision) -> list[str]:
 def _told(result: Result | None, why: Explanation) -> str:
     if result is None:
         return "not set"
-    told = _word(result, why).replace("_", " ")
+    told = finding(result, why).value.replace("_", " ")
     if result.violation:
         told += f": {result.violation.words}"
     return setting_words.finding(result, "" if told == "off" else told)

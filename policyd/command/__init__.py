@@ -4,6 +4,7 @@
     configuration  their options: from flags, environment and --config, which yaml_words reads
     groups         groups of commands: their errors, and commands loaded when they are called
     process        how a process begins: its log, its event loop
+    listening      why an address cannot be listened on
     address        addresses to listen at, taken so that no other program shares them
     crew           the workers of one server, and the operator's signals
     child, parent  a worker process: as its parent has it, and as it has its parent

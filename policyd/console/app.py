@@ -26,6 +26,7 @@ from policyd.console.pages import (
     refused_keys,
     sign_in,
     simulation,
+    try_request,
 )
 from policyd.console.security.guards import (
     OwnHost,
@@ -61,6 +62,7 @@ _PAGES = (
     log_details,
     end_users,
     refused_keys,
+    try_request,
     sign_in,
     account,
 )

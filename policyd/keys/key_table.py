@@ -71,6 +71,8 @@ class KeyTable:
         """Distinguishes this revision from another of the same number: see store/epochs.py."""
         self.is_wrong_database = False
         """Whether the last look found a database of another installation."""
+        self.is_answered = False
+        """Whether the last look at the database succeeded."""
 
     @property
     def is_known(self) -> bool:
@@ -95,6 +97,10 @@ class KeyTable:
         if found is not None and found.until is not None and found.until <= self._clock():
             return None
         return found
+
+    def __len__(self) -> int:
+        """How many keys are in force."""
+        return len(self._settings)
 
     def copy(self) -> dict[bytes, KeySettings]:
         """The settings by digest, also of those that have ended."""
@@ -136,6 +142,7 @@ class KeyTable:
             else:
                 self._settings[change.digest] = change.settings
         self._fresh_at = asked_at
+        self.is_answered = True
         self._read_to = changes.revision
         self.is_followed = True
         self._known.set()
@@ -159,6 +166,7 @@ class KeyTable:
                 lost = ""
                 self.is_wrong_database = False
             except Exception as error:  # noqa: BLE001  # Whatever the error, following goes on.
+                self.is_answered = False
                 self.is_wrong_database = isinstance(error, WrongDatabase)
                 # One line for each cause: a database that is away may come back as a wrong one.
                 if lost != type(error).__name__:

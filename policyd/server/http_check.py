@@ -4,6 +4,7 @@ Only a policyd with --http loads it, and all that an HTTP server is made of.
 """
 
 import socket
+from collections.abc import Callable
 from functools import partial
 
 from policyd.asgi.limits import Limits
@@ -33,8 +34,10 @@ class HttpServer:
         bodies: Bodies,
         following: Following,
         clock: WorkerClock,
+        note: Callable[[Exception], None],
         defaults: Defaults,
     ) -> None:
+        """`note` is told of each error that a caller gets in place of a decision."""
         self._following = following
         path = settings.caller_token_file
         self._app = HttpCheck(
@@ -49,6 +52,7 @@ class HttpServer:
             not_ready=self._not_ready,
             remark=clock.remark,
             is_stale=self._is_stale,
+            note=note,
         )
         tls = tls_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
         self._listener = Listener(self._app, tls=tls, grace=settings.grace, limits=limits)
@@ -63,6 +67,11 @@ class HttpServer:
         port = listening.getsockname()[1]
         await self._listener.start(listening, shared=shared is not None)
         return Address(address.host, port)
+
+    @property
+    def connections(self) -> int:
+        """Number of open connections."""
+        return self._listener.connections
 
     def wind_down(self) -> None:
         """Have clients leave as they ask the next time."""

@@ -165,11 +165,11 @@ class AdminServicer(AdminServiceServicer):
         """See admin.proto."""
         size = _page_size(request.page_size)
         wanted = log_messages.log_filter(request)
-        found = await self._log.run(
-            self._store.log.page, wanted, after=request.page_token, limit=size + 1
+        found, reached = await self._log.run(
+            self._store.log.search, wanted, after=request.page_token, limit=size + 1
         )
         page = found[:size]
-        more = page[-1].id if len(found) > size else ""
+        more = page[-1].id if len(found) > size else reached
         return pb.ListDecisionsResponse(
             decisions=map(log_messages.message, page), next_page_token=more
         )

@@ -68,7 +68,7 @@ class AuthorizationServicer:
         )
         if check.is_websocket:
             return CheckResponse(status=_DENIED, denied_response=_WEBSOCKET)
-        answer = await self._policy.answer(check.described, route, trusted)
+        answer = await self._policy.answer(check.described, route, trusted, adapter="envoy")
         metadata = _metadata(answer)
         if answer.decision == pb.DECISION_ALLOW:
             allowed = _ok(check, answer.upstream_path)

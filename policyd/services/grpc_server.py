@@ -10,10 +10,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
-from policyd.command.address import Address, check_free, not_free
+from policyd.command.address import Address, check_free
+from policyd.command.listening import cannot_listen
 from policyd.command.settings import read_file
 from policyd.command.tls_files import check_authorities, check_pair
-from policyd.services.errors import ErrorInterceptor
+from policyd.services.errors import ErrorInterceptor, Note, unnoted
 from policyd.services.waiting_calls import WaitingCalls
 from policyd.settings import ServerSettings
 
@@ -86,15 +87,21 @@ def _milliseconds(seconds: float) -> int:
 class GrpcListener:
     """A gRPC server with `services` (their full names), health and reflection.
 
-    `guards` are interceptors that come before the servicers.
+    `guards` are interceptors that come before the servicers. `note` is told of the servicers'
+    errors.
     """
 
     def __init__(
-        self, services: tuple[str, ...], guards: list[Any], bounds: Bounds, shared: bool
+        self,
+        services: tuple[str, ...],
+        guards: list[Any],
+        bounds: Bounds,
+        shared: bool,
+        note: Note = unnoted,
     ) -> None:
         self._waiting = WaitingCalls(_CALLS // 2)
         self.server = grpc.aio.server(
-            interceptors=[self._waiting, *guards, ErrorInterceptor()],
+            interceptors=[self._waiting, *guards, ErrorInterceptor(note)],
             options=_options(bounds, shared),
             maximum_concurrent_rpcs=_CALLS,
         )
@@ -117,7 +124,7 @@ class GrpcListener:
             else:
                 port = self.server.add_secure_port(str(address), credentials)
         except RuntimeError:
-            raise not_free(address, flag) from None
+            raise cannot_listen(address, flag) from None
         await self.server.start()
         return Address(address.host, port)
 

@@ -4,6 +4,7 @@
 kind of thing that is kept. A request meets them in this order:
 
     keys              API keys, one at a time; key_rows has their table
+    key_list          keys, searched and sorted; key_batches: several changed in one revision
     declaring         keys and defaults as an operator declares them, in one revision
     revisions         what counts them; defaults: the server's, for all keys
     key_changes       what workers follow: digests in force, and the defaults
@@ -14,8 +15,12 @@ kind of thing that is kept. A request meets them in this order:
     positions         how far each file of a spool has been shipped
     refused_keys      requests without a key in force, counted apart from the log
     losses, log_size  decisions that were lost; how many the log holds
-    decisions         the table of decisions, and the queries along its indexes
-    statistics        counts by hour, key and end user, for the console
+    decisions         the table of decisions
+    log_filter        which decisions are wanted
+    log_pages         pages of them along the indexes, and searches where no index helps
+    counts            counts by hour, key, end user and model, which change with the log
+    latencies         counts of how long requests took
+    statistics        sums of these, for the console
     history           a key's requests by kind, for simulations
     workers           which workers run, and from which revision each decides
     administrator     the console's password and sessions
@@ -43,17 +48,21 @@ from policyd.store import identity as identities
 from policyd.store.administrator import Administrator
 from policyd.store.audit import Audit
 from policyd.store.clock import database_time
+from policyd.store.counts import Counts
 from policyd.store.database import metadata, reading
-from policyd.store.decisions import LogFilter
 from policyd.store.engine import make_file, open_engine
 from policyd.store.history import History
+from policyd.store.key_batches import KeyBatches
+from policyd.store.key_list import KeyFilter, KeyList
 from policyd.store.key_rows import CHANGEABLE, MAX_NAME
 from policyd.store.keys import MAX_KEEP, Keys
+from policyd.store.latencies import Latencies
 from policyd.store.log import Log, LogStatus
+from policyd.store.log_filter import LogFilter
 from policyd.store.migrations import Form
 from policyd.store.positions import Positions, Step
 from policyd.store.refused_keys import RefusedKeyCounts, RefusedKeys, RefusedSource
-from policyd.store.statistics import Counts, Statistics
+from policyd.store.statistics import Statistics
 from policyd.store.workers import Worker, Workers
 
 __all__ = [
@@ -61,6 +70,8 @@ __all__ = [
     "MAX_KEEP",
     "MAX_NAME",
     "Counts",
+    "KeyFilter",
+    "Latencies",
     "LogFilter",
     "LogStatus",
     "RefusedKeyCounts",
@@ -91,6 +102,8 @@ class Store:
         self._url = url
         self._engine = open_engine(url, timeout)
         self.keys = Keys(self._engine)
+        self.key_list = KeyList(self._engine)
+        self.key_batches = KeyBatches(self._engine)
         self.audit = Audit(self._engine)
         self.log = Log(self._engine)
         self.positions = Positions(self._engine)

@@ -74,22 +74,27 @@ class Audit:
         *,
         key_id: str = "",
         action: str = "",
+        by: str = "",
         since: datetime | None = None,
         until: datetime | None = None,
         before_id: int = 0,
         limit: int = 100,
     ) -> list[AuditRecord]:
         """Up to `limit` records that match all that is given, newest first: of a key, of an action,
-        made at `since` or later and before `until`, and with a number below `before_id`."""
+        of actors in whose names `by` is, made at `since` or later and before `until`, and with a
+        number below `before_id`."""
         column = _records.c
-        wanted = (
-            *([column.key_id == storable(key_id)] if key_id else ()),
-            *([column.action == storable(action)] if action else ()),
-            *([column.at >= since] if since else ()),
-            *([column.at < until] if until else ()),
-            *([column.id < before_id] if before_id else ()),
+        given = (
+            (key_id, column.key_id == storable(key_id)),
+            (action, column.action == storable(action)),
+            (by, column.actor.contains(storable(by), autoescape=True)),
+            (before_id, column.id < before_id),
         )
-        query = sa.select(_records).where(*wanted)
+        query = sa.select(_records).where(*(where for value, where in given if value))
+        if since is not None:
+            query = query.where(column.at >= since)
+        if until is not None:
+            query = query.where(column.at < until)
         with reading(self._engine) as connection:
             rows = connection.execute(query.order_by(column.id.desc()).limit(limit))
             return [_record(row) for row in rows]

@@ -5,6 +5,7 @@ import html
 import io
 import json
 from datetime import UTC, datetime, timedelta
+from email.message import Message
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -12,7 +13,7 @@ from urllib.parse import quote
 import pytest
 
 from policyd.console import ConsoleServer
-from policyd.console.view import charts, labels, periods
+from policyd.console.view import charts, documentation, labels, periods
 from policyd.decision_log.record import Ending, Verdict
 from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount, RefusedKeyReason
 from policyd.engine.decision import INVALID_OVERRIDE
@@ -842,3 +843,15 @@ def test_shares() -> None:
     assert labels.share(3, 0) == "100%"
     assert labels.share(0, 3) == "0%"
     assert labels.share(0, 0) == "\u2014"
+
+
+async def test_the_documentation(admin: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each page links to the documentation that the installed package names, if it names any."""
+    message = Message()
+    monkeypatch.setattr("importlib.metadata.metadata", lambda _: message)
+    documentation.url.cache_clear()
+    assert "the folder <code>docs</code>" in (await admin.get("/keys")).text
+    message["Project-URL"] = "Documentation, https://docs.example/policyd"
+    documentation.url.cache_clear()
+    assert 'href="https://docs.example/policyd"' in (await admin.get("/keys")).text
+    documentation.url.cache_clear()

@@ -188,7 +188,12 @@ async def test_the_cookie(console: Console, visitor: Visitor) -> None:
 async def test_a_tampered_cookie(console: Console, visitor: Visitor) -> None:
     """A tampered cookie is ignored."""
     cookie = (await visitor.sign_in(console.token)).headers["Set-Cookie"].partition(";")[0]
-    for changed in (cookie[:-2] + "xx", cookie.replace(".", ""), "policyd-session=", cookie[:40]):
+    for changed in (
+        cookie[:-2] + "xx",
+        cookie.replace(".", ""),
+        cookie.partition("=")[0],
+        cookie[:60],
+    ):
         async with Visitor(console.url) as other:
             answer = await other.get("/keys", follow=False, Cookie=changed)
             assert answer.status == 303
@@ -209,7 +214,7 @@ def test_the_end_of_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not Sessions("another token", secure=False).session(request, 1)
     # A link is no session, and a session is no link.
     swapped = Request(
-        {"type": "http", "headers": [(b"cookie", f"policyd-session={code}".encode())]}
+        {"type": "http", "headers": [(b"cookie", f"{sessions.cookie}={code}".encode())]}
     )
     assert not sessions.session(swapped, 1)
     assert sessions.is_link_code(code, 1)
@@ -462,7 +467,7 @@ async def test_tls(tmp_path: Path) -> None:
         visitor.session.connector._ssl = trusting  # type: ignore[union-attr]  # of this test only
         done = await visitor.sign_in(console.token)
         cookie = done.headers["Set-Cookie"]
-        assert cookie.startswith("__Host-policyd-session=")
+        assert cookie.startswith("__Host-policyd-session-")
         assert "Secure" in cookie
         assert "Path=/" in cookie
         assert (await visitor.get("/keys", follow=False)).status == 200

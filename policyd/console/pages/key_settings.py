@@ -29,7 +29,11 @@ _REVOKED = "This key was revoked after you opened this page, so nothing was save
 
 
 def _show(request: Request) -> Response:
-    key = console(request).store.keys.get(request.path_params["key_id"])
+    here = console(request)
+    key = here.store.keys.get(request.path_params["key_id"])
+    if form := here.kept.of(request):
+        typed = TypedSettings.read(form, key)
+        return _form(request, key, typed, etag=read_etag(form), returned=True)
     return _form(request, key, TypedSettings.of(key))
 
 
@@ -43,6 +47,7 @@ def _form(
     problems: Mapping[str, str] | None = None,
     etag: str = "",
     conflict: bool = False,
+    returned: bool = False,
 ) -> Response:
     return render(
         request,
@@ -51,6 +56,7 @@ def _form(
         key=key,
         typed=typed,
         etag=etag or key.etag,
+        returned=returned,
         problem=problem,
         problems=problems or {},
         differing=_differing(key, typed) if conflict else [],

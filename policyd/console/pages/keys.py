@@ -12,6 +12,7 @@ from policyd.console.view.actor import actor
 from policyd.console.view.forms import read_etag, text
 from policyd.console.view.panels import Panel, default_mode, is_set
 from policyd.console.view.render import console, posted, render, shown
+from policyd.console.view.snippets import snippets
 from policyd.console.view.text import sentence
 from policyd.console.view.typed_settings import TypedPolicy
 from policyd.engine.settings import ApiKey, Setting, Settings, setting_of
@@ -64,11 +65,19 @@ def _revoked_name(request: Request, key_id: str) -> str:
 
 
 def _new(request: Request) -> Response:
+    if form := console(request).kept.of(request):
+        typed = TypedPolicy(TABLE.original).typed_over(form)
+        return _new_form(request, text(form, "name"), typed, returned=True)
     return _new_form(request, "", TypedPolicy(TABLE.original))
 
 
 def _new_form(
-    request: Request, name: str, typed: TypedPolicy, problems: Mapping[str, str] | None = None
+    request: Request,
+    name: str,
+    typed: TypedPolicy,
+    problems: Mapping[str, str] | None = None,
+    *,
+    returned: bool = False,
 ) -> Response:
     default = default_mode(TABLE.original, console(request).defaults)
     return render(
@@ -76,6 +85,7 @@ def _new_form(
         "new_key.html",
         status=422 if problems else 200,
         name=name,
+        returned=returned,
         panel=Panel(TABLE.original, typed, Setting(), default, problems or {}),
         problems=problems or {},
         max_name=MAX_NAME,
@@ -95,7 +105,15 @@ def _create(request: Request, form: FormData) -> Response:
     except (InvalidArgument, NameTaken) as error:
         return _new_form(request, name, typed, {"name": sentence(str(error))})
     url = here.settings.console_gateway_url.rstrip("/")
-    return render(request, "created_key.html", status=201, key=key, secret=secret, url=url)
+    return render(
+        request,
+        "created_key.html",
+        status=201,
+        key=key,
+        secret=secret,
+        url=url,
+        snippets=snippets(url, secret),
+    )
 
 
 def _ask_to_revoke(request: Request) -> Response:

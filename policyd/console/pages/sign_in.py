@@ -1,14 +1,14 @@
 """Sign-in: signing in and out, and whether a request belongs to a session."""
 
 from datetime import timedelta
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from policyd.console.security import credentials
+from policyd.console.security import credentials, kept_forms
 from policyd.console.security.sessions import LIFETIME
 from policyd.console.view.actor import actor, address
 from policyd.console.view.forms import text
@@ -42,16 +42,36 @@ def _session(request: Request, known: Credentials) -> str:
     return "" if session and here.store.administrator.has_ended(session) else session
 
 
-def ask(request: Request) -> Response:
-    """Lead the browser to the sign-in, and from there back to the page that it asked for."""
-    target = "/sign-in"
-    if request.method == "GET" and not is_fragment(request):
-        wanted = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-        target += "?" + urlencode({"next": wanted}) if wanted != "/" else ""
+async def ask(request: Request) -> Response:
+    """Lead the browser to the sign-in, and from there back to the page that it came from. A form
+    that was sent comes back, filled in: see kept_forms.py."""
     if is_fragment(request):
-        # The whole page changes to the sign-in, not only the part that htmx would replace.
-        return Response(status_code=401, headers={"HX-Redirect": target})
-    return RedirectResponse(target, 303)
+        return _ask_for_fragment(request)
+    if request.method == "GET":
+        return RedirectResponse(_asking(request.url.path, request.url.query), 303)
+    here = console(request)
+    if form := await kept_forms.carried(request):
+        known = await here.door.run(here.store.administrator.get)
+        page = kept_forms.page_of(request.url.path)
+        return sign_in_form(request, known, page, kept=form, status=401)
+    came_from = urlsplit(request.headers.get("referer", ""))
+    return RedirectResponse(_asking(came_from.path or "/", came_from.query), 303)
+
+
+def _ask_for_fragment(request: Request) -> Response:
+    if request.method != "GET":
+        # Leading the browser away would lose what is typed in the page. Its form is kept once sent.
+        return render(request, "session_ended.html")
+    came_from = urlsplit(request.headers.get("hx-current-url", ""))
+    # The whole page changes to the sign-in, not only the part that htmx would replace.
+    target = _asking(came_from.path or "/", came_from.query)
+    return Response(status_code=401, headers={"HX-Redirect": target})
+
+
+def _asking(path: str, query: str) -> str:
+    """The URL of the sign-in that leads to the page at `path`."""
+    wanted = _local(f"{path}?{query}" if query else path)
+    return "/sign-in" + ("?" + urlencode({"next": wanted}) if wanted != "/" else "")
 
 
 def _sign_in_page(request: Request) -> Response:
@@ -64,15 +84,24 @@ def _sign_in_page(request: Request) -> Response:
 
 
 def sign_in_form(
-    request: Request, known: Credentials, wanted: str, problem: str = "", *, wait: int = 0
+    request: Request,
+    known: Credentials,
+    wanted: str,
+    problem: str = "",
+    *,
+    wait: int = 0,
+    kept: str = "",
+    status: int = 200,
 ) -> Response:
-    status = 429 if wait else 401 if problem else 200
+    """The form; `kept` is another form that waits for the sign-in, URL-encoded."""
+    status = 429 if wait else 401 if problem else status
     return render(
         request,
         "sign_in.html",
         status=status,
         headers={"Retry-After": str(wait)} if wait else None,
         next=wanted,
+        kept=kept,
         problem=problem,
         has_password=bool(known.password_hash),
         token_file=console(request).settings.admin_token_file.name,
@@ -84,22 +113,25 @@ def _sign_in(request: Request, form: FormData) -> Response:
     known = here.store.administrator.get()
     wanted = _local(text(form, "next"))
     secret = text(form, "password")
+    kept = kept_forms.without_secrets(text(form, "kept"))
     device = here.sessions.device(request, known.epoch)
     source = f"device {device}" if device else source_of(address(request))
     is_stranger = not device and not credentials.is_token(secret, here.token)
     if wait := here.attempts.wait(source):
         problem = TOO_MANY.format(wait)
-        return sign_in_form(request, known, wanted, problem, wait=wait)
+        return sign_in_form(request, known, wanted, problem, wait=wait, kept=kept)
     if is_stranger and (wait := here.attempts.wait_for_all()):
         problem = _TOO_MANY_OF_ALL.format(wait)
-        return sign_in_form(request, known, wanted, problem, wait=wait)
+        return sign_in_form(request, known, wanted, problem, wait=wait, kept=kept)
     if not credentials.matches(secret, known.password_hash, here.token):
         here.store.audit.add(Action.SIGN_IN_FAILED, actor(request))
         problem = "This is neither the password nor the administration token."
-        return sign_in_form(request, known, wanted, problem)
+        return sign_in_form(request, known, wanted, problem, kept=kept)
     here.attempts.succeeded(source, counted_for_all=is_stranger)
     # The new session replaces the one that this browser may have.
     _end_session(request, known)
+    if kept and kept_forms.is_page(wanted):
+        wanted += "?" + urlencode({"typed": here.kept.keep(wanted, kept)})
     here.store.audit.add(Action.SIGN_IN, actor(request))
     return begin_session(here, known.epoch, wanted, device)
 

@@ -2,6 +2,7 @@
 
 guards          before each page: host name, same origin, session; and the headers of answers
 sessions        signed cookies, and the one-time link
+kept_forms      forms that were sent after their session had ended
 credentials     the administrator's password and its hash
 attempts        limits of guessing it
 client_address  a client's address, behind proxies too

@@ -137,15 +137,16 @@ class SignedIn:
         self,
         app: ASGIApp,
         is_signed_in: Callable[[Request], Awaitable[bool]],
-        ask: Callable[[Request], Response],
+        ask: Callable[[Request], Awaitable[Response]],
     ) -> None:
         self._app = app
         self._is_signed_in = is_signed_in
         self._ask = ask
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope)
+        request = Request(scope, receive)
         if await self._is_signed_in(request):
             await self._app(scope, receive, send)
         else:
-            await self._ask(request)(scope, receive, send)
+            answer = await self._ask(request)
+            await answer(scope, receive, send)

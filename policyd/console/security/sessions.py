@@ -4,6 +4,10 @@ Both are signed with a key made of the administration token and the store's epoc
 accept the same ones without a table of sessions, and a new epoch or token ends all of them. A
 session has an ID, under which the store remembers the few that were ended one by one.
 
+Browsers keep cookies by host, not by port. So the cookies' names carry the instance, a digest of
+the administration token: two consoles of different installations on one host do not sign each other
+out, and the processes of one installation share their sessions.
+
 Another cookie outlives the session: it recognises a device that has signed in before. It opens
 nothing, but strangers' attempts do not make such a device wait: see attempts.py.
 """
@@ -34,12 +38,13 @@ class Sessions:
         self._secure = secure
         # With this prefix, a browser accepts the cookie only by TLS and from this very host.
         prefix = "__Host-" if secure else ""
-        self._cookie = f"{prefix}policyd-session"
-        self._device_cookie = f"{prefix}policyd-device"
+        instance = hmac.digest(self._token, b"policyd console instance", "sha256").hex()[:8]
+        self.cookie = f"{prefix}policyd-session-{instance}"
+        self._device_cookie = f"{prefix}policyd-device-{instance}"
 
     def begin(self, response: Response, epoch: int, device: str = "") -> None:
         """Begin a session: `response` sets its cookies. `device` is the device's ID, if known."""
-        self._set(response, self._cookie, "session", epoch, _new_id(), LIFETIME)
+        self._set(response, self.cookie, "session", epoch, _new_id(), LIFETIME)
         known = device or _new_id()
         self._set(response, self._device_cookie, "device", epoch, known, DEVICE_LIFETIME)
 
@@ -58,11 +63,11 @@ class Sessions:
 
     def end(self, response: Response) -> None:
         """End a session: `response` deletes its cookie."""
-        response.delete_cookie(self._cookie, secure=self._secure, httponly=True, samesite="lax")
+        response.delete_cookie(self.cookie, secure=self._secure, httponly=True, samesite="lax")
 
     def session(self, request: Request, epoch: int) -> str:
         """The ID of the session of this epoch in the request's cookie; "" where there is none."""
-        return self._id("session", epoch, request.cookies.get(self._cookie, ""), LIFETIME)
+        return self._id("session", epoch, request.cookies.get(self.cookie, ""), LIFETIME)
 
     def device(self, request: Request, epoch: int) -> str:
         """The ID of the request's device, if it has signed in before; else ""."""

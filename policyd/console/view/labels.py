@@ -11,6 +11,7 @@ from policyd.decision_log.refused_key import OTHERS, RefusedKeyReason
 from policyd.engine.decision import INVALID_OVERRIDE
 from policyd.engine.states import Ignored, Mode, ModelState, Override, Source
 from policyd.policies import TABLE
+from policyd.trial import Finding
 
 UNKNOWN = "\N{EM DASH}"
 """Stands where a value is missing."""
@@ -73,6 +74,14 @@ REASONS = {
     RefusedKeyReason.UNKNOWN: "Not valid",
     RefusedKeyReason.CONFLICTING: "Two keys",
 }
+FINDINGS = {
+    Finding.KEPT: ("Kept", "v1"),
+    Finding.VIOLATED: ("Violated", "v3"),
+    Finding.FAILED: ("Failed", "v3"),
+    Finding.OFF: ("Off", ""),
+    Finding.OUT_OF_SCOPE: ("Does not apply", ""),
+}
+"""What a policy made of a request that is tried, and the class of its colour."""
 POLICIES = {policy.name: policy.title for policy in TABLE.policies}
 FLAGS = {policy.flag: policy.title for policy in TABLE.policies} | {
     INVALID_OVERRIDE: "Invalid override"
@@ -103,6 +112,19 @@ def label(name: str) -> str:
 def number(value: int | None) -> str:
     """A count, with commas between thousands."""
     return UNKNOWN if value is None else f"{value:,}"
+
+
+def short(value: int | None) -> str:
+    """A count in three digits where it is large: 1.23M."""
+    if value is None or value < 100_000:
+        return number(value)
+    unit, sign = next(one for one in _UNITS if value >= 0.9995 * one[0])
+    scaled = value / unit
+    digits = 2 if scaled < 9.995 else 1 if scaled < 99.95 else 0
+    return f"{scaled:.{digits}f}{sign}"
+
+
+_UNITS = ((10**15, "P"), (10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
 
 
 def counted(value: int | None) -> str:

@@ -13,6 +13,11 @@ def key_names(store: Store) -> dict[str, str]:
     return {key.id: key.name for key in store.keys.list(limit=_MAX_KEYS, show_revoked=True)}
 
 
+def keys_in_force(store: Store) -> dict[str, str]:
+    """The names of the keys in force by ID, oldest first."""
+    return {key.id: key.name for key in store.keys.list(limit=_MAX_KEYS)}
+
+
 def holds_samples(store: Store, oldest: datetime | None) -> bool:
     """Whether the log holds samples that `policyd demo` made up. It looks at the first second after
     `oldest`, the log's beginning, as a log with samples begins with them."""

@@ -16,8 +16,9 @@ from starlette.responses import HTMLResponse, Response
 from policyd.command.networks import Network
 from policyd.command.threads import StoreThreads
 from policyd.console.security.attempts import Attempts
+from policyd.console.security.kept_forms import KeptForms
 from policyd.console.security.sessions import Sessions
-from policyd.console.view import flags, labels
+from policyd.console.view import documentation, flags, labels
 from policyd.console.view.text import plain, sentence, visible
 from policyd.engine.settings import Settings
 from policyd.keys.defaults import above
@@ -46,6 +47,8 @@ class Console:
     door: StoreThreads
     """Threads in which sessions are checked, and in which clients without a session use the
     store."""
+    kept: KeptForms = field(default_factory=KeptForms)
+    """Forms that were sent after their session had ended, and wait for their pages."""
 
     @property
     def defaults(self) -> Settings:
@@ -152,6 +155,7 @@ def _environment() -> jinja2.Environment:
         "moment": labels.moment,
     }
     environment.globals |= {"static": _static, "labels": labels, "flag_words": flags}
+    environment.globals["documentation"] = documentation
     return environment
 
 

@@ -1,0 +1,28 @@
+"""Where the documentation of this policyd is, for the foot of each page."""
+
+from functools import cache
+from importlib import metadata
+
+_LABEL = "Documentation"
+
+
+@cache
+def url() -> str:
+    """The documentation's URL, of this very version, as the package that is installed names it; ""
+    where it names none, as one that is installed from a checkout does."""
+    try:
+        named = metadata.metadata("policyd").get_all("Project-URL") or []
+    except metadata.PackageNotFoundError:
+        return ""
+    pairs = (one.partition(",") for one in named)
+    found = next((place.strip() for label, _, place in pairs if label.strip() == _LABEL), "")
+    return found if found.startswith(("https://", "http://")) else ""
+
+
+@cache
+def version() -> str:
+    """The version of this policyd; "" where it is not installed."""
+    try:
+        return metadata.version("policyd")
+    except metadata.PackageNotFoundError:
+        return ""
