@@ -9,11 +9,13 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from policyd.console.view import labels, log_query
+from policyd.console.view.actor import note
 from policyd.console.view.log_query import LogQuery
 from policyd.console.view.lookups import key_names
 from policyd.console.view.render import Console, console, refuse, render, shown
 from policyd.decision_log.export import csv_rows, json_line
 from policyd.decision_log.record import Record
+from policyd.keys.audit import Action
 from policyd.store import LogFilter, Store
 
 PAGE = 50
@@ -81,6 +83,7 @@ async def _export(request: Request) -> Response:
         return refuse(request, 400, problem)
     here = console(request)
     store = here.store
+    await here.pages.run(note, request, Action.LOG_EXPORT, {"form": form, **query.given})
     # The first page is read before the answer begins, so that an error can still become a 503.
     first = await here.pages.run(store.log.page, query.wanted, limit=_EXPORT_PAGE)
     records = _every(store, query.wanted, first)

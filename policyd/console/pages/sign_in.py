@@ -9,11 +9,12 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from policyd.console.security import credentials, kept_forms
-from policyd.console.security.client_address import client_address
 from policyd.console.security.sessions import LIFETIME
+from policyd.console.view.actor import address, note
 from policyd.console.view.forms import text
 from policyd.console.view.render import Console, console, is_fragment, posted, render, shown
 from policyd.decision_log.refused_key import source_of
+from policyd.keys.audit import Action
 from policyd.store.administrator import Credentials
 
 MAX_BODY = 64 * 2**10
@@ -114,8 +115,9 @@ def _sign_in(request: Request, form: FormData) -> Response:
     secret = text(form, "password")
     kept = kept_forms.without_secrets(text(form, "kept"))
     device = here.sessions.device(request, known.epoch)
-    source = f"device {device}" if device else source_of(_address(request))
-    is_stranger = not device and not credentials.is_token(secret, here.token)
+    source = f"device {device}" if device else source_of(address(request))
+    is_token = credentials.is_token(secret, here.token)
+    is_stranger = not device and not is_token
     if wait := here.attempts.wait(source):
         problem = TOO_MANY.format(wait)
         return sign_in_form(request, known, wanted, problem, wait=wait, kept=kept)
@@ -123,9 +125,11 @@ def _sign_in(request: Request, form: FormData) -> Response:
         problem = _TOO_MANY_OF_ALL.format(wait)
         return sign_in_form(request, known, wanted, problem, wait=wait, kept=kept)
     if not credentials.matches(secret, known.password_hash, here.token):
+        note(request, Action.SIGN_IN_FAILED)
         problem = "This is neither the password nor the administration token."
         return sign_in_form(request, known, wanted, problem, kept=kept)
     here.attempts.succeeded(source, counted_for_all=is_stranger)
+    note(request, Action.SIGN_IN, {"with": "token" if is_token else "password"})
     # The new session replaces the one that this browser may have.
     _end_session(request, known)
     if kept and kept_forms.is_page(wanted):
@@ -139,12 +143,6 @@ def begin_session(here: Console, epoch: int, target: str, device: str) -> Respon
     return response
 
 
-def _address(request: Request) -> str:
-    peer = request.client.host if request.client else ""
-    forwarded = request.headers.getlist("x-forwarded-for")
-    return client_address(peer, forwarded, console(request).proxies)
-
-
 def _local(target: str) -> str:
     """Where to go after the sign-in: `target` if it is a page of this console, else the first
     page."""
@@ -154,6 +152,7 @@ def _local(target: str) -> str:
 
 def _sign_out(request: Request, _: FormData) -> Response:
     _end_session(request, console(request).store.administrator.get())
+    note(request, Action.SIGN_OUT)
     return signed_out(request)
 
 

@@ -26,7 +26,9 @@ from policyd.settings import ServerSettings
 from policyd.store import Store
 
 HERE = Path(__file__).parent.parent
-_MAX_FIELDS = 50 + 3 * len(TABLE.policies)
+BATCH = 100
+"""API keys that are listed on a page, and changed at once."""
+_MAX_FIELDS = 50 + BATCH + 3 * len(TABLE.policies)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,11 @@ class Console:
 
     @property
     def defaults(self) -> Settings:
-        """What the server sets for keys that set nothing."""
-        return TABLE.with_original(self.settings.default_mode)
+        """What the server sets for keys that set nothing: what was applied for all servers of the
+        database, above its own settings."""
+        applied = self.store.defaults()
+        own = TABLE.with_original(self.settings.default_mode)
+        return TABLE.in_order((dict(own) | dict(applied.policies if applied else ())).items())
 
 
 def console(request: Request) -> Console:
