@@ -62,7 +62,7 @@ def _setting(value: Any) -> str:
     parts = [labels.MODES[mode][0] if mode else "", str(setting.get("value") or "")]
     shown = ": ".join(filter(None, parts))
     if may and may.name != "ANY":
-        shown = f"{shown or "Server's default"}, override: {labels.OVERRIDES[may][0].lower()}"
+        shown = f"{shown or _DEFAULT}, override: {labels.OVERRIDES[may][0].lower()}"
     return shown or _NONE
 
 
