@@ -15,7 +15,15 @@ import sqlalchemy as sa
 from policyd.decision_log.record import Ending, Outcome, Record, Verdict, moment
 from policyd.descriptor.placeholders import is_placeholder
 from policyd.engine.states import UserState
-from policyd.store.database import LONG, metadata, reading, upsert
+from policyd.store.database import (
+    ESCAPE,
+    LONG,
+    escaped,
+    metadata,
+    reading,
+    storable,
+    upsert,
+)
 from policyd.store.steps import Steps, delete_some
 
 _HOUR = 3600
@@ -87,6 +95,8 @@ sa.Index(
     sqlite_where=_has_placeholders,
     postgresql_where=_has_placeholders,
 )
+_EMAIL = "%_@_%.__%"
+"""What an e-mail address looks like, to SQL's LIKE."""
 _sum = sa.func.sum
 _SORTS: dict[str, sa.ColumnElement[Any]] = {
     "requests": _sum(_daily.c.requests),
@@ -194,10 +204,34 @@ class Statistics:
     ) -> list[tuple[str, str, int]]:
         """Placeholders in place of end users, over whole days of UTC: the value, the key that sent
         it, and in how many requests. Most requests first."""
-        count = _sum(_daily.c.placeholders)
+        within = (_within_days(since, until), _has_placeholders)
+        return self._most(_daily.c.placeholders, within, key_id, limit)
+
+    def emails(
+        self, since: datetime, until: datetime, *, key_id: str = "", limit: int = 10
+    ) -> tuple[int, list[tuple[str, str, int]]]:
+        """End users that look like e-mail addresses, over whole days of UTC: in how many requests
+        in all, and the values as placeholders() gives them."""
+        within = (_within_days(since, until), _of_keys(_daily), _daily.c.end_user.like(_EMAIL))
+        count = sa.select(sa.func.coalesce(_sum(_daily.c.requests), 0)).where(*within)
+        if key_id:
+            count = count.where(_daily.c.key_id == key_id)
+        with reading(self._engine, LONG) as connection:
+            total = int(connection.execute(count).scalar_one())
+        most = self._most(_daily.c.requests, within, key_id, limit) if total else []
+        return total, most
+
+    def _most(
+        self,
+        column: sa.Column[int],
+        within: Sequence[sa.ColumnElement[bool]],
+        key_id: str,
+        limit: int,
+    ) -> list[tuple[str, str, int]]:
+        count = _sum(column)
         query = (
             sa.select(_daily.c.end_user, _daily.c.key_id, count)
-            .where(_within_days(since, until), _has_placeholders)
+            .where(*within)
             .group_by(_daily.c.end_user, _daily.c.key_id)
             .order_by(count.desc(), _daily.c.end_user, _daily.c.key_id)
             .limit(limit)
@@ -213,6 +247,7 @@ class Statistics:
         until: datetime,
         *,
         key_id: str = "",
+        text: str = "",
         sort: str = "requests",
         descending: bool = True,
         offset: int = 0,
@@ -221,7 +256,7 @@ class Statistics:
         """Counts by the end user, over whole days of UTC. "" stands for requests that named no end
         user, or one that the log does not know.
 
-        `sort` is one of SORTS.
+        `text` is a part of the end user, in any letter case; `sort` is one of SORTS.
         """
         user = _daily.c.end_user
         key = user if sort == "user" else _SORTS[sort]
@@ -233,6 +268,10 @@ class Statistics:
             .offset(offset)
             .limit(limit)
         )
+        if text:
+            # The database lowers both, as each knows other alphabets.
+            pattern = sa.func.lower(f"%{escaped(storable(text))}%")
+            query = query.where(sa.func.lower(user).like(pattern, escape=ESCAPE))
         return self._rows(query.where(_daily.c.key_id == key_id) if key_id else query)
 
     def _rows(self, query: sa.Select[Any]) -> list[tuple[Any, Counts]]:
