@@ -13,6 +13,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+RUNS := .venv/.runs
 OPENAI_0_27 := .venv-openai-0.27/.installed
 LANGCHAIN := .venv-langchain/.installed
 NODE_CLIENT := tests/clients/node/node_modules/.installed
@@ -34,7 +35,7 @@ unexport PYTHONDONTWRITEBYTECODE
 OUT ?= .
 DOCS ?= docs
 # The pages that `make docs` writes.
-GENERATED := api configuration
+GENERATED := api configuration metrics
 PROTOS := $(sort $(wildcard protos/policyd/v1/*.proto))
 
 .PHONY: help
@@ -45,13 +46,15 @@ help: ## list the targets
 install: $(INSTALLED) ## set up .venv
 
 .PHONY: run
-run: $(INSTALLED) ## run the whole of policyd together, to try it
+run: $(RUNS) ## run the whole of policyd together, to try it
 	@$(BIN)/policyd demo --data '$(DATA)' --gateway $(GATEWAY) --grpc $(GRPC) --console $(CONSOLE)
 
 # `make test ARGS=tests/store` runs all tests there, whatever they need.
 TIER = $(if $(findstring tests/,$(ARGS)),,-m quick --hypothesis-profile=quick)
 # A file's tests run one after the other, files side by side.
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
+# Tests that kill and stop processes share the cores with others, and some may starve. A test that fails alone is red.
+export ALONE := The tests above failed beside others: each is run once more, alone. Say so where you report the run.
 
 .PHONY: test
 test: $(INSTALLED) ## run the tests that need nothing but what pip brings; ARGS=tests/store: all of a folder
@@ -59,7 +62,8 @@ test: $(INSTALLED) ## run the tests that need nothing but what pip brings; ARGS=
 
 .PHONY: test-all
 test-all: $(INSTALLED) $(OPENAI_0_27) $(LANGCHAIN) $(NODE_CLIENT) ## run all tests: those with other programs, and those that kill, too
-	$(BIN)/pytest $(PARALLEL) $(ARGS)
+	$(BIN)/pytest $(PARALLEL) $(ARGS) || { test $$? = 1 && echo "$$ALONE" && \
+		$(BIN)/pytest --last-failed --last-failed-no-failures none $(ARGS); }
 
 .PHONY: interop
 interop: $(INSTALLED) $(LITELLM) $(NODE_GATEWAY) $(GO_GATEWAY) $(JAVA_GATEWAY) ## build and try the integrations
@@ -122,6 +126,8 @@ bench: $(INSTALLED) ## run the benchmarks
 .PHONY: lock
 lock: $(INSTALLED) ## make the locks; with ARGS=--upgrade, of the newest versions
 	$(LOCK) --all-extras --group dev --output-file requirements.txt pyproject.toml
+	$(LOCK) --extra server --extra gateway --group build --constraint requirements.txt \
+		--output-file requirements-run.txt pyproject.toml
 	echo openai==0.27.8 | $(LOCK) --output-file tests/clients/openai-0.27.8.txt -
 	echo langchain-openai | $(LOCK) --output-file tests/clients/langchain.txt -
 	cd tests/clients/node && npm install --package-lock-only --ignore-scripts \
@@ -145,11 +151,20 @@ clean: ## remove what the other targets have made, but not the data
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
+# What `make run` needs is the same in versions and place, so the developers' tools come on top of it.
 $(INSTALLED): requirements.txt pyproject.toml
-	@echo "Installing into .venv, which takes about half a minute, once."
+	@echo "Installing policyd and its developers' tools into .venv (0.7 GB), once."
 	$(call venv,.venv)
-	$(BIN)/pip install --quiet --require-hashes -r requirements.txt
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	$(call install,.venv,requirements.txt)
+	@$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $(RUNS) $@
+
+# Not compiled: the first start compiles what it uses, which is a third of it.
+$(RUNS): requirements-run.txt pyproject.toml
+	@echo "Installing policyd into .venv (150 MB), once."
+	$(call venv,.venv)
+	$(call install,.venv,requirements-run.txt,--no-compile)
+	@$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
 # The client of the day of Usage Panda's page: it needs an environment of its own beside today's.
@@ -214,6 +229,19 @@ define with
 		echo "$(1) is missing (Debian: apt-get install $(2)): $@ is not built, and its tests are skipped."; \
 		test "$$POLICYD_TEST_REQUIRE_ALL" != 1; \
 	fi
+endef
+
+# Installs the lock $(2) into the environment $(1), with pip's options $(3), and says how far it is.
+define install
+	@of=$$(grep -c '^[^ #]*==' $(2)); found=0; \
+	{ PYTHONUNBUFFERED=1 $(1)/bin/pip install --progress-bar off --require-hashes $(3) -r $(2) || echo FAILED; } | \
+	while read -r word rest; do case $$word in \
+		Collecting|Requirement|Ignoring) found=$$((found + 1)); \
+			if [ -t 1 ]; then printf '\r%s of %s packages fetched' $$found $$of; \
+			elif [ $$((found % 25)) = 0 ]; then echo "$$found of $$of packages fetched"; fi;; \
+		Installing) if [ -t 1 ]; then echo; fi; echo "Unpacking them";; \
+		FAILED) exit 1;; \
+	esac; done
 endef
 
 # A virtual environment at $(1), unless a working one is there.

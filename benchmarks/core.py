@@ -14,6 +14,7 @@ from policyd.descriptor.evaluate_request import read
 from policyd.engine.settings import KeyChange, KeyChanges, KeySettings
 from policyd.engine.states import Mode
 from policyd.keys import api_key
+from policyd.keys.defaults import Defaults
 from policyd.keys.key_table import KeyTable
 from policyd.policies import TABLE, decide
 from policyd.services.policy import PolicyServicer
@@ -39,7 +40,7 @@ async def _calls() -> dict[str, Call]:
     key = api_key.generate()
     keys = KeyTable(lambda *_: KeyChanges(1, (KeyChange(api_key.digest(key), _SETTINGS),)))
     await keys.refresh()
-    servicer = PolicyServicer(keys, (), "benchmark", lambda _: None, Bodies(2**29))
+    servicer = PolicyServicer(keys, Defaults(keys), "benchmark", lambda _: None, Bodies(2**29))
     allowed, denied = traffic.asked(key), traffic.asked(key, user=None)
     return {
         "decide, allowed": partial(decide, read(allowed)[0], _SETTINGS),

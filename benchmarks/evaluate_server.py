@@ -8,7 +8,6 @@ from google.protobuf.empty_pb2 import Empty
 
 from policyd.cli import main
 from policyd.descriptor.body_memory import Bodies
-from policyd.policies import TABLE
 from policyd.server.server import Server
 from policyd.services.policy import PolicyServicer
 from policyd.v1.policy_pb2 import EvaluateRequest, EvaluateResponse
@@ -50,8 +49,8 @@ def _handler(nothing: _Nothing) -> grpc.GenericRpcHandler:
 class _Server(Server):
     def _policy_listener(self) -> Any:
         listener = super()._policy_listener()
-        mode = TABLE.with_original(self._settings.default_mode)
-        policy = PolicyServicer(self._keys, mode, "benchmark", lambda _: None, Bodies(2**29))
+        bodies = Bodies(2**29)
+        policy = PolicyServicer(self._keys, self._defaults, "benchmark", lambda _: None, bodies)
         listener.server.add_generic_rpc_handlers((_handler(_Nothing(policy)),))
         return listener
 

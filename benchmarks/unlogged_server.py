@@ -4,14 +4,14 @@ from typing import Any
 from unittest.mock import patch
 
 from policyd.cli import main
-from policyd.engine.settings import Settings
+from policyd.keys.defaults import Defaults
 from policyd.keys.key_table import KeyTable
 from policyd.services.policy import PolicyServicer
 
 
 class _Unlogged(PolicyServicer):
     def __init__(
-        self, keys: KeyTable, defaults: Settings, process: str, _: Any, *others: Any
+        self, keys: KeyTable, defaults: Defaults, process: str, _: Any, *others: Any
     ) -> None:
         super().__init__(keys, defaults, process, lambda _: None, *others)
 

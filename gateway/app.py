@@ -16,7 +16,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from gateway import replies
 from gateway.describe import Scope, http_request, is_too_large, text
@@ -27,7 +27,7 @@ from gateway.intake import Intake, Refused
 from gateway.outcome import OutcomeRecorder
 from gateway.policyd_client import policyd_client
 from gateway.settings import Settings
-from gateway.upstream import Upstream
+from gateway.upstream import Body, Upstream
 from policyd.asgi.body import ClientGone, Receive
 from policyd.asgi.probes import PATIENCE, Probes
 from policyd.asgi.reply import (
@@ -41,18 +41,28 @@ from policyd.asgi.reply import (
 )
 from policyd.client import NoDecision, PolicyClient
 from policyd.command.throttle import Throttle
-from policyd.descriptor.describe import describe
-from policyd.descriptor.headers import wants_websocket
+from policyd.descriptor.describe import HttpRequest, describe
+from policyd.descriptor.headers import TRACE_HEADER, wants_websocket
+from policyd.descriptor.identifiers import BodyAttributes
 from policyd.errors import PolicydError
+from policyd.telemetry.tracing import start_tracing
 from policyd.v1.policy_pb2 import (
     DECISION_ALLOW,
     DECISION_DENY,
     EvaluateRequest,
     EvaluateResponse,
+    Outcome,
 )
+
+if TYPE_CHECKING:
+    from gateway.request_access import RequestAccess
+    from gateway.request_metrics import RequestMetrics
+    from gateway.request_traces import RequestTraces
 
 log = logging.getLogger("gateway")
 
+_PROBE = "probe"
+"""What answers probes, which are not counted."""
 Evaluate = Callable[[EvaluateRequest], Awaitable[EvaluateResponse]]
 
 
@@ -69,7 +79,14 @@ class Gateway:
         self._upstream: Upstream
         self._intake: Intake
         self._end_users = EndUserHeaders(settings.end_user_headers, settings.trusted_networks)
-        self._undecided = _Tally()
+        self.metrics = self._measure() if settings.metrics is not None else None
+        self._undecided = _Tally(self.metrics)
+        self._access = self._write_access() if settings.access_log else None
+        self._traces = self._trace() if settings.traces else None
+        watching = (self.metrics, self._access, self._traces)
+        self._watching = tuple(one for one in watching if one is not None)
+        self.streams = 0
+        """Answers of the upstream that are being passed on."""
         self._probes = Probes(self._not_ready)
 
     async def __aenter__(self) -> Self:
@@ -88,11 +105,44 @@ class Gateway:
         self._intake.close()
         if self._policyd is not None:
             await self._policyd.close()
+        if self._access is not None:
+            self._access.end()
+        if self._traces is not None:
+            await asyncio.to_thread(self._traces.close)
 
     @property
     def held(self) -> int:
         """Bytes of large bodies that are held."""
         return self._intake.held
+
+    @property
+    def outcomes_lost(self) -> int:
+        """Outcomes that policyd will not get."""
+        return self._policyd.outcomes_lost if self._policyd else 0
+
+    @property
+    def is_breaker_open(self) -> bool:
+        """Whether the upstream is not connected to for now."""
+        return self._upstream.is_down
+
+    def _measure(self) -> "RequestMetrics":
+        # Imported late, so that a gateway without --metrics starts sooner.
+        from gateway.request_metrics import RequestMetrics
+
+        return RequestMetrics(self)
+
+    def _write_access(self) -> "RequestAccess":
+        from gateway.request_access import RequestAccess
+
+        return RequestAccess()
+
+    def _trace(self) -> "RequestTraces":
+        from gateway.request_traces import RequestTraces
+
+        settings = self._settings
+        tracer = start_tracing("policyd-gateway", settings.traces, settings.trace_sample)
+        assert tracer is not None
+        return RequestTraces(tracer, settings.upstream)
 
     def end(self, reason: str) -> None:
         """Report from now on that the gateway is not ready, and why."""
@@ -103,6 +153,8 @@ class Gateway:
         held = self._intake.hold()
         headers = read_request(scope["headers"], self._end_users.trust(scope["client"]))
         exchange = Exchange(scope, receive, send, headers, held)
+        if self._traces is not None:
+            exchange.trace = self._traces.begin(headers)
         try:
             with held:
                 await self._serve(exchange)
@@ -112,51 +164,76 @@ class Gateway:
             # The server is stopping, and the time that requests under way have is over.
             await exchange.give_up(replies.STOPPING)
         except Exception:
-            log.exception("a fault of the gateway; the request was not answered")
+            log.exception(
+                "a fault of the gateway; the request was not answered", extra=exchange.about
+            )
             await exchange.give_up(replies.FAULT)
+        finally:
+            if self._watching and exchange.by != _PROBE:
+                now = time.perf_counter_ns()
+                for one in self._watching:
+                    one.served(exchange, now)
 
     async def _serve(self, exchange: Exchange) -> None:
         own_reply = _own_reply(exchange)
         if own_reply is not None:
-            await own_reply.send(exchange.send)
+            await exchange.reply(own_reply)
             return
         came = text(exchange.scope["raw_path"])
         if probed := await self._probes.answer(exchange.scope["method"], came):
-            await Reply(*probed).send(exchange.send)
+            await exchange.reply(Reply(*probed), _PROBE)
             return
         if exchange.scope["is_spare"]:
-            await NO_ROOM.send(exchange.send)
+            await exchange.reply(NO_ROOM)
             return
+        await self._pass_on(exchange, came)
+
+    async def _pass_on(self, exchange: Exchange, came: str) -> None:
+        """Ask policyd about a request for the path `came`, and forward or deny it."""
         prefix = self._upstream.prefix
         path = prefix.absolute(came)
-        key = self._settings.api_key
-        request = http_request(exchange.scope, path, exchange.headers, key)
+        request = http_request(exchange.scope, path, exchange.headers, self._settings.api_key)
+        if endpoint := request.target.endpoint:
+            exchange.operation = endpoint.operation
         if prefix.restored(request.target.path or path) is None:
-            await replies.OUTSIDE.send(exchange.send)
+            await exchange.reply(replies.OUTSIDE)
             return
         try:
             body, attributes = await self._intake.read(
                 request, exchange.receive, exchange.headers, exchange.held
             )
         except Refused as refused:
-            await refused.reply.send(exchange.send)
+            await exchange.reply(refused.reply)
             return
-        asked = describe(request, attributes)
-        began = time.perf_counter_ns()
-        verdict = await self._decide(asked)
+        asked = _described(exchange, request, attributes)
+        exchange.asked = time.perf_counter_ns()
+        verdict = await self._decide(asked, exchange)
+        exchange.decided = time.perf_counter_ns()
         if isinstance(verdict, Reply):
-            await verdict.send(exchange.send)
+            await exchange.reply(verdict, "gateway" if verdict is NO_DECISION else "policyd")
             return
         goes = prefix.restored(verdict.path or path)
         if goes is None:
-            await replies.OUTSIDE.send(exchange.send)
+            await exchange.reply(replies.OUTSIDE)
             return
-        recorder = OutcomeRecorder(verdict.decision_id, began)
+        await self._forward(exchange, goes, body, verdict.decision_id)
+
+    async def _forward(self, exchange: Exchange, path: str, body: Body, decision_id: str) -> None:
+        recorder = OutcomeRecorder(decision_id, exchange.asked)
+        self.streams += 1
         try:
-            await exchange.forward(self._upstream, goes, body, recorder)
+            await exchange.forward(self._upstream, path, body, recorder)
         finally:
-            if self._policyd is not None and verdict.decision_id:
-                self._policyd.report(recorder.outcome())
+            self.streams -= 1
+            if self._policyd is not None and decision_id:
+                exchange.outcome = recorder.outcome()
+                self._report(exchange.outcome)
+
+    def _report(self, outcome: Outcome) -> None:
+        assert self._policyd is not None
+        self._policyd.report(outcome)
+        if self.metrics is not None:
+            self.metrics.used(outcome)
 
     async def _not_ready(self) -> str:
         """Why a load balancer should send requests elsewhere; "" where it need not."""
@@ -166,11 +243,13 @@ class Gateway:
         is_there = await self._policyd.can_reach(PATIENCE)
         return "" if is_there else "policyd cannot be reached"
 
-    async def _decide(self, asked: EvaluateRequest) -> "Reply | _Permission":
+    async def _decide(self, asked: EvaluateRequest, exchange: Exchange) -> "Reply | _Permission":
         """What policyd decides: the reply to the client, or the permission to forward."""
         assert self._evaluate is not None
         try:
             answer = await self._evaluate(asked)
+            if answer.decision in (DECISION_ALLOW, DECISION_DENY):
+                exchange.decision = answer
             if answer.decision == DECISION_ALLOW:
                 return _Permission(answer.upstream_path, answer.decision_id)
             if answer.decision == DECISION_DENY:
@@ -196,14 +275,31 @@ class _Permission(NamedTuple):
 class _Tally:
     """Counts the requests without a decision, and logs that at most once a second."""
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: "RequestMetrics | None") -> None:
+        self._metrics = metrics
         self._counts: dict[str, int] = {}
         self._throttle = Throttle(1)
 
     def count(self, outcome: str, problem: PolicydError) -> None:
         self._counts[outcome] = self._counts.get(outcome, 0) + 1
+        if self._metrics is not None:
+            self._metrics.undecided(outcome.partition(" ")[0])
         if self._throttle.is_due():
             log.error("a request was %s (%d so far): %s", outcome, self._counts[outcome], problem)
+
+
+def _described(
+    exchange: Exchange, request: HttpRequest, attributes: BodyAttributes
+) -> EvaluateRequest:
+    """What policyd is asked about a request."""
+    trace = exchange.trace
+    if trace is not None:
+        trace.begin_ask(exchange.headers.values)
+    asked = describe(request, attributes)
+    exchange.model = asked.model
+    if trace is not None:
+        trace.name(asked, exchange.headers.first(TRACE_HEADER))
+    return asked
 
 
 def _own_reply(exchange: Exchange) -> Reply | None:

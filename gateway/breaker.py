@@ -63,6 +63,11 @@ class Breaker:
         self._until = 0.0
         self._turned_away = 0
 
+    @property
+    def is_open(self) -> bool:
+        """Whether requests that need a new connection fail at once, but for one that tries."""
+        return self._state is not _State.CLOSED
+
     def enter(self) -> bool:
         """Ask to make a connection. Raises UpstreamDown where none should be attempted.
 

@@ -4,6 +4,7 @@ import click
 
 from policyd.command.configuration import Options
 from policyd.command.groups import Lazy, LazyGroup
+from policyd.command.versions import version_option
 
 _MODE = (
     "did you mean --default-mode of policyd serve? What policies enforce is set in policyd, for "
@@ -14,13 +15,17 @@ OPTIONS = Options(
     dict.fromkeys(("default_mode", "enforce", "mode"), _MODE),
     like=("POLICYD_GATEWAY_",),
 )
-_COMMANDS = {"serve": Lazy("gateway.serve", "serve", "Run the gateway.")}
+_COMMANDS = {
+    "config": Lazy("gateway.config", "config", "Check the settings of policyd-gateway serve."),
+    "health": Lazy("gateway.health", "health", "Say whether the gateway of this machine is ready."),
+    "serve": Lazy("gateway.serve", "serve", "Run the gateway."),
+}
 
 
 @click.group(
     cls=LazyGroup, lazy=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]}
 )
-@click.version_option(package_name="policyd")
+@version_option
 def main() -> None:
     """policyd-gateway stands before an LLM API and lets through what policyd allows.
 

@@ -7,7 +7,8 @@ task. An upload is received by the request to the upstream itself, so the watche
 
 import asyncio
 import logging
-from typing import Any
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any
 
 from gateway.describe import Scope, is_safe, text
 from gateway.headers import RequestHeaders
@@ -23,11 +24,17 @@ from policyd.asgi.body import ClientGone, Receive
 from policyd.asgi.reply import Reply, Send
 from policyd.descriptor.body_memory import Held
 from policyd.v1.policy_pb2 import (
+    DECISION_ALLOW,
     ENDING_CLIENT_LEFT,
     ENDING_COMPLETE,
     ENDING_NO_ANSWER,
     ENDING_UPSTREAM_BROKE,
+    EvaluateResponse,
+    Outcome,
 )
+
+if TYPE_CHECKING:
+    from gateway.request_traces import RequestTrace
 
 log = logging.getLogger("gateway")
 
@@ -35,7 +42,11 @@ log = logging.getLogger("gateway")
 class Exchange:
     """One request and what became of it."""
 
-    __slots__ = ("headers", "held", "is_answered", "receive", "scope", "send")
+    __slots__ = (
+        *("headers", "held", "is_answered", "receive", "scope", "send"),
+        *("answered", "asked", "began", "by", "decided", "operation", "status"),
+        *("decision", "model", "outcome", "sent", "trace"),
+    )
 
     def __init__(
         self, scope: Scope, receive: Receive, send: Send, headers: RequestHeaders, held: Held
@@ -48,12 +59,75 @@ class Exchange:
         """The account of how much of its body the gateway holds."""
         self.is_answered = False
         """Whether the upstream's answer has begun to go to the client."""
+        self.operation = ""
+        """What its endpoint is for; "": no endpoint that policies apply to."""
+        self.status = 0
+        """Of the answer to the client. 0: there is none yet."""
+        self.by = ""
+        """The actor whose answer it is: gateway, policyd, upstream; "": none yet."""
+        self.began = perf_counter_ns()
+        """When it came. This and the next three are moments of perf_counter_ns(); 0: not yet."""
+        self.asked = 0
+        self.decided = 0
+        self.answered = 0
+        """When the head of the upstream's answer was there."""
+
+        self.model = ""
+        """What the request names, cut."""
+        self.decision: EvaluateResponse | None = None
+        """policyd's."""
+        self.outcome: Outcome | None = None
+        """What policyd is told of the answer."""
+        self.sent = 0
+        """Bytes of the body that the client was sent."""
+        self.trace: RequestTrace | None = None
+        """Its place in a trace, where the gateway sends traces."""
+
+    @property
+    def path(self) -> str:
+        """The path that the client sent, without its query."""
+        return text(self.scope["raw_path"])
+
+    @property
+    def verdict(self) -> str:
+        """What was decided: allowed, would_deny, denied; "" where nothing was."""
+        decision = self.decision
+        if decision is None:
+            return ""
+        if decision.decision != DECISION_ALLOW:
+            return "denied"
+        return "would_deny" if decision.would_deny else "allowed"
+
+    @property
+    def trace_id(self) -> str:
+        """The trace that it belongs to, as the decision log has it; "": none."""
+        if self.decision is not None and self.decision.trace_id:
+            return self.decision.trace_id
+        return self.trace.server.context.trace if self.trace else ""
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What a line of the log may say of it."""
+        about = {
+            "method": self.scope["method"],
+            "path": self.path,
+            "operation": self.operation,
+            "decision_id": self.decision.decision_id if self.decision else "",
+            "api_key_id": self.decision.api_key_id if self.decision else "",
+            "trace_id": self.trace_id,
+        }
+        return {name: value for name, value in about.items() if value}
+
+    async def reply(self, reply: Reply, by: str = "gateway") -> None:
+        """Answer with `reply`, which is `by` the gateway or policyd."""
+        self.status, self.by, self.sent = reply.status, by, reply.size
+        await reply.send(self.send)
 
     async def give_up(self, reply: Reply) -> None:
         """Answer with `reply`, unless the upstream's answer has begun: then that one is cut off."""
         if not self.is_answered:
             self.is_answered = True
-            await reply.send(self.send)
+            await self.reply(reply)
 
     async def forward(
         self, upstream: Upstream, path: str, body: Body, recorder: OutcomeRecorder
@@ -85,24 +159,36 @@ class Exchange:
         query = text(scope["query_string"])
         method = scope["method"]
         safe = is_safe(scope, self.headers)
+        headers = self.trace.forwarded(self.headers) if self.trace else self.headers
         try:
-            answer = await upstream.ask(method, path, query, self.headers, body, safe=safe)
+            answer = await upstream.ask(method, path, query, headers, body, safe=safe)
         except UpstreamFailed as failure:
             if not failure.is_known:
-                log.warning("no answer from upstream to %s %s: %s", method, path, failure)
+                log.warning(
+                    "no answer from upstream to %s %s: %s",
+                    *(method, path, failure),
+                    extra=self.about | {"status": failure.reply.status},
+                )
             recorder.ending = ENDING_NO_ANSWER
-            await failure.reply.send(self.send)
+            await self.reply(failure.reply)
             return
         self.is_answered = True
+        self.answered = perf_counter_ns()
+        self.status, self.by = answer.status, "upstream"
         recorder.begin_answer(answer)
         try:
             await answer.relay(self.send, recorder.feed)
             recorder.ending = ENDING_COMPLETE
         except UpstreamBroke as problem:
             # Returning before the response is complete makes the server close the connection.
-            log.warning("upstream broke off its answer to %s %s: %s", method, path, problem)
+            log.warning(
+                "upstream broke off its answer to %s %s: %s",
+                *(method, path, problem),
+                extra=self.about | {"status": answer.status},
+            )
             recorder.ending = ENDING_UPSTREAM_BROKE
         finally:
+            self.sent = recorder.size
             answer.close()
 
 

@@ -33,7 +33,7 @@ class OutcomeRecorder:
     The exchange sets `ending` when the request ends.
     """
 
-    __slots__ = ("_answer", "_answered", "_asked", "_decision_id", "_reader", "ending")
+    __slots__ = ("_answer", "_answered", "_asked", "_decision_id", "_reader", "ending", "size")
 
     def __init__(self, decision_id: str, asked: int) -> None:
         self._decision_id = decision_id
@@ -42,6 +42,8 @@ class OutcomeRecorder:
         self._answered = 0
         self._reader: Reader | None = None
         self.ending: Ending.ValueType = ENDING_UNSPECIFIED
+        self.size = 0
+        """Bytes of the answer that have gone to the client."""
 
     def begin_answer(self, answer: Answer) -> None:
         """Note that the upstream's answer has begun."""
@@ -53,6 +55,7 @@ class OutcomeRecorder:
 
     def feed(self, data: bytes) -> None:
         """Read the next bytes of the answer, which have gone to the client."""
+        self.size += len(data)
         if self._reader is not None:
             try:
                 self._reader.feed(data)
@@ -79,7 +82,10 @@ class OutcomeRecorder:
             return AnswerMetadata()
 
     def _give_up(self) -> None:
-        log.exception("a fault of the gateway: it could not read an answer, but passed it on")
+        log.exception(
+            "a fault of the gateway: it could not read an answer, but passed it on",
+            extra={"decision_id": self._decision_id},
+        )
         self._reader = None
 
 

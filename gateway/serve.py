@@ -10,15 +10,18 @@ from gateway.supervisor import ReadAgain, supervise
 from policyd.command.crew import orders
 from policyd.command.groups import ServerCommand, read_again
 from policyd.command.open_files import raise_limit
-from policyd.command.process import run, start_logging
+from policyd.command.process import run
 from policyd.command.settings import build
+from policyd.command.versions import build_words
+from policyd.telemetry.log import start_logging
 
 
 @click.command(cls=ServerCommand)
 @OPTIONS.server_config
 @OPTIONS.settings(Settings)
 @OPTIONS.log_level
-def serve(log_level: str, **given: Any) -> None:
+@OPTIONS.log_format
+def serve(log_level: str, log_format: str, **given: Any) -> None:
     """Run the gateway.
 
     A flag wins over the environment (GATEWAY_*), and that over --config FILE (YAML).
@@ -26,7 +29,7 @@ def serve(log_level: str, **given: Any) -> None:
     replaces its workers one at a time, by what the --config file, secrets and certificates are
     then, and by the version that is installed then; --listen and --workers stay.
     """
-    start_logging(log_level)
+    start_logging(log_level, log_format)
     raise_limit()
     context = click.get_current_context()
     run(_serve(build(Settings, given), lambda: build(Settings, read_again(context))))
@@ -37,5 +40,5 @@ async def _serve(settings: Settings, again: ReadAgain) -> None:
         await supervise(settings, given, _say_ready, again)
 
 
-def _say_ready(url: str) -> None:
-    click.echo(f"policyd-gateway is ready: {url}")
+def _say_ready(at: str) -> None:
+    click.echo(f"policyd-gateway is ready: {at} {build_words()}")

@@ -35,6 +35,7 @@ class Server:
         self._listening = listening
         self.gateway = Gateway(settings, evaluate)
         self._listener: Listener
+        self._keeping: asyncio.Task[None] | None = None
         self._hurrying = asyncio.Event()
         self.url = ""
 
@@ -52,13 +53,21 @@ class Server:
             limits=settings.limits,
         )
         await self._listener.start(listening, shared=self._listening is not None)
+        if (metrics := self.gateway.metrics) is not None:
+            metrics.connections = lambda: self._listener.connections
+            self._keeping = asyncio.create_task(metrics.keep())
         scheme = "https" if tls else "http"
         self.url = f"{scheme}://{Address(settings.listen.host, port)}"
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._listener.stop()
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.gather(self._keeping, return_exceptions=True)
         await self.gateway.__aexit__()
+        if self.gateway.metrics is not None:
+            self.gateway.metrics.end()
 
     @property
     def is_ready(self) -> bool:

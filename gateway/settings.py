@@ -19,6 +19,7 @@ from policyd.command.settings import dump, load, setting
 from policyd.descriptor.end_users import check_end_user_headers
 from policyd.engine import endpoints
 from policyd.errors import SettingsError
+from policyd.telemetry.tracing import check_traces
 
 KEY_HEADERS = ("Authorization", "api-key", "x-api-key", "x-goog-api-key")
 """The headers that an upstream may want its API key in."""
@@ -211,6 +212,27 @@ class Settings:
     policyd_token: str = setting(
         "", file_help="Holds the token that callers of policyd must show.", hidden=True
     )
+    access_log: bool = setting(
+        False,
+        "Log each request in one line, by the logger access. Those without an API key in force are "
+        "counted instead.",
+    )
+    traces: str = setting(
+        "",
+        "The collector to send traces to, by OTLP over HTTP, such as http://127.0.0.1:4318. Needs "
+        "the extra policyd[tracing].",
+        metavar="URL",
+    )
+    trace_sample: float = setting(
+        1.0,
+        "The share of the traces that begin here which is sent, from 0 to 1: 0.01 is one in a "
+        "hundred. Of a trace that comes with a request, the caller has decided.",
+        least=0,
+        most=1,
+    )
+    metrics: Address | None = setting(
+        None, "Where Prometheus finds metrics, at /metrics; off unless given."
+    )
     insecure: bool = setting(False, "Listen beyond this machine without TLS.")
 
     @property
@@ -267,6 +289,7 @@ class Settings:
             Address.parse(one.strip().removeprefix("dns:///"), "--policyd")
         _check_upstream(self.upstream)
         self._check_end_users()
+        check_traces(self.traces)
         if self.upstream_api_key_header not in ("", *KEY_HEADERS):
             raise SettingsError(
                 f"--upstream-api-key-header is one of {', '.join(KEY_HEADERS)}, "
@@ -287,11 +310,21 @@ class Settings:
             )
         if (self.policyd_ca or self.policyd_cert) and not self.policyd_tls:
             raise SettingsError("--policyd-ca and --policyd-cert need --policyd-tls")
-        if not (self.listen.is_loopback or self.tls_cert or self.insecure):
+        if not (self.tls_cert or self.insecure):
+            self._check_reach()
+
+    def _check_reach(self) -> None:
+        """Beyond this machine, the gateway speaks TLS."""
+        if not self.listen.is_loopback:
             raise SettingsError(
                 f"--listen {self.listen} can be reached from other machines, which would send "
                 "their API keys in the clear: give --tls-cert and --tls-key, or --insecure if "
                 "something else protects it"
+            )
+        if self.metrics and not self.metrics.is_loopback:
+            raise SettingsError(
+                f"--metrics {self.metrics} can be reached from other machines: give --tls-cert and "
+                "--tls-key, or --insecure if something else protects it"
             )
 
     def _check_end_users(self) -> None:

@@ -7,18 +7,24 @@ connection that waits there is not lost when a worker ends: another worker takes
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from gateway.checks import files
 from gateway.server import Server, listen_for_workers
 from gateway.settings import Settings, dump_settings
+from policyd.command.checks import look_at
 from policyd.command.child import Child, End
 from policyd.command.crew import Crew, Orders, Own, Worker, keep_fixed
 
+if TYPE_CHECKING:
+    from gateway.supervisor_metrics import SupervisorMetrics
+
 Ready = Callable[[str], None]
-"""Called with the URL at which the gateway listens, once it does."""
+"""Called with the URL at which the gateway listens, once it does, and where its metrics are."""
 ReadAgain = Callable[[], Settings]
 """Reads the settings again. Raises SettingsError."""
 
-_FIXED = ("listen", "workers")
+_FIXED = ("listen", "workers", "metrics")
 """Settings that take effect only at the next start."""
 
 
@@ -31,9 +37,8 @@ async def supervise(
         orders.hurry = supervisor.workers.hurry
         end = End.NOW
         try:
-            await supervisor.workers.start()
-            supervisor.workers.watch()
-            ready(supervisor.url)
+            await supervisor.start()
+            ready(supervisor.at)
             await orders.follow(supervisor.replace)
             end = orders.end
         finally:
@@ -46,8 +51,10 @@ class _Supervisor:
     def __init__(self, asked: Settings, read_again: ReadAgain, held: ExitStack) -> None:
         self._asked = asked
         self._read_again = read_again
+        self._metrics = _metrics(asked, held)
         address, self._listening = listen_for_workers(asked.listen, held)
-        self._settings = replace(asked, listen=address)
+        metrics = self._metrics.address if self._metrics else None
+        self._settings = replace(asked, listen=address, metrics=metrics)
         self.url = f"{'https' if asked.tls_cert else 'http'}://{address}"
         self.workers = Crew(self._first_workers())
 
@@ -56,6 +63,19 @@ class _Supervisor:
             return [self._worker() for _ in range(self._settings.workers)]
         # A single worker first runs in the supervisor's own process, which starts sooner.
         return [Own(Server(self._settings, listening=self._listening.dup()))]
+
+    @property
+    def at(self) -> str:
+        """Where it listens."""
+        metrics = self._settings.metrics
+        return f"{self.url} metrics={metrics}" if metrics else self.url
+
+    async def start(self) -> None:
+        """Start the workers, and restart those that end, from then on."""
+        if self._metrics is not None:
+            await self._metrics.start(self.workers, self._settings)
+        await self.workers.start()
+        self.workers.watch()
 
     def _worker(self) -> Child:
         settings = self._settings
@@ -72,10 +92,28 @@ class _Supervisor:
 
         Raises PolicydError or OSError.
         """
-        self._settings = keep_fixed(self._read_again(), self._asked, self._settings, _FIXED)
-        await self.workers.replace(lambda _: self._worker())
+        before = self._settings
+        again = self._read_again()
+        look_at(files(again))
+        self._settings = keep_fixed(again, self._asked, before, _FIXED)
+        try:
+            await self.workers.replace(lambda _: self._worker())
+        except BaseException:
+            self._settings = before
+            raise
 
     async def stop(self, end: End) -> None:
         """Stop the workers."""
         self._listening.close()  # Each worker has its own copy of the socket.
         await self.workers.stop(end)
+        if self._metrics is not None:
+            await self._metrics.stop()
+
+
+def _metrics(settings: Settings, held: ExitStack) -> "SupervisorMetrics | None":
+    if settings.metrics is None:
+        return None
+    # Imported late, so that a gateway without --metrics starts sooner.
+    from gateway.supervisor_metrics import SupervisorMetrics
+
+    return SupervisorMetrics(settings.metrics, held)

@@ -158,10 +158,9 @@ class Upstream:
         self.prefix = Prefix(url.raw_path.rstrip("/"))
         self._key = settings.upstream_api_key
         self._key_header = settings.key_header
+        self._breaker = Breaker(settings.breaker, asyncio.get_running_loop().time)
         self._session = aiohttp.ClientSession(
-            connector=Connector(
-                settings.patience, Breaker(settings.breaker, asyncio.get_running_loop().time)
-            ),
+            connector=Connector(settings.patience, self._breaker),
             # connection.py has the other time-outs.
             timeout=aiohttp.ClientTimeout(total=None, sock_read=settings.read_timeout),
             read_bufsize=READ_AHEAD,
@@ -173,6 +172,11 @@ class Upstream:
         )
         # aiohttp would send PUT and DELETE again, although the upstream may have received them.
         self._session._retry_connection = False
+
+    @property
+    def is_down(self) -> bool:
+        """Whether it is not connected to for now."""
+        return self._breaker.is_open
 
     async def close(self) -> None:
         """Close every connection."""

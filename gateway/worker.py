@@ -5,7 +5,8 @@ import sys
 from gateway.server import Server
 from gateway.settings import load_settings
 from policyd.command.parent import Parent
-from policyd.command.process import run, start_logging
+from policyd.command.process import run
+from policyd.telemetry.log import start_logging
 
 
 async def _work() -> None:
@@ -17,5 +18,5 @@ async def _work() -> None:
 
 
 if __name__ == "__main__":
-    start_logging(sys.argv[1])
+    start_logging(*sys.argv[1:])
     run(_work())

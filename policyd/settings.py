@@ -21,6 +21,7 @@ from policyd.descriptor.end_users import check_end_users
 from policyd.engine.policy import MODES
 from policyd.engine.states import Mode
 from policyd.errors import SettingsError
+from policyd.telemetry.tracing import check_traces
 
 # It stands in commands to copy: nothing that a shell or a program would read as its own.
 _PLAIN_URL = re.compile(r"https?://[A-Za-z0-9.:/_~\[\]-]+")
@@ -225,6 +226,33 @@ class ServerSettings:
         "take them out of requests of clients that it does not trust with them.",
         metavar="CALLERS",
     )
+    access_log: bool = setting(
+        False,
+        "Log each request in one line, by the logger access. Those without an API key in force are "
+        "counted instead.",
+    )
+    traces: str = setting(
+        "",
+        "The collector to send traces to, by OTLP over HTTP, such as http://127.0.0.1:4318. Needs "
+        "the extra policyd[tracing].",
+        metavar="URL",
+    )
+    trace_sample: float = setting(
+        1.0,
+        "The share of the traces that begin here which is sent, from 0 to 1: 0.01 is one in a "
+        "hundred. Of a trace that comes with a request, the caller has decided.",
+        least=0,
+        most=1,
+    )
+    trace_users: str = setting(
+        "",
+        file_help="Holds a key of at least 16 characters. Spans then tell of the end user, by a "
+        "hash with that key (user.id); without it they do not.",
+        hidden=True,
+    )
+    metrics: Address | None = setting(
+        None, "Where Prometheus finds metrics, at /metrics; off unless given."
+    )
     insecure: bool = setting(False, "Listen beyond this machine without TLS or authentication.")
 
     poll_interval: float | None = None
@@ -281,6 +309,7 @@ class ServerSettings:
             raise SettingsError("--tls-client-ca needs --tls-cert and --tls-key")
         self._check_console()
         check_end_users(self.end_user_headers, self.end_user_callers)
+        check_traces(self.traces, self.trace_users)
         if not self.insecure:
             self._check_reach()
 
@@ -298,6 +327,7 @@ class ServerSettings:
         self._check_asking(self.http, "--http")
         self._check_encrypted(self.admin, "--admin")
         self._check_encrypted(self.console, "--console")
+        self._check_encrypted(self.metrics, "--metrics")
 
     def _check_asking(self, address: Address | None, flag: str) -> None:
         if not _is_beyond(address) or (

@@ -4,7 +4,7 @@
 """
 
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from policyd.descriptor.evaluate_request import read
 from policyd.descriptor.headers import NO_HEADERS
@@ -12,12 +12,8 @@ from policyd.engine.model import Decision, Explanation, Result
 from policyd.engine.places import IDENTIFIERS
 from policyd.engine.settings import KeySettings, Settings
 from policyd.engine.states import Credential, Mode
-from policyd.keys import api_key
 from policyd.policies import TABLE, decide
 from policyd.v1 import policy_pb2 as pb
-
-if TYPE_CHECKING:
-    from policyd.store import Store
 
 
 class Finding(Enum):
@@ -72,10 +68,3 @@ def try_request(
     if decision_input.credential is not Credential.GIVEN:
         settings = None
     return Trial(decide(decision_input, settings, defaults), settings)
-
-
-def settings_of(store: "Store", secret: str) -> KeySettings | None:
-    """The settings of the API key `secret`; None where it is not in force."""
-    digest = api_key.digest(secret)
-    changed = store.keys.changes_since(0).changed
-    return next((one.settings for one in changed if one.digest == digest), None)

@@ -54,10 +54,13 @@ def page() -> str:
     """The page."""
     commands = dict(_commands(policyd, "policyd")) | dict(_commands(gateway, "policyd-gateway"))
     parts = [_HEAD]
+    checks = {path: commands.pop(path.replace("serve", "config check")) for path in _SERVERS[:2]}
     for path in _SERVERS:
         command = commands.pop(path)
         parts += [f"## {path}\n", f"{_sentence(command)}\n"]
         parts.append(_table(_COLUMNS, [_cells(one) for one in _options(command)]))
+        if path in checks:
+            parts.append(_of_check(path.replace("serve", "config check"), command, checks[path]))
     parts += ["## The other commands of policyd\n", _of_others(commands)]
     return "\n".join(parts)
 
@@ -78,6 +81,14 @@ def _sentence(command: click.Command) -> str:
 
 def _options(command: click.Command) -> list[click.Option]:
     return [one for one in command.params if isinstance(one, click.Option) and not one.hidden]
+
+
+def _of_check(path: str, server: click.Command, check: click.Command) -> str:
+    """The options that a check has beside those of its server."""
+    its = {one.name for one in server.params}
+    more = [one for one in _options(check) if one.name not in its]
+    told = "; ".join(f"`{one.opts[0]}`: {one.help}" for one in more)
+    return f"`{path}` takes the same settings, and looks at them without starting it. {told}\n"
 
 
 def _of_others(commands: Mapping[str, click.Command]) -> str:

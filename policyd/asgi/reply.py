@@ -77,6 +77,16 @@ class Reply:
         self._body = body
         self._request_id = request_id.encode("latin-1")
 
+    @property
+    def status(self) -> int:
+        """Its HTTP status."""
+        return self._status
+
+    @property
+    def size(self) -> int:
+        """Bytes of its body."""
+        return len(self._body)
+
     def with_headers(self, headers: Iterable[tuple[str, str]], request_id: str = "") -> "Reply":
         """The same with more headers, behind its own."""
         own = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self._headers]

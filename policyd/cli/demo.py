@@ -7,8 +7,9 @@ import click
 
 from policyd.cli.options import OPTIONS, option
 from policyd.command.open_files import raise_limit
-from policyd.command.process import fork_without_grpc, start_logging
+from policyd.command.process import fork_without_grpc
 from policyd.settings import ServerSettings
+from policyd.telemetry.log import start_logging
 
 
 @click.command()
@@ -40,8 +41,8 @@ def demo(log_level: str, **given: Any) -> None:
     """Run policyd, its gateway and a small OpenAI-compatible upstream together, to try them.
 
     Prints an API key and two requests to try: one is blocked, one passes. With OPENAI_API_KEY in
-    the environment, requests go to OpenAI with that key, or to OPENAI_BASE_URL; with --upstream,
-    they go there with the key that the client sends.
+    the environment, requests go to OpenAI with that key. With OPENAI_BASE_URL they go there, with
+    that key if it is set, too. With --upstream they go there with the key that the client sends.
     """
     fork_without_grpc()
     # The gateway is an extra, which the other commands do without.

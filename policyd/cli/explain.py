@@ -13,8 +13,10 @@ from policyd.descriptor import evaluate_request
 from policyd.engine.policy import MODES
 from policyd.engine.settings import Settings
 from policyd.engine.states import Credential
+from policyd.keys import api_key
+from policyd.keys.defaults import above
 from policyd.policies import TABLE
-from policyd.trial import Trial, settings_of, try_request
+from policyd.trial import Trial, try_request
 from policyd.v1 import policy_pb2 as pb
 
 if TYPE_CHECKING:
@@ -55,8 +57,9 @@ def explain(
     """
     message = request(**described)
     tried = Changes(key_settings.joined(policies))
-    defaults = TABLE.with_original(MODES[default_mode])
+    own = TABLE.with_original(MODES[default_mode])
     with options.opened(database_url) as store:
+        defaults = above(store.defaults(), own)
         decision, key = decide_now(store, message, tried, defaults)
     if decision.missing:
         raise click.UsageError(
@@ -97,7 +100,9 @@ def decide_now(
 ) -> Trial:
     """The decision, with `tried` as if they were set on the key, if it is in force."""
     credential, key = evaluate_request.credential(message)
-    settings = settings_of(store, key) if credential is Credential.GIVEN else None
+    settings = None
+    if credential is Credential.GIVEN:
+        settings = store.keys.in_force(api_key.digest(key))
     if settings:
         settings = replace(settings, policies=tried.applied(settings.policies))
     return try_request(message, settings, defaults)

@@ -1,12 +1,14 @@
 """`policyd keys`: API keys and their settings, read from and written to the store."""
 
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from policyd.cli import key_settings, options, setting_words
+from policyd.cli.expiry import Expiry, expires
 from policyd.cli.key_settings import Changes
-from policyd.cli.options import option
+from policyd.cli.options import Age, option
 from policyd.engine.places import IDENTIFIERS
 from policyd.engine.settings import ApiKey
 from policyd.policies import TABLE
@@ -23,13 +25,22 @@ def keys() -> None:
 @keys.command()
 @click.argument("name")
 @key_settings.of_key
+@expires
 @options.common
-def create(name: str, database_url: str, as_json: bool, **settings: Any) -> None:
+def create(
+    name: str, database_url: str, as_json: bool, expires_at: Expiry | None, **settings: Any
+) -> None:
     """Make the key NAME and print it. It is shown this once."""
     wanted = key_settings.changes(**settings)
     accept = IDENTIFIERS if wanted.accept is None else wanted.accept
     with options.opened(database_url, create=True) as store:
-        key, secret = store.keys.create(name, wanted.applied(()), accept)
+        key, secret = store.keys.create(
+            name,
+            wanted.applied(()),
+            accept,
+            expires_at=expires_at.at if expires_at else None,
+            by=options.actor(),
+        )
     _warn(wanted)
     if as_json:
         options.print_json(_as_dict(key) | {"key": secret})
@@ -66,12 +77,16 @@ def _all_keys(store: "Store", revoked: bool) -> list[ApiKey]:
     return found
 
 
+def _has_expired(key: ApiKey) -> bool:
+    return key.expires_at is not None and key.expires_at <= datetime.now(UTC)
+
+
 _HEADING = ("ID", "NAME", "ENFORCE", "OVERRIDE", "ACCEPT", "STATE", "OTHER POLICIES")
 
 
 def _row(key: ApiKey) -> tuple[str, ...]:
     mode, override = setting_words.original(key.policies)
-    state = "revoked" if key.revoked_at else "in force"
+    state = "revoked" if key.revoked_at else "expired" if _has_expired(key) else "in force"
     others = " ".join(setting_words.others(key.policies, are_brief=True)) or "-"
     return key.id, key.name, mode or "default", override, ",".join(key.accept), state, others
 
@@ -89,15 +104,25 @@ def show(key_id: str, database_url: str, as_json: bool) -> None:
 @click.argument("key_id", metavar="ID")
 @option("--name", help="A new name for the key.")
 @key_settings.of_key
+@expires
 @options.common
-def set_(key_id: str, database_url: str, as_json: bool, name: str | None, **settings: Any) -> None:
+def set_(
+    key_id: str,
+    database_url: str,
+    as_json: bool,
+    name: str | None,
+    expires_at: Expiry | None,
+    **settings: Any,
+) -> None:
     """Change the settings of the key with this ID; a running server follows within a second."""
     wanted = key_settings.changes(**settings)
     changes = wanted.update() | ({} if name is None else {"name": name})
+    if expires_at is not None:
+        changes["expires_at"] = expires_at.at
     if not changes:
         raise click.UsageError("nothing to change: give an option, such as --policy NAME=audit")
     with options.opened(database_url) as store:
-        _report(store.keys.update(key_id, changes), as_json)
+        _report(store.keys.update(key_id, changes, by=options.actor()), as_json)
     _warn(wanted)
 
 
@@ -108,11 +133,34 @@ def _warn(wanted: Changes) -> None:
 
 @keys.command()
 @click.argument("key_id", metavar="ID")
+@option(
+    "--keep",
+    default="24h",
+    type=Age(),
+    help="How long the secret before stays in force, at most 90d; 0s: it ends at once.",
+)
+@options.common
+def rotate(key_id: str, database_url: str, as_json: bool, keep: timedelta) -> None:
+    """Give the key with this ID a new secret, and print it. It is shown this once.
+
+    The secret before stays in force for a while, so that clients can change one after the other.
+    """
+    with options.opened(database_url) as store:
+        key, secret = store.keys.rotate(key_id, keep, by=options.actor())
+    if as_json:
+        options.print_json(_as_dict(key) | {"key": secret})
+        return
+    _print_key(key)
+    click.echo(f"\n{secret}\n\nThis is the new key. Keep it: it is not shown again.")
+
+
+@keys.command()
+@click.argument("key_id", metavar="ID")
 @options.common
 def revoke(key_id: str, database_url: str, as_json: bool) -> None:
     """Revoke the key with this ID for good."""
     with options.opened(database_url) as store:
-        _report(store.keys.revoke(key_id), as_json)
+        _report(store.keys.revoke(key_id, by=options.actor()), as_json)
 
 
 def _report(key: ApiKey, as_json: bool) -> None:
@@ -132,6 +180,10 @@ def _print_key(key: ApiKey) -> None:
         click.echo(f"{'' if number else 'other policies':18}{line}")
 
 
+def _time(at: datetime | None) -> str | None:
+    return at.isoformat() if at else None
+
+
 def _as_dict(key: ApiKey) -> dict[str, Any]:
     mode, override = setting_words.original(key.policies)
     return {
@@ -142,7 +194,10 @@ def _as_dict(key: ApiKey) -> dict[str, Any]:
         "accept": list(key.accept),
         "created_at": key.created_at.isoformat(),
         "updated_at": key.updated_at.isoformat(),
-        "revoked_at": key.revoked_at.isoformat() if key.revoked_at else None,
+        "revoked_at": _time(key.revoked_at),
+        "expires_at": _time(key.expires_at),
+        "previous_until": _time(key.previous_until),
+        "suffix": key.suffix or None,
         "revision": key.revision,
         "policies": setting_words.as_dict(key.policies),
     }

@@ -26,6 +26,21 @@ _FILTERS = [
         "--operation", default="", help="Of this operation, such as chat_completion or embedding."
     ),
     option("--user", default="", help="Of requests that name this end user."),
+    option(
+        "--user-contains",
+        default="",
+        metavar="TEXT",
+        help="Of requests whose end user contains this text, in any letter case.",
+    ),
+    option("--without-user", is_flag=True, help="Of requests without a known end user."),
+    option("--model", default="", help="Of requests that name this model."),
+    option("--source-ip", default="", metavar="IP", help="Of requests from this IP address."),
+    option(
+        "--http-status",
+        type=click.IntRange(100, 599),
+        metavar="STATUS",
+        help="Answered with this status, by policyd's denial or by the upstream.",
+    ),
     option("--trace-id", default="", help="Of requests of this trace."),
     option(
         "--any-id",
@@ -56,6 +71,11 @@ def log_filter(
     policy: str | None,
     operation: str,
     user: str,
+    user_contains: str,
+    without_user: bool,
+    model: str,
+    source_ip: str,
+    http_status: int | None,
     trace_id: str,
     any_id: str,
     since: datetime | None,
@@ -64,5 +84,19 @@ def log_filter(
     """What the options of with_filters() ask for."""
     verdict = _VERDICTS[decision] if decision else None
     return LogFilter(
-        key_id, verdict, flag, operation, user, trace_id, since, until, any_id, policy or ""
+        key_id=key_id,
+        verdict=verdict,
+        flag=flag,
+        policy=policy or "",
+        operation=operation,
+        end_user=user,
+        user_contains=user_contains,
+        without_user=without_user,
+        model=model,
+        source_ip=source_ip,
+        http_status=http_status or 0,
+        trace_id=trace_id,
+        any_id=any_id,
+        since=since,
+        until=until,
     )

@@ -17,6 +17,7 @@ from policyd.decision_log import results
 from policyd.decision_log.export import csv_rows, json_line, values
 from policyd.decision_log.record import Record, is_decision_id
 from policyd.errors import DecisionNotFound, StoreUnavailable
+from policyd.keys.audit import Action
 from policyd.keys.snapshot import SnapshotFile
 from policyd.settings import spool_folder
 from policyd.store import LogFilter, Store
@@ -205,6 +206,7 @@ def retire(
                 f"nothing was deleted: the log has {held} decisions; give --yes if what you ask "
                 "for is to be deleted for good"
             )
+        store.audit.add(Action.LOG_RETIRE, options.actor(), _asked(older_than, keep_rows))
         before = store.log.agree(older_than, keep_rows)
         beyond = sys.maxsize if keep_rows is None else keep_rows
         if older_than is None:
@@ -218,6 +220,11 @@ def retire(
         options.print_json({"deleted": deleted})
     else:
         click.echo(f"{deleted} decisions were deleted.")
+
+
+def _asked(older_than: timedelta | None, keep_rows: int | None) -> dict[str, Any]:
+    seconds = None if older_than is None else older_than.total_seconds()
+    return {"older_than_seconds": seconds, "keep_rows": keep_rows}
 
 
 @logs.command()
@@ -255,6 +262,7 @@ def refused(database_url: str, as_json: bool, since: datetime, limit: int) -> No
 def export(database_url: str, form: str, output: TextIO, **given: Any) -> None:
     """Write all decisions that the filters choose to a file, newest first."""
     with options.opened(database_url) as store:
+        store.audit.add(Action.LOG_EXPORT, options.actor(), {"format": form})
         records = _counted(_newest_first(store, log_filter(**given), ""))
         lines = csv_rows(records) if form == "csv" else map(json_line, records)
         for line in lines:

@@ -6,8 +6,11 @@ import click
 
 from policyd.command.groups import Lazy, LazyGroup
 from policyd.command.private_files import UMASK
+from policyd.command.versions import version_option
 
 _COMMANDS = {
+    "audit": Lazy("policyd.cli.audit", "audit", "List what administrators did, newest first."),
+    "config": Lazy("policyd.cli.config", "config", "Check the settings of policyd serve."),
     "db": Lazy(
         "policyd.cli.db",
         "db",
@@ -20,6 +23,11 @@ _COMMANDS = {
     ),
     "explain": Lazy(
         "policyd.cli.explain", "explain", "Say what would be decided of a request, and why."
+    ),
+    "health": Lazy(
+        "policyd.cli.health",
+        "health",
+        "Say whether the policyd of this machine is ready, which has to have --http.",
     ),
     "keys": Lazy("policyd.cli.keys", "keys", "Create, list, change and revoke API keys."),
     "logs": Lazy(
@@ -42,7 +50,7 @@ _COMMANDS = {
 @click.group(
     cls=LazyGroup, lazy=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]}
 )
-@click.version_option(package_name="policyd")
+@version_option
 def main() -> None:
     """policyd decides whether a request to an LLM API may go upstream.
 

@@ -1,15 +1,20 @@
 """Options that several commands of policyd share."""
 
+import getpass
 import json
+import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from policyd.command.configuration import Options
 from policyd.command.database_url import sqlite_file
+from policyd.demo import presence
 from policyd.errors import StoreUnavailable
 from policyd.settings import ServerSettings
 
@@ -87,8 +92,29 @@ class Moment(click.ParamType[datetime]):
             )
 
 
-database_url = OPTIONS.setting(ServerSettings, "database_url")
-default_mode = OPTIONS.setting(ServerSettings, "default_mode", help="The server's default mode.")
+def _found(context: click.Context, parameter: click.Parameter, url: str) -> str:
+    """The database of a demo that runs here, where no setting names one and none stands here."""
+    source = context.get_parameter_source(parameter.name or "")
+    demo = presence.running() if source is ParameterSource.DEFAULT else None
+    if demo is None:
+        return url
+    file = sqlite_file(url)
+    if file is not None and file.exists():
+        click.echo(
+            f"This is {url}. A demo runs here, too: --database-url {demo.database_url}", err=True
+        )
+        return url
+    click.echo(f"This is the running demo: --database-url {demo.database_url}", err=True)
+    return demo.database_url
+
+
+database_url = OPTIONS.setting(ServerSettings, "database_url", callback=_found)
+default_mode = OPTIONS.setting(
+    ServerSettings,
+    "default_mode",
+    help="The server's own default mode. Defaults that were applied to "
+    "the database stand above it.",
+)
 
 as_json = option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
 
@@ -96,6 +122,15 @@ as_json = option("--json", "as_json", is_flag=True, help="Print JSON, for machin
 def common(command: _Command) -> _Command:
     """The options of the commands that use the database and exit."""
     return OPTIONS.config(database_url(as_json(command)))
+
+
+def actor() -> str:
+    """What the audit trail calls the administrator who uses this command."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # A container's user may have no name.
+        user = f"user {os.getuid()}"
+    return f"cli {user}@{socket.gethostname()}"
 
 
 @contextmanager
@@ -115,8 +150,9 @@ def opened(url: str, *, create: bool = False) -> Iterator["Store"]:
         click.echo(f"There is no database {file} yet; it is made.", err=True)
     elif is_new:
         raise StoreUnavailable(
-            f"there is no database {file}: check --database-url, or make the first key "
-            "(policyd keys create NAME) or start policyd serve, which make it"
+            f"there is no database {file}: check --database-url (a demo is found from the folder "
+            "that it was started in), or make the first key (policyd keys create NAME) or start "
+            "policyd serve, which make it"
         )
     try:
         if create and (is_new or store.form().revision is None):

@@ -12,12 +12,14 @@ from policyd.cli.options import OPTIONS
 from policyd.command.crew import orders
 from policyd.command.groups import ServerCommand, read_again
 from policyd.command.open_files import raise_limit
-from policyd.command.process import fork_without_grpc, run, start_logging
+from policyd.command.process import fork_without_grpc, run
 from policyd.command.settings import build
 from policyd.command.threads import StoreThreads
+from policyd.command.versions import build_words
 from policyd.decision_log.spool import left
 from policyd.errors import PolicydError
 from policyd.settings import ServerSettings
+from policyd.telemetry.log import start_logging
 
 if TYPE_CHECKING:
     from policyd.server.supervisor import ReadAgain
@@ -32,7 +34,8 @@ _LEFT = 3
 @OPTIONS.server_config
 @OPTIONS.settings(ServerSettings)
 @OPTIONS.log_level
-def serve(log_level: str, **given: Any) -> None:
+@OPTIONS.log_format
+def serve(log_level: str, log_format: str, **given: Any) -> None:
     """Run policyd: answer gateways, and manage keys.
 
     SIGTERM drains it, SIGINT (Ctrl-C) does not, a second one cuts what is under way. SIGHUP
@@ -40,7 +43,7 @@ def serve(log_level: str, **given: Any) -> None:
     then, and by the version that is installed then, if it has the same settings; addresses,
     database, spool, the file of the administration token and the number of workers stay.
     """
-    start_logging(log_level)
+    start_logging(log_level, log_format)
     raise_limit()
     fork_without_grpc()
     context, settings = click.get_current_context(), build(ServerSettings, given)
@@ -63,10 +66,11 @@ async def _serve(settings: ServerSettings, again: "ReadAgain") -> None:
 
 
 async def _say_ready(settings: ServerSettings) -> None:
-    http = settings.http
+    http, metrics = settings.http, settings.metrics
     at = f"grpc={settings.grpc} admin={settings.admin}" + (f" http={http}" if http else "")
+    last = (f"metrics={metrics} " if metrics else "") + build_words()
     if settings.console is None:
-        click.echo(f"policyd is ready: {at}")
+        click.echo(f"policyd is ready: {at} {last}")
         return
     # In a thread: this loop may serve decisions, and the database may be silent.
     asking = StoreThreads("the console's link", settings.database_timeout)
@@ -75,7 +79,7 @@ async def _say_ready(settings: ServerSettings) -> None:
         # It is first, unless the database does not tell whether there is a password.
         await asyncio.wait({saying}, timeout=_LINK)
         url = await asking.run(_console_url, settings)
-        click.echo(f"policyd is ready: {at} console={url}")
+        click.echo(f"policyd is ready: {at} console={url} {last}")
         await saying
     finally:
         saying.cancel()

@@ -14,6 +14,7 @@ from policyd.engine.policy import MODES
 from policyd.engine.settings import ApiKey, KeySettings
 from policyd.engine.states import Mode
 from policyd.errors import InvalidArgument
+from policyd.keys.defaults import above
 from policyd.policies import TABLE
 from policyd.simulation import Simulation
 from policyd.simulation import simulate as simulate_requests
@@ -40,7 +41,7 @@ def simulate(
     with options.opened(database_url) as store:
         settings = _settings(store.keys.get(key_id), wanted)
         now = store.time()
-        defaults = TABLE.with_original(MODES[default_mode])
+        defaults = above(store.defaults(), TABLE.with_original(MODES[default_mode]))
         found = simulate_requests(store, key_id, settings, since, now, defaults)
     if as_json:
         options.print_json(_simulation(found, settings))

@@ -32,7 +32,7 @@ BUSY = 4
 """Calls under way from which on a connection counts as busy."""
 _SHARE = 4
 """Tries that fit into the time that a caller gives, at least."""
-_PATIENCE = (0.1, 1.0)
+_MIN_PATIENCE, MAX_PATIENCE = 0.1, 1.0
 """Seconds until a peer counts as silent, at least and at most."""
 _FIRST_PAUSE, _MAX_PAUSE = 0.02, 0.25
 """Seconds between two tries of all connections, at most."""
@@ -65,8 +65,7 @@ class Peers:
         metadata: Metadata,
         timeout: float,
     ) -> None:
-        least, most = _PATIENCE
-        patience = min(max(timeout / _SHARE, least), most)
+        patience = min(max(timeout / _SHARE, _MIN_PATIENCE), MAX_PATIENCE)
         self._metadata = metadata
         each = CONNECTIONS if len(targets) == 1 else 1
         self._connections = [

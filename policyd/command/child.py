@@ -24,6 +24,7 @@ from contextlib import suppress
 from enum import Enum
 from typing import Any, Protocol, TypeVar
 
+from policyd.command.process import log_arguments
 from policyd.errors import PolicydError, SettingsError
 
 _log = logging.getLogger(__name__)
@@ -102,9 +103,8 @@ class Child:
         In the second case keep_running() notices when it is ready. Raises SettingsError.
         """
         self._does_its_work.clear()
-        level = logging.getLevelName(logging.getLogger().level).lower()
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", self._module, level),
+            *(sys.executable, "-m", self._module, *log_arguments()),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             pass_fds=tuple(self._sockets.values()),

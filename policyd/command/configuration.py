@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from policyd.command.address import Address
+from policyd.command.process import JSON, TEXT
 from policyd.command.settings import Setting, settings_of
 from policyd.errors import SettingsError
 
@@ -138,6 +139,12 @@ class Options:
         """The option --log-level."""
         levels = click.Choice(_LEVELS)
         add = self.option("--log-level", default="info", type=levels, help="How much is logged.")
+        return add(command)
+
+    def log_format(self, command: _Command) -> _Command:
+        """The option --log-format."""
+        text = "json: one object a line, for collectors of logs."
+        add = self.option("--log-format", default=TEXT, type=click.Choice((TEXT, JSON)), help=text)
         return add(command)
 
     def check_environment(self, environment: Mapping[str, str] | None = None) -> None:

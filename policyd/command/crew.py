@@ -116,6 +116,11 @@ class Crew:
         """Start all workers, and wait until they are ready. Raises PolicydError."""
         await asyncio.gather(*(one.start() for one in self._workers))
 
+    @property
+    def ready(self) -> int:
+        """How many workers do their work."""
+        return sum(one.is_ready for one in self._workers)
+
     async def until_ready(self) -> None:
         """Wait until all do their work."""
         await asyncio.gather(*(one.until_ready() for one in self._workers))

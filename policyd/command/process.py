@@ -1,4 +1,5 @@
-"""How a process of policyd or the gateway begins: its log, its event loop, its environment."""
+"""How a process of policyd or the gateway begins: its event loop, its environment, and what it
+tells its children of its log."""
 
 import asyncio
 import logging
@@ -6,6 +7,9 @@ import os
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
+
+TEXT, JSON = "text", "json"
+"""The formats of a log. The handler that writes it has its format's name."""
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -25,9 +29,8 @@ def fork_without_grpc() -> None:
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
-def start_logging(level: str) -> None:
-    """Log to stderr."""
-    line = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(level=level.upper(), format=line)
-    for noisy in ("alembic", "grpc", "uvicorn"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)  # They report every start.
+def log_arguments() -> tuple[str, str]:
+    """Level and format of this process's log, as its children are told them."""
+    root = logging.getLogger()
+    is_json = any(handler.name == JSON for handler in root.handlers)
+    return logging.getLevelName(root.level).lower(), JSON if is_json else TEXT

@@ -1,12 +1,25 @@
 """What a request cost, by the public prices of its day, from the package genai-prices."""
 
+from contextlib import suppress
 from datetime import datetime
+from functools import lru_cache
 
 from genai_prices import Usage, calc_price
 
 _NANO = 10**9
+_NOTHING = Usage(input_tokens=0, output_tokens=0)
 _PROVIDERS = ("openai", "anthropic")
 """The providers whose prices count: the first one that has the model."""
+
+
+@lru_cache(maxsize=1024)
+def priced_as(model: str) -> str:
+    """The name of the model in the list of prices, such as gpt-4o for gpt-4o-2024-08-06; "": it is
+    not in it."""
+    for provider in _PROVIDERS:
+        with suppress(LookupError, ValueError):
+            return calc_price(_NOTHING, model, provider_id=provider).model.id
+    return ""
 
 
 def cost(

@@ -88,6 +88,11 @@ class DecisionLog:
             return None  # The disk does not have it, and --log-error allows that.
         return self._synced(can_drop=not isinstance(kept[0], Outcome))
 
+    @property
+    def lost(self) -> int:
+        """Decisions that were answered and are not logged."""
+        return self._spool.lost
+
     def flush(self) -> None:
         """Write the counts of refused keys, and of decisions that were lost while the disk was
         full. Call it every few seconds, and at the end."""

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -24,6 +25,7 @@ from policyd.command import process
 from policyd.command.address import Address, check_free, open_socket, reserve
 from policyd.command.private_files import make_folder
 from policyd.console import console_url, first_link
+from policyd.demo import presence
 from policyd.demo import sample as demo_sample
 from policyd.demo.upstream import DemoUpstream
 from policyd.engine.states import Mode
@@ -40,7 +42,20 @@ _CHUNK_PAUSE = 0.05
 """Seconds between the chunks of a built-in answer, so that streaming can be seen."""
 
 
-def run(
+def run(data: Path, **asked: Any) -> None:
+    """Run until Ctrl-C or SIGTERM, with options as cli/demo.py has them. Raises SettingsError,
+    CannotListen or StoreUnavailable."""
+    try:
+        make_folder(data)
+    except OSError as error:
+        raise SettingsError(f"--data {data} cannot be made: {error.strerror}") from None
+    # First: where another demo runs on the data, that also has the ports.
+    with presence.claimed(data) as present:
+        _start(present, data, **asked)
+
+
+def _start(
+    present: presence.Presence,
     data: Path,
     gateway: str,
     grpc: str,
@@ -50,7 +65,6 @@ def run(
     openai_base_url: str | None,
     sample: bool,
 ) -> None:
-    """Run until Ctrl-C or SIGTERM. Raises SettingsError, CannotListen or StoreUnavailable."""
     listen = _with_port(_address(gateway, "--gateway"), "--gateway")
     forwarding = GatewaySettings(
         listen=listen,
@@ -59,7 +73,8 @@ def run(
         upstream_api_key="" if upstream else _word(openai_api_key or "", "OPENAI_API_KEY"),
     )
     settings = ServerSettings(
-        database_url=f"sqlite:///{data}/policyd.db",
+        # Absolute, as commands run in other folders, too.
+        database_url=f"sqlite:///{data.absolute()}/policyd.db",
         grpc=_address(grpc, "--grpc"),
         admin=Address("127.0.0.1", 0),
         admin_token_file=data / "admin-token",
@@ -67,12 +82,8 @@ def run(
         console=_with_port(_address(console, "--console"), "--console"),
         console_gateway_url=f"http://{listen}",
     )
-    try:
-        make_folder(data)
-    except OSError as error:
-        raise SettingsError(f"--data {data} cannot be made: {error.strerror}") from None
-    built_in = not upstream and not openai_api_key
-    process.run(_run(settings, forwarding, built_in, sample))
+    built_in = not (upstream or openai_api_key or openai_base_url)
+    process.run(_run(settings, forwarding, built_in, sample, present))
 
 
 def _address(text: str, flag: str) -> Address:
@@ -98,7 +109,11 @@ def _word(secret: str, name: str) -> str:
 
 
 async def _run(
-    settings: ServerSettings, forwarding: GatewaySettings, built_in: bool, sample: bool
+    settings: ServerSettings,
+    forwarding: GatewaySettings,
+    built_in: bool,
+    sample: bool,
+    present: presence.Presence,
 ) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -113,6 +128,11 @@ async def _run(
             upstream = await running.enter_async_context(_own_upstream())
             forwarding = replace(forwarding, upstream=upstream)
         gateway = await running.enter_async_context(GatewayServer(forwarding))
+        present.tell(
+            presence.Demo(
+                settings.database_url, str(server.admin), str(settings.admin_token_file.absolute())
+            )
+        )
         click.echo(_welcome(gateway.url, server, forwarding.upstream, settings, key))
         await stopping.wait()
 
@@ -162,6 +182,7 @@ The gateway listens on {url}; point any OpenAI client at {url}/v1.
 policyd answers gRPC on {server.grpc}. Requests that pass go to {upstream}.
 {_console_line(settings)}
 {_key_lines(settings, key)}
+{_command_lines(settings)}
 
 Blocked, because it has no user:
   {_curl(url, known, without)}
@@ -191,6 +212,16 @@ def _key_lines(settings: ServerSettings, key: str | None) -> str:
         f"  {shlex.quote(sys.argv[0])} keys create NAME --policy {TABLE.original.name}=enforce "
         f"--database-url {shlex.quote(settings.database_url)}"
     )
+
+
+def _command_lines(settings: ServerSettings) -> str:
+    url = f"--database-url {shlex.quote(settings.database_url)}"
+    command = f"  {shlex.quote(sys.argv[0])} logs list"
+    if presence.is_found(settings.admin_token_file.parent):
+        return (
+            f"Its log, keys and database, from another terminal (elsewhere with {url}):\n{command}"
+        )
+    return f"Its log, keys and database, from another terminal:\n{command} {url}"
 
 
 def _curl(url: str, key: str, body: str) -> str:

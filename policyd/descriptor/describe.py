@@ -19,6 +19,7 @@ from policyd.descriptor.identifiers import NOT_READ, BodyAttributes, Identifier
 from policyd.engine import endpoints, method_override
 from policyd.engine.places import SAFETY_HEADER, Target
 from policyd.engine.states import ModelState, NumberState
+from policyd.telemetry.trace_context import TRACEPARENT
 from policyd.v1 import policy_pb2 as pb
 from policyd.v1.policy_pb2 import CheckKeyRequest, EvaluateRequest, Header, UserState
 
@@ -30,7 +31,7 @@ _AGENT = "user-agent"
 _ORGANIZATION = "openai-organization"
 _REQUEST_ID = "x-request-id"
 READ = method_override.HEADERS | {
-    *(_TYPE, _ENCODING, _AGENT, _ORGANIZATION, _REQUEST_ID, SAFETY_HEADER)
+    *(_TYPE, _ENCODING, _AGENT, _ORGANIZATION, _REQUEST_ID, SAFETY_HEADER, TRACEPARENT)
 }
 """The headers that are read here, besides those that begin with PREFIX and those of end users."""
 
@@ -85,7 +86,7 @@ class HttpRequest:
 def describe(request: HttpRequest, attributes: BodyAttributes = NOT_READ) -> EvaluateRequest:
     """The descriptor of a request whose body has these attributes."""
     described = EvaluateRequest(
-        headers=_own_headers(request) + _end_user_headers(request),
+        headers=_own_headers(request) + _end_user_headers(request) + _trace_headers(request),
         method=request.method,
         path=request.path,
         source_ip=request.source_ip,
@@ -184,6 +185,14 @@ def _end_user_headers(request: HttpRequest) -> list[Header]:
         for name in sorted(names)
         for text in request.headers.get(name, ())
     ]
+
+
+def _trace_headers(request: HttpRequest) -> list[Header]:
+    """What names the trace that the request belongs to, for a policyd that sends traces."""
+    given = request.headers.get(TRACEPARENT)
+    if not given or len(given) > 1 or len(given[0]) > MAX_REMARK:
+        return []
+    return [Header(name=TRACEPARENT, value=_remark(given[0]))]
 
 
 def _key(request: HttpRequest) -> str:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from google.protobuf import json_format
@@ -50,7 +50,20 @@ _TOO_LARGE = error(
     "--max-message",
 )
 
-Answer = Callable[[EvaluateRequest, RouteSettings], Awaitable[EvaluateResponse]]
+
+class Answer(Protocol):
+    """Decides: PolicyServicer.answer(), as this app calls it."""
+
+    def __call__(
+        self,
+        request: EvaluateRequest,
+        route: RouteSettings,
+        trusted: frozenset[str],
+        *,
+        adapter: str,
+    ) -> Awaitable[EvaluateResponse]:
+        """The decision on `request`, which is counted by `adapter`. Its headers in `trusted` may
+        name the end user."""
 
 
 class HttpCheck:
@@ -60,7 +73,8 @@ class HttpCheck:
     Of a body that a proxy sends along, `max_body` bytes are read, where `knows` finds the key in
     force, and `max_message` of a descriptor or evaluation. Either has `patience` seconds to come.
     `not_ready` gives the reason why a balancer should send no checks here, `is_stale` why the
-    settings may be old ones, and `remark` what its operator should know all the same.
+    settings may be old ones, and `remark` what its operator should know all the same. `note` is
+    told of each error that a caller gets in place of a decision.
     """
 
     def __init__(
@@ -70,14 +84,16 @@ class HttpCheck:
         bodies: Bodies,
         *,
         token: str,
-        end_user_headers: frozenset[str],
+        end_user_headers: Callable[[], frozenset[str]],
         max_body: int,
         max_message: int,
         patience: float,
         not_ready: Check,
         remark: Callable[[], str],
         is_stale: Check,
+        note: Callable[[Exception], None],
     ) -> None:
+        self._note = note
         self._answer = answer
         self._knows = knows
         self._bodies = bodies
@@ -125,6 +141,7 @@ class HttpCheck:
             if endpoint == EVALUATE:
                 return await self._evaluate(request)
         except PolicydError as problem:
+            self._note(problem)
             return _problem(problem)
         return _NOT_FOUND
 
@@ -133,10 +150,11 @@ class HttpCheck:
         self._authenticate(request, bearer=False)
         if wants_websocket(request.headers):
             return WEBSOCKET
+        trusted = self._end_user_headers()
         described, unread = await check.described(
-            request, self._max_body, self._bodies, self._knows, self._end_user_headers
+            request, self._max_body, self._bodies, self._knows, trusted
         )
-        answer = await self._answer(described, check.route(request.path))
+        answer = await self._answer(described, check.route(request.path), trusted, adapter="http")
         return check.reply(answer, unread, b"{}")
 
     async def _evaluate(self, request: Request) -> Reply:
@@ -145,7 +163,9 @@ class HttpCheck:
             body = await request.body(self._max_message, held)
             if body is None:
                 return _TOO_LARGE
-            response = await self._answer(_descriptor(request, body), NO_ROUTE)
+            response = await self._answer(
+                _descriptor(request, body), NO_ROUTE, self._end_user_headers(), adapter="http"
+            )
         shown = json_format.MessageToJson(response, indent=None, ensure_ascii=False)
         return check.reply(response, None, shown.encode())
 
@@ -166,15 +186,18 @@ class HttpCheck:
                 if body is None:
                     return _text(413, "send a smaller request, or raise --max-message")
                 return _json(await decide(body, self._decide))
-        except BodiesFull as problem:
-            return _text(503, str(problem), retry_after=AGAIN)
-        except Unauthenticated as problem:
-            return _text(401, str(problem), (("WWW-Authenticate", 'Bearer realm="policyd"'),))
-        except InvalidArgument as problem:
-            return _text(400, str(problem))
+        except (BodiesFull, Unauthenticated, InvalidArgument) as problem:
+            self._note(problem)
+            return _unevaluated(problem)
 
     async def _decide(self, described: EvaluateRequest) -> EvaluateResponse:
-        return await self._answer(described, NO_ROUTE)
+        try:
+            return await self._answer(
+                described, NO_ROUTE, self._end_user_headers(), adapter="authzen"
+            )
+        except PolicydError as problem:
+            self._note(problem)
+            raise
 
     def _authenticate(self, request: Request, *, bearer: bool) -> None:
         if self._token and not request.shows(self._token, bearer=bearer):
@@ -183,6 +206,14 @@ class HttpCheck:
                 "The token of --caller-token-file is missing or wrong: the gateway's operator "
                 f"should have it sent in {where}"
             )
+
+
+def _unevaluated(problem: BodiesFull | Unauthenticated | InvalidArgument) -> Reply:
+    if isinstance(problem, BodiesFull):
+        return _text(503, str(problem), retry_after=AGAIN)
+    if isinstance(problem, Unauthenticated):
+        return _text(401, str(problem), (("WWW-Authenticate", 'Bearer realm="policyd"'),))
+    return _text(400, str(problem))
 
 
 def _problem(problem: PolicydError) -> Reply:

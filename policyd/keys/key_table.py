@@ -10,6 +10,9 @@ The first refresh reads all keys, later ones only keys with a newer revision. Al
 where the store no longer has the revision that was read last, with the epoch that it had then: the
 database was restored from a backup, or has lost changes. Changes are applied between two decisions,
 never within one, as both run on the event loop; so each decision is made from one revision.
+
+A secret that is in force for a while only has its end beside it, and is looked at with each lookup:
+no database has to answer for it to end.
 """
 
 import asyncio
@@ -21,7 +24,7 @@ from contextlib import suppress
 
 from policyd.command.deadline import TIMEOUT
 from policyd.command.threads import StoreThreads
-from policyd.engine.settings import KeyChanges, KeySettings
+from policyd.engine.settings import KeyChanges, KeySettings, ServerDefaults
 from policyd.errors import RevisionNotReached, SettingsUnknown, WrongDatabase
 
 _log = logging.getLogger(__name__)
@@ -39,14 +42,19 @@ def _seconds() -> float:
 
 class KeyTable:
     """Follows the store. `changes_since(revision, epoch)` queries it and may block, so it runs in a
-    thread of its own, for up to `timeout` seconds. Belongs to one event loop.
+    thread of its own, for up to `timeout` seconds. Secrets end by `clock`: seconds since 1970.
+    Belongs to one event loop.
     """
 
     def __init__(
-        self, changes_since: Callable[[int, str], KeyChanges], timeout: float = TIMEOUT
+        self,
+        changes_since: Callable[[int, str], KeyChanges],
+        timeout: float = TIMEOUT,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._changes_since = changes_since
         self._thread = StoreThreads("settings", timeout)
+        self._clock = clock
         self._settings: dict[bytes, KeySettings] = {}
         self._wanted = asyncio.Event()
         self._arrived = asyncio.Condition()
@@ -56,11 +64,15 @@ class KeyTable:
         self._known = asyncio.Event()
         self.is_followed = False
         """Whether the settings are the store's, and not a snapshot's."""
+        self.defaults: ServerDefaults | None = None
+        """The server's defaults, as administrators applied them. None: they did not."""
         self.revision = 0
         self.epoch = ""
         """Distinguishes this revision from another of the same number: see store/epochs.py."""
         self.is_wrong_database = False
         """Whether the last look found a database of another installation."""
+        self.is_answered = False
+        """Whether the last look at the database succeeded."""
 
     @property
     def is_known(self) -> bool:
@@ -81,15 +93,29 @@ class KeyTable:
 
     def settings(self, digest: bytes) -> KeySettings | None:
         """The settings of the key with this digest. None: no such key is in force."""
-        return self._settings.get(digest)
+        found = self._settings.get(digest)
+        if found is not None and found.until is not None and found.until <= self._clock():
+            return None
+        return found
+
+    def __len__(self) -> int:
+        """How many keys are in force."""
+        return len(self._settings)
 
     def copy(self) -> dict[bytes, KeySettings]:
-        """The settings of every key that is in force."""
+        """The settings by digest, also of those that have ended."""
         return self._settings.copy()
 
-    def restore(self, settings: dict[bytes, KeySettings], revision: int, age: float) -> None:
+    def restore(
+        self,
+        settings: dict[bytes, KeySettings],
+        revision: int,
+        age: float,
+        defaults: ServerDefaults | None = None,
+    ) -> None:
         """Begin with settings from `age` seconds ago. The store is still read from the start."""
         self._settings = settings
+        self.defaults = defaults
         self._fresh_at = _seconds() - age
         self.revision = revision
         self._known.set()
@@ -116,10 +142,13 @@ class KeyTable:
             else:
                 self._settings[change.digest] = change.settings
         self._fresh_at = asked_at
+        self.is_answered = True
         self._read_to = changes.revision
         self.is_followed = True
         self._known.set()
         if (changes.revision, changes.epoch) != (self.revision, self.epoch):
+            if changes.defaults != self.defaults:
+                self.defaults = changes.defaults
             self.revision, self.epoch = changes.revision, changes.epoch
             async with self._arrived:
                 self._arrived.notify_all()
@@ -137,6 +166,7 @@ class KeyTable:
                 lost = ""
                 self.is_wrong_database = False
             except Exception as error:  # noqa: BLE001  # Whatever the error, following goes on.
+                self.is_answered = False
                 self.is_wrong_database = isinstance(error, WrongDatabase)
                 # One line for each cause: a database that is away may come back as a wrong one.
                 if lost != type(error).__name__:

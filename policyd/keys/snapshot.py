@@ -17,10 +17,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
-from policyd.engine.settings import KeySettings
+from policyd.engine.settings import KeySettings, ServerDefaults
 from policyd.errors import SnapshotUnusable
 from policyd.keys.snapshot_format import (
     FUTURE,
@@ -37,6 +38,16 @@ RENEW = 30.0
 _MODE = 0o600
 
 
+class Snapshot(NamedTuple):
+    """What a file holds."""
+
+    head: Head
+    settings: dict[bytes, KeySettings]
+    """By digest, also of those that have ended."""
+    defaults: ServerDefaults | None
+    """The server's defaults, as administrators applied them. None: they did not."""
+
+
 class SnapshotFile:
     """The snapshot at `path`, which the workers of one server share. Every method may block."""
 
@@ -51,9 +62,7 @@ class SnapshotFile:
         except (OSError, SnapshotUnusable):
             return None
 
-    def read(
-        self, identity: str | None, place: str, max_age: float
-    ) -> tuple[Head, dict[bytes, KeySettings]]:
+    def read(self, identity: str | None, place: str, max_age: float) -> Snapshot:
         """The snapshot of the database `identity` at `place`, no more than `max_age` seconds old.
 
         Raises SnapshotUnusable, also where it is of another database or older.
@@ -63,7 +72,7 @@ class SnapshotFile:
                 _check_mode(descriptor)
                 head = read_head(descriptor)
                 _check(head, identity, place, max_age)
-                return head, read_settings(descriptor, head)
+                return Snapshot(head, *read_settings(descriptor, head))
         except FileNotFoundError:
             raise SnapshotUnusable("there is none") from None
         except OSError as error:
@@ -81,7 +90,12 @@ class SnapshotFile:
             or abs(head.followed_at - found.followed_at) > RENEW
         )
 
-    def keep(self, head: Head, settings: dict[bytes, KeySettings]) -> None:
+    def keep(
+        self,
+        head: Head,
+        settings: dict[bytes, KeySettings],
+        defaults: ServerDefaults | None = None,
+    ) -> None:
         """Write the file, or only renew its head where that is enough. Raises OSError.
 
         Where another process does so at the same time, nothing is done.
@@ -93,11 +107,13 @@ class SnapshotFile:
             if found is not None and found.is_newer_than(head):
                 return  # Another worker knows newer settings.
             if found is None or not found.is_of(head):
-                self._write(head, settings)
+                self._write(head, settings, defaults)
             else:
                 self._renew(found, head.followed_at)
 
-    def _write(self, head: Head, settings: dict[bytes, KeySettings]) -> None:
+    def _write(
+        self, head: Head, settings: dict[bytes, KeySettings], defaults: ServerDefaults | None
+    ) -> None:
         draft = self._path.with_name(f"{self._path.name}.tmp")
         checksum = hashlib.sha256()
         size = 0
@@ -106,7 +122,7 @@ class SnapshotFile:
         try:
             with open(draft, "xb", opener=_private) as file:
                 file.write(bytes(HEAD_SIZE))
-                for piece in pieces(settings):
+                for piece in pieces(settings, defaults):
                     checksum.update(piece)
                     size += file.write(piece)
                 whole = msgspec.structs.replace(

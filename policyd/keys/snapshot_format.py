@@ -1,8 +1,10 @@
 """The form of a snapshot's file: a head of 512 bytes, then the settings.
 
     head      JSON, a line feed, the JSON's SHA-256 in hexadecimal, a line feed, then spaces
-    settings  pieces of up to 500 keys: the piece's length in 4 bytes, then MessagePack: the
-              different settings, and each key's digest and ID with the number of its settings
+    settings  pieces, each with its length in 4 bytes, then MessagePack. The first one has the
+              server's defaults, if any were applied; the others up to 500 keys: the different
+              settings, and each key's digest and ID with the number of its settings, and when the
+              digest ends. In the format before, the first piece and the ends are missing
 
 The head says of which database and revision the settings are, in which form they are written, and
 when the database was last followed; it holds the length and the SHA-256 of all pieces together.
@@ -25,7 +27,7 @@ from itertools import islice
 
 import msgspec
 
-from policyd.engine.settings import KeySettings, Setting, Settings
+from policyd.engine.settings import KeySettings, ServerDefaults, Setting, Settings
 from policyd.errors import SnapshotUnusable
 
 HEAD_SIZE = 512
@@ -34,9 +36,10 @@ PIECE = 500
 """Keys of one piece. Between two pieces other threads have a turn."""
 FUTURE = 60.0
 """Seconds that a clock may have gone back since the file was written."""
-_FORMAT = 2
+_FORMAT = 3
 _FIELDS = [(field.name, field.type) for field in fields(KeySettings)]
 _FIELDS += Setting.__annotations__.items()
+_FIELDS += [(field.name, field.type) for field in fields(ServerDefaults)]
 # The modules in which types stand are no part of the form.
 _MODULES = ("policyd.engine.settings.", "policyd.engine.states.")
 _KINDS = [
@@ -45,14 +48,20 @@ _KINDS = [
 ]
 _FORM = hashlib.sha256(repr(_KINDS).encode()).hexdigest()[:16]
 """Which fields the settings of a key have. A version with other fields could read them wrong."""
+_OLD = (2, "7cc5acb6cb733617")
+"""The format and the form before, which are read, too: their digests have no end."""
 _LENGTH = struct.Struct(">I")
 _TRIES = 3
 """How often a head is read that another process may be renewing."""
 _Shared = tuple[Settings, tuple[str, ...]]
 """What keys share: their policies' settings, and the identifiers that they accept."""
-_Piece = tuple[list[_Shared], list[tuple[bytes, str, int]]]
+_Key = tuple[bytes, str, int, float | None]
+_Piece = tuple[list[_Shared], list[_Key]]
+_OldPiece = tuple[list[_Shared], list[tuple[bytes, str, int]]]
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Piece).decode
+_decode_old = msgspec.msgpack.Decoder(_OldPiece).decode
+_decode_defaults = msgspec.msgpack.Decoder(ServerDefaults | None).decode
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,7 +86,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_readable(self) -> bool:
         """Whether this version reads the form that the settings are written in."""
-        return (self.format, self.form) == (_FORMAT, _FORM)
+        return (self.format, self.form) in ((_FORMAT, _FORM), _OLD)
 
     def is_newer_than(self, other: "Head") -> bool:
         """Whether the same database was followed later than `other` says. A time in the future, of
@@ -94,19 +103,28 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
 _decode_head = msgspec.json.Decoder(Head).decode
 
 
-def pieces(settings: dict[bytes, KeySettings]) -> Iterator[bytes]:
+def pieces(settings: dict[bytes, KeySettings], defaults: ServerDefaults | None) -> Iterator[bytes]:
+    yield _sized(_encode(defaults))
     rows = iter(settings.items())
     while some := list(islice(rows, PIECE)):
-        content = _encode(_piece(some))
-        yield _LENGTH.pack(len(content)) + content
+        yield _sized(_encode(_piece(some)))
         # Decisions come first: a thread that waits for the interpreter gets it now.
         time.sleep(0)
+
+
+def _sized(content: bytes) -> bytes:
+    return _LENGTH.pack(len(content)) + content
 
 
 def _piece(rows: Iterable[tuple[bytes, KeySettings]]) -> _Piece:
     numbers: dict[_Shared, int] = {}
     keys = [
-        (digest, one.key_id, numbers.setdefault((one.policies, one.accept), len(numbers)))
+        (
+            digest,
+            one.key_id,
+            numbers.setdefault((one.policies, one.accept), len(numbers)),
+            one.until,
+        )
         for digest, one in rows
     ]
     return list(numbers), keys
@@ -132,27 +150,44 @@ def read_head(descriptor: int) -> Head:
     raise SnapshotUnusable("it is damaged")
 
 
-def read_settings(descriptor: int, head: Head) -> dict[bytes, KeySettings]:
+def read_settings(
+    descriptor: int, head: Head
+) -> tuple[dict[bytes, KeySettings], ServerDefaults | None]:
     with open(descriptor, "rb", closefd=False) as file:
         file.seek(HEAD_SIZE)
         content = file.read(head.size + 1)
     if len(content) != head.size or hashlib.sha256(content).hexdigest() != head.checksum:
         raise SnapshotUnusable("it is damaged")
-    settings: dict[bytes, KeySettings] = {}
-    known: dict[_Shared, _Shared] = {}
+    found = _cut(content)
+    defaults = None
     try:
         with _no_collection():
-            for piece in _cut(content):
-                found, keys = _decode(piece)
-                # Keys with equal settings share them in memory, too.
-                shared = [known.setdefault(one, one) for one in found]
-                for digest, key_id, number in keys:
-                    settings[digest] = KeySettings(key_id, *shared[number])
-    except (msgspec.MsgspecError, struct.error, IndexError, ValueError):
+            if head.format != _FORMAT:
+                settings = _settings(map(_read_old, found))
+            else:
+                defaults = _decode_defaults(next(found))
+                settings = _settings(map(_decode, found))
+    except (msgspec.MsgspecError, struct.error, IndexError, ValueError, StopIteration):
         raise SnapshotUnusable("it is of another version of policyd") from None
     if len(settings) != head.keys:
         raise SnapshotUnusable("it is damaged")
+    return settings, defaults
+
+
+def _settings(found: Iterable[_Piece]) -> dict[bytes, KeySettings]:
+    settings: dict[bytes, KeySettings] = {}
+    known: dict[_Shared, _Shared] = {}
+    for different, keys in found:
+        # Keys with equal settings share them in memory, too.
+        shared = [known.setdefault(one, one) for one in different]
+        for digest, key_id, number, until in keys:
+            settings[digest] = KeySettings(key_id, *shared[number], until)
     return settings
+
+
+def _read_old(piece: memoryview) -> _Piece:
+    different, keys = _decode_old(piece)
+    return different, [(*key, None) for key in keys]
 
 
 @contextmanager

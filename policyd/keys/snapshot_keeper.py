@@ -73,10 +73,10 @@ class SnapshotKeeper:
     async def _bring_up_to_date(self) -> None:
         head = self._head()
         if await self._threads.run(self._file.is_behind, head):
-            # Both of one moment: nothing changes them until the next await.
+            # All of one moment: nothing changes them until the next await.
             head = self._head()
-            settings = self._keys.copy()
-            await self._threads.run(self._file.keep, head, settings)
+            settings, defaults = self._keys.copy(), self._keys.defaults
+            await self._threads.run(self._file.keep, head, settings, defaults)
         self._kept, self._looked_at = (head.revision, head.epoch), time.monotonic()
 
     def _head(self) -> Head:

@@ -14,13 +14,14 @@ from datetime import timedelta
 
 from policyd.command.open_files import raise_limit
 from policyd.command.parent import Parent
-from policyd.command.process import run, start_logging
+from policyd.command.process import run
 from policyd.command.threads import StoreThreads
 from policyd.decision_log.spool import SpoolReader, known_database
 from policyd.errors import StoreUnavailable
 from policyd.server.shipper import Shipper
 from policyd.settings import ServerSettings, load_settings
 from policyd.store import Store
+from policyd.telemetry.log import start_logging
 
 _log = logging.getLogger(__name__)
 
@@ -49,14 +50,25 @@ async def _work() -> None:
         # It is never closed: a thread that hangs in the database may come back to it, and would
         # find other files under its descriptors.
         spool = SpoolReader(settings.spool)
-        work = _BackgroundWorker(store, Shipper(store, spool), settings)
+        also = []
+        if settings.metrics is not None:
+            # Imported late, so that a policyd without --metrics starts sooner.
+            from policyd.server.background_metrics import BackgroundMetrics
+
+            metrics = BackgroundMetrics(spool)
+            running.callback(metrics.end)
+            also.append(metrics.keep())
+            shipper = Shipper(store, spool, metrics.shipped)
+        else:
+            shipper = Shipper(store, spool)
+        work = _BackgroundWorker(store, shipper, settings)
         if settings.console is not None:
             # Imported late, so that a policyd without a console starts sooner.
             from policyd.console import ConsoleServer
 
             await running.enter_async_context(ConsoleServer(settings, store))
         parent.ready()
-        await parent.gone_during(work.ship(), work.retire())
+        await parent.gone_during(work.ship(), work.retire(), *also)
         await work.finish()
 
 
@@ -164,7 +176,7 @@ class _BackgroundWorker:
 
 
 if __name__ == "__main__":
-    start_logging(sys.argv[1])
+    start_logging(*sys.argv[1:])
     os.nice(_NICE)
     raise_limit()
     run(_work())

@@ -112,7 +112,7 @@ class Following:
             if not hours:
                 raise SnapshotUnusable("--snapshot-max-age 0 forbids it")
             identity = spool.known_database(self._settings.spool)
-            head, settings = await StoreThreads("the snapshot", None).run(
+            head, found, defaults = await StoreThreads("the snapshot", None).run(
                 self._file.read, identity, self._place, hours * 3600
             )
         except SnapshotUnusable as why:
@@ -125,7 +125,7 @@ class Following:
         if self._keys.is_known:
             return  # The database has answered in the meantime.
         age = max(time.time() - head.followed_at, 0.0)
-        self._keys.restore(settings, head.revision, age)
+        self._keys.restore(found, head.revision, age, defaults)
         _log.warning(
             "the database is away: %s. Decisions are made by the snapshot in %s: revision %d, of "
             "%d keys, as they were %.0f s ago",

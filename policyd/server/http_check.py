@@ -4,6 +4,7 @@ Only a policyd with --http loads it, and all that an HTTP server is made of.
 """
 
 import socket
+from collections.abc import Callable
 from functools import partial
 
 from policyd.asgi.limits import Limits
@@ -13,6 +14,7 @@ from policyd.command.address import Address, check_free, listen
 from policyd.descriptor.body_memory import Bodies
 from policyd.http.app import HttpCheck
 from policyd.keys import tokens
+from policyd.keys.defaults import Defaults
 from policyd.server.following import Following
 from policyd.server.worker_clock import WorkerClock
 from policyd.services.policy import PolicyServicer
@@ -32,22 +34,25 @@ class HttpServer:
         bodies: Bodies,
         following: Following,
         clock: WorkerClock,
+        note: Callable[[Exception], None],
+        defaults: Defaults,
     ) -> None:
+        """`note` is told of each error that a caller gets in place of a decision."""
         self._following = following
         path = settings.caller_token_file
-        trusted = settings.end_users_from("http")
         self._app = HttpCheck(
-            partial(policy.answer, trusted=trusted),
+            policy.answer,
             policy.knows,
             bodies,
             token=tokens.load(path, "--caller-token-file") if path else "",
-            end_user_headers=trusted,
+            end_user_headers=partial(defaults.trusted, "http"),
             max_body=settings.max_body,
             max_message=settings.max_message,
             patience=settings.body_timeout,
             not_ready=self._not_ready,
             remark=clock.remark,
             is_stale=self._is_stale,
+            note=note,
         )
         tls = tls_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
         self._listener = Listener(self._app, tls=tls, grace=settings.grace, limits=limits)
@@ -62,6 +67,11 @@ class HttpServer:
         port = listening.getsockname()[1]
         await self._listener.start(listening, shared=shared is not None)
         return Address(address.host, port)
+
+    @property
+    def connections(self) -> int:
+        """Number of open connections."""
+        return self._listener.connections
 
     def wind_down(self) -> None:
         """Have clients leave as they ask the next time."""

@@ -6,6 +6,7 @@ import secrets
 import socket
 from collections.abc import Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import grpc
@@ -17,6 +18,7 @@ from policyd.command.child import Child, End
 from policyd.decision_log.writer import DecisionLog
 from policyd.descriptor.body_memory import Bodies
 from policyd.keys import tokens
+from policyd.keys.defaults import Defaults
 from policyd.keys.key_table import KeyTable
 from policyd.policies import TABLE
 from policyd.server.admin_token import accept_later, guard_of
@@ -29,15 +31,21 @@ from policyd.server.presence import Presence
 from policyd.server.worker_clock import WorkerClock
 from policyd.services.admin import AdminServicer
 from policyd.services.authentication import TokenInterceptor
+from policyd.services.decision_access import DecisionAccess
+from policyd.services.decision_traces import DecisionTraces
+from policyd.services.errors import Note, unnoted
 from policyd.services.ext_authz import AuthorizationServicer
 from policyd.services.grpc_server import NOT_SERVING, Bounds, GrpcListener, credentials
 from policyd.services.policy import PolicyServicer
 from policyd.settings import ServerSettings
 from policyd.store import Store
+from policyd.telemetry.access import AccessLog
+from policyd.telemetry.tracing import Tracer, start_tracing
 from policyd.v1 import admin_pb2, admin_pb2_grpc, policy_pb2, policy_pb2_grpc
 
 if TYPE_CHECKING:
     from policyd.server.http_check import HttpServer
+    from policyd.server.worker_metrics import WorkerMetrics
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +88,10 @@ class Server:
         self._shared = shared
         self._store = Store(settings.database_url, settings.database_timeout)
         opened = OpenedStore(self._store, settings)
-        self._keys = KeyTable(opened.changes_since, settings.database_timeout)
+        self._clock = WorkerClock(settings.max_clock_skew)
+        self._keys = KeyTable(opened.changes_since, settings.database_timeout, self._clock.time)
+        own = TABLE.with_original(settings.default_mode)
+        self._defaults = Defaults(self._keys, own, settings.end_users_from)
         self._following_settings = Following(
             self._keys, opened, settings, ends=is_first or not shared
         )
@@ -96,7 +107,11 @@ class Server:
         self._log: DecisionLog | None = None
         self._background: Child | None = None
         self._id = secrets.token_hex(6)
-        self._clock = WorkerClock(settings.max_clock_skew)
+        self._bodies = Bodies(settings.memory)
+        self._metrics = self._measure() if settings.metrics is not None else None
+        self._access = DecisionAccess(AccessLog()) if settings.access_log else None
+        self._tracer: Tracer | None = None
+        self._note = self._metrics.decisions.failed if self._metrics else unnoted
         self._presence = Presence(
             self._id, self._store, self._keys, self._clock, settings.database_timeout
         )
@@ -150,9 +165,24 @@ class Server:
             keep_flushed(self._log),
             self._log.keep_synced(),
         )
+        if self._metrics is not None:
+            self._metrics.log = self._log
+            self._work(self._metrics.keep())
         if not self._shared:
             # Last, as no decision waits for it.
             await self._start_background_worker(has_room)
+
+    def _measure(self) -> "WorkerMetrics":
+        # Imported late, so that a policyd without --metrics starts sooner.
+        from policyd.server.worker_metrics import WorkerMetrics
+
+        return WorkerMetrics(self._keys, self._clock, self._bodies)
+
+    def _traced(self) -> DecisionTraces | None:
+        settings = self._settings
+        given = (settings.traces, settings.trace_sample, settings.trace_users)
+        self._tracer = start_tracing("policyd", *given)
+        return DecisionTraces(self._tracer) if self._tracer else None
 
     async def _start_background_worker(self, has_room: bool) -> None:
         self._background = background_worker(self._settings)
@@ -169,28 +199,30 @@ class Server:
         if path := self._settings.caller_token_file:
             token = tokens.load(path, "--caller-token-file")
             guards.append(
-                TokenInterceptor(token, f"ask policyd's operator for the one in {path.name}")
+                TokenInterceptor(
+                    token, f"ask policyd's operator for the one in {path.name}", self._note
+                )
             )
         # Only once, as it logs where there is no room for so many connections.
         self._limits = _limits(self._settings)
         connections = self._limits.connections
-        listener = self._listener((_POLICY, _AUTHORIZATION), guards, connections)
+        listener = self._listener((_POLICY, _AUTHORIZATION), guards, connections, self._note)
         assert self._log is not None
-        self._bodies = Bodies(self._settings.memory)
-        defaults = TABLE.with_original(self._settings.default_mode)
         self._policy = PolicyServicer(
             self._keys,
-            defaults,
+            self._defaults,
             self._id,
             self._log.append,
             self._bodies,
             self._clock.time,
-            self._settings.end_users_from("grpc"),
+            self._metrics.decisions if self._metrics else None,
+            self._access,
+            self._traced(),
         )
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(self._policy, listener.server)
         external_auth_pb2_grpc.add_AuthorizationServicer_to_server(
             AuthorizationServicer(
-                self._policy, self._bodies, self._settings.end_users_from("envoy")
+                self._policy, self._bodies, partial(self._defaults.trusted, "envoy")
             ),
             listener.server,
         )
@@ -213,12 +245,18 @@ class Server:
 
         self._http = HttpServer(
             *(self._settings, self._limits, self._policy, self._bodies),
-            *(self._following_settings, self._clock),
+            *(self._following_settings, self._clock, self._note, self._defaults),
         )
+        if self._metrics is not None:
+            self._metrics.http = self._http
         return await self._http.start(address, self._listening)
 
     def _listener(
-        self, services: tuple[str, ...], guards: list[Any], connections: int
+        self,
+        services: tuple[str, ...],
+        guards: list[Any],
+        connections: int,
+        note: Note = unnoted,
     ) -> GrpcListener:
         settings = self._settings
         bounds = Bounds(
@@ -227,7 +265,7 @@ class Server:
             handshake=min(settings.head_timeout, _HANDSHAKE),
             age=settings.max_connection_age,
         )
-        listener = GrpcListener(services, guards, bounds, self._shared)
+        listener = GrpcListener(services, guards, bounds, self._shared, note)
         self._listeners.append(listener)
         return listener
 
@@ -281,6 +319,12 @@ class Server:
         await asyncio.gather(*stopping)
         await self._end_working()
         await self._presence.leave()
+        if self._metrics is not None:
+            self._metrics.end()
+        if self._access is not None:
+            self._access.end()
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
         if self._log is not None:
             self._log.flush()
             await self._log.close()

@@ -6,6 +6,7 @@ decision_log/spool for why nothing is lost, and store/log.py for why nothing is 
 
 import logging
 import time
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import msgspec
@@ -26,6 +27,10 @@ _Entry = Record | Outcome | RefusedKey | RefusedKeyCount
 _decode = msgspec.json.Decoder(_Entry).decode
 
 
+def _forget(_: Sequence[object]) -> None:
+    pass
+
+
 class Shipper:
     """Ships from `spool` to `store`. Every method may block.
 
@@ -33,7 +38,11 @@ class Shipper:
     stored more than once, and no file is deleted before the store has all of it.
     """
 
-    def __init__(self, store: Store, spool: SpoolReader) -> None:
+    def __init__(
+        self, store: Store, spool: SpoolReader, note: Callable[[Sequence[object]], None] = _forget
+    ) -> None:
+        """`note` is told of the entries that the store has been given."""
+        self._note = note
         self._store = store
         self._spool = spool
         self._is_resumed = False
@@ -71,6 +80,7 @@ class Shipper:
             unreadable = len(chunk.lines) - len(entries)
             self._store.log.append(entries, step, unreadable=unreadable)
             self._spool.done(chunk)
+            self._note(entries)
             shipped += len(entries)
         return shipped
 

@@ -9,12 +9,18 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from policyd.command.address import reserve, reserve_listening
+from policyd.command.checks import look_at
 from policyd.command.child import Child, End
 from policyd.command.crew import Crew, Orders, Own, Worker, keep_fixed
+from policyd.server.checks import files
 from policyd.server.preparation import background_worker, preparing, start_with_room
 from policyd.settings import SHIPPING, ServerSettings, dump_settings
+
+if TYPE_CHECKING:
+    from policyd.server.supervisor_metrics import SupervisorMetrics
 
 Ready = Callable[[ServerSettings], Awaitable[None]]
 """Called once every worker decides, with the settings and the ports that were taken."""
@@ -23,7 +29,7 @@ ReadAgain = Callable[[], ServerSettings]
 
 _FIXED = (
     *("database_url", "spool", "admin_token_file", "workers"),
-    *("grpc", "admin", "http", "console"),
+    *("grpc", "admin", "http", "console", "metrics"),
 )
 """Settings that hold until policyd is started again."""
 
@@ -55,6 +61,7 @@ class _Supervisor:
         self._asked = asked
         self._read_again = read_again
         http = console = None
+        self._metrics = _metrics(asked, held)
         self._sockets = {}
         if asked.http is not None:
             http, self._sockets["http"] = reserve_listening(asked.http, "--http", held)
@@ -66,6 +73,7 @@ class _Supervisor:
             admin=reserve(asked.admin, "--admin", held),
             http=http,
             console=console,
+            metrics=self._metrics.address if self._metrics else None,
         )
         self._background = Crew([background_worker(self.settings)])
         self._workers = Crew(self._first_workers())
@@ -94,6 +102,8 @@ class _Supervisor:
 
     async def start(self, ready: Ready, *, has_room: bool) -> None:
         """Start all processes, and restart those that end, from then on."""
+        if self._metrics is not None:
+            await self._metrics.start(self._workers, self.settings)
         await self._workers.start()
         self._workers.watch()
         # After the workers, as no decision waits for it.
@@ -121,8 +131,15 @@ class _Supervisor:
 
         Raises PolicydError or OSError.
         """
-        self.settings = keep_fixed(self._read_again(), self._asked, self.settings, _FIXED)
-        await self._workers.replace(self._worker)
+        before = self.settings
+        again = self._read_again()
+        look_at(files(again))
+        self.settings = keep_fixed(again, self._asked, before, _FIXED)
+        try:
+            await self._workers.replace(self._worker)
+        except BaseException:
+            self.settings = before
+            raise
         if (late := self._starting_late) is not None and not late.done():
             # It still waits for room on the disk. A new one waits in its place.
             late.cancel()
@@ -146,8 +163,19 @@ class _Supervisor:
         spent = time.monotonic() - began
         left = self.settings.drain + self.settings.grace - spent
         await self._background.stop(End.NOW, SHIPPING + max(left, 0))
+        if self._metrics is not None:
+            await self._metrics.stop()
 
     def hurry(self) -> None:
         """Have all processes stop waiting."""
         self._workers.hurry()
         self._background.hurry()
+
+
+def _metrics(settings: ServerSettings, held: ExitStack) -> "SupervisorMetrics | None":
+    if settings.metrics is None:
+        return None
+    # Imported late, so that a policyd without --metrics starts sooner.
+    from policyd.server.supervisor_metrics import SupervisorMetrics
+
+    return SupervisorMetrics(settings.metrics, held)

@@ -3,10 +3,11 @@
 import sys
 
 from policyd.command.parent import Parent
-from policyd.command.process import run, start_logging
+from policyd.command.process import run
 from policyd.server.preparation import preparing
 from policyd.server.server import Server
 from policyd.settings import load_settings
+from policyd.telemetry.log import start_logging
 
 
 async def _work() -> None:
@@ -27,5 +28,5 @@ async def _work() -> None:
 
 
 if __name__ == "__main__":
-    start_logging(sys.argv[1])
+    start_logging(*sys.argv[1:])
     run(_work())

@@ -24,6 +24,8 @@ class WorkerClock:
         self._offset = 0.0
         """Seconds that the clock is ahead, or 0 where that is within the bound."""
         self._told = 0.0
+        self.ahead = 0.0
+        """Seconds that the clock was ahead of the database's, as it was measured last."""
 
     def time(self) -> float:
         """Seconds since 1970."""
@@ -31,7 +33,7 @@ class WorkerClock:
 
     def measured(self, ahead: timedelta) -> None:
         """Note how far the clock is ahead of the database's, or behind it, if negative."""
-        seconds = ahead.total_seconds()
+        seconds = self.ahead = ahead.total_seconds()
         self._offset = seconds if abs(seconds) > self._bound else 0.0
         if abs(self._offset - self._told) <= self._bound:
             return  # A clock that drifts a little is not logged again at every beat.

@@ -1,30 +1,26 @@
-"""AdminService: API keys and their settings, and the decision log.
+"""AdminService: API keys, their settings, the server's defaults, the audit trail and the decision
+log.
 
 The store blocks, so calls to it run in threads: _AT_ONCE of them for keys, and as many for the log,
 whose calls may take longer. Further calls wait for a turn, up to _WAITING of them.
 """
 
-from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
+from urllib.parse import unquote
 
 from policyd.command.deadline import TIMEOUT
 from policyd.command.threads import StoreThreads
-from policyd.engine.places import IDENTIFIERS
-from policyd.engine.settings import ApiKey, Setting, Settings
-from policyd.engine.states import Mode, Override
 from policyd.errors import InvalidArgument, KeyNotFound
 from policyd.keys.key_table import KeyTable
-from policyd.policies import TABLE
-from policyd.services import log_messages
+from policyd.services import key_messages, log_messages
 from policyd.services.log_messages import timestamp
 from policyd.store import LogStatus, Store
 from policyd.store.retention import Standstill
 from policyd.v1 import admin_pb2 as pb
-from policyd.v1 import policy_pb2
 from policyd.v1.admin_pb2_grpc import AdminServiceServicer
 
-_Enum = TypeVar("_Enum", Mode, Override)
 _PAGE = 100
 _MAX_PAGE = 1000
 _AT_ONCE = 4
@@ -50,10 +46,16 @@ class AdminServicer(AdminServiceServicer):
     ) -> pb.CreateApiKeyResponse:
         """See admin.proto."""
         wanted = request.api_key
-        key, secret = await self._keys.run(
-            self._store.keys.create, wanted.name, _all_settings(wanted), _accept(wanted)
+        create = partial(
+            self._store.keys.create,
+            wanted.name,
+            key_messages.all_settings(wanted),
+            key_messages.accept(wanted),
+            expires_at=key_messages.moment(wanted, "expire_time"),
+            by=_actor(context),
         )
-        return pb.CreateApiKeyResponse(api_key=_message(key), key=secret)
+        key, secret = await self._keys.run(create)
+        return pb.CreateApiKeyResponse(api_key=key_messages.message(key), key=secret)
 
     async def ListApiKeys(
         self, request: pb.ListApiKeysRequest, context: Any
@@ -71,38 +73,91 @@ class AdminServicer(AdminServiceServicer):
             raise InvalidArgument("page_token is not one that ListApiKeys gave") from None
         page = keys[:size]
         more = page[-1].id if len(keys) > size else ""
-        return pb.ListApiKeysResponse(api_keys=map(_message, page), next_page_token=more)
+        return pb.ListApiKeysResponse(
+            api_keys=map(key_messages.message, page), next_page_token=more
+        )
 
     async def GetApiKey(self, request: pb.GetApiKeyRequest, context: Any) -> pb.GetApiKeyResponse:
         """See admin.proto."""
-        key = await self._keys.run(self._store.keys.get, request.id)
-        return pb.GetApiKeyResponse(api_key=_message(key))
+        if request.id and request.name:
+            raise InvalidArgument("id and name name a key each: give one of them")
+        if request.name:
+            key = await self._keys.run(self._store.keys.find, request.name)
+        else:
+            key = await self._keys.run(self._store.keys.get, request.id)
+        return pb.GetApiKeyResponse(api_key=key_messages.message(key))
 
     async def UpdateApiKey(
         self, request: pb.UpdateApiKeyRequest, context: Any
     ) -> pb.UpdateApiKeyResponse:
         """See admin.proto."""
         wanted = request.api_key
-        paths = request.update_mask.paths
-        key = await self._keys.run(self._update, wanted, _checked_paths(paths))
-        return pb.UpdateApiKeyResponse(api_key=_message(key))
-
-    def _update(self, wanted: pb.ApiKey, paths: frozenset[str]) -> ApiKey:
-        changes: dict[str, Any] = {}
-        if "name" in paths:
-            changes["name"] = wanted.name
-        if "accept" in paths:
-            changes["accept"] = _accept(wanted)
-        if policies := paths - {"name", "accept"}:
-            changes["policies"] = lambda current: _changed_settings(wanted, policies, current)
-        return self._store.keys.update(wanted.id, changes, wanted.etag)
+        paths = key_messages.checked_paths(request.update_mask.paths)
+        changes = key_messages.changes(wanted, paths)
+        key = await self._keys.run(
+            self._store.keys.update, wanted.id, changes, wanted.etag, by=_actor(context)
+        )
+        return pb.UpdateApiKeyResponse(api_key=key_messages.message(key))
 
     async def RevokeApiKey(
         self, request: pb.RevokeApiKeyRequest, context: Any
     ) -> pb.RevokeApiKeyResponse:
         """See admin.proto."""
-        key = await self._keys.run(self._store.keys.revoke, request.id, request.etag)
-        return pb.RevokeApiKeyResponse(api_key=_message(key))
+        key = await self._keys.run(
+            self._store.keys.revoke, request.id, request.etag, by=_actor(context)
+        )
+        return pb.RevokeApiKeyResponse(api_key=key_messages.message(key))
+
+    async def RotateApiKey(
+        self, request: pb.RotateApiKeyRequest, context: Any
+    ) -> pb.RotateApiKeyResponse:
+        """See admin.proto."""
+        keep = key_messages.keep(request)
+        key, secret = await self._keys.run(
+            self._store.keys.rotate, request.id, keep, request.etag, by=_actor(context)
+        )
+        return pb.RotateApiKeyResponse(api_key=key_messages.message(key), key=secret)
+
+    async def Apply(self, request: pb.ApplyRequest, context: Any) -> pb.ApplyResponse:
+        """See admin.proto."""
+        apply = partial(
+            self._store.apply,
+            [key_messages.declared(one) for one in request.keys],
+            key_messages.declared_defaults(request),
+            prune=request.prune,
+            dry_run=request.dry_run,
+            by=_actor(context),
+        )
+        # As long as a call for the log, as it may change many keys.
+        return key_messages.applied_message(await self._log.run(apply))
+
+    async def GetDefaults(
+        self, request: pb.GetDefaultsRequest, context: Any
+    ) -> pb.GetDefaultsResponse:
+        """See admin.proto."""
+        found = await self._keys.run(self._store.defaults)
+        return pb.GetDefaultsResponse(defaults=key_messages.defaults_message(found))
+
+    async def ListAuditRecords(
+        self, request: pb.ListAuditRecordsRequest, context: Any
+    ) -> pb.ListAuditRecordsResponse:
+        """See admin.proto."""
+        size = _page_size(request.page_size)
+        query = partial(
+            self._store.audit.list,
+            key_id=request.api_key_id,
+            action=request.action,
+            since=key_messages.moment(request, "start_time"),
+            until=key_messages.moment(request, "end_time"),
+            before_id=_before_id(request.page_token),
+            limit=size + 1,
+        )
+        found = await self._log.run(query)
+        page = found[:size]
+        more = str(page[-1].id) if len(found) > size else ""
+        return pb.ListAuditRecordsResponse(
+            records=map(key_messages.audit_message, page), next_page_token=more
+        )
 
     async def ListDecisions(
         self, request: pb.ListDecisionsRequest, context: Any
@@ -110,11 +165,11 @@ class AdminServicer(AdminServiceServicer):
         """See admin.proto."""
         size = _page_size(request.page_size)
         wanted = log_messages.log_filter(request)
-        found = await self._log.run(
-            self._store.log.page, wanted, after=request.page_token, limit=size + 1
+        found, reached = await self._log.run(
+            self._store.log.search, wanted, after=request.page_token, limit=size + 1
         )
         page = found[:size]
-        more = page[-1].id if len(found) > size else ""
+        more = page[-1].id if len(found) > size else reached
         return pb.ListDecisionsResponse(
             decisions=map(log_messages.message, page), next_page_token=more
         )
@@ -163,102 +218,16 @@ def _page_size(wanted: int) -> int:
     return min(wanted or _PAGE, _MAX_PAGE)
 
 
-_ORIGINAL = frozenset({"enforce_user_ids", "override_policy"})
-_PATHS = frozenset({"name", "accept", "policies"}) | _ORIGINAL
-_ONE = "policies."
+def _before_id(page_token: str) -> int:
+    if not page_token:
+        return 0
+    if not page_token.isascii() or not page_token.isdecimal() or len(page_token) > 18:
+        raise InvalidArgument("page_token is not one that ListAuditRecords gave")
+    return int(page_token)
 
 
-def _checked_paths(paths: Iterable[str]) -> frozenset[str]:
-    named = frozenset(paths)
-    if unknown := sorted(path for path in named - _PATHS if not path.startswith(_ONE)):
-        known = ", ".join(sorted(_PATHS))
-        raise InvalidArgument(
-            f"{', '.join(unknown)} cannot be changed: {known} and policies.NAME can"
-        )
-    return named
-
-
-def _accept(key: pb.ApiKey) -> tuple[str, ...]:
-    return tuple(key.accept) or IDENTIFIERS
-
-
-def _all_settings(key: pb.ApiKey) -> Settings:
-    """The settings of a new key. The older fields are a view of one of them."""
-    others = {name: _setting(name, one) for name, one in key.policies.items()}
-    mode, may = _mode(key.enforce_user_ids, ""), _override(key.override_policy, "")
-    if TABLE.original.name not in others:
-        return TABLE.with_original(mode, may, tuple(others.items()))
-    named = others[TABLE.original.name]
-    _check_alike("enforce_user_ids", mode, named.mode)
-    _check_alike("override_policy", may, named.override)
-    return TABLE.in_order(others.items())
-
-
-def _check_alike(field: str, given: object, in_map: object) -> None:
-    """Raises InvalidArgument where the older field and the map set the same differently."""
-    if given and in_map and given != in_map:
-        raise InvalidArgument(
-            f"{field} and policies[{TABLE.original.name}] differ: they are one setting, so give one"
-        )
-
-
-def _changed_settings(key: pb.ApiKey, paths: frozenset[str], current: Settings) -> Settings:
-    """A key's settings after a change of those that `paths` name."""
-    given = {name: _setting(name, one) for name, one in key.policies.items()}
-    settings = given if "policies" in paths else dict(current)
-    for path in paths:
-        if path.startswith(_ONE):
-            name = path.removeprefix(_ONE)
-            settings[name] = given.get(name, Setting())
-    held = TABLE.original_of(tuple(settings.items()))
-    if "enforce_user_ids" in paths:
-        held = held._replace(mode=_mode(key.enforce_user_ids, ""))
-    if "override_policy" in paths:
-        held = held._replace(override=_override(key.override_policy, ""))
-    return TABLE.with_original(held.mode, held.override, tuple(settings.items()))
-
-
-def _setting(name: str, one: pb.PolicySetting) -> Setting:
-    return Setting(_mode(one.mode, name), one.value, _override(one.override_policy, name))
-
-
-def _mode(number: int, policy: str) -> Mode | None:
-    field = f"policies[{policy}].mode" if policy else "enforce_user_ids"
-    return _one_of(Mode, number, field) if number else None
-
-
-def _override(number: int, policy: str) -> Override | None:
-    field = f"policies[{policy}].override_policy" if policy else "override_policy"
-    return _one_of(Override, number, field) if number else None
-
-
-def _one_of(enumeration: type[_Enum], number: int, field: str) -> _Enum:
-    try:
-        return enumeration(number)
-    except ValueError:
-        raise InvalidArgument(f"{field} has no value {number}: see admin.proto") from None
-
-
-def _message(key: ApiKey) -> pb.ApiKey:
-    original = TABLE.original_of(key.policies)
-    return pb.ApiKey(
-        id=key.id,
-        name=key.name,
-        enforce_user_ids=policy_pb2.EnforceMode.ValueType(original.mode or 0),
-        override_policy=pb.OverridePolicy.ValueType(original.override or Override.ANY),
-        policies={name: _policy_message(setting) for name, setting in key.policies},
-        accept=key.accept,
-        create_time=timestamp(key.created_at),
-        update_time=timestamp(key.updated_at),
-        revoke_time=timestamp(key.revoked_at) if key.revoked_at else None,
-        revision=key.revision,
-        etag=key.etag,
-    )
-
-
-def _policy_message(setting: Setting) -> pb.PolicySetting:
-    return pb.PolicySetting(
-        mode=policy_pb2.EnforceMode.ValueType(setting.mode or 0),
-        value=setting.value,
-        override_policy=pb.OverridePolicy.ValueType(setting.override or 0),
-    )
+def _actor(context: Any) -> str:
+    """The administrator, as the audit trail names those who come by this API: by the address."""
+    kind, _, peer = unquote(context.peer()).partition(":")
+    host = peer.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else peer
+    return f"admin api {host}"

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 
 from policyd.errors import Unauthenticated
-from policyd.services.errors import abort
+from policyd.services.errors import Note, abort, unnoted
 
 _HEALTH = "/grpc.health.v1.Health/"
 
@@ -20,9 +20,11 @@ _HEALTH = "/grpc.health.v1.Health/"
 class TokenInterceptor(grpc.aio.ServerInterceptor):
     """Serves callers that send `authorization: Bearer TOKEN`; the health service serves all."""
 
-    def __init__(self, token: str, hint: str) -> None:
-        """`hint` ends the error for other callers: it tells where to find the token."""
+    def __init__(self, token: str, hint: str, note: Note = unnoted) -> None:
+        """`hint` ends the error for other callers: it tells where to find the token. `note` is told
+        of each such error."""
         self.accept(token)
+        self._note = note
         self._hint = hint
 
     def accept(self, token: str) -> None:
@@ -46,4 +48,6 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         return hmac.compare_digest(token.strip().encode(), self._token) and is_bearer
 
     async def _reject(self, _: object, context: Any) -> None:
-        await abort(context, Unauthenticated(f"the bearer token is missing or wrong: {self._hint}"))
+        error = Unauthenticated(f"the bearer token is missing or wrong: {self._hint}")
+        self._note(error)
+        await abort(context, error)

@@ -20,6 +20,8 @@ from policyd import errors
 _log = logging.getLogger(__name__)
 
 DOMAIN = "policyd"
+INTERNAL = "INTERNAL"
+"""The reason of errors that are no PolicydError of TABLE."""
 _Code = grpc.StatusCode
 TABLE: dict[type[errors.PolicydError], tuple[grpc.StatusCode, str]] = {
     errors.InvalidDescriptor: (_Code.INVALID_ARGUMENT, "INVALID_DESCRIPTOR"),
@@ -43,9 +45,24 @@ TABLE: dict[type[errors.PolicydError], tuple[grpc.StatusCode, str]] = {
 }
 """Each error's status code, and the reason in its ErrorInfo."""
 
+Note = Callable[[Exception], None]
+"""Is told of each error that a caller gets in place of an answer."""
+
+REASONS = (*dict.fromkeys(reason for _, reason in TABLE.values()), INTERNAL)
+"""The reasons of all errors."""
+
 _Continuation = Callable[
     [grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any, Any] | None"]
 ]
+
+
+def unnoted(_: Exception) -> None:
+    """A Note that forgets."""
+
+
+def reason_of(error: Exception) -> str:
+    """The reason with which `error` is reported."""
+    return TABLE[type(error)][1] if type(error) in TABLE else INTERNAL  # type: ignore[index]
 
 
 def status_of(error: Exception) -> tuple[grpc.StatusCode, str, str]:
@@ -55,7 +72,7 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str, str]:
         return code, str(error), reason
     # Its text may contain anything, a secret too, so only the log has it.
     _log.error("an unexpected error", exc_info=error)
-    return _Code.INTERNAL, "policyd failed; its log says more", "INTERNAL"
+    return _Code.INTERNAL, "policyd failed; its log says more", INTERNAL
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> NoReturn:
@@ -69,9 +86,11 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Reports the errors that servicers raise. Streams (health, reflection) report their own."""
+    """Reports the errors that servicers raise, to callers and to `note`. Streams (health,
+    reflection) report their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, note: Note) -> None:
+        self._note = note
         # A handler is the same at every call, so it is wrapped once.
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
@@ -87,11 +106,13 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or handler.unary_unary is None:
             return handler  # type: ignore[return-value]  # None: gRPC answers UNIMPLEMENTED
-        self._wrapped[method] = _reporting(handler)
+        self._wrapped[method] = _reporting(handler, self._note)
         return self._wrapped[method]
 
 
-def _reporting(handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+def _reporting(
+    handler: grpc.RpcMethodHandler[Any, Any], note: Note
+) -> grpc.RpcMethodHandler[Any, Any]:
     answer: Any = handler.unary_unary
     parse: Any = handler.request_deserializer
 
@@ -103,6 +124,7 @@ def _reporting(handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandle
         except NotImplementedError:
             await context.abort(_Code.UNIMPLEMENTED, "this policyd does not have the method")
         except Exception as error:  # noqa: BLE001  # abort() logs unexpected errors.
+            note(error)
             await abort(context, error)
 
     return grpc.unary_unary_rpc_method_handler(

@@ -4,6 +4,7 @@ Istio and Envoy Gateway speak it too. How each is set up is in integrations/envo
 """
 
 import logging
+from collections.abc import Callable
 from email.utils import formatdate
 from typing import Any
 
@@ -49,7 +50,9 @@ _UNREAD = {
 class AuthorizationServicer:
     """Answers Check by what `policy` decides. An error is no decision: Envoy then fails closed."""
 
-    def __init__(self, policy: PolicyServicer, bodies: Bodies, trusted: frozenset[str]) -> None:
+    def __init__(
+        self, policy: PolicyServicer, bodies: Bodies, trusted: Callable[[], frozenset[str]]
+    ) -> None:
         """Of the headers that Envoy shows, those in `trusted` may name the end user."""
         self._trusted = trusted
         self._policy = policy
@@ -59,12 +62,13 @@ class AuthorizationServicer:
     async def Check(self, request: CheckRequest, context: Any) -> CheckResponse:
         """See envoy.service.auth.v3. Raises InvalidArgument or InvalidDescriptor."""
         route = self._route(request)
+        trusted = self._trusted()
         check = await ext_authz_request.read(
-            request.attributes, self._bodies, self._policy.knows, self._trusted
+            request.attributes, self._bodies, self._policy.knows, trusted
         )
         if check.is_websocket:
             return CheckResponse(status=_DENIED, denied_response=_WEBSOCKET)
-        answer = await self._policy.answer(check.described, route, self._trusted)
+        answer = await self._policy.answer(check.described, route, trusted, adapter="envoy")
         metadata = _metadata(answer)
         if answer.decision == pb.DECISION_ALLOW:
             allowed = _ok(check, answer.upstream_path)

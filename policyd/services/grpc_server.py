@@ -3,7 +3,6 @@
 import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -12,8 +11,9 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from policyd.command.address import Address, check_free, not_free
-from policyd.errors import SettingsError
-from policyd.services.errors import ErrorInterceptor
+from policyd.command.settings import read_file
+from policyd.command.tls_files import check_authorities, check_pair
+from policyd.services.errors import ErrorInterceptor, Note, unnoted
 from policyd.services.waiting_calls import WaitingCalls
 from policyd.settings import ServerSettings
 
@@ -86,15 +86,21 @@ def _milliseconds(seconds: float) -> int:
 class GrpcListener:
     """A gRPC server with `services` (their full names), health and reflection.
 
-    `guards` are interceptors that come before the servicers.
+    `guards` are interceptors that come before the servicers. `note` is told of the servicers'
+    errors.
     """
 
     def __init__(
-        self, services: tuple[str, ...], guards: list[Any], bounds: Bounds, shared: bool
+        self,
+        services: tuple[str, ...],
+        guards: list[Any],
+        bounds: Bounds,
+        shared: bool,
+        note: Note = unnoted,
     ) -> None:
         self._waiting = WaitingCalls(_CALLS // 2)
         self.server = grpc.aio.server(
-            interceptors=[self._waiting, *guards, ErrorInterceptor()],
+            interceptors=[self._waiting, *guards, ErrorInterceptor(note)],
             options=_options(bounds, shared),
             maximum_concurrent_rpcs=_CALLS,
         )
@@ -195,18 +201,14 @@ class _Health(HealthServicer):
 
 
 def credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
-    """The server's TLS credentials; None without TLS. Raises SettingsError."""
+    """The server's TLS credentials; None without TLS. Raises SettingsError, also where gRPC would
+    only fail each handshake."""
     if settings.tls_cert is None or settings.tls_key is None:
         return None
-    pair = (_read(settings.tls_key, "--tls-key"), _read(settings.tls_cert, "--tls-cert"))
+    check_pair(settings.tls_cert, settings.tls_key)
+    pair = (read_file(settings.tls_key), read_file(settings.tls_cert))
     authority = None
     if settings.tls_client_ca is not None:
-        authority = _read(settings.tls_client_ca, "--tls-client-ca")
+        check_authorities(settings.tls_client_ca, "--tls-client-ca")
+        authority = read_file(settings.tls_client_ca)
     return grpc.ssl_server_credentials([pair], authority, authority is not None)
-
-
-def _read(path: Path, flag: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise SettingsError(f"{flag} {path} cannot be read: {error.strerror}") from None

@@ -39,7 +39,18 @@ def log_filter(request: pb.ListDecisionsRequest) -> LogFilter:
         until=_moment(request, "end_time"),
         any_id=request.any_id,
         policy=request.policy,
+        model=request.model,
+        source_ip=request.source_ip,
+        http_status=_http_status(request.http_status),
+        user_contains=request.user_contains,
+        without_user=request.without_user,
     )
+
+
+def _http_status(number: int) -> int:
+    if number and not 100 <= number <= 599:
+        raise InvalidArgument("http_status is a status from 100 to 599")
+    return number
 
 
 def _moment(request: pb.ListDecisionsRequest, field: str) -> datetime | None:

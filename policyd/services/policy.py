@@ -2,8 +2,10 @@
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
-from typing import Any, TypeVar
+from contextlib import ExitStack, suppress
+from itertools import zip_longest
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from policyd.decision_log.writer import Entry
 from policyd.descriptor import evaluate_request
@@ -13,10 +15,11 @@ from policyd.descriptor.content_encoding import decoded_limit
 from policyd.descriptor.headers import NO_HEADERS
 from policyd.engine.decision import NO_ROUTE
 from policyd.engine.places import IDENTIFIERS
-from policyd.engine.settings import KeySettings, RouteSettings, Settings
+from policyd.engine.settings import KeySettings, RouteSettings
 from policyd.engine.states import Credential
 from policyd.errors import InvalidArgument, InvalidDescriptor, RevisionNotReached
 from policyd.keys import api_key
+from policyd.keys.defaults import Defaults
 from policyd.keys.key_table import KeyTable
 from policyd.policies import decide
 from policyd.services import log_entries
@@ -26,7 +29,15 @@ from policyd.services.policy_failures import PolicyFailures
 from policyd.v1 import policy_pb2 as pb
 from policyd.v1.policy_pb2_grpc import PolicyServiceServicer
 
+if TYPE_CHECKING:
+    from policyd.services.decision_access import DecisionAccess
+    from policyd.services.decision_metrics import DecisionMetrics
+    from policyd.services.decision_traces import DecisionTraces
+    from policyd.telemetry.tracing import Span
+
 _Result = TypeVar("_Result")
+_CALLER = "grpc"
+"""The kind of the callers of PolicyService."""
 MAX_BATCH = 1000
 """Items in one BatchEvaluate."""
 MAX_BATCH_BODIES = 16 * 2**20
@@ -36,42 +47,54 @@ MAX_WAIT = 5.0
 
 
 class PolicyServicer(PolicyServiceServicer):
-    """Decides with the settings in `keys`; `defaults` hold for keys that set no such policy.
+    """Decides with the settings in `keys`; `defaults` hold for keys that set no such policy, and
+    say which headers that callers of PolicyService send may name the end user.
 
     `log` makes entries durable, at once or when its result is awaited, or raises LogFull. `process`
     is 12 hexadecimal digits that no other process has: the IDs of decisions contain them, behind
-    the time of `clock`. `bodies` bounds the raw bodies that are read. Of the headers that
-    callers of PolicyService send, those in `trusted` may name the end user.
+    the time of `clock`. `bodies` bounds the raw bodies that are read. `metrics` count and time what
+    it does, `access` writes a line of it, and `traces` make spans of it, where operators ask for
+    that.
     """
 
     def __init__(
         self,
         keys: KeyTable,
-        defaults: Settings,
+        defaults: Defaults,
         process: str,
         log: Callable[[Sequence[Entry]], Awaitable[None] | None],
         bodies: Bodies,
         clock: Callable[[], float] = time.time,
-        trusted: frozenset[str] = NO_HEADERS,
+        metrics: "DecisionMetrics | None" = None,
+        access: "DecisionAccess | None" = None,
+        traces: "DecisionTraces | None" = None,
     ) -> None:
         self._keys = keys
         self._defaults = defaults
-        self._log = log
+        self._metrics = metrics
+        self._watching = tuple(one for one in (metrics, access) if one is not None)
+        self._traces = traces
+        self._log = metrics.logging(log) if metrics else log
+        self._read = (
+            metrics.describe.timed(evaluate_request.read) if metrics else evaluate_request.read
+        )
+        self._decide = metrics.decide.timed(decide) if metrics else decide
         self._ids = DecisionIds(process, clock)
         self._bodies = bodies
-        self._trusted = trusted
         self.failures = PolicyFailures()
 
     async def Evaluate(self, request: pb.EvaluateRequest, context: Any) -> pb.EvaluateResponse:
         """See policy.proto."""
         if request.min_revision > self._keys.revision:
             await self._reach(request.min_revision, context)
-        return await self.answer(request, trusted=self._trusted)
+        trusted = self._defaults.trusted(_CALLER)
+        return await self.answer(request, trusted=trusted, adapter="grpc", context=context)
 
     async def BatchEvaluate(
         self, request: pb.BatchEvaluateRequest, context: Any
     ) -> pb.BatchEvaluateResponse:
         """See policy.proto."""
+        began = perf_counter()
         self._keys.check_known()
         items = request.items
         if len(items) > MAX_BATCH:
@@ -83,9 +106,16 @@ class PolicyServicer(PolicyServiceServicer):
             with suppress(RevisionNotReached):  # The items that ask for it each get the error.
                 await self._reach(wanted, context)
         requests = [item.request for item in items]
-        results, decided = await self._reading(requests, self._results, items)
-        if decided and (durable := self._log(decided)):
-            await durable
+        with ExitStack() as ending:
+            spans: Sequence[Span | None] = ()
+            if self._traces is not None:
+                begun = [self._traces.begin(request, "batch", context) for request in requests]
+                spans = [ending.enter_context(span) for span in begun]
+            results, decided = await self._reading(requests, self._results, items, spans)
+            if decided:
+                await self._append(decided, spans)
+        for one in self._watching:
+            one.decided("batch", decided, began)
         return pb.BatchEvaluateResponse(results=results)
 
     async def CheckKey(self, request: pb.CheckKeyRequest, context: Any) -> pb.CheckKeyResponse:
@@ -136,6 +166,8 @@ class PolicyServicer(PolicyServiceServicer):
                 rejected.append(pb.RejectedOutcome(index=index, message=str(error)))
         if accepted and (durable := self._log(accepted)):
             await durable
+        if self._metrics is not None:
+            self._metrics.reported(accepted)
         return pb.ReportOutcomeResponse(accepted=len(accepted), rejected=rejected)
 
     async def _reach(self, revision: int, context: Any) -> None:
@@ -143,25 +175,33 @@ class PolicyServicer(PolicyServiceServicer):
         # A little less than the caller waits, so that it gets the reason.
         await self._keys.reach(revision, MAX_WAIT if left is None else min(MAX_WAIT, left * 0.9))
 
-    def _results(self, items: Any) -> tuple[list[pb.BatchEvaluateResult], list[Entry]]:
+    def _results(
+        self, items: Any, spans: "Sequence[Span | None]"
+    ) -> tuple[list[pb.BatchEvaluateResult], list[Entry]]:
         results = []
         decided: list[Entry] = []
         bodies = 0
-        for item in items:
+        for item, span in zip_longest(items, spans):
             bodies += self._body_size(item.request)
-            results.append(self._result(item, bodies, decided))
+            results.append(self._result(item, bodies, decided, span))
         return results, decided
 
     def _result(
-        self, item: pb.BatchEvaluateItem, bodies: int, decided: list[Entry]
+        self, item: pb.BatchEvaluateItem, bodies: int, decided: list[Entry], span: "Span | None"
     ) -> pb.BatchEvaluateResult:
         try:
             if bodies > MAX_BATCH_BODIES:
                 raise InvalidDescriptor("the batch's raw bodies are too large: send fewer at once")
-            response, record = self._evaluate(item.request, NO_ROUTE, self._trusted)
+            response, record = self._evaluate(
+                item.request, NO_ROUTE, self._defaults.trusted(_CALLER), span
+            )
             decided.append(record)
             return pb.BatchEvaluateResult(id=item.id, response=response)
         except Exception as error:  # noqa: BLE001  # An item's error must not affect the others.
+            if span is not None:
+                span.error = type(error).__name__
+            if self._metrics is not None:
+                self._metrics.failed(error)
             code, message, reason = status_of(error)
             status = pb.ItemStatus(code=code.value[0], message=message, reason=reason)
             return pb.BatchEvaluateResult(id=item.id, status=status)
@@ -171,18 +211,48 @@ class PolicyServicer(PolicyServiceServicer):
         request: pb.EvaluateRequest,
         route: RouteSettings = NO_ROUTE,
         trusted: frozenset[str] = NO_HEADERS,
+        *,
+        adapter: str,
+        context: Any = None,
     ) -> pb.EvaluateResponse:
         """Decide with the settings at hand, and log the decision: every adapter calls this.
 
         `route` has the settings that the gateway's operator gives to the request's route, `trusted`
-        the headers that may name the end user. Raises SettingsUnknown, InvalidDescriptor,
-        RevisionNotReached, BodiesFull or LogFull.
+        the headers that may name the end user, `adapter` the name to count it by, `context` that
+        of its gRPC call. Raises SettingsUnknown, InvalidDescriptor, RevisionNotReached, BodiesFull
+        or LogFull.
         """
-        work = (self._evaluate, request, route, trusted)
-        response, record = await self._reading([request], *work)
-        if durable := self._log((record,)):
-            await durable
+        began = perf_counter()
+        if self._traces is None:
+            response, record = await self._answer(request, route, trusted, None)
+        else:
+            with self._traces.begin(request, adapter, context) as span:
+                response, record = await self._answer(request, route, trusted, span)
+        for one in self._watching:
+            one.decided(adapter, (record,), began)
         return response
+
+    async def _answer(
+        self,
+        request: pb.EvaluateRequest,
+        route: RouteSettings,
+        trusted: frozenset[str],
+        span: "Span | None",
+    ) -> tuple[pb.EvaluateResponse, Entry]:
+        work = (self._evaluate, request, route, trusted, span)
+        response, record = await self._reading([request], *work)
+        await self._append((record,), (span,))
+        return response, record
+
+    async def _append(self, entries: Sequence[Entry], spans: "Sequence[Span | None]") -> None:
+        """Make entries durable; `spans` are those of their evaluations. Raises LogFull."""
+        if self._traces is None:
+            if durable := self._log(entries):
+                await durable
+            return
+        with self._traces.logging(spans):
+            if durable := self._log(entries):
+                await durable
 
     async def _reading(
         self,
@@ -202,19 +272,41 @@ class PolicyServicer(PolicyServiceServicer):
             return await self._bodies.do(held, size, decoded, work, *arguments)
 
     def _evaluate(
-        self, request: pb.EvaluateRequest, route: RouteSettings, trusted: frozenset[str]
+        self,
+        request: pb.EvaluateRequest,
+        route: RouteSettings,
+        trusted: frozenset[str],
+        span: "Span | None",
     ) -> tuple[pb.EvaluateResponse, Entry]:
+        if span is None or self._traces is None:
+            return self._decided(request, route, trusted)
+        with span.child("decide"):
+            response, record = self._decided(request, route, trusted, span.context.trace)
+        self._traces.decided(span, record, response.trace_id)
+        return response, record
+
+    def _decided(
+        self,
+        request: pb.EvaluateRequest,
+        route: RouteSettings,
+        trusted: frozenset[str],
+        trace_id: str = "",
+    ) -> tuple[pb.EvaluateResponse, Entry]:
+        """The decision, and the entry of the log; `trace_id` is logged where the request gives
+        none."""
         revision = self._keys.revision
         if request.min_revision > revision:
             raise RevisionNotReached(f"settings are at revision {revision}: ask again")
         settings = self._settings(request)
         # A request without a valid key is denied whatever its body holds.
         accept = route.accept or (settings.accept if settings else IDENTIFIERS)
-        reading = evaluate_request.read(
+        reading = self._read(
             request, reads_body=settings is not None, accept=accept, trusted=trusted
         )
+        if trace_id and not reading.trace_id:
+            reading = reading._replace(trace_id=trace_id)
         decision_input = reading.decision_input
-        decision = decide(decision_input, settings, self._defaults, route)
+        decision = self._decide(decision_input, settings, self._defaults.policies, route)
         if decision.missing:
             raise InvalidDescriptor("; ".join(decision.missing))
         if decision.failures:

@@ -15,7 +15,9 @@ kind of thing that is kept. A request meets them in this order:
     positions         how far each file of a spool has been shipped
     refused_keys      requests without a key in force, counted apart from the log
     losses, log_size  decisions that were lost; how many the log holds
-    decisions         the table of decisions, and the queries along its indexes
+    decisions         the table of decisions
+    log_filter        which decisions are wanted
+    log_pages         pages of them along the indexes, and searches where no index helps
     statistics        counts by hour, key and end user, for the console
     history           a key's requests by kind, for simulations
     workers           which workers run, and from which revision each decides
@@ -45,7 +47,6 @@ from policyd.store.administrator import Administrator
 from policyd.store.audit import Audit
 from policyd.store.clock import database_time
 from policyd.store.database import metadata, reading
-from policyd.store.decisions import LogFilter
 from policyd.store.engine import make_file, open_engine
 from policyd.store.history import History
 from policyd.store.key_batches import KeyBatches
@@ -53,6 +54,7 @@ from policyd.store.key_list import KeyFilter, KeyList
 from policyd.store.key_rows import CHANGEABLE, MAX_NAME
 from policyd.store.keys import MAX_KEEP, Keys
 from policyd.store.log import Log, LogStatus
+from policyd.store.log_filter import LogFilter
 from policyd.store.migrations import Form
 from policyd.store.positions import Positions, Step
 from policyd.store.refused_keys import RefusedKeyCounts, RefusedKeys, RefusedSource

@@ -20,6 +20,7 @@ from policyd.command import deadline, private_files
 from policyd.command.database_url import sqlite_file
 from policyd.command.deadline import TIMEOUT
 from policyd.errors import SettingsError
+from policyd.extras import lacks
 from policyd.store.database_file import DatabaseFile
 
 _CONNECTIONS = 20
@@ -40,8 +41,7 @@ def open_engine(url: str, timeout: float = TIMEOUT) -> sa.Engine:
         # The URL may hold a password, so the message does not show it.
         raise SettingsError(
             "--database-url is not usable: give sqlite:///FILE, or "
-            "postgresql+psycopg://USER@HOST/NAME with the extra policyd[postgresql] "
-            f"({type(error).__name__})"
+            f"postgresql+psycopg://USER@HOST/NAME ({type(error).__name__})"
         ) from None
     if engine.dialect.name == "sqlite":
         _bound_sqlite(engine, url, timeout)
@@ -72,7 +72,11 @@ def _open_postgresql(url: str, timeout: float) -> sa.Engine | None:
     if parsed.get_backend_name() != "postgresql":
         return None
     # psycopg is an extra that SQLite does not need.
-    from policyd.store import postgresql as bounded
+    try:
+        from policyd.store import postgresql as bounded
+    except ModuleNotFoundError as problem:
+        package = problem.name or "psycopg"
+        raise SettingsError(f"a PostgreSQL database {lacks(package, 'postgresql')}") from None
 
     query = bounded.patience(timeout) | dict(parsed.query)
     engine = _create_engine(parsed.set(query=query), timeout)

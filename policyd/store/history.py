@@ -12,7 +12,8 @@ from policyd.engine.policy import Need
 from policyd.engine.states import Source
 from policyd.policies import TABLE
 from policyd.store.database import LONG, reading
-from policyd.store.decisions import LogFilter, conditions, decisions, read_record
+from policyd.store.decisions import decisions, read_record
+from policyd.store.log_filter import LogFilter, conditions
 
 
 class Kind(NamedTuple):

@@ -65,3 +65,14 @@ def _settings(row: Any, until: float | None) -> KeySettings | None:
         return None
     settings = key_settings.policies(row.mode, row.override, row.policies)
     return KeySettings(row.id, settings, key_settings.accept(row.accept), until)
+
+
+def in_force(connection: sa.Connection, digest: bytes) -> KeySettings | None:
+    """The settings of the key whose secret has this digest. None: it is not in force now."""
+    at = database_time(connection)
+    wanted = sa.select(keys).where((keys.c.digest == digest) | (keys.c.previous_digest == digest))
+    changes = [change for row in connection.execute(wanted) for change in _of_key(row, at)]
+    found = next((one.settings for one in changes if one.digest == digest), None)
+    if found is not None and found.until is not None and found.until <= at.timestamp():
+        return None
+    return found

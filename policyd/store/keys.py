@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from policyd.engine.places import IDENTIFIERS
-from policyd.engine.settings import ApiKey, KeyChanges
+from policyd.engine.settings import ApiKey, KeyChanges, KeySettings
 from policyd.errors import InvalidArgument, KeyNotFound, KeyRevoked
 from policyd.keys import api_key
 from policyd.keys.audit import Action, changed_fields
@@ -150,6 +150,11 @@ class Keys:
             key = key_rows.write(connection, key_id, {"revoked_at": now()}, revision)
             _note(connection, Action.KEY_REVOKE, by, current, key)
             return key
+
+    def in_force(self, digest: bytes) -> KeySettings | None:
+        """The settings of the key whose secret has this digest. None: it is not in force."""
+        with reading(self._engine) as connection:
+            return key_changes.in_force(connection, digest)
 
     def changes_since(self, revision: int, epoch: str | None = None) -> KeyChanges:
         """What changed after `revision`, up to some newer one: see key_changes.py."""

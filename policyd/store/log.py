@@ -44,13 +44,12 @@ from policyd.store.days import make_days
 from policyd.store.decisions import (
     FIELDS,
     OUTCOME_AT,
-    LogFilter,
     decisions,
-    newest,
     read_record,
-    usage_query,
 )
 from policyd.store.expiry import expire
+from policyd.store.log_filter import LogFilter
+from policyd.store.log_pages import Page, newest, search, usage_query
 from policyd.store.outcomes import add_outcomes
 from policyd.store.positions import Step, advance
 from policyd.store.refused_keys import add_refused_keys
@@ -133,6 +132,20 @@ class Log:
         newer than the one with the ID `newer_than`."""
         with reading(self._engine, LONG) as connection:
             return newest(connection, wanted, after, newer_than, limit)
+
+    def search(self, wanted: LogFilter, *, after: str = "", limit: int = 50) -> Page:
+        """The same page, where it may stop early: a filter that few decisions fit would otherwise
+        have every row looked at. See log_pages.py."""
+        with reading(self._engine, LONG) as connection:
+            return search(connection, wanted, after, "", limit)
+
+    def neighbours(self, wanted: LogFilter, decision_id: str) -> tuple[str, str]:
+        """The IDs of the next newer and the next older decision; "" where there is none, or where
+        a search for it would take long."""
+        with reading(self._engine, LONG) as connection:
+            newer = search(connection, wanted, "", decision_id, 1, ascending=True).records
+            older = search(connection, wanted, decision_id, "", 1).records
+        return (newer[0].id if newer else "", older[0].id if older else "")
 
     def usage(
         self, users: Iterable[str], *, key_id: str = "", limit: int = 20

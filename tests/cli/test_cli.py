@@ -441,6 +441,7 @@ def test_the_list_of_commands(group: LazyGroup) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_settings_of_commands_that_are_not_loaded(tmp_path: Path) -> None:
     """A command ignores the settings of other commands, though they are not loaded."""
     url = f"sqlite:///{tmp_path}/policyd.db"

@@ -136,6 +136,7 @@ def loaded(url: str, pause: float = 0.0) -> Iterator[list[float]]:
         thread.join()
 
 
+@pytest.mark.slow
 def test_a_backup_under_load(store: Store, url: str, tmp_path: Path) -> None:
     """A backup is one moment of the database, whole, in one file that only its owner can read.
 

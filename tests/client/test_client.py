@@ -285,6 +285,7 @@ def test_a_thread_without_a_server(unused_port: Callable[[], int]) -> None:
         assert client.evaluate(DESCRIPTOR).decision == pb.DECISION_ALLOW
 
 
+@pytest.mark.slow
 def test_a_thread_that_waits_while_another_closes(own_policyd: Policyd) -> None:
     """A waiting thread gets NoDecision at once, as do later ones; closing twice does no harm."""
     client = SyncPolicyClient(own_policyd.grpc, timeout=100)

@@ -162,6 +162,7 @@ def test_a_worker_of_another_version() -> None:
             load(Sample, dump(CHANGED) | {"more": 1}, program)
 
 
+LOG = {"--log-level", "--log-format"}
 SERVERS = [
     (policyd_settings.ServerSettings, serve, {"poll_interval"}),
     (gateway_settings.Settings, gateway_serve, set()),
@@ -176,14 +177,15 @@ def test_every_field_is_a_setting(kind: Any, command: click.Command, internal: s
     assert all(one.help or one.file_help for one in declared)
     taken = {flag for option in command.params for flag in option.opts} - {"--config"}
     flags = {one.flag for one in declared if one.help}
-    assert taken == flags | {one.file_flag for one in declared if one.file_help} | {"--log-level"}
+    assert taken == flags | {one.file_flag for one in declared if one.file_help} | LOG
 
 
 @pytest.mark.parametrize(("kind", "command", "internal"), SERVERS)
 def test_no_default_stands_twice(kind: Any, command: click.Command, internal: set[str]) -> None:
     """A command without flags runs with the class's own defaults."""
     context = command.make_context("serve", [])
-    context.params.pop("log_level")
+    for name in ("log_level", "log_format"):
+        context.params.pop(name)
     assert build(kind, context.params) == kind()
 
 

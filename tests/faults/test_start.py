@@ -76,14 +76,9 @@ def stopped(server: PostgreSQL) -> Iterator[None]:
 @contextmanager
 def silent(server: PostgreSQL) -> Iterator[None]:
     """Have the database accept connections, and answer none."""
-    first = int(Path(server._data, "postmaster.pid").read_text().split()[0])
-    children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
-    pids = [first, *map(int, children)]
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+    server.freeze()
     yield
-    for pid in pids:
-        os.kill(pid, signal.SIGCONT)
+    server.thaw()
 
 
 @pytest.fixture(params=["locked", "gone", "stopped", "silent"])

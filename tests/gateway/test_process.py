@@ -72,7 +72,7 @@ def start(
 ) -> Program:
     """Start a gateway, which is ready when this returns."""
     place = ("--listen", FREE, "--policyd", policyd.grpc, "--upstream", upstream)
-    ready = r"^policyd-gateway is ready: (https?://127\.0\.0\.1:\d+)$"
+    ready = r"^policyd-gateway is ready: (https?://127\.0\.0\.1:\d+) version=\S+"
     waiting = ("--policy-timeout", "30", "--drain", "0")
     return Program("policyd-gateway", "serve", *place, *waiting, *flags, ready=ready, env=env)
 

@@ -50,6 +50,7 @@ def key(made: ServerSettings) -> str:
 TOKEN = "a-token-of-the-gateways"
 
 
+@pytest.mark.slow
 async def test_caller_token(made: ServerSettings, tmp_path: Path) -> None:
     """A caller shows its token in X-Policyd-Token; a check's Authorization is the client's own."""
     file = tmp_path / "caller-token"
@@ -131,6 +132,7 @@ async def test_a_port_that_is_taken(made: ServerSettings, policyd: Policyd) -> N
             pass
 
 
+@pytest.mark.slow
 async def test_bodies_over_the_bound(made: ServerSettings) -> None:
     """A body larger than --max-body, as it came or decompressed, is discarded, so that the
     client gets the answer, and allowed where the key does not enforce.
@@ -168,6 +170,7 @@ async def test_workers(tmp_path: Path) -> None:
         assert server.stop() == 0, server.errors
 
 
+@pytest.mark.slow
 async def test_checks_under_way_when_it_stops(tmp_path: Path) -> None:
     """Checks under way are answered, and new ones are not accepted."""
     server = Policyd(tmp_path, "--http", "127.0.0.1:0")
@@ -197,6 +200,7 @@ async def _refused(url: str) -> None:
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.slow
 async def test_a_log_that_is_full(made: ServerSettings, key: str) -> None:
     """Without room in the log there is no decision: nothing is allowed, and the answer is 503.
 

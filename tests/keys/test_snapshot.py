@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from policyd.engine.places import IDENTIFIERS, SAFETY_IDENTIFIER
-from policyd.engine.settings import KeyChange, KeyChanges, KeySettings, Setting
+from policyd.engine.settings import KeyChange, KeyChanges, KeySettings, ServerDefaults, Setting
 from policyd.engine.states import Mode, Override
 from policyd.errors import RevisionNotReached, SnapshotUnusable
 from policyd.keys import api_key, snapshot_format, snapshot_keeper
@@ -30,6 +30,8 @@ from tests.support.load import PATIENCE
 
 IDENTITY, PLACE = "database", place_of("sqlite:///policyd.db")
 HOUR = 3600.0
+ENDS = (None, 1_800_000_000.25, 0.0)
+DEFAULTS = ServerDefaults(TABLE.with_original(Mode.AUDIT), ("x-user",), ("envoy", "http"), 6)
 
 
 def keys(count: int) -> dict[bytes, KeySettings]:
@@ -42,7 +44,9 @@ def keys(count: int) -> dict[bytes, KeySettings]:
         for accept in (IDENTIFIERS, (SAFETY_IDENTIFIER,))
     ]
     return {
-        secrets.token_bytes(32): KeySettings(api_key.generate_id(), *kinds[number % len(kinds)])
+        secrets.token_bytes(32): KeySettings(
+            api_key.generate_id(), *kinds[number % len(kinds)], ENDS[number % len(ENDS)]
+        )
         for number in range(count)
     }
 
@@ -69,11 +73,12 @@ def test_it_holds_all_settings(file: SnapshotFile, tmp_path: Path, count: int) -
     settings = keys(count)
     before = os.umask(0)
     try:
-        file.keep(head(7), settings)
+        file.keep(head(7), settings, DEFAULTS)
     finally:
         os.umask(before)
-    found, read = file.read(IDENTITY, PLACE, HOUR)
+    found, read, defaults = file.read(IDENTITY, PLACE, HOUR)
     assert (read, found.revision, found.keys) == (settings, 7, count)
+    assert defaults == DEFAULTS
     for path in tmp_path.iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
@@ -86,7 +91,7 @@ def test_it_holds_no_key_and_no_name(file: SnapshotFile, tmp_path: Path) -> None
     key = api_key.generate()
     file.keep(head(), {api_key.digest(key): KeySettings("key_1")})
     assert key.encode() not in (tmp_path / "snapshot").read_bytes()
-    assert {one.name for one in fields(KeySettings)} == {"key_id", "policies", "accept"}
+    assert {one.name for one in fields(KeySettings)} == {"key_id", "policies", "accept", "until"}
 
 
 @pytest.mark.slow
@@ -166,7 +171,7 @@ def test_the_head_alone_is_renewed(file: SnapshotFile, tmp_path: Path) -> None:
     file.keep(head(), {})
     assert not file.is_behind(head())
     assert path.stat().st_ino == before
-    _, read = file.read(IDENTITY, PLACE, HOUR / 4)
+    read = file.read(IDENTITY, PLACE, HOUR / 4).settings
     assert read == settings
     for other in (head(2), head(identity="another")):
         assert file.is_behind(other)
@@ -198,7 +203,7 @@ def test_several_that_write_and_are_killed(tmp_path: Path) -> None:
         time.sleep(0.01)
     for writer in writers:
         for _ in range(50):
-            _, read = file.read(IDENTITY, PLACE, HOUR)
+            read = file.read(IDENTITY, PLACE, HOUR).settings
             assert len({one.key_id for one in read.values()}) == 1
         writer.kill()
         writer.join()

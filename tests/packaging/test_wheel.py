@@ -1,20 +1,20 @@
 """The wheel: built, installed in an environment without our folder, and used from there."""
 
 import shutil
-import subprocess
 import sys
-import sysconfig
-import venv
-from collections.abc import Iterator
-from importlib import metadata
+from email.message import Message
+from email.parser import Parser
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
-from packaging.requirements import Requirement
 
-ROOT = Path(__file__).parents[2]
+from policyd.build_info import commit
+from tests.packaging.conftest import ROOT, SOURCE
+from tests.packaging.environments import attempt, install, run
+
 CONSUMER = Path(__file__).with_name("consumer.py")
+COMMIT = "policyd/commit.txt"
 IMPORTS_ALL = """
 import importlib, pkgutil, sys
 for name in ("policyd.client", "policyd.descriptor", "policyd.engine", "policyd.v1"):
@@ -24,61 +24,23 @@ print(sys.modules["policyd.client"].__file__)
 """
 
 
-def run(*command: str | Path, cwd: Path) -> str:
-    """The output of `command`, which must succeed."""
-    done = attempt(*command, cwd=cwd)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def attempt(*command: str | Path, cwd: Path) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, timeout=100, check=False
-    )
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built with the build tool that the lock holds."""
-    folder = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder, cwd=ROOT)
-    [built] = folder.glob("*.whl")
-    return built
-
-
 @pytest.fixture(scope="module")
 def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of an environment that holds the wheel and its dependencies without an extra.
 
-    The dependencies are linked from the environment of the tests, file by file, so that no network
-    is needed and nothing else is installed, but for the types of gRPC and of protobuf messages. A
-    consumer that checks types installs those: the packages carry none themselves.
+    It also holds the types of gRPC and of protobuf messages. A consumer that checks types installs
+    those: the packages carry none themselves.
     """
-    folder = tmp_path_factory.mktemp("environment")
-    venv.create(folder, with_pip=False, symlinks=True)
-    installed = folder / "bin/python"
-    install = ("-m", "uv", "pip", "install", "--offline", "--no-deps", "--python", installed)
-    run(sys.executable, *install, wheel, cwd=folder)
-    packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
-    policyd = metadata.Distribution.at(next(packages.glob("policyd-*.dist-info")))
-    types = [metadata.distribution(name) for name in ("types-grpcio", "types-protobuf")]
-    for distribution in [*required(policyd), *types]:
-        for file in distribution.files or []:
-            if ".." not in file.parts and file.suffix != ".pyc":
-                link = packages / file
-                link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(Path(str(file.locate())))
-    return installed
+    types = ("types-grpcio", "types-protobuf")
+    return install(wheel, tmp_path_factory.mktemp("environment"), more=types) / "python"
 
 
-def required(distribution: metadata.Distribution) -> Iterator[metadata.Distribution]:
-    """The dependencies of `distribution` without an extra, and their own dependencies."""
-    for line in distribution.requires or []:
-        requirement = Requirement(line)
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            dependency = metadata.distribution(requirement.name)
-            yield dependency
-            yield from required(dependency)
+@pytest.fixture(scope="module")
+def metadata(wheel: Path) -> Message:
+    """What the wheel says of itself to a package index."""
+    with ZipFile(wheel) as packed:
+        [name] = (name for name in packed.namelist() if name.endswith(".dist-info/METADATA"))
+        return Parser().parsestr(packed.read(name).decode())
 
 
 def test_every_file_is_in_it(wheel: Path) -> None:
@@ -91,7 +53,7 @@ def test_every_file_is_in_it(wheel: Path) -> None:
     }
     contents = set(ZipFile(wheel).namelist())
     assert files <= contents
-    assert {name for name in contents if ".dist-info/" not in name} <= files
+    assert {name for name in contents if ".dist-info/" not in name} <= files | {COMMIT}
     for folder, ending in [
         ("policyd/console/templates", ".html"),
         ("policyd/console/static", ".css"),
@@ -101,6 +63,30 @@ def test_every_file_is_in_it(wheel: Path) -> None:
         ("gateway", "py.typed"),
     ]:
         assert any(name.startswith(folder + "/") and name.endswith(ending) for name in contents)
+
+
+def test_it_carries_its_commit(wheel: Path) -> None:
+    """The wheel holds the commit that is checked out where it is built."""
+    assert commit()
+    with ZipFile(wheel) as packed:
+        assert packed.read(COMMIT).decode().startswith(commit())
+
+
+def test_what_a_package_index_shows(metadata: Message) -> None:
+    """The description is the README, whose links lead to the repository's files of this version."""
+    version = metadata["Version"]
+    description = str(metadata.get_payload())
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert description.startswith("# policyd\n")
+    assert f"]({SOURCE}/blob/v{version}/docs/operations.md" in description
+    assert f"]({SOURCE}/raw/v{version}/docs/images/" in description
+    assert not [link for link in description.split("](")[1:] if not link.startswith("https://")]
+    urls = dict(line.split(", ") for line in metadata.get_all("Project-URL", []))
+    assert urls["Source"] == SOURCE
+    assert urls["Changelog"] == f"{SOURCE}/blob/v{version}/CHANGELOG.md"
+    classifiers = metadata.get_all("Classifier", [])
+    assert "Typing :: Typed" in classifiers
+    assert metadata["Keywords"]
 
 
 def test_the_client_needs_its_own_dependencies_only(python: Path, tmp_path: Path) -> None:

@@ -164,6 +164,7 @@ async def test_a_strangers_body_is_not_read(server: tuple[Server, str], way: str
         assert await _cpu(ask, UNKNOWN) < 0.5 * await _cpu(ask, key)
 
 
+@pytest.mark.slow
 async def test_raw_bodies_have_a_total(tmp_path: Path) -> None:
     """Evaluate and BatchEvaluate reject bodies beyond the total.
 

@@ -142,6 +142,7 @@ def test_asked_again_at_another_replica(
     store.close()
 
 
+@pytest.mark.slow
 async def test_two_replicas_that_log_it_at_once(new_database: str) -> None:
     """The second replica finds the decision in the store, and ships the rest."""
     stores = [Store(new_database), Store(new_database)]

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import secrets
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -64,7 +65,7 @@ class Running:
 
     async def create_key(self, **fields: Any) -> tuple[admin_pb2.ApiKey, str]:
         """A key in force."""
-        wanted = admin_pb2.ApiKey(**{"name": "test"} | fields)
+        wanted = admin_pb2.ApiKey(**{"name": f"test {secrets.token_hex(4)}"} | fields)
         request = admin_pb2.CreateApiKeyRequest(api_key=wanted)
         made = await self.admin.CreateApiKey(request, metadata=self.bearer)
         await self.evaluate(has_user=True, min_revision=made.api_key.revision)
@@ -427,6 +428,7 @@ async def test_health_and_reflection(running: Running) -> None:
     assert "policyd.v1.PolicyService" in names
 
 
+@pytest.mark.slow
 async def test_health_while_it_stops(tmp_path: Path) -> None:
     """A caller that watches health learns of the end in advance; a call under way is answered."""
     server = Server(settings(tmp_path))
@@ -445,6 +447,7 @@ async def test_health_while_it_stops(tmp_path: Path) -> None:
         await stopping
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unready", [False, True])
 async def test_without_the_database_decisions_go_on(tmp_path: Path, unready: bool) -> None:
     """An outage changes no decision.
@@ -488,6 +491,7 @@ async def _until(health: Any, check: Any, status: int) -> None:
                 return
 
 
+@pytest.mark.slow
 async def test_callers_with_a_token(tmp_path: Path) -> None:
     """With --caller-token-file, only a caller that shows the token is answered."""
     file = tmp_path / "caller-token"
@@ -510,6 +514,7 @@ async def test_a_busy_port(running: Running, tmp_path: Path) -> None:
             pass
 
 
+@pytest.mark.slow
 async def test_a_token_file_that_others_can_read(tmp_path: Path) -> None:
     """Such a file is rejected, with the command that fixes it."""
     async with Server(settings(tmp_path)):

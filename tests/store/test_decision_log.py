@@ -13,8 +13,8 @@ from policyd.decision_log.record import Ending, Record, Verdict, is_decision_id,
 from policyd.engine.states import Source, UserState
 from policyd.errors import DecisionNotFound
 from policyd.store import Counts, LogFilter, Store
-from policyd.store.decisions import flag_sets_query, page_query
 from policyd.store.engine import open_engine
+from policyd.store.log_pages import flag_sets_query, page_query
 from policyd.store.statistics import SORTS
 from tests.support.records import START, denied, outcome, record
 

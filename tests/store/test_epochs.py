@@ -313,6 +313,7 @@ def test_which_program_wrote(
         assert following.explain(before, written, after) is False
 
 
+@pytest.mark.slow
 def test_checkpoints_are_explained(tmp_path: Path) -> None:
     """However SQLite writes to the file, it is not taken for another program."""
     file = tmp_path / "policyd.db"

@@ -19,8 +19,8 @@ from policyd.errors import StoreUnavailable
 from policyd.store import LogFilter, Store
 from policyd.store.database import reading
 from policyd.store.days import make_days, partitions
-from policyd.store.decisions import page_query
 from policyd.store.engine import open_engine
+from policyd.store.log_pages import page_query
 from policyd.v1 import admin_pb2 as pb
 from policyd.v1.admin_pb2_grpc import AdminServiceStub
 from tests.support.commands import invoke

@@ -2,6 +2,7 @@
 
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -90,6 +91,10 @@ class Program:
         _running.discard(self)
         for reader in self._readers:
             reader.join()
+        if status not in (0, -signal.SIGKILL):
+            # pytest shows this where the test fails.
+            sys.stdout.write(f"{self._process.args!r} ended with {status}:\n")
+            sys.stdout.writelines(self.errors[-50:])
         return status
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
@@ -172,7 +177,7 @@ class Policyd(Program):
     ) -> str:
         """A new API key, in force. `mode` and `override` are those of the original policy."""
         wanted = admin_pb2.ApiKey(
-            name="test",
+            name=f"test {secrets.token_hex(4)}",
             enforce_user_ids=f"ENFORCE_MODE_{mode.upper()}" if mode else None,  # type: ignore[arg-type]
             override_policy=f"OVERRIDE_POLICY_{override.upper()}" if override else None,  # type: ignore[arg-type]
             accept=accept.split(",") if accept else (),

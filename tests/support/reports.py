@@ -14,6 +14,7 @@ from policyd.descriptor.body_memory import Bodies
 from policyd.engine.settings import KeyChange, KeyChanges, KeySettings
 from policyd.engine.states import Mode
 from policyd.keys import api_key
+from policyd.keys.defaults import Defaults
 from policyd.keys.key_table import KeyTable
 from policyd.policies import TABLE
 from policyd.services.policy import PolicyServicer
@@ -29,7 +30,7 @@ class Recorder(PolicyServicer):
     """Behaves as policyd does, and keeps its decisions and the reports."""
 
     def __init__(self, keys: KeyTable, key: str) -> None:
-        super().__init__(keys, (), secrets.token_hex(6), self._keep, Bodies(2**29))
+        super().__init__(keys, Defaults(keys), secrets.token_hex(6), self._keep, Bodies(2**29))
         self.key = key
         """An API key that enforces user IDs."""
         self.address = ""

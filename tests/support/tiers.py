@@ -9,9 +9,16 @@ from pathlib import Path
 
 import pytest
 
-FOLDERS = {"demo": "slow", "faults": "faults", "proxies": "proxies"}
+FOLDERS = {"demo": "slow", "deploy": "programs", "faults": "faults", "proxies": "proxies"}
 """The marker of each folder of tests/ whose tests are not quick."""
-FILES = {"test_browser.py": "browser", "test_child.py": "slow", "test_tls.py": "slow"}
+FILES = {
+    "test_browser.py": "browser",
+    "test_child.py": "slow",
+    "test_probes.py": "slow",
+    "test_extras.py": "slow",
+    "test_prometheus.py": "programs",
+    "test_tls.py": "slow",
+}
 """The marker of each file whose tests are not quick."""
 FIXTURES = {
     "postgresql": "postgresql",
@@ -19,6 +26,8 @@ FIXTURES = {
     "old": "programs",
     "disk": "programs",
     "start": "slow",
+    "measured": "slow",
+    "enforcing_policyd": "slow",
 }
 """The marker of each fixture that needs what pip does not bring, or that starts servers for each
 test that uses it."""

@@ -83,9 +83,10 @@ async def _export(request: Request) -> Response:
         return refuse(request, 400, problem)
     here = console(request)
     store = here.store
-    await here.pages.run(note, request, Action.LOG_EXPORT, {"form": form, **query.given})
     # The first page is read before the answer begins, so that an error can still become a 503.
     first = await here.pages.run(store.log.page, query.wanted, limit=_EXPORT_PAGE)
+    what = {"format": form, "filter": str(request.query_params)}
+    await here.pages.run(note, request, Action.LOG_EXPORT, what)
     records = _every(store, query.wanted, first)
     lines = csv_rows(records) if form == "csv" else map(json_line, records)
     name = f"policyd-log-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.{form}"

@@ -18,6 +18,8 @@ _NAMES = {
     "end_user_callers": "End-user callers",
     "with": "With",
     "sessions": "Sessions",
+    "format": "Format",
+    "filter": "Filter",
 }
 _NONE = labels.UNKNOWN
 _DEFAULT = "Server's default"

@@ -21,6 +21,7 @@ from policyd.console.security.sessions import Sessions
 from policyd.console.view import documentation, flags, labels
 from policyd.console.view.text import plain, sentence, visible
 from policyd.engine.settings import Settings
+from policyd.keys.defaults import above
 from policyd.policies import TABLE
 from policyd.settings import ServerSettings
 from policyd.store import Store
@@ -53,11 +54,9 @@ class Console:
 
     @property
     def defaults(self) -> Settings:
-        """What the server sets for keys that set nothing: what was applied for all servers of the
-        database, above its own settings."""
-        applied = self.store.defaults()
+        """What the server sets for keys that set nothing."""
         own = TABLE.with_original(self.settings.default_mode)
-        return TABLE.in_order((dict(own) | dict(applied.policies if applied else ())).items())
+        return above(self.store.defaults(), own)
 
 
 def console(request: Request) -> Console:

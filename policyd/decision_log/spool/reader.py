@@ -4,6 +4,7 @@ import os
 import re
 import secrets
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from policyd.errors import SettingsError
 
 _PIECE = 2**20
 """Bytes that are read of a file before it is deleted, to see whether it has more lines."""
+_BEGINNING = 64
+_ID = re.compile(rb'"([0-9a-f]{12})[0-9a-f]{20}"')
+"""The ID of a decision, which begins with its millisecond, in the first bytes of an entry."""
 _IDENTITY = re.compile(rb"[0-9a-f]{16}")
 
 
@@ -136,6 +140,25 @@ class SpoolReader:
                     lost = _number(self._system.pread(descriptor, DIGITS, 0))
                     if lost <= known.get(_process(name), 0):
                         self._system.unlink(name, dir_fd=self._folder)
+
+    def waiting(self) -> tuple[int, float]:
+        """Bytes that were not read yet, and when the oldest of them was written or decided, in
+        seconds since 1970; as far as the store's positions are known."""
+        size, oldest = 0, time.time()
+        for name, end in segments(self._folder, self._system):
+            start = self._ends.get(name, 0)
+            if end > start:
+                size += end - start
+                with suppress(FileNotFoundError):
+                    oldest = min(oldest, self._began(name, start))
+        return size, oldest
+
+    def _began(self, name: str, start: int) -> float:
+        with self._opened(name) as descriptor:
+            found = _ID.search(self._system.pread(descriptor, _BEGINNING, start))
+            if found:
+                return int(found[1], 16) / 1000
+            return self._system.fstat(descriptor).st_mtime
 
     def left(self) -> int:
         """Bytes of entries in files that no process writes any more."""

@@ -54,7 +54,8 @@ class SpoolWriter:
         self._used = 0
         self._looked_at = 0.0
         self._losses = -1
-        self._lost = 0
+        self.lost = 0
+        """Entries that drop() has counted."""
         self._told = 0
         self._spares: Spares
         self._is_synced = sync != "never"
@@ -112,19 +113,19 @@ class SpoolWriter:
 
     def drop(self, entries: int) -> None:
         """Count entries that are lost."""
-        self._lost += entries
+        self.lost += entries
         self.tell_losses()
 
     def tell_losses(self) -> None:
         """Write down losses that are not on the disk yet, as far as it takes them now."""
-        if self._lost == self._told:
+        if self.lost == self._told:
             return
         with suppress(OSError):  # Then the next call writes them.
             self._open()
             if self._losses < 0 or not self._system.fstat(self._losses).st_nlink:
                 self._spares.lend(self._begin_losses)
-            self._system.pwrite(self._losses, b"%0*d" % (DIGITS, self._lost), 0)
-            self._told = self._lost
+            self._system.pwrite(self._losses, b"%0*d" % (DIGITS, self.lost), 0)
+            self._told = self.lost
 
     def close(self) -> None:
         """Leave the files to the shipper."""

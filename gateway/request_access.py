@@ -1,0 +1,53 @@
+"""The access log of the gateway: one line a request whose API key is in force, or that went
+upstream; the others are counted."""
+
+from typing import TYPE_CHECKING
+
+from policyd.telemetry.access import AccessLog, Value
+from policyd.v1.policy_pb2 import Ending
+
+if TYPE_CHECKING:
+    from gateway.exchange import Exchange
+
+_SECOND = 1e9
+
+
+class RequestAccess:
+    """Writes the lines of one gateway."""
+
+    def __init__(self) -> None:
+        self._access = AccessLog()
+
+    def served(self, exchange: "Exchange", now: int) -> None:
+        """Write the line of a request that has ended. `now` and the exchange's moments are
+        nanoseconds of time.perf_counter_ns()."""
+        decision = exchange.decision
+        is_known = decision is not None and decision.api_key_id != ""
+        if not is_known and exchange.by != "upstream":
+            self._access.count_stranger(exchange.status)
+            return
+        fields: dict[str, Value] = {
+            "by": exchange.by or "client",
+            "operation": exchange.operation,
+            "verdict": exchange.verdict,
+            "decision_id": decision.decision_id if decision else "",
+            "trace_id": exchange.trace_id,
+            "api_key_id": decision.api_key_id if decision else "",
+            "seconds": (now - exchange.began) / _SECOND,
+            "request_bytes": exchange.headers.content_length,
+            "bytes": exchange.sent,
+        }
+        if exchange.decided:
+            fields["ask_seconds"] = (exchange.decided - exchange.asked) / _SECOND
+        if exchange.answered:
+            fields["upstream_seconds"] = (exchange.answered - exchange.decided) / _SECOND
+        if exchange.outcome is not None:
+            fields["ending"] = _ENDINGS[exchange.outcome.ending]
+        self._access.write(exchange.scope["method"], exchange.path, exchange.status, fields)
+
+    def end(self) -> None:
+        """Report the strangers that no line has reported yet."""
+        self._access.flush()
+
+
+_ENDINGS = {value: name.removeprefix("ENDING_").lower() for name, value in Ending.items()}

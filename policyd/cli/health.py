@@ -1,0 +1,28 @@
+"""`policyd health`: whether the policyd of this machine is ready, for a container's probe."""
+
+from pathlib import Path
+
+import click
+
+from policyd.asgi.probes import HEALTHZ, READYZ
+from policyd.cli.options import OPTIONS
+from policyd.command.address import Address
+from policyd.command.health import report
+from policyd.errors import SettingsError
+from policyd.settings import ServerSettings
+
+
+@click.command()
+@OPTIONS.config
+@OPTIONS.setting(ServerSettings, "http")
+@OPTIONS.setting(ServerSettings, "tls_cert")
+@OPTIONS.setting(ServerSettings, "tls_key")
+@click.option("--live", is_flag=True, help="Whether it lives, in place of whether it is ready.")
+def health(http: str | None, tls_cert: Path | None, tls_key: Path | None, live: bool) -> None:
+    """Say whether the policyd of this machine is ready, which has to have --http.
+
+    It takes the settings of `policyd serve`. Exit status: 0 if it is ready, 1 if not.
+    """
+    if not http:
+        raise SettingsError("policyd says at --http whether it is ready: give it to policyd, too")
+    report(Address.parse(http, "--http"), HEALTHZ if live else READYZ, tls_cert, tls_key)

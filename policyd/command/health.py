@@ -1,0 +1,68 @@
+"""How the commands `health` ask a server of this machine whether it is ready, for the probes of
+containers: an image needs no other program for that, and a server that wants certificates of its
+clients gets the server's own.
+"""
+
+import http.client
+import ipaddress
+import ssl
+import sys
+from pathlib import Path
+
+import click
+
+from policyd.command.address import Address
+
+_PATIENCE = 4.0
+"""Seconds for an answer. Probes give up after 5, and are to say why."""
+
+
+def report(address: Address, path: str, certificate: Path | None, key: Path | None) -> None:
+    """Ask the server that listens at `address`, over TLS where it has a `certificate`.
+
+    Prints its answer. Ends this process with status 1 where the server is not well.
+    """
+    try:
+        status, answer = _get(address, path, certificate, key)
+    except (OSError, http.client.HTTPException) as problem:
+        status, answer = 0, f"{address} does not answer: {problem}"
+    is_well = status == http.client.OK
+    click.echo(answer, err=not is_well)
+    sys.exit(not is_well)
+
+
+def _get(
+    address: Address, path: str, certificate: Path | None, key: Path | None
+) -> tuple[int, str]:
+    host, port = _near(address)
+    if certificate is None:
+        connection = http.client.HTTPConnection(host, port, timeout=_PATIENCE)
+    else:
+        context = _context(certificate, key)
+        connection = http.client.HTTPSConnection(host, port, timeout=_PATIENCE, context=context)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read(1 << 16).decode("utf-8", "replace")
+    finally:
+        connection.close()
+
+
+def _context(certificate: Path, key: Path | None) -> ssl.SSLContext:
+    # It never leaves this machine, and the certificate is for another name than this address.
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.load_cert_chain(certificate, key)
+    return context
+
+
+def _near(address: Address) -> Address:
+    """Where a server that listens at `address` is reached from this machine."""
+    try:
+        everywhere = ipaddress.ip_address(address.host)
+    except ValueError:
+        return address
+    if not everywhere.is_unspecified:
+        return address
+    return address._replace(host="127.0.0.1" if everywhere.version == 4 else "::1")

@@ -1,0 +1,62 @@
+"""The metrics of one worker: its counts, and the gauges that tell of its state.
+
+Only a policyd with --metrics loads it, and prometheus-client.
+"""
+
+from typing import TYPE_CHECKING
+
+from policyd.decision_log.writer import DecisionLog
+from policyd.descriptor.body_memory import Bodies
+from policyd.keys.key_table import KeyTable
+from policyd.server.worker_clock import WorkerClock
+from policyd.services.decision_metrics import DecisionMetrics
+from policyd.telemetry import catalogue
+from policyd.telemetry.metrics import this_process
+
+if TYPE_CHECKING:
+    from policyd.server.http_check import HttpServer
+
+
+class WorkerMetrics:
+    """Counts what a worker does, and looks at `keys`, `clock`, `bodies`, `log` and `http`."""
+
+    http: "HttpServer | None" = None
+    log: DecisionLog | None = None
+
+    def __init__(self, keys: KeyTable, clock: WorkerClock, bodies: Bodies) -> None:
+        self._keys = keys
+        self._clock = clock
+        self._bodies = bodies
+        self._metrics = metrics = this_process()
+        self.decisions = DecisionMetrics(metrics)
+        self._revision = metrics.gauge(catalogue.REVISION)
+        self._staleness = metrics.gauge(catalogue.STALENESS)
+        self._in_force = metrics.gauge(catalogue.KEYS)
+        self._database_up = metrics.gauge(catalogue.DATABASE_UP)
+        self._clock_offset = metrics.gauge(catalogue.CLOCK_OFFSET)
+        self._connections = metrics.gauge(catalogue.CONNECTIONS, "http")
+        self._body_bytes = metrics.gauge(catalogue.BODY_BYTES)
+        self._lost = metrics.count(catalogue.LOST)
+        self._lost_before = 0
+
+    async def keep(self) -> None:
+        """Hand over counts and gauges, until cancelled."""
+        await self._metrics.keep(self._look)
+
+    def end(self) -> None:
+        """Hand over the last counts; the gauges end."""
+        self._look()
+        self._metrics.end()
+
+    def _look(self) -> None:
+        keys = self._keys
+        self._revision.set(keys.revision)
+        self._staleness.set(keys.staleness())
+        self._in_force.set(len(keys))
+        self._database_up.set(keys.is_answered)
+        self._clock_offset.set(self._clock.ahead)
+        self._connections.set(self.http.connections if self.http else 0)
+        self._body_bytes.set(self._bodies.held)
+        if self.log is not None:
+            self._lost.pending += self.log.lost - self._lost_before
+            self._lost_before = self.log.lost

@@ -1,0 +1,43 @@
+"""The access log of policyd: one line a decision, by what the decision log gets of it."""
+
+from collections.abc import Sequence
+from time import perf_counter
+
+from policyd.decision_log.record import Record, Verdict
+from policyd.decision_log.refused_key import RefusedKey
+from policyd.decision_log.writer import Entry
+from policyd.telemetry.access import AccessLog, Value
+
+_VERDICTS = {one: one.name.lower() for one in Verdict}
+_ALLOWED, _REFUSED = 200, 403
+"""The status of a line whose request may go upstream, and of one whose key is not in force."""
+
+
+class DecisionAccess:
+    """Writes a line for each decision about a key in force, and counts the others."""
+
+    def __init__(self, access: AccessLog) -> None:
+        self._access = access
+
+    def decided(self, adapter: str, entries: Sequence[Entry], began: float) -> None:
+        """Write the lines of one request by `adapter`, which came at `began` of perf_counter()."""
+        seconds = perf_counter() - began
+        for entry in entries:
+            if isinstance(entry, RefusedKey):
+                self._access.count_stranger(_REFUSED)
+            elif isinstance(entry, Record):
+                fields: dict[str, Value] = {
+                    "adapter": adapter,
+                    "operation": entry.operation,
+                    "verdict": _VERDICTS[entry.verdict],
+                    "flags": entry.flags,
+                    "decision_id": entry.id,
+                    "trace_id": entry.trace_id,
+                    "api_key_id": entry.key_id,
+                    "seconds": seconds,
+                }
+                self._access.write(entry.method, entry.path, entry.status or _ALLOWED, fields)
+
+    def end(self) -> None:
+        """Report the strangers that no line has reported yet."""
+        self._access.flush()

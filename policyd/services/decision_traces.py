@@ -1,0 +1,73 @@
+"""The spans of PolicyService, where policyd sends traces: Evaluate, and in it decide and log.
+
+An evaluation belongs to the trace that its descriptor names in the header traceparent, as the
+gateway and other adapters pass it on; else to the one that the caller's gRPC metadata name.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from policyd.decision_log.record import Record
+from policyd.decision_log.refused_key import RefusedKey
+from policyd.decision_log.writer import Entry
+from policyd.descriptor import headers
+from policyd.descriptor.headers import TRACE_HEADER
+from policyd.telemetry.trace_context import TRACEPARENT
+from policyd.telemetry.tracing import Span, Tracer
+from policyd.v1 import policy_pb2 as pb
+
+
+class DecisionTraces:
+    """Makes the spans of evaluations, which `tracer` begins."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        self._tracer = tracer
+
+    def begin(self, request: pb.EvaluateRequest, adapter: str, context: Any = None) -> Span:
+        """The span of an evaluation by `adapter`; `context` is that of its gRPC call, if any."""
+        pairs = [(header.name, header.value) for header in request.headers]
+        place = headers.values(pairs, TRACEPARENT)
+        if not place and context is not None:
+            metadata = context.invocation_metadata() or ()
+            place = tuple(value for name, value in metadata if name == TRACEPARENT)
+        given = request.trace_id or next(iter(headers.values(pairs, TRACE_HEADER)), "")
+        span = self._tracer.begin("Evaluate", place, given)
+        span.set(policyd_adapter=adapter)
+        return span
+
+    def decided(self, span: Span, entry: Entry, trace_id: str) -> None:
+        """Note in the span of an evaluation what was decided, as the log has it."""
+        if not span.is_sampled:
+            return
+        span.set(policyd_trace__id=trace_id)
+        if isinstance(entry, RefusedKey):
+            span.set(policyd_decision__id=entry.id, policyd_verdict="denied")
+        if not isinstance(entry, Record):
+            return
+        span.set(
+            policyd_decision__id=entry.id,
+            policyd_api__key__id=entry.key_id,
+            policyd_operation=entry.operation,
+            policyd_verdict=entry.verdict.name.lower(),
+            policyd_flags=entry.flags,
+            policyd_revision=entry.revision,
+            user_id=self._tracer.user(entry.end_user),
+        )
+
+    @contextmanager
+    def logging(self, spans: Sequence[Span | None]) -> Iterator[None]:
+        """The step in which the decisions of `spans` become durable."""
+        began, error = time.time_ns(), ""
+        try:
+            yield
+        except BaseException as problem:
+            error = type(problem).__name__
+            raise
+        finally:
+            for span in spans:
+                if span is not None and span.is_sampled:
+                    step = span.child("log", began=began)
+                    step.error = error
+                    step.end()

@@ -1,0 +1,84 @@
+"""Log lines as JSON: one object a line, in ASCII, so that nothing in it ends the line.
+
+The standard library's records come in, and structlog's ProcessorFormatter renders them.
+"""
+
+import logging
+import os
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import structlog
+from structlog.stdlib import ProcessorFormatter
+
+from policyd.telemetry.access import AccessLine
+from policyd.telemetry.redaction import redacted
+
+_MAX_EVENT = 8 * 1024
+"""Characters of the sentence; a longer one is cut."""
+_MAX_TEXT = 1024
+"""Characters of any other text."""
+_MAX_TRACEBACK = 32 * 1024
+"""Characters of a traceback, whose end is kept: it says what went wrong."""
+_CUT = "…"
+_OTHER_HANDLERS = ("message", "asctime")
+"""What another handler's formatter leaves on a record."""
+_added = structlog.stdlib.ExtraAdder()
+_encoder = msgspec.json.Encoder()
+
+
+class _Json(ProcessorFormatter):
+    """A line of the access log, of which there are many, does without what others may need: its
+    fields are plain, short and free of secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See logging.Formatter."""
+        if isinstance(record.msg, AccessLine):
+            return _encoder.encode({**_head(record, "request"), **record.msg.fields}).decode()
+        return super().format(record)
+
+
+def json_formatter() -> logging.Formatter:
+    """The formatter that makes a JSON object of each record."""
+    return _Json(
+        processors=[
+            _describe,
+            _added,
+            structlog.processors.ExceptionRenderer(),
+            _bound,
+            ProcessorFormatter.remove_processors_meta,
+            structlog.processors.JSONRenderer(),
+        ]
+    )
+
+
+def _describe(_: Any, __: str, event: Any) -> Any:
+    """Put the members that every line has before the others."""
+    head = _head(event["_record"], event["event"])
+    return head | {name: value for name, value in event.items() if name != "event"}
+
+
+def _head(record: logging.LogRecord, event: str) -> dict[str, Any]:
+    time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+    return {
+        "time": time.removesuffix("+00:00") + "Z",
+        "level": record.levelname.lower(),
+        "logger": record.name,
+        "event": event,
+        "process": os.getpid(),
+    }
+
+
+def _bound(_: Any, __: str, event: Any) -> Any:
+    """Take out secrets, cut what is long, and call a traceback what it is."""
+    for name in _OTHER_HANDLERS:
+        event.pop(name, None)
+    if traceback := event.pop("exception", None):
+        kept = traceback[-_MAX_TRACEBACK:]
+        event["traceback"] = redacted(kept if len(kept) == len(traceback) else _CUT + kept)
+    for name, value in event.items():
+        if isinstance(value, str) and name != "traceback":
+            most = _MAX_EVENT if name == "event" else _MAX_TEXT
+            event[name] = redacted(value if len(value) <= most else value[:most] + _CUT)
+    return event

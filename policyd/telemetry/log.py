@@ -1,0 +1,44 @@
+"""The log of a process, on stderr: text for readers, or JSON for collectors of logs.
+
+Every module logs by logging.getLogger(). What a line is about goes along in `extra`, under the one
+name that a thing has everywhere (decision_id, trace_id, api_key_id, operation, verdict, status,
+seconds, path, …): see docs/operations.md. The text shows the sentence alone, the JSON both.
+"""
+
+import logging
+
+from policyd.command.process import JSON, TEXT
+from policyd.telemetry.access import AccessLine
+from policyd.telemetry.redaction import redacted
+
+FORMATS = (TEXT, JSON)
+_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class _Text(logging.Formatter):
+    """A line of text. A traceback follows in lines of its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See logging.Formatter."""
+        line = super().format(record)
+        # What is in a line of the access log is clean, and there are many of them.
+        return line if isinstance(record.msg, AccessLine) else redacted(line)
+
+
+def start_logging(level: str, form: str = TEXT) -> None:
+    """Log to stderr in one of FORMATS."""
+    handler = logging.StreamHandler()
+    handler.set_name(form)
+    handler.setFormatter(_formatter(form))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+    for noisy in ("alembic", "grpc", "uvicorn"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)  # They report every start.
+
+
+def _formatter(form: str) -> logging.Formatter:
+    if form != JSON:
+        return _Text(_LINE)
+    # A server that logs text starts without structlog.
+    from policyd.telemetry.json_log import json_formatter
+
+    return json_formatter()

@@ -1,0 +1,37 @@
+"""Secrets that a log line would hold are taken out of it, whatever wrote them there.
+
+No line of ours holds one. But a line may quote what a library, a database or a client says, and a
+traceback ends with such a text.
+"""
+
+import re
+
+_HIDDEN = "***"
+_SECRETS = re.compile(
+    # The password of a URL. One that holds @ ends at the last of them.
+    r"(?<=://)(?P<user>[^\s/:@\"']*):[^\s/\"']*@"
+    # A policyd key, and the keys of upstreams, whose beginning tells what they are.
+    r"|\bup-[0-9A-Za-z]{16,}|\bsk-[0-9A-Za-z_-]{16,}"
+    # What stands behind the scheme of an Authorization header.
+    r"|\b(?P<scheme>[Bb]earer|BEARER|[Bb]asic)\s+[0-9A-Za-z._~+/=-]{6,}"
+    # A password among the parameters of a PostgreSQL connection.
+    r"|\bpassword=(?:'[^']*'|[^\s&;,'\")]+)"
+)
+_SIGNS = ("://", "up-", "sk-", "earer", "EARER", "asic", "password=")
+"""One of these stands in each text with a secret. To look for them takes far less long."""
+
+
+def redacted(text: str) -> str:
+    """The text with each secret in it replaced by `***`."""
+    if any(sign in text for sign in _SIGNS):
+        return _SECRETS.sub(_replacement, text)
+    return text
+
+
+def _replacement(found: re.Match[str]) -> str:
+    if found["user"] is not None:
+        return f"{found['user']}:{_HIDDEN}@"
+    if found["scheme"]:
+        return f"{found['scheme']} {_HIDDEN}"
+    name, equals, _ = found[0].partition("=")
+    return name + equals + _HIDDEN if equals and name == "password" else _HIDDEN

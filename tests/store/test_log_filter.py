@@ -1,0 +1,164 @@
+"""The log's filters, on every store: each gives exactly the decisions that it names."""
+
+import random
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+
+from policyd.decision_log.record import Ending, Record, Verdict
+from policyd.engine.states import UserState
+from policyd.store import LogFilter, Store, log_pages
+from tests.support.records import START, denied, outcome, record
+
+MINUTE = timedelta(minutes=1)
+USERS = ("ada", "ADA@example.com", "bob_1", "50%", "Zoë", "zoË", "back\\slash", "")
+MODELS = ("gpt-4o-mini", "gpt-4o", "")
+
+
+def _log(count: int = 300) -> list[Record]:
+    """Decisions of every kind with their outcomes, a minute apart, oldest first."""
+    chance = random.Random(7)  # keeps no secret
+    return [_one(chance, number) for number in range(count)]
+
+
+def _one(chance: random.Random, number: int) -> Record:
+    user = chance.choice(USERS)
+    given = {
+        "model": chance.choice(MODELS),
+        "source_ip": chance.choice(("192.0.2.1", "2001:db8::1")),
+        "key_id": chance.choice(("key_1", "key_2")),
+        "in_scope": chance.random() < 0.9,
+    }
+    at = START + number * MINUTE
+    if chance.random() < 0.2:
+        return denied(at, **given)
+    state = UserState.VALID if user else chance.choice((UserState.ABSENT, UserState.VALID))
+    verdict = Verdict.ALLOWED if user else Verdict.WOULD_DENY
+    return record(at, end_user=user, user_state=state, verdict=verdict, **given)
+
+
+def _ended(chance: random.Random, one: Record) -> Record:
+    if one.status or chance.random() < 0.2:
+        return one
+    status = chance.choice((200, 404, 500, 0))
+    ending = Ending.NO_ANSWER if not status else chance.choice((1, 2, 3))
+    told = outcome(one, status=status, ending=ending, duration_us=chance.choice((900, 2000, None)))
+    return Record(
+        **{name: getattr(one, name) for name in Record.__struct_fields__} | {"outcome": told}
+    )
+
+
+def _all(count: int = 300) -> list[Record]:
+    chance = random.Random(8)  # keeps no secret
+    return [_ended(chance, one) for one in _log(count)]
+
+
+def _fill(store: Store, count: int = 300) -> list[Record]:
+    made = _all(count)
+    store.log.append([*made, *(one.outcome for one in made if one.outcome)])
+    return made
+
+
+def _is_failure(one: Record) -> bool:
+    told = one.outcome
+    return told is not None and (
+        told.status >= 400 or told.ending in (Ending.UPSTREAM_BROKE, Ending.NO_ANSWER)
+    )
+
+
+Wanted = Callable[[Record], bool]
+CASES: dict[str, tuple[LogFilter, Wanted]] = {
+    "model": (LogFilter(model="gpt-4o"), lambda one: one.model == "gpt-4o"),
+    "IP": (LogFilter(source_ip="192.0.2.1"), lambda one: one.source_ip == "192.0.2.1"),
+    "denial's status": (LogFilter(http_status=422), lambda one: one.status == 422),
+    "answer's status": (
+        LogFilter(http_status=404),
+        lambda one: not one.status and one.outcome is not None and one.outcome.status == 404,
+    ),
+    "user contains": (
+        LogFilter(user_contains="DA"),
+        lambda one: one.end_user in ("ada", "ADA@example.com"),
+    ),
+    "beyond ASCII": (LogFilter(user_contains="ZOË"), lambda one: one.end_user in ("Zoë", "zoË")),
+    "wildcard %": (LogFilter(user_contains="0%"), lambda one: one.end_user == "50%"),
+    "only a wildcard": (LogFilter(user_contains="%"), lambda one: one.end_user == "50%"),
+    "wildcard _": (LogFilter(user_contains="_"), lambda one: one.end_user == "bob_1"),
+    "backslash": (LogFilter(user_contains="\\"), lambda one: one.end_user == "back\\slash"),
+    "no user": (LogFilter(without_user=True), lambda one: not one.end_user),
+    "attributed": (
+        LogFilter(attributed=True),
+        lambda one: one.in_scope and one.user_state is UserState.VALID,
+    ),
+    "not attributed": (
+        LogFilter(attributed=False),
+        lambda one: one.in_scope and one.user_state is not UserState.VALID,
+    ),
+    "failed": (LogFilter(failed=True), _is_failure),
+    "answered": (
+        LogFilter(failed=False),
+        lambda one: one.verdict is not Verdict.DENIED and not _is_failure(one),
+    ),
+    "slow": (
+        LogFilter(slower_us=2000),
+        lambda one: one.outcome is not None and (one.outcome.duration_us or 0) >= 2000,
+    ),
+    "several": (
+        LogFilter(model="gpt-4o", key_id="key_2", verdict=Verdict.ALLOWED, user_contains="a"),
+        lambda one: (
+            (one.model, one.key_id, one.verdict) == ("gpt-4o", "key_2", Verdict.ALLOWED)
+            and "a" in one.end_user.lower()
+        ),
+    ),
+    "with an index": (
+        LogFilter(end_user="ada", source_ip="192.0.2.1"),
+        lambda one: (one.end_user, one.source_ip) == ("ada", "192.0.2.1"),
+    ),
+}
+
+
+def test_every_filter(store: Store) -> None:
+    """Each filter gives the decisions that it names, whether they are read as a page, searched for
+    in stretches of time, or visited one after the other.
+    """
+    made = _fill(store)
+    for name, (wanted, fits) in CASES.items():
+        expected = [one for one in reversed(made) if fits(one)]
+        assert expected, name
+        assert store.log.page(wanted, limit=1000) == expected, name
+        assert store.log.search(wanted, limit=1000) == (expected, ""), name
+        middle = expected[len(expected) // 2]
+        assert (
+            store.log.search(wanted, after=middle.id, limit=3).records
+            == [one for one in expected if one.id < middle.id][:3]
+        ), name
+        at = expected.index(middle)
+        around = ["", *(one.id for one in expected), ""]
+        assert store.log.neighbours(wanted, middle.id) == (around[at], around[at + 2]), name
+    assert store.log.search(LogFilter(model="none")) == ([], "")
+
+
+def test_a_search_that_stops(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search whose time is over tells how far it has come, and goes on from there until it has
+    found everything."""
+    made = _fill(store, 150)
+    monkeypatch.setattr(log_pages, "_SEARCH", 0)
+    monkeypatch.setattr(log_pages, "_GROWS", 2)
+    wanted = LogFilter(model="gpt-4o")
+    found, after, searches = [], "", 0
+    while True:
+        some, reached = store.log.search(wanted, after=after, limit=1000)
+        found += some
+        searches += 1
+        if not reached:
+            break
+        assert all(one.id > reached for one in some)
+        after = reached
+    assert [one.id for one in found] == [one.id for one in reversed(made) if one.model == "gpt-4o"]
+    assert searches > 3
+
+
+def test_an_empty_log(store: Store) -> None:
+    """A search of an empty log comes to its end."""
+    assert store.log.search(LogFilter(model="x")) == ([], "")
+    assert store.log.neighbours(LogFilter(model="x"), "0" * 32) == ("", "")

@@ -1,0 +1,219 @@
+"""The log as JSON: what is in a line, and what never is. The text stays what it was."""
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from policyd.telemetry.access import MAX_TEXT, AccessLog, plain
+from policyd.telemetry.log import FORMATS, _formatter
+
+KEY = "up-" + "a1B2" * 12
+SECRETS = [
+    (f"unknown key {KEY}", KEY),
+    ("postgresql+psycopg://policyd:hunter22@db:5432/policyd is away", "hunter22"),
+    ("postgresql+psycopg://policyd:hunt@er:22@db/policyd is away", "er:22"),
+    ("host=db user=policyd password=hunter22 dbname=policyd", "hunter22"),
+    ("host=db password='hunter 22' dbname=policyd", "hunter 22"),
+    ("Authorization: Bearer abcdef.ghijkl-123", "abcdef"),
+    ("authorization: bearer abcdef.ghijkl-123", "abcdef"),
+    ("Authorization: Basic dXNlcjpwYXNz", "dXNlcjpwYXNz"),
+    ("the upstream says: Incorrect API key provided: sk-proj-0123456789abcdefghij", "0123456789"),
+]
+
+
+class Lines(logging.Handler):
+    """Keeps what a formatter makes of records."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.setFormatter(_formatter(form))
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))
+
+
+@pytest.fixture
+def log() -> Iterator[logging.Logger]:
+    """A logger of its own, without the handlers of others."""
+    logger = logging.getLogger("policyd.test")
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    yield logger
+    logger.propagate = True
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+
+
+def lines(log: logging.Logger, form: str) -> list[str]:
+    """The lines that `log` writes from now on."""
+    handler = Lines(form)
+    log.addHandler(handler)
+    return handler.lines
+
+
+def fail(message: str) -> None:
+    raise ValueError(message)
+
+
+def test_members(log: logging.Logger) -> None:
+    """A line has time, level, logger, event and process first, and then what it is about."""
+    written = lines(log, "json")
+    log.warning("no answer to %s", "POST", extra={"decision_id": "d1", "status": 502, "path": "/"})
+    [line] = written
+    found = json.loads(line)
+    assert list(found)[:5] == ["time", "level", "logger", "event", "process"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", found["time"])
+    assert (found["level"], found["logger"]) == ("warning", "policyd.test")
+    assert found["event"] == "no answer to POST"
+    assert (found["decision_id"], found["status"], found["path"]) == ("d1", 502, "/")
+
+
+HOSTILE = {
+    "a line break": "a\nb",
+    "another": "a\r\nb",
+    "an escape sequence": "\x1b[31mred",
+    "a line separator": "a\u2028b",
+    "a control character": "\x85",
+    "half a pair": "\udcff",
+    "nothing": "\x00",
+    "JSON": '"}{"a":1',
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_one_line(name: str) -> None:
+    """Nothing that a text holds ends the line, or the object, or reaches a terminal as it is."""
+    text = HOSTILE[name]
+    record = logging.LogRecord("policyd.test", logging.ERROR, "", 0, "it says %s", (text,), None)
+    record.path = text
+    line = _formatter("json").format(record)
+    assert line.isascii()
+    assert line.isprintable()
+    found = json.loads(line)
+    assert found["event"] == f"it says {text}"
+    assert found["path"] == text
+
+
+def test_a_traceback_is_one_field(log: logging.Logger) -> None:
+    """A traceback stands in the line of its error, whole, its end at least."""
+    written = lines(log, "json")
+    try:
+        fail("first\nsecond")
+    except ValueError:
+        log.exception("a fault")
+    try:
+        fail("x" * 100_000 + " the end")
+    except ValueError:
+        log.exception("a fault")
+    short, long = map(json.loads, written)
+    assert short["traceback"].startswith("Traceback (most recent call last)")
+    assert short["traceback"].endswith("ValueError: first\nsecond")
+    assert "exc_info" not in short
+    assert long["traceback"].endswith(" the end")
+    assert len(long["traceback"]) < 50_000
+
+
+def test_what_is_long_is_cut(log: logging.Logger) -> None:
+    """No text makes a line grow without bound."""
+    written = lines(log, "json")
+    log.error("it says %s", "x" * 10**6, extra={"path": "y" * 10**6})
+    assert len(written[0]) < 20_000
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(("text", "secret"), SECRETS, ids=[text[:20] for text, _ in SECRETS])
+def test_no_secret(log: logging.Logger, form: str, text: str, secret: str) -> None:
+    """A secret that a text holds is in no line: not of the text, a field or a traceback."""
+    written = lines(log, form)
+    log.error("it says %s", text)
+    log.error(text, extra={"path": text})
+    try:
+        fail(f"first line\n{text}")
+    except ValueError:
+        log.exception("a fault")
+    assert len(written) == 3
+    assert secret not in "".join(written)
+    assert "***" in written[0]
+
+
+def test_text_is_as_it_was(log: logging.Logger) -> None:
+    """A line of text is what logging makes of it by the format that operations.md shows."""
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    written = lines(log, "text")
+    before = Lines("text")
+    before.setFormatter(plain)
+    log.addHandler(before)
+    log.info("policyd says %s, and ends in %g s", "NOT_SERVING", 5.0, extra={"seconds": 5.0})
+    log.warning("https://llm.example.com/v1 is up-to-date: basic facts, the bearer's name")
+    try:
+        fail("first\nsecond")
+    except ValueError:
+        log.exception("a fault")
+    assert written == before.lines
+
+
+def test_access_lines(caplog: pytest.LogCaptureFixture) -> None:
+    """A request's line has its fields in JSON, and words in text, empty ones left out."""
+    caplog.set_level(logging.INFO, "access")
+    fields = {"decision_id": "d1", "trace_id": "", "upstream_seconds": None, "seconds": 1 / 3}
+    AccessLog().write("POST", "/v1/chat/completions", 200, fields)
+    [record] = caplog.records
+    found = json.loads(_formatter("json").format(record))
+    assert found.pop("time")
+    assert found.pop("process")
+    assert found == {
+        "level": "info",
+        "logger": "access",
+        "event": "request",
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "status": 200,
+        "decision_id": "d1",
+        "seconds": 0.333333,
+    }
+    text = _formatter("text").format(record)
+    assert text.endswith(
+        " INFO access: POST /v1/chat/completions 200 decision_id=d1 seconds=0.333333"
+    )
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_access_lines_of_hostile_clients(caplog: pytest.LogCaptureFixture, form: str) -> None:
+    """A path that looks like fields or lines is one word, and a long one is cut."""
+    caplog.set_level(logging.INFO, "access")
+    access = AccessLog()
+    hostile = ["/a b=c", "/\n2026 INFO x: y", '/"}', "/\x85", "/\\", "/\u2028", f"/{KEY}/x"]
+    for path in hostile:
+        access.write("PO ST", path, 200, {})
+    access.write("GET", "/" + "a" * 10**6, 200, {})
+    written = [_formatter(form).format(record) for record in caplog.records]
+    assert all(line.isascii() and line.isprintable() for line in written)
+    assert KEY not in "".join(written)
+    assert max(map(len, written)) < 4 * MAX_TEXT
+    if form == "json":
+        assert all(json.loads(line)["status"] == 200 for line in written)
+    else:
+        assert all(len(line.partition("access: ")[2].split(" ")) == 3 for line in written)
+
+
+def test_half_a_surrogate_pair() -> None:
+    """It stands in no line as it is: no file could hold it."""
+    assert plain("/\udcff") == "/?"
+
+
+def test_strangers_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    """However many requests have no key in force, few lines report them, and none is forgotten."""
+    caplog.set_level(logging.INFO, "access")
+    access = AccessLog()
+    for _ in range(1000):
+        access.count_stranger(401)
+    access.count_stranger(503)
+    access.flush()
+    assert [record.getMessage() for record in caplog.records] == [
+        "1 requests without an API key in force: 1 with 401",
+        "1000 requests without an API key in force: 999 with 401, 1 with 503",
+    ]
