@@ -13,9 +13,12 @@ from policyd.console.view.forms import text
 from policyd.console.view.render import BATCH, console, posted, render, shown
 from policyd.console.view.typed_settings import TypedPolicy
 from policyd.engine.settings import ApiKey, Setting, Settings, setting_of
+from policyd.engine.states import Override
 from policyd.errors import EtagMismatch, KeyNotFound
 from policyd.policies import TABLE
 
+_DEFAULT = "default"
+"""The mode of keys that set none."""
 _KEEP = "keep"
 """The override of each key stays as it is."""
 _CHANGED = (
@@ -29,16 +32,21 @@ class _Wanted(NamedTuple):
 
     revoke: bool
     typed: TypedPolicy
+    has_mode: bool = False
+    """Whether a mode was chosen: none is, before the administrator does."""
 
     @classmethod
     def read(cls, form: FormData) -> Self:
         """What was typed. A policy that there is none of counts as the original one."""
         policy = TABLE.by_name.get(text(form, "policy"), TABLE.original)
-        fields = (text(form, name).strip() for name in ("mode", "value", "override"))
-        return cls(text(form, "do") == "revoke", TypedPolicy(policy, *fields))
+        mode, value, override = (text(form, name).strip() for name in ("mode", "value", "override"))
+        typed = TypedPolicy(policy, "" if mode == _DEFAULT else mode, value, override)
+        return cls(text(form, "do") == "revoke", typed, has_mode=mode != "")
 
     def problems(self) -> dict[str, str]:
         """What is wrong with each field, by the field's name."""
+        if not (self.revoke or self.has_mode):
+            return {"mode": "Choose a mode."}
         kept = self.typed._replace(override="any") if self._keeps_override else self.typed
         found = {} if self.revoke else kept.problems()
         return {name.partition(".")[0]: told for name, told in found.items()}
@@ -79,6 +87,8 @@ def _form(
         status=422 if problems else 200,
         keys=_in_force(request, ids),
         typed=wanted.typed,
+        has_mode=wanted.has_mode,
+        default=_DEFAULT,
         policies=TABLE.policies,
         problems=problems or {},
         keep=_KEEP,
@@ -122,6 +132,8 @@ def _summary(request: Request, ids: Sequence[str], wanted: _Wanted, problem: str
         status=409 if problem else 200,
         rows=[(key, before, None if wanted.revoke else wanted.new(before)) for key, before in rows],
         wanted=wanted,
+        default=_DEFAULT,
+        any=Override.ANY,
         typed=wanted.typed,
         used=console(request).store.key_list.last_used([key.id for key in keys]),
         problem=problem,
