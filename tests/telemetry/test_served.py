@@ -259,5 +259,6 @@ def test_a_port_that_is_taken(tmp_path: Path, command: str) -> None:
     assert done.returncode == 1
     error = done.stderr.decode()
     assert f"--metrics 127.0.0.1:{port} cannot be listened on" in error
-    assert "Give --metrics another one" in error
+    assert "another program has the port" in error
+    assert "give --metrics another port" in error
     assert "Traceback" not in error
