@@ -9,8 +9,10 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from gateway.checks import files
 from gateway.server import Server, listen_for_workers
 from gateway.settings import Settings, dump_settings
+from policyd.command.checks import look_at
 from policyd.command.child import Child, End
 from policyd.command.crew import Crew, Orders, Own, Worker, keep_fixed
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from gateway.supervisor_metrics import SupervisorMetrics
 
 Ready = Callable[[str], None]
-"""Called with the URL at which the gateway listens, once it does."""
+"""Called with the URL at which the gateway listens, once it does, and where its metrics are."""
 ReadAgain = Callable[[], Settings]
 """Reads the settings again. Raises SettingsError."""
 
@@ -36,7 +38,7 @@ async def supervise(
         end = End.NOW
         try:
             await supervisor.start()
-            ready(supervisor.url)
+            ready(supervisor.at)
             await orders.follow(supervisor.replace)
             end = orders.end
         finally:
@@ -62,6 +64,12 @@ class _Supervisor:
         # A single worker first runs in the supervisor's own process, which starts sooner.
         return [Own(Server(self._settings, listening=self._listening.dup()))]
 
+    @property
+    def at(self) -> str:
+        """Where it listens."""
+        metrics = self._settings.metrics
+        return f"{self.url} metrics={metrics}" if metrics else self.url
+
     async def start(self) -> None:
         """Start the workers, and restart those that end, from then on."""
         if self._metrics is not None:
@@ -84,8 +92,15 @@ class _Supervisor:
 
         Raises PolicydError or OSError.
         """
-        self._settings = keep_fixed(self._read_again(), self._asked, self._settings, _FIXED)
-        await self.workers.replace(lambda _: self._worker())
+        before = self._settings
+        again = self._read_again()
+        look_at(files(again))
+        self._settings = keep_fixed(again, self._asked, before, _FIXED)
+        try:
+            await self.workers.replace(lambda _: self._worker())
+        except BaseException:
+            self._settings = before
+            raise
 
     async def stop(self, end: End) -> None:
         """Stop the workers."""

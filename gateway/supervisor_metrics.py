@@ -8,10 +8,10 @@ from contextlib import ExitStack
 from gateway.settings import Settings
 from policyd.asgi.metrics import MetricsServer
 from policyd.asgi.tls import tls_context
+from policyd.build_info import commit, version
 from policyd.command.address import Address
 from policyd.command.crew import Crew
 from policyd.telemetry import catalogue
-from policyd.telemetry.build import build
 from policyd.telemetry.reading import Reading
 
 
@@ -25,6 +25,7 @@ class SupervisorMetrics:
     def __init__(self, address: Address, held: ExitStack) -> None:
         self._server = MetricsServer(address, held)
         self.address = self._server.address
+        self._build = version(), commit()
         self._workers: Crew
 
     async def start(self, workers: Crew, settings: Settings) -> None:
@@ -39,7 +40,7 @@ class SupervisorMetrics:
 
     def _read(self) -> Reading:
         yield catalogue.GATEWAY_WORKERS, (), self._workers.ready
-        yield catalogue.GATEWAY_BUILD, build(), 1
+        yield catalogue.GATEWAY_BUILD, self._build, 1
 
     async def _not_ready(self) -> str:
         return "" if self._workers.ready else "no worker is ready"

@@ -3,7 +3,7 @@
 import ssl
 from pathlib import Path
 
-from policyd.errors import SettingsError
+from policyd.command.tls_files import load_authorities, load_pair
 
 
 def tls_context(
@@ -12,23 +12,11 @@ def tls_context(
     """The TLS context of a listener, None for plain HTTP. With `client_authority`, a file of PEM
     certificates, a client has to show a certificate that one of them issued. Raises SettingsError.
     """
-    if certificate is None:
+    if certificate is None or key is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(certificate, key)
-    except (OSError, ssl.SSLError) as problem:
-        raise SettingsError(
-            f"--tls-cert {certificate} and --tls-key {key} cannot be used ({problem}): give a PEM "
-            "certificate chain and its PEM key, without a password"
-        ) from None
+    load_pair(context, certificate, key)
     if client_authority is not None:
         context.verify_mode = ssl.CERT_REQUIRED
-        try:
-            context.load_verify_locations(client_authority)
-        except (OSError, ssl.SSLError) as problem:
-            raise SettingsError(
-                f"--tls-client-ca {client_authority} cannot be used ({problem}): give PEM "
-                "certificates"
-            ) from None
+        load_authorities(context, client_authority, "--tls-client-ca")
     return context

@@ -12,8 +12,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from policyd.command.address import reserve, reserve_listening
+from policyd.command.checks import look_at
 from policyd.command.child import Child, End
 from policyd.command.crew import Crew, Orders, Own, Worker, keep_fixed
+from policyd.server.checks import files
 from policyd.server.preparation import background_worker, preparing, start_with_room
 from policyd.settings import SHIPPING, ServerSettings, dump_settings
 
@@ -129,8 +131,15 @@ class _Supervisor:
 
         Raises PolicydError or OSError.
         """
-        self.settings = keep_fixed(self._read_again(), self._asked, self.settings, _FIXED)
-        await self._workers.replace(self._worker)
+        before = self.settings
+        again = self._read_again()
+        look_at(files(again))
+        self.settings = keep_fixed(again, self._asked, before, _FIXED)
+        try:
+            await self._workers.replace(self._worker)
+        except BaseException:
+            self.settings = before
+            raise
         if (late := self._starting_late) is not None and not late.done():
             # It still waits for room on the disk. A new one waits in its place.
             late.cancel()

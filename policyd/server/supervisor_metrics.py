@@ -7,11 +7,11 @@ from contextlib import ExitStack
 
 from policyd.asgi.metrics import MetricsServer
 from policyd.asgi.tls import tls_context
+from policyd.build_info import commit, version
 from policyd.command.address import Address
 from policyd.command.crew import Crew
 from policyd.settings import ServerSettings
 from policyd.telemetry import catalogue
-from policyd.telemetry.build import build
 from policyd.telemetry.reading import Reading
 
 
@@ -25,6 +25,7 @@ class SupervisorMetrics:
     def __init__(self, address: Address, held: ExitStack) -> None:
         self._server = MetricsServer(address, held)
         self.address = self._server.address
+        self._build = version(), commit()
         self._workers: Crew
         self._settings: ServerSettings
 
@@ -41,7 +42,7 @@ class SupervisorMetrics:
     def _read(self) -> Reading:
         yield catalogue.WORKERS, (), self._workers.ready
         yield catalogue.SPOOL_LIMIT, (), self._settings.spool_limit
-        yield catalogue.BUILD, build(), 1
+        yield catalogue.BUILD, self._build, 1
 
     async def _not_ready(self) -> str:
         return "" if self._workers.ready else "no worker is ready"

@@ -3,7 +3,6 @@
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from time import perf_counter
-from typing import NamedTuple
 
 from policyd.decision_log import results
 from policyd.decision_log.record import Record, Verdict
@@ -13,7 +12,7 @@ from policyd.decision_log.writer import Entry
 from policyd.engine import denial
 from policyd.engine.states import Mode
 from policyd.policies import TABLE
-from policyd.services.errors import reason_of
+from policyd.services.errors import REASONS, reason_of
 from policyd.telemetry import catalogue
 from policyd.telemetry.bounds import OTHER, status
 from policyd.telemetry.metrics import Metrics
@@ -39,9 +38,12 @@ class DecisionMetrics:
         self._decisions = metrics.counts(catalogue.DECISIONS)
         self._results = metrics.counts(catalogue.RESULTS)
         self._errors = metrics.counts(catalogue.ERRORS)
+        for reason in REASONS:
+            self._errors.of(reason)  # So that its first error shows as an increase from 0.
         self._outcomes = metrics.counts(catalogue.OUTCOMES)
         self._refused = metrics.counts(catalogue.REFUSED_KEYS)
-        self._by_kind: dict[_Kind, tuple[Count, ...]] = {}
+        self._by_kind: dict[tuple[object, ...], tuple[Count, ...]] = {}
+        """The counts of decisions that count alike, by what tells these apart."""
 
     def logging(self, log: Log) -> Log:
         """`log`, timed until its entries are durable."""
@@ -78,10 +80,16 @@ class DecisionMetrics:
             refused = self._refused.of(entry.reason.name.lower())
             return refused, self._decisions.of(adapter, OTHER, "denied", "key")
         assert isinstance(entry, Record)
-        kind = _Kind(
+        kind = (
             adapter,
-            *(entry.operation, entry.verdict, entry.status, entry.flags),
-            *(entry.results, entry.mode, entry.source),
+            entry.operation,
+            entry.verdict,
+            entry.status,
+            entry.flags,
+            entry.results,
+            entry.mode,
+            entry.source,
+            entry.in_scope,
         )
         found = self._by_kind.get(kind)
         if found is None:
@@ -101,19 +109,6 @@ class DecisionMetrics:
                 source = one.source.name.lower()
                 counts.append(self._results.of(one.policy, one.mode.name.lower(), result, source))
         return counts
-
-
-class _Kind(NamedTuple):
-    """Decisions that count alike."""
-
-    adapter: str
-    operation: str
-    verdict: Verdict
-    status: int
-    flags: str
-    results: str
-    mode: Mode | None
-    source: object
 
 
 _RESULTS: dict[str | None, str] = {None: "passed", "": "failed"}

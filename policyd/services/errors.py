@@ -48,6 +48,9 @@ TABLE: dict[type[errors.PolicydError], tuple[grpc.StatusCode, str]] = {
 Note = Callable[[Exception], None]
 """Is told of each error that a caller gets in place of an answer."""
 
+REASONS = (*dict.fromkeys(reason for _, reason in TABLE.values()), INTERNAL)
+"""The reasons of all errors."""
+
 _Continuation = Callable[
     [grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any, Any] | None"]
 ]

@@ -3,7 +3,6 @@
 import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -11,8 +10,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
-from policyd.command.address import Address, check_free, not_free
-from policyd.errors import SettingsError
+from policyd.command.address import Address, check_free
+from policyd.command.listening import cannot_listen
+from policyd.command.settings import read_file
+from policyd.command.tls_files import check_authorities, check_pair
 from policyd.services.errors import ErrorInterceptor, Note, unnoted
 from policyd.services.waiting_calls import WaitingCalls
 from policyd.settings import ServerSettings
@@ -123,7 +124,7 @@ class GrpcListener:
             else:
                 port = self.server.add_secure_port(str(address), credentials)
         except RuntimeError:
-            raise not_free(address, flag) from None
+            raise cannot_listen(address, flag) from None
         await self.server.start()
         return Address(address.host, port)
 
@@ -201,18 +202,14 @@ class _Health(HealthServicer):
 
 
 def credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
-    """The server's TLS credentials; None without TLS. Raises SettingsError."""
+    """The server's TLS credentials; None without TLS. Raises SettingsError, also where gRPC would
+    only fail each handshake."""
     if settings.tls_cert is None or settings.tls_key is None:
         return None
-    pair = (_read(settings.tls_key, "--tls-key"), _read(settings.tls_cert, "--tls-cert"))
+    check_pair(settings.tls_cert, settings.tls_key)
+    pair = (read_file(settings.tls_key), read_file(settings.tls_cert))
     authority = None
     if settings.tls_client_ca is not None:
-        authority = _read(settings.tls_client_ca, "--tls-client-ca")
+        check_authorities(settings.tls_client_ca, "--tls-client-ca")
+        authority = read_file(settings.tls_client_ca)
     return grpc.ssl_server_credentials([pair], authority, authority is not None)
-
-
-def _read(path: Path, flag: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise SettingsError(f"{flag} {path} cannot be read: {error.strerror}") from None

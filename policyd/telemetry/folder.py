@@ -5,16 +5,20 @@ reads all of them. A file is mapped into memory, so it should be on no disk that
 slow: the folder is made where the system keeps files in memory, if it has such a place.
 """
 
+import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from policyd.errors import SettingsError
 
 _VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+_PREFIX = "policyd-metrics-"
+_LOCK = "lock"
+"""A file that the supervisor has locked while it runs."""
 _IN_MEMORY = Path("/dev/shm")  # noqa: S108  # a folder of its own is made there
 
 _ROOM = 16 * 2**20
@@ -28,23 +32,41 @@ def metrics_folder() -> Iterator[Path]:
     Call it before anything imports prometheus_client, which looks for it once. Raises
     SettingsError.
     """
+    place = _place()
+    _remove_left(place)
     try:
-        folder = tempfile.mkdtemp(prefix="policyd-metrics-", dir=_place())
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+        held = (folder / _LOCK).open("w")
+        fcntl.flock(held, fcntl.LOCK_EX)
+        held.write("locked")
+        held.flush()
     except OSError as error:
         raise SettingsError(
             f"--metrics needs a folder for temporary files, and there is none: {error.strerror}. "
             "Mount a small tmpfs at /tmp, or set TMPDIR"
         ) from None
-    os.environ[_VARIABLE] = folder
+    os.environ[_VARIABLE] = str(folder)
     try:
-        yield Path(folder)
+        yield folder
     finally:
         os.environ.pop(_VARIABLE, None)
         shutil.rmtree(folder, ignore_errors=True)
+        held.close()
 
 
-def _place() -> Path | None:
-    """Where it is made. None: where temporary files are."""
+def _remove_left(place: Path) -> None:
+    """Remove the folders of servers that were killed: nothing holds their locks any more."""
+    for folder in place.glob(f"{_PREFIX}*"):
+        # An error: it is in use, another user's, or gone.
+        with suppress(OSError), (folder / _LOCK).open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if lock.read():  # Otherwise it is just being made.
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _place() -> Path:
+    """Where it is made: in memory, or where temporary files are."""
     # A process is killed that finds no room for what it writes to memory.
     has_room = _IN_MEMORY.is_dir() and shutil.disk_usage(_IN_MEMORY).free >= _ROOM
-    return _IN_MEMORY if has_room and os.access(_IN_MEMORY, os.W_OK | os.X_OK) else None
+    is_usable = has_room and os.access(_IN_MEMORY, os.W_OK | os.X_OK)
+    return _IN_MEMORY if is_usable else Path(tempfile.gettempdir())

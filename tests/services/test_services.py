@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import secrets
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -64,7 +65,7 @@ class Running:
 
     async def create_key(self, **fields: Any) -> tuple[admin_pb2.ApiKey, str]:
         """A key in force."""
-        wanted = admin_pb2.ApiKey(**{"name": "test"} | fields)
+        wanted = admin_pb2.ApiKey(**{"name": f"test {secrets.token_hex(4)}"} | fields)
         request = admin_pb2.CreateApiKeyRequest(api_key=wanted)
         made = await self.admin.CreateApiKey(request, metadata=self.bearer)
         await self.evaluate(has_user=True, min_revision=made.api_key.revision)

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-FOLDERS = {"demo": "slow", "faults": "faults", "proxies": "proxies"}
+FOLDERS = {"demo": "slow", "deploy": "programs", "faults": "faults", "proxies": "proxies"}
 """The marker of each folder of tests/ whose tests are not quick."""
 FILES = {
     "test_browser.py": "browser",
     "test_child.py": "slow",
     "test_probes.py": "slow",
     "test_extras.py": "slow",
+    "test_prometheus.py": "programs",
     "test_tls.py": "slow",
 }
 """The marker of each file whose tests are not quick."""
@@ -25,6 +26,7 @@ FIXTURES = {
     "old": "programs",
     "disk": "programs",
     "start": "slow",
+    "measured": "slow",
     "enforcing_policyd": "slow",
 }
 """The marker of each fixture that needs what pip does not bring, or that starts servers for each

@@ -12,6 +12,7 @@ from policyd.console.view.actor import actor
 from policyd.console.view.forms import read_etag, text
 from policyd.console.view.panels import Panel, default_mode, is_set
 from policyd.console.view.render import console, posted, render, shown
+from policyd.console.view.snippets import snippets
 from policyd.console.view.text import sentence
 from policyd.console.view.typed_settings import TypedPolicy
 from policyd.engine.settings import ApiKey, Setting, Settings, setting_of
@@ -104,7 +105,15 @@ def _create(request: Request, form: FormData) -> Response:
     except (InvalidArgument, NameTaken) as error:
         return _new_form(request, name, typed, {"name": sentence(str(error))})
     url = here.settings.console_gateway_url.rstrip("/")
-    return render(request, "created_key.html", status=201, key=key, secret=secret, url=url)
+    return render(
+        request,
+        "created_key.html",
+        status=201,
+        key=key,
+        secret=secret,
+        url=url,
+        snippets=snippets(url, secret),
+    )
 
 
 def _ask_to_revoke(request: Request) -> Response:

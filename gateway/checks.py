@@ -1,0 +1,40 @@
+"""What the gateway needs of the world around it, looked at without starting anything."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from gateway.policyd_client import check_policyd_files
+from gateway.settings import Settings
+from policyd.command.address import check_free
+from policyd.command.checks import Check
+from policyd.command.tls_files import check_pair
+
+
+def files(settings: Settings) -> Iterator[Check]:
+    """The files that a worker reads at its start. Those of secrets are read with the settings."""
+    if (certificate := settings.tls_cert) and (key := settings.tls_key):
+        yield Check(f"--tls-cert {certificate}", lambda: _pair(certificate, key))
+    if settings.policyd_tls:
+        yield Check("--policyd-tls", lambda: _policyd_files(settings))
+
+
+def _pair(certificate: Path, key: Path) -> str:
+    check_pair(certificate, key)
+    return f"it and its key {key} can be used"
+
+
+def _policyd_files(settings: Settings) -> str:
+    check_policyd_files(settings)
+    of = settings.policyd_ca or "the system's authorities"
+    return f"policyd's certificate has to be of {of}"
+
+
+def surroundings(settings: Settings, *, is_running: bool) -> Iterator[Check]:
+    """The port. `is_running`: it is the gateway's own already."""
+    if not is_running:
+        yield Check(f"--listen {settings.listen}", lambda: _free(settings))
+
+
+def _free(settings: Settings) -> str:
+    check_free(settings.listen, "--listen")
+    return "the gateway can listen there"

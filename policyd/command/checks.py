@@ -1,0 +1,73 @@
+"""`config check`: what a server would find wrong, told without starting it.
+
+A server also looks at its files by these checks before it replaces its processes at SIGHUP.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import click
+
+from policyd.errors import PolicydError
+
+_WRONG = 2
+"""The exit status where a setting, or a file that it names, will not do."""
+
+
+running = click.option(
+    "--running",
+    "is_running",
+    is_flag=True,
+    help="The server runs already, as before a SIGHUP: its ports may be taken.",
+)
+"""The option of `config check` for a server that runs."""
+
+
+class Check(NamedTuple):
+    """One thing to look at."""
+
+    subject: str
+    """The setting, and what it names: "--tls-cert cert.pem"."""
+    look: Callable[[], str]
+    """Says what it found. Raises PolicydError, whose message names what is wrong, and the fix."""
+
+
+def look_at(checks: Iterable[Check]) -> None:
+    """Raises PolicydError at the first check that finds something wrong."""
+    for one in checks:
+        one.look()
+
+
+def report(checks: Iterable[Check], *, as_json: bool) -> None:
+    """Print what each check finds, and exit with 2 where one finds something wrong."""
+    found = [_found(one) for one in checks]
+    problems = sum(not one["ok"] for one in found)
+    if as_json:
+        click.echo(json.dumps({"ok": not problems, "checks": found}, ensure_ascii=False))
+    else:
+        for one in found:
+            click.echo(_line(**one))
+        click.echo(_sum(problems), err=bool(problems))
+    if problems:
+        sys.exit(_WRONG)
+
+
+def _found(one: Check) -> dict[str, Any]:
+    try:
+        return {"subject": one.subject, "ok": True, "found": one.look()}
+    except PolicydError as error:
+        return {"subject": one.subject, "ok": False, "found": str(error)}
+
+
+def _line(subject: str, ok: bool, found: str) -> str:
+    # Most errors begin with the setting.
+    is_named = not ok and found.startswith(subject.split()[0])
+    return f"{'ok' if ok else 'wrong':6} {found if is_named else f'{subject}: {found}'}"
+
+
+def _sum(problems: int) -> str:
+    if not problems:
+        return "Nothing is wrong."
+    return f"{problems} {'thing is' if problems == 1 else 'things are'} wrong: see above."

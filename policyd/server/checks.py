@@ -1,0 +1,128 @@
+"""What `policyd serve` needs of the world around it, looked at without starting anything."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from policyd.command.address import Address, check_free
+from policyd.command.checks import Check
+from policyd.command.database_url import sqlite_file
+from policyd.command.tls_files import check_authorities, check_pair
+from policyd.decision_log import spool
+from policyd.errors import SettingsError
+from policyd.keys import tokens
+from policyd.settings import ServerSettings
+
+
+def files(settings: ServerSettings) -> Iterator[Check]:
+    """The files that a worker reads at its start."""
+    if (certificate := settings.tls_cert) and (key := settings.tls_key):
+        yield Check(f"--tls-cert {certificate}", lambda: _pair(certificate, key))
+    if authority := settings.tls_client_ca:
+        yield Check(f"--tls-client-ca {authority}", lambda: _authorities(authority))
+    if token := settings.caller_token_file:
+        yield Check(f"--caller-token-file {token}", lambda: _token(token, "--caller-token-file"))
+    yield Check(
+        f"--admin-token-file {settings.admin_token_file}",
+        lambda: _admin_token(settings.admin_token_file),
+    )
+
+
+def _pair(certificate: Path, key: Path) -> str:
+    check_pair(certificate, key)
+    return f"it and its key {key} can be used"
+
+
+def _authorities(path: Path) -> str:
+    check_authorities(path, "--tls-client-ca")
+    return "it holds certificates"
+
+
+def _token(path: Path, flag: str) -> str:
+    tokens.load(path, flag)
+    return "it holds a token that only its owner can read"
+
+
+def _admin_token(path: Path) -> str:
+    if path.exists():
+        return _token(path, "--admin-token-file")
+    _can_make(path, "--admin-token-file")
+    return "policyd makes it at its start"
+
+
+def surroundings(settings: ServerSettings, *, is_running: bool) -> Iterator[Check]:
+    """Ports, folders and the database. `is_running`: the ports are policyd's own already."""
+    listeners = {
+        "--grpc": settings.grpc,
+        "--admin": settings.admin,
+        "--http": settings.http,
+        "--console": settings.console,
+    }
+    for flag, address in listeners.items():
+        if address is not None and not is_running:
+            yield Check(f"{flag} {address}", _free(address, flag))
+    yield Check(f"--spool {settings.spool}", lambda: _spool(settings.spool))
+    yield Check("--database-url", lambda: _database(settings))
+
+
+def _free(address: Address, flag: str) -> Callable[[], str]:
+    def look() -> str:
+        check_free(address, flag)
+        return "policyd can listen there"
+
+    return look
+
+
+def _spool(folder: Path) -> str:
+    if not folder.exists():
+        _can_make(folder, "--spool")
+        return "policyd makes it at its start"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise SettingsError(f"--spool {folder} cannot be written to: give it to policyd's user")
+    return "it can be written to"
+
+
+def _can_make(path: Path, flag: str) -> None:
+    """Raises SettingsError where the file or folder cannot be made."""
+    there = next(one for one in path.absolute().parents if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise SettingsError(
+            f"{flag} {path} is not there and cannot be made in {there}: make it, or give {flag} "
+            "another place"
+        )
+
+
+def _database(settings: ServerSettings) -> str:
+    # The supervisor looks at files by this module, and loads no SQL.
+    from policyd.store import Store
+
+    file = sqlite_file(settings.database_url)
+    if file is not None and not file.exists():
+        if not file.parent.is_dir():
+            raise SettingsError(
+                f"--database-url names {file}, and there is no folder {file.parent}: make it, or "
+                "name another file"
+            )
+        _can_make(file, "--database-url")
+        return f"policyd makes {file} at its start"
+    store = Store(settings.database_url, settings.database_timeout)
+    try:
+        store.check()
+        form = store.form()
+        if form.revision is None:
+            return "it is empty, and policyd makes its tables at its start"
+        if not form.is_behind:
+            form.check()
+        _check_spool_of(settings.spool, store.identity())
+        return "it can be used" + (", after its migration" if form.is_behind else "")
+    finally:
+        store.close()
+
+
+def _check_spool_of(folder: Path, identity: str) -> None:
+    known = spool.known_database(folder) if folder.is_dir() else None
+    if known not in (None, identity) and spool.left(folder):
+        raise SettingsError(
+            f"--spool {folder} holds entries of another database, which that one has not got yet: "
+            "run policyd with that database, or give --spool another folder"
+        )

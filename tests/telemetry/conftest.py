@@ -1,0 +1,91 @@
+"""policyd and its gateway with metrics, and a little load of each kind."""
+
+import re
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.http_posts import post
+from tests.support.processes import Policyd, Program
+from tests.support.stack import Background, Gateway, Upstream
+
+METRICS = ("--metrics", "127.0.0.1:0", "--workers", "2")
+
+
+def address(program: Program) -> str:
+    """Where it serves metrics, by its first line."""
+    found = re.search(r"metrics=(\S+)", "".join(program.output))
+    assert found
+    return found[1]
+
+
+def scrape(program: Program) -> dict[str, Metric]:
+    """Its metrics, by name."""
+    with urllib.request.urlopen(f"http://{address(program)}/metrics", timeout=60) as answer:
+        page = answer.read().decode()
+    return {one.name: one for one in text_string_to_metric_families(page)}
+
+
+def total(program: Program, name: str, **labels: str) -> float:
+    """The sum of a metric's samples that have these labels; 0 where there is none."""
+    return sum(
+        sample.value
+        for metric in scrape(program).values()
+        for sample in metric.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
+
+
+@dataclass
+class Measured:
+    """policyd, a gateway and an upstream; keys that enforce and audit."""
+
+    policyd: Policyd
+    gateway: Gateway
+    upstream: Upstream
+    enforcing: str
+    audited: str
+
+    def chat(self, key: str, *, user: str = "", model: str = "gpt-4o-mini") -> int:
+        """Ask for a chat completion. Returns the status."""
+        named = {"user": user} if user else {}
+        message = {"role": "user", "content": "Hello"}
+        body = {"model": model, "messages": [message], **named}
+        url = f"{self.gateway.url}/v1/chat/completions"
+        return post(url, body, {"x-usagepanda-api-key": key})
+
+    def load(self) -> None:
+        """Some requests of each kind."""
+        assert self.chat(self.enforcing, user="alice") == 200
+        assert self.chat(self.enforcing) == 422
+        assert self.chat(self.audited) == 200
+        assert self.chat("up-never-issued", user="alice") == 403
+        check = f"http://{self.policyd.http}/v1/check/v1/chat/completions"
+        assert post(check, {"user": "alice"}, {"x-usagepanda-api-key": self.enforcing}) == 200
+        # No descriptor, so there is no decision.
+        assert post(f"http://{self.policyd.http}/v1/evaluate", {"has_user": 7}, {}) == 400
+
+
+@pytest.fixture(scope="module")
+def measured(
+    tmp_path_factory: pytest.TempPathFactory, background: Background
+) -> Iterator[Measured]:
+    """Both servers, with two workers each."""
+    folder = tmp_path_factory.mktemp("measured")
+    with Upstream(background) as upstream:
+        yield from _measured(folder, upstream)
+
+
+def _measured(folder: Path, upstream: Upstream) -> Iterator[Measured]:
+    policyd = Policyd(folder, "--http", "127.0.0.1:0", *METRICS)
+    gateway = Gateway(policyd.grpc, upstream.url, *METRICS)
+    keys = policyd.create_key("enforce"), policyd.create_key("audit")
+    yield Measured(policyd, gateway, upstream, *keys)
+    assert gateway.stop() == 0, gateway.errors
+    assert policyd.stop() == 0, policyd.errors
+    assert "Traceback" not in "".join(gateway.errors + policyd.errors)

@@ -1,0 +1,263 @@
+"""What policyd and its gateway serve at --metrics: real processes, several workers."""
+
+import json
+import os
+import signal
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from policyd.telemetry import catalogue
+from policyd.telemetry.bounds import MODELS
+from tests.support.http_posts import post
+from tests.support.processes import Policyd, Program, run
+from tests.telemetry.conftest import Measured, address, scrape, total
+
+_IGNORED = {"le"}
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait until it is so: counts show half a second later."""
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def children(program: Program) -> list[int]:
+    """The processes that it has started."""
+    found = Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text()
+    return [int(one) for one in found.split()]
+
+
+def is_worker(process: int) -> bool:
+    """Whether it is a worker, of policyd or the gateway."""
+    return b"worker" in Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")[2]
+
+
+def test_names_and_labels(measured: Measured) -> None:
+    """Each metric that is served is in the catalogue, with its type and labels, and none of the
+    catalogue is missing."""
+    measured.load()
+    expected = {one.name: one for one in catalogue.ALL}
+    until(lambda: total(measured.policyd, "policyd_cost_usd_total") > 0)
+    until(lambda: total(measured.policyd, "policyd_outcomes_total") > 0)
+    served = scrape(measured.policyd) | scrape(measured.gateway)
+    for family in served.values():
+        is_counter = family.type == "counter"
+        declared = expected.pop(f"{family.name}_total" if is_counter else family.name)
+        assert family.type == declared.kind
+        assert family.documentation == declared.meaning
+        for sample in family.samples:
+            assert sample.labels.keys() - _IGNORED == set(declared.labels), sample
+    assert not expected
+
+
+def test_no_secret_no_user_no_path(measured: Measured) -> None:
+    """Neither a key nor its ID, a user or a path is on the page."""
+    measured.chat(measured.enforcing, user="alice-in-the-labels")
+    until(lambda: total(measured.gateway, "policyd_gateway_requests_total", status="200") > 0)
+    for program in (measured.policyd, measured.gateway):
+        with urllib.request.urlopen(f"http://{address(program)}/metrics", timeout=60) as answer:
+            page = answer.read().decode()
+        for text in (measured.enforcing, "key_", "alice", "/v1/", "127.0.0.1"):
+            assert text not in page
+
+
+def test_each_request_counts_once(measured: Measured) -> None:
+    """Of all workers together, a request is one at the gateway and one decision at policyd, with
+    its verdict and reason."""
+    denied = {"verdict": "denied", "reason": "policy_enforce_user_ids"}
+
+    def counts() -> tuple[float, ...]:
+        policyd, gateway = measured.policyd, measured.gateway
+        return (
+            total(policyd, "policyd_decisions_total", verdict="allowed", reason=""),
+            total(policyd, "policyd_decisions_total", **denied),
+            total(policyd, "policyd_decisions_total", verdict="would_deny"),
+            total(policyd, "policyd_policy_results_total", result="violated", mode="enforce"),
+            total(gateway, "policyd_gateway_requests_total", by="upstream", status="200"),
+            total(gateway, "policyd_gateway_requests_total", by="policyd", status="422"),
+            total(gateway, "policyd_gateway_step_seconds_count", step="total"),
+        )
+
+    time.sleep(1)
+    before = counts()
+    for _ in range(5):
+        measured.chat(measured.enforcing, user="alice")
+        measured.chat(measured.enforcing)
+        measured.chat(measured.audited)
+    expected = tuple(a + b for a, b in zip(before, (5, 5, 5, 5, 10, 5, 15), strict=True))
+    until(lambda: counts() == expected)
+
+
+def test_tokens_and_cost(measured: Measured) -> None:
+    """The tokens that answers name count by model, at the gateway and as they are shipped, where
+    they have a price."""
+    measured.chat(measured.enforcing, user="alice")
+    until(lambda: total(measured.policyd, "policyd_cost_usd_total", model="gpt-4o-mini") > 0)
+    for program, name in (
+        (measured.policyd, "policyd_tokens_total"),
+        (measured.gateway, "policyd_gateway_tokens_total"),
+    ):
+        assert total(program, name, model="gpt-4o-mini", kind="output") > 0
+
+
+def test_hostile_names(measured: Measured) -> None:
+    """However many models, methods and paths clients name, the series stay few."""
+    for number in range(MODELS + 50):
+        measured.chat(measured.enforcing, user="alice", model=f"stranger-{number}")
+    sent = MODELS + 50
+    for number in range(50):
+        url = f"{measured.gateway.url}/v1/stranger-{number}"
+        request = urllib.request.Request(url, method=f"METHOD{number}")
+        with pytest.raises(urllib.error.HTTPError):
+            urllib.request.urlopen(request, timeout=60)
+    until(lambda: total(measured.gateway, "policyd_gateway_step_seconds_count") > sent)
+    for program in (measured.policyd, measured.gateway):
+        series = sum(len(one.samples) for one in scrape(program).values())
+        # Two workers tell MODELS models apart, of four kinds of tokens each.
+        assert series < 2 * 4 * MODELS + 1000
+    assert total(measured.policyd, "policyd_tokens_total", model="other") > 0
+
+
+def test_gauges(measured: Measured) -> None:
+    """They tell how the servers are."""
+    policyd = measured.policyd
+    assert total(policyd, "policyd_workers") == 2
+    assert total(policyd, "policyd_database_up") == 1
+    assert total(policyd, "policyd_keys") == 2
+    assert total(policyd, "policyd_settings_revision") > 1
+    assert total(policyd, "policyd_settings_staleness_seconds") < 60
+    assert total(policyd, "policyd_build_info") == 1
+    assert total(measured.gateway, "policyd_gateway_workers") == 2
+    port = int(measured.gateway.url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port)):
+        until(lambda: total(measured.gateway, "policyd_gateway_connections") > 0)
+
+
+def test_streams(measured: Measured) -> None:
+    """An answer that is being passed on counts as one, until its end."""
+    measured.upstream.hold()
+    body = {"model": "m", "user": "alice", "stream": True, "messages": []}
+    request = urllib.request.Request(
+        f"{measured.gateway.url}/v1/chat/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json", "x-usagepanda-api-key": measured.enforcing},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        until(lambda: total(measured.gateway, "policyd_gateway_streams") == 1)
+        measured.upstream.let_go()
+        answer.read()
+    until(lambda: total(measured.gateway, "policyd_gateway_streams") == 0)
+
+
+@pytest.mark.parametrize("which", ["policyd", "gateway"])
+def test_a_worker_is_killed(measured: Measured, which: str) -> None:
+    """What it has counted stays, its gauges go, and the count of workers tells of it."""
+    program: Program = getattr(measured, which)
+    prefix = "policyd_" if which == "policyd" else "policyd_gateway_"
+    name = prefix + ("decisions_total" if which == "policyd" else "requests_total")
+    measured.load()
+    time.sleep(1)
+    before = total(program, name)
+    assert before > 0
+    killed = set(filter(is_worker, children(program)))
+    for process in killed:
+        os.kill(process, signal.SIGKILL)
+    until(lambda: not killed & set(children(program)))
+    assert total(program, name) >= before
+    until(lambda: total(program, prefix + "workers") == 2)
+    measured.load()
+    until(lambda: total(program, name) > before)
+
+
+@pytest.mark.parametrize("which", ["policyd", "gateway"])
+def test_workers_are_replaced(measured: Measured, which: str) -> None:
+    """At SIGHUP no count is lost, and gauges are those of the new workers alone."""
+    program: Program = getattr(measured, which)
+    name = "policyd_decisions_total" if which == "policyd" else "policyd_gateway_requests_total"
+    time.sleep(1)
+    before, old = total(program, name), set(children(program))
+    program.send(signal.SIGHUP)
+    until(lambda: "all workers are replaced" in "".join(program.errors))
+    until(lambda: not old & set(children(program)))
+    assert total(program, name) == before
+    if which == "policyd":
+        until(lambda: total(program, "policyd_keys") == 2)
+
+
+def test_scrapes_that_hang(measured: Measured) -> None:
+    """Scrapers that say nothing, or do not read, hold up neither requests nor other scrapes."""
+    host, port = address(measured.gateway).split(":")
+    silent = [socket.create_connection((host, int(port))) for _ in range(20)]
+    deaf = [socket.create_connection((host, int(port))) for _ in range(5)]
+    for one in deaf:
+        one.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 20)
+    assert measured.chat(measured.enforcing, user="alice") == 200
+    assert total(measured.gateway, "policyd_gateway_workers") == 2
+    for one in (*silent, *deaf):
+        one.close()
+
+
+def test_only_metrics_are_there(measured: Measured) -> None:
+    """The port has the metrics and the probes, and nothing else."""
+    at = f"http://{address(measured.policyd)}"
+    assert urllib.request.urlopen(f"{at}/readyz", timeout=60).status == 200
+    for path, status in (("/", 404), ("/v1/check", 404)):
+        with pytest.raises(urllib.error.HTTPError, match=str(status)):
+            urllib.request.urlopen(at + path, timeout=60)
+    with pytest.raises(urllib.error.HTTPError, match="405"):
+        urllib.request.urlopen(f"{at}/metrics", b"", timeout=60)
+
+
+@pytest.mark.slow
+def test_a_single_worker(tmp_path: Path) -> None:
+    """The worker inside of the supervisor's process counts too, also once SIGHUP has moved it; and
+    at the end no folder is left."""
+    policyd = Policyd(tmp_path, "--http", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
+    folder = folder_of(policyd)
+    key = policyd.create_key("enforce")
+    check = f"http://{policyd.http}/v1/check/v1/chat/completions"
+    named = {"x-usagepanda-api-key": key}
+    assert post(check, {"model": "m"}, named) == 422
+    until(lambda: total(policyd, "policyd_decisions_total", adapter="http") == 1)
+    policyd.send(signal.SIGHUP)
+    until(lambda: "all workers are replaced" in "".join(policyd.errors))
+    assert post(check, {"model": "m"}, named) == 422
+    until(lambda: total(policyd, "policyd_decisions_total", adapter="http") == 2)
+    policyd.create_key("enforce")
+    # The first worker's gauges would hold this one down: it knew one key.
+    until(lambda: total(policyd, "policyd_keys") == 2)
+    assert folder.is_dir()
+    assert policyd.stop() == 0
+    assert not folder.exists()
+
+
+def folder_of(program: Program) -> Path:
+    """The folder of its metrics, which its background worker knows by the environment."""
+    [process, *_] = children(program)
+    variables = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+    name = b"PROMETHEUS_MULTIPROC_DIR="
+    return Path(next(one for one in variables if one.startswith(name))[len(name) :].decode())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["policyd", "policyd-gateway"])
+def test_a_port_that_is_taken(tmp_path: Path, command: str) -> None:
+    """The error names the flag, the cause and the fix."""
+    database = ("--database-url", f"sqlite:///{tmp_path}/p.db", "--grpc", "127.0.0.1:0")
+    flags = database if command == "policyd" else ("--listen", "127.0.0.1:0")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run(command, "serve", *flags, "--metrics", f"127.0.0.1:{port}")
+    assert done.returncode == 1
+    error = done.stderr.decode()
+    assert f"--metrics 127.0.0.1:{port} cannot be listened on" in error
+    assert "Give --metrics another one" in error
+    assert "Traceback" not in error
