@@ -18,8 +18,8 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
+from policyd.build_info import version
 from policyd.command.throttle import Throttle
-from policyd.telemetry.build import build
 from policyd.telemetry.trace_context import TraceContext
 from policyd.telemetry.tracing import Finished
 
@@ -152,7 +152,6 @@ def span_sender(service: str, url: str) -> SpanSender:
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
     endpoint = url.rstrip("/")
     endpoint += "" if endpoint.endswith(_PATH) else _PATH
-    version, _ = build()
-    named = {"service.name": service, "service.version": version}
+    named = {"service.name": service, "service.version": version()}
     exporter = OTLPSpanExporter(endpoint, timeout=_TIMEOUT, compression=Compression.Gzip)
     return SpanSender(exporter, Resource.create(named), url)
