@@ -312,6 +312,32 @@ def test_a_database_that_is_away(tmp_path: Path) -> None:
         assert "hunter22" not in "".join(lines)
 
 
+async def test_an_upstream_that_is_away(watched: Watched, unused_port: Any) -> None:
+    """The line that says so names the request, its decision and its trace; the spans of the gateway
+    and of the upstream are failures, and those of policyd are not."""
+    flags = ("--log-format", "json", "--access-log", "--traces", watched.collector.url)
+    token = ("--policyd-token-file", str(watched.policyd.folder / "token"))
+    away = f"http://127.0.0.1:{unused_port()}"
+    gateway = Gateway(watched.policyd.grpc, away, *flags, *token, "--policy-timeout", "30")
+    try:
+        assert await watched._replace(gateway=gateway).ask(12) == 502
+        by_name = {span.name: span for span in watched.spans(12, 7)}
+        [line] = watched.lines(gateway, "gateway", trace(12))
+        [access] = watched.lines(gateway, "access", trace(12))
+    finally:
+        assert gateway.stop() == 0
+    assert line["event"].startswith(f"no answer from upstream to POST {CHAT}: ")
+    assert (line["level"], line["method"], line["path"]) == ("warning", "POST", CHAT)
+    assert line["status"] == access["status"] == 502
+    assert line["decision_id"] == access["decision_id"]
+    assert line["api_key_id"] == access["api_key_id"]
+    assert (access["by"], access["ending"]) == ("gateway", "no_answer")
+    failed = {
+        name: span.attributes["error.type"] for name, span in by_name.items() if span.is_error
+    }
+    assert failed == {"POST chat_completion": "502", "chat gpt-4o": "no_answer"}
+
+
 async def test_batches(watched: Watched) -> None:
     """Requests that travel to policyd in one call keep a trace each."""
     numbers = range(32, 48)
