@@ -25,7 +25,7 @@ from policyd.telemetry.log import start_logging
 def serve(log_level: str, log_format: str, **given: Any) -> None:
     """Run the gateway.
 
-    A flag wins over the environment (GATEWAY_*), and that over --config FILE (YAML).
+    A flag wins over the environment (POLICYD_GATEWAY_*), and that over --config FILE (YAML).
     SIGTERM drains it, SIGINT (Ctrl-C) does not, a second one cuts the requests under way. SIGHUP
     replaces its workers one at a time, by what the --config file, secrets and certificates are
     then, and by the version that is installed then; --listen and --workers stay.
