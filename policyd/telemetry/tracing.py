@@ -227,8 +227,9 @@ def start_tracing(service: str, url: str, share: float, users_key: str = "") -> 
     try:
         # An extra, and a server without traces starts sooner without it.
         from policyd.telemetry.span_sender import span_sender
-    except ImportError:
-        raise SettingsError(f"--traces {lacks('opentelemetry', 'tracing')}") from None
+    except ImportError as problem:
+        package = problem.name or "opentelemetry"
+        raise SettingsError(f"--traces {lacks(package, 'tracing')}") from None
     return Tracer(span_sender(service, url), share, users_key)
 
 
