@@ -152,7 +152,7 @@ def _tell_done(done: Applied, files: SecretFiles, *, as_json: bool) -> None:
 
 
 @click.command()
-@option(
+@options.option(
     "--output", default="-", type=click.File("w", encoding="utf-8"), help="A file; - for stdout."
 )
 @administered
