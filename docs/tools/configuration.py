@@ -43,9 +43,10 @@ A size or a time is a number of the unit that its row names, or has a unit of it
 `--spool-limit 4GiB`, `--log-retention 90d` and `--policy-timeout 500ms` say what they mean.
 
 A name that no command reads is an error that says which name is meant. (Other programs have
-variables that begin with `GATEWAY_`, so one that is like no setting is only warned of.) `policyd serve`,
-`policyd demo` and `policyd-gateway serve` also refuse settings of other commands. The other
-commands of `policyd` leave a server's settings alone, so all commands can run in one environment.
+variables that begin with `GATEWAY_`, so one that is like no setting is only warned of.)
+`policyd serve`, `policyd demo` and `policyd-gateway serve` also refuse settings of other commands.
+The other commands of `policyd` leave a server's settings alone, so all commands can run in one
+environment.
 
 At SIGHUP `policyd serve` and `policyd-gateway serve` read the `--config` file, secrets and
 certificates again. `--help` of each names the settings that hold until its next start.
