@@ -18,6 +18,8 @@ _RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _RESERVED = Path("/proc/sys/net/ipv4/ip_local_reserved_ports")
 _SOON = timedelta(days=21)
 _BLOCK = 4096
+_FEW = 2000
+"""Connections that a server on a busy day has more than."""
 _LITTLE = 64 * 2**20
 """Bytes of free room that are too few for anything."""
 
@@ -30,12 +32,12 @@ def open_files(each: int) -> Check:
 def _open_files(each: int) -> str:
     files = hard_limit()
     room = max((files - RESERVE) // each, 1)
-    if room < MANY:
+    if room < _FEW:
         return Doubt(
             f"{files} leave room for {room} connections: for {MANY}, raise it to "
             f"{MANY * each + RESERVE} (ulimit -Hn; LimitNOFILE= of a systemd unit)"
         )
-    return f"{files}"
+    return f"{files} leave room for {room} connections"
 
 
 def ports(listeners: Mapping[str, Address | None]) -> Check:

@@ -1,18 +1,19 @@
-"""What `policyd doctor` looks at: the machine, the files, the database and the spool of a server."""
+"""What `policyd doctor` looks at: the machine, the files, the database, the spool of a server."""
 
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from policyd.command import machine
 from policyd.command.address import Address
 from policyd.command.checks import Check
+from policyd.command.database_url import sqlite_file
 from policyd.command.doctor import Doubt
 from policyd.decision_log.spool import SpoolReader
-from policyd.errors import SettingsError
+from policyd.errors import SettingsError, StoreUnavailable
 from policyd.keys import api_key
 from policyd.server.checks import database
 from policyd.settings import ServerSettings
@@ -39,7 +40,7 @@ def checks(settings: ServerSettings, key: str) -> Iterator[Check]:
     yield machine.ports(listeners)
     yield machine.open_files(1 if settings.http is None else 2)
     yield from _files(settings)
-    yield Check("--database-url", lambda: database(settings))
+    yield Check("--database-url", lambda: _database(settings))
     yield Check("clock", lambda: _clock(settings))
     yield Check(
         f"--spool {settings.spool}",
@@ -74,14 +75,33 @@ def _listens(address: Address) -> str:
         ) from None
 
 
-def _clock(settings: ServerSettings) -> str:
+def _database(settings: ServerSettings) -> str:
+    file = sqlite_file(settings.database_url)
+    if file is not None and not file.exists():
+        raise SettingsError(
+            f"there is no {file}: correct it, or start policyd serve, which makes it"
+        )
+    return database(settings)
+
+
+@contextmanager
+def _store(settings: ServerSettings) -> Iterator[Store]:
+    """The store, for a check of something else: the database has one of its own. Raises
+    StoreUnavailable."""
     store = Store(settings.database_url, settings.database_timeout)
     try:
+        yield store
+    except StoreUnavailable:
+        raise StoreUnavailable("this is not known, as the database cannot be used") from None
+    finally:
+        store.close()
+
+
+def _clock(settings: ServerSettings) -> str:
+    with _store(settings) as store:
         asked = datetime.now(UTC)
         moment = store.time()
         answered = datetime.now(UTC)
-    finally:
-        store.close()
     # The least that fits, as the database read its clock at some moment between the two.
     offset = (min(max(moment, asked), answered) - moment).total_seconds()
     told = f"{offset:+.3f} s from the database's"
@@ -98,13 +118,9 @@ def _waiting(settings: ServerSettings) -> str:
         return "there is no spool yet"
     reader = SpoolReader(settings.spool)
     try:
-        with suppress(OSError):
+        with suppress(FileNotFoundError), _store(settings) as store:
             spool = (settings.spool / "identity").read_text("ascii", "replace")
-            store = Store(settings.database_url, settings.database_timeout)
-            try:
-                reader.resume(store.positions.read(spool))
-            finally:
-                store.close()
+            reader.resume(store.positions.read(spool))
         size, oldest = reader.waiting()
     finally:
         reader.close()
@@ -118,11 +134,8 @@ def _waiting(settings: ServerSettings) -> str:
 
 
 def _key(settings: ServerSettings, key: str) -> str:
-    store = Store(settings.database_url, settings.database_timeout)
-    try:
+    with _store(settings) as store:
         found = store.keys.in_force(api_key.digest(key))
-    finally:
-        store.close()
     if found is None:
         raise SettingsError(
             "it is not in force in this database: see policyd keys list --revoked, or make another "
