@@ -7,6 +7,7 @@ import click
 from gateway.cli import OPTIONS
 from gateway.settings import Settings
 from gateway.supervisor import ReadAgain, supervise
+from policyd.command import service_manager
 from policyd.command.crew import orders
 from policyd.command.groups import ServerCommand, read_again
 from policyd.command.open_files import raise_limit
@@ -42,3 +43,4 @@ async def _serve(settings: Settings, again: ReadAgain) -> None:
 
 def _say_ready(at: str) -> None:
     click.echo(f"policyd-gateway is ready: {at} {build_words()}")
+    service_manager.ready()

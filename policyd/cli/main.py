@@ -9,6 +9,11 @@ from policyd.command.private_files import UMASK
 from policyd.command.versions import version_option
 
 _COMMANDS = {
+    "apply": Lazy(
+        "policyd.cli.apply",
+        "apply",
+        "Make API keys, by their names, and the server's defaults what a file declares.",
+    ),
     "audit": Lazy("policyd.cli.audit", "audit", "List what administrators did, newest first."),
     "config": Lazy("policyd.cli.config", "config", "Check the settings of policyd serve."),
     "db": Lazy(
@@ -25,6 +30,11 @@ _COMMANDS = {
         "policyd.cli.doctor",
         "doctor",
         "Look at policyd as it is deployed here, and say how to mend what is wrong.",
+    ),
+    "export": Lazy(
+        "policyd.cli.apply",
+        "export",
+        "Write the API keys that are not revoked, and the server's defaults, as a declaration.",
     ),
     "explain": Lazy(
         "policyd.cli.explain", "explain", "Say what would be decided of a request, and why."
@@ -47,7 +57,7 @@ _COMMANDS = {
     "simulate": Lazy(
         "policyd.cli.simulate",
         "simulate",
-        "Say what other settings would have done to the logged requests of the key with this ID.",
+        "Say what other settings would have done to the logged requests of a key.",
     ),
 }
 

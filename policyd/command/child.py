@@ -137,6 +137,7 @@ class Child:
         """Start it again whenever it ends, until cancelled."""
         while True:
             status = await self._end()
+            self._does_its_work.clear()
             _log.error("%s ended (status %d) and is started again", self._name, status)
             await asyncio.sleep(_PAUSE)
             try:

@@ -1,4 +1,4 @@
-"""`policyd doctor` and `policyd-gateway doctor`: well, against nothing, and against what is wrong."""
+"""`policyd doctor` and `policyd-gateway doctor`: well, against nothing, against what is wrong."""
 
 import json
 import os

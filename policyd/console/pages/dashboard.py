@@ -140,13 +140,15 @@ def _measured(store: Store, asked: _Asked, hours: list[tuple[datetime, Counts]])
     length = period.until - period.since
     # The hour that has not ended is compared with nothing.
     end = min(period.until, asked.now.replace(minute=0, second=0, microsecond=0))
+    first = store.statistics.first()
+    is_counted = first is not None and first <= period.before
     by_step = read(period.since, period.last, period.step, key_id=asked.key_id)
     before = read(period.before, period.since - timedelta(seconds=1), length, key_id=asked.key_id)
     return Measured(
         period=period,
         total=_within(hours, period.since, period.until, Counts()),
         full=_within(hours, period.since, end, Counts()),
-        before=_within(hours, period.before, end - length, Counts()),
+        before=_within(hours, period.before, end - length, Counts()) if is_counted else None,
         buckets=period.buckets(one for one in hours if one[0] >= period.since),
         latencies=_together(by_step.values()),
         latencies_before=_together(before.values()),
