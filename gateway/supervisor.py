@@ -107,6 +107,8 @@ class _Supervisor:
         except BaseException:
             self._settings = before
             raise
+        if self._metrics is not None:
+            self._metrics.renew(self._settings)
 
     async def stop(self, end: End) -> None:
         """Stop the workers."""

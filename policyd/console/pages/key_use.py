@@ -1,4 +1,4 @@
-"""Use it: code that sends a request with a key, which it reads from the environment, at any time."""
+"""Use it: code that sends a request with a key, which it takes from the environment."""
 
 from starlette.requests import Request
 from starlette.responses import Response
