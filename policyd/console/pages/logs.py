@@ -11,7 +11,7 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from policyd.console.view import columns, labels, log_query
-from policyd.console.view.actor import actor
+from policyd.console.view.actor import note
 from policyd.console.view.forms import text
 from policyd.console.view.log_query import LogQuery
 from policyd.console.view.lookups import key_names
@@ -128,7 +128,7 @@ async def _export(request: Request) -> Response:
     # The first page is read before the answer begins, so that an error can still become a 503.
     first = await here.pages.run(store.log.search, query.wanted, limit=_EXPORT_PAGE)
     what = {"format": form, "filter": str(request.query_params)}
-    await here.pages.run(store.audit.add, Action.LOG_EXPORT, actor(request), what)
+    await here.pages.run(note, request, Action.LOG_EXPORT, what)
     records = _every(store, query.wanted, first)
     lines = csv_rows(records) if form == "csv" else map(json_line, records)
     name = f"policyd-log-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.{form}"
