@@ -21,6 +21,8 @@ from policyd.descriptor.placeholders import is_placeholder
 from policyd.store import Counts, Store
 
 PAGE = 50
+_ODD = 6
+"""Odd end users that are named, of each kind."""
 _COLUMNS = {
     "user": "End user",
     "requests": "Requests",
@@ -67,7 +69,7 @@ def _show(request: Request) -> Response:
         limit=PAGE + 1,
     )
     hours = statistics.hours(*within, key_id)
-    emails, addresses = statistics.emails(*within, key_id=key_id)
+    emails, addresses = statistics.emails(*within, key_id=key_id, limit=_ODD)
     previous, following = table.page(PAGE, has_more=len(users) > PAGE)
     return render(
         request,
@@ -84,7 +86,7 @@ def _show(request: Request) -> Response:
         next=following,
         previous=previous,
         total=periods.total(hours),
-        placeholders=statistics.placeholders(*within, key_id=key_id),
+        placeholders=statistics.placeholders(*within, key_id=key_id, limit=_ODD),
         emails=emails,
         addresses=addresses,
         log_url=partial(_log_url, period, key_id),
