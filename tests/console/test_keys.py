@@ -102,6 +102,8 @@ async def test_a_value_for_several_keys(console: Console, admin: Visitor) -> Non
     typed = [*given, ("value", " 500 "), ("override", "locked"), ("confirmed", "yes")]
     await admin.post("/keys/change", typed)
     assert _mode(console, key, LIMIT) == Setting(Mode.AUDIT, "500", Override.LOCKED)
+    key = console.store.keys.get(key.id)
+    given[0] = ("key", f"{key.id} {key.etag}")
     typed = [*given[:3], ("mode", "default"), ("override", "any"), ("confirmed", "yes")]
     await admin.post("/keys/change", typed)
     assert _mode(console, key, LIMIT) == Setting()

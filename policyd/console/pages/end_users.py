@@ -21,7 +21,7 @@ from policyd.descriptor.placeholders import is_placeholder
 from policyd.store import Counts, Store
 
 PAGE = 50
-_ODD = 6
+_ODD = 4
 """Odd end users that are named, of each kind."""
 _COLUMNS = {
     "user": "End user",
