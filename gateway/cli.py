@@ -11,9 +11,9 @@ _MODE = (
     "all API keys or for each"
 )
 OPTIONS = Options(
-    "GATEWAY",
+    "POLICYD_GATEWAY",
     dict.fromkeys(("default_mode", "enforce", "mode"), _MODE),
-    like=("POLICYD_GATEWAY_",),
+    old="GATEWAY",
 )
 _COMMANDS = {
     "config": Lazy("gateway.config", "config", "Check the settings of policyd-gateway serve."),

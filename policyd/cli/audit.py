@@ -7,7 +7,9 @@ from typing import Any
 import click
 
 from policyd.cli import options
+from policyd.cli.administration import find_id
 from policyd.cli.options import Moment, option
+from policyd.cli.place import Place, administered
 from policyd.cli.terminal import printable
 from policyd.keys.audit import Action, AuditRecord
 
@@ -15,15 +17,16 @@ _HEADING = ("TIME", "REVISION", "ACTION", "KEY", "ACTOR", "CHANGES")
 
 
 @click.command()
-@option("--key-id", default="", metavar="ID", help="Of the key with this ID.")
+@option("--key-id", default="", metavar="KEY", help="Of this key: its ID, or its name.")
 @option("--action", default="", metavar="ACTION", help=f"Of one action: {', '.join(Action)}.")
 @option("--since", type=Moment(), help="Done then or later.")
 @option(
     "--limit", default=50, type=click.IntRange(1), help="Print at most this many, newest first."
 )
-@options.common
+@options.as_json
+@administered
 def audit(
-    database_url: str,
+    place: Place,
     as_json: bool,
     key_id: str,
     action: str,
@@ -31,8 +34,8 @@ def audit(
     limit: int,
 ) -> None:
     """List what administrators did, newest first. --json prints JSON Lines with every field."""
-    with options.opened(database_url) as store:
-        found = store.audit.list(key_id=key_id, action=action, since=since, limit=limit)
+    with place.opened() as administrator:
+        found = administrator.audit(find_id(administrator, key_id), action, since, limit)
     if as_json:
         for one in found:
             options.print_json(_as_dict(one))

@@ -1,20 +1,19 @@
-"""`policyd keys`: API keys and their settings, read from and written to the store."""
+"""`policyd keys`: API keys and their settings, in the database or over AdminService."""
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from policyd.cli import key_settings, options, setting_words
+from policyd.cli.administration import find
 from policyd.cli.expiry import Expiry, expires
 from policyd.cli.key_settings import Changes
-from policyd.cli.options import Age, option
+from policyd.cli.options import Age, as_json, option
+from policyd.cli.place import Place, administered
 from policyd.engine.places import IDENTIFIERS
 from policyd.engine.settings import ApiKey
 from policyd.policies import TABLE
-
-if TYPE_CHECKING:
-    from policyd.store import Store
 
 
 @click.group()
@@ -26,24 +25,20 @@ def keys() -> None:
 @click.argument("name")
 @key_settings.of_key
 @expires
-@options.common
+@as_json
+@administered
 def create(
-    name: str, database_url: str, as_json: bool, expires_at: Expiry | None, **settings: Any
+    name: str, place: Place, as_json: bool, expires_at: Expiry | None, **settings: Any
 ) -> None:
     """Make the key NAME and print it. It is shown this once."""
     wanted = key_settings.changes(**settings)
     accept = IDENTIFIERS if wanted.accept is None else wanted.accept
-    with options.opened(database_url, create=True) as store:
-        key, secret = store.keys.create(
-            name,
-            wanted.applied(()),
-            accept,
-            expires_at=expires_at.at if expires_at else None,
-            by=options.actor(),
-        )
+    expiry = expires_at.at if expires_at else None
+    with place.opened(create=True) as administrator:
+        key, secret = administrator.create(name, wanted.applied(()), accept, expiry)
     _warn(wanted)
     if as_json:
-        options.print_json(_as_dict(key) | {"key": secret})
+        options.print_json(as_dict(key) | {"key": secret})
         return
     _print_key(key)
     click.echo(f"\n{secret}\n\nThis is the key. Keep it: it is not shown again.")
@@ -51,13 +46,14 @@ def create(
 
 @keys.command("list")
 @option("--revoked", is_flag=True, help="List revoked keys too.")
-@options.common
-def list_(database_url: str, as_json: bool, revoked: bool) -> None:
+@as_json
+@administered
+def list_(place: Place, as_json: bool, revoked: bool) -> None:
     """List the keys, oldest first."""
-    with options.opened(database_url) as store:
-        found = _all_keys(store, revoked)
+    with place.opened() as administrator:
+        found = administrator.all_keys(show_revoked=revoked)
     if as_json:
-        options.print_json([_as_dict(key) for key in found])
+        options.print_json([as_dict(key) for key in found])
     elif found:
         rows = [_HEADING, *map(_row, found)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -66,15 +62,6 @@ def list_(database_url: str, as_json: bool, revoked: bool) -> None:
             click.echo("  ".join(cells).rstrip())
     else:
         click.echo("There are no keys. Make one: policyd keys create NAME", err=True)
-
-
-def _all_keys(store: "Store", revoked: bool) -> list[ApiKey]:
-    found: list[ApiKey] = []
-    while page := store.keys.list(
-        after=found[-1].id if found else "", limit=1000, show_revoked=revoked
-    ):
-        found += page
-    return found
 
 
 def _has_expired(key: ApiKey) -> bool:
@@ -92,37 +79,39 @@ def _row(key: ApiKey) -> tuple[str, ...]:
 
 
 @keys.command()
-@click.argument("key_id", metavar="ID")
-@options.common
-def show(key_id: str, database_url: str, as_json: bool) -> None:
-    """Show the key with this ID."""
-    with options.opened(database_url) as store:
-        _report(store.keys.get(key_id), as_json)
+@click.argument("named", metavar="KEY")
+@as_json
+@administered
+def show(named: str, place: Place, as_json: bool) -> None:
+    """Show a key, named by its ID or its name."""
+    with place.opened() as administrator:
+        _report(find(administrator, named), as_json)
 
 
 @keys.command("set")
-@click.argument("key_id", metavar="ID")
+@click.argument("named", metavar="KEY")
 @option("--name", help="A new name for the key.")
 @key_settings.of_key
 @expires
-@options.common
+@as_json
+@administered
 def set_(
-    key_id: str,
-    database_url: str,
+    named: str,
+    place: Place,
     as_json: bool,
     name: str | None,
     expires_at: Expiry | None,
     **settings: Any,
 ) -> None:
-    """Change the settings of the key with this ID; a running server follows within a second."""
+    """Change the settings of a key, named by its ID or its name. Servers follow within a second."""
     wanted = key_settings.changes(**settings)
     changes = wanted.update() | ({} if name is None else {"name": name})
     if expires_at is not None:
         changes["expires_at"] = expires_at.at
     if not changes:
         raise click.UsageError("nothing to change: give an option, such as --policy NAME=audit")
-    with options.opened(database_url) as store:
-        _report(store.keys.update(key_id, changes, by=options.actor()), as_json)
+    with place.opened() as administrator:
+        _report(administrator.update(find(administrator, named).id, changes), as_json)
     _warn(wanted)
 
 
@@ -132,46 +121,48 @@ def _warn(wanted: Changes) -> None:
 
 
 @keys.command()
-@click.argument("key_id", metavar="ID")
+@click.argument("named", metavar="KEY")
 @option(
     "--keep",
     default="24h",
     type=Age(),
     help="How long the secret before stays in force, at most 90d; 0s: it ends at once.",
 )
-@options.common
-def rotate(key_id: str, database_url: str, as_json: bool, keep: timedelta) -> None:
-    """Give the key with this ID a new secret, and print it. It is shown this once.
+@as_json
+@administered
+def rotate(named: str, place: Place, as_json: bool, keep: timedelta) -> None:
+    """Give a key, named by its ID or its name, a new secret, and print it. It is shown this once.
 
     The secret before stays in force for a while, so that clients can change one after the other.
     """
-    with options.opened(database_url) as store:
-        key, secret = store.keys.rotate(key_id, keep, by=options.actor())
+    with place.opened() as administrator:
+        key, secret = administrator.rotate(find(administrator, named).id, keep)
     if as_json:
-        options.print_json(_as_dict(key) | {"key": secret})
+        options.print_json(as_dict(key) | {"key": secret})
         return
     _print_key(key)
     click.echo(f"\n{secret}\n\nThis is the new key. Keep it: it is not shown again.")
 
 
 @keys.command()
-@click.argument("key_id", metavar="ID")
-@options.common
-def revoke(key_id: str, database_url: str, as_json: bool) -> None:
-    """Revoke the key with this ID for good."""
-    with options.opened(database_url) as store:
-        _report(store.keys.revoke(key_id, by=options.actor()), as_json)
+@click.argument("named", metavar="KEY")
+@as_json
+@administered
+def revoke(named: str, place: Place, as_json: bool) -> None:
+    """Revoke a key, named by its ID or its name, for good."""
+    with place.opened() as administrator:
+        _report(administrator.revoke(find(administrator, named).id), as_json)
 
 
 def _report(key: ApiKey, as_json: bool) -> None:
     if as_json:
-        options.print_json(_as_dict(key))
+        options.print_json(as_dict(key))
     else:
         _print_key(key)
 
 
 def _print_key(key: ApiKey) -> None:
-    shown = _as_dict(key)
+    shown = as_dict(key)
     del shown["policies"]
     for name, value in shown.items():
         text = ",".join(value) if isinstance(value, list) else value
@@ -184,7 +175,8 @@ def _time(at: datetime | None) -> str | None:
     return at.isoformat() if at else None
 
 
-def _as_dict(key: ApiKey) -> dict[str, Any]:
+def as_dict(key: ApiKey) -> dict[str, Any]:
+    """A key as JSON values."""
     mode, override = setting_words.original(key.policies)
     return {
         "id": key.id,

@@ -13,7 +13,12 @@ from policyd.store import LogFilter
 
 _VERDICTS = {verdict.name.lower(): verdict for verdict in Verdict}
 _FILTERS = [
-    option("--key-id", default="", metavar="ID", help="Of requests with this API key."),
+    option(
+        "--key-id",
+        default="",
+        metavar="KEY",
+        help="Of requests with this API key: its ID, or its name.",
+    ),
     option("--decision", type=click.Choice(list(_VERDICTS)), help="With this result."),
     option("--flag", default="", help=f"With this flag, such as {TABLE.original.flag}."),
     # In the environment and the file, the name is that of a key's setting.

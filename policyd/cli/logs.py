@@ -1,8 +1,8 @@
-"""`policyd logs`: the decision log, read from the store."""
+"""`policyd logs`: the decision log, read from the database or over AdminService."""
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,18 +11,26 @@ from typing import Any, TextIO
 import click
 
 from policyd.cli import options, refused_report, setting_words, terminal
+from policyd.cli.administration import (
+    Administrator,
+    Status,
+    arrived_since,
+    find_id,
+    newest_first,
+)
 from policyd.cli.log_filter import log_filter, with_filters
-from policyd.cli.options import Age, Moment, option
+from policyd.cli.options import Age, Moment, as_json, option
+from policyd.cli.place import Place, administered
+from policyd.cli.remove_sample import remove_sample
 from policyd.decision_log import results
 from policyd.decision_log.export import csv_rows, json_line, values
 from policyd.decision_log.record import Record, is_decision_id
-from policyd.errors import DecisionNotFound, StoreUnavailable
+from policyd.errors import StoreUnavailable
 from policyd.keys.audit import Action
 from policyd.keys.snapshot import SnapshotFile
 from policyd.settings import spool_folder
-from policyd.store import LogFilter, Store
+from policyd.store import LogFilter
 
-_CHUNK = 1000
 _LOOK = 0.5
 """Seconds between two looks for what is new."""
 _LATE = timedelta(seconds=30)
@@ -34,21 +42,26 @@ def logs() -> None:
     """Read the decision log: list it, follow it, export it."""
 
 
+logs.add_command(remove_sample)
+
+
 @logs.command("list")
 @option(
     "--limit", default=50, type=click.IntRange(1), help="Print at most this many, newest first."
 )
 @option("--after", default="", metavar="ID", help="Continue after this decision.")
 @with_filters
-@options.common
-def list_(database_url: str, as_json: bool, limit: int, after: str, **given: Any) -> None:
+@as_json
+@administered
+def list_(place: Place, as_json: bool, limit: int, after: str, **given: Any) -> None:
     """List decisions, newest first. --json prints JSON Lines with every field."""
     if after and not is_decision_id(after):
         raise click.UsageError("--after takes the ID of a decision, as the list shows it")
     write = _writer(as_json)
     last = ""
-    with options.opened(database_url) as store:
-        for count, record in enumerate(_newest_first(store, log_filter(**given), after)):
+    with place.opened() as administrator:
+        wanted = _wanted(administrator, given)
+        for count, record in enumerate(newest_first(administrator, wanted, after)):
             if count == limit:
                 command = "For older ones: --after"
                 click.echo(f"{command} {last}", err=True)
@@ -64,32 +77,34 @@ def list_(database_url: str, as_json: bool, limit: int, after: str, **given: Any
     "--lines", default=10, type=click.IntRange(0), help="Begin with this many earlier decisions."
 )
 @with_filters
-@options.common
-def tail(database_url: str, as_json: bool, lines: int, **given: Any) -> None:
+@as_json
+@administered
+def tail(place: Place, as_json: bool, lines: int, **given: Any) -> None:
     """Print decisions as they are logged, until Ctrl-C."""
-    wanted = log_filter(**given)
     write = _writer(as_json)
-    with options.opened(database_url) as store:
+    with place.opened() as administrator:
+        wanted = _wanted(administrator, given)
         # Looked up first: what is logged from now on is either on the page or new.
-        known = {record.id for record in _recent(store, wanted)}
-        first = store.log.page(wanted, limit=lines) if lines else []
+        known = {record.id for record in arrived_since(administrator, wanted, _LATE)}
+        first = administrator.page(wanted, limit=lines) if lines else []
         for record in reversed(first):
             write(record)
-        for record in _arriving(store, wanted, known | {record.id for record in first}):
+        for record in _arriving(administrator, wanted, known | {record.id for record in first}):
             write(record)
 
 
 @logs.command()
 @click.argument("any_id", metavar="ID")
-@options.common
-def show(database_url: str, as_json: bool, any_id: str) -> None:
+@as_json
+@administered
+def show(place: Place, as_json: bool, any_id: str) -> None:
     """Show everything that is logged of one request.
 
     ID is that of its decision, which a denial carries as x-request-id; or the caller's own, its
     trace's or OpenAI's, where only one request has it.
     """
-    with options.opened(database_url) as store:
-        record = _one(store, "".join(any_id.split()))
+    with place.opened() as administrator:
+        record = _one(administrator, "".join(any_id.split()))
     if as_json:
         click.echo(json_line(record), nl=False)
         return
@@ -103,21 +118,20 @@ def show(database_url: str, as_json: bool, any_id: str) -> None:
         click.echo(f"{'' if number else 'policies':20}{setting_words.logged(result)}")
 
 
-def _one(store: Store, any_id: str) -> Record:
+def _one(administrator: Administrator, any_id: str) -> Record:
     """The one request that has this ID. Raises DecisionNotFound or UsageError."""
-    found = store.log.page(LogFilter(any_id=any_id), limit=2)
+    found = administrator.page(LogFilter(any_id=any_id), limit=2)
     if len(found) > 1:
         raise click.UsageError(
             "several requests have this ID: list them by policyd logs list --any-id, and show one "
             "by its decision's"
         )
-    if found:
-        return found[0]
-    if store.refused_keys.sample(any_id):
-        raise DecisionNotFound(
-            "this request's API key was refused, so no policy was asked: see policyd logs refused"
-        )
-    return store.log.get(any_id)
+    return found[0] if found else administrator.decision(any_id)
+
+
+def _wanted(administrator: Administrator, given: dict[str, Any]) -> LogFilter:
+    wanted = log_filter(**given)
+    return replace(wanted, key_id=find_id(administrator, wanted.key_id))
 
 
 @logs.command()
@@ -126,8 +140,9 @@ def _one(store: Store, any_id: str) -> Record:
     type=click.Path(path_type=Path, dir_okay=False),
     help="As the server on this machine has it.",
 )
-@options.common
-def status(database_url: str, as_json: bool, snapshot: Path | None) -> None:
+@as_json
+@administered
+def status(place: Place, as_json: bool, snapshot: Path | None) -> None:
     """Show how many decisions the log holds, since when, and how many were never logged.
 
     Also shown: how many requests had no API key in force, which are counted and not logged; by how
@@ -136,40 +151,34 @@ def status(database_url: str, as_json: bool, snapshot: Path | None) -> None:
     on this machine, the revision of its snapshot of the settings and when it last followed the
     database are shown too, on stderr where the database is away.
     """
-    kept = _snapshot(snapshot or spool_folder(database_url) / "snapshot")
+    kept = _kept(place, snapshot)
     try:
-        with options.opened(database_url) as store:
-            found = store.log.status()
-            refused = store.refused_keys.total()
-            host, offset = store.workers.furthest_off() or (None, None)
-            stands = store.log.standstill()
+        with place.opened() as administrator:
+            found = administrator.status()
     except StoreUnavailable:
         _echo(kept, err=True)
         raise
-    oldest = found.oldest.isoformat(timespec="milliseconds") if found.oldest else None
-    shown: dict[str, float | str | None] = {
-        "decisions": found.decisions,
-        "lost": found.lost,
-        "oldest": oldest,
-        "refused_keys": refused,
-        "clock_offset": None if offset is None else offset.total_seconds(),
-        "clock_host": host,
-        **kept,
-        "retention_standstill": stands.reason or None,
-        "retention_waiting": stands.waiting,
-    }
+    after = {name: found.pop(name) for name in ("retention_standstill", "retention_waiting")}
+    shown = found | kept | after
     if as_json:
         options.print_json(shown)
         return
     _echo(shown)
 
 
-def _echo(values: Mapping[str, float | str | None], *, err: bool = False) -> None:
+def _kept(place: Place, snapshot: Path | None) -> Status:
+    """What this machine's snapshot tells, where there may be one."""
+    if place.server and snapshot is None:
+        return {}
+    return _snapshot(snapshot or spool_folder(place.database_url) / "snapshot")
+
+
+def _echo(values: Status, *, err: bool = False) -> None:
     for name, value in values.items():
         click.echo(f"{name:19} {'-' if value is None else value}", err=err)
 
 
-def _snapshot(path: Path) -> dict[str, int | str | None]:
+def _snapshot(path: Path) -> Status:
     head = SnapshotFile(path).head()
     if head is None:
         return {"snapshot_revision": None, "snapshot_followed": None}
@@ -257,13 +266,12 @@ def refused(database_url: str, as_json: bool, since: datetime, limit: int) -> No
     help="A file; - for stdout.",
 )
 @with_filters
-@options.OPTIONS.config
-@options.database_url
-def export(database_url: str, form: str, output: TextIO, **given: Any) -> None:
+@administered
+def export(place: Place, form: str, output: TextIO, **given: Any) -> None:
     """Write all decisions that the filters choose to a file, newest first."""
-    with options.opened(database_url) as store:
-        store.audit.add(Action.LOG_EXPORT, options.actor(), {"format": form})
-        records = _counted(_newest_first(store, log_filter(**given), ""))
+    with place.opened() as administrator:
+        administrator.note_export({"format": form})
+        records = _counted(newest_first(administrator, _wanted(administrator, given)))
         lines = csv_rows(records) if form == "csv" else map(json_line, records)
         for line in lines:
             output.write(line)
@@ -283,28 +291,15 @@ def _counted(records: Iterator[Record]) -> Iterator[Record]:
         click.echo(f"\r{count} decisions.  ", err=True)
 
 
-def _newest_first(store: Store, wanted: LogFilter, after: str) -> Iterator[Record]:
-    while page := store.log.page(wanted, after=after, limit=_CHUNK):
-        yield from page
-        after = page[-1].id
-
-
-def _arriving(store: Store, wanted: LogFilter, known: set[str]) -> Iterator[Record]:
+def _arriving(administrator: Administrator, wanted: LogFilter, known: set[str]) -> Iterator[Record]:
     """Decisions that are logged and not `known`, without end. Those of several workers may come out
     of order.
     """
     while True:
         time.sleep(_LOOK)
-        recent = _recent(store, wanted)
+        recent = arrived_since(administrator, wanted, _LATE)
         yield from (record for record in reversed(recent) if record.id not in known)
         known = {record.id for record in recent}
-
-
-def _recent(store: Store, wanted: LogFilter) -> list[Record]:
-    # By the clock that decisions are timed by: this machine's may be wrong, and would show none.
-    back = store.time() - _LATE
-    since = max(back, wanted.since) if wanted.since else back
-    return list(_newest_first(store, replace(wanted, since=since), ""))
 
 
 def _writer(as_json: bool) -> Callable[[Record], None]:

@@ -9,6 +9,11 @@ from policyd.command.private_files import UMASK
 from policyd.command.versions import version_option
 
 _COMMANDS = {
+    "apply": Lazy(
+        "policyd.cli.apply",
+        "apply",
+        "Make API keys, by their names, and the server's defaults what a file declares.",
+    ),
     "audit": Lazy("policyd.cli.audit", "audit", "List what administrators did, newest first."),
     "config": Lazy("policyd.cli.config", "config", "Check the settings of policyd serve."),
     "db": Lazy(
@@ -20,6 +25,11 @@ _COMMANDS = {
         "policyd.cli.demo",
         "demo",
         "Run policyd, its gateway and a small OpenAI-compatible upstream together, to try them.",
+    ),
+    "export": Lazy(
+        "policyd.cli.apply",
+        "export",
+        "Write the API keys that are not revoked, and the server's defaults, as a declaration.",
     ),
     "explain": Lazy(
         "policyd.cli.explain", "explain", "Say what would be decided of a request, and why."
@@ -42,7 +52,7 @@ _COMMANDS = {
     "simulate": Lazy(
         "policyd.cli.simulate",
         "simulate",
-        "Say what other settings would have done to the logged requests of the key with this ID.",
+        "Say what other settings would have done to the logged requests of a key.",
     ),
 }
 

@@ -5,7 +5,7 @@ import json
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,7 +27,9 @@ _MODE = (
     "did you mean --default-mode (POLICYD_DEFAULT_MODE), which holds for API keys that set no "
     "mode? A key's own modes are set by policyd keys set ID --policy NAME=MODE"
 )
-OPTIONS = Options("POLICYD", dict.fromkeys(("enforce", "mode"), _MODE))
+OPTIONS = Options(
+    "POLICYD", dict.fromkeys(("enforce", "mode"), _MODE), others=("POLICYD_GATEWAY_",)
+)
 option = OPTIONS.option
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _EPOCH = datetime.fromtimestamp(0, UTC)
@@ -94,6 +96,8 @@ class Moment(click.ParamType[datetime]):
 
 def _found(context: click.Context, parameter: click.Parameter, url: str) -> str:
     """The database of a demo that runs here, where no setting names one and none stands here."""
+    if context.params.get("server"):
+        return url  # The command works on that server.
     source = context.get_parameter_source(parameter.name or "")
     demo = presence.running() if source is ParameterSource.DEFAULT else None
     if demo is None:
@@ -133,6 +137,20 @@ def actor() -> str:
     return f"cli {user}@{socket.gethostname()}"
 
 
+def _check_no_other(url: str) -> None:
+    """Raises StoreUnavailable where no setting names a database, and a policyd runs on this
+    machine: it has a database elsewhere, and would know nothing of what a new one here says."""
+    usual = ServerSettings()
+    if url != usual.database_url:
+        return
+    with suppress(OSError), socket.create_connection(usual.admin, timeout=1):
+        raise StoreUnavailable(
+            f"no database is here, and a policyd that runs on this machine ({usual.admin}) has "
+            "one elsewhere, so none is made: name that one by --database-url, or the server by "
+            f"--server {usual.admin} and --token-file"
+        )
+
+
 @contextmanager
 def opened(url: str, *, create: bool = False) -> Iterator["Store"]:
     """The store at `url`, in a form that this version works on: it is migrated only where there
@@ -146,8 +164,9 @@ def opened(url: str, *, create: bool = False) -> Iterator["Store"]:
     store = Store(url)
     file = sqlite_file(url)
     is_new = file is not None and not file.exists()
-    if is_new and create:
-        click.echo(f"There is no database {file} yet; it is made.", err=True)
+    if file is not None and is_new and create:
+        _check_no_other(url)
+        click.echo(f"There is no database {file.absolute()} yet; it is made.", err=True)
     elif is_new:
         raise StoreUnavailable(
             f"there is no database {file}: check --database-url (a demo is found from the folder "

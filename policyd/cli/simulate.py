@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from policyd.cli import key_settings, options, setting_words
+from policyd.cli.administration import OfStore, find
 from policyd.cli.key_settings import Change, Changes
 from policyd.cli.options import Moment, option
 from policyd.cli.terminal import line, printable
@@ -20,29 +21,30 @@ from policyd.simulation import Simulation
 from policyd.simulation import simulate as simulate_requests
 
 _HELP = f"""\
-Say what other settings would have done to the logged requests of the key with this ID.
+Say what other settings would have done to the logged requests of a key.
 
-Policies that are not given are as the key has them. Where none is given: what "enforce" of
-{TABLE.original.title} would have blocked. Nothing is changed.
+KEY is its ID or its name. Policies that are not given are as the key has them. Where none is
+given: what "enforce" of {TABLE.original.title} would have blocked. Nothing is changed.
 """
 
 
 @click.command(help=_HELP)
-@click.argument("key_id", metavar="ID")
+@click.argument("named", metavar="KEY")
 @option("--since", default="7d", type=Moment(), help="Simulate the requests from then until now.")
 @key_settings.of_key
 @options.default_mode
 @options.common
 def simulate(
-    database_url: str, as_json: bool, key_id: str, since: datetime, default_mode: str, **given: Any
+    database_url: str, as_json: bool, named: str, since: datetime, default_mode: str, **given: Any
 ) -> None:
     """Decide logged requests once more."""
     wanted = key_settings.changes(**given)
     with options.opened(database_url) as store:
-        settings = _settings(store.keys.get(key_id), wanted)
+        key = find(OfStore(store, options.actor()), named)
+        settings = _settings(key, wanted)
         now = store.time()
         defaults = above(store.defaults(), TABLE.with_original(MODES[default_mode]))
-        found = simulate_requests(store, key_id, settings, since, now, defaults)
+        found = simulate_requests(store, key.id, settings, since, now, defaults)
     if as_json:
         options.print_json(_simulation(found, settings))
     else:

@@ -49,10 +49,12 @@ _CAUSES = (
         "nothing listens there: name the address that policyd serve prints as admin=…",
     ),
     ("DNS", "its name cannot be resolved: check --server"),
-    ("Socket closed", "it closed the connection: if it speaks TLS, give --tls or --tls-ca"),
-    ("reset by peer", "it closed the connection: if it speaks TLS, give --tls or --tls-ca"),
     ("unreachable", "no way leads there: check --server, and the network between"),
 )
+
+
+_CLOSED = ("Socket closed", "reset by peer", "Connection closed")
+"""What gRPC says where the other side has closed the connection without an answer."""
 
 
 class CallFailed(PolicydError):
@@ -73,6 +75,7 @@ class AdminClient:
         self, target: str, token: str, *, credentials: ChannelCredentials | None = None
     ) -> None:
         self.target = target
+        self._is_tls = credentials is not None
         self._metadata = (("authorization", f"Bearer {token}"),)
         options = [("grpc.max_receive_message_length", _MAX_MESSAGE)]
         if credentials:
@@ -112,8 +115,17 @@ class AdminClient:
                 "is not known"
             )
         if code is grpc.StatusCode.UNAVAILABLE:
-            return CallFailed(f"{at} cannot be reached: {_cause(details)}")
+            return CallFailed(f"{at} cannot be reached: {self._cause(details)}")
         return CallFailed(f"{at} reports {code.name}: {details}")
+
+    def _cause(self, details: str) -> str:
+        if any(mark in details for mark in _CLOSED):
+            return "it closed the connection: " + (
+                "it may ask for a certificate of yours: give --tls-cert and --tls-key"
+                if self._is_tls
+                else "it may speak TLS: give --tls or --tls-ca"
+            )
+        return next((fix for mark, fix in _CAUSES if mark in details), details)
 
 
 def _token_fix(details: str) -> str:
@@ -121,10 +133,6 @@ def _token_fix(details: str) -> str:
     return "give the --token-file that policyd serve names at its start" + (
         f" ({hint})" if hint else ""
     )
-
-
-def _cause(details: str) -> str:
-    return next((fix for mark, fix in _CAUSES if mark in details), details)
 
 
 def _reason(error: Any) -> str:

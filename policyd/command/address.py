@@ -14,7 +14,8 @@ from collections.abc import Collection, Iterator
 from contextlib import ExitStack, suppress
 from typing import NamedTuple, Self
 
-from policyd.errors import CannotListen, SettingsError
+from policyd.command.listening import cannot_listen
+from policyd.errors import SettingsError
 
 BACKLOG = 2048
 """Connections that the system holds for a listening socket until they are taken."""
@@ -57,7 +58,7 @@ class Address(NamedTuple):
 
 
 def check_free(address: Address, flag: str) -> None:
-    """Raises CannotListen where `address` is taken, or is not this machine's."""
+    """Raises CannotListen where `address` cannot be listened on, as where it is taken."""
     try:
         for family, kind, protocol, _, name in socket.getaddrinfo(
             *address, type=socket.SOCK_STREAM
@@ -66,8 +67,8 @@ def check_free(address: Address, flag: str) -> None:
             with socket.socket(family, kind, protocol) as alone:
                 alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 alone.bind(name)
-    except OSError:
-        raise not_free(address, flag) from None
+    except OSError as problem:
+        raise cannot_listen(address, flag, problem) from None
 
 
 def reserve(address: Address, flag: str, held: ExitStack) -> Address:
@@ -109,14 +110,6 @@ def _own_sockets() -> Iterator[socket.socket]:
                     yield socket.socket(fileno=os.dup(int(name)))
 
 
-def not_free(address: Address, flag: str) -> CannotListen:
-    """The error for an address that is taken, or is not this machine's."""
-    return CannotListen(
-        f"{flag} {address} cannot be listened on: another program has the port, or it is no "
-        f"address of this machine. Give {flag} another one; port 0 takes a free port"
-    )
-
-
 def open_socket(address: Address, *, shared: bool = False) -> socket.socket:
     """A socket that listens at `address`; `shared` is for several processes on one port.
 
@@ -130,8 +123,8 @@ def listen(address: Address, flag: str, *, shared: bool = False) -> socket.socke
     """A socket that listens there, as open_socket() makes it. Raises CannotListen."""
     try:
         return open_socket(address, shared=shared)
-    except OSError:
-        raise not_free(address, flag) from None
+    except OSError as problem:
+        raise cannot_listen(address, flag, problem) from None
 
 
 def reserve_listening(

@@ -29,6 +29,11 @@ def fork_without_grpc() -> None:
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
+def silence_grpc() -> None:
+    """Have gRPC, before it is loaded, log nothing of its own: a command says what went wrong."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+
 def log_arguments() -> tuple[str, str]:
     """Level and format of this process's log, as its children are told them."""
     root = logging.getLogger()

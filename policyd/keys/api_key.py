@@ -14,6 +14,7 @@ _ALPHABET = string.digits + string.ascii_letters
 _PREFIX = "up-"
 _LENGTH = 48
 _SUFFIX = 4
+_ID = re.compile("key_[0-9a-f]{16}")
 _DIGEST = re.compile("[0-9a-fA-F]{64}")
 
 
@@ -25,6 +26,11 @@ def generate() -> str:
 def generate_id() -> str:
     """A new ID for an API key: `key_` and 16 hexadecimal digits. It is no secret."""
     return "key_" + secrets.token_hex(8)
+
+
+def is_id(text: str) -> bool:
+    """Whether this is an ID of the form that generate_id() gives."""
+    return _ID.fullmatch(text) is not None
 
 
 def digest(key: str) -> bytes:

@@ -10,7 +10,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
-from policyd.command.address import Address, check_free, not_free
+from policyd.command.address import Address, check_free
+from policyd.command.listening import cannot_listen
 from policyd.command.settings import read_file
 from policyd.command.tls_files import check_authorities, check_pair
 from policyd.services.errors import ErrorInterceptor, Note, unnoted
@@ -123,7 +124,7 @@ class GrpcListener:
             else:
                 port = self.server.add_secure_port(str(address), credentials)
         except RuntimeError:
-            raise not_free(address, flag) from None
+            raise cannot_listen(address, flag) from None
         await self.server.start()
         return Address(address.host, port)
 

@@ -192,9 +192,8 @@ class PolicyServicer(PolicyServiceServicer):
         try:
             if bodies > MAX_BATCH_BODIES:
                 raise InvalidDescriptor("the batch's raw bodies are too large: send fewer at once")
-            response, record = self._evaluate(
-                item.request, NO_ROUTE, self._defaults.trusted(_CALLER), span
-            )
+            trusted = self._defaults.trusted(_CALLER)
+            response, record = self._evaluate(item.request, NO_ROUTE, trusted, span)
             decided.append(record)
             return pb.BatchEvaluateResult(id=item.id, response=response)
         except Exception as error:  # noqa: BLE001  # An item's error must not affect the others.

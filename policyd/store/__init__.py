@@ -18,7 +18,9 @@ kind of thing that is kept. A request meets them in this order:
     decisions         the table of decisions
     log_filter        which decisions are wanted
     log_pages         pages of them along the indexes, and searches where no index helps
-    statistics        counts by hour, key and end user, for the console
+    counts            counts by hour, key, end user and model, which change with the log
+    latencies         counts of how long requests took
+    statistics        sums of these, for the console
     history           a key's requests by kind, for simulations
     workers           which workers run, and from which revision each decides
     administrator     the console's password and sessions
@@ -46,6 +48,7 @@ from policyd.store import identity as identities
 from policyd.store.administrator import Administrator
 from policyd.store.audit import Audit
 from policyd.store.clock import database_time
+from policyd.store.counts import Counts
 from policyd.store.database import metadata, reading
 from policyd.store.engine import make_file, open_engine
 from policyd.store.history import History
@@ -53,12 +56,14 @@ from policyd.store.key_batches import KeyBatches
 from policyd.store.key_list import KeyFilter, KeyList
 from policyd.store.key_rows import CHANGEABLE, MAX_NAME
 from policyd.store.keys import MAX_KEEP, Keys
+from policyd.store.latencies import Latencies
 from policyd.store.log import Log, LogStatus
 from policyd.store.log_filter import LogFilter
+from policyd.store.log_pages import Page
 from policyd.store.migrations import Form
 from policyd.store.positions import Positions, Step
 from policyd.store.refused_keys import RefusedKeyCounts, RefusedKeys, RefusedSource
-from policyd.store.statistics import Counts, Statistics
+from policyd.store.statistics import Statistics
 from policyd.store.workers import Worker, Workers
 
 __all__ = [
@@ -67,8 +72,10 @@ __all__ = [
     "MAX_NAME",
     "Counts",
     "KeyFilter",
+    "Latencies",
     "LogFilter",
     "LogStatus",
+    "Page",
     "RefusedKeyCounts",
     "RefusedSource",
     "Step",

@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError
 from policyd.command import deadline
 from policyd.errors import StoreUnavailable
 from policyd.store import identity
-from policyd.store.database import damaged, reading
+from policyd.store.database import damaged, file_of, reading
 from policyd.store.engine import LOOK
 
 _log = logging.getLogger(__name__)
@@ -65,4 +65,4 @@ def _check_file(connection: sa.Connection) -> None:
 def _check(connection: sa.Connection, statement: str) -> None:
     found = connection.exec_driver_sql(statement).scalars().all()
     if found != ["ok"]:
-        raise damaged(str(found[0]).splitlines()[-1])
+        raise damaged(str(found[0]).splitlines()[-1], file_of(connection.engine))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -20,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from policyd.command import deadline
 from policyd.errors import StoreUnavailable, StoreUnusable
-from policyd.store import database_file, identity
+from policyd.store import database_file, identity, sqlite_errors
 from policyd.store.engine import timeout_of
 
 _READ_ONLY = "25006"
@@ -91,8 +92,8 @@ def escaped(text: str) -> str:
 
 
 @contextmanager
-def errors() -> Iterator[None]:
-    """Report errors of the database as StoreUnavailable."""
+def errors(file: Path | None) -> Iterator[None]:
+    """Report errors of the database as StoreUnavailable. `file` is SQLite's."""
     try:
         yield
     except SQLAlchemyError as error:
@@ -100,20 +101,31 @@ def errors() -> Iterator[None]:
         cause = getattr(error, "orig", None)
         if getattr(cause, "sqlstate", None) == _READ_ONLY:
             raise StoreUnavailable(identity.READ_ONLY) from error
-        if getattr(cause, "sqlite_errorcode", 0) & 0xFF in _DAMAGE:
-            raise damaged(str(cause)) from error
+        code = getattr(cause, "sqlite_errorcode", 0)
+        if code & 0xFF in _DAMAGE:
+            raise damaged(str(cause), file) from error
         words = (str(cause or error).strip().splitlines() or [type(error).__name__])[0]
         if words == "interrupted":
             words = deadline.OVERDUE
-        raise StoreUnavailable(f"the database cannot be used: {words}") from error
+        fix = sqlite_errors.advice(code, file) if file else ""
+        raise StoreUnavailable(
+            f"the database {f'{file} ' if file else ''}cannot be used: {words}"
+            + (f"; {fix}" if fix else "")
+        ) from error
 
 
-def damaged(cause: str) -> StoreUnusable:
-    """The error for a SQLite file that is damaged, or is no SQLite file."""
+def damaged(cause: str, file: Path | None) -> StoreUnusable:
+    """The error for a SQLite `file` that is damaged, or is no SQLite file."""
     return StoreUnusable(
-        f"the database is damaged: {cause}. Stop policyd, keep the file for a rescue, and put a "
-        "backup in its place (policyd db restore)"
+        f"the database {f'{file} ' if file else ''}is damaged: {cause}. Stop policyd, keep the "
+        "file for a rescue, and put a backup in its place (policyd db restore)"
     )
+
+
+def file_of(engine: sa.Engine) -> Path | None:
+    """The file of a SQLite database."""
+    name = engine.url.database if engine.dialect.name == "sqlite" else None
+    return Path(name).absolute() if name else None
 
 
 @contextmanager
@@ -149,7 +161,7 @@ def writing(engine: sa.Engine, bound: Bound | None = None) -> Iterator[sa.Connec
 def _bounded(engine: sa.Engine, bound: Bound | None, **options: str) -> Iterator[sa.Connection]:
     timeout = timeout_of(engine)
     with ExitStack() as ending:
-        ending.enter_context(errors())
+        ending.enter_context(errors(file_of(engine)))
         ending.enter_context(deadline.within(max(bound.total, timeout) if bound else timeout))
         connection = ending.enter_context(engine.connect())
         connection.execution_options(**options)

@@ -6,13 +6,13 @@ import sqlalchemy as sa
 
 from policyd.decision_log.record import first_id, moment
 from policyd.store import log_size
+from policyd.store.counts import forget
 from policyd.store.database import reading
 from policyd.store.days import drop_days
 from policyd.store.decisions import decisions
 from policyd.store.outcomes import settle
 from policyd.store.refused_keys import forget_refused_keys
 from policyd.store.retention import take_turn
-from policyd.store.statistics import forget_users
 from policyd.store.steps import Steps
 
 
@@ -29,7 +29,7 @@ def expire(engine: sa.Engine, steps: Steps, before: datetime, max_rows: int, at:
         deleted += steps.run(lambda c, limit: _delete_beyond(c, max_rows, limit))
     with reading(engine) as connection:
         oldest = connection.execute(sa.select(sa.func.min(decisions.c.id))).scalar_one()
-    forget_users(steps, moment(oldest) if oldest else before)
+    forget(steps, moment(oldest) if oldest else before)
     forget_refused_keys(engine, steps, before, at)
     return deleted
 

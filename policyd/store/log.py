@@ -32,6 +32,7 @@ from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount
 from policyd.errors import DecisionNotFound, StoreUnavailable
 from policyd.store import log_size, losses
 from policyd.store.clock import database_time, midnight
+from policyd.store.counts import Tally
 from policyd.store.database import (
     LONG,
     SHIPPING,
@@ -54,8 +55,8 @@ from policyd.store.outcomes import add_outcomes
 from policyd.store.positions import Step, advance
 from policyd.store.refused_keys import add_refused_keys
 from policyd.store.retention import Standstill, agree, look, note, standstill
+from policyd.store.sample import remove_some
 from policyd.store.space import give_back
-from policyd.store.statistics import Tally
 from policyd.store.steps import Steps
 
 _SEVERAL_DAYS = timedelta(days=2)
@@ -231,6 +232,12 @@ class Log:
         with reading(self._engine) as connection:
             at = database_time(connection)
         return expire(self._engine, self._steps, before, max_rows, at)
+
+    def remove_sample(self) -> int:
+        """Delete some of the requests that `policyd demo` has made up. Returns how many; call it
+        again until that is 0."""
+        with writing(self._engine, LONG) as connection:
+            return remove_some(connection)
 
     @property
     def _has_days(self) -> bool:

@@ -13,9 +13,9 @@ import sqlalchemy as sa
 
 from policyd.decision_log.record import Outcome
 from policyd.store.clock import database_time
+from policyd.store.counts import Tally
 from policyd.store.database import Id, Moment, find, metadata, reading, storable, upsert, writing
 from policyd.store.decisions import OUTCOME_COLUMNS, decisions
-from policyd.store.statistics import Tally
 from policyd.store.steps import Steps, delete_some
 
 _SETTLED = 500
@@ -72,7 +72,7 @@ def _attach(
 ) -> dict[str, Outcome]:
     """Give each outcome to its decision, if that has none. Returns those that found no decision."""
     column = decisions.c
-    more = (column.key_id, column.end_user, column.in_scope, column.outcome_ending)
+    more = (column.key_id, column.end_user, column.model, column.in_scope, column.outcome_ending)
     missing = dict(outcomes)
     rows = []
     for row in find(connection, column.id, sorted(outcomes), *more, query=_locked):
@@ -80,7 +80,7 @@ def _attach(
         if row.outcome_ending is None:
             values = map(storable, msgspec.to_builtins(outcome)[2:])
             rows.append({"decision": row.id} | dict(zip(OUTCOME_COLUMNS, values, strict=True)))
-            tally.add_outcome(outcome, row.key_id, row.end_user)
+            tally.add_outcome(outcome, row.key_id, row.end_user, row.model)
     if rows:
         update = sa.update(decisions).where(column.id == sa.bindparam("decision"))
         connection.execute(

@@ -74,7 +74,7 @@ def _check(file: Path) -> migrations.Form:
         "sqlite://", creator=lambda: sqlite3.connect(f"file:{_quoted(file)}?mode=ro", uri=True)
     )
     try:
-        with errors(), engine.connect() as connection:
+        with errors(file), engine.connect() as connection:
             found = migrations.form(connection)
     finally:
         engine.dispose()

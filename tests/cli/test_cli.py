@@ -253,7 +253,7 @@ def test_where_settings_come_from(tmp_path: Path) -> None:
     assert (tmp_path / "c.db").exists()
 
     config.write_text(f"database_url: {by_file}\nenforce-user-ids: off\njson: true\n")
-    made = invoke("policyd", "keys", "create", "x", "--config", str(config))
+    made = invoke("policyd", "keys", "create", "y", "--config", str(config))
     assert json.loads(made.stdout)["enforce_user_ids"] == "off"
     secret = json.loads(made.stdout)["key"]
     config.write_text(

@@ -1,71 +1,13 @@
 """The log's filters, on every store: each gives exactly the decisions that it names."""
 
-import random
 from collections.abc import Callable
-from datetime import timedelta
 
 import pytest
 
-from policyd.decision_log.record import Ending, Record, Verdict
+from policyd.decision_log.record import Record, Verdict
 from policyd.engine.states import UserState
 from policyd.store import LogFilter, Store, log_pages
-from tests.support.records import START, denied, outcome, record
-
-MINUTE = timedelta(minutes=1)
-USERS = ("ada", "ADA@example.com", "bob_1", "50%", "Zoë", "zoË", "back\\slash", "")
-MODELS = ("gpt-4o-mini", "gpt-4o", "")
-
-
-def _log(count: int = 300) -> list[Record]:
-    """Decisions of every kind with their outcomes, a minute apart, oldest first."""
-    chance = random.Random(7)  # keeps no secret
-    return [_one(chance, number) for number in range(count)]
-
-
-def _one(chance: random.Random, number: int) -> Record:
-    user = chance.choice(USERS)
-    given = {
-        "model": chance.choice(MODELS),
-        "source_ip": chance.choice(("192.0.2.1", "2001:db8::1")),
-        "key_id": chance.choice(("key_1", "key_2")),
-        "in_scope": chance.random() < 0.9,
-    }
-    at = START + number * MINUTE
-    if chance.random() < 0.2:
-        return denied(at, **given)
-    state = UserState.VALID if user else chance.choice((UserState.ABSENT, UserState.VALID))
-    verdict = Verdict.ALLOWED if user else Verdict.WOULD_DENY
-    return record(at, end_user=user, user_state=state, verdict=verdict, **given)
-
-
-def _ended(chance: random.Random, one: Record) -> Record:
-    if one.status or chance.random() < 0.2:
-        return one
-    status = chance.choice((200, 404, 500, 0))
-    ending = Ending.NO_ANSWER if not status else chance.choice((1, 2, 3))
-    told = outcome(one, status=status, ending=ending, duration_us=chance.choice((900, 2000, None)))
-    return Record(
-        **{name: getattr(one, name) for name in Record.__struct_fields__} | {"outcome": told}
-    )
-
-
-def _all(count: int = 300) -> list[Record]:
-    chance = random.Random(8)  # keeps no secret
-    return [_ended(chance, one) for one in _log(count)]
-
-
-def _fill(store: Store, count: int = 300) -> list[Record]:
-    made = _all(count)
-    store.log.append([*made, *(one.outcome for one in made if one.outcome)])
-    return made
-
-
-def _is_failure(one: Record) -> bool:
-    told = one.outcome
-    return told is not None and (
-        told.status >= 400 or told.ending in (Ending.UPSTREAM_BROKE, Ending.NO_ANSWER)
-    )
-
+from tests.support.mixed_log import fill, is_failure
 
 Wanted = Callable[[Record], bool]
 CASES: dict[str, tuple[LogFilter, Wanted]] = {
@@ -94,10 +36,10 @@ CASES: dict[str, tuple[LogFilter, Wanted]] = {
         LogFilter(attributed=False),
         lambda one: one.in_scope and one.user_state is not UserState.VALID,
     ),
-    "failed": (LogFilter(failed=True), _is_failure),
+    "failed": (LogFilter(failed=True), is_failure),
     "answered": (
         LogFilter(failed=False),
-        lambda one: one.verdict is not Verdict.DENIED and not _is_failure(one),
+        lambda one: one.verdict is not Verdict.DENIED and not is_failure(one),
     ),
     "slow": (
         LogFilter(slower_us=2000),
@@ -121,7 +63,7 @@ def test_every_filter(store: Store) -> None:
     """Each filter gives the decisions that it names, whether they are read as a page, searched for
     in stretches of time, or visited one after the other.
     """
-    made = _fill(store)
+    made = fill(store)
     for name, (wanted, fits) in CASES.items():
         expected = [one for one in reversed(made) if fits(one)]
         assert expected, name
@@ -141,7 +83,7 @@ def test_every_filter(store: Store) -> None:
 def test_a_search_that_stops(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A search whose time is over tells how far it has come, and goes on from there until it has
     found everything."""
-    made = _fill(store, 150)
+    made = fill(store, 150)
     monkeypatch.setattr(log_pages, "_SEARCH", 0)
     monkeypatch.setattr(log_pages, "_GROWS", 2)
     wanted = LogFilter(model="gpt-4o")

@@ -1,13 +1,22 @@
-"""Dashboard: requests, blocks and the attributed share, over time and by key."""
+"""Dashboard: the figures of a period, with their trends, over time and by key, model and user."""
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from hashlib import sha256
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from policyd.console.view import charts, periods
+from policyd.console.view import charts, labels, periods
+from policyd.console.view.figures import Figure, Links, Measured, change, figures
+from policyd.console.view.log_query import KEY_ID
 from policyd.console.view.lookups import holds_samples, key_names
-from policyd.console.view.render import console, render, shown
-from policyd.store import LogFilter
+from policyd.console.view.periods import Period
+from policyd.console.view.render import console, is_fragment, render, shown
+from policyd.store import Counts, Latencies, LogFilter, LogStatus, RefusedKeyCounts, Store
 
 _REQUESTS = (
     charts.Series("denied", "Blocked", lambda counts: counts.denied),
@@ -16,37 +25,198 @@ _REQUESTS = (
         "allowed", "Allowed", lambda one: max(one.requests - one.denied - one.would_deny, 0)
     ),
 )
+_ROWS = 8
+"""Models and users that are listed."""
+_MODELS = 1000
+"""Models that are looked up, to know whether all requests are among them."""
+_DAY = timedelta(days=1)
+
+
+class _Asked(NamedTuple):
+    """What a request asks for."""
+
+    period: Period
+    key_id: str
+    problem: str
+    now: datetime
+
+    @property
+    def links(self) -> Links:
+        return Links(self.period.since, self.period.until, self.key_id)
+
+    @property
+    def key(self) -> dict[str, str]:
+        return {"key": self.key_id} if self.key_id else {}
+
+    @property
+    def url(self) -> str:
+        return "/?" + urlencode(self.period.query | self.key)
+
+    @property
+    def users_url(self) -> str:
+        """The page of all end users of these days."""
+        first, last = (f"{at:%Y-%m-%d}" for at in (self.period.since, self.period.last))
+        return "/users?" + urlencode({"period": "days", "since": first, "until": last} | self.key)
+
+    @property
+    def days(self) -> Links:
+        """The whole days of UTC that the period touches: end users are counted by day."""
+        first, last = (at.replace(hour=0, minute=0) for at in (self.period.since, self.period.last))
+        return Links(first, last.replace(second=0) + _DAY, self.key_id)
+
+
+def _asked(request: Request, store: Store) -> _Asked:
+    now = store.time()
+    period, problem = periods.chosen(request.query_params, now)
+    key_id = request.query_params.get("key", "")
+    if key_id and not KEY_ID.fullmatch(key_id):
+        key_id, problem = "", problem or "There is no such API key; all keys are shown."
+    return _Asked(period, key_id, problem, now)
 
 
 def _show(request: Request) -> Response:
-    here = console(request)
-    period = periods.last_hours(request.query_params.get("period", ""), here.store.time())
-    names = key_names(here.store)
-    keys = here.store.statistics.keys(period.since, period.last)
-    hours = here.store.statistics.hours(period.since, period.last)
-    buckets = period.buckets(hours)
-    status = here.store.log.status()
-    newest = here.store.log.page(LogFilter(), limit=1)
-    total = periods.total(hours)
-    refused = periods.total_refused_keys(here.store.refused_keys.hours(period.since, period.last))
+    store = console(request).store
+    asked = _asked(request, store)
+    values = _values(store, asked)
+    values["seen"] = _fingerprint(values)
+    if is_fragment(request):
+        if request.query_params.get("seen") == values["seen"]:
+            return Response(status_code=204)
+        return render(request, "figures.html", **values)
     return render(
         request,
         "dashboard.html",
-        period=period,
+        status=400 if asked.problem else 200,
         periods=periods.DASHBOARD,
-        total=total,
-        refused=refused,
-        placeholders=here.store.statistics.placeholders(period.since, period.last),
-        requests=charts.stacked("Requests", _REQUESTS, buckets, period.step),
-        shares=charts.shares("Share of requests with a user", buckets, period.step),
-        by_key=keys,
-        keys=names,
-        newest=newest,
-        log=status,
-        has_samples=holds_samples(here.store, status.oldest),
-        workers=here.store.workers.list(),
-        gateway=here.settings.console_gateway_url,
+        placeholders=store.statistics.placeholders(
+            asked.period.since, asked.period.last, key_id=asked.key_id
+        ),
+        newest=store.log.page(LogFilter(), limit=1),
+        has_samples=holds_samples(store, values["log"].oldest),
+        gateway=console(request).settings.console_gateway_url,
+        **values,
     )
+
+
+def _values(store: Store, asked: _Asked) -> dict[str, Any]:
+    """What the figures show."""
+    period, links = asked.period, asked.links
+    hours = store.statistics.hours(period.before, period.last, asked.key_id)
+    found = _measured(store, asked, hours)
+    status = store.log.status()
+    models = store.statistics.models(period.since, period.last, key_id=asked.key_id, limit=_MODELS)
+    days = asked.days
+    users = store.statistics.users(
+        days.since, days.until - timedelta(seconds=1), key_id=asked.key_id, limit=_ROWS
+    )
+    shown_figures = list(figures(found, links))
+    refused = store.refused_keys.hours(period.before, period.last)
+    if not asked.key_id:
+        shown_figures.append(_refused(asked, refused))
+    return {
+        "asked": asked,
+        "period": period,
+        "total": found.total,
+        "figures": shown_figures,
+        "refused": _within(refused, period.since, period.until, RefusedKeyCounts()),
+        "requests": charts.stacked("Requests", _REQUESTS, found.buckets, period.step),
+        "shares": charts.shares("Share of requests with a user", found.buckets, period.step),
+        "by_key": _by_key(store, asked),
+        "models": [one for one in models if one[0]][:_ROWS],
+        "uncounted": _uncounted(found.total, models),
+        "users": users,
+        "days": days,
+        "link": Links,
+        "keys": key_names(store),
+        "log": status,
+        "is_cut": _is_cut(status, hours, period),
+        "workers": store.workers.list(),
+        "is_live": period.until > asked.now,
+    }
+
+
+def _measured(store: Store, asked: _Asked, hours: list[tuple[datetime, Counts]]) -> Measured:
+    period, read = asked.period, store.statistics.latencies
+    length = period.until - period.since
+    # The hour that has not ended is compared with nothing.
+    end = min(period.until, asked.now.replace(minute=0, second=0, microsecond=0))
+    first = store.statistics.first()
+    is_counted = first is not None and first <= period.before
+    by_step = read(period.since, period.last, period.step, key_id=asked.key_id)
+    before = read(period.before, period.since - timedelta(seconds=1), length, key_id=asked.key_id)
+    return Measured(
+        period=period,
+        total=_within(hours, period.since, period.until, Counts()),
+        full=_within(hours, period.since, end, Counts()),
+        before=_within(hours, period.before, end - length, Counts()) if is_counted else None,
+        buckets=period.buckets(one for one in hours if one[0] >= period.since),
+        latencies=_together(by_step.values()),
+        latencies_before=_together(before.values()),
+        latencies_by_step=by_step,
+    )
+
+
+def _within(
+    hours: Iterable[tuple[datetime, Any]], since: datetime, until: datetime, whole: Any
+) -> Any:
+    """The sum of the hours from `since` to before `until`, added to `whole`."""
+    for at, counts in hours:
+        if since <= at < until:
+            periods.add(whole, counts)
+    return whole
+
+
+def _together(found: Iterable[Latencies]) -> Latencies:
+    whole = Latencies()
+    for one in found:
+        whole.below.update(one.below)
+    return whole
+
+
+def _refused(asked: _Asked, hours: list[tuple[datetime, RefusedKeyCounts]]) -> Figure:
+    period = asked.period
+    total = _within(hours, period.since, period.until, RefusedKeyCounts())
+    end = min(period.until, asked.now.replace(minute=0, second=0, microsecond=0))
+    length = period.until - period.since
+    full = _within(hours, period.since, end, RefusedKeyCounts())
+    before = _within(hours, period.before, end - length, RefusedKeyCounts())
+    buckets = period.refused_keys(one for one in hours if one[0] >= period.since)
+    return Figure(
+        "refused",
+        "Refused keys",
+        labels.number(total.total),
+        "/refused?" + urlencode(period.query),
+        change(full.total, before.total),
+        charts.spark([counts.total for _, counts in buckets]),
+        "counted apart from the log",
+    )
+
+
+def _by_key(store: Store, asked: _Asked) -> list[tuple[str, Counts]]:
+    found = store.statistics.keys(asked.period.since, asked.period.last)
+    return [one for one in found if asked.key_id in ("", one[0])]
+
+
+def _uncounted(total: Counts, models: list[tuple[str, Counts]]) -> int:
+    """How many requests are in no model's counts: older versions of policyd did not count them."""
+    if len(models) == _MODELS:
+        return 0
+    return max(total.requests - sum(counts.requests for _, counts in models), 0)
+
+
+def _is_cut(status: LogStatus, hours: list[tuple[datetime, Counts]], period: Period) -> bool:
+    """Whether rows that are counted have been retired since, so that links cannot list them."""
+    oldest = status.oldest
+    return oldest is not None and any(
+        period.since <= at < oldest - timedelta(hours=1) for at, _ in hours
+    )
+
+
+def _fingerprint(values: dict[str, Any]) -> str:
+    """A digest that changes when anything shown does."""
+    names = ("figures", "requests", "by_key", "models", "users")
+    shown_values = repr([len(values["workers"]), *(values[name] for name in names)])
+    return sha256(shown_values.encode("utf-8", "replace")).hexdigest()[:16]
 
 
 ROUTES = [Route("/", shown(_show))]

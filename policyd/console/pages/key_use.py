@@ -1,11 +1,11 @@
-"""Use it: code that sends a request with a key, at any time, with a placeholder for its secret."""
+"""Use it: code that sends a request with a key, which it reads from the environment, at any time."""
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from policyd.console.view.render import console, render, shown
-from policyd.console.view.snippets import PLACEHOLDER, snippets
+from policyd.console.view.snippets import snippets
 
 
 def _show(request: Request) -> Response:
@@ -17,7 +17,6 @@ def _show(request: Request) -> Response:
         now=here.store.time(),
         url=here.settings.console_gateway_url.rstrip("/"),
         snippets=snippets(here.settings.console_gateway_url),
-        placeholder=PLACEHOLDER,
     )
 
 

@@ -45,6 +45,29 @@ function tellLive(state) {
   live.textContent = live.dataset[state];
 }
 
+// What a viewer has opened or scrolled in the dashboard's figures stays so when they are renewed;
+// htmx itself keeps the focus.
+let kept = [];
+document.addEventListener("htmx:beforeSwap", (event) => {
+  if (event.target.id !== "figures") return;
+  kept = [...event.target.querySelectorAll("details[open]")].map((one) => {
+    return [one.id, one.querySelector(".scroll")?.scrollTop ?? 0];
+  });
+});
+document.addEventListener("htmx:load", (event) => {
+  if (event.detail.elt.id !== "figures") return;
+  for (const [id, top] of kept) {
+    const details = document.getElementById(id);
+    if (!details) continue;
+    details.open = true;
+    const scroll = details.querySelector(".scroll");
+    if (scroll) scroll.scrollTop = top;
+  }
+  kept = [];
+});
+document.addEventListener("htmx:beforeRequest", (event) => {
+  if (event.target.id === "figures" && document.hidden) event.preventDefault();
+});
 document.addEventListener("htmx:beforeRequest", (event) => {
   if (event.target.id !== "rows") return;
   // Rows must not move while a tooltip is open, or while one of them has the keyboard's focus.
@@ -62,7 +85,7 @@ document.addEventListener("htmx:beforeRequest", (event) => {
   if (!panel.open || (isToggled && !isStale)) event.preventDefault();
 });
 document.addEventListener("htmx:afterRequest", (event) => {
-  if (event.target.id !== "rows" || paused) return;
+  if (!["rows", "figures"].includes(event.target.id) || paused) return;
   const status = event.detail.xhr.status;
   tellLive(status >= 200 && status < 300 ? "live" : "away");
 });

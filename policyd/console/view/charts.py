@@ -61,7 +61,55 @@ class Chart:
     is_empty: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Spark:
+    """A small line without axes, as the paths of a picture of _WIDTH by _SPARK_HEIGHT units."""
+
+    line: str
+    area: str
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no value at all."""
+        return not self.line
+
+
+_WIDTH = 100
+_SPARK_HEIGHT = 24
 _Buckets = Sequence[tuple[datetime, Counts]]
+
+
+def spark(values: Sequence[float | None], top: float = 0) -> Spark:
+    """The line through these values, which begins at 0; a value that is None is a gap. `top` is at
+    the upper edge; 0: the largest value is."""
+    known = [value for value in values if value is not None]
+    if not any(known):
+        return Spark("", "")
+    top = top or max(known)
+    step = _WIDTH / max(len(values) - 1, 1)
+    lines, areas = [], []
+    for points in _runs(values):
+        places = [
+            (round(number * step, 2), round(_SPARK_HEIGHT * (1 - value / top), 2))
+            for number, value in points
+        ]
+        if len(places) == 1:  # A line of one point would not be seen.
+            places = [(max(places[0][0] - 1, 0), places[0][1]), (places[0][0] + 1, places[0][1])]
+        line = "L".join(f"{x:g} {y:g}" for x, y in places)
+        lines.append(f"M{line}")
+        areas.append(f"M{places[0][0]:g} {_SPARK_HEIGHT}L{line}V{_SPARK_HEIGHT}Z")
+    return Spark("".join(lines), "".join(areas))
+
+
+def _runs(values: Sequence[float | None]) -> list[list[tuple[int, float]]]:
+    """The values that are known, with their numbers, in runs without a gap."""
+    runs: list[list[tuple[int, float]]] = [[]]
+    for number, value in enumerate(values):
+        if value is not None:
+            runs[-1].append((number, value))
+        elif runs[-1]:
+            runs.append([])
+    return [run for run in runs if run]
 
 
 def stacked(

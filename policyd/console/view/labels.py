@@ -129,6 +129,19 @@ def number(value: int | None) -> str:
     return UNKNOWN if value is None else f"{value:,}"
 
 
+def short(value: int | None) -> str:
+    """A count in three digits where it is large: 1.23M."""
+    if value is None or value < 100_000:
+        return number(value)
+    unit, sign = next(one for one in _UNITS if value >= 0.9995 * one[0])
+    scaled = value / unit
+    digits = 2 if scaled < 9.995 else 1 if scaled < 99.95 else 0
+    return f"{scaled:.{digits}f}{sign}"
+
+
+_UNITS = ((10**15, "P"), (10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
+
+
 def counted(value: int | None) -> str:
     """A number that policies judge, as the log has it; empty where it is not known."""
     if value is None:

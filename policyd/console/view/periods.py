@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from datetime import MAXYEAR, datetime, timedelta
+from datetime import MAXYEAR, UTC, datetime, timedelta
 from typing import TypeVar
 
 from policyd.console.view.log_query import moment
@@ -27,6 +27,26 @@ class Period:
     def last(self) -> datetime:
         """A moment in its last hour: the statistics include both ends."""
         return self.until - timedelta(seconds=1)
+
+    @property
+    def words(self) -> str:
+        """The period in words, in UTC."""
+        if self.name in DASHBOARD:
+            return f"the last {DASHBOARD[self.name][0]}"
+        return f"{_words(self.since)} to {_words(self.until)}"
+
+    @property
+    def query(self) -> dict[str, str]:
+        """The parameters that chosen() reads it from."""
+        if self.name != RANGE:
+            return {"period": self.name}
+        ends = (("since", self.since), ("until", self.until))
+        return {name: at.strftime("%Y-%m-%dT%H:%M") for name, at in ends}
+
+    @property
+    def before(self) -> datetime:
+        """When the period before begins, which is as long."""
+        return self.since - (self.until - self.since)
 
     @property
     def step(self) -> timedelta:
@@ -61,6 +81,10 @@ class Period:
             start += self.step
 
 
+def _words(at: datetime) -> str:
+    return f"{at:%b} {at.day}, {at:%H:%M}"
+
+
 def add(total: _Counted, more: _Counted) -> None:
     """Add `more` to `total`."""
     for field in fields(total):
@@ -89,6 +113,10 @@ DASHBOARD = {
     "30d": ("30 days", 30 * _DAY),
     "90d": ("90 days", 90 * _DAY),
 }
+RANGE = "range"
+"""The name of a period between two chosen moments."""
+_LONGEST = timedelta(days=400)
+_EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 USERS = {
     "today": ("Today", _DAY),
     "7d": ("7 days", 7 * _DAY),
@@ -102,6 +130,32 @@ def last_hours(name: str, now: datetime) -> Period:
     chosen = name if name in DASHBOARD else "24h"
     until = now.replace(minute=0, second=0, microsecond=0) + _HOUR
     return Period(chosen, until - DASHBOARD[chosen][1], until)
+
+
+def chosen(parameters: Mapping[str, str], now: datetime) -> tuple[Period, str]:
+    """The period of full hours that the parameters give, and what is wrong with them, or "": one
+    of DASHBOARD by its name, or the time between two moments."""
+    usual = last_hours(parameters.get("period", ""), now)
+    ends = [parameters.get(name, "").strip() for name in ("since", "until")]
+    if not any(ends):
+        return usual, ""
+    try:
+        since = _hour(moment(ends[0])) if ends[0] else None
+        until = _hour(moment(ends[1]) + _HOUR - timedelta(microseconds=1)) if ends[1] else None
+        until = until or usual.until
+        since = since or until - (usual.until - usual.since)
+        earlier = since - _LONGEST  # Where the period before may begin.
+    except (ValueError, OverflowError):
+        problem = "Give two times in UTC such as 2026-11-25T09:00"
+        return usual, f"{problem}; the last {DASHBOARD[usual.name][0]} are shown."
+    if not timedelta() < until - since <= _LONGEST or earlier < _EARLIEST:
+        problem = f"From must be before Until, by at most {_LONGEST.days} days"
+        return usual, f"{problem}; the last {DASHBOARD[usual.name][0]} are shown."
+    return Period(RANGE, since, until), ""
+
+
+def _hour(at: datetime) -> datetime:
+    return at.replace(minute=0, second=0, microsecond=0)
 
 
 def whole_days(parameters: Mapping[str, str], now: datetime) -> tuple[Period, str]:

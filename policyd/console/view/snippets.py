@@ -1,68 +1,73 @@
-"""Code that sends a request with an API key, ready to be copied, for several languages."""
+"""Programs that send a first request through the gateway, ready to be pasted and run.
+
+They run as they are printed, also where no provider's key is set: the demo's upstream wants none,
+and a gateway with --upstream-api-key-file sends its own. Clients of OpenAI's refuse to be made
+without one, so a word stands in its place.
+"""
 
 from typing import NamedTuple
 
-from policyd.descriptor.headers import KEY_HEADER
-
-PLACEHOLDER = "YOUR_API_KEY"
-"""Stands in place of an API key that is not shown any more."""
+_BODY = (
+    '{"model": "gpt-4o-mini", "user": "alice", '
+    '"messages": [{"role": "user", "content": "Hello there"}]}'
+)
 _CURL = """\
-curl '{url}/v1/chat/completions' \\
+curl {url}/v1/chat/completions \\
   -H "Authorization: Bearer ${{OPENAI_API_KEY:-none}}" \\
-  -H '{header}: {key}' \\
+  -H "x-usagepanda-api-key: {key}" \\
   -H 'Content-Type: application/json' \\
-  -d '{{"model": "gpt-4o-mini", "user": "alice",
-       "messages": [{{"role": "user", "content": "Hello"}}]}}'
-"""
+  -d '{body}'"""
 _PYTHON = """\
+# pip install openai
 import os
 
 import openai
 
 client = openai.OpenAI(
     base_url="{url}/v1",
-    # The provider's own key, as before. An upstream that asks for none, as in the demo, needs none.
     api_key=os.environ.get("OPENAI_API_KEY", "none"),
-    default_headers={{"{header}": "{key}"}},
+    default_headers={{"x-usagepanda-api-key": {key}}},
 )
 answer = client.chat.completions.create(
     model="gpt-4o-mini",
     user="alice",
     messages=[{{"role": "user", "content": "Hello there"}}],
 )
-print(answer.choices[0].message.content)
-"""
+print(answer.choices[0].message.content)"""
 _NODE = """\
+// npm install openai; save this as ask.mjs, and run: node ask.mjs
 import OpenAI from "openai";
 
 const client = new OpenAI({{
   baseURL: "{url}/v1",
-  // The provider's own key, as before. An upstream that asks for none, as in the demo, needs none.
   apiKey: process.env.OPENAI_API_KEY ?? "none",
-  defaultHeaders: {{ "{header}": "{key}" }},
+  defaultHeaders: {{ "x-usagepanda-api-key": {key} }},
 }});
 const answer = await client.chat.completions.create({{
   model: "gpt-4o-mini",
   user: "alice",
   messages: [{{ role: "user", content: "Hello there" }}],
 }});
-console.log(answer.choices[0].message.content);
-"""
+console.log(answer.choices[0].message.content);"""
 
 
 class Snippet(NamedTuple):
-    """Code in one language."""
+    """A program in one language."""
 
-    name: str
+    id: str
     label: str
     text: str
 
 
-def snippets(gateway: str, key: str = PLACEHOLDER) -> list[Snippet]:
-    """The code that asks the gateway at this URL, with `key`."""
-    given = {"url": gateway.rstrip("/"), "key": key, "header": KEY_HEADER}
+def snippets(url: str, secret: str | None = None) -> list[Snippet]:
+    """The programs for the gateway at `url`, which is plain (ServerSettings checks it), with the
+    API key; None: they read it from the environment, as POLICYD_KEY."""
+    curl, python, node = "$POLICYD_KEY", 'os.environ["POLICYD_KEY"]', "process.env.POLICYD_KEY"
+    if secret is not None:
+        curl, python, node = secret, f'"{secret}"', f'"{secret}"'
+    base = url.rstrip("/")
     return [
-        Snippet("curl", "curl", _CURL.format(**given).rstrip()),
-        Snippet("python", "Python", _PYTHON.format(**given).rstrip()),
-        Snippet("node", "Node", _NODE.format(**given).rstrip()),
+        Snippet("curl", "curl", _CURL.format(url=base, key=curl, body=_BODY)),
+        Snippet("python", "Python", _PYTHON.format(url=base, key=python)),
+        Snippet("node", "Node", _NODE.format(url=base, key=node)),
     ]

@@ -1,0 +1,240 @@
+"""An administrator: what the commands do to keys, defaults, the audit trail and the log, over the
+database itself or over AdminService of a running server. Each command is written once, for both."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Protocol
+
+from policyd.engine.settings import ApiKey, ServerDefaults, Settings
+from policyd.errors import DecisionNotFound, InvalidArgument, KeyNotFound
+from policyd.keys import api_key
+from policyd.keys.audit import Action, AuditRecord
+from policyd.keys.settings import Applied, DeclaredKey
+
+if TYPE_CHECKING:
+    from policyd.decision_log.record import Record
+    from policyd.store import LogFilter, Store
+
+_PAGE = 1000
+Status = dict[str, float | str | None]
+"""The state of the log, by the names that `policyd logs status` prints."""
+
+
+class Administrator(Protocol):
+    """What both can do. Each method raises PolicydError."""
+
+    def create(
+        self,
+        name: str,
+        policies: Settings,
+        accept: tuple[str, ...],
+        expires_at: datetime | None,
+    ) -> tuple[ApiKey, str]:
+        """Make a key. Returns its settings and the key itself."""
+
+    def all_keys(self, *, show_revoked: bool = False) -> list[ApiKey]:
+        """All keys, oldest first."""
+
+    def get(self, key_id: str) -> ApiKey:
+        """The key with this ID. Raises KeyNotFound."""
+
+    def update(self, key_id: str, changes: Mapping[str, Any]) -> ApiKey:
+        """Change a key, as Keys.update() does."""
+
+    def rotate(self, key_id: str, keep: timedelta) -> tuple[ApiKey, str]:
+        """Give a key a new secret. Returns its settings and the secret."""
+
+    def revoke(self, key_id: str) -> ApiKey:
+        """Revoke a key for good."""
+
+    def defaults(self) -> ServerDefaults | None:
+        """The server's defaults, as they were applied. None: they were not."""
+
+    def apply(
+        self,
+        declared: Sequence[DeclaredKey],
+        defaults: ServerDefaults | None,
+        *,
+        prune: bool,
+        dry_run: bool,
+    ) -> Applied:
+        """Make keys and defaults what is declared, as Store.apply() does."""
+
+    def audit(
+        self, key_id: str, action: str, since: datetime | None, limit: int
+    ) -> list[AuditRecord]:
+        """The newest records of the audit trail, as Audit.list() gives them."""
+
+    def page(self, wanted: "LogFilter", *, after: str = "", limit: int = 50) -> "list[Record]":
+        """A page of the log, newest first, as Log.page() gives it."""
+
+    def decision(self, decision_id: str) -> "Record":
+        """One decision of the log. Raises DecisionNotFound."""
+
+    def status(self) -> Status:
+        """The state of the log."""
+
+    def time(self) -> datetime:
+        """This moment, or that of the newest decision: by the clock that decisions are timed by."""
+
+    def note_export(self, what: Mapping[str, Any]) -> None:
+        """Have the audit trail tell of a copy of the log, where this is not known otherwise."""
+
+
+def find(administrator: Administrator, named: str) -> ApiKey:
+    """The key with this ID, else the one with this name that is not revoked.
+
+    Raises KeyNotFound, and InvalidArgument where several have the name, as in old databases.
+    """
+    try:
+        return administrator.get(named)
+    except KeyNotFound:
+        pass
+    found = [key for key in administrator.all_keys() if key.name == named.strip()]
+    if not found:
+        raise KeyNotFound(
+            f"no API key has the ID {named[:64]!r}, and none that is not revoked has this name: "
+            "policyd keys list shows which there are"
+        )
+    if len(found) > 1:
+        told = ", ".join(f"{key.id} (made {key.created_at:%Y-%m-%d %H:%M})" for key in found)
+        raise InvalidArgument(
+            f"{len(found)} keys have the name {named[:64]!r}: {told}. Name one by its ID, and give "
+            "each a name of its own: policyd keys set ID --name NAME"
+        )
+    return found[0]
+
+
+def find_id(administrator: Administrator, named: str) -> str:
+    """The ID of the key that find() finds; "" for none. An ID may also be one of a key that is not
+    known, as the log may outlive it."""
+    return named if not named or api_key.is_id(named) else find(administrator, named).id
+
+
+class OfStore:
+    """An administrator of the database that `store` reads. The audit trail names the `actor`."""
+
+    def __init__(self, store: "Store", actor: str) -> None:
+        self._store = store
+        self._actor = actor
+
+    def create(
+        self,
+        name: str,
+        policies: Settings,
+        accept: tuple[str, ...],
+        expires_at: datetime | None,
+    ) -> tuple[ApiKey, str]:
+        """See Administrator."""
+        create = self._store.keys.create
+        return create(name, policies, accept, expires_at=expires_at, by=self._actor)
+
+    def all_keys(self, *, show_revoked: bool = False) -> list[ApiKey]:
+        """See Administrator."""
+
+        def page(after: str) -> list[ApiKey]:
+            return self._store.keys.list(after=after, limit=_PAGE, show_revoked=show_revoked)
+
+        return list(_all(page))
+
+    def get(self, key_id: str) -> ApiKey:
+        """See Administrator."""
+        return self._store.keys.get(key_id)
+
+    def update(self, key_id: str, changes: Mapping[str, Any]) -> ApiKey:
+        """See Administrator."""
+        return self._store.keys.update(key_id, changes, by=self._actor)
+
+    def rotate(self, key_id: str, keep: timedelta) -> tuple[ApiKey, str]:
+        """See Administrator."""
+        return self._store.keys.rotate(key_id, keep, by=self._actor)
+
+    def revoke(self, key_id: str) -> ApiKey:
+        """See Administrator."""
+        return self._store.keys.revoke(key_id, by=self._actor)
+
+    def defaults(self) -> ServerDefaults | None:
+        """See Administrator."""
+        return self._store.defaults()
+
+    def apply(
+        self,
+        declared: Sequence[DeclaredKey],
+        defaults: ServerDefaults | None,
+        *,
+        prune: bool,
+        dry_run: bool,
+    ) -> Applied:
+        """See Administrator."""
+        apply = self._store.apply
+        return apply(declared, defaults, prune=prune, dry_run=dry_run, by=self._actor)
+
+    def audit(
+        self, key_id: str, action: str, since: datetime | None, limit: int
+    ) -> list[AuditRecord]:
+        """See Administrator."""
+        return self._store.audit.list(key_id=key_id, action=action, since=since, limit=limit)
+
+    def page(self, wanted: "LogFilter", *, after: str = "", limit: int = 50) -> "list[Record]":
+        """See Administrator."""
+        return self._store.log.page(wanted, after=after, limit=limit)
+
+    def decision(self, decision_id: str) -> "Record":
+        """See Administrator."""
+        if self._store.refused_keys.sample(decision_id):
+            raise DecisionNotFound(
+                "this request's API key was refused, so no policy was asked: see policyd logs "
+                "refused"
+            )
+        return self._store.log.get(decision_id)
+
+    def status(self) -> Status:
+        """See Administrator."""
+        found = self._store.log.status()
+        host, offset = self._store.workers.furthest_off() or (None, None)
+        stands = self._store.log.standstill()
+        return {
+            "decisions": found.decisions,
+            "lost": found.lost,
+            "oldest": found.oldest.isoformat(timespec="milliseconds") if found.oldest else None,
+            "refused_keys": self._store.refused_keys.total(),
+            "clock_offset": None if offset is None else offset.total_seconds(),
+            "clock_host": host,
+            "retention_standstill": stands.reason or None,
+            "retention_waiting": stands.waiting,
+        }
+
+    def time(self) -> datetime:
+        """See Administrator."""
+        return self._store.time()
+
+    def note_export(self, what: Mapping[str, Any]) -> None:
+        """See Administrator."""
+        self._store.audit.add(Action.LOG_EXPORT, self._actor, dict(what))
+
+
+def _all(page: Callable[[str], list[ApiKey]]) -> Iterator[ApiKey]:
+    after = ""
+    while found := page(after):
+        yield from found
+        after = found[-1].id
+
+
+def newest_first(
+    administrator: Administrator, wanted: "LogFilter", after: str = ""
+) -> "Iterator[Record]":
+    """All decisions that are wanted, newest first; those older than the one with the ID `after`."""
+    while page := administrator.page(wanted, after=after, limit=_PAGE):
+        yield from page
+        after = page[-1].id
+
+
+def arrived_since(
+    administrator: Administrator, wanted: "LogFilter", back: timedelta
+) -> "list[Record]":
+    """The wanted decisions of the last while, newest first."""
+    # By the clock that decisions are timed by: this machine's may be wrong, and would show none.
+    since = administrator.time() - back
+    since = max(since, wanted.since) if wanted.since else since
+    return list(newest_first(administrator, replace(wanted, since=since)))

@@ -1,0 +1,231 @@
+"""The same commands over the database and over AdminService of a running server."""
+
+import json
+import re
+import sqlite3
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+import trustme
+
+from policyd.store import Store
+from tests.support.commands import invoke
+from tests.support.databases import open_store
+from tests.support.processes import Policyd
+from tests.support.records import outcome, record
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policyd]:
+    """A policyd with a database of its own."""
+    running = Policyd(tmp_path_factory.mktemp("administered"))
+    yield running
+    assert running.stop() == 0, running.errors
+
+
+def remote(server: Policyd) -> tuple[str, ...]:
+    """The options that name the server."""
+    return ("--server", server.admin, "--token-file", str(server.folder / "admin-token"))
+
+
+@pytest.fixture
+def both(server: Policyd, tmp_path: Path) -> Iterator[list[tuple[Store, Sequence[str]]]]:
+    """A store and the options that name it: a database's, and those of a server."""
+    own = f"sqlite:///{tmp_path}/own.db"
+    stores = [open_store(own), Store(server.database_url)]
+    yield [(stores[0], ("--database-url", own)), (stores[1], remote(server))]
+    for store in stores:
+        store.close()
+
+
+_CHANGING = re.compile(
+    r"key_[0-9a-f]{16}|up-[0-9a-zA-Z]{48}|\d{4}-\d\d-\d\d[T ][\d:.]+(\+00:00|Z)?"
+    r"|(?<=suffix\": \")\w{4}|(?<=suffix            )\w{4}|(?<=suffix: )\w{4}"
+    r"|(?<=revision\": )\d+|(?<=revision          )\d+|(?<=\"id\": )\d+|(?<=TIME  )\d+"
+    r"|cli \S+@\S+|admin api \S+"
+)
+
+
+def outcome_of(done: CompletedProcess[bytes]) -> tuple[int, str, str]:
+    """What a command printed, without what differs from run to run."""
+    texts = (_CHANGING.sub("*", text.decode()) for text in (done.stdout, done.stderr))
+    out, err = (re.sub(r" +", " ", text) for text in texts)
+    return done.returncode, re.sub(r"^\* \d+ ", "* * ", out, flags=re.M), err
+
+
+KEYS = (
+    ("create", "app", "--policy", "max_tokens=enforce:500", "--accept", "user"),
+    ("create", "app"),
+    ("create", "other", "--enforce-user-ids", "audit", "--override", "locked", "--json"),
+    ("create", "", "--json"),
+    ("create", "short", "--expires", "1d", "--json"),
+    ("list",),
+    ("list", "--json"),
+    ("show", "app"),
+    ("show", "nobody"),
+    ("set", "app", "--name", "renamed", "--policy", "max_prompt_chars=audit:9", "--json"),
+    ("set", "renamed", "--accept", "email"),
+    ("set", "renamed", "--name", "other"),
+    ("set", "renamed", "--policy", "max_tokens=default", "--expires", "never"),
+    ("rotate", "renamed", "--keep", "1h", "--json"),
+    ("rotate", "renamed", "--keep", "200d"),
+    ("revoke", "other"),
+    ("set", "other", "--name", "x"),
+    ("list", "--revoked"),
+)
+
+
+def test_keys(both: list[tuple[Store, Sequence[str]]]) -> None:
+    """Every command of keys prints the same over the database and over a server, errors too."""
+    for words in KEYS:
+        local, over = (outcome_of(invoke("policyd", "keys", *words, *where)) for _, where in both)
+        assert over == local, words
+
+
+def test_audit(both: list[tuple[Store, Sequence[str]]]) -> None:
+    """The audit trail reads the same, but for the actor's name."""
+    for _, where in both:
+        invoke("policyd", "keys", "create", "audited", *where)
+        invoke("policyd", "keys", "set", "audited", "--name", "audited twice", *where)
+    for words in ((), ("--json",), ("--action", "key.update")):
+        limited = ("policyd", "audit", "--key", "audited twice", *words)
+        local, over = (outcome_of(invoke(*limited, *where)) for _, where in both)
+        assert over == local, words
+    for (_, where), actor in zip(both, ("cli ", "admin api 127.0.0.1"), strict=True):
+        done = invoke("policyd", "audit", "--limit", "1", "--json", *where)
+        assert json.loads(done.stdout)["actor"].startswith(actor)
+
+
+def test_logs(both: list[tuple[Store, Sequence[str]]], tmp_path: Path) -> None:
+    """The log reads the same: lists, one decision, files and the status. Only whether the request
+    named its model is not told by AdminService."""
+    plain = record(model="gpt-4o", flags="missing_user_id", trace_id="t" * 32)
+    answered = record(end_user="grace", request_id="r-1")
+    for store, _ in both:
+        store.log.append([plain, answered, outcome(answered)])
+    for words in (
+        ("list",),
+        ("list", "--json", "--user", "grace"),
+        ("list", "--limit", "1"),
+        ("list", "--any-id", "nothing"),
+        ("list", "--key-id", "key_0123456789abcdef"),
+        ("list", "--key-id", "nobody"),
+        ("list", "--since", "1h", "--decision", "denied"),
+        ("show", plain.id),
+        ("show", "r-1"),
+        ("show", "0" * 32),
+        ("export", "--user", "grace"),
+        ("export", "--format", "csv"),
+    ):
+        local, over = (invoke("policyd", "logs", *words, *where) for _, where in both)
+        assert over.returncode == local.returncode, over.stderr
+        assert over.stderr == local.stderr
+        assert over.stdout == local.stdout, words
+    local, over = (
+        json.loads(invoke("policyd", "logs", "status", "--json", *where).stdout)
+        for _, where in both
+    )
+    assert {**local, "clock_offset": 0, "clock_host": ""}.items() >= {
+        **over,
+        "clock_offset": 0,
+        "clock_host": "",
+    }.items()
+
+
+def refused(words: Sequence[str], *, at: Sequence[str]) -> str:
+    """What a command says that cannot reach its server."""
+    done = invoke("policyd", *words, *at)
+    assert done.returncode in (1, 2), done.stdout
+    assert len(done.stderr.decode().splitlines()) <= 4
+    return done.stderr.decode()
+
+
+def test_a_server_that_cannot_be_used(server: Policyd, tmp_path: Path) -> None:
+    """A wrong token, a port of another kind, none at all and a missing file: one sentence with the
+    fix each, without a traceback. No database is made."""
+    other = tmp_path / "other-token"
+    other.write_text("0123456789abcdef")
+    other.chmod(0o600)
+    open_ = tmp_path / "open-token"
+    open_.write_text("0123456789abcdef")
+    open_.chmod(0o644)
+    token = ("--token-file", str(server.folder / "admin-token"))
+    words = ("keys", "list")
+    for at, told in (
+        (("--server", server.admin, "--token-file", str(other)), "does not accept the token"),
+        (("--server", server.admin, "--token-file", str(open_)), "chmod 600"),
+        (("--server", server.admin, "--token-file", str(tmp_path / "no")), "cannot be read"),
+        (("--server", server.admin), "--server needs --token-file"),
+        (("--server", server.grpc, *token), "does not have ListApiKeys"),
+        (("--server", "127.0.0.1:1", *token), "nothing listens there"),
+        (("--server", "nowhere", *token), "--server takes HOST:PORT"),
+        (("--server", "192.0.2.1:1", *token), "in the clear"),
+        (("--server", server.admin, *token, "--tls"), "it does not speak TLS"),
+        (("--server", server.admin, *token, "--tls-ca", str(other)), "holds no certificate"),
+    ):
+        assert told in refused(words, at=at), at
+    assert "--server" in refused(("keys", "create", "x"), at=("--server", "127.0.0.1:1", *token))
+    assert not list(tmp_path.glob("*.db"))
+
+
+def test_tls(tmp_path: Path) -> None:
+    """Over TLS the command trusts the authority that it is given, and shows its certificate where
+    the server asks for one."""
+    authority, stranger = trustme.CA(), trustme.CA()
+    own = authority.issue_cert("127.0.0.1")
+    own.private_key_pem.write_to_path(tmp_path / "key.pem")
+    own.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    stranger.cert_pem.write_to_path(tmp_path / "other.pem")
+    pair = ("--tls-cert", f"{tmp_path}/cert.pem", "--tls-key", f"{tmp_path}/key.pem")
+    running = Policyd(tmp_path, *pair, "--tls-client-ca", f"{tmp_path}/ca.pem")
+    try:
+        at = ("--server", running.admin, "--token-file", f"{tmp_path}/admin-token")
+        done = invoke("policyd", "keys", "list", *at, "--tls-ca", f"{tmp_path}/ca.pem", *pair)
+        assert done.returncode == 0, done.stderr
+        words = ("keys", "list")
+        assert "--tls-ca" in refused(words, at=(*at, "--tls-ca", f"{tmp_path}/other.pem", *pair))
+        assert "--tls" in refused(words, at=at)
+        told = refused(words, at=(*at, "--tls-ca", f"{tmp_path}/ca.pem"))
+        assert "--tls-cert" in told
+    finally:
+        assert running.stop() == 0
+
+
+def test_names_of_old_databases(both: list[tuple[Store, Sequence[str]]], tmp_path: Path) -> None:
+    """An ID wins over a name. Where several keys have a name, as older versions allowed, they are
+    listed, and each can be named by its ID."""
+    file, store, where = tmp_path / "own.db", *both[0]
+    first, _ = store.keys.create("first")
+    second, _ = store.keys.create("second")
+    store.keys.create(first.id)  # Named as another one's ID.
+    shown = invoke("policyd", "keys", "show", first.id, "--json", *where)
+    assert json.loads(shown.stdout)["name"] == "first"
+    with sqlite3.connect(file) as connection:
+        connection.execute("UPDATE api_keys SET name = 'twin' WHERE name IN ('first', 'second')")
+    connection.close()
+    told = refused(("keys", "revoke", "twin"), at=where)
+    assert "2 keys have the name 'twin'" in told
+    assert first.id in told
+    assert second.id in told
+    assert invoke("policyd", "keys", "set", second.id, "--name", "free", *where).returncode == 0
+    assert invoke("policyd", "keys", "revoke", "twin", *where).returncode == 0
+
+
+def test_looking_makes_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that looks in the wrong folder makes no database there."""
+    monkeypatch.chdir(tmp_path)
+    for words in (
+        ("keys", "list"),
+        ("keys", "show", "app"),
+        ("keys", "revoke", "app"),
+        ("logs", "list"),
+        ("logs", "status"),
+        ("audit",),
+        ("simulate", "app"),
+        ("explain", "--key", "x", "--has-user"),
+    ):
+        assert invoke("policyd", *words).returncode == 1, words
+    assert list(tmp_path.iterdir()) == []
