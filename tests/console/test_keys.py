@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from policyd.console.view.snippets import PLACEHOLDER
 from policyd.engine.settings import ApiKey, Setting, setting_of
 from policyd.engine.states import Mode, Override
 from policyd.keys.audit import Action
@@ -222,14 +221,14 @@ async def test_rotation(console: Console, admin: Visitor) -> None:
 
 
 async def test_snippets_at_any_time(console: Console, admin: Visitor) -> None:
-    """The snippets are there at any time, with a placeholder in place of the secret."""
+    """The snippets are there at any time, with a variable in place of the secret."""
     key, secret = console.store.keys.create("one")
     page = await admin.get(f"/keys/{key.id}/use")
-    assert page.text.count(PLACEHOLDER) == 4
+    assert "$POLICYD_KEY" in page.text
     assert secret not in page.text
     assert secret[-4:] in page.text
     console.store.keys.revoke(key.id)
-    assert PLACEHOLDER not in (await admin.get(f"/keys/{key.id}/use")).text
+    assert "$POLICYD_KEY" not in (await admin.get(f"/keys/{key.id}/use")).text
 
 
 async def test_the_main_switch_is_first(console: Console, admin: Visitor) -> None:

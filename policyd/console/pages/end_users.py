@@ -120,10 +120,12 @@ def _kind(name: str) -> str:
     return "E-mail" if _EMAIL.fullmatch(name) else ""
 
 
-def _log_url(period: Period, key_id: str, user: str, key: str = "") -> str:
-    """The page of the log with an end user's requests in a period, of one key or of all."""
+def _log_url(period: Period, key_id: str, user: str, key: str = "", **more: str) -> str:
+    """The page of the log with an end user's requests in a period, of one key or of all. "" stands
+    for requests whose end user is not known."""
     ends = {"since": f"{period.since:%Y-%m-%dT%H:%M}", "until": f"{period.until:%Y-%m-%dT%H:%M}"}
-    given = {"user": user, "key": key or key_id} | ends
+    who = {"user": user} if user else {"nouser": "1"}
+    given = who | {"key": key or key_id} | more | ends
     return "/logs?" + urlencode({name: one for name, one in given.items() if one}, errors="replace")
 
 
