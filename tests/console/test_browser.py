@@ -573,18 +573,25 @@ def test_without_javascript(
         page.get_by_role("button", name="Apply").click()
         expect(page.get_by_role("row")).to_have_count(2)
         page.goto(f"{policyd.console}{filled['keys']}")
-        page.get_by_label("Select Plain", exact=True).check()
+        page.get_by_role("link", name="Settings of Plain").click()
+        page.get_by_role("link", name="Revoke").click()
+        page.get_by_role("button", name="Revoke this key").click()
+        expect(page.get_by_role("status")).to_contain_text("is revoked")
+
+
+def test_several_keys_without_javascript(browser: Browser, policyd: Policyd, token: str) -> None:
+    """Without JavaScript several keys are changed at once, and a request is tried."""
+    with _opened(browser, java_script_enabled=False) as page:
+        _sign_in(page, policyd, token)
+        _create_key(page, policyd, "Simple")
+        page.goto(f"{policyd.console}/keys")
+        page.get_by_label("Select Simple", exact=True).check()
         page.get_by_role("button", name="Change the selected keys").click()
         page.get_by_role("radio", name="Off").check()
         page.get_by_role("button", name="Review the change").click()
         page.get_by_role("button", name="Change 1 key").click()
         expect(page.get_by_role("status")).to_contain_text("1 key is changed")
         page.get_by_role("link", name="Try a request").click()
-        page.get_by_label("API key").select_option(label="Plain")
+        page.get_by_label("API key").select_option(label="Simple")
         page.get_by_role("button", name="Try it").click()
         expect(page.locator("#verdict")).to_contain_text("Allowed")
-        page.goto(f"{policyd.console}{filled['keys']}")
-        page.get_by_role("link", name="Settings of Plain").click()
-        page.get_by_role("link", name="Revoke").click()
-        page.get_by_role("button", name="Revoke this key").click()
-        expect(page.get_by_role("status")).to_contain_text("is revoked")
