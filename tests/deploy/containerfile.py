@@ -151,7 +151,7 @@ class Image:
             if path.is_dir():  # What is in it, and not the folder itself.
                 ignored = None if stage else shutil.ignore_patterns("__pycache__")
                 shutil.copytree(path, into, symlinks=True, ignore=ignored, dirs_exist_ok=True)
-                made = [into / one.name for one in path.iterdir()]
+                made = [one for one in into.iterdir() if (path / one.name).exists()]
             else:
                 place = into / path.name if target.endswith("/") else into
                 place.parent.mkdir(parents=True, exist_ok=True)
