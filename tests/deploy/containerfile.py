@@ -26,7 +26,10 @@ mount -t tmpfs tmpfs "$1/root/tmp"
 """
 _BUILD = 'exec chroot "$1/root" sh -ec "$2"'
 _RUN = """
-mkdir -p "$1/data" && chown "$2" "$1/data" && mount --bind "$1/data" "$1/root$3"
+mkdir -p "$1/data"
+chown --reference="$1/root$3" "$1/data"
+chmod --reference="$1/root$3" "$1/data"
+mount --bind "$1/data" "$1/root$3"
 mount -o remount,ro "$1/root"
 root="$1/root" user="${2%:*}" group="${2#*:}" folder="$3"
 shift 3
