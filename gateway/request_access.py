@@ -3,13 +3,11 @@ upstream; the others are counted."""
 
 from typing import TYPE_CHECKING
 
-from policyd.telemetry.access import AccessLog, Value
+from policyd.telemetry.access import AccessLine, AccessLog, plain
 from policyd.v1.policy_pb2 import Ending
 
 if TYPE_CHECKING:
     from gateway.exchange import Exchange
-
-_SECOND = 1e9
 
 
 class RequestAccess:
@@ -26,24 +24,27 @@ class RequestAccess:
         if not is_known and exchange.by != "upstream":
             self._access.count_stranger(exchange.status)
             return
-        fields: dict[str, Value] = {
-            "by": exchange.by or "client",
-            "operation": exchange.operation,
-            "verdict": exchange.verdict,
-            "decision_id": decision.decision_id if decision else "",
-            "trace_id": exchange.trace_id,
-            "api_key_id": decision.api_key_id if decision else "",
-            "seconds": (now - exchange.began) / _SECOND,
-            "request_bytes": exchange.headers.content_length,
-            "bytes": exchange.sent,
-        }
+        line = AccessLine(
+            plain(exchange.scope["method"]),
+            plain(exchange.path),
+            exchange.status,
+            by=exchange.by or "client",
+            operation=exchange.operation,
+            verdict=exchange.verdict,
+            decision_id=decision.decision_id if decision else "",
+            trace_id=exchange.trace_id,
+            api_key_id=decision.api_key_id if decision else "",
+            seconds=_seconds(exchange.began, now),
+            request_bytes=exchange.headers.content_length or 0,
+            bytes=exchange.sent,
+        )
         if exchange.decided:
-            fields["ask_seconds"] = (exchange.decided - exchange.asked) / _SECOND
+            line.ask_seconds = _seconds(exchange.asked, exchange.decided)
         if exchange.answered:
-            fields["upstream_seconds"] = (exchange.answered - exchange.decided) / _SECOND
+            line.upstream_seconds = _seconds(exchange.decided, exchange.answered)
         if exchange.outcome is not None:
-            fields["ending"] = _ENDINGS[exchange.outcome.ending]
-        self._access.write(exchange.scope["method"], exchange.path, exchange.status, fields)
+            line.ending = _ENDINGS[exchange.outcome.ending]
+        self._access.write(line)
 
     def end(self) -> None:
         """Report the strangers that no line has reported yet."""
@@ -51,3 +52,8 @@ class RequestAccess:
 
 
 _ENDINGS = {value: name.removeprefix("ENDING_").lower() for name, value in Ending.items()}
+
+
+def _seconds(began: int, ended: int) -> float:
+    """Between two moments in nanoseconds, to the microsecond."""
+    return round((ended - began) / 1e9, 6)

@@ -7,6 +7,7 @@ import click
 from gateway.cli import OPTIONS
 from gateway.settings import Settings
 from gateway.supervisor import ReadAgain, supervise
+from policyd.command import service_manager
 from policyd.command.crew import orders
 from policyd.command.groups import ServerCommand, read_again
 from policyd.command.open_files import raise_limit
@@ -24,7 +25,7 @@ from policyd.telemetry.log import start_logging
 def serve(log_level: str, log_format: str, **given: Any) -> None:
     """Run the gateway.
 
-    A flag wins over the environment (GATEWAY_*), and that over --config FILE (YAML).
+    A flag wins over the environment (POLICYD_GATEWAY_*), and that over --config FILE (YAML).
     SIGTERM drains it, SIGINT (Ctrl-C) does not, a second one cuts the requests under way. SIGHUP
     replaces its workers one at a time, by what the --config file, secrets and certificates are
     then, and by the version that is installed then; --listen and --workers stay.
@@ -42,3 +43,4 @@ async def _serve(settings: Settings, again: ReadAgain) -> None:
 
 def _say_ready(at: str) -> None:
     click.echo(f"policyd-gateway is ready: {at} {build_words()}")
+    service_manager.ready()

@@ -1,4 +1,4 @@
-"""How the commands begin: with a sentence, and no traceback, where an extra is not installed.
+"""How the commands begin: without a traceback, where an extra is not installed and at Ctrl-C.
 
 The standard library only, as `pip install policyd` without an extra brings no more than the client
 needs, and yet puts the commands there.
@@ -7,6 +7,8 @@ needs, and yet puts the commands there.
 import importlib
 import sys
 
+INTERRUPTED = 130
+"""The exit status at Ctrl-C, as shells have it."""
 _OWN = ("policyd", "gateway")
 _BROUGHT = {
     "aiohttp": "gateway",
@@ -31,6 +33,8 @@ def policyd_gateway() -> None:
 def _run(module: str, command: str, own: str) -> None:
     try:
         importlib.import_module(module).main()
+    except KeyboardInterrupt:  # While it loads what it is made of. See command/groups.py, too.
+        sys.exit(INTERRUPTED)
     except ModuleNotFoundError as problem:
         package = (problem.name or "").partition(".")[0]
         if package in ("", *_OWN, *sys.stdlib_module_names):

@@ -11,7 +11,7 @@ import click
 
 from gateway.cli import main as gateway
 from policyd.cli.main import main as policyd
-from policyd.command.configuration import Declared
+from policyd.command.declared import Declared, variables_of
 
 _HEAD = """\
 <!-- Generated from policyd/settings.py, gateway/settings.py and policyd/cli by `make docs`. Do not
@@ -22,7 +22,8 @@ edit: change the declarations there. -->
 A setting has one name in four spellings: the flag `--log-retention`, the environment variable
 `POLICYD_LOG_RETENTION`, the key `log-retention` (or `log_retention`) in the `--config` file, and
 its row here. A flag wins over the environment, the environment over the file, and the file over the
-default. Settings of `policyd` have the prefix `POLICYD_`, those of `policyd-gateway` `GATEWAY_`.
+default. Settings of `policyd` have the prefix `POLICYD_`, those of `policyd-gateway`
+`POLICYD_GATEWAY_`; the gateway also reads its settings' names with the older prefix `GATEWAY_`.
 
 The file is YAML with one `KEY: VALUE` a line:
 
@@ -36,15 +37,24 @@ log-retention: 30
 In the environment and in the file, a flag that takes no value is turned on by `true` and off by
 `false`.
 
-A name that no command reads is an error that says which name is meant. `policyd serve`,
-`policyd demo` and `policyd-gateway serve` also refuse settings of other commands. The other
-commands of `policyd` leave a server's settings alone, so all commands can run in one environment.
+A size or a time is a number of the unit that its row names, or has a unit of its own. Sizes have
+`B`; `KiB`, `MiB`, `GiB`, `TiB` (or `Ki` to `Ti`), which are powers of 1024; and `kB`, `MB`, `GB`,
+`TB`, which are powers of 1000. Times have `ms`, `s`, `m`, `h`, `d` and `w`. So
+`--spool-limit 4GiB`, `--log-retention 90d` and `--policy-timeout 500ms` say what they mean.
+
+A name that no command reads is an error that says which name is meant. (Other programs have
+variables that begin with `GATEWAY_`, so one that is like no setting is only warned of.)
+`policyd serve`, `policyd demo` and `policyd-gateway serve` also refuse settings of other commands.
+The other commands of `policyd` leave a server's settings alone, so all commands can run in one
+environment.
 
 At SIGHUP `policyd serve` and `policyd-gateway serve` read the `--config` file, secrets and
 certificates again. `--help` of each names the settings that hold until its next start.
 """
 _COLUMNS = ("Key in `--config`", "Flag", "Environment", "Default", "Value", "What it does")
 _SERVERS = ("policyd serve", "policyd-gateway serve", "policyd demo")
+_CHECKS = ("config check", "doctor")
+"""Commands that take a server's settings."""
 _SIZES = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 _MANY = 5
 """Commands that are named one by one; of more, those are that do not take the option."""
@@ -54,13 +64,18 @@ def page() -> str:
     """The page."""
     commands = dict(_commands(policyd, "policyd")) | dict(_commands(gateway, "policyd-gateway"))
     parts = [_HEAD]
-    checks = {path: commands.pop(path.replace("serve", "config check")) for path in _SERVERS[:2]}
+    checks = {
+        path.replace("serve", name): commands.pop(path.replace("serve", name))
+        for path in _SERVERS[:2]
+        for name in _CHECKS
+    }
     for path in _SERVERS:
         command = commands.pop(path)
         parts += [f"## {path}\n", f"{_sentence(command)}\n"]
         parts.append(_table(_COLUMNS, [_cells(one) for one in _options(command)]))
-        if path in checks:
-            parts.append(_of_check(path.replace("serve", "config check"), command, checks[path]))
+        for name in _CHECKS:
+            if check := checks.get(path.replace("serve", name)):
+                parts.append(_of_check(path.replace("serve", name), command, check))
     parts += ["## The other commands of policyd\n", _of_others(commands)]
     return "\n".join(parts)
 
@@ -88,7 +103,7 @@ def _of_check(path: str, server: click.Command, check: click.Command) -> str:
     its = {one.name for one in server.params}
     more = [one for one in _options(check) if one.name not in its]
     told = "; ".join(f"`{one.opts[0]}`: {one.help}" for one in more)
-    return f"`{path}` takes the same settings, and looks at them without starting it. {told}\n"
+    return f"`{path}` takes the same settings: {_sentence(check)} {told}\n"
 
 
 def _of_others(commands: Mapping[str, click.Command]) -> str:
@@ -112,7 +127,7 @@ def _named(paths: Sequence[str], of: Sequence[str]) -> str:
 
 
 def _cells(option: click.Option) -> tuple[str, ...]:
-    variable = option.envvar if isinstance(option.envvar, str) else None
+    variable = next(iter(variables_of(option)), None)
     # --config itself cannot stand in the file that it names.
     in_file = variable is not None and option.name != "config"
     return (
@@ -155,7 +170,9 @@ def _value(option: click.Option) -> str:
             for sign, bound in ((">" if kind.min_open else "≥", kind.min), ("≤", kind.max))
             if bound is not None
         ]
-        what = _unit(option) or ("whole number" if isinstance(kind, click.IntRange) else "number")
+        unit = _unit(option)
+        size = "size in bytes" if unit == "bytes" else f"time in {unit}" if unit else ""
+        what = size or ("whole number" if isinstance(kind, click.IntRange) else "number")
         return ", ".join((what, *bounds))
     shown = option.make_metavar(click.Context(click.Command("policyd")))
     return f"`{shown}`" + (", several" if option.multiple else "")

@@ -9,6 +9,7 @@ In the order of the way of a request:
                  limits: its bounds
     bounded      how a protocol reports to that table
     protocol     HTTP/1.1 as a proxy needs it
+    reasons      the reason phrases of status lines
     body         a request's body, read piece by piece within a bound
     probes       /healthz, /readyz and /settingsz
     reply        answers of our own, written to the byte

@@ -25,9 +25,12 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from policyd.asgi import reasons
 from policyd.asgi.bounded import Bounded
 from policyd.asgi.reply import HEAD_TOO_LARGE, NO_ROOM, NOT_HTTP, TOO_SLOW, Reply
 from policyd.asgi.visit import State
+
+reasons.pin()
 
 MAX_HEAD = 256 * 1024
 """Bytes of a request line and its headers, with the empty line at their end."""

@@ -26,6 +26,11 @@ _COMMANDS = {
         "demo",
         "Run policyd, its gateway and a small OpenAI-compatible upstream together, to try them.",
     ),
+    "doctor": Lazy(
+        "policyd.cli.doctor",
+        "doctor",
+        "Look at policyd as it is deployed here, and say how to fix what is wrong.",
+    ),
     "explain": Lazy(
         "policyd.cli.explain", "explain", "Say what would be decided of a request, and why."
     ),

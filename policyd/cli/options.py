@@ -27,7 +27,9 @@ _MODE = (
     "did you mean --default-mode (POLICYD_DEFAULT_MODE), which holds for API keys that set no "
     "mode? A key's own modes are set by policyd keys set ID --policy NAME=MODE"
 )
-OPTIONS = Options("POLICYD", dict.fromkeys(("enforce", "mode"), _MODE))
+OPTIONS = Options(
+    "POLICYD", dict.fromkeys(("enforce", "mode"), _MODE), others=("POLICYD_GATEWAY_",)
+)
 option = OPTIONS.option
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _EPOCH = datetime.fromtimestamp(0, UTC)

@@ -9,6 +9,7 @@ import click
 
 from policyd.cli import options
 from policyd.cli.options import OPTIONS
+from policyd.command import service_manager
 from policyd.command.crew import orders
 from policyd.command.groups import ServerCommand, read_again
 from policyd.command.open_files import raise_limit
@@ -70,7 +71,7 @@ async def _say_ready(settings: ServerSettings) -> None:
     at = f"grpc={settings.grpc} admin={settings.admin}" + (f" http={http}" if http else "")
     last = (f"metrics={metrics} " if metrics else "") + build_words()
     if settings.console is None:
-        click.echo(f"policyd is ready: {at} {last}")
+        _say_is_ready(f"{at} {last}")
         return
     # In a thread: this loop may serve decisions, and the database may be silent.
     asking = StoreThreads("the console's link", settings.database_timeout)
@@ -79,10 +80,15 @@ async def _say_ready(settings: ServerSettings) -> None:
         # It is first, unless the database does not tell whether there is a password.
         await asyncio.wait({saying}, timeout=_LINK)
         url = await asking.run(_console_url, settings)
-        click.echo(f"policyd is ready: {at} console={url} {last}")
+        _say_is_ready(f"{at} console={url} {last}")
         await saying
     finally:
         saying.cancel()
+
+
+def _say_is_ready(at: str) -> None:
+    click.echo(f"policyd is ready: {at}")
+    service_manager.ready()
 
 
 async def _say_link(settings: ServerSettings, asking: StoreThreads) -> None:

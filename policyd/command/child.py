@@ -104,7 +104,7 @@ class Child:
         """
         self._does_its_work.clear()
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", self._module, *log_arguments()),
+            *(sys.executable, "-m", "policyd.command.start", self._module, *log_arguments()),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             pass_fds=tuple(self._sockets.values()),
@@ -137,6 +137,7 @@ class Child:
         """Start it again whenever it ends, until cancelled."""
         while True:
             status = await self._end()
+            self._does_its_work.clear()
             _log.error("%s ended (status %d) and is started again", self._name, status)
             await asyncio.sleep(_PAUSE)
             try:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from policyd.command.address import Address
+from policyd.command.declared import Declared, attributes_of, variables_of
 from policyd.command.process import JSON, TEXT
 from policyd.command.settings import Setting, settings_of
 from policyd.errors import SettingsError
@@ -27,14 +27,6 @@ _LEVELS = ("debug", "info", "warning", "error")
 _FOREIGN = re.compile(r"TEST_.*|(.*_)?(SERVICE_(HOST|PORT)(_.*)?|PORT(_\d+_.*)?)|INTERFACE")
 
 
-class Declared(click.Option):
-    """An option that knows the unit of its number, for the documentation."""
-
-    def __init__(self, *arguments: Any, unit: str = "", **attributes: Any) -> None:
-        super().__init__(*arguments, **attributes)
-        self.unit = unit
-
-
 class Options:
     """Makes click options that also read `PREFIX_*` and --config, and knows their names.
 
@@ -45,12 +37,20 @@ class Options:
     """
 
     def __init__(
-        self, prefix: str, meant: Mapping[str, str] | None = None, like: tuple[str, ...] = ()
+        self,
+        prefix: str,
+        meant: Mapping[str, str] | None = None,
+        *,
+        old: str = "",
+        others: tuple[str, ...] = (),
     ) -> None:
         self._prefix = prefix + "_"
         self._meant = meant or {}
-        self._like = like
-        """Prefixes that are taken for ours, and are not."""
+        self._prefixes = (self._prefix, f"{old}_") if old else (self._prefix,)
+        """Ours, and an older one. The older one is a common word: other programs may have variables
+        of it, so those that are no setting of ours are left alone."""
+        self._others = others
+        """Prefixes that begin with ours, and belong to another program."""
         self._known = {"config": "config"}
         """What click calls each setting, by its name."""
         self._many: set[str] = set()
@@ -83,9 +83,14 @@ class Options:
         if attributes.get("multiple"):
             self._many.add(name)
         has_default = attributes.get("default") is not None and not attributes.get("is_flag")
-        envvar = self._prefix + name.upper()
+        envvar = self._variables(name)
         shown = {"envvar": envvar, "show_envvar": True, "show_default": has_default}
         return click.option(*names, cls=Declared, **shown, **attributes)
+
+    def _variables(self, name: str) -> str | list[str]:
+        """The variables that set it. Of several, the first counts."""
+        names = [prefix + name.upper() for prefix in self._prefixes]
+        return names if names[1:] else names[0]
 
     def settings(self, kind: "type[DataclassInstance]") -> Callable[[_Command], _Command]:
         """The options of all settings that a class declares."""
@@ -104,7 +109,7 @@ class Options:
         """The option of one setting of a class, for a command that shares it; with `other`
         attributes where they differ."""
         [one] = (one for one in settings_of(kind) if one.field == field)
-        return self.option(one.flag, **_attributes(one) | other)
+        return self.option(one.flag, **attributes_of(one) | other)
 
     def _of(self, one: Setting) -> Iterator[Callable[[Any], Any]]:
         if one.file_help:
@@ -112,7 +117,7 @@ class Options:
             yield self.option(one.file_flag, type=file, help=one.file_help)
         if one.help:
             names = f"{one.flag}/--no-{one.flag.removeprefix('--')}" if one.switch else one.flag
-            yield self.option(names, **_attributes(one))
+            yield self.option(names, **attributes_of(one))
 
     def config(self, command: _Command) -> _Command:
         """The option --config of a command that is no server."""
@@ -126,7 +131,7 @@ class Options:
         add = click.option(
             "--config",
             type=click.Path(path_type=Path, dir_okay=False),
-            envvar=self._prefix + "CONFIG",
+            envvar=self._variables("config"),
             show_envvar=True,
             is_eager=True,  # Before the options that it sets.
             expose_value=False,
@@ -148,29 +153,42 @@ class Options:
         return add(command)
 
     def check_environment(self, environment: Mapping[str, str] | None = None) -> None:
-        """Raises SettingsError for a variable with our prefix that is no setting of ours."""
+        """Raises SettingsError for a variable with our prefix that is no setting of ours. Where it
+        has the older prefix, and is not like one either, stderr has a warning."""
         for variable in os.environ if environment is None else environment:
-            for prefix in (self._prefix, *self._like):
+            for prefix in self._prefixes:
                 self._check_variable(variable, prefix)
 
     def _check_variable(self, variable: str, prefix: str) -> None:
         name = variable[len(prefix) :]
+        is_other = variable.upper().startswith(self._others)
         if variable.upper() != prefix + name.upper() or _FOREIGN.fullmatch(name.upper()):
             return
-        is_ours = variable.startswith(prefix)
-        if variable != self._prefix + name.upper() and self._knows(name.lower()):
+        if is_other or (
+            variable.startswith(prefix) and name.isupper() and self._knows(name.lower())
+        ):
+            return
+        if self._knows(name.lower()):
             hint = f"did you mean {self._prefix}{name.upper()}?"
             raise SettingsError(f"the environment sets {variable}, which is not read: {hint}")
-        if is_ours and prefix == self._prefix:
+        is_strict = prefix == self._prefix or self._hint(name.lower()) or self._close(name.lower())
+        if is_strict and variable.startswith(prefix):
             self._refuse_unknown(name.lower(), variable, "the environment")
+        elif variable.startswith(prefix):
+            click.echo(
+                f"The environment sets {variable}, which is no setting and is not read; settings "
+                f"begin with {self._prefix}.",
+                err=True,
+            )
 
     def _read_server_config(
         self, context: click.Context, parameter: click.Parameter, path: Path | None
     ) -> None:
-        own = {one.envvar for one in context.command.params}
+        own = {variable for one in context.command.params for variable in variables_of(one)}
         for variable in os.environ:
-            name = variable.removeprefix(self._prefix).lower()
-            if variable not in own and variable.startswith(self._prefix) and self._knows(name):
+            prefix = next(filter(variable.startswith, self._prefixes), "")
+            name = variable.removeprefix(prefix).lower()
+            if prefix and variable not in own and self._knows(name):
                 self._refuse_others(context, name, variable, "the environment")
         for spelling in _read_yaml(path) if path else ():
             name = _name(spelling)
@@ -208,55 +226,22 @@ class Options:
             return
 
         def spelt(known: str) -> str:
-            return self._prefix + known.upper() if spelling.startswith(self._prefix) else known
+            return self._prefix + known.upper() if spelling.startswith(self._prefixes) else known
 
-        # Without the prefix, which makes any two names alike.
-        if close := difflib.get_close_matches(name, self._known, n=1):
-            hint = f"did you mean {spelt(close[0])}?"
+        if close := self._close(name):
+            hint = f"did you mean {spelt(close)}?"
         else:
             hint = f"there are {', '.join(map(spelt, sorted(self._known)))}"
         hint = self._hint(name) or hint
         raise SettingsError(f"{where} sets {spelling}, which is no setting: {hint}")
 
+    def _close(self, name: str) -> str:
+        """The setting that a name is like, without its prefix, which makes any two names alike."""
+        self._load_all()
+        return next(iter(difflib.get_close_matches(name, self._known, n=1)), "")
+
     def _hint(self, name: str) -> str:
         return self._meant.get(name) or self._meant.get(name.partition("_")[0], "")
-
-
-def _attributes(one: Setting) -> dict[str, Any]:
-    """What click makes a setting's option of."""
-    default = one.default
-    if one.words is not None:
-        default = next((word for word, value in one.words.items() if value == default), None)
-    elif default in ("", ()):
-        default = None
-    elif one.kind is Address and default is not None:
-        default = str(default)
-    metavar = one.metavar or ("HOST:PORT" if one.kind is Address else None)
-    attributes = {
-        "default": default,
-        "type": _type(one),
-        "metavar": metavar,
-        "help": one.help,
-        "unit": one.unit,
-    }
-    return attributes | (
-        {"is_flag": True} if one.kind is bool and not (one.words or one.switch) else {}
-    )
-
-
-def _type(one: Setting) -> click.ParamType[Any] | None:
-    if one.words is not None:
-        return click.Choice(list(one.words), case_sensitive=not one.any_case)
-    if one.kind is Path:
-        return click.Path(
-            path_type=Path, file_okay=one.path != "folder", dir_okay=one.path != "file"
-        )
-    if one.kind is int:
-        return click.IntRange(one.least, one.most)
-    if one.kind is float:
-        least = one.above if one.least is None else one.least
-        return click.FloatRange(least, one.most, min_open=one.above is not None)
-    return None
 
 
 def _name(spelling: str) -> str:
@@ -271,7 +256,7 @@ def _commands_that_take(context: click.Context, variable: str) -> Iterator[str]:
             for name in command.list_commands(context):
                 one = command.get_command(context, name)
                 waiting += [(f"{path} {name}", one)] if one is not None else []
-        elif any(option.envvar == variable for option in command.params):
+        elif any(variable in variables_of(option) for option in command.params):
             yield path
 
 

@@ -14,6 +14,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from policyd.command import service_manager
 from policyd.command.child import End, Serving
 from policyd.errors import PolicydError, SettingsError
 
@@ -193,6 +194,7 @@ class Orders:
             self.hurry()
         else:
             self.end = end
+            service_manager.stopping()
         self._stopping.set()
         self._any.set()
 
@@ -227,6 +229,7 @@ class Orders:
             await replace()
             return True
 
+        service_manager.reloading()
         try:
             if await self.unless_stopping(replaced()):
                 _log.info("all workers are replaced")
@@ -234,6 +237,8 @@ class Orders:
                 _log.info("the workers are being stopped, so no more of them are replaced")
         except (PolicydError, OSError) as error:
             _log.error("no more workers are replaced, and those that run go on: %s", error)
+        if not self._stopping.is_set():
+            service_manager.ready()
 
 
 def keep_fixed(
@@ -265,8 +270,10 @@ async def orders() -> AsyncIterator[Orders]:
     loop.add_signal_handler(signal.SIGTERM, given.stop, End.DRAIN)
     loop.add_signal_handler(signal.SIGINT, given.stop, End.NOW)
     loop.add_signal_handler(signal.SIGHUP, hang_up)
+    telling = asyncio.create_task(service_manager.keep_telling())
     try:
         yield given
     finally:
+        telling.cancel()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.remove_signal_handler(number)

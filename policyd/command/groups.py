@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import click
+from click.exceptions import Exit
 
 from policyd.errors import InvalidArgument, PolicydError, SettingsError
+from policyd.extras import INTERRUPTED
 
 _ARGUMENTS = "policyd.arguments"
 
@@ -37,12 +39,22 @@ def read_again(context: click.Context) -> dict[str, Any]:
 
 
 class Group(click.Group):
-    """A group of commands that says what went wrong, without a traceback."""
+    """A group of commands that says what went wrong, without a traceback. Ctrl-C is nothing that
+    went wrong, and ends it without a word."""
+
+    def make_context(self, *arguments: Any, **attributes: Any) -> click.Context:
+        """See click.Group."""
+        try:
+            return super().make_context(*arguments, **attributes)
+        except KeyboardInterrupt:
+            raise Exit(INTERRUPTED) from None
 
     def invoke(self, ctx: click.Context) -> Any:
         """See click.Group."""
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Exit(INTERRUPTED) from None
         except (SettingsError, InvalidArgument) as error:
             raise click.UsageError(str(error)) from error
         except PolicydError as error:

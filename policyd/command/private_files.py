@@ -60,12 +60,14 @@ def close_to_others(path: Path) -> None:
 def warn_of_open_folders(folders: Iterable[Path]) -> None:
     """Log which of the folders every user of this machine may list or write to.
 
-    They stay as they are, as other programs may have a reason to use them.
+    They stay as they are, as other programs may have a reason to use them. A folder that is mounted
+    read-only, as an orchestrator mounts secrets, is the orchestrator's.
     """
     for folder in sorted({one.absolute() for one in folders}):
         with suppress(OSError):
             mode = stat.S_IMODE(folder.stat().st_mode)
-            if mode & (stat.S_IROTH | stat.S_IWOTH):
+            is_fixed = os.statvfs(folder).f_flag & os.ST_RDONLY
+            if mode & (stat.S_IROTH | stat.S_IWOTH) and not is_fixed:
                 _log.warning(
                     "every user of this machine may %s %s (%04o), where policyd keeps its data: "
                     "chmod 700 it, or give policyd a folder of its own",

@@ -37,7 +37,7 @@ class Setting:
     default: Any
     help: str
     unit: str = ""
-    """Of its number: seconds, bytes."""
+    """Of its number where it has none of its own: one of units.UNITS."""
     metavar: str | None = None
     least: Any = None
     """Bounds are of the type of its values."""

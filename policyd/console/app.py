@@ -16,10 +16,14 @@ from policyd.asgi.probes import Probes
 from policyd.command.threads import StoreThreads
 from policyd.console.pages import (
     account,
+    audit,
     dashboard,
     end_users,
     first_password,
+    key_batch,
+    key_rotation,
     key_settings,
+    key_use,
     keys,
     log_details,
     logs,
@@ -56,7 +60,11 @@ _BUSY = "The console is working on too many pages. Wait a few seconds, then relo
 _PAGES = (
     dashboard,
     keys,
-    key_settings,  # behind keys: else /keys/new would show the settings of a key "new"
+    key_batch,
+    key_settings,  # behind these: else /keys/new would show the settings of a key "new"
+    key_rotation,
+    key_use,
+    audit,
     simulation,
     logs,
     log_details,

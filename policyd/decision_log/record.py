@@ -56,6 +56,9 @@ _Number = Annotated[int, msgspec.Meta(ge=INVALID, le=MAX_NUMBER)]
 class Verdict(IntEnum):
     """The decision in a word."""
 
+    # As the numbers of engine/states.py do: it is looked up for each decision that is counted.
+    __hash__ = int.__hash__
+
     ALLOWED = 1
     WOULD_DENY = 2
     DENIED = 3

@@ -6,7 +6,7 @@ from time import perf_counter
 from policyd.decision_log.record import Record, Verdict
 from policyd.decision_log.refused_key import RefusedKey
 from policyd.decision_log.writer import Entry
-from policyd.telemetry.access import AccessLog, Value
+from policyd.telemetry.access import AccessLine, AccessLog, plain
 
 _VERDICTS = {one: one.name.lower() for one in Verdict}
 _ALLOWED, _REFUSED = 200, 403
@@ -21,22 +21,26 @@ class DecisionAccess:
 
     def decided(self, adapter: str, entries: Sequence[Entry], began: float) -> None:
         """Write the lines of one request by `adapter`, which came at `began` of perf_counter()."""
-        seconds = perf_counter() - began
+        seconds = round(perf_counter() - began, 6)
         for entry in entries:
             if isinstance(entry, RefusedKey):
                 self._access.count_stranger(_REFUSED)
             elif isinstance(entry, Record):
-                fields: dict[str, Value] = {
-                    "adapter": adapter,
-                    "operation": entry.operation,
-                    "verdict": _VERDICTS[entry.verdict],
-                    "flags": entry.flags,
-                    "decision_id": entry.id,
-                    "trace_id": entry.trace_id,
-                    "api_key_id": entry.key_id,
-                    "seconds": seconds,
-                }
-                self._access.write(entry.method, entry.path, entry.status or _ALLOWED, fields)
+                self._access.write(
+                    AccessLine(
+                        plain(entry.method),
+                        plain(entry.path),
+                        entry.status or _ALLOWED,
+                        adapter=adapter,
+                        operation=entry.operation,
+                        verdict=_VERDICTS[entry.verdict],
+                        flags=entry.flags,
+                        decision_id=entry.id,
+                        trace_id=entry.trace_id,
+                        api_key_id=entry.key_id,
+                        seconds=seconds,
+                    )
+                )
 
     def end(self) -> None:
         """Report the strangers that no line has reported yet."""

@@ -3,7 +3,6 @@
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from time import perf_counter
-from typing import NamedTuple
 
 from policyd.decision_log import results
 from policyd.decision_log.record import Record, Verdict
@@ -43,7 +42,8 @@ class DecisionMetrics:
             self._errors.of(reason)  # So that its first error shows as an increase from 0.
         self._outcomes = metrics.counts(catalogue.OUTCOMES)
         self._refused = metrics.counts(catalogue.REFUSED_KEYS)
-        self._by_kind: dict[_Kind, tuple[Count, ...]] = {}
+        self._by_kind: dict[tuple[object, ...], tuple[Count, ...]] = {}
+        """The counts of decisions that count alike, by what tells these apart."""
 
     def logging(self, log: Log) -> Log:
         """`log`, timed until its entries are durable."""
@@ -80,10 +80,16 @@ class DecisionMetrics:
             refused = self._refused.of(entry.reason.name.lower())
             return refused, self._decisions.of(adapter, OTHER, "denied", "key")
         assert isinstance(entry, Record)
-        kind = _Kind(
+        kind = (
             adapter,
-            *(entry.operation, entry.verdict, entry.status, entry.flags),
-            *(entry.results, entry.mode, entry.source),
+            entry.operation,
+            entry.verdict,
+            entry.status,
+            entry.flags,
+            entry.results,
+            entry.mode,
+            entry.source,
+            entry.in_scope,
         )
         found = self._by_kind.get(kind)
         if found is None:
@@ -103,19 +109,6 @@ class DecisionMetrics:
                 source = one.source.name.lower()
                 counts.append(self._results.of(one.policy, one.mode.name.lower(), result, source))
         return counts
-
-
-class _Kind(NamedTuple):
-    """Decisions that count alike."""
-
-    adapter: str
-    operation: str
-    verdict: Verdict
-    status: int
-    flags: str
-    results: str
-    mode: Mode | None
-    source: object
 
 
 _RESULTS: dict[str | None, str] = {None: "passed", "": "failed"}

@@ -12,7 +12,6 @@ from typing import Any
 from policyd.decision_log.record import Record
 from policyd.decision_log.refused_key import RefusedKey
 from policyd.decision_log.writer import Entry
-from policyd.descriptor import headers
 from policyd.descriptor.headers import TRACE_HEADER
 from policyd.telemetry.trace_context import TRACEPARENT
 from policyd.telemetry.tracing import Span, Tracer
@@ -27,14 +26,13 @@ class DecisionTraces:
 
     def begin(self, request: pb.EvaluateRequest, adapter: str, context: Any = None) -> Span:
         """The span of an evaluation by `adapter`; `context` is that of its gRPC call, if any."""
-        pairs = [(header.name, header.value) for header in request.headers]
-        place = headers.values(pairs, TRACEPARENT)
+        place, given = _named(request)
         if not place and context is not None:
             metadata = context.invocation_metadata() or ()
-            place = tuple(value for name, value in metadata if name == TRACEPARENT)
-        given = request.trace_id or next(iter(headers.values(pairs, TRACE_HEADER)), "")
-        span = self._tracer.begin("Evaluate", place, given)
-        span.set(policyd_adapter=adapter)
+            place = [value for name, value in metadata if name == TRACEPARENT]
+        span = self._tracer.begin("Evaluate", place, request.trace_id or given)
+        if span.is_sampled:
+            span.set(policyd_adapter=adapter)
         return span
 
     def decided(self, span: Span, entry: Entry, trace_id: str) -> None:
@@ -57,8 +55,8 @@ class DecisionTraces:
         )
 
     @contextmanager
-    def logging(self, spans: Sequence[Span | None]) -> Iterator[None]:
-        """The step in which the decisions of `spans` become durable."""
+    def logging(self, spans: Sequence[Span]) -> Iterator[None]:
+        """The step in which the decisions of `spans`, which are sampled, become durable."""
         began, error = time.time_ns(), ""
         try:
             yield
@@ -67,7 +65,18 @@ class DecisionTraces:
             raise
         finally:
             for span in spans:
-                if span is not None and span.is_sampled:
-                    step = span.child("log", began=began)
-                    step.error = error
-                    step.end()
+                step = span.child("log", began=began)
+                step.error = error
+                step.end()
+
+
+def _named(request: pb.EvaluateRequest) -> tuple[list[str], str]:
+    """The values of the header traceparent, and the first of the one with a trace's ID."""
+    places, given = [], ""
+    for header in request.headers:
+        name = header.name.lower()
+        if name == TRACEPARENT:
+            places.append(header.value)
+        elif name == TRACE_HEADER:
+            given = given or header.value
+    return places, given

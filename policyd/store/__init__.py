@@ -59,6 +59,7 @@ from policyd.store.keys import MAX_KEEP, Keys
 from policyd.store.latencies import Latencies
 from policyd.store.log import Log, LogStatus
 from policyd.store.log_filter import LogFilter
+from policyd.store.log_pages import Page
 from policyd.store.migrations import Form
 from policyd.store.positions import Positions, Step
 from policyd.store.refused_keys import RefusedKeyCounts, RefusedKeys, RefusedSource
@@ -74,6 +75,7 @@ __all__ = [
     "Latencies",
     "LogFilter",
     "LogStatus",
+    "Page",
     "RefusedKeyCounts",
     "RefusedSource",
     "Step",

@@ -80,6 +80,17 @@ def storable(value: Any) -> Any:
     return value.replace("\0", "\N{REPLACEMENT CHARACTER}") if isinstance(value, str) else value
 
 
+ESCAPE = "\\"
+"""Before a character that LIKE is to take as it is."""
+
+
+def escaped(text: str) -> str:
+    """`text` as a pattern of LIKE that matches it alone."""
+    for one in (ESCAPE, "%", "_"):
+        text = text.replace(one, ESCAPE + one)
+    return text
+
+
 @contextmanager
 def errors(file: Path | None) -> Iterator[None]:
     """Report errors of the database as StoreUnavailable. `file` is SQLite's."""

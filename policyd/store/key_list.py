@@ -12,11 +12,10 @@ import sqlalchemy as sa
 
 from policyd.decision_log.record import moment
 from policyd.engine.settings import ApiKey
-from policyd.store.database import LONG, reading, storable
+from policyd.store.database import ESCAPE, LONG, escaped, reading, storable
 from policyd.store.decisions import decisions
 from policyd.store.key_rows import api_key_of, keys
 
-_ESCAPE = "\\"
 _newest = (
     sa.select(sa.func.max(decisions.c.id))
     .where(decisions.c.key_id == keys.c.id)
@@ -87,13 +86,7 @@ def _conditions(wanted: KeyFilter) -> list[sa.ColumnElement[bool]]:
         found.append(keys.c.revoked_at.is_(None))
     if text := storable(wanted.text):
         # The database lowers both, as each knows other alphabets.
-        pattern = sa.func.lower(f"%{_escaped(text)}%")
-        in_name = sa.func.lower(keys.c.name).like(pattern, escape=_ESCAPE)
+        pattern = sa.func.lower(f"%{escaped(text)}%")
+        in_name = sa.func.lower(keys.c.name).like(pattern, escape=ESCAPE)
         found.append(in_name | (keys.c.id == text) | (keys.c.suffix == text))
     return found
-
-
-def _escaped(text: str) -> str:
-    for one in (_ESCAPE, "%", "_"):
-        text = text.replace(one, _ESCAPE + one)
-    return text

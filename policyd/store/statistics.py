@@ -20,9 +20,11 @@ from policyd.store.counts import (
     hourly,
     models,
 )
-from policyd.store.database import LONG, reading
+from policyd.store.database import ESCAPE, LONG, escaped, reading, storable
 from policyd.store.latencies import EVERY_KEY, Latencies
 
+_EMAIL = "%_@_%.__%"
+"""What an e-mail address looks like, to SQL's LIKE."""
 _sum = sa.func.sum
 _SORTS: dict[str, sa.ColumnElement[Any]] = {
     "requests": _sum(daily.c.requests),
@@ -44,6 +46,13 @@ class Statistics:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
+
+    def first(self) -> datetime | None:
+        """The first hour that is counted."""
+        query = sa.select(sa.func.min(hourly.c.hour))
+        with reading(self._engine) as connection:
+            hour = connection.execute(query).scalar_one()
+        return None if hour is None else datetime.fromtimestamp(hour * HOUR, UTC)
 
     def hours(
         self, since: datetime, until: datetime, key_id: str = ""
@@ -91,10 +100,34 @@ class Statistics:
     ) -> list[tuple[str, str, int]]:
         """Placeholders in place of end users, over whole days of UTC: the value, the key that sent
         it, and in how many requests. Most requests first."""
-        count = _sum(daily.c.placeholders)
+        within = (_within_days(since, until), has_placeholders)
+        return self._most(daily.c.placeholders, within, key_id, limit)
+
+    def emails(
+        self, since: datetime, until: datetime, *, key_id: str = "", limit: int = 10
+    ) -> tuple[int, list[tuple[str, str, int]]]:
+        """End users that look like e-mail addresses, over whole days of UTC: in how many requests
+        in all, and the values as placeholders() gives them."""
+        within = (_within_days(since, until), _of_keys(daily), daily.c.end_user.like(_EMAIL))
+        count = sa.select(sa.func.coalesce(_sum(daily.c.requests), 0)).where(*within)
+        if key_id:
+            count = count.where(daily.c.key_id == key_id)
+        with reading(self._engine, LONG) as connection:
+            total = int(connection.execute(count).scalar_one())
+        most = self._most(daily.c.requests, within, key_id, limit) if total else []
+        return total, most
+
+    def _most(
+        self,
+        column: sa.Column[int],
+        within: Sequence[sa.ColumnElement[bool]],
+        key_id: str,
+        limit: int,
+    ) -> list[tuple[str, str, int]]:
+        count = _sum(column)
         query = (
             sa.select(daily.c.end_user, daily.c.key_id, count)
-            .where(_within_days(since, until), has_placeholders)
+            .where(*within)
             .group_by(daily.c.end_user, daily.c.key_id)
             .order_by(count.desc(), daily.c.end_user, daily.c.key_id)
             .limit(limit)
@@ -110,6 +143,7 @@ class Statistics:
         until: datetime,
         *,
         key_id: str = "",
+        text: str = "",
         sort: str = "requests",
         descending: bool = True,
         offset: int = 0,
@@ -118,7 +152,7 @@ class Statistics:
         """Counts by the end user, over whole days of UTC. "" stands for requests that named no end
         user, or one that the log does not know.
 
-        `sort` is one of SORTS.
+        `text` is a part of the end user, in any letter case; `sort` is one of SORTS.
         """
         user = daily.c.end_user
         key = user if sort == "user" else _SORTS[sort]
@@ -130,6 +164,10 @@ class Statistics:
             .offset(offset)
             .limit(limit)
         )
+        if text:
+            # The database lowers both, as each knows other alphabets.
+            pattern = sa.func.lower(f"%{escaped(storable(text))}%")
+            query = query.where(sa.func.lower(user).like(pattern, escape=ESCAPE))
         return self._rows(query.where(daily.c.key_id == key_id) if key_id else query)
 
     def _rows(self, query: sa.Select[Any]) -> list[tuple[Any, Counts]]:

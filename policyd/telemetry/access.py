@@ -1,92 +1,147 @@
 """The access log: one line a request, by the logger `access`, where an operator asks for it.
 
 Requests of strangers, whose API key is not in force, are counted, and one line now and then reports
-how many there were: they must not fill a disk. What a client sent is cut, and in a line of text
-nothing of it can pass for another field or another line.
+how many there were: they must not fill a disk. What a client sent is cut, and nothing of it can
+pass for another field or another line.
+
+A line costs a request little, because the lines of some milliseconds are formatted and written
+together. A process that is killed loses those.
 """
 
+import asyncio
 import logging
 import re
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import NamedTuple
 from urllib.parse import quote
+
+import msgspec
 
 from policyd.command.throttle import Throttle
 from policyd.telemetry.redaction import redacted
 
 NAME = "access"
-_FIRST = ("method", "path", "status")
 MAX_TEXT = 256
-"""Characters of a text that a client sent, or that it can make an upstream send."""
+"""Characters of a text that a client sent."""
 _SECONDS = 10.0
 """At most one line about strangers in so many seconds."""
+_TOGETHER = 0.1
+"""Seconds for which lines are kept, to be written together ..."""
+_MOST = 128
+"""... and how many of them, at most."""
 _PLAIN = re.compile(r"[!#-\[\]-~]+")
 """What stands in a line as it is: ASCII without blanks, quotation marks and backslashes."""
 
-Value = str | int | float | None
 _log = logging.getLogger(NAME)
 
 
-class AccessLine:
-    """The message of such a line: in JSON its `fields`, in text these words.
+class AccessLine(msgspec.Struct, omit_defaults=True):
+    """One request that has ended: a line has those of these fields that are not empty. Texts are
+    plain()."""
 
-    The texts of `fields` are plain, and the first of them are method, path and status.
-    """
+    method: str
+    path: str
+    """Without its query."""
+    status: int
+    by: str = ""
+    adapter: str = ""
+    operation: str = ""
+    verdict: str = ""
+    flags: str = ""
+    decision_id: str = ""
+    trace_id: str = ""
+    api_key_id: str = ""
+    seconds: float = 0.0
+    ask_seconds: float = 0.0
+    upstream_seconds: float = 0.0
+    request_bytes: int = 0
+    bytes: int = 0
+    ending: str = ""
 
-    __slots__ = ("fields",)
+    @property
+    def text(self) -> str:
+        """The line as words."""
+        words = [f"{name}={value}" for name in _NAMED if (value := getattr(self, name))]
+        return " ".join((self.method, self.path, str(self.status), *words))
 
-    def __init__(self, fields: Mapping[str, Value]) -> None:
-        self.fields = fields
+
+_NAMED = AccessLine.__struct_fields__[3:]
+
+
+class Ended(NamedTuple):
+    """A line, and when its request ended, in seconds since 1970."""
+
+    at: float
+    line: AccessLine
+
+
+class AccessLines:
+    """The message of a log record that stands for some lines."""
+
+    __slots__ = ("lines",)
+
+    def __init__(self, lines: Sequence[Ended]) -> None:
+        self.lines = lines
 
     def __str__(self) -> str:
-        words = [f"{name}={value}" for name, value in self.fields.items()]
-        return " ".join([str(self.fields[name]) for name in _FIRST] + words[len(_FIRST) :])
+        return "\n".join(one.line.text for one in self.lines)
 
 
 def plain(text: str) -> str:
-    """What a client may have sent, on one line, and as one word of it."""
+    """What a client may have sent, cut, as one word of one line, and without secrets."""
     cut = text[:MAX_TEXT]
-    return (
-        cut
-        if _PLAIN.fullmatch(cut)
-        else quote(cut, safe="!#$%&'()*+,/:;<=>?@[]^`{|}", errors="replace")
-    )
+    if _PLAIN.fullmatch(cut):
+        return redacted(cut)
+    return redacted(quote(cut, safe="!#$%&'()*+,/:;<=>?@[]^`{|}", errors="replace"))
 
 
 class AccessLog:
-    """Writes the lines of one process."""
+    """Writes the lines of one process: in its event loop, where there is one, else at once."""
 
     def __init__(self) -> None:
         self._strangers: Counter[int] = Counter()
         self._throttle = Throttle(_SECONDS)
+        self._lines: list[Ended] = []
 
-    def write(self, method: str, path: str, status: int, fields: Mapping[str, Value]) -> None:
-        """One request. Of `fields`, whose texts are our own, those that are empty are left out."""
-        if not _log.isEnabledFor(logging.INFO):
-            return
-        line: dict[str, Value] = {
-            "method": plain(method),
-            "path": redacted(plain(path)),
-            "status": status,
-        }
-        for name, value in fields.items():
-            if value is not None and value != "":
-                line[name] = round(value, 6) if isinstance(value, float) else value
-        # Made by hand: to look for the line of code that it comes from takes long.
-        _log.handle(logging.LogRecord(NAME, logging.INFO, "", 0, AccessLine(line), (), None))
+    def write(self, line: AccessLine) -> None:
+        """One request, which has ended just now."""
+        self._lines.append(Ended(time.time(), line))
+        waiting = len(self._lines)
+        if waiting == 1:
+            self._write_soon()
+        elif waiting >= _MOST:
+            self._write_lines()
+
+    def _write_soon(self) -> None:
+        try:
+            asyncio.get_running_loop().call_later(_TOGETHER, self._write_lines)
+        except RuntimeError:
+            self._write_lines()
+
+    def _write_lines(self) -> None:
+        lines, self._lines = self._lines, []
+        if lines and _log.isEnabledFor(logging.INFO):
+            message = AccessLines(lines)
+            _log.handle(logging.LogRecord(NAME, logging.INFO, "", 0, message, (), None))
 
     def count_stranger(self, status: int) -> None:
         """A request whose API key is not in force, or not known to be."""
         self._strangers[status] += 1
         if self._throttle.is_due():
-            self.flush()
+            self._report_strangers()
 
     def flush(self) -> None:
-        """Report the strangers' requests since the last such line."""
+        """Write what waits."""
+        self._write_lines()
+        self._report_strangers()
+
+    def _report_strangers(self) -> None:
         counts, self._strangers = self._strangers, Counter()
         if counts:
             _log.info(
-                "%d requests without an API key in force: %s",
+                "requests without an API key in force: %d (%s)",
                 counts.total(),
                 ", ".join(f"{count} with {status}" for status, count in sorted(counts.items())),
                 extra={"requests": counts.total()},

@@ -8,7 +8,7 @@ seconds, path, …): see docs/operations.md. The text shows the sentence alone, 
 import logging
 
 from policyd.command.process import JSON, TEXT
-from policyd.telemetry.access import AccessLine
+from policyd.telemetry.access import AccessLines, Ended
 from policyd.telemetry.redaction import redacted
 
 FORMATS = (TEXT, JSON)
@@ -20,9 +20,14 @@ class _Text(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""
-        line = super().format(record)
-        # What is in a line of the access log is clean, and there are many of them.
-        return line if isinstance(record.msg, AccessLine) else redacted(line)
+        if isinstance(record.msg, AccessLines):
+            return "\n".join(self._access(record, one) for one in record.msg.lines)
+        return redacted(super().format(record))
+
+    def _access(self, record: logging.LogRecord, ended: Ended) -> str:
+        """A line of the access log. What is in it is clean."""
+        record.created, record.msecs = ended.at, ended.at % 1 * 1000
+        return f"{self.formatTime(record)} {record.levelname} {record.name}: {ended.line.text}"
 
 
 def start_logging(level: str, form: str = TEXT) -> None:

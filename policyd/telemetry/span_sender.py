@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
+from policyd.build_info import version
 from policyd.command.throttle import Throttle
 from policyd.telemetry.trace_context import TraceContext
 from policyd.telemetry.tracing import Finished
@@ -141,7 +142,7 @@ def _context(place: TraceContext, *, is_remote: bool) -> SpanContext:
     return SpanContext(place.trace_id, place.span_id, is_remote, flags)
 
 
-def span_sender(service: str, url: str, version: str = "") -> SpanSender:
+def span_sender(service: str, url: str) -> SpanSender:
     """What sends the spans of `service` to the collector at `url`.
 
     OpenTelemetry's own environment variables add to it: OTEL_RESOURCE_ATTRIBUTES,
@@ -151,6 +152,6 @@ def span_sender(service: str, url: str, version: str = "") -> SpanSender:
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
     endpoint = url.rstrip("/")
     endpoint += "" if endpoint.endswith(_PATH) else _PATH
-    named = {"service.name": service} | ({"service.version": version} if version else {})
+    named = {"service.name": service, "service.version": version()}
     exporter = OTLPSpanExporter(endpoint, timeout=_TIMEOUT, compression=Compression.Gzip)
     return SpanSender(exporter, Resource.create(named), url)

@@ -15,7 +15,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
 
+import click
 import pytest
+from click.testing import CliRunner
 
 from gateway.settings import Settings
 from policyd.command.address import Address
@@ -115,7 +117,8 @@ def test_requests_under_way_are_finished(policyd: Policyd, upstream: str) -> Non
     assert client.getresponse().read() == b"{}"
     client.close()
     assert gateway.wait() == 0
-    assert gateway.errors == []
+    (told,) = gateway.errors
+    assert "waits up to 20 s for requests under way (1): a second signal cuts them" in told
 
 
 def _listens(host: str, port: int) -> bool:
@@ -247,7 +250,16 @@ WRONG = {
     "an unknown header": (["--upstream-api-key-header", "Cookie"], {}, "x-goog-api-key"),
     "half of TLS": (["--tls-cert", "cert.pem"], {}, "--tls-key"),
     "an unknown flag": (["--listn", "x"], {}, "--listen"),
-    "an unknown variable": ([], {"GATEWAY_LISTN": "x"}, "did you mean GATEWAY_LISTEN?"),
+    "an unknown variable": (
+        [],
+        {"POLICYD_GATEWAY_URL": "x"},
+        "sets POLICYD_GATEWAY_URL, which is no setting",
+    ),
+    "a variable that is misspelt": (
+        [],
+        {"GATEWAY_LISTN": "x"},
+        "did you mean POLICYD_GATEWAY_LISTEN?",
+    ),
     "no file": (["--api-key-file", "/nowhere"], {}, "/nowhere cannot be read"),
     "a key of two words": ([], {"GATEWAY_API_KEY": "up-1 up-2"}, "--api-key must be one word"),
 }
@@ -279,7 +291,7 @@ def test_wrong_settings(flags: list[str], env: dict[str, str], message: str) -> 
         ("lisen: x", "did you mean listen?"),
         ("- listen", "NAME: VALUE"),
         ("listen: [", "cannot be read"),
-        ("max-body: many", "not a valid integer"),
+        ("max-body: many", "give a number of bytes"),
         ("\x00", "cannot be read"),
         ("enforce-user-ids: enforce", "did you mean --default-mode of policyd serve?"),
         ("max-body: 1\nmax_body: 2", "sets max_body twice"),
@@ -302,6 +314,29 @@ def test_variables_of_others() -> None:
     options.check_environment(dict.fromkeys([*others, "GATEWAY_LISTEN"], "x"))
     with pytest.raises(SettingsError, match="GATEWAY_PORTS"):
         options.check_environment({"GATEWAY_PORTS": "x"})
+
+
+def test_the_older_prefix(capsys: pytest.CaptureFixture[str]) -> None:
+    """Known names count with the older prefix too, the newer one first; other programs' variables
+    stop nothing."""
+    options = Options("POLICYD_GATEWAY", old="GATEWAY")
+
+    @click.command()
+    @options.option("--listen")
+    @options.option("--upstream")
+    def command(listen: str, upstream: str) -> None:
+        click.echo(f"{listen} {upstream}")
+
+    both = {"GATEWAY_LISTEN": "old", "POLICYD_GATEWAY_LISTEN": "new", "GATEWAY_UPSTREAM": "old"}
+    options.check_environment(both)
+    assert CliRunner().invoke(command, env=both).output == "new old\n"
+    assert capsys.readouterr().err == ""
+    options.check_environment({"GATEWAY_URL": "http://x"})
+    assert "GATEWAY_URL, which is no setting and is not read" in capsys.readouterr().err
+    with pytest.raises(SettingsError, match="POLICYD_GATEWAY_URL, which is no setting"):
+        options.check_environment({"POLICYD_GATEWAY_URL": "http://x"})
+    # policyd's own commands run in the gateway's environment.
+    Options("POLICYD", others=("POLICYD_GATEWAY_",)).check_environment(both)
 
 
 @pytest.mark.parametrize(
@@ -333,8 +368,9 @@ def test_the_header_that_an_upstream_wants(upstream: str, header: str) -> None:
     [
         ("GATEWAY_ENFORCE_USER_IDS", "did you mean --default-mode of policyd serve?"),
         ("GATEWAY_DEFAULT_MODE", "did you mean --default-mode of policyd serve?"),
-        ("POLICYD_GATEWAY_UPSTREAM", "did you mean GATEWAY_UPSTREAM?"),
-        ("gateway_upstream", "did you mean GATEWAY_UPSTREAM?"),
+        ("POLICYD_GATEWAY_DEFAULT_MODE", "did you mean --default-mode of policyd serve?"),
+        ("gateway_upstream", "did you mean POLICYD_GATEWAY_UPSTREAM?"),
+        ("policyd_gateway_upstream", "did you mean POLICYD_GATEWAY_UPSTREAM?"),
     ],
 )
 def test_variables_that_are_not_read(name: str, message: str) -> None:

@@ -9,7 +9,8 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import fields
+from dataclasses import fields, replace
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 
@@ -145,9 +146,36 @@ def test_one_that_is_newer_stays(file: SnapshotFile) -> None:
 def test_the_form_is_no_matter_of_modules() -> None:
     """A version whose modules have other names reads it: the form changes with the fields alone.
 
-    This one is of the first version that knew several policies; with a field more it is another.
+    This one is of the first version whose digests may end; with a field more it is another.
     """
-    assert snapshot_format._FORM == "7cc5acb6cb733617"
+    assert snapshot_format._FORM == "4cf536d3d41c0c80"
+
+
+def test_one_of_the_version_before(file: SnapshotFile, tmp_path: Path) -> None:
+    """A snapshot of the version before is read: its digests have no end, and no defaults were
+    applied."""
+    settings = {key: replace(one, until=None) for key, one in keys(30).items()}
+    different = list({(one.policies, one.accept): None for one in settings.values()})
+    rows = [
+        (key, one.key_id, different.index((one.policies, one.accept)))
+        for key, one in settings.items()
+    ]
+    piece = msgspec.msgpack.encode((different, rows))
+    content = len(piece).to_bytes(4) + piece
+    old = msgspec.structs.replace(
+        head(3),
+        keys=30,
+        size=len(content),
+        checksum=sha256(content).hexdigest(),
+        format=2,
+        form="7cc5acb6cb733617",
+    )
+    path = tmp_path / "snapshot"
+    path.write_bytes(snapshot_format.sealed(old) + content)
+    path.chmod(0o600)
+    assert file.read(IDENTITY, PLACE, HOUR) == (old, settings, None)
+    # It is written anew in this version's form, though the revision is the same.
+    assert file.is_behind(head(3))
 
 
 @pytest.mark.parametrize("other", [{"form": "x"}, {"format": 99}])

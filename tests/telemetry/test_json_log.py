@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from policyd.telemetry.access import MAX_TEXT, AccessLog, plain
+from policyd.telemetry.access import MAX_TEXT, AccessLine, AccessLog, plain
 from policyd.telemetry.log import FORMATS, _formatter
 
 KEY = "up-" + "a1B2" * 12
@@ -159,8 +159,8 @@ def test_text_is_as_it_was(log: logging.Logger) -> None:
 def test_access_lines(caplog: pytest.LogCaptureFixture) -> None:
     """A request's line has its fields in JSON, and words in text, empty ones left out."""
     caplog.set_level(logging.INFO, "access")
-    fields = {"decision_id": "d1", "trace_id": "", "upstream_seconds": None, "seconds": 1 / 3}
-    AccessLog().write("POST", "/v1/chat/completions", 200, fields)
+    line = AccessLine("POST", "/v1/chat/completions", 200, decision_id="d1", seconds=0.333333)
+    AccessLog().write(line)
     [record] = caplog.records
     found = json.loads(_formatter("json").format(record))
     assert found.pop("time")
@@ -182,14 +182,35 @@ def test_access_lines(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS)
+async def test_lines_are_written_together(caplog: pytest.LogCaptureFixture, form: str) -> None:
+    """In an event loop many lines are one write, each with its own time, and none is left at the
+    end."""
+    caplog.set_level(logging.INFO, "access")
+    access = AccessLog()
+    for number in range(1000):
+        access.write(AccessLine("GET", f"/{number}", 200, seconds=0.5))
+    access.flush()
+    written = "\n".join(_formatter(form).format(record) for record in caplog.records).splitlines()
+    assert len(caplog.records) < 20
+    assert len(written) == 1000
+    if form == "json":
+        found = [json.loads(line) for line in written]
+        assert [line["path"] for line in found] == [f"/{number}" for number in range(1000)]
+        assert [line["time"] for line in found] == sorted(line["time"] for line in found)
+    else:
+        shape = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO access: GET /\d+ 200 \S+")
+        assert all(shape.fullmatch(line) for line in written)
+
+
+@pytest.mark.parametrize("form", FORMATS)
 def test_access_lines_of_hostile_clients(caplog: pytest.LogCaptureFixture, form: str) -> None:
     """A path that looks like fields or lines is one word, and a long one is cut."""
     caplog.set_level(logging.INFO, "access")
     access = AccessLog()
     hostile = ["/a b=c", "/\n2026 INFO x: y", '/"}', "/\x85", "/\\", "/\u2028", f"/{KEY}/x"]
     for path in hostile:
-        access.write("PO ST", path, 200, {})
-    access.write("GET", "/" + "a" * 10**6, 200, {})
+        access.write(AccessLine(plain("PO ST"), plain(path), 200))
+    access.write(AccessLine("GET", plain("/" + "a" * 10**6), 200))
     written = [_formatter(form).format(record) for record in caplog.records]
     assert all(line.isascii() and line.isprintable() for line in written)
     assert KEY not in "".join(written)
@@ -214,6 +235,6 @@ def test_strangers_are_counted(caplog: pytest.LogCaptureFixture) -> None:
     access.count_stranger(503)
     access.flush()
     assert [record.getMessage() for record in caplog.records] == [
-        "1 requests without an API key in force: 1 with 401",
-        "1000 requests without an API key in force: 999 with 401, 1 with 503",
+        "requests without an API key in force: 1 (1 with 401)",
+        "requests without an API key in force: 1000 (999 with 401, 1 with 503)",
     ]

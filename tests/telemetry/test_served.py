@@ -1,8 +1,10 @@
 """What policyd and its gateway serve at --metrics: real processes, several workers."""
 
 import json
+import os
 import signal
 import socket
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -10,15 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trustme
 
 from policyd.telemetry import catalogue
 from policyd.telemetry.bounds import MODELS
+from tests.support.http_posts import post
 from tests.support.processes import Policyd, Program, run
 from tests.support.stack import Gateway
 from tests.telemetry.conftest import Measured, address, scrape, total
 
 _IGNORED = {"le"}
-_KINDS = {"counter": "counter", "gauge": "gauge", "histogram": "histogram"}
 
 
 def until(holds: Callable[[], bool]) -> None:
@@ -136,7 +139,8 @@ def test_gauges(measured: Measured) -> None:
     assert total(policyd, "policyd_settings_staleness_seconds") < 60
     assert total(policyd, "policyd_build_info") == 1
     assert total(measured.gateway, "policyd_gateway_workers") == 2
-    with socket.create_connection(measured.gateway.url.removeprefix("http://").split(":")):
+    port = int(measured.gateway.url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port)):
         until(lambda: total(measured.gateway, "policyd_gateway_connections") > 0)
 
 
@@ -166,17 +170,14 @@ def test_a_worker_is_killed(measured: Measured, which: str) -> None:
     time.sleep(1)
     before = total(program, name)
     assert before > 0
-    for process in filter(is_worker, children(program)):
-        signal.pidfd_send_signal(pidfd(process), signal.SIGKILL)
-    until(lambda: total(program, prefix + "workers") == 2 and total(program, name) >= before)
+    killed = set(filter(is_worker, children(program)))
+    for process in killed:
+        os.kill(process, signal.SIGKILL)
+    until(lambda: not killed & set(children(program)))
+    assert total(program, name) >= before
+    until(lambda: total(program, prefix + "workers") == 2)
     measured.load()
     until(lambda: total(program, name) > before)
-
-
-def pidfd(process: int) -> int:
-    import os
-
-    return os.pidfd_open(process)
 
 
 @pytest.mark.parametrize("which", ["policyd", "gateway"])
@@ -225,20 +226,18 @@ def test_a_single_worker(tmp_path: Path) -> None:
     policyd = Policyd(tmp_path, "--http", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
     folder = folder_of(policyd)
     key = policyd.create_key("enforce")
-    measured = Measured(
-        policyd, gateway := Gateway(policyd.grpc, "http://x.invalid"), None, key, ""
-    )  # type: ignore[arg-type]
-    assert measured.chat(key) == 422
-    until(lambda: total(policyd, "policyd_decisions_total") == 1)
+    check = f"http://{policyd.http}/v1/check/v1/chat/completions"
+    named = {"x-usagepanda-api-key": key}
+    assert post(check, {"model": "m"}, named) == 422
+    until(lambda: total(policyd, "policyd_decisions_total", adapter="http") == 1)
     policyd.send(signal.SIGHUP)
     until(lambda: "all workers are replaced" in "".join(policyd.errors))
-    assert measured.chat(key) == 422
-    until(lambda: total(policyd, "policyd_decisions_total") == 2)
+    assert post(check, {"model": "m"}, named) == 422
+    until(lambda: total(policyd, "policyd_decisions_total", adapter="http") == 2)
     policyd.create_key("enforce")
     # The first worker's gauges would hold this one down: it knew one key.
     until(lambda: total(policyd, "policyd_keys") == 2)
     assert folder.is_dir()
-    assert gateway.stop() == 0
     assert policyd.stop() == 0
     assert not folder.exists()
 
@@ -249,6 +248,44 @@ def folder_of(program: Program) -> Path:
     variables = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
     name = b"PROMETHEUS_MULTIPROC_DIR="
     return Path(next(one for one in variables if one.startswith(name))[len(name) :].decode())
+
+
+@pytest.mark.slow
+def test_tls(tmp_path: Path) -> None:
+    """Where the gateway has a certificate, metrics have it, too, and at SIGHUP the new one."""
+    authorities = [trustme.CA() for _ in range(2)]
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    flags = ("--tls-cert", str(cert), "--tls-key", str(key), "--metrics", "127.0.0.1:0")
+    issue(authorities[0], cert, key)
+    gateway = Gateway("127.0.0.1:1", "http://127.0.0.1:1", *flags)
+    assert trusted(gateway, authorities) == [True, False]
+    issue(authorities[1], cert, key)
+    gateway.send(signal.SIGHUP)
+    until(lambda: trusted(gateway, authorities) == [False, True])
+    assert gateway.stop() == 0
+
+
+def issue(authority: trustme.CA, cert: Path, key: Path) -> None:
+    """Write a certificate for 127.0.0.1."""
+    own = authority.issue_cert("127.0.0.1")
+    own.private_key_pem.write_to_path(key)
+    own.cert_chain_pems[0].write_to_path(cert)
+
+
+def trusted(gateway: Gateway, authorities: list[trustme.CA]) -> list[bool]:
+    """Whether a scraper that trusts each authority gets the metrics."""
+    found = []
+    for one in authorities:
+        context = ssl.create_default_context(cadata=one.cert_pem.bytes().decode())
+        try:
+            url = f"https://{address(gateway)}/metrics"
+            urllib.request.urlopen(url, context=context, timeout=60).close()
+            found.append(True)
+        except urllib.error.URLError as error:
+            if not isinstance(error.reason, ssl.SSLCertVerificationError):
+                raise
+            found.append(False)
+    return found
 
 
 @pytest.mark.slow
@@ -263,5 +300,6 @@ def test_a_port_that_is_taken(tmp_path: Path, command: str) -> None:
     assert done.returncode == 1
     error = done.stderr.decode()
     assert f"--metrics 127.0.0.1:{port} cannot be listened on" in error
-    assert "Give --metrics another one" in error or "another" in error
+    assert "another program has the port" in error
+    assert "give --metrics another port" in error
     assert "Traceback" not in error

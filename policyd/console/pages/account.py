@@ -7,7 +7,7 @@ from starlette.routing import Route
 
 from policyd.console.pages.sign_in import TOO_MANY, begin_session, signed_out
 from policyd.console.security import credentials
-from policyd.console.view.actor import actor
+from policyd.console.view.actor import note
 from policyd.console.view.forms import text
 from policyd.console.view.render import console, posted, render, shown
 from policyd.keys.audit import Action
@@ -15,7 +15,7 @@ from policyd.keys.audit import Action
 
 def _sign_out_everywhere(request: Request, _: FormData) -> Response:
     console(request).store.administrator.end_sessions()
-    console(request).store.audit.add(Action.SIGN_OUT, actor(request), {"sessions": "all"})
+    note(request, Action.SIGN_OUT, {"sessions": "all"})
     return signed_out(request)
 
 
@@ -54,7 +54,7 @@ def _change_password(request: Request, form: FormData) -> Response:
     if epoch is None:
         problem = "Another session has just changed the password. Sign in again."
         return _account(request, problem, 409)
-    here.store.audit.add(Action.PASSWORD_SET, actor(request))
+    note(request, Action.PASSWORD_SET)
     device = here.sessions.device(request, known.epoch)
     return begin_session(here, epoch, "/account?changed", device)
 

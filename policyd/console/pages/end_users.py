@@ -1,19 +1,28 @@
 """End users: requests, flags, errors, latency, tokens and cost of each."""
 
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 from urllib.parse import urlencode
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from policyd.console.view import charts, periods
+from policyd.console.view import charts, periods, sorting
 from policyd.console.view.log_query import KEY_ID
 from policyd.console.view.lookups import holds_samples, key_names
 from policyd.console.view.periods import Period
 from policyd.console.view.render import console, render, shown
+from policyd.console.view.sorting import Sorting
+from policyd.decision_log.record import MAX_TEXT
 from policyd.descriptor.placeholders import is_placeholder
+from policyd.store import Counts, Store
 
 PAGE = 50
+_ODD = 4
+"""Odd end users that are named, of each kind."""
 _COLUMNS = {
     "user": "End user",
     "requests": "Requests",
@@ -23,91 +32,101 @@ _COLUMNS = {
     "tokens": "Tokens",
     "cost": "Cost",
 }
-_MAX_OFFSET = 1_000_000
+_EMAIL = re.compile(r"[^@]+@[^@]+\.[^@]{2,}")
+"""What the statistics count as an e-mail address."""
 _ATTRIBUTION = (
     charts.Series("attributed", "With a user", lambda counts: counts.attributed),
     charts.Series("unattributed", "Without a user", lambda counts: counts.unattributed),
 )
 
 
-class Table:
-    """Which rows of the table of users a request asks for, and in which order."""
-
-    def __init__(self, request: Request, period: Period) -> None:
-        asked = request.query_params
-        self.key_id = asked.get("key", "")
-        self.problem = ""
-        if self.key_id and not KEY_ID.fullmatch(self.key_id):
-            self.key_id, self.problem = "", "There is no such API key; all keys are shown."
-        self.sort = asked["sort"] if asked.get("sort") in _COLUMNS else "requests"
-        # By default names go from A to Z, and numbers from the largest down.
-        usual = "up" if self.sort == "user" else "down"
-        self.order = asked["order"] if asked.get("order") in ("up", "down") else usual
-        offset = asked.get("offset", "0")
-        is_number = offset.isascii() and offset.isdecimal() and len(offset) < 8
-        self.offset = min(int(offset), _MAX_OFFSET) if is_number else 0
-        self._period = {"period": period.name}
-        if period.name == "days":
-            self._period |= {name: asked.get(name, "") for name in ("since", "until")}
-
-    def url(self, **changes: str) -> str:
-        """The URL of this table with some changes, on its first page unless an offset is given."""
-        parameters = {**self._period, "key": self.key_id, "sort": self.sort, "order": self.order}
-        given = {name: value for name, value in (parameters | changes).items() if value}
-        return "/users?" + urlencode(given, errors="replace")
-
-    def sort_url(self, column: str) -> str:
-        """The URL of this table sorted by a column; in reverse where it is sorted by it already."""
-        turned = "up" if self.order == "down" else "down"
-        order = turned if column == self.sort else "up" if column == "user" else "down"
-        return self.url(sort=column, order=order)
-
-    def direction(self, column: str) -> str:
-        """The value of aria-sort for a column."""
-        if column != self.sort:
-            return "none"
-        return "ascending" if self.order == "up" else "descending"
+def _read(asked: Mapping[str, str], period: Period) -> tuple[Sorting, str]:
+    """Which rows a URL asks for, in which order, and what is wrong with it, or ""."""
+    key_id, problem = asked.get("key", ""), ""
+    if key_id and not KEY_ID.fullmatch(key_id):
+        key_id, problem = "", "There is no such API key; all keys are shown."
+    kept = {"period": period.name, "key": key_id, "find": asked.get("find", "").strip()[:MAX_TEXT]}
+    if period.name == "days":
+        kept |= {name: asked.get(name, "") for name in ("since", "until")}
+    return sorting.read("/users", asked, ("requests", *_COLUMNS), ("user",), kept), problem
 
 
 def _show(request: Request) -> Response:
     store = console(request).store
     statistics = store.statistics
-    period, problem = periods.whole_days(request.query_params, store.time())
-    table = Table(request, period)
-    last = period.last
+    asked = request.query_params
+    period, wrong_period = periods.whole_days(asked, store.time())
+    table, problem = _read(asked, period)
+    key_id, text = table.kept["key"], table.kept["find"]
+    within = (period.since, period.last)
     users = statistics.users(
-        period.since,
-        last,
-        key_id=table.key_id,
+        *within,
+        key_id=key_id,
+        text=text,
         sort=table.sort,
-        descending=table.order == "down",
+        descending=table.is_descending,
         offset=table.offset,
         limit=PAGE + 1,
     )
-    hours = statistics.hours(period.since, last, table.key_id)
-    total = periods.total(hours)
-    placeholders = statistics.placeholders(period.since, last, key_id=table.key_id)
+    hours = statistics.hours(*within, key_id)
+    emails, addresses = statistics.emails(*within, key_id=key_id, limit=_ODD)
+    previous, following = table.page(PAGE, has_more=len(users) > PAGE)
     return render(
         request,
         "end_users.html",
-        status=400 if problem or table.problem else 200,
-        problem=problem or table.problem,
+        status=400 if wrong_period or problem else 200,
+        problem=wrong_period or problem,
         period=period,
         periods=periods.USERS,
-        last=last,
         table=table,
+        key_id=key_id,
+        find=text,
         columns=_COLUMNS,
-        users=users[:PAGE],
-        usage=store.log.usage((name for name, _ in users[:PAGE]), key_id=table.key_id),
-        next=table.url(offset=str(table.offset + PAGE)) if len(users) > PAGE else "",
-        previous=table.url(offset=str(max(table.offset - PAGE, 0))) if table.offset else "",
-        total=total,
-        placeholders=placeholders,
-        is_placeholder=is_placeholder,
+        rows=_rows(store, users[:PAGE], key_id),
+        next=following,
+        previous=previous,
+        total=periods.total(hours),
+        placeholders=statistics.placeholders(*within, key_id=key_id, limit=_ODD),
+        emails=emails,
+        addresses=addresses,
+        log_url=partial(_log_url, period, key_id),
         chart=charts.stacked("Requests", _ATTRIBUTION, period.buckets(hours), period.step),
         keys=key_names(store),
         has_samples=holds_samples(store, store.log.status().oldest),
     )
+
+
+class _Row(NamedTuple):
+    """An end user."""
+
+    name: str
+    counts: Counts
+    models: Sequence[str]
+    """Those of its newest requests, commonest first, as `keys` are."""
+    keys: Sequence[str]
+    kind: str
+    """What is odd about the name; "" where nothing is."""
+
+
+def _rows(store: Store, users: Sequence[tuple[str, Counts]], key_id: str) -> list[_Row]:
+    usage = store.log.usage((name for name, _ in users), key_id=key_id)
+    nothing: tuple[list[str], list[str]] = ([], [])
+    return [_Row(name, counts, *usage.get(name, nothing), _kind(name)) for name, counts in users]
+
+
+def _kind(name: str) -> str:
+    if is_placeholder(name):
+        return "Placeholder"
+    return "E-mail" if _EMAIL.fullmatch(name) else ""
+
+
+def _log_url(period: Period, key_id: str, user: str, key: str = "", **more: str) -> str:
+    """The page of the log with an end user's requests in a period, of one key or of all. "" stands
+    for requests whose end user is not known."""
+    ends = {"since": f"{period.since:%Y-%m-%dT%H:%M}", "until": f"{period.until:%Y-%m-%dT%H:%M}"}
+    who = {"user": user} if user else {"nouser": "1"}
+    given = who | {"key": key or key_id} | more | ends
+    return "/logs?" + urlencode({name: one for name, one in given.items() if one}, errors="replace")
 
 
 ROUTES = [Route("/users", shown(_show))]

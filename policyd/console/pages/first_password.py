@@ -7,7 +7,7 @@ from starlette.routing import Route
 
 from policyd.console.pages.sign_in import MAX_BODY, begin_session, sign_in_form
 from policyd.console.security import credentials
-from policyd.console.view.actor import actor
+from policyd.console.view.actor import note
 from policyd.console.view.forms import text
 from policyd.console.view.render import console, posted, render, shown
 from policyd.keys.audit import Action
@@ -50,7 +50,7 @@ def _set_first_password(request: Request, form: FormData) -> Response:
     epoch = here.store.administrator.set_password(credentials.digest(password), known.epoch)
     if epoch is None:
         return sign_in_form(request, here.store.administrator.get(), "/", _LINK_USED)
-    here.store.audit.add(Action.PASSWORD_SET, actor(request), {"by": "the link of the first start"})
+    note(request, Action.PASSWORD_SET, {"with": "one-time link"})
     return begin_session(here, epoch, "/", here.sessions.device(request, known.epoch))
 
 

@@ -10,14 +10,14 @@ from starlette.routing import Route
 
 from policyd.console.view.actor import actor
 from policyd.console.view.forms import read_etag
-from policyd.console.view.panels import panels, unknown
+from policyd.console.view.panels import Panel, panels, unknown
 from policyd.console.view.render import console, posted, render, shown
 from policyd.console.view.text import sentence
 from policyd.console.view.typed_settings import TypedSettings
 from policyd.engine.endpoints import ENDPOINTS, without_place
 from policyd.engine.places import USER
 from policyd.engine.settings import ApiKey
-from policyd.errors import EtagMismatch, InvalidArgument, KeyRevoked, NameTaken
+from policyd.errors import EtagMismatch, InvalidArgument, KeyRevoked, NameTaken, OlderServers
 from policyd.store import MAX_NAME
 
 _MISTAKES = "Nothing was saved yet: correct what is marked below."
@@ -60,12 +60,18 @@ def _form(
         problem=problem,
         problems=problems or {},
         differing=_differing(key, typed) if conflict else [],
-        panels=panels(typed, key.policies, console(request).defaults, problems or {}),
+        panels=_main_first(panels(typed, key.policies, console(request).defaults, problems or {})),
+        now=console(request).store.time(),
         unknown=unknown(key.policies),
         without_place=_without_place(key),
         max_name=MAX_NAME,
         saved=_in_force(request, key) if "saved" in request.query_params else None,
     )
+
+
+def _main_first(found: list[Panel]) -> list[Panel]:
+    """The panels, with that of the original policy, the key's main switch, before all others."""
+    return sorted(found, key=lambda panel: not panel.policy.is_original)
 
 
 def _without_place(key: ApiKey) -> tuple[list[str], list[str]]:
@@ -97,6 +103,9 @@ def _save(request: Request, form: FormData) -> Response:
         return _form(request, key, typed, _MISTAKES, 422, problems=problems, etag=etag)
     try:
         store.keys.update(key.id, typed.changes(key), etag, by=actor(request))
+    except OlderServers as error:
+        problems = {"expires": sentence(str(error))}
+        return _form(request, key, typed, _MISTAKES, 422, problems=problems, etag=etag)
     except (InvalidArgument, NameTaken) as error:
         # All but the name was checked above.
         problems = {"name": sentence(str(error))}

@@ -1,6 +1,7 @@
-"""API Keys: list, create and revoke them."""
+"""API Keys: search, list, create and revoke them."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import NamedTuple
 
 from starlette.datastructures import FormData
@@ -8,10 +9,11 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from policyd.console.view import sorting
 from policyd.console.view.actor import actor
 from policyd.console.view.forms import read_etag, text
 from policyd.console.view.panels import Panel, default_mode, is_set
-from policyd.console.view.render import console, posted, render, shown
+from policyd.console.view.render import BATCH, console, posted, render, shown
 from policyd.console.view.snippets import snippets
 from policyd.console.view.text import sentence
 from policyd.console.view.typed_settings import TypedPolicy
@@ -19,9 +21,10 @@ from policyd.engine.settings import ApiKey, Setting, Settings, setting_of
 from policyd.engine.states import Override
 from policyd.errors import EtagMismatch, InvalidArgument, NameTaken
 from policyd.policies import TABLE
-from policyd.store import MAX_NAME
+from policyd.store import MAX_NAME, KeyFilter
 
-_PAGE = 100
+_COLUMNS = {"created": "Created (UTC)", "name": "Name", "used": "Last used (UTC)"}
+_ASCENDING = ("created", "name")
 
 
 class _Row(NamedTuple):
@@ -31,37 +34,65 @@ class _Row(NamedTuple):
     original: Setting
     others: Settings
     """Those of all other policies that it sets."""
+    used: datetime | None
 
 
-def _row(key: ApiKey) -> _Row:
+def _row(key: ApiKey, used: datetime | None) -> _Row:
     original = TABLE.original.name
     others = [(name, one) for name, one in key.policies if name != original and is_set(one)]
-    return _Row(key, setting_of(key.policies, original), tuple(others))
+    return _Row(key, setting_of(key.policies, original), tuple(others), used)
 
 
 def _list(request: Request) -> Response:
     here = console(request)
-    show_revoked = "revoked" in request.query_params
-    after = request.query_params.get("after", "")
-    found = here.store.keys.list(after=after, limit=_PAGE + 1, show_revoked=show_revoked)
+    asked = request.query_params
+    wanted = KeyFilter(asked.get("find", "").strip()[:MAX_NAME], "revoked" in asked)
+    kept = {"find": wanted.text, "revoked": "1" if wanted.show_revoked else ""}
+    table = sorting.read("/keys", asked, tuple(_COLUMNS), _ASCENDING, kept)
+    found = here.store.key_list.page(
+        wanted,
+        sort=table.sort,
+        descending=table.is_descending,
+        offset=table.offset,
+        limit=BATCH + 1,
+    )
+    keys = found[:BATCH]
+    used = here.store.key_list.last_used([key.id for key in keys])
+    previous, following = table.page(BATCH, has_more=len(found) > BATCH)
     return render(
         request,
         "keys.html",
-        rows=[_row(key) for key in found[:_PAGE]],
-        after=found[_PAGE - 1].id if len(found) > _PAGE else "",
-        is_first=not after,
-        show_revoked=show_revoked,
+        rows=[_row(key, used.get(key.id)) for key in keys],
+        table=table,
+        columns=_COLUMNS,
+        wanted=wanted,
+        previous=previous,
+        next=following,
+        is_empty=not found and not (wanted.text or table.offset),
+        now=here.store.time(),
         original=TABLE.original,
         any=Override.ANY,
         default=default_mode(TABLE.original, here.defaults),
-        just_revoked=_revoked_name(request, request.query_params.get("done", "")),
+        told=_told(request),
     )
 
 
-def _revoked_name(request: Request, key_id: str) -> str:
-    # A link may name any key: only one that is revoked is reported as revoked.
-    key = console(request).store.keys.get(key_id) if key_id else None
-    return key.name if key and key.revoked_at else ""
+def _told(request: Request) -> str:
+    """What was done before the list is shown, as a sentence; "" where there is nothing to tell."""
+    asked = request.query_params
+    done = asked.getlist("done")[:BATCH]
+    keys = console(request).store.key_list.chosen(done) if done else []
+    # A link may name any key: only those that are revoked are reported as revoked.
+    revoked = [key.name for key in keys if key.revoked_at]
+    if len(revoked) == 1:
+        return f"“{revoked[0]}” is revoked. Requests with it are refused within a second."
+    if revoked:
+        return f"{len(revoked)} keys are revoked. Requests with them are refused within a second."
+    changed = asked.get("changed", "")
+    if not (changed.isascii() and changed.isdecimal() and len(changed) < 4):
+        return ""
+    count = int(changed)
+    return f"{count} {'key is' if count == 1 else 'keys are'} changed, in one revision."
 
 
 def _new(request: Request) -> Response:
@@ -98,21 +129,20 @@ def _create(request: Request, form: FormData) -> Response:
     typed = TypedPolicy(TABLE.original).typed_over(form)
     if problems := typed.problems():
         return _new_form(request, name, typed, problems)
+    policies = TABLE.with_original(typed.setting().mode)
     try:
-        key, secret = here.store.keys.create(
-            name, TABLE.with_original(typed.setting().mode), by=actor(request)
-        )
+        key, secret = here.store.keys.create(name, policies, by=actor(request))
     except (InvalidArgument, NameTaken) as error:
         return _new_form(request, name, typed, {"name": sentence(str(error))})
-    url = here.settings.console_gateway_url.rstrip("/")
     return render(
         request,
         "created_key.html",
         status=201,
+        title="API key created",
         key=key,
         secret=secret,
-        url=url,
-        snippets=snippets(url, secret),
+        url=here.settings.console_gateway_url.rstrip("/"),
+        snippets=snippets(here.settings.console_gateway_url, secret),
     )
 
 
@@ -122,7 +152,12 @@ def _ask_to_revoke(request: Request) -> Response:
 
 def _revoke_form(request: Request, key: ApiKey, problem: str = "") -> Response:
     return render(
-        request, "revoke_key.html", status=409 if problem else 200, key=key, problem=problem
+        request,
+        "revoke_key.html",
+        status=409 if problem else 200,
+        key=key,
+        problem=problem,
+        used=console(request).store.key_list.last_used([key.id]).get(key.id),
     )
 
 

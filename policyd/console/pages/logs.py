@@ -1,35 +1,41 @@
 """Logs: the decisions, newest first, filtered, live, and as files."""
 
 from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from urllib.parse import parse_qsl
 
+from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from policyd.console.view import labels, log_query
-from policyd.console.view.actor import actor
+from policyd.console.view import columns, labels, log_query
+from policyd.console.view.actor import note
+from policyd.console.view.forms import text
 from policyd.console.view.log_query import LogQuery
 from policyd.console.view.lookups import key_names
-from policyd.console.view.render import Console, console, refuse, render, shown
+from policyd.console.view.render import Console, console, posted, refuse, render, shown
 from policyd.decision_log.export import csv_rows, json_line
-from policyd.decision_log.record import Record
+from policyd.decision_log.record import Record, moment
 from policyd.keys.audit import Action
-from policyd.store import LogFilter, Store
+from policyd.store import LogFilter, Page, Store
 
 PAGE = 50
 _EXPORT_PAGE = 1000
+_LATELY = timedelta(days=7)
+_SUGGESTED = 50
 
 
 def _page(request: Request) -> Response:
-    query = log_query.read(request.query_params)
     store = console(request).store
+    query = log_query.read(request.query_params, store.time())
     names = key_names(store)
-    records = _find(store, query)
+    records, reached = _find(store, query)
     wanted = query.wanted.any_id
     if wanted and len(records) == 1 and not query.filters and not query.after:
         return RedirectResponse(f"/logs/{records[0].id}", 303)
+    after = records[PAGE - 1].id if len(records) > PAGE else reached
     return render(
         request,
         "logs.html",
@@ -37,36 +43,72 @@ def _page(request: Request) -> Response:
         status=400 if query.problems else 200,
         query=query,
         records=records[:PAGE],
-        older=query.url(after=records[PAGE - 1].id) if len(records) > PAGE else "",
+        older=query.url(after=after) if after else "",
+        reached=moment(reached) if reached and len(records) <= PAGE else None,
         keys=names,
         seen=_fingerprint(records[:PAGE]),
-        is_log_empty=not records and not query.given and not query.after,
+        is_log_empty=not records and not query.given and not query.after and not reached,
+        models=[] if query.problems else _models(store, query),
+        form=log_query,
+        chips=log_query.chips(query, names),
+        columns=columns.chosen(request.cookies),
+        all_columns=columns,
         policies=labels.POLICIES,
         flags=labels.FLAGS,
-        decisions=log_query.DECISIONS,
-        operations=log_query.OPERATIONS,
     )
 
 
 def _rows(request: Request) -> Response:
     """The rows of the first page, for htmx; 204 where they are the rows that it has already."""
-    query = log_query.read(request.query_params)
     store = console(request).store
-    records = _find(store, query)[:PAGE] if query.is_live else []
+    query = log_query.read(request.query_params, store.time())
+    records = _find(store, query)[0][:PAGE] if query.is_live else []
     seen = _fingerprint(records)
     if not query.is_live or request.query_params.get("seen") == seen:
         return Response(status_code=204)
     if "first" in request.query_params:  # The log was empty: the page has no table yet.
         return Response(headers={"HX-Refresh": "true"})
     return render(
-        request, "log_rows.html", query=query, records=records, keys=key_names(store), seen=seen
+        request,
+        "log_rows.html",
+        query=query,
+        records=records,
+        keys=key_names(store),
+        seen=seen,
+        columns=columns.chosen(request.cookies),
+        all_columns=columns,
     )
 
 
-def _find(store: Store, query: LogQuery) -> list[Record]:
+def _find(store: Store, query: LogQuery) -> Page:
     if query.problems:
-        return []
-    return store.log.page(query.wanted, after=query.after, limit=PAGE + 1)
+        return Page([])
+    return store.log.search(query.wanted, after=query.after, limit=PAGE + 1)
+
+
+def _models(store: Store, query: LogQuery) -> list[str]:
+    """The models that the filter suggests: the commonest of late."""
+    found = store.statistics.models(query.now - _LATELY, query.now, limit=_SUGGESTED)
+    return [model for model, _ in found if model]
+
+
+def _choose(request: Request, form: FormData) -> Response:
+    """Keep the choice of columns in a cookie, and show the log as it was."""
+    names = columns.known(str(name) for name in form.getlist("column"))
+    query = log_query.read(dict(parse_qsl(text(form, "query").lstrip("?"))), datetime.now(UTC))
+    answer = RedirectResponse(query.url(), 303)
+    if names and "usual" not in form:
+        answer.set_cookie(
+            columns.COOKIE,
+            ".".join(names),
+            columns.AGE,
+            path="/logs",
+            httponly=True,
+            samesite="lax",
+        )
+    else:
+        answer.delete_cookie(columns.COOKIE, path="/logs")
+    return answer
 
 
 def _fingerprint(records: list[Record]) -> str:
@@ -77,16 +119,16 @@ def _fingerprint(records: list[Record]) -> str:
 
 async def _export(request: Request) -> Response:
     form = request.path_params["form"]
-    query = log_query.read(request.query_params)
+    here = console(request)
+    query = log_query.read(request.query_params, await here.pages.run(here.store.time))
     if query.problems or form not in ("csv", "jsonl"):
         problem = next(iter(query.problems.values()), "The log is exported as csv or jsonl.")
         return refuse(request, 400, problem)
-    here = console(request)
     store = here.store
     # The first page is read before the answer begins, so that an error can still become a 503.
-    first = await here.pages.run(store.log.page, query.wanted, limit=_EXPORT_PAGE)
+    first = await here.pages.run(store.log.search, query.wanted, limit=_EXPORT_PAGE)
     what = {"format": form, "filter": str(request.query_params)}
-    await here.pages.run(store.audit.add, Action.LOG_EXPORT, actor(request), what)
+    await here.pages.run(note, request, Action.LOG_EXPORT, what)
     records = _every(store, query.wanted, first)
     lines = csv_rows(records) if form == "csv" else map(json_line, records)
     name = f"policyd-log-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.{form}"
@@ -103,10 +145,11 @@ async def _in_threads(here: Console, portions: Iterator[bytes]) -> AsyncIterator
         yield portion
 
 
-def _every(store: Store, wanted: LogFilter, page: list[Record]) -> Iterator[Record]:
-    while page:
-        yield from page
-        page = store.log.page(wanted, after=page[-1].id, limit=_EXPORT_PAGE)
+def _every(store: Store, wanted: LogFilter, page: Page) -> Iterator[Record]:
+    while page.records or page.reached:
+        yield from page.records
+        after = page.reached or page.records[-1].id
+        page = store.log.search(wanted, after=after, limit=_EXPORT_PAGE)
 
 
 def _together(lines: Iterator[str]) -> Iterator[str]:
@@ -124,5 +167,6 @@ def _together(lines: Iterator[str]) -> Iterator[str]:
 ROUTES = [
     Route("/logs", shown(_page)),
     Route("/logs/rows", shown(_rows)),
+    Route("/logs/columns", posted(_choose), methods=["POST"]),
     Route("/logs/export.{form}", _export),
 ]

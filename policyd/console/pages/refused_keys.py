@@ -20,12 +20,14 @@ _SAMPLES = 50
 def _show(request: Request) -> Response:
     store = console(request).store
     refused = store.refused_keys
-    period = periods.last_hours(request.query_params.get("period", ""), store.time())
+    period, problem = periods.chosen(request.query_params, store.time())
     hours = refused.hours(period.since, period.last)
     buckets = period.refused_keys(hours)
     return render(
         request,
         "refused_keys.html",
+        status=400 if problem else 200,
+        problem=problem,
         period=period,
         periods=periods.DASHBOARD,
         total=periods.total_refused_keys(hours),

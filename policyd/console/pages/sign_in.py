@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from policyd.console.security import credentials, kept_forms
 from policyd.console.security.sessions import LIFETIME
-from policyd.console.view.actor import actor, address
+from policyd.console.view.actor import address, note
 from policyd.console.view.forms import text
 from policyd.console.view.render import Console, console, is_fragment, posted, render, shown
 from policyd.decision_log.refused_key import source_of
@@ -116,7 +116,8 @@ def _sign_in(request: Request, form: FormData) -> Response:
     kept = kept_forms.without_secrets(text(form, "kept"))
     device = here.sessions.device(request, known.epoch)
     source = f"device {device}" if device else source_of(address(request))
-    is_stranger = not device and not credentials.is_token(secret, here.token)
+    is_token = credentials.is_token(secret, here.token)
+    is_stranger = not device and not is_token
     if wait := here.attempts.wait(source):
         problem = TOO_MANY.format(wait)
         return sign_in_form(request, known, wanted, problem, wait=wait, kept=kept)
@@ -124,15 +125,15 @@ def _sign_in(request: Request, form: FormData) -> Response:
         problem = _TOO_MANY_OF_ALL.format(wait)
         return sign_in_form(request, known, wanted, problem, wait=wait, kept=kept)
     if not credentials.matches(secret, known.password_hash, here.token):
-        here.store.audit.add(Action.SIGN_IN_FAILED, actor(request))
+        note(request, Action.SIGN_IN_FAILED)
         problem = "This is neither the password nor the administration token."
         return sign_in_form(request, known, wanted, problem, kept=kept)
     here.attempts.succeeded(source, counted_for_all=is_stranger)
+    note(request, Action.SIGN_IN, {"with": "token" if is_token else "password"})
     # The new session replaces the one that this browser may have.
     _end_session(request, known)
     if kept and kept_forms.is_page(wanted):
         wanted += "?" + urlencode({"typed": here.kept.keep(wanted, kept)})
-    here.store.audit.add(Action.SIGN_IN, actor(request))
     return begin_session(here, known.epoch, wanted, device)
 
 
@@ -151,7 +152,7 @@ def _local(target: str) -> str:
 
 def _sign_out(request: Request, _: FormData) -> Response:
     _end_session(request, console(request).store.administrator.get())
-    console(request).store.audit.add(Action.SIGN_OUT, actor(request))
+    note(request, Action.SIGN_OUT)
     return signed_out(request)
 
 

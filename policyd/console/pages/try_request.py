@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from policyd.console.view import labels
 from policyd.console.view.lookups import keys_in_force
-from policyd.console.view.render import console, posted, render, shown
+from policyd.console.view.render import Console, console, posted, render, shown
 from policyd.console.view.text import sentence
 from policyd.console.view.typed_request import MAX_BODY, TypedRequest
 from policyd.decision_log.record import Verdict
@@ -41,7 +41,7 @@ def _try(request: Request, form: FormData) -> Response:
     here = console(request)
     try:
         settings = _settings(request, typed.key_id)
-        trusted = here.settings.end_users_from(_CALLER)
+        trusted = _trusted(here)
         tried = try_request(typed.message(), settings, here.defaults, trusted)
     except KeyNotFound:
         gone = {"key": "There is no such API key any more. Choose another one."}
@@ -49,6 +49,14 @@ def _try(request: Request, form: FormData) -> Response:
     except InvalidDescriptor as error:
         return _form(request, typed, {"body": sentence(str(error))})
     return _form(request, typed, tried=tried)
+
+
+def _trusted(here: Console) -> frozenset[str]:
+    """The headers that may name an end user where the gateway sends them."""
+    applied = here.store.defaults()
+    if applied and applied.end_user_headers:
+        return frozenset(applied.end_user_headers if _CALLER in applied.end_user_callers else ())
+    return here.settings.end_users_from(_CALLER)
 
 
 def _settings(request: Request, key_id: str) -> KeySettings | None:

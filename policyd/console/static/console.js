@@ -45,6 +45,29 @@ function tellLive(state) {
   live.textContent = live.dataset[state];
 }
 
+// What a viewer has opened or scrolled in the dashboard's figures stays so when they are renewed;
+// htmx itself keeps the focus.
+let kept = [];
+document.addEventListener("htmx:beforeSwap", (event) => {
+  if (event.target.id !== "figures") return;
+  kept = [...event.target.querySelectorAll("details[open]")].map((one) => {
+    return [one.id, one.querySelector(".scroll")?.scrollTop ?? 0];
+  });
+});
+document.addEventListener("htmx:load", (event) => {
+  if (event.detail.elt.id !== "figures") return;
+  for (const [id, top] of kept) {
+    const details = document.getElementById(id);
+    if (!details) continue;
+    details.open = true;
+    const scroll = details.querySelector(".scroll");
+    if (scroll) scroll.scrollTop = top;
+  }
+  kept = [];
+});
+document.addEventListener("htmx:beforeRequest", (event) => {
+  if (event.target.id === "figures" && document.hidden) event.preventDefault();
+});
 document.addEventListener("htmx:beforeRequest", (event) => {
   if (event.target.id !== "rows") return;
   // Rows must not move while a tooltip is open, or while one of them has the keyboard's focus.
@@ -62,12 +85,59 @@ document.addEventListener("htmx:beforeRequest", (event) => {
   if (!panel.open || (isToggled && !isStale)) event.preventDefault();
 });
 document.addEventListener("htmx:afterRequest", (event) => {
-  if (event.target.id !== "rows" || paused) return;
+  if (!["rows", "figures"].includes(event.target.id) || paused) return;
   const status = event.detail.xhr.status;
   tellLive(status >= 200 && status < 300 ? "live" : "away");
 });
 
+// What is typed and not saved is asked about before the page is left.
+const unsaved = new Set();
+
+function noteUnsaved(form) {
+  const before = new URLSearchParams(new FormData(form)).toString();
+  const note = form.querySelector("[data-unsaved-note]");
+  const check = () => {
+    const changed = new URLSearchParams(new FormData(form)).toString() !== before;
+    if (changed) unsaved.add(form);
+    else unsaved.delete(form);
+    if (note) note.textContent = changed ? "Unsaved changes" : "";
+  };
+  form.addEventListener("input", check);
+  form.addEventListener("submit", () => unsaved.delete(form));
+  form.querySelector("[data-discard]")?.addEventListener("click", () => unsaved.delete(form));
+  // A form that came back is unsaved from the start.
+  if ("typed" in form.dataset) {
+    unsaved.add(form);
+    if (note) note.textContent = "Unsaved changes";
+  }
+}
+
+window.addEventListener("beforeunload", (event) => {
+  if (unsaved.size) event.preventDefault();
+});
+
+// One box ticks all others of a form; buttons that need a tick wait for one.
+function followTicks(form) {
+  const all = form.querySelector("[data-all]");
+  const boxes = [...form.querySelectorAll(`input[name="${all.dataset.all}"]`)];
+  const buttons = form.querySelectorAll("[data-needs]");
+  const check = () => {
+    const ticked = boxes.filter((box) => box.checked).length;
+    all.checked = ticked > 0 && ticked === boxes.length;
+    all.indeterminate = ticked > 0 && ticked < boxes.length;
+    for (const button of buttons) button.disabled = ticked === 0;
+  };
+  all.addEventListener("change", () => {
+    for (const box of boxes) box.checked = all.checked;
+    check();
+  });
+  form.addEventListener("change", check);
+  check();
+}
+
 document.addEventListener("DOMContentLoaded", () => {
+  document.querySelectorAll("form[data-unsaved]").forEach(noteUnsaved);
+  for (const all of document.querySelectorAll("[data-all]")) followTicks(all.closest("form"));
   const pause = document.getElementById("pause");
   pause?.addEventListener("click", () => {
     paused = !paused;

@@ -69,8 +69,8 @@ class Measured:
     total: Counts
     full: Counts
     """Of the period's full hours, and ..."""
-    before: Counts
-    """... of as many hours of the period before."""
+    before: Counts | None
+    """... of as many hours of the period before. None: those were not all counted."""
     buckets: Sequence[tuple[datetime, Counts]]
     latencies: Latencies
     latencies_before: Latencies
@@ -89,14 +89,13 @@ def figures(found: Measured, links: Links) -> Iterator[Figure]:
         lambda one: one.would_deny,
         links.logs(decision="would_deny"),
     )
-    whole = total.attributed + total.unattributed
     yield _share(
         found,
         "attributed",
         "Attributed",
         lambda one: (one.attributed, one.unattributed),
         links.logs(attributed="yes"),
-        note=f"{labels.number(total.unattributed)} of {labels.number(whole)} without a user",
+        note=f"{labels.number(total.unattributed)} without a user",
         note_url=links.logs(attributed="no"),
     )
     yield _share(
@@ -105,7 +104,7 @@ def figures(found: Measured, links: Links) -> Iterator[Figure]:
         "Success rate",
         _success,
         links.logs(answer="success"),
-        note="of the requests that were let through",
+        note="of what was let through",
     )
     yield _count(
         found, "errors", "Errors", lambda one: one.errors, links.logs(answer="error"), up="bad"
@@ -146,7 +145,9 @@ def _count(
     note: str = "",
 ) -> Figure:
     value = read(found.total)
-    trend = change(read(found.full), read(found.before), up=up, written=written)
+    trend = None
+    if found.before is not None:
+        trend = change(read(found.full), read(found.before), up=up, written=written)
     spark = charts.spark([read(counts) for _, counts in found.buckets])
     return Figure(name, label, written(value), url if value else "", trend, spark, note)
 
@@ -163,7 +164,7 @@ def _share(
 ) -> Figure:
     part, rest = read(found.total)
     spark = charts.spark([_part(*read(counts)) for _, counts in found.buckets], top=1)
-    trend = _points(read(found.full), read(found.before))
+    trend = _points(read(found.full), read(found.before)) if found.before is not None else None
     shown = labels.share(part, rest)
     return Figure(
         name, label, shown, url if part else "", trend, spark, note, note_url if rest else ""
@@ -178,7 +179,9 @@ def _percentile(found: Measured, share: float, links: Links) -> Figure:
     percent = round(100 * share)
     value = found.latencies.percentile(share)
     before = found.latencies_before.percentile(share)
-    trend = None if value is None else change(value, before or 0, up="bad", written=labels.duration)
+    trend = None
+    if value is not None and before is not None:
+        trend = change(value, before, up="bad", written=labels.duration)
     steps = (found.latencies_by_step.get(at, Latencies()) for at, _ in found.buckets)
     spark = charts.spark([one.percentile(share) for one in steps])
     url = note = ""

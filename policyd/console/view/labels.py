@@ -10,6 +10,7 @@ from policyd.decision_log.record import ABSENT, INVALID, Ending, Record, Verdict
 from policyd.decision_log.refused_key import OTHERS, RefusedKeyReason
 from policyd.engine.decision import INVALID_OVERRIDE
 from policyd.engine.states import Ignored, Mode, ModelState, Override, Source
+from policyd.keys.audit import Action
 from policyd.policies import TABLE
 from policyd.trial import Finding
 
@@ -74,6 +75,20 @@ REASONS = {
     RefusedKeyReason.UNKNOWN: "Not valid",
     RefusedKeyReason.CONFLICTING: "Two keys",
 }
+ACTIONS = {
+    Action.KEY_CREATE: "Key created",
+    Action.KEY_UPDATE: "Key changed",
+    Action.KEY_ROTATE: "Key rotated",
+    Action.KEY_REVOKE: "Key revoked",
+    Action.DEFAULTS_UPDATE: "Defaults changed",
+    Action.SIGN_IN: "Signed in",
+    Action.SIGN_IN_FAILED: "Sign-in failed",
+    Action.SIGN_OUT: "Signed out",
+    Action.PASSWORD_SET: "Password set",
+    Action.LOG_EXPORT: "Log exported",
+    Action.LOG_RETIRE: "Log retired",
+}
+"""What administrators do, as the audit trail names it."""
 FINDINGS = {
     Finding.KEPT: ("Kept", "v1"),
     Finding.VIOLATED: ("Violated", "v3"),

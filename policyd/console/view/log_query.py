@@ -34,6 +34,27 @@ NAMES = (
     "until",
 )
 """The filters, in the order of the form."""
+LABELS = {
+    "find": "ID",
+    "key": "API key",
+    "decision": "Decision",
+    "policy": "Violated policy",
+    "flag": "Flag",
+    "operation": "Operation",
+    "model": "Model",
+    "status": "Status",
+    "answer": "Answer",
+    "user": "User",
+    "contains": "User contains",
+    "nouser": "No user",
+    "attributed": "Attributed",
+    "ip": "IP address",
+    "trace": "Trace ID",
+    "slower": "Took at least",
+    "last": "Time",
+    "since": "From",
+    "until": "Until",
+}
 DECISIONS = {verdict.name.lower(): label for verdict, label in labels.VERDICTS.items()}
 ANSWERS = {"success": "Success", "error": "Error"}
 YES_OR_NO = {"yes": "Yes", "no": "No"}
@@ -69,6 +90,11 @@ class LogQuery:
     def filters(self) -> dict[str, str]:
         """The given filters without the ID of a request."""
         return {name: value for name, value in self.given.items() if name != "find"}
+
+    @property
+    def has_time(self) -> bool:
+        """Whether they bound the time."""
+        return not {"last", "since", "until"}.isdisjoint(self.given)
 
     @property
     def is_live(self) -> bool:
@@ -110,6 +136,31 @@ def read(parameters: Mapping[str, str], now: datetime) -> LogQuery:
     # With an invalid filter nothing is shown, as all decisions would look like a result.
     found = LogFilter() if problems else LogFilter(**wanted)
     return LogQuery(given, after, now, found, problems)
+
+
+def chips(query: LogQuery, keys: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """The given filters in words: the label, the value, and the URL of the log without it."""
+    return [
+        (LABELS[name], _word(name, value, keys), query.without(name))
+        for name, value in query.given.items()
+    ]
+
+
+def _word(name: str, value: str, keys: Mapping[str, str]) -> str:
+    words: dict[str, Mapping[str, str]] = {
+        "key": keys,
+        "decision": DECISIONS,
+        "policy": labels.POLICIES,
+        "flag": labels.FLAGS,
+        "operation": {one: labels.label(one) for one in OPERATIONS},
+        "answer": ANSWERS,
+        "attributed": YES_OR_NO,
+        "last": {one: label for one, (label, _) in LAST.items()},
+        "nouser": {"1": "Yes"},
+    }
+    if name == "slower" and _NUMBER.fullmatch(value):
+        return labels.duration(int(value))
+    return words.get(name, {}).get(value, value)
 
 
 def _find(value: str) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from datetime import MAXYEAR, datetime, timedelta
+from datetime import MAXYEAR, UTC, datetime, timedelta
 from typing import TypeVar
 
 from policyd.console.view.log_query import moment
@@ -116,6 +116,7 @@ DASHBOARD = {
 RANGE = "range"
 """The name of a period between two chosen moments."""
 _LONGEST = timedelta(days=400)
+_EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 USERS = {
     "today": ("Today", _DAY),
     "7d": ("7 days", 7 * _DAY),
@@ -141,12 +142,13 @@ def chosen(parameters: Mapping[str, str], now: datetime) -> tuple[Period, str]:
     try:
         since = _hour(moment(ends[0])) if ends[0] else None
         until = _hour(moment(ends[1]) + _HOUR - timedelta(microseconds=1)) if ends[1] else None
+        until = until or usual.until
+        since = since or until - (usual.until - usual.since)
+        earlier = since - _LONGEST  # Where the period before may begin.
     except (ValueError, OverflowError):
         problem = "Give two times in UTC such as 2026-11-25T09:00"
         return usual, f"{problem}; the last {DASHBOARD[usual.name][0]} are shown."
-    until = until or usual.until
-    since = since or until - (usual.until - usual.since)
-    if not timedelta() < until - since <= _LONGEST:
+    if not timedelta() < until - since <= _LONGEST or earlier < _EARLIEST:
         problem = f"From must be before Until, by at most {_LONGEST.days} days"
         return usual, f"{problem}; the last {DASHBOARD[usual.name][0]} are shown."
     return Period(RANGE, since, until), ""

@@ -27,7 +27,9 @@ from policyd.settings import ServerSettings
 from policyd.store import Store
 
 HERE = Path(__file__).parent.parent
-_MAX_FIELDS = 50 + 3 * len(TABLE.policies)
+BATCH = 100
+"""API keys that are listed on a page, and changed at once."""
+_MAX_FIELDS = 50 + BATCH + 3 * len(TABLE.policies)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,14 @@ does not have stays as it is.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, NamedTuple, Self
 
 from starlette.datastructures import FormData
 
 from policyd.console.view import labels
 from policyd.console.view.forms import text
+from policyd.console.view.log_query import moment
 from policyd.console.view.text import sentence
 from policyd.engine.places import HEADER_PLACE, accept_problem
 from policyd.engine.policy import MODES, OVERRIDES, Policy, checked_value
@@ -107,6 +109,8 @@ class TypedSettings:
     """The accepted identifiers that have a box to tick."""
     headers: str
     """The names of the accepted headers, with commas between them."""
+    expires: str = ""
+    """When the key expires, in UTC. Empty: never."""
 
     @classmethod
     def of(cls, key: ApiKey) -> Self:
@@ -114,14 +118,18 @@ class TypedSettings:
         policies = (_saved(policy, key.policies) for policy in TABLE.policies)
         places = tuple(place for place in key.accept if not place.startswith(HEADER_PLACE))
         headers = (place.removeprefix(HEADER_PLACE) for place in key.accept if place not in places)
-        return cls(key.name, tuple(policies), places, ", ".join(headers))
+        expires = _minute(key.expires_at)
+        return cls(key.name, tuple(policies), places, ", ".join(headers), expires)
 
     @classmethod
     def read(cls, form: FormData, key: ApiKey) -> Self:
         """What a form has; for a policy that it does not have, the key's setting."""
         policies = (_saved(policy, key.policies).typed_over(form) for policy in TABLE.policies)
         places = tuple(str(place) for place in form.getlist("accept") if place)
-        return cls(text(form, "name"), tuple(policies), places, text(form, "accept_headers"))
+        headers = text(form, "accept_headers")
+        held = _minute(key.expires_at)
+        expires = text(form, "expires").strip() if "expires" in form else held
+        return cls(text(form, "name"), tuple(policies), places, headers, expires)
 
     def accept(self, before: tuple[str, ...] = ()) -> tuple[str, ...]:
         """The accepted identifiers. Those of `before` keep their order, as the first valid one
@@ -143,7 +151,19 @@ class TypedSettings:
         for typed in self.policies:
             if typed != _saved(typed.policy, key.policies):
                 found |= typed.problems()
+        if self._expiry_changes(key) and (problem := self._expiry_problem()):
+            found["expires"] = problem
         return found
+
+    def _expiry_changes(self, key: ApiKey) -> bool:
+        return self.expires != _minute(key.expires_at)
+
+    def _expiry_problem(self) -> str:
+        try:
+            has_passed = self.expires != "" and moment(self.expires) <= datetime.now(UTC)
+        except ValueError as error:
+            return str(error)
+        return "This time has passed. Revoke the key to end it now." if has_passed else ""
 
     def changes(self, key: ApiKey) -> dict[str, Any]:
         """The settings as the store takes them, where there are no problems."""
@@ -153,14 +173,24 @@ class TypedSettings:
             if one != _saved(one.policy, key.policies)
         }
         policies = TABLE.in_order((dict(key.policies) | typed).items())
-        return {"name": self.name, "policies": policies, "accept": self.accept(key.accept)}
+        found: dict[str, Any] = {"name": self.name, "policies": policies}
+        found["accept"] = self.accept(key.accept)
+        if self._expiry_changes(key):
+            found["expires_at"] = moment(self.expires) if self.expires else None
+        return found
 
     def labelled(self) -> Mapping[str, str]:
         """Each setting's name and value, as the console shows them."""
         found = {"Name": self.name}
         for typed in self.policies:
             found |= typed.labelled()
-        return found | {"Accepted identifiers": ", ".join(self.accept()) or "none"}
+        found["Accepted identifiers"] = ", ".join(self.accept()) or "none"
+        return found | {"Expires (UTC)": self.expires or "never"}
+
+
+def _minute(at: datetime | None) -> str:
+    """A moment as browsers write it in a field for one."""
+    return at.strftime("%Y-%m-%dT%H:%M") if at else ""
 
 
 def _saved(policy: Policy, settings: Settings) -> TypedPolicy:

@@ -1,0 +1,15 @@
+"""How a child process starts: `python -m policyd.command.start MODULE …` is `python -m MODULE …`.
+
+Ctrl-C on a terminal reaches every process of a server, and a child is ended by its parent. One that
+still loads what it is made of would end with a traceback, so it begins by not listening: parent.py
+does the same once the child runs.
+"""
+
+import runpy
+import signal
+import sys
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    del sys.argv[0]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
