@@ -285,7 +285,12 @@ class _Tally:
         if self._metrics is not None:
             self._metrics.undecided(outcome.partition(" ")[0])
         if self._throttle.is_due():
-            log.error("a request was %s (%d so far): %s", outcome, self._counts[outcome], problem)
+            count = self._counts[outcome]
+            log.error(
+                "a request was %s (%d so far): %s",
+                *(outcome, count, problem),
+                extra={"outcome": outcome.partition(" ")[0], "requests": count},
+            )
 
 
 def _described(

@@ -287,7 +287,10 @@ class Server:
         if end is End.REPLACE:
             self._is_replaced, seconds = True, self._settings.handover
         else:
-            _log.info("policyd says NOT_SERVING, and ends in %g s", seconds)
+            _log.info(
+                "policyd says NOT_SERVING, and ends in %g s: a second signal ends it at once",
+                seconds,
+            )
             if self._http is not None:
                 self._http.drain()
             await self._health.drain()

@@ -10,6 +10,7 @@ import yaml
 
 from gateway.serve import serve as gateway_serve
 from gateway.settings import Settings
+from policyd.build_info import version
 from policyd.cli.serve import serve as policyd_serve
 from policyd.command.settings import build
 from policyd.settings import ServerSettings
@@ -50,6 +51,11 @@ def pods(resources: list[Resource]) -> Iterator[tuple[str, Resource]]:
     for one in resources:
         if one["kind"] in ("Deployment", "StatefulSet"):
             yield one["metadata"]["name"], one["spec"]["template"]
+
+
+def test_it_installs_this_version() -> None:
+    """Without a tag of its own the chart takes the image of this version."""
+    assert yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"] == version()
 
 
 @pytest.mark.parametrize("values", VALUES, ids=NAMES)

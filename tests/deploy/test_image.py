@@ -38,6 +38,22 @@ def test_what_is_installed_is_locked() -> None:
     assert not [step for step in steps if "apt" in step or "curl" in step]
 
 
+@pytest.mark.parametrize("platform", ["x86_64", "aarch64"])
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13", "3.14"])
+def test_the_lock_has_wheels(platform: str, version: str, tmp_path: Path) -> None:
+    """For both architectures, each Python that policyd supports, and glibc 2.28."""
+    wanted = ("--python-platform", f"{platform}-manylinux_2_28", "--python-version", version)
+    locked = ("--require-hashes", "-r", ROOT / "deploy/requirements.txt")
+    dry = ("--dry-run", "--only-binary", ":all:", "--target", tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "uv", "pip", "install", *dry, *wanted, *locked],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_context_holds_what_is_copied() -> None:
     """.dockerignore lets in exactly the files that the recipe copies."""
     allowed = {
