@@ -123,7 +123,7 @@ def loaded(url: str, pause: float = 0.0) -> Iterator[list[float]]:
         with closing(Store(url)) as store:
             while not done.is_set():
                 began = time.monotonic()
-                store.keys.create("load")
+                store.keys.create(f"load {len(took)} {secrets.token_hex(4)}")
                 store.log.append([record(datetime.now(UTC)) for _ in range(20)])
                 took.append(time.monotonic() - began)
                 time.sleep(pause)
