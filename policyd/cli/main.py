@@ -31,13 +31,13 @@ _COMMANDS = {
         "doctor",
         "Look at policyd as it is deployed here, and say how to mend what is wrong.",
     ),
+    "explain": Lazy(
+        "policyd.cli.explain", "explain", "Say what would be decided of a request, and why."
+    ),
     "export": Lazy(
         "policyd.cli.apply",
         "export",
         "Write the API keys that are not revoked, and the server's defaults, as a declaration.",
-    ),
-    "explain": Lazy(
-        "policyd.cli.explain", "explain", "Say what would be decided of a request, and why."
     ),
     "health": Lazy(
         "policyd.cli.health",
