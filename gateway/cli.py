@@ -20,7 +20,7 @@ _COMMANDS = {
     "doctor": Lazy(
         "gateway.doctor",
         "doctor",
-        "Look at the gateway as it is deployed here, and say how to mend what is wrong.",
+        "Look at the gateway as it is deployed here, and say how to fix what is wrong.",
     ),
     "health": Lazy("gateway.health", "health", "Say whether the gateway of this machine is ready."),
     "serve": Lazy("gateway.serve", "serve", "Run the gateway."),

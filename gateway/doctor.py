@@ -36,7 +36,7 @@ _PATIENCE = 5.0
 @OPTIONS.settings(Settings)
 @OPTIONS.log_level
 def doctor(log_level: str, as_json: bool, key_file: Path | None, **given: Any) -> None:
-    """Look at the gateway as it is deployed here, and say how to mend what is wrong.
+    """Look at the gateway as it is deployed here, and say how to fix what is wrong.
 
     It takes the settings of policyd-gateway serve, which runs meanwhile. Looked at are the
     listener, its port, the limit of open files, secrets and certificates, and whether policyd (with

@@ -26,7 +26,7 @@ from policyd.settings import ServerSettings
 def doctor(
     log_level: str, as_json: bool, key_file: Path | None, key: str | None, **given: Any
 ) -> None:
-    """Look at policyd as it is deployed here, and say how to mend what is wrong.
+    """Look at policyd as it is deployed here, and say how to fix what is wrong.
 
     It takes the settings of policyd serve, which runs meanwhile. Looked at are listeners, ports,
     the limit of open files, secrets and certificates, the database, the clock and the spool. What a

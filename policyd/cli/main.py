@@ -29,7 +29,10 @@ _COMMANDS = {
     "doctor": Lazy(
         "policyd.cli.doctor",
         "doctor",
-        "Look at policyd as it is deployed here, and say how to mend what is wrong.",
+        "Look at policyd as it is deployed here, and say how to fix what is wrong.",
+    ),
+    "explain": Lazy(
+        "policyd.cli.explain", "explain", "Say what would be decided of a request, and why."
     ),
     "explain": Lazy(
         "policyd.cli.explain", "explain", "Say what would be decided of a request, and why."

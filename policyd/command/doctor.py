@@ -1,4 +1,4 @@
-"""`doctor`: looks at a deployment as it runs, one thing after the other, and says how to mend it.
+"""`doctor`: looks at a deployment as it runs, one thing after the other, and says how to fix it.
 
 Unlike `config check`, it asks what else the deployment is made of, which may be silent: every check
 has a deadline, and those after it run all the same.

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
 
 from policyd.decision_log.record import Verdict
 from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount, RefusedKeyReason
@@ -131,6 +131,16 @@ def _fill(store: Store) -> dict[str, str]:
         "keys": "/keys",
         "new key": "/keys/new",
         "settings": f"/keys/{key.id}?saved",
+        "use": f"/keys/{key.id}/use",
+        "history": f"/keys/{key.id}/history",
+        "rotate": f"/keys/{key.id}/rotate",
+        "several keys": f"/keys/change?key={key.id}&key={strict.id}",
+        "no keys": "/keys/change",
+        "found keys": "/keys?find=chat&sort=used&revoked=1",
+        "try": f"/try?key={strict.id}",
+        "audit": "/audit",
+        "odd filters": "/audit?since=x&by=console",
+        "found users": "/users?find=user&sort=cost&order=up",
         "all policies": f"/keys/{strict.id}?saved",
         "revoke": f"/keys/{key.id}/revoke",
         "simulation": f"/keys/{key.id}/simulation?period=7d",
@@ -146,6 +156,8 @@ def _fill(store: Store) -> dict[str, str]:
         "users": "/users",
         "refused keys": "/refused",
         "search": "/logs?find=t-1",
+        "other filters": "/logs?containing=user&answer=success&last=7d&nouser=",
+        "a range": f"/?key={key.id}&since={at - timedelta(hours=5):%Y-%m-%dT%H:%M}",
         "account": "/account",
         "not found": "/nothing",
     }
@@ -357,7 +369,7 @@ def test_copying_a_key(browser: Browser, policyd: Policyd, token: str) -> None:
         expect(page.get_by_role("button", name="Copied")).to_be_visible()
         assert page.evaluate("navigator.clipboard.readText()") == key
         page.reload()
-        expect(page.get_by_role("heading", name="Settings")).to_be_visible()
+        expect(page.get_by_role("heading", name="Copied")).to_be_visible()
         page.get_by_role("link", name="API Keys").first.click()
         expect(page.get_by_role("row").filter(has_text="Copied")).to_have_count(1)
 
@@ -396,6 +408,84 @@ def test_a_session_that_ends(browser: Browser, policyd: Policyd, token: str) -> 
         expect(page.get_by_role("button", name="Sign in")).to_be_visible()
 
 
+def test_unsaved_changes(browser: Browser, policyd: Policyd, token: str) -> None:
+    """Settings that are not saved are asked about before the page is left; saving and discarding
+    ask nothing."""
+    asked: list[str] = []
+    with _opened(browser) as page:
+        _sign_in(page, policyd, token)
+        _create_key(page, policyd, "Unsaved")
+        page.get_by_role("link", name="Settings", exact=True).click()
+
+        def stay(dialog: Dialog) -> None:
+            asked.append(dialog.type)
+            dialog.dismiss()
+
+        page.on("dialog", stay)
+        name = page.get_by_label("Name", exact=True)
+        name.fill("Renamed")
+        expect(page.get_by_text("Unsaved changes")).to_be_visible()
+        page.get_by_role("link", name="Dashboard").click(no_wait_after=True)
+        page.wait_for_timeout(500)
+        assert asked == ["beforeunload"]
+        expect(name).to_have_value("Renamed")
+        name.fill("Unsaved")
+        expect(page.get_by_text("Unsaved changes")).to_be_hidden()
+        name.fill("Renamed")
+        page.get_by_role("link", name="Discard").click()
+        expect(page.get_by_label("Name", exact=True)).to_have_value("Unsaved")
+        page.get_by_label("Name", exact=True).fill("Renamed")
+        page.get_by_role("button", name="Save").click()
+        expect(page.get_by_text("Saved.")).to_be_visible()
+        assert asked == ["beforeunload"]
+
+
+def test_a_form_after_the_session(browser: Browser, policyd: Policyd, token: str) -> None:
+    """What was typed before the session ended comes back after the sign-in, and is saved then."""
+    with _opened(browser) as page:
+        _sign_in(page, policyd, token)
+        _create_key(page, policyd, "Interrupted")
+        page.get_by_role("link", name="Settings", exact=True).click()
+        page.get_by_label("Name", exact=True).fill("Typed before")
+        with _store(policyd) as store:
+            store.administrator.end_sessions()
+        # The part of the page that simulates does not lead away from what is typed.
+        page.get_by_role("group", name="Enforce User IDs").get_by_role(
+            "radio", name="Audit"
+        ).check()
+        expect(page.locator(_SIMULATION)).to_contain_text("Your session has ended")
+        page.get_by_role("button", name="Save").click()
+        expect(page.get_by_text("Your session had ended")).to_be_visible()
+        page.get_by_label(re.compile("token")).fill(token)
+        page.get_by_role("button", name="Sign in").click()
+        expect(page.get_by_label("Name", exact=True)).to_have_value("Typed before")
+        expect(page.get_by_text("Unsaved changes")).to_be_visible()
+        page.get_by_role("button", name="Save").click()
+        expect(page.get_by_text("Saved.")).to_be_visible()
+        expect(page.get_by_role("heading", name="Typed before")).to_be_visible()
+
+
+def test_ticking_keys(browser: Browser, policyd: Policyd, token: str) -> None:
+    """One box ticks all keys of the page; the button waits for a tick."""
+    with _opened(browser) as page:
+        _sign_in(page, policyd, token)
+        for name in ("Ticked one", "Ticked two"):
+            _create_key(page, policyd, name)
+        page.goto(f"{policyd.console}/keys?find=Ticked")
+        button = page.get_by_role("button", name="Change the selected keys")
+        expect(button).to_be_disabled()
+        page.get_by_label("Select Ticked one").check()
+        expect(button).to_be_enabled()
+        page.get_by_label("Select all keys on this page").check()
+        expect(page.get_by_label("Select Ticked two")).to_be_checked()
+        button.click()
+        expect(page.get_by_role("heading", name="2 keys")).to_be_visible()
+        page.get_by_role("radio", name="Enforce").check()
+        page.get_by_role("button", name="Review the change").click()
+        page.get_by_role("button", name="Change 2 keys").click()
+        expect(page.get_by_role("status")).to_contain_text("2 keys are changed")
+
+
 @pytest.mark.parametrize("look", ["light", "dark", "narrow"])
 def test_accessibility(
     browser: Browser, policyd: Policyd, token: str, filled: dict[str, str], look: str
@@ -420,6 +510,15 @@ def test_accessibility(
                     len(TABLE.policies)
                 )
             _check(page, name)
+        page.goto(f"{policyd.console}{filled['try']}")
+        page.get_by_role("button", name="Try it").click()
+        expect(page.locator("#verdict")).to_be_visible()
+        _check(page, "tried")
+        page.goto(f"{policyd.console}{filled['several keys']}")
+        page.get_by_role("radio", name="Audit").check()
+        page.get_by_role("button", name="Review the change").click()
+        expect(page.get_by_role("button", name="Change 2 keys")).to_be_visible()
+        _check(page, "summary")
         page.goto(f"{policyd.console}{filled['blocked']}")
         page.locator(".flag").first.focus()
         expect(page.get_by_role("tooltip").first).to_be_visible()
@@ -480,3 +579,90 @@ def test_without_javascript(
         page.get_by_role("link", name="Revoke").click()
         page.get_by_role("button", name="Revoke this key").click()
         expect(page.get_by_role("status")).to_contain_text("is revoked")
+
+
+def test_several_keys_without_javascript(browser: Browser, policyd: Policyd, token: str) -> None:
+    """Without JavaScript several keys are changed at once, and a request is tried."""
+    with _opened(browser, java_script_enabled=False) as page:
+        _sign_in(page, policyd, token)
+        _create_key(page, policyd, "Simple")
+        page.goto(f"{policyd.console}/keys")
+        page.get_by_label("Select Simple", exact=True).check()
+        page.get_by_role("button", name="Change the selected keys").click()
+        page.get_by_role("radio", name="Off").check()
+        page.get_by_role("button", name="Review the change").click()
+        page.get_by_role("button", name="Change 1 key").click()
+        expect(page.get_by_role("status")).to_contain_text("1 key is changed")
+        page.get_by_role("link", name="Try a request").click()
+        page.get_by_label("API key").select_option(label="Simple")
+        page.get_by_role("button", name="Try it").click()
+        expect(page.locator("#verdict")).to_contain_text("Allowed")
+
+
+def test_times_of_the_viewer(
+    browser: Browser, policyd: Policyd, token: str, filled: dict[str, str]
+) -> None:
+    """Times are in the viewer's zone, with UTC on hover; what is typed there is sent in UTC."""
+    with _opened(browser, timezone_id="Asia/Kolkata") as page:
+        _sign_in(page, policyd, token)
+        page.goto(f"{policyd.console}/logs?user=user-7")
+        expect(page.locator("th.when")).to_have_text("Time (GMT+5:30)")
+        shown = page.locator("#rows time").first
+        utc = datetime.fromisoformat(shown.get_attribute("datetime") or "")
+        expect(shown).to_have_attribute("title", f"{utc:%Y-%m-%d %H:%M:%S} UTC")
+        there = utc + timedelta(hours=5, minutes=30)
+        expect(shown).to_have_text(f"{there:%b %d %H:%M:%S}")
+        page.locator("details.filters summary").click()
+        page.get_by_label("From").fill(f"{there:%Y-%m-%dT%H:%M}")
+        page.get_by_role("button", name="Apply").click()
+        page.wait_for_url(f"**/logs?user=user-7&since={utc:%Y-%m-%dT%H}%3A{utc:%M}")
+        expect(page.get_by_role("row")).to_have_count(2)
+        expect(page.get_by_label("From")).to_have_value(f"{there:%Y-%m-%dT%H:%M}")
+        page.get_by_role("link", name="Remove From").click()
+        page.wait_for_url("**/logs?user=user-7")
+
+
+def test_a_live_dashboard(
+    browser: Browser, policyd: Policyd, gateway: Gateway, token: str, filled: dict[str, str]
+) -> None:
+    """The figures follow by themselves; what is open stays open, and the focus stays."""
+    with _opened(browser) as page:
+        _sign_in(page, policyd, token)
+        key = _create_key(page, policyd, "Dashboard")
+        assert _ask(gateway, key)[0] == 200
+        page.goto(f"{policyd.console}/logs")
+        expect(page.get_by_role("row").filter(has_text="Dashboard")).to_have_count(1)
+        page.goto(policyd.console)
+        row = page.get_by_role("row").filter(has_text="Dashboard")
+        expect(row.get_by_role("cell").first).to_have_text("1")
+        expect(page.locator("#top-users table")).to_be_visible()
+        page.locator("#requests-numbers summary").click()
+        page.locator("#figure-requests").focus()
+        top = page.evaluate("scrollY")
+        assert _ask(gateway, key)[0] == 200
+        expect(row.get_by_role("cell").first).to_have_text("2")
+        expect(page.locator("#requests-numbers table")).to_be_visible()
+        expect(page.locator("#figure-requests")).to_be_focused()
+        assert page.evaluate("scrollY") == top
+        expect(page.locator("#top-users table")).to_be_visible()
+
+
+def test_chosen_columns(
+    browser: Browser, policyd: Policyd, token: str, filled: dict[str, str]
+) -> None:
+    """At 1280 pixels all usual columns fit, the operation uncut; the viewer may choose others."""
+    with _opened(browser, viewport={"width": 1280, "height": 800}) as page:
+        _sign_in(page, policyd, token)
+        page.goto(f"{policyd.console}/logs?user=user-7")
+        for name in ("Operation", "Model", "User", "API key", "Status", "Latency", "Cost"):
+            expect(page.get_by_role("columnheader", name=name)).to_be_visible()
+        cell = page.locator("#rows td.operation").first
+        expect(cell).to_have_text("Chat completion")
+        assert cell.evaluate("one => one.scrollWidth <= one.clientWidth")
+        page.locator(".columns-menu summary").click()
+        page.get_by_label("IP address", exact=True).last.check()
+        page.get_by_label("Cost", exact=True).uncheck()
+        page.get_by_role("button", name="Show these").click()
+        expect(page.get_by_role("columnheader", name="IP address")).to_be_attached()
+        expect(page.get_by_role("columnheader", name="Cost")).to_have_count(0)
+        _check(page, "chosen columns")

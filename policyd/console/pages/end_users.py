@@ -21,6 +21,8 @@ from policyd.descriptor.placeholders import is_placeholder
 from policyd.store import Counts, Store
 
 PAGE = 50
+_ODD = 4
+"""Odd end users that are named, of each kind."""
 _COLUMNS = {
     "user": "End user",
     "requests": "Requests",
@@ -67,7 +69,7 @@ def _show(request: Request) -> Response:
         limit=PAGE + 1,
     )
     hours = statistics.hours(*within, key_id)
-    emails, addresses = statistics.emails(*within, key_id=key_id)
+    emails, addresses = statistics.emails(*within, key_id=key_id, limit=_ODD)
     previous, following = table.page(PAGE, has_more=len(users) > PAGE)
     return render(
         request,
@@ -84,7 +86,7 @@ def _show(request: Request) -> Response:
         next=following,
         previous=previous,
         total=periods.total(hours),
-        placeholders=statistics.placeholders(*within, key_id=key_id),
+        placeholders=statistics.placeholders(*within, key_id=key_id, limit=_ODD),
         emails=emails,
         addresses=addresses,
         log_url=partial(_log_url, period, key_id),
@@ -118,10 +120,12 @@ def _kind(name: str) -> str:
     return "E-mail" if _EMAIL.fullmatch(name) else ""
 
 
-def _log_url(period: Period, key_id: str, user: str, key: str = "") -> str:
-    """The page of the log with an end user's requests in a period, of one key or of all."""
+def _log_url(period: Period, key_id: str, user: str, key: str = "", **more: str) -> str:
+    """The page of the log with an end user's requests in a period, of one key or of all. "" stands
+    for requests whose end user is not known."""
     ends = {"since": f"{period.since:%Y-%m-%dT%H:%M}", "until": f"{period.until:%Y-%m-%dT%H:%M}"}
-    given = {"user": user, "key": key or key_id} | ends
+    who = {"user": user} if user else {"nouser": "1"}
+    given = who | {"key": key or key_id} | more | ends
     return "/logs?" + urlencode({name: one for name, one in given.items() if one}, errors="replace")
 
 

@@ -1,4 +1,4 @@
-"""Use it: code that sends a request with a key, which it takes from the environment."""
+"""Use it: programs that send a request with a key, which they read from the environment."""
 
 from starlette.requests import Request
 from starlette.responses import Response
