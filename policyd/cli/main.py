@@ -34,9 +34,6 @@ _COMMANDS = {
     "explain": Lazy(
         "policyd.cli.explain", "explain", "Say what would be decided of a request, and why."
     ),
-    "explain": Lazy(
-        "policyd.cli.explain", "explain", "Say what would be decided of a request, and why."
-    ),
     "export": Lazy(
         "policyd.cli.apply",
         "export",
