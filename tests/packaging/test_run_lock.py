@@ -38,4 +38,5 @@ def test_what_the_demo_needs() -> None:
     tools = names(project["dependency-groups"]["dev"])
     run = pinned("requirements-run.txt").keys()
     assert needed | names(project["dependency-groups"]["build"]) <= run
-    assert not tools & run
+    # The tests read what wheels require by the library that builds them.
+    assert tools & run <= {"packaging"}
