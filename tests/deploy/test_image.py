@@ -4,10 +4,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import grpc
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from policyd.v1.policy_pb2 import EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
@@ -37,6 +40,19 @@ def test_what_is_installed_is_locked() -> None:
     for one in installs:
         assert "--require-hashes --only-binary :all: -r deploy/" in one or "--no-index" in one
     assert not [step for step in steps if "apt" in step or "curl" in step]
+
+
+def test_the_lock_holds_every_extra() -> None:
+    """What policyd requires with any of its extras is in the lock, in a version that fits."""
+    lines = (ROOT / "deploy/requirements.txt").read_text().splitlines()
+    pinned = {
+        canonicalize_name(name): version.split()[0]
+        for name, equals, version in (line.partition("==") for line in lines if line[:1].isalpha())
+        if equals
+    }
+    for line in metadata.requires("policyd") or []:
+        wanted = Requirement(line)
+        assert pinned[canonicalize_name(wanted.name)] in wanted.specifier
 
 
 @pytest.mark.parametrize("platform", ["x86_64", "aarch64"])
