@@ -164,6 +164,10 @@ class OfServer:
             return []
         request = remote_log.request(wanted, after, min(limit, _PAGE))
         answer = self._call("ListDecisions", request, _LONG)
+        while answer.next_page_token and not answer.decisions:
+            # The server has looked at many decisions that do not fit, and goes on from there.
+            request.page_token = answer.next_page_token
+            answer = self._call("ListDecisions", request, _LONG)
         return [*map(remote_log.record, answer.decisions)]
 
     def decision(self, decision_id: str) -> Record:

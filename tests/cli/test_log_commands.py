@@ -41,13 +41,16 @@ def test_a_list(store: Store, url: str) -> None:
 
     It takes every filter.
     """
-    old = record(NOW - timedelta(days=3), end_user="bob", trace_id="t-1")
+    old = record(NOW - timedelta(days=3), end_user="bob", trace_id="t-1", source_ip="192.0.2.7")
     entries = [old, *(denied(NOW - timedelta(minutes=n), operation="embedding") for n in (3, 2, 1))]
     store.log.append([*entries, outcome(old)])
     assert [one["id"] for one in listed(url)] == [one.id for one in reversed(entries)]
     for words in (
         ("--decision", "allowed"),
         ("--user", "bob"),
+        ("--user-contains", "BO"),
+        ("--http-status", "200"),
+        ("--model", "gpt-4o-mini", "--source-ip", "192.0.2.7"),
         ("--trace-id", "t-1"),
         ("--until", "1d"),
         ("--until", (NOW - timedelta(days=1)).isoformat(timespec="minutes")),
@@ -57,6 +60,7 @@ def test_a_list(store: Store, url: str) -> None:
         assert found["id"] == old.id
         assert (found["output_tokens"], found["cost_usd"]) == (5, 4.5e-6)
     assert len(listed(url, "--flag", "policy_enforce_user_ids", "--since", "24h")) == 3
+    assert len(listed(url, "--without-user")) == 3
     done = invoke("policyd", "logs", "list", "--limit", "2", "--database-url", url)
     assert done.stdout.decode().count("denied") == 2
     after = done.stderr.decode().split()[-1]

@@ -1,6 +1,11 @@
 """Logged decisions as AdminService gives them."""
 
+import pytest
+
+from policyd.errors import InvalidArgument
 from policyd.services import log_messages
+from policyd.store import LogFilter
+from policyd.v1 import admin_pb2
 from policyd.v1 import policy_pb2 as pb
 from tests.support.records import record
 
@@ -45,3 +50,14 @@ def test_numbers_that_are_none() -> None:
         message = log_messages.message(record(token_limit=kept, prompt_chars=kept))
         assert not message.HasField("token_limit")
         assert not message.HasField("prompt_characters")
+
+
+def test_further_filters() -> None:
+    """ListDecisions takes the filters of the console and the command."""
+    given = {"model": "gpt-4o", "source_ip": "192.0.2.7", "http_status": 404}
+    named = given | {"user_contains": "da", "without_user": True}
+    request = admin_pb2.ListDecisionsRequest(**named)  # type: ignore[arg-type]
+    assert log_messages.log_filter(request) == LogFilter(**named)  # type: ignore[arg-type]
+    for status in (-1, 20, 600):
+        with pytest.raises(InvalidArgument, match="http_status"):
+            log_messages.log_filter(admin_pb2.ListDecisionsRequest(http_status=status))
