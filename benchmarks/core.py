@@ -1,5 +1,7 @@
 """The pure core, called in this process: what deciding costs without any network."""
 
+import logging
+import os
 import time
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -17,7 +19,13 @@ from policyd.keys import api_key
 from policyd.keys.defaults import Defaults
 from policyd.keys.key_table import KeyTable
 from policyd.policies import TABLE, decide
+from policyd.services.decision_access import DecisionAccess
+from policyd.services.decision_traces import DecisionTraces
 from policyd.services.policy import PolicyServicer
+from policyd.telemetry import access
+from policyd.telemetry.access import AccessLog
+from policyd.telemetry.json_log import json_formatter
+from policyd.telemetry.tracing import Finished, Tracer
 
 _SETTINGS = KeySettings("key_benchmark", TABLE.with_original(Mode.ENFORCE))
 _SIZES = {"1 KB": 1024, "100 KB": 100 * 1024, "1 MB": 2**20}
@@ -40,7 +48,9 @@ async def _calls() -> dict[str, Call]:
     key = api_key.generate()
     keys = KeyTable(lambda *_: KeyChanges(1, (KeyChange(api_key.digest(key), _SETTINGS),)))
     await keys.refresh()
-    servicer = PolicyServicer(keys, Defaults(keys), "benchmark", lambda _: None, Bodies(2**29))
+    made = partial(PolicyServicer, keys, Defaults(keys), "benchmark", lambda _: None, Bodies(2**29))
+    servicer, lined = made(), made(access=DecisionAccess(_access_log()))
+    sampling = {share: made(traces=DecisionTraces(Tracer(_Nowhere(), share))) for share in (0, 1)}
     allowed, denied = traffic.asked(key), traffic.asked(key, user=None)
     return {
         "decide, allowed": partial(decide, read(allowed)[0], _SETTINGS),
@@ -48,9 +58,33 @@ async def _calls() -> dict[str, Call]:
         "read, a message": partial(read, allowed),
         "Evaluate without gRPC, allowed": _finish(lambda: servicer.Evaluate(allowed, None)),
         "Evaluate without gRPC, denied": _finish(lambda: servicer.Evaluate(denied, None)),
+        "the same, allowed, with an access line": _finish(lambda: lined.Evaluate(allowed, None)),
+        "the same, traced but not sampled": _finish(lambda: sampling[0].Evaluate(allowed, None)),
+        "the same, traced and sampled": _finish(lambda: sampling[1].Evaluate(allowed, None)),
         **{f"read_body, {name}": _reading(traffic.body(size)) for name, size in _SIZES.items()},
         "read_body, 1 MB, user twice": _reading(b'{"user":"a",' + traffic.body(2**20)[1:]),
     }
+
+
+class _Nowhere:
+    """Takes spans, and forgets them: a thread of its own would send them."""
+
+    def put(self, span: Finished) -> None:
+        """See Sender."""
+
+    def close(self) -> None:
+        """See Sender."""
+
+
+def _access_log() -> AccessLog:
+    """An access log in JSON, which goes nowhere."""
+    handler = logging.FileHandler(os.devnull)
+    handler.setFormatter(json_formatter())
+    logger = logging.getLogger(access.NAME)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    return AccessLog()
 
 
 def _reading(body: bytes) -> Call:

@@ -27,7 +27,9 @@ from gateway.intake import Intake, Refused
 from gateway.outcome import OutcomeRecorder
 from gateway.policyd_client import policyd_client
 from gateway.settings import Settings
+from gateway.undecided import Undecided
 from gateway.upstream import Body, Upstream
+from gateway.watching import access_of, traces_of
 from policyd.asgi.body import ClientGone, Receive
 from policyd.asgi.probes import PATIENCE, Probes
 from policyd.asgi.reply import (
@@ -40,12 +42,9 @@ from policyd.asgi.reply import (
     denied,
 )
 from policyd.client import NoDecision, PolicyClient
-from policyd.command.throttle import Throttle
 from policyd.descriptor.describe import HttpRequest, describe
 from policyd.descriptor.headers import TRACE_HEADER, wants_websocket
 from policyd.descriptor.identifiers import BodyAttributes
-from policyd.errors import PolicydError
-from policyd.telemetry.tracing import start_tracing
 from policyd.v1.policy_pb2 import (
     DECISION_ALLOW,
     DECISION_DENY,
@@ -55,9 +54,7 @@ from policyd.v1.policy_pb2 import (
 )
 
 if TYPE_CHECKING:
-    from gateway.request_access import RequestAccess
     from gateway.request_metrics import RequestMetrics
-    from gateway.request_traces import RequestTraces
 
 log = logging.getLogger("gateway")
 
@@ -80,9 +77,9 @@ class Gateway:
         self._intake: Intake
         self._end_users = EndUserHeaders(settings.end_user_headers, settings.trusted_networks)
         self.metrics = self._measure() if settings.metrics is not None else None
-        self._undecided = _Tally(self.metrics)
-        self._access = self._write_access() if settings.access_log else None
-        self._traces = self._trace() if settings.traces else None
+        self._undecided = Undecided(self.metrics)
+        self._access = access_of(settings)
+        self._traces = traces_of(settings)
         watching = (self.metrics, self._access, self._traces)
         self._watching = tuple(one for one in watching if one is not None)
         self.streams = 0
@@ -130,19 +127,6 @@ class Gateway:
         from gateway.request_metrics import RequestMetrics
 
         return RequestMetrics(self)
-
-    def _write_access(self) -> "RequestAccess":
-        from gateway.request_access import RequestAccess
-
-        return RequestAccess()
-
-    def _trace(self) -> "RequestTraces":
-        from gateway.request_traces import RequestTraces
-
-        settings = self._settings
-        tracer = start_tracing("policyd-gateway", settings.traces, settings.trace_sample)
-        assert tracer is not None
-        return RequestTraces(tracer, settings.upstream)
 
     def end(self, reason: str) -> None:
         """Report from now on that the gateway is not ready, and why."""
@@ -270,22 +254,6 @@ class _Permission(NamedTuple):
     """The path to send upstream; empty for the client's own."""
     decision_id: str = ""
     """Empty where policyd gave no decision and the operator lets such requests pass."""
-
-
-class _Tally:
-    """Counts the requests without a decision, and logs that at most once a second."""
-
-    def __init__(self, metrics: "RequestMetrics | None") -> None:
-        self._metrics = metrics
-        self._counts: dict[str, int] = {}
-        self._throttle = Throttle(1)
-
-    def count(self, outcome: str, problem: PolicydError) -> None:
-        self._counts[outcome] = self._counts.get(outcome, 0) + 1
-        if self._metrics is not None:
-            self._metrics.undecided(outcome.partition(" ")[0])
-        if self._throttle.is_due():
-            log.error("a request was %s (%d so far): %s", outcome, self._counts[outcome], problem)
 
 
 def _described(

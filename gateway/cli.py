@@ -17,6 +17,11 @@ OPTIONS = Options(
 )
 _COMMANDS = {
     "config": Lazy("gateway.config", "config", "Check the settings of policyd-gateway serve."),
+    "doctor": Lazy(
+        "gateway.doctor",
+        "doctor",
+        "Look at the gateway as it is deployed here, and say how to fix what is wrong.",
+    ),
     "health": Lazy("gateway.health", "health", "Say whether the gateway of this machine is ready."),
     "serve": Lazy("gateway.serve", "serve", "Run the gateway."),
 }

@@ -37,6 +37,7 @@ class Server:
         self._listener: Listener
         self._keeping: asyncio.Task[None] | None = None
         self._hurrying = asyncio.Event()
+        self._is_replaced = False
         self.url = ""
 
     async def __aenter__(self) -> Self:
@@ -61,6 +62,12 @@ class Server:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if (requests := self._listener.under_way) and not self._is_replaced:
+            _log.info(
+                "the gateway waits up to %g s for requests under way (%d): a second signal cuts "
+                "them",
+                *(max(self._settings.grace, self._settings.stream_grace or 0), requests),
+            )
         await self._listener.stop()
         if self._keeping is not None:
             self._keeping.cancel()
@@ -88,9 +95,12 @@ class Server:
             return
         seconds = self._settings.drain
         if end is End.REPLACE:
-            seconds = self._settings.handover
+            self._is_replaced, seconds = True, self._settings.handover
         elif seconds:
-            _log.info("the gateway is no longer ready, and ends in %g s", seconds)
+            _log.info(
+                "the gateway is no longer ready, and ends in %g s: a second signal ends it at once",
+                seconds,
+            )
             self.gateway.end(_ENDING)
         self._listener.wind_down()
         with suppress(TimeoutError):

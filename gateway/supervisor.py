@@ -4,12 +4,14 @@ The supervisor holds the listening socket, and the workers take connections from
 connection that waits there is not lost when a worker ends: another worker takes it.
 """
 
+import asyncio
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gateway.checks import files
+from gateway.first_ask import tell_of_policyd
 from gateway.server import Server, listen_for_workers
 from gateway.settings import Settings, dump_settings
 from policyd.command.checks import look_at
@@ -39,7 +41,11 @@ async def supervise(
         try:
             await supervisor.start()
             ready(supervisor.at)
-            await orders.follow(supervisor.replace)
+            asking = asyncio.create_task(tell_of_policyd(settings))
+            try:
+                await orders.follow(supervisor.replace)
+            finally:
+                asking.cancel()
             end = orders.end
         finally:
             await supervisor.stop(end)
@@ -101,6 +107,8 @@ class _Supervisor:
         except BaseException:
             self._settings = before
             raise
+        if self._metrics is not None:
+            self._metrics.renew(self._settings)
 
     async def stop(self, end: End) -> None:
         """Stop the workers."""

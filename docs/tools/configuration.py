@@ -53,6 +53,8 @@ certificates again. `--help` of each names the settings that hold until its next
 """
 _COLUMNS = ("Key in `--config`", "Flag", "Environment", "Default", "Value", "What it does")
 _SERVERS = ("policyd serve", "policyd-gateway serve", "policyd demo")
+_CHECKS = ("config check", "doctor")
+"""Commands that take a server's settings."""
 _SIZES = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 _MANY = 5
 """Commands that are named one by one; of more, those are that do not take the option."""
@@ -62,13 +64,18 @@ def page() -> str:
     """The page."""
     commands = dict(_commands(policyd, "policyd")) | dict(_commands(gateway, "policyd-gateway"))
     parts = [_HEAD]
-    checks = {path: commands.pop(path.replace("serve", "config check")) for path in _SERVERS[:2]}
+    checks = {
+        path.replace("serve", name): commands.pop(path.replace("serve", name))
+        for path in _SERVERS[:2]
+        for name in _CHECKS
+    }
     for path in _SERVERS:
         command = commands.pop(path)
         parts += [f"## {path}\n", f"{_sentence(command)}\n"]
         parts.append(_table(_COLUMNS, [_cells(one) for one in _options(command)]))
-        if path in checks:
-            parts.append(_of_check(path.replace("serve", "config check"), command, checks[path]))
+        for name in _CHECKS:
+            if check := checks.get(path.replace("serve", name)):
+                parts.append(_of_check(path.replace("serve", name), command, check))
     parts += ["## The other commands of policyd\n", _of_others(commands)]
     return "\n".join(parts)
 
@@ -96,7 +103,7 @@ def _of_check(path: str, server: click.Command, check: click.Command) -> str:
     its = {one.name for one in server.params}
     more = [one for one in _options(check) if one.name not in its]
     told = "; ".join(f"`{one.opts[0]}`: {one.help}" for one in more)
-    return f"`{path}` takes the same settings, and looks at them without starting it. {told}\n"
+    return f"`{path}` takes the same settings: {_sentence(check)} {told}\n"
 
 
 def _of_others(commands: Mapping[str, click.Command]) -> str:

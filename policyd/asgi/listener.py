@@ -80,6 +80,11 @@ class Listener:
         """Number of open connections."""
         return self._server.connections
 
+    @property
+    def under_way(self) -> int:
+        """Number of requests that are being answered."""
+        return len(self._server.server_state.tasks)
+
     async def start(self, listening: socket.socket, *, shared: bool = False) -> None:
         """Serve the connections of `listening`, and close it at the end.
 

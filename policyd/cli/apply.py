@@ -10,7 +10,6 @@ from policyd.cli import applied, declaration, options
 from policyd.cli.administration import Administrator
 from policyd.cli.declaration import Declaration
 from policyd.cli.declaration_schema import schema
-from policyd.cli.options import option
 from policyd.cli.place import Place, administered
 from policyd.cli.secret_files import SecretFiles
 from policyd.cli.yaml_nodes import MAX_BYTES
@@ -40,8 +39,8 @@ def _print_schema(context: click.Context, _: click.Parameter, is_wanted: bool) -
     type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
     help="The declaration, in YAML or JSON; - for stdin.",
 )
-@option("--prune", is_flag=True, help="Revoke keys that are not declared.")
-@option("--dry-run", is_flag=True, help="Show what would change, and change nothing.")
+@click.option("--prune", is_flag=True, help="Revoke keys that are not declared.")
+@click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing.")
 @click.option("--yes", is_flag=True, help="Change it without asking.")
 @click.option(
     "--schema",
@@ -153,7 +152,7 @@ def _tell_done(done: Applied, files: SecretFiles, *, as_json: bool) -> None:
 
 
 @click.command()
-@option(
+@options.option(
     "--output", default="-", type=click.File("w", encoding="utf-8"), help="A file; - for stdout."
 )
 @administered

@@ -28,6 +28,7 @@ from policyd.telemetry.log import start_logging
 )
 @OPTIONS.setting(ServerSettings, "grpc")
 @option("--console", default="127.0.0.1:8081", metavar="HOST:PORT", help="The web console.")
+@OPTIONS.setting(ServerSettings, "metrics")
 @option("--upstream", metavar="URL", help="Forward to this API instead of to the built-in one.")
 @option(
     "--sample/--no-sample",

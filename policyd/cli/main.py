@@ -26,13 +26,18 @@ _COMMANDS = {
         "demo",
         "Run policyd, its gateway and a small OpenAI-compatible upstream together, to try them.",
     ),
+    "doctor": Lazy(
+        "policyd.cli.doctor",
+        "doctor",
+        "Look at policyd as it is deployed here, and say how to fix what is wrong.",
+    ),
+    "explain": Lazy(
+        "policyd.cli.explain", "explain", "Say what would be decided of a request, and why."
+    ),
     "export": Lazy(
         "policyd.cli.apply",
         "export",
         "Write the API keys that are not revoked, and the server's defaults, as a declaration.",
-    ),
-    "explain": Lazy(
-        "policyd.cli.explain", "explain", "Say what would be decided of a request, and why."
     ),
     "health": Lazy(
         "policyd.cli.health",

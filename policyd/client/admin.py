@@ -101,7 +101,8 @@ class AdminClient:
         code, details, reason = error.code(), error.details() or "", _reason(error)
         at = f"policyd at --server {self.target}"
         if code is grpc.StatusCode.UNAUTHENTICATED:
-            return CallFailed(f"{at} does not accept the token: {_token_fix(details)}", reason)
+            fix = "give the --token-file that policyd serve names at its start"
+            return CallFailed(f"{at} does not accept the token: {fix}", reason)
         if reason:
             return CallFailed(details, reason)
         if code is grpc.StatusCode.UNIMPLEMENTED:
@@ -109,6 +110,8 @@ class AdminClient:
                 f"{at} does not have {method}: either it is of an older version, or this is not "
                 "the address that policyd serve prints as admin=…"
             )
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
+            return CallFailed(f"{at} takes no message so large: give it --max-message, or less")
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return CallFailed(
                 f"{at} has not answered within {timeout:g} s: whether it did what it was asked to "
@@ -126,13 +129,6 @@ class AdminClient:
                 else "it may speak TLS: give --tls or --tls-ca"
             )
         return next((fix for mark, fix in _CAUSES if mark in details), details)
-
-
-def _token_fix(details: str) -> str:
-    hint = details.partition(": ")[2]
-    return "give the --token-file that policyd serve names at its start" + (
-        f" ({hint})" if hint else ""
-    )
 
 
 def _reason(error: Any) -> str:

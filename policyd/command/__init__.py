@@ -16,6 +16,7 @@
     database_url   whether a database is a file
     open_files     how many files, and so connections, a process may have
     throttle       log lines that a flood of requests would repeat
+    doctor         checks of a deployment; machine: of this machine; certificates: their ends
     private_files  files and folders that only their owner may read
 
 It imports neither a database nor gRPC.

@@ -60,5 +60,5 @@ def cannot_listen(address: object, flag: str, problem: OSError | None = None) ->
         other = (os.strerror(number), "give {flag} another address")
         cause, fix = _REASONS.get(number, other)
     return CannotListen(
-        f"{flag} {address} cannot be listened on: {cause}. To mend it, {fix.format(flag=flag)}"
+        f"{flag} {address} cannot be listened on: {cause}. To fix it, {fix.format(flag=flag)}"
     )

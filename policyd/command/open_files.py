@@ -25,6 +25,12 @@ def limit() -> int:
     return MOST if soft == resource.RLIM_INFINITY else soft
 
 
+def hard_limit() -> int:
+    """How many files a server may have open here, which raises its limit as far as it goes."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST if hard == resource.RLIM_INFINITY else hard
+
+
 def raise_limit() -> None:
     """Raise the limit as far as the system allows."""
     before = limit()

@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ def _start(
     gateway: str,
     grpc: str,
     console: str,
+    metrics: str | None,
     upstream: str | None,
     openai_api_key: str | None,
     openai_base_url: str | None,
@@ -81,6 +82,7 @@ def _start(
         spool=data / "policyd.db-spool",
         console=_with_port(_address(console, "--console"), "--console"),
         console_gateway_url=f"http://{listen}",
+        metrics=_address(metrics, "--metrics") if metrics else None,
     )
     built_in = not (upstream or openai_api_key or openai_base_url)
     process.run(_run(settings, forwarding, built_in, sample, present))
@@ -108,6 +110,13 @@ def _word(secret: str, name: str) -> str:
     return secret
 
 
+def _metrics(address: Address) -> AbstractAsyncContextManager[Address]:
+    # Imported late, so that a demo without --metrics starts sooner.
+    from policyd.demo.metrics import serving_metrics
+
+    return serving_metrics(address)
+
+
 async def _run(
     settings: ServerSettings,
     forwarding: GatewaySettings,
@@ -122,8 +131,11 @@ async def _run(
     check_free(settings.grpc, "--grpc")
     key = _first_key(settings.database_url, sample)
     async with AsyncExitStack() as running:
+        if settings.metrics is not None:
+            metrics = await running.enter_async_context(_metrics(settings.metrics))
+            settings = replace(settings, metrics=metrics)
         server = await running.enter_async_context(Server(settings))
-        forwarding = replace(forwarding, policyd=str(server.grpc))
+        forwarding = replace(forwarding, policyd=str(server.grpc), metrics=settings.metrics)
         if built_in:
             upstream = await running.enter_async_context(_own_upstream())
             forwarding = replace(forwarding, upstream=upstream)
@@ -180,7 +192,7 @@ def _welcome(
     return f"""\
 The gateway listens on {url}; point any OpenAI client at {url}/v1.
 policyd answers gRPC on {server.grpc}. Requests that pass go to {upstream}.
-{_console_line(settings)}
+{_console_line(settings)}{_metrics_line(settings)}
 {_key_lines(settings, key)}
 {_command_lines(settings)}
 
@@ -202,6 +214,12 @@ def _console_line(settings: ServerSettings) -> str:
     if link:
         return f"The console, where this one-time link sets your password: {link}"
     return f"The console: {console_url(settings)}"
+
+
+def _metrics_line(settings: ServerSettings) -> str:
+    return (
+        f"\nMetrics, for Prometheus: http://{settings.metrics}/metrics" if settings.metrics else ""
+    )
 
 
 def _key_lines(settings: ServerSettings, key: str | None) -> str:

@@ -121,7 +121,10 @@ class HttpCheck:
         except asyncio.CancelledError:
             reply = _STOPPING  # The server has waited long enough.
         except Exception:  # noqa: BLE001  # Whatever it was, nothing is allowed.
-            _log.exception("a fault of policyd; a check was not answered")
+            _log.exception(
+                "a fault of policyd; a check was not answered",
+                extra={"method": request.method, "path": request.path},
+            )
             reply = _FAULT
         await reply.send(send)
 

@@ -62,7 +62,7 @@ def surroundings(settings: ServerSettings, *, is_running: bool) -> Iterator[Chec
         if address is not None and not is_running:
             yield Check(f"{flag} {address}", _free(address, flag))
     yield Check(f"--spool {settings.spool}", lambda: _spool(settings.spool))
-    yield Check("--database-url", lambda: _database(settings))
+    yield Check("--database-url", lambda: database(settings))
 
 
 def _free(address: Address, flag: str) -> Callable[[], str]:
@@ -92,7 +92,8 @@ def _can_make(path: Path, flag: str) -> None:
         )
 
 
-def _database(settings: ServerSettings) -> str:
+def database(settings: ServerSettings) -> str:
+    """What became of a look at the database. Raises SettingsError and StoreUnavailable."""
     # The supervisor looks at files by this module, and loads no SQL.
     from policyd.store import Store
 

@@ -287,7 +287,10 @@ class Server:
         if end is End.REPLACE:
             self._is_replaced, seconds = True, self._settings.handover
         else:
-            _log.info("policyd says NOT_SERVING, and ends in %g s", seconds)
+            _log.info(
+                "policyd says NOT_SERVING, and ends in %g s: a second signal ends it at once",
+                seconds,
+            )
             if self._http is not None:
                 self._http.drain()
             await self._health.drain()
@@ -323,12 +326,12 @@ class Server:
             self._metrics.end()
         if self._access is not None:
             self._access.end()
-        if self._tracer is not None:
-            await asyncio.to_thread(self._tracer.close)
         if self._log is not None:
             self._log.flush()
             await self._log.close()
             self._log = None
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
         if self._background is not None:
             # Last, so that it ships everything that was written.
             await self._background.stop()

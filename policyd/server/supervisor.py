@@ -140,6 +140,8 @@ class _Supervisor:
         except BaseException:
             self.settings = before
             raise
+        if self._metrics is not None:
+            self._metrics.renew(self.settings)
         if (late := self._starting_late) is not None and not late.done():
             # It still waits for room on the disk. A new one waits in its place.
             late.cancel()

@@ -3,6 +3,7 @@
 Only a policyd with --metrics loads it.
 """
 
+import ssl
 from contextlib import ExitStack
 
 from policyd.asgi.metrics import MetricsServer
@@ -27,13 +28,19 @@ class SupervisorMetrics:
         self.address = self._server.address
         self._build = version(), commit()
         self._workers: Crew
+        self._tls: ssl.SSLContext | None = None
         self._settings: ServerSettings
 
     async def start(self, workers: Crew, settings: ServerSettings) -> None:
         """Serve them. Raises SettingsError."""
         self._workers, self._settings = workers, settings
-        tls = tls_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
-        await self._server.start(self._read, self._not_ready, tls)
+        self._tls = tls_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+        await self._server.start(self._read, self._not_ready, self._tls)
+
+    def renew(self, settings: ServerSettings) -> None:
+        """Show the certificate that the files of `settings` hold now."""
+        if self._tls is not None and settings.tls_cert is not None:
+            self._tls.load_cert_chain(settings.tls_cert, settings.tls_key)
 
     async def stop(self) -> None:
         """Serve them no longer."""

@@ -55,8 +55,8 @@ class DecisionTraces:
         )
 
     @contextmanager
-    def logging(self, spans: Sequence[Span | None]) -> Iterator[None]:
-        """The step in which the decisions of `spans` become durable."""
+    def logging(self, spans: Sequence[Span]) -> Iterator[None]:
+        """The step in which the decisions of `spans`, which are sampled, become durable."""
         began, error = time.time_ns(), ""
         try:
             yield
@@ -65,10 +65,9 @@ class DecisionTraces:
             raise
         finally:
             for span in spans:
-                if span is not None and span.is_sampled:
-                    step = span.child("log", began=began)
-                    step.error = error
-                    step.end()
+                step = span.child("log", began=began)
+                step.error = error
+                step.end()
 
 
 def _named(request: pb.EvaluateRequest) -> tuple[list[str], str]:

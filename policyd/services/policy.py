@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from itertools import zip_longest
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from policyd.telemetry.tracing import Span
 
 _Result = TypeVar("_Result")
+_UNTRACED = nullcontext()
 _CALLER = "grpc"
 """The kind of the callers of PolicyService."""
 MAX_BATCH = 1000
@@ -245,11 +246,8 @@ class PolicyServicer(PolicyServiceServicer):
 
     async def _append(self, entries: Sequence[Entry], spans: "Sequence[Span | None]") -> None:
         """Make entries durable; `spans` are those of their evaluations. Raises LogFull."""
-        if self._traces is None:
-            if durable := self._log(entries):
-                await durable
-            return
-        with self._traces.logging(spans):
+        sampled = [span for span in spans if span is not None and span.is_sampled]
+        with self._traces.logging(sampled) if sampled and self._traces else _UNTRACED:
             if durable := self._log(entries):
                 await durable
 

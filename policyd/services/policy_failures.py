@@ -30,4 +30,5 @@ class PolicyFailures:
                 self.counts[name],
                 type(error).__name__,
                 error,
+                extra={"policy": name[:64], "requests": self.counts[name]},
             )

@@ -7,6 +7,7 @@ the same whatever the log holds, tells how far it has looked, and goes on from t
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -24,6 +25,8 @@ _QUICK = 0.05
 _FIRST = 60_000
 """Milliseconds of the first stretch."""
 _GROWS = 8
+_END = "g"
+"""More than every ID."""
 _PREFIX = 12
 """The digits of an ID that are its millisecond."""
 
@@ -74,9 +77,11 @@ def search(
         return Page(newest(connection, wanted, after, newer_than, limit, ascending=ascending))
     found: list[Record] = []
     stretches = _Stretches(connection, wanted, after, newer_than, ascending=ascending)
+    # Without further bounds of time, as SQLite follows an index between one pair of them only.
+    within = replace(wanted, since=None, until=None)
     for newer, older in stretches:
         missing = limit - len(found)
-        found += newest(connection, wanted, older, newer, missing, ascending=ascending)
+        found += newest(connection, within, older, newer, missing, ascending=ascending)
         if len(found) == limit:
             return Page(found)
     return Page(found, stretches.reached)
@@ -96,11 +101,14 @@ class _Stretches:
         ascending: bool,
     ) -> None:
         bounds = LogFilter(since=wanted.since, until=wanted.until)
-        query = sa.select(sa.func.min(decisions.c.id), sa.func.max(decisions.c.id))
-        query = _between(query, after, newer_than).where(*conditions(bounds))
-        self._first: str | None
-        self._last: str | None
-        self._first, self._last = connection.execute(query).one()
+        # Two queries: SQLite would read every row for both ends at once.
+        self._first, self._last = (
+            connection.execute(
+                _between(sa.select(end), after, newer_than).where(*conditions(bounds))
+            ).scalar_one()
+            for end in (sa.func.min(decisions.c.id), sa.func.max(decisions.c.id))
+        )
+        self._after, self._newer_than = after, newer_than
         self._ascending = ascending
         self.reached = ""
         """As Page has it."""
@@ -114,11 +122,13 @@ class _Stretches:
         while bottom < top:
             before = time.monotonic()
             if self._ascending:
-                low, bottom = bottom, min(bottom + width, top)
-                yield _bound(low), _bound(bottom)
+                low, high = bottom, min(bottom + width, top)
+                bottom = high
             else:
-                high, top = top, max(top - width, bottom)
-                yield _bound(top), _bound(high)
+                low, high = max(top - width, bottom), top
+                top = low
+            # Within a millisecond, the given IDs are the bounds.
+            yield max(_bound(low), self._newer_than), min(_bound(high), self._after or _END)
             now = time.monotonic()
             if now - began > _SEARCH and bottom < top:
                 self.reached = _bound(bottom if self._ascending else top).ljust(32, "0")

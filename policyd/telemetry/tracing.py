@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
 from policyd.errors import SettingsError
+from policyd.extras import lacks
 from policyd.telemetry.trace_context import (
     TraceContext,
     as_trace_id,
@@ -227,10 +228,8 @@ def start_tracing(service: str, url: str, share: float, users_key: str = "") -> 
         # An extra, and a server without traces starts sooner without it.
         from policyd.telemetry.span_sender import span_sender
     except ImportError as problem:
-        raise SettingsError(
-            f"--traces needs OpenTelemetry, which is not installed ({problem.name}): install the "
-            "extra policyd[tracing]"
-        ) from None
+        package = problem.name or "opentelemetry"
+        raise SettingsError(f"--traces {lacks(package, 'tracing')}") from None
     return Tracer(span_sender(service, url), share, users_key)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from subprocess import CompletedProcess
 import pytest
 import trustme
 
+from policyd.settings import ServerSettings
 from policyd.store import Store
 from tests.support.commands import invoke
 from tests.support.databases import open_store
@@ -229,3 +231,25 @@ def test_looking_makes_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ):
         assert invoke("policyd", *words).returncode == 1, words
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_database_beside_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`keys create` says where it makes a database. It makes none where nothing names one and a
+    policyd runs on this machine, which has its own elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    port = ServerSettings().admin.port
+    try:
+        listening = socket.create_server(("127.0.0.1", port))
+    except OSError:
+        listening = None  # Another program listens there, which will do as well.
+    try:
+        done = invoke("policyd", "keys", "create", "app")
+        assert done.returncode == 1
+        assert b"has one elsewhere, so none is made" in done.stderr
+        assert list(tmp_path.iterdir()) == []
+        made = invoke("policyd", "keys", "create", "app", "--database-url", "sqlite:///own.db")
+        assert made.returncode == 0
+        assert f"There is no database {tmp_path}/own.db yet; it is made." in made.stderr.decode()
+    finally:
+        if listening is not None:
+            listening.close()

@@ -274,3 +274,19 @@ def test_the_sample(tmp_path: Path) -> None:
             e["verdict"] for e in entries
         } or not is_there
         assert bool(entries) is is_there
+
+
+def test_metrics(tmp_path: Path) -> None:
+    """With --metrics, one page tells of policyd and the gateway."""
+    with demo(tmp_path, "--metrics", FREE) as running:
+        found = re.search(r"^Metrics, for Prometheus: (\S+)$", running.text, re.MULTILINE)
+        assert found
+        status, _, _ = paste(running.blocked)
+        assert "422" in str(status)
+        wanted = ('policyd_gateway_requests_total{by="policyd"', "policyd_spool_bytes 0.0")
+        until = time.monotonic() + 60
+        page = ""
+        while not all(one in page for one in wanted):
+            assert time.monotonic() < until, page
+            with urllib.request.urlopen(found[1], timeout=60) as answer:
+                page = answer.read().decode()

@@ -15,6 +15,7 @@ from tests.deploy.containerfile import Image, base_python, read
 from tests.support import requirements
 from tests.support.processes import Program
 
+pytestmark = pytest.mark.timeout(600)  # The image takes a minute or two to build.
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "deploy/Containerfile"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -36,6 +37,22 @@ def test_what_is_installed_is_locked() -> None:
     for one in installs:
         assert "--require-hashes --only-binary :all: -r deploy/" in one or "--no-index" in one
     assert not [step for step in steps if "apt" in step or "curl" in step]
+
+
+@pytest.mark.parametrize("platform", ["x86_64", "aarch64"])
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13", "3.14"])
+def test_the_lock_has_wheels(platform: str, version: str, tmp_path: Path) -> None:
+    """For both architectures, each Python that policyd supports, and glibc 2.28."""
+    wanted = ("--python-platform", f"{platform}-manylinux_2_28", "--python-version", version)
+    locked = ("--require-hashes", "-r", ROOT / "deploy/requirements.txt")
+    dry = ("--dry-run", "--only-binary", ":all:", "--target", tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "uv", "pip", "install", *dry, *wanted, *locked],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_context_holds_what_is_copied() -> None:

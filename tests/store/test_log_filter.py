@@ -1,6 +1,7 @@
 """The log's filters, on every store: each gives exactly the decisions that it names."""
 
 from collections.abc import Callable
+from datetime import timedelta
 
 import pytest
 
@@ -8,6 +9,7 @@ from policyd.decision_log.record import Record, Verdict
 from policyd.engine.states import UserState
 from policyd.store import LogFilter, Store, log_pages
 from tests.support.mixed_log import fill, is_failure
+from tests.support.records import START, record
 
 Wanted = Callable[[Record], bool]
 CASES: dict[str, tuple[LogFilter, Wanted]] = {
@@ -98,6 +100,19 @@ def test_a_search_that_stops(store: Store, monkeypatch: pytest.MonkeyPatch) -> N
         after = reached
     assert [one.id for one in found] == [one.id for one in reversed(made) if one.model == "gpt-4o"]
     assert searches > 3
+
+
+def test_decisions_of_one_moment(store: Store) -> None:
+    """A search goes on after an ID, also among decisions of the same millisecond."""
+    made = [record(model="gpt-4o") for _ in range(9)]
+    store.log.append(made)
+    wanted = LogFilter(model="gpt-4o", since=START, until=START + timedelta(milliseconds=1))
+    found: list[Record] = []
+    while some := store.log.search(wanted, after=found[-1].id if found else "", limit=2).records:
+        found += some
+    assert found == made[::-1]
+    assert store.log.neighbours(wanted, made[4].id) == (made[5].id, made[3].id)
+    assert store.log.search(LogFilter(model="gpt-4o", until=START)) == ([], "")
 
 
 def test_an_empty_log(store: Store) -> None:

@@ -1,7 +1,12 @@
 """A database of an older policyd is migrated to this version's form."""
 
+import socket
+import time
+from collections.abc import Callable
 from contextlib import closing
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -10,13 +15,16 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 
 from policyd.decision_log.record import Verdict
-from policyd.engine.settings import Setting
+from policyd.engine.settings import ServerDefaults, Setting
 from policyd.engine.states import Mode, Override
-from policyd.errors import StoreUnusable
+from policyd.errors import OlderServers, StoreUnusable
+from policyd.keys import api_key
 from policyd.policies import TABLE
 from policyd.store import LogFilter, Store, forms, migrations
 from policyd.store.database import writing
 from policyd.store.engine import make_file, open_engine
+from tests.support.old_version import BEFORE_ROTATION, OldVersion
+from tests.support.processes import Policyd
 from tests.support.records import START, denied, outcome, record
 
 OLD = {
@@ -98,6 +106,72 @@ def test_settings_that_an_older_form_has_no_place_for(new_database: str) -> None
     forms.downgrade(engine, "0009")
     engine.dispose()
     store.close()
+
+
+def test_a_way_back_before_rotation(new_database: str) -> None:
+    """A way back revives no key that has expired, and is refused where one is yet to, or where
+    defaults were applied, unless it is forced. The audit trail stays."""
+    engine = open_engine(new_database)
+    with closing(Store(new_database)) as store:
+        store.migrate()
+        now = store.time()
+        expired, _ = store.keys.create("expired", expires_at=now - timedelta(days=1))
+        later, _ = store.keys.create("later", expires_at=now + timedelta(days=1))
+        rotated, old = store.keys.create("rotated")
+        _, new = store.keys.rotate(rotated.id, timedelta(days=1))
+        store.keys.rotate(rotated.id, timedelta(days=1))
+        with pytest.raises(StoreUnusable, match=rf"keys are yet to expire.*{later.id}"):
+            forms.downgrade(engine, "0011")
+        store.keys.revoke(later.id)
+        store.apply([], ServerDefaults(TABLE.with_original(Mode.AUDIT)))
+        with pytest.raises(StoreUnusable, match="defaults were applied"):
+            forms.downgrade(engine, "0011")
+        trail = store.audit.list()
+        forms.downgrade(engine, "0011", force=True)
+        assert forms.read(engine).revision == "0011"
+        store.migrate()
+        assert store.keys.get(expired.id).revoked_at
+        assert store.keys.get(expired.id).revision > rotated.revision
+        assert not store.keys.get(rotated.id).revoked_at
+        for secret in (old, new):
+            assert store.keys.in_force(api_key.digest(secret)) is None
+        assert store.defaults() is None
+        assert store.audit.list() == trail
+        store.keys.revoke(rotated.id)
+        assert store.audit.list()[0].id == trail[0].id + 1
+    engine.dispose()
+
+
+@pytest.mark.slow
+def test_the_version_before_rotation_beside_this_one(
+    tmp_path: Path, start: Callable[..., Any]
+) -> None:
+    """Its server and its commands go on beside this version, which rotates no key before that
+    server has ended: for it, the former secret would stay in force."""
+    old = OldVersion(tmp_path / "old", BEFORE_ROTATION)
+    server = start(Policyd, tmp_path, **old.serving)
+    secret = server.create_key()
+    url = server.database_url
+    with closing(Store(url)) as store:
+        store.migrate()
+        [key] = store.keys.list()
+        assert key.suffix == ""
+        listed = old.policyd("keys", "set", key.id, "--name", "app", "--database-url", url)
+        assert "app" in listed
+        until = time.monotonic() + 60
+        while not store.workers.list() and time.monotonic() < until:
+            time.sleep(0.1)
+        with pytest.raises(OlderServers, match=socket.gethostname()):
+            store.keys.rotate(key.id, timedelta(days=1))
+        created, _ = store.keys.create("new")
+        server.reach(created.revision)
+        assert server.stop() == 0
+        store.keys.rotate(key.id, timedelta(days=1))
+        assert store.keys.in_force(api_key.digest(secret))
+        assert "new" in old.policyd("keys", "list", "--database-url", url)
+        # What it makes meanwhile counts here, a name that is taken, too.
+        old.policyd("keys", "create", "new", "--database-url", url)
+        assert [one.name for one in store.keys.list()] == ["app", "new", "new"]
 
 
 def test_the_newest_form_is_known_without_alembic() -> None:

@@ -1,4 +1,4 @@
-"""The version before the database recorded its form, from the repository, for tests of upgrades."""
+"""Older versions of policyd, from the repository, for tests of upgrades."""
 
 import io
 import subprocess
@@ -11,29 +11,31 @@ from tests.support.processes import environment
 from tests.support.requirements import beyond_pip, missing
 
 COMMIT = "3ef5fe9"
-"""The last commit whose newest form is 0005."""
+"""The last commit whose newest form is 0005, before the database recorded its form."""
+BEFORE_ROTATION = "41e6b0c"
+"""One whose newest form is 0011: its keys do not rotate or expire."""
 
 
 class OldVersion:
-    """That version's packages, unpacked into `folder`."""
+    """The packages of the version at `commit`, unpacked into `folder`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, commit: str = COMMIT) -> None:
         beyond_pip("git")
         self._folder = folder
         here = Path(__file__).parents[2]
-        command = ("git", "archive", COMMIT, "policyd", "gateway", "tests")
+        command = ("git", "archive", commit, "policyd", "gateway", "tests")
         packed = subprocess.run(command, cwd=here, capture_output=True, check=False)
         if packed.returncode:
-            missing(f"the repository has no commit {COMMIT}: fetch all of it")
+            missing(f"the repository has no commit {commit}: fetch all of it")
         with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
             archive.extractall(folder, filter="data")
         self._command = folder / "policyd-command"
-        self._command.write_text(f"#!{sys.executable}\nfrom policyd.cli import main\nmain()\n")
+        self._command.write_text(f"#!{sys.executable}\nfrom policyd.cli import main\nmain.main()\n")
         self._command.chmod(0o700)
 
     def policyd(self, *words: str) -> str:
         """The output of that version's command."""
-        return self.run("import sys\nfrom policyd.cli import main\nmain(sys.argv[1:])", *words)
+        return self.run("import sys\nfrom policyd.cli import main\nmain.main(sys.argv[1:])", *words)
 
     def run(self, code: str, *arguments: str) -> str:
         """The output of Python code that runs with that version's packages."""

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -11,11 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trustme
 
 from policyd.telemetry import catalogue
 from policyd.telemetry.bounds import MODELS
 from tests.support.http_posts import post
 from tests.support.processes import Policyd, Program, run
+from tests.support.stack import Gateway
 from tests.telemetry.conftest import Measured, address, scrape, total
 
 _IGNORED = {"le"}
@@ -248,6 +251,44 @@ def folder_of(program: Program) -> Path:
 
 
 @pytest.mark.slow
+def test_tls(tmp_path: Path) -> None:
+    """Where the gateway has a certificate, metrics have it, too, and at SIGHUP the new one."""
+    authorities = [trustme.CA() for _ in range(2)]
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    flags = ("--tls-cert", str(cert), "--tls-key", str(key), "--metrics", "127.0.0.1:0")
+    issue(authorities[0], cert, key)
+    gateway = Gateway("127.0.0.1:1", "http://127.0.0.1:1", *flags)
+    assert trusted(gateway, authorities) == [True, False]
+    issue(authorities[1], cert, key)
+    gateway.send(signal.SIGHUP)
+    until(lambda: trusted(gateway, authorities) == [False, True])
+    assert gateway.stop() == 0
+
+
+def issue(authority: trustme.CA, cert: Path, key: Path) -> None:
+    """Write a certificate for 127.0.0.1."""
+    own = authority.issue_cert("127.0.0.1")
+    own.private_key_pem.write_to_path(key)
+    own.cert_chain_pems[0].write_to_path(cert)
+
+
+def trusted(gateway: Gateway, authorities: list[trustme.CA]) -> list[bool]:
+    """Whether a scraper that trusts each authority gets the metrics."""
+    found = []
+    for one in authorities:
+        context = ssl.create_default_context(cadata=one.cert_pem.bytes().decode())
+        try:
+            url = f"https://{address(gateway)}/metrics"
+            urllib.request.urlopen(url, context=context, timeout=60).close()
+            found.append(True)
+        except urllib.error.URLError as error:
+            if not isinstance(error.reason, ssl.SSLCertVerificationError):
+                raise
+            found.append(False)
+    return found
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["policyd", "policyd-gateway"])
 def test_a_port_that_is_taken(tmp_path: Path, command: str) -> None:
     """The error names the flag, the cause and the fix."""
@@ -259,5 +300,6 @@ def test_a_port_that_is_taken(tmp_path: Path, command: str) -> None:
     assert done.returncode == 1
     error = done.stderr.decode()
     assert f"--metrics 127.0.0.1:{port} cannot be listened on" in error
-    assert "Give --metrics another one" in error
+    assert "another program has the port" in error
+    assert "give --metrics another port" in error
     assert "Traceback" not in error

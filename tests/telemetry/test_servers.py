@@ -2,17 +2,21 @@
 
 import asyncio
 import json
+import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
+import grpc
 import pytest
 
+from policyd.telemetry.log import FORMATS
 from tests.support.collector import Collector, Received
 from tests.support.commands import logged
-from tests.support.load import PATIENCE
-from tests.support.processes import Policyd
+from tests.support.load import MODE, PATIENCE, keys
+from tests.support.processes import BIN, Policyd, environment
 from tests.support.stack import Background, Gateway, Upstream
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -20,6 +24,7 @@ USER = "alice@example.com"
 BODY = {"model": "gpt-4o", "messages": [{"role": "user", "content": "Hello"}], "user": USER}
 UPSTREAM_KEY = "sk-proj-0123456789abcdefghij"
 USERS_KEY = "0123456789abcdef0123"
+TOKEN, WRONG = "a-token-of-callers", "a-token-that-is-wrong"
 CHAT = "/v1/chat/completions"
 NAMES = {"POST chat_completion", "describe", "ask", "chat gpt-4o", "Evaluate", "decide", "log"}
 
@@ -81,18 +86,23 @@ def trace(number: int) -> str:
 def watched(tmp_path_factory: pytest.TempPathFactory, background: Background) -> Iterator[Watched]:
     folder = tmp_path_factory.mktemp("watched")
     (folder / "users-key").write_text(USERS_KEY)
+    (folder / "token").write_text(TOKEN)
+    (folder / "token").chmod(0o600)
     shown = ("--log-format", "json", "--access-log")
     with Collector() as collector, Upstream(background) as upstream:
         traced = ("--traces", collector.url)
         users = ("--trace-users-file", str(folder / "users-key"))
-        policyd = Policyd(folder, *shown, *traced, *users, "--http", "127.0.0.1:0")
-        key = policyd.create_key("enforce")
-        gateway = Gateway(policyd.grpc, upstream.url, *shown, *traced, "--policy-timeout", "30")
+        asks = ("--http", "127.0.0.1:0", "--caller-token-file", str(folder / "token"))
+        policyd = Policyd(folder, *shown, *traced, *users, *asks)
+        key = keys(policyd.database_url, "create", "test", *MODE, "enforce")["key"]
+        shows = ("--policyd-token-file", str(folder / "token"), "--policy-timeout", "30")
+        gateway = Gateway(policyd.grpc, upstream.url, *shown, *traced, *shows)
         yield Watched(policyd, gateway, upstream, collector, key)
         assert gateway.stop() == 0, gateway.errors
         assert policyd.stop() == 0, policyd.errors
         everything = "".join([*gateway.errors, *policyd.errors]).encode() + collector.raw
-        for secret in (key, UPSTREAM_KEY, USERS_KEY, USER, "Hello"):
+        admin_token = (folder / "admin-token").read_text().strip()
+        for secret in (key, UPSTREAM_KEY, USERS_KEY, USER, TOKEN, WRONG, admin_token, "Hello"):
             assert secret.encode() not in everything
         for line in (*gateway.errors, *policyd.errors):
             assert {"time", "level", "logger", "event", "process"} <= set(json.loads(line))
@@ -251,6 +261,7 @@ async def test_the_http_check(watched: Watched) -> None:
     """A proxy that asks --http passes its client's trace on by the header that it has anyway."""
     headers = {
         "x-usagepanda-api-key": watched.key,
+        "x-policyd-token": TOKEN,
         "traceparent": f"00-{trace(11)}-{SPAN}-01",
         "content-type": "application/json",
     }
@@ -264,6 +275,67 @@ async def test_the_http_check(watched: Watched) -> None:
     assert set(by_name) == {"Evaluate", "decide", "log"}
     assert by_name["Evaluate"].parent_id == SPAN
     assert by_name["Evaluate"].attributes["policyd.adapter"] == "http"
+
+
+async def test_callers_without_the_token(watched: Watched) -> None:
+    """What they send in its place is in no line and in no span."""
+    url = f"http://{watched.policyd.http}/v1/check{CHAT}"
+    headers = {"x-usagepanda-api-key": watched.key, "x-policyd-token": WRONG}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(url, json=BODY, headers=headers) as response,
+    ):
+        assert response.status == 401
+    for address in (watched.policyd.grpc, watched.policyd.admin):
+        async with grpc.aio.insecure_channel(address) as channel:
+            ask: Any = channel.unary_unary("/policyd.v1.PolicyService/Evaluate")
+            with pytest.raises(grpc.aio.AioRpcError):
+                await ask(b"", metadata=(("authorization", f"Bearer {WRONG}"),), timeout=PATIENCE)
+
+
+def test_a_database_that_is_away(tmp_path: Path) -> None:
+    """The password in the database's URL is in no line that says so, in text or JSON."""
+    url = "postgresql+psycopg://policyd:hunter22@127.0.0.1:1/policyd"
+    for form in FORMATS:
+        command = [str(BIN / "policyd"), "serve", "--database-url", url, "--log-format", form]
+        places = ("--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--log-level", "debug")
+        with subprocess.Popen(
+            [*command, *places], stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment()
+        ) as server:
+            assert server.stderr is not None
+            lines = []
+            for line in server.stderr:
+                lines.append(line)
+                if "no decision can be made" in line:
+                    server.terminate()
+        assert any("no decision can be made" in line for line in lines)
+        assert "hunter22" not in "".join(lines)
+
+
+async def test_an_upstream_that_is_away(watched: Watched, unused_port: Any) -> None:
+    """The line that says so names the request, its decision and its trace; the spans of the gateway
+    and of the upstream are failures, and those of policyd are not."""
+    flags = ("--log-format", "json", "--access-log", "--traces", watched.collector.url)
+    token = ("--policyd-token-file", str(watched.policyd.folder / "token"))
+    away = f"http://127.0.0.1:{unused_port()}"
+    gateway = Gateway(watched.policyd.grpc, away, *flags, *token, "--policy-timeout", "30")
+    try:
+        assert await watched._replace(gateway=gateway).ask(12) == 502
+        by_name = {span.name: span for span in watched.spans(12, 7)}
+        [line] = watched.lines(gateway, "gateway", trace(12))
+        [access] = watched.lines(gateway, "access", trace(12))
+    finally:
+        assert gateway.stop() == 0
+    assert line["event"].startswith(f"no answer from upstream to POST {CHAT}: ")
+    assert (line["level"], line["method"], line["path"]) == ("warning", "POST", CHAT)
+    assert line["status"] == access["status"] == 502
+    assert line["decision_id"] == access["decision_id"]
+    assert line["api_key_id"] == access["api_key_id"]
+    assert (access["by"], access["ending"]) == ("gateway", "no_answer")
+    failed = {
+        name: span.attributes["error.type"] for name, span in by_name.items() if span.is_error
+    }
+    assert failed == {"POST chat_completion": "502", "chat gpt-4o": "no_answer"}
 
 
 async def test_batches(watched: Watched) -> None:

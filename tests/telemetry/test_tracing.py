@@ -182,7 +182,7 @@ def test_settings_that_do_not_fit(url: str, key: str) -> None:
 def test_a_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """One sentence names the extra that is missing."""
     monkeypatch.setitem(__import__("sys").modules, "policyd.telemetry.span_sender", None)
-    with pytest.raises(SettingsError, match=r"install the extra policyd\[tracing\]$"):
+    with pytest.raises(SettingsError, match=r"pip install 'policyd\[tracing\]'$"):
         start_tracing("policyd", "http://127.0.0.1:4318", 1.0)
     assert start_tracing("policyd", "", 1.0) is None
 

@@ -53,6 +53,10 @@ class _Asked(NamedTuple):
         return "/?" + urlencode(self.period.query | self.key)
 
     @property
+    def top_users_url(self) -> str:
+        return "/top-users?" + urlencode(self.period.query | self.key)
+
+    @property
     def users_url(self) -> str:
         """The page of all end users of these days."""
         first, last = (f"{at:%Y-%m-%d}" for at in (self.period.since, self.period.last))
@@ -105,10 +109,6 @@ def _values(store: Store, asked: _Asked) -> dict[str, Any]:
     found = _measured(store, asked, hours)
     status = store.log.status()
     models = store.statistics.models(period.since, period.last, key_id=asked.key_id, limit=_MODELS)
-    days = asked.days
-    users = store.statistics.users(
-        days.since, days.until - timedelta(seconds=1), key_id=asked.key_id, limit=_ROWS
-    )
     shown_figures = list(figures(found, links))
     refused = store.refused_keys.hours(period.before, period.last)
     if not asked.key_id:
@@ -124,8 +124,6 @@ def _values(store: Store, asked: _Asked) -> dict[str, Any]:
         "by_key": _by_key(store, asked),
         "models": [one for one in models if one[0]][:_ROWS],
         "uncounted": _uncounted(found.total, models),
-        "users": users,
-        "days": days,
         "link": Links,
         "keys": key_names(store),
         "log": status,
@@ -214,9 +212,20 @@ def _is_cut(status: LogStatus, hours: list[tuple[datetime, Counts]], period: Per
 
 def _fingerprint(values: dict[str, Any]) -> str:
     """A digest that changes when anything shown does."""
-    names = ("figures", "requests", "by_key", "models", "users")
+    names = ("figures", "requests", "by_key", "models")
     shown_values = repr([len(values["workers"]), *(values[name] for name in names)])
     return sha256(shown_values.encode("utf-8", "replace")).hexdigest()[:16]
 
 
-ROUTES = [Route("/", shown(_show))]
+def _top_users(request: Request) -> Response:
+    """The end users with most requests. There may be many to count, so the page asks for them
+    apart, and less often."""
+    store = console(request).store
+    asked = _asked(request, store)
+    days = asked.days
+    last = days.until - timedelta(seconds=1)
+    users = store.statistics.users(days.since, last, key_id=asked.key_id, limit=_ROWS)
+    return render(request, "top_users.html", asked=asked, days=days, users=users)
+
+
+ROUTES = [Route("/", shown(_show)), Route("/top-users", shown(_top_users))]

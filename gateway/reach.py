@@ -1,0 +1,153 @@
+"""Whether the gateway reaches policyd and, if not, why and what to do about it.
+
+gRPC says of most causes no more than that a peer is not available. So the address is tried by hand:
+its name, its port, and whether TLS is spoken there.
+"""
+
+import asyncio
+import socket
+import ssl
+from contextlib import suppress
+
+from gateway.policyd_client import policyd_client
+from gateway.settings import Settings
+from policyd.command.address import Address
+from policyd.command.tls_files import load_authorities, load_pair
+from policyd.errors import NoDecision
+from policyd.v1.policy_pb2 import CheckKeyRequest, CheckKeyResponse
+
+_PATIENCE = 3.0
+"""Seconds for a connection, and for its TLS handshake."""
+_REFUSED = "(UNAUTHENTICATED:"
+"""How a client's error begins the status of a caller without the right token."""
+
+
+async def ask(settings: Settings, key: str = "") -> CheckKeyResponse:
+    """Ask policyd, as the gateway does, whether a key is in force. Raises NoDecision, with the
+    cause and the fix, and SettingsError."""
+    client = policyd_client(settings)
+    try:
+        return await client.check_key(CheckKeyRequest(key=key))
+    except NoDecision as problem:
+        raise NoDecision(await _reason(settings, problem), is_outage=problem.is_outage) from None
+    finally:
+        await client.close()
+
+
+async def _reason(settings: Settings, problem: NoDecision) -> str:
+    if _REFUSED in str(problem):
+        given = "another token than" if settings.policyd_token else "no token, but"
+        return (
+            f"policyd at {settings.policyd} was shown {given} the one that it asks for: give "
+            "--policyd-token-file the file that policyd has as --caller-token-file"
+        )
+    if not problem.is_outage:
+        return str(problem)
+    found = [await _diagnose(one, settings) for one in _addresses(settings)]
+    return "; ".join(dict.fromkeys(found))
+
+
+def _addresses(settings: Settings) -> list[Address]:
+    words = settings.policyd.split(",")
+    return [Address.parse(one.strip().removeprefix("dns:///"), "--policyd") for one in words]
+
+
+async def _diagnose(address: Address, settings: Settings) -> str:
+    """Why nothing is answered at an address."""
+    try:
+        await _connect(address)
+    except socket.gaierror:
+        return f"the name {address.host} stands for no address: correct --policyd"
+    except ConnectionRefusedError:
+        return (
+            f"no program listens at {address}: start policyd there, or give --policyd the address "
+            "of its --grpc"
+        )
+    except TimeoutError:
+        return f"{address} does not answer: check --policyd, and the firewalls on the way"
+    except OSError as error:
+        return f"{address} cannot be reached ({error.strerror}): check --policyd"
+    if settings.policyd_tls:
+        return await _try_tls(address, settings)
+    if await _speaks_tls(address):
+        return (
+            f"{address} speaks TLS: give --policyd-tls, and --policyd-ca with the authority of its "
+            "certificate"
+        )
+    return _silent(address, settings)
+
+
+async def _try_tls(address: Address, settings: Settings) -> str:
+    """What is wrong with TLS to an address that the gateway is to ask over TLS."""
+    try:
+        await _connect(address, _context(settings), is_read=True)
+    except ssl.SSLCertVerificationError as error:
+        return (
+            f"the certificate of {address} is not trusted ({error.verify_message}): give "
+            "--policyd-ca its authority, and --policyd a name that stands in it"
+        )
+    except ssl.SSLError as error:
+        if "CERTIFICATE" in (error.reason or ""):
+            return (
+                f"{address} does not take the gateway without a certificate of its --tls-client-ca "
+                f"({error.reason}): give --policyd-cert and --policyd-key"
+            )
+        return _no_tls(address)
+    except (OSError, EOFError):
+        return _no_tls(address)
+    return _silent(address, settings)
+
+
+def _no_tls(address: Address) -> str:
+    return (
+        f"{address} speaks no TLS: leave out --policyd-tls, or start policyd with --tls-cert and "
+        "--tls-key"
+    )
+
+
+def _silent(address: Address, settings: Settings) -> str:
+    return (
+        f"{address} takes connections, and did not answer as policyd does within "
+        f"{settings.policy_timeout:g} s: check that --policyd is the address of its --grpc, and "
+        "what its log says"
+    )
+
+
+async def _speaks_tls(address: Address) -> bool:
+    unchecked = ssl.create_default_context()
+    unchecked.check_hostname, unchecked.verify_mode = False, ssl.CERT_NONE
+    with suppress(OSError, EOFError):
+        await _connect(address, unchecked)
+        return True
+    return False
+
+
+def _context(settings: Settings) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["h2"])
+    if settings.policyd_ca is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        load_authorities(context, settings.policyd_ca, "--policyd-ca")
+        context.set_alpn_protocols(["h2"])
+    if settings.policyd_cert is not None and settings.policyd_key is not None:
+        flags = ("--policyd-cert", "--policyd-key")
+        load_pair(context, settings.policyd_cert, settings.policyd_key, flags)
+    return context
+
+
+async def _connect(
+    address: Address, context: ssl.SSLContext | None = None, *, is_read: bool = False
+) -> None:
+    """Connect, and read what the server sends first if so asked: with TLS 1.3 it tells only then
+    that it wants a certificate. Raises OSError, and EOFError."""
+    async with asyncio.timeout(_PATIENCE):
+        reader, writer = await asyncio.open_connection(*address, ssl=context)
+    try:
+        if is_read:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PATIENCE):
+                    await reader.readexactly(1)
+    finally:
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()

@@ -1,0 +1,144 @@
+"""What `policyd doctor` looks at: the machine, the files, the database, the spool of a server."""
+
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from policyd.command import machine
+from policyd.command.address import Address
+from policyd.command.checks import Check
+from policyd.command.database_url import sqlite_file
+from policyd.command.doctor import Doubt
+from policyd.decision_log.spool import SpoolReader
+from policyd.errors import SettingsError, StoreUnavailable
+from policyd.keys import api_key
+from policyd.server.checks import database
+from policyd.settings import ServerSettings
+from policyd.store import Store
+
+_PATIENCE = 3.0
+"""Seconds for a connection to this machine."""
+_OLD = 60.0
+"""Seconds after which an entry of the log should have been shipped."""
+
+
+def checks(settings: ServerSettings, key: str) -> Iterator[Check]:
+    """What to look at, in the order in which one thing needs the other. `key` is an API key that
+    should be in force; "": none is given."""
+    listeners = {
+        "--grpc": settings.grpc,
+        "--admin": settings.admin,
+        "--http": settings.http,
+        "--console": settings.console,
+    }
+    for flag, address in listeners.items():
+        if address is not None:
+            yield Check(f"{flag} {address}", lambda one=address: _listens(one))  # type: ignore[misc]
+    yield machine.ports(listeners)
+    yield machine.open_files(1 if settings.http is None else 2)
+    yield from _files(settings)
+    yield Check("--database-url", lambda: _database(settings))
+    yield Check("clock", lambda: _clock(settings))
+    yield Check(
+        f"--spool {settings.spool}",
+        lambda: machine.room(settings.spool, "--spool", settings.spool_limit),
+    )
+    yield Check("log entries that wait", lambda: _waiting(settings))
+    if key:
+        yield Check("API key", lambda: _key(settings, key))
+
+
+def _files(settings: ServerSettings) -> Iterator[Check]:
+    token = settings.admin_token_file
+    secrets: Mapping[str, Path | None] = {
+        "--admin-token-file": token if token.exists() else None,
+        "--caller-token-file": settings.caller_token_file,
+        "--tls-key": settings.tls_key,
+    }
+    yield from machine.secrets(secrets)
+    certificates = {"--tls-cert": settings.tls_cert, "--tls-client-ca": settings.tls_client_ca}
+    yield from machine.certificates(certificates)
+
+
+def _listens(address: Address) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)  # noqa: S104
+    try:
+        with socket.create_connection((host, address.port), timeout=_PATIENCE):
+            return "a program listens there"
+    except OSError as error:
+        raise SettingsError(
+            f"no connection can be made to {address} ({error.strerror or error}): start policyd "
+            "serve, and look at its log where it does not start"
+        ) from None
+
+
+def _database(settings: ServerSettings) -> str:
+    file = sqlite_file(settings.database_url)
+    if file is not None and not file.exists():
+        raise SettingsError(
+            f"there is no {file}: correct it, or start policyd serve, which makes it"
+        )
+    return database(settings)
+
+
+@contextmanager
+def _store(settings: ServerSettings) -> Iterator[Store]:
+    """The store, for a check of something else: the database has one of its own. Raises
+    StoreUnavailable."""
+    store = Store(settings.database_url, settings.database_timeout)
+    try:
+        yield store
+    except StoreUnavailable:
+        raise StoreUnavailable("this is not known, as the database cannot be used") from None
+    finally:
+        store.close()
+
+
+def _clock(settings: ServerSettings) -> str:
+    with _store(settings) as store:
+        asked = datetime.now(UTC)
+        moment = store.time()
+        answered = datetime.now(UTC)
+    # The least that fits, as the database read its clock at some moment between the two.
+    offset = (min(max(moment, asked), answered) - moment).total_seconds()
+    told = f"{offset:+.3f} s from the database's"
+    if abs(offset) > settings.max_clock_skew:
+        return Doubt(
+            f"{told}, more than --max-clock-skew: have both machines follow a time server "
+            "(timedatectl set-ntp true)"
+        )
+    return told
+
+
+def _waiting(settings: ServerSettings) -> str:
+    if not settings.spool.is_dir():
+        return "there is no spool yet"
+    reader = SpoolReader(settings.spool)
+    try:
+        with suppress(FileNotFoundError), _store(settings) as store:
+            spool = (settings.spool / "identity").read_text("ascii", "replace")
+            reader.resume(store.positions.read(spool))
+        size, oldest = reader.waiting()
+    finally:
+        reader.close()
+    age = max(time.time() - oldest, 0)
+    if size and age > _OLD:
+        return Doubt(
+            f"{size} bytes, the oldest for {age:.0f} s: they are shipped while policyd serve runs "
+            "and the database takes them; its log says why, where it does not"
+        )
+    return f"{size} bytes"
+
+
+def _key(settings: ServerSettings, key: str) -> str:
+    with _store(settings) as store:
+        found = store.keys.in_force(api_key.digest(key))
+    if found is None:
+        raise SettingsError(
+            "it is not in force in this database: see policyd keys list --revoked, or make another "
+            "(policyd keys create NAME)"
+        )
+    return f"it is in force, as {found.key_id}"
