@@ -573,7 +573,7 @@ def test_without_javascript(
         row.get_by_role("button", name="Flag: Enforce User IDs").hover()
         expect(row.get_by_role("tooltip")).to_be_visible()
         page.get_by_text("Filters").click()
-        page.get_by_label("User", exact=True).fill("user-7")
+        page.get_by_role("textbox", name="User", exact=True).fill("user-7")
         page.get_by_role("button", name="Apply").click()
         expect(page.get_by_role("row")).to_have_count(2)
         page.goto(f"{policyd.console}{filled['keys']}")
