@@ -20,11 +20,13 @@ from policyd.keys.defaults import Defaults
 from policyd.keys.key_table import KeyTable
 from policyd.policies import TABLE, decide
 from policyd.services.decision_access import DecisionAccess
+from policyd.services.decision_metrics import DecisionMetrics
 from policyd.services.decision_traces import DecisionTraces
 from policyd.services.policy import PolicyServicer
 from policyd.telemetry import access
 from policyd.telemetry.access import AccessLog
 from policyd.telemetry.json_log import json_formatter
+from policyd.telemetry.metrics import this_process
 from policyd.telemetry.tracing import Finished, Tracer
 
 _SETTINGS = KeySettings("key_benchmark", TABLE.with_original(Mode.ENFORCE))
@@ -50,6 +52,7 @@ async def _calls() -> dict[str, Call]:
     await keys.refresh()
     made = partial(PolicyServicer, keys, Defaults(keys), "benchmark", lambda _: None, Bodies(2**29))
     servicer, lined = made(), made(access=DecisionAccess(_access_log()))
+    counted = made(metrics=DecisionMetrics(this_process()))
     sampling = {share: made(traces=DecisionTraces(Tracer(_Nowhere(), share))) for share in (0, 1)}
     allowed, denied = traffic.asked(key), traffic.asked(key, user=None)
     return {
@@ -58,6 +61,8 @@ async def _calls() -> dict[str, Call]:
         "read, a message": partial(read, allowed),
         "Evaluate without gRPC, allowed": _finish(lambda: servicer.Evaluate(allowed, None)),
         "Evaluate without gRPC, denied": _finish(lambda: servicer.Evaluate(denied, None)),
+        # What is counted is handed over twice a second, which the servers' own processes do.
+        "the same, allowed, counted for metrics": _finish(lambda: counted.Evaluate(allowed, None)),
         "the same, allowed, with an access line": _finish(lambda: lined.Evaluate(allowed, None)),
         "the same, traced but not sampled": _finish(lambda: sampling[0].Evaluate(allowed, None)),
         "the same, traced and sampled": _finish(lambda: sampling[1].Evaluate(allowed, None)),

@@ -147,7 +147,7 @@ OTHERS = [
     ("POLICYD_ENFORCE_USER_IDS", "enforce", "did you mean --default-mode (POLICYD_DEFAULT_MODE)"),
     ("POLICYD_OVERRIDE", "locked", "it is for policyd simulate, policyd keys create"),
     ("POLICYD_ACCEPT", "user", "so take it out here"),
-    ("POLICYD_KEY", "up-x", "it is for policyd explain, so take it out here"),
+    ("POLICYD_KEY", "up-x", "it is for policyd doctor, policyd explain, so take it out here"),
     ("POLICYD_DATA", "folder", "it is for policyd demo, so take it out here"),
     ("POLICYD_JSON", "true", "and others, so take it out here"),
 ]

@@ -6,6 +6,7 @@ POLICYD_TEST_KILLS sets how often a copy is killed; by default, a few times.
 import json
 import os
 import random
+import secrets
 import signal
 import sqlite3
 import stat
@@ -62,7 +63,7 @@ def fill(store: Store, rows: int = ROWS) -> None:
     store.log.append([RefusedKeyCount("p", n, minute, "1.2.3.4", 1, 0, 0) for n in range(30)])
     store.log.lose({"p": 3})
     for n in range(30):
-        store.keys.create(f"app {n}")
+        store.keys.create(f"app {n} {secrets.token_hex(4)}")
     store.administrator.set_password("digest", store.administrator.get().epoch)
     store.administrator.end_session("s", timedelta(days=1))
 
@@ -122,7 +123,7 @@ def loaded(url: str, pause: float = 0.0) -> Iterator[list[float]]:
         with closing(Store(url)) as store:
             while not done.is_set():
                 began = time.monotonic()
-                store.keys.create("load")
+                store.keys.create(f"load {len(took)} {secrets.token_hex(4)}")
                 store.log.append([record(datetime.now(UTC)) for _ in range(20)])
                 took.append(time.monotonic() - began)
                 time.sleep(pause)

@@ -77,7 +77,7 @@ def test_policies_from_the_environment_and_a_file(url: str, tmp_path: Path) -> N
     assert made["policies"]["user_format"] == setting("audit", "pattern=[a-z ]+")
     config = tmp_path / "policyd.yaml"
     config.write_text("policy:\n- max_tokens=audit:7\npolicy-override:\n- max_tokens=locked\n")
-    made = told(url, "keys", "create", "app", "--config", str(config))
+    made = told(url, "keys", "create", "other", "--config", str(config))
     assert made["policies"]["max_tokens"] == setting("audit", "7", "locked")
     # Another command has an option of the same name, which is not meant.
     assert (

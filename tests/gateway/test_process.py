@@ -270,7 +270,7 @@ def test_no_certificate() -> None:
     flags = ("--tls-cert", "nowhere", "--tls-key", "nowhere")
     ended = run("policyd-gateway", "serve", "--listen", FREE, *flags)
     assert (ended.returncode, ended.stdout) == (2, b"")
-    assert "cannot be used" in ended.stderr.decode()
+    assert "cannot be read" in ended.stderr.decode()
     assert "Traceback" not in ended.stderr.decode()
 
 

@@ -139,7 +139,8 @@ async def test_bodies_over_the_bound(made: ServerSettings) -> None:
     """
     store = open_store(made.database_url)
     off, enforcing = (
-        store.keys.create("app", TABLE.with_original(mode))[1] for mode in (Mode.OFF, Mode.ENFORCE)
+        store.keys.create(mode.name, TABLE.with_original(mode))[1]
+        for mode in (Mode.OFF, Mode.ENFORCE)
     )
     store.close()
     larger, far = (b'{"user":"u-1","a":"%s"}' % (b"x" * size) for size in (10**5, 20 * 2**20))
