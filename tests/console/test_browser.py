@@ -486,7 +486,8 @@ def test_ticking_keys(browser: Browser, policyd: Policyd, token: str) -> None:
         expect(page.get_by_role("status")).to_contain_text("2 keys are changed")
 
 
-@pytest.mark.timeout(400)  # axe takes seconds for each of many pages where others use the machine.
+# Many pages, each looked at as a whole.
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("look", ["light", "dark", "narrow"])
 def test_accessibility(
     browser: Browser, policyd: Policyd, token: str, filled: dict[str, str], look: str

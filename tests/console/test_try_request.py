@@ -3,6 +3,7 @@
 import html
 import io
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -97,10 +98,17 @@ async def test_a_header_that_names_the_end_user(
 
 
 async def test_keys_that_are_not_in_force(console: Console, admin: Visitor) -> None:
-    """No key, and a revoked one, give the denial that a client gets with them."""
+    """No key, a revoked one, and one that has expired give the denial that a client gets with
+    them."""
     key, _ = console.store.keys.create("app")
     console.store.keys.revoke(key.id)
-    for key_id, told in (("", "No API key was given"), (key.id, "is not valid here")):
+    past = datetime.now(UTC) - timedelta(minutes=1)
+    expired, _ = console.store.keys.create("expired", expires_at=past)
+    for key_id, told in (
+        ("", "No API key was given"),
+        (key.id, "is not valid here"),
+        (expired.id, "is not valid here"),
+    ):
         page = await admin.post("/try", _form(key_id, WITH_USER))
         assert "HTTP/1.1 403" in page.text
         assert told in page.text

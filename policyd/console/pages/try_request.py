@@ -63,8 +63,12 @@ def _settings(request: Request, key_id: str) -> KeySettings | None:
     """The settings of a key that is in force. Raises KeyNotFound where it never was."""
     if not key_id:
         return None
-    key = console(request).store.keys.get(key_id)
-    return None if key.revoked_at else KeySettings(key.id, key.policies, key.accept)
+    store = console(request).store
+    key = store.keys.get(key_id)
+    has_expired = key.expires_at is not None and key.expires_at <= store.time()
+    if key.revoked_at or has_expired:
+        return None
+    return KeySettings(key.id, key.policies, key.accept)
 
 
 def _form(
