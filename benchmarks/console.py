@@ -166,12 +166,17 @@ def _pages(store: Store) -> dict[str, str]:
         "End users, 30 days": "/users?period=30d",
         "End users, 30 days, by cost": "/users?period=30d&sort=cost",
         "End users, 30 days, by latency": "/users?period=30d&sort=latency",
+        "End users, 30 days, found by a part": "/users?period=30d&find=r-43",
         "Refused keys, 30 days": "/refused?period=30d",
         "Dashboard": "/",
         "Dashboard, 30 days": "/?period=30d",
         "What enforcing would block, 24 hours": f"/keys/{key}/simulation",
         "What enforcing would block, 7 days": f"/keys/{key}/simulation?period=7d",
         "API Keys": "/keys",
+        "API Keys, by last use": "/keys?sort=used",
+        "History of a key": f"/keys/{key}/history",
+        "Audit": "/audit",
+        "Try a request": "/try",
     }
 
 

@@ -9,6 +9,7 @@
     metrics        the metrics of one process
     bounds         bounds of labels, so that no client can make ever more series
     folder         the folder that the processes of one server share
+    reading        gauges that are read as Prometheus asks
     exposition     all processes' metrics as one page, for Prometheus
 
 Nothing of it is imported by a server that was not asked for it, but for the log as text.

@@ -37,6 +37,8 @@ class AdminServiceStub:
       DECISION_NOT_FOUND NOT_FOUND         the log has no decision with this ID
       KEY_REVOKED        FAILED_PRECONDITION  a revoked key cannot be changed
       NAME_TAKEN         ALREADY_EXISTS    another key in force has this name
+      OLDER_SERVERS      FAILED_PRECONDITION  servers of an older version, which know no rotation, expiry or
+                                           defaults of the database, still use it: upgrade them first
       ETAG_MISMATCH      ABORTED           the key was changed after it was read: read it again
       STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time: try
                                            again. It is then unknown whether a change was made
@@ -89,6 +91,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
       DECISION_NOT_FOUND NOT_FOUND         the log has no decision with this ID
       KEY_REVOKED        FAILED_PRECONDITION  a revoked key cannot be changed
       NAME_TAKEN         ALREADY_EXISTS    another key in force has this name
+      OLDER_SERVERS      FAILED_PRECONDITION  servers of an older version, which know no rotation, expiry or
+                                           defaults of the database, still use it: upgrade them first
       ETAG_MISMATCH      ABORTED           the key was changed after it was read: read it again
       STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time: try
                                            again. It is then unknown whether a change was made
@@ -137,6 +141,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
       DECISION_NOT_FOUND NOT_FOUND         the log has no decision with this ID
       KEY_REVOKED        FAILED_PRECONDITION  a revoked key cannot be changed
       NAME_TAKEN         ALREADY_EXISTS    another key in force has this name
+      OLDER_SERVERS      FAILED_PRECONDITION  servers of an older version, which know no rotation, expiry or
+                                           defaults of the database, still use it: upgrade them first
       ETAG_MISMATCH      ABORTED           the key was changed after it was read: read it again
       STORE_UNAVAILABLE  UNAVAILABLE       the database cannot be reached, or does not answer in time: try
                                            again. It is then unknown whether a change was made

@@ -92,7 +92,7 @@ def test_audit(both: list[tuple[Store, Sequence[str]]]) -> None:
         invoke("policyd", "keys", "create", "audited", *where)
         invoke("policyd", "keys", "set", "audited", "--name", "audited twice", *where)
     for words in ((), ("--json",), ("--action", "key.update")):
-        limited = ("policyd", "audit", "--key", "audited twice", *words)
+        limited = ("policyd", "audit", "--key-id", "audited twice", *words)
         local, over = (outcome_of(invoke(*limited, *where)) for _, where in both)
         assert over == local, words
     for (_, where), actor in zip(both, ("cli ", "admin api 127.0.0.1"), strict=True):

@@ -156,6 +156,8 @@ def _fill(store: Store) -> dict[str, str]:
         "users": "/users",
         "refused keys": "/refused",
         "search": "/logs?find=t-1",
+        "other filters": "/logs?containing=user&answer=success&last=7d&nouser=",
+        "a range": f"/?key={key.id}&since={at - timedelta(hours=5):%Y-%m-%dT%H:%M}",
         "account": "/account",
         "not found": "/nothing",
     }
@@ -595,3 +597,72 @@ def test_several_keys_without_javascript(browser: Browser, policyd: Policyd, tok
         page.get_by_label("API key").select_option(label="Simple")
         page.get_by_role("button", name="Try it").click()
         expect(page.locator("#verdict")).to_contain_text("Allowed")
+
+
+def test_times_of_the_viewer(
+    browser: Browser, policyd: Policyd, token: str, filled: dict[str, str]
+) -> None:
+    """Times are in the viewer's zone, with UTC on hover; what is typed there is sent in UTC."""
+    with _opened(browser, timezone_id="Asia/Kolkata") as page:
+        _sign_in(page, policyd, token)
+        page.goto(f"{policyd.console}/logs?user=user-7")
+        expect(page.locator("th.when")).to_have_text("Time (GMT+5:30)")
+        shown = page.locator("#rows time").first
+        utc = datetime.fromisoformat(shown.get_attribute("datetime") or "")
+        expect(shown).to_have_attribute("title", f"{utc:%Y-%m-%d %H:%M:%S} UTC")
+        there = utc + timedelta(hours=5, minutes=30)
+        expect(shown).to_have_text(f"{there:%b %d %H:%M:%S}")
+        page.locator("details.filters summary").click()
+        page.get_by_label("From").fill(f"{there:%Y-%m-%dT%H:%M}")
+        page.get_by_role("button", name="Apply").click()
+        page.wait_for_url(f"**/logs?user=user-7&since={utc:%Y-%m-%dT%H}%3A{utc:%M}")
+        expect(page.get_by_role("row")).to_have_count(2)
+        expect(page.get_by_label("From")).to_have_value(f"{there:%Y-%m-%dT%H:%M}")
+        page.get_by_role("link", name="Remove From").click()
+        page.wait_for_url("**/logs?user=user-7")
+
+
+def test_a_live_dashboard(
+    browser: Browser, policyd: Policyd, gateway: Gateway, token: str, filled: dict[str, str]
+) -> None:
+    """The figures follow by themselves; what is open stays open, and the focus stays."""
+    with _opened(browser) as page:
+        _sign_in(page, policyd, token)
+        key = _create_key(page, policyd, "Dashboard")
+        assert _ask(gateway, key)[0] == 200
+        page.goto(f"{policyd.console}/logs")
+        expect(page.get_by_role("row").filter(has_text="Dashboard")).to_have_count(1)
+        page.goto(policyd.console)
+        row = page.get_by_role("row").filter(has_text="Dashboard")
+        expect(row.get_by_role("cell").first).to_have_text("1")
+        expect(page.locator("#top-users table")).to_be_visible()
+        page.locator("#requests-numbers summary").click()
+        page.locator("#figure-requests").focus()
+        top = page.evaluate("scrollY")
+        assert _ask(gateway, key)[0] == 200
+        expect(row.get_by_role("cell").first).to_have_text("2")
+        expect(page.locator("#requests-numbers table")).to_be_visible()
+        expect(page.locator("#figure-requests")).to_be_focused()
+        assert page.evaluate("scrollY") == top
+        expect(page.locator("#top-users table")).to_be_visible()
+
+
+def test_chosen_columns(
+    browser: Browser, policyd: Policyd, token: str, filled: dict[str, str]
+) -> None:
+    """At 1280 pixels all usual columns fit, the operation uncut; the viewer may choose others."""
+    with _opened(browser, viewport={"width": 1280, "height": 800}) as page:
+        _sign_in(page, policyd, token)
+        page.goto(f"{policyd.console}/logs?user=user-7")
+        for name in ("Operation", "Model", "User", "API key", "Status", "Latency", "Cost"):
+            expect(page.get_by_role("columnheader", name=name)).to_be_visible()
+        cell = page.locator("#rows td.operation").first
+        expect(cell).to_have_text("Chat completion")
+        assert cell.evaluate("one => one.scrollWidth <= one.clientWidth")
+        page.locator(".columns-menu summary").click()
+        page.get_by_label("IP address", exact=True).last.check()
+        page.get_by_label("Cost", exact=True).uncheck()
+        page.get_by_role("button", name="Show these").click()
+        expect(page.get_by_role("columnheader", name="IP address")).to_be_attached()
+        expect(page.get_by_role("columnheader", name="Cost")).to_have_count(0)
+        _check(page, "chosen columns")

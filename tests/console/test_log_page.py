@@ -41,8 +41,8 @@ async def test_more_filters(console: Console, admin: Visitor) -> None:
     assert await _shown(admin, "status=500") == {"m2"}
     assert await _shown(admin, "answer=error") == {"m2"}
     assert await _shown(admin, "answer=success") == {"m0", "m3"}
-    assert await _shown(admin, "contains=ADA") == {"m0"}
-    assert await _shown(admin, "contains=%25") == {"m3"}
+    assert await _shown(admin, "containing=ADA") == {"m0"}
+    assert await _shown(admin, "containing=%25") == {"m3"}
     assert await _shown(admin, "nouser=1") == {"m1"}
     assert await _shown(admin, "attributed=no") == {"m1"}
     assert await _shown(admin, "ip=192.0.2.7") == {"m0"}

@@ -15,6 +15,7 @@ import pytest
 
 from policyd.console import ConsoleServer
 from policyd.console.view import charts, documentation, labels, periods
+from policyd.console.view.render import HERE
 from policyd.decision_log.record import Ending, Verdict
 from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount, RefusedKeyReason
 from policyd.engine.decision import INVALID_OVERRIDE
@@ -910,3 +911,13 @@ async def test_links_from_end_users(console: Console, admin: Visitor) -> None:
     (unknown,) = re.findall(r'href="([^"]*nouser=1[^"]*)"', page)
     assert (await admin.get(unknown)).text.count('class="whole-row"') == 1
     assert "2 requests name an e-mail address as the user" in page
+
+
+def test_the_styles_are_whole() -> None:
+    """Every block of the styles is closed: an open one would take all that follows with it."""
+    styles = (HERE / "static" / "console.css").read_text()
+    depth = 0
+    for line in styles.splitlines():
+        assert not (line.startswith("@media") and depth), line
+        depth += line.count("{") - line.count("}")
+    assert depth == 0

@@ -26,7 +26,10 @@ mount -t tmpfs tmpfs "$1/root/tmp"
 """
 _BUILD = 'exec chroot "$1/root" sh -ec "$2"'
 _RUN = """
-mkdir -p "$1/data" && chown "$2" "$1/data" && mount --bind "$1/data" "$1/root$3"
+mkdir -p "$1/data"
+chown --reference="$1/root$3" "$1/data"
+chmod --reference="$1/root$3" "$1/data"
+mount --bind "$1/data" "$1/root$3"
 mount -o remount,ro "$1/root"
 root="$1/root" user="${2%:*}" group="${2#*:}" folder="$3"
 shift 3
@@ -151,7 +154,7 @@ class Image:
             if path.is_dir():  # What is in it, and not the folder itself.
                 ignored = None if stage else shutil.ignore_patterns("__pycache__")
                 shutil.copytree(path, into, symlinks=True, ignore=ignored, dirs_exist_ok=True)
-                made = [into / one.name for one in path.iterdir()]
+                made = [one for one in into.iterdir() if (path / one.name).exists()]
             else:
                 place = into / path.name if target.endswith("/") else into
                 place.parent.mkdir(parents=True, exist_ok=True)

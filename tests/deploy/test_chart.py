@@ -8,9 +8,13 @@ import click
 import pytest
 import yaml
 
+from gateway.cli import OPTIONS as GATEWAY
+from gateway.cli import main as policyd_gateway
 from gateway.serve import serve as gateway_serve
 from gateway.settings import Settings
 from policyd.build_info import version
+from policyd.cli.main import main as policyd
+from policyd.cli.options import OPTIONS as POLICYD
 from policyd.cli.serve import serve as policyd_serve
 from policyd.command.settings import build
 from policyd.settings import ServerSettings
@@ -92,6 +96,16 @@ def test_the_servers_take_their_settings(resources: list[Resource], tmp_path: Pa
         else:
             settings = build(Settings, _given(gateway_serve, file))
         assert settings.drain == yaml.safe_load(file.read_text())["drain"]
+
+
+def test_the_servers_are_told_of_them(resources: list[Resource]) -> None:
+    """What a container sets in its environment are settings of its server."""
+    policyd.load()
+    policyd_gateway.load()
+    known = {"policyd": POLICYD.variables, "gateway": GATEWAY.variables}
+    for _, pod in pods(resources):
+        [container] = pod["spec"]["containers"]
+        assert {one["name"] for one in container["env"]} <= known[container["name"]]
 
 
 def _given(command: click.Command, file: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from tests.deploy.containerfile import Image, base_python, read
 from tests.support import requirements
 from tests.support.processes import Program
 
+pytestmark = pytest.mark.timeout(600)  # The image takes a minute or two to build.
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "deploy/Containerfile"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

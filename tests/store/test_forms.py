@@ -51,15 +51,20 @@ for day in range(int(sys.argv[2])):
 print(store.create_key("old")[0].id)
 """
 COMMANDS: dict[str, tuple[str, ...]] = {
+    "apply": ("--file", "-"),
+    "audit": (),
     "explain": ("--key", "up-" + "x" * 48, "--no-user"),
+    "export": (),
     "keys create": ("new",),
     "keys list": (),
     "keys revoke": ("key_1",),
+    "keys rotate": ("key_1",),
     "keys set": ("key_1", "--name", "x"),
     "keys show": ("key_1",),
     "logs export": (),
     "logs list": (),
     "logs refused": (),
+    "logs remove-sample": (),
     "logs retire": ("--older-than", "1d", "--yes"),
     "logs show": ("x",),
     "logs status": (),
@@ -67,7 +72,9 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "simulate": ("key_1",),
 }
 """Every command that uses the database and is not about its form."""
-OTHERS = {"serve", "demo", "db", "policies"}
+DECLARED = "version: 1\nkeys:\n  app: {}\n"
+"""What `apply` reads."""
+OTHERS = {"config", "db", "demo", "health", "policies", "serve"}
 ANYWHERE = ("--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0")
 """Flags of `policyd serve`."""
 
@@ -113,7 +120,8 @@ def test_which_commands_migrate(new_database: str, old: OldVersion) -> None:
     key = old.run(FILL, new_database, "1").strip()
     assert set(commands(main)) == COMMANDS.keys()
     for name, words in COMMANDS.items():
-        done = CliRunner().invoke(main, [*name.split(), *words, "--database-url", new_database])
+        line = [*name.split(), *words, "--database-url", new_database]
+        done = CliRunner().invoke(main, line, input=DECLARED)
         assert done.exit_code == 1, name
         assert "run policyd db migrate" in done.output, name
     refused = run("policyd", "serve", "--no-migrate", *ANYWHERE, "--database-url", new_database)

@@ -23,7 +23,7 @@ NAMES = (
     "status",
     "answer",
     "user",
-    "contains",
+    "containing",
     "nouser",
     "attributed",
     "ip",
@@ -45,7 +45,7 @@ LABELS = {
     "status": "Status",
     "answer": "Answer",
     "user": "User",
-    "contains": "User contains",
+    "containing": "User contains",
     "nouser": "No user",
     "attributed": "Attributed",
     "ip": "IP address",
@@ -117,6 +117,8 @@ class LogQuery:
 def read(parameters: Mapping[str, str], now: datetime) -> LogQuery:
     """The filters in a URL's parameters. It raises nothing: see LogQuery.problems."""
     given = {name: value for name in NAMES if (value := parameters.get(name, "").strip())}
+    if "since" in given or "until" in given:
+        given.pop("last", None)  # Moments that were typed in place of a preset.
     problems: dict[str, str] = {}
     wanted: dict[str, Any] = {}
     for name, value in given.items():
@@ -129,7 +131,7 @@ def read(parameters: Mapping[str, str], now: datetime) -> LogQuery:
     if after and not _ID.fullmatch(after):
         problems["after"] = "This link to a page of the log is incomplete."
     if last := wanted.pop("last", None):
-        wanted.setdefault("since", now - last)
+        wanted["since"] = now - last
     since, until = wanted.get("since"), wanted.get("until")
     if since and until and since >= until:
         problems["until"] = "Give a later time than in From."
@@ -138,10 +140,11 @@ def read(parameters: Mapping[str, str], now: datetime) -> LogQuery:
     return LogQuery(given, after, now, found, problems)
 
 
-def chips(query: LogQuery, keys: Mapping[str, str]) -> list[tuple[str, str, str]]:
+def chips(query: LogQuery, keys: Mapping[str, str]) -> list[tuple[str, str | datetime, str]]:
     """The given filters in words: the label, the value, and the URL of the log without it."""
+    moments = {"since": query.wanted.since, "until": query.wanted.until}
     return [
-        (LABELS[name], _word(name, value, keys), query.without(name))
+        (LABELS[name], moments.get(name) or _word(name, value, keys), query.without(name))
         for name, value in query.given.items()
     ]
 
@@ -275,7 +278,7 @@ _PARSERS: dict[str, tuple[str, Any]] = {
     "status": ("http_status", _status),
     "answer": ("failed", _is_error),
     "user": ("end_user", _user),
-    "contains": ("user_contains", _user),
+    "containing": ("user_contains", _user),
     "nouser": ("without_user", _nobody),
     "attributed": ("attributed", _yes_or_no),
     "ip": ("source_ip", _text),
