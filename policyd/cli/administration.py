@@ -109,7 +109,14 @@ def find(administrator: Administrator, named: str) -> ApiKey:
 def find_id(administrator: Administrator, named: str) -> str:
     """The ID of the key that find() finds; "" for none. An ID may also be one of a key that is not
     known, as the log may outlive it."""
-    return named if not named or api_key.is_id(named) else find(administrator, named).id
+    if not named or api_key.is_id(named):
+        return named
+    try:
+        return find(administrator, named).id
+    except KeyNotFound:
+        if named.startswith(api_key.ID_PREFIX):
+            return named
+        raise
 
 
 class OfStore:

@@ -14,7 +14,8 @@ _ALPHABET = string.digits + string.ascii_letters
 _PREFIX = "up-"
 _LENGTH = 48
 _SUFFIX = 4
-_ID = re.compile("key_[0-9a-f]{16}")
+ID_PREFIX = "key_"
+_ID = re.compile(ID_PREFIX + "[0-9a-f]{16}")
 _DIGEST = re.compile("[0-9a-fA-F]{64}")
 
 
@@ -25,7 +26,7 @@ def generate() -> str:
 
 def generate_id() -> str:
     """A new ID for an API key: `key_` and 16 hexadecimal digits. It is no secret."""
-    return "key_" + secrets.token_hex(8)
+    return ID_PREFIX + secrets.token_hex(8)
 
 
 def is_id(text: str) -> bool:
