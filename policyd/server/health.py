@@ -46,11 +46,13 @@ class Health:
         """Report the state of now on every listener."""
         for listener in self._listeners:
             is_ready = not self._readiness.unready and not self._is_draining
-            await listener.tell(ready=is_ready, fresh=self._following.is_fresh)
+            await listener.tell(
+                ready=is_ready, fresh=self._following.is_fresh, decides=self._readiness.decides
+            )
 
     async def watch(self) -> None:
         """Report every change, until cancelled."""
-        told = self._readiness.unready, self._following.stale
+        told = self._now()
         # It may have changed while the listeners came up.
         await self.tell()
         while True:
@@ -58,13 +60,16 @@ class Health:
             first = self._keys.until_known() if not self._keys.is_known else asyncio.sleep(60)
             with suppress(TimeoutError):
                 await asyncio.wait_for(first, min(_LOOK, self._max_staleness / 4))
-            before, told = told, (self._readiness.unready, self._following.stale)
+            before, told = told, self._now()
             if told == before:
                 continue
             await self.tell()
-            unready, stale = told
+            unready, stale, _ = told
             if unready != before[0]:
                 state = f"NOT_SERVING: {unready}" if unready else "SERVING"
                 _log.warning("health is now %s", state)
             if stale != before[1]:
                 _log.warning("%s", stale or "the settings are fresh again")
+
+    def _now(self) -> tuple[str, str, bool]:
+        return self._readiness.unready, self._following.stale, self._readiness.decides

@@ -28,21 +28,25 @@ class Readiness:
     @property
     def unready(self) -> str:
         """Why no requests should come; "": they may come."""
-        return self._following.unready or self.unlogged
+        return self._following.unready or self._undecided()
 
     @property
-    def unlogged(self) -> str:
-        """Why requests get no decision though there are settings: the decision log takes none, and
-        --log-full or --log-error wants that then. "": they get one."""
-        if self.log is None or not self.log.denies:
-            return ""
-        return f"{self._log_problem()}: requests get no decision"
+    def decides(self) -> bool:
+        """Whether requests get a decision."""
+        return self._keys.is_known and not self._undecided()
 
     @property
     def warnings(self) -> list[str]:
         """What is wrong while decisions go on, and since when; a few at most."""
         found = [self._database(), self._unlogged_decisions()]
         return [one for one in found if one]
+
+    def _undecided(self) -> str:
+        """Why requests get no decision though there are settings: the decision log takes none, and
+        --log-full or --log-error wants that then. "": they get one."""
+        if self.log is None or not self.log.denies:
+            return ""
+        return f"{self._log_problem()}: requests get no decision"
 
     def _database(self) -> str:
         keys = self._keys

@@ -176,9 +176,10 @@ async def test_a_full_log(tmp_path: Path, drops: bool) -> None:
     once there is room, without a request. One that drops decisions stays ready, with a warning.
     """
     made = consoles.settings(tmp_path, http=FREE, spool_limit=2**16, drop_when_full=drops)
-    async with Server(made) as server:
+    async with Server(made) as server, gateway(server.grpc) as before:
         url = f"http://{server.http}"
         assert json.loads((await ready(url)).body) == {"state": "ready"}
+        assert (await ready(before.url)).status == 200
         with filled(made.spool):
             body = await until(url, lambda status, body: status == 503 or "warnings" in body)
             full = "the decision log is full"
@@ -192,6 +193,9 @@ async def test_a_full_log(tmp_path: Path, drops: bool) -> None:
                 while await health(server) != status:  # noqa: ASYNC110 - likewise
                     await asyncio.sleep(0.1)
             assert (await ask(url, "GET", "/healthz")).status == 200
+            body = await until(before.url, lambda status, _: (status == 200) is drops)
+            assert drops or "policyd gives no decisions" in body["reason"]
+        await until(before.url, lambda status, _: status == 200)
         await until(url, lambda status, body: status == 200 and "warnings" not in body)
 
 
