@@ -224,8 +224,10 @@ class Gateway:
         # Where the operator lets requests pass without a decision, policyd is not needed.
         if self._policyd is None or self._settings.on_policy_error == "allow":
             return ""
-        is_there = await self._policyd.can_reach(PATIENCE)
-        return "" if is_there else "policyd cannot be reached"
+        if not await self._policyd.can_reach(PATIENCE):
+            return "policyd cannot be reached"
+        is_deciding = await self._policyd.can_decide(PATIENCE)
+        return "" if is_deciding else "policyd gives no decisions: its /readyz and its log say why"
 
     async def _decide(self, asked: EvaluateRequest, exchange: Exchange) -> "Reply | _Permission":
         """What policyd decides: the reply to the client, or the permission to forward."""

@@ -40,7 +40,7 @@ class Answer(NamedTuple):
     body: bytes
 
 
-def _answer(status: int, **told: str) -> Answer:
+def _answer(status: int, **told: str | list[str]) -> Answer:
     return Answer(status, _HEADERS, json.dumps(told, separators=(",", ":")).encode())
 
 
@@ -54,12 +54,16 @@ def _no_remark() -> str:
     return ""
 
 
+def _no_warnings() -> list[str]:
+    return []
+
+
 class Probes:
     """Answers probes. Belongs to one event loop.
 
-    `check` tells whether the server is ready, and `remark` what an operator should know of it while
-    it is. `is_stale`, which has to be quick, tells whether the settings are stale; a server without
-    settings of its own has none.
+    `check` tells whether the server is ready, and `remark` and `warnings` what an operator should
+    know of it while it is. `is_stale`, which has to be quick, tells whether the settings are stale;
+    a server without settings of its own has none.
     """
 
     def __init__(
@@ -67,10 +71,12 @@ class Probes:
         check: Check,
         remark: Callable[[], str] = _no_remark,
         is_stale: Check | None = None,
+        warnings: Callable[[], list[str]] = _no_warnings,
     ) -> None:
         self._check = check
         self._remark = remark
         self._is_stale = is_stale
+        self._warnings = warnings
         self._checking: asyncio.Task[str] | None = None
         self._problem = ""
         self._ending = ""
@@ -94,8 +100,10 @@ class Probes:
         problem = self._ending or await self._current()
         if problem:
             return _answer(503, state="not ready", reason=problem)
-        remark = self._remark()
-        return _answer(200, state="ready", remark=remark) if remark else _READY
+        remark, warnings = self._remark(), self._warnings()
+        told: dict[str, str | list[str]] = {"remark": remark} if remark else {}
+        told |= {"warnings": warnings} if warnings else {}
+        return _answer(200, state="ready", **told) if told else _READY
 
     async def _current(self) -> str:
         if self._checking is None and time.monotonic() - self._checked_at < _KEEP:

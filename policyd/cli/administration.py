@@ -75,6 +75,9 @@ class Administrator(Protocol):
     def status(self) -> Status:
         """The state of the log."""
 
+    def shipped(self, spool: str) -> dict[str, int]:
+        """How far each file of the spool of this identity is shipped, as far as this is known."""
+
     def time(self) -> datetime:
         """This moment, or that of the newest decision: by the clock that decisions are timed by."""
 
@@ -208,9 +211,14 @@ class OfStore:
             "refused_keys": self._store.refused_keys.total(),
             "clock_offset": None if offset is None else offset.total_seconds(),
             "clock_host": host,
+            "database_problem": self._store.why_unchangeable() or None,
             "retention_standstill": stands.reason or None,
             "retention_waiting": stands.waiting,
         }
+
+    def shipped(self, spool: str) -> dict[str, int]:
+        """See Administrator."""
+        return self._store.positions.read(spool) if spool else {}
 
     def time(self) -> datetime:
         """See Administrator."""

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, TextIO
 
 import click
@@ -13,22 +12,19 @@ import click
 from policyd.cli import options, refused_report, setting_words, terminal
 from policyd.cli.administration import (
     Administrator,
-    Status,
     arrived_since,
     find_id,
     newest_first,
 )
 from policyd.cli.log_filter import log_filter, with_filters
+from policyd.cli.log_status import status
 from policyd.cli.options import Age, Moment, as_json, option
 from policyd.cli.place import Place, administered
 from policyd.cli.remove_sample import remove_sample
 from policyd.decision_log import results
 from policyd.decision_log.export import csv_rows, json_line, values
 from policyd.decision_log.record import Record, is_decision_id
-from policyd.errors import StoreUnavailable
 from policyd.keys.audit import Action
-from policyd.keys.snapshot import SnapshotFile
-from policyd.settings import spool_folder
 from policyd.store import LogFilter
 
 _LOOK = 0.5
@@ -43,6 +39,7 @@ def logs() -> None:
 
 
 logs.add_command(remove_sample)
+logs.add_command(status)
 
 
 @logs.command("list")
@@ -132,58 +129,6 @@ def _one(administrator: Administrator, any_id: str) -> Record:
 def _wanted(administrator: Administrator, given: dict[str, Any]) -> LogFilter:
     wanted = log_filter(**given)
     return replace(wanted, key_id=find_id(administrator, wanted.key_id))
-
-
-@logs.command()
-@option(
-    "--snapshot",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="As the server on this machine has it.",
-)
-@as_json
-@administered
-def status(place: Place, as_json: bool, snapshot: Path | None) -> None:
-    """Show how many decisions the log holds, since when, and how many were never logged.
-
-    Also shown: how many requests had no API key in force, which are counted and not logged; by how
-    many seconds the clock of the worker that is furthest off is ahead of the database's; and why
-    retention stands still, where it does, and how many decisions wait for it. Where a server runs
-    on this machine, the revision of its snapshot of the settings and when it last followed the
-    database are shown too, on stderr where the database is away.
-    """
-    kept = _kept(place, snapshot)
-    try:
-        with place.opened() as administrator:
-            found = administrator.status()
-    except StoreUnavailable:
-        _echo(kept, err=True)
-        raise
-    after = {name: found.pop(name) for name in ("retention_standstill", "retention_waiting")}
-    shown = found | kept | after
-    if as_json:
-        options.print_json(shown)
-        return
-    _echo(shown)
-
-
-def _kept(place: Place, snapshot: Path | None) -> Status:
-    """What this machine's snapshot tells, where there may be one."""
-    if place.server and snapshot is None:
-        return {}
-    return _snapshot(snapshot or spool_folder(place.database_url) / "snapshot")
-
-
-def _echo(values: Status, *, err: bool = False) -> None:
-    for name, value in values.items():
-        click.echo(f"{name:19} {'-' if value is None else value}", err=err)
-
-
-def _snapshot(path: Path) -> Status:
-    head = SnapshotFile(path).head()
-    if head is None:
-        return {"snapshot_revision": None, "snapshot_followed": None}
-    followed = datetime.fromtimestamp(head.followed_at, UTC).isoformat(timespec="milliseconds")
-    return {"snapshot_revision": head.revision, "snapshot_followed": followed}
 
 
 @logs.command()

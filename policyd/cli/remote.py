@@ -179,6 +179,10 @@ class OfServer:
         """See Administrator."""
         return remote_log.status(self._call("GetLogStatus", pb.GetLogStatusRequest(), _LONG))
 
+    def shipped(self, spool: str) -> dict[str, int]:
+        """See Administrator."""
+        return {}
+
     def time(self) -> datetime:
         """See Administrator."""
         newest = self.page(LogFilter(), limit=1)

@@ -150,6 +150,14 @@ class PolicyClient:
         except NoDecision:
             return False
 
+    async def can_decide(self, timeout: float) -> bool:
+        """Whether a policyd answers within `timeout` seconds, and its health service "decisions"
+        does not say that requests get no decision."""
+        try:
+            return await self._connected().can_decide(timeout)
+        except NoDecision:
+            return False
+
     async def _report(self, outcomes: ReportOutcomeRequest) -> ReportOutcomeResponse:
         return await self._connected().ask(
             lambda stub: stub.ReportOutcome, outcomes, _REPORT_TIMEOUT

@@ -55,6 +55,10 @@ _OPTIONS = (
 )
 _FIRST = asyncio.FIRST_COMPLETED
 _HEALTH = "/grpc.health.v1.Health/Check"
+# The contents of the health service's other messages do not matter here, so all stay bytes.
+_DECISIONS = b"\x0a\x09decisions"
+"""A request for the health of the service "decisions": whether requests get a decision."""
+_NOT_SERVING = b"\x08\x02"
 _FIRST_PAUSE, _MAX_PAUSE = 0.1, 5.0
 """Seconds between two looks for a peer that is away, at first and at most."""
 _LOOK = 2.0
@@ -137,6 +141,12 @@ class Connection:
             return False
         self._hear()
         return True
+
+    async def decides(self, seconds: float) -> bool:
+        """Whether the peer answers within `seconds`, and does not say that it gives no decisions;
+        one of an older version does not say it."""
+        reply = await _health(self._channel, seconds, _DECISIONS)
+        return reply is not None and reply != _NOT_SERVING
 
     async def close(self) -> None:
         """Close the connection. Calls under way are cancelled."""
@@ -274,18 +284,21 @@ class Connection:
 
 
 async def _answers(channel: grpc.aio.Channel, seconds: float) -> bool:
-    # The contents of the health service's messages do not matter here, so they stay bytes.
+    return await _health(channel, seconds) is not None
+
+
+async def _health(channel: grpc.aio.Channel, seconds: float, request: bytes = b"") -> bytes | None:
+    """What the health service replies; b"" where with an error. None: the peer does not answer."""
     method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_HEALTH)
     try:
         async with asyncio.timeout(seconds + 0.5):  # Holds even where gRPC's own timeout does not.
-            await method(b"", timeout=seconds)
+            return await method(request, timeout=seconds)
     except grpc.aio.AioRpcError as error:
-        return failed(error).meaning is not Meaning.NOT_REACHED
+        return None if failed(error).meaning is Meaning.NOT_REACHED else b""
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
-        return False  # Its channel was put away meanwhile.
+        return None  # Its channel was put away meanwhile.
     except (TimeoutError, grpc.aio.UsageError):
-        return False
-    return True
+        return None

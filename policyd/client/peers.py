@@ -14,8 +14,8 @@ then the failure that says most: that a policyd would not decide outweighs that 
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any, TypeVar
 
 from grpc import ChannelCredentials, StatusCode
 
@@ -120,20 +120,29 @@ class Peers:
 
     async def can_reach(self, seconds: float) -> bool:
         """Whether any answers within `seconds`."""
-        looks = [asyncio.ensure_future(one.answers(seconds)) for one in self._connections]
-        try:
-            for look in asyncio.as_completed(looks):
-                if await look:
-                    return True
-        finally:
-            for one in looks:
-                one.cancel()
-            await asyncio.gather(*looks, return_exceptions=True)
-        return False
+        return await _any(one.answers(seconds) for one in self._connections)
+
+    async def can_decide(self, seconds: float) -> bool:
+        """Whether any answers within `seconds`, and does not say that it gives no decisions."""
+        return await _any(one.decides(seconds) for one in self._connections)
 
     async def close(self) -> None:
         """Close all connections. Calls under way are cancelled."""
         await asyncio.gather(*(one.close() for one in self._connections))
+
+
+async def _any(looks: Iterable[Coroutine[Any, Any, bool]]) -> bool:
+    """Whether any of these is true. The others are cancelled."""
+    running = [asyncio.ensure_future(one) for one in looks]
+    try:
+        for look in asyncio.as_completed(running):
+            if await look:
+                return True
+    finally:
+        for one in running:
+            one.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+    return False
 
 
 def _late(details: str | None, is_patient: bool) -> Failed:

@@ -69,6 +69,8 @@ class DecisionLog:
         self._thread = SyncThread(spool.sync)
         self._failure: LogFull | None = None
         """Why the last sync that no answer waited for did not succeed."""
+        self._problem: LogFull | None = None
+        """Why the last entry was not written, or not synced for its answer."""
 
     def append(self, entries: Sequence[Entry]) -> Awaitable[None] | None:
         """Write the entries, all or none. Call it before the answer leaves. Raises LogFull.
@@ -92,6 +94,31 @@ class DecisionLog:
     def lost(self) -> int:
         """Decisions that were answered and are not logged."""
         return self._spool.lost
+
+    @property
+    def problem(self) -> LogFull | None:
+        """Why no decision can be logged; None: it can, as far as this is known."""
+        return self._failure or self._problem
+
+    @property
+    def denies(self) -> bool:
+        """Whether requests get no decision, as none can be logged."""
+        return self.problem is not None and not self._drops(self.problem)
+
+    async def check(self) -> None:
+        """Find out anew whether decisions can be logged, where that is in doubt.
+
+        Call it every second: a worker that takes itself out of service for this gets no requests
+        by which it would notice that the cause has ended.
+        """
+        if self._problem is None and not self._spool.is_doubtful():
+            return
+        try:
+            self._spool.try_out()
+        except LogFull as error:
+            self._problem = error
+        else:
+            self._problem = await self._try_to_sync() if self._sync == "always" else None
 
     def flush(self) -> None:
         """Write the counts of refused keys, and of decisions that were lost while the disk was
@@ -130,6 +157,7 @@ class DecisionLog:
                 raise self._failure.with_traceback(None)
             self._spool.write(_encode_lines(entries))
         except LogFull as error:
+            self._problem = error
             drops = self._drops(error)
             self._say(error, drops=drops)
             if not drops or isinstance(entries[0], Outcome):
@@ -140,6 +168,7 @@ class DecisionLog:
 
     async def _synced(self, *, can_drop: bool) -> None:
         if error := await self._try_to_sync():
+            self._problem = error
             drops = self._drops(error)
             self._say(error, drops=drops)
             if not drops or not can_drop:

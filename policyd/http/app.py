@@ -73,8 +73,8 @@ class HttpCheck:
     Of a body that a proxy sends along, `max_body` bytes are read, where `knows` finds the key in
     force, and `max_message` of a descriptor or evaluation. Either has `patience` seconds to come.
     `not_ready` gives the reason why a balancer should send no checks here, `is_stale` why the
-    settings may be old ones, and `remark` what its operator should know all the same. `note` is
-    told of each error that a caller gets in place of a decision.
+    settings may be old ones, and `remark` and `warnings` what its operator should know all the
+    same. `note` is told of each error that a caller gets in place of a decision.
     """
 
     def __init__(
@@ -90,6 +90,7 @@ class HttpCheck:
         patience: float,
         not_ready: Check,
         remark: Callable[[], str],
+        warnings: Callable[[], list[str]],
         is_stale: Check,
         note: Callable[[Exception], None],
     ) -> None:
@@ -98,7 +99,7 @@ class HttpCheck:
         self._knows = knows
         self._bodies = bodies
         self._patience = patience
-        self._probes = Probes(not_ready, remark, is_stale)
+        self._probes = Probes(not_ready, remark, is_stale, warnings)
         self._token = token
         self._end_user_headers = end_user_headers
         self._max_body = max_body

@@ -14,6 +14,7 @@ A worker, in the order of its start:
     presence      its signs of life in the store, which also measure its clock (worker_clock)
     admin_token   the token of AdminService
     http_check    what answers at --http
+    readiness     whether requests should be sent to it, and what its operator should know
     health        what it says of its health
 
 The background worker: shipper carries entries from the spool to the store.

@@ -7,16 +7,17 @@ from contextlib import suppress
 
 from policyd.keys.key_table import KeyTable
 from policyd.server.following import Following
+from policyd.server.readiness import Readiness
 from policyd.services.grpc_server import GrpcListener
 
 _log = logging.getLogger(__name__)
 
 _LOOK = 1.0
-"""Seconds, at most, between two looks at whether the settings are stale."""
+"""Seconds, at most, between two looks at whether the worker is ready and its settings are fresh."""
 
 
 class Health:
-    """Reports the health of a worker that decides by `keys`, which `following` fills.
+    """Reports the `readiness` of a worker that decides by `keys`, which `following` fills.
 
     Settings become stale after `max_staleness` seconds. Belongs to one event loop.
     """
@@ -25,11 +26,13 @@ class Health:
         self,
         keys: KeyTable,
         following: Following,
+        readiness: Readiness,
         listeners: Sequence[GrpcListener],
         max_staleness: float,
     ) -> None:
         self._keys = keys
         self._following = following
+        self._readiness = readiness
         self._listeners = listeners
         self._max_staleness = max_staleness
         self._is_draining = False
@@ -42,12 +45,14 @@ class Health:
     async def tell(self) -> None:
         """Report the state of now on every listener."""
         for listener in self._listeners:
-            is_ready = not self._following.unready and not self._is_draining
-            await listener.tell(ready=is_ready, fresh=self._following.is_fresh)
+            is_ready = not self._readiness.unready and not self._is_draining
+            await listener.tell(
+                ready=is_ready, fresh=self._following.is_fresh, decides=self._readiness.decides
+            )
 
     async def watch(self) -> None:
         """Report every change, until cancelled."""
-        told = self._following.unready, self._following.stale
+        told = self._now()
         # It may have changed while the listeners came up.
         await self.tell()
         while True:
@@ -55,13 +60,16 @@ class Health:
             first = self._keys.until_known() if not self._keys.is_known else asyncio.sleep(60)
             with suppress(TimeoutError):
                 await asyncio.wait_for(first, min(_LOOK, self._max_staleness / 4))
-            before, told = told, (self._following.unready, self._following.stale)
+            before, told = told, self._now()
             if told == before:
                 continue
             await self.tell()
-            unready, stale = told
+            unready, stale, _ = told
             if unready != before[0]:
                 state = f"NOT_SERVING: {unready}" if unready else "SERVING"
                 _log.warning("health is now %s", state)
             if stale != before[1]:
                 _log.warning("%s", stale or "the settings are fresh again")
+
+    def _now(self) -> tuple[str, str, bool]:
+        return self._readiness.unready, self._following.stale, self._readiness.decides

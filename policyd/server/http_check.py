@@ -16,6 +16,7 @@ from policyd.http.app import HttpCheck
 from policyd.keys import tokens
 from policyd.keys.defaults import Defaults
 from policyd.server.following import Following
+from policyd.server.readiness import Readiness
 from policyd.server.worker_clock import WorkerClock
 from policyd.services.policy import PolicyServicer
 from policyd.settings import ServerSettings
@@ -33,12 +34,14 @@ class HttpServer:
         policy: PolicyServicer,
         bodies: Bodies,
         following: Following,
+        readiness: Readiness,
         clock: WorkerClock,
         note: Callable[[Exception], None],
         defaults: Defaults,
     ) -> None:
         """`note` is told of each error that a caller gets in place of a decision."""
         self._following = following
+        self._readiness = readiness
         path = settings.caller_token_file
         self._app = HttpCheck(
             policy.answer,
@@ -51,6 +54,7 @@ class HttpServer:
             patience=settings.body_timeout,
             not_ready=self._not_ready,
             remark=clock.remark,
+            warnings=lambda: readiness.warnings,
             is_stale=self._is_stale,
             note=note,
         )
@@ -90,7 +94,7 @@ class HttpServer:
         await self._listener.stop()
 
     async def _not_ready(self) -> str:
-        return self._following.unready
+        return self._readiness.unready
 
     async def _is_stale(self) -> str:
         return self._following.stale

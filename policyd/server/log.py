@@ -9,6 +9,8 @@ from policyd.settings import ServerSettings
 
 _FLUSH = 5.0
 """Seconds between two writes of the counts of refused keys, which are kept in memory."""
+_CHECK = 1.0
+"""Seconds between two looks at whether decisions can be logged."""
 
 
 def open_log(settings: ServerSettings, process: str, clock: Callable[[], float]) -> DecisionLog:
@@ -30,3 +32,10 @@ async def keep_flushed(log: DecisionLog) -> None:
     while True:
         await asyncio.sleep(_FLUSH)
         log.flush()
+
+
+async def keep_checked(log: DecisionLog) -> None:
+    """Find out every second whether decisions can be logged, until cancelled."""
+    while True:
+        await log.check()
+        await asyncio.sleep(_CHECK)

@@ -3,6 +3,7 @@ which revision each decides, and the store's answers measure the worker's clock.
 
 import logging
 import socket
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -38,6 +39,10 @@ class Presence:
         self._keys = keys
         self._clock = clock
         self._threads = StoreThreads("signs of life", timeout)
+        self.failing_since: float | None = None
+        """When the database first failed to take a sign of life, in seconds since 1970; None: it
+        takes them. It is read-only, a standby, full or locked, if it answers otherwise."""
+        self._has_told = False
 
     async def keep_telling(self, listeners: Sequence[GrpcListener]) -> None:
         """Give signs of life, and report the clock on the listeners, until cancelled."""
@@ -55,11 +60,26 @@ class Presence:
         if self._keys.is_followed:
             try:
                 self._clock.measured(await self._threads.run(self._store.workers.beat, *told))
-            except (StoreUnavailable, StoreBusy):
-                pass  # Following the settings fails in the same way, and logs it.
+                self._succeeded()
+            except (StoreUnavailable, StoreBusy) as error:
+                self._failed(error)
             except Exception as error:  # noqa: BLE001  # Whatever the error, the next beat may work.
                 _log.error("this worker's sign of life cannot be stored: %s", error)
         return told[2]
+
+    def _succeeded(self) -> None:
+        if self._has_told:
+            _log.info("the database takes changes again")
+        self.failing_since, self._has_told = None, False
+
+    def _failed(self, error: Exception) -> None:
+        if self.failing_since is None:
+            self.failing_since = time.time()
+        # Where it is away, following the settings fails in the same way, and logs it: a little
+        # later than this, maybe, so that only the second failure in a row tells.
+        elif self._keys.is_answered and not self._has_told:
+            _log.error("the database takes no changes: %s", error)
+            self._has_told = True
 
     async def leave(self) -> None:
         """Tell the store that this worker ends, if it answers soon."""

@@ -24,10 +24,11 @@ from policyd.policies import TABLE
 from policyd.server.admin_token import accept_later, guard_of
 from policyd.server.following import Following
 from policyd.server.health import Health
-from policyd.server.log import keep_flushed, open_log
+from policyd.server.log import keep_checked, keep_flushed, open_log
 from policyd.server.opening import OpenedStore
 from policyd.server.preparation import background_worker, keep_background_worker, preparing
 from policyd.server.presence import Presence
+from policyd.server.readiness import Readiness
 from policyd.server.worker_clock import WorkerClock
 from policyd.services.admin import AdminServicer
 from policyd.services.authentication import TokenInterceptor
@@ -100,21 +101,23 @@ class Server:
         self._is_replaced = False
         self._hurrying = asyncio.Event()
         self._listeners: list[GrpcListener] = []
+        self._id = secrets.token_hex(6)
+        self._presence = Presence(
+            self._id, self._store, self._keys, self._clock, settings.database_timeout
+        )
+        self._readiness = Readiness(self._keys, self._following_settings, self._presence)
         self._health = Health(
-            self._keys, self._following_settings, self._listeners, settings.max_staleness
+            *(self._keys, self._following_settings, self._readiness),
+            *(self._listeners, settings.max_staleness),
         )
         self._working: list[asyncio.Task[None]] = []
         self._log: DecisionLog | None = None
         self._background: Child | None = None
-        self._id = secrets.token_hex(6)
         self._bodies = Bodies(settings.memory)
         self._metrics = self._measure() if settings.metrics is not None else None
         self._access = DecisionAccess(AccessLog()) if settings.access_log else None
         self._tracer: Tracer | None = None
         self._note = self._metrics.decisions.failed if self._metrics else unnoted
-        self._presence = Presence(
-            self._id, self._store, self._keys, self._clock, settings.database_timeout
-        )
         self.grpc = settings.grpc
         self.admin = settings.admin
         self.http = settings.http
@@ -147,6 +150,7 @@ class Server:
             # So that the first decision has the right time, if the database answers soon.
             await asyncio.wait({asyncio.create_task(self._presence.tell())}, timeout=_SOON)
         self._log = open_log(self._settings, self._id, self._clock.time)
+        self._readiness.log = self._log
         tls = credentials(self._settings)
         policy = self._policy_listener()
         admin = self._admin_listener()
@@ -163,6 +167,7 @@ class Server:
             self._health.watch(),
             self._presence.keep_telling(self._listeners),
             keep_flushed(self._log),
+            keep_checked(self._log),
             self._log.keep_synced(),
         )
         if self._metrics is not None:
@@ -244,8 +249,10 @@ class Server:
         from policyd.server.http_check import HttpServer
 
         self._http = HttpServer(
-            *(self._settings, self._limits, self._policy, self._bodies),
-            *(self._following_settings, self._clock, self._note, self._defaults),
+            *(self._settings, self._limits, self._policy, self._bodies, self._following_settings),
+            *(self._readiness, self._clock),
+            note=self._note,
+            defaults=self._defaults,
         )
         if self._metrics is not None:
             self._metrics.http = self._http

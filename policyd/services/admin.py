@@ -181,10 +181,11 @@ class AdminServicer(AdminServiceServicer):
         record = await self._log.run(self._store.log.get, request.id)
         return pb.GetDecisionResponse(decision=log_messages.message(record))
 
-    def _read_status(self) -> tuple[LogStatus, int, Standstill, tuple[str, timedelta] | None]:
+    def _read_status(self) -> tuple[LogStatus, int, Standstill, tuple[str, timedelta] | None, str]:
         log = self._store.log
         furthest = self._store.workers.furthest_off()
-        return log.status(), self._store.refused_keys.total(), log.standstill(), furthest
+        refused, problem = self._store.refused_keys.total(), self._store.why_unchangeable()
+        return log.status(), refused, log.standstill(), furthest, problem
 
     def _followed(self) -> Any:
         if not self._table.is_known:
@@ -195,7 +196,7 @@ class AdminServicer(AdminServiceServicer):
         self, request: pb.GetLogStatusRequest, context: Any
     ) -> pb.GetLogStatusResponse:
         """See admin.proto."""
-        status, refused, stands, furthest = await self._log.run(self._read_status)
+        status, refused, stands, furthest, problem = await self._log.run(self._read_status)
         oldest = timestamp(status.oldest) if status.oldest else None
         host, offset = furthest or ("", None)
         return pb.GetLogStatusResponse(
@@ -209,6 +210,7 @@ class AdminServicer(AdminServiceServicer):
             settings_from_snapshot=self._table.is_known and not self._table.is_followed,
             retention_standstill=stands.reason,
             retention_waiting=stands.waiting,
+            database_problem=problem,
         )
 
 

@@ -24,8 +24,10 @@ LIVENESS = "liveness"
 """The health service that tells whether the process answers: one that does not should be
 restarted."""
 SETTINGS = "settings"
-"""The health service that tells whether policyd decides by fresh settings. Every other one tells
-readiness: whether requests should be sent here."""
+"""The health service that tells whether policyd decides by fresh settings."""
+DECISIONS = "decisions"
+"""The health service that tells whether requests get a decision, also while the worker drains.
+Every other one tells readiness: whether requests should be sent here."""
 
 _STREAMS = 1000
 """Calls at once on a connection."""
@@ -128,12 +130,13 @@ class GrpcListener:
         await self.server.start()
         return Address(address.host, port)
 
-    async def tell(self, *, ready: bool, fresh: bool) -> None:
+    async def tell(self, *, ready: bool, fresh: bool, decides: bool) -> None:
         """Report this health, also before start()."""
         for service in self._services:
             await self._health.set(service, SERVING if ready else NOT_SERVING)
         await self._health.set(LIVENESS, SERVING)
         await self._health.set(SETTINGS, SERVING if fresh else NOT_SERVING)
+        await self._health.set(DECISIONS, SERVING if decides else NOT_SERVING)
 
     async def tell_of(self, name: str, status: int) -> None:
         """Report the health of a part that the other services do not depend on, under its name."""

@@ -179,6 +179,10 @@ class Store:
         if file is None or file.exists():
             damage.check(self._engine)
 
+    def why_unchangeable(self) -> str:
+        """Why the database takes no changes, though it answers; "": it takes them."""
+        return damage.why_unchangeable(self._engine)
+
     def migrate(self, *, make: bool = True) -> None:
         """Bring the tables to this version's form. Several processes may do so at once.
 

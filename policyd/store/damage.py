@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError
 from policyd.command import deadline
 from policyd.errors import StoreUnavailable
 from policyd.store import identity
-from policyd.store.database import damaged, file_of, reading
+from policyd.store.database import damaged, file_of, reading, writing
 from policyd.store.engine import LOOK
 
 _log = logging.getLogger(__name__)
@@ -39,6 +39,21 @@ def _check_primary(connection: sa.Connection) -> None:
     setting = connection.execute(sa.text("SHOW transaction_read_only")).scalar_one()
     if setting == "on":  # It is a standby, or read-only by its own settings.
         raise StoreUnavailable(identity.READ_ONLY)
+
+
+def why_unchangeable(engine: sa.Engine) -> str:
+    """Why the database takes no changes, though it answers; "": it takes them."""
+    try:
+        if engine.dialect.name == "postgresql":
+            with reading(engine) as connection:
+                _check_primary(connection)
+        else:
+            with writing(engine) as connection:
+                # In a read-only file SQLite begins a transaction, and fails on its first change.
+                connection.exec_driver_sql("DELETE FROM installation WHERE 0")
+    except StoreUnavailable as error:
+        return str(error)
+    return ""
 
 
 def _check_file(connection: sa.Connection) -> None:

@@ -1292,6 +1292,7 @@ class GetLogStatusResponse(_message.Message):
     SETTINGS_FROM_SNAPSHOT_FIELD_NUMBER: _builtins.int
     RETENTION_STANDSTILL_FIELD_NUMBER: _builtins.int
     RETENTION_WAITING_FIELD_NUMBER: _builtins.int
+    DATABASE_PROBLEM_FIELD_NUMBER: _builtins.int
     decisions: _builtins.int
     """Approximate number of decisions in the log."""
     lost: _builtins.int
@@ -1313,6 +1314,10 @@ class GetLogStatusResponse(_message.Message):
     """
     retention_waiting: _builtins.int
     """Number of decisions that it would delete, at least."""
+    database_problem: _builtins.str
+    """Why the database takes no changes, though it answers: it is read-only, a standby, full or locked.
+    Decisions go on and wait in the workers' spools; API keys cannot be changed. Empty: it takes changes.
+    """
     @_builtins.property
     def oldest_time(self) -> _timestamp_pb2.Timestamp:
         """The time of the oldest decision in the log."""
@@ -1346,10 +1351,11 @@ class GetLogStatusResponse(_message.Message):
         settings_from_snapshot: _builtins.bool = ...,
         retention_standstill: _builtins.str = ...,
         retention_waiting: _builtins.int = ...,
+        database_problem: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["clock_offset", b"clock_offset", "oldest_time", b"oldest_time", "settings_followed_time", b"settings_followed_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_host", b"clock_host", "clock_offset", b"clock_offset", "decisions", b"decisions", "lost", b"lost", "oldest_time", b"oldest_time", "refused_keys", b"refused_keys", "retention_standstill", b"retention_standstill", "retention_waiting", b"retention_waiting", "settings_followed_time", b"settings_followed_time", "settings_from_snapshot", b"settings_from_snapshot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_host", b"clock_host", "clock_offset", b"clock_offset", "database_problem", b"database_problem", "decisions", b"decisions", "lost", b"lost", "oldest_time", b"oldest_time", "refused_keys", b"refused_keys", "retention_standstill", b"retention_standstill", "retention_waiting", b"retention_waiting", "settings_followed_time", b"settings_followed_time", "settings_from_snapshot", b"settings_from_snapshot"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

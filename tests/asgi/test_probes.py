@@ -1,13 +1,20 @@
 """GET /healthz and /readyz, on each of the servers that speak HTTP."""
 
 import asyncio
+import fcntl
 import json
+import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2
 
 from gateway.server import Server as GatewayServer
 from gateway.settings import Settings as GatewaySettings
@@ -18,6 +25,9 @@ from policyd.engine.settings import KeyChanges
 from policyd.server.server import Server
 from policyd.store import LogFilter, Store
 from tests.support import consoles
+from tests.support.commands import invoke
+from tests.support.databases import taking_changes
+from tests.support.health import health_stub
 from tests.support.raw_http import Response, ask
 
 FREE = Address("127.0.0.1", 0)
@@ -129,6 +139,123 @@ async def test_stale_settings(
         assert b"stale" in (await ask(url, "GET", "/settingsz")).body
         assert (await ready(url)).status == (503 if unready else 200)
         assert (await ask(url, "GET", "/healthz")).status == 200
+
+
+async def until(url: str, wanted: Callable[[int, dict[str, Any]], bool]) -> dict[str, Any]:
+    """The body of /readyz, once its status and it are as wanted."""
+    async with asyncio.timeout(30):
+        while True:
+            answer = await ready(url)
+            body: dict[str, Any] = json.loads(answer.body)
+            if wanted(answer.status, body):
+                return body
+            await asyncio.sleep(0.1)
+
+
+async def health(server: Server) -> int:
+    """What gRPC's health service tells of readiness."""
+    async with grpc.aio.insecure_channel(str(server.grpc)) as channel:
+        asked = health_pb2.HealthCheckRequest()
+        return int((await health_stub(channel).Check(asked, timeout=30)).status)
+
+
+@contextmanager
+def filled(spool: Path) -> Iterator[None]:
+    """A spool at its limit: another process writes a segment of that size."""
+    segment = spool / "ffffffffffff-00000001.jsonl"
+    with segment.open("xb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.truncate(2**16)
+        yield
+        segment.unlink()
+
+
+@pytest.mark.parametrize("drops", [False, True])
+async def test_a_full_log(tmp_path: Path, drops: bool) -> None:
+    """Where no decision can be logged, a worker that gives none then is not ready, and is again
+    once there is room, without a request. One that drops decisions stays ready, with a warning.
+    """
+    made = consoles.settings(tmp_path, http=FREE, spool_limit=2**16, drop_when_full=drops)
+    async with Server(made) as server, gateway(server.grpc) as before:
+        url = f"http://{server.http}"
+        assert json.loads((await ready(url)).body) == {"state": "ready"}
+        assert (await ready(before.url)).status == 200
+        with filled(made.spool):
+            body = await until(url, lambda status, body: status == 503 or "warnings" in body)
+            full = "the decision log is full"
+            if drops:
+                assert body["warnings"] == [f"{full}: decisions are answered and not logged"]
+            else:
+                assert body["reason"] == f"{full}: requests get no decision"
+            async with asyncio.timeout(30):
+                wanted = health_pb2.HealthCheckResponse
+                status = wanted.SERVING if drops else wanted.NOT_SERVING
+                while await health(server) != status:  # noqa: ASYNC110 - likewise
+                    await asyncio.sleep(0.1)
+            assert (await ask(url, "GET", "/healthz")).status == 200
+            body = await until(before.url, lambda status, _: (status == 200) is drops)
+            assert drops or "policyd gives no decisions" in body["reason"]
+        await until(before.url, lambda status, _: status == 200)
+        await until(url, lambda status, body: status == 200 and "warnings" not in body)
+
+
+@pytest.mark.parametrize("drops", [False, True])
+async def test_an_unwritable_log(tmp_path: Path, drops: bool) -> None:
+    """The same holds for a spool that cannot be written, by --log-error."""
+    made = consoles.settings(tmp_path, http=FREE, drop_on_error=drops)
+    async with Server(made) as server:
+        shutil.rmtree(made.spool)
+        body = await until(
+            f"http://{server.http}", lambda status, body: status == 503 or "warnings" in body
+        )
+        told = body["warnings"][0] if drops else body["reason"]
+        assert told.startswith("the decision log cannot be written: ")
+        assert str(tmp_path) not in told
+
+
+async def test_a_read_only_database(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """While the database takes no changes, a worker is ready, with a warning. The status says why,
+    and the log does, once."""
+    began = datetime.now(UTC).replace(microsecond=0)
+    made = consoles.settings(tmp_path, http=FREE)
+    caplog.set_level(logging.INFO, "policyd.server.presence")
+    async with Server(made) as server:
+        url = f"http://{server.http}"
+        where = ("--server", str(server.admin), "--token-file", str(made.admin_token_file))
+        with taking_changes() as allow:
+            allow(False)
+            body = await until(url, lambda _, body: "warnings" in body)
+            [told] = body["warnings"]
+            before, _, after = told.partition(" since ")
+            assert before == "the database has taken no changes"
+            assert began <= datetime.fromisoformat(after.partition(": ")[0]) <= datetime.now(UTC)
+            assert await health(server) == health_pb2.HealthCheckResponse.SERVING
+            shown = await asyncio.to_thread(invoke, "policyd", "logs", "status", "--json", *where)
+            assert "readonly" in json.loads(shown.stdout)["database_problem"]
+            async with asyncio.timeout(30):
+                while not caplog.messages:  # noqa: ASYNC110 - likewise
+                    await asyncio.sleep(0.1)
+            allow(True)
+            await until(url, lambda _, body: "warnings" not in body)
+        [line, end] = caplog.messages
+        assert line.startswith("the database takes no changes: ")
+        assert "make the file and its folder writable" in line
+        assert end == "the database takes changes again"
+
+
+async def test_a_database_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the database is away, a worker is ready, with a warning that says since when."""
+    made = consoles.settings(tmp_path, http=FREE, poll_interval=0.05)
+    async with Server(made) as server:
+
+        def fail(*_: object) -> KeyChanges:
+            raise OSError("with a secret")
+
+        monkeypatch.setattr(server._keys, "_changes_since", fail)
+        body = await until(f"http://{server.http}", lambda _, body: "warnings" in body)
+        [told] = body["warnings"]
+        assert told.startswith("the database has been away since 2")
+        assert "secret" not in told
 
 
 async def test_the_console(tmp_path: Path) -> None:

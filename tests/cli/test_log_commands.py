@@ -5,20 +5,25 @@ import io
 import json
 import signal
 import time
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from policyd.decision_log import results
+from policyd.decision_log import results, spool
 from policyd.decision_log.record import Record, Verdict
 from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount, RefusedKeyReason
+from policyd.decision_log.spool import SpoolReader, SpoolWriter
 from policyd.engine.model import Result, Violation
 from policyd.engine.states import Ignored, Mode, ModelState, Override, Source, UserState
 from policyd.policies import TABLE
+from policyd.server.shipper import Shipper
 from policyd.store import Store
 from tests.support.commands import invoke
+from tests.support.databases import taking_changes
 from tests.support.processes import Program
 from tests.support.records import decision_id, denied, outcome, record
 
@@ -116,6 +121,55 @@ def test_the_status(store: Store, url: str) -> None:
     assert (found["decisions"], found["lost"]) == (2, 3)
     assert datetime.fromisoformat(found["oldest"]) == one.time
     assert "lost                3\n" in ask(url, "logs", "status")
+
+
+def spooled(folder: Path) -> SpoolWriter:
+    """A spool in which one decision waits, of a minute ago."""
+    spool.prepare(folder, "database")
+    writer = SpoolWriter(folder, "worker", 2**20)
+    writer.write(msgspec.json.encode(record(NOW - timedelta(minutes=1))) + b"\n")
+    return writer
+
+
+def test_the_status_of_the_spool(store: Store, url: str, tmp_path: Path) -> None:
+    """The status tells how much waits in this machine's spool, and since when: what the database
+    has no longer waits, though its file is there."""
+    words = ("logs", "status", "--json")
+    assert json.loads(ask(url, *words))["spool_bytes"] is None
+    folder = tmp_path / "policyd.db-spool"
+    with closing(spooled(folder)), closing(SpoolReader(folder)) as reader:
+        found = json.loads(ask(url, *words))
+        assert found["spool_bytes"] == sum(one.stat().st_size for one in folder.glob("*.jsonl"))
+        assert 60 <= found["spool_age"] < 3600
+        assert Shipper(store, reader).ship() == 1
+        found = json.loads(ask(url, *words))
+        assert (found["decisions"], found["spool_bytes"], found["spool_age"]) == (1, 0, None)
+        other = json.loads(ask(url, *words, "--spool", str(tmp_path / "other")))
+        assert other["spool_bytes"] is None
+
+
+def test_the_status_of_a_read_only_database(store: Store, url: str) -> None:
+    """The status of a database that takes no changes says so, with all the rest."""
+    store.log.append([record(NOW)])
+    assert json.loads(ask(url, "logs", "status", "--json"))["database_problem"] is None
+    with taking_changes() as allow:
+        allow(False)
+        found = json.loads(ask(url, "logs", "status", "--json"))
+    assert found["decisions"] == 1
+    assert "readonly database; make the file and its folder writable" in found["database_problem"]
+
+
+def test_the_status_without_the_database(url: str, tmp_path: Path) -> None:
+    """Without the database the status prints what this machine knows, and fails."""
+    with closing(spooled(tmp_path / "policyd.db-spool")):
+        done = invoke("policyd", "logs", "status", "--json", "--database-url", url)
+    assert done.returncode == 1
+    found = json.loads(done.stdout)
+    assert found["spool_bytes"] > 0
+    assert found["spool_age"] >= 60
+    assert found["snapshot_revision"] is None
+    assert found["database_problem"] in done.stderr.decode()
+    assert "there is no database" in found["database_problem"]
 
 
 def test_shown_by_any_id(store: Store, url: str) -> None:

@@ -12,9 +12,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from policyd.decision_log import writer as decision_log
+from policyd.decision_log.record import Record
 from policyd.decision_log.refused_key import RefusedKey, RefusedKeyReason
 from policyd.decision_log.spool import SpoolReader, SpoolWriter, Sync
 from policyd.decision_log.spool.system import System
@@ -250,3 +252,54 @@ async def test_an_end_without_a_sync(
     assert "cannot be synced" in caplog.text
     assert [one.levelno for one in caplog.records] == [logging.ERROR]
     assert lines(tmp_path) == 1
+
+
+async def problem_of(log: DecisionLog) -> type[LogFull] | None:
+    """The kind of the log's problem, after a new look at it."""
+    await log.check()
+    return type(log.problem) if log.problem else None
+
+
+async def test_whether_decisions_can_be_logged(
+    spool: SpoolWriter, disk: Disk, tmp_path: Path
+) -> None:
+    """A log that could not be written tries again by itself, and leaves nothing in the spool."""
+    log = log_of(spool)
+    disk.failing = {"write": errno.EIO}
+    assert await problem_of(log) is None  # Nothing was in doubt, so nothing was tried.
+    with pytest.raises(LogUnwritable):
+        log.append([record()])
+    assert await problem_of(log) is LogUnwritable
+    assert log.denies
+    disk.failing = {}
+    assert await problem_of(log) is None
+    log.append([one := record()])
+    with closing(SpoolReader(tmp_path)) as reader:
+        assert reader.lock()
+        [line] = [line for chunk in reader.chunks(2**20) for line in chunk.lines]
+    assert msgspec.json.decode(line, type=Record).id == one.id
+
+
+@pytest.mark.parametrize("drops", [False, True])
+async def test_whether_a_full_log_denies(tmp_path: Path, drops: bool) -> None:
+    """A log at its limit is known to be full before a request comes. It denies only if it is to."""
+    with closing(SpoolWriter(tmp_path, "a", 4096 + 400)) as spool:
+        log = DecisionLog(spool, "a", drop_when_full=drops)
+        assert await problem_of(log) is None
+        log.append([record(summary="x" * 400)])
+        assert await problem_of(log) is LogFull
+        assert log.denies is not drops
+
+
+async def test_whether_a_disk_syncs(spool: SpoolWriter, disk: Disk) -> None:
+    """Where answers wait for a sync, decisions can be logged only once one has succeeded."""
+    log = log_of(spool, "always")
+    disk.failing = {"fdatasync": errno.EIO}
+    durable = log.append([record()])
+    assert durable
+    with pytest.raises(LogUnwritable):
+        await durable
+    assert await problem_of(log) is LogUnwritable
+    disk.failing = {}
+    assert await problem_of(log) is None
+    await log.close()

@@ -464,7 +464,7 @@ async def test_without_the_database_decisions_go_on(tmp_path: Path, unready: boo
         expected = dict.fromkeys(
             ("", "policyd.v1.PolicyService"), NOT_SERVING if unready else SERVING
         )
-        expected |= {"liveness": SERVING, "settings": NOT_SERVING}
+        expected |= {"liveness": SERVING, "decisions": SERVING, "settings": NOT_SERVING}
         with sqlite3.connect(tmp_path / "policyd.db", isolation_level=None) as database:
             for table in ("revision", "api_keys"):
                 database.execute(f"ALTER TABLE {table} RENAME TO lost_{table}")

@@ -1,8 +1,13 @@
 """New SQLite databases for tests: copies of one that is migrated once a run."""
 
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
 
 from policyd.command.database_url import sqlite_file
 from policyd.store import Store
@@ -34,3 +39,23 @@ def put_database(url: str) -> str:
     file.touch(0o600, exist_ok=False)
     file.write_bytes(_migrated())
     return url
+
+
+@contextmanager
+def taking_changes() -> Iterator[Callable[[bool], None]]:
+    """A function that says whether this process's SQLite databases take changes: where they do
+    not, each fails with the error of a read-only file, for root too."""
+    taken = True
+
+    def allow(changes: bool) -> None:
+        nonlocal taken
+        taken = changes
+
+    def obey(connection: Any, *_: object) -> None:
+        connection.execute(f"PRAGMA query_only = {int(not taken)}")
+
+    sa.event.listen(sa.Pool, "checkout", obey)
+    try:
+        yield allow
+    finally:
+        sa.event.remove(sa.Pool, "checkout", obey)

@@ -68,7 +68,7 @@ class SpoolReader:
         """The identity of this folder, made at the first call. Only the process that ships may call
         it."""
         if not self._identity:
-            self._identity = self._known_identity() or self._new_identity()
+            self._identity = self.known_identity() or self._new_identity()
         return self._identity
 
     def resume(self, ends: Mapping[str, int]) -> set[str]:
@@ -207,7 +207,8 @@ class SpoolReader:
             pass
         return True
 
-    def _known_identity(self) -> str:
+    def known_identity(self) -> str:
+        """The identity of this folder; "" where no process has shipped from it yet."""
         with suppress(FileNotFoundError), self._opened("identity") as descriptor:
             found = _IDENTITY.fullmatch(self._system.pread(descriptor, 64, 0))
             return found[0].decode() if found else ""

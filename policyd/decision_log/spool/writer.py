@@ -22,6 +22,8 @@ _SEGMENTS = 8
 """Segments that the spool's limit has room for, at least."""
 _LOOK = 1.0
 """Seconds between two looks at how much all workers together have written."""
+_TRIAL = b" " * 4096
+"""What try_out() writes. It ends no line, so that no reader takes it for an entry."""
 
 
 class SpoolWriter:
@@ -82,19 +84,41 @@ class SpoolWriter:
 
     def write(self, lines: bytes) -> None:
         """Write all of the lines or none. Raises LogFull or LogUnwritable."""
+        self._make_ready(len(lines))
+        self._append(lines)
+
+    def is_doubtful(self) -> bool:
+        """Whether the next entry may not find room, or a file to be written to."""
+        self._look(time.monotonic())
+        return self._is_torn or self._used + len(_TRIAL) > self._limit
+
+    def try_out(self) -> None:
+        """Write something, and take it back. Raises LogFull or LogUnwritable."""
+        self._make_ready(len(_TRIAL))
+        self._append(_TRIAL)
+        self._size -= len(_TRIAL)
+        self._used -= len(_TRIAL)
+        self.written -= len(_TRIAL)
+        try:
+            self._system.ftruncate(self._segment, self._size)
+        except OSError as error:
+            self._is_torn = True
+            raise unwritable("be written", error) from None
+
+    def _make_ready(self, length: int) -> None:
+        """Have a file that takes so many bytes. Raises LogFull or LogUnwritable."""
         now = time.monotonic()
-        if now - self._looked_at > _LOOK or self._used + len(lines) > self._limit:
+        if now - self._looked_at > _LOOK or self._used + length > self._limit:
             self._look(now)
         if self._size >= self._segment_size or self._is_torn:
             self._rotate()
         if self._is_torn:
             raise unwritable("begin a new file", self._problem)
-        if self._used + len(lines) > self._limit:
+        if self._used + length > self._limit:
             raise LogFull(
                 "the decision log is full (--spool-limit), as the database does not take it: "
                 "see to the database, or serve with --log-full drop"
             )
-        self._append(lines)
 
     def sync(self) -> None:
         """Sync what was written. Call it from any thread, one call at a time. Raises OSError."""
