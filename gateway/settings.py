@@ -236,6 +236,18 @@ class Settings:
     insecure: bool = setting(False, "Listen beyond this machine without TLS.")
 
     @property
+    def listeners(self) -> dict[str, Address]:
+        """Every address that is listened at, by its flag."""
+        metrics = {"--metrics": self.metrics} if self.metrics is not None else {}
+        return {"--listen": self.listen, **metrics}
+
+    @property
+    def policyd_addresses(self) -> list[Address]:
+        """The addresses of `policyd`. Raises SettingsError."""
+        words = self.policyd.split(",")
+        return [Address.parse(one.strip().removeprefix("dns:///"), "--policyd") for one in words]
+
+    @property
     def limits(self) -> Limits:
         """What bounds the clients' connections. With each, one to the upstream may be open."""
         return Limits(
@@ -285,8 +297,7 @@ class Settings:
                 "--body-memory must be at least twice --max-body: a body is held as it came and "
                 "decompressed"
             )
-        for one in self.policyd.split(","):
-            Address.parse(one.strip().removeprefix("dns:///"), "--policyd")
+        _ = self.policyd_addresses
         _check_upstream(self.upstream)
         self._check_end_users()
         check_traces(self.traces)

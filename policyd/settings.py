@@ -259,6 +259,18 @@ class ServerSettings:
     """Seconds between two looks at the store. None: what suits the database."""
 
     @property
+    def listeners(self) -> dict[str, Address]:
+        """Every address that is listened at, by its flag."""
+        given = {
+            "--grpc": self.grpc,
+            "--admin": self.admin,
+            "--http": self.http,
+            "--console": self.console,
+            "--metrics": self.metrics,
+        }
+        return {flag: address for flag, address in given.items() if address is not None}
+
+    @property
     def handover(self) -> float:
         """Seconds that a worker still answers beside the one that takes its place."""
         return max(self.drain, HANDOVER)
