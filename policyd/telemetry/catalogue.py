@@ -86,6 +86,8 @@ OUTCOMES = _counter(
     "Outcomes that gateways reported. status: the upstream's, none without an answer; ending: "
     "complete, client_left, upstream_broke, no_answer, unknown.",
 )
+TOKEN_KINDS = ("input", "output", "cached", "cache_write")
+"""What the label `kind` of both counts of tokens may be."""
 TOKENS = _counter(
     "policyd_tokens_total",
     "model kind",

@@ -87,8 +87,8 @@ def _second(second: int) -> str:
 
 
 def _bound(_: Any, __: str, event: Any) -> Any:
-    """Take out secrets, then cut what is long, as the rest of a secret that is cut could not be told
-    any more; and call a traceback what it is."""
+    """Take out secrets, before what is long is cut: the rest of one could not be told any more. And
+    call a traceback what it is."""
     for name in _OTHER_HANDLERS:
         event.pop(name, None)
     if traceback := event.pop("exception", None):
