@@ -52,9 +52,8 @@ def listening(listeners: Mapping[str, Address], command: str) -> Iterator[Check]
 
 
 def _listens(address: Address, command: str) -> str:
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)  # noqa: S104
     try:
-        with socket.create_connection((host, address.port), timeout=_PATIENCE):
+        with socket.create_connection(address.near, timeout=_PATIENCE):
             return "a program listens there"
     except OSError as error:
         raise SettingsError(
