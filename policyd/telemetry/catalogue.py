@@ -149,7 +149,11 @@ STALENESS = _gauge(
     "seconds",
 )
 KEYS = _gauge(
-    "policyd_keys", "", "livemin", "API keys in force: in the worker that knows the fewest."
+    "policyd_keys",
+    "",
+    "livemin",
+    "Secrets of API keys, with those that are kept after a rotation and those that have expired: "
+    "in the worker that knows the fewest.",
 )
 DATABASE_UP = _gauge(
     "policyd_database_up",
