@@ -26,6 +26,7 @@ PolicydError
 ├── SettingsError          policyd cannot start with these settings
 │   └── NoRoom             ... as the disk is full: with room they will do
 ├── CannotListen           an address to listen at is taken, or not this machine's
+├── CallFailed             ... in client/admin.py: a call to AdminService failed
 └── NoDecision             policyd gave no decision (policyd.client raises it)
     └── Failed             ... in client/statuses.py: with the gRPC status that a call ended with
 """

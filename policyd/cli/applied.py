@@ -14,21 +14,22 @@ from policyd.keys.audit import Action
 from policyd.keys.settings import Applied, AppliedChange
 from policyd.policies import TABLE
 
-_MARKS = {
-    Action.KEY_CREATE: ("+", "green"),
-    Action.KEY_REVOKE: ("-", "red"),
-}
-_CHANGED = ("~", "yellow")
 _NOT_SET = "(not set)"
 
 
 def lines(applied: Applied) -> Iterator[str]:
     """The changes, a line for each field, coloured as a terminal shows them."""
     for change in applied.changes:
-        mark, colour = _MARKS.get(change.action, _CHANGED)
+        mark, colour = _mark(change.action)
         yield click.style(f"{mark} {printable(_title(change))}", fg=colour)
         for field, text in _differences(change):
             yield printable(f"    {field}: {text}")
+
+
+def _mark(action: Action) -> tuple[str, str]:
+    if action is Action.KEY_CREATE:
+        return "+", "green"
+    return ("-", "red") if action is Action.KEY_REVOKE else ("~", "yellow")
 
 
 def summary(applied: Applied) -> str:

@@ -1,6 +1,5 @@
 """When certificates expire: the standard library loads them, and tells nothing of their dates."""
 
-import re
 import ssl
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from policyd.command.settings import read_file
 from policyd.errors import SettingsError
 
-_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
+_BEGIN, _END = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
 _UTC_TIME = 0x17
 _VERSION = 0xA0
 """DER's tags of a year with two digits, and of the version that may come first."""
@@ -18,7 +17,8 @@ _BEFORE_VALIDITY = 3
 
 def expires_at(path: Path, flag: str) -> datetime:
     """When the first of the certificates in a PEM file expires. Raises SettingsError."""
-    found = _PEM.findall(read_file(path))
+    *pieces, _ = read_file(path).split(_END)
+    found = [_BEGIN + one.rpartition(_BEGIN)[2] + _END for one in pieces if _BEGIN in one]
     try:
         return min(_not_after(ssl.PEM_cert_to_DER_cert(one.decode("ascii"))) for one in found)
     except (ValueError, IndexError):

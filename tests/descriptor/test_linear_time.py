@@ -150,6 +150,26 @@ PATTERNS: dict[str, list[Pump]] = {
         '"id"', '"id":', '"id":"', '"id":"\\', '"model" : "a', '"id":"\\"'
     ),
     "gateway.usage._RESPONSE_EVENT": _after('"type"', '"type" :', '"type":"response'),
+    "policyd.command.units._WITH_UNIT": _after("1", "1.", "1 ", "a"),
+    "policyd.console.security.kept_forms._KEY": _after("/keys/key_", "a"),
+    "policyd.console.security.kept_forms._SECRET": _after("pas", "secre"),
+    "policyd.console.security.kept_forms._SECRET_HEADER": _after("authorizatio", "to"),
+    "policyd.console.view.log_query._NUMBER": _after("1"),
+    "policyd.console.view.log_query._STATUS": [],
+    "policyd.console.view.typed_request._METHOD": _after("A"),
+    "policyd.console.view.typed_request._NAME": _after("a", "!"),
+    "policyd.decision_log.spool.reader._ID": _after('"', '"0', '"012345678901'),
+    "policyd.keys.api_key._DIGEST": _after("a"),
+    "policyd.keys.api_key._ID": _after("key_", "a"),
+    "policyd.telemetry.access._PLAIN": _after("!", "a"),
+    "policyd.telemetry.bounds._NAME": _after("a", "."),
+    "policyd.telemetry.exposition._FILE": _after("gauge_", "counter_1"),
+    "policyd.telemetry.redaction._SECRETS": _after(
+        *("://", "://a:", "up-", "sk-", "Bearer ", "Basic\t", "password=", "password='", "a:"),
+    ),
+    "policyd.telemetry.trace_context._FORM": _after("00-", "0", "-"),
+    "policyd.telemetry.trace_context._TRACE_ID": _after("0"),
+    "policyd.telemetry.tracing._URL": _after("http://", "http://a/", "a", "/"),
 }
 # Patterns that are built while a setting is read, or that stand in another language.
 ELSEWHERE = {

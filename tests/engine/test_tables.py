@@ -29,6 +29,7 @@ TEMPLATES = Path(labels.__file__).parents[1] / "templates"
 PARTIAL = {
     # Members that are missing here are handled elsewhere, which the table's users document.
     "policyd.engine.denial._UNREADABLE": "states of a body that was read are one case",
+    "policyd.services.key_messages._ACTIONS": "a declaration changes, and does nothing else",
     "policyd.services.ext_authz._UNREAD": "a body that came whole has words already",
 }
 

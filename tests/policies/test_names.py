@@ -15,7 +15,9 @@ OWN = {
 """Folders whose files may name policies."""
 ELSEWHERE = {
     ("policyd/descriptor/stated.py", "max_tokens"): "a member of OpenAI's bodies",
-    ("policyd/services/admin.py", "enforce_user_ids"): "the field of admin.proto keeps its name",
+    ("policyd/cli/declaration.py", "enforce_user_ids"): "the example of a declaration",
+    ("policyd/cli/declaration.py", "max_tokens"): "the example of a declaration",
+    ("policyd/services/key_messages.py", "enforce_user_ids"): "the field keeps its name",
 }
 """Files that name one all the same, and why."""
 

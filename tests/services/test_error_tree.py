@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 
 from policyd import errors
+from policyd.client.admin import CallFailed
 from policyd.client.statuses import Failed
 from policyd.errors import PolicydError
 from policyd.services.errors import TABLE
@@ -17,6 +18,7 @@ NOT_REPORTED = {
     errors.NoRoom: "it ends a start, or waits for room",
     errors.CannotListen: "it ends a start",
     errors.NoDecision: "clients raise it",
+    CallFailed: "clients raise it",
     Failed: "clients raise it",
     BackupRefused: "policyd db prints it",
     CopyRefused: "policyd db prints it",

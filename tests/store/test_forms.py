@@ -74,7 +74,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 """Every command that uses the database and is not about its form."""
 DECLARED = "version: 1\nkeys:\n  app: {}\n"
 """What `apply` reads."""
-OTHERS = {"config", "db", "demo", "health", "policies", "serve"}
+OTHERS = {"config", "db", "demo", "doctor", "health", "policies", "serve"}
 ANYWHERE = ("--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0")
 """Flags of `policyd serve`."""
 
@@ -124,6 +124,8 @@ def test_which_commands_migrate(new_database: str, old: OldVersion) -> None:
         done = CliRunner().invoke(main, line, input=DECLARED)
         assert done.exit_code == 1, name
         assert "run policyd db migrate" in done.output, name
+    # It tells of the form, as of all else that it looks at.
+    assert CliRunner().invoke(main, ["doctor", "--database-url", new_database]).exit_code == 1
     refused = run("policyd", "serve", "--no-migrate", *ANYWHERE, "--database-url", new_database)
     assert b"run policyd db migrate" in refused.stderr
     status = run("policyd", "db", "status", "--json", "--database-url", new_database)

@@ -83,7 +83,7 @@ def measured(
 
 def _measured(folder: Path, upstream: Upstream) -> Iterator[Measured]:
     policyd = Policyd(folder, "--http", "127.0.0.1:0", *METRICS)
-    gateway = Gateway(policyd.grpc, upstream.url, *METRICS)
+    gateway = Gateway(policyd.grpc, upstream.url, *METRICS, "--policy-timeout", "30")
     keys = policyd.create_key("enforce"), policyd.create_key("audit")
     yield Measured(policyd, gateway, upstream, *keys)
     assert gateway.stop() == 0, gateway.errors

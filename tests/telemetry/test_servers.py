@@ -96,7 +96,9 @@ def watched(tmp_path_factory: pytest.TempPathFactory, background: Background) ->
         policyd = Policyd(folder, *shown, *traced, *users, *asks)
         key = keys(policyd.database_url, "create", "test", *MODE, "enforce")["key"]
         shows = ("--policyd-token-file", str(folder / "token"), "--policy-timeout", "30")
-        gateway = Gateway(policyd.grpc, upstream.url, *shown, *traced, *shows)
+        gateway = Gateway(
+            *(policyd.grpc, upstream.url, *shown, *traced, *shows), "--policy-timeout", "30"
+        )
         yield Watched(policyd, gateway, upstream, collector, key)
         assert gateway.stop() == 0, gateway.errors
         assert policyd.stop() == 0, policyd.errors

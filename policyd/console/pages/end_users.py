@@ -1,6 +1,5 @@
 """End users: requests, flags, errors, latency, tokens and cost of each."""
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -32,8 +31,6 @@ _COLUMNS = {
     "tokens": "Tokens",
     "cost": "Cost",
 }
-_EMAIL = re.compile(r"[^@]+@[^@]+\.[^@]{2,}")
-"""What the statistics count as an e-mail address."""
 _ATTRIBUTION = (
     charts.Series("attributed", "With a user", lambda counts: counts.attributed),
     charts.Series("unattributed", "Without a user", lambda counts: counts.unattributed),
@@ -117,7 +114,13 @@ def _rows(store: Store, users: Sequence[tuple[str, Counts]], key_id: str) -> lis
 def _kind(name: str) -> str:
     if is_placeholder(name):
         return "Placeholder"
-    return "E-mail" if _EMAIL.fullmatch(name) else ""
+    return "E-mail" if _is_email(name) else ""
+
+
+def _is_email(name: str) -> bool:
+    """Whether it looks like what the statistics count as an e-mail address."""
+    local, _, host = name.partition("@")
+    return bool(local) and "@" not in host and "." in host[1:-2]
 
 
 def _log_url(period: Period, key_id: str, user: str, key: str = "", **more: str) -> str:

@@ -25,13 +25,10 @@ MAX_FORM = 24 * 2**10
 _MAX_FIELDS = 500
 _MAX_FORMS = 16
 _SECONDS = 600.0
-_PAGES = {
-    re.compile(r"/keys"): "/keys/new",
-    re.compile(r"/keys/key_[0-9a-f]+"): None,
-    re.compile(r"/try"): "/try",
-}
-"""The forms that come back, by the path they are sent to, and the page that shows each; None: the
-page at the same path."""
+_PAGES = {"/keys": "/keys/new", "/try": "/try"}
+"""The forms that come back, by the path they are sent to, and the page that shows each."""
+_KEY = re.compile(r"/keys/key_[0-9a-f]+")
+"""The settings of a key come back at the path they are sent to."""
 _SECRET = re.compile(r"pass|secret|token|digest|current|repeated", re.IGNORECASE)
 _SECRET_HEADER = re.compile(r"authorization|cookie|key|token|secret", re.IGNORECASE)
 _HEADERS = "headers"
@@ -40,15 +37,12 @@ _HEADERS = "headers"
 
 def page_of(path: str) -> str:
     """The page that shows the form that is sent to `path`; "" where it does not come back."""
-    for pattern, page in _PAGES.items():
-        if pattern.fullmatch(path):
-            return page or path
-    return ""
+    return path if _KEY.fullmatch(path) else _PAGES.get(path, "")
 
 
 def is_page(path: str) -> bool:
     """Whether the page at `path` shows forms that come back."""
-    return any(page == path or page_of(path) == path for page in _PAGES.values())
+    return path in _PAGES.values() or page_of(path) == path
 
 
 async def carried(request: Request) -> str:
