@@ -5,8 +5,7 @@ from pathlib import Path
 
 from gateway.policyd_client import check_policyd_files
 from gateway.settings import Settings
-from policyd.command.address import check_free
-from policyd.command.checks import Check
+from policyd.command.checks import Check, free
 from policyd.command.tls_files import check_pair
 
 
@@ -30,11 +29,6 @@ def _policyd_files(settings: Settings) -> str:
 
 
 def surroundings(settings: Settings, *, is_running: bool) -> Iterator[Check]:
-    """The port. `is_running`: it is the gateway's own already."""
+    """Ports. `is_running`: they are the gateway's own already."""
     if not is_running:
-        yield Check(f"--listen {settings.listen}", lambda: _free(settings))
-
-
-def _free(settings: Settings) -> str:
-    check_free(settings.listen, "--listen")
-    return "the gateway can listen there"
+        yield from free(settings.listeners, "the gateway")

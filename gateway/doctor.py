@@ -14,7 +14,6 @@ from gateway.cli import OPTIONS
 from gateway.reach import ask
 from gateway.settings import Settings
 from policyd.command import machine
-from policyd.command.address import Address
 from policyd.command.checks import Check
 from policyd.command.doctor import Doubt, examine
 from policyd.command.settings import build, read_secret
@@ -52,8 +51,8 @@ def doctor(log_level: str, as_json: bool, key_file: Path | None, **given: Any) -
 
 
 def _checks(settings: Settings, key: str, secrets: Mapping[str, Path | None]) -> Iterator[Check]:
-    yield Check(f"--listen {settings.listen}", lambda: _listens(settings.listen))
-    yield machine.ports({"--listen": settings.listen})
+    yield from machine.listening(settings.listeners, "policyd-gateway serve")
+    yield machine.ports(settings.listeners)
     yield machine.open_files(2)
     keys = {"--tls-key": settings.tls_key, "--policyd-key": settings.policyd_key}
     yield from machine.secrets({**secrets, **keys})
@@ -70,27 +69,12 @@ def _checks(settings: Settings, key: str, secrets: Mapping[str, Path | None]) ->
     yield Check(f"--upstream {settings.upstream}", lambda: _upstream(settings))
 
 
-def _listens(address: Address) -> str:
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)  # noqa: S104
-    try:
-        with socket.create_connection((host, address.port), timeout=_PATIENCE):
-            return "a program listens there"
-    except OSError as error:
-        raise SettingsError(
-            f"no connection can be made to {address} ({error.strerror or error}): start "
-            "policyd-gateway serve, and look at its log where it does not start"
-        ) from None
-
-
 def _policyd(settings: Settings) -> str:
     answer = asyncio.run(ask(settings))
     way = "over TLS" if settings.policyd_tls else "without TLS"
     told = f"it answers {way}, with its settings at revision {answer.revision}"
-    addresses = (
-        Address.parse(one.strip().removeprefix("dns:///"), "--policyd")
-        for one in settings.policyd.split(",")
-    )
-    if not settings.policyd_tls and not all(one.is_loopback for one in addresses):
+    is_local = all(one.is_loopback for one in settings.policyd_addresses)
+    if not settings.policyd_tls and not is_local:
         return Doubt(
             f"{told}: API keys cross the network in the clear; give --policyd-tls unless something "
             "else protects them"

@@ -43,13 +43,8 @@ async def _reason(settings: Settings, problem: NoDecision) -> str:
         )
     if not problem.is_outage:
         return str(problem)
-    found = [await _diagnose(one, settings) for one in _addresses(settings)]
+    found = [await _diagnose(one, settings) for one in settings.policyd_addresses]
     return "; ".join(dict.fromkeys(found))
-
-
-def _addresses(settings: Settings) -> list[Address]:
-    words = settings.policyd.split(",")
-    return [Address.parse(one.strip().removeprefix("dns:///"), "--policyd") for one in words]
 
 
 async def _diagnose(address: Address, settings: Settings) -> str:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from gateway.exchange import Exchange
     from policyd.v1.policy_pb2 import Outcome
 
-KINDS = ("input", "output", "cached", "cache_write")
 _NS = 1e-9
 
 
@@ -67,8 +66,8 @@ class RequestMetrics:
 
     def used(self, outcome: "Outcome") -> None:
         """Count the tokens of an answer."""
-        model = self._models.bounded(outcome.model) if outcome.model else OTHER
-        for kind in KINDS:
+        model = self._models.bounded(outcome.model)
+        for kind in catalogue.TOKEN_KINDS:
             if amount := getattr(outcome, f"{kind}_tokens"):
                 self._tokens.of(model, kind).pending += amount
 

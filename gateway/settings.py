@@ -19,6 +19,7 @@ from policyd.command.settings import dump, load, setting
 from policyd.descriptor.end_users import check_end_user_headers
 from policyd.engine import endpoints
 from policyd.errors import SettingsError
+from policyd.telemetry import settings as telemetry
 from policyd.telemetry.tracing import check_traces
 
 KEY_HEADERS = ("Authorization", "api-key", "x-api-key", "x-goog-api-key")
@@ -212,28 +213,23 @@ class Settings:
     policyd_token: str = setting(
         "", file_help="Holds the token that callers of policyd must show.", hidden=True
     )
-    access_log: bool = setting(
-        False,
-        "Log each request in one line, by the logger access. Those without an API key in force are "
-        "counted instead.",
-    )
-    traces: str = setting(
-        "",
-        "The collector to send traces to, by OTLP over HTTP, such as http://127.0.0.1:4318. Needs "
-        "the extra policyd[tracing].",
-        metavar="URL",
-    )
-    trace_sample: float = setting(
-        1.0,
-        "The share of the traces that begin here which is sent, from 0 to 1: 0.01 is one in a "
-        "hundred. Of a trace that comes with a request, the caller has decided.",
-        least=0,
-        most=1,
-    )
-    metrics: Address | None = setting(
-        None, "Where Prometheus finds metrics, at /metrics; off unless given."
-    )
+    access_log: bool = telemetry.access_log()
+    traces: str = telemetry.traces()
+    trace_sample: float = telemetry.trace_sample()
+    metrics: Address | None = telemetry.metrics()
     insecure: bool = setting(False, "Listen beyond this machine without TLS.")
+
+    @property
+    def listeners(self) -> dict[str, Address]:
+        """Every address that is listened at, by its flag."""
+        metrics = {"--metrics": self.metrics} if self.metrics is not None else {}
+        return {"--listen": self.listen, **metrics}
+
+    @property
+    def policyd_addresses(self) -> list[Address]:
+        """The addresses of `policyd`. Raises SettingsError."""
+        words = self.policyd.split(",")
+        return [Address.parse(one.strip().removeprefix("dns:///"), "--policyd") for one in words]
 
     @property
     def limits(self) -> Limits:
@@ -285,8 +281,7 @@ class Settings:
                 "--body-memory must be at least twice --max-body: a body is held as it came and "
                 "decompressed"
             )
-        for one in self.policyd.split(","):
-            Address.parse(one.strip().removeprefix("dns:///"), "--policyd")
+        _ = self.policyd_addresses
         _check_upstream(self.upstream)
         self._check_end_users()
         check_traces(self.traces)

@@ -1,53 +1,25 @@
-"""The page of metrics of a gateway, with those that no worker could tell of itself.
+"""The page of metrics of a gateway. Only a gateway with --metrics loads it."""
 
-Only a gateway with --metrics loads it.
-"""
-
-import ssl
 from contextlib import ExitStack
 
 from gateway.settings import Settings
-from policyd.asgi.metrics import MetricsServer
+from policyd.asgi.crew_metrics import CrewMetrics
 from policyd.asgi.tls import tls_context
-from policyd.build_info import commit, version
 from policyd.command.address import Address
 from policyd.command.crew import Crew
 from policyd.telemetry import catalogue
-from policyd.telemetry.reading import Reading
 
 
-class SupervisorMetrics:
-    """Serves the metrics of a supervisor and its workers at `address`.
-
-    It takes the port as it is made, and makes the folder that the processes share, so make it
-    first. Raises CannotListen or SettingsError.
-    """
+class SupervisorMetrics(CrewMetrics):
+    """See CrewMetrics."""
 
     def __init__(self, address: Address, held: ExitStack) -> None:
-        self._server = MetricsServer(address, held)
-        self.address = self._server.address
-        self._build = version(), commit()
-        self._workers: Crew
-        self._tls: ssl.SSLContext | None = None
+        super().__init__(address, held, catalogue.GATEWAY_WORKERS, catalogue.GATEWAY_BUILD)
 
     async def start(self, workers: Crew, settings: Settings) -> None:
         """Serve them. Raises SettingsError."""
-        self._workers = workers
-        self._tls = tls_context(settings.tls_cert, settings.tls_key)
-        await self._server.start(self._read, self._not_ready, self._tls)
+        await self.serve(workers, tls_context(settings.tls_cert, settings.tls_key))
 
     def renew(self, settings: Settings) -> None:
-        """Show the certificate that the files of `settings` hold now."""
-        if self._tls is not None and settings.tls_cert is not None:
-            self._tls.load_cert_chain(settings.tls_cert, settings.tls_key)
-
-    async def stop(self) -> None:
-        """Serve them no longer."""
-        await self._server.stop()
-
-    def _read(self) -> Reading:
-        yield catalogue.GATEWAY_WORKERS, (), self._workers.ready
-        yield catalogue.GATEWAY_BUILD, self._build, 1
-
-    async def _not_ready(self) -> str:
-        return "" if self._workers.ready else "no worker is ready"
+        """Go by `settings` from now on, and by the files that they name. Raises SettingsError."""
+        self.show(settings.tls_cert, settings.tls_key)

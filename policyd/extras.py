@@ -43,5 +43,5 @@ def _run(module: str, command: str, own: str) -> None:
 
 
 def lacks(package: str, extra: str) -> str:
-    """What is said of a package that is not installed."""
+    """What an error tells of a package that is not installed."""
     return f"needs {package}, which is not installed: pip install 'policyd[{extra}]'"

@@ -21,6 +21,7 @@ from policyd.descriptor.end_users import check_end_users
 from policyd.engine.policy import MODES
 from policyd.engine.states import Mode
 from policyd.errors import SettingsError
+from policyd.telemetry import settings as telemetry
 from policyd.telemetry.tracing import check_traces
 
 # It stands in commands to copy: nothing that a shell or a program would read as its own.
@@ -226,37 +227,32 @@ class ServerSettings:
         "take them out of requests of clients that it does not trust with them.",
         metavar="CALLERS",
     )
-    access_log: bool = setting(
-        False,
-        "Log each request in one line, by the logger access. Those without an API key in force are "
-        "counted instead.",
-    )
-    traces: str = setting(
-        "",
-        "The collector to send traces to, by OTLP over HTTP, such as http://127.0.0.1:4318. Needs "
-        "the extra policyd[tracing].",
-        metavar="URL",
-    )
-    trace_sample: float = setting(
-        1.0,
-        "The share of the traces that begin here which is sent, from 0 to 1: 0.01 is one in a "
-        "hundred. Of a trace that comes with a request, the caller has decided.",
-        least=0,
-        most=1,
-    )
+    access_log: bool = telemetry.access_log()
+    traces: str = telemetry.traces()
+    trace_sample: float = telemetry.trace_sample()
     trace_users: str = setting(
         "",
         file_help="Holds a key of at least 16 characters. Spans then tell of the end user, by a "
         "hash with that key (user.id); without it they do not.",
         hidden=True,
     )
-    metrics: Address | None = setting(
-        None, "Where Prometheus finds metrics, at /metrics; off unless given."
-    )
+    metrics: Address | None = telemetry.metrics()
     insecure: bool = setting(False, "Listen beyond this machine without TLS or authentication.")
 
     poll_interval: float | None = None
     """Seconds between two looks at the store. None: what suits the database."""
+
+    @property
+    def listeners(self) -> dict[str, Address]:
+        """Every address that is listened at, by its flag."""
+        given = {
+            "--grpc": self.grpc,
+            "--admin": self.admin,
+            "--http": self.http,
+            "--console": self.console,
+            "--metrics": self.metrics,
+        }
+        return {flag: address for flag, address in given.items() if address is not None}
 
     @property
     def handover(self) -> float:

@@ -13,4 +13,5 @@ In the order of the way of a request:
     body         a request's body, read piece by piece within a bound
     probes       /healthz, /readyz and /settingsz
     reply        answers of our own, written to the byte
+    metrics      the page of metrics; crew_metrics: of a supervisor and its workers
 """

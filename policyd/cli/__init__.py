@@ -10,5 +10,5 @@ apply               keys and defaults as a file declares them: declaration, yaml
                     declaration_schema, applied (what changes), secret_files
 administration      what keys, logs, audit and apply do, over the database; remote, remote_log: over
                     AdminService; place: which of both
-options             what several commands take
+options             what several commands take; times: moments and lengths of time; expiry: of keys
 """

@@ -14,12 +14,13 @@ keys there are, by name, and the server's defaults.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from policyd.cli import times
 from policyd.cli.yaml_nodes import Problems, compose, is_empty, meant
 from policyd.descriptor.end_users import check_end_users
 from policyd.engine.places import IDENTIFIERS, accept_problem
@@ -176,8 +177,7 @@ class _Reader:
         if text is None or text.lower() == NEVER:
             return None
         try:
-            at = datetime.fromisoformat(text)
-            return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
+            return times.moment(text)
         except (ValueError, OverflowError):
             self.problems.add(
                 node,

@@ -1,13 +1,13 @@
 """The option that says when a key expires."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import click
 
+from policyd.cli import times
 from policyd.cli.options import option
 
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _NEVER = "never"
 
 
@@ -29,10 +29,8 @@ class _Moment(click.ParamType[Expiry]):
         if value.lower() == _NEVER:
             return Expiry(None)
         try:
-            if value[-1:] in _UNITS and value[:-1].isdecimal():
-                return Expiry(datetime.now(UTC) + timedelta(**{_UNITS[value[-1]]: int(value[:-1])}))
-            at = datetime.fromisoformat(value)
-            return Expiry(at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC))
+            left = times.length(value)
+            return Expiry(times.moment(value) if left is None else datetime.now(UTC) + left)
         except (ValueError, OverflowError):
             self.fail(
                 f"{value!r} is no moment: give one such as 2027-01-31T09:30:00Z, how far away it "

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TextIO
+from urllib.parse import urlencode
 
 import click
 
@@ -215,11 +216,17 @@ def refused(database_url: str, as_json: bool, since: datetime, limit: int) -> No
 def export(place: Place, form: str, output: TextIO, **given: Any) -> None:
     """Write all decisions that the filters choose to a file, newest first."""
     with place.opened() as administrator:
-        administrator.note_export({"format": form})
-        records = _counted(newest_first(administrator, _wanted(administrator, given)))
+        wanted = _wanted(administrator, given)
+        administrator.note_export({"format": form, "filter": _chosen(given)})
+        records = _counted(newest_first(administrator, wanted))
         lines = csv_rows(records) if form == "csv" else map(json_line, records)
         for line in lines:
             output.write(line)
+
+
+def _chosen(given: dict[str, Any]) -> str:
+    """The filters that were given, as the audit trail has them."""
+    return urlencode({name: value for name, value in given.items() if value}, errors="replace")
 
 
 def _counted(records: Iterator[Record]) -> Iterator[Record]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from policyd.cli import times
 from policyd.command.configuration import Options
 from policyd.command.database_url import sqlite_file
 from policyd.demo import presence
@@ -31,7 +32,6 @@ OPTIONS = Options(
     "POLICYD", dict.fromkeys(("enforce", "mode"), _MODE), others=("POLICYD_GATEWAY_",)
 )
 option = OPTIONS.option
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
@@ -63,12 +63,12 @@ class Age(click.ParamType[timedelta]):
         if isinstance(value, timedelta):
             return value
         try:
-            age = timedelta(**{_UNITS[value[-1:]]: int(value[:-1])})
-            if age < timedelta() or age > datetime.now(UTC) - _EPOCH:
-                raise OverflowError
-            return age
-        except (KeyError, ValueError, OverflowError):
+            age = times.length(value)
+        except (ValueError, OverflowError):
+            age = None
+        if age is None or age > datetime.now(UTC) - _EPOCH:
             self.fail(f"{value!r} is no age: give one such as 30m, 24h or 90d", param, ctx)
+        return age
 
 
 class Moment(click.ParamType[datetime]):
@@ -81,10 +81,8 @@ class Moment(click.ParamType[datetime]):
         if isinstance(value, datetime):
             return value
         try:
-            if value[-1:] in _UNITS and value[:-1].isdecimal():
-                return datetime.now(UTC) - timedelta(**{_UNITS[value[-1]]: int(value[:-1])})
-            moment = datetime.fromisoformat(value)
-            return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+            ago = times.length(value)
+            return times.moment(value) if ago is None else datetime.now(UTC) - ago
         except (ValueError, OverflowError):
             self.fail(
                 f"{value!r} is no moment: give one such as 2026-11-25T09:30:00Z, or how long ago, "

@@ -26,7 +26,7 @@ _PAGE = 1000
 _LONG = 120.0
 """Seconds for calls that may look at many rows."""
 _TRIES = 5
-"""Updates in a row that may find that somebody else has changed the key."""
+"""Updates in a row that may find that another administrator has changed the key."""
 _ERRORS = {reason: kind for kind, (_, reason) in TABLE.items()}
 _ACTIONS = {
     pb.APPLIED_ACTION_UNSPECIFIED: Action.DEFAULTS_UPDATE,
@@ -81,7 +81,7 @@ class OfServer:
         """See Administrator."""
         if not callable(changes.get("policies")):
             return self._update(pb.ApiKey(id=key_id), changes)
-        # The new settings are made of those that the key has, so nobody may change it in between.
+        # The new settings are made of those that the key has, so these must not change meanwhile.
         for left in reversed(range(_TRIES)):
             current = self.get(key_id)
             policies = changes["policies"](current.policies)

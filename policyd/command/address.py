@@ -52,6 +52,17 @@ class Address(NamedTuple):
         except ValueError:
             return self.host == "localhost"
 
+    @property
+    def near(self) -> Self:
+        """Where this machine reaches what listens there: 0.0.0.0 and :: stand for every address."""
+        try:
+            every = ipaddress.ip_address(self.host)
+        except ValueError:
+            return self
+        if not every.is_unspecified:
+            return self
+        return self._replace(host="127.0.0.1" if every.version == 4 else "::1")
+
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"

@@ -5,11 +5,13 @@ A server also looks at its files by these checks before it replaces its processe
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import click
 
+from policyd.command.address import Address, check_free
 from policyd.errors import PolicydError
 
 _WRONG = 2
@@ -32,6 +34,18 @@ class Check(NamedTuple):
     """The setting, and what it names: "--tls-cert cert.pem"."""
     look: Callable[[], str]
     """Says what it found. Raises PolicydError, whose message names what is wrong, and the fix."""
+
+
+def free(listeners: Mapping[str, Address], program: str) -> Iterator[Check]:
+    """Whether `program` can listen at its addresses, by the setting that names each."""
+    for flag, address in listeners.items():
+        look = partial(_free, address, flag, program)
+        yield Check(f"{flag} {address}", look)
+
+
+def _free(address: Address, flag: str, program: str) -> str:
+    check_free(address, flag)
+    return f"{program} can listen there"
 
 
 def look_at(checks: Iterable[Check]) -> None:

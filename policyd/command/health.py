@@ -4,7 +4,6 @@ clients gets the server's own.
 """
 
 import http.client
-import ipaddress
 import ssl
 import sys
 from pathlib import Path
@@ -34,7 +33,7 @@ def report(address: Address, path: str, certificate: Path | None, key: Path | No
 def _get(
     address: Address, path: str, certificate: Path | None, key: Path | None
 ) -> tuple[int, str]:
-    host, port = _near(address)
+    host, port = address.near
     if certificate is None:
         connection = http.client.HTTPConnection(host, port, timeout=_PATIENCE)
     else:
@@ -55,14 +54,3 @@ def _context(certificate: Path, key: Path | None) -> ssl.SSLContext:
     context.verify_mode = ssl.CERT_NONE
     context.load_cert_chain(certificate, key)
     return context
-
-
-def _near(address: Address) -> Address:
-    """Where a server that listens at `address` is reached from this machine."""
-    try:
-        everywhere = ipaddress.ip_address(address.host)
-    except ValueError:
-        return address
-    if not everywhere.is_unspecified:
-        return address
-    return address._replace(host="127.0.0.1" if everywhere.version == 4 else "::1")

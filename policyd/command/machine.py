@@ -1,10 +1,12 @@
 """What doctors ask of this machine: its limits, its ports, its files and its certificates."""
 
 import shutil
+import socket
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from policyd.command.address import Address
@@ -16,6 +18,8 @@ from policyd.errors import SettingsError
 
 _RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _RESERVED = Path("/proc/sys/net/ipv4/ip_local_reserved_ports")
+_PATIENCE = 3.0
+"""Seconds for a connection to this machine."""
 _SOON = timedelta(days=21)
 _BLOCK = 4096
 _FEW = 2000
@@ -40,12 +44,30 @@ def _open_files(each: int) -> str:
     return f"{files} leave room for {room} connections"
 
 
-def ports(listeners: Mapping[str, Address | None]) -> Check:
+def listening(listeners: Mapping[str, Address], command: str) -> Iterator[Check]:
+    """Whether a program listens at each address, by the setting that names it. `command` is the one
+    that starts the server."""
+    for flag, address in listeners.items():
+        yield Check(f"{flag} {address}", partial(_listens, address, command))
+
+
+def _listens(address: Address, command: str) -> str:
+    try:
+        with socket.create_connection(address.near, timeout=_PATIENCE):
+            return "a program listens there"
+    except OSError as error:
+        raise SettingsError(
+            f"no connection can be made to {address} ({error.strerror or error}): start {command}, "
+            "and look at its log where it does not start"
+        ) from None
+
+
+def ports(listeners: Mapping[str, Address]) -> Check:
     """Whether the system may give a listener's port to an outgoing connection of some program."""
     return Check("ports", lambda: _ports(listeners))
 
 
-def _ports(listeners: Mapping[str, Address | None]) -> str:
+def _ports(listeners: Mapping[str, Address]) -> str:
     try:
         first, last = map(int, _RANGE.read_text().split())
         reserved = _numbers(_RESERVED.read_text())
@@ -54,7 +76,7 @@ def _ports(listeners: Mapping[str, Address | None]) -> str:
     within = {
         flag: address.port
         for flag, address in listeners.items()
-        if address and first <= address.port <= last and address.port not in reserved
+        if first <= address.port <= last and address.port not in reserved
     }
     if not within:
         return f"none is in {first}-{last}, which outgoing connections take theirs from"

@@ -99,7 +99,7 @@ class KeyTable:
         return found
 
     def __len__(self) -> int:
-        """How many keys are in force."""
+        """How many secrets of keys are known, also of those that have ended by themselves."""
         return len(self._settings)
 
     def copy(self) -> dict[bytes, KeySettings]:

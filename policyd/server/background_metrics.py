@@ -14,10 +14,9 @@ from policyd.decision_log.record import Outcome, Record, moment
 from policyd.decision_log.spool import SpoolReader
 from policyd.errors import StoreBusy, StoreUnavailable
 from policyd.telemetry import bounds, catalogue
-from policyd.telemetry.bounds import OTHER, Names
+from policyd.telemetry.bounds import Names
 from policyd.telemetry.metrics import this_process
 
-KINDS = ("input", "output", "cached", "cache_write")
 _NANO = 1e-9
 _LOOK = 1.0
 """Seconds between two looks at the spool."""
@@ -51,9 +50,8 @@ class BackgroundMetrics:
                 self._count(one)
 
     def _count(self, outcome: Outcome) -> None:
-        name = priced_as(outcome.model)
-        model = self._models.bounded(name) if name else OTHER
-        for kind in KINDS:
+        model = self._models.bounded(priced_as(outcome.model))
+        for kind in catalogue.TOKEN_KINDS:
             if amount := getattr(outcome, f"{kind}_tokens"):
                 self._tokens.of(model, kind).pending += amount
         if outcome.cost_nano:

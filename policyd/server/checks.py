@@ -1,11 +1,10 @@
 """What `policyd serve` needs of the world around it, looked at without starting anything."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from policyd.command.address import Address, check_free
-from policyd.command.checks import Check
+from policyd.command.checks import Check, free
 from policyd.command.database_url import sqlite_file
 from policyd.command.tls_files import check_authorities, check_pair
 from policyd.decision_log import spool
@@ -52,25 +51,10 @@ def _admin_token(path: Path) -> str:
 
 def surroundings(settings: ServerSettings, *, is_running: bool) -> Iterator[Check]:
     """Ports, folders and the database. `is_running`: the ports are policyd's own already."""
-    listeners = {
-        "--grpc": settings.grpc,
-        "--admin": settings.admin,
-        "--http": settings.http,
-        "--console": settings.console,
-    }
-    for flag, address in listeners.items():
-        if address is not None and not is_running:
-            yield Check(f"{flag} {address}", _free(address, flag))
+    if not is_running:
+        yield from free(settings.listeners, "policyd")
     yield Check(f"--spool {settings.spool}", lambda: _spool(settings.spool))
     yield Check("--database-url", lambda: database(settings))
-
-
-def _free(address: Address, flag: str) -> Callable[[], str]:
-    def look() -> str:
-        check_free(address, flag)
-        return "policyd can listen there"
-
-    return look
 
 
 def _spool(folder: Path) -> str:

@@ -1,6 +1,5 @@
 """What `policyd doctor` looks at: the machine, the files, the database, the spool of a server."""
 
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -8,7 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from policyd.command import machine
-from policyd.command.address import Address
 from policyd.command.checks import Check
 from policyd.command.database_url import sqlite_file
 from policyd.command.doctor import Doubt
@@ -19,8 +17,6 @@ from policyd.server.checks import database
 from policyd.settings import ServerSettings
 from policyd.store import Store
 
-_PATIENCE = 3.0
-"""Seconds for a connection to this machine."""
 _OLD = 60.0
 """Seconds after which an entry of the log should have been shipped."""
 
@@ -28,16 +24,8 @@ _OLD = 60.0
 def checks(settings: ServerSettings, key: str) -> Iterator[Check]:
     """What to look at, in the order in which one thing needs the other. `key` is an API key that
     should be in force; "": none is given."""
-    listeners = {
-        "--grpc": settings.grpc,
-        "--admin": settings.admin,
-        "--http": settings.http,
-        "--console": settings.console,
-    }
-    for flag, address in listeners.items():
-        if address is not None:
-            yield Check(f"{flag} {address}", lambda one=address: _listens(one))  # type: ignore[misc]
-    yield machine.ports(listeners)
+    yield from machine.listening(settings.listeners, "policyd serve")
+    yield machine.ports(settings.listeners)
     yield machine.open_files(1 if settings.http is None else 2)
     yield from _files(settings)
     yield Check("--database-url", lambda: _database(settings))
@@ -61,18 +49,6 @@ def _files(settings: ServerSettings) -> Iterator[Check]:
     yield from machine.secrets(secrets)
     certificates = {"--tls-cert": settings.tls_cert, "--tls-client-ca": settings.tls_client_ca}
     yield from machine.certificates(certificates)
-
-
-def _listens(address: Address) -> str:
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)  # noqa: S104
-    try:
-        with socket.create_connection((host, address.port), timeout=_PATIENCE):
-            return "a program listens there"
-    except OSError as error:
-        raise SettingsError(
-            f"no connection can be made to {address} ({error.strerror or error}): start policyd "
-            "serve, and look at its log where it does not start"
-        ) from None
 
 
 def _database(settings: ServerSettings) -> str:

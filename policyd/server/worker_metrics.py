@@ -31,7 +31,7 @@ class WorkerMetrics:
         self.decisions = DecisionMetrics(metrics)
         self._revision = metrics.gauge(catalogue.REVISION)
         self._staleness = metrics.gauge(catalogue.STALENESS)
-        self._in_force = metrics.gauge(catalogue.KEYS)
+        self._known = metrics.gauge(catalogue.KEYS)
         self._database_up = metrics.gauge(catalogue.DATABASE_UP)
         self._clock_offset = metrics.gauge(catalogue.CLOCK_OFFSET)
         self._connections = metrics.gauge(catalogue.CONNECTIONS, "http")
@@ -52,7 +52,7 @@ class WorkerMetrics:
         keys = self._keys
         self._revision.set(keys.revision)
         self._staleness.set(keys.staleness())
-        self._in_force.set(len(keys))
+        self._known.set(len(keys))
         self._database_up.set(keys.is_answered)
         self._clock_offset.set(self._clock.ahead)
         self._connections.set(self.http.connections if self.http else 0)

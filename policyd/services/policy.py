@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from itertools import zip_longest
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -246,8 +246,11 @@ class PolicyServicer(PolicyServiceServicer):
 
     async def _append(self, entries: Sequence[Entry], spans: "Sequence[Span | None]") -> None:
         """Make entries durable; `spans` are those of their evaluations. Raises LogFull."""
-        sampled = [span for span in spans if span is not None and span.is_sampled]
-        with self._traces.logging(sampled) if sampled and self._traces else _UNTRACED:
+        step: AbstractContextManager[None] = _UNTRACED
+        if self._traces is not None:
+            sampled = [span for span in spans if span is not None and span.is_sampled]
+            step = self._traces.logging(sampled) if sampled else _UNTRACED
+        with step:
             if durable := self._log(entries):
                 await durable
 

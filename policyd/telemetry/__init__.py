@@ -1,5 +1,6 @@
 """What policyd and its gateway tell of themselves, by the libraries that only this package imports.
 
+    settings       the settings that policyd and its gateway have alike
     log            the log of a process; json_log: as JSON; redaction: no secret in it
     access         one line a request
     tracing        spans of requests; trace_context: which trace a request belongs to

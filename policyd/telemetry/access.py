@@ -91,10 +91,11 @@ class AccessLines:
 
 def plain(text: str) -> str:
     """What a client may have sent, cut, as one word of one line, and without secrets."""
-    cut = text[:MAX_TEXT]
+    # Before the cut and the quoting, by which the rest of a secret could not be told any more.
+    cut = redacted(text[: 2 * MAX_TEXT])[:MAX_TEXT]
     if _PLAIN.fullmatch(cut):
-        return redacted(cut)
-    return redacted(quote(cut, safe="!#$%&'()*+,/:;<=>?@[]^`{|}", errors="replace"))
+        return cut
+    return quote(cut, safe="!#$%&'()*+,/:;<=>?@[]^`{|}", errors="replace")
 
 
 class AccessLog:

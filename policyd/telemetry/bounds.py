@@ -24,7 +24,7 @@ class Names:
         self._known: set[str] = set()
 
     def bounded(self, name: str) -> str:
-        """`name`, or OTHER."""
+        """`name`, or OTHER, as for an empty one."""
         if name in self._known:
             return name
         if len(self._known) >= self._most or not _NAME.fullmatch(name):

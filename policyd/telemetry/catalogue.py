@@ -86,6 +86,8 @@ OUTCOMES = _counter(
     "Outcomes that gateways reported. status: the upstream's, none without an answer; ending: "
     "complete, client_left, upstream_broke, no_answer, unknown.",
 )
+TOKEN_KINDS = ("input", "output", "cached", "cache_write")
+"""What the label `kind` of both counts of tokens may be."""
 TOKENS = _counter(
     "policyd_tokens_total",
     "model kind",
@@ -147,7 +149,11 @@ STALENESS = _gauge(
     "seconds",
 )
 KEYS = _gauge(
-    "policyd_keys", "", "livemin", "API keys in force: in the worker that knows the fewest."
+    "policyd_keys",
+    "",
+    "livemin",
+    "Secrets of API keys, with those that are kept after a rotation and those that have expired: "
+    "in the worker that knows the fewest.",
 )
 DATABASE_UP = _gauge(
     "policyd_database_up",

@@ -57,11 +57,19 @@ def metrics_folder() -> Iterator[Path]:
 def _remove_left(place: Path) -> None:
     """Remove the folders of servers that were killed: nothing holds their locks any more."""
     for folder in place.glob(f"{_PREFIX}*"):
-        # An error: it is in use, another user's, or gone.
-        with suppress(OSError), (folder / _LOCK).open("r") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if lock.read():  # Otherwise it is just being made.
-                shutil.rmtree(folder, ignore_errors=True)
+        # An error: it is in use, or gone.
+        with suppress(OSError):
+            # Every user may write there, and opening what another one made could wait for ever.
+            if folder.lstat().st_uid == os.geteuid():
+                _remove_unless_held(folder)
+
+
+def _remove_unless_held(folder: Path) -> None:
+    """Raises OSError where a server holds it."""
+    with (folder / _LOCK).open("r") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if lock.read():  # Otherwise it is just being made.
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _place() -> Path:

@@ -87,14 +87,17 @@ def _second(second: int) -> str:
 
 
 def _bound(_: Any, __: str, event: Any) -> Any:
-    """Take out secrets, cut what is long, and call a traceback what it is."""
+    """Take out secrets, before what is long is cut: the rest of one could not be told any more. And
+    call a traceback what it is."""
     for name in _OTHER_HANDLERS:
         event.pop(name, None)
     if traceback := event.pop("exception", None):
-        kept = traceback[-_MAX_TRACEBACK:]
-        event["traceback"] = redacted(kept if len(kept) == len(traceback) else _CUT + kept)
+        clean = redacted(traceback)
+        kept = clean[-_MAX_TRACEBACK:]
+        event["traceback"] = kept if len(kept) == len(clean) else _CUT + kept
     for name, value in event.items():
         if isinstance(value, str) and name != "traceback":
             most = _MAX_EVENT if name == "event" else _MAX_TEXT
-            event[name] = redacted(value if len(value) <= most else value[:most] + _CUT)
+            clean = redacted(value)
+            event[name] = clean if len(clean) <= most else clean[:most] + _CUT
     return event

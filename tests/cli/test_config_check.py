@@ -43,14 +43,14 @@ def test_nothing_is_wrong(files: Path, url: str, store: Store) -> None:
     """Everything that is named is looked at, and nothing is made."""
     before = sorted(files.iterdir())
     status, found = check(
-        *("policyd", *FREE, "--database-url", url),
+        *("policyd", *FREE, "--database-url", url, "--metrics", "127.0.0.1:0"),
         *("--tls-cert", f"{files}/cert.pem", "--tls-key", f"{files}/key.pem"),
         *("--tls-client-ca", f"{files}/ca.pem", "--caller-token-file", f"{files}/token"),
     )
     assert (status, set(found.values())) == (0, {""})
     assert [one.split()[0] for one in found] == [
         *("--tls-cert", "--tls-client-ca", "--caller-token-file", "--admin-token-file"),
-        *("--grpc", "--admin", "--spool", "--database-url"),
+        *("--grpc", "--admin", "--metrics", "--spool", "--database-url"),
     ]
     assert sorted(files.iterdir()) == before
 
@@ -107,6 +107,7 @@ def test_ports_of_others(tmp_path: Path) -> None:
         assert (status, bool(found[f"--grpc {at}"])) == (2, True)
         assert check("policyd", *words, "--running")[0] == 0
         assert check("policyd-gateway", "--listen", at)[0] == 2
+        assert check("policyd-gateway", "--listen", "127.0.0.1:0", "--metrics", at)[0] == 2
         assert check("policyd-gateway", "--listen", at, "--running")[0] == 0
 
 

@@ -66,9 +66,10 @@ def test_policyd_is_well(policyd: Policyd, enforcing: str, tmp_path: Path) -> No
 def test_policyd_against_nothing(tmp_path: Path) -> None:
     """Where nothing runs, each thing that is missing is named with what to do."""
     flags = ("--database-url", f"sqlite:///{tmp_path}/no.db", "--grpc", "127.0.0.1:1")
-    status, found, _ = examined("policyd", "doctor", *flags, "--admin", "127.0.0.1:2")
+    others = ("--admin", "127.0.0.1:2", "--metrics", "127.0.0.1:3")
+    status, found, _ = examined("policyd", "doctor", *flags, *others)
     assert status == 1
-    assert found["--grpc"][0] == "failed"
+    assert found["--grpc"][0] == found["--metrics"][0] == "failed"
     assert "start policyd serve" in found["--grpc"][1]
     assert "start policyd serve, which makes it" in found["--database-url"][1]
     assert found["clock"] == ("failed", "this is not known, as the database cannot be used")
@@ -93,10 +94,10 @@ def test_the_gateway_is_well(policyd: Policyd, enforcing: str, upstream: str) ->
 def test_the_gateway_against_nothing() -> None:
     """Where nothing runs, each check fails by itself, with what to do."""
     flags = ("--listen", "127.0.0.1:1", "--policyd", "127.0.0.1:2", "--upstream", "http://[::1]:3")
-    status, found, _ = examined("policyd-gateway", "doctor", *flags)
+    status, found, _ = examined("policyd-gateway", "doctor", *flags, "--metrics", "127.0.0.1:4")
     assert status == 1
     failed = {subject for subject, (result, _) in found.items() if result == "failed"}
-    assert failed == {"--listen", "--policyd", "--upstream"}
+    assert failed == {"--listen", "--metrics", "--policyd", "--upstream"}
     assert "start policyd there" in found["--policyd"][1]
 
 
@@ -183,7 +184,7 @@ def test_what_is_no_certificate(tmp_path: Path) -> None:
 
 def test_ports() -> None:
     """A port that outgoing connections may take is warned of, and others are not."""
-    inside = machine.ports({"--grpc": Address("127.0.0.1", 50051), "--http": None}).look()
+    inside = machine.ports({"--grpc": Address("127.0.0.1", 50051)}).look()
     outside = machine.ports({"--grpc": Address("127.0.0.1", 1023)}).look()
     assert not isinstance(outside, doctor.Doubt)
     if isinstance(inside, doctor.Doubt):

@@ -19,6 +19,7 @@ from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount, Refuse
 from policyd.decision_log.spool import SpoolReader, SpoolWriter
 from policyd.engine.model import Result, Violation
 from policyd.engine.states import Ignored, Mode, ModelState, Override, Source, UserState
+from policyd.keys.audit import Action
 from policyd.policies import TABLE
 from policyd.server.shipper import Shipper
 from policyd.store import Store
@@ -255,13 +256,19 @@ def test_bad_input(store: Store, url: str, words: tuple[str, ...], message: str)
 
 
 def test_an_export(store: Store, url: str, tmp_path: Path) -> None:
-    """The file holds every matching decision, in either form, and no formula for a spreadsheet."""
+    """The file holds every matching decision, in either form, and no formula for a spreadsheet. The
+    audit trail tells the form and the filters."""
     entries = [record(NOW - timedelta(seconds=n), end_user="=1+1") for n in range(2500)]
     store.log.append(entries)
     lines = ask(url, "logs", "export").splitlines()
     assert [json.loads(line)["id"] for line in lines] == [one.id for one in entries]
     file = tmp_path / "log.csv"
-    ask(url, "logs", "export", "--format", "csv", "--output", str(file))
+    ask(url, "logs", "export", "--format", "csv", "--output", str(file), "--user", "=1+1")
+    noted = [one.after for one in store.audit.list(action=Action.LOG_EXPORT)]
+    assert noted == [
+        {"format": "csv", "filter": "user=%3D1%2B1"},
+        {"format": "jsonl", "filter": ""},
+    ]
     rows = list(csv.DictReader(io.StringIO(file.read_text(encoding="utf-8"))))
     assert [row["id"] for row in rows] == [one.id for one in entries]
     assert {row["user"] for row in rows} == {"'=1+1"}

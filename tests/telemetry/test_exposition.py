@@ -137,6 +137,20 @@ def test_the_folder_of_a_server_that_was_killed() -> None:
         assert other.is_dir()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+def test_the_folder_of_another_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What another user made there is left alone, and holds up no start."""
+    from policyd.telemetry import folder
+
+    monkeypatch.setattr(folder, "_IN_MEMORY", tmp_path)
+    other = tmp_path / "policyd-metrics-other"
+    other.mkdir()
+    os.mkfifo(other / "lock")
+    os.chown(other, 12345, -1)
+    with metrics_folder():
+        assert other.is_dir()
+
+
 def test_no_place_for_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Where there is no room for files, the error says what to do."""
     from policyd.errors import SettingsError

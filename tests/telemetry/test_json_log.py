@@ -140,6 +140,33 @@ def test_no_secret(log: logging.Logger, form: str, text: str, secret: str) -> No
     assert "***" in written[0]
 
 
+@pytest.mark.parametrize("room", [*range(990, 1020), *range(8160, 8190)])
+def test_no_part_of_a_secret(log: logging.Logger, room: int) -> None:
+    """Where a text is cut, no part of a secret is left that nothing tells from other text."""
+    written = lines(log, "json")
+    text = "x" * room + " ://ada:open.sesame@db/x " + "x" * 1000
+    log.error(text, extra={"path": text})
+    assert "sesame" not in written[0]
+
+
+@pytest.mark.parametrize("room", range(32 * 1024 - 40, 32 * 1024))
+def test_no_part_of_a_secret_in_a_traceback(log: logging.Logger, room: int) -> None:
+    """The same holds for the end of a traceback."""
+    written = lines(log, "json")
+    try:
+        fail("://ada:open.sesame@db/" + "x" * room)
+    except ValueError:
+        log.exception("a fault")
+    assert "sesame" not in written[0]
+
+
+@pytest.mark.parametrize("room", range(MAX_TEXT - 40, MAX_TEXT))
+def test_no_part_of_a_secret_in_an_access_line(room: int) -> None:
+    """The same holds for what a client sent, also where it is quoted."""
+    assert "sesame" not in plain("x" * room + "://ada:open.sesame@db/x")
+    assert "sesame" not in plain("x" * room + " Bearer open.sesame")
+
+
 def test_text_is_as_it_was(log: logging.Logger) -> None:
     """A line of text is what logging makes of it by the format that operations.md shows."""
     plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")

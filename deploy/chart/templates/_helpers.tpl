@@ -35,7 +35,7 @@ app.kubernetes.io/managed-by: {{ $top.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" $top.Chart.Name $top.Chart.Version | replace "+" "_" }}
 {{- end -}}
 
-{{/* What would start, and then refuse to serve, is said here. */}}
+{{/* Helm fails at values with which a server would not start, and tells what to give. */}}
 {{- define "policyd.check" -}}
 {{- $ := . -}}
 {{- if not (or .Values.tls.existingSecret .Values.insecure) -}}

@@ -127,8 +127,8 @@ def _log_url(period: Period, key_id: str, user: str, key: str = "", **more: str)
     """The page of the log with an end user's requests in a period, of one key or of all. "" stands
     for requests whose end user is not known."""
     ends = {"since": f"{period.since:%Y-%m-%dT%H:%M}", "until": f"{period.until:%Y-%m-%dT%H:%M}"}
-    who = {"user": user} if user else {"nouser": "1"}
-    given = who | {"key": key or key_id} | more | ends
+    named = {"user": user} if user else {"nouser": "1"}
+    given = named | {"key": key or key_id} | more | ends
     return "/logs?" + urlencode({name: one for name, one in given.items() if one}, errors="replace")
 
 

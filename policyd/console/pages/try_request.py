@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from policyd.console.view import labels
-from policyd.console.view.lookups import keys_in_force
+from policyd.console.view.lookups import unrevoked_keys
 from policyd.console.view.render import Console, console, posted, render, shown
 from policyd.console.view.text import sentence
 from policyd.console.view.typed_request import MAX_BODY, TypedRequest
@@ -87,7 +87,7 @@ def _form(
         returned=returned,
         problem=_MISTAKES if problems else "",
         problems=problems or {},
-        keys=keys_in_force(console(request).store),
+        keys=unrevoked_keys(console(request).store),
         methods=_METHODS,
         paths=[f"/v1{path}" for path in ENDPOINTS if "{" not in path],
         max_body=MAX_BODY,

@@ -198,7 +198,7 @@ def _is_error(value: str) -> bool:
     return value == "error"
 
 
-def _nobody(value: str) -> bool:
+def _without_user(value: str) -> bool:
     if value != "1":
         raise ValueError("Tick it, or leave it.")
     return True
@@ -279,7 +279,7 @@ _PARSERS: dict[str, tuple[str, Any]] = {
     "answer": ("failed", _is_error),
     "user": ("end_user", _user),
     "containing": ("user_contains", _user),
-    "nouser": ("without_user", _nobody),
+    "nouser": ("without_user", _without_user),
     "attributed": ("attributed", _yes_or_no),
     "ip": ("source_ip", _text),
     "slower": ("slower_us", _slower),

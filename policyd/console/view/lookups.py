@@ -13,8 +13,8 @@ def key_names(store: Store) -> dict[str, str]:
     return {key.id: key.name for key in store.keys.list(limit=_MAX_KEYS, show_revoked=True)}
 
 
-def keys_in_force(store: Store) -> dict[str, str]:
-    """The names of the keys in force by ID, oldest first."""
+def unrevoked_keys(store: Store) -> dict[str, str]:
+    """The names of the keys that are not revoked by ID, oldest first. Some may have expired."""
     return {key.id: key.name for key in store.keys.list(limit=_MAX_KEYS)}
 
 

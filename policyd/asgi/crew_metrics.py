@@ -1,0 +1,54 @@
+"""The page of metrics of a supervisor and its workers, with those that no worker could tell of
+itself. Each server names its own, and adds what else its supervisor knows."""
+
+import ssl
+from contextlib import ExitStack
+from pathlib import Path
+
+from policyd.asgi.metrics import MetricsServer
+from policyd.build_info import commit, version
+from policyd.command.address import Address
+from policyd.command.crew import Crew
+from policyd.command.tls_files import load_pair
+from policyd.telemetry.catalogue import Metric
+from policyd.telemetry.reading import Reading
+
+
+class CrewMetrics:
+    """Serves the metrics of a supervisor and its processes at `address`. `ready` and `build` are
+    the gauges of workers that are ready, and of what was built.
+
+    It takes the port as it is made, and makes the folder that the processes share, so make it
+    first. Raises CannotListen or SettingsError.
+    """
+
+    def __init__(self, address: Address, held: ExitStack, ready: Metric, build: Metric) -> None:
+        self._server = MetricsServer(address, held)
+        self.address = self._server.address
+        self._ready, self._build = ready, build
+        self._built = version(), commit()
+        self._workers: Crew
+        self._tls: ssl.SSLContext | None = None
+
+    async def serve(self, workers: Crew, tls: ssl.SSLContext | None) -> None:
+        """Serve them."""
+        self._workers, self._tls = workers, tls
+        await self._server.start(self.read, self._not_ready, tls)
+
+    def show(self, certificate: Path | None, key: Path | None) -> None:
+        """Show the certificate that these files hold now, where it speaks TLS. Raises
+        SettingsError."""
+        if self._tls is not None and certificate is not None and key is not None:
+            load_pair(self._tls, certificate, key)
+
+    async def stop(self) -> None:
+        """Serve them no longer."""
+        await self._server.stop()
+
+    def read(self) -> Reading:
+        """The gauges that the supervisor tells."""
+        yield self._ready, (), self._workers.ready
+        yield self._build, self._built, 1
+
+    async def _not_ready(self) -> str:
+        return "" if self._workers.ready else "no worker is ready"
