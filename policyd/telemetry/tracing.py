@@ -22,6 +22,7 @@ from typing import NamedTuple, Protocol, Self
 
 from policyd.errors import SettingsError
 from policyd.extras import lacks
+from policyd.telemetry.redaction import redacted
 from policyd.telemetry.trace_context import (
     TraceContext,
     as_trace_id,
@@ -133,7 +134,10 @@ class Span:
         """Set attributes by their own names. Those that are empty are left out."""
         for name, value in attributes.items():
             if value != "":
-                self.attributes[name] = value[:MAX_TEXT] if isinstance(value, str) else value
+                # What a client sends, such as a model, may be a secret in the wrong place.
+                self.attributes[name] = (
+                    redacted(value)[:MAX_TEXT] if isinstance(value, str) else value
+                )
 
     def end(self, ended: int | None = None, began: int | None = None) -> None:
         """It has ended, now or at `ended` nanoseconds since 1970, and began when it was made, or at
@@ -237,7 +241,8 @@ def check_traces(url: str, users_key: str = "") -> None:
     """Check what --traces and --trace-users-file say. Raises SettingsError."""
     if url and not _URL.fullmatch(url):
         raise SettingsError(
-            f"--traces takes the URL of a collector, such as http://127.0.0.1:4318, not {url!r}. A "
+            f"--traces takes the URL of a collector, such as http://127.0.0.1:4318, not "
+            f"{redacted(url)!r}. A "
             "token for it goes into OTEL_EXPORTER_OTLP_HEADERS"
         )
     if users_key and not url:
