@@ -170,8 +170,8 @@ def test_a_database_by_a_link(tmp_path: Path) -> None:
     """The file that a link leads to is made private, whether it is new or was there."""
     (tmp_path / "policyd.db").symlink_to(tmp_path / "elsewhere.db")
     url = f"sqlite:///{tmp_path}/policyd.db"
-    for _ in range(2):
-        made = run(*command("policyd", "keys", "create", "app", "--database-url", url))
+    for name in ("app", "other"):
+        made = run(*command("policyd", "keys", "create", name, "--database-url", url))
         assert made.returncode == 0, made.stderr
         assert modes(tmp_path)["elsewhere.db"] == 0o600
         (tmp_path / "elsewhere.db").chmod(0o644)
