@@ -141,7 +141,7 @@ def test_no_secret(log: logging.Logger, form: str, text: str, secret: str) -> No
 
 
 def test_text_is_as_it_was(log: logging.Logger) -> None:
-    """A line of text is what logging makes of it by the format that operations.md shows."""
+    """A line of text is what logging makes of it by the format that observability.md shows."""
     plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     written = lines(log, "text")
     before = Lines("text")
