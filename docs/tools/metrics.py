@@ -19,8 +19,8 @@ declarations there. -->
 
 `policyd serve --metrics HOST:PORT` and `policyd-gateway serve --metrics HOST:PORT` serve metrics
 for Prometheus at `/metrics` of that address, for all of their processes together; `/healthz` and
-`/readyz` are there, too. [Operations](operations.md#metrics-and-alerts) says how to scrape them,
-and which dashboard and alerts come along.
+`/readyz` are there, too. [Observability](observability.md#metrics-and-alerts) says how to scrape
+them, and which dashboard and alerts come along.
 
 - Counters and histograms begin at 0 as a server starts. A worker that is killed or replaced leaves
   its counts behind; one that is killed takes the last half second with it.

@@ -18,7 +18,12 @@ _HEADING = ("TIME", "REVISION", "ACTION", "KEY", "ACTOR", "CHANGES")
 
 @click.command()
 @option("--key-id", default="", metavar="KEY", help="Of this key: its ID, or its name.")
-@option("--action", default="", metavar="ACTION", help=f"Of one action: {', '.join(Action)}.")
+@option(
+    "--action",
+    type=click.Choice([action.value for action in Action]),
+    metavar="ACTION",
+    help=f"Of one action: {', '.join(Action)}.",
+)
 @option("--since", type=Moment(), help="Done then or later.")
 @option(
     "--limit", default=50, type=click.IntRange(1), help="Print at most this many, newest first."
@@ -29,13 +34,13 @@ def audit(
     place: Place,
     as_json: bool,
     key_id: str,
-    action: str,
+    action: str | None,
     since: datetime | None,
     limit: int,
 ) -> None:
     """List what administrators did, newest first. --json prints JSON Lines with every field."""
     with place.opened() as administrator:
-        found = administrator.audit(find_id(administrator, key_id), action, since, limit)
+        found = administrator.audit(find_id(administrator, key_id), action or "", since, limit)
     if as_json:
         for one in found:
             options.print_json(_as_dict(one))

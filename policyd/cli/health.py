@@ -24,5 +24,8 @@ def health(http: str | None, tls_cert: Path | None, tls_key: Path | None, live: 
     It takes the settings of `policyd serve`. Exit status: 0 if it is ready, 1 if not.
     """
     if not http:
-        raise SettingsError("policyd says at --http whether it is ready: give it to policyd, too")
+        raise SettingsError(
+            "--http is missing: policyd serve tells there whether it is ready: "
+            "give both the same --http HOST:PORT"
+        )
     report(Address.parse(http, "--http"), HEALTHZ if live else READYZ, tls_cert, tls_key)

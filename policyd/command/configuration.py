@@ -226,7 +226,9 @@ class Options:
             return
 
         def spelt(known: str) -> str:
-            return self._prefix + known.upper() if spelling.startswith(self._prefixes) else known
+            if spelling.startswith(self._prefixes):
+                return self._prefix + known.upper()
+            return known.replace("_", "-")
 
         if close := self._close(name):
             hint = f"did you mean {spelt(close)}?"
@@ -269,7 +271,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         content = yaml.load(text, Loader=Loader)  # noqa: S506  # It makes strings only.
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise SettingsError(f"--config {path} cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise SettingsError(f"--config {path} cannot be read: {error}") from None
     if not content:
         return {}

@@ -15,6 +15,8 @@ from policyd.command.address import Address
 _PATIENCE = 4.0
 """Seconds for an answer. Probes give up after 5, and are to say why."""
 
+_FIX = "start the server, or give the address and the certificate that it was started with"
+
 
 def report(address: Address, path: str, certificate: Path | None, key: Path | None) -> None:
     """Ask the server that listens at `address`, over TLS where it has a `certificate`.
@@ -24,7 +26,8 @@ def report(address: Address, path: str, certificate: Path | None, key: Path | No
     try:
         status, answer = _get(address, path, certificate, key)
     except (OSError, http.client.HTTPException) as problem:
-        status, answer = 0, f"{address} does not answer: {problem}"
+        cause = getattr(problem, "strerror", None) or problem
+        status, answer = 0, f"{address} does not answer: {cause}: {_FIX}"
     is_well = status == http.client.OK
     click.echo(answer, err=not is_well)
     sys.exit(not is_well)

@@ -30,8 +30,10 @@ def load(path: Path, flag: str) -> str:
     try:
         mode = path.stat().st_mode
         token = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{flag} {path} cannot be read: {error}") from None
+    except OSError as error:
+        raise SettingsError(f"{flag} {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{flag} {path} cannot be read: it is no text") from None
     if mode & (stat.S_IRWXO | stat.S_IWGRP):
         raise SettingsError(f"{flag} {path} is open to others: chmod 600 {path}")
     if len(token) < 16 or not token.isascii() or not token.isprintable():

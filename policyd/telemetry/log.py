@@ -2,7 +2,7 @@
 
 Every module logs by logging.getLogger(). What a line is about goes along in `extra`, under the one
 name that a thing has everywhere (decision_id, trace_id, api_key_id, operation, verdict, status,
-seconds, path, …): see docs/operations.md. The text shows the sentence alone, the JSON both.
+seconds, path, …): see docs/observability.md. The text shows the sentence alone, the JSON both.
 """
 
 import logging

@@ -98,6 +98,9 @@ def test_audit(both: list[tuple[Store, Sequence[str]]]) -> None:
     for (_, where), actor in zip(both, ("cli ", "admin api 127.0.0.1"), strict=True):
         done = invoke("policyd", "audit", "--limit", "1", "--json", *where)
         assert json.loads(done.stdout)["actor"].startswith(actor)
+        unknown = invoke("policyd", "audit", "--action", "key.rotated", *where)
+        assert unknown.returncode == 2
+        assert b"'key.rotate'" in unknown.stderr
 
 
 def test_logs(both: list[tuple[Store, Sequence[str]]], tmp_path: Path) -> None:

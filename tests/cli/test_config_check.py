@@ -138,7 +138,7 @@ def test_for_people(files: Path, url: str) -> None:
     config.write_text("log-retntion: 3\n")
     refused = invoke("policyd", "config", "check", "--config", str(config))
     assert refused.returncode == 2
-    assert "did you mean log_retention?" in refused.stderr.decode()
+    assert "did you mean log-retention?" in refused.stderr.decode()
     empty = ("--upstream-api-key-file", str(files / "empty"))
     refused = invoke("policyd-gateway", "config", "check", *empty)
     assert (refused.returncode, b"is empty" in refused.stderr) == (2, True)

@@ -1,4 +1,4 @@
-"""docs/operations.md explains every warning and error that policyd and its gateway log."""
+"""docs/observability.md explains every warning and error that policyd and its gateway log."""
 
 import ast
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "operations.md").read_text()
+PAGE = (ROOT / "docs" / "observability.md").read_text()
 LEVELS = ("warning", "error", "exception", "critical")
 # The beginnings of lines whose whole text is an error's or a state's.
 MADE_ELSEWHERE = (
@@ -59,7 +59,7 @@ LINES = tuple(text.rstrip(" …") for cell in ROWS for text in re.findall(r"`([^
 def test_each_has_a_row() -> None:
     """A row of the tables begins as each logged line does.
 
-    Where this fails, explain the line in docs/operations.md, "What each log line asks of an
+    Where this fails, explain the line in docs/observability.md, "What each log line asks of an
     operator".
     """
     assert len(found()) > 30

@@ -168,7 +168,7 @@ def test_no_part_of_a_secret_in_an_access_line(room: int) -> None:
 
 
 def test_text_is_as_it_was(log: logging.Logger) -> None:
-    """A line of text is what logging makes of it by the format that operations.md shows."""
+    """A line of text is what logging makes of it by the format that observability.md shows."""
     plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     written = lines(log, "text")
     before = Lines("text")
