@@ -271,6 +271,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.load(text, Loader=Loader)  # noqa: S506  # It makes strings only.
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SettingsError(f"--config {path} cannot be read: {error}") from None
+    except RecursionError:
+        raise SettingsError(f"--config {path} cannot be read: it is nested too deeply") from None
     if not content:
         return {}
     if not isinstance(content, dict):

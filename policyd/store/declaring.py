@@ -19,6 +19,7 @@ from policyd.keys.audit import Action, changed_defaults
 from policyd.keys.settings import Applied, AppliedChange, DeclaredKey, changed
 from policyd.store import audit, key_rows, key_settings, workers
 from policyd.store import defaults as stored_defaults
+from policyd.store.clock import database_time
 from policyd.store.database import LONG, now
 from policyd.store.key_rows import keys
 from policyd.store.keys import check_free, entry, new_secret, replaced
@@ -162,7 +163,8 @@ def _differing(row: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:
 
 def _other_secret(this: _Change, row: Any, digest: bytes) -> dict[str, Any]:
     """Put a declared secret in the place of a key's own, which ends now: what is declared holds."""
-    if digest == row.previous_digest:
+    is_kept = digest == row.previous_digest and row.previous_until > database_time(this.connection)
+    if is_kept:
         key_rows.end(this.connection, [row.digest], this.revision)
         return {"digest": digest, "previous_digest": None, "previous_until": None}
     key_rows.check_digest_is_free(this.connection, digest)
