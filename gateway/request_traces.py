@@ -131,7 +131,7 @@ class RequestTraces:
     def _asked_upstream(self, span: Span, exchange: "Exchange") -> Span:
         operation = _OPERATIONS.get(exchange.operation, "")
         if operation:
-            span.name = f"{operation} {exchange.model[:_MAX_NAME]}".rstrip()
+            span.name = f"{operation} {redacted(exchange.model[:_MAX_NAME])}".rstrip()
             span.set_all({"gen_ai.operation.name": operation})
             span.set_all({"gen_ai.request.model": exchange.model})
             span.set_all(self._upstream)
@@ -173,7 +173,7 @@ def _served(span: Span, exchange: "Exchange") -> Span:
     span.set_all(
         {
             "http.request.method": method,
-            "url.path": redacted(exchange.path),
+            "url.path": exchange.path,
             "url.scheme": exchange.scope["scheme"],
             "policyd.operation": exchange.operation,
             "policyd.answered_by": exchange.by,

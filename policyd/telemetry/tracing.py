@@ -22,6 +22,7 @@ from typing import NamedTuple, Protocol, Self
 
 from policyd.errors import SettingsError
 from policyd.extras import lacks
+from policyd.telemetry.redaction import redacted
 from policyd.telemetry.trace_context import (
     TraceContext,
     as_trace_id,
@@ -133,7 +134,8 @@ class Span:
         """Set attributes by their own names. Those that are empty are left out."""
         for name, value in attributes.items():
             if value != "":
-                self.attributes[name] = value[:MAX_TEXT] if isinstance(value, str) else value
+                text = redacted(value[:MAX_TEXT]) if isinstance(value, str) else value
+                self.attributes[name] = text
 
     def end(self, ended: int | None = None, began: int | None = None) -> None:
         """It has ended, now or at `ended` nanoseconds since 1970, and began when it was made, or at
