@@ -165,7 +165,7 @@ class _Reader:
                 node, f"{where} has a digest, so no secret is made: take secret_file or digest out"
             )
         path = self._folder / text
-        if not text or path in self._taken:
+        if not text.isprintable() or not text or path in self._taken:
             self.problems.add(node, f"secret_file of {where} takes a path of its own")
         self._secret_files[name] = path
         self._taken.add(path)

@@ -22,7 +22,7 @@ from policyd.store import defaults as stored_defaults
 from policyd.store.clock import database_time
 from policyd.store.database import LONG, now
 from policyd.store.key_rows import keys
-from policyd.store.keys import check_free, entry, new_secret, replaced
+from policyd.store.keys import entry, new_secret, replaced
 from policyd.store.revisions import change
 
 
@@ -135,7 +135,12 @@ def _revoke(this: _Change, row: Any) -> AppliedChange:
 def _create(this: _Change, one: _Wanted) -> AppliedChange:
     row = one.row | key_settings.row(changed((), one.key.policies))
     secret = new_secret(row, one.key.digest)
-    check_free(this.connection, row, needs_workers=row["expires_at"] is not None)
+    # Its name is free, or it would be an update. Each statement counts where keys are many: other
+    # writers wait meanwhile.
+    if one.digest is not None:
+        key_rows.check_digest_is_free(this.connection, row["digest"])
+    if row["expires_at"] is not None:
+        workers.check_all_follow(this.connection)
     this.connection.execute(sa.insert(keys).values(row | {"revision": this.revision}))
     key = key_rows.read(this.connection, row["id"])
     return AppliedChange(Action.KEY_CREATE, None, key, secret)

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 
 from starlette.datastructures import FormData
 from starlette.requests import Request
@@ -127,7 +127,7 @@ async def _export(request: Request) -> Response:
     store = here.store
     # The first page is read before the answer begins, so that an error can still become a 503.
     first = await here.pages.run(store.log.search, query.wanted, limit=_EXPORT_PAGE)
-    what = {"format": form, "filter": str(request.query_params)}
+    what = {"format": form, "filter": urlencode(query.given, errors="replace")}
     await here.pages.run(note, request, Action.LOG_EXPORT, what)
     records = _every(store, query.wanted, first)
     lines = csv_rows(records) if form == "csv" else map(json_line, records)
