@@ -122,6 +122,24 @@ def test_a_traceback_is_one_field(log: logging.Logger) -> None:
     assert len(long["traceback"]) < 50_000
 
 
+FORGED = "2026-01-01 00:00:00,000 ERROR policyd: forged"
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\x0b", "\x85", "\u2028", "\x1b[2K\x1b[G"])
+def test_no_forged_line(log: logging.Logger, form: str, end: str) -> None:
+    """What a line or a traceback quotes begins no line, and steers no terminal."""
+    written = lines(log, form)
+    log.error("it says %s", f"a{end}{FORGED}")
+    try:
+        fail(f"a{end}{FORGED}")
+    except ValueError:
+        log.exception("a fault")
+    assert len(written) == 2
+    assert not any(line.startswith(FORGED) for one in written for line in one.splitlines())
+    assert "\x1b" not in "".join(written)
+
+
 def test_what_is_long_is_cut(log: logging.Logger) -> None:
     """No text makes a line grow without bound."""
     written = lines(log, "json")
@@ -146,7 +164,8 @@ def test_no_secret(log: logging.Logger, form: str, text: str, secret: str) -> No
 
 
 def test_text_is_as_it_was(log: logging.Logger) -> None:
-    """A line of text is what logging makes of it by the format that operations.md shows."""
+    """A line of text is what logging makes of it by the format that operations.md shows; lines that
+    follow it are indented."""
     plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     written = lines(log, "text")
     before = Lines("text")
@@ -158,7 +177,7 @@ def test_text_is_as_it_was(log: logging.Logger) -> None:
         fail("first\nsecond")
     except ValueError:
         log.exception("a fault")
-    assert written == before.lines
+    assert written == [one.replace("\n", "\n    ") for one in before.lines]
 
 
 def test_access_lines(caplog: pytest.LogCaptureFixture) -> None:
