@@ -173,7 +173,7 @@ def _served(span: Span, exchange: "Exchange") -> Span:
     span.set_all(
         {
             "http.request.method": method,
-            "url.path": redacted(exchange.path),
+            "url.path": exchange.path,
             "url.scheme": exchange.scope["scheme"],
             "policyd.operation": exchange.operation,
             "policyd.answered_by": exchange.by,

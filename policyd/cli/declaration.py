@@ -80,6 +80,7 @@ class _Reader:
         self.problems = problems
         self._folder = folder
         self._secret_files: dict[str, Path] = {}
+        self._taken: set[Path] = set()
 
     def declaration(self, top: yaml.Node) -> Declaration:
         # First, as a newer version may have fields that this one does not know.
@@ -165,9 +166,10 @@ class _Reader:
                 node, f"{where} has a digest, so no secret is made: take secret_file or digest out"
             )
         path = self._folder / text
-        if not text or path in self._secret_files.values():
+        if not text.isprintable() or not text or path in self._taken:
             self.problems.add(node, f"secret_file of {where} takes a path of its own")
         self._secret_files[name] = path
+        self._taken.add(path)
 
     def _expires(self, fields: Mapping[str, yaml.Node], where: str) -> datetime | None:
         node = fields.get("expires")

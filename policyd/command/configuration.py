@@ -275,6 +275,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise SettingsError(f"--config {path} cannot be read: {error.strerror}") from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise SettingsError(f"--config {path} cannot be read: {error}") from None
+    except RecursionError:
+        raise SettingsError(f"--config {path} cannot be read: it is nested too deeply") from None
     if not content:
         return {}
     if not isinstance(content, dict):

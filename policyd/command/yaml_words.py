@@ -16,3 +16,10 @@ class Loader(yaml.BaseLoader):
             if names.count(name) > 1:
                 raise yaml.YAMLError(f"it sets {name} twice: take one of them out")
         return super().construct_mapping(node, deep)
+
+    def construct_scalar(self, node: yaml.ScalarNode) -> str:
+        """See yaml.BaseLoader. Raises YAMLError for what no name of a file can hold, either."""
+        text = str(super().construct_scalar(node))
+        if any(one == "\0" or "\ud800" <= one <= "\udfff" for one in text):
+            raise yaml.YAMLError("it holds a NUL, or half a character: take it out")
+        return text

@@ -19,9 +19,10 @@ from policyd.keys.audit import Action, changed_defaults
 from policyd.keys.settings import Applied, AppliedChange, DeclaredKey, changed
 from policyd.store import audit, key_rows, key_settings, workers
 from policyd.store import defaults as stored_defaults
+from policyd.store.clock import database_time
 from policyd.store.database import LONG, now
 from policyd.store.key_rows import keys
-from policyd.store.keys import check_free, entry, new_secret, replaced
+from policyd.store.keys import entry, new_secret, replaced
 from policyd.store.revisions import change
 
 
@@ -134,7 +135,12 @@ def _revoke(this: _Change, row: Any) -> AppliedChange:
 def _create(this: _Change, one: _Wanted) -> AppliedChange:
     row = one.row | key_settings.row(changed((), one.key.policies))
     secret = new_secret(row, one.key.digest)
-    check_free(this.connection, row, needs_workers=row["expires_at"] is not None)
+    # Its name is free, or it would be an update. Each statement counts where keys are many: other
+    # writers wait meanwhile.
+    if one.digest is not None:
+        key_rows.check_digest_is_free(this.connection, row["digest"])
+    if row["expires_at"] is not None:
+        workers.check_all_follow(this.connection)
     this.connection.execute(sa.insert(keys).values(row | {"revision": this.revision}))
     key = key_rows.read(this.connection, row["id"])
     return AppliedChange(Action.KEY_CREATE, None, key, secret)
@@ -162,7 +168,8 @@ def _differing(row: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:
 
 def _other_secret(this: _Change, row: Any, digest: bytes) -> dict[str, Any]:
     """Put a declared secret in the place of a key's own, which ends now: what is declared holds."""
-    if digest == row.previous_digest:
+    is_kept = digest == row.previous_digest and row.previous_until > database_time(this.connection)
+    if is_kept:
         key_rows.end(this.connection, [row.digest], this.revision)
         return {"digest": digest, "previous_digest": None, "previous_until": None}
     key_rows.check_digest_is_free(this.connection, digest)

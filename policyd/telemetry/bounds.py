@@ -7,6 +7,8 @@ there are few, and all further ones are OTHER.
 
 import re
 
+from policyd.telemetry.redaction import redacted
+
 OTHER = "other"
 MODELS = 200
 """Models that are told apart."""
@@ -28,6 +30,8 @@ class Names:
         if name in self._known:
             return name
         if len(self._known) >= self._most or not _NAME.fullmatch(name):
+            return OTHER
+        if redacted(name) != name:  # A client has mistaken the field for that of its key.
             return OTHER
         self._known.add(name)
         return name

@@ -8,6 +8,7 @@ slow: the folder is made where the system keeps files in memory, if it has such 
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -57,19 +58,24 @@ def metrics_folder() -> Iterator[Path]:
 def _remove_left(place: Path) -> None:
     """Remove the folders of servers that were killed: nothing holds their locks any more."""
     for folder in place.glob(f"{_PREFIX}*"):
-        # An error: it is in use, or gone.
-        with suppress(OSError):
-            # Every user may write there, and opening what another one made could wait for ever.
-            if folder.lstat().st_uid == os.geteuid():
-                _remove_unless_held(folder)
+        # An error: it is in use, another user's, or gone.
+        with suppress(OSError), open(folder / _LOCK, "rb", opener=_without_waiting) as lock:
+            if not _is_ours(folder, lock.fileno()):
+                continue
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if lock.read(1):  # Otherwise it is just being made.
+                shutil.rmtree(folder, ignore_errors=True)
 
 
-def _remove_unless_held(folder: Path) -> None:
-    """Raises OSError where a server holds it."""
-    with (folder / _LOCK).open("r") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if lock.read():  # Otherwise it is just being made.
-            shutil.rmtree(folder, ignore_errors=True)
+def _without_waiting(path: str, flags: int) -> int:
+    # Every user may make a folder of this name, with a pipe in it that would be waited for.
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
+
+
+def _is_ours(folder: Path, lock: int) -> bool:
+    of_folder, of_lock = folder.lstat(), os.fstat(lock)
+    is_own = os.geteuid() == of_folder.st_uid == of_lock.st_uid
+    return is_own and stat.S_ISDIR(of_folder.st_mode) and stat.S_ISREG(of_lock.st_mode)
 
 
 def _place() -> Path:

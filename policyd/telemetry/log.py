@@ -6,28 +6,37 @@ seconds, path, …): see docs/observability.md. The text shows the sentence alon
 """
 
 import logging
+import re
 
 from policyd.command.process import JSON, TEXT
 from policyd.telemetry.access import AccessLines, Ended
 from policyd.telemetry.redaction import redacted
 
 FORMATS = (TEXT, JSON)
+_LINE_BREAK = re.compile(r"\r?\n")
+_CONTROL = re.compile(r"\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029]")
+"""What steers a terminal, or ends a line for some readers."""
 _LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class _Text(logging.Formatter):
-    """A line of text. A traceback follows in lines of its own."""
+    """A line of text. What follows it, such as a traceback, is in lines of its own, which are
+    indented: so nothing that a line quotes can pass for another line."""
 
     def format(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""
         if isinstance(record.msg, AccessLines):
             return "\n".join(self._access(record, one) for one in record.msg.lines)
-        return redacted(super().format(record))
+        return _LINE_BREAK.sub("\n    ", _CONTROL.sub(_escaped, redacted(super().format(record))))
 
     def _access(self, record: logging.LogRecord, ended: Ended) -> str:
         """A line of the access log. What is in it is clean."""
         record.created, record.msecs = ended.at, ended.at % 1 * 1000
         return f"{self.formatTime(record)} {record.levelname} {record.name}: {ended.line.text}"
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
 
 
 def start_logging(level: str, form: str = TEXT) -> None:

@@ -8,16 +8,17 @@ import re
 
 _HIDDEN = "***"
 _SECRETS = re.compile(
-    # The password of a URL. One that holds @ ends at the last of them.
-    r"(?<=://)(?P<user>[^\s/:@\"']*):[^\s/\"']*@"
+    # The password of a URL. One that holds @ ends at the last of them. What begins as a port is
+    # none, as an @ may stand in the path behind it.
+    r"(?<=://)(?P<user>[^\s/:@\"']*):(?!\d+/)[^\s\"']*@"
     # A policyd key, and the keys of upstreams, whose beginning tells what they are.
-    r"|\bup-[0-9A-Za-z]{16,}|\bsk-[0-9A-Za-z_-]{16,}"
+    r"|up-[0-9A-Za-z]{48}|\bup-[0-9A-Za-z]{16,}|(?<![0-9A-Za-z])sk-[0-9A-Za-z_-]{16,}"
     # What stands behind the scheme of an Authorization header.
     r"|\b(?P<scheme>[Bb]earer|BEARER|[Bb]asic)\s+[0-9A-Za-z._~+/=-]{6,}"
     # A password among the parameters of a PostgreSQL connection.
-    r"|\bpassword=(?:'[^']*'|[^\s&;,'\")]+)"
+    r"|(?i:password)=(?:'[^']*'|[^\s&;,'\")]+)"
 )
-_SIGNS = ("://", "up-", "sk-", "earer", "EARER", "asic", "password=")
+_SIGNS = ("://", "up-", "sk-", "earer", "EARER", "asic", "assword=", "ASSWORD=")
 """One of these stands in each text with a secret. To look for them takes far less long."""
 
 
@@ -34,4 +35,4 @@ def _replacement(found: re.Match[str]) -> str:
     if found["scheme"]:
         return f"{found['scheme']} {_HIDDEN}"
     name, equals, _ = found[0].partition("=")
-    return name + equals + _HIDDEN if equals and name == "password" else _HIDDEN
+    return name + equals + _HIDDEN if equals and name.lower() == "password" else _HIDDEN

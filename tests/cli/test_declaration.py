@@ -122,6 +122,10 @@ def test_json() -> None:
             "take secret_file or digest out",
         ),
         (
+            'version: 1\nkeys:\n  a: {secret_file: "x\\0y"}',
+            "secret_file of the key 'a' takes a path of its own",
+        ),
+        (
             "version: 1\nkeys:\n  a: {secret_file: x}\n  b: {secret_file: x}",
             "line 4: secret_file of the key 'b' takes a path of its own",
         ),

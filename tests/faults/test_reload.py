@@ -26,6 +26,9 @@ PAIR = "the key belongs to another certificate"
 SPOILT = {
     "policyd": [
         ("config.yaml", "log-retention: [90\n", "cannot be read"),
+        ("config.yaml", "log-retention: " + "[" * 3000, "nested too deeply"),
+        ("config.yaml", 'tls-cert: "a\\0b"\n', "holds a NUL"),
+        ("config.yaml", 'tls-key: "\\ud800"\n', "half a character"),
         ("config.yaml", "log-retention: -1\n", "-1.0 is not in the range"),
         ("config.yaml", "log-retntion: 9\n", "did you mean log_retention?"),
         ("key.pem", "of another certificate", f"key.pem cannot be used ({PAIR})"),
@@ -38,6 +41,9 @@ SPOILT = {
     ],
     "gateway": [
         ("config.yaml", "grace: [20\n", "cannot be read"),
+        ("config.yaml", "grace: " + "[" * 3000, "nested too deeply"),
+        ("config.yaml", 'tls-cert: "a\\0b"\n', "holds a NUL"),
+        ("config.yaml", 'tls-key: "\\ud800"\n', "half a character"),
         ("config.yaml", "grace: -1\n", "-1.0 is not in the range"),
         ("config.yaml", "grade: 9\n", "did you mean grace?"),
         ("key.pem", "of another certificate", f"key.pem cannot be used ({PAIR})"),

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -188,6 +189,17 @@ async def test_a_declared_digest_takes_the_place(store: Store) -> None:
     store.apply([DeclaredKey("app", digest=OTHER)], None)
     assert await in_force(api_key.digest(new).hex(), OTHER) == [False, True]
     assert store.keys.get(key.id).previous_until is None
+
+
+def test_the_digest_of_a_secret_whose_time_is_over(store: Store) -> None:
+    """A secret that a rotation kept for a while comes back by no declaration after that."""
+    key, _ = store.keys.create("app", digest=DIGEST)
+    store.keys.rotate(key.id, timedelta(microseconds=1))
+    time.sleep(0.01)
+    assert store.keys.in_force(bytes.fromhex(DIGEST)) is None
+    with pytest.raises(InvalidArgument, match="no longer in force"):
+        store.apply([DeclaredKey("app", digest=DIGEST)], None)
+    assert store.keys.in_force(bytes.fromhex(DIGEST)) is None
 
 
 def test_the_digest_of_a_revoked_key(store: Store) -> None:

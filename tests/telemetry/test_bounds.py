@@ -16,7 +16,10 @@ def test_ten_thousand_models() -> None:
     assert names.bounded("model-0") == "model-0"
 
 
-@pytest.mark.parametrize("name", ["", "a b", "a\nb", 'a"b', "x" * 65, "sk-ä", "{}"])
+@pytest.mark.parametrize(
+    "name",
+    ["", "a b", "a\nb", 'a"b', "x" * 65, "sk-ä", "{}", "up-" + "a1B2" * 12, "sk-" + "a" * 40],
+)
 def test_what_is_no_name(name: str) -> None:
     """What does not look like a model's name is never a label."""
     assert Names(MODELS).bounded(name) == OTHER

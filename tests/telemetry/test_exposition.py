@@ -151,6 +151,30 @@ def test_the_folder_of_another_user(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         assert other.is_dir()
 
 
+@pytest.mark.parametrize("what", ["pipe", "device", "link"])
+def test_folders_that_others_have_made(what: str, tmp_path: Path) -> None:
+    """Nothing that stands where folders are made is waited for, read without end, or followed."""
+    theirs, precious = tmp_path / "policyd-metrics-theirs", tmp_path / "precious"
+    precious.mkdir()
+    (precious / "lock").write_text("locked")
+    if what == "link":
+        theirs.symlink_to(precious)
+    else:
+        theirs.mkdir()
+    if what == "pipe":
+        os.mkfifo(theirs / "lock")
+    elif what == "device":
+        (theirs / "lock").symlink_to("/dev/zero")
+    code = (
+        "from pathlib import Path\n"
+        "from policyd.telemetry.folder import _remove_left\n"
+        f"_remove_left(Path({str(tmp_path)!r}))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    assert theirs.exists()
+    assert (precious / "lock").read_text() == "locked"
+
+
 def test_no_place_for_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Where there is no room for files, the error says what to do."""
     from policyd.errors import SettingsError

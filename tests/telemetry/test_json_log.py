@@ -16,6 +16,11 @@ SECRETS = [
     ("postgresql+psycopg://policyd:hunter22@db:5432/policyd is away", "hunter22"),
     ("postgresql+psycopg://policyd:hunt@er:22@db/policyd is away", "er:22"),
     ("host=db user=policyd password=hunter22 dbname=policyd", "hunter22"),
+    ("postgresql://policyd:hunt/er22@db/policyd is away", "er22"),
+    ("host=db sslpassword=hunter22 PGPASSWORD=hunter22", "hunter22"),
+    (f"GET /v1/key_{KEY}", KEY),
+    (f"GET /v1/user{KEY}/x", KEY),
+    ("GET /v1/_sk-proj-0123456789abcdefghij", "0123456789"),
     ("host=db password='hunter 22' dbname=policyd", "hunter 22"),
     ("Authorization: Bearer abcdef.ghijkl-123", "abcdef"),
     ("authorization: bearer abcdef.ghijkl-123", "abcdef"),
@@ -117,6 +122,24 @@ def test_a_traceback_is_one_field(log: logging.Logger) -> None:
     assert len(long["traceback"]) < 50_000
 
 
+FORGED = "2026-01-01 00:00:00,000 ERROR policyd: forged"
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\x0b", "\x85", "\u2028", "\x1b[2K\x1b[G"])
+def test_no_forged_line(log: logging.Logger, form: str, end: str) -> None:
+    """What a line or a traceback quotes begins no line, and steers no terminal."""
+    written = lines(log, form)
+    log.error("it says %s", f"a{end}{FORGED}")
+    try:
+        fail(f"a{end}{FORGED}")
+    except ValueError:
+        log.exception("a fault")
+    assert len(written) == 2
+    assert not any(line.startswith(FORGED) for one in written for line in one.splitlines())
+    assert "\x1b" not in "".join(written)
+
+
 def test_what_is_long_is_cut(log: logging.Logger) -> None:
     """No text makes a line grow without bound."""
     written = lines(log, "json")
@@ -168,7 +191,8 @@ def test_no_part_of_a_secret_in_an_access_line(room: int) -> None:
 
 
 def test_text_is_as_it_was(log: logging.Logger) -> None:
-    """A line of text is what logging makes of it by the format that observability.md shows."""
+    """A line of text is what logging makes of it by the format that observability.md shows; lines
+    that follow it are indented."""
     plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     written = lines(log, "text")
     before = Lines("text")
@@ -180,7 +204,7 @@ def test_text_is_as_it_was(log: logging.Logger) -> None:
         fail("first\nsecond")
     except ValueError:
         log.exception("a fault")
-    assert written == before.lines
+    assert written == [one.replace("\n", "\n    ") for one in before.lines]
 
 
 def test_access_lines(caplog: pytest.LogCaptureFixture) -> None:

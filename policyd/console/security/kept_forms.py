@@ -20,6 +20,8 @@ from urllib.parse import parse_qsl, urlencode
 from starlette.datastructures import FormData
 from starlette.requests import Request
 
+from policyd.telemetry.redaction import redacted
+
 MAX_FORM = 24 * 2**10
 """Bytes of a form that is carried. Written into another form they are up to three times as many."""
 _MAX_FIELDS = 500
@@ -30,7 +32,7 @@ _PAGES = {"/keys": "/keys/new", "/try": "/try"}
 _KEY = re.compile(r"/keys/key_[0-9a-f]+")
 """The settings of a key come back at the path they are sent to."""
 _SECRET = re.compile(r"pass|secret|token|digest|current|repeated", re.IGNORECASE)
-_SECRET_HEADER = re.compile(r"authorization|cookie|key|token|secret", re.IGNORECASE)
+_SECRET_HEADER = re.compile(r"auth|cookie|cred|key|pass|secret|session|sign|token", re.IGNORECASE)
 _HEADERS = "headers"
 """The field that holds headers, one a line."""
 
@@ -64,7 +66,7 @@ def without_secrets(form: str) -> str:
     except ValueError:
         return ""
     kept = [
-        (name, _without_secret_headers(value) if name == _HEADERS else value)
+        (name, redacted(_without_secret_headers(value) if name == _HEADERS else value))
         for name, value in fields
         if not _SECRET.search(name)
     ]
