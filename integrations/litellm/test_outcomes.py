@@ -3,19 +3,23 @@
 import json
 import time
 from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import yaml
 
 from integrations.litellm.proxy import (
     CHAT_WITH_USER,
     ENFORCE,
+    FOLDER,
     JSON,
     MASTER,
     LiteLLM,
     chat,
     send,
+    unused_port,
 )
 from tests.support.commands import invoke
 from tests.support.conformance import Keys
@@ -111,3 +115,32 @@ def test_an_upstreams_error(
     assert chat(proxy, key, CHAT_WITH_USER).status == 200
     newest(policyd, before + 1)
     assert entries(policyd)[1]["ending"] is None
+
+
+def test_an_answer_out_of_the_cache(
+    policyd: Policyd, keys: Keys, upstream: Upstream, tmp_path: Path
+) -> None:
+    """An answer for which LiteLLM asks no upstream has no outcome, so its tokens cost nothing."""
+    config = yaml.safe_load((FOLDER / "config.yaml").read_text())
+    config["litellm_settings"] |= {"cache": True, "cache_params": {"type": "local"}}
+    (tmp_path / "policyd_hook.py").symlink_to(FOLDER / "policyd_hook.py")
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    env = {"POLICYD_TARGET": policyd.grpc, "POLICYD_TIMEOUT": "30"}
+    caching = LiteLLM(file, unused_port(), upstream.url, env)
+    try:
+        upstream.forget()
+        before = len(entries(policyd))
+        key = keys.secret(ENFORCE)
+        for number, content in enumerate(("once", "once", "another"), 1):
+            body = {
+                **json.loads(CHAT_WITH_USER),
+                "messages": [{"role": "user", "content": content}],
+            }
+            assert chat(caching, key, json.dumps(body).encode()).status == 200
+            if number != 2:
+                newest(policyd, before + number - 1)
+        assert len(upstream.received) == 2
+        assert [one["ending"] for one in entries(policyd)[:3]] == ["complete", None, "complete"]
+    finally:
+        caching.stop()
