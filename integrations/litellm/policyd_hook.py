@@ -3,15 +3,18 @@
 LiteLLM finds `hook` by the config's `callbacks: policyd_hook.hook`. Where policyd gives no decision
 the client gets 503. What counts is what LiteLLM sends upstream: a client's path tells
 little of that, so a request is judged by the call that LiteLLM makes of it (`call_type`).
+policyd gets the outcome of each request that LiteLLM has answered.
 """
 
 import json
 import os
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import unquote
 
 from litellm.integrations.custom_logger import CustomLogger
+from litellm.litellm_core_utils.litellm_logging import Logging
 from litellm.proxy._types import ProxyException, UserAPIKeyAuth
 from litellm.types.proxy.litellm_pre_call_utils import RedactedDict
 
@@ -31,7 +34,13 @@ from policyd.descriptor.identifiers import (
 from policyd.descriptor.stated import INVALID, NUMBERS
 from policyd.engine.places import SAFETY_HEADER, SAFETY_IDENTIFIER, USER
 from policyd.engine.states import ModelState, UserState
-from policyd.v1.policy_pb2 import DECISION_ALLOW, EvaluateRequest, EvaluateResponse
+from policyd.v1.policy_pb2 import (
+    DECISION_ALLOW,
+    ENDING_COMPLETE,
+    EvaluateRequest,
+    EvaluateResponse,
+    Outcome,
+)
 
 Data = dict[str, Any]
 """A request's fields, LiteLLM's own among them."""
@@ -176,10 +185,19 @@ class PolicydHook(CustomLogger):  # type: ignore[misc]  # LiteLLM's types are no
         answer = await self._policyd.evaluate(asked)
         if answer.decision != DECISION_ALLOW:
             deny(answer)
+        _remember(answer.decision_id, data)
         if _came_whole(data):
             _keep_back_own_headers(data)
             _keep_user(data, call_type)
         return data
+
+    async def async_log_success_event(
+        self, kwargs: Data, response_obj: object, start_time: datetime, end_time: datetime
+    ) -> None:
+        """Report the outcome of a request that an upstream has answered."""
+        decision_id = kwargs.get(_DECISION)
+        if decision_id and self._policyd is not None and not kwargs.get("cache_hit"):
+            self._policyd.report(outcome(decision_id, kwargs, response_obj))
 
 
 class Denied(ProxyException):  # type: ignore[misc]  # as above
@@ -423,6 +441,54 @@ def _keep_back_own_headers(data: Data) -> None:
         if isinstance(headers, dict):
             for name in [one for one in headers if is_own(str(one))]:
                 del headers[name]
+
+
+# --- outcomes ----------------------------------------------------------------------------------
+
+_DECISION = "policyd_decision_id"
+_UPSTREAM_IDS = ("chatcmpl-", "cmpl-")
+"""How the IDs of answers begin. In their place LiteLLM gives some kinds of calls one of its own."""
+
+
+def _remember(decision_id: str, data: Data) -> None:
+    """Keep the decision's ID where LiteLLM's callbacks find it, and no client can write."""
+    call = data.get("litellm_logging_obj")
+    if isinstance(call, Logging):
+        call.model_call_details[_DECISION] = decision_id
+
+
+def outcome(decision_id: str, details: Data, answer: object) -> Outcome:
+    """The outcome of a request with this answer. `details` are what LiteLLM knows of the call."""
+    made = Outcome(decision_id=decision_id, http_status=200)
+    is_stream = bool(details.get("stream"))
+    if not is_stream:  # A stream that its client has left is the same to LiteLLM as a whole one.
+        made.ending = ENDING_COMPLETE
+    made.model = str(getattr(answer, "model", None) or "")
+    answer_id = str(getattr(answer, "id", None) or "")
+    if answer_id.startswith(_UPSTREAM_IDS):
+        made.openai_id = answer_id
+    times = details.get("standard_logging_object") or {}
+    began, ended = times.get("startTime"), times.get("endTime")
+    if began and ended and ended >= began:
+        made.duration.FromMicroseconds(int((ended - began) * 1e6))
+    first = times.get("completionStartTime")
+    if is_stream and began and first and first >= began:
+        made.time_to_first_byte.FromMicroseconds(int((first - began) * 1e6))
+    _add_tokens(made, getattr(answer, "usage", None))
+    return made
+
+
+def _add_tokens(made: Outcome, usage: object) -> None:
+    cached = getattr(usage, "prompt_tokens_details", None)
+    for field, source, name in (
+        ("input_tokens", usage, "prompt_tokens"),
+        ("output_tokens", usage, "completion_tokens"),
+        ("cached_tokens", cached, "cached_tokens"),
+        ("cache_write_tokens", cached, "cache_write_tokens"),
+    ):
+        count = getattr(source, name, None)
+        if isinstance(count, int) and count >= 0:
+            setattr(made, field, count)
 
 
 _setting = os.environ.get  # noqa: TID251  # LiteLLM makes a hook without arguments.

@@ -34,6 +34,7 @@ from policyd.services.admin import AdminServicer
 from policyd.services.authentication import TokenInterceptor
 from policyd.services.decision_access import DecisionAccess
 from policyd.services.decision_traces import DecisionTraces
+from policyd.services.envoy_access_log import ACCESS_LOG, AccessLogServicer
 from policyd.services.errors import Note, unnoted
 from policyd.services.ext_authz import AuthorizationServicer
 from policyd.services.grpc_server import NOT_SERVING, Bounds, GrpcListener, credentials
@@ -211,7 +212,9 @@ class Server:
         # Only once, as it logs where there is no room for so many connections.
         self._limits = _limits(self._settings)
         connections = self._limits.connections
-        listener = self._listener((_POLICY, _AUTHORIZATION), guards, connections, self._note)
+        listener = self._listener(
+            (_POLICY, _AUTHORIZATION, ACCESS_LOG), guards, connections, self._note
+        )
         assert self._log is not None
         self._policy = PolicyServicer(
             self._keys,
@@ -231,6 +234,10 @@ class Server:
             ),
             listener.server,
         )
+        access_log = AccessLogServicer(
+            self._policy, self._metrics.decisions if self._metrics else None
+        )
+        listener.server.add_generic_rpc_handlers((access_log.handler(),))
         return listener
 
     def _admin_listener(self) -> GrpcListener:

@@ -8,6 +8,7 @@ In the order of the way of a request:
     errors            policyd's errors as gRPC statuses: one table
     policy            PolicyService: decides, and logs each decision
     ext_authz         Envoy's external authorization; ext_authz_request: its message
+    envoy_access_log  Envoy's access log: its entries -> outcomes
     decision_ids      the IDs of decisions
     log_entries       messages -> entries of the decision log
     admin             AdminService: API keys, and the decision log

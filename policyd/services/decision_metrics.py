@@ -21,6 +21,8 @@ from policyd.telemetry.tally import Count, Timing
 Log = Callable[[Sequence[Entry]], Awaitable[None] | None]
 
 ADAPTERS = ("grpc", "batch", "envoy", "http", "authzen")
+DROPS = ("no_decision", "malformed", "too_many", "other_protocol", "not_logged")
+"""Why an entry of Envoy's access log becomes no outcome."""
 _VERDICTS = {one: one.name.lower() for one in Verdict}
 _MOST = 4096
 """Kinds of decisions that are remembered. A message may quote a client's words."""
@@ -41,6 +43,9 @@ class DecisionMetrics:
         for reason in REASONS:
             self._errors.of(reason)  # So that its first error shows as an increase from 0.
         self._outcomes = metrics.counts(catalogue.OUTCOMES)
+        self._dropped = metrics.counts(catalogue.ENTRIES_DROPPED)
+        for reason in DROPS:
+            self._dropped.of(reason)
         self._refused = metrics.counts(catalogue.REFUSED_KEYS)
         self._by_kind: dict[tuple[object, ...], tuple[Count, ...]] = {}
         """The counts of decisions that count alike, by what tells these apart."""
@@ -74,6 +79,10 @@ class DecisionMetrics:
         for one in entries:
             if not isinstance(one, Record | RefusedKey):
                 self._outcomes.of(status(one.status), one.ending.name.lower()).pending += 1
+
+    def dropped(self, reason: str, entries: int) -> None:
+        """Count entries of Envoy's access log that became no outcome, for `reason`."""
+        self._dropped.of(reason).pending += entries
 
     def _counts(self, adapter: str, entry: Entry) -> tuple[Count, ...]:
         if isinstance(entry, RefusedKey):

@@ -88,6 +88,13 @@ OUTCOMES = _counter(
 )
 TOKEN_KINDS = ("input", "output", "cached", "cache_write")
 """What the label `kind` of both counts of tokens may be."""
+ENTRIES_DROPPED = _counter(
+    "policyd_envoy_entries_dropped_total",
+    "reason",
+    "Entries of Envoy's access log that became no outcome. reason: no_decision (policyd did not "
+    "decide about the request), malformed, too_many (in one message), other_protocol (not of "
+    "HTTP), not_logged (the log is full).",
+)
 TOKENS = _counter(
     "policyd_tokens_total",
     "model kind",

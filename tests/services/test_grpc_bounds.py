@@ -142,6 +142,9 @@ _HOLDERS: dict[str, Callable[[grpc.aio.Channel], Awaitable[Any]]] = {
     "watch": _watch,
     "evaluate": partial(_say_nothing, method="/policyd.v1.PolicyService/Evaluate"),
     "check": partial(_say_nothing, method="/grpc.health.v1.Health/Check"),
+    "access log": partial(
+        _say_nothing, method="/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs"
+    ),
     "reflection": partial(
         _say_nothing, method="/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
     ),

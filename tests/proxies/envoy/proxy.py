@@ -51,6 +51,12 @@ def ext_authz(config: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def access_log(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the access log that policyd gets."""
+    found: dict[str, Any] = manager(config)["access_log"][1]["typed_config"]["common_config"]
+    return found
+
+
 def routes(config: dict[str, Any]) -> list[dict[str, Any]]:
     """Its routes."""
     found: list[dict[str, Any]] = manager(config)["route_config"]["virtual_hosts"][0]["routes"]
