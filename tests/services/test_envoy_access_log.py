@@ -16,7 +16,7 @@ from policyd.services.decision_metrics import DROPS, DecisionMetrics
 from policyd.services.envoy_access_log import AccessLogServicer
 from policyd.services.policy import MAX_BATCH, PolicyServicer
 from policyd.telemetry.metrics import Metrics
-from tests.support.commands import logged
+from tests.support.commands import logged_with_outcome
 from tests.support.envoy_checks import BUFFERED, CHAT_WITH_USER, KEY, Checker, request
 from tests.support.processes import Policyd
 from tests.support.records import decision_id as an_id
@@ -74,7 +74,7 @@ def test_an_entry_becomes_an_outcome(
         iter([message(entry(decision))]), timeout=30
     )
     assert isinstance(answer, StreamAccessLogsResponse)
-    found = logged(policyd.database_url, decision)
+    found = logged_with_outcome(policyd.database_url, decision)
     assert (found["ending"], found["upstream_status"]) == ("complete", 200)
     assert (found["first_byte_ms"], found["duration_ms"]) == (7.0, 1500.0)
     assert (found["openai_id"], found["answer_organization"]) == ("req_1", "acme")
@@ -89,7 +89,7 @@ def test_a_bad_message_does_not_end_the_stream(
     good = message(HTTPAccessLogEntry(), entry("mine"), entry(decision)).SerializeToString()
     send: Any = channel.stream_unary(METHOD)
     assert send(iter([b"\xff", b"", good]), timeout=30) == b""
-    assert logged(policyd.database_url, decision)["ending"] == "complete"
+    assert logged_with_outcome(policyd.database_url, decision)["ending"] == "complete"
 
 
 class Log:

@@ -27,6 +27,15 @@ def logged(url: str, decision_id: str) -> dict[str, Any]:
         time.sleep(0.05)
 
 
+def logged_with_outcome(url: str, decision_id: str) -> dict[str, Any]:
+    """The same entry, once it has an outcome, which may be shipped after its decision."""
+    until = time.monotonic() + 60
+    while (found := logged(url, decision_id))["ending"] is None:
+        assert time.monotonic() < until, found
+        time.sleep(0.1)
+    return found
+
+
 def invoke(
     *command: str, stdin: bytes | None = None, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[bytes]:

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from urllib.parse import urlsplit
 
 from tests.proxies.envoy.proxy import Envoy, access_log, ext_authz
 from tests.proxies.envoy.test_envoy import JSON, ask, last_log
-from tests.support.commands import logged
+from tests.support.commands import logged, logged_with_outcome
 from tests.support.envoy_checks import CHAT, CHAT_WITH_USER, KEY, PATH
 from tests.support.processes import Policyd
 from tests.support.stack import Upstream
@@ -19,11 +18,7 @@ from tests.support.stack import Upstream
 def with_outcome(policyd: Policyd, envoy: Envoy, line: int) -> dict[str, Any]:
     """policyd's entry of the request in a line of Envoy's log, once it has an outcome."""
     decision_id = last_log(envoy, line)["policyd"]["decision_id"]
-    until = time.monotonic() + 60
-    while (found := logged(policyd.database_url, decision_id))["ending"] is None:
-        assert time.monotonic() < until, found
-        time.sleep(0.1)
-    return found
+    return logged_with_outcome(policyd.database_url, decision_id)
 
 
 def test_an_answer(policyd: Policyd, envoy: Envoy, upstream: Upstream, enforcing: str) -> None:
