@@ -156,10 +156,13 @@ clean: ## remove what the other targets have made, but not the data
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # What `make run` needs is the same in versions and place, so the developers' tools come on top of it.
+# xds-protos brings old files of opentelemetry-proto along, so that one is installed once more, after it.
 $(INSTALLED): requirements.txt pyproject.toml
 	@echo "Installing policyd and its developers' tools into .venv (0.7 GB), once."
 	$(call venv,.venv)
 	$(call install,.venv,requirements.txt)
+	@sed -n '/^opentelemetry-proto==/,/# via/p' requirements.txt >.venv/otlp.txt
+	@$(BIN)/pip install --quiet --force-reinstall --no-deps --require-hashes -r .venv/otlp.txt
 	@$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $(RUNS) $@
 

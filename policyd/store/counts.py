@@ -85,6 +85,7 @@ models = sa.Table(
     metadata,
     sa.Column("hour", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("key_id", sa.String(32), primary_key=True),
+    sa.Column("writer", sa.String(8), primary_key=True),
     sa.Column("model", sa.String(256), primary_key=True),
     *_counts(),
 )
@@ -99,13 +100,14 @@ sa.Index(
 
 
 class Tally:
-    """The counts that one transaction adds."""
+    """The counts that one transaction of `writer` adds: see latencies.EVERY_KEY."""
 
-    def __init__(self) -> None:
+    def __init__(self, writer: str) -> None:
+        self._writer = writer
         self._hours: dict[tuple[Any, ...], Counts] = defaultdict(Counts)
         self._users: dict[tuple[Any, ...], Counts] = defaultdict(Counts)
         self._models: dict[tuple[Any, ...], Counts] = defaultdict(Counts)
-        self._latencies: Counter[tuple[int, str, int]] = Counter()
+        self._latencies: Counter[tuple[int, str, str, int]] = Counter()
 
     def count(self, record: Record) -> None:
         """Count one decision, unless its key was refused: older versions logged such requests."""
@@ -130,8 +132,8 @@ class Tally:
         is_error = outcome.status >= ERROR or outcome.ending in BROKEN
         if outcome.duration_us is not None:
             hour, below = _hour(outcome.decision_id), latencies.mark(outcome.duration_us)
-            for key in (key_id, EVERY_KEY):
-                self._latencies[hour, key, below] += 1
+            for key, writer in ((key_id, ""), (EVERY_KEY, self._writer)):
+                self._latencies[hour, key, writer, below] += 1
         for counts in self._of(outcome.decision_id, key_id, end_user, model):
             counts.input_tokens += outcome.input_tokens or 0
             counts.output_tokens += outcome.output_tokens or 0
@@ -150,10 +152,7 @@ class Tally:
         self._add(connection, -1)
         latencies.take_back(connection, self._latencies)
         for table, counted in self._written():
-            key = sa.tuple_(*table.primary_key.columns)
-            # Also below 0: counts may have gone before their decisions.
-            nothing = table.c.requests <= 0
-            connection.execute(sa.delete(table).where(key.in_(sorted(counted)), nothing))
+            latencies.delete_empty(connection, table, counted)
 
     def _add(self, connection: sa.Connection, sign: int) -> None:
         for table, counted in self._written():
@@ -176,8 +175,8 @@ class Tally:
         return [
             self._hours[hour, key_id],
             self._users[hour * HOUR // DAY, key_id, user],
-            self._models[hour, key_id, model],
-            self._models[hour, EVERY_KEY, model],
+            self._models[hour, key_id, "", model],
+            self._models[hour, EVERY_KEY, self._writer, model],
         ]
 
 

@@ -8,10 +8,11 @@ that are counted beyond the mark. An hour of a key has at most 249 rows, and usu
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from math import ceil
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -19,7 +20,8 @@ from policyd.decision_log.record import MAX_TIME
 from policyd.store.database import metadata, upsert
 
 EVERY_KEY = ""
-"""Stands in place of a key's ID for all keys together."""
+"""Stands in place of a key's ID for all keys together. Each writer has such rows of its own, so
+that no row is one that every transaction of every replica locks; their sum is what counts."""
 _HOUR = 3600
 _IN_TWO = 8
 """Marks until a length is twice as long."""
@@ -36,6 +38,7 @@ table = sa.Table(
     metadata,
     sa.Column("hour", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("key_id", sa.String(32), primary_key=True),
+    sa.Column("writer", sa.String(8), primary_key=True),
     sa.Column("below_us", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("requests", sa.BigInteger, nullable=False),
     sqlite_with_rowid=False,
@@ -74,8 +77,8 @@ class Latencies:
         return sum(count for one, count in self.below.items() if one > microseconds)
 
 
-def write(connection: sa.Connection, counted: Mapping[tuple[int, str, int], int]) -> None:
-    """Add counts, by hour, key and mark."""
+def write(connection: sa.Connection, counted: Mapping[tuple[int, str, str, int], int]) -> None:
+    """Add counts, by hour, key, writer and mark."""
     names = table.primary_key.columns.keys()
     rows = [
         dict(zip(names, key, strict=True)) | {"requests": count}
@@ -84,12 +87,24 @@ def write(connection: sa.Connection, counted: Mapping[tuple[int, str, int], int]
     upsert(connection, table, rows, add=("requests",))
 
 
-def take_back(connection: sa.Connection, counted: Mapping[tuple[int, str, int], int]) -> None:
+def take_back(connection: sa.Connection, counted: Mapping[tuple[int, str, str, int], int]) -> None:
     """Take counts out again, and the rows that then count nothing."""
     write(connection, {key: -count for key, count in counted.items()})
+    delete_empty(connection, table, counted)
+
+
+def delete_empty(
+    connection: sa.Connection, table: sa.Table, keys: Iterable[tuple[Any, ...]]
+) -> None:
+    """Delete the rows of these primary keys that count nothing.
+
+    Those of one key may be below 0, as counts may have gone before their decisions. Those of all
+    keys may be, too, where another writer has counted what this one takes back; these stay.
+    """
     key = sa.tuple_(*table.primary_key.columns)
-    nothing = table.c.requests <= 0
-    connection.execute(sa.delete(table).where(key.in_(sorted(counted)), nothing))
+    is_below = sa.and_(table.c.key_id != EVERY_KEY, table.c.requests < 0)
+    nothing = sa.or_(table.c.requests == 0, is_below)
+    connection.execute(sa.delete(table).where(key.in_(sorted(keys)), nothing))
 
 
 def read(
@@ -109,5 +124,6 @@ def read(
     found: dict[datetime, Latencies] = {}
     for at_step, below, requests in connection.execute(query):
         at = datetime.fromtimestamp((first + at_step * length) * _HOUR, UTC)
-        found.setdefault(at, Latencies()).below[below] += int(requests)
+        if requests > 0:
+            found.setdefault(at, Latencies()).below[below] += int(requests)
     return found

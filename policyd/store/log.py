@@ -18,6 +18,7 @@ IDs of decisions begin with the millisecond, so the order of IDs is the order of
 query of a stretch of time is a range of IDs.
 """
 
+import secrets
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -79,6 +80,8 @@ class Log:
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
         self._steps = Steps(engine)
+        self._writer = secrets.token_hex(4)
+        """Which rows of counts over all keys are this log's: see counts.py."""
 
     def append(
         self,
@@ -111,7 +114,7 @@ class Log:
         records = {entry.id: entry for entry in entries if isinstance(entry, Record)}
         outcomes = {entry.decision_id: entry for entry in entries if isinstance(entry, Outcome)}
         refused = [entry for entry in entries if isinstance(entry, RefusedKey | RefusedKeyCount)]
-        tally = Tally()
+        tally = Tally(self._writer)
         with writing(self._engine, SHIPPING) as connection:
             if step is not None:
                 _make_durable(connection)

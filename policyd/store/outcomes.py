@@ -53,7 +53,7 @@ def settle(engine: sa.Engine, steps: Steps, at: datetime) -> None:
     with reading(engine) as connection:
         if connection.execute(sa.select(_waiting.c.since).limit(1)).first() is None:
             return
-    tally = Tally()
+    tally = Tally("settled")
     with writing(engine) as connection:
         found = sa.select(_waiting.c.outcome).where(
             _waiting.c.decision_id.in_(sa.select(decisions.c.id))

@@ -36,6 +36,20 @@ class Overdue(psycopg.OperationalError):
     """The server was silent for longer than a call may take. The connection is closed."""
 
 
+class _Cursor(psycopg.Cursor[Any]):
+    """A cursor after whose every statement PostgreSQL ends a transaction that stands still.
+
+    psycopg sends many rows through a pipeline. What it sends behind the last of them stops the
+    server's timer, so that a replica which vanished then would hold its locks for hours. A plain
+    statement starts the timer again.
+    """
+
+    def executemany(self, *arguments: Any, **options: Any) -> None:
+        """See psycopg.Cursor."""
+        super().executemany(*arguments, **options)
+        self.connection.execute("SELECT 1")
+
+
 class BoundedConnection(psycopg.Connection[Any]):
     """A connection whose every wait ends by the running thread's deadline.
 
@@ -47,6 +61,10 @@ class BoundedConnection(psycopg.Connection[Any]):
     probe: Callable[[], object] = staticmethod(bool)
     statement: float = 0.0
     """How many seconds the running statement may take, where that is longer than `silence`."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.cursor_factory = _Cursor
 
     def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
         """See psycopg.Connection. Raises Overdue."""

@@ -19,7 +19,7 @@ def remove_some(connection: sa.Connection) -> int:
     records = [read_record(row) for row in connection.execute(query.with_for_update())]
     if not records:
         return 0
-    tally = Tally()
+    tally = Tally("sample")
     for record in records:
         tally.count(record)
         if record.outcome is not None:

@@ -82,6 +82,7 @@ class Statistics:
             .where(models.c.hour.in_(_numbers(since, until)))
             .where(models.c.key_id == (key_id or EVERY_KEY))
             .group_by(name)
+            .having(_sum(models.c.requests) > 0)
             .order_by(_sum(models.c.requests).desc(), name)
             .limit(limit)
         )

@@ -233,6 +233,11 @@ def start_tracing(service: str, url: str, share: float, users_key: str = "") -> 
         from policyd.telemetry.span_sender import span_sender
     except ImportError as problem:
         package = problem.name or "opentelemetry"
+        if package.startswith("opentelemetry.proto"):
+            raise SettingsError(
+                "--traces needs files of opentelemetry-proto, and xds-protos has put older ones in "
+                "their place: pip install --force-reinstall --no-deps opentelemetry-proto"
+            ) from None
         raise SettingsError(f"--traces {lacks(package, 'tracing')}") from None
     return Tracer(span_sender(service, url), share, users_key)
 

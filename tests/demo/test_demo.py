@@ -206,8 +206,8 @@ def test_sigterm(tmp_path: Path) -> None:
 
 
 def test_stopping_in_the_middle_of_a_stream(tmp_path: Path) -> None:
-    """Ctrl-C lets the stream come to its end."""
-    with demo(tmp_path) as running:
+    """Ctrl-C lets the stream come to its end, and the demo says what it waits for."""
+    with demo(tmp_path, quiet=False) as running:
         line = running.passes.replace('{"model"', '{"stream": true, "model"')
         with urllib.request.urlopen(as_request(line, {}), timeout=60) as stream:
             first = stream.readline()
@@ -215,6 +215,8 @@ def test_stopping_in_the_middle_of_a_stream(tmp_path: Path) -> None:
             rest = stream.read()
     assert first.startswith(b"data: {")
     assert rest.endswith(b"data: [DONE]\n\n")
+    (line,) = running.errors
+    assert "waits up to 20 s for requests under way (1): a second signal cuts them" in line
 
 
 PROVIDER_KEY = "sk-proj-0123456789"

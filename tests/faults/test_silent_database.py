@@ -5,6 +5,7 @@ replica holds up another.
 import asyncio
 import inspect
 import os
+import secrets
 import sqlite3
 import subprocess
 import sys
@@ -25,9 +26,11 @@ from sqlalchemy import event
 from policyd.command.threads import StoreThreads
 from policyd.errors import RevisionNotReached, StoreBusy, StoreUnavailable
 from policyd.keys.key_table import KeyTable
+from policyd.keys.settings import DeclaredKey
 from policyd.store import LogFilter, Store
 from policyd.store.database import LONG, reading
 from policyd.store.history import Kind
+from policyd.store.key_list import KeyFilter
 from tests.support.postgresql import PostgreSQL
 from tests.support.processes import environment
 from tests.support.records import denied, outcome
@@ -82,6 +85,26 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "Workers.furthest_off": (),
     "Workers.leave": ("id",),
     "Workers.list": (),
+    "Audit.add": ("sign_in", "console"),
+    "Audit.list": (),
+    "KeyBatches.revoke": ({"id": "etag"},),
+    "KeyBatches.set_policies": ({"id": "etag"}, ()),
+    "KeyList.chosen": (["id"],),
+    "KeyList.last_used": (["id"],),
+    "KeyList.page": (KeyFilter(),),
+    "Keys.find": ("app",),
+    "Keys.in_force": (b"digest",),
+    "Keys.rotate": ("id", timedelta(days=1)),
+    "Log.neighbours": (LogFilter(), "id"),
+    "Log.remove_sample": (),
+    "Log.search": (LogFilter(),),
+    "Statistics.emails": PERIOD,
+    "Statistics.first": (),
+    "Statistics.latencies": (*PERIOD, timedelta(hours=1)),
+    "Statistics.models": PERIOD,
+    "Store.apply": ([DeclaredKey("app")],),
+    "Store.defaults": (),
+    "Store.why_unchangeable": (),
     "Administrator.end_session": ("id", NOW),
     "Administrator.end_sessions": (),
     "Administrator.get": (),
@@ -91,6 +114,8 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "History.newest": ([KIND], 3),
 }
 """The arguments of each public method."""
+TELLS = {"Store.why_unchangeable"}
+"""It says why the database cannot be used, and raises nothing."""
 APART = {"Store.close", "Store.expect", "Store.history", "Log.give_back", "Store.hints"}
 """Methods that send PostgreSQL nothing, and the hints, which have a test of their own."""
 
@@ -154,6 +179,9 @@ def test_every_method_ends(database: str, proxy: SilentProxy, is_known: bool) ->
     proxy.be_silent()
 
     def call(name: str) -> None:
+        if name in TELLS:
+            assert stores[name].why_unchangeable()
+            return
         with pytest.raises(StoreUnavailable):
             _finish(stores[name], name)
 
@@ -218,10 +246,12 @@ def test_a_replica_vanishes_in_mid_transaction(
 
     def do(store: Store, replica: int) -> None:
         if work == "ship":
-            # The same key, hour and user, which are counted in the same rows.
-            store.log.append([denied(at), outcome(denied(at))])
+            # The same key, hour and user, which are counted in the same rows. Of several decisions,
+            # many rows are sent at once.
+            other = denied(at, end_user="other")
+            store.log.append([denied(at), outcome(denied(at)), other])
         elif work == "create a key":
-            store.keys.create("app")
+            store.keys.create(f"app {secrets.token_hex(4)}")
         elif work == "retire":
             store.log.expire(at - timedelta(days=1), 10)
         else:
@@ -302,7 +332,7 @@ async def hint(store: Store, keys: KeyTable) -> None:
 
 async def until_followed(store: Store, keys: KeyTable) -> None:
     while True:
-        key, _ = await asyncio.to_thread(store.keys.create, "app")
+        key, _ = await asyncio.to_thread(store.keys.create, f"app {secrets.token_hex(4)}")
         with suppress(RevisionNotReached):
             await keys.wait_for(key.revision, 2)
             return
@@ -315,7 +345,7 @@ async def test_settings_are_followed_again(database: str, proxy: SilentProxy) ->
         await keys.refresh()
         following = asyncio.create_task(keys.follow(0.1))
         proxy.be_silent()
-        key, _ = await asyncio.to_thread(near.keys.create, "app")
+        key, _ = await asyncio.to_thread(near.keys.create, f"app {secrets.token_hex(4)}")
         with pytest.raises(RevisionNotReached):
             await keys.wait_for(key.revision, 2 * SHORT)
         proxy.speak()
@@ -398,14 +428,14 @@ def test_a_thread_that_hangs_does_not_keep_the_process() -> None:
 def test_first_starts_at_once(tmp_path: Path) -> None:
     """Several processes make one new SQLite database at the same moment, again and again."""
     program = """if True:
-        import sys
+        import os, sys
         from contextlib import closing
         from policyd.store import Store
 
         for line in sys.stdin:
             with closing(Store(f"sqlite:///{line.strip()}")) as store:
                 store.migrate()
-                store.keys.create("app")
+                store.keys.create(f"app {os.getpid()}")
             print("made", flush=True)
         """
     starters = [

@@ -1,6 +1,7 @@
 """policyd with PostgreSQL as its database, as a real process."""
 
 import asyncio
+import secrets
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -80,7 +81,7 @@ async def hint(store: Store, keys: KeyTable) -> None:
 async def until_followed(store: Store, keys: KeyTable) -> ApiKey:
     """A key that was followed. Hints are lost while no worker listens, so there are some more."""
     while True:
-        key, _ = await asyncio.to_thread(store.keys.create, "app")
+        key, _ = await asyncio.to_thread(store.keys.create, f"app {secrets.token_hex(4)}")
         with suppress(RevisionNotReached):
             await keys.wait_for(key.revision, 2)
             return key

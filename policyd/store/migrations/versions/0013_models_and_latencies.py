@@ -22,6 +22,7 @@ def upgrade() -> None:
         "hourly_model_counts",
         sa.Column("hour", sa.BigInteger, primary_key=True, autoincrement=False),
         sa.Column("key_id", sa.String(32), primary_key=True),
+        sa.Column("writer", sa.String(8), primary_key=True),
         sa.Column("model", sa.String(256), primary_key=True),
         *(sa.Column(name, sa.BigInteger, nullable=False) for name in _COUNTS),
     )
@@ -29,6 +30,7 @@ def upgrade() -> None:
         "hourly_latencies",
         sa.Column("hour", sa.BigInteger, primary_key=True, autoincrement=False),
         sa.Column("key_id", sa.String(32), primary_key=True),
+        sa.Column("writer", sa.String(8), primary_key=True),
         sa.Column("below_us", sa.BigInteger, primary_key=True, autoincrement=False),
         sa.Column("requests", sa.BigInteger, nullable=False),
         sqlite_with_rowid=False,
