@@ -7,6 +7,7 @@ and whether what they make runs. What is not: whether the base image has all tha
 """
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -99,6 +100,7 @@ class Image:
         self.command: list[str] = json.loads(stage.values("CMD")[-1])
 
     def _build(self, stage: Stage) -> None:
+        os.umask(0o022)  # As a container engine's, whatever commands ran in this process.
         for part in ("upper", "work", "root"):
             (self.layer / part).mkdir(parents=True)
         self.environment = {"PATH": "/usr/local/bin:/usr/bin:/bin"}

@@ -195,13 +195,13 @@ async def test_settings_are_read_again(start: Start, tmp_path: Path) -> None:
     token.chmod(0o600)
     config.write_text("default-mode: off\n")
     flags = ("--config", str(config), "--caller-token-file", str(token), "--workers", "2")
+    key = keys(f"sqlite:///{tmp_path}/policyd.db", "create", "test")["key"]
     policyd = start(Policyd, tmp_path, *flags)
-    key = keys(policyd.database_url, "create", "test")["key"]
     before = children(policyd)
     for spoilt, content, words in (
         (token, "short", "holds no token of 16 or more characters"),
         (config, "default-mode: of\n", "'of' is not one of"),
-        (config, "defalt-mode: off\n", "did you mean default_mode?"),
+        (config, "defalt-mode: off\n", "did you mean default-mode?"),
     ):
         was = spoilt.read_text()
         spoilt.write_text(content)
