@@ -9,15 +9,20 @@ import pytest
 from tests.support.databases import put_database
 from tests.support.processes import environment
 
-# It sends itself the signal so many seconds after it has begun to load the command.
+# It sends itself the signal so many seconds after it has begun to load the command, and once more
+# each five seconds: Python itself loses one that comes while it runs a callback of its imports.
 _PROGRAM = """
-import os, signal, sys, threading
+import os, signal, sys, threading, time
 import policyd.extras
 delay, program, *words = sys.argv[1:]
 sys.argv[:] = [program, *words]
-timer = threading.Timer(float(delay), os.kill, (os.getpid(), signal.SIGINT))
-timer.daemon = True
-timer.start()
+def interrupt():
+    time.sleep(float(delay))
+    while True:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+threading.Thread(target=interrupt, daemon=True).start()
 getattr(policyd.extras, program.replace("-", "_"))()
 """
 COMMANDS = {
