@@ -9,8 +9,8 @@ import re
 _HIDDEN = "***"
 _SECRETS = re.compile(
     # The password of a URL. One that holds @ ends at the last of them. What begins as a port is
-    # none, as an @ may stand in the path behind it.
-    r"(?<=://)(?P<user>[^\s/:@\"']*):(?!\d+/)[^\s\"']*@"
+    # none, as an @ may stand in the path behind it. Bounded, so that many of them take linear time.
+    r"(?<=://)(?P<user>[^\s/:@\"']*):(?!\d{1,5}/)[^\s\"']{0,256}@"
     # A policyd key, and the keys of upstreams, whose beginning tells what they are.
     r"|up-[0-9A-Za-z]{48}|\bup-[0-9A-Za-z]{16,}|(?<![0-9A-Za-z])sk-[0-9A-Za-z_-]{16,}"
     # What stands behind the scheme of an Authorization header.

@@ -220,7 +220,7 @@ def test_variables_that_no_command_reads(env: dict[str, str], message: str) -> N
         ("default-mode: enforce\ndefault_mode: off", "sets default_mode twice"),
         ("config: other.yaml", "names no other file"),
         ("mode: enforce", "did you mean --default-mode"),
-        ("default-mod: enforce", "did you mean default_mode?"),
+        ("default-mod: enforce", "did you mean default-mode?"),
     ],
 )
 def test_lines_that_would_not_count(tmp_path: Path, content: str, message: str) -> None:
@@ -270,7 +270,7 @@ def test_where_settings_come_from(tmp_path: Path) -> None:
     config.write_text("databse_url: x\n")
     refused = invoke(*create)
     assert refused.returncode == 2
-    assert b"did you mean database_url?" in refused.stderr
+    assert b"did you mean database-url?" in refused.stderr
     config.write_text("- just\n- a list\n")
     assert b"NAME: VALUE" in invoke(*create).stderr
     config.write_text("a: [")

@@ -167,6 +167,8 @@ PATTERNS: dict[str, list[Pump]] = {
     "policyd.telemetry.redaction._SECRETS": _after(
         *("://", "://a:", "up-", "sk-", "Bearer ", "Basic\t", "password=", "password='", "a:"),
     ),
+    "policyd.telemetry.log._CONTROL": _after("\r", "a"),
+    "policyd.telemetry.log._LINE_BREAK": _after("\r", "\n"),
     "policyd.telemetry.trace_context._FORM": _after("00-", "0", "-"),
     "policyd.telemetry.trace_context._TRACE_ID": _after("0"),
     "policyd.telemetry.tracing._URL": _after("http://", "http://a/", "a", "/"),

@@ -30,7 +30,7 @@ SPOILT = {
         ("config.yaml", 'tls-cert: "a\\0b"\n', "holds a NUL"),
         ("config.yaml", 'tls-key: "\\ud800"\n', "half a character"),
         ("config.yaml", "log-retention: -1\n", "-1.0 is not in the range"),
-        ("config.yaml", "log-retntion: 9\n", "did you mean log_retention?"),
+        ("config.yaml", "log-retntion: 9\n", "did you mean log-retention?"),
         ("key.pem", "of another certificate", f"key.pem cannot be used ({PAIR})"),
         ("cert.pem", "", "cert.pem holds no certificate"),
         ("cert.pem", None, "cert.pem cannot be read"),

@@ -112,7 +112,7 @@ def test_a_setting_made_smaller(store: Store, new_database: str) -> None:
     ):
         retire(store, 79 * DAY)
         before = kept(store)
-        assert retire(store, keep, rows) < 10  # As time passes.
+        assert retire(store, keep, rows) <= 10  # A day at most, as time passes.
         standstill = store.log.standstill()
         assert standstill.waiting > before * 0.4
         status = ask(new_database, "logs", "status", "--json")
@@ -122,7 +122,7 @@ def test_a_setting_made_smaller(store: Store, new_database: str) -> None:
     refused = invoke("policyd", *words, "--database-url", new_database)
     assert refused.returncode == 2
     assert b"give --yes" in refused.stderr
-    assert kept(store) > before - 10
+    assert kept(store) >= before - 10
     assert ask(new_database, *words, "--yes", "--json")["deleted"] > before / 2
     assert kept(store) == 70
     assert retire(store, 7 * DAY) < 12
