@@ -68,7 +68,8 @@ test-all: $(INSTALLED) $(OPENAI_0_27) $(LANGCHAIN) $(NODE_CLIENT) $(DEPLOY) ## r
 
 .PHONY: interop
 interop: $(INSTALLED) $(LITELLM) $(NODE_GATEWAY) $(GO_GATEWAY) $(JAVA_GATEWAY) ## build and try the integrations
-	$(BIN)/pytest integrations/clients integrations/litellm -rs $(ARGS)
+	$(BIN)/pytest integrations/clients integrations/litellm -rs $(ARGS) || { test $$? = 1 && echo "$$ALONE" && \
+		$(BIN)/pytest integrations/clients integrations/litellm --last-failed --last-failed-no-failures none $(ARGS); }
 
 .PHONY: differential
 differential: $(DIFFERENTIAL) $(NODE_READERS) $(GO_READERS) ## compare what other readers of JSON and forms see; ARGS="--bodies 20000 --seed 1"
