@@ -38,10 +38,15 @@ def entries(policyd: Policyd) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def newest(policyd: Policyd, before: int) -> dict[str, Any]:
-    """The newest entry, once it is one more than `before` and has an outcome."""
+def last(policyd: Policyd) -> str:
+    """The ID of the newest entry; "" where there is none."""
+    return next((one["id"] for one in entries(policyd)), "")
+
+
+def newest(policyd: Policyd, before: str) -> dict[str, Any]:
+    """The newest entry, once it is another than the one with the ID `before` and has an outcome."""
     until = time.monotonic() + 60
-    while len(found := entries(policyd)) <= before or found[0]["ending"] is None:
+    while not (found := entries(policyd)) or found[0]["id"] == before or not found[0]["ending"]:
         assert time.monotonic() < until, found[:1]
         time.sleep(0.2)
     return found[0]
@@ -70,7 +75,7 @@ def test_an_answer(
     body: bytes,
 ) -> None:
     """Status, time, model, tokens and so the cost are known."""
-    before = len(entries(policyd))
+    before = last(policyd)
     key = ("x-usagepanda-api-key", keys.secret(ENFORCE))
     assert send(proxy, path, body, [key]).status == 200
     found = newest(policyd, before)
@@ -89,7 +94,7 @@ def test_a_client_that_leaves(
     policyd: Policyd, proxy: LiteLLM, keys: Keys, upstream: Upstream
 ) -> None:
     """A stream that is not read to its end has no ending, as LiteLLM does not tell."""
-    before = len(entries(policyd))
+    before = last(policyd)
     upstream.hold()
     leaving = HTTPConnection(urlsplit(proxy.url).netloc, timeout=60)
     key = ("x-usagepanda-api-key", keys.secret(ENFORCE))
@@ -108,12 +113,12 @@ def test_an_upstreams_error(
     policyd: Policyd, proxy: LiteLLM, keys: Keys, upstream: Upstream
 ) -> None:
     """A request that has failed has no outcome, even after that of a later one has come."""
-    before = len(entries(policyd))
+    before = last(policyd)
     key = keys.secret(ENFORCE)
     body = b'{"model":"gpt-4o-mini","messages":5,"user":"alice"}'
     assert chat(proxy, key, body).status >= 400
     assert chat(proxy, key, CHAT_WITH_USER).status == 200
-    newest(policyd, before + 1)
+    newest(policyd, before)
     assert entries(policyd)[1]["ending"] is None
 
 
@@ -130,7 +135,7 @@ def test_an_answer_out_of_the_cache(
     caching = LiteLLM(file, unused_port(), upstream.url, env)
     try:
         upstream.forget()
-        before = len(entries(policyd))
+        before = last(policyd)
         key = keys.secret(ENFORCE)
         for number, content in enumerate(("once", "once", "another"), 1):
             body = {
@@ -139,7 +144,7 @@ def test_an_answer_out_of_the_cache(
             }
             assert chat(caching, key, json.dumps(body).encode()).status == 200
             if number != 2:
-                newest(policyd, before + number - 1)
+                before = newest(policyd, before)["id"]
         assert len(upstream.received) == 2
         assert [one["ending"] for one in entries(policyd)[:3]] == ["complete", None, "complete"]
     finally:
