@@ -15,6 +15,7 @@ keys there are, by name, and the server's defaults.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ class _Reader:
 
         found: dict[str, DeclaredKey] = {}
         for given, (at, value) in self.problems.mapping(node, "keys").items():
-            name = self._try(at, lambda given=given: valid_name(given))  # type: ignore[misc]
+            name = self._try(at, partial(valid_name, given))
             if name is None:
                 continue
             if name in found:

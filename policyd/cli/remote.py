@@ -16,7 +16,7 @@ from policyd.decision_log.record import Record
 from policyd.engine.settings import ApiKey, ServerDefaults, Settings
 from policyd.keys.audit import Action, AuditRecord
 from policyd.keys.settings import Applied, AppliedChange, DeclaredKey
-from policyd.services import key_messages
+from policyd.services import fields, key_messages
 from policyd.services.errors import TABLE
 from policyd.services.log_messages import duration, timestamp
 from policyd.store import LogFilter
@@ -233,16 +233,16 @@ def _api_key(message: pb.ApiKey) -> ApiKey:
         accept=tuple(message.accept),
         created_at=_at(message, "create_time"),
         updated_at=_at(message, "update_time"),
-        revoked_at=key_messages.moment(message, "revoke_time"),
+        revoked_at=fields.moment(message, "revoke_time"),
         revision=message.revision,
-        expires_at=key_messages.moment(message, "expire_time"),
-        previous_until=key_messages.moment(message, "previous_secret_expire_time"),
+        expires_at=fields.moment(message, "expire_time"),
+        previous_until=fields.moment(message, "previous_secret_expire_time"),
         suffix=message.suffix,
     )
 
 
 def _at(message: pb.ApiKey, field: str) -> datetime:
-    return key_messages.moment(message, field) or datetime.fromtimestamp(0, UTC)
+    return fields.moment(message, field) or datetime.fromtimestamp(0, UTC)
 
 
 def _defaults(message: pb.Defaults) -> ServerDefaults:
@@ -253,10 +253,12 @@ def _defaults(message: pb.Defaults) -> ServerDefaults:
 
 def _change(one: pb.AppliedChange) -> AppliedChange:
     def key(field: str) -> ApiKey | None:
-        return _api_key(getattr(one, field)) if one.HasField(field) else None  # type: ignore[arg-type]
+        found = fields.optional(one, field)
+        return None if found is None else _api_key(found)
 
     def held(field: str) -> ServerDefaults | None:
-        return _defaults(getattr(one, field)) if one.HasField(field) else None  # type: ignore[arg-type]
+        found = fields.optional(one, field)
+        return None if found is None else _defaults(found)
 
     return AppliedChange(
         _ACTIONS.get(one.action, Action.KEY_UPDATE),

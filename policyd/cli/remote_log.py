@@ -9,6 +9,7 @@ from policyd.cli.administration import Status
 from policyd.decision_log.record import Ending, Outcome, Record, Verdict
 from policyd.decision_log.results import LoggedResult
 from policyd.engine.states import Ignored, Mode, Source, UserState
+from policyd.services.fields import optional
 from policyd.services.log_messages import timestamp
 from policyd.store import LogFilter
 from policyd.v1 import admin_pb2 as pb
@@ -94,28 +95,26 @@ def _result(one: policy_pb2.PolicyResult) -> LoggedResult:
 
 
 def _outcome(one: pb.LoggedDecision) -> Outcome:
-    given = one.outcome
-    cost = one.cost_micro_usd if one.HasField("cost_micro_usd") else None
+    reported = one.outcome
+    cost = optional(one, "cost_micro_usd")
     tokens = ("input_tokens", "output_tokens", "cached_tokens", "cache_write_tokens")
     return Outcome(
         decision_id=one.id,
-        ending=Ending(given.ending),
-        status=given.http_status,
-        first_byte_us=_microseconds(given, "time_to_first_byte"),
-        duration_us=_microseconds(given, "duration"),
-        openai_id=given.openai_id,
-        model=given.model,
-        organization=given.organization,
+        ending=Ending(reported.ending),
+        status=reported.http_status,
+        first_byte_us=_microseconds(reported, "time_to_first_byte"),
+        duration_us=_microseconds(reported, "duration"),
+        openai_id=reported.openai_id,
+        model=reported.model,
+        organization=reported.organization,
         cost_nano=None if cost is None else round(cost * 1000),
-        **{name: getattr(given, name) if given.HasField(name) else None for name in tokens},  # type: ignore[arg-type]
+        **{name: optional(reported, name) for name in tokens},
     )
 
 
-def _microseconds(given: policy_pb2.Outcome, field: str) -> int | None:
-    if not given.HasField(field):  # type: ignore[arg-type]  # one of two names
-        return None
-    time: Duration = getattr(given, field)
-    return time.ToTimedelta() // timedelta(microseconds=1)
+def _microseconds(reported: policy_pb2.Outcome, field: str) -> int | None:
+    time: Duration | None = optional(reported, field)
+    return None if time is None else time.ToTimedelta() // timedelta(microseconds=1)
 
 
 def status(given: pb.GetLogStatusResponse) -> Status:

@@ -101,7 +101,7 @@ def secrets(paths: Mapping[str, Path | None]) -> Iterator[Check]:
     """Whether others may read the files of secrets, by the setting that names each."""
     for flag, path in paths.items():
         if path is not None:
-            yield Check(f"{flag} {path}", lambda path=path: _secret(path))  # type: ignore[misc]
+            yield Check(f"{flag} {path}", partial(_secret, path))
 
 
 def _secret(path: Path) -> str:
@@ -118,8 +118,7 @@ def certificates(paths: Mapping[str, Path | None]) -> Iterator[Check]:
     """When each certificate expires, by the setting that names it."""
     for flag, path in paths.items():
         if path is not None:
-            look = lambda flag=flag, path=path: _certificate(path, flag)  # noqa: E731
-            yield Check(f"{flag} {path}", look)
+            yield Check(f"{flag} {path}", partial(_certificate, path, flag))
 
 
 def _certificate(path: Path, flag: str) -> str:

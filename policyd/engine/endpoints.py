@@ -151,8 +151,8 @@ def _resolve(target: str) -> Target:
         return _OUT_OF_SCOPE  # Most paths, and found so without a closer look.
     names = paths.names(path)
     words = _endpoint(names)
-    # A path that is out of scope for some keys goes upstream as it came, so that it must not be
-    # another endpoint to any server.
+    # The gateway forwards a path that is out of scope for some keys unchanged. No upstream may read
+    # it as an endpoint that is in scope.
     if words not in _FOR_ALL and _may_be_in_scope(path, text, _FOR_ALL):
         return Target(True, is_ambiguous=True)
     if words is None:

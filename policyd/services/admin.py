@@ -14,7 +14,7 @@ from policyd.command.deadline import TIMEOUT
 from policyd.command.threads import StoreThreads
 from policyd.errors import InvalidArgument, KeyNotFound
 from policyd.keys.key_table import KeyTable
-from policyd.services import key_messages, log_messages
+from policyd.services import fields, key_messages, log_messages
 from policyd.services.log_messages import timestamp
 from policyd.store import LogStatus, Store
 from policyd.store.retention import Standstill
@@ -51,7 +51,7 @@ class AdminServicer(AdminServiceServicer):
             wanted.name,
             key_messages.all_settings(wanted),
             key_messages.accept(wanted),
-            expires_at=key_messages.moment(wanted, "expire_time"),
+            expires_at=fields.moment(wanted, "expire_time"),
             by=_actor(context),
         )
         key, secret = await self._keys.run(create)
@@ -147,8 +147,8 @@ class AdminServicer(AdminServiceServicer):
             self._store.audit.list,
             key_id=request.api_key_id,
             action=request.action,
-            since=key_messages.moment(request, "start_time"),
-            until=key_messages.moment(request, "end_time"),
+            since=fields.moment(request, "start_time"),
+            until=fields.moment(request, "end_time"),
             before_id=_before_id(request.page_token),
             limit=size + 1,
         )

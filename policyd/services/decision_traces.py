@@ -6,7 +6,7 @@ gateway and other adapters pass it on; else to the one that the caller's gRPC me
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from policyd.decision_log.record import Record
@@ -34,6 +34,13 @@ class DecisionTraces:
         if span.is_sampled:
             span.set(policyd_adapter=adapter)
         return span
+
+    @contextmanager
+    def batch(self, requests: Sequence[pb.EvaluateRequest], context: Any) -> Iterator[list[Span]]:
+        """The spans of the evaluations of one BatchEvaluate, which end with the block."""
+        with ExitStack() as ending:
+            begun = [self.begin(request, "batch", context) for request in requests]
+            yield [ending.enter_context(span) for span in begun]
 
     def decided(self, span: Span, entry: Entry, trace_id: str) -> None:
         """Note in the span of an evaluation what was decided, as the log has it."""

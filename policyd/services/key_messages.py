@@ -2,12 +2,10 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from policyd.engine.places import IDENTIFIERS
 from policyd.engine.settings import ApiKey, ServerDefaults, Setting, Settings
@@ -16,6 +14,7 @@ from policyd.errors import InvalidArgument
 from policyd.keys.audit import Action, AuditRecord
 from policyd.keys.settings import Applied, AppliedChange, DeclaredKey
 from policyd.policies import TABLE
+from policyd.services.fields import moment
 from policyd.services.log_messages import timestamp
 from policyd.store import MAX_KEEP
 from policyd.v1 import admin_pb2 as pb
@@ -120,17 +119,6 @@ def _one_of(enumeration: type[_Enum], number: int, field: str) -> _Enum:
         return enumeration(number)
     except ValueError:
         raise InvalidArgument(f"{field} has no value {number}: see admin.proto") from None
-
-
-def moment(message: Message, field: str) -> datetime | None:
-    """The moment in a field of a message. None: it is not set. Raises InvalidArgument."""
-    if not message.HasField(field):
-        return None
-    given: Timestamp = getattr(message, field)
-    try:
-        return given.ToDatetime(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        raise InvalidArgument(f"{field} is no moment between the years 1 and 9999") from None
 
 
 def keep(request: pb.RotateApiKeyRequest) -> timedelta:

@@ -30,6 +30,7 @@ from policyd.descriptor.evaluate_request import Reading
 from policyd.engine.model import Decision, cut
 from policyd.engine.states import UserState
 from policyd.errors import InvalidArgument
+from policyd.services.fields import optional
 from policyd.v1 import policy_pb2 as pb
 
 _ENDINGS = tuple(Ending)
@@ -182,16 +183,15 @@ def outcome(message: pb.Outcome) -> Outcome:
 
 
 def _microseconds(message: pb.Outcome, field: str) -> int | None:
-    if not message.HasField(field):  # type: ignore[arg-type]  # one of two names
+    duration: Duration | None = optional(message, field)
+    if duration is None:
         return None
-    duration: Duration = getattr(message, field)
     return _number(duration.seconds * 1_000_000 + duration.nanos // 1000, field, MAX_TIME)
 
 
 def _tokens(message: pb.Outcome, field: str) -> int | None:
-    if not message.HasField(field):  # type: ignore[arg-type]  # one of four names
-        return None
-    return _number(getattr(message, field), field, MAX_TOKENS)
+    tokens = optional(message, field)
+    return None if tokens is None else _number(tokens, field, MAX_TOKENS)
 
 
 def _number(value: int, field: str, most: int) -> int:

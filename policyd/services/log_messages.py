@@ -1,6 +1,6 @@
 """Entries of the decision log -> AdminService's messages."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -10,6 +10,7 @@ from policyd.decision_log.record import Outcome, Record, Verdict, is_decision_id
 from policyd.decision_log.results import LoggedResult
 from policyd.errors import InvalidArgument
 from policyd.policies import TABLE
+from policyd.services.fields import moment
 from policyd.store import LogFilter
 from policyd.v1 import admin_pb2 as pb
 from policyd.v1 import policy_pb2
@@ -35,8 +36,8 @@ def log_filter(request: pb.ListDecisionsRequest) -> LogFilter:
         operation=request.operation,
         end_user=request.user,
         trace_id=request.trace_id,
-        since=_moment(request, "start_time"),
-        until=_moment(request, "end_time"),
+        since=moment(request, "start_time"),
+        until=moment(request, "end_time"),
         any_id=request.any_id,
         policy=request.policy,
         model=request.model,
@@ -51,16 +52,6 @@ def _http_status(number: int) -> int:
     if number and not 100 <= number <= 599:
         raise InvalidArgument("http_status is a status from 100 to 599")
     return number
-
-
-def _moment(request: pb.ListDecisionsRequest, field: str) -> datetime | None:
-    if not request.HasField(field):  # type: ignore[arg-type]  # one of two names
-        return None
-    given: Timestamp = getattr(request, field)
-    try:
-        return given.ToDatetime(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        raise InvalidArgument(f"{field} is no moment between the years 1 and 9999") from None
 
 
 def message(record: Record) -> pb.LoggedDecision:

@@ -2,8 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
-from itertools import zip_longest
+from contextlib import AbstractContextManager, nullcontext, suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -107,14 +106,11 @@ class PolicyServicer(PolicyServiceServicer):
             with suppress(RevisionNotReached):  # The items that ask for it each get the error.
                 await self._reach(wanted, context)
         requests = [item.request for item in items]
-        with ExitStack() as ending:
-            spans: Sequence[Span | None] = ()
-            if self._traces is not None:
-                begun = [self._traces.begin(request, "batch", context) for request in requests]
-                spans = [ending.enter_context(span) for span in begun]
-            results, decided = await self._reading(requests, self._results, items, spans)
-            if decided:
-                await self._append(decided, spans)
+        if self._traces is None:
+            results, decided = await self._batch(items, requests, [None] * len(items))
+        else:
+            with self._traces.batch(requests, context) as spans:
+                results, decided = await self._batch(items, requests, spans)
         for one in self._watching:
             one.decided("batch", decided, began)
         return pb.BatchEvaluateResponse(results=results)
@@ -176,13 +172,21 @@ class PolicyServicer(PolicyServiceServicer):
         # A little less than the caller waits, so that it gets the reason.
         await self._keys.reach(revision, MAX_WAIT if left is None else min(MAX_WAIT, left * 0.9))
 
+    async def _batch(
+        self, items: Any, requests: list[pb.EvaluateRequest], spans: "Sequence[Span | None]"
+    ) -> tuple[list[pb.BatchEvaluateResult], list[Entry]]:
+        results, decided = await self._reading(requests, self._results, items, spans)
+        if decided:
+            await self._append(decided, spans)
+        return results, decided
+
     def _results(
         self, items: Any, spans: "Sequence[Span | None]"
     ) -> tuple[list[pb.BatchEvaluateResult], list[Entry]]:
         results = []
         decided: list[Entry] = []
         bodies = 0
-        for item, span in zip_longest(items, spans):
+        for item, span in zip(items, spans, strict=True):
             bodies += self._body_size(item.request)
             results.append(self._result(item, bodies, decided, span))
         return results, decided

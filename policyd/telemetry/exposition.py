@@ -34,7 +34,7 @@ class Exposition:
         self._registry = CollectorRegistry()
         self._registry.register(self)
         self._one_at_a_time = threading.Lock()
-        MultiProcessCollector(self._registry, str(folder))  # type: ignore[no-untyped-call]  # theirs
+        MultiProcessCollector(self._registry, str(folder))
 
     def page(self) -> bytes:
         """All metrics, in Prometheus's text format. It reads files, so call it in a thread."""
@@ -66,19 +66,19 @@ class Exposition:
             if found and not _is_running(int(found[2])):
                 ended[int(found[2])].append((found[1], path))
         for process, files in ended.items():
-            mark_process_dead(process, str(self._folder))  # type: ignore[no-untyped-call]  # theirs
+            mark_process_dead(process, str(self._folder))
             for kind, path in files:
                 if not kind.startswith("gauge"):
                     self._merge(kind, path)
 
     def _merge(self, kind: str, path: Path) -> None:
         """Add the counts of `path` to those of other processes that have ended."""
-        values = MmapedDict(str(self._folder / f"{kind}_{_ENDED}.db"))  # type: ignore[no-untyped-call]
+        values = MmapedDict(str(self._folder / f"{kind}_{_ENDED}.db"))
         try:
-            for key, value, _, _ in MmapedDict.read_all_values_from_file(str(path)):  # type: ignore[no-untyped-call]
-                values.write_value(key, values.read_value(key)[0] + value, 0.0)  # type: ignore[no-untyped-call]
+            for key, value, _, _ in MmapedDict.read_all_values_from_file(str(path)):
+                values.write_value(key, values.read_value(key)[0] + value, 0.0)
         finally:
-            values.close()  # type: ignore[no-untyped-call]
+            values.close()
         path.unlink()
 
 

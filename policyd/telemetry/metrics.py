@@ -110,7 +110,7 @@ class Metrics:
     def end(self) -> None:
         """Flush a last time, and forget this process's gauges, as what they told of has ended."""
         self.flush()
-        mark_process_dead(os.getpid())  # type: ignore[no-untyped-call]  # theirs
+        mark_process_dead(os.getpid())
 
 
 @lru_cache(maxsize=1)

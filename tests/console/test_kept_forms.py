@@ -124,7 +124,7 @@ async def test_strangers_hold_nothing(console: Console, admin: Visitor) -> None:
 
 
 def test_secrets_are_left_out() -> None:
-    """No field that may hold a secret is kept, whoever sends it."""
+    """The console keeps no field that may hold a secret."""
     form = "name=a&password=b&current=c&secret=d&Token=e&headers=Cookie%3A+f%0AX-A%3A+g"
     assert parse_qs(without_secrets(form)) == {"name": ["a"], "headers": ["X-A: g"]}
     key = "up-" + "a1B2" * 12

@@ -134,8 +134,8 @@ async def test_a_port_that_is_taken(made: ServerSettings, policyd: Policyd) -> N
 
 @pytest.mark.slow
 async def test_bodies_over_the_bound(made: ServerSettings) -> None:
-    """A body larger than --max-body, as it came or decompressed, is discarded, so that the
-    client gets the answer, and allowed where the key does not enforce.
+    """policyd discards a body that is larger than --max-body, compressed or decompressed, and the
+    client still gets its answer: a denial where the key enforces, else permission.
     """
     store = open_store(made.database_url)
     off, enforcing = (

@@ -37,10 +37,10 @@ def child() -> Iterator["subprocess.Popen[bytes]"]:
 
 def write(folder: Path, process: int, kind: str, name: str, value: float) -> None:
     """What a process has counted."""
-    file = MmapedDict(str(folder / f"{kind}_{process}.db"))  # type: ignore[no-untyped-call]
+    file = MmapedDict(str(folder / f"{kind}_{process}.db"))
     key = mmap_key(name, name, [], [], "help")
-    file.write_value(key, value, 0.0)  # type: ignore[no-untyped-call]
-    file.close()  # type: ignore[no-untyped-call]
+    file.write_value(key, value, 0.0)
+    file.close()
 
 
 def values(exposition: Exposition) -> dict[str, float]:
