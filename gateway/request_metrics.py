@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from policyd.telemetry import bounds, catalogue
 from policyd.telemetry.bounds import OTHER, Names
-from policyd.telemetry.metrics import this_process
+from policyd.telemetry.metrics import Watch
 
 if TYPE_CHECKING:
     from gateway.app import Gateway
@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 _NS = 1e-9
 
 
-class RequestMetrics:
+class RequestMetrics(Watch):
     """Counts requests and times their steps, and looks at the `gateway` and its connections."""
 
     def __init__(self, gateway: "Gateway") -> None:
         self._gateway = gateway
         self.connections: Callable[[], int] = int
         """How many connections of clients are open: the server that has them says so."""
-        self._metrics = metrics = this_process()
+        super().__init__()
+        metrics = self._metrics
         self._requests = metrics.counts(catalogue.GATEWAY_REQUESTS)
         self._steps = {
             step: metrics.timing(catalogue.GATEWAY_STEP_SECONDS, step)
@@ -70,15 +71,6 @@ class RequestMetrics:
         for kind in catalogue.TOKEN_KINDS:
             if amount := getattr(outcome, f"{kind}_tokens"):
                 self._tokens.of(model, kind).pending += amount
-
-    async def keep(self) -> None:
-        """Hand over counts and gauges, until cancelled."""
-        await self._metrics.keep(self._look)
-
-    def end(self) -> None:
-        """Hand over the last counts; the gauges end."""
-        self._look()
-        self._metrics.end()
 
     def _look(self) -> None:
         gateway = self._gateway

@@ -6,6 +6,7 @@ thread, and only one at a time; a client that takes its time holds up nothing bu
 
 import asyncio
 import ssl
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,9 @@ _CONNECTIONS = 32
 """Connections, at most. Prometheus needs one."""
 _TIME = 10.0
 """Seconds for each step of a client, and for a page to be made."""
+_FRESH = 0.5
+"""Seconds for which a page is given again. Processes hand over their counts as often; and a client
+that asks again and again costs little."""
 _TEND = 30.0
 """Seconds between two looks for files of processes that have ended."""
 _GRACE = 0.5
@@ -86,6 +90,8 @@ class _App:
         self._exposition = exposition
         self._probes = Probes(not_ready)
         self._threads = StoreThreads("metrics", _TIME, waiting=_CONNECTIONS)
+        self._page = b""
+        self._made_at = float("-inf")
 
     async def __call__(self, scope: dict[str, Any], receive: object, send: Send) -> None:
         """Serve one request."""
@@ -99,10 +105,12 @@ class _App:
         if method not in ("GET", "HEAD"):
             return _WRONG_METHOD
         try:
-            page = await self._threads.run(self._exposition.page)
+            if time.monotonic() - self._made_at >= _FRESH:
+                self._page = await self._threads.run(self._exposition.page)
+                self._made_at = time.monotonic()
         except (StoreBusy, StoreUnavailable):
             return _BUSY
-        return Reply(200, self._headers, page)
+        return Reply(200, self._headers, self._page)
 
     async def keep_tending(self) -> None:
         """Keep the folder small, also while nothing is scraped, until cancelled."""

@@ -41,6 +41,8 @@ class OfServer:
 
     def __init__(self, client: AdminClient) -> None:
         self._client = client
+        self._export_format = ""
+        """Of the file that pages of the log are written to; "": of none."""
 
     def _call(self, method: str, request: Any, timeout: float | None = None) -> Any:
         try:
@@ -163,6 +165,7 @@ class OfServer:
         if not limit:
             return []
         request = remote_log.request(wanted, after, min(limit, _PAGE))
+        request.export_format = self._export_format
         answer = self._call("ListDecisions", request, _LONG)
         while answer.next_page_token and not answer.decisions:
             # The server has looked at many decisions that do not fit, and goes on from there.
@@ -189,7 +192,9 @@ class OfServer:
         return newest[0].time if newest else datetime.now(UTC)
 
     def note_export(self, what: Mapping[str, Any]) -> None:
-        """See Administrator. AdminService has no such call: pages of the log are no file yet."""
+        """See Administrator. The server notes it as it is asked for the first page, with the
+        filter."""
+        self._export_format = str(what["format"])
 
 
 _PATHS = {"expires_at": "expire_time"}

@@ -29,11 +29,10 @@ from policyd.server.opening import OpenedStore
 from policyd.server.preparation import background_worker, keep_background_worker, preparing
 from policyd.server.presence import Presence
 from policyd.server.readiness import Readiness
+from policyd.server.watching import Watching
 from policyd.server.worker_clock import WorkerClock
 from policyd.services.admin import AdminServicer
 from policyd.services.authentication import TokenInterceptor
-from policyd.services.decision_access import DecisionAccess
-from policyd.services.decision_traces import DecisionTraces
 from policyd.services.envoy_access_log import ACCESS_LOG, AccessLogServicer
 from policyd.services.errors import Note, unnoted
 from policyd.services.ext_authz import AuthorizationServicer
@@ -41,13 +40,10 @@ from policyd.services.grpc_server import NOT_SERVING, Bounds, GrpcListener, cred
 from policyd.services.policy import PolicyServicer
 from policyd.settings import ServerSettings
 from policyd.store import Store
-from policyd.telemetry.access import AccessLog
-from policyd.telemetry.tracing import Tracer, start_tracing
 from policyd.v1 import admin_pb2, admin_pb2_grpc, policy_pb2, policy_pb2_grpc
 
 if TYPE_CHECKING:
     from policyd.server.http_check import HttpServer
-    from policyd.server.worker_metrics import WorkerMetrics
 
 _log = logging.getLogger(__name__)
 
@@ -115,10 +111,7 @@ class Server:
         self._log: DecisionLog | None = None
         self._background: Child | None = None
         self._bodies = Bodies(settings.memory)
-        self._metrics = self._measure() if settings.metrics is not None else None
-        self._access = DecisionAccess(AccessLog()) if settings.access_log else None
-        self._tracer: Tracer | None = None
-        self._note = self._metrics.decisions.failed if self._metrics else unnoted
+        self._watching = Watching(settings, self._keys, self._clock, self._bodies)
         self.grpc = settings.grpc
         self.admin = settings.admin
         self.http = settings.http
@@ -170,25 +163,11 @@ class Server:
             keep_flushed(self._log),
             keep_checked(self._log),
             self._log.keep_synced(),
+            *self._watching.work(self._log),
         )
-        if self._metrics is not None:
-            self._metrics.log = self._log
-            self._work(self._metrics.keep())
         if not self._shared:
             # Last, as no decision waits for it.
             await self._start_background_worker(has_room)
-
-    def _measure(self) -> "WorkerMetrics":
-        # Imported late, so that a policyd without --metrics starts sooner.
-        from policyd.server.worker_metrics import WorkerMetrics
-
-        return WorkerMetrics(self._keys, self._clock, self._bodies)
-
-    def _traced(self) -> DecisionTraces | None:
-        settings = self._settings
-        given = (settings.traces, settings.trace_sample, settings.trace_users)
-        self._tracer = start_tracing("policyd", *given)
-        return DecisionTraces(self._tracer) if self._tracer else None
 
     async def _start_background_worker(self, has_room: bool) -> None:
         self._background = background_worker(self._settings)
@@ -206,14 +185,14 @@ class Server:
             token = tokens.load(path, "--caller-token-file")
             guards.append(
                 TokenInterceptor(
-                    token, f"ask policyd's operator for the one in {path.name}", self._note
+                    token, f"ask policyd's operator for the one in {path.name}", self._watching.note
                 )
             )
         # Only once, as it logs where there is no room for so many connections.
         self._limits = _limits(self._settings)
         connections = self._limits.connections
         listener = self._listener(
-            (_POLICY, _AUTHORIZATION, ACCESS_LOG), guards, connections, self._note
+            (_POLICY, _AUTHORIZATION, ACCESS_LOG), guards, connections, self._watching.note
         )
         assert self._log is not None
         self._policy = PolicyServicer(
@@ -223,9 +202,9 @@ class Server:
             self._log.append,
             self._bodies,
             self._clock.time,
-            self._metrics.decisions if self._metrics else None,
-            self._access,
-            self._traced(),
+            self._watching.decisions,
+            self._watching.access,
+            self._watching.traces(),
         )
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(self._policy, listener.server)
         external_auth_pb2_grpc.add_AuthorizationServicer_to_server(
@@ -234,9 +213,7 @@ class Server:
             ),
             listener.server,
         )
-        access_log = AccessLogServicer(
-            self._policy, self._metrics.decisions if self._metrics else None
-        )
+        access_log = AccessLogServicer(self._policy, self._watching.decisions)
         listener.server.add_generic_rpc_handlers((access_log.handler(),))
         return listener
 
@@ -258,11 +235,10 @@ class Server:
         self._http = HttpServer(
             *(self._settings, self._limits, self._policy, self._bodies, self._following_settings),
             *(self._readiness, self._clock),
-            note=self._note,
+            note=self._watching.note,
             defaults=self._defaults,
         )
-        if self._metrics is not None:
-            self._metrics.http = self._http
+        self._watching.look_at(self._http)
         return await self._http.start(address, self._listening)
 
     def _listener(
@@ -336,16 +312,11 @@ class Server:
         await asyncio.gather(*stopping)
         await self._end_working()
         await self._presence.leave()
-        if self._metrics is not None:
-            self._metrics.end()
-        if self._access is not None:
-            self._access.end()
         if self._log is not None:
             self._log.flush()
             await self._log.close()
             self._log = None
-        if self._tracer is not None:
-            await asyncio.to_thread(self._tracer.close)
+        await self._watching.end()
         if self._background is not None:
             # Last, so that it ships everything that was written.
             await self._background.stop()

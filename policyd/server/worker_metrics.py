@@ -11,13 +11,13 @@ from policyd.keys.key_table import KeyTable
 from policyd.server.worker_clock import WorkerClock
 from policyd.services.decision_metrics import DecisionMetrics
 from policyd.telemetry import catalogue
-from policyd.telemetry.metrics import this_process
+from policyd.telemetry.metrics import Watch
 
 if TYPE_CHECKING:
     from policyd.server.http_check import HttpServer
 
 
-class WorkerMetrics:
+class WorkerMetrics(Watch):
     """Counts what a worker does, and looks at `keys`, `clock`, `bodies`, `log` and `http`."""
 
     http: "HttpServer | None" = None
@@ -27,7 +27,8 @@ class WorkerMetrics:
         self._keys = keys
         self._clock = clock
         self._bodies = bodies
-        self._metrics = metrics = this_process()
+        super().__init__()
+        metrics = self._metrics
         self.decisions = DecisionMetrics(metrics)
         self._revision = metrics.gauge(catalogue.REVISION)
         self._staleness = metrics.gauge(catalogue.STALENESS)
@@ -38,15 +39,6 @@ class WorkerMetrics:
         self._body_bytes = metrics.gauge(catalogue.BODY_BYTES)
         self._lost = metrics.count(catalogue.LOST)
         self._lost_before = 0
-
-    async def keep(self) -> None:
-        """Hand over counts and gauges, until cancelled."""
-        await self._metrics.keep(self._look)
-
-    def end(self) -> None:
-        """Hand over the last counts; the gauges end."""
-        self._look()
-        self._metrics.end()
 
     def _look(self) -> None:
         keys = self._keys

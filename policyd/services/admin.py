@@ -13,6 +13,7 @@ from urllib.parse import unquote
 from policyd.command.deadline import TIMEOUT
 from policyd.command.threads import StoreThreads
 from policyd.errors import InvalidArgument, KeyNotFound
+from policyd.keys.audit import Action
 from policyd.keys.key_table import KeyTable
 from policyd.services import fields, key_messages, log_messages
 from policyd.services.log_messages import timestamp
@@ -165,6 +166,9 @@ class AdminServicer(AdminServiceServicer):
         """See admin.proto."""
         size = _page_size(request.page_size)
         wanted = log_messages.log_filter(request)
+        if request.export_format and not request.page_token:
+            what = log_messages.exported(request)
+            await self._log.run(self._store.audit.add, Action.LOG_EXPORT, _actor(context), what)
         found, reached = await self._log.run(
             self._store.log.search, wanted, after=request.page_token, limit=size + 1
         )

@@ -1,7 +1,9 @@
 """Entries of the decision log -> AdminService's messages."""
 
 from datetime import datetime, timedelta
+from urllib.parse import urlencode
 
+from google.protobuf import json_format
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -14,6 +16,9 @@ from policyd.services.fields import moment
 from policyd.store import LogFilter
 from policyd.v1 import admin_pb2 as pb
 from policyd.v1 import policy_pb2
+
+_MAX_FORMAT = 16
+"""Characters of the name of an export's format."""
 
 
 def log_filter(request: pb.ListDecisionsRequest) -> LogFilter:
@@ -46,6 +51,17 @@ def log_filter(request: pb.ListDecisionsRequest) -> LogFilter:
         user_contains=request.user_contains,
         without_user=request.without_user,
     )
+
+
+def exported(request: pb.ListDecisionsRequest) -> dict[str, str]:
+    """What the audit trail has of an export that a request begins. Raises InvalidArgument."""
+    form = request.export_format
+    if len(form) > _MAX_FORMAT or not form.isascii() or not form.isalnum():
+        raise InvalidArgument(f"export_format has up to {_MAX_FORMAT} letters and digits")
+    chosen = json_format.MessageToDict(request, preserving_proto_field_name=True)
+    for name in ("page_size", "export_format"):
+        chosen.pop(name, None)
+    return {"format": form, "filter": urlencode(chosen, errors="replace")}
 
 
 def _http_status(number: int) -> int:

@@ -113,6 +113,26 @@ class Metrics:
         mark_process_dead(os.getpid())
 
 
+class Watch:
+    """Metrics of this process which look at what their gauges tell, each time they are handed
+    over."""
+
+    def __init__(self) -> None:
+        self._metrics = this_process()
+
+    async def keep(self) -> None:
+        """Hand over counts and gauges, until cancelled."""
+        await self._metrics.keep(self._look)
+
+    def end(self) -> None:
+        """Hand over the last counts; the gauges end."""
+        self._look()
+        self._metrics.end()
+
+    def _look(self) -> None:
+        raise NotImplementedError
+
+
 @lru_cache(maxsize=1)
 def this_process() -> Metrics:
     """The metrics of this process. There is one, as prometheus-client keeps one value for each."""

@@ -593,7 +593,7 @@ class ApplyRequest(_message.Message):
     PRUNE_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
     prune: _builtins.bool
-    """Whether keys that are in force and not declared are revoked."""
+    """Whether policyd revokes the keys that are not declared."""
     dry_run: _builtins.bool
     """Whether to tell the changes only, and make none."""
     @_builtins.property
@@ -987,6 +987,7 @@ class ListDecisionsRequest(_message.Message):
     HTTP_STATUS_FIELD_NUMBER: _builtins.int
     USER_CONTAINS_FIELD_NUMBER: _builtins.int
     WITHOUT_USER_FIELD_NUMBER: _builtins.int
+    EXPORT_FORMAT_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """At most this many; 0 means 100, and more than 1,000 means 1,000."""
     page_token: _builtins.str
@@ -1017,6 +1018,10 @@ class ListDecisionsRequest(_message.Message):
     """Whose end user contains this text, in any letter case."""
     without_user: _builtins.bool
     """Without a known end user."""
+    export_format: _builtins.str
+    """The client writes the decisions to a file of this format, such as csv. policyd notes the export in the
+    audit trail before it gives the first page. Up to 16 letters and digits.
+    """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Made at this time or later."""
@@ -1045,10 +1050,11 @@ class ListDecisionsRequest(_message.Message):
         http_status: _builtins.int = ...,
         user_contains: _builtins.str = ...,
         without_user: _builtins.bool = ...,
+        export_format: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["any_id", b"any_id", "api_key_id", b"api_key_id", "end_time", b"end_time", "flag", b"flag", "http_status", b"http_status", "model", b"model", "operation", b"operation", "page_size", b"page_size", "page_token", b"page_token", "policy", b"policy", "source_ip", b"source_ip", "start_time", b"start_time", "trace_id", b"trace_id", "user", b"user", "user_contains", b"user_contains", "verdict", b"verdict", "without_user", b"without_user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["any_id", b"any_id", "api_key_id", b"api_key_id", "end_time", b"end_time", "export_format", b"export_format", "flag", b"flag", "http_status", b"http_status", "model", b"model", "operation", b"operation", "page_size", b"page_size", "page_token", b"page_token", "policy", b"policy", "source_ip", b"source_ip", "start_time", b"start_time", "trace_id", b"trace_id", "user", b"user", "user_contains", b"user_contains", "verdict", b"verdict", "without_user", b"without_user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -35,7 +35,7 @@ class AdminServiceStub:
     KEY_NOT_FOUND      NOT_FOUND         no key has this ID
     DECISION_NOT_FOUND NOT_FOUND         the log has no decision with this ID
     KEY_REVOKED        FAILED_PRECONDITION  a revoked key cannot be changed
-    NAME_TAKEN         ALREADY_EXISTS    another key in force has this name
+    NAME_TAKEN         ALREADY_EXISTS    another key that is not revoked has this name
     OLDER_SERVERS      FAILED_PRECONDITION  servers of an older version, which know no rotation, expiry or
     defaults of the database, still use it: upgrade them first
     ETAG_MISMATCH      ABORTED           the key was changed after it was read: read it again
@@ -125,7 +125,7 @@ class AdminServiceServicer:
     KEY_NOT_FOUND      NOT_FOUND         no key has this ID
     DECISION_NOT_FOUND NOT_FOUND         the log has no decision with this ID
     KEY_REVOKED        FAILED_PRECONDITION  a revoked key cannot be changed
-    NAME_TAKEN         ALREADY_EXISTS    another key in force has this name
+    NAME_TAKEN         ALREADY_EXISTS    another key that is not revoked has this name
     OLDER_SERVERS      FAILED_PRECONDITION  servers of an older version, which know no rotation, expiry or
     defaults of the database, still use it: upgrade them first
     ETAG_MISMATCH      ABORTED           the key was changed after it was read: read it again
@@ -303,7 +303,7 @@ class AdminService:
     KEY_NOT_FOUND      NOT_FOUND         no key has this ID
     DECISION_NOT_FOUND NOT_FOUND         the log has no decision with this ID
     KEY_REVOKED        FAILED_PRECONDITION  a revoked key cannot be changed
-    NAME_TAKEN         ALREADY_EXISTS    another key in force has this name
+    NAME_TAKEN         ALREADY_EXISTS    another key that is not revoked has this name
     OLDER_SERVERS      FAILED_PRECONDITION  servers of an older version, which know no rotation, expiry or
     defaults of the database, still use it: upgrade them first
     ETAG_MISMATCH      ABORTED           the key was changed after it was read: read it again

@@ -128,6 +128,10 @@ def test_logs(both: list[tuple[Store, Sequence[str]]], tmp_path: Path) -> None:
         assert over.returncode == local.returncode, over.stderr
         assert over.stderr == local.stderr
         assert over.stdout == local.stdout, words
+    for store, _ in both:
+        csv, of_grace = store.audit.list(action="log.export")
+        assert (csv.after["format"], csv.after["filter"]) == ("csv", "")
+        assert (of_grace.after["format"], of_grace.after["filter"]) == ("jsonl", "user=grace")
     local, over = (
         json.loads(invoke("policyd", "logs", "status", "--json", *where).stdout)
         for _, where in both
