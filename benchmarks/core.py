@@ -20,7 +20,7 @@ from policyd.engine.settings import KeyChange, KeyChanges, KeySettings
 from policyd.engine.states import Mode
 from policyd.keys import api_key
 from policyd.keys.defaults import Defaults
-from policyd.keys.key_table import KeyTable
+from policyd.keys.stored_key_table import StoredKeyTable
 from policyd.policies import TABLE, decide
 from policyd.services.errors import REASONS, reason_of
 from policyd.telemetry import access
@@ -49,7 +49,7 @@ async def run(_: Path, plan: Plan) -> str:
 
 async def _calls() -> dict[str, Call]:
     key = api_key.generate()
-    keys = KeyTable(lambda *_: KeyChanges(1, (KeyChange(api_key.digest(key), _SETTINGS),)))
+    keys = StoredKeyTable(lambda *_: KeyChanges(1, (KeyChange(api_key.digest(key), _SETTINGS),)))
     await keys.refresh()
     made = partial(Decider, keys, Defaults(keys), "benchmark", lambda _: None, Bodies(2**29))
     decider, lined = made(), made(access=DecisionAccess(_access_log()))

@@ -20,7 +20,7 @@ from policyd.decision_log.writer import DecisionLog
 from policyd.descriptor.body_memory import Bodies
 from policyd.keys import tokens
 from policyd.keys.defaults import Defaults
-from policyd.keys.key_table import KeyTable
+from policyd.keys.stored_key_table import StoredKeyTable
 from policyd.policies import TABLE
 from policyd.server.admin_token import accept_later, guard_of
 from policyd.server.following import Following
@@ -88,7 +88,9 @@ class Server:
         self._store = Store(settings.database_url, settings.database_timeout)
         opened = OpenedStore(self._store, settings)
         self._clock = WorkerClock(settings.max_clock_skew)
-        self._keys = KeyTable(opened.changes_since, settings.database_timeout, self._clock.time)
+        self._keys = StoredKeyTable(
+            opened.changes_since, settings.database_timeout, self._clock.time
+        )
         own = TABLE.with_original(settings.default_mode)
         self._defaults = Defaults(self._keys, own, settings.end_users_from)
         self._following_settings = Following(
