@@ -1,9 +1,10 @@
 """What the tests share."""
 
 import faulthandler
+import gc
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,26 @@ from tests.support.stack import Background, Gateway, Upstream
 
 # A busy machine makes no test fail.
 hypothesis.settings.register_profile("policyd", deadline=None)
-hypothesis.settings.register_profile("quick", deadline=None, max_examples=50)
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=25)
 hypothesis.settings.load_profile("policyd")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave out what has no test of the tier that runs."""
     return tiers.is_left_out(collection_path, config.option.markexpr) or None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect tests without collecting garbage, of which they make none. What is there afterwards
+    stays, so that no pass of the collector walks through it again: that took a tenth of the time.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
