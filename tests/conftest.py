@@ -12,6 +12,7 @@ import hypothesis
 import pytest
 
 from tests.support import requirements, tiers
+from tests.support.databases import migrated
 from tests.support.envoy_checks import Checker
 from tests.support.load import MODE, WAITS, MakeStack, Stack, keys
 from tests.support.postgresql import PostgreSQL
@@ -61,7 +62,7 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(scope="session")
 def policyd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policyd]:
     """A running policyd with a database of its own, which answers HTTP too."""
-    server = Policyd(tmp_path_factory.mktemp("policyd"), "--http", "127.0.0.1:0")
+    server = Policyd(migrated(tmp_path_factory.mktemp("policyd")), "--http", "127.0.0.1:0")
     yield server
     assert server.stop() == 0, server.errors
     assert "Traceback" not in "".join(server.errors)

@@ -15,7 +15,6 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from policyd.client import NoDecision, PolicyClient
-from policyd.command.address import Address
 from policyd.errors import CannotListen, SettingsError
 from policyd.keys import tokens
 from policyd.server.server import Server
@@ -28,7 +27,6 @@ from tests.support.health import health_stub
 from tests.support.running import Running, failure, settings
 
 pytestmark = IN_SESSION
-ANYWHERE = Address("0.0.0.0", 0)  # noqa: S104  # policyd rejects it, or does not listen on it.
 GOLDEN = Path(__file__).parents[1] / "golden" / "no_user.json"
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

@@ -1,8 +1,8 @@
 """policyd's server in the loop of the tests, and stubs to ask it with."""
 
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from policyd.v1 import admin_pb2, policy_pb2
 from policyd.v1.admin_pb2_grpc import AdminServiceStub
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 from tests.support.databases import put_database
+from tests.support.stack import Background
 
 LOCAL = Address("127.0.0.1", 0)
+ANYWHERE = Address("0.0.0.0", 0)  # noqa: S104  # policyd rejects it, or does not listen on it.
 
 
 def settings(folder: Path, **changes: Any) -> ServerSettings:
@@ -68,6 +70,21 @@ async def serving(folder: Path) -> AsyncIterator[Running]:
         yield stubs
         await stubs.channel.close()
         await stubs.admin_channel.close()
+
+
+@contextmanager
+def beside(folder: Path, **changes: Any) -> Iterator[Server]:
+    """A server with a new database in `folder`, in a thread of its own, for tests that block."""
+    given = settings(folder, **changes)
+    put_database(given.database_url)
+    background = Background()
+    server = Server(given)
+    background.run(server.__aenter__())
+    try:
+        yield server
+    finally:
+        background.run(server.stop())
+        background.close()
 
 
 async def failure(call: Any) -> tuple[grpc.StatusCode, str]:
