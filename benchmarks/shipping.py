@@ -6,7 +6,6 @@ ships; what PostgreSQL's own processes take beside it is a figure of its own.
 """
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -57,7 +56,10 @@ _INSERT = "from benchmarks.shipping_process import insert; insert()"
 async def run(folder: Path, plan: Plan) -> str:
     """Measure, and give the result as Markdown. `folder` is for the databases."""
     found = measure(folder, plan)
-    lines = [(name, f"{value:.2f}" if "beside" in name else f"{value:.1f}") for name, value in found.items()]
+    lines = [
+        (name, f"{value:.2f}" if "beside" in name else f"{value:.1f}")
+        for name, value in found.items()
+    ]
     return table("Shipping a row of the decision log", ("", "µs of CPU, or ratio"), lines)
 
 
@@ -87,7 +89,9 @@ def _postgresql() -> Iterator[PostgreSQL | None]:
 
 def _round(folder: Path, server: PostgreSQL | None, plan: Plan) -> dict[str, float]:
     rows = min(plan.rows or _ROWS, _ROWS)
-    found = _loop(folder, f"sqlite:///{folder}/loop.db", f"sqlite:///{folder}/driver.db", rows, "SQLite")
+    found = _loop(
+        folder, f"sqlite:///{folder}/loop.db", f"sqlite:///{folder}/driver.db", rows, "SQLite"
+    )
     if server:
         with server.database() as url, server.database() as other:
             found |= _loop(folder, url, other, rows, "PostgreSQL")
@@ -116,7 +120,9 @@ def _process(code: str, spool: Path, url: str) -> dict[str, float]:
     store.migrate()
     store.close()
     command = (sys.executable, "-c", code, str(spool), url)
-    done = subprocess.run(command, cwd=ROOT, env=environment(), check=True, capture_output=True, timeout=600)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(), check=True, capture_output=True, timeout=600
+    )
     found: dict[str, float] = json.loads(done.stdout)
     return found
 

@@ -1,4 +1,4 @@
-"""The process that shipping.py measures: it takes a spool to a database, and prints what a row took.
+"""The process that shipping.py measures: it takes a spool to a database, and prints the cost.
 
 Call one of its functions with the spool's folder and the database's URL as arguments of the
 process.
@@ -37,13 +37,11 @@ def insert() -> None:
     chunks = list(_rows(folder))
     store = Store(url)
     store.log.status()
-    table = sa.inspect(store._engine)  # noqa: F841
-    del table
     engine = store._engine
     columns = sa.Table("decisions", sa.MetaData(), autoload_with=engine).columns.keys()
     mark = "?" if engine.dialect.name == "sqlite" else "%s"
     names, marks = ", ".join(columns), ", ".join([mark] * len(columns))
-    statement = f"INSERT INTO decisions ({names}) VALUES ({marks})"
+    statement = f"INSERT INTO decisions ({names}) VALUES ({marks})"  # noqa: S608
     places = [_COLUMNS.index(name) for name in columns]
     chunks = [[tuple(row[place] for place in places) for row in rows] for rows in chunks]
 

@@ -1,12 +1,15 @@
 """The table of decisions, and how a row of it is read."""
 
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 
 from policyd.decision_log.record import Outcome, Record
-from policyd.store.database import Id, metadata
+from policyd.store import many_rows
+from policyd.store.database import Id, metadata, storable
 
 OUTCOME_AT = Record.__struct_fields__.index("outcome")
 """The place of the outcome among Record's fields."""
@@ -98,6 +101,49 @@ _sparse("ix_decisions_request", "request_id")
 _sparse("ix_decisions_openai", "outcome_openai_id")
 SPARSE = ("flags", "end_user", "trace_id", "request_id", "outcome_openai_id")
 """The columns with a partial index."""
+
+
+_COLUMNS = (*FIELDS, *OUTCOME_COLUMNS)
+_YES_OR_NO = tuple(FIELDS.index(name) for name in ("in_scope", "sample"))
+_NO_OUTCOME = (None,) * len(OUTCOME_COLUMNS)
+
+
+def add_records(
+    connection: sa.Connection, records: Sequence[Record], outcomes: Mapping[str, Outcome]
+) -> None:
+    """Insert decisions, each with its outcome, if there is one for its ID."""
+    plain, complete = [], []
+    values = outcome_values(outcomes)
+    for record, row in zip(records, _values(records), strict=True):
+        del row[OUTCOME_AT]
+        for place in _YES_OR_NO:
+            row[place] = int(row[place])
+        if outcome := values.get(record.id):
+            complete.append(row + outcome)
+        else:
+            plain.append(row)
+    if connection.dialect.name == "postgresql":
+        # All in one statement, in the order of IDs, as another shipper may insert some of them.
+        complete += ([*row, *_NO_OUTCOME] for row in plain)
+        complete.sort(key=itemgetter(0))
+        plain = []
+    many_rows.insert(connection, decisions, FIELDS, plain)
+    many_rows.insert(connection, decisions, _COLUMNS, complete)
+
+
+def outcome_values(outcomes: Mapping[str, Outcome]) -> dict[str, list[Any]]:
+    """The values of OUTCOME_COLUMNS, for each ID."""
+    rows = _values(list(outcomes.values()))
+    return {key: row[1:] for key, row in zip(outcomes, rows, strict=True)}
+
+
+def _values(entries: Sequence[Record | Outcome]) -> list[list[Any]]:
+    """The fields of each as a database takes them."""
+    rows: list[list[Any]] = [row[1:] for row in msgspec.to_builtins(entries)]
+    # One look at all of them, as almost none has a text with a NUL.
+    if b"\\u0000" in msgspec.json.encode(rows):
+        return [[storable(value) for value in row] for row in rows]
+    return rows
 
 
 def read_record(row: Any) -> Record:
