@@ -67,7 +67,7 @@ def _addition(table: sa.Table, counts: Names, dialect: str) -> str:
     columns = table.columns
     if dialect == "postgresql":
         arrays = ", ".join(f"%s::{column.type.compile()}[]" for column in columns)
-        what = f"SELECT * FROM unnest({arrays})"
+        what = f"SELECT * FROM unnest({arrays})"  # noqa: S608
     else:
         what = f"VALUES ({', '.join('?' * len(columns))})"
     # A number that does not fit would fail the transaction at every try.
