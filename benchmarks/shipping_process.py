@@ -8,16 +8,19 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 import sqlalchemy as sa
 
 from benchmarks.processes import cpu_seconds
+from policyd.decision_log.pricing import cost
 from policyd.decision_log.record import Outcome, Record
+from policyd.decision_log.shipper import Shipper
 from policyd.decision_log.spool import SpoolReader
-from policyd.server.shipper import Shipper
 from policyd.store import Store
+from policyd.store.destination import StoreDestination
 
 _CHUNK = 2**20
 
@@ -26,7 +29,8 @@ def ship() -> None:
     """Ship all of the spool, as policyd does."""
     folder, url = Path(sys.argv[1]), sys.argv[2]
     store = Store(url)
-    shipper = Shipper(store, SpoolReader(folder))
+    shipper = Shipper(StoreDestination(store), SpoolReader(folder))
+    cost("gpt-4o", 1, 0, 0, 0, datetime.now(UTC))  # Loads the list of prices, once a process.
     store.log.status()
     _measured(store, shipper.ship)
 
