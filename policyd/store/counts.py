@@ -26,6 +26,7 @@ from policyd.store.steps import Steps, delete_some
 HOUR = 3600
 DAY = 24 * HOUR
 """In seconds."""
+_HOURS = DAY // HOUR
 _KEEP = timedelta(days=400)
 """How long the counts by hour are kept: long enough to compare a year with the one before."""
 
@@ -121,13 +122,16 @@ class Tally:
         self._models: dict[tuple[int, str, str], Counts] = defaultdict(Counts)
         self._latencies: Counter[tuple[int, str, int]] = Counter()
 
-    def count(self, record: Record) -> None:
-        """Count one decision, unless its key was refused: older versions logged such requests."""
+    def count(self, record: Record, outcome: Outcome | None = None) -> None:
+        """Count one decision and its outcome, if that is known, unless its key was refused: older
+        versions logged such requests."""
         if not record.key_id:
             return
+        hour = _hour(record.id)
+        of_user, of_model = self._of(hour, record.key_id, record.end_user, record.model)
         is_known = record.in_scope and record.mode is not None
         has_user = record.user_state is UserState.VALID
-        for counts in self._of(_hour(record.id), record.key_id, record.end_user, record.model):
+        for counts in (of_user, of_model):
             counts.requests += 1
             if is_known and has_user:
                 counts.attributed += 1
@@ -140,24 +144,34 @@ class Tally:
                 counts.would_deny += 1
             if record.flags:
                 counts.flagged += 1
+        if outcome is not None:
+            self._add_outcome(outcome, hour, record.key_id, (of_user, of_model))
 
     def add_outcome(self, outcome: Outcome, key_id: str, end_user: str, model: str) -> None:
         """Count what became of one request."""
-        if not key_id:
-            return
-        hour = _hour(outcome.decision_id)
+        if key_id:
+            hour = _hour(outcome.decision_id)
+            self._add_outcome(outcome, hour, key_id, self._of(hour, key_id, end_user, model))
+
+    def _add_outcome(
+        self, outcome: Outcome, hour: int, key_id: str, counted: tuple[Counts, Counts]
+    ) -> None:
         is_error = outcome.status >= ERROR or outcome.ending in BROKEN
         taken = outcome.duration_us
         if taken is not None:
             self._latencies[hour, key_id, latencies.mark(taken)] += 1
-        for counts in self._of(hour, key_id, end_user, model):
-            counts.errors += is_error
+        for counts in counted:
             if taken is not None:
                 counts.timed += 1
                 counts.duration_us += taken
-            counts.input_tokens += outcome.input_tokens or 0
-            counts.output_tokens += outcome.output_tokens or 0
-            counts.cost_nano += outcome.cost_nano or 0
+            if outcome.input_tokens:
+                counts.input_tokens += outcome.input_tokens
+            if outcome.output_tokens:
+                counts.output_tokens += outcome.output_tokens
+            if outcome.cost_nano:
+                counts.cost_nano += outcome.cost_nano
+            if is_error:
+                counts.errors += 1
 
     def write(self, connection: sa.Connection) -> None:
         """Add the counts to those in the database."""
@@ -199,7 +213,7 @@ class Tally:
 
     def _of(self, hour: int, key_id: str, end_user: str, model: str) -> tuple[Counts, Counts]:
         return (
-            self._users[hour * HOUR // DAY, key_id, storable(end_user)],
+            self._users[hour // _HOURS, key_id, storable(end_user)],
             self._models[hour, key_id, storable(model)],
         )
 

@@ -103,9 +103,21 @@ SPARSE = ("flags", "end_user", "trace_id", "request_id", "outcome_openai_id")
 """The columns with a partial index."""
 
 
-_COLUMNS = (*FIELDS, *OUTCOME_COLUMNS)
-_YES_OR_NO = tuple(FIELDS.index(name) for name in ("in_scope", "sample"))
+_YES_OR_NO = ("in_scope", "sample")
+_PLAIN = (*(name for name in FIELDS if name not in _YES_OR_NO), *_YES_OR_NO)
+"""The columns of a decision as rows are inserted."""
+_COMPLETE = (*_PLAIN, *OUTCOME_COLUMNS)
 _NO_OUTCOME = (None,) * len(OUTCOME_COLUMNS)
+
+
+def _places(kind: type[msgspec.Struct], names: Sequence[str]) -> Any:
+    # Behind the tag, which a record begins with.
+    return itemgetter(*(1 + kind.__struct_fields__.index(name) for name in names))
+
+
+_plain = _places(Record, _PLAIN[: -len(_YES_OR_NO)])
+_yes_or_no = _places(Record, _YES_OR_NO)
+_outcome = _places(Outcome, Outcome.__struct_fields__[1:])
 
 
 def add_records(
@@ -113,35 +125,34 @@ def add_records(
 ) -> None:
     """Insert decisions, each with its outcome, if there is one for its ID."""
     plain, complete = [], []
-    values = outcome_values(outcomes)
-    for record, row in zip(records, _values(records), strict=True):
-        del row[OUTCOME_AT]
-        for place in _YES_OR_NO:
-            row[place] = int(row[place])
-        if outcome := values.get(record.id):
+    known = outcome_values(outcomes)
+    for values in _values(records):
+        in_scope, sample = _yes_or_no(values)
+        row = (*_plain(values), int(in_scope), int(sample))
+        if outcome := known.get(row[0]):
             complete.append(row + outcome)
         else:
             plain.append(row)
     if connection.dialect.name == "postgresql":
         # All in one statement, in the order of IDs, as another shipper may insert some of them.
-        complete += ([*row, *_NO_OUTCOME] for row in plain)
+        complete += (row + _NO_OUTCOME for row in plain)
         complete.sort(key=itemgetter(0))
         plain = []
-    many_rows.insert(connection, decisions, FIELDS, plain)
-    many_rows.insert(connection, decisions, _COLUMNS, complete)
+    many_rows.insert(connection, decisions, _PLAIN, plain)
+    many_rows.insert(connection, decisions, _COMPLETE, complete)
 
 
-def outcome_values(outcomes: Mapping[str, Outcome]) -> dict[str, list[Any]]:
+def outcome_values(outcomes: Mapping[str, Outcome]) -> dict[str, tuple[Any, ...]]:
     """The values of OUTCOME_COLUMNS, for each ID."""
     rows = _values(list(outcomes.values()))
-    return {key: row[1:] for key, row in zip(outcomes, rows, strict=True)}
+    return dict(zip(outcomes, map(_outcome, rows), strict=True))
 
 
 def _values(entries: Sequence[Record | Outcome]) -> list[list[Any]]:
-    """The fields of each as a database takes them."""
-    rows: list[list[Any]] = [row[1:] for row in msgspec.to_builtins(entries)]
+    """The tag and the fields of each as a database takes them."""
+    rows: list[list[Any]] = msgspec.to_builtins(entries)
     # One look at all of them, as almost none has a text with a NUL.
-    if b"\\u0000" in msgspec.json.encode(rows):
+    if b"\\u0000" in msgspec.json.encode(entries):
         return [[storable(value) for value in row] for row in rows]
     return rows
 

@@ -287,6 +287,4 @@ def _add_decisions(
     add_records(connection, [records[key] for key in sorted(records)], given)
     log_size.add(connection, len(records))
     for record in records.values():
-        tally.count(record)
-        if outcome := given.get(record.id):
-            tally.add_outcome(outcome, record.key_id, record.end_user, record.model)
+        tally.count(record, given.get(record.id))

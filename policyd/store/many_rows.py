@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from policyd.store.database import MOST
 
 Names = tuple[str, ...]
-Rows = Sequence[Sequence[Any]]
+Rows = list[tuple[Any, ...]]
 
 
 def insert(connection: sa.Connection, table: sa.Table, names: Names, rows: Rows) -> None:
@@ -26,7 +26,7 @@ def insert(connection: sa.Connection, table: sa.Table, names: Names, rows: Rows)
     else:
         marks = ", ".join("?" * len(names))
         statement = f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({marks})"  # noqa: S608
-    _execute(connection, statement, rows)
+    connection.exec_driver_sql(statement, rows)
 
 
 def add(connection: sa.Connection, table: sa.Table, counts: Names, rows: Rows) -> None:
@@ -40,7 +40,7 @@ def add(connection: sa.Connection, table: sa.Table, counts: Names, rows: Rows) -
         statement = _addition(table, counts, "postgresql")
         connection.exec_driver_sql(statement, tuple(map(_array, columns)))
     else:
-        _execute(connection, _addition(table, counts, "sqlite"), rows)
+        connection.exec_driver_sql(_addition(table, counts, "sqlite"), rows)
 
 
 def change(connection: sa.Connection, table: sa.Table, names: Names, rows: Rows) -> None:
@@ -51,15 +51,11 @@ def change(connection: sa.Connection, table: sa.Table, names: Names, rows: Rows)
     changes = ", ".join(f"{name} = {mark}" for name in names)
     (key,) = table.primary_key.columns.keys()
     statement = f"UPDATE {table.name} SET {changes} WHERE {key} = {mark}"  # noqa: S608
-    _execute(connection, statement, rows)
+    connection.exec_driver_sql(statement, rows)
 
 
 def _is_postgresql(connection: sa.Connection) -> bool:
     return connection.dialect.name == "postgresql"
-
-
-def _execute(connection: sa.Connection, statement: str, rows: Rows) -> None:
-    connection.exec_driver_sql(statement, [tuple(row) for row in rows])
 
 
 @lru_cache

@@ -77,7 +77,7 @@ def _attach(
     for row in find(connection, column.id, sorted(outcomes), *more, query=_locked):
         outcome = missing.pop(row.id)
         if row.outcome_ending is None:
-            rows.append([*values[row.id], row.id])
+            rows.append((*values[row.id], row.id))
             tally.add_outcome(outcome, row.key_id, row.end_user, row.model)
     many_rows.change(connection, decisions, OUTCOME_COLUMNS, rows)
     return missing
