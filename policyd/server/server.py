@@ -15,6 +15,7 @@ from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
 from policyd.asgi.limits import Limits
 from policyd.command.address import Address, steer
 from policyd.command.child import Child, End
+from policyd.decider import Decider
 from policyd.decision_log.writer import DecisionLog
 from policyd.descriptor.body_memory import Bodies
 from policyd.keys import tokens
@@ -195,7 +196,7 @@ class Server:
             (_POLICY, _AUTHORIZATION, ACCESS_LOG), guards, connections, self._watching.note
         )
         assert self._log is not None
-        self._policy = PolicyServicer(
+        self._decider = Decider(
             self._keys,
             self._defaults,
             self._id,
@@ -206,14 +207,16 @@ class Server:
             self._watching.access,
             self._watching.traces(),
         )
-        policy_pb2_grpc.add_PolicyServiceServicer_to_server(self._policy, listener.server)
+        policy_pb2_grpc.add_PolicyServiceServicer_to_server(
+            PolicyServicer(self._decider, partial(self._defaults.trusted, "grpc")), listener.server
+        )
         external_auth_pb2_grpc.add_AuthorizationServicer_to_server(
             AuthorizationServicer(
-                self._policy, self._bodies, partial(self._defaults.trusted, "envoy")
+                self._decider, self._bodies, partial(self._defaults.trusted, "envoy")
             ),
             listener.server,
         )
-        access_log = AccessLogServicer(self._policy, self._watching.decisions)
+        access_log = AccessLogServicer(self._decider, self._watching.decisions)
         listener.server.add_generic_rpc_handlers((access_log.handler(),))
         return listener
 
@@ -233,7 +236,7 @@ class Server:
         from policyd.server.http_check import HttpServer
 
         self._http = HttpServer(
-            *(self._settings, self._limits, self._policy, self._bodies, self._following_settings),
+            *(self._settings, self._limits, self._decider, self._bodies, self._following_settings),
             *(self._readiness, self._clock),
             note=self._watching.note,
             defaults=self._defaults,

@@ -4,21 +4,21 @@ import asyncio
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
+from policyd.decider.access import DecisionAccess
+from policyd.decider.traces import DecisionTraces
 from policyd.decision_log.writer import DecisionLog
 from policyd.descriptor.body_memory import Bodies
 from policyd.keys.key_table import KeyTable
 from policyd.server.worker_clock import WorkerClock
-from policyd.services.decision_access import DecisionAccess
-from policyd.services.decision_traces import DecisionTraces
 from policyd.services.errors import Note, unnoted
 from policyd.settings import ServerSettings
 from policyd.telemetry.access import AccessLog
 from policyd.telemetry.tracing import Tracer, start_tracing
 
 if TYPE_CHECKING:
+    from policyd.decider.metrics import DecisionMetrics
     from policyd.server.http_check import HttpServer
     from policyd.server.worker_metrics import WorkerMetrics
-    from policyd.services.decision_metrics import DecisionMetrics
 
 
 class Watching:

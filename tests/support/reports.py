@@ -5,10 +5,12 @@ import json
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import grpc
 
+from policyd.decider import Decider
 from policyd.decision_log.record import Record, Verdict
 from policyd.descriptor.body_memory import Bodies
 from policyd.engine.settings import KeyChange, KeyChanges, KeySettings
@@ -30,7 +32,9 @@ class Recorder(PolicyServicer):
     """Behaves as policyd does, and keeps its decisions and the reports."""
 
     def __init__(self, keys: KeyTable, key: str) -> None:
-        super().__init__(keys, Defaults(keys), secrets.token_hex(6), self._keep, Bodies(2**29))
+        defaults = Defaults(keys)
+        decider = Decider(keys, defaults, secrets.token_hex(6), self._keep, Bodies(2**29))
+        super().__init__(decider, partial(defaults.trusted, "grpc"))
         self.key = key
         """An API key that enforces user IDs."""
         self.address = ""
