@@ -278,8 +278,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.memory < 3 * self.max_body:
             raise SettingsError(
-                "--body-memory must be at least three times --max-body: a body is held as it came, and "
-                "the process that reads it has a copy, which may be decompressed"
+                "--body-memory must be at least three times --max-body: a body is held as it came, "
+                "and the process that reads it has a copy, which may be decompressed"
             )
         _ = self.policyd_addresses
         _check_upstream(self.upstream)

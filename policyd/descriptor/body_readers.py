@@ -26,6 +26,7 @@ READERS = 2
 """Bodies that are read at once: a very large one does not keep a large one waiting."""
 PATIENCE = 30.0
 """Seconds that a body may take to be read. The largest takes less than one where a core is free."""
+_UNREAD = "a request body could not be read, as its reader failed. Try again"
 _PIECE = 256 * 1024
 """Bytes that are handed over before other work gets its turn."""
 _COMMAND = (sys.executable, "-m", "policyd.command.start", "policyd.descriptor.reader_process")
@@ -50,7 +51,7 @@ class BodyReaders:
         """
         async with self._turns:
             begin()
-            reader = self._idle.pop() if self._idle else await _Reader.start()
+            reader = self._next_idle() or await _Reader.start()
             self._busy.add(reader)
             try:
                 async with asyncio.timeout(self._patience):
@@ -62,7 +63,7 @@ class BodyReaders:
                     len(body),
                     "hangs, and is killed" if isinstance(problem, TimeoutError) else "has ended",
                 )
-                raise BodiesFull("a request body could not be read. Try again") from None
+                raise BodiesFull(_UNREAD) from None
             except BaseException:
                 reader.end()  # What is left of the body and of its answer is on the way.
                 raise
@@ -71,6 +72,14 @@ class BodyReaders:
                 return attributes
             finally:
                 self._busy.discard(reader)
+
+    def _next_idle(self) -> "_Reader | None":
+        while self._idle:
+            reader = self._idle.pop()
+            if reader.is_running:
+                return reader
+            reader.end()
+        return None
 
     @property
     def processes(self) -> list[int]:
@@ -98,20 +107,22 @@ class _Reader:
     @classmethod
     async def start(cls) -> "_Reader":
         """Start one. Raises BodiesFull where the system has no room for it."""
-        ours, theirs = socket.socketpair()
         try:
-            with theirs:
-                process = subprocess.Popen(_COMMAND, stdin=theirs, stdout=theirs)
+            process, connection = _start()
         except OSError as problem:
-            ours.close()
             _log.error("a process that reads bodies does not start: %s", problem)
-            raise BodiesFull("a request body could not be read. Try again") from None
-        return cls(process, await asyncio.open_unix_connection(sock=ours))
+            raise BodiesFull(_UNREAD) from None
+        return cls(process, await asyncio.open_unix_connection(sock=connection))
 
     @property
     def process(self) -> int:
         """Its process ID."""
         return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
 
     async def read(self, body: bytes, about: Told) -> BodyAttributes:
         """The attributes of a body. Raises EOFError or OSError where the process ends."""
@@ -130,3 +141,15 @@ class _Reader:
             self._bodies.close()
         self._process.kill()
         self._process.wait()
+
+
+def _start() -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """A new process, and our end of the connection that is its input and its output."""
+    ours, theirs = socket.socketpair()
+    try:
+        with theirs:
+            end = theirs.fileno()
+            return subprocess.Popen(_COMMAND, stdin=end, stdout=end), ours  # noqa: S603  # our own program
+    except OSError:
+        ours.close()
+        raise

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 from policyd.descriptor import end_users, headers
 from policyd.descriptor.body_memory import Bodies, Held
-from policyd.descriptor.content_encoding import decoded_limit
 from policyd.descriptor.headers import KEY_HEADER, NO_HEADERS, PREFIX, Headers
 from policyd.descriptor.identifiers import NOT_READ, BodyAttributes, Identifier
 from policyd.descriptor.reader_process import Told
@@ -153,9 +152,8 @@ async def read_attributes(
     """
     content_type = headers.agreed(request.headers.get(_TYPE, ()))
     coding = request.content_encoding
-    size, decoded = len(body), decoded_limit(len(body), limit) if coding else 0
     about = Told(content_type, coding, request.target.endpoint, limit)
-    return await bodies.read(held, size, decoded, body, about)
+    return await bodies.read(held, len(body), body, about)
 
 
 def _remark(text: str) -> str:

@@ -88,11 +88,11 @@ async def test_small_bodies_travel_in_one_call(gateway: str, enforcing: str) -> 
 async def test_the_total(serving: Serving, demo: Demo, enforcing: str) -> None:
     """The memory of all bodies is bounded: a body beyond it gets 503, and small ones go on."""
     size = 600_000
-    async with serving(demo.url, max_body=size, body_memory=2 * size) as server:
+    async with serving(demo.url, max_body=size, body_memory=3 * size) as server:
         sent = LARGE[:550_000].ljust(550_000)
-        held = [await _begin(server.url, enforcing, size, sent) for _ in range(2)]
+        held = [await _begin(server.url, enforcing, size, sent) for _ in range(3)]
         async with asyncio.timeout(PATIENCE):
-            while server.gateway.held < 2 * len(sent):  # noqa: ASYNC110  # nothing tells of it
+            while server.gateway.held < 3 * len(sent):  # noqa: ASYNC110  # nothing tells of it
                 await asyncio.sleep(0.01)
         reader, writer = await _begin(server.url, enforcing, size, sent)
         async with asyncio.timeout(PATIENCE):
@@ -123,8 +123,10 @@ async def test_a_body_has_a_deadline(serving: Serving, demo: Demo, enforcing: st
 
 async def test_settings_that_do_not_fit() -> None:
     """One body must fit into the total, as it is sent and decompressed."""
-    with pytest.raises(SettingsError, match="--body-memory must be at least twice --max-body"):
-        Settings(max_body=1000, body_memory=1999)
+    with pytest.raises(
+        SettingsError, match="--body-memory must be at least three times --max-body"
+    ):
+        Settings(max_body=1000, body_memory=2999)
     assert Settings(max_body=2**30).memory >= 2 * 2**30
 
 
