@@ -9,7 +9,10 @@ reader answers is checked as it comes: a body that takes a reader over gains not
 own attributes.
 """
 
+import ctypes
+import select
 import sys
+from contextlib import suppress
 from typing import BinaryIO, NamedTuple
 
 import msgspec
@@ -20,6 +23,11 @@ from policyd.engine.places import Endpoint
 
 LENGTH = 4
 """Bytes of a length."""
+_IDLE = 1.0
+"""Seconds without a body after which memory is given back."""
+_MOST_MEMORY = 2**30
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""What mallopt(3) sets."""
 
 
 class Told(NamedTuple):
@@ -51,10 +59,33 @@ def read_answer(answer: bytes) -> BodyAttributes:
 
 def serve(bodies: BinaryIO, answers: BinaryIO) -> None:
     """Read each body that comes by `bodies`, and answer by `answers`."""
-    while length := bodies.read(LENGTH):
+    while length := _next(bodies):
         size, about = _told_decoder.decode(bodies.read(int.from_bytes(length)))
         answers.write(_framed(_encoder.encode(read_body(bodies.read(size), *about))))
         answers.flush()
+
+
+def _next(bodies: BinaryIO) -> bytes:
+    """The next length, or nothing where there is none to come."""
+    if not select.select([bodies], [], [], _IDLE)[0]:
+        _give_back_memory()
+    return bodies.read(LENGTH)
+
+
+# To read a body takes copies of it. By default the system gets each of them back at once, and to
+# get the memory for the next one takes longer than to read it.
+
+
+def _keep_memory() -> None:
+    with suppress(OSError, AttributeError):  # Not every system has it.
+        library = ctypes.CDLL(None)
+        library.mallopt(_MMAP_THRESHOLD, _MOST_MEMORY)
+        library.mallopt(_TRIM_THRESHOLD, _MOST_MEMORY)
+
+
+def _give_back_memory() -> None:
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _framed(message: bytes) -> bytes:
@@ -62,4 +93,5 @@ def _framed(message: bytes) -> bytes:
 
 
 if __name__ == "__main__":
+    _keep_memory()
     serve(sys.stdin.buffer, sys.stdout.buffer)
