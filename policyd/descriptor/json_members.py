@@ -72,6 +72,7 @@ _NAME = re.compile(
     rb'[ \t\r\n]*+[{,][ \t\r\n]*+"[^"\\]*+(?:\\.[^"\\]*+)*+"[ \t\r\n]*+:[ \t\r\n]*+', re.DOTALL
 )
 _END = re.compile(rb"[ \t\r\n]*+}")
+_ESCAPED_MARK = re.compile(rb'\\["\\]')
 _SCALAR = re.compile(rb"[^\s,\]}]++")
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'"[]{}:'))
 _NOT_ESCAPES = bytes(set(_NOT_STRUCTURE) - set(rb"\/bfnrtu"))
@@ -154,7 +155,9 @@ def _check_complexity(body: bytes, marks: bytes) -> int:
     brackets = marks.count(b"{") + marks.count(b"[")
     if members <= MAX_WALKED and brackets <= MAX_DEPTH and marks.count(b'"') <= 2 * MAX_STRINGS:
         return members
-    structure = _structure(_plain_marks(body) if b"\\" in body else marks)
+    # To look for what is escaped is quicker than to take it out.
+    has_escaped = b"\\" in body and _ESCAPED_MARK.search(body)
+    structure = _structure(_plain_marks(body) if has_escaped else marks)
     _check_brackets(structure.replace(b":", b""))
     return structure.count(b":")
 
