@@ -17,6 +17,7 @@ from policyd.descriptor.body_memory import AT_ONCE, Bodies
 from policyd.descriptor.content_encoding import decoded_limit
 from policyd.descriptor.headers import NO_HEADERS
 from policyd.descriptor.identifiers import BodyAttributes
+from policyd.descriptor.pieces import Pieces
 from policyd.engine.decision import NO_ROUTE
 from policyd.engine.places import IDENTIFIERS
 from policyd.engine.settings import KeySettings, RouteSettings
@@ -273,7 +274,7 @@ class Decider:
                 about = evaluate_request.about_raw_body(request)
                 is_read = about is not None and self.knows(request) and total <= MAX_BATCH_BODIES
                 attributes.append(
-                    await self._bodies.read(held, size, request.raw_body.content, about)
+                    await self._bodies.read(held, size, Pieces(request.raw_body.content), about)
                     if about and is_read
                     else None
                 )

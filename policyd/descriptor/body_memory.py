@@ -11,6 +11,7 @@ from policyd.descriptor.body import read_body
 from policyd.descriptor.body_readers import BodyReaders
 from policyd.descriptor.content_encoding import decoded_limit
 from policyd.descriptor.identifiers import BodyAttributes
+from policyd.descriptor.pieces import Pieces
 from policyd.descriptor.reader_process import Told
 from policyd.errors import BodiesFull
 
@@ -42,14 +43,14 @@ class Bodies:
             )
         self.held += size
 
-    async def read(self, held: "Held", size: int, body: bytes, about: Told) -> BodyAttributes:
+    async def read(self, held: "Held", size: int, body: Pieces, about: Told) -> BodyAttributes:
         """The attributes of `body`, one of those for which `size` bytes are held.
 
         Where that takes long, another process does it, and has a copy. Raises BodiesFull.
         """
         decoded = decoded_limit(len(body), about.limit) if about.content_encoding else 0
         if max(len(body), decoded) <= AT_ONCE:
-            return read_body(body, *about)
+            return read_body(body.whole(), *about)
         try:
             return await self._readers.read(
                 partial(held.grow, size, len(body) + decoded), body, about

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from policyd.descriptor.identifiers import BodyAttributes
+from policyd.descriptor.pieces import Pieces
 from policyd.descriptor.reader_process import LENGTH, Told, read_answer, told
 from policyd.errors import BodiesFull
 
@@ -27,8 +28,6 @@ READERS = 2
 PATIENCE = 30.0
 """Seconds that a body may take to be read. The largest takes less than one where a core is free."""
 _UNREAD = "a request body could not be read, as its reader failed. Try again"
-_PIECE = 256 * 1024
-"""Bytes that are handed over before other work gets its turn."""
 _COMMAND = (sys.executable, "-m", "policyd.command.start", "policyd.descriptor.reader_process")
 
 
@@ -44,7 +43,7 @@ class BodyReaders:
         self._idle: list[_Reader] = []
         self._busy: set[_Reader] = set()
 
-    async def read(self, begin: Callable[[], None], body: bytes, about: Told) -> BodyAttributes:
+    async def read(self, begin: Callable[[], None], body: Pieces, about: Told) -> BodyAttributes:
         """The attributes of a body. `begin` is called once it is the body's turn.
 
         Raises BodiesFull where its reader ends or hangs, and what `begin` raises.
@@ -108,7 +107,7 @@ class _Reader:
     async def start(cls) -> "_Reader":
         """Start one. Raises BodiesFull where the system has no room for it."""
         try:
-            process, connection = _start()
+            process, connection = await asyncio.to_thread(_start)
         except OSError as problem:
             _log.error("a process that reads bodies does not start: %s", problem)
             raise BodiesFull(_UNREAD) from None
@@ -124,14 +123,12 @@ class _Reader:
         """Whether it has not ended."""
         return self._process.poll() is None
 
-    async def read(self, body: bytes, about: Told) -> BodyAttributes:
+    async def read(self, body: Pieces, about: Told) -> BodyAttributes:
         """The attributes of a body. Raises EOFError or OSError where the process ends."""
         self._bodies.write(told(about, len(body)))
-        rest = memoryview(body)
-        while rest:
-            self._bodies.write(rest[:_PIECE])
+        for piece in body:
+            self._bodies.write(piece)
             await self._bodies.drain()
-            rest = rest[_PIECE:]
         size = int.from_bytes(await self._answers.readexactly(LENGTH))
         return read_answer(await self._answers.readexactly(size))
 

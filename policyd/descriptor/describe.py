@@ -14,6 +14,7 @@ from policyd.descriptor import end_users, headers
 from policyd.descriptor.body_memory import Bodies, Held
 from policyd.descriptor.headers import KEY_HEADER, NO_HEADERS, PREFIX, Headers
 from policyd.descriptor.identifiers import NOT_READ, BodyAttributes, Identifier
+from policyd.descriptor.pieces import Pieces
 from policyd.descriptor.reader_process import Told
 from policyd.engine import endpoints, method_override
 from policyd.engine.places import SAFETY_HEADER, Target
@@ -144,7 +145,7 @@ def about_key(request: HttpRequest) -> CheckKeyRequest:
 
 
 async def read_attributes(
-    request: HttpRequest, body: bytes, bodies: Bodies, held: Held, limit: int
+    request: HttpRequest, body: Pieces, bodies: Bodies, held: Held, limit: int
 ) -> BodyAttributes:
     """The attributes of its body, of which `limit` bytes are read, decompressed too.
 

@@ -14,6 +14,7 @@ from policyd.descriptor.body import read_body
 from policyd.descriptor.body_memory import AT_ONCE, SMALL, Bodies
 from policyd.descriptor.body_readers import READERS, BodyReaders
 from policyd.descriptor.content_encoding import decoded_limit
+from policyd.descriptor.pieces import Pieces
 from policyd.descriptor.reader_process import Told, read_answer
 from policyd.engine import endpoints
 from policyd.errors import BodiesFull
@@ -69,7 +70,7 @@ async def test_one_threshold(bodies: Bodies, body: bytes, about: Told, counted: 
 
     watching = asyncio.create_task(watch())
     with bodies.hold() as held:
-        attributes = await bodies.read(held, 0, body, about)
+        attributes = await bodies.read(held, 0, Pieces(body), about)
     watching.cancel()
     assert attributes == read_body(body, *about)
     assert attributes.user.value == "alice"
@@ -117,9 +118,9 @@ async def test_no_room_for_the_copy() -> None:
     with bodies.hold() as held:
         held.grow(len(body))
         with pytest.raises(BodiesFull, match="raise --body-memory"):
-            await bodies.read(held, len(body), body, PLAIN)
+            await bodies.read(held, len(body), Pieces(body), PLAIN)
         assert bodies.held == LARGE
-        assert (await bodies.read(held, len(body), chat(1000), PLAIN)).user.value == "alice"
+        assert (await bodies.read(held, len(body), Pieces(chat(1000)), PLAIN)).user.value == "alice"
     assert not bodies.readers
     bodies.close()
 
@@ -148,10 +149,10 @@ async def test_no_room_for_the_copy() -> None:
 async def test_the_same_attributes(bodies: Bodies, body: bytes, about: Told) -> None:
     """Another process finds in a body what this one finds, unreadable ones among them."""
     with bodies.hold() as held:
-        assert await bodies.read(held, 0, body, PLAIN._replace(limit=0)) == read_body(
+        assert await bodies.read(held, 0, Pieces(body), PLAIN._replace(limit=0)) == read_body(
             body, *PLAIN._replace(limit=0)
         )
-        assert await bodies.read(held, 0, body, about) == read_body(body, *about)
+        assert await bodies.read(held, 0, Pieces(body), about) == read_body(body, *about)
 
 
 async def test_other_work_goes_on() -> None:
@@ -166,9 +167,9 @@ async def test_other_work_goes_on() -> None:
             await asyncio.sleep(0)
 
     working = asyncio.create_task(other_work())
-    await readers.read(lambda: None, body, PLAIN)
+    await readers.read(lambda: None, Pieces(body), PLAIN)
     turns = 0
-    assert (await readers.read(lambda: None, body, PLAIN)).user.value == "alice"
+    assert (await readers.read(lambda: None, Pieces(body), PLAIN)).user.value == "alice"
     assert turns > LIMIT // MIB
     working.cancel()
     readers.close()
@@ -183,7 +184,7 @@ async def test_bodies_take_turns() -> None:
 
     users = [f"user-{number}" for number in range(3 * READERS)]
     reading = [
-        asyncio.create_task(readers.read(begin(number), chat(LARGE, user), PLAIN))
+        asyncio.create_task(readers.read(begin(number), Pieces(chat(LARGE, user)), PLAIN))
         for number, user in enumerate(users)
     ]
     await asyncio.sleep(0)
@@ -198,20 +199,20 @@ async def test_a_reader_that_ends() -> None:
     """The body of a reader that is killed fails, and the next body gets a new reader. One that is
     killed between two bodies fails none."""
     readers = BodyReaders()
-    await readers.read(lambda: None, chat(LARGE), PLAIN)
+    await readers.read(lambda: None, Pieces(chat(LARGE)), PLAIN)
     (first,) = readers.processes
     os.kill(first, signal.SIGSTOP)
-    reading = asyncio.create_task(readers.read(lambda: None, chat(LIMIT), PLAIN))
+    reading = asyncio.create_task(readers.read(lambda: None, Pieces(chat(LIMIT)), PLAIN))
     await asyncio.sleep(0.05)
     os.kill(first, signal.SIGKILL)
     with pytest.raises(BodiesFull, match="its reader failed"):
         await reading
     assert not readers.processes
-    await readers.read(lambda: None, chat(LARGE), PLAIN)
+    await readers.read(lambda: None, Pieces(chat(LARGE)), PLAIN)
     (second,) = readers.processes
     os.kill(second, signal.SIGKILL)
     await asyncio.to_thread(os.waitid, os.P_PID, second, os.WEXITED | os.WNOWAIT)
-    assert (await readers.read(lambda: None, chat(LARGE), PLAIN)).user.value == "alice"
+    assert (await readers.read(lambda: None, Pieces(chat(LARGE)), PLAIN)).user.value == "alice"
     assert second not in readers.processes
     readers.close()
 
@@ -220,7 +221,7 @@ async def test_a_reader_that_hangs() -> None:
     """A reader that does not answer in time is killed, and its body fails."""
     readers = BodyReaders(patience=0.001)  # No process starts as quickly.
     with pytest.raises(BodiesFull, match="its reader failed"):
-        await readers.read(lambda: None, chat(LARGE), PLAIN)
+        await readers.read(lambda: None, Pieces(chat(LARGE)), PLAIN)
     assert not readers.processes
 
 
@@ -228,16 +229,16 @@ async def test_a_request_that_ends() -> None:
     """A request that is cancelled while its body is read takes its reader along: what is left of
     the body is on the way there."""
     readers = BodyReaders()
-    await readers.read(lambda: None, chat(LARGE), PLAIN)
+    await readers.read(lambda: None, Pieces(chat(LARGE)), PLAIN)
     (process,) = readers.processes
     os.kill(process, signal.SIGSTOP)
-    reading = asyncio.create_task(readers.read(lambda: None, chat(LIMIT), PLAIN))
+    reading = asyncio.create_task(readers.read(lambda: None, Pieces(chat(LIMIT)), PLAIN))
     await asyncio.sleep(0.05)
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading
     assert not readers.processes
-    assert (await readers.read(lambda: None, chat(LARGE), PLAIN)).user.value == "alice"
+    assert (await readers.read(lambda: None, Pieces(chat(LARGE)), PLAIN)).user.value == "alice"
     readers.close()
 
 
@@ -245,10 +246,10 @@ async def test_an_end_while_a_body_is_read(bodies: Bodies) -> None:
     """The end of the process does not wait for a body that is being read."""
     body = chat(LARGE)
     with bodies.hold() as held:
-        await bodies.read(held, 0, body, PLAIN)
+        await bodies.read(held, 0, Pieces(body), PLAIN)
         (process,) = bodies.readers
         os.kill(process, signal.SIGSTOP)
-        reading = asyncio.create_task(bodies.read(held, 0, body, PLAIN))
+        reading = asyncio.create_task(bodies.read(held, 0, Pieces(body), PLAIN))
         await asyncio.sleep(0.05)
         bodies.close()
         with pytest.raises(BodiesFull):

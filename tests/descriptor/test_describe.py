@@ -22,6 +22,7 @@ from policyd.descriptor.body_memory import AT_ONCE, Bodies
 from policyd.descriptor.describe import MAX_REMARK, HttpRequest, about_key, describe
 from policyd.descriptor.headers import by_name
 from policyd.descriptor.identifiers import MAX_VALUE
+from policyd.descriptor.pieces import Pieces
 from policyd.errors import BodiesFull
 from policyd.http import check
 from policyd.http.request import Request
@@ -357,7 +358,7 @@ async def test_what_a_body_may_take(coding: str, body: bytes, counted: int) -> N
     for missing in (0, 1) if counted else (0,):
         bodies = Bodies(counted - missing)
         with bodies.hold() as held:
-            reading = describing.read_attributes(request, body, bodies, held, LIMIT)
+            reading = describing.read_attributes(request, Pieces(body), bodies, held, LIMIT)
             if missing:
                 with pytest.raises(BodiesFull):
                     await reading

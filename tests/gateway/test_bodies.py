@@ -18,6 +18,7 @@ from gateway.server import Server
 from gateway.settings import Settings
 from policyd.descriptor.body_memory import SMALL, Bodies
 from policyd.descriptor.describe import HttpRequest, read_attributes
+from policyd.descriptor.pieces import Pieces
 from policyd.errors import BodiesFull, SettingsError
 from policyd.v1.policy_pb2 import DECISION_ALLOW, EvaluateRequest, EvaluateResponse
 from tests.gateway.conftest import FREE, IN_SESSION, Serving
@@ -202,8 +203,9 @@ async def test_the_ledger() -> None:
             other.grow(2 * SMALL, 3 * SMALL)
         assert bodies.held == 36 * SMALL
         one.grow(0)
+        packed = Pieces(gzip.compress(LARGE))
         compressed = HttpRequest("POST", PATH, "", {"content-encoding": ["gzip"]})
-        attributes = await read_attributes(compressed, gzip.compress(LARGE), bodies, one, 2**20)
+        attributes = await read_attributes(compressed, packed, bodies, one, 2**20)
         assert attributes.user.value == "u-1"
     assert bodies.held == 0
     bodies.close()
