@@ -8,6 +8,7 @@ from policyd.descriptor import claims, end_user_claims, headers
 from policyd.descriptor.body import MAX_RAW_BODY, read_body
 from policyd.descriptor.headers import KEY_HEADER, NO_HEADERS, TRACE_HEADER
 from policyd.descriptor.identifiers import NOT_READ, TOO_LARGE, BodyAttributes
+from policyd.descriptor.reader_process import Told
 from policyd.engine import endpoints, method_override
 from policyd.engine.model import MAX_TOLD, Decision, DecisionInput, Result, cut
 from policyd.engine.places import IDENTIFIERS, Target
@@ -37,10 +38,12 @@ def read(
     request: pb.EvaluateRequest,
     *,
     reads_body: bool = True,
+    body: BodyAttributes | None = None,
     accept: tuple[str, ...] = IDENTIFIERS,
     trusted: frozenset[str] = NO_HEADERS,
 ) -> Reading:
-    """Read a message; its raw body counts as too large if that is not to be read.
+    """Read a message; its raw body counts as too large if that is not to be read. `body` are its
+    attributes, where it has been read.
 
     `accept` are the places of an end user that count: some endpoints are in scope for keys that
     accept theirs only. `trusted` are the headers, in lower case, that may name an end user.
@@ -54,7 +57,9 @@ def read(
     target = target_of(request)
     attributes = NOT_READ
     if request.HasField("raw_body") and target.in_scope:
-        attributes = _read_raw_body(request, target) if reads_body else TOO_LARGE
+        attributes = TOO_LARGE
+        if reads_body:
+            attributes = body or read_body(request.raw_body.content, *_about_body(request, target))
     end_users, unreadable = end_user_claims.end_users(request, attributes, target, trusted)
     is_judged = target.is_in_scope_for(accept) and not target.is_ambiguous
     if not end_users and is_judged:
@@ -123,11 +128,17 @@ def content_encoding(request: pb.EvaluateRequest) -> str:
     return given or headers.content_encoding(headers.values(_pairs(request), "content-encoding"))
 
 
-def _read_raw_body(request: pb.EvaluateRequest, target: Target) -> BodyAttributes:
-    body = request.raw_body
-    given = body.content_type or headers.agreed(headers.values(_pairs(request), "content-type"))
-    coding = content_encoding(request)
-    return read_body(body.content, given, coding, target.endpoint, MAX_RAW_BODY)
+def about_raw_body(request: pb.EvaluateRequest) -> Told | None:
+    """What its raw body is read by; None where it has none that is to be read."""
+    target = target_of(request)
+    is_read = request.HasField("raw_body") and target.in_scope
+    return _about_body(request, target) if is_read else None
+
+
+def _about_body(request: pb.EvaluateRequest, target: Target) -> Told:
+    own = request.raw_body.content_type
+    given = own or headers.agreed(headers.values(_pairs(request), "content-type"))
+    return Told(given, content_encoding(request), target.endpoint, MAX_RAW_BODY)
 
 
 # The same few decisions come again and again, and most of an answer is the decision's.
