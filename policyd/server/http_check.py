@@ -18,7 +18,7 @@ from policyd.keys import tokens
 from policyd.keys.defaults import Defaults
 from policyd.server.following import Following
 from policyd.server.readiness import Readiness
-from policyd.server.worker_clock import WorkerClock
+from policyd.command.worker_clock import WorkerClock
 from policyd.settings import ServerSettings
 
 _ENDING = "policyd is being stopped"

@@ -10,7 +10,7 @@ from contextlib import suppress
 from policyd.command.threads import StoreThreads
 from policyd.errors import RevisionNotReached, StoreBusy, StoreUnavailable
 from policyd.keys.stored_key_table import StoredKeyTable
-from policyd.server.worker_clock import WorkerClock
+from policyd.command.worker_clock import WorkerClock
 from policyd.services.grpc_server import NOT_SERVING, SERVING, GrpcListener
 from policyd.store import Store
 

@@ -9,7 +9,7 @@ from policyd.decider.traces import DecisionTraces
 from policyd.decision_log.writer import DecisionLog
 from policyd.descriptor.body_memory import Bodies
 from policyd.keys.stored_key_table import StoredKeyTable
-from policyd.server.worker_clock import WorkerClock
+from policyd.command.worker_clock import WorkerClock
 from policyd.services.errors import Note, unnoted
 from policyd.settings import ServerSettings
 from policyd.telemetry.access import AccessLog

@@ -9,7 +9,7 @@ from policyd.decider.metrics import DecisionMetrics
 from policyd.decision_log.writer import DecisionLog
 from policyd.descriptor.body_memory import Bodies
 from policyd.keys.stored_key_table import StoredKeyTable
-from policyd.server.worker_clock import WorkerClock
+from policyd.command.worker_clock import WorkerClock
 from policyd.services.errors import REASONS, reason_of
 from policyd.telemetry import catalogue
 from policyd.telemetry.metrics import Watch

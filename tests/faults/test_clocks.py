@@ -16,7 +16,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from policyd.engine.settings import KeyChanges
 from policyd.keys.stored_key_table import StoredKeyTable
-from policyd.server.worker_clock import WorkerClock
+from policyd.command.worker_clock import WorkerClock
 from policyd.store import LogFilter, Store
 from policyd.store.clock import clock_offset, database_time
 from policyd.store.database import reading
