@@ -114,7 +114,7 @@ class KeyFollower:
     async def _follow_one(self, target: str) -> str:
         """Follow one policyd as long as that goes well. Returns why it ended."""
         try:
-            async with _channel(target, self._policyds.credentials) as channel:
+            async with channel_to(target, self._policyds) as channel:
                 await self._read(channel, target)
         except StreamFault as fault:
             return str(fault)
@@ -132,14 +132,16 @@ class KeyFollower:
         stream = KeyStream(self._keys, self._pulse, self._expect)
         began = key_table.seconds()
         try:
-            await _within(SILENCE, call.write(self._first()))
+            await _within(
+                SILENCE, call.write(first_request(self._keys, self.database, self._process))
+            )
             while True:
                 left = stream.heard_at + SILENCE - key_table.seconds()
                 message = await _within(max(left, 0), call.read())
                 if not isinstance(message, pb.WatchKeysResponse):
                     return
                 if await stream.take(message):
-                    await _within(SILENCE, call.write(self._state()))
+                    await _within(SILENCE, call.write(state_of(self._keys, self.database)))
                 self._note(stream, target)
                 if self._is_better_elsewhere(began):
                     raise StreamFault("its own settings are stale, and others may have newer ones")
@@ -165,21 +167,21 @@ class KeyFollower:
         others = len(self._policyds.targets) > 1
         return others and not self._is_fresh and key_table.seconds() - began > _PATIENCE
 
-    def _first(self) -> pb.WatchKeysRequest:
-        request = self._state()
-        request.follower_id = self._process
-        request.host = socket.gethostname()[:_HOST]
-        request.version = version()
-        return request
 
-    def _state(self) -> pb.WatchKeysRequest:
-        keys = self._keys
-        return pb.WatchKeysRequest(
-            database=self.database,
-            revision=keys.revision,
-            epoch=keys.epoch,
-            has_none=not keys.is_known,
-        )
+def first_request(keys: KeyTable, database: str, process: str) -> pb.WatchKeysRequest:
+    """The first request of a stream: which process follows, and which settings it has."""
+    request = state_of(keys, database)
+    request.follower_id = process
+    request.host = socket.gethostname()[:_HOST]
+    request.version = version()
+    return request
+
+
+def state_of(keys: KeyTable, database: str) -> pb.WatchKeysRequest:
+    """Which settings a follower has in force."""
+    return pb.WatchKeysRequest(
+        database=database, revision=keys.revision, epoch=keys.epoch, has_none=not keys.is_known
+    )
 
 
 async def _within(seconds: float, work: Awaitable[Any]) -> Any:
@@ -187,10 +189,11 @@ async def _within(seconds: float, work: Awaitable[Any]) -> Any:
         return await work
 
 
-def _channel(target: str, credentials: ChannelCredentials | None) -> grpc.aio.Channel:
+def channel_to(target: str, policyds: Policyds) -> grpc.aio.Channel:
+    """A channel to one of `policyds`."""
     options = (*OPTIONS, ("grpc.max_receive_message_length", _MAX_MESSAGE))
-    if credentials:
-        return grpc.aio.secure_channel(target, credentials, options=options)
+    if policyds.credentials:
+        return grpc.aio.secure_channel(target, policyds.credentials, options=options)
     return grpc.aio.insecure_channel(target, options=options)
 
 

@@ -14,6 +14,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Coroutine
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -30,6 +31,7 @@ from policyd.client.peers import Targets, addresses
 from policyd.client.policyd_destination import PolicydDestination
 from policyd.client.reporter import Reporter
 from policyd.client.statuses import Failed, Meaning, bare
+from policyd.command.log_settings import SPOOL_LIMIT
 from policyd.command.worker_clock import WorkerClock
 from policyd.decider import Decider
 from policyd.decision_log import spool as spools
@@ -51,10 +53,6 @@ from policyd.v1.policy_pb2 import (
 
 _log = logging.getLogger(__name__)
 
-MAX_STALENESS = 300.0
-"""Seconds."""
-SPOOL_LIMIT = 4 * 2**30
-"""Bytes."""
 _BODIES = 512 * 2**20
 """Bytes of raw bodies that are read at once."""
 _CLOCK_BOUND = 5.0
@@ -96,7 +94,7 @@ class LocalPolicyClient:
         timeout: float = 1.0,
         credentials: ChannelCredentials | None = None,
         on_error: OnError = "raise",
-        max_staleness: float = MAX_STALENESS,
+        max_staleness: float = 300.0,
         spool_limit: int = SPOOL_LIMIT,
         spool_sync: Sync = "interval",
         drop_when_full: bool = False,
@@ -134,9 +132,7 @@ class LocalPolicyClient:
             *(self._max_staleness, known),
         )
         self.destination = PolicydDestination(self._policyds, lambda: self.follower.database)
-        self.carrier = Carrier(
-            SpoolReader(folder), self.destination, lambda: self.keys.is_known
-        )
+        self.carrier = Carrier(SpoolReader(folder), self.destination, lambda: self.keys.is_known)
         self._work(
             self.follower.follow(),
             self.carrier.carry(),
@@ -275,3 +271,9 @@ def _undecided(error: Exception) -> NoDecision:
         return bare(NoDecision(f"policyd gave no decision ({error})"))
     _log.error("an unexpected error", exc_info=error)
     return NoDecision("policyd gave no decision (the log says more)")
+
+
+def hold(folder: Path) -> AbstractContextManager[None]:
+    """Hold a spool's folder for the processes of one gateway. Raises SettingsError, where it is in
+    use by another one, or is a policyd's."""
+    return spools.held(folder)

@@ -42,9 +42,9 @@ Which file for what: folder (making and marking the folder, locks), writer, read
 (descriptors in reserve), problems (errors for the operator), system (the system calls, for tests).
 """
 
+from policyd.command.log_settings import SYNCS, Sync
 from policyd.decision_log.spool.folder import check_own, claim, held, known_database, make, prepare
 from policyd.decision_log.spool.reader import Chunk, SpoolReader, left
-from policyd.decision_log.spool.syncing import SYNCS, Sync
 from policyd.decision_log.spool.writer import SpoolWriter
 
 __all__ = [
