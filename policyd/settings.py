@@ -62,6 +62,12 @@ class ServerSettings:
         "the database.",
     )
     caller_token_file: Path | None = setting(None, "File with a token that callers must show.")
+    local_token_file: Path | None = setting(
+        None,
+        "File with the token of gateways that decide by themselves (policyd-gateway serve --decide "
+        "local): they read the settings of all API keys, and write to the decision log. Without "
+        "it, no gateway may.",
+    )
     tls_cert: Path | None = setting(None, "PEM certificate chain of the server.")
     tls_key: Path | None = setting(None, "PEM private key of the server.")
     tls_client_ca: Path | None = setting(

@@ -32,6 +32,10 @@ def seconds() -> float:
     return time.clock_gettime(_CLOCK)
 
 
+def _ignore(_: KeyChanges) -> None:
+    pass
+
+
 class KeyTable:
     """The settings by the digest of the secret. Secrets end by `clock`: seconds since 1970. Belongs
     to one event loop.
@@ -50,6 +54,9 @@ class KeyTable:
         self.revision = 0
         self.epoch = ""
         """Distinguishes this revision from another of the same number: see store/epochs.py."""
+        self.on_apply: Callable[[KeyChanges], None] = _ignore
+        """Is told of changes in the turn of the loop in which they come into force; revision and
+        epoch are then still those before."""
 
     @property
     def is_known(self) -> bool:
@@ -89,12 +96,13 @@ class KeyTable:
         revision: int,
         age: float,
         defaults: ServerDefaults | None = None,
+        epoch: str = "",
     ) -> None:
         """Begin with settings from `age` seconds ago. The source is still asked for everything."""
         self._settings = settings
         self.defaults = defaults
         self._fresh_at = seconds() - age
-        self.revision = revision
+        self.revision, self.epoch = revision, epoch
         self._known.set()
 
     def staleness(self) -> float:
@@ -110,6 +118,7 @@ class KeyTable:
                 self._settings.pop(change.digest, None)
             else:
                 self._settings[change.digest] = change.settings
+        self.on_apply(changes)
         await self._followed(changes.revision, changes.epoch, changes.defaults, as_of)
 
     async def replace(
