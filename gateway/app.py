@@ -116,6 +116,11 @@ class Gateway:
             await asyncio.to_thread(self._traces.close)
 
     @property
+    def knows_settings(self) -> bool:
+        """Whether there are settings to decide by, where it decides by itself."""
+        return self.local is None or self.local.staleness is not None
+
+    @property
     def held(self) -> int:
         """Bytes of large bodies that are held."""
         return self._intake.held

@@ -82,6 +82,8 @@ class KeyFollower:
         """The identity of the database that is followed."""
         self.is_followed = False
         """Whether a stream stands and the settings are fresh by it."""
+        self.settled = asyncio.Event()
+        """Is set once settings are followed, or no address could be followed."""
         self._told = ""
         """The problem that was logged last; "": settings are followed."""
         self.problem = "it has not answered yet"
@@ -100,6 +102,7 @@ class KeyFollower:
                     pause, self.is_followed = _FIRST_PAUSE, False
                 self._tell(target)
                 await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311  # no secret
+            self.settled.set()
             pause = min(pause * 2, _MAX_PAUSE)
 
     def _tell(self, target: str) -> None:
@@ -152,6 +155,7 @@ class KeyFollower:
         self.database = stream.database or self.database
         if not self.is_followed and self._is_fresh:
             self.is_followed, self.problem = True, ""
+            self.settled.set()
             if self._told:
                 _log.info(
                     "policyd at %s is followed again; settings are at revision %d",

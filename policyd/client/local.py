@@ -14,7 +14,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Coroutine
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -57,6 +57,8 @@ _BODIES = 512 * 2**20
 """Bytes of raw bodies that are read at once."""
 _CLOCK_BOUND = 5.0
 """Seconds that this machine's clock may differ from policyd's."""
+_START = 10.0
+"""Seconds that a start waits for settings."""
 _ADAPTER = "grpc"
 """What the evaluations count as: those of a caller of PolicyService."""
 
@@ -140,6 +142,10 @@ class LocalPolicyClient:
             keep_checked(self.log),
             self.log.keep_synced(),
         )
+        # So that the first requests get decisions, where policyd answers.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_START):
+                await self.follower.settled.wait()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -199,6 +205,11 @@ class LocalPolicyClient:
     def outcomes_lost(self) -> int:
         """How many outcomes that report() was given are lost."""
         return self._reporter.lost
+
+    @property
+    def lost(self) -> int:
+        """Decisions that were answered and not logged, and entries that policyd did not take."""
+        return self.log.lost + self.destination.rejected
 
     @property
     def staleness(self) -> float | None:

@@ -1,7 +1,9 @@
 """A look at a policyd as LocalPolicyClient follows it, for a gateway's start and its doctor."""
 
 import asyncio
+import os
 import secrets
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import grpc
@@ -12,7 +14,8 @@ from policyd.client.key_stream import KeyStream, Pulse, StreamFault
 from policyd.client.peers import Targets, addresses
 from policyd.client.statuses import failed
 from policyd.command.worker_clock import WorkerClock
-from policyd.errors import NoDecision
+from policyd.decision_log import spool
+from policyd.errors import NoDecision, SettingsError
 from policyd.keys import api_key
 from policyd.keys.key_table import KeyTable
 from policyd.v1.local_pb2_grpc import LocalDecisionServiceStub
@@ -54,6 +57,20 @@ async def look(
         except StreamFault as fault:
             problem = NoDecision(str(fault))
     raise problem
+
+
+def look_at_folder(folder: Path) -> str:
+    """What waits in a spool's folder, which is not made. Raises SettingsError where it cannot be
+    used."""
+    spool.check_gateways(folder)
+    if not folder.is_dir():
+        return "it is made at the start"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise SettingsError(f"--spool {folder} cannot be written to: give it to the gateway's user")
+    waiting = spool.left(folder)
+    return (
+        f"it can be used; {waiting} bytes wait for the next start" if waiting else "it can be used"
+    )
 
 
 async def _read(policyds: Policyds, channel: grpc.aio.Channel, key: str) -> Look:

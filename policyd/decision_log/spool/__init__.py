@@ -43,7 +43,15 @@ Which file for what: folder (making and marking the folder, locks), writer, read
 """
 
 from policyd.command.log_settings import SYNCS, Sync
-from policyd.decision_log.spool.folder import check_own, claim, held, known_database, make, prepare
+from policyd.decision_log.spool.folder import (
+    check_gateways,
+    check_own,
+    claim,
+    held,
+    known_database,
+    make,
+    prepare,
+)
 from policyd.decision_log.spool.reader import Chunk, SpoolReader, left
 from policyd.decision_log.spool.writer import SpoolWriter
 
@@ -53,6 +61,7 @@ __all__ = [
     "SpoolReader",
     "SpoolWriter",
     "Sync",
+    "check_gateways",
     "check_own",
     "claim",
     "held",

@@ -39,16 +39,19 @@ def claim(folder: Path) -> None:
     """Make the folder, and mark it as a gateway's. Raises SettingsError, also where it is that of a
     policyd, whose entries reach its database by another way."""
     make(folder)
+    check_gateways(folder)
     try:
-        if (folder / _GATEWAY).exists():
-            return
-        if (folder / "database").exists():
-            raise SettingsError(
-                f"--spool {folder} is the spool of a policyd: give the gateway a folder of its own"
-            )
         os.close(os.open(folder / _GATEWAY, os.O_WRONLY | os.O_CREAT, 0o600))
     except OSError as error:
         raise unusable(folder, error) from None
+
+
+def check_gateways(folder: Path) -> None:
+    """Raises SettingsError where the folder is a policyd's, for a gateway."""
+    if (folder / "database").exists() and not (folder / _GATEWAY).exists():
+        raise SettingsError(
+            f"--spool {folder} is the spool of a policyd: give the gateway a folder of its own"
+        )
 
 
 def check_own(folder: Path) -> None:
