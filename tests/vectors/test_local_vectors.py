@@ -116,11 +116,13 @@ def clients(
 ) -> Iterator[dict[str, LocalPolicyClient]]:
     """A client beside each policyd, which decides in this process."""
 
+    token = token_file.read_text()
+
     async def begun(default: str) -> LocalPolicyClient:
         client = LocalPolicyClient(
             policyds[default].grpc,
             spool=tmp_path_factory.mktemp("spool"),
-            token=token_file.read_text(),
+            token=token,
         )
         return await client.__aenter__()
 
