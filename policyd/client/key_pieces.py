@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from policyd.engine.settings import KeySettings, ServerDefaults, Setting, Settings
+from policyd.engine.settings import KeyChange, KeySettings, ServerDefaults, Setting, Settings
 from policyd.engine.states import Mode, Override
 from policyd.v1 import local_pb2 as pb
 
@@ -15,8 +15,8 @@ class Pieces:
     def __init__(self) -> None:
         self._known: dict[bytes, _Shared] = {}
 
-    def changes(self, piece: pb.KeyPiece) -> Iterator[tuple[bytes, KeySettings | None]]:
-        """Digests, each with its key's settings; None: it is no longer in force.
+    def changes(self, piece: pb.KeyPiece) -> Iterator[KeyChange]:
+        """The changes of one piece.
 
         Raises ValueError, also where the piece names settings that it does not have.
         """
@@ -26,9 +26,10 @@ class Pieces:
                 raise ValueError("a piece of keys names settings that it does not have")
             policies, accept = shared[key.shared]
             until = key.until if key.HasField("until") else None
-            yield key.digest, KeySettings(key.key_id, policies, accept, until)
+            settings = KeySettings(key.key_id, policies, accept, until)
+            yield KeyChange(key.digest, settings)
         for digest in piece.gone:
-            yield digest, None
+            yield KeyChange(digest, None)
 
     def _shared(self, one: pb.SharedSettings) -> _Shared:
         as_sent = one.SerializeToString(deterministic=True)
