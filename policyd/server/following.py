@@ -13,9 +13,9 @@ from policyd.command.database_url import sqlite_file
 from policyd.command.threads import StoreThreads
 from policyd.decision_log import spool
 from policyd.errors import SettingsError, SnapshotUnusable, StoreUnavailable, StoreUnusable
-from policyd.keys.key_table import KeyTable
 from policyd.keys.snapshot import SnapshotFile
 from policyd.keys.snapshot_keeper import SnapshotKeeper, place_of
+from policyd.keys.stored_key_table import StoredKeyTable
 from policyd.server.opening import OpenedStore
 from policyd.settings import ServerSettings
 
@@ -36,7 +36,7 @@ class Following:
     """
 
     def __init__(
-        self, keys: KeyTable, store: OpenedStore, settings: ServerSettings, *, ends: bool
+        self, keys: StoredKeyTable, store: OpenedStore, settings: ServerSettings, *, ends: bool
     ) -> None:
         self._keys = keys
         self._store = store

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from policyd.command.threads import StoreThreads
 from policyd.errors import RevisionNotReached, StoreBusy, StoreUnavailable
-from policyd.keys.key_table import KeyTable
+from policyd.keys.stored_key_table import StoredKeyTable
 from policyd.server.worker_clock import WorkerClock
 from policyd.services.grpc_server import NOT_SERVING, SERVING, GrpcListener
 from policyd.store import Store
@@ -32,7 +32,7 @@ class Presence:
     """
 
     def __init__(
-        self, worker_id: str, store: Store, keys: KeyTable, clock: WorkerClock, timeout: float
+        self, worker_id: str, store: Store, keys: StoredKeyTable, clock: WorkerClock, timeout: float
     ) -> None:
         self._id = worker_id
         self._store = store

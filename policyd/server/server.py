@@ -15,11 +15,12 @@ from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
 from policyd.asgi.limits import Limits
 from policyd.command.address import Address, steer
 from policyd.command.child import Child, End
+from policyd.decider import Decider
 from policyd.decision_log.writer import DecisionLog
 from policyd.descriptor.body_memory import Bodies
 from policyd.keys import tokens
 from policyd.keys.defaults import Defaults
-from policyd.keys.key_table import KeyTable
+from policyd.keys.stored_key_table import StoredKeyTable
 from policyd.policies import TABLE
 from policyd.server.admin_token import accept_later, guard_of
 from policyd.server.following import Following
@@ -87,7 +88,9 @@ class Server:
         self._store = Store(settings.database_url, settings.database_timeout)
         opened = OpenedStore(self._store, settings)
         self._clock = WorkerClock(settings.max_clock_skew)
-        self._keys = KeyTable(opened.changes_since, settings.database_timeout, self._clock.time)
+        self._keys = StoredKeyTable(
+            opened.changes_since, settings.database_timeout, self._clock.time
+        )
         own = TABLE.with_original(settings.default_mode)
         self._defaults = Defaults(self._keys, own, settings.end_users_from)
         self._following_settings = Following(
@@ -195,7 +198,7 @@ class Server:
             (_POLICY, _AUTHORIZATION, ACCESS_LOG), guards, connections, self._watching.note
         )
         assert self._log is not None
-        self._policy = PolicyServicer(
+        self._decider = Decider(
             self._keys,
             self._defaults,
             self._id,
@@ -206,14 +209,16 @@ class Server:
             self._watching.access,
             self._watching.traces(),
         )
-        policy_pb2_grpc.add_PolicyServiceServicer_to_server(self._policy, listener.server)
+        policy_pb2_grpc.add_PolicyServiceServicer_to_server(
+            PolicyServicer(self._decider, partial(self._defaults.trusted, "grpc")), listener.server
+        )
         external_auth_pb2_grpc.add_AuthorizationServicer_to_server(
             AuthorizationServicer(
-                self._policy, self._bodies, partial(self._defaults.trusted, "envoy")
+                self._decider, self._bodies, partial(self._defaults.trusted, "envoy")
             ),
             listener.server,
         )
-        access_log = AccessLogServicer(self._policy, self._watching.decisions)
+        access_log = AccessLogServicer(self._decider, self._watching.decisions)
         listener.server.add_generic_rpc_handlers((access_log.handler(),))
         return listener
 
@@ -233,7 +238,7 @@ class Server:
         from policyd.server.http_check import HttpServer
 
         self._http = HttpServer(
-            *(self._settings, self._limits, self._policy, self._bodies, self._following_settings),
+            *(self._settings, self._limits, self._decider, self._bodies, self._following_settings),
             *(self._readiness, self._clock),
             note=self._watching.note,
             defaults=self._defaults,

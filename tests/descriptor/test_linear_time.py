@@ -134,7 +134,7 @@ PATTERNS: dict[str, list[Pump]] = {
     "policyd.engine.paths._SEPARATOR": _after("%2", "%5c", "%2f"),
     "policyd.descriptor.placeholders._FORMAT": _after("%(", "%(a)", "{", "{a.", "$", "$a"),
     "policyd.decision_log.record._ID": [],
-    "policyd.services.decision_ids._KEY": [],
+    "policyd.decider.decision_ids._KEY": [],
     "policyd.settings._PLAIN_URL": _after("http://", "https://a"),
     "policyd.decision_log.spool.reader._IDENTITY": [],
     "policyd.store.days._RANGE": _after("FROM (", "FROM ('0", "FROM (MINVALUE) TO ('"),

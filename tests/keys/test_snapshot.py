@@ -22,10 +22,10 @@ from policyd.engine.settings import KeyChange, KeyChanges, KeySettings, ServerDe
 from policyd.engine.states import Mode, Override
 from policyd.errors import RevisionNotReached, SnapshotUnusable
 from policyd.keys import api_key, snapshot_format, snapshot_keeper
-from policyd.keys.key_table import KeyTable
 from policyd.keys.snapshot import SnapshotFile
 from policyd.keys.snapshot_format import Head
 from policyd.keys.snapshot_keeper import SnapshotKeeper, place_of
+from policyd.keys.stored_key_table import StoredKeyTable
 from policyd.policies import TABLE
 from tests.support.load import PATIENCE
 
@@ -281,7 +281,7 @@ async def test_it_is_kept_as_settings_change(
 ) -> None:
     """A change is soon in the snapshot, which is rewritten now and then while changes go on."""
     store = Changing()
-    table = KeyTable(store.changes_since)
+    table = StoredKeyTable(store.changes_since)
     keeper = asyncio.create_task(SnapshotKeeper(file, table, lambda: IDENTITY, PLACE).keep())
     await asyncio.sleep(2 * snapshot_keeper._TURN)
     assert file.head() is None, "what the store has not told is no snapshot"
@@ -325,7 +325,7 @@ async def test_a_table_that_begins_by_a_snapshot() -> None:
     including what was deleted there.
     """
     store = Changing()
-    table = KeyTable(store.changes_since)
+    table = StoredKeyTable(store.changes_since)
     assert not table.is_known
     gone = b"g" * 32
     table.restore({gone: KeySettings("key_gone")}, 5, 100.0)
