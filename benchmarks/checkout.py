@@ -105,7 +105,9 @@ def servers(checkout: Checkout, folder: Path, *, files: int | None = None) -> It
         server = running.enter_context(
             started(*ask, "--http", "127.0.0.1:0", ready=ready, cwd=checkout.root)
         )
-        stub = running.enter_context(upstream(folder))
+        outside = folder.with_name(f"{folder.name}-stub")
+        outside.mkdir()
+        stub = running.enter_context(upstream(outside))
         flags = ("--policyd", server.places[0], "--upstream", stub.places[0])
         gateway = running.enter_context(
             started(

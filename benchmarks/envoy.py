@@ -61,7 +61,7 @@ def _cases(
         parts = {_PROXY: Tree(proxy.pid)}
         if not is_checked:
             return Case(name, target, parts, beside)
-        return Case(name, target, parts | deployment.parts, beside, deployment.shipped)
+        return Case(name, target, {**parts, **deployment.parts}, beside, deployment.shipped)
 
     if front:
         return [case(f"{CHECKED}, {front}", checking, chat, 200, is_checked=True)]

@@ -67,7 +67,9 @@ class Findings:
         """Note how one case compares with another, if both were measured."""
         turns = [one.turns.get(case) for case in cases]
         if turns[0] and turns[1]:
-            self.add(f"{name}, at {one.concurrency}", ratios(turns[0], turns[1], take), "ratio", better)
+            self.add(
+                f"{name}, at {one.concurrency}", ratios(turns[0], turns[1], take), "ratio", better
+            )
 
     def failures(self, found: Iterable[Comparison]) -> None:
         """Name the cases that failed."""

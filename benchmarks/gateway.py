@@ -1,8 +1,9 @@
 """The gateway beside its own pass-through, which asks no policy, and beside other gateways."""
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from typing import NamedTuple
 from benchmarks import peers, traffic
 from benchmarks.deployment import GATEWAY, LOCAL_FLAG, Deployment, knows, start_gateway
 from benchmarks.findings import Findings, cpu_chart, rate_chart
-from benchmarks.load import LoadFailed, http_target
+from benchmarks.load import LoadFailed, Target, http_target
 from benchmarks.open_loop import send_at
 from benchmarks.processes import Program, Tree
 from benchmarks.rounds import (
@@ -51,7 +52,9 @@ class _Ours(NamedTuple):
         parts, beside = {GATEWAY: Tree(gateway.pid)}, {"upstream": Tree(self.upstream.pid)}
         if by == PASS_THROUGH:
             return Case(name, target, parts, beside)
-        return Case(name, target, parts | self.deployment.parts, beside, self.deployment.shipped)
+        return Case(
+            name, target, {**parts, **self.deployment.parts}, beside, self.deployment.shipped
+        )
 
 
 async def run(folder: Path, plan: Plan) -> Findings:
@@ -105,13 +108,11 @@ def _cases(ours: _Ours) -> list[Case]:
     return cases
 
 
-def _peers(
-    folder: Path, running: ExitStack, stub: Program, findings: Findings
-) -> list[Case]:
+def _peers(folder: Path, running: ExitStack, stub: Program, findings: Findings) -> list[Case]:
     url, beside = stub.places[0], {"upstream": Tree(stub.pid)}
-    starts = {
-        PORTKEY: lambda: peers.portkey(running, url),
-        LITELLM: lambda: peers.litellm(running, url, folder),
+    starts: dict[str, Callable[[], tuple[Program, Target]]] = {
+        PORTKEY: partial(peers.portkey, running, url),
+        LITELLM: partial(peers.litellm, running, url, folder),
     }
     cases = []
     for name, start in starts.items():
@@ -134,7 +135,9 @@ def _note(found: Sequence[Comparison], findings: Findings) -> None:
         for case in (ALLOWED, DENIED, LOCAL, LOCAL_DENIED):
             pair = (case, PASS_THROUGH)
             findings.beside(one, f"gateway: {case} beside pass-through, CPU", _total, pair)
-            findings.beside(one, f"gateway: {case} beside pass-through, rate", _rate, pair, "higher")
+            findings.beside(
+                one, f"gateway: {case} beside pass-through, rate", _rate, pair, "higher"
+            )
         for case in (ALLOWED, LOCAL):
             _added(one, case, findings)
             for peer in (PORTKEY, LITELLM):
@@ -205,7 +208,7 @@ async def _sizes(ours: _Ours, plan: Plan, findings: Findings) -> None:
         for case, turns in one.turns.items():
             cpu = f"{1e3 * median(map(_total, turns)):.2f}"
             bare = one.turns.get(PASS_THROUGH)
-            beside = with_spread(ratios(turns, bare, _total)) if bare else "–"
+            beside = with_spread(ratios(turns, bare, _total)) if bare else "-"
             times = [f"{1e3 * median(values):.2f}" for values in _percentiles(turns)]
             rows.append((size, case, f"{median(map(_rate, turns)):.0f}", *times, cpu, beside))
         for case in (ALLOWED, LOCAL):

@@ -95,10 +95,11 @@ async def calls_in(target: Target, concurrency: int, seconds: float) -> int:
 
 async def _h2load(program: str, target: Target, concurrency: int, calls: int) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
-        body, log = Path(folder, "body"), Path(folder, "log")
-        body.write_bytes(target.body)
+        log, body = Path(folder, "log"), _file(folder, target.body)
         fields = [part for name, value in target.headers for part in ("-H", f"{name}: {value}")]
-        at_once = ["-c", "1", "-m", str(concurrency)] if target.is_grpc else ["-c", str(concurrency)]
+        at_once = (
+            ["-c", "1", "-m", str(concurrency)] if target.is_grpc else ["-c", str(concurrency)]
+        )
         protocol = ["-p", "h2c"] if target.is_grpc else ["--h1"]
         flags = [*protocol, *at_once, "-n", str(calls), "-t", "1", "-d", str(body)]
         process = await asyncio.create_subprocess_exec(
@@ -113,6 +114,12 @@ async def _h2load(program: str, target: Target, concurrency: int, calls: int) ->
                 process.kill()
                 await process.wait()
         return _read(target, calls, output.decode(), log)
+
+
+def _file(folder: str, body: bytes) -> Path:
+    file = Path(folder, "body")
+    file.write_bytes(body)
+    return file
 
 
 def _read(target: Target, calls: int, output: str, log: Path) -> list[float]:
@@ -145,8 +152,6 @@ def grpc_target(place: str, method: str, message: bytes, answer: int = 0) -> Tar
     return Target(f"http://{place}{method}", headers, framed, is_grpc=True, answer=answer)
 
 
-def http_target(
-    url: str, body: bytes, headers: Mapping[str, str], status: int = 200
-) -> Target:
+def http_target(url: str, body: bytes, headers: Mapping[str, str], status: int = 200) -> Target:
     """A POST of `body`."""
     return Target(url, tuple(headers.items()), body, status)

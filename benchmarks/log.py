@@ -23,11 +23,15 @@ async def run(folder: Path, plan: Plan) -> Findings:
     findings = Findings()
     with ExitStack() as running:
         cases = [
-            _case(name, Deployment(folder / name.replace(" ", "-"), running, *flags, command=command))
+            _case(
+                name, Deployment(folder / name.replace(" ", "-"), running, *flags, command=command)
+            )
             for name, command, flags in _servers()
         ]
         found = await compare(cases, plan)
-    findings.tables.append(comparison_table("What the decision log costs: Evaluate, denied", found, UNLOGGED))
+    findings.tables.append(
+        comparison_table("What the decision log costs: Evaluate, denied", found, UNLOGGED)
+    )
     findings.charts.append(cpu_chart("log-cpu", "What the decision log costs", found))
     findings.failures(found)
     for one in found:

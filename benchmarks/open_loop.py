@@ -40,7 +40,7 @@ async def send_at(target: Target, rate: float, seconds: float) -> Load:
 class _Client:
     def __init__(self, target: Target, rate: float, calls: int) -> None:
         place = urlsplit(target.url)
-        self._host, self._port = place.hostname, place.port
+        self._host, self._port = str(place.hostname), int(place.port or 80)
         fields = dict(target.headers) | {"host": place.netloc, "content-length": len(target.body)}
         head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
         self.request = f"POST {place.path} HTTP/1.1\r\n{head}\r\n".encode() + target.body

@@ -47,6 +47,17 @@ _POLICY = {
 }
 
 
+def versions() -> dict[str, str]:
+    """The versions of those that are installed, and that others are absent."""
+    found = {}
+    for name, package in {"Portkey": "@portkey-ai/gateway", "Cerbos": "cerbos"}.items():
+        file = _MODULES / package / "package.json"
+        found[name] = json.loads(file.read_text())["version"] if file.exists() else "absent"
+    infos = (ROOT / ".venv-litellm").glob("lib/*/site-packages/litellm-*.dist-info")
+    found["LiteLLM"] = next((one.name[8:-10] for one in infos), "absent")
+    return found
+
+
 class Absent(Exception):
     """A peer is not on this machine; the message says how to get it."""
 
@@ -113,11 +124,15 @@ class Cerbos:
         with grpc.insecure_channel(self._place) as channel:
             pool = descriptor_pool.DescriptorPool(ProtoReflectionDescriptorDatabase(channel))
             message = json_format.Parse(
-                json.dumps(_asked(resources)), _class(pool, "cerbos.request.v1.CheckResourcesRequest")()
+                json.dumps(_asked(resources)),
+                _class(pool, "cerbos.request.v1.CheckResourcesRequest")(),
             ).SerializeToString()
-            answer = channel.unary_unary(_CHECK)(message, timeout=30)
+            call: Any = channel.unary_unary(_CHECK)  # Without serializers it takes and gives bytes.
+            answer = call(message, timeout=30)
             found = _class(pool, "cerbos.response.v1.CheckResourcesResponse").FromString(answer)
-        effects = [dict(result["actions"]) for result in json_format.MessageToDict(found)["results"]]
+        effects = [
+            dict(result["actions"]) for result in json_format.MessageToDict(found)["results"]
+        ]
         if effects != [{"send": "EFFECT_ALLOW"}] * resources:
             raise RuntimeError(f"Cerbos decided otherwise: {effects[:3]}")
         return grpc_target(self._place, _CHECK, message, len(answer))

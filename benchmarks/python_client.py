@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -60,5 +60,5 @@ async def _over_grpc(
 
     place = urlsplit(target.url)
     async with grpc.aio.insecure_channel(place.netloc) as channel:
-        call = channel.unary_unary(place.path)
+        call: Any = channel.unary_unary(place.path)
         await asyncio.gather(*(keep_asking(ask) for _ in range(concurrency)))

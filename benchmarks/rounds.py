@@ -4,6 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from statistics import median, quantiles
 from typing import NamedTuple
 
@@ -189,15 +190,18 @@ def comparison_table(title: str, found: Sequence[Comparison], beside: str) -> st
         *(f"all beside {beside}", *(f"({name})" for name in others), "(client)"),
     )
     rows = [
-        _row(one, name, one.turns.get(beside), parts, others)
-        for one in found
-        for name in one.turns
+        _row(one, name, one.turns.get(beside), parts, others) for one in found for name in one.turns
     ]
     return table(title, columns, rows)
 
 
 def _names(each: Iterable[Mapping[str, float]]) -> list[str]:
     return list(dict.fromkeys(name for one in each for name in one))
+
+
+def _share(of: str, part: str, turn: Turn) -> float:
+    shares: Mapping[str, float] = getattr(turn, of)
+    return shares.get(part, 0.0)
 
 
 def _row(
@@ -213,10 +217,11 @@ def _row(
         return f"{times * median(map(take, turns)):.{digits}f}"
 
     def against(take: Take) -> str:
-        return with_spread(ratios(turns, beside, take)) if beside else "–"
+        return with_spread(ratios(turns, beside, take)) if beside else "-"
 
     def each(of: str, names: Sequence[str]) -> list[str]:
-        return [middle(lambda turn: getattr(turn, of).get(part, 0.0), 1e4) for part in names]
+        takes: list[Take] = [partial(_share, of, part) for part in names]
+        return [middle(take, 1e4) for take in takes]
 
     return [
         *(str(one.concurrency), name, middle(lambda turn: turn.rate, 1, 0)),

@@ -1,6 +1,6 @@
 """Bar charts as SVG files, which need no library and change little from run to run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from html import escape
 
 from benchmarks.findings import Chart
@@ -13,8 +13,14 @@ _BAR, _GAP, _HEAD = 15, 5, 46
 
 def draw(chart: Chart) -> str:
     """The chart as SVG: one bar a line, its parts side by side."""
-    parts = list(dict.fromkeys(part for bars in chart.groups.values() for bar in bars.values() for part in bar))
-    longest = max((sum(bar.values()) for bars in chart.groups.values() for bar in bars.values()), default=1)
+    parts = list(
+        dict.fromkeys(
+            part for bars in chart.groups.values() for bar in bars.values() for part in bar
+        )
+    )
+    longest = max(
+        (sum(bar.values()) for bars in chart.groups.values() for bar in bars.values()), default=1
+    )
     scale = (_WIDTH - _NAMES - _FIGURES) / (longest or 1)
     lines, y = [], _HEAD
     for group, bars in chart.groups.items():
@@ -33,7 +39,7 @@ def draw(chart: Chart) -> str:
 
 
 def _bar(
-    name: str, bar: dict[str, float], y: int, scale: float, parts: list[str]
+    name: str, bar: Mapping[str, float], y: int, scale: float, parts: list[str]
 ) -> Iterator[str]:
     yield _text(_NAMES - 8, y + 12, name, anchor="end")
     x = float(_NAMES)
@@ -50,7 +56,8 @@ def _legend(parts: list[str]) -> Iterator[str]:
         return
     x = 8.0
     for number, part in enumerate(parts):
-        yield f'<rect x="{x:.0f}" y="27" width="10" height="10" fill="{_COLOURS[number % len(_COLOURS)]}"/>'
+        colour = _COLOURS[number % len(_COLOURS)]
+        yield f'<rect x="{x:.0f}" y="27" width="10" height="10" fill="{colour}"/>'
         yield _text(x + 14, 36, part)
         x += 34 + 7 * len(part)
 

@@ -54,5 +54,5 @@ def _case(
     gateway = start_gateway(running, deployment.place, stub.places[0], *flags)
     headers = dict(traffic.headers(deployment.key))
     target = http_target(gateway.places[0] + traffic.PATH, traffic.body(300), headers)
-    parts = {GATEWAY: Tree(gateway.pid)} | deployment.parts
+    parts = {GATEWAY: Tree(gateway.pid), **deployment.parts}
     return Case(name, target, parts, {"upstream": Tree(stub.pid)}, deployment.shipped)
