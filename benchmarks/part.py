@@ -83,6 +83,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def main() -> None:
     """Run the part that the command line names, and write its findings."""
+    # Also where a shell has started this in the background, which ignores it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     folder, asked = Path(sys.argv[1]), json.loads(sys.argv[2])
     try:
         found = _run(folder, asked)

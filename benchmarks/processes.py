@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +17,9 @@ from typing import IO, NamedTuple
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 _PATIENCE = 60.0
-"""Seconds that a program may take to be ready, and to end."""
+"""Seconds that a program may take to be ready, ..."""
+_ENDING = 15.0
+"""... and to end."""
 BACKGROUND = "policyd.server.background"
 """What the command line of policyd's background worker has in it."""
 
@@ -166,9 +169,9 @@ def _end(process: subprocess.Popen[bytes], output: IO[str]) -> None:
     if process.poll() is not None:
         sys.stderr.write(f"{process.args!r} ended by itself:\n{_read(output)[-4000:]}\n")
         return
-    process.terminate()
+    process.send_signal(signal.SIGINT)  # At SIGTERM ours would wait for balancers first.
     try:
-        process.wait(_PATIENCE)
+        process.wait(_ENDING)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
