@@ -102,7 +102,7 @@ class Settings:
     )
     body_memory: int | None = setting(
         None,
-        "Bytes of all bodies over 64 KiB that are held at once, also decompressed; by default 512 "
+        "Bytes of all bodies over 64 KiB that are held at once, also to read them; by default 512 "
         "MiB, or four times --max-body. Beyond it, requests get 503.",
         unit="bytes",
         least=1,
@@ -276,10 +276,10 @@ class Settings:
         return self.body_memory or max(512 * 2**20, 4 * self.max_body)
 
     def __post_init__(self) -> None:
-        if self.memory < 2 * self.max_body:
+        if self.memory < 3 * self.max_body:
             raise SettingsError(
-                "--body-memory must be at least twice --max-body: a body is held as it came and "
-                "decompressed"
+                "--body-memory must be at least three times --max-body: a body is held as it came, "
+                "and the process that reads it has a copy, which may be decompressed"
             )
         _ = self.policyd_addresses
         _check_upstream(self.upstream)

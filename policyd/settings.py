@@ -75,7 +75,7 @@ class ServerSettings:
     )
     body_memory: int | None = setting(
         None,
-        "Bytes of all bodies over 64 KiB that are held at once, also decompressed; by default 512 "
+        "Bytes of all bodies over 64 KiB that are held at once, also to read them; by default 512 "
         "MiB, or four times --max-body. Beyond it, checks get 503.",
         unit="bytes",
         least=1,
@@ -349,10 +349,10 @@ def _is_beyond(address: Address | None) -> bool:
 
 
 def _check_memory(memory: int, max_body: int) -> None:
-    if memory < 2 * max_body:
+    if memory < 3 * max_body:
         raise SettingsError(
-            "--body-memory must be at least twice --max-body: a body is held as it came and "
-            "decompressed"
+            "--body-memory must be at least three times --max-body: a body is held as it came, and "
+            "the process that reads it has a copy, which may be decompressed"
         )
 
 

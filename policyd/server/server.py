@@ -315,6 +315,7 @@ class Server:
         if self._http is not None:
             stopping.append(self._http.stop())
         await asyncio.gather(*stopping)
+        self._bodies.close()
         await self._end_working()
         await self._presence.leave()
         if self._log is not None:

@@ -279,7 +279,7 @@ def _ratio(function: Callable[[str], object], pump: Pump, times: int) -> float:
     for _ in range(6):
         taken.append((_time(function, long, 1), _time(function, short, times)))
         ratio = min(one for one, _ in taken) / max(min(other for _, other in taken), 1)
-        if len(taken) > 1 and ratio < MOST:
+        if ratio < MOST:
             break
     return ratio
 
