@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import time
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from benchmarks.rounds import Plan
 
 _MINUTES = 20.0
 _QUICK_LIMIT = 60.0
-_COMPARED = ("hostile", "start")
+_COMPARED = ("bodies", "hostile", "start")
 """The parts that take another checkout."""
 
 
@@ -37,7 +38,7 @@ _COMPARED = ("hostile", "start")
     "--root",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     metavar="DIR",
-    help="For hostile and start: another checkout, whose servers are measured for comparison.",
+    help="For bodies, hostile and start: another checkout, whose servers are measured for comparison.",
 )
 @click.option(
     "--python",
@@ -67,6 +68,8 @@ def main(
     """
     if python and not root:
         raise click.UsageError("--python is the Python of --root: give both")
+    # What runs is ended then, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     before = Checkout.other(root, python) if root else None
     plan = QUICK if quick else CHECK if check else None
     names = part or (CHECKED if check else tuple(PARTS))

@@ -68,34 +68,27 @@ class Deployment:
         async with asyncio.timeout(_PATIENCE):
             while quiet < _QUIET:
                 await asyncio.sleep(_QUIET / 4)
-                now = self._sizes()
-                is_quiet = sum(now.values()) == size and not self._waiting(now)
-                quiet, size = quiet + _QUIET / 4 if is_quiet else 0.0, sum(now.values())
+                now = sum(_sizes(self._spools).values())
+                is_quiet = now == size and not waiting(self._database, self._spools)
+                quiet, size = quiet + _QUIET / 4 if is_quiet else 0.0, now
 
-    def logged(self) -> int:
-        """The decisions that the database has."""
-        with self._connection() as connection:
-            return int(connection.execute("SELECT count(*) FROM decisions").fetchone()[0])
 
-    def _waiting(self, sizes: Mapping[str, int]) -> int:
-        """Bytes in the spools that are not in the database."""
-        with self._connection() as connection:
-            rows = connection.execute("SELECT file, shipped FROM spool_positions")
-            shipped = dict(rows.fetchall())
-        return sum(max(0, size - shipped.get(name, 0)) for name, size in sizes.items())
+def waiting(database: Path, spools: Iterable[Path]) -> int:
+    """Bytes of the spools that the database does not have yet."""
+    sizes = _sizes(spools)
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30)) as connection:
+        shipped = dict(connection.execute("SELECT file, shipped FROM spool_positions").fetchall())
+    return sum(max(0, size - shipped.get(name, 0)) for name, size in sizes.items())
 
-    def _sizes(self) -> dict[str, int]:
-        found = {}
-        for file in (file for spool in self._spools for file in spool.glob("*.jsonl")):
-            try:
-                found[file.name] = file.stat().st_size
-            except FileNotFoundError:
-                continue  # Shipped and deleted.
-        return found
 
-    def _connection(self) -> closing[sqlite3.Connection]:
-        url = f"file:{self._database}?mode=ro"
-        return closing(sqlite3.connect(url, uri=True, timeout=30))
+def _sizes(spools: Iterable[Path]) -> dict[str, int]:
+    found = {}
+    for file in (file for spool in spools for file in spool.glob("*.jsonl")):
+        try:
+            found[file.name] = file.stat().st_size
+        except FileNotFoundError:
+            continue  # Shipped and deleted.
+    return found
 
 
 def start_gateway(

@@ -29,7 +29,7 @@ PARTS = {
     "core": Part(Plan(rounds=9, seconds=0.02), 60, "Deciding without any network"),
     "log": Part(Plan(rounds=3, seconds=1), 90, "The decision log beside none"),
     "watched": Part(
-        Plan(rounds=3, seconds=1, concurrencies=(16,)), 60, "Metrics, access log, traces"
+        Plan(rounds=3, seconds=1, concurrencies=(16,)), 90, "Metrics, access log, traces"
     ),
     "start": Part(Plan(rounds=2, seconds=0), 90, "From exec to the first decision"),
     "hostile": Part(Plan(rounds=2, seconds=0), 120, "What a client without a key can do"),
