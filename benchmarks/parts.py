@@ -19,21 +19,21 @@ class Part(NamedTuple):
 
 PARTS = {
     "gateway": Part(
-        Plan(rounds=5, seconds=2), 460, "The gateway beside its pass-through and other gateways"
+        Plan(rounds=4, seconds=2), 390, "The gateway beside its pass-through and other gateways"
     ),
-    "evaluate": Part(Plan(rounds=4, seconds=2), 300, "Evaluate beside Cerbos, and batches"),
-    "envoy": Part(Plan(rounds=5, seconds=2), 100, "Envoy with the check beside Envoy"),
+    "evaluate": Part(Plan(rounds=3, seconds=2), 240, "Evaluate beside Cerbos, and batches"),
+    "envoy": Part(Plan(rounds=4, seconds=2), 90, "Envoy with the check beside Envoy"),
     "bodies": Part(Plan(rounds=3, seconds=2), 120, "Large bodies, and small ones beside them"),
     "keys": Part(Plan(rounds=1, seconds=0), 180, "Up to a million keys"),
     "shipping": Part(Plan(rounds=3, seconds=2, rows=20_000), 100, "Shipping the decision log"),
     "core": Part(Plan(rounds=9, seconds=0.02), 60, "Deciding without any network"),
-    "log": Part(Plan(rounds=3, seconds=1), 90, "The decision log beside none"),
+    "log": Part(Plan(rounds=3, seconds=1, concurrencies=(16,)), 60, "The decision log beside none"),
     "watched": Part(
         Plan(rounds=3, seconds=1, concurrencies=(16,)), 90, "Metrics, access log, traces"
     ),
     "start": Part(Plan(rounds=2, seconds=0), 90, "From exec to the first decision"),
-    "hostile": Part(Plan(rounds=2, seconds=0), 120, "What a client without a key can do"),
-    "store": Part(Plan(rounds=10, seconds=0, rows=100_000), 150, "The log's queries"),
+    "hostile": Part(Plan(rounds=1, seconds=0), 90, "What a client without a key can do"),
+    "store": Part(Plan(rounds=10, seconds=0, rows=50_000), 90, "The log's queries"),
 }
 QUICK = Plan(rounds=2, seconds=0.3, rows=5_000, concurrencies=(16,))
 """In place of each part's own plan, to try it: the figures mean little."""
