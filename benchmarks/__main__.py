@@ -38,7 +38,7 @@ _COMPARED = ("bodies", "hostile", "start")
     "--root",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     metavar="DIR",
-    help="For bodies, hostile and start: another checkout, whose servers are measured for comparison.",
+    help="For bodies, hostile and start: another checkout, which is measured for comparison.",
 )
 @click.option(
     "--python",

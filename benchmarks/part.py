@@ -88,6 +88,8 @@ def main() -> None:
     folder, asked = Path(sys.argv[1]), json.loads(sys.argv[2])
     try:
         found = _run(folder, asked)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)  # It took too long.
     except Exception as error:
         (folder / "error").write_text(f"{type(error).__name__}: {error}"[:600])
         raise

@@ -32,7 +32,7 @@ PARTS = {
         Plan(rounds=3, seconds=1, concurrencies=(16,)), 90, "Metrics, access log, traces"
     ),
     "start": Part(Plan(rounds=2, seconds=0), 90, "From exec to the first decision"),
-    "hostile": Part(Plan(rounds=1, seconds=0), 90, "What a client without a key can do"),
+    "hostile": Part(Plan(rounds=3, seconds=0), 120, "What a client without a key can do"),
     "store": Part(Plan(rounds=10, seconds=0, rows=50_000), 90, "The log's queries"),
 }
 QUICK = Plan(rounds=2, seconds=0.3, rows=5_000, concurrencies=(16,))
