@@ -6,6 +6,8 @@ from policyd.engine.settings import KeyChange, KeySettings, ServerDefaults, Sett
 from policyd.engine.states import Mode, Override
 from policyd.v1 import local_pb2 as pb
 
+_DIGEST = 32
+"""Bytes of a secret's SHA-256."""
 _Shared = tuple[Settings, tuple[str, ...]]
 
 
@@ -27,9 +29,9 @@ class Pieces:
             policies, accept = shared[key.shared]
             until = key.until if key.HasField("until") else None
             settings = KeySettings(key.key_id, policies, accept, until)
-            yield KeyChange(key.digest, settings)
+            yield KeyChange(_digest(key.digest), settings)
         for digest in piece.gone:
-            yield KeyChange(digest, None)
+            yield KeyChange(_digest(digest), None)
 
     def _shared(self, one: pb.SharedSettings) -> _Shared:
         as_sent = one.SerializeToString(deterministic=True)
@@ -37,6 +39,12 @@ class Pieces:
         if found is None:
             found = self._known[as_sent] = (_settings(one.policies), tuple(one.accept))
         return found
+
+
+def _digest(given: bytes) -> bytes:
+    if len(given) != _DIGEST:
+        raise ValueError(f"a digest has {_DIGEST} bytes, not {len(given)}")
+    return given
 
 
 def defaults_of(complete: pb.SettingsComplete) -> ServerDefaults | None:
