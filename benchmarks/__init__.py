@@ -11,4 +11,5 @@ comparison take turns in short rounds, and the result is the median over the rou
     rounds, findings    cases that take turns, and what was found
     report, svg, pages, check    REPORT.md, its charts, what pages say, what has moved
     console, faults, staleness    further programs: `python -m benchmarks.faults` and so on
+    rig, striking, sqlite_faults, postgresql_faults    the deployment of faults, and what hits it
 """

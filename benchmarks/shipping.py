@@ -69,6 +69,8 @@ def measure(folder: Path, plan: Plan) -> dict[str, float]:
     with ExitStack() as running:
         server = running.enter_context(_postgresql())
         for number in range(plan.rounds):
+            if rounds and time.monotonic() > plan.until:
+                break
             place = folder / f"shipping-{number}"
             place.mkdir()
             rounds.append(_round(place, server, plan))
