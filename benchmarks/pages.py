@@ -10,6 +10,7 @@ PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 BEGIN, END = "<!-- Figures of make bench: begin -->", "<!-- Figures of make bench: end -->"
 _LEVELS = (1, 16, 64)
 _MISSING = "-"
+_DECIDE, _WHOLE = "decide, allowed", "Evaluate without gRPC, allowed"
 
 
 def write(found: Mapping[str, Findings]) -> None:
@@ -62,4 +63,11 @@ def summary(figures: Mapping[str, Figure]) -> str:
         if any(cells):
             shown = (f"{cell.value:.2g}" if cell else _MISSING for cell in cells)
             lines.append(f"| {label.strip()} | {' | '.join(shown)} |")
+    core = [figures.get(f"core: {name}") for name in (_DECIDE, _WHOLE)]
+    if core[0] and core[1]:
+        lines += [
+            "",
+            f"Deciding itself takes {core[0].value:.2g} µs, a whole Evaluate without gRPC",
+        ]
+        lines[-1] += f" {core[1].value:.2g} µs."
     return "\n".join(lines)
