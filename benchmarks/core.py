@@ -3,13 +3,17 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from benchmarks import traffic
+from benchmarks.findings import Findings
 from benchmarks.rounds import Plan, table, with_spread
+from policyd.decider import Decider
+from policyd.decider.access import DecisionAccess
+from policyd.decider.metrics import DecisionMetrics
+from policyd.decider.traces import DecisionTraces
 from policyd.descriptor.body import read_body
 from policyd.descriptor.body_memory import Bodies
 from policyd.descriptor.evaluate_request import read
@@ -17,55 +21,59 @@ from policyd.engine.settings import KeyChange, KeyChanges, KeySettings
 from policyd.engine.states import Mode
 from policyd.keys import api_key
 from policyd.keys.defaults import Defaults
-from policyd.keys.key_table import KeyTable
+from policyd.keys.stored_key_table import StoredKeyTable
 from policyd.policies import TABLE, decide
-from policyd.services.decision_access import DecisionAccess
-from policyd.services.decision_metrics import DecisionMetrics
-from policyd.services.decision_traces import DecisionTraces
-from policyd.services.policy import PolicyServicer
+from policyd.services.errors import REASONS, reason_of
 from policyd.telemetry import access
 from policyd.telemetry.access import AccessLog
 from policyd.telemetry.json_log import json_formatter
 from policyd.telemetry.metrics import this_process
 from policyd.telemetry.tracing import Finished, Tracer
+from policyd.v1.policy_pb2 import EvaluateRequest
 
 _SETTINGS = KeySettings("key_benchmark", TABLE.with_original(Mode.ENFORCE))
 _SIZES = {"1 KB": 1024, "100 KB": 100 * 1024, "1 MB": 2**20}
+_LONGEST = 0.02
+"""Seconds of one call's share in a round."""
 Call = Callable[[], object]
 
 
-async def run(_: Path, plan: Plan) -> str:
-    """Measure, and give the result as Markdown."""
+async def run(_: Path, plan: Plan) -> Findings:
+    """Measure."""
     calls = await _calls()
-    counts = {name: _count(call, plan.seconds) for name, call in calls.items()}
+    seconds = min(plan.seconds, _LONGEST)
+    counts = {name: _count(call, seconds) for name, call in calls.items()}
     found: dict[str, list[float]] = {name: [] for name in calls}
     for _round in range(plan.rounds):
         for name, call in calls.items():
             found[name].append(1e6 * _seconds(call, counts[name]) / counts[name])
     rows = [(name, with_spread(each, 1)) for name, each in found.items()]
-    return table("The core, in one process", ("call", "µs"), rows)
+    findings = Findings([table("The core, in one process", ("call", "µs"), rows)])
+    for name, each in found.items():
+        findings.add(f"core: {name}", each, "µs")
+    return findings
 
 
 async def _calls() -> dict[str, Call]:
     key = api_key.generate()
-    keys = KeyTable(lambda *_: KeyChanges(1, (KeyChange(api_key.digest(key), _SETTINGS),)))
+    keys = StoredKeyTable(lambda *_: KeyChanges(1, (KeyChange(api_key.digest(key), _SETTINGS),)))
     await keys.refresh()
-    made = partial(PolicyServicer, keys, Defaults(keys), "benchmark", lambda _: None, Bodies(2**29))
-    servicer, lined = made(), made(access=DecisionAccess(_access_log()))
-    counted = made(metrics=DecisionMetrics(this_process()))
+    made = partial(Decider, keys, Defaults(keys), "benchmark", lambda _: None, Bodies(2**29))
+    decider, lined = made(), made(access=DecisionAccess(_access_log()))
+    counted = made(metrics=DecisionMetrics(this_process(), REASONS, reason_of))
     sampling = {share: made(traces=DecisionTraces(Tracer(_Nowhere(), share))) for share in (0, 1)}
     allowed, denied = traffic.asked(key), traffic.asked(key, user=None)
     return {
         "decide, allowed": partial(decide, read(allowed)[0], _SETTINGS),
         "decide, denied": partial(decide, read(denied)[0], _SETTINGS),
         "read, a message": partial(read, allowed),
-        "Evaluate without gRPC, allowed": _finish(lambda: servicer.Evaluate(allowed, None)),
-        "Evaluate without gRPC, denied": _finish(lambda: servicer.Evaluate(denied, None)),
+        "Evaluate without gRPC, allowed": _answering(decider, allowed),
+        "Evaluate without gRPC, denied": _answering(decider, denied),
         # What is counted is handed over twice a second, which the servers' own processes do.
-        "the same, allowed, counted for metrics": _finish(lambda: counted.Evaluate(allowed, None)),
-        "the same, allowed, with an access line": _finish(lambda: lined.Evaluate(allowed, None)),
-        "the same, traced but not sampled": _finish(lambda: sampling[0].Evaluate(allowed, None)),
-        "the same, traced and sampled": _finish(lambda: sampling[1].Evaluate(allowed, None)),
+        "the same, allowed, counted for metrics": _answering(counted, allowed),
+        "the same, allowed, with an access line": _answering(lined, allowed),
+        "the same, traced but not sampled": _answering(sampling[0], allowed),
+        "the same, traced and sampled": _answering(sampling[1], allowed),
         **{f"read_body, {name}": _reading(traffic.body(size)) for name, size in _SIZES.items()},
         "read_body, 1 MB, user twice": _reading(b'{"user":"a",' + traffic.body(2**20)[1:]),
     }
@@ -96,12 +104,12 @@ def _reading(body: bytes) -> Call:
     return partial(read_body, body, "application/json", "", traffic.ENDPOINT)
 
 
-def _finish(start: Callable[[], Coroutine[Any, Any, object]]) -> Call:
-    """A function that runs a coroutine to its end; this one never waits."""
+def _answering(decider: Decider, request: EvaluateRequest) -> Call:
+    """A function that decides and logs, which never waits here."""
 
     def call() -> None:
         try:
-            start().send(None)
+            decider.answer(request, adapter="grpc").send(None)
         except StopIteration:
             return
         raise RuntimeError("the coroutine waits")

@@ -7,9 +7,9 @@ import grpc
 from google.protobuf.empty_pb2 import Empty
 
 from policyd.cli import main
+from policyd.decider import Decider
 from policyd.descriptor.body_memory import Bodies
 from policyd.server.server import Server
-from policyd.services.policy import PolicyServicer
 from policyd.v1.policy_pb2 import EvaluateRequest, EvaluateResponse
 
 SERVICE = "policyd.benchmarks.Nothing"
@@ -18,8 +18,8 @@ SERVICE = "policyd.benchmarks.Nothing"
 class _Nothing:
     """A service that decides nothing, to measure the cost of a call."""
 
-    def __init__(self, policy: PolicyServicer) -> None:
-        self._policy = policy
+    def __init__(self, decider: Decider) -> None:
+        self._decider = decider
         self._answer: EvaluateResponse | None = None
 
     async def empty(self, request: Empty, _: Any) -> Empty:
@@ -29,7 +29,7 @@ class _Nothing:
     async def same(self, request: EvaluateRequest, context: Any) -> EvaluateResponse:
         """Evaluate's messages: the response to the first request, again and again."""
         if self._answer is None:
-            self._answer = await self._policy.Evaluate(request, context)
+            self._answer = await self._decider.answer(request, adapter="grpc", context=context)
         return self._answer
 
 
@@ -50,8 +50,8 @@ class _Server(Server):
     def _policy_listener(self) -> Any:
         listener = super()._policy_listener()
         bodies = Bodies(2**29)
-        policy = PolicyServicer(self._keys, self._defaults, "benchmark", lambda _: None, bodies)
-        listener.server.add_generic_rpc_handlers((_handler(_Nothing(policy)),))
+        decider = Decider(self._keys, self._defaults, "benchmark", lambda _: None, bodies)
+        listener.server.add_generic_rpc_handlers((_handler(_Nothing(decider)),))
         return listener
 
 

@@ -4,12 +4,12 @@ from typing import Any
 from unittest.mock import patch
 
 from policyd.cli import main
+from policyd.decider import Decider
 from policyd.keys.defaults import Defaults
 from policyd.keys.key_table import KeyTable
-from policyd.services.policy import PolicyServicer
 
 
-class _Unlogged(PolicyServicer):
+class _Unlogged(Decider):
     def __init__(
         self, keys: KeyTable, defaults: Defaults, process: str, _: Any, *others: Any
     ) -> None:
@@ -18,5 +18,5 @@ class _Unlogged(PolicyServicer):
 
 if __name__ == "__main__":
     # Replaced here, so that all else is as in `policyd serve`.
-    with patch("policyd.server.server.PolicyServicer", _Unlogged):
+    with patch("policyd.server.server.Decider", _Unlogged):
         main.main()

@@ -13,10 +13,11 @@ from policyd.cli import remote_log
 from policyd.cli.administration import Status
 from policyd.client.admin import AdminClient, CallFailed
 from policyd.decision_log.record import Record
+from policyd.descriptor import fields
 from policyd.engine.settings import ApiKey, ServerDefaults, Settings
 from policyd.keys.audit import Action, AuditRecord
 from policyd.keys.settings import Applied, AppliedChange, DeclaredKey
-from policyd.services import fields, key_messages
+from policyd.services import key_messages
 from policyd.services.errors import TABLE
 from policyd.services.log_messages import duration, timestamp
 from policyd.store import LogFilter

@@ -9,13 +9,13 @@ from datetime import datetime, timedelta
 
 import msgspec
 
+from policyd.decider import log_entries
 from policyd.decision_log.pricing import cost
 from policyd.decision_log.record import Ending, Outcome, Record, first_id
 from policyd.descriptor import evaluate_request
 from policyd.engine.settings import KeySettings
 from policyd.engine.states import Mode
 from policyd.policies import TABLE, decide
-from policyd.services import log_entries
 from policyd.store import Store
 from policyd.store.database import now
 from policyd.v1 import policy_pb2 as pb

@@ -11,14 +11,14 @@ from policyd.asgi.limits import Limits
 from policyd.asgi.listener import Listener
 from policyd.asgi.tls import tls_context
 from policyd.command.address import Address, check_free, listen
+from policyd.command.worker_clock import WorkerClock
+from policyd.decider import Decider
 from policyd.descriptor.body_memory import Bodies
 from policyd.http.app import HttpCheck
 from policyd.keys import tokens
 from policyd.keys.defaults import Defaults
 from policyd.server.following import Following
 from policyd.server.readiness import Readiness
-from policyd.server.worker_clock import WorkerClock
-from policyd.services.policy import PolicyServicer
 from policyd.settings import ServerSettings
 
 _ENDING = "policyd is being stopped"
@@ -31,7 +31,7 @@ class HttpServer:
         self,
         settings: ServerSettings,
         limits: Limits,
-        policy: PolicyServicer,
+        decider: Decider,
         bodies: Bodies,
         following: Following,
         readiness: Readiness,
@@ -44,8 +44,8 @@ class HttpServer:
         self._readiness = readiness
         path = settings.caller_token_file
         self._app = HttpCheck(
-            policy.answer,
-            policy.knows,
+            decider.answer,
+            decider.knows,
             bodies,
             token=tokens.load(path, "--caller-token-file") if path else "",
             end_user_headers=partial(defaults.trusted, "http"),

@@ -5,11 +5,12 @@ Only a policyd with --metrics loads it, and prometheus-client.
 
 from typing import TYPE_CHECKING
 
+from policyd.command.worker_clock import WorkerClock
+from policyd.decider.metrics import DecisionMetrics
 from policyd.decision_log.writer import DecisionLog
 from policyd.descriptor.body_memory import Bodies
-from policyd.keys.key_table import KeyTable
-from policyd.server.worker_clock import WorkerClock
-from policyd.services.decision_metrics import DecisionMetrics
+from policyd.keys.stored_key_table import StoredKeyTable
+from policyd.services.errors import REASONS, reason_of
 from policyd.telemetry import catalogue
 from policyd.telemetry.metrics import Watch
 
@@ -23,13 +24,13 @@ class WorkerMetrics(Watch):
     http: "HttpServer | None" = None
     log: DecisionLog | None = None
 
-    def __init__(self, keys: KeyTable, clock: WorkerClock, bodies: Bodies) -> None:
+    def __init__(self, keys: StoredKeyTable, clock: WorkerClock, bodies: Bodies) -> None:
         self._keys = keys
         self._clock = clock
         self._bodies = bodies
         super().__init__()
         metrics = self._metrics
-        self.decisions = DecisionMetrics(metrics)
+        self.decisions = DecisionMetrics(metrics, REASONS, reason_of)
         self._revision = metrics.gauge(catalogue.REVISION)
         self._staleness = metrics.gauge(catalogue.STALENESS)
         self._known = metrics.gauge(catalogue.KEYS)

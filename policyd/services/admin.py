@@ -12,10 +12,11 @@ from urllib.parse import unquote
 
 from policyd.command.deadline import TIMEOUT
 from policyd.command.threads import StoreThreads
+from policyd.descriptor import fields
 from policyd.errors import InvalidArgument, KeyNotFound
 from policyd.keys.audit import Action
 from policyd.keys.key_table import KeyTable
-from policyd.services import fields, key_messages, log_messages
+from policyd.services import key_messages, log_messages
 from policyd.services.log_messages import timestamp
 from policyd.store import LogStatus, Store
 from policyd.store.retention import Standstill

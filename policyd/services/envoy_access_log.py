@@ -14,12 +14,12 @@ from envoy.service.accesslog.v3 import als_pb2
 from google.protobuf.message import DecodeError
 
 from policyd.command.throttle import Throttle
+from policyd.decider import MAX_BATCH, Decider
 from policyd.errors import PolicydError
-from policyd.services.policy import MAX_BATCH, PolicyServicer
 from policyd.v1 import policy_pb2 as pb
 
 if TYPE_CHECKING:
-    from policyd.services.decision_metrics import DecisionMetrics
+    from policyd.decider.metrics import DecisionMetrics
 
 _log = logging.getLogger(__name__)
 
@@ -47,14 +47,14 @@ _BROKE = (
 
 
 class AccessLogServicer:
-    """Reports the outcomes in Envoy's log entries to `policy`.
+    """Reports the outcomes in Envoy's log entries to `decider`.
 
     An entry that is no outcome of a decision, or cannot be logged, is dropped and counted: Envoy
     could do nothing about it. A message is read for at most MAX_BATCH entries.
     """
 
-    def __init__(self, policy: PolicyServicer, metrics: "DecisionMetrics | None" = None) -> None:
-        self._policy = policy
+    def __init__(self, decider: Decider, metrics: "DecisionMetrics | None" = None) -> None:
+        self._decider = decider
         self._metrics = metrics
         self._dropped = 0
         self._throttle = Throttle(_LOG_INTERVAL)
@@ -90,9 +90,8 @@ class AccessLogServicer:
         outcomes = list(self._outcomes(entries[:MAX_BATCH]))
         if not outcomes:
             return
-        request = pb.ReportOutcomeRequest(outcomes=outcomes)
         try:
-            answer = await self._policy.ReportOutcome(request, context)
+            answer = await self._decider.report(outcomes)
         except PolicydError:
             self._drop("not_logged", len(outcomes))
         else:

@@ -19,6 +19,7 @@ from envoy.type.v3.http_status_pb2 import HttpStatus
 from google.protobuf.struct_pb2 import Struct
 from google.rpc import code_pb2, status_pb2
 
+from policyd.decider import Decider
 from policyd.descriptor.body_memory import Bodies
 from policyd.engine import denial
 from policyd.engine.settings import RouteSettings
@@ -26,7 +27,6 @@ from policyd.engine.states import Mode
 from policyd.errors import InvalidArgument
 from policyd.services import ext_authz_request
 from policyd.services.ext_authz_request import Arrival, Check
-from policyd.services.policy import PolicyServicer
 from policyd.v1 import policy_pb2 as pb
 
 _log = logging.getLogger(__name__)
@@ -51,11 +51,11 @@ class AuthorizationServicer:
     """Answers Check by what `policy` decides. An error is no decision: Envoy then fails closed."""
 
     def __init__(
-        self, policy: PolicyServicer, bodies: Bodies, trusted: Callable[[], frozenset[str]]
+        self, decider: Decider, bodies: Bodies, trusted: Callable[[], frozenset[str]]
     ) -> None:
         """Of the headers that Envoy shows, those in `trusted` may name the end user."""
         self._trusted = trusted
-        self._policy = policy
+        self._decider = decider
         self._bodies = bodies
         self._told: set[str] = set()
 
@@ -64,11 +64,11 @@ class AuthorizationServicer:
         route = self._route(request)
         trusted = self._trusted()
         check = await ext_authz_request.read(
-            request.attributes, self._bodies, self._policy.knows, trusted
+            request.attributes, self._bodies, self._decider.knows, trusted
         )
         if check.is_websocket:
             return CheckResponse(status=_DENIED, denied_response=_WEBSOCKET)
-        answer = await self._policy.answer(check.described, route, trusted, adapter="envoy")
+        answer = await self._decider.answer(check.described, route, trusted, adapter="envoy")
         metadata = _metadata(answer)
         if answer.decision == pb.DECISION_ALLOW:
             allowed = _ok(check, answer.upstream_path)

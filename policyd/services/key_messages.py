@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 
+from policyd.descriptor.fields import moment
 from policyd.engine.places import IDENTIFIERS
 from policyd.engine.settings import ApiKey, ServerDefaults, Setting, Settings
 from policyd.engine.states import Mode, Override
@@ -14,7 +15,6 @@ from policyd.errors import InvalidArgument
 from policyd.keys.audit import Action, AuditRecord
 from policyd.keys.settings import Applied, AppliedChange, DeclaredKey
 from policyd.policies import TABLE
-from policyd.services.fields import moment
 from policyd.services.log_messages import timestamp
 from policyd.store import MAX_KEEP
 from policyd.v1 import admin_pb2 as pb

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from policyd.decider.policy_failures import PolicyFailures
 from policyd.engine import endpoints
 from policyd.engine.decision import decide
 from policyd.engine.denial import NO_DECISION
@@ -14,7 +15,6 @@ from policyd.engine.policy import Attributes, Policy, Table
 from policyd.engine.settings import KeySettings, Setting
 from policyd.engine.states import Credential, Mode, UserState
 from policyd.policies import TABLE
-from policyd.services.policy_failures import PolicyFailures
 
 
 def _fail(attributes: Attributes, _: bool) -> None:

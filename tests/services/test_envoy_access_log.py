@@ -10,11 +10,12 @@ from envoy.service.accesslog.v3.als_pb2 import StreamAccessLogsMessage, StreamAc
 from envoy.service.accesslog.v3.als_pb2_grpc import AccessLogServiceStub
 from google.protobuf.duration_pb2 import Duration
 
+from policyd.decider import MAX_BATCH, Decider
+from policyd.decider.metrics import DROPS, DecisionMetrics
 from policyd.decision_log.record import Ending, Outcome
 from policyd.errors import LogFull
-from policyd.services.decision_metrics import DROPS, DecisionMetrics
 from policyd.services.envoy_access_log import AccessLogServicer
-from policyd.services.policy import MAX_BATCH, PolicyServicer
+from policyd.services.errors import REASONS, reason_of
 from policyd.telemetry.metrics import Metrics
 from tests.support.commands import logged_with_outcome
 from tests.support.envoy_checks import BUFFERED, CHAT_WITH_USER, KEY, Checker, request
@@ -100,10 +101,10 @@ class Log:
         self.full = False
         metrics = Metrics()
         self._counts = metrics._counts
-        counting = DecisionMetrics(metrics)
+        counting = DecisionMetrics(metrics, REASONS, reason_of)
         unused: Any = None
-        policy = PolicyServicer(unused, unused, "ab" * 6, self._append, unused)
-        self._servicer = AccessLogServicer(policy, counting)
+        decider = Decider(unused, unused, "ab" * 6, self._append, unused)
+        self._servicer = AccessLogServicer(decider, counting)
 
     def _append(self, entries: Any) -> None:
         if self.full:

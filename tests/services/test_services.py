@@ -15,10 +15,10 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from policyd.client import NoDecision, PolicyClient
+from policyd.decider import MAX_BATCH
 from policyd.errors import CannotListen, SettingsError
 from policyd.keys import tokens
 from policyd.server.server import Server
-from policyd.services.policy import MAX_BATCH
 from policyd.v1 import admin_pb2, policy_pb2
 from policyd.v1.admin_pb2_grpc import AdminServiceStub
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub

@@ -12,7 +12,6 @@ from policyd.decision_log.writer import Entry
 from policyd.engine import denial
 from policyd.engine.states import Mode
 from policyd.policies import TABLE
-from policyd.services.errors import REASONS, reason_of
 from policyd.telemetry import catalogue
 from policyd.telemetry.bounds import OTHER, status
 from policyd.telemetry.metrics import Metrics
@@ -31,7 +30,11 @@ _MOST = 4096
 class DecisionMetrics:
     """Counts decisions by what the log gets of them, and times their steps."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(
+        self, metrics: Metrics, reasons: Sequence[str], reason_of: Callable[[Exception], str]
+    ) -> None:
+        """`reason_of` gives the reason, one of `reasons`, by which an error is counted."""
+        self._reason_of = reason_of
         step = partial(metrics.timing, catalogue.STEP_SECONDS)
         self.describe, self.decide, self._log = step("describe"), step("decide"), step("log")
         self._requests: dict[str, Timing] = {
@@ -40,7 +43,7 @@ class DecisionMetrics:
         self._decisions = metrics.counts(catalogue.DECISIONS)
         self._results = metrics.counts(catalogue.RESULTS)
         self._errors = metrics.counts(catalogue.ERRORS)
-        for reason in REASONS:
+        for reason in reasons:
             self._errors.of(reason)  # So that its first error shows as an increase from 0.
         self._outcomes = metrics.counts(catalogue.OUTCOMES)
         self._dropped = metrics.counts(catalogue.ENTRIES_DROPPED)
@@ -72,7 +75,7 @@ class DecisionMetrics:
 
     def failed(self, error: Exception, requests: int = 1) -> None:
         """Count requests that get `error` in place of a decision."""
-        self._errors.of(reason_of(error)).pending += requests
+        self._errors.of(self._reason_of(error)).pending += requests
 
     def reported(self, entries: Sequence[Entry]) -> None:
         """Count outcomes."""

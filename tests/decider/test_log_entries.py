@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from policyd.decider import log_entries
 from policyd.decision_log import inputs, results
 from policyd.decision_log.record import MAX_RESULTS, MAX_SUMMARY, Record
 from policyd.decision_log.refused_key import RefusedKey
@@ -14,7 +15,6 @@ from policyd.engine.settings import KeySettings, Setting, Settings
 from policyd.engine.states import Ignored, Mode, Number, NumberState, Override, Source, UserState
 from policyd.errors import InvalidDescriptor
 from policyd.policies import TABLE, decide
-from policyd.services import log_entries
 from policyd.v1 import policy_pb2 as pb
 from tests.support import examples
 

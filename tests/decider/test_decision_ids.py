@@ -12,8 +12,8 @@ from typing import Any
 import grpc
 import pytest
 
+from policyd.decider.decision_ids import MAX_SKEW, DecisionIds
 from policyd.errors import InvalidDescriptor
-from policyd.services.decision_ids import MAX_SKEW, DecisionIds
 from policyd.store import LogFilter, Step, Store
 from policyd.v1 import policy_pb2 as pb
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub

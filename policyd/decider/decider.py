@@ -1,0 +1,347 @@
+"""A request descriptor comes in, a decision goes out, and the log has it by then."""
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import accumulate
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from policyd.decider import log_entries
+from policyd.decider.decision_ids import DecisionIds
+from policyd.decider.policy_failures import PolicyFailures
+from policyd.decision_log.writer import Entry
+from policyd.descriptor import evaluate_request
+from policyd.descriptor.body import MAX_RAW_BODY
+from policyd.descriptor.body_memory import AT_ONCE, Bodies
+from policyd.descriptor.content_encoding import decoded_limit
+from policyd.descriptor.headers import NO_HEADERS
+from policyd.descriptor.identifiers import BodyAttributes
+from policyd.descriptor.pieces import Pieces
+from policyd.engine.decision import NO_ROUTE
+from policyd.engine.places import IDENTIFIERS
+from policyd.engine.settings import KeySettings, RouteSettings
+from policyd.engine.states import Credential
+from policyd.errors import InvalidArgument, InvalidDescriptor, RevisionNotReached
+from policyd.keys import api_key
+from policyd.keys.defaults import Defaults
+from policyd.keys.key_table import KeyTable
+from policyd.policies import decide
+from policyd.v1 import policy_pb2 as pb
+
+if TYPE_CHECKING:
+    from policyd.decider.access import DecisionAccess
+    from policyd.decider.metrics import DecisionMetrics
+    from policyd.decider.traces import DecisionTraces
+    from policyd.telemetry.tracing import Span
+
+_UNTRACED = nullcontext()
+MAX_BATCH = 1000
+"""Items in one batch."""
+MAX_BATCH_BODIES = 16 * 2**20
+"""Bytes that the raw bodies of one batch may decompress to."""
+_GIVEN = Credential.GIVEN
+MAX_WAIT = 5.0
+"""Seconds to wait for a revision that a caller asks for, if its own deadline is not sooner."""
+
+
+class Decider:
+    """Decides with the settings in `keys`; `defaults` hold for keys that set no such policy.
+
+    `log` makes entries durable, at once or when its result is awaited, or raises LogFull. `process`
+    is 12 hexadecimal digits that no other process has: the IDs of decisions contain them, behind
+    the time of `clock`. `bodies` bounds the raw bodies that are read. `metrics` count and time what
+    it does, `access` writes a line of it, and `traces` make spans of it, where operators ask for
+    that.
+    """
+
+    def __init__(
+        self,
+        keys: KeyTable,
+        defaults: Defaults,
+        process: str,
+        log: Callable[[Sequence[Entry]], Awaitable[None] | None],
+        bodies: Bodies,
+        clock: Callable[[], float] = time.time,
+        metrics: "DecisionMetrics | None" = None,
+        access: "DecisionAccess | None" = None,
+        traces: "DecisionTraces | None" = None,
+    ) -> None:
+        self._keys = keys
+        self._defaults = defaults
+        self._metrics = metrics
+        self._watching = tuple(one for one in (metrics, access) if one is not None)
+        self._traces = traces
+        self._log = metrics.logging(log) if metrics else log
+        self._read = (
+            metrics.describe.timed(evaluate_request.read) if metrics else evaluate_request.read
+        )
+        self._decide = metrics.decide.timed(decide) if metrics else decide
+        self._ids = DecisionIds(process, clock)
+        self._bodies = bodies
+        self.failures = PolicyFailures()
+
+    @property
+    def revision(self) -> int:
+        """The revision of the settings that it decides by now."""
+        return self._keys.revision
+
+    async def reach(self, revision: int, patience: float | None) -> None:
+        """Wait for this revision, as long as a caller with so many seconds left can wait for it;
+        None: as long as any. Raises RevisionNotReached."""
+        # A little less than the caller waits, so that it gets the reason.
+        wait = MAX_WAIT if patience is None else min(MAX_WAIT, patience * 0.9)
+        await self._keys.reach(revision, wait)
+
+    def knows(self, request: pb.EvaluateRequest | pb.CheckKeyRequest) -> bool:
+        """Whether the request's key is in force. If it is not, its body need not be read.
+
+        Raises SettingsUnknown.
+        """
+        return self._settings(request) is not None
+
+    async def batch(
+        self,
+        requests: Sequence[pb.EvaluateRequest],
+        trusted: frozenset[str] = NO_HEADERS,
+        *,
+        context: Any = None,
+    ) -> list[pb.EvaluateResponse | Exception]:
+        """Decide each with the settings at hand, and log the decisions together: the answers, or
+        the errors that answer() would raise, in the order of the requests.
+
+        Raises SettingsUnknown, BodiesFull or LogFull where there is no answer to any.
+        """
+        began = perf_counter()
+        self._keys.check_known()
+        if self._traces is None:
+            results, decided = await self._batch(requests, trusted, [None] * len(requests))
+        else:
+            with self._traces.batch(requests, context) as spans:
+                results, decided = await self._batch(requests, trusted, spans)
+        for one in self._watching:
+            one.decided("batch", decided, began)
+        return results
+
+    def check_key(self, request: pb.CheckKeyRequest) -> pb.CheckKeyResponse:
+        """Whether the key is in force, and whether deciding needs the body. Raises
+        SettingsUnknown."""
+        settings = self._settings(request)
+        needs_body = False
+        if settings is not None:
+            needs_body = evaluate_request.target_of(request).is_in_scope_for(settings.accept)
+        return pb.CheckKeyResponse(
+            in_force=settings is not None, needs_body=needs_body, revision=self._keys.revision
+        )
+
+    async def report(self, outcomes: Sequence[pb.Outcome]) -> pb.ReportOutcomeResponse:
+        """Log what became of requests. Raises InvalidArgument or LogFull."""
+        if len(outcomes) > MAX_BATCH:
+            raise InvalidArgument(f"a report has at most {MAX_BATCH} outcomes, not {len(outcomes)}")
+        accepted, rejected = [], []
+        for index, outcome in enumerate(outcomes):
+            try:
+                accepted.append(log_entries.outcome(outcome))
+            except InvalidArgument as error:
+                rejected.append(pb.RejectedOutcome(index=index, message=str(error)))
+        if accepted and (durable := self._log(accepted)):
+            await durable
+        if self._metrics is not None:
+            self._metrics.reported(accepted)
+        return pb.ReportOutcomeResponse(accepted=len(accepted), rejected=rejected)
+
+    def _settings(self, request: pb.EvaluateRequest | pb.CheckKeyRequest) -> KeySettings | None:
+        self._keys.check_known()
+        return self._settings_of(*evaluate_request.credential(request))
+
+    def _settings_of(self, credential: Credential, key: str) -> KeySettings | None:
+        return self._keys.settings(api_key.digest(key)) if credential is _GIVEN else None
+
+    def _body_size(self, request: pb.EvaluateRequest) -> int:
+        """Bytes that reading a raw body may take, counted decompressed; 0 where it is not read."""
+        if not request.HasField("raw_body") or not self.knows(request):
+            return 0
+        size = len(request.raw_body.content)
+        is_compressed = evaluate_request.content_encoding(request) != ""
+        return decoded_limit(size, MAX_RAW_BODY) if is_compressed else size
+
+    async def _batch(
+        self,
+        requests: Sequence[pb.EvaluateRequest],
+        trusted: frozenset[str],
+        spans: "Sequence[Span | None]",
+    ) -> tuple[list[pb.EvaluateResponse | Exception], list[Entry]]:
+        bodies = await self._read_large(requests)
+        results, decided = self._results(requests, trusted, spans, bodies)
+        if decided:
+            await self._append(decided, spans)
+        return results, decided
+
+    def _results(
+        self,
+        requests: Sequence[pb.EvaluateRequest],
+        trusted: frozenset[str],
+        spans: "Sequence[Span | None]",
+        bodies: Sequence[BodyAttributes | None],
+    ) -> tuple[list[pb.EvaluateResponse | Exception], list[Entry]]:
+        results: list[pb.EvaluateResponse | Exception] = []
+        decided: list[Entry] = []
+        size = 0
+        for request, span, body in zip(requests, spans, bodies, strict=True):
+            size += self._body_size(request)
+            try:
+                if size > MAX_BATCH_BODIES:
+                    raise InvalidDescriptor(
+                        "the batch's raw bodies are too large: send fewer at once"
+                    )
+                response, record = self._evaluate(request, NO_ROUTE, trusted, span, body)
+                decided.append(record)
+                results.append(response)
+            except Exception as error:  # noqa: BLE001  # An item's error must not affect the others.
+                results.append(self._failed(error, span))
+        return results, decided
+
+    def _failed(self, error: Exception, span: "Span | None") -> Exception:
+        if span is not None:
+            span.error = type(error).__name__
+        if self._metrics is not None:
+            self._metrics.failed(error)
+        return error
+
+    async def answer(
+        self,
+        request: pb.EvaluateRequest,
+        route: RouteSettings = NO_ROUTE,
+        trusted: frozenset[str] = NO_HEADERS,
+        *,
+        adapter: str,
+        context: Any = None,
+    ) -> pb.EvaluateResponse:
+        """Decide with the settings at hand, and log the decision: every adapter calls this.
+
+        `route` has the settings that the gateway's operator gives to the request's route, `trusted`
+        the headers that may name the end user, `adapter` the name to count it by, `context` that
+        of its gRPC call. Raises SettingsUnknown, InvalidDescriptor, RevisionNotReached, BodiesFull
+        or LogFull.
+        """
+        began = perf_counter()
+        if self._traces is None:
+            response, record = await self._answer(request, route, trusted, None)
+        else:
+            with self._traces.begin(request, adapter, context) as span:
+                response, record = await self._answer(request, route, trusted, span)
+        for one in self._watching:
+            one.decided(adapter, (record,), began)
+        return response
+
+    async def _answer(
+        self,
+        request: pb.EvaluateRequest,
+        route: RouteSettings,
+        trusted: frozenset[str],
+        span: "Span | None",
+    ) -> tuple[pb.EvaluateResponse, Entry]:
+        (body,) = await self._read_large([request])
+        response, record = self._evaluate(request, route, trusted, span, body)
+        await self._append((record,), (span,))
+        return response, record
+
+    async def _append(self, entries: Sequence[Entry], spans: "Sequence[Span | None]") -> None:
+        """Make entries durable; `spans` are those of their evaluations. Raises LogFull."""
+        step: AbstractContextManager[None] = _UNTRACED
+        if self._traces is not None:
+            sampled = [span for span in spans if span is not None and span.is_sampled]
+            step = self._traces.logging(sampled) if sampled else _UNTRACED
+        with step:
+            if durable := self._log(entries):
+                await durable
+
+    async def _read_large(
+        self, requests: Sequence[pb.EvaluateRequest]
+    ) -> Sequence[BodyAttributes | None]:
+        """The attributes of the raw bodies that take long to read; None for each other request.
+
+        Raises BodiesFull.
+        """
+        sizes = [self._body_size(request) for request in requests]
+        if sum(sizes) <= AT_ONCE:
+            return [None] * len(requests)
+        size = sum(len(request.raw_body.content) for request in requests)
+        attributes: list[BodyAttributes | None] = []
+        with self._bodies.hold() as held:
+            # The messages are here already, and those that wait for their turn count, too.
+            held.grow(size)
+            for request, total in zip(requests, accumulate(sizes), strict=True):
+                about = evaluate_request.about_raw_body(request)
+                is_read = about is not None and self.knows(request) and total <= MAX_BATCH_BODIES
+                attributes.append(
+                    await self._bodies.read(held, size, Pieces(request.raw_body.content), about)
+                    if about and is_read
+                    else None
+                )
+        return attributes
+
+    def _evaluate(
+        self,
+        request: pb.EvaluateRequest,
+        route: RouteSettings,
+        trusted: frozenset[str],
+        span: "Span | None",
+        body: BodyAttributes | None,
+    ) -> tuple[pb.EvaluateResponse, Entry]:
+        if span is None or self._traces is None:
+            return self._decided(request, route, trusted, body)
+        with span.child("decide"):
+            response, record = self._decided(request, route, trusted, body, span.context.trace)
+        self._traces.decided(span, record, response.trace_id)
+        return response, record
+
+    def _decided(
+        self,
+        request: pb.EvaluateRequest,
+        route: RouteSettings,
+        trusted: frozenset[str],
+        body: BodyAttributes | None,
+        trace_id: str = "",
+    ) -> tuple[pb.EvaluateResponse, Entry]:
+        """The decision, and the entry of the log. `body` are the attributes of its raw body, where
+        that was read; `trace_id` is logged where the request gives none."""
+        revision = self._keys.revision
+        if request.min_revision > revision:
+            raise RevisionNotReached(f"settings are at revision {revision}: ask again")
+        self._keys.check_known()
+        heading = evaluate_request.read_heading(request)
+        settings = self._settings_of(heading.credential, heading.key)
+        # A request without a valid key is denied whatever its body holds.
+        accept = route.accept or (settings.accept if settings else IDENTIFIERS)
+        reading = self._read(
+            request,
+            heading,
+            reads_body=settings is not None,
+            body=body,
+            accept=accept,
+            trusted=trusted,
+        )
+        if trace_id and not reading.trace_id:
+            reading = reading._replace(trace_id=trace_id)
+        decision_input = reading.decision_input
+        decision = self._decide(decision_input, settings, self._defaults.policies, route)
+        if decision.missing:
+            raise InvalidDescriptor("; ".join(decision.missing))
+        if decision.failures:
+            self.failures.add(decision.failures)
+        response = pb.EvaluateResponse()
+        answer = evaluate_request.answer(decision)
+        response.CopyFrom(answer)
+        response.decision_id = (
+            self._ids.repeatable(request, answer) if request.idempotency_key else self._ids.next()
+        )
+        response.revision = revision
+        if settings is not None:
+            response.api_key_id = settings.key_id
+        # Without a key nothing tells that an endpoint is out of scope for it.
+        if decision_input.target.path and (settings is None or decision.explanation.in_scope):
+            response.upstream_path = decision_input.target.path
+        if reading.trace_id:
+            response.trace_id = reading.trace_id
+        return response, log_entries.record(request, reading, decision, response)
