@@ -10,6 +10,7 @@ own attributes.
 """
 
 import ctypes
+import os
 import select
 import sys
 from contextlib import suppress
@@ -25,6 +26,8 @@ LENGTH = 4
 """Bytes of a length."""
 _IDLE = 1.0
 """Seconds without a body after which memory is given back."""
+_NICE = 5
+"""How much a reader gives way to the process that answers requests, where cores are few."""
 _MOST_MEMORY = 2**30
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """What mallopt(3) sets."""
@@ -93,5 +96,6 @@ def _framed(message: bytes) -> bytes:
 
 
 if __name__ == "__main__":
+    os.nice(_NICE)
     _keep_memory()
     serve(sys.stdin.buffer, sys.stdout.buffer)
