@@ -40,6 +40,7 @@ MAX_BATCH = 1000
 """Items in one batch."""
 MAX_BATCH_BODIES = 16 * 2**20
 """Bytes that the raw bodies of one batch may decompress to."""
+_GIVEN = Credential.GIVEN
 MAX_WAIT = 5.0
 """Seconds to wait for a revision that a caller asks for, if its own deadline is not sooner."""
 
@@ -151,10 +152,10 @@ class Decider:
 
     def _settings(self, request: pb.EvaluateRequest | pb.CheckKeyRequest) -> KeySettings | None:
         self._keys.check_known()
-        credential, key = evaluate_request.credential(request)
-        if credential is not Credential.GIVEN:
-            return None
-        return self._keys.settings(api_key.digest(key))
+        return self._settings_of(*evaluate_request.credential(request))
+
+    def _settings_of(self, credential: Credential, key: str) -> KeySettings | None:
+        return self._keys.settings(api_key.digest(key)) if credential is _GIVEN else None
 
     def _body_size(self, request: pb.EvaluateRequest) -> int:
         """Bytes that reading a raw body may take, counted decompressed; 0 where it is not read."""
@@ -308,11 +309,18 @@ class Decider:
         revision = self._keys.revision
         if request.min_revision > revision:
             raise RevisionNotReached(f"settings are at revision {revision}: ask again")
-        settings = self._settings(request)
+        self._keys.check_known()
+        heading = evaluate_request.read_heading(request)
+        settings = self._settings_of(heading.credential, heading.key)
         # A request without a valid key is denied whatever its body holds.
         accept = route.accept or (settings.accept if settings else IDENTIFIERS)
         reading = self._read(
-            request, reads_body=settings is not None, body=body, accept=accept, trusted=trusted
+            request,
+            heading,
+            reads_body=settings is not None,
+            body=body,
+            accept=accept,
+            trusted=trusted,
         )
         if trace_id and not reading.trace_id:
             reading = reading._replace(trace_id=trace_id)

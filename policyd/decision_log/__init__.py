@@ -7,8 +7,9 @@ An entry meets these files in this order:
     refused_tally  counts those in memory that does not grow with them
     writer         DecisionLog: what a worker hands its entries to before it answers
     spool/         the files on the worker's disk, where entries are safe until they are shipped
+    shipper        carries entries from the spool to their destination
     pricing        what a request cost, worked out as its outcome is shipped
     export         decisions as CSV and JSON Lines
 
-server/shipper.py carries entries from the spool to the store; store/log.py says what holds there.
+store/destination.py is where they arrive; store/log.py says what holds there.
 """

@@ -3,76 +3,69 @@
 A table goes through these states, and only ever forward:
 
     unknown    nothing is known yet, and no request can be decided
-    restored   the snapshot's settings are in force, as old as they are (restore())
-    followed   the store has told all settings, and from then on what changes (refresh())
+    restored   a snapshot's settings are in force, as old as they are (restore())
+    followed   its source has told all settings, and from then on what changes (apply())
 
-The first refresh reads all keys, later ones only keys with a newer revision. All keys are read anew
-where the store no longer has the revision that was read last, with the epoch that it had then: the
-database was restored from a backup, or has lost changes. Changes are applied between two decisions,
-never within one, as both run on the event loop; so each decision is made from one revision.
+Its source is the store (stored_key_table.py), or for a gateway that decides by itself, policyd.
+Changes are applied between two decisions, never within one, as both run on the event loop; so each
+decision is made from one revision. They are prepared in a copy first, with pauses in which the loop
+runs, as they may be those of all keys (settings_by_digest.py).
 
 A secret that is in force for a while only has its end beside it, and is looked at with each lookup:
-no database has to answer for it to end.
+no source has to answer for it to end.
 """
 
 import asyncio
-import logging
-import random
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
+from typing import TypeVar
 
-from policyd.command.deadline import TIMEOUT
-from policyd.command.threads import StoreThreads
 from policyd.engine.settings import KeyChanges, KeySettings, ServerDefaults
-from policyd.errors import RevisionNotReached, SettingsUnknown, WrongDatabase
-
-_log = logging.getLogger(__name__)
-
+from policyd.errors import RevisionNotReached, SettingsUnknown
+from policyd.keys.changed_keys import ChangedKeys
+from policyd.keys.settings_by_digest import SettingsByDigest
 
 _CLOCK: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 """A clock that goes on while the machine is suspended, where the system has one: settings from
 before a night's sleep are stale, and CLOCK_MONOTONIC does not count that night. (While a hypervisor
-pauses a machine, none of its clocks goes on. The next look at the database brings news.)"""
+pauses a machine, none of its clocks goes on. The next look at the source brings news.)"""
+PIECE = 500
+"""Keys that are taken in one turn of the event loop: about a millisecond."""
+_One = TypeVar("_One")
 
 
-def _seconds() -> float:
+def seconds() -> float:
+    """Now, by the clock that the age of settings goes by."""
     return time.clock_gettime(_CLOCK)
 
 
+def _ignore(_: KeyChanges) -> None:
+    pass
+
+
 class KeyTable:
-    """Follows the store. `changes_since(revision, epoch)` queries it and may block, so it runs in a
-    thread of its own, for up to `timeout` seconds. Secrets end by `clock`: seconds since 1970.
-    Belongs to one event loop.
+    """The settings by the digest of the secret. Secrets end by `clock`: seconds since 1970. Belongs
+    to one event loop.
     """
 
-    def __init__(
-        self,
-        changes_since: Callable[[int, str], KeyChanges],
-        timeout: float = TIMEOUT,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._changes_since = changes_since
-        self._thread = StoreThreads("settings", timeout)
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._settings: dict[bytes, KeySettings] = {}
-        self._wanted = asyncio.Event()
+        self._settings = SettingsByDigest()
+        self._applying = asyncio.Lock()
         self._arrived = asyncio.Condition()
-        self._fresh_at = _seconds()
-        self._read_to = 0
-        """The revision up to which the store was read. 0: all keys have yet to be read."""
+        self._fresh_at = seconds()
         self._known = asyncio.Event()
         self.is_followed = False
-        """Whether the settings are the store's, and not a snapshot's."""
+        """Whether the settings are the source's, and not a snapshot's."""
         self.defaults: ServerDefaults | None = None
         """The server's defaults, as administrators applied them. None: they did not."""
         self.revision = 0
         self.epoch = ""
         """Distinguishes this revision from another of the same number: see store/epochs.py."""
-        self.is_wrong_database = False
-        """Whether the last look found a database of another installation."""
-        self.is_answered = False
-        """Whether the last look at the database succeeded."""
+        self.on_apply: Callable[[KeyChanges], None] = _ignore
+        """Is told of changes in the turn of the loop in which they come into force; revision and
+        epoch are then still those before."""
 
     @property
     def is_known(self) -> bool:
@@ -102,48 +95,58 @@ class KeyTable:
         """How many secrets of keys are known, also of those that have ended by themselves."""
         return len(self._settings)
 
-    def copy(self) -> dict[bytes, KeySettings]:
-        """The settings by digest, also of those that have ended."""
+    def copy(self) -> SettingsByDigest:
+        """The settings by digest, also of those that have ended. It costs next to nothing."""
         return self._settings.copy()
 
     def restore(
         self,
-        settings: dict[bytes, KeySettings],
+        settings: Mapping[bytes, KeySettings],
         revision: int,
         age: float,
         defaults: ServerDefaults | None = None,
+        epoch: str = "",
     ) -> None:
-        """Begin with settings from `age` seconds ago. The store is still read from the start."""
-        self._settings = settings
+        """Begin with settings from `age` seconds ago. The source is still asked for everything."""
+        self._settings = _by_digest(settings)
         self.defaults = defaults
-        self._fresh_at = _seconds() - age
-        self.revision = revision
+        self._fresh_at = seconds() - age
+        self.revision, self.epoch = revision, epoch
         self._known.set()
 
     def staleness(self) -> float:
-        """Seconds since the store last answered."""
-        return _seconds() - self._fresh_at
+        """Seconds since the source last told how the settings are."""
+        return seconds() - self._fresh_at
 
-    async def refresh(self) -> None:
-        """Read the changes. Raises StoreUnavailable."""
-        asked_at = _seconds()
-        changes = await self._thread.run(self._changes_since, self._read_to, self.epoch)
-        if changes.everything or not self._read_to:
-            if self._read_to:
-                _log.warning(
-                    "the database was put back from a backup, or has lost changes: all settings "
-                    "are read anew, at revision %d after %d",
-                    *(changes.revision, self.revision),
-                )
-            self._settings = {}
-        for change in changes.changed:
-            if change.settings is None:
-                self._settings.pop(change.digest, None)
-            else:
-                self._settings[change.digest] = change.settings
-        self._fresh_at = asked_at
-        self.is_answered = True
-        self._read_to = changes.revision
+    async def apply(self, changes: KeyChanges, as_of: float) -> None:
+        """Put these changes into force, as the source had them at `as_of`, by seconds().
+
+        Other tasks run meanwhile, and decide by the settings before.
+        """
+        async with self._applying:
+            is_changed = changes.everything or changes.changed
+            settings = await self._changed(changes) if is_changed else self._settings
+            # From here to the next await no task sees a part of it.
+            before, self._settings = self._settings, settings
+            self.on_apply(changes)
+            await self._note(changes, as_of)
+            await in_turns(before.let_go(settings))
+
+    async def _changed(self, changes: KeyChanges) -> SettingsByDigest:
+        """The settings with these changes, which come into force later."""
+        changed = changes.changed
+        if not isinstance(changed, ChangedKeys):
+            given, changed = changed, ChangedKeys()
+            await _in_pieces(given, changed.add)
+        if changes.everything:
+            changed.in_force.settle()
+            return changed.in_force
+        settings = self._settings.copy()
+        await in_turns(settings.take_over(changed.in_force, changed.gone))
+        return await _made_anew(settings) if settings.is_wasteful else settings
+
+    async def _note(self, changes: KeyChanges, as_of: float) -> None:
+        self._fresh_at = as_of
         self.is_followed = True
         self._known.set()
         if (changes.revision, changes.epoch) != (self.revision, self.epoch):
@@ -153,30 +156,13 @@ class KeyTable:
             async with self._arrived:
                 self._arrived.notify_all()
 
-    async def follow(self, interval: float) -> None:
-        """Refresh every `interval` seconds, give or take a tenth, until cancelled."""
-        lost = ""
-        while True:
-            try:
-                await self.refresh()
-                if lost:
-                    _log.info(
-                        "the database answers again; settings are at revision %d", self.revision
-                    )
-                lost = ""
-                self.is_wrong_database = False
-            except Exception as error:  # noqa: BLE001  # Whatever the error, following goes on.
-                self.is_answered = False
-                self.is_wrong_database = isinstance(error, WrongDatabase)
-                # One line for each cause: a database that is away may come back as a wrong one.
-                if lost != type(error).__name__:
-                    _log.error("settings stay at revision %d: %s", self.revision, error)
-                lost = type(error).__name__
-            await self._pause(interval * random.uniform(0.9, 1.1))  # noqa: S311  # keeps no secret
+    def confirm(self, as_of: float) -> None:
+        """Note that the source had these very settings at `as_of`, by seconds()."""
+        self._fresh_at = max(self._fresh_at, as_of)
 
     def hint(self) -> None:
-        """Look at the store soon, as something may have changed."""
-        self._wanted.set()
+        """Look at the source soon, as something may have changed. Here the source tells by
+        itself."""
 
     async def reach(self, revision: int, timeout: float) -> None:
         """Look for `revision`, and wait for it. Raises RevisionNotReached after `timeout` s."""
@@ -193,8 +179,26 @@ class KeyTable:
                 f"settings are at revision {self.revision}, not yet at {revision}: ask again"
             ) from None
 
-    async def _pause(self, seconds: float) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._wanted.wait()
-        self._wanted.clear()
+
+def _by_digest(settings: Mapping[bytes, KeySettings]) -> SettingsByDigest:
+    return settings if isinstance(settings, SettingsByDigest) else SettingsByDigest(settings)
+
+
+async def in_turns(work: Iterable[None]) -> None:
+    """Do the steps of this work, each in a turn of the loop of its own."""
+    for _ in work:
+        await asyncio.sleep(0)
+
+
+async def _in_pieces(work: Iterable[_One], take: Callable[[list[_One]], None]) -> None:
+    rest = iter(work)
+    while some := list(islice(rest, PIECE)):
+        take(some)
+        await asyncio.sleep(0)
+
+
+async def _made_anew(settings: SettingsByDigest) -> SettingsByDigest:
+    made = SettingsByDigest()
+    await _in_pieces(settings.pairs(), made.update)
+    made.settle()
+    return made

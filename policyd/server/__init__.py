@@ -17,5 +17,6 @@ A worker, in the order of its start:
     readiness     whether requests should be sent to it, and what its operator should know
     health        what it says of its health
 
-The background worker: shipper carries entries from the spool to the store.
+The background worker: decision_log/shipper.py carries entries from the spool to the store, and
+retirement deletes old ones there.
 """

@@ -16,11 +16,13 @@ from policyd.command.open_files import raise_limit
 from policyd.command.parent import Parent
 from policyd.command.process import run
 from policyd.command.threads import StoreThreads
+from policyd.decision_log.shipper import Shipper
 from policyd.decision_log.spool import SpoolReader, known_database
 from policyd.errors import StoreUnavailable
-from policyd.server.shipper import Shipper
+from policyd.server.retirement import Retirement
 from policyd.settings import ServerSettings, load_settings
 from policyd.store import Store
+from policyd.store.destination import StoreDestination
 from policyd.telemetry.log import start_logging
 
 _log = logging.getLogger(__name__)
@@ -58,10 +60,10 @@ async def _work() -> None:
             metrics = BackgroundMetrics(spool)
             running.callback(metrics.end)
             also.append(metrics.keep())
-            shipper = Shipper(store, spool, metrics.shipped)
+            destination = StoreDestination(store, metrics.shipped)
         else:
-            shipper = Shipper(store, spool)
-        work = _BackgroundWorker(store, shipper, settings)
+            destination = StoreDestination(store)
+        work = _BackgroundWorker(store, destination, spool, settings)
         if settings.console is not None:
             # Imported late, so that a policyd without a console starts sooner.
             from policyd.console import ConsoleServer
@@ -75,11 +77,18 @@ async def _work() -> None:
 class _BackgroundWorker:
     """Ships and retires the log, each in a thread. Belongs to one event loop."""
 
-    def __init__(self, store: Store, shipper: Shipper, settings: ServerSettings) -> None:
+    def __init__(
+        self,
+        store: Store,
+        destination: StoreDestination,
+        spool: SpoolReader,
+        settings: ServerSettings,
+    ) -> None:
         self._store = store
         self._is_found = False
         """Whether the database was found, and is the one that the spool is for."""
-        self._shipper = shipper
+        self._shipper = Shipper(destination, spool)
+        self._retirement = Retirement(store, spool)
         self._settings = settings
         self._away = False
         # Without a bound: each call that they make to the store has a deadline of its own.
@@ -104,16 +113,16 @@ class _BackgroundWorker:
             try:
                 await self._expect(self._retiring)
                 some = await self._retiring.run(
-                    self._shipper.retire, keep, self._settings.log_max_rows
+                    self._retirement.retire, keep, self._settings.log_max_rows
                 )
-                reason = await self._retiring.run(self._shipper.standstill)
+                reason = await self._retiring.run(self._retirement.standstill)
                 if reason and not told:
                     _log.error("retention of the log stands still: %s", reason)
                 elif told and not reason:
                     _log.info("retention of the log goes on")
                 told = reason
                 if not some:
-                    pages = await self._retiring.run(self._shipper.give_back)
+                    pages = await self._retiring.run(self._retirement.give_back)
             except StoreUnavailable as error:
                 _log.debug("old decisions stay for now: %s", error)
                 pause = _LONGEST_PAUSE

@@ -13,9 +13,9 @@ from policyd.command.database_url import sqlite_file
 from policyd.command.threads import StoreThreads
 from policyd.decision_log import spool
 from policyd.errors import SettingsError, SnapshotUnusable, StoreUnavailable, StoreUnusable
-from policyd.keys.key_table import KeyTable
 from policyd.keys.snapshot import SnapshotFile
 from policyd.keys.snapshot_keeper import SnapshotKeeper, place_of
+from policyd.keys.stored_key_table import StoredKeyTable
 from policyd.server.opening import OpenedStore
 from policyd.settings import ServerSettings
 
@@ -36,7 +36,7 @@ class Following:
     """
 
     def __init__(
-        self, keys: KeyTable, store: OpenedStore, settings: ServerSettings, *, ends: bool
+        self, keys: StoredKeyTable, store: OpenedStore, settings: ServerSettings, *, ends: bool
     ) -> None:
         self._keys = keys
         self._store = store
@@ -83,6 +83,9 @@ class Following:
         """
         self._reading = asyncio.create_task(self._open_and_read())
         await asyncio.wait({self._reading}, timeout=_PATIENCE)
+        # A database that answers is waited for, however many keys it tells.
+        while not self._reading.done() and (silence := self._keys.silence()) < _PATIENCE:
+            await asyncio.wait({self._reading}, timeout=_PATIENCE - silence)
         self._problem = f"it has not answered for {_PATIENCE:.0f} s"
         if self._reading.done():
             try:
@@ -125,7 +128,7 @@ class Following:
         if self._keys.is_known:
             return  # The database has answered in the meantime.
         age = max(time.time() - head.followed_at, 0.0)
-        self._keys.restore(found, head.revision, age, defaults)
+        self._keys.restore(found, head.revision, age, defaults, head.epoch)
         _log.warning(
             "the database is away: %s. Decisions are made by the snapshot in %s: revision %d, of "
             "%d keys, as they were %.0f s ago",

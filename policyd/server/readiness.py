@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from policyd.decision_log.writer import DecisionLog
 from policyd.errors import LogUnwritable
-from policyd.keys.key_table import KeyTable
+from policyd.keys.stored_key_table import StoredKeyTable
 from policyd.server.following import Following
 from policyd.server.presence import Presence
 
@@ -20,7 +20,7 @@ class Readiness:
 
     log: DecisionLog | None = None
 
-    def __init__(self, keys: KeyTable, following: Following, presence: Presence) -> None:
+    def __init__(self, keys: StoredKeyTable, following: Following, presence: Presence) -> None:
         self._keys = keys
         self._following = following
         self._presence = presence

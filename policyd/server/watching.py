@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
+from policyd.command.worker_clock import WorkerClock
 from policyd.decider.access import DecisionAccess
 from policyd.decider.traces import DecisionTraces
 from policyd.decision_log.writer import DecisionLog
 from policyd.descriptor.body_memory import Bodies
-from policyd.keys.key_table import KeyTable
-from policyd.server.worker_clock import WorkerClock
+from policyd.keys.stored_key_table import StoredKeyTable
 from policyd.services.errors import Note, unnoted
 from policyd.settings import ServerSettings
 from policyd.telemetry.access import AccessLog
@@ -25,7 +25,7 @@ class Watching:
     """Metrics, access lines and spans of one worker; each is None where no setting asks for it."""
 
     def __init__(
-        self, settings: ServerSettings, keys: KeyTable, clock: WorkerClock, bodies: Bodies
+        self, settings: ServerSettings, keys: StoredKeyTable, clock: WorkerClock, bodies: Bodies
     ) -> None:
         self._settings = settings
         self._metrics = _measured(keys, clock, bodies) if settings.metrics is not None else None
@@ -71,7 +71,7 @@ class Watching:
             await asyncio.to_thread(self._tracer.close)
 
 
-def _measured(keys: KeyTable, clock: WorkerClock, bodies: Bodies) -> "WorkerMetrics":
+def _measured(keys: StoredKeyTable, clock: WorkerClock, bodies: Bodies) -> "WorkerMetrics":
     # Imported late, so that a policyd without --metrics starts sooner.
     from policyd.server.worker_metrics import WorkerMetrics
 

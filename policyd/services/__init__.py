@@ -6,11 +6,9 @@ In the order of the way of a request:
     waiting_calls     bounds the calls that wait for their message, or stream
     authentication    bearer tokens
     errors            policyd's errors as gRPC statuses: one table
-    policy            PolicyService: decides, and logs each decision
+    policy            PolicyService, by policyd/decider
     ext_authz         Envoy's external authorization; ext_authz_request: its message
     envoy_access_log  Envoy's access log: its entries -> outcomes
-    decision_ids      the IDs of decisions
-    log_entries       messages -> entries of the decision log
     admin             AdminService: API keys, and the decision log
     log_messages      entries of the decision log -> messages
 """

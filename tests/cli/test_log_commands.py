@@ -16,13 +16,14 @@ import pytest
 from policyd.decision_log import results, spool
 from policyd.decision_log.record import Record, Verdict
 from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount, RefusedKeyReason
+from policyd.decision_log.shipper import Shipper
 from policyd.decision_log.spool import SpoolReader, SpoolWriter
 from policyd.engine.model import Result, Violation
 from policyd.engine.states import Ignored, Mode, ModelState, Override, Source, UserState
 from policyd.keys.audit import Action
 from policyd.policies import TABLE
-from policyd.server.shipper import Shipper
 from policyd.store import Store
+from policyd.store.destination import StoreDestination
 from tests.support.commands import invoke
 from tests.support.databases import taking_changes
 from tests.support.processes import Program
@@ -142,7 +143,7 @@ def test_the_status_of_the_spool(store: Store, url: str, tmp_path: Path) -> None
         found = json.loads(ask(url, *words))
         assert found["spool_bytes"] == sum(one.stat().st_size for one in folder.glob("*.jsonl"))
         assert 60 <= found["spool_age"] < 3600
-        assert Shipper(store, reader).ship() == 1
+        assert Shipper(StoreDestination(store), reader).ship() == 1
         found = json.loads(ask(url, *words))
         assert (found["decisions"], found["spool_bytes"], found["spool_age"]) == (1, 0, None)
         other = json.loads(ask(url, *words, "--spool", str(tmp_path / "other")))

@@ -24,13 +24,14 @@ from policyd.decision_log.refused_key import (
     source_of,
 )
 from policyd.decision_log.refused_tally import MAX_SAMPLES, MAX_SOURCES, SAMPLES, RefusedKeyTally
+from policyd.decision_log.shipper import Shipper
 from policyd.decision_log.spool import SpoolReader, SpoolWriter
 from policyd.decision_log.writer import DecisionLog
 from policyd.engine.states import Credential
 from policyd.errors import LogFull
-from policyd.server.shipper import Shipper
 from policyd.store import LogFilter, RefusedKeyCounts, Store
 from policyd.store import refused_keys as store_refused_keys
+from policyd.store.destination import StoreDestination
 from policyd.v1.admin_pb2 import GetLogStatusRequest, GetLogStatusResponse
 from policyd.v1.admin_pb2_grpc import AdminServiceStub
 from policyd.v1.policy_pb2 import EvaluateRequest, EvaluateResponse
@@ -299,7 +300,7 @@ def test_the_way_to_the_store(tmp_path: Path) -> None:
         log.append([refused_key(), one := record(), Outcome(one.id)])
         log.append([refused_key()])
         reader = SpoolReader(tmp_path)
-        shipper = Shipper(opened, reader)
+        shipper = Shipper(StoreDestination(opened), reader)
         assert shipper.ship() == 2
         log.flush()
         shipper.ship()

@@ -19,12 +19,13 @@ import pytest
 
 from policyd.decision_log import spool
 from policyd.decision_log.record import Record
+from policyd.decision_log.shipper import Shipper
 from policyd.decision_log.spool import SpoolReader, SpoolWriter
 from policyd.decision_log.spool import writer as writing
 from policyd.decision_log.spool.system import System
 from policyd.errors import LogFull, LogUnwritable, PositionMoved, SettingsError, StoreUnavailable
-from policyd.server.shipper import Shipper
 from policyd.store import LogFilter, Step, Store, positions
+from policyd.store.destination import StoreDestination
 from tests.support.records import START, record
 
 LIMIT = 2**20
@@ -188,7 +189,7 @@ def test_an_entry_that_cannot_be_read(
     """An unreadable entry holds up no other, and counts once, however often the store was away."""
     place = tmp_path / "store"
     with closing(Store(f"sqlite:///{place}/policyd.db")) as store:
-        shipper = Shipper(store, reader)
+        shipper = Shipper(StoreDestination(store), reader)
         good: Record = record()
         writer.write(b'["D","nonsense"]\n' + msgspec.json.encode(good) + b"\n")
         for _ in range(3):
@@ -205,7 +206,7 @@ def test_losses_are_told_once(tmp_path: Path, writer: SpoolWriter, reader: Spool
     """While nothing more is lost or written, the shipper leaves the store alone."""
     with closing(Store(f"sqlite:///{tmp_path}/policyd.db")) as store:
         store.migrate()
-        shipper = Shipper(store, reader)
+        shipper = Shipper(StoreDestination(store), reader)
         writer.drop(2)
         shipper.ship()
         with closing(sqlite3.connect(f"{tmp_path}/policyd.db")) as busy:
@@ -390,7 +391,7 @@ def test_a_store_that_fails_once(
 ) -> None:
     """What the store did not take is shipped again at once, and not only after the next write."""
     writer.write(msgspec.json.encode(record()) + b"\n")
-    shipper = Shipper(store, reader)
+    shipper = Shipper(StoreDestination(store), reader)
     with _without_table(tmp_path, "decisions"), pytest.raises(StoreUnavailable):
         shipper.ship()
     assert shipper.ship() == 1
@@ -404,8 +405,8 @@ def test_losses_that_the_store_does_not_take(
     ended.drop(2)
     ended.close()
     with _without_table(tmp_path, "log_lost"), pytest.raises(StoreUnavailable):
-        Shipper(store, reader).ship()
-    Shipper(store, reader).ship()
+        Shipper(StoreDestination(store), reader).ship()
+    Shipper(StoreDestination(store), reader).ship()
     assert store.log.status().lost == 2
     assert not list(folder.glob("*.lost"))
 
@@ -419,14 +420,14 @@ def test_retired_rows_do_not_come_back(
     """
     lines = msgspec.json.encode(record()) + b"\n"
     writer.write(lines)
-    Shipper(store, reader).ship()
+    Shipper(StoreDestination(store), reader).ship()
     assert store.log.expire(START + timedelta(days=1), 10**6) == 1
     step = Step(reader.identity(), next(folder.glob("*.jsonl")).name, 0, len(lines))
     with pytest.raises(PositionMoved):
         store.log.append([record()], step)
-    assert Shipper(store, reader).ship() == 0
+    assert Shipper(StoreDestination(store), reader).ship() == 0
     writer.write(lines.replace(b"ada", b"bob"))
-    late = Shipper(store, reader)
+    late = Shipper(StoreDestination(store), reader)
     late._is_resumed = True
     reader.resume({})  # As if no answer had come from the store.
     assert late.ship() == 1

@@ -23,16 +23,17 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from policyd.decision_log import shipper as shipping
 from policyd.decision_log import spool
 from policyd.decision_log.record import Record
+from policyd.decision_log.shipper import Shipper
 from policyd.decision_log.spool import SpoolReader, SpoolWriter
 from policyd.decision_log.spool import writer as writing
 from policyd.decision_log.spool.system import System
 from policyd.decision_log.writer import DecisionLog
 from policyd.errors import LogFull
-from policyd.server import shipper as shipping
-from policyd.server.shipper import Shipper
 from policyd.store import LogFilter, Store
+from policyd.store.destination import StoreDestination
 from tests.support import examples
 from tests.support.records import START, denied, record
 
@@ -326,7 +327,11 @@ class Spool(RuleBasedStateMachine):
             store = Store(f"sqlite:///{self.database}")
             for name in ("before_cursor_execute", "commit"):
                 sa.event.listen(store.log._engine, name, process.tick)
-            self.shipper = process, store, Shipper(store, SpoolReader(self.folder, process))
+            self.shipper = (
+                process,
+                store,
+                Shipper(StoreDestination(store), SpoolReader(self.folder, process)),
+            )
         return self.shipper
 
     @contextmanager

@@ -14,9 +14,9 @@ import pytest
 import sqlalchemy as sa
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
+from policyd.command.worker_clock import WorkerClock
 from policyd.engine.settings import KeyChanges
-from policyd.keys.key_table import KeyTable
-from policyd.server.worker_clock import WorkerClock
+from policyd.keys.stored_key_table import StoredKeyTable
 from policyd.store import LogFilter, Store
 from policyd.store.clock import clock_offset, database_time
 from policyd.store.database import reading
@@ -121,11 +121,11 @@ def test_a_workers_clock(caplog: pytest.LogCaptureFixture) -> None:
 
 async def test_a_machine_that_was_suspended(monkeypatch: pytest.MonkeyPatch) -> None:
     """The time that a machine slept counts as staleness."""
-    table = KeyTable(lambda *_: KeyChanges(1, ()))
+    table = StoredKeyTable(lambda *_: KeyChanges(1, ()))
     await table.refresh()
     assert table.staleness() < 60
     now = table_clock()
-    monkeypatch.setattr("policyd.keys.key_table._seconds", lambda: now + 8 * 3600)
+    monkeypatch.setattr("policyd.keys.key_table.seconds", lambda: now + 8 * 3600)
     assert table.staleness() > 7 * 3600
     await table.refresh()
     assert table.staleness() < 60
@@ -134,7 +134,7 @@ async def test_a_machine_that_was_suspended(monkeypatch: pytest.MonkeyPatch) -> 
 def table_clock() -> float:
     from policyd.keys import key_table
 
-    return key_table._seconds()
+    return key_table.seconds()
 
 
 def ask_policyd(server: Policyd, key: str, trace_id: str) -> None:

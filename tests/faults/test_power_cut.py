@@ -20,9 +20,10 @@ import grpc
 import pytest
 
 from policyd.decision_log import spool
+from policyd.decision_log.shipper import Shipper
 from policyd.decision_log.spool import SpoolReader
-from policyd.server.shipper import Shipper
 from policyd.store import LogFilter, Store
+from policyd.store.destination import StoreDestination
 from policyd.v1 import policy_pb2 as pb
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 from tests.support.power_cut import calls, disk_at, strace
@@ -85,7 +86,7 @@ def _logged(place: Path) -> set[str]:
     folder = place / "policyd.db-spool"
     spool.prepare(folder, store.identity())
     reader = SpoolReader(folder)
-    Shipper(store, reader).ship()
+    Shipper(StoreDestination(store), reader).ship()
     found = {one.id for one in store.log.page(LogFilter(), limit=100_000)}
     now = datetime.now(UTC)
     hours = store.statistics.hours(now - timedelta(days=1), now + timedelta(days=1))

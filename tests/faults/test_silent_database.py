@@ -25,8 +25,8 @@ from sqlalchemy import event
 
 from policyd.command.threads import StoreThreads
 from policyd.errors import RevisionNotReached, StoreBusy, StoreUnavailable
-from policyd.keys.key_table import KeyTable
 from policyd.keys.settings import DeclaredKey
+from policyd.keys.stored_key_table import StoredKeyTable
 from policyd.store import LogFilter, Store
 from policyd.store.database import LONG, reading
 from policyd.store.history import Kind
@@ -313,7 +313,7 @@ def test_all_connections_are_taken(tmp_path: Path) -> None:
 async def test_hints_of_a_connection_that_was_lost(database: str, proxy: SilentProxy) -> None:
     """A listener whose packets are dropped notices it, and listens again."""
     with closing(Store(by_way_of(proxy, database), SHORT)) as far, closing(Store(database)) as near:
-        keys = KeyTable(far.keys.changes_since, SHORT)
+        keys = StoredKeyTable(far.keys.changes_since, SHORT)
         await keys.refresh()
         following = [asyncio.create_task(keys.follow(3600)), asyncio.create_task(hint(far, keys))]
         for _ in range(2):
@@ -325,12 +325,12 @@ async def test_hints_of_a_connection_that_was_lost(database: str, proxy: SilentP
         await asyncio.gather(*following, return_exceptions=True)
 
 
-async def hint(store: Store, keys: KeyTable) -> None:
+async def hint(store: Store, keys: StoredKeyTable) -> None:
     async for _ in store.hints():
         keys.hint()
 
 
-async def until_followed(store: Store, keys: KeyTable) -> None:
+async def until_followed(store: Store, keys: StoredKeyTable) -> None:
     while True:
         key, _ = await asyncio.to_thread(store.keys.create, f"app {secrets.token_hex(4)}")
         with suppress(RevisionNotReached):
@@ -341,7 +341,7 @@ async def until_followed(store: Store, keys: KeyTable) -> None:
 async def test_settings_are_followed_again(database: str, proxy: SilentProxy) -> None:
     """A database that was silent and speaks again is followed within the deadline."""
     with closing(Store(by_way_of(proxy, database), SHORT)) as far, closing(Store(database)) as near:
-        keys = KeyTable(far.keys.changes_since, SHORT)
+        keys = StoredKeyTable(far.keys.changes_since, SHORT)
         await keys.refresh()
         following = asyncio.create_task(keys.follow(0.1))
         proxy.be_silent()

@@ -12,7 +12,7 @@ from policyd.engine.settings import (
 )
 from policyd.engine.states import Mode, Override
 from policyd.keys.defaults import Defaults
-from policyd.keys.key_table import KeyTable
+from policyd.keys.stored_key_table import StoredKeyTable
 from policyd.policies import TABLE
 
 OLD, NEW = b"o" * 32, b"n" * 32
@@ -26,7 +26,7 @@ class Told:
     def __init__(self, *changed: KeyChange, defaults: ServerDefaults | None = None) -> None:
         self.now = 1000.0
         self.changes = KeyChanges(1, changed, True, "a", defaults)
-        self.table = KeyTable(lambda *_: self.changes, clock=lambda: self.now)
+        self.table = StoredKeyTable(lambda *_: self.changes, clock=lambda: self.now)
 
 
 async def test_a_secret_ends_by_the_clock() -> None:
@@ -45,7 +45,7 @@ async def test_a_secret_ends_by_the_clock() -> None:
 
 def test_a_snapshot_revives_no_secret() -> None:
     """A table that begins by a snapshot of years ago has none in force that has ended since."""
-    table = KeyTable(lambda *_: KeyChanges(1, ()))
+    table = StoredKeyTable(lambda *_: KeyChanges(1, ()))
     table.restore({OLD: KeySettings("key_1", until=1e9), NEW: KeySettings("key_1")}, 5, 1e8)
     assert table.settings(OLD) is None
     assert table.settings(NEW) == KeySettings("key_1")

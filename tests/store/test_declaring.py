@@ -15,8 +15,8 @@ from policyd.engine.states import Mode, Override
 from policyd.errors import InvalidArgument
 from policyd.keys import api_key
 from policyd.keys.audit import Action
-from policyd.keys.key_table import KeyTable
 from policyd.keys.settings import Applied, DeclaredKey
+from policyd.keys.stored_key_table import StoredKeyTable
 from policyd.policies import TABLE
 from policyd.store import Store, audit
 
@@ -168,7 +168,7 @@ def test_a_name_that_two_keys_have(store: Store) -> None:
 async def test_a_declared_digest_takes_the_place(store: Store) -> None:
     """What is declared holds: the secret before ends at once, and one that has ended stays so."""
     key, secret = store.keys.create("app")
-    table = KeyTable(store.keys.changes_since)
+    table = StoredKeyTable(store.keys.changes_since)
     await table.refresh()
 
     async def in_force(*digests: str) -> list[bool]:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from policyd.engine.settings import KeySettings
 from policyd.engine.states import Mode
 from policyd.errors import StoreUnavailable, WrongDatabase
-from policyd.keys.key_table import KeyTable
+from policyd.keys.stored_key_table import StoredKeyTable
 from policyd.policies import TABLE
 from policyd.store import Store, checkpoints, damage
 from policyd.store.checkpoints import Checkpoints, Counts, Written
@@ -114,9 +114,9 @@ async def test_a_table_that_follows(
     store: Store, new_database: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The table has the database's settings, and tells that it read everything anew."""
-    caplog.set_level(logging.INFO, "policyd.keys.key_table")
+    caplog.set_level(logging.INFO, "policyd.keys.stored_key_table")
     store.keys.create("one", TABLE.with_original(Mode.OFF))
-    table = KeyTable(store.keys.changes_since)
+    table = StoredKeyTable(store.keys.changes_since)
     await table.refresh()
     [(digest, settings)] = table._settings.items()
     assert mode_of(settings) is Mode.OFF

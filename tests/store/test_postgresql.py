@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from policyd.engine.settings import ApiKey
 from policyd.errors import RevisionNotReached
-from policyd.keys.key_table import KeyTable
+from policyd.keys.stored_key_table import StoredKeyTable
 from policyd.store import Store
 from policyd.v1.policy_pb2 import DECISION_ALLOW, DECISION_DENY, EvaluateRequest, EvaluateResponse
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
@@ -57,7 +57,7 @@ async def test_hints(postgresql: PostgreSQL, tmp_path: Path) -> None:
     """
     with postgresql.database() as url, closing(Store(url)) as store:
         store.migrate()
-        keys = KeyTable(store.keys.changes_since)
+        keys = StoredKeyTable(store.keys.changes_since)
         await keys.refresh()
         listening = [
             asyncio.create_task(keys.follow(3600)),
@@ -73,12 +73,12 @@ async def test_hints(postgresql: PostgreSQL, tmp_path: Path) -> None:
         await asyncio.gather(*listening, return_exceptions=True)
 
 
-async def hint(store: Store, keys: KeyTable) -> None:
+async def hint(store: Store, keys: StoredKeyTable) -> None:
     async for _ in store.hints():
         keys.hint()
 
 
-async def until_followed(store: Store, keys: KeyTable) -> ApiKey:
+async def until_followed(store: Store, keys: StoredKeyTable) -> ApiKey:
     """A key that was followed. Hints are lost while no worker listens, so there are some more."""
     while True:
         key, _ = await asyncio.to_thread(store.keys.create, f"app {secrets.token_hex(4)}")

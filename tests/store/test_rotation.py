@@ -18,22 +18,22 @@ from policyd.errors import (
     OlderServers,
 )
 from policyd.keys import api_key
-from policyd.keys.key_table import KeyTable
+from policyd.keys.stored_key_table import StoredKeyTable
 from policyd.store import MAX_KEEP, Store
 
 DAY = timedelta(days=1)
 NOTHING = timedelta()
 
 
-async def table_of(store: Store, at: datetime | None = None) -> KeyTable:
+async def table_of(store: Store, at: datetime | None = None) -> StoredKeyTable:
     """A table that has followed the store, by a clock that stands at that moment."""
     moment = (at or datetime.now(UTC)).timestamp()
-    table = KeyTable(store.keys.changes_since, clock=lambda: moment)
+    table = StoredKeyTable(store.keys.changes_since, clock=lambda: moment)
     await table.refresh()
     return table
 
 
-def id_of(table: KeyTable, secret: str) -> str | None:
+def id_of(table: StoredKeyTable, secret: str) -> str | None:
     found = table.settings(api_key.digest(secret))
     return found.key_id if found else None
 

@@ -17,7 +17,7 @@ from policyd.engine.settings import KeyChange, KeyChanges, KeySettings
 from policyd.engine.states import Mode
 from policyd.keys import api_key
 from policyd.keys.defaults import Defaults
-from policyd.keys.key_table import KeyTable
+from policyd.keys.stored_key_table import StoredKeyTable
 from policyd.policies import TABLE
 from policyd.services.policy import PolicyServicer
 from policyd.v1 import policy_pb2 as pb
@@ -31,7 +31,7 @@ PATIENCE = 60
 class Recorder(PolicyServicer):
     """Behaves as policyd does, and keeps its decisions and the reports."""
 
-    def __init__(self, keys: KeyTable, key: str) -> None:
+    def __init__(self, keys: StoredKeyTable, key: str) -> None:
         defaults = Defaults(keys)
         decider = Decider(keys, defaults, secrets.token_hex(6), self._keep, Bodies(2**29))
         super().__init__(decider, partial(defaults.trusted, "grpc"))
@@ -99,7 +99,7 @@ async def make_recorder() -> Recorder:
     """A Recorder that does not listen yet."""
     key = api_key.generate()
     settings = KeySettings("key_test", TABLE.with_original(Mode.ENFORCE))
-    keys = KeyTable(lambda *_: KeyChanges(1, (KeyChange(api_key.digest(key), settings),)))
+    keys = StoredKeyTable(lambda *_: KeyChanges(1, (KeyChange(api_key.digest(key), settings),)))
     await keys.refresh()
     return Recorder(keys, key)
 
