@@ -13,7 +13,7 @@ async def _work() -> None:
     async with Parent(load_settings) as parent:
         server = Server(parent.settings, listening=parent.listening("listen"))
         async with server:
-            parent.ready()
+            parent.ready(lambda: server.is_ready)
             await parent.serve(server)
 
 

@@ -119,13 +119,31 @@ class KeyTable:
             else:
                 self._settings[change.digest] = change.settings
         self.on_apply(changes)
+        await self._followed(changes.revision, changes.epoch, changes.defaults, as_of)
+
+    async def replace(
+        self,
+        settings: dict[bytes, KeySettings],
+        revision: int,
+        epoch: str,
+        defaults: ServerDefaults | None,
+        as_of: float,
+    ) -> None:
+        """Put these settings into force in place of all, as the source had them at `as_of`. The
+        table keeps `settings`."""
+        self._settings = settings
+        await self._followed(revision, epoch, defaults, as_of)
+
+    async def _followed(
+        self, revision: int, epoch: str, defaults: ServerDefaults | None, as_of: float
+    ) -> None:
         self._fresh_at = as_of
         self.is_followed = True
         self._known.set()
-        if (changes.revision, changes.epoch) != (self.revision, self.epoch):
-            if changes.defaults != self.defaults:
-                self.defaults = changes.defaults
-            self.revision, self.epoch = changes.revision, changes.epoch
+        if (revision, epoch) != (self.revision, self.epoch):
+            if defaults != self.defaults:
+                self.defaults = defaults
+            self.revision, self.epoch = revision, epoch
             async with self._arrived:
                 self._arrived.notify_all()
 

@@ -4,12 +4,15 @@ from pathlib import Path
 
 import grpc
 
+from policyd.command.worker_clock import WorkerClock
 from policyd.decision_log import spool
+from policyd.engine.settings import ServerDefaults
 from policyd.errors import SettingsError
 from policyd.keys import tokens
+from policyd.keys.defaults import in_force
 from policyd.keys.stored_key_table import StoredKeyTable
+from policyd.policies import TABLE
 from policyd.server.opening import OpenedStore
-from policyd.server.worker_clock import WorkerClock
 from policyd.services import local
 from policyd.services.append_decisions import Appending
 from policyd.services.authentication import TokenInterceptor
@@ -61,7 +64,7 @@ class LocalDecisions:
         self, keys: StoredKeyTable, clock: WorkerClock, note: Note
     ) -> grpc.GenericRpcHandler:
         """What a gRPC server calls."""
-        feed = KeyFeed(keys, self._identity)
+        feed = KeyFeed(keys, self._identity, self._defaults)
         watching = KeyWatching(feed, self._followers, clock.time, note)
         settings = self._settings
         appending = Appending(
@@ -69,6 +72,11 @@ class LocalDecisions:
             *(settings.database_timeout, note),
         )
         return local.handler(watching, appending)
+
+    def _defaults(self, applied: ServerDefaults | None) -> ServerDefaults:
+        """What holds here where a key sets nothing, for the requests of gateways."""
+        own = TABLE.with_original(self._settings.default_mode)
+        return in_force(applied, own, self._settings.end_users_from, "grpc")
 
     def _identity(self) -> str:
         """The identity of the database, as soon as it is known."""

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from policyd.command.threads import StoreThreads
+from policyd.command.worker_clock import WorkerClock
 from policyd.errors import RevisionNotReached, StoreBusy, StoreUnavailable
 from policyd.keys.stored_key_table import StoredKeyTable
-from policyd.server.worker_clock import WorkerClock
 from policyd.services.followers import Followers
 from policyd.services.grpc_server import NOT_SERVING, SERVING, GrpcListener
 from policyd.store import Store

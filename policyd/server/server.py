@@ -15,7 +15,9 @@ from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
 from policyd.asgi.limits import Limits
 from policyd.command.address import Address, steer
 from policyd.command.child import Child, End
+from policyd.command.worker_clock import WorkerClock
 from policyd.decider import Decider
+from policyd.decision_log.process_log import keep_checked, keep_flushed, open_log
 from policyd.decision_log.writer import DecisionLog
 from policyd.descriptor.body_memory import Bodies
 from policyd.keys import tokens
@@ -26,13 +28,11 @@ from policyd.server.admin_token import accept_later, guard_of
 from policyd.server.following import Following
 from policyd.server.health import Health
 from policyd.server.local_decisions import LocalDecisions
-from policyd.server.log import keep_checked, keep_flushed, open_log
 from policyd.server.opening import OpenedStore
 from policyd.server.preparation import background_worker, keep_background_worker, preparing
 from policyd.server.presence import Presence
 from policyd.server.readiness import Readiness
 from policyd.server.watching import Watching
-from policyd.server.worker_clock import WorkerClock
 from policyd.services.admin import AdminServicer
 from policyd.services.authentication import TokenInterceptor
 from policyd.services.envoy_access_log import ACCESS_LOG, AccessLogServicer
@@ -330,6 +330,7 @@ class Server:
         if self._http is not None:
             stopping.append(self._http.stop())
         await asyncio.gather(*stopping)
+        self._bodies.close()
         await self._end_working()
         await self._presence.leave()
         if self._log is not None:

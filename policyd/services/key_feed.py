@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from itertools import chain
 
-from policyd.engine.settings import KeyChanges
+from policyd.engine.settings import KeyChanges, ServerDefaults
 from policyd.keys import key_table
 from policyd.keys.key_table import KeyTable
 from policyd.services import local_messages
@@ -46,12 +46,23 @@ class Part:
         return self._made[number]
 
 
+def _as_applied(defaults: ServerDefaults | None) -> ServerDefaults | None:
+    return defaults
+
+
 class KeyFeed:
-    """What the followers of `table` are sent. `identity` returns that of its database. Belongs to
-    one event loop.
+    """What the followers of `table` are sent. `identity` returns that of its database, `defaults`
+    what holds here where a key sets nothing, by what administrators applied. Belongs to one event
+    loop.
     """
 
-    def __init__(self, table: KeyTable, identity: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        table: KeyTable,
+        identity: Callable[[], str],
+        defaults: Callable[[ServerDefaults | None], ServerDefaults | None] = _as_applied,
+    ) -> None:
+        self._defaults = defaults
         self._table = table
         self._identity = identity
         self._recent: dict[State, tuple[Part, int]] = {}
@@ -120,7 +131,9 @@ class KeyFeed:
         # Where followers are being sent one, it and the changes after it do for others, too.
         if made is None or not self._reaches(made.state):
             settings = self._table.copy()
-            end = local_messages.complete(self.database, self.state, self._table.defaults)
+            end = local_messages.complete(
+                self.database, self.state, self._defaults(self._table.defaults)
+            )
             messages = chain(local_messages.snapshot(settings, put_back=put_back), [end])
             made = self._snapshots[put_back] = Part(self.state, messages, is_snapshot=True)
         return made
@@ -142,7 +155,8 @@ class KeyFeed:
         self.wake()
 
     def _keep(self, before: State, after: State, changes: KeyChanges) -> None:
-        end = local_messages.complete(self.database, after, changes.defaults)
+        defaults = self._defaults(changes.defaults)
+        end = local_messages.complete(self.database, after, defaults)
         change = Part(after, chain(local_messages.changes(changes.changed), [end]))
         self._recent[before] = (change, len(changes.changed))
         self._kept += len(changes.changed)
