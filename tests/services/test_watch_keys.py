@@ -476,3 +476,41 @@ async def test_a_restart_under_many_followers(tmp_path: Path) -> None:
         for follower in behind:
             await follower.leave()
     store.close()
+
+
+async def test_followers_are_counted(running: Running) -> None:
+    """The database knows which settings are in force at each, and when one has left."""
+    running.store.keys.create("one")
+    followers = [await running.up_to_date() for _ in range(2)]
+
+    async def until_counted(revisions: dict[str, int]) -> None:
+        async with asyncio.timeout(30):
+            while True:
+                found = [one for one in running.store.workers.list() if one.is_gateway]
+                if {one.id: one.revision for one in found} == revisions:
+                    return
+                await asyncio.sleep(0.05)
+
+    await until_counted(dict.fromkeys((one.id for one in followers), running.state().revision))
+    running.store.keys.create("two")
+    for follower in followers:
+        await follower.until(partial(_has, follower, running))
+    await until_counted(dict.fromkeys((one.id for one in followers), running.state().revision))
+    await followers[0].leave()
+    await until_counted({followers[1].id: running.state().revision})
+    await followers[1].leave()
+    await until_counted({})
+
+
+async def test_a_policyd_that_ends_takes_them_along(tmp_path: Path) -> None:
+    """Its followers are no longer counted, as the streams have ended."""
+    settings = made(tmp_path)
+    store = open_store(settings.database_url)
+    async with serving(settings, store) as running:
+        follower = await running.up_to_date()
+        async with asyncio.timeout(30):
+            while len(store.workers.list()) < 2:  # noqa: ASYNC110  # It is in the database.
+                await asyncio.sleep(0.05)
+    assert store.workers.list() == []
+    await follower.until(lambda: follower.error)
+    store.close()
