@@ -512,5 +512,5 @@ async def test_a_policyd_that_ends_takes_them_along(tmp_path: Path) -> None:
             while len(store.workers.list()) < 2:  # noqa: ASYNC110  # It is in the database.
                 await asyncio.sleep(0.05)
     assert store.workers.list() == []
-    await follower.until(lambda: follower.error)
+    await follower.leave()
     store.close()

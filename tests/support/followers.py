@@ -59,7 +59,8 @@ class FakeFollower:
         """Begin to follow; what comes is read in the background."""
         self._call = stub(channel).WatchKeys(metadata=bearer(token))
         first: dict[str, Any] = {"follower_id": self.id, "host": "gateway-1", "version": "1"}
-        await self._call.write(pb.WatchKeysRequest(**first | self._has() | given))
+        with suppress(grpc.aio.AioRpcError):  # It was rejected already; reading tells why.
+            await self._call.write(pb.WatchKeysRequest(**first | self._has() | given))
         self._reading = asyncio.create_task(self._read())
 
     def _has(self) -> dict[str, Any]:
