@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Iterator
 
-from policyd.engine.settings import KeySettings, ServerDefaults, Setting, Settings
+from policyd.engine.settings import KeyChange, KeySettings, ServerDefaults, Setting, Settings
 from policyd.engine.states import Mode, Override
 from policyd.v1 import local_pb2 as pb
 
+_DIGEST = 32
+"""Bytes of a secret's SHA-256."""
 _Shared = tuple[Settings, tuple[str, ...]]
 
 
@@ -15,8 +17,8 @@ class Pieces:
     def __init__(self) -> None:
         self._known: dict[bytes, _Shared] = {}
 
-    def changes(self, piece: pb.KeyPiece) -> Iterator[tuple[bytes, KeySettings | None]]:
-        """Digests, each with its key's settings; None: it is no longer in force.
+    def changes(self, piece: pb.KeyPiece) -> Iterator[KeyChange]:
+        """The changes of one piece.
 
         Raises ValueError, also where the piece names settings that it does not have.
         """
@@ -26,9 +28,10 @@ class Pieces:
                 raise ValueError("a piece of keys names settings that it does not have")
             policies, accept = shared[key.shared]
             until = key.until if key.HasField("until") else None
-            yield key.digest, KeySettings(key.key_id, policies, accept, until)
+            settings = KeySettings(key.key_id, policies, accept, until)
+            yield KeyChange(_digest(key.digest), settings)
         for digest in piece.gone:
-            yield digest, None
+            yield KeyChange(_digest(digest), None)
 
     def _shared(self, one: pb.SharedSettings) -> _Shared:
         as_sent = one.SerializeToString(deterministic=True)
@@ -36,6 +39,12 @@ class Pieces:
         if found is None:
             found = self._known[as_sent] = (_settings(one.policies), tuple(one.accept))
         return found
+
+
+def _digest(given: bytes) -> bytes:
+    if len(given) != _DIGEST:
+        raise ValueError(f"a digest has {_DIGEST} bytes, not {len(given)}")
+    return given
 
 
 def defaults_of(complete: pb.SettingsComplete) -> ServerDefaults | None:

@@ -25,8 +25,9 @@ from datetime import timedelta
 
 from policyd.client.key_pieces import Pieces, defaults_of
 from policyd.command.worker_clock import WorkerClock
-from policyd.engine.settings import KeyChange, KeyChanges, KeySettings
+from policyd.engine.settings import KeyChanges
 from policyd.keys import key_table
+from policyd.keys.changed_keys import ChangedKeys
 from policyd.keys.key_table import KeyTable
 from policyd.v1 import local_pb2 as pb
 
@@ -74,8 +75,8 @@ class KeyStream:
         self._pulse = pulse
         self._expect = expect
         self._pieces = Pieces()
-        self._changes: list[KeyChange] = []
-        self._aside: dict[bytes, KeySettings] | None = None
+        self._changes = ChangedKeys()
+        self._aside: ChangedKeys | None = None
         """All settings of this policyd, where they are not taken yet. None: they are those in
         force here, with `_changes`."""
         self._is_put_back = False
@@ -96,8 +97,8 @@ class KeyStream:
             if kind == "heartbeat":
                 await self._beat(message.heartbeat)
             elif kind == "snapshot":
-                self._changes.clear()
-                self._aside, self._is_put_back = {}, message.snapshot.put_back
+                self._changes = ChangedKeys()
+                self._aside, self._is_put_back = ChangedKeys(), message.snapshot.put_back
             elif kind == "keys":
                 self._collect(message.keys)
             elif kind == "complete":
@@ -107,15 +108,8 @@ class KeyStream:
         return False
 
     def _collect(self, piece: pb.KeyPiece) -> None:
-        changes = self._pieces.changes(piece)
-        if self._aside is None:
-            self._changes.extend(KeyChange(digest, settings) for digest, settings in changes)
-            return
-        for digest, settings in changes:
-            if settings is None:
-                self._aside.pop(digest, None)
-            else:
-                self._aside[digest] = settings
+        collected = self._changes if self._aside is None else self._aside
+        collected.add(self._pieces.changes(piece))
 
     async def _complete(self, complete: pb.SettingsComplete) -> bool:
         if not self.database or complete.database != self.database:
@@ -134,12 +128,13 @@ class KeyStream:
                     "revision %d after %d",
                     *(complete.revision, before[0]),
                 )
-            settings, self._aside, self._is_put_back = self._aside, None, False
-            await keys.replace(settings, *now, defaults, as_of)
+            changed, self._aside, self._is_put_back = self._aside, None, False
+            changes = KeyChanges(now[0], changed, True, now[1], defaults)
+            await keys.apply(changes, as_of)
         else:
             if before is None or now[0] < before[0] or (now[0] == before[0] and now != before):
                 raise StreamFault("its changes go back to an older revision")
-            changed, self._changes = tuple(self._changes), []
+            changed, self._changes = self._changes, ChangedKeys()
             changes = KeyChanges(now[0], changed, epoch=now[1], defaults=defaults)
             await keys.apply(changes, self._fresh_as_of(complete.revision))
         return now != before

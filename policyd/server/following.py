@@ -83,6 +83,9 @@ class Following:
         """
         self._reading = asyncio.create_task(self._open_and_read())
         await asyncio.wait({self._reading}, timeout=_PATIENCE)
+        # A database that answers is waited for, however many keys it tells.
+        while not self._reading.done() and (silence := self._keys.silence()) < _PATIENCE:
+            await asyncio.wait({self._reading}, timeout=_PATIENCE - silence)
         self._problem = f"it has not answered for {_PATIENCE:.0f} s"
         if self._reading.done():
             try:
