@@ -19,7 +19,7 @@ from policyd.errors import StoreUnusable
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0013"
+HEAD = "0014"
 """The form that this version makes."""
 NEEDS = "0013"
 """The oldest form that this version works on."""
