@@ -11,11 +11,13 @@ from gateway import replies
 from gateway.headers import RequestHeaders
 from gateway.settings import Settings
 from gateway.upstream import Body, Upload
+from gateway.whole_body import WholeBody
 from policyd.asgi.body import Incoming, Receive
 from policyd.asgi.reply import NO_DECISION, TOO_SLOW, Reply
 from policyd.descriptor.body_memory import SMALL, Bodies, Held
 from policyd.descriptor.describe import HttpRequest, about_key, read_attributes
 from policyd.descriptor.identifiers import NOT_READ, TOO_LARGE, BodyAttributes
+from policyd.descriptor.pieces import Pieces
 from policyd.errors import BodiesFull, NoDecision, PolicydError
 from policyd.v1.policy_pb2 import CheckKeyRequest, CheckKeyResponse
 
@@ -75,13 +77,14 @@ class Intake:
         await self._take(coming, min(SMALL, limit), held)
         attributes = await self._read_small(coming, request)
         if attributes is not None:
-            return coming.body, attributes
+            return coming.body.whole(), attributes
         if not await self._needs_body(request):
             return coming.rest(), TOO_LARGE
         await self._take(coming, limit, held)
         if coming.more or len(coming.body) > limit:
             return coming.rest(), TOO_LARGE
-        return coming.body, await self._read(coming.body, request, held, limit)
+        attributes = await self._read(coming.body, request, held, limit)
+        return WholeBody(coming.body), attributes
 
     async def _take(self, coming: "_Coming", limit: int, held: Held) -> None:
         """Wait for the body's end, or for more of it than `limit`."""
@@ -104,7 +107,7 @@ class Intake:
         return None if attributes == TOO_LARGE and bound < limit else attributes
 
     async def _read(
-        self, body: bytes, request: HttpRequest, held: Held, limit: int
+        self, body: Pieces, request: HttpRequest, held: Held, limit: int
     ) -> BodyAttributes:
         try:
             return await read_attributes(request, body, self._bodies, held, limit)
@@ -133,7 +136,7 @@ class _Coming:
     def __init__(self, receive: Receive, length: int | None) -> None:
         self._incoming = Incoming(receive)
         self._length = length
-        self.body = b""
+        self.body = Pieces()
 
     @property
     def more(self) -> bool:
@@ -142,7 +145,7 @@ class _Coming:
 
     async def take(self, limit: int, held: Held) -> None:
         """Wait until it is complete, or longer than `limit`. Raises ClientGone or BodiesFull."""
-        self.body = await self._incoming.take(limit, held, self.body)
+        await self._incoming.take(self.body, limit, held)
 
     def rest(self) -> Upload:
         """All of it, to be sent on as it comes."""

@@ -15,10 +15,13 @@ from gateway.connection import SlowToTake
 from gateway.connector import Attempt, Connector, is_own_fault
 from gateway.headers import RequestHeaders, read_response
 from gateway.prefix import Prefix
-from gateway.settings import KEY_HEADERS, READ_AHEAD, Settings
+from gateway.settings import READ_AHEAD, Settings
+from gateway.upstream_url import KEY_HEADERS
+from gateway.whole_body import WholeBody
 from policyd.asgi.body import ClientGone, Incoming
 from policyd.asgi.reply import NO_ROOM, Reply, Send
 from policyd.descriptor.body_memory import SMALL
+from policyd.descriptor.pieces import Pieces
 
 # aiohttp would add these where the client sent none.
 _NOT_ADDED = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
@@ -56,7 +59,7 @@ class Upload(aiohttp.payload.Payload):
     small, so that it can be sent once more.
     """
 
-    def __init__(self, incoming: Incoming, length: int | None, begun: bytes = b"") -> None:
+    def __init__(self, incoming: Incoming, length: int | None, begun: Pieces) -> None:
         super().__init__(None)
         self._incoming = incoming
         self._length = length
@@ -81,8 +84,8 @@ class Upload(aiohttp.payload.Payload):
         that the request never ends as if it were complete."""
         self._consumed = True  # aiohttp itself must never send it again.
         written = len(self._begun)
-        if self._begun:
-            await writer.write(self._begun)
+        for piece in self._begun:
+            await writer.write(piece)
         while self._incoming.more:
             chunk = await self._next(written)
             written += len(chunk)
@@ -100,11 +103,14 @@ class Upload(aiohttp.payload.Payload):
             self.problem = problem
             raise
         self.is_whole = self.is_whole and written + len(chunk) <= SMALL
-        self._begun = self._begun + chunk if self.is_whole else b""
+        if self.is_whole:
+            self._begun.add(chunk)
+        else:
+            self._begun = Pieces()
         return chunk
 
 
-Body = bytes | Upload | None
+Body = bytes | WholeBody | Upload | None
 
 
 class Answer:

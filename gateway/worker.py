@@ -14,7 +14,7 @@ async def _work() -> None:
         server = Server(parent.settings, listening=parent.listening("listen"))
         async with server:
             settle()
-            parent.ready()
+            parent.ready(lambda: server.is_ready)
             await parent.serve(server)
 
 

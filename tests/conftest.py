@@ -1,9 +1,10 @@
 """What the tests share."""
 
 import faulthandler
+import gc
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import hypothesis
 import pytest
 
 from tests.support import requirements, tiers
+from tests.support.databases import migrated
 from tests.support.envoy_checks import Checker
 from tests.support.load import MODE, WAITS, MakeStack, Stack, keys
 from tests.support.postgresql import PostgreSQL
@@ -19,13 +21,26 @@ from tests.support.stack import Background, Gateway, Upstream
 
 # A busy machine makes no test fail.
 hypothesis.settings.register_profile("policyd", deadline=None)
-hypothesis.settings.register_profile("quick", deadline=None, max_examples=50)
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=25)
 hypothesis.settings.load_profile("policyd")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave out what has no test of the tier that runs."""
     return tiers.is_left_out(collection_path, config.option.markexpr) or None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect tests without collecting garbage, of which they make none. What is there afterwards
+    stays, so that no pass of the collector walks through it again: that took a tenth of the time.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,7 +62,7 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(scope="session")
 def policyd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policyd]:
     """A running policyd with a database of its own, which answers HTTP too."""
-    server = Policyd(tmp_path_factory.mktemp("policyd"), "--http", "127.0.0.1:0")
+    server = Policyd(migrated(tmp_path_factory.mktemp("policyd")), "--http", "127.0.0.1:0")
     yield server
     assert server.stop() == 0, server.errors
     assert "Traceback" not in "".join(server.errors)

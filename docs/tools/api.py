@@ -21,7 +21,7 @@ from google.protobuf.descriptor_pb2 import (
 from grpc_tools import protoc  # type: ignore[import-untyped]  # It carries no types.
 
 _ROOT = Path(__file__).parent.parent.parent / "protos"
-_FILES = ("policyd/v1/policy.proto", "policyd/v1/admin.proto")
+_FILES = ("policyd/v1/policy.proto", "policyd/v1/admin.proto", "policyd/v1/local.proto")
 _PACKAGE = ".policyd.v1."
 _GOOGLE = ".google.protobuf."
 _WELL_KNOWN = "https://protobuf.dev/reference/protobuf/google.protobuf/#"
@@ -31,7 +31,9 @@ _HEAD = """\
 # The gRPC API
 
 Package `policyd.v1`. [PolicyService](#policyservice) is for gateways, on the address of
-`policyd serve --grpc`; [AdminService](#adminservice) is for administrators, on that of `--admin`.
+`policyd serve --grpc`; [AdminService](#adminservice) is for administrators, on that of `--admin`;
+[LocalDecisionService](#localdecisionservice) is for gateways that decide by themselves, on that of
+`--grpc`, where policyd is served with `--local-token-file`.
 Both addresses also serve reflection and `grpc.health.v1` (see
 [operations](operations.md#health-and-readiness)). What is answered over HTTP is in
 [the HTTP endpoints](http.md).

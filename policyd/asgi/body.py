@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from policyd.descriptor.body_memory import Held
+from policyd.descriptor.pieces import Pieces
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 
@@ -31,13 +32,11 @@ class Incoming:
         self.came += len(piece)
         return piece
 
-    async def take(self, limit: int, held: Held, begun: bytes = b"") -> bytes:
-        """`begun` and what follows it, until the body is complete or longer than `limit`.
+    async def take(self, body: Pieces, limit: int, held: Held) -> None:
+        """Add to `body` what follows it, until that is complete or longer than `limit`.
 
         Raises ClientGone or BodiesFull.
         """
-        body = bytearray(begun)
         while self.more and len(body) <= limit:
-            body += await self.piece()
+            body.add(await self.piece())
             held.grow(len(body))
-        return bytes(body)

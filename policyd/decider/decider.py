@@ -3,8 +3,9 @@
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import accumulate
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from policyd.decider import log_entries
 from policyd.decider.decision_ids import DecisionIds
@@ -12,9 +13,11 @@ from policyd.decider.policy_failures import PolicyFailures
 from policyd.decision_log.writer import Entry
 from policyd.descriptor import evaluate_request
 from policyd.descriptor.body import MAX_RAW_BODY
-from policyd.descriptor.body_memory import SMALL, Bodies
+from policyd.descriptor.body_memory import AT_ONCE, Bodies
 from policyd.descriptor.content_encoding import decoded_limit
 from policyd.descriptor.headers import NO_HEADERS
+from policyd.descriptor.identifiers import BodyAttributes
+from policyd.descriptor.pieces import Pieces
 from policyd.engine.decision import NO_ROUTE
 from policyd.engine.places import IDENTIFIERS
 from policyd.engine.settings import KeySettings, RouteSettings
@@ -32,12 +35,12 @@ if TYPE_CHECKING:
     from policyd.decider.traces import DecisionTraces
     from policyd.telemetry.tracing import Span
 
-_Result = TypeVar("_Result")
 _UNTRACED = nullcontext()
 MAX_BATCH = 1000
 """Items in one batch."""
 MAX_BATCH_BODIES = 16 * 2**20
 """Bytes that the raw bodies of one batch may decompress to."""
+_GIVEN = Credential.GIVEN
 MAX_WAIT = 5.0
 """Seconds to wait for a revision that a caller asks for, if its own deadline is not sooner."""
 
@@ -149,10 +152,10 @@ class Decider:
 
     def _settings(self, request: pb.EvaluateRequest | pb.CheckKeyRequest) -> KeySettings | None:
         self._keys.check_known()
-        credential, key = evaluate_request.credential(request)
-        if credential is not Credential.GIVEN:
-            return None
-        return self._keys.settings(api_key.digest(key))
+        return self._settings_of(*evaluate_request.credential(request))
+
+    def _settings_of(self, credential: Credential, key: str) -> KeySettings | None:
+        return self._keys.settings(api_key.digest(key)) if credential is _GIVEN else None
 
     def _body_size(self, request: pb.EvaluateRequest) -> int:
         """Bytes that reading a raw body may take, counted decompressed; 0 where it is not read."""
@@ -168,8 +171,8 @@ class Decider:
         trusted: frozenset[str],
         spans: "Sequence[Span | None]",
     ) -> tuple[list[pb.EvaluateResponse | Exception], list[Entry]]:
-        work = (self._results, requests, trusted, spans)
-        results, decided = await self._reading(requests, *work)
+        bodies = await self._read_large(requests)
+        results, decided = self._results(requests, trusted, spans, bodies)
         if decided:
             await self._append(decided, spans)
         return results, decided
@@ -179,18 +182,19 @@ class Decider:
         requests: Sequence[pb.EvaluateRequest],
         trusted: frozenset[str],
         spans: "Sequence[Span | None]",
+        bodies: Sequence[BodyAttributes | None],
     ) -> tuple[list[pb.EvaluateResponse | Exception], list[Entry]]:
         results: list[pb.EvaluateResponse | Exception] = []
         decided: list[Entry] = []
-        bodies = 0
-        for request, span in zip(requests, spans, strict=True):
-            bodies += self._body_size(request)
+        size = 0
+        for request, span, body in zip(requests, spans, bodies, strict=True):
+            size += self._body_size(request)
             try:
-                if bodies > MAX_BATCH_BODIES:
+                if size > MAX_BATCH_BODIES:
                     raise InvalidDescriptor(
                         "the batch's raw bodies are too large: send fewer at once"
                     )
-                response, record = self._evaluate(request, NO_ROUTE, trusted, span)
+                response, record = self._evaluate(request, NO_ROUTE, trusted, span, body)
                 decided.append(record)
                 results.append(response)
             except Exception as error:  # noqa: BLE001  # An item's error must not affect the others.
@@ -237,8 +241,8 @@ class Decider:
         trusted: frozenset[str],
         span: "Span | None",
     ) -> tuple[pb.EvaluateResponse, Entry]:
-        work = (self._evaluate, request, route, trusted, span)
-        response, record = await self._reading([request], *work)
+        (body,) = await self._read_large([request])
+        response, record = self._evaluate(request, route, trusted, span, body)
         await self._append((record,), (span,))
         return response, record
 
@@ -252,22 +256,30 @@ class Decider:
             if durable := self._log(entries):
                 await durable
 
-    async def _reading(
-        self,
-        requests: Sequence[pb.EvaluateRequest],
-        work: Callable[..., _Result],
-        *arguments: Any,
-    ) -> _Result:
-        """Do `work`, which reads the raw bodies of `requests`. Raises BodiesFull."""
-        decoded = sum(map(self._body_size, requests))
-        if decoded <= SMALL:
-            return work(*arguments)
+    async def _read_large(
+        self, requests: Sequence[pb.EvaluateRequest]
+    ) -> Sequence[BodyAttributes | None]:
+        """The attributes of the raw bodies that take long to read; None for each other request.
+
+        Raises BodiesFull.
+        """
+        sizes = [self._body_size(request) for request in requests]
+        if sum(sizes) <= AT_ONCE:
+            return [None] * len(requests)
         size = sum(len(request.raw_body.content) for request in requests)
+        attributes: list[BodyAttributes | None] = []
         with self._bodies.hold() as held:
             # The messages are here already, and those that wait for their turn count, too.
             held.grow(size)
-            decoded = min(decoded, MAX_BATCH_BODIES) if decoded > size else 0
-            return await self._bodies.do(held, size, decoded, work, *arguments)
+            for request, total in zip(requests, accumulate(sizes), strict=True):
+                about = evaluate_request.about_raw_body(request)
+                is_read = about is not None and self.knows(request) and total <= MAX_BATCH_BODIES
+                attributes.append(
+                    await self._bodies.read(held, size, Pieces(request.raw_body.content), about)
+                    if about and is_read
+                    else None
+                )
+        return attributes
 
     def _evaluate(
         self,
@@ -275,11 +287,12 @@ class Decider:
         route: RouteSettings,
         trusted: frozenset[str],
         span: "Span | None",
+        body: BodyAttributes | None,
     ) -> tuple[pb.EvaluateResponse, Entry]:
         if span is None or self._traces is None:
-            return self._decided(request, route, trusted)
+            return self._decided(request, route, trusted, body)
         with span.child("decide"):
-            response, record = self._decided(request, route, trusted, span.context.trace)
+            response, record = self._decided(request, route, trusted, body, span.context.trace)
         self._traces.decided(span, record, response.trace_id)
         return response, record
 
@@ -288,18 +301,26 @@ class Decider:
         request: pb.EvaluateRequest,
         route: RouteSettings,
         trusted: frozenset[str],
+        body: BodyAttributes | None,
         trace_id: str = "",
     ) -> tuple[pb.EvaluateResponse, Entry]:
-        """The decision, and the entry of the log; `trace_id` is logged where the request gives
-        none."""
+        """The decision, and the entry of the log. `body` are the attributes of its raw body, where
+        that was read; `trace_id` is logged where the request gives none."""
         revision = self._keys.revision
         if request.min_revision > revision:
             raise RevisionNotReached(f"settings are at revision {revision}: ask again")
-        settings = self._settings(request)
+        self._keys.check_known()
+        heading = evaluate_request.read_heading(request)
+        settings = self._settings_of(heading.credential, heading.key)
         # A request without a valid key is denied whatever its body holds.
         accept = route.accept or (settings.accept if settings else IDENTIFIERS)
         reading = self._read(
-            request, reads_body=settings is not None, accept=accept, trusted=trusted
+            request,
+            heading,
+            reads_body=settings is not None,
+            body=body,
+            accept=accept,
+            trusted=trusted,
         )
         if trace_id and not reading.trace_id:
             reading = reading._replace(trace_id=trace_id)

@@ -34,6 +34,7 @@ from policyd.errors import InvalidArgument
 from policyd.v1 import policy_pb2 as pb
 
 _ENDINGS = tuple(Ending)
+_VALID = UserState.VALID
 
 
 def record(
@@ -148,14 +149,10 @@ def _end_user(request: pb.EvaluateRequest, reading: Reading, decision: Decision)
     why = decision.explanation
     if not why.in_scope:
         return request.user or reading.attributes.user.value
-    return next(
-        (
-            one.value or ""
-            for one in reading.decision_input.end_users
-            if one.place == why.identifier and one.state is UserState.VALID
-        ),
-        "",
-    )
+    for one in reading.decision_input.end_users:
+        if one.place == why.identifier and one.state is _VALID:
+            return one.value or ""
+    return ""
 
 
 def outcome(message: pb.Outcome) -> Outcome:

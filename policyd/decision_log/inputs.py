@@ -21,6 +21,7 @@ _NOT_GIVEN = {
     ABSENT: Number(NumberState.ABSENT),
     INVALID: Number(NumberState.INVALID),
 }
+_UNKNOWN, _GIVEN, _ABSENT = NumberState.UNKNOWN, NumberState.GIVEN, NumberState.ABSENT
 _decode_states = msgspec.json.Decoder(dict[str, UserState]).decode
 _decode_values = msgspec.json.Decoder(dict[str, list[str]]).decode
 
@@ -30,13 +31,11 @@ _decode_values = msgspec.json.Decoder(dict[str, list[str]]).decode
 
 def number(given: Number) -> int | None:
     """A number as a record keeps it."""
-    kept = {
-        NumberState.UNKNOWN: None,
-        NumberState.GIVEN: min(given.value, MAX_NUMBER),
-        NumberState.ABSENT: ABSENT,
-        NumberState.INVALID: INVALID,
-    }
-    return kept[given.state]
+    if given.state is _GIVEN:
+        return min(given.value, MAX_NUMBER)
+    if given.state is _UNKNOWN:
+        return None
+    return ABSENT if given.state is _ABSENT else INVALID
 
 
 def read_number(kept: int | None) -> Number:

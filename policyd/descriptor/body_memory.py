@@ -1,23 +1,24 @@
-"""Request bodies: how many bytes of them are held at once, and in how many threads they are read.
+"""Request bodies: how many bytes of them are held at once, and where they are read.
 
 A bound on each body is none on all of them. Small ones are free: a listener's connections bound
 them already, and a client that holds large ones keeps none of them out.
 """
 
-import asyncio
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Self, TypeVar
+from functools import partial
+from typing import Self
 
+from policyd.descriptor.body import read_body
+from policyd.descriptor.body_readers import BodyReaders
+from policyd.descriptor.content_encoding import decoded_limit
+from policyd.descriptor.identifiers import BodyAttributes
+from policyd.descriptor.pieces import Pieces
+from policyd.descriptor.reader_process import Told
 from policyd.errors import BodiesFull
 
-_Result = TypeVar("_Result")
 SMALL = 64 * 1024
 """Bytes of a body, as sent or decompressed, that are held and read for any client."""
 AT_ONCE = 256 * 1024
-"""Bytes of a body, decompressed too, up to which reading is quicker than handing it to a thread."""
-THREADS = 4
-"""Bodies that are read at once, where that takes long: they take turns at the interpreter."""
+"""Bytes of a body, decompressed too, up to which it is read at once: other work waits for that."""
 
 
 class Bodies:
@@ -25,11 +26,9 @@ class Bodies:
 
     def __init__(self, memory: int) -> None:
         self._memory = memory
-        self._turns = asyncio.Semaphore(THREADS)
-        # Threads of their own: those that wait for the database must not hold up decisions.
-        self._threads = ThreadPoolExecutor(THREADS, "bodies")
+        self._readers = BodyReaders()
         self.held = 0
-        """Bytes, those that are kept free for what a body decompresses to among them."""
+        """Bytes, a reader's copies and what they may decompress to among them."""
 
     def hold(self) -> "Held":
         """Begin to hold a body."""
@@ -44,31 +43,29 @@ class Bodies:
             )
         self.held += size
 
-    async def do(
-        self,
-        held: "Held",
-        size: int,
-        decoded: int,
-        work: Callable[..., _Result],
-        *arguments: Any,
-    ) -> _Result:
-        """Do `work`, which reads `size` bytes that may decompress to `decoded`.
+    async def read(self, held: "Held", size: int, body: Pieces, about: Told) -> BodyAttributes:
+        """The attributes of `body`, one of those for which `size` bytes are held.
 
-        It is done in a thread where it takes longer than handing it to one. Raises BodiesFull.
+        Where that takes long, another process does it, and has a copy. Raises BodiesFull.
         """
-        if max(size, decoded) <= AT_ONCE:
-            return work(*arguments)
-        async with self._turns:
-            held.grow(size, decoded)
-            loop = asyncio.get_running_loop()
-            try:
-                return await loop.run_in_executor(self._threads, work, *arguments)
-            finally:
-                held.grow(size)
+        decoded = decoded_limit(len(body), about.limit) if about.content_encoding else 0
+        if max(len(body), decoded) <= AT_ONCE:
+            return read_body(body.whole(), *about)
+        try:
+            return await self._readers.read(
+                partial(held.grow, size, len(body) + decoded), body, about
+            )
+        finally:
+            held.grow(size)
+
+    @property
+    def readers(self) -> list[int]:
+        """The process IDs of those that read large bodies."""
+        return self._readers.processes
 
     def close(self) -> None:
-        """End the threads."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """End the processes that read."""
+        self._readers.close()
 
 
 class Held:
@@ -80,9 +77,9 @@ class Held:
         self._bodies = bodies
         self._size = 0
 
-    def grow(self, size: int, decoded: int = 0) -> None:
-        """It is `size` bytes now, and may decompress to `decoded`. Raises BodiesFull."""
-        counted = (size if size > SMALL else 0) + (decoded if decoded > SMALL else 0)
+    def grow(self, size: int, reading: int = 0) -> None:
+        """It is `size` bytes now, and to read it takes `reading` more. Raises BodiesFull."""
+        counted = (size if size > SMALL else 0) + (reading if reading > SMALL else 0)
         self._bodies.take(counted - self._size)
         self._size = counted
 

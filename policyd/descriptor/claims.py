@@ -17,6 +17,10 @@ from policyd.v1 import policy_pb2 as pb
 
 _MODEL_STATES = tuple(ModelState)
 _NUMBER_STATES = tuple(NumberState)
+# Members of an enumeration take Python longer to find than to compare.
+_NAMED, _CONFLICTING = ModelState.GIVEN, ModelState.CONFLICTING
+_NAMED_OR_NOT = (ModelState.UNKNOWN, ModelState.GIVEN, ModelState.ABSENT)
+_GIVEN, _ABSENT, _INVALID = NumberState.GIVEN, NumberState.ABSENT, NumberState.INVALID
 _Member = TypeVar("_Member")
 
 
@@ -26,14 +30,14 @@ def model(request: pb.EvaluateRequest, read: BodyAttributes) -> tuple[ModelState
     state, found, given = read.model_state, read.model, request.model
     if request.model_state or given:
         state = max(state, member(_MODEL_STATES, request.model_state, "model_state"))
-        if state in (ModelState.UNKNOWN, ModelState.GIVEN, ModelState.ABSENT):
+        if state in _NAMED_OR_NOT:
             is_conflicting = found != "" and given not in ("", found)
             found = given or found
-            state = ModelState.GIVEN if found else state
-            state = ModelState.CONFLICTING if is_conflicting else state
-    if state is ModelState.GIVEN and len(found) > MAX_MODEL:
+            state = _NAMED if found else state
+            state = _CONFLICTING if is_conflicting else state
+    if state is _NAMED and len(found) > MAX_MODEL:
         state = ModelState.TOO_LONG
-    return state, found if state is ModelState.GIVEN else ""
+    return state, found if state is _NAMED else ""
 
 
 def token_limit(request: pb.EvaluateRequest, read: BodyAttributes) -> Number:
@@ -42,15 +46,15 @@ def token_limit(request: pb.EvaluateRequest, read: BodyAttributes) -> Number:
         given = request.token_limit if request.HasField("token_limit") else None
         claimed = _number(request.token_limit_state, given, "token_limit_state")
         # What goes upstream is the body, so a limit that it lacks is not made up for.
-        is_absent = limit.state is NumberState.ABSENT and claimed.state is NumberState.GIVEN
+        is_absent = limit.state is _ABSENT and claimed.state is _GIVEN
         limit = limit if is_absent else _worse(limit, claimed)
     if request.HasField("choices"):
         choices = _worse(choices, _number(0, request.choices, ""))
-    if limit.state is not NumberState.GIVEN or choices.state in _NO_CHOICES:
+    if limit.state is not _GIVEN or choices.state in _NO_CHOICES:
         return limit
-    if choices.state is NumberState.INVALID or choices.value < 1:
-        return Number(NumberState.INVALID)
-    return Number(NumberState.GIVEN, min(limit.value * choices.value, MOST))
+    if choices.state is _INVALID or choices.value < 1:
+        return Number(_INVALID)
+    return Number(_GIVEN, min(limit.value * choices.value, MOST))
 
 
 _NO_CHOICES = (NumberState.UNKNOWN, NumberState.ABSENT)
@@ -64,25 +68,30 @@ def prompt_chars(request: pb.EvaluateRequest, read: BodyAttributes) -> Number:
     return _worse(read.prompt_chars, claimed)
 
 
-@lru_cache(maxsize=1024)
 def _number(state: int, value: int | None, field: str) -> Number:
     """What a caller claims a number to be."""
-    claimed = member(_NUMBER_STATES, state, field)
     if value is None:
-        # A number that is given stands in the field beside.
-        return UNKNOWN_NUMBER if claimed is NumberState.GIVEN else Number(claimed)
-    if value < 0 or claimed is NumberState.INVALID:
-        return Number(NumberState.INVALID)
-    return Number(NumberState.GIVEN, min(value, MOST))
+        return _unstated(state, field)
+    claimed = member(_NUMBER_STATES, state, field)
+    if value < 0 or claimed is _INVALID:
+        return Number(_INVALID)
+    return Number(_GIVEN, min(value, MOST))
+
+
+@lru_cache(maxsize=256)
+def _unstated(state: int, field: str) -> Number:
+    claimed = member(_NUMBER_STATES, state, field)
+    # A number that is given stands in the field beside.
+    return UNKNOWN_NUMBER if claimed is _GIVEN else Number(claimed)
 
 
 def _worse(one: Number, other: Number) -> Number:
     """The worse of two claims: one that is not valid, else the larger number."""
     if one is UNKNOWN_NUMBER:
         return other
-    if NumberState.INVALID in (one.state, other.state):
-        return Number(NumberState.INVALID)
-    return max(one, other, key=lambda number: (number.state is NumberState.GIVEN, number))
+    if _INVALID in (one.state, other.state):
+        return Number(_INVALID)
+    return max(one, other, key=lambda number: (number.state is _GIVEN, number))
 
 
 def member(members: Sequence[_Member], number: int, field: str) -> _Member:

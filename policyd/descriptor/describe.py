@@ -11,11 +11,11 @@ not all, has those of `unreadable(state)`, which never pass for a user.
 from dataclasses import dataclass, field
 
 from policyd.descriptor import end_users, headers
-from policyd.descriptor.body import read_body
 from policyd.descriptor.body_memory import Bodies, Held
-from policyd.descriptor.content_encoding import decoded_limit
 from policyd.descriptor.headers import KEY_HEADER, NO_HEADERS, PREFIX, Headers
 from policyd.descriptor.identifiers import NOT_READ, BodyAttributes, Identifier
+from policyd.descriptor.pieces import Pieces
+from policyd.descriptor.reader_process import Told
 from policyd.engine import endpoints, method_override
 from policyd.engine.places import SAFETY_HEADER, Target
 from policyd.engine.states import ModelState, NumberState
@@ -145,7 +145,7 @@ def about_key(request: HttpRequest) -> CheckKeyRequest:
 
 
 async def read_attributes(
-    request: HttpRequest, body: bytes, bodies: Bodies, held: Held, limit: int
+    request: HttpRequest, body: Pieces, bodies: Bodies, held: Held, limit: int
 ) -> BodyAttributes:
     """The attributes of its body, of which `limit` bytes are read, decompressed too.
 
@@ -153,9 +153,8 @@ async def read_attributes(
     """
     content_type = headers.agreed(request.headers.get(_TYPE, ()))
     coding = request.content_encoding
-    size, decoded = len(body), decoded_limit(len(body), limit) if coding else 0
-    read = (read_body, body, content_type, coding, request.target.endpoint, limit)
-    return await bodies.do(held, size, decoded, *read)
+    about = Told(content_type, coding, request.target.endpoint, limit)
+    return await bodies.read(held, len(body), body, about)
 
 
 def _remark(text: str) -> str:

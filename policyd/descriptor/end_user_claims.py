@@ -22,7 +22,8 @@ from policyd.errors import InvalidDescriptor
 from policyd.v1 import policy_pb2 as pb
 
 _STATES = tuple(UserState)
-_UNKNOWN = UserState.UNKNOWN
+# Members of an enumeration take Python longer to find than to compare.
+_UNKNOWN, _VALID, _ABSENT = UserState.UNKNOWN, UserState.VALID, UserState.ABSENT
 MAX_PLACE = 80
 """Characters of a place that an error repeats."""
 
@@ -39,7 +40,7 @@ def end_users(
     """
     user = _worst(USER, request.user_state, "user_state", attributes.user)
     if request.HasField("has_user"):
-        claimed = UserState.VALID if request.has_user else UserState.ABSENT
+        claimed = _VALID if request.has_user else _ABSENT
         user = _or_worse(user, EndUser(USER, claimed))
     if request.HasField("user"):
         user = _or_worse(user, _string(USER, request.user))
@@ -98,7 +99,9 @@ def _further(
     trusted: frozenset[str],
 ) -> list[EndUser]:
     """The further places that the body has, or of which the caller knows something."""
-    found = {place: _found(place, one) for place, one in attributes.others if one.state}
+    found: dict[str, EndUser] = {}
+    if attributes.others:
+        found = {place: _found(place, one) for place, one in attributes.others if one.state}
     for given in request.end_users:
         place = given.place
         if _may_give(place, trusted):
@@ -107,7 +110,7 @@ def _further(
     if (request.model_state or attributes.model_state) and target.endpoint:
         # The whole body was read, so that a place that is not named is not there.
         for place in target.endpoint.further:
-            found.setdefault(place, EndUser(place, UserState.ABSENT))
+            found.setdefault(place, EndUser(place, _ABSENT))
     return list(found.values())
 
 
@@ -148,9 +151,11 @@ def _or_worse(one: EndUser, other: EndUser) -> EndUser:
     """The worse of two claims about a place, with the value that either knows."""
     if one.state is _UNKNOWN:
         return other
+    if one.state is _VALID and one.value is None and other.state is _VALID:
+        return other
     state = max(one.state, other.state)
     value = other.value if one.value is None else one.value
-    return EndUser(one.place, state, value if state is UserState.VALID else None)
+    return EndUser(one.place, state, value if state is _VALID else None)
 
 
 def _string(place: str, text: str) -> EndUser:

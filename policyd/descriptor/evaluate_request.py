@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from policyd.descriptor import claims, end_user_claims, headers
 from policyd.descriptor.body import MAX_RAW_BODY, read_body
 from policyd.descriptor.headers import KEY_HEADER, NO_HEADERS, TRACE_HEADER
 from policyd.descriptor.identifiers import NOT_READ, TOO_LARGE, BodyAttributes
+from policyd.descriptor.reader_process import Told
 from policyd.engine import endpoints, method_override
 from policyd.engine.model import MAX_TOLD, Decision, DecisionInput, Result, cut
 from policyd.engine.places import IDENTIFIERS, Target
@@ -15,6 +16,9 @@ from policyd.engine.states import Credential
 from policyd.errors import InvalidDescriptor
 from policyd.policies import TABLE
 from policyd.v1 import policy_pb2 as pb
+
+# A member of an enumeration takes Python longer to find than to compare.
+_GIVEN = Credential.GIVEN
 
 
 class Reading(NamedTuple):
@@ -26,35 +30,70 @@ class Reading(NamedTuple):
     """Those of its raw body."""
 
 
+class Heading(NamedTuple):
+    """What the headers say that are for policyd alone, repeats kept."""
+
+    credential: Credential
+    """How the message names an API key."""
+    key: str
+    """Which one, where it is GIVEN."""
+    overrides: tuple[tuple[str, str], ...]
+    """The policies' override headers as name and value."""
+    traces: tuple[str, ...]
+    """The values of the trace header."""
+
+
 def credential(request: pb.EvaluateRequest | pb.CheckKeyRequest) -> tuple[Credential, str]:
     """How a message names an API key, and which."""
     if request.key:
-        return Credential.GIVEN, request.key
+        return _GIVEN, request.key
     return headers.credential(headers.values(_pairs(request), KEY_HEADER))
+
+
+def read_heading(request: pb.EvaluateRequest) -> Heading:
+    """Read what is needed to look a message's key up. It can be given to read()."""
+    overrides: list[tuple[str, str]] = []
+    keys: list[str] = []
+    traces: list[str] = []
+    for header in request.headers:
+        name = header.name.lower()
+        if name == KEY_HEADER:
+            keys.append(header.value)
+        elif name == TRACE_HEADER:
+            traces.append(header.value)
+        elif name in TABLE.by_header:
+            overrides.append((name, headers.override(header.value)))
+    named, key = _GIVEN, request.key
+    if not key:
+        named, key = headers.credential(keys)
+    return Heading(named, key, tuple(overrides), tuple(traces))
 
 
 def read(
     request: pb.EvaluateRequest,
+    heading: Heading | None = None,
     *,
     reads_body: bool = True,
+    body: BodyAttributes | None = None,
     accept: tuple[str, ...] = IDENTIFIERS,
     trusted: frozenset[str] = NO_HEADERS,
 ) -> Reading:
-    """Read a message; its raw body counts as too large if that is not to be read.
+    """Read a message; its raw body counts as too large if that is not to be read. `body` are its
+    attributes, where it has been read.
 
+    `heading` is what read_heading() found, where that was called before.
     `accept` are the places of an end user that count: some endpoints are in scope for keys that
     accept theirs only. `trusted` are the headers, in lower case, that may name an end user.
 
     Raises InvalidDescriptor where it is malformed, or lacks what its request is decided by.
     """
-    overrides, keys, traces = _own_headers(request)
-    named, key = Credential.GIVEN, request.key
-    if not key:
-        named, key = headers.credential(keys)
+    named, key, overrides, traces = heading or read_heading(request)
     target = target_of(request)
     attributes = NOT_READ
     if request.HasField("raw_body") and target.in_scope:
-        attributes = _read_raw_body(request, target) if reads_body else TOO_LARGE
+        attributes = TOO_LARGE
+        if reads_body:
+            attributes = body or read_body(request.raw_body.content, *_about_body(request, target))
     end_users, unreadable = end_user_claims.end_users(request, attributes, target, trusted)
     is_judged = target.is_in_scope_for(accept) and not target.is_ambiguous
     if not end_users and is_judged:
@@ -82,39 +121,21 @@ def target_of(request: pb.EvaluateRequest | pb.CheckKeyRequest) -> Target:
     """What a message's method and path ask for."""
     method, path = request.method, request.path
     # A caller's word never takes a path out of scope: it counts only where there is none to judge.
-    if isinstance(request, pb.EvaluateRequest) and _gives_scope(request):
+    if not method and not path and _gives_scope(request):
         return Target(request.in_scope)
     if not method_override.is_post(method):
         method = method_override.in_force(method, _pairs(request), path.partition("?")[2])
     return endpoints.resolve(method, path)
 
 
-def _gives_scope(request: pb.EvaluateRequest) -> bool:
-    return not request.method and not request.path and request.HasField("in_scope")
+def _gives_scope(
+    request: pb.EvaluateRequest | pb.CheckKeyRequest,
+) -> TypeGuard[pb.EvaluateRequest]:
+    return isinstance(request, pb.EvaluateRequest) and request.HasField("in_scope")
 
 
 def _pairs(request: pb.EvaluateRequest | pb.CheckKeyRequest) -> Sequence[tuple[str, str]]:
     return [(header.name, header.value) for header in request.headers]
-
-
-_Values = tuple[str, ...]
-_Pairs = tuple[tuple[str, str], ...]
-
-
-def _own_headers(request: pb.EvaluateRequest) -> tuple[_Pairs, _Values, _Values]:
-    """The policies' override headers, and the values of the key and trace headers, repeats kept."""
-    overrides: list[tuple[str, str]] = []
-    keys: list[str] = []
-    traces: list[str] = []
-    for header in request.headers:
-        name = header.name.lower()
-        if name in TABLE.by_header:
-            overrides.append((name, headers.override(header.value)))
-        elif name == KEY_HEADER:
-            keys.append(header.value)
-        elif name == TRACE_HEADER:
-            traces.append(header.value)
-    return tuple(overrides), tuple(keys), tuple(traces)
 
 
 def content_encoding(request: pb.EvaluateRequest) -> str:
@@ -123,11 +144,17 @@ def content_encoding(request: pb.EvaluateRequest) -> str:
     return given or headers.content_encoding(headers.values(_pairs(request), "content-encoding"))
 
 
-def _read_raw_body(request: pb.EvaluateRequest, target: Target) -> BodyAttributes:
-    body = request.raw_body
-    given = body.content_type or headers.agreed(headers.values(_pairs(request), "content-type"))
-    coding = content_encoding(request)
-    return read_body(body.content, given, coding, target.endpoint, MAX_RAW_BODY)
+def about_raw_body(request: pb.EvaluateRequest) -> Told | None:
+    """What its raw body is read by; None where it has none that is to be read."""
+    target = target_of(request)
+    is_read = request.HasField("raw_body") and target.in_scope
+    return _about_body(request, target) if is_read else None
+
+
+def _about_body(request: pb.EvaluateRequest, target: Target) -> Told:
+    own = request.raw_body.content_type
+    given = own or headers.agreed(headers.values(_pairs(request), "content-type"))
+    return Told(given, content_encoding(request), target.endpoint, MAX_RAW_BODY)
 
 
 # The same few decisions come again and again, and most of an answer is the decision's.

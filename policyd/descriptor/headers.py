@@ -19,6 +19,8 @@ NO_HEADERS: frozenset[str] = frozenset()
 Headers = Mapping[str, Sequence[str]]
 """The values of headers, repeats kept, by their names in lower case."""
 
+# A member of an enumeration takes Python longer to find than to compare.
+_GIVEN = Credential.GIVEN
 _MAX_OVERRIDE = 64
 _MAX_KEY = 1024
 _TOO_LONG = "too long"
@@ -86,8 +88,6 @@ def credential(given: Iterable[str]) -> tuple[Credential, str]:
     One longer than any key is cut to a text that is none.
     """
     keys = {value.strip(" \t") if len(value) <= _MAX_KEY else _TOO_LONG for value in given}
-    if not keys:
-        return Credential.MISSING, ""
-    if len(keys) > 1:
-        return Credential.CONFLICTING, ""
-    return Credential.GIVEN, keys.pop()
+    if len(keys) == 1:
+        return _GIVEN, keys.pop()
+    return (Credential.CONFLICTING if keys else Credential.MISSING), ""

@@ -25,6 +25,7 @@ as source code, never counts against them.
 """
 
 import re
+from codecs import getincrementaldecoder
 from itertools import accumulate
 
 import msgspec
@@ -42,6 +43,8 @@ MAX_STRINGS = 1_000_000
 """How many strings any body may have."""
 _WITHIN_BOUNDS = 2 * MAX_DEPTH
 """Bytes that are too few for more than any of these."""
+_PIECE = 2**20
+"""Bytes that are decoded at once."""
 _AT_A_GLANCE = 8 * 1024
 """Bytes of body up to which it is quicker to count colons than to walk."""
 
@@ -56,6 +59,7 @@ class _Object(msgspec.Struct):
     """Any object: the library checks it, and builds nothing."""
 
 
+_Utf8 = getincrementaldecoder("utf-8")
 _Values = dict[str, msgspec.Raw]
 _checker = msgspec.json.Decoder(_Object)
 _members_decoder = msgspec.json.Decoder(_Values)
@@ -68,9 +72,10 @@ _NAME = re.compile(
     rb'[ \t\r\n]*+[{,][ \t\r\n]*+"[^"\\]*+(?:\\.[^"\\]*+)*+"[ \t\r\n]*+:[ \t\r\n]*+', re.DOTALL
 )
 _END = re.compile(rb"[ \t\r\n]*+}")
-_TWO_BACKSLASHES = re.compile(rb"\\\\")
+_ESCAPED_MARK = re.compile(rb'\\["\\]')
 _SCALAR = re.compile(rb"[^\s,\]}]++")
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'"[]{}:'))
+_NOT_ESCAPES = bytes(set(_NOT_STRUCTURE) - set(rb"\/bfnrtu"))
 _STEPS = {ord(bracket): step for bracket, step in (("[", 1), ("{", 1), ("]", -1), ("}", -1))}
 
 
@@ -107,7 +112,7 @@ def _decode(
     body: bytes, decoder: msgspec.json.Decoder[_Values] | msgspec.json.Decoder[_Object]
 ) -> _Values | _Object:
     try:
-        body.decode()  # The decoder does not look into the strings that it skips.
+        _check_utf8(body)  # The decoder does not look into the strings that it skips.
         return decoder.decode(body)
     except msgspec.ValidationError:
         raise UnreadableBody(UserState.NOT_OBJECT) from None
@@ -115,6 +120,16 @@ def _decode(
         raise UnreadableBody(UserState.TOO_COMPLEX) from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise UnreadableBody(UserState.NOT_JSON) from None
+
+
+def _check_utf8(body: bytes) -> None:
+    if body.isascii():
+        return
+    # In pieces, as one text of it all may take four times its bytes.
+    decoder = _Utf8()
+    for begin in range(0, len(body), _PIECE):
+        decoder.decode(body[begin : begin + _PIECE])
+    decoder.decode(b"", final=True)
 
 
 def inner_members(raw: memoryview, wanted: frozenset[str]) -> Members:
@@ -140,7 +155,9 @@ def _check_complexity(body: bytes, marks: bytes) -> int:
     brackets = marks.count(b"{") + marks.count(b"[")
     if members <= MAX_WALKED and brackets <= MAX_DEPTH and marks.count(b'"') <= 2 * MAX_STRINGS:
         return members
-    structure = _structure(_plain_marks(body) if b"\\" in body else marks)
+    # To look for what is escaped is quicker than to take it out.
+    has_escaped = b"\\" in body and _ESCAPED_MARK.search(body)
+    structure = _structure(_plain_marks(body) if has_escaped else marks)
     _check_brackets(structure.replace(b":", b""))
     return structure.count(b":")
 
@@ -148,9 +165,9 @@ def _check_complexity(body: bytes, marks: bytes) -> int:
 def _plain_marks(body: bytes) -> bytes:
     """Its marks without those that are escaped: of the others, each quotation mark begins a string
     or ends one."""
-    if _TWO_BACKSLASHES.search(body):  # To look is quicker than to replace what is not there.
-        body = body.replace(rb"\\", b"")
-    return body.replace(rb"\"", b"").translate(None, _NOT_STRUCTURE)
+    # Escapes stay whole, each a backslash and the character behind it.
+    marks = body.translate(None, _NOT_ESCAPES)
+    return marks.replace(rb"\\", b"").replace(rb"\"", b"").translate(None, _NOT_STRUCTURE)
 
 
 def _structure(marks: bytes) -> bytes:
@@ -167,9 +184,14 @@ def _check_brackets(brackets: bytes) -> None:
         return
     if len(brackets) > 2 * MAX_TOKENS:
         raise UnreadableBody(UserState.TOO_COMPLEX)
-    # Without the innermost pairs, it is two levels less deep at most, and mostly short.
-    outer = brackets.replace(b"{}", b"").replace(b"[]", b"")
-    if len(outer) > 2 * (MAX_DEPTH - 2) and _depth(brackets) > MAX_DEPTH:
+    # Without the innermost pairs, it is a level less deep for each kind at most, and mostly short.
+    outer, levels = brackets, 0
+    while len(outer) > 2 * (MAX_DEPTH - levels):
+        inner, outer = outer, outer.replace(b"{}", b"").replace(b"[]", b"")
+        levels += 2
+        if 2 * len(outer) > len(inner):
+            break
+    if len(outer) > 2 * (MAX_DEPTH - levels) and _depth(brackets) > MAX_DEPTH:
         raise UnreadableBody(UserState.TOO_COMPLEX)
 
 

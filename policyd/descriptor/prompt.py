@@ -11,6 +11,8 @@ Nothing is decoded and nothing is built: strings are cut out of the JSON, and th
 import re
 from collections.abc import Iterator
 
+from policyd.descriptor import usual_prompt
+
 _MAX_WORD = 128
 """Characters of a structural word. Those of the API, its IDs among them, are shorter."""
 _MIN_IMAGE = 1024
@@ -64,7 +66,12 @@ def characters(raw: memoryview, with_tokens: bool = False) -> int:
 
     `with_tokens` has the numbers that are elements of arrays count, too, as the tokens they are.
     """
-    json = _without_backslashes(raw)
+    text = bytes(raw)
+    if with_tokens and (tokens := usual_prompt.tokens(text)) is not None:
+        return _CHARACTERS_OF_TOKEN * tokens
+    if (count := usual_prompt.characters(text)) is not None:
+        return count
+    json = _without_backslashes(text)
     if len(json) <= _AT_ONCE:
         count = _length(_TEXT.findall(json))
     else:
@@ -103,9 +110,8 @@ def code_points(text: bytes) -> int:
     return len(text) if text.isascii() else len(text.translate(None, _CONTINUATION))
 
 
-def _without_backslashes(raw: memoryview) -> bytes:
+def _without_backslashes(text: bytes) -> bytes:
     """JSON in which every escaped backslash is an x."""
-    text = bytes(raw)
     if b"\\" in text and _TWO_BACKSLASHES.search(text):
         return text.replace(rb"\\", b"x")
     return text

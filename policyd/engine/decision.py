@@ -36,6 +36,9 @@ from policyd.engine.states import Credential, Ignored, Mode, ModelState, UserSta
 INVALID_OVERRIDE = "invalid_override"
 """The type of the flag of a request with an override header that is not valid."""
 NO_ROUTE = RouteSettings()
+# Members of an enumeration take Python longer to find than to compare.
+_OFF, _NAMED = Mode.OFF, ModelState.GIVEN
+_UNKNOWN, _VALID, _ABSENT = UserState.UNKNOWN, UserState.VALID, UserState.ABSENT
 _MAX_CACHED = 8
 """Values of a header that are kept. Of more, a client could send ever others."""
 
@@ -73,7 +76,7 @@ def decide(
     target = given.target
     if not target.is_in_scope_for(accept):
         return _decision(table, _Verdict(tuple(one.result for one in plan), in_scope=False))
-    unreadable = given.unreadable if given.unreadable.is_unreadable else UserState.UNKNOWN
+    unreadable = given.unreadable if given.unreadable.is_unreadable else _UNKNOWN
     attributes = _attributes(given, accept, unreadable)
     judged = [_judge(one, attributes, unreadable) for one in plan]
     results, user = tuple([one.result for one in judged]), attributes.end_user
@@ -81,8 +84,8 @@ def decide(
     decision = _decision(table, verdict)
     if target.is_ambiguous:
         return _deny_path(decision)
-    missing = tuple(text for one in judged for text in one.missing)
-    failures = tuple(one.failure for one in judged if one.failure)
+    missing = tuple([text for one in judged for text in one.missing])
+    failures = tuple([one.failure for one in judged if one.failure])
     if missing or failures:
         return replace(decision, missing=missing, failures=failures)
     return decision
@@ -93,7 +96,7 @@ def decide(
 
 def _attributes(given: DecisionInput, accept: tuple[str, ...], unreadable: UserState) -> Attributes:
     target, endpoint = given.target, given.target.endpoint
-    models = (given.model,) if given.model_state is ModelState.GIVEN else ()
+    models = (given.model,) if given.model_state is _NAMED else ()
     if target.model and target.model not in models:
         models = (target.model, *models)
     return Attributes(
@@ -115,17 +118,17 @@ def _end_user(given: DecisionInput, accept: tuple[str, ...], unreadable: UserSta
         here = [one for one in given.end_users if one.place == place]
         here = here or [_not_given(place, unreadable)]
         for user in here:
-            if user.state is UserState.VALID:
+            if user.state is _VALID:
                 return user
         found += here
-    telling = [one for one in found if one.state not in (UserState.ABSENT, UserState.UNKNOWN)]
+    telling = [one for one in found if one.state not in (_ABSENT, _UNKNOWN)]
     return next(iter(telling or found), NO_END_USER)
 
 
 def _not_given(place: str, unreadable: UserState) -> EndUser:
     # A caller gives all headers that it has, but not all members of a body that it did not read.
     is_header = place.startswith(HEADER_PLACE)
-    return EndUser(place, UserState.ABSENT if is_header else unreadable)
+    return EndUser(place, _ABSENT if is_header else unreadable)
 
 
 @lru_cache(maxsize=1024)
@@ -158,7 +161,7 @@ def _overridden(one: Plan, given: DecisionInput) -> Plan:
 
 def _judge(one: Plan, attributes: Attributes, unreadable: UserState) -> _Judged:
     policy, result = one.policy, one.result
-    if result.mode is Mode.OFF or not policy.applies_to(attributes.operation):
+    if result.mode is _OFF or not policy.applies_to(attributes.operation):
         return _Judged(result)
     if policy.needs:
         unknown = [need for need in policy.needs if not need.is_known(attributes)]

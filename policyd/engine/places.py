@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
 from policyd.engine.states import UserState
@@ -79,7 +80,7 @@ class Endpoint(NamedTuple):
     @property
     def further(self) -> tuple[str, ...]:
         """Its places but for IDENTIFIERS."""
-        return tuple(one for one in self.identifiers if one not in IDENTIFIERS)
+        return _further(self.identifiers)
 
     def is_for(self, accept: Iterable[str]) -> bool:
         """Whether it is in scope for a key that accepts these places."""
@@ -90,6 +91,11 @@ class Endpoint(NamedTuple):
         return tuple(
             one for one in accept if one in self.identifiers or one.startswith(HEADER_PLACE)
         )
+
+
+@lru_cache(maxsize=64)
+def _further(identifiers: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(one for one in identifiers if one not in IDENTIFIERS)
 
 
 class Target(NamedTuple):

@@ -68,7 +68,11 @@ class UserState(_Number):
     @property
     def is_unreadable(self) -> bool:
         """Whether the body could not be read, so that its attributes are unknown."""
-        return self >= UserState.NOT_JSON
+        return self >= _FIRST_UNREADABLE
+
+
+# A member of an enumeration takes Python longer to find than to compare.
+_FIRST_UNREADABLE = UserState.NOT_JSON
 
 
 class ModelState(_Number):

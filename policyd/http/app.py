@@ -168,7 +168,10 @@ class HttpCheck:
             if body is None:
                 return _TOO_LARGE
             response = await self._answer(
-                _descriptor(request, body), NO_ROUTE, self._end_user_headers(), adapter="http"
+                _descriptor(request, body.whole()),
+                NO_ROUTE,
+                self._end_user_headers(),
+                adapter="http",
             )
         shown = json_format.MessageToJson(response, indent=None, ensure_ascii=False)
         return check.reply(response, None, shown.encode())
@@ -189,7 +192,7 @@ class HttpCheck:
                 body = await request.body(self._max_message, held)
                 if body is None:
                     return _text(413, "send a smaller request, or raise --max-message")
-                return _json(await decide(body, self._decide))
+                return _json(await decide(body.whole(), self._decide))
         except (BodiesFull, Unauthenticated, InvalidArgument) as problem:
             self._note(problem)
             return _unevaluated(problem)

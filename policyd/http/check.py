@@ -113,7 +113,7 @@ async def described(
         body = await request.body(limit, held)
         if headers.is_partial(request.headers) or "partial" in request.all("x-policyd-body"):
             return describe(about, TOO_LARGE), CUT_BODY
-        if body == b"":
+        if body is not None and not body:
             return describe(about, unreadable(UserState.NOT_JSON)), NO_BODY
         if body is None:
             return describe(about, TOO_LARGE), None

@@ -10,6 +10,7 @@ from urllib.parse import quote
 from policyd.asgi.body import Incoming, Receive
 from policyd.descriptor.body_memory import Held
 from policyd.descriptor.headers import by_name
+from policyd.descriptor.pieces import Pieces
 from policyd.errors import BodiesFull
 
 _ASCII = "".join(map(chr, range(0x80)))
@@ -60,14 +61,15 @@ class Request:
         except ValueError:
             return ""
 
-    async def body(self, limit: int, held: Held) -> bytes | None:
+    async def body(self, limit: int, held: Held) -> Pieces | None:
         """The whole body, None where it is over `limit` bytes.
 
         Raises ClientGone, BodiesFull, or TimeoutError where it does not come in time.
         """
+        body = Pieces()
         try:
             async with asyncio.timeout(self._patience):
-                body = await self._incoming.take(limit, held)
+                await self._incoming.take(body, limit, held)
         except BodiesFull:
             if self._incoming.came <= limit:
                 raise

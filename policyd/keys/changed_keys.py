@@ -25,6 +25,8 @@ class ChangedKeys(Collection[KeyChange]):
 
     def drop(self, digest: bytes) -> None:
         """Add that this digest is no longer in force."""
+        if digest in self.in_force:
+            del self.in_force[digest]
         self.gone[digest[0]].append(digest)
 
     def __iter__(self) -> Iterator[KeyChange]:

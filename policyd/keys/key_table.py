@@ -40,6 +40,10 @@ def seconds() -> float:
     return time.clock_gettime(_CLOCK)
 
 
+def _ignore(_: KeyChanges) -> None:
+    pass
+
+
 class KeyTable:
     """The settings by the digest of the secret. Secrets end by `clock`: seconds since 1970. Belongs
     to one event loop.
@@ -59,6 +63,9 @@ class KeyTable:
         self.revision = 0
         self.epoch = ""
         """Distinguishes this revision from another of the same number: see store/epochs.py."""
+        self.on_apply: Callable[[KeyChanges], None] = _ignore
+        """Is told of changes in the turn of the loop in which they come into force; revision and
+        epoch are then still those before."""
 
     @property
     def is_known(self) -> bool:
@@ -98,12 +105,13 @@ class KeyTable:
         revision: int,
         age: float,
         defaults: ServerDefaults | None = None,
+        epoch: str = "",
     ) -> None:
         """Begin with settings from `age` seconds ago. The source is still asked for everything."""
         self._settings = _by_digest(settings)
         self.defaults = defaults
         self._fresh_at = seconds() - age
-        self.revision = revision
+        self.revision, self.epoch = revision, epoch
         self._known.set()
 
     def staleness(self) -> float:
@@ -120,6 +128,7 @@ class KeyTable:
             settings = await self._changed(changes) if is_changed else self._settings
             # From here to the next await no task sees a part of it.
             before, self._settings = self._settings, settings
+            self.on_apply(changes)
             await self._note(changes, as_of)
             await in_turns(before.let_go(settings))
 

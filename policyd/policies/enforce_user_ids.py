@@ -7,12 +7,13 @@ from policyd.engine.states import UserState
 from policyd.engine.summary import STATE_WORDS, place_words
 
 _MESSAGE = "Config set to block requests without user field"
+_VALID = UserState.VALID
 _NO_PLACE = "no field of this endpoint is one that the API key accepts as an end user"
 
 
 def _decide(attributes: Attributes, _: bool) -> Violation | None:
     user = attributes.end_user
-    if user.state is UserState.VALID:
+    if user.state is _VALID:
         return None
     return Violation(_MESSAGE, _words(user.place, user.state))
 

@@ -128,7 +128,7 @@ class Following:
         if self._keys.is_known:
             return  # The database has answered in the meantime.
         age = max(time.time() - head.followed_at, 0.0)
-        self._keys.restore(found, head.revision, age, defaults)
+        self._keys.restore(found, head.revision, age, defaults, head.epoch)
         _log.warning(
             "the database is away: %s. Decisions are made by the snapshot in %s: revision %d, of "
             "%d keys, as they were %.0f s ago",

@@ -21,6 +21,7 @@ from policyd.descriptor.headers import (
     Headers,
 )
 from policyd.descriptor.identifiers import NOT_READ, TOO_LARGE, BodyAttributes
+from policyd.descriptor.pieces import Pieces
 from policyd.descriptor.route import route_settings
 from policyd.engine.decision import NO_ROUTE
 from policyd.engine.places import SAFETY_HEADER
@@ -106,7 +107,7 @@ async def _read_body(bodies: Bodies, body: bytes, request: HttpRequest) -> BodyA
     # An operator who lets larger messages in, by --max-message, wants larger bodies read.
     limit = max(MAX_RAW_BODY, len(body))
     with bodies.hold() as held:
-        return await read_attributes(request, body, bodies, held, limit)
+        return await read_attributes(request, Pieces(body), bodies, held, limit)
 
 
 # --- headers -----------------------------------------------------------------------------------

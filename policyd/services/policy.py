@@ -33,20 +33,24 @@ class PolicyServicer(PolicyServiceServicer):
         self, request: pb.BatchEvaluateRequest, context: Any
     ) -> pb.BatchEvaluateResponse:
         """See policy.proto."""
-        items = request.items
-        if len(items) > MAX_BATCH:
-            raise InvalidArgument(f"a batch has at most {MAX_BATCH} items, not {len(items)}")
-        if len({item.id for item in items}) < len(items):
+        if len(request.items) > MAX_BATCH:
+            raise InvalidArgument(
+                f"a batch has at most {MAX_BATCH} items, not {len(request.items)}"
+            )
+        # Each look at an item of a message costs, so each is looked at once.
+        asked = [(item.id, item.request) for item in request.items]
+        ids, requests = [one for one, _ in asked], [one for _, one in asked]
+        if len(set(ids)) < len(ids):
             raise InvalidArgument("each item of a batch needs an id of its own")
-        wanted = max((item.request.min_revision for item in items), default=0)
+        wanted = max([one.min_revision for one in requests], default=0)
         if wanted > self._decider.revision:
             with suppress(RevisionNotReached):  # The items that ask for it each get the error.
                 await self._decider.reach(wanted, context.time_remaining())
-        requests = [item.request for item in items]
         answers = await self._decider.batch(requests, self._trusted(), context=context)
-        return pb.BatchEvaluateResponse(
-            results=[_result(item.id, answer) for item, answer in zip(items, answers, strict=True)]
-        )
+        response = pb.BatchEvaluateResponse()
+        for item_id, answer in zip(ids, answers, strict=True):
+            _put(response.results.add(id=item_id), answer)
+        return response
 
     async def CheckKey(self, request: pb.CheckKeyRequest, context: Any) -> pb.CheckKeyResponse:
         """See policy.proto."""
@@ -59,9 +63,9 @@ class PolicyServicer(PolicyServiceServicer):
         return await self._decider.report(request.outcomes)
 
 
-def _result(item_id: str, answer: pb.EvaluateResponse | Exception) -> pb.BatchEvaluateResult:
+def _put(result: pb.BatchEvaluateResult, answer: pb.EvaluateResponse | Exception) -> None:
     if isinstance(answer, pb.EvaluateResponse):
-        return pb.BatchEvaluateResult(id=item_id, response=answer)
+        result.response.CopyFrom(answer)
+        return
     code, message, reason = status_of(answer)
-    status = pb.ItemStatus(code=code.value[0], message=message, reason=reason)
-    return pb.BatchEvaluateResult(id=item_id, status=status)
+    result.status.CopyFrom(pb.ItemStatus(code=code.value[0], message=message, reason=reason))

@@ -5,17 +5,20 @@ rows are retired. statistics.py reads them.
 """
 
 from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
+from functools import lru_cache
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import sqlalchemy as sa
 
-from policyd.decision_log.record import Outcome, Record, Verdict, moment
+from policyd.decision_log.record import Outcome, Record, Verdict
 from policyd.descriptor.placeholders import is_placeholder
 from policyd.engine.states import UserState
-from policyd.store import latencies
-from policyd.store.database import metadata, storable, upsert
+from policyd.store import latencies, many_rows
+from policyd.store.database import metadata, storable
 from policyd.store.latencies import EVERY_KEY
 from policyd.store.log_filter import BROKEN, ERROR
 from policyd.store.steps import Steps, delete_some
@@ -23,6 +26,7 @@ from policyd.store.steps import Steps, delete_some
 HOUR = 3600
 DAY = 24 * HOUR
 """In seconds."""
+_HOURS = DAY // HOUR
 _KEEP = timedelta(days=400)
 """How long the counts by hour are kept: long enough to compare a year with the one before."""
 
@@ -51,6 +55,12 @@ class Counts:
     """... the sum of their durations, in microseconds."""
     placeholders: int = 0
     """Attributed to a placeholder in place of an end user: see descriptor/placeholders.py."""
+
+    def add(self, other: "Counts") -> None:
+        """Count those of `other`, too."""
+        for name in NAMES:
+            if number := getattr(other, name):
+                setattr(self, name, getattr(self, name) + number)
 
     @property
     def latency_us(self) -> int | None:
@@ -100,88 +110,126 @@ sa.Index(
 
 
 class Tally:
-    """The counts that one transaction of `writer` adds: see latencies.EVERY_KEY."""
+    """The counts that one transaction of `writer` adds: see latencies.EVERY_KEY.
+
+    A request is counted by its key and end user, and by its key and model. The counts of keys, and
+    of all keys together, are sums of those by model.
+    """
 
     def __init__(self, writer: str) -> None:
         self._writer = writer
-        self._hours: dict[tuple[Any, ...], Counts] = defaultdict(Counts)
-        self._users: dict[tuple[Any, ...], Counts] = defaultdict(Counts)
-        self._models: dict[tuple[Any, ...], Counts] = defaultdict(Counts)
-        self._latencies: Counter[tuple[int, str, str, int]] = Counter()
+        self._users: dict[tuple[int, str, str], Counts] = defaultdict(Counts)
+        self._models: dict[tuple[int, str, str], Counts] = defaultdict(Counts)
+        self._latencies: Counter[tuple[int, str, int]] = Counter()
 
-    def count(self, record: Record) -> None:
-        """Count one decision, unless its key was refused: older versions logged such requests."""
-        if record.is_key_refused:
+    def count(self, record: Record, outcome: Outcome | None = None) -> None:
+        """Count one decision and its outcome, if that is known, unless its key was refused: older
+        versions logged such requests."""
+        if not record.key_id:
             return
+        hour = _hour(record.id)
+        of_user, of_model = self._of(hour, record.key_id, record.end_user, record.model)
         is_known = record.in_scope and record.mode is not None
         has_user = record.user_state is UserState.VALID
-        is_empty = is_known and has_user and is_placeholder(record.end_user)
-        for counts in self._of(record.id, record.key_id, record.end_user, record.model):
+        for counts in (of_user, of_model):
             counts.requests += 1
-            counts.denied += record.verdict is Verdict.DENIED
-            counts.would_deny += record.verdict is Verdict.WOULD_DENY
-            counts.attributed += is_known and has_user
-            counts.unattributed += is_known and not has_user
-            counts.flagged += record.flags != ""
-            counts.placeholders += is_empty
+            if is_known and has_user:
+                counts.attributed += 1
+                counts.placeholders += _is_placeholder(record.end_user)
+            elif is_known:
+                counts.unattributed += 1
+            if record.verdict is Verdict.DENIED:
+                counts.denied += 1
+            elif record.verdict is Verdict.WOULD_DENY:
+                counts.would_deny += 1
+            if record.flags:
+                counts.flagged += 1
+        if outcome is not None:
+            self._add_outcome(outcome, hour, record.key_id, (of_user, of_model))
 
     def add_outcome(self, outcome: Outcome, key_id: str, end_user: str, model: str) -> None:
         """Count what became of one request."""
-        if not key_id:
-            return
+        if key_id:
+            hour = _hour(outcome.decision_id)
+            self._add_outcome(outcome, hour, key_id, self._of(hour, key_id, end_user, model))
+
+    def _add_outcome(
+        self, outcome: Outcome, hour: int, key_id: str, counted: tuple[Counts, Counts]
+    ) -> None:
         is_error = outcome.status >= ERROR or outcome.ending in BROKEN
-        if outcome.duration_us is not None:
-            hour, below = _hour(outcome.decision_id), latencies.mark(outcome.duration_us)
-            for key, writer in ((key_id, ""), (EVERY_KEY, self._writer)):
-                self._latencies[hour, key, writer, below] += 1
-        for counts in self._of(outcome.decision_id, key_id, end_user, model):
-            counts.input_tokens += outcome.input_tokens or 0
-            counts.output_tokens += outcome.output_tokens or 0
-            counts.cost_nano += outcome.cost_nano or 0
-            counts.errors += is_error
-            counts.timed += outcome.duration_us is not None
-            counts.duration_us += outcome.duration_us or 0
+        taken = outcome.duration_us
+        if taken is not None:
+            self._latencies[hour, key_id, latencies.mark(taken)] += 1
+        for counts in counted:
+            if taken is not None:
+                counts.timed += 1
+                counts.duration_us += taken
+            if outcome.input_tokens:
+                counts.input_tokens += outcome.input_tokens
+            if outcome.output_tokens:
+                counts.output_tokens += outcome.output_tokens
+            if outcome.cost_nano:
+                counts.cost_nano += outcome.cost_nano
+            if is_error:
+                counts.errors += 1
 
     def write(self, connection: sa.Connection) -> None:
         """Add the counts to those in the database."""
-        self._add(connection, 1)
-        latencies.write(connection, self._latencies)
+        for table, rows in self._rows():
+            many_rows.add(connection, table, NAMES, rows)
+        latencies.write(connection, self._every_latency())
 
     def take_back(self, connection: sa.Connection) -> None:
         """Take the counts out of those in the database, and the rows that then count nothing."""
-        self._add(connection, -1)
-        latencies.take_back(connection, self._latencies)
-        for table, counted in self._written():
-            latencies.delete_empty(connection, table, counted)
+        for table, rows in self._rows():
+            key = len(table.primary_key.columns)
+            less = [(*row[:key], *(-count for count in row[key:])) for row in rows]
+            many_rows.add(connection, table, NAMES, less)
+        latencies.take_back(connection, self._every_latency())
+        for table, rows in self._rows():
+            key = len(table.primary_key.columns)
+            latencies.delete_empty(connection, table, [row[:key] for row in rows])
 
-    def _add(self, connection: sa.Connection, sign: int) -> None:
-        for table, counted in self._written():
-            keys = table.primary_key.columns.keys()
-            rows = [
-                dict(zip(keys, key, strict=True))
-                | {name: sign * getattr(counts, name) for name in NAMES}
-                for key, counts in sorted(counted.items())
-            ]
-            upsert(connection, table, rows, add=NAMES)
+    def _rows(self) -> Iterator[tuple[sa.Table, list[tuple[Any, ...]]]]:
+        """What was counted, by table and in the order of keys: in one order, so that two writers
+        never wait for each other."""
+        hours: dict[tuple[int, str], Counts] = defaultdict(Counts)
+        named: dict[tuple[int, str, str, str], Counts] = defaultdict(Counts)
+        for (hour, key_id, model), counts in self._models.items():
+            hours[hour, key_id].add(counts)
+            named[hour, key_id, "", model] = counts
+            named[hour, EVERY_KEY, self._writer, model].add(counts)
+        yield hourly, _sorted(hours)
+        yield daily, _sorted(self._users)
+        yield models, _sorted(named)
 
-    def _written(self) -> tuple[tuple[sa.Table, dict[tuple[Any, ...], Counts]], ...]:
-        """What was counted, by table: in one order, so that two writers never wait for each
-        other."""
-        return (hourly, self._hours), (daily, self._users), (models, self._models)
+    def _every_latency(self) -> Counter[tuple[int, str, str, int]]:
+        """The latencies by key, and of all keys together."""
+        found: Counter[tuple[int, str, str, int]] = Counter()
+        for (hour, key_id, below), number in self._latencies.items():
+            found[hour, key_id, "", below] += number
+            found[hour, EVERY_KEY, self._writer, below] += number
+        return found
 
-    def _of(self, decision_id: str, key_id: str, end_user: str, model: str) -> list[Counts]:
-        hour = _hour(decision_id)
-        user, model = storable(end_user), storable(model)
-        return [
-            self._hours[hour, key_id],
-            self._users[hour * HOUR // DAY, key_id, user],
-            self._models[hour, key_id, "", model],
-            self._models[hour, EVERY_KEY, self._writer, model],
-        ]
+    def _of(self, hour: int, key_id: str, end_user: str, model: str) -> tuple[Counts, Counts]:
+        return (
+            self._users[hour // _HOURS, key_id, storable(end_user)],
+            self._models[hour, key_id, storable(model)],
+        )
+
+
+def _sorted(counted: Mapping[Any, Counts]) -> list[tuple[Any, ...]]:
+    return [(*key, *_numbers(counts)) for key, counts in sorted(counted.items(), key=_key)]
+
+
+_numbers = attrgetter(*NAMES)
+_key = itemgetter(0)
+# An end user sends many requests.
+_is_placeholder = lru_cache(maxsize=4096)(is_placeholder)
 
 
 def _hour(decision_id: str) -> int:
-    return int(moment(decision_id).timestamp()) // HOUR
+    return int(decision_id[:12], 16) // (1000 * HOUR)
 
 
 def forget(steps: Steps, oldest: datetime) -> None:

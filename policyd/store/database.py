@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
@@ -30,9 +31,7 @@ _READ_ONLY = "25006"
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
-_VALUES = 5000
-"""Values that find() asks for in one query."""
-_MOST = 2**62
+MOST = 2**62
 """The largest count: it fits into a BIGINT."""
 
 metadata = sa.MetaData()
@@ -191,7 +190,7 @@ def _long_statements(connection: sa.Connection, seconds: float) -> Iterator[None
 
 def _sum(one: sa.ColumnElement[int], other: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
     # A number that does not fit would fail the transaction at every try.
-    return sa.case((one > _MOST - other, _MOST), else_=one + other)
+    return sa.case((one > MOST - other, MOST), else_=one + other)
 
 
 def upsert(
@@ -227,9 +226,20 @@ def find(
     values: Iterable[str],
     *more: sa.Column[Any],
     query: Callable[..., sa.Select[Any]] = sa.select,
-) -> Iterator[Any]:
+) -> Sequence[Any]:
     """The rows in which `key` has one of many values: that column and `more`."""
     wanted = list(values)
-    for start in range(0, len(wanted), _VALUES):
-        some = wanted[start : start + _VALUES]
-        yield from connection.execute(query(key, *more).where(key.in_(some))).all()
+    if not wanted:
+        return ()
+    # One parameter, as SQLAlchemy would write a statement anew for each number of them.
+    if connection.dialect.name == "postgresql":
+        found = query(key, *more).where(key == sa.any_(_LIST))
+        return connection.execute(found, {"values": wanted}).all()
+    found = query(key, *more).where(key.in_(_JSON))
+    return connection.execute(found, {"values": msgspec.json.encode(wanted).decode()}).all()
+
+
+_LIST = sa.bindparam("values", type_=postgresql.ARRAY(sa.Text))
+_JSON: sa.Select[Any] = sa.select(sa.column("value")).select_from(
+    sa.func.json_each(sa.bindparam("values"))
+)

@@ -1,12 +1,15 @@
 """The table of decisions, and how a row of it is read."""
 
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 
 from policyd.decision_log.record import Outcome, Record
-from policyd.store.database import Id, metadata
+from policyd.store import many_rows
+from policyd.store.database import Id, metadata, storable
 
 OUTCOME_AT = Record.__struct_fields__.index("outcome")
 """The place of the outcome among Record's fields."""
@@ -98,6 +101,60 @@ _sparse("ix_decisions_request", "request_id")
 _sparse("ix_decisions_openai", "outcome_openai_id")
 SPARSE = ("flags", "end_user", "trace_id", "request_id", "outcome_openai_id")
 """The columns with a partial index."""
+
+
+_YES_OR_NO = ("in_scope", "sample")
+_PLAIN = (*(name for name in FIELDS if name not in _YES_OR_NO), *_YES_OR_NO)
+"""The columns of a decision as rows are inserted."""
+_COMPLETE = (*_PLAIN, *OUTCOME_COLUMNS)
+_NO_OUTCOME = (None,) * len(OUTCOME_COLUMNS)
+
+
+def _places(kind: type[msgspec.Struct], names: Sequence[str]) -> Any:
+    # Behind the tag, which a record begins with.
+    return itemgetter(*(1 + kind.__struct_fields__.index(name) for name in names))
+
+
+_plain = _places(Record, _PLAIN[: -len(_YES_OR_NO)])
+_yes_or_no = _places(Record, _YES_OR_NO)
+_outcome = _places(Outcome, Outcome.__struct_fields__[1:])
+
+
+def add_records(
+    connection: sa.Connection, records: Sequence[Record], outcomes: Mapping[str, Outcome]
+) -> None:
+    """Insert decisions, each with its outcome, if there is one for its ID."""
+    plain, complete = [], []
+    known = outcome_values(outcomes)
+    for values in _values(records):
+        in_scope, sample = _yes_or_no(values)
+        row = (*_plain(values), int(in_scope), int(sample))
+        if outcome := known.get(row[0]):
+            complete.append(row + outcome)
+        else:
+            plain.append(row)
+    if connection.dialect.name == "postgresql":
+        # All in one statement, in the order of IDs, as another shipper may insert some of them.
+        complete += (row + _NO_OUTCOME for row in plain)
+        complete.sort(key=itemgetter(0))
+        plain = []
+    many_rows.insert(connection, decisions, _PLAIN, plain)
+    many_rows.insert(connection, decisions, _COMPLETE, complete)
+
+
+def outcome_values(outcomes: Mapping[str, Outcome]) -> dict[str, tuple[Any, ...]]:
+    """The values of OUTCOME_COLUMNS, for each ID."""
+    rows = _values(list(outcomes.values()))
+    return dict(zip(outcomes, map(_outcome, rows), strict=True))
+
+
+def _values(entries: Sequence[Record | Outcome]) -> list[list[Any]]:
+    """The tag and the fields of each as a database takes them."""
+    rows: list[list[Any]] = msgspec.to_builtins(entries)
+    # One look at all of them, as almost none has a text with a NUL.
+    if b"\\u0000" in msgspec.json.encode(entries):
+        return [[storable(value) for value in row] for row in rows]
+    return rows
 
 
 def read_record(row: Any) -> Record:

@@ -17,7 +17,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from policyd.decision_log.record import MAX_TIME
-from policyd.store.database import metadata, upsert
+from policyd.store import many_rows
+from policyd.store.database import metadata
 
 EVERY_KEY = ""
 """Stands in place of a key's ID for all keys together. Each writer has such rows of its own, so
@@ -79,12 +80,8 @@ class Latencies:
 
 def write(connection: sa.Connection, counted: Mapping[tuple[int, str, str, int], int]) -> None:
     """Add counts, by hour, key, writer and mark."""
-    names = table.primary_key.columns.keys()
-    rows = [
-        dict(zip(names, key, strict=True)) | {"requests": count}
-        for key, count in sorted(counted.items())
-    ]
-    upsert(connection, table, rows, add=("requests",))
+    rows = [(*key, number) for key, number in sorted(counted.items())]
+    many_rows.add(connection, table, ("requests",), rows)
 
 
 def take_back(connection: sa.Connection, counted: Mapping[tuple[int, str, str, int], int]) -> None:

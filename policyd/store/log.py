@@ -24,7 +24,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
@@ -39,20 +38,18 @@ from policyd.store.database import (
     SHIPPING,
     find,
     reading,
-    storable,
     writing,
 )
 from policyd.store.days import make_days
 from policyd.store.decisions import (
-    FIELDS,
-    OUTCOME_AT,
+    add_records,
     decisions,
     read_record,
 )
 from policyd.store.expiry import expire
 from policyd.store.log_filter import LogFilter
 from policyd.store.log_pages import Page, newest, search, usage_query
-from policyd.store.outcomes import add_outcomes
+from policyd.store.outcomes import add_outcomes, forget, waiting_for
 from policyd.store.positions import Step, advance
 from policyd.store.refused_keys import add_refused_keys
 from policyd.store.retention import Standstill, agree, look, note, standstill
@@ -111,9 +108,7 @@ class Log:
         step: Step | None,
         unreadable: int,
     ) -> None:
-        records = {entry.id: entry for entry in entries if isinstance(entry, Record)}
-        outcomes = {entry.decision_id: entry for entry in entries if isinstance(entry, Outcome)}
-        refused = [entry for entry in entries if isinstance(entry, RefusedKey | RefusedKeyCount)]
+        records, outcomes, refused = _sorted(entries)
         tally = Tally(self._writer)
         with writing(self._engine, SHIPPING) as connection:
             if step is not None:
@@ -122,8 +117,11 @@ class Log:
                 losses.add(connection, f"spool-{step.spool}", unreadable)
             for known in find(connection, decisions.c.id, records):
                 del records[known.id]
-            _insert(connection, records.values(), tally)
-            add_outcomes(connection, outcomes, records, tally)
+            waited = waiting_for(connection, records)
+            outcomes |= waited
+            _add_decisions(connection, records, outcomes, tally)
+            add_outcomes(connection, outcomes, tally)
+            forget(connection, waited)
             add_refused_keys(connection, refused)
             # Last: other shippers wait for the rows of the same hours and users until this one
             # commits.
@@ -263,13 +261,30 @@ def _commonest(counted: Counter[str]) -> list[str]:
     return [value for value, count in counted.most_common() if count]
 
 
-def _insert(connection: sa.Connection, records: Iterable[Record], tally: Tally) -> None:
-    rows = []
-    for record in records:
-        values = msgspec.to_builtins(record)[1:]
-        del values[OUTCOME_AT]
-        rows.append(dict(zip(FIELDS, map(storable, values), strict=True)))
-        tally.count(record)
-    if rows:
-        connection.execute(sa.insert(decisions), rows)
-        log_size.add(connection, len(rows))
+def _sorted(
+    entries: Iterable[Record | Outcome | RefusedKey | RefusedKeyCount],
+) -> tuple[dict[str, Record], dict[str, Outcome], list[RefusedKey | RefusedKeyCount]]:
+    """Decisions and outcomes by their decision's ID, and what is neither."""
+    records, outcomes, refused = {}, {}, []
+    for entry in entries:
+        if isinstance(entry, Record):
+            records[entry.id] = entry
+        elif isinstance(entry, Outcome):
+            outcomes[entry.decision_id] = entry
+        else:
+            refused.append(entry)
+    return records, outcomes, refused
+
+
+def _add_decisions(
+    connection: sa.Connection,
+    records: Mapping[str, Record],
+    outcomes: dict[str, Outcome],
+    tally: Tally,
+) -> None:
+    """Insert new decisions, and take their outcomes out of `outcomes`: most come with them."""
+    given = {key: outcomes.pop(key) for key in records if key in outcomes}
+    add_records(connection, [records[key] for key in sorted(records)], given)
+    log_size.add(connection, len(records))
+    for record in records.values():
+        tally.count(record, given.get(record.id))

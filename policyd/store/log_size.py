@@ -34,6 +34,8 @@ def total(connection: sa.Connection) -> int:
 
 def add(connection: sa.Connection, number: int) -> None:
     """Count `number` more decisions, or fewer if it is negative."""
+    if not number:
+        return
     # So there are never more rows than there were transactions at the same time.
     free = sa.select(_parts.c.id).limit(1).with_for_update(skip_locked=True).scalar_subquery()
     count = sa.update(_parts).where(_parts.c.id == free)

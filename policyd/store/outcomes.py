@@ -12,10 +12,11 @@ import msgspec
 import sqlalchemy as sa
 
 from policyd.decision_log.record import Outcome
+from policyd.store import many_rows
 from policyd.store.clock import database_time
 from policyd.store.counts import Tally
-from policyd.store.database import Id, Moment, find, metadata, reading, storable, upsert, writing
-from policyd.store.decisions import OUTCOME_COLUMNS, decisions
+from policyd.store.database import Id, Moment, find, metadata, reading, upsert, writing
+from policyd.store.decisions import OUTCOME_COLUMNS, decisions, outcome_values
 from policyd.store.steps import Steps, delete_some
 
 _SETTLED = 500
@@ -32,19 +33,16 @@ _waiting = sa.Table(
 )
 
 
-def add_outcomes(
-    connection: sa.Connection,
-    outcomes: Mapping[str, Outcome],
-    new: Iterable[str],
-    tally: Tally,
-) -> None:
-    """Give each outcome to its decision, or keep it until that arrives; and give those that were
-    kept to the `new` decisions. The keys of `outcomes` are their decisions' IDs."""
+def waiting_for(connection: sa.Connection, new: Iterable[str]) -> dict[str, Outcome]:
+    """The outcomes that wait for decisions with these IDs."""
     rows = find(connection, _waiting.c.decision_id, new, _waiting.c.outcome)
-    waited = {row.decision_id: _decode(row.outcome) for row in rows}
-    missing = _attach(connection, {**outcomes, **waited}, tally)
-    _put_aside(connection, missing)
-    _forget(connection, waited)
+    return {row.decision_id: _decode(row.outcome) for row in rows}
+
+
+def add_outcomes(connection: sa.Connection, outcomes: Mapping[str, Outcome], tally: Tally) -> None:
+    """Give each outcome to its decision, or keep it until that arrives. The keys of `outcomes` are
+    their decisions' IDs."""
+    _put_aside(connection, _attach(connection, outcomes, tally))
 
 
 def settle(engine: sa.Engine, steps: Steps, at: datetime) -> None:
@@ -61,7 +59,7 @@ def settle(engine: sa.Engine, steps: Steps, at: datetime) -> None:
         rows = connection.execute(found.limit(_SETTLED)).scalars()
         outcomes = {one.decision_id: one for one in map(_decode, rows)}
         _attach(connection, outcomes, tally)
-        _forget(connection, outcomes)
+        forget(connection, outcomes)
         tally.write(connection)
     late = _waiting.c.since < at - _WAIT
     steps.run(lambda c, limit: delete_some(c, _waiting, late, limit))
@@ -72,20 +70,16 @@ def _attach(
 ) -> dict[str, Outcome]:
     """Give each outcome to its decision, if that has none. Returns those that found no decision."""
     column = decisions.c
-    more = (column.key_id, column.end_user, column.model, column.in_scope, column.outcome_ending)
+    more = (column.key_id, column.end_user, column.model, column.outcome_ending)
     missing = dict(outcomes)
+    values = outcome_values(outcomes)
     rows = []
     for row in find(connection, column.id, sorted(outcomes), *more, query=_locked):
         outcome = missing.pop(row.id)
         if row.outcome_ending is None:
-            values = map(storable, msgspec.to_builtins(outcome)[2:])
-            rows.append({"decision": row.id} | dict(zip(OUTCOME_COLUMNS, values, strict=True)))
+            rows.append((*values[row.id], row.id))
             tally.add_outcome(outcome, row.key_id, row.end_user, row.model)
-    if rows:
-        update = sa.update(decisions).where(column.id == sa.bindparam("decision"))
-        connection.execute(
-            update.values({name: sa.bindparam(name) for name in OUTCOME_COLUMNS}), rows
-        )
+    many_rows.change(connection, decisions, OUTCOME_COLUMNS, rows)
     return missing
 
 
@@ -106,7 +100,8 @@ def _put_aside(connection: sa.Connection, outcomes: Mapping[str, Outcome]) -> No
     upsert(connection, _waiting, rows)
 
 
-def _forget(connection: sa.Connection, outcomes: Iterable[str]) -> None:
+def forget(connection: sa.Connection, outcomes: Iterable[str]) -> None:
+    """Let the outcomes of these decisions wait no longer: they have been given to them."""
     ids = list(outcomes)
     if ids:
         connection.execute(sa.delete(_waiting).where(_waiting.c.decision_id.in_(ids)))

@@ -8,8 +8,8 @@ transaction. Settings in the database's URL take precedence over all of these.
 import math
 import re
 import time
-from collections.abc import Callable, Generator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from typing import Any, Self, TypeVar
 
 import psycopg
 import sqlalchemy as sa
@@ -41,13 +41,32 @@ class _Cursor(psycopg.Cursor[Any]):
 
     psycopg sends many rows through a pipeline. What it sends behind the last of them stops the
     server's timer, so that a replica which vanished then would hold its locks for hours. A plain
-    statement starts the timer again.
+    statement starts the timer again. COPY needs none: it is one statement for all rows.
     """
 
-    def executemany(self, *arguments: Any, **options: Any) -> None:
-        """See psycopg.Cursor."""
-        super().executemany(*arguments, **options)
+    def execute(self, query: Any, params: Any = None, **options: Any) -> Self:
+        """See psycopg.Cursor. With COPY, the parameters are the one row that there is."""
+        if _is_copy(query):
+            self._copy(query, (params,))
+            return self
+        return super().execute(query, params, **options)
+
+    def executemany(self, query: Any, params_seq: Any, **options: Any) -> None:
+        """See psycopg.Cursor. With COPY, the parameters are the rows."""
+        if _is_copy(query):
+            self._copy(query, params_seq)
+            return
+        super().executemany(query, params_seq, **options)
         self.connection.execute("SELECT 1")
+
+    def _copy(self, query: Any, rows: Iterable[Sequence[Any]]) -> None:
+        with self.copy(query) as copy:
+            for row in rows:
+                copy.write_row(row)
+
+
+def _is_copy(query: Any) -> bool:
+    return isinstance(query, str) and query.startswith("COPY ")
 
 
 class BoundedConnection(psycopg.Connection[Any]):

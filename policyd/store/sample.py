@@ -21,9 +21,7 @@ def remove_some(connection: sa.Connection) -> int:
         return 0
     tally = Tally("sample")
     for record in records:
-        tally.count(record)
-        if record.outcome is not None:
-            tally.add_outcome(record.outcome, record.key_id, record.end_user, record.model)
+        tally.count(record, record.outcome)
     ids = [record.id for record in records]
     connection.execute(sa.delete(decisions).where(decisions.c.id.in_(ids)))
     log_size.add(connection, -len(ids))

@@ -14,22 +14,39 @@ import trustme
 from policyd.settings import ServerSettings
 from policyd.store import Store
 from tests.support.commands import invoke
-from tests.support.databases import open_store
+from tests.support.databases import migrated, open_store
 from tests.support.processes import Policyd
 from tests.support.records import outcome, record
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policyd]:
-    """A policyd with a database of its own."""
-    running = Policyd(tmp_path_factory.mktemp("administered"))
+    """A policyd with a database of its own, which speaks TLS and asks for a certificate."""
+    folder = migrated(tmp_path_factory.mktemp("administered"))
+    authority, stranger = trustme.CA(), trustme.CA()
+    own = authority.issue_cert("127.0.0.1")
+    own.private_key_pem.write_to_path(folder / "key.pem")
+    own.cert_chain_pems[0].write_to_path(folder / "cert.pem")
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    stranger.cert_pem.write_to_path(folder / "other.pem")
+    running = Policyd(folder, *pair(folder), "--tls-client-ca", f"{folder}/ca.pem")
     yield running
     assert running.stop() == 0, running.errors
 
 
-def remote(server: Policyd) -> tuple[str, ...]:
-    """The options that name the server."""
+def pair(folder: Path) -> tuple[str, ...]:
+    """The options that name the certificate, which serves as the client's too."""
+    return ("--tls-cert", f"{folder}/cert.pem", "--tls-key", f"{folder}/key.pem")
+
+
+def place(server: Policyd) -> tuple[str, ...]:
+    """The options that name the server and its token."""
     return ("--server", server.admin, "--token-file", str(server.folder / "admin-token"))
+
+
+def remote(server: Policyd) -> tuple[str, ...]:
+    """The options that name the server, and what TLS with it takes."""
+    return (*place(server), "--tls-ca", f"{server.folder}/ca.pem", *pair(server.folder))
 
 
 @pytest.fixture
@@ -151,7 +168,7 @@ def refused(words: Sequence[str], *, at: Sequence[str]) -> str:
     return done.stderr.decode()
 
 
-def test_a_server_that_cannot_be_used(server: Policyd, tmp_path: Path) -> None:
+def test_a_server_that_cannot_be_used(policyd: Policyd, tmp_path: Path) -> None:
     """A wrong token, a port of another kind, none at all and a missing file: one sentence with the
     fix each, without a traceback. No database is made."""
     other = tmp_path / "other-token"
@@ -160,47 +177,36 @@ def test_a_server_that_cannot_be_used(server: Policyd, tmp_path: Path) -> None:
     open_ = tmp_path / "open-token"
     open_.write_text("0123456789abcdef")
     open_.chmod(0o644)
-    token = ("--token-file", str(server.folder / "admin-token"))
+    token = ("--token-file", str(policyd.folder / "admin-token"))
     words = ("keys", "list")
     for at, told in (
-        (("--server", server.admin, "--token-file", str(other)), "does not accept the token"),
-        (("--server", server.admin, "--token-file", str(open_)), "chmod 600"),
-        (("--server", server.admin, "--token-file", str(tmp_path / "no")), "cannot be read"),
-        (("--server", server.admin), "--server needs --token-file"),
-        (("--server", server.grpc, *token), "does not have ListApiKeys"),
+        (("--server", policyd.admin, "--token-file", str(other)), "does not accept the token"),
+        (("--server", policyd.admin, "--token-file", str(open_)), "chmod 600"),
+        (("--server", policyd.admin, "--token-file", str(tmp_path / "no")), "cannot be read"),
+        (("--server", policyd.admin), "--server needs --token-file"),
+        (("--server", policyd.grpc, *token), "does not have ListApiKeys"),
         (("--server", "127.0.0.1:1", *token), "nothing listens there"),
         (("--server", "nowhere", *token), "--server takes HOST:PORT"),
         (("--server", "192.0.2.1:1", *token), "in the clear"),
-        (("--server", server.admin, *token, "--tls"), "it does not speak TLS"),
-        (("--server", server.admin, *token, "--tls-ca", str(other)), "holds no certificate"),
+        (("--server", policyd.admin, *token, "--tls"), "it does not speak TLS"),
+        (("--server", policyd.admin, *token, "--tls-ca", str(other)), "holds no certificate"),
     ):
         assert told in refused(words, at=at), at
     assert "--server" in refused(("keys", "create", "x"), at=("--server", "127.0.0.1:1", *token))
     assert not list(tmp_path.glob("*.db"))
 
 
-def test_tls(tmp_path: Path) -> None:
+def test_tls(server: Policyd) -> None:
     """Over TLS the command trusts the authority that it is given, and shows its certificate where
     the server asks for one."""
-    authority, stranger = trustme.CA(), trustme.CA()
-    own = authority.issue_cert("127.0.0.1")
-    own.private_key_pem.write_to_path(tmp_path / "key.pem")
-    own.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
-    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-    stranger.cert_pem.write_to_path(tmp_path / "other.pem")
-    pair = ("--tls-cert", f"{tmp_path}/cert.pem", "--tls-key", f"{tmp_path}/key.pem")
-    running = Policyd(tmp_path, *pair, "--tls-client-ca", f"{tmp_path}/ca.pem")
-    try:
-        at = ("--server", running.admin, "--token-file", f"{tmp_path}/admin-token")
-        done = invoke("policyd", "keys", "list", *at, "--tls-ca", f"{tmp_path}/ca.pem", *pair)
-        assert done.returncode == 0, done.stderr
-        words = ("keys", "list")
-        assert "--tls-ca" in refused(words, at=(*at, "--tls-ca", f"{tmp_path}/other.pem", *pair))
-        assert "--tls" in refused(words, at=at)
-        told = refused(words, at=(*at, "--tls-ca", f"{tmp_path}/ca.pem"))
-        assert "--tls-cert" in told
-    finally:
-        assert running.stop() == 0
+    folder, at, words = server.folder, place(server), ("keys", "list")
+    done = invoke("policyd", *words, *remote(server))
+    assert done.returncode == 0, done.stderr
+    other = ("--tls-ca", f"{folder}/other.pem", *pair(folder))
+    assert "--tls-ca" in refused(words, at=(*at, *other))
+    assert "--tls" in refused(words, at=at)
+    told = refused(words, at=(*at, "--tls-ca", f"{folder}/ca.pem"))
+    assert "--tls-cert" in told
 
 
 def test_names_of_old_databases(both: list[tuple[Store, Sequence[str]]], tmp_path: Path) -> None:

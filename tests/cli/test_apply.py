@@ -11,29 +11,40 @@ from typing import Any
 
 import pytest
 
+from policyd.engine.settings import ServerDefaults
 from policyd.keys import api_key
 from policyd.store import Store
 from tests.support.commands import invoke
-from tests.support.databases import open_store
+from tests.support.databases import migrated, open_store
 from tests.support.processes import Policyd
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policyd]:
+    """A policyd with a database of its own."""
+    running = Policyd(migrated(tmp_path_factory.mktemp("applied")))
+    yield running
+    assert running.stop() == 0, running.errors
 
 
 @pytest.fixture(params=["database", "server"])
 def where(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> Iterator[tuple[Store, tuple[str, ...]]]:
-    """A store, and the options that name it or the server on it."""
+    """A store without a key that is in force, and the options that name it or the server on it."""
     if request.param == "database":
         url = f"sqlite:///{tmp_path}/policyd.db"
         store = open_store(url)
         yield store, ("--database-url", url)
         store.close()
         return
-    server = Policyd(tmp_path)
+    server = request.getfixturevalue("server")
     store = Store(server.database_url)
-    yield store, ("--server", server.admin, "--token-file", str(tmp_path / "admin-token"))
+    for key in store.keys.list():
+        store.keys.revoke(key.id)
+    store.apply([], ServerDefaults())
+    yield store, ("--server", server.admin, "--token-file", str(server.folder / "admin-token"))
     store.close()
-    assert server.stop() == 0
 
 
 class Applying:

@@ -19,6 +19,7 @@ from policyd.command.checks import Check
 from policyd.errors import SettingsError
 from tests.support.commands import invoke
 from tests.support.processes import Policyd
+from tests.support.running import beside
 
 
 def examined(*command: str, env: dict[str, str] | None = None) -> tuple[int, dict[str, Any], str]:
@@ -106,13 +107,10 @@ def test_a_wrong_token(tmp_path: Path, upstream: str) -> None:
     for name in ("right", "wrong"):
         (tmp_path / name).write_text(f"{name}-{'x' * 20}\n")
         (tmp_path / name).chmod(0o600 if name == "right" else 0o644)
-    running = Policyd(tmp_path, "--caller-token-file", str(tmp_path / "right"))
-    try:
+    with beside(tmp_path, caller_token_file=tmp_path / "right") as running:
         flags = ("--policyd", str(running.grpc), "--upstream", upstream)
         token = ("--policyd-token-file", str(tmp_path / "wrong"))
         status, found, text = examined("policyd-gateway", "doctor", *flags, *token)
-    finally:
-        running.stop()
     assert status == 1
     assert "as --caller-token-file" in found["--policyd"][1]
     assert f"chmod 600 {tmp_path / 'wrong'}" in found["--policyd-token-file"][1]

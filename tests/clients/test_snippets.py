@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,12 +43,37 @@ def sent_key(upstream: Upstream) -> str:
 @ways
 @shown
 def test_python(
-    gateway: Gateway, upstream: Upstream, enforcing: str, provider: dict[str, str], is_shown: bool
+    gateway: Gateway,
+    upstream: Upstream,
+    enforcing: str,
+    provider: dict[str, str],
+    is_shown: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Python's prints the answer."""
-    command = [sys.executable, "-c"]
-    assert ANSWER in ask(command, gateway, "python", enforcing, provider, is_shown)
+    """Python's prints the answer. It runs in this process, as the SDK takes a second to load."""
+    given = (
+        {"OPENAI_API_KEY": "", "OPENAI_BASE_URL": ""}
+        | ({} if is_shown else {"POLICYD_KEY": enforcing})
+        | provider
+    )
+    for name, value in given.items():
+        if value:
+            monkeypatch.setenv(name, value)
+        else:
+            monkeypatch.delenv(name, raising=False)
+    key = enforcing if is_shown else None
+    [text] = (one.text for one in snippets(gateway.url, key) if one.id == "python")
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(text, "snippet.py", "exec"), names)  # noqa: S102  # it is ours
+    names["client"].close()
+    assert ANSWER in capsys.readouterr().out
     assert sent_key(upstream) == f"Bearer {provider.get('OPENAI_API_KEY', 'none')}"
+
+
+def test_python_in_a_process(gateway: Gateway, enforcing: str) -> None:
+    """Python's is a program by itself."""
+    assert ANSWER in ask([sys.executable, "-c"], gateway, "python", enforcing, {}, shown=False)
 
 
 @ways

@@ -3,13 +3,12 @@ withstand guessing.
 """
 
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 from argon2 import PasswordHasher
 
 from policyd.console.security import credentials
-from tests.support.consoles import Console, Visitor, running, settings
+from tests.support.consoles import Console, KeptDatabase, Visitor, running_on
 
 CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 
@@ -21,9 +20,17 @@ def cheap_passwords() -> Iterator[None]:
     credentials.use(PasswordHasher())
 
 
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeptDatabase]:
+    """The database that these tests use one after the other."""
+    database = KeptDatabase(tmp_path_factory.mktemp("kept"))
+    yield database
+    database.close()
+
+
 @pytest.fixture
-async def console(tmp_path: Path) -> AsyncIterator[Console]:
-    async with running(settings(tmp_path)) as console:
+async def console(kept: KeptDatabase) -> AsyncIterator[Console]:
+    async with running_on(kept) as console:
         yield console
 
 

@@ -13,7 +13,16 @@ from policyd.console.security.client_address import client_address
 from policyd.decision_log.refused_key import source_of
 from policyd.errors import SettingsError
 from policyd.settings import dump_settings, load_settings
-from tests.support.consoles import PASSWORD, Console, Page, Visitor, running, settings
+from tests.support.consoles import (
+    PASSWORD,
+    Console,
+    KeptDatabase,
+    Page,
+    Visitor,
+    running,
+    running_on,
+    settings,
+)
 from tests.support.processes import Policyd
 
 EACH, ALL = attempts._EACH[0][0], attempts._ALL[0][0]
@@ -21,9 +30,9 @@ WRONG = "wrong password here"
 
 
 @pytest.fixture
-async def console(tmp_path: Path) -> AsyncIterator[Console]:
+async def console(kept: KeptDatabase) -> AsyncIterator[Console]:
     """A console whose trusted proxy is this machine."""
-    async with running(settings(tmp_path, console_trusted_proxies=("127.0.0.0/8",))) as console:
+    async with running_on(kept, console_trusted_proxies=("127.0.0.0/8",)) as console:
         yield console
 
 

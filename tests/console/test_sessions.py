@@ -1,7 +1,7 @@
 """Sessions of the console end on the server, whatever copies of a cookie there are."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,6 @@ from policyd.console.security.sessions import LIFETIME, Sessions
 from policyd.store import Store, administrator
 from tests.support.consoles import PASSWORD, Console, Page, Visitor, running, settings
 from tests.support.processes import Policyd
-
-
-@pytest.fixture
-async def console(tmp_path: Path) -> AsyncIterator[Console]:
-    async with running(settings(tmp_path)) as console:
-        yield console
 
 
 def cookies(page: Page) -> str:

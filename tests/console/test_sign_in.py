@@ -25,12 +25,6 @@ from tests.support.processes import run
 
 
 @pytest.fixture
-async def console(tmp_path: Path) -> AsyncIterator[Console]:
-    async with running(settings(tmp_path)) as console:
-        yield console
-
-
-@pytest.fixture
 async def visitor(console: Console) -> AsyncIterator[Visitor]:
     """A visitor who is not signed in."""
     async with Visitor(console.url) as visitor:

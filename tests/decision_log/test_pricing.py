@@ -1,12 +1,28 @@
 """What a request cost, by published prices."""
 
-from datetime import UTC, datetime
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import UTC, datetime, time
+from decimal import Decimal
 
 import msgspec
 import pytest
+from genai_prices import Usage, calc_price
+from genai_prices.data_snapshot import DataSnapshot, get_snapshot, set_custom_snapshot
+from genai_prices.types import (
+    ClauseEquals,
+    ConditionalPrice,
+    ModelInfo,
+    ModelPrice,
+    TimeOfDateConstraint,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from policyd.decision_log.pricing import cost
-from policyd.decision_log.record import Outcome
+from policyd.decision_log.record import MAX_TOKENS, Outcome
 from tests.support.records import decision_id
 
 AT = datetime(2026, 11, 1, tzinfo=UTC)
@@ -64,3 +80,101 @@ def test_an_outcome_of_an_older_policyd() -> None:
     line = msgspec.json.encode(["O", decision_id(), 1, 200, 1, 2, "x", "m", "o", 9, 5, 3, 4500])
     found = msgspec.json.decode(line, type=Outcome)
     assert (found.cached_tokens, found.cost_nano, found.cache_write_tokens) == (3, 4500, None)
+
+
+def _models() -> list[tuple[str, str]]:
+    """The providers whose prices count, and each of their models."""
+    listed = {one.id: one.models for one in get_snapshot().providers}
+    return [(name, one.id) for name in ("openai", "anthropic") for one in listed[name]]
+
+
+def _by_the_package(model: str, used: tuple[int, int, int, int], at: datetime) -> int | None:
+    given, answered, cached, written = used
+    usage = Usage(
+        input_tokens=given,
+        output_tokens=answered,
+        cache_read_tokens=cached,
+        cache_write_tokens=written,
+    )
+    for provider in ("openai", "anthropic"):
+        with suppress(LookupError, ValueError):
+            found = calc_price(usage, model, provider_id=provider, genai_request_timestamp=at)
+            return round(found.total_price * 10**9)
+    return None
+
+
+_EDGES = [0, 1, 999, 100_000, 100_001, 200_000, 200_001, 272_000, 272_001, MILLION, MAX_TOKENS]
+_TOKENS = st.sampled_from(_EDGES) | st.integers(0, 400_000) | st.integers(0, MAX_TOKENS)
+_PARTS = st.just(0) | _TOKENS
+_MOMENTS = st.integers(1_672_531_200, 1_830_297_600).map(lambda at: datetime.fromtimestamp(at, UTC))
+
+
+@given(st.sampled_from(_models()), st.tuples(_TOKENS, _TOKENS, _PARTS, _PARTS), _MOMENTS)
+@settings(max_examples=400)
+def test_the_same_as_the_package(
+    model: tuple[str, str], used: tuple[int, int, int, int], at: datetime
+) -> None:
+    """What is worked out here is what the package works out, to the billionth of a dollar."""
+    assert cost(model[1], *used, at) == _by_the_package(model[1], used, at)
+
+
+@pytest.mark.parametrize("day", [datetime(2025, 5, 1, tzinfo=UTC), AT])
+def test_every_model(day: datetime) -> None:
+    """Every model of both providers, at sizes of input where prices may change."""
+    for _, model in _models():
+        for size in _EDGES:
+            used = size, 77, size // 3, size // 5
+            assert cost(model, *used, day) == _by_the_package(model, used, day), (model, used)
+
+
+def test_a_price_that_changes_by_the_hour() -> None:
+    """A price that depends on more than the day is the package's, at each moment."""
+    night = TimeOfDateConstraint(time(0), time(6))
+    low, high = (ModelPrice(input_mtok=Decimal(dollars)) for dollars in (1, 4))
+    prices = [ConditionalPrice(prices=high), ConditionalPrice(night, prices=low)]
+    with _listing(prices) as model:
+        assert cost(model, MILLION, 0, 0, 0, AT) == 1_000_000_000
+        assert cost(model, MILLION, 0, 0, 0, AT.replace(hour=12)) == 4_000_000_000
+
+
+@pytest.mark.parametrize(
+    "price",
+    [
+        ModelPrice(input_mtok=Decimal(1), requests_kcount=Decimal(5)),
+        ModelPrice(input_mtok=Decimal("0.00000000033"), output_mtok=Decimal(2)),
+    ],
+)
+def test_a_price_that_is_not_only_for_tokens(price: ModelPrice) -> None:
+    """Where a multiplication by tokens gives another price than the package's, the package's is
+    taken: for a price of each request, or one with more digits than are counted here."""
+    with _listing(price) as model:
+        for used in ((0, 0, 0, 0), (MILLION, 3, 0, 0), (7, MAX_TOKENS, 0, 0)):
+            assert cost(model, *used, AT) == _by_the_package(model, used, AT)
+
+
+_numbers = itertools.count()
+
+
+@contextmanager
+def _listing(prices: ModelPrice | list[ConditionalPrice]) -> Iterator[str]:
+    """A model with these prices, in the package's list meanwhile."""
+    snapshot = get_snapshot()
+    openai = next(one for one in snapshot.providers if one.id == "openai")
+    name = f"made-up-{next(_numbers)}"
+    model = ModelInfo(name, ClauseEquals(name), prices=prices)
+    set_custom_snapshot(
+        DataSnapshot([replace(openai, models=[model]), *snapshot.providers], from_auto_update=False)
+    )
+    try:
+        yield name
+    finally:
+        set_custom_snapshot(None)
+
+
+def test_strange_names_take_no_memory() -> None:
+    """Names of models come from outside: the package keeps none of them for policyd."""
+    snapshot = get_snapshot()
+    kept = len(snapshot._lookup_cache) + len(snapshot._provider_cache)
+    for number in range(50):
+        assert cost(f"stranger-{number}", 1, 1, 0, 0, AT) is None
+    assert kept == len(snapshot._lookup_cache) + len(snapshot._provider_cache)

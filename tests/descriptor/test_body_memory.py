@@ -1,44 +1,82 @@
-"""How many bytes of bodies are held at once, and which bodies are read in a thread."""
+"""How many bytes of bodies are held at once, and where bodies are read."""
 
 import asyncio
-import threading
+import gzip
+import json
+import os
+import random
+import signal
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from policyd.descriptor.body import read_body
 from policyd.descriptor.body_memory import AT_ONCE, SMALL, Bodies
+from policyd.descriptor.body_readers import READERS, BodyReaders
+from policyd.descriptor.content_encoding import decoded_limit
+from policyd.descriptor.pieces import Pieces
+from policyd.descriptor.reader_process import Told, read_answer
+from policyd.engine import endpoints
 from policyd.errors import BodiesFull
 
 MIB = 2**20
 LARGE = AT_ONCE + 1
+LIMIT = 4 * MIB
+CHAT = endpoints.ENDPOINTS["/chat/completions"]
+EDITS = endpoints.ENDPOINTS["/images/edits"]
+PLAIN = Told("application/json", "", CHAT, LIMIT)
+CODED = PLAIN._replace(content_encoding="gzip")
+
+
+def chat(size: int, user: str = "alice") -> bytes:
+    """A chat completion of so many bytes."""
+    begin, end = f'{{"user":{json.dumps(user)},"messages":["'.encode(), b'"]}'
+    return begin + b"a" * (size - len(begin) - len(end)) + end
+
+
+PACKED = gzip.compress(
+    json.dumps({"user": "alice", "x": random.Random(9).randbytes(LARGE).hex()}).encode()
+)
+
+
+@pytest.fixture
+async def bodies() -> AsyncIterator[Bodies]:
+    """All bodies of a process."""
+    made = Bodies(16 * MIB)
+    yield made
+    made.close()
 
 
 @pytest.mark.parametrize(
-    ("size", "decoded", "counted"),
+    ("body", "about", "counted"),
     [
-        (AT_ONCE, 0, None),
-        (LARGE, 0, LARGE),
-        (1000, AT_ONCE, None),
-        (1000, LARGE, LARGE),
-        (LARGE, LARGE, 2 * LARGE),
-        (0, 0, None),
+        (chat(AT_ONCE), PLAIN, 0),
+        (chat(LARGE), PLAIN, LARGE),
+        (gzip.compress(chat(1000)), CODED, 0),
+        (PACKED, CODED, len(PACKED) + decoded_limit(len(PACKED), LIMIT)),
     ],
+    ids=["small", "large", "small when decompressed", "compressed"],
 )
-async def test_one_threshold(size: int, decoded: int, counted: int | None) -> None:
-    """A body that is large, if only decompressed, is read in a thread, and counted meanwhile.
+async def test_one_threshold(bodies: Bodies, body: bytes, about: Told, counted: int) -> None:
+    """A body that is large, if only decompressed, is read in another process, and that one's copy
+    is counted meanwhile; any other is read at once."""
+    most = 0
 
-    The thread is none of those that wait for the database.
-    """
-    bodies = Bodies(4 * MIB)
+    async def watch() -> None:
+        nonlocal most
+        while True:
+            most = max(most, bodies.held)
+            await asyncio.sleep(0)
 
-    def work() -> tuple[str, int]:
-        return threading.current_thread().name, bodies.held
-
+    watching = asyncio.create_task(watch())
     with bodies.hold() as held:
-        thread, found = await bodies.do(held, size, decoded, work)
-    assert thread.startswith("bodies") == (counted is not None)
-    assert found == (counted or 0)
+        attributes = await bodies.read(held, 0, Pieces(body), about)
+    watching.cancel()
+    assert attributes == read_body(body, *about)
+    assert attributes.user.value == "alice"
+    assert len(bodies.readers) == (1 if counted else 0)
+    assert most == counted
     assert bodies.held == 0
-    bodies.close()
 
 
 @pytest.mark.parametrize(("size", "counted"), [(SMALL, 0), (SMALL + 1, SMALL + 1)])
@@ -73,18 +111,153 @@ def test_the_memory() -> None:
     assert bodies.held == 0
 
 
-async def test_an_end_while_a_body_is_read() -> None:
-    """The end of the process does not wait for a body that is being read."""
-    bodies = Bodies(4 * MIB)
-    begun, goes_on = threading.Event(), threading.Event()
-
-    def work() -> bool:
-        begun.set()
-        return goes_on.wait()
-
+async def test_no_room_for_the_copy() -> None:
+    """A body for whose copy there is no room is not read, and a smaller one still is."""
+    bodies = Bodies(2 * LARGE - 1)
+    body = chat(LARGE)
     with bodies.hold() as held:
-        reading = asyncio.create_task(bodies.do(held, LARGE, 0, work))
-        await asyncio.to_thread(begun.wait)
+        held.grow(len(body))
+        with pytest.raises(BodiesFull, match="raise --body-memory"):
+            await bodies.read(held, len(body), Pieces(body), PLAIN)
+        assert bodies.held == LARGE
+        assert (await bodies.read(held, len(body), Pieces(chat(1000)), PLAIN)).user.value == "alice"
+    assert not bodies.readers
+    bodies.close()
+
+
+@pytest.mark.parametrize(
+    ("body", "about"),
+    [
+        (chat(LARGE, "Zo\u00eb \U0001f600"), PLAIN),
+        (chat(LARGE).replace(b"alice", rb"\ud800"), PLAIN),
+        (chat(LARGE)[:-1], PLAIN),
+        (b"[" * LARGE, PLAIN),
+        (b"\xff" * LARGE, PLAIN),
+        (chat(LARGE), PLAIN._replace(content_type=None)),
+        (chat(LARGE), PLAIN._replace(endpoint=None)),
+        (chat(LARGE), PLAIN._replace(limit=LARGE - 1)),
+        (gzip.compress(chat(LARGE)), PLAIN._replace(content_encoding="br")),
+        (
+            b'--B\r\nContent-Disposition: form-data; name="user"\r\n\r\n'
+            + "Zo\u00eb".encode() * LARGE
+            + b"\r\n--B--",
+            Told("multipart/form-data; boundary=B", "", EDITS, LIMIT),
+        ),
+        (chat(LARGE).replace(b'"user"', b'"metadata":{"user_id":"bob"},"user"'), PLAIN),
+    ],
+)
+async def test_the_same_attributes(bodies: Bodies, body: bytes, about: Told) -> None:
+    """Another process finds in a body what this one finds, unreadable ones among them."""
+    with bodies.hold() as held:
+        assert await bodies.read(held, 0, Pieces(body), PLAIN._replace(limit=0)) == read_body(
+            body, *PLAIN._replace(limit=0)
+        )
+        assert await bodies.read(held, 0, Pieces(body), about) == read_body(body, *about)
+
+
+async def test_other_work_goes_on() -> None:
+    """While a large body is handed over and read, the event loop turns many times."""
+    readers, turns = BodyReaders(), 0
+    body = chat(LIMIT)
+
+    async def other_work() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    working = asyncio.create_task(other_work())
+    await readers.read(lambda: None, Pieces(body), PLAIN)
+    turns = 0
+    assert (await readers.read(lambda: None, Pieces(body), PLAIN)).user.value == "alice"
+    assert turns > LIMIT // MIB
+    working.cancel()
+    readers.close()
+
+
+async def test_bodies_take_turns() -> None:
+    """As many bodies are read at once as there are readers, and each gets its own answer."""
+    readers, begun = BodyReaders(), []
+
+    def begin(number: int) -> Callable[[], None]:
+        return lambda: begun.append(number)
+
+    users = [f"user-{number}" for number in range(3 * READERS)]
+    reading = [
+        asyncio.create_task(readers.read(begin(number), Pieces(chat(LARGE, user)), PLAIN))
+        for number, user in enumerate(users)
+    ]
+    await asyncio.sleep(0)
+    assert len(begun) == READERS
+    assert [found.user.value for found in await asyncio.gather(*reading)] == users
+    assert len(readers.processes) == READERS
+    assert begun == sorted(begun)
+    readers.close()
+
+
+async def test_a_reader_that_ends() -> None:
+    """The body of a reader that is killed fails, and the next body gets a new reader. One that is
+    killed between two bodies fails none."""
+    readers = BodyReaders()
+    await readers.read(lambda: None, Pieces(chat(LARGE)), PLAIN)
+    (first,) = readers.processes
+    os.kill(first, signal.SIGSTOP)
+    reading = asyncio.create_task(readers.read(lambda: None, Pieces(chat(LIMIT)), PLAIN))
+    await asyncio.sleep(0.05)
+    os.kill(first, signal.SIGKILL)
+    with pytest.raises(BodiesFull, match="its reader failed"):
+        await reading
+    assert not readers.processes
+    await readers.read(lambda: None, Pieces(chat(LARGE)), PLAIN)
+    (second,) = readers.processes
+    os.kill(second, signal.SIGKILL)
+    await asyncio.to_thread(os.waitid, os.P_PID, second, os.WEXITED | os.WNOWAIT)
+    assert (await readers.read(lambda: None, Pieces(chat(LARGE)), PLAIN)).user.value == "alice"
+    assert second not in readers.processes
+    readers.close()
+
+
+async def test_a_reader_that_hangs() -> None:
+    """A reader that does not answer in time is killed, and its body fails."""
+    readers = BodyReaders(patience=0.001)  # No process starts as quickly.
+    with pytest.raises(BodiesFull, match="its reader failed"):
+        await readers.read(lambda: None, Pieces(chat(LARGE)), PLAIN)
+    assert not readers.processes
+
+
+async def test_a_request_that_ends() -> None:
+    """A request that is cancelled while its body is read takes its reader along: what is left of
+    the body is on the way there."""
+    readers = BodyReaders()
+    await readers.read(lambda: None, Pieces(chat(LARGE)), PLAIN)
+    (process,) = readers.processes
+    os.kill(process, signal.SIGSTOP)
+    reading = asyncio.create_task(readers.read(lambda: None, Pieces(chat(LIMIT)), PLAIN))
+    await asyncio.sleep(0.05)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert not readers.processes
+    assert (await readers.read(lambda: None, Pieces(chat(LARGE)), PLAIN)).user.value == "alice"
+    readers.close()
+
+
+async def test_an_end_while_a_body_is_read(bodies: Bodies) -> None:
+    """The end of the process does not wait for a body that is being read."""
+    body = chat(LARGE)
+    with bodies.hold() as held:
+        await bodies.read(held, 0, Pieces(body), PLAIN)
+        (process,) = bodies.readers
+        os.kill(process, signal.SIGSTOP)
+        reading = asyncio.create_task(bodies.read(held, 0, Pieces(body), PLAIN))
+        await asyncio.sleep(0.05)
         bodies.close()
-        goes_on.set()
-        assert await reading
+        with pytest.raises(BodiesFull):
+            await reading
+
+
+@pytest.mark.parametrize("answer", [b"", b"\xc0", b"\x91\x01", b"x" * 100])
+def test_an_answer_that_is_none(answer: bytes) -> None:
+    """A reader's answer that is no attributes counts as none."""
+    with pytest.raises(EOFError):
+        read_answer(answer)

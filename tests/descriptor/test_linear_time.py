@@ -111,8 +111,10 @@ PATTERNS: dict[str, list[Pump]] = {
     "policyd.descriptor.json_members._NAME": _after('{"', '{ "', '{"a"', '{"a" :', ',"\\'),
     "policyd.descriptor.json_members._SCALAR": _after("1", "]"),
     "policyd.descriptor.json_members._TOKEN": _after('"', '"a"', '"a" :', '"\\', '"\\"', '"\\\\'),
-    "policyd.descriptor.json_members._TWO_BACKSLASHES": [],
+    "policyd.descriptor.json_members._ESCAPED_MARK": [],
     "policyd.descriptor.prompt._TWO_BACKSLASHES": [],
+    "policyd.descriptor.usual_prompt._ESCAPED_LETTER": [],
+    "policyd.descriptor.usual_prompt._FIRST": _after("[", "[ ", "[\t"),
     "policyd.descriptor.prompt._UNICODE": [],
     "policyd.descriptor.prompt._STRINGS": _after('"', '"a"', '"a" :', '"a":"\\"', '"\\"'),
     "policyd.descriptor.prompt._SURROGATE_PAIR": _after("\\ud800", "\\ud800\\u", "\\ud800\\udc00"),
@@ -279,7 +281,7 @@ def _ratio(function: Callable[[str], object], pump: Pump, times: int) -> float:
     for _ in range(6):
         taken.append((_time(function, long, 1), _time(function, short, times)))
         ratio = min(one for one, _ in taken) / max(min(other for _, other in taken), 1)
-        if len(taken) > 1 and ratio < MOST:
+        if ratio < MOST:
             break
     return ratio
 

@@ -1,20 +1,14 @@
 """docs/configuration.md, which `make docs` generates from the declarations of the settings."""
 
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
-from tests.support.processes import environment
+import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def test_it_has_not_drifted() -> None:
+def test_it_has_not_drifted(capsys: pytest.CaptureFixture[str]) -> None:
     """The page matches the settings of the commands; `make docs` generates it anew."""
-    made = subprocess.run(
-        [sys.executable, str(DOCS / "tools" / "configuration.py")],
-        capture_output=True,
-        env=environment(),
-        check=True,
-    )
-    assert made.stdout.decode() == (DOCS / "configuration.md").read_text(encoding="utf-8")
+    runpy.run_path(str(DOCS / "tools" / "configuration.py"), run_name="__main__")
+    assert capsys.readouterr().out == (DOCS / "configuration.md").read_text(encoding="utf-8")

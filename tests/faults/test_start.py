@@ -31,12 +31,12 @@ from policyd.v1.policy_pb2 import (
 )
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 from tests.faults.test_faults import kill, listeners, workers
-from tests.services.test_services import failure
 from tests.support.health import health_stub
 from tests.support.load import DECIDED, MODE, PATIENCE, MakeStack, keys, under_load, until
 from tests.support.postgresql import PostgreSQL
 from tests.support.processes import Policyd, run
 from tests.support.requirements import missing
+from tests.support.running import failure
 
 CODE = grpc.StatusCode
 SERVING = HealthCheckResponse.SERVING

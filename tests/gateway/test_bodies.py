@@ -18,6 +18,7 @@ from gateway.server import Server
 from gateway.settings import Settings
 from policyd.descriptor.body_memory import SMALL, Bodies
 from policyd.descriptor.describe import HttpRequest, read_attributes
+from policyd.descriptor.pieces import Pieces
 from policyd.errors import BodiesFull, SettingsError
 from policyd.v1.policy_pb2 import DECISION_ALLOW, EvaluateRequest, EvaluateResponse
 from tests.gateway.conftest import FREE, IN_SESSION, Serving
@@ -88,11 +89,11 @@ async def test_small_bodies_travel_in_one_call(gateway: str, enforcing: str) -> 
 async def test_the_total(serving: Serving, demo: Demo, enforcing: str) -> None:
     """The memory of all bodies is bounded: a body beyond it gets 503, and small ones go on."""
     size = 600_000
-    async with serving(demo.url, max_body=size, body_memory=2 * size) as server:
+    async with serving(demo.url, max_body=size, body_memory=3 * size) as server:
         sent = LARGE[:550_000].ljust(550_000)
-        held = [await _begin(server.url, enforcing, size, sent) for _ in range(2)]
+        held = [await _begin(server.url, enforcing, size, sent) for _ in range(3)]
         async with asyncio.timeout(PATIENCE):
-            while server.gateway.held < 2 * len(sent):  # noqa: ASYNC110  # nothing tells of it
+            while server.gateway.held < 3 * len(sent):  # noqa: ASYNC110  # nothing tells of it
                 await asyncio.sleep(0.01)
         reader, writer = await _begin(server.url, enforcing, size, sent)
         async with asyncio.timeout(PATIENCE):
@@ -123,8 +124,10 @@ async def test_a_body_has_a_deadline(serving: Serving, demo: Demo, enforcing: st
 
 async def test_settings_that_do_not_fit() -> None:
     """One body must fit into the total, as it is sent and decompressed."""
-    with pytest.raises(SettingsError, match="--body-memory must be at least twice --max-body"):
-        Settings(max_body=1000, body_memory=1999)
+    with pytest.raises(
+        SettingsError, match="--body-memory must be at least three times --max-body"
+    ):
+        Settings(max_body=1000, body_memory=2999)
     assert Settings(max_body=2**30).memory >= 2 * 2**30
 
 
@@ -200,8 +203,9 @@ async def test_the_ledger() -> None:
             other.grow(2 * SMALL, 3 * SMALL)
         assert bodies.held == 36 * SMALL
         one.grow(0)
+        packed = Pieces(gzip.compress(LARGE))
         compressed = HttpRequest("POST", PATH, "", {"content-encoding": ["gzip"]})
-        attributes = await read_attributes(compressed, gzip.compress(LARGE), bodies, one, 2**20)
+        attributes = await read_attributes(compressed, packed, bodies, one, 2**20)
         assert attributes.user.value == "u-1"
     assert bodies.held == 0
     bodies.close()

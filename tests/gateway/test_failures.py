@@ -12,6 +12,7 @@ from gateway.server import Server
 from gateway.settings import Settings
 from policyd.v1.policy_pb2 import EvaluateRequest, EvaluateResponse
 from tests.gateway.conftest import FREE, IN_SESSION, Serving
+from tests.support.databases import migrated
 from tests.support.processes import Policyd
 from tests.support.raw_http import (
     CHAT,
@@ -79,7 +80,7 @@ async def test_policyd_is_down_and_that_is_allowed(
 
 async def test_policyd_hangs_and_comes_back(tmp_path: Path, upstream: Demo) -> None:
     """While policyd is stopped requests are denied; once it goes on, they are judged again."""
-    policyd = Policyd(tmp_path)
+    policyd = Policyd(migrated(tmp_path))
     key = policyd.create_key("enforce")
     settings = Settings(
         listen=FREE, upstream=upstream.url, policyd=policyd.grpc, policy_timeout=0.5

@@ -16,7 +16,9 @@ from gateway.reach import ask
 from gateway.settings import Settings
 from policyd.errors import NoDecision
 from tests.gateway.test_process import FREE
+from tests.support.databases import migrated
 from tests.support.processes import Policyd, Program
+from tests.support.running import beside
 
 
 @contextmanager
@@ -123,17 +125,14 @@ async def test_tokens(tmp_path: Path) -> None:
     """policyd asks for a token, and is shown none, another or the right one."""
     (tmp_path / "token").write_text("the-right-token-of-them\n")
     (tmp_path / "token").chmod(0o600)
-    flags = ("--caller-token-file", str(tmp_path / "token"))
-    running = Policyd(tmp_path, *flags)
-    try:
-        assert "was shown no token" in await why(running.grpc)
-        told = await why(running.grpc, policyd_token="another")
+    with beside(tmp_path, caller_token_file=tmp_path / "token") as running:
+        grpc = str(running.grpc)
+        assert "was shown no token" in await why(grpc)
+        told = await why(grpc, policyd_token="another")
         assert "give --policyd-token-file the file that policyd has as --caller-token-file" in told
         assert "another-" not in told
-        settings = Settings(policyd=running.grpc, policyd_token="the-right-token-of-them")
+        settings = Settings(policyd=grpc, policyd_token="the-right-token-of-them")
         assert not (await ask(settings)).in_force
-    finally:
-        running.stop()
 
 
 def wait_for(gateway: Program, words: str) -> None:
@@ -154,7 +153,7 @@ def test_a_gateway_starts_without_policyd(tmp_path: Path) -> None:
     )
     try:
         wait_for(gateway, "policyd does not decide yet: no program listens")
-        running = Policyd(tmp_path, "--grpc", address)
+        running = Policyd(migrated(tmp_path), "--grpc", address)
         wait_for(gateway, "policyd answers now")
         running.stop()
     finally:

@@ -8,6 +8,7 @@ import pytest
 
 from policyd.v1 import policy_pb2 as pb
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
+from tests.support.databases import migrated
 from tests.support.envoy_checks import CHAT, Checker, status
 from tests.support.envoy_checks import request as envoy_request
 from tests.support.http_checks import check
@@ -55,7 +56,7 @@ def test_callers(tmp_path: Path, trusted: str) -> None:
     count as none.
     """
     flags = ("--end-user-headers", "x-user", "--end-user-callers", trusted)
-    policyd = Policyd(tmp_path, "--http", "127.0.0.1:0", *flags)
+    policyd = Policyd(migrated(tmp_path), "--http", "127.0.0.1:0", *flags)
     key = policyd.create_key("enforce", accept=ACCEPTED)
     for name, ask in ADAPTERS.items():
         allowed = {0} if name in trusted.split(",") else {422}

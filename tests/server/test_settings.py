@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from policyd.errors import SettingsError
-from tests.services.test_services import ANYWHERE, settings
+from tests.support.running import ANYWHERE, settings
 
 
 @pytest.mark.parametrize(

@@ -3,106 +3,34 @@
 import asyncio
 import gzip
 import json
-import secrets
 import sqlite3
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import grpc
 import pytest
-import pytest_asyncio
 from google.protobuf.field_mask_pb2 import FieldMask
-from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from policyd.client import NoDecision, PolicyClient
-from policyd.command.address import Address
 from policyd.decider import MAX_BATCH
 from policyd.errors import CannotListen, SettingsError
 from policyd.keys import tokens
 from policyd.server.server import Server
-from policyd.settings import ServerSettings
 from policyd.v1 import admin_pb2, policy_pb2
 from policyd.v1.admin_pb2_grpc import AdminServiceStub
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
+from tests.services.conftest import IN_SESSION
 from tests.support.health import health_stub
+from tests.support.running import Running, failure, settings
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
-LOCAL = Address("127.0.0.1", 0)
-ANYWHERE = Address("0.0.0.0", 0)  # noqa: S104  # policyd rejects it, or does not listen on it.
+pytestmark = IN_SESSION
 GOLDEN = Path(__file__).parents[1] / "golden" / "no_user.json"
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 CODE = grpc.StatusCode
-
-
-def settings(folder: Path, **changes: Any) -> ServerSettings:
-    given: dict[str, Any] = {
-        "database_url": f"sqlite:///{folder}/policyd.db",
-        "grpc": LOCAL,
-        "admin": LOCAL,
-        "admin_token_file": folder / "admin-token",
-        "spool": folder / "spool",
-        "poll_interval": 0.05,
-        "grace": 2.0,
-    }
-    return ServerSettings(**given | changes)
-
-
-class Running:
-    """A server, and stubs to ask it with."""
-
-    def __init__(self, server: Server, token: str) -> None:
-        self.server = server
-        self.channel = grpc.aio.insecure_channel(str(server.grpc))
-        self.admin_channel = grpc.aio.insecure_channel(str(server.admin))
-        self.policy = PolicyServiceStub(self.channel)
-        self.admin = AdminServiceStub(self.admin_channel)
-        self.bearer = (("authorization", f"Bearer {token}"),)
-
-    async def create_key(self, **fields: Any) -> tuple[admin_pb2.ApiKey, str]:
-        """A key in force."""
-        wanted = admin_pb2.ApiKey(**{"name": f"test {secrets.token_hex(4)}"} | fields)
-        request = admin_pb2.CreateApiKeyRequest(api_key=wanted)
-        made = await self.admin.CreateApiKey(request, metadata=self.bearer)
-        await self.evaluate(has_user=True, min_revision=made.api_key.revision)
-        return made.api_key, made.key
-
-    async def evaluate(self, **fields: Any) -> policy_pb2.EvaluateResponse:
-        return await self.policy.Evaluate(policy_pb2.EvaluateRequest(**fields), timeout=20)
-
-
-@asynccontextmanager
-async def serving(folder: Path) -> AsyncIterator[Running]:
-    async with Server(settings(folder)) as server:
-        stubs = Running(server, tokens.load(folder / "admin-token", "test"))
-        yield stubs
-        await stubs.channel.close()
-        await stubs.admin_channel.close()
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
-    """A server that the tests share, each with keys of its own."""
-    async with serving(tmp_path_factory.mktemp("running")) as stubs:
-        yield stubs
-
-
-async def failure(call: Any) -> tuple[grpc.StatusCode, str]:
-    """The status code and the reason in ErrorInfo that an RPC fails with."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    trailers = dict(caught.value.trailing_metadata() or ())
-    details = trailers.get("grpc-status-details-bin")
-    if details is None:
-        return caught.value.code(), ""
-    info = error_details_pb2.ErrorInfo()
-    assert status_pb2.Status.FromString(details).details[0].Unpack(info)
-    assert info.domain == "policyd"
-    return caught.value.code(), info.reason
 
 
 async def test_a_request_without_user_is_denied_to_the_byte(running: Running) -> None:
@@ -340,21 +268,21 @@ async def test_the_life_of_a_key(running: Running) -> None:
     assert await failure(call) == (CODE.FAILED_PRECONDITION, "KEY_REVOKED")
 
 
-async def test_pages_of_keys(tmp_path: Path) -> None:
-    """Pages follow each other by their tokens."""
-    async with serving(tmp_path) as alone:
-        made = [(await alone.create_key(name=f"key {number}"))[0].id for number in range(5)]
-        listed: list[str] = []
-        token = ""
-        while True:
-            request = admin_pb2.ListApiKeysRequest(page_size=2, page_token=token)
-            page = await alone.admin.ListApiKeys(request, metadata=alone.bearer)
-            listed += [key.id for key in page.api_keys]
-            assert len(page.api_keys) <= 2
-            token = page.next_page_token
-            if not token:
-                break
-    assert listed == made
+async def test_pages_of_keys(running: Running) -> None:
+    """Pages follow each other by their tokens, and have every key once, in order."""
+    made = [(await running.create_key(name=f"key {number}"))[0].id for number in range(5)]
+    listed: list[str] = []
+    token = ""
+    while True:
+        request = admin_pb2.ListApiKeysRequest(page_size=2, page_token=token)
+        page = await running.admin.ListApiKeys(request, metadata=running.bearer)
+        listed += [key.id for key in page.api_keys]
+        assert len(page.api_keys) <= 2
+        token = page.next_page_token
+        if not token:
+            break
+    assert [one for one in listed if one in made] == listed[-5:] == made
+    assert len(set(listed)) == len(listed)
 
 
 async def test_bad_administration(running: Running) -> None:

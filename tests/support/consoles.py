@@ -1,8 +1,9 @@
 """A console on a free port, and visitors, for tests."""
 
 import re
+import sqlite3
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -118,6 +119,39 @@ def prepare(chosen: ServerSettings) -> None:
         OpenedStore(store, chosen).open()
     finally:
         store.close()
+
+
+class KeptDatabase:
+    """A database in `folder` that tests use one after the other, each as it was at first, with one
+    store, which compiles each of its statements once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.settings = settings(folder)
+        put_database(self.settings.database_url)
+        prepare(self.settings)
+        self.store = Store(self.settings.database_url)
+        self._file = folder / "policyd.db"
+        self._first = sqlite3.connect(":memory:")
+        with closing(sqlite3.connect(self._file)) as made:
+            made.backup(self._first)
+
+    def renew(self) -> None:
+        """Put the database back as it was at first."""
+        with closing(sqlite3.connect(self._file)) as changed:
+            self._first.backup(changed)
+
+    def close(self) -> None:
+        self.store.close()
+        self._first.close()
+
+
+@asynccontextmanager
+async def running_on(kept: KeptDatabase, **changes: Any) -> AsyncIterator[Console]:
+    """A console on that database, as it was at first, with these settings changed."""
+    kept.renew()
+    chosen = replace(kept.settings, **changes)
+    async with ConsoleServer(chosen, kept.store, LIMITS) as server:
+        yield Console(server, kept.store, chosen)
 
 
 @asynccontextmanager

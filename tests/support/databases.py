@@ -41,6 +41,12 @@ def put_database(url: str) -> str:
     return url
 
 
+def migrated(folder: Path) -> Path:
+    """`folder`, with a new database where a Policyd there has it, so that it need not make one."""
+    put_database(f"sqlite:///{folder}/policyd.db")
+    return folder
+
+
 @contextmanager
 def taking_changes() -> Iterator[Callable[[bool], None]]:
     """A function that says whether this process's SQLite databases take changes: where they do

@@ -1,6 +1,7 @@
 """What the properties share that hypothesis tests.
 
-It tries as many examples of each as its profile says: a hundred, and half of them in `make test`.
+It tries as many examples of each as its profile says: a hundred, and a quarter of them in
+`make test`.
 """
 
 import json

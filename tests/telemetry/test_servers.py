@@ -15,6 +15,7 @@ import pytest
 from policyd.telemetry.log import FORMATS
 from tests.support.collector import Collector, Received
 from tests.support.commands import logged
+from tests.support.databases import migrated
 from tests.support.load import MODE, PATIENCE, keys
 from tests.support.processes import BIN, Policyd, environment
 from tests.support.stack import Background, Gateway, Upstream
@@ -93,7 +94,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory, background: Background) ->
         traced = ("--traces", collector.url)
         users = ("--trace-users-file", str(folder / "users-key"))
         asks = ("--http", "127.0.0.1:0", "--caller-token-file", str(folder / "token"))
-        policyd = Policyd(folder, *shown, *traced, *users, *asks)
+        policyd = Policyd(migrated(folder), *shown, *traced, *users, *asks)
         key = keys(policyd.database_url, "create", "test", *MODE, "enforce")["key"]
         shows = ("--policyd-token-file", str(folder / "token"), "--policy-timeout", "30")
         gateway = Gateway(

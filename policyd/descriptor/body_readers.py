@@ -1,0 +1,152 @@
+"""Processes that read large bodies, as their parent has them.
+
+Reading keeps Python's interpreter to itself: in a thread, a large body would hold up every small
+request of the process. So each reader is a process of its own, and the body goes to it through a
+socket, piece by piece, between which the parent's other work goes on. See reader_process.py for the
+other side, and for what the two say to each other.
+
+Readers are few and start when they are needed. One that ends, as the system lacks memory for
+example, or that hangs, fails the body that it had: the next body gets a new one.
+"""
+
+import asyncio
+import logging
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+
+from policyd.descriptor.identifiers import BodyAttributes
+from policyd.descriptor.pieces import Pieces
+from policyd.descriptor.reader_process import LENGTH, Told, read_answer, told
+from policyd.errors import BodiesFull
+
+_log = logging.getLogger(__name__)
+READERS = 2
+"""Bodies that are read at once: a very large one does not keep a large one waiting."""
+PATIENCE = 30.0
+"""Seconds that a body may take to be read. The largest takes less than one where a core is free."""
+_UNREAD = "a request body could not be read, as its reader failed. Try again"
+_COMMAND = (sys.executable, "-m", "policyd.command.start", "policyd.descriptor.reader_process")
+
+
+class BodyReaders:
+    """Up to READERS processes, each of which reads one body at a time.
+
+    Belongs to the event loop in which it is first used.
+    """
+
+    def __init__(self, patience: float = PATIENCE) -> None:
+        self._patience = patience
+        self._turns = asyncio.Semaphore(READERS)
+        self._idle: list[_Reader] = []
+        self._busy: set[_Reader] = set()
+
+    async def read(self, begin: Callable[[], None], body: Pieces, about: Told) -> BodyAttributes:
+        """The attributes of a body. `begin` is called once it is the body's turn.
+
+        Raises BodiesFull where its reader ends or hangs, and what `begin` raises.
+        """
+        async with self._turns:
+            begin()
+            reader = self._next_idle() or await _Reader.start()
+            self._busy.add(reader)
+            try:
+                async with asyncio.timeout(self._patience):
+                    attributes = await reader.read(body, about)
+            except (TimeoutError, OSError, EOFError) as problem:
+                reader.end()
+                _log.error(
+                    "the process that read a body of %d bytes %s: the request is answered 503",
+                    len(body),
+                    "hangs, and is killed" if isinstance(problem, TimeoutError) else "has ended",
+                )
+                raise BodiesFull(_UNREAD) from None
+            except BaseException:
+                reader.end()  # What is left of the body and of its answer is on the way.
+                raise
+            else:
+                self._idle.append(reader)
+                return attributes
+            finally:
+                self._busy.discard(reader)
+
+    def _next_idle(self) -> "_Reader | None":
+        while self._idle:
+            reader = self._idle.pop()
+            if reader.is_running:
+                return reader
+            reader.end()
+        return None
+
+    @property
+    def processes(self) -> list[int]:
+        """The process IDs of those that run."""
+        return [reader.process for reader in (*self._idle, *self._busy)]
+
+    def close(self) -> None:
+        """End them. What they read is not answered."""
+        for reader in (*self._idle, *self._busy):
+            reader.end()
+        self._idle.clear()
+
+
+class _Reader:
+    """One process."""
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        stream: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+    ) -> None:
+        self._process = process
+        self._answers, self._bodies = stream
+
+    @classmethod
+    async def start(cls) -> "_Reader":
+        """Start one. Raises BodiesFull where the system has no room for it."""
+        try:
+            process, connection = await asyncio.to_thread(_start)
+        except OSError as problem:
+            _log.error("a process that reads bodies does not start: %s", problem)
+            raise BodiesFull(_UNREAD) from None
+        return cls(process, await asyncio.open_unix_connection(sock=connection))
+
+    @property
+    def process(self) -> int:
+        """Its process ID."""
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
+    async def read(self, body: Pieces, about: Told) -> BodyAttributes:
+        """The attributes of a body. Raises EOFError or OSError where the process ends."""
+        self._bodies.write(told(about, len(body)))
+        for piece in body:
+            self._bodies.write(piece)
+            await self._bodies.drain()
+        size = int.from_bytes(await self._answers.readexactly(LENGTH))
+        return read_answer(await self._answers.readexactly(size))
+
+    def end(self) -> None:
+        """End it at once."""
+        with suppress(RuntimeError):  # The loop may be closed already.
+            self._bodies.close()
+        self._process.kill()
+        self._process.wait()
+
+
+def _start() -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """A new process, and our end of the connection that is its input and its output."""
+    ours, theirs = socket.socketpair()
+    try:
+        with theirs:
+            end = theirs.fileno()
+            return subprocess.Popen(_COMMAND, stdin=end, stdout=end), ours  # noqa: S603  # our own program
+    except OSError:
+        ours.close()
+        raise

@@ -1,0 +1,97 @@
+"""A process that reads bodies, one after the other, until its input ends.
+
+    parent to reader   the length of what follows, in four bytes; then, in msgpack, what is told of
+                       a body, and then the body
+    reader to parent   the length of what follows, in four bytes; then, in msgpack, its attributes
+
+Its input ends with its parent, so not even a parent that is killed leaves readers behind. What a
+reader answers is checked as it comes: a body that takes a reader over gains nothing by it but its
+own attributes.
+"""
+
+import ctypes
+import select
+import sys
+from contextlib import suppress
+from typing import BinaryIO, NamedTuple
+
+import msgspec
+
+from policyd.descriptor.body import read_body
+from policyd.descriptor.identifiers import BodyAttributes
+from policyd.engine.places import Endpoint
+
+LENGTH = 4
+"""Bytes of a length."""
+_IDLE = 1.0
+"""Seconds without a body after which memory is given back."""
+_MOST_MEMORY = 2**30
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""What mallopt(3) sets."""
+
+
+class Told(NamedTuple):
+    """What is told of a body: see read_body()."""
+
+    content_type: str | None
+    content_encoding: str
+    endpoint: Endpoint | None
+    limit: int
+
+
+_encoder = msgspec.msgpack.Encoder()
+_told_decoder = msgspec.msgpack.Decoder(tuple[int, Told])
+_answer_decoder = msgspec.msgpack.Decoder(BodyAttributes)
+
+
+def told(about: Told, size: int) -> bytes:
+    """What goes before a body of `size` bytes."""
+    return _framed(_encoder.encode((size, about)))
+
+
+def read_answer(answer: bytes) -> BodyAttributes:
+    """The attributes in an answer, which is without its length. Raises EOFError for nonsense."""
+    try:
+        return _answer_decoder.decode(answer)
+    except msgspec.DecodeError:
+        raise EOFError from None
+
+
+def serve(bodies: BinaryIO, answers: BinaryIO) -> None:
+    """Read each body that comes by `bodies`, and answer by `answers`."""
+    while length := _next(bodies):
+        size, about = _told_decoder.decode(bodies.read(int.from_bytes(length)))
+        answers.write(_framed(_encoder.encode(read_body(bodies.read(size), *about))))
+        answers.flush()
+
+
+def _next(bodies: BinaryIO) -> bytes:
+    """The next length, or nothing where there is none to come."""
+    if not select.select([bodies], [], [], _IDLE)[0]:
+        _give_back_memory()
+    return bodies.read(LENGTH)
+
+
+# To read a body takes copies of it. By default the system gets each of them back at once, and to
+# get the memory for the next one takes longer than to read it.
+
+
+def _keep_memory() -> None:
+    with suppress(OSError, AttributeError):  # Not every system has it.
+        library = ctypes.CDLL(None)
+        library.mallopt(_MMAP_THRESHOLD, _MOST_MEMORY)
+        library.mallopt(_TRIM_THRESHOLD, _MOST_MEMORY)
+
+
+def _give_back_memory() -> None:
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _framed(message: bytes) -> bytes:
+    return len(message).to_bytes(LENGTH) + message
+
+
+if __name__ == "__main__":
+    _keep_memory()
+    serve(sys.stdin.buffer, sys.stdout.buffer)
