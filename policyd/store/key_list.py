@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from policyd.decision_log.record import moment
 from policyd.engine.settings import ApiKey
+from policyd.keys.api_key import is_id
 from policyd.store.database import ESCAPE, LONG, escaped, reading, storable
 from policyd.store.decisions import decisions
 from policyd.store.key_rows import api_key_of, keys
@@ -43,7 +44,7 @@ class KeyFilter:
     """Which keys are wanted."""
 
     text: str = ""
-    """A part of the name in any letter case, the ID, or the last characters of the key itself."""
+    """A part of the name in any letter case, the last characters of the key itself, or its ID."""
     show_revoked: bool = False
 
 
@@ -116,9 +117,12 @@ def _conditions(wanted: KeyFilter) -> list[sa.ColumnElement[bool]]:
     found: list[sa.ColumnElement[bool]] = []
     if not wanted.show_revoked:
         found.append(keys.c.revoked_at.is_(None))
-    if text := storable(wanted.text):
+    text = storable(wanted.text)
+    if is_id(text):
+        found.append(keys.c.id == text)
+    elif text:
         # The database lowers both, as each knows other alphabets.
         pattern = sa.func.lower(f"%{escaped(text)}%")
         in_name = sa.func.lower(keys.c.name).like(pattern, escape=ESCAPE)
-        found.append(in_name | (keys.c.id == text) | (keys.c.suffix == text))
+        found.append(in_name | (keys.c.suffix == text))
     return found
