@@ -24,6 +24,7 @@ DIFFERENTIAL := .venv-differential/.installed
 READERS := tests/differential
 NODE_READERS := $(READERS)/node/node_modules/.installed
 GO_READERS := $(READERS)/go/reader
+PEERS := benchmarks/peers/node_modules/.installed
 NODE_GATEWAY := $(GATEWAYS)/node/dist/gateway.js
 GO_GATEWAY := $(GATEWAYS)/go/gateway
 JAVA_GATEWAY := $(GATEWAYS)/java/target/classes/example/Gateway.class
@@ -122,8 +123,15 @@ screenshot: $(INSTALLED) ## take the picture of the console in docs/images anew,
 	$(BIN)/python docs/tools/screenshot.py
 
 .PHONY: bench
-bench: $(INSTALLED) ## run the benchmarks
+bench: $(INSTALLED) ## measure all, in about 20 minutes, and write benchmarks/REPORT.md; ARGS=--quick tries it, ARGS=gateway runs a part
 	$(BIN)/python -m benchmarks $(ARGS)
+
+.PHONY: bench-check
+bench-check: $(INSTALLED) ## measure for some minutes, and compare the ratios with those that are committed
+	$(BIN)/python -m benchmarks --check $(ARGS)
+
+.PHONY: bench-peers
+bench-peers: $(PEERS) $(LITELLM) ## install what `make bench` sets beside policyd: Cerbos, Portkey and LiteLLM
 
 .PHONY: lock
 lock: $(INSTALLED) ## make the locks; with ARGS=--upgrade, of the newest versions
@@ -141,6 +149,8 @@ lock: $(INSTALLED) ## make the locks; with ARGS=--upgrade, of the newest version
 		--no-audit --no-fund --omit-lockfile-registry-resolved
 	cd $(READERS)/node && npm install --package-lock-only --ignore-scripts \
 		--no-audit --no-fund --omit-lockfile-registry-resolved
+	cd benchmarks/peers && npm install --package-lock-only --ignore-scripts \
+		--no-audit --no-fund --omit-lockfile-registry-resolved
 	$(LOCK) --output-file integrations/litellm/requirements.txt integrations/litellm/requirements.in
 	$(LOCK) --output-file $(READERS)/requirements.txt $(READERS)/requirements.in
 
@@ -151,7 +161,7 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generat
 .PHONY: clean
 clean: ## remove what the other targets have made, but not the data
 	rm -rf .venv .venv-openai-0.27 .venv-langchain .venv-litellm .venv-deploy tests/clients/node/node_modules dist mutants
-	rm -rf .venv-differential $(READERS)/node/node_modules $(GO_READERS)
+	rm -rf .venv-differential benchmarks/peers/node_modules $(READERS)/node/node_modules $(GO_READERS)
 	cd $(GATEWAYS) && rm -rf node/node_modules node/dist node/src/stubs go/gateway go/stubs java/target
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
@@ -224,6 +234,10 @@ $(NODE_READERS): $(READERS)/node/package.json $(READERS)/node/package-lock.json
 
 $(GO_READERS): $(READERS)/go/main.go $(READERS)/go/go.mod
 	$(call with,go,golang-go,cd $(READERS)/go && go build -o reader)
+
+$(PEERS): benchmarks/peers/package.json benchmarks/peers/package-lock.json
+	$(call with,npm,nodejs npm,\
+		cd benchmarks/peers && npm ci --ignore-scripts --no-audit --no-fund && touch node_modules/.installed)
 
 # The example gateways are built where their toolchains are, and otherwise skipped with a word.
 $(NODE_GATEWAY): $(wildcard $(GATEWAYS)/node/*.json $(GATEWAYS)/node/src/*.ts) $(PROTOS)

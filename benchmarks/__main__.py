@@ -1,53 +1,44 @@
 """The command line: `python -m benchmarks [--quick] [PART]`, which `make bench` calls."""
 
-import asyncio
+import json
 import os
+import signal
 import sys
-import tempfile
 import time
-from functools import partial
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
-import uvloop
 
-from benchmarks import core, envoy, evaluate, gateway, hostile, log, start, store, watched
+from benchmarks import pages, report
+from benchmarks.check import moved
 from benchmarks.checkout import Checkout
+from benchmarks.findings import Findings
+from benchmarks.part import run
+from benchmarks.parts import CHECK, CHECKED, PARTS, QUICK
 from benchmarks.rounds import Plan
 
-PARTS = {
-    "evaluate": evaluate.run,
-    "gateway": gateway.run,
-    "envoy": envoy.run,
-    "log": log.run,
-    "core": core.run,
-    "store": store.run,
-    "hostile": hostile.run,
-    "start": start.run,
-    "watched": watched.run,
-}
-PLANS = {
-    "evaluate": Plan(rounds=9, seconds=0.35),
-    "gateway": Plan(rounds=9, seconds=0.5),
-    "envoy": Plan(rounds=9, seconds=0.5),
-    "log": Plan(rounds=9, seconds=0.5),
-    "core": Plan(rounds=9, seconds=0.02),
-    "store": Plan(rounds=10, seconds=0, rows=1_000_000),
-    "hostile": Plan(rounds=9, seconds=0),
-    "start": Plan(rounds=10, seconds=0),
-    "watched": Plan(rounds=9, seconds=0.5),
-}
-QUICK = Plan(rounds=2, seconds=0.1, rows=10_000)
+_MINUTES = 20.0
+_QUICK_LIMIT = 60.0
+_COMPARED = ("bodies", "hostile", "start")
+"""The parts that take another checkout."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--quick", is_flag=True, help="Run for seconds only; the figures mean little.")
-@click.option("--only", type=click.Choice(list(PARTS)), help="The same as PART.")
+@click.option("--quick", is_flag=True, help="Try it for a minute or two; the figures mean little.")
+@click.option("--check", is_flag=True, help="Compare ratios with those of figures.json.")
+@click.option("--minutes", default=_MINUTES, show_default=True, help="The time for all parts.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Where REPORT.md, charts and figures.json go; by default benchmarks/, where all is run.",
+)
 @click.option(
     "--root",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     metavar="DIR",
-    help="For hostile and start: another checkout, whose servers are measured for comparison.",
+    help="For bodies, hostile and start: another checkout, which is measured for comparison.",
 )
 @click.option(
     "--python",
@@ -55,36 +46,77 @@ QUICK = Plan(rounds=2, seconds=0.1, rows=10_000)
     metavar="PATH",
     help="The Python that runs that checkout; DIR/.venv/bin/python unless given.",
 )
-@click.argument("part", type=click.Choice(list(PARTS)), required=False)
+@click.argument("part", type=click.Choice(list(PARTS)), nargs=-1)
 def main(
-    quick: bool, only: str | None, root: Path | None, python: Path | None, part: str | None
+    quick: bool,
+    check: bool,
+    minutes: float,
+    out: Path | None,
+    root: Path | None,
+    python: Path | None,
+    part: tuple[str, ...],
 ) -> None:
-    """Measure policyd and its gateway, all of it or PART, and print the results as Markdown.
+    """Measure policyd and its gateway: all of it, or each PART.
 
-    It takes about fifteen minutes and both cores of a small machine; run nothing else on it
-    meanwhile. Figures with a range are medians over the rounds, and the range holds the middle half
-    of them.
+    All of it takes about twenty minutes and both cores of a small machine; run nothing else on it
+    meanwhile. It writes the report, benchmarks/REPORT.md, and what README.md and
+    docs/performance.md say of it. PARTs, and --quick, are printed as Markdown. A part that fails is
+    named in the report, and the others go on.
 
-    hostile puts the loads of a client without a key on the servers, and measures what other clients
-    notice; with --root, on the servers of two checkouts in turn. start takes --root, too.
+    With --check some parts are measured for a shorter time, and their ratios compared with those of
+    benchmarks/figures.json. The exit status is 1 if one has moved by more than its tolerance.
     """
     if python and not root:
         raise click.UsageError("--python is the Python of --root: give both")
-    only = part or only
+    # What runs is ended then, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     before = Checkout.other(root, python) if root else None
-    parts = PARTS | {
-        "hostile": partial(hostile.run, before=before),
-        "start": partial(start.run, before=before),
-    }
-    started = time.monotonic()
-    click.echo(f"Load of the machine before: {_load()}, {os.cpu_count()} cores\n")
-    with tempfile.TemporaryDirectory() as folder:
-        for name in [only] if only else parts:
-            sys.stderr.write(f"{name} …\n")
-            plan = QUICK if quick else PLANS[name]
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                click.echo(runner.run(parts[name](Path(folder), plan)) + "\n")
-    click.echo(f"Load after: {_load()}; {time.monotonic() - started:.0f} s")
+    plan = QUICK if quick else CHECK if check else None
+    names = part or (CHECKED if check else tuple(PARTS))
+    conditions = {"load before": _load(), "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"}
+    began = time.monotonic()
+    found = _measure(names, plan, began + 60 * minutes, before)
+    conditions["load after"] = _load()
+    conditions["took"] = f"{time.monotonic() - began:.0f} s"
+    if check:
+        sys.exit(_compare(found))
+    is_all = not (quick or part)
+    if folder := out or (report.FOLDER if is_all else None):
+        report.write(folder, found, conditions)
+        click.echo(f"The report is {folder / 'REPORT.md'}")
+    else:
+        click.echo(report.compose(found, conditions))
+    if is_all and not out:
+        pages.write(found)
+
+
+def _measure(
+    names: tuple[str, ...], plan: Plan | None, until: float, before: Checkout | None
+) -> dict[str, Findings]:
+    found = {}
+    for name in names:
+        part = PARTS[name]
+        left = until - time.monotonic()
+        limit = min(_QUICK_LIMIT if plan else part.limit, left)
+        if left < _QUICK_LIMIT / 6:
+            found[name] = Findings(absent=[f"{name}: the time was over"])
+            continue
+        sys.stderr.write(f"{name} … ({limit:.0f} s at most)\n")
+        found[name] = run(name, plan or part.plan, limit, before if name in _COMPARED else None)
+        for one in found[name].absent:
+            sys.stderr.write(f"  absent: {one}\n")
+    return found
+
+
+def _compare(found: dict[str, Findings]) -> int:
+    committed = json.loads((report.FOLDER / "figures.json").read_text())
+    lines, count = moved(report.figures(found), committed)
+    click.echo(f"{count} ratios compared, {len(lines)} moved")
+    for line in lines:
+        click.echo(line)
+    for one in (absent for findings in found.values() for absent in findings.absent):
+        click.echo(f"not measured: {one}")
+    return int(bool(lines) or not count)
 
 
 def _load() -> str:

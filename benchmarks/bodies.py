@@ -25,7 +25,7 @@ import msgspec
 
 from benchmarks import traffic
 from benchmarks.checkout import POLICYD, Checkout
-from benchmarks.gateway import READY
+from benchmarks.deployment import GATEWAY_IS_READY
 from benchmarks.processes import (
     POLICYD_IS_READY,
     Program,
@@ -149,7 +149,9 @@ def running(version: Checkout, folder: Path) -> Iterator[Running]:
         sink = until.enter_context(_script("sink", ready=r"sink at (\S+)"))
         flags = ("--policyd", server.places[0], "--upstream", sink.places[0])
         command = (*python, _GATEWAY, "serve", "--listen", "127.0.0.1:0", *flags)
-        yield Running(key, until.enter_context(started(*command, ready=READY, cwd=version.root)))
+        yield Running(
+            key, until.enter_context(started(*command, ready=GATEWAY_IS_READY, cwd=version.root))
+        )
 
 
 async def neighbours(version: Checkout, folder: Path, seconds: float) -> Figures:

@@ -8,8 +8,17 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.gateway import READY, start_upstream
-from benchmarks.processes import POLICYD_IS_READY, ROOT, Program, create_key, policyd, started
+from benchmarks.deployment import GATEWAY_IS_READY
+from benchmarks.processes import (
+    POLICYD_IS_READY,
+    ROOT,
+    Program,
+    create_key,
+    policyd,
+    started,
+    tree,
+)
+from benchmarks.upstream import upstream
 
 POLICYD = "from policyd.cli.main import main; main()"
 """The program in place of the command, so that the folder decides which version runs."""
@@ -60,8 +69,8 @@ class Servers(NamedTuple):
         return f"http://{self.policyd.places[2]}"
 
     def peak_memory(self) -> int:
-        """Sum of the largest memory, in bytes, of the gateway, policyd and its children."""
-        pids = [self.gateway.pid, self.policyd.pid, *_children(self.policyd.pid)]
+        """Sum of the largest memory, in bytes, of the gateway's and policyd's processes."""
+        pids = [*tree(self.gateway.pid), *tree(self.policyd.pid)]
         return sum(_peak(pid) for pid in pids)
 
     def rows(self) -> int:
@@ -96,20 +105,18 @@ def servers(checkout: Checkout, folder: Path, *, files: int | None = None) -> It
         server = running.enter_context(
             started(*ask, "--http", "127.0.0.1:0", ready=ready, cwd=checkout.root)
         )
-        upstream = running.enter_context(start_upstream())
-        flags = ("--policyd", server.places[0], "--upstream", upstream.places[0])
+        outside = folder.with_name(f"{folder.name}-stub")
+        outside.mkdir()
+        stub = running.enter_context(upstream(outside))
+        flags = ("--policyd", server.places[0], "--upstream", stub.places[0])
         gateway = running.enter_context(
             started(
                 *(*before, _GATEWAY, "serve", "--listen", "127.0.0.1:0", *flags),
-                ready=READY,
+                ready=GATEWAY_IS_READY,
                 cwd=checkout.root,
             )
         )
         yield Servers(key, server, gateway, database)
-
-
-def _children(pid: int) -> list[int]:
-    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def _peak(pid: int) -> int:

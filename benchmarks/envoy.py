@@ -3,28 +3,23 @@ gateway."""
 
 import json
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import aiohttp
 import yaml
 
 from benchmarks import traffic
-from benchmarks.gateway import POLICYD, READY, UPSTREAM, Asker, start_upstream
-from benchmarks.processes import (
-    POLICYD_IS_READY,
-    ROOT,
-    Program,
-    create_key,
-    policyd,
-    started,
-)
-from benchmarks.rounds import Case, Plan, Turns, ratios, table, take_turns
+from benchmarks.deployment import Deployment, knows, start_gateway
+from benchmarks.findings import Findings, cpu_chart
+from benchmarks.load import http_target
+from benchmarks.processes import ROOT, Program, Tree, started
+from benchmarks.rounds import Case, Comparison, Plan, compare, comparison_table
+from benchmarks.upstream import upstream
 
-BARE, CHECKED, REFUSED = "Envoy, no check", "Envoy, checked", "Envoy, refused (422)"
+BARE, CHECKED, DENIED = "Envoy, no check", "Envoy, checked", "Envoy, denied (422)"
+UPSTREAM = "upstream"
 GATEWAY = "our gateway, checked"
 _PROXY = "proxy"
 _CONCURRENCY = 16
@@ -32,42 +27,66 @@ _SHIPPED = ROOT / "integrations" / "envoy" / "envoy.yaml"
 _READY = "starting main dispatch loop"
 
 
-async def run(folder: Path, plan: Plan) -> str:
-    """Measure, and give the result as Markdown. `folder` is for the database and configurations."""
+async def run(folder: Path, plan: Plan) -> Findings:
+    """Measure. `folder` is for databases and configurations."""
+    findings = Findings()
     with ExitStack() as running:
-        start = running.enter_context
-        database_url = f"sqlite:///{folder}/envoy.db"
-        key = create_key(database_url)
-        server = start(started(*policyd(database_url), ready=POLICYD_IS_READY))
-        upstream = start(start_upstream())
-        places = (server.places[0], upstream.places[0])
-        checking = start(_envoy(folder / "checking", _bootstrap(*places)))
-        bare = start(_envoy(folder / "bare", _without_check(_bootstrap(*places))))
-        listen = ("serve", "--listen", "127.0.0.1:0", "--policyd", places[0])
-        flags = (*listen, "--upstream", places[1])
-        gateway = start(started("policyd-gateway", *flags, ready=READY))
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-            asker = Asker(session, traffic.headers(key))
-            pids = {POLICYD: server.pid, UPSTREAM: upstream.pid}
-            cases = _cases(asker, pids, bare, checking, gateway)
-            return _table(await take_turns(cases, _CONCURRENCY, plan))
+        stub = running.enter_context(upstream(folder))
+        fronts = [()] + [("--front", "envoy")] * knows("policyd", "--front")
+        cases = []
+        for number, flags in enumerate(fronts):
+            try:
+                deployment = Deployment(folder / f"policyd-{number}", running, *flags)
+            except RuntimeError as error:
+                findings.absent.append(f"{' '.join(flags)}: {error}"[:300])
+                continue
+            cases += _cases(folder, running, deployment, stub, " ".join(flags))
+        found = await compare(cases, plan._replace(concurrencies=(_CONCURRENCY,)))
+    _note(found, findings)
+    return findings
 
 
 def _cases(
-    asker: Asker, pids: dict[str, int], bare: Program, checking: Program, gateway: Program
+    folder: Path, running: ExitStack, deployment: Deployment, stub: Program, front: str
 ) -> list[Case]:
-    chat, anonymous = traffic.body(), traffic.body(user=None)
+    """Those of one policyd; those that all have in common, with the first one only."""
+    places = (deployment.place, stub.places[0])
+    chat, beside = traffic.body(300), {UPSTREAM: Tree(stub.pid)}
+    headers = dict(traffic.headers(deployment.key))
+    name = f"checking {front}".replace(" ", "-")
+    checking = running.enter_context(_envoy(folder / name, _bootstrap(*places)))
 
-    def case(name: str, proxy: Program, body: bytes, status: int) -> Case:
-        programs = {_PROXY: proxy.pid, **pids}
-        return Case(name, lambda: asker.ask(proxy.places[0], body, status), programs)
+    def case(name: str, proxy: Program, body: bytes, status: int, *, is_checked: bool) -> Case:
+        target = http_target(proxy.places[0] + traffic.PATH, body, headers, status)
+        parts = {_PROXY: Tree(proxy.pid)}
+        if not is_checked:
+            return Case(name, target, parts, beside)
+        return Case(name, target, {**parts, **deployment.parts}, beside, deployment.shipped)
 
+    if front:
+        return [case(f"{CHECKED}, {front}", checking, chat, 200, is_checked=True)]
+    bare = running.enter_context(_envoy(folder / "bare", _without_check(_bootstrap(*places))))
+    gateway = start_gateway(running, *places)
+    anonymous = traffic.body(300, user=None)
     return [
-        case(BARE, bare, chat, 200),
-        case(CHECKED, checking, chat, 200),
-        case(REFUSED, checking, anonymous, 422),
-        case(GATEWAY, gateway, chat, 200),
+        case(BARE, bare, chat, 200, is_checked=False),
+        case(CHECKED, checking, chat, 200, is_checked=True),
+        case(DENIED, checking, anonymous, 422, is_checked=True),
+        case(GATEWAY, gateway, chat, 200, is_checked=True),
     ]
+
+
+def _note(found: Sequence[Comparison], findings: Findings) -> None:
+    findings.failures(found)
+    title = "Envoy with the shipped bootstrap beside itself without the check"
+    findings.tables.append(comparison_table(title, found, BARE))
+    findings.charts.append(cpu_chart("envoy-cpu", "What a request costs through Envoy", found))
+    for one in found:
+        for case in one.turns:
+            if case != BARE:
+                pair, name = (case, BARE), f"envoy: {case} beside {BARE}"
+                findings.beside(one, f"{name}, rate", lambda turn: turn.rate, pair, "higher")
+                findings.beside(one, f"{name}, CPU", lambda turn: turn.total, pair)
 
 
 def _bootstrap(policy: str, upstream: str) -> dict[str, Any]:
@@ -113,25 +132,3 @@ def _envoy(folder: Path, bootstrap: dict[str, Any]) -> Iterator[Program]:
             (listener,) = json.load(found)["listener_statuses"]
         place = listener["local_address"]["socket_address"]
         yield Program(envoy.pid, (f"http://{place['address']}:{place['port_value']}",))
-
-
-def _table(turns: Turns) -> str:
-    programs = (_PROXY, POLICYD, UPSTREAM)
-    columns = (
-        *("what", "requests/s", f"beside {BARE}", f"beside {GATEWAY}", "p50 ms", "p99 ms"),
-        *(f"{name} CPU µs each" for name in programs),
-    )
-    rows = [
-        (
-            *(name, f"{median(turn.rate for turn in measured):.0f}"),
-            *(ratios(measured, turns[BARE]), ratios(measured, turns[GATEWAY])),
-            f"{1e3 * median(turn.p50 for turn in measured):.2f}",
-            f"{1e3 * median(turn.p99 for turn in measured):.2f}",
-            *(
-                f"{1e6 * median(turn.cpu[program] for turn in measured):.0f}"
-                for program in programs
-            ),
-        )
-        for name, measured in turns.items()
-    ]
-    return table(f"Envoy and our gateway, {_CONCURRENCY} requests at once", columns, rows)

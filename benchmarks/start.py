@@ -5,6 +5,7 @@ Each start uses the database that the one before left. If another checkout is gi
 with this one.
 """
 
+import signal
 import socket
 import subprocess
 import time
@@ -66,6 +67,8 @@ async def run(folder: Path, plan: Plan, before: Checkout | None = None) -> str:
             for url in urls[one.name].values()
         }
         for number in range(plan.rounds + 1):
+            if number > 1 and time.monotonic() > plan.until:
+                break
             for case in _CASES:
                 for one in checkouts if number % 2 else reversed(checkouts):
                     url = urls[one.name][case.database]
@@ -124,7 +127,7 @@ def _start(checkout: Checkout, folder: Path, url: str, key: str, case: _Case) ->
                 _wait(begun)
             return _Took(decided, time.monotonic() - begun)
         finally:
-            process.terminate()
+            process.send_signal(signal.SIGINT)  # At SIGTERM it would wait for balancers first.
             process.wait(_PATIENCE)
 
 

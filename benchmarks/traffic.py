@@ -31,7 +31,7 @@ def body(size: int = 1024, user: str | None = "user-1") -> bytes:
     messages = [{"role": "system", "content": "You are brief."}]
     for number in range(max(1, size // (len(TEXT) * 4))):
         role = "assistant" if number % 2 else "user"
-        messages.append({"role": role, "content": TEXT * 4})
+        messages.append({"role": role, "content": (TEXT * 4)[: size // 2]})
     chat: dict[str, object] = {"model": "gpt-4o-mini", "messages": messages, "temperature": 0.2}
     return json.dumps(chat | ({"user": user} if user else {})).encode()
 

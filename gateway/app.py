@@ -25,7 +25,7 @@ from gateway.exchange import Exchange
 from gateway.headers import read_request
 from gateway.intake import Intake, Refused
 from gateway.outcome import OutcomeRecorder
-from gateway.policyd_client import policyd_client
+from gateway.policyd_client import local_client, policyd_client
 from gateway.settings import Settings
 from gateway.undecided import Undecided
 from gateway.upstream import Body, Upstream
@@ -55,6 +55,7 @@ from policyd.v1.policy_pb2 import (
 
 if TYPE_CHECKING:
     from gateway.request_metrics import RequestMetrics
+    from policyd.client.local import LocalPolicyClient
 
 log = logging.getLogger("gateway")
 
@@ -72,7 +73,9 @@ class Gateway:
     def __init__(self, settings: Settings, evaluate: Evaluate | None = None) -> None:
         self._settings = settings
         self._evaluate = evaluate
-        self._policyd: PolicyClient | None = None
+        self._policyd: PolicyClient | LocalPolicyClient | None = None
+        self.local: LocalPolicyClient | None = None
+        """What decides here by policyd's settings, where the settings ask for that."""
         self._upstream: Upstream
         self._intake: Intake
         self._end_users = EndUserHeaders(settings.end_user_headers, settings.trusted_networks)
@@ -89,7 +92,10 @@ class Gateway:
     async def __aenter__(self) -> Self:
         settings = self._settings
         if self._evaluate is None:
-            self._policyd = policyd_client(settings)
+            if settings.is_local:
+                self._policyd = self.local = await local_client(settings).__aenter__()
+            else:
+                self._policyd = policyd_client(settings)
             self._evaluate = self._policyd.evaluate
         self._upstream = Upstream(settings)
         self._intake = Intake(
@@ -100,12 +106,19 @@ class Gateway:
     async def __aexit__(self, *_: object) -> None:
         await self._upstream.close()
         self._intake.close()
-        if self._policyd is not None:
+        if self.local is not None:
+            await self.local.close(self._settings.carrying)
+        elif self._policyd is not None:
             await self._policyd.close()
         if self._access is not None:
             self._access.end()
         if self._traces is not None:
             await asyncio.to_thread(self._traces.close)
+
+    @property
+    def knows_settings(self) -> bool:
+        """Whether there are settings to decide by, where it decides by itself."""
+        return self.local is None or self.local.staleness is not None
 
     @property
     def held(self) -> int:
@@ -224,6 +237,8 @@ class Gateway:
         # Where the operator lets requests pass without a decision, policyd is not needed.
         if self._policyd is None or self._settings.on_policy_error == "allow":
             return ""
+        if self.local is not None:
+            return self.local.unready
         if not await self._policyd.can_reach(PATIENCE):
             return "policyd cannot be reached"
         is_deciding = await self._policyd.can_decide(PATIENCE)

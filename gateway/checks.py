@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from gateway.policyd_client import check_policyd_files
+from gateway.policyd_client import check_policyd_files, spool_of
 from gateway.settings import Settings
 from policyd.command.checks import Check, free
 from policyd.command.tls_files import check_pair
@@ -15,6 +15,8 @@ def files(settings: Settings) -> Iterator[Check]:
         yield Check(f"--tls-cert {certificate}", lambda: _pair(certificate, key))
     if settings.policyd_tls:
         yield Check("--policyd-tls", lambda: _policyd_files(settings))
+    if settings.is_local:
+        yield Check(f"--spool {settings.spool}", lambda: look_at_spool(settings))
 
 
 def _pair(certificate: Path, key: Path) -> str:
@@ -26,6 +28,14 @@ def _policyd_files(settings: Settings) -> str:
     check_policyd_files(settings)
     of = settings.policyd_ca or "the system's authorities"
     return f"policyd's certificate has to be of {of}"
+
+
+def look_at_spool(settings: Settings) -> str:
+    """What waits in the spool of a gateway that decides by itself. Raises SettingsError."""
+    # Imported late, as above all only such a gateway needs it.
+    from policyd.client.local_look import look_at_folder
+
+    return look_at_folder(spool_of(settings))
 
 
 def surroundings(settings: Settings, *, is_running: bool) -> Iterator[Check]:

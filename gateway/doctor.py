@@ -10,6 +10,7 @@ from typing import Any
 import click
 from yarl import URL
 
+from gateway.checks import look_at_spool
 from gateway.cli import OPTIONS
 from gateway.reach import ask
 from gateway.settings import Settings
@@ -63,6 +64,8 @@ def _checks(settings: Settings, key: str, secrets: Mapping[str, Path | None]) ->
             "--policyd-ca": settings.policyd_ca,
         }
     )
+    if settings.is_local:
+        yield Check(f"--spool {settings.spool}", lambda: look_at_spool(settings))
     yield Check(f"--policyd {settings.policyd}", lambda: _policyd(settings))
     if key:
         yield Check("API key", lambda: _key(settings, key))

@@ -1,25 +1,60 @@
-"""The client by which the gateway asks policyd."""
+"""The client by which the gateway asks policyd, or decides by policyd's settings."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gateway.settings import Settings
-from policyd.client.aio import PolicyClient, tls_credentials
+from policyd.client import ChannelCredentials, PolicyClient, tls_credentials
 from policyd.command.settings import read_file
 from policyd.command.tls_files import check_authorities, check_pair
+
+if TYPE_CHECKING:
+    from policyd.client.local import LocalPolicyClient
 
 
 def policyd_client(settings: Settings) -> PolicyClient:
     """What to ask policyd with. Raises SettingsError."""
-    credentials = None
-    if settings.policyd_tls:
-        check_policyd_files(settings)
-        files = (settings.policyd_ca, settings.policyd_cert, settings.policyd_key)
-        authorities, certificate, key = (read_file(path) if path else None for path in files)
-        credentials = tls_credentials(authorities, certificate=certificate, key=key)
     return PolicyClient(
         settings.policyd,
         timeout=settings.policy_timeout,
-        credentials=credentials,
+        credentials=credentials_of(settings),
         token=settings.policyd_token,
     )
+
+
+def local_client(settings: Settings) -> "LocalPolicyClient":
+    """What to decide with by policyd's settings. Raises SettingsError."""
+    # Imported late, so that a gateway that asks policyd starts sooner and holds less.
+    from policyd.client.local import LocalPolicyClient
+
+    return LocalPolicyClient(
+        settings.policyd,
+        spool=spool_of(settings),
+        token=settings.policyd_token,
+        timeout=settings.policy_timeout,
+        credentials=credentials_of(settings),
+        max_staleness=settings.max_staleness,
+        spool_limit=settings.spool_limit,
+        spool_sync=settings.spool_sync,
+        drop_when_full=settings.drop_when_full,
+        drop_on_error=settings.drop_on_error,
+    )
+
+
+def spool_of(settings: Settings) -> Path:
+    """The folder of decisions that wait for policyd, of a gateway that decides by itself."""
+    assert settings.spool is not None  # The settings have been checked.
+    return settings.spool
+
+
+def credentials_of(settings: Settings) -> ChannelCredentials | None:
+    """Those of connections to policyd. None: they are without TLS. Raises SettingsError."""
+    if not settings.policyd_tls:
+        return None
+    check_policyd_files(settings)
+    files = (settings.policyd_ca, settings.policyd_cert, settings.policyd_key)
+    authorities, certificate, key = (read_file(path) if path else None for path in files)
+    return tls_credentials(authorities, certificate=certificate, key=key)
 
 
 def check_policyd_files(settings: Settings) -> None:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from policyd.telemetry import bounds, catalogue
 from policyd.telemetry.bounds import OTHER, Names
-from policyd.telemetry.metrics import Watch
+from policyd.telemetry.metrics import Metrics, Watch
 
 if TYPE_CHECKING:
     from gateway.app import Gateway
     from gateway.exchange import Exchange
+    from policyd.client.local import LocalPolicyClient
     from policyd.v1.policy_pb2 import Outcome
 
 _NS = 1e-9
@@ -44,6 +45,7 @@ class RequestMetrics(Watch):
         self._streams = metrics.gauge(catalogue.STREAMS)
         self._body_bytes = metrics.gauge(catalogue.GATEWAY_BODY_BYTES)
         self._breaker = metrics.gauge(catalogue.BREAKER_OPEN)
+        self._local: LocalMetrics | None = None
 
     def served(self, exchange: "Exchange", now: int) -> None:
         """Count a request that has ended. `now` and the exchange's moments are nanoseconds of
@@ -80,3 +82,32 @@ class RequestMetrics(Watch):
         self._streams.set(gateway.streams)
         self._body_bytes.set(gateway.held)
         self._breaker.set(gateway.is_breaker_open)
+        if gateway.local is not None:
+            self._local = self._local or LocalMetrics(self._metrics, gateway.local)
+            self._local.look()
+
+
+class LocalMetrics:
+    """Looks at a `client` that decides in the gateway."""
+
+    def __init__(self, metrics: Metrics, client: "LocalPolicyClient") -> None:
+        self._client = client
+        self._revision = metrics.gauge(catalogue.GATEWAY_REVISION)
+        self._staleness = metrics.gauge(catalogue.GATEWAY_STALENESS)
+        self._followed = metrics.gauge(catalogue.GATEWAY_FOLLOWED)
+        self._spool = metrics.gauge(catalogue.GATEWAY_SPOOL_BYTES)
+        self._carried = metrics.count(catalogue.GATEWAY_CARRIED)
+        self._lost = metrics.count(catalogue.GATEWAY_LOST)
+        self._before = (0, 0)
+
+    def look(self) -> None:
+        """Take the values of now."""
+        client = self._client
+        self._revision.set(client.keys.revision)
+        self._staleness.set(client.keys.staleness())
+        self._followed.set(client.follower.is_followed)
+        self._spool.set(client.carrier.waiting)
+        carried, lost = self._before
+        now = self._before = (client.destination.carried, client.lost)
+        self._carried.pending += now[0] - carried
+        self._lost.pending += now[1] - lost

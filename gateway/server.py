@@ -78,8 +78,9 @@ class Server:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it serves requests: always, once it has started. See command.child.Serving."""
-        return True
+        """Whether it serves requests: once it has started, and knows settings if it decides by
+        itself. See command.child.Serving."""
+        return self.gateway.knows_settings
 
     async def until_ready(self) -> None:
         """Return at once: a gateway is ready as soon as it has started."""

@@ -8,40 +8,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yarl import URL
-
 from gateway.patience import Patience
+from gateway.upstream_url import KEY_HEADERS, check_upstream, key_header_of
 from policyd.asgi.limits import Limits
+from policyd.command import log_settings
 from policyd.command.address import HANDOVER, Address
 from policyd.command.networks import Network, networks
 from policyd.command.open_files import share
 from policyd.command.settings import dump, load, setting
 from policyd.descriptor.end_users import check_end_user_headers
-from policyd.engine import endpoints
 from policyd.errors import SettingsError
 from policyd.telemetry import settings as telemetry
 from policyd.telemetry.tracing import check_traces
-
-KEY_HEADERS = ("Authorization", "api-key", "x-api-key", "x-goog-api-key")
-"""The headers that an upstream may want its API key in."""
-# Any other upstream wants its key in Authorization.
-_KEY_HEADERS_BY_HOST = {
-    "openai.azure.com": "api-key",
-    "openai.azure.us": "api-key",
-    "openai.azure.cn": "api-key",
-    "cognitiveservices.azure.com": "api-key",
-    "cognitiveservices.azure.us": "api-key",
-    "cognitiveservices.azure.cn": "api-key",
-    "services.ai.azure.com": "api-key",
-    "api.anthropic.com": "x-api-key",
-    "generativelanguage.googleapis.com": "x-goog-api-key",
-}
-
 
 READ_AHEAD = 16 * 1024
 """Bytes of an answer that are read before the client has taken what came before, twice over, and
 what the system gives at once."""
 _AT_ONCE = 256 * 1024
+_CARRYING = 0.4
+"""The share of the grace in which the last decisions are carried to policyd, and ..."""
+_LEAST_CARRYING = 2.0
+"""... the seconds that they have at least."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +80,31 @@ class Settings:
     )
     policy_timeout: float = setting(
         1.0, "Seconds for policyd to decide.", unit="seconds", least=0.001
+    )
+    decide: str = setting(
+        "remote",
+        "Whether policyd decides on each request, or the gateway itself, by policyd's settings, "
+        "which it follows, and with a spool for its decisions until policyd has them. local is "
+        "faster, and goes on through an outage of policyd.",
+        words=("remote", "local"),
+    )
+    spool: Path | None = setting(
+        None,
+        "Folder on a local disk where decisions wait for policyd, with --decide local. It is this "
+        "gateway's alone.",
+        path="folder",
+    )
+    spool_limit: int = log_settings.spool_limit()
+    spool_sync: log_settings.Sync = log_settings.spool_sync()
+    drop_when_full: bool = log_settings.drop_when_full()
+    drop_on_error: bool = log_settings.drop_on_error()
+    max_staleness: float = setting(
+        300.0,
+        "Seconds after which the settings that --decide local goes by are too old: requests are "
+        "then treated as while policyd cannot be reached. So long a key that was revoked may pass "
+        "while policyd, or its database, is away.",
+        unit="seconds",
+        least=1,
     )
     max_body: int = setting(
         64 * 2**20,
@@ -211,7 +223,10 @@ class Settings:
     policyd_cert: Path | None = setting(None, "PEM certificate to show to policyd.", path="file")
     policyd_key: Path | None = setting(None, "PEM private key of --policyd-cert.", path="file")
     policyd_token: str = setting(
-        "", file_help="Holds the token that callers of policyd must show.", hidden=True
+        "",
+        file_help="Holds the token that callers of policyd must show; with --decide local, the one "
+        "in policyd's --local-token-file.",
+        hidden=True,
     )
     access_log: bool = telemetry.access_log()
     traces: str = telemetry.traces()
@@ -230,6 +245,11 @@ class Settings:
         """The addresses of `policyd`. Raises SettingsError."""
         words = self.policyd.split(",")
         return [Address.parse(one.strip().removeprefix("dns:///"), "--policyd") for one in words]
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the gateway decides by itself."""
+        return self.decide == "local"
 
     @property
     def limits(self) -> Limits:
@@ -268,7 +288,12 @@ class Settings:
     @property
     def ending(self) -> float:
         """Seconds that a worker has to end."""
-        return self.handover + max(self.grace, self.stream_grace or 0)
+        return self.handover + max(self.grace, self.stream_grace or 0) + self.carrying
+
+    @property
+    def carrying(self) -> float:
+        """Seconds, after that, in which the last decisions are carried to policyd."""
+        return max(self.grace * _CARRYING, _LEAST_CARRYING) if self.is_local else 0
 
     @property
     def memory(self) -> int:
@@ -282,8 +307,9 @@ class Settings:
                 "and the process that reads it has a copy, which may be decompressed"
             )
         _ = self.policyd_addresses
-        _check_upstream(self.upstream)
+        check_upstream(self.upstream)
         self._check_end_users()
+        self._check_local()
         check_traces(self.traces)
         if self.upstream_api_key_header not in ("", *KEY_HEADERS):
             raise SettingsError(
@@ -322,6 +348,22 @@ class Settings:
                 "--tls-key, or --insecure if something else protects it"
             )
 
+    def _check_local(self) -> None:
+        if not self.is_local:
+            if self.spool is not None:
+                raise SettingsError("--spool needs --decide local: else policyd keeps the log")
+            return
+        if self.spool is None:
+            raise SettingsError(
+                "--decide local needs --spool: a folder on a local disk for the decisions that "
+                "policyd does not have yet"
+            )
+        if not self.policyd_token:
+            raise SettingsError(
+                "--decide local needs --policyd-token-file: a file with the token that policyd has "
+                "in its --local-token-file"
+            )
+
     def _check_end_users(self) -> None:
         check_end_user_headers(self.end_user_headers)
         if self.trusted_networks and not self.end_user_headers:
@@ -332,31 +374,7 @@ class Settings:
     @property
     def key_header(self) -> str:
         """The header that the upstream wants its API key in."""
-        if self.upstream_api_key_header:
-            return self.upstream_api_key_header
-        host = "." + (URL(self.upstream).raw_host or "").lower().rstrip(".")
-        known = (name for of, name in _KEY_HEADERS_BY_HOST.items() if host.endswith("." + of))
-        return next(known, "Authorization")
-
-
-def _check_upstream(text: str) -> None:
-    try:
-        url = URL(text)
-    except ValueError:
-        url = URL()
-    if url.scheme not in ("http", "https") or not url.host:
-        raise SettingsError(f"--upstream takes an http:// or https:// URL, not {text!r}")
-    if url.raw_user is not None or url.raw_password is not None:
-        raise SettingsError("--upstream must hold no user or password: use --upstream-api-key")
-    if url.raw_query_string or url.raw_fragment:
-        raise SettingsError(f"--upstream must end with its path, so {text!r} may hold no ? or #")
-    prefix = url.raw_path.rstrip("/")
-    plain = endpoints.canonical_path(prefix)
-    if prefix and plain.lower() != prefix.lower():
-        raise SettingsError(
-            f"--upstream's path {prefix!r} can be read in more than one way: write it in its plain "
-            f"form, {plain!r}"
-        )
+        return self.upstream_api_key_header or key_header_of(self.upstream)
 
 
 def _check_secret(name: str, value: str) -> None:

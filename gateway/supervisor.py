@@ -6,12 +6,13 @@ connection that waits there is not lost when a worker ends: another worker takes
 
 import asyncio
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gateway.checks import files
 from gateway.first_ask import tell_of_policyd
+from gateway.policyd_client import spool_of
 from gateway.server import Server, listen_for_workers
 from gateway.settings import Settings, dump_settings
 from policyd.command.checks import look_at
@@ -26,7 +27,7 @@ Ready = Callable[[str], None]
 ReadAgain = Callable[[], Settings]
 """Reads the settings again. Raises SettingsError."""
 
-_FIXED = ("listen", "workers", "metrics")
+_FIXED = ("listen", "workers", "metrics", "decide", "spool")
 """Settings that take effect only at the next start."""
 
 
@@ -35,6 +36,8 @@ async def supervise(
 ) -> None:
     """Run the workers until `orders` say to stop. Raises SettingsError or CannotListen."""
     with ExitStack() as held:
+        if settings.is_local:
+            held.enter_context(_own_spool(settings))
         supervisor = _Supervisor(settings, read_again, held)
         orders.hurry = supervisor.workers.hurry
         end = End.NOW
@@ -116,6 +119,14 @@ class _Supervisor:
         await self.workers.stop(end)
         if self._metrics is not None:
             await self._metrics.stop()
+
+
+def _own_spool(settings: Settings) -> AbstractContextManager[None]:
+    """Holds the spool of a gateway that decides by itself. Raises SettingsError."""
+    # Imported late, so that a gateway that asks policyd starts sooner.
+    from policyd.client.local import hold
+
+    return hold(spool_of(settings))
 
 
 def _metrics(settings: Settings, held: ExitStack) -> "SupervisorMetrics | None":

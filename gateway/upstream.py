@@ -15,7 +15,8 @@ from gateway.connection import SlowToTake
 from gateway.connector import Attempt, Connector, is_own_fault
 from gateway.headers import RequestHeaders, read_response
 from gateway.prefix import Prefix
-from gateway.settings import KEY_HEADERS, READ_AHEAD, Settings
+from gateway.settings import READ_AHEAD, Settings
+from gateway.upstream_url import KEY_HEADERS
 from gateway.whole_body import WholeBody
 from policyd.asgi.body import ClientGone, Incoming
 from policyd.asgi.reply import NO_ROOM, Reply, Send

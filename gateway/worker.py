@@ -5,7 +5,7 @@ import sys
 from gateway.server import Server
 from gateway.settings import load_settings
 from policyd.command.parent import Parent
-from policyd.command.process import run
+from policyd.command.process import run, settle
 from policyd.telemetry.log import start_logging
 
 
@@ -13,7 +13,8 @@ async def _work() -> None:
     async with Parent(load_settings) as parent:
         server = Server(parent.settings, listening=parent.listening("listen"))
         async with server:
-            parent.ready()
+            settle()
+            parent.ready(lambda: server.is_ready)
             await parent.serve(server)
 
 

@@ -22,6 +22,8 @@ PolicydError
 │   └── CopyRefused        ... in store/copying.py: a database cannot be copied into that one
 ├── SettingsUnknown        no API key's settings are known yet, so nothing can be decided
 ├── SnapshotUnusable       there is no snapshot of the settings to decide by
+├── TooManyGateways        as many gateways follow the settings, or append decisions, as may
+├── GatewayTooSlow         a gateway takes none of the messages that it asked for
 ├── StoreBusy              as many calls wait for the database as may
 ├── SettingsError          policyd cannot start with these settings
 │   └── NoRoom             ... as the disk is full: with room they will do
@@ -110,6 +112,14 @@ class SnapshotUnusable(PolicydError):
 
 class StoreBusy(PolicydError):
     """As many calls wait for the database as may."""
+
+
+class TooManyGateways(PolicydError):
+    """As many gateways follow the settings, or append decisions, as may."""
+
+
+class GatewayTooSlow(PolicydError):
+    """A gateway takes none of the messages that it asked for."""
 
 
 class WrongDatabase(StoreUnavailable):

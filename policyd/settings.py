@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from policyd.command import log_settings
 from policyd.command.address import HANDOVER, Address
 from policyd.command.database_url import sqlite_file
 from policyd.command.deadline import TIMEOUT
+from policyd.command.log_settings import Sync
 from policyd.command.networks import Network, networks
 from policyd.command.open_files import share
 from policyd.command.settings import dump, load, setting
-from policyd.decision_log.spool import SYNCS, Sync
 from policyd.descriptor.end_users import check_end_users
 from policyd.engine.policy import MODES
 from policyd.engine.states import Mode
@@ -61,6 +62,12 @@ class ServerSettings:
         "the database.",
     )
     caller_token_file: Path | None = setting(None, "File with a token that callers must show.")
+    local_token_file: Path | None = setting(
+        None,
+        "File with the token of gateways that decide by themselves (policyd-gateway serve --decide "
+        "local): they read the settings of all API keys, and write to the decision log. Without "
+        "it, no gateway may.",
+    )
     tls_cert: Path | None = setting(None, "PEM certificate chain of the server.")
     tls_key: Path | None = setting(None, "PEM private key of the server.")
     tls_client_ca: Path | None = setting(
@@ -151,9 +158,7 @@ class ServerSettings:
         "FILE, else policyd-spool.",
         path="folder",
     )
-    spool_limit: int = setting(
-        4 * 2**30, "Bytes that may wait in --spool.", unit="bytes", least=2**16
-    )
+    spool_limit: int = log_settings.spool_limit()
     snapshot: Path | None = setting(
         None,
         "File with the last known settings of all keys, by which policyd decides where it starts "
@@ -167,28 +172,9 @@ class ServerSettings:
         unit="hours",
         least=0,
     )
-    drop_when_full: bool = setting(
-        False,
-        "Where no more can wait, by --spool-limit or as the disk is full: answer no request, or "
-        "answer and count what is not logged.",
-        name="log_full",
-        words={"deny": False, "drop": True},
-    )
-    drop_on_error: bool = setting(
-        False,
-        "The same where the spool cannot be written for another reason: no open files left, a "
-        "disk that fails, is read-only or takes over 10 s to sync, a folder that was deleted.",
-        name="log_error",
-        words={"deny": False, "drop": True},
-    )
-    spool_sync: Sync = setting(
-        "interval",
-        "When the disk has a decision: before its answer, which then waits for the disk (always); "
-        "a second later, so that a power cut may take the last second or two (interval); or when "
-        "the kernel sees fit, about half a minute later (never). A process that is killed loses "
-        "nothing.",
-        words=SYNCS,
-    )
+    drop_when_full: bool = log_settings.drop_when_full()
+    drop_on_error: bool = log_settings.drop_on_error()
+    spool_sync: Sync = log_settings.spool_sync()
     log_retention: float = setting(
         90.0, "Days that a decision stays in the log.", unit="days", above=0
     )

@@ -34,7 +34,7 @@ Method = Callable[
 ]
 Metadata = tuple[tuple[str, str], ...] | None
 
-_OPTIONS = (
+OPTIONS = (
     # A policyd that restarts is found again quickly. The second option is also how long a peer may
     # take to accept a connection: one that is stopped never does.
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -162,9 +162,9 @@ class Connection:
 
     def _channel_to_it(self) -> grpc.aio.Channel:
         if self._credentials:
-            channel = grpc.aio.secure_channel(self.address, self._credentials, options=_OPTIONS)
+            channel = grpc.aio.secure_channel(self.address, self._credentials, options=OPTIONS)
         else:
-            channel = grpc.aio.insecure_channel(self.address, options=_OPTIONS)
+            channel = grpc.aio.insecure_channel(self.address, options=OPTIONS)
         channel.get_state(try_to_connect=True)
         return channel
 

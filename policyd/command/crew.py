@@ -151,7 +151,8 @@ class Crew:
             await new.start()
             if not new.is_ready:
                 raise SettingsError(
-                    "a new worker knows no settings to decide by, as the database is away"
+                    "a new worker knows no settings to decide by yet: the database, or for a "
+                    "gateway policyd, is away"
                 )
         except BaseException:
             new.hurry()

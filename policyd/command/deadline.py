@@ -16,31 +16,58 @@ OVERDUE = "it has not answered in time (--database-timeout)"
 """The cause in errors about a database that has not answered in time."""
 
 
+class Deadline:
+    """The end of a block, by time.monotonic()."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin anew."""
+        self._end = time.monotonic() + self._seconds
+
+    def remaining(self) -> float:
+        """Seconds until the end."""
+        return self._end - time.monotonic()
+
+    def age(self) -> float:
+        """Seconds since it began, or began anew."""
+        return self._seconds - self.remaining()
+
+
 class _Deadlines(threading.local):
-    """The deadlines of the running thread, by time.monotonic()."""
+    """Those of the running thread."""
 
     def __init__(self) -> None:
-        self.ends: list[float] = []
+        self.all: list[Deadline] = []
 
 
 _deadlines = _Deadlines()
 
 
 @contextmanager
-def within(seconds: float) -> Iterator[None]:
+def within(seconds: float) -> Iterator[Deadline]:
     """Calls of the running thread to a database end after so many seconds, in this block."""
-    end = time.monotonic() + seconds
-    _deadlines.ends.append(end)
+    deadline = Deadline(seconds)
+    _deadlines.all.append(deadline)
     try:
-        yield
+        yield deadline
     finally:
-        # By its value, not as the last one: a generator may leave its block after a later one.
-        _deadlines.ends.remove(end)
+        # Not the last one: a generator may leave its block after a later one.
+        _deadlines.all.remove(deadline)
+
+
+def renew() -> None:
+    """Have the deadlines of the running thread begin anew, as the database has answered, with a
+    piece of what may have any number of them: what bounds its silence bounds no amount."""
+    for deadline in _deadlines.all:
+        deadline.renew()
 
 
 def remaining() -> float:
     """Seconds that the running thread may still wait; infinity outside of within()."""
-    return min(_deadlines.ends, default=math.inf) - time.monotonic()
+    return min((one.remaining() for one in _deadlines.all), default=math.inf)
 
 
 def is_over() -> bool:

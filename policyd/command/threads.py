@@ -7,6 +7,7 @@ never. No thread keeps the process from ending.
 """
 
 import asyncio
+import math
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -42,6 +43,7 @@ class StoreThreads:
         self._turns = asyncio.Semaphore(at_once)
         self._queued = 0
         self._given_up = 0
+        self._latest: _Call | None = None
 
     async def run(
         self,
@@ -65,6 +67,13 @@ class StoreThreads:
         result: _Result = await self._begin(partial(call, *arguments, **options))
         return result
 
+    def silence(self) -> float:
+        """Seconds since the call that began last has begun, or had an answer of the database's:
+        see deadline.renew(). Infinity where none has begun."""
+        if self._latest is None or self._latest.deadline is None:
+            return math.inf
+        return self._latest.deadline.age()
+
     async def _turn(self) -> None:
         if self._turns.locked() and self._queued >= self._waiting:
             raise self._busy()
@@ -84,7 +93,7 @@ class StoreThreads:
 
     def _begin(self, work: Callable[[], Any]) -> asyncio.Future[Any]:
         loop = asyncio.get_running_loop()
-        call = _Call(loop)
+        call = self._latest = _Call(loop)
         if self._seconds is not None:
             call.timer = loop.call_later(self._seconds + _MARGIN, self._give_up, call)
         name = f"store: {self._purpose}"
@@ -98,7 +107,7 @@ class StoreThreads:
     def _work(self, call: "_Call", work: Callable[[], Any]) -> None:
         result, error = None, None
         try:
-            result = work() if self._seconds is None else _within(self._seconds, work)
+            result = work() if self._seconds is None else self._within(call, work)
         except BaseException as raised:  # noqa: BLE001  # It is the caller's.
             error = raised
         with suppress(RuntimeError):  # The loop has ended, and every caller with it.
@@ -113,16 +122,20 @@ class StoreThreads:
         self._turns.release()
         call.tell(result, error)
 
+    def _within(self, call: "_Call", work: Callable[[], Any]) -> Any:
+        assert self._seconds is not None
+        with deadline.within(self._seconds) as call.deadline:
+            return work()
+
     def _give_up(self, call: "_Call") -> None:
+        if call.deadline is not None and (left := call.deadline.remaining()) > 0:
+            # It was renewed meanwhile.
+            call.timer = call.loop.call_later(left + _MARGIN, self._give_up, call)
+            return
         call.is_given_up = True
         self._given_up += 1
         self._turns.release()
         call.tell(None, StoreUnavailable(f"the database cannot be used: {deadline.OVERDUE}"))
-
-
-def _within(seconds: float, work: Callable[[], Any]) -> Any:
-    with deadline.within(seconds):
-        return work()
 
 
 class _Call:
@@ -132,6 +145,8 @@ class _Call:
         self.loop = loop
         self.answer: asyncio.Future[Any] = loop.create_future()
         self.timer: asyncio.TimerHandle | None = None
+        self.deadline: deadline.Deadline | None = None
+        """What ends it, if it has begun; its thread may renew it."""
         self.is_given_up = False
 
     def tell(self, result: Any, error: BaseException | None) -> None:

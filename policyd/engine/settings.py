@@ -1,5 +1,6 @@
 """What is set for policies: by an API key, by a route, or by the server as its default."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
@@ -111,7 +112,7 @@ class KeyChanges:
     """The keys that changed up to `revision`."""
 
     revision: int
-    changed: tuple[KeyChange, ...]
+    changed: Collection[KeyChange]
     everything: bool = False
     """Whether these are all keys there are, so that others known before are gone."""
     epoch: str = ""

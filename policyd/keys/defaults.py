@@ -33,6 +33,19 @@ def trusted_headers(
     return frozenset(applied.end_user_headers if caller in applied.end_user_callers else ())
 
 
+def in_force(
+    applied: ServerDefaults | None,
+    own: Settings,
+    own_headers: Callable[[str], frozenset[str]],
+    caller: str,
+) -> ServerDefaults:
+    """All that holds for a caller of this kind, for one that decides by itself and has no settings
+    of its own."""
+    headers = trusted_headers(applied, own_headers, caller)
+    revision = applied.revision if applied else 0
+    return ServerDefaults(above(applied, own), tuple(sorted(headers)), (caller,), revision)
+
+
 def _none(_: str) -> frozenset[str]:
     return frozenset()
 

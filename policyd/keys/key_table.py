@@ -8,7 +8,8 @@ A table goes through these states, and only ever forward:
 
 Its source is the store (stored_key_table.py), or for a gateway that decides by itself, policyd.
 Changes are applied between two decisions, never within one, as both run on the event loop; so each
-decision is made from one revision.
+decision is made from one revision. They are prepared in a copy first, with pauses in which the loop
+runs, as they may be those of all keys (settings_by_digest.py).
 
 A secret that is in force for a while only has its end beside it, and is looked at with each lookup:
 no source has to answer for it to end.
@@ -16,20 +17,31 @@ no source has to answer for it to end.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
+from typing import TypeVar
 
 from policyd.engine.settings import KeyChanges, KeySettings, ServerDefaults
 from policyd.errors import RevisionNotReached, SettingsUnknown
+from policyd.keys.changed_keys import ChangedKeys
+from policyd.keys.settings_by_digest import SettingsByDigest
 
 _CLOCK: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 """A clock that goes on while the machine is suspended, where the system has one: settings from
 before a night's sleep are stale, and CLOCK_MONOTONIC does not count that night. (While a hypervisor
 pauses a machine, none of its clocks goes on. The next look at the source brings news.)"""
+PIECE = 500
+"""Keys that are taken in one turn of the event loop: about a millisecond."""
+_One = TypeVar("_One")
 
 
 def seconds() -> float:
     """Now, by the clock that the age of settings goes by."""
     return time.clock_gettime(_CLOCK)
+
+
+def _ignore(_: KeyChanges) -> None:
+    pass
 
 
 class KeyTable:
@@ -39,7 +51,8 @@ class KeyTable:
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._settings: dict[bytes, KeySettings] = {}
+        self._settings = SettingsByDigest()
+        self._applying = asyncio.Lock()
         self._arrived = asyncio.Condition()
         self._fresh_at = seconds()
         self._known = asyncio.Event()
@@ -50,6 +63,9 @@ class KeyTable:
         self.revision = 0
         self.epoch = ""
         """Distinguishes this revision from another of the same number: see store/epochs.py."""
+        self.on_apply: Callable[[KeyChanges], None] = _ignore
+        """Is told of changes in the turn of the loop in which they come into force; revision and
+        epoch are then still those before."""
 
     @property
     def is_known(self) -> bool:
@@ -79,22 +95,23 @@ class KeyTable:
         """How many secrets of keys are known, also of those that have ended by themselves."""
         return len(self._settings)
 
-    def copy(self) -> dict[bytes, KeySettings]:
-        """The settings by digest, also of those that have ended."""
+    def copy(self) -> SettingsByDigest:
+        """The settings by digest, also of those that have ended. It costs next to nothing."""
         return self._settings.copy()
 
     def restore(
         self,
-        settings: dict[bytes, KeySettings],
+        settings: Mapping[bytes, KeySettings],
         revision: int,
         age: float,
         defaults: ServerDefaults | None = None,
+        epoch: str = "",
     ) -> None:
         """Begin with settings from `age` seconds ago. The source is still asked for everything."""
-        self._settings = settings
+        self._settings = _by_digest(settings)
         self.defaults = defaults
         self._fresh_at = seconds() - age
-        self.revision = revision
+        self.revision, self.epoch = revision, epoch
         self._known.set()
 
     def staleness(self) -> float:
@@ -102,14 +119,33 @@ class KeyTable:
         return seconds() - self._fresh_at
 
     async def apply(self, changes: KeyChanges, as_of: float) -> None:
-        """Put these changes into force, as the source had them at `as_of`, by seconds()."""
+        """Put these changes into force, as the source had them at `as_of`, by seconds().
+
+        Other tasks run meanwhile, and decide by the settings before.
+        """
+        async with self._applying:
+            is_changed = changes.everything or changes.changed
+            settings = await self._changed(changes) if is_changed else self._settings
+            # From here to the next await no task sees a part of it.
+            before, self._settings = self._settings, settings
+            self.on_apply(changes)
+            await self._note(changes, as_of)
+            await in_turns(before.let_go(settings))
+
+    async def _changed(self, changes: KeyChanges) -> SettingsByDigest:
+        """The settings with these changes, which come into force later."""
+        changed = changes.changed
+        if not isinstance(changed, ChangedKeys):
+            given, changed = changed, ChangedKeys()
+            await _in_pieces(given, changed.add)
         if changes.everything:
-            self._settings = {}
-        for change in changes.changed:
-            if change.settings is None:
-                self._settings.pop(change.digest, None)
-            else:
-                self._settings[change.digest] = change.settings
+            changed.in_force.settle()
+            return changed.in_force
+        settings = self._settings.copy()
+        await in_turns(settings.take_over(changed.in_force, changed.gone))
+        return await _made_anew(settings) if settings.is_wasteful else settings
+
+    async def _note(self, changes: KeyChanges, as_of: float) -> None:
         self._fresh_at = as_of
         self.is_followed = True
         self._known.set()
@@ -142,3 +178,27 @@ class KeyTable:
             raise RevisionNotReached(
                 f"settings are at revision {self.revision}, not yet at {revision}: ask again"
             ) from None
+
+
+def _by_digest(settings: Mapping[bytes, KeySettings]) -> SettingsByDigest:
+    return settings if isinstance(settings, SettingsByDigest) else SettingsByDigest(settings)
+
+
+async def in_turns(work: Iterable[None]) -> None:
+    """Do the steps of this work, each in a turn of the loop of its own."""
+    for _ in work:
+        await asyncio.sleep(0)
+
+
+async def _in_pieces(work: Iterable[_One], take: Callable[[list[_One]], None]) -> None:
+    rest = iter(work)
+    while some := list(islice(rest, PIECE)):
+        take(some)
+        await asyncio.sleep(0)
+
+
+async def _made_anew(settings: SettingsByDigest) -> SettingsByDigest:
+    made = SettingsByDigest()
+    await _in_pieces(settings.pairs(), made.update)
+    made.settle()
+    return made

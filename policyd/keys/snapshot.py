@@ -21,8 +21,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from policyd.engine.settings import KeySettings, ServerDefaults
+from policyd.engine.settings import ServerDefaults
 from policyd.errors import SnapshotUnusable
+from policyd.keys.settings_by_digest import SettingsByDigest
 from policyd.keys.snapshot_format import (
     FUTURE,
     HEAD_SIZE,
@@ -42,8 +43,8 @@ class Snapshot(NamedTuple):
     """What a file holds."""
 
     head: Head
-    settings: dict[bytes, KeySettings]
-    """By digest, also of those that have ended."""
+    settings: SettingsByDigest
+    """Also of those that have ended."""
     defaults: ServerDefaults | None
     """The server's defaults, as administrators applied them. None: they did not."""
 
@@ -93,7 +94,7 @@ class SnapshotFile:
     def keep(
         self,
         head: Head,
-        settings: dict[bytes, KeySettings],
+        settings: SettingsByDigest,
         defaults: ServerDefaults | None = None,
     ) -> None:
         """Write the file, or only renew its head where that is enough. Raises OSError.
@@ -112,7 +113,7 @@ class SnapshotFile:
                 self._renew(found, head.followed_at)
 
     def _write(
-        self, head: Head, settings: dict[bytes, KeySettings], defaults: ServerDefaults | None
+        self, head: Head, settings: SettingsByDigest, defaults: ServerDefaults | None
     ) -> None:
         draft = self._path.with_name(f"{self._path.name}.tmp")
         checksum = hashlib.sha256()

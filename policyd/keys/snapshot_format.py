@@ -14,26 +14,30 @@ The checksums tell a file that is torn, cut or damaged from a whole one. They ar
 file is its owner's alone, and a program that may write to it may decide.
 """
 
-import gc
 import hashlib
 import os
 import struct
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from functools import reduce
 from itertools import islice
+from typing import BinaryIO
 
 import msgspec
 
 from policyd.engine.settings import KeySettings, ServerDefaults, Setting, Settings
 from policyd.errors import SnapshotUnusable
+from policyd.keys.settings_by_digest import SettingsByDigest
 
 HEAD_SIZE = 512
 """Bytes of the head. A disk writes so many at once, or none of them."""
 PIECE = 500
 """Keys of one piece. Between two pieces other threads have a turn."""
+_PAUSE = 0.0001
+"""Seconds between two pieces."""
+_BLOCK = 1 << 20
+"""Bytes that are read at once to see whether a file is whole."""
 FUTURE = 60.0
 """Seconds that a clock may have gone back since the file was written."""
 _FORMAT = 3
@@ -103,13 +107,14 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
 _decode_head = msgspec.json.Decoder(Head).decode
 
 
-def pieces(settings: dict[bytes, KeySettings], defaults: ServerDefaults | None) -> Iterator[bytes]:
+def pieces(settings: SettingsByDigest, defaults: ServerDefaults | None) -> Iterator[bytes]:
     yield _sized(_encode(defaults))
-    rows = iter(settings.items())
+    rows = settings.pairs()
     while some := list(islice(rows, PIECE)):
         yield _sized(_encode(_piece(some)))
-        # Decisions come first: a thread that waits for the interpreter gets it now.
-        time.sleep(0)
+        # Decisions come first: without a pause this thread would have the interpreter again before
+        # those that wait for it.
+        time.sleep(_PAUSE)
 
 
 def _sized(content: bytes) -> bytes:
@@ -150,63 +155,53 @@ def read_head(descriptor: int) -> Head:
     raise SnapshotUnusable("it is damaged")
 
 
-def read_settings(
-    descriptor: int, head: Head
-) -> tuple[dict[bytes, KeySettings], ServerDefaults | None]:
+def read_settings(descriptor: int, head: Head) -> tuple[SettingsByDigest, ServerDefaults | None]:
     with open(descriptor, "rb", closefd=False) as file:
+        _check_whole(file, head)
         file.seek(HEAD_SIZE)
-        content = file.read(head.size + 1)
-    if len(content) != head.size or hashlib.sha256(content).hexdigest() != head.checksum:
-        raise SnapshotUnusable("it is damaged")
-    found = _cut(content)
-    defaults = None
-    try:
-        with _no_collection():
+        found = _cut(file)
+        defaults = None
+        try:
             if head.format != _FORMAT:
                 settings = _settings(map(_read_old, found))
             else:
                 defaults = _decode_defaults(next(found))
                 settings = _settings(map(_decode, found))
-    except (msgspec.MsgspecError, struct.error, IndexError, ValueError, StopIteration):
-        raise SnapshotUnusable("it is of another version of policyd") from None
+        except (msgspec.MsgspecError, struct.error, IndexError, ValueError, StopIteration):
+            raise SnapshotUnusable("it is of another version of policyd") from None
     if len(settings) != head.keys:
         raise SnapshotUnusable("it is damaged")
     return settings, defaults
 
 
-def _settings(found: Iterable[_Piece]) -> dict[bytes, KeySettings]:
-    settings: dict[bytes, KeySettings] = {}
-    known: dict[_Shared, _Shared] = {}
+def _check_whole(file: BinaryIO, head: Head) -> None:
+    file.seek(HEAD_SIZE)
+    checksum = hashlib.sha256()
+    size = 0
+    while some := file.read(_BLOCK):
+        checksum.update(some)
+        size += len(some)
+    if size != head.size or checksum.hexdigest() != head.checksum:
+        raise SnapshotUnusable("it is damaged")
+
+
+def _settings(found: Iterable[_Piece]) -> SettingsByDigest:
+    settings = SettingsByDigest()
     for different, keys in found:
-        # Keys with equal settings share them in memory, too.
-        shared = [known.setdefault(one, one) for one in different]
+        numbers = [settings.number(*one) for one in different]
         for digest, key_id, number, until in keys:
-            settings[digest] = KeySettings(key_id, *shared[number], until)
+            settings.put(digest, key_id, numbers[number], until)
+        time.sleep(_PAUSE)
+    settings.settle()
     return settings
 
 
-def _read_old(piece: memoryview) -> _Piece:
+def _read_old(piece: bytes) -> _Piece:
     different, keys = _decode_old(piece)
     return different, [(*key, None) for key in keys]
 
 
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Run the block without the garbage collector, which would go through millions of new values
-    again and again, and find none to collect."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-def _cut(content: bytes) -> Iterator[memoryview]:
-    view, start = memoryview(content), 0
-    while start < len(view):
-        (length,) = _LENGTH.unpack_from(view, start)
-        start += _LENGTH.size
-        yield view[start : start + length]
-        start += length
+def _cut(file: BinaryIO) -> Iterator[bytes]:
+    while head := file.read(_LENGTH.size):
+        (length,) = _LENGTH.unpack(head)
+        yield file.read(length)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from policyd.command.threads import StoreThreads
-from policyd.keys.key_table import KeyTable
+from policyd.keys.key_table import KeyTable, in_turns
 from policyd.keys.snapshot import RENEW, SnapshotFile
 from policyd.keys.snapshot_format import Head
 
@@ -77,6 +77,8 @@ class SnapshotKeeper:
             head = self._head()
             settings, defaults = self._keys.copy(), self._keys.defaults
             await self._threads.run(self._file.keep, head, settings, defaults)
+            # It may be the last to have what has changed meanwhile.
+            await in_turns(settings.let_go(self._keys.copy()))
         self._kept, self._looked_at = (head.revision, head.epoch), time.monotonic()
 
     def _head(self) -> Head:

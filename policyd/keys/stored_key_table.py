@@ -38,28 +38,35 @@ class StoredKeyTable(KeyTable):
         self._changes_since = changes_since
         self._thread = StoreThreads("settings", timeout)
         self._wanted = asyncio.Event()
-        self._read_to = 0
-        """The revision up to which the store was read. 0: all keys have yet to be read."""
+        self._read_to = (0, "")
+        """Up to which revision, with its epoch, the store was read and all of it is in force.
+        Revision 0: all keys have yet to be read."""
         self.is_wrong_database = False
         """Whether the last look found a database of another installation."""
         self.is_answered = False
         """Whether the last look at the database succeeded."""
 
+    def silence(self) -> float:
+        """Seconds since the store was asked last, or has told a part of what it was asked for.
+        Infinity where it was not asked yet."""
+        return self._thread.silence()
+
     async def refresh(self) -> None:
         """Read the changes. Raises StoreUnavailable."""
         asked_at = key_table.seconds()
-        changes = await self._thread.run(self._changes_since, self._read_to, self.epoch)
-        if changes.everything and self._read_to:
+        revision, epoch = self._read_to
+        changes = await self._thread.run(self._changes_since, revision, epoch)
+        if changes.everything and revision:
             _log.warning(
                 "the database was put back from a backup, or has lost changes: all settings are "
                 "read anew, at revision %d after %d",
                 *(changes.revision, self.revision),
             )
-        if not self._read_to:
+        if not revision:
             changes = replace(changes, everything=True)
         self.is_answered = True
-        self._read_to = changes.revision
         await self.apply(changes, asked_at)
+        self._read_to = changes.revision, changes.epoch
 
     async def follow(self, interval: float) -> None:
         """Refresh every `interval` seconds, give or take a tenth, until cancelled."""

@@ -21,6 +21,8 @@ def files(settings: ServerSettings) -> Iterator[Check]:
         yield Check(f"--tls-client-ca {authority}", lambda: _authorities(authority))
     if token := settings.caller_token_file:
         yield Check(f"--caller-token-file {token}", lambda: _token(token, "--caller-token-file"))
+    if local := settings.local_token_file:
+        yield Check(f"--local-token-file {local}", lambda: _token(local, "--local-token-file"))
     yield Check(
         f"--admin-token-file {settings.admin_token_file}",
         lambda: _admin_token(settings.admin_token_file),

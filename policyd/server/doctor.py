@@ -44,6 +44,7 @@ def _files(settings: ServerSettings) -> Iterator[Check]:
     secrets: Mapping[str, Path | None] = {
         "--admin-token-file": token if token.exists() else None,
         "--caller-token-file": settings.caller_token_file,
+        "--local-token-file": settings.local_token_file,
         "--tls-key": settings.tls_key,
     }
     yield from machine.secrets(secrets)

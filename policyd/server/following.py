@@ -83,6 +83,9 @@ class Following:
         """
         self._reading = asyncio.create_task(self._open_and_read())
         await asyncio.wait({self._reading}, timeout=_PATIENCE)
+        # A database that answers is waited for, however many keys it tells.
+        while not self._reading.done() and (silence := self._keys.silence()) < _PATIENCE:
+            await asyncio.wait({self._reading}, timeout=_PATIENCE - silence)
         self._problem = f"it has not answered for {_PATIENCE:.0f} s"
         if self._reading.done():
             try:
@@ -125,7 +128,7 @@ class Following:
         if self._keys.is_known:
             return  # The database has answered in the meantime.
         age = max(time.time() - head.followed_at, 0.0)
-        self._keys.restore(found, head.revision, age, defaults)
+        self._keys.restore(found, head.revision, age, defaults, head.epoch)
         _log.warning(
             "the database is away: %s. Decisions are made by the snapshot in %s: revision %d, of "
             "%d keys, as they were %.0f s ago",

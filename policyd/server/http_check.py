@@ -11,6 +11,7 @@ from policyd.asgi.limits import Limits
 from policyd.asgi.listener import Listener
 from policyd.asgi.tls import tls_context
 from policyd.command.address import Address, check_free, listen
+from policyd.command.worker_clock import WorkerClock
 from policyd.decider import Decider
 from policyd.descriptor.body_memory import Bodies
 from policyd.http.app import HttpCheck
@@ -19,7 +20,6 @@ from policyd.keys import tokens
 from policyd.keys.defaults import Defaults
 from policyd.server.following import Following
 from policyd.server.readiness import Readiness
-from policyd.server.worker_clock import WorkerClock
 from policyd.services.errors import status_of
 from policyd.services.policy import PolicyServicer
 from policyd.settings import ServerSettings

@@ -87,6 +87,7 @@ async def start_with_room(start: Callable[[], Awaitable[None]], settings: Server
 
 def make_the_rest(settings: ServerSettings, *, is_first: bool = True) -> None:
     """Make what prepare() could not. Raises SettingsError; NoRoom while the disk is full."""
+    spool.check_own(settings.spool)
     spool.make(settings.spool)
     tokens.load_or_create(settings.admin_token_file)
     file = sqlite_file(settings.database_url)

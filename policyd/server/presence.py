@@ -1,6 +1,8 @@
 """A worker's signs of life in the store: they show to administrators which workers run and from
-which revision each decides, and the store's answers measure the worker's clock."""
+which revision each decides, and the store's answers measure the worker's clock. With its own, the
+worker gives those of the gateways that follow it to decide by themselves."""
 
+import asyncio
 import logging
 import socket
 import time
@@ -8,16 +10,20 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from policyd.command.threads import StoreThreads
+from policyd.command.worker_clock import WorkerClock
 from policyd.errors import RevisionNotReached, StoreBusy, StoreUnavailable
 from policyd.keys.stored_key_table import StoredKeyTable
-from policyd.server.worker_clock import WorkerClock
+from policyd.services.followers import Followers
 from policyd.services.grpc_server import NOT_SERVING, SERVING, GrpcListener
 from policyd.store import Store
+from policyd.store.workers import Gateway
 
 _log = logging.getLogger(__name__)
 
 _BEAT = 2.0
 """Seconds between two signs of life. A new revision is reported at once."""
+_TOGETHER = 0.2
+"""Seconds in which news of several followers come together, before they are reported."""
 _LEAVE = 1.0
 """Seconds to tell the store that this worker ends. Otherwise it shows a little later."""
 _CLOCK = "policyd.clock"
@@ -26,14 +32,22 @@ worker out of service, so the other names do not depend on it."""
 
 
 class Presence:
-    """Gives `store` signs of life of the worker `worker_id`, which decides by `keys`.
+    """Gives `store` signs of life of the worker `worker_id`, which decides by `keys`, and of its
+    `followers`.
 
     Each may take `timeout` seconds, and measures `clock`. Belongs to one event loop.
     """
 
     def __init__(
-        self, worker_id: str, store: Store, keys: StoredKeyTable, clock: WorkerClock, timeout: float
+        self,
+        worker_id: str,
+        store: Store,
+        keys: StoredKeyTable,
+        clock: WorkerClock,
+        timeout: float,
+        followers: Followers,
     ) -> None:
+        self._followers = followers
         self._id = worker_id
         self._store = store
         self._keys = keys
@@ -51,21 +65,46 @@ class Presence:
             status = NOT_SERVING if self._clock.is_wrong else SERVING
             for listener in listeners:
                 await listener.tell_of(_CLOCK, status)
-            with suppress(RevisionNotReached):
-                await self._keys.wait_for(told + 1, _BEAT)
+            await self._until_news(told)
+
+    async def _until_news(self, told: int) -> None:
+        """Wait for a revision after `told`, for news of followers, or for the next beat."""
+        followers = asyncio.ensure_future(self._followers.told.wait())
+        revision = asyncio.ensure_future(self._keys.wait_for(told + 1, _BEAT))
+        try:
+            await asyncio.wait({followers, revision}, return_when=asyncio.FIRST_COMPLETED)
+            if followers.done():
+                await asyncio.sleep(_TOGETHER)
+        finally:
+            for waiting in (followers, revision):
+                waiting.cancel()
+            with suppress(RevisionNotReached, asyncio.CancelledError):
+                await revision
 
     async def tell(self) -> int:
         """Tell the store that this worker runs, and at which revision. Returns that revision."""
         told = (self._id, socket.gethostname(), self._keys.revision, self._keys.epoch)
+        self._followers.told.clear()
         if self._keys.is_followed:
+            present, left = self._gateways(), self._followers.left()
             try:
-                self._clock.measured(await self._threads.run(self._store.workers.beat, *told))
+                self._clock.measured(
+                    await self._threads.run(self._store.workers.beat, *told, present, left)
+                )
+                self._followers.forget(left)
                 self._succeeded()
             except (StoreUnavailable, StoreBusy) as error:
                 self._failed(error)
             except Exception as error:  # noqa: BLE001  # Whatever the error, the next beat may work.
                 _log.error("this worker's sign of life cannot be stored: %s", error)
         return told[2]
+
+    def _gateways(self) -> list[Gateway]:
+        return [
+            Gateway(one.id, one.host, one.in_force.revision, one.in_force.epoch)
+            for one in self._followers.present()
+            if one.in_force is not None
+        ]
 
     def _succeeded(self) -> None:
         if self._has_told:
@@ -85,4 +124,5 @@ class Presence:
         """Tell the store that this worker ends, if it answers soon."""
         if self._keys.is_followed:
             with suppress(StoreUnavailable, StoreBusy):
-                await StoreThreads("leaving", _LEAVE).run(self._store.workers.leave, self._id)
+                left = {self._id} | self._followers.left()
+                await StoreThreads("leaving", _LEAVE).run(self._store.workers.leave, *left)

@@ -15,7 +15,9 @@ from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
 from policyd.asgi.limits import Limits
 from policyd.command.address import Address, steer
 from policyd.command.child import Child, End
+from policyd.command.worker_clock import WorkerClock
 from policyd.decider import Decider
+from policyd.decision_log.process_log import keep_checked, keep_flushed, open_log
 from policyd.decision_log.writer import DecisionLog
 from policyd.descriptor.body_memory import Bodies
 from policyd.keys import tokens
@@ -25,19 +27,20 @@ from policyd.policies import TABLE
 from policyd.server.admin_token import accept_later, guard_of
 from policyd.server.following import Following
 from policyd.server.health import Health
-from policyd.server.log import keep_checked, keep_flushed, open_log
+from policyd.server.local_decisions import LocalDecisions
 from policyd.server.opening import OpenedStore
 from policyd.server.preparation import background_worker, keep_background_worker, preparing
 from policyd.server.presence import Presence
 from policyd.server.readiness import Readiness
 from policyd.server.watching import Watching
-from policyd.server.worker_clock import WorkerClock
 from policyd.services.admin import AdminServicer
 from policyd.services.authentication import TokenInterceptor
 from policyd.services.envoy_access_log import ACCESS_LOG, AccessLogServicer
 from policyd.services.errors import Note, unnoted
 from policyd.services.ext_authz import AuthorizationServicer
+from policyd.services.followers import Followers
 from policyd.services.grpc_server import NOT_SERVING, Bounds, GrpcListener, credentials
+from policyd.services.local import LOCAL
 from policyd.services.policy import PolicyServicer
 from policyd.settings import ServerSettings
 from policyd.store import Store
@@ -86,7 +89,7 @@ class Server:
         self._settings = settings
         self._shared = shared
         self._store = Store(settings.database_url, settings.database_timeout)
-        opened = OpenedStore(self._store, settings)
+        self._opened = opened = OpenedStore(self._store, settings)
         self._clock = WorkerClock(settings.max_clock_skew)
         self._keys = StoredKeyTable(
             opened.changes_since, settings.database_timeout, self._clock.time
@@ -102,8 +105,10 @@ class Server:
         self._hurrying = asyncio.Event()
         self._listeners: list[GrpcListener] = []
         self._id = secrets.token_hex(6)
+        self._followers = Followers()
         self._presence = Presence(
-            self._id, self._store, self._keys, self._clock, settings.database_timeout
+            *(self._id, self._store, self._keys, self._clock, settings.database_timeout),
+            self._followers,
         )
         self._readiness = Readiness(self._keys, self._following_settings, self._presence)
         self._health = Health(
@@ -184,19 +189,19 @@ class Server:
 
     def _policy_listener(self) -> GrpcListener:
         guards: list[grpc.aio.ServerInterceptor] = []
+        note = self._watching.note
         if path := self._settings.caller_token_file:
             token = tokens.load(path, "--caller-token-file")
-            guards.append(
-                TokenInterceptor(
-                    token, f"ask policyd's operator for the one in {path.name}", self._watching.note
-                )
-            )
+            hint = f"ask policyd's operator for the one in {path.name}"
+            guards.append(TokenInterceptor(token, hint, note, but=(LOCAL,)))
+        local = self._local()
+        if local is not None:
+            guards.append(local.guard(note))
         # Only once, as it logs where there is no room for so many connections.
         self._limits = _limits(self._settings)
         connections = self._limits.connections
-        listener = self._listener(
-            (_POLICY, _AUTHORIZATION, ACCESS_LOG), guards, connections, self._watching.note
-        )
+        services = (_POLICY, _AUTHORIZATION, ACCESS_LOG, *([LOCAL] if local else []))
+        listener = self._listener(services, guards, connections, note)
         assert self._log is not None
         self._decider = Decider(
             self._keys,
@@ -220,7 +225,17 @@ class Server:
         )
         access_log = AccessLogServicer(self._decider, self._watching.decisions)
         listener.server.add_generic_rpc_handlers((access_log.handler(),))
+        if local is not None:
+            handler = local.handler(self._keys, self._clock, note)
+            listener.server.add_generic_rpc_handlers((handler,))
         return listener
+
+    def _local(self) -> LocalDecisions | None:
+        settings = self._settings
+        if settings.local_token_file is None:
+            return None
+        stores = (self._store, self._opened)
+        return LocalDecisions(settings.local_token_file, settings, *stores, self._followers)
 
     def _admin_listener(self) -> GrpcListener:
         path = self._settings.admin_token_file
@@ -260,7 +275,7 @@ class Server:
             handshake=min(settings.head_timeout, _HANDSHAKE),
             age=settings.max_connection_age,
         )
-        listener = GrpcListener(services, guards, bounds, self._shared, note)
+        listener = GrpcListener(services, guards, bounds, self._shared, note, lasting=(LOCAL,))
         self._listeners.append(listener)
         return listener
 

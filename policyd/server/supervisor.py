@@ -15,6 +15,7 @@ from policyd.command.address import reserve, reserve_listening
 from policyd.command.checks import look_at
 from policyd.command.child import Child, End
 from policyd.command.crew import Crew, Orders, Own, Worker, keep_fixed
+from policyd.command.process import settle
 from policyd.server.checks import files
 from policyd.server.preparation import background_worker, preparing, start_with_room
 from policyd.settings import SHIPPING, ServerSettings, dump_settings
@@ -116,6 +117,7 @@ class _Supervisor:
 
     async def _say_ready(self, ready: Ready) -> None:
         await self._workers.until_ready()
+        settle()  # One worker may be in this process.
         await ready(self.settings)
 
     def _start_late(self) -> None:

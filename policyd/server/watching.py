@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
+from policyd.command.worker_clock import WorkerClock
 from policyd.decider.access import DecisionAccess
 from policyd.decider.traces import DecisionTraces
 from policyd.decision_log.writer import DecisionLog
 from policyd.descriptor.body_memory import Bodies
 from policyd.keys.stored_key_table import StoredKeyTable
-from policyd.server.worker_clock import WorkerClock
 from policyd.services.errors import Note, unnoted
 from policyd.settings import ServerSettings
 from policyd.telemetry.access import AccessLog

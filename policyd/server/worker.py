@@ -3,7 +3,7 @@
 import sys
 
 from policyd.command.parent import Parent
-from policyd.command.process import run
+from policyd.command.process import run, settle
 from policyd.server.preparation import preparing
 from policyd.server.server import Server
 from policyd.settings import load_settings
@@ -23,6 +23,7 @@ async def _work() -> None:
             position=parent.position,
         )
         async with server:
+            settle()
             parent.ready(lambda: server.is_ready)
             await parent.serve(server)
 

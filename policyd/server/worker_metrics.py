@@ -5,11 +5,11 @@ Only a policyd with --metrics loads it, and prometheus-client.
 
 from typing import TYPE_CHECKING
 
+from policyd.command.worker_clock import WorkerClock
 from policyd.decider.metrics import DecisionMetrics
 from policyd.decision_log.writer import DecisionLog
 from policyd.descriptor.body_memory import Bodies
 from policyd.keys.stored_key_table import StoredKeyTable
-from policyd.server.worker_clock import WorkerClock
 from policyd.services.errors import REASONS, reason_of
 from policyd.telemetry import catalogue
 from policyd.telemetry.metrics import Watch

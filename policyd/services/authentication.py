@@ -3,7 +3,8 @@
 A listener that has a token serves only calls with `authorization: Bearer TOKEN`. The check comes
 before the call's message is read, so that a caller without the token can make the server hold
 nothing; and it compares in constant time, so that the time of an answer tells nothing of the token.
-Only the health service needs no token: probes have none, and health is no secret.
+Only the health service needs no token: probes have none, and health is no secret. A service of the
+listener may have a token of its own: then that opens it, and no other does.
 """
 
 import hmac
@@ -20,10 +21,21 @@ _HEALTH = "/grpc.health.v1.Health/"
 class TokenInterceptor(grpc.aio.ServerInterceptor):
     """Serves callers that send `authorization: Bearer TOKEN`; the health service serves all."""
 
-    def __init__(self, token: str, hint: str, note: Note = unnoted) -> None:
+    def __init__(
+        self,
+        token: str,
+        hint: str,
+        note: Note = unnoted,
+        *,
+        only: str = "",
+        but: tuple[str, ...] = (),
+    ) -> None:
         """`hint` ends the error for other callers: it tells where to find the token. `note` is told
-        of each such error."""
+        of each such error. The token is that of the service `only`, or of all `but` those that have
+        a token of their own."""
         self.accept(token)
+        self._only = f"/{only}/" if only else "/"
+        self._open = (_HEALTH, *(f"/{service}/" for service in but))
         self._note = note
         self._hint = hint
 
@@ -36,7 +48,8 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
     ) -> Any:
         """See grpc.aio.ServerInterceptor."""
         method = handler_call_details.method
-        if method.startswith(_HEALTH) or self._is_right(handler_call_details.invocation_metadata):
+        is_guarded = method.startswith(self._only) and not method.startswith(self._open)
+        if not is_guarded or self._is_right(handler_call_details.invocation_metadata):
             return await continuation(handler_call_details)
         # A handler of streams is called before the message, which may be large or never come.
         return grpc.stream_unary_rpc_method_handler(self._reject)

@@ -90,7 +90,7 @@ class GrpcListener:
     """A gRPC server with `services` (their full names), health and reflection.
 
     `guards` are interceptors that come before the servicers. `note` is told of the servicers'
-    errors.
+    errors. `lasting` are the services whose streams last: see waiting_calls.py.
     """
 
     def __init__(
@@ -100,8 +100,9 @@ class GrpcListener:
         bounds: Bounds,
         shared: bool,
         note: Note = unnoted,
+        lasting: tuple[str, ...] = (),
     ) -> None:
-        self._waiting = WaitingCalls(_CALLS // 2)
+        self._waiting = WaitingCalls(_CALLS // 2, lasting)
         self.server = grpc.aio.server(
             interceptors=[self._waiting, *guards, ErrorInterceptor(note)],
             options=_options(bounds, shared),

@@ -4,11 +4,14 @@ gRPC bounds all calls of a server together. But a client needs neither a token n
 begin a call, and a stream lasts as long as the client likes; so a client that only holds calls
 could take the place of all others. Half of gRPC's bound is therefore the most that may wait at
 once, and beyond it the call that has waited longest is ended for the new one.
+
+Services whose streams last by their nature are apart from these: no other call ends such a stream,
+and it ends none. They need a token before a stream begins, and have a bound of their own.
 """
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,11 +30,13 @@ class _MakesRoom(Exception):
 
 
 class WaitingCalls(grpc.aio.ServerInterceptor):
-    """Lets at most `most` calls wait at once. It has to be the first interceptor, so that it sees
-    calls that a later one rejects, too."""
+    """Lets at most `most` calls wait at once, beside the streams of the services `lasting`. It has
+    to be the first interceptor, so that it sees calls that a later one rejects, too."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, lasting: Iterable[str] = ()) -> None:
         self._most = most
+        self._lasting = tuple(f"/{service}/" for service in lasting)
+        self._streams: set[asyncio.Task[Any]] = set()
         self._calls: OrderedDict[asyncio.Task[Any], None] = OrderedDict()
         self._is_stopping = False
         # A method's handler is the same at every call, so it is wrapped once.
@@ -42,6 +47,8 @@ class WaitingCalls(grpc.aio.ServerInterceptor):
         self._is_stopping = True
         while self._calls:
             self._calls.popitem(last=False)[0].cancel()
+        while self._streams:
+            self._streams.pop().cancel()
 
     async def intercept_service(
         self,
@@ -53,7 +60,8 @@ class WaitingCalls(grpc.aio.ServerInterceptor):
         if handler is None:
             return None  # gRPC answers UNIMPLEMENTED.
         if handler not in self._wrapped:
-            self._wrapped[handler] = self._wrap(handler)
+            is_lasting = handler_call_details.method.startswith(self._lasting)
+            self._wrapped[handler] = (self._last if is_lasting else self._wrap)(handler)
         return self._wrapped[handler]
 
     def _wrap(self, handler: _Handler) -> _Handler:
@@ -92,10 +100,41 @@ class WaitingCalls(grpc.aio.ServerInterceptor):
 
         return answer_stream
 
+    def _last(self, handler: _Handler) -> _Handler:
+        """A stream of a service that lasts. A handler without streams is a later interceptor's."""
+        if handler.stream_stream is None:
+            return self._wrap(handler)
+        make: Any = grpc.stream_stream_rpc_method_handler
+
+        async def answer_stream(messages: Any, context: Any) -> None:
+            try:
+                with self._held_apart():
+                    await handler.stream_stream(messages, context)
+            except _MakesRoom:
+                await self._reject(context)
+
+        return make(answer_stream, handler.request_deserializer, handler.response_serializer)
+
     async def _reject(self, context: Any) -> None:
         if self._is_stopping:
             await context.abort(grpc.StatusCode.UNAVAILABLE, _STOPPING)
         await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, _FULL)
+
+    @contextmanager
+    def _held_apart(self) -> Iterator[None]:
+        """The time in which the running task's call lasts. Raises _MakesRoom if it has to end."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._streams.add(task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if task in self._streams or not self._is_stopping:
+                raise  # The client has gone, or the server stops.
+            task.uncancel()
+            raise _MakesRoom from None
+        finally:
+            self._streams.discard(task)
 
     @contextmanager
     def _held(self) -> Iterator[None]:

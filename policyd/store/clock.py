@@ -3,7 +3,7 @@
 Everything that two servers compare goes by it: which workers run, when a session or a waiting
 outcome expires, which decisions are old enough to delete. The time at which a key was made or
 changed is only shown. Decisions are timed by their worker, which measures its clock by this one:
-see server/worker_clock.py.
+see command/worker_clock.py.
 """
 
 from datetime import UTC, datetime, timedelta

@@ -13,8 +13,8 @@ from policyd.decision_log.spool import Chunk
 from policyd.store import Step, Store
 
 _log = logging.getLogger(__name__)
-_Entry = Record | Outcome | RefusedKey | RefusedKeyCount
-_decode = msgspec.json.Decoder(_Entry).decode
+Entry = Record | Outcome | RefusedKey | RefusedKeyCount
+_decode = msgspec.json.Decoder(Entry).decode
 
 
 def _forget(_: Sequence[object]) -> None:
@@ -35,11 +35,21 @@ class StoreDestination:
 
     def append(self, spool: str, chunk: Chunk) -> int:
         """See Destination."""
-        entries = _entries(chunk)
+        entries, problem = _entries(chunk)
+        if problem is not None:
+            self._tell_unreadable(len(chunk.lines) - len(entries), problem)
+        entries = self._select(entries)
         step = Step(spool, chunk.name, chunk.start, chunk.end)
         self._store.log.append(entries, step, unreadable=len(chunk.lines) - len(entries))
         self._note(entries)
         return len(entries)
+
+    def _select(self, entries: list[Entry]) -> list[Entry]:
+        """Those that the store is given. The others count as lost."""
+        return entries
+
+    def _tell_unreadable(self, lost: int, problem: Exception) -> None:
+        _log.error("%d entries in the spool cannot be read and are lost: %s", lost, problem)
 
     def forget(self, spool: str, files: Iterable[str]) -> None:
         """See Destination."""
@@ -54,17 +64,19 @@ class StoreDestination:
         return self._store.log.lost_by(processes)
 
 
-def _entries(chunk: Chunk) -> list[_Entry]:
-    entries = []
+def _entries(chunk: Chunk) -> tuple[list[Entry], Exception | None]:
+    """The entries that can be read, and why the first of the others cannot."""
+    entries: list[Entry] = []
+    problem: Exception | None = None
     for line in chunk.lines:
         try:
             entries.append(_priced(_decode(line)))
         except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
-            _log.error("an entry in the spool cannot be read and is lost: %s", error)
-    return entries
+            problem = problem or error
+    return entries, problem
 
 
-def _priced(entry: _Entry) -> _Entry:
+def _priced(entry: Entry) -> Entry:
     if not isinstance(entry, Outcome) or entry.input_tokens is None:
         return entry
     dollars = cost(

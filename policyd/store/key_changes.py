@@ -1,12 +1,15 @@
 """What workers follow: which digests are in force, and the server's defaults."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
 
-from policyd.engine.settings import KeyChange, KeyChanges, KeySettings
+from policyd.command import deadline
+from policyd.engine.settings import KeyChanges, KeySettings
+from policyd.keys.changed_keys import ChangedKeys
 from policyd.store import defaults, key_settings
 from policyd.store.clock import database_time
 from policyd.store.database import reading
@@ -16,6 +19,19 @@ from policyd.store.revisions import revisions
 
 _LONG_ENDED = timedelta(days=1)
 """After so long, a secret that was kept for a while is in force by no worker's clock."""
+_PIECE = 500
+"""Rows that are read at a time."""
+_PAUSE = 0.0001
+"""Seconds between two pieces."""
+_Stored = tuple[int | None, int, str, str]
+"""A key's settings as the columns have them."""
+_columns = sa.select(
+    keys.c.id,
+    keys.c.digest,
+    *(keys.c.mode, keys.c.override, keys.c.accept, keys.c.policies),
+    *(keys.c.revoked_at, keys.c.expires_at, keys.c.previous_digest, keys.c.previous_until),
+)
+"""Without what deciding needs not: each column of a million keys costs half a second."""
 
 
 def since(engine: sa.Engine, revision: int, epoch: str | None = None) -> KeyChanges:
@@ -36,43 +52,70 @@ def since(engine: sa.Engine, revision: int, epoch: str | None = None) -> KeyChan
         if latest == revision and is_known:
             return KeyChanges(latest, (), epoch=latest_epoch)
         begin = revision if latest > revision and is_known else 0
-        changed = tuple(_changes(connection, begin))
+        changed = _changes(connection, begin)
         in_force = defaults.read(connection)
         return KeyChanges(latest, changed, begin == 0, latest_epoch, in_force)
 
 
-def _changes(connection: sa.Connection, begin: int) -> Iterator[KeyChange]:
+def _changes(connection: sa.Connection, begin: int) -> ChangedKeys:
+    changed, kinds = ChangedKeys(), dict[_Stored, int]()
     at = database_time(connection)
     if begin:
         ended = sa.select(ended_digests.c.digest).where(ended_digests.c.revision > begin)
-        for digest in connection.execute(ended).scalars():
-            yield KeyChange(digest, None)
-    for row in connection.execute(sa.select(keys).where(keys.c.revision > begin)):
-        yield from _of_key(row, at)
+        for some in _pieces(connection, ended):
+            for (digest,) in some:
+                changed.drop(digest)
+        wanted = _columns.where(keys.c.revision > begin)
+    else:
+        # Where all keys are told, those that are in force are enough.
+        wanted = _columns.where(keys.c.revoked_at.is_(None))
+    for some in _pieces(connection, wanted):
+        for row in some:
+            _add(changed, kinds, row, at)
+    return changed
 
 
-def _of_key(row: Any, at: datetime) -> Iterator[KeyChange]:
-    end = row.expires_at.timestamp() if row.expires_at else None
-    yield KeyChange(row.digest, _settings(row, end))
-    if row.previous_digest and row.previous_until > at - _LONG_ENDED:
-        until = row.previous_until.timestamp()
-        until = until if end is None else min(until, end)
-        yield KeyChange(row.previous_digest, _settings(row, until))
+def _pieces(connection: sa.Connection, query: sa.Select[Any]) -> Iterator[Sequence[Any]]:
+    """The rows of a query, which may have all keys: some at a time. Each time counts as an answer
+    of the database, and between two the threads that decide have their turn."""
+    result = connection.execute(query.execution_options(yield_per=_PIECE))
+    for some in result.partitions():
+        deadline.renew()
+        yield some
+        if len(some) == _PIECE:
+            # Without a pause, this thread would have the interpreter again before the others.
+            time.sleep(_PAUSE)
 
 
-def _settings(row: Any, until: float | None) -> KeySettings | None:
-    if row.revoked_at:
-        return None
-    settings = key_settings.policies(row.mode, row.override, row.policies)
-    return KeySettings(row.id, settings, key_settings.accept(row.accept), until)
+def _add(changed: ChangedKeys, kinds: dict[_Stored, int], row: Any, at: datetime) -> None:
+    """Add what a row of _columns tells. `kinds` has the numbers of the settings before."""
+    key_id, digest, mode, override, accept, policies, revoked, expires, previous, until = row
+    if revoked is not None:
+        changed.drop(digest)
+        if previous:
+            changed.drop(previous)
+        return
+    settings = changed.in_force
+    as_stored = (mode, override, policies, accept)
+    kind = kinds.get(as_stored)
+    if kind is None:
+        read = key_settings.policies(mode, override, policies), key_settings.accept(accept)
+        kind = kinds[as_stored] = settings.number(*read)
+    end = expires.timestamp() if expires else None
+    settings.put(digest, key_id, kind, end)
+    if previous and until > at - _LONG_ENDED:
+        kept = until.timestamp()
+        settings.put(previous, key_id, kind, kept if end is None else min(kept, end))
 
 
 def in_force(connection: sa.Connection, digest: bytes) -> KeySettings | None:
     """The settings of the key whose secret has this digest. None: it is not in force now."""
     at = database_time(connection)
-    wanted = sa.select(keys).where((keys.c.digest == digest) | (keys.c.previous_digest == digest))
-    changes = [change for row in connection.execute(wanted) for change in _of_key(row, at)]
-    found = next((one.settings for one in changes if one.digest == digest), None)
+    changed = ChangedKeys()
+    is_its = (keys.c.digest == digest) | (keys.c.previous_digest == digest)
+    for row in connection.execute(_columns.where(is_its, keys.c.revoked_at.is_(None))):
+        _add(changed, {}, row, at)
+    found = changed.in_force.get(digest)
     if found is not None and found.until is not None and found.until <= at.timestamp():
         return None
     return found

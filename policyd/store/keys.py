@@ -4,7 +4,7 @@ Each change makes one revision (revisions.py), and writes its record of the audi
 transaction (audit.py). Of those who change a key, each says who it is: `by`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -18,7 +18,7 @@ from policyd.keys.audit import Action, changed_fields
 from policyd.keys.settings import Change, changed
 from policyd.store import audit, key_changes, key_rows, key_settings, workers
 from policyd.store.clock import database_time
-from policyd.store.database import now, reading
+from policyd.store.database import find, now, reading
 from policyd.store.key_rows import CHANGEABLE, keys
 from policyd.store.revisions import change
 
@@ -155,6 +155,11 @@ class Keys:
         """The settings of the key whose secret has this digest. None: it is not in force."""
         with reading(self._engine) as connection:
             return key_changes.in_force(connection, digest)
+
+    def known(self, ids: Iterable[str]) -> set[str]:
+        """Which of these IDs are those of keys, also of revoked ones."""
+        with reading(self._engine) as connection:
+            return {row.id for row in find(connection, keys.c.id, ids)}
 
     def changes_since(self, revision: int, epoch: str | None = None) -> KeyChanges:
         """What changed after `revision`, up to some newer one: see key_changes.py."""

@@ -1,10 +1,14 @@
-"""Which workers run, from which revision each decides, and how far its clock is off.
+"""Which workers run, from which revision each decides, and how far its clock is off; and which
+gateways decide by themselves, by the settings that a worker sends them.
 
 All of it goes by the database's clock, so that a worker with a wrong clock hides no other.
 """
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from operator import itemgetter
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -28,14 +32,17 @@ _workers = sa.Table(
     sa.Column("epoch", sa.String(32)),
     sa.Column("clock_offset_us", sa.BigInteger),
     sa.Column("form", sa.String(32)),
+    sa.Column("kind", sa.String(16), nullable=False, server_default="worker"),
 )
+_WORKER = "worker"
+_GATEWAY = "gateway"
 _FOLLOWS = "0012"
 """The form that workers know which follow rotation, expiry and the server's defaults."""
 
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A worker that answers gateways."""
+    """A worker that answers gateways, or a gateway's process that decides by itself."""
 
     id: str
     host: str
@@ -43,7 +50,21 @@ class Worker:
     """The revision that it decides from. 0: this database does not have that one, or no longer."""
     seen_at: datetime
     clock_offset: timedelta | None = None
-    """How far its clock is ahead of the database's. None: a worker of an older version."""
+    """How far its clock is ahead of the database's. None: a worker of an older version, or a
+    gateway, which goes by its worker's clock."""
+    is_gateway: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A gateway's process that decides by itself."""
+
+    id: str
+    host: str
+    revision: int
+    """The revision that it decides from, and ..."""
+    epoch: str
+    """... that revision's epoch."""
 
 
 class Workers:
@@ -52,8 +73,17 @@ class Workers:
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
 
-    def beat(self, worker_id: str, host: str, revision: int, epoch: str | None = None) -> timedelta:
-        """Note that a worker runs, and from which revision and epoch it decides.
+    def beat(
+        self,
+        worker_id: str,
+        host: str,
+        revision: int,
+        epoch: str | None = None,
+        gateways: Sequence[Gateway] = (),
+        left: Collection[str] = (),
+    ) -> timedelta:
+        """Note that a worker runs, and from which revision and epoch it decides; the same of the
+        gateways that follow it; and that those with the IDs `left` have ended.
 
         Returns how far this process's clock is ahead of the database's.
         """
@@ -61,22 +91,26 @@ class Workers:
         with writing(self._engine) as connection:
             at, offset = clock_offset(connection)
             row |= {"seen_at": at, "clock_offset_us": offset // timedelta(microseconds=1)}
-            row |= {"form": migrations.HEAD}
-            replace = ("host", "revision", "seen_at", "epoch", "clock_offset_us", "form")
-            upsert(connection, _workers, [row], replace=replace)
+            row |= {"form": migrations.HEAD, "kind": _WORKER}
+            rows = [row, *(_row(one) | {"seen_at": at} for one in gateways)]
+            # In one order, as a gateway that changes over may be noted by two workers at once.
+            rows.sort(key=itemgetter("id"))
+            replace = ("host", "revision", "seen_at", "epoch", "clock_offset_us", "form", "kind")
+            upsert(connection, _workers, rows, replace=replace)
+            _leave(connection, left)
             # A beat far in the future is of an old version, which went by its own clock, or from
             # before the database's clock was corrected.
             known = _workers.c.seen_at.between(at - _KEEP, at + _KEEP)
             connection.execute(sa.delete(_workers).where(~known))
         return offset
 
-    def leave(self, worker_id: str) -> None:
-        """Note that a worker has ended."""
+    def leave(self, *ids: str) -> None:
+        """Note that workers or gateways have ended."""
         with writing(self._engine) as connection:
-            connection.execute(sa.delete(_workers).where(_workers.c.id == worker_id))
+            _leave(connection, ids)
 
     def list(self) -> list[Worker]:
-        """The workers that run, in the order of their IDs."""
+        """The workers and gateways that run, in the order of their IDs."""
         column = _workers.c
         query = sa.select(_workers, epochs.c.epoch.label("known_epoch"))
         query = query.outerjoin_from(_workers, epochs, epochs.c.revision == column.revision)
@@ -89,6 +123,7 @@ class Workers:
                     row.revision if row.epoch in (None, row.known_epoch) else 0,
                     row.seen_at,
                     _offset(row.clock_offset_us),
+                    row.kind == _GATEWAY,
                 )
                 for row in connection.execute(query.order_by(column.id))
             ]
@@ -103,8 +138,30 @@ class Workers:
         return max(known, key=lambda one: abs(one[1]), default=None)
 
 
+def _row(gateway: Gateway) -> dict[str, Any]:
+    return {
+        "id": gateway.id,
+        "host": gateway.host[:256],
+        "revision": gateway.revision,
+        "epoch": gateway.epoch,
+        "clock_offset_us": None,
+        # What is sent to gateways has rotation, expiry and defaults in it, whatever their version.
+        "form": migrations.HEAD,
+        "kind": _GATEWAY,
+    }
+
+
+def _leave(connection: sa.Connection, ids: Collection[str]) -> None:
+    if ids:
+        connection.execute(sa.delete(_workers).where(_workers.c.id.in_(list(ids))))
+
+
 def hosts(connection: sa.Connection) -> list[str]:
-    """The hosts that workers run on, in a database of any form that has a table of workers."""
+    """The hosts that workers run on, in a database of any form that has a table of workers.
+
+    Gateways that follow one are among them: forms before 0015 do not tell them apart, and where one
+    runs, its worker has run until just now.
+    """
     query = sa.select(_workers.c.host).where(_runs(connection)).distinct()
     return sorted(connection.execute(query).scalars())
 

@@ -238,6 +238,44 @@ BREAKER_OPEN = _gauge(
     "livesum",
     "Workers that do not connect to the upstream for now, as connecting failed again and again.",
 )
+GATEWAY_REVISION = _gauge(
+    "policyd_gateway_settings_revision",
+    "",
+    "livemin",
+    "With --decide local: revision of the settings in force, of the worker furthest behind.",
+)
+GATEWAY_STALENESS = _gauge(
+    "policyd_gateway_settings_staleness_seconds",
+    "",
+    "livemax",
+    "With --decide local: age of the settings, of the worker whose are oldest; beyond "
+    "--max-staleness requests get no decision.",
+    "seconds",
+)
+GATEWAY_FOLLOWED = _gauge(
+    "policyd_gateway_followed",
+    "",
+    "livemin",
+    "With --decide local: 1 where every worker follows policyd's settings, else 0.",
+)
+GATEWAY_SPOOL_BYTES = _gauge(
+    "policyd_gateway_spool_bytes",
+    "",
+    "livemax",
+    "With --decide local: bytes of entries in the spool that policyd does not have.",
+    "bytes",
+)
+GATEWAY_CARRIED = _counter(
+    "policyd_gateway_log_carried_total",
+    "",
+    "With --decide local: entries of the decision log that policyd was given.",
+)
+GATEWAY_LOST = _counter(
+    "policyd_gateway_log_lost_total",
+    "",
+    "With --decide local: decisions that were answered and not logged (--log-full drop, "
+    "--log-error drop), and entries that policyd did not take.",
+)
 GATEWAY_WORKERS = _gauge("policyd_gateway_workers", "", "read", "Workers that answer.")
 GATEWAY_BUILD = _gauge(
     "policyd_gateway_build_info",

@@ -297,7 +297,7 @@ class SettingsComplete(_message.Message):
     """The epoch of that revision."""
     @_builtins.property
     def defaults(self) -> Global___DefaultsInForce:
-        """The server's defaults as administrators applied them. Unset: they applied none."""
+        """What holds where a key sets nothing."""
 
     def __init__(
         self,
@@ -317,7 +317,9 @@ Global___SettingsComplete: _TypeAlias = SettingsComplete  # noqa: Y015
 
 @_typing.final
 class DefaultsInForce(_message.Message):
-    """What holds where a key sets nothing, as administrators applied it for all servers of a database."""
+    """What holds where a key sets nothing: as administrators applied it for all servers of a database, above
+    this policyd's own settings. A follower has no such settings of its own.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -326,14 +328,14 @@ class DefaultsInForce(_message.Message):
     END_USER_CALLERS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """The revision of the settings in which they last changed."""
+    """The revision of the settings in which administrators last changed them; 0: they applied none."""
     @_builtins.property
     def policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedPolicySetting]:
-        """The settings of policies, in policyd's order. They stand above those of the gateway's own settings."""
+        """The settings of policies, in policyd's order."""
 
     @_builtins.property
     def end_user_headers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Headers that may name the end user. Empty: those of --end-user-headers."""
+        """Headers that may name the end user."""
 
     @_builtins.property
     def end_user_callers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

@@ -37,8 +37,8 @@ class LocalDecisionServiceStub:
     Errors carry a google.rpc.ErrorInfo in their details, domain "policyd", with one of these reasons:
       INVALID_ARGUMENT   INVALID_ARGUMENT    a message is malformed; the error names the field
       POSITION_MOVED     ABORTED             the file of the spool is appended up to another byte: resume
-      TOO_MANY_FOLLOWERS RESOURCE_EXHAUSTED  as many gateways follow this worker of policyd as may: ask again
-      FOLLOWER_TOO_SLOW  RESOURCE_EXHAUSTED  the follower has taken no message for 30 s
+      TOO_MANY_GATEWAYS  RESOURCE_EXHAUSTED  as many gateways follow this worker of policyd, or append, as may
+      GATEWAY_TOO_SLOW   RESOURCE_EXHAUSTED  the gateway has taken no message for 30 s
       STORE_UNAVAILABLE  UNAVAILABLE         the database cannot be reached, or does not answer in time: try
                                              again. It is then unknown whether a chunk was appended: resume
       STORE_BUSY         RESOURCE_EXHAUSTED  too many calls wait for the database: try again later
@@ -74,8 +74,8 @@ class LocalDecisionServiceAsyncStub(LocalDecisionServiceStub):
     Errors carry a google.rpc.ErrorInfo in their details, domain "policyd", with one of these reasons:
       INVALID_ARGUMENT   INVALID_ARGUMENT    a message is malformed; the error names the field
       POSITION_MOVED     ABORTED             the file of the spool is appended up to another byte: resume
-      TOO_MANY_FOLLOWERS RESOURCE_EXHAUSTED  as many gateways follow this worker of policyd as may: ask again
-      FOLLOWER_TOO_SLOW  RESOURCE_EXHAUSTED  the follower has taken no message for 30 s
+      TOO_MANY_GATEWAYS  RESOURCE_EXHAUSTED  as many gateways follow this worker of policyd, or append, as may
+      GATEWAY_TOO_SLOW   RESOURCE_EXHAUSTED  the gateway has taken no message for 30 s
       STORE_UNAVAILABLE  UNAVAILABLE         the database cannot be reached, or does not answer in time: try
                                              again. It is then unknown whether a chunk was appended: resume
       STORE_BUSY         RESOURCE_EXHAUSTED  too many calls wait for the database: try again later
@@ -107,8 +107,8 @@ class LocalDecisionServiceServicer(metaclass=_abc_1.ABCMeta):
     Errors carry a google.rpc.ErrorInfo in their details, domain "policyd", with one of these reasons:
       INVALID_ARGUMENT   INVALID_ARGUMENT    a message is malformed; the error names the field
       POSITION_MOVED     ABORTED             the file of the spool is appended up to another byte: resume
-      TOO_MANY_FOLLOWERS RESOURCE_EXHAUSTED  as many gateways follow this worker of policyd as may: ask again
-      FOLLOWER_TOO_SLOW  RESOURCE_EXHAUSTED  the follower has taken no message for 30 s
+      TOO_MANY_GATEWAYS  RESOURCE_EXHAUSTED  as many gateways follow this worker of policyd, or append, as may
+      GATEWAY_TOO_SLOW   RESOURCE_EXHAUSTED  the gateway has taken no message for 30 s
       STORE_UNAVAILABLE  UNAVAILABLE         the database cannot be reached, or does not answer in time: try
                                              again. It is then unknown whether a chunk was appended: resume
       STORE_BUSY         RESOURCE_EXHAUSTED  too many calls wait for the database: try again later

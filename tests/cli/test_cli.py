@@ -93,9 +93,18 @@ def test_for_people(database: str) -> None:
 def test_errors(database: str, words: list[str], message: str) -> None:
     """An error is named on stderr, with status 1 and without a traceback."""
     keys(database, "create", "first")
-    done = run("policyd", *words, env={"POLICYD_DATABASE_URL": database})
+    done = invoke("policyd", *words, env={"POLICYD_DATABASE_URL": database})
     assert done.returncode == 1
     assert message in done.stderr.decode()
+    assert b"Traceback" not in done.stderr
+
+
+def test_an_error_of_a_process(database: str) -> None:
+    """So it is where the command is a process."""
+    keys(database, "create", "first")
+    done = run("policyd", "keys", "show", "key_0", env={"POLICYD_DATABASE_URL": database})
+    assert done.returncode == 1
+    assert "no API key has the ID 'key_0'" in done.stderr.decode()
     assert b"Traceback" not in done.stderr
 
 
@@ -378,8 +387,7 @@ def test_workers_answer_on_one_port(tmp_path: Path) -> None:
 
 def test_help_names_every_setting() -> None:
     """The help describes each option and names its variable."""
-    done = run("policyd", "serve", "--help")
-    text = done.stdout.decode()
+    done = invoke("policyd", "serve", "--help")
     text = done.stdout.decode().replace("\n", " ")
     for flag in set(re.findall(r" (--[a-z-]+) ", text)) - {"--help"}:
         if f"/ {flag} " in text:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+import trustme
 
 from policyd.engine.policy import parse_setting
 from policyd.policies import TABLE
@@ -15,6 +16,17 @@ def background() -> Iterator[Background]:
     loop = Background()
     yield loop
     loop.close()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Every client loads the authorities that it trusts, though none speaks TLS here: let that be
+    one instead of all there are, which takes longer than what the test is about."""
+    file = tmp_path_factory.mktemp("authority") / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(str(file))
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setenv("SSL_CERT_FILE", str(file))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from policyd.engine.states import Ignored, Mode, Number, NumberState, Override, 
 from policyd.errors import InvalidDescriptor
 from policyd.policies import TABLE, decide
 from policyd.v1 import policy_pb2 as pb
+from tests.support import examples
 
 _ID = "019a0000000000000000000000000001"
 _texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=3)
@@ -108,7 +109,7 @@ def _logged(
     return reading, entry
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples.times(4))
 @given(_descriptors, _settings())
 def test_every_record_is_read_back(request: pb.EvaluateRequest, policies: Settings) -> None:
     """A record of any request, by any settings, is within the bounds that its readers check."""
@@ -118,7 +119,7 @@ def test_every_record_is_read_back(request: pb.EvaluateRequest, policies: Settin
         assert {one.policy for one in results.of(entry)} >= {TABLE.original.name}
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples.times(2))
 @given(_descriptors)
 def test_every_refused_key_is_read_back(request: pb.EvaluateRequest) -> None:
     """So is an entry about a request without a key in force."""
@@ -131,7 +132,7 @@ def test_every_refused_key_is_read_back(request: pb.EvaluateRequest) -> None:
     assert msgspec.json.decode(msgspec.json.encode(entry), type=RefusedKey) == entry
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples.times(2))
 @given(_descriptors)
 def test_what_a_simulation_needs_is_kept(request: pb.EvaluateRequest) -> None:
     """The numbers, the states and the overrides of a record are those that were decided on."""

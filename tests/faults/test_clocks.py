@@ -14,9 +14,9 @@ import pytest
 import sqlalchemy as sa
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
+from policyd.command.worker_clock import WorkerClock
 from policyd.engine.settings import KeyChanges
 from policyd.keys.stored_key_table import StoredKeyTable
-from policyd.server.worker_clock import WorkerClock
 from policyd.store import LogFilter, Store
 from policyd.store.clock import clock_offset, database_time
 from policyd.store.database import reading

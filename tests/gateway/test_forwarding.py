@@ -7,7 +7,7 @@ from collections.abc import Callable
 import aiohttp
 import pytest
 
-from gateway.settings import KEY_HEADERS
+from gateway.upstream_url import KEY_HEADERS
 from tests.gateway.conftest import IN_SESSION, Serving
 from tests.support.raw_http import (
     CHAT,

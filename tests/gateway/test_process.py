@@ -394,7 +394,7 @@ def test_addresses(text: str) -> None:
 
 def test_help() -> None:
     """The help names every setting with its variable."""
-    shown = run("policyd-gateway", "serve", "--help").stdout.decode()
+    shown = invoke("policyd-gateway", "serve", "--help").stdout.decode()
     for name in ("listen", "policyd", "upstream", "api-key", "max-body", "on-policy-error"):
         assert f"--{name} " in shown
         assert f"GATEWAY_{name.upper().replace('-', '_')}" in " ".join(shown.split())

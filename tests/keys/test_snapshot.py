@@ -22,6 +22,7 @@ from policyd.engine.settings import KeyChange, KeyChanges, KeySettings, ServerDe
 from policyd.engine.states import Mode, Override
 from policyd.errors import RevisionNotReached, SnapshotUnusable
 from policyd.keys import api_key, snapshot_format, snapshot_keeper
+from policyd.keys.settings_by_digest import SettingsByDigest
 from policyd.keys.snapshot import SnapshotFile
 from policyd.keys.snapshot_format import Head
 from policyd.keys.snapshot_keeper import SnapshotKeeper, place_of
@@ -35,7 +36,7 @@ ENDS = (None, 1_800_000_000.25, 0.0)
 DEFAULTS = ServerDefaults(TABLE.with_original(Mode.AUDIT), ("x-user",), ("envoy", "http"), 6)
 
 
-def keys(count: int) -> dict[bytes, KeySettings]:
+def keys(count: int) -> SettingsByDigest:
     """Keys with settings of each kind."""
     kinds = [
         (((TABLE.original.name, Setting(mode, "", override)), *more), accept)
@@ -44,12 +45,14 @@ def keys(count: int) -> dict[bytes, KeySettings]:
         for more in ((), (("of_a_newer_version", Setting(Mode.ENFORCE, "é, 1", None)),))
         for accept in (IDENTIFIERS, (SAFETY_IDENTIFIER,))
     ]
-    return {
-        secrets.token_bytes(32): KeySettings(
-            api_key.generate_id(), *kinds[number % len(kinds)], ENDS[number % len(ENDS)]
-        )
-        for number in range(count)
-    }
+    return SettingsByDigest(
+        {
+            secrets.token_bytes(32): KeySettings(
+                api_key.generate_id(), *kinds[number % len(kinds)], ENDS[number % len(ENDS)]
+            )
+            for number in range(count)
+        }
+    )
 
 
 def head(revision: int = 1, age: float = 0.0, identity: str = IDENTITY) -> Head:
@@ -90,7 +93,7 @@ def test_it_holds_no_key_and_no_name(file: SnapshotFile, tmp_path: Path) -> None
     A new field of a key's settings must be considered here.
     """
     key = api_key.generate()
-    file.keep(head(), {api_key.digest(key): KeySettings("key_1")})
+    file.keep(head(), SettingsByDigest({api_key.digest(key): KeySettings("key_1")}))
     assert key.encode() not in (tmp_path / "snapshot").read_bytes()
     assert {one.name for one in fields(KeySettings)} == {"key_id", "policies", "accept", "until"}
 
@@ -124,11 +127,11 @@ def test_what_is_not_used(file: SnapshotFile, tmp_path: Path) -> None:
     assert "another database" in why_not(file, identity="another")
     assert "another database" in why_not(file, place=place_of("sqlite:///other.db"))
     (tmp_path / "snapshot").unlink()  # An older snapshot does not replace a newer one.
-    file.keep(head(age=HOUR + 10), {})
+    file.keep(head(age=HOUR + 10), SettingsByDigest())
     assert "--snapshot-max-age" in why_not(file)
-    file.keep(head(age=-HOUR), {})
+    file.keep(head(age=-HOUR), SettingsByDigest())
     assert "from the future" in why_not(file)
-    file.keep(head(age=HOUR / 2), {})
+    file.keep(head(age=HOUR / 2), SettingsByDigest())
     assert file.read(IDENTITY, PLACE, HOUR)
     (tmp_path / "snapshot").chmod(0o622)
     assert "others may write to it" in why_not(file)
@@ -173,7 +176,8 @@ def test_one_of_the_version_before(file: SnapshotFile, tmp_path: Path) -> None:
     path = tmp_path / "snapshot"
     path.write_bytes(snapshot_format.sealed(old) + content)
     path.chmod(0o600)
-    assert file.read(IDENTITY, PLACE, HOUR) == (old, settings, None)
+    found = file.read(IDENTITY, PLACE, HOUR)
+    assert (found.head, dict(found.settings), found.defaults) == (old, settings, None)
     # It is written anew in this version's form, though the revision is the same.
     assert file.is_behind(head(3))
 
@@ -183,7 +187,7 @@ def test_another_version(file: SnapshotFile, other: dict[str, object]) -> None:
     """A version that knows other settings could misread the snapshot, so it does not use it, and
     writes its own.
     """
-    file.keep(msgspec.structs.replace(head(), **other), {})
+    file.keep(msgspec.structs.replace(head(), **other), SettingsByDigest())
     assert "another version" in why_not(file)
     file.keep(head(), keys(1))
     assert len(file.read(IDENTITY, PLACE, HOUR)[1]) == 1
@@ -196,22 +200,24 @@ def test_the_head_alone_is_renewed(file: SnapshotFile, tmp_path: Path) -> None:
     file.keep(head(age=HOUR / 2), settings)
     before = path.stat().st_ino
     assert file.is_behind(head())
-    file.keep(head(), {})
+    file.keep(head(), SettingsByDigest())
     assert not file.is_behind(head())
     assert path.stat().st_ino == before
     read = file.read(IDENTITY, PLACE, HOUR / 4).settings
     assert read == settings
     for other in (head(2), head(identity="another")):
         assert file.is_behind(other)
-        file.keep(other, {})
+        file.keep(other, SettingsByDigest())
         assert file.read(other.identity, PLACE, HOUR)[1] == {}
 
 
 def _writes(path: Path, number: int) -> None:
-    settings = {
-        bytes(32): KeySettings(f"key_{number}"),
-        bytes([1]) * 32: KeySettings(f"key_{number}"),
-    }
+    settings = SettingsByDigest(
+        {
+            bytes(32): KeySettings(f"key_{number}"),
+            bytes([1]) * 32: KeySettings(f"key_{number}"),
+        }
+    )
     for revision in range(number, 10**6, 8):
         with suppress(OSError):
             SnapshotFile(path).keep(head(revision), settings)

@@ -16,7 +16,7 @@ assert LIBRARY.origin is not None
 BINARY = Path(LIBRARY.origin).read_bytes()
 BOUNDS = Bounds(max_message=1, connections=1, handshake=1, age=1)
 SERVER = {name for name, _ in grpc_server._options(BOUNDS, shared=True)}
-CLIENT = {name for name, _ in connection._OPTIONS}
+CLIENT = {name for name, _ in connection.OPTIONS}
 
 
 @pytest.mark.parametrize("name", sorted(SERVER | CLIENT))

@@ -214,12 +214,12 @@ def test_changes(store: Store) -> None:
     settings = KeySettings(key.id, key.policies, BOTH)
     everything = store.keys.changes_since(0)
     assert everything.revision == key.revision
-    assert everything.changed == (KeyChange(digest, settings),)
+    assert tuple(everything.changed) == (KeyChange(digest, settings),)
     assert store.keys.changes_since(key.revision).changed == ()
     store.keys.revoke(key.id)
     later = store.keys.changes_since(key.revision)
     assert later.revision == key.revision + 1
-    assert later.changed == (KeyChange(digest, None),)
+    assert tuple(later.changed) == (KeyChange(digest, None),)
 
 
 def test_a_database_put_back_from_a_copy(store: Store, url: str) -> None:

@@ -5,6 +5,8 @@
     {process}-{number}.lost    how many entries the process has lost, as 20 digits
     shipper.lock               locked by the one process that ships
     database                   the identity of the database that the entries belong to
+    gateway                    marks the folder of a gateway that decides by itself, and is locked
+                               by it
     identity                   the identity of this folder, under which positions are kept
 
 A process is named by random digits and numbers its files, so no name is ever used again.
@@ -40,9 +42,17 @@ Which file for what: folder (making and marking the folder, locks), writer, read
 (descriptors in reserve), problems (errors for the operator), system (the system calls, for tests).
 """
 
-from policyd.decision_log.spool.folder import known_database, make, prepare
+from policyd.command.log_settings import SYNCS, Sync
+from policyd.decision_log.spool.folder import (
+    check_gateways,
+    check_own,
+    claim,
+    held,
+    known_database,
+    make,
+    prepare,
+)
 from policyd.decision_log.spool.reader import Chunk, SpoolReader, left
-from policyd.decision_log.spool.syncing import SYNCS, Sync
 from policyd.decision_log.spool.writer import SpoolWriter
 
 __all__ = [
@@ -51,6 +61,10 @@ __all__ = [
     "SpoolReader",
     "SpoolWriter",
     "Sync",
+    "check_gateways",
+    "check_own",
+    "claim",
+    "held",
     "known_database",
     "left",
     "make",

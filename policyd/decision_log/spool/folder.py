@@ -2,13 +2,17 @@
 
 import fcntl
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from policyd.command.private_files import NO_ROOM, make_file, make_folder
 from policyd.decision_log.spool.system import System
 from policyd.errors import NoRoom, SettingsError
 
+_GATEWAY = "gateway"
+"""The file that marks the folder of a gateway that decides by itself, and is locked while it runs.
+"""
 DIGITS = 20
 """Digits of the number in a file of losses: always as many, so it is overwritten in place."""
 
@@ -29,6 +33,54 @@ def prepare(folder: Path, identity: str) -> None:
         draft.replace(mark)
     except OSError as error:
         raise unusable(folder, error) from None
+
+
+def claim(folder: Path) -> None:
+    """Make the folder, and mark it as a gateway's. Raises SettingsError, also where it is that of a
+    policyd, whose entries reach its database by another way."""
+    make(folder)
+    check_gateways(folder)
+    try:
+        os.close(os.open(folder / _GATEWAY, os.O_WRONLY | os.O_CREAT, 0o600))
+    except OSError as error:
+        raise unusable(folder, error) from None
+
+
+def check_gateways(folder: Path) -> None:
+    """Raises SettingsError where the folder is a policyd's, for a gateway."""
+    if (folder / "database").exists() and not (folder / _GATEWAY).exists():
+        raise SettingsError(
+            f"--spool {folder} is the spool of a policyd: give the gateway a folder of its own"
+        )
+
+
+def check_own(folder: Path) -> None:
+    """Raises SettingsError where the folder is a gateway's, for a policyd."""
+    if (folder / _GATEWAY).exists():
+        raise SettingsError(
+            f"--spool {folder} is the spool of a gateway that decides by itself: give policyd a "
+            "folder of its own"
+        )
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a gateway's folder, which all its processes may use, for this gateway alone. Raises
+    SettingsError."""
+    claim(folder)
+    try:
+        descriptor = os.open(folder / _GATEWAY, os.O_WRONLY)
+    except OSError as error:
+        raise unusable(folder, error) from None
+    try:
+        if not lock(System(), descriptor):
+            raise SettingsError(
+                f"--spool {folder} is in use by another policyd-gateway: give each one a folder of "
+                "its own"
+            )
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def make(folder: Path) -> None:

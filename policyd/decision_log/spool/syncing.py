@@ -14,12 +14,8 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable
-from typing import Literal, get_args
 
 from policyd.decision_log.spool.system import System
-
-Sync = Literal["always", "interval", "never"]
-SYNCS: tuple[Sync, ...] = get_args(Sync)
 
 
 class Unsynced:

@@ -6,11 +6,12 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from policyd.command.log_settings import Sync
 from policyd.command.private_files import NO_ROOM, make_folder
 from policyd.decision_log.spool.folder import DIGITS, lock, segments, unusable
 from policyd.decision_log.spool.problems import cause, unwritable
 from policyd.decision_log.spool.spares import Spares
-from policyd.decision_log.spool.syncing import Sync, Unsynced
+from policyd.decision_log.spool.syncing import Unsynced
 from policyd.decision_log.spool.system import System
 from policyd.errors import LogFull
 

@@ -19,9 +19,9 @@ from policyd.errors import StoreUnusable
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0013"
+HEAD = "0015"
 """The form that this version makes."""
-NEEDS = "0013"
+NEEDS = "0015"
 """The oldest form that this version works on."""
 VERSION_TABLE = "schema_version"
 _OLD_TABLE = "alembic_version"

@@ -1,11 +1,12 @@
-"""The decision log of one worker, by the settings."""
+"""The decision log of one process that decides, by its settings."""
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
 
-from policyd.decision_log.spool import SpoolWriter
+from policyd.decision_log.spool import SpoolWriter, Sync
 from policyd.decision_log.writer import DecisionLog
-from policyd.settings import ServerSettings
 
 _FLUSH = 5.0
 """Seconds between two writes of the counts of refused keys, which are kept in memory."""
@@ -13,7 +14,31 @@ _CHECK = 1.0
 """Seconds between two looks at whether decisions can be logged."""
 
 
-def open_log(settings: ServerSettings, process: str, clock: Callable[[], float]) -> DecisionLog:
+class LogSettings(Protocol):
+    """How a process writes its log, as the settings of the same names say."""
+
+    @property
+    def spool(self) -> Path:
+        """The spool's folder."""
+
+    @property
+    def spool_limit(self) -> int:
+        """Bytes that may wait in it."""
+
+    @property
+    def spool_sync(self) -> Sync:
+        """When the disk has a decision."""
+
+    @property
+    def drop_when_full(self) -> bool:
+        """Whether to answer, and count the loss, where no more can wait."""
+
+    @property
+    def drop_on_error(self) -> bool:
+        """The same where the spool cannot be written."""
+
+
+def open_log(settings: LogSettings, process: str, clock: Callable[[], float]) -> DecisionLog:
     """The log that `process` writes, timed by `clock`, in seconds since 1970. Raises
     SettingsError."""
     sync = settings.spool_sync

@@ -1,10 +1,11 @@
-"""A worker's clock, measured against the database's.
+"""A worker's clock, measured against the database's; a gateway's that decides by itself, against
+policyd's, which is right by the database's.
 
 Workers time decisions by their own clock, without asking the database. A wrong clock would put them
 outside of the time that a query looks at, or among those old enough to delete. So if the clock is
 off by more than a bound, that is logged, and its time is corrected by the offset that was measured
-last. A decision's time is then right within the bound. Before the database's first answer the clock
-is taken to be right.
+last. A decision's time is then right within the bound. Before the first measurement the clock is
+taken to be right.
 """
 
 import logging
@@ -16,23 +17,30 @@ _log = logging.getLogger(__name__)
 
 
 class WorkerClock:
-    """A clock that is right within `bound` seconds, as far as it was measured."""
+    """A clock that is right within `bound` seconds, as far as it was measured against `owner`
+    clock."""
 
-    def __init__(self, bound: float, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        bound: float,
+        clock: Callable[[], float] = time.time,
+        owner: str = "the database's",
+    ) -> None:
         self._bound = bound
         self._clock = clock
+        self._owner = owner
         self._offset = 0.0
         """Seconds that the clock is ahead, or 0 where that is within the bound."""
         self._told = 0.0
         self.ahead = 0.0
-        """Seconds that the clock was ahead of the database's, as it was measured last."""
+        """Seconds that the clock was ahead of the owner's, as it was measured last."""
 
     def time(self) -> float:
         """Seconds since 1970."""
         return self._clock() - self._offset
 
     def measured(self, ahead: timedelta) -> None:
-        """Note how far the clock is ahead of the database's, or behind it, if negative."""
+        """Note how far the clock is ahead of the owner's, or behind it, if negative."""
         seconds = self.ahead = ahead.total_seconds()
         self._offset = seconds if abs(seconds) > self._bound else 0.0
         if abs(self._offset - self._told) <= self._bound:
@@ -40,9 +48,9 @@ class WorkerClock:
         self._told = self._offset
         if self._offset:
             _log.error(
-                "the clock of this machine is %s (--max-clock-skew is %g s): decisions are logged "
-                "by the database's clock until this one is right. Set it, and have NTP keep it so",
-                *(self._words(), self._bound),
+                "the clock of this machine is %s (the bound is %g s): decisions are logged by "
+                "%s clock until this one is right. Set it, and have NTP keep it so",
+                *(self._words(), self._bound, self._owner),
             )
         else:
             _log.info("the clock of this machine is right again: %+.3f s", seconds)
@@ -59,4 +67,4 @@ class WorkerClock:
 
     def _words(self) -> str:
         side = "ahead of" if self._offset > 0 else "behind"
-        return f"{abs(self._offset):.1f} s {side} the database's"
+        return f"{abs(self._offset):.1f} s {side} {self._owner}"

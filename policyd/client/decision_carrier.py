@@ -1,0 +1,107 @@
+"""Carries a gateway's spool to policyd.
+
+Each process of a gateway writes files of its own to one folder. The one that has the folder's lock
+carries all of them, in a thread, and another takes over when it ends. How far each file is carried
+stands in policyd's database, so no entry is carried twice, whichever process carries.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from policyd.client.policyd_destination import PolicydDestination
+from policyd.command.threads import StoreThreads
+from policyd.decision_log.shipper import Shipper
+from policyd.decision_log.spool import SpoolReader
+from policyd.errors import StoreUnavailable
+
+_log = logging.getLogger(__name__)
+
+_PAUSE = 0.2
+"""Seconds between two looks at the spool."""
+_OTHER_PAUSE = 1.0
+"""Seconds between two looks whether the process that carries has ended."""
+_LONGEST_PAUSE = 5.0
+"""Seconds between two tries while policyd takes no entries."""
+
+
+class Carrier:
+    """Ships `spool` to `destination` while this process has the folder's lock, once `is_found` says
+    that the database is known which the entries belong to. Belongs to one event loop."""
+
+    def __init__(
+        self, spool: SpoolReader, destination: PolicydDestination, is_found: Callable[[], bool]
+    ) -> None:
+        self._spool = spool
+        self._destination = destination
+        self._is_found = is_found
+        self._shipper = Shipper(destination, spool)
+        # Without a bound: each call of the destination has a deadline of its own.
+        self._threads = StoreThreads("carrying decisions to policyd", None)
+        self._has_lock = False
+        self._is_away = False
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that wait in the spool, where this process carries it; else 0."""
+        try:
+            return self._spool.waiting()[0] if self._has_lock else 0
+        except OSError:
+            return 0
+
+    async def carry(self) -> None:
+        """Carry what is written, until cancelled."""
+        pause = _PAUSE
+        while True:
+            is_well = await self._try()
+            pause = _PAUSE if is_well else min(pause * 2, _LONGEST_PAUSE)
+            await asyncio.sleep(pause if self._has_lock or not is_well else _OTHER_PAUSE)
+
+    async def finish(self, seconds: float) -> None:
+        """Carry what is left, as far as so many seconds suffice, and let another process carry.
+        Otherwise the next start carries it."""
+        if not self._is_found():
+            return  # Nothing was decided yet.
+        try:
+            async with asyncio.timeout(seconds):
+                await self._carry_once()
+        except TimeoutError:
+            _log.warning("decisions that policyd does not have yet stay in the spool")
+            return
+        await self._threads.run(self._close)
+
+    async def _carry_once(self) -> None:
+        """Wait for this process's turn, and for policyd to take all that there is."""
+        while True:
+            if await self._try() and self._has_lock:
+                return
+            await asyncio.sleep(_PAUSE)
+
+    def _close(self) -> None:
+        self._has_lock = False
+        self._destination.close()
+        self._spool.close()
+
+    async def _try(self) -> bool:
+        """Carry, where it is this process's turn. Returns False while policyd takes nothing."""
+        if not self._is_found():
+            return False
+        try:
+            await self._threads.run(self._ship)
+        except StoreUnavailable as error:
+            if not self._is_away:
+                _log.error("decisions stay in the spool: %s", error)
+            self._is_away = True
+            return False
+        except OSError as error:
+            _log.error("the spool cannot be read: %s", error)
+            return False
+        if self._is_away:
+            _log.info("policyd takes decisions again")
+        self._is_away = False
+        return True
+
+    def _ship(self) -> None:
+        self._has_lock = self._spool.lock()
+        if self._has_lock:
+            self._shipper.ship()

@@ -1,0 +1,290 @@
+"""LocalPolicyClient: decides in this process by policyd's settings, in place of asking policyd.
+
+    async with LocalPolicyClient("policyd:50051", spool=Path("spool"), token=token) as policyd:
+        answer = await policyd.evaluate(EvaluateRequest(key=key, has_user=False))
+
+It has the methods of PolicyClient and gives the same answers, made by the same engine. policyd
+stays the authority: this client follows its settings (key_follower.py), and hands it every decision
+(decision_carrier.py). A decision stands in the spool, on this machine's disk, before its answer is
+given. The client decides while its settings are no older than `max_staleness`; beyond that, and
+until it has any, policyd counts as not reached.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Coroutine
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import grpc
+from grpc import ChannelCredentials
+
+from policyd.client import forking
+from policyd.client.batches import CLOSED
+from policyd.client.decision_carrier import Carrier
+from policyd.client.fallback import OnError, instead
+from policyd.client.key_follower import KeyFollower, Policyds
+from policyd.client.key_stream import StreamFault
+from policyd.client.peers import Targets, addresses
+from policyd.client.policyd_destination import PolicydDestination
+from policyd.client.reporter import Reporter
+from policyd.client.statuses import Failed, Meaning, bare
+from policyd.command.log_settings import SPOOL_LIMIT
+from policyd.command.worker_clock import WorkerClock
+from policyd.decider import Decider
+from policyd.decision_log import spool as spools
+from policyd.decision_log.process_log import keep_checked, keep_flushed, open_log
+from policyd.decision_log.spool import SpoolReader, Sync
+from policyd.descriptor.body_memory import Bodies
+from policyd.errors import LogFull, NoDecision, PolicydError, SettingsError
+from policyd.keys.defaults import Defaults
+from policyd.keys.key_table import KeyTable
+from policyd.v1.policy_pb2 import (
+    CheckKeyRequest,
+    CheckKeyResponse,
+    EvaluateRequest,
+    EvaluateResponse,
+    Outcome,
+    ReportOutcomeRequest,
+    ReportOutcomeResponse,
+)
+
+_log = logging.getLogger(__name__)
+
+_BODIES = 512 * 2**20
+"""Bytes of raw bodies that are read at once."""
+_CLOCK_BOUND = 5.0
+"""Seconds that this machine's clock may differ from policyd's."""
+_START = 10.0
+"""Seconds that a start waits for settings."""
+_ADAPTER = "grpc"
+"""What the evaluations count as: those of a caller of PolicyService."""
+
+
+class LocalSettings(NamedTuple):
+    """How the log is kept: see LogSettings of decision_log/process_log.py."""
+
+    spool: Path
+    spool_limit: int
+    spool_sync: Sync
+    drop_when_full: bool
+    drop_on_error: bool
+
+
+class LocalPolicyClient:
+    """Decides by the settings of a policyd at `target`, which is served with --local-token-file.
+
+    `target`, `credentials` and `on_error` are those of PolicyClient. `token` is the one in that
+    file. `timeout` is how long an evaluation may wait for its min_revision, in seconds. `spool` is
+    a folder on a local disk for the decisions that policyd does not have yet, up to `spool_limit`
+    bytes; processes that decide for one policyd may share it. `spool_sync` says when the disk has a
+    decision: see decision_log/spool. `drop_when_full` and `drop_on_error` answer, and count the
+    loss, where a decision cannot be written.
+
+    Enter it with `async with`, in the event loop that it is used in, before the first call. Raises
+    SettingsError where the folder cannot be used, and ValueError where `target` is none.
+    """
+
+    def __init__(
+        self,
+        target: Targets,
+        *,
+        spool: Path,
+        token: str,
+        timeout: float = 1.0,
+        credentials: ChannelCredentials | None = None,
+        on_error: OnError = "raise",
+        max_staleness: float = 300.0,
+        spool_limit: int = SPOOL_LIMIT,
+        spool_sync: Sync = "interval",
+        drop_when_full: bool = False,
+        drop_on_error: bool = False,
+    ) -> None:
+        self._policyds = Policyds(addresses(target), credentials, token)
+        self._settings = LocalSettings(
+            spool, spool_limit, spool_sync, drop_when_full, drop_on_error
+        )
+        self._timeout = timeout
+        self._on_error = on_error
+        self._max_staleness = max_staleness
+        self._clock = WorkerClock(_CLOCK_BOUND, owner="policyd's")
+        self.keys = KeyTable(self._clock.time)
+        """The settings that it decides by."""
+        self._defaults = Defaults(self.keys)
+        self._bodies = Bodies(_BODIES)
+        self._reporter = Reporter(self._report)
+        self._working: list[asyncio.Task[None]] = []
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        forking.check()
+        forking.use(self)
+        folder = self._settings.spool
+        spools.claim(folder)
+        known = spools.known_database(folder) or ""
+        process = secrets.token_hex(6)
+        self.log = open_log(self._settings, process, self._clock.time)
+        self._decider = Decider(
+            self.keys, self._defaults, process, self.log.append, self._bodies, self._clock.time
+        )
+        self.follower = KeyFollower(
+            *(self.keys, self._clock, self._policyds, process, self._expect),
+            *(self._max_staleness, known),
+        )
+        self.destination = PolicydDestination(self._policyds, lambda: self.follower.database)
+        self.carrier = Carrier(SpoolReader(folder), self.destination, lambda: self.keys.is_known)
+        self._work(
+            self.follower.follow(),
+            self.carrier.carry(),
+            keep_flushed(self.log),
+            keep_checked(self.log),
+            self.log.keep_synced(),
+        )
+        # So that the first requests get decisions, where policyd answers.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_START):
+                await self.follower.settled.wait()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self, carrying: float = 2.0) -> None:
+        """Write down the outcomes that wait, and carry what is left to policyd, as far as
+        `carrying` seconds suffice."""
+        if self._closed:
+            return
+        if forking.is_broken():  # Its channels belong to the parent of this process.
+            self._closed = True
+            return
+        await self._reporter.close()
+        self._closed = True
+        for task in self._working:
+            task.cancel()
+        for problem in await asyncio.gather(*self._working, return_exceptions=True):
+            if isinstance(problem, Exception):
+                _log.error("a task of the client had ended early: %r", problem)
+        self.log.flush()
+        await self.log.close()
+        await self.carrier.finish(carrying)
+        self._bodies.close()
+        forking.in_use.discard(self)
+
+    async def evaluate(self, request: EvaluateRequest) -> EvaluateResponse:
+        """Decide on a request. Without a decision, for any cause, `on_error` holds: NoDecision is
+        raised, or the answer has no decision_id."""
+        try:
+            self._check()
+            decider = self._decider
+            if request.min_revision > decider.revision:
+                await decider.reach(request.min_revision, self._timeout)
+            trusted = self._defaults.trusted(_ADAPTER)
+            return await decider.answer(request, trusted=trusted, adapter=_ADAPTER)
+        except NoDecision as problem:
+            return instead(problem, self._on_error)
+        except Exception as error:  # noqa: BLE001  # As policyd does, which answers each error.
+            return instead(_undecided(error), self._on_error)
+
+    async def check_key(self, request: CheckKeyRequest) -> CheckKeyResponse:
+        """Whether a key is in force, and whether deciding needs the request's body. Raises
+        NoDecision."""
+        self._check()
+        try:
+            return self._decider.check_key(request)
+        except Exception as error:  # noqa: BLE001  # As above.
+            raise _undecided(error) from None
+
+    def report(self, outcome: Outcome) -> None:
+        """Log the outcome of a request that was allowed, as PolicyClient.report() does: it returns
+        at once, and a batch is written a little later."""
+        self._reporter.report(outcome)
+
+    @property
+    def outcomes_lost(self) -> int:
+        """How many outcomes that report() was given are lost."""
+        return self._reporter.lost
+
+    @property
+    def lost(self) -> int:
+        """Decisions that were answered and not logged, and entries that policyd did not take."""
+        return self.log.lost + self.destination.rejected
+
+    @property
+    def staleness(self) -> float | None:
+        """How old the settings are, in seconds. None: there are none yet."""
+        return self.keys.staleness() if self.keys.is_known else None
+
+    @property
+    def unready(self) -> str:
+        """Why requests get no decision, in words without a secret; "": they get one."""
+        if not self.keys.is_known:
+            return "no settings are known yet: policyd is not followed"
+        if self.keys.staleness() > self._max_staleness:
+            return "the settings are too old: policyd is not followed, or its database is away"
+        if self.log.denies:
+            return "the decision log takes no decisions: see the gateway's log"
+        return ""
+
+    async def can_reach(self, timeout: float) -> bool:
+        """Whether policyd has told its settings, no longer ago than max_staleness."""
+        return self.keys.is_known and self.keys.staleness() <= self._max_staleness
+
+    async def can_decide(self, timeout: float) -> bool:
+        """Whether requests get decisions."""
+        return not self.unready
+
+    def _check(self) -> None:
+        """Raises NoDecision where there are no settings to decide by."""
+        if self._closed:
+            raise NoDecision(CLOSED)
+        keys = self.keys
+        if not keys.is_known:
+            raise NoDecision(
+                f"policyd has told no settings yet: {self.follower.problem}", is_outage=True
+            )
+        if (age := keys.staleness()) > self._max_staleness:
+            why = self.follower.problem or "its own settings are old"
+            raise NoDecision(
+                f"the settings are {age:.0f} s old (--max-staleness), as policyd is not followed: "
+                f"{why}",
+                is_outage=True,
+            )
+
+    async def _report(self, outcomes: ReportOutcomeRequest) -> ReportOutcomeResponse:
+        try:
+            return await self._decider.report(outcomes.outcomes)
+        except LogFull as error:
+            code = grpc.StatusCode.RESOURCE_EXHAUSTED
+            raise Failed(code, str(error), Meaning.ELSEWHERE) from None
+
+    async def _expect(self, identity: str) -> None:
+        """Make sure that a policyd's database is the one that is followed, and that the spool is
+        for. Raises StreamFault."""
+        folder = self._settings.spool
+        try:
+            if self.keys.is_known:
+                if identity != self.follower.database:
+                    raise StreamFault("its database is another one than was followed so far")
+            else:
+                await asyncio.to_thread(spools.prepare, folder, identity)
+        except SettingsError as error:
+            raise StreamFault(str(error)) from None
+
+    def _work(self, *work: Coroutine[Any, Any, None]) -> None:
+        self._working += [asyncio.create_task(one) for one in work]
+
+
+def _undecided(error: Exception) -> NoDecision:
+    """What policyd would answer for an error of an evaluation, as PolicyClient raises it."""
+    if isinstance(error, PolicydError):
+        return bare(NoDecision(f"policyd gave no decision ({error})"))
+    _log.error("an unexpected error", exc_info=error)
+    return NoDecision("policyd gave no decision (the log says more)")
+
+
+def hold(folder: Path) -> AbstractContextManager[None]:
+    """Hold a spool's folder for the processes of one gateway. Raises SettingsError, where it is in
+    use by another one, or is a policyd's."""
+    return spools.held(folder)

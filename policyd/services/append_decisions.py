@@ -1,0 +1,185 @@
+"""LocalDecisionService.AppendDecisions: gateways that decide by themselves hand over their log.
+
+The store is the destination of a gateway's spool as it is of policyd's own: entries and the
+position behind them are one transaction. So a request that comes again, as no response reached the
+gateway, changes nothing. What policyd adds is a look at what the entries claim: see
+claimed_entries.py.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from policyd.command.deadline import TIMEOUT
+from policyd.command.threads import StoreThreads
+from policyd.command.throttle import Throttle
+from policyd.decision_log.spool import Chunk
+from policyd.errors import InvalidArgument, PolicydError, TooManyGateways, WrongDatabase
+from policyd.services import local_messages
+from policyd.services.claimed_entries import GatewayDestination
+from policyd.services.errors import Note, abort, unnoted
+from policyd.store import Store
+from policyd.v1 import local_pb2 as pb
+
+_log = logging.getLogger(__name__)
+
+MOST = 250
+"""Spools of which a worker takes entries. Each may have one message of --max-message here."""
+_AT_ONCE = 2
+_LONGER = 3
+"""An append may take so many times the database's time-out."""
+_LOG_INTERVAL = 60.0
+
+
+class Appending:
+    """Appends the entries of gateways' spools to `store`.
+
+    `identity` returns that of its database, `clock` the worker's time in seconds since 1970, and
+    entries may be `ahead` seconds ahead of it. `note` is told of each error that ends a stream.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        identity: Callable[[], str],
+        clock: Callable[[], float],
+        ahead: float,
+        timeout: float = TIMEOUT,
+        note: Note = unnoted,
+    ) -> None:
+        self._store = store
+        self._identity = identity
+        self._clock = clock
+        self._ahead = ahead
+        self._note = note
+        self._threads = StoreThreads(
+            "gateways' decisions", timeout * _LONGER, at_once=_AT_ONCE, waiting=MOST
+        )
+        self._throttle = Throttle(_LOG_INTERVAL)
+        self.spools = 0
+        """Spools whose gateways hold a stream."""
+
+    async def append(self, requests: AsyncIterator[bytes], context: Any) -> None:
+        """See local.proto."""
+        self.spools += 1
+        try:
+            if self.spools > MOST:
+                raise TooManyGateways(
+                    f"{MOST} gateways append decisions by this worker of policyd already: try "
+                    "again, or run more workers (--workers)"
+                )
+            await self._append(requests, context)
+        except PolicydError as error:
+            self._note(error)
+            await abort(context, error)
+        finally:
+            self.spools -= 1
+
+    async def _append(self, requests: AsyncIterator[bytes], context: Any) -> None:
+        stream: _Stream | None = None
+        async for data in requests:
+            request = local_messages.parsed(pb.AppendDecisionsRequest, data)
+            kind = request.WhichOneof("request")
+            if kind == "resume":
+                stream = self._resumed(request.resume, stream)
+            if kind is None or stream is None:
+                raise InvalidArgument("the stream begins with `resume`, and each request is one")
+            response = await self._threads.run(_ANSWERS[kind], stream, request)
+            self._tell_rejected(stream)
+            await context.write(response.SerializeToString())
+
+    def _resumed(self, request: pb.ResumeSpool, before: "_Stream | None") -> "_Stream":
+        local_messages.check_resume(request)
+        if before is not None and before.spool != request.spool:
+            raise InvalidArgument("a stream is of one spool: begin another for another spool")
+        known = self._identity()
+        if request.database and known and request.database != known:
+            if self._throttle.is_due():
+                _log.error(
+                    "a gateway on %s has decisions of the database %s, and this policyd's is %s: "
+                    "they are not taken. Give the gateway the policyd of that database",
+                    *(request.host, request.database, known),
+                )
+            raise WrongDatabase(
+                f"the decisions are of the database {request.database}, and this policyd's is "
+                f"{known}: hand them to the policyd of that database"
+            )
+        destination = GatewayDestination(self._store, self._clock, self._ahead)
+        return _Stream(self._store, destination, request, known)
+
+    def _tell_rejected(self, stream: "_Stream") -> None:
+        if stream.rejected and self._throttle.is_due():
+            _log.error(
+                "%d log entries of the gateway on %s are not taken, and count as lost: %s",
+                *(stream.rejected, stream.host, stream.reason),
+            )
+            stream.rejected = 0
+
+
+class _Stream:
+    """One gateway's spool, whose entries come by one stream. Its methods may block."""
+
+    def __init__(
+        self,
+        store: Store,
+        destination: GatewayDestination,
+        request: pb.ResumeSpool,
+        database: str,
+    ) -> None:
+        self._store = store
+        self._destination = destination
+        self._database = database
+        self.spool = request.spool
+        self.host = request.host or "an unnamed host"
+        self.rejected = 0
+        """Lines that were not taken, and are not logged yet."""
+
+    @property
+    def reason(self) -> str:
+        """Why the last of them was not."""
+        return self._destination.reason
+
+    def resume(self, _: pb.AppendDecisionsRequest) -> pb.AppendDecisionsResponse:
+        """How far the files are appended. They are kept for as long as gateways resume."""
+        self._store.positions.keep(self.spool)
+        return pb.AppendDecisionsResponse(
+            positions=self._destination.positions(self.spool), database=self._database
+        )
+
+    def chunk(self, request: pb.AppendDecisionsRequest) -> pb.AppendDecisionsResponse:
+        """Append the lines that are taken."""
+        given = request.chunk
+        local_messages.check_chunk(given)
+        lines = given.lines.removesuffix(b"\n").split(b"\n")
+        end = given.start + len(given.lines)
+        chunk = Chunk(given.file, lines, given.start, end, is_last=False)
+        appended = self._destination.append(self.spool, chunk)
+        rejected = len(lines) - appended
+        self.rejected += rejected
+        return pb.AppendDecisionsResponse(appended=appended, rejected=rejected)
+
+    def forget(self, request: pb.AppendDecisionsRequest) -> pb.AppendDecisionsResponse:
+        """Forget the positions of files."""
+        files = local_messages.check_files(request.forget.files)
+        self._destination.forget(self.spool, files)
+        return pb.AppendDecisionsResponse()
+
+    def losses(self, request: pb.AppendDecisionsRequest) -> pb.AppendDecisionsResponse:
+        """Note losses."""
+        self._destination.lose(local_messages.check_losses(request.losses.lost))
+        return pb.AppendDecisionsResponse()
+
+    def lost_by(self, request: pb.AppendDecisionsRequest) -> pb.AppendDecisionsResponse:
+        """Read losses."""
+        processes = local_messages.check_processes(request.lost_by.processes)
+        return pb.AppendDecisionsResponse(lost=self._destination.lost_by(processes))
+
+
+_ANSWERS: dict[str, Callable[[_Stream, pb.AppendDecisionsRequest], pb.AppendDecisionsResponse]]
+_ANSWERS = {
+    "resume": _Stream.resume,
+    "chunk": _Stream.chunk,
+    "forget": _Stream.forget,
+    "losses": _Stream.losses,
+    "lost_by": _Stream.lost_by,
+}

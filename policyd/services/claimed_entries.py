@@ -1,0 +1,58 @@
+"""What entries of a gateway's spool claim, and whether that can be.
+
+A gateway with the local token is trusted with the settings of all keys and with what it decided.
+What cannot be is not taken all the same: a wrong clock, a damaged disk or a stolen token must not
+put decisions into next year, or into keys that never were.
+"""
+
+from collections.abc import Callable, Iterable
+
+from policyd.decision_log.record import Outcome, Record, is_decision_id
+from policyd.decision_log.refused_key import RefusedKeyCount
+from policyd.store import Store
+from policyd.store.destination import Entry, StoreDestination
+
+_MINUTE = 60.0
+_UNREADABLE = "they cannot be read"
+_UNKNOWN_KEY = "they are of an API key that the database never had"
+_IN_FUTURE = "they are of a time in the future, or of none: is the gateway's clock right?"
+
+
+class GatewayDestination(StoreDestination):
+    """The store as the destination of a gateway's spool. Every method may block.
+
+    `clock` is the worker's, in seconds since 1970; entries may be `ahead` seconds and a minute
+    ahead of it.
+    """
+
+    def __init__(self, store: Store, clock: Callable[[], float], ahead: float) -> None:
+        super().__init__(store)
+        self._clock = clock
+        self._ahead = ahead + _MINUTE
+        self.reason = ""
+        """Why entries were not taken, at last."""
+
+    def _tell_unreadable(self, lost: int, problem: Exception) -> None:
+        self.reason = _UNREADABLE
+
+    def _select(self, entries: list[Entry]) -> list[Entry]:
+        latest = self._clock() + self._ahead
+        timely = [one for one in entries if _is_timely(one, latest)]
+        known = self._store.keys.known(_keys(timely))
+        taken = [one for one in timely if not isinstance(one, Record) or one.key_id in known]
+        if len(timely) < len(entries):
+            self.reason = _IN_FUTURE
+        if len(taken) < len(timely):
+            self.reason = _UNKNOWN_KEY
+        return taken
+
+
+def _keys(entries: Iterable[Entry]) -> set[str]:
+    return {one.key_id for one in entries if isinstance(one, Record)}
+
+
+def _is_timely(entry: Entry, latest: float) -> bool:
+    if isinstance(entry, RefusedKeyCount):
+        return entry.minute * _MINUTE <= latest
+    identity = entry.decision_id if isinstance(entry, Outcome) else entry.id
+    return is_decision_id(identity) and int(identity[:12], 16) <= latest * 1000

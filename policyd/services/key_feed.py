@@ -1,0 +1,164 @@
+"""The settings in memory, made ready for followers: recent changes, and snapshots.
+
+A follower that has a state which the recent changes reach back to gets those. Any other gets a
+snapshot, which is made of the table in memory. So no follower costs the database anything, however
+many come back at once after policyd was restarted.
+
+Messages are made as they are first sent, between two turns of the event loop, and kept for other
+followers: all that are sent the same thing are sent the same bytes.
+"""
+
+import asyncio
+import weakref
+from collections.abc import Callable, Iterator
+from itertools import chain
+
+from policyd.engine.settings import KeyChanges, ServerDefaults
+from policyd.keys import key_table
+from policyd.keys.key_table import KeyTable
+from policyd.services import local_messages
+from policyd.services.local_messages import State
+
+_RECENT = 10_000
+"""Keys of recent changes that are kept. The newest change is kept whatever its size."""
+_SOON = 5.0
+"""Seconds without a look at the database after which it counts as away."""
+
+
+class Part:
+    """Something to send: a change, or a snapshot. It leads to `state`."""
+
+    def __init__(
+        self, state: State, messages: Iterator[bytes], *, is_snapshot: bool = False
+    ) -> None:
+        self.state = state
+        self.is_snapshot = is_snapshot
+        self._messages = messages
+        self._made: list[bytes] = []
+
+    def message(self, number: int) -> bytes | None:
+        """The message of this number, from 0. None: it was the last. Ask for them in order."""
+        if number == len(self._made):
+            made = next(self._messages, None)
+            if made is None:
+                return None
+            self._made.append(made)
+        return self._made[number]
+
+
+def _as_applied(defaults: ServerDefaults | None) -> ServerDefaults | None:
+    return defaults
+
+
+class KeyFeed:
+    """What the followers of `table` are sent. `identity` returns that of its database, `defaults`
+    what holds here where a key sets nothing, by what administrators applied. Belongs to one event
+    loop.
+    """
+
+    def __init__(
+        self,
+        table: KeyTable,
+        identity: Callable[[], str],
+        defaults: Callable[[ServerDefaults | None], ServerDefaults | None] = _as_applied,
+    ) -> None:
+        self._defaults = defaults
+        self._table = table
+        self._identity = identity
+        self._recent: dict[State, tuple[Part, int]] = {}
+        """By the state before it: each change, and the number of its keys; oldest first."""
+        self._kept = 0
+        self._newest: State | None = None
+        """The state that the recent changes lead to."""
+        self._snapshots: weakref.WeakValueDictionary[bool, Part] = weakref.WeakValueDictionary()
+        self._news = asyncio.Event()
+        table.on_apply = self._applied
+
+    @property
+    def database(self) -> str:
+        """The identity of the database that the settings are of. "": no settings are known yet."""
+        return self._identity() if self._table.is_known else ""
+
+    @property
+    def state(self) -> State:
+        """The settings that are in force here."""
+        return State(self._table.revision, self._table.epoch)
+
+    @property
+    def staleness(self) -> float:
+        """Seconds since the source last told how the settings are."""
+        return self._table.staleness()
+
+    @property
+    def news(self) -> asyncio.Event:
+        """Is set once there is something new to send."""
+        return self._news
+
+    def wake(self) -> None:
+        """Have every follower look for something to send."""
+        self._news.set()
+        self._news = asyncio.Event()
+
+    def next_part(
+        self, has: State | None, told_at: float, *, may_be_snapshot: bool = True
+    ) -> Part | None:
+        """What to send to a follower that has these settings, as it told at `told_at`, by
+        key_table.seconds(). None: nothing, for now."""
+        if not self._table.is_known or has == self.state:
+            return None
+        if has is not None:
+            if has in self._recent:
+                return self._recent[has][0]
+            may_be_snapshot = may_be_snapshot and self._is_newer(has, told_at)
+        if not may_be_snapshot:
+            return None
+        return self._snapshot(put_back=has is not None and has.revision >= self.state.revision)
+
+    def _is_newer(self, has: State, told_at: float) -> bool:
+        """Whether the settings here are surely newer than those, which are none of this table's.
+
+        A table that lags behind the database must not put older settings in the place of newer
+        ones. Once it has looked at the database after the follower told what it has, and still does
+        not know of that, then the database does not have it, or not any more.
+        """
+        if key_table.seconds() - self.staleness > told_at:
+            return True
+        # The database is away. What is lower is most likely of the same history, and older.
+        return has.revision < self.state.revision and self.staleness > _SOON
+
+    def _snapshot(self, *, put_back: bool) -> Part:
+        made = self._snapshots.get(put_back)
+        # Where followers are being sent one, it and the changes after it do for others, too.
+        if made is None or not self._reaches(made.state):
+            settings = self._table.copy()
+            end = local_messages.complete(
+                self.database, self.state, self._defaults(self._table.defaults)
+            )
+            messages = chain(local_messages.snapshot(settings, put_back=put_back), [end])
+            made = self._snapshots[put_back] = Part(self.state, messages, is_snapshot=True)
+        return made
+
+    def _reaches(self, state: State) -> bool:
+        return state == self.state or state in self._recent
+
+    def _applied(self, changes: KeyChanges) -> None:
+        """Note changes that are about to be the table's state."""
+        before, after = self.state, State(changes.revision, changes.epoch)
+        if before == after and self._table.is_known:
+            return
+        if changes.everything or before != self._newest:
+            self._recent.clear()
+            self._kept = 0
+        if not changes.everything:
+            self._keep(before, after, changes)
+        self._newest = after
+        self.wake()
+
+    def _keep(self, before: State, after: State, changes: KeyChanges) -> None:
+        defaults = self._defaults(changes.defaults)
+        end = local_messages.complete(self.database, after, defaults)
+        change = Part(after, chain(local_messages.changes(changes.changed), [end]))
+        self._recent[before] = (change, len(changes.changed))
+        self._kept += len(changes.changed)
+        while self._kept > _RECENT and len(self._recent) > 1:
+            self._kept -= self._recent.pop(next(iter(self._recent)))[1]
