@@ -161,7 +161,8 @@ def _quantile(values: list[float], part: float) -> float:
 
 def _memory(pid: int) -> float:
     """Megabytes of a process and its children that no file backs."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    children = " ".join(one.read_text() for one in tasks).split()
     return _anonymous(pid) + sum(map(_anonymous, map(int, children)))
 
 
