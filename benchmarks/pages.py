@@ -52,6 +52,10 @@ def summary(figures: Mapping[str, Figure]) -> str:
         "Evaluate beside Cerbos with its log in a file: CPU": (
             f"evaluate: {asked} beside {evaluate.CERBOS_LOGGED}, CPU"
         ),
+        "100 decisions in a call beside Cerbos without a log: decisions per CPU second": (
+            f"evaluate: BatchEvaluate of {evaluate.BATCHES[-1]} beside {evaluate.CERBOS}, "
+            "decisions per CPU second"
+        ),
         "Envoy with the check beside Envoy without: requests/s": (
             "envoy: Envoy, checked beside Envoy, no check, rate"
         ),
@@ -61,7 +65,7 @@ def summary(figures: Mapping[str, Figure]) -> str:
     for label, name in rows.items():
         cells = [figures.get(f"{name}, at {level}") for level in _LEVELS]
         if any(cells):
-            shown = (f"{cell.value:.2g}" if cell else _MISSING for cell in cells)
+            shown = (f"{cell.value:.3g}" if cell else _MISSING for cell in cells)
             lines.append(f"| {label.strip()} | {' | '.join(shown)} |")
     core = [figures.get(f"core: {name}") for name in (_DECIDE, _WHOLE)]
     if core[0] and core[1]:
