@@ -214,7 +214,7 @@ async def _sink() -> None:
 
 def _send(url: str, key: str, size: int) -> None:
     """Send bodies of `size` bytes from SENDERS clients, one after the other, until killed."""
-    body = bodies(size)["messages of 300 characters"]
+    body = bodies(size)["source code"]
     senders = [
         threading.Thread(target=_keep_sending, args=(url, key, body)) for _ in range(SENDERS)
     ]

@@ -121,6 +121,11 @@ class Gateway:
         return self.local is None or self.local.staleness is not None
 
     @property
+    def readers(self) -> dict[int, bool]:
+        """The processes that read large bodies, by their IDs, and whether each has one."""
+        return self._intake.readers
+
+    @property
     def held(self) -> int:
         """Bytes of large bodies that are held."""
         return self._intake.held

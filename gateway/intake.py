@@ -50,6 +50,11 @@ class Intake:
         return self._bodies.hold()
 
     @property
+    def readers(self) -> dict[int, bool]:
+        """The processes that read large bodies, by their IDs, and whether each has one."""
+        return self._bodies.readers
+
+    @property
     def held(self) -> int:
         """Bytes of large bodies that are held."""
         return self._bodies.held

@@ -77,8 +77,8 @@ class Bodies:
             held.grow(size)
 
     @property
-    def readers(self) -> list[int]:
-        """The process IDs of those that read large bodies."""
+    def readers(self) -> dict[int, bool]:
+        """The processes that read large bodies, by their IDs, and whether each has one."""
         return self._readers.processes
 
     def close(self) -> None:

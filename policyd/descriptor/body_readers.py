@@ -81,9 +81,9 @@ class BodyReaders:
         return None
 
     @property
-    def processes(self) -> list[int]:
-        """The process IDs of those that run."""
-        return [reader.process for reader in (*self._idle, *self._busy)]
+    def processes(self) -> dict[int, bool]:
+        """Those that run, by their IDs, and whether each has a body."""
+        return {reader.process: reader in self._busy for reader in (*self._idle, *self._busy)}
 
     def close(self) -> None:
         """End them. What they read is not answered."""
