@@ -140,16 +140,11 @@ def heartbeat(staleness: float, current: State, time: float, database: str) -> b
     return pb.WatchKeysResponse(heartbeat=made).SerializeToString()
 
 
-def snapshot(settings: Mapping[bytes, KeySettings], *, put_back: bool) -> Iterator[bytes]:
+def snapshot(pairs: Iterable[tuple[bytes, KeySettings]], *, put_back: bool) -> Iterator[bytes]:
     """All settings, as bytes to send; the end is not among them."""
     begin = pb.SnapshotBegin(put_back=put_back)
     yield pb.WatchKeysResponse(snapshot=begin).SerializeToString()
-    yield from keys(settings)
-
-
-def keys(settings: Mapping[bytes, KeySettings]) -> Iterator[bytes]:
-    """Keys in pieces, as bytes to send."""
-    rows = iter(settings.items())
+    rows = iter(pairs)
     while some := list(islice(rows, PIECE)):
         yield pb.WatchKeysResponse(keys=_piece(some, ())).SerializeToString()
 
