@@ -25,6 +25,7 @@ from policyd.store.workers import furthest_off
 from policyd.v1.policy_pb2 import EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 from tests.decision_log.test_refused_keys import log_status
+from tests.support.databases import open_store
 from tests.support.health import health_stub
 from tests.support.processes import Policyd, run
 from tests.support.raw_http import ask
@@ -38,8 +39,7 @@ NEAR = timedelta(minutes=5)
 
 @pytest.fixture
 def store(new_database: str) -> Any:
-    with closing(Store(new_database)) as store:
-        store.migrate()
+    with closing(open_store(new_database)) as store:
         yield store
 
 
