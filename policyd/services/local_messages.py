@@ -17,7 +17,7 @@ from policyd.v1 import admin_pb2, policy_pb2
 from policyd.v1 import local_pb2 as pb
 
 PIECE = 500
-"""Keys of one message. Between two the event loop has a turn: making one takes a millisecond."""
+"""Keys of one message. Between two the event loop has a turn: making one takes 3 ms."""
 _MAX_NAMES = 1000
 """Files or processes that a request names."""
 _HOST = 256
