@@ -125,10 +125,27 @@ async def test_many_keys(console: Console, admin: Visitor) -> None:
     first = (await admin.get("/keys")).text
     assert "key number 99<" in first
     assert "key number 100<" not in first
-    second = await admin.get("/keys?sort=created&order=up&offset=100")
-    assert 'href="/keys?sort=created&amp;order=up&amp;offset=100"' in first
-    assert "key number 100<" in second.text
-    assert "Next" not in second.text
+    keys = console.store.keys.list(limit=101)
+    forth = f"/keys?sort=created&order=up&after={keys[99].id}"
+    back = f"/keys?sort=created&order=up&before={keys[100].id}"
+    assert f'href="{html.escape(forth)}"' in first
+    second = (await admin.get(forth)).text
+    assert "key number 100<" in second
+    assert "Next" not in second
+    assert f'href="{html.escape(back)}"' in second
+    assert "Previous" not in (await admin.get(back)).text
+    # Where too few are left before a key, they are shown with those behind it, as the first page.
+    again = (await admin.get(f"/keys?sort=created&order=up&before={keys[50].id}")).text
+    assert "key number 99<" in again
+    console.store.keys.create("key number 101")
+    since = (await admin.get(f"/keys?sort=created&order=up&before={keys[100].id}")).text
+    assert "key number 0<" in since
+    last = console.store.keys.list(after=keys[100].id)[0]
+    middle = (await admin.get(f"/keys?sort=created&order=up&before={last.id}")).text
+    assert "key number 0<" not in middle
+    assert "key number 100<" in middle
+    assert "Previous" in middle
+    assert "Next" in middle
 
 
 async def test_revoking(console: Console, admin: Visitor) -> None:
