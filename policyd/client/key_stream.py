@@ -7,7 +7,7 @@ came, by a clock that goes on while the machine is suspended. A heartbeat counts
   less, nor one whose changes do not come through, makes settings fresh that have changed since.
 - as far as it was not late: one that needed longer than the quickest of its stream makes nothing
   fresher than it was when it was sent. A stream that is late by more than SILENCE is given up.
-- where it is not one from before: its time is not before that of a heartbeat that came earlier,
+- where it is not one from before: its time is later than that of every heartbeat that came earlier,
   unless this machine's clock agrees that it is now that time.
 
 The law of order. Settings never go back by themselves. A snapshot is collected aside, and what was
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 SILENCE = 5.0
 """Seconds without a heartbeat after which a stream is given up, or by which one may be late."""
 _SKEW = 5.0
-"""Seconds by which the clocks of two policyds, and this machine's, may differ."""
+"""Seconds by which policyd's clock and this machine's may differ."""
 _LONG_AGO = 1e9
 """The age, in seconds, of settings of which no heartbeat has told how old they are."""
 
@@ -60,7 +60,7 @@ class Pulse:
     def counts(self, at: float) -> bool:
         """Whether a heartbeat of this time, in seconds since 1970, is none from before."""
         now = time.time()
-        if at < self._newest - _SKEW and at < now - _SKEW:
+        if at <= self._newest and at < now - _SKEW:
             return False
         self._newest = at
         self._clock.measured(timedelta(seconds=now - at))
