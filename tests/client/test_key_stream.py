@@ -1,4 +1,4 @@
-"""How a gateway that decides by itself reads the stream of settings: policyd/client/key_stream.py."""
+"""How a gateway that decides by itself reads the stream of settings."""
 
 import time
 from typing import Any
