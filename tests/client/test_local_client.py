@@ -22,6 +22,7 @@ from policyd.v1.local_pb2_grpc import (
 )
 from policyd.v1.policy_pb2 import DECISION_ALLOW, DECISION_DENY, EvaluateRequest
 
+EPOCH = "e" * 32
 KEY = "up-" + "k" * 48
 REQUEST = EvaluateRequest(key=KEY, has_user=True)
 
@@ -35,7 +36,7 @@ class Misbehaving(LocalDecisionServiceServicer):
         self.followers: list[pb.WatchKeysRequest] = []
         self.spools: list[pb.ResumeSpool] = []
 
-    async def WatchKeys(self, requests: Any, context: Any) -> None:
+    async def WatchKeys(self, requests: Any, context: Any) -> None:  # type: ignore[override]  # noqa: N802
         """See local.proto."""
         self.followers.append(await context.read())
         await self._beat(context)
@@ -47,7 +48,7 @@ class Misbehaving(LocalDecisionServiceServicer):
                     keys=[pb.KeyInForce(digest=api_key.digest(KEY), key_id="key_1")],
                 )
             },
-            {"complete": pb.SettingsComplete(database=self.database, revision=3, epoch="e" * 32)},
+            {"complete": pb.SettingsComplete(database=self.database, revision=3, epoch=EPOCH)},
         ):
             await context.write(pb.WatchKeysResponse(**event))
         while True:
@@ -56,10 +57,10 @@ class Misbehaving(LocalDecisionServiceServicer):
                 await self._beat(context)
 
     async def _beat(self, context: Any) -> None:
-        told = pb.Heartbeat(revision=3, epoch="e" * 32, time=time.time(), database=self.database)
+        told = pb.Heartbeat(revision=3, epoch=EPOCH, time=time.time(), database=self.database)
         await context.write(pb.WatchKeysResponse(heartbeat=told))
 
-    async def AppendDecisions(self, requests: Any, context: Any) -> None:
+    async def AppendDecisions(self, requests: Any, context: Any) -> None:  # type: ignore[override]  # noqa: N802
         """Takes nothing, as its database is away."""
         self.spools.append((await context.read()).resume)
         await context.abort(grpc.StatusCode.UNAVAILABLE, "the database is away")
@@ -93,6 +94,11 @@ async def until(holds: Callable[[], Any]) -> None:
             await asyncio.sleep(0.02)
 
 
+def segments(spool: Path) -> list[Path]:
+    """The files of decisions in a spool."""
+    return list(spool.glob("*.jsonl"))
+
+
 async def test_it_decides(policyd: tuple[Misbehaving, str], tmp_path: Path) -> None:
     """By the settings that it was told, also for a key that is not among them; and tells which
     are in force."""
@@ -102,7 +108,7 @@ async def test_it_decides(policyd: tuple[Misbehaving, str], tmp_path: Path) -> N
         assert (await local.evaluate(other)).decision == DECISION_DENY
         assert await local.can_decide(1)
     assert [one.has_none for one in policyd[0].followers] == [True]
-    [segment] = tmp_path.glob("*.jsonl")
+    [segment] = segments(tmp_path)
     assert segment.read_bytes().count(b'"key_1"') == 1
 
 
@@ -120,7 +126,7 @@ async def test_errors_are_those_of_policyd(
 async def test_a_silent_stream(
     policyd: tuple[Misbehaving, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without heartbeats settings grow too old, and no decision is made; the stream is begun anew."""
+    """Without heartbeats settings grow too old and decide nothing; a new stream is begun."""
     servicer, target = policyd
     async with client(target, tmp_path, max_staleness=1) as local:
         servicer.beats = False
