@@ -1,4 +1,4 @@
-"""The ASGI app behind --http: the check, the descriptor in JSON, and AuthZEN."""
+"""The ASGI app behind --http: the check, the descriptor in JSON, AuthZEN, and PolicyService."""
 
 import asyncio
 import logging
@@ -19,6 +19,8 @@ from policyd.engine.decision import NO_ROUTE
 from policyd.engine.settings import RouteSettings
 from policyd.errors import BodiesFull, InvalidArgument, PolicydError, Unauthenticated
 from policyd.http import authzen, check
+from policyd.http.connect import Connect, Problem
+from policyd.http.connect import error as connect_error
 from policyd.http.request import Request
 from policyd.v1.policy_pb2 import CheckKeyRequest, EvaluateRequest, EvaluateResponse
 
@@ -49,6 +51,9 @@ _TOO_LARGE = error(
     "The descriptor is too large. Send a smaller one, or have policyd's operator raise "
     "--max-message",
 )
+_TOO_LARGE_CALL = connect_error(
+    Problem("resource_exhausted", "the message is too large: see --max-message", "")
+)
 
 
 class Answer(Protocol):
@@ -74,7 +79,8 @@ class HttpCheck:
     force, and `max_message` of a descriptor or evaluation. Either has `patience` seconds to come.
     `not_ready` gives the reason why a balancer should send no checks here, `is_stale` why the
     settings may be old ones, and `remark` and `warnings` what its operator should know all the
-    same. `note` is told of each error that a caller gets in place of a decision.
+    same. `note` is told of each error that a caller gets in place of a decision. `connect` answers
+    the calls of PolicyService.
     """
 
     def __init__(
@@ -93,8 +99,10 @@ class HttpCheck:
         warnings: Callable[[], list[str]],
         is_stale: Check,
         note: Callable[[Exception], None],
+        connect: Connect,
     ) -> None:
         self._note = note
+        self._connect = connect
         self._answer = answer
         self._knows = knows
         self._bodies = bodies
@@ -134,6 +142,8 @@ class HttpCheck:
             return Reply(*probed)
         if request.is_spare:
             return NO_ROOM
+        if self._connect.has(request.path):
+            return await self._call(request)
         endpoint = request.path.removesuffix("/")
         if endpoint in (authzen.EVALUATION, authzen.EVALUATIONS, authzen.CONFIGURATION):
             reply = await self._authzen(request, endpoint)
@@ -175,6 +185,22 @@ class HttpCheck:
             )
         shown = json_format.MessageToJson(response, indent=None, ensure_ascii=False)
         return check.reply(response, None, shown.encode())
+
+    async def _call(self, request: Request) -> Reply:
+        if rejected := self._connect.rejects(request):
+            return rejected
+        try:
+            self._authenticate(request, bearer=True)
+            with self._bodies.hold() as held:
+                body = await request.body(self._max_message, held)
+                if body is None:
+                    return _TOO_LARGE_CALL
+                return await self._connect.answer(request, body.whole())
+        except Exception as problem:
+            if isinstance(problem, ClientGone | TimeoutError):
+                raise
+            self._note(problem)
+            return self._connect.failed(problem)
 
     async def _authzen(self, request: Request, endpoint: str) -> Reply:
         if endpoint == authzen.CONFIGURATION:

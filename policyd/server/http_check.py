@@ -15,11 +15,15 @@ from policyd.command.worker_clock import WorkerClock
 from policyd.decider import Decider
 from policyd.descriptor.body_memory import Bodies
 from policyd.http.app import HttpCheck
+from policyd.http.connect import Connect, Method, Problem
 from policyd.keys import tokens
 from policyd.keys.defaults import Defaults
 from policyd.server.following import Following
 from policyd.server.readiness import Readiness
+from policyd.services.errors import status_of
+from policyd.services.policy import PolicyServicer
 from policyd.settings import ServerSettings
+from policyd.v1 import policy_pb2 as pb
 
 _ENDING = "policyd is being stopped"
 
@@ -57,6 +61,7 @@ class HttpServer:
             warnings=lambda: readiness.warnings,
             is_stale=self._is_stale,
             note=note,
+            connect=_connect(decider, partial(defaults.trusted, "http")),
         )
         tls = tls_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
         self._listener = Listener(self._app, tls=tls, grace=settings.grace, limits=limits)
@@ -98,3 +103,21 @@ class HttpServer:
 
     async def _is_stale(self) -> str:
         return self._following.stale
+
+
+def _connect(decider: Decider, trusted: Callable[[], frozenset[str]]) -> Connect:
+    """PolicyService, as over gRPC."""
+    service = PolicyServicer(decider, trusted, "http")
+    name = pb.DESCRIPTOR.services_by_name["PolicyService"].full_name
+    methods = {
+        "Evaluate": Method(pb.EvaluateRequest, service.Evaluate),
+        "BatchEvaluate": Method(pb.BatchEvaluateRequest, service.BatchEvaluate),
+        "CheckKey": Method(pb.CheckKeyRequest, service.CheckKey),
+        "ReportOutcome": Method(pb.ReportOutcomeRequest, service.ReportOutcome),
+    }
+    return Connect({f"/{name}/{one}": method for one, method in methods.items()}, _problem)
+
+
+def _problem(error: Exception) -> Problem:
+    code, message, reason = status_of(error)
+    return Problem(code.name.lower(), message, reason)

@@ -10,16 +10,17 @@ from policyd.services.errors import status_of
 from policyd.v1 import policy_pb2 as pb
 from policyd.v1.policy_pb2_grpc import PolicyServiceServicer
 
-_ADAPTER = "grpc"
-
 
 class PolicyServicer(PolicyServiceServicer):
     """Answers callers by `decider`; `trusted` names the headers in which they may name the end
-    user."""
+    user. Their decisions are counted by `adapter`, but for those of batches."""
 
-    def __init__(self, decider: Decider, trusted: Callable[[], frozenset[str]]) -> None:
+    def __init__(
+        self, decider: Decider, trusted: Callable[[], frozenset[str]], adapter: str = "grpc"
+    ) -> None:
         self._decider = decider
         self._trusted = trusted
+        self._adapter = adapter
 
     async def Evaluate(self, request: pb.EvaluateRequest, context: Any) -> pb.EvaluateResponse:
         """See policy.proto."""
@@ -27,7 +28,9 @@ class PolicyServicer(PolicyServiceServicer):
         if request.min_revision > decider.revision:
             await decider.reach(request.min_revision, context.time_remaining())
         trusted = self._trusted()
-        return await decider.answer(request, trusted=trusted, adapter=_ADAPTER, context=context)
+        return await decider.answer(
+            request, trusted=trusted, adapter=self._adapter, context=context
+        )
 
     async def BatchEvaluate(
         self, request: pb.BatchEvaluateRequest, context: Any

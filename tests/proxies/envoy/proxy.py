@@ -32,8 +32,17 @@ def bootstrap(policyd: str, upstream: str, authority: Path) -> dict[str, Any]:
     return shipped
 
 
+def check_over_http(config: dict[str, Any], policyd: str) -> None:
+    """Replace the filter by those of http-check.yaml, which ask policyd at this HTTP address."""
+    shipped = manifest("http-check.yaml")
+    manager(config)["http_filters"][:1] = shipped["http_filters"]
+    (cluster,) = shipped["clusters"]
+    _endpoint(cluster)["address"] = _address(policyd)
+    config["static_resources"]["clusters"].append(cluster)
+
+
 def manifest(path: str) -> dict[str, Any]:
-    """One of the manifests that are shipped for Kubernetes."""
+    """Another of the files that are shipped beside it."""
     made: dict[str, Any] = yaml.safe_load((SHIPPED.parent / path).read_text())
     return made
 
