@@ -77,7 +77,7 @@ differential: $(DIFFERENTIAL) $(NODE_READERS) $(GO_READERS) ## compare what othe
 	.venv-differential/bin/python -W ignore -m tests.differential $(ARGS)
 
 .PHONY: mutants
-mutants: $(INSTALLED) ## change engine, descriptor and log a little, and print what no test notices; ARGS=policyd/engine/denial.py
+mutants: $(INSTALLED) ## change engine, policies, descriptor and log a little, and print what no test notices; ARGS=policyd/engine/denial.py
 	$(BIN)/python -m tests.support.mutants $(ARGS)
 
 # What the protos must stay compatible with: they may grow, and nothing in them may change.

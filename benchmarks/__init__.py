@@ -7,8 +7,10 @@ comparison take turns in short rounds, and the result is the median over the rou
     gateway, evaluate, envoy, bodies, keys, shipping, core, log, watched, start, hostile, store
                 the parts
     deployment, peers, upstream, processes    the programs under measurement, and their CPU time
-    load, open_loop, traffic    what is sent, from a compiled client or at a constant rate
+    load, open_loop    what sends: a compiled client, or a constant rate
+    traffic, body_kinds    what is sent
     rounds, findings    cases that take turns, and what was found
     report, svg, pages, check    REPORT.md, its charts, what pages say, what has moved
     console, faults, staleness    further programs: `python -m benchmarks.faults` and so on
+    rig, striking, sqlite_faults, postgresql_faults    the deployment of faults, and what hits it
 """

@@ -16,11 +16,20 @@ from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import msgspec
 
-from benchmarks.processes import POLICYD_IS_READY, ROOT, cpu_seconds, environment, policyd, started
-from benchmarks.rounds import Plan, table
+from benchmarks.processes import (
+    BACKGROUND,
+    POLICYD_IS_READY,
+    ROOT,
+    Tree,
+    environment,
+    policyd,
+    started,
+)
+from benchmarks.rounds import Plan
 from policyd.decision_log.record import Outcome, Record
 from policyd.decision_log.spool import SpoolWriter
 from policyd.store import Store
@@ -32,7 +41,6 @@ _ROWS = 20_000
 _HOURS = 5
 """Hours that a backlog is from."""
 _KEYS = [f"key_{number:016x}" for number in range(50)]
-_USERS = 1000
 _AGENTS = ("OpenAI/Python 1.54.0", "OpenAI/JS 6.9.1", "anthropic-python/0.39.0", "curl/8.5.0")
 _MODELS = (
     *("gpt-4o", "gpt-4o-mini", "gpt-4.1", "gpt-4.1-mini", "gpt-4.1-nano", "o3", "o3-mini"),
@@ -40,6 +48,18 @@ _MODELS = (
     *("text-embedding-3-large", "claude-sonnet-4-5", "claude-opus-4-6", "claude-3-5-haiku-latest"),
     *("mistral-large-latest", "llama-3.3-70b-instruct", "in-house-model"),
 )
+
+
+class _Mix(NamedTuple):
+    """How many keys, end users and models the requests have, each user with one of the keys."""
+
+    keys: int
+    users: int
+    models: int
+
+
+_WIDE = _Mix(len(_KEYS), 1000, len(_MODELS))
+_NARROW = _Mix(1, 1, 1)
 _AT_ONCE = 32
 """Requests that run at the same time: as many decisions lie between one and its outcome."""
 _RATES = (200, 1000)
@@ -53,22 +73,14 @@ _SHIP = "from benchmarks.shipping_process import ship; ship()"
 _INSERT = "from benchmarks.shipping_process import insert; insert()"
 
 
-async def run(folder: Path, plan: Plan) -> str:
-    """Measure, and give the result as Markdown. `folder` is for the databases."""
-    found = measure(folder, plan)
-    lines = [
-        (name, f"{value:.2f}" if "beside" in name else f"{value:.1f}")
-        for name, value in found.items()
-    ]
-    return table("Shipping a row of the decision log", ("", "µs of CPU, or ratio"), lines)
-
-
 def measure(folder: Path, plan: Plan) -> dict[str, float]:
     """Microseconds of CPU for a row, and ratios, by name: medians over the rounds."""
     rounds: list[dict[str, float]] = []
     with ExitStack() as running:
         server = running.enter_context(_postgresql())
         for number in range(plan.rounds):
+            if rounds and time.monotonic() > plan.until:
+                break
             place = folder / f"shipping-{number}"
             place.mkdir()
             rounds.append(_round(place, server, plan))
@@ -96,14 +108,16 @@ def _round(folder: Path, server: PostgreSQL | None, plan: Plan) -> dict[str, flo
         with server.database() as url, server.database() as other:
             found |= _loop(folder, url, other, rows, "PostgreSQL")
     for rate in _RATES:
-        found[f"SQLite, live, {rate} rows/s"] = _live(folder, rate, plan.seconds)
+        found[f"SQLite, live, {rate} rows/s"] = _live(folder, rate, plan.seconds, _WIDE)
+        name = f"SQLite, live, {rate} rows/s of one key, end user and model"
+        found[name] = _live(folder, rate, plan.seconds, _NARROW)
     return found
 
 
 def _loop(folder: Path, url: str, other: str, rows: int, name: str) -> dict[str, float]:
     spool = folder / f"spool-{name}"
     fill(spool, rows, share=1.0)
-    # Twice, as the shipper deletes what it has shipped.
+    # First, as the shipper deletes what it has shipped.
     inserted = _process(_INSERT, spool, other)
     shipped = _process(_SHIP, spool, url)
     found = {f"{name}, loop": shipped["cpu"], f"{name}, the driver alone": inserted["cpu"]}
@@ -139,13 +153,18 @@ def fill(spool: Path, rows: int, share: float, *, until: datetime | None = None)
 
 
 def entries(
-    chance: random.Random, begin: datetime, step: timedelta, rows: int, share: float
+    chance: random.Random,
+    begin: datetime,
+    step: timedelta,
+    rows: int,
+    share: float,
+    mix: _Mix = _WIDE,
 ) -> Iterator[bytes]:
     """The lines of so many decisions and their outcomes, in the order in which they are written."""
     encode = msgspec.json.Encoder().encode_lines
     running: list[Outcome] = []
     for number in range(rows):
-        decision = _decision(chance, begin + number * step)
+        decision = _decision(chance, begin + number * step, mix)
         yield encode([decision])
         if chance.random() < share:
             running.append(_outcome(chance, decision))
@@ -154,13 +173,13 @@ def entries(
     yield encode(running)
 
 
-def _decision(chance: random.Random, at: datetime) -> Record:
-    user = int(_USERS * chance.random() ** 2)
+def _decision(chance: random.Random, at: datetime, mix: _Mix) -> Record:
+    user = int(mix.users * chance.random() ** 2)
     return msgspec.structs.replace(
         record(at),
-        key_id=_KEYS[user % len(_KEYS)],
+        key_id=_KEYS[user % mix.keys],
         end_user=f"user-{user:04}@example.com",
-        model=chance.choice(_MODELS),
+        model=chance.choice(_MODELS[: mix.models]),
         method="POST",
         path="/v1/chat/completions",
         source_ip=f"192.0.2.{chance.randrange(250)}",
@@ -186,28 +205,27 @@ def _outcome(chance: random.Random, decision: Record) -> Outcome:
     )
 
 
-def _live(folder: Path, rate: int, seconds: float) -> float:
+def _live(folder: Path, rate: int, seconds: float, mix: _Mix) -> float:
     """Microseconds of CPU that a server's background worker takes for a row."""
     with tempfile.TemporaryDirectory(dir=folder) as place:
         spool = Path(place, "spool")
         command = policyd(f"sqlite:///{place}/live.db")
         with started(*command, "--spool", str(spool), ready=POLICYD_IS_READY) as server:
-            children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text()
-            worker = int(children.split()[0])
+            worker = Tree(server.pid, only=BACKGROUND)
             with closing(SpoolWriter(spool, "benchmark", _LIMIT)) as writer:
-                _write(writer, rate, _SETTLE)
-                before = cpu_seconds(worker)
-                rows = _write(writer, rate, seconds)
-                return 1e6 * (cpu_seconds(worker) - before) / rows
+                _write(writer, rate, _SETTLE, mix)
+                before = sum(worker.cpu().values())
+                rows = _write(writer, rate, seconds, mix)
+                return 1e6 * (sum(worker.cpu().values()) - before) / rows
 
 
-def _write(writer: SpoolWriter, rate: int, seconds: float) -> int:
+def _write(writer: SpoolWriter, rate: int, seconds: float, mix: _Mix) -> int:
     """Write entries at a rate. Returns how many decisions there were."""
     chance = random.Random()  # keeps no secret
     rows = int(rate * seconds)
     step = timedelta(seconds=1) / rate
     began, due = time.monotonic(), 0.0
-    for number, lines in enumerate(entries(chance, datetime.now(UTC), step, rows, 1.0)):
+    for number, lines in enumerate(entries(chance, datetime.now(UTC), step, rows, 1.0, mix)):
         writer.write(lines)
         # Every decision has an outcome: two writes for a row.
         due = number / 2 / rate

@@ -202,7 +202,12 @@ class OfStore:
     def status(self) -> Status:
         """See Administrator."""
         found = self._store.log.status()
-        host, offset = self._store.workers.furthest_off() or (None, None)
+        # By --server, no SQL is loaded.
+        from policyd.store.workers import furthest_off
+
+        running = self._store.workers.list()
+        host, offset = furthest_off(running) or (None, None)
+        gateways = sum(one.is_gateway for one in running)
         stands = self._store.log.standstill()
         return {
             "decisions": found.decisions,
@@ -211,6 +216,8 @@ class OfStore:
             "refused_keys": self._store.refused_keys.total(),
             "clock_offset": None if offset is None else offset.total_seconds(),
             "clock_host": host,
+            "workers": len(running) - gateways,
+            "gateways": gateways,
             "database_problem": self._store.why_unchangeable() or None,
             "retention_standstill": stands.reason or None,
             "retention_waiting": stands.waiting,

@@ -30,7 +30,8 @@ def status(place: Place, as_json: bool, snapshot: Path | None, spool: Path | Non
     """Show how many decisions the log holds, since when, and how many were never logged.
 
     Also shown: how many requests had no API key in force, which are counted and not logged; by how
-    many seconds the clock of the worker that is furthest off is ahead of the database's; why the
+    many seconds the clock of the worker that is furthest off is ahead of the database's; how many
+    workers of policyd run, and how many processes of gateways that decide by themselves; why the
     database takes no changes, where it does not; and why retention stands still, where it does, and
     how many decisions wait for it.
 

@@ -128,6 +128,8 @@ def status(given: pb.GetLogStatusResponse) -> Status:
         "refused_keys": given.refused_keys,
         "clock_offset": given.clock_offset.ToTimedelta().total_seconds() if has_clock else None,
         "clock_host": given.clock_host if has_clock else None,
+        "workers": given.workers,
+        "gateways": given.gateways,
         "database_problem": given.database_problem or None,
         "retention_standstill": given.retention_standstill or None,
         "retention_waiting": given.retention_waiting,

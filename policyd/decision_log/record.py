@@ -40,7 +40,8 @@ INVALID = -2
 _ID = re.compile("[0-9a-f]{32}")
 _LAST = f"{253402300799999:012x}"
 """The first twelve digits of the last ID of the year 9999."""
-# What is read from a file is checked, so that the store is given nothing that it cannot take.
+# No struct here can refer to itself, so the garbage collector need not know them (gc=False). What
+# is read from a file is checked, so that the store is given nothing that it cannot take.
 DecisionId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
 _Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
 _Agent = Annotated[str, msgspec.Meta(max_length=MAX_AGENT)]
@@ -74,7 +75,7 @@ class Ending(IntEnum):
     NO_ANSWER = 4
 
 
-class Outcome(msgspec.Struct, frozen=True, array_like=True, tag="O"):
+class Outcome(msgspec.Struct, frozen=True, array_like=True, tag="O", gc=False):
     """What became of one request that was allowed. None and "" mean: not known."""
 
     decision_id: DecisionId
@@ -100,7 +101,7 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True, tag="O"):
     """Tokens of the input that the upstream has put into its cache."""
 
 
-class Record(msgspec.Struct, frozen=True, array_like=True, tag="D"):
+class Record(msgspec.Struct, frozen=True, array_like=True, tag="D", gc=False):
     """One decision. It holds no prompt, no answer and no key."""
 
     id: DecisionId

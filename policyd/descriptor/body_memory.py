@@ -4,9 +4,11 @@ A bound on each body is none on all of them. Small ones are free: a listener's c
 them already, and a client that holds large ones keeps none of them out.
 """
 
+import asyncio
 from functools import partial
 from typing import Self
 
+from policyd.command.allocator import give_memory_back
 from policyd.descriptor.body import read_body
 from policyd.descriptor.body_readers import BodyReaders
 from policyd.descriptor.content_encoding import decoded_limit
@@ -21,12 +23,19 @@ AT_ONCE = 256 * 1024
 """Bytes of a body, decompressed too, up to which it is read at once: other work waits for that."""
 
 
+_MUCH = 8 * 2**20
+"""Bytes that are given back to the system once none are held any more."""
+_SOON = 1.0
+"""Seconds until then: others may be on their way."""
+
+
 class Bodies:
     """All bodies that a process holds: up to `memory` bytes."""
 
     def __init__(self, memory: int) -> None:
         self._memory = memory
         self._readers = BodyReaders()
+        self._most = 0
         self.held = 0
         """Bytes, a reader's copies and what they may decompress to among them."""
 
@@ -42,6 +51,15 @@ class Bodies:
                 "--body-memory"
             )
         self.held += size
+        self._most = max(self._most, self.held)
+        if self.held == 0 and self._most >= _MUCH:
+            self._most = 0
+            asyncio.get_running_loop().call_later(_SOON, self._settle)
+
+    def _settle(self) -> None:
+        # While more bodies are held, their end will do.
+        if self.held == 0:
+            give_memory_back()
 
     async def read(self, held: "Held", size: int, body: Pieces, about: Told) -> BodyAttributes:
         """The attributes of `body`, one of those for which `size` bytes are held.

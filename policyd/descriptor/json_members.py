@@ -186,7 +186,7 @@ def _check_brackets(brackets: bytes) -> None:
         raise UnreadableBody(UserState.TOO_COMPLEX)
     # Without the innermost pairs, it is a level less deep for each kind at most, and mostly short.
     outer, levels = brackets, 0
-    while len(outer) > 2 * (MAX_DEPTH - levels):
+    while outer and len(outer) > 2 * (MAX_DEPTH - levels):
         inner, outer = outer, outer.replace(b"{}", b"").replace(b"[]", b"")
         levels += 2
         if 2 * len(outer) > len(inner):

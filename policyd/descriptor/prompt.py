@@ -69,8 +69,12 @@ def characters(raw: memoryview, with_tokens: bool = False) -> int:
     text = bytes(raw)
     if with_tokens and (tokens := usual_prompt.tokens(text)) is not None:
         return _CHARACTERS_OF_TOKEN * tokens
-    if (count := usual_prompt.characters(text)) is not None:
-        return count
+    count = usual_prompt.characters(text)
+    return in_any_shape(text, with_tokens) if count is None else count
+
+
+def in_any_shape(text: bytes, with_tokens: bool = False) -> int:
+    """The same, whatever the shape of the value: the long way."""
     json = _without_backslashes(text)
     if len(json) <= _AT_ONCE:
         count = _length(_TEXT.findall(json))

@@ -9,14 +9,14 @@ reader answers is checked as it comes: a body that takes a reader over gains not
 own attributes.
 """
 
-import ctypes
+import os
 import select
 import sys
-from contextlib import suppress
 from typing import BinaryIO, NamedTuple
 
 import msgspec
 
+from policyd.command.allocator import give_memory_back, keep_memory
 from policyd.descriptor.body import read_body
 from policyd.descriptor.identifiers import BodyAttributes
 from policyd.engine.places import Endpoint
@@ -25,9 +25,8 @@ LENGTH = 4
 """Bytes of a length."""
 _IDLE = 1.0
 """Seconds without a body after which memory is given back."""
-_MOST_MEMORY = 2**30
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""What mallopt(3) sets."""
+_NICE = 5
+"""How much a reader gives way to the process that answers requests, where cores are few."""
 
 
 class Told(NamedTuple):
@@ -68,24 +67,8 @@ def serve(bodies: BinaryIO, answers: BinaryIO) -> None:
 def _next(bodies: BinaryIO) -> bytes:
     """The next length, or nothing where there is none to come."""
     if not select.select([bodies], [], [], _IDLE)[0]:
-        _give_back_memory()
+        give_memory_back()
     return bodies.read(LENGTH)
-
-
-# To read a body takes copies of it. By default the system gets each of them back at once, and to
-# get the memory for the next one takes longer than to read it.
-
-
-def _keep_memory() -> None:
-    with suppress(OSError, AttributeError):  # Not every system has it.
-        library = ctypes.CDLL(None)
-        library.mallopt(_MMAP_THRESHOLD, _MOST_MEMORY)
-        library.mallopt(_TRIM_THRESHOLD, _MOST_MEMORY)
-
-
-def _give_back_memory() -> None:
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _framed(message: bytes) -> bytes:
@@ -93,5 +76,6 @@ def _framed(message: bytes) -> bytes:
 
 
 if __name__ == "__main__":
-    _keep_memory()
+    os.nice(_NICE)
+    keep_memory()
     serve(sys.stdin.buffer, sys.stdout.buffer)

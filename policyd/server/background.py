@@ -6,6 +6,7 @@ its standard input closes, after it has shipped what is left. A supervisor or a 
 """
 
 import asyncio
+import gc
 import logging
 import os
 import sys
@@ -37,6 +38,9 @@ _FINISH = 0.4
 """The share of the grace period in which the last entries are shipped, and ..."""
 _LEAST_FINISH = 2.0
 """... the seconds that they have at least."""
+_COLLECT = 50_000
+"""Objects after which the garbage collector looks for circles: a chunk of the log makes thousands
+of objects that are in none."""
 _NICE = 5
 """How far its priority is lowered: deciding comes first."""
 
@@ -187,5 +191,6 @@ class _BackgroundWorker:
 if __name__ == "__main__":
     start_logging(*sys.argv[1:])
     os.nice(_NICE)
+    gc.set_threshold(_COLLECT)
     raise_limit()
     run(_work())

@@ -34,6 +34,7 @@ def checks(settings: ServerSettings, key: str) -> Iterator[Check]:
         f"--spool {settings.spool}",
         lambda: machine.room(settings.spool, "--spool", settings.spool_limit),
     )
+    yield Check("workers and gateways", lambda: _running(settings))
     yield Check("log entries that wait", lambda: _waiting(settings))
     if key:
         yield Check("API key", lambda: _key(settings, key))
@@ -88,6 +89,16 @@ def _clock(settings: ServerSettings) -> str:
             "(timedatectl set-ntp true)"
         )
     return told
+
+
+def _running(settings: ServerSettings) -> str:
+    with _store(settings) as store:
+        running = store.workers.list()
+    gateways = sum(one.is_gateway for one in running)
+    newest = max((one.revision for one in running), default=0)
+    behind = sum(one.revision < newest for one in running)
+    told = f"{len(running) - gateways} workers, and {gateways} gateways that decide by themselves"
+    return f"{told}; {behind} are not at revision {newest} yet" if behind else told
 
 
 def _waiting(settings: ServerSettings) -> str:

@@ -234,6 +234,7 @@ class Server:
         settings = self._settings
         if settings.local_token_file is None:
             return None
+        self._watching.count(self._followers)
         stores = (self._store, self._opened)
         return LocalDecisions(settings.local_token_file, settings, *stores, self._followers)
 

@@ -1,7 +1,7 @@
 """What operators watch a worker by, as its settings ask: metrics, the access log, and traces."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sized
 from typing import TYPE_CHECKING, Any
 
 from policyd.command.worker_clock import WorkerClock
@@ -53,6 +53,11 @@ class Watching:
         """Have the metrics tell of the HTTP check, too."""
         if self._metrics is not None:
             self._metrics.http = http
+
+    def count(self, followers: Sized) -> None:
+        """Have the metrics tell how many gateways follow the settings."""
+        if self._metrics is not None:
+            self._metrics.followers = followers
 
     def work(self, log: DecisionLog) -> list[Coroutine[Any, Any, None]]:
         """What is to run until the worker stops. The metrics tell of `log`, too."""

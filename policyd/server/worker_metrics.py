@@ -3,6 +3,7 @@
 Only a policyd with --metrics loads it, and prometheus-client.
 """
 
+from collections.abc import Sized
 from typing import TYPE_CHECKING
 
 from policyd.command.worker_clock import WorkerClock
@@ -23,6 +24,8 @@ class WorkerMetrics(Watch):
 
     http: "HttpServer | None" = None
     log: DecisionLog | None = None
+    followers: Sized = ()
+    """The gateways that follow the settings."""
 
     def __init__(self, keys: StoredKeyTable, clock: WorkerClock, bodies: Bodies) -> None:
         self._keys = keys
@@ -37,6 +40,7 @@ class WorkerMetrics(Watch):
         self._database_up = metrics.gauge(catalogue.DATABASE_UP)
         self._clock_offset = metrics.gauge(catalogue.CLOCK_OFFSET)
         self._connections = metrics.gauge(catalogue.CONNECTIONS, "http")
+        self._followers = metrics.gauge(catalogue.FOLLOWERS)
         self._body_bytes = metrics.gauge(catalogue.BODY_BYTES)
         self._lost = metrics.count(catalogue.LOST)
         self._lost_before = 0
@@ -49,6 +53,7 @@ class WorkerMetrics(Watch):
         self._database_up.set(keys.is_answered)
         self._clock_offset.set(self._clock.ahead)
         self._connections.set(self.http.connections if self.http else 0)
+        self._followers.set(len(self.followers))
         self._body_bytes.set(self._bodies.held)
         if self.log is not None:
             self._lost.pending += self.log.lost - self._lost_before

@@ -18,8 +18,9 @@ from policyd.keys.audit import Action
 from policyd.keys.key_table import KeyTable
 from policyd.services import key_messages, log_messages
 from policyd.services.log_messages import timestamp
-from policyd.store import LogStatus, Store
+from policyd.store import LogStatus, Store, Worker
 from policyd.store.retention import Standstill
+from policyd.store.workers import furthest_off
 from policyd.v1 import admin_pb2 as pb
 from policyd.v1.admin_pb2_grpc import AdminServiceServicer
 
@@ -186,11 +187,11 @@ class AdminServicer(AdminServiceServicer):
         record = await self._log.run(self._store.log.get, request.id)
         return pb.GetDecisionResponse(decision=log_messages.message(record))
 
-    def _read_status(self) -> tuple[LogStatus, int, Standstill, tuple[str, timedelta] | None, str]:
+    def _read_status(self) -> tuple[LogStatus, int, Standstill, list[Worker], str]:
         log = self._store.log
-        furthest = self._store.workers.furthest_off()
+        running = self._store.workers.list()
         refused, problem = self._store.refused_keys.total(), self._store.why_unchangeable()
-        return log.status(), refused, log.standstill(), furthest, problem
+        return log.status(), refused, log.standstill(), running, problem
 
     def _followed(self) -> Any:
         if not self._table.is_known:
@@ -201,9 +202,10 @@ class AdminServicer(AdminServiceServicer):
         self, request: pb.GetLogStatusRequest, context: Any
     ) -> pb.GetLogStatusResponse:
         """See admin.proto."""
-        status, refused, stands, furthest, problem = await self._log.run(self._read_status)
+        status, refused, stands, running, problem = await self._log.run(self._read_status)
         oldest = timestamp(status.oldest) if status.oldest else None
-        host, offset = furthest or ("", None)
+        host, offset = furthest_off(running) or ("", None)
+        gateways = sum(one.is_gateway for one in running)
         return pb.GetLogStatusResponse(
             decisions=status.decisions,
             lost=status.lost,
@@ -216,6 +218,8 @@ class AdminServicer(AdminServiceServicer):
             retention_standstill=stands.reason,
             retention_waiting=stands.waiting,
             database_problem=problem,
+            workers=len(running) - gateways,
+            gateways=gateways,
         )
 
 

@@ -47,13 +47,11 @@ class KeyWatching:
         followers: Followers,
         clock: Callable[[], float],
         note: Note = unnoted,
-        patience: float = _PATIENCE,
     ) -> None:
         self._feed = feed
         self._followers = followers
         self._clock = clock
         self._note = note
-        self._patience = patience
         self._sending = 0
         self._throttle = Throttle(_LOG_INTERVAL)
 
@@ -86,7 +84,7 @@ class KeyWatching:
 
     async def _first(self, requests: AsyncIterator[bytes]) -> pb.WatchKeysRequest:
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(_PATIENCE):
                 async for data in requests:
                     return local_messages.parsed(pb.WatchKeysRequest, data)
         raise InvalidArgument("the stream begins with a request that states the follower")
@@ -154,9 +152,7 @@ class KeyWatching:
 
     async def _write(self, message: bytes, context: Any) -> None:
         try:
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(_PATIENCE):
                 await context.write(message)
         except TimeoutError:
-            raise GatewayTooSlow(
-                f"the gateway has taken no message for {self._patience:g} s"
-            ) from None
+            raise GatewayTooSlow(f"the gateway has taken no message for {_PATIENCE:g} s") from None

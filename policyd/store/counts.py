@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from functools import lru_cache
-from operator import attrgetter, itemgetter
+from operator import itemgetter
 from typing import Any
 
 import sqlalchemy as sa
@@ -56,12 +56,6 @@ class Counts:
     placeholders: int = 0
     """Attributed to a placeholder in place of an end user: see descriptor/placeholders.py."""
 
-    def add(self, other: "Counts") -> None:
-        """Count those of `other`, too."""
-        for name in NAMES:
-            if number := getattr(other, name):
-                setattr(self, name, getattr(self, name) + number)
-
     @property
     def latency_us(self) -> int | None:
         """The mean duration of a request. None: not known."""
@@ -69,6 +63,16 @@ class Counts:
 
 
 NAMES = tuple(field.name for field in fields(Counts))
+_OF_DECISION = (
+    *("requests", "denied", "would_deny", "attributed", "unattributed", "placeholders"),
+    "flagged",
+)
+_OF_OUTCOME = ("input_tokens", "output_tokens", "cost_nano", "errors", "timed", "duration_us")
+_COUNTED = (*_OF_DECISION, *_OF_OUTCOME)
+_NO_DECISION = (0,) * len(_OF_DECISION)
+_NO_OUTCOME = (0,) * len(_OF_OUTCOME)
+_Numbers = tuple[int, ...]
+"""The counts of some requests, in the order of _COUNTED."""
 
 
 def _counts() -> list[sa.Column[int]]:
@@ -118,65 +122,42 @@ class Tally:
 
     def __init__(self, writer: str) -> None:
         self._writer = writer
-        self._users: dict[tuple[int, str, str], Counts] = defaultdict(Counts)
-        self._models: dict[tuple[int, str, str], Counts] = defaultdict(Counts)
+        self._users: dict[tuple[int, str, str], list[_Numbers]] = defaultdict(list)
+        self._models: dict[tuple[int, str, str], list[_Numbers]] = defaultdict(list)
         self._latencies: Counter[tuple[int, str, int]] = Counter()
 
     def count(self, record: Record, outcome: Outcome | None = None) -> None:
         """Count one decision and its outcome, if that is known, unless its key was refused: older
         versions logged such requests."""
-        if not record.key_id:
-            return
-        hour = _hour(record.id)
-        of_user, of_model = self._of(hour, record.key_id, record.end_user, record.model)
-        is_known = record.in_scope and record.mode is not None
-        has_user = record.user_state is UserState.VALID
-        for counts in (of_user, of_model):
-            counts.requests += 1
-            if is_known and has_user:
-                counts.attributed += 1
-                counts.placeholders += _is_placeholder(record.end_user)
-            elif is_known:
-                counts.unattributed += 1
-            if record.verdict is Verdict.DENIED:
-                counts.denied += 1
-            elif record.verdict is Verdict.WOULD_DENY:
-                counts.would_deny += 1
-            if record.flags:
-                counts.flagged += 1
-        if outcome is not None:
-            self._add_outcome(outcome, hour, record.key_id, (of_user, of_model))
+        if record.key_id:
+            numbers = _of_decision(record) + (_of_outcome(outcome) if outcome else _NO_OUTCOME)
+            self._count(record.id, record.key_id, record.end_user, record.model, numbers, outcome)
 
     def add_outcome(self, outcome: Outcome, key_id: str, end_user: str, model: str) -> None:
         """Count what became of one request."""
         if key_id:
-            hour = _hour(outcome.decision_id)
-            self._add_outcome(outcome, hour, key_id, self._of(hour, key_id, end_user, model))
+            numbers = _NO_DECISION + _of_outcome(outcome)
+            self._count(outcome.decision_id, key_id, end_user, model, numbers, outcome)
 
-    def _add_outcome(
-        self, outcome: Outcome, hour: int, key_id: str, counted: tuple[Counts, Counts]
+    def _count(
+        self,
+        decision_id: str,
+        key_id: str,
+        end_user: str,
+        model: str,
+        numbers: _Numbers,
+        outcome: Outcome | None,
     ) -> None:
-        is_error = outcome.status >= ERROR or outcome.ending in BROKEN
-        taken = outcome.duration_us
-        if taken is not None:
-            self._latencies[hour, key_id, latencies.mark(taken)] += 1
-        for counts in counted:
-            if taken is not None:
-                counts.timed += 1
-                counts.duration_us += taken
-            if outcome.input_tokens:
-                counts.input_tokens += outcome.input_tokens
-            if outcome.output_tokens:
-                counts.output_tokens += outcome.output_tokens
-            if outcome.cost_nano:
-                counts.cost_nano += outcome.cost_nano
-            if is_error:
-                counts.errors += 1
+        hour = int(decision_id[:12], 16) // (1000 * HOUR)
+        self._users[hour // _HOURS, key_id, storable(end_user)].append(numbers)
+        self._models[hour, key_id, storable(model)].append(numbers)
+        if outcome is not None and outcome.duration_us is not None:
+            self._latencies[hour, key_id, latencies.mark(outcome.duration_us)] += 1
 
     def write(self, connection: sa.Connection) -> None:
         """Add the counts to those in the database."""
         for table, rows in self._rows():
-            many_rows.add(connection, table, NAMES, rows)
+            many_rows.add(connection, table, _COUNTED, rows)
         latencies.write(connection, self._every_latency())
 
     def take_back(self, connection: sa.Connection) -> None:
@@ -184,7 +165,7 @@ class Tally:
         for table, rows in self._rows():
             key = len(table.primary_key.columns)
             less = [(*row[:key], *(-count for count in row[key:])) for row in rows]
-            many_rows.add(connection, table, NAMES, less)
+            many_rows.add(connection, table, _COUNTED, less)
         latencies.take_back(connection, self._every_latency())
         for table, rows in self._rows():
             key = len(table.primary_key.columns)
@@ -193,15 +174,16 @@ class Tally:
     def _rows(self) -> Iterator[tuple[sa.Table, list[tuple[Any, ...]]]]:
         """What was counted, by table and in the order of keys: in one order, so that two writers
         never wait for each other."""
-        hours: dict[tuple[int, str], Counts] = defaultdict(Counts)
-        named: dict[tuple[int, str, str, str], Counts] = defaultdict(Counts)
-        for (hour, key_id, model), counts in self._models.items():
-            hours[hour, key_id].add(counts)
-            named[hour, key_id, "", model] = counts
-            named[hour, EVERY_KEY, self._writer, model].add(counts)
-        yield hourly, _sorted(hours)
-        yield daily, _sorted(self._users)
-        yield models, _sorted(named)
+        hours: dict[tuple[int, str], list[_Numbers]] = defaultdict(list)
+        named: dict[tuple[int, str, str, str], list[_Numbers]] = defaultdict(list)
+        for (hour, key_id, model), counted in self._models.items():
+            total = _total(counted)
+            hours[hour, key_id].append(total)
+            named[hour, key_id, "", model].append(total)
+            named[hour, EVERY_KEY, self._writer, model].append(total)
+        yield hourly, _totals(hours)
+        yield daily, _totals(self._users)
+        yield models, _totals(named)
 
     def _every_latency(self) -> Counter[tuple[int, str, str, int]]:
         """The latencies by key, and of all keys together."""
@@ -211,25 +193,43 @@ class Tally:
             found[hour, EVERY_KEY, self._writer, below] += number
         return found
 
-    def _of(self, hour: int, key_id: str, end_user: str, model: str) -> tuple[Counts, Counts]:
-        return (
-            self._users[hour // _HOURS, key_id, storable(end_user)],
-            self._models[hour, key_id, storable(model)],
-        )
+
+def _total(counted: list[_Numbers]) -> _Numbers:
+    return counted[0] if len(counted) == 1 else tuple(map(sum, zip(*counted, strict=True)))
 
 
-def _sorted(counted: Mapping[Any, Counts]) -> list[tuple[Any, ...]]:
-    return [(*key, *_numbers(counts)) for key, counts in sorted(counted.items(), key=_key)]
+def _totals(counted: Mapping[Any, list[_Numbers]]) -> list[tuple[Any, ...]]:
+    return [(*key, *_total(some)) for key, some in sorted(counted.items(), key=itemgetter(0))]
 
 
-_numbers = attrgetter(*NAMES)
-_key = itemgetter(0)
+def _of_decision(record: Record) -> _Numbers:
+    is_known = record.in_scope and record.mode is not None
+    has_user = record.user_state is UserState.VALID
+    verdict = record.verdict
+    return (
+        1,
+        int(verdict is Verdict.DENIED),
+        int(verdict is Verdict.WOULD_DENY),
+        int(is_known and has_user),
+        int(is_known and not has_user),
+        int(is_known and has_user and _is_placeholder(record.end_user)),
+        int(record.flags != ""),
+    )
+
+
+def _of_outcome(outcome: Outcome) -> _Numbers:
+    return (
+        outcome.input_tokens or 0,
+        outcome.output_tokens or 0,
+        outcome.cost_nano or 0,
+        int(outcome.status >= ERROR or outcome.ending in BROKEN),
+        int(outcome.duration_us is not None),
+        outcome.duration_us or 0,
+    )
+
+
 # An end user sends many requests.
 _is_placeholder = lru_cache(maxsize=4096)(is_placeholder)
-
-
-def _hour(decision_id: str) -> int:
-    return int(decision_id[:12], 16) // (1000 * HOUR)
 
 
 def forget(steps: Steps, oldest: datetime) -> None:

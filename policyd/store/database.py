@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -205,19 +206,27 @@ def upsert(
 
     Sums grow up to 2**62.
     """
-    if not rows:
-        return
-    dialect: Any = postgresql if connection.dialect.name == "postgresql" else sqlite
-    statement = dialect.insert(table)
+    if rows:
+        statement = _upsertion(connection.dialect.name, table, tuple(add), tuple(replace))
+        connection.execute(statement, rows)
+
+
+# Built once, as that takes longer than to execute them; so is what find() asks.
+@lru_cache
+def _upsertion(
+    dialect: str, table: sa.Table, add: Sequence[str], replace: Sequence[str]
+) -> sa.Insert:
+    insert: Any = postgresql.insert if dialect == "postgresql" else sqlite.insert
+    statement = insert(table)
     new = statement.excluded
     changes: dict[str, Any] = {name: _sum(table.c[name], new[name]) for name in add}
     changes |= {name: new[name] for name in replace}
     key = list(table.primary_key.columns)
     if changes:
-        statement = statement.on_conflict_do_update(index_elements=key, set_=changes)
+        found: sa.Insert = statement.on_conflict_do_update(index_elements=key, set_=changes)
     else:
-        statement = statement.on_conflict_do_nothing(index_elements=key)
-    connection.execute(statement, rows)
+        found = statement.on_conflict_do_nothing(index_elements=key)
+    return found
 
 
 def find(
@@ -228,15 +237,25 @@ def find(
     query: Callable[..., sa.Select[Any]] = sa.select,
 ) -> Sequence[Any]:
     """The rows in which `key` has one of many values: that column and `more`."""
-    wanted = list(values)
+    wanted: Any = list(values)
     if not wanted:
         return ()
-    # One parameter, as SQLAlchemy would write a statement anew for each number of them.
-    if connection.dialect.name == "postgresql":
-        found = query(key, *more).where(key == sa.any_(_LIST))
-        return connection.execute(found, {"values": wanted}).all()
-    found = query(key, *more).where(key.in_(_JSON))
-    return connection.execute(found, {"values": msgspec.json.encode(wanted).decode()}).all()
+    dialect = connection.dialect.name
+    if dialect != "postgresql":
+        wanted = msgspec.json.encode(wanted).decode()
+    return connection.execute(_search(dialect, key, more, query), {"values": wanted}).all()
+
+
+@lru_cache
+def _search(
+    dialect: str,
+    key: sa.Column[str],
+    more: tuple[sa.Column[Any], ...],
+    query: Callable[..., sa.Select[Any]],
+) -> sa.Select[Any]:
+    # One parameter for all values: SQLAlchemy would write a statement anew for each number of them.
+    given = key == sa.any_(_LIST) if dialect == "postgresql" else key.in_(_JSON)
+    return query(key, *more).where(given)
 
 
 _LIST = sa.bindparam("values", type_=postgresql.ARRAY(sa.Text))

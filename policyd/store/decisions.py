@@ -1,6 +1,6 @@
 """The table of decisions, and how a row of it is read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -125,12 +125,13 @@ def add_records(
 ) -> None:
     """Insert decisions, each with its outcome, if there is one for its ID."""
     plain, complete = [], []
-    known = outcome_values(outcomes)
-    for values in _values(records):
+    values_of = _values_of([*records, *outcomes.values()])
+    for record in records:
+        values = values_of(record)
         in_scope, sample = _yes_or_no(values)
         row = (*_plain(values), int(in_scope), int(sample))
-        if outcome := known.get(row[0]):
-            complete.append(row + outcome)
+        if outcome := outcomes.get(record.id):
+            complete.append(row + _outcome(values_of(outcome)))
         else:
             plain.append(row)
     if connection.dialect.name == "postgresql":
@@ -144,17 +145,19 @@ def add_records(
 
 def outcome_values(outcomes: Mapping[str, Outcome]) -> dict[str, tuple[Any, ...]]:
     """The values of OUTCOME_COLUMNS, for each ID."""
-    rows = _values(list(outcomes.values()))
-    return dict(zip(outcomes, map(_outcome, rows), strict=True))
+    values_of = _values_of(list(outcomes.values()))
+    return {key: _outcome(values_of(one)) for key, one in outcomes.items()}
 
 
-def _values(entries: Sequence[Record | Outcome]) -> list[list[Any]]:
-    """The tag and the fields of each as a database takes them."""
-    rows: list[list[Any]] = msgspec.to_builtins(entries)
+def _values_of(entries: Sequence[Record | Outcome]) -> Callable[[Record | Outcome], list[Any]]:
+    """What gives the tag and the fields of one of the entries, as every database takes them."""
     # One look at all of them, as almost none has a text with a NUL.
-    if b"\\u0000" in msgspec.json.encode(entries):
-        return [[storable(value) for value in row] for row in rows]
-    return rows
+    has_nul = b"\\u0000" in msgspec.json.encode(entries)
+    return _storable if has_nul else msgspec.to_builtins
+
+
+def _storable(entry: Record | Outcome) -> list[Any]:
+    return [storable(value) for value in msgspec.to_builtins(entry)]
 
 
 def read_record(row: Any) -> Record:

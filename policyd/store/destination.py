@@ -87,4 +87,6 @@ def _priced(entry: Entry) -> Entry:
         entry.cache_write_tokens or 0,
         moment(entry.decision_id),
     )
-    return msgspec.structs.replace(entry, cost_nano=dollars)
+    # It was read a moment ago and is known to no other code yet, so no copy of it is made.
+    msgspec.structs.force_setattr(entry, "cost_nano", dollars)
+    return entry

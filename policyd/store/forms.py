@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from policyd.decision_log.record import first_id, moment
 from policyd.errors import StoreUnavailable
-from policyd.store import log_indexes, migrations
+from policyd.store import key_indexes, log_indexes, migrations
 from policyd.store.clock import database_time, midnight
 from policyd.store.database import MIGRATING, reading, writing
 
@@ -57,6 +57,7 @@ def migrate(engine: sa.Engine) -> None:
             _prove_bound(engine)
         _upgrade(engine, _NO_FLAGS)
         log_indexes.build(engine)
+        key_indexes.build(engine)
     _upgrade(engine)
 
 

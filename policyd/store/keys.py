@@ -61,15 +61,12 @@ class Keys:
         self, *, after: str = "", limit: int = 100, show_revoked: bool = False
     ) -> list[ApiKey]:
         """Up to `limit` keys, oldest first, that were made after the key with the ID `after`."""
-        query = sa.select(keys).order_by(keys.c.created_at, keys.c.id).limit(limit)
-        if not show_revoked:
-            query = query.where(keys.c.revoked_at.is_(None))
         with reading(self._engine) as connection:
-            if after:
-                last = key_rows.read(connection, after)
-                place = sa.tuple_(keys.c.created_at, keys.c.id)
-                query = query.where(place > sa.tuple_(last.created_at, last.id))
-            return [key_rows.api_key_of(row) for row in connection.execute(query)]
+            last = key_rows.read(connection, after) if after else None
+            place = (last.created_at, last.id) if last else None
+            query = list_query(place, show_revoked=show_revoked)
+            rows = connection.execute(query.limit(limit))
+            return [key_rows.api_key_of(row) for row in rows]
 
     def get(self, key_id: str) -> ApiKey:
         """The key with this ID. Raises KeyNotFound."""
@@ -164,6 +161,17 @@ class Keys:
     def changes_since(self, revision: int, epoch: str | None = None) -> KeyChanges:
         """What changed after `revision`, up to some newer one: see key_changes.py."""
         return key_changes.since(self._engine, revision, epoch)
+
+
+def list_query(place: tuple[datetime, str] | None, *, show_revoked: bool) -> sa.Select[Any]:
+    """The query of keys, oldest first, behind a moment and an ID, or of all."""
+    age = (keys.c.created_at, keys.c.id)
+    query = sa.select(keys).order_by(*age)
+    if not show_revoked:
+        query = query.where(keys.c.revoked_at.is_(None))
+    if place is not None:
+        query = query.where(sa.tuple_(*age) > sa.tuple_(*place, types=[one.type for one in age]))
+    return query
 
 
 def new_secret(row: dict[str, Any], digest: str | None) -> str:

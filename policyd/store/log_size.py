@@ -36,9 +36,15 @@ def add(connection: sa.Connection, number: int) -> None:
     """Count `number` more decisions, or fewer if it is negative."""
     if not number:
         return
-    # So there are never more rows than there were transactions at the same time.
-    free = sa.select(_parts.c.id).limit(1).with_for_update(skip_locked=True).scalar_subquery()
-    count = sa.update(_parts).where(_parts.c.id == free)
-    if not connection.execute(count.values(decisions=_parts.c.decisions + number)).rowcount:
+    if not connection.execute(_count, {"number": number}).rowcount:
         row = {"id": secrets.token_hex(16), "decisions": number}
         connection.execute(sa.insert(_parts).values(row))
+
+
+# So there are never more rows than there were transactions at the same time.
+_free = sa.select(_parts.c.id).limit(1).with_for_update(skip_locked=True).scalar_subquery()
+_count = (
+    sa.update(_parts)
+    .where(_parts.c.id == _free)
+    .values(decisions=_parts.c.decisions + sa.bindparam("number", type_=sa.BigInteger))
+)

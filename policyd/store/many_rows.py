@@ -30,8 +30,8 @@ def insert(connection: sa.Connection, table: sa.Table, names: Names, rows: Rows)
 
 
 def add(connection: sa.Connection, table: sa.Table, counts: Names, rows: Rows) -> None:
-    """Insert rows of all columns in the table's order, each of another key; where one is there
-    already, add to its `counts`. Sums grow up to 2**62."""
+    """Insert rows of another key each, which begin with it and go on with `counts`; where one is
+    there already, add to its counts. Sums grow up to 2**62."""
     if not rows:
         return
     if _is_postgresql(connection):
@@ -60,7 +60,7 @@ def _is_postgresql(connection: sa.Connection) -> bool:
 
 @lru_cache
 def _addition(table: sa.Table, counts: Names, dialect: str) -> str:
-    columns = table.columns
+    columns = [*table.primary_key.columns, *(table.columns[name] for name in counts)]
     if dialect == "postgresql":
         arrays = ", ".join(f"%s::{column.type.compile()}[]" for column in columns)
         what = f"SELECT * FROM unnest({arrays})"  # noqa: S608
@@ -73,7 +73,8 @@ def _addition(table: sa.Table, counts: Names, dialect: str) -> str:
         for name in counts
     )
     key = ", ".join(table.primary_key.columns.keys())
-    into = f"INSERT INTO {table.name} ({', '.join(columns.keys())})"
+    names = ", ".join(column.name for column in columns)
+    into = f"INSERT INTO {table.name} ({names})"
     return f"{into} {what} ON CONFLICT ({key}) DO UPDATE SET {sums}"
 
 

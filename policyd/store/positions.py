@@ -26,6 +26,11 @@ _positions = sa.Table(
     sa.Column("seen_at", Moment, nullable=False),
 )
 _column = _positions.c
+_shipped = (
+    sa.select(_column.shipped)
+    .where(_column.spool == sa.bindparam("of_spool"), _column.file == sa.bindparam("of_file"))
+    .with_for_update()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +49,8 @@ def advance(connection: sa.Connection, step: Step) -> None:
 
     Raises PositionMoved where the database does not have it up to the step's start.
     """
-    wanted = sa.and_(_column.spool == step.spool, _column.file == step.file)
-    query = sa.select(_column.shipped).where(wanted).with_for_update()
-    shipped = connection.execute(query).scalar_one_or_none() or 0
+    of_file = {"of_spool": step.spool, "of_file": step.file}
+    shipped = connection.execute(_shipped, of_file).scalar_one_or_none() or 0
     if shipped != step.start:
         raise PositionMoved(
             f"{step.file} is shipped up to byte {shipped}, not {step.start}: the database was put "

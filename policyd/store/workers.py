@@ -4,7 +4,7 @@ gateways decide by themselves, by the settings that a worker sends them.
 All of it goes by the database's clock, so that a worker with a wrong clock hides no other.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from operator import itemgetter
@@ -128,14 +128,15 @@ class Workers:
                 for row in connection.execute(query.order_by(column.id))
             ]
 
-    def furthest_off(self) -> tuple[str, timedelta] | None:
-        """The host whose clock is furthest off, of the workers that run, and how far it is ahead.
 
-        None: no clock was measured.
-        """
-        told = [(one.host, one.clock_offset) for one in self.list()]
-        known = [(host, offset) for host, offset in told if offset is not None]
-        return max(known, key=lambda one: abs(one[1]), default=None)
+def furthest_off(workers: Iterable[Worker]) -> tuple[str, timedelta] | None:
+    """The host whose clock is furthest off, of these workers, and how far it is ahead.
+
+    None: no clock was measured.
+    """
+    told = [(one.host, one.clock_offset) for one in workers]
+    known = [(host, offset) for host, offset in told if offset is not None]
+    return max(known, key=lambda one: abs(one[1]), default=None)
 
 
 def _row(gateway: Gateway) -> dict[str, Any]:

@@ -175,6 +175,12 @@ CLOCK_OFFSET = _gauge(
     "How far this machine's clock is ahead of the database's, by the last measurement.",
     "seconds",
 )
+FOLLOWERS = _gauge(
+    "policyd_local_gateways",
+    "",
+    "livesum",
+    "Processes of gateways that decide by themselves, and follow the settings here.",
+)
 CONNECTIONS = _gauge(
     "policyd_connections",
     "listener",

@@ -1299,6 +1299,8 @@ class GetLogStatusResponse(_message.Message):
     RETENTION_STANDSTILL_FIELD_NUMBER: _builtins.int
     RETENTION_WAITING_FIELD_NUMBER: _builtins.int
     DATABASE_PROBLEM_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    GATEWAYS_FIELD_NUMBER: _builtins.int
     decisions: _builtins.int
     """Approximate number of decisions in the log."""
     lost: _builtins.int
@@ -1324,6 +1326,10 @@ class GetLogStatusResponse(_message.Message):
     """Why the database takes no changes, though it answers: it is read-only, a standby, full or locked.
     Decisions go on and wait in the workers' spools; API keys cannot be changed. Empty: it takes changes.
     """
+    workers: _builtins.int
+    """How many workers of policyd run."""
+    gateways: _builtins.int
+    """How many processes of gateways decide by themselves, by the settings that a worker sends them."""
     @_builtins.property
     def oldest_time(self) -> _timestamp_pb2.Timestamp:
         """The time of the oldest decision in the log."""
@@ -1358,10 +1364,12 @@ class GetLogStatusResponse(_message.Message):
         retention_standstill: _builtins.str = ...,
         retention_waiting: _builtins.int = ...,
         database_problem: _builtins.str = ...,
+        workers: _builtins.int = ...,
+        gateways: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["clock_offset", b"clock_offset", "oldest_time", b"oldest_time", "settings_followed_time", b"settings_followed_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_host", b"clock_host", "clock_offset", b"clock_offset", "database_problem", b"database_problem", "decisions", b"decisions", "lost", b"lost", "oldest_time", b"oldest_time", "refused_keys", b"refused_keys", "retention_standstill", b"retention_standstill", "retention_waiting", b"retention_waiting", "settings_followed_time", b"settings_followed_time", "settings_from_snapshot", b"settings_from_snapshot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_host", b"clock_host", "clock_offset", b"clock_offset", "database_problem", b"database_problem", "decisions", b"decisions", "gateways", b"gateways", "lost", b"lost", "oldest_time", b"oldest_time", "refused_keys", b"refused_keys", "retention_standstill", b"retention_standstill", "retention_waiting", b"retention_waiting", "settings_followed_time", b"settings_followed_time", "settings_from_snapshot", b"settings_from_snapshot", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -76,4 +76,4 @@ def test_entries_that_wait_in_a_spool_are_told_from_shipped_ones(tmp_path: Path)
 
 @pytest.mark.parametrize("name", list(PARTS))
 def test_every_part_has_a_module(name: str) -> None:
-    assert (ROOT / "benchmarks" / f"{name}.py").exists() or name in {"keys"}
+    assert (ROOT / "benchmarks" / f"{name}.py").exists()

@@ -23,6 +23,7 @@ from policyd.engine.settings import ApiKey, Setting, setting_of
 from policyd.engine.states import Ignored, Mode, Override, Source, UserState
 from policyd.policies import TABLE
 from policyd.store import Counts, Store
+from policyd.store.workers import Gateway
 from tests.support.consoles import Console, Visitor, prepare, running, settings
 from tests.support.postgresql import PostgreSQL
 from tests.support.records import decision_id, denied, outcome, record
@@ -124,10 +125,27 @@ async def test_many_keys(console: Console, admin: Visitor) -> None:
     first = (await admin.get("/keys")).text
     assert "key number 99<" in first
     assert "key number 100<" not in first
-    second = await admin.get("/keys?sort=created&order=up&offset=100")
-    assert 'href="/keys?sort=created&amp;order=up&amp;offset=100"' in first
-    assert "key number 100<" in second.text
-    assert "Next" not in second.text
+    keys = console.store.keys.list(limit=101)
+    forth = f"/keys?sort=created&order=up&after={keys[99].id}"
+    back = f"/keys?sort=created&order=up&before={keys[100].id}"
+    assert f'href="{html.escape(forth)}"' in first
+    second = (await admin.get(forth)).text
+    assert "key number 100<" in second
+    assert "Next" not in second
+    assert f'href="{html.escape(back)}"' in second
+    assert "Previous" not in (await admin.get(back)).text
+    # Where too few are left before a key, they are shown with those behind it, as the first page.
+    again = (await admin.get(f"/keys?sort=created&order=up&before={keys[50].id}")).text
+    assert "key number 99<" in again
+    console.store.keys.create("key number 101")
+    since = (await admin.get(f"/keys?sort=created&order=up&before={keys[100].id}")).text
+    assert "key number 0<" in since
+    last = console.store.keys.list(after=keys[100].id)[0]
+    middle = (await admin.get(f"/keys?sort=created&order=up&before={last.id}")).text
+    assert "key number 0<" not in middle
+    assert "key number 100<" in middle
+    assert "Previous" in middle
+    assert "Next" in middle
 
 
 async def test_revoking(console: Console, admin: Visitor) -> None:
@@ -183,6 +201,22 @@ async def test_settings(console: Console, admin: Visitor) -> None:
     back = _form("chat", str(changed.revision), mode="")
     await admin.post(f"/keys/{key.id}", back)
     assert _set(console.store.keys.get(key.id)).mode is None
+
+
+async def test_gateways_that_have_settings(console: Console, admin: Visitor) -> None:
+    """Gateways that decide by themselves count, and are named as such."""
+    key, _ = console.store.keys.create("app")
+    epoch = console.store.keys.changes_since(0).epoch
+    behind = Gateway("0" * 12, "g", key.revision, "another")
+    there = Gateway("1" * 12, "g", key.revision, epoch)
+    console.store.workers.beat("one", "host", key.revision, epoch, [behind, there])
+    page = await admin.get(f"/keys/{key.id}?saved")
+    assert "2 of 3 have it already: 1 worker and 2 gateways." in page.text
+    assert 'hx-trigger="every 1s"' in page.text
+    console.store.workers.beat("one", "host", key.revision, epoch, [there], {behind.id})
+    line = await admin.get(f"/keys/{key.id}/in-force")
+    assert "all have it: 1 worker and 1 gateway." in line.text
+    assert "hx-trigger" not in line.text
 
 
 async def test_where_settings_are_in_force(console: Console, admin: Visitor) -> None:

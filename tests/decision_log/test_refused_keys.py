@@ -35,6 +35,7 @@ from policyd.store.destination import StoreDestination
 from policyd.v1.admin_pb2 import GetLogStatusRequest, GetLogStatusResponse
 from policyd.v1.admin_pb2_grpc import AdminServiceStub
 from policyd.v1.policy_pb2 import EvaluateRequest, EvaluateResponse
+from tests.support.databases import open_store
 from tests.support.processes import Policyd
 from tests.support.records import START, decision_id, record
 
@@ -45,8 +46,7 @@ Entries = list[RefusedKey | RefusedKeyCount]
 
 @pytest.fixture
 def store(new_database: str) -> Iterator[Store]:
-    with closing(Store(new_database)) as opened:
-        opened.migrate()
+    with closing(open_store(new_database)) as opened:
         yield opened
 
 
@@ -293,8 +293,7 @@ def test_retention(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_way_to_the_store(tmp_path: Path) -> None:
     """A worker's counts reach the store by the spool, beside its decisions, and once."""
-    with closing(Store(f"sqlite:///{tmp_path}/policyd.db")) as opened:
-        opened.migrate()
+    with closing(open_store(f"sqlite:///{tmp_path}/policyd.db")) as opened:
         writer = SpoolWriter(tmp_path, "a", 2**20)
         log = DecisionLog(writer, "a", drop_when_full=False)
         log.append([refused_key(), one := record(), Outcome(one.id)])

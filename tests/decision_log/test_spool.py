@@ -26,6 +26,7 @@ from policyd.decision_log.spool.system import System
 from policyd.errors import LogFull, LogUnwritable, PositionMoved, SettingsError, StoreUnavailable
 from policyd.store import LogFilter, Step, Store, positions
 from policyd.store.destination import StoreDestination
+from tests.support.databases import open_store
 from tests.support.records import START, record
 
 LIMIT = 2**20
@@ -204,8 +205,7 @@ def test_an_entry_that_cannot_be_read(
 
 def test_losses_are_told_once(tmp_path: Path, writer: SpoolWriter, reader: SpoolReader) -> None:
     """While nothing more is lost or written, the shipper leaves the store alone."""
-    with closing(Store(f"sqlite:///{tmp_path}/policyd.db")) as store:
-        store.migrate()
+    with closing(open_store(f"sqlite:///{tmp_path}/policyd.db")) as store:
         shipper = Shipper(StoreDestination(store), reader)
         writer.drop(2)
         shipper.ship()
@@ -372,8 +372,7 @@ def test_losses_that_the_disk_does_not_take(folder: Path, reader: SpoolReader) -
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    with closing(Store(f"sqlite:///{tmp_path}/policyd.db")) as store:
-        store.migrate()
+    with closing(open_store(f"sqlite:///{tmp_path}/policyd.db")) as store:
         yield store
 
 

@@ -31,6 +31,7 @@ from policyd.store import LogFilter, Store
 from policyd.store.database import LONG, reading
 from policyd.store.history import Kind
 from policyd.store.key_list import KeyFilter
+from tests.support.databases import open_store
 from tests.support.postgresql import PostgreSQL
 from tests.support.processes import environment
 from tests.support.records import denied, outcome
@@ -123,8 +124,7 @@ APART = {"Store.close", "Store.expect", "Store.history", "Log.give_back", "Store
 @pytest.fixture(scope="module")
 def database(postgresql: PostgreSQL) -> Iterator[str]:
     with postgresql.database() as url:
-        with closing(Store(url)) as store:
-            store.migrate()
+        open_store(url).close()
         yield url
 
 
@@ -482,8 +482,7 @@ def test_a_new_file_that_another_process_has(tmp_path: Path) -> None:
 def test_a_locked_file(tmp_path: Path) -> None:
     """Every method ends in time where another process has locked the SQLite file."""
     url = f"sqlite:///{tmp_path}/policyd.db"
-    with closing(Store(url)) as store:
-        store.migrate()
+    open_store(url).close()
     with closing(sqlite3.connect(tmp_path / "policyd.db", isolation_level=None)) as holder:
         holder.execute("BEGIN EXCLUSIVE")
         writers = [name for name in CALLS if name != "Log.lose"]

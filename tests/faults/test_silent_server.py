@@ -25,6 +25,7 @@ from policyd.v1 import admin_pb2 as pb
 from policyd.v1.admin_pb2_grpc import AdminServiceStub
 from policyd.v1.policy_pb2 import DECISION_DENY, EvaluateRequest
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
+from tests.support.databases import open_store
 from tests.support.postgresql import PostgreSQL
 from tests.support.processes import Policyd, environment
 from tests.support.silent import SilentProxy
@@ -57,8 +58,7 @@ def fault(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Fault]:
         return
     few = PostgreSQL("max_connections=20", "superuser_reserved_connections=0")
     with few as server, server.database() as url:
-        with closing(Store(url)) as store:
-            store.migrate()
+        open_store(url).close()
         with FOUND[request.param](server, url) as found:
             yield found
 
@@ -115,8 +115,7 @@ def locked_rows(server: PostgreSQL, url: str) -> Iterator[Fault]:
 
 @contextmanager
 def locked_file(file: Path) -> Iterator[Fault]:
-    with closing(Store(f"sqlite:///{file}")) as store:
-        store.migrate()
+    open_store(f"sqlite:///{file}").close()
     with closing(sqlite3.connect(file, isolation_level=None)) as holder:
 
         def end() -> None:
@@ -239,8 +238,7 @@ async def test_calls_that_wait_hold_up_no_change(
     in force. Callers beyond the bound fail at once, the others in time.
     """
     with postgresql.database() as url:
-        with closing(Store(url)) as store:
-            store.migrate()
+        open_store(url).close()
         key = key_of(url)
         server = start(Policyd, tmp_path, *FLAGS, database_url=url)
         plain = url.replace("+psycopg", "")

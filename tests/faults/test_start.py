@@ -31,6 +31,7 @@ from policyd.v1.policy_pb2 import (
 )
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 from tests.faults.test_faults import kill, listeners, workers
+from tests.support.commands import invoke
 from tests.support.health import health_stub
 from tests.support.load import DECIDED, MODE, PATIENCE, MakeStack, keys, under_load, until
 from tests.support.postgresql import PostgreSQL
@@ -412,7 +413,7 @@ async def test_the_spools_disk_is_full(
 async def _counted(database_url: str) -> tuple[int, int]:
     """The number of decisions in the log, and of those lost."""
     command = ("policyd", "logs", "status", "--json", "--database-url", database_url)
-    done = await asyncio.to_thread(run, *command)
+    done = await asyncio.to_thread(invoke, *command)
     assert done.returncode == 0, done.stderr
     status = json.loads(done.stdout)
     return status["decisions"], status["lost"]

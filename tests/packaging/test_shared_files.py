@@ -17,11 +17,12 @@ def test_no_others_do() -> None:
     """A package of the lock that overwrites another's files is noticed here."""
     owners = defaultdict(set)
     for package in metadata.distributions():
+        name = package.name  # This reads the package's metadata each time.
         # Its list of files, read as text: package.files takes ten times as long.
         for line in (package.read_text("RECORD") or "").splitlines():
             file = line.rsplit(",", 2)[0]
             if file.endswith(".py"):
-                owners[file].add(package.name)
+                owners[file].add(name)
     assert owners
     assert {tuple(sorted(names)) for names in owners.values() if len(names) > 1} <= KNOWN.keys()
 

@@ -12,7 +12,6 @@ from policyd.store.copying import CopyRefused
 from policyd.store.sqlite_files import BackupRefused
 
 NOT_REPORTED = {
-    errors.PositionMoved: "the shipper handles it",
     errors.SnapshotUnusable: "the start handles it, and logs the reason",
     errors.SettingsError: "it ends a start",
     errors.NoRoom: "it ends a start, or waits for room",

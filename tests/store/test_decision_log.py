@@ -1,15 +1,18 @@
 """The decision log's acceptance suite, which every store passes."""
 
+import itertools
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policyd.decision_log.record import Ending, Record, Verdict, is_decision_id, moment
+from policyd.decision_log.record import Ending, Outcome, Record, Verdict, is_decision_id, moment
 from policyd.engine.states import Source, UserState
 from policyd.errors import DecisionNotFound
 from policyd.store import Counts, LogFilter, Store
@@ -60,6 +63,67 @@ def test_an_outcome_that_comes_first(store: Store) -> None:
     assert all(one.outcome for one in store.log.page(EVERYTHING))
     [(_, counts)] = store.statistics.hours(START, START)
     assert counts.output_tokens == 10
+
+
+def _log_of(key_id: str) -> list[Record | Outcome]:
+    """Decisions of a key, of all kinds, and the outcomes of those that were allowed."""
+    made = [
+        make(
+            START + number * HOUR / 5,
+            key_id=key_id,
+            end_user=user,
+            model=f"model-{number % 3}",
+            in_scope=number % 7 != 0,
+            user_state=UserState.VALID if user else UserState.ABSENT,
+        )
+        for number, (make, user) in enumerate(
+            itertools.product((record, denied), ("ada", "", "undefined", 'a"b\\c,{d}\t\n'))
+        )
+    ]
+    told = [
+        outcome(one, status=500 if number == 2 else 200, duration_us=10**number)
+        for number, one in enumerate(made)
+        if not one.status
+    ]
+    return [*made, *told]
+
+
+def _halves(entries: list[Record | Outcome]) -> list[list[Record | Outcome]]:
+    decided: list[Record | Outcome] = [one for one in entries if isinstance(one, Record)]
+    return [decided, [one for one in entries if isinstance(one, Outcome)]]
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        lambda entries: [entries[::-1]],
+        _halves,
+        lambda entries: _halves(entries)[::-1],
+        lambda entries: [[one] for one in entries],
+        lambda entries: [entries[::2], entries[1::2], entries],
+    ],
+    ids=["turned round", "decisions first", "outcomes first", "one by one", "every other one"],
+)
+def test_the_order_of_arrival(store: Store, split: Callable[..., Any]) -> None:
+    """However entries are spread over transactions, the log and all counts of it are the same as
+    where decisions come together with their outcomes."""
+    store.log.append(_log_of("at-once"))
+    for some in split(_log_of("spread")):
+        store.log.append(some)
+    assert _all_of(store, "spread") == _all_of(store, "at-once")
+    assert len(store.log.page(LogFilter(key_id="spread"))) == 8
+
+
+def _all_of(store: Store, key_id: str) -> tuple[object, ...]:
+    """All that is counted and logged of a key, but for its IDs."""
+    period, of = (START, START + DAY), store.statistics
+    logged = [
+        (row.outcome and row.outcome.duration_us, row.end_user, row.verdict)
+        for row in store.log.page(LogFilter(key_id=key_id))
+    ]
+    hours, users = of.hours(*period, key_id), of.users(*period, key_id=key_id)
+    latencies = of.latencies(*period, HOUR, key_id=key_id)
+    return logged, hours, users, of.models(*period, key_id=key_id), latencies
 
 
 def test_outcomes_of_one_moment(store: Store) -> None:

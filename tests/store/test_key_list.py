@@ -1,8 +1,10 @@
 """Keys searched, sorted and changed several at once, on every database."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from policyd.engine.settings import ApiKey, Settings
 from policyd.engine.states import Mode
@@ -10,7 +12,9 @@ from policyd.errors import EtagMismatch, InvalidArgument, KeyNotFound
 from policyd.keys.audit import Action
 from policyd.policies import TABLE
 from policyd.store import KeyFilter, Store
-from policyd.store.key_list import SORTS
+from policyd.store.engine import open_engine
+from policyd.store.key_list import SORTS, page_query
+from policyd.store.keys import list_query
 from tests.support.records import START, record
 
 ENFORCE = TABLE.with_original(Mode.ENFORCE)
@@ -63,8 +67,15 @@ def test_sorting(store: Store) -> None:
         page = store.key_list.page
         assert page(KeyFilter(), sort=sort) == wanted
         assert page(KeyFilter(), sort=sort, descending=True) == wanted[::-1]
-        pages = [page(KeyFilter(), sort=sort, offset=n, limit=1) for n in range(4)]
-        assert pages == [[wanted[0]], [wanted[1]], [wanted[2]], []]
+        for number, key in enumerate(wanted):
+            behind, ahead = wanted[number + 1 :], wanted[:number]
+            assert page(KeyFilter(), sort=sort, after=key.id) == behind
+            assert page(KeyFilter(), sort=sort, after=key.id, limit=1) == behind[:1]
+            assert page(KeyFilter(), sort=sort, before=key.id, limit=1) == ahead[-1:]
+            assert page(KeyFilter(), sort=sort, descending=True, after=key.id) == ahead[::-1]
+            assert page(KeyFilter(), sort=sort, descending=True, before=key.id) == behind[::-1]
+        assert page(KeyFilter(), sort=sort, after="key_none") == wanted
+        assert page(KeyFilter(), sort=sort, before="\0") == wanted
 
 
 def test_last_used(store: Store) -> None:
@@ -163,3 +174,71 @@ def test_the_audit_trail(store: Store) -> None:
     assert trail(before_id=every[1].id, limit=1) == [every[2]]
     assert trail(since=every[1].at) == [one for one in every if one.at >= every[1].at]
     assert trail(until=every[3].at) == []
+
+
+PLANS = [
+    (order, is_descending, show_revoked, is_first)
+    for order in SORTS
+    if order != "used"
+    for is_descending in (False, True)
+    for show_revoked in (False, True)
+    for is_first in (False, True)
+]
+
+
+@pytest.mark.parametrize("text", ["", "key", "0123"])
+@pytest.mark.parametrize(("order", "is_descending", "show_revoked", "is_first"), PLANS)
+def test_query_plans(
+    new_database: str,
+    store: Store,
+    order: str,
+    text: str,
+    *,
+    is_descending: bool,
+    show_revoked: bool,
+    is_first: bool,
+) -> None:
+    """A page of the list is read along an index: nothing is sorted, and what is before the page is
+    not gone through."""
+    wanted = KeyFilter(text, show_revoked)
+    place = None if is_first else ("name", START, "key_1")[-2 if order == "created" else 0 :]
+    query = page_query(wanted, order, place, is_descending=is_descending).limit(100)
+    plan = plan_of(store, new_database, query)
+    name = "ix_api_keys_" + {"name": "lower_name", "created": "unrevoked"}[order]
+    name = "ix_api_keys_created" if show_revoked and order == "created" else name
+    assert name in plan, plan
+    assert "TEMP B-TREE" not in plan, plan
+    assert "Sort" not in plan, plan
+    if not is_first:
+        assert "SEARCH" in plan or "Index Cond" in plan, plan
+
+
+@pytest.mark.parametrize("show_revoked", [False, True])
+def test_query_plans_of_commands(new_database: str, store: Store, *, show_revoked: bool) -> None:
+    """So is a page of `policyd keys list` and of AdminService."""
+    for place in (None, (START, "key_1")):
+        query = list_query(place, show_revoked=show_revoked).limit(100)
+        plan = plan_of(store, new_database, query)
+        assert "ix_api_keys_created" in plan or "ix_api_keys_unrevoked" in plan, plan
+        assert "TEMP B-TREE" not in plan, plan
+        assert "Sort" not in plan, plan
+        assert place is None or "SEARCH" in plan or "Index Cond" in plan, plan
+
+
+def plan_of(store: Store, url: str, query: sa.Select[Any]) -> str:
+    """How the database reads what the query asks for. `store` has made its tables."""
+    assert store.form().revision
+    engine = open_engine(url)
+    text = str(query.compile(engine, compile_kwargs={"literal_binds": True}))
+    try:
+        with engine.connect() as connection:
+            if engine.dialect.name == "sqlite":
+                rows = connection.exec_driver_sql("EXPLAIN QUERY PLAN " + text)
+                return "\n".join(str(row[3]) for row in rows)
+            # Of few rows, PostgreSQL would read all, and sort them.
+            for setting in ("enable_seqscan", "enable_sort", "enable_bitmapscan"):
+                connection.exec_driver_sql(f"SET {setting} = off")
+            rows = connection.exec_driver_sql("EXPLAIN " + text.replace("%", "%%"))
+            return "\n".join(str(row[0]) for row in rows)
+    finally:
+        engine.dispose()

@@ -24,6 +24,7 @@ from policyd.store.log_pages import page_query
 from policyd.v1 import admin_pb2 as pb
 from policyd.v1.admin_pb2_grpc import AdminServiceStub
 from tests.support.commands import invoke
+from tests.support.databases import open_store
 from tests.support.load import until
 from tests.support.machine_clock import wrong_machine_clock
 from tests.support.postgresql import PostgreSQL
@@ -193,8 +194,7 @@ def test_a_standstill_is_reported(
     new_database: str, tmp_path: Path, start: Callable[..., Any]
 ) -> None:
     """The server's log and the status over gRPC tell why retention stands still."""
-    with closing(Store(new_database)) as store:
-        store.migrate()
+    with closing(open_store(new_database)) as store:
         store.log.append([record(now() - n * DAY / 10) for n in range(800)])
         store.log.retire(90 * DAY, PLENTY)
     server = start(Policyd, tmp_path, "--log-retention", "7", database_url=new_database)
@@ -248,8 +248,7 @@ class Readers:
 @pytest.fixture
 def days(postgresql: PostgreSQL) -> Iterator[tuple[str, Store]]:
     """A PostgreSQL whose log has forty days."""
-    with postgresql.database() as url, closing(Store(url)) as store:
-        store.migrate()
+    with postgresql.database() as url, closing(open_store(url)) as store:
         engine = open_engine(url)
         for n in range(0, 40, 8):
             make_days(engine, now() + n * DAY)
@@ -313,8 +312,7 @@ def test_a_kill_between_taking_a_day_out_and_dropping_it(days: tuple[str, Store]
 
 def test_a_day_that_was_not_made_in_time(postgresql: PostgreSQL) -> None:
     """Its decisions are in the default partition, from which they are moved once it is made."""
-    with postgresql.database() as url, closing(Store(url)) as store:
-        store.migrate()
+    with postgresql.database() as url, closing(open_store(url)) as store:
         store.log.append([record(midnight(20) + n * SECOND) for n in range(50)])
         engine = open_engine(url)
         make_days(engine, midnight(15))
@@ -358,8 +356,7 @@ def test_it_holds_up_no_writer(tmp_path: Path) -> None:
     """On SQLite a key can be changed during the retention of many decisions, counts of users,
     counts of hours and refused keys, within a fraction of its time.
     """
-    with closing(Store(f"sqlite:///{tmp_path}/policyd.db")) as store:
-        store.migrate()
+    with closing(open_store(f"sqlite:///{tmp_path}/policyd.db")) as store:
         key, _ = store.keys.create("app")
         chance = random.Random(1)
         for day in range(10):

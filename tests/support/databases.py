@@ -1,13 +1,15 @@
-"""New SQLite databases for tests: copies of one that is migrated once a run."""
+"""New databases for tests: copies of one that is migrated once a run."""
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import sqlalchemy as sa
+from psycopg import sql
 
 from policyd.command.database_url import sqlite_file
 from policyd.store import Store
@@ -24,12 +26,33 @@ def _migrated() -> bytes:
 
 
 def open_store(url: str) -> Store:
-    """A store on a new database at `url`; on SQLite as put_database() makes it."""
+    """A store on a new database at `url`; on PostgreSQL, where there is an empty one."""
     if url.startswith("sqlite"):
         return Store(put_database(url))
-    store = Store(url)
+    wanted = sa.make_url(url)
+    database = str(wanted.database)
+    with closing(_administrator(wanted)) as cluster:
+        cluster.execute(sql.SQL("DROP DATABASE {}").format(sql.Identifier(database)))
+        copy = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
+        template = sql.Identifier(_template(wanted.set(database="migrated")))
+        cluster.execute(copy.format(sql.Identifier(database), template))
+    return Store(url)
+
+
+@cache
+def _template(url: sa.URL) -> str:
+    """The name of a migrated database of the cluster; nothing is connected to it."""
+    with closing(_administrator(url)) as cluster:
+        cluster.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(str(url.database))))
+    store = Store(url.render_as_string(hide_password=False))
     store.migrate()
-    return store
+    store.close()
+    return str(url.database)
+
+
+def _administrator(url: sa.URL) -> psycopg.Connection[tuple[object, ...]]:
+    host = str(url.query["host"])
+    return psycopg.connect(host=host, user=url.username, dbname="postgres", autocommit=True)
 
 
 def put_database(url: str) -> str:

@@ -17,6 +17,7 @@ FILES = {
     "test_probes.py": "slow",
     "test_extras.py": "slow",
     "test_prometheus.py": "programs",
+    "test_run.py": "slow",
     "test_tls.py": "slow",
 }
 """The marker of each file whose tests are not quick."""
@@ -24,6 +25,7 @@ FIXTURES = {
     "postgresql": "postgresql",
     "browser": "browser",
     "old": "programs",
+    "policyds": "slow",
     "disk": "programs",
     "start": "slow",
     "measured": "slow",

@@ -108,6 +108,7 @@ def _values(store: Store, asked: _Asked) -> dict[str, Any]:
     hours = store.statistics.hours(period.before, period.last, asked.key_id)
     found = _measured(store, asked, hours)
     status = store.log.status()
+    running = store.workers.list()
     models = store.statistics.models(period.since, period.last, key_id=asked.key_id, limit=_MODELS)
     shown_figures = list(figures(found, links))
     refused = store.refused_keys.hours(period.before, period.last)
@@ -128,7 +129,8 @@ def _values(store: Store, asked: _Asked) -> dict[str, Any]:
         "keys": key_names(store),
         "log": status,
         "is_cut": _is_cut(status, hours, period),
-        "workers": store.workers.list(),
+        "workers": sum(not one.is_gateway for one in running),
+        "gateways": sum(one.is_gateway for one in running),
         "is_live": period.until > asked.now,
     }
 

@@ -118,9 +118,15 @@ def _save(request: Request, form: FormData) -> Response:
 
 
 def _in_force(request: Request, key: ApiKey) -> dict[str, Any]:
-    workers = console(request).store.workers.list()
-    have = sum(worker.revision >= key.revision for worker in workers)
-    return {"revision": key.revision, "have": have, "workers": len(workers)}
+    running = console(request).store.workers.list()
+    gateways = sum(one.is_gateway for one in running)
+    return {
+        "revision": key.revision,
+        "have": sum(one.revision >= key.revision for one in running),
+        "all": len(running),
+        "workers": len(running) - gateways,
+        "gateways": gateways,
+    }
 
 
 def _in_force_line(request: Request) -> Response:

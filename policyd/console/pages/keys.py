@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from datetime import datetime
+from functools import partial
 from typing import NamedTuple
 
-from starlette.datastructures import FormData
+from starlette.datastructures import FormData, QueryParams
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
@@ -15,13 +16,14 @@ from policyd.console.view.forms import read_etag, text
 from policyd.console.view.panels import Panel, default_mode, is_set
 from policyd.console.view.render import BATCH, console, posted, render, shown
 from policyd.console.view.snippets import snippets
+from policyd.console.view.sorting import Sorting
 from policyd.console.view.text import sentence
 from policyd.console.view.typed_settings import TypedPolicy
 from policyd.engine.settings import ApiKey, Setting, Settings, setting_of
 from policyd.engine.states import Override
 from policyd.errors import EtagMismatch, InvalidArgument, NameTaken
 from policyd.policies import TABLE
-from policyd.store import MAX_NAME, KeyFilter
+from policyd.store import MAX_NAME, KeyFilter, Store
 
 _COLUMNS = {"created": "Created (UTC)", "name": "Name", "used": "Last used (UTC)"}
 _ASCENDING = ("created", "name")
@@ -49,16 +51,8 @@ def _list(request: Request) -> Response:
     wanted = KeyFilter(asked.get("find", "").strip()[:MAX_NAME], "revoked" in asked)
     kept = {"find": wanted.text, "revoked": "1" if wanted.show_revoked else ""}
     table = sorting.read("/keys", asked, tuple(_COLUMNS), _ASCENDING, kept)
-    found = here.store.key_list.page(
-        wanted,
-        sort=table.sort,
-        descending=table.is_descending,
-        offset=table.offset,
-        limit=BATCH + 1,
-    )
-    keys = found[:BATCH]
+    keys, previous, following = _page(here.store, wanted, table, asked)
     used = here.store.key_list.last_used([key.id for key in keys])
-    previous, following = table.page(BATCH, has_more=len(found) > BATCH)
     return render(
         request,
         "keys.html",
@@ -68,13 +62,31 @@ def _list(request: Request) -> Response:
         wanted=wanted,
         previous=previous,
         next=following,
-        is_empty=not found and not (wanted.text or table.offset),
+        is_empty=not keys and not wanted.text,
         now=here.store.time(),
         original=TABLE.original,
         any=Override.ANY,
         default=default_mode(TABLE.original, here.defaults),
         told=_told(request),
     )
+
+
+def _page(
+    store: Store, wanted: KeyFilter, table: Sorting, asked: QueryParams
+) -> tuple[list[ApiKey], str, str]:
+    """The keys of the page that a URL asks for, and the URLs of the pages before and behind it; ""
+    where there is none."""
+    page = partial(store.key_list.page, wanted, sort=table.sort, descending=table.is_descending)
+    after, before = asked.get("after", ""), asked.get("before", "")
+    if before and not after:
+        found = page(before=before, limit=BATCH + 1)
+        if len(found) > BATCH:
+            keys = found[1:]
+            return keys, table.url(before=keys[0].id), table.url(after=keys[-1].id)
+    found = page(after=after, limit=BATCH + 1)
+    keys = found[:BATCH]
+    previous = (table.url(before=keys[0].id) if keys else table.url()) if after else ""
+    return keys, previous, table.url(after=keys[-1].id) if len(found) > BATCH else ""
 
 
 def _told(request: Request) -> str:

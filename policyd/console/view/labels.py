@@ -186,6 +186,12 @@ def moment(at: datetime | None) -> str:
     return at.strftime("%Y-%m-%d %H:%M:%S") if at else UNKNOWN
 
 
+def running(workers: int, gateways: int) -> str:
+    """What decides requests: 2 workers, and where there are any, 3 gateways."""
+    told = times(workers, "worker")
+    return f"{told} and {times(gateways, 'gateway')}" if gateways else told
+
+
 def times(count: int, noun: str) -> str:
     """A count and its noun: 1 worker, 2 workers."""
     return f"{number(count)} {noun}{'' if count == 1 else 's'}"
