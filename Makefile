@@ -55,6 +55,8 @@ run: $(RUNS) ## run the whole of policyd together, to try it
 TIER = $(if $(findstring tests/,$(ARGS)),,-m quick --hypothesis-profile=quick)
 # A file's tests run one after the other, files side by side.
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
+# As they are collected: files of long tests first.
+IN_ORDER := --no-loadscope-reorder
 # Tests that kill and stop processes share the cores with others, and some may starve. A test that fails alone is red.
 export ALONE := The tests above failed beside others: each is run once more, alone. Say so where you report the run.
 
@@ -64,7 +66,7 @@ test: $(INSTALLED) ## run the tests that need nothing but what pip brings; ARGS=
 
 .PHONY: test-all
 test-all: $(INSTALLED) $(OPENAI_0_27) $(LANGCHAIN) $(NODE_CLIENT) $(DEPLOY) ## run all tests: those with other programs, and those that kill, too
-	$(BIN)/pytest $(PARALLEL) $(ARGS) || { test $$? = 1 && echo "$$ALONE" && \
+	$(BIN)/pytest $(PARALLEL) $(IN_ORDER) $(ARGS) || { test $$? = 1 && echo "$$ALONE" && \
 		$(BIN)/pytest --last-failed --last-failed-no-failures none $(ARGS); }
 
 .PHONY: interop

@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks.processes import (
     BACKGROUND,
     BIN,
+    POLICYD_HAS_HTTP,
     POLICYD_IS_READY,
     Program,
     Tree,
@@ -31,11 +32,16 @@ _PATIENCE = 60.0
 class Deployment:
     """A running policyd with a database and a key that enforces user IDs, in a folder of its own.
 
-    `command` runs it, if not `policyd` itself.
+    `command` runs it, if not `policyd` itself. It answers HTTP, too, where it is `over_http`.
     """
 
     def __init__(
-        self, folder: Path, running: ExitStack, *flags: str, command: Iterable[str] = ()
+        self,
+        folder: Path,
+        running: ExitStack,
+        *flags: str,
+        command: Iterable[str] = (),
+        over_http: bool = False,
     ) -> None:
         folder.mkdir()
         self.folder = folder
@@ -43,13 +49,20 @@ class Deployment:
         self._spools = [folder / "policyd.db-spool"]
         url = f"sqlite:///{self._database}"
         self.key = create_key(url)
-        command_line = (*policyd(url, *command), *flags)
-        self.program = running.enter_context(started(*command_line, ready=POLICYD_IS_READY))
+        http = ("--http", "127.0.0.1:0") if over_http else ()
+        command_line = (*policyd(url, *command), *http, *flags)
+        ready = POLICYD_HAS_HTTP if over_http else POLICYD_IS_READY
+        self.program = running.enter_context(started(*command_line, ready=ready))
 
     @property
     def place(self) -> str:
         """Where it is asked over gRPC."""
         return self.program.places[0]
+
+    @property
+    def http(self) -> str:
+        """Where it is asked over HTTP."""
+        return self.program.places[2]
 
     @property
     def parts(self) -> Mapping[str, Tree]:

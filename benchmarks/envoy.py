@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from benchmarks import traffic
-from benchmarks.deployment import Deployment, knows, start_gateway
+from benchmarks.deployment import Deployment, start_gateway
 from benchmarks.findings import Findings, cpu_chart
 from benchmarks.load import http_target
 from benchmarks.processes import ROOT, Program, Tree, started
@@ -19,11 +19,13 @@ from benchmarks.rounds import Case, Comparison, Plan, compare, comparison_table
 from benchmarks.upstream import upstream
 
 BARE, CHECKED, DENIED = "Envoy, no check", "Envoy, checked", "Envoy, denied (422)"
+OVER_HTTP = "Envoy, checked over HTTP"
 UPSTREAM = "upstream"
 GATEWAY = "our gateway, checked"
 _PROXY = "proxy"
 _CONCURRENCY = 16
 _SHIPPED = ROOT / "integrations" / "envoy" / "envoy.yaml"
+_OVER_HTTP = _SHIPPED.with_name("http-check.yaml")
 _READY = "starting main dispatch loop"
 
 
@@ -32,29 +34,20 @@ async def run(folder: Path, plan: Plan) -> Findings:
     findings = Findings()
     with ExitStack() as running:
         stub = running.enter_context(upstream(folder))
-        fronts = [()] + [("--front", "envoy")] * knows("policyd", "--front")
-        cases = []
-        for number, flags in enumerate(fronts):
-            try:
-                deployment = Deployment(folder / f"policyd-{number}", running, *flags)
-            except RuntimeError as error:
-                findings.absent.append(f"{' '.join(flags)}: {error}"[:300])
-                continue
-            cases += _cases(folder, running, deployment, stub, " ".join(flags))
+        deployment = Deployment(folder / "policyd", running, over_http=True)
+        cases = _cases(folder, running, deployment, stub)
         found = await compare(cases, plan._replace(concurrencies=(_CONCURRENCY,)))
     _note(found, findings)
     return findings
 
 
-def _cases(
-    folder: Path, running: ExitStack, deployment: Deployment, stub: Program, front: str
-) -> list[Case]:
-    """Those of one policyd; those that all have in common, with the first one only."""
+def _cases(folder: Path, running: ExitStack, deployment: Deployment, stub: Program) -> list[Case]:
     places = (deployment.place, stub.places[0])
     chat, beside = traffic.body(300), {UPSTREAM: Tree(stub.pid)}
     headers = dict(traffic.headers(deployment.key))
-    name = f"checking {front}".replace(" ", "-")
-    checking = running.enter_context(_envoy(folder / name, _bootstrap(*places)))
+    checking = running.enter_context(_envoy(folder / "checking", _bootstrap(*places)))
+    changed = _asking_over_http(_bootstrap(*places), deployment.http)
+    over_http = running.enter_context(_envoy(folder / "over-http", changed))
 
     def case(name: str, proxy: Program, body: bytes, status: int, *, is_checked: bool) -> Case:
         target = http_target(proxy.places[0] + traffic.PATH, body, headers, status)
@@ -63,14 +56,13 @@ def _cases(
             return Case(name, target, parts, beside)
         return Case(name, target, {**parts, **deployment.parts}, beside, deployment.shipped)
 
-    if front:
-        return [case(f"{CHECKED}, {front}", checking, chat, 200, is_checked=True)]
     bare = running.enter_context(_envoy(folder / "bare", _without_check(_bootstrap(*places))))
     gateway = start_gateway(running, *places)
     anonymous = traffic.body(300, user=None)
     return [
         case(BARE, bare, chat, 200, is_checked=False),
         case(CHECKED, checking, chat, 200, is_checked=True),
+        case(OVER_HTTP, over_http, chat, 200, is_checked=True),
         case(DENIED, checking, anonymous, 422, is_checked=True),
         case(GATEWAY, gateway, chat, 200, is_checked=True),
     ]
@@ -102,9 +94,24 @@ def _bootstrap(policy: str, upstream: str) -> dict[str, Any]:
     return made
 
 
-def _without_check(bootstrap: dict[str, Any]) -> dict[str, Any]:
+def _asking_over_http(bootstrap: dict[str, Any], policy: str) -> dict[str, Any]:
+    shipped: dict[str, Any] = yaml.safe_load(_OVER_HTTP.read_text())
+    _manager(bootstrap)["http_filters"][:1] = shipped["http_filters"]
+    (cluster,) = shipped["clusters"]
+    (endpoint,) = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
+    endpoint["endpoint"]["address"] = _address(policy)
+    bootstrap["static_resources"]["clusters"].append(cluster)
+    return bootstrap
+
+
+def _manager(bootstrap: dict[str, Any]) -> dict[str, Any]:
     (chain,) = bootstrap["static_resources"]["listeners"][0]["filter_chains"]
-    manager = chain["filters"][0]["typed_config"]
+    found: dict[str, Any] = chain["filters"][0]["typed_config"]
+    return found
+
+
+def _without_check(bootstrap: dict[str, Any]) -> dict[str, Any]:
+    manager = _manager(bootstrap)
     del manager["http_filters"][0]
     for route in manager["route_config"]["virtual_hosts"][0]["routes"]:
         route.pop("typed_per_filter_config", None)

@@ -10,10 +10,10 @@ import grpc
 from google.protobuf.empty_pb2 import Empty
 
 from benchmarks import peers, traffic
-from benchmarks.deployment import Deployment, knows
+from benchmarks.deployment import Deployment
 from benchmarks.evaluate_server import SERVICE
 from benchmarks.findings import Findings, cpu_chart
-from benchmarks.load import Target, grpc_target
+from benchmarks.load import Target, grpc_target, http_target
 from benchmarks.processes import Tree
 from benchmarks.rounds import Case, Comparison, Plan, Turn, compare, comparison_table, table
 from policyd.v1.policy_pb2 import (
@@ -28,7 +28,7 @@ from policyd.v1.policy_pb2 import (
 )
 
 EMPTY, SAME, ALLOWED, DENIED = "empty", "same messages", "Evaluate, allowed", "Evaluate, denied"
-FRONT = "Evaluate, --front envoy"
+OVER_HTTP = "Evaluate, over HTTP"
 CERBOS, CERBOS_LOGGED = "Cerbos", "Cerbos, logged to a file"
 BATCHES = (10, 100)
 _LARGE = BATCHES[-1]
@@ -47,8 +47,8 @@ async def run(folder: Path, plan: Plan) -> Findings:
     """Measure. `folder` is for databases and configurations."""
     findings = Findings()
     with ExitStack() as running:
-        deployment = Deployment(folder / "policyd", running, command=_SERVER)
-        cases = _ours(deployment) + _front(folder, running, findings)
+        deployment = Deployment(folder / "policyd", running, command=_SERVER, over_http=True)
+        cases = [*_ours(deployment), _over_http(deployment)]
         batches = [_batch(deployment, size) for size in BATCHES]
         for name, logged in {CERBOS: False, CERBOS_LOGGED: True}.items():
             try:
@@ -96,16 +96,12 @@ def _evaluate(
     return Case(name, target, deployment.parts, settle=deployment.shipped)
 
 
-def _front(folder: Path, running: ExitStack, findings: Findings) -> list[Case]:
-    """Evaluate behind the faster front, where this version has one."""
-    if not knows("policyd", "--front"):
-        return []
-    try:
-        deployment = Deployment(folder / "front", running, "--front", "envoy")
-    except RuntimeError as error:
-        findings.absent.append(f"--front envoy: {error}"[:300])
-        return []
-    return [_evaluate(deployment, FRONT, traffic.asked(deployment.key), DECISION_ALLOW)]
+def _over_http(deployment: Deployment) -> Case:
+    """Evaluate by the Connect protocol, on as many connections as there are calls at once."""
+    message = traffic.asked(deployment.key).SerializeToString()
+    headers = {"Content-Type": "application/proto"}
+    target = http_target(f"http://{deployment.http}{_EVALUATE}", message, headers)
+    return Case(OVER_HTTP, target, deployment.parts, settle=deployment.shipped)
 
 
 def _batch(deployment: Deployment, size: int) -> _Batch:
@@ -137,7 +133,7 @@ def _note(found: Sequence[Comparison], findings: Findings) -> None:
     findings.charts.append(cpu_chart("evaluate-cpu", "What a call of Evaluate costs", found))
     findings.failures(found)
     for one in found:
-        for case in (ALLOWED, DENIED, FRONT):
+        for case in (ALLOWED, DENIED, OVER_HTTP):
             for other in (EMPTY, SAME, CERBOS, CERBOS_LOGGED):
                 pair = (case, other)
                 name = f"evaluate: {case} beside {other}"

@@ -62,6 +62,10 @@ class Load:
         """Calls a second."""
         return self.calls / self.seconds
 
+    def calls_in(self, seconds: float, concurrency: int) -> int:
+        """The number of calls that take about so many seconds at this rate, as many for each."""
+        return max(1, round(self.rate * seconds / concurrency)) * concurrency
+
     def percentile(self, share: float) -> float:
         """Seconds within which this share of the calls was answered."""
         return self.took[min(int(share * len(self.took)), len(self.took) - 1)]
@@ -90,7 +94,7 @@ async def calls_in(target: Target, concurrency: int, seconds: float) -> int:
     await send(target, concurrency, calls)
     while (load := await send(target, concurrency, calls)).seconds < seconds / 3:
         calls = round(calls * min(10, 1 + seconds / load.seconds))
-    return max(1, round(load.rate * seconds / concurrency)) * concurrency
+    return load.calls_in(seconds, concurrency)
 
 
 async def _h2load(program: str, target: Target, concurrency: int, calls: int) -> list[float]:

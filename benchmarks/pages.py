@@ -10,6 +10,7 @@ PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 BEGIN, END = "<!-- Figures of make bench: begin -->", "<!-- Figures of make bench: end -->"
 _LEVELS = (1, 16, 64)
 _MISSING = "-"
+_DECIDE, _WHOLE = "decide, allowed", "Evaluate without gRPC, allowed"
 
 
 def write(found: Mapping[str, Findings]) -> None:
@@ -51,6 +52,10 @@ def summary(figures: Mapping[str, Figure]) -> str:
         "Evaluate beside Cerbos with its log in a file: CPU": (
             f"evaluate: {asked} beside {evaluate.CERBOS_LOGGED}, CPU"
         ),
+        "100 decisions in a call beside Cerbos without a log: decisions per CPU second": (
+            f"evaluate: BatchEvaluate of {evaluate.BATCHES[-1]} beside {evaluate.CERBOS}, "
+            "decisions per CPU second"
+        ),
         "Envoy with the check beside Envoy without: requests/s": (
             "envoy: Envoy, checked beside Envoy, no check, rate"
         ),
@@ -60,6 +65,13 @@ def summary(figures: Mapping[str, Figure]) -> str:
     for label, name in rows.items():
         cells = [figures.get(f"{name}, at {level}") for level in _LEVELS]
         if any(cells):
-            shown = (f"{cell.value:.2g}" if cell else _MISSING for cell in cells)
+            shown = (f"{cell.value:.3g}" if cell else _MISSING for cell in cells)
             lines.append(f"| {label.strip()} | {' | '.join(shown)} |")
+    core = [figures.get(f"core: {name}") for name in (_DECIDE, _WHOLE)]
+    if core[0] and core[1]:
+        lines += [
+            "",
+            f"Deciding itself takes {core[0].value:.2g} µs, a whole Evaluate without gRPC",
+        ]
+        lines[-1] += f" {core[1].value:.2g} µs."
     return "\n".join(lines)

@@ -27,7 +27,7 @@ from benchmarks.rounds import Plan
 
 _ENDING = 20.0
 """Seconds that a part may take to end what it has started."""
-_EXTRA = 90.0
+_EXTRA = 120.0
 """Seconds beyond its limit, after which a part is ended: its last round may be under way."""
 _SET_CHILD_SUBREAPER = 36
 

@@ -104,6 +104,7 @@ def policyd(database_url: str, *command: str) -> tuple[str, ...]:
 
 
 POLICYD_IS_READY = r"policyd is ready: grpc=(\S+) admin=(\S+)"
+POLICYD_HAS_HTTP = POLICYD_IS_READY + r" http=(\S+)"
 
 
 def create_key(database_url: str, *command: str, cwd: Path = ROOT) -> str:

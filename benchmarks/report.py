@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks import peers
+from benchmarks import pages, peers
 from benchmarks.findings import Figure, Findings
 from benchmarks.load import CLIENT
 from benchmarks.parts import PARTS
@@ -22,11 +22,11 @@ _HOW = """\
 Every process of a program counts: the gateway's, policyd's, and its background worker's until all
 that was decided in a turn is in the database. The CPU time of the client and of the upstream is
 measured apart, in the columns in brackets, and counts for none. The cases of a table take turns in
-rounds, each of as many calls as took about two seconds in a trial; figures are medians over the
-rounds, and a range in brackets is the middle half of them. Each answer's status is looked at; calls
-over gRPC are tried before and after, and their answers have to be as long. gRPC's calls share one
-connection. CPU seconds are user and system time. The figures of one table belong together; those of
-another run or machine do not, so it is the ratios that are compared between runs.
+rounds, each of as many calls as take about two seconds by the rate of the round before. Figures are
+medians over the rounds, and a range in brackets is the middle half of them. Each answer's status is
+looked at; calls over gRPC are tried before and after, and their answers have to be as long. gRPC's
+calls share one connection. CPU seconds are user and system time. The figures of one table belong
+together; those of another run or machine do not, so it is the ratios that are compared.
 """
 
 
@@ -34,13 +34,15 @@ def compose(found: Mapping[str, Findings], run: Mapping[str, str]) -> str:
     """The text of REPORT.md. `run` says when and how it was run."""
     absent = [f"- {one}" for findings in found.values() for one in findings.absent]
     lines = ["# What policyd costs", "", "Written by `make bench`.", "", _HOW]
-    lines += ["## In short", "", ratios(found), ""]
+    every = {name: figure for one in found.values() for name, figure in one.figures.items()}
+    lines += ["## In short", "", pages.summary(every), ""]
     for name, findings in found.items():
         lines += [f"## {PARTS[name].about} (`{name}`)", ""]
         for chart in findings.charts:
             lines += [f"![{chart.title}](charts/{chart.name}.svg)", ""]
         for one in findings.tables:
             lines += [one, ""]
+    lines += ["## All ratios", "", ratios(found), ""]
     lines += ["## What could not be measured", "", *(absent or ["Nothing: all was there."]), ""]
     lines += ["## Machine and versions", "", "| | |", "| --- | --- |"]
     lines += [f"| {name} | {value} |" for name, value in (machine() | dict(run)).items()]

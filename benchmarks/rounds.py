@@ -99,7 +99,7 @@ class Comparison:
             self.rounds = number + 1
             for case in self._cases if number % 2 == 0 else reversed(self._cases):
                 if case.name not in self.failed:
-                    await self._try(case, self._turn(case))
+                    await self._try(case, self._turn(case, plan.seconds))
         for name in self.failed:
             del self.turns[name]
         sys.stderr.write(f"  {self.concurrency} at once: {'; '.join(self.turns)}\n")
@@ -116,9 +116,11 @@ class Comparison:
         self._calls[case.name] = await calls_in(case.target, self.concurrency, seconds)
         await case.settle()
 
-    async def _turn(self, case: Case) -> None:
+    async def _turn(self, case: Case, seconds: float) -> None:
         before = _cpu(case.parts), _cpu(case.beside)
         load = await send(case.target, self.concurrency, self._calls[case.name])
+        # The next turn is as long as this one should have been.
+        self._calls[case.name] = load.calls_in(seconds, self.concurrency)
         beside = _used(before[1], _cpu(case.beside), load.calls)
         await case.settle()
         cpu = _used(before[0], _cpu(case.parts), load.calls)

@@ -85,7 +85,7 @@ def measure(folder: Path, plan: Plan) -> dict[str, float]:
             place.mkdir()
             rounds.append(_round(place, server, plan))
             sys.stderr.write(f"  round {number + 1} of {plan.rounds}\n")
-    return {name: median(one[name] for one in rounds) for name in rounds[0]}
+    return {name: float(f"{median(one[name] for one in rounds):.3g}") for name in rounds[0]}
 
 
 @contextmanager

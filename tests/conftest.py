@@ -44,8 +44,9 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put each test into its tier."""
+    """Put each test into its tier, and the long ones first."""
     tiers.mark(items)
+    tiers.put_long_ones_first(items)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -11,6 +11,17 @@ An evaluation goes through these files:
     fallback    the answer in place of a decision, by `on_error`
     reporter    outcomes of requests, reported in batches
     forking     what becomes of clients where a process forks
+
+A program that decides by itself, by policyd's settings, imports LocalPolicyClient from
+policyd.client.local, and with it all that deciding needs:
+
+    local               LocalPolicyClient: the interface
+    key_follower        streams of settings: begun, given up, begun anew elsewhere
+    key_stream          one stream: what comes into force, and how old it is
+    key_pieces          its messages -> settings
+    decision_carrier    the spool, carried by one process at a time
+    policyd_destination ... to policyd, over a stream
+    local_look          a look at a policyd, without following it
 """
 
 from grpc import ChannelCredentials

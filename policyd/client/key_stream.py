@@ -7,8 +7,8 @@ came, by a clock that goes on while the machine is suspended. A heartbeat counts
   less, nor one whose changes do not come through, makes settings fresh that have changed since.
 - as far as it was not late: one that needed longer than the quickest of its stream makes nothing
   fresher than it was when it was sent. A stream that is late by more than SILENCE is given up.
-- where it is not one from before: its time is not before that of a heartbeat that came earlier,
-  unless this machine's clock agrees that it is now that time.
+- where it is not one from before: since the heartbeat that counted last, as much time has passed at
+  policyd as here, or this machine's clock agrees with its time.
 
 The law of order. Settings never go back by themselves. A snapshot is collected aside, and what was
 in force stays so until it is complete. It is then taken where its revision is higher, or policyd
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 SILENCE = 5.0
 """Seconds without a heartbeat after which a stream is given up, or by which one may be late."""
 _SKEW = 5.0
-"""Seconds by which the clocks of two policyds, and this machine's, may differ."""
+"""Seconds by which policyd's clock and this machine's may differ."""
 _LONG_AGO = 1e9
 """The age, in seconds, of settings of which no heartbeat has told how old they are."""
 
@@ -55,14 +55,15 @@ class Pulse:
 
     def __init__(self, clock: WorkerClock) -> None:
         self._clock = clock
-        self._newest = -math.inf
+        self._behind = -math.inf
+        """The time of the last heartbeat that counted, less key_table.seconds() as it came."""
 
     def counts(self, at: float) -> bool:
         """Whether a heartbeat of this time, in seconds since 1970, is none from before."""
-        now = time.time()
-        if at < self._newest - _SKEW and at < now - _SKEW:
+        now, passed = time.time(), key_table.seconds()
+        if at < self._behind + passed - _SKEW and at < now - _SKEW:
             return False
-        self._newest = at
+        self._behind = at - passed
         self._clock.measured(timedelta(seconds=now - at))
         return True
 

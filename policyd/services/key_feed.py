@@ -130,11 +130,11 @@ class KeyFeed:
         made = self._snapshots.get(put_back)
         # Where followers are being sent one, it and the changes after it do for others, too.
         if made is None or not self._reaches(made.state):
-            settings = self._table.copy()
+            pairs = self._table.copy().pairs()
             end = local_messages.complete(
                 self.database, self.state, self._defaults(self._table.defaults)
             )
-            messages = chain(local_messages.snapshot(settings, put_back=put_back), [end])
+            messages = chain(local_messages.snapshot(pairs, put_back=put_back), [end])
             made = self._snapshots[put_back] = Part(self.state, messages, is_snapshot=True)
         return made
 

@@ -5,6 +5,7 @@ kind of thing that is kept. A request meets them in this order:
 
     keys              API keys, one at a time; key_rows has their table
     key_list          keys, searched and sorted; key_batches: several changed in one revision
+    key_indexes       along which the list is read; index_building: on PostgreSQL, beside writers
     declaring         keys and defaults as an operator declares them, in one revision
     revisions         what counts them; defaults: the server's, for all keys
     key_changes       what workers follow: digests in force, and the defaults

@@ -57,6 +57,8 @@ from policyd.store.sample import remove_some
 from policyd.store.space import give_back
 from policyd.store.steps import Steps
 
+_CACHE = 16 * 1024
+"""KiB that SQLite may hold of a database in a connection that ships."""
 _SEVERAL_DAYS = timedelta(days=2)
 """Retention from which PostgreSQL's log goes by whole days."""
 
@@ -112,7 +114,7 @@ class Log:
         tally = Tally(self._writer)
         with writing(self._engine, SHIPPING) as connection:
             if step is not None:
-                _make_durable(connection)
+                _prepare(connection)
                 advance(connection, step)
                 losses.add(connection, f"spool-{step.spool}", unreadable)
             for known in find(connection, decisions.c.id, records):
@@ -249,12 +251,16 @@ class Log:
         return give_back(self._engine)
 
 
-def _make_durable(connection: sa.Connection) -> None:
-    """Have the commit wait for the database's disk: the spool deletes what is committed."""
+def _prepare(connection: sa.Connection) -> None:
+    """Have the commit wait for the database's disk: the spool deletes what is committed. SQLite
+    always does; it gets memory for the pages of many rows and their indexes, which it would
+    otherwise write and read again within the transaction."""
     if connection.dialect.name == "postgresql":
         wanted = sa.func.set_config("synchronous_commit", "on", True)
         current = sa.func.current_setting("synchronous_commit")
         connection.execute(sa.select(wanted).where(current == "off"))
+    else:
+        connection.exec_driver_sql(f"PRAGMA cache_size = -{_CACHE}")
 
 
 def _commonest(counted: Counter[str]) -> list[str]:

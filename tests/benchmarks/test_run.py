@@ -25,8 +25,10 @@ def test_a_quick_run_writes_the_report_and_its_figures(tmp_path: Path) -> None:
     subprocess.run(command, cwd=ROOT, check=True, timeout=300)
     text = (tmp_path / "REPORT.md").read_text()
     titles = [line for line in text.splitlines() if line.startswith("## ")]
-    absent, versions = "## What could not be measured", "## Machine and versions"
-    assert titles == ["## In short", f"## {PARTS['core'].about} (`core`)", absent, versions]
+    assert titles == [
+        *("## In short", f"## {PARTS['core'].about} (`core`)", "## All ratios"),
+        *("## What could not be measured", "## Machine and versions"),
+    ]
     assert "| decide, allowed | " in text
     assert "| Python | " in text
     figure = json.loads((tmp_path / "figures.json").read_text())["core: decide, allowed"]

@@ -37,6 +37,8 @@ VALUES = {"postgresql": "postgresql"}
 """The marker of each value of a parameter that requests such a fixture."""
 MARKERS = {*FOLDERS.values(), *FILES.values(), *FIXTURES.values(), *VALUES.values(), "clients"}
 
+_LONGEST = ("faults", "browser", "proxies", "programs", "clients", "postgresql", "slow")
+"""Markers, those first whose files take longest."""
 
 QUICK = "quick"
 
@@ -56,6 +58,16 @@ def mark(items: list[pytest.Item]) -> None:
             item.add_marker(name)
         if not any(item.get_closest_marker(name) for name in MARKERS):
             item.add_marker(QUICK)
+
+
+def put_long_ones_first(items: list[pytest.Item]) -> None:
+    """Have the files come first whose tests take longest, so that short ones fill the end, where
+    one process would otherwise wait for the other."""
+    ranks: dict[Path, int] = {}
+    for item in items:
+        rank = next((n for n, name in enumerate(_LONGEST) if item.get_closest_marker(name)), 9)
+        ranks[item.path] = min(rank, ranks.get(item.path, rank))
+    items.sort(key=lambda item: ranks[item.path])
 
 
 def _named(item: pytest.Item) -> set[str]:
