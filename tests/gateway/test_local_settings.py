@@ -1,4 +1,4 @@
-"""The settings of a gateway that decides by itself fit together, or the error says what is missing."""
+"""Settings of a gateway that decides by itself: they fit together, or the error says why not."""
 
 from pathlib import Path
 from typing import Any
