@@ -27,7 +27,6 @@ from policyd.policies import TABLE
 from policyd.server.admin_token import accept_later, guard_of
 from policyd.server.following import Following
 from policyd.server.health import Health
-from policyd.server.local_decisions import LocalDecisions
 from policyd.server.opening import OpenedStore
 from policyd.server.preparation import background_worker, keep_background_worker, preparing
 from policyd.server.presence import Presence
@@ -40,14 +39,14 @@ from policyd.services.errors import Note, unnoted
 from policyd.services.ext_authz import AuthorizationServicer
 from policyd.services.followers import Followers
 from policyd.services.grpc_server import NOT_SERVING, Bounds, GrpcListener, credentials
-from policyd.services.local import LOCAL
 from policyd.services.policy import PolicyServicer
 from policyd.settings import ServerSettings
 from policyd.store import Store
-from policyd.v1 import admin_pb2, admin_pb2_grpc, policy_pb2, policy_pb2_grpc
+from policyd.v1 import admin_pb2, admin_pb2_grpc, local_pb2, policy_pb2, policy_pb2_grpc
 
 if TYPE_CHECKING:
     from policyd.server.http_check import HttpServer
+    from policyd.server.local_decisions import LocalDecisions
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +59,7 @@ _SOON = 1.0
 """Seconds that a start waits for the database's time, at most."""
 _POLICY = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name
 _AUTHORIZATION = external_auth_pb2.DESCRIPTOR.services_by_name["Authorization"].full_name
+_LOCAL = local_pb2.DESCRIPTOR.services_by_name["LocalDecisionService"].full_name
 _ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 
 
@@ -193,14 +193,14 @@ class Server:
         if path := self._settings.caller_token_file:
             token = tokens.load(path, "--caller-token-file")
             hint = f"ask policyd's operator for the one in {path.name}"
-            guards.append(TokenInterceptor(token, hint, note, but=(LOCAL,)))
+            guards.append(TokenInterceptor(token, hint, note, but=(_LOCAL,)))
         local = self._local()
         if local is not None:
             guards.append(local.guard(note))
         # Only once, as it logs where there is no room for so many connections.
         self._limits = _limits(self._settings)
         connections = self._limits.connections
-        services = (_POLICY, _AUTHORIZATION, ACCESS_LOG, *([LOCAL] if local else []))
+        services = (_POLICY, _AUTHORIZATION, ACCESS_LOG, *([_LOCAL] if local else []))
         listener = self._listener(services, guards, connections, note)
         assert self._log is not None
         self._decider = Decider(
@@ -230,10 +230,13 @@ class Server:
             listener.server.add_generic_rpc_handlers((handler,))
         return listener
 
-    def _local(self) -> LocalDecisions | None:
+    def _local(self) -> "LocalDecisions | None":
         settings = self._settings
         if settings.local_token_file is None:
             return None
+        # Imported late, so that a policyd without --local-token-file starts sooner.
+        from policyd.server.local_decisions import LocalDecisions
+
         self._watching.count(self._followers)
         stores = (self._store, self._opened)
         return LocalDecisions(settings.local_token_file, settings, *stores, self._followers)

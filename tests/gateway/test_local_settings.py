@@ -1,4 +1,4 @@
-"""Settings of a gateway that decides by itself: they fit together, or the error says why not."""
+"""Settings of a gateway that decides by itself: they fit together, or the error says why."""
 
 from pathlib import Path
 from typing import Any
