@@ -279,7 +279,7 @@ class Server:
             handshake=min(settings.head_timeout, _HANDSHAKE),
             age=settings.max_connection_age,
         )
-        listener = GrpcListener(services, guards, bounds, self._shared, note, lasting=(LOCAL,))
+        listener = GrpcListener(services, guards, bounds, self._shared, note, lasting=(_LOCAL,))
         self._listeners.append(listener)
         return listener
 
