@@ -100,9 +100,9 @@ class Settings:
     drop_on_error: bool = log_settings.drop_on_error()
     max_staleness: float = setting(
         300.0,
-        "Seconds after which the settings that --decide local goes by are too old: requests are "
-        "then treated as while policyd cannot be reached. So long a key that was revoked may pass "
-        "while policyd, or its database, is away.",
+        "Seconds without policyd after which --decide local decides nothing: requests are then "
+        "treated as while policyd cannot be reached. So long a key that was revoked may pass while "
+        "policyd is away. An outage of policyd's database changes no decision, as ever.",
         unit="seconds",
         least=1,
     )

@@ -146,7 +146,7 @@ class KeyFollower:
                 if await stream.take(message):
                     await _within(SILENCE, call.write(state_of(self._keys, self.database)))
                 self._note(stream, target)
-                if self._is_better_elsewhere(began):
+                if self._is_better_elsewhere(stream, began):
                     raise StreamFault("its own settings are stale, and others may have newer ones")
         finally:
             call.cancel()
@@ -167,9 +167,10 @@ class KeyFollower:
     def _is_fresh(self) -> bool:
         return self._keys.is_known and self._keys.staleness() <= self._max_staleness / 2
 
-    def _is_better_elsewhere(self, began: float) -> bool:
+    def _is_better_elsewhere(self, stream: KeyStream, began: float) -> bool:
         others = len(self._policyds.targets) > 1
-        return others and not self._is_fresh and key_table.seconds() - began > _PATIENCE
+        is_stale = not self._is_fresh or stream.behind > self._max_staleness / 2
+        return others and is_stale and key_table.seconds() - began > _PATIENCE
 
 
 def first_request(keys: KeyTable, database: str, process: str) -> pb.WatchKeysRequest:

@@ -1,7 +1,9 @@
 """One stream of settings as its follower reads it: what comes into force, and how old it is.
 
-The law of ages. Settings are as old as the last heartbeat that counts says, and the time since it
-came, by a clock that goes on while the machine is suspended. A heartbeat counts only
+The law of ages. Settings are as old as the time since the last heartbeat that counts, by a clock
+that goes on while the machine is suspended. How old policyd's own settings were then is policyd's
+affair, as for gateways that ask it: an outage of its database changes no decision. A heartbeat
+counts only
 
 - where it names the very revision and epoch that are in force here. So neither a policyd that knows
   less, nor one whose changes do not come through, makes settings fresh that have changed since.
@@ -38,7 +40,7 @@ SILENCE = 5.0
 _SKEW = 5.0
 """Seconds by which policyd's clock and this machine's may differ."""
 _LONG_AGO = 1e9
-"""The age, in seconds, of settings of which no heartbeat has told how old they are."""
+"""The age, in seconds, of settings that no heartbeat has confirmed."""
 
 Expect = Callable[[str], Awaitable[None]]
 """Makes sure that a database with this identity is the one that is followed. Raises
@@ -83,9 +85,11 @@ class KeyStream:
         self._is_put_back = False
         self._least_delay = math.inf
         self._as_of = -math.inf
-        """When policyd's settings were those of its database, by key_table.seconds() ..."""
+        """When policyd sent the last heartbeat, by key_table.seconds() ..."""
         self._beat_revision = 0
-        """... and their revision, as the last heartbeat told."""
+        """... and the revision that was in force there."""
+        self.behind = 0.0
+        """Seconds since policyd last saw that its settings are those of its database."""
         self.database = ""
         """The identity of policyd's database; "" until a heartbeat tells."""
         self.heard_at = key_table.seconds()
@@ -141,7 +145,7 @@ class KeyStream:
         return now != before
 
     def _fresh_as_of(self, revision: int, *, is_put_back: bool = False) -> float:
-        """As of when settings of `revision` are the database's, or newer ones."""
+        """As of when settings of `revision` are policyd's, or newer ones."""
         known = self._as_of if self._beat_revision <= revision else -math.inf
         now = key_table.seconds()
         if self._keys.is_known and not is_put_back:
@@ -165,7 +169,8 @@ class KeyStream:
             raise StreamFault(f"its heartbeats come {late:.1f} s late")
         if not self._pulse.counts(at):
             return
-        self._as_of, self._beat_revision = now - age - late, heartbeat.revision
+        self.behind = age
+        self._as_of, self._beat_revision = now - late, heartbeat.revision
         keys = self._keys
         if keys.is_known and (heartbeat.revision, heartbeat.epoch) == (keys.revision, keys.epoch):
             keys.confirm(self._as_of)

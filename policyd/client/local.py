@@ -222,7 +222,7 @@ class LocalPolicyClient:
         if not self.keys.is_known:
             return "no settings are known yet: policyd is not followed"
         if self.keys.staleness() > self._max_staleness:
-            return "the settings are too old: policyd is not followed, or its database is away"
+            return "the settings are too old: policyd is not followed"
         if self.log.denies:
             return "the decision log takes no decisions: see the gateway's log"
         return ""
@@ -245,7 +245,7 @@ class LocalPolicyClient:
                 f"policyd has told no settings yet: {self.follower.problem}", is_outage=True
             )
         if (age := keys.staleness()) > self._max_staleness:
-            why = self.follower.problem or "its own settings are old"
+            why = self.follower.problem or "it lags behind what was followed before"
             raise NoDecision(
                 f"the settings are {age:.0f} s old (--max-staleness), as policyd is not followed: "
                 f"{why}",

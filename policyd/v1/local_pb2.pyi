@@ -359,9 +359,9 @@ Global___DefaultsInForce: _TypeAlias = DefaultsInForce  # noqa: Y015
 
 @_typing.final
 class Heartbeat(_message.Message):
-    """How policyd's own settings are now. A follower's settings are as old as a heartbeat says and the time
-    since, by the last heartbeat with the follower's own revision and epoch: one with others says that the
-    change to them is yet to come, or that this policyd knows less than the follower.
+    """Which settings policyd decides by now. A follower's settings are as old as the time since the last
+    heartbeat with the follower's own revision and epoch: one with others says that the change to them is
+    yet to come, or that this policyd knows less than the follower.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -372,7 +372,9 @@ class Heartbeat(_message.Message):
     TIME_FIELD_NUMBER: _builtins.int
     DATABASE_FIELD_NUMBER: _builtins.int
     staleness_seconds: _builtins.float
-    """Seconds since policyd last saw that these are the database's settings."""
+    """Seconds since policyd last saw that these are the database's settings. A follower that has other
+    policyds to follow may leave one whose settings are old.
+    """
     revision: _builtins.int
     """The revision of policyd's settings."""
     epoch: _builtins.str

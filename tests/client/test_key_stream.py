@@ -121,11 +121,12 @@ async def test_changes(follower: Follower) -> None:
 
 
 async def test_settings_age(follower: Follower, clock: Clock) -> None:
-    """They are as old as the heartbeat says, and the time since."""
+    """They are as old as the time since the last heartbeat, however old policyd's own are."""
     clock.now += 3
     assert follower.keys.staleness() == pytest.approx(3)
-    await follower.beat(5, age=1)
-    assert follower.keys.staleness() == pytest.approx(1)
+    await follower.beat(5, age=1000)
+    assert follower.keys.staleness() == pytest.approx(0)
+    assert follower.stream.behind == 1000
 
 
 @pytest.mark.parametrize("revision", [4, 6])
@@ -185,9 +186,10 @@ async def test_a_policyd_that_lags(follower: Follower) -> None:
 
 async def test_a_database_that_was_put_back(follower: Follower, clock: Clock) -> None:
     """Where policyd has seen that, its settings are taken though their revision is lower, and are
-    as fresh as its heartbeats say."""
+    as fresh as its heartbeats."""
     clock.now += 10
-    await follower.beat(3, age=2)
+    await follower.beat(3)
+    clock.now += 2
     assert await follower.snapshot(3, OTHER, put_back=True)
     assert follower.keys.revision == 3
     assert follower.keys.settings(DIGEST) is None
