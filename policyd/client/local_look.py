@@ -18,6 +18,7 @@ from policyd.decision_log import spool
 from policyd.errors import NoDecision, SettingsError
 from policyd.keys import api_key
 from policyd.keys.key_table import KeyTable
+from policyd.v1 import local_pb2 as pb
 from policyd.v1.local_pb2_grpc import LocalDecisionServiceStub
 
 if TYPE_CHECKING:
@@ -78,7 +79,10 @@ async def _read(policyds: Policyds, channel: grpc.aio.Channel, key: str) -> Look
     stream = KeyStream(keys, Pulse(WorkerClock(float("inf"))), _any)
     request = first_request(keys, "", secrets.token_hex(6))
     stub: LocalDecisionServiceAsyncStub = LocalDecisionServiceStub(channel)
-    async for message in stub.WatchKeys(iter([request]), metadata=policyds.metadata):
+    # Not an iterator of requests: policyd ends a stream whose follower has ended its own side.
+    call = stub.WatchKeys(metadata=policyds.metadata)
+    await call.write(request)
+    while isinstance(message := await call.read(), pb.WatchKeysResponse):
         await stream.take(message)
         if keys.is_known:
             return Look(keys.revision, keys.settings(api_key.digest(key)) is not None)
