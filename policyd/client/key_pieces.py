@@ -8,6 +8,8 @@ from policyd.v1 import local_pb2 as pb
 
 _DIGEST = 32
 """Bytes of a secret's SHA-256."""
+_KEPT = 4096
+"""Different settings that are kept as they were read: a stream lasts, and settings change."""
 _Shared = tuple[Settings, tuple[str, ...]]
 
 
@@ -37,6 +39,8 @@ class Pieces:
         as_sent = one.SerializeToString(deterministic=True)
         found = self._known.get(as_sent)
         if found is None:
+            if len(self._known) >= _KEPT:
+                self._known.clear()
             found = self._known[as_sent] = (_settings(one.policies), tuple(one.accept))
         return found
 

@@ -142,6 +142,10 @@ class KeyStream:
             changed, self._changes = self._changes, ChangedKeys()
             changes = KeyChanges(now[0], changed, epoch=now[1], defaults=defaults)
             await keys.apply(changes, self._fresh_as_of(complete.revision))
+        if now == before:
+            # They may be others all the same: a part of them is policyd's own settings, and has no
+            # revision.
+            keys.defaults = defaults
         return now != before
 
     def _fresh_as_of(self, revision: int, *, is_put_back: bool = False) -> float:

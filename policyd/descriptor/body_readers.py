@@ -14,8 +14,8 @@ import logging
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 
 from policyd.descriptor.identifiers import BodyAttributes
 from policyd.descriptor.pieces import Pieces
@@ -26,8 +26,10 @@ _log = logging.getLogger(__name__)
 READERS = 2
 """Bodies that are read at once: a very large one does not keep a large one waiting."""
 PATIENCE = 30.0
-"""Seconds that a body may take to be read. The largest takes less than one where a core is free."""
+"""Seconds that a body may wait for its turn, and may then take to be read. The largest takes less
+than one where a core is free."""
 _UNREAD = "a request body could not be read, as its reader failed. Try again"
+_NO_TURN = "too many large request bodies wait to be read. Try again"
 _COMMAND = (sys.executable, "-m", "policyd.command.start", "policyd.descriptor.reader_process")
 
 
@@ -46,9 +48,10 @@ class BodyReaders:
     async def read(self, begin: Callable[[], None], body: Pieces, about: Told) -> BodyAttributes:
         """The attributes of a body. `begin` is called once it is the body's turn.
 
-        Raises BodiesFull where its reader ends or hangs, and what `begin` raises.
+        Raises BodiesFull where its turn does not come, or its reader ends or hangs, and what
+        `begin` raises.
         """
-        async with self._turns:
+        async with self._turn():
             begin()
             reader = self._next_idle() or await _Reader.start()
             self._busy.add(reader)
@@ -71,6 +74,19 @@ class BodyReaders:
                 return attributes
             finally:
                 self._busy.discard(reader)
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """The time in which a reader is one body's. Raises BodiesFull."""
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise BodiesFull(_NO_TURN) from None
+        try:
+            yield
+        finally:
+            self._turns.release()
 
     def _next_idle(self) -> "_Reader | None":
         while self._idle:

@@ -4,9 +4,8 @@
                        a body, and then the body
     reader to parent   the length of what follows, in four bytes; then, in msgpack, its attributes
 
-Its input ends with its parent, so not even a parent that is killed leaves readers behind. What a
-reader answers is checked as it comes: a body that takes a reader over gains nothing by it but its
-own attributes.
+Its input ends with its parent, so not even a parent that is killed leaves readers behind. The form
+of what a reader answers is checked as it comes, so that nonsense costs one request a 503.
 """
 
 import os

@@ -13,8 +13,9 @@ import msgspec
 _MAX_PROMPT = 32 * 2**20
 """Bytes of a prompt that is read so, for memory: a text takes up to four bytes a character."""
 _FIRST = re.compile(rb'\[[ \t\r\n]*+(["{])')
-_ESCAPED_LETTER = re.compile(rb"\\u00[567]")
-"""In a name, it makes one that is none of the API's as it is spelled."""
+_ESCAPED_MARK = re.compile(rb"\\u00(?:[567]|3[aA])")
+"""A letter that is escaped makes a name that is none of the API's as it is spelled; a colon that is
+escaped in a text would be counted for the one of a member that stands there twice."""
 _NUMBERS = b"0123456789 \t\r\n"
 
 
@@ -101,7 +102,7 @@ def _of_messages(raw: bytes, messages: list[_Message]) -> int | None:
     # Every member has a colon. More of them than the library knows are members passed over.
     colons = members + _colons(text.encode() if text.isascii() else text)
     colons += sum(_colons(bytes(url.url)) for url in urls)
-    if _colons(raw) != colons or (b"\\" in raw and _ESCAPED_LETTER.search(raw)):
+    if _colons(raw) != colons or (b"\\" in raw and _ESCAPED_MARK.search(raw)):
         return None
     return len(text)
 

@@ -48,7 +48,8 @@ class GatewayDestination(StoreDestination):
 
 
 def _keys(entries: Iterable[Entry]) -> set[str]:
-    return {one.key_id for one in entries if isinstance(one, Record)}
+    # PostgreSQL cannot be asked for a text with a NUL, and no key has such an ID.
+    return {one.key_id for one in entries if isinstance(one, Record) and "\0" not in one.key_id}
 
 
 def _is_timely(entry: Entry, latest: float) -> bool:

@@ -66,7 +66,7 @@ class KeyFeed:
         self._table = table
         self._identity = identity
         self._recent: dict[State, tuple[Part, int]] = {}
-        """By the state before it: each change, and the number of its keys; oldest first."""
+        """By the state before it: each change, and what it counts for; oldest first."""
         self._kept = 0
         self._newest: State | None = None
         """The state that the recent changes lead to."""
@@ -114,6 +114,16 @@ class KeyFeed:
             return None
         return self._snapshot(put_back=has is not None and has.revision >= self.state.revision)
 
+    def end_of(self, has: State) -> bytes | None:
+        """What to send first to a follower that has these settings, if they are those in force
+        here: what holds where a key sets nothing has no revision where it comes from this policyd's
+        own settings, which may be others than those of the policyd that was followed before."""
+        return self._end() if self._table.is_known and has == self.state else None
+
+    def _end(self) -> bytes:
+        defaults = self._defaults(self._table.defaults)
+        return local_messages.complete(self.database, self.state, defaults)
+
     def _is_newer(self, has: State, told_at: float) -> bool:
         """Whether the settings here are surely newer than those, which are none of this table's.
 
@@ -131,10 +141,7 @@ class KeyFeed:
         # Where followers are being sent one, it and the changes after it do for others, too.
         if made is None or not self._reaches(made.state):
             pairs = self._table.copy().pairs()
-            end = local_messages.complete(
-                self.database, self.state, self._defaults(self._table.defaults)
-            )
-            messages = chain(local_messages.snapshot(pairs, put_back=put_back), [end])
+            messages = chain(local_messages.snapshot(pairs, put_back=put_back), [self._end()])
             made = self._snapshots[put_back] = Part(self.state, messages, is_snapshot=True)
         return made
 
@@ -158,7 +165,8 @@ class KeyFeed:
         defaults = self._defaults(changes.defaults)
         end = local_messages.complete(self.database, after, defaults)
         change = Part(after, chain(local_messages.changes(changes.changed), [end]))
-        self._recent[before] = (change, len(changes.changed))
-        self._kept += len(changes.changed)
+        size = 1 + len(changes.changed)  # A change of the defaults has no keys.
+        self._recent[before] = (change, size)
+        self._kept += size
         while self._kept > _RECENT and len(self._recent) > 1:
             self._kept -= self._recent.pop(next(iter(self._recent)))[1]

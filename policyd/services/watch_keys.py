@@ -113,6 +113,8 @@ class KeyWatching:
 
     async def _keep_sending(self, follower: Follower, context: Any) -> None:
         beat_at = await self._beat(context)
+        if follower.sent is not None and (end := self._feed.end_of(follower.sent)) is not None:
+            await self._write(end, context)
         while True:
             news = self._feed.news
             has_room = self._sending < SNAPSHOTS

@@ -40,7 +40,15 @@ keys = sa.Table(
     sa.Column("expires_at", Moment),
     sa.Column("suffix", sa.String(4), nullable=False, server_default=""),
     sa.Index("ix_api_keys_previous", "previous_digest", unique=True),
+    sa.Index("ix_api_keys_created", "created_at", "id"),
 )
+sa.Index(
+    "ix_api_keys_unrevoked",
+    *(keys.c.created_at, keys.c.id),
+    sqlite_where=keys.c.revoked_at.is_(None),
+    postgresql_where=keys.c.revoked_at.is_(None),
+)
+sa.Index("ix_api_keys_lower_name", sa.func.lower(keys.c.name), keys.c.created_at, keys.c.id)
 ended_digests = sa.Table(
     "ended_digests",
     metadata,

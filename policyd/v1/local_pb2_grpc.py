@@ -87,7 +87,8 @@ class LocalDecisionServiceServicer:
         """Follows the settings of all keys. The first request states which settings the follower has; each later
         one, which settings have come into force there. policyd answers with a heartbeat at once and then every
         second; with a snapshot where the follower has no settings, or such as policyd's memory of recent
-        changes does not reach; and then with each change. A follower that is up to date gets heartbeats only.
+        changes does not reach; and then with each change. A follower that is up to date gets a `complete` first,
+        as what holds where a key sets nothing may be other than before, and then heartbeats only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -56,7 +56,8 @@ class LocalDecisionServiceStub:
     """Follows the settings of all keys. The first request states which settings the follower has; each later
     one, which settings have come into force there. policyd answers with a heartbeat at once and then every
     second; with a snapshot where the follower has no settings, or such as policyd's memory of recent
-    changes does not reach; and then with each change. A follower that is up to date gets heartbeats only.
+    changes does not reach; and then with each change. A follower that is up to date gets a `complete` first,
+    as what holds where a key sets nothing may be other than before, and then heartbeats only.
     """
     AppendDecisions: _grpc.StreamStreamMultiCallable[_local_pb2.AppendDecisionsRequest, _local_pb2.AppendDecisionsResponse]
     """Appends the entries of a spool to the decision log. Each request gets one response, in order. A stream
@@ -90,7 +91,8 @@ class LocalDecisionServiceAsyncStub(LocalDecisionServiceStub):
     """Follows the settings of all keys. The first request states which settings the follower has; each later
     one, which settings have come into force there. policyd answers with a heartbeat at once and then every
     second; with a snapshot where the follower has no settings, or such as policyd's memory of recent
-    changes does not reach; and then with each change. A follower that is up to date gets heartbeats only.
+    changes does not reach; and then with each change. A follower that is up to date gets a `complete` first,
+    as what holds where a key sets nothing may be other than before, and then heartbeats only.
     """
     AppendDecisions: _aio.StreamStreamMultiCallable[_local_pb2.AppendDecisionsRequest, _local_pb2.AppendDecisionsResponse]  # type: ignore[assignment]
     """Appends the entries of a spool to the decision log. Each request gets one response, in order. A stream
@@ -127,7 +129,8 @@ class LocalDecisionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Follows the settings of all keys. The first request states which settings the follower has; each later
         one, which settings have come into force there. policyd answers with a heartbeat at once and then every
         second; with a snapshot where the follower has no settings, or such as policyd's memory of recent
-        changes does not reach; and then with each change. A follower that is up to date gets heartbeats only.
+        changes does not reach; and then with each change. A follower that is up to date gets a `complete` first,
+        as what holds where a key sets nothing may be other than before, and then heartbeats only.
         """
 
     @_abc_1.abstractmethod

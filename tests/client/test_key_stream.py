@@ -8,6 +8,7 @@ import pytest
 from policyd.client import key_stream
 from policyd.client.key_stream import KeyStream, Pulse, StreamFault
 from policyd.command.worker_clock import WorkerClock
+from policyd.engine.settings import ServerDefaults, Setting
 from policyd.keys import key_table
 from policyd.keys.key_table import KeyTable
 from policyd.v1 import local_pb2 as pb
@@ -118,6 +119,21 @@ async def test_changes(follower: Follower) -> None:
     assert follower.keys.revision == 6
     assert follower.keys.settings(DIGEST) is None
     assert follower.keys.settings(OTHER) is not None
+
+
+async def test_defaults_of_the_same_revision(follower: Follower) -> None:
+    """Defaults that came with no change are in force, too: policyd's own settings have no
+    revision."""
+    setting = pb.NamedPolicySetting(policy="max_tokens")
+    end = pb.SettingsComplete(
+        database=DATABASE,
+        revision=5,
+        epoch=epoch(5),
+        defaults=pb.DefaultsInForce(policies=[setting]),
+    )
+    assert not await follower.stream.take(pb.WatchKeysResponse(complete=end))
+    assert follower.keys.defaults == ServerDefaults((("max_tokens", Setting()),))
+    assert follower.keys.settings(DIGEST) is not None
 
 
 async def test_settings_age(follower: Follower, clock: Clock) -> None:

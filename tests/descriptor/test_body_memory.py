@@ -225,6 +225,16 @@ async def test_a_reader_that_hangs() -> None:
     assert not readers.processes
 
 
+async def test_a_turn_that_does_not_come() -> None:
+    """A body that waits too long for its turn fails, as one does whose reader hangs."""
+    readers = BodyReaders(patience=0.001)
+    reading = [readers.read(lambda: None, Pieces(chat(LARGE)), PLAIN) for _ in range(READERS + 1)]
+    *_, last = await asyncio.gather(*reading, return_exceptions=True)
+    assert isinstance(last, BodiesFull)
+    assert "wait to be read" in str(last)
+    assert not readers.processes
+
+
 async def test_a_request_that_ends() -> None:
     """A request that is cancelled while its body is read takes its reader along: what is left of
     the body is on the way there."""

@@ -12,7 +12,7 @@ TEXTS = (
     *("", "a", "hello there", "\u00e9", "\U0001f600", 'say "hi"', "a\\", "\\\\", '\\"', "x:y"),
     *("{}[]:", "[1,2]", '{"role":"user"}', "\n\t", "user" * 40, "\0", "\\u0041", ":" * 5),
 )
-SPELLINGS = ("\\u0061", "\\ud800", "\\udc00", "\\ud83d\\ude00", "\\u00e9", "\\/")
+SPELLINGS = ("\\u0061", "\\u003a", "\\ud800", "\\udc00", "\\ud83d\\ude00", "\\u00e9", "\\/")
 ROUNDS = 3000
 PARTS = '[{"type":"text","text":"a:b"},{"type":"image_url","image_url":%s}]'
 
@@ -136,6 +136,8 @@ def test_what_is_usual(raw: str, expected: int) -> None:
     [
         *("[]", "{}", "null", "[1]", '["a",1]', '{"role":"user","content":"a"}'),
         '[{"role":"user","content":"a","content":"b"}]',
+        '[{"role":"user","content":"aaaa","content":"\\u003a"}]',
+        '[{"role":"user","content":"aaaa","content":"\\u003A"}]',
         '[{"role":"user","role":"user","content":"b"}]',
         '[{"r\\u006fle":"user","content":"b"}]',
         '[{"role":"user","content":"b","name":"n"}]',

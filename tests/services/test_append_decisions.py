@@ -96,6 +96,7 @@ async def test_what_is_not_taken(running: Running, caplog: pytest.LogCaptureFixt
     bad = [
         *running.records(1, key_id="key_" + "0" * 16),
         *running.records(1, key_id=""),
+        *running.records(1, key_id="key_\0"),
         record(NOW + timedelta(days=365), key_id=running.key),
         record(datetime.now(UTC) + timedelta(seconds=75), key_id=running.key),
         outcome(record(NOW + timedelta(days=365), key_id=running.key)),

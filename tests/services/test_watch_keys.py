@@ -130,6 +130,17 @@ async def test_a_snapshot_and_changes(running: Running) -> None:
     await follower.leave()
 
 
+async def test_defaults_without_a_revision(running: Running) -> None:
+    """A follower that has the settings in force is told the defaults all the same: a part of them
+    is this policyd's own, and another one told it the settings."""
+    before = await running.up_to_date()
+    await before.leave()
+    follower = await running.up_to_date(before)
+    await follower.until(lambda: _default(follower) == Mode.OFF)
+    assert not follower.snapshots
+    await follower.leave()
+
+
 async def test_every_setting_arrives(running: Running) -> None:
     """Modes, values, overrides, places and ends of keys arrive as the table has them."""
     policies = (("max_tokens", Setting(Mode.ENFORCE, "500")),)
