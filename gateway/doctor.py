@@ -12,6 +12,7 @@ from yarl import URL
 
 from gateway.checks import look_at_spool
 from gateway.cli import OPTIONS
+from gateway.policyd_client import spool_of
 from gateway.reach import ask
 from gateway.settings import Settings
 from policyd.command import machine
@@ -66,6 +67,10 @@ def _checks(settings: Settings, key: str, secrets: Mapping[str, Path | None]) ->
     )
     if settings.is_local:
         yield Check(f"--spool {settings.spool}", lambda: look_at_spool(settings))
+        folder = spool_of(settings)
+        yield Check(
+            "room for --spool", lambda: machine.room(folder, "--spool", settings.spool_limit)
+        )
     yield Check(f"--policyd {settings.policyd}", lambda: _policyd(settings))
     if key:
         yield Check("API key", lambda: _key(settings, key))

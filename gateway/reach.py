@@ -46,7 +46,7 @@ async def _look(settings: Settings, key: str) -> CheckKeyResponse:
     from policyd.client.local_look import look
 
     asked = (settings.policyd, settings.policyd_token, credentials_of(settings))
-    found = await look(*asked, seconds=_LOOK, key=key)
+    found = await look(*asked, seconds=_LOOK, key=key, spool=settings.spool)
     return CheckKeyResponse(in_force=found.in_force, revision=found.revision)
 
 

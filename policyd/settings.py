@@ -29,6 +29,9 @@ from policyd.telemetry.tracing import check_traces
 _PLAIN_URL = re.compile(r"https?://[A-Za-z0-9.:/_~\[\]-]+")
 SHIPPING = 5.0
 """Seconds, at least, in which the log's last entries are shipped to the store at the end."""
+LOCAL_MESSAGE = 2**20 + 2**16
+"""Bytes of a message, at least, that gateways may send which decide by themselves: it holds a piece
+of their spool."""
 MAX_RETENTION = 36_500
 """Days that a decision can stay in the log."""
 
@@ -289,6 +292,11 @@ class ServerSettings:
             raise SettingsError("--tls-cert and --tls-key go together: give both or neither")
         if self.tls_client_ca and not self.tls_cert:
             raise SettingsError("--tls-client-ca needs --tls-cert and --tls-key")
+        if self.local_token_file and self.max_message < LOCAL_MESSAGE:
+            raise SettingsError(
+                f"--local-token-file needs a --max-message of at least {LOCAL_MESSAGE}: gateways "
+                "hand over their decisions in messages of about 1 MiB"
+            )
         self._check_console()
         check_end_users(self.end_user_headers, self.end_user_callers)
         check_traces(self.traces, self.trace_users)

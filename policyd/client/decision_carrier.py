@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from policyd.client.policyd_destination import PolicydDestination
 from policyd.command.threads import StoreThreads
+from policyd.command.throttle import Throttle
 from policyd.decision_log.shipper import Shipper
 from policyd.decision_log.spool import SpoolReader
 from policyd.errors import StoreUnavailable
@@ -23,6 +24,9 @@ _OTHER_PAUSE = 1.0
 """Seconds between two looks whether the process that carries has ended."""
 _LONGEST_PAUSE = 5.0
 """Seconds between two tries while policyd takes no entries."""
+_REMIND = 60.0
+"""Seconds, at least, between two log lines about further causes: several policyds may each have
+one."""
 
 
 class Carrier:
@@ -39,7 +43,9 @@ class Carrier:
         # Without a bound: each call of the destination has a deadline of its own.
         self._threads = StoreThreads("carrying decisions to policyd", None)
         self._has_lock = False
-        self._is_away = False
+        self._throttle = Throttle(_REMIND)
+        self._told = ""
+        """The problem that was logged last; "": policyd takes entries."""
 
     @property
     def waiting(self) -> int:
@@ -89,17 +95,21 @@ class Carrier:
         try:
             await self._threads.run(self._ship)
         except StoreUnavailable as error:
-            if not self._is_away:
-                _log.error("decisions stay in the spool: %s", error)
-            self._is_away = True
+            self._tell(str(error))
             return False
         except OSError as error:
             _log.error("the spool cannot be read: %s", error)
             return False
-        if self._is_away:
+        if self._told:
             _log.info("policyd takes decisions again")
-        self._is_away = False
+        self._told = ""
         return True
+
+    def _tell(self, problem: str) -> None:
+        """Log why policyd takes no entries: a line at first, and one for another cause."""
+        if not self._told or (problem != self._told and self._throttle.is_due()):
+            _log.error("decisions stay in the spool: %s", problem)
+            self._told = problem
 
     def _ship(self) -> None:
         self._has_lock = self._spool.lock()

@@ -211,4 +211,9 @@ def reason(code: grpc.StatusCode, details: str | None) -> str:
             "it was shown another token than the one in its --local-token-file: give the gateway "
             "that one as --policyd-token-file"
         )
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "message larger than max" in (details or ""):
+        return (
+            "it takes no message so large: have each policyd, and each proxy before it, take 2 MiB "
+            f"(--max-message): {details}"
+        )
     return f"{code.name}: {details}"

@@ -14,7 +14,7 @@ from policyd.client.key_stream import KeyStream, Pulse, StreamFault
 from policyd.client.peers import Targets, addresses
 from policyd.client.statuses import failed
 from policyd.command.worker_clock import WorkerClock
-from policyd.decision_log import spool
+from policyd.decision_log import spool as spools
 from policyd.errors import NoDecision, SettingsError
 from policyd.keys import api_key
 from policyd.keys.key_table import KeyTable
@@ -41,15 +41,18 @@ async def look(
     *,
     seconds: float,
     key: str = "",
+    spool: Path | None = None,
 ) -> Look:
     """Read the settings of a policyd at `target`, of all keys where `key` is given, as far as
-    `seconds` suffice. Raises NoDecision, with the cause and the fix where policyd tells it."""
+    `seconds` suffice. The database has to be the one that `spool` is for, if any. Raises
+    NoDecision, with the cause and the fix where policyd tells it, and SettingsError."""
     policyds = Policyds(addresses(target), credentials, token)
+    database = (spools.known_database(spool) if spool else None) or ""
     problem = NoDecision("no policyd was asked")
     for target in policyds.targets:
         try:
             async with asyncio.timeout(seconds), channel_to(target, policyds) as channel:
-                return await _read(policyds, channel, key)
+                return await _read(policyds, channel, key, database)
         except grpc.aio.AioRpcError as error:
             is_outage = failed(error).is_outage
             problem = NoDecision(reason(error.code(), error.details()), is_outage=is_outage)
@@ -63,21 +66,21 @@ async def look(
 def look_at_folder(folder: Path) -> str:
     """What waits in a spool's folder, which is not made. Raises SettingsError where it cannot be
     used."""
-    spool.check_gateways(folder)
+    spools.check_gateways(folder)
     if not folder.is_dir():
         return "it is made at the start"
     if not os.access(folder, os.W_OK | os.X_OK):
         raise SettingsError(f"--spool {folder} cannot be written to: give it to the gateway's user")
-    waiting = spool.left(folder)
+    waiting = spools.left(folder)
     return (
         f"it can be used; {waiting} bytes wait for the next start" if waiting else "it can be used"
     )
 
 
-async def _read(policyds: Policyds, channel: grpc.aio.Channel, key: str) -> Look:
+async def _read(policyds: Policyds, channel: grpc.aio.Channel, key: str, database: str) -> Look:
     keys = KeyTable()
     stream = KeyStream(keys, Pulse(WorkerClock(float("inf"))), _any)
-    request = first_request(keys, "", secrets.token_hex(6))
+    request = first_request(keys, database, secrets.token_hex(6))
     stub: LocalDecisionServiceAsyncStub = LocalDecisionServiceStub(channel)
     # Not an iterator of requests: policyd ends a stream whose follower has ended its own side.
     call = stub.WatchKeys(metadata=policyds.metadata)

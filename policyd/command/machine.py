@@ -143,7 +143,7 @@ def room(folder: Path, flag: str, wanted: int) -> str:
     except OSError as error:
         raise SettingsError(
             f"{flag} {folder} cannot be written to ({error.strerror}): make room in {there}, or "
-            "let policyd's user write there"
+            "let the user that runs this write there"
         ) from None
     free = shutil.disk_usage(there).free
     told = f"{free // 2**20} MiB are free"

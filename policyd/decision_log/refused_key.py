@@ -28,9 +28,14 @@ _NETWORK = 64
 """Bits of an IPv6 address that name its network. A client can use any address in its network."""
 
 _Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
-_Name = Annotated[str, msgspec.Meta(max_length=32)]
-_Source = Annotated[str, msgspec.Meta(max_length=_MAX_ADDRESS)]
-_Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
+# Of a gateway that decides by itself they are what it claims, and no database is to fail at them.
+_NO_NUL = r"^[^\0]*$"
+_Process = Annotated[str, msgspec.Meta(max_length=32, pattern=_NO_NUL)]
+_Source = Annotated[str, msgspec.Meta(max_length=_MAX_ADDRESS, pattern=_NO_NUL)]
+_Stretch = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
+"""More requests than a process can have in a minute, and few enough that sums of them stay in 64
+bits."""
 
 
 class RefusedKeyReason(IntEnum):
@@ -76,8 +81,8 @@ class RefusedKeyCount(msgspec.Struct, frozen=True, array_like=True, tag="R"):
     then replace these.
     """
 
-    process: _Name
-    stretch: _Count
+    process: _Process
+    stretch: _Stretch
     """The number of the stretch, so that two stay distinct if the clock is set back."""
     minute: Annotated[int, msgspec.Meta(ge=0, lt=_LAST_MINUTE)]
     """When the stretch began, in minutes since 1970."""

@@ -28,6 +28,8 @@ _HEX = re.compile("[0-9a-f]{0,32}")
 _FILE = re.compile(r"[0-9a-z-]{1,57}\.jsonl")
 _PROCESS = re.compile("[0-9a-z]{1,32}")
 _MAX_NUMBER = 2**62
+_MAX_LOST = 2**40
+"""More decisions than a process can lose, and few enough that the sum of all stays in 64 bits."""
 _Message = TypeVar("_Message", bound=Message)
 
 
@@ -100,7 +102,8 @@ def check_processes(names: Iterable[str]) -> list[str]:
 def check_losses(lost: Mapping[str, int]) -> dict[str, int]:
     """The numbers. Raises InvalidArgument."""
     for number in lost.values():
-        _check_number("losses.lost", number)
+        if not 0 <= number < _MAX_LOST:
+            raise InvalidArgument(f"losses.lost takes a number from 0 to 2^40, not {number}")
     return {name: lost[name] for name in _names("losses.lost", lost, _PROCESS)}
 
 

@@ -71,7 +71,7 @@ def _entries(chunk: Chunk) -> tuple[list[Entry], Exception | None]:
     for line in chunk.lines:
         try:
             entries.append(_priced(_decode(line)))
-        except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, ValueError, RecursionError) as error:
             problem = problem or error
     return entries, problem
 

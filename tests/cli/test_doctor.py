@@ -16,8 +16,10 @@ import trustme
 from policyd.command import doctor, machine
 from policyd.command.address import Address
 from policyd.command.checks import Check
+from policyd.decision_log import spool as spools
 from policyd.errors import SettingsError
 from tests.support.commands import invoke
+from tests.support.followers import token_file
 from tests.support.processes import Policyd
 from tests.support.running import beside
 
@@ -100,6 +102,26 @@ def test_the_gateway_against_nothing() -> None:
     failed = {subject for subject, (result, _) in found.items() if result == "failed"}
     assert failed == {"--listen", "--metrics", "--policyd", "--upstream"}
     assert "start policyd there" in found["--policyd"][1]
+
+
+def test_a_gateway_that_decides_by_itself(tmp_path: Path, upstream: str) -> None:
+    """It is told of a policyd whose database its spool is not for, and of a disk with less room
+    than the spool may take."""
+    spool = tmp_path / "gateway-spool"
+    spools.claim(spool)
+    spools.prepare(spool, "ab" * 16)
+    token = token_file(tmp_path)
+    with beside(tmp_path, local_token_file=token) as running:
+        flags = ("--policyd", str(running.grpc), "--upstream", upstream, "--decide", "local")
+        shown = ("--policyd-token-file", str(token), "--spool-limit", str(2**60))
+        wrong = examined("policyd-gateway", "doctor", *flags, *shown, "--spool", str(spool))[1]
+        new = ("--spool", str(tmp_path / "new"))
+        right = examined("policyd-gateway", "doctor", *flags, *shown, *new)[1]
+    assert wrong["--policyd"][0] == "failed"
+    assert "give the gateway another --spool" in wrong["--policyd"][1]
+    assert wrong["room"][0] == "warning"
+    assert "--spool-limit" in wrong["room"][1]
+    assert right["--policyd"][0] == "ok"
 
 
 def test_a_wrong_token(tmp_path: Path, upstream: str) -> None:

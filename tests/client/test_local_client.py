@@ -33,6 +33,7 @@ class Misbehaving(LocalDecisionServiceServicer):
     def __init__(self) -> None:
         self.database = "d" * 32
         self.beats = True
+        self.why = "the database is away"
         self.followers: list[pb.WatchKeysRequest] = []
         self.spools: list[pb.ResumeSpool] = []
 
@@ -61,9 +62,9 @@ class Misbehaving(LocalDecisionServiceServicer):
         await context.write(pb.WatchKeysResponse(heartbeat=told))
 
     async def AppendDecisions(self, requests: Any, context: Any) -> None:  # type: ignore[override]  # noqa: N802
-        """Takes nothing, as its database is away."""
+        """Takes nothing, and says why."""
         self.spools.append((await context.read()).resume)
-        await context.abort(grpc.StatusCode.UNAVAILABLE, "the database is away")
+        await context.abort(grpc.StatusCode.UNAVAILABLE, self.why)
 
 
 @pytest.fixture
@@ -110,6 +111,19 @@ async def test_it_decides(policyd: tuple[Misbehaving, str], tmp_path: Path) -> N
     assert [one.has_none for one in policyd[0].followers] == [True]
     [segment] = segments(tmp_path)
     assert segment.read_bytes().count(b'"key_1"') == 1
+
+
+async def test_why_decisions_stay(
+    policyd: tuple[Misbehaving, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where policyd takes no decisions, the log says why once, and again for another cause."""
+    servicer, target = policyd
+    told = "decisions stay in the spool: UNAVAILABLE: "
+    async with client(target, tmp_path):
+        await until(lambda: f"{told}{servicer.why}" in caplog.text)
+        servicer.why = "another cause"
+        await until(lambda: f"{told}{servicer.why}" in caplog.text)
+    assert caplog.text.count(told) == 2
 
 
 async def test_errors_are_those_of_policyd(

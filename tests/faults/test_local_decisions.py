@@ -7,8 +7,9 @@ import asyncio
 import random
 import secrets
 import signal
+import subprocess
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from policyd.decision_log.record import Record, Verdict
 from policyd.store import LogFilter, Store
 from tests.support.load import DECIDED, MODE, Answer, Load, Stack, ask, keys, under_load, until
 from tests.support.processes import Policyd
+from tests.support.requirements import missing
 from tests.support.stack import Gateway, Upstream
 
 KILLS = 6
@@ -172,6 +174,57 @@ async def test_the_spool_is_full(make_local: MakeLocal) -> None:
         await load.more(60, *DECIDED)
     assert await asyncio.to_thread(stack.gateway.stop) == 0
     check_logged(stack, load)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """The gateway's spool is on a disk that is soon full."""
+    folder = tmp_path / "gateway-spool"
+    folder.mkdir()
+    mount = ("mount", "-t", "tmpfs", "-o", f"size={2**17},mode=700", "tmpfs", str(folder))
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        missing("only root can make a disk that is full soon")
+    yield folder
+    # The processes of a killed gateway end a moment after it.
+    subprocess.run(("umount", "--lazy", str(folder)), check=True)
+
+
+@pytest.mark.usefixtures("small_disk")
+async def test_the_disk_is_full_and_deny(make_local: MakeLocal) -> None:
+    """With --log-full deny requests get 503 while the disk is full, and the gateway says why; each
+    that was answered is logged once there is room again."""
+    stack = make_local("--log-full", "deny")
+    async with under_load(stack) as load:
+        await asyncio.to_thread(stack.policyd.stop, signal.SIGKILL)
+        await load.more(20, 503)
+        await asyncio.to_thread(restart_policyd, stack)
+        await load.more(60, *DECIDED)
+    assert await asyncio.to_thread(stack.gateway.stop) == 0
+    check_logged(stack, load)
+    assert lost(stack) == 0
+    assert any("No space left on device" in line for line in stack.gateway.errors)
+
+
+@pytest.mark.usefixtures("small_disk")
+async def test_the_disk_is_full_and_drop(make_local: MakeLocal) -> None:
+    """With --log-full drop requests get their decisions while the disk is full, and policyd counts
+    those that are lost."""
+    stack = make_local("--log-full", "drop")
+    async with under_load(stack) as load:
+        await asyncio.to_thread(stack.policyd.stop, signal.SIGKILL)
+        await until(lambda: any("dropped and counted" in one for one in stack.gateway.errors))
+        await load.more(50, *DECIDED)
+        await asyncio.to_thread(restart_policyd, stack)
+    assert load.statuses().keys() == DECIDED
+    assert await asyncio.to_thread(stack.gateway.stop) == 0
+    assert lost(stack) >= 50
+    assert len(logged(stack)) + lost(stack) == load.sent
+
+
+def lost(stack: Stack) -> int:
+    """The decisions that policyd counts as answered and not logged."""
+    with closing(Store(stack.policyd.database_url)) as store:
+        return store.log.status().lost
 
 
 async def test_workers_are_replaced(make_local: MakeLocal) -> None:

@@ -16,6 +16,10 @@ from tests.support.running import ANYWHERE, settings
         ({"admin": ANYWHERE}, "--admin .* can be reached from other machines"),
         ({"tls_cert": Path("x")}, "go together"),
         ({"tls_client_ca": Path("x")}, "needs --tls-cert"),
+        (
+            {"local_token_file": Path("x"), "max_message": 2**20},
+            "--local-token-file needs a --max-message of at least",
+        ),
         ({"log_retention": 1e6}, "--log-retention takes days, up to 36500"),
         ({"log_retention": float("nan")}, "--log-retention takes days"),
         ({"end_user_headers": ("x-user",)}, "--end-user-callers go together"),

@@ -10,7 +10,9 @@ import grpc
 import msgspec
 import pytest
 
+from policyd.client.key_follower import reason
 from policyd.decision_log.record import Record
+from policyd.decision_log.refused_key import RefusedKeyCount
 from policyd.errors import StoreUnavailable
 from policyd.server.server import Server
 from policyd.services import append_decisions
@@ -114,6 +116,35 @@ async def test_what_is_not_taken(running: Running, caplog: pytest.LogCaptureFixt
     carrier.end()
 
 
+async def test_numbers_and_texts_that_no_database_holds(running: Running) -> None:
+    """They are lost and counted, what comes after them is appended, and sums can be read."""
+    minute = int(NOW.timestamp()) // 60
+    most = (2**53 - 1,) * 3
+    bad = [RefusedKeyCount(f"{one}", one, minute, "192.0.2.1", *most) for one in range(1100)]
+    bad.append(RefusedKeyCount("a\0", 1, minute, "192.0.2.1", 1, 1, 1))
+    bad.append(RefusedKeyCount("a", 1, minute, "\0", 1, 1, 1))
+    deep = b"[" * 2**19 + b"\n"
+    [good] = running.records(1, trace_id="a\0b", end_user="\0", model="\0")
+    reported = outcome(good, model="\0", openai_id="\0")
+    most_counted = RefusedKeyCount("b", 1, minute, "192.0.2.1", *((2**32 - 1,) * 3))
+    carrier = await running.carrier()
+    response = await carrier.carry(lines(bad) + deep + lines([good, reported, most_counted]))
+    assert (response.appended, response.rejected) == (3, len(bad) + 1)
+    assert running.logged() == {good.id}
+    assert running.store.refused_keys.total() == 3 * (2**32 - 1)
+    await carrier.ask(losses={"lost": {f"{one}": 2**40 - 1 for one in range(1000)}})
+    assert running.store.log.status().lost == 1000 * (2**40 - 1) + len(bad) + 1
+    carrier.end()
+
+
+async def test_a_message_too_large(running: Running) -> None:
+    """The gateway says what to set."""
+    carrier = await running.carrier()
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await carrier.carry(b"x" * 5 * 2**20)
+    assert "--max-message" in reason(raised.value.code(), raised.value.details())
+
+
 async def test_losses(running: Running) -> None:
     """What gateways have lost is counted with the rest, and never goes back."""
     carrier = await running.carrier()
@@ -134,6 +165,7 @@ async def test_losses(running: Running) -> None:
         ({"forget": {"files": ["x"]}}, "forget.files takes"),
         ({"forget": {"files": ["a-1.jsonl"] * 1001}}, "at most 1000 names"),
         ({"losses": {"lost": {"a b": 1}}}, "losses.lost takes"),
+        ({"losses": {"lost": {"a": 2**40}}}, "losses.lost takes a number"),
         ({"losses": {"lost": {"a": -1}}}, "losses.lost takes a number"),
         ({"resume": {"spool": "6" * 16}}, "of one spool"),
         ({"resume": {"spool": "x"}}, "resume.spool takes"),
