@@ -214,8 +214,8 @@ def _is_cut(status: LogStatus, hours: list[tuple[datetime, Counts]], period: Per
 
 def _fingerprint(values: dict[str, Any]) -> str:
     """A digest that changes when anything shown does."""
-    names = ("figures", "requests", "by_key", "models")
-    shown_values = repr([len(values["workers"]), *(values[name] for name in names)])
+    names = ("workers", "gateways", "figures", "requests", "by_key", "models")
+    shown_values = repr([values[name] for name in names])
     return sha256(shown_values.encode("utf-8", "replace")).hexdigest()[:16]
 
 
