@@ -1,4 +1,4 @@
-"""Load at a constant rate, whatever the answers take: what clients notice who do not wait for
+"""Load at a constant rate, whatever the answers take: what clients notice that do not wait for
 each other.
 
 Each request is due at a moment of the schedule, and its time counts from there: where the server

@@ -1,7 +1,6 @@
 """The gateway behind its listener."""
 
 import asyncio
-import gc
 import logging
 import socket
 from contextlib import ExitStack, suppress
@@ -55,10 +54,6 @@ class Server:
             limits=settings.limits,
         )
         await self._listener.start(listening, shared=self._listening is not None)
-        if settings.is_local:
-            # The settings of all keys live as long as the process: a collection of garbage, in
-            # which requests stand still, need not look through them.
-            gc.freeze()
         if (metrics := self.gateway.metrics) is not None:
             metrics.connections = lambda: self._listener.connections
             self._keeping = asyncio.create_task(metrics.keep())

@@ -18,6 +18,7 @@ from gateway.settings import Settings, dump_settings
 from policyd.command.checks import look_at
 from policyd.command.child import Child, End
 from policyd.command.crew import Crew, Orders, Own, Worker, keep_fixed
+from policyd.command.process import settle
 
 if TYPE_CHECKING:
     from gateway.supervisor_metrics import SupervisorMetrics
@@ -43,6 +44,7 @@ async def supervise(
         end = End.NOW
         try:
             await supervisor.start()
+            settle()  # The only worker may be in this process.
             ready(supervisor.at)
             asking = asyncio.create_task(tell_of_policyd(settings))
             try:

@@ -30,6 +30,8 @@ PATIENCE = 30.0
 than one where a core is free."""
 _UNREAD = "a request body could not be read, as its reader failed. Try again"
 _NO_TURN = "too many large request bodies wait to be read. Try again"
+_MAX_ANSWER = 2**20
+"""Bytes of an answer, which holds identifiers and names within bounds of their own."""
 _COMMAND = (sys.executable, "-m", "policyd.command.start", "policyd.descriptor.reader_process")
 
 
@@ -146,6 +148,8 @@ class _Reader:
             self._bodies.write(piece)
             await self._bodies.drain()
         size = int.from_bytes(await self._answers.readexactly(LENGTH))
+        if size > _MAX_ANSWER:
+            raise EOFError
         return read_answer(await self._answers.readexactly(size))
 
     def end(self) -> None:

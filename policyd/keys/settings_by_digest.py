@@ -112,7 +112,7 @@ class SettingsByDigest(MutableMapping[bytes, KeySettings]):
         return sum(map(len, self._parts))
 
     def pairs(self) -> Iterator[tuple[bytes, KeySettings]]:
-        """The same as items(), for those who go through all keys: none of them is kept."""
+        """The same as items(), for a caller that goes through all keys: none of them is kept."""
         for part in self._parts:
             for digest, entry in part.items():
                 yield digest, self._kinds.settings(entry)

@@ -113,7 +113,7 @@ PATTERNS: dict[str, list[Pump]] = {
     "policyd.descriptor.json_members._TOKEN": _after('"', '"a"', '"a" :', '"\\', '"\\"', '"\\\\'),
     "policyd.descriptor.json_members._ESCAPED_MARK": [],
     "policyd.descriptor.prompt._TWO_BACKSLASHES": [],
-    "policyd.descriptor.usual_prompt._ESCAPED_LETTER": [],
+    "policyd.descriptor.usual_prompt._ESCAPED_MARK": [],
     "policyd.descriptor.usual_prompt._FIRST": _after("[", "[ ", "[\t"),
     "policyd.descriptor.prompt._UNICODE": [],
     "policyd.descriptor.prompt._STRINGS": _after('"', '"a"', '"a" :', '"a":"\\"', '"\\"'),

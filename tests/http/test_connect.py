@@ -14,6 +14,8 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
+from policyd.http import connect
+from policyd.services.errors import TABLE
 from policyd.v1 import policy_pb2 as pb
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 from tests.support import conformance
@@ -252,6 +254,11 @@ def test_a_call_that_waits(caller: Caller, off: str) -> None:
     asked = pb.EvaluateRequest(key=off, has_user=True, min_revision=10**9)
     told = caller.post("Evaluate", asked.SerializeToString(), connect_timeout_ms="200")
     assert (told.status, json.loads(told.body)["code"]) == (400, "failed_precondition")
+
+
+def test_every_error_has_a_status() -> None:
+    """Each code of policyd's errors has an HTTP status."""
+    assert {code.name.lower() for code, _ in TABLE.values()} <= connect._STATUS.keys()
 
 
 def test_bounds_and_tokens(tmp_path: Path) -> None:
