@@ -1,6 +1,7 @@
 """policyd and its gateway with metrics, and a little load of each kind."""
 
 import re
+import secrets
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,25 +44,35 @@ def total(program: Program, name: str, **labels: str) -> float:
 
 @dataclass
 class Measured:
-    """policyd, a gateway and an upstream; keys that enforce and audit."""
+    """policyd, a gateway that asks it and one that decides by itself, and an upstream; keys that
+    enforce and audit."""
 
     policyd: Policyd
     gateway: Gateway
+    local: Gateway
     upstream: Upstream
     enforcing: str
     audited: str
 
-    def chat(self, key: str, *, user: str = "", model: str = "gpt-4o-mini") -> int:
+    def chat(
+        self,
+        key: str,
+        *,
+        user: str = "",
+        model: str = "gpt-4o-mini",
+        gateway: Gateway | None = None,
+    ) -> int:
         """Ask for a chat completion. Returns the status."""
         named = {"user": user} if user else {}
         message = {"role": "user", "content": "Hello"}
         body = {"model": model, "messages": [message], **named}
-        url = f"{self.gateway.url}/v1/chat/completions"
+        url = f"{(gateway or self.gateway).url}/v1/chat/completions"
         return post(url, body, {"x-usagepanda-api-key": key})
 
     def load(self) -> None:
         """Some requests of each kind."""
         assert self.chat(self.enforcing, user="alice") == 200
+        assert self.chat(self.enforcing, user="alice", gateway=self.local) == 200
         assert self.chat(self.enforcing) == 422
         assert self.chat(self.audited) == 200
         assert self.chat("up-never-issued", user="alice") == 403
@@ -75,17 +86,25 @@ class Measured:
 def measured(
     tmp_path_factory: pytest.TempPathFactory, background: Background
 ) -> Iterator[Measured]:
-    """Both servers, with two workers each."""
+    """The servers, with two workers each."""
     folder = tmp_path_factory.mktemp("measured")
     with Upstream(background) as upstream:
         yield from _measured(folder, upstream)
 
 
 def _measured(folder: Path, upstream: Upstream) -> Iterator[Measured]:
-    policyd = Policyd(folder, "--http", "127.0.0.1:0", *METRICS)
+    token = folder / "local-token"
+    token.touch(0o600)
+    token.write_text(secrets.token_hex(16))
+    serving = ("--http", "127.0.0.1:0", "--local-token-file", str(token))
+    policyd = Policyd(folder, *serving, *METRICS)
     gateway = Gateway(policyd.grpc, upstream.url, *METRICS, "--policy-timeout", "30")
     keys = policyd.create_key("enforce"), policyd.create_key("audit")
-    yield Measured(policyd, gateway, upstream, *keys)
-    assert gateway.stop() == 0, gateway.errors
+    deciding = ("--decide", "local", "--spool", str(folder / "gateway-spool"))
+    flags = (*METRICS, *deciding, "--policyd-token-file", str(token))
+    local = Gateway(policyd.grpc, upstream.url, *flags)
+    yield Measured(policyd, gateway, local, upstream, *keys)
+    for one in (gateway, local):
+        assert one.stop() == 0, one.errors
     assert policyd.stop() == 0, policyd.errors
-    assert "Traceback" not in "".join(gateway.errors + policyd.errors)
+    assert "Traceback" not in "".join(gateway.errors + local.errors + policyd.errors)

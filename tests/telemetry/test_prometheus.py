@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes policyd and its gateway, and evaluates each query of the dashboard and
+"""A real Prometheus scrapes policyd and its gateways, and evaluates each query of the dashboard and
 the alerts that come along."""
 
 import json
@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from tests.support import requirements
+from tests.support.processes import Program
 from tests.telemetry.conftest import Measured, address
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +56,7 @@ def promtool() -> Callable[..., str]:
 
 @pytest.fixture(scope="module")
 def prometheus(measured: Measured, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a Prometheus that scrapes both servers, which have had some load."""
+    """The URL of a Prometheus that scrapes the servers, which have had some load."""
     path = requirements.program("prometheus", "prometheus")
     folder = tmp_path_factory.mktemp("prometheus")
     config = folder / "prometheus.yml"
@@ -82,9 +83,13 @@ def _config(measured: Measured) -> dict[str, Any]:
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "500ms", "evaluation_interval": "500ms"}
     config["rule_files"] = [str(ALERTS)]
-    where = {"policyd": measured.policyd, "policyd-gateway": measured.gateway}
+    where: dict[str, list[Program]] = {
+        "policyd": [measured.policyd],
+        "policyd-gateway": [measured.gateway, measured.local],
+    }
     for job in config["scrape_configs"]:
-        job["static_configs"] = [{"targets": [address(where.pop(job["job_name"]))]}]
+        targets = [address(one) for one in where.pop(job["job_name"])]
+        job["static_configs"] = [{"targets": targets}]
     assert not where
     return dict(config)
 
@@ -107,7 +112,7 @@ def _until(holds: Callable[[], bool], log: Path) -> None:
 
 def _has_scraped(url: str) -> bool:
     try:
-        return len(ask(url, "up == 1")) == 2
+        return len(ask(url, "up == 1")) == 3
     except OSError:
         return False
 
