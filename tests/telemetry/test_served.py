@@ -50,7 +50,7 @@ def test_names_and_labels(measured: Measured) -> None:
     expected = {one.name: one for one in catalogue.ALL}
     until(lambda: total(measured.policyd, "policyd_cost_usd_total") > 0)
     until(lambda: total(measured.policyd, "policyd_outcomes_total") > 0)
-    served = scrape(measured.policyd) | scrape(measured.gateway)
+    served = scrape(measured.policyd) | scrape(measured.gateway) | scrape(measured.local)
     for family in served.values():
         is_counter = family.type == "counter"
         declared = expected.pop(f"{family.name}_total" if is_counter else family.name)
@@ -65,7 +65,7 @@ def test_no_secret_no_user_no_path(measured: Measured) -> None:
     """Neither a key nor its ID, a user or a path is on the page."""
     measured.chat(measured.enforcing, user="alice-in-the-labels")
     until(lambda: total(measured.gateway, "policyd_gateway_requests_total", status="200") > 0)
-    for program in (measured.policyd, measured.gateway):
+    for program in (measured.policyd, measured.gateway, measured.local):
         with urllib.request.urlopen(f"http://{address(program)}/metrics", timeout=60) as answer:
             page = answer.read().decode()
         for text in (measured.enforcing, "key_", "alice", "/v1/", "127.0.0.1"):
@@ -122,7 +122,7 @@ def test_hostile_names(measured: Measured) -> None:
         with pytest.raises(urllib.error.HTTPError):
             urllib.request.urlopen(request, timeout=60)
     until(lambda: total(measured.gateway, "policyd_gateway_step_seconds_count") > sent)
-    for program in (measured.policyd, measured.gateway):
+    for program in (measured.policyd, measured.gateway, measured.local):
         series = sum(len(one.samples) for one in scrape(program).values())
         # Two workers tell MODELS models apart, of four kinds of tokens each.
         assert series < 2 * 4 * MODELS + 1000
