@@ -58,7 +58,7 @@ def _fill(url: str, count: int) -> None:
     file.execute("PRAGMA synchronous = OFF")
     with file:
         marks = ",".join("?" * (_COLUMNS.count(",") + 1))
-        file.executemany(f"INSERT INTO api_keys ({_COLUMNS}) VALUES ({marks})", _rows(count))  # noqa: S608
+        file.executemany(f"INSERT INTO api_keys ({_COLUMNS}) VALUES ({marks})", _rows(count))  # noqa: S608  # our own names
         file.execute("UPDATE revision SET value = ?", (2 + count // 10,))
     file.close()
 

@@ -45,7 +45,7 @@ def insert() -> None:
     columns = sa.Table("decisions", sa.MetaData(), autoload_with=engine).columns.keys()
     mark = "?" if engine.dialect.name == "sqlite" else "%s"
     names, marks = ", ".join(columns), ", ".join([mark] * len(columns))
-    statement = f"INSERT INTO decisions ({names}) VALUES ({marks})"  # noqa: S608
+    statement = f"INSERT INTO decisions ({names}) VALUES ({marks})"  # noqa: S608  # our own names
     places = [_COLUMNS.index(name) for name in columns]
     chunks = [[tuple(row[place] for place in places) for row in rows] for rows in chunks]
 

@@ -58,7 +58,7 @@ class Pulse:
     def __init__(self, clock: WorkerClock) -> None:
         self._clock = clock
         self._behind = -math.inf
-        """The time of the last heartbeat that counted, less key_table.seconds() as it came."""
+        """policyd's time in the last heartbeat that counted, minus key_table.seconds() then."""
 
     def counts(self, at: float) -> bool:
         """Whether a heartbeat of this time, in seconds since 1970, is none from before."""

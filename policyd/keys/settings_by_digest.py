@@ -89,7 +89,7 @@ class SettingsByDigest(MutableMapping[bytes, KeySettings]):
     def __getitem__(self, digest: bytes) -> KeySettings:
         return self._kinds.read(self._parts[digest[0]][digest])
 
-    def get(self, digest: bytes, default: KeySettings | None = None) -> KeySettings | None:  # type: ignore[override]
+    def get(self, digest: bytes, default: KeySettings | None = None) -> KeySettings | None:  # type: ignore[override]  # Mapping has two forms of it; one will do
         """The settings of the key with this digest."""
         entry = self._parts[digest[0]].get(digest)
         return default if entry is None else self._kinds.read(entry)

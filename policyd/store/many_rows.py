@@ -25,7 +25,7 @@ def insert(connection: sa.Connection, table: sa.Table, names: Names, rows: Rows)
         statement = f"COPY {table.name} ({', '.join(names)}) FROM STDIN"
     else:
         marks = ", ".join("?" * len(names))
-        statement = f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({marks})"  # noqa: S608
+        statement = f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({marks})"  # noqa: S608  # our own names
     connection.exec_driver_sql(statement, rows)
 
 
@@ -50,7 +50,7 @@ def change(connection: sa.Connection, table: sa.Table, names: Names, rows: Rows)
     mark = "%s" if _is_postgresql(connection) else "?"
     changes = ", ".join(f"{name} = {mark}" for name in names)
     (key,) = table.primary_key.columns.keys()
-    statement = f"UPDATE {table.name} SET {changes} WHERE {key} = {mark}"  # noqa: S608
+    statement = f"UPDATE {table.name} SET {changes} WHERE {key} = {mark}"  # noqa: S608  # our own names
     connection.exec_driver_sql(statement, rows)
 
 
@@ -63,7 +63,7 @@ def _addition(table: sa.Table, counts: Names, dialect: str) -> str:
     columns = [*table.primary_key.columns, *(table.columns[name] for name in counts)]
     if dialect == "postgresql":
         arrays = ", ".join(f"%s::{column.type.compile()}[]" for column in columns)
-        what = f"SELECT * FROM unnest({arrays})"  # noqa: S608
+        what = f"SELECT * FROM unnest({arrays})"  # noqa: S608  # our own names
     else:
         what = f"VALUES ({', '.join('?' * len(columns))})"
     # A number that does not fit would fail the transaction at every try.
