@@ -15,7 +15,6 @@ from policyd.decision_log.record import Record
 from policyd.decision_log.refused_key import RefusedKeyCount
 from policyd.errors import StoreUnavailable
 from policyd.server.server import Server
-from policyd.services import append_decisions
 from policyd.store import LogFilter, Store
 from tests.services.test_watch_keys import made
 from tests.support.databases import open_store, taking_changes
@@ -234,16 +233,6 @@ async def test_many_spools_at_once(running: Running) -> None:
     assert running.logged() == {one.id for some in entries.values() for one in some}
     assert running.store.log.status().decisions == 480
     assert running.store.log.status().lost == 0
-
-
-async def test_too_many_spools(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A spool beyond the bound is told so, and those before go on."""
-    monkeypatch.setattr(append_decisions, "MOST", 1)
-    first = await running.carrier()
-    second = FakeCarrier(running.channel)
-    await fails(second.resume(), CODE.RESOURCE_EXHAUSTED, "run more workers")
-    assert (await first.carry(lines(running.records(1)))).appended == 1
-    first.end()
 
 
 async def test_a_store_that_hangs(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
