@@ -21,17 +21,29 @@ _INFO = "google.rpc.ErrorInfo"
 """The type of a detail that neither balancers nor proxies send."""
 
 
-def failed_reply(address: str, reply: Reply) -> Failed:
-    """The failure of a call that `address` answered with this."""
+def told_failure(reply: Reply) -> Failed | None:
+    """The failure that policyd tells of. None: this is no response of policyd's."""
     told = _error(reply)
     if told is None:
-        return _stranger(address, reply)
+        return None
     code = _CODES[told["code"]]
     meaning = TABLE[code]
     if meaning is Meaning.NOT_REACHED and _has_info(told):
         meaning = Meaning.PASSING
     message = told.get("message")
     return Failed(code, message if isinstance(message, str) else "", meaning)
+
+
+def stranger(address: str, reply: Reply) -> Failed:
+    """The failure of a call to `address` that something else answered."""
+    said = f"{address} answers HTTP status {reply.status}"
+    if reply.status in _AWAY:
+        return Failed(_Code.UNAVAILABLE, said, Meaning.NOT_REACHED)
+    return Failed(
+        _Code.UNKNOWN,
+        f"{said} ({reply.kind}), as no policyd does: ask at the address of its --http",
+        Meaning.ELSEWHERE,
+    )
 
 
 def _error(reply: Reply) -> dict[str, Any] | None:
@@ -50,15 +62,4 @@ def _has_info(told: dict[str, Any]) -> bool:
     details = told.get("details")
     return isinstance(details, list) and any(
         isinstance(one, dict) and one.get("type") == _INFO for one in details
-    )
-
-
-def _stranger(address: str, reply: Reply) -> Failed:
-    said = f"{address} answers HTTP status {reply.status}"
-    if reply.status in _AWAY:
-        return Failed(_Code.UNAVAILABLE, said, Meaning.NOT_REACHED)
-    return Failed(
-        _Code.UNKNOWN,
-        f"{said} ({reply.kind}), as no policyd with --http does",
-        Meaning.ELSEWHERE,
     )

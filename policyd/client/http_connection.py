@@ -22,7 +22,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from policyd.client.absence import HEAD_START, LOOK, Absence
-from policyd.client.connect_errors import failed_reply
+from policyd.client.connect_errors import stranger, told_failure
 from policyd.client.http_pool import Lost, Pool, Reply, TooLarge, Unreachable
 from policyd.client.silence import Silence
 from policyd.client.statuses import Failed, Meaning
@@ -171,16 +171,18 @@ class HttpConnection:
             self._hear()
             self._end_overtaken(call)
             return answer
-        problem = failed_reply(self.address, reply)
-        if problem.code is _Code.UNKNOWN or problem.meaning is Meaning.NOT_REACHED:
+        told = told_failure(reply)
+        if told is None or told.meaning is Meaning.NOT_REACHED:
             self._absence.begin()
         else:
             self._hear()
-        raise problem
+        raise told or stranger(self.address, reply)
 
     def _stranger(self, what: str) -> Failed:
         self._absence.begin()
-        said = f"{self.address} is no policyd with --http: {what}"
+        said = (
+            f"{self.address} answers as no policyd does: {what}; ask at the address of its --http"
+        )
         return Failed(_Code.UNKNOWN, said, Meaning.ELSEWHERE)
 
     def _late(self, call: _Call) -> BaseException:

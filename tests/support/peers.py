@@ -1,6 +1,7 @@
 """Serves a servicer of a test, as policyd would be asked: over gRPC, or over HTTP by Connect."""
 
 import asyncio
+import json
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
@@ -8,7 +9,6 @@ from typing import Any, NoReturn
 import grpc
 import uvicorn
 
-from policyd.http.connect import Problem, error
 from policyd.v1 import policy_pb2 as pb
 from policyd.v1.policy_pb2_grpc import PolicyServiceServicer, add_PolicyServiceServicer_to_server
 
@@ -60,9 +60,15 @@ async def _http(servicer: PolicyServiceServicer, host: str, port: int) -> tuple[
 
 
 class _Aborted(Exception):
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem.message)
-        self.problem = problem
+    """A call was ended with this error, as the Connect protocol has it."""
+
+    def __init__(self, code: grpc.StatusCode, message: str, has_details: bool) -> None:
+        super().__init__(message)
+        name = "canceled" if code is grpc.StatusCode.CANCELLED else code.name.lower()
+        told: dict[str, Any] = {"code": name, "message": message}
+        if has_details:
+            told["details"] = [{"type": "google.rpc.ErrorInfo", "value": ""}]
+        self.body = json.dumps(told).encode()
 
 
 class _Context:
@@ -71,8 +77,7 @@ class _Context:
     async def abort(
         self, code: grpc.StatusCode, details: str, trailers: tuple[Any, ...] = ()
     ) -> NoReturn:
-        name = "canceled" if code is grpc.StatusCode.CANCELLED else code.name.lower()
-        raise _Aborted(Problem(name, details, "TOLD" if trailers else ""))
+        raise _Aborted(code, details, bool(trailers))
 
 
 class _App:
@@ -92,7 +97,7 @@ class _App:
             asked: Any = _MESSAGES[name]
             found = await answering(asked.FromString(await _read(receive)), _Context())
         except _Aborted as aborted:
-            await error(aborted.problem).send(send)
+            await _send(send, 500, b"application/json", aborted.body)
         except asyncio.CancelledError:
             await _send(send, 503, b"text/plain", b"it is stopped")
         else:
