@@ -27,10 +27,10 @@ from policyd.client.decision_carrier import Carrier
 from policyd.client.fallback import OnError, instead
 from policyd.client.key_follower import KeyFollower, Policyds
 from policyd.client.key_stream import StreamFault
-from policyd.client.peers import Targets, addresses
 from policyd.client.policyd_destination import PolicydDestination
 from policyd.client.reporter import Reporter
 from policyd.client.statuses import Failed, Meaning, bare
+from policyd.client.targets import Targets, only_grpc
 from policyd.command.log_settings import SPOOL_LIMIT
 from policyd.command.worker_clock import WorkerClock
 from policyd.decider import Decider
@@ -102,7 +102,7 @@ class LocalPolicyClient:
         drop_when_full: bool = False,
         drop_on_error: bool = False,
     ) -> None:
-        self._policyds = Policyds(addresses(target), credentials, token)
+        self._policyds = Policyds(only_grpc(target, "LocalPolicyClient"), credentials, token)
         self._settings = LocalSettings(
             spool, spool_limit, spool_sync, drop_when_full, drop_on_error
         )
