@@ -85,7 +85,7 @@ class Request:
             return
         with suppress(TimeoutError):
             async with asyncio.timeout(self._patience):
-                while self._incoming.more and limit > 0:
+                while limit > 0 and self._incoming.more:
                     limit -= len(await self._incoming.piece())
 
 
