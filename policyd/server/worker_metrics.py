@@ -11,7 +11,6 @@ from policyd.decider.metrics import DecisionMetrics
 from policyd.decision_log.writer import DecisionLog
 from policyd.descriptor.body_memory import Bodies
 from policyd.keys.stored_key_table import StoredKeyTable
-from policyd.services.errors import REASONS, reason_of
 from policyd.telemetry import catalogue
 from policyd.telemetry.metrics import Watch
 
@@ -33,7 +32,7 @@ class WorkerMetrics(Watch):
         self._bodies = bodies
         super().__init__()
         metrics = self._metrics
-        self.decisions = DecisionMetrics(metrics, REASONS, reason_of)
+        self.decisions = DecisionMetrics(metrics)
         self._revision = metrics.gauge(catalogue.REVISION)
         self._staleness = metrics.gauge(catalogue.STALENESS)
         self._known = metrics.gauge(catalogue.KEYS)
