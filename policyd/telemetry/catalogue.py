@@ -112,7 +112,10 @@ COST = _counter(
     "US dollars",
 )
 SHIPPED = _counter(
-    "policyd_log_shipped_total", "", "Entries of the decision log that the database was given."
+    "policyd_log_shipped_total",
+    "",
+    "Entries of the decision log that the database was given, those of gateways that decide by "
+    "themselves included.",
 )
 LOST = _counter(
     "policyd_log_lost_total",

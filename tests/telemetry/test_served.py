@@ -154,6 +154,29 @@ def test_tokens_and_cost(measured: Measured) -> None:
         assert total(program, name, model="gpt-4o-mini", kind="output") > 0
 
 
+def test_tokens_of_local_decisions(measured: Measured) -> None:
+    """They count at policyd as it prices them, as those of all other gateways do."""
+    policyd, local = measured.policyd, measured.local
+
+    def counts() -> tuple[float, ...]:
+        return (
+            total(policyd, "policyd_tokens_total", model="gpt-4o-mini", kind="output"),
+            total(local, "policyd_gateway_tokens_total", model="gpt-4o-mini", kind="output"),
+            total(policyd, "policyd_log_shipped_total"),
+            total(local, "policyd_gateway_log_carried_total"),
+        )
+
+    time.sleep(1)
+    before, cost = counts(), total(policyd, "policyd_cost_usd_total", model="gpt-4o-mini")
+    for _ in range(3):
+        assert measured.chat(measured.enforcing, user="alice", gateway=local) == 200
+    until(lambda: counts()[3] == before[3] + 6)
+    until(lambda: counts()[2] == before[2] + 6)
+    tokens = [after - was for after, was in zip(counts(), before, strict=True)][:2]
+    assert tokens[0] == tokens[1] > 0
+    assert total(policyd, "policyd_cost_usd_total", model="gpt-4o-mini") > cost
+
+
 def test_hostile_names(measured: Measured) -> None:
     """However many models, methods and paths clients name, the series stay few."""
     for number in range(MODELS + 50):
