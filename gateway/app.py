@@ -93,7 +93,7 @@ class Gateway:
         settings = self._settings
         if self._evaluate is None:
             if settings.is_local:
-                self._policyd = self.local = await local_client(settings).__aenter__()
+                self._policyd = self.local = await self._local_client().__aenter__()
             else:
                 self._policyd = policyd_client(settings)
             self._evaluate = self._policyd.evaluate
@@ -145,6 +145,9 @@ class Gateway:
         from gateway.request_metrics import RequestMetrics
 
         return RequestMetrics(self)
+
+    def _local_client(self) -> "LocalPolicyClient":
+        return local_client(self._settings, self._traces.tracer if self._traces else None)
 
     def end(self, reason: str) -> None:
         """Report from now on that the gateway is not ready, and why."""
@@ -255,7 +258,10 @@ class Gateway:
         """What policyd decides: the reply to the client, or the permission to forward."""
         assert self._evaluate is not None
         try:
-            answer = await self._evaluate(asked)
+            if self.local is None or exchange.trace is None:
+                answer = await self._evaluate(asked)
+            else:
+                answer = await self.local.evaluate(asked, exchange.trace.ask)
             if answer.decision in (DECISION_ALLOW, DECISION_DENY):
                 exchange.decision = answer
             if answer.decision == DECISION_ALLOW:

@@ -16,7 +16,7 @@ import secrets
 from collections.abc import Coroutine
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from grpc import ChannelCredentials
 
@@ -27,6 +27,7 @@ from policyd.client.fallback import OnError, instead
 from policyd.client.key_follower import KeyFollower, Policyds
 from policyd.client.key_stream import StreamFault
 from policyd.client.local_outcomes import LocalOutcomes
+from policyd.client.local_watching import ADAPTER, UNWATCHED, LocalWatching
 from policyd.client.policyd_destination import PolicydDestination
 from policyd.client.request_outcome import RequestOutcome
 from policyd.client.statuses import bare
@@ -49,6 +50,9 @@ from policyd.v1.policy_pb2 import (
     Outcome,
 )
 
+if TYPE_CHECKING:
+    from policyd.telemetry.tracing import Span
+
 _log = logging.getLogger(__name__)
 
 _BODIES = 512 * 2**20
@@ -57,8 +61,8 @@ _CLOCK_BOUND = 5.0
 """Seconds that this machine's clock may differ from policyd's."""
 _START = 10.0
 """Seconds that a start waits for settings."""
-_ADAPTER = "grpc"
-"""What the evaluations count as: those of a caller of PolicyService."""
+_TRUSTED_AS = "grpc"
+"""What the evaluations are trusted as: those of a caller of PolicyService."""
 
 
 class LocalSettings(NamedTuple):
@@ -79,7 +83,7 @@ class LocalPolicyClient:
     a folder on a local disk for the decisions that policyd does not have yet, up to `spool_limit`
     bytes; processes that decide for one policyd may share it. `spool_sync` says when the disk has a
     decision: see decision_log/spool. `drop_when_full` and `drop_on_error` answer, and count the
-    loss, where a decision cannot be written.
+    loss, where a decision cannot be written. `watching` counts and traces what it decides.
 
     Enter it with `async with`, in the event loop that it is used in, before the first call. Raises
     SettingsError where the folder cannot be used, and ValueError where `target` is none.
@@ -99,11 +103,13 @@ class LocalPolicyClient:
         spool_sync: Sync = "interval",
         drop_when_full: bool = False,
         drop_on_error: bool = False,
+        watching: LocalWatching = UNWATCHED,
     ) -> None:
         self._policyds = Policyds(only_grpc(target, "LocalPolicyClient"), credentials, token)
         self._settings = LocalSettings(
             spool, spool_limit, spool_sync, drop_when_full, drop_on_error
         )
+        self._watching = watching
         self._timeout = timeout
         self._on_error = on_error
         self._max_staleness = max_staleness
@@ -126,7 +132,9 @@ class LocalPolicyClient:
         process = secrets.token_hex(6)
         self.log = open_log(self._settings, process, self._clock.time)
         self._decider = Decider(
-            self.keys, self._defaults, process, self.log.append, self._bodies, self._clock.time
+            *(self.keys, self._defaults, process, self.log.append, self._bodies),
+            *(self._clock.time, self._watching.metrics),
+            traces=self._watching.traces,
         )
         self.follower = KeyFollower(
             *(self.keys, self._clock, self._policyds, process, self._expect),
@@ -171,20 +179,22 @@ class LocalPolicyClient:
         self._bodies.close()
         forking.in_use.discard(self)
 
-    async def evaluate(self, request: EvaluateRequest) -> EvaluateResponse:
-        """Decide on a request. Without a decision, for any cause, `on_error` holds: NoDecision is
-        raised, or the answer has no decision_id."""
+    async def evaluate(
+        self, request: EvaluateRequest, step: "Span | None" = None
+    ) -> EvaluateResponse:
+        """Decide on a request, as a part of the traced `step`. Without a decision, for any cause,
+        `on_error` holds: NoDecision is raised, or the answer has no decision_id."""
         try:
             self._check()
             decider = self._decider
             if request.min_revision > decider.revision:
                 await decider.reach(request.min_revision, self._timeout)
-            trusted = self._defaults.trusted(_ADAPTER)
-            return await decider.answer(request, trusted=trusted, adapter=_ADAPTER)
+            trusted = self._defaults.trusted(_TRUSTED_AS)
+            return await decider.answer(request, trusted=trusted, adapter=ADAPTER, context=step)
         except NoDecision as problem:
             return instead(problem, self._on_error)
         except Exception as error:  # noqa: BLE001  # As policyd does, which answers each error.
-            return instead(_undecided(error), self._on_error)
+            return instead(self._undecided(error), self._on_error)
 
     async def check_key(self, request: CheckKeyRequest) -> CheckKeyResponse:
         """Whether a key is in force, and whether deciding needs the request's body. Raises
@@ -193,7 +203,7 @@ class LocalPolicyClient:
         try:
             return self._decider.check_key(request)
         except Exception as error:  # noqa: BLE001  # As above.
-            raise _undecided(error) from None
+            raise self._undecided(error) from None
 
     def report(self, outcome: Outcome) -> None:
         """Log the outcome of a request that was allowed, as PolicyClient.report() does: it returns
@@ -255,6 +265,15 @@ class LocalPolicyClient:
                 is_outage=True,
             )
 
+    def _undecided(self, error: Exception) -> NoDecision:
+        """What policyd would answer for an error of an evaluation, as PolicyClient raises it."""
+        if self._watching.metrics is not None:
+            self._watching.metrics.failed(error)
+        if isinstance(error, PolicydError):
+            return bare(NoDecision(f"policyd gave no decision ({error})"))
+        _log.error("an unexpected error", exc_info=error)
+        return NoDecision("policyd gave no decision (the log says more)")
+
     async def _expect(self, identity: str) -> None:
         """Make sure that a policyd's database is the one that is followed, and that the spool is
         for. Raises StreamFault."""
@@ -270,14 +289,6 @@ class LocalPolicyClient:
 
     def _work(self, *work: Coroutine[Any, Any, None]) -> None:
         self._working += [asyncio.create_task(one) for one in work]
-
-
-def _undecided(error: Exception) -> NoDecision:
-    """What policyd would answer for an error of an evaluation, as PolicyClient raises it."""
-    if isinstance(error, PolicydError):
-        return bare(NoDecision(f"policyd gave no decision ({error})"))
-    _log.error("an unexpected error", exc_info=error)
-    return NoDecision("policyd gave no decision (the log says more)")
 
 
 def hold(folder: Path) -> AbstractContextManager[None]:

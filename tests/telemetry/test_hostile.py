@@ -11,7 +11,6 @@ from policyd.decider.metrics import DecisionMetrics
 from policyd.decision_log.record import Outcome, Record, Verdict
 from policyd.decision_log.refused_key import RefusedKey, RefusedKeyReason
 from policyd.engine.states import Ignored, Mode, Source, UserState
-from policyd.services.errors import REASONS, reason_of
 from policyd.telemetry.bounds import CHILDREN, MODELS
 from policyd.telemetry.metrics import Metrics
 from policyd.v1.policy_pb2 import ENDING_COMPLETE
@@ -46,7 +45,7 @@ def record(number: int) -> Record:
 def test_decisions() -> None:
     """10,000 operations, flags and policies make no more series than there may be."""
     metrics = Metrics()
-    counting = DecisionMetrics(metrics, REASONS, reason_of)
+    counting = DecisionMetrics(metrics)
     for number in range(MANY):
         counting.decided("grpc", (record(number),), perf_counter())
     names = ("policyd_decisions_total", "policyd_policy_results_total")
@@ -60,7 +59,7 @@ def test_decisions() -> None:
 def test_refused_keys_and_outcomes() -> None:
     """Requests without a key make one series for each reason; statuses are those of HTTP."""
     metrics = Metrics()
-    counting = DecisionMetrics(metrics, REASONS, reason_of)
+    counting = DecisionMetrics(metrics)
     for number in range(1000):
         refused = RefusedKey(
             f"{number:032x}",
