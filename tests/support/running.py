@@ -12,6 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from policyd.command.address import Address
 from policyd.keys import tokens
+from policyd.server.preparation import prepare
 from policyd.server.server import Server
 from policyd.settings import ServerSettings
 from policyd.v1 import admin_pb2, policy_pb2
@@ -35,6 +36,13 @@ def settings(folder: Path, **changes: Any) -> ServerSettings:
         "grace": 2.0,
     }
     return ServerSettings(**given | changes)
+
+
+def worker(given: ServerSettings) -> Server:
+    """A server for a test that needs no background worker, whose process costs more CPU than most
+    tests do. It is what each of several workers is: their parent has the background worker."""
+    prepare(given)
+    return Server(given, shared=True, is_first=True)
 
 
 class Running:
