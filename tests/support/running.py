@@ -1,7 +1,7 @@
 """policyd's server in the loop of the tests, and stubs to ask it with."""
 
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,11 +69,13 @@ class Running:
 
 
 @asynccontextmanager
-async def serving(folder: Path) -> AsyncIterator[Running]:
-    """A server with a new database in `folder`."""
+async def serving(
+    folder: Path, start: Callable[[ServerSettings], Server] = Server
+) -> AsyncIterator[Running]:
+    """A server with a new database in `folder`; `worker` starts one that ships no log."""
     given = settings(folder)
     put_database(given.database_url)
-    async with Server(given) as server:
+    async with start(given) as server:
         stubs = Running(server, tokens.load(folder / "admin-token", "test"))
         yield stubs
         await stubs.channel.close()
@@ -82,11 +84,13 @@ async def serving(folder: Path) -> AsyncIterator[Running]:
 
 @contextmanager
 def beside(folder: Path, **changes: Any) -> Iterator[Server]:
-    """A server with a new database in `folder`, in a thread of its own, for tests that block."""
+    """A worker with a database in `folder`, a new one unless it is there, in a thread of its own,
+    for tests that block."""
     given = settings(folder, **changes)
-    put_database(given.database_url)
+    if not (folder / "policyd.db").exists():
+        put_database(given.database_url)
     background = Background()
-    server = Server(given)
+    server = worker(given)
     background.run(server.__aenter__())
     try:
         yield server
