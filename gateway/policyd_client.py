@@ -11,6 +11,7 @@ from policyd.command.tls_files import check_authorities, check_pair, load_author
 
 if TYPE_CHECKING:
     from policyd.client.local import LocalPolicyClient
+    from policyd.telemetry.tracing import Tracer
 
 _PAIR = ("--policyd-cert", "--policyd-key")
 
@@ -26,10 +27,11 @@ def policyd_client(settings: Settings) -> PolicyClient:
     )
 
 
-def local_client(settings: Settings) -> "LocalPolicyClient":
-    """What to decide with by policyd's settings. Raises SettingsError."""
+def local_client(settings: Settings, tracer: "Tracer | None" = None) -> "LocalPolicyClient":
+    """What to decide with by policyd's settings; `tracer` sends its spans. Raises SettingsError."""
     # Imported late, so that a gateway that asks policyd starts sooner and holds less.
     from policyd.client.local import LocalPolicyClient
+    from policyd.client.local_watching import watching
 
     return LocalPolicyClient(
         settings.policyd,
@@ -42,6 +44,7 @@ def local_client(settings: Settings) -> "LocalPolicyClient":
         spool_sync=settings.spool_sync,
         drop_when_full=settings.drop_when_full,
         drop_on_error=settings.drop_on_error,
+        watching=watching(tracer, is_counted=settings.metrics is not None),
     )
 
 

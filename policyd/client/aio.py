@@ -79,7 +79,7 @@ class PolicyClient:
         self._peers: Peers | None = None
         self._closed = False
         self._batches = Batches(self._connected, timeout)
-        self._reporter = Reporter(self._report)
+        self._reporter = Reporter(self._report, Outcome.ByteSize)
 
     async def __aenter__(self) -> Self:
         return self
@@ -164,8 +164,12 @@ class PolicyClient:
         except NoDecision:
             return False
 
-    async def _report(self, outcomes: ReportOutcomeRequest) -> ReportOutcomeResponse:
-        return await self._connected().ask(REPORT_OUTCOME, outcomes, _REPORT_TIMEOUT)
+    async def _report(self, outcomes: list[Outcome]) -> list[str]:
+        request = ReportOutcomeRequest(outcomes=outcomes)
+        answer: ReportOutcomeResponse = await self._connected().ask(
+            REPORT_OUTCOME, request, _REPORT_TIMEOUT
+        )
+        return [one.message for one in answer.rejected]
 
     def _connected(self) -> Peers:
         if self._closed:

@@ -12,6 +12,7 @@ from grpc import ChannelCredentials
 from policyd.client.key_follower import Policyds, channel_to, first_request, reason
 from policyd.client.key_stream import KeyStream, Pulse, StreamFault
 from policyd.client.statuses import failed
+from policyd.client.stream_call import StreamCall
 from policyd.client.targets import Targets, only_grpc
 from policyd.command.worker_clock import WorkerClock
 from policyd.decision_log import spool as spools
@@ -83,7 +84,7 @@ async def _read(policyds: Policyds, channel: grpc.aio.Channel, key: str, databas
     request = first_request(keys, database, secrets.token_hex(6))
     stub: LocalDecisionServiceAsyncStub = LocalDecisionServiceStub(channel)
     # Not an iterator of requests: policyd ends a stream whose follower has ended its own side.
-    call = stub.WatchKeys(metadata=policyds.metadata)
+    call = StreamCall(stub.WatchKeys(metadata=policyds.metadata))
     await call.write(request)
     while isinstance(message := await call.read(), pb.WatchKeysResponse):
         await stream.take(message)
