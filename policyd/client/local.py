@@ -177,8 +177,9 @@ class LocalPolicyClient:
         try:
             self._check()
             decider = self._decider
-            if request.min_revision > decider.revision:
-                await decider.reach(request.min_revision, self._timeout)
+            wanted = request.min_revision
+            if wanted and wanted > decider.revision:
+                await decider.reach(wanted, self._timeout)
             trusted = self._defaults.trusted(_ADAPTER)
             return await decider.answer(request, trusted=trusted, adapter=_ADAPTER)
         except NoDecision as problem:
