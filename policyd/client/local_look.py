@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import grpc
 from grpc import ChannelCredentials
 
-from policyd.client.key_follower import Policyds, channel_to, first_request, reason
+from policyd.client.key_follower import Policyds, channel_to, first_request, opened, reason
 from policyd.client.key_stream import KeyStream, Pulse, StreamFault
 from policyd.client.peers import Targets, addresses
 from policyd.client.statuses import failed
@@ -83,8 +83,7 @@ async def _read(policyds: Policyds, channel: grpc.aio.Channel, key: str, databas
     request = first_request(keys, database, secrets.token_hex(6))
     stub: LocalDecisionServiceAsyncStub = LocalDecisionServiceStub(channel)
     # Not an iterator of requests: policyd ends a stream whose follower has ended its own side.
-    call = stub.WatchKeys(metadata=policyds.metadata)
-    await call.write(request)
+    call = await opened(stub, policyds, request)
     while isinstance(message := await call.read(), pb.WatchKeysResponse):
         await stream.take(message)
         if keys.is_known:
