@@ -42,6 +42,7 @@ from policyd.asgi.reply import (
     denied,
 )
 from policyd.client import NoDecision, PolicyClient
+from policyd.client.request_outcome import RequestOutcome
 from policyd.descriptor.describe import HttpRequest, describe
 from policyd.descriptor.headers import TRACE_HEADER, wants_websocket
 from policyd.descriptor.identifiers import BodyAttributes
@@ -50,7 +51,6 @@ from policyd.v1.policy_pb2 import (
     DECISION_DENY,
     EvaluateRequest,
     EvaluateResponse,
-    Outcome,
 )
 
 if TYPE_CHECKING:
@@ -234,9 +234,11 @@ class Gateway:
                 exchange.outcome = recorder.outcome()
                 self._report(exchange.outcome)
 
-    def _report(self, outcome: Outcome) -> None:
-        assert self._policyd is not None
-        self._policyd.report(outcome)
+    def _report(self, outcome: RequestOutcome) -> None:
+        if self.local is not None:
+            self.local.record(outcome)
+        elif self._policyd is not None:
+            self._policyd.report(outcome.message())
         if self.metrics is not None:
             self.metrics.used(outcome)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from yarl import URL
 
 from gateway.headers import RequestHeaders
+from policyd.client.request_outcome import RequestOutcome
 from policyd.descriptor import headers
 from policyd.descriptor.headers import TRACE_HEADER
 from policyd.telemetry.redaction import redacted
@@ -22,7 +23,6 @@ from policyd.v1.policy_pb2 import (
     ENDING_UNSPECIFIED,
     Ending,
     EvaluateRequest,
-    Outcome,
 )
 
 if TYPE_CHECKING:
@@ -209,18 +209,18 @@ def _upstream_error(exchange: "Exchange") -> str:
     return "" if exchange.answered else "no_answer"
 
 
-def _usage(outcome: Outcome) -> dict[str, Value]:
+def _usage(outcome: RequestOutcome) -> dict[str, Value]:
     found: dict[str, Value] = {
         "gen_ai.response.model": outcome.model,
         "gen_ai.response.id": outcome.openai_id,
     }
     # A count that is not known is none at all: it is no 0.
-    if outcome.HasField("input_tokens"):
+    if outcome.input_tokens is not None:
         found["gen_ai.usage.input_tokens"] = outcome.input_tokens
-    if outcome.HasField("output_tokens"):
+    if outcome.output_tokens is not None:
         found["gen_ai.usage.output_tokens"] = outcome.output_tokens
-    if outcome.HasField("cached_tokens"):
+    if outcome.cached_tokens is not None:
         found["gen_ai.usage.cache_read.input_tokens"] = outcome.cached_tokens
-    if outcome.HasField("cache_write_tokens"):
+    if outcome.cache_write_tokens is not None:
         found["gen_ai.usage.cache_creation.input_tokens"] = outcome.cache_write_tokens
     return found

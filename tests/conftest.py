@@ -21,7 +21,7 @@ from tests.support.stack import Background, Gateway, Upstream
 
 # A busy machine makes no test fail.
 hypothesis.settings.register_profile("policyd", deadline=None)
-hypothesis.settings.register_profile("quick", deadline=None, max_examples=25)
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=16)
 hypothesis.settings.load_profile("policyd")
 
 

@@ -19,6 +19,7 @@ from grpc import ChannelCredentials
 from policyd.build_info import version
 from policyd.client.connection import OPTIONS
 from policyd.client.key_stream import SILENCE, KeyStream, Pulse, StreamFault
+from policyd.client.stream_call import StreamCall
 from policyd.command.worker_clock import WorkerClock
 from policyd.keys import key_table
 from policyd.keys.key_table import KeyTable
@@ -131,11 +132,13 @@ class KeyFollower:
 
     async def _read(self, channel: grpc.aio.Channel, target: str) -> None:
         stub: LocalDecisionServiceAsyncStub = LocalDecisionServiceStub(channel)
-        request = first_request(self._keys, self.database, self._process)
-        call = await opened(stub, self._policyds, request)
+        call = StreamCall(stub.WatchKeys(metadata=self._policyds.metadata))
         stream = KeyStream(self._keys, self._pulse, self._expect)
         began = key_table.seconds()
         try:
+            await _within(
+                SILENCE, call.write(first_request(self._keys, self.database, self._process))
+            )
             while True:
                 left = stream.heard_at + SILENCE - key_table.seconds()
                 message = await _within(max(left, 0), call.read())
@@ -169,29 +172,6 @@ class KeyFollower:
         others = len(self._policyds.targets) > 1
         is_stale = not self._is_fresh or stream.behind > self._max_staleness / 2
         return others and is_stale and key_table.seconds() - began > _PATIENCE
-
-
-async def opened(
-    stub: "LocalDecisionServiceAsyncStub", policyds: Policyds, request: pb.WatchKeysRequest
-) -> Any:
-    """A stream of settings, whose first request is written. Raises AioRpcError or TimeoutError."""
-    call = stub.WatchKeys(metadata=policyds.metadata)
-    try:
-        await _within(SILENCE, call.write(request))
-    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-        call.cancel()
-        # policyd has ended the stream before, and gRPC's error hides why: it tells so where
-        # nothing is written.
-        unwritten = stub.WatchKeys(metadata=policyds.metadata)
-        try:
-            await _within(SILENCE, unwritten.read())
-        finally:
-            unwritten.cancel()
-        raise
-    except BaseException:
-        call.cancel()
-        raise
-    return call
 
 
 def first_request(keys: KeyTable, database: str, process: str) -> pb.WatchKeysRequest:

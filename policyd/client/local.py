@@ -18,7 +18,6 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-import grpc
 from grpc import ChannelCredentials
 
 from policyd.client import forking
@@ -27,11 +26,12 @@ from policyd.client.decision_carrier import Carrier
 from policyd.client.fallback import OnError, instead
 from policyd.client.key_follower import KeyFollower, Policyds
 from policyd.client.key_stream import StreamFault
+from policyd.client.local_outcomes import LocalOutcomes
 from policyd.client.local_watching import ADAPTER, UNWATCHED, LocalWatching
-from policyd.client.peers import Targets, addresses
 from policyd.client.policyd_destination import PolicydDestination
-from policyd.client.reporter import Reporter
-from policyd.client.statuses import Failed, Meaning, bare
+from policyd.client.request_outcome import RequestOutcome
+from policyd.client.statuses import bare
+from policyd.client.targets import Targets, only_grpc
 from policyd.command.log_settings import SPOOL_LIMIT
 from policyd.command.worker_clock import WorkerClock
 from policyd.decider import Decider
@@ -39,7 +39,7 @@ from policyd.decision_log import spool as spools
 from policyd.decision_log.process_log import keep_checked, keep_flushed, open_log
 from policyd.decision_log.spool import SpoolReader, Sync
 from policyd.descriptor.body_memory import Bodies
-from policyd.errors import LogFull, NoDecision, PolicydError, SettingsError
+from policyd.errors import NoDecision, PolicydError, SettingsError
 from policyd.keys.defaults import Defaults
 from policyd.keys.key_table import KeyTable
 from policyd.v1.policy_pb2 import (
@@ -48,8 +48,6 @@ from policyd.v1.policy_pb2 import (
     EvaluateRequest,
     EvaluateResponse,
     Outcome,
-    ReportOutcomeRequest,
-    ReportOutcomeResponse,
 )
 
 if TYPE_CHECKING:
@@ -107,7 +105,7 @@ class LocalPolicyClient:
         drop_on_error: bool = False,
         watching: LocalWatching = UNWATCHED,
     ) -> None:
-        self._policyds = Policyds(addresses(target), credentials, token)
+        self._policyds = Policyds(only_grpc(target, "LocalPolicyClient"), credentials, token)
         self._settings = LocalSettings(
             spool, spool_limit, spool_sync, drop_when_full, drop_on_error
         )
@@ -120,7 +118,8 @@ class LocalPolicyClient:
         """The settings that it decides by."""
         self._defaults = Defaults(self.keys)
         self._bodies = Bodies(_BODIES)
-        self._reporter = Reporter(self._report)
+        # The decider is made once it is entered.
+        self._outcomes = LocalOutcomes(lambda entries: self._decider.log_outcomes(entries))  # noqa: PLW0108
         self._working: list[asyncio.Task[None]] = []
         self._closed = False
 
@@ -167,7 +166,7 @@ class LocalPolicyClient:
         if forking.is_broken():  # Its channels belong to the parent of this process.
             self._closed = True
             return
-        await self._reporter.close()
+        await self._outcomes.reporter.close()
         self._closed = True
         for task in self._working:
             task.cancel()
@@ -209,12 +208,16 @@ class LocalPolicyClient:
     def report(self, outcome: Outcome) -> None:
         """Log the outcome of a request that was allowed, as PolicyClient.report() does: it returns
         at once, and a batch is written a little later."""
-        self._reporter.report(outcome)
+        self._outcomes.report(outcome)
+
+    def record(self, outcome: RequestOutcome) -> None:
+        """The same for an outcome that this process has recorded itself."""
+        self._outcomes.record(outcome)
 
     @property
     def outcomes_lost(self) -> int:
         """How many outcomes that report() was given are lost."""
-        return self._reporter.lost
+        return self._outcomes.reporter.lost
 
     @property
     def lost(self) -> int:
@@ -270,13 +273,6 @@ class LocalPolicyClient:
             return bare(NoDecision(f"policyd gave no decision ({error})"))
         _log.error("an unexpected error", exc_info=error)
         return NoDecision("policyd gave no decision (the log says more)")
-
-    async def _report(self, outcomes: ReportOutcomeRequest) -> ReportOutcomeResponse:
-        try:
-            return await self._decider.report(outcomes.outcomes)
-        except LogFull as error:
-            code = grpc.StatusCode.RESOURCE_EXHAUSTED
-            raise Failed(code, str(error), Meaning.ELSEWHERE) from None
 
     async def _expect(self, identity: str) -> None:
         """Make sure that a policyd's database is the one that is followed, and that the spool is

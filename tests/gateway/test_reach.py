@@ -14,9 +14,9 @@ import trustme
 
 from gateway.reach import ask
 from gateway.settings import Settings
+from policyd.command.address import Address
 from policyd.errors import NoDecision
 from tests.gateway.test_process import FREE
-from tests.support.databases import migrated
 from tests.support.processes import Policyd, Program
 from tests.support.running import beside
 
@@ -153,8 +153,7 @@ def test_a_gateway_starts_without_policyd(tmp_path: Path) -> None:
     )
     try:
         wait_for(gateway, "policyd does not decide yet: no program listens")
-        running = Policyd(migrated(tmp_path), "--grpc", address)
-        wait_for(gateway, "policyd answers now")
-        running.stop()
+        with beside(tmp_path, grpc=Address.parse(address, "--grpc")):
+            wait_for(gateway, "policyd answers now")
     finally:
         assert gateway.stop() == 0

@@ -21,6 +21,7 @@ from tests.services.test_watch_keys import made
 from tests.support.databases import open_store, taking_changes
 from tests.support.followers import FakeCarrier
 from tests.support.records import outcome, record
+from tests.support.running import worker
 
 CODE = grpc.StatusCode
 NOW = datetime.now(UTC)
@@ -55,7 +56,7 @@ def lines(entries: Iterable[Any]) -> bytes:
 async def running(new_database: str, tmp_path: Path) -> AsyncIterator[Running]:
     store = open_store(new_database)
     settings = made(tmp_path, database_url=new_database, database_timeout=5.0)
-    async with Server(settings) as server:
+    async with worker(settings) as server:
         found = Running(server, store)
         yield found
         await found.channel.close()
@@ -201,7 +202,7 @@ async def test_the_database_takes_no_changes(tmp_path: Path) -> None:
     """The stream ends with UNAVAILABLE, and nothing of the chunk is there; later it is taken."""
     url = f"sqlite:///{tmp_path}/policyd.db"
     store = open_store(url)
-    async with Server(made(tmp_path, database_url=url)) as server:
+    async with worker(made(tmp_path, database_url=url)) as server:
         running = Running(server, store)
         sent = lines(running.records(5))
         carrier = await running.carrier()

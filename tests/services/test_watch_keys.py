@@ -29,6 +29,7 @@ from policyd.v1 import local_pb2 as pb
 from policyd.v1 import policy_pb2
 from tests.support.databases import open_store
 from tests.support.followers import TOKEN, FakeFollower, bearer, stub, token_file
+from tests.support.running import worker
 
 LOCAL = Address("127.0.0.1", 0)
 CODE = grpc.StatusCode
@@ -78,7 +79,7 @@ class Running:
 
 @asynccontextmanager
 async def serving(settings: ServerSettings, store: Store) -> AsyncIterator[Running]:
-    async with Server(settings) as server:
+    async with worker(settings) as server:
         running = Running(server, store, settings)
         yield running
         await running.channel.close()
@@ -310,7 +311,7 @@ async def test_nothing_is_known_yet(tmp_path: Path) -> None:
     """Heartbeats say so, and a follower keeps what it has."""
     (tmp_path / "policyd.db").mkdir()
     settings = made(tmp_path)
-    async with Server(replace(settings, snapshot_max_age=0.0)) as server:
+    async with worker(replace(settings, snapshot_max_age=0.0)) as server:
         channel = grpc.aio.insecure_channel(str(server.grpc))
         follower = FakeFollower()
         await follower.follow(channel, revision=7, has_none=False, epoch="ab")
@@ -405,9 +406,8 @@ async def test_snapshots_wait_for_their_turn(
     monkeypatch.setattr(watch_keys, "SNAPSHOTS", 0)
     running.store.keys.create("one")
     waiting = [await running.follower() for _ in range(3)]
-    for follower in waiting:
-        await follower.beaten(2)
-        assert follower.snapshots == []
+    await asyncio.gather(*(follower.beaten(2) for follower in waiting))
+    assert [follower.snapshots for follower in waiting] == [[], [], []]
     monkeypatch.setattr(watch_keys, "SNAPSHOTS", 1)
     for follower in waiting:
         await follower.until(partial(_has, follower, running))
@@ -479,8 +479,7 @@ async def test_a_restart_under_many_followers(tmp_path: Path) -> None:
         before = [await running.up_to_date() for _ in range(50)]
     async with serving(settings, store) as running:
         same = [await running.follower(one) for one in before]
-        for follower in same:
-            await follower.beaten(2)
+        await asyncio.gather(*(follower.beaten(2) for follower in same))
         assert sum(len(one.snapshots) for one in same) == 0
     store.keys.create("two")
     async with serving(settings, store) as running:
