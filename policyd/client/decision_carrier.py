@@ -41,6 +41,8 @@ class Carrier:
         # Without a bound: each call of the destination has a deadline of its own.
         self._threads = StoreThreads("carrying decisions to policyd", None)
         self._has_lock = False
+        self._closing: asyncio.Task[None] | None = None
+        """Lets another process carry, or another client of this one, where finish() could not."""
         self._throttle = Throttle(_REMIND)
         self._told = ""
         """The problem that was logged last; "": policyd takes entries."""
@@ -71,6 +73,8 @@ class Carrier:
                 await self._carry_once()
         except TimeoutError:
             _log.warning("decisions that policyd does not have yet stay in the spool")
+            # Once the call that is under way has ended, which may take longer than this client may.
+            self._closing = asyncio.create_task(self._threads.run(self._close))
             return
         await self._threads.run(self._close)
 
