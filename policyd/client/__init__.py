@@ -10,6 +10,7 @@ An evaluation goes through these files:
     statuses    what a gRPC status means: an outage, or a policyd that would not decide
     fallback    the answer in place of a decision, by `on_error`
     reporter    outcomes of requests, reported in batches
+    request_outcome  ... as a gateway records one
     forking     what becomes of clients where a process forks
 
 A program that decides by itself, by policyd's settings, imports LocalPolicyClient from
@@ -19,6 +20,7 @@ policyd.client.local, and with it all that deciding needs:
     key_follower        streams of settings: begun, given up, begun anew elsewhere
     key_stream          one stream: what comes into force, and how old it is
     key_pieces          its messages -> settings
+    local_outcomes      outcomes of requests, logged in batches
     decision_carrier    the spool, carried by one process at a time
     policyd_destination ... to policyd, over a stream
     local_look          a look at a policyd, without following it

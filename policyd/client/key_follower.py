@@ -19,6 +19,7 @@ from grpc import ChannelCredentials
 from policyd.build_info import version
 from policyd.client.connection import OPTIONS
 from policyd.client.key_stream import SILENCE, KeyStream, Pulse, StreamFault
+from policyd.client.stream_call import StreamCall
 from policyd.command.worker_clock import WorkerClock
 from policyd.keys import key_table
 from policyd.keys.key_table import KeyTable
@@ -131,7 +132,7 @@ class KeyFollower:
 
     async def _read(self, channel: grpc.aio.Channel, target: str) -> None:
         stub: LocalDecisionServiceAsyncStub = LocalDecisionServiceStub(channel)
-        call = stub.WatchKeys(metadata=self._policyds.metadata)
+        call = StreamCall(stub.WatchKeys(metadata=self._policyds.metadata))
         stream = KeyStream(self._keys, self._pulse, self._expect)
         began = key_table.seconds()
         try:

@@ -19,6 +19,7 @@ from policyd.services import local_messages
 from policyd.services.claimed_entries import GatewayDestination
 from policyd.services.errors import Note, abort, unnoted
 from policyd.store import Store
+from policyd.store.destination import NoteShipped
 from policyd.v1 import local_pb2 as pb
 
 _log = logging.getLogger(__name__)
@@ -35,7 +36,8 @@ class Appending:
     """Appends the entries of gateways' spools to `store`.
 
     `identity` returns that of its database, `clock` the worker's time in seconds since 1970, and
-    entries may be `ahead` seconds ahead of it. `note` is told of each error that ends a stream.
+    entries may be `ahead` seconds ahead of it. `note` is told of each error that ends a stream, and
+    `note_shipped` of the entries that the store is given.
     """
 
     def __init__(
@@ -46,12 +48,14 @@ class Appending:
         ahead: float,
         timeout: float = TIMEOUT,
         note: Note = unnoted,
+        note_shipped: NoteShipped | None = None,
     ) -> None:
         self._store = store
         self._identity = identity
         self._clock = clock
         self._ahead = ahead
         self._note = note
+        self._note_shipped = note_shipped
         self._threads = StoreThreads(
             "gateways' decisions", timeout * _LONGER, at_once=_AT_ONCE, waiting=MOST
         )
@@ -104,7 +108,7 @@ class Appending:
                 f"the decisions are of the database {request.database}, and this policyd's is "
                 f"{known}: hand them to the policyd of that database"
             )
-        destination = GatewayDestination(self._store, self._clock, self._ahead)
+        destination = GatewayDestination(self._store, self._clock, self._ahead, self._note_shipped)
         return _Stream(self._store, destination, request, known)
 
     def _tell_rejected(self, stream: "_Stream") -> None:

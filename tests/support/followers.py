@@ -3,13 +3,13 @@
 import asyncio
 import itertools
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
+from policyd.client.stream_call import StreamCall
 from policyd.services.local_messages import State
 from policyd.v1 import local_pb2 as pb
 from policyd.v1.local_pb2_grpc import LocalDecisionServiceStub
@@ -66,10 +66,9 @@ class FakeFollower:
 
     async def follow(self, channel: grpc.aio.Channel, token: str = TOKEN, **given: Any) -> None:
         """Begin to follow; what comes is read in the background."""
-        self._call = stub(channel).WatchKeys(metadata=bearer(token))
+        self._call = StreamCall(stub(channel).WatchKeys(metadata=bearer(token)))
         first: dict[str, Any] = {"follower_id": self.id, "host": "gateway-1", "version": "1"}
-        with suppress(grpc.aio.AioRpcError):  # It was rejected already; reading tells why.
-            await self._call.write(pb.WatchKeysRequest(**first | self._has() | given))
+        await self._call.write(pb.WatchKeysRequest(**first | self._has() | given))
         self._reading = asyncio.create_task(self._read())
 
     def _has(self) -> dict[str, Any]:
@@ -83,7 +82,7 @@ class FakeFollower:
 
     async def _read(self) -> None:
         try:
-            async for event in self._call:
+            while (event := await self._call.read()) is not grpc.aio.EOF:
                 await self._take(event)
         except grpc.aio.AioRpcError as error:
             self.error = error
@@ -143,14 +142,12 @@ class FakeCarrier:
     def __init__(
         self, channel: grpc.aio.Channel, token: str = TOKEN, spool: str = "5" * 16
     ) -> None:
-        self._call = stub(channel).AppendDecisions(metadata=bearer(token))
+        self._call = StreamCall(stub(channel).AppendDecisions(metadata=bearer(token)))
         self.spool = spool
 
     async def ask(self, **request: Any) -> pb.AppendDecisionsResponse:
         """The response to one request. Raises AioRpcError."""
-        with suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
-            # A stream that has ended takes no request, and what is read then is its error.
-            await self._call.write(pb.AppendDecisionsRequest(**request))
+        await self._call.write(pb.AppendDecisionsRequest(**request))
         response: pb.AppendDecisionsResponse = await self._call.read()
         return response
 
