@@ -23,7 +23,6 @@ from policyd.keys import api_key
 from policyd.keys.defaults import Defaults
 from policyd.keys.stored_key_table import StoredKeyTable
 from policyd.policies import TABLE, decide
-from policyd.services.errors import REASONS, reason_of
 from policyd.telemetry import access
 from policyd.telemetry.access import AccessLog
 from policyd.telemetry.json_log import json_formatter
@@ -60,7 +59,7 @@ async def _calls() -> dict[str, Call]:
     await keys.refresh()
     made = partial(Decider, keys, Defaults(keys), "benchmark", lambda _: None, Bodies(2**29))
     decider, lined = made(), made(access=DecisionAccess(_access_log()))
-    counted = made(metrics=DecisionMetrics(this_process(), REASONS, reason_of))
+    counted = made(metrics=DecisionMetrics(this_process()))
     sampling = {share: made(traces=DecisionTraces(Tracer(_Nowhere(), share))) for share in (0, 1)}
     allowed, denied = traffic.asked(key), traffic.asked(key, user=None)
     return {

@@ -120,9 +120,9 @@ def start_gateway(
     )
 
 
-def knows(program: str, flag: str) -> bool:
-    """Whether `program serve` of this version has this flag."""
+def knows(program: str, words: str) -> bool:
+    """Whether the help of `program serve` of this version has these words, such as a flag."""
     command = [str(BIN / program), "serve", "--help"]
     env = environment()
     shown = subprocess.run(command, capture_output=True, text=True, env=env, timeout=60, check=True)
-    return f"{flag} " in shown.stdout
+    return f"{words} " in " ".join(shown.stdout.split())

@@ -12,6 +12,7 @@ import yaml
 
 from benchmarks import traffic
 from benchmarks.deployment import Deployment, start_gateway
+from benchmarks.envoy_allow import READY
 from benchmarks.findings import Findings, cpu_chart
 from benchmarks.load import http_target
 from benchmarks.processes import ROOT, Program, Tree, started
@@ -20,9 +21,11 @@ from benchmarks.upstream import upstream
 
 BARE, CHECKED, DENIED = "Envoy, no check", "Envoy, checked", "Envoy, denied (422)"
 OVER_HTTP = "Envoy, checked over HTTP"
+NO_DECISION = "Envoy, a check that decides nothing"
+NGINX = "Envoy, a check over HTTP by nginx"
 UPSTREAM = "upstream"
 GATEWAY = "our gateway, checked"
-_PROXY = "proxy"
+_PROXY, _SERVER = "proxy", "server that allows all"
 _CONCURRENCY = 16
 _SHIPPED = ROOT / "integrations" / "envoy" / "envoy.yaml"
 _OVER_HTTP = _SHIPPED.with_name("http-check.yaml")
@@ -49,23 +52,43 @@ def _cases(folder: Path, running: ExitStack, deployment: Deployment, stub: Progr
     changed = _asking_over_http(_bootstrap(*places), deployment.http)
     over_http = running.enter_context(_envoy(folder / "over-http", changed))
 
-    def case(name: str, proxy: Program, body: bytes, status: int, *, is_checked: bool) -> Case:
-        target = http_target(proxy.places[0] + traffic.PATH, body, headers, status)
+    def unchecked(name: str, proxy: Program, server: Program | None = None) -> Case:
+        target = http_target(proxy.places[0] + traffic.PATH, chat, headers, 200)
         parts = {_PROXY: Tree(proxy.pid)}
-        if not is_checked:
-            return Case(name, target, parts, beside)
-        return Case(name, target, {**parts, **deployment.parts}, beside, deployment.shipped)
+        if server is not None:
+            parts[_SERVER] = Tree(server.pid)
+        return Case(name, target, parts, beside)
+
+    def checked(name: str, proxy: Program, body: bytes, status: int) -> Case:
+        target = http_target(proxy.places[0] + traffic.PATH, body, headers, status)
+        parts = {_PROXY: Tree(proxy.pid), **deployment.parts}
+        return Case(name, target, parts, beside, deployment.shipped)
 
     bare = running.enter_context(_envoy(folder / "bare", _without_check(_bootstrap(*places))))
     gateway = start_gateway(running, *places)
-    anonymous = traffic.body(300, user=None)
+    allowing, by_allowing, by_nginx = _floors(folder, running, places)
     return [
-        case(BARE, bare, chat, 200, is_checked=False),
-        case(CHECKED, checking, chat, 200, is_checked=True),
-        case(OVER_HTTP, over_http, chat, 200, is_checked=True),
-        case(DENIED, checking, anonymous, 422, is_checked=True),
-        case(GATEWAY, gateway, chat, 200, is_checked=True),
+        unchecked(BARE, bare),
+        checked(CHECKED, checking, chat, 200),
+        checked(OVER_HTTP, over_http, chat, 200),
+        checked(DENIED, checking, traffic.body(300, user=None), 422),
+        checked(GATEWAY, gateway, chat, 200),
+        unchecked(NO_DECISION, by_allowing, allowing),
+        unchecked(NGINX, by_nginx),
     ]
+
+
+def _floors(
+    folder: Path, running: ExitStack, places: tuple[str, str]
+) -> tuple[Program, Program, Program]:
+    """What a check costs whatever decides: a server that allows all, the Envoy that asks it over
+    gRPC, and one that asks the upstream's nginx over HTTP, whose CPU counts for none."""
+    command = ("python", "-m", "benchmarks.envoy_allow")
+    allowing = running.enter_context(started(*command, ready=READY + r"(\S+)"))
+    bootstrap = _bootstrap(allowing.places[0], places[1])
+    by_allowing = running.enter_context(_envoy(folder / "by-allowing", bootstrap))
+    changed = _asking_over_http(_bootstrap(*places), places[1])
+    return allowing, by_allowing, running.enter_context(_envoy(folder / "by-nginx", changed))
 
 
 def _note(found: Sequence[Comparison], findings: Findings) -> None:
@@ -99,7 +122,7 @@ def _asking_over_http(bootstrap: dict[str, Any], policy: str) -> dict[str, Any]:
     _manager(bootstrap)["http_filters"][:1] = shipped["http_filters"]
     (cluster,) = shipped["clusters"]
     (endpoint,) = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
-    endpoint["endpoint"]["address"] = _address(policy)
+    endpoint["endpoint"]["address"] = _address(policy.removeprefix("http://"))
     bootstrap["static_resources"]["clusters"].append(cluster)
     return bootstrap
 

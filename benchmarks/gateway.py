@@ -28,10 +28,13 @@ from benchmarks.rounds import (
 from benchmarks.upstream import upstream
 
 PASS_THROUGH, ALLOWED, DENIED = "pass-through", "allowed", "denied (422)"
+OVER_HTTP = "allowed, asked over HTTP"
 LOCAL, LOCAL_DENIED = "local, allowed", "local, denied (422)"
 PORTKEY, LITELLM = "Portkey, no policy", "LiteLLM, its user check"
 _SIZES = {"300 B": 300, "20 kB": 20_000, "1 MB": 1_000_000}
 _LARGE_CONCURRENCY = 16
+_TAKES_URL = "http://HOST:PORT"
+"""Words in the help of a gateway that asks over HTTP, too."""
 _OPEN_LOOP = 2
 """How many times as long as a turn at closed loop one at a constant rate is."""
 
@@ -80,12 +83,17 @@ def _start(folder: Path, running: ExitStack, stub: Program, findings: Findings) 
     if is_local:
         token.touch(0o600)
         token.write_text(secrets.token_urlsafe(32))
-    deployment = Deployment(folder / "policyd", running, *flags)
+    deployment = Deployment(folder / "policyd", running, *flags, over_http=True)
     passing = ("python", "-m", "benchmarks.pass_through")
     gateways = {
         PASS_THROUGH: start_gateway(running, deployment.place, upstream_url, command=passing),
         ALLOWED: start_gateway(running, deployment.place, upstream_url),
     }
+    if knows("policyd-gateway", _TAKES_URL):
+        at = f"http://{deployment.http}"
+        gateways[OVER_HTTP] = start_gateway(running, at, upstream_url)
+    else:
+        findings.absent.append("asking over HTTP: this version's --policyd takes no URL")
     if is_local:
         spool = deployment.add_spool(folder / "gateway-spool")
         local = ("--decide", "local", "--spool", str(spool), "--policyd-token-file", str(token))
@@ -102,6 +110,8 @@ def _cases(ours: _Ours) -> list[Case]:
         ours.case(ALLOWED, ALLOWED, chat),
         ours.case(DENIED, ALLOWED, anonymous, 422),
     ]
+    if OVER_HTTP in ours.gateways:
+        cases.append(ours.case(OVER_HTTP, OVER_HTTP, chat))
     if LOCAL in ours.gateways:
         cases.append(ours.case(LOCAL, LOCAL, chat))
         cases.append(ours.case(LOCAL_DENIED, LOCAL, anonymous, 422))
@@ -132,13 +142,13 @@ def _note(found: Sequence[Comparison], findings: Findings) -> None:
     findings.charts.append(rate_chart("gateway-rate", "Requests a second", found))
     findings.failures(found)
     for one in found:
-        for case in (ALLOWED, DENIED, LOCAL, LOCAL_DENIED):
+        for case in (ALLOWED, DENIED, OVER_HTTP, LOCAL, LOCAL_DENIED):
             pair = (case, PASS_THROUGH)
             findings.beside(one, f"gateway: {case} beside pass-through, CPU", _total, pair)
             findings.beside(
                 one, f"gateway: {case} beside pass-through, rate", _rate, pair, "higher"
             )
-        for case in (ALLOWED, LOCAL):
+        for case in (ALLOWED, OVER_HTTP, LOCAL):
             _added(one, case, findings)
             for peer in (PORTKEY, LITELLM):
                 name = f"gateway: {case} beside {peer}, rate"
@@ -211,7 +221,7 @@ async def _sizes(ours: _Ours, plan: Plan, findings: Findings) -> None:
             beside = with_spread(ratios(turns, bare, _total)) if bare else "-"
             times = [f"{1e3 * median(values):.2f}" for values in _percentiles(turns)]
             rows.append((size, case, f"{median(map(_rate, turns)):.0f}", *times, cpu, beside))
-        for case in (ALLOWED, LOCAL):
+        for case in (ALLOWED, OVER_HTTP, LOCAL):
             name = f"gateway: {case} beside pass-through, {size}, CPU"
             findings.beside(one, name, _total, (case, PASS_THROUGH))
     columns = ("body", "what", "calls/s", "p50 ms", "p99 ms", "CPU ms each", "beside pass-through")

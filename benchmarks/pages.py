@@ -29,13 +29,16 @@ def replaced(page: str, text: str) -> str:
 
 def summary(figures: Mapping[str, Figure]) -> str:
     """The table of the figures that matter most."""
-    allowed, local = gateway.ALLOWED, gateway.LOCAL
+    allowed, local, over_http = gateway.ALLOWED, gateway.LOCAL, gateway.OVER_HTTP
     beside = "beside pass-through"
     asked = evaluate.ALLOWED
     rows = {
         "gateway beside its own pass-through: CPU": f"gateway: {allowed} {beside}, CPU",
         "the same: requests/s": f"gateway: {allowed} {beside}, rate",
         "the same: median latency added, ms": f"gateway: {allowed}, added p50",
+        "asked over HTTP: CPU": f"gateway: {over_http} {beside}, CPU",
+        "the same: requests/s  ": f"gateway: {over_http} {beside}, rate",
+        "the same: median latency added, ms  ": f"gateway: {over_http}, added p50",
         "with local decisions: CPU": f"gateway: {local} {beside}, CPU",
         "the same: requests/s ": f"gateway: {local} {beside}, rate",
         "the same: median latency added, ms ": f"gateway: {local}, added p50",

@@ -42,6 +42,7 @@ from policyd.asgi.reply import (
     denied,
 )
 from policyd.client import NoDecision, PolicyClient
+from policyd.client.request_outcome import RequestOutcome
 from policyd.descriptor.describe import HttpRequest, describe
 from policyd.descriptor.headers import TRACE_HEADER, wants_websocket
 from policyd.descriptor.identifiers import BodyAttributes
@@ -50,7 +51,6 @@ from policyd.v1.policy_pb2 import (
     DECISION_DENY,
     EvaluateRequest,
     EvaluateResponse,
-    Outcome,
 )
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Gateway:
         settings = self._settings
         if self._evaluate is None:
             if settings.is_local:
-                self._policyd = self.local = await local_client(settings).__aenter__()
+                self._policyd = self.local = await self._local_client().__aenter__()
             else:
                 self._policyd = policyd_client(settings)
             self._evaluate = self._policyd.evaluate
@@ -145,6 +145,9 @@ class Gateway:
         from gateway.request_metrics import RequestMetrics
 
         return RequestMetrics(self)
+
+    def _local_client(self) -> "LocalPolicyClient":
+        return local_client(self._settings, self._traces.tracer if self._traces else None)
 
     def end(self, reason: str) -> None:
         """Report from now on that the gateway is not ready, and why."""
@@ -231,9 +234,11 @@ class Gateway:
                 exchange.outcome = recorder.outcome()
                 self._report(exchange.outcome)
 
-    def _report(self, outcome: Outcome) -> None:
-        assert self._policyd is not None
-        self._policyd.report(outcome)
+    def _report(self, outcome: RequestOutcome) -> None:
+        if self.local is not None:
+            self.local.record(outcome)
+        elif self._policyd is not None:
+            self._policyd.report(outcome.message())
         if self.metrics is not None:
             self.metrics.used(outcome)
 
@@ -253,7 +258,10 @@ class Gateway:
         """What policyd decides: the reply to the client, or the permission to forward."""
         assert self._evaluate is not None
         try:
-            answer = await self._evaluate(asked)
+            if self.local is None or exchange.trace is None:
+                answer = await self._evaluate(asked)
+            else:
+                answer = await self.local.evaluate(asked, exchange.trace.ask)
             if answer.decision in (DECISION_ALLOW, DECISION_DENY):
                 exchange.decision = answer
             if answer.decision == DECISION_ALLOW:

@@ -13,8 +13,9 @@ def files(settings: Settings) -> Iterator[Check]:
     """The files that a worker reads at its start. Those of secrets are read with the settings."""
     if (certificate := settings.tls_cert) and (key := settings.tls_key):
         yield Check(f"--tls-cert {certificate}", lambda: _pair(certificate, key))
-    if settings.policyd_tls:
-        yield Check("--policyd-tls", lambda: _policyd_files(settings))
+    if settings.asks_over_tls:
+        flag = "--policyd-tls" if settings.policyd_tls else f"--policyd {settings.policyd}"
+        yield Check(flag, lambda: _policyd_files(settings))
     if settings.is_local:
         yield Check(f"--spool {settings.spool}", lambda: look_at_spool(settings))
 

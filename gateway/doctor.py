@@ -79,13 +79,14 @@ def _checks(settings: Settings, key: str, secrets: Mapping[str, Path | None]) ->
 
 def _policyd(settings: Settings) -> str:
     answer = asyncio.run(ask(settings))
-    way = "over TLS" if settings.policyd_tls else "without TLS"
+    way = "over TLS" if settings.asks_over_tls else "without TLS"
     told = f"it answers {way}, with its settings at revision {answer.revision}"
     is_local = all(one.is_loopback for one in settings.policyd_addresses)
-    if not settings.policyd_tls and not is_local:
+    if not settings.asks_over_tls and not is_local:
+        fix = "https:// in --policyd" if settings.asks_over_http else "--policyd-tls"
         return Doubt(
-            f"{told}: API keys cross the network in the clear; give --policyd-tls unless something "
-            "else protects them"
+            f"{told}: API keys cross the network in the clear; give {fix} unless something else "
+            "protects them"
         )
     return told
 

@@ -22,6 +22,7 @@ from gateway.upstream import (
 )
 from policyd.asgi.body import ClientGone, Receive
 from policyd.asgi.reply import Reply, Send
+from policyd.client.request_outcome import RequestOutcome
 from policyd.descriptor.body_memory import Held
 from policyd.v1.policy_pb2 import (
     DECISION_ALLOW,
@@ -30,7 +31,6 @@ from policyd.v1.policy_pb2 import (
     ENDING_NO_ANSWER,
     ENDING_UPSTREAM_BROKE,
     EvaluateResponse,
-    Outcome,
 )
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Exchange:
         """What the request names, cut."""
         self.decision: EvaluateResponse | None = None
         """policyd's."""
-        self.outcome: Outcome | None = None
+        self.outcome: RequestOutcome | None = None
         """What policyd is told of the answer."""
         self.sent = 0
         """Bytes of the body that the client was sent."""

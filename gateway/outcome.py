@@ -4,12 +4,11 @@ import logging
 import time
 from typing import Protocol
 
-from google.protobuf.duration_pb2 import Duration
-
 from gateway import answer_reader
 from gateway.answer_reader import Reader
-from gateway.usage import MAX_TEXT, AnswerMetadata
-from policyd.v1.policy_pb2 import ENDING_UNSPECIFIED, Ending, Outcome
+from gateway.usage import MAX_TEXT, UNKNOWN, AnswerMetadata
+from policyd.client.request_outcome import RequestOutcome
+from policyd.v1.policy_pb2 import ENDING_UNSPECIFIED, Ending
 
 log = logging.getLogger("gateway")
 
@@ -62,24 +61,30 @@ class OutcomeRecorder:
             except Exception:  # noqa: BLE001  # It is logged, and the answer still passes.
                 self._give_up()
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> RequestOutcome:
         """The outcome, once the request has ended."""
-        outcome = Outcome(decision_id=self._decision_id, ending=self.ending)
-        _set(outcome.duration, time.perf_counter_ns() - self._asked)
-        if self._answer is not None:
-            outcome.http_status = self._answer.status
-            _set(outcome.time_to_first_byte, self._answered - self._asked)
-            outcome.organization = self._answer.header("OpenAI-Organization")[:MAX_TEXT]
-            outcome.openai_id = self._answer.header("X-Request-Id")[:MAX_TEXT]
-            _add(outcome, self._metadata())
-        return outcome
+        duration = time.perf_counter_ns() - self._asked
+        answer = self._answer
+        if answer is None:
+            return RequestOutcome(self._decision_id, self.ending, duration)
+        metadata = self._metadata()
+        return RequestOutcome(
+            self._decision_id,
+            self.ending,
+            duration,
+            answer.status,
+            self._answered - self._asked,
+            answer.header("OpenAI-Organization")[:MAX_TEXT],
+            metadata.openai_id or answer.header("X-Request-Id")[:MAX_TEXT],
+            *metadata[1:],
+        )
 
     def _metadata(self) -> AnswerMetadata:
         try:
-            return AnswerMetadata() if self._reader is None else self._reader.metadata()
+            return UNKNOWN if self._reader is None else self._reader.metadata()
         except Exception:  # noqa: BLE001  # It is logged, and the rest is reported.
             self._give_up()
-            return AnswerMetadata()
+            return UNKNOWN
 
     def _give_up(self) -> None:
         log.exception(
@@ -87,21 +92,3 @@ class OutcomeRecorder:
             extra={"decision_id": self._decision_id},
         )
         self._reader = None
-
-
-def _add(outcome: Outcome, metadata: AnswerMetadata) -> None:
-    if metadata.openai_id:
-        outcome.openai_id = metadata.openai_id
-    outcome.model = metadata.model
-    if metadata.input_tokens is not None:
-        outcome.input_tokens = metadata.input_tokens
-    if metadata.output_tokens is not None:
-        outcome.output_tokens = metadata.output_tokens
-    if metadata.cached_tokens is not None:
-        outcome.cached_tokens = metadata.cached_tokens
-    if metadata.cache_write_tokens is not None:
-        outcome.cache_write_tokens = metadata.cache_write_tokens
-
-
-def _set(duration: Duration, nanoseconds: int) -> None:
-    duration.seconds, duration.nanos = divmod(nanoseconds, 1_000_000_000)

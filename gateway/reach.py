@@ -1,7 +1,7 @@
 """Whether the gateway reaches policyd and, if not, why and what to do about it.
 
-gRPC says of most causes no more than that a peer is not available. So the address is tried by hand:
-its name, its port, and whether TLS is spoken there.
+A client says of most causes no more than that a peer is not available. So the address is tried by
+hand: its name, its port, and whether TLS is spoken there.
 """
 
 import asyncio
@@ -9,10 +9,9 @@ import socket
 import ssl
 from contextlib import suppress
 
-from gateway.policyd_client import credentials_of, policyd_client
+from gateway.policyd_client import credentials_of, policyd_client, tls_context
 from gateway.settings import Settings
 from policyd.command.address import Address
-from policyd.command.tls_files import load_authorities, load_pair
 from policyd.errors import NoDecision
 from policyd.v1.policy_pb2 import CheckKeyRequest, CheckKeyResponse
 
@@ -72,18 +71,18 @@ async def _diagnose(address: Address, settings: Settings) -> str:
     except ConnectionRefusedError:
         return (
             f"no program listens at {address}: start policyd there, or give --policyd the address "
-            "of its --grpc"
+            f"of its {_listener(settings)}"
         )
     except TimeoutError:
         return f"{address} does not answer: check --policyd, and the firewalls on the way"
     except OSError as error:
         return f"{address} cannot be reached ({error.strerror}): check --policyd"
-    if settings.policyd_tls:
+    if settings.asks_over_tls:
         return await _try_tls(address, settings)
     if await _speaks_tls(address):
+        way = f"https://{address} to --policyd" if settings.asks_over_http else "--policyd-tls"
         return (
-            f"{address} speaks TLS: give --policyd-tls, and --policyd-ca with the authority of its "
-            "certificate"
+            f"{address} speaks TLS: give {way}, and --policyd-ca the authority of its certificate"
         )
     return _silent(address, settings)
 
@@ -103,24 +102,30 @@ async def _try_tls(address: Address, settings: Settings) -> str:
                 f"{address} does not take the gateway without a certificate of its --tls-client-ca "
                 f"({error.reason}): give --policyd-cert and --policyd-key"
             )
-        return _no_tls(address)
+        return _no_tls(address, settings)
     except (OSError, EOFError):
-        return _no_tls(address)
+        return _no_tls(address, settings)
     return _silent(address, settings)
 
 
-def _no_tls(address: Address) -> str:
-    return (
-        f"{address} speaks no TLS: leave out --policyd-tls, or start policyd with --tls-cert and "
-        "--tls-key"
+def _no_tls(address: Address, settings: Settings) -> str:
+    way = (
+        f"give http://{address} to --policyd"
+        if settings.asks_over_http
+        else "leave out --policyd-tls"
     )
+    return f"{address} speaks no TLS: {way}, or start policyd with --tls-cert and --tls-key"
+
+
+def _listener(settings: Settings) -> str:
+    return "--http" if settings.asks_over_http else "--grpc"
 
 
 def _silent(address: Address, settings: Settings) -> str:
     return (
         f"{address} takes connections, and did not answer as policyd does within "
-        f"{settings.policy_timeout:g} s: check that --policyd is the address of its --grpc, and "
-        "what its log says"
+        f"{settings.policy_timeout:g} s: check that --policyd is the address of its "
+        f"{_listener(settings)}, and what its log says"
     )
 
 
@@ -134,15 +139,9 @@ async def _speaks_tls(address: Address) -> bool:
 
 
 def _context(settings: Settings) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    context.set_alpn_protocols(["h2"])
-    if settings.policyd_ca is not None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        load_authorities(context, settings.policyd_ca, "--policyd-ca")
+    context = tls_context(settings)
+    if not settings.asks_over_http:
         context.set_alpn_protocols(["h2"])
-    if settings.policyd_cert is not None and settings.policyd_key is not None:
-        flags = ("--policyd-cert", "--policyd-key")
-        load_pair(context, settings.policyd_cert, settings.policyd_key, flags)
     return context
 
 

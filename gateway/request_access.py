@@ -4,7 +4,7 @@ upstream; the others are counted."""
 from typing import TYPE_CHECKING
 
 from policyd.telemetry.access import AccessLine, AccessLog, plain
-from policyd.v1.policy_pb2 import Ending
+from policyd.v1.policy_pb2 import Ending, EvaluateResponse
 
 if TYPE_CHECKING:
     from gateway.exchange import Exchange
@@ -31,6 +31,7 @@ class RequestAccess:
             by=exchange.by or "client",
             operation=exchange.operation,
             verdict=exchange.verdict,
+            flags=_flags(decision) if decision else "",
             decision_id=decision.decision_id if decision else "",
             trace_id=exchange.trace_id,
             api_key_id=decision.api_key_id if decision else "",
@@ -52,6 +53,11 @@ class RequestAccess:
 
 
 _ENDINGS = {value: name.removeprefix("ENDING_").lower() for name, value in Ending.items()}
+
+
+def _flags(decision: EvaluateResponse) -> str:
+    """The types of its flags, as policyd's own line has them."""
+    return ",".join(dict.fromkeys(one.type for one in decision.flags))
 
 
 def _seconds(began: int, ended: int) -> float:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gateway.app import Gateway
     from gateway.exchange import Exchange
     from policyd.client.local import LocalPolicyClient
-    from policyd.v1.policy_pb2 import Outcome
+    from policyd.client.request_outcome import RequestOutcome
 
 _NS = 1e-9
 
@@ -67,7 +67,7 @@ class RequestMetrics(Watch):
         """Count a request without a decision, which was `forwarded` or `refused`."""
         self._undecided[outcome].pending += 1
 
-    def used(self, outcome: "Outcome") -> None:
+    def used(self, outcome: "RequestOutcome") -> None:
         """Count the tokens of an answer."""
         model = self._models.bounded(outcome.model)
         for kind in catalogue.TOKEN_KINDS:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from yarl import URL
 
 from gateway.headers import RequestHeaders
+from policyd.client.request_outcome import RequestOutcome
 from policyd.descriptor import headers
 from policyd.descriptor.headers import TRACE_HEADER
 from policyd.telemetry.redaction import redacted
@@ -22,7 +23,6 @@ from policyd.v1.policy_pb2 import (
     ENDING_UNSPECIFIED,
     Ending,
     EvaluateRequest,
-    Outcome,
 )
 
 if TYPE_CHECKING:
@@ -62,18 +62,20 @@ class RequestTrace:
     """The place of one request in its trace. Its steps get their IDs before they begin, as what
     policyd and the upstream make of it belongs to them."""
 
-    __slots__ = ("ask", "came_at", "server", "upstream")
+    __slots__ = ("ask", "came_at", "is_local", "server", "upstream")
 
-    def __init__(self, server: Span, came_at: int) -> None:
-        """The request came at `came_at` nanoseconds since 1970."""
+    def __init__(self, server: Span, came_at: int, *, is_local: bool = False) -> None:
+        """The request came at `came_at` nanoseconds since 1970. `is_local`: the gateway decides on
+        it by itself."""
         self.server = server
         self.came_at = came_at
+        self.is_local = is_local
         self.ask: Span | None = None
         self.upstream: Span | None = None
 
     def begin_ask(self, values: dict[str, list[str]]) -> None:
         """Have the descriptor that is made of these headers name the step of asking."""
-        self.ask = self.server.child("ask", Kind.CLIENT)
+        self.ask = self.server.child("ask", Kind.INTERNAL if self.is_local else Kind.CLIENT)
         values[TRACEPARENT] = [self.ask.context.header]
 
     def name(self, asked: EvaluateRequest, given: str) -> None:
@@ -92,8 +94,10 @@ class RequestTrace:
 class RequestTraces:
     """Makes the spans of requests to the upstream at `url`, which `tracer` begins."""
 
-    def __init__(self, tracer: Tracer, url: str) -> None:
-        self._tracer = tracer
+    def __init__(self, tracer: Tracer, url: str, *, is_local: bool = False) -> None:
+        """`is_local`: the gateway decides by itself, so asking is a step of its own."""
+        self.tracer = tracer
+        self._is_local = is_local
         upstream = URL(url)
         host = upstream.raw_host or ""
         known = (name for of, name in _PROVIDERS.items() if f".{host}".endswith(f".{of}"))
@@ -107,8 +111,8 @@ class RequestTraces:
         """The trace of a request with these headers, which has just come."""
         came_at = time.time_ns()
         given = of.first(TRACE_HEADER)
-        server = self._tracer.begin("", of.all(TRACEPARENT), given, came_at)
-        return RequestTrace(server, came_at)
+        server = self.tracer.begin("", of.all(TRACEPARENT), given, came_at)
+        return RequestTrace(server, came_at, is_local=self._is_local)
 
     def served(self, exchange: "Exchange", now: int) -> None:
         """Send the spans of a request that has ended. `now` and the exchange's moments are
@@ -152,7 +156,7 @@ class RequestTraces:
 
     def close(self) -> None:
         """Send what is left. It takes a few seconds at most."""
-        self._tracer.close()
+        self.tracer.close()
 
 
 def _method(exchange: "Exchange") -> str:
@@ -161,7 +165,8 @@ def _method(exchange: "Exchange") -> str:
 
 
 def _ask(span: Span, exchange: "Exchange") -> Span:
-    span.set_all({"rpc.system": "grpc", "rpc.service": "policyd.v1.PolicyService"})
+    if exchange.trace is not None and not exchange.trace.is_local:
+        span.set_all({"rpc.system": "grpc", "rpc.service": "policyd.v1.PolicyService"})
     if exchange.decision is None:
         span.error = "no_decision"
     return span
@@ -204,18 +209,18 @@ def _upstream_error(exchange: "Exchange") -> str:
     return "" if exchange.answered else "no_answer"
 
 
-def _usage(outcome: Outcome) -> dict[str, Value]:
+def _usage(outcome: RequestOutcome) -> dict[str, Value]:
     found: dict[str, Value] = {
         "gen_ai.response.model": outcome.model,
         "gen_ai.response.id": outcome.openai_id,
     }
     # A count that is not known is none at all: it is no 0.
-    if outcome.HasField("input_tokens"):
+    if outcome.input_tokens is not None:
         found["gen_ai.usage.input_tokens"] = outcome.input_tokens
-    if outcome.HasField("output_tokens"):
+    if outcome.output_tokens is not None:
         found["gen_ai.usage.output_tokens"] = outcome.output_tokens
-    if outcome.HasField("cached_tokens"):
+    if outcome.cached_tokens is not None:
         found["gen_ai.usage.cache_read.input_tokens"] = outcome.cached_tokens
-    if outcome.HasField("cache_write_tokens"):
+    if outcome.cache_write_tokens is not None:
         found["gen_ai.usage.cache_creation.input_tokens"] = outcome.cache_write_tokens
     return found

@@ -13,6 +13,7 @@ from gateway.upstream_url import KEY_HEADERS, check_upstream, key_header_of
 from policyd.asgi.limits import Limits
 from policyd.command import log_settings
 from policyd.command.address import HANDOVER, Address
+from policyd.command.http_origin import http_origin, scheme_of
 from policyd.command.networks import Network, networks
 from policyd.command.open_files import share
 from policyd.command.settings import dump, load, setting
@@ -38,8 +39,10 @@ class Settings:
     listen: Address = setting(Address("127.0.0.1", 8080), "Where clients connect.")
     policyd: str = setting(
         "127.0.0.1:50051",
-        "The policyd to ask. Of several, or of a name with several addresses, any that answers.",
-        metavar="HOST:PORT,…",
+        "The policyd to ask: HOST:PORT over gRPC, or the http://HOST:PORT or https://HOST:PORT of "
+        "its --http, which costs less CPU. Of several, or of a name with several addresses, any "
+        "that answers.",
+        metavar="ADDRESS,…",
     )
     workers: int = setting(
         1,
@@ -216,7 +219,9 @@ class Settings:
     )
     tls_cert: Path | None = setting(None, "PEM certificate chain to listen with.", path="file")
     tls_key: Path | None = setting(None, "PEM private key to listen with.", path="file")
-    policyd_tls: bool = setting(False, "Ask policyd over TLS.")
+    policyd_tls: bool = setting(
+        False, "Ask policyd over TLS. Over HTTP, https:// in --policyd says it."
+    )
     policyd_ca: Path | None = setting(
         None, "PEM authorities that policyd's certificate may be of.", path="file"
     )
@@ -243,8 +248,25 @@ class Settings:
     @property
     def policyd_addresses(self) -> list[Address]:
         """The addresses of `policyd`. Raises SettingsError."""
-        words = self.policyd.split(",")
-        return [Address.parse(one.strip().removeprefix("dns:///"), "--policyd") for one in words]
+        if self.asks_over_http:
+            return [http_origin(one, "--policyd").address for one in self.policyd.split(",")]
+        words = [one.strip().removeprefix("dns:///") for one in self.policyd.split(",")]
+        if "://" in self.policyd.replace("dns:///", ""):
+            raise SettingsError(
+                "--policyd takes HOST:PORT, http://HOST:PORT or https://HOST:PORT, not "
+                f"{self.policyd!r}"
+            )
+        return [Address.parse(one, "--policyd") for one in words]
+
+    @property
+    def asks_over_http(self) -> bool:
+        """Whether policyd is asked over HTTP, and not over gRPC."""
+        return scheme_of(self.policyd) != ""
+
+    @property
+    def asks_over_tls(self) -> bool:
+        """Whether policyd is asked over TLS."""
+        return self.policyd_tls or scheme_of(self.policyd) == "https"
 
     @property
     def is_local(self) -> bool:
@@ -306,7 +328,7 @@ class Settings:
                 "--body-memory must be at least three times --max-body: a body is held as it came, "
                 "and the process that reads it has a copy, which may be decompressed"
             )
-        _ = self.policyd_addresses
+        self._check_policyd()
         check_upstream(self.upstream)
         self._check_end_users()
         self._check_local()
@@ -325,14 +347,24 @@ class Settings:
             _check_secret(name, getattr(self, name))
         if (self.tls_cert is None) != (self.tls_key is None):
             raise SettingsError("--tls-cert and --tls-key go together: give both or neither")
+        if not (self.tls_cert or self.insecure):
+            self._check_reach()
+
+    def _check_policyd(self) -> None:
+        if len({scheme_of(one) for one in self.policyd.split(",")}) > 1:
+            raise SettingsError(
+                "--policyd takes addresses of one kind: all HOST:PORT for gRPC, all http:// or all "
+                f"https://, not {self.policyd!r}"
+            )
+        _ = self.policyd_addresses
+        if self.policyd_tls and scheme_of(self.policyd) == "http":
+            raise SettingsError("--policyd-tls needs https:// in --policyd, where it has a scheme")
         if (self.policyd_cert is None) != (self.policyd_key is None):
             raise SettingsError(
                 "--policyd-cert and --policyd-key go together: give both or neither"
             )
-        if (self.policyd_ca or self.policyd_cert) and not self.policyd_tls:
-            raise SettingsError("--policyd-ca and --policyd-cert need --policyd-tls")
-        if not (self.tls_cert or self.insecure):
-            self._check_reach()
+        if (self.policyd_ca or self.policyd_cert) and not self.asks_over_tls:
+            raise SettingsError("--policyd-ca and --policyd-cert need --policyd-tls, or https://")
 
     def _check_reach(self) -> None:
         """Beyond this machine, the gateway speaks TLS."""
@@ -353,6 +385,11 @@ class Settings:
             if self.spool is not None:
                 raise SettingsError("--spool needs --decide local: else policyd keeps the log")
             return
+        if self.asks_over_http:
+            raise SettingsError(
+                "--decide local follows policyd over gRPC: give --policyd the HOST:PORT of its "
+                f"--grpc, not {self.policyd!r}"
+            )
         if self.spool is None:
             raise SettingsError(
                 "--decide local needs --spool: a folder on a local disk for the decisions that "

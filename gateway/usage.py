@@ -40,6 +40,9 @@ class AnswerMetadata(NamedTuple):
         return AnswerMetadata(later.openai_id or self.openai_id, later.model or self.model, *tokens)
 
 
+UNKNOWN = AnswerMetadata()
+
+
 class _Answer(msgspec.Struct):
     id: Any = None
     model: Any = None

@@ -29,4 +29,4 @@ def traces_of(settings: Settings) -> "RequestTraces | None":
         return None
     from gateway.request_traces import RequestTraces
 
-    return RequestTraces(tracer, settings.upstream)
+    return RequestTraces(tracer, settings.upstream, is_local=settings.is_local)

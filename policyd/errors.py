@@ -147,3 +147,38 @@ class NoDecision(PolicydError):
     def __init__(self, message: str, *, is_outage: bool = False) -> None:
         super().__init__(message)
         self.is_outage = is_outage
+
+
+INTERNAL = "INTERNAL"
+"""The reason of an error that is none of these: a fault of policyd."""
+REASON_OF: dict[type[Exception], str] = {
+    InvalidDescriptor: "INVALID_DESCRIPTOR",
+    InvalidArgument: "INVALID_ARGUMENT",
+    RevisionNotReached: "REVISION_NOT_REACHED",
+    Unauthenticated: "UNAUTHENTICATED",
+    KeyNotFound: "KEY_NOT_FOUND",
+    DecisionNotFound: "DECISION_NOT_FOUND",
+    LogFull: "LOG_FULL",
+    LogUnwritable: "LOG_UNWRITABLE",
+    BodiesFull: "BODIES_FULL",
+    KeyRevoked: "KEY_REVOKED",
+    NameTaken: "NAME_TAKEN",
+    OlderServers: "OLDER_SERVERS",
+    EtagMismatch: "ETAG_MISMATCH",
+    PositionMoved: "POSITION_MOVED",
+    TooManyGateways: "TOO_MANY_GATEWAYS",
+    GatewayTooSlow: "GATEWAY_TOO_SLOW",
+    StoreBusy: "STORE_BUSY",
+    StoreUnavailable: "STORE_UNAVAILABLE",
+    WrongDatabase: "WRONG_DATABASE",
+    StoreUnusable: "STORE_UNAVAILABLE",
+    SettingsUnknown: "SETTINGS_UNKNOWN",
+}
+"""The reason by which programs, and metrics, tell each error that a caller may get."""
+REASONS = (*dict.fromkeys(REASON_OF.values()), INTERNAL)
+"""The reasons of all errors."""
+
+
+def reason_of(error: Exception) -> str:
+    """The reason with which `error` is reported, and counted."""
+    return REASON_OF.get(type(error), INTERNAL)

@@ -29,6 +29,9 @@ them, and which dashboard and alerts come along.
 - No label holds a secret, an end user or a path, and no client can make ever more series: of names
   that others choose, {MODELS} models and {CHILDREN} combinations of labels are told apart in each
   process, and what comes beyond counts as `other`.
+- What a gateway with `--decide local` decides counts at the gateway, by policyd's metrics of
+  decisions, errors, steps and outcomes, and with `local` as the adapter. policyd counts none of it,
+  so a sum over both servers has each decision once.
 - Prometheus counts a histogram's `_bucket`, `_sum` and `_count`.
 """
 _MODES = {

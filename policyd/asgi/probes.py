@@ -1,11 +1,12 @@
-"""GET /healthz, /readyz and /settingsz, with which load balancers, orchestrators and alerts probe a
-server. They need no key, and are not logged.
+"""GET /healthz, /readyz, /settingsz and /decisionsz, with which load balancers, orchestrators and
+alerts probe a server. They need no key, and are not logged.
 
 /healthz answers as long as the process does: an orchestrator should restart one that does not.
 /readyz tells whether requests should be sent to the server, as of a second ago at most: however
-many probes come, one check runs at a time. /settingsz, which only policyd's HTTP check has, tells
-whether policyd decides by fresh settings: where it does not, neither a restart nor another replica
-helps.
+many probes come, one check runs at a time. Two more are policyd's only. /settingsz tells whether it
+decides by fresh settings: where it does not, neither a restart nor another replica helps.
+/decisionsz tells whether requests get a decision, also while the server drains: a gateway that asks
+over HTTP looks there.
 """
 
 import asyncio
@@ -20,6 +21,7 @@ _log = logging.getLogger(__name__)
 HEALTHZ = "/healthz"
 READYZ = "/readyz"
 SETTINGSZ = "/settingsz"
+DECISIONSZ = "/decisionsz"
 PATIENCE = 1.0
 """Seconds that a probe waits for a check."""
 _KEEP = 1.0
@@ -47,6 +49,7 @@ def _answer(status: int, **told: str | list[str]) -> Answer:
 _ALIVE = _answer(200, state="alive")
 _READY = _answer(200, state="ready")
 _FRESH = _answer(200, state="fresh")
+_DECIDES = _answer(200, state="deciding")
 _WRONG_METHOD = Answer(405, (*_HEADERS, ("Allow", "GET, HEAD")), b'{"reason":"send a GET request"}')
 
 
@@ -63,7 +66,8 @@ class Probes:
 
     `check` tells whether the server is ready, and `remark` and `warnings` what an operator should
     know of it while it is. `is_stale`, which has to be quick, tells whether the settings are stale;
-    a server without settings of its own has none.
+    a server without settings of its own has none, nor `is_undecided`, which gives the reason why
+    requests get no decision.
     """
 
     def __init__(
@@ -72,10 +76,19 @@ class Probes:
         remark: Callable[[], str] = _no_remark,
         is_stale: Check | None = None,
         warnings: Callable[[], list[str]] = _no_warnings,
+        is_undecided: Check | None = None,
     ) -> None:
         self._check = check
         self._remark = remark
-        self._is_stale = is_stale
+        self._own = {
+            path: (check, well, ill)
+            for path, check, well, ill in (
+                (SETTINGSZ, is_stale, _FRESH, "stale"),
+                (DECISIONSZ, is_undecided, _DECIDES, "not deciding"),
+            )
+            if check is not None
+        }
+        """What only policyd has: the check, its answer where all is well, and its state else."""
         self._warnings = warnings
         self._checking: asyncio.Task[str] | None = None
         self._problem = ""
@@ -88,15 +101,16 @@ class Probes:
 
     async def answer(self, method: str, path: str) -> Answer | None:
         """The answer to a probe, None to every other request. It takes about PATIENCE at most."""
-        if path not in (HEALTHZ, READYZ) and not (path == SETTINGSZ and self._is_stale):
+        if path not in (HEALTHZ, READYZ) and path not in self._own:
             return None
         if method not in ("GET", "HEAD"):
             return _WRONG_METHOD
         if path == HEALTHZ:
             return _ALIVE
-        if path == SETTINGSZ and self._is_stale:
-            stale = await self._is_stale()
-            return _answer(503, state="stale", reason=stale) if stale else _FRESH
+        if path in self._own:
+            check, well, ill = self._own[path]
+            reason = await check()
+            return _answer(503, state=ill, reason=reason) if reason else well
         problem = self._ending or await self._current()
         if problem:
             return _answer(503, state="not ready", reason=problem)

@@ -8,6 +8,7 @@ outcomes are reported in batches, too. policyd.client.sync is the same for threa
 """
 
 import asyncio
+from ssl import SSLContext
 from typing import Self
 
 import grpc
@@ -16,9 +17,12 @@ from grpc import ChannelCredentials
 from policyd.client import forking
 from policyd.client.batches import CLOSED, Batches
 from policyd.client.fallback import OnError, instead
-from policyd.client.peers import Peers, Targets, addresses
+from policyd.client.opening import Opening
+from policyd.client.peers import Peers
 from policyd.client.reporter import Reporter
 from policyd.client.statuses import Failed, bare
+from policyd.client.targets import Targets
+from policyd.client.transport import CHECK_KEY, REPORT_OUTCOME
 from policyd.errors import NoDecision
 from policyd.v1.policy_pb2 import (
     CheckKeyRequest,
@@ -43,7 +47,12 @@ class PolicyClient:
     silent for a fourth of the timeout (at least 0.1 s and at most 1 s), is left for another until
     it answers again. There are two connections to a single HOST:PORT, else one to each.
 
-    `credentials` make the connections TLS: see tls_credentials(). `token` is the one that a policyd
+    `target` may also be http://HOST:PORT or https://HOST:PORT, where policyd has its --http, or
+    several of these. It is then asked over HTTP, which costs less than half of gRPC's CPU and
+    promises the same; it wants aiohttp, which policyd[http] brings.
+
+    `credentials` make the connections TLS: see tls_credentials(). Over HTTP, https:// does, and
+    they are an ssl.SSLContext, unless its default will do. `token` is the one that a policyd
     with --caller-token-file asks for. `on_error` says what evaluate() does without a decision: see
     OnError.
 
@@ -60,20 +69,17 @@ class PolicyClient:
         target: Targets,
         *,
         timeout: float = 1.0,
-        credentials: ChannelCredentials | None = None,
+        credentials: ChannelCredentials | SSLContext | None = None,
         token: str = "",
         on_error: OnError = "raise",
     ) -> None:
         self._timeout = timeout
         self._on_error = on_error
-        self._metadata = (("authorization", f"Bearer {token}"),) if token else None
-        if not isinstance(credentials, ChannelCredentials | None):
-            raise TypeError(f"credentials are what tls_credentials() makes, not {credentials!r}")
-        self._targets, self._credentials = addresses(target), credentials
+        self._opening = Opening(target, credentials, token, timeout)
         self._peers: Peers | None = None
         self._closed = False
         self._batches = Batches(self._connected, timeout)
-        self._reporter = Reporter(self._report)
+        self._reporter = Reporter(self._report, Outcome.ByteSize)
 
     async def __aenter__(self) -> Self:
         return self
@@ -111,7 +117,7 @@ class PolicyClient:
         """
         problem: NoDecision
         try:
-            return await self._connected().ask(lambda stub: stub.CheckKey, request, self._timeout)
+            return await self._connected().ask(CHECK_KEY, request, self._timeout)
         except Failed as failed:
             if failed.code is grpc.StatusCode.UNIMPLEMENTED:
                 return CheckKeyResponse(in_force=True, needs_body=True)
@@ -158,17 +164,19 @@ class PolicyClient:
         except NoDecision:
             return False
 
-    async def _report(self, outcomes: ReportOutcomeRequest) -> ReportOutcomeResponse:
-        return await self._connected().ask(
-            lambda stub: stub.ReportOutcome, outcomes, _REPORT_TIMEOUT
+    async def _report(self, outcomes: list[Outcome]) -> list[str]:
+        request = ReportOutcomeRequest(outcomes=outcomes)
+        answer: ReportOutcomeResponse = await self._connected().ask(
+            REPORT_OUTCOME, request, _REPORT_TIMEOUT
         )
+        return [one.message for one in answer.rejected]
 
     def _connected(self) -> Peers:
         if self._closed:
             raise NoDecision(CLOSED)
         forking.check()
         if self._peers is None:
-            self._peers = Peers(self._targets, self._credentials, self._metadata, self._timeout)
+            self._peers = Peers(self._opening.open())
             forking.use(self)
         return self._peers
 

@@ -24,6 +24,7 @@ import grpc
 
 from policyd.client.peers import Peers
 from policyd.client.statuses import Failed, bare, failed_item
+from policyd.client.transport import BATCH_EVALUATE, EVALUATE
 from policyd.errors import NoDecision
 from policyd.v1.policy_pb2 import (
     BatchEvaluateRequest,
@@ -89,7 +90,7 @@ class Batches:
             item = asked.items.add(id=str(number), request=request).request
             item.idempotency_key = item.idempotency_key or key
         response = await self._peers().ask(
-            lambda stub: stub.BatchEvaluate, asked, self._timeout, failure=_common_failure
+            BATCH_EVALUATE, asked, self._timeout, failure=_common_failure
         )
         results = response.results
         if len(results) != len(requests):
@@ -106,7 +107,7 @@ class Batches:
         asked = EvaluateRequest(idempotency_key=key)
         asked.MergeFrom(request)  # The caller's own key, if there is one, replaces this one.
         return await self._peers().ask(
-            lambda stub: stub.Evaluate, asked, self._timeout, is_patient=asked.min_revision > 0
+            EVALUATE, asked, self._timeout, is_patient=asked.min_revision > 0
         )
 
 

@@ -1,37 +1,29 @@
-"""One connection to a policyd: it notices that no answers come, steps aside, and comes back.
+"""One connection to a policyd over gRPC: it notices that no answers come, steps aside, and comes
+back.
 
-TCP does not help here. A peer that has vanished leaves its connections open, and a process that is
-stopped still accepts new ones. So a peer counts as silent when calls wait and none has been
-answered for `patience` seconds. A peer that answers some calls is slow, not silent.
-
-When a peer falls silent, its calls end, to be made elsewhere, and its channel is replaced. The
-connection is then away: others are preferred, and it looks for its peer with growing pauses. The
-first look tries several new channels, as one of them may lead to another worker of the same
-address. If this process itself has stood still, the answers may be here and not read yet, so the
-wait begins anew.
+When a peer falls silent (silence.py), its calls end, to be made elsewhere, and its channel is
+replaced. The connection is then away (absence.py): others are preferred, and it looks for its peer.
 """
 
 import asyncio
-import random
-import time
-from collections.abc import Callable
-from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 from grpc import ChannelCredentials
 
+from policyd.client.absence import HEAD_START, LOOK, Absence
+from policyd.client.silence import Silence
 from policyd.client.statuses import Failed, Meaning, failed
+from policyd.client.transport import Method
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 
 if TYPE_CHECKING:
     from policyd.v1.policy_pb2_grpc import PolicyServiceAsyncStub  # It is in the types only.
 
-_Request = TypeVar("_Request")
-_Response = TypeVar("_Response")
-Method = Callable[
-    ["PolicyServiceAsyncStub"], "grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]"
-]
+_Request = TypeVar("_Request", bound=Message)
+_Response = TypeVar("_Response", bound=Message)
+
 Metadata = tuple[tuple[str, str], ...] | None
 
 OPTIONS = (
@@ -59,40 +51,34 @@ _HEALTH = "/grpc.health.v1.Health/Check"
 _DECISIONS = b"\x0a\x09decisions"
 """A request for the health of the service "decisions": whether requests get a decision."""
 _NOT_SERVING = b"\x08\x02"
-_FIRST_PAUSE, _MAX_PAUSE = 0.1, 5.0
-"""Seconds between two looks for a peer that is away, at first and at most."""
-_LOOK = 2.0
-"""Seconds that a look may take."""
-_RIVALS = 4
-"""New channels that the first look tries: workers of one address cannot be told apart, so a new
-channel may lead to the worker that hangs, too."""
-_HEAD_START = 0.05
-"""Seconds that each has before the next one is tried."""
 
 
 class Connection:
     """Calls the policyd at `address`, which counts as silent after `patience` seconds with calls
-    under way and no answer. Belongs to the event loop that it is made in.
+    under way and no answer, and sends it `metadata`. See transport.Transport.
     """
 
     def __init__(
-        self, address: str, credentials: ChannelCredentials | None, patience: float
+        self,
+        address: str,
+        credentials: ChannelCredentials | None,
+        metadata: Metadata,
+        patience: float,
     ) -> None:
         self.address = address
-        self.is_away = False
-        """Whether the peer did not answer when it was last tried."""
         self._credentials = credentials
-        self._patience = patience
+        self._metadata = metadata
+        self._silence = Silence(patience, self._fall_silent)
+        self._absence = Absence(self._race)
         self._calls: set[grpc.aio.Call] = set()
-        self._expected = 0
-        """How many of the calls should be answered soon."""
-        self._quiet_since = 0.0
         self._silences = 0
-        self._watch: asyncio.TimerHandle | None = None
-        self._due = 0.0
-        self._looking: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._use(self._channel_to_it())
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the peer did not answer when it was last tried."""
+        return self._absence.is_away
 
     @property
     def load(self) -> int:
@@ -101,62 +87,51 @@ class Connection:
 
     async def ask(
         self,
-        method: "Method[_Request, _Response]",
+        method: Method[_Request, _Response],
         request: _Request,
         seconds: float,
         *,
-        metadata: Metadata,
         is_patient: bool,
     ) -> _Response:
-        """Make a call, and wait at most `seconds`. A call that `is_patient` is no sign of silence,
-        as policyd itself may be waiting for a revision. Raises Failed."""
+        """See Transport. Raises Failed."""
         silences = self._silences
-        call = method(self._stub)(request, timeout=seconds, metadata=metadata)
+        calling: Any = getattr(self._stub, method.name)
+        call = calling(request, timeout=seconds, metadata=self._metadata)
         self._calls.add(call)
         if not is_patient:
-            self._expect()
+            self._silence.expect()
         try:
-            answer = await call
+            answer: _Response = await call
         except grpc.aio.AioRpcError as error:
             raise self._failed(error) from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if silences == self._silences or task is None or task.cancelling():
                 raise
-            raise Failed(
-                grpc.StatusCode.DEADLINE_EXCEEDED,
-                f"no answer from {self.address} for {self._patience:g} s",
-                Meaning.NOT_REACHED,
-            ) from None
+            raise self._unanswered() from None
         finally:
             self._calls.discard(call)
-            self._expected -= not is_patient
+            if not is_patient:
+                self._silence.settle()
         self._hear()
         return answer
 
     async def answers(self, seconds: float) -> bool:
-        """Whether the peer answers within `seconds`. Its health does not matter: it decides as long
-        as it answers."""
+        """See Transport."""
         if not await _answers(self._channel, seconds):
             return False
         self._hear()
         return True
 
     async def decides(self, seconds: float) -> bool:
-        """Whether the peer answers within `seconds`, and does not say that it gives no decisions;
-        one of an older version does not say it."""
+        """See Transport."""
         reply = await _health(self._channel, seconds, _DECISIONS)
         return reply is not None and reply != _NOT_SERVING
 
     async def close(self) -> None:
         """Close the connection. Calls under way are cancelled."""
-        if self._watch:
-            self._watch.cancel()
-        if looking := self._looking:
-            looking.cancel()
-            with suppress(asyncio.CancelledError):
-                await looking
-            self._looking = None
+        self._silence.stop()
+        await self._absence.close()
         await self._channel.close()
         await asyncio.gather(*self._closing)
 
@@ -183,83 +158,44 @@ class Connection:
         for call in tuple(self._calls):
             call.cancel()
 
-    # --- silence -------------------------------------------------------------------------------
-
-    def _expect(self) -> None:
-        """Begin to wait for one more answer."""
-        self._expected += 1
-        if self._expected == 1:
-            self._quiet_since = time.monotonic()
-        if self._watch is None:
-            self._look_in(self._patience)
-
-    def _look_in(self, seconds: float) -> None:
-        self._due = time.monotonic() + seconds
-        self._watch = asyncio.get_running_loop().call_later(seconds, self._look)
-
-    def _look(self) -> None:
-        self._watch = None
-        if not self._expected:
-            return
-        now = time.monotonic()
-        if now - self._due > self._patience / 4:
-            # This process has stood still: the answers may be here, and not read yet.
-            self._quiet_since = now
-        left = self._quiet_since + self._patience - now
-        if left > 0.001:
-            self._look_in(left)
-        else:
-            self._fall_silent()
-
     def _fall_silent(self) -> None:
         self._end_calls()
         if self._channel.get_state() is grpc.ChannelConnectivity.READY and not self.is_away:
             self._put_away(self._channel)
             self._use(self._channel_to_it())
-        self._leave()
+        self._absence.begin()
 
     def _failed(self, error: grpc.aio.AioRpcError) -> Failed:
         problem = failed(error)
         if problem.meaning is not Meaning.NOT_REACHED:
             self._hear()
         elif problem.code is grpc.StatusCode.UNAVAILABLE:
-            self._leave()
+            self._absence.begin()
         return problem
 
+    def _unanswered(self) -> Failed:
+        return Failed(
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+            f"no answer from {self.address} for {self._silence.patience:g} s",
+            Meaning.NOT_REACHED,
+        )
+
     def _hear(self) -> None:
-        self._quiet_since = time.monotonic()
-        self.is_away = False
-
-    def _leave(self) -> None:
-        if self.is_away:
-            return
-        self.is_away = True
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.create_task(self._look_for_it())
-
-    async def _look_for_it(self) -> None:
-        """Look for the peer until it is back. Calls go to others meanwhile, if there are any."""
-        pause, rivals = _FIRST_PAUSE, _RIVALS
-        while self.is_away:
-            if await self._race(rivals):
-                self._hear()
-                return
-            rivals = 1
-            await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311  # no secret
-            pause = min(2 * pause, _MAX_PAUSE)
+        self._silence.hear()
+        self._absence.end()
 
     async def _race(self, rivals: int) -> bool:
         """Whether the peer answers on this connection or a new one, which then stands for it."""
-        looks = {asyncio.create_task(_answers(self._channel, _LOOK)): self._channel}
+        looks = {asyncio.create_task(_answers(self._channel, LOOK)): self._channel}
         try:
             for number in range(rivals, -1, -1):
-                patience = _HEAD_START if number else _LOOK
+                patience = HEAD_START if number else LOOK
                 over, _ = await asyncio.wait(looks, timeout=patience, return_when=_FIRST)
                 if over:
                     return self._win(looks, over)
                 if number:
                     channel = self._channel_to_it()
-                    looks[asyncio.create_task(_answers(channel, _LOOK))] = channel
+                    looks[asyncio.create_task(_answers(channel, LOOK))] = channel
             return False
         finally:
             for look in looks:
@@ -280,6 +216,7 @@ class Connection:
         if self._channel not in winners:
             self._end_calls()
             self._use(winners[0])
+        self._hear()
         return True
 
 

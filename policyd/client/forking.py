@@ -6,7 +6,8 @@ asyncio part, which the clients use. Therefore no channel lives through a fork: 
 SyncPolicyClient closes its channel, and parent and child each open a new one at their next call. A
 PolicyClient belongs to an event loop, which cannot be stopped from outside. If one holds a channel
 as its process forks, every client in the child raises NoDecision with the reason, and calls nothing
-of gRPC.
+of gRPC. A client over HTTP keeps the same rules, as its connections and its event loop are its
+parent's, too.
 
 Two things there are beyond the clients. The child must not go on with an event loop of its parent:
 the calls that wait in it would go on, too. And gRPC has handlers of forks of its own. Now and then,
@@ -27,8 +28,8 @@ from weakref import WeakSet
 from policyd.errors import NoDecision
 
 INHERITED = (
-    "this process was forked from one in which a client of policyd had a channel open, and gRPC "
-    "does not survive that: fork first, or close the client before"
+    "this process was forked from one in which a client of policyd had connections open, which do "
+    "not survive that: fork first, or close the client before"
 )
 
 

@@ -16,9 +16,8 @@ import secrets
 from collections.abc import Coroutine
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-import grpc
 from grpc import ChannelCredentials
 
 from policyd.client import forking
@@ -27,10 +26,12 @@ from policyd.client.decision_carrier import Carrier
 from policyd.client.fallback import OnError, instead
 from policyd.client.key_follower import KeyFollower, Policyds
 from policyd.client.key_stream import StreamFault
-from policyd.client.peers import Targets, addresses
+from policyd.client.local_outcomes import LocalOutcomes
+from policyd.client.local_watching import ADAPTER, UNWATCHED, LocalWatching
 from policyd.client.policyd_destination import PolicydDestination
-from policyd.client.reporter import Reporter
-from policyd.client.statuses import Failed, Meaning, bare
+from policyd.client.request_outcome import RequestOutcome
+from policyd.client.statuses import bare
+from policyd.client.targets import Targets, only_grpc
 from policyd.command.log_settings import SPOOL_LIMIT
 from policyd.command.worker_clock import WorkerClock
 from policyd.decider import Decider
@@ -38,7 +39,7 @@ from policyd.decision_log import spool as spools
 from policyd.decision_log.process_log import keep_checked, keep_flushed, open_log
 from policyd.decision_log.spool import SpoolReader, Sync
 from policyd.descriptor.body_memory import Bodies
-from policyd.errors import LogFull, NoDecision, PolicydError, SettingsError
+from policyd.errors import NoDecision, PolicydError, SettingsError
 from policyd.keys.defaults import Defaults
 from policyd.keys.key_table import KeyTable
 from policyd.v1.policy_pb2 import (
@@ -47,9 +48,10 @@ from policyd.v1.policy_pb2 import (
     EvaluateRequest,
     EvaluateResponse,
     Outcome,
-    ReportOutcomeRequest,
-    ReportOutcomeResponse,
 )
+
+if TYPE_CHECKING:
+    from policyd.telemetry.tracing import Span
 
 _log = logging.getLogger(__name__)
 
@@ -59,8 +61,8 @@ _CLOCK_BOUND = 5.0
 """Seconds that this machine's clock may differ from policyd's."""
 _START = 10.0
 """Seconds that a start waits for settings."""
-_ADAPTER = "grpc"
-"""What the evaluations count as: those of a caller of PolicyService."""
+_TRUSTED_AS = "grpc"
+"""What the evaluations are trusted as: those of a caller of PolicyService."""
 
 
 class LocalSettings(NamedTuple):
@@ -81,7 +83,7 @@ class LocalPolicyClient:
     a folder on a local disk for the decisions that policyd does not have yet, up to `spool_limit`
     bytes; processes that decide for one policyd may share it. `spool_sync` says when the disk has a
     decision: see decision_log/spool. `drop_when_full` and `drop_on_error` answer, and count the
-    loss, where a decision cannot be written.
+    loss, where a decision cannot be written. `watching` counts and traces what it decides.
 
     Enter it with `async with`, in the event loop that it is used in, before the first call. Raises
     SettingsError where the folder cannot be used, and ValueError where `target` is none.
@@ -101,11 +103,13 @@ class LocalPolicyClient:
         spool_sync: Sync = "interval",
         drop_when_full: bool = False,
         drop_on_error: bool = False,
+        watching: LocalWatching = UNWATCHED,
     ) -> None:
-        self._policyds = Policyds(addresses(target), credentials, token)
+        self._policyds = Policyds(only_grpc(target, "LocalPolicyClient"), credentials, token)
         self._settings = LocalSettings(
             spool, spool_limit, spool_sync, drop_when_full, drop_on_error
         )
+        self._watching = watching
         self._timeout = timeout
         self._on_error = on_error
         self._max_staleness = max_staleness
@@ -114,7 +118,8 @@ class LocalPolicyClient:
         """The settings that it decides by."""
         self._defaults = Defaults(self.keys)
         self._bodies = Bodies(_BODIES)
-        self._reporter = Reporter(self._report)
+        # The decider is made once it is entered.
+        self._outcomes = LocalOutcomes(lambda entries: self._decider.log_outcomes(entries))  # noqa: PLW0108
         self._working: list[asyncio.Task[None]] = []
         self._closed = False
 
@@ -127,7 +132,9 @@ class LocalPolicyClient:
         process = secrets.token_hex(6)
         self.log = open_log(self._settings, process, self._clock.time)
         self._decider = Decider(
-            self.keys, self._defaults, process, self.log.append, self._bodies, self._clock.time
+            *(self.keys, self._defaults, process, self.log.append, self._bodies),
+            *(self._clock.time, self._watching.metrics),
+            traces=self._watching.traces,
         )
         self.follower = KeyFollower(
             *(self.keys, self._clock, self._policyds, process, self._expect),
@@ -159,7 +166,7 @@ class LocalPolicyClient:
         if forking.is_broken():  # Its channels belong to the parent of this process.
             self._closed = True
             return
-        await self._reporter.close()
+        await self._outcomes.reporter.close()
         self._closed = True
         for task in self._working:
             task.cancel()
@@ -172,20 +179,23 @@ class LocalPolicyClient:
         self._bodies.close()
         forking.in_use.discard(self)
 
-    async def evaluate(self, request: EvaluateRequest) -> EvaluateResponse:
-        """Decide on a request. Without a decision, for any cause, `on_error` holds: NoDecision is
-        raised, or the answer has no decision_id."""
+    async def evaluate(
+        self, request: EvaluateRequest, step: "Span | None" = None
+    ) -> EvaluateResponse:
+        """Decide on a request, as a part of the traced `step`. Without a decision, for any cause,
+        `on_error` holds: NoDecision is raised, or the answer has no decision_id."""
         try:
             self._check()
             decider = self._decider
-            if request.min_revision > decider.revision:
-                await decider.reach(request.min_revision, self._timeout)
-            trusted = self._defaults.trusted(_ADAPTER)
-            return await decider.answer(request, trusted=trusted, adapter=_ADAPTER)
+            wanted = request.min_revision
+            if wanted and wanted > decider.revision:
+                await decider.reach(wanted, self._timeout)
+            trusted = self._defaults.trusted(_TRUSTED_AS)
+            return await decider.answer(request, trusted=trusted, adapter=ADAPTER, context=step)
         except NoDecision as problem:
             return instead(problem, self._on_error)
         except Exception as error:  # noqa: BLE001  # As policyd does, which answers each error.
-            return instead(_undecided(error), self._on_error)
+            return instead(self._undecided(error), self._on_error)
 
     async def check_key(self, request: CheckKeyRequest) -> CheckKeyResponse:
         """Whether a key is in force, and whether deciding needs the request's body. Raises
@@ -194,17 +204,21 @@ class LocalPolicyClient:
         try:
             return self._decider.check_key(request)
         except Exception as error:  # noqa: BLE001  # As above.
-            raise _undecided(error) from None
+            raise self._undecided(error) from None
 
     def report(self, outcome: Outcome) -> None:
         """Log the outcome of a request that was allowed, as PolicyClient.report() does: it returns
         at once, and a batch is written a little later."""
-        self._reporter.report(outcome)
+        self._outcomes.report(outcome)
+
+    def record(self, outcome: RequestOutcome) -> None:
+        """The same for an outcome that this process has recorded itself."""
+        self._outcomes.record(outcome)
 
     @property
     def outcomes_lost(self) -> int:
         """How many outcomes that report() was given are lost."""
-        return self._reporter.lost
+        return self._outcomes.reporter.lost
 
     @property
     def lost(self) -> int:
@@ -252,12 +266,14 @@ class LocalPolicyClient:
                 is_outage=True,
             )
 
-    async def _report(self, outcomes: ReportOutcomeRequest) -> ReportOutcomeResponse:
-        try:
-            return await self._decider.report(outcomes.outcomes)
-        except LogFull as error:
-            code = grpc.StatusCode.RESOURCE_EXHAUSTED
-            raise Failed(code, str(error), Meaning.ELSEWHERE) from None
+    def _undecided(self, error: Exception) -> NoDecision:
+        """What policyd would answer for an error of an evaluation, as PolicyClient raises it."""
+        if self._watching.metrics is not None:
+            self._watching.metrics.failed(error)
+        if isinstance(error, PolicydError):
+            return bare(NoDecision(f"policyd gave no decision ({error})"))
+        _log.error("an unexpected error", exc_info=error)
+        return NoDecision("policyd gave no decision (the log says more)")
 
     async def _expect(self, identity: str) -> None:
         """Make sure that a policyd's database is the one that is followed, and that the spool is
@@ -274,14 +290,6 @@ class LocalPolicyClient:
 
     def _work(self, *work: Coroutine[Any, Any, None]) -> None:
         self._working += [asyncio.create_task(one) for one in work]
-
-
-def _undecided(error: Exception) -> NoDecision:
-    """What policyd would answer for an error of an evaluation, as PolicyClient raises it."""
-    if isinstance(error, PolicydError):
-        return bare(NoDecision(f"policyd gave no decision ({error})"))
-    _log.error("an unexpected error", exc_info=error)
-    return NoDecision("policyd gave no decision (the log says more)")
 
 
 def hold(folder: Path) -> AbstractContextManager[None]:

@@ -11,9 +11,9 @@ from grpc import ChannelCredentials
 
 from policyd.client.key_follower import Policyds, channel_to, first_request, reason
 from policyd.client.key_stream import KeyStream, Pulse, StreamFault
-from policyd.client.peers import Targets, addresses
 from policyd.client.statuses import failed
 from policyd.client.stream_call import StreamCall
+from policyd.client.targets import Targets, only_grpc
 from policyd.command.worker_clock import WorkerClock
 from policyd.decision_log import spool as spools
 from policyd.errors import NoDecision, SettingsError
@@ -47,7 +47,7 @@ async def look(
     """Read the settings of a policyd at `target`, of all keys where `key` is given, as far as
     `seconds` suffice. The database has to be the one that `spool` is for, if any. Raises
     NoDecision, with the cause and the fix where policyd tells it, and SettingsError."""
-    policyds = Policyds(addresses(target), credentials, token)
+    policyds = Policyds(only_grpc(target, "LocalPolicyClient"), credentials, token)
     database = (spools.known_database(spool) if spool else None) or ""
     problem = NoDecision("no policyd was asked")
     for target in policyds.targets:

@@ -17,23 +17,17 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
-from grpc import ChannelCredentials, StatusCode
+from google.protobuf.message import Message
+from grpc import StatusCode
 
-from policyd.client.connection import Connection, Metadata, Method
 from policyd.client.statuses import Failed, Meaning
+from policyd.client.transport import Method, Transport
 
-_Request = TypeVar("_Request")
-_Response = TypeVar("_Response")
-Targets = str | Sequence[str]
+_Request = TypeVar("_Request", bound=Message)
+_Response = TypeVar("_Response", bound=Message)
 
-CONNECTIONS = 2
-"""Connections to a single address. Its workers share them, and one that hangs must not have all."""
 BUSY = 4
 """Calls under way from which on a connection counts as busy."""
-_SHARE = 4
-"""Tries that fit into the time that a caller gives, at least."""
-_MIN_PATIENCE, MAX_PATIENCE = 0.1, 1.0
-"""Seconds until a peer counts as silent, at least and at most."""
 _FIRST_PAUSE, _MAX_PAUSE = 0.02, 0.25
 """Seconds between two tries of all connections, at most."""
 _SHORTEST = 0.01
@@ -42,41 +36,17 @@ _MARGIN = 0.5
 """Seconds beyond a deadline until a call is given up that gRPC itself should have ended."""
 
 
-def addresses(targets: Targets) -> tuple[str, ...]:
-    """The addresses in `targets`, each once. Raises ValueError where there is none."""
-    words = targets.split(",") if isinstance(targets, str) else targets
-    found = tuple(dict.fromkeys(word.strip() for word in words))
-    if not found or "" in found:
-        raise ValueError(f"the addresses of policyd are HOST:PORT,HOST:PORT, not {targets!r}")
-    return found
-
-
 class Peers:
-    """Asks the policyds at `targets`, of which any may answer, and sends them `metadata`.
+    """Asks over `connections`, of which any may answer. Belongs to their event loop."""
 
-    Belongs to the event loop that it is made in. A try waits at most a fourth of `timeout` for a
-    silent peer.
-    """
-
-    def __init__(
-        self,
-        targets: tuple[str, ...],
-        credentials: ChannelCredentials | None,
-        metadata: Metadata,
-        timeout: float,
-    ) -> None:
-        patience = min(max(timeout / _SHARE, _MIN_PATIENCE), MAX_PATIENCE)
-        self._metadata = metadata
-        each = CONNECTIONS if len(targets) == 1 else 1
-        self._connections = [
-            Connection(target, credentials, patience) for target in targets for _ in range(each)
-        ]
+    def __init__(self, connections: Sequence[Transport]) -> None:
+        self._connections = list(connections)
         # The first connection is used most, and should not be the same one in all clients.
         random.shuffle(self._connections)
 
     async def ask(
         self,
-        method: "Method[_Request, _Response]",
+        method: Method[_Request, _Response],
         request: _Request,
         seconds: float,
         *,
@@ -85,8 +55,8 @@ class Peers:
     ) -> _Response:
         """The answer, which comes within `seconds`.
 
-        `failure` finds a failure in what gRPC takes for an answer, such as a batch of errors. See
-        Connection.ask() for `is_patient`. Raises Failed.
+        `failure` finds a failure in what came as an answer, such as a batch of errors. See
+        Transport.ask() for `is_patient`. Raises Failed.
         """
         asking = _Asking(self._connections, time.monotonic() + seconds)
         try:
@@ -99,7 +69,7 @@ class Peers:
     async def _ask(
         self,
         asking: "_Asking",
-        method: "Method[_Request, _Response]",
+        method: Method[_Request, _Response],
         request: _Request,
         is_patient: bool,
         failure: Callable[[_Response], Failed | None] | None,
@@ -107,9 +77,7 @@ class Peers:
         while True:
             connection = asking.next()
             try:
-                answer = await connection.ask(
-                    method, request, asking.left, metadata=self._metadata, is_patient=is_patient
-                )
+                answer = await connection.ask(method, request, asking.left, is_patient=is_patient)
                 if failure is None or (problem := failure(answer)) is None:
                     return answer
             except Failed as failed:
@@ -152,7 +120,7 @@ def _late(details: str | None, is_patient: bool) -> Failed:
     return Failed(StatusCode.DEADLINE_EXCEEDED, details, meaning)
 
 
-def _rank(connection: Connection) -> tuple[bool, int]:
+def _rank(connection: Transport) -> tuple[bool, int]:
     """The connection with the lowest rank is tried, and of equals the first."""
     return connection.is_away, max(connection.load, BUSY)
 
@@ -162,11 +130,11 @@ class _Asking:
 
     __slots__ = ("_connections", "_deadline", "_pause", "_problem", "_tried", "_unwilling")
 
-    def __init__(self, connections: list[Connection], deadline: float) -> None:
+    def __init__(self, connections: list[Transport], deadline: float) -> None:
         self._connections = connections
         self._deadline = deadline
         self._pause = _FIRST_PAUSE
-        self._tried: tuple[Connection, ...] = ()
+        self._tried: tuple[Transport, ...] = ()
         self._unwilling: tuple[str, ...] = ()
         """Addresses that would not decide."""
         self._problem: Failed | None = None
@@ -176,7 +144,7 @@ class _Asking:
         """Seconds until the deadline."""
         return max(self._deadline - time.monotonic(), 0)
 
-    def next(self) -> Connection:
+    def next(self) -> Transport:
         """The connection to try."""
         left = [
             one
@@ -185,7 +153,7 @@ class _Asking:
         ]
         return min(left, key=_rank)
 
-    async def go_on(self, connection: Connection, problem: Failed) -> None:
+    async def go_on(self, connection: Transport, problem: Failed) -> None:
         """Wait until the next try is due. Raises the failure that says most, if there is none."""
         self._remember(problem)
         assert self._problem is not None
@@ -207,8 +175,8 @@ class _Asking:
         self._tried = ()
 
     def late(self, is_patient: bool) -> Failed:
-        """The failure that says most, where gRPC itself has not ended a try in time."""
-        self._remember(_late("gRPC gave no answer in time", is_patient))
+        """The failure that says most, where a connection has not ended a try in time."""
+        self._remember(_late("no answer came in time", is_patient))
         assert self._problem is not None
         return self._problem
 

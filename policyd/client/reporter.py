@@ -11,15 +11,15 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from typing import Generic, TypeVar
 
 import grpc
 
 from policyd.client import forking
 from policyd.client.statuses import Failed, Meaning
 from policyd.command.throttle import Throttle
-from policyd.v1.policy_pb2 import Outcome, ReportOutcomeRequest, ReportOutcomeResponse
 
 log = logging.getLogger(__name__)
 
@@ -41,18 +41,24 @@ _OLD_POLICYD_PAUSE = 60.0
 """Seconds until an older policyd, without outcomes, is tried again: it may have been updated."""
 _LOG_INTERVAL = 10.0
 
-Send = Callable[[ReportOutcomeRequest], Awaitable[ReportOutcomeResponse]]
+_Outcome = TypeVar("_Outcome")
 
 
-class Reporter:
-    """Hands batches of outcomes to `send`, which calls ReportOutcome, one call at a time.
+class Reporter(Generic[_Outcome]):
+    """Hands batches of outcomes to `send`, one call at a time. It says why some are not taken, or
+    raises Failed. `size` gives the bytes of one.
 
     Belongs to the event loop that it is first used in. While no outcome waits it has no task.
     """
 
-    def __init__(self, send: Send) -> None:
+    def __init__(
+        self,
+        send: Callable[[list[_Outcome]], Awaitable[Sequence[str]]],
+        size: Callable[[_Outcome], int],
+    ) -> None:
         self._send = send
-        self._waiting: deque[Outcome] = deque()
+        self._size = size
+        self._waiting: deque[_Outcome] = deque()
         self._sending: asyncio.Task[None] | None = None
         self._full = asyncio.Event()
         self._closing = asyncio.Event()
@@ -65,13 +71,17 @@ class Reporter:
         """Outcomes so far that policyd will not get."""
         return self._losses.count
 
-    def report(self, outcome: Outcome) -> None:
+    def lose(self, cause: str) -> None:
+        """Count an outcome that is lost."""
+        self._losses.add(1, cause)
+
+    def report(self, outcome: _Outcome) -> None:
         """Queue an outcome. It returns at once and never fails."""
         if self._silent_until is not None and time.monotonic() < self._silent_until:
             return
         if len(self._waiting) >= MAX_WAITING:
             self._losses.add(1, "policyd has not taken any for too long")
-        elif outcome.ByteSize() > MAX_OUTCOME:
+        elif self._size(outcome) > MAX_OUTCOME:
             self._losses.add(1, f"it is over {MAX_OUTCOME} bytes")
         elif forking.is_broken():
             self._losses.add(1, forking.INHERITED)
@@ -80,14 +90,14 @@ class Reporter:
         else:
             self._enqueue(outcome)
 
-    def _enqueue(self, outcome: Outcome) -> None:
+    def _enqueue(self, outcome: _Outcome) -> None:
         self._waiting.append(outcome)
         if len(self._waiting) >= MAX_BATCH:
             self._full.set()
         if self._sending is None:
             self._sending = asyncio.create_task(self._send_all())
 
-    def take(self) -> list[Outcome]:
+    def take(self) -> list[_Outcome]:
         """Take all outcomes out of the queue, those included that are being sent."""
         waiting = list(self._waiting)
         self._waiting.clear()
@@ -117,11 +127,11 @@ class Reporter:
                 self._forget(len(batch))
         self._sending = None
 
-    def _batch(self) -> list[Outcome]:
-        batch: list[Outcome] = []
+    def _batch(self) -> list[_Outcome]:
+        batch: list[_Outcome] = []
         size = 0
         for outcome in self._waiting:
-            size += outcome.ByteSize()
+            size += self._size(outcome)
             if len(batch) == MAX_BATCH or size > MAX_BATCH_BYTES:
                 break
             batch.append(outcome)
@@ -144,10 +154,10 @@ class Reporter:
         with suppress(TimeoutError):
             await asyncio.wait_for(until.wait(), seconds)
 
-    async def _try(self, batch: list[Outcome]) -> bool:
+    async def _try(self, batch: list[_Outcome]) -> bool:
         """Send a batch. Returns whether it is done with: policyd has it, or it is lost."""
         try:
-            answer = await self._send(ReportOutcomeRequest(outcomes=batch))
+            rejected = await self._send(batch)
         except Failed as problem:
             # policyd's log is full, say. It is not the size of the batch, which is small enough. To
             # report an outcome again changes nothing.
@@ -160,8 +170,8 @@ class Reporter:
         except Exception as error:  # noqa: BLE001  # Whatever the error, the next batch may pass.
             self._losses.add(len(batch), repr(error))
         else:
-            for rejected in answer.rejected:
-                self._losses.add(1, rejected.message)
+            for cause in rejected:
+                self._losses.add(1, cause)
         return True
 
     def _fall_silent(self) -> None:

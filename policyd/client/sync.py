@@ -9,6 +9,7 @@ import threading
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import contextmanager, suppress
+from ssl import SSLContext
 from typing import Any, Self, TypeVar
 
 from grpc import ChannelCredentials
@@ -17,7 +18,7 @@ from policyd.client import forking
 from policyd.client.aio import PolicyClient
 from policyd.client.batches import CLOSED
 from policyd.client.fallback import OnError, instead
-from policyd.client.peers import Targets
+from policyd.client.targets import Targets
 from policyd.errors import NoDecision
 from policyd.v1.policy_pb2 import (
     CheckKeyRequest,
@@ -53,7 +54,7 @@ class SyncPolicyClient:
         target: Targets,
         *,
         timeout: float = 1.0,
-        credentials: ChannelCredentials | None = None,
+        credentials: ChannelCredentials | SSLContext | None = None,
         token: str = "",
         on_error: OnError = "raise",
     ) -> None:

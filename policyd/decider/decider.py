@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from policyd.decider import log_entries
 from policyd.decider.decision_ids import DecisionIds
 from policyd.decider.policy_failures import PolicyFailures
+from policyd.decision_log.record import Outcome
 from policyd.decision_log.writer import Entry
 from policyd.descriptor import evaluate_request
 from policyd.descriptor.body import MAX_RAW_BODY
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from policyd.decider.traces import DecisionTraces
     from policyd.telemetry.tracing import Span
 
-_UNTRACED = nullcontext()
 MAX_BATCH = 1000
 """Items in one batch."""
 MAX_BATCH_BODIES = 16 * 2**20
@@ -144,11 +143,16 @@ class Decider:
                 accepted.append(log_entries.outcome(outcome))
             except InvalidArgument as error:
                 rejected.append(pb.RejectedOutcome(index=index, message=str(error)))
-        if accepted and (durable := self._log(accepted)):
+        if accepted:
+            await self.log_outcomes(accepted)
+        return pb.ReportOutcomeResponse(accepted=len(accepted), rejected=rejected)
+
+    async def log_outcomes(self, outcomes: Sequence[Outcome]) -> None:
+        """Log outcomes that are entries already. Raises LogFull."""
+        if durable := self._log(outcomes):
             await durable
         if self._metrics is not None:
-            self._metrics.reported(accepted)
-        return pb.ReportOutcomeResponse(accepted=len(accepted), rejected=rejected)
+            self._metrics.reported(outcomes)
 
     def _settings(self, request: pb.EvaluateRequest | pb.CheckKeyRequest) -> KeySettings | None:
         self._keys.check_known()
@@ -171,10 +175,11 @@ class Decider:
         trusted: frozenset[str],
         spans: "Sequence[Span | None]",
     ) -> tuple[list[pb.EvaluateResponse | Exception], list[Entry]]:
-        bodies = await self._read_large(requests)
-        results, decided = self._results(requests, trusted, spans, bodies)
-        if decided:
-            await self._append(decided, spans)
+        sizes = [self._body_size(request) for request in requests]
+        bodies = await self._read_large(requests, sizes)
+        results, decided = self._results(requests, trusted, spans, sizes, bodies)
+        if decided and (durable := self._append(decided, spans)):
+            await durable
         return results, decided
 
     def _results(
@@ -182,13 +187,13 @@ class Decider:
         requests: Sequence[pb.EvaluateRequest],
         trusted: frozenset[str],
         spans: "Sequence[Span | None]",
+        sizes: Sequence[int],
         bodies: Sequence[BodyAttributes | None],
     ) -> tuple[list[pb.EvaluateResponse | Exception], list[Entry]]:
         results: list[pb.EvaluateResponse | Exception] = []
         decided: list[Entry] = []
-        size = 0
-        for request, span, body in zip(requests, spans, bodies, strict=True):
-            size += self._body_size(request)
+        parts = zip(requests, spans, accumulate(sizes), bodies, strict=True)
+        for request, span, size, body in parts:
             try:
                 if size > MAX_BATCH_BODIES:
                     raise InvalidDescriptor(
@@ -241,29 +246,38 @@ class Decider:
         trusted: frozenset[str],
         span: "Span | None",
     ) -> tuple[pb.EvaluateResponse, Entry]:
-        (body,) = await self._read_large([request])
+        body = None
+        if request.HasField("raw_body"):
+            (body,) = await self._read_large([request], [self._body_size(request)])
         response, record = self._evaluate(request, route, trusted, span, body)
-        await self._append((record,), (span,))
+        if durable := self._append((record,), (span,)):
+            await durable
         return response, record
 
-    async def _append(self, entries: Sequence[Entry], spans: "Sequence[Span | None]") -> None:
-        """Make entries durable; `spans` are those of their evaluations. Raises LogFull."""
-        step: AbstractContextManager[None] = _UNTRACED
-        if self._traces is not None:
-            sampled = [span for span in spans if span is not None and span.is_sampled]
-            step = self._traces.logging(sampled) if sampled else _UNTRACED
-        with step:
+    def _append(
+        self, entries: Sequence[Entry], spans: "Sequence[Span | None]"
+    ) -> Awaitable[None] | None:
+        """Make entries durable, at once or when the result is awaited; `spans` are those of their
+        evaluations. Raises LogFull."""
+        if self._traces is None:
+            return self._log(entries)
+        sampled = [span for span in spans if span is not None and span.is_sampled]
+        return self._traced_log(entries, sampled) if sampled else self._log(entries)
+
+    async def _traced_log(self, entries: Sequence[Entry], sampled: "Sequence[Span]") -> None:
+        assert self._traces is not None
+        with self._traces.logging(sampled):
             if durable := self._log(entries):
                 await durable
 
     async def _read_large(
-        self, requests: Sequence[pb.EvaluateRequest]
+        self, requests: Sequence[pb.EvaluateRequest], sizes: Sequence[int]
     ) -> Sequence[BodyAttributes | None]:
         """The attributes of the raw bodies that take long to read; None for each other request.
+        `sizes` are those of _body_size().
 
         Raises BodiesFull.
         """
-        sizes = [self._body_size(request) for request in requests]
         if sum(sizes) <= AT_ONCE:
             return [None] * len(requests)
         size = sum(len(request.raw_body.content) for request in requests)

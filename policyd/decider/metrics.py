@@ -1,4 +1,5 @@
-"""What PolicyService counts and times, where policyd serves metrics."""
+"""What is counted and timed of decisions, where the server that makes them serves metrics: policyd,
+or a gateway that decides by itself."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -11,6 +12,7 @@ from policyd.decision_log.results import LoggedResult
 from policyd.decision_log.writer import Entry
 from policyd.engine import denial
 from policyd.engine.states import Mode
+from policyd.errors import REASONS, reason_of
 from policyd.policies import TABLE
 from policyd.telemetry import catalogue
 from policyd.telemetry.bounds import OTHER, status
@@ -20,6 +22,7 @@ from policyd.telemetry.tally import Count, Timing
 Log = Callable[[Sequence[Entry]], Awaitable[None] | None]
 
 ADAPTERS = ("grpc", "batch", "envoy", "http", "authzen")
+"""How policyd is asked."""
 DROPS = ("no_decision", "malformed", "too_many", "other_protocol", "not_logged")
 """Why an entry of Envoy's access log becomes no outcome."""
 _VERDICTS = {one: one.name.lower() for one in Verdict}
@@ -30,24 +33,21 @@ _MOST = 4096
 class DecisionMetrics:
     """Counts decisions by what the log gets of them, and times their steps."""
 
-    def __init__(
-        self, metrics: Metrics, reasons: Sequence[str], reason_of: Callable[[Exception], str]
-    ) -> None:
-        """`reason_of` gives the reason, one of `reasons`, by which an error is counted."""
-        self._reason_of = reason_of
+    def __init__(self, metrics: Metrics, adapters: Sequence[str] = ADAPTERS) -> None:
+        """`adapters` are those that decisions are asked for by."""
         step = partial(metrics.timing, catalogue.STEP_SECONDS)
         self.describe, self.decide, self._log = step("describe"), step("decide"), step("log")
         self._requests: dict[str, Timing] = {
-            adapter: metrics.timing(catalogue.REQUEST_SECONDS, adapter) for adapter in ADAPTERS
+            adapter: metrics.timing(catalogue.REQUEST_SECONDS, adapter) for adapter in adapters
         }
         self._decisions = metrics.counts(catalogue.DECISIONS)
         self._results = metrics.counts(catalogue.RESULTS)
         self._errors = metrics.counts(catalogue.ERRORS)
-        for reason in reasons:
+        for reason in REASONS:
             self._errors.of(reason)  # So that its first error shows as an increase from 0.
         self._outcomes = metrics.counts(catalogue.OUTCOMES)
         self._dropped = metrics.counts(catalogue.ENTRIES_DROPPED)
-        for reason in DROPS:
+        for reason in DROPS if "envoy" in adapters else ():
             self._dropped.of(reason)
         self._refused = metrics.counts(catalogue.REFUSED_KEYS)
         self._by_kind: dict[tuple[object, ...], tuple[Count, ...]] = {}
@@ -75,7 +75,7 @@ class DecisionMetrics:
 
     def failed(self, error: Exception, requests: int = 1) -> None:
         """Count requests that get `error` in place of a decision."""
-        self._errors.of(self._reason_of(error)).pending += requests
+        self._errors.of(reason_of(error)).pending += requests
 
     def reported(self, entries: Sequence[Entry]) -> None:
         """Count outcomes."""

@@ -9,22 +9,24 @@ not all, has those of `unreadable(state)`, which never pass for a user.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from policyd.descriptor import end_users, headers
 from policyd.descriptor.body_memory import Bodies, Held
 from policyd.descriptor.headers import KEY_HEADER, NO_HEADERS, PREFIX, Headers
-from policyd.descriptor.identifiers import NOT_READ, BodyAttributes, Identifier
+from policyd.descriptor.identifiers import NOT_READ, BodyAttributes
 from policyd.descriptor.pieces import Pieces
 from policyd.descriptor.reader_process import Told
 from policyd.engine import endpoints, method_override
 from policyd.engine.places import SAFETY_HEADER, Target
 from policyd.engine.states import ModelState, NumberState
 from policyd.telemetry.trace_context import TRACEPARENT
-from policyd.v1 import policy_pb2 as pb
-from policyd.v1.policy_pb2 import CheckKeyRequest, EvaluateRequest, Header, UserState
+from policyd.v1.policy_pb2 import CheckKeyRequest, EvaluateRequest, Header
 
 MAX_REMARK = 256
 """Characters of a text that policyd only writes into its log."""
+_Header = dict[str, str]
+"""A header as a message takes it."""
 _TYPE = "content-type"
 _ENCODING = "content-encoding"
 _AGENT = "user-agent"
@@ -85,50 +87,56 @@ class HttpRequest:
 
 def describe(request: HttpRequest, attributes: BodyAttributes = NOT_READ) -> EvaluateRequest:
     """The descriptor of a request whose body has these attributes."""
-    described = EvaluateRequest(
-        headers=_own_headers(request) + _end_user_headers(request) + _trace_headers(request),
-        method=request.method,
-        path=request.path,
-        source_ip=request.source_ip,
-        user_agent=_remark(request.first(_AGENT)),
-        organization=_remark(request.first(_ORGANIZATION)),
-        request_id=_remark(request.first(_REQUEST_ID) or request.request_id),
-        model=attributes.model[:MAX_REMARK],
-        user_state=_state(attributes.user),
-        safety_identifier_state=_state(attributes.safety_identifier),
-    )
-    # Fields that are seldom there are set by themselves: to set one to nothing takes as long.
+    # A message is made in one step, with its headers, at half of what it costs to make those first
+    # and to set fields later. A field that is given nothing costs as much as any.
+    fields: dict[str, Any] = {
+        "headers": _own_headers(request) + _end_user_headers(request) + _trace_headers(request),
+        "method": request.method,
+        "path": request.path,
+        "source_ip": request.source_ip,
+        "model": attributes.model[:MAX_REMARK],
+        "user_state": attributes.user.state,
+        "safety_identifier_state": attributes.safety_identifier.state,
+    }
+    if agent := request.first(_AGENT):
+        fields["user_agent"] = _remark(agent)
+    if organization := request.first(_ORGANIZATION):
+        fields["organization"] = _remark(organization)
+    if request_id := request.first(_REQUEST_ID) or request.request_id:
+        fields["request_id"] = _remark(request_id)
     if key := _key(request):
-        described.key = key
+        fields["key"] = key
     if request.in_scope is not None:
-        described.in_scope = request.in_scope
+        fields["in_scope"] = request.in_scope
     if attributes.user.value:
-        described.user = attributes.user.value
+        fields["user"] = attributes.user.value
     if attributes.safety_identifier.value:
-        described.safety_identifier = attributes.safety_identifier.value
+        fields["safety_identifier"] = attributes.safety_identifier.value
     if attributes.model_state is not ModelState.UNKNOWN:
-        _add_what_is_stated(described, attributes)
-    return described
+        _add_what_is_stated(fields, attributes)
+    return EvaluateRequest(**fields)
 
 
-def _add_what_is_stated(described: EvaluateRequest, attributes: BodyAttributes) -> None:
+def _add_what_is_stated(fields: dict[str, Any], attributes: BodyAttributes) -> None:
     """Add what a body that was read states besides `user` and `safety_identifier`."""
-    described.model_state = pb.ModelState.ValueType(attributes.model_state)
+    fields["model_state"] = attributes.model_state
     limit, choices, chars = attributes.token_limit, attributes.choices, attributes.prompt_chars
     if limit.state is NumberState.GIVEN:
-        described.token_limit = limit.value
+        fields["token_limit"] = limit.value
     else:
-        described.token_limit_state = pb.NumberState.ValueType(limit.state)
+        fields["token_limit_state"] = limit.state
     # Of choices that are INVALID, so is the token limit.
     if choices.state is NumberState.GIVEN:
-        described.choices = choices.value
+        fields["choices"] = choices.value
     if chars.state is NumberState.GIVEN:
-        described.prompt_characters = chars.value
+        fields["prompt_characters"] = chars.value
     else:
-        described.prompt_characters_state = pb.NumberState.ValueType(chars.state)
-    for place, found in attributes.others:
-        value = found.value or None
-        described.end_users.add(place=place, state=_state(found), value=value)
+        fields["prompt_characters_state"] = chars.state
+    if attributes.others:
+        fields["end_users"] = [
+            {"place": place, "state": found.state, "value": found.value or None}
+            for place, found in attributes.others
+        ]
 
 
 def about_key(request: HttpRequest) -> CheckKeyRequest:
@@ -137,7 +145,7 @@ def about_key(request: HttpRequest) -> CheckKeyRequest:
     If it is not, the request is denied whatever its body holds.
     """
     return CheckKeyRequest(
-        headers=_own_headers(request),
+        headers=[Header(**one) for one in _own_headers(request)],
         method=request.method,
         path=request.path,
         key=_key(request),
@@ -163,40 +171,36 @@ def _remark(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
-def _own_headers(request: HttpRequest) -> list[Header]:
-    own = [
-        Header(name=name, value=value)
+def _own_headers(request: HttpRequest) -> list[_Header]:
+    own: list[_Header] = [
+        {"name": name, "value": value}
         for name, values in request.headers.items()
         if name.startswith(PREFIX)
         for value in values
     ]
     if request.overriding:
-        own += [Header(name=name, value=value) for name, value in request.overriding]
+        own += [{"name": name, "value": value} for name, value in request.overriding]
     return own
 
 
-def _end_user_headers(request: HttpRequest) -> list[Header]:
+def _end_user_headers(request: HttpRequest) -> list[_Header]:
     endpoint = request.target.endpoint
     own = {SAFETY_HEADER} if endpoint is not None and endpoint.safety_header else NO_HEADERS
     names = request.end_user_headers | own
     return [
-        Header(name=name, value=end_users.value(text))
+        {"name": name, "value": end_users.value(text)}
         for name in sorted(names)
         for text in request.headers.get(name, ())
     ]
 
 
-def _trace_headers(request: HttpRequest) -> list[Header]:
+def _trace_headers(request: HttpRequest) -> list[_Header]:
     """What names the trace that the request belongs to, for a policyd that sends traces."""
     given = request.headers.get(TRACEPARENT)
     if not given or len(given) > 1 or len(given[0]) > MAX_REMARK:
         return []
-    return [Header(name=TRACEPARENT, value=_remark(given[0]))]
+    return [{"name": TRACEPARENT, "value": _remark(given[0])}]
 
 
 def _key(request: HttpRequest) -> str:
     return request.key if KEY_HEADER not in request.headers else ""
-
-
-def _state(identifier: Identifier) -> UserState.ValueType:
-    return UserState.ValueType(identifier.state)

@@ -123,7 +123,7 @@ def target_of(request: pb.EvaluateRequest | pb.CheckKeyRequest) -> Target:
     # A caller's word never takes a path out of scope: it counts only where there is none to judge.
     if not method and not path and _gives_scope(request):
         return Target(request.in_scope)
-    if not method_override.is_post(method):
+    if method != "POST" and not method_override.is_post(method):
         method = method_override.in_force(method, _pairs(request), path.partition("?")[2])
     return endpoints.resolve(method, path)
 

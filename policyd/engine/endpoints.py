@@ -125,7 +125,7 @@ def resolve(method: str, path: str) -> Target:
     is understood too, lest a caller's slip take a request out of scope. What is unknown counts as
     in scope, so an empty method is taken for POST.
     """
-    if not is_post(method):
+    if method != "POST" and not is_post(method):
         return _OUT_OF_SCOPE
     if not path or len(path) > MAX_PATH:
         return _UNKNOWN

@@ -116,7 +116,10 @@ class Target(NamedTuple):
 
     def is_in_scope_for(self, accept: Iterable[str]) -> bool:
         """Whether it is in scope for a key that accepts these places."""
-        return self.in_scope and (self.endpoint is None or self.endpoint.is_for(accept))
+        endpoint = self.endpoint
+        if endpoint is None or not endpoint.only_for:  # Nearly always, and found without a call.
+            return self.in_scope
+        return self.in_scope and endpoint.is_for(accept)
 
 
 class EndUser(NamedTuple):

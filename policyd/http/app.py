@@ -38,6 +38,8 @@ _STATUS = {
 }
 _TYPES = {400: "invalid_request", 401: "access_denied"}
 _STOPPING = error(503, "server_error", "policyd is being stopped. Try again", retry_after=AGAIN)
+# Not `unavailable`: policyd was reached, so its caller must not take this for an outage.
+_STOPPING_CALL = connect_error(Problem("canceled", "policyd is being stopped. Try again", ""))
 _FAULT = error(500, "server_error", "policyd failed on this check. Its log says how")
 _NOT_FOUND = error(
     404,
@@ -78,9 +80,9 @@ class HttpCheck:
     Of a body that a proxy sends along, `max_body` bytes are read, where `knows` finds the key in
     force, and `max_message` of a descriptor or evaluation. Either has `patience` seconds to come.
     `not_ready` gives the reason why a balancer should send no checks here, `is_stale` why the
-    settings may be old ones, and `remark` and `warnings` what its operator should know all the
-    same. `note` is told of each error that a caller gets in place of a decision. `connect` answers
-    the calls of PolicyService.
+    settings may be old ones, `is_undecided` why requests get no decision, and `remark` and
+    `warnings` what its operator should know all the same. `note` is told of each error that a
+    caller gets in place of a decision. `connect` answers the calls of PolicyService.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class HttpCheck:
         remark: Callable[[], str],
         warnings: Callable[[], list[str]],
         is_stale: Check,
+        is_undecided: Check,
         note: Callable[[Exception], None],
         connect: Connect,
     ) -> None:
@@ -107,7 +110,7 @@ class HttpCheck:
         self._knows = knows
         self._bodies = bodies
         self._patience = patience
-        self._probes = Probes(not_ready, remark, is_stale, warnings)
+        self._probes = Probes(not_ready, remark, is_stale, warnings, is_undecided)
         self._token = token
         self._end_user_headers = end_user_headers
         self._max_body = max_body
@@ -128,7 +131,8 @@ class HttpCheck:
         except ClientGone:
             return
         except asyncio.CancelledError:
-            reply = _STOPPING  # The server has waited long enough.
+            # The server has waited long enough.
+            reply = _STOPPING_CALL if self._connect.has(request.path) else _STOPPING
         except Exception:  # noqa: BLE001  # Whatever it was, nothing is allowed.
             _log.exception(
                 "a fault of policyd; a check was not answered",

@@ -37,6 +37,7 @@ _STATUS = {
     "unimplemented": 501,
     "unavailable": 503,
     "deadline_exceeded": 504,
+    "canceled": 499,
 }
 """The HTTP status of each of Connect's codes that policyd gives."""
 

@@ -81,9 +81,11 @@ class Request:
 
         A client that is still sending when its connection is closed may never see the answer.
         """
+        if not self._incoming.more:
+            return
         with suppress(TimeoutError):
             async with asyncio.timeout(self._patience):
-                while self._incoming.more and limit > 0:
+                while limit > 0 and self._incoming.more:
                     limit -= len(await self._incoming.piece())
 
 

@@ -56,6 +56,8 @@ class KeyTable:
         self._arrived = asyncio.Condition()
         self._fresh_at = seconds()
         self._known = asyncio.Event()
+        self.is_known = False
+        """Whether there are settings to decide by. That there is no key is one of them, too."""
         self.is_followed = False
         """Whether the settings are the source's, and not a snapshot's."""
         self.defaults: ServerDefaults | None = None
@@ -67,18 +69,13 @@ class KeyTable:
         """Is told of changes in the turn of the loop in which they come into force; revision and
         epoch are then still those before."""
 
-    @property
-    def is_known(self) -> bool:
-        """Whether there are settings to decide by. That there is no key is one of them, too."""
-        return self._known.is_set()
-
     async def until_known(self) -> None:
         """Wait until there are settings to decide by."""
         await self._known.wait()
 
     def check_known(self) -> None:
         """Raises SettingsUnknown where there are no settings to decide by."""
-        if not self._known.is_set():
+        if not self.is_known:
             raise SettingsUnknown(
                 "no API key's settings are known yet, as the database has not answered since "
                 "policyd started, and there is no snapshot of them to use: ask again"
@@ -112,7 +109,7 @@ class KeyTable:
         self.defaults = defaults
         self._fresh_at = seconds() - age
         self.revision, self.epoch = revision, epoch
-        self._known.set()
+        self._become_known()
 
     def staleness(self) -> float:
         """Seconds since the source last told how the settings are."""
@@ -148,13 +145,17 @@ class KeyTable:
     async def _note(self, changes: KeyChanges, as_of: float) -> None:
         self._fresh_at = as_of
         self.is_followed = True
-        self._known.set()
+        self._become_known()
         if (changes.revision, changes.epoch) != (self.revision, self.epoch):
             if changes.defaults != self.defaults:
                 self.defaults = changes.defaults
             self.revision, self.epoch = changes.revision, changes.epoch
             async with self._arrived:
                 self._arrived.notify_all()
+
+    def _become_known(self) -> None:
+        self.is_known = True
+        self._known.set()
 
     def confirm(self, as_of: float) -> None:
         """Note that the source had these very settings at `as_of`, by seconds()."""

@@ -60,6 +60,7 @@ class HttpServer:
             remark=clock.remark,
             warnings=lambda: readiness.warnings,
             is_stale=self._is_stale,
+            is_undecided=self._is_undecided,
             note=note,
             connect=_connect(decider, partial(defaults.trusted, "http")),
         )
@@ -103,6 +104,9 @@ class HttpServer:
 
     async def _is_stale(self) -> str:
         return self._following.stale
+
+    async def _is_undecided(self) -> str:
+        return self._readiness.undecided
 
 
 def _connect(decider: Decider, trusted: Callable[[], frozenset[str]]) -> Connect:

@@ -22,6 +22,7 @@ from policyd.services.key_feed import KeyFeed
 from policyd.services.watch_keys import KeyWatching
 from policyd.settings import ServerSettings
 from policyd.store import Store
+from policyd.store.destination import NoteShipped
 
 _FLAG = "--local-token-file"
 
@@ -61,15 +62,20 @@ class LocalDecisions:
         return {} if caller is None else {"--caller-token-file": caller}
 
     def handler(
-        self, keys: StoredKeyTable, clock: WorkerClock, note: Note
+        self,
+        keys: StoredKeyTable,
+        clock: WorkerClock,
+        note: Note,
+        note_shipped: NoteShipped | None,
     ) -> grpc.GenericRpcHandler:
-        """What a gRPC server calls."""
+        """What a gRPC server calls. `note` is told of each error, and `note_shipped` of the entries
+        that the database is given."""
         feed = KeyFeed(keys, self._identity, self._defaults)
         watching = KeyWatching(feed, self._followers, clock.time, note)
         settings = self._settings
         appending = Appending(
             *(self._store, self._identity, clock.time, settings.max_clock_skew),
-            *(settings.database_timeout, note),
+            *(settings.database_timeout, note, note_shipped),
         )
         return local.handler(watching, appending)
 

@@ -28,12 +28,17 @@ class Readiness:
     @property
     def unready(self) -> str:
         """Why no requests should come; "": they may come."""
-        return self._following.unready or self._undecided()
+        return self._following.unready or self._unlogged()
 
     @property
     def decides(self) -> bool:
         """Whether requests get a decision."""
-        return self._keys.is_known and not self._undecided()
+        return not self.undecided
+
+    @property
+    def undecided(self) -> str:
+        """Why requests get no decision; "": they get one."""
+        return self._unlogged() if self._keys.is_known else "policyd knows no settings yet"
 
     @property
     def warnings(self) -> list[str]:
@@ -41,7 +46,7 @@ class Readiness:
         found = [self._database(), self._unlogged_decisions()]
         return [one for one in found if one]
 
-    def _undecided(self) -> str:
+    def _unlogged(self) -> str:
         """Why requests get no decision though there are settings: the decision log takes none, and
         --log-full or --log-error wants that then. "": they get one."""
         if self.log is None or not self.log.denies:

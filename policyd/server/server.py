@@ -226,7 +226,8 @@ class Server:
         access_log = AccessLogServicer(self._decider, self._watching.decisions)
         listener.server.add_generic_rpc_handlers((access_log.handler(),))
         if local is not None:
-            handler = local.handler(self._keys, self._clock, note)
+            counted = self._watching.count_shipped()
+            handler = local.handler(self._keys, self._clock, note, counted)
             listener.server.add_generic_rpc_handlers((handler,))
         return listener
 

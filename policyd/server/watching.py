@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from policyd.decider.metrics import DecisionMetrics
     from policyd.server.http_check import HttpServer
     from policyd.server.worker_metrics import WorkerMetrics
+    from policyd.store.destination import NoteShipped
 
 
 class Watching:
@@ -41,6 +42,10 @@ class Watching:
     def note(self) -> Note:
         """What is told of each error that a caller gets in place of a decision."""
         return self._metrics.decisions.failed if self._metrics else unnoted
+
+    def count_shipped(self) -> "NoteShipped | None":
+        """What counts the entries of gateways that the database is given, from now on."""
+        return self._metrics.count_shipped() if self._metrics else None
 
     def traces(self) -> DecisionTraces | None:
         """What makes spans, from now on. Raises SettingsError."""

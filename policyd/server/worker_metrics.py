@@ -11,12 +11,12 @@ from policyd.decider.metrics import DecisionMetrics
 from policyd.decision_log.writer import DecisionLog
 from policyd.descriptor.body_memory import Bodies
 from policyd.keys.stored_key_table import StoredKeyTable
-from policyd.services.errors import REASONS, reason_of
 from policyd.telemetry import catalogue
 from policyd.telemetry.metrics import Watch
 
 if TYPE_CHECKING:
     from policyd.server.http_check import HttpServer
+    from policyd.store.destination import NoteShipped
 
 
 class WorkerMetrics(Watch):
@@ -33,7 +33,7 @@ class WorkerMetrics(Watch):
         self._bodies = bodies
         super().__init__()
         metrics = self._metrics
-        self.decisions = DecisionMetrics(metrics, REASONS, reason_of)
+        self.decisions = DecisionMetrics(metrics)
         self._revision = metrics.gauge(catalogue.REVISION)
         self._staleness = metrics.gauge(catalogue.STALENESS)
         self._known = metrics.gauge(catalogue.KEYS)
@@ -44,6 +44,13 @@ class WorkerMetrics(Watch):
         self._body_bytes = metrics.gauge(catalogue.BODY_BYTES)
         self._lost = metrics.count(catalogue.LOST)
         self._lost_before = 0
+
+    def count_shipped(self) -> "NoteShipped":
+        """What counts the entries of gateways that decide by themselves."""
+        # Imported late: prices take half a second, and most workers need none.
+        from policyd.server.shipped_metrics import ShippedMetrics
+
+        return ShippedMetrics(self._metrics).shipped
 
     def _look(self) -> None:
         keys = self._keys

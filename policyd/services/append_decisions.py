@@ -21,6 +21,7 @@ from policyd.services.claimed_entries import GatewayDestination
 from policyd.services.errors import Note, unnoted
 from policyd.services.lasting_streams import LastingStreams, next_request, write
 from policyd.store import Store
+from policyd.store.destination import NoteShipped
 from policyd.v1 import local_pb2 as pb
 
 _log = logging.getLogger(__name__)
@@ -47,7 +48,8 @@ class Appending:
     """Appends the entries of gateways' spools to `store`.
 
     `identity` returns that of its database, `clock` the worker's time in seconds since 1970, and
-    entries may be `ahead` seconds ahead of it. `note` is told of each error that ends a stream.
+    entries may be `ahead` seconds ahead of it. `note` is told of each error that ends a stream, and
+    `note_shipped` of the entries that the store is given.
     """
 
     def __init__(
@@ -58,12 +60,14 @@ class Appending:
         ahead: float,
         timeout: float = TIMEOUT,
         note: Note = unnoted,
+        note_shipped: NoteShipped | None = None,
     ) -> None:
         self._store = store
         self._identity = identity
         self._clock = clock
         self._ahead = ahead
         self._note = note
+        self._note_shipped = note_shipped
         self._threads = StoreThreads(
             "gateways' decisions", timeout * _LONGER, at_once=_AT_ONCE, waiting=MOST
         )
@@ -127,7 +131,7 @@ class Appending:
                 f"the decisions are of the database {request.database}, and this policyd's is "
                 f"{known}: hand them to the policyd of that database"
             )
-        destination = GatewayDestination(self._store, self._clock, self._ahead)
+        destination = GatewayDestination(self._store, self._clock, self._ahead, self._note_shipped)
         return _Stream(self._store, destination, request, known)
 
     def _tell_rejected(self, stream: "_Stream") -> None:

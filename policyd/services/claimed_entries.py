@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from policyd.decision_log.record import Outcome, Record, is_decision_id
 from policyd.decision_log.refused_key import RefusedKeyCount
 from policyd.store import Store
-from policyd.store.destination import Entry, StoreDestination
+from policyd.store.destination import Entry, NoteShipped, StoreDestination
 
 _MINUTE = 60.0
 _UNREADABLE = "they cannot be read"
@@ -25,8 +25,14 @@ class GatewayDestination(StoreDestination):
     ahead of it.
     """
 
-    def __init__(self, store: Store, clock: Callable[[], float], ahead: float) -> None:
-        super().__init__(store)
+    def __init__(
+        self,
+        store: Store,
+        clock: Callable[[], float],
+        ahead: float,
+        note: NoteShipped | None = None,
+    ) -> None:
+        super().__init__(store, note)
         self._clock = clock
         self._ahead = ahead + _MINUTE
         self.reason = ""

@@ -20,39 +20,35 @@ from policyd import errors
 _log = logging.getLogger(__name__)
 
 DOMAIN = "policyd"
-INTERNAL = "INTERNAL"
-"""The reason of errors that are no PolicydError of TABLE."""
 _Code = grpc.StatusCode
-TABLE: dict[type[errors.PolicydError], tuple[grpc.StatusCode, str]] = {
-    errors.InvalidDescriptor: (_Code.INVALID_ARGUMENT, "INVALID_DESCRIPTOR"),
-    errors.InvalidArgument: (_Code.INVALID_ARGUMENT, "INVALID_ARGUMENT"),
-    errors.RevisionNotReached: (_Code.FAILED_PRECONDITION, "REVISION_NOT_REACHED"),
-    errors.Unauthenticated: (_Code.UNAUTHENTICATED, "UNAUTHENTICATED"),
-    errors.KeyNotFound: (_Code.NOT_FOUND, "KEY_NOT_FOUND"),
-    errors.DecisionNotFound: (_Code.NOT_FOUND, "DECISION_NOT_FOUND"),
-    errors.LogFull: (_Code.RESOURCE_EXHAUSTED, "LOG_FULL"),
-    errors.LogUnwritable: (_Code.RESOURCE_EXHAUSTED, "LOG_UNWRITABLE"),
-    errors.BodiesFull: (_Code.RESOURCE_EXHAUSTED, "BODIES_FULL"),
-    errors.KeyRevoked: (_Code.FAILED_PRECONDITION, "KEY_REVOKED"),
-    errors.NameTaken: (_Code.ALREADY_EXISTS, "NAME_TAKEN"),
-    errors.OlderServers: (_Code.FAILED_PRECONDITION, "OLDER_SERVERS"),
-    errors.EtagMismatch: (_Code.ABORTED, "ETAG_MISMATCH"),
-    errors.PositionMoved: (_Code.ABORTED, "POSITION_MOVED"),
-    errors.TooManyGateways: (_Code.RESOURCE_EXHAUSTED, "TOO_MANY_GATEWAYS"),
-    errors.GatewayTooSlow: (_Code.RESOURCE_EXHAUSTED, "GATEWAY_TOO_SLOW"),
-    errors.StoreBusy: (_Code.RESOURCE_EXHAUSTED, "STORE_BUSY"),
-    errors.StoreUnavailable: (_Code.UNAVAILABLE, "STORE_UNAVAILABLE"),
-    errors.WrongDatabase: (_Code.UNAVAILABLE, "WRONG_DATABASE"),
-    errors.StoreUnusable: (_Code.UNAVAILABLE, "STORE_UNAVAILABLE"),
-    errors.SettingsUnknown: (_Code.UNAVAILABLE, "SETTINGS_UNKNOWN"),
+_CODES: dict[type[errors.PolicydError], grpc.StatusCode] = {
+    errors.InvalidDescriptor: _Code.INVALID_ARGUMENT,
+    errors.InvalidArgument: _Code.INVALID_ARGUMENT,
+    errors.RevisionNotReached: _Code.FAILED_PRECONDITION,
+    errors.Unauthenticated: _Code.UNAUTHENTICATED,
+    errors.KeyNotFound: _Code.NOT_FOUND,
+    errors.DecisionNotFound: _Code.NOT_FOUND,
+    errors.LogFull: _Code.RESOURCE_EXHAUSTED,
+    errors.LogUnwritable: _Code.RESOURCE_EXHAUSTED,
+    errors.BodiesFull: _Code.RESOURCE_EXHAUSTED,
+    errors.KeyRevoked: _Code.FAILED_PRECONDITION,
+    errors.NameTaken: _Code.ALREADY_EXISTS,
+    errors.OlderServers: _Code.FAILED_PRECONDITION,
+    errors.EtagMismatch: _Code.ABORTED,
+    errors.PositionMoved: _Code.ABORTED,
+    errors.TooManyGateways: _Code.RESOURCE_EXHAUSTED,
+    errors.GatewayTooSlow: _Code.RESOURCE_EXHAUSTED,
+    errors.StoreBusy: _Code.RESOURCE_EXHAUSTED,
+    errors.StoreUnavailable: _Code.UNAVAILABLE,
+    errors.WrongDatabase: _Code.UNAVAILABLE,
+    errors.StoreUnusable: _Code.UNAVAILABLE,
+    errors.SettingsUnknown: _Code.UNAVAILABLE,
 }
+TABLE = {kind: (code, errors.REASON_OF[kind]) for kind, code in _CODES.items()}
 """Each error's status code, and the reason in its ErrorInfo."""
 
 Note = Callable[[Exception], None]
 """Is told of each error that a caller gets in place of an answer."""
-
-REASONS = (*dict.fromkeys(reason for _, reason in TABLE.values()), INTERNAL)
-"""The reasons of all errors."""
 
 _Continuation = Callable[
     [grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any, Any] | None"]
@@ -63,11 +59,6 @@ def unnoted(_: Exception) -> None:
     """A Note that forgets."""
 
 
-def reason_of(error: Exception) -> str:
-    """The reason with which `error` is reported."""
-    return TABLE[type(error)][1] if type(error) in TABLE else INTERNAL  # type: ignore[index]
-
-
 def status_of(error: Exception) -> tuple[grpc.StatusCode, str, str]:
     """The status code, the message and the reason with which `error` is reported."""
     if type(error) in TABLE:
@@ -75,7 +66,7 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str, str]:
         return code, str(error), reason
     # Its text may contain anything, a secret too, so only the log has it.
     _log.error("an unexpected error", exc_info=error)
-    return _Code.INTERNAL, "policyd failed; its log says more", INTERNAL
+    return _Code.INTERNAL, "policyd failed; its log says more", errors.INTERNAL
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> NoReturn:

@@ -17,15 +17,14 @@ Entry = Record | Outcome | RefusedKey | RefusedKeyCount
 _decode = msgspec.json.Decoder(Entry).decode
 
 
-def _forget(_: Sequence[object]) -> None:
-    pass
+NoteShipped = Callable[[Sequence[object]], None]
+"""Is told of entries that the store has been given."""
 
 
 class StoreDestination:
-    """A Destination of decision_log/shipper.py. `note` is told of the entries that the store has
-    been given."""
+    """A Destination of decision_log/shipper.py."""
 
-    def __init__(self, store: Store, note: Callable[[Sequence[object]], None] = _forget) -> None:
+    def __init__(self, store: Store, note: NoteShipped | None = None) -> None:
         self._store = store
         self._note = note
 
@@ -41,7 +40,8 @@ class StoreDestination:
         entries = self._select(entries)
         step = Step(spool, chunk.name, chunk.start, chunk.end)
         self._store.log.append(entries, step, unreadable=len(chunk.lines) - len(entries))
-        self._note(entries)
+        if self._note is not None:
+            self._note(entries)
         return len(entries)
 
     def _select(self, entries: list[Entry]) -> list[Entry]:

@@ -51,8 +51,9 @@ def _gauge(name: str, labels: str, mode: Mode, meaning: str, unit: str = "") -> 
 DECISIONS = _counter(
     "policyd_decisions_total",
     "adapter operation verdict reason",
-    "Decisions. adapter: grpc, batch, envoy, http, authzen; verdict: allowed, would_deny, denied; "
-    "reason: the flag of the policy that denies or would, key, path, failure; empty where allowed.",
+    "Decisions. adapter: grpc, batch, envoy, http, authzen; at a gateway with --decide local: "
+    "local; verdict: allowed, would_deny, denied; reason: the flag of the policy that denies or "
+    "would, key, path, failure; empty where allowed.",
 )
 RESULTS = _counter(
     "policyd_policy_results_total",
@@ -78,7 +79,8 @@ STEP_SECONDS = _timing(
 REQUEST_SECONDS = _timing(
     "policyd_requests_seconds",
     "adapter",
-    "Time from a request's arrival to its answer; of batch, for all of its items.",
+    "Time from a request's arrival to its answer; of batch, for all of its items; of local, within "
+    "the gateway.",
 )
 OUTCOMES = _counter(
     "policyd_outcomes_total",
@@ -110,7 +112,10 @@ COST = _counter(
     "US dollars",
 )
 SHIPPED = _counter(
-    "policyd_log_shipped_total", "", "Entries of the decision log that the database was given."
+    "policyd_log_shipped_total",
+    "",
+    "Entries of the decision log that the database was given, those of gateways that decide by "
+    "themselves included.",
 )
 LOST = _counter(
     "policyd_log_lost_total",

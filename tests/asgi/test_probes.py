@@ -137,6 +137,7 @@ async def test_stale_settings(
             while unready and (await ready(url)).status == 200:  # noqa: ASYNC110 - likewise
                 await asyncio.sleep(0.05)
         assert b"stale" in (await ask(url, "GET", "/settingsz")).body
+        assert (await ask(url, "GET", "/decisionsz")).body == b'{"state":"deciding"}'
         assert (await ready(url)).status == (503 if unready else 200)
         assert (await ask(url, "GET", "/healthz")).status == 200
 

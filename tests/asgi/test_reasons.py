@@ -1,6 +1,7 @@
 """The reason phrases on the wire are the contract's, whatever this version of Python calls them."""
 
 import http
+import io
 import subprocess
 import sys
 import tokenize
@@ -54,6 +55,8 @@ def test_no_other_phrase(package: object) -> None:
     """Nothing of ours asks Python for a phrase."""
     folder = Path(str(package.__file__)).parent  # type: ignore[attr-defined]
     for path in folder.rglob("*.py"):
-        with path.open("rb") as file:
-            names = {one.string for one in tokenize.tokenize(file.readline)}
+        content = path.read_bytes()
+        if b"phrase" not in content and b"HTTPStatus" not in content:
+            continue  # Reading the rest as Python takes a second.
+        names = {one.string for one in tokenize.tokenize(io.BytesIO(content).readline)}
         assert not {"phrase", "HTTPStatus"} & names or path.name == "reasons.py", path

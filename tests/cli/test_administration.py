@@ -5,33 +5,45 @@ import re
 import socket
 import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any, NamedTuple
 
 import pytest
+import sqlalchemy as sa
 import trustme
 
+from policyd.cli.administration import OfStore, find
 from policyd.settings import ServerSettings
 from policyd.store import Store
 from tests.support.commands import invoke
-from tests.support.databases import migrated, open_store
+from tests.support.databases import open_store
 from tests.support.processes import Policyd
 from tests.support.records import outcome, record
+from tests.support.running import beside
+
+
+class Served(NamedTuple):
+    """A policyd: the folder of its files, and where its AdminService is."""
+
+    folder: Path
+    admin: str
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policyd]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A policyd with a database of its own, which speaks TLS and asks for a certificate."""
-    folder = migrated(tmp_path_factory.mktemp("administered"))
+    folder = tmp_path_factory.mktemp("administered")
     authority, stranger = trustme.CA(), trustme.CA()
     own = authority.issue_cert("127.0.0.1")
     own.private_key_pem.write_to_path(folder / "key.pem")
     own.cert_chain_pems[0].write_to_path(folder / "cert.pem")
     authority.cert_pem.write_to_path(folder / "ca.pem")
     stranger.cert_pem.write_to_path(folder / "other.pem")
-    running = Policyd(folder, *pair(folder), "--tls-client-ca", f"{folder}/ca.pem")
-    yield running
-    assert running.stop() == 0, running.errors
+    names = {"tls_cert": "cert.pem", "tls_key": "key.pem", "tls_client_ca": "ca.pem"}
+    with beside(folder, **{setting: folder / name for setting, name in names.items()}) as running:
+        yield Served(folder, str(running.admin))
 
 
 def pair(folder: Path) -> tuple[str, ...]:
@@ -39,21 +51,21 @@ def pair(folder: Path) -> tuple[str, ...]:
     return ("--tls-cert", f"{folder}/cert.pem", "--tls-key", f"{folder}/key.pem")
 
 
-def place(server: Policyd) -> tuple[str, ...]:
+def place(server: Served) -> tuple[str, ...]:
     """The options that name the server and its token."""
     return ("--server", server.admin, "--token-file", str(server.folder / "admin-token"))
 
 
-def remote(server: Policyd) -> tuple[str, ...]:
+def remote(server: Served) -> tuple[str, ...]:
     """The options that name the server, and what TLS with it takes."""
     return (*place(server), "--tls-ca", f"{server.folder}/ca.pem", *pair(server.folder))
 
 
 @pytest.fixture
-def both(server: Policyd, tmp_path: Path) -> Iterator[list[tuple[Store, Sequence[str]]]]:
+def both(server: Served, tmp_path: Path) -> Iterator[list[tuple[Store, Sequence[str]]]]:
     """A store and the options that name it: a database's, and those of a server."""
     own = f"sqlite:///{tmp_path}/own.db"
-    stores = [open_store(own), Store(server.database_url)]
+    stores = [open_store(own), Store(f"sqlite:///{server.folder}/policyd.db")]
     yield [(stores[0], ("--database-url", own)), (stores[1], remote(server))]
     for store in stores:
         store.close()
@@ -195,7 +207,7 @@ def test_a_server_that_cannot_be_used(policyd: Policyd, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.db"))
 
 
-def test_tls(server: Policyd) -> None:
+def test_tls(server: Served) -> None:
     """Over TLS the command trusts the authority that it is given, and shows its certificate where
     the server asks for one."""
     folder, at, words = server.folder, place(server), ("keys", "list")
@@ -226,6 +238,48 @@ def test_names_of_old_databases(both: list[tuple[Store, Sequence[str]]], tmp_pat
     assert second.id in told
     assert invoke("policyd", "keys", "set", second.id, "--name", "free", *where).returncode == 0
     assert invoke("policyd", "keys", "revoke", "twin", *where).returncode == 0
+
+
+def test_a_name_among_many(tmp_path: Path) -> None:
+    """A key is found by its name in as many queries among 10,000 keys as alone, none of which
+    reads the others."""
+    with closing(open_store(f"sqlite:///{tmp_path}/own.db")) as store:
+        first, _ = store.keys.create("first")
+        alone = queries_of_find(store, "first", first.id)
+        assert len(alone) == 2  # By an ID, and by a name.
+        rows = (
+            (f"key_{number:016x}", f"name-{number}", b"%d" % number) for number in range(10_000)
+        )
+        with closing(sqlite3.connect(tmp_path / "own.db")) as connection, connection:
+            connection.execute("CREATE TEMP TABLE made (id, name, digest)")
+            connection.executemany("INSERT INTO made VALUES (?, ?, ?)", rows)
+            columns = "mode, override, accept, created_at, updated_at, revision"
+            connection.execute(
+                f"INSERT INTO api_keys (id, name, digest, {columns})"  # noqa: S608  # our own words
+                f" SELECT made.id, made.name, made.digest, {columns} FROM made, api_keys"
+            )
+        for name, key_id in (("first", first.id), ("name-9999", f"key_{9999:016x}")):
+            assert queries_of_find(store, name, key_id) == alone
+    with closing(sqlite3.connect(tmp_path / "own.db")) as connection:
+        for query, parameters in alone:
+            plan = connection.execute(f"EXPLAIN QUERY PLAN {query}", ("x",) * parameters)
+            assert not [row for row in plan if row[3].startswith("SCAN")]
+
+
+def queries_of_find(store: Store, name: str, key_id: str) -> list[tuple[str, int]]:
+    """The queries of keys in which one is found, each with the number of its parameters."""
+    made: list[tuple[str, int]] = []
+
+    def note(_: object, __: object, statement: str, parameters: Any, *___: object) -> None:
+        if "api_keys" in statement:
+            made.append((statement, len(parameters)))
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    try:
+        assert find(OfStore(store, "test"), name).id == key_id
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", note)
+    return made
 
 
 def test_looking_makes_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,16 +15,16 @@ from policyd.engine.settings import ServerDefaults
 from policyd.keys import api_key
 from policyd.store import Store
 from tests.support.commands import invoke
-from tests.support.databases import migrated, open_store
-from tests.support.processes import Policyd
+from tests.support.databases import open_store
+from tests.support.running import beside
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policyd]:
-    """A policyd with a database of its own."""
-    running = Policyd(migrated(tmp_path_factory.mktemp("applied")))
-    yield running
-    assert running.stop() == 0, running.errors
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """The folder of a policyd with a database of its own, and where its AdminService is."""
+    folder = tmp_path_factory.mktemp("applied")
+    with beside(folder) as running:
+        yield folder, str(running.admin)
 
 
 @pytest.fixture(params=["database", "server"])
@@ -38,12 +38,12 @@ def where(
         yield store, ("--database-url", url)
         store.close()
         return
-    server = request.getfixturevalue("server")
-    store = Store(server.database_url)
+    folder, admin = request.getfixturevalue("server")
+    store = Store(f"sqlite:///{folder}/policyd.db")
     for key in store.keys.list():
         store.keys.revoke(key.id)
     store.apply([], ServerDefaults())
-    yield store, ("--server", server.admin, "--token-file", str(server.folder / "admin-token"))
+    yield store, ("--server", admin, "--token-file", str(folder / "admin-token"))
     store.close()
 
 

@@ -202,7 +202,7 @@ def test_a_restore(store: Store, url: str, tmp_path: Path, start: Callable[..., 
 @pytest.mark.parametrize("damage", ["none", "text", "torn", "foreign", "newer"])
 def test_a_backup_that_is_none(store: Store, url: str, tmp_path: Path, damage: str) -> None:
     """A file that is no backup is rejected, and the database stays as it is."""
-    fill(store, 1000)
+    fill(store, 100)
     backup = tmp_path / "backup"
     if damage != "none":
         ask(url, "backup", "--output", str(backup))

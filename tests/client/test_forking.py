@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 from tests.client.test_client import Failing, Serving
+from tests.support.peers import KINDS
 from tests.support.processes import Policyd
 
 pytestmark = pytest.mark.slow  # Each test runs a program of its own, which forks.
@@ -88,11 +89,13 @@ def run(target: str, program: str, **environment: str) -> str:
     return printed.strip()
 
 
-@pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a policyd."""
-    server = Policyd(tmp_path_factory.mktemp("policyd"))
-    yield server.grpc
+@pytest.fixture(scope="module", params=KINDS)
+def target(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The address of a policyd, over gRPC and over HTTP."""
+    server = Policyd(tmp_path_factory.mktemp("policyd"), "--http", "127.0.0.1:0")
+    yield server.grpc if request.param == "grpc" else f"http://{server.http}"
     assert server.stop() == 0
 
 
@@ -153,7 +156,7 @@ def test_several_policyds(target: str) -> None:
     """With several policyds, of which one is dead and being looked for, fork and child go on."""
     program = """
 named = TARGET.replace("127.0.0.1", "localhost")
-client = SyncPolicyClient([TARGET, "127.0.0.1:1", named], timeout=20)
+client = SyncPolicyClient([TARGET, TARGET.rpartition(":")[0] + ":1", named], timeout=20)
 print(all(ask(client) for _ in range(20)), in_child(lambda: ask(client) and ask(client)))
 print(ask(client))
 print(in_child(lambda: client.close() is None))

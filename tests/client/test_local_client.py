@@ -13,8 +13,11 @@ import pytest
 
 from policyd.client.local import LocalPolicyClient
 from policyd.client.local_look import look
+from policyd.client.local_watching import LocalWatching
+from policyd.decider.metrics import DecisionMetrics
 from policyd.errors import NoDecision, SettingsError
 from policyd.keys import api_key
+from policyd.telemetry.metrics import Metrics
 from policyd.v1 import local_pb2 as pb
 from policyd.v1.local_pb2_grpc import (
     LocalDecisionServiceServicer,
@@ -135,6 +138,26 @@ async def test_errors_are_those_of_policyd(
             with pytest.raises(NoDecision) as caught:
                 await local.evaluate(asked)
             assert not caught.value.is_outage
+
+
+async def test_errors_are_counted(policyd: tuple[Misbehaving, str], tmp_path: Path) -> None:
+    """By their reasons, as policyd counts them; a policyd that is not reached counts as none."""
+    metrics = Metrics()
+    watched = LocalWatching(DecisionMetrics(metrics, ("local",)))
+
+    def counts() -> dict[str, float]:
+        counted = metrics._counts["policyd_errors_total"]._counts
+        return {reason: one.pending for (reason,), one in counted.items() if one.pending}
+
+    async with client(policyd[1], tmp_path, timeout=0.1, watching=watched) as local:
+        for asked in (EvaluateRequest(key=KEY), EvaluateRequest(key=KEY, min_revision=9)):
+            with pytest.raises(NoDecision):
+                await local.evaluate(asked)
+        assert counts() == {"INVALID_DESCRIPTOR": 1, "REVISION_NOT_REACHED": 1}
+    async with client("127.0.0.1:1", tmp_path / "other", watching=watched) as local:
+        with pytest.raises(NoDecision):
+            await local.evaluate(REQUEST)
+    assert counts() == {"INVALID_DESCRIPTOR": 1, "REVISION_NOT_REACHED": 1}
 
 
 async def test_a_silent_stream(

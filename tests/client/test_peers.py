@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,14 +14,20 @@ import pytest_asyncio
 from gateway.settings import Settings
 from policyd.client import NoDecision, PolicyClient, SyncPolicyClient
 from policyd.client.connection import Connection
-from policyd.client.peers import BUSY, CONNECTIONS, MAX_PATIENCE, addresses
+from policyd.client.http_connection import HttpConnection
+from policyd.client.opening import CONNECTIONS, MAX_PATIENCE
+from policyd.client.peers import BUSY
+from policyd.client.targets import addresses
+from policyd.client.transport import EVALUATE, Transport
 from policyd.errors import SettingsError
 from policyd.v1 import policy_pb2 as pb
-from policyd.v1.policy_pb2_grpc import PolicyServiceServicer, add_PolicyServiceServicer_to_server
+from policyd.v1.policy_pb2_grpc import PolicyServiceServicer
+from tests.support.peers import KINDS, serve
 from tests.support.silent import SilentProxy
 
 CODE = grpc.StatusCode
 DESCRIPTOR = pb.EvaluateRequest(has_user=True)
+SLOW = pb.EvaluateRequest(has_user=True, model="slow")
 PATIENCE = 60
 """Seconds after which a test gives up: far more than any machine should take."""
 
@@ -66,37 +73,53 @@ class Peer(PolicyServiceServicer):
 
 
 Start = Callable[..., Any]
+Target = Callable[[SilentProxy], str]
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """What the client asks over."""
+    return str(request.param)
 
 
 @pytest_asyncio.fixture
-async def make_peer() -> AsyncIterator[Start]:
+async def make_peer(kind: str) -> AsyncIterator[Start]:
     """Starts a Peer at 127.0.0.1, or at another host."""
-    servers = []
+    stops = []
 
     async def start_one(host: str = "127.0.0.1") -> Peer:
-        server = grpc.aio.server()
         peer = Peer()
-        add_PolicyServiceServicer_to_server(peer, server)
-        peer.target = f"127.0.0.1:{server.add_insecure_port(f'{host}:0')}"
-        await server.start()
-        servers.append(server)
+        peer.target, stop = await serve(peer, kind, host)
+        stops.append(stop)
         return peer
 
     yield start_one
-    for server in servers:
-        await server.stop(None)
+    for stop in stops:
+        await stop()
+
+
+@pytest.fixture
+def nowhere(kind: str, unused_port: Callable[[], int]) -> Callable[[], str]:
+    """Gives a target at which nothing listens."""
+    return lambda: at(kind, f"127.0.0.1:{unused_port()}")
+
+
+def at(kind: str, place: str) -> str:
+    """The target of HOST:PORT."""
+    return f"http://{place}" if kind == "http" else place
 
 
 @contextmanager
 def silent_before(peer: Peer) -> Iterator[SilentProxy]:
     """A proxy before a peer, which can fall silent."""
-    host, _, port = peer.target.rpartition(":")
-    with SilentProxy((host, int(port))) as proxy:
+    with SilentProxy(("127.0.0.1", int(peer.target.rpartition(":")[2]))) as proxy:
         yield proxy
 
 
-def target(proxy: SilentProxy) -> str:
-    return f"{proxy.host}:{proxy.port}"
+@pytest.fixture
+def target(kind: str) -> Callable[[SilentProxy], str]:
+    """Gives the target of a proxy."""
+    return lambda proxy: at(kind, f"{proxy.host}:{proxy.port}")
 
 
 async def ask(client: PolicyClient, number: int) -> list[float]:
@@ -146,7 +169,27 @@ def test_what_the_gateway_takes() -> None:
             Settings(policyd=wrong)
 
 
-async def test_how_many_connections(make_peer: Start) -> None:
+def test_what_the_gateway_takes_over_http() -> None:
+    """It asks over HTTP, all its addresses alike, and over TLS where they are https://."""
+    for right in ("http://a:1,http://b:2", "https://a", " https://[::1]:2/"):
+        assert Settings(policyd=right).asks_over_http
+    assert str(Settings(policyd="https://a").policyd_addresses[0]) == "a:443"
+    assert Settings(policyd="https://a", policyd_ca=Path("ca.pem")).asks_over_tls
+    for wrong, told in (
+        ({"policyd": "http://a:1,b:2"}, "addresses of one kind"),
+        ({"policyd": "a:1,http://b:2"}, "addresses of one kind"),
+        ({"policyd": "http://a:1,https://b:2"}, "addresses of one kind"),
+        ({"policyd": "http://a:1/path"}, "without a path"),
+        ({"policyd": "ftp://a:1"}, "takes HOST:PORT"),
+        ({"policyd": "http://a:1", "policyd_tls": True}, "needs https://"),
+        ({"policyd": "http://a:1", "policyd_ca": Path("ca.pem")}, "or https://"),
+    ):
+        with pytest.raises(SettingsError, match=told):
+            Settings(**wrong)
+
+
+@pytest.mark.parametrize("kind", ["grpc"])
+async def test_how_many_connections(target: Target, make_peer: Start) -> None:
     """A client makes two connections to a single address, and one to each of several."""
     first, second = await make_peer(), await make_peer()
     with silent_before(first) as one, silent_before(second) as other:
@@ -159,10 +202,22 @@ async def test_how_many_connections(make_peer: Start) -> None:
         assert one.accepted == CONNECTIONS + 1
 
 
-async def test_one_is_dead(make_peer: Start, unused_port: Callable[[], int]) -> None:
+@pytest.mark.parametrize("kind", ["http"])
+async def test_how_many_connections_over_http(target: Target, make_peer: Start) -> None:
+    """Over HTTP there are as many connections as calls at once."""
+    peer = await make_peer()
+    with silent_before(peer) as proxy:
+        async with PolicyClient(target(proxy), timeout=PATIENCE) as client:
+            await ask(client, 20)
+            assert proxy.accepted == 1
+            await ask_busily(client, peer)
+            assert proxy.accepted == 2 * BUSY
+
+
+async def test_one_is_dead(make_peer: Start, nowhere: Callable[[], str]) -> None:
     """The other policyd answers every request."""
     peer = await make_peer()
-    dead = f"127.0.0.1:{unused_port()}"
+    dead = nowhere()
     async with PolicyClient(f"{dead},{peer.target}", timeout=PATIENCE) as client:
         await ask(client, 50)
         await asyncio.gather(*(client.evaluate(DESCRIPTOR) for _ in range(50)))
@@ -170,7 +225,7 @@ async def test_one_is_dead(make_peer: Start, unused_port: Callable[[], int]) -> 
     assert len(peer.asked) == 100
 
 
-async def test_one_is_silent(make_peer: Start) -> None:
+async def test_one_is_silent(target: Target, make_peer: Start) -> None:
     """The client waits for a silent peer once, asks the other meanwhile, and asks the first again
     when it answers.
     """
@@ -191,11 +246,10 @@ async def test_one_is_silent(make_peer: Start) -> None:
 
 async def ask_busily(client: PolicyClient, *peers: Peer) -> None:
     """Ask one request while enough others are under way to make each connection busy."""
-    slow = pb.EvaluateRequest(has_user=True, model="slow")
     held = []
     for _ in range(2 * BUSY):
         before = sum(len(peer.asked) for peer in peers)
-        held.append(asyncio.create_task(client.evaluate(slow)))
+        held.append(asyncio.create_task(client.evaluate(SLOW)))
         await until(lambda before=before: sum(len(peer.asked) for peer in peers) > before)
     for peer in peers:
         peer.slow.set()
@@ -205,7 +259,7 @@ async def ask_busily(client: PolicyClient, *peers: Peer) -> None:
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-async def test_one_has_never_spoken(make_peer: Start, is_first: bool) -> None:
+async def test_one_has_never_spoken(target: Target, make_peer: Start, is_first: bool) -> None:
     """A peer that accepts connections and never answers costs no request its answer."""
     peer = await make_peer()
     with silent_before(peer) as mute:
@@ -216,7 +270,7 @@ async def test_one_has_never_spoken(make_peer: Start, is_first: bool) -> None:
 
 
 @pytest.mark.slow
-async def test_connections_that_are_lost(make_peer: Start) -> None:
+async def test_connections_that_are_lost(target: Target, make_peer: Start) -> None:
     """Connections that a firewall forgets are replaced, and every request gets an answer."""
     peer = await make_peer()
     with silent_before(peer) as proxy:
@@ -228,9 +282,9 @@ async def test_connections_that_are_lost(make_peer: Start) -> None:
                 assert held_up(took) <= CONNECTIONS + 2
 
 
-async def test_all_are_dead(unused_port: Callable[[], int]) -> None:
+async def test_all_are_dead(nowhere: Callable[[], str]) -> None:
     """It is an outage if all peers are dead, and the caller learns it by the deadline."""
-    targets = [f"127.0.0.1:{unused_port()}" for _ in range(2)]
+    targets = [nowhere() for _ in range(2)]
     async with PolicyClient(targets, timeout=0.5) as client:
         with pytest.raises(NoDecision, match="UNAVAILABLE") as caught:
             await asyncio.wait_for(client.evaluate(DESCRIPTOR), PATIENCE)
@@ -238,7 +292,7 @@ async def test_all_are_dead(unused_port: Callable[[], int]) -> None:
     assert caught.value.is_outage
 
 
-async def test_all_are_silent(make_peer: Start) -> None:
+async def test_all_are_silent(target: Target, make_peer: Start) -> None:
     """It is an outage, too, if all peers are silent; once they answer, they are asked again."""
     peer = await make_peer()
     with silent_before(peer) as one, silent_before(peer) as other:
@@ -261,14 +315,18 @@ async def test_all_are_silent(make_peer: Start) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
-async def test_a_name_with_several_addresses(make_peer: Start, host: str) -> None:
+async def test_a_name_with_several_addresses(kind: str, make_peer: Start, host: str) -> None:
     """A name may have several addresses, as localhost does on most machines.
 
-    Any that answers will do.
+    Any that answers will do. (aiohttp asks for no address of IPv6 where a machine has none but its
+    own.)
     """
     peer = await make_peer(host)
     port = peer.target.rpartition(":")[2]
-    for name in (f"localhost:{port}", f"dns:///localhost:{port}"):
+    names = [f"localhost:{port}", f"dns:///localhost:{port}"]
+    if kind == "http":
+        names = [f"http://{'localhost' if host == '127.0.0.1' else host}:{port}"]
+    for name in names:
         async with PolicyClient(name, timeout=PATIENCE) as client:
             await ask(client, 5)
 
@@ -293,12 +351,12 @@ async def test_one_would_not_decide(make_peer: Start, code: grpc.StatusCode) -> 
 
 
 async def test_one_would_not_decide_and_the_other_is_dead(
-    make_peer: Start, unused_port: Callable[[], int]
+    make_peer: Start, nowhere: Callable[[], str]
 ) -> None:
     """What one policyd would not decide is never allowed, though the other is dead."""
     peer = await make_peer()
     peer.code = CODE.RESOURCE_EXHAUSTED
-    targets = [peer.target, f"127.0.0.1:{unused_port()}"]
+    targets = [peer.target, nowhere()]
     for _ in range(4):  # The client may ask the peers in either order.
         async with PolicyClient(targets, timeout=0.5, on_error="allow") as client:
             answer = await client.evaluate(DESCRIPTOR)
@@ -306,19 +364,18 @@ async def test_one_would_not_decide_and_the_other_is_dead(
         assert "RESOURCE_EXHAUSTED" in answer.explanation.summary
 
 
+def evaluate(connection: Transport, request: pb.EvaluateRequest) -> Any:
+    return connection.ask(EVALUATE, request, PATIENCE, is_patient=False)
+
+
+@pytest.mark.parametrize("kind", ["grpc"])
 async def test_a_connection_that_answers_others_waits(make_peer: Start) -> None:
     """A connection counts as silent only if no answer at all arrives on it."""
     peer = await make_peer()
-    connection = Connection(peer.target, None, 0.3)
-
-    def evaluate(request: pb.EvaluateRequest) -> Any:
-        return connection.ask(
-            lambda stub: stub.Evaluate, request, PATIENCE, metadata=None, is_patient=False
-        )
-
-    slow = asyncio.create_task(evaluate(pb.EvaluateRequest(has_user=True, model="slow")))
+    connection = Connection(peer.target, None, None, 0.3)
+    slow = asyncio.create_task(evaluate(connection, SLOW))
     for _ in range(60):
-        await evaluate(DESCRIPTOR)
+        await evaluate(connection, DESCRIPTOR)
         await asyncio.sleep(0.02)
     assert not slow.done()
     assert not connection.is_away
@@ -327,20 +384,52 @@ async def test_a_connection_that_answers_others_waits(make_peer: Start) -> None:
     await connection.close()
 
 
-async def test_a_client_that_stood_still(make_peer: Start) -> None:
+@pytest.mark.parametrize("kind", ["http"])
+async def test_a_worker_that_hangs(make_peer: Start) -> None:
+    """Behind one address there may be several workers. A call that one of them does not answer ends
+    once calls that began later have been answered, and the address is not away for it."""
+    peer = await make_peer()
+    connection = HttpConnection(peer.target, None, "", 0.3)
+    hanging = asyncio.create_task(evaluate(connection, SLOW))
+    await until(lambda: bool(peer.asked))
+    while not hanging.done():
+        await evaluate(connection, DESCRIPTOR)
+        assert not connection.is_away
+    with pytest.raises(NoDecision, match=f"no answer from {peer.target} for 0.3 s") as caught:
+        await hanging
+    assert caught.value.is_outage
+    await connection.close()
+
+
+@pytest.mark.parametrize("kind", ["http"])
+async def test_a_peer_that_is_slow(make_peer: Start) -> None:
+    """Where all calls take long, none of them is ended for it."""
+    peer = await make_peer()
+    connection = HttpConnection(peer.target, None, "", 0.3)
+    slow = [asyncio.create_task(evaluate(connection, SLOW)) for _ in range(4)]
+    await until(lambda: len(peer.asked) == 4)
+    await asyncio.sleep(0.2)
+    peer.slow.set()
+    assert {(await one).decision for one in slow} == {pb.DECISION_ALLOW}
+    assert not connection.is_away
+    await connection.close()
+
+
+async def test_a_client_that_stood_still(kind: str, target: Target, make_peer: Start) -> None:
     """A client's own pause is no silence of its peer: it gives up no connection for it."""
     peer = await make_peer()
     with silent_before(peer) as proxy:
         async with PolicyClient(target(proxy), timeout=1) as client:
             await ask(client, 5)
-            await until(lambda: proxy.accepted == CONNECTIONS)
+            wanted = CONNECTIONS if kind == "grpc" else 1
+            await until(lambda: proxy.accepted == wanted)
             for _ in range(3):
                 asked = asyncio.create_task(client.evaluate(DESCRIPTOR))
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
                 time.sleep(0.6)  # noqa: ASYNC251 - as a machine that is suspended
                 assert (await asked).decision_id == "1"
-        assert proxy.accepted == CONNECTIONS
+        assert proxy.accepted == wanted
 
 
 # --- keys ---------------------------------------------------------------------------------------
@@ -402,18 +491,18 @@ async def test_a_revision_that_is_waited_for(make_peer: Start) -> None:
 
 @pytest.mark.slow
 async def test_a_revision_that_is_waited_for_elsewhere(
-    make_peer: Start, unused_port: Callable[[], int]
+    make_peer: Start, nowhere: Callable[[], str]
 ) -> None:
     """The request is not allowed either if another policyd could not be reached before."""
     peer = await make_peer()
     late = pb.EvaluateRequest(has_user=True, min_revision=9, model="slow")
-    gone = f"127.0.0.1:{unused_port()}"
+    gone = nowhere()
     for _ in range(6):  # The client may ask the peers in either order.
         async with PolicyClient([gone, peer.target], timeout=0.5, on_error="allow") as client:
             assert (await client.evaluate(late)).denial.http_status == 503
 
 
-async def test_outcomes(make_peer: Start) -> None:
+async def test_outcomes(target: Target, make_peer: Start) -> None:
     """A peer that falls silent loses no outcome."""
     first, second = await make_peer(), await make_peer()
     with silent_before(first) as one, silent_before(second) as other:
@@ -431,9 +520,9 @@ async def test_outcomes(make_peer: Start) -> None:
         assert client.outcomes_lost == 0
 
 
-def test_threads_and_several(unused_port: Callable[[], int]) -> None:
+def test_threads_and_several(nowhere: Callable[[], str]) -> None:
     """SyncPolicyClient takes several addresses as well."""
-    targets = [f"127.0.0.1:{unused_port()}" for _ in range(2)]
+    targets = [nowhere() for _ in range(2)]
     for given in (targets, ",".join(targets)):
         with SyncPolicyClient(given, timeout=0.3, on_error="deny") as client:
             assert client.evaluate(DESCRIPTOR).denial.http_status == 503

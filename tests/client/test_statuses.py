@@ -22,7 +22,8 @@ from policyd.client.statuses import Meaning
 from policyd.command.address import Address
 from policyd.services import errors
 from policyd.v1 import policy_pb2 as pb
-from policyd.v1.policy_pb2_grpc import PolicyServiceServicer, add_PolicyServiceServicer_to_server
+from policyd.v1.policy_pb2_grpc import PolicyServiceServicer
+from tests.support.peers import KINDS, serve
 from tests.support.raw_http import CHAT_WITH_USER, post, serving_demo
 
 CODE = grpc.StatusCode
@@ -102,24 +103,22 @@ class Running(NamedTuple):
     target: str
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def refusing() -> AsyncIterator[Running]:
-    async with refusing_policyd() as running:
+@pytest_asyncio.fixture(scope="session", loop_scope="session", params=KINDS)
+async def refusing(request: pytest.FixtureRequest) -> AsyncIterator[Running]:
+    """A policyd that decides nothing, asked over gRPC, and over HTTP."""
+    async with refusing_policyd(request.param) as running:
         yield running
 
 
 @asynccontextmanager
-async def refusing_policyd() -> AsyncIterator[Running]:
+async def refusing_policyd(kind: str) -> AsyncIterator[Running]:
     """A policyd that decides nothing until the end of the block."""
-    server = grpc.aio.server()
     servicer = Refusing()
-    add_PolicyServiceServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
+    target, stop = await serve(servicer, kind)
     try:
-        yield Running(servicer, f"127.0.0.1:{port}")
+        yield Running(servicer, target)
     finally:
-        await server.stop(None)
+        await stop()
 
 
 def descriptor(status: Status) -> pb.EvaluateRequest:

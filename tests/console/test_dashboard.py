@@ -52,7 +52,9 @@ def _tokens(rows: Sequence[dict[str, Any]]) -> int:
     return sum((row["input_tokens"] or 0) + (row["output_tokens"] or 0) for row in rows)
 
 
-@pytest.mark.parametrize("period", ["24h", "7d", "range"])
+@pytest.mark.parametrize(
+    "period", ["24h", *(pytest.param(other, marks=pytest.mark.slow) for other in ("7d", "range"))]
+)
 async def test_every_number_links_to_its_rows(
     console: Console, admin: Visitor, period: str
 ) -> None:

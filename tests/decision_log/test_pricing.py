@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from policyd.decision_log.pricing import cost
 from policyd.decision_log.record import MAX_TOKENS, Outcome
+from tests.support import examples
 from tests.support.records import decision_id
 
 AT = datetime(2026, 11, 1, tzinfo=UTC)
@@ -110,7 +111,7 @@ _MOMENTS = st.integers(1_672_531_200, 1_830_297_600).map(lambda at: datetime.fro
 
 
 @given(st.sampled_from(_models()), st.tuples(_TOKENS, _TOKENS, _PARTS, _PARTS), _MOMENTS)
-@settings(max_examples=400)
+@settings(max_examples=examples.times(4))
 def test_the_same_as_the_package(
     model: tuple[str, str], used: tuple[int, int, int, int], at: datetime
 ) -> None:

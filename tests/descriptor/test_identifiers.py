@@ -53,6 +53,7 @@ def test_every_character() -> None:
     assert ignorable <= mine
 
 
+@pytest.mark.slow
 def test_names_of_blanks() -> None:
     """A character whose name in Unicode tells of a blank is blank, or is known to be drawn."""
     drawn = re.compile("|".join(DRAWN))

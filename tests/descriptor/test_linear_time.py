@@ -325,6 +325,7 @@ def _way(pattern: re.Pattern[Any], way: str) -> Callable[[Any], object]:
     return method  # type: ignore[no-any-return]  # of a pattern of either kind
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PATTERNS)
 def test_a_pattern_is_linear(name: str) -> None:
     """Each pattern is linear over each hostile text, by each method that the code uses."""

@@ -220,6 +220,7 @@ def test_what_goes_behind_a_prefix_was_judged(prefix: str, path: str, reader: Re
     assert not prefix or ".." not in unquote(unquote(sent[len(prefix) :])).split("/")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "part", ["a/", "completions/", "%25", "%2525", "%2F", "\\", "../", "x/../", ";p/", "%3F", "%20"]
 )

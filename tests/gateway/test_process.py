@@ -91,7 +91,9 @@ def post(url: str, key: str, body: bytes, **headers: str) -> tuple[int, bytes]:
             return error.code, error.read()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_it_serves_and_stops(policyd: Policyd, upstream: str, number: signal.Signals) -> None:
     """The gateway prints a line when it is ready, judges, forwards, and ends with 0 silently."""
     key = policyd.create_key("enforce")
@@ -129,7 +131,7 @@ def _listens(host: str, port: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("hurry", ["grace", "signal"])
+@pytest.mark.parametrize("hurry", ["grace", pytest.param("signal", marks=pytest.mark.slow)])
 def test_requests_that_do_not_end(policyd: Policyd, hurry: str) -> None:
     """Past the grace period, or at a second signal, they get 503 or are cut; no traceback."""
     key = policyd.create_key()

@@ -341,7 +341,9 @@ def test_the_bound(length: int) -> None:
 # Streams
 
 
-@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize(
+    "line_end", [b"\n", *(pytest.param(end, marks=pytest.mark.slow) for end in (b"\r\n", b"\r"))]
+)
 @pytest.mark.parametrize(
     ("stream", "states"), [(CHAT_STREAM, CHAT_SAYS), (RESPONSE_STREAM, RESPONSE_SAYS)]
 )
@@ -511,7 +513,13 @@ HUGE: dict[str, Callable[[], tuple[str, str, Iterable[bytes]]]] = {
 }
 
 
-@pytest.mark.parametrize("make", HUGE.values(), ids=HUGE)
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(make, id=name, marks=[] if name == "gzip bomb" else [pytest.mark.slow])
+        for name, make in HUGE.items()
+    ],
+)
 def test_memory(make: Callable[[], tuple[str, str, Iterable[bytes]]]) -> None:
     """However long an answer is, the reader keeps a few bytes of it and takes a few MB briefly."""
     content_type, coding, answer = make()

@@ -21,6 +21,7 @@ from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 from tests.support import conformance
 from tests.support.conformance import Keys, Vector
 from tests.support.processes import BIN, Policyd
+from tests.support.running import LOCAL, beside
 
 SERVICE = "/policyd.v1.PolicyService/"
 PROTO = "application/proto"
@@ -266,18 +267,15 @@ def test_bounds_and_tokens(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("a-token-of-some-length-0123456789\n")
     file.chmod(0o600)
-    flags = ("--caller-token-file", str(file), "--max-message", "1000000")
-    server = Policyd(tmp_path, "--http", "127.0.0.1:0", *flags)
-    calling = Caller(str(server.http))
     bearer = f"Bearer {file.read_text().strip()}"
     body = pb.EvaluateRequest(has_user=True).SerializeToString()
     large = pb.EvaluateRequest(user="x" * 1_000_000).SerializeToString()
-    try:
+    given = {"caller_token_file": file, "max_message": 1_000_000, "http": LOCAL}
+    with beside(tmp_path, **given) as server:
+        calling = Caller(str(server.http))
         refused = calling.post("Evaluate", body)
         assert (refused.status, json.loads(refused.body)["code"]) == (401, "unauthenticated")
         assert calling.post("Evaluate", body, authorization=bearer).status == 200
         told = calling.post("Evaluate", large, authorization=bearer)
         assert (told.status, json.loads(told.body)["code"]) == (429, "resource_exhausted")
-    finally:
         calling.close()
-        assert server.stop() == 0, server.errors

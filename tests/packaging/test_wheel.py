@@ -100,6 +100,7 @@ def test_a_consumer_runs(python: Path, tmp_path: Path) -> None:
     run(python, "-I", CONSUMER, cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_consumer_has_types(python: Path, tmp_path: Path) -> None:
     """A consumer's correct calls pass mypy's strict mode, and mypy finds each mistake in it."""
     consumer = shutil.copy(CONSUMER, tmp_path)  # Not beside our own sources.

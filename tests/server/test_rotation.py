@@ -22,6 +22,7 @@ from tests.support.commands import invoke
 from tests.support.databases import migrated
 from tests.support.processes import Policyd
 
+pytestmark = pytest.mark.slow  # It starts four processes; one worker's part is tested elsewhere.
 WORKERS = 2
 KEEP = 6
 """Seconds that the secret before stays in force: enough to ask each worker before that."""
@@ -101,7 +102,6 @@ def denial(policyd: Policyd, key: str) -> tuple[int, bytes]:
     return found.http_status, found.body
 
 
-@pytest.mark.slow
 def test_a_key_that_expires_without_its_database(tmp_path: Path) -> None:
     """A key ends in time while the database is away, and no snapshot brings it back."""
     policyd = Policyd(tmp_path, "--workers", str(WORKERS))

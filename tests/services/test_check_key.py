@@ -23,6 +23,7 @@ from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 from tests.support.databases import open_store
 from tests.support.http_checks import check
 from tests.support.processes import Policyd
+from tests.support.running import worker
 
 PATIENCE = 30
 KEY = "x-usagepanda-api-key"
@@ -55,7 +56,7 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tupl
     store = open_store(made.database_url)
     _, key = store.keys.create("app")
     store.close()
-    async with Server(made) as running:
+    async with worker(made) as running:
         yield running, key
 
 

@@ -16,7 +16,7 @@ from policyd.policies import TABLE
 from policyd.v1 import admin_pb2 as pb
 from policyd.v1 import policy_pb2
 from tests.services.conftest import IN_SESSION
-from tests.support.running import Running, failure, serving
+from tests.support.running import Running, failure, serving, worker
 
 pytestmark = IN_SESSION
 CODE = grpc.StatusCode
@@ -103,7 +103,7 @@ async def test_expiry_and_names(running: Running) -> None:
 
 async def test_a_declaration(tmp_path: Path) -> None:
     """Keys and defaults are declared in one call, and are in force in one revision."""
-    async with serving(tmp_path) as running:
+    async with serving(tmp_path, worker) as running:
         gone, _ = await running.create_key(name="gone")
         request = pb.ApplyRequest(
             keys=[declared("app", enforce_user_ids=ENFORCE), declared("digest", DIGEST)],

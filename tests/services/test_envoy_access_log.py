@@ -15,7 +15,6 @@ from policyd.decider.metrics import DROPS, DecisionMetrics
 from policyd.decision_log.record import Ending, Outcome
 from policyd.errors import LogFull
 from policyd.services.envoy_access_log import AccessLogServicer
-from policyd.services.errors import REASONS, reason_of
 from policyd.telemetry.metrics import Metrics
 from tests.support.commands import logged_with_outcome
 from tests.support.envoy_checks import BUFFERED, CHAT_WITH_USER, KEY, Checker, request
@@ -101,7 +100,7 @@ class Log:
         self.full = False
         metrics = Metrics()
         self._counts = metrics._counts
-        counting = DecisionMetrics(metrics, REASONS, reason_of)
+        counting = DecisionMetrics(metrics)
         unused: Any = None
         decider = Decider(unused, unused, "ab" * 6, self._append, unused)
         self._servicer = AccessLogServicer(decider, counting)

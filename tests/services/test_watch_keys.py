@@ -28,7 +28,15 @@ from policyd.store import Store
 from policyd.v1 import local_pb2 as pb
 from policyd.v1 import policy_pb2
 from tests.support.databases import open_store
-from tests.support.followers import TOKEN, FakeFollower, bearer, stub, token_file
+from tests.support.followers import (
+    TOKEN,
+    FakeFollower,
+    bearer,
+    rejection,
+    stub,
+    token_file,
+)
+from tests.support.running import worker
 
 LOCAL = Address("127.0.0.1", 0)
 CODE = grpc.StatusCode
@@ -78,7 +86,7 @@ class Running:
 
 @asynccontextmanager
 async def serving(settings: ServerSettings, store: Store) -> AsyncIterator[Running]:
-    async with Server(settings) as server:
+    async with worker(settings) as server:
         running = Running(server, store, settings)
         yield running
         await running.channel.close()
@@ -310,7 +318,7 @@ async def test_nothing_is_known_yet(tmp_path: Path) -> None:
     """Heartbeats say so, and a follower keeps what it has."""
     (tmp_path / "policyd.db").mkdir()
     settings = made(tmp_path)
-    async with Server(replace(settings, snapshot_max_age=0.0)) as server:
+    async with worker(replace(settings, snapshot_max_age=0.0)) as server:
         channel = grpc.aio.insecure_channel(str(server.grpc))
         follower = FakeFollower()
         await follower.follow(channel, revision=7, has_none=False, epoch="ab")
@@ -330,11 +338,9 @@ async def test_only_the_local_token_opens_it(tmp_path: Path, token: str) -> None
     settings = made(tmp_path, caller_token_file=caller)
     store = open_store(settings.database_url)
     async with serving(settings, store) as running:
-        follower = await running.follower(token=token)
-        await follower.until(lambda: follower.error)
-        assert follower.error is not None
-        assert follower.error.code() is CODE.UNAUTHENTICATED
-        assert "--local-token-file" in (follower.error.details() or "")
+        error = await rejection(stub(running.channel).WatchKeys(metadata=bearer(token)))
+        assert error.code() is CODE.UNAUTHENTICATED
+        assert "--local-token-file" in (error.details() or "")
         right = await running.up_to_date()
         await right.leave()
         async with PolicyClient(str(running.server.grpc), token=TOKEN) as client:
@@ -348,10 +354,8 @@ async def test_without_the_setting(tmp_path: Path) -> None:
     settings = made(tmp_path, local_token_file=None)
     store = open_store(settings.database_url)
     async with serving(settings, store) as running:
-        follower = await running.follower()
-        await follower.until(lambda: follower.error)
-        assert follower.error is not None
-        assert follower.error.code() is CODE.UNIMPLEMENTED
+        error = await rejection(stub(running.channel).WatchKeys(metadata=bearer()))
+        assert error.code() is CODE.UNIMPLEMENTED
     store.close()
 
 
@@ -405,9 +409,8 @@ async def test_snapshots_wait_for_their_turn(
     monkeypatch.setattr(watch_keys, "SNAPSHOTS", 0)
     running.store.keys.create("one")
     waiting = [await running.follower() for _ in range(3)]
-    for follower in waiting:
-        await follower.beaten(2)
-        assert follower.snapshots == []
+    await asyncio.gather(*(follower.beaten(2) for follower in waiting))
+    assert [follower.snapshots for follower in waiting] == [[], [], []]
     monkeypatch.setattr(watch_keys, "SNAPSHOTS", 1)
     for follower in waiting:
         await follower.until(partial(_has, follower, running))
@@ -479,8 +482,7 @@ async def test_a_restart_under_many_followers(tmp_path: Path) -> None:
         before = [await running.up_to_date() for _ in range(50)]
     async with serving(settings, store) as running:
         same = [await running.follower(one) for one in before]
-        for follower in same:
-            await follower.beaten(2)
+        await asyncio.gather(*(follower.beaten(2) for follower in same))
         assert sum(len(one.snapshots) for one in same) == 0
     store.keys.create("two")
     async with serving(settings, store) as running:

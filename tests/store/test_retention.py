@@ -352,6 +352,7 @@ def test_pages_over_many_days(days: tuple[str, Store], wanted: LogFilter) -> Non
     assert "Index" in plan, plan
 
 
+@pytest.mark.slow
 def test_it_holds_up_no_writer(tmp_path: Path) -> None:
     """On SQLite a key can be changed during the retention of many decisions, counts of users,
     counts of hours and refused keys, within a fraction of its time.

@@ -1,6 +1,6 @@
 """What the properties share that hypothesis tests.
 
-It tries as many examples of each as its profile says: a hundred, and a quarter of them in
+It tries as many examples of each as its profile says: a hundred, and a sixth of them in
 `make test`.
 """
 

@@ -1,7 +1,7 @@
 """policyd's server in the loop of the tests, and stubs to ask it with."""
 
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from policyd.command.address import Address
 from policyd.keys import tokens
+from policyd.server.preparation import prepare
 from policyd.server.server import Server
 from policyd.settings import ServerSettings
 from policyd.v1 import admin_pb2, policy_pb2
@@ -35,6 +36,13 @@ def settings(folder: Path, **changes: Any) -> ServerSettings:
         "grace": 2.0,
     }
     return ServerSettings(**given | changes)
+
+
+def worker(given: ServerSettings) -> Server:
+    """A server for a test that needs no background worker, whose process costs more CPU than most
+    tests do. It is what each of several workers is: their parent has the background worker."""
+    prepare(given)
+    return Server(given, shared=True, is_first=True)
 
 
 class Running:
@@ -61,11 +69,13 @@ class Running:
 
 
 @asynccontextmanager
-async def serving(folder: Path) -> AsyncIterator[Running]:
-    """A server with a new database in `folder`."""
+async def serving(
+    folder: Path, start: Callable[[ServerSettings], Server] = Server
+) -> AsyncIterator[Running]:
+    """A server with a new database in `folder`; `worker` starts one that ships no log."""
     given = settings(folder)
     put_database(given.database_url)
-    async with Server(given) as server:
+    async with start(given) as server:
         stubs = Running(server, tokens.load(folder / "admin-token", "test"))
         yield stubs
         await stubs.channel.close()
@@ -74,11 +84,13 @@ async def serving(folder: Path) -> AsyncIterator[Running]:
 
 @contextmanager
 def beside(folder: Path, **changes: Any) -> Iterator[Server]:
-    """A server with a new database in `folder`, in a thread of its own, for tests that block."""
+    """A worker with a database in `folder`, a new one unless it is there, in a thread of its own,
+    for tests that block."""
     given = settings(folder, **changes)
-    put_database(given.database_url)
+    if not (folder / "policyd.db").exists():
+        put_database(given.database_url)
     background = Background()
-    server = Server(given)
+    server = worker(given)
     background.run(server.__aenter__())
     try:
         yield server

@@ -14,6 +14,7 @@ FOLDERS = {"demo": "slow", "deploy": "programs", "faults": "faults", "proxies": 
 FILES = {
     "test_browser.py": "browser",
     "test_child.py": "slow",
+    "test_openai_types.py": "slow",
     "test_probes.py": "slow",
     "test_extras.py": "slow",
     "test_prometheus.py": "programs",

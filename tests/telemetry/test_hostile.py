@@ -1,18 +1,19 @@
 """What policyd and the gateway count stays bounded, whatever their clients and upstreams send."""
 
 from time import perf_counter
+from typing import Any
 
 import pytest
 
 from gateway.request_metrics import RequestMetrics
+from policyd.client.request_outcome import RequestOutcome
 from policyd.decider.metrics import DecisionMetrics
 from policyd.decision_log.record import Outcome, Record, Verdict
 from policyd.decision_log.refused_key import RefusedKey, RefusedKeyReason
 from policyd.engine.states import Ignored, Mode, Source, UserState
-from policyd.services.errors import REASONS, reason_of
 from policyd.telemetry.bounds import CHILDREN, MODELS
 from policyd.telemetry.metrics import Metrics
-from policyd.v1 import policy_pb2 as pb
+from policyd.v1.policy_pb2 import ENDING_COMPLETE
 
 MANY = 10_000
 
@@ -44,7 +45,7 @@ def record(number: int) -> Record:
 def test_decisions() -> None:
     """10,000 operations, flags and policies make no more series than there may be."""
     metrics = Metrics()
-    counting = DecisionMetrics(metrics, REASONS, reason_of)
+    counting = DecisionMetrics(metrics)
     for number in range(MANY):
         counting.decided("grpc", (record(number),), perf_counter())
     names = ("policyd_decisions_total", "policyd_policy_results_total")
@@ -58,7 +59,7 @@ def test_decisions() -> None:
 def test_refused_keys_and_outcomes() -> None:
     """Requests without a key make one series for each reason; statuses are those of HTTP."""
     metrics = Metrics()
-    counting = DecisionMetrics(metrics, REASONS, reason_of)
+    counting = DecisionMetrics(metrics)
     for number in range(1000):
         refused = RefusedKey(
             f"{number:032x}",
@@ -80,10 +81,10 @@ def test_refused_keys_and_outcomes() -> None:
 def test_models(kind: str) -> None:
     """10,000 models that an upstream names are MODELS, and the rest is one."""
     counting = RequestMetrics(None)  # type: ignore[arg-type]  # it is looked at by keep() only
+    tokens_used: dict[str, Any] = {f"{kind}_tokens": 2}
     for number in range(MANY):
-        outcome = pb.Outcome(model=f"model-{number}")
-        setattr(outcome, f"{kind}_tokens", 2)
-        counting.used(outcome)
+        model = f"model-{number}"
+        counting.used(RequestOutcome("0" * 32, ENDING_COMPLETE, 1, model=model, **tokens_used))
     tokens = counting._tokens
     found = [model for model, one in tokens._counts if one == kind]
     assert len(found) == MODELS + 1

@@ -22,6 +22,12 @@ from tests.support.stack import Gateway
 from tests.telemetry.conftest import Measured, address, scrape, total
 
 _IGNORED = {"le"}
+_COUNTED = {
+    "policyd": ("policyd_decisions_total", "policyd_workers"),
+    "gateway": ("policyd_gateway_requests_total", "policyd_gateway_workers"),
+    "local": ("policyd_decisions_total", "policyd_gateway_workers"),
+}
+"""What each server counts, and the gauge of its workers."""
 
 
 def until(holds: Callable[[], bool]) -> None:
@@ -99,6 +105,43 @@ def test_each_request_counts_once(measured: Measured) -> None:
     until(lambda: counts() == expected)
 
 
+def test_local_decisions_count_once(measured: Measured) -> None:
+    """What a gateway decides by itself counts there, by policyd's names, for all of its workers
+    together; policyd, which is given the log of it, counts none of it as its own."""
+    policyd, local = measured.policyd, measured.local
+    denied = {"verdict": "denied", "reason": "policy_enforce_user_ids", "adapter": "local"}
+
+    def counts() -> tuple[float, ...]:
+        return (
+            total(local, "policyd_decisions_total", verdict="allowed", adapter="local"),
+            total(local, "policyd_decisions_total", **denied),
+            total(local, "policyd_decisions_total", verdict="would_deny"),
+            total(local, "policyd_decisions_total", reason="key"),
+            total(local, "policyd_refused_keys_total", reason="unknown"),
+            total(local, "policyd_policy_results_total", result="violated", mode="enforce"),
+            total(local, "policyd_outcomes_total", status="200", ending="complete"),
+            total(local, "policyd_requests_seconds_count", adapter="local"),
+            total(local, "policyd_step_seconds_count", step="describe"),
+            total(local, "policyd_step_seconds_count", step="decide"),
+            total(policyd, "policyd_decisions_total"),
+            total(policyd, "policyd_refused_keys_total"),
+            total(policyd, "policyd_outcomes_total"),
+        )
+
+    time.sleep(1)
+    before, carried = counts(), total(local, "policyd_gateway_log_carried_total")
+    for _ in range(5):
+        measured.chat(measured.enforcing, user="alice", gateway=local)
+        measured.chat(measured.enforcing, gateway=local)
+        measured.chat(measured.audited, gateway=local)
+        measured.chat("up-never-issued", gateway=local)
+    until(lambda: total(local, "policyd_gateway_log_carried_total") >= carried + 25)
+    until(lambda: counts()[:10] != before[:10])
+    added = (5, 5, 5, 5, 5, 5, 10, 20, 20, 20, 0, 0, 0)
+    expected = tuple(a + b for a, b in zip(before, added, strict=True))
+    until(lambda: counts() == expected)
+
+
 def test_tokens_and_cost(measured: Measured) -> None:
     """The tokens that answers name count by model, at the gateway and as they are shipped, where
     they have a price."""
@@ -109,6 +152,29 @@ def test_tokens_and_cost(measured: Measured) -> None:
         (measured.gateway, "policyd_gateway_tokens_total"),
     ):
         assert total(program, name, model="gpt-4o-mini", kind="output") > 0
+
+
+def test_tokens_of_local_decisions(measured: Measured) -> None:
+    """They count at policyd as it prices them, as those of all other gateways do."""
+    policyd, local = measured.policyd, measured.local
+
+    def counts() -> tuple[float, ...]:
+        return (
+            total(policyd, "policyd_tokens_total", model="gpt-4o-mini", kind="output"),
+            total(local, "policyd_gateway_tokens_total", model="gpt-4o-mini", kind="output"),
+            total(policyd, "policyd_log_shipped_total"),
+            total(local, "policyd_gateway_log_carried_total"),
+        )
+
+    time.sleep(1)
+    before, cost = counts(), total(policyd, "policyd_cost_usd_total", model="gpt-4o-mini")
+    for _ in range(3):
+        assert measured.chat(measured.enforcing, user="alice", gateway=local) == 200
+    until(lambda: counts()[3] == before[3] + 6)
+    until(lambda: counts()[2] == before[2] + 6)
+    tokens = [after - was for after, was in zip(counts(), before, strict=True)][:2]
+    assert tokens[0] == tokens[1] > 0
+    assert total(policyd, "policyd_cost_usd_total", model="gpt-4o-mini") > cost
 
 
 def test_hostile_names(measured: Measured) -> None:
@@ -160,12 +226,11 @@ def test_streams(measured: Measured) -> None:
     until(lambda: total(measured.gateway, "policyd_gateway_streams") == 0)
 
 
-@pytest.mark.parametrize("which", ["policyd", "gateway"])
+@pytest.mark.parametrize("which", _COUNTED)
 def test_a_worker_is_killed(measured: Measured, which: str) -> None:
     """What it has counted stays, its gauges go, and the count of workers tells of it."""
     program: Program = getattr(measured, which)
-    prefix = "policyd_" if which == "policyd" else "policyd_gateway_"
-    name = prefix + ("decisions_total" if which == "policyd" else "requests_total")
+    name, workers = _COUNTED[which]
     measured.load()
     time.sleep(1)
     before = total(program, name)
@@ -175,16 +240,16 @@ def test_a_worker_is_killed(measured: Measured, which: str) -> None:
         os.kill(process, signal.SIGKILL)
     until(lambda: not killed & set(children(program)))
     assert total(program, name) >= before
-    until(lambda: total(program, prefix + "workers") == 2)
+    until(lambda: total(program, workers) == 2)
     measured.load()
     until(lambda: total(program, name) > before)
 
 
-@pytest.mark.parametrize("which", ["policyd", "gateway"])
+@pytest.mark.parametrize("which", _COUNTED)
 def test_workers_are_replaced(measured: Measured, which: str) -> None:
     """At SIGHUP no count is lost, and gauges are those of the new workers alone."""
     program: Program = getattr(measured, which)
-    name = "policyd_decisions_total" if which == "policyd" else "policyd_gateway_requests_total"
+    name, _ = _COUNTED[which]
     time.sleep(1)
     before, old = total(program, name), set(children(program))
     program.send(signal.SIGHUP)

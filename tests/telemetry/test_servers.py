@@ -296,6 +296,7 @@ async def test_callers_without_the_token(watched: Watched) -> None:
                 await ask(b"", metadata=(("authorization", f"Bearer {WRONG}"),), timeout=PATIENCE)
 
 
+@pytest.mark.slow
 def test_a_database_that_is_away(tmp_path: Path) -> None:
     """The password in the database's URL is in no line that says so, in text or JSON."""
     url = "postgresql+psycopg://policyd:hunter22@127.0.0.1:1/policyd"

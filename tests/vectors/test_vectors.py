@@ -22,6 +22,7 @@ from policyd.v1.policy_pb2 import EvaluateResponse
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 from tests.support import conformance
 from tests.support.conformance import Keys, Vector
+from tests.support.peers import KINDS
 from tests.support.processes import Policyd
 from tests.support.stack import Background, Gateway, Upstream
 
@@ -87,7 +88,8 @@ def check_decision(vector: Vector) -> None:
 @pytest.fixture(scope="module")
 def enforcing_policyd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policyd]:
     """A policyd whose default is enforce."""
-    server = Policyd(tmp_path_factory.mktemp("enforcing"), "--default-mode", "enforce")
+    flags = ("--default-mode", "enforce", "--http", "127.0.0.1:0")
+    server = Policyd(tmp_path_factory.mktemp("enforcing"), *flags)
     yield server
     assert server.stop() == 0, server.errors
 
@@ -134,16 +136,17 @@ def upstream() -> Iterator[Upstream]:
     background.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=KINDS)
 def gateways(
-    policyd: Policyd, enforcing_policyd: Policyd, upstream: Upstream
+    request: pytest.FixtureRequest, policyd: Policyd, enforcing_policyd: Policyd, upstream: Upstream
 ) -> Iterator[dict[str, Gateway]]:
-    """A gateway before each policyd, by the server's default."""
-    flags = (upstream.url, "--policy-timeout", "30")
-    servers = {
-        "off": Gateway(policyd.grpc, *flags),
-        "enforce": Gateway(enforcing_policyd.grpc, *flags),
-    }
+    """A gateway that asks each policyd, by the server's default: over gRPC, and over HTTP."""
+
+    def start(server: Policyd) -> Gateway:
+        at = server.grpc if request.param == "grpc" else f"http://{server.http}"
+        return Gateway(at, upstream.url, "--policy-timeout", "30")
+
+    servers = {"off": start(policyd), "enforce": start(enforcing_policyd)}
     yield servers
     assert [server.stop() for server in servers.values()] == [0, 0]
 

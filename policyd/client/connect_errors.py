@@ -1,0 +1,65 @@
+"""What an HTTP response other than an answer means: an error of policyd's, as the Connect protocol
+has them, or the response of something else.
+
+A proxy that reaches no policyd says 502, 503 or 504, and that is an outage. Whatever else answers
+in policyd's place, such as a web server at a wrong port, is none: no request may pass for it.
+"""
+
+import json
+from typing import Any
+
+import grpc
+
+from policyd.client.http_pool import Reply
+from policyd.client.statuses import TABLE, Failed, Meaning
+
+_Code = grpc.StatusCode
+_CODES = {code.name.lower(): code for code in _Code} | {"canceled": _Code.CANCELLED}
+"""By Connect's names."""
+_AWAY = frozenset({502, 503, 504})
+_INFO = "google.rpc.ErrorInfo"
+"""The type of a detail that neither balancers nor proxies send."""
+
+
+def told_failure(reply: Reply) -> Failed | None:
+    """The failure that policyd tells of. None: this is no response of policyd's."""
+    told = _error(reply)
+    if told is None:
+        return None
+    code = _CODES[told["code"]]
+    meaning = TABLE[code]
+    if meaning is Meaning.NOT_REACHED and _has_info(told):
+        meaning = Meaning.PASSING
+    message = told.get("message")
+    return Failed(code, message if isinstance(message, str) else "", meaning)
+
+
+def stranger(address: str, reply: Reply) -> Failed:
+    """The failure of a call to `address` that something else answered."""
+    said = f"{address} answers HTTP status {reply.status}"
+    if reply.status in _AWAY:
+        return Failed(_Code.UNAVAILABLE, said, Meaning.NOT_REACHED)
+    return Failed(
+        _Code.UNKNOWN,
+        f"{said} ({reply.kind}), as no policyd does: ask at the address of its --http",
+        Meaning.ELSEWHERE,
+    )
+
+
+def _error(reply: Reply) -> dict[str, Any] | None:
+    """The error in a response. None: it holds none that Connect knows."""
+    if reply.status == 200 or reply.kind != "application/json":
+        return None
+    try:
+        told = json.loads(reply.body)
+    except (ValueError, RecursionError):
+        return None
+    is_one = isinstance(told, dict) and isinstance(told.get("code"), str)
+    return told if is_one and told["code"] in _CODES and told["code"] != "ok" else None
+
+
+def _has_info(told: dict[str, Any]) -> bool:
+    details = told.get("details")
+    return isinstance(details, list) and any(
+        isinstance(one, dict) and one.get("type") == _INFO for one in details
+    )
