@@ -47,9 +47,10 @@ _LOG_INTERVAL = 60.0
 class Appending:
     """Appends the entries of gateways' spools to `store`.
 
-    `identity` returns that of its database, `clock` the worker's time in seconds since 1970, and
-    entries may be `ahead` seconds ahead of it. `note` is told of each error that ends a stream, and
-    `note_shipped` of the entries that the store is given.
+    `identity` returns that of its database, `clock` the worker's time in seconds since 1970.
+    Entries may be `ahead` seconds ahead of it, and the log keeps decisions for `keep` seconds.
+    `note` is told of each error that ends a stream, and `note_shipped` of the entries that the
+    store is given.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Appending:
         identity: Callable[[], str],
         clock: Callable[[], float],
         ahead: float,
+        keep: float,
         timeout: float = TIMEOUT,
         note: Note = unnoted,
         note_shipped: NoteShipped | None = None,
@@ -66,6 +68,7 @@ class Appending:
         self._identity = identity
         self._clock = clock
         self._ahead = ahead
+        self._keep = keep
         self._note = note
         self._note_shipped = note_shipped
         self._threads = StoreThreads(
@@ -131,7 +134,9 @@ class Appending:
                 f"the decisions are of the database {request.database}, and this policyd's is "
                 f"{known}: hand them to the policyd of that database"
             )
-        destination = GatewayDestination(self._store, self._clock, self._ahead, self._note_shipped)
+        destination = GatewayDestination(
+            self._store, self._clock, self._ahead, self._keep, self._note_shipped
+        )
         return _Stream(self._store, destination, request, known)
 
     def _tell_rejected(self, stream: "_Stream") -> None:
@@ -167,7 +172,12 @@ class _Stream:
         return self._destination.reason
 
     def resume(self, _: pb.AppendDecisionsRequest) -> pb.AppendDecisionsResponse:
-        """How far the files are appended. They are kept for as long as gateways resume."""
+        """How far the files are appended.
+
+        Positions are kept for a month from here on, and no stream lasts that long. A gateway that
+        is away for longer begins its files anew: the log knows by their IDs the entries that it
+        has, and those that it has retired come again until they are retired once more.
+        """
         self._store.positions.keep(self.spool)
         return pb.AppendDecisionsResponse(
             positions=self._destination.positions(self.spool), database=self._database
