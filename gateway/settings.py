@@ -250,8 +250,13 @@ class Settings:
         """The addresses of `policyd`. Raises SettingsError."""
         if self.asks_over_http:
             return [http_origin(one, "--policyd").address for one in self.policyd.split(",")]
-        words = self.policyd.split(",")
-        return [Address.parse(one.strip().removeprefix("dns:///"), "--policyd") for one in words]
+        words = [one.strip().removeprefix("dns:///") for one in self.policyd.split(",")]
+        if "://" in self.policyd.replace("dns:///", ""):
+            raise SettingsError(
+                "--policyd takes HOST:PORT, http://HOST:PORT or https://HOST:PORT, not "
+                f"{self.policyd!r}"
+            )
+        return [Address.parse(one, "--policyd") for one in words]
 
     @property
     def asks_over_http(self) -> bool:

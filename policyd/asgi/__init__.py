@@ -11,7 +11,7 @@ In the order of the way of a request:
     protocol     HTTP/1.1 as a proxy needs it
     reasons      the reason phrases of status lines
     body         a request's body, read piece by piece within a bound
-    probes       /healthz, /readyz and /settingsz
+    probes       /healthz, /readyz, /settingsz and /decisionsz
     reply        answers of our own, written to the byte
     metrics      the page of metrics; crew_metrics: of a supervisor and its workers
 """

@@ -6,8 +6,12 @@ An evaluation goes through these files:
     sync        SyncPolicyClient: the same for threads, by an event loop in a thread of its own
     batches     evaluations of one turn of the event loop travel in one call
     peers       the policyds that may be asked: which connection is tried, and which one next
-    connection  one connection: it notices a silent peer, steps aside, and comes back
-    statuses    what a gRPC status means: an outage, or a policyd that would not decide
+    targets     their addresses, and opening, which makes connections to them
+    transport   what a connection does, whichever protocol it speaks:
+    connection       ... gRPC
+    http_connection  ... HTTP, on the connections of http_pool, whose errors connect_errors reads
+    silence     calls wait, and no answer comes; then absence looks for the peer until it is back
+    statuses    what a status means: an outage, or a policyd that would not decide
     fallback    the answer in place of a decision, by `on_error`
     reporter    outcomes of requests, reported in batches
     request_outcome  ... as a gateway records one

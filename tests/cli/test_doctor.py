@@ -20,6 +20,7 @@ from policyd.decision_log import spool as spools
 from policyd.errors import SettingsError
 from tests.support.commands import invoke
 from tests.support.followers import token_file
+from tests.support.peers import KINDS
 from tests.support.processes import Policyd
 from tests.support.running import beside
 
@@ -79,11 +80,13 @@ def test_policyd_against_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_gateway_is_well(policyd: Policyd, enforcing: str, upstream: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gateway_is_well(policyd: Policyd, enforcing: str, upstream: str, kind: str) -> None:
     """A gateway that reaches policyd passes, and its key is asked for and not shown."""
+    asked = str(policyd.grpc) if kind == "grpc" else f"http://{policyd.http}"
     with socket.create_server(("127.0.0.1", 0)) as listening:
         place = f"127.0.0.1:{listening.getsockname()[1]}"
-        flags = ("--listen", place, "--policyd", str(policyd.grpc), "--upstream", upstream)
+        flags = ("--listen", place, "--policyd", asked, "--upstream", upstream)
         env = {"POLICYD_GATEWAY_API_KEY": enforcing}
         status, found, text = examined("policyd-gateway", "doctor", *flags, env=env)
         refused = {"POLICYD_GATEWAY_API_KEY": "up-another"}

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -166,6 +167,25 @@ def test_what_the_gateway_takes() -> None:
     for wrong in ("a:1,", "a:1,b", "dns:///policyd", ","):
         with pytest.raises(SettingsError, match="--policyd takes HOST:PORT"):
             Settings(policyd=wrong)
+
+
+def test_what_the_gateway_takes_over_http() -> None:
+    """It asks over HTTP, all its addresses alike, and over TLS where they are https://."""
+    for right in ("http://a:1,http://b:2", "https://a", " https://[::1]:2/"):
+        assert Settings(policyd=right).asks_over_http
+    assert str(Settings(policyd="https://a").policyd_addresses[0]) == "a:443"
+    assert Settings(policyd="https://a", policyd_ca=Path("ca.pem")).asks_over_tls
+    for wrong, told in (
+        ({"policyd": "http://a:1,b:2"}, "addresses of one kind"),
+        ({"policyd": "a:1,http://b:2"}, "addresses of one kind"),
+        ({"policyd": "http://a:1,https://b:2"}, "addresses of one kind"),
+        ({"policyd": "http://a:1/path"}, "without a path"),
+        ({"policyd": "ftp://a:1"}, "takes HOST:PORT"),
+        ({"policyd": "http://a:1", "policyd_tls": True}, "needs https://"),
+        ({"policyd": "http://a:1", "policyd_ca": Path("ca.pem")}, "or https://"),
+    ):
+        with pytest.raises(SettingsError, match=told):
+            Settings(**wrong)
 
 
 @pytest.mark.parametrize("kind", ["grpc"])

@@ -18,7 +18,7 @@ from policyd.command.address import Address
 from policyd.errors import NoDecision
 from tests.gateway.test_process import FREE
 from tests.support.processes import Policyd, Program
-from tests.support.running import beside
+from tests.support.running import LOCAL, beside
 
 
 @contextmanager
@@ -133,6 +133,57 @@ async def test_tokens(tmp_path: Path) -> None:
         assert "another-" not in told
         settings = Settings(policyd=grpc, policyd_token="the-right-token-of-them")
         assert not (await ask(settings)).in_force
+
+
+# --- over HTTP -----------------------------------------------------------------------------------
+
+
+async def test_nothing_listens_for_http() -> None:
+    """No program has the port."""
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        address = f"127.0.0.1:{gone.getsockname()[1]}"
+    told = await why(f"http://{address}")
+    assert f"no program listens at {address}" in told
+    assert told.endswith("give --policyd the address of its --http")
+
+
+async def test_https_is_missing(tls: ssl.SSLContext) -> None:
+    """policyd speaks TLS, and the gateway does not."""
+    with server(tls) as address:
+        told = await why(f"http://{address}")
+    assert f"{address} speaks TLS: give https://{address} to --policyd" in told
+
+
+async def test_https_is_too_much(policyd: Policyd) -> None:
+    """The gateway speaks TLS, and policyd does not."""
+    told = await why(f"https://{policyd.http}")
+    assert f"{policyd.http} speaks no TLS: give http://{policyd.http} to --policyd" in told
+
+
+async def test_an_unknown_authority_of_https(tls: ssl.SSLContext) -> None:
+    """policyd's certificate is not trusted."""
+    with server(tls) as address:
+        assert "give --policyd-ca its authority" in await why(f"https://{address}")
+
+
+async def test_the_port_of_grpc(policyd: Policyd) -> None:
+    """The address is that of policyd's --grpc."""
+    told = await why(f"http://{policyd.grpc}")
+    assert "check that --policyd is the address of its --http" in told
+
+
+async def test_the_port_of_http(policyd: Policyd) -> None:
+    """The address is that of policyd's --http, and is asked over gRPC."""
+    told = await why(policyd.http)
+    assert "check that --policyd is the address of its --grpc" in told
+
+
+async def test_tokens_over_http(tmp_path: Path) -> None:
+    """policyd asks for a token, and is shown none."""
+    (tmp_path / "token").write_text("the-right-token-of-them\n")
+    (tmp_path / "token").chmod(0o600)
+    with beside(tmp_path, caller_token_file=tmp_path / "token", http=LOCAL) as running:
+        assert "was shown no token" in await why(f"http://{running.http}")
 
 
 def wait_for(gateway: Program, words: str) -> None:
