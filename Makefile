@@ -53,8 +53,8 @@ run: $(RUNS) ## run the whole of policyd together, to try it
 
 # `make test ARGS=tests/store` runs all tests there, whatever they need.
 TIER = $(if $(findstring tests/,$(ARGS)),,-m quick --hypothesis-profile=quick)
-# A file's tests run one after the other, files side by side.
-PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
+# A file's tests run one after the other, files side by side. tests/conftest.py says how many processes `auto` is.
+PARALLEL := --numprocesses auto --maxprocesses 6 --dist loadfile
 # As they are collected: files of long tests first.
 IN_ORDER := --no-loadscope-reorder
 # Tests that kill and stop processes share the cores with others, and some may starve. A test that fails alone is red.

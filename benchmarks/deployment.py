@@ -25,7 +25,7 @@ GATEWAY_IS_READY = r"policyd-gateway is ready: (\S+)"
 LOCAL_FLAG = "--local-token-file"
 _QUIET = 0.4
 """Seconds in which no entry comes after which the log counts as shipped: a gateway reports
-outcomes after 0.1 s, and the background worker looks at the spool every 0.2 s."""
+outcomes after 0.1 s, and policyd ships what waits some tenths of a second later."""
 _PATIENCE = 60.0
 
 

@@ -2,6 +2,8 @@
 
 import faulthandler
 import gc
+import math
+import os
 import signal
 import socket
 from collections.abc import Callable, Generator, Iterator
@@ -23,6 +25,12 @@ from tests.support.stack import Background, Gateway, Upstream
 hypothesis.settings.register_profile("policyd", deadline=None)
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=16)
 hypothesis.settings.load_profile("policyd")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Three processes for two cores: tests wait for about as long as they compute."""
+    return math.ceil((os.cpu_count() or 1) * 1.5)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

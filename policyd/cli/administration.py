@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from policyd.engine.settings import ApiKey, ServerDefaults, Settings
-from policyd.errors import DecisionNotFound, InvalidArgument, KeyNotFound
+from policyd.errors import DecisionNotFound, KeyNotFound
 from policyd.keys import api_key
 from policyd.keys.audit import Action, AuditRecord
 from policyd.keys.settings import Applied, DeclaredKey
@@ -38,6 +38,10 @@ class Administrator(Protocol):
 
     def get(self, key_id: str) -> ApiKey:
         """The key with this ID. Raises KeyNotFound."""
+
+    def named(self, name: str) -> ApiKey:
+        """The key of this name that is not revoked. Raises KeyNotFound, and InvalidArgument where
+        several have it."""
 
     def update(self, key_id: str, changes: Mapping[str, Any]) -> ApiKey:
         """Change a key, as Keys.update() does."""
@@ -94,19 +98,13 @@ def find(administrator: Administrator, named: str) -> ApiKey:
         return administrator.get(named)
     except KeyNotFound:
         pass
-    found = [key for key in administrator.all_keys() if key.name == named.strip()]
-    if not found:
+    try:
+        return administrator.named(named)
+    except KeyNotFound:
         raise KeyNotFound(
             f"no API key has the ID {named[:64]!r}, and none that is not revoked has this name: "
             "policyd keys list shows which there are"
-        )
-    if len(found) > 1:
-        told = ", ".join(f"{key.id} (made {key.created_at:%Y-%m-%d %H:%M})" for key in found)
-        raise InvalidArgument(
-            f"{len(found)} keys have the name {named[:64]!r}: {told}. Name one by its ID, and give "
-            "each a name of its own: policyd keys set ID --name NAME"
-        )
-    return found[0]
+        ) from None
 
 
 def find_id(administrator: Administrator, named: str) -> str:
@@ -151,6 +149,10 @@ class OfStore:
     def get(self, key_id: str) -> ApiKey:
         """See Administrator."""
         return self._store.keys.get(key_id)
+
+    def named(self, name: str) -> ApiKey:
+        """See Administrator."""
+        return self._store.keys.find(name)
 
     def update(self, key_id: str, changes: Mapping[str, Any]) -> ApiKey:
         """See Administrator."""

@@ -80,6 +80,10 @@ class OfServer:
         """See Administrator."""
         return _api_key(self._call("GetApiKey", pb.GetApiKeyRequest(id=key_id)).api_key)
 
+    def named(self, name: str) -> ApiKey:
+        """See Administrator."""
+        return _api_key(self._call("GetApiKey", pb.GetApiKeyRequest(name=name)).api_key)
+
     def update(self, key_id: str, changes: Mapping[str, Any]) -> ApiKey:
         """See Administrator."""
         if not callable(changes.get("policies")):

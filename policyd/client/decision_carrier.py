@@ -12,14 +12,12 @@ from collections.abc import Callable
 from policyd.client.policyd_destination import PolicydDestination
 from policyd.command.threads import StoreThreads
 from policyd.command.throttle import Throttle
-from policyd.decision_log.shipper import Shipper
+from policyd.decision_log.shipper import PAUSE, Shipper, pause_after
 from policyd.decision_log.spool import SpoolReader
 from policyd.errors import StoreUnavailable
 
 _log = logging.getLogger(__name__)
 
-_PAUSE = 0.2
-"""Seconds between two looks at the spool."""
 _OTHER_PAUSE = 1.0
 """Seconds between two looks whether the process that carries has ended."""
 _LONGEST_PAUSE = 5.0
@@ -43,6 +41,8 @@ class Carrier:
         # Without a bound: each call of the destination has a deadline of its own.
         self._threads = StoreThreads("carrying decisions to policyd", None)
         self._has_lock = False
+        self._closing: asyncio.Task[None] | None = None
+        """Lets another process carry, or another client of this one, where finish() could not."""
         self._throttle = Throttle(_REMIND)
         self._told = ""
         """The problem that was logged last; "": policyd takes entries."""
@@ -57,11 +57,11 @@ class Carrier:
 
     async def carry(self) -> None:
         """Carry what is written, until cancelled."""
-        pause = _PAUSE
+        pause = PAUSE
         while True:
-            is_well = await self._try()
-            pause = _PAUSE if is_well else min(pause * 2, _LONGEST_PAUSE)
-            await asyncio.sleep(pause if self._has_lock or not is_well else _OTHER_PAUSE)
+            shipped = await self._try()
+            pause = min(pause * 2, _LONGEST_PAUSE) if shipped is None else pause_after(shipped)
+            await asyncio.sleep(pause if self._has_lock or shipped is None else _OTHER_PAUSE)
 
     async def finish(self, seconds: float) -> None:
         """Carry what is left, as far as so many seconds suffice, and let another process carry.
@@ -73,37 +73,40 @@ class Carrier:
                 await self._carry_once()
         except TimeoutError:
             _log.warning("decisions that policyd does not have yet stay in the spool")
+            # Once the call that is under way has ended, which may take longer than this client may.
+            self._closing = asyncio.create_task(self._threads.run(self._close))
             return
         await self._threads.run(self._close)
 
     async def _carry_once(self) -> None:
         """Wait for this process's turn, and for policyd to take all that there is."""
         while True:
-            if await self._try() and self._has_lock:
+            if await self._try() is not None and self._has_lock:
                 return
-            await asyncio.sleep(_PAUSE)
+            await asyncio.sleep(PAUSE)
 
     def _close(self) -> None:
         self._has_lock = False
         self._destination.close()
         self._spool.close()
 
-    async def _try(self) -> bool:
-        """Carry, where it is this process's turn. Returns False while policyd takes nothing."""
+    async def _try(self) -> int | None:
+        """Carry, where it is this process's turn. Returns how many entries were carried; None while
+        policyd takes nothing."""
         if not self._is_found():
-            return False
+            return None
         try:
-            await self._threads.run(self._ship)
+            carried = await self._threads.run(self._ship)
         except StoreUnavailable as error:
             self._tell(str(error))
-            return False
+            return None
         except OSError as error:
             _log.error("the spool cannot be read: %s", error)
-            return False
+            return None
         if self._told:
             _log.info("policyd takes decisions again")
         self._told = ""
-        return True
+        return carried
 
     def _tell(self, problem: str) -> None:
         """Log why policyd takes no entries: a line at first, and one for another cause."""
@@ -111,7 +114,6 @@ class Carrier:
             _log.error("decisions stay in the spool: %s", problem)
             self._told = problem
 
-    def _ship(self) -> None:
+    def _ship(self) -> int:
         self._has_lock = self._spool.lock()
-        if self._has_lock:
-            self._shipper.ship()
+        return self._shipper.ship() if self._has_lock else 0

@@ -187,8 +187,9 @@ class LocalPolicyClient:
         try:
             self._check()
             decider = self._decider
-            if request.min_revision > decider.revision:
-                await decider.reach(request.min_revision, self._timeout)
+            wanted = request.min_revision
+            if wanted and wanted > decider.revision:
+                await decider.reach(wanted, self._timeout)
             trusted = self._defaults.trusted(_TRUSTED_AS)
             return await decider.answer(request, trusted=trusted, adapter=ADAPTER, context=step)
         except NoDecision as problem:

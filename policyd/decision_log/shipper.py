@@ -15,6 +15,20 @@ from policyd.errors import PositionMoved
 _log = logging.getLogger(__name__)
 _CHUNK = 2**20
 """Bytes of the spool in one transaction."""
+PAUSE = 0.2
+"""Seconds between two looks at the spool, where it gets few entries."""
+_BUSY_PAUSE = 1.0
+_BUSY = 200
+"""Entries that a look finds at most, where there are few."""
+
+
+def pause_after(shipped: int) -> float:
+    """Seconds until the next look at the spool, after one that has shipped so many entries.
+
+    A transaction costs as much as dozens of entries, and the more entries it has, the less each of
+    them costs: of a decision with its outcome on SQLite, 600 take half as long each as 100.
+    """
+    return PAUSE if shipped <= _BUSY else _BUSY_PAUSE
 
 
 class Destination(Protocol):

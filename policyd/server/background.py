@@ -17,7 +17,7 @@ from policyd.command.open_files import raise_limit
 from policyd.command.parent import Parent
 from policyd.command.process import run
 from policyd.command.threads import StoreThreads
-from policyd.decision_log.shipper import Shipper
+from policyd.decision_log.shipper import PAUSE, Shipper, pause_after
 from policyd.decision_log.spool import SpoolReader, known_database
 from policyd.errors import StoreUnavailable
 from policyd.server.retirement import Retirement
@@ -28,8 +28,8 @@ from policyd.telemetry.log import start_logging
 
 _log = logging.getLogger(__name__)
 
-_PAUSE = 0.2
-"""Seconds between two looks at the spool."""
+_RETIRE_PAUSE = 0.2
+"""Seconds between two steps of retirement, while there is more to do."""
 _LONGEST_PAUSE = 5.0
 """Seconds between two tries while the store is away."""
 _RETIRE = 60.0
@@ -101,10 +101,10 @@ class _BackgroundWorker:
 
     async def ship(self) -> None:
         """Ship what the workers write, until cancelled."""
-        pause = _PAUSE
+        pause = PAUSE
         while True:
             shipped = await self._try()
-            pause = _PAUSE if shipped is not None else min(pause * 2, _LONGEST_PAUSE)
+            pause = min(pause * 2, _LONGEST_PAUSE) if shipped is None else pause_after(shipped)
             await asyncio.sleep(pause)
 
     async def retire(self) -> None:
@@ -134,7 +134,7 @@ class _BackgroundWorker:
             if retired and not some:
                 _log.info("%d old decisions were deleted from the log", retired)
                 retired = 0
-            await asyncio.sleep(_PAUSE if some or pages else pause)
+            await asyncio.sleep(_RETIRE_PAUSE if some or pages else pause)
 
     async def _expect(self, threads: StoreThreads) -> None:
         """Make sure that nothing is shipped to, or retired in, another database than the spool's.

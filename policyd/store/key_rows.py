@@ -90,9 +90,9 @@ def named(connection: sa.Connection, name: str) -> list[ApiKey]:
 def only(found: list[ApiKey]) -> ApiKey:
     """The only one of these keys of one name. Raises InvalidArgument where they are several."""
     if len(found) > 1:
-        ids = ", ".join(key.id for key in found[:5])
+        told = ", ".join(f"{key.id}, made {key.created_at:%Y-%m-%d %H:%M}" for key in found[:5])
         raise InvalidArgument(
-            f"{len(found)} keys have the name {found[0].name!r} ({ids}): give the ID, and all but "
+            f"{len(found)} keys have the name {found[0].name!r} ({told}): give the ID, and all but "
             "one of them another name"
         )
     return found[0]

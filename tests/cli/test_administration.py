@@ -5,13 +5,16 @@ import re
 import socket
 import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+import sqlalchemy as sa
 import trustme
 
+from policyd.cli.administration import OfStore, find
 from policyd.settings import ServerSettings
 from policyd.store import Store
 from tests.support.commands import invoke
@@ -235,6 +238,48 @@ def test_names_of_old_databases(both: list[tuple[Store, Sequence[str]]], tmp_pat
     assert second.id in told
     assert invoke("policyd", "keys", "set", second.id, "--name", "free", *where).returncode == 0
     assert invoke("policyd", "keys", "revoke", "twin", *where).returncode == 0
+
+
+def test_a_name_among_many(tmp_path: Path) -> None:
+    """A key is found by its name in as many queries among 10,000 keys as alone, none of which
+    reads the others."""
+    with closing(open_store(f"sqlite:///{tmp_path}/own.db")) as store:
+        first, _ = store.keys.create("first")
+        alone = queries_of_find(store, "first", first.id)
+        assert len(alone) == 2  # By an ID, and by a name.
+        rows = (
+            (f"key_{number:016x}", f"name-{number}", b"%d" % number) for number in range(10_000)
+        )
+        with closing(sqlite3.connect(tmp_path / "own.db")) as connection, connection:
+            connection.execute("CREATE TEMP TABLE made (id, name, digest)")
+            connection.executemany("INSERT INTO made VALUES (?, ?, ?)", rows)
+            columns = "mode, override, accept, created_at, updated_at, revision"
+            connection.execute(
+                f"INSERT INTO api_keys (id, name, digest, {columns})"  # noqa: S608  # our own words
+                f" SELECT made.id, made.name, made.digest, {columns} FROM made, api_keys"
+            )
+        for name, key_id in (("first", first.id), ("name-9999", f"key_{9999:016x}")):
+            assert queries_of_find(store, name, key_id) == alone
+    with closing(sqlite3.connect(tmp_path / "own.db")) as connection:
+        for query, parameters in alone:
+            plan = connection.execute(f"EXPLAIN QUERY PLAN {query}", ("x",) * parameters)
+            assert not [row for row in plan if row[3].startswith("SCAN")]
+
+
+def queries_of_find(store: Store, name: str, key_id: str) -> list[tuple[str, int]]:
+    """The queries of keys in which one is found, each with the number of its parameters."""
+    made: list[tuple[str, int]] = []
+
+    def note(_: object, __: object, statement: str, parameters: Any, *___: object) -> None:
+        if "api_keys" in statement:
+            made.append((statement, len(parameters)))
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    try:
+        assert find(OfStore(store, "test"), name).id == key_id
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", note)
+    return made
 
 
 def test_looking_makes_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,6 +163,37 @@ def _decision(flags: tuple[Flag, ...], results: tuple[Result, ...]) -> Decision:
     return Decision(None, False, flags, why, results)
 
 
+def test_each_text_has_its_place() -> None:
+    """No field of a record has what belongs to another."""
+    request = pb.EvaluateRequest(
+        method="POST",
+        path="/v1/embeddings?x=1",
+        user="ada",
+        model="m-1",
+        source_ip="192.0.2.1",
+        user_agent="agent/1",
+        organization="org-1",
+        request_id="request-1",
+        trace_id="trace-1",
+        token_limit=5,
+        prompt_characters=6,
+    )
+    logged = _logged(request, ())
+    assert logged is not None
+    found = logged[1]
+    assert (found.id, found.key_id, found.revision, found.operation) == (
+        _ID,
+        "key_1",
+        7,
+        "embedding",
+    )
+    assert (found.method, found.path, found.model) == ("POST", "/v1/embeddings", "m-1")
+    assert (found.end_user, found.source_ip, found.user_agent) == ("ada", "192.0.2.1", "agent/1")
+    assert (found.organization, found.request_id) == ("org-1", "request-1")
+    assert (found.trace_id, found.token_limit, found.prompt_chars) == ("trace-1", 5, 6)
+    assert (found.sample, found.outcome) == (False, None)
+
+
 def test_more_than_a_record_holds() -> None:
     """Flags and results are left out as a whole where there are too many; other texts are cut."""
     flags = tuple(Flag(f"policy_{number:02}_{'x' * 90}", "") for number in range(8))

@@ -28,7 +28,14 @@ from policyd.store import Store
 from policyd.v1 import local_pb2 as pb
 from policyd.v1 import policy_pb2
 from tests.support.databases import open_store
-from tests.support.followers import TOKEN, FakeFollower, bearer, stub, token_file
+from tests.support.followers import (
+    TOKEN,
+    FakeFollower,
+    bearer,
+    rejection,
+    stub,
+    token_file,
+)
 from tests.support.running import worker
 
 LOCAL = Address("127.0.0.1", 0)
@@ -331,11 +338,9 @@ async def test_only_the_local_token_opens_it(tmp_path: Path, token: str) -> None
     settings = made(tmp_path, caller_token_file=caller)
     store = open_store(settings.database_url)
     async with serving(settings, store) as running:
-        follower = await running.follower(token=token)
-        await follower.until(lambda: follower.error)
-        assert follower.error is not None
-        assert follower.error.code() is CODE.UNAUTHENTICATED
-        assert "--local-token-file" in (follower.error.details() or "")
+        error = await rejection(stub(running.channel).WatchKeys(metadata=bearer(token)))
+        assert error.code() is CODE.UNAUTHENTICATED
+        assert "--local-token-file" in (error.details() or "")
         right = await running.up_to_date()
         await right.leave()
         async with PolicyClient(str(running.server.grpc), token=TOKEN) as client:
@@ -349,10 +354,8 @@ async def test_without_the_setting(tmp_path: Path) -> None:
     settings = made(tmp_path, local_token_file=None)
     store = open_store(settings.database_url)
     async with serving(settings, store) as running:
-        follower = await running.follower()
-        await follower.until(lambda: follower.error)
-        assert follower.error is not None
-        assert follower.error.code() is CODE.UNIMPLEMENTED
+        error = await rejection(stub(running.channel).WatchKeys(metadata=bearer()))
+        assert error.code() is CODE.UNIMPLEMENTED
     store.close()
 
 

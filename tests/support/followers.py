@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 
 from policyd.client.stream_call import StreamCall
 from policyd.services.local_messages import State
@@ -31,6 +32,14 @@ def bearer(token: str = TOKEN) -> tuple[tuple[str, str], ...]:
 
 def stub(channel: grpc.aio.Channel) -> Any:
     return LocalDecisionServiceStub(channel)
+
+
+async def rejection(call: Any) -> grpc.aio.AioRpcError:
+    """The error of a stream that is rejected before it says anything: gRPC may hide the error
+    behind its own where a message is written meanwhile."""
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call.read()
+    return raised.value
 
 
 class FakeFollower:
