@@ -100,19 +100,26 @@ class KeyFeed:
         self._news = asyncio.Event()
 
     def next_part(
-        self, has: State | None, told_at: float, *, may_be_snapshot: bool = True
+        self,
+        has: State | None,
+        told_at: float,
+        in_force: State | None = None,
+        *,
+        may_be_snapshot: bool = True,
     ) -> Part | None:
-        """What to send to a follower that has these settings, as it told at `told_at`, by
-        key_table.seconds(). None: nothing, for now."""
+        """What to send to a follower that has been sent these settings, or told that it has them,
+        at `told_at`, by key_table.seconds(). It decides by those `in_force`, which are others where
+        it keeps aside what it was sent. None: nothing, for now."""
         if not self._table.is_known or has == self.state:
             return None
-        if has is not None:
-            if has in self._recent:
-                return self._recent[has][0]
-            may_be_snapshot = may_be_snapshot and self._is_newer(has, told_at)
-        if not may_be_snapshot:
+        if has is None:
+            return self._snapshot(put_back=False) if may_be_snapshot else None
+        if has in self._recent:
+            return self._recent[has][0]
+        revision = has.revision if in_force is None else max(has.revision, in_force.revision)
+        if not may_be_snapshot or not self._is_newer(revision, told_at):
             return None
-        return self._snapshot(put_back=has is not None and has.revision >= self.state.revision)
+        return self._snapshot(put_back=revision >= self.state.revision)
 
     def end_of(self, has: State) -> bytes | None:
         """What to send first to a follower that has these settings, if they are those in force
@@ -124,8 +131,9 @@ class KeyFeed:
         defaults = self._defaults(self._table.defaults)
         return local_messages.complete(self.database, self.state, defaults)
 
-    def _is_newer(self, has: State, told_at: float) -> bool:
-        """Whether the settings here are surely newer than those, which are none of this table's.
+    def _is_newer(self, revision: int, told_at: float) -> bool:
+        """Whether the settings here are surely newer than those of this revision, which are none of
+        this table's.
 
         A table that lags behind the database must not put older settings in the place of newer
         ones. Once it has looked at the database after the follower told what it has, and still does
@@ -134,11 +142,13 @@ class KeyFeed:
         if key_table.seconds() - self.staleness > told_at:
             return True
         # The database is away. What is lower is most likely of the same history, and older.
-        return has.revision < self.state.revision and self.staleness > _SOON
+        return revision < self.state.revision and self.staleness > _SOON
 
     def _snapshot(self, *, put_back: bool) -> Part:
         made = self._snapshots.get(put_back)
-        # Where followers are being sent one, it and the changes after it do for others, too.
+        # Where followers are being sent one, it and the changes after it do for others, too. It may
+        # be of a lower revision than a follower's own: it is then kept aside there until the
+        # changes have come beyond that, unless the database was put back.
         if made is None or not self._reaches(made.state):
             pairs = self._table.copy().pairs()
             messages = chain(local_messages.snapshot(pairs, put_back=put_back), [self._end()])

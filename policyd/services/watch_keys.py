@@ -128,7 +128,9 @@ class KeyWatching:
         while True:
             news = self._feed.news
             has_room = self._sending < SNAPSHOTS
-            part = self._feed.next_part(follower.sent, follower.sent_at, may_be_snapshot=has_room)
+            part = self._feed.next_part(
+                *(follower.sent, follower.sent_at, follower.in_force), may_be_snapshot=has_room
+            )
             if part is not None:
                 beat_at = await self._send(part, context, beat_at)
                 follower.has_been_sent(part.state)

@@ -1,5 +1,6 @@
 """The table of decisions, and how a row of it is read."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
@@ -7,9 +8,13 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
+from policyd.command.throttle import Throttle
 from policyd.decision_log.record import Outcome, Record
 from policyd.store import many_rows
-from policyd.store.database import Id, metadata, storable
+from policyd.store.database import Id, find, metadata, storable
+
+_log = logging.getLogger(__name__)
+_throttle = Throttle(60.0)
 
 OUTCOME_AT = Record.__struct_fields__.index("outcome")
 """The place of the outcome among Record's fields."""
@@ -168,3 +173,23 @@ def read_record(row: Any) -> Record:
         outcome = ["O", row.id, *(values[name] for name in OUTCOME_COLUMNS)]
     found = [values[name] for name in FIELDS]
     return msgspec.convert(["D", *found[:OUTCOME_AT], outcome, *found[OUTCOME_AT:]], Record)
+
+
+def take_known(connection: sa.Connection, records: dict[str, Record]) -> int:
+    """Take the decisions out that the log has. Returns how many of them it has of another API key.
+
+    The position excludes what is handed over again, and what two replicas log of one request is of
+    one key. So an ID of another key's decision is a gateway's mistake, or worse: the log keeps
+    what it has, and the other one counts as lost.
+    """
+    others = []
+    for known in find(connection, decisions.c.id, records, decisions.c.key_id):
+        if storable(records.pop(known.id).key_id) != known.key_id:
+            others.append(known.id)
+    if others and _throttle.is_due():
+        _log.error(
+            "%d decisions are not logged, and count as lost, as the log has decisions of other "
+            "API keys with their IDs: %s",
+            *(len(others), ", ".join(others[:3])),
+        )
+    return len(others)

@@ -36,7 +36,6 @@ from policyd.store.counts import Tally
 from policyd.store.database import (
     LONG,
     SHIPPING,
-    find,
     reading,
     writing,
 )
@@ -45,6 +44,7 @@ from policyd.store.decisions import (
     add_records,
     decisions,
     read_record,
+    take_known,
 )
 from policyd.store.expiry import expire
 from policyd.store.log_filter import LogFilter
@@ -116,9 +116,9 @@ class Log:
             if step is not None:
                 _prepare(connection)
                 advance(connection, step)
-                losses.add(connection, f"spool-{step.spool}", unreadable)
-            for known in find(connection, decisions.c.id, records):
-                del records[known.id]
+            others = take_known(connection, records)
+            if step is not None:
+                losses.add(connection, f"spool-{step.spool}", unreadable + others)
             waited = waiting_for(connection, records)
             outcomes |= waited
             _add_decisions(connection, records, outcomes, tally)

@@ -14,6 +14,7 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
+from policyd.errors import InvalidArgument
 from policyd.http import connect
 from policyd.services.errors import TABLE
 from policyd.v1 import policy_pb2 as pb
@@ -248,6 +249,46 @@ def test_a_malformed_message(caller: Caller, kind: str, body: bytes) -> None:
     """What is no message is an error of the caller's, and no decision."""
     told = caller.post("Evaluate", body, kind)
     assert (told.status, json.loads(told.body)["code"]) == (400, "invalid_argument")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"items":[' + b"{}," * 2**20 + b"{}]}",
+        b'{"headers":[' + b'{"name":"a"},' * 2**17 + b"{}]}",
+        b'{"x":[' + b"1," * 2**20 + b"1]}",
+        b"[" * 2**20,
+    ],
+)
+def test_json_of_many_values(caller: Caller, body: bytes) -> None:
+    """It would hold up other requests for seconds: it is not read, and the error says what is."""
+    told = caller.post("BatchEvaluate", body, "application/json")
+    assert (told.status, json.loads(told.body)["code"]) == (400, "invalid_argument")
+    assert "application/proto" in json.loads(told.body)["message"]
+
+
+def test_as_many_values_as_may_be() -> None:
+    """The bound is of marks, in bodies that could have so many."""
+    most = connect._MARKS // 2 - 1  # `{`, `[` and `:`, then two for each item but the last.
+    for items, is_read in ((most, True), (most + 1, False)):
+        body = b'{"items":[' + b",".join([b"{}"] * items) + b"]}"
+        if is_read:
+            read = connect._read(pb.BatchEvaluateRequest, "application/json", body)
+            assert isinstance(read, pb.BatchEvaluateRequest)
+            assert len(read.items) == items
+        else:
+            with pytest.raises(InvalidArgument, match="brackets, colons and commas"):
+                connect._read(pb.BatchEvaluateRequest, "application/json", body)
+
+
+def test_a_large_raw_body_in_json(caller: Caller, off: str) -> None:
+    """It is one value, so it is read."""
+    content = json.dumps({"user": "alice", "messages": [{"content": "[,:{" * 2**18}]}).encode()
+    sent = pb.EvaluateRequest(
+        key=off, method="POST", path="/v1/chat/completions", raw_body=pb.RawBody(content=content)
+    )
+    told = caller.post("Evaluate", json_format.MessageToJson(sent).encode(), "application/json")
+    assert told.status == 200
 
 
 def test_a_call_that_waits(caller: Caller, off: str) -> None:

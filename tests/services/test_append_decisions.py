@@ -12,11 +12,12 @@ import pytest
 import sqlalchemy as sa
 
 from policyd.client.key_follower import reason
+from policyd.command.throttle import Throttle
 from policyd.decision_log.record import Record
 from policyd.decision_log.refused_key import RefusedKeyCount
 from policyd.errors import StoreUnavailable
 from policyd.server.server import Server
-from policyd.store import LogFilter, Store
+from policyd.store import LogFilter, Store, decisions
 from policyd.store.database import metadata
 from tests.services.test_watch_keys import made
 from tests.support.databases import open_store, taking_changes
@@ -163,6 +164,29 @@ async def test_a_gateway_that_was_away_for_months(running: Running) -> None:
     assert running.store.log.status().decisions == 21
     other.end()
     again.end()
+
+
+async def test_the_id_of_another_keys_decision(
+    running: Running, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log keeps what it has, and says that the other one is lost. What is the same key's counts
+    as handed over again."""
+    monkeypatch.setattr(decisions, "_throttle", Throttle(60.0))
+    other = running.store.keys.create("another")[0].id
+    first = running.records(3)
+    carrier = await running.carrier()
+    sent = lines(first)
+    await carrier.carry(sent)
+    again = [record(NOW, id=first[0].id, key_id=other), first[1], *running.records(1)]
+    await carrier.carry(lines(again), start=len(sent))
+    assert running.logged() == {one.id for one in [*first, again[2]]}
+    assert running.store.log.get(first[0].id).key_id == running.key
+    assert running.store.log.status().lost == 1
+    told = [one for one in caplog.messages if "of other API keys" in one]
+    assert len(told) == 1
+    assert told[0].startswith("1 decisions are not logged")
+    assert told[0].endswith(first[0].id)
+    carrier.end()
 
 
 async def test_numbers_and_texts_that_no_database_holds(running: Running) -> None:
