@@ -12,6 +12,8 @@ What a batch must not change:
   once however often it is tried.
 - A batch in which every evaluation failed with the same status is one failed call, and is tried
   elsewhere as such. One in which some failed has been answered.
+- Each answer has the ID of its request, which no other request ever has: an answer to another
+  batch, or in another order, decides nothing.
 - A caller that goes away does not end the call: the others wait for it too.
 """
 
@@ -86,15 +88,16 @@ class Batches:
         if len(requests) == 1:
             return [await self._answer(requests[0])]
         asked = BatchEvaluateRequest()
-        for number, (request, key) in enumerate(zip(requests, _keys(len(requests)), strict=True)):
-            item = asked.items.add(id=str(number), request=request).request
+        keys = _keys(len(requests))
+        for request, key in zip(requests, keys, strict=True):
+            item = asked.items.add(id=key, request=request).request
             item.idempotency_key = item.idempotency_key or key
         response = await self._peers().ask(
             BATCH_EVALUATE, asked, self._timeout, failure=_common_failure
         )
         results = response.results
-        if len(results) != len(requests):
-            raise NoDecision(f"{len(results)} answers to {len(requests)} requests")
+        if [result.id for result in results] != keys:
+            raise NoDecision(f"{len(results)} answers, which are not those to these requests")
         return [
             result.response
             if result.HasField("response")

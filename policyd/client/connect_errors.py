@@ -16,7 +16,11 @@ from policyd.client.statuses import TABLE, Failed, Meaning
 _Code = grpc.StatusCode
 _CODES = {code.name.lower(): code for code in _Code} | {"canceled": _Code.CANCELLED}
 """By Connect's names."""
-_AWAY = frozenset({502, 503, 504})
+AWAY = frozenset({502, 503, 504})
+"""With what a proxy says that it reaches no policyd, or policyd's /decisionsz that it does not
+decide."""
+_LONGEST = 1000
+"""Characters that are kept of a message: it is logged."""
 _INFO = "google.rpc.ErrorInfo"
 """The type of a detail that neither balancers nor proxies send."""
 
@@ -30,18 +34,17 @@ def told_failure(reply: Reply) -> Failed | None:
     meaning = TABLE[code]
     if meaning is Meaning.NOT_REACHED and _has_info(told):
         meaning = Meaning.PASSING
-    message = told.get("message")
-    return Failed(code, message if isinstance(message, str) else "", meaning)
+    return Failed(code, _message(told), meaning)
 
 
 def stranger(address: str, reply: Reply) -> Failed:
     """The failure of a call to `address` that something else answered."""
     said = f"{address} answers HTTP status {reply.status}"
-    if reply.status in _AWAY:
+    if reply.status in AWAY:
         return Failed(_Code.UNAVAILABLE, said, Meaning.NOT_REACHED)
     return Failed(
         _Code.UNKNOWN,
-        f"{said} ({reply.kind}), as no policyd does: ask at the address of its --http",
+        f"{said} ({reply.kind[:_LONGEST]}), as no policyd does: ask at the address of its --http",
         Meaning.ELSEWHERE,
     )
 
@@ -56,6 +59,14 @@ def _error(reply: Reply) -> dict[str, Any] | None:
         return None
     is_one = isinstance(told, dict) and isinstance(told.get("code"), str)
     return told if is_one and told["code"] in _CODES and told["code"] != "ok" else None
+
+
+def _message(told: dict[str, Any]) -> str:
+    """What an error says, as text that can be written anywhere: JSON may hold half a character."""
+    message = told.get("message")
+    return (
+        message[:_LONGEST].encode("utf-8", "replace").decode() if isinstance(message, str) else ""
+    )
 
 
 def _has_info(told: dict[str, Any]) -> bool:

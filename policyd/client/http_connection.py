@@ -22,8 +22,8 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from policyd.client.absence import HEAD_START, LOOK, Absence
-from policyd.client.connect_errors import stranger, told_failure
-from policyd.client.http_pool import Lost, Pool, Reply, TooLarge, Unreachable
+from policyd.client.connect_errors import AWAY, stranger, told_failure
+from policyd.client.http_pool import Foreign, Lost, Pool, Reply, Unreachable
 from policyd.client.silence import Silence
 from policyd.client.statuses import Failed, Meaning
 from policyd.client.transport import Method
@@ -125,7 +125,7 @@ class HttpConnection:
     async def decides(self, seconds: float) -> bool:
         """See Transport."""
         reply = await self._get(_DECISIONSZ, seconds)
-        return reply is not None and not (reply.status == 503 and b'"not deciding"' in reply.body)
+        return reply is not None and reply.status not in AWAY
 
     async def close(self) -> None:
         """Close all connections. Calls under way are cancelled."""
@@ -142,8 +142,8 @@ class HttpConnection:
     async def _post(self, name: str, body: bytes, headers: Mapping[str, str] | None) -> Reply:
         try:
             return await self._post_twice(name, body, headers)
-        except TooLarge:
-            raise self._stranger("its answer is too large") from None
+        except Foreign as problem:
+            raise self._stranger(str(problem)) from None
         except (Lost, Unreachable) as problem:
             self._absence.begin()
             said = f"{self.address}: {problem}"
@@ -238,7 +238,7 @@ class HttpConnection:
         try:
             async with asyncio.timeout(seconds):
                 return await self._pool.exchange(path)
-        except (TimeoutError, Lost, Unreachable, TooLarge):
+        except (TimeoutError, Lost, Unreachable, Foreign):
             return None
         except RuntimeError:
             if self._is_closed:

@@ -1,4 +1,5 @@
-"""Kept-alive connections to one address over HTTP/1.1, by aiohttp: the only module that knows it.
+"""Kept-alive connections to one address over HTTP/1.1, by aiohttp: with http_unread.py the only
+module that knows it.
 
 aiohttp is loaded as the first pool is made, as the client over gRPC does without it.
 """
@@ -19,6 +20,9 @@ MOST = 256
 for a revision."""
 _LARGEST = 4 * 2**20
 """Bytes that an answer may have, as over gRPC."""
+_TOO_LARGE = "its answer is too large"
+_OK = 200
+_PLAIN = "identity"
 _KEPT = 30.0
 """Seconds that a connection is kept between two calls: less than policyd keeps it."""
 
@@ -39,8 +43,8 @@ class Lost(Exception):
     """A connection was lost before the whole answer had come."""
 
 
-class TooLarge(Exception):
-    """The answer is larger than any of policyd's."""
+class Foreign(Exception):
+    """The response is none that policyd sends; it says why."""
 
 
 def check_installed() -> None:
@@ -64,6 +68,8 @@ class Pool:
         import aiohttp
         from yarl import URL
 
+        from policyd.client.http_unread import CleanRequest
+
         self._url = URL(origin)
         self._urls: dict[str, URL] = {}
         self._users = 0
@@ -79,6 +85,7 @@ class Pool:
         # answers in its place might use it.
         self._session = aiohttp.ClientSession(
             connector=connector,
+            request_class=CleanRequest,
             headers=headers,
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
@@ -92,7 +99,7 @@ class Pool:
     async def exchange(
         self, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> Reply:
-        """POST `body`, or GET where there is none. Raises Unreachable, Lost or TooLarge, and
+        """POST `body`, or GET where there is none. Raises Unreachable, Lost or Foreign, and
         RuntimeError where it is closed."""
         url = self._urls.get(path) or self._urls.setdefault(path, self._url.with_path(path))
         method = "GET" if body is None else "POST"
@@ -135,12 +142,26 @@ class Pool:
 
 
 async def _body(response: "ClientResponse") -> bytes:
+    if response.status == _OK:
+        _check_framing(response.headers)
     if (response.content_length or 0) > _LARGEST:
-        raise TooLarge
+        raise Foreign(_TOO_LARGE)
     pieces, size = [], 0
     while piece := await response.content.readany():
         size += len(piece)
         if size > _LARGEST:
-            raise TooLarge
+            raise Foreign(_TOO_LARGE)
         pieces.append(piece)
     return b"".join(pieces)
+
+
+def _check_framing(headers: Mapping[str, str]) -> None:
+    """An answer that ends with its connection may be a part of one, and a part may be read as a
+    whole message. So may bytes that something on the way has encoded. policyd sends neither."""
+    if (
+        "Content-Length" not in headers
+        and headers.get("Transfer-Encoding", "").lower() != "chunked"
+    ):
+        raise Foreign("its answer does not say where it ends")
+    if headers.get("Content-Encoding", _PLAIN) != _PLAIN:
+        raise Foreign("its answer is encoded")

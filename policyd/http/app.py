@@ -38,8 +38,11 @@ _STATUS = {
 }
 _TYPES = {400: "invalid_request", 401: "access_denied"}
 _STOPPING = error(503, "server_error", "policyd is being stopped. Try again", retry_after=AGAIN)
-# Not `unavailable`: policyd was reached, so its caller must not take this for an outage.
+# Neither is `unavailable`: policyd was reached, so its caller must not take it for an outage.
 _STOPPING_CALL = connect_error(Problem("canceled", "policyd is being stopped. Try again", ""))
+_NO_ROOM_CALL = connect_error(
+    Problem("resource_exhausted", "there are as many connections as --max-connections lets", "")
+)
 _FAULT = error(500, "server_error", "policyd failed on this check. Its log says how")
 _NOT_FOUND = error(
     404,
@@ -145,7 +148,7 @@ class HttpCheck:
         if probed := await self._probes.answer(request.method, request.path):
             return Reply(*probed)
         if request.is_spare:
-            return NO_ROOM
+            return _NO_ROOM_CALL if self._connect.has(request.path) else NO_ROOM
         if self._connect.has(request.path):
             return await self._call(request)
         endpoint = request.path.removesuffix("/")

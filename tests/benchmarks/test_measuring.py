@@ -27,17 +27,20 @@ _PARENT = (
 
 @asynccontextmanager
 async def answering(status: int, stall: float = 0.0) -> AsyncIterator[Target]:
-    """A server that answers nothing for so many seconds, and then with this status."""
-    begun = time.monotonic()
+    """A server that answers nothing for so many seconds from the first request on, and then with
+    this status."""
+    until = 0.0
     answers: list[asyncio.Task[None]] = []
 
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         answers.append(asyncio.create_task(answer(reader, writer)))
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal until
         while head := await reader.read(65536):
             assert head.startswith(b"POST /v1 ")
-            await asyncio.sleep(max(0.0, begun + stall - time.monotonic()))
+            until = until or time.monotonic() + stall
+            await asyncio.sleep(max(0.0, until - time.monotonic()))
             writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: 2\r\n\r\n{{}}".encode())
         writer.close()
         await writer.wait_closed()

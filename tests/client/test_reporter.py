@@ -159,7 +159,7 @@ async def test_what_does_not_pass(
     The log names the cause, and the next ones go out.
     """
     policyd.reporting = grpc.StatusCode[status]
-    async with PolicyClient(policyd.address) as client:
+    async with PolicyClient(policyd.address, timeout=10) as client:
         for outcome in outcomes(3):
             client.report(outcome)
         await until(lambda: client.outcomes_lost == 3)
