@@ -158,7 +158,10 @@ async def _body(response: "ClientResponse") -> bytes:
 def _check_framing(headers: Mapping[str, str]) -> None:
     """An answer that ends with its connection may be a part of one, and a part may be read as a
     whole message. So may bytes that something on the way has encoded. policyd sends neither."""
-    if "Content-Length" not in headers and headers.get("Transfer-Encoding", "").lower() != "chunked":
+    if (
+        "Content-Length" not in headers
+        and headers.get("Transfer-Encoding", "").lower() != "chunked"
+    ):
         raise Foreign("its answer does not say where it ends")
     if headers.get("Content-Encoding", _PLAIN) != _PLAIN:
         raise Foreign("its answer is encoded")

@@ -237,6 +237,32 @@ async def test_tokens(tmp_path: Path) -> None:
             assert (await client.evaluate(DESCRIPTOR)).denial.http_status == 403
 
 
+async def test_no_room(tmp_path: Path) -> None:
+    """A policyd with as many connections as may be was reached: that is no outage."""
+    begun = b"POST /policyd.v1.PolicyService/Evaluate HTTP/1.1\r\nHost: x\r\n"
+    begun += b"Content-Type: application/proto\r\nContent-Length: 99\r\n\r\n"
+    with beside(tmp_path, http=LOCAL, max_connections=2) as running:
+        host, _, port = str(running.http).rpartition(":")
+        busy = [await asyncio.open_connection(host, port) for _ in range(2)]
+        for _, writer in busy:
+            writer.write(begun)
+        async with PolicyClient(f"http://{running.http}", timeout=30) as client:
+            assert await client.can_reach(30)
+            with pytest.raises(NoDecision, match=r"\(RESOURCE_EXHAUSTED: .*connections") as caught:
+                await client.evaluate(DESCRIPTOR)
+            assert not caught.value.is_outage
+        for _, writer in busy:
+            writer.close()
+
+
+@pytest.mark.parametrize("status", ["502 Bad Gateway", "503 X", "504 X", "404 X", "200 OK"])
+async def test_whether_it_decides(status: str) -> None:
+    """A proxy that reaches no policyd does not decide; an older policyd does not say it."""
+    told = response(status, b'{"state":"not deciding"}', kind="application/json")
+    async with web(told) as asked, PolicyClient(asked.url) as client:
+        assert await client.can_decide(60) == (status[0] != "5")
+
+
 @asynccontextmanager
 async def serving(folder: Path, authority: trustme.CA, **changes: Any) -> AsyncIterator[str]:
     """HOST:PORT of a policyd with a certificate for 127.0.0.1."""
