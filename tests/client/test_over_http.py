@@ -238,21 +238,23 @@ async def test_tokens(tmp_path: Path) -> None:
 
 
 async def test_no_room(tmp_path: Path) -> None:
-    """A policyd with as many connections as may be was reached: that is no outage."""
-    begun = b"POST /policyd.v1.PolicyService/Evaluate HTTP/1.1\r\nHost: x\r\n"
-    begun += b"Content-Type: application/proto\r\nContent-Length: 99\r\n\r\n"
+    """A policyd with as many connections as may be was reached: that is no outage. Here two calls
+    wait for a revision, so that a third finds no room."""
+    patient = pb.EvaluateRequest(has_user=True, min_revision=10**9)
+
+    async def why(url: str) -> str:
+        async with PolicyClient(url, timeout=4) as client:
+            with pytest.raises(NoDecision) as caught:
+                await client.evaluate(patient)
+        return f"{caught.value} {caught.value.is_outage}"
+
     with beside(tmp_path, http=LOCAL, max_connections=2) as running:
-        host, _, port = str(running.http).rpartition(":")
-        busy = [await asyncio.open_connection(host, port) for _ in range(2)]
-        for _, writer in busy:
-            writer.write(begun)
-        async with PolicyClient(f"http://{running.http}", timeout=30) as client:
-            assert await client.can_reach(30)
-            with pytest.raises(NoDecision, match=r"\(RESOURCE_EXHAUSTED: .*connections") as caught:
-                await client.evaluate(DESCRIPTOR)
-            assert not caught.value.is_outage
-        for _, writer in busy:
-            writer.close()
+        url = f"http://{running.http}"
+        first, second, third = sorted(await asyncio.gather(why(url), why(url), why(url)))
+    assert "(FAILED_PRECONDITION: " in first
+    assert first == second
+    assert "(RESOURCE_EXHAUSTED: there are as many connections" in third
+    assert third.endswith(" False")
 
 
 @pytest.mark.parametrize("status", ["502 Bad Gateway", "503 X", "504 X", "404 X", "200 OK"])
