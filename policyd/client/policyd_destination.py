@@ -104,7 +104,7 @@ class PolicydDestination:
 
     def _ask(self, **request: Any) -> pb.AppendDecisionsResponse:
         try:
-            if self._stream is not None and not self._stream.has_time:
+            if self._stream is not None and not self._stream.is_open:
                 self.close()
             if self._stream is None:
                 targets = self._policyds.targets
@@ -138,9 +138,9 @@ class _Stream:
         )
 
     @property
-    def has_time(self) -> bool:
-        """Whether a request may still be made on it."""
-        return time.monotonic() < self._until
+    def is_open(self) -> bool:
+        """Whether a request may still be made on it: policyd ends one without requests."""
+        return time.monotonic() < self._until and bool(self._answers.is_active())
 
     def ask(self, **request: Any) -> pb.AppendDecisionsResponse:
         """The response to a request. Raises grpc.RpcError."""

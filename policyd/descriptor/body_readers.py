@@ -14,7 +14,9 @@ import logging
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 
 from policyd.descriptor.identifiers import BodyAttributes
@@ -32,6 +34,7 @@ _UNREAD = "a request body could not be read, as its reader failed. Try again"
 _NO_TURN = "too many large request bodies wait to be read. Try again"
 _MAX_ANSWER = 2**20
 """Bytes of an answer, which holds identifiers and names within bounds of their own."""
+_Started = tuple[subprocess.Popen[bytes], socket.socket]
 _COMMAND = (sys.executable, "-m", "policyd.command.start", "policyd.descriptor.reader_process")
 
 
@@ -44,6 +47,7 @@ class BodyReaders:
     def __init__(self, patience: float = PATIENCE) -> None:
         self._patience = patience
         self._turns = asyncio.Semaphore(READERS)
+        self._starter = ThreadPoolExecutor(1, "start of a reader")
         self._idle: list[_Reader] = []
         self._busy: set[_Reader] = set()
 
@@ -55,7 +59,7 @@ class BodyReaders:
         """
         async with self._turn():
             begin()
-            reader = self._next_idle() or await _Reader.start()
+            reader = self._next_idle() or await _Reader.start(self._starter)
             self._busy.add(reader)
             try:
                 async with asyncio.timeout(self._patience):
@@ -108,6 +112,7 @@ class BodyReaders:
         for reader in (*self._idle, *self._busy):
             reader.end()
         self._idle.clear()
+        self._starter.shutdown(wait=False)
 
 
 class _Reader:
@@ -122,14 +127,24 @@ class _Reader:
         self._answers, self._bodies = stream
 
     @classmethod
-    async def start(cls) -> "_Reader":
-        """Start one. Raises BodiesFull where the system has no room for it."""
+    async def start(cls, starter: Executor) -> "_Reader":
+        """Start one, in a thread of `starter`. Raises BodiesFull where the system has no room for
+        it."""
+        starting = starter.submit(_start)
         try:
-            process, connection = await asyncio.to_thread(_start)
-        except OSError as problem:
+            process, connection = await asyncio.wrap_future(starting)
+        except asyncio.CancelledError:
+            starting.add_done_callback(_end_unwanted)
+            raise
+        except (OSError, RuntimeError) as problem:  # There is no room, or no thread.
             _log.error("a process that reads bodies does not start: %s", problem)
             raise BodiesFull(_UNREAD) from None
-        return cls(process, await asyncio.open_unix_connection(sock=connection))
+        try:
+            return cls(process, await asyncio.open_unix_connection(sock=connection))
+        except BaseException:
+            connection.close()
+            _kill(process)
+            raise
 
     @property
     def process(self) -> int:
@@ -156,11 +171,37 @@ class _Reader:
         """End it at once."""
         with suppress(RuntimeError):  # The loop may be closed already.
             self._bodies.close()
-        self._process.kill()
-        self._process.wait()
+        _kill(self._process)
 
 
-def _start() -> tuple[subprocess.Popen[bytes], socket.socket]:
+def _end_unwanted(starting: "Future[_Started]") -> None:
+    """End a process whose request has ended meanwhile. The thread that started it calls this, as
+    the event loop may have ended, too."""
+    if starting.cancelled() or starting.exception() is not None:
+        return
+    process, connection = starting.result()
+    connection.close()
+    _kill(process)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a process at once. The system may take its time, for which nothing waits."""
+    process.kill()
+    with suppress(RuntimeError):  # There is no thread left. The next process's start reaps it.
+        threading.Thread(target=_reap, args=(process,), name="ended reader", daemon=True).start()
+
+
+def _reap(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        _log.error(
+            "the process %d, which read bodies, was killed %g s ago and has not ended",
+            *(process.pid, PATIENCE),
+        )
+
+
+def _start() -> _Started:
     """A new process, and our end of the connection that is its input and its output."""
     ours, theirs = socket.socketpair()
     try:

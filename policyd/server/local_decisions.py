@@ -25,6 +25,7 @@ from policyd.store import Store
 from policyd.store.destination import NoteShipped
 
 _FLAG = "--local-token-file"
+_DAY = 86400.0
 
 
 class LocalDecisions:
@@ -75,7 +76,7 @@ class LocalDecisions:
         settings = self._settings
         appending = Appending(
             *(self._store, self._identity, clock.time, settings.max_clock_skew),
-            *(settings.database_timeout, note, note_shipped),
+            *(settings.log_retention * _DAY, settings.database_timeout, note, note_shipped),
         )
         return local.handler(watching, appending)
 

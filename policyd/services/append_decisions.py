@@ -7,6 +7,7 @@ claimed_entries.py.
 """
 
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -14,10 +15,11 @@ from policyd.command.deadline import TIMEOUT
 from policyd.command.threads import StoreThreads
 from policyd.command.throttle import Throttle
 from policyd.decision_log.spool import Chunk
-from policyd.errors import InvalidArgument, PolicydError, TooManyGateways, WrongDatabase
+from policyd.errors import GatewayTooSlow, InvalidArgument, PolicydError, WrongDatabase
 from policyd.services import local_messages
 from policyd.services.claimed_entries import GatewayDestination
-from policyd.services.errors import Note, abort, unnoted
+from policyd.services.errors import Note, unnoted
+from policyd.services.lasting_streams import LastingStreams, next_request, write
 from policyd.store import Store
 from policyd.store.destination import NoteShipped
 from policyd.v1 import local_pb2 as pb
@@ -25,7 +27,17 @@ from policyd.v1 import local_pb2 as pb
 _log = logging.getLogger(__name__)
 
 MOST = 250
-"""Spools of which a worker takes entries. Each may have one message of --max-message here."""
+"""Streams by which a worker takes entries. Each may have one message of --max-message here."""
+_BEGIN = 10.0
+"""Seconds for a gateway to send the first request of a stream ..."""
+_IDLE = 40.0
+"""... and each further one. A gateway makes none on a stream that is 30 s old, so that no request
+crosses this end."""
+_LIFE = 90.0
+"""Seconds after which a stream ends that its gateway keeps on using. A gateway's own deadline is
+60 s: see client/policyd_destination.py."""
+_PATIENCE = 30.0
+"""Seconds for a gateway to take a response."""
 _AT_ONCE = 2
 _LONGER = 3
 """An append may take so many times the database's time-out."""
@@ -35,9 +47,10 @@ _LOG_INTERVAL = 60.0
 class Appending:
     """Appends the entries of gateways' spools to `store`.
 
-    `identity` returns that of its database, `clock` the worker's time in seconds since 1970, and
-    entries may be `ahead` seconds ahead of it. `note` is told of each error that ends a stream, and
-    `note_shipped` of the entries that the store is given.
+    `identity` returns that of its database, `clock` the worker's time in seconds since 1970.
+    Entries may be `ahead` seconds ahead of it, and the log keeps decisions for `keep` seconds.
+    `note` is told of each error that ends a stream, and `note_shipped` of the entries that the
+    store is given.
     """
 
     def __init__(
@@ -46,6 +59,7 @@ class Appending:
         identity: Callable[[], str],
         clock: Callable[[], float],
         ahead: float,
+        keep: float,
         timeout: float = TIMEOUT,
         note: Note = unnoted,
         note_shipped: NoteShipped | None = None,
@@ -54,34 +68,29 @@ class Appending:
         self._identity = identity
         self._clock = clock
         self._ahead = ahead
+        self._keep = keep
         self._note = note
         self._note_shipped = note_shipped
         self._threads = StoreThreads(
             "gateways' decisions", timeout * _LONGER, at_once=_AT_ONCE, waiting=MOST
         )
         self._throttle = Throttle(_LOG_INTERVAL)
-        self.spools = 0
-        """Spools whose gateways hold a stream."""
+        self._streams = LastingStreams(MOST, "append decisions by")
 
     async def append(self, requests: AsyncIterator[bytes], context: Any) -> None:
         """See local.proto."""
-        self.spools += 1
         try:
-            if self.spools > MOST:
-                raise TooManyGateways(
-                    f"{MOST} gateways append decisions by this worker of policyd already: try "
-                    "again, or run more workers (--workers)"
-                )
-            await self._append(requests, context)
+            with self._streams.held():
+                await self._append(requests, context)
         except PolicydError as error:
             self._note(error)
-            await abort(context, error)
-        finally:
-            self.spools -= 1
+            await self._streams.end(context, error)
 
     async def _append(self, requests: AsyncIterator[bytes], context: Any) -> None:
         stream: _Stream | None = None
-        async for data in requests:
+        ends = time.monotonic() + _LIFE
+        patience = _BEGIN
+        while (data := await self._next(requests, patience, is_first=stream is None)) is not None:
             request = local_messages.parsed(pb.AppendDecisionsRequest, data)
             kind = request.WhichOneof("request")
             if kind == "resume":
@@ -90,7 +99,24 @@ class Appending:
                 raise InvalidArgument("the stream begins with `resume`, and each request is one")
             response = await self._threads.run(_ANSWERS[kind], stream, request)
             self._tell_rejected(stream)
-            await context.write(response.SerializeToString())
+            with self._streams.waiting():
+                await write(context, response.SerializeToString(), _PATIENCE)
+            patience = min(_IDLE, ends - time.monotonic())
+
+    async def _next(
+        self, requests: AsyncIterator[bytes], patience: float, *, is_first: bool
+    ) -> bytes | None:
+        """The next request. None: there is none to come, as the gateway has ended its side, or has
+        nothing to append for now, or as the stream has lasted long enough."""
+        try:
+            with self._streams.waiting():
+                return await next_request(requests, patience)
+        except TimeoutError:
+            if is_first:
+                raise GatewayTooSlow(
+                    f"the gateway has begun a stream, and sent no request for {patience:g} s"
+                ) from None
+            return None
 
     def _resumed(self, request: pb.ResumeSpool, before: "_Stream | None") -> "_Stream":
         local_messages.check_resume(request)
@@ -108,7 +134,9 @@ class Appending:
                 f"the decisions are of the database {request.database}, and this policyd's is "
                 f"{known}: hand them to the policyd of that database"
             )
-        destination = GatewayDestination(self._store, self._clock, self._ahead, self._note_shipped)
+        destination = GatewayDestination(
+            self._store, self._clock, self._ahead, self._keep, self._note_shipped
+        )
         return _Stream(self._store, destination, request, known)
 
     def _tell_rejected(self, stream: "_Stream") -> None:
@@ -144,7 +172,12 @@ class _Stream:
         return self._destination.reason
 
     def resume(self, _: pb.AppendDecisionsRequest) -> pb.AppendDecisionsResponse:
-        """How far the files are appended. They are kept for as long as gateways resume."""
+        """How far the files are appended.
+
+        Positions are kept for a month from here on, and no stream lasts that long. A gateway that
+        is away for longer begins its files anew: the log knows by their IDs the entries that it
+        has, and those that it has retired come again until they are retired once more.
+        """
         self._store.positions.keep(self.spool)
         return pb.AppendDecisionsResponse(
             positions=self._destination.positions(self.spool), database=self._database

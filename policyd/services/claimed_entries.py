@@ -6,6 +6,7 @@ put decisions into next year, or into keys that never were.
 """
 
 from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
 
 from policyd.decision_log.record import Outcome, Record, is_decision_id
 from policyd.decision_log.refused_key import RefusedKeyCount
@@ -13,16 +14,20 @@ from policyd.store import Store
 from policyd.store.destination import Entry, NoteShipped, StoreDestination
 
 _MINUTE = 60.0
+_DAY = timedelta(days=1)
+"""How far the clock may have been ahead with which the first key was made."""
 _UNREADABLE = "they cannot be read"
 _UNKNOWN_KEY = "they are of an API key that the database never had"
-_IN_FUTURE = "they are of a time in the future, or of none: is the gateway's clock right?"
+_UNTIMELY = (
+    "they are of a time in the future, or before the first API key: is the gateway's clock right?"
+)
 
 
 class GatewayDestination(StoreDestination):
     """The store as the destination of a gateway's spool. Every method may block.
 
     `clock` is the worker's, in seconds since 1970; entries may be `ahead` seconds and a minute
-    ahead of it.
+    ahead of it. The log keeps decisions for `keep` seconds.
     """
 
     def __init__(
@@ -30,11 +35,15 @@ class GatewayDestination(StoreDestination):
         store: Store,
         clock: Callable[[], float],
         ahead: float,
+        keep: float,
         note: NoteShipped | None = None,
     ) -> None:
         super().__init__(store, note)
         self._clock = clock
         self._ahead = ahead + _MINUTE
+        self._keep = keep
+        self._first_key: datetime | None = None
+        """When the database's first key was made. None: not read yet, or there is none."""
         self.reason = ""
         """Why entries were not taken, at last."""
 
@@ -42,15 +51,23 @@ class GatewayDestination(StoreDestination):
         self.reason = _UNREADABLE
 
     def _select(self, entries: list[Entry]) -> list[Entry]:
-        latest = self._clock() + self._ahead
-        timely = [one for one in entries if _is_timely(one, latest)]
+        earliest, latest = self._earliest(), self._clock() + self._ahead
+        timely = [one for one in entries if _is_timely(one, earliest, latest)]
         known = self._store.keys.known(_keys(timely))
         taken = [one for one in timely if not isinstance(one, Record) or one.key_id in known]
         if len(timely) < len(entries):
-            self.reason = _IN_FUTURE
+            self.reason = _UNTIMELY
         if len(taken) < len(timely):
             self.reason = _UNKNOWN_KEY
         return taken
+
+    def _earliest(self) -> float:
+        """The time, in seconds since 1970, before which no entry can be."""
+        self._first_key = self._first_key or self._store.keys.first_created()
+        would_go = self._clock() - self._keep
+        if self._first_key is None:
+            return would_go
+        return min((self._first_key - _DAY).timestamp(), would_go)
 
 
 def _keys(entries: Iterable[Entry]) -> set[str]:
@@ -58,8 +75,8 @@ def _keys(entries: Iterable[Entry]) -> set[str]:
     return {one.key_id for one in entries if isinstance(one, Record) and "\0" not in one.key_id}
 
 
-def _is_timely(entry: Entry, latest: float) -> bool:
+def _is_timely(entry: Entry, earliest: float, latest: float) -> bool:
     if isinstance(entry, RefusedKeyCount):
-        return entry.minute * _MINUTE <= latest
+        return earliest <= entry.minute * _MINUTE <= latest
     identity = entry.decision_id if isinstance(entry, Outcome) else entry.id
-    return is_decision_id(identity) and int(identity[:12], 16) <= latest * 1000
+    return is_decision_id(identity) and earliest <= int(identity[:12], 16) / 1000 <= latest

@@ -21,19 +21,25 @@ from policyd.errors import (
 )
 from policyd.keys import key_table
 from policyd.services import local_messages
-from policyd.services.errors import Note, abort, unnoted
+from policyd.services.errors import Note, unnoted
 from policyd.services.followers import Follower, Followers
 from policyd.services.key_feed import KeyFeed, Part
+from policyd.services.lasting_streams import LastingStreams, next_request, write
 from policyd.v1 import local_pb2 as pb
 
 _log = logging.getLogger(__name__)
 
 SNAPSHOTS = 4
 """Snapshots that a worker sends at once."""
+_BEGINNING = 250
+"""Streams whose first request a worker waits for at once: the one that is waited for longest makes
+room for a new one."""
 _BEAT = 1.0
 """Seconds between two heartbeats."""
 _PATIENCE = 30.0
-"""Seconds for a follower to take a message, or to send its first one."""
+"""Seconds for a follower to take a message ..."""
+_BEGIN = 10.0
+"""... and to send its first one."""
 _LOG_INTERVAL = 60.0
 
 
@@ -52,6 +58,7 @@ class KeyWatching:
         self._followers = followers
         self._clock = clock
         self._note = note
+        self._beginning = LastingStreams(_BEGINNING, "begin to follow")
         self._sending = 0
         self._throttle = Throttle(_LOG_INTERVAL)
 
@@ -63,7 +70,7 @@ class KeyWatching:
             if isinstance(error, GatewayTooSlow | TooManyGateways) and self._throttle.is_due():
                 _log.warning("a gateway is sent no settings: %s", error)
             self._note(error)
-            await abort(context, error)
+            await self._beginning.end(context, error)
 
     async def _watch(self, requests: AsyncIterator[bytes], context: Any) -> None:
         request = await self._first(requests)
@@ -83,11 +90,14 @@ class KeyWatching:
                 await asyncio.wait({listening, sending})
 
     async def _first(self, requests: AsyncIterator[bytes]) -> pb.WatchKeysRequest:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_PATIENCE):
-                async for data in requests:
-                    return local_messages.parsed(pb.WatchKeysRequest, data)
-        raise InvalidArgument("the stream begins with a request that states the follower")
+        try:
+            with self._beginning.held(), self._beginning.waiting():
+                data = await next_request(requests, _BEGIN)
+        except TimeoutError:
+            data = None
+        if data is None:
+            raise InvalidArgument("the stream begins with a request that states the follower")
+        return local_messages.parsed(pb.WatchKeysRequest, data)
 
     def _check_database(self, database: str, host: str) -> None:
         """Raises WrongDatabase where the follower belongs to another database than this policyd."""
@@ -114,7 +124,7 @@ class KeyWatching:
     async def _keep_sending(self, follower: Follower, context: Any) -> None:
         beat_at = await self._beat(context)
         if follower.sent is not None and (end := self._feed.end_of(follower.sent)) is not None:
-            await self._write(end, context)
+            await write(context, end, _PATIENCE)
         while True:
             news = self._feed.news
             has_room = self._sending < SNAPSHOTS
@@ -135,7 +145,7 @@ class KeyWatching:
         try:
             number = 0
             while message := part.message(number):
-                await self._write(message, context)
+                await write(context, message, _PATIENCE)
                 number += 1
                 if key_table.seconds() >= beat_at:
                     beat_at = await self._beat(context)
@@ -149,12 +159,5 @@ class KeyWatching:
         """Send a heartbeat. Returns when the next one is due, by key_table.seconds()."""
         feed = self._feed
         message = local_messages.heartbeat(feed.staleness, feed.state, self._clock(), feed.database)
-        await self._write(message, context)
+        await write(context, message, _PATIENCE)
         return key_table.seconds() + _BEAT
-
-    async def _write(self, message: bytes, context: Any) -> None:
-        try:
-            async with asyncio.timeout(_PATIENCE):
-                await context.write(message)
-        except TimeoutError:
-            raise GatewayTooSlow(f"the gateway has taken no message for {_PATIENCE:g} s") from None

@@ -158,6 +158,14 @@ class Keys:
         with reading(self._engine) as connection:
             return {row.id for row in find(connection, keys.c.id, ids)}
 
+    def first_created(self) -> datetime | None:
+        """When the first key was made, also one that was revoked since. None: there is none."""
+        with reading(self._engine) as connection:
+            made: datetime | None = connection.execute(
+                sa.select(sa.func.min(keys.c.created_at))
+            ).scalar_one()
+        return made
+
     def changes_since(self, revision: int, epoch: str | None = None) -> KeyChanges:
         """What changed after `revision`, up to some newer one: see key_changes.py."""
         return key_changes.since(self._engine, revision, epoch)

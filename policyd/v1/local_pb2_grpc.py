@@ -35,7 +35,8 @@ class LocalDecisionServiceStub:
     INVALID_ARGUMENT   INVALID_ARGUMENT    a message is malformed; the error names the field
     POSITION_MOVED     ABORTED             the file of the spool is appended up to another byte: resume
     TOO_MANY_GATEWAYS  RESOURCE_EXHAUSTED  as many gateways follow this worker of policyd, or append, as may
-    GATEWAY_TOO_SLOW   RESOURCE_EXHAUSTED  the gateway has taken no message for 30 s
+    GATEWAY_TOO_SLOW   RESOURCE_EXHAUSTED  the gateway has taken no message for 30 s, or has begun to append and
+    sent no request for 10 s
     STORE_UNAVAILABLE  UNAVAILABLE         the database cannot be reached, or does not answer in time: try
     again. It is then unknown whether a chunk was appended: resume
     STORE_BUSY         RESOURCE_EXHAUSTED  too many calls wait for the database: try again later
@@ -73,7 +74,8 @@ class LocalDecisionServiceServicer:
     INVALID_ARGUMENT   INVALID_ARGUMENT    a message is malformed; the error names the field
     POSITION_MOVED     ABORTED             the file of the spool is appended up to another byte: resume
     TOO_MANY_GATEWAYS  RESOURCE_EXHAUSTED  as many gateways follow this worker of policyd, or append, as may
-    GATEWAY_TOO_SLOW   RESOURCE_EXHAUSTED  the gateway has taken no message for 30 s
+    GATEWAY_TOO_SLOW   RESOURCE_EXHAUSTED  the gateway has taken no message for 30 s, or has begun to append and
+    sent no request for 10 s
     STORE_UNAVAILABLE  UNAVAILABLE         the database cannot be reached, or does not answer in time: try
     again. It is then unknown whether a chunk was appended: resume
     STORE_BUSY         RESOURCE_EXHAUSTED  too many calls wait for the database: try again later
@@ -97,7 +99,10 @@ class LocalDecisionServiceServicer:
     def AppendDecisions(self, request_iterator, context):
         """Appends the entries of a spool to the decision log. Each request gets one response, in order. A stream
         is of one spool, which its first request, a resume, names. Every request may be sent again: how far a
-        file is appended is committed with its entries. An error ends the stream.
+        file is appended is committed with its entries. An error ends the stream. policyd ends it, without an
+        error, after 40 s without a request, or once it is 90 s old: a gateway makes no request on a stream that is
+        30 s old, and begins another. Where as many streams append as may, the one that has waited longest for its
+        gateway ends with TOO_MANY_GATEWAYS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -134,7 +139,8 @@ class LocalDecisionService:
     INVALID_ARGUMENT   INVALID_ARGUMENT    a message is malformed; the error names the field
     POSITION_MOVED     ABORTED             the file of the spool is appended up to another byte: resume
     TOO_MANY_GATEWAYS  RESOURCE_EXHAUSTED  as many gateways follow this worker of policyd, or append, as may
-    GATEWAY_TOO_SLOW   RESOURCE_EXHAUSTED  the gateway has taken no message for 30 s
+    GATEWAY_TOO_SLOW   RESOURCE_EXHAUSTED  the gateway has taken no message for 30 s, or has begun to append and
+    sent no request for 10 s
     STORE_UNAVAILABLE  UNAVAILABLE         the database cannot be reached, or does not answer in time: try
     again. It is then unknown whether a chunk was appended: resume
     STORE_BUSY         RESOURCE_EXHAUSTED  too many calls wait for the database: try again later

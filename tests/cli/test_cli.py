@@ -99,6 +99,7 @@ def test_errors(database: str, words: list[str], message: str) -> None:
     assert b"Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_an_error_of_a_process(database: str) -> None:
     """So it is where the command is a process."""
     keys(database, "create", "first")

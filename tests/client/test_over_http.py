@@ -265,6 +265,23 @@ async def test_whether_it_decides(status: str) -> None:
         assert await client.can_decide(60) == (status[0] != "5")
 
 
+async def test_a_policyd_that_is_stopped(tmp_path: Path) -> None:
+    """A call that policyd cannot finish before its end is no outage: policyd was reached."""
+    given = settings(tmp_path, http=LOCAL, grace=0.2)
+    put_database(given.database_url)
+    server = Server(given)
+    await server.__aenter__()
+    async with PolicyClient(f"http://{server.http}", timeout=3) as client:
+        await client.evaluate(DESCRIPTOR)
+        waiting = pb.EvaluateRequest(has_user=True, min_revision=10**9)
+        asked = asyncio.create_task(client.evaluate(waiting))
+        await asyncio.sleep(0.2)
+        await server.stop()
+        with pytest.raises(NoDecision, match="CANCELLED: policyd is being stopped") as caught:
+            await asked
+        assert not caught.value.is_outage
+
+
 @asynccontextmanager
 async def serving(folder: Path, authority: trustme.CA, **changes: Any) -> AsyncIterator[str]:
     """HOST:PORT of a policyd with a certificate for 127.0.0.1."""
@@ -372,3 +389,25 @@ def test_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"pip install 'policyd\[http\]'"):
         PolicyClient("http://a:1")
     PolicyClient("a:1")
+
+
+# --- health --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reply", "reaches", "decides"),
+    [
+        (response("200 OK", b'{"state":"alive"}'), True, True),
+        (response("503 Down", b'{"state":"not deciding","reason":"x"}'), False, False),
+        (STRANGERS["not found"], False, True),
+        (AWAY["no HTTP"], False, False),
+    ],
+)
+async def test_health(reply: bytes, reaches: bool, decides: bool) -> None:
+    """policyd is reached where it says that it lives, and decides unless it says otherwise; one of
+    an older version does not say it."""
+    async with web(reply) as policyd, PolicyClient(policyd.url) as client:
+        assert await client.can_reach(30) == reaches
+        assert await client.can_decide(30) == decides
+        looked = {one.split(b" ")[1] for one in policyd.requests}
+    assert looked == {b"/healthz", b"/decisionsz"}

@@ -71,6 +71,7 @@ def test_python(
     assert sent_key(upstream) == f"Bearer {provider.get('OPENAI_API_KEY', 'none')}"
 
 
+@pytest.mark.slow
 def test_python_in_a_process(gateway: Gateway, enforcing: str) -> None:
     """Python's is a program by itself."""
     assert ANSWER in ask([sys.executable, "-c"], gateway, "python", enforcing, {}, shown=False)

@@ -97,6 +97,7 @@ async def test_the_log_shows_it(tmp_path: Path, demo: Demo) -> None:
     check_times(outcome)
 
 
+@pytest.mark.slow
 async def test_what_was_written_to_the_cache(tmp_path: Path) -> None:
     """Tokens that were written to the cache are logged, and are part of the cost."""
     async with serving_policyd(tmp_path) as (policyd, log):

@@ -33,6 +33,7 @@ def verdict(vector: Vector, response: Response) -> None:
         assert response.all("x-policyd-upstream-path") == ([path] if path else [])
 
 
+@pytest.mark.slow
 @conformance.over_http_by_file
 def test_named_by_headers(
     vectors: tuple[Vector, ...], subtests: pytest.Subtests, url: str, keys: Keys

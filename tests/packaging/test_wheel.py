@@ -89,6 +89,7 @@ def test_what_a_package_index_shows(metadata: Message) -> None:
     assert metadata["Keywords"]
 
 
+@pytest.mark.slow
 def test_the_client_needs_its_own_dependencies_only(python: Path, tmp_path: Path) -> None:
     """Every import of a gateway loads in that environment, from there, and without a server."""
     assert run(python, "-I", "-c", IMPORTS_ALL, cwd=tmp_path).startswith(str(python.parents[1]))

@@ -9,14 +9,15 @@ from typing import Any
 import grpc
 import msgspec
 import pytest
+import sqlalchemy as sa
 
 from policyd.client.key_follower import reason
 from policyd.decision_log.record import Record
 from policyd.decision_log.refused_key import RefusedKeyCount
 from policyd.errors import StoreUnavailable
 from policyd.server.server import Server
-from policyd.services import append_decisions
 from policyd.store import LogFilter, Store
+from policyd.store.database import metadata
 from tests.services.test_watch_keys import made
 from tests.support.databases import open_store, taking_changes
 from tests.support.followers import FakeCarrier, bearer, rejection, stub
@@ -117,6 +118,51 @@ async def test_what_is_not_taken(running: Running, caplog: pytest.LogCaptureFixt
     assert f"{len(bad) + 2} log entries" in told[0]
     assert (await carrier.carry(lines(running.records(1)), start=len(sent))).appended == 1
     carrier.end()
+
+
+async def test_how_old_entries_may_be(running: Running, caplog: pytest.LogCaptureFixture) -> None:
+    """Those of a clock at the epoch are lost and counted. A spool that is weeks old is appended,
+    and so is what retention has yet to delete, if the database is as old."""
+    epoch = record(datetime.fromtimestamp(5, UTC), key_id=running.key)
+    old = [epoch, outcome(epoch), RefusedKeyCount("a1", 1, 0, "192.0.2.1", 1, 1, 1)]
+    weeks = record(NOW - timedelta(weeks=6), key_id=running.key)
+    months = record(NOW - timedelta(days=120), key_id=running.key)
+    carrier = await running.carrier()
+    sent = lines([*old, weeks, months])
+    response = await carrier.carry(sent)
+    assert (response.appended, response.rejected) == (1, 4)
+    assert running.logged() == {weeks.id}
+    assert running.store.log.status().lost == 4
+    assert "is the gateway's clock right?" in caplog.text
+    with running.store._engine.begin() as connection:
+        made = {"created_at": NOW - timedelta(days=200)}
+        connection.execute(sa.update(metadata.tables["api_keys"]).values(made))
+    carrier = await running.carrier()
+    response = await carrier.carry(lines([epoch, months]), start=len(sent))
+    assert (response.appended, response.rejected) == (1, 1)
+    assert running.logged() == {weeks.id, months.id}
+    carrier.end()
+
+
+async def test_a_gateway_that_was_away_for_months(running: Running) -> None:
+    """Its positions are forgotten: it appends its files anew, and each decision is there once."""
+    entries = running.records(20)
+    sent = lines([*entries, *map(outcome, entries)])
+    carrier = await running.carrier()
+    await carrier.carry(sent)
+    with running.store._engine.begin() as connection:
+        long_ago = {"seen_at": NOW - timedelta(days=31)}
+        connection.execute(sa.update(metadata.tables["spool_positions"]).values(long_ago))
+    other = await running.carrier(spool="6" * 16)
+    await fails(carrier.carry(lines(entries[:1]), start=len(sent)), CODE.ABORTED, "shipped up to")
+    again = FakeCarrier(running.channel)
+    assert dict((await again.resume()).positions) == {}
+    more = running.records(1)
+    await again.carry(sent + lines(more))
+    assert running.logged() == {one.id for one in [*entries, *more]}
+    assert running.store.log.status().decisions == 21
+    other.end()
+    again.end()
 
 
 async def test_numbers_and_texts_that_no_database_holds(running: Running) -> None:
@@ -239,16 +285,6 @@ async def test_many_spools_at_once(running: Running) -> None:
     assert running.logged() == {one.id for some in entries.values() for one in some}
     assert running.store.log.status().decisions == 480
     assert running.store.log.status().lost == 0
-
-
-async def test_too_many_spools(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A spool beyond the bound is told so, and those before go on."""
-    monkeypatch.setattr(append_decisions, "MOST", 1)
-    first = await running.carrier()
-    second = FakeCarrier(running.channel)
-    await fails(second.resume(), CODE.RESOURCE_EXHAUSTED, "run more workers")
-    assert (await first.carry(lines(running.records(1)))).appended == 1
-    first.end()
 
 
 async def test_a_store_that_hangs(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from policyd.keys.stored_key_table import StoredKeyTable
 from policyd.store import Store
 from policyd.v1.policy_pb2 import DECISION_ALLOW, DECISION_DENY, EvaluateRequest, EvaluateResponse
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
+from tests.support.commands import invoke
 from tests.support.postgresql import PostgreSQL
 from tests.support.processes import Policyd, run
 
@@ -98,7 +99,7 @@ def cut_connections(url: str) -> None:
 def test_no_server() -> None:
     """A PostgreSQL that cannot be reached is named as the cause, without the password."""
     url = "postgresql+psycopg://policyd:hunter2@127.0.0.1:1/policyd"
-    done = run("policyd", "keys", "list", "--database-url", url)
+    done = invoke("policyd", "keys", "list", "--database-url", url)
     assert done.returncode == 1
     assert b"the database cannot be used" in done.stderr
     assert b"hunter2" not in done.stderr + done.stdout
