@@ -251,8 +251,10 @@ class HttpConnection:
         return Pool(self.address, self._context, self._headers, self._silence.patience / 4)
 
     def _renew(self, pool: Pool) -> None:
-        """Put `pool` away, unless that has been done; calls under way on it are finished."""
-        if pool is not self._pool or self._is_closed:
+        """Put `pool` away, unless that has been done; calls under way on it are finished. One that
+        keeps no connection stays, lest each look up a name anew, in a thread, that no server
+        answers for."""
+        if pool is not self._pool or self._is_closed or not pool.has_answered:
             return
         self._pool = self._new_pool()
         self._retired = [one for one in self._retired if not one.is_closed] + [pool]

@@ -72,6 +72,8 @@ class Pool:
 
         self._url = URL(origin)
         self._urls: dict[str, URL] = {}
+        self.has_answered = False
+        """Whether a response came. Until then it keeps no connection."""
         self._users = 0
         self._is_retired = False
         self._closing: asyncio.Task[None] | None = None
@@ -108,7 +110,9 @@ class Pool:
             async with self._session.request(
                 method, url, data=body, headers=headers, allow_redirects=False
             ) as response:
-                return Reply(response.status, response.content_type, await _body(response))
+                found = await _body(response)
+                self.has_answered = True
+                return Reply(response.status, response.content_type, found)
         except self._own_faults as problem:
             raise Unreachable(str(problem)) from None
         except (self._any_fault, OSError) as problem:

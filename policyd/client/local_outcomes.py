@@ -8,13 +8,15 @@ from policyd.client.reporter import Reporter
 from policyd.client.request_outcome import RequestOutcome
 from policyd.client.statuses import Failed, Meaning
 from policyd.decider import log_entries
-from policyd.decision_log.record import Ending, Outcome
+from policyd.decision_log.record import MAX_TIME, Ending, Outcome
 from policyd.errors import InvalidArgument, LogFull
 from policyd.v1 import policy_pb2 as pb
 
 _ENDINGS = tuple(Ending)
 _MOST = 1000
 """Bytes, about, of an entry: its texts are cut before."""
+_LONGEST = MAX_TIME * 1000
+"""Nanoseconds that the log has room for. One beyond it would make its batch unreadable."""
 
 
 class LocalOutcomes:
@@ -34,8 +36,11 @@ class LocalOutcomes:
             self.reporter.report(entry)
 
     def record(self, outcome: RequestOutcome) -> None:
-        """Log an outcome of the gateway's own."""
+        """Log an outcome of the gateway's own. One of a time that the log cannot hold is lost."""
         first = outcome.first_byte
+        if not 0 <= (first or 0) <= outcome.duration <= _LONGEST:
+            self.reporter.lose("duration is negative, or more than can be")
+            return
         self.reporter.report(
             Outcome(
                 outcome.decision_id,

@@ -14,6 +14,7 @@ import pytest
 from policyd.client.local import LocalPolicyClient
 from policyd.client.local_look import look
 from policyd.client.local_watching import LocalWatching
+from policyd.client.request_outcome import RequestOutcome
 from policyd.decider.metrics import DecisionMetrics
 from policyd.errors import NoDecision, SettingsError
 from policyd.keys import api_key
@@ -23,7 +24,7 @@ from policyd.v1.local_pb2_grpc import (
     LocalDecisionServiceServicer,
     add_LocalDecisionServiceServicer_to_server,
 )
-from policyd.v1.policy_pb2 import DECISION_ALLOW, DECISION_DENY, EvaluateRequest
+from policyd.v1.policy_pb2 import DECISION_ALLOW, DECISION_DENY, ENDING_COMPLETE, EvaluateRequest
 
 EPOCH = "e" * 32
 KEY = "up-" + "k" * 48
@@ -158,6 +159,19 @@ async def test_errors_are_counted(policyd: tuple[Misbehaving, str], tmp_path: Pa
         with pytest.raises(NoDecision):
             await local.evaluate(REQUEST)
     assert counts() == {"INVALID_DESCRIPTOR": 1, "REVISION_NOT_REACHED": 1}
+
+
+async def test_outcomes_of_impossible_times(
+    policyd: tuple[Misbehaving, str], tmp_path: Path
+) -> None:
+    """They are lost, and counted: one in the log would make its batch unreadable. Those with it are
+    logged."""
+    name = "0123456789abcdef" * 2
+    async with client(policyd[1], tmp_path / "spool") as deciding:
+        for duration, first in ((-1, None), (5, 6), (5, -1), (2**60, 5), (2**49, 5), (5, 5)):
+            deciding.record(RequestOutcome(name, ENDING_COMPLETE, duration, 200, first))
+        assert deciding.outcomes_lost == 4
+    assert deciding.outcomes_lost == 4
 
 
 async def test_a_silent_stream(

@@ -237,6 +237,34 @@ async def test_tokens(tmp_path: Path) -> None:
             assert (await client.evaluate(DESCRIPTOR)).denial.http_status == 403
 
 
+async def test_no_room(tmp_path: Path) -> None:
+    """A policyd with as many connections as may be was reached: that is no outage. Here two calls
+    wait for a revision, so that a third finds no room."""
+    patient = pb.EvaluateRequest(has_user=True, min_revision=10**9)
+
+    async def why(url: str) -> str:
+        async with PolicyClient(url, timeout=4) as client:
+            with pytest.raises(NoDecision) as caught:
+                await client.evaluate(patient)
+        return f"{caught.value} {caught.value.is_outage}"
+
+    with beside(tmp_path, http=LOCAL, max_connections=2) as running:
+        url = f"http://{running.http}"
+        first, second, third = sorted(await asyncio.gather(why(url), why(url), why(url)))
+    assert "(FAILED_PRECONDITION: " in first
+    assert first == second
+    assert "(RESOURCE_EXHAUSTED: there are as many connections" in third
+    assert third.endswith(" False")
+
+
+@pytest.mark.parametrize("status", ["502 Bad Gateway", "503 X", "504 X", "404 X", "200 OK"])
+async def test_whether_it_decides(status: str) -> None:
+    """A proxy that reaches no policyd does not decide; an older policyd does not say it."""
+    told = response(status, b'{"state":"not deciding"}', kind="application/json")
+    async with web(told) as asked, PolicyClient(asked.url) as client:
+        assert await client.can_decide(60) == (status[0] != "5")
+
+
 async def test_a_policyd_that_is_stopped(tmp_path: Path) -> None:
     """A call that policyd cannot finish before its end is no outage: policyd was reached."""
     given = settings(tmp_path, http=LOCAL, grace=0.2)

@@ -318,8 +318,7 @@ async def test_all_are_silent(target: Target, make_peer: Start) -> None:
 async def test_a_name_with_several_addresses(kind: str, make_peer: Start, host: str) -> None:
     """A name may have several addresses, as localhost does on most machines.
 
-    Any that answers will do. (aiohttp asks for no address of IPv6 where a machine has none but its
-    own.)
+    Any that answers will do. (gRPC knows ::1 as localhost where the machine does not list it.)
     """
     peer = await make_peer(host)
     port = peer.target.rpartition(":")[2]

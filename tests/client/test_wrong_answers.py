@@ -5,6 +5,7 @@ import asyncio
 import os
 import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 
@@ -314,6 +315,26 @@ async def test_a_connection_that_hangs(scheme: str, takes: bool) -> None:
                 await asyncio.sleep(0.01)
         for one in waiting:
             one.close()
+
+
+async def test_a_name_that_no_server_answers_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often policyd is asked, the look-up of its name takes one thread of the loop."""
+    is_over, looks = threading.Event(), []
+
+    def hang(host: str, *_: object, **__: object) -> None:
+        looks.append(host)
+        is_over.wait()
+        raise socket.gaierror
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    async with PolicyClient("http://policyd.invalid:80", timeout=0.8) as client:
+        try:
+            async with asyncio.timeout(60):
+                for _ in range(3):
+                    assert (await failure(client)).is_outage
+        finally:
+            is_over.set()
+    assert looks == ["policyd.invalid"]
 
 
 async def test_callers_that_go_away() -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from policyd.decision_log import spool
 from policyd.decision_log.record import Record
-from policyd.decision_log.shipper import Shipper
+from policyd.decision_log.shipper import Shipper, pause_after
 from policyd.decision_log.spool import SpoolReader, SpoolWriter
 from policyd.decision_log.spool import writer as writing
 from policyd.decision_log.spool.system import System
@@ -171,6 +171,11 @@ class ComeBetween(System):
         if self.calls % 2:
             self._others()
         fcntl.flock(descriptor, operation)
+
+
+def test_a_busy_log_waits() -> None:
+    """After many entries the next look comes later, so that its transaction has many again."""
+    assert pause_after(0) == pause_after(200) < pause_after(201)
 
 
 def test_a_spool_in_use_for_another_database(folder: Path) -> None:

@@ -236,7 +236,7 @@ REJECTED = {
 }
 
 
-@pytest.mark.parametrize("accept", REJECTED, ids=lambda accept: ",".join(accept)[:30])
+@pytest.mark.parametrize("accept", REJECTED, ids=lambda accept: ",".join(accept)[:30] or "none")
 def test_rejected_places(accept: tuple[str, ...]) -> None:
     """An error says which place is wrong, and which there are."""
     assert not are_identifiers(accept)
