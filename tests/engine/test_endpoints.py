@@ -236,7 +236,9 @@ REJECTED = {
 }
 
 
-@pytest.mark.parametrize("accept", REJECTED, ids=lambda accept: ",".join(accept)[:30] or "none")
+@pytest.mark.parametrize(
+    "accept", REJECTED, ids=lambda accept: ",".join(accept)[:30].strip() or "none"
+)
 def test_rejected_places(accept: tuple[str, ...]) -> None:
     """An error says which place is wrong, and which there are."""
     assert not are_identifiers(accept)
