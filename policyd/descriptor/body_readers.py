@@ -47,7 +47,7 @@ class BodyReaders:
     def __init__(self, patience: float = PATIENCE) -> None:
         self._patience = patience
         self._turns = asyncio.Semaphore(READERS)
-        self._starter = ThreadPoolExecutor(1, "start of a reader")
+        self._starter = _starter()
         self._idle: list[_Reader] = []
         self._busy: set[_Reader] = set()
 
@@ -108,11 +108,17 @@ class BodyReaders:
         return {reader.process: reader in self._busy for reader in (*self._idle, *self._busy)}
 
     def close(self) -> None:
-        """End them. What they read is not answered."""
+        """End them. What they read is not answered. A later body gets a new one."""
         for reader in (*self._idle, *self._busy):
             reader.end()
         self._idle.clear()
         self._starter.shutdown(wait=False)
+        self._starter = _starter()
+
+
+def _starter() -> Executor:
+    # It has no thread until a reader is to start.
+    return ThreadPoolExecutor(1, "start of a reader")
 
 
 class _Reader:

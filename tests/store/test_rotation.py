@@ -170,8 +170,10 @@ def test_names_that_were_taken_twice(store: Store, url: str) -> None:
     with engine.begin() as connection:
         connection.execute(sa.text("UPDATE api_keys SET name = 'app'"))
     engine.dispose()
-    with pytest.raises(InvalidArgument, match=f"{first.id}, {second.id}"):
+    with pytest.raises(InvalidArgument) as problem:
         store.keys.find("app")
+    assert first.id in str(problem.value)
+    assert second.id in str(problem.value)
     with pytest.raises(NameTaken):
         store.keys.create("app")
     assert store.keys.update(second.id, {"accept": ("user",), "name": "app"}).accept == ("user",)
