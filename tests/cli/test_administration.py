@@ -132,6 +132,7 @@ def test_audit(both: list[tuple[Store, Sequence[str]]]) -> None:
         assert b"'key.rotate'" in unknown.stderr
 
 
+@pytest.mark.slow
 def test_logs(both: list[tuple[Store, Sequence[str]]], tmp_path: Path) -> None:
     """The log reads the same: lists, one decision, files and the status. Only whether the request
     named its model is not told by AdminService."""

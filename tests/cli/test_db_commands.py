@@ -199,6 +199,7 @@ def test_a_restore(store: Store, url: str, tmp_path: Path, start: Callable[..., 
     assert sorted(path.name for path in tmp_path.glob(".*")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["none", "text", "torn", "foreign", "newer"])
 def test_a_backup_that_is_none(store: Store, url: str, tmp_path: Path, damage: str) -> None:
     """A file that is no backup is rejected, and the database stays as it is."""

@@ -274,6 +274,7 @@ async def test_threads_report(serving: Serving) -> None:
     assert servicer.reported == ["0", "1", "2"]
 
 
+@pytest.mark.slow
 def test_a_thread_without_a_server(unused_port: Callable[[], int]) -> None:
     """The client for threads obeys on_error as well."""
     target = f"127.0.0.1:{unused_port()}"

@@ -174,6 +174,7 @@ async def test_outcomes_of_impossible_times(
     assert deciding.outcomes_lost == 4
 
 
+@pytest.mark.slow
 async def test_a_silent_stream(
     policyd: tuple[Misbehaving, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

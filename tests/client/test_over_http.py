@@ -118,6 +118,7 @@ async def test_what_is_no_policyd(name: str) -> None:
         assert elsewhere.requests == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AWAY)
 async def test_what_is_an_outage(name: str) -> None:
     """A proxy that reaches no policyd, and what speaks no HTTP, are outages."""
@@ -196,6 +197,7 @@ async def test_all_of_it(policyd: Policyd) -> None:
     assert over_http.outcomes_lost == 0
 
 
+@pytest.mark.slow
 async def test_errors(policyd: Policyd) -> None:
     """policyd's errors are told in the words in which they are told over gRPC."""
     told = []
@@ -265,6 +267,7 @@ async def test_whether_it_decides(status: str) -> None:
         assert await client.can_decide(60) == (status[0] != "5")
 
 
+@pytest.mark.slow
 async def test_a_policyd_that_is_stopped(tmp_path: Path) -> None:
     """A call that policyd cannot finish before its end is no outage: policyd was reached."""
     given = settings(tmp_path, http=LOCAL, grace=0.2)
@@ -315,6 +318,7 @@ async def outcome(target: str, context: ssl.SSLContext | None = None) -> str:
         return "answered"
 
 
+@pytest.mark.slow
 async def test_tls(tmp_path: Path) -> None:
     """A caller that trusts the authority is answered. One that does not is not, nor one that speaks
     in the clear."""
@@ -328,6 +332,7 @@ async def test_tls(tmp_path: Path) -> None:
         assert (await outcome(f"http://{place}")).startswith(AWAY_TOLD)
 
 
+@pytest.mark.slow
 async def test_client_certificates(tmp_path: Path) -> None:
     """With --tls-client-ca, only callers with a certificate of that authority are answered."""
     ours = trustme.CA()
@@ -338,6 +343,7 @@ async def test_client_certificates(tmp_path: Path) -> None:
             assert (await outcome(url, trusting(ours, shown))).startswith(AWAY_TOLD)
 
 
+@pytest.mark.slow
 async def test_tls_where_there_is_none(policyd: Policyd) -> None:
     """The caller speaks TLS, and policyd does not."""
     assert (await outcome(f"https://{policyd.http}", trusting(trustme.CA()))).startswith(AWAY_TOLD)

@@ -225,6 +225,7 @@ async def test_one_is_dead(make_peer: Start, nowhere: Callable[[], str]) -> None
     assert len(peer.asked) == 100
 
 
+@pytest.mark.slow
 async def test_one_is_silent(target: Target, make_peer: Start) -> None:
     """The client waits for a silent peer once, asks the other meanwhile, and asks the first again
     when it answers.
@@ -258,6 +259,7 @@ async def ask_busily(client: PolicyClient, *peers: Peer) -> None:
         peer.slow.clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_first", [True, False])
 async def test_one_has_never_spoken(target: Target, make_peer: Start, is_first: bool) -> None:
     """A peer that accepts connections and never answers costs no request its answer."""
@@ -292,6 +294,7 @@ async def test_all_are_dead(nowhere: Callable[[], str]) -> None:
     assert caught.value.is_outage
 
 
+@pytest.mark.slow
 async def test_all_are_silent(target: Target, make_peer: Start) -> None:
     """It is an outage, too, if all peers are silent; once they answer, they are asked again."""
     peer = await make_peer()
@@ -414,6 +417,7 @@ async def test_a_peer_that_is_slow(make_peer: Start) -> None:
     await connection.close()
 
 
+@pytest.mark.slow
 async def test_a_client_that_stood_still(kind: str, target: Target, make_peer: Start) -> None:
     """A client's own pause is no silence of its peer: it gives up no connection for it."""
     peer = await make_peer()

@@ -74,6 +74,7 @@ async def rejecting() -> AsyncIterator[Served]:
     await served.close()
 
 
+@pytest.mark.slow
 @METHODS
 async def test_an_end_that_crosses_a_request(rejecting: Served, method: str) -> None:
     """The status is the server's each time."""

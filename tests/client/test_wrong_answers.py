@@ -218,6 +218,7 @@ async def test_what_policyd_does_not_send(name: str) -> None:
         assert wrong.calls == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MALFORMED)
 async def test_what_is_no_http(name: str) -> None:
     """A response that is no HTTP decides nothing; what sends it is no policyd that was reached."""
@@ -274,6 +275,7 @@ ENDLESS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENDLESS)
 async def test_an_answer_without_end(name: str) -> None:
     """A trickling answer ends with the deadline, as an outage, and its connections with it."""
@@ -292,6 +294,7 @@ def sockets() -> int:
     return number
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("takes", [True, False])
 async def test_a_connection_that_hangs(scheme: str, takes: bool) -> None:
@@ -317,6 +320,7 @@ async def test_a_connection_that_hangs(scheme: str, takes: bool) -> None:
             one.close()
 
 
+@pytest.mark.slow
 async def test_a_name_that_no_server_answers_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """However often policyd is asked, the look-up of its name takes one thread of the loop."""
     is_over, looks = threading.Event(), []

@@ -130,6 +130,7 @@ async def test_next_and_previous(console: Console, admin: Visitor) -> None:
     assert (await admin.get(f"/logs/{made[3].id}?status=nonsense")).status == 200
 
 
+@pytest.mark.slow
 async def test_a_search_that_stops(
     console: Console, admin: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

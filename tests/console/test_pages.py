@@ -410,6 +410,7 @@ async def test_filters(console: Console, admin: Visitor) -> None:
     assert await _shown(admin, "key=&decision=&user=+") == everything
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "query",
     [

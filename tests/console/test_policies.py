@@ -150,6 +150,7 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("policy", "mode", "value"), MISTAKES, ids=lambda one: str(one)[:12])
 async def test_a_setting_that_cannot_be(
     console: Console, admin: Visitor, policy: Policy, mode: str, value: str

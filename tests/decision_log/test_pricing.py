@@ -119,6 +119,7 @@ def test_the_same_as_the_package(
     assert cost(model[1], *used, at) == _by_the_package(model[1], used, at)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("day", [datetime(2025, 5, 1, tzinfo=UTC), AT])
 def test_every_model(day: datetime) -> None:
     """Every model of both providers, at sizes of input where prices may change."""

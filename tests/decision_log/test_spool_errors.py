@@ -124,6 +124,7 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield Path(place, "spool")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drops", [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("number", [*FULL, *FAILS], ids=errno.errorcode.get)
 async def test_each_error_at_each_call(folder: Path, number: int, drops: tuple[bool, bool]) -> None:

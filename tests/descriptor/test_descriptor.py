@@ -151,6 +151,7 @@ def test_damaged(coding: str) -> None:
         assert state(damaged, coding=coding) is UserState.BAD_ENCODING
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coding", CODINGS)
 def test_bomb(coding: str) -> None:
     """A body that would decompress beyond the bound is rejected, one coding deep or two."""
@@ -159,6 +160,7 @@ def test_bomb(coding: str) -> None:
     assert state(gzip.compress(bomb), coding=f"{coding}, gzip") is UserState.TOO_LARGE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coding", CODINGS)
 def test_the_memory_that_a_bomb_takes(coding: str) -> None:
     """A body that is rejected for what it decompresses to has not been decompressed as a whole."""

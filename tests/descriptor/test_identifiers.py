@@ -38,6 +38,7 @@ def everything() -> list[str]:
     return [chr(number) for number in range(0x110000)]
 
 
+@pytest.mark.slow
 def test_every_character() -> None:
     """Each character of the code space is blank exactly if the library calls it so.
 

@@ -565,6 +565,7 @@ READERS: dict[str, tuple[Callable[[str], object], list[Pump]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 def test_a_reader_is_linear(name: str) -> None:
     """Each reader of headers, bodies and answers is linear over each hostile text."""

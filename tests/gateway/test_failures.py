@@ -78,6 +78,7 @@ async def test_policyd_is_down_and_that_is_allowed(
     assert "forwarded unchecked (1 so far)" in line
 
 
+@pytest.mark.slow
 async def test_policyd_hangs_and_comes_back(tmp_path: Path, upstream: Demo) -> None:
     """While policyd is stopped requests are denied; once it goes on, they are judged again."""
     policyd = Policyd(migrated(tmp_path))

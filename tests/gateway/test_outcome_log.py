@@ -69,6 +69,7 @@ async def serving_policyd(folder: Path, *flags: str) -> AsyncIterator[tuple[Poli
         await asyncio.to_thread(program.stop, signal.SIGKILL)
 
 
+@pytest.mark.slow
 async def test_the_log_shows_it(tmp_path: Path, demo: Demo) -> None:
     """The log shows the model, tokens, times and cost of a stream."""
     async with serving_policyd(tmp_path) as (policyd, log):

@@ -186,6 +186,7 @@ def test_where_settings_come_from(policyd: Policyd, upstream: str, tmp_path: Pat
         assert gateway.stop() == 0
 
 
+@pytest.mark.slow
 def test_https(policyd: Policyd, upstream: str, tmp_path: Path) -> None:
     """With a certificate the gateway speaks TLS, also to other machines."""
     _make_certificate(tmp_path)

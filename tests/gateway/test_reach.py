@@ -83,6 +83,7 @@ async def test_a_name_without_an_address() -> None:
     assert "stands for no address: correct --policyd" in await why("no-such-host.invalid:1")
 
 
+@pytest.mark.slow
 async def test_something_else_listens() -> None:
     """A server that is no policyd."""
     with server(None) as address:
@@ -194,6 +195,7 @@ def wait_for(gateway: Program, words: str) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_gateway_starts_without_policyd(tmp_path: Path) -> None:
     """It says at its start that policyd does not answer it and why, and later that it does."""
     with socket.create_server(("127.0.0.1", 0)) as gone:

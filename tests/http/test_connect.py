@@ -121,6 +121,7 @@ def same(answer: Message) -> Message:
     return answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [PROTO, "application/json; charset=utf-8"])
 @pytest.mark.parametrize("name", REQUESTS)
 def test_it_answers_as_over_grpc(

@@ -161,6 +161,7 @@ def test_a_collection_goes_through_no_keys() -> None:
     assert tracked() - few < PARTS
 
 
+@pytest.mark.slow
 async def test_settings_that_change_all_the_time() -> None:
     """Settings that no key has any more are forgotten."""
     table = KeyTable()

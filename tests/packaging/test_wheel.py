@@ -96,6 +96,7 @@ def test_the_client_needs_its_own_dependencies_only(python: Path, tmp_path: Path
     assert attempt(python, "-I", "-c", "import sqlalchemy", cwd=tmp_path).returncode != 0
 
 
+@pytest.mark.slow
 def test_a_consumer_runs(python: Path, tmp_path: Path) -> None:
     """Both clients work from the wheel, as far as they can without a policyd."""
     run(python, "-I", CONSUMER, cwd=tmp_path)

@@ -86,6 +86,7 @@ async def test_what_it_says(policyd: Policyd) -> None:
     assert {one.revision for one in asked} == {answer.revision}
 
 
+@pytest.mark.slow
 async def test_it_is_not_logged(tmp_path: Path) -> None:
     """CheckKey is no decision: the spool does not grow."""
     made = settings(tmp_path)

@@ -98,6 +98,7 @@ async def end_of(stream: StreamCall) -> tuple[grpc.StatusCode, str]:
     return CODE.OK, ""
 
 
+@pytest.mark.slow
 async def test_many_that_say_nothing(tmp_path: Path) -> None:
     """They push out each other, and a gateway that appends goes on meanwhile."""
     async with appended(tmp_path) as running:
@@ -123,6 +124,7 @@ async def test_many_that_say_nothing(tmp_path: Path) -> None:
         good.close()
 
 
+@pytest.mark.slow
 async def test_many_that_read_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Streams that ask and take no response make room for a gateway that appends."""
     monkeypatch.setattr(append_decisions, "MOST", 4)
@@ -145,6 +147,7 @@ async def test_many_that_read_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
         good.close()
 
 
+@pytest.mark.slow
 async def test_a_stop_under_streams_that_read_nothing(tmp_path: Path) -> None:
     """policyd ends in its grace all the same."""
     async with appended(tmp_path) as running:
@@ -169,6 +172,7 @@ async def ask_only(channel: grpc.aio.Channel, names: dict[str, int]) -> None:
         await asyncio.sleep(0.01)
 
 
+@pytest.mark.slow
 async def test_nothing_to_append_for_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stream ends well, and its gateway begins another without an error."""
     monkeypatch.setattr(append_decisions, "_IDLE", 0.2)
@@ -184,6 +188,7 @@ async def test_nothing_to_append_for_now(tmp_path: Path, monkeypatch: pytest.Mon
         good.close()
 
 
+@pytest.mark.slow
 async def test_a_stream_that_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends between two requests, however busy it is."""
     monkeypatch.setattr(append_decisions, "_LIFE", 1.0)
@@ -220,6 +225,7 @@ async def test_no_first_request(
         assert words in told[1]
 
 
+@pytest.mark.slow
 async def test_many_that_begin_to_follow(tmp_path: Path) -> None:
     """They push out each other, and followers are served meanwhile."""
     settings = made(tmp_path)

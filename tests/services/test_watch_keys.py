@@ -251,6 +251,7 @@ async def test_a_database_that_was_put_back(running: Running, more: int) -> None
     await follower.leave()
 
 
+@pytest.mark.slow
 async def test_a_policyd_that_lags(running: Running) -> None:
     """A follower that knows more than this policyd keeps it until policyd has looked again."""
     running.store.keys.create("one")
@@ -273,6 +274,7 @@ def _never(_: int, __: str) -> Any:
     raise OSError("the database is away")
 
 
+@pytest.mark.slow
 async def test_the_database_is_away(running: Running) -> None:
     """Followers are served from memory, and heartbeats tell how old that is."""
     running.store.keys.create("one")
@@ -402,6 +404,7 @@ async def test_another_database(running: Running, caplog: pytest.LogCaptureFixtu
     assert (follower.beats, follower.keys) == ([], {})
 
 
+@pytest.mark.slow
 async def test_snapshots_wait_for_their_turn(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -432,6 +435,7 @@ async def test_too_many_followers(running: Running, monkeypatch: pytest.MonkeyPa
     await third.leave()
 
 
+@pytest.mark.slow
 async def test_a_slow_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A follower that reads nothing is ended, and the others are served meanwhile."""
     monkeypatch.setattr(watch_keys, "_PATIENCE", 1.0)
@@ -473,6 +477,7 @@ async def test_a_flood_of_watches(running: Running, monkeypatch: pytest.MonkeyPa
     await follower.leave()
 
 
+@pytest.mark.slow
 async def test_a_restart_under_many_followers(tmp_path: Path) -> None:
     """If nothing changed, none gets a snapshot; otherwise each gets one at most."""
     settings = made(tmp_path)

@@ -430,6 +430,7 @@ def test_history(store: Store) -> None:
     assert [one.model for one in history.newest(absent, 5)] == ["b", "gpt-4o-mini"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wanted",
     [

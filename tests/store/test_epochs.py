@@ -226,6 +226,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return (folder / "policyd.db").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "zeros", "noise", "text"])
 def test_a_damaged_file(filled: bytes, tmp_path: Path, damage: str) -> None:
     """The start finds the damage, wherever it is, and the message names what to do."""

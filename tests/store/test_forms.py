@@ -213,6 +213,7 @@ def test_a_newer_form_that_this_version_can_use(
     assert json.loads(status.stdout)["form"] == "9000"
 
 
+@pytest.mark.slow
 def test_a_newer_form_that_this_version_cannot_use(new_database: str, tmp_path: Path) -> None:
     """Every command rejects the database, and leaves it as it is."""
     with closing(Store(new_database)) as store:

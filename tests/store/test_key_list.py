@@ -186,6 +186,7 @@ PLANS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["", "key", "0123"])
 @pytest.mark.parametrize(("order", "is_descending", "show_revoked", "is_first"), PLANS)
 def test_query_plans(

@@ -70,6 +70,7 @@ def test_what_is_old_goes(store: Store) -> None:
     assert min(left) > begun - timedelta(hours=11)
 
 
+@pytest.mark.slow
 def test_as_time_passes(store: Store) -> None:
     """Records that age are deleted, though they are nearly all."""
     first = [record(now() - timedelta(milliseconds=n)) for n in range(200)]

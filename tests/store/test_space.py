@@ -11,6 +11,7 @@ from policyd.store import Store, space
 from tests.support.records import START, record
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_old", [False, True])
 def test_a_file_shrinks(tmp_path: Path, is_old: bool) -> None:
     """A new file shrinks, and one of an older policyd does from its first VACUUM on."""

@@ -243,6 +243,7 @@ def test_writers_at_once(store: Store) -> None:
     assert store.keys.changes_since(0).revision == max(key.revision for key in keys)
 
 
+@pytest.mark.slow
 def test_a_reader_beside_writers_misses_nothing(store: Store) -> None:
     """A reader that follows the changes while others write has, in the end, all of them."""
     seen: dict[bytes, KeySettings | None] = {}

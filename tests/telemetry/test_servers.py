@@ -316,6 +316,7 @@ def test_a_database_that_is_away(tmp_path: Path) -> None:
         assert "hunter22" not in "".join(lines)
 
 
+@pytest.mark.slow
 async def test_an_upstream_that_is_away(watched: Watched, unused_port: Any) -> None:
     """The line that says so names the request, its decision and its trace; the spans of the gateway
     and of the upstream are failures, and those of policyd are not."""
@@ -353,6 +354,7 @@ async def test_batches(watched: Watched) -> None:
         assert spans["decide"].parent_id == spans["log"].parent_id == spans["Evaluate"].span_id
 
 
+@pytest.mark.slow
 async def test_a_collector_that_hangs(watched: Watched) -> None:
     """Requests are answered as before while the collector takes nothing."""
     watched.collector.answers.clear()
