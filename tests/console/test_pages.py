@@ -726,6 +726,7 @@ MEMBERS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 async def test_details_of_all_there_can_be(console: Console, admin: Visitor) -> None:
     """Log Details has words for every state of a decision and its outcome."""
     at = _now()

@@ -125,6 +125,7 @@ async def test_no_room_for_the_copy() -> None:
     bodies.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "about"),
     [

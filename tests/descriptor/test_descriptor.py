@@ -178,6 +178,7 @@ def _peak(work: Callable[[], object]) -> int:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coding", CODINGS)
 def test_small_bomb(coding: str) -> None:
     """A small body may grow a hundredfold and no more, however large the bound is."""

@@ -166,6 +166,7 @@ async def _policyd(check_key: grpc.StatusCode | None) -> AsyncIterator[str]:
         await server.stop(None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("check_key", "on_policy_error", "status"),
     [

@@ -158,6 +158,7 @@ async def test_a_name_that_is_not_looked_up(
         assert b"--connect-timeout" in answers[0].body
 
 
+@pytest.mark.slow
 async def test_clients_that_stop_reading(open_door: Serving) -> None:
     """The gateway cuts clients that stop reading, and their streams from the upstream."""
 

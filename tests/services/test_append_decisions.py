@@ -229,6 +229,7 @@ async def test_losses(running: Running) -> None:
     carrier.end()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("request_", "words"),
     [

@@ -202,6 +202,7 @@ async def test_a_stream_that_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
                 await stream.write(resume)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "module", "code", "words"),
     [

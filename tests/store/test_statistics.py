@@ -54,6 +54,7 @@ def _told(counts: Counts) -> dict[str, int]:
     return {name: getattr(counts, name) for name in (*LISTED, *SUMS)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key_id", ["", "key_2"])
 def test_counts_of_what_is_listed(store: Store, key_id: str) -> None:
     """What is counted of hours, keys, models and users is what filters list."""
