@@ -176,7 +176,7 @@ class _Reader:
     def end(self) -> None:
         """End it at once."""
         with suppress(RuntimeError):  # The loop may be closed already.
-            self._bodies.close()
+            self._bodies.transport.abort()  # Nothing takes what is left of a body.
         _kill(self._process)
 
 
