@@ -200,7 +200,9 @@ def test_the_endpoints_own_header() -> None:
     "fields",
     [
         {"model_state": 99},
+        {"model_state": len(pb.ModelState.keys())},
         {"token_limit_state": 99},
+        {"token_limit_state": len(pb.NumberState.keys())},
         {"prompt_characters_state": 99},
         {"end_users": [pb.EndUser(place="user", value="u")]},
         {"end_users": [pb.EndUser(place="messages", value="u")]},

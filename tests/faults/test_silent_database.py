@@ -94,6 +94,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "KeyList.page": (KeyFilter(),),
     "Keys.find": ("app",),
     "Keys.in_force": (b"digest",),
+    "Keys.first_created": (),
     "Keys.known": (["id"],),
     "Keys.rotate": ("id", timedelta(days=1)),
     "Log.neighbours": (LogFilter(), "id"),
