@@ -293,7 +293,7 @@ def test_no_status_is_an_answer(name: str, upstream: Upstream) -> None:
     """Whatever status a call to policyd ends with, nothing is forwarded; the client may retry."""
     upstream.forget()
     background = Background()
-    policyd = refusing_policyd()
+    policyd = refusing_policyd("grpc")
     server = start(CLIENTS[name], background.run(policyd.__aenter__()).target, upstream.url, 3)
     for status in [*BARE, Status(CODE.UNAVAILABLE, "STORE_UNAVAILABLE")]:
         told = ("x-usagepanda-trace-id", descriptor(status).trace_id)
