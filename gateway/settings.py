@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gateway.patience import Patience
-from gateway.upstream_url import KEY_HEADERS, check_upstream, key_header_of
+from gateway.setting_rules import check_together
+from gateway.upstream_url import KEY_HEADERS, key_header_of
 from policyd.asgi.limits import Limits
 from policyd.command import log_settings
 from policyd.command.address import HANDOVER, Address
@@ -17,10 +18,8 @@ from policyd.command.http_origin import http_origin, scheme_of
 from policyd.command.networks import Network, networks
 from policyd.command.open_files import share
 from policyd.command.settings import dump, load, setting
-from policyd.descriptor.end_users import check_end_user_headers
 from policyd.errors import SettingsError
 from policyd.telemetry import settings as telemetry
-from policyd.telemetry.tracing import check_traces
 
 READ_AHEAD = 16 * 1024
 """Bytes of an answer that are read before the client has taken what came before, twice over, and
@@ -323,103 +322,12 @@ class Settings:
         return self.body_memory or max(512 * 2**20, 4 * self.max_body)
 
     def __post_init__(self) -> None:
-        if self.memory < 3 * self.max_body:
-            raise SettingsError(
-                "--body-memory must be at least three times --max-body: a body is held as it came, "
-                "and the process that reads it has a copy, which may be decompressed"
-            )
-        self._check_policyd()
-        check_upstream(self.upstream)
-        self._check_end_users()
-        self._check_local()
-        check_traces(self.traces)
-        if self.upstream_api_key_header not in ("", *KEY_HEADERS):
-            raise SettingsError(
-                f"--upstream-api-key-header is one of {', '.join(KEY_HEADERS)}, "
-                f"not {self.upstream_api_key_header!r}"
-            )
-        if self.upstream_api_key_header and not self.upstream_api_key:
-            raise SettingsError(
-                "--upstream-api-key-header says where the upstream's API key goes: give "
-                "--upstream-api-key-file or --upstream-api-key too"
-            )
-        for name in ("api_key", "upstream_api_key", "policyd_token"):
-            _check_secret(name, getattr(self, name))
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise SettingsError("--tls-cert and --tls-key go together: give both or neither")
-        if not (self.tls_cert or self.insecure):
-            self._check_reach()
-
-    def _check_policyd(self) -> None:
-        if len({scheme_of(one) for one in self.policyd.split(",")}) > 1:
-            raise SettingsError(
-                "--policyd takes addresses of one kind: all HOST:PORT for gRPC, all http:// or all "
-                f"https://, not {self.policyd!r}"
-            )
-        _ = self.policyd_addresses
-        if self.policyd_tls and scheme_of(self.policyd) == "http":
-            raise SettingsError("--policyd-tls needs https:// in --policyd, where it has a scheme")
-        if (self.policyd_cert is None) != (self.policyd_key is None):
-            raise SettingsError(
-                "--policyd-cert and --policyd-key go together: give both or neither"
-            )
-        if (self.policyd_ca or self.policyd_cert) and not self.asks_over_tls:
-            raise SettingsError("--policyd-ca and --policyd-cert need --policyd-tls, or https://")
-
-    def _check_reach(self) -> None:
-        """Beyond this machine, the gateway speaks TLS."""
-        if not self.listen.is_loopback:
-            raise SettingsError(
-                f"--listen {self.listen} can be reached from other machines, which would send "
-                "their API keys in the clear: give --tls-cert and --tls-key, or --insecure if "
-                "something else protects it"
-            )
-        if self.metrics and not self.metrics.is_loopback:
-            raise SettingsError(
-                f"--metrics {self.metrics} can be reached from other machines: give --tls-cert and "
-                "--tls-key, or --insecure if something else protects it"
-            )
-
-    def _check_local(self) -> None:
-        if not self.is_local:
-            if self.spool is not None:
-                raise SettingsError("--spool needs --decide local: else policyd keeps the log")
-            return
-        if self.asks_over_http:
-            raise SettingsError(
-                "--decide local follows policyd over gRPC: give --policyd the HOST:PORT of its "
-                f"--grpc, not {self.policyd!r}"
-            )
-        if self.spool is None:
-            raise SettingsError(
-                "--decide local needs --spool: a folder on a local disk for the decisions that "
-                "policyd does not have yet"
-            )
-        if not self.policyd_token:
-            raise SettingsError(
-                "--decide local needs --policyd-token-file: a file with the token that policyd has "
-                "in its --local-token-file"
-            )
-
-    def _check_end_users(self) -> None:
-        check_end_user_headers(self.end_user_headers)
-        if self.trusted_networks and not self.end_user_headers:
-            raise SettingsError(
-                "--end-user-networks says whose headers name end users: give --end-user-headers too"
-            )
+        check_together(self)
 
     @property
     def key_header(self) -> str:
         """The header that the upstream wants its API key in."""
         return self.upstream_api_key_header or key_header_of(self.upstream)
-
-
-def _check_secret(name: str, value: str) -> None:
-    if not (value.isascii() and value.isprintable()) or " " in value:
-        flag = "--" + name.replace("_", "-")
-        raise SettingsError(
-            f"{flag} must be one word of printable ASCII; check for stray characters"
-        )
 
 
 def dump_settings(settings: Settings) -> dict[str, Any]:

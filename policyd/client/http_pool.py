@@ -50,7 +50,7 @@ class Foreign(Exception):
 def check_installed() -> None:
     """Raises ValueError where aiohttp is not installed."""
     try:
-        import aiohttp  # noqa: F401
+        import aiohttp  # noqa: F401  # Only whether it can be.
     except ModuleNotFoundError:
         raise ValueError(f"to ask policyd over HTTP {lacks('aiohttp', 'http')}") from None
 

@@ -119,7 +119,7 @@ class LocalPolicyClient:
         self._defaults = Defaults(self.keys)
         self._bodies = Bodies(_BODIES)
         # The decider is made once it is entered.
-        self._outcomes = LocalOutcomes(lambda entries: self._decider.log_outcomes(entries))  # noqa: PLW0108
+        self._outcomes = LocalOutcomes(lambda entries: self._decider.log_outcomes(entries))  # noqa: PLW0108  # It is looked up late.
         self._working: list[asyncio.Task[None]] = []
         self._closed = False
 

@@ -36,7 +36,7 @@ def put_back(part: Part) -> bool:
 
 async def test_a_snapshot_that_is_older_than_the_table() -> None:
     """One that is being sent does for another follower: changes lead from it to the table's state.
-    It is said to be of a database that was put back only where the table's own state is lower."""
+    Followers are told that the database was put back only where the table's own state is lower."""
     fed = Fed()
     first = await fed.apply(5, "a", everything=True)
     sent = fed.feed.next_part(None, 0)
