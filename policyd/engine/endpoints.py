@@ -56,7 +56,10 @@ ENDPOINTS = {
     # Anthropic's. Keys for OpenAI's API alone have nothing to do with it.
     "/v1/messages": Endpoint("message", (METADATA_USER_ID,), only_for=METADATA_USER_ID),
 }
-"""Every endpoint in scope, by what its paths end in. A word in braces stands for any one word."""
+"""Every endpoint in scope, by what its paths end in; Azure's older path of one follows below.
+
+A word in braces, at most one and never the last, stands for any one word.
+"""
 
 
 def without_place(accept: Iterable[str]) -> tuple[str, ...]:
@@ -73,11 +76,13 @@ def without_place(accept: Iterable[str]) -> tuple[str, ...]:
 
 
 _Words = tuple[str, ...]
-_ANY = "{session_id}"
+_ANY = "{}"
+"""Any one word, whatever ENDPOINTS calls it between its braces."""
 
 
 def _words(path: str) -> _Words:
-    return tuple(path.strip("/").split("/"))
+    words = path.strip("/").split("/")
+    return tuple(_ANY if word.startswith("{") else word for word in words)
 
 
 _BY_WORDS = {_words(path): endpoint for path, endpoint in ENDPOINTS.items()}

@@ -172,6 +172,17 @@ def test_endpoints_without_an_accepted_place() -> None:
     assert set(endpoints.without_place((END_USER_ID,))) == azure
 
 
+@pytest.mark.parametrize("pattern", endpoints.ENDPOINTS)
+def test_names_in_endpoints(pattern: str) -> None:
+    """Whatever an endpoint calls the name in its path, any word fits there, and stays as it came."""
+    words = pattern.split("/")
+    named = [at for at, word in enumerate(words) if word.strip("{}") != word]
+    assert len(named) <= 1 and len(words) - 1 not in named
+    path = "/".join("Any-%41" if at in named else word for at, word in enumerate(words))
+    target = endpoints.resolve("POST", path)
+    assert (target.endpoint, target.path) == (endpoints.ENDPOINTS[pattern], path)
+
+
 @pytest.mark.parametrize("path", ["", "/", "//", "/..", "/a/../.", "/%20"])
 def test_a_path_without_a_name(path: str) -> None:
     """What is left of a path without any name is a slash."""
