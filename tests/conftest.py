@@ -28,9 +28,11 @@ hypothesis.settings.load_profile("policyd")
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """Three processes for two cores: tests wait for about as long as they compute."""
-    return math.ceil((os.cpu_count() or 1) * 1.5)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Three processes for two cores, as quick tests wait for a while; four, as long tests wait for
+    as long as they compute."""
+    each = 1.5 if config.option.markexpr == tiers.QUICK else 2
+    return math.ceil((os.cpu_count() or 1) * each)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
