@@ -27,9 +27,9 @@ from gateway.intake import Intake, Refused
 from gateway.outcome import OutcomeRecorder
 from gateway.policyd_client import local_client, policyd_client
 from gateway.settings import Settings
+from gateway.telemetry import access_of, traces_of
 from gateway.undecided import Undecided
 from gateway.upstream import Body, Upstream
-from gateway.watching import access_of, traces_of
 from policyd.asgi.body import ClientGone, Receive
 from policyd.asgi.probes import PATIENCE, Probes
 from policyd.asgi.reply import (

@@ -5,10 +5,10 @@ from typing import Any
 
 import click
 
-from gateway.checks import files, surroundings
 from gateway.cli import OPTIONS
+from gateway.config_checks import files, surroundings
 from gateway.settings import Settings
-from policyd.command.checks import report, running
+from policyd.command.config_checks import report, running
 from policyd.command.settings import build
 
 

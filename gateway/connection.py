@@ -1,13 +1,13 @@
 """One connection to the upstream: how long each wait may last, and how the connection ended.
 
-    connecting   `Patience.connect` for all of it: see connector.py
-    sending      `Patience.send` for the upstream to take more of the request
-    waiting      `Patience.first_byte`, from the end of the request to the end of the answer's head
-    answering    `Patience.read` between two pieces of the answer
+    connecting   `Timeouts.connect` for all of it: see connector.py
+    sending      `Timeouts.send` for the upstream to take more of the request
+    waiting      `Timeouts.first_byte`, from the end of the request to the end of the answer's head
+    answering    `Timeouts.read` between two pieces of the answer
 
 aiohttp has one time-out for both of the latter, and none for sending. Neither does it report
 whether a lost connection had brought any byte of an answer, nor how long it had been idle: the
-former decides whether the request may be sent again, the latter is what idle.py learns from.
+former decides whether the request may be sent again, the latter is what keep_alive.py learns from.
 """
 
 import asyncio
@@ -20,9 +20,9 @@ from typing import Any
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
-from gateway.delivery import Delivery
-from gateway.idle import MOST, IdleTime
-from gateway.patience import Patience
+from gateway.keep_alive import MOST, IdleTime
+from gateway.resending import Delivery
+from gateway.timeouts import Timeouts
 
 _SOON = 1.0
 """Seconds after a failure within which the loss of the connection becomes known."""
@@ -39,10 +39,10 @@ class UpstreamConnection(ResponseHandler):
     """aiohttp's connection, with time-outs of our own and a record of what came."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, patience: Patience, idle_time: IdleTime
+        self, loop: asyncio.AbstractEventLoop, timeouts: Timeouts, idle_time: IdleTime
     ) -> None:
         super().__init__(loop=loop)
-        self._patience = patience
+        self._timeouts = timeouts
         self._idle_time = idle_time
         self._keep = MOST
         self._idle: float | None = None
@@ -131,7 +131,7 @@ class UpstreamConnection(ResponseHandler):
         """See ResponseHandler: the request has been sent."""
         if self._is_waiting:
             _cancel(self._head_late)
-            self._head_late = self._loop.call_later(self._patience.first_byte, self._be_late)
+            self._head_late = self._loop.call_later(self._timeouts.first_byte, self._be_late)
         else:
             super().start_timeout()
 
@@ -142,7 +142,7 @@ class UpstreamConnection(ResponseHandler):
     def pause_writing(self) -> None:
         """See asyncio.Protocol."""
         super().pause_writing()
-        self._taken_late = self._loop.call_later(self._patience.send, self._give_up)
+        self._taken_late = self._loop.call_later(self._timeouts.send, self._give_up)
 
     def resume_writing(self) -> None:
         """See asyncio.Protocol."""

@@ -1,11 +1,11 @@
 """The pool of connections to the upstream: which one a request takes, and when a new one is made.
 
 A request that is sent on a connection which the upstream is just closing gets no answer, and
-sending it again is safe only sometimes (delivery.py says when). So the pool avoids that moment:
+sending it again is safe only sometimes (resending.py says when). So the pool avoids that moment:
 
 - It takes the connection that was used last, because the upstream closes the others before it.
 - It passes over a connection that the upstream has closed, or has been idle for longer than the
-  upstream is known to keep one: from its Keep-Alive header, or learnt (idle.py).
+  upstream is known to keep one: from its Keep-Alive header, or learnt (keep_alive.py).
 - A request that is sent again takes a new connection. A context variable holds the current attempt,
   because aiohttp passes nothing of its caller's through to the connector.
 - A new connection is made only where the breaker allows it (breaker.py). A fault of the gateway's
@@ -30,9 +30,9 @@ from aiohttp.connector import Connection
 
 from gateway.breaker import Breaker
 from gateway.connection import UpstreamConnection
-from gateway.delivery import Delivery
-from gateway.idle import MOST, IdleTime
-from gateway.patience import Patience
+from gateway.keep_alive import MOST, IdleTime
+from gateway.resending import Delivery
+from gateway.timeouts import Timeouts
 
 _OWN_FAULTS = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
@@ -78,12 +78,12 @@ _CURRENT: ContextVar[Attempt] = ContextVar("the attempt that a task makes")
 class Connector(aiohttp.TCPConnector):
     """Makes connections where `breaker` allows it, and keeps those that are idle."""
 
-    def __init__(self, patience: Patience, breaker: Breaker) -> None:
+    def __init__(self, timeouts: Timeouts, breaker: Breaker) -> None:
         super().__init__(limit=0, keepalive_timeout=MOST)
         self._breaker = breaker
-        self._time_to_connect = patience.connect
+        self._time_to_connect = timeouts.connect
         make: Callable[[], ResponseHandler] = partial(
-            UpstreamConnection, asyncio.get_running_loop(), patience, IdleTime()
+            UpstreamConnection, asyncio.get_running_loop(), timeouts, IdleTime()
         )
         self._factory = make  # type: ignore[assignment]  # aiohttp's own is a partial, too
 

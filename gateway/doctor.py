@@ -10,13 +10,13 @@ from typing import Any
 import click
 from yarl import URL
 
-from gateway.checks import look_at_spool
 from gateway.cli import OPTIONS
+from gateway.config_checks import look_at_spool
+from gateway.diagnosis import ask
 from gateway.policyd_client import spool_of
-from gateway.reach import ask
 from gateway.settings import Settings
 from policyd.command import machine
-from policyd.command.checks import Check
+from policyd.command.config_checks import Check
 from policyd.command.doctor import Doubt, examine
 from policyd.command.settings import build, read_secret
 from policyd.errors import SettingsError

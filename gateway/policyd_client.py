@@ -31,7 +31,7 @@ def local_client(settings: Settings, tracer: "Tracer | None" = None) -> "LocalPo
     """What to decide with by policyd's settings; `tracer` sends its spans. Raises SettingsError."""
     # Imported late, so that a gateway that asks policyd starts sooner and holds less.
     from policyd.client.local import LocalPolicyClient
-    from policyd.client.local_watching import watching
+    from policyd.client.local_telemetry import telemetry
 
     return LocalPolicyClient(
         settings.policyd,
@@ -44,7 +44,7 @@ def local_client(settings: Settings, tracer: "Tracer | None" = None) -> "LocalPo
         spool_sync=settings.spool_sync,
         drop_when_full=settings.drop_when_full,
         drop_on_error=settings.drop_on_error,
-        watching=watching(tracer, is_counted=settings.metrics is not None),
+        telemetry=telemetry(tracer, is_counted=settings.metrics is not None),
     )
 
 

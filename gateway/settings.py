@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gateway.patience import Patience
 from gateway.setting_rules import check_together
+from gateway.timeouts import Timeouts
 from gateway.upstream_url import KEY_HEADERS, key_header_of
 from policyd.asgi.limits import Limits
 from policyd.command import log_settings
@@ -292,9 +292,9 @@ class Settings:
         return networks(self.end_user_networks, "--end-user-networks", fix)
 
     @property
-    def patience(self) -> Patience:
+    def timeouts(self) -> Timeouts:
         """How long the upstream may keep a request waiting."""
-        return Patience(
+        return Timeouts(
             connect=self.connect_timeout,
             send=self.send_timeout,
             first_byte=self.first_byte_timeout,

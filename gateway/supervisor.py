@@ -10,13 +10,13 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gateway.checks import files
-from gateway.first_ask import tell_of_policyd
+from gateway.config_checks import files
+from gateway.first_contact import tell_of_policyd
 from gateway.policyd_client import spool_of
 from gateway.server import Server, listen_for_workers
 from gateway.settings import Settings, dump_settings
-from policyd.command.checks import look_at
 from policyd.command.child import Child, End
+from policyd.command.config_checks import look_at
 from policyd.command.crew import Crew, Orders, Own, Worker, keep_fixed
 from policyd.command.process import settle
 

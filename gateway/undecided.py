@@ -3,7 +3,7 @@
 import logging
 from typing import TYPE_CHECKING
 
-from policyd.command.throttle import Throttle
+from policyd.command.log_throttle import Throttle
 from policyd.errors import PolicydError
 
 if TYPE_CHECKING:

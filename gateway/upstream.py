@@ -14,8 +14,8 @@ from gateway.breaker import Breaker, UpstreamDown
 from gateway.connection import SlowToTake
 from gateway.connector import Attempt, Connector, is_own_fault
 from gateway.headers import RequestHeaders, read_response
-from gateway.prefix import Prefix
 from gateway.settings import READ_AHEAD, Settings
+from gateway.upstream_path import UpstreamPath
 from gateway.upstream_url import KEY_HEADERS
 from gateway.whole_body import WholeBody
 from policyd.asgi.body import ClientGone, Incoming
@@ -161,12 +161,12 @@ class Upstream:
     def __init__(self, settings: Settings) -> None:
         url = URL(settings.upstream)
         self._scheme, self._authority = url.scheme, url.raw_authority
-        self.prefix = Prefix(url.raw_path.rstrip("/"))
+        self.prefix = UpstreamPath(url.raw_path.rstrip("/"))
         self._key = settings.upstream_api_key
         self._key_header = settings.key_header
         self._breaker = Breaker(settings.breaker, asyncio.get_running_loop().time)
         self._session = aiohttp.ClientSession(
-            connector=Connector(settings.patience, self._breaker),
+            connector=Connector(settings.timeouts, self._breaker),
             # connection.py has the other time-outs.
             timeout=aiohttp.ClientTimeout(total=None, sock_read=settings.read_timeout),
             read_bufsize=READ_AHEAD,

@@ -11,7 +11,7 @@ import click
 
 from gateway.cli import main as gateway
 from policyd.cli.main import main as policyd
-from policyd.command.declared import Declared, variables_of
+from policyd.command.click_options import Declared, variables_of
 
 _HEAD = """\
 <!-- Generated from policyd/settings.py, gateway/settings.py and policyd/cli by `make docs`. Do not

@@ -37,7 +37,7 @@ from typing import NamedTuple
 
 from policyd.asgi.limits import Limits
 from policyd.asgi.visit import State, Visit
-from policyd.command.throttle import Throttle
+from policyd.command.log_throttle import Throttle
 
 _log = logging.getLogger(__name__)
 

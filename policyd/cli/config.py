@@ -7,7 +7,7 @@ import click
 
 from policyd.cli import options
 from policyd.cli.options import OPTIONS
-from policyd.command.checks import report, running
+from policyd.command.config_checks import report, running
 from policyd.command.settings import build
 from policyd.settings import ServerSettings
 
@@ -31,6 +31,6 @@ def check(log_level: str, as_json: bool, is_running: bool, **given: Any) -> None
     """
     settings = build(ServerSettings, given)
     # --help does not wait for what a server is made of.
-    from policyd.server.checks import files, surroundings
+    from policyd.server.config_checks import files, surroundings
 
     report(chain(files(settings), surroundings(settings, is_running=is_running)), as_json=as_json)

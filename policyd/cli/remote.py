@@ -13,7 +13,7 @@ from policyd.cli import remote_log
 from policyd.cli.administration import Status
 from policyd.client.admin import AdminClient, CallFailed
 from policyd.decision_log.record import Record
-from policyd.descriptor import fields
+from policyd.descriptor import message_fields
 from policyd.engine.settings import ApiKey, ServerDefaults, Settings
 from policyd.keys.audit import Action, AuditRecord
 from policyd.keys.settings import Applied, AppliedChange, DeclaredKey
@@ -243,16 +243,16 @@ def _api_key(message: pb.ApiKey) -> ApiKey:
         accept=tuple(message.accept),
         created_at=_at(message, "create_time"),
         updated_at=_at(message, "update_time"),
-        revoked_at=fields.moment(message, "revoke_time"),
+        revoked_at=message_fields.moment(message, "revoke_time"),
         revision=message.revision,
-        expires_at=fields.moment(message, "expire_time"),
-        previous_until=fields.moment(message, "previous_secret_expire_time"),
+        expires_at=message_fields.moment(message, "expire_time"),
+        previous_until=message_fields.moment(message, "previous_secret_expire_time"),
         suffix=message.suffix,
     )
 
 
 def _at(message: pb.ApiKey, field: str) -> datetime:
-    return fields.moment(message, field) or datetime.fromtimestamp(0, UTC)
+    return message_fields.moment(message, field) or datetime.fromtimestamp(0, UTC)
 
 
 def _defaults(message: pb.Defaults) -> ServerDefaults:
@@ -263,11 +263,11 @@ def _defaults(message: pb.Defaults) -> ServerDefaults:
 
 def _change(one: pb.AppliedChange) -> AppliedChange:
     def key(field: str) -> ApiKey | None:
-        found = fields.optional(one, field)
+        found = message_fields.optional(one, field)
         return None if found is None else _api_key(found)
 
     def held(field: str) -> ServerDefaults | None:
-        found = fields.optional(one, field)
+        found = message_fields.optional(one, field)
         return None if found is None else _defaults(found)
 
     return AppliedChange(

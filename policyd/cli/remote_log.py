@@ -8,7 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 from policyd.cli.administration import Status
 from policyd.decision_log.record import Ending, Outcome, Record, Verdict
 from policyd.decision_log.results import LoggedResult
-from policyd.descriptor.fields import optional
+from policyd.descriptor.message_fields import optional
 from policyd.engine.states import Ignored, Mode, Source, UserState
 from policyd.services.log_messages import timestamp
 from policyd.store import LogFilter

@@ -2,7 +2,7 @@
 back.
 
 When a peer falls silent (silence.py), its calls end, to be made elsewhere, and its channel is
-replaced. The connection is then away (absence.py): others are preferred, and it looks for its peer.
+replaced. The connection is then away (recovery.py): others are preferred, and it looks for its peer.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import grpc
 from google.protobuf.message import Message
 from grpc import ChannelCredentials
 
-from policyd.client.absence import HEAD_START, LOOK, Absence
+from policyd.client.recovery import HEAD_START, LOOK, Recovery
 from policyd.client.silence import Silence
 from policyd.client.statuses import Failed, Meaning, failed
 from policyd.client.transport import Method
@@ -69,7 +69,7 @@ class Connection:
         self._credentials = credentials
         self._metadata = metadata
         self._silence = Silence(patience, self._fall_silent)
-        self._absence = Absence(self._race)
+        self._recovery = Recovery(self._race)
         self._calls: set[grpc.aio.Call] = set()
         self._silences = 0
         self._closing: set[asyncio.Task[None]] = set()
@@ -78,7 +78,7 @@ class Connection:
     @property
     def is_away(self) -> bool:
         """Whether the peer did not answer when it was last tried."""
-        return self._absence.is_away
+        return self._recovery.is_away
 
     @property
     def load(self) -> int:
@@ -131,7 +131,7 @@ class Connection:
     async def close(self) -> None:
         """Close the connection. Calls under way are cancelled."""
         self._silence.stop()
-        await self._absence.close()
+        await self._recovery.close()
         await self._channel.close()
         await asyncio.gather(*self._closing)
 
@@ -163,14 +163,14 @@ class Connection:
         if self._channel.get_state() is grpc.ChannelConnectivity.READY and not self.is_away:
             self._put_away(self._channel)
             self._use(self._channel_to_it())
-        self._absence.begin()
+        self._recovery.begin()
 
     def _failed(self, error: grpc.aio.AioRpcError) -> Failed:
         problem = failed(error)
         if problem.meaning is not Meaning.NOT_REACHED:
             self._hear()
         elif problem.code is grpc.StatusCode.UNAVAILABLE:
-            self._absence.begin()
+            self._recovery.begin()
         return problem
 
     def _unanswered(self) -> Failed:
@@ -182,7 +182,7 @@ class Connection:
 
     def _hear(self) -> None:
         self._silence.hear()
-        self._absence.end()
+        self._recovery.end()
 
     async def _race(self, rivals: int) -> bool:
         """Whether the peer answers on this connection or a new one, which then stands for it."""

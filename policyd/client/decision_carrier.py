@@ -10,8 +10,8 @@ import logging
 from collections.abc import Callable
 
 from policyd.client.policyd_destination import PolicydDestination
+from policyd.command.log_throttle import Throttle
 from policyd.command.threads import StoreThreads
-from policyd.command.throttle import Throttle
 from policyd.decision_log.shipper import PAUSE, Shipper, pause_after
 from policyd.decision_log.spool import SpoolReader
 from policyd.errors import StoreUnavailable

@@ -6,7 +6,7 @@ policyd and its caller less than half of what gRPC costs.
 - A kept connection that is lost, as policyd closes it at a restart, is no silence: the call is made
   once more, at once, on a new connection. Each method may be repeated: an evaluation has its key.
 - When the peer falls silent (silence.py), its calls end, to be made elsewhere, and all connections
-  are replaced. The address is then away (absence.py).
+  are replaced. The address is then away (recovery.py).
 - Behind one address there may be several workers, of which one hangs while others answer. So a
   call that has waited as long as a silent peer would be given ends, too, once one that began after
   it, and did not wait as long itself, is answered. Where all are slow, none is.
@@ -21,9 +21,9 @@ from typing import TypeVar
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from policyd.client.absence import HEAD_START, LOOK, Absence
 from policyd.client.connect_errors import AWAY, stranger, told_failure
 from policyd.client.http_pool import Foreign, Lost, Pool, Reply, Unreachable
+from policyd.client.recovery import HEAD_START, LOOK, Recovery
 from policyd.client.silence import Silence
 from policyd.client.statuses import Failed, Meaning
 from policyd.client.transport import Method
@@ -71,7 +71,7 @@ class HttpConnection:
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
         self._silence = Silence(patience, self._fall_silent)
-        self._absence = Absence(self._look)
+        self._recovery = Recovery(self._look)
         self._calls: dict[_Call, None] = {}
         """In the order in which they began."""
         self._is_closed = False
@@ -81,7 +81,7 @@ class HttpConnection:
     @property
     def is_away(self) -> bool:
         """Whether the peer did not answer when it was last tried."""
-        return self._absence.is_away
+        return self._recovery.is_away
 
     @property
     def load(self) -> int:
@@ -131,7 +131,7 @@ class HttpConnection:
         """Close all connections. Calls under way are cancelled."""
         self._is_closed = True
         self._silence.stop()
-        await self._absence.close()
+        await self._recovery.close()
         for call in tuple(self._calls):
             call.end("it was closed")
         for pool in (*self._retired, self._pool):
@@ -145,7 +145,7 @@ class HttpConnection:
         except Foreign as problem:
             raise self._stranger(str(problem)) from None
         except (Lost, Unreachable) as problem:
-            self._absence.begin()
+            self._recovery.begin()
             said = f"{self.address}: {problem}"
             raise Failed(_Code.UNAVAILABLE, said, Meaning.NOT_REACHED) from None
         except RuntimeError:
@@ -173,13 +173,13 @@ class HttpConnection:
             return answer
         told = told_failure(reply)
         if told is None or told.meaning is Meaning.NOT_REACHED:
-            self._absence.begin()
+            self._recovery.begin()
         else:
             self._hear()
         raise told or stranger(self.address, reply)
 
     def _stranger(self, what: str) -> Failed:
-        self._absence.begin()
+        self._recovery.begin()
         said = (
             f"{self.address} answers as no policyd does: {what}; ask at the address of its --http"
         )
@@ -209,11 +209,11 @@ class HttpConnection:
         for call in tuple(self._calls):
             call.end(self._unanswered)
         self._renew(self._pool)
-        self._absence.begin()
+        self._recovery.begin()
 
     def _hear(self) -> None:
         self._silence.hear()
-        self._absence.end()
+        self._recovery.end()
 
     async def _look(self, rivals: int) -> bool:
         """Whether the peer answers on one of `rivals` new connections, which is then kept."""

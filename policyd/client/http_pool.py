@@ -68,7 +68,7 @@ class Pool:
         import aiohttp
         from yarl import URL
 
-        from policyd.client.http_unread import CleanRequest
+        from policyd.client.http_leftovers import CleanRequest
 
         self._url = URL(origin)
         self._urls: dict[str, URL] = {}

@@ -27,7 +27,7 @@ from policyd.client.fallback import OnError, instead
 from policyd.client.key_follower import KeyFollower, Policyds
 from policyd.client.key_stream import StreamFault
 from policyd.client.local_outcomes import LocalOutcomes
-from policyd.client.local_watching import ADAPTER, UNWATCHED, LocalWatching
+from policyd.client.local_telemetry import ADAPTER, NO_TELEMETRY, LocalTelemetry
 from policyd.client.policyd_destination import PolicydDestination
 from policyd.client.request_outcome import RequestOutcome
 from policyd.client.statuses import bare
@@ -83,7 +83,7 @@ class LocalPolicyClient:
     a folder on a local disk for the decisions that policyd does not have yet, up to `spool_limit`
     bytes; processes that decide for one policyd may share it. `spool_sync` says when the disk has a
     decision: see decision_log/spool. `drop_when_full` and `drop_on_error` answer, and count the
-    loss, where a decision cannot be written. `watching` counts and traces what it decides.
+    loss, where a decision cannot be written. `telemetry` counts and traces what it decides.
 
     Enter it with `async with`, in the event loop that it is used in, before the first call. Raises
     SettingsError where the folder cannot be used, and ValueError where `target` is none.
@@ -103,13 +103,13 @@ class LocalPolicyClient:
         spool_sync: Sync = "interval",
         drop_when_full: bool = False,
         drop_on_error: bool = False,
-        watching: LocalWatching = UNWATCHED,
+        telemetry: LocalTelemetry = NO_TELEMETRY,
     ) -> None:
         self._policyds = Policyds(only_grpc(target, "LocalPolicyClient"), credentials, token)
         self._settings = LocalSettings(
             spool, spool_limit, spool_sync, drop_when_full, drop_on_error
         )
-        self._watching = watching
+        self._telemetry = telemetry
         self._timeout = timeout
         self._on_error = on_error
         self._max_staleness = max_staleness
@@ -133,8 +133,8 @@ class LocalPolicyClient:
         self.log = open_log(self._settings, process, self._clock.time)
         self._decider = Decider(
             *(self.keys, self._defaults, process, self.log.append, self._bodies),
-            *(self._clock.time, self._watching.metrics),
-            traces=self._watching.traces,
+            *(self._clock.time, self._telemetry.metrics),
+            traces=self._telemetry.traces,
         )
         self.follower = KeyFollower(
             *(self.keys, self._clock, self._policyds, process, self._expect),
@@ -268,8 +268,8 @@ class LocalPolicyClient:
 
     def _undecided(self, error: Exception) -> NoDecision:
         """What policyd would answer for an error of an evaluation, as PolicyClient raises it."""
-        if self._watching.metrics is not None:
-            self._watching.metrics.failed(error)
+        if self._telemetry.metrics is not None:
+            self._telemetry.metrics.failed(error)
         if isinstance(error, PolicydError):
             return bare(NoDecision(f"policyd gave no decision ({error})"))
         _log.error("an unexpected error", exc_info=error)

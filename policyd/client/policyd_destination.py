@@ -12,7 +12,7 @@ import grpc
 
 from policyd.client.connection import OPTIONS
 from policyd.client.key_follower import Policyds, reason
-from policyd.command.throttle import Throttle
+from policyd.command.log_throttle import Throttle
 from policyd.decision_log.spool import Chunk
 from policyd.errors import PositionMoved, StoreUnavailable
 from policyd.v1 import local_pb2 as pb

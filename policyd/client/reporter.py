@@ -19,7 +19,7 @@ import grpc
 
 from policyd.client import forking
 from policyd.client.statuses import Failed, Meaning
-from policyd.command.throttle import Throttle
+from policyd.command.log_throttle import Throttle
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from policyd.command.declared import Declared, attributes_of, variables_of
+from policyd.command.click_options import Declared, attributes_of, variables_of
 from policyd.command.process import JSON, TEXT
 from policyd.command.settings import Setting, settings_of
 from policyd.errors import SettingsError

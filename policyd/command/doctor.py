@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 import click
 
-from policyd.command.checks import Check
+from policyd.command.config_checks import Check
 from policyd.errors import PolicydError
 
 _DEADLINE = 15.0

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from policyd.command.address import Address
 from policyd.command.certificates import expires_at
-from policyd.command.checks import Check
+from policyd.command.config_checks import Check
 from policyd.command.doctor import Doubt
 from policyd.command.open_files import MANY, RESERVE, hard_limit
 from policyd.errors import SettingsError

@@ -27,7 +27,7 @@ from policyd.decision_log.record import (
 from policyd.decision_log.refused_key import MAX_TEXT as MAX_SAMPLE
 from policyd.decision_log.refused_key import REASONS, RefusedKey
 from policyd.descriptor.evaluate_request import Reading
-from policyd.descriptor.fields import optional
+from policyd.descriptor.message_fields import optional
 from policyd.engine.model import Decision, cut
 from policyd.engine.states import UserState
 from policyd.errors import InvalidArgument

@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 
-from policyd.command.throttle import Throttle
+from policyd.command.log_throttle import Throttle
 
 _log = logging.getLogger(__name__)
 _SECONDS = 10.0

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
-from policyd.command.throttle import Throttle
+from policyd.command.log_throttle import Throttle
 from policyd.decision_log.record import Outcome, Record
 from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount
 from policyd.decision_log.refused_tally import RefusedKeyTally

@@ -6,7 +6,7 @@ the body does not have.
 
 from functools import lru_cache
 
-from policyd.descriptor.claims import member
+from policyd.descriptor.caller_claims import member
 from policyd.descriptor.identifiers import MAX_VALUE, BodyAttributes, Identifier, classify
 from policyd.engine.places import (
     HEADER_PLACE,

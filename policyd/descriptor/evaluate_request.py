@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple, TypeGuard
 
-from policyd.descriptor import claims, end_user_claims, headers
+from policyd.descriptor import caller_claims, end_user_claims, headers
 from policyd.descriptor.body import MAX_RAW_BODY, read_body
 from policyd.descriptor.headers import KEY_HEADER, NO_HEADERS, TRACE_HEADER
 from policyd.descriptor.identifiers import NOT_READ, TOO_LARGE, BodyAttributes
@@ -109,9 +109,9 @@ def read(
         key,
         overrides,
         end_users,
-        *claims.model(request, attributes),
-        claims.token_limit(request, attributes),
-        claims.prompt_chars(request, attributes),
+        *caller_claims.model(request, attributes),
+        caller_claims.token_limit(request, attributes),
+        caller_claims.prompt_chars(request, attributes),
         unreadable,
     )
     return Reading(decision_input, headers.trace_id(trace) if trace else "", attributes)

@@ -7,13 +7,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from policyd.command import machine
-from policyd.command.checks import Check
+from policyd.command.config_checks import Check
 from policyd.command.database_url import sqlite_file
 from policyd.command.doctor import Doubt
 from policyd.decision_log.spool import SpoolReader
 from policyd.errors import SettingsError, StoreUnavailable
 from policyd.keys import api_key
-from policyd.server.checks import database
+from policyd.server.config_checks import database
 from policyd.settings import ServerSettings
 from policyd.store import Store
 

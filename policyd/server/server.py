@@ -31,7 +31,7 @@ from policyd.server.opening import OpenedStore
 from policyd.server.preparation import background_worker, keep_background_worker, preparing
 from policyd.server.presence import Presence
 from policyd.server.readiness import Readiness
-from policyd.server.watching import Watching
+from policyd.server.telemetry import Telemetry
 from policyd.services.admin import AdminServicer
 from policyd.services.authentication import TokenInterceptor
 from policyd.services.envoy_access_log import ACCESS_LOG, AccessLogServicer
@@ -119,7 +119,7 @@ class Server:
         self._log: DecisionLog | None = None
         self._background: Child | None = None
         self._bodies = Bodies(settings.memory)
-        self._watching = Watching(settings, self._keys, self._clock, self._bodies)
+        self._telemetry = Telemetry(settings, self._keys, self._clock, self._bodies)
         self.grpc = settings.grpc
         self.admin = settings.admin
         self.http = settings.http
@@ -171,7 +171,7 @@ class Server:
             keep_flushed(self._log),
             keep_checked(self._log),
             self._log.keep_synced(),
-            *self._watching.work(self._log),
+            *self._telemetry.work(self._log),
         )
         if not self._shared:
             # Last, as no decision waits for it.
@@ -189,7 +189,7 @@ class Server:
 
     def _policy_listener(self) -> GrpcListener:
         guards: list[grpc.aio.ServerInterceptor] = []
-        note = self._watching.note
+        note = self._telemetry.note
         if path := self._settings.caller_token_file:
             token = tokens.load(path, "--caller-token-file")
             hint = f"ask policyd's operator for the one in {path.name}"
@@ -210,9 +210,9 @@ class Server:
             self._log.append,
             self._bodies,
             self._clock.time,
-            self._watching.decisions,
-            self._watching.access,
-            self._watching.traces(),
+            self._telemetry.decisions,
+            self._telemetry.access,
+            self._telemetry.traces(),
         )
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(
             PolicyServicer(self._decider, partial(self._defaults.trusted, "grpc")), listener.server
@@ -223,10 +223,10 @@ class Server:
             ),
             listener.server,
         )
-        access_log = AccessLogServicer(self._decider, self._watching.decisions)
+        access_log = AccessLogServicer(self._decider, self._telemetry.decisions)
         listener.server.add_generic_rpc_handlers((access_log.handler(),))
         if local is not None:
-            counted = self._watching.count_shipped()
+            counted = self._telemetry.count_shipped()
             handler = local.handler(self._keys, self._clock, note, counted)
             listener.server.add_generic_rpc_handlers((handler,))
         return listener
@@ -238,7 +238,7 @@ class Server:
         # Imported late, so that a policyd without --local-token-file starts sooner.
         from policyd.server.local_decisions import LocalDecisions
 
-        self._watching.count(self._followers)
+        self._telemetry.count(self._followers)
         stores = (self._store, self._opened)
         return LocalDecisions(settings.local_token_file, settings, *stores, self._followers)
 
@@ -260,10 +260,10 @@ class Server:
         self._http = HttpServer(
             *(self._settings, self._limits, self._decider, self._bodies, self._following_settings),
             *(self._readiness, self._clock),
-            note=self._watching.note,
+            note=self._telemetry.note,
             defaults=self._defaults,
         )
-        self._watching.look_at(self._http)
+        self._telemetry.look_at(self._http)
         return await self._http.start(address, self._listening)
 
     def _listener(
@@ -342,7 +342,7 @@ class Server:
             self._log.flush()
             await self._log.close()
             self._log = None
-        await self._watching.end()
+        await self._telemetry.end()
         if self._background is not None:
             # Last, so that it ships everything that was written.
             await self._background.stop()

@@ -12,11 +12,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from policyd.command.address import reserve, reserve_listening
-from policyd.command.checks import look_at
 from policyd.command.child import Child, End
+from policyd.command.config_checks import look_at
 from policyd.command.crew import Crew, Orders, Own, Worker, keep_fixed
 from policyd.command.process import settle
-from policyd.server.checks import files
+from policyd.server.config_checks import files
 from policyd.server.preparation import background_worker, preparing, start_with_room
 from policyd.settings import SHIPPING, ServerSettings, dump_settings
 

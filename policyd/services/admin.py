@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from policyd.command.deadline import TIMEOUT
 from policyd.command.threads import StoreThreads
-from policyd.descriptor import fields
+from policyd.descriptor import message_fields
 from policyd.errors import InvalidArgument, KeyNotFound
 from policyd.keys.audit import Action
 from policyd.keys.key_table import KeyTable
@@ -54,7 +54,7 @@ class AdminServicer(AdminServiceServicer):
             wanted.name,
             key_messages.all_settings(wanted),
             key_messages.accept(wanted),
-            expires_at=fields.moment(wanted, "expire_time"),
+            expires_at=message_fields.moment(wanted, "expire_time"),
             by=_actor(context),
         )
         key, secret = await self._keys.run(create)
@@ -150,8 +150,8 @@ class AdminServicer(AdminServiceServicer):
             self._store.audit.list,
             key_id=request.api_key_id,
             action=request.action,
-            since=fields.moment(request, "start_time"),
-            until=fields.moment(request, "end_time"),
+            since=message_fields.moment(request, "start_time"),
+            until=message_fields.moment(request, "end_time"),
             before_id=_before_id(request.page_token),
             limit=size + 1,
         )

@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from policyd.command.deadline import TIMEOUT
+from policyd.command.log_throttle import Throttle
 from policyd.command.threads import StoreThreads
-from policyd.command.throttle import Throttle
 from policyd.decision_log.spool import Chunk
 from policyd.errors import GatewayTooSlow, InvalidArgument, PolicydError, WrongDatabase
 from policyd.services import local_messages

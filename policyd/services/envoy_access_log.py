@@ -13,7 +13,7 @@ from envoy.data.accesslog.v3 import accesslog_pb2
 from envoy.service.accesslog.v3 import als_pb2
 from google.protobuf.message import DecodeError
 
-from policyd.command.throttle import Throttle
+from policyd.command.log_throttle import Throttle
 from policyd.decider import MAX_BATCH, Decider
 from policyd.errors import PolicydError
 from policyd.v1 import policy_pb2 as pb

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 
-from policyd.descriptor.fields import moment
+from policyd.descriptor.message_fields import moment
 from policyd.engine.places import IDENTIFIERS
 from policyd.engine.settings import ApiKey, ServerDefaults, Setting, Settings
 from policyd.engine.states import Mode, Override

@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from policyd.decision_log import results
 from policyd.decision_log.record import Outcome, Record, Verdict, is_decision_id
 from policyd.decision_log.results import LoggedResult
-from policyd.descriptor.fields import moment
+from policyd.descriptor.message_fields import moment
 from policyd.errors import InvalidArgument
 from policyd.policies import TABLE
 from policyd.store import LogFilter

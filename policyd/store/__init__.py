@@ -44,7 +44,7 @@ from policyd.command.deadline import TIMEOUT
 from policyd.engine.policy import Need
 from policyd.engine.settings import ServerDefaults
 from policyd.keys.settings import Applied, DeclaredKey
-from policyd.store import damage, declaring, defaults, forms, hints
+from policyd.store import damage, declaring, defaults, hints, schema
 from policyd.store import identity as identities
 from policyd.store.administrator import Administrator
 from policyd.store.audit import Audit
@@ -192,7 +192,7 @@ class Store:
         """
         if make:
             make_file(self._url)
-        forms.migrate(self._engine)
+        schema.migrate(self._engine)
 
     def check_form(self) -> None:
         """Raises StoreUnusable where this version cannot work on the tables as they are."""
@@ -200,4 +200,4 @@ class Store:
 
     def form(self) -> Form:
         """The database's form, and which versions of policyd can use it."""
-        return forms.read(self._engine)
+        return schema.read(self._engine)

@@ -18,7 +18,7 @@ from policyd.store import migrations
 from policyd.store.database import MIGRATING, metadata, reading, storable, upsert, writing
 from policyd.store.engine import make_file
 from policyd.store.epochs import epochs
-from policyd.store.forms import migrate
+from policyd.store.schema import migrate
 from policyd.store.workers import hosts
 
 _BATCH = 1000

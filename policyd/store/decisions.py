@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from policyd.command.throttle import Throttle
+from policyd.command.log_throttle import Throttle
 from policyd.decision_log.record import Outcome, Record
 from policyd.store import many_rows
 from policyd.store.database import Id, find, metadata, storable

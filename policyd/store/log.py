@@ -12,7 +12,7 @@ Its law:
 - **Writers never wait for each other in a circle.** All take rows in the order of their keys, and
   the rows that many share, the counts of an hour or of a user, come last.
 - **Retention cannot empty it by mistake.** What may be deleted is agreed on first (retention.py),
-  then deleted in short transactions (expiry.py).
+  then deleted in short transactions (log_deletion.py).
 
 IDs of decisions begin with the millisecond, so the order of IDs is the order of time, and every
 query of a stretch of time is a range of IDs.
@@ -39,17 +39,17 @@ from policyd.store.database import (
     reading,
     writing,
 )
-from policyd.store.days import make_days
 from policyd.store.decisions import (
     add_records,
     decisions,
     read_record,
     take_known,
 )
-from policyd.store.expiry import expire
+from policyd.store.log_deletion import expire
 from policyd.store.log_filter import LogFilter
 from policyd.store.log_pages import Page, newest, search, usage_query
 from policyd.store.outcomes import add_outcomes, forget, waiting_for
+from policyd.store.partitions import make_days
 from policyd.store.positions import Step, advance
 from policyd.store.refused_keys import add_refused_keys
 from policyd.store.retention import Standstill, agree, look, note, standstill

@@ -12,8 +12,8 @@ from policyd.decision_log.record import moment
 from policyd.store import copying, log_size, migrations
 from policyd.store.clock import database_time
 from policyd.store.database import metadata, reading
-from policyd.store.days import make_days, partitions
 from policyd.store.engine import open_engine
+from policyd.store.partitions import make_days, partitions
 from policyd.store.workers import hosts
 
 

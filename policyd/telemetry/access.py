@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from policyd.command.throttle import Throttle
+from policyd.command.log_throttle import Throttle
 from policyd.telemetry.redaction import redacted
 
 NAME = "access"

@@ -19,7 +19,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from policyd.build_info import version
-from policyd.command.throttle import Throttle
+from policyd.command.log_throttle import Throttle
 from policyd.telemetry.trace_context import TraceContext
 from policyd.telemetry.tracing import Finished
 

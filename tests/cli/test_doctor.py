@@ -15,7 +15,7 @@ import trustme
 
 from policyd.command import doctor, machine
 from policyd.command.address import Address
-from policyd.command.checks import Check
+from policyd.command.config_checks import Check
 from policyd.decision_log import spool as spools
 from policyd.errors import SettingsError
 from tests.support.commands import invoke

@@ -13,7 +13,7 @@ import pytest
 
 from policyd.client.local import LocalPolicyClient
 from policyd.client.local_look import look
-from policyd.client.local_watching import LocalWatching
+from policyd.client.local_telemetry import LocalTelemetry
 from policyd.client.request_outcome import RequestOutcome
 from policyd.decider.metrics import DecisionMetrics
 from policyd.errors import NoDecision, SettingsError
@@ -144,18 +144,18 @@ async def test_errors_are_those_of_policyd(
 async def test_errors_are_counted(policyd: tuple[Misbehaving, str], tmp_path: Path) -> None:
     """By their reasons, as policyd counts them; a policyd that is not reached counts as none."""
     metrics = Metrics()
-    watched = LocalWatching(DecisionMetrics(metrics, ("local",)))
+    watched = LocalTelemetry(DecisionMetrics(metrics, ("local",)))
 
     def counts() -> dict[str, float]:
         counted = metrics._counts["policyd_errors_total"]._counts
         return {reason: one.pending for (reason,), one in counted.items() if one.pending}
 
-    async with client(policyd[1], tmp_path, timeout=0.1, watching=watched) as local:
+    async with client(policyd[1], tmp_path, timeout=0.1, telemetry=watched) as local:
         for asked in (EvaluateRequest(key=KEY), EvaluateRequest(key=KEY, min_revision=9)):
             with pytest.raises(NoDecision):
                 await local.evaluate(asked)
         assert counts() == {"INVALID_DESCRIPTOR": 1, "REVISION_NOT_REACHED": 1}
-    async with client("127.0.0.1:1", tmp_path / "other", watching=watched) as local:
+    async with client("127.0.0.1:1", tmp_path / "other", telemetry=watched) as local:
         with pytest.raises(NoDecision):
             await local.evaluate(REQUEST)
     assert counts() == {"INVALID_DESCRIPTOR": 1, "REVISION_NOT_REACHED": 1}

@@ -1,6 +1,6 @@
 """A log line that a flood of requests would repeat is logged seldom."""
 
-from policyd.command.throttle import Throttle
+from policyd.command.log_throttle import Throttle
 
 
 def test_once_in_so_many_seconds() -> None:

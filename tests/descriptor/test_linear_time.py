@@ -144,7 +144,7 @@ PATTERNS: dict[str, list[Pump]] = {
     "policyd.decider.decision_ids._KEY": [],
     "policyd.settings._PLAIN_URL": _after("http://", "https://a"),
     "policyd.decision_log.spool.reader._IDENTITY": [],
-    "policyd.store.days._RANGE": _after("FROM (", "FROM ('0", "FROM (MINVALUE) TO ('"),
+    "policyd.store.partitions._RANGE": _after("FROM (", "FROM ('0", "FROM (MINVALUE) TO ('"),
     "policyd.store.postgresql._GIVEN": _after("-c", "-c ", "--a", "-c a", "-ca "),
     "gateway.connection._TIMEOUT": _after(" timeout", ",timeout =", 'timeout="', " "),
     "gateway.headers._GARBLED": _after("\udc80"),

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gateway.prefix import Prefix
+from gateway.upstream_path import UpstreamPath
 from policyd.engine import endpoints
 from policyd.engine.endpoints import ENDPOINTS
 from tests.support import examples
@@ -203,7 +203,7 @@ def test_no_server_reads_another_endpoint(path: str, reader: Reader) -> None:
 )
 def test_what_goes_behind_a_prefix_was_judged(prefix: str, path: str, reader: Reader) -> None:
     """The judged path goes upstream behind any prefix, which stays as the operator wrote it."""
-    own = Prefix(prefix)
+    own = UpstreamPath(prefix)
     absolute = own.absolute(path.partition("?")[0])
     target = endpoints.resolve("POST", absolute)
     sent = own.restored(target.path or absolute)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import trustme
 
-from gateway.reach import ask
+from gateway.diagnosis import ask
 from gateway.settings import Settings
 from policyd.command.address import Address
 from policyd.errors import NoDecision

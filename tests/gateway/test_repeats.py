@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from gateway.delivery import Delivery
-from gateway.idle import MOST, IdleTime
+from gateway.keep_alive import MOST, IdleTime
+from gateway.resending import Delivery
 from gateway.server import Server
 from gateway.settings import Settings
 from policyd.v1.policy_pb2 import DECISION_ALLOW, EvaluateRequest, EvaluateResponse

@@ -19,7 +19,7 @@ IMPORTS_ALL = """
 import importlib, pkgutil, sys
 for name in ("policyd.client", "policyd.descriptor", "policyd.engine", "policyd.v1"):
     for found in pkgutil.iter_modules(importlib.import_module(name).__path__, name + "."):
-        if found.name != "policyd.client.http_unread":  # policyd[http] brings what it takes.
+        if found.name != "policyd.client.http_leftovers":  # policyd[http] brings what it takes.
             importlib.import_module(found.name)
 print(sys.modules["policyd.client"].__file__)
 """

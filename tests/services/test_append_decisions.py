@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from policyd.client.key_follower import reason
-from policyd.command.throttle import Throttle
+from policyd.command.log_throttle import Throttle
 from policyd.decision_log.record import Record
 from policyd.decision_log.refused_key import RefusedKeyCount
 from policyd.errors import StoreUnavailable

@@ -2,7 +2,7 @@
 
 import sqlalchemy as sa
 
-from policyd.store import Store, forms
+from policyd.store import Store, schema
 from policyd.store.engine import open_engine
 from policyd.store.workers import Gateway, furthest_off
 
@@ -53,7 +53,7 @@ def test_the_form_before(store: Store, new_database: str) -> None:
     """Back to it, gateways leave, and come again with the next beat."""
     store.workers.beat("w", "host", 1, "", [Gateway("0" * 12, "g", 1, "")])
     engine = open_engine(new_database)
-    forms.downgrade(engine, "0013")
+    schema.downgrade(engine, "0013")
     with engine.connect() as connection:
         left = connection.execute(sa.text("SELECT id FROM workers")).scalars()
         assert list(left) == ["w"]

@@ -20,7 +20,7 @@ from policyd.engine.states import Mode, Override
 from policyd.errors import OlderServers, StoreUnusable
 from policyd.keys import api_key
 from policyd.policies import TABLE
-from policyd.store import LogFilter, Store, forms, migrations
+from policyd.store import LogFilter, Store, migrations, schema
 from policyd.store.database import writing
 from policyd.store.engine import make_file, open_engine
 from tests.support.old_version import BEFORE_ROTATION, OldVersion
@@ -96,14 +96,14 @@ def test_settings_that_an_older_form_has_no_place_for(new_database: str) -> None
     store.log.append([one := record(flags="x")])
     engine = open_engine(new_database)
     with pytest.raises(StoreUnusable, match=rf"1 keys have settings .*{key.id}.* or force it"):
-        forms.downgrade(engine, "0009")
-    assert forms.read(engine).revision == migrations.HEAD
-    forms.downgrade(engine, "0009", force=True)
-    assert forms.read(engine).revision == "0009"
+        schema.downgrade(engine, "0009")
+    assert schema.read(engine).revision == migrations.HEAD
+    schema.downgrade(engine, "0009", force=True)
+    assert schema.read(engine).revision == "0009"
     store.migrate()
     assert store.keys.get(key.id).policies == policies
     assert store.log.page(LogFilter(flag="x")) == [one]
-    forms.downgrade(engine, "0009")
+    schema.downgrade(engine, "0009")
     engine.dispose()
     store.close()
 
@@ -121,14 +121,14 @@ def test_a_way_back_before_rotation(new_database: str) -> None:
         _, new = store.keys.rotate(rotated.id, timedelta(days=1))
         store.keys.rotate(rotated.id, timedelta(days=1))
         with pytest.raises(StoreUnusable, match=rf"keys are yet to expire.*{later.id}"):
-            forms.downgrade(engine, "0011")
+            schema.downgrade(engine, "0011")
         store.keys.revoke(later.id)
         store.apply([], ServerDefaults(TABLE.with_original(Mode.AUDIT)))
         with pytest.raises(StoreUnusable, match="defaults were applied"):
-            forms.downgrade(engine, "0011")
+            schema.downgrade(engine, "0011")
         trail = store.audit.list()
-        forms.downgrade(engine, "0011", force=True)
-        assert forms.read(engine).revision == "0011"
+        schema.downgrade(engine, "0011", force=True)
+        assert schema.read(engine).revision == "0011"
         store.migrate()
         assert store.keys.get(expired.id).revoked_at
         assert store.keys.get(expired.id).revision > rotated.revision

@@ -18,9 +18,9 @@ from policyd.decision_log.refused_key import RefusedKey, RefusedKeyCount, Refuse
 from policyd.errors import StoreUnavailable
 from policyd.store import LogFilter, Store
 from policyd.store.database import reading
-from policyd.store.days import make_days, partitions
 from policyd.store.engine import open_engine
 from policyd.store.log_pages import page_query
+from policyd.store.partitions import make_days, partitions
 from policyd.v1 import admin_pb2 as pb
 from policyd.v1.admin_pb2_grpc import AdminServiceStub
 from tests.support.commands import invoke

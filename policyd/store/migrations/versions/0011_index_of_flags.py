@@ -1,6 +1,6 @@
 """PostgreSQL's index of flags, which the form before has dropped.
 
-Partitions that have theirs already keep it: forms.py builds them first, while servers write.
+Partitions that have theirs already keep it: store/schema.py builds them first, while servers write.
 """
 
 from alembic import op

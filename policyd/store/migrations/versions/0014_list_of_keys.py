@@ -1,6 +1,6 @@
 """Indexes along which the list of keys is read, whatever their number.
 
-On PostgreSQL they are there already, unless there were no keys: forms.py builds them first, while
+On PostgreSQL they are there already, unless there were no keys: store/schema.py builds them first, while
 servers write.
 """
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-from gateway.reach import ask
+from gateway.diagnosis import ask
 from gateway.settings import Settings
 from policyd.errors import PolicydError
 

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 
-class Patience(NamedTuple):
+class Timeouts(NamedTuple):
     """Seconds that the upstream may take for each step."""
 
     connect: float

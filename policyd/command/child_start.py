@@ -1,4 +1,5 @@
-"""How a child process starts: `python -m policyd.command.start MODULE …` is `python -m MODULE …`.
+"""How a child process starts: with `python -m policyd.command.child_start MODULE …` in place of
+`python -m MODULE …`.
 
 Ctrl-C on a terminal reaches every process of a server, and a child is ended by its parent. One that
 still loads what it is made of would end with a traceback, so it begins by not listening: parent.py

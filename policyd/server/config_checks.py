@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from policyd.command.checks import Check, free
+from policyd.command.config_checks import Check, free
 from policyd.command.database_url import sqlite_file
 from policyd.command.tls_files import check_authorities, check_pair
 from policyd.decision_log import spool

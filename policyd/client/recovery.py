@@ -20,7 +20,7 @@ _RIVALS = 4
 connection may lead to the worker that hangs, too."""
 
 
-class Absence:
+class Recovery:
     """Looks for a peer that is away. `look` takes the number of new connections to try, and gives
     whether the peer has answered."""
 

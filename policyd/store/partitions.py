@@ -21,8 +21,8 @@ from policyd.decision_log.record import first_id
 from policyd.errors import StoreUnavailable
 from policyd.store.clock import midnight
 from policyd.store.database import LONG, reading, writing
-from policyd.store.forms import sqlstate
 from policyd.store.retention import take_turn
+from policyd.store.schema import sqlstate
 
 _log = logging.getLogger(__name__)
 

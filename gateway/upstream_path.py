@@ -3,7 +3,7 @@
 from policyd.engine import paths
 
 
-class Prefix:
+class UpstreamPath:
     """The path in the operator's --upstream: empty, or in its plain form without a final slash."""
 
     def __init__(self, path: str) -> None:

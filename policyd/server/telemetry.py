@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from policyd.store.destination import NoteShipped
 
 
-class Watching:
+class Telemetry:
     """Metrics, access lines and spans of one worker; each is None where no setting asks for it."""
 
     def __init__(

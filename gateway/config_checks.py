@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gateway.policyd_client import check_policyd_files, spool_of
 from gateway.settings import Settings
-from policyd.command.checks import Check, free
+from policyd.command.config_checks import Check, free
 from policyd.command.tls_files import check_pair
 
 

@@ -14,20 +14,20 @@ ADAPTER = "local"
 """What the decisions count as: those of a gateway that policyd was not asked by."""
 
 
-class LocalWatching(NamedTuple):
+class LocalTelemetry(NamedTuple):
     """What counts decisions, and what makes spans of them; None where no operator asks for it."""
 
     metrics: "DecisionMetrics | None" = None
     traces: "LocalDecisionTraces | None" = None
 
 
-UNWATCHED = LocalWatching()
+NO_TELEMETRY = LocalTelemetry()
 
 
-def watching(tracer: "Tracer | None", *, is_counted: bool) -> LocalWatching:
+def telemetry(tracer: "Tracer | None", *, is_counted: bool) -> LocalTelemetry:
     """What counts decisions with the other metrics of this process, where `is_counted`, and makes
     spans of them that `tracer` sends."""
-    return LocalWatching(_metrics() if is_counted else None, _traces(tracer) if tracer else None)
+    return LocalTelemetry(_metrics() if is_counted else None, _traces(tracer) if tracer else None)
 
 
 def _metrics() -> "DecisionMetrics":

@@ -8,9 +8,9 @@ from policyd.decision_log.record import first_id, moment
 from policyd.store import log_size
 from policyd.store.counts import forget
 from policyd.store.database import reading
-from policyd.store.days import drop_days
 from policyd.store.decisions import decisions
 from policyd.store.outcomes import settle
+from policyd.store.partitions import drop_days
 from policyd.store.refused_keys import forget_refused_keys
 from policyd.store.retention import take_turn
 from policyd.store.steps import Steps

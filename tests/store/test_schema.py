@@ -25,7 +25,7 @@ from policyd.engine.settings import Setting
 from policyd.engine.states import Mode, Override
 from policyd.errors import StoreUnavailable
 from policyd.policies import TABLE
-from policyd.store import LogFilter, Store, forms, migrations
+from policyd.store import LogFilter, Store, migrations, schema
 from policyd.store.database import writing
 from policyd.store.engine import open_engine
 from policyd.v1.policy_pb2 import DECISION_DENY, EvaluateRequest
@@ -328,7 +328,7 @@ def test_rows_are_not_read_under_a_lock(postgresql: PostgreSQL, old: OldVersion)
             connection.add_notice_handler(lambda one: heard.append(str(one.message_primary)))
 
         try:
-            forms.migrate(engine)
+            schema.migrate(engine)
         finally:
             engine.dispose()
     implied = 'partition constraint for table "decisions_old" is implied by existing constraints'
