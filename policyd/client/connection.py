@@ -2,7 +2,8 @@
 back.
 
 When a peer falls silent (silence.py), its calls end, to be made elsewhere, and its channel is
-replaced. The connection is then away (recovery.py): others are preferred, and it looks for its peer.
+replaced. The connection is then away (recovery.py): others are preferred, and it looks for
+its peer.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """Indexes along which the list of keys is read, whatever their number.
 
-On PostgreSQL they are there already, unless there were no keys: store/schema.py builds them first, while
-servers write.
+On PostgreSQL they are there already, unless there were no keys: store/schema.py builds them first,
+while servers write.
 """
 
 from alembic import op
