@@ -75,8 +75,8 @@ def _outcome(table: Table, why: Explanation, deciding: list[Result], *, is_denie
         return f"Denied: {words}."
     if any(one.violation for one in deciding):
         return f"Allowed, but enforcing would deny it: {words}."
-    observed = table.original.observe
-    return f"Allowed: {observed(why.identifier, why.user_state) if observed else words}."
+    observe = table.original.observe
+    return f"Allowed: {observe(why.identifier, why.user_state)}." if observe else "Allowed."
 
 
 def _finding(one: Result) -> str:

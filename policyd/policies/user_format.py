@@ -158,8 +158,8 @@ def _is_email(user: str) -> bool:
 
 def _is_address(word: str) -> bool:
     # A name in a social network may have an @ before it, too.
-    name, *hosts = word.strip("<>(),;\"'@").split("@")
-    return name != "" and any("." in host.strip(".") for host in hosts)
+    _, *hosts = word.strip("<>(),;\"'@").split("@")
+    return any("." in host.strip(".") for host in hosts)
 
 
 def _is_placeholder(user: str) -> bool:

@@ -1,5 +1,6 @@
 """What callers claim in a descriptor, beside what its raw body holds: the worst counts."""
 
+import re
 from typing import Any
 
 import pytest
@@ -197,19 +198,37 @@ def test_the_endpoints_own_header() -> None:
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("fields", "name", "kind"),
     [
-        {"model_state": 99},
-        {"model_state": len(pb.ModelState.keys())},
-        {"token_limit_state": 99},
-        {"token_limit_state": len(pb.NumberState.keys())},
-        {"prompt_characters_state": 99},
-        {"end_users": [pb.EndUser(place="user", value="u")]},
-        {"end_users": [pb.EndUser(place="messages", value="u")]},
-        {"end_users": [pb.EndUser(place=PLACE, state=99)]},  # type: ignore[arg-type]  # no member
+        ({"model_state": 99}, "model_state", "ModelState"),
+        ({"model_state": len(pb.ModelState.keys())}, "model_state", "ModelState"),
+        ({"token_limit_state": 99}, "token_limit_state", "NumberState"),
+        ({"token_limit_state": 99, "token_limit": 7}, "token_limit_state", "NumberState"),
+        (
+            {"token_limit_state": len(pb.NumberState.keys())},
+            "token_limit_state",
+            "NumberState",
+        ),
+        ({"prompt_characters_state": 99}, "prompt_characters_state", "NumberState"),
     ],
 )
-def test_malformed_claims(fields: dict[str, Any]) -> None:
-    """A value that the protos do not know is an error that names the field."""
-    with pytest.raises(InvalidDescriptor, match=r"policy\.proto"):
+def test_numbers_of_no_member(fields: dict[str, Any], name: str, kind: str) -> None:
+    """A number that the protos do not know is an error that names the field and its values."""
+    number = fields[name]
+    message = f"{name} has no value {number}: see {kind} in policy.proto"
+    with pytest.raises(InvalidDescriptor, match=f"^{re.escape(message)}$"):
         read(asked(**fields))
+
+
+@pytest.mark.parametrize(
+    "end_user",
+    [
+        pb.EndUser(place="user", value="u"),
+        pb.EndUser(place="messages", value="u"),
+        pb.EndUser(place=PLACE, state=99),  # type: ignore[arg-type]  # It is no member.
+    ],
+)
+def test_malformed_end_users(end_user: pb.EndUser) -> None:
+    """An end user in a place or a state that the protos do not know is an error."""
+    with pytest.raises(InvalidDescriptor, match=r"policy\.proto"):
+        read(asked(end_users=[end_user]))
