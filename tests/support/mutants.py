@@ -10,6 +10,9 @@ keeps what it found there: a file that has not changed is not tried again, unles
 pyproject.toml leaves out the tests that take seconds. Those that are named here are run against
 what survived the others, each time in a process of its own.
 
+A change that no test can notice, as the code does the same with it, stands in equivalents.yaml,
+with the reason. It is counted, and not printed.
+
 What it cannot show: it changes the bodies of functions, not tables of modules, nor functions with
 decorators (those with a cache). And what a function is called for while its module is imported has
 happened before the change is switched on, so such a function seems to survive.
@@ -21,11 +24,22 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
+
+import yaml
 
 MUTMUT = Path(sys.executable).with_name("mutmut")
 TO_SHOW = ("survived", "no tests")
 HANGS = 600
 """Seconds after which tests count as hanging."""
+EQUIVALENTS = Path(__file__).with_name("equivalents.yaml")
+
+
+class Change(NamedTuple):
+    """A line as it was, and as a mutant has it, both without the blanks around them."""
+
+    was: str
+    now: str
 
 
 def main(given: list[str]) -> int:
@@ -41,11 +55,33 @@ def main(given: list[str]) -> int:
             counts[result] += 1
         elif tests and _is_noticed(mutant, tests):
             counts[f"killed by {' '.join(tests)}"] += 1
+        elif is_equivalent(mutant, change := _output("show", mutant)):
+            counts["equivalent"] += 1
         else:
             counts[result] += 1
-            print(_output("show", mutant))
+            print(change)
     print(", ".join(f"{number} {result}" for result, number in counts.most_common()))
     return 0
+
+
+def is_equivalent(mutant: str, diff: str) -> bool:
+    """Whether equivalents.yaml gives a reason why no test notices this change."""
+    found = changed(diff)
+    module = mutant.partition(".x")[0]
+    return any(
+        change.get("was") == found.was and found.now in change.get("now", [found.now])
+        for entry in yaml.safe_load(EQUIVALENTS.read_text())
+        if entry["module"] == module
+        for change in entry["changes"]
+    )
+
+
+def changed(diff: str) -> Change:
+    """The change in a diff of one, as mutmut shows it."""
+    lines = [line for line in diff.splitlines() if not line.startswith(("---", "+++"))]
+    was = " ".join(line[1:].strip() for line in lines if line.startswith("-"))
+    now = " ".join(line[1:].strip() for line in lines if line.startswith("+"))
+    return Change(was, now)
 
 
 def _is_noticed(mutant: str, tests: list[str]) -> bool:
