@@ -1,7 +1,7 @@
 """How a child process starts: `python -m policyd.command.start MODULE …` is `python -m MODULE …`.
 
-Ctrl-C on a terminal reaches every process of a server, and a child is ended by its parent. One that
-still loads what it is made of would end with a traceback, so it begins by not listening: parent.py
+Ctrl-C on a terminal reaches every process of a server, but a child is ended by its parent. One that
+still loads its modules would end with a traceback, so it begins by ignoring the signal: parent.py
 does the same once the child runs.
 """
 
