@@ -1,6 +1,6 @@
 """What all our HTTP servers share: the gateway, the HTTP check and the console.
 
-In the order of the way of a request:
+In the order in which a request passes them:
 
     listener     uvicorn behind one socket: started, drained and stopped
     tls          its TLS context
@@ -12,6 +12,6 @@ In the order of the way of a request:
     reasons      the reason phrases of status lines
     body         a request's body, read piece by piece within a bound
     probes       /healthz, /readyz, /settingsz and /decisionsz
-    reply        answers of our own, written to the byte
-    metrics      the page of metrics; crew_metrics: of a supervisor and its workers
+    reply        our own answers, byte for byte
+    metrics      the page of metrics; crew_metrics: that of a supervisor and its workers
 """

@@ -14,26 +14,26 @@ class ClientGone(Exception):
 
 
 class Incoming:
-    """A body that comes by `receive`. `more` tells whether there is more of it, and `came` how many
-    bytes of it have come."""
+    """A body that arrives through `receive`. `more` tells whether more of it is to come, and
+    `received` how many bytes have come so far."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self.more = True
-        self.came = 0
+        self.received = 0
 
     async def piece(self) -> bytes:
-        """The next of it. Raises ClientGone."""
+        """The next piece. Raises ClientGone."""
         message = await self._receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
         self.more = message.get("more_body", False)
         piece = bytes(message.get("body", b""))
-        self.came += len(piece)
+        self.received += len(piece)
         return piece
 
     async def take(self, body: Pieces, limit: int, held: Held) -> None:
-        """Add to `body` what follows it, until that is complete or longer than `limit`.
+        """Add the pieces that follow to `body`, until it is complete or longer than `limit` bytes.
 
         Raises ClientGone or BodiesFull.
         """

@@ -67,8 +67,8 @@ class Bounded:
         self.shutdown()  # type: ignore[attr-defined]  # uvicorn's
 
     def give_up(self, answered: bool) -> None:
-        """End the request under way if its answer has begun (`answered`) or has not (not
-        `answered`). By default nothing ends, as uvicorn's own protocols do not tell."""
+        """End the request under way: only one whose answer has begun if `answered`, else only one
+        whose answer has not. By default nothing ends, as uvicorn's protocols do not tell which."""
 
     def has_begun_head(self) -> bool:
         """Whether a part of the next request's head has come."""

@@ -13,8 +13,9 @@ Each connection is in one state, and every state but ANSWERING has a deadline (`
     ANSWERING   the application is at work; the client's own delay is a stall, see below
     CLOSING     the connection has been told to end
 
-`sweep` ends those whose deadline is over. It is called several times within the shortest deadline.
-Where the process itself stood still, `pardon` first gives every connection that time back.
+`sweep` ends those whose deadline has passed. It is called several times within the shortest
+deadline. Where the process itself stood still, `pardon` first gives every connection that time
+back.
 
 Room. Where there are as many connections as there may be, or the system has no file descriptor
 left, a new connection takes the place of an old one: of those in the states of _DISPENSABLE the one
@@ -44,7 +45,7 @@ _log = logging.getLogger(__name__)
 MIN_PACE = 1024
 """Bytes a second that a body has to bring, on average over `Limits.body` seconds."""
 FREE_HEAD = 16 * 1024
-"""Bytes of a head that are held for every client, outside of the total."""
+"""Bytes of a head that every client may use without counting towards the total."""
 MAX_HEADS = 64 * 2**20
 """Bytes of all larger heads together."""
 SPARE = 16
@@ -76,7 +77,7 @@ _DISPENSABLE = (
 class Connections:
     """The table of open connections: by state, and within it in the order in which they entered it.
 
-    `clock` gives seconds. Each method that takes a `visit` means that connection.
+    `clock` gives seconds. In the methods, "it" is the connection `visit`.
     """
 
     def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
@@ -190,10 +191,10 @@ class Connections:
         return False
 
     def sweep(self) -> None:
-        """End the connections whose deadline is over."""
+        """End the connections whose deadline has passed."""
         now = self._clock()
         for state, seconds in self.deadlines.items():
-            for visit in _longer(self._by_state[state], now - seconds):
+            for visit in _entered_by(self._by_state[state], now - seconds):
                 self._dismiss(visit)
         for visit in list(self._by_state[State.BODY]):
             self._check_pace(visit, now)
@@ -283,10 +284,10 @@ def _is_idle(visit: Visit, now: float) -> bool:
     return not visit.is_spare or waited > _YOUNG
 
 
-def _longer(visits: OrderedDict[Visit, None], since: float) -> list[Visit]:
+def _entered_by(visits: OrderedDict[Visit, None], time: float) -> list[Visit]:
     found = []
     for visit in visits:
-        if visit.since > since:
+        if visit.since > time:
             break
         found.append(visit)
     return found

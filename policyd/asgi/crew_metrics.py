@@ -1,5 +1,5 @@
-"""The page of metrics of a supervisor and its workers, with those that no worker could tell of
-itself. Each server names its own, and adds what else its supervisor knows."""
+"""The page of metrics of a supervisor and its workers, with those that only the supervisor knows.
+policyd and its gateway each name these metrics and may add others."""
 
 import ssl
 from contextlib import ExitStack
@@ -15,11 +15,11 @@ from policyd.telemetry.reading import Reading
 
 
 class CrewMetrics:
-    """Serves the metrics of a supervisor and its processes at `address`. `ready` and `build` are
-    the gauges of workers that are ready, and of what was built.
+    """Serves the metrics of a supervisor and its processes at `address`. `ready` is the gauge of
+    how many workers are ready, `build` that of the version and commit.
 
-    It takes the port as it is made, and makes the folder that the processes share, so make it
-    first. Raises CannotListen or SettingsError.
+    Making it takes the port and makes the folder that the processes share, so make it before they
+    start. Raises CannotListen or SettingsError.
     """
 
     def __init__(self, address: Address, held: ExitStack, ready: Metric, build: Metric) -> None:
@@ -31,22 +31,22 @@ class CrewMetrics:
         self._tls: ssl.SSLContext | None = None
 
     async def serve(self, workers: Crew, tls: ssl.SSLContext | None) -> None:
-        """Serve them."""
+        """Serve the metrics until stop()."""
         self._workers, self._tls = workers, tls
         await self._server.start(self.read, self._not_ready, tls)
 
     def show(self, certificate: Path | None, key: Path | None) -> None:
-        """Show the certificate that these files hold now, where it speaks TLS. Raises
+        """From now on, present the certificate that these files hold, if it speaks TLS. Raises
         SettingsError."""
         if self._tls is not None and certificate is not None and key is not None:
             load_pair(self._tls, certificate, key)
 
     async def stop(self) -> None:
-        """Serve them no longer."""
+        """Stop serving."""
         await self._server.stop()
 
     def read(self) -> Reading:
-        """The gauges that the supervisor tells."""
+        """The gauges that only the supervisor knows."""
         yield self._ready, (), self._workers.ready
         yield self._build, self._built, 1
 

@@ -39,7 +39,7 @@ _PAUSE = 0.1
 
 
 class Door:
-    """Takes connections from one socket, `at_once` in one turn of the event loop."""
+    """Takes connections from one socket, up to `at_once` in one turn of the event loop."""
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 Stopping goes in steps, so that no request is lost and none keeps the process from ending:
 connections that wait in the socket are still taken; idle ones are ended, and those whose request
-has not quite come have a second; requests under way have `grace` seconds, and those whose answer
+is not complete yet have a second; requests under way have `grace` seconds, and those whose answer
 has begun `stream_grace`; then what is left is cut.
 """
 
@@ -27,11 +27,11 @@ from policyd.command.address import BACKLOG
 _AT_ONCE = 32
 """Connections that are taken in one turn of the event loop."""
 _LAST_REQUEST = 1.0
-"""Seconds for which, at the end, a connection stays open for a request that may be on its way."""
+"""Seconds for which a listener that stops keeps connections whose request may be on its way."""
 _UNUSED = (State.IDLE,)
 _UNASKED = (State.IDLE, State.OPENING, State.HEAD)
 _LOOK = 0.05
-"""Seconds between two looks, at the end, at which requests are under way."""
+"""Seconds between two looks at which requests are under way, while it stops."""
 _FOR_EVER = 10**9
 """uvicorn's seconds for an idle connection: connections.py bounds them instead."""
 
@@ -99,8 +99,7 @@ class Listener:
             await self._running  # It failed: this raises the error.
 
     def wind_down(self) -> None:
-        """Go on answering, but end each connection with its answer, so that clients connect
-        anew."""
+        """Go on answering, but end each connection with its answer, so that clients reconnect."""
         self._server.wind_down()
 
     async def stop(self) -> None:
@@ -110,7 +109,7 @@ class Listener:
             await self._running
 
     def hurry(self) -> None:
-        """Cut the requests under way, if it is stopping."""
+        """Cut the requests under way, if the listener is stopping."""
         self._server.force_exit = True
 
 
@@ -210,7 +209,7 @@ _NOISE = (
 
 
 class _NoNoise(logging.Filter):
-    """Drops what uvicorn logs of single requests and connections."""
+    """Drops what uvicorn logs about single requests and connections."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """See logging.Filter."""

@@ -1,7 +1,7 @@
 """The page of metrics, at /metrics of a port of its own: what Prometheus scrapes.
 
-The supervisor serves it, so that it shows all workers, and what became of them. A page is made in a
-thread, and only one at a time; a client that takes its time holds up nothing but itself.
+The supervisor serves it, so that it covers all workers, also those that have ended. A page is made
+in a thread, and only one at a time; a slow client holds up nothing but itself.
 """
 
 import asyncio
@@ -30,12 +30,12 @@ _CONNECTIONS = 32
 _TIME = 10.0
 """Seconds for each step of a client, and for a page to be made."""
 _FRESH = 0.5
-"""Seconds for which a page is given again. Processes hand over their counts as often; and a client
+"""Seconds for which a page is served again. Processes hand over their counts as often, and a client
 that asks again and again costs little."""
 _TEND = 30.0
 """Seconds between two looks for files of processes that have ended."""
 _GRACE = 0.5
-"""Seconds to finish a page at the end."""
+"""Seconds for requests under way when the server stops."""
 _NOT_FOUND = error(404, "invalid_request", f"There is nothing here. Ask {PATH}")
 _WRONG_METHOD = error(
     405, "invalid_request", "Send a GET request", headers=(("Allow", "GET, HEAD"),)
@@ -61,7 +61,7 @@ class MetricsServer:
     async def start(
         self, read: "Callable[[], Reading]", not_ready: Check, tls: ssl.SSLContext | None
     ) -> None:
-        """Serve. `read` gives gauges as Prometheus asks, `not_ready` why /readyz says so."""
+        """Serve. `read` gives the gauges of each page, `not_ready` what /readyz gives as reason."""
         # Imported late: prometheus-client looks for the folder once, as it is loaded.
         from policyd.telemetry.exposition import Exposition
 
@@ -72,7 +72,7 @@ class MetricsServer:
         self._tending = asyncio.create_task(app.keep_tending())
 
     async def stop(self) -> None:
-        """Serve no longer."""
+        """Stop serving."""
         if self._tending is not None:
             self._tending.cancel()
             await asyncio.gather(self._tending, return_exceptions=True)

@@ -65,9 +65,9 @@ class Probes:
     """Answers probes. Belongs to one event loop.
 
     `check` tells whether the server is ready, and `remark` and `warnings` what an operator should
-    know of it while it is. `is_stale`, which has to be quick, tells whether the settings are stale;
-    a server without settings of its own has none, nor `is_undecided`, which gives the reason why
-    requests get no decision.
+    know of it while it is. `is_stale`, which has to be quick, gives the reason why the settings are
+    stale, and `is_undecided` the reason why requests get no decision; a server that does not decide
+    has neither.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Probes:
             )
             if check is not None
         }
-        """What only policyd has: the check, its answer where all is well, and its state else."""
+        """What only policyd has: the check, its answer where all is well, its state otherwise."""
         self._warnings = warnings
         self._checking: asyncio.Task[str] | None = None
         self._problem = ""
@@ -96,7 +96,7 @@ class Probes:
         self._checked_at = float("-inf")
 
     def end(self, reason: str) -> None:
-        """Answer from now on that the server is not ready, whatever the check gives."""
+        """Answer from now on that the server is not ready, whatever the check says."""
         self._ending = reason
 
     async def answer(self, method: str, path: str) -> Answer | None:

@@ -4,7 +4,7 @@ The law: what the app sees is what the client sent, and what the client sees is 
 reply.py, wrote; and a client learns why its connection ends wherever it can still read an answer.
 
 - Header names reach the app in the client's letter case, because they go upstream in it. (uvicorn
-  lowers them; reply.py keeps the letter case of the way back.)
+  lowers them; reply.py keeps the letter case of the response's.)
 - Bytes that are not HTTP are answered in the shape of OpenAI's errors, not in uvicorn's own.
 - An Upgrade is ignored, as RFC 9110, section 7.8 allows. The parser would take the request's body
   for the other protocol, and Java's client offers h2c with every first request. So the head is
@@ -124,7 +124,7 @@ class _Http(HttpToolsProtocol):
         if lower == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
         elif lower == b"content-length":
-            self._body_left = int(value)  # The parser has seen to it that this is a number.
+            self._body_left = int(value)  # The parser has checked that this is a number.
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -148,7 +148,7 @@ class _Http(HttpToolsProtocol):
         self._is_body, self._body_left, self._is_boundary = False, 0, True
         if not self.parser.should_upgrade():
             super().on_message_complete()
-            # uvicorn leaves it true where the answer was complete before the body.
+            # uvicorn leaves this true where the answer was complete before the body.
             self.cycle.more_body = False
             if self._closes:
                 self.transport.close()

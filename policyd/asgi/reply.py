@@ -15,7 +15,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 HEADERS = denial.HEADERS
 """The headers of an error: docs/contract.md, section 4."""
 AGAIN = 3
-"""Seconds over which clients that should try again are spread, lest all do so at once."""
+"""Seconds over which clients that should try again are spread, so that not all come at once."""
 
 
 class HeaderName(bytes):
@@ -24,7 +24,7 @@ class HeaderName(bytes):
     __slots__ = ()
 
     def lower(self) -> "HeaderName":
-        """Itself."""
+        """The name as it is."""
         return self
 
 
@@ -56,7 +56,8 @@ _RETRY_AFTER = exact(b"Retry-After")
 class Reply:
     """A whole response. The last of its headers is `request_id`, where there is one.
 
-    `retry_after` has the client try again, each time after other seconds, up to so many.
+    With `retry_after`, each sending asks the client to try again after a random number of seconds,
+    at most that many.
     """
 
     __slots__ = ("_body", "_headers", "_request_id", "_retry_after", "_status")
@@ -88,7 +89,7 @@ class Reply:
         return len(self._body)
 
     def with_headers(self, headers: Iterable[tuple[str, str]], request_id: str = "") -> "Reply":
-        """The same with more headers, behind its own."""
+        """The same reply with more headers after its own, and with this `request_id` only."""
         own = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self._headers]
         return Reply(self._status, [*own, *headers], self._body, request_id, self._retry_after)
 
@@ -97,19 +98,19 @@ class Reply:
         start = {
             "type": "http.response.start",
             "status": self._status,
-            "headers": [*self._headers, *self._closing_headers()],
+            "headers": [*self._headers, *self._last_headers()],
         }
         await send(start)
         await send({"type": "http.response.body", "body": self._body})
 
     def raw(self) -> bytes:
-        """It as bytes on the wire, for a connection that is closed after it."""
-        headers = [*self._headers, *self._closing_headers(), (b"Connection", b"close")]
+        """The reply as bytes on the wire, for a connection that is closed after it."""
+        headers = [*self._headers, *self._last_headers(), (b"Connection", b"close")]
         lines = [b"%s: %s" % pair for pair in headers]
         # Clients go by the number; a reason phrase is optional.
         return b"\r\n".join([b"HTTP/1.1 %d " % self._status, *lines, b"", self._body])
 
-    def _closing_headers(self) -> list[tuple[bytes, bytes]]:
+    def _last_headers(self) -> list[tuple[bytes, bytes]]:
         seconds = random.randint(1, self._retry_after) if self._retry_after else 0  # noqa: S311
         again = [(_RETRY_AFTER, b"%d" % seconds)] if seconds else []
         date = (_DATE, _date(int(time.time())))
@@ -138,7 +139,7 @@ def error(
 
 
 def denied(answer: EvaluateResponse, headers: Iterable[tuple[str, str]] = ()) -> Reply:
-    """The denial of policyd's answer, with `headers` behind its own."""
+    """The denial of policyd's answer, with `headers` after its own."""
     given = answer.denial
     own = [(header.name, header.value) for header in given.headers]
     return Reply(given.http_status, (*own, *headers), given.body, answer.decision_id)

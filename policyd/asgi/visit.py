@@ -1,5 +1,5 @@
-"""One connection as the table of connections (connections.py) keeps it: its state, since when it
-has been in it, and the ways to end it."""
+"""One connection in the table of connections (connections.py): its state, when it entered that, and
+the ways to end the connection."""
 
 from collections.abc import Callable
 from enum import Enum, auto

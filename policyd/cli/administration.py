@@ -22,7 +22,7 @@ Status = dict[str, float | str | None]
 
 
 class Administrator(Protocol):
-    """What both can do. Each method raises PolicydError."""
+    """What commands ask of either. Each method may raise PolicydError."""
 
     def create(
         self,
@@ -31,7 +31,7 @@ class Administrator(Protocol):
         accept: tuple[str, ...],
         expires_at: datetime | None,
     ) -> tuple[ApiKey, str]:
-        """Make a key. Returns its settings and the key itself."""
+        """Make a key. Returns its settings and its secret."""
 
     def all_keys(self, *, show_revoked: bool = False) -> list[ApiKey]:
         """All keys, oldest first."""
@@ -53,7 +53,7 @@ class Administrator(Protocol):
         """Revoke a key for good."""
 
     def defaults(self) -> ServerDefaults | None:
-        """The server's defaults, as they were applied. None: they were not."""
+        """The defaults that were applied to the database; None if none were."""
 
     def apply(
         self,
@@ -80,13 +80,13 @@ class Administrator(Protocol):
         """The state of the log."""
 
     def shipped(self, spool: str) -> dict[str, int]:
-        """How far each file of the spool of this identity is shipped, as far as this is known."""
+        """Bytes of each segment that are shipped, of the spool with this identity, where known."""
 
     def time(self) -> datetime:
-        """This moment, or that of the newest decision: by the clock that decisions are timed by."""
+        """The present time, or that of the newest decision, by the clock that times decisions."""
 
     def note_export(self, what: Mapping[str, Any]) -> None:
-        """Have the audit trail tell of a copy of the log, where this is not known otherwise."""
+        """Record an export of the log in the audit trail."""
 
 
 def find(administrator: Administrator, named: str) -> ApiKey:
@@ -108,8 +108,8 @@ def find(administrator: Administrator, named: str) -> ApiKey:
 
 
 def find_id(administrator: Administrator, named: str) -> str:
-    """The ID of the key that find() finds; "" for none. An ID may also be one of a key that is not
-    known, as the log may outlive it."""
+    """The ID of the key that find() finds; "" for "". An ID need not belong to a known key, as the
+    log may outlive its keys."""
     if not named or api_key.is_id(named):
         return named
     try:
@@ -121,7 +121,7 @@ def find_id(administrator: Administrator, named: str) -> str:
 
 
 class OfStore:
-    """An administrator of the database that `store` reads. The audit trail names the `actor`."""
+    """An administrator of the database of `store`. The audit trail names the `actor`."""
 
     def __init__(self, store: "Store", actor: str) -> None:
         self._store = store
@@ -204,7 +204,7 @@ class OfStore:
     def status(self) -> Status:
         """See Administrator."""
         found = self._store.log.status()
-        # By --server, no SQL is loaded.
+        # Imported late: with --server, no SQL is loaded.
         from policyd.store.workers import furthest_off
 
         running = self._store.workers.list()
@@ -248,7 +248,7 @@ def _all(page: Callable[[str], list[ApiKey]]) -> Iterator[ApiKey]:
 def newest_first(
     administrator: Administrator, wanted: "LogFilter", after: str = ""
 ) -> "Iterator[Record]":
-    """All decisions that are wanted, newest first; those older than the one with the ID `after`."""
+    """All wanted decisions, newest first; with `after`, those older than the one with this ID."""
     while page := administrator.page(wanted, after=after, limit=_PAGE):
         yield from page
         after = page[-1].id
@@ -257,7 +257,7 @@ def newest_first(
 def arrived_since(
     administrator: Administrator, wanted: "LogFilter", back: timedelta
 ) -> "list[Record]":
-    """The wanted decisions of the last while, newest first."""
+    """The wanted decisions from `back` ago until now, newest first."""
     # By the clock that decisions are timed by: this machine's may be wrong, and would show none.
     since = administrator.time() - back
     since = max(since, wanted.since) if wanted.since else since

@@ -110,7 +110,7 @@ def _differences(change: AppliedChange) -> Iterator[tuple[str, str]]:
                 after if before == _NOT_SET and change.before is None else f"{before} -> {after}",
             )
     if _has_new_secret(change):
-        yield "secret", "the one of the declared digest, from now on; the one before ends"
+        yield "secret", "that of the declared digest, from now on; the previous one ends"
 
 
 def _has_new_secret(change: AppliedChange) -> bool:

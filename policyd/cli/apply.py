@@ -55,7 +55,7 @@ def _print_schema(context: click.Context, _: click.Parameter, is_wanted: bool) -
 def apply(place: Place, source: Path, as_json: bool, **flags: bool) -> None:
     """Make API keys, by their names, and the server's defaults what a file declares.
 
-    All of it is in force at one revision, or nothing is changed. Shown before is what changes; on a
+    All of it is in force at one revision, or nothing is changed. The changes are shown first; on a
     terminal you are asked, elsewhere --yes is needed. A secret is made for each new key, unless its
     digest is declared: it is printed once, or written to the secret_file of the key.
 
@@ -159,7 +159,7 @@ def _tell_done(done: Applied, files: SecretFiles, *, as_json: bool) -> None:
 def export(place: Place, output: Any) -> None:
     """Write the API keys that are not revoked, and the server's defaults, as a declaration.
 
-    policyd apply takes it. No secret is in it, and no digest of one: where it is applied to another
+    policyd apply takes it. It holds no secret, and no digest of one: if it is applied to another
     database, new secrets are made.
     """
     with place.opened() as administrator:

@@ -26,11 +26,11 @@ def config() -> None:
 def check(log_level: str, as_json: bool, is_running: bool, **given: Any) -> None:
     """Say what policyd serve would find wrong, by the same settings, without starting it.
 
-    Looked at are the settings, certificates, tokens, ports, folders and the database. Nothing is
-    changed. Exits with 2 where something is wrong.
+    It looks at the settings, certificates, tokens, ports, folders and the database, and changes
+    nothing. Exits with 2 where something is wrong.
     """
     settings = build(ServerSettings, given)
-    # --help does not wait for what a server is made of.
+    # Imported late, so that --help does not load the server.
     from policyd.server.config_checks import files, surroundings
 
     report(chain(files(settings), surroundings(settings, is_running=is_running)), as_json=as_json)

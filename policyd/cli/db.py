@@ -21,12 +21,12 @@ from policyd.store.upkeep import Figures
 
 _MIB = 2**20
 _RATE = 20 * _MIB
-"""Bytes a second that a common disk writes at least, when a file is written anew."""
+"""Bytes a second that a common disk writes at the least, when a file is rewritten."""
 
 
 @click.group()
 def db() -> None:
-    """Look at the database, migrate it, back it up, copy it and make it small."""
+    """Look at the database, migrate it, back it up, copy it and shrink it."""
 
 
 @db.command()
@@ -69,9 +69,9 @@ def _shown(found: Figures) -> dict[str, Any]:
 def migrate(database_url: str, as_json: bool, dry_run: bool) -> None:
     """Bring the database to this version's form; make it where there is none.
 
-    Servers of the version before go on, and can be started again. Back the database up before.
-    On PostgreSQL it also makes the log's partitions of the days to come, which servers do by
-    themselves where their user owns the tables.
+    Servers of the previous version go on, and can be started again. Back the database up first.
+    On PostgreSQL it also makes the log's partitions for the coming days, which servers do by
+    themselves if their user owns the tables.
     """
     if _is_missing(database_url):
         pending, before = migrations.pending(None), None
@@ -114,8 +114,9 @@ def migrate(database_url: str, as_json: bool, dry_run: bool) -> None:
 def backup(database_url: str, as_json: bool, output: Path) -> None:
     """Write the database, as it is at this moment, to a new file; servers go on meanwhile.
 
-    A copy by cp of a SQLite file in use is worthless: part of it stands in another file, and all
-    of it changes meanwhile. The backup is one file, checked, and for its owner only.
+    A copy of a SQLite file in use, made with cp, is worthless: part of the database is in another
+    file, and all of it changes meanwhile. The backup is one file, checked, which only its owner
+    may read.
     """
     file = _sqlite(
         database_url, f"pg_dump --format=custom --file={shlex.quote(str(output))} --dbname={{}}"
@@ -140,21 +141,21 @@ def backup(database_url: str, as_json: bool, output: Path) -> None:
 )
 @options.common
 def restore(database_url: str, as_json: bool, source: Path) -> None:
-    """Put a backup in the database's place, once no server uses that.
+    """Put a backup in the place of the database, which no server may be using.
 
     The database that was there stays beside it. Log entries that wait in the spool go to the
     restored database. Changes made after the backup are not in it: make them again.
     """
     program = f"pg_restore --clean --dbname={{}} {shlex.quote(str(source))}"
-    file = _sqlite(database_url, program, may_miss=True)
+    file = _sqlite(database_url, program, may_be_missing=True)
     real = Path(os.path.realpath(file))
     aside = sqlite_files.restore(source, real, datetime.now(UTC), _progress("pages"))
     if as_json:
         options.print_json({"file": str(real), "before": str(aside) if aside else None})
         return
-    click.echo(f"{real} is what {source} holds.")
+    click.echo(f"{real} now holds what {source} holds.")
     if aside:
-        click.echo(f"What was there is {aside}: remove it when you need it no longer.")
+        click.echo(f"The database before it is {aside}: remove it when you no longer need it.")
 
 
 @db.command("copy")
@@ -163,8 +164,9 @@ def restore(database_url: str, as_json: bool, source: Path) -> None:
 def copy_(database_url: str, as_json: bool, target: str) -> None:
     """Copy the database into another one, such as SQLite's into PostgreSQL's.
 
-    Stop policyd serve first. The copy can be broken off, and run again to go on. It has the same
-    identity, so the spool's entries belong to it, and is used once all its rows are counted.
+    Stop policyd serve first. You may interrupt the command, and run it again to go on. The copy has
+    the same identity, so the spool's entries belong to it; servers use it once all its rows are
+    counted.
     """
     _require(database_url)
     began = time.monotonic()
@@ -181,13 +183,13 @@ def copy_(database_url: str, as_json: bool, target: str) -> None:
 
 
 @db.command()
-@click.option("--yes", is_flag=True, help="Do it, though writers have to wait.")
+@click.option("--yes", is_flag=True, help="Do it even where writers have to wait.")
 @options.common
 def vacuum(database_url: str, as_json: bool, yes: bool) -> None:
     """Give the free space of a SQLite file back to the disk.
 
     Decisions go on meanwhile. Where the file gives space back bit by bit, no writer waits for long;
-    else it is written anew, once, and changes of keys wait for that.
+    otherwise it is rewritten once, and changes to keys wait for that.
     """
     file = _sqlite(database_url, "psql --command='VACUUM (ANALYZE)' {}")
     if not sqlite_files.gives_back(file) and not yes:
@@ -206,16 +208,16 @@ def _costs(file: Path) -> str:
     used = page * (pages - free)
     return (
         f"nothing was done: {page * free / _MIB:.1f} of {page * pages / _MIB:.1f} MiB are free, "
-        "and the file has to be written anew. Changes of keys wait for that, about "
+        "and the file has to be rewritten. Changes to keys wait for that, about "
         f"{used // _RATE + 1} s, the log waits in the spool, and the disk needs "
         f"{2 * used / _MIB:.1f} MiB more meanwhile. Give --yes to do so"
     )
 
 
-def _sqlite(url: str, instead: str, *, may_miss: bool = False) -> Path:
-    """SQLite's file; `may_miss` allows that there is none.
+def _sqlite(url: str, instead: str, *, may_be_missing: bool = False) -> Path:
+    """The file of SQLite, which has to exist unless it `may_be_missing`.
 
-    Raises SettingsError with what to run `instead`, and StoreUnavailable.
+    Raises SettingsError, which names the command to run `instead`, or StoreUnavailable.
     """
     file = sqlite_file(url)
     if file is None:
@@ -223,7 +225,7 @@ def _sqlite(url: str, instead: str, *, may_miss: bool = False) -> Path:
         raise SettingsError(
             f"this is for SQLite, and nothing was done: PostgreSQL has a program for it: {command}"
         )
-    if not may_miss:
+    if not may_be_missing:
         _require(url)
     return file
 

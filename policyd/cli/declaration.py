@@ -51,7 +51,7 @@ class Declaration:
     defaults: ServerDefaults | None = None
     """None: they stay as they are."""
     secret_files: Mapping[str, Path] = field(default_factory=dict)
-    """By the key's name, where the secret goes that policyd makes for it."""
+    """By the key's name: the file for the secret that policyd makes for it."""
 
 
 def read(content: bytes, file: str, folder: Path) -> Declaration:
@@ -68,7 +68,7 @@ def read(content: bytes, file: str, folder: Path) -> Declaration:
     found = reader.declaration(top)
     if not (getattr(top, "flow_style", False) or content.endswith(b"\n")):
         # Half a number is a number, too.
-        cut_off = "the last line has no end, so the file may be cut off: end it by a line break"
+        cut_off = "the last line does not end in a line break, so the file may be cut off: add one"
         reader.problems.add_at(content.count(b"\n") + 1, cut_off)
     reader.problems.check()
     return found
@@ -117,7 +117,7 @@ class _Reader:
         return ServerDefaults(self._policies(fields.get("policies"), "defaults"), headers, callers)
 
     def _keys(self, node: yaml.Node) -> tuple[DeclaredKey, ...]:
-        # A command that reads no file does not wait for SQL.
+        # Imported late: a command that reads no file needs no SQL.
         from policyd.store.key_rows import valid_name
 
         found: dict[str, DeclaredKey] = {}
@@ -126,7 +126,7 @@ class _Reader:
             if name is None:
                 continue
             if name in found:
-                self.problems.add(at, f"two keys have the name {name[:64]!r}, but for blanks")
+                self.problems.add(at, f"two keys have the name {name[:64]!r}, apart from blanks")
             found[name] = self._key(name, value)
         return tuple(found.values())
 
@@ -267,7 +267,7 @@ def _override(policy: Policy, word: str | None) -> Override | None:
 
 
 def write(declaration: Declaration) -> str:
-    """The file that declares this, without digests and files of secrets: policyd tells neither."""
+    """The text of a file that declares this, without digests and secret files."""
     top: dict[str, Any] = {"version": VERSION}
     if (held := declaration.defaults) is not None:
         lists = {

@@ -1,4 +1,4 @@
-"""The JSON Schema of declarations, made of what the policies declare, for editors."""
+"""The JSON Schema of declarations, for editors. It is made from what the policies declare."""
 
 from typing import Any
 
@@ -60,7 +60,7 @@ def _defaults() -> _Schema:
             "items": {"enum": list(CALLERS)},
         },
     }
-    told = "What holds for keys that set nothing. Left out: it stays as it is."
+    told = "What holds for keys that set nothing. If left out, they stay as they are."
     return _object(fields, description=told) | {"type": ["object", "null"]}
 
 
@@ -131,7 +131,8 @@ def _examples(policy: Policy) -> list[str]:
 
 
 def _value(policy: Policy) -> tuple[_Schema | None, str]:
-    """What a value may be, as a field of its own and as a pattern within a setting; "" for none."""
+    """The schema of a value as a field of its own, and its pattern in a setting; None and "" for a
+    policy without a value."""
     kind = policy.kind
     if isinstance(kind, Switch):
         return None, ""

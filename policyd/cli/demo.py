@@ -43,7 +43,7 @@ def demo(log_level: str, **given: Any) -> None:
 
     Prints an API key and two requests to try: one is blocked, one passes. With OPENAI_API_KEY in
     the environment, requests go to OpenAI with that key. With OPENAI_BASE_URL they go there, with
-    that key if it is set, too. With --upstream they go there with the key that the client sends.
+    that key if it is set. With --upstream they go there with the key that the client sends.
     """
     fork_without_grpc()
     # The gateway is an extra, which the other commands do without.

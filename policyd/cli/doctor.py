@@ -1,4 +1,4 @@
-"""`policyd doctor`: whether this deployment of policyd is well, and what to do where it is not."""
+"""`policyd doctor`: what is wrong with this deployment of policyd, and how to fix it."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from policyd.settings import ServerSettings
 @option(
     "--key-file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Holds an API key that should be in force. It is not shown; POLICYD_KEY does as well.",
+    help="A file with an API key that should be in force. It is not shown. Or set POLICYD_KEY.",
 )
 @click.option("--key", envvar="POLICYD_KEY", hidden=True)
 @options.as_json
@@ -28,14 +28,14 @@ def doctor(
 ) -> None:
     """Look at policyd as it is deployed here, and say how to fix what is wrong.
 
-    It takes the settings of policyd serve, which runs meanwhile. Looked at are listeners, ports,
-    the limit of open files, secrets and certificates, the database, the clock and the spool. What a
-    gateway needs, policyd-gateway doctor looks at. Nothing is changed. Exits with 1 where a check
-    has failed.
+    It takes the settings of policyd serve, which should be running. It looks at listeners, ports,
+    the limit of open files, secrets and certificates, the database, the clock and the spool, and
+    changes nothing. For a gateway, there is policyd-gateway doctor. Exits with 1 where a check has
+    failed.
     """
     settings = build(ServerSettings, given)
     secret = read_secret(key_file) if key_file else (key or "").strip()
-    # --help does not wait for what a server is made of.
+    # Imported late, so that --help does not load the server.
     from policyd.server.doctor import checks
 
     examine(checks(settings, secret), as_json=as_json)

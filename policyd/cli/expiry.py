@@ -33,8 +33,8 @@ class _Moment(click.ParamType[Expiry]):
             return Expiry(times.moment(value) if left is None else datetime.now(UTC) + left)
         except (ValueError, OverflowError):
             self.fail(
-                f"{value!r} is no moment: give one such as 2027-01-31T09:30:00Z, how far away it "
-                f"is, such as 12h or 90d, or {_NEVER}",
+                f"{value!r} is not a moment: give one such as 2027-01-31T09:30:00Z, how far away "
+                f"it is, such as 12h or 90d, or {_NEVER}",
                 param,
                 ctx,
             )
@@ -44,5 +44,5 @@ expires = option(
     "--expires",
     "expires_at",
     type=_Moment(),
-    help=f"When the key expires: a moment, or in how long, such as 90d; {_NEVER}.",
+    help=f"When the key expires: a moment, a time from now such as 90d, or {_NEVER}.",
 )

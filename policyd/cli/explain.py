@@ -52,8 +52,8 @@ def explain(
 ) -> None:
     """Say what would be decided of a request, and why. Exits with 1 where it would be denied.
 
-    The verdict of every policy is shown. With --policy, a policy is set as if the API key had it
-    so, to try it; the key is not changed.
+    The verdict of every policy is shown. With --policy, the request is decided as if the API key
+    had this setting; the key is not changed.
     """
     message = request(**described)
     tried = Changes(key_settings.joined(policies))
@@ -98,7 +98,7 @@ def _header(line: str) -> pb.Header:
 def decide_now(
     store: "Store", message: pb.EvaluateRequest, tried: Changes, defaults: Settings
 ) -> Trial:
-    """The decision, with `tried` as if they were set on the key, if it is in force."""
+    """The decision, as if the key, where it is in force, had the changes `tried`."""
     credential, key = evaluate_request.credential(message)
     settings = None
     if credential is Credential.GIVEN:

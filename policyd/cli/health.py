@@ -1,4 +1,4 @@
-"""`policyd health`: whether the policyd of this machine is ready, for a container's probe."""
+"""`policyd health`: whether the policyd on this machine is ready, for a container's probe."""
 
 from pathlib import Path
 
@@ -17,15 +17,15 @@ from policyd.settings import ServerSettings
 @OPTIONS.setting(ServerSettings, "http")
 @OPTIONS.setting(ServerSettings, "tls_cert")
 @OPTIONS.setting(ServerSettings, "tls_key")
-@click.option("--live", is_flag=True, help="Whether it lives, in place of whether it is ready.")
+@click.option("--live", is_flag=True, help="Ask whether it is alive, not whether it is ready.")
 def health(http: str | None, tls_cert: Path | None, tls_key: Path | None, live: bool) -> None:
-    """Say whether the policyd of this machine is ready, which has to have --http.
+    """Say whether the policyd on this machine, which has to have --http, is ready.
 
     It takes the settings of `policyd serve`. Exit status: 0 if it is ready, 1 if not.
     """
     if not http:
         raise SettingsError(
-            "--http is missing: policyd serve tells there whether it is ready: "
-            "give both the same --http HOST:PORT"
+            "--http is missing, where policyd serve says whether it is ready: "
+            "give both commands the same --http HOST:PORT"
         )
     report(Address.parse(http, "--http"), HEALTHZ if live else READYZ, tls_cert, tls_key)

@@ -1,7 +1,8 @@
 """The options that set a key's policies and the places of its end users, as several commands take
 them.
 
-One option sets any policy. Two more are older names of the original policy's.
+One option sets the mode and value of any policy, another its override. Two more, which are older,
+set those of the original policy.
 """
 
 import difflib
@@ -25,28 +26,28 @@ _ORIGINAL = TABLE.original
 
 
 class Change(NamedTuple):
-    """What changes of one policy's setting."""
+    """A change of one policy's setting."""
 
     policy: str
     fields: Mapping[str, Any]
-    """Fields of a Setting, and what they change to."""
+    """Fields of a Setting, with their new values."""
 
 
 class Changes(NamedTuple):
-    """What changes of a key's settings."""
+    """The changes of a key's settings."""
 
     policies: tuple[Change, ...] = ()
     accept: tuple[str, ...] | None = None
 
     def applied(self, current: Settings) -> Settings:
-        """The settings of policies after the change."""
+        """The settings of policies after the changes."""
         found = dict(current)
         for name, fields in self.policies:
             found[name] = found.get(name, Setting())._replace(**fields)
         return TABLE.in_order((name, one) for name, one in found.items() if one != Setting())
 
     def update(self) -> dict[str, Any]:
-        """As Keys.update() takes it."""
+        """The changes, as Keys.update() takes them."""
         changed: dict[str, Any] = {}
         if self.policies:
             changed["policies"] = self.applied
@@ -56,7 +57,7 @@ class Changes(NamedTuple):
 
 
 class _OfPolicy(click.ParamType[Change]):
-    """NAME=TEXT: a change of one policy's setting. The environment has one a line."""
+    """NAME=TEXT: a change of one policy's setting. In the environment, one on each line."""
 
     envvar_list_splitter = "\n"
 
@@ -155,7 +156,7 @@ def changes(
     overrides: Iterable[Change],
     accept: str | None,
 ) -> Changes:
-    """What the options of of_key() ask for. Raises UsageError where they contradict."""
+    """What the options of of_key() ask for. Raises UsageError where one policy is set twice."""
     asked = [*policies, *overrides]
     if mode is not None:
         asked.append(Change(_ORIGINAL.name, {"mode": MODES.get(mode), "value": ""}))
@@ -176,7 +177,7 @@ def joined(asked: Iterable[Change]) -> tuple[Change, ...]:
 
 
 def warn_of_places(accept: Iterable[str]) -> None:
-    """Say on stderr on which endpoints a key that accepts these places has none of them."""
+    """Say on stderr which endpoints have none of the places that a key accepts."""
     operations = without_place(accept)
     has_user = {one.operation for one in ENDPOINTS.values() if USER in one.identifiers}
     falling_back = [one for one in operations if one in has_user]

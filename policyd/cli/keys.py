@@ -30,7 +30,7 @@ def keys() -> None:
 def create(
     name: str, place: Place, as_json: bool, expires_at: Expiry | None, **settings: Any
 ) -> None:
-    """Make the key NAME and print it. It is shown this once."""
+    """Make the key NAME and print it. It is shown only once."""
     wanted = key_settings.changes(**settings)
     accept = IDENTIFIERS if wanted.accept is None else wanted.accept
     expiry = expires_at.at if expires_at else None
@@ -126,14 +126,14 @@ def _warn(wanted: Changes) -> None:
     "--keep",
     default="24h",
     type=Age(),
-    help="How long the secret before stays in force, at most 90d; 0s: it ends at once.",
+    help="How long the previous secret stays in force, at most 90d; 0s: it ends at once.",
 )
 @as_json
 @administered
 def rotate(named: str, place: Place, as_json: bool, keep: timedelta) -> None:
-    """Give a key, named by its ID or its name, a new secret, and print it. It is shown this once.
+    """Give a key, named by its ID or its name, a new secret, and print it. It is shown only once.
 
-    The secret before stays in force for a while, so that clients can change one after the other.
+    The previous secret stays in force for a while, so that clients can change one after the other.
     """
     with place.opened() as administrator:
         key, secret = administrator.rotate(find(administrator, named).id, keep)

@@ -21,7 +21,7 @@ _FILTERS = [
     ),
     option("--decision", type=click.Choice(list(_VERDICTS)), help="With this result."),
     option("--flag", default="", help=f"With this flag, such as {TABLE.original.flag}."),
-    # In the environment and the file, the name is that of a key's setting.
+    # No option(): in the environment and the file, this name is that of a key's setting.
     click.option(
         "--policy",
         type=click.Choice(list(TABLE.by_name)),
@@ -51,7 +51,7 @@ _FILTERS = [
         "--any-id",
         default="",
         metavar="ID",
-        help="With this ID: a decision's, the caller's of a request, a trace's or OpenAI's.",
+        help="With this ID: a decision's, a trace's, OpenAI's, or the caller's own of a request.",
     ),
     option(
         "--since",

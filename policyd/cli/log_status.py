@@ -32,14 +32,14 @@ def status(place: Place, as_json: bool, snapshot: Path | None, spool: Path | Non
     Also shown: how many requests had no API key in force, which are counted and not logged; by how
     many seconds the clock of the worker that is furthest off is ahead of the database's; how many
     workers of policyd run, and how many processes of gateways that decide by themselves; why the
-    database takes no changes, where it does not; and why retention stands still, where it does, and
-    how many decisions wait for it.
+    database takes no changes, if it takes none; and, if retention stands still, why, and how many
+    decisions wait for it.
 
-    Where a server runs on this machine, also shown are the revision of its snapshot of the settings
+    If a server runs on this machine, also shown are the revision of its snapshot of the settings
     and when it last followed the database; how many bytes wait in its spool for the database, and
-    for how many seconds the oldest has. This and the cause is what is left where the database is
-    away; the exit status is then 1. Of what waits, only the database knows how much it has already,
-    so without it, or with --server, the numbers are the most that there may be.
+    for how many seconds the oldest has waited. While the database is away, only these and the cause
+    are shown, and the exit status is 1. Only the database knows how much of the spool it has
+    already, so without it, or with --server, the numbers are the most that may wait.
     """
     folder = spool or (None if place.server else spool_folder(place.database_url))
     kept = _snapshot(snapshot or (folder / "snapshot" if folder and not place.server else None))
@@ -64,12 +64,13 @@ def _print(values: Status, *, as_json: bool) -> None:
 
 
 def _waiting(folder: Path | None, administrator: Administrator | None = None) -> Status:
-    """What waits in the spool, where there may be one, as far as the administrator's database does
-    not have it."""
+    """What waits in the spool of `folder`, None for none: without the administrator's database,
+    also what that has already."""
     if folder is None:
         return {}
     size, age = None, None
-    with suppress(SettingsError, OSError):  # There was no start yet, or it is another user's.
+    # No server has started here yet, or the spool is another user's.
+    with suppress(SettingsError, OSError):
         reader = SpoolReader(folder)
         try:
             if administrator is not None:
@@ -82,7 +83,7 @@ def _waiting(folder: Path | None, administrator: Administrator | None = None) ->
 
 
 def _snapshot(path: Path | None) -> Status:
-    """What this machine's snapshot tells, where there may be one."""
+    """What this machine's snapshot says, where there may be one."""
     if path is None:
         return {}
     head = SnapshotFile(path).head()

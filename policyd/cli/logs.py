@@ -29,7 +29,7 @@ from policyd.keys.audit import Action
 from policyd.store import LogFilter
 
 _LOOK = 0.5
-"""Seconds between two looks for what is new."""
+"""Seconds between two looks for new decisions."""
 _LATE = timedelta(seconds=30)
 """How late a decision may arrive in the store and still be seen by `tail`."""
 
@@ -61,8 +61,7 @@ def list_(place: Place, as_json: bool, limit: int, after: str, **given: Any) -> 
         wanted = _wanted(administrator, given)
         for count, record in enumerate(newest_first(administrator, wanted, after)):
             if count == limit:
-                command = "For older ones: --after"
-                click.echo(f"{command} {last}", err=True)
+                click.echo(f"For older ones: --after {last}", err=True)
                 return
             write(record)
             last = record.id
@@ -96,7 +95,7 @@ def tail(place: Place, as_json: bool, lines: int, **given: Any) -> None:
 @as_json
 @administered
 def show(place: Place, as_json: bool, any_id: str) -> None:
-    """Show everything that is logged of one request.
+    """Show everything that is logged about one request.
 
     ID is that of its decision, which a denial carries as x-request-id; or the caller's own, its
     trace's or OpenAI's, where only one request has it.
@@ -122,7 +121,7 @@ def _one(administrator: Administrator, any_id: str) -> Record:
     if len(found) > 1:
         raise click.UsageError(
             "several requests have this ID: list them by policyd logs list --any-id, and show one "
-            "by its decision's"
+            "by the ID of its decision"
         )
     return found[0] if found else administrator.decision(any_id)
 
@@ -158,8 +157,8 @@ def retire(
         if not yes:
             held = store.log.status().decisions
             raise click.UsageError(
-                f"nothing was deleted: the log has {held} decisions; give --yes if what you ask "
-                "for is to be deleted for good"
+                f"nothing was deleted: the log has {held} decisions; give --yes to delete for good "
+                "what you ask for"
             )
         store.audit.add(Action.LOG_RETIRE, options.actor(), _asked(older_than, keep_rows))
         before = store.log.agree(older_than, keep_rows)
@@ -203,7 +202,7 @@ def refused(database_url: str, as_json: bool, since: datetime, limit: int) -> No
     "form",
     default="jsonl",
     type=click.Choice(["jsonl", "csv"]),
-    help="JSON Lines, or CSV in which no spreadsheet finds a formula.",
+    help="JSON Lines, or CSV without anything that a spreadsheet takes for a formula.",
 )
 @option(
     "--output",
@@ -230,7 +229,7 @@ def _chosen(given: dict[str, Any]) -> str:
 
 
 def _counted(records: Iterator[Record]) -> Iterator[Record]:
-    """Report progress on stderr, where that is a terminal."""
+    """The records, with progress reported on stderr where that is a terminal."""
     count = 0
     shown_at = time.monotonic()
     for record in records:
@@ -244,8 +243,8 @@ def _counted(records: Iterator[Record]) -> Iterator[Record]:
 
 
 def _arriving(administrator: Administrator, wanted: LogFilter, known: set[str]) -> Iterator[Record]:
-    """Decisions that are logged and not `known`, without end. Those of several workers may come out
-    of order.
+    """Decisions that are logged and whose IDs are not `known`, without end. Those of several
+    workers may come out of order.
     """
     while True:
         time.sleep(_LOOK)

@@ -19,7 +19,7 @@ _COMMANDS = {
     "db": Lazy(
         "policyd.cli.db",
         "db",
-        "Look at the database, migrate it, back it up, copy it and make it small.",
+        "Look at the database, migrate it, back it up, copy it and shrink it.",
     ),
     "demo": Lazy(
         "policyd.cli.demo",
@@ -42,7 +42,7 @@ _COMMANDS = {
     "health": Lazy(
         "policyd.cli.health",
         "health",
-        "Say whether the policyd of this machine is ready, which has to have --http.",
+        "Say whether the policyd on this machine, which has to have --http, is ready.",
     ),
     "keys": Lazy("policyd.cli.keys", "keys", "Create, list, change and revoke API keys."),
     "logs": Lazy(
@@ -69,14 +69,14 @@ _COMMANDS = {
 def main() -> None:
     """policyd decides whether a request to an LLM API may go upstream.
 
-    A flag wins over the environment (POLICYD_*), and that over --config FILE (YAML). `serve` and
-    `demo` refuse settings that are not theirs; the other commands leave those of others alone.
+    A flag wins over the environment (POLICYD_*), which wins over --config FILE (YAML). `serve` and
+    `demo` refuse settings that are not theirs; the other commands ignore those of others.
 
     Exit status: 0 if all went well, 1 if not (`explain`: if the request would be denied), 2 if the
     command or its settings are wrong, 3 if `serve` has ended in order and entries of the log wait
     in --spool for its next start, as the database did not take them.
     """
-    # --version and --help do not wait for what options are made of.
+    # Imported late: --version and --help need no options.
     from policyd.cli.options import OPTIONS
 
     os.umask(UMASK)

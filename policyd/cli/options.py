@@ -36,7 +36,7 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class HeaderLine(click.ParamType[str]):
-    """An HTTP header. The environment has one a line."""
+    """An HTTP header. In the environment, one on each line."""
 
     name = "'NAME: VALUE'"
     envvar_list_splitter = "\n"
@@ -67,7 +67,7 @@ class Age(click.ParamType[timedelta]):
         except (ValueError, OverflowError):
             age = None
         if age is None or age > datetime.now(UTC) - _EPOCH:
-            self.fail(f"{value!r} is no age: give one such as 30m, 24h or 90d", param, ctx)
+            self.fail(f"{value!r} is not an age: give one such as 30m, 24h or 90d", param, ctx)
         return age
 
 
@@ -85,15 +85,15 @@ class Moment(click.ParamType[datetime]):
             return times.moment(value) if ago is None else datetime.now(UTC) - ago
         except (ValueError, OverflowError):
             self.fail(
-                f"{value!r} is no moment: give one such as 2026-11-25T09:30:00Z, or how long ago, "
-                "such as 30m, 24h or 7d",
+                f"{value!r} is not a moment: give one such as 2026-11-25T09:30:00Z, or how long "
+                "ago, such as 30m, 24h or 7d",
                 param,
                 ctx,
             )
 
 
 def _found(context: click.Context, parameter: click.Parameter, url: str) -> str:
-    """The database of a demo that runs here, where no setting names one and none stands here."""
+    """The URL of a running demo's database, where no setting names one and none is here."""
     if context.params.get("server"):
         return url  # The command works on that server.
     source = context.get_parameter_source(parameter.name or "")
@@ -137,26 +137,26 @@ def actor() -> str:
 
 def _check_no_other(url: str) -> None:
     """Raises StoreUnavailable where no setting names a database, and a policyd runs on this
-    machine: it has a database elsewhere, and would know nothing of what a new one here says."""
+    machine: its database is elsewhere, and it would not see what is written to a new one here."""
     usual = ServerSettings()
     if url != usual.database_url:
         return
     with suppress(OSError), socket.create_connection(usual.admin, timeout=1):
         raise StoreUnavailable(
             f"no database is here, and a policyd that runs on this machine ({usual.admin}) has "
-            "one elsewhere, so none is made: name that one by --database-url, or the server by "
+            "one elsewhere, so none is made: name that one by --database-url, or that policyd by "
             f"--server {usual.admin} and --token-file"
         )
 
 
 @contextmanager
 def opened(url: str, *, create: bool = False) -> Iterator["Store"]:
-    """The store at `url`, in a form that this version works on: it is migrated only where there
-    was nothing, and it is to be made.
+    """The store at `url`, whose form this version can use. With `create`, a database that is
+    missing or empty is made; none is migrated otherwise.
 
     Raises StoreUnavailable.
     """
-    # A command that opens no database does not wait for what reads one.
+    # Imported late: a command that opens no database needs no SQL.
     from policyd.store import Store
 
     store = Store(url)
@@ -168,8 +168,8 @@ def opened(url: str, *, create: bool = False) -> Iterator["Store"]:
     elif is_new:
         raise StoreUnavailable(
             f"there is no database {file}: check --database-url (a demo is found from the folder "
-            "that it was started in), or make the first key (policyd keys create NAME) or start "
-            "policyd serve, which make it"
+            "that it was started in). To make one, make the first key (policyd keys create NAME) "
+            "or start policyd serve"
         )
     try:
         if create and (is_new or store.form().revision is None):

@@ -24,7 +24,7 @@ _file = click.Path(path_type=Path, dir_okay=False)
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What the options of administered() name."""
+    """The database or server that the options of administered() name."""
 
     database_url: str
     server: str | None
@@ -37,7 +37,7 @@ class Place:
 
     @contextmanager
     def opened(self, *, create: bool = False) -> Iterator[Administrator]:
-        """The administrator. A database that is missing is made if the command is to `create` it.
+        """The administrator of this place. With `create`, a database that is missing is made.
 
         Raises SettingsError or StoreUnavailable.
         """
@@ -47,7 +47,7 @@ class Place:
             return
         token = self._token()
         silence_grpc()
-        # A command that opens a database does not wait for gRPC.
+        # Imported late: a command that opens a database needs no gRPC.
         from policyd.cli.remote import OfServer
         from policyd.client import tls_credentials
         from policyd.client.admin import AdminClient
@@ -65,7 +65,7 @@ class Place:
         at = Address.parse(self.server, "--server")
         if not (at.is_loopback or self.tls or self.tls_ca or self.insecure):
             raise SettingsError(
-                f"--server {at} is another machine, and would be sent the administration token in "
+                f"--server {at} is another machine, and would get the administration token in "
                 "the clear: give --tls or --tls-ca, or --insecure if something else protects it"
             )
         if self.token_file is None:
@@ -90,7 +90,7 @@ _SERVER = [
         "--server",
         metavar="HOST:PORT",
         is_eager=True,  # Before --database-url, which then means nothing.
-        help="A running policyd's --admin address, to work there in place of the database.",
+        help="A running policyd's --admin address, to work there instead of on the database.",
     ),
     option("--token-file", type=_file, help="The administration token of --server."),
     option("--tls", is_flag=True, help="Ask --server over TLS, by the system's authorities."),

@@ -18,8 +18,8 @@ _WIDTH = 100
 def policies(as_json: bool) -> None:
     """List the policies: what each does, its setting, its header, and the flag that it gives.
 
-    policyd keys set ID --policy NAME=MODE:VALUE sets one for an API key, and policyd explain and
-    policyd simulate try it before.
+    policyd keys set ID --policy NAME=MODE:VALUE sets one for an API key; policyd explain and
+    policyd simulate try it first.
     """
     if as_json:
         options.print_json([_as_dict(policy) for policy in TABLE.policies])

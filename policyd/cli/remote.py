@@ -43,7 +43,7 @@ class OfServer:
     def __init__(self, client: AdminClient) -> None:
         self._client = client
         self._export_format = ""
-        """Of the file that pages of the log are written to; "": of none."""
+        """The format of the file to which pages of the log are exported; "" for no file."""
 
     def _call(self, method: str, request: Any, timeout: float | None = None) -> Any:
         try:
@@ -88,7 +88,7 @@ class OfServer:
         """See Administrator."""
         if not callable(changes.get("policies")):
             return self._update(pb.ApiKey(id=key_id), changes)
-        # The new settings are made of those that the key has, so these must not change meanwhile.
+        # The new settings are made from the current ones, so these must not change meanwhile.
         for left in reversed(range(_TRIES)):
             current = self.get(key_id)
             policies = changes["policies"](current.policies)
@@ -197,18 +197,18 @@ class OfServer:
         return newest[0].time if newest else datetime.now(UTC)
 
     def note_export(self, what: Mapping[str, Any]) -> None:
-        """See Administrator. The server notes it as it is asked for the first page, with the
-        filter."""
+        """See Administrator. The server records it, with the filter, when it is asked for the first
+        page."""
         self._export_format = str(what["format"])
 
 
 _PATHS = {"expires_at": "expire_time"}
-"""Fields of a key that AdminService names otherwise."""
+"""Fields of a key that have another name in AdminService."""
 
 
 def _raise(error: CallFailed) -> NoReturn:
     kind = _ERRORS.get(error.reason)
-    # Of the token, the client knows more to say than the server.
+    # The client's text about the token says more than the server's.
     if kind is None or kind is errors.Unauthenticated:
         raise error
     raise kind(str(error)) from None

@@ -40,8 +40,8 @@ def request(wanted: LogFilter, after: str, limit: int) -> pb.ListDecisionsReques
 
 
 def record(one: pb.LoggedDecision) -> Record:
-    """A logged decision. AdminService does not tell what of a request would be needed to decide it
-    again, such as the states of further identifiers: those fields are as if it were not known."""
+    """A logged decision. AdminService does not give what is only needed to decide a request again,
+    such as the states of further identifiers: those fields are as if they were not known."""
     why = one.explanation
     return Record(
         id=one.id,

@@ -1,4 +1,4 @@
-"""`policyd logs remove-sample`: the made-up week of `policyd demo` goes."""
+"""`policyd logs remove-sample`: removes the made-up week of `policyd demo`."""
 
 import click
 

@@ -1,7 +1,7 @@
 """Files into which `policyd apply` writes the secrets of keys that it creates.
 
-They are made before any key is, so that no secret is lost for want of a file, and are never
-overwritten.
+They are made before any key is, so that no secret is lost because its file cannot be made. No
+existing file is overwritten.
 """
 
 import os
@@ -16,8 +16,8 @@ _MODE = 0o600
 
 
 class SecretFiles:
-    """The new files of some keys, by their names. Those that hold no secret at the end of the
-    block are removed. Raises SettingsError where one is there already, or cannot be made."""
+    """The new files of some keys, by the keys' names. Those that hold no secret at the end of the
+    `with` block are removed. Raises SettingsError where one exists, or cannot be made."""
 
     def __init__(self, paths: Mapping[str, Path]) -> None:
         self._paths = dict(paths)
@@ -40,7 +40,7 @@ class SecretFiles:
         self._made.clear()
 
     def write(self, name: str, secret: str) -> Path | None:
-        """Write a key's secret to its file; None where it has none, or the disk fails."""
+        """Write a key's secret to its file; None where the key has no file, or the disk fails."""
         file = self._made.get(name)
         if file is None:
             return None
@@ -59,7 +59,7 @@ def _new(name: str, path: Path) -> int:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _MODE)
     except FileExistsError:
         raise SettingsError(
-            f"the secret_file {path} of the key {name!r} is there already, so nothing was changed: "
+            f"the secret_file {path} of the key {name!r} exists already, so nothing was changed: "
             "it is never overwritten; move it away, or name another file"
         ) from None
     except OSError as error:

@@ -1,4 +1,4 @@
-"""`policyd serve`, and the line that says that it is ready."""
+"""`policyd serve`, and the line that says it is ready."""
 
 import asyncio
 import logging
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from policyd.server.supervisor import ReadAgain
 
 _LINK = 2.0
-"""Seconds that the line "ready" waits for the console's first link, and between two tries."""
+"""Seconds that the line "ready" waits for the console's first link; also between two tries."""
 _LEFT = 3
-"""The exit status that tells of entries in the spool."""
+"""The exit status where entries are left in the spool."""
 
 
 @click.command(cls=ServerCommand)
@@ -39,10 +39,11 @@ _LEFT = 3
 def serve(log_level: str, log_format: str, **given: Any) -> None:
     """Run policyd: answer gateways, and manage keys.
 
-    SIGTERM drains it, SIGINT (Ctrl-C) does not, a second one cuts what is under way. SIGHUP
-    replaces its processes one at a time, by what the --config file, tokens and certificates are
-    then, and by the version that is installed then, if it has the same settings; addresses,
-    database, spool, the file of the administration token and the number of workers stay.
+    SIGTERM drains it first, SIGINT (Ctrl-C) does not; a second signal cuts what is under way.
+    SIGHUP replaces its processes one at a time. They go by the --config file, tokens and
+    certificates as they are then, and by the version that is installed then, if it has the same
+    settings; addresses, database, spool, the file of the administration token and the number of
+    workers stay.
     """
     start_logging(log_level, log_format)
     raise_limit()
@@ -58,7 +59,7 @@ def serve(log_level: str, log_format: str, **given: Any) -> None:
 
 
 async def _serve(settings: ServerSettings, again: "ReadAgain") -> None:
-    # --help does not wait for what a server is made of.
+    # Imported late, so that --help does not load the server.
     from policyd.server.supervisor import supervise
 
     logging.getLogger(__name__).info("the administration token is in %s", settings.admin_token_file)
@@ -77,7 +78,7 @@ async def _say_ready(settings: ServerSettings) -> None:
     asking = StoreThreads("the console's link", settings.database_timeout)
     saying = asyncio.create_task(_say_link(settings, asking))
     try:
-        # It is first, unless the database does not tell whether there is a password.
+        # The link comes first, unless the database is too slow to say whether there is a password.
         await asyncio.wait({saying}, timeout=_LINK)
         url = await asking.run(_console_url, settings)
         _say_is_ready(f"{at} console={url} {last}")
@@ -105,7 +106,7 @@ async def _say_link(settings: ServerSettings, asking: StoreThreads) -> None:
 
 
 def _first_link(settings: ServerSettings) -> str | None:
-    # A server without a console does not wait for what a console is made of.
+    # Imported late: a server without a console does not load one.
     from policyd.console import first_link
 
     with options.opened(settings.database_url) as store:

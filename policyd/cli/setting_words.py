@@ -26,12 +26,12 @@ _BRIEF = 24
 
 
 def word(member: Mode | Override | None) -> str | None:
-    """The word that operators use for it."""
+    """The word that operators use for a mode or override."""
     return member.name.lower() if member else None
 
 
 def as_dict(settings: Settings) -> dict[str, Any]:
-    """Settings by policy, as JSON values. What a level does not set is null."""
+    """Settings by policy, as JSON values. What is not set is null."""
     return {
         name: {"mode": word(one.mode), "value": one.value, "override": word(one.override)}
         for name, one in settings
@@ -39,7 +39,7 @@ def as_dict(settings: Settings) -> dict[str, Any]:
 
 
 def original(settings: Settings) -> tuple[str | None, str]:
-    """The mode and the override of the original policy, which older fields are about."""
+    """The mode and the override of the original policy, which have fields of their own."""
     setting = TABLE.original_of(settings)
     return word(setting.mode), (setting.override or Override.ANY).name.lower()
 
@@ -72,7 +72,7 @@ def finding(result: Result | LoggedResult, told: str) -> str:
 
 
 def logged(result: LoggedResult) -> str:
-    """What a policy found of a logged request."""
+    """The setting of a policy that judged a logged request, and what it found."""
     message = result.message
     told = "" if message is None else f"violated: {message}" if message else "failed"
     return printable(f"{result.policy}={finding(result, told)}")

@@ -23,8 +23,8 @@ from policyd.simulation import simulate as simulate_requests
 _HELP = f"""\
 Say what other settings would have done to the logged requests of a key.
 
-KEY is its ID or its name. Policies that are not given are as the key has them. Where none is
-given: what "enforce" of {TABLE.original.title} would have blocked. Nothing is changed.
+KEY is its ID or its name. Settings that are not given are as the key has them. If no mode is
+given, it shows what {TABLE.original.title} with "enforce" would have blocked. Nothing is changed.
 """
 
 

@@ -1,4 +1,4 @@
-"""The decision log on a terminal: one line for each decision, and nothing that steers it."""
+"""The decision log on a terminal: one line for each decision, without control characters."""
 
 from policyd.decision_log.export import values
 from policyd.decision_log.record import Record
@@ -29,5 +29,6 @@ def line(record: Record) -> str:
 
 
 def printable(text: str) -> str:
-    """The text without what steers a terminal or reverses the line: clients have written it."""
+    """The text with control characters escaped: clients wrote it, and may try to steer the
+    terminal or reverse the line."""
     return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)

@@ -1,7 +1,7 @@
-"""YAML that is read with the line of each value, within bounds, and with all its problems at once.
+"""Reads YAML within bounds, with the line of each value, and reports all problems at once.
 
-Every value is a mapping, a list or a text: what a text means, its field knows best. Anchors and
-aliases are not taken, as a few lines of them can stand for any amount of text.
+Every value is a mapping, a list or a text: what a text means is up to its field. Anchors and
+aliases are refused, as a few lines of them can stand for any amount of text.
 """
 
 import difflib
@@ -13,10 +13,10 @@ import yaml
 from policyd.errors import SettingsError
 
 MAX_BYTES = 4 * 2**20
-"""Bytes of a file."""
+"""Bytes of a file, at most."""
 _MAX_DEPTH = 16
 _MAX_PROBLEMS = 30
-"""Problems that are told one by one."""
+"""Problems that are reported one by one; the others are counted."""
 _EMPTY = ("", "~", "null")
 """How YAML and JSON write nothing."""
 
@@ -32,7 +32,7 @@ class _Composer(yaml.BaseLoader):
         anchor = getattr(event, "anchor", None)
         if anchor is not None:
             raise yaml.MarkedYAMLError(
-                problem=f"anchors and aliases (&{anchor}, *{anchor}) are not taken: write it out",
+                problem=f"anchors and aliases (&{anchor}, *{anchor}) are not allowed: write it out",
                 problem_mark=event.start_mark,
             )
         self._depth += 1
@@ -54,7 +54,7 @@ class Problems:
         self._found: list[tuple[int, str]] = []
 
     def add(self, at: yaml.Node, text: str) -> None:
-        """Note a problem at a place."""
+        """Note a problem at the line of a node."""
         self.add_at(at.start_mark.line + 1, text)
 
     def add_at(self, line: int, text: str) -> None:
@@ -74,13 +74,13 @@ class Problems:
             "\n".join([f"{self._file} has {count}, so nothing was changed:", *lines])
         )
 
-    # --- what a node holds; each notes what is wrong -------------------------------------------
+    # --- what a node holds; each method notes what is wrong --------------------------------------
 
     def mapping(
         self, node: yaml.Node, what: str, known: Collection[str] = ()
     ) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-        """The names of a mapping, each with its own node and that of its value; of `known` names
-        if there are any. Nothing stands for an empty one."""
+        """The names of a mapping, each with its own node and that of its value; only `known` names,
+        if any are. An empty value counts as an empty mapping."""
         found: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         if is_empty(node):
             return found
@@ -111,7 +111,7 @@ class Problems:
         return tuple(one for one in given if one is not None)
 
     def text(self, node: yaml.Node, what: str) -> str | None:
-        """A text; None where it is none."""
+        """The text of a node; None where it holds something else."""
         if isinstance(node, yaml.ScalarNode):
             return str(node.value)
         self.add(node, f"{what} is one word or text, not {_kind(node)}")
@@ -119,12 +119,12 @@ class Problems:
 
 
 def is_empty(node: yaml.Node) -> bool:
-    """Whether a place is left empty."""
+    """Whether a node stands for nothing: it is empty, ~ or null."""
     return isinstance(node, yaml.ScalarNode) and not node.style and node.value in _EMPTY
 
 
 def meant(name: str, known: Collection[str]) -> str:
-    """What a name that is not known may mean."""
+    """A hint at what was meant by an unknown name."""
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
 
@@ -138,11 +138,11 @@ def compose(content: bytes, file: str) -> yaml.Node | None:
     try:
         text = content.decode("utf-8-sig")
         if text.lstrip().startswith("{"):
-            # JSON may be indented by tabs, and holds none within its texts.
+            # JSON may be indented by tabs, which YAML forbids; JSON's strings hold none.
             text = text.replace("\t", " ")
         return yaml.compose(text, Loader=_Composer)
     except UnicodeDecodeError as error:
-        raise SettingsError(f"{file} is no UTF-8 text (byte {error.start})") from None
+        raise SettingsError(f"{file} is not UTF-8 text (byte {error.start})") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f"line {mark.line + 1}: " if mark else ""

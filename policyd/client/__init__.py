@@ -1,9 +1,9 @@
-"""The client SDK: PolicyClient for asyncio, SyncPolicyClient for threads. Gateways ask by it.
+"""The client SDK: PolicyClient for asyncio, SyncPolicyClient for threads. Gateways ask by these.
 
 An evaluation goes through these files:
 
     aio         PolicyClient: the interface
-    sync        SyncPolicyClient: the same for threads, by an event loop in a thread of its own
+    sync        SyncPolicyClient: the same for threads, on an event loop in a thread of its own
     batches     evaluations of one turn of the event loop travel in one call
     peers       the policyds that may be asked: which connection is tried, and which one next
     targets     their addresses, and opening, which makes connections to them
@@ -15,13 +15,13 @@ An evaluation goes through these files:
     fallback    the answer in place of a decision, by `on_error`
     reporter    outcomes of requests, reported in batches
     request_outcome  ... as a gateway records one
-    forking     what becomes of clients where a process forks
+    forking     what becomes of clients when a process forks
 
 A program that decides by itself, by policyd's settings, imports LocalPolicyClient from
 policyd.client.local, and with it all that deciding needs:
 
     local               LocalPolicyClient: the interface
-    key_follower        streams of settings: begun, given up, begun anew elsewhere
+    key_follower        streams of settings: opened, given up, opened again elsewhere
     key_stream          one stream: what comes into force, and how old it is
     key_pieces          its messages -> settings
     local_outcomes      outcomes of requests, logged in batches

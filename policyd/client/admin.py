@@ -18,10 +18,10 @@ from policyd.v1.admin_pb2_grpc import AdminServiceStub
 TIMEOUT = 30.0
 """Seconds that a call may take: more than the database's time-out, which the server reports."""
 _MAX_MESSAGE = 64 * 2**20
-"""Bytes of an answer."""
+"""Bytes of an answer, at most."""
 _DETAILS = "grpc-status-details-bin"
 
-# What gRPC says where no connection comes about, in the order in which it is looked for.
+# What gRPC says when it cannot connect, with the cause and the fix; the first match counts.
 _CAUSES = (
     (
         "CERTIFICATE_VERIFY_FAILED",
@@ -49,7 +49,7 @@ _CAUSES = (
         "nothing listens there: name the address that policyd serve prints as admin=…",
     ),
     ("DNS", "its name cannot be resolved: check --server"),
-    ("unreachable", "no way leads there: check --server, and the network between"),
+    ("unreachable", "no route leads there: check --server, and the network between"),
 )
 
 
@@ -133,7 +133,7 @@ class AdminClient:
 
 def _reason(error: Any) -> str:
     """The reason in the ErrorInfo of a call's error. Balancers and gRPC itself send none."""
-    # With policyd's server, and not needed by a program that only asks.
+    # Imported late: it comes with policyd's server, and a program that only asks does without.
     from google.rpc import error_details_pb2, status_pb2
 
     for name, value in error.trailing_metadata() or ():

@@ -1,4 +1,4 @@
-"""PolicyClient: what a program with an event loop asks policyd by.
+"""PolicyClient: how a program with an event loop asks policyd.
 
     async with PolicyClient("policyd-1:50051,policyd-2:50051") as policyd:
         answer = await policyd.evaluate(EvaluateRequest(key=key, has_user=False))
@@ -51,17 +51,16 @@ class PolicyClient:
     several of these. It is then asked over HTTP, which costs less than half of gRPC's CPU and
     promises the same; it wants aiohttp, which policyd[http] brings.
 
-    `credentials` make the connections TLS: see tls_credentials(). Over HTTP, https:// does, and
-    they are an ssl.SSLContext, unless its default will do. `token` is the one that a policyd
-    with --caller-token-file asks for. `on_error` says what evaluate() does without a decision: see
-    OnError.
+    `credentials` make the connections TLS: see tls_credentials(). Over HTTP, https:// does that,
+    and `credentials` may be an ssl.SSLContext in place of the default one. `token` is the one that
+    a policyd with --caller-token-file asks for. `on_error` says what evaluate() does without a
+    decision: see OnError.
 
     A client belongs to the event loop that it is first used in. It opens its connections there, so
-    a client that was made before a fork, and not used yet, may be used in a child. After its first
-    use a fork leaves the children without: there evaluate() raises NoDecision, also of new clients,
-    and gRPC itself may crash the child (see forking.py). So close the client before the process
-    forks. Raises ValueError or TypeError where it cannot be
-    made of these arguments.
+    a client that was made before a fork, and not used yet, may be used in a child. Once it has been
+    used, no client works in a child that is forked: there evaluate() raises NoDecision, also that
+    of new clients, and gRPC itself may crash the child (see forking.py). So close the client before
+    the process forks. Raises ValueError or TypeError where it cannot be made of these arguments.
     """
 
     def __init__(
@@ -88,8 +87,8 @@ class PolicyClient:
         await self.close()
 
     async def close(self) -> None:
-        """Report the outcomes that wait, as far as 2 s suffice, and close the connections.
-        Evaluations under way end with NoDecision."""
+        """Report the outcomes that wait, for up to 2 s, and close the connections. Evaluations
+        under way end with NoDecision."""
         if forking.is_broken():  # Its connections belong to the parent of this process.
             self._closed = True
             return
@@ -102,8 +101,8 @@ class PolicyClient:
         forking.in_use.discard(self)
 
     async def evaluate(self, request: EvaluateRequest) -> EvaluateResponse:
-        """Ask for the decision on a request. Without one in time, for any cause, `on_error` holds:
-        NoDecision is raised, or the answer has no decision_id."""
+        """Ask for the decision on a request. If none comes in time, for any cause, `on_error`
+        applies: NoDecision is raised, or the answer has no decision_id."""
         try:
             return await self._batches.ask(request)
         except NoDecision as problem:
@@ -140,12 +139,12 @@ class PolicyClient:
         self._reporter.report(outcome)
 
     def take_outcomes(self) -> list[Outcome]:
-        """Take back the outcomes that are not sent yet, to report them by another client."""
+        """Take back the outcomes that are not sent yet, to report them through another client."""
         return self._reporter.take()
 
     @property
     def outcomes_lost(self) -> int:
-        """How many outcomes that report() was given are lost, so that policyd will not get them."""
+        """How many outcomes that report() was given policyd will not get."""
         return self._reporter.lost
 
     async def can_reach(self, timeout: float) -> bool:

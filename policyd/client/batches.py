@@ -97,7 +97,7 @@ class Batches:
         )
         results = response.results
         if [result.id for result in results] != keys:
-            raise NoDecision(f"{len(results)} answers, which are not those to these requests")
+            raise NoDecision(f"{len(results)} answers, which do not belong to these requests")
         return [
             result.response
             if result.HasField("response")
@@ -122,8 +122,8 @@ def _keys(number: int) -> list[str]:
 
 
 def _common_failure(response: BatchEvaluateResponse) -> Failed | None:
-    """The failure of a batch, if every evaluation failed with the same status: the settings are not
-    known yet, say. Then another try may succeed, later or elsewhere.
+    """The failure of a batch, if every evaluation failed with the same status, for example because
+    the settings are not known yet. Then another try may succeed, later or elsewhere.
     """
     results = response.results
     if not results or not results[0].HasField("status"):

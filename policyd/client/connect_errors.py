@@ -1,8 +1,8 @@
-"""What an HTTP response other than an answer means: an error of policyd's, as the Connect protocol
-has them, or the response of something else.
+"""What an HTTP response that is no answer means: it is policyd's error, in the form of the Connect
+protocol, or it comes from something else.
 
 A proxy that reaches no policyd says 502, 503 or 504, and that is an outage. Whatever else answers
-in policyd's place, such as a web server at a wrong port, is none: no request may pass for it.
+in policyd's place, such as a web server at a wrong port, is no outage: it lets no request pass.
 """
 
 import json
@@ -15,18 +15,18 @@ from policyd.client.statuses import TABLE, Failed, Meaning
 
 _Code = grpc.StatusCode
 _CODES = {code.name.lower(): code for code in _Code} | {"canceled": _Code.CANCELLED}
-"""By Connect's names."""
+"""gRPC's codes, by Connect's names for them."""
 AWAY = frozenset({502, 503, 504})
-"""With what a proxy says that it reaches no policyd, or policyd's /decisionsz that it does not
-decide."""
+"""The statuses by which a proxy says that it reaches no policyd, or policyd's /decisionsz that it
+does not decide."""
 _LONGEST = 1000
-"""Characters that are kept of a message: it is logged."""
+"""Characters of a message that are kept, as it is logged."""
 _INFO = "google.rpc.ErrorInfo"
 """The type of a detail that neither balancers nor proxies send."""
 
 
-def told_failure(reply: Reply) -> Failed | None:
-    """The failure that policyd tells of. None: this is no response of policyd's."""
+def reported_failure(reply: Reply) -> Failed | None:
+    """The failure that policyd reports; None where the response is not policyd's."""
     told = _error(reply)
     if told is None:
         return None
@@ -50,7 +50,7 @@ def stranger(address: str, reply: Reply) -> Failed:
 
 
 def _error(reply: Reply) -> dict[str, Any] | None:
-    """The error in a response. None: it holds none that Connect knows."""
+    """The error in a response; None where it holds none that Connect defines."""
     if reply.status == 200 or reply.kind != "application/json":
         return None
     try:
@@ -62,7 +62,7 @@ def _error(reply: Reply) -> dict[str, Any] | None:
 
 
 def _message(told: dict[str, Any]) -> str:
-    """What an error says, as text that can be written anywhere: JSON may hold half a character."""
+    """What an error says, as text that can be encoded: JSON may hold half a surrogate pair."""
     message = told.get("message")
     return (
         message[:_LONGEST].encode("utf-8", "replace").decode() if isinstance(message, str) else ""

@@ -1,5 +1,4 @@
-"""One connection to a policyd over gRPC: it notices that no answers come, steps aside, and comes
-back.
+"""One connection to a policyd over gRPC: it notices that no answers come, steps aside, and returns.
 
 When a peer falls silent (silence.py), its calls end, to be made elsewhere, and its channel is
 replaced. The connection is then away (recovery.py): others are preferred, and it looks for
@@ -20,7 +19,7 @@ from policyd.client.transport import Method
 from policyd.v1.policy_pb2_grpc import PolicyServiceStub
 
 if TYPE_CHECKING:
-    from policyd.v1.policy_pb2_grpc import PolicyServiceAsyncStub  # It is in the types only.
+    from policyd.v1.policy_pb2_grpc import PolicyServiceAsyncStub  # In the types only.
 
 _Request = TypeVar("_Request", bound=Message)
 _Response = TypeVar("_Response", bound=Message)
@@ -55,8 +54,8 @@ _NOT_SERVING = b"\x08\x02"
 
 
 class Connection:
-    """Calls the policyd at `address`, which counts as silent after `patience` seconds with calls
-    under way and no answer, and sends it `metadata`. See transport.Transport.
+    """Calls the policyd at `address` with `metadata`. The peer counts as silent after `patience`
+    seconds with calls under way and no answer. See transport.Transport.
     """
 
     def __init__(
@@ -74,7 +73,7 @@ class Connection:
         self._calls: set[grpc.aio.Call] = set()
         self._silences = 0
         self._closing: set[asyncio.Task[None]] = set()
-        self._use(self._channel_to_it())
+        self._use(self._new_channel())
 
     @property
     def is_away(self) -> bool:
@@ -136,7 +135,7 @@ class Connection:
         await self._channel.close()
         await asyncio.gather(*self._closing)
 
-    def _channel_to_it(self) -> grpc.aio.Channel:
+    def _new_channel(self) -> grpc.aio.Channel:
         if self._credentials:
             channel = grpc.aio.secure_channel(self.address, self._credentials, options=OPTIONS)
         else:
@@ -163,7 +162,7 @@ class Connection:
         self._end_calls()
         if self._channel.get_state() is grpc.ChannelConnectivity.READY and not self.is_away:
             self._put_away(self._channel)
-            self._use(self._channel_to_it())
+            self._use(self._new_channel())
         self._recovery.begin()
 
     def _failed(self, error: grpc.aio.AioRpcError) -> Failed:
@@ -186,7 +185,7 @@ class Connection:
         self._recovery.end()
 
     async def _race(self, rivals: int) -> bool:
-        """Whether the peer answers on this connection or a new one, which then stands for it."""
+        """Whether the peer answers on this channel or a new one, which then replaces it."""
         looks = {asyncio.create_task(_answers(self._channel, LOOK)): self._channel}
         try:
             for number in range(rivals, -1, -1):
@@ -195,7 +194,7 @@ class Connection:
                 if over:
                     return self._win(looks, over)
                 if number:
-                    channel = self._channel_to_it()
+                    channel = self._new_channel()
                     looks[asyncio.create_task(_answers(channel, LOOK))] = channel
             return False
         finally:
@@ -226,7 +225,7 @@ async def _answers(channel: grpc.aio.Channel, seconds: float) -> bool:
 
 
 async def _health(channel: grpc.aio.Channel, seconds: float, request: bytes = b"") -> bytes | None:
-    """What the health service replies; b"" where with an error. None: the peer does not answer."""
+    """The health service's reply; b"" for an error; None where the peer does not answer."""
     method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_HEALTH)
     try:
         async with asyncio.timeout(seconds + 0.5):  # Holds even where gRPC's own timeout does not.

@@ -2,7 +2,7 @@
 
 Each process of a gateway writes files of its own to one folder. The one that has the folder's lock
 carries all of them, in a thread, and another takes over when it ends. How far each file is carried
-stands in policyd's database, so no entry is carried twice, whichever process carries.
+is kept in policyd's database, so no entry is carried twice, whichever process carries.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from policyd.errors import StoreUnavailable
 _log = logging.getLogger(__name__)
 
 _OTHER_PAUSE = 1.0
-"""Seconds between two looks whether the process that carries has ended."""
+"""Seconds between two looks at whether the process that carries has ended."""
 _LONGEST_PAUSE = 5.0
 """Seconds between two tries while policyd takes no entries."""
 _REMIND = 60.0
@@ -29,7 +29,7 @@ one."""
 
 class Carrier:
     """Ships `spool` to `destination` while this process has the folder's lock, once `is_found` says
-    that the database is known which the entries belong to. Belongs to one event loop."""
+    that the database to which the entries belong is known. Belongs to one event loop."""
 
     def __init__(
         self, spool: SpoolReader, destination: PolicydDestination, is_found: Callable[[], bool]
@@ -42,7 +42,7 @@ class Carrier:
         self._threads = StoreThreads("carrying decisions to policyd", None)
         self._has_lock = False
         self._closing: asyncio.Task[None] | None = None
-        """Lets another process carry, or another client of this one, where finish() could not."""
+        """The task that gives the lock to others, where finish() had no time to."""
         self._throttle = Throttle(_REMIND)
         self._told = ""
         """The problem that was logged last; "": policyd takes entries."""
@@ -64,22 +64,22 @@ class Carrier:
             await asyncio.sleep(pause if self._has_lock or shipped is None else _OTHER_PAUSE)
 
     async def finish(self, seconds: float) -> None:
-        """Carry what is left, as far as so many seconds suffice, and let another process carry.
-        Otherwise the next start carries it."""
+        """Carry what is left, for up to `seconds`, and give up the lock. What is still left then is
+        carried by another process, or after the next start."""
         if not self._is_found():
             return  # Nothing was decided yet.
         try:
             async with asyncio.timeout(seconds):
-                await self._carry_once()
+                await self._carry_all()
         except TimeoutError:
             _log.warning("decisions that policyd does not have yet stay in the spool")
-            # Once the call that is under way has ended, which may take longer than this client may.
+            # It waits for the call under way, which may take longer than this client may wait.
             self._closing = asyncio.create_task(self._threads.run(self._close))
             return
         await self._threads.run(self._close)
 
-    async def _carry_once(self) -> None:
-        """Wait for this process's turn, and for policyd to take all that there is."""
+    async def _carry_all(self) -> None:
+        """Wait until it is this process's turn and policyd has taken all entries."""
         while True:
             if await self._try() is not None and self._has_lock:
                 return
@@ -109,7 +109,7 @@ class Carrier:
         return carried
 
     def _tell(self, problem: str) -> None:
-        """Log why policyd takes no entries: a line at first, and one for another cause."""
+        """Log why policyd takes no entries: at once, and again where the cause changes."""
         if not self._told or (problem != self._told and self._throttle.is_due()):
             _log.error("decisions stay in the spool: %s", problem)
             self._told = problem

@@ -1,4 +1,4 @@
-"""What becomes of the clients of policyd where a process forks.
+"""What becomes of the clients of policyd when a process forks.
 
 gRPC works with threads of its own. A child has none of them, but the state that they left behind,
 so gRPC hangs there, or ends the process. gRPC's own support for forking does not reach its
@@ -9,11 +9,11 @@ as its process forks, every client in the child raises NoDecision with the reaso
 of gRPC. A client over HTTP keeps the same rules, as its connections and its event loop are its
 parent's, too.
 
-Two things there are beyond the clients. The child must not go on with an event loop of its parent:
-the calls that wait in it would go on, too. And gRPC has handlers of forks of its own. Now and then,
+Two dangers are beyond the clients' reach. The child must not go on with an event loop of its
+parent: the calls that wait in it would go on, too. And gRPC has fork handlers of its own. At times,
 mostly while a call is under way, they find its threads idle and start new ones in the child, which
 may end it by SIGSEGV or SIGABRT. GRPC_ENABLE_FORK_SUPPORT=0 in the environment switches them off;
-then no other part of the process may use gRPC. To close the client before the fork is safe always.
+then no other part of the process may use gRPC. Closing the client before the fork is always safe.
 """
 
 import ctypes
@@ -51,7 +51,7 @@ class Suspendable(Protocol):
         """Let threads open a channel again."""
 
     def renew(self) -> None:
-        """Begin anew, in the child."""
+        """Start afresh, in the child."""
 
 
 clients: WeakSet[Suspendable] = WeakSet()
@@ -94,11 +94,11 @@ def _before() -> None:
     global _has_threads  # noqa: PLW0603  # It is the process's.
     for client in tuple(clients):
         if client.suspend():
-            # Noted one by one, so that an exception of a signal leaves none of them locked.
+            # Noted one by one, so that none stays locked where a signal's handler raises.
             _state.suspended = (*_state.suspended, client)
     if _has_threads and not in_use:
         # gRPC stops its threads once no object of a channel is left, circular references included.
-        # That takes most of a second, be the client closed by the fork or just before it.
+        # That takes most of a second, whether the client is closed here or just before.
         gc.collect()
         _wait_for_threads()
         _has_threads = False
@@ -130,7 +130,7 @@ def _in_child() -> None:
     _is_broken = _is_broken or bool(in_use)
     for client in tuple(in_use):
         # No destructor of its channel may run, not even at the end of the child: it would wait for
-        # threads that only the parent has. A reference more than there are lasts for ever.
+        # threads that only the parent has. An extra reference keeps it for ever.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(client))
     _state.suspended = ()
     for client in tuple(clients):

@@ -8,8 +8,8 @@ policyd and its caller less than half of what gRPC costs.
 - When the peer falls silent (silence.py), its calls end, to be made elsewhere, and all connections
   are replaced. The address is then away (recovery.py).
 - Behind one address there may be several workers, of which one hangs while others answer. So a
-  call that has waited as long as a silent peer would be given ends, too, once one that began after
-  it, and did not wait as long itself, is answered. Where all are slow, none is.
+  call that has waited longer than `patience` also ends when another one, which began within that
+  time, is answered. Where all answers are slow, this ends none.
 """
 
 import asyncio
@@ -21,7 +21,8 @@ from typing import TypeVar
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from policyd.client.connect_errors import AWAY, stranger, told_failure
+from policyd.client.recovery import HEAD_START, LOOK, Recovery
+from policyd.client.connect_errors import AWAY, reported_failure, stranger
 from policyd.client.http_pool import Foreign, Lost, Pool, Reply, Unreachable
 from policyd.client.recovery import HEAD_START, LOOK, Recovery
 from policyd.client.silence import Silence
@@ -47,7 +48,7 @@ class _Call:
         self.is_patient = is_patient
         self.begun = time.monotonic()
         self.cause = ""
-        """Why it was ended before its time; "": it was not."""
+        """Why it was ended before its deadline; "" where it was not."""
 
     def end(self, cause: str) -> None:
         """End it now."""
@@ -58,8 +59,8 @@ class _Call:
 
 class HttpConnection:
     """Calls the policyd at `origin`, such as http://policyd:8082, which counts as silent after
-    `patience` seconds with calls under way and no answer. Of https://, the `context` is TLS's; by
-    default the system's authorities count. See transport.Transport.
+    `patience` seconds with calls under way and no answer. For https://, `context` is the TLS
+    context; by default the system's authorities count. See transport.Transport.
     """
 
     def __init__(
@@ -167,11 +168,11 @@ class HttpConnection:
             try:
                 answer = kind.FromString(reply.body)
             except DecodeError:
-                raise self._stranger("its answer is none") from None
+                raise self._stranger("its answer cannot be read") from None
             self._hear()
             self._end_overtaken(call)
             return answer
-        told = told_failure(reply)
+        told = reported_failure(reply)
         if told is None or told.meaning is Meaning.NOT_REACHED:
             self._recovery.begin()
         else:
@@ -193,7 +194,7 @@ class HttpConnection:
         )
 
     def _end_overtaken(self, answered: _Call) -> None:
-        """End the oldest call, if one that began later has been answered in good time."""
+        """End the oldest call, if it has waited too long and `answered` has not."""
         oldest = next((one for one in self._calls if not one.is_patient), None)
         limit = time.monotonic() - self._silence.patience
         if oldest is not None and oldest.begun < limit < answered.begun:
@@ -234,7 +235,7 @@ class HttpConnection:
             await asyncio.gather(*looks, return_exceptions=True)
 
     async def _get(self, path: str, seconds: float) -> Reply | None:
-        """The response to a probe; None: there is none in time."""
+        """The response to a probe; None where there is none in time."""
         try:
             async with asyncio.timeout(seconds):
                 return await self._pool.exchange(path)
@@ -251,9 +252,9 @@ class HttpConnection:
         return Pool(self.address, self._context, self._headers, self._silence.patience / 4)
 
     def _renew(self, pool: Pool) -> None:
-        """Put `pool` away, unless that has been done; calls under way on it are finished. One that
-        keeps no connection stays, lest each look up a name anew, in a thread, that no server
-        answers for."""
+        """Replace `pool`, unless that has been done; calls under way on it go on to their end. A
+        pool that never had an answer stays, as it keeps no connection, and each new pool would look
+        the name up again, in a thread that waits while no name server answers."""
         if pool is not self._pool or self._is_closed or not pool.has_answered:
             return
         self._pool = self._new_pool()

@@ -1,8 +1,8 @@
-"""Requests that no leftover can answer.
+"""Requests that no leftover of an earlier response can answer.
 
 aiohttp hands a kept connection to the next request, whatever has arrived on it since its last
-response. A peer that sends a second response unasked, as a confused proxy does, would so decide the
-next request by what another one was answered.
+response. A peer that sends a second response unasked, as a confused proxy does, would decide the
+next request by the answer to another one.
 """
 
 from collections.abc import Coroutine
@@ -13,10 +13,10 @@ from aiohttp.connector import Connection
 
 
 class CleanRequest(ClientRequest):
-    """Is sent on a connection that holds nothing that was not read."""
+    """A request that is sent only on a connection without unread bytes."""
 
     def send(self, conn: Connection) -> Coroutine[Any, Any, ClientResponse]:
-        """See ClientRequest. Raises ServerDisconnectedError, as the connection is of no use."""
+        """See ClientRequest. Raises ServerDisconnectedError where the connection is of no use."""
         protocol = conn.protocol
         if protocol is None or protocol.should_close:
             raise ServerDisconnectedError("the connection holds what no request asked for")

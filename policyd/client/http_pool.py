@@ -1,7 +1,7 @@
-"""Kept-alive connections to one address over HTTP/1.1, by aiohttp: with http_unread.py the only
-module that knows it.
+"""Kept-alive connections to one address over HTTP/1.1. Of the client, only this module and
+http_unread.py use aiohttp.
 
-aiohttp is loaded as the first pool is made, as the client over gRPC does without it.
+aiohttp is loaded when the first pool is made, as the client over gRPC does without it.
 """
 
 import asyncio
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from aiohttp import ClientResponse
 
 MOST = 256
-"""Connections of a pool. Evaluations travel together, so few are needed, but for calls that wait
-for a revision."""
+"""Connections of a pool, at most. Evaluations travel together, so few are needed, except for calls
+that wait for a revision."""
 _LARGEST = 4 * 2**20
 """Bytes that an answer may have, as over gRPC."""
 _TOO_LARGE = "its answer is too large"
 _OK = 200
 _PLAIN = "identity"
 _KEPT = 30.0
-"""Seconds that a connection is kept between two calls: less than policyd keeps it."""
+"""Seconds that an idle connection is kept: less than policyd keeps it."""
 
 
 class Reply(NamedTuple):
@@ -44,13 +44,13 @@ class Lost(Exception):
 
 
 class Foreign(Exception):
-    """The response is none that policyd sends; it says why."""
+    """The response is not one that policyd sends. The message says why."""
 
 
 def check_installed() -> None:
     """Raises ValueError where aiohttp is not installed."""
     try:
-        import aiohttp  # noqa: F401  # Only whether it can be.
+        import aiohttp  # noqa: F401  # Only to see whether it is there.
     except ModuleNotFoundError:
         raise ValueError(f"to ask policyd over HTTP {lacks('aiohttp', 'http')}") from None
 
@@ -73,7 +73,7 @@ class Pool:
         self._url = URL(origin)
         self._urls: dict[str, URL] = {}
         self.has_answered = False
-        """Whether a response came. Until then it keeps no connection."""
+        """Whether a response has come. Until then the pool keeps no connection."""
         self._users = 0
         self._is_retired = False
         self._closing: asyncio.Task[None] | None = None
@@ -95,14 +95,14 @@ class Pool:
             trust_env=False,
             skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent", "Content-Type"),
         )
-        self._own_faults = (aiohttp.ClientConnectorError, aiohttp.ClientResponseError)
-        self._any_fault = aiohttp.ClientError
+        self._unreachable_errors = (aiohttp.ClientConnectorError, aiohttp.ClientResponseError)
+        self._any_error = aiohttp.ClientError
 
     async def exchange(
         self, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> Reply:
         """POST `body`, or GET where there is none. Raises Unreachable, Lost or Foreign, and
-        RuntimeError where it is closed."""
+        RuntimeError where the pool is closed."""
         url = self._urls.get(path) or self._urls.setdefault(path, self._url.with_path(path))
         method = "GET" if body is None else "POST"
         self._users += 1
@@ -113,9 +113,9 @@ class Pool:
                 found = await _body(response)
                 self.has_answered = True
                 return Reply(response.status, response.content_type, found)
-        except self._own_faults as problem:
+        except self._unreachable_errors as problem:
             raise Unreachable(str(problem)) from None
-        except (self._any_fault, OSError) as problem:
+        except (self._any_error, OSError) as problem:
             raise Lost(str(problem) or type(problem).__name__) from None
         finally:
             self._users -= 1
@@ -123,7 +123,7 @@ class Pool:
                 self._close_soon()
 
     def retire(self) -> None:
-        """Close it once no call uses it. It takes no new ones."""
+        """Close the pool once no call uses it. New calls must not be made on it."""
         self._is_retired = True
         if not self._users:
             self._close_soon()
@@ -137,7 +137,7 @@ class Pool:
 
     @property
     def is_closed(self) -> bool:
-        """Whether nothing of it is left."""
+        """Whether the pool was retired, and has closed its connections."""
         return self._closing is not None and self._closing.done()
 
     def _close_soon(self) -> None:
@@ -160,8 +160,9 @@ async def _body(response: "ClientResponse") -> bytes:
 
 
 def _check_framing(headers: Mapping[str, str]) -> None:
-    """An answer that ends with its connection may be a part of one, and a part may be read as a
-    whole message. So may bytes that something on the way has encoded. policyd sends neither."""
+    """Raises Foreign for an answer that might be read as another message: one that ends with its
+    connection, as it may be cut off, and one that something on the way has encoded. policyd sends
+    neither."""
     if (
         "Content-Length" not in headers
         and headers.get("Transfer-Encoding", "").lower() != "chunked"

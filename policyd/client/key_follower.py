@@ -1,4 +1,4 @@
-"""Fills a table of settings from policyd, and follows what changes: over one stream at a time.
+"""Fills a table of settings from policyd and keeps it current, over one stream at a time.
 
 A stream is given up where it ends, is silent, late, of another database, or stale while there are
 other policyds to follow. Then the next address is tried after a pause with jitter, which grows with
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _FIRST_PAUSE, _MAX_PAUSE = 0.2, 5.0
-"""Seconds between two streams, before jitter."""
+"""Seconds between two streams, at first and at most, before jitter."""
 _MAX_MESSAGE = 64 * 2**20
-"""Bytes of one message of the stream."""
+"""Bytes of one message of the stream, at most."""
 _PATIENCE = 5.0
-"""Seconds of a stream's age until settings that it leaves stale have another address tried."""
+"""Seconds that a stream has to make the settings fresh, before another address is tried."""
 _HOST = 256
 """Characters of the host's name that policyd takes."""
 
@@ -55,11 +55,11 @@ class Policyds(NamedTuple):
 
 
 class KeyFollower:
-    """Follows the settings at `policyds` into `keys`, for `process`, which decides by them.
+    """Keeps `keys` as the settings at `policyds` are, for `process`, which decides by them.
 
     `database` is the identity of the database that the decisions in the spool belong to, "" where
-    there is none yet. `expect` makes sure, when a policyd tells the identity of its database, that
-    it is the right one: it raises StreamFault. Settings count as stale after `max_staleness`
+    there is none yet. `expect` is called when a policyd names the identity of its database, and
+    raises StreamFault unless that is the right one. Settings count as stale after `max_staleness`
     seconds. Belongs to one event loop.
     """
 
@@ -84,11 +84,11 @@ class KeyFollower:
         self.is_followed = False
         """Whether a stream stands and the settings are fresh by it."""
         self.settled = asyncio.Event()
-        """Is set once settings are followed, or no address could be followed."""
+        """Set once settings are followed, or all addresses have failed."""
         self._told = ""
-        """The problem that was logged last; "": settings are followed."""
+        """The problem that was logged last; "" while settings are followed."""
         self.problem = "it has not answered yet"
-        """Why no stream stands."""
+        """Why no stream stands; "" while one does."""
 
     async def follow(self) -> None:
         """Follow, until cancelled."""
@@ -107,7 +107,7 @@ class KeyFollower:
             pause = min(pause * 2, _MAX_PAUSE)
 
     def _tell(self, target: str) -> None:
-        """Log why no stream stands: one line for each cause."""
+        """Log why no stream stands, where the cause has changed."""
         if self.problem != self._told:
             self._told = self.problem
             _log.error(
@@ -116,7 +116,7 @@ class KeyFollower:
             )
 
     async def _follow_one(self, target: str) -> str:
-        """Follow one policyd as long as that goes well. Returns why it ended."""
+        """Follow one policyd as long as possible. Returns why that ended."""
         try:
             async with channel_to(target, self._policyds) as channel:
                 await self._read(channel, target)

@@ -9,7 +9,7 @@ from policyd.v1 import local_pb2 as pb
 _DIGEST = 32
 """Bytes of a secret's SHA-256."""
 _KEPT = 4096
-"""Different settings that are kept as they were read: a stream lasts, and settings change."""
+"""Settings that are kept for sharing, at most: a stream lasts long, and settings change."""
 _Shared = tuple[Settings, tuple[str, ...]]
 
 
@@ -52,7 +52,7 @@ def _digest(given: bytes) -> bytes:
 
 
 def defaults_of(complete: pb.SettingsComplete) -> ServerDefaults | None:
-    """What holds where a key sets nothing. None: nothing. Raises ValueError."""
+    """What holds where a key sets nothing; None where nothing does. Raises ValueError."""
     if not complete.HasField("defaults"):
         return None
     given = complete.defaults

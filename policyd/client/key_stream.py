@@ -7,9 +7,9 @@ counts only
 
 - where it names the very revision and epoch that are in force here. So neither a policyd that knows
   less, nor one whose changes do not come through, makes settings fresh that have changed since.
-- as far as it was not late: one that needed longer than the quickest of its stream makes nothing
-  fresher than it was when it was sent. A stream that is late by more than SILENCE is given up.
-- where it is not one from before: since the heartbeat that counted last, as much time has passed at
+- as far as it was not late: one that took longer than the quickest of its stream makes settings
+  only as fresh as they were when it was sent. A stream that is later than SILENCE is given up.
+- where it is not an old one: since the heartbeat that counted last, as much time has passed at
   policyd as here, or this machine's clock agrees with its time.
 
 The law of order. Settings never go back by themselves. A snapshot is collected aside, and what was
@@ -43,8 +43,7 @@ _LONG_AGO = 1e9
 """The age, in seconds, of settings that no heartbeat has confirmed."""
 
 Expect = Callable[[str], Awaitable[None]]
-"""Makes sure that a database with this identity is the one that is followed. Raises
-StreamFault."""
+"""Raises StreamFault unless the database with this identity is the one that is followed."""
 
 
 class StreamFault(Exception):
@@ -52,8 +51,8 @@ class StreamFault(Exception):
 
 
 class Pulse:
-    """What heartbeats tell over all streams of a follower: the time at policyd, by which `clock` is
-    measured."""
+    """The time at policyd, as the heartbeats of all streams of a follower give it. `clock` is
+    measured by it."""
 
     def __init__(self, clock: WorkerClock) -> None:
         self._clock = clock
@@ -61,7 +60,7 @@ class Pulse:
         """policyd's time in the last heartbeat that counted, minus key_table.seconds() then."""
 
     def counts(self, at: float) -> bool:
-        """Whether a heartbeat of this time, in seconds since 1970, is none from before."""
+        """Whether a heartbeat with this time, in seconds since 1970, is not an old one."""
         now, passed = time.time(), key_table.seconds()
         if at < self._behind + passed - _SKEW and at < now - _SKEW:
             return False
@@ -80,8 +79,8 @@ class KeyStream:
         self._pieces = Pieces()
         self._changes = ChangedKeys()
         self._aside: ChangedKeys | None = None
-        """All settings of this policyd, where they are not taken yet. None: they are those in
-        force here, with `_changes`."""
+        """All settings of this policyd, while they are not taken. None where its settings are those
+        in force here, with `_changes`."""
         self._is_put_back = False
         self._least_delay = math.inf
         self._as_of = -math.inf
@@ -91,7 +90,7 @@ class KeyStream:
         self.behind = 0.0
         """Seconds since policyd last saw that its settings are those of its database."""
         self.database = ""
-        """The identity of policyd's database; "" until a heartbeat tells."""
+        """The identity of policyd's database; "" until a heartbeat has named it."""
         self.heard_at = key_table.seconds()
         """When the last heartbeat came, or the stream began, by key_table.seconds()."""
 
@@ -143,13 +142,13 @@ class KeyStream:
             changes = KeyChanges(now[0], changed, epoch=now[1], defaults=defaults)
             await keys.apply(changes, self._fresh_as_of(complete.revision))
         if now == before:
-            # They may be others all the same: a part of them is policyd's own settings, and has no
-            # revision.
+            # The defaults may differ all the same: a part of them is policyd's own settings, which
+            # have no revision.
             keys.defaults = defaults
         return now != before
 
     def _fresh_as_of(self, revision: int, *, is_put_back: bool = False) -> float:
-        """As of when settings of `revision` are policyd's, or newer ones."""
+        """When policyd last had no newer settings than `revision`, by key_table.seconds()."""
         known = self._as_of if self._beat_revision <= revision else -math.inf
         now = key_table.seconds()
         if self._keys.is_known and not is_put_back:

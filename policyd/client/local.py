@@ -1,13 +1,13 @@
-"""LocalPolicyClient: decides in this process by policyd's settings, in place of asking policyd.
+"""LocalPolicyClient: decides in this process by policyd's settings, instead of asking policyd.
 
     async with LocalPolicyClient("policyd:50051", spool=Path("spool"), token=token) as policyd:
         answer = await policyd.evaluate(EvaluateRequest(key=key, has_user=False))
 
 It has the methods of PolicyClient and gives the same answers, made by the same engine. policyd
 stays the authority: this client follows its settings (key_follower.py), and hands it every decision
-(decision_carrier.py). A decision stands in the spool, on this machine's disk, before its answer is
+(decision_carrier.py). A decision is in the spool, on this machine's disk, before its answer is
 given. The client decides while its settings are no older than `max_staleness`; beyond that, and
-until it has any, policyd counts as not reached.
+until it has any settings, policyd counts as not reached.
 """
 
 import asyncio
@@ -56,13 +56,13 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _BODIES = 512 * 2**20
-"""Bytes of raw bodies that are read at once."""
+"""Bytes of raw bodies that are read at the same time, together."""
 _CLOCK_BOUND = 5.0
 """Seconds that this machine's clock may differ from policyd's."""
 _START = 10.0
-"""Seconds that a start waits for settings."""
+"""Seconds that the start waits for settings."""
 _TRUSTED_AS = "grpc"
-"""What the evaluations are trusted as: those of a caller of PolicyService."""
+"""The kind of caller as which evaluations are trusted: one of PolicyService."""
 
 
 class LocalSettings(NamedTuple):
@@ -82,11 +82,11 @@ class LocalPolicyClient:
     file. `timeout` is how long an evaluation may wait for its min_revision, in seconds. `spool` is
     a folder on a local disk for the decisions that policyd does not have yet, up to `spool_limit`
     bytes; processes that decide for one policyd may share it. `spool_sync` says when the disk has a
-    decision: see decision_log/spool. `drop_when_full` and `drop_on_error` answer, and count the
-    loss, where a decision cannot be written. `telemetry` counts and traces what it decides.
+    decision: see decision_log/spool. With `drop_when_full` and `drop_on_error`, a decision that
+    cannot be written is answered, and counted as lost. `telemetry` counts and traces decisions.
 
     Enter it with `async with`, in the event loop that it is used in, before the first call. Raises
-    SettingsError where the folder cannot be used, and ValueError where `target` is none.
+    SettingsError where the folder cannot be used, and ValueError where `target` is not valid.
     """
 
     def __init__(
@@ -159,8 +159,8 @@ class LocalPolicyClient:
         await self.close()
 
     async def close(self, carrying: float = 2.0) -> None:
-        """Write down the outcomes that wait, and carry what is left to policyd, as far as
-        `carrying` seconds suffice."""
+        """Log the outcomes that wait, and carry what is left to policyd, for up to `carrying`
+        seconds."""
         if self._closed:
             return
         if forking.is_broken():  # Its channels belong to the parent of this process.
@@ -183,7 +183,7 @@ class LocalPolicyClient:
         self, request: EvaluateRequest, step: "Span | None" = None
     ) -> EvaluateResponse:
         """Decide on a request, as a part of the traced `step`. Without a decision, for any cause,
-        `on_error` holds: NoDecision is raised, or the answer has no decision_id."""
+        `on_error` applies: NoDecision is raised, or the answer has no decision_id."""
         try:
             self._check()
             decider = self._decider
@@ -212,7 +212,7 @@ class LocalPolicyClient:
         self._outcomes.report(outcome)
 
     def record(self, outcome: RequestOutcome) -> None:
-        """The same for an outcome that this process has recorded itself."""
+        """Log an outcome that this process has recorded itself, as report() does."""
         self._outcomes.record(outcome)
 
     @property
@@ -232,7 +232,7 @@ class LocalPolicyClient:
 
     @property
     def unready(self) -> str:
-        """Why requests get no decision, in words without a secret; "": they get one."""
+        """Why requests get no decision, in words without a secret; "" where they get one."""
         if not self.keys.is_known:
             return "no settings are known yet: policyd is not followed"
         if self.keys.staleness() > self._max_staleness:
@@ -242,7 +242,7 @@ class LocalPolicyClient:
         return ""
 
     async def can_reach(self, timeout: float) -> bool:
-        """Whether policyd has told its settings, no longer ago than max_staleness."""
+        """Whether the settings are no older than max_staleness, whatever the `timeout`."""
         return self.keys.is_known and self.keys.staleness() <= self._max_staleness
 
     async def can_decide(self, timeout: float) -> bool:
@@ -256,7 +256,7 @@ class LocalPolicyClient:
         keys = self.keys
         if not keys.is_known:
             raise NoDecision(
-                f"policyd has told no settings yet: {self.follower.problem}", is_outage=True
+                f"policyd has sent no settings yet: {self.follower.problem}", is_outage=True
             )
         if (age := keys.staleness()) > self._max_staleness:
             why = self.follower.problem or "it lags behind what was followed before"
@@ -276,8 +276,8 @@ class LocalPolicyClient:
         return NoDecision("policyd gave no decision (the log says more)")
 
     async def _expect(self, identity: str) -> None:
-        """Make sure that a policyd's database is the one that is followed, and that the spool is
-        for. Raises StreamFault."""
+        """Raises StreamFault unless a policyd's database is the one that is followed, and that the
+        spool is for."""
         folder = self._settings.spool
         try:
             if self.keys.is_known:
@@ -293,6 +293,6 @@ class LocalPolicyClient:
 
 
 def hold(folder: Path) -> AbstractContextManager[None]:
-    """Hold a spool's folder for the processes of one gateway. Raises SettingsError, where it is in
-    use by another one, or is a policyd's."""
+    """Hold a spool's folder for the processes of one gateway. Raises SettingsError where another
+    gateway uses it, or it is a policyd's."""
     return spools.held(folder)

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 
 class Look(NamedTuple):
-    """What a policyd tells."""
+    """What was found at a policyd."""
 
     revision: int
-    """That of its settings."""
+    """The revision of its settings."""
     in_force: bool
     """Whether the key that was asked for is in force."""
 
@@ -44,9 +44,10 @@ async def look(
     key: str = "",
     spool: Path | None = None,
 ) -> Look:
-    """Read the settings of a policyd at `target`, of all keys where `key` is given, as far as
-    `seconds` suffice. The database has to be the one that `spool` is for, if any. Raises
-    NoDecision, with the cause and the fix where policyd tells it, and SettingsError."""
+    """Look at the first policyd of `target` that can be followed, for up to `seconds` at each. With
+    `key`, it has to send the settings of all keys. Its database has to be the one that `spool` is
+    for, if any. Raises NoDecision, with the cause and, where it is known, the fix, and
+    SettingsError."""
     policyds = Policyds(only_grpc(target, "LocalPolicyClient"), credentials, token)
     database = (spools.known_database(spool) if spool else None) or ""
     problem = NoDecision("no policyd was asked")
@@ -65,8 +66,8 @@ async def look(
 
 
 def look_at_folder(folder: Path) -> str:
-    """What waits in a spool's folder, which is not made. Raises SettingsError where it cannot be
-    used."""
+    """The state of a spool's folder, in words; a missing folder is not made. Raises SettingsError
+    where it cannot be used."""
     spools.check_gateways(folder)
     if not folder.is_dir():
         return "it is made at the start"

@@ -14,13 +14,13 @@ from policyd.v1 import policy_pb2 as pb
 
 _ENDINGS = tuple(Ending)
 _MOST = 1000
-"""Bytes, about, of an entry: its texts are cut before."""
+"""Bytes of an entry, at most, about: its texts have been cut."""
 _LONGEST = MAX_TIME * 1000
-"""Nanoseconds that the log has room for. One beyond it would make its batch unreadable."""
+"""Nanoseconds that the log has room for. A longer time would make its batch unreadable."""
 
 
 class LocalOutcomes:
-    """Has `write` log outcomes, which raises LogFull. See Reporter, which keeps them meanwhile."""
+    """Logs outcomes by `write`, which may raise LogFull. Reporter keeps them meanwhile."""
 
     def __init__(self, write: Callable[[Sequence[Outcome]], Awaitable[None]]) -> None:
         self._write = write
@@ -36,10 +36,10 @@ class LocalOutcomes:
             self.reporter.report(entry)
 
     def record(self, outcome: RequestOutcome) -> None:
-        """Log an outcome of the gateway's own. One of a time that the log cannot hold is lost."""
+        """Log an outcome of the gateway's own. One with a time that the log cannot hold is lost."""
         first = outcome.first_byte
         if not 0 <= (first or 0) <= outcome.duration <= _LONGEST:
-            self.reporter.lose("duration is negative, or more than can be")
+            self.reporter.lose("its duration is negative, or longer than the log can hold")
             return
         self.reporter.report(
             Outcome(

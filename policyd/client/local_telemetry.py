@@ -1,6 +1,6 @@
-"""What a gateway that decides by itself tells of its decisions: the metrics and spans of policyd.
+"""The metrics and spans of a gateway that decides by itself: those that policyd has of decisions.
 
-What it takes is imported late, so that a gateway without --metrics and --traces starts sooner.
+What makes them is imported late, so that a gateway without --metrics and --traces starts sooner.
 """
 
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from policyd.telemetry.tracing import Tracer
 
 ADAPTER = "local"
-"""What the decisions count as: those of a gateway that policyd was not asked by."""
+"""The adapter that decisions count under: those of a gateway that decides by itself."""
 
 
 class LocalTelemetry(NamedTuple):
-    """What counts decisions, and what makes spans of them; None where no operator asks for it."""
+    """What counts decisions, and what makes spans of them; None where the operator wants none."""
 
     metrics: "DecisionMetrics | None" = None
     traces: "LocalDecisionTraces | None" = None
@@ -25,8 +25,8 @@ NO_TELEMETRY = LocalTelemetry()
 
 
 def telemetry(tracer: "Tracer | None", *, is_counted: bool) -> LocalTelemetry:
-    """What counts decisions with the other metrics of this process, where `is_counted`, and makes
-    spans of them that `tracer` sends."""
+    """Counts decisions with the other metrics of this process, if `is_counted`, and makes spans of
+    them, which `tracer` sends."""
     return LocalTelemetry(_metrics() if is_counted else None, _traces(tracer) if tracer else None)
 
 

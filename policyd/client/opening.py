@@ -12,7 +12,7 @@ from policyd.client.transport import Transport
 
 CONNECTIONS = 2
 """Connections over gRPC to a single address. Its workers share them, and one that hangs must not
-have all. Over HTTP an address has a pool of them."""
+have both. Over HTTP an address has a pool of them."""
 _SHARE = 4
 """Tries that fit into the time that a caller gives, at least."""
 _MIN_PATIENCE, MAX_PATIENCE = 0.1, 1.0

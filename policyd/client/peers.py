@@ -1,7 +1,7 @@
 """The policyds that a client may ask: which connection a call takes, and which one it takes next.
 
 A call takes the first connection whose peer answers and that is not busy, so that evaluations still
-travel together, and else the least busy one. Without an answer it takes another at once:
+travel together, or else the least busy one. Without an answer it takes another at once:
 
 - A peer that was not reached, or would not decide for now, is tried again later.
 - A peer that would not decide, but where another may, is not tried again, nor is its address.
@@ -27,11 +27,11 @@ _Request = TypeVar("_Request", bound=Message)
 _Response = TypeVar("_Response", bound=Message)
 
 BUSY = 4
-"""Calls under way from which on a connection counts as busy."""
+"""Calls under way, beyond which a connection counts as busy."""
 _FIRST_PAUSE, _MAX_PAUSE = 0.02, 0.25
-"""Seconds between two tries of all connections, at most."""
+"""Seconds between two rounds of all connections, before jitter, at first and at most."""
 _SHORTEST = 0.01
-"""Seconds that must be left for another try."""
+"""Seconds that must be left for another try to be made."""
 _MARGIN = 0.5
 """Seconds beyond a deadline until a call is given up that gRPC itself should have ended."""
 

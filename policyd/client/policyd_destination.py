@@ -21,9 +21,9 @@ from policyd.v1.local_pb2_grpc import LocalDecisionServiceStub
 _log = logging.getLogger(__name__)
 
 _LIFE = 60.0
-"""Seconds that a stream may take in all ..."""
+"""Seconds that a stream may last in all ..."""
 _AGE = 30.0
-"""... and after which no further request is made on it, so that each has the rest at least."""
+"""... and after which no new request is made on it, so that each has at least the rest."""
 _NAMES = 1000
 """Names of files, or of processes, in one request."""
 _HOST = 256
@@ -60,7 +60,7 @@ class PolicydDestination:
         """See Destination."""
         self._spool = spool
         lines = b"\n".join(chunk.lines)
-        if len(lines) < chunk.end - chunk.start:  # A piece too long for a line has no line's end.
+        if len(lines) < chunk.end - chunk.start:  # A piece of an overlong line has no line end.
             lines += b"\n"
         sent = pb.SpoolChunk(file=chunk.name, start=chunk.start, lines=lines)
         answer = self._ask(chunk=sent)
@@ -139,7 +139,7 @@ class _Stream:
 
     @property
     def is_open(self) -> bool:
-        """Whether a request may still be made on it: policyd ends one without requests."""
+        """Whether a request may still be made on it: policyd ends an idle one."""
         return time.monotonic() < self._until and bool(self._answers.is_active())
 
     def ask(self, **request: Any) -> pb.AppendDecisionsResponse:

@@ -21,7 +21,7 @@ connection may lead to the worker that hangs, too."""
 
 
 class Recovery:
-    """Looks for a peer that is away. `look` takes the number of new connections to try, and gives
+    """Looks for a peer that is away. `look` takes the number of new connections to try, and returns
     whether the peer has answered."""
 
     def __init__(self, look: Callable[[int], Awaitable[bool]]) -> None:
@@ -42,7 +42,7 @@ class Recovery:
         self.is_away = False
 
     async def close(self) -> None:
-        """Look no more."""
+        """Stop looking."""
         if looking := self._looking:
             looking.cancel()
             with suppress(asyncio.CancelledError):

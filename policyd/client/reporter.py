@@ -24,7 +24,7 @@ from policyd.command.log_throttle import Throttle
 log = logging.getLogger(__name__)
 
 MAX_WAITING = 20_000
-"""Outcomes that may wait."""
+"""Outcomes that may wait, at most."""
 MAX_OUTCOME = 4096
 """Bytes that an outcome may have. Those of a gateway have a few hundred."""
 MAX_BATCH = 1000
@@ -38,15 +38,16 @@ _MAX_PAUSE = 5.0
 _CLOSING_TIME = 2.0
 """Seconds that close() takes at most."""
 _OLD_POLICYD_PAUSE = 60.0
-"""Seconds until an older policyd, without outcomes, is tried again: it may have been updated."""
+"""Seconds until an older policyd, which takes no outcomes, is tried again after an update."""
 _LOG_INTERVAL = 10.0
+"""Seconds between two log lines about losses."""
 
 _Outcome = TypeVar("_Outcome")
 
 
 class Reporter(Generic[_Outcome]):
-    """Hands batches of outcomes to `send`, one call at a time. It says why some are not taken, or
-    raises Failed. `size` gives the bytes of one.
+    """Hands batches of outcomes to `send`, one call at a time. `send` returns why some were not
+    taken, one text for each, or raises Failed. `size` gives the bytes of an outcome.
 
     Belongs to the event loop that it is first used in. While no outcome waits it has no task.
     """
@@ -64,7 +65,7 @@ class Reporter(Generic[_Outcome]):
         self._closing = asyncio.Event()
         self._losses = _Losses()
         self._silent_until: float | None = None
-        """When to try again after policyd turned out to be an older one, without outcomes."""
+        """When to try again after policyd turned out to be an older one: see _fall_silent()."""
 
     @property
     def lost(self) -> int:
@@ -98,13 +99,13 @@ class Reporter(Generic[_Outcome]):
             self._sending = asyncio.create_task(self._send_all())
 
     def take(self) -> list[_Outcome]:
-        """Take all outcomes out of the queue, those included that are being sent."""
+        """Take all outcomes out of the queue, including those that are being sent."""
         waiting = list(self._waiting)
         self._waiting.clear()
         return waiting
 
     async def close(self) -> None:
-        """Send the outcomes that wait, as far as 2 s suffice. Later ones are lost."""
+        """Send the outcomes that wait, for up to 2 s. Those left, and later ones, are lost."""
         self._closing.set()
         self._full.set()
         if sending := self._sending:
@@ -159,8 +160,8 @@ class Reporter(Generic[_Outcome]):
         try:
             rejected = await self._send(batch)
         except Failed as problem:
-            # policyd's log is full, say. It is not the size of the batch, which is small enough. To
-            # report an outcome again changes nothing.
+            # For example, policyd's log is full. It is not the size of the batch, which is small
+            # enough. Reporting an outcome again changes nothing.
             if problem.meaning is not Meaning.FINAL:
                 return False
             if problem.code is grpc.StatusCode.UNIMPLEMENTED:

@@ -1,5 +1,5 @@
 """The outcome of a request as a gateway records it. PolicyClient reports it as a message, and
-LocalPolicyClient logs it as it is: to make a message and read it again would cost more than that.
+LocalPolicyClient logs it as it is: making a message and reading it again would cost more.
 """
 
 from typing import NamedTuple
@@ -15,11 +15,11 @@ class RequestOutcome(NamedTuple):
     decision_id: str
     ending: Ending.ValueType
     duration: int
-    """Nanoseconds from the question whether it may pass until its answer ended."""
+    """Nanoseconds from the question whether it may pass until the end of its answer."""
     http_status: int = 0
     """The status of the upstream's answer. 0: there was none."""
     first_byte: int | None = None
-    """Nanoseconds until the head of the upstream's answer had arrived."""
+    """Nanoseconds from that question until the head of the upstream's answer had arrived."""
     organization: str = ""
     openai_id: str = ""
     model: str = ""

@@ -31,7 +31,7 @@ class Silence:
             self._look_in(self.patience)
 
     def settle(self) -> None:
-        """Wait for one answer less: its call is over, with or without it."""
+        """Wait for one answer fewer: its call is over, with or without it."""
         self._expected -= 1
 
     def hear(self) -> None:
@@ -39,7 +39,7 @@ class Silence:
         self._quiet_since = time.monotonic()
 
     def stop(self) -> None:
-        """Notice nothing any more."""
+        """Stop watching."""
         if self._watch:
             self._watch.cancel()
 

@@ -1,7 +1,7 @@
 """What a gRPC status means to a client: policyd was not reached in time, or would not decide.
 
 Only the first may let a request pass unchecked, if the operator has chosen so. UNAVAILABLE alone
-does not mean it: with details it is an answer of policyd itself, which knows no settings yet, say.
+does not mean it: with details it is an answer of policyd, which may not know its settings yet.
 """
 
 from enum import Enum, auto
@@ -12,7 +12,7 @@ from policyd.errors import NoDecision
 
 _Code = grpc.StatusCode
 _DETAILS = "grpc-status-details-bin"
-"""The trailer that holds an ErrorInfo. Neither balancers and proxies send it, nor gRPC itself."""
+"""The trailer that holds an ErrorInfo. Balancers, proxies and gRPC itself do not send it."""
 
 
 class Meaning(Enum):
@@ -50,7 +50,7 @@ TABLE = {
     _Code.DATA_LOSS: Meaning.FINAL,
     _Code.UNAUTHENTICATED: Meaning.FINAL,
 }
-"""What each status means. With details NOT_REACHED is PASSING."""
+"""What each status means. With details, NOT_REACHED becomes PASSING."""
 _BY_NUMBER: dict[int, grpc.StatusCode] = {code.value[0]: code for code in _Code}
 
 

@@ -1,9 +1,8 @@
-"""A stream of requests and responses as its caller has it, with the status that policyd ended it
-with.
+"""A stream of requests and responses that ends, for its caller, with policyd's own status.
 
 Where policyd ends a stream while a request is on its way, sending that request fails, and gRPC's
 asyncio client then puts INTERNAL in the place of policyd's own status: a gateway with a wrong token
-would be told of an internal error, now and then.
+would now and then be told of an internal error.
 """
 
 import asyncio
@@ -15,7 +14,7 @@ import grpc
 _OF_GRPC = "Internal error from Core"
 """The details of the status that gRPC's client makes up."""
 _SOON = 1.0
-"""Seconds that policyd's own status may come after it."""
+"""Seconds after it within which policyd's own status comes."""
 _LOOK = 0.01
 """Seconds between two looks for it."""
 
@@ -48,7 +47,7 @@ class StreamCall:
             raise grpc.aio.AioRpcError(code, *metadata, details) from None
 
     def cancel(self) -> None:
-        """End it."""
+        """End the stream."""
         self._call.cancel()
 
     def _note(self, call: Any) -> None:
@@ -67,9 +66,9 @@ class StreamCall:
 
 
 def _at_once(known: Any) -> Any:
-    """What a coroutine returns that waits for nothing: as of now, before the event loop goes on."""
+    """What a coroutine that waits for nothing returns, without a turn of the event loop."""
     try:
         known.send(None)
     except StopIteration as returned:
         return returned.value
-    raise RuntimeError("gRPC tells that a call has ended, and does not know its status")
+    raise RuntimeError("gRPC reports that a call has ended, and does not know its status")

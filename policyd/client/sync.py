@@ -1,7 +1,9 @@
-"""SyncPolicyClient: what a program with threads asks policyd by. evaluate() blocks.
+"""SyncPolicyClient: how a program with threads asks policyd.
 
-with SyncPolicyClient("127.0.0.1:50051", on_error="deny") as policyd:
-    answer = policyd.evaluate(EvaluateRequest(key=key, has_user=False))
+    with SyncPolicyClient("127.0.0.1:50051", on_error="deny") as policyd:
+        answer = policyd.evaluate(EvaluateRequest(key=key, has_user=False))
+
+evaluate() blocks, and all threads ask through one PolicyClient.
 """
 
 import asyncio
@@ -45,8 +47,8 @@ class SyncPolicyClient:
     A process with such a client may fork: os.fork() waits for the calls under way, at most for
     their timeout. Then parent and child each make connections of their own at their next call. This
     needs the hooks of os.fork(), which gunicorn, Celery and multiprocessing run, and no other part
-    of the process may use gRPC's asyncio. Where the child cannot ask, `on_error` holds, and "allow"
-    denies.
+    of the process may use gRPC's asyncio. Where the child cannot ask, `on_error` applies, and
+    "allow" denies.
     """
 
     def __init__(
@@ -93,8 +95,8 @@ class SyncPolicyClient:
                 connection.close()
 
     def evaluate(self, request: EvaluateRequest) -> EvaluateResponse:
-        """Ask for the decision on a request. Without one in time, whatever the cause, `on_error`
-        holds."""
+        """Ask for the decision on a request. If none comes in time, for any cause, `on_error`
+        applies."""
         try:
             # The lock is held only to hand it over: close() ends what was handed over before.
             with self._turn():
@@ -171,7 +173,7 @@ class _Connection:
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._kept: list[Outcome] | None = None
-        """Outcomes that were not sent, if they are to be kept. None: they are not."""
+        """Outcomes that were not sent; None where they need not be kept."""
         self._under_way: set[Future[Any]] = set()
         self._thread = threading.Thread(target=self._run, name="policyd client", daemon=True)
         self._thread.start()
@@ -202,7 +204,7 @@ class _Connection:
         self._loop.call_soon_threadsafe(self._client.report, outcome)
 
     def leave(self) -> None:
-        """Have the thread end, without waiting for that."""
+        """Let the thread end, without waiting for that."""
         with suppress(RuntimeError):  # It has ended.
             self._loop.call_soon_threadsafe(self._stop.set)
 

@@ -1,5 +1,5 @@
 """Where a client finds policyd: HOST:PORT over gRPC, http://HOST:PORT or https://HOST:PORT over
-HTTP. Several addresses are of one kind."""
+HTTP. All addresses of one client are of the same kind."""
 
 from collections.abc import Sequence
 

@@ -5,18 +5,24 @@
     declared       click's options of such fields
     units          numbers with a unit, such as 4GiB and 90d
     groups         groups of commands: their errors, and commands loaded when they are called
-    process        how a process begins: its log, its event loop
+    process        how a process begins: event loop, garbage collector; allocator: its memory
     listening      why an address cannot be listened on
-    address        addresses to listen at, taken so that no other program shares them
+    address        addresses to listen on, taken so that no other program shares them
+    networks       networks that a setting lists; http_origin: a policyd's address over HTTP
+    tls_files      certificates, keys and authorities, checked before they are used
     crew           the workers of one server, and the operator's signals
-    child, parent  a worker process: as its parent has it, and as it has its parent
+    child, parent  a worker process as its parent sees it, and the parent as the worker sees it
     start          how a worker process begins
     threads        threads for calls that block, some for each purpose
     deadline       how long a thread may still wait for a database
     database_url   whether a database is a file
     open_files     how many files, and so connections, a process may have
     throttle       log lines that a flood of requests would repeat
-    doctor         checks of a deployment; machine: of this machine; certificates: their ends
+    log_settings   the settings by which a process writes its decision log
+    worker_clock   a worker's clock, measured against the database's
+    checks         what `config check` looks at; versions: the option --version
+    doctor         checks of a deployment; machine: of this machine; certificates: when they expire
+    health         the commands `health`; service_manager: what systemd is told
     private_files  files and folders that only their owner may read
 
 It imports neither a database nor gRPC.

@@ -54,7 +54,7 @@ class Address(NamedTuple):
 
     @property
     def near(self) -> Self:
-        """Where this machine reaches what listens there: 0.0.0.0 and :: stand for every address."""
+        """The address by which this machine reaches it: 0.0.0.0 and :: stand for every address."""
         try:
             every = ipaddress.ip_address(self.host)
         except ValueError:
@@ -69,7 +69,7 @@ class Address(NamedTuple):
 
 
 def check_free(address: Address, flag: str) -> None:
-    """Raises CannotListen where `address` cannot be listened on, as where it is taken."""
+    """Raises CannotListen where `address` cannot be listened on, for example as it is taken."""
     try:
         for family, kind, protocol, _, name in socket.getaddrinfo(
             *address, type=socket.SOCK_STREAM
@@ -83,8 +83,8 @@ def check_free(address: Address, flag: str) -> None:
 
 
 def reserve(address: Address, flag: str, held: ExitStack) -> Address:
-    """Take the port for policyd's own processes, so that no other program shares it. Returns the
-    address with the port. Raises CannotListen."""
+    """Take the port for this server's processes, so that no other program shares it. Returns the
+    address with the port that was taken. Raises CannotListen."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     check_free(address, flag)
     shared = held.enter_context(socket.socket(family, socket.SOCK_STREAM))
@@ -113,7 +113,7 @@ def steer(ports: Collection[int], position: int) -> None:
 
 
 def _own_sockets() -> Iterator[socket.socket]:
-    """The sockets of this process. gRPC gives out its own in no other way."""
+    """The sockets of this process. gRPC offers no other way to its own."""
     with suppress(FileNotFoundError):
         for name in os.listdir("/proc/self/fd"):
             with suppress(OSError):
@@ -141,7 +141,7 @@ def listen(address: Address, flag: str, *, shared: bool = False) -> socket.socke
 def reserve_listening(
     address: Address, flag: str, held: ExitStack
 ) -> tuple[Address, socket.socket]:
-    """A socket that several processes take connections from, and its address with the port.
+    """The address, with the port that was taken, and a socket for several processes.
 
     Raises CannotListen.
     """

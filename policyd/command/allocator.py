@@ -10,11 +10,12 @@ from contextlib import suppress
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """What mallopt(3) sets."""
 _MOST = 2**30
+"""Bytes of a block, or of free memory, up to which it is kept."""
 
 
 def keep_memory() -> None:
-    """Keep large blocks, for a process that needs the like again at once: to get the memory for a
-    copy of a body from the system takes longer than to make the copy."""
+    """Keep large blocks that are freed, in a process that soon needs others like them: getting the
+    memory for a copy of a body from the system takes longer than making the copy."""
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
         library.mallopt(_MMAP_THRESHOLD, _MOST)

@@ -1,4 +1,4 @@
-"""When certificates expire: the standard library loads them, and tells nothing of their dates."""
+"""When certificates expire: the standard library loads them, but does not give their dates."""
 
 import ssl
 from datetime import UTC, datetime
@@ -12,7 +12,7 @@ _UTC_TIME = 0x17
 _VERSION = 0xA0
 """DER's tags of a year with two digits, and of the version that may come first."""
 _BEFORE_VALIDITY = 3
-"""What comes before the dates, beside the version: serial number, algorithm, issuer."""
+"""Elements before the dates, besides the version: serial number, algorithm, issuer."""
 
 
 def expires_at(path: Path, flag: str) -> datetime:
@@ -26,7 +26,8 @@ def expires_at(path: Path, flag: str) -> datetime:
 
 
 def _not_after(der: bytes) -> datetime:
-    """RFC 5280, section 4.1. Raises ValueError or IndexError for what is no certificate."""
+    """When a certificate expires: RFC 5280, section 4.1. Raises ValueError or IndexError if it is
+    none."""
     _, certificate, _ = _part(der)
     _, signed, _ = _part(certificate)
     tag, _, rest = _part(signed)

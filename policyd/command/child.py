@@ -1,16 +1,16 @@
-"""Child processes of a server, as their parent has them: started, watched, restarted and ended.
+"""Child processes of a server, as their parent sees them: started, watched, restarted and ended.
 
-A child is a new process, never a fork: gRPC does not survive one. Both sides talk in lines, by the
-child's standard input and output:
+A child is a new process, never a fork: gRPC does not survive one. Both sides talk in lines, over
+the child's standard input and output:
 
     parent to child   first the settings and what else it is told, as JSON, so that they show in no
                       list of processes; later "drain" or "replace", see End, and "hurry"
-    child to parent   "ready", or "waiting" while it lacks what it needs, or else why it does not
-                      start; then once a second "alive" or "waiting"
+    child to parent   "ready", or "waiting" while it lacks what it needs, or else the reason why it
+                      does not start; then, once a second, "alive" or "waiting"
 
 A child ends when its input closes, so not even a parent that is killed leaves children behind. One
-that is silent for _SILENCE turns hangs, and is killed and started again. See parent.py for the
-child's side.
+that is silent for _SILENCE turns is taken to hang, and is killed and started again. See parent.py
+for the child's side.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ class End(Enum):
     """How a server ends. The values are what a parent tells its children."""
 
     DRAIN = "drain"
-    """Report not to be ready, answer requests that come all the same for a while, then close."""
+    """Report that it is not ready, answer requests for a while all the same, then close."""
     REPLACE = "replace"
     """Another worker has taken its place: have clients connect there, then close."""
     NOW = "now"
@@ -69,7 +69,7 @@ class Serving(Protocol):
 
 
 class Child:
-    """A child, as its parent has it. It runs `module`, and log lines call it `name`.
+    """A child, as its parent sees it. It runs `module`, and log lines call it `name`.
 
     `settings` are JSON values, and `sockets` the listening sockets that it inherits. It has
     `patience` seconds to end. A child that takes another's place is given a `position`: see
@@ -160,7 +160,7 @@ class Child:
         return await self._process.wait()
 
     async def stop(self, end: End = End.NOW, patience: float | None = None) -> None:
-        """End it, and wait until it has finished, at most for its patience. Then it is killed."""
+        """End it, and wait for `patience` seconds, by default its own. Then it is killed."""
         process = self._process
         if process is None or process.returncode is not None or process.stdin is None:
             return

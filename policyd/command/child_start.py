@@ -1,8 +1,8 @@
 """How a child process starts: with `python -m policyd.command.child_start MODULE …` in place of
 `python -m MODULE …`.
 
-Ctrl-C on a terminal reaches every process of a server, and a child is ended by its parent. One that
-still loads what it is made of would end with a traceback, so it begins by not listening: parent.py
+Ctrl-C on a terminal reaches every process of a server, but a child is ended by its parent. One that
+still loads its modules would end with a traceback, so it begins by ignoring the signal: parent.py
 does the same once the child runs.
 """
 

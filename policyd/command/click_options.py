@@ -19,13 +19,13 @@ class Declared(click.Option):
 
 
 def variables_of(option: click.Parameter) -> tuple[str, ...]:
-    """The environment's variables that set an option. Of several, the first counts."""
+    """The environment variables that set an option. Of several, the first counts."""
     found = option.envvar or ()
     return (found,) if isinstance(found, str) else tuple(found)
 
 
 def attributes_of(one: Setting) -> dict[str, Any]:
-    """What click makes a setting's option of."""
+    """The attributes of the option that click makes of a setting."""
     default = one.default
     if one.words is not None:
         default = next((word for word, value in one.words.items() if value == default), None)

@@ -1,6 +1,6 @@
-"""`config check`: what a server would find wrong, told without starting it.
+"""`config check`: what a server would find wrong, found without starting it.
 
-A server also looks at its files by these checks before it replaces its processes at SIGHUP.
+A server also makes these checks of its files before it replaces its processes at SIGHUP.
 """
 
 import json
@@ -15,7 +15,7 @@ from policyd.command.address import Address, check_free
 from policyd.errors import PolicydError
 
 _WRONG = 2
-"""The exit status where a setting, or a file that it names, will not do."""
+"""The exit status where a setting, or a file that it names, cannot be used."""
 
 
 running = click.option(
@@ -33,7 +33,7 @@ class Check(NamedTuple):
     subject: str
     """The setting, and what it names: "--tls-cert cert.pem"."""
     look: Callable[[], str]
-    """Says what it found. Raises PolicydError, whose message names what is wrong, and the fix."""
+    """Returns what it found, in words. Raises PolicydError with what is wrong, and the fix."""
 
 
 def free(listeners: Mapping[str, Address], program: str) -> Iterator[Check]:
@@ -63,7 +63,7 @@ def report(checks: Iterable[Check], *, as_json: bool) -> None:
     else:
         for one in found:
             click.echo(_line(**one))
-        click.echo(_sum(problems), err=bool(problems))
+        click.echo(_summary(problems), err=bool(problems))
     if problems:
         sys.exit(_WRONG)
 
@@ -81,7 +81,7 @@ def _line(subject: str, ok: bool, found: str) -> str:
     return f"{'ok' if ok else 'wrong':6} {found if is_named else f'{subject}: {found}'}"
 
 
-def _sum(problems: int) -> str:
+def _summary(problems: int) -> str:
     if not problems:
         return "Nothing is wrong."
     return f"{problems} {'thing is' if problems == 1 else 'things are'} wrong: see above."

@@ -31,9 +31,9 @@ class Options:
     """Makes click options that also read `PREFIX_*` and --config, and knows their names.
 
     A server refuses every name that it does not take itself. The other commands of its program run
-    in its environment, and by its file: they refuse what no command of the program takes.
-    `meant` says what to use in place of names that are no setting, or none of a server's: of these
-    names, and of longer ones that begin with such a word.
+    in its environment, and with its file: they refuse only what no command of the program takes.
+    `meant` gives a hint for names that are no setting, or none of a server's: for these names, and
+    for longer ones whose first word is one of them.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Options:
         self._meant = meant or {}
         self._prefixes = (self._prefix, f"{old}_") if old else (self._prefix,)
         """Ours, and an older one. The older one is a common word: other programs may have variables
-        of it, so those that are no setting of ours are left alone."""
+        that begin with it, so those that are no setting of ours are left alone."""
         self._others = others
         """Prefixes that begin with ours, and belong to another program."""
         self._known = {"config": "config"}
@@ -57,12 +57,12 @@ class Options:
         self._load_others: Callable[[], object] | None = None
 
     def load_others_by(self, load: Callable[[], object]) -> None:
-        """Have `load` load the commands that are not loaded yet, once a name is not known."""
+        """Have `load` load the commands that are not loaded yet, once an unknown name is met."""
         self._load_others = load
 
     @property
     def variables(self) -> frozenset[str]:
-        """What the environment can set."""
+        """The environment variables that are settings."""
         self._load_all()
         return frozenset(self._prefix + name.upper() for name in self._known)
 
@@ -77,7 +77,7 @@ class Options:
         return name in self._known
 
     def option(self, *names: str, **attributes: Any) -> Callable[[_Command], _Command]:
-        """A click option. Its default is shown, unless it is none or a flag's."""
+        """A click option. Its default is shown, unless it has none or is a flag."""
         name = names[0].partition("/")[0].removeprefix("--").replace("-", "_")
         self._known[name] = next((word for word in names if word[0] != "-"), name)
         if attributes.get("multiple"):
@@ -88,7 +88,7 @@ class Options:
         return click.option(*names, cls=Declared, **shown, **attributes)
 
     def _variables(self, name: str) -> str | list[str]:
-        """The variables that set it. Of several, the first counts."""
+        """The variables that set an option. Of several, the first counts."""
         names = [prefix + name.upper() for prefix in self._prefixes]
         return names if names[1:] else names[0]
 
@@ -120,11 +120,11 @@ class Options:
             yield self.option(names, **attributes_of(one))
 
     def config(self, command: _Command) -> _Command:
-        """The option --config of a command that is no server."""
+        """The option --config of a command that is not a server."""
         return self._config(command, self._read_config)
 
     def server_config(self, command: _Command) -> _Command:
-        """The option --config of a server, which refuses what others take."""
+        """The option --config of a server, which refuses the settings of other commands."""
         return self._config(command, self._read_server_config)
 
     def _config(self, command: _Command, read: Callable[..., None]) -> _Command:
@@ -148,13 +148,13 @@ class Options:
 
     def log_format(self, command: _Command) -> _Command:
         """The option --log-format."""
-        text = "json: one object a line, for collectors of logs."
+        text = "json: one object on each line, for log collectors."
         add = self.option("--log-format", default=TEXT, type=click.Choice((TEXT, JSON)), help=text)
         return add(command)
 
     def check_environment(self, environment: Mapping[str, str] | None = None) -> None:
-        """Raises SettingsError for a variable with our prefix that is no setting of ours. Where it
-        has the older prefix, and is not like one either, stderr has a warning."""
+        """Raises SettingsError for a variable with our prefix that is no setting of ours. One with
+        the older prefix that does not resemble a setting either only has a warning on stderr."""
         for variable in os.environ if environment is None else environment:
             for prefix in self._prefixes:
                 self._check_variable(variable, prefix)
@@ -212,7 +212,9 @@ class Options:
             name = _name(spelling)
             self._refuse_unknown(name, spelling, f"--config {path}")
             if name == "config" or self._known[name] in given:
-                problem = "names no other file" if name == "config" else f"sets {spelling} twice"
+                problem = (
+                    "cannot name another file" if name == "config" else f"sets {spelling} twice"
+                )
                 raise SettingsError(f"--config {path} {problem}: take the line out")
             takes_many = name in self._many
             if not value or not isinstance(value, list if takes_many else str):
@@ -238,7 +240,7 @@ class Options:
         raise SettingsError(f"{where} sets {spelling}, which is no setting: {hint}")
 
     def _close(self, name: str) -> str:
-        """The setting that a name is like, without its prefix, which makes any two names alike."""
+        """The setting that a name resembles, both without prefix, which makes any two alike."""
         self._load_all()
         return next(iter(difflib.get_close_matches(name, self._known, n=1)), "")
 
@@ -263,7 +265,7 @@ def _commands_that_take(context: click.Context, variable: str) -> Iterator[str]:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    # Most commands are given no file, and do not wait for what reads one.
+    # Imported late: most commands are given no file.
     import yaml
 
     from policyd.command.yaml_words import Loader

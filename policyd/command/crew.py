@@ -1,8 +1,8 @@
 """The workers of one server: watched, replaced one at a time, and ended together.
 
 SIGTERM drains them and SIGINT does not. A second signal of either kind cuts requests under way.
-SIGHUP replaces the workers, as after an upgrade, or when a file has changed that is read at the
-start.
+SIGHUP replaces the workers, for example after an upgrade, or when a file that is read at the start
+has changed.
 """
 
 import asyncio
@@ -66,7 +66,7 @@ class Runs(Serving, AbstractAsyncContextManager[object], Protocol):
 
 
 class Own:
-    """A worker inside of this process: the only one, until it is replaced by a process."""
+    """A worker inside this process: the only one, until it is replaced by a process."""
 
     def __init__(self, server: Runs) -> None:
         self._server = server
@@ -166,7 +166,7 @@ class Crew:
             await asyncio.gather(task, return_exceptions=True)
 
     async def stop(self, end: End, patience: float | None = None) -> None:
-        """End all workers, those that are being replaced included, and wait until they have."""
+        """End all workers, including those being replaced, and wait until they have ended."""
         for one in tuple(self._watching):
             await self._forget(one)
         all_of_them = (*self._workers, *self._leaving)
@@ -214,7 +214,7 @@ class Orders:
                 await self._replace(replace)
 
     async def unless_stopping(self, work: Coroutine[Any, Any, _Result]) -> _Result | None:
-        """The result of `work`. None: the operator has asked to stop before it was done."""
+        """The result of `work`; None where the operator asked to stop before it was done."""
         working = asyncio.ensure_future(work)
         stopping = asyncio.ensure_future(self._stopping.wait())
         await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -245,8 +245,8 @@ class Orders:
 def keep_fixed(
     new: _Settings, first: _Settings, current: _Settings, fixed: Iterable[str]
 ) -> _Settings:
-    """The `new` settings, but for those that are `fixed` until the next start: they stay as they
-    are in `current`. The log names those that differ from the `first` ones that were read."""
+    """The `new` settings, except for those that are `fixed` until the next start, which stay as
+    they are in `current`. The log names the fixed ones that differ from those read at `first`."""
     for name in fixed:
         if getattr(new, name) != getattr(first, name):
             flag = name.replace("_", "-")

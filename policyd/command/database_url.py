@@ -5,7 +5,7 @@ from urllib.parse import unquote
 
 
 def sqlite_file(url: str) -> Path | None:
-    """The file that a SQLite URL names. None: any other URL."""
+    """The file that a SQLite URL names; None for any other URL."""
     dialect, separator, rest = url.partition("://")
     database = rest.partition("/")[2].partition("?")[0]
     if dialect.partition("+")[0] != "sqlite" or not separator or database in ("", ":memory:"):

@@ -24,7 +24,7 @@ class Deadline:
         self.renew()
 
     def renew(self) -> None:
-        """Begin anew."""
+        """Let its seconds begin again."""
         self._end = time.monotonic() + self._seconds
 
     def remaining(self) -> float:
@@ -32,12 +32,12 @@ class Deadline:
         return self._end - time.monotonic()
 
     def age(self) -> float:
-        """Seconds since it began, or began anew."""
+        """Seconds since it began, or was renewed."""
         return self._seconds - self.remaining()
 
 
 class _Deadlines(threading.local):
-    """Those of the running thread."""
+    """The deadlines of the running thread."""
 
     def __init__(self) -> None:
         self.all: list[Deadline] = []
@@ -48,7 +48,7 @@ _deadlines = _Deadlines()
 
 @contextmanager
 def within(seconds: float) -> Iterator[Deadline]:
-    """Calls of the running thread to a database end after so many seconds, in this block."""
+    """In this block, calls of the running thread to a database end after `seconds`."""
     deadline = Deadline(seconds)
     _deadlines.all.append(deadline)
     try:
@@ -59,8 +59,8 @@ def within(seconds: float) -> Iterator[Deadline]:
 
 
 def renew() -> None:
-    """Have the deadlines of the running thread begin anew, as the database has answered, with a
-    piece of what may have any number of them: what bounds its silence bounds no amount."""
+    """Renew the deadlines of the running thread, as the database has answered with one piece of any
+    number: they bound how long it is silent, not how much it sends."""
     for deadline in _deadlines.all:
         deadline.renew()
 

@@ -1,6 +1,6 @@
-"""`doctor`: looks at a deployment as it runs, one thing after the other, and says how to fix it.
+"""`doctor`: checks a deployment as it runs, one thing after the other, and says how to fix each.
 
-Unlike `config check`, it asks what else the deployment is made of, which may be silent: every check
+Unlike `config check`, it asks the other parts of the deployment, which may be silent: every check
 has a deadline, and those after it run all the same.
 """
 
@@ -21,11 +21,11 @@ _FAILED = 1
 
 
 class _Silent(Exception):
-    """A check has not ended in time."""
+    """A check did not end in time."""
 
 
 class Doubt(str):
-    """What a check found that works today, and what to do about it: a warning."""
+    """A warning: what a check found that works today but may not last, and what to do about it."""
 
     __slots__ = ()
 
@@ -57,7 +57,7 @@ def _found(one: Check, deadline: float) -> tuple[str, str]:
 
 
 def _within(seconds: float, look: Callable[[], str]) -> str:
-    """What `look` returns or raises. Raises _Silent, and leaves its thread to itself."""
+    """What `look` returns or raises. After `seconds`, raises _Silent and abandons the thread."""
     results: list[str] = []
     errors: list[Exception] = []
 

@@ -15,7 +15,7 @@ _ARGUMENTS = "policyd.arguments"
 
 
 class ServerCommand(click.Command):
-    """A command that can be read once more as it was given, its --config file being another now."""
+    """A command whose arguments can be read once more, with --config and environment as of then."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """See click.Command."""
@@ -31,16 +31,16 @@ def read_again(context: click.Context) -> dict[str, Any]:
     except click.ClickException as problem:
         raise SettingsError(problem.format_message()) from None
     except (ImportError, AttributeError) as problem:
-        # Commands are loaded late, and by then another version may be installed.
+        # Modules are loaded late, and another version may be installed by then.
         raise SettingsError(
-            f"another version is installed, which this one cannot read ({problem}): start it anew"
+            f"another version is installed, which this one cannot read ({problem}): restart it"
         ) from None
     return again.params
 
 
 class Group(click.Group):
-    """A group of commands that says what went wrong, without a traceback. Ctrl-C is nothing that
-    went wrong, and ends it without a word."""
+    """A group of commands that says what went wrong, without a traceback. Ctrl-C is not an error,
+    and ends it without a message."""
 
     def make_context(self, *arguments: Any, **attributes: Any) -> click.Context:
         """See click.Group."""
@@ -65,15 +65,15 @@ class Lazy(NamedTuple):
     """A command that is loaded when it is called."""
 
     module: str
-    """It stands there under `name`."""
+    """The module that has the command, as `name`."""
     name: str
     help: str
     """The first sentence of its help, for the list of commands."""
 
 
 class LazyGroup(Group):
-    """A group whose commands are loaded when they are called, so that none waits for what the
-    others are made of. The list of commands loads none."""
+    """A group whose commands are loaded when they are called, so that none waits for the imports of
+    the others. The list of commands loads none."""
 
     def __init__(self, *arguments: Any, lazy: Mapping[str, Lazy], **attributes: Any) -> None:
         super().__init__(*arguments, **attributes)

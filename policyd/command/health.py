@@ -1,6 +1,6 @@
 """How the commands `health` ask a server of this machine whether it is ready, for the probes of
-containers: an image needs no other program for that, and a server that wants certificates of its
-clients gets the server's own.
+containers: an image needs no other program for that, and a server that asks its clients for
+certificates is shown its own.
 """
 
 import http.client
@@ -13,7 +13,7 @@ import click
 from policyd.command.address import Address
 
 _PATIENCE = 4.0
-"""Seconds for an answer. Probes give up after 5, and are to say why."""
+"""Seconds to wait for an answer. Containers' probes end after 5 s, and should say why by then."""
 
 _FIX = "start the server, or give the address and the certificate that it was started with"
 
@@ -21,7 +21,7 @@ _FIX = "start the server, or give the address and the certificate that it was st
 def report(address: Address, path: str, certificate: Path | None, key: Path | None) -> None:
     """Ask the server that listens at `address`, over TLS where it has a `certificate`.
 
-    Prints its answer. Ends this process with status 1 where the server is not well.
+    Prints its answer. Ends this process, with status 1 where the server is not well.
     """
     try:
         status, answer = _get(address, path, certificate, key)
@@ -51,7 +51,7 @@ def _get(
 
 
 def _context(certificate: Path, key: Path | None) -> ssl.SSLContext:
-    # It never leaves this machine, and the certificate is for another name than this address.
+    # The connection stays on this machine, and the certificate is for another name.
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -11,14 +11,14 @@ _PORTS = {"http": 80, "https": 443}
 
 
 class HttpOrigin(NamedTuple):
-    """Where it is asked, and how."""
+    """The address and scheme by which a policyd is asked over HTTP."""
 
     scheme: str
     address: Address
 
     @property
     def url(self) -> str:
-        """It as a URL without a path."""
+        """The URL, without a path."""
         return f"{self.scheme}://{self.address}"
 
 

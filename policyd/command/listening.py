@@ -49,7 +49,7 @@ _REASONS = {
 def cannot_listen(address: object, flag: str, problem: OSError | None = None) -> CannotListen:
     """The error for an `address` that the setting `flag` names, with its cause and its fix.
 
-    `problem` is the system's error; None: it is not known, as gRPC tells none.
+    `problem` is the system's error; None where it is not known, as gRPC gives none.
     """
     number = problem.errno if problem else None
     if number is None:

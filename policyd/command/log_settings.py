@@ -1,5 +1,5 @@
 """The settings by which a process writes its decision log, which policyd and a gateway that decides
-by itself have alike. Each function declares one, for a field of that name."""
+by itself share. Each function declares one, for a field of that name."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ Sync = Literal["always", "interval", "never"]
 SYNCS: tuple[Sync, ...] = ("always", "interval", "never")
 """The values of --spool-sync."""
 SPOOL_LIMIT = 4 * 2**30
-"""Bytes that may wait by default."""
+"""Bytes that may wait in the spool by default."""
 
 
 def spool_limit() -> int:
@@ -21,7 +21,7 @@ def spool_limit() -> int:
 
 
 def drop_when_full() -> bool:
-    """Whether to answer, and count the loss, where no more can wait."""
+    """Whether to answer, and count the loss, where the spool is full."""
     declared: bool = setting(
         False,
         "Where no more can wait, by --spool-limit or as the disk is full: answer no request, or "

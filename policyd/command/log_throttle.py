@@ -1,11 +1,11 @@
-"""Log lines that a flood of requests would repeat: how seldom they come."""
+"""How seldom log lines come that a flood of requests would repeat."""
 
 import time
 from collections.abc import Callable
 
 
 class Throttle:
-    """Lets a log line come at most once in so many seconds."""
+    """Lets a log line come at most once in `seconds`, by `clock`."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds = seconds
@@ -13,7 +13,7 @@ class Throttle:
         self._next = float("-inf")
 
     def is_due(self) -> bool:
-        """Whether the line may come now. If so, it may not again for as long."""
+        """Whether the line may come now. If so, the next may only come `seconds` later."""
         now = self._clock()
         if now < self._next:
             return False

@@ -1,4 +1,4 @@
-"""What doctors ask of this machine: its limits, its ports, its files and its certificates."""
+"""What `doctor` checks on this machine: its limits, its ports, its files and its certificates."""
 
 import shutil
 import socket
@@ -19,17 +19,19 @@ from policyd.errors import SettingsError
 _RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _RESERVED = Path("/proc/sys/net/ipv4/ip_local_reserved_ports")
 _PATIENCE = 3.0
-"""Seconds for a connection to this machine."""
+"""Seconds that connecting to this machine may take."""
 _SOON = timedelta(days=21)
+"""How long before a certificate expires there is a warning."""
 _BLOCK = 4096
+"""Bytes that are written to see whether a folder can be written to."""
 _FEW = 2000
-"""Connections that a server on a busy day has more than."""
+"""Connections that a server exceeds on a busy day."""
 _LITTLE = 64 * 2**20
-"""Bytes of free room that are too few for anything."""
+"""Bytes of free room that are too few in any case."""
 
 
 def open_files(each: int) -> Check:
-    """The limit of open files, where each connection takes so many."""
+    """The limit of open files, where a connection takes `each` of them."""
     return Check("limit of open files", lambda: _open_files(each))
 
 

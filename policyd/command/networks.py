@@ -10,9 +10,8 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def networks(texts: Iterable[str], flag: str, fix: str) -> tuple[Network, ...]:
-    """The addresses and networks in the setting `flag`. `fix` says what to name, and not all.
-
-    Raises SettingsError.
+    """The addresses and networks in the setting `flag`. Raises SettingsError, which says by `fix`
+    what to name in place of every address.
     """
     return tuple(_network(text, flag, fix) for text in texts)
 
@@ -34,7 +33,7 @@ def _network(text: str, flag: str, fix: str) -> Network:
 
 
 def address_of(text: str) -> Address | None:
-    """The address that `text` is, None if it is none. One of IPv4 within IPv6 is of IPv4."""
+    """The address that `text` is, None if it is none. An IPv4-mapped IPv6 address is IPv4."""
     try:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:

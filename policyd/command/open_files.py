@@ -1,7 +1,7 @@
 """How many files this process may have open: every connection is one.
 
 A process that has used up its files can neither take a connection nor begin a segment of the spool.
-So the limit is raised as far as it goes, and listeners leave some files for everything else.
+So the limit is raised as far as possible, and listeners leave some files for everything else.
 """
 
 import logging
@@ -26,7 +26,7 @@ def limit() -> int:
 
 
 def hard_limit() -> int:
-    """How many files a server may have open here, which raises its limit as far as it goes."""
+    """How many files a server may have open here, as it raises its limit as far as it can."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MOST if hard == resource.RLIM_INFINITY else hard
 
@@ -42,10 +42,10 @@ def raise_limit() -> None:
 
 
 def share(wanted: int | None, *, each: int, flag: str) -> int:
-    """How many connections there may be, up to `wanted`, where each takes `each` files. The log has
-    a warning, with the `flag`, where that is less than `wanted`.
+    """How many connections there may be, up to `wanted`, where each takes `each` files. Where that
+    is less than `wanted`, a warning is logged, with the `flag`.
 
-    `wanted` None: as many as there is room for, up to MANY.
+    With `wanted` None, there may be as many as there is room for, up to MANY.
     """
     room = max((limit() - RESERVE) // each, 1)
     if wanted is not None and room < wanted:

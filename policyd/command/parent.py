@@ -1,4 +1,4 @@
-"""The parent of a child process, as the child has it: see child.py for the lines between them."""
+"""The parent of a child process, as the child sees it: see child.py for the lines between them."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ _Settings = TypeVar("_Settings")
 
 
 class Parent(Generic[_Settings]):
-    """The parent, as a child has it. `async with Parent(load) as parent:` gives the `settings`,
+    """The parent, as a child sees it. `async with Parent(load) as parent:` gives the `settings`,
     which `load` makes of JSON values. A PolicydError that ends the block is reported to the parent.
 
     A service manager sends SIGTERM to all processes at once, so the first one means "drain" here
@@ -80,12 +80,12 @@ class Parent(Generic[_Settings]):
         os.set_blocking(sys.stdout.fileno(), False)
 
     def listening(self, name: str) -> socket.socket | None:
-        """The listening socket that the parent has given under this name."""
+        """The listening socket that the parent gave under this name, None for none."""
         number = self._sockets.get(name)
         return None if number is None else socket.socket(fileno=number)
 
     async def serve(self, server: Serving) -> None:
-        """Leave the running `server` alone until it is to be closed."""
+        """Let the running `server` work until it is to be closed."""
         self._hurry = server.hurry
 
         async def wind_down() -> None:
@@ -93,7 +93,7 @@ class Parent(Generic[_Settings]):
 
         await self._work_on(wind_down())
 
-    async def gone_during(self, *work: Coroutine[Any, Any, None]) -> None:
+    async def work_until_ended(self, *work: Coroutine[Any, Any, None]) -> None:
         """Do all of `work` until the parent has gone, or wants this child to end."""
 
         async def wanted() -> None:

@@ -22,7 +22,7 @@ _FOLDER = 0o700
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder, and those above it, unless they are there. Raises OSError."""
+    """Make the folder, and those above it, unless they exist. Raises OSError."""
     missing = [one for one in (folder, *folder.parents) if not one.exists()]
     for one in reversed(missing):
         # One at a time, as mkdir() gives its mode to no parents.
@@ -32,13 +32,13 @@ def make_folder(folder: Path) -> None:
 
 
 def make_file(path: Path) -> None:
-    """Make the file, empty, unless it is there. A failure shows when the file is used."""
+    """Make the file, empty, unless it exists. A failure shows when the file is used."""
     with suppress(OSError):
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _FILE))
 
 
 def close_to_others(path: Path) -> None:
-    """Take away what rights other users have to a file, if it is there, and log that."""
+    """Take away the rights of other users to a file, if it exists, and log that."""
     try:
         found = path.stat().st_mode
     except OSError:

@@ -1,9 +1,9 @@
-"""What systemd is told of a server that it runs as `Type=notify`: sd_notify's protocol, which is a
-datagram of NAME=VALUE lines to the socket that NOTIFY_SOCKET names.
+"""What systemd is told about a server that it runs as `Type=notify`: sd_notify's protocol, which is
+a datagram of NAME=VALUE lines to the socket that NOTIFY_SOCKET names.
 
 Elsewhere the variable is not set, and nothing is told. A service manager that does not listen holds
-little up: what it does not take in _PATIENCE, and a sign of life that it does not take at once, is
-dropped.
+little up: what it does not take within _PATIENCE, and a sign of life that it does not take at once,
+is dropped.
 """
 
 import asyncio
@@ -17,21 +17,21 @@ _log = logging.getLogger(__name__)
 _PATIENCE = 1.0
 """Seconds that a change of state waits for room in the service manager's queue."""
 _OFTEN = 2
-"""Signs of life in the time that systemd waits for one."""
+"""Signs of life in the time for which systemd waits for one."""
 
 
 def ready() -> None:
-    """Tell that the server is up, or has followed SIGHUP."""
+    """Tell it that the server is up, or has followed SIGHUP."""
     _tell("READY=1", "STATUS=ready")
 
 
 def reloading() -> None:
-    """Tell that SIGHUP is being followed, until ready() is called."""
+    """Tell it that SIGHUP is being followed, until ready() is called."""
     _tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}", "STATUS=replacing")
 
 
 def stopping() -> None:
-    """Tell that the server ends in order."""
+    """Tell it that the server is ending in order."""
     _tell("STOPPING=1", "STATUS=stopping")
 
 

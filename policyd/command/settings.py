@@ -37,13 +37,14 @@ class Setting:
     default: Any
     help: str
     unit: str = ""
-    """Of its number where it has none of its own: one of units.UNITS."""
+    """The unit of a number that is written without one: a key of units.UNITS."""
     metavar: str | None = None
     least: Any = None
-    """Bounds are of the type of its values."""
+    """Its least value. Bounds have the type of its values."""
     above: Any = None
     """Its values are greater than this."""
     most: Any = None
+    """Its greatest value."""
     words: Mapping[str, Any] | None = None
     """The words that operators choose from, and the value that each stands for."""
     any_case: bool = False
@@ -52,7 +53,7 @@ class Setting:
     switch: bool = False
     """Whether --no-NAME turns it off."""
     file_help: str = ""
-    """It is a secret, and this describes --NAME-file, which names a file that holds it."""
+    """Describes --NAME-file, which names a file with the value, as that is a secret; else ""."""
 
     @property
     def flag(self) -> str:
@@ -61,7 +62,7 @@ class Setting:
 
     @property
     def file_name(self) -> str:
-        """What operators call the file that holds it, where it is a secret."""
+        """What operators call the file with its value, where that is a secret."""
         return f"{self.name}_file"
 
     @property
@@ -70,7 +71,7 @@ class Setting:
         return _flag(self.file_name)
 
     def value(self, given: Mapping[str, Any]) -> Any:
-        """What it is set to by the options in `given`, None where it keeps its default.
+        """The value that the options in `given` set, None where it keeps its default.
 
         Raises SettingsError.
         """
@@ -88,7 +89,7 @@ class Setting:
 
 
 def setting(default: Any, help: str = "", *, hidden: bool = False, **more: Any) -> Any:
-    """A field of a settings class: a setting with this default, and `more` as Setting has it.
+    """A field of a settings class: a setting with this default; `more` are fields of Setting.
 
     Its name is the field's unless `more` gives one. A `hidden` one does not show in repr().
     """
@@ -142,8 +143,8 @@ def dump(settings: "DataclassInstance") -> dict[str, Any]:
 
 
 def load(kind: type[_Settings], values: Mapping[str, Any], program: str) -> _Settings:
-    """The settings that dump() gave. Raises SettingsError, as where the process of `program` that
-    gave them is of a version that has others."""
+    """The settings that dump() gave. Raises SettingsError, for example where the process of
+    `program` that gave them is of a version with other settings."""
     hints = get_type_hints(kind)
     try:
         return kind(**{name: _load(hints.get(name), value, name) for name, value in values.items()})
@@ -168,12 +169,12 @@ def _flag(name: str) -> str:
 
 
 def listed(text: str) -> tuple[str, ...]:
-    """What stands between the commas of a setting's value; none where that is empty."""
+    """The words between the commas of a setting's value; none where it is empty."""
     return tuple(word.strip() for word in text.split(",")) if text.strip() else ()
 
 
 def read_file(path: Path) -> bytes:
-    """What a file that a setting names holds. Raises SettingsError."""
+    """The content of a file that a setting names. Raises SettingsError."""
     try:
         return path.read_bytes()
     except OSError as problem:
@@ -181,7 +182,7 @@ def read_file(path: Path) -> bytes:
 
 
 def read_secret(path: Path) -> str:
-    """The secret in a file, without the line's end. Raises SettingsError."""
+    """The secret in a file, without blanks and line ends around it. Raises SettingsError."""
     secret = read_file(path).decode("utf-8", "replace").strip()
     if not secret:
         raise SettingsError(f"{path} is empty: it should hold a secret")

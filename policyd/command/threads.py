@@ -29,8 +29,8 @@ _MARGIN = 1.0
 class StoreThreads:
     """Runs calls to the store for one purpose: `at_once` run, and up to `waiting` wait for a turn.
 
-    Each may run for `seconds`, and wait as long. None: only the store's own bounds apply. Belongs
-    to one event loop.
+    Each may run for `seconds`, and wait as long; with None, only the store's own bounds apply.
+    Belongs to one event loop.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class StoreThreads:
         return result
 
     def silence(self) -> float:
-        """Seconds since the call that began last has begun, or had an answer of the database's:
-        see deadline.renew(). Infinity where none has begun."""
+        """Seconds since the latest call began, or last had an answer from the database: see
+        deadline.renew(). Infinity where none has begun."""
         if self._latest is None or self._latest.deadline is None:
             return math.inf
         return self._latest.deadline.age()
@@ -88,7 +88,7 @@ class StoreThreads:
 
     def _busy(self) -> StoreBusy:
         return StoreBusy(
-            f"as many calls for {self._purpose} wait for the database as may: try again later"
+            f"too many calls for {self._purpose} wait for the database already: try again later"
         )
 
     def _begin(self, work: Callable[[], Any]) -> asyncio.Future[Any]:
@@ -146,11 +146,11 @@ class _Call:
         self.answer: asyncio.Future[Any] = loop.create_future()
         self.timer: asyncio.TimerHandle | None = None
         self.deadline: deadline.Deadline | None = None
-        """What ends it, if it has begun; its thread may renew it."""
+        """What ends the call, if it has begun; its thread may renew this."""
         self.is_given_up = False
 
     def tell(self, result: Any, error: BaseException | None) -> None:
-        """Give the caller its result, if it still waits."""
+        """Give the caller the result, if it still waits."""
         if self.answer.done():
             return
         if error is None:

@@ -17,7 +17,7 @@ def load_pair(
     key: Path,
     flags: tuple[str, str] = TLS,
 ) -> None:
-    """Have `context` show a certificate; `flags` name the settings. Raises SettingsError."""
+    """Have `context` present a certificate; `flags` name the settings. Raises SettingsError."""
     for path, flag, (mark, what) in zip((certificate, key), flags, _MARKS, strict=True):
         if mark not in _read(path, flag):
             raise SettingsError(f"{flag} {path} holds no {what}: give it in PEM")
@@ -46,7 +46,7 @@ def load_authorities(context: ssl.SSLContext, path: Path, flag: str) -> None:
 
 
 def check_pair(certificate: Path, key: Path, flags: tuple[str, str] = TLS) -> None:
-    """Raises SettingsError where the files hold no certificate and its key."""
+    """Raises SettingsError unless the files hold a certificate and its key."""
     load_pair(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), certificate, key, flags)
 
 

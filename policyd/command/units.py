@@ -1,7 +1,7 @@
 """Numbers with a unit, as operators write them: `4GiB`, `90d`, `500ms`.
 
-A number without a unit counts in the setting's own, so what was written before units were read
-means what it meant.
+A number without a unit is in the setting's own unit, so settings that were written before units
+were accepted keep their meaning.
 """
 
 import re
@@ -32,7 +32,7 @@ def _of(second: int) -> dict[str, Fraction]:
 
 
 UNITS = {"bytes": _BYTE, "seconds": _SECOND, "hours": _of(3600), "days": _of(24 * 3600)}
-"""How much of a setting's own unit each unit is, by the setting's own."""
+"""By a setting's own unit: how much of it each unit is."""
 EXAMPLES = {
     "bytes": "512MiB, 4GiB or 2GB",
     "seconds": "500ms, 30s, 5m or 1h",
@@ -43,7 +43,7 @@ _WITH_UNIT = re.compile(r"([0-9]+|[0-9]*\.[0-9]+)\s*([A-Za-z]+)")
 
 
 class _Quantity(click.ParamType[Any]):
-    """Reads a number of `unit`, and hands it on to the type that knows its bounds."""
+    """Reads a number with a unit as one of `unit`, and leaves its bounds to click's type."""
 
     unit: str
 
@@ -55,7 +55,7 @@ class _Quantity(click.ParamType[Any]):
 
     def _plain(self, text: str, param: Any, ctx: Any) -> Any:
         found = _WITH_UNIT.fullmatch(text)
-        # Not so for times: an M may be meant as months.
+        # Letter case counts for times: an M may be meant as months.
         name = "" if found is None else found[2].lower() if self.unit == "bytes" else found[2]
         factor = UNITS[self.unit].get(name)
         if found is None or factor is None:
@@ -87,7 +87,7 @@ class Size(_Quantity, click.IntRange):
 
 
 class Span(_Quantity, click.FloatRange):
-    """A number of `unit`, within bounds; above `least` if it is `open`."""
+    """A number of `unit`, within bounds; above `least` if `is_open`."""
 
     def __init__(
         self, unit: str, least: float | None, most: float | None, *, is_open: bool

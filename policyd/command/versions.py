@@ -1,4 +1,4 @@
-"""The option --version, and what a server says of itself as it starts."""
+"""The option --version, and what a server says about its version as it starts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +30,6 @@ def _say(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 
 def build_words() -> str:
-    """The version and the commit, as the line shows them that says that a server is ready."""
+    """The version and the commit, for the line that says that a server is ready."""
     built = commit()
     return f"version={version()}" + (f" commit={built}" if built else "")

@@ -1,5 +1,5 @@
-"""A worker's clock, measured against the database's; a gateway's that decides by itself, against
-policyd's, which is right by the database's.
+"""A worker's clock, measured against the database's. That of a gateway that decides by itself is
+measured against policyd's, which is corrected by the database's.
 
 Workers time decisions by their own clock, without asking the database. A wrong clock would put them
 outside of the time that a query looks at, or among those old enough to delete. So if the clock is
@@ -17,8 +17,8 @@ _log = logging.getLogger(__name__)
 
 
 class WorkerClock:
-    """A clock that is right within `bound` seconds, as far as it was measured against `owner`
-    clock."""
+    """A clock that is right within `bound` seconds, as far as it was measured against the clock of
+    `owner`, such as "the database's"."""
 
     def __init__(
         self,
@@ -32,8 +32,9 @@ class WorkerClock:
         self._offset = 0.0
         """Seconds that the clock is ahead, or 0 where that is within the bound."""
         self._told = 0.0
+        """The offset that was logged last."""
         self.ahead = 0.0
-        """Seconds that the clock was ahead of the owner's, as it was measured last."""
+        """Seconds that the clock was ahead of the owner's at the last measurement."""
 
     def time(self) -> float:
         """Seconds since 1970."""

@@ -1,5 +1,5 @@
-"""YAML whose words stay words: YAML itself would read `off` as false, and options know best what
-they take."""
+"""YAML whose words stay words: YAML itself would read `off` as false, and each option knows best
+what it takes."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ class Loader(yaml.BaseLoader):
         return super().construct_mapping(node, deep)
 
     def construct_scalar(self, node: yaml.ScalarNode) -> str:
-        """See yaml.BaseLoader. Raises YAMLError for what no name of a file can hold, either."""
+        """See yaml.BaseLoader. Raises YAMLError for characters that no file name can hold."""
         text = str(super().construct_scalar(node))
         if any(one == "\0" or "\ud800" <= one <= "\udfff" for one in text):
             raise yaml.YAMLError("it holds a NUL, or half a character: take it out")

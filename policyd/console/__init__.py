@@ -1,8 +1,8 @@
 """The web console: API keys, their settings and the decision log, rendered on the server.
 
-In the order of the way of a request:
+In the order in which a request passes them:
 
-    server      the listener, and what the console is made of
+    server      the listener, and the console's URLs
     app         the ASGI application: guards, routes, and pages for errors
     security/   which requests are served: host, origin, session, password, attempts
     pages/      a module for each page

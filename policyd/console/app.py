@@ -51,7 +51,7 @@ from policyd.errors import (
 _log = logging.getLogger(__name__)
 
 _MAX_BODY = 2**20
-"""Bytes that a form may have: the lists of a key's policies."""
+"""Bytes that a form may have: the lists of a key's policies may be long."""
 _AWAY = (
     "The console cannot reach the database, so it has nothing to show. policyd goes on deciding, "
     "as that needs no database. Check the database, then reload this page."
@@ -61,7 +61,7 @@ _PAGES = (
     dashboard,
     keys,
     key_batch,
-    key_settings,  # behind these: else /keys/new would show the settings of a key "new"
+    key_settings,  # after these: else /keys/new would show the settings of a key "new"
     key_rotation,
     key_use,
     audit,
@@ -136,7 +136,7 @@ class _Probed:
 
 
 class _Static(StaticFiles):
-    """Static files, which browsers may keep: the URL changes with the content."""
+    """Static files, which browsers may cache: the URL changes with the content."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         """See StaticFiles."""

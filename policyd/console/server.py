@@ -27,7 +27,7 @@ serves."""
 _GRACE = 3
 """Seconds that pages under way have when the console stops."""
 _AT_ONCE = 8
-"""Pages that use the store at once, and as many again for clients that are not signed in."""
+"""Pages that may use the store at once, and as many again for clients that are not signed in."""
 _WAITING = 1000
 """Requests that may wait for their turn: more than there can be connections."""
 _LONG = 60.0
@@ -92,7 +92,7 @@ def _threads(purpose: str, seconds: float) -> StoreThreads:
 
 
 def console_url(settings: ServerSettings) -> str:
-    """Where a browser finds the console."""
+    """The URL at which a browser finds the console."""
     assert settings.console is not None
     if settings.console_url:
         return public_origin(settings.console_url)
@@ -104,7 +104,7 @@ def console_url(settings: ServerSettings) -> str:
 def first_link(settings: ServerSettings, store: Store) -> str | None:
     """The one-time link with which the administrator sets the password; None once it is set.
 
-    It is a secret, good for a day. Raises SettingsError or StoreUnavailable.
+    It is a secret, and valid for a day. Raises SettingsError or StoreUnavailable.
     """
     known = store.administrator.get()
     if known.password_hash:

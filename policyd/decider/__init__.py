@@ -7,7 +7,7 @@ table of settings, a decision log to append to, and nothing else:
     decision_ids               the IDs of decisions
     log_entries                descriptor and decision -> the entry of the log
     policy_failures            policies that could not judge
-    access, metrics, traces    what operators watch it by
+    access, metrics, traces    how operators watch it
 """
 
 from policyd.decider.decider import MAX_BATCH, MAX_WAIT, Decider

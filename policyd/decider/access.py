@@ -1,4 +1,4 @@
-"""The access log of policyd: one line a decision, by what the decision log gets of it."""
+"""policyd's access log: one line for each decision, made from its entry in the decision log."""
 
 from collections.abc import Sequence
 from time import perf_counter
@@ -20,7 +20,7 @@ class DecisionAccess:
         self._access = access
 
     def decided(self, adapter: str, entries: Sequence[Entry], began: float) -> None:
-        """Write the lines of one request by `adapter`, which came at `began` of perf_counter()."""
+        """Write the lines of one request by `adapter`, which came at `began` by perf_counter()."""
         seconds = round(perf_counter() - began, 6)
         for entry in entries:
             if isinstance(entry, RefusedKey):
@@ -43,5 +43,5 @@ class DecisionAccess:
                 )
 
     def end(self) -> None:
-        """Report the strangers that no line has reported yet."""
+        """Report the refused keys that no line has reported yet."""
         self._access.flush()

@@ -1,4 +1,4 @@
-"""A request descriptor comes in, a decision goes out, and the log has it by then."""
+"""A request descriptor comes in and a decision goes out, which is in the log by then."""
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -36,22 +36,22 @@ if TYPE_CHECKING:
     from policyd.telemetry.tracing import Span
 
 MAX_BATCH = 1000
-"""Items in one batch."""
+"""Items in one batch, at most."""
 MAX_BATCH_BODIES = 16 * 2**20
-"""Bytes that the raw bodies of one batch may decompress to."""
+"""Bytes to which the raw bodies of one batch may decompress, together."""
 _GIVEN = Credential.GIVEN
 MAX_WAIT = 5.0
 """Seconds to wait for a revision that a caller asks for, if its own deadline is not sooner."""
 
 
 class Decider:
-    """Decides with the settings in `keys`; `defaults` hold for keys that set no such policy.
+    """Decides by the settings in `keys`; `defaults` hold for policies that a key does not set.
 
     `log` makes entries durable, at once or when its result is awaited, or raises LogFull. `process`
-    is 12 hexadecimal digits that no other process has: the IDs of decisions contain them, behind
-    the time of `clock`. `bodies` bounds the raw bodies that are read. `metrics` count and time what
-    it does, `access` writes a line of it, and `traces` make spans of it, where operators ask for
-    that.
+    is 12 hexadecimal digits that no other process has: the IDs of decisions contain them, after the
+    time by `clock`. `bodies` bounds the raw bodies that are read. Where operators ask for that,
+    `metrics` counts and times decisions, `access` writes a line for each, and `traces` makes spans
+    of them.
     """
 
     def __init__(
@@ -86,9 +86,9 @@ class Decider:
         return self._keys.revision
 
     async def reach(self, revision: int, patience: float | None) -> None:
-        """Wait for this revision, as long as a caller with so many seconds left can wait for it;
-        None: as long as any. Raises RevisionNotReached."""
-        # A little less than the caller waits, so that it gets the reason.
+        """Wait for this revision, up to MAX_WAIT, or less where the caller has only `patience`
+        seconds left. Raises RevisionNotReached."""
+        # A little less than the caller waits, so that it is told the reason.
         wait = MAX_WAIT if patience is None else min(MAX_WAIT, patience * 0.9)
         await self._keys.reach(revision, wait)
 
@@ -106,10 +106,10 @@ class Decider:
         *,
         context: Any = None,
     ) -> list[pb.EvaluateResponse | Exception]:
-        """Decide each with the settings at hand, and log the decisions together: the answers, or
-        the errors that answer() would raise, in the order of the requests.
+        """Decide each request with the settings at hand, and log the decisions together. Returns
+        the answers, or the errors that answer() would raise, in the order of the requests.
 
-        Raises SettingsUnknown, BodiesFull or LogFull where there is no answer to any.
+        Raises SettingsUnknown, BodiesFull or LogFull where no request gets an answer.
         """
         began = perf_counter()
         self._keys.check_known()
@@ -162,7 +162,7 @@ class Decider:
         return self._keys.settings(api_key.digest(key)) if credential is _GIVEN else None
 
     def _body_size(self, request: pb.EvaluateRequest) -> int:
-        """Bytes that reading a raw body may take, counted decompressed; 0 where it is not read."""
+        """Bytes that a raw body may have when it is decompressed; 0 where it is not read."""
         if not request.HasField("raw_body") or not self.knows(request):
             return 0
         size = len(request.raw_body.content)
@@ -353,7 +353,7 @@ class Decider:
         response.revision = revision
         if settings is not None:
             response.api_key_id = settings.key_id
-        # Without a key nothing tells that an endpoint is out of scope for it.
+        # Without a key in force it is not known whether the endpoint is out of scope for it.
         if decision_input.target.path and (settings is None or decision.explanation.in_scope):
             response.upstream_path = decision_input.target.path
         if reading.trace_id:

@@ -1,7 +1,7 @@
 """The IDs of decisions: unique, except where a caller asks again and gets the same decision.
 
-A gateway asks again when it did not get the first answer, and without this the log would have two
-rows for one request. Only identical requests with the same decision share an ID. So no caller can
+A gateway asks again when it did not get the first answer, and the log would otherwise have two rows
+for one request. Only identical requests with the same decision share an ID. So no caller can
 keep another decision out of the log, and the log has no decision that the caller did not get.
 """
 
@@ -18,7 +18,7 @@ MAX_SKEW = 5 * 60 * 1000
 """Milliseconds by which the time in an idempotency key may differ from this machine's."""
 _KEY = re.compile("[0-9a-f]{32}")
 _TIME = 12
-"""Hexadecimal digits of the time in milliseconds, with which an ID begins."""
+"""Hexadecimal digits of the time in milliseconds with which an ID begins."""
 _HASH = 10
 """Bytes of the hash that follows it."""
 

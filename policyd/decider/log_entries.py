@@ -139,7 +139,7 @@ def _outline(decision: Decision) -> _Outline:
 
 
 def _flags(decision: Decision) -> str:
-    """The types of its flags, so many as a record has room for."""
+    """The types of its flags, as many as a record has room for."""
     types = list(dict.fromkeys(flag.type for flag in decision.flags))
     while len(flags := ",".join(types)) > MAX_SUMMARY:
         types.pop()
@@ -194,5 +194,5 @@ def _tokens(message: pb.Outcome, field: str) -> int | None:
 
 def _number(value: int, field: str, most: int) -> int:
     if not 0 <= value <= most:
-        raise InvalidArgument(f"{field} is negative, or more than can be")
+        raise InvalidArgument(f"{field} is negative, or more than {most}")
     return value

@@ -1,5 +1,5 @@
-"""What is counted and timed of decisions, where the server that makes them serves metrics: policyd,
-or a gateway that decides by itself."""
+"""Counts and times decisions, where the server that makes them, policyd or a gateway that decides
+by itself, serves metrics."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -22,19 +22,19 @@ from policyd.telemetry.tally import Count, Timing
 Log = Callable[[Sequence[Entry]], Awaitable[None] | None]
 
 ADAPTERS = ("grpc", "batch", "envoy", "http", "authzen")
-"""How policyd is asked."""
+"""The ways in which policyd is asked."""
 DROPS = ("no_decision", "malformed", "too_many", "other_protocol", "not_logged")
 """Why an entry of Envoy's access log becomes no outcome."""
 _VERDICTS = {one: one.name.lower() for one in Verdict}
 _MOST = 4096
-"""Kinds of decisions that are remembered. A message may quote a client's words."""
+"""Kinds of decisions that are remembered, at most: a message may quote a client's words."""
 
 
 class DecisionMetrics:
-    """Counts decisions by what the log gets of them, and times their steps."""
+    """Counts decisions by their entries in the log, and times their steps."""
 
     def __init__(self, metrics: Metrics, adapters: Sequence[str] = ADAPTERS) -> None:
-        """`adapters` are those that decisions are asked for by."""
+        """`adapters` are the ways in which decisions are asked for."""
         step = partial(metrics.timing, catalogue.STEP_SECONDS)
         self.describe, self.decide, self._log = step("describe"), step("decide"), step("log")
         self._requests: dict[str, Timing] = {
@@ -51,7 +51,7 @@ class DecisionMetrics:
             self._dropped.of(reason)
         self._refused = metrics.counts(catalogue.REFUSED_KEYS)
         self._by_kind: dict[tuple[object, ...], tuple[Count, ...]] = {}
-        """The counts of decisions that count alike, by what tells these apart."""
+        """The counts that a decision raises, by all that they depend on."""
 
     def logging(self, log: Log) -> Log:
         """`log`, timed until its entries are durable."""
@@ -67,7 +67,7 @@ class DecisionMetrics:
         return append
 
     def decided(self, adapter: str, entries: Sequence[Entry], began: float) -> None:
-        """Count the decisions of one request by `adapter`, which came at `began`."""
+        """Count the decisions of one request by `adapter`, which came at `began` (perf_counter())."""
         self._requests[adapter].add(perf_counter() - began)
         for entry in entries:
             for count in self._counts(adapter, entry):

@@ -1,4 +1,4 @@
-"""Policies that could not judge requests: counted, and said in the log now and then."""
+"""Policies that could not judge requests: counted, and logged now and then."""
 
 import logging
 from collections import Counter
@@ -7,7 +7,7 @@ from policyd.command.log_throttle import Throttle
 
 _log = logging.getLogger(__name__)
 _SECONDS = 10.0
-"""At most one line in so many seconds."""
+"""Seconds, at least, between two log lines."""
 
 
 class PolicyFailures:

@@ -1,8 +1,8 @@
-"""The spans of a decision, where the server that makes it sends traces, policyd or a gateway that
-decides by itself: Evaluate, and in it decide and log.
+"""The spans of a decision, where policyd, or a gateway that decides by itself, sends traces:
+Evaluate, and in it decide and log.
 
-An evaluation belongs to the trace that its descriptor names in the header traceparent, as the
-gateway and other adapters pass it on; else to the one that the caller's gRPC metadata name.
+An evaluation belongs to the trace that its descriptor names in the header traceparent, which the
+gateway and other adapters pass on; else to the one that the caller's gRPC metadata names.
 """
 
 import time
@@ -20,7 +20,7 @@ from policyd.v1 import policy_pb2 as pb
 
 
 class DecisionTraces:
-    """Makes the spans of evaluations, which `tracer` begins."""
+    """Makes the spans of evaluations by `tracer`."""
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
@@ -79,7 +79,7 @@ class DecisionTraces:
 
 
 class LocalDecisionTraces(DecisionTraces):
-    """Those of a gateway that decides by itself, whose own spans they belong to."""
+    """The spans of evaluations in a gateway that decides by itself, within its own spans."""
 
     def begin(self, request: pb.EvaluateRequest, adapter: str, context: Any = None) -> Span:
         """The span of an evaluation; `context` is the gateway's own step that waits for it. So no
@@ -94,7 +94,7 @@ class LocalDecisionTraces(DecisionTraces):
 
 
 def _named(request: pb.EvaluateRequest) -> tuple[list[str], str]:
-    """The values of the header traceparent, and the first of the one with a trace's ID."""
+    """The values of the header traceparent, and the first value of TRACE_HEADER."""
     places, given = [], ""
     for header in request.headers:
         name = header.name.lower()

@@ -1,7 +1,7 @@
 """The decision log as files: CSV and JSON Lines, with one set of columns.
 
-Spreadsheets run texts that look like a formula. So in CSV a `'` is put before each text that begins
-like one, and within a text after each semicolon, tab or line break that one could follow.
+Spreadsheets evaluate texts that look like a formula. So in CSV a `'` is put before each text that
+begins like one, and within a text after each semicolon, tab or line break that one could follow.
 """
 
 import csv
@@ -21,7 +21,7 @@ _SIGNS = "=+@\uff1d\uff0b\uff0d\uff20-"
 _FORMULA = (*_SIGNS, "\t", "\r", "\n")
 _WITHIN = re.compile(rf'([;\t\r\n][\s"]*+)([{_SIGNS}]?+)')
 """Places within a text where a formula can begin: in many languages spreadsheets end cells at
-semicolons, and then ignore quotes inside of a cell. It also matches where no formula follows, so
+semicolons, and then ignore quotes inside a cell. It also matches where no formula follows, so
 that a search never reads the same gap again and takes linear time."""
 
 
@@ -110,7 +110,7 @@ COLUMNS = (*_DECISION, *_OUTCOME, *_POLICIES)
 
 
 def values(record: Record) -> dict[str, Any]:
-    """A decision as JSON values, by the names in COLUMNS. None: not known."""
+    """A decision as JSON values, by the names in COLUMNS; None for what is not known."""
     outcome = record.outcome
     found = {name: read(record) for name, read in _DECISION.items()}
     found |= {name: read(outcome) if outcome else None for name, read in _OUTCOME.items()}
@@ -118,12 +118,12 @@ def values(record: Record) -> dict[str, Any]:
 
 
 def json_line(record: Record) -> str:
-    """A decision as one line of JSON, with the line's end."""
+    """A decision as one line of JSON, with its line end."""
     return json.dumps(values(record), ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
 def csv_rows(records: Iterable[Record]) -> Iterator[str]:
-    """A line with COLUMNS, then one for each decision (RFC 4180), with their ends."""
+    """A line with COLUMNS, then one for each decision (RFC 4180), with their line ends."""
     yield _line(COLUMNS)
     for record in records:
         yield _line(map(_cell, values(record).values()))

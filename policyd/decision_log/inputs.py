@@ -1,4 +1,4 @@
-"""What a record keeps of a decision input, so that a simulation can decide once more by it."""
+"""What a record keeps of a decision input, so that a simulation can decide again by it."""
 
 from collections.abc import Iterable
 from functools import lru_cache
@@ -14,6 +14,7 @@ from policyd.policies import TABLE
 NOT_KEPT = "?"
 """Stands for a text that would be too long."""
 _MAX_CACHED = 8
+"""Override headers of a request up to which their texts are cached."""
 _INVALID = "invalid"
 """Stands for the value of an override header that is not valid."""
 _NOT_GIVEN = {
@@ -39,7 +40,7 @@ def number(given: Number) -> int | None:
 
 
 def read_number(kept: int | None) -> Number:
-    """The number that a record keeps so."""
+    """The number that a record keeps as `kept`."""
     return _NOT_GIVEN.get(kept) or Number(NumberState.GIVEN, kept or 0)
 
 
@@ -47,7 +48,7 @@ def read_number(kept: int | None) -> Number:
 
 
 class PlaceStates(NamedTuple):
-    """What is known of each place."""
+    """What is known about each place."""
 
     user: UserState
     safety_identifier: UserState
@@ -57,7 +58,7 @@ class PlaceStates(NamedTuple):
 
 def place_states(given: Iterable[EndUser]) -> PlaceStates:
     """The state of each place as a record keeps it."""
-    # Nearly always the same few states come in the same places.
+    # Nearly all requests have the same few states in the same places.
     return _place_states(tuple([(one.place, one.state) for one in given]))
 
 
@@ -79,7 +80,7 @@ def _more_telling(one: UserState, other: UserState) -> UserState:
 
 
 def read_place_states(others: str) -> dict[str, UserState]:
-    """The states of the further places. What is not kept is not known."""
+    """The states of the further places; none where they were not kept."""
     return _decode_states(others) if others not in ("", NOT_KEPT) else {}
 
 
@@ -100,7 +101,7 @@ NO_OVERRIDES = OverrideTexts("", "")
 
 def override_texts(given: tuple[tuple[str, str], ...]) -> OverrideTexts:
     """What the headers asked for, as far as a simulation needs it to decide again."""
-    # Of many values, a client could send ever others.
+    # Not cached for many headers: a client could send ever new combinations.
     return (
         _override_texts(given) if len(given) <= _MAX_CACHED else _override_texts.__wrapped__(given)
     )

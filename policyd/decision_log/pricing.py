@@ -4,7 +4,7 @@ The package takes a tenth of a millisecond for each answer. So what it charges f
 for each model and day, and multiplied here, in whole numbers. The package is asked itself where a
 price depends on more than the day and the number of tokens, and wherever the multiplication differs
 from it. Names of models come from outside, so every cache is bounded, and the package's own caches,
-which are not, are passed by.
+which are not, are bypassed.
 """
 
 from bisect import bisect_left
@@ -30,8 +30,8 @@ _TRIALS = ((1, 0, 0, 0), (0, 1, 0, 0), (7, 3, 2, 1), (7, 3, 2, 6), (900_001, 70_
 
 @lru_cache(maxsize=1024)
 def priced_as(model: str) -> str:
-    """The name of the model in the list of prices, such as gpt-4o for gpt-4o-2024-08-06; "": it is
-    not in it."""
+    """The name of the model in the list of prices, such as gpt-4o for gpt-4o-2024-08-06; "" where
+    it is not listed."""
     return next((found.id for _, found in _listed(model)), "")
 
 
@@ -43,7 +43,7 @@ def cost(
     cache_write_tokens: int,
     at: datetime,
 ) -> int | None:
-    """The cost in billionths of a US dollar. None: the model's price is not known.
+    """The cost in billionths of a US dollar; None where the model's price is not known.
 
     The `input_tokens` include `cached_tokens`, which the upstream read from its cache, and
     `cache_write_tokens`, which it wrote to it. `at` is the moment of the request, in UTC.
@@ -60,20 +60,20 @@ def cost(
 class _Charges:
     """What a model charges for a token on one day, by the size of the input.
 
-    Tokens that come from the cache, or go to it, are a part of the input. So their charge is what
-    they cost more than other input, or less.
+    Tokens that come from the cache, or go to it, are a part of the input. So their charge is how
+    much more, or less, they cost than other input.
     """
 
     beyond: Sequence[int]
     """Tokens of input beyond which the next charges hold."""
     rates: Sequence[tuple[int, int, int, int]]
-    """For a token of input, of output, from the cache and to it."""
+    """Charges for a token of input, of output, read from the cache, and written to it."""
     is_cached_apart: bool
     is_written_apart: bool
     """Whether these are taken out of the input, which must then hold them."""
 
     def cost(self, taken: int, given: int, cached: int, written: int) -> int | None:
-        """Billionths of a dollar, to the nearest; None: no input holds so much of the cache."""
+        """Billionths of a dollar, rounded; None where the input is less than its cached parts."""
         apart = cached * self.is_cached_apart + written * self.is_written_apart
         if apart > taken:
             return None
@@ -92,7 +92,7 @@ class _Package:
     model: ModelInfo
 
     def cost(self, used: tuple[int, int, int, int], at: datetime) -> int | None:
-        """Billionths of a dollar; None: the package has no price for that."""
+        """Billionths of a dollar; None where the package has no price for that."""
         names = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
         usage = Usage(**dict(zip(names, used, strict=True)))
         with suppress(LookupError, ValueError):
@@ -161,7 +161,7 @@ def _charges(price: ModelPrice) -> _Charges:
 
 
 def _charge(price: Decimal | TieredPrices | None, size: int) -> int:
-    """The charge for a token of a request with so many tokens of input, from the price of a
+    """The charge for a token of a request with `size` tokens of input, from the price of a
     million."""
     if isinstance(price, TieredPrices):
         reached = (tier.price for tier in reversed(price.tiers) if size > tier.start)

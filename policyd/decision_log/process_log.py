@@ -23,7 +23,7 @@ class LogSettings(Protocol):
 
     @property
     def spool_limit(self) -> int:
-        """Bytes that may wait in it."""
+        """Bytes that may wait in the spool."""
 
     @property
     def spool_sync(self) -> Sync:
@@ -31,11 +31,11 @@ class LogSettings(Protocol):
 
     @property
     def drop_when_full(self) -> bool:
-        """Whether to answer, and count the loss, where no more can wait."""
+        """Whether to answer, and count the loss, where the spool is full."""
 
     @property
     def drop_on_error(self) -> bool:
-        """The same where the spool cannot be written."""
+        """Whether to do so where the spool cannot be written."""
 
 
 def open_log(settings: LogSettings, process: str, clock: Callable[[], float]) -> DecisionLog:

@@ -35,7 +35,7 @@ MAX_NUMBER = 10**18
 """A larger number of tokens or characters counts as this one."""
 ABSENT = -1
 INVALID = -2
-"""What stands for a number that a request does not have, or that is none."""
+"""They stand for a number that a request does not have, or that is not a number."""
 
 _ID = re.compile("[0-9a-f]{32}")
 _LAST = f"{253402300799999:012x}"
@@ -141,7 +141,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True, tag="D", gc=False):
     trace_id: Annotated[str, msgspec.Meta(max_length=100)] = ""
     request_id: _Text = ""
     sample: bool = False
-    """Whether `policyd demo` has made the request up."""
+    """Whether `policyd demo` made the request up."""
     outcome: Outcome | None = None
     """None: no gateway has reported it yet."""
     token_limit: _Number | None = None
@@ -156,7 +156,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True, tag="D", gc=False):
     """What the override headers of further policies asked for: a JSON object with a list of values
     for each header; "" where there are none."""
     results: Annotated[str, msgspec.Meta(max_length=MAX_RESULTS)] = ""
-    """The results of all policies that are set, as a JSON array: of each, [policy, mode, value,
+    """The results of all policies that are set, as a JSON array: for each, [policy, mode, value,
     source, ignored, message or null]. "": only policies.ORIGINAL is set, and the fields above are
     its result."""
 
@@ -182,7 +182,7 @@ def is_decision_id(text: str) -> bool:
 
 
 def moment(decision_id: str) -> datetime:
-    """The moment that a decision's ID begins with, in UTC."""
+    """The moment with which a decision's ID begins, in UTC."""
     return datetime.fromtimestamp(int(decision_id[:12], 16) / 1000, UTC)
 
 

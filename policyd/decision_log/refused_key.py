@@ -1,8 +1,8 @@
 """Requests with a refused key: counted by minute and source, with a few samples.
 
 A key is refused where a request brings none, one that is not in force, or several. Strangers can
-send any number of such requests, from any address. So they are no decisions of the log, and what is
-kept of them is bounded whatever they hold: see refused_tally.py for how they are counted, and
+send any number of such requests, from any address. So they are not decisions in the log, and what
+is kept of them is bounded whatever they hold: see refused_tally.py for how they are counted, and
 store/refused_keys.py for how long they stay.
 """
 
@@ -28,7 +28,7 @@ _NETWORK = 64
 """Bits of an IPv6 address that name its network. A client can use any address in its network."""
 
 _Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
-# Of a gateway that decides by itself they are what it claims, and no database is to fail at them.
+# A gateway that decides by itself may claim anything here, and no database may fail at that.
 _NO_NUL = r"^[^\0]*$"
 _Process = Annotated[str, msgspec.Meta(max_length=32, pattern=_NO_NUL)]
 _Source = Annotated[str, msgspec.Meta(max_length=_MAX_ADDRESS, pattern=_NO_NUL)]
@@ -96,7 +96,7 @@ class RefusedKeyCount(msgspec.Struct, frozen=True, array_like=True, tag="R"):
 # One source sends many requests.
 @lru_cache(maxsize=1024)
 def source_of(address: str) -> str:
-    """The source that a client's address counts for; "" for a text that is no address."""
+    """The source that a client's address counts for; "" for a text that is not an address."""
     if len(address) > _MAX_ADDRESS:
         return ""
     try:

@@ -16,8 +16,11 @@ from policyd.decision_log.refused_key import (
 )
 
 MAX_SOURCES = 64
+"""Sources of a stretch that are counted one by one."""
 SAMPLES = 3
+"""Samples of each source in a stretch."""
 MAX_SAMPLES = 20
+"""Samples of all sources in a stretch."""
 
 
 class _Source:

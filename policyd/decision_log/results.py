@@ -1,7 +1,7 @@
 """What each policy found of a request, as a record keeps it: one text, in JSON.
 
-A request of which only the original policy was to judge has no such text, as the record's other
-fields say the same: so most records stay short.
+A request that only the original policy was to judge has no such text, as the record's other fields
+say the same: so most records stay short.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from policyd.policies import TABLE
 
 
 class LoggedResult(msgspec.Struct, frozen=True, array_like=True):
-    """What one policy found. A newer version may have logged more of it, which is passed over."""
+    """What one policy found. Further fields, which a newer version may have logged, are ignored."""
 
     policy: str
     mode: Mode
@@ -23,15 +23,15 @@ class LoggedResult(msgspec.Struct, frozen=True, array_like=True):
     source: Source
     ignored: Ignored
     message: str | None = None
-    """What the request violates, in the words for its client. None: nothing. "": the policy could
-    not judge."""
+    """What the request violates, in the words for its client; None for nothing; "" where the policy
+    could not judge."""
 
 
 _decode = msgspec.json.Decoder(list[LoggedResult]).decode
 
 
 def text(results: Iterable[Result]) -> str:
-    """The results as a record keeps them: so many as it has room for."""
+    """The results as a record keeps them: as many as it has room for."""
     kept = [_logged(one) for one in results]
     if all(one.policy == TABLE.original.name for one in kept):
         return ""

@@ -18,12 +18,13 @@ _CHUNK = 2**20
 PAUSE = 0.2
 """Seconds between two looks at the spool, where it gets few entries."""
 _BUSY_PAUSE = 1.0
+"""Seconds between two looks, where the spool gets many entries."""
 _BUSY = 200
-"""Entries that a look finds at most, where there are few."""
+"""Entries in one look, up to which they count as few."""
 
 
 def pause_after(shipped: int) -> float:
-    """Seconds until the next look at the spool, after one that has shipped so many entries.
+    """Seconds until the next look at the spool, after one that shipped `shipped` entries.
 
     A transaction costs as much as dozens of entries, and the more entries it has, the less each of
     them costs: of a decision with its outcome on SQLite, 600 take half as long each as 100.
@@ -66,7 +67,7 @@ class Shipper:
         self._told: dict[str, int] = {}
 
     def ship(self) -> int:
-        """Ship all entries that there are. Returns how many. Raises StoreUnavailable.
+        """Ship all entries that wait. Returns how many. Raises StoreUnavailable.
 
         Make one call at a time.
         """
@@ -95,7 +96,7 @@ class Shipper:
         return shipped
 
     def _delete_finished(self) -> None:
-        """Delete the files that the destination has all of. It is asked again before, as its
+        """Delete the files of which the destination has all. It is asked again first, as its
         database may have been restored from a backup since. Positions are forgotten once the files
         are gone."""
         spool = self._spool.identity()

@@ -68,9 +68,9 @@ class DecisionLog:
         self._sync = sync
         self._thread = SyncThread(spool.sync)
         self._failure: LogFull | None = None
-        """Why the last sync that no answer waited for did not succeed."""
+        """Why the last sync that no answer waited for failed; None where it did not."""
         self._problem: LogFull | None = None
-        """Why the last entry was not written, or not synced for its answer."""
+        """Why the last entry was not written, or not synced for its answer, if so."""
 
     def append(self, entries: Sequence[Entry]) -> Awaitable[None] | None:
         """Write the entries, all or none. Call it before the answer leaves. Raises LogFull.
@@ -97,7 +97,7 @@ class DecisionLog:
 
     @property
     def problem(self) -> LogFull | None:
-        """Why no decision can be logged; None: it can, as far as this is known."""
+        """Why no decision can be logged; None where it can, as far as this is known."""
         return self._failure or self._problem
 
     @property
@@ -106,7 +106,7 @@ class DecisionLog:
         return self.problem is not None and not self._drops(self.problem)
 
     async def check(self) -> None:
-        """Find out anew whether decisions can be logged, where that is in doubt.
+        """Find out again whether decisions can be logged, where that is in doubt.
 
         Call it every second: a worker that takes itself out of service for this gets no requests
         by which it would notice that the cause has ended.
@@ -176,9 +176,9 @@ class DecisionLog:
             # The kernel has the entries, so the log gets them unless the power fails.
 
     async def _try_to_sync(self, patience: float = _PATIENCE) -> LogFull | None:
-        """Sync for up to `patience` seconds. Returns why it failed; None: it did not."""
+        """Sync for up to `patience` seconds. Returns why that failed, if it did."""
         asked = self._thread.request()
-        # It is not cancelled after that, as others wait for it too.
+        # The sync is not cancelled after that, as others wait for it too.
         done, _ = await asyncio.wait((asked,), timeout=patience)
         if not done:
             # From now on entries fail at once, without waiting, until the disk syncs again.

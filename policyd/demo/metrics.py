@@ -1,4 +1,4 @@
-"""The demo's page of metrics: of policyd and the gateway together, as they run in one process."""
+"""The demo's page of metrics: those of policyd and the gateway, as both run in one process."""
 
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
@@ -12,8 +12,8 @@ from policyd.telemetry.reading import Reading
 
 @asynccontextmanager
 async def serving_metrics(address: Address) -> AsyncIterator[Address]:
-    """Serve them at `address` while the block runs, which starts the servers. Gives the address
-    with its port. Raises CannotListen or SettingsError."""
+    """Serve the metrics at `address` while the block runs, which starts the servers. Yields the
+    address with the port that was taken. Raises CannotListen or SettingsError."""
     build = version(), commit()
 
     def read() -> Reading:

@@ -1,8 +1,8 @@
-"""What a running demo says of itself, in its data folder, to the commands of its user.
+"""What a running demo tells the commands of its user about itself, in its data folder.
 
 `demo.json` there is locked for as long as the demo runs. So a second demo on the same data notices
-the first one, and a command knows whether the demo that wrote the file still lives: the system
-gives the lock back however the process ends. A command believes a file only where its own user owns
+the first one, and a command knows whether the demo that wrote the file still runs: the system
+releases the lock however the process ends. A command believes a file only where its own user owns
 it, as the file names the database that keys are read from and written to.
 """
 
@@ -22,7 +22,7 @@ FOLDERS = (Path("data"), Path("policyd-data"))
 working directory."""
 _NAME = "demo.json"
 _MOST = 64 * 1024
-"""Bytes of the file that are read."""
+"""Bytes of the file that are read, at most."""
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
 
 
@@ -43,7 +43,7 @@ class Presence:
         self._path = path
 
     def tell(self, demo: Demo) -> None:
-        """Have commands find the demo, which is ready. Raises SettingsError."""
+        """Let commands find the demo, now that it is ready. Raises SettingsError."""
         try:
             os.truncate(self._file, 0)
             os.pwrite(self._file, json.dumps(demo._asdict()).encode() + b"\n", 0)
@@ -53,8 +53,8 @@ class Presence:
 
 @contextmanager
 def claimed(data: Path) -> Iterator[Presence]:
-    """The `data` folder is this demo's, in this block. Raises SettingsError, as where another demo
-    runs on it."""
+    """Claim the `data` folder for this demo, in this block. Raises SettingsError, for example where
+    another demo runs on it."""
     path = data / _NAME
     try:
         file = os.open(path, _OPEN, 0o600)
@@ -65,7 +65,7 @@ def claimed(data: Path) -> Iterator[Presence]:
         os.truncate(file, 0)
         yield Presence(file, path)
     finally:
-        # The file stays: were it deleted, a demo that has just opened it would lock what is gone.
+        # The file stays: a demo that had just opened it would otherwise lock a deleted file.
         os.close(file)
 
 
@@ -127,5 +127,5 @@ def _demo(text: bytes) -> Demo | None:
         values: dict[str, Any] = json.loads(text)
         demo = Demo(*(values[name] for name in Demo._fields))
     except (ValueError, KeyError, TypeError):
-        return None  # It has not told yet.
+        return None  # The demo is not ready yet.
     return demo if all(isinstance(value, str) for value in demo) else None

@@ -1,6 +1,6 @@
 """`policyd demo`: policyd, its gateway and the demo upstream started together, to try policyd.
 
-All of it runs in one process, but for the background worker, which is a process of its own here
+All of it runs in one process, except for the background worker, which is a process of its own here,
 too.
 """
 
@@ -74,7 +74,7 @@ def _start(
         upstream_api_key="" if upstream else _word(openai_api_key or "", "OPENAI_API_KEY"),
     )
     settings = ServerSettings(
-        # Absolute, as commands run in other folders, too.
+        # Absolute, as commands may run in other folders.
         database_url=f"sqlite:///{data.absolute()}/policyd.db",
         grpc=_address(grpc, "--grpc"),
         admin=Address("127.0.0.1", 0),
@@ -99,7 +99,7 @@ def _address(text: str, flag: str) -> Address:
 
 
 def _with_port(address: Address, flag: str) -> Address:
-    """The address with a port that is free now, so that the other parts can be given it."""
+    """The address with a port that is free now, so that the other parts can be told of it."""
     with ExitStack() as held:
         return reserve(address, flag, held)
 

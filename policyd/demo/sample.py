@@ -23,7 +23,7 @@ from policyd.v1 import policy_pb2 as pb
 REQUESTS = 1500
 _DAYS = 7
 _ENFORCED_FOR = timedelta(days=2)
-"""The time for which the key has been in enforce mode; before that it was in audit mode."""
+"""How long the key has been in enforce mode; before that it was in audit mode."""
 _USERS = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi", "ivan", "judy")
 _CLIENTS = (
     ("openai-python/3.54.0", 0.05),

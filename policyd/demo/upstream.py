@@ -1,4 +1,4 @@
-"""A small OpenAI-compatible upstream: the demo, the tests and the benchmarks need no provider key.
+"""A small OpenAI-compatible upstream, so that demo, tests and benchmarks need no provider's key.
 
 It is a raw ASGI app that speaks the protocol as the official clients expect it. There is no model
 behind it: replies.py makes the answers, and streams.py streams them word by word. Token counts are

@@ -71,7 +71,7 @@ class Request:
             async with asyncio.timeout(self._patience):
                 await self._incoming.take(body, limit, held)
         except BodiesFull:
-            if self._incoming.came <= limit:
+            if self._incoming.received <= limit:
                 raise
             return None  # It is too large at any time, so its client should not try again.
         return body if len(body) <= limit else None

@@ -74,7 +74,7 @@ async def _work() -> None:
 
             await running.enter_async_context(ConsoleServer(settings, store))
         parent.ready()
-        await parent.gone_during(work.ship(), work.retire(), *also)
+        await parent.work_until_ended(work.ship(), work.retire(), *also)
         await work.finish()
 
 

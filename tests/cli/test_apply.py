@@ -161,7 +161,7 @@ def test_secrets(where: tuple[Store, tuple[str, ...]], tmp_path: Path) -> None:
 
     refused = apply(text.replace("filed:", "another:"), "--yes")
     assert refused.returncode == 1
-    assert b"is there already, so nothing was changed: it is never overwritten" in refused.stderr
+    assert b"exists already, so nothing was changed: it is never overwritten" in refused.stderr
     assert {key.name for key in store.keys.list()} == {"filed", "given"}
     nowhere = "version: 1\nkeys:\n  a: {secret_file: a.key}\n  b: {secret_file: no/b.key}\n"
     assert b"cannot be made" in apply(nowhere, "--yes").stderr

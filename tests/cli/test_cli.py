@@ -228,7 +228,7 @@ def test_variables_that_no_command_reads(env: dict[str, str], message: str) -> N
     [
         ("default-mode: enforce\ndefault-mode: off", "sets default-mode twice"),
         ("default-mode: enforce\ndefault_mode: off", "sets default_mode twice"),
-        ("config: other.yaml", "names no other file"),
+        ("config: other.yaml", "cannot name another file"),
         ("mode: enforce", "did you mean --default-mode"),
         ("default-mod: enforce", "did you mean default-mode?"),
     ],

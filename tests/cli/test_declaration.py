@@ -138,7 +138,7 @@ def test_json() -> None:
         ("version: 1\n---\nversion: 1", "line 2: "),
         ("version: 1\nkeys: " + "[" * 5000, "nested too deeply"),
         ("version: 1\n\tkeys: {}", "line 2: "),
-        (b"version: 1\nkeys: {\xff: {}}", "no UTF-8 text"),
+        (b"version: 1\nkeys: {\xff: {}}", "not UTF-8 text"),
         (b"version: 1\n#" + b"x" * MAX_BYTES, "larger than 4 MiB"),
     ],
 )

@@ -239,9 +239,9 @@ def test_hostile_texts_in_a_terminal(store: Store, url: str) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("list", "--since", "yesterday"), "is no moment"),
-        (("list", "--until", "99999999999d"), "is no moment"),
-        (("list", "--since", "0001-01-01T00:00+05:00"), "is no moment"),
+        (("list", "--since", "yesterday"), "is not a moment"),
+        (("list", "--until", "99999999999d"), "is not a moment"),
+        (("list", "--since", "0001-01-01T00:00+05:00"), "is not a moment"),
         (("list", "--after", "x"), "ID of a decision"),
         (("list", "--decision", "blocked"), "would_deny"),
         (("show", "x"), "has no decision"),

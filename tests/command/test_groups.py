@@ -17,5 +17,5 @@ def test_another_version_is_installed() -> None:
     context = command.make_context("serve", ["--name", "x"])
     assert read_again(context) == {"name": "x"}
     command.params[0].callback = gone
-    with pytest.raises(SettingsError, match="start it anew"):
+    with pytest.raises(SettingsError, match="restart it"):
         read_again(context)

@@ -310,7 +310,7 @@ def test_before_you_switch_it_on(
         _sign_in(page, policyd, token)
         key = _create_key(page, policyd, "Careful")
         page.get_by_role("link", name="Settings", exact=True).click()
-        expect(page.get_by_text("No requests with this key in this time")).to_be_visible()
+        expect(page.get_by_text("No requests with this key in this period")).to_be_visible()
         for _ in range(3):
             assert _ask(gateway, key)[0] == 200
         page.goto(f"{policyd.console}/logs")
@@ -350,7 +350,7 @@ def test_panels(browser: Browser, policyd: Policyd, token: str) -> None:
         expect(panel).to_contain_text("There is nothing to look for yet. A limit is")
         value.fill("500")
         value.press("Tab")
-        expect(panel).to_contain_text("No requests with this key in this time")
+        expect(panel).to_contain_text("No requests with this key in this period")
         assert {one for one in asked if one} == {TABLE.original.name, policy.name}
         panel.get_by_role("radio", name="Audit").check()
         page.get_by_role("button", name="Save").click()

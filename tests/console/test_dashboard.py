@@ -183,7 +183,7 @@ async def test_refused_keys_of_any_time(console: Console, admin: Visitor) -> Non
     page = (await admin.get(html.unescape(url))).text
     assert f'<dd class="big">{number}</dd>' in page
     assert number == "7"
-    assert "None in this time" in (await admin.get("/refused?until=2026-01-01T00:00")).text
+    assert "None in this period" in (await admin.get("/refused?until=2026-01-01T00:00")).text
 
 
 def test_growth() -> None:

@@ -338,7 +338,7 @@ async def test_no_decisions_yet(console: Console, admin: Visitor) -> None:
     assert "Point a client at the gateway" in (await admin.get("/")).text
     empty = (await admin.get("/logs")).text
     assert "No decisions yet" in empty
-    assert "No end users in this time" in (await admin.get("/users")).text
+    assert "No end users in this period" in (await admin.get("/users")).text
     path = html.unescape(empty.partition('empty" hx-get="')[2].partition('"')[0])
     assert (await admin.get(path)).status == 204
     console.store.log.append([record(_now())])
@@ -583,7 +583,7 @@ async def test_end_users(console: Console, admin: Visitor) -> None:
     assert "<bdi>many" not in of_key
     assert ">100%<" in of_key
     long_ago = (await admin.get("/users?period=days&since=2020-01-01&until=2020-02-01")).text
-    assert "No end users in this time" in long_ago
+    assert "No end users in this period" in long_ago
 
 
 async def test_many_users(console: Console, admin: Visitor) -> None:
@@ -657,7 +657,7 @@ async def test_the_dashboard(console: Console, admin: Visitor) -> None:
 async def test_refused_keys(console: Console, admin: Visitor) -> None:
     """Refused keys have their own number, sources and samples, and count as no policy's blocks."""
     at = _now()
-    assert "None in this time" in (await admin.get("/refused")).text
+    assert "None in this period" in (await admin.get("/refused")).text
     minute = int(at.timestamp()) // 60
     console.store.log.append(
         [RefusedKeyCount("a", n, minute, source, 1, 1200, 3) for n, source in enumerate(SOURCES)]

@@ -498,9 +498,9 @@ async def test_before_you_switch_it_on(console: Console, admin: Visitor, policy:
     assert f'href="{path}"' in _panel(await admin.get(f"/keys/{key.id}"), policy)
     page = await admin.get(path)
     assert policy.title in page.text
-    assert "No requests with this key in this time" in page.text
+    assert "No requests with this key in this period" in page.text
     typed = await admin.post(path, Form(key).fields, HX_Request="true")
-    assert "No requests with this key in this time" in typed.text
+    assert "No requests with this key in this period" in typed.text
     assert "<html" not in typed.text
 
 

@@ -26,9 +26,9 @@ _REQUESTS = (
     ),
 )
 _ROWS = 8
-"""Models and users that are listed."""
+"""Models, and users, that are listed."""
 _MODELS = 1000
-"""Models that are looked up, to know whether all requests are among them."""
+"""Models that are looked up, to find whether their counts cover all requests."""
 _DAY = timedelta(days=1)
 
 
@@ -138,7 +138,7 @@ def _values(store: Store, asked: _Asked) -> dict[str, Any]:
 def _measured(store: Store, asked: _Asked, hours: list[tuple[datetime, Counts]]) -> Measured:
     period, read = asked.period, store.statistics.latencies
     length = period.until - period.since
-    # The hour that has not ended is compared with nothing.
+    # The hour that has not ended is not compared.
     end = min(period.until, asked.now.replace(minute=0, second=0, microsecond=0))
     first = store.statistics.first()
     is_counted = first is not None and first <= period.before
@@ -198,14 +198,14 @@ def _by_key(store: Store, asked: _Asked) -> list[tuple[str, Counts]]:
 
 
 def _uncounted(total: Counts, models: list[tuple[str, Counts]]) -> int:
-    """How many requests are in no model's counts: older versions of policyd did not count them."""
+    """How many requests are not counted by model: older versions of policyd did not do so."""
     if len(models) == _MODELS:
         return 0
     return max(total.requests - sum(counts.requests for _, counts in models), 0)
 
 
 def _is_cut(status: LogStatus, hours: list[tuple[datetime, Counts]], period: Period) -> bool:
-    """Whether rows that are counted have been retired since, so that links cannot list them."""
+    """Whether counted decisions have been retired since, so that links cannot list them."""
     oldest = status.oldest
     return oldest is not None and any(
         period.since <= at < oldest - timedelta(hours=1) for at, _ in hours
@@ -220,8 +220,8 @@ def _fingerprint(values: dict[str, Any]) -> str:
 
 
 def _top_users(request: Request) -> Response:
-    """The end users with most requests. There may be many to count, so the page asks for them
-    apart, and less often."""
+    """The end users with the most requests. There may be many to count, so the page asks for them
+    separately, and less often."""
     store = console(request).store
     asked = _asked(request, store)
     days = asked.days

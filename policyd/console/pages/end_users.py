@@ -21,7 +21,7 @@ from policyd.store import Counts, Store
 
 PAGE = 50
 _ODD = 4
-"""Odd end users that are named, of each kind."""
+"""Odd end users of each kind that are named."""
 _COLUMNS = {
     "user": "End user",
     "requests": "Requests",
@@ -99,7 +99,7 @@ class _Row(NamedTuple):
     name: str
     counts: Counts
     models: Sequence[str]
-    """Those of its newest requests, commonest first, as `keys` are."""
+    """The models of its newest requests, commonest first. So are `keys`."""
     keys: Sequence[str]
     kind: str
     """What is odd about the name; "" where nothing is."""
@@ -118,7 +118,7 @@ def _kind(name: str) -> str:
 
 
 def _is_email(name: str) -> bool:
-    """Whether it looks like what the statistics count as an e-mail address."""
+    """Whether a name looks like an e-mail address, by the rule of the statistics."""
     local, _, host = name.partition("@")
     return bool(local) and "@" not in host and "." in host[1:-2]
 

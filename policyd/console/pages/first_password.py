@@ -1,4 +1,4 @@
-"""First password: the one-time link, with which the administrator sets it."""
+"""First password: the administrator sets it by the one-time link."""
 
 from starlette.datastructures import FormData
 from starlette.requests import Request
@@ -14,7 +14,7 @@ from policyd.keys.audit import Action
 
 _LINK_USED = (
     "This link is no longer good: it was used already, or is older than a day. Sign in below, or "
-    "start policyd again for a new link if no password was set yet."
+    "restart policyd for a new link if no password was set yet."
 )
 
 

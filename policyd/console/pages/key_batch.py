@@ -1,4 +1,4 @@
-"""Several API keys at once: one policy is set, or all are revoked, after a summary was shown."""
+"""Several API keys at once: one policy is set for all, or all are revoked, after a summary."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Self
@@ -18,9 +18,9 @@ from policyd.errors import EtagMismatch, KeyNotFound
 from policyd.policies import TABLE
 
 _DEFAULT = "default"
-"""The mode of keys that set none."""
+"""The form's value for a key that sets no mode."""
 _KEEP = "keep"
-"""The override of each key stays as it is."""
+"""The form's value that leaves the override of each key as it is."""
 _CHANGED = (
     "At least one of these keys was changed after this summary was made, so none was changed yet. "
     "This is how they are now."
@@ -33,11 +33,11 @@ class _Wanted(NamedTuple):
     revoke: bool
     typed: TypedPolicy
     has_mode: bool = False
-    """Whether a mode was chosen: none is, before the administrator does."""
+    """Whether a mode was chosen: none is until the administrator chooses one."""
 
     @classmethod
     def read(cls, form: FormData) -> Self:
-        """What was typed. A policy that there is none of counts as the original one."""
+        """What was typed. An unknown policy counts as the original one."""
         policy = TABLE.by_name.get(text(form, "policy"), TABLE.original)
         mode, value, override = (text(form, name).strip() for name in ("mode", "value", "override"))
         typed = TypedPolicy(policy, "" if mode == _DEFAULT else mode, value, override)

@@ -1,4 +1,4 @@
-"""Rotate: a key gets a new secret. The one before holds for a while, so that no client stops."""
+"""Rotate: a key gets a new secret. The previous one stays valid for a while, for its clients."""
 
 from datetime import timedelta
 
@@ -50,7 +50,7 @@ def _rotate(request: Request, form: FormData) -> Response:
     key_id = request.path_params["key_id"]
     key = here.store.keys.get(key_id)
     if text(form, "keep") not in _KEEP:
-        return _form(request, key, "Choose for how long the secret before holds.", 422)
+        return _form(request, key, "Choose how long the current secret stays valid.", 422)
     keep = _KEEP[text(form, "keep")][1]
     try:
         key, secret = here.store.keys.rotate(key_id, keep, read_etag(form), by=actor(request))

@@ -1,4 +1,4 @@
-"""Settings of one API key: change them, and see where they are in force."""
+"""Settings of one API key: change them, and see how many workers have them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -76,7 +76,7 @@ def _main_first(found: list[Panel]) -> list[Panel]:
 
 def _without_place(key: ApiKey) -> tuple[list[str], list[str]]:
     """The operations that have none of the places that a key accepts: those on which `user` counts
-    in their stead, and those on which nothing does."""
+    instead, and those on which nothing does."""
     with_user = {one.operation for one in ENDPOINTS.values() if USER in one.identifiers}
     operations = without_place(key.accept)
     return (
@@ -86,7 +86,7 @@ def _without_place(key: ApiKey) -> tuple[list[str], list[str]]:
 
 
 def _differing(key: ApiKey, typed: TypedSettings) -> list[tuple[str, str, str]]:
-    """The settings that are not saved as they are typed: name, saved and typed."""
+    """The settings whose saved and typed values differ: name, saved value, typed value."""
     saved = TypedSettings.of(key).labelled()
     return [
         (name, saved[name], mine) for name, mine in typed.labelled().items() if mine != saved[name]

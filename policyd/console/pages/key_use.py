@@ -1,4 +1,4 @@
-"""Use it: programs that send a request with a key, which they read from the environment."""
+"""Use it: programs that send a request with a key that they read from the environment."""
 
 from starlette.requests import Request
 from starlette.responses import Response

@@ -35,7 +35,7 @@ class _Row(NamedTuple):
     key: ApiKey
     original: Setting
     others: Settings
-    """Those of all other policies that it sets."""
+    """The settings of all other policies that the key sets."""
     used: datetime | None
 
 
@@ -74,7 +74,7 @@ def _list(request: Request) -> Response:
 def _page(
     store: Store, wanted: KeyFilter, table: Sorting, asked: QueryParams
 ) -> tuple[list[ApiKey], str, str]:
-    """The keys of the page that a URL asks for, and the URLs of the pages before and behind it; ""
+    """The keys of the page that a URL asks for, and the URLs of the previous and the next page; ""
     where there is none."""
     page = partial(store.key_list.page, wanted, sort=table.sort, descending=table.is_descending)
     after, before = asked.get("after", ""), asked.get("before", "")
@@ -90,7 +90,7 @@ def _page(
 
 
 def _told(request: Request) -> str:
-    """What was done before the list is shown, as a sentence; "" where there is nothing to tell."""
+    """What was just done to keys, as a sentence; "" where nothing was."""
     asked = request.query_params
     done = asked.getlist("done")[:BATCH]
     keys = console(request).store.key_list.chosen(done) if done else []

@@ -1,4 +1,4 @@
-"""Log Details: one decision with all that the log has of it, and the others of its trace."""
+"""Log Details: one decision with all that the log has about it, and the others of its trace."""
 
 from starlette.requests import Request
 from starlette.responses import Response

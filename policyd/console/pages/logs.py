@@ -59,7 +59,7 @@ def _page(request: Request) -> Response:
 
 
 def _rows(request: Request) -> Response:
-    """The rows of the first page, for htmx; 204 where they are the rows that it has already."""
+    """The rows of the first page, for htmx; 204 where the page shows these rows already."""
     store = console(request).store
     query = log_query.read(request.query_params, store.time())
     records = _find(store, query)[0][:PAGE] if query.is_live else []
@@ -87,7 +87,7 @@ def _find(store: Store, query: LogQuery) -> Page:
 
 
 def _models(store: Store, query: LogQuery) -> list[str]:
-    """The models that the filter suggests: the commonest of late."""
+    """The models that the filter suggests: the commonest lately."""
     found = store.statistics.models(query.now - _LATELY, query.now, limit=_SUGGESTED)
     return [model for model, _ in found if model]
 
@@ -153,8 +153,7 @@ def _every(store: Store, wanted: LogFilter, page: Page) -> Iterator[Record]:
 
 
 def _together(lines: Iterator[str]) -> Iterator[str]:
-    """The lines joined to portions, because each portion crosses from a thread to the event
-    loop."""
+    """The lines, joined into portions, as each portion crosses from a thread to the event loop."""
     waiting: list[str] = []
     for line in lines:
         waiting.append(line)

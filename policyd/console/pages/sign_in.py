@@ -44,7 +44,7 @@ def _session(request: Request, known: Credentials) -> str:
 
 async def ask(request: Request) -> Response:
     """Lead the browser to the sign-in, and from there back to the page that it came from. A form
-    that was sent comes back, filled in: see kept_forms.py."""
+    that was sent is shown again, filled in: see kept_forms.py."""
     if is_fragment(request):
         return _ask_for_fragment(request)
     if request.method == "GET":
@@ -60,7 +60,7 @@ async def ask(request: Request) -> Response:
 
 def _ask_for_fragment(request: Request) -> Response:
     if request.method != "GET":
-        # Leading the browser away would lose what is typed in the page. Its form is kept once sent.
+        # Leading the browser away would lose what was typed. A form is kept once it is sent.
         return render(request, "session_ended.html")
     came_from = urlsplit(request.headers.get("hx-current-url", ""))
     # The whole page changes to the sign-in, not only the part that htmx would replace.

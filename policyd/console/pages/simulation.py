@@ -22,13 +22,13 @@ _PERIODS = {"24h": ("Last 24 hours", timedelta(days=1)), "7d": ("Last 7 days", t
 
 
 def _of_saved(request: Request) -> Response:
-    """By the settings as they are saved."""
+    """The simulation by the settings as they are saved."""
     key = console(request).store.keys.get(request.path_params["key_id"])
     return _page(request, key, TypedSettings.of(key))
 
 
 def _of_typed(request: Request, form: FormData) -> Response:
-    """By the settings as they stand in the form."""
+    """The simulation by the settings as they are in the form."""
     key = console(request).store.keys.get(request.path_params["key_id"])
     return _page(request, key, TypedSettings.read(form, key))
 
@@ -63,9 +63,9 @@ def _page(request: Request, key: ApiKey, typed: TypedSettings) -> Response:
 
 
 def _alone(policy: Policy, typed: TypedSettings) -> Settings:
-    """Settings by which this policy alone decides. Raises ValueError where its value will not
-    do."""
-    # Locked, lest a header switch on another one.
+    """Settings by which this policy alone decides. Raises ValueError where its value is not
+    valid."""
+    # Locked, so that no header switches on another one.
     off = Setting(Mode.OFF, override=Override.LOCKED)
     return tuple(
         (one.policy.name, one.enforced() if one.policy is policy else off) for one in typed.policies

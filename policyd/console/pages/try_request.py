@@ -1,4 +1,4 @@
-"""Try a request: what would be decided of it, and why, by every policy. Nothing is logged."""
+"""Try a request: what every policy would decide about it, and why. Nothing is logged."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,7 +23,7 @@ from policyd.trial import Trial, try_request
 _METHODS = ("POST", "GET", "PUT", "PATCH", "DELETE")
 _MISTAKES = "Nothing was tried yet: correct what is marked below."
 _CALLER = "grpc"
-"""The caller as which the page asks: the gateway."""
+"""The kind of caller as which the page asks: a gateway."""
 
 
 def _page(request: Request) -> Response:

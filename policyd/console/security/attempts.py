@@ -1,10 +1,10 @@
-"""Limits of the attempts to guess a password: for each source, and for all of them together.
+"""Limits on attempts to guess a password: for each source, and for all of them together.
 
     one address, or one IPv6 network       10 a minute, 60 an hour
     all addresses together                 20 a minute, 100 an hour
 
-An attacker with many addresses can use up the limit of all together, and must not lock the
-administrator out with that. So a device that has signed in before (see sessions.py) is a source of
+An attacker with many addresses can use up the limit for all together, and must not lock the
+administrator out by that. So a device that has signed in before (see sessions.py) is a source of
 its own and does not count for all, and neither does the administration token, which cannot be
 guessed. Attempts that succeed do not count.
 
@@ -21,7 +21,7 @@ _EACH = ((10, 60.0), (60, _HOUR))
 _ALL = ((20, 60.0), (100, _HOUR))
 """Limits: how many attempts in how many seconds."""
 MAX_SOURCES = 4096
-"""Sources that are remembered. The limit of all together bounds those that are forgotten."""
+"""Sources that are remembered. The limit for all together bounds those that are forgotten."""
 
 
 class Attempts:
@@ -33,7 +33,7 @@ class Attempts:
         self._all: deque[float] = deque()
 
     def wait(self, source: str) -> int:
-        """Count an attempt from `source`. Returns the seconds to wait; 0: it may go on."""
+        """Count an attempt from `source`. Returns the seconds to wait; 0 where it may go on."""
         with self._lock:
             made = self._sources.setdefault(source, deque())
             self._sources.move_to_end(source)
@@ -42,7 +42,7 @@ class Attempts:
             return _count(made, _EACH)
 
     def wait_for_all(self) -> int:
-        """Count an attempt towards the limit of all together. Returns the seconds to wait."""
+        """Count an attempt towards the limit for all together. Returns as wait() does."""
         with self._lock:
             return _count(self._all, _ALL)
 

@@ -1,4 +1,4 @@
-"""The address of the client that sent a request, behind proxies too."""
+"""The address of the client that sent a request, also behind proxies."""
 
 from collections.abc import Iterable, Sequence
 

@@ -10,7 +10,7 @@ from policyd.asgi.bounded import Bounded
 from policyd.asgi.limits import Limits
 
 LIMITS = Limits(connections=200, head=10.0, body=10.0, idle=5.0, write=30.0)
-"""Enough for browsers, which send their requests without a pause."""
+"""Enough for browsers, which send a request without pauses."""
 
 
 class Connection(Bounded, H11Protocol):

@@ -13,7 +13,7 @@ MIN_LENGTH = 12
 MAX_LENGTH = 200
 _MIN_VARIETY = 5
 _hasher = PasswordHasher()
-# A hash takes 64 MiB, and 50 ms in four threads: of many sign-ins at once, most wait their turn.
+# A hash takes 64 MiB, and 50 ms in four threads: of many sign-ins at once, most wait for a turn.
 _at_once = threading.BoundedSemaphore(2)
 
 
@@ -38,7 +38,7 @@ def digest(password: str) -> str:
 
 def matches(secret: str, password_hash: str, token: str) -> bool:
     """Whether `secret` is the password or the administration token. It takes the same time for
-    every secret, so that the time tells nothing."""
+    every secret, so that the time reveals nothing."""
     right = is_token(secret, token)
     return _is_password(secret[: MAX_LENGTH + 1], password_hash) or right
 
@@ -73,7 +73,7 @@ def _digest(text: str) -> bytes:
 
 
 def use(hasher: PasswordHasher) -> None:
-    """Hash with `hasher` from here on, in place of argon2's defaults: tests take a cheap one."""
+    """Hash with `hasher` from now on, in place of argon2's defaults: tests use a cheap one."""
     global _hasher  # noqa: PLW0603  # one for the process, as there is one administrator
     _hasher = hasher
     _hash_without_password.cache_clear()

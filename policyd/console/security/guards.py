@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 Answer = Callable[[Request, int, str], Response]
-"""Makes the page for a request that is not served: with its status and its reason."""
+"""Makes the page for a request that is not served, from the status and the reason."""
 
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _POLICY = "; ".join(
@@ -47,8 +47,8 @@ def public_origin(url: str) -> str:
 
 
 class SafeHeaders:
-    """Adds the headers that keep a page from running or loading anything of another origin, and
-    from telling other origins its address."""
+    """Adds the headers that keep a page from running or loading anything from another origin, and
+    from revealing its address to other origins."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -65,9 +65,9 @@ class SafeHeaders:
 
 
 class OwnHost:
-    """Rejects requests for a host name other than a loopback one or `public`. Against DNS
-    rebinding: another site's name may point to this machine, and its pages could then read the
-    console's."""
+    """Rejects requests for a host name other than a loopback one or `public`. This is
+    against DNS rebinding: another site's name may point to this machine, and its pages could then
+    read the console's."""
 
     def __init__(self, app: ASGIApp, answer: Answer, public: str) -> None:
         self._app = app
@@ -131,7 +131,7 @@ def _is_same_origin(request: Request, public: str) -> bool:
 
 
 class SignedIn:
-    """Serves requests of a session; `ask` answers others, by leading them to the sign-in."""
+    """Serves requests of a session; `ask` answers the others, and leads them to the sign-in."""
 
     def __init__(
         self,

@@ -1,12 +1,12 @@
-"""Forms that were sent after their session had ended: after the sign-in they come back, filled in.
+"""Forms that were sent after their session had ended: the next sign-in brings them back, filled in.
 
-Nothing of a form is done before the administrator has seen and sent it again. In order:
+A form has no effect until the administrator has seen it again and sent it. In order:
 
 1. The form arrives without a session. The sign-in page carries it, as hidden text.
 2. The administrator signs in. The form is held in memory for a short time, under a random ID.
-3. The browser goes to the page that the form is from, which shows it with what was typed.
+3. The browser goes to the page of the form, which shows it with what was typed.
 
-Before the sign-in nothing of it is held here, so that strangers take no memory. Passwords and
+Before the sign-in nothing of a form is held here, so that strangers take no memory. Passwords and
 secrets are never kept: only the pages listed here take part, and what may be a secret is left out.
 """
 
@@ -27,14 +27,15 @@ MAX_FORM = 24 * 2**10
 _MAX_FIELDS = 500
 _MAX_FORMS = 16
 _SECONDS = 600.0
+"""Seconds that a form waits for its page."""
 _PAGES = {"/keys": "/keys/new", "/try": "/try"}
 """The forms that come back, by the path they are sent to, and the page that shows each."""
 _KEY = re.compile(r"/keys/key_[0-9a-f]+")
-"""The settings of a key come back at the path they are sent to."""
+"""A key's settings, which are shown at the path that they are sent to."""
 _SECRET = re.compile(r"pass|secret|token|digest|current|repeated", re.IGNORECASE)
 _SECRET_HEADER = re.compile(r"auth|cookie|cred|key|pass|secret|session|sign|token", re.IGNORECASE)
 _HEADERS = "headers"
-"""The field that holds headers, one a line."""
+"""The field that holds headers, one on each line."""
 
 
 def page_of(path: str) -> str:
@@ -48,8 +49,8 @@ def is_page(path: str) -> bool:
 
 
 async def carried(request: Request) -> str:
-    """The form of a request without a session, URL-encoded; "" where it is too long, or none of
-    those that come back."""
+    """The form of a request without a session, URL-encoded; "" where it is too long, or not one
+    of those that come back."""
     length = request.headers.get("content-length", "")
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     is_form = kind == "application/x-www-form-urlencoded"
@@ -95,7 +96,7 @@ class KeptForms:
         return identifier
 
     def of(self, request: Request) -> FormData | None:
-        """The form that the request's page is to show; None where there is none, or no longer."""
+        """The form that the request's page is to show; None where there is none (any more)."""
         with self._lock:
             until, page, form = self._forms.get(
                 request.query_params.get("typed", ""), (0.0, "", "")

@@ -1,8 +1,8 @@
 """Sessions: signed cookies, and the one-time link with which the first password is set.
 
-Both are signed with a key made of the administration token and the store's epoch. So all processes
-accept the same ones without a table of sessions, and a new epoch or token ends all of them. A
-session has an ID, under which the store remembers the few that were ended one by one.
+Both are signed with a key that is made from the administration token and the store's epoch. So
+all processes accept the same ones without a table of sessions, and a new epoch or token ends all of
+them. A session has an ID, by which the store remembers the few that were ended one by one.
 
 Browsers keep cookies by host, not by port. So the cookies' names carry the instance, a digest of
 the administration token: two consoles of different installations on one host do not sign each other
@@ -24,19 +24,19 @@ from starlette.responses import Response
 LIFETIME = 12 * 3600
 """Seconds that a session lasts."""
 LINK_LIFETIME = 24 * 3600
-"""Seconds that the one-time link is good for."""
+"""Seconds for which the one-time link is valid."""
 DEVICE_LIFETIME = 90 * 24 * 3600
 """Seconds that a device is recognised after its last sign-in."""
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
 class Sessions:
-    """Makes and checks sessions. `secure` tells that browsers reach the console by TLS."""
+    """Makes and checks sessions. `secure` tells whether browsers reach the console by TLS."""
 
     def __init__(self, token: str, *, secure: bool) -> None:
         self._token = token.encode()
         self._secure = secure
-        # With this prefix, a browser accepts the cookie only by TLS and from this very host.
+        # With this prefix, a browser accepts the cookie only over TLS and from this very host.
         prefix = "__Host-" if secure else ""
         instance = hmac.digest(self._token, b"policyd console instance", "sha256").hex()[:8]
         self.cookie = f"{prefix}policyd-session-{instance}"
@@ -79,7 +79,7 @@ class Sessions:
         return str(self._signer("link", epoch).dumps("password"))
 
     def is_link_code(self, code: str, epoch: int) -> bool:
-        """Whether `code` is that of a link of this epoch."""
+        """Whether `code` is that of a one-time link of this epoch that has not expired."""
         return self._loaded("link", epoch, code, LINK_LIFETIME) is not None
 
     def _id(self, purpose: str, epoch: int, value: str, lifetime: int) -> str:
@@ -88,7 +88,7 @@ class Sessions:
         return found if isinstance(found, str) and _ID.fullmatch(found) else ""
 
     def _loaded(self, purpose: str, epoch: int, value: str, lifetime: int) -> object:
-        """The signed value; None where the signature is wrong or too old."""
+        """The signed value; None where its signature is wrong or too old."""
         try:
             found: object = self._signer(purpose, epoch).loads(value, max_age=lifetime)
         except BadSignature:

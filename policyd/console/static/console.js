@@ -45,7 +45,7 @@ function tellLive(state) {
   live.textContent = live.dataset[state];
 }
 
-// What a viewer has opened or scrolled in the dashboard's figures stays so when they are renewed;
+// What a viewer has opened or scrolled in the dashboard's figures stays so when they are updated;
 // htmx itself keeps the focus.
 let kept = [];
 document.addEventListener("htmx:beforeSwap", (event) => {
@@ -74,7 +74,7 @@ document.addEventListener("htmx:beforeRequest", (event) => {
   const isRead = event.target.querySelector(".tipped:hover, :focus-visible");
   if (paused || isRead || document.hidden) event.preventDefault();
 });
-// What stands in a closed panel is looked up when the panel is opened.
+// The content of a closed panel is looked up when the panel is opened.
 document.addEventListener("htmx:beforeRequest", (event) => {
   const panel = event.target.closest("details");
   if (!panel) return;
@@ -90,7 +90,7 @@ document.addEventListener("htmx:afterRequest", (event) => {
   tellLive(status >= 200 && status < 300 ? "live" : "away");
 });
 
-// What is typed and not saved is asked about before the page is left.
+// Before the page is left, the browser asks about values that were typed and not saved.
 const unsaved = new Set();
 
 function noteUnsaved(form) {

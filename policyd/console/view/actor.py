@@ -1,4 +1,4 @@
-"""The actor of the console, as the audit trail names it, and its acts that change no key."""
+"""The actor of a console's request, as the audit trail names it, and acts that change no key."""
 
 import logging
 
@@ -13,7 +13,7 @@ _log = logging.getLogger(__name__)
 
 
 def address(request: Request) -> str:
-    """The address of the client, behind proxies that are trusted, too."""
+    """The address of the client, also behind trusted proxies."""
     peer = request.client.host if request.client else ""
     forwarded = request.headers.getlist("x-forwarded-for")
     return client_address(peer, forwarded, console(request).proxies)
@@ -25,8 +25,8 @@ def actor(request: Request) -> str:
 
 
 def note(request: Request, action: Action, after: Fields | None = None) -> None:
-    """Note an act that changes no settings. Where the database takes no changes, as one that is
-    read-only, the act goes on, and the server's log has it."""
+    """Record an act that changes no settings in the audit trail. Where the database takes no
+    changes, for example as it is read-only, the act goes on, and the server's log names it."""
     by = actor(request)
     try:
         console(request).store.audit.add(action, by, after)

@@ -1,4 +1,4 @@
-"""What a record of the audit trail says that was changed, in words."""
+"""What was changed, as a record of the audit trail says, in words."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ _NAMES = {
     "expires_at": "Expires",
     "revoked_at": "Revoked",
     "suffix": "Last characters of the key",
-    "previous_until": "Secret before holds until",
+    "previous_until": "Previous secret valid until",
     "end_user_headers": "End-user headers",
     "end_user_callers": "End-user callers",
     "with": "With",
@@ -34,7 +34,7 @@ class Change(NamedTuple):
 
 
 def changes(record: AuditRecord) -> list[Change]:
-    """The fields that changed, each as it was and as it is. Of what is new, those that are set."""
+    """The fields that changed, with the values before and after. Of a new key: those set."""
     return [one for one in _changes(record) if one.before != one.after]
 
 

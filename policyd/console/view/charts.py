@@ -23,12 +23,12 @@ class Series:
     """The CSS class that colours it."""
     label: str
     read: Callable[[Any], int]
-    """Takes the series' value from Counts or RefusedKeyCounts."""
+    """Gives the series' value in Counts or RefusedKeyCounts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A rectangle; all in units of the chart."""
+    """A rectangle, in units of the chart."""
 
     style: str
     x: float
@@ -80,8 +80,8 @@ _Buckets = Sequence[tuple[datetime, Counts]]
 
 
 def spark(values: Sequence[float | None], top: float = 0) -> Spark:
-    """The line through these values, which begins at 0; a value that is None is a gap. `top` is at
-    the upper edge; 0: the largest value is."""
+    """The line through these values, on a scale from 0 to `top`, by default the largest value. A
+    value that is None is a gap."""
     known = [value for value in values if value is not None]
     if not any(known):
         return Spark("", "")
@@ -102,7 +102,7 @@ def spark(values: Sequence[float | None], top: float = 0) -> Spark:
 
 
 def _runs(values: Sequence[float | None]) -> list[list[tuple[int, float]]]:
-    """The values that are known, with their numbers, in runs without a gap."""
+    """The values that are known, with their indexes, in runs without a gap."""
     runs: list[list[tuple[int, float]]] = [[]]
     for number, value in enumerate(values):
         if value is not None:
@@ -150,7 +150,7 @@ def shares(title: str, buckets: _Buckets, step: timedelta) -> Chart:
 
 
 def _nice(value: int) -> int:
-    """The next number for the top of a scale: one digit and zeros."""
+    """The top of a scale that has room for `value`: one digit, or 10, and zeros."""
     if value <= 1:
         return 1
     power = int(10 ** math.floor(math.log10(value)))

@@ -1,4 +1,4 @@
-"""The columns of the log: which there are, and which a viewer has chosen, which a cookie keeps."""
+"""The columns of the log, and those that a viewer has chosen, which a cookie keeps."""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -35,12 +35,12 @@ COLUMNS = {
     "trace": Column("Trace ID", "clip text", usual=False),
     "request": Column("Request ID", "clip text", usual=False),
 }
-"""All but the time, which is always shown."""
+"""All columns except the time, which is always shown."""
 USUAL = tuple(name for name, column in COLUMNS.items() if column.usual)
 
 
 def chosen(cookies: Mapping[str, str]) -> tuple[str, ...]:
-    """The columns that a viewer has chosen; the usual ones where that is none."""
+    """The columns that a viewer has chosen; the usual ones where there is no choice."""
     return known(cookies.get(COOKIE, "").split(".")) or USUAL
 
 

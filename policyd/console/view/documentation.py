@@ -8,8 +8,8 @@ _LABEL = "Documentation"
 
 @cache
 def url() -> str:
-    """The documentation's URL, of this very version, as the package that is installed names it; ""
-    where it names none, as one that is installed from a checkout does."""
+    """The URL of this version's documentation, as the installed package names it; "" where it names
+    none, like one that is installed from a checkout."""
     try:
         named = metadata.metadata("policyd").get_all("Project-URL") or []
     except metadata.PackageNotFoundError:

@@ -35,7 +35,7 @@ class Figure:
     label: str
     value: str
     url: str
-    """Lists what the figure counts. Empty: there is nothing to list."""
+    """Lists what the figure counts; "" where there is nothing to list."""
     trend: Trend | None
     spark: charts.Spark
     note: str = ""
@@ -68,9 +68,9 @@ class Measured:
     period: Period
     total: Counts
     full: Counts
-    """Of the period's full hours, and ..."""
+    """The counts of the period's full hours, and ..."""
     before: Counts | None
-    """... of as many hours of the period before. None: those were not all counted."""
+    """... of as many hours of the period before; None where those were not all counted."""
     buckets: Sequence[tuple[datetime, Counts]]
     latencies: Latencies
     latencies_before: Latencies
@@ -104,7 +104,7 @@ def figures(found: Measured, links: Links) -> Iterator[Figure]:
         "Success rate",
         _success,
         links.logs(answer="success"),
-        note="of what was let through",
+        note="of the requests let through",
     )
     yield _count(
         found, "errors", "Errors", lambda one: one.errors, links.logs(answer="error"), up="bad"
@@ -126,8 +126,8 @@ def figures(found: Measured, links: Links) -> Iterator[Figure]:
 
 
 def _success(counts: Counts) -> tuple[int, int]:
-    """How many requests were let through and ended well, and how many did not. Both 0 where no
-    outcome was reported: then none is known."""
+    """How many of the requests that were let through ended well, and how many did not. Both are 0
+    where no outcome was reported."""
     if not (counts.timed or counts.errors):
         return 0, 0
     return max(counts.requests - counts.denied - counts.errors, 0), counts.errors
@@ -196,7 +196,7 @@ def _percentile(found: Measured, share: float, links: Links) -> Figure:
 def change(
     now: int, before: int, *, up: str = "", written: Callable[[int], str] = labels.number
 ) -> Trend | None:
-    """The growth of a count in per cent. `up`: good or bad, if it is either that it grows."""
+    """The growth of a count in per cent. `up` says whether growth is good or bad, "" if neither."""
     if not before:
         return Trend("new", "up", up, written(0)) if now else None
     growth = (now - before) / before

@@ -1,4 +1,4 @@
-"""The console's labels for what the log and the settings hold, and its ways to write numbers.
+"""The console's labels for what the log and the settings hold, and how it writes numbers.
 
 Each table that is keyed by an enumeration has a label for every member; a test checks that.
 """
@@ -15,7 +15,7 @@ from policyd.policies import TABLE
 from policyd.trial import Finding
 
 UNKNOWN = "\N{EM DASH}"
-"""Stands where a value is missing."""
+"""Shown in place of a missing value."""
 
 VERDICTS = {
     Verdict.ALLOWED: "Allowed",
@@ -37,7 +37,7 @@ OVERRIDES = {
 }
 IDENTIFIERS = {
     "user": "The body's top-level field user.",
-    "safety_identifier": "OpenAI's successor of user, up to 128 characters.",
+    "safety_identifier": "OpenAI's successor to user, up to 128 characters.",
     "metadata.user_id": "Anthropic's, on messages, which are in scope for keys that accept it.",
     "user_security_context.end_user_id": "Azure's, on chat completions.",
 }
@@ -96,7 +96,7 @@ FINDINGS = {
     Finding.OFF: ("Off", ""),
     Finding.OUT_OF_SCOPE: ("Does not apply", ""),
 }
-"""What a policy made of a request that is tried, and the class of its colour."""
+"""What a policy found of a request that is tried, and the CSS class of its colour."""
 POLICIES = {policy.name: policy.title for policy in TABLE.policies}
 FLAGS = {policy.flag: policy.title for policy in TABLE.policies} | {
     INVALID_OVERRIDE: "Invalid override"
@@ -150,7 +150,7 @@ def counted(value: int | None) -> str:
 
 
 def money(nano: int | None, digits: int = 4) -> str:
-    """Billionths of a dollar as dollars; cents where they are enough, `digits` where not."""
+    """Billionths of a dollar, as dollars: to the cent, or to `digits` where that is too coarse."""
     if nano is None:
         return UNKNOWN
     if nano >= 1e9 or nano == 0:
@@ -187,7 +187,7 @@ def moment(at: datetime | None) -> str:
 
 
 def running(workers: int, gateways: int) -> str:
-    """What decides requests: 2 workers, and where there are any, 3 gateways."""
+    """What decides requests: "2 workers", or "2 workers and 3 gateways"."""
     told = times(workers, "worker")
     return f"{told} and {times(gateways, 'gateway')}" if gateways else told
 

@@ -1,4 +1,4 @@
-"""The log's filters in a URL: any value is read without an error, and written back unchanged."""
+"""The log's filters in a URL: any value is read without an exception, and written back as it is."""
 
 import re
 from collections.abc import Mapping
@@ -93,7 +93,7 @@ class LogQuery:
 
     @property
     def has_time(self) -> bool:
-        """Whether they bound the time."""
+        """Whether the filters bound the time."""
         return not {"last", "since", "until"}.isdisjoint(self.given)
 
     @property
@@ -108,17 +108,17 @@ class LogQuery:
         return f"{path}?{query}" if query else path
 
     def without(self, *names: str, **more: str) -> str:
-        """The URL of the log without some of these filters, and with others."""
+        """The URL of the log without the filters `names`, and with `more`."""
         kept = {name: value for name, value in self.given.items() if name not in names}
         query = urlencode(kept | more, errors="replace")
         return f"/logs?{query}" if query else "/logs"
 
 
 def read(parameters: Mapping[str, str], now: datetime) -> LogQuery:
-    """The filters in a URL's parameters. It raises nothing: see LogQuery.problems."""
+    """The filters in a URL's parameters. Invalid ones are in LogQuery.problems."""
     given = {name: value for name in NAMES if (value := parameters.get(name, "").strip())}
     if "since" in given or "until" in given:
-        given.pop("last", None)  # Moments that were typed in place of a preset.
+        given.pop("last", None)  # Typed moments replace a preset.
     problems: dict[str, str] = {}
     wanted: dict[str, Any] = {}
     for name, value in given.items():
@@ -200,7 +200,7 @@ def _is_error(value: str) -> bool:
 
 def _without_user(value: str) -> bool:
     if value != "1":
-        raise ValueError("Tick it, or leave it.")
+        raise ValueError("Tick this box, or leave it empty.")
     return True
 
 

@@ -5,11 +5,11 @@ from datetime import datetime, timedelta
 from policyd.store import LogFilter, Store
 
 _MAX_KEYS = 1000
-"""Keys that a filter offers to choose from."""
+"""Keys that a filter offers, at most."""
 
 
 def key_names(store: Store) -> dict[str, str]:
-    """The names of the keys by ID, oldest first, with those of revoked keys."""
+    """The names of the keys by ID, oldest first, including revoked keys."""
     return {key.id: key.name for key in store.keys.list(limit=_MAX_KEYS, show_revoked=True)}
 
 

@@ -17,9 +17,9 @@ class Panel(NamedTuple):
     typed: TypedPolicy
     saved: Setting
     default: Mode
-    """The server's default."""
+    """The server's default mode."""
     problems: Mapping[str, str]
-    """What is wrong with the fields of the whole form."""
+    """What is wrong with each field of the whole form, by its name."""
 
     @property
     def is_set(self) -> bool:
@@ -55,7 +55,7 @@ def default_mode(policy: Policy, defaults: Settings) -> Mode:
 
 
 def is_set(setting: Setting) -> bool:
-    """Whether a setting differs from none at all."""
+    """Whether a setting sets anything."""
     return setting._replace(override=setting.override or Override.ANY) != Setting(
         override=Override.ANY
     )

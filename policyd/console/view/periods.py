@@ -37,7 +37,7 @@ class Period:
 
     @property
     def query(self) -> dict[str, str]:
-        """The parameters that chosen() reads it from."""
+        """The URL parameters from which chosen() reads the period."""
         if self.name != RANGE:
             return {"period": self.name}
         ends = (("since", self.since), ("until", self.until))
@@ -45,7 +45,7 @@ class Period:
 
     @property
     def before(self) -> datetime:
-        """When the period before begins, which is as long."""
+        """When the period before begins, which has the same length."""
         return self.since - (self.until - self.since)
 
     @property
@@ -144,7 +144,7 @@ def chosen(parameters: Mapping[str, str], now: datetime) -> tuple[Period, str]:
         until = _hour(moment(ends[1]) + _HOUR - timedelta(microseconds=1)) if ends[1] else None
         until = until or usual.until
         since = since or until - (usual.until - usual.since)
-        earlier = since - _LONGEST  # Where the period before may begin.
+        earlier = since - _LONGEST  # When the period before may begin.
     except (ValueError, OverflowError):
         problem = "Give two times in UTC such as 2026-11-25T09:00"
         return usual, f"{problem}; the last {DASHBOARD[usual.name][0]} are shown."
@@ -179,5 +179,5 @@ def whole_days(parameters: Mapping[str, str], now: datetime) -> tuple[Period, st
 def _midnight(text: str) -> datetime:
     at = moment(text).replace(hour=0, minute=0, second=0, microsecond=0)
     if at.year == MAXYEAR:
-        raise ValueError("there is no day after the last one")
+        raise ValueError("no day follows the last one")
     return at

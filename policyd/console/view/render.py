@@ -1,4 +1,4 @@
-"""Renders pages: the templates with their filters, and the Console that all pages work on."""
+"""Renders pages: the templates with their filters, and the Console that all pages work with."""
 
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
@@ -28,13 +28,13 @@ from policyd.store import Store
 
 HERE = Path(__file__).parent.parent
 BATCH = 100
-"""API keys that are listed on a page, and changed at once."""
+"""API keys that a page lists, and that can be changed at once."""
 _MAX_FIELDS = 50 + BATCH + 3 * len(TABLE.policies)
 
 
 @dataclass(frozen=True, slots=True)
 class Console:
-    """What the pages work on."""
+    """What the pages work with."""
 
     settings: ServerSettings
     store: Store
@@ -86,7 +86,7 @@ def is_fragment(request: Request) -> bool:
 def refuse(
     request: Request, status: int, why: str, *, headers: dict[str, str] | None = None
 ) -> Response:
-    """The page that tells with which status, and why, the request is not served."""
+    """The page that says why the request is not served."""
     title = _TITLES.get(status, "This did not work")
     return render(
         request, "problem.html", status=status, headers=headers, title=title, why=why, bare=True

@@ -1,8 +1,8 @@
 """Programs that send a first request through the gateway, ready to be pasted and run.
 
-They run as they are printed, also where no provider's key is set: the demo's upstream wants none,
-and a gateway with --upstream-api-key-file sends its own. Clients of OpenAI's refuse to be made
-without one, so a word stands in its place.
+They run as they are printed, also where no provider's key is set: the demo's upstream needs none,
+and a gateway with --upstream-api-key-file sends its own. OpenAI's clients cannot be created without
+one, so "none" takes its place.
 """
 
 from typing import NamedTuple
@@ -61,7 +61,7 @@ class Snippet(NamedTuple):
 
 def snippets(url: str, secret: str | None = None) -> list[Snippet]:
     """The programs for the gateway at `url`, which is plain (ServerSettings checks it), with the
-    API key; None: they read it from the environment, as POLICYD_KEY."""
+    API key `secret`. With None they read it from the environment, as POLICYD_KEY."""
     curl, python, node = "$POLICYD_KEY", 'os.environ["POLICYD_KEY"]', "process.env.POLICYD_KEY"
     if secret is not None:
         curl, python, node = secret, f'"{secret}"', f'"{secret}"'

@@ -17,7 +17,7 @@ class Sorting:
     """up or down."""
     offset: int
     ascending: frozenset[str]
-    """The columns that begin with the least, such as names from A to Z."""
+    """The columns that are sorted upwards at first, such as names from A to Z."""
     kept: Mapping[str, str] = field(default_factory=dict)
     """The other parameters of the URL."""
 
@@ -28,7 +28,7 @@ class Sorting:
         return f"{self.path}?" + urlencode(given, errors="replace")
 
     def sort_url(self, column: str) -> str:
-        """The URL of this table sorted by a column; in reverse where it is sorted by it already."""
+        """The URL of this table sorted by a column; in reverse where it is already."""
         turned = "up" if self.order == "down" else "down"
         order = turned if column == self.sort else self._usual(column)
         return self.url(sort=column, order=order)
@@ -45,7 +45,7 @@ class Sorting:
         return self.order == "down"
 
     def page(self, step: int, *, has_more: bool) -> tuple[str, str]:
-        """The URLs of the pages before and behind this one, of `step` rows; "" where there is
+        """The URLs of the previous and the next page, of `step` rows each; "" where there is
         none."""
         previous = self.url(offset=str(max(self.offset - step, 0))) if self.offset else ""
         return previous, self.url(offset=str(self.offset + step)) if has_more else ""
@@ -61,7 +61,7 @@ def read(
     ascending: tuple[str, ...],
     kept: Mapping[str, str],
 ) -> Sorting:
-    """What a URL's parameters ask for; the first of `columns`, where they name none of them."""
+    """What a URL's parameters ask for: where they name no column, the first of `columns`."""
     sort = asked["sort"] if asked.get("sort") in columns else columns[0]
     usual = "up" if sort in ascending else "down"
     order = asked["order"] if asked.get("order") in ("up", "down") else usual

@@ -36,10 +36,10 @@ def _name(character: str) -> str:
 
 
 def plain(text: str) -> str:
-    """`text` with its hidden characters made visible, for attributes and titles: without HTML."""
+    """`text` with its hidden characters made visible, without HTML: for attributes and titles."""
     return "".join(_name(one) if _is_hidden(one) else one for one in text)
 
 
 def sentence(clause: str) -> str:
-    """A clause, such as an error has, as a sentence."""
+    """A clause, such as an error's text, as a sentence."""
     return f"{clause[:1].upper()}{clause[1:]}."

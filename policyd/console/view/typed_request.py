@@ -1,4 +1,4 @@
-"""A request as typed into the form of "Try a request", valid or not, so that it is shown again."""
+"""A request as typed into "Try a request", valid or not, so that it can be shown again."""
 
 import re
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from policyd.descriptor.headers import KEY_HEADER
 from policyd.v1 import policy_pb2 as pb
 
 MAX_BODY = 256 * 2**10
-"""Bytes of a body that the page takes. A form may need three bytes for each."""
+"""Bytes of a body that the page takes. In the form, each may take three bytes."""
 MAX_HEADERS = 100
 _MAX_PATH = 4000
 _MAX_LINE = 4000
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,200}")
 _METHOD = re.compile(r"[A-Za-z]{1,20}")
 _CHOSEN = "the key that is chosen by its name"
-"""Stands in place of the secret, which the console does not have."""
+"""Used in place of the secret, which the console does not have."""
 _EXAMPLE = """\
 {
   "model": "gpt-4o-mini",
@@ -33,16 +33,16 @@ class TypedRequest:
     """What was typed."""
 
     key_id: str = ""
-    """Empty: the request has no API key."""
+    """Empty where the request has no API key."""
     method: str = "POST"
     path: str = "/v1/chat/completions"
     headers: str = "Content-Type: application/json"
-    """A header a line, as "Name: value"."""
+    """One header on each line, as "Name: value"."""
     body: str = _EXAMPLE
 
     @classmethod
     def read(cls, form: FormData) -> Self:
-        """What a form has."""
+        """What a form holds."""
         typed = {name: text(form, name) for name in ("method", "path", "headers", "body")}
         typed["method"], typed["path"] = typed["method"].strip(), typed["path"].strip()
         return cls(text(form, "key"), **typed)
@@ -71,9 +71,7 @@ class TypedRequest:
         for line in lines:
             name, colon, _ = line.partition(":")
             if not colon or not _NAME.fullmatch(name.strip()):
-                return (
-                    f"“{line[:60]}” is no header: write each on a line of its own, as Name: value."
-                )
+                return f"“{line[:60]}” is not a header: write each on its own line, as Name: value."
             if len(line) > _MAX_LINE:
                 return f"A header has at most {_MAX_LINE} characters here."
             if name.strip().lower() == KEY_HEADER:

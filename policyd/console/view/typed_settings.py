@@ -1,7 +1,7 @@
 """A key's settings as typed into its form: valid or not, so that the form can be shown again.
 
-The fields of a policy are `mode.NAME`, `value.NAME` and `override.NAME`. A policy whose mode a form
-does not have stays as it is.
+The fields of a policy are `mode.NAME`, `value.NAME` and `override.NAME`. A policy whose mode is not
+in the form stays as it is.
 """
 
 from collections.abc import Mapping
@@ -31,18 +31,18 @@ class TypedPolicy(NamedTuple):
 
     policy: Policy
     mode: str = ""
-    """Empty: the server's default."""
+    """Empty for the server's default."""
     value: str = ""
     override: str = Override.ANY.name.lower()
 
     @classmethod
     def of(cls, policy: Policy, setting: Setting) -> Self:
-        """A setting as it stands in the form."""
+        """A setting as the form shows it."""
         mode = setting.mode.name.lower() if setting.mode else ""
         return cls(policy, mode, setting.value, (setting.override or Override.ANY).name.lower())
 
     def typed_over(self, form: FormData) -> Self:
-        """What stands in a form; where it lacks a field, what is here."""
+        """What was typed into a form; a field that it lacks stays as it is here."""
         if f"mode.{self.policy.name}" not in form:
             return self
         fields = (f"{part}.{self.policy.name}" for part in ("mode", "value", "override"))
@@ -76,12 +76,11 @@ class TypedPolicy(NamedTuple):
         """The setting, where there are no problems."""
         value = checked_value(self.policy, self.value) if self.value else ""
         override = OVERRIDES[self.override]
-        # Any request may override where nothing else is set.
+        # Where no override is set, any request may override.
         return Setting(MODES.get(self.mode), value, None if override is Override.ANY else override)
 
     def enforced(self) -> Setting:
-        """The setting if its mode were to enforce. Raises ValueError where the value will not
-        do."""
+        """The setting with the mode enforce. Raises ValueError where the value is not valid."""
         if self.policy.kind.value_usage and not self.value:
             raise ValueError("give the policy a value first")
         value = self.policy.kind.canonical(self.value)
@@ -110,7 +109,7 @@ class TypedSettings:
     headers: str
     """The names of the accepted headers, with commas between them."""
     expires: str = ""
-    """When the key expires, in UTC. Empty: never."""
+    """When the key expires, in UTC; empty for never."""
 
     @classmethod
     def of(cls, key: ApiKey) -> Self:
@@ -123,7 +122,7 @@ class TypedSettings:
 
     @classmethod
     def read(cls, form: FormData, key: ApiKey) -> Self:
-        """What a form has; for a policy that it does not have, the key's setting."""
+        """What a form holds; for a policy that it lacks, the key's setting."""
         policies = (_saved(policy, key.policies).typed_over(form) for policy in TABLE.policies)
         places = tuple(str(place) for place in form.getlist("accept") if place)
         headers = text(form, "accept_headers")
@@ -142,8 +141,8 @@ class TypedSettings:
         return (*kept, *(place for place in typed if place not in kept))
 
     def problems(self, key: ApiKey) -> dict[str, str]:
-        """What is wrong, by the field's name. What `key` has already may stay, though another
-        version of policyd may have set it, which takes more than this one."""
+        """What is wrong, by the field's name. What `key` has already may stay, even if only another
+        version of policyd accepts it."""
         found: dict[str, str] = {}
         accept = self.accept()
         if problem := accept_problem(accept):
@@ -189,7 +188,7 @@ class TypedSettings:
 
 
 def _minute(at: datetime | None) -> str:
-    """A moment as browsers write it in a field for one."""
+    """A moment as a browser's input field writes it; "" for none."""
     return at.strftime("%Y-%m-%dT%H:%M") if at else ""
 
 

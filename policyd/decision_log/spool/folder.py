@@ -14,7 +14,7 @@ _GATEWAY = "gateway"
 """The file that marks the folder of a gateway that decides by itself, and is locked while it runs.
 """
 DIGITS = 20
-"""Digits of the number in a file of losses: always as many, so it is overwritten in place."""
+"""Digits of the number in a file of losses: always this many, so it is overwritten in place."""
 
 
 def prepare(folder: Path, identity: str) -> None:
@@ -92,7 +92,7 @@ def make(folder: Path) -> None:
 
 
 def known_database(folder: Path) -> str | None:
-    """The identity of the database that the folder's entries belong to; None: not known yet.
+    """The identity of the database that the folder's entries belong to; None if not known yet.
 
     Raises SettingsError.
     """
@@ -109,7 +109,7 @@ def _check_unused(folder: Path) -> None:
     """Raises SettingsError where entries for another database wait here, or may be written soon."""
     if any(file.stat().st_size for file in folder.glob("*.jsonl")):
         raise SettingsError(
-            f"--spool {folder} holds entries of another database, which that one has not got "
+            f"--spool {folder} holds entries of another database, which that one does not have "
             "yet: run policyd with that database, or give --spool another folder"
         )
     descriptor = os.open(folder / "shipper.lock", os.O_WRONLY | os.O_CREAT, 0o600)

@@ -18,6 +18,7 @@ from policyd.errors import SettingsError
 _PIECE = 2**20
 """Bytes that are read of a file before it is deleted, to see whether it has more lines."""
 _BEGINNING = 64
+"""Bytes of an entry in which its ID is looked for."""
 _ID = re.compile(rb'"([0-9a-f]{12})[0-9a-f]{20}"')
 """The ID of a decision, which begins with its millisecond, in the first bytes of an entry."""
 _IDENTITY = re.compile(rb"[0-9a-f]{16}")
@@ -33,7 +34,7 @@ class Chunk:
     end: int
     """Where the next chunk begins."""
     is_last: bool
-    """Whether there is nothing behind it yet, and the file is still being written."""
+    """Whether nothing follows it yet, and the file is still being written."""
 
 
 class SpoolReader:
@@ -53,7 +54,7 @@ class SpoolReader:
         self._finished: set[str] = set()
 
     def lock(self) -> bool:
-        """Become the one that ships, unless another process is. Threads may call it at once."""
+        """Become the process that ships, unless another one is. Threads may call it at once."""
         with self._locking:
             if self._shipping < 0:
                 flags = os.O_WRONLY | os.O_CREAT
@@ -142,8 +143,8 @@ class SpoolReader:
                         self._system.unlink(name, dir_fd=self._folder)
 
     def waiting(self) -> tuple[int, float]:
-        """Bytes that were not read yet, and when the oldest of them was written or decided, in
-        seconds since 1970; as far as the store's positions are known."""
+        """Bytes that are not shipped yet, as far as the store's positions are known, and when the
+        oldest of them was decided or written, in seconds since 1970."""
         size, oldest = 0, time.time()
         for name, end in segments(self._folder, self._system):
             start = self._ends.get(name, 0)
@@ -248,7 +249,7 @@ def left(folder: Path) -> int:
     try:
         reader = SpoolReader(folder)
     except SettingsError:
-        return 0  # There was no start yet.
+        return 0  # No process has started here yet.
     try:
         return reader.left() if reader.lock() else 0
     finally:
@@ -257,7 +258,7 @@ def left(folder: Path) -> int:
 
 def _whole(content: bytes, size: int) -> bytes:
     """The whole lines at the beginning of `content`. A full piece without the end of a line is no
-    entry: it is taken as a line that cannot be read, and so passed over."""
+    entry: it is taken as a line that cannot be read, and so skipped."""
     whole = content[: content.rfind(b"\n") + 1]
     return whole or (content if len(content) == size else b"")
 

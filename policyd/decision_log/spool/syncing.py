@@ -6,7 +6,7 @@
 
 A sync takes as long as the disk takes, so it runs in a thread of its own. Answers that come while
 one runs cannot rely on it, and share the next: so one runs and one waits at most, however many
-answers there are. A file whose sync has failed is written no more, as the kernel may have thrown
+answers there are. A file whose sync has failed is no longer written, as the kernel may have thrown
 away what the disk did not take, and a second sync would not report it again.
 """
 
@@ -19,7 +19,7 @@ from policyd.decision_log.spool.system import System
 
 
 class Unsynced:
-    """The files of one writer that the disk may not have all of. Threads may share it."""
+    """The files of one writer of which the disk may not have all. Threads may share it."""
 
     def __init__(self, folder: int, system: System) -> None:
         self._folder = folder
@@ -30,7 +30,7 @@ class Unsynced:
         self._has_new_file = False
 
     def begin(self, descriptor: int) -> None:
-        """Note a new file for entries. The one before is closed once it is synced."""
+        """Note a new file for entries. The previous one is closed once it is synced."""
         with self._lock:
             if self._current >= 0:
                 self._left.append(self._current)
@@ -91,7 +91,7 @@ class SyncThread:
         return asked
 
     def close(self) -> None:
-        """Let the thread end once it has done what it does."""
+        """Let the thread end after its present run of `work`."""
         self._turns.put(False)
 
     def _begin(self) -> None:

@@ -22,13 +22,13 @@ _SEGMENT = 8 * 2**20
 _SEGMENTS = 8
 """Segments that the spool's limit has room for, at least."""
 _LOOK = 1.0
-"""Seconds between two looks at how much all workers together have written."""
+"""Seconds between two looks at how much all processes together have written."""
 _TRIAL = b" " * 4096
 """What try_out() writes. It ends no line, so that no reader takes it for an entry."""
 
 
 class SpoolWriter:
-    """Writes the entries of one process. `limit` is the bytes that the whole folder may hold.
+    """Writes the entries of one process. `limit` is how many bytes the whole folder may hold.
 
     Raises SettingsError where the folder cannot be used. A full disk does not raise: write() raises
     LogFull until there is room for the folder and its files.
@@ -60,6 +60,7 @@ class SpoolWriter:
         self.lost = 0
         """Entries that drop() has counted."""
         self._told = 0
+        """How many of them the disk has."""
         self._spares: Spares
         self._is_synced = sync != "never"
         self._unsynced: Unsynced | None = None
@@ -107,7 +108,7 @@ class SpoolWriter:
             raise unwritable("be written", error) from None
 
     def _make_ready(self, length: int) -> None:
-        """Have a file that takes so many bytes. Raises LogFull or LogUnwritable."""
+        """Make sure that a file can take `length` bytes. Raises LogFull or LogUnwritable."""
         now = time.monotonic()
         if now - self._looked_at > _LOOK or self._used + length > self._limit:
             self._look(now)
@@ -142,7 +143,7 @@ class SpoolWriter:
         self.tell_losses()
 
     def tell_losses(self) -> None:
-        """Write down losses that are not on the disk yet, as far as it takes them now."""
+        """Write losses that are not on the disk yet, if it takes them now."""
         if self.lost == self._told:
             return
         with suppress(OSError):  # Then the next call writes them.
@@ -198,7 +199,7 @@ class SpoolWriter:
             self._rotate()
 
     def _look(self, now: float) -> None:
-        """Look how much all workers have written. At the limit, up to ten times a second."""
+        """Look how much all processes have written: at the limit, up to ten times a second."""
         if now - self._looked_at > _LOOK / 10:
             self._looked_at = now
             try:
@@ -227,8 +228,8 @@ class SpoolWriter:
         if before < 0:
             return
         if is_empty:
-            # On a full disk there may be many empty ones, and while the store is away the shipper
-            # deletes none.
+            # On a full disk there may be many empty segments, and while the store is away the
+            # shipper deletes none.
             with suppress(OSError):
                 self._system.unlink(name, dir_fd=self._folder)
         if self._unsynced is None:
