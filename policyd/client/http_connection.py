@@ -21,7 +21,6 @@ from typing import TypeVar
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from policyd.client.recovery import HEAD_START, LOOK, Recovery
 from policyd.client.connect_errors import AWAY, reported_failure, stranger
 from policyd.client.http_pool import Foreign, Lost, Pool, Reply, Unreachable
 from policyd.client.recovery import HEAD_START, LOOK, Recovery
