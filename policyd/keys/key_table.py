@@ -167,7 +167,8 @@ class KeyTable:
         source sends changes by itself."""
 
     async def reach(self, revision: int, timeout: float) -> None:
-        """Look for `revision`, and wait for it. Raises RevisionNotReached after `timeout` seconds."""
+        """Look for `revision`, and wait up to `timeout` seconds for it. Raises
+        RevisionNotReached."""
         self.hint()
         await self.wait_for(revision, timeout)
 
